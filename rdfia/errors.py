@@ -1,0 +1,43 @@
+"""The one family of errors: each names the argument or file, what was got, what was expected, and the way out."""
+
+from __future__ import annotations
+
+
+class RdfiaError(Exception):
+    """Anything that the person at the keyboard can mend."""
+
+
+class ArgumentError(RdfiaError, ValueError):
+    """An argument has the wrong type, shape, range or name."""
+
+
+class AssetUnavailable(RdfiaError):
+    """Weights or data are not on this machine; `asset` is the name that `rdfia assets status` shows."""
+
+    def __init__(self, message: str, asset: str = "") -> None:
+        super().__init__(message)
+        self.asset = asset
+
+
+class AssetCorrupt(RdfiaError):
+    """A file was found but its size, checksum or content is not what it should be."""
+
+
+class WeightsError(RdfiaError):
+    """Weights do not fit the network, hold NaN, or do not reach the layer that was asked for."""
+
+
+class ImageError(RdfiaError):
+    """A file cannot be used as a photo; the message names the file."""
+
+
+class DatasetError(RdfiaError):
+    """A data set is not what a lab can use: an empty class, one class only, labels that do not match."""
+
+
+class StoreError(RdfiaError):
+    """A store on disk cannot be written or cannot be trusted."""
+
+
+class TooLarge(StoreError):
+    """The work would not fit the cap, the disk or the memory; said before it starts."""

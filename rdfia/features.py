@@ -1,0 +1,274 @@
+"""TME 7: the features of every layer from one forward pass, streamed from files to disk or to Gram matrices."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError, WeightsError
+from rdfia.images import LAB, Preprocess
+from rdfia.store import GIGABYTE, FeatureStore, tensors_digest, write_json
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+class _AllTapsReached(Exception):  # noqa: N818 - a signal that ends a forward pass, not an error
+    pass
+
+
+def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively (CUDA compute capability 8, AVX-512 BF16), else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: absent from some torch versions
+    return torch.bfloat16 if probe is not None and probe() else torch.float32
+
+
+@contextlib.contextmanager
+def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) -> Iterator[nn.Module]:
+    """A copy of `module` for inference: eval mode, `dtype`, channels-last, no gradients; the original is not touched.
+
+    Parameters on the meta device (weights that are not at hand) stay there.
+    """
+    with contextlib.ExitStack() as stack:
+        clone = copy.deepcopy(module).eval().requires_grad_(False)
+        for child in clone.modules():
+            tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
+            if tensors and not any(tensor.is_meta for tensor in tensors):
+                child.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        stack.enter_context(torch.inference_mode())
+        yield clone
+
+
+def _last_position(order: Sequence[str], path: str) -> int:
+    """Position in `order` of the last module inside `path`: a block is reached when its last layer is."""
+    return max(index for index, name in enumerate(order) if name == path or name.startswith(f"{path}."))
+
+
+def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
+    """Raises ArgumentError for a path that the network does not have, WeightsError for one behind missing weights."""
+    if not taps:
+        raise ArgumentError("no taps were asked for: give at least one, such as {'pool5': 'features.30'}")
+    modules = dict(module.named_modules())
+    order = list(modules)
+    for tap, path in taps.items():
+        if path not in modules:
+            known = ", ".join(name for name in order if name)
+            raise ArgumentError(f"tap {tap!r}: the network has no module {path!r}; it has {known}"[:500])
+    for position, (path, child) in enumerate(modules.items()):
+        absent = [name for name, parameter in child.named_parameters(recurse=False) if parameter.is_meta]
+        blocked = [tap for tap, target in taps.items() if _last_position(order, target) >= position]
+        if absent and blocked:
+            raise WeightsError(
+                f"cannot reach {', '.join(blocked)}: {path}.{absent[0]} is not in these weights (they end before it). "
+                f"Ask for an earlier tap, or get the network's full weights: `rdfia assets status` says how"
+            )
+
+
+def run_taps(
+    module: nn.Module, x: Tensor, taps: Mapping[str, str], take: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """As `forward_taps`, unchecked, each output handed to `take(tap, output)`, which must return memory of its own."""
+    names: dict[str, list[str]] = {}
+    for tap, path in taps.items():
+        names.setdefault(path, []).append(tap)
+    taken: dict[str, Tensor] = {}
+
+    def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            for tap in names[path]:
+                if tap not in taken:
+                    taken[tap] = take(tap, output)
+            if len(taken) == len(taps):
+                raise _AllTapsReached
+
+        return record
+
+    handles = [module.get_submodule(path).register_forward_hook(hook(path)) for path in names]
+    try:
+        module(x)
+    except _AllTapsReached:
+        return taken
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = ", ".join(tap for tap in taps if tap not in taken)
+    raise ArgumentError(f"the forward pass never ran {missing}: no such layer is part of this network's forward")
+
+
+def flat(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """B x D copy of a layer's output in memory of its own, columns in the order channel, row, column."""
+    flat = value.flatten(1).to(dtype or value.dtype)
+    return flat.clone() if flat.data_ptr() == value.data_ptr() else flat
+
+
+def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[str, Tensor]:
+    """Outputs of several modules from one forward pass, which stops as soon as the last of them is known.
+
+    `x` is B x C x H x W (normalised); `taps` maps names to module paths (`{"conv1_1": "features.0"}`). Each output is
+    copied the moment it is computed, because a later in-place layer (torchvision's ReLUs) overwrites it: a tap before
+    a ReLU holds the values before it. Hooks are removed whatever happens. Raises ArgumentError, WeightsError.
+    """
+    check_reachable(module, taps)
+    return run_taps(module, x, taps, lambda _tap, value: value.clone())
+
+
+def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each tap for one 3 x size x size image (C x H x W or D), found on the meta device in milliseconds."""
+    check_reachable(module, taps)
+    clone = copy.deepcopy(module).eval().to("meta", torch.float32)
+    with torch.inference_mode():
+        values = run_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, lambda _tap, value: value.clone())
+    return {tap: tuple(value.shape[1:]) for tap, value in values.items()}
+
+
+def decode(images: Sequence[Any], preprocess: Preprocess, workers: int = 2, ahead: int = 64) -> Iterator[Tensor]:
+    """uint8 pixels (3 x S x S) of each path, PIL image or uint8 array, in order, decoded ahead in threads.
+
+    At most `ahead` images are in memory. Raises ImageError for the first file that is not a photo.
+    """
+
+    def pixels(item: Any) -> Tensor:
+        return preprocess.pixels(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(pixels, item) for item in images[:ahead])
+        try:
+            for upcoming in range(ahead, ahead + len(images)):
+                result = waiting.popleft().result()
+                if upcoming < len(images):
+                    waiting.append(pool.submit(pixels, images[upcoming]))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def batches_of(pixels: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Stacks of `size` images (the last may be shorter)."""
+    batch: list[Tensor] = []
+    for image in pixels:
+        batch.append(image)
+        if len(batch) == size:
+            yield torch.stack(batch)
+            batch = []
+    if batch:
+        yield torch.stack(batch)
+
+
+def stream(
+    module: nn.Module,
+    images: Sequence[Any],
+    taps: Mapping[str, str],
+    *,
+    preprocess: Preprocess = LAB,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Features of images in order, batch by batch: {tap: B x D in `dtype` on `device`}; memory does not grow with N.
+
+    `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). Decoding runs
+    ahead in threads. `module` itself is not touched. Raises ArgumentError, WeightsError, ImageError.
+    """
+    check_reachable(module, taps)
+    dtype = dtype or fast_dtype(device)
+    with prepared(module, dtype, device) as network:
+        batches: Iterable[Any] = batches_of(decode(images, preprocess), batch_size)
+        if progress is not None:
+            batches = progress(batches, -(-len(images) // batch_size), "features")
+        for pixels in batches:
+            x = preprocess.normalise(pixels.to(device)).to(dtype, memory_format=torch.channels_last)
+            yield run_taps(network, x, taps, lambda _tap, value: flat(value))
+
+
+def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
+    """SHA-256 of the tensors that the taps depend on (those at or before the deepest tap)."""
+    order = [name for name, _ in module.named_modules()]
+    deepest = max(_last_position(order, path) for path in taps.values())
+    reached = set(order[: deepest + 1])
+    state = {name: tensor for name, tensor in module.state_dict().items() if name.rpartition(".")[0] in reached}
+    return tensors_digest(state)
+
+
+def content_digest(images: Sequence[Any]) -> str:
+    """SHA-256 over the bytes of every image: what a store is keyed by when the data set gives no digest."""
+    digest = hashlib.sha256()
+    for item in images:
+        array = item if isinstance(item, np.ndarray) else None
+        data = np.ascontiguousarray(array).tobytes() if array is not None else None
+        if data is None:
+            data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def extract(
+    module: nn.Module,
+    images: Sequence[Any],
+    taps: Mapping[str, str],
+    *,
+    root: Path,
+    content: str | None = None,
+    preprocess: Preprocess = LAB,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+    cap_bytes: int = 8 * GIGABYTE,
+    progress: Progress | None = None,
+) -> FeatureStore:
+    """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.
+
+    The store is keyed by weights, taps, preprocessing, dtype, batch size and the images' `content` (a digest, made
+    from the files when not given). Raises TooLarge before the first image if the matrices exceed `cap_bytes` or the
+    disk; else as `stream`, and StoreError.
+    """
+    dtype = dtype or fast_dtype(device)
+    shapes = tap_shapes(module, taps, preprocess.size)
+    key = {
+        "weights": weights_digest(module, taps),
+        "taps": dict(sorted(taps.items())),
+        "preprocess": preprocess.key,
+        "dtype": str(dtype),
+        "device": torch.device(device).type,
+        "batch_size": batch_size,
+        "content": content or content_digest(images),
+        "n": len(images),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    widths = {tap: int(np.prod(shape)) for tap, shape in shapes.items()}
+    store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_rows=16 * batch_size)
+    store.check_size(cap_bytes)
+    write_json(store.folder / "manifest.json", {"key": key, "widths": widths, "shard_rows": store.shard_rows})
+    todo = [shard for shard in range(len(store.shards)) if not store.is_done(shard)]
+    if not todo:
+        return store
+    rows = [row for shard in todo for row in range(store.shards[shard].start, store.shards[shard].stop)]
+    batches = stream(
+        module,
+        [images[row] for row in rows],
+        taps,
+        preprocess=preprocess,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    for shard in todo:  # only the last shard can be short, so batches never straddle two of them
+        count = -(-(store.shards[shard].stop - store.shards[shard].start) // batch_size)
+        parts = [next(batches) for _ in range(count)]
+        store.write(shard, {tap: torch.cat([part[tap].cpu() for part in parts]) for tap in taps})
+    return store

@@ -1,0 +1,150 @@
+"""TME 7: Gram matrices of layers that are too wide to store, summed over tiles of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError
+from rdfia.features import Progress, batches_of, decode, fast_dtype, flat, prepared, run_taps, tap_shapes
+from rdfia.images import LAB, Preprocess
+from rdfia.store import GIGABYTE
+
+
+class Accumulator(Protocol):
+    """Takes the columns of a matrix tile by tile, each N x c (`svm.GramAccumulator`)."""
+
+    def add(self, columns: Tensor) -> object: ...
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the images: the row range of each tap's map, and the input rows that these depend on."""
+
+    rows: dict[str, slice]
+    crop: slice
+
+
+def _chain(module: nn.Module, path: str) -> list[tuple[int, int, int]] | None:
+    """(kernel, stride, padding) of the layers up to `path` in a plain stack `features`, None for anything else."""
+    stack, _, index = path.partition(".")
+    features = getattr(module, "features", None)
+    if stack != "features" or not index.isdigit() or not isinstance(features, nn.Sequential):
+        return None
+    chain = []
+    for layer in list(features)[: int(index) + 1]:
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            sizes = [layer.kernel_size, layer.stride, layer.padding, layer.dilation]
+            kernel, stride, padding, dilation = (s if isinstance(s, int) else int(s[0]) for s in sizes)  # type: ignore[arg-type]
+            if dilation != 1 or getattr(layer, "ceil_mode", False):
+                return None
+            chain.append((kernel, stride, padding))
+        elif not isinstance(layer, nn.ReLU):
+            return None
+    return chain
+
+
+def _input_rows(chain: list[tuple[int, int, int]], rows: slice, height: int) -> tuple[int, int]:
+    """First and last + 1 input row that output rows depend on (their receptive field, cut at the image's edge)."""
+    low, high = rows.start, rows.stop
+    for kernel, stride, padding in reversed(chain):
+        low, high = low * stride - padding, (high - 1) * stride - padding + kernel
+    return max(0, low), min(height, high)
+
+
+def plan_passes(
+    module: nn.Module, taps: Mapping[str, str], n: int, size: int, itemsize: int, budget_bytes: int
+) -> list[_Pass]:
+    """Splits maps that do not fit `budget_bytes` for n images into bands of rows, the fewest passes first.
+
+    Taps of one map height share their bands. In a plain stack of convolutions and poolings a band needs only a band
+    of the input, so that many passes through wide early layers cost little more than one.
+    """
+    shapes = tap_shapes(module, taps, size)
+    groups: dict[int, list[str]] = {}
+    for tap, shape in shapes.items():
+        groups.setdefault(shape[1] if len(shape) == 3 else 1, []).append(tap)
+    passes: list[_Pass] = []
+    whole: dict[str, slice] = {}
+    whole_bytes = 0
+    for height, names in sorted(groups.items()):
+        nbytes = n * itemsize * sum(int(np.prod(shapes[tap])) for tap in names)
+        if whole_bytes + nbytes <= budget_bytes:
+            whole |= {tap: slice(0, height) for tap in names}
+            whole_bytes += nbytes
+            continue
+        bands = -(-nbytes // budget_bytes)
+        if bands > height:
+            raise ArgumentError(
+                f"budget_bytes={budget_bytes} is less than one row of {', '.join(names)} for {n} images: "
+                f"give at least {-(-nbytes // height)}, or fewer taps at once"
+            )
+        chains = {tap: _chain(module, taps[tap]) for tap in names}
+        for band in range(bands):
+            rows = slice(height * band // bands, height * (band + 1) // bands)
+            low, high = 0, size
+            if all(chain is not None for chain in chains.values()):
+                ends = [_input_rows(chain or [], rows, size) for chain in chains.values()]
+                step = max(int(np.prod([stride for _, stride, _ in chain or []])) for chain in chains.values())
+                low, high = min(end[0] for end in ends) // step * step, max(end[1] for end in ends)
+            passes.append(_Pass(dict.fromkeys(names, rows), slice(low, high)))
+    return ([_Pass(whole, slice(0, size))] if whole else []) + passes
+
+
+def accumulate(
+    module: nn.Module,
+    images: Sequence[Any],
+    taps: Mapping[str, str],
+    accumulators: Mapping[str, Accumulator],
+    *,
+    preprocess: Preprocess = LAB,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+    budget_bytes: int = int(3.7 * GIGABYTE),
+    progress: Progress | None = None,
+) -> None:
+    """Hands every column of every tap to its accumulator, in tiles of N x c: nothing wide is ever stored whole.
+
+    Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
+    are kept between passes. Raises as `stream`, and ArgumentError when not even one row of a map fits the budget.
+    """
+    dtype = dtype or fast_dtype(device)
+    n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, dtype.itemsize, budget_bytes)
+    strides = {tap: int(np.prod([s for _, s, _ in _chain(module, path) or []])) for tap, path in taps.items()}
+    shapes = tap_shapes(module, taps, preprocess.size)
+    pixels: Iterable[Tensor] = decode(images, preprocess)
+    if len(passes) > 1:
+        pixels = torch.stack(list(pixels))
+    with prepared(module, dtype, device) as network:
+        for number, plan in enumerate(passes, 1):
+            wanted = {tap: taps[tap] for tap in plan.rows}
+
+            def band(tap: str, value: Tensor, plan: _Pass = plan) -> Tensor:
+                if value.ndim == 4:
+                    start = plan.rows[tap].start - plan.crop.start // strides[tap]
+                    value = value[:, :, start : start + plan.rows[tap].stop - plan.rows[tap].start]
+                return flat(value)
+
+            tiles = {}
+            for tap, rows in plan.rows.items():
+                shape = shapes[tap]
+                width = shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else int(np.prod(shape))
+                tiles[tap] = torch.empty(n, width, dtype=dtype, device=device)
+            batches: Iterable[Any] = batches_of(pixels, batch_size)
+            if progress is not None:
+                batches = progress(batches, -(-n // batch_size), f"Gram matrices, pass {number} of {len(passes)}")
+            row = 0
+            for batch in batches:
+                x = preprocess.normalise(batch[:, :, plan.crop].to(device))
+                values = run_taps(network, x.to(dtype, memory_format=torch.channels_last), wanted, band)
+                for tap, value in values.items():
+                    tiles[tap][row : row + len(batch)] = value
+                row += len(batch)
+            for tap in list(tiles):
+                accumulators[tap].add(tiles.pop(tap))
