@@ -1,0 +1,365 @@
+"""The labs' classifiers (TME 7 q1 to q4, TME 8): layer tables as data, counts in closed form, checked weights.
+
+Tables follow torchvision's modules: a layer's `path` is where a hook goes, its tensors are `path.weight`, `path.bias`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor, nn
+
+from rdfia._compat import register_missing_operators
+from rdfia.errors import ArgumentError, RdfiaError, WeightsError
+
+register_missing_operators()
+from torchvision import models  # noqa: E402 - needs the operators
+
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row: conv | linear | relu | maxpool | avgpool (kernel = output size) | dropout | fire (its output)."""
+
+    name: str
+    path: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    block: str = ""
+    ceil: bool = False  # SqueezeNet's pools round their size up
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases: out x (in x k^2 + 1)."""
+        return self.out_channels * (self.in_channels * self.kernel**2 + 1) if self.kind in ("conv", "linear") else 0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network as its layers in forward order, for square images of `input_size`."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    input_size: int = 224
+
+    @property
+    def weight_layers(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.parameters)
+
+    def of_kind(self, kind: str) -> tuple[Layer, ...]:
+        """Layers of one kind: `of_kind("relu")[k - 1]` is the k-th ReLU (the second reading of Table 1)."""
+        return tuple(layer for layer in self.layers if layer.kind == kind)
+
+
+# A line is torchvision's container, the block of the report's answer 1, then its modules in order: `3>64` the channels,
+# k s p kernel, stride and padding (1, 1, 0 where absent), `64>16>128` a fire module. A ReLU of the same number follows
+# each conv and fc. Dropout carries the number of the layer whose output it thins.
+_TABLES = {
+    "vgg16": """
+        features block1: conv1_1 3>64 k3 p1, conv1_2 64>64 k3 p1, pool1 k2 s2
+        features block2: conv2_1 64>128 k3 p1, conv2_2 128>128 k3 p1, pool2 k2 s2
+        features block3: conv3_1 128>256 k3 p1, conv3_2 256>256 k3 p1, conv3_3 256>256 k3 p1, pool3 k2 s2
+        features block4: conv4_1 256>512 k3 p1, conv4_2 512>512 k3 p1, conv4_3 512>512 k3 p1, pool4 k2 s2
+        features block5: conv5_1 512>512 k3 p1, conv5_2 512>512 k3 p1, conv5_3 512>512 k3 p1, pool5 k2 s2
+        . block5: avgpool k7
+        classifier fc1: fc6 25088>4096, drop6
+        classifier fc2: fc7 4096>4096, drop7
+        classifier fc3: logits 4096>1000""",
+    "alexnet": """
+        features block1: conv1 3>64 k11 s4 p2, pool1 k3 s2
+        features block2: conv2 64>192 k5 p2, pool2 k3 s2
+        features block3: conv3 192>384 k3 p1
+        features block4: conv4 384>256 k3 p1
+        features block5: conv5 256>256 k3 p1, pool5 k3 s2
+        . block5: avgpool k6
+        classifier fc1: drop5, fc6 9216>4096
+        classifier fc2: drop6, fc7 4096>4096
+        classifier fc3: logits 4096>1000""",
+    "squeezenet1_1": """
+        features conv1: conv1 3>64 k3 s2, pool1 k3 s2 ceil
+        features fire2: fire2 64>16>128
+        features fire3: fire3 128>16>128, pool3 k3 s2 ceil
+        features fire4: fire4 128>32>256
+        features fire5: fire5 256>32>256, pool5 k3 s2 ceil
+        features fire6: fire6 256>48>384
+        features fire7: fire7 384>48>384
+        features fire8: fire8 384>64>512
+        features fire9: fire9 512>64>512
+        classifier conv10: drop9, conv10 512>1000, logits k1""",
+}
+_KINDS = {"conv": "conv", "fc": "linear", "pool": "maxpool", "avgpool": "avgpool", "drop": "dropout", "fire": "fire"}
+
+
+def _fire(name: str, path: str, block: str, before: int, squeezed: int, after: int) -> Iterable[Layer]:
+    """The six inner modules of a fire module (Iandola et al. 2016), then its output, both halves concatenated."""
+    yield Layer(f"{name}.squeeze", f"{path}.squeeze", "conv", before, squeezed, block=block)
+    yield Layer(f"{name}.squeeze_relu", f"{path}.squeeze_activation", "relu", squeezed, squeezed, block=block)
+    for half in ("expand1x1", "expand3x3"):
+        k, out = int(half[-1]), after // 2
+        yield Layer(f"{name}.{half}", f"{path}.{half}", "conv", squeezed, out, k, padding=k // 2, block=block)
+        yield Layer(f"{name}.{half}_relu", f"{path}.{half}_activation", "relu", out, out, block=block)
+    yield Layer(name, path, "fire", before, after, block=block)
+
+
+def _read_table(name: str, table: str) -> Architecture:
+    layers: list[Layer] = []
+    position = dict.fromkeys(("features", "classifier"), -1)
+
+    def place(container: str, tap: str) -> str:
+        if container == ".":
+            return tap
+        position[container] += 1
+        return f"{container}.{position[container]}"
+
+    for line in table.strip().splitlines():
+        (container, block), items = line.split(":")[0].split(), line.split(":")[1].split(",")
+        for tap, *words in (item.split() for item in items):
+            widths = [int(width) for word in words if ">" in word for width in word.split(">")]
+            numbers = {word[0]: int(word[1:]) for word in words if word[0] in "ksp"}
+            k, s, p = numbers.get("k", 1), numbers.get("s", 1), numbers.get("p", 0)
+            kind = _KINDS.get(tap.rstrip("_0123456789")) or ("linear" if widths else "avgpool")
+            widths = widths or [layers[-1].out_channels] * 2
+            path = place(container, tap)
+            if kind == "fire":
+                layers += _fire(tap, path, block, *widths)
+                continue
+            layers.append(Layer(tap, path, kind, widths[0], widths[1], k, s, p, block, "ceil" in words))
+            if kind in ("conv", "linear") and tap != "logits":
+                relu = "relu" + tap.lstrip("convf")
+                layers.append(Layer(relu, place(container, relu), "relu", widths[-1], widths[-1], block=block))
+    return Architecture(name, tuple(layers))
+
+
+ARCHITECTURES: dict[str, Architecture] = {name: _read_table(name, table) for name, table in _TABLES.items()}
+
+
+def architecture(name: str) -> Architecture:
+    """The table of a network. Raises ArgumentError for a name that is not in `ARCHITECTURES`."""
+    if name not in ARCHITECTURES:
+        raise ArgumentError(f"network {name!r}: no layer table; choose one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def tap_paths(name: str) -> dict[str, str]:
+    """Readable tap or alias -> module path.
+
+    `features[:k]` and `classifier[:k]` are the output of the first k children, the way the lab cuts a network. Beyond
+    the end a slice is the whole, which is why rows 7 and 10 of Table 1 are equal to the last digit; k is listed up to
+    the number of children or 10, whichever is more.
+    """
+    paths = {layer.name: layer.path for layer in architecture(name).layers}
+    for container in ("features", "classifier"):
+        children = [path for path in paths.values() if re.fullmatch(rf"{container}\.\d+", path)]
+        for k in range(1, max(len(children), 10) + 1):
+            paths[f"{container}[:{k}]"] = children[min(k, len(children)) - 1]
+    return paths
+
+
+def count_by_formula(name: str) -> dict[str, int]:
+    """Parameters of each weight layer, from the table alone."""
+    return {layer.name: layer.parameters for layer in architecture(name).weight_layers}
+
+
+def count_by_tensors(module: nn.Module, name: str | None = None) -> dict[str, int]:
+    """Parameters of each module that has any, keyed by path, or by layer when the network's name is given."""
+    return count_by_state_dict(dict(module.named_parameters()), name)
+
+
+def count_by_state_dict(state: Mapping[str, Tensor], name: str | None = None) -> dict[str, int]:
+    """The same from a state dict of a network without buffers (the content of a weights file, for instance)."""
+    names = {layer.path: layer.name for layer in architecture(name).layers} if name else {}
+    counts: dict[str, int] = {}
+    for key, tensor in state.items():
+        path = key.rpartition(".")[0]
+        counts[names.get(path, path)] = counts.get(names.get(path, path), 0) + tensor.numel()
+    return counts
+
+
+def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
+    """Sums by block (TME 7 q1) of counts or FLOPs keyed by layer or path. Raises ArgumentError for another key."""
+    layers = architecture(name).layers
+    blocks = {layer.name: layer.block for layer in layers} | {layer.path: layer.block for layer in layers}
+    totals: dict[str, int] = {}
+    for key, count in counts.items():
+        if key not in blocks:
+            raise ArgumentError(f"counts: {key!r} is no layer or path of {name}")
+        totals[blocks[key]] = totals.get(blocks[key], 0) + count
+    return totals
+
+
+def activation_shapes(name: str, size: int = 224) -> dict[str, tuple[int, ...]]:
+    """Shape of each layer's output for one size x size image: (C, H, W), or (features,) from the first dense layer on.
+
+    The modules inside a fire module keep height and width. Raises ArgumentError where nothing is left of the image.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    side, dense = size, False
+    for layer in architecture(name).layers:
+        dense = dense or layer.kind == "linear"
+        if layer.kind in ("conv", "maxpool"):
+            steps = (side + 2 * layer.padding - layer.kernel) / layer.stride
+            side = (math.ceil(steps) if layer.ceil else math.floor(steps)) + 1
+        elif layer.kind == "avgpool":
+            side = layer.kernel
+        if side < 1:
+            raise ArgumentError(f"size {size}: nothing of the image is left at {layer.name} of {name}; enlarge it")
+        shapes[layer.name] = (layer.out_channels,) if dense else (layer.out_channels, side, side)
+    return shapes
+
+
+def flops(name: str, size: int = 224) -> dict[str, int]:
+    """Operations of each weight layer for one image: 2 per multiply-accumulate, biases not counted."""
+    shapes = activation_shapes(name, size)
+    return {
+        layer.name: 2 * layer.in_channels * layer.kernel**2 * math.prod(shapes[layer.name])
+        for layer in architecture(name).weight_layers
+    }
+
+
+def build(
+    name: str, *, num_classes: int = 1000, seed: int | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """torchvision's network with random weights drawn from `seed`; the global random state is left as it was.
+
+    On the meta device it takes milliseconds and needs no seed. Raises ArgumentError without one elsewhere.
+    """
+    constructor, device = getattr(models, architecture(name).name), torch.device(device)
+    if device.type == "meta":
+        with device:
+            return constructor(weights=None, num_classes=num_classes)
+    if seed is None:
+        raise ArgumentError(f"seed: None for random weights of {name} on {device}; give an integer, or device='meta'")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
+        return constructor(weights=None, num_classes=num_classes).to(device)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with the weights that there are; `missing` layers are on the meta device, `deepest` is the last tap."""
+
+    name: str
+    module: nn.Module
+    missing: tuple[str, ...]
+    deepest: str
+    statement: str
+
+
+def _skeleton(name: str) -> nn.Module:
+    """The network on the meta device, in eval mode."""
+    if name != EFFICIENTNET_LITE0:
+        return build(name, device="meta").eval()
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise RdfiaError(
+            f"network {name}: its module comes from a package that is not installed: "
+            "pip install --no-deps efficientnet-lite-pytorch==0.1.0"
+        ) from error
+    with torch.device("meta"):
+        return EfficientNet.from_name(name).eval()
+
+
+def _fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return all(key in expected and tensor.shape == expected[key].shape for key, tensor in state.items())
+
+
+def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError that names the first unknown, misshapen, half-missing, non-float or non-finite tensor."""
+    if not state:
+        raise WeightsError(f"weights of {name}: no tensors at all; see `rdfia assets status`")
+    others = [] if _fits(state, expected) else [n for n in ARCHITECTURES if _fits(state, _skeleton(n).state_dict())]
+    advice = f"they fit {others[0]}" if others else f"{name} needs torchvision's key names and shapes"
+    for key, tensor in state.items():
+        if key not in expected:
+            raise WeightsError(f"weights of {name}: {key} is no tensor of this network; {advice}")
+        got, want, layer = tuple(tensor.shape), tuple(expected[key].shape), key.rpartition(".")[0]
+        if got != want:
+            raise WeightsError(f"weights of {name}: {key} has shape {got}, expected {want}; {advice}")
+        for partner in expected:
+            if partner.rpartition(".")[0] == layer and partner not in state:
+                raise WeightsError(f"weights of {name}: {key} is there but {partner} is not; fetch the file again")
+        if tensor.is_floating_point() != expected[key].is_floating_point():
+            raise WeightsError(f"weights of {name}: {key} is {tensor.dtype}, expected {expected[key].dtype}")
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"weights of {name}: {key} holds NaN or infinity; try `rdfia assets verify`")
+
+
+def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
+    """A network in eval mode with frozen float32 weights, from a whole or partial state dict (torchvision's names).
+
+    Float32 tensors of `state` are shared with the module, not copied. Raises WeightsError for weights that are of
+    another network, misshapen, incomplete within a layer or not finite, or without which no layer can be computed.
+    """
+    module = _skeleton(name)
+    expected = module.state_dict()
+    _check(name, state, expected)
+    tensors = {key: t.detach().float() if t.is_floating_point() else t.detach() for key, t in state.items()}
+    module.load_state_dict(tensors, strict=False, assign=True)
+    module.requires_grad_(False)
+    have, total = sum(t.numel() for t in state.values()), sum(t.numel() for t in expected.values())
+    statement = f"{name}: {len(state)} of {len(expected)} tensors, {have:,} of {total:,} values"
+    absent = [key for key in expected if key not in state]
+    if not absent:
+        return Loaded(name, module, (), "logits", statement)
+    layers = ARCHITECTURES[name].layers if name in ARCHITECTURES else ()  # the other network is only used whole
+    missing = tuple(layer.name for layer in layers if f"{layer.path}.weight" in absent)
+    reached = takewhile(lambda layer: layer.name != missing[0], layers)
+    taps = [layer.name for layer in reached if layer.kind not in ("dropout", "avgpool")]  # these change nothing here
+    if not taps:
+        raise WeightsError(f"weights of {name}: {absent[0]} is missing, nothing can be computed; fetch the file again")
+    statement += f"; missing: {', '.join(missing)}; the deepest layer within reach is {taps[-1]}"
+    return Loaded(name, module, missing, taps[-1], statement)
+
+
+def _ready(module: nn.Module, x: Tensor) -> Tensor:
+    """`x` on the device and in the dtype of the weights; raises where images or weights cannot be used."""
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ArgumentError(f"x: shape {tuple(x.shape)}, expected B x 3 x H x W (normalised images)")
+    for key, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise WeightsError(f"cannot compute this: {key} is not in these weights; see `rdfia assets status`")
+    weight = next(module.parameters())
+    return x.to(weight.device, weight.dtype)
+
+
+@torch.inference_mode()
+def classify(network: nn.Module | Loaded, x: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+    """The k most probable classes of each image (TME 7 q3); the networks end in logits, softmax is ours (q2).
+
+    Takes normalised images, B x 3 x H x W. Returns probabilities in [0, 1], largest first, and class indices, both
+    B x k. Runs in eval mode and gives every submodule its mode back. Raises ArgumentError for another shape or k out of
+    range, WeightsError for a network without its last layers.
+    """
+    module = network.module if isinstance(network, Loaded) else network
+    x = _ready(module, x)
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        probabilities = module.eval()(x).softmax(dim=1)  # B x classes
+    finally:
+        for child, training in modes:
+            child.training = training
+    if not 1 <= k <= probabilities.shape[1]:
+        raise ArgumentError(f"k: {k}, expected 1 to {probabilities.shape[1]}, the number of classes")
+    top = probabilities.topk(k, dim=1)
+    return top.values, top.indices
+
+
+@torch.inference_mode()
+def first_convolution_maps(network: nn.Module | Loaded, x: Tensor) -> Tensor:
+    """What the first convolution gives, before any ReLU (TME 7 q4): B x 3 x H x W -> B x 64 x H' x W'."""
+    module = network.module if isinstance(network, Loaded) else network
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            return child(_ready(child, x))
+    raise ArgumentError(f"network: {type(module).__name__} has no convolution")
