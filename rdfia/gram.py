@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.errors import ArgumentError
+from rdfia.errors import ArgumentError, TooLarge
 from rdfia.features import Progress, batches_of, decode, fast_dtype, flat, prepared, run_taps, tap_shapes
 from rdfia.images import LAB, Preprocess
 from rdfia.store import GIGABYTE
@@ -96,6 +99,19 @@ def plan_passes(
     return ([_Pass(whole, slice(0, size))] if whole else []) + passes
 
 
+def _tile(n: int, width: int, dtype: torch.dtype, device: str | torch.device, scratch: Path | None) -> Tensor:
+    if scratch is None or torch.device(device).type != "cpu":
+        return torch.empty(n, width, dtype=dtype, device=device)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=scratch, suffix=".tile") as file:
+        try:  # reserved at once: writing to a mapped file on a full disk would kill the process
+            os.posix_fallocate(file.fileno(), 0, n * width * dtype.itemsize)
+        except OSError as error:
+            need = n * width * dtype.itemsize / GIGABYTE
+            raise TooLarge(f"{scratch} has no room for {need:.2f} GB of features: {error.strerror}") from error
+        return torch.from_file(file.name, shared=True, size=n * width, dtype=dtype).view(n, width)
+
+
 def accumulate(
     module: nn.Module,
     images: Sequence[Any],
@@ -107,12 +123,15 @@ def accumulate(
     device: str | torch.device = "cpu",
     batch_size: int = 16,
     budget_bytes: int = int(3.7 * GIGABYTE),
+    scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Hands every column of every tap to its accumulator, in tiles of N x c: nothing wide is ever stored whole.
 
     Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
-    are kept between passes. Raises as `stream`, and ArgumentError when not even one row of a map fits the budget.
+    are kept between passes. With `scratch`, a folder, tiles live in memory-mapped files there that vanish afterwards,
+    so that the budget may exceed the memory. Raises as `stream`, ArgumentError when not even one row of a map fits
+    the budget, and TooLarge when the disk cannot hold the tiles.
     """
     dtype = dtype or fast_dtype(device)
     n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, dtype.itemsize, budget_bytes)
@@ -135,7 +154,7 @@ def accumulate(
             for tap, rows in plan.rows.items():
                 shape = shapes[tap]
                 width = shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else int(np.prod(shape))
-                tiles[tap] = torch.empty(n, width, dtype=dtype, device=device)
+                tiles[tap] = _tile(n, width, dtype, device, scratch)
             batches: Iterable[Any] = batches_of(pixels, batch_size)
             if progress is not None:
                 batches = progress(batches, -(-n // batch_size), f"Gram matrices, pass {number} of {len(passes)}")

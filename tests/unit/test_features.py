@@ -1,0 +1,296 @@
+"""Every layer in one pass: right before in-place layers, no further than needed, and nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rdfia import features, gram
+from rdfia.errors import ArgumentError, ImageError, TooLarge, WeightsError
+from rdfia.images import Preprocess
+
+SIZE = 32
+SMALL = Preprocess(size=SIZE)
+TAPS = {"conv1": "features.0", "relu1": "features.1", "pool1": "features.2", "conv2": "features.3", "relu2": "features.4"}
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with in-place ReLUs and a classifier, in the layout of torchvision's VGG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 6, 5, stride=2, padding=2),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Sequential(nn.Linear(6 * 8 * 8, 10), nn.ReLU(inplace=True), nn.Linear(10, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+@pytest.fixture
+def network() -> TinyNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TinyNet().eval()
+
+
+@pytest.fixture
+def photos() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (40, 50), dtype=np.uint8) for _ in range(11)]
+
+
+def reference(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The same layers by hand in float64, without one in-place operation."""
+    wide = copy.deepcopy(network).double()
+    value, values = x.double(), {}
+    for name, layer in zip(TAPS, wide.features, strict=True):
+        value = torch.relu(value) if isinstance(layer, nn.ReLU) else layer(value)
+        values[name] = value
+    return values
+
+
+def test_taps_before_inplace_relus_equal_a_float64_reference(network: TinyNet) -> None:
+    x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    taken = features.forward_taps(network, x, {**TAPS, "deep": "classifier.0"})
+    for name, value in reference(network, x).items():
+        torch.testing.assert_close(taken[name].double(), value, rtol=1e-5, atol=1e-5)
+        assert (value < 0).any() == name.startswith("conv")
+    assert (taken["deep"] < 0).any()
+
+
+def test_the_planted_fault_of_a_plain_hook_is_seen(network: TinyNet) -> None:
+    """Keeping the output itself instead of a copy gives the values after the ReLU: the reference notices."""
+    x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    faulty = features.run_taps(network, x, {**TAPS, "deep": "classifier.0"}, lambda _tap, value: value)
+    assert not torch.allclose(faulty["conv1"].double(), reference(network, x)["conv1"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_pass_stops_after_the_deepest_tap(network: TinyNet) -> None:
+    ran = []
+    for name, layer in network.named_modules():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    features.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"pool1": "features.2"})
+    assert ran == ["features.0", "features.1", "features.2"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_network_comes_back_as_it_was(network: TinyNet, photos: list[np.ndarray], fails: bool) -> None:
+    network.train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    items = [*photos, Path("absent.jpg")] if fails else photos
+
+    def consume() -> None:
+        for _ in features.stream(network, items, TAPS, preprocess=SMALL, dtype=torch.bfloat16, batch_size=4):
+            pass
+        features.forward_taps(network, torch.zeros(1, 4 if fails else 3, SIZE, SIZE), TAPS)
+
+    if fails:
+        with pytest.raises(ImageError, match=r"absent\.jpg"):
+            consume()
+        with pytest.raises(RuntimeError):
+            features.forward_taps(network, torch.zeros(1, 4, SIZE, SIZE), TAPS)
+    else:
+        consume()
+    assert all(not module._forward_hooks for module in network.modules())
+    assert network.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network.features[0].weight.is_contiguous()
+
+
+def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
+    x = torch.zeros(1, 3, SIZE, SIZE)
+    with pytest.raises(ArgumentError, match=r"'conv9'.*no module 'features\.40'.*features\.0"):
+        features.forward_taps(network, x, {"conv9": "features.40"})
+    with pytest.raises(ArgumentError, match="no taps"):
+        features.forward_taps(network, x, {})
+    network.classifier.to("meta")
+    with pytest.raises(WeightsError, match=r"cannot reach logits: classifier\.0\.weight is not in these weights"):
+        features.forward_taps(network, x, {"logits": "classifier.2", "conv1": "features.0"})
+    with pytest.raises(WeightsError, match="cannot reach everything"):
+        features.forward_taps(network, x, {"everything": "classifier"})
+    assert set(features.forward_taps(network, x, TAPS)) == set(TAPS)
+
+
+def test_a_module_outside_the_forward_is_an_error(network: TinyNet) -> None:
+    network.spare = nn.Linear(2, 2)
+    with pytest.raises(ArgumentError, match="never ran spare"):
+        features.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"spare": "spare"})
+
+
+def test_shapes_are_known_without_computing(network: TinyNet) -> None:
+    shapes = features.tap_shapes(network, {**TAPS, "logits": "classifier.2"}, SIZE)
+    assert shapes["conv1"] == (8, 32, 32)
+    assert shapes["relu2"] == (6, 8, 8)
+    assert shapes["logits"] == (4,)
+
+
+def test_streamed_batches_are_the_loop_of_singles(network: TinyNet, photos: list[np.ndarray]) -> None:
+    batched = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4))
+    assert [len(batch["relu2"]) for batch in batched] == [4, 4, 3]
+    for tap in TAPS:
+        together = torch.cat([batch[tap] for batch in batched])
+        for row, photo in enumerate(photos):
+            x = SMALL.normalise(SMALL.pixels(Image.fromarray(photo))[None])
+            alone = features.forward_taps(network, x, {tap: TAPS[tap]})[tap].flatten(1)[0]
+            torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> None:
+    asked: list[int] = []
+
+    class Counted(list):  # type: ignore[type-arg]
+        def __getitem__(self, index: int | slice) -> object:  # type: ignore[override]
+            if isinstance(index, slice):
+                asked.extend(range(*index.indices(len(self))))
+            else:
+                asked.append(index)
+            return super().__getitem__(index)
+
+    iterator = features.decode(Counted(photos), SMALL, ahead=3)
+    next(iterator)
+    assert asked == [0, 1, 2, 3]
+    assert len(list(iterator)) == len(photos) - 1
+
+
+def extract(network: nn.Module, photos: list[np.ndarray], root: Path, **options: object) -> features.FeatureStore:
+    return features.extract(network, photos, TAPS, root=root, preprocess=SMALL, batch_size=1, **options)  # type: ignore[arg-type]
+
+
+def test_store_holds_what_stream_gives(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+    store = extract(network, photos, tmp_path, dtype=torch.float32)
+    batches = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=1))
+    for tap in TAPS:
+        assert torch.equal(store[tap], torch.cat([batch[tap] for batch in batches]))
+
+
+def test_killed_extraction_resumes_to_the_same_bytes(network: TinyNet, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    photos = [rng.integers(0, 256, (32, 32), dtype=np.uint8) for _ in range(40)]
+    whole = extract(network, photos, tmp_path / "whole", dtype=torch.float32)
+    assert len(whole.shards) == 3
+
+    class Killed(Exception):
+        pass
+
+    def killer(batches: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
+        for number, batch in enumerate(batches):
+            if number == 20:
+                raise Killed
+            yield batch
+
+    with pytest.raises(Killed):
+        extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=killer)
+    computed: list[int] = []
+
+    def counter(batches: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
+        computed.append(total)
+        return batches
+
+    resumed = extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
+    assert computed == [24]  # the first shard of 16 was kept
+    for shard in range(3):
+        assert resumed.path(shard).read_bytes() == whole.path(shard).read_bytes()
+    extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
+    assert computed == [24]  # a complete store computes nothing
+
+
+def test_another_content_weight_or_dtype_is_another_store(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    first = extract(network, photos, tmp_path, dtype=torch.float32).folder
+    assert extract(network, photos, tmp_path, dtype=torch.bfloat16).folder != first
+    changed = [photos[0] // 2, *photos[1:]]
+    assert extract(network, changed, tmp_path, dtype=torch.float32).folder != first
+    with torch.no_grad():
+        network.classifier[0].weight += 1  # beyond the deepest tap: the same features
+    assert extract(network, photos, tmp_path, dtype=torch.float32).folder == first
+    with torch.no_grad():
+        network.features[0].bias += 1
+    assert extract(network, photos, tmp_path, dtype=torch.float32).folder != first
+
+
+def test_too_much_is_refused_before_the_first_image(network: TinyNet, tmp_path: Path) -> None:
+    with pytest.raises(TooLarge, match="over|cap"):
+        extract(network, [Path("never-opened.jpg")], tmp_path, content="x", cap_bytes=1000)
+
+
+def test_a_bad_image_keeps_what_was_computed(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+    items = [photos[0]] * 16 + [tmp_path / "broken.jpg"]
+    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        extract(network, items, tmp_path / "root", dtype=torch.float32, content="x")
+    (store,) = (tmp_path / "root").iterdir()
+    assert [path.name for path in sorted(store.glob("shard*"))] == ["shard-00000.safetensors"]
+
+
+class Columns:
+    """Keeps the tiles it is given."""
+
+    def __init__(self) -> None:
+        self.tiles: list[Tensor] = []
+
+    def add(self, columns: Tensor) -> None:
+        self.tiles.append(columns.clone())
+
+
+# 11 images: conv1 and relu1 are 720,896 bytes together, pool1, conv2 and relu2 123,904; 24,000 asks for bands of all.
+@pytest.mark.parametrize(("budget", "passes"), [(10**9, 1), (200_000, 1 + 4), (24_000, 31 + 4 + 2)])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_tiles_are_the_columns_of_the_whole(
+    network: TinyNet, photos: list[np.ndarray], budget: int, passes: int, on_disk: bool, tmp_path: Path
+) -> None:
+    parts = {tap: Columns() for tap in TAPS}
+    gram.accumulate(
+        network,
+        photos,
+        TAPS,
+        parts,
+        preprocess=SMALL,
+        dtype=torch.float32,
+        batch_size=4,
+        budget_bytes=budget,
+        scratch=tmp_path / "scratch" if on_disk else None,
+    )
+    assert not on_disk or list((tmp_path / "scratch").iterdir()) == []
+    whole = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4))
+    plan = gram.plan_passes(network, TAPS, len(photos), SIZE, 4, budget)
+    assert len(plan) == passes
+    for tap in TAPS:
+        matrix = torch.cat([batch[tap] for batch in whole])
+        tiled = torch.cat(parts[tap].tiles, 1)
+        assert tiled.shape == matrix.shape
+        torch.testing.assert_close(tiled @ tiled.T, matrix @ matrix.T, rtol=1e-4, atol=1e-3)
+        assert all(tile.numel() * 4 <= budget for tile in parts[tap].tiles)
+
+
+def test_bands_of_rows_read_bands_of_the_input(network: TinyNet, photos: list[np.ndarray]) -> None:
+    taps = {"conv1": "features.0", "relu1": "features.1"}
+    plan = gram.plan_passes(network, taps, 10, SIZE, 4, 2 * 8 * 32 * 8 * 4 * 10)
+    assert [part.rows["relu1"] for part in plan] == [slice(0, 8), slice(8, 16), slice(16, 24), slice(24, 32)]
+    assert [part.crop for part in plan] == [slice(0, 9), slice(7, 17), slice(15, 25), slice(23, 32)]
+
+
+def test_a_budget_below_one_row_says_what_is_enough(network: TinyNet) -> None:
+    with pytest.raises(ArgumentError, match="less than one row"):
+        gram.plan_passes(network, TAPS, 10, SIZE, 4, 100)
+
+
+def test_fast_dtype_falls_back_without_the_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert features.fast_dtype("cpu") == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert features.fast_dtype("cpu") == torch.bfloat16

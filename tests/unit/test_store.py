@@ -1,0 +1,155 @@
+"""Files appear whole or not at all, and one altered byte is noticed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from rdfia import store
+from rdfia.errors import ArgumentError, StoreError, TooLarge
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "a": torch.randn(5, 3, generator=generator),
+        "b": torch.randn(4, generator=generator).bfloat16(),
+        "empty": torch.zeros(0, 2),
+    }
+
+
+def test_tensors_come_back_bit_for_bit(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    store.save_tensors(tmp_path / "x.safetensors", tensors, {"made": "today"})
+    back, metadata = store.load_tensors(tmp_path / "x.safetensors")
+    assert metadata == {"made": "today"}
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "x.safetensors"
+    store.save_tensors(path, tensors, {"made": "today"})
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            back, metadata = store.load_tensors(path)
+        except StoreError as error:
+            assert str(path) in str(error)
+        else:  # a flip in the header's padding may change nothing: then nothing may have changed
+            assert metadata == {"made": "today"}
+            assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100])
+def test_truncated_file_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], length: int) -> None:
+    path = tmp_path / "x.safetensors"
+    store.save_tensors(path, tensors)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(StoreError, match="remove it to have it made again"):
+        store.load_tensors(path)
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    store.write_json(path, {"a": 1})
+
+    def interrupted() -> None:
+        with store.atomic_path(path) as temporary:
+            temporary.write_bytes(b"{")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert store.read_json(path) == {"a": 1}
+    assert [child.name for child in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_unwritable_folder_is_a_named_error(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("a file where a folder is needed")
+    with pytest.raises(StoreError, match=r"cannot write .*file/x\.json"):
+        store.write_json(blocker / "x.json", {})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk")
+def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        with open("/dev/full", "wb", buffering=0) as stream:
+            return int(stream.write(data))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.write_atomic(tmp_path / "x", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one")
+def test_read_only_folder_says_what_to_do(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="RDFIA_CACHE"):
+        store.write_atomic(tmp_path / "x", b"data")
+
+
+def test_read_json_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{nonsense")
+    with pytest.raises(StoreError, match=r"x\.json"):
+        store.read_json(tmp_path / "x.json")
+    with pytest.raises(StoreError, match=r"y\.json"):
+        store.read_json(tmp_path / "y.json")
+
+
+def filled(folder: Path) -> tuple[store.FeatureStore, torch.Tensor]:
+    matrix = torch.arange(50, dtype=torch.float32).reshape(10, 5)
+    made = store.FeatureStore(folder, 10, {"t": 5}, torch.float32, shard_rows=4)
+    for shard, rows in enumerate(made.shards):
+        made.write(shard, {"t": matrix[rows]})
+    return made, matrix
+
+
+def test_feature_store_gives_back_rows_and_columns(tmp_path: Path) -> None:
+    made, matrix = filled(tmp_path)
+    assert [made.is_done(shard) for shard in range(3)] == [True, True, True]
+    assert torch.equal(made["t"], matrix)
+    assert torch.equal(torch.cat(list(made.tiles("t", slice(1, 3)))), matrix[:, 1:3])
+    with pytest.raises(ArgumentError, match="it has t"):
+        made["u"]
+
+
+def test_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
+    made, _ = filled(tmp_path)
+    data = bytearray(made.path(1).read_bytes())
+    data[-1] ^= 1
+    made.path(1).write_bytes(data)
+    made.write(2, {"t": torch.zeros(4, 5)})  # four rows where two belong
+    assert [made.is_done(shard) for shard in range(3)] == [True, False, False]
+    with pytest.raises(StoreError, match="extract again"):
+        made["t"]
+
+
+def test_size_is_refused_beforehand(tmp_path: Path) -> None:
+    made = store.FeatureStore(tmp_path / "new", 4485, {"relu4_3": 401_408, "pool5": 25_088}, torch.float32)
+    assert made.nbytes == 4485 * (401_408 + 25_088) * 4
+    with pytest.raises(TooLarge, match=r"7\.65 GB, the cap is 1\.00 GB.*relu4_3 7\.20 GB.*bfloat16"):
+        made.check_size(10**9)
+    endless = store.FeatureStore(tmp_path / "new", 10**9, {"relu4_3": 401_408}, torch.float32)
+    with pytest.raises(TooLarge, match="what the disk has left"):
+        endless.check_size(10**18)
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="n=0"):
+        store.FeatureStore(tmp_path, 0, {"t": 1}, torch.float32)
+
+
+def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path))
+    assert store.cache_dir() == tmp_path
+    monkeypatch.delenv("RDFIA_CACHE")
+    assert store.cache_dir() == Path.cwd() / ".cache" / "rdfia"
