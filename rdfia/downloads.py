@@ -1,0 +1,166 @@
+"""Downloads that survive cut connections, and archives that are unpacked without trust."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from rdfia import store
+from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
+
+Progress = Callable[[str, int, int | None], None]  # (file name, bytes so far, bytes in all if known)
+_unreachable: set[str] = set()  # hosts that gave no answer in this process: not waited for twice
+
+
+def offline() -> bool:
+    """Whether `RDFIA_OFFLINE` forbids downloads."""
+    return os.environ.get("RDFIA_OFFLINE", "") not in ("", "0")
+
+
+def _receive(url: str, part: Path, progress: Progress | None, timeout: float) -> str:
+    """Appends to `part` what is missing of it; "" when it is whole, else what went wrong."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416 and have:  # nothing after what we have: the checksum decides
+                return ""
+            if error.code >= 500 or error.code == 429:
+                return f"{error.code} {error.reason}"
+            raise AssetUnavailable(f"{url} answered {error.code} {error.reason}") from error
+    with response:
+        have = have if response.status == 206 else 0  # a server that knows no ranges sends everything again
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        if total is not None and total - have > (free := shutil.disk_usage(part.parent).free):
+            raise TooLarge(f"{url} needs {total - have:,} bytes, {part.parent} has {free:,} free: free some space")
+        with part.open("ab" if have else "wb") as stream:
+            while True:
+                try:
+                    chunk = response.read(1 << 20)
+                except (OSError, http.client.HTTPException) as error:
+                    return f"cut after {have} bytes ({error})"
+                if not chunk:
+                    return "" if total is None or have >= total else f"cut after {have} of {total} bytes"
+                have += stream.write(chunk)
+                if progress:
+                    progress(part.name.removesuffix(".part"), have, total)
+
+
+def download(url: str, target: Path, *, md5: str = "", sha256: str = "", progress: Progress | None = None,
+             attempts: int = 4, timeout: float = 20.0) -> None:  # fmt: skip
+    """Fetches `url` into `target`: resumed when cut, checked, then renamed into place.
+
+    `sha256` may be a prefix. Raises AssetUnavailable (offline, no network, 404, cut too often: what came is kept and
+    the next call goes on from there), AssetCorrupt (wrong checksum, nothing kept), StoreError or TooLarge (disk).
+    """
+    host, reason = urllib.parse.urlsplit(url).netloc, ""
+    if offline() or host in _unreachable:
+        raise AssetUnavailable(f"{url}: " + ("RDFIA_OFFLINE forbids it" if offline() else f"{host} cannot be reached"))
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(attempts):
+            time.sleep(min(0.25 * 4**attempt, 8.0) if attempt else 0)
+            try:
+                reason = _receive(url, part, progress, timeout)
+            except urllib.error.URLError as error:
+                _unreachable.add(host)
+                raise AssetUnavailable(f"{url} cannot be reached ({error.reason}): check the network") from error
+            if not reason:
+                break
+        else:
+            raise AssetUnavailable(f"{url}: {reason}, {attempts} times; what came is kept: run the same command again")
+        for algorithm, expected in (("md5", md5), ("sha256", sha256)):
+            digest = hashlib.new(algorithm, usedforsecurity=False)
+            with part.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+            got = digest.hexdigest()
+            if not got.startswith(expected):
+                part.unlink()
+                raise AssetCorrupt(f"{url} came with {algorithm} {got}, expected {expected}; removed, try again later")
+        with store.atomic_path(target) as temporary:
+            part.replace(temporary)
+    except OSError as error:
+        raise StoreError(f"cannot write {part}: {error.strerror or error}; choose another folder with --to") from error
+
+
+def gunzip(archive: Path, target: Path, limit: int) -> None:
+    """Unpacks one gzip file of at most `limit` bytes. Raises AssetCorrupt."""
+    with store.atomic_path(target) as temporary, temporary.open("wb") as out:
+        try:
+            with gzip.open(archive) as stream:
+                while chunk := stream.read(1 << 20):
+                    out.write(chunk)
+                    if out.tell() > limit:
+                        raise AssetCorrupt(f"{archive} unpacks to more than {limit:,} bytes: not what it should be")
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise AssetCorrupt(f"{archive} is no whole gzip file ({error}): remove it and fetch again") from error
+
+
+def fill_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Writes (relative name, bytes) pairs below `target`, which appears with all of them or not at all. StoreError."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            for name, data in files:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(data)
+            temporary.chmod(0o755)
+            with contextlib.suppress(FileNotFoundError):
+                target.rmdir()  # an empty folder may be in the way; one with files is an error
+            temporary.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(f"cannot fill {target}: {error.strerror or error}; remove it or choose another one") from error
+
+
+def scene15_members(archive: Path, split: Mapping[str, Mapping[str, object]]) -> Iterator[tuple[str, bytes]]:
+    """The photos of the public 15-Scene archive under the names of the lab's split: `train/Coast/image_0006.jpg`.
+
+    `split`: class -> {"archive": its folder in the archive, "images": how many, "train": their numbers}. Other members
+    are left alone. Raises AssetCorrupt for a path that leaves the folder, a link, a bomb, or a photo too few.
+    """
+    folders = {str(row["archive"]).lower(): name for name, row in split.items()}
+    train = {name: {int(number) for number in str(row["train"]).split()} for name, row in split.items()}
+    seen: set[str] = set()
+    try:
+        with zipfile.ZipFile(archive) as bundle:
+            for info in bundle.infolist():
+                parts = info.filename.replace("\\", "/").split("/")
+                if ".." in parts or parts[0] == "" or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
+                    raise AssetCorrupt(f"{archive}: member {info.filename!r} leaves the folder or is a link")
+                image = re.fullmatch(r"image_(\d{4})\.jpg", parts[-1])
+                scene = folders.get(parts[-2].lower()) if len(parts) > 1 else None
+                if not image or not scene or "__MACOSX" in parts:
+                    continue
+                name = f"{'train' if int(image[1]) in train[scene] else 'test'}/{scene}/{parts[-1]}"
+                if info.file_size > 2_000_000 or name in seen:  # the largest photo has 95 kB
+                    raise AssetCorrupt(f"{archive}: member {info.filename!r} is too large or there twice")
+                seen.add(name)
+                with bundle.open(info) as stream:
+                    yield name, stream.read(info.file_size)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise AssetCorrupt(f"{archive} is no whole zip archive ({error}): remove it and fetch again") from error
+    if len(seen) != (expected := sum(int(str(row["images"])) for row in split.values())):
+        raise AssetCorrupt(f"{archive} holds {len(seen)} photos of the 15 classes, expected {expected}")

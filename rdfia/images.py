@@ -1,0 +1,162 @@
+"""From a file to normalised pixels and back; a file that cannot be a photo is refused by name, before it is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from rdfia.errors import ArgumentError, ImageError
+
+IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
+IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
+MIN_SIDE = 8  # pixels; below that nothing of a photo is left
+MAX_PIXELS = 50_000_000
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
+    """The file's header, checked; pixels are not decoded yet."""
+    try:
+        image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own, higher, limits
+        raise ImageError(f"{path}: {error}; the limit is {max_pixels:,} pixels: shrink it or remove it") from error
+    except Exception as error:  # Pillow's readers let many kinds through for a damaged header
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable image ({error})"
+        raise ImageError(f"{path}: {reason}; convert it to JPEG or PNG, or remove it") from error
+    width, height = image.size
+    problem = ""
+    if width * height > max_pixels:
+        problem = f"{width} x {height} pixels, the limit is {max_pixels:,}: shrink it or remove it"
+    elif min(width, height) < MIN_SIDE:
+        problem = f"{width} x {height} pixels, expected at least {MIN_SIDE} a side: remove it"
+    elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview
+        problem = "animated or of several pages, expected one picture: save one frame as PNG"
+    if problem:
+        image.close()
+        raise ImageError(f"{path}: {problem}")
+    return image
+
+
+def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Reads only the header. Raises ImageError as `read_image` does, except for damage in the pixels."""
+    path = Path(path)
+    try:
+        _open(path, max_pixels).close()
+    except ImageError:
+        raise
+    except Exception as error:  # counting frames reads further into the file than the header
+        raise ImageError(f"{path}: damaged ({error}); replace it or remove it") from error
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The photo in `path`, upright, mode L or RGB, 8 bits a channel; transparency is laid on white.
+
+    16-bit grey is scaled, not clipped. Raises ImageError, which names the file and what to do: missing, not an image,
+    truncated, animated, below 8 pixels a side, or more than `max_pixels` (judged by the header, before decoding).
+    """
+    path = Path(path)
+    try:
+        with _open(path, max_pixels) as image:
+            image.load()
+            return to_8_bits(ImageOps.exif_transpose(image))
+    except ImageError as error:
+        raise error if str(path) in str(error) else ImageError(f"{path}: {error}") from error
+    except Exception as error:  # Pillow's decoders let many kinds through for damaged data
+        raise ImageError(f"{path}: truncated or damaged ({error}); replace it or remove it") from error
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """An image of any mode as L or RGB. Raises ImageError for values that have no known range (32-bit, float)."""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"32-bit values {values.min()} to {values.max()}, expected 16 bits: save it as 16-bit PNG")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("F", "LAB"):
+        raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What happens between a file and the network: resize (antialiased), perhaps crop and flip, scale, normalise.
+
+    `stretch` resizes to size x size without regard to the aspect; `crop` brings the short side to `resize`, then cuts
+    the centre. Grey is copied to the three channels (TME 7 q9).
+    """
+
+    size: int = 224
+    mode: Literal["stretch", "crop"] = "stretch"
+    resize: int = 256
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("stretch", "crop") or self.interpolation not in _FILTERS:
+            raise ArgumentError(f"mode {self.mode!r}, interpolation {self.interpolation!r}: expected stretch or crop, "
+                                f"{' or '.join(_FILTERS)}")  # fmt: skip
+        if self.size < 1 or (self.mode == "crop" and self.resize < self.size):
+            raise ArgumentError(f"size {self.size}, resize {self.resize}: expected 1 <= size <= resize")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ArgumentError(f"mean {self.mean}, std {self.std}: expected three values each, std above 0")
+
+    def pixels(self, image: Image.Image | str | Path) -> Tensor:
+        """uint8 pixels, 3 x S x S, of a file or an image of any mode. Raises ImageError."""
+        image = to_8_bits(image) if isinstance(image, Image.Image) else read_image(image)
+        resample, side = _FILTERS[self.interpolation], self.size
+        if self.mode == "stretch":
+            image = image.resize((side, side), resample)
+        else:
+            short, (width, height) = min(image.size), image.size
+            width, height = int(self.resize * width / short), int(self.resize * height / short)
+            left, top = round((width - side) / 2), round((height - side) / 2)  # torchvision's rounding
+            image = image.resize((width, height), resample).crop((left, top, left + side, top + side))
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        array = torch.from_numpy(np.array(image))  # S x S or S x S x 3
+        return array.expand(3, -1, -1).contiguous() if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.ndim < 3 or x.shape[-3] != 3:
+            raise ArgumentError(f"images have shape {tuple(x.shape)}, expected B x 3 x H x W")
+        dtype = x.dtype if x.is_floating_point() else torch.float32
+        mean, std = (torch.tensor(value, dtype=dtype, device=x.device) for value in (self.mean, self.std))
+        return mean[:, None, None], std[:, None, None]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(x - mean) / std of B x 3 x H x W, same device: uint8 in 0..255 becomes float32, floats are taken as 0..1."""
+        mean, std = self._statistics(pixels)
+        if not pixels.is_floating_point():
+            if pixels.dtype != torch.uint8:
+                raise ArgumentError(f"pixels are {pixels.dtype}, expected uint8 (0..255) or a float type (0..1)")
+            pixels = pixels.float() / 255
+        return (pixels - mean) / std
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """The inverse of `normalise`: values in 0..1 for what was a photo; nothing is clamped."""
+        mean, std = self._statistics(x)
+        return x * std + mean
+
+    @property
+    def key(self) -> str:
+        """Stable text that names every field that matters, for caches."""
+        shape = f"crop{self.resize}-{self.size}" if self.mode == "crop" else f"stretch{self.size}"
+        numbers = ",".join(f"{value:.6g}" for value in (*self.mean, *self.std))
+        return f"{shape}-{self.interpolation}-{numbers}{'-flip' if self.flip else ''}"
+
+
+LAB = Preprocess()  # the lab's, TME 7
+CROP = Preprocess(mode="crop")  # torchvision's evaluation, TME 8
+EFFICIENTNET_LITE0 = Preprocess(mode="crop", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
