@@ -1,0 +1,137 @@
+"""The layer tables against torchvision itself: names, geometry, order, shapes, counts and FLOPs, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rdfia import networks
+from tests.support.strategies import input_sizes
+
+from torchvision import models  # isort: skip - after rdfia.networks, which declares operators that may be missing
+
+WEIGHTS = {
+    "vgg16": models.VGG16_Weights.IMAGENET1K_V1,
+    "alexnet": models.AlexNet_Weights.IMAGENET1K_V1,
+    "squeezenet1_1": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+}
+MODULES: dict[str, type[nn.Module]] = {
+    "conv": nn.Conv2d, "linear": nn.Linear, "relu": nn.ReLU, "maxpool": nn.MaxPool2d, "avgpool": nn.AdaptiveAvgPool2d,
+    "dropout": nn.Dropout, "fire": models.squeezenet.Fire,
+}  # fmt: skip
+
+
+def mismatch(layer: networks.Layer, module: nn.Module) -> str:
+    """What of a row is not so in torchvision's module; empty where all of it is."""
+    if not isinstance(module, MODULES[layer.kind]):
+        return f"{layer.name}: {type(module).__name__} is no {layer.kind}"
+    want: dict[str, object] = {}
+    match layer.kind:
+        case "conv":
+            want = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, "groups": 1}
+            want |= {"dilation": (1, 1), "kernel_size": (layer.kernel,) * 2}
+            want |= {"stride": (layer.stride,) * 2, "padding": (layer.padding,) * 2}
+        case "linear":
+            want = {"in_features": layer.in_channels, "out_features": layer.out_channels}
+        case "maxpool":
+            want = {"kernel_size": layer.kernel, "stride": layer.stride, "padding": 0, "ceil_mode": layer.ceil}
+        case "avgpool":
+            got = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * 2
+            return "" if got == (layer.kernel,) * 2 else f"{layer.name}: output_size {got}, expected {layer.kernel}"
+    wrong = {key: getattr(module, key) for key, value in want.items() if getattr(module, key) != value}
+    return f"{layer.name}: {wrong}" if wrong else ""
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_each_row_is_the_module_at_its_path(name: str) -> None:
+    module = networks.build(name, device="meta")
+    wrong = [mismatch(layer, module.get_submodule(layer.path)) for layer in networks.ARCHITECTURES[name].layers]
+    assert not any(wrong), [text for text in wrong if text]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "features.2"}, "MaxPool2d is no conv"),
+        ({"kernel": 5}, "kernel_size"),
+        ({"stride": 2}, "stride"),
+        ({"padding": 0}, "padding"),
+        ({"out_channels": 65}, "out_channels"),
+    ],
+)
+def test_a_wrong_row_is_found(change: dict[str, object], message: str) -> None:
+    row = vars(networks.ARCHITECTURES["alexnet"].layers[0]) | change
+    module = networks.build("alexnet", device="meta")
+    assert message in mismatch(networks.Layer(**row), module.get_submodule(str(row["path"])))
+
+
+def forward(name: str, size: int, see: Callable[[str, torch.Tensor], None]) -> None:
+    """One meta forward pass; `see` gets every module's path and output in the order in which they are computed."""
+    module = networks.build(name, device="meta").eval()
+
+    def hook(path: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        return lambda _module, _inputs, output: see(path, output)
+
+    for path, child in module.named_modules():
+        child.register_forward_hook(hook(path))
+    with torch.no_grad():
+        module(torch.empty(1, 3, size, size, device="meta"))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_module_is_a_row_in_forward_order(name: str) -> None:
+    seen: list[str] = []
+    forward(name, 224, lambda path, _output: seen.append(path))
+    assert [path for path in seen if path not in ("", "features", "classifier")] == [
+        layer.path for layer in networks.ARCHITECTURES[name].layers
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=st.sampled_from(sorted(WEIGHTS)), size=input_sizes())
+def test_activation_shapes_at_any_size(name: str, size: int) -> None:
+    seen: dict[str, tuple[int, ...]] = {}
+    forward(name, size, lambda path, output: seen.update({path: tuple(output.shape[1:])}))
+    shapes = networks.activation_shapes(name, size)
+    for layer in networks.ARCHITECTURES[name].layers:
+        # torchvision flattens before the classifier's first module; the table keeps C x H x W until a dense layer
+        got = seen[layer.path]
+        want = shapes[layer.name]
+        if layer.name == "drop5":
+            want = (want[0] * want[1] * want[2],)
+        assert got == want, layer
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_published_counts(name: str) -> None:
+    meta = WEIGHTS[name].meta
+    assert sum(networks.count_by_formula(name).values()) == meta["num_params"]
+    assert abs(sum(networks.flops(name).values()) / 2e9 - meta["_ops"]) < 1e-3
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("size", [224, 160])
+def test_flops_against_torchs_counter(name: str, size: int) -> None:
+    module = networks.build(name, device="meta").eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        module(torch.empty(1, 3, size, size, device="meta"))
+    ours = networks.flops(name, size)
+    assert counter.get_total_flops() == sum(ours.values())
+    by_module = {key.partition(".")[2]: sum(ops.values()) for key, ops in counter.get_flop_counts().items()}
+    assert {layer.name: by_module[layer.path] for layer in networks.ARCHITECTURES[name].weight_layers} == ours
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_state_dict_names_are_torchvisions(name: str) -> None:
+    module = getattr(models, name)
+    with torch.device("meta"):
+        keys = list(module(weights=None).state_dict())
+    layers = networks.ARCHITECTURES[name].weight_layers
+    assert keys == [f"{layer.path}.{kind}" for layer in layers for kind in ("weight", "bias")]

@@ -1,0 +1,1 @@
+"""What several test files share. Each piece is tested itself, in tests/unit/test_support.py."""

@@ -1,0 +1,64 @@
+"""How close is close: one table, (quantity, device, dtype) -> tolerance, each row with its reason."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class Tolerance(NamedTuple):
+    rtol: float
+    atol: float
+    reason: str
+
+
+TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
+    ("activation", "cpu", "float64"): Tolerance(1e-12, 1e-12, "the same sums in another order"),
+    ("activation", "cpu", "float32"): Tolerance(1e-4, 1e-5, "sums of up to 25,088 products in another order"),
+    ("activation", "cpu", "bfloat16"): Tolerance(5e-2, 5e-2, "8 bits of mantissa, rounded at each layer"),
+    ("activation", "cuda", "float32"): Tolerance(2e-3, 1e-3, "TF32 multiplications keep 10 bits of mantissa"),
+    ("activation", "cuda", "bfloat16"): Tolerance(5e-2, 5e-2, "8 bits of mantissa, rounded at each layer"),
+    ("probability", "cpu", "float32"): Tolerance(1e-4, 1e-6, "softmax of activations, bounded by one"),
+    ("probability", "cuda", "float32"): Tolerance(5e-3, 1e-4, "softmax of TF32 activations"),
+    ("gram", "cpu", "float64"): Tolerance(1e-9, 1e-10, "the same sums in another order, over millions of columns"),
+    ("gram", "cpu", "float32"): Tolerance(1e-5, 1e-5, "float32 products of a tile, summed in float64"),
+    ("decision", "cpu", "float64"): Tolerance(0.0, 1e-4, "two solvers of one convex problem, stopped at 1e-8"),
+    ("gradient", "cpu", "float64"): Tolerance(1e-9, 1e-11, "the same chain rule in another order"),
+    ("gradient", "cpu", "float32"): Tolerance(1e-3, 1e-6, "a backward pass doubles the sums of a forward pass"),
+    ("pixel", "cpu", "float32"): Tolerance(0.0, 1e-6, "values in [0, 1]: one float32 multiplication and one addition"),
+}
+
+
+def assert_close(got: Any, expected: Any, quantity: str) -> None:
+    """Compares arrays or tensors by the table's row for `quantity` and for the device and dtype of `got`.
+
+    Shapes have to be equal and values finite. Raises AssertionError that says how far off the worst entry is, and
+    KeyError where the table has no row: add one, with a reason, rather than a tolerance in a test.
+    """
+    if isinstance(got, torch.Tensor):
+        device, dtype = got.device.type, str(got.dtype).removeprefix("torch.")
+        got = got.detach().to("cpu", torch.float64).numpy()
+    else:
+        got = np.asarray(got)
+        device, dtype = "cpu", got.dtype.name
+    if isinstance(expected, torch.Tensor):
+        expected = expected.detach().to("cpu", torch.float64).numpy()
+    expected = np.asarray(expected, dtype=np.float64)
+    key = (quantity, device, dtype)
+    if key not in TOLERANCES:
+        raise KeyError(f"no tolerance for {key}: add a row with its reason to tests/support/tolerances.py")
+    tolerance = TOLERANCES[key]
+    if got.shape != expected.shape:
+        raise AssertionError(f"{quantity}: shape {got.shape}, expected {expected.shape}")
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        raise AssertionError(f"{quantity}: NaN or infinity")
+    excess = np.abs(got - expected) - (tolerance.atol + tolerance.rtol * np.abs(expected))
+    if excess.size and excess.max() > 0:
+        at = tuple(int(i) for i in np.unravel_index(excess.argmax(), excess.shape))
+        count = f"{int((excess > 0).sum())} of {excess.size} off"
+        raise AssertionError(
+            f"{quantity} ({device}, {dtype}): {count}, worst at {at}: {got[at]}, expected {expected[at]}; "
+            f"rtol {tolerance.rtol}, atol {tolerance.atol} because: {tolerance.reason}"
+        )

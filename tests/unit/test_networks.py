@@ -1,0 +1,327 @@
+"""Layer tables, counts, weights that do and do not fit, held to the report's own numbers and to hand computation."""
+
+from __future__ import annotations
+
+import builtins
+import random
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rdfia import networks
+from rdfia.errors import ArgumentError, RdfiaError, WeightsError
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
+
+TOTALS = {"vgg16": 138_357_544, "alexnet": 61_100_840, "squeezenet1_1": 1_235_496}
+VGG16_BLOCKS = {
+    "block1": 38_720, "block2": 221_440, "block3": 1_475_328, "block4": 5_899_776, "block5": 7_079_424,
+    "fc1": 102_764_544, "fc2": 16_781_312, "fc3": 4_097_000,
+}  # fmt: skip
+
+
+def zeros(name: str, part: str = "") -> dict[str, Tensor]:
+    """A state dict of the right names and shapes, one zero each, restricted to keys that start with `part`."""
+    state = networks.build(name, device="meta").state_dict()
+    return {key: torch.zeros(()).expand(value.shape) for key, value in state.items() if key.startswith(part)}
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_three_counts_agree_with_the_report(name: str) -> None:
+    start = time.perf_counter()
+    module = networks.build(name, device="meta")
+    formula = networks.count_by_formula(name)
+    assert formula == networks.count_by_tensors(module, name) == networks.count_by_state_dict(module.state_dict(), name)
+    assert sum(formula.values()) == TOTALS[name]
+    assert time.perf_counter() - start < 1.0, "a count needs no memory and no random numbers"
+
+
+def test_vgg16_blocks_are_those_of_answer_1() -> None:
+    assert networks.per_block("vgg16", networks.count_by_formula("vgg16")) == VGG16_BLOCKS
+    by_path = networks.count_by_tensors(networks.build("vgg16", device="meta"))
+    assert networks.per_block("vgg16", by_path) == VGG16_BLOCKS
+
+
+@pytest.mark.parametrize(("name", "counts"), [("vgg16", [13, 3]), ("alexnet", [5, 3]), ("squeezenet1_1", [26, 0])])
+def test_weight_layers(name: str, counts: list[int]) -> None:
+    table = networks.ARCHITECTURES[name]
+    assert [len(table.of_kind(kind)) for kind in ("conv", "linear")] == counts
+    assert len(table.weight_layers) == sum(counts)
+
+
+def test_a_missing_tensor_changes_the_count() -> None:
+    state = zeros("squeezenet1_1")
+    del state["features.0.bias"]
+    counts = networks.count_by_state_dict(state, "squeezenet1_1")
+    assert counts["conv1"] == networks.count_by_formula("squeezenet1_1")["conv1"] - 64
+
+
+def test_the_closed_formula_by_hand() -> None:
+    assert networks.Layer("c", "p", "conv", 3, 64, 3).parameters == 64 * 3 * 9 + 64
+    assert networks.Layer("f", "p", "linear", 10, 7).parameters == 77
+    assert networks.Layer("r", "p", "relu", 64, 64).parameters == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "tap", "path"),
+    [
+        ("vgg16", "conv1_1", "features.0"),
+        ("vgg16", "relu3_3", "features.15"),
+        ("vgg16", "relu4_3", "features.22"),
+        ("vgg16", "pool5", "features.30"),
+        ("vgg16", "fc6", "classifier.0"),
+        ("vgg16", "relu6", "classifier.1"),
+        ("vgg16", "relu7", "classifier.4"),
+        ("vgg16", "logits", "classifier.6"),
+        ("vgg16", "features[:4]", "features.3"),
+        ("vgg16", "classifier[:2]", "classifier.1"),
+        ("vgg16", "classifier[:4]", "classifier.3"),
+        ("vgg16", "classifier[:7]", "classifier.6"),
+        ("vgg16", "classifier[:10]", "classifier.6"),
+        ("alexnet", "conv3", "features.6"),
+        ("alexnet", "pool5", "features.12"),
+        ("alexnet", "relu6", "classifier.2"),
+        ("alexnet", "classifier[:3]", "classifier.2"),
+        ("squeezenet1_1", "pool1", "features.2"),
+        ("squeezenet1_1", "fire2", "features.3"),
+        ("squeezenet1_1", "fire4", "features.6"),
+        ("squeezenet1_1", "fire9", "features.12"),
+        ("squeezenet1_1", "fire9.expand3x3", "features.12.expand3x3"),
+        ("squeezenet1_1", "conv10", "classifier.1"),
+        ("squeezenet1_1", "logits", "classifier.3"),
+    ],
+)
+def test_readable_taps(name: str, tap: str, path: str) -> None:
+    assert networks.tap_paths(name)[tap] == path
+
+
+def test_the_kth_relu_is_the_second_reading_of_table_1() -> None:
+    relus = networks.ARCHITECTURES["vgg16"].of_kind("relu")
+    assert [relus[k - 1].name for k in (2, 4, 7, 10)] == ["relu1_2", "relu2_2", "relu3_3", "relu4_3"]
+
+
+def test_known_activation_shapes_and_flops() -> None:
+    vgg16 = networks.activation_shapes("vgg16")
+    assert [vgg16[tap] for tap in ("conv1_1", "relu1_2", "pool5", "fc6", "logits")] == [
+        (64, 224, 224), (64, 224, 224), (512, 7, 7), (4096,), (1000,)
+    ]  # fmt: skip
+    assert networks.flops("vgg16")["conv1_1"] == 2 * 3 * 9 * 64 * 224 * 224
+    assert networks.flops("vgg16")["logits"] == 2 * 4096 * 1000
+    assert round(sum(networks.flops("vgg16").values()) / 2e9, 3) == 15.470  # GMAC, as torchvision publishes it
+    assert round(sum(networks.flops("squeezenet1_1").values()) / 1e9, 3) == 0.698
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: networks.tap_paths("resnet50"),
+        lambda: networks.load("resnet50", {"a": torch.zeros(1)}),
+        lambda: networks.build("VGG16", device="meta"),
+        lambda: networks.count_by_formula(""),
+    ],
+)
+def test_an_unknown_network_lists_the_known_ones(call: Callable[[], object]) -> None:
+    with pytest.raises(ArgumentError, match="choose one of vgg16, alexnet, squeezenet1_1"):
+        call()
+
+
+def test_other_bad_arguments() -> None:
+    with pytest.raises(ArgumentError, match="nothing of the image is left at pool5 of alexnet"):
+        networks.activation_shapes("alexnet", 62)
+    with pytest.raises(ArgumentError, match="'conv9' is no layer or path of vgg16"):
+        networks.per_block("vgg16", {"conv9": 1})
+    with pytest.raises(ArgumentError, match="seed: None"):
+        networks.build("squeezenet1_1")
+    with pytest.raises(ArgumentError, match="Linear has no convolution"):
+        networks.first_convolution_maps(nn.Linear(2, 2), torch.zeros(1, 3, 8, 8))
+
+
+def test_random_weights_follow_the_seed_and_leave_every_global_generator() -> None:
+    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first, again, other = (networks.build("squeezenet1_1", seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["features.0.weight"], other["features.0.weight"])
+    assert random.getstate() == python
+    np.testing.assert_equal(np.random.get_state(), numbers)
+    assert torch.equal(torch.get_rng_state(), cpu)
+
+
+def test_another_number_of_classes() -> None:
+    module = networks.build("alexnet", num_classes=15, device="meta")
+    assert module.get_parameter("classifier.6.weight").shape == (15, 4096)
+
+
+def test_whole_weights_are_loaded_frozen_in_eval_mode() -> None:
+    state = networks.build("squeezenet1_1", seed=5).state_dict()
+    loaded = networks.load("squeezenet1_1", {key: value.half() for key, value in state.items()})
+    assert (loaded.missing, loaded.deepest) == ((), "logits")
+    assert loaded.statement == "squeezenet1_1: 52 of 52 tensors, 1,235,496 of 1,235,496 values"
+    assert not loaded.module.training
+    for key, parameter in loaded.module.named_parameters():
+        assert not parameter.requires_grad
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, state[key].half().float())
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "deepest"),
+    [
+        ("vgg16", ("fc6", "fc7", "logits"), "pool5"),
+        ("alexnet", ("fc6", "fc7", "logits"), "pool5"),
+        ("squeezenet1_1", ("conv10",), "fire9"),
+    ],
+)
+def test_features_only_says_what_is_missing(name: str, missing: tuple[str, ...], deepest: str) -> None:
+    state = zeros(name, "features.")
+    loaded = networks.load(name, state)
+    assert (loaded.missing, loaded.deepest) == (missing, deepest)
+    assert f"missing: {', '.join(missing)}; the deepest layer within reach is {deepest}" in loaded.statement
+    assert {key for key, value in loaded.module.named_parameters() if not value.is_meta} == set(state)
+    with pytest.raises(WeightsError, match=r"classifier\.\d\.weight is not in these weights"):
+        networks.classify(loaded, torch.zeros(1, 3, 224, 224))
+    assert networks.first_convolution_maps(loaded, torch.zeros(2, 3, 64, 64)).shape[:2] == (2, 64)
+
+
+def test_a_hole_ends_what_can_be_reached() -> None:
+    state = zeros("alexnet", "features.")
+    del state["features.6.weight"], state["features.6.bias"]
+    loaded = networks.load("alexnet", state)
+    assert (loaded.missing[0], loaded.deepest) == ("conv3", "pool2")
+
+
+def planted(key: str, value: Tensor | None) -> dict[str, Tensor]:
+    """AlexNet's features with one tensor replaced, added, or (None) taken away."""
+    state = zeros("alexnet", "features.")
+    if value is None:
+        del state[key]
+    else:
+        state[key] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("features.3.weight", torch.full((192, 64, 5, 5), torch.nan), r"features\.3\.weight holds NaN or infinity"),
+        ("features.8.bias", torch.tensor([torch.inf] * 256), r"features\.8\.bias holds NaN or infinity"),
+        ("features.6.weight", torch.zeros(384, 192, 5, 5), r"features\.6\.weight has shape \(384, 192, 5, 5\)"),
+        ("features.99.weight", torch.zeros(1), r"features\.99\.weight is no tensor of this network; alexnet"),
+        ("features.0.bias", None, r"features\.0\.weight is there but features\.0\.bias is not"),
+        ("features.10.bias", torch.zeros(256, dtype=torch.int64), r"features\.10\.bias is torch\.int64, expected"),
+    ],
+)  # fmt: skip
+def test_the_first_offending_tensor_is_named(key: str, value: Tensor | None, message: str) -> None:
+    with pytest.raises(WeightsError, match="weights of alexnet: " + message):
+        networks.load("alexnet", planted(key, value))
+
+
+@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize("other", TOTALS)
+def test_weights_of_another_network_are_recognised(name: str, other: str) -> None:
+    state = zeros(other, "features.")
+    if name == other:
+        assert networks.load(name, state).name == name
+    else:
+        with pytest.raises(WeightsError, match=rf"weights of {name}: features\.\d.*; they fit {other}"):
+            networks.load(name, state)
+
+
+@pytest.mark.parametrize(("part", "message"), [("none", "no tensors at all"), ("classifier.", "nothing can be")])
+def test_weights_that_reach_nothing(part: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        networks.load("alexnet", zeros("alexnet", part))
+
+
+class FixedLogits(nn.Module):
+    """Three classes, whose logits are 1, 2 and 3 times the mean of the image, and a dropout that would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(x.mean(dim=(1, 2, 3))[:, None] * self.scale)
+
+
+def test_classify_by_hand_and_the_modes_come_back() -> None:
+    module = FixedLogits()
+    module.train()
+    module.drop.eval()
+    x = torch.stack([torch.full((3, 2, 2), 1.0), torch.full((3, 2, 2), -1.0)])
+    probabilities, indices = networks.classify(module, x, k=2)
+    logits = np.array([1.0, 2.0, 3.0])
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    assert_close(probabilities, np.stack([softmax[[2, 1]], softmax[[2, 1]]]), "probability")
+    assert indices.tolist() == [[2, 1], [0, 1]]
+    assert (module.training, module.drop.training) == (True, False)
+    module.drop.train()
+    assert torch.equal(networks.classify(module, x, k=2)[0], probabilities), "dropout was active"
+    assert module.drop.training
+
+
+def test_modes_come_back_after_an_error() -> None:
+    module = tiny_vgg().train()
+    with pytest.raises(RuntimeError, match="too small"):
+        networks.classify(module, torch.zeros(1, 3, 1, 1))
+    assert all(child.training for child in module.modules())
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "message"),
+    [
+        ((3, 16, 16), 1, r"x: shape \(3, 16, 16\)"),
+        ((1, 1, 16, 16), 1, "expected B x 3 x H x W"),
+        ((1, 3, 16, 16), 6, "k: 6, expected 1 to 5"),
+        ((1, 3, 16, 16), 0, "k: 0"),
+    ],
+)
+def test_classify_refuses(shape: tuple[int, ...], k: int, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        networks.classify(tiny_vgg(), torch.zeros(shape), k)
+
+
+def test_first_maps_are_taken_before_the_relu() -> None:
+    network = tiny_vgg()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    maps = networks.first_convolution_maps(network, x)
+    assert maps.min() < 0
+    first = network.features[0]
+    assert isinstance(first, nn.Conv2d)
+    by_hand = nn.functional.conv2d(x.double(), first.weight.double(), first.bias.double(), padding=1)  # type: ignore[union-attr]
+    assert_close(maps, by_hand, "activation")
+
+
+def test_efficientnet_lite0_is_only_used_whole() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="a carrier (carriers.txt) is not installed")
+    state = {key: torch.zeros(value.shape, dtype=value.dtype)
+             for key, value in networks._skeleton("efficientnet-lite0").state_dict().items()}  # fmt: skip
+    loaded = networks.load("efficientnet-lite0", state)
+    assert (loaded.missing, loaded.deepest, len(state)) == ((), "logits", 296)
+    probabilities, _ = networks.classify(loaded, torch.zeros(1, 3, 224, 224), k=1000)
+    assert_close(probabilities, np.full((1, 1000), 1e-3), "probability")
+    for key in ("_fc.weight", "_fc.bias"):
+        del state[key]
+    with pytest.raises(WeightsError, match=r"_fc\.weight is missing"):
+        networks.load("efficientnet-lite0", state)
+
+
+def test_efficientnet_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(RdfiaError, match="pip install --no-deps efficientnet-lite-pytorch"):
+        networks.load("efficientnet-lite0", {"_fc.bias": torch.zeros(1000)})
+
+
+def test_nothing_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_print(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"printed {args}")
+
+    monkeypatch.setattr(builtins, "print", no_print)
+    networks.classify(tiny_vgg(), torch.zeros(1, 3, 16, 16))
+    networks.load("alexnet", zeros("alexnet", "features."))
+    assert capsys.readouterr() == ("", "")
