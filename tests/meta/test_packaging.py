@@ -59,8 +59,9 @@ def problems(root: Path) -> list[str]:
         found += [f"{file}: {tool} is not pinned as {want}" for file in places
                   if set(re.findall(rf"\b{tool}==[0-9.]+", text[file])) != {want}]  # fmt: skip
 
-    found += [f"{file}: torch=={version} is not the pin of constraints.txt" for file in ("Makefile",)
-              for version in re.findall(r"\btorch==([0-9.]+)", text[file]) if version != constraints["torch"]]  # fmt: skip
+    found += [f"Makefile: torch=={version} is not the pin of constraints.txt"
+              for version in re.findall(r"\btorch==([0-9.]+)", text["Makefile"])
+              if version != constraints["torch"]]  # fmt: skip
     pairs = re.findall(r"^ +(?:\w+: )?torch==([0-9.]+)\n +(?:\w+: )?torchvision==([0-9.]+)$", text["tox.ini"], re.M)
     found += [f"tox.ini: torch {torch} goes with torchvision {PARTNERS.get(torch)}, not {vision}"
               for torch, vision in pairs if PARTNERS.get(torch) != vision]  # fmt: skip
