@@ -293,7 +293,7 @@ def test_first_maps_are_taken_before_the_relu() -> None:
     assert maps.min() < 0
     first = network.features[0]
     assert isinstance(first, nn.Conv2d)
-    by_hand = nn.functional.conv2d(x.double(), first.weight.double(), first.bias.double(), padding=1)  # type: ignore[union-attr]
+    by_hand = nn.functional.conv2d(x.double(), first.weight.double(), first.bias.double(), padding=1)
     assert_close(maps, by_hand, "activation")
 
 
