@@ -204,14 +204,15 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
     given = to or assets_dir()
     root = given if given and (to or os.access(given, os.W_OK)) else store.cache_dir() / "assets"
     root = root.absolute()
-    found, asset = find(name), _asset(name)
+    asset = _asset(name)
+    there = next((path for path in (root / place for place in asset.places) if asset.files(path)), None)
+    found = _inspect(asset, there, asset.files(there), "assets directory", root, True) if there else find(name)
     if found and found.name != name:
         raise AssetUnavailable(f"{name} is here only as part of {found.name}: fetch that one", name)
     if not found:
         if not asset.downloads:
             raise AssetUnavailable(f"{name} ({asset.about}) has no download. Get it: {asset.command}", name)
-        for row in asset.downloads:
-            _obtain(name, row, root, progress)
+        _obtain(asset, root, progress)
         target = root / asset.places[-1]
     elif found.path.is_relative_to(root):
         target = found.path
@@ -235,20 +236,25 @@ def scene15_split() -> dict[str, dict[str, Any]]:
     return dict(json.loads(Path(__file__).with_name("scene15_split.json").read_text("utf-8")))
 
 
-def _obtain(name: str, row: dict[str, str], root: Path, progress: Progress | None) -> None:
-    target, url = root / row["to"], row["url"]
-    packed = root / "downloads" / Path(url).name if "unpack" in row else target
-    prefix = re.search(r"-([0-9a-f]{8})\.pth$", url)
-    try:
-        downloads.download(url, packed, md5=row.get("md5", ""), sha256=prefix[1] if prefix else "", progress=progress)
-    except AssetUnavailable as error:
-        raise AssetUnavailable(f"{name}: {error}. Get it: {ASSETS[name].command}", name) from error
-    if row.get("unpack") == "gzip":
-        downloads.gunzip(packed, target, limit=100_000_000)
-    elif row.get("unpack") == "scene15":
-        downloads.fill_folder(target, downloads.scene15_members(packed, scene15_split()))
-    if packed != target:
-        packed.unlink()
+def _obtain(asset: Asset, root: Path, progress: Progress | None) -> None:
+    """Downloads all, then unpacks all, so that a cut connection leaves no half-filled folder."""
+    packed = {row["url"]: root / ("downloads" if "unpack" in row else "") / row["to"] for row in asset.downloads}
+    for row in asset.downloads:
+        url, prefix = row["url"], re.search(r"-([0-9a-f]{8})\.pth$", row["url"])
+        if packed[url].is_file():  # checked before it got its name
+            continue
+        try:
+            sha256 = prefix[1] if prefix else ""
+            downloads.download(url, packed[url], md5=row.get("md5", ""), sha256=sha256, progress=progress)
+        except AssetUnavailable as error:
+            raise AssetUnavailable(f"{asset.name}: {error}. Get it: {asset.command}", asset.name) from error
+    for row in (row for row in asset.downloads if "unpack" in row):
+        archive, target = packed[row["url"]], root / row["to"]
+        if row["unpack"] == "gzip":
+            downloads.gunzip(archive, target, limit=100_000_000)
+        else:
+            downloads.fill_folder(target, downloads.scene15_members(archive, scene15_split()))
+        archive.unlink()
 
 
 def load_weights(name: str) -> dict[str, Tensor]:
@@ -256,13 +262,13 @@ def load_weights(name: str) -> dict[str, Tensor]:
 
     Raises AssetUnavailable, AssetCorrupt, or WeightsError (truncated, hostile, another network's, NaN).
     """
-    from rdfia import weights
-
-    asset, located = _asset(name), locate(name)
+    asset = _asset(name)
     if not asset.network:
         names = ", ".join(row.name for row in ASSETS.values() if row.network)
         raise ArgumentError(f"{name} is data, not weights; weights are {names}")
-    return weights.load(located.path, asset.network, part=asset.part)
+    from rdfia import weights  # imports torch, which `rdfia assets` does without
+
+    return weights.load(locate(name).path, asset.network, part=asset.part)
 
 
 def survey(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, Any]]:

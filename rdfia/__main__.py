@@ -1,0 +1,197 @@
+"""`rdfia assets | report | claims | extract`: thin commands; pytest is where the work is done."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdfia import __version__
+from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError
+
+if TYPE_CHECKING:
+    from rdfia.downloads import Progress
+
+WAIT_FOR_ASSETS = 3  # exit code: something is not on this machine; 1 is a failed check, 2 a wrong argument
+
+
+def _size(size: int) -> str:
+    return next(f"{size / 10**p:.1f} {unit}" for p, unit in ((9, "GB"), (6, "MB"), (0, "B")) if size >= 10**p or not p)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar for each file, drawn on the error stream of a terminal only."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def show(name: str, done: int, total: int | None) -> None:
+        if name not in bars:
+            bars[name] = tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=None)
+        bars[name].update(done - bars[name].n)
+
+    yield show
+    for bar in bars.values():
+        bar.close()
+
+
+def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The human form of `assets.survey`: a line an asset, and below it what is wrong and the way out."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    column = max(len(record["name"]) for record in records) + 2
+    for record in records:
+        part = f" (part of {record['as']})" if record["as"] not in ("", record["name"]) else ""
+        what = f"{_size(record['size']):>9}  {record['source']}{part}" if record["source"] else record["about"]
+        yield f"{record['name']:<{column}}{record['state']:<12}  {what}".rstrip()
+        lines = [record["problem"]]
+        if record["state"] == "missing":
+            lines = [f"get it: {record['command']}", f"note: {record['note']}" if record["note"] else ""]
+        if waiting := record["waiting"]:
+            lines.append(f"{len(waiting)} claim{'s wait' if waiting[1:] else ' waits'} for it: {', '.join(waiting)}")
+        for line in filter(None, lines):
+            yield from textwrap.wrap(line, width, initial_indent=" " * column, subsequent_indent=" " * (column + 2),
+                                     break_on_hyphens=False, break_long_words=False)  # fmt: skip
+
+
+def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
+    from rdfia import assets
+
+    failed, done = 0, []
+    for name in names or [row.name for row in assets.ASSETS.values() if row.downloads or assets.find(row.name)]:
+        try:
+            with _progress() as progress:
+                done.append(located := assets.fetch(name, to, progress))
+            print(f"{name}: {_size(located.size)} in {located.path}", file=sys.stderr if as_json else sys.stdout)
+        except AssetUnavailable as error:
+            failed = failed or WAIT_FOR_ASSETS
+            print(f"rdfia: {error}", file=sys.stderr)
+    if as_json:
+        print(json.dumps([vars(located) for located in done], indent=1, default=str))
+    return failed
+
+
+def _assets(options: argparse.Namespace) -> int:
+    from rdfia import assets
+    from rdfia.claims import CLAIMS
+
+    if options.to and options.action != "fetch":
+        raise ArgumentError(f"--to belongs to fetch; {options.action} looks at RDFIA_ASSETS: set it to {options.to}")
+    if options.action == "fetch":
+        return _fetch(options.names, options.to, options.json)
+    records = assets.survey(options.names, fresh=options.action == "verify")
+    for record in records:
+        lacking = record["state"] in ("missing", "corrupt")
+        record["waiting"] = [claim.id for claim in CLAIMS.values() if record["name"] in claim.needs] if lacking else []
+    if options.json:
+        print(json.dumps(records, indent=1))
+    else:
+        here = sum(bool(record["source"]) for record in records)
+        where = f"RDFIA_ASSETS is {os.environ['RDFIA_ASSETS']}" if assets.assets_dir() else "RDFIA_ASSETS is not set"
+        print(f"{here} of {len(records)} assets are on this machine; {where}\n", *_table(records), sep="\n")
+    return int(options.action == "verify" and any(r["state"] == "corrupt" or r["problem"] for r in records))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rdfia import report
+
+    print(report.rebuild(options.folder))
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from rdfia import store
+    from rdfia.claims import CLAIMS
+
+    path = options.folder / "claims.json"
+    rows = store.read_json(path)["records"] if path.exists() else []
+    verdicts: dict[str, list[str]] = {}
+    for row in rows:
+        verdicts.setdefault(row["id"], []).append(row["verdict"])
+    if options.json:
+        listed = [{**vars(claim), "verdicts": verdicts.get(claim.id, [])} for claim in CLAIMS.values()]
+        print(json.dumps(listed, indent=1))
+        return 0
+    for claim in CLAIMS.values():
+        found = sorted(set(verdicts.get(claim.id, []))) or ["not run"]
+        print(f"{claim.id:<22} {', '.join(found):<24} {textwrap.shorten(claim.statement, 72, placeholder=' ...')}")
+    return 0
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from rdfia import assets, datasets, features, networks, store
+
+    taps = {tap: networks.tap_paths(options.network).get(tap, tap) for tap in options.taps.split(",")}
+    if unknown := [tap for tap in taps if taps[tap] not in networks.tap_paths(options.network).values()]:
+        raise ArgumentError(f"taps {unknown} are not in {options.network}; they are like conv1_1, relu3_3, pool5, fc6")
+    paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in datasets.SUFFIXES)
+    if not paths:
+        raise ArgumentError(f"folder {options.folder} holds no photos ({' '.join(sorted(datasets.SUFFIXES))})")
+    whole, part = f"{options.network}-full", f"{options.network}-features"
+    name = next((name for name in (options.network, whole) if name in assets.ASSETS and assets.find(name)), part)
+    loaded = networks.load(options.network, assets.load_weights(name))
+    print(loaded.statement, file=sys.stderr)
+    extracted = features.extract(
+        loaded.module, paths, taps, root=store.cache_dir() / "features", device=options.device,
+        progress=lambda batches, total, label: tqdm(batches, total=total, desc=label, disable=None),
+    )  # fmt: skip
+    names = json.dumps([path.relative_to(options.folder).as_posix() for path in paths])
+    store.save_tensors(options.to, {tap: extracted[tap] for tap in taps}, {"images": names, "network": options.network})
+    shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
+    print(f"{options.to}: {shapes} ({extracted.dtype})")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("rdfia", description="Four deep-vision labs, held to their report by pytest.")
+    parser.add_argument("--version", action="version", version=f"rdfia {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=function)
+        return added
+
+    sub = command("assets", _assets, "Where weights and data are; fill and check an assets directory.")
+    sub.add_argument("action", choices=("status", "fetch", "verify"), nargs="?", default="status")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="assets (default: all)")
+    sub.add_argument("--json", action="store_true", help="for machines")
+    sub.add_argument("--to", type=Path, metavar="DIR", help="fetch into this assets directory")
+    sub = command("report", _report, "Write the page of a run again from its claims.json.")
+    sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
+    sub = command("claims", _claims, "List the claims, with the verdicts of the last run.")
+    sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
+    sub.add_argument("--json", action="store_true", help="for machines")
+    sub = command("extract", _extract, "Features of every photo below a folder, any layers, in one pass.")
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("--network", default="vgg16", choices=("vgg16", "alexnet", "squeezenet1_1"))
+    sub.add_argument("--taps", default="pool5", help="comma-separated layers, such as relu4_3,pool5")
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--to", type=Path, default=Path("features.safetensors"), metavar="FILE")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 a check failed or a file is bad, 2 wrong argument, 3 something is not on this machine."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RdfiaError as error:
+        print(f"rdfia: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError) else WAIT_FOR_ASSETS if isinstance(error, AssetUnavailable) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Downloads against a server on loopback, and archives that mean harm."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import socket
+import stat
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rdfia import assets, downloads
+from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
+from tests.support.loopback import Site, serve
+
+BODY = bytes(range(256)) * 40
+SHA = hashlib.sha256(BODY).hexdigest()
+SPLIT = {
+    "Coast": {"archive": "MITcoast", "images": 3, "train": "1 3"},
+    "Store": {"archive": "store", "images": 1, "train": ""},
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RDFIA_OFFLINE", raising=False)
+    monkeypatch.setattr(downloads.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(downloads, "_unreachable", set())
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve() as running:
+        running.files["/weights.bin"] = BODY
+        yield running
+
+
+def test_a_whole_download_is_checked_and_leaves_no_part(site: Site, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    target = tmp_path / "new" / "weights.bin"
+    downloads.download(f"{site.url}/weights.bin", target, sha256=SHA[:8], md5=hashlib.md5(BODY).hexdigest(),
+                       progress=lambda *row: seen.append(row))  # fmt: skip
+    assert target.read_bytes() == BODY
+    assert [path.name for path in target.parent.iterdir()] == ["weights.bin"]
+    assert seen[-1] == ("weights.bin", len(BODY), len(BODY))
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(site: Site, tmp_path: Path) -> None:
+    site.cut_after = 4000
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    assert (tmp_path / "w").read_bytes() == BODY
+    assert [wanted for _, wanted in site.requests] == [None, "bytes=4000-", "bytes=8000-"]
+
+
+def test_what_came_is_kept_for_the_next_call(site: Site, tmp_path: Path) -> None:
+    site.cut_after = 4000
+    with pytest.raises(AssetUnavailable, match="run the same command again"):
+        downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA, attempts=1)
+    assert (tmp_path / "w.part").stat().st_size == 4000
+    assert not (tmp_path / "w").exists()
+    site.cut_after = None
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    assert site.requests[-1][1] == "bytes=4000-"
+    assert (tmp_path / "w").read_bytes() == BODY
+
+
+def test_a_server_without_ranges_starts_again(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "w.part").write_bytes(b"x" * 100)
+    site.ranges = False
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    assert (tmp_path / "w").read_bytes() == BODY
+
+
+def test_a_part_that_is_already_whole_is_taken(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "w.part").write_bytes(BODY)
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    assert (tmp_path / "w").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(("algorithm", "got"), [("md5", hashlib.md5(BODY).hexdigest()), ("sha256", SHA)])
+def test_a_wrong_checksum_leaves_nothing(site: Site, tmp_path: Path, algorithm: str, got: str) -> None:
+    expected = {algorithm: "0" * 8}
+    with pytest.raises(AssetCorrupt, match=f"{algorithm} {got}, expected 00000000"):
+        downloads.download(f"{site.url}/weights.bin", tmp_path / "w", md5=expected.get("md5", ""),
+                           sha256=expected.get("sha256", ""))  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_is_said_at_once(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(AssetUnavailable, match="404"):
+        downloads.download(f"{site.url}/other.bin", tmp_path / "w")
+    assert len(site.requests) == 1
+
+
+def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
+    site.fail_first = 2
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    assert len(site.requests) == 3
+
+
+def test_no_network_is_waited_for_once(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    for message in ("check the network", "cannot be reached"):
+        with pytest.raises(AssetUnavailable, match=message):
+            downloads.download(f"http://127.0.0.1:{port}/w", tmp_path / "w")
+    assert downloads._unreachable == {f"127.0.0.1:{port}"}
+
+
+def test_offline_forbids_every_request(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDFIA_OFFLINE", "1")
+    with pytest.raises(AssetUnavailable, match="RDFIA_OFFLINE"):
+        downloads.download(f"{site.url}/weights.bin", tmp_path / "w")
+    assert site.requests == []
+    monkeypatch.setenv("RDFIA_OFFLINE", "0")
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w")
+
+
+def test_a_full_disk_is_known_before_the_first_byte(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(downloads.shutil.disk_usage("/"))
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _path: usage(100, 90, 10))
+    with pytest.raises(TooLarge, match=r"needs 10,240 bytes.*has 10 free"):
+        downloads.download(f"{site.url}/weights.bin", tmp_path / "w")
+
+
+def test_a_target_that_cannot_be_written_is_named(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="file"):
+        downloads.download(f"{site.url}/weights.bin", tmp_path / "file" / "w")
+
+
+def test_gunzip(tmp_path: Path) -> None:
+    (tmp_path / "a.gz").write_bytes(gzip.compress(BODY))
+    downloads.gunzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(("packed", "message"), [
+    (gzip.compress(bytes(3_000_000)), "more than 10,240 bytes"),
+    (gzip.compress(os.urandom(5000))[:3000], "no whole gzip file"),
+    (b"no gzip at all", "no whole gzip file"),
+])  # fmt: skip
+def test_gunzip_refuses_bombs_and_damage(tmp_path: Path, packed: bytes, message: str) -> None:
+    (tmp_path / "a.gz").write_bytes(packed)
+    with pytest.raises(AssetCorrupt, match=message):
+        downloads.gunzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
+    assert not (tmp_path / "a").exists()
+
+
+def _archive(path: Path, change: Callable[[zipfile.ZipFile], None] = lambda bundle: None) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name in ("MITcoast/image_0001.jpg", "MITcoast/image_0002.jpg", "store/image_0001.jpg"):
+            bundle.writestr(f"scene_categories/{name}", name)
+        bundle.writestr("scene_categories/Readme.txt", "left alone")
+        bundle.writestr("__MACOSX/MITcoast/image_0003.jpg", "left alone")
+        bundle.writestr("MITcoast/image_0003.jpg", "MITcoast/image_0003.jpg")
+        change(bundle)
+    return path
+
+
+def test_the_archive_comes_out_in_the_labs_split(tmp_path: Path) -> None:
+    downloads.fill_folder(tmp_path / "out", downloads.scene15_members(_archive(tmp_path / "a.zip"), SPLIT))
+    found = {p.relative_to(tmp_path / "out").as_posix(): p.read_text() for p in (tmp_path / "out").rglob("*.jpg")}
+    assert found == {
+        "train/Coast/image_0001.jpg": "MITcoast/image_0001.jpg",
+        "test/Coast/image_0002.jpg": "MITcoast/image_0002.jpg",
+        "train/Coast/image_0003.jpg": "MITcoast/image_0003.jpg",
+        "test/Store/image_0001.jpg": "store/image_0001.jpg",
+    }
+
+
+def _link(bundle: zipfile.ZipFile) -> None:
+    info = zipfile.ZipInfo("MITcoast/image_0009.jpg")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    bundle.writestr(info, "/etc/passwd")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda bundle: bundle.writestr("../MITcoast/image_0004.jpg", "x"), "leaves the folder"),
+    (lambda bundle: bundle.writestr("/MITcoast/image_0004.jpg", "x"), "leaves the folder"),
+    (lambda bundle: bundle.writestr("C:/MITcoast/image_0004.jpg", "x"), "leaves the folder"),
+    (_link, "is a link"),
+    (lambda bundle: bundle.writestr("store/image_0002.jpg", bytes(3_000_000)), "too large"),
+    (lambda bundle: bundle.writestr("more/store/image_0001.jpg", "x"), "there twice"),
+    (lambda bundle: bundle.writestr("store/image_0002.jpg", "x"), "holds 5 photos.*expected 4"),
+])  # fmt: skip
+def test_a_hostile_or_wrong_archive_leaves_nothing(
+    tmp_path: Path, change: Callable[[zipfile.ZipFile], None], message: str
+) -> None:
+    archive = _archive(tmp_path / "a.zip", change)
+    with pytest.raises(AssetCorrupt, match=message):
+        downloads.fill_folder(tmp_path / "out", downloads.scene15_members(archive, SPLIT))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_truncated_archive_is_named(tmp_path: Path) -> None:
+    archive = _archive(tmp_path / "a.zip")
+    archive.write_bytes(archive.read_bytes()[:-40])
+    with pytest.raises(AssetCorrupt, match=r"a\.zip is no whole zip"):
+        list(downloads.scene15_members(archive, SPLIT))
+
+
+def test_an_altered_member_is_named(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as bundle:
+        bundle.writestr("store/image_0001.jpg", "ABCDEFGH")
+    (tmp_path / "a.zip").write_bytes(buffer.getvalue().replace(b"ABCDEFGH", b"ABCDEFGX", 1))
+    with pytest.raises(AssetCorrupt, match="CRC"):
+        list(downloads.scene15_members(tmp_path / "a.zip", SPLIT))
+
+
+def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(StoreError, match="remove it or choose another"):
+        downloads.fill_folder(tmp_path / "out", [("a", b"a")])
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+
+def test_the_shipped_split_has_the_labs_counts() -> None:
+    split = assets.scene15_split()
+    training = {name: [int(n) for n in row["train"].split()] for name, row in split.items()}
+    assert len(split) == 15
+    assert sum(row["images"] for row in split.values()) == 4485
+    assert {len(set(numbers)) for numbers in training.values()} == {100}
+    assert all(min(numbers) >= 1 and max(numbers) <= split[name]["images"] for name, numbers in training.items())
+    assert min(row["images"] for row in split.values()) == 210
+    assert max(row["images"] for row in split.values()) == 410
