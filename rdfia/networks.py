@@ -9,7 +9,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import count, takewhile
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -61,42 +62,6 @@ class Architecture:
         return tuple(layer for layer in self.layers if layer.kind == kind)
 
 
-# A line is torchvision's container, the block of the report's answer 1, then its modules in order: `3>64` the channels,
-# k s p kernel, stride and padding (1, 1, 0 where absent), `64>16>128` a fire module. A ReLU of the same number follows
-# each conv and fc. Dropout carries the number of the layer whose output it thins.
-_TABLES = {
-    "vgg16": """
-        features block1: conv1_1 3>64 k3 p1, conv1_2 64>64 k3 p1, pool1 k2 s2
-        features block2: conv2_1 64>128 k3 p1, conv2_2 128>128 k3 p1, pool2 k2 s2
-        features block3: conv3_1 128>256 k3 p1, conv3_2 256>256 k3 p1, conv3_3 256>256 k3 p1, pool3 k2 s2
-        features block4: conv4_1 256>512 k3 p1, conv4_2 512>512 k3 p1, conv4_3 512>512 k3 p1, pool4 k2 s2
-        features block5: conv5_1 512>512 k3 p1, conv5_2 512>512 k3 p1, conv5_3 512>512 k3 p1, pool5 k2 s2
-        . block5: avgpool k7
-        classifier fc1: fc6 25088>4096, drop6
-        classifier fc2: fc7 4096>4096, drop7
-        classifier fc3: logits 4096>1000""",
-    "alexnet": """
-        features block1: conv1 3>64 k11 s4 p2, pool1 k3 s2
-        features block2: conv2 64>192 k5 p2, pool2 k3 s2
-        features block3: conv3 192>384 k3 p1
-        features block4: conv4 384>256 k3 p1
-        features block5: conv5 256>256 k3 p1, pool5 k3 s2
-        . block5: avgpool k6
-        classifier fc1: drop5, fc6 9216>4096
-        classifier fc2: drop6, fc7 4096>4096
-        classifier fc3: logits 4096>1000""",
-    "squeezenet1_1": """
-        features conv1: conv1 3>64 k3 s2, pool1 k3 s2 ceil
-        features fire2: fire2 64>16>128
-        features fire3: fire3 128>16>128, pool3 k3 s2 ceil
-        features fire4: fire4 128>32>256
-        features fire5: fire5 256>32>256, pool5 k3 s2 ceil
-        features fire6: fire6 256>48>384
-        features fire7: fire7 384>48>384
-        features fire8: fire8 384>64>512
-        features fire9: fire9 512>64>512
-        classifier conv10: drop9, conv10 512>1000, logits k1""",
-}
 _KINDS = {"conv": "conv", "fc": "linear", "pool": "maxpool", "avgpool": "avgpool", "drop": "dropout", "fire": "fire"}
 
 
@@ -113,34 +78,28 @@ def _fire(name: str, path: str, block: str, before: int, squeezed: int, after: i
 
 def _read_table(name: str, table: str) -> Architecture:
     layers: list[Layer] = []
-    position = dict.fromkeys(("features", "classifier"), -1)
-
-    def place(container: str, tap: str) -> str:
-        if container == ".":
-            return tap
-        position[container] += 1
-        return f"{container}.{position[container]}"
-
-    for line in table.strip().splitlines():
+    position = {"features": count(), "classifier": count()}
+    for line in table.split("\n"):
         (container, block), items = line.split(":")[0].split(), line.split(":")[1].split(",")
         for tap, *words in (item.split() for item in items):
+            path = tap if container == "." else f"{container}.{next(position[container])}"
             widths = [int(width) for word in words if ">" in word for width in word.split(">")]
-            numbers = {word[0]: int(word[1:]) for word in words if word[0] in "ksp"}
-            k, s, p = numbers.get("k", 1), numbers.get("s", 1), numbers.get("p", 0)
-            kind = _KINDS.get(tap.rstrip("_0123456789")) or ("linear" if widths else "avgpool")
-            widths = widths or [layers[-1].out_channels] * 2
-            path = place(container, tap)
+            kind = _KINDS.get(tap.rstrip("_0123456789")) or ("linear" if widths else "avgpool")  # logits are either
             if kind == "fire":
                 layers += _fire(tap, path, block, *widths)
                 continue
-            layers.append(Layer(tap, path, kind, widths[0], widths[1], k, s, p, block, "ceil" in words))
+            before, after = widths or [layers[-1].out_channels] * 2
+            numbers = {word[0]: int(word[1:]) for word in words if word[0] in "ksp"}
+            k, s, p = numbers.get("k", 1), numbers.get("s", 1), numbers.get("p", 0)
+            layers.append(Layer(tap, path, kind, before, after, k, s, p, block, "ceil" in words))
             if kind in ("conv", "linear") and tap != "logits":
-                relu = "relu" + tap.lstrip("convf")
-                layers.append(Layer(relu, place(container, relu), "relu", widths[-1], widths[-1], block=block))
+                path = f"{container}.{next(position[container])}"
+                layers.append(Layer("relu" + tap.lstrip("convf"), path, "relu", after, after, block=block))
     return Architecture(name, tuple(layers))
 
 
-ARCHITECTURES: dict[str, Architecture] = {name: _read_table(name, table) for name, table in _TABLES.items()}
+_TABLES = re.findall(r"\[(\w+)\]\n(.+?)\n(?:\n|$)", Path(__file__).with_name("layers.txt").read_text("utf-8"), re.S)
+ARCHITECTURES: dict[str, Architecture] = {name: _read_table(name, table) for name, table in _TABLES}
 
 
 def architecture(name: str) -> Architecture:
@@ -190,10 +149,10 @@ def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
     layers = architecture(name).layers
     blocks = {layer.name: layer.block for layer in layers} | {layer.path: layer.block for layer in layers}
     totals: dict[str, int] = {}
-    for key, count in counts.items():
+    for key, value in counts.items():
         if key not in blocks:
             raise ArgumentError(f"counts: {key!r} is no layer or path of {name}")
-        totals[blocks[key]] = totals.get(blocks[key], 0) + count
+        totals[blocks[key]] = totals.get(blocks[key], 0) + value
     return totals
 
 
@@ -270,16 +229,13 @@ def _skeleton(name: str) -> nn.Module:
         return EfficientNet.from_name(name).eval()
 
 
-def _fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return all(key in expected and tensor.shape == expected[key].shape for key, tensor in state.items())
-
-
 def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises WeightsError that names the first unknown, misshapen, half-missing, non-float or non-finite tensor."""
     if not state:
         raise WeightsError(f"weights of {name}: no tensors at all; see `rdfia assets status`")
-    others = [] if _fits(state, expected) else [n for n in ARCHITECTURES if _fits(state, _skeleton(n).state_dict())]
-    advice = f"they fit {others[0]}" if others else f"{name} needs torchvision's key names and shapes"
+    shapes = {key: tensor.shape for key, tensor in state.items()}.items()
+    fitting = [n for n in ARCHITECTURES if shapes <= {k: t.shape for k, t in _skeleton(n).state_dict().items()}.items()]
+    advice = f"they fit {fitting[0]}" if fitting else f"{name} needs torchvision's key names and shapes"
     for key, tensor in state.items():
         if key not in expected:
             raise WeightsError(f"weights of {name}: {key} is no tensor of this network; {advice}")

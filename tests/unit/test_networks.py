@@ -137,8 +137,8 @@ def test_other_bad_arguments() -> None:
         networks.per_block("vgg16", {"conv9": 1})
     with pytest.raises(ArgumentError, match="seed: None"):
         networks.build("squeezenet1_1")
-    with pytest.raises(ArgumentError, match="Linear has no convolution"):
-        networks.first_convolution_maps(nn.Linear(2, 2), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ArgumentError, match="Identity has no convolution"):
+        networks.first_convolution_maps(nn.Identity(), torch.zeros(1, 3, 8, 8))
 
 
 def test_random_weights_follow_the_seed_and_leave_every_global_generator() -> None:
