@@ -51,7 +51,7 @@ def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         part = f" (part of {record['as']})" if record["as"] not in ("", record["name"]) else ""
         what = f"{_size(record['size']):>9}  {record['source']}{part}" if record["source"] else record["about"]
         yield f"{record['name']:<{column}}{record['state']:<12}  {what}".rstrip()
-        lines = [record["problem"]]
+        lines = record["problem"].rsplit("; ", 1)  # the way out on a line of its own, to be copied
         if record["state"] == "missing":
             lines = [f"get it: {record['command']}", f"note: {record['note']}" if record["note"] else ""]
         if waiting := record["waiting"]:

@@ -1,0 +1,260 @@
+"""Data sets are whole, in a stable order, and refused by name when they are not what a lab can use."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rdfia import assets, datasets
+from rdfia.datasets import ArraySet, ImageSet, image_folder
+from rdfia.errors import DatasetError
+
+JPEG_SIZE = (12, 10)
+
+
+def photo(path: Path, value: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", JPEG_SIZE, value).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("cat/2.jpg", "cat/10.jpg", "ant/b.png", "ant/A.JPEG", "dog/1.jpg"):
+        photo(tmp_path / "photos" / name, value=len(name))
+    (tmp_path / "photos" / "cat" / "Thumbs.db").write_bytes(b"not a photo, and not called one")
+    (tmp_path / "photos" / ".git").mkdir()
+    return tmp_path / "photos"
+
+
+def test_an_image_folder_in_a_stable_order(folder: Path) -> None:
+    found = image_folder(folder, "pets")
+    assert found.classes == ("ant", "cat", "dog")
+    assert [path.name for path in found.paths] == ["A.JPEG", "b.png", "10.jpg", "2.jpg", "1.jpg"]
+    assert found.labels.tolist() == [0, 0, 1, 1, 2]
+    assert (len(found), found.labels.dtype) == (5, np.int64)
+
+
+def test_subset_keeps_order_and_classes(folder: Path) -> None:
+    found = image_folder(folder, "pets").subset([4, 1])
+    assert [path.name for path in found.paths] == ["1.jpg", "b.png"]
+    assert found.labels.tolist() == [2, 0]
+    assert found.classes == ("ant", "cat", "dog")
+
+
+def test_the_digest_follows_the_content_not_the_place(folder: Path, tmp_path: Path) -> None:
+    first = image_folder(folder, "pets").digest
+    folder = folder.rename(tmp_path / "elsewhere")
+    assert image_folder(folder, "pets").digest == first
+    others = {image_folder(folder, "pets").subset([0, 1, 2, 4, 3]).digest}
+    photo(folder / "dog" / "1.jpg", 200)
+    others.add(image_folder(folder, "pets").digest)
+    (folder / "dog" / "1.jpg").rename(folder / "dog" / "2.jpg")
+    others.add(image_folder(folder, "pets").digest)
+    assert len(others | {first}) == 4
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "bee").mkdir()
+
+
+def only_text(folder: Path) -> None:
+    (folder / "bee").mkdir()
+    (folder / "bee" / "notes.txt").write_text("no photo")
+
+
+def one_class(folder: Path) -> None:
+    for name in ("ant", "dog"):
+        (folder / name).rename(folder.parent / name)
+
+
+def flat(folder: Path) -> None:
+    for path in folder.glob("*/*"):
+        path.rename(folder / path.name)
+    for path in (folder / "ant", folder / "cat", folder / "dog"):
+        path.rmdir()
+
+
+def false_photos(folder: Path) -> None:
+    for number in range(7):
+        (folder / "cat" / f"false{number}.jpg").write_text("not a photo")
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (empty_class, "no photos in bee"), (only_text, "no photos in bee"),
+    (one_class, r"1 class folders \(cat\), expected two or more"), (flat, "none, and 5 photos beside"),
+    (false_photos, r"7 of 12 files cannot be used:\n.*false0\.jpg: not a readable image(.|\n)*and 2 more"),
+])  # fmt: skip
+def test_a_folder_that_no_lab_can_use(folder: Path, spoil: Callable[[Path], None], message: str) -> None:
+    spoil(folder)
+    with pytest.raises(DatasetError, match=message):
+        image_folder(folder, "pets")
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"nowhere is no folder"):
+        image_folder(tmp_path / "nowhere", "pets")
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    ([0], r"2 images, labels of shape \(1,\)"), ([[0], [1]], r"labels of shape \(2, 1\)"),
+    ([0, 2], "labels 0 to 2 do not match the 2 classes"), ([-1, 0], "labels -1 to 0"),
+])  # fmt: skip
+def test_labels_that_do_not_match(labels: list[int], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        ImageSet("pets", (Path("a.jpg"), Path("b.jpg")), np.array(labels), ("cat", "dog"))
+    with pytest.raises(DatasetError, match=message):
+        ArraySet("pets", np.zeros((2, 4, 4), np.uint8), np.array(labels), ("cat", "dog"))
+
+
+def test_a_set_without_images() -> None:
+    with pytest.raises(DatasetError, match="0 images"):
+        ImageSet("pets", (), np.array([], np.int64), ("cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15-Scene's file names in the layout of the public archive; one file, linked 4,485 times."""
+    root = tmp_path_factory.mktemp("archive")
+    one = photo(root.parent / "one.jpg")
+    for row in assets.scene15_split().values():
+        (root / row["archive"]).mkdir()
+        for number in range(1, row["images"] + 1):
+            (root / row["archive"] / f"image_{number:04d}.jpg").hardlink_to(one)
+    return root
+
+
+def test_the_archives_layout_gives_the_labs_split(scenes: Path, tmp_path: Path) -> None:
+    train, test = datasets.scene15(scenes)
+    assert (len(train), len(test), len(train.classes)) == (1500, 2985, 15)
+    assert np.bincount(train.labels).tolist() == [100] * 15
+    assert not set(train.paths) & set(test.paths)
+    for part, found in (("train", train), ("test", test)):  # the same photos in the layout of an assets directory
+        for path, label in zip(found.paths, found.labels, strict=True):
+            target = tmp_path / part / found.classes[label] / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.hardlink_to(path)
+    for ours, theirs in zip(datasets.scene15(tmp_path), (train, test), strict=True):
+        assert [path.name for path in ours.paths] == [path.name for path in theirs.paths]
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        assert (ours.name, ours.classes) == (theirs.name, theirs.classes)
+    (tmp_path / "train" / "Store" / "image_0001.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"99 train photos of Store in .*, expected 100; get it whole: "):
+        datasets.scene15(tmp_path)
+
+
+def test_a_folder_that_is_not_15_scene(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="0 train photos of Bedroom"):
+        datasets.scene15(tmp_path)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 12), ("t10k", 5)):
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(generator.integers(0, 256, (count, 28, 28), np.uint8)))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % 10))
+    return tmp_path
+
+
+def test_idx_files_as_torchvision_reads_them(raw: Path) -> None:
+    from rdfia._compat import register_missing_operators
+
+    register_missing_operators()
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    for part, found in zip(("train", "t10k"), datasets.mnist(raw), strict=True):
+        images = torch.from_numpy(found.images)  # warns, which is an error here, if it cannot be written
+        assert torch.equal(images, read_image_file(str(raw / f"{part}-images-idx3-ubyte")))
+        assert torch.equal(torch.from_numpy(found.labels), read_label_file(str(raw / f"{part}-labels-idx1-ubyte")))
+    first, again = datasets.mnist(raw)[0], datasets.mnist(raw)[0]
+    assert first.digest == again.digest
+    assert first.digest != first.subset([1, 0, *range(2, 12)]).digest
+
+
+@pytest.mark.parametrize(("name", "spoil", "message"), [
+    ("train-images-idx3", lambda data: data[:-1], "holds 9407 values, its header promises 9408"),
+    ("train-images-idx3", lambda data: data[:4] + b"\xff" * 12 + data[16:], "promises 79228162458924105385300197375"),
+    ("train-images-idx3", lambda data: data[:6], "no IDX file"),
+    ("train-images-idx3", lambda data: b"\x1f\x8b" + data[2:], "no IDX file"),
+    ("t10k-labels-idx1", lambda data: data + b"\x01", "holds 6 values, its header promises 5"),
+    ("t10k-labels-idx1", lambda data: data[:-1] + b"\x0b", "labels 0 to 11 do not match the 10 classes"),
+    ("t10k-labels-idx1", lambda data: data[:7] + b"\x04" + data[8:-1], "5 images, labels of shape"),
+])  # fmt: skip
+def test_idx_files_that_lie(raw: Path, name: str, spoil: Callable[[bytes], bytes], message: str) -> None:
+    path = raw / f"{name}-ubyte"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DatasetError, match=f"mnist.*{message}"):
+        datasets.mnist(raw)
+
+
+def test_a_missing_idx_file_names_the_command(raw: Path) -> None:
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DatasetError, match=r"t10k-labels.*python -m rdfia assets fetch mnist"):
+        datasets.mnist(raw)
+
+
+def test_digits_are_whole_balanced_and_in_a_fixed_order() -> None:
+    path = assets.locate("digits").path
+    found = datasets.digits(path)
+    assert found.images.shape == (5000, 28, 28)
+    assert found.images.mean() / 255 == pytest.approx(0.1313, abs=1e-4)
+    np.testing.assert_array_equal(np.sort(found.labels.reshape(500, 10), axis=1), np.tile(np.arange(10), (500, 1)))
+    assert len({tuple(row) for row in found.labels.reshape(500, 10)}) > 400  # shuffled within every ten
+    assert found.digest == datasets.digits(path).digest
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)  # the same images, each with its own label
+    as_rows = {row.tobytes() for row in table}
+    assert {np.append(image, label).astype(np.uint8).tobytes()
+            for image, label in zip(found.images.reshape(5000, -1), found.labels, strict=True)} == as_rows  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (b"not gzip", "no gzipped table"), (gzip.compress(b"1,2\n3,x\n"), "no gzipped table"),
+    (gzip.compress(b"1,2\n3,4\n"), r"table of \(2, 2\), expected 5000 x 785"),
+    (gzip.compress(b"1,2\n3,4\n")[:-6], "no gzipped table"),
+])  # fmt: skip
+def test_digits_that_are_none(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "d.csv.gz").write_bytes(data)
+    with pytest.raises(DatasetError, match=rf"d\.csv\.gz .*{message}"):
+        datasets.digits(tmp_path / "d.csv.gz")
+
+
+def test_imagenets_names_and_numbers() -> None:
+    names = datasets.imagenet_classes()
+    assert len(names) == 1000
+    assert (names[285], names[188]) == ("Egyptian cat", "wire-haired fox terrier")  # TME 7 q3
+    wnids = Path(datasets.__file__).with_name("imagenet_wnids.txt").read_text().split()
+    assert len(set(wnids)) == 1000
+    assert wnids == sorted(wnids)  # ImageNet's indices are the order of the names
+    assert (wnids[285], wnids[188]) == ("n02124075", "n02095314")
+
+
+def test_imagenet_samples_by_their_folders(tmp_path: Path) -> None:
+    for name in ("n02124075", "n01440764"):
+        photo(tmp_path / name / "a.jpg")
+    found = datasets.imagenet_samples(tmp_path)
+    assert [(path.parent.name, int(label)) for path, label in zip(found.paths, found.labels, strict=True)] == [
+        ("n01440764", 0), ("n02124075", 285)]  # fmt: skip
+    photo(tmp_path / "cats" / "a.jpg")
+    with pytest.raises(DatasetError, match="'cats' below"):
+        datasets.imagenet_samples(tmp_path)
+
+
+def test_foolbox_photos(tmp_path: Path) -> None:
+    found = datasets.foolbox_photos(assets.locate("foolbox-photos").path)
+    assert len(found) == 20
+    by_name = {path.name: found.classes[label] for path, label in zip(found.paths, found.labels, strict=True)}
+    assert by_name["imagenet_07_609.jpg"] == "jeep"
+    with pytest.raises(DatasetError, match=r"no imagenet_NN_LABEL\.jpg in .*pip install --no-deps foolbox"):
+        datasets.foolbox_photos(tmp_path)

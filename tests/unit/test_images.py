@@ -1,0 +1,215 @@
+"""Photos of every odd kind become the right pixels, or an error that names the file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rdfia.errors import ArgumentError, ImageError
+from rdfia.images import CROP, EFFICIENTNET_LITE0, IMAGENET_MEAN, IMAGENET_STD, LAB, Preprocess, check_image, read_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def grey(height: int = 20, width: int = 30) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def test_grey_and_colour_come_back_as_they_are(tmp_path: Path) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    for array, mode in ((grey(), "L"), (colour, "RGB")):
+        Image.fromarray(array).save(tmp_path / "a.png")
+        image = read_image(tmp_path / "a.png")
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.asarray(image), array)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(levels).save(tmp_path / name)
+        image = read_image(tmp_path / name)
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image).ravel(), np.arange(256))
+    clipped = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
+    assert (clipped == 255).sum() > 250  # what Pillow's own conversion gives
+
+
+def test_values_without_a_range_are_refused(tmp_path: Path) -> None:
+    for name, array in (("int", np.full((16, 16), 1 << 20, np.int32)), ("float", np.zeros((16, 16), np.float32))):
+        Image.fromarray(array).save(tmp_path / f"{name}.tif")
+        with pytest.raises(ImageError, match=rf"{name}\.tif: .*save it as"):
+            read_image(tmp_path / f"{name}.tif")
+
+
+def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (16, 16), 0)
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.paste(1, (0, 0, 8, 16))
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "clear.png", transparency=0)
+    assert read_image(tmp_path / "plain.png").getpixel((12, 3)) == RED
+    assert read_image(tmp_path / "clear.png").getpixel((12, 3)) == WHITE
+    assert read_image(tmp_path / "clear.png").getpixel((2, 3)) == GREEN
+
+
+@pytest.mark.parametrize(("mode", "pixel", "expected"), [
+    ("RGBA", (255, 0, 0, 0), WHITE), ("RGBA", (255, 0, 0, 255), RED), ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
+    ("LA", (0, 0), WHITE), ("LA", (0, 255), (0, 0, 0)), ("1", 1, 255),
+])  # fmt: skip
+def test_transparency_and_bits(tmp_path: Path, mode: str, pixel: object, expected: object) -> None:
+    Image.new(mode, (9, 9), pixel).save(tmp_path / "a.png")  # type: ignore[arg-type]
+    assert read_image(tmp_path / "a.png").getpixel((4, 4)) == expected
+
+
+def test_a_transparent_colour_without_alpha_channel(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), BLUE)
+    image.paste(RED, (0, 0, 8, 16))
+    image.save(tmp_path / "a.png", transparency=BLUE)
+    assert [read_image(tmp_path / "a.png").getpixel(at) for at in ((2, 2), (12, 2))] == [RED, WHITE]
+
+
+@pytest.mark.parametrize(("ink", "colour"), [((0, 255, 255, 0), RED), ((0, 0, 0, 0), WHITE), ((255, 255, 0, 0), BLUE)])
+def test_cmyk_is_converted(tmp_path: Path, ink: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    Image.new("CMYK", (16, 16), ink).save(tmp_path / "a.jpg", quality=100)
+    image = read_image(tmp_path / "a.jpg")
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(image.getpixel((8, 8)), colour, atol=3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
+    upright = Image.new("RGB", (24, 16), WHITE)
+    upright.paste(RED, (0, 0, 8, 8))  # top left
+    upright.paste(BLUE, (16, 8, 24, 16))  # bottom right
+    turn = Image.Transpose
+    stored = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+              6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}.get(orientation)  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (upright if stored is None else upright.transpose(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(upright))
+
+
+def test_a_cameras_two_picture_file_is_a_photo(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 16), RED).save(tmp_path / "a.mpo", save_all=True, append_images=[Image.new("RGB", (16, 8))])
+    (tmp_path / "a.mpo").rename(tmp_path / "a.jpg")
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg").getpixel((3, 3)), RED, atol=3)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises an image and holds none: decoding it is not what fails."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def truncated(path: Path) -> None:
+    Image.fromarray(grey(200, 200)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def truncated_png(path: Path) -> None:
+    Image.fromarray(grey(200, 200)).save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def animated(path: Path) -> None:
+    frames = [Image.fromarray(grey() + np.uint8(shift)) for shift in range(3)]
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "bomb": (lambda path: path.write_bytes(png_header(8000, 8000)), "8000 x 8000 pixels, the limit is 50,000,000"),
+    "bomb that Pillow warns of": (lambda path: path.write_bytes(png_header(10000, 10000)), "limit"),
+    "bomb that Pillow refuses": (lambda path: path.write_bytes(png_header(60000, 60000)), "limit"),
+    "one pixel": (lambda path: Image.new("RGB", (1, 1)).save(path, "PNG"), "1 x 1 pixels, expected at least 8"),
+    "one row": (lambda path: Image.new("RGB", (400, 7)).save(path, "PNG"), "400 x 7 pixels"),
+    "animated": (animated, "animated.*save one frame"),
+    "text": (lambda path: path.write_text("no image"), "not a readable image"),
+    "empty": (lambda path: path.write_bytes(b""), "not a readable image"),
+    "absent": (lambda path: None, "no such file"),
+    "folder": (lambda path: path.mkdir(), "not a readable image"),
+    "JPEG magic only": (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"), "not a readable image"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_named_from_the_header_alone(tmp_path: Path, kind: str) -> None:
+    make, message = BAD[kind]
+    path = tmp_path / "photo.jpg"
+    make(path)
+    for read in (read_image, check_image, LAB.pixels):
+        with pytest.raises(ImageError, match=rf"photo\.jpg: .*{message}"):
+            read(path)
+
+
+@pytest.mark.parametrize("make", [truncated, truncated_png])
+def test_damage_in_the_pixels_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "photo.jpg")
+    check_image(tmp_path / "photo.jpg")  # the header is right
+    with pytest.raises(ImageError, match=r"photo\.jpg: truncated or damaged .*replace it or remove it"):
+        read_image(tmp_path / "photo.jpg")
+
+
+def test_the_limit_is_the_callers(tmp_path: Path) -> None:
+    Image.fromarray(grey()).save(tmp_path / "a.png")
+    read_image(tmp_path / "a.png", max_pixels=600)
+    with pytest.raises(ImageError, match="limit is 599"):
+        read_image(tmp_path / "a.png", max_pixels=599)
+
+
+def test_stretch_takes_all_and_crop_takes_the_centre() -> None:
+    array = np.zeros((100, 200), np.uint8)
+    array[:, 44:156] = 255  # the square in the middle, and what the filter reaches beside it
+    image = Image.fromarray(array)
+    stretched = Preprocess(size=64).pixels(image)[0].float()
+    cropped = Preprocess(size=64, mode="crop", resize=64).pixels(image)[0]
+    assert cropped.min() == 255
+    assert stretched.mean().item() == pytest.approx(255 * 112 / 200, abs=1)
+    np.testing.assert_array_equal(stretched.numpy(), stretched.numpy()[:, ::-1])  # symmetric
+
+
+def test_grey_is_copied_and_flip_mirrors() -> None:
+    image = Image.fromarray(grey(50, 40))
+    pixels = LAB.pixels(image)
+    assert (pixels.shape, pixels.dtype) == ((3, 224, 224), torch.uint8)
+    assert torch.equal(pixels[0], pixels[1])
+    assert torch.equal(pixels[0], pixels[2])
+    assert torch.equal(Preprocess(flip=True).pixels(image), pixels.flip(-1))
+    assert torch.equal(LAB.pixels(image.convert("RGB")), pixels)
+
+
+def test_normalise_by_hand() -> None:
+    pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    expected = [(value / 255 - m) / s for value, m, s in zip((0, 128, 255), IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    np.testing.assert_allclose(LAB.normalise(pixels).flatten(), expected, rtol=1e-6)
+    lite = EFFICIENTNET_LITE0.normalise(pixels).flatten()
+    np.testing.assert_allclose(lite, [(value - 127) / 128 for value in (0, 128, 255)], rtol=1e-5, atol=1e-7)
+
+
+def test_preprocess_names_a_wrong_argument() -> None:
+    for wrong in ({"mode": "squash"}, {"size": 0}, {"mode": "crop", "resize": 200}, {"std": (1, 1, 0)},
+                  {"mean": (0.5,)}, {"interpolation": "nearest"}):  # fmt: skip
+        with pytest.raises(ArgumentError, match=list(wrong)[-1]):
+            Preprocess(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="expected B x 3 x H x W"):
+        LAB.normalise(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ArgumentError, match="int64, expected uint8"):
+        LAB.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
+
+
+def test_keys_tell_every_field_apart() -> None:
+    kinds = [LAB, CROP, EFFICIENTNET_LITE0, Preprocess(flip=True), Preprocess(size=352), Preprocess(224, "crop", 288),
+             Preprocess(interpolation="bicubic"), Preprocess(mean=(0.5,) * 3), Preprocess(std=(0.5,) * 3)]  # fmt: skip
+    assert len({kind.key for kind in kinds}) == len(kinds)
+    assert LAB.key == Preprocess().key == "stretch224-bilinear-0.485,0.456,0.406,0.229,0.224,0.225"

