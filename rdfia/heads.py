@@ -50,7 +50,7 @@ class HeadConfig:
 class ScratchConfig(HeadConfig):
     """The same for a whole network: one epoch of warm-up, then a cosine to 0; nothing is held out.
 
-    `shift`: the largest random translation in pixels (a crop of the image, reflected at its edges); `flip` mirrors half.
+    `shift`: the largest random translation in pixels (a crop of the image, reflected at the edge); `flip` mirrors half.
     """
 
     epochs: int = 25
@@ -93,14 +93,15 @@ def train_head(features: Tensor, y: Any, *, config: HeadConfig | None = None, de
     if not 0 < rms < math.inf:
         raise ArgumentError(f"features: root mean square row norm is {rms}, expected finite rows, not all zero")
 
-    def load(rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    def load(rows: Tensor) -> Tensor:
         return features[rows.to(features.device)].to(device, torch.float32) / rms
 
     def start(rows: Tensor, held: Tensor | None, epochs: int) -> tuple[nn.Linear, list[Epoch]]:
         layer = nn.utils.skip_init(nn.Linear, features.shape[1], int(labels.max()) + 1)  # no global random number drawn
         for parameter in layer.to(device).parameters():
             nn.init.zeros_(parameter)
-        return layer, _train(layer, load, labels, rows, held, config, device, range(epochs), lambda _: 1.0)
+        generator = torch.Generator().manual_seed(config.seed)
+        return layer, _train(layer, load, labels, rows, held, config, device, range(epochs), lambda _: 1.0, generator)
 
     train, held = _split(labels, config)
     layer, history = start(train, held, config.epochs)
@@ -133,7 +134,9 @@ def train_network(
         got = f"{images.dtype} {tuple(images.shape)}, shift={config.shift}"
         raise ArgumentError(f"images: got {got}, expected uint8 n x 3 x S x S, and a shift below S")
 
-    def load(rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def load(rows: Tensor) -> Tensor:
         pixels = augment(images[rows], generator, config.flip, config.shift).to(device)
         return preprocess_normalise(pixels).contiguous(memory_format=torch.channels_last)
 
@@ -148,7 +151,7 @@ def train_network(
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
-            return _train(module, load, labels, rows, None, config, device, epochs, rate)
+            return _train(module, load, labels, rows, None, config, device, epochs, rate, generator)
     finally:
         module.train(was_training)
 
@@ -171,7 +174,7 @@ def predict(
     return torch.cat(classes).numpy()
 
 
-def augment(images: Tensor, generator: torch.Generator | None, flip: bool, shift: int) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator, flip: bool, shift: int) -> Tensor:
     """Each image (B x C x H x W, CPU) moved by up to `shift` < H, W pixels each way, edges reflected; half mirrored."""
     count, _, height, width = images.shape
     moves = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator)
@@ -188,7 +191,7 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 def _train(
     module: nn.Module,
-    load: Callable[[Tensor, torch.Generator | None], Tensor],
+    load: Callable[[Tensor], Tensor],
     labels: Tensor,
     rows: Tensor,
     held: Tensor | None,
@@ -196,10 +199,10 @@ def _train(
     device: torch.device,
     epochs: Iterable[int],
     rate: Callable[[float], float],
+    generator: torch.Generator,
 ) -> list[Epoch]:
-    generator, history = torch.Generator().manual_seed(config.seed), []
-    decay = config.weight_decay
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=decay, fused=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    history = []
     for epoch in epochs:
         batches = rows[torch.randperm(len(rows), generator=generator)].tensor_split(-(-len(rows) // config.batch))
         loss_sum, right = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -207,7 +210,7 @@ def _train(
             optimizer.param_groups[0]["lr"] = config.lr * rate(epoch + step / len(batches))
             target = labels[batch].to(device)
             with torch.autocast(device.type, config.dtype, enabled=config.dtype != torch.float32):
-                logits = module(load(batch, generator))
+                logits = module(load(batch))
             loss = F.cross_entropy(logits.float(), target, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
@@ -219,7 +222,7 @@ def _train(
         validation = None
         if held is not None:
             with torch.inference_mode():
-                hits = sum(int((module(load(b, None)).argmax(1).cpu() == labels[b]).sum()) for b in held.split(256))
+                hits = sum(int((module(load(b)).argmax(1).cpu() == labels[b]).sum()) for b in held.split(256))
             validation = hits / len(held)
         history.append(Epoch(mean, float(right) / len(rows), validation))
     return history

@@ -1,0 +1,299 @@
+"""Training room: exact first steps, seeds, what is left untouched, and named refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rdfia import heads
+from rdfia.errors import ArgumentError, DatasetError
+from rdfia.heads import HeadConfig, ScratchConfig
+
+QUICK = HeadConfig(epochs=6, batch=16)
+
+
+def features(n: int = 90, d: int = 50, classes: int = 3, spread: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Rows of norm 1 around one centre for each class, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % classes
+    x = torch.randn(classes, d, generator=generator)[y] + spread * torch.randn(n, d, generator=generator)
+    return nn.functional.normalize(x), y
+
+
+def coloured(n: int = 64, size: int = 8) -> tuple[Tensor, Tensor]:
+    """Noise images, dark for label 0 and bright for label 1."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2
+    noise = torch.randint(0, 100, (n, 3, size, size), generator=generator)
+    return (noise + 120 * y[:, None, None, None]).to(torch.uint8), y
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    return pixels.float() / 128 - 1
+
+
+def network(dropout: float = 0.5) -> nn.Sequential:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(dropout), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(16, 2))
+
+
+def test_a_head_starts_at_the_loss_of_a_uniform_guess() -> None:
+    x, y = features()
+    head = heads.train_head(x, y, config=HeadConfig(epochs=1, batch=1000))
+    assert head.history[0].loss == pytest.approx(math.log(3), abs=1e-6)
+    assert head.history[0].accuracy == pytest.approx(1 / 3)  # every row is called class 0
+
+
+def test_the_first_step_is_the_gradient_s_sign_times_the_rate_over_the_scale() -> None:
+    x, y = features()
+    x = 7 * x  # rows of norm 7: divided by 7 while training
+    config = HeadConfig(epochs=1, batch=1000, lr=1e-3, weight_decay=0.0)
+    head = heads.train_head(x, y, config=config)
+    residual = nn.functional.one_hot(y, 3).double() - 1 / 3  # of a uniform guess
+    expected = 1e-3 / 7 * torch.sign(residual.T @ x.double())  # Adam's first step has the size of the rate
+    torch.testing.assert_close(head.module.weight.double(), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_a_head_separates_what_can_be_separated_and_says_so() -> None:
+    x, y = features()
+    head = heads.train_head(x, y, config=QUICK)
+    assert (heads.predict(head.module, x) == y.numpy()).all()
+    assert head.validation_accuracy == 1.0
+    assert len(head.history) == QUICK.epochs
+    assert head.history[-1].loss < head.history[0].loss
+    assert head.validation_accuracy == max(epoch.validation or 0 for epoch in head.history)
+    assert head.history[head.epochs - 1].validation == head.validation_accuracy
+
+
+def test_validation_rows_are_not_trained_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 400, generator=generator), torch.arange(300) % 3  # labels that say nothing about the rows
+    head = heads.train_head(x, y, config=HeadConfig(epochs=20, lr=0.01, refit=False))
+    assert head.history[-1].accuracy > 0.9
+    assert head.validation_accuracy < 0.6
+
+
+def test_a_seed_gives_the_same_head_bit_by_bit_and_another_seed_another() -> None:
+    x, y = features()
+    first, again, other = (heads.train_head(x, y, config=dataclasses.replace(QUICK, seed=s)) for s in (1, 1, 2))
+    assert torch.equal(first.module.weight, again.module.weight)
+    assert first.history == again.history
+    assert not torch.equal(first.module.weight, other.module.weight)
+
+
+def test_without_refit_the_chosen_epoch_comes_back_and_with_it_every_row_counts() -> None:
+    x, y = features(spread=2.0)
+    config = dataclasses.replace(QUICK, epochs=12, lr=0.02, refit=False)
+    head = heads.train_head(x, y, config=config)
+    assert head.epochs < 12
+    shorter = heads.train_head(x, y, config=dataclasses.replace(config, epochs=head.epochs))
+    assert torch.equal(head.module.weight, shorter.module.weight)
+    assert shorter.history == head.history[: head.epochs]
+    assert not torch.equal(
+        heads.train_head(x, y, config=dataclasses.replace(config, refit=True)).module.weight, head.module.weight
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**10])
+def test_the_scale_of_the_features_changes_nothing(scale: float) -> None:
+    x, y = features()
+    head, other = (heads.train_head(part, y, config=QUICK) for part in (x, x * scale))
+    torch.testing.assert_close(other.module.weight * scale, head.module.weight, rtol=1e-6, atol=0.0)
+    assert torch.equal(other.module.bias, head.module.bias)
+
+
+def test_bfloat16_storage_trains_as_its_float32_copy() -> None:
+    x, y = features()
+    stored = x.bfloat16()
+    assert torch.equal(
+        heads.train_head(stored, y, config=QUICK).module.weight,
+        heads.train_head(stored.float(), y, config=QUICK).module.weight,
+    )
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.arange(90) % 3 + 1, "expected classes 0, 1"),
+        (np.zeros(90, dtype=int), "two or more"),
+        (np.array([0, 1] * 44 + [2, 1]), "two rows or more each"),
+        (np.arange(89) % 3, "each of the 90 rows"),
+        (np.arange(90) % 3 / 1.0, "float64"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(y: np.ndarray, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        heads.train_head(features()[0], y)
+    images = torch.zeros(90, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(DatasetError, match=message):
+        heads.train_network(network(), images, y, preprocess_normalise=scaled)
+
+
+def test_features_that_cannot_be_trained_on_are_refused() -> None:
+    x, y = features()
+    for bad, message in (
+        (x[:, :, None], "floating point n x d"),
+        (x.long(), "floating point n x d"),
+        (torch.zeros_like(x), "row norm is 0"),
+        (x.index_fill(0, torch.tensor([4]), math.nan), "row norm is nan"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            heads.train_head(bad, y)
+    with pytest.raises(ArgumentError, match="a share to hold out"):
+        heads.train_head(x, y, config=HeadConfig(validation=0.0))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"weight_decay": -1.0}, {"validation": 1.0}]
+)
+@pytest.mark.parametrize("config", [HeadConfig, ScratchConfig])
+def test_a_config_out_of_range_is_refused(config: type[HeadConfig], bad: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="expected"):
+        config(**bad)
+
+
+def test_augmentation_is_a_crop_of_the_reflected_image_or_of_its_mirror() -> None:
+    images = torch.randint(0, 256, (64, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    moved = heads.augment(images, torch.Generator().manual_seed(2), flip=True, shift=2)
+    assert moved.dtype == torch.uint8
+    mirrored, offsets = 0, set()
+    for image, got in zip(images.numpy(), moved.numpy(), strict=True):
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="reflect")
+        crops = {(i, j): padded[:, i : i + 6, j : j + 7] for i in range(5) for j in range(5)}
+        found = [(at, turn) for at, crop in crops.items() for turn in (1, -1) if (crop[:, :, ::turn] == got).all()]
+        assert len(found) == 1
+        mirrored += found[0][1] == -1
+        offsets.add(found[0][0])
+    assert 16 < mirrored < 48
+    assert len(offsets) > 15
+
+
+def test_augmentation_without_its_parts_is_the_identity_and_follows_its_generator() -> None:
+    images = torch.randint(0, 256, (8, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(heads.augment(images, torch.Generator(), flip=False, shift=0), images)
+    one, two, three = (heads.augment(images, torch.Generator().manual_seed(s), True, 3) for s in (5, 5, 6))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+def test_a_network_learns_from_nothing_and_a_seed_repeats_it() -> None:
+    images, y = coloured()
+    config = ScratchConfig(epochs=12, lr=0.01, batch=16, shift=2)
+    first, second, third = network(), network(), network()
+    history = heads.train_network(first, images, y, preprocess_normalise=scaled, config=config)
+    assert len(history) == 12
+    assert history[0].validation is None
+    assert history[-1].loss < 0.5 * history[0].loss
+    assert (heads.predict(first, images, preprocess_normalise=scaled) == y.numpy()).mean() > 0.95
+    assert heads.train_network(second, images, y.numpy(), preprocess_normalise=scaled, config=config) == history
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    other = dataclasses.replace(config, seed=1)
+    assert heads.train_network(third, images, y, preprocess_normalise=scaled, config=other) != history
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_and_predicting_leave_the_mode_and_the_random_state(training: bool) -> None:
+    images, y = coloured()
+    net, state = network().train(training), torch.get_rng_state()
+    heads.train_network(net, images, y, preprocess_normalise=scaled, config=ScratchConfig(epochs=1, shift=2))
+    classes = heads.predict(net, images, preprocess_normalise=scaled, batch=7)
+    np.testing.assert_array_equal(classes, heads.predict(net, images, preprocess_normalise=scaled))  # no dropout
+    assert net.training == training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert heads.train_head(*features(), config=QUICK).module.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_rate_warms_up_for_an_epoch_and_falls_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    images, y = coloured()
+    config = ScratchConfig(epochs=4, batch=16, lr=0.01, shift=2)
+    heads.train_network(network(), images, y, preprocess_normalise=scaled, config=config)
+    assert len(rates) == 16
+    assert rates[0] < rates[1] < rates[2] < rates[3] <= 0.01
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_epoch_and_the_mode_restored() -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = network(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.inner(x) * (math.nan if self.calls > 5 else 1.0)  # 4 batches an epoch
+
+    images, y = coloured()
+    net = Breaks().eval()
+    with pytest.raises(heads.DivergedError, match=r"epoch 2: the training loss is nan; lower lr=0\.0003"):
+        heads.train_network(net, images, y, preprocess_normalise=scaled, config=ScratchConfig(batch=16, shift=2))
+    assert net.calls == 8
+    assert not net.training
+
+
+def test_label_smoothing_and_bfloat16_reach_the_loss() -> None:
+    images, y = coloured()
+    seen = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            seen.append(out.dtype)
+            return out
+
+    def loss(**options: Any) -> float:
+        net, config = Watched(*network(0.0)), ScratchConfig(epochs=1, batch=64, shift=0, flip=False, **options)
+        return heads.train_network(net, images, y, preprocess_normalise=scaled, config=config)[0].loss
+
+    with torch.no_grad():
+        logits = network(0.0)(scaled(images))
+    assert loss() == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
+    smooth = float(nn.functional.cross_entropy(logits, y, label_smoothing=0.2))
+    assert loss(label_smoothing=0.2) == pytest.approx(smooth, rel=1e-5)
+    assert seen == [torch.float32, torch.float32]
+    assert loss(dtype=torch.bfloat16) == pytest.approx(loss(), rel=0.02)
+    assert seen[2] == torch.bfloat16
+
+
+def test_progress_wraps_the_epochs() -> None:
+    images, y = coloured()
+    calls = []
+
+    def progress(epochs: Any, total: int, description: str) -> Any:
+        calls.append((total, description))
+        return epochs
+
+    config = ScratchConfig(epochs=2, shift=2)
+    heads.train_network(network(), images, y, preprocess_normalise=scaled, config=config, progress=progress)
+    assert calls == [(2, "training from nothing")]
+
+
+@pytest.mark.parametrize(
+    ("images", "shift"),
+    [
+        (torch.zeros(64, 3, 8, 8), 2),
+        (torch.zeros(64, 8, 8, dtype=torch.uint8), 2),
+        (torch.zeros(64, 3, 8, 8, dtype=torch.uint8), 8),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images: Tensor, shift: int) -> None:
+    config = ScratchConfig(shift=shift)
+    with pytest.raises(ArgumentError, match="expected uint8 n x 3 x S x S, and a shift below S"):
+        heads.train_network(network(), images, coloured()[1], preprocess_normalise=scaled, config=config)

@@ -1,0 +1,268 @@
+"""The linear SVM's room: closed forms, tiles of every dtype, folds, and named refusals."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+
+from rdfia import svm
+from rdfia.errors import ArgumentError, DatasetError
+from tests.support.tolerances import assert_close
+
+Y = np.repeat(np.arange(3), 8)
+
+
+def blobs(seed: int = 0, n: int = 24, d: int = 40, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows of three overlapping classes (labels Y), and as many test rows."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(3, d))
+    return tuple(np.repeat(centres, n // 3, 0) + spread * rng.normal(size=(n, d)) for _ in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("dual", [False, True])
+def test_two_opposite_points_have_the_weight_of_the_closed_form(C: float, dual: bool) -> None:
+    # minimise (w^2 + b^2) / 2 + 2 C (1 - w)^2: b = 0 and w = 4 C / (1 + 4 C)
+    result = svm.fit(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1.0], [-2.0]]), C, dual=dual, tol=1e-10)
+    w = 4 * C / (1 + 4 * C)
+    np.testing.assert_allclose(result.decision, [w, -2 * w], rtol=1e-6)
+    assert result.predictions.tolist() == [1, 0]
+    assert result.converged
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_tiles_sum_to_the_products_of_the_whole(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svm, "CHUNK_COLUMNS", 32)  # several chunks a tile
+    x = torch.randn(11, 700, generator=torch.Generator().manual_seed(0)).relu().to(dtype)
+    sums = svm.GramAccumulator(4, 11)
+    for tile in (x[:, :1], x[:, 1:650], x[:, 650:]):
+        sums.add(tile)
+    exact = x.double().numpy()
+    np.testing.assert_allclose(sums.gram, exact[:4] @ exact[:4].T, rtol=1e-6)
+    np.testing.assert_allclose(sums.cross, exact[4:] @ exact[:4].T, rtol=1e-6)
+    np.testing.assert_allclose(sums.square_norms, (exact**2).sum(1), rtol=1e-6)
+    assert sums.gram.dtype == np.float64
+    np.testing.assert_array_equal(sums.gram, sums.gram.T)
+
+
+def test_only_a_chunk_of_a_bfloat16_tile_is_widened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svm, "CHUNK_BYTES", 4 * 10 * 16)  # 16 columns of 10 rows in float32
+    widths: list[int] = []
+    to = torch.Tensor.to
+
+    def watched(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        widths.append(self.shape[-1])
+        return to(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    svm.GramAccumulator(5, 10).add(torch.ones(10, 100, dtype=torch.bfloat16))
+    assert max(widths) == 16
+    assert sum(widths) == 100
+
+
+def test_a_refused_tile_names_its_rows_and_leaves_the_sums() -> None:
+    sums = svm.GramAccumulator(2, 3)
+    sums.add(torch.ones(3, 4))
+    bad = torch.ones(3, 7)
+    bad[1, 6] = torch.nan
+    with pytest.raises(DatasetError, match=r"rows 1$"):
+        sums.add(bad)
+    np.testing.assert_array_equal(sums.gram, np.full((2, 2), 4.0))
+    np.testing.assert_array_equal(sums.square_norms, np.full(3, 4.0))
+
+
+@pytest.mark.parametrize("tile", [torch.ones(3, 2, dtype=torch.int64), torch.ones(4, 2), torch.ones(3)])
+def test_a_tile_of_another_shape_or_type_is_refused(tile: torch.Tensor) -> None:
+    with pytest.raises(ArgumentError, match="tile of 3 rows x c columns"):
+        svm.GramAccumulator(2, 3).add(tile)
+
+
+def test_an_accumulator_refuses_bad_sizes_and_reading_before_adding() -> None:
+    with pytest.raises(ArgumentError, match="1 <= train_rows <= rows"):
+        svm.GramAccumulator(4, 3)
+    with pytest.raises(ArgumentError, match="call add"):
+        _ = svm.GramAccumulator(2, 3).gram
+
+
+def test_normalising_the_gram_is_normalising_the_rows() -> None:
+    train, test = blobs()
+    gram, cross = svm.normalise_gram(train @ train.T, test @ train.T, (test**2).sum(1))
+    train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
+    assert_close(gram, train @ train.T, "gram")
+    assert_close(cross, test @ train.T, "gram")
+
+
+def test_zero_rows_are_named_on_either_side() -> None:
+    gram, cross = np.diag([1.0, 0.0, 2.0, 0.0]), np.ones((2, 4))
+    with pytest.raises(DatasetError, match="training features are zero in rows 1, 3:"):
+        svm.normalise_gram(gram, cross, np.ones(2))
+    with pytest.raises(DatasetError, match="test features are zero in rows 0:"):
+        svm.normalise_gram(np.eye(4), cross, np.array([0.0, 1.0]))
+    with pytest.raises(ArgumentError, match="one for each of 2 test rows"):
+        svm.normalise_gram(np.eye(4), cross, np.ones(3))
+
+
+def test_combining_is_setting_scaled_features_side_by_side() -> None:
+    (a, ta), (b, tb) = blobs(1), blobs(2, d=5)
+    gram, cross = svm.combine([(a @ a.T, ta @ a.T, 0.25), (b @ b.T, tb @ b.T, 4.0)])
+    x, tx = np.hstack([a / 2, 2 * b]), np.hstack([ta / 2, 2 * tb])
+    assert_close(gram, x @ x.T, "gram")
+    assert_close(cross, tx @ x.T, "gram")
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [(np.eye(2), np.eye(2), 0.0)], [(np.eye(2), np.eye(2), 1), (np.eye(3), np.eye(3), 1)]]
+)
+def test_parts_that_do_not_combine_are_refused(parts: list[Any]) -> None:
+    with pytest.raises(ArgumentError, match="equal shapes, and finite weights above 0"):
+        svm.combine(parts)
+
+
+def test_coordinates_give_the_products_back_at_the_rank_of_the_rows() -> None:
+    train, test = blobs(d=60)
+    train[5] = train[4]  # one dimension fewer than rows
+    Z, T = svm.span_coordinates(train @ train.T, test @ train.T)
+    assert Z.shape == T.shape == (24, 23)
+    assert_close(Z @ Z.T, train @ train.T, "gram")
+    assert_close(T @ Z.T, test @ train.T, "gram")
+
+
+def test_reduce_keeps_narrow_features_as_they_are() -> None:
+    train, test = blobs(d=24)
+    assert svm.reduce(train, test)[0] is train
+    train, test = blobs(d=25)
+    assert svm.reduce(train, test)[0].shape == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("gram", "cross", "message"),
+    [
+        (np.eye(3), np.ones((2, 4)), "expected n x n and m x n"),
+        (np.ones((3, 2)), np.ones((2, 3)), "expected n x n and m x n"),
+        (np.ones(3), np.ones((2, 3)), "2 dimension"),
+        (np.array([[1.0, 2.0], [0.0, 1.0]]), np.ones((1, 2)), "symmetric"),
+        (np.array([[0.0, 1.0], [1.0, 0.0]]), np.ones((1, 2)), "eigenvalues from -1 to 1"),
+        (-np.eye(2), np.ones((1, 2)), "eigenvalues from -1 to -1"),
+        (np.diag([1.0, np.nan]), np.ones((1, 2)), "gram: NaN or infinity in rows 1"),
+    ],
+)
+def test_what_is_no_gram_matrix_is_refused(gram: np.ndarray, cross: np.ndarray, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        svm.span_coordinates(gram, cross)
+
+
+def test_a_gram_of_zero_rows_is_refused() -> None:
+    with pytest.raises(DatasetError, match="every training row is zero"):
+        svm.span_coordinates(np.zeros((3, 3)), np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"C": 0.0}, ArgumentError, "finite values above 0"),
+        ({"C": float("nan")}, ArgumentError, "finite values above 0"),
+        ({"scheme": "ovx"}, ArgumentError, "'ovr'"),
+        ({"dual": "primal"}, ArgumentError, "'auto', True or False"),
+        ({"y": np.zeros(24, dtype=int)}, DatasetError, r"got the classes \[0\], expected at least two"),
+        ({"y": Y[:-1]}, DatasetError, "each of 24 rows"),
+        ({"y": Y.astype(float)}, DatasetError, "float64"),
+        ({"Z_test": np.ones((2, 3))}, ArgumentError, r"Z_test: got shape \(2, 3\).*Z_train, \(24, 40\)"),
+        ({"Z_train": np.full((24, 40), np.inf)}, ArgumentError, "rows 0, 1, 2, 3, 4, 5, 6, 7 and 16 more"),
+    ],
+)
+def test_bad_input_is_refused_before_any_fitting(
+    change: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svm, "LinearSVC", None)
+    train, test = blobs()
+    with pytest.raises(error, match=message):
+        svm.fit(**({"Z_train": train, "y": Y, "Z_test": test} | change))
+
+
+def test_stopping_at_the_limit_is_a_flag_and_no_warning() -> None:
+    train, test = blobs(spread=3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stopped = svm.fit(train, Y, test, 100.0, dual=True, tol=1e-12, max_iter=3)
+        assert (stopped.converged, stopped.iterations) == (False, 3)
+        assert not svm.fit(train, Y, test, 100.0, dual=True, tol=1e-12, max_iter=3, scheme="ovo").converged
+        assert svm.fit(train, Y, test).converged
+
+
+def test_any_other_warning_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Warner(LinearSVC):
+        def fit(self, X: np.ndarray, y: np.ndarray) -> Warner:
+            warnings.warn("something else", FutureWarning, stacklevel=1)
+            return super().fit(X, y)
+
+    monkeypatch.setattr(svm, "LinearSVC", Warner)
+    train, test = blobs()
+    with pytest.warns(FutureWarning, match="something else"):
+        assert svm.fit(train, Y, test).converged
+
+
+def test_a_sweep_is_the_single_fits() -> None:
+    train, test = blobs(spread=2.0)
+    fits = svm.sweep(train, Y, test, [0.01, 1.0], scheme="ovo")
+    assert [C for C, _ in fits] == [0.01, 1.0]
+    for C, result in fits:
+        np.testing.assert_array_equal(result.decision, svm.fit(train, Y, test, C, scheme="ovo").decision)
+    with pytest.raises(ArgumentError, match="above 0"):
+        svm.sweep(train, Y, test, [])
+
+
+def test_c_is_chosen_on_held_out_training_rows() -> None:
+    train, _ = blobs(spread=2.0)
+    C, table = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3)
+    assert [row.C for row in table] == [1e-3, 1.0]
+    assert all(len(row.folds) == 4 and row.converged and row.mean == np.mean(row.folds) for row in table)
+    assert C == max(table, key=lambda row: row.mean).C
+    assert svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3) == (C, table)
+    assert len(svm.choose_C(train, Y, [1.0], folds=0.25)[1][0].folds) == 1
+    # labels that say nothing about the rows score chance, whatever C: the folds see no row that they are scored on
+    noise, labels = np.random.default_rng(0).normal(size=(120, 200)), np.arange(120) % 3
+    assert svm.choose_C(noise, labels, [100.0])[1][0].mean < 0.5
+
+
+def test_the_smallest_of_equally_good_cs_is_chosen() -> None:
+    train, _ = blobs(spread=0.01)
+    C, table = svm.choose_C(train, Y, [10.0, 0.1, 1.0], folds=2)
+    assert [row.mean for row in table] == [1.0, 1.0, 1.0]
+    assert C == 0.1
+
+
+@pytest.mark.parametrize("folds", [1, 9, 0.0, 1.5, 0.01])
+def test_folds_that_cannot_be_made_are_refused(folds: float) -> None:
+    with pytest.raises(ArgumentError, match="2 to 8 folds"):
+        svm.choose_C(blobs()[0], Y, [1.0], folds=folds)
+
+
+def test_cross_validation_from_a_gram_is_that_of_its_rows() -> None:
+    train, _ = blobs(spread=2.0)
+    assert svm.cross_validate(train @ train.T, Y, 1.0, folds=4, seed=1).folds == pytest.approx(
+        svm.choose_C(train, Y, [1.0], folds=4, seed=1)[1][0].folds
+    )
+
+
+def test_the_report_s_accuracy_is_a_fraction_of_2985() -> None:
+    y = np.zeros(2985, dtype=int)
+    score = svm.accuracy(y, (np.arange(2985) >= 2707).astype(int))
+    assert f"{score.value:.6f}" == "0.906868"
+    assert (score.correct, score.total) == (2707, 2985)
+    assert score.standard_error == pytest.approx(0.005319, abs=1e-6)
+    assert score.low < score.value < score.high
+
+
+def test_a_confusion_matrix_has_true_classes_as_rows() -> None:
+    np.testing.assert_array_equal(
+        svm.confusion(np.array([0, 0, 1]), np.array([1, 0, 1]), 3), [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    )
+    with pytest.raises(ArgumentError, match=r"outside 0 \.\. 1"):
+        svm.confusion(np.array([0, 1, 2]), np.array([0, 1, 1]), 2)
+    with pytest.raises(ArgumentError, match="expected that of y"):
+        svm.accuracy(np.zeros(3), np.zeros(2))
