@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +49,9 @@ def put(path: Path, data: bytes = BODY) -> Path:
     return path
 
 
-def tiny(monkeypatch: pytest.MonkeyPatch, name: str = "tiny", **fields: object) -> Asset:
+def tiny(monkeypatch: pytest.MonkeyPatch, name: str = "tiny", **fields: Any) -> Asset:
     row = {"about": "a tiny asset", "places": ["weights/tiny.bin"], **fields}
-    monkeypatch.setitem(ASSETS, name, Asset(name, **row))  # type: ignore[arg-type]
+    monkeypatch.setitem(ASSETS, name, Asset(name, **row))
     return ASSETS[name]
 
 
@@ -145,7 +146,12 @@ def test_a_checksum_is_remembered_until_the_file_changes(monkeypatch: pytest.Mon
     put(root / "weights" / "tiny.bin")
     calls: list[Path] = []
     real = store.sha256_file
-    monkeypatch.setattr(store, "sha256_file", lambda path: calls.append(path) or real(path))
+
+    def counted(path: Path) -> str:
+        calls.append(path)
+        return real(path)
+
+    monkeypatch.setattr(store, "sha256_file", counted)
     find("tiny")
     find("tiny")
     assert len(calls) == 1
@@ -178,7 +184,7 @@ def test_features_are_taken_from_the_whole_network(monkeypatch: pytest.MonkeyPat
     ({}, "export RDFIA_ASSETS=DIR  # a folder that holds weights/tiny.bin"),
 ])  # fmt: skip
 def test_what_is_missing_names_the_one_command(
-    monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], command: str
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], command: str
 ) -> None:
     tiny(monkeypatch, **fields)
     with pytest.raises(AssetUnavailable, match="tiny") as caught:
