@@ -24,7 +24,7 @@ from rdfia.store import GIGABYTE, FeatureStore, tensors_digest, write_json
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
-class _AllTapsReached(Exception):  # noqa: N818 - a signal that ends a forward pass, not an error
+class _AllTapsReached(Exception):  # a signal that ends a forward pass, not an error
     pass
 
 
@@ -114,6 +114,16 @@ def flat(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return flat.clone() if flat.data_ptr() == value.data_ptr() else flat
 
 
+def pyramid(value: Tensor, grids: Sequence[int] = (1, 2, 4)) -> Tensor:
+    """Spatial pyramid of a layer's output (Lazebnik et al. 2006): B x C x H x W -> B x C * (1 + 4 + 16), float32.
+
+    Means over the cells of each grid, of the square root of the (non-negative) values; a grid's cells are divided by
+    its side, so that every grid weighs about the same.
+    """
+    root = value.float().sqrt()
+    return torch.cat([nn.functional.adaptive_avg_pool2d(root, grid).flatten(1) / grid for grid in grids], dim=1)
+
+
 def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[str, Tensor]:
     """Outputs of several modules from one forward pass, which stops as soon as the last of them is known.
 
@@ -177,12 +187,14 @@ def stream(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 16,
+    pool: Callable[[Tensor], Tensor] = flat,
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Features of images in order, batch by batch: {tap: B x D in `dtype` on `device`}; memory does not grow with N.
 
-    `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). Decoding runs
-    ahead in threads. `module` itself is not touched. Raises ArgumentError, WeightsError, ImageError.
+    `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). `pool` makes
+    rows of a layer's output, in memory of their own: all values by default, or means over a grid (`pyramid`). Decoding
+    runs ahead in threads. `module` itself is not touched. Raises ArgumentError, WeightsError, ImageError.
     """
     check_reachable(module, taps)
     dtype = dtype or fast_dtype(device)
@@ -192,7 +204,7 @@ def stream(
             batches = progress(batches, -(-len(images) // batch_size), "features")
         for pixels in batches:
             x = preprocess.normalise(pixels.to(device)).to(dtype, memory_format=torch.channels_last)
-            yield run_taps(network, x, taps, lambda _tap, value: flat(value))
+            yield run_taps(network, x, taps, lambda _tap, value: pool(value))
 
 
 def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
@@ -227,13 +239,14 @@ def extract(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 16,
+    pool: Callable[[Tensor], Tensor] = flat,
     cap_bytes: int = 8 * GIGABYTE,
     progress: Progress | None = None,
 ) -> FeatureStore:
     """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.
 
-    The store is keyed by weights, taps, preprocessing, dtype, batch size and the images' `content` (a digest, made
-    from the files when not given). Raises TooLarge before the first image if the matrices exceed `cap_bytes` or the
+    The store is keyed by weights, taps, `pool`, preprocessing, dtype, batch size and the images' `content` (a digest,
+    made from the files when not given). Raises TooLarge before the first image if the matrices exceed `cap_bytes` or the
     disk; else as `stream`, and StoreError.
     """
     dtype = dtype or fast_dtype(device)
@@ -241,6 +254,7 @@ def extract(
     key = {
         "weights": weights_digest(module, taps),
         "taps": dict(sorted(taps.items())),
+        "pool": pool.__qualname__,
         "preprocess": preprocess.key,
         "dtype": str(dtype),
         "device": torch.device(device).type,
@@ -249,7 +263,7 @@ def extract(
         "n": len(images),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    widths = {tap: int(np.prod(shape)) for tap, shape in shapes.items()}
+    widths = {tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()}
     store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_rows=16 * batch_size)
     store.check_size(cap_bytes)
     write_json(store.folder / "manifest.json", {"key": key, "widths": widths, "shard_rows": store.shard_rows})
@@ -265,6 +279,7 @@ def extract(
         dtype=dtype,
         device=device,
         batch_size=batch_size,
+        pool=pool,
         progress=progress,
     )
     for shard in todo:  # only the last shard can be short, so batches never straddle two of them

