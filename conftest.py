@@ -1,0 +1,110 @@
+"""Pytest is the front door: its options, markers by folder, the `claim` and `progress` fixtures, the page at the end.
+
+What a claim is and how it is judged stands in rdfia/claims.py, the session in tests/support/claim_session.py.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rdfia.claims import CLAIMS
+from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim_mark
+
+pytest_plugins = ["pytester"]
+FOLDERS = ("unit", "properties", "parity", "accuracy", "meta", "benchmarks")  # a folder implies its marker
+RUN = pytest.StashKey[AccuracyRun]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("rdfia", "the claims of the report")
+    group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
+    group.addoption("--profile", choices=("short", "full"), default="short", help="full: every layer, reading and seed")
+    group.addoption("--require", default="", metavar="A,B", help="fail where one of these is missing: gpu, asset names")
+    group.addoption("--accept", action="store_true", help="store this run's verdicts, thresholds and durations as pins")
+    group.addoption("--output", default="reports/latest", help="folder for claims.json, index.html and figures/")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    required = {name for name in config.getoption("--require").split(",") if name}
+    device = config.getoption("--device")
+    if required - {"gpu"}:
+        from rdfia.assets import ASSETS
+
+        if unknown := required - {"gpu", *ASSETS}:
+            names = ", ".join(ASSETS)
+            raise pytest.UsageError(f"--require {','.join(sorted(unknown))}: not known; it takes gpu, {names}")
+    if device == "cuda" or "gpu" in required:
+        import torch
+
+        if device == "cpu" or not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda or --require gpu, but this run would not be on a CUDA device: "
+                                    "torch.cuda.is_available() is False, or --device cpu was given")  # fmt: skip
+    known = {line.split(":")[0].split("(")[0].strip() for line in config.getini("markers")}
+    asked = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\([^()]*=[^()]*\)", "", config.getoption("-m") or "")))
+    if unknown := asked - known - {"and", "or", "not", "True", "False"}:
+        raise pytest.UsageError(f"-m: no marker {', '.join(sorted(unknown))}; `pytest --markers` lists them")
+    config.stash[RUN] = AccuracyRun(config, required)
+    config.pluginmanager.register(config.stash[RUN], "rdfia-accuracy")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        parts = item.path.relative_to(config.rootpath).parts
+        folder = parts[1] if parts[0] == "tests" and len(parts) > 2 else parts[0]
+        if folder not in FOLDERS:
+            raise pytest.UsageError(f"{'/'.join(parts)}: no marker for this folder; there are: {', '.join(FOLDERS)}")
+        item.add_marker(folder)
+        if lab := re.match(r"(?:test|bench)_(tme\d+)", item.path.stem):
+            item.add_marker(lab[1])
+        if (mark := claim_mark(item)) and mark.args[0] not in CLAIMS:
+            names = ", ".join(CLAIMS)
+            raise pytest.UsageError(f"{item.nodeid}: no claim {mark.args[0]!r}; rdfia/claims.json has {names}")
+
+
+@pytest.fixture
+def claim(request: pytest.FixtureRequest) -> ClaimCheck:
+    mark = claim_mark(request.node)
+    if mark is None:
+        pytest.fail(f"{request.node.nodeid}: the claim fixture wants @pytest.mark.claim('tme7.q1.total')")
+    return ClaimCheck(request.config.stash[RUN], request.node.nodeid, mark)
+
+
+@pytest.fixture(scope="session")
+def progress(request: pytest.FixtureRequest) -> Progress:
+    return Progress(request.config.stash[RUN])
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """Fails a test that leaves another global random state, default dtype, thread count or grad mode; puts it back."""
+    before = _global_state()
+    yield
+    after = _global_state()
+    if changed := [name for name, (value, _) in before.items() if value != after[name][0]]:
+        for name in changed:
+            before[name][1]()
+        pytest.fail(f"the test leaked global state: {', '.join(changed)}; use a Generator or a seed of its own")
+
+
+def _global_state() -> dict[str, tuple[Any, Any]]:
+    """What tests must not change: (a comparable value, how to put it back), of the libraries that are imported."""
+    state = random.getstate()
+    found: dict[str, tuple[Any, Any]] = {"random": (state, lambda: random.setstate(state))}
+    if np := sys.modules.get("numpy"):
+        numbers = np.random.get_state()
+        found["numpy.random"] = (repr(numbers[1].tobytes()) + repr(numbers[2:]), lambda: np.random.set_state(numbers))
+    if (torch := sys.modules.get("torch")) and hasattr(torch, "get_rng_state"):
+        seeds, dtype, threads, grad = (torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads(),
+                                       torch.is_grad_enabled())  # fmt: skip
+        found["torch's random state"] = (seeds.numpy().tobytes(), lambda: torch.set_rng_state(seeds))
+        found["torch's default dtype"] = (dtype, lambda: torch.set_default_dtype(dtype))
+        found["torch's thread count"] = (threads, lambda: torch.set_num_threads(threads))
+        found["torch's grad mode"] = (grad, lambda: torch.set_grad_enabled(grad))
+    return found

@@ -1,0 +1,173 @@
+"""The blocks of the page, as HTML: cards of claims, tables, the report's answers. Every text passes `html.escape`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from . import claims
+from .claims import ANSWERS, CLAIMS, ERRATA, Record, show
+
+LABS = {"tme7": "TME 7", "tme8": "TME 8", "tme9": "TME 9", "tme10": "TME 10"}
+PROTOCOLS = {"report": "the report's", "substitute": "a substitute"}
+LEGEND = dict(zip(claims.VERDICTS, (  # a mark that is read without colour, and what the verdict means
+    ("✓", "by the report's protocol, within the tolerance"), ("✗", "by the report's protocol, and it does not hold"),
+    ("≈", "on other data or another network"), ("≉", "on other data or another network"),
+    ("↺", "not run now: from a committed full run"), ("…", "an asset is missing here"), ("!", "the check itself broke"),
+), strict=True))  # fmt: skip
+# Table 1: the row's name, the report's accuracy, the layer by `classifier[:k]`, the layer by "k-th ReLU".
+TABLE1 = (("Relu2", 0.906868, "relu6", "relu1_2"), ("Relu4", 0.886097, "fc7", "relu2_2"),
+          ("Relu7", 0.888107, "logits", "relu3_3"), ("Relu10", 0.888107, "logits", "relu4_3"),
+          ("AlexNet", 0.868342, "relu6", "relu3"))  # fmt: skip
+
+
+def fill(file: str, /, **values: str) -> str:
+    """A file of rdfia/page; with values, its $names replaced by them (they are HTML already)."""
+    text = (Path(__file__).parent / "page" / file).read_text("utf-8")
+    return Template(text).substitute(values) if values else text
+
+
+def slug(key: str) -> str:
+    """A key as an anchor or a file name."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", key)
+
+
+def link(key: str, text: str) -> str:
+    return f'<a href="#{slug(key)}">{escape(text)}</a>'
+
+
+def badge(verdict: str) -> str:
+    return f'<span class="badge {escape(verdict.split()[0])}">{LEGEND.get(verdict, "?")[0]} {escape(verdict)}</span>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """An HTML table; columns that hold a number are aligned to the right."""
+    number = [any(isinstance(row[i], (int, float)) and not isinstance(row[i], bool) for row in rows)
+              for i in range(len(head))]  # fmt: skip
+
+    def line(tag: str, row: Sequence[Any]) -> str:
+        cells = (f"<{tag}{' class=n' * n}>{escape(show(value))}</{tag}>" for value, n in zip(row, number, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<div class=wide><table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table></div>"
+
+
+def filters(records: Sequence[Record]) -> str:
+    """The three choices; the script shows them, without it they stay hidden."""
+    choices = {"lab": [lab for lab in LABS if any(record.lab == lab for record in records)],
+               "verdict": list(claims.counts(records)), "protocol": sorted({r.protocol for r in records} - {""})}
+    boxes = ""
+    for name, values in choices.items():
+        options = "".join(f'<option value="{escape(v)}">{escape(LABS.get(v, v))}</option>' for v in values)
+        boxes += f'<label>{name}<select name={name}><option value="">all</option>{options}</select></label>'
+    return f"<form class=filters hidden>{boxes}<output class=small></output></form>"
+
+
+def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> str:
+    """A card a claim with its checks inside; more than six are folded under their tally."""
+    html = ""
+    for claim_id in dict.fromkeys(record.id for record in records):
+        mine = [record for record in records if record.id == claim_id]
+        first, checks = mine[0], "".join(_check(record, pictures.get(record.key, ())) for record in mine)
+        if len(mine) > 6:
+            tally = " ".join(f"{badge(verdict)} {n}" for verdict, n in claims.counts(mine).items())
+            checks = f"<p>{tally}</p><details class=cases><summary>{len(mine)} checks</summary>{checks}</details>"
+        answer = link(f"{first.lab}-{first.answer}", f"{LABS.get(first.lab, first.lab)}, answer {first.answer}")
+        html += fill("claim.html", slug=slug(claim_id), id=escape(claim_id), statement=escape(first.statement),
+                     checks=checks, link=answer if first.answer else "<span class=small>beyond the report</span>")
+    return html or "<p>This run has no record.</p>"
+
+
+def _check(record: Record, pictures: Sequence[str]) -> str:
+    values = {"measured": show(record.measured, record.unit), "expected": show(record.expected),
+              "tolerance": record.tolerance, "protocol": PROTOCOLS.get(record.protocol, record.protocol),
+              "data": record.data, "weights": record.weights,
+              "computed": ", ".join(filter(None, (record.dtype, record.device)))}  # fmt: skip
+    silent = record.verdict in ("unavailable", "error")
+    inner = "".join(f"<dt>{n}</dt><dd>{escape(v)}</dd>" for n, v in values.items() if v not in ("", "-") and not silent)
+    if old := record.recorded:
+        since = "the code has changed since" if old["changed"] else "the code is the same now"
+        run = escape(f" by the {record.profile} run of {old['date']} on {old['folder']}, code {old['code']}; {since}")
+        inner += f"<dt>recorded</dt><dd>{badge(old['verdict'])}{run}</dd>"
+    text = json.dumps(record.evidence, ensure_ascii=False)
+    cut = f"{text[:2000]} ... the rest is in claims.json" if len(text) > 2000 else text
+    more = "".join(pictures) + f"<pre>{escape(cut)}</pre>" * bool(record.evidence)
+    said = escape(record.note or (record.failure if silent else ""))
+    note = f"<p>{said}</p>" if silent else f"<details><summary>note</summary>{said}</details>"
+    differs = record.pinned not in (None, record.verdict) and not old
+    return fill(
+        "check.html", slug=slug(record.key), lab=escape(record.lab), verdict=escape(record.verdict), values=inner,
+        protocol=escape(record.protocol), badge=badge(record.verdict), case=escape(record.case), note=note * bool(said),
+        pinned=f"<b>pinned: {escape(str(record.pinned))}</b>" * differs, seconds=f"{record.seconds:.1f}",
+        evidence=f"<details><summary>evidence</summary>{more}</details>" * bool(more),
+    )  # fmt: skip
+
+
+def beside(section: str, evidence: Mapping[str, Any]) -> str:
+    """What stands beside a drawn figure: the ablation as a table, the largest confusions as a list."""
+    if section == "best":
+        names = ("recipe", "validation", "test", "low", "high")
+        return table(names, [[row.get(name) for name in names] for row in evidence["rows"]])
+    if section != "confusion":
+        return ""
+    names, matrix = evidence["classes"], evidence["matrix"]
+    pairs = [(n, names[i], names[j]) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j and n]
+    return table(("images", "of class", "read as"), sorted(pairs, reverse=True)[:8])
+
+
+def table1(rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> str:
+    """The report's rows beside ours, by both readings; the difference is in points."""
+    measured = {(row["row"], row["reading"]): (record, row) for record, row in rows if row.get("accuracy") is not None}
+    body = []
+    for name, report, *taps in TABLE1:
+        cells: list[Any] = [name, f"{report:.6f}"]
+        for reading, tap in zip(("first", "second"), taps, strict=True):
+            record, row = measured.get((name, reading), (None, {}))
+            signs = " ↺" * bool(record and record.recorded) + " ≈" * bool(record and record.protocol == "substitute")
+            ours = ("not measured", "")
+            if record:
+                ours = (f"{row['accuracy']:.4f}{signs}", f"{100 * (row['accuracy'] - report):+.1f}")
+            cells += [row.get("tap", tap), *ours]
+        body.append(cells)
+    half = ("ours", "difference")
+    return fill("table1.html") + table(("row", "report", "first reading", *half, "second reading", *half), body)
+
+
+def thresholds(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [[key, row["accuracy"], row["n"], row["threshold"]] for key, row in rows.items()]
+    text = "<p>A run fails below the threshold: the accepted accuracy minus three binomial standard errors.</p>"
+    return (text + table(("network/layer/data", "accuracy", "images", "threshold"), lines)) * bool(rows)
+
+
+def answers(records: Sequence[Record]) -> str:
+    """Every answer of the labs that have claims, in our words, each with the claims that check it."""
+    html, here = "", {record.id for record in records}
+    for row in ANSWERS:
+        mine = [c.id for c in CLAIMS.values() if (c.lab, c.answer) == (row["lab"], row["answer"])]
+        checked = ", ".join(link(f"{i}-claim", i) if i in here else escape(f"{i} (not in this run)") for i in mine)
+        if any(claim.lab == row["lab"] for claim in CLAIMS.values()):
+            name = f"{LABS[row['lab']]}, answer {row['answer']}"
+            text, phrase = escape(row["text"]), escape(row["phrase"])
+            checked = checked or "Text only: no program can check it, and it is not counted."
+            html += fill("answer.html", slug=f"{row['lab']}-{row['answer']}", name=name, text=text, phrase=phrase,
+                         checked=checked)  # fmt: skip
+    return f"<ul class=answers>{html}</ul>"
+
+
+def errata() -> str:
+    labs = {claim.lab for claim in CLAIMS.values()}
+    rows = [(f"{row['lab']}-{row['answer']}", row) for row in ERRATA if row["lab"] in labs]
+    return "<ul>" + "".join(f"<li>{link(key, key)}: {escape(row['text'])}</li>" for key, row in rows) + "</ul>"
+
+
+def environment(run: Mapping[str, Any]) -> str:
+    names = ("source", "size", "sha256", "verified")
+    rows = [[row["name"], *(row.get(name, "not here" * (name == "source")) for name in names)] for row in run["assets"]]
+    facts = table(("", ""), [[name, str(value)] for name, value in run.items() if name != "assets"])
+    return facts + table(("asset", "source", "bytes", "SHA-256", "verified"), rows)

@@ -1,0 +1,216 @@
+"""Figures drawn from arrays and from the evidence of records: one function a figure, each returns a matplotlib Figure.
+
+Widths are those of a phone: 4.6 inches at 200 dots an inch, text of 8 points or more when shown 360 pixels wide. Series
+differ by marker and line style, never by colour alone. Nothing here touches pyplot's global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .errors import ArgumentError
+
+WIDTH, DPI = 4.6, 200
+STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+              "grid.alpha": 0.35, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.fontsize": 9,
+              "legend.frameon": False}  # fmt: skip
+INK, LINES = "#1b3a57", (("#1b3a57", "o", "-"), ("#b3541e", "s", "--"), ("#5f8f4e", "^", ":"), ("#777777", "D", "-."))
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, without a date or version in it: equal input gives equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _axes(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, list(np.ravel(figure.subplots(rows, columns, **options)))
+
+
+def _need(evidence: Mapping[str, Any], *names: str) -> None:
+    missing = [name for name in names if not len(evidence.get(name, ()))]
+    if missing:
+        raise ArgumentError(f"evidence: {', '.join(missing)} missing or empty in a record with {sorted(evidence)}")
+
+
+@rc_context(STYLE)
+def classification_panel(images: Sequence[Any], top5: Sequence[Sequence[tuple[str, float]]],
+                         truths: Sequence[str] = ()) -> Figure:
+    """Figure 1: each image (H x W x 3 or PIL) beside the names and probabilities (0..1) of its likeliest classes."""
+    figure, axes = _axes(2.1 * len(images), len(images), 2, width_ratios=(1, 1.45), squeeze=False)
+    for i, (image, guesses) in enumerate(zip(images, top5, strict=True)):
+        left, right = axes[2 * i], axes[2 * i + 1]
+        left.imshow(np.asarray(image))
+        left.axis("off")
+        left.set_title(f"({chr(97 + i)}) {truths[i]}" if len(truths) > i else f"({chr(97 + i)})", fontsize=9)
+        rows = np.arange(len(guesses))
+        right.barh(rows + 0.25, [p for _, p in guesses], height=0.25, color=INK)
+        for row, (name, p) in zip(rows, guesses, strict=True):
+            right.text(0, row + 0.12, f"{name[:24]}  {p:.3f}", va="bottom", fontsize=8.5)
+        right.set(xlim=(0, 1), ylim=(len(guesses) - 0.4, -0.7), yticks=[], xticks=[0, 0.5, 1])
+        right.tick_params(labelsize=8)
+        right.grid(False)
+    axes[-1].set_xlabel("probability after softmax")
+    return figure
+
+
+@rc_context(STYLE)
+def convolution_maps(image: Any, maps: Any) -> Figure:
+    """Figure 2: the input (H x W x 3) above its C maps (C x H x W), each scaled to its own range, dark = low."""
+    maps = np.asarray(maps, dtype=float)
+    count, height, width = maps.shape
+    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+    columns, gap = min(8, count), max(1, width // 28)
+    rows = -(-count // columns)
+    sheet = np.ones((rows * (height + gap), columns * (width + gap)))
+    figure, (top, bottom) = _axes(2.1 + WIDTH * rows / columns, 2, height_ratios=(1.7, WIDTH * rows / columns))
+    for i, shown in enumerate((maps - low) / np.where(high > low, high - low, 1)):
+        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[y:y + height, x:x + width] = shown
+        bottom.text(x, y, str(i + 1), va="top", fontsize=6.5, color="white",
+                    bbox={"facecolor": "black", "pad": 0.6, "linewidth": 0})  # fmt: skip
+    bottom.imshow(sheet, cmap="gray", vmin=0, vmax=1)
+    top.imshow(np.asarray(image))
+    top.set_title("input")
+    bottom.set_title(f"{count} maps of {height} x {width}; black is a map's lowest value")
+    for ax in (top, bottom):
+        ax.axis("off")
+    return figure
+
+
+@rc_context(STYLE)
+def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy at every tap, a panel a network, in forward order; squares are poolings, the best one is ringed."""
+    for evidence in networks:
+        _need(evidence, "network", "accuracy")
+    figure, axes = _axes(2.75 * len(networks) + 0.2, len(networks), sharey=True)
+    for ax, evidence, (colour, _, line) in zip(axes, networks, LINES * len(networks), strict=False):
+        taps, values = list(evidence["accuracy"]), list(evidence["accuracy"].values())
+        best = int(np.argmax(values))
+        ax.plot(values, color=colour, linestyle=line, linewidth=1.3)
+        for i, tap in enumerate(taps):
+            ax.plot(i, values[i], marker="s" if "pool" in tap else "o", color=colour, markersize=4.5)
+        ax.plot(best, values[best], "o", markersize=11, markerfacecolor="none", markeredgecolor="black")
+        ax.set_title(f"{evidence['network']}: best {taps[best]} {values[best]:.4f}")
+        ax.set_xticks(range(len(taps)), taps, rotation=90, fontsize=8)
+        ax.set_ylabel("test accuracy")
+    axes[-1].set_xlabel("layer, from input to output")
+    return figure
+
+
+@rc_context(STYLE)
+def c_sweep(evidence: Mapping[str, Any]) -> Figure:
+    """Figure 3: accuracy against the SVM's C (log scale); hollow where the solver stopped early."""
+    _need(evidence, "C", "test")
+    figure, (ax,) = _axes(3.2)
+    converged = evidence.get("converged") or [True] * len(evidence["C"])
+    for name, (colour, marker, line) in zip(("test", "validation"), LINES, strict=False):
+        if evidence.get(name):
+            ax.plot(evidence["C"], evidence[name], linestyle=line, color=colour, marker=marker, markersize=6,
+                    label="test images" if name == "test" else "validation (training images only)")
+            for C, value, done in zip(evidence["C"], evidence[name], converged, strict=True):
+                if not done:
+                    ax.plot(C, value, marker=marker, color=colour, markerfacecolor="white", markersize=6)
+    ax.axvline(1, color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="report: C = 1")
+    if evidence.get("chosen_on_training"):
+        ax.axvline(evidence["chosen_on_training"], color="grey", linewidth=1.2, linestyle="--",
+                   label=f"chosen on training images: C = {evidence['chosen_on_training']:g}")
+    ax.set(xscale="log", xlabel="C of the linear SVM (no unit, log scale)", ylabel="accuracy")
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+@rc_context(STYLE)
+def confusion(evidence: Mapping[str, Any]) -> Figure:
+    """Counts of test images by true class (row) and predicted class (column); shades are shares of a row."""
+    _need(evidence, "classes", "matrix")
+    matrix, names = np.asarray(evidence["matrix"]), evidence["classes"]
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure, (ax,) = _axes(4.7)
+    ax.imshow(share, cmap="Greys", vmin=0, vmax=1)
+    ax.grid(False)
+    for row, column in np.argwhere(matrix > 0):
+        ax.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=6.5,
+                color="white" if share[row, column] > 0.5 else "black")
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set(xlabel="predicted class", ylabel="true class (images)")
+    return figure
+
+
+@rc_context(STYLE)
+def mistakes(images: Sequence[Any], true: Sequence[str], predicted: Sequence[str], margins: Sequence[float]) -> Figure:
+    """The most confident errors; `margins` are by how much the wrong class' SVM score beats the right one's."""
+    rows = -(-len(images) // 3)
+    figure, axes = _axes(2.05 * rows, rows, 3, squeeze=False)
+    for i, ax in enumerate(axes):
+        ax.axis("off")
+        if i < len(images):
+            ax.imshow(np.asarray(images[i]), cmap="gray")
+            ax.set_title(f"is {true[i]}\nread as {predicted[i]}\nmargin {margins[i]:.2f}", fontsize=8.5)
+    return figure
+
+
+@rc_context(STYLE)
+def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: str, reference: float | None = None,
+              reference_name: str = "") -> Figure:
+    """A line a row: its name, `values` as dots or a `test` value between `low` and `high`, `validation` hollow."""
+    figure, (ax,) = _axes(0.55 * len(rows) + 1.3)
+    for y, (name, row) in enumerate(zip(names, rows, strict=True)):
+        values = row.get("values") or [row["test"]]
+        if row.get("low") is not None:
+            ax.plot([row["low"], row["high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
+        ax.plot(values, [y] * len(values), "o", color=INK, markersize=6, label="test" if y == 0 else None)
+        if row.get("validation") is not None:
+            ax.plot(row["validation"], y, "D", color="#b3541e", markerfacecolor="white", markersize=6,
+                    label="validation (training images only)" if y == 0 else None)
+        ax.annotate(f"{name}  {np.mean(values):.4f}", (0.01, y - 0.2), xycoords=("axes fraction", "data"), fontsize=8.5,
+                    va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
+    if reference is not None:
+        ax.axvline(reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name)
+    ax.set(yticks=[], ylim=(len(rows) - 0.6, -0.8), xlabel=xlabel)
+    if reference is not None:
+        figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+def ablation(evidence: Mapping[str, Any]) -> Figure:
+    """The recipes of the best accuracy, one step a row, with their confidence intervals."""
+    _need(evidence, "rows")
+    return intervals([row["recipe"] for row in evidence["rows"]], evidence["rows"], "accuracy (95% interval)",
+                     evidence.get("report", 0.906868), "report's best, 0.9069")
+
+
+def comparison(evidence: Mapping[str, Any]) -> Figure:
+    """Ways to classify side by side, a dot a seed: {"bars": [{"name", "values"}]}, such as a head and the SVM."""
+    _need(evidence, "bars")
+    bars = evidence["bars"]
+    return intervals([bar["name"] for bar in bars], bars, evidence.get("unit") or "test accuracy")
+
+
+@rc_context(STYLE)
+def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Table 1: the report's accuracy and ours by both readings of its row names."""
+    if not rows:
+        raise ArgumentError("table1: no rows of evidence; a row is {row, report, reading, tap, accuracy}")
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    figure, (ax,) = _axes(0.5 * len(names) + 1.7)
+    series = [("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])]
+    series += [(f"ours, {kind} reading", [(row["accuracy"], row["row"]) for row in rows if row.get("reading") == kind
+                                          and row.get("accuracy") is not None]) for kind in ("first", "second")]
+    for (name, points), (colour, marker, _) in zip(series, (("black", "|", ""), *LINES), strict=False):
+        ax.plot([x for x, _ in points], [names.index(row) for _, row in points], marker, color=colour, label=name,
+                markersize=14 if marker == "|" else 7, markerfacecolor="white" if marker == "s" else colour)
+    ax.set(xlabel="test accuracy", ylim=(len(names) - 0.5, -0.5))
+    ax.set_yticks(range(len(names)), names)
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure

@@ -1,0 +1,59 @@
+"""What a number may depend on: the machine, the versions, the code and the assets; no path and no host name."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from . import assets, claims
+from .errors import RdfiaError
+
+PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "matplotlib")
+
+
+def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
+    """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json keeps it."""
+    import torch
+
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model, cuda = re.search(r"model name\s*: (.*)", cpu), device == "cuda"
+    unit = next((name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in cpu), "emulated")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "profile": profile,
+        "device": device,
+        "accelerator": torch.cuda.get_device_name() if cuda else "none",
+        "cpu": model[1] if model else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "bfloat16": "CUDA" if cuda and torch.cuda.is_bf16_supported() else unit,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _git(root, "rev-parse", "--short=12", "HEAD"),
+        "uncommitted files": len(_git(root, "status", "--porcelain").splitlines()),
+        "code": claims.code_hash(root),
+        "assets": [_asset(name) for name in assets.ASSETS],
+    }
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _asset(name: str) -> dict[str, Any]:
+    try:
+        found = assets.find(name)
+    except RdfiaError:  # the message holds a path; `rdfia assets status` shows it to who sits there
+        return {"name": name, "source": "there, but not what it should be: see rdfia assets status"}
+    fields = ("source", "size", "sha256", "verified") if found else ()
+    return {"name": name, **{field: getattr(found, field) for field in fields}}

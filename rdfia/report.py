@@ -1,0 +1,137 @@
+"""From the records of a run to the page that a person reads: claims.json -> figures/*.png and index.html.
+
+What cannot be drawn says so in its place: one broken record does not cost the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from . import blocks, claims, figures, store
+from .blocks import LEGEND, badge, fill, link, slug
+from .claims import CLAIMS, Ledger, Record
+from .errors import RdfiaError
+from .machine import environment
+
+# What evidence draws is told by its fields: section, fields, figure, caption.
+DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], str], ...] = (
+    ("figure3", ("C", "test"), figures.c_sweep, "Accuracy against C. Hollow marks: the solver stopped early."),
+    ("compared", ("bars",), figures.comparison, "Ways to classify, a dot a seed."),
+    ("best", ("rows",), figures.ablation, "Where the best accuracy comes from, one step a row, with its 95% interval."),
+    ("confusion", ("classes", "matrix"), figures.confusion,
+     "Test images by true class (row) and predicted class (column); the darker, the larger its share of the row."),
+)  # fmt: skip
+TITLES = {
+    "claims": "Claims", "table1": "Table 1", "figure1": "Figure 1: two animals",
+    "figure2": "Figure 2: first convolution", "figure3": "Figure 3: the SVM's C",
+    "depth": "Accuracy against depth", "compared": "Ways to classify",
+    "best": "The best recipe", "confusion": "Confusion matrix", "mistakes": "The hardest mistakes",
+    "thresholds": "Thresholds", "answers": "Answers of the report", "errata": "Errata of the report",
+    "environment": "Environment and assets",
+}  # fmt: skip
+
+
+def write(folder: Path, ledger: Ledger) -> Path:
+    """claims.json, the figures that recorded runs kept, and the page of this run; returns the page's path."""
+    records = list(ledger.records.values())
+    run = {"environment": environment(ledger.root, ledger.device, ledger.profile), "thresholds": ledger.thresholds}
+    store.write_json(folder / "claims.json", claims.plain(run | {"records": [record.as_json() for record in records]}))
+    for record in records:
+        for row in record.figures if record.recorded else ():
+            kept = ledger.root / "reports" / "verified" / record.recorded["folder"] / row["file"]
+            if kept.is_file():
+                store.write_atomic(folder / row["file"], kept.read_bytes())
+    return rebuild(folder)
+
+
+def rebuild(folder: Path) -> Path:
+    """Figures and page from `folder`/claims.json alone; returns the page's path. StoreError: there is none to read."""
+    run = store.read_json(folder / "claims.json")
+    order = {claim_id: i for i, claim_id in enumerate(CLAIMS)}
+    records = sorted(map(claims.from_json, run["records"]), key=lambda record: order.get(record.id, len(order)))
+    sections, where = _sections(folder, run, records), run["environment"]
+    tally, old = claims.counts(records), sum(record.verdict == "recorded" for record in records)
+    failed = "".join(f"<li>{link(r.key, r.key)}: {escape(r.failure)}</li>" for r in records if r.failure)
+    facts = {name: escape(str(where.get(name, "?"))) for name in ("date", "profile")}
+    facts["device"] = escape(str(where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?")))
+    shown = {name: title for name, title in TITLES.items() if sections.get(name)}
+    page = fill(
+        "index.html", **facts, style=fill("style.css"), script=fill("filters.js"), title=escape(claims.show(tally)),
+        counts="".join(f"<li>{badge(v)} <b>{n}</b> <span class=small>{LEGEND[v][1]}</span></li>"
+                       for v, n in tally.items()),
+        coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all; {old} of"
+        " the checks did not run now: their verdict is an earlier run's, and says so. A contradicted claim is a"
+        " result, not a failure: what was measured stands beside what the report says.",
+        alarm=f"<div class=alarm><b>This run failed:</b><ul>{failed}</ul></div>" * bool(failed),
+        nav="".join(f'<a href="#{name}">{title}</a>' for name, title in shown.items()),
+        sections="".join(f'<section id="{n}"><h2>{title}</h2>{sections[n]}</section>' for n, title in shown.items()),
+    )  # fmt: skip
+    store.write_atomic(folder / "index.html", page.encode())
+    return folder / "index.html"
+
+
+def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -> dict[str, str]:
+    """The HTML of each section that has something to show, by its anchor; draws the figures on the way."""
+    found: dict[str, list[str]] = {}
+    own: dict[str, list[str]] = {}  # pictures that belong to one check only
+    curves: dict[str, dict[str, tuple[Record, Mapping[str, Any]]]] = {}  # data -> network -> the one with most layers
+    rows: list[tuple[Record, Mapping[str, Any]]] = []
+    for record in records:
+        for row in record.figures:
+            section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
+            known = section in TITLES
+            (found if known else own).setdefault(section if known else record.key, []).append(_picture(row, record))
+        for section, fields, draw, caption in DRAWN:
+            for i, evidence in enumerate(_evidence(record, fields)):
+                name = f"{section}-{slug(record.key)}{i or ''}"
+                found.setdefault(section, []).append(_draw(folder, name, draw, evidence, caption, record))
+        for evidence in _evidence(record, ("network", "accuracy")):
+            nets = curves.setdefault(record.data, {})
+            _, longest = nets.get(evidence["network"], (record, {"accuracy": ()}))
+            if isinstance(evidence["accuracy"], Mapping) and len(evidence["accuracy"]) > len(longest["accuracy"]):
+                nets[evidence["network"]] = (record, evidence)
+        rows += [(record, evidence) for evidence in _evidence(record, ("row", "reading"))]
+    for i, nets in enumerate(filter(None, curves.values())):
+        caption = "Accuracy of a linear SVM on each layer's output; squares are poolings, the ring is the best."
+        drawn, record = [evidence for _, evidence in nets.values()], next(iter(nets.values()))[0]
+        found.setdefault("depth", []).append(_draw(folder, f"depth{i}", figures.depth_curves, drawn, caption, record))
+    html = {name: f"<div class=figures>{''.join(parts)}</div>" for name, parts in found.items()}
+    table = blocks.table1(rows)
+    if rows:
+        caption = "Table 1 and ours, by both readings of its row names."
+        table += _draw(folder, "table1", figures.table1, [evidence for _, evidence in rows], caption, rows[0][0])
+    return {**html, "claims": blocks.filters(records) + blocks.cards(records, own), "table1": table,
+            "thresholds": blocks.thresholds(run.get("thresholds", {})), "answers": blocks.answers(records),
+            "errata": blocks.errata(), "environment": blocks.environment(run["environment"])}  # fmt: skip
+
+
+def _evidence(record: Record, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """The parts of a record's evidence (itself, its values, what lists hold) that have all these fields."""
+    queue: list[Any] = [record.evidence]
+    while queue:
+        part = queue.pop(0)
+        if isinstance(part, Mapping) and all(name in part for name in names):
+            yield part
+        elif isinstance(part, (Mapping, list)):
+            queue.extend(part.values() if isinstance(part, Mapping) else (p for p in part if isinstance(p, Mapping)))
+
+
+def _draw(folder: Path, name: str, draw: Callable[[Any], Any], evidence: Any, caption: str, record: Record) -> str:
+    try:
+        store.write_atomic(folder / "figures" / f"{name}.png", figures.png(draw(evidence)))
+        row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
+        return _picture(row, record) + blocks.beside(name.split("-")[0], evidence)
+    except (RdfiaError, ValueError, KeyError, TypeError, IndexError) as error:
+        return f"<p class=small>{escape(name)} could not be drawn: {escape(repr(error))}</p>"
+
+
+def _picture(row: Mapping[str, str], record: Record) -> str:
+    parts = (record.data, record.weights, record.dtype, record.device, f"profile {record.profile}")
+    old = f"Committed run of {record.recorded['date']}, not run now: " if record.recorded else ""
+    caption = escape(f"{row.get('caption', '')} {old}{', '.join(filter(None, parts))}.")
+    return fill("figure.html", file=quote(row["file"]), alt=escape(row.get("alt", "")), caption=caption,
+                link=link(record.key, record.key))  # fmt: skip

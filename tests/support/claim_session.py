@@ -1,0 +1,242 @@
+"""A session of accuracy tests: which test owns which record, the clock, the terminal, the page at the end.
+
+conftest.py registers it; what a claim is and how it is judged stands in rdfia/claims.py.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+import pytest
+
+from rdfia.claims import CLAIMS, MEASURED, ClaimError, Ledger, Record, counts, show, time_left
+from rdfia.errors import AssetUnavailable, RdfiaError
+
+T = TypeVar("T")
+
+
+def claim_mark(item: pytest.Item) -> pytest.Mark | None:
+    """The claim of a test; a mark with a case (on a parameter) goes before one without (on the function)."""
+    return max(item.iter_markers("claim"), key=lambda mark: bool(mark.kwargs.get("case")), default=None)
+
+
+class AccuracyRun:
+    """What one session knows of its claims: the ledger, which test owns which record, the clock, the terminal."""
+
+    def __init__(self, config: pytest.Config, required: set[str]) -> None:
+        self.config, self.required = config, required
+        self.items: dict[str, tuple[str, str]] = {}  # node id -> claim id, case; in the order of the run
+        self.entered: dict[str, dict[str, Record]] = {}  # node id -> its records by key
+        self.output = config.rootpath / config.getoption("--output")
+        self.started, self.finished, self.closing = 0.0, 0, ""
+        self._ledger: Ledger | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        if self._ledger is None:
+            device = self.config.getoption("--device")
+            if device == "auto":
+                import torch
+
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._ledger = Ledger(self.config.rootpath, self.config.getoption("--profile"), device, self.required,
+                                  self.config.getoption("--accept"))  # fmt: skip
+        return self._ledger
+
+    def write(self, text: str) -> None:
+        """Text on the real terminal, whatever pytest captures just now."""
+        reporter, capture = (self.config.pluginmanager.getplugin(n) for n in ("terminalreporter", "capturemanager"))
+        if reporter and capture:
+            with capture.global_and_fixture_disabled():
+                reporter.write(text, flush=True)
+
+    def left(self) -> str:
+        """How far this session is and how long it may still take, judged by earlier runs and by its own pace."""
+        expected = self.ledger.durations.get(self.ledger.profile, {})
+        waiting = ["/".join(filter(None, pair)) for pair in list(self.items.values())[self.finished :]]
+        seconds = time_left(expected, self.ledger.seconds, waiting)
+        if seconds is not None and self.started:
+            seconds = max(0.0, seconds - (time.monotonic() - self.started))
+        done = f"{self.finished}/{len(self.items)}"
+        if seconds is None:
+            return done
+        return f"{done}, about {f'{seconds / 60:.0f} min' if seconds > 90 else f'{seconds:.0f} s'} left"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        marks = ((item.nodeid, claim_mark(item)) for item in items if item.get_closest_marker("accuracy"))
+        self.items = {node: (mark.args[0], mark.kwargs.get("case") or "") for node, mark in marks if mark}
+
+    def pytest_runtest_logstart(self) -> None:
+        self.started = time.monotonic()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        report: Any = yield
+        if item.nodeid in self.items:
+            self._settle(item, call, report)
+        return report
+
+    def _settle(self, item: pytest.Item, call: pytest.CallInfo[None], report: Any) -> None:
+        """What the end of a phase means for the claim: a missing asset, a difference, a crash, or no record at all."""
+        pair, records = self.items[item.nodeid], self.entered.setdefault(item.nodeid, {})
+        key, error = "/".join(filter(None, pair)), call.excinfo.value if call.excinfo else None
+        self.ledger.seconds[key] = self.ledger.seconds.get(key, 0.0) + call.duration
+        if isinstance(error, AssetUnavailable) and not records:
+            try:
+                self.ledger.unavailable(*pair, str(error), error.asset)
+                report.outcome = "skipped"
+                report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {error}")
+            except ClaimError as required:
+                self.ledger.records[key].failure = report.longrepr = str(required)
+            records[key] = self.ledger.records[key]
+        elif isinstance(error, ClaimError) and records:
+            list(records.values())[-1].failure = report.longrepr = str(error)
+        elif report.failed:
+            records[key] = self.ledger.failed(*pair, f"{type(error).__name__}: {error}")
+        elif not records and (report.skipped or report.when == "call"):
+            report.outcome, report.longrepr = "failed", f"{key}: the test ended and left no record of its claim"
+            records[key] = self.ledger.failed(*pair, report.longrepr)
+        for record in records.values():
+            record.seconds = record.seconds if record.recorded else round(self.ledger.seconds[key], 3)
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        quiet = report.nodeid in self.items and (report.when == "call" or report.skipped)
+        return (report.outcome, "", "") if quiet else None  # a line of ours takes the dot's place
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        if nodeid in self.items:
+            self.finished, self.started = self.finished + 1, 0.0
+            for record in self.entered.get(nodeid, {}).values():
+                self.write(f"\n{_line(record)}  [{self.left()}]")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.items or session.config.option.collectonly:
+            return
+        from rdfia import report
+
+        try:
+            if self.ledger.accept:
+                self.ledger.write_baseline()
+            page = report.write(self.output, self.ledger)
+            root = self.config.rootpath
+            self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)
+        except RdfiaError as error:
+            session.exitstatus, self.closing = pytest.ExitCode.TESTS_FAILED, f"FAILED: the page is not written: {error}"
+        if not any(record.verdict in MEASURED for record in self.ledger.records.values()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            self.closing += "\nFAILED: nothing was measured; every claim was unavailable, recorded or broken"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.closing:
+            return
+        records = sorted(self.ledger.records.values(), key=lambda record: list(CLAIMS).index(record.id))
+        terminalreporter.section("claims")
+        moved = (f"accepted {pin}" for pin in self.ledger.moved)
+        for line in (*map(_line, records), *moved, "", show(counts(records)), self.closing):
+            terminalreporter.write_line(line)
+
+
+def _line(record: Record) -> str:
+    values = f"{show(record.measured, record.unit)[:60]}  (expected {show(record.expected)[:60]})"
+    what = record.note if record.verdict in ("unavailable", "error") else values
+    was = f" {record.recorded['verdict']} on {record.recorded['date']}:" if record.recorded else ""
+    return f"{record.verdict:<21} {record.key}:{was} {record.failure or what}"
+
+
+class ClaimCheck:
+    """The `claim` fixture: what a test needs, what it measured, and the pictures that show it."""
+
+    def __init__(self, run: AccuracyRun, node: str, mark: pytest.Mark) -> None:
+        self.run, self.id, self.case = run, mark.args[0], mark.kwargs.get("case") or ""
+        self.profile, self.device = run.ledger.profile, run.ledger.device
+        self._records = run.entered.setdefault(node, {})
+        self._figures: list[dict[str, str]] = []  # drawn before there is a record
+
+    def _enter(self, method: Callable[..., Record], case: str, **values: Any) -> Record:
+        key = f"{self.id}/{case}" if case else self.id
+        try:
+            return method(self.id, case, **values)
+        finally:  # also when it is not the pinned verdict
+            if (record := self.run.ledger.records.get(key)) and key not in self._records:
+                record.figures += self._figures
+                self._figures, self._records[key] = [], record
+
+    def need(self, name: str) -> Any:
+        """The asset, located; else the record says `unavailable` and the test skips, or fails under --require."""
+        if name == "gpu":
+            if self.device != "cuda":
+                raise AssetUnavailable("gpu: this run has no CUDA device, see torch.cuda.is_available()", "gpu")
+            return None
+        from rdfia import assets
+
+        return assets.locate(name)
+
+    def measured(self, measured: Any, *, expected: Any, holds: bool, protocol: str = "report", case: str | None = None,
+                 **values: Any) -> Record:  # fmt: skip
+        """Make the record and compare it with its pin. `values`: data, weights, dtype, unit, tolerance, evidence, note.
+
+        A test that measures several cases in one go gives each its own `case`.
+        """
+        values |= {"measured": measured, "expected": expected, "holds": holds, "protocol": protocol}
+        return self._enter(self.run.ledger.measured, self.case if case is None else case, **values)
+
+    def recorded(self) -> bool:
+        """In profile short: take the committed full run's record, and True. In full: False, so measure it."""
+        if self.profile == "short":
+            self._enter(self.run.ledger.recorded, self.case)
+        return self.profile == "short"
+
+    def at_least(self, key: str, accuracy: float, n: int) -> float:
+        """The threshold of `key`, such as "vgg16/relu5_1/scene15"; fails under it."""
+        return self.run.ledger.at_least(key, accuracy, n)
+
+    def figure(self, name: str, figure: Any, caption: str, alt: str) -> None:
+        """Save a matplotlib figure or a PIL image as figures/<name>.png beside the page, attached to the record."""
+        from rdfia import figures, store
+
+        buffer = io.BytesIO()
+        if hasattr(figure, "savefig"):
+            buffer.write(figures.png(figure))
+        else:
+            figure.save(buffer, format="PNG")
+        store.write_atomic(self.run.output / "figures" / f"{name}.png", buffer.getvalue())
+        rows = list(self._records.values())[-1].figures if self._records else self._figures
+        rows.append({"file": f"figures/{name}.png", "caption": caption, "alt": alt})
+
+
+class Progress:
+    """Bars on a terminal, a plain line every 30 seconds elsewhere; both with the session's time left."""
+
+    encoding = "utf-8"
+    interval = 30.0
+
+    def __init__(self, run: AccuracyRun) -> None:
+        self.run, self.write = run, run.write
+
+    def flush(self) -> None:
+        """tqdm wants one; `write` has flushed."""
+
+    def __call__(self, iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
+        reporter = self.run.config.pluginmanager.getplugin("terminalreporter")
+        total = len(iterable) if total is None and isinstance(iterable, Sized) else total
+        if reporter and reporter.isatty():
+            from tqdm import tqdm
+
+            width = min(reporter._tw.fullwidth, 110)
+            with tqdm(iterable, description, total, file=self, leave=False, ncols=width) as bar:
+                for item in bar:
+                    yield item
+                    bar.set_postfix_str(self.run.left(), refresh=False)
+            return
+        start = said = time.monotonic()
+        for done, item in enumerate(iterable, 1):
+            yield item
+            if (now := time.monotonic()) - said >= self.interval:
+                said = now
+                rest = f", about {(now - start) / done * (total - done):.0f} s to go" if total else ""
+                self.write(f"\n  {description}: {done}/{total or '?'}{rest}  [{self.run.left()}]")
