@@ -112,8 +112,9 @@ def _check(record: Record, pictures: Sequence[str]) -> str:
 def beside(section: str, evidence: Mapping[str, Any]) -> str:
     """What stands beside a drawn figure: the ablation as a table, the largest confusions as a list."""
     if section == "best":
-        names = ("recipe", "validation", "test", "low", "high")
-        return table(names, [[row.get(name) for name in names] for row in evidence["rows"]])
+        lines = [[row["recipe"], *(f"{row[n]:.4f}" if row.get(n) is not None else "" for n in ("validation", "test"))]
+                 for row in evidence["rows"]]  # fmt: skip
+        return table(("recipe", "validation", "test"), lines)
     if section != "confusion":
         return ""
     names, matrix = evidence["classes"], evidence["matrix"]
@@ -122,27 +123,26 @@ def beside(section: str, evidence: Mapping[str, Any]) -> str:
 
 
 def table1(rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> str:
-    """The report's rows beside ours, by both readings; the difference is in points."""
+    """The report's rows beside ours by both readings: layer, accuracy, difference in points."""
     measured = {(row["row"], row["reading"]): (record, row) for record, row in rows if row.get("accuracy") is not None}
     body = []
     for name, report, *taps in TABLE1:
-        cells: list[Any] = [name, f"{report:.6f}"]
+        cells = [name, f"{report:.6f}"]
         for reading, tap in zip(("first", "second"), taps, strict=True):
-            record, row = measured.get((name, reading), (None, {}))
-            signs = " ↺" * bool(record and record.recorded) + " ≈" * bool(record and record.protocol == "substitute")
-            ours = ("not measured", "")
-            if record:
-                ours = (f"{row['accuracy']:.4f}{signs}", f"{100 * (row['accuracy'] - report):+.1f}")
-            cells += [row.get("tap", tap), *ours]
+            text = f"{tap}: not measured"
+            if found := measured.get((name, reading)):
+                record, row = found
+                text = f"{row.get('tap', tap)}: {row['accuracy']:.4f} ({100 * (row['accuracy'] - report):+.1f})"
+                text += " ↺" * bool(record.recorded) + " ≈" * (record.protocol == "substitute")
+            cells.append(text)
         body.append(cells)
-    half = ("ours", "difference")
-    return fill("table1.html") + table(("row", "report", "first reading", *half, "second reading", *half), body)
+    return fill("table1.html") + table(("row", "report", "first reading", "second reading"), body)
 
 
 def thresholds(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [[key, row["accuracy"], row["n"], row["threshold"]] for key, row in rows.items()]
+    lines = [[key, f"{row['accuracy']:.4f}", row["n"], f"{row['threshold']:.4f}"] for key, row in rows.items()]
     text = "<p>A run fails below the threshold: the accepted accuracy minus three binomial standard errors.</p>"
-    return (text + table(("network/layer/data", "accuracy", "images", "threshold"), lines)) * bool(rows)
+    return (text + table(("layer", "accuracy", "images", "threshold"), lines)) * bool(rows)
 
 
 def answers(records: Sequence[Record]) -> str:
@@ -162,8 +162,8 @@ def answers(records: Sequence[Record]) -> str:
 
 def errata() -> str:
     labs = {claim.lab for claim in CLAIMS.values()}
-    rows = [(f"{row['lab']}-{row['answer']}", row) for row in ERRATA if row["lab"] in labs]
-    return "<ul>" + "".join(f"<li>{link(key, key)}: {escape(row['text'])}</li>" for key, row in rows) + "</ul>"
+    rows = [(row["lab"], row["answer"], escape(row["text"])) for row in ERRATA if row["lab"] in labs]
+    return "".join(f"<p>{link(f'{lab}-{n}', f'{LABS[lab]}, answer {n}')}: {text}</p>" for lab, n, text in rows)
 
 
 def environment(run: Mapping[str, Any]) -> str:

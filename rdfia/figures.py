@@ -191,10 +191,10 @@ def ablation(evidence: Mapping[str, Any]) -> Figure:
 
 
 def comparison(evidence: Mapping[str, Any]) -> Figure:
-    """Ways to classify side by side, a dot a seed: {"bars": [{"name", "values"}]}, such as a head and the SVM."""
+    """Ways to classify side by side, a dot a seed: {"bars": {name: values}}, such as a head beside the SVM."""
     _need(evidence, "bars")
-    bars = evidence["bars"]
-    return intervals([bar["name"] for bar in bars], bars, evidence.get("unit") or "test accuracy")
+    rows = [{"values": values} for values in evidence["bars"].values()]
+    return intervals(list(evidence["bars"]), rows, evidence.get("unit") or "test accuracy")
 
 
 @rc_context(STYLE)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from . import blocks, claims, figures, store
 from .blocks import LEGEND, badge, fill, link, slug
 from .claims import CLAIMS, Ledger, Record
@@ -80,6 +82,8 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
     own: dict[str, list[str]] = {}  # pictures that belong to one check only
     curves: dict[str, dict[str, tuple[Record, Mapping[str, Any]]]] = {}  # data -> network -> the one with most layers
     rows: list[tuple[Record, Mapping[str, Any]]] = []
+    matrices = [e for record in records for e in _evidence(record, ("classes", "matrix"))]
+    best = max(matrices, key=_diagonal, default=None)  # one confusion matrix is shown, of the best classifier
     for record in records:
         for row in record.figures:
             section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
@@ -87,6 +91,8 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
             (found if known else own).setdefault(section if known else record.key, []).append(_picture(row, record))
         for section, fields, draw, caption in DRAWN:
             for i, evidence in enumerate(_evidence(record, fields)):
+                if section == "confusion" and evidence is not best:
+                    continue
                 name = f"{section}-{slug(record.key)}{i or ''}"
                 found.setdefault(section, []).append(_draw(folder, name, draw, evidence, caption, record))
         for evidence in _evidence(record, ("network", "accuracy")):
@@ -118,6 +124,12 @@ def _evidence(record: Record, names: Sequence[str]) -> Iterator[Mapping[str, Any
             yield part
         elif isinstance(part, (Mapping, list)):
             queue.extend(part.values() if isinstance(part, Mapping) else (p for p in part if isinstance(p, Mapping)))
+
+
+def _diagonal(evidence: Mapping[str, Any]) -> float:
+    """The accuracy that a confusion matrix stands for; -1 for what is no such matrix."""
+    matrix = np.asarray(evidence["matrix"])
+    return float(np.trace(matrix) / max(1, matrix.sum())) if matrix.ndim == 2 and matrix.dtype.kind in "iuf" else -1.0
 
 
 def _draw(folder: Path, name: str, draw: Callable[[Any], Any], evidence: Any, caption: str, record: Record) -> str:

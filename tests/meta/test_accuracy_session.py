@@ -1,0 +1,277 @@
+"""Planted faults in small projects of their own: the accuracy session goes red when it should, and only then."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import pytest
+import torch
+
+from rdfia import assets, figures, report
+
+ROOT = Path(__file__).parents[2]
+PRELOADED = (assets, figures, report, matplotlib.figure)  # an inner run must not import torch a second time
+MEASURES = """
+    import pytest
+    @pytest.mark.claim("tme7.q1.total")
+    def test_total(claim):
+        claim.measured({value}, expected=16, holds={value} == 16, weights="<script>alert(1)</script>", unit="layers")
+"""
+NEEDS = """
+    import pytest
+    @pytest.mark.claim("tme7.q3.animals")
+    def test_animals(claim):
+        claim.need("vgg16-full")
+"""
+PIN = {"tme7.q1.total|short|report": "reproduced"}
+
+
+@pytest.fixture(scope="session")
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without assets, but the checksums of what packages carry are computed once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> pytest.Pytester:
+    """An empty project with this one's conftest and settings, and no asset anywhere."""
+    settings = (ROOT / "pyproject.toml").read_text("utf-8")
+    table = settings[settings.index("[tool.pytest.ini_options]") :].split("\n[", 2)
+    pytester.makepyprojecttoml("[".join(table[:1]))
+    pytester.makeconftest((ROOT / "conftest.py").read_text("utf-8"))
+    for name, value in (("RDFIA_OFFLINE", "1"), ("TORCH_HOME", pytester.path), ("RDFIA_CACHE", empty_cache)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("RDFIA_ASSETS", raising=False)
+    return pytester
+
+
+def write(project: pytest.Pytester, source: str, path: str = "tests/accuracy/test_tme7.py", **values: object) -> None:
+    file = project.path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = source.format(**values) if values else source
+    file.write_text("\n".join(line[4:] for line in lines.splitlines()), "utf-8")
+
+
+def pin(project: pytest.Pytester, pins: dict[str, str]) -> None:
+    (project.path / "reports" / "baseline").mkdir(parents=True)
+    (project.path / "reports" / "baseline" / "pins.json").write_text(json.dumps(pins))
+
+
+def run(project: pytest.Pytester, *options: str) -> pytest.RunResult:
+    return project.runpytest_inprocess("-p", "no:cacheprovider", *options)
+
+
+def records(project: pytest.Pytester) -> dict[str, dict[str, object]]:
+    run = json.loads((project.path / "reports" / "latest" / "claims.json").read_text("utf-8"))
+    return {record["key"]: record for record in run["records"]}
+
+
+def test_a_verdict_as_pinned_is_green_and_written(project: pytest.Pytester) -> None:
+    write(project, MEASURES, value=16)
+    pin(project, PIN)
+    result = run(project, "-m", "accuracy and tme7")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["reproduced*tme7.q1.total: 16 layers*1/1*", "reports/latest/index.html"])
+    assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
+    page = (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("pinned", ["reproduced", "contradicted"])
+def test_a_verdict_that_differs_from_its_pin_is_red_in_either_direction(
+    project: pytest.Pytester, pinned: str
+) -> None:
+    write(project, MEASURES, value=16 if pinned == "contradicted" else 15)
+    pin(project, {"tme7.q1.total|short|report": pinned})
+    result = run(project)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"*tme7.q1.total: measured 1? layers, expected 16*its pin says '{pinned}'*--accept*"])
+    assert records(project)["tme7.q1.total"]["pinned"] == pinned
+    assert "This run failed" in (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
+
+
+def test_a_missing_pin_is_red_until_it_is_accepted(project: pytest.Pytester) -> None:
+    write(project, MEASURES, value=15)
+    assert run(project).ret == 1
+    accepted = run(project, "--accept")
+    assert accepted.ret == 0
+    accepted.stdout.fnmatch_lines(["accepted tme7.q1.total|short|report: None -> contradicted"])
+    durations = json.loads((project.path / "reports" / "baseline" / "durations.json").read_text())
+    assert list(durations["short"]) == ["tme7.q1.total"]
+    assert run(project).ret == 0
+
+
+def test_an_unavailable_asset_skips_unless_it_is_required(project: pytest.Pytester) -> None:
+    write(project, MEASURES, value=16)
+    write(project, NEEDS, "tests/accuracy/test_tme7_animals.py")
+    pin(project, PIN)
+    result = run(project)
+    result.assert_outcomes(passed=1, skipped=1)
+    assert result.ret == 0
+    assert "assets fetch vgg16-full" in str(records(project)["tme7.q3.animals"]["note"])
+    required = run(project, "--require", "vgg16-full")
+    required.assert_outcomes(passed=1, failed=1)
+    required.stdout.fnmatch_lines(["*tme7.q3.animals: --require vgg16-full, but: *"])
+
+
+def test_a_run_that_measured_nothing_is_red(project: pytest.Pytester) -> None:
+    write(project, NEEDS)
+    result = run(project, "-m", "accuracy")
+    result.assert_outcomes(skipped=1)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["FAILED: nothing was measured*"])
+    assert run(project, "-m", "accuracy and tme9").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_a_crash_in_one_claim_still_writes_the_page(project: pytest.Pytester) -> None:
+    write(project, MEASURES, value=16)
+    write(project, """
+    import pytest
+    @pytest.mark.claim("tme7.q4.conv1")
+    def test_maps(claim):
+        raise RuntimeError("broken in /home/someone/photos/cat.jpg")
+    """, "tests/accuracy/test_tme7_maps.py")  # fmt: skip
+    pin(project, PIN)
+    run(project).assert_outcomes(passed=1, failed=1)
+    crashed = records(project)["tme7.q4.conv1"]
+    assert (crashed["verdict"], crashed["failure"]) == ("error", "RuntimeError: broken in .../cat.jpg")
+    assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
+
+
+@pytest.mark.parametrize("body", ["pass", "pytest.skip('not today')"])
+def test_a_claim_without_a_record_is_red(project: pytest.Pytester, body: str) -> None:
+    write(project, """
+    import pytest
+    @pytest.mark.claim("tme7.q1.total")
+    def test_total(claim):
+        {body}
+    """, body=body)  # fmt: skip
+    run(project).assert_outcomes(failed=1)
+
+
+def test_a_recorded_verdict_is_shown_but_never_as_run(project: pytest.Pytester) -> None:
+    write(project, """
+    import pytest
+    @pytest.mark.claim("tme7.best")
+    def test_best(claim):
+        assert claim.recorded()
+    """)  # fmt: skip
+    old = {"id": "tme7.best", "verdict": "contradicted", "protocol": "report", "profile": "full", "measured": 0.93}
+    folder = project.path / "reports" / "verified" / "cpu"
+    folder.mkdir(parents=True)
+    text = json.dumps({"environment": {"date": "2026-01-02", "code": "abc"}, "records": [old]})
+    (folder / "claims.json").write_text(text)
+    assert run(project, "--device", "cpu").ret == 1  # nothing was measured
+    record = records(project)["tme7.best"]
+    assert record["verdict"] == "recorded"
+    assert record["recorded"] == {"verdict": "contradicted", "date": "2026-01-02", "code": "abc", "folder": "cpu",
+                                  "changed": True}  # fmt: skip
+
+
+def test_an_accuracy_under_its_threshold_is_red(project: pytest.Pytester) -> None:
+    write(project, """
+    import pytest
+    @pytest.mark.claim("tme7.q11.alexnet")
+    def test_alexnet(claim):
+        claim.measured({accuracy}, expected=0.868, holds=True)
+        claim.at_least("alexnet/pool5/scene15", {accuracy}, 2985)
+    """, accuracy=0.872)  # fmt: skip
+    assert run(project).ret == 1
+    assert run(project, "--accept").ret == 0
+    file = project.path / "tests" / "accuracy" / "test_tme7.py"
+    file.write_text(file.read_text().replace("0.872", "0.853"))
+    result = run(project)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*alexnet/pool5/scene15: accuracy 0.8530*0.85365*"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--require", "scene16"), "*--require scene16: not known; it takes gpu, *scene15*"),
+        (("--require", "gpu", "--device", "cpu"), "*--device cuda or --require gpu*"),
+        (("-m", "acuracy"), "*no marker acuracy*"),
+        (("--profile", "shrt"), "*invalid choice: 'shrt'*"),
+    ],
+)
+def test_a_misspelt_option_is_a_usage_error(project: pytest.Pytester, options: tuple[str, ...], message: str) -> None:
+    write(project, MEASURES, value=16)
+    result = run(project, *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([message])
+
+
+def test_a_folder_implies_its_marker_and_one_without_is_refused(project: pytest.Pytester) -> None:
+    write(project, "    def test_one():\n        pass", "tests/unit/test_one.py")
+    run(project, "-m", "unit").assert_outcomes(passed=1)
+    run(project, "-m", "not unit").assert_outcomes(deselected=1)
+    write(project, "    def test_two():\n        pass", "tests/slow/test_two.py")
+    result = run(project)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*tests/slow/test_two.py: no marker for this folder*"])
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [("tme17", "*'tme17' not found in `markers`*"), ("claim('tme7.q99')", "*no claim 'tme7.q99'*")],
+)
+def test_an_unknown_marker_or_claim_is_refused(project: pytest.Pytester, mark: str, message: str) -> None:
+    source = "    import pytest\n    @pytest.mark.{mark}\n    def test_it():\n        pass"
+    write(project, source, "tests/unit/test_it.py", mark=mark)
+    result = run(project)
+    assert result.ret != 0
+    (result.stdout if "not found" in message else result.stderr).fnmatch_lines([message])
+
+
+def global_state() -> tuple[object, ...]:
+    numbers = np.random.get_state(legacy=False)
+    return (random.getstate(), repr(numbers), torch.get_rng_state().tolist(), torch.get_default_dtype(),
+            torch.get_num_threads(), torch.is_grad_enabled())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("leak", "name"),
+    [
+        ("random.random()", "random"),
+        ("numpy.random.rand()", "numpy.random"),
+        ("torch.rand(1)", "torch's random state"),
+        ("torch.set_default_dtype(torch.float64)", "torch's default dtype"),
+        ("torch.set_num_threads(torch.get_num_threads() + 1)", "torch's thread count"),
+        ("torch.set_grad_enabled(False)", "torch's grad mode"),
+    ],
+)
+def test_a_leak_of_global_state_is_red_and_undone(project: pytest.Pytester, leak: str, name: str) -> None:
+    before = global_state()
+    write(project, """
+    import random, numpy, torch
+    def test_leak():
+        {leak}
+    def test_clean():
+        pass
+    """, "tests/unit/test_leak.py", leak=leak)  # fmt: skip
+    result = run(project)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines([f"*leaked global state: {name};*"])
+    assert global_state() == before
+
+
+def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.Pytester) -> None:
+    write(project, """
+    import pytest
+    @pytest.mark.claim("tme7.q1.total")
+    def test_total(claim, progress):
+        print("captured")
+        progress.interval = 0.0
+        assert list(progress([1, 2], description="images")) == [1, 2]
+        claim.measured(16, expected=16, holds=True)
+    """)  # fmt: skip
+    pin(project, PIN)
+    result = run(project)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*images: 1/2, about * s to go*", "*images: 2/2*", "reproduced*"])
+    result.stdout.no_fnmatch_line("captured")

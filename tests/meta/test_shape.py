@@ -1,0 +1,112 @@
+"""The package keeps its shape: imports point one way, rooms stay small, every claim has one home."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from rdfia.claims import ANSWERS, CLAIMS, ERRATA
+
+ROOT = Path(__file__).parents[2]
+ROOMS = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "rdfia").glob("*.py"))}
+# What a room may import from the package; errors and _compat always, report and __main__ anything.
+ARROWS = {
+    "errors": "",
+    "_compat": "",
+    "store": "",
+    "images": "store",
+    "layers": "",
+    "networks": "layers",
+    "weights": "store networks layers",
+    "downloads": "store",
+    "assets": "store weights downloads",
+    "datasets": "assets images store",
+    "gram": "store images features",
+    "features": "store images",
+    "svm": "store gram",
+    "heads": "store images",
+    "claims": "store",
+    "figures": "",
+    "machine": "assets claims",
+    "blocks": "claims",
+}
+ANYTHING = {"report", "__main__", "__init__"}
+TME7 = """
+    q1.blocks q1.total q2.output q3.animals q4.conv1 q5.dataset q5.scratch q6.pretrained q8.depth q9.grey q10.head
+    q11.table1 q11.C q11.alexnet best bfloat16
+""".split()  # noqa: SIM905
+
+
+def imports(source: str) -> set[str]:
+    """The rooms that a room imports, at the top or inside a function, relative or absolute; not those for types."""
+    tree, found = ast.parse(source), set()
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("rdfia.")}
+        elif isinstance(node, ast.ImportFrom):
+            module = ["rdfia"] * bool(node.level) + (node.module or "").split(".") * bool(node.module)
+            if module[0] == "rdfia":
+                found |= {module[1]} if len(module) > 1 else {name.name for name in node.names}
+    return found
+
+
+def wrong_arrows(room: str, source: str) -> set[str]:
+    allowed = {"errors", "_compat", "__version__", *ARROWS.get(room, "").split()}
+    return set() if room in ANYTHING else imports(source) - allowed
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room: str) -> None:
+    assert room in ARROWS or room in ANYTHING, f"rdfia/{room}.py is a new room: say in ARROWS what it may import"
+    assert wrong_arrows(room, ROOMS[room]) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from rdfia.assets import find",
+        "from .assets import find",
+        "from . import assets",
+        "import rdfia.assets",
+        "def f():\n    from rdfia import assets",
+    ],
+)
+def test_a_planted_wrong_arrow_is_seen(source: str) -> None:
+    assert wrong_arrows("svm", source) == {"assets"}
+    assert wrong_arrows("datasets", source) == set()
+
+
+def test_the_package_stays_compact() -> None:
+    lines = {room: source.count("\n") for room, source in ROOMS.items()}
+    assert {room: n for room, n in lines.items() if n > 250} == {}
+    assert sum(lines.values()) < 3000, lines
+
+
+def test_every_claim_of_the_labs_is_in_the_table() -> None:
+    assert [name for name in TME7 if f"tme7.{name}" not in CLAIMS] == []
+    assert all(claim.id.startswith(f"{claim.lab}.") for claim in CLAIMS.values())
+
+
+def test_every_claim_is_checked_in_exactly_one_file() -> None:
+    files = {path.name: path.read_text("utf-8") for path in (ROOT / "tests" / "accuracy").glob("test_*.py")}
+    homes = {i: [name for name, text in files.items() if re.search(rf'"{re.escape(i)}"', text)] for i in CLAIMS}
+    assert {i: names for i, names in homes.items() if len(names) != 1} == {}
+
+
+def test_every_executable_answer_has_a_claim_and_only_those() -> None:
+    labs = {claim.lab for claim in CLAIMS.values()}
+    checked = {(claim.lab, claim.answer) for claim in CLAIMS.values() if claim.answer}
+    answers = {(row["lab"], row["answer"]): row["executable"] for row in ANSWERS if row["lab"] in labs}
+    assert checked == {key for key, executable in answers.items() if executable}
+    assert {(row["lab"], row["answer"]) for row in ERRATA if row["lab"] in labs} <= set(answers)

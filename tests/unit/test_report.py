@@ -1,0 +1,193 @@
+"""The page says what the records say, escapes what they hold, and survives what it cannot draw."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdfia import blocks, claims, figures, machine, report, store
+from rdfia.claims import ClaimError, Ledger
+from rdfia.errors import StoreError
+
+EVIL = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;"
+CONFUSION = {"classes": ["Coast", "Forest"], "matrix": [[90, 10], [20, 80]]}
+
+
+class Links(HTMLParser):
+    """Anchors, links and pictures of a page; void or unknown nesting is checked by the tag stack."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.files: list[str] = []
+        self.tags: list[str] = []
+        self.stack: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.targets += [values["href"][1:]] if values.get("href", "").startswith("#") else []
+        self.files += [values["src"]] if "src" in values else []
+        if tag not in ("meta", "img", "link", "br"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """A run with every verdict, every kind of evidence, and a hostile file name."""
+    run = Ledger(tmp_path, "short", "cpu", accept=True)
+    sweep = {"C": [0.1, 1.0], "test": [0.8, 0.9], "validation": [0.7, 0.8], "converged": [True, False]}
+    row = {"row": "Relu2", "report": 0.906868, "reading": "second", "tap": "relu1_2", "accuracy": 0.706868}
+    ablation = {"rows": [{"recipe": "pool5", "validation": 0.89, "test": 0.9, "low": 0.88, "high": 0.92}]}
+    depth = {"network": "vgg16", "accuracy": {"relu1_1": 0.5, "pool5": 0.9}}
+    for claim_id, case, holds, protocol, evidence in (
+        ("tme7.q1.total", "", True, "report", {}),
+        ("tme7.q2.output", "", False, "report", {"lowest": -1.0}),
+        ("tme7.q3.animals", EVIL, True, "substitute", {}),
+        ("tme7.q8.depth", "vgg16", False, "substitute", depth),
+        ("tme7.q10.head", "", True, "report", {"bars": {"head": [0.8, 0.9], "SVM": [0.9]}}),
+        ("tme7.q11.table1", "Relu2", False, "report", row),
+        ("tme7.q11.C", "", True, "substitute", sweep),
+        ("tme7.best", "", True, "report", {"ablation": ablation, "confusion": CONFUSION}),
+    ):
+        run.measured(claim_id, case, holds=holds, protocol=protocol, measured=0.5, expected=0.6, data=EVIL,
+                     weights="vgg16-features", note=EVIL, evidence=evidence)  # fmt: skip
+    run.unavailable("tme7.q11.alexnet", "", "alexnet-full is not here. Get it: rdfia assets fetch alexnet-full")
+    run.failed("tme7.bfloat16", "", "RuntimeError: dtype")
+    row = {"verdict": "contradicted", "date": "2026-01-02", "code": "abc", "changed": True, "folder": "cpu"}
+    run.add(claims.Record("tme7.q6.pretrained", verdict="recorded", measured=0.5, profile="full", recorded=row))
+    run.at_least("vgg16/pool5/scene15", 0.9, 2985)
+    return run
+
+
+@pytest.fixture
+def page(ledger: Ledger, tmp_path: Path) -> str:
+    return report.write(tmp_path / "out", ledger).read_text("utf-8")
+
+
+def test_every_link_has_its_anchor_and_every_picture_its_file(page: str, tmp_path: Path) -> None:
+    found = Links(page)
+    assert found.stack == []
+    assert set(found.targets) <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    assert {f"out/{file}" for file in found.files} == {
+        path.relative_to(tmp_path).as_posix() for path in (tmp_path / "out" / "figures").iterdir()
+    }
+    assert len(found.files) == 6  # depth, head, table 1, C, ablation, confusion
+
+
+def test_nothing_comes_from_a_network_and_no_text_becomes_markup(page: str) -> None:
+    assert re.findall(r"(?:src|href)=[\"']?(?:https?:)?//", page) == []
+    assert "@import" not in page
+    assert Links(page).tags.count("script") == 1  # ours
+    assert "onerror=alert(1)>" not in page
+    assert "&lt;script&gt;alert(" in page
+
+
+def test_verdicts_are_words_and_are_counted(page: str, ledger: Ledger) -> None:
+    for verdict, n in claims.counts(list(ledger.records.values())).items():
+        assert f"{verdict}</span> <b>{n}</b>" in page
+        assert page.count(f'data-verdict="{verdict}"') == n
+    assert "contradicted</span> by the full run of 2026-01-02 on cpu, code abc; the code has changed since" in page
+    assert "RuntimeError: dtype" in page
+
+
+def test_what_needs_no_script_is_visible_without_it(page: str) -> None:
+    hidden = re.findall(r"<(\w+)[^>]* hidden", page)
+    assert hidden == ["form"]
+
+
+def test_every_answer_is_listed_and_text_only_ones_are_not_counted(page: str) -> None:
+    labs = {claim.lab for claim in claims.CLAIMS.values()}
+    rows = [row for row in claims.ANSWERS if row["lab"] in labs]
+    assert all(f'id="{row["lab"]}-{row["answer"]}"' in page for row in rows)
+    assert page.count("Text only: no program can check it") == sum(not row["executable"] for row in rows)
+
+
+def test_table_one_stands_beside_ours_in_both_readings(page: str) -> None:
+    assert "<td>Relu2</td><td>0.906868</td><td>relu6: not measured</td><td>relu1_2: 0.7069 (-20.0)</td>" in page
+
+
+def test_the_page_can_be_made_again_from_its_records_alone(page: str, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    store.write_json(again / "claims.json", store.read_json(tmp_path / "out" / "claims.json"))
+    assert report.rebuild(again).read_text("utf-8") == page
+    for path in (tmp_path / "out" / "figures").iterdir():
+        assert (again / "figures" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> None:
+    run = Ledger(tmp_path, "short", "cpu", accept=True)
+    broken = [{"C": [1.0], "test": [0.5, 0.6]}, {"classes": ["a"], "matrix": 3}, {"rows": [{"recipe": "x"}]}, {"bars": 3},
+              {"network": "vgg16", "accuracy": 0.5}, {"network": "vgg16", "accuracy": {"a": None}}]  # fmt: skip
+    for i, evidence in enumerate(broken):
+        run.measured("tme7.q11.C", str(i), holds=True, protocol="report", evidence=evidence)
+    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    assert html.count("could not be drawn") == 5
+    assert html.count('class="record') + html.count("class=record") == len(broken)
+
+
+def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
+    kept = tmp_path / "reports" / "verified" / "cpu" / "figures" / "figure2.png"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"png")
+    row = {"id": "tme7.q4.conv1", "verdict": "reproduced", "profile": "full", "protocol": "report",
+           "figures": [{"file": "figures/figure2.png", "caption": "maps", "alt": "64 maps"}]}  # fmt: skip
+    store.write_json(kept.parents[1] / "claims.json", {"environment": {"date": "2026-01-02"}, "records": [row]})
+    run = Ledger(tmp_path, "short", "cpu")
+    run.recorded("tme7.q4.conv1")
+    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    assert (tmp_path / "out" / "figures" / "figure2.png").read_bytes() == b"png"
+    assert "maps Committed run of 2026-01-02, not run now: cpu, profile full." in html
+
+
+def test_the_environment_names_no_path_and_no_host(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine.environment(tmp_path, "cpu", "short")
+    text = json.dumps(found)
+    import socket
+
+    assert socket.gethostname() not in [str(value) for value in found.values()]
+    assert re.search(r"(?<![\w.])/[a-z]+/", text) is None
+    assert {"torch", "torchvision", "scikit-learn", "cores", "threads", "bfloat16", "code", "date"} <= set(found)
+    assert {"name", "source", "sha256"} <= set().union(*map(set, found["assets"]))
+
+
+def test_a_table_aligns_numbers_and_escapes() -> None:
+    html = blocks.table(("name", "n"), [("<a>", 1234)])
+    assert "<td>&lt;a&gt;</td><td class=n>1,234</td>" in html
+
+
+def test_no_records_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"claims\.json"):
+        report.rebuild(tmp_path)
+
+
+def test_a_red_record_is_at_the_top_of_the_page(tmp_path: Path) -> None:
+    run = Ledger(tmp_path, "short", "cpu")
+    try:
+        run.measured("tme7.q1.total", "", holds=True, protocol="report", measured=16)
+    except ClaimError as error:
+        run.records["tme7.q1.total"].failure = str(error)
+    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    assert 0 < html.index("This run failed") < html.index("it has no pin") < html.index('id="claims"')
+
+
+def test_the_mistakes_go_to_their_own_section(ledger: Ledger, tmp_path: Path) -> None:
+    image: Any = [[0, 1], [1, 0]]
+    drawn = figures.png(figures.mistakes([image], ["a"], ["b"], [1.0]))
+    store.write_atomic(tmp_path / "out/figures/mistakes.png", drawn)
+    ledger.records["tme7.best"].figures.append({"file": "figures/mistakes.png", "caption": "c", "alt": "a"})
+    html = report.write(tmp_path / "out", ledger).read_text("utf-8")
+    place = html.index('src="figures/mistakes.png"')
+    assert html.index('<section id="mistakes">') < place < html.index('id="thresholds"')
