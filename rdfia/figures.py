@@ -7,6 +7,7 @@ differ by marker and line style, never by colour alone. Nothing here touches pyp
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def classification_panel(images: Sequence[Any], top5: Sequence[Sequence[tuple[st
         left, right = axes[2 * i], axes[2 * i + 1]
         left.imshow(np.asarray(image))
         left.axis("off")
-        left.set_title(f"({chr(97 + i)}) {truths[i]}" if len(truths) > i else f"({chr(97 + i)})", fontsize=9)
+        title = f"({chr(97 + i)}) {truths[i] if len(truths) > i else ''}"
+        left.set_title(textwrap.fill(title, 24), fontsize=9)
         rows = np.arange(len(guesses))
         right.barh(rows + 0.25, [p for _, p in guesses], height=0.25, color=INK)
         for row, (name, p) in zip(rows, guesses, strict=True):

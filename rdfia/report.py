@@ -65,9 +65,9 @@ def rebuild(folder: Path) -> Path:
         "index.html", **facts, style=fill("style.css"), script=fill("filters.js"), title=escape(claims.show(tally)),
         counts="".join(f"<li>{badge(v)} <b>{n}</b> <span class=small>{LEGEND[v][1]}</span></li>"
                        for v, n in tally.items()),
-        coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all; {old} of"
-        " the checks did not run now: their verdict is an earlier run's, and says so. A contradicted claim is a"
-        " result, not a failure: what was measured stands beside what the report says.",
+        coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all. "
+        + f"{old} did not run now: their verdict is an earlier run's, and says so. " * bool(old)
+        + "A contradicted claim is a result, not a failure: what was measured stands beside what the report says.",
         alarm=f"<div class=alarm><b>This run failed:</b><ul>{failed}</ul></div>" * bool(failed),
         nav="".join(f'<a href="#{name}">{title}</a>' for name, title in shown.items()),
         sections="".join(f'<section id="{n}"><h2>{title}</h2>{sections[n]}</section>' for n, title in shown.items()),

@@ -3,25 +3,29 @@
   var bar = document.querySelector(".filters");
   if (!bar) return;
   bar.hidden = false;
-  var choices = bar.querySelectorAll("select"), shown = bar.querySelector("output");
+  var choices = Array.from(bar.querySelectorAll("select")), shown = bar.querySelector("output");
   function apply() {
-    var visible = 0, all = document.querySelectorAll(".record");
+    var all = Array.from(document.querySelectorAll(".record"));
     all.forEach(function (record) {
-      var fits = Array.prototype.every.call(choices, function (choice) {
-        return !choice.value || record.dataset[choice.name] === choice.value;
-      });
-      record.hidden = !fits;
-      visible += fits;
+      record.hidden = choices.some(function (choice) { return choice.value && record.dataset[choice.name] !== choice.value; });
     });
     document.querySelectorAll(".claim").forEach(function (claim) {
       claim.hidden = !claim.querySelector(".record:not([hidden])");
     });
-    shown.textContent = visible + " of " + all.length + " shown";
+    document.querySelectorAll("details.cases").forEach(function (cases) {
+      cases.open = choices.some(function (choice) { return choice.value; });
+    });
+    shown.textContent = all.filter(function (record) { return !record.hidden; }).length + " of " + all.length + " shown";
+  }
+  function reveal() {  // a link may lead to a check that is filtered away or folded
+    var target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    if (!target) return;
+    if (target.closest("[hidden]")) { choices.forEach(function (choice) { choice.value = ""; }); apply(); }
+    var folded = target.closest("details:not([open])");
+    if (folded) { folded.open = true; target.scrollIntoView(); }
   }
   bar.addEventListener("change", apply);
-  window.addEventListener("hashchange", function () {  // a link to a claim that a choice hides shows it again
-    var target = location.hash && document.getElementById(location.hash.slice(1));
-    if (target && target.closest("[hidden]")) { choices.forEach(function (choice) { choice.value = ""; }); apply(); target.scrollIntoView(); }
-  });
+  window.addEventListener("hashchange", reveal);
   apply();
+  reveal();
 })();

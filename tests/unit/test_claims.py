@@ -91,7 +91,8 @@ def test_a_committed_run_whose_verdict_is_not_its_pin_is_refused(ledger: Ledger,
 
 
 def test_a_record_survives_json_with_arrays_and_nan() -> None:
-    evidence: dict[Any, Any] = {"array": np.arange(2), "tensor": torch.tensor([1.5]), "nan": float("nan"), 3: np.float32(0.5)}
+    evidence: dict[Any, Any] = {"array": np.arange(2), "tensor": torch.tensor([1.5]), "nan": float("nan")}
+    evidence[3] = np.float32(0.5)
     record = Record("tme7.q1.total", "a", evidence=evidence, measured=np.float64(2.0), expected=(1, 2))
     back = claims.from_json({**json.loads(json.dumps(record.as_json(), allow_nan=False)), "later": 1})
     assert back.evidence == {"array": [0, 1], "tensor": [1.5], "nan": "nan", "3": 0.5}

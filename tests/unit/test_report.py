@@ -129,8 +129,9 @@ def test_the_page_can_be_made_again_from_its_records_alone(page: str, tmp_path: 
 
 def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu", accept=True)
-    broken = [{"C": [1.0], "test": [0.5, 0.6]}, {"classes": ["a"], "matrix": 3}, {"rows": [{"recipe": "x"}]}, {"bars": 3},
-              {"network": "vgg16", "accuracy": 0.5}, {"network": "vgg16", "accuracy": {"a": None}}]  # fmt: skip
+    broken = [{"C": [1.0], "test": [0.5, 0.6]}, {"classes": ["a"], "matrix": 3}, {"rows": [{"recipe": "x"}]},
+              {"bars": 3}, {"network": "vgg16", "accuracy": 0.5},
+              {"network": "vgg16", "accuracy": {"a": None}}]  # fmt: skip
     for i, evidence in enumerate(broken):
         run.measured("tme7.q11.C", str(i), holds=True, protocol="report", evidence=evidence)
     html = report.write(tmp_path / "out", run).read_text("utf-8")
