@@ -185,14 +185,15 @@ def _manifest(root: Path) -> dict[str, dict[str, str]]:
     return dict(store.read_json(path)) if path.exists() else {}
 
 
-def locate(name: str, progress: Progress | None = None) -> Located:
+def locate(name: str, progress: Progress | None = None, *, download: bool = True) -> Located:
     """The asset, downloaded if need be. Raises AssetUnavailable, which ends with the one command that changes that."""
     if found := find(name):
         return found
     asset = _asset(name)
-    if asset.downloads and not offline():
+    if asset.downloads and download and not offline():
         return fetch(name, progress=progress)
-    reason = "RDFIA_OFFLINE forbids its download" if asset.downloads else "it is in none of the places looked at"
+    forbidden = "RDFIA_OFFLINE forbids its download" if offline() else "nothing downloads it by itself here"
+    reason = forbidden if asset.downloads else "it is in none of the places looked at"
     raise AssetUnavailable(f"{name} ({asset.about}) is not on this machine: {reason}. Get it: {asset.command}", name)
 
 

@@ -47,7 +47,7 @@ def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) 
         for child in clone.modules():
             tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
             if tensors and not any(tensor.is_meta for tensor in tensors):
-                child.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+                child.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         stack.enter_context(torch.inference_mode())
         yield clone
 
@@ -246,8 +246,8 @@ def extract(
     """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.
 
     The store is keyed by weights, taps, `pool`, preprocessing, dtype, batch size and the images' `content` (a digest,
-    made from the files when not given). Raises TooLarge before the first image if the matrices exceed `cap_bytes` or the
-    disk; else as `stream`, and StoreError.
+    made from the files when not given). Raises TooLarge before the first image if the matrices exceed `cap_bytes` or
+    the disk; else as `stream`, and StoreError.
     """
     dtype = dtype or fast_dtype(device)
     shapes = tap_shapes(module, taps, preprocess.size)

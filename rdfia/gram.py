@@ -43,7 +43,7 @@ def _chain(module: nn.Module, path: str) -> list[tuple[int, int, int]] | None:
     for layer in list(features)[: int(index) + 1]:
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             sizes = [layer.kernel_size, layer.stride, layer.padding, layer.dilation]
-            kernel, stride, padding, dilation = (s if isinstance(s, int) else int(s[0]) for s in sizes)  # type: ignore[arg-type]
+            kernel, stride, padding, dilation = (s if isinstance(s, int) else int(s[0]) for s in sizes)
             if dilation != 1 or getattr(layer, "ceil_mode", False):
                 return None
             chain.append((kernel, stride, padding))

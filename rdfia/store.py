@@ -95,7 +95,7 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
     digest = hashlib.sha256(json.dumps(sorted((metadata or {}).items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

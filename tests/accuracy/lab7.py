@@ -43,8 +43,17 @@ SQUEEZENET = [
 TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
 DENSE = {"vgg16": ["relu6", "fc7", "relu7", "logits"], "alexnet": ["relu6", "relu7", "logits"], "squeezenet1_1": []}
 WEIGHTS = {"vgg16": "vgg16-features", "alexnet": "alexnet-features", "squeezenet1_1": "squeezenet1_1"}
-# What one pass to pool5 gives, within the default cap of 8 GB in bfloat16: what profile `short` measures.
-SHORT = {"vgg16": ["relu4_3", "pool4", "relu5_1", "relu5_2", "relu5_3", "pool5"]}
+# What profile `short` measures: VGG16's layers of one pass within the default cap of 8 GB, and of the others those with
+# fewer than 200,000 columns, enough to see the whole curve.
+SHORT = {
+    "vgg16": ["relu4_3", "pool4", "relu5_1", "relu5_2", "relu5_3", "pool5"],
+    "alexnet": ["pool1", "pool2", "relu3", "relu4", "relu5", "pool5"],
+    "squeezenet1_1": ["pool1", "pool3", "pool5", "fire6", "fire7", "fire8", "fire9", "logits"],
+}
+DIGITS = {
+    "vgg16": ["relu1_2", "relu2_2", "pool2", "relu3_3", "pool3", "relu4_3", "pool4", "relu5_3", "pool5"],
+    "alexnet": ["relu5", "pool5"],
+}
 
 
 @dataclass
@@ -58,6 +67,7 @@ class Problem:
     classes: tuple[str, ...]
     digest: str
     preprocess: Preprocess
+    digits: bool = False
 
     @property
     def y_train(self) -> np.ndarray:
@@ -87,12 +97,13 @@ def digits(path: Path) -> Problem:
     every = datasets.digits(path).subset(range(3000))
     return Problem(
         "MNIST digits, 1,500 + 1,500",
-        every.images,
+        list(every.images),
         every.labels,
         1500,
         every.classes,
         every.digest,
         Preprocess(size=64),
+        digits=True,
     )
 
 
@@ -110,8 +121,8 @@ class Keep:
 class Bench:
     """What the tests of one problem share; `progress` draws bars."""
 
-    def __init__(self, problem: Problem, device: str, progress: features.Progress | None, one_pass: bool) -> None:
-        self.problem, self.device, self.progress, self.one_pass = problem, device, progress, one_pass
+    def __init__(self, problem: Problem, device: str, progress: features.Progress | None) -> None:
+        self.problem, self.device, self.progress = problem, device, progress
         self.fits: dict[tuple[Any, ...], svm.Fit] = {}
         self.spans: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -134,10 +145,10 @@ class Bench:
         return store.cache_dir() / "tme7" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
 
     def _budget(self) -> dict[str, Any]:
-        """Short: one pass over files mapped from disk. Full: bands in memory, below 6 GB in all."""
+        """Tiles of 8 GB in files mapped from disk, so that the passes are few; on a GPU a third of its memory."""
         if self.device != "cpu":
             return {"budget_bytes": torch.cuda.mem_get_info()[0] // 3}
-        return {"budget_bytes": 8 * store.GIGABYTE, "scratch": store.cache_dir() / "scratch"} if self.one_pass else {}
+        return {"budget_bytes": 8 * store.GIGABYTE, "scratch": store.cache_dir() / "scratch"}
 
     def span(
         self,
@@ -229,12 +240,8 @@ class Bench:
 
 def taps_for(network: str, bench: Bench, profile: str) -> list[str]:
     """The layers that a profile measures; dense ones where the full weights are."""
-    if bench.problem.n_train * 2 == len(bench.problem.labels):  # digits: enough layers to see a curve
-        return (
-            ["relu1_2", "relu2_2", "pool2", "relu3_3", "pool3", "relu4_3", "pool4", "relu5_3", "pool5"]
-            if network == "vgg16"
-            else ALEXNET
-        )
+    if bench.problem.digits:
+        return DIGITS[network]
     full = f"{network}-full" in assets.ASSETS and assets.find(f"{network}-full") is not None
-    taps = SHORT.get(network, TAPS[network]) if profile == "short" else TAPS[network]
+    taps = SHORT[network] if profile == "short" else TAPS[network]
     return [*taps, *(DENSE[network] if full else [])]

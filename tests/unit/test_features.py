@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ TAPS = {name: f"features.{index}" for index, name in enumerate(("conv1", "relu1"
 
 class TinyNet(nn.Module):
     """Two convolutions with in-place ReLUs and a classifier, in the layout of torchvision's VGG."""
+
+    features: nn.Sequential
+    classifier: nn.Sequential
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ def photos() -> list[np.ndarray]:
     return [rng.integers(0, 256, (40, 50), dtype=np.uint8) for _ in range(11)]
 
 
-def reference(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def reference(network: TinyNet, x: Tensor) -> dict[str, Tensor]:
     """The same layers by hand in float64, without one in-place operation."""
     wide = copy.deepcopy(network).double()
     value, values = x.double(), {}
@@ -152,8 +156,8 @@ def test_streamed_batches_are_the_loop_of_singles(network: TinyNet, photos: list
 def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> None:
     asked: list[int] = []
 
-    class Counted(list):  # type: ignore[type-arg]
-        def __getitem__(self, index: int | slice) -> object:  # type: ignore[override]
+    class Counted(list):
+        def __getitem__(self, index):
             if isinstance(index, slice):
                 asked.extend(range(*index.indices(len(self))))
             else:
@@ -166,8 +170,8 @@ def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> 
     assert len(list(iterator)) == len(photos) - 1
 
 
-def extract(network: nn.Module, photos: list[np.ndarray], root: Path, **options: object) -> features.FeatureStore:
-    return features.extract(network, photos, TAPS, root=root, preprocess=SMALL, batch_size=1, **options)  # type: ignore[arg-type]
+def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -> features.FeatureStore:
+    return features.extract(network, photos, TAPS, root=root, preprocess=SMALL, batch_size=1, **options)
 
 
 def test_store_holds_what_stream_gives(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
@@ -216,10 +220,10 @@ def test_another_content_weight_or_dtype_is_another_store(
     changed = [photos[0] // 2, *photos[1:]]
     assert extract(network, changed, tmp_path, dtype=torch.float32).folder != first
     with torch.no_grad():
-        network.classifier[0].weight += 1  # beyond the deepest tap: the same features
+        network.get_parameter("classifier.0.weight").add_(1)  # beyond the deepest tap: the same features
     assert extract(network, photos, tmp_path, dtype=torch.float32).folder == first
     with torch.no_grad():
-        network.features[0].bias += 1
+        network.get_parameter("features.0.bias").add_(1)
     assert extract(network, photos, tmp_path, dtype=torch.float32).folder != first
 
 
