@@ -679,16 +679,21 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
     score = svm.accuracy(problem.y_test, fitted.predictions)
     ovo = svm.accuracy(problem.y_test, lab.fit("vgg16", "pool5", scheme="ovo", with_taps=taps).predictions)
     decision = fitted.decision
-    margin = decision[np.arange(len(decision)), problem.y_test] - decision.max(1)  # below 0 where another class wins
-    worst = np.argsort(margin)[:8]
+    margin = decision.max(1) - decision[np.arange(len(decision)), problem.y_test]  # 0 where the true class wins
+    worst = np.argsort(-margin)[:9]
     pictures = [Image.open(problem.images[problem.n_train + row]).convert("L") for row in worst]
-    names = (
-        [problem.classes[label] for label in problem.y_test[worst]],
-        [problem.classes[p] for p in fitted.predictions[worst]],
+    claim.figure(
+        "mistakes",
+        figures.mistakes(
+            pictures,
+            [problem.classes[label] for label in problem.y_test[worst]],
+            [problem.classes[label] for label in fitted.predictions[worst]],
+            margin[worst],
+        ),
+        "The nine test images that the SVM on pool5 gets most wrong. Margin: the decision value of its "
+        "choice minus that of the true class.",
+        "Nine grey photos with their true and predicted class.",
     )
-    claim.figure("mistakes", figures.mistakes(pictures, *names, margin[worst]),
-                 "The eight test images that the SVM on pool5 gets most wrong; the number: decision value of the true "
-                 "class minus that of the winner.", "Eight grey photos with true and predicted class.")  # fmt: skip
     matrix = svm.confusion(problem.y_test, fitted.predictions, len(problem.classes))
     claim.measured(
         {"one-vs-rest": score.value, "one-vs-one": ovo.value},

@@ -130,7 +130,7 @@ def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
 
 
 def test_a_module_outside_the_forward_is_an_error(network: TinyNet) -> None:
-    network.spare = nn.Linear(2, 2)
+    network.spare = nn.Identity()
     with pytest.raises(ArgumentError, match="never ran spare"):
         features.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"spare": "spare"})
 
