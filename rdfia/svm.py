@@ -53,7 +53,9 @@ class GramAccumulator:
         sums = zeros if self._sums is None else self._sums.clone()  # judged below, after one reading
         for part in columns.split(max(1, min(CHUNK_COLUMNS, CHUNK_BYTES // (4 * self.rows))), dim=1):
             wide = part.to(dtype)
-            sums[:-1] += wide[: self.train_rows] @ wide.T
+            train, rest = wide[: self.train_rows], wide[self.train_rows :]
+            sums[:-1, : self.train_rows] += _product(train, train)
+            sums[:-1, self.train_rows :] += _product(train, rest)
             for few in wide.split(512, dim=1):  # short sums: float32 within, float64 between
                 sums[-1] += torch.linalg.vector_norm(few, dim=1).double().square()
         if not bool((finite := sums[-1].isfinite()).all()):
