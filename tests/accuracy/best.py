@@ -21,7 +21,7 @@ CS = (0.25, 1.0, 4.0, 16.0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Views of an image that become one row: spatial pyramids of `taps` at `sizes`; `mirrored` adds the mirror image's."""
+    """What becomes one row: spatial pyramids of `taps` at `sizes`; `mirrored` adds those of the mirror image."""
 
     name: str
     taps: tuple[str, ...] = TAPS

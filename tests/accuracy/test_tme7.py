@@ -671,7 +671,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
 
 
 @slow
-@claim_of("tme7.q11.table1", case="hardest mistakes at pool5")
+@claim_of("tme7.q11.table1", case="pool5 for the dense layers")
 def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
     taps, problem = lab7.taps_for("vgg16", lab, claim.profile), lab.problem
