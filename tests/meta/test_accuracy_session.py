@@ -49,7 +49,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, empty_ca
     return pytester
 
 
-def write(project: pytest.Pytester, source: str, path: str = "tests/accuracy/test_tme7.py", **values: object) -> None:
+def write(project: pytest.Pytester, source: str, path: str = "tests/accuracy/test_tme7_planted.py", **values: object) -> None:
     file = project.path / path
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = source.format(**values) if values else source
@@ -183,7 +183,7 @@ def test_an_accuracy_under_its_threshold_is_red(project: pytest.Pytester) -> Non
     """, accuracy=0.872)  # fmt: skip
     assert run(project).ret == 1
     assert run(project, "--accept").ret == 0
-    file = project.path / "tests" / "accuracy" / "test_tme7.py"
+    file = project.path / "tests" / "accuracy" / "test_tme7_planted.py"
     file.write_text(file.read_text().replace("0.872", "0.853"))
     result = run(project)
     assert result.ret == 1
