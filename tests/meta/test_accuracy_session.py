@@ -49,7 +49,10 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, empty_ca
     return pytester
 
 
-def write(project: pytest.Pytester, source: str, path: str = "tests/accuracy/test_tme7_planted.py", **values: object) -> None:
+PLANTED = "tests/accuracy/test_tme7_planted.py"  # not the name of a real file: the whole suite has imported those
+
+
+def write(project: pytest.Pytester, source: str, path: str = PLANTED, **values: object) -> None:
     file = project.path / path
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = source.format(**values) if values else source

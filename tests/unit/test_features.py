@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rdfia import features, gram
 from rdfia.errors import ArgumentError, ImageError, TooLarge, WeightsError
 from rdfia.images import Preprocess
+from tests.support.tolerances import assert_close
 
 SIZE = 32
 SMALL = Preprocess(size=SIZE)
@@ -70,7 +71,7 @@ def test_taps_before_inplace_relus_equal_a_float64_reference(network: TinyNet) -
     x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     taken = features.forward_taps(network, x, {**TAPS, "deep": "classifier.0"})
     for name, value in reference(network, x).items():
-        torch.testing.assert_close(taken[name].double(), value, rtol=1e-5, atol=1e-5)
+        assert_close(taken[name], value, "activation")
         assert (value < 0).any() == name.startswith("conv")
     assert (taken["deep"] < 0).any()
 
@@ -150,7 +151,7 @@ def test_streamed_batches_are_the_loop_of_singles(network: TinyNet, photos: list
         for row, photo in enumerate(photos):
             x = SMALL.normalise(SMALL.pixels(Image.fromarray(photo))[None])
             alone = features.forward_taps(network, x, {tap: TAPS[tap]})[tap].flatten(1)[0]
-            torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+            assert_close(together[row], alone, "activation")
 
 
 def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> None:
@@ -277,7 +278,7 @@ def test_tiles_are_the_columns_of_the_whole(
         matrix = torch.cat([batch[tap] for batch in whole])
         tiled = torch.cat(parts[tap].tiles, 1)
         assert tiled.shape == matrix.shape
-        torch.testing.assert_close(tiled @ tiled.T, matrix @ matrix.T, rtol=1e-4, atol=1e-3)
+        assert_close(tiled @ tiled.T, matrix @ matrix.T, "gram")
         assert all(tile.numel() * 4 <= budget for tile in parts[tap].tiles)
 
 
