@@ -739,7 +739,7 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
         holds=max(apart.values()) <= SAME,
         unit="accuracy",
         protocol="report" if network == "vgg16" else "substitute",
-        tolerance="every layer",
+        tolerance="at each of " + ", ".join(taps),
         data=lab.problem.name,
         weights=weights_of(network),
         dtype="bfloat16 and float32",
