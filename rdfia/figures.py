@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .errors import ArgumentError
 
@@ -180,6 +181,7 @@ def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: s
     if reference is not None:
         ax.axvline(reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name)
     ax.set(yticks=[], ylim=(len(rows) - 0.6, -0.8), xlabel=xlabel)
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # seeds that agree need many digits, and few ticks have room for them
     if reference is not None:
         figure.legend(loc="outside lower center", ncols=1)
     return figure
