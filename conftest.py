@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from rdfia.claims import CLAIMS
 from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim_mark
 
+settings.register_profile("rdfia", deadline=None)  # how long an example takes says nothing on a shared machine
+settings.load_profile("rdfia")
 pytest_plugins = ["pytester"]
 FOLDERS = ("unit", "properties", "parity", "accuracy", "meta", "benchmarks")  # a folder implies its marker
 RUN = pytest.StashKey[AccuracyRun]()

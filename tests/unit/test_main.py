@@ -32,14 +32,15 @@ def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_help_and_import_are_quick_and_without_torch() -> None:
     code = ("import sys, rdfia, rdfia.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
             "sys.exit(','.join({'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)) or 0)")  # fmt: skip
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "assets" in done.stdout
-    assert min(seconds) < 0.5  # 0.06 s on a free machine, tests share theirs
+    ours, bare = [], []
+    for _ in range(5):  # in turn, so that a busy machine slows both
+        for times, program in ((ours, code), (bare, "import argparse, json, pathlib")):
+            start = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+            times.append(time.perf_counter() - start)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert ("assets" in done.stdout) == (program == code)
+    assert min(ours) < 4 * min(bare)  # measured: 0.06 s, and 0.04 s for Python and three of its own modules
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
