@@ -21,25 +21,29 @@ CS = (0.25, 1.0, 4.0, 16.0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What becomes one row: spatial pyramids of `taps` at `sizes`; `mirrored` adds those of the mirror image."""
+    """What becomes one row: spatial pyramids of `taps` at each view, a size and whether the mirror image is added."""
 
     name: str
     taps: tuple[str, ...] = TAPS
-    sizes: tuple[int, ...] = (224,)
-    mirrored: bool = False
+    views: tuple[tuple[int, bool], ...] = ((224, False),)
     centred: bool = False  # the mean of the training rows is taken from every row before it is brought to length 1
 
+    @property
+    def parts(self) -> list[tuple[str, int, bool, bool]]:
+        return [(tap, size, mirrored, self.centred) for tap in self.taps for size, mirrored in self.views]
 
+
+SMALL, LARGE = (224, True), (352, False)
 RECIPES = (
     Recipe("relu5_3, spatial pyramid of square roots", taps=("relu5_3",)),
     Recipe("+ relu5_1, relu5_2", taps=TAPS[1:]),
     Recipe("+ relu4_3"),
-    Recipe("+ mirror images", mirrored=True),
-    Recipe("+ training mean taken away", mirrored=True, centred=True),
-    Recipe("352 px instead of 224", sizes=(352,), mirrored=True, centred=True),
-    Recipe("224 and 352 px", sizes=(224, 352), mirrored=True, centred=True),
-    Recipe("224 and 352 px, not centred", sizes=(224, 352), mirrored=True),
-    Recipe("224 and 352 px, no relu4_3", sizes=(224, 352), taps=TAPS[1:], mirrored=True, centred=True),
+    Recipe("+ mirror images", views=(SMALL,)),
+    Recipe("+ training mean taken away", views=(SMALL,), centred=True),
+    Recipe("352 px in their place", views=(LARGE,), centred=True),
+    Recipe("224 px, mirrored, and 352 px", views=(SMALL, LARGE), centred=True),
+    Recipe("the same, not centred", views=(SMALL, LARGE)),
+    Recipe("the same, centred, no relu4_3", views=(SMALL, LARGE), taps=TAPS[1:], centred=True),
 )
 
 
@@ -75,19 +79,16 @@ def part(lab: Bench, tap: str, size: int, mirrored: bool, centred: bool) -> tupl
 
 def ablation(lab: Bench) -> tuple[list[dict[str, Any]], str]:
     """A row per recipe (validation and test accuracy at the C that validation chose), and the best by validation."""
-    rows, parts = [], {}
+    rows: list[dict[str, Any]] = []
+    parts: dict[tuple[str, int, bool, bool], tuple[np.ndarray, np.ndarray]] = {}
     y_train, y_test = lab.problem.y_train, lab.problem.y_test
     lab_row = ("pool5, flat, 224 px: the lab's vector", svm.span_coordinates(*lab.grams("vgg16", ["pool5"])["pool5"]))
     coordinates = [lab_row]
     for recipe in RECIPES:
-        for tap in recipe.taps:
-            for size in recipe.sizes:
-                key = (tap, size, recipe.mirrored, recipe.centred)
-                parts[key] = parts.get(key) or part(lab, *key)
-        keys = [(tap, size, recipe.mirrored, recipe.centred) for tap in recipe.taps for size in recipe.sizes]
-        coordinates.append(
-            (recipe.name, svm.span_coordinates(*svm.combine((*parts[key], 1 / len(keys)) for key in keys)))
-        )
+        for key in recipe.parts:
+            parts[key] = parts.get(key) or part(lab, *key)
+        total = svm.combine((*parts[key], 1 / len(recipe.parts)) for key in recipe.parts)
+        coordinates.append((recipe.name, svm.span_coordinates(*total)))
     for name, (train, test) in coordinates:
         C, table = svm.choose_C(train, y_train, CS, folds=5)
         score = svm.accuracy(y_test, svm.fit(train, y_train, test, C).predictions)

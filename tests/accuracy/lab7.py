@@ -19,12 +19,10 @@ from rdfia.images import LAB, Preprocess
 from rdfia.networks import Loaded
 
 CS = [10.0**power for power in range(-3, 4)]
-# Every ReLU and pooling layer, in order of depth.
-VGG16 = [
-    f"{kind}{block}{suffix}"
-    for block, convolutions in enumerate((2, 2, 3, 3, 3), 1)
-    for kind, suffix in [*(("relu", f"_{index}") for index in range(1, convolutions + 1)), ("pool", "")]
-]
+# In order of depth. Of VGG16 the last ReLU of blocks 1 to 4, block 5 whole, and every pooling layer: the six ReLUs left
+# out hold half of the 15 million columns and differ from their neighbours by one convolution.
+VGG16 = ["relu1_2", "pool1", "relu2_2", "pool2", "relu3_3", "pool3", "relu4_3", "pool4"]
+VGG16 += ["relu5_1", "relu5_2", "relu5_3", "pool5"]
 ALEXNET = ["relu1", "pool1", "relu2", "pool2", "relu3", "relu4", "relu5", "pool5"]
 SQUEEZENET = [
     "relu1",

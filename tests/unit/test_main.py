@@ -32,7 +32,8 @@ def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_help_and_import_are_quick_and_without_torch() -> None:
     code = ("import sys, rdfia, rdfia.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
             "sys.exit(','.join({'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)) or 0)")  # fmt: skip
-    ours, bare = [], []
+    ours: list[float] = []
+    bare: list[float] = []
     for _ in range(5):  # in turn, so that a busy machine slows both
         for times, program in ((ours, code), (bare, "import argparse, json, pathlib")):
             start = time.perf_counter()
