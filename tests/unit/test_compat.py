@@ -1,0 +1,83 @@
+"""torchvision imports beside a torch that its operators were not built for; nothing is declared needlessly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Does at import what torchvision does, without any compiled extension: the first operator described is `nms`.
+NO_EXTENSION = """
+import torch
+
+@torch.library.register_fake("torchvision::nms")
+def nms(dets, scores, iou_threshold):
+    return dets.new_empty(0)
+
+import torchvision.nested
+"""
+WITH_EXTENSION = """
+import torch
+
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+""" + NO_EXTENSION  # fmt: skip
+
+
+def run(program: str, path: Path | None = None) -> str:
+    """What `program` prints in a process of its own, where packages in `path` go first."""
+    code = f"import sys\nsys.path[:0] = {[str(path)] if path else []!r}\n{program}"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parents[2])  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def torchvision(folder: Path, source: str) -> Path:
+    (folder / "torchvision").mkdir()
+    (folder / "torchvision" / "__init__.py").write_text(source)
+    (folder / "torchvision" / "nested.py").write_text("")
+    return folder
+
+
+SHOW = """
+import rdfia._compat as compat
+compat.register_missing_operators()
+compat.register_missing_operators()
+import torchvision.nested
+print(len(compat._libraries), compat.missing_operators())
+"""
+
+
+def test_missing_schemas_are_declared_and_the_import_is_tried_again(tmp_path: Path) -> None:
+    folder = torchvision(tmp_path, NO_EXTENSION)
+    assert "operator torchvision::nms does not exist" in run("import torchvision", folder), "the fault is planted"
+    assert run(SHOW, folder) == "1 []\n"
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    assert run(SHOW, torchvision(tmp_path, WITH_EXTENSION)) == "0 ['qnms']\n"
+
+
+@pytest.mark.parametrize("error", ["RuntimeError('no such device')", "ImportError('no operator torchvision::nms')"])
+def test_another_failure_is_not_hidden(tmp_path: Path, error: str) -> None:
+    shown = run("""
+import rdfia._compat as compat
+try:
+    compat.register_missing_operators()
+except Exception as error:
+    print(repr(error), len(compat._libraries))
+""", torchvision(tmp_path, f"raise {error}"))
+    assert shown == f"{error} 0\n"
+
+
+def test_the_parts_that_the_labs_use_work() -> None:
+    assert run("""
+from rdfia._compat import register_missing_operators
+register_missing_operators()
+import torch
+from torchvision import datasets, models, transforms, utils
+print(transforms.Resize(8)(torch.zeros(3, 16, 16)).shape[-1], utils.make_grid(torch.zeros(2, 3, 4, 4)).ndim,
+      hasattr(datasets, "MNIST"), next(models.squeezenet1_1().parameters()).ndim)
+""") == "8 3 True 4\n"  # fmt: skip
