@@ -40,4 +40,4 @@ class StoreError(RdfiaError):
 
 
 class TooLarge(StoreError):
-    """The work would not fit the cap, the disk or the memory; said before it starts."""
+    """The work would not fit the cap, the disk or the memory; said before it starts if that can be known."""

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.errors import ArgumentError, TooLarge
+from rdfia.errors import ArgumentError
 from rdfia.features import Progress, batches_of, decode, fast_dtype, flat, prepared, run_taps, tap_shapes
 from rdfia.images import LAB, Preprocess
-from rdfia.store import GIGABYTE
+from rdfia.store import GIGABYTE, refusal
 
 
 class Accumulator(Protocol):
@@ -102,14 +102,14 @@ def plan_passes(
 def _tile(n: int, width: int, dtype: torch.dtype, device: str | torch.device, scratch: Path | None) -> Tensor:
     if scratch is None or torch.device(device).type != "cpu":
         return torch.empty(n, width, dtype=dtype, device=device)
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=scratch, suffix=".tile") as file:
-        try:  # reserved at once: writing to a mapped file on a full disk would kill the process
-            os.posix_fallocate(file.fileno(), 0, n * width * dtype.itemsize)
-        except OSError as error:
-            need = n * width * dtype.itemsize / GIGABYTE
-            raise TooLarge(f"{scratch} has no room for {need:.2f} GB of features: {error.strerror}") from error
-        return torch.from_file(file.name, shared=True, size=n * width, dtype=dtype).view(n, width)
+    nbytes = n * width * dtype.itemsize
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=scratch, suffix=".tile") as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)  # writing to a mapped file on a full disk kills the process
+            return torch.from_file(file.name, shared=True, size=n * width, dtype=dtype).view(n, width)
+    except OSError as error:
+        raise refusal(f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}", error) from error
 
 
 def accumulate(
@@ -131,7 +131,7 @@ def accumulate(
     Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
     are kept between passes. With `scratch`, a folder, tiles live in memory-mapped files there that vanish afterwards,
     so that the budget may exceed the memory. Raises as `stream`, ArgumentError when not even one row of a map fits
-    the budget, and TooLarge when the disk cannot hold the tiles.
+    the budget, TooLarge when the disk cannot hold the tiles, and StoreError when `scratch` cannot be written.
     """
     dtype = dtype or fast_dtype(device)
     n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, dtype.itemsize, budget_bytes)

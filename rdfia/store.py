@@ -31,6 +31,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RDFIA_CACHE") or Path.cwd() / ".cache" / "rdfia")
 
 
+def refusal(what: object, error: OSError) -> StoreError:
+    """The error to raise when the operating system refuses to write `what`, with the way out; TooLarge: a full disk."""
+    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the path and try again")
+    return (TooLarge if error.errno == errno.ENOSPC else StoreError)(f"cannot write {what}: {reason}")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on leaving it is synced to disk and renamed, on an error it is removed.
@@ -55,8 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(folder)
             os.close(folder)
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the path and try again")
-        raise StoreError(f"cannot write {path}: {reason}") from error
+        raise refusal(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rdfia import features, gram
-from rdfia.errors import ArgumentError, ImageError, TooLarge, WeightsError
+from rdfia.errors import ArgumentError, ImageError, StoreError, TooLarge, WeightsError
 from rdfia.images import Preprocess
 from tests.support.tolerances import assert_close
 
@@ -280,6 +281,29 @@ def test_tiles_are_the_columns_of_the_whole(
         assert tiled.shape == matrix.shape
         assert_close(tiled @ tiled.T, matrix @ matrix.T, "gram")
         assert all(tile.numel() * 4 <= budget for tile in parts[tap].tiles)
+
+
+@pytest.mark.parametrize(("refusal", "error", "message"), [
+    (errno.ENOSPC, TooLarge, "the disk is full: free some space, or set RDFIA_CACHE"),
+    (errno.EROFS, StoreError, "read-only: set RDFIA_CACHE"),
+])  # fmt: skip
+def test_scratch_that_cannot_be_written_is_named_before_the_first_image(
+    network: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int, error: type[StoreError],
+    message: str,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(refusal, "refused")
+
+    never = [Path("never-opened.jpg")]
+    options: dict[str, Any] = {"preprocess": SMALL, "scratch": tmp_path / "scratch"}
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", refuse)
+        with pytest.raises(error, match=f"cannot write .*scratch.*{message}"):
+            gram.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
+    (tmp_path / "scratch").rmdir()
+    (tmp_path / "scratch").write_text("a file in its place")
+    with pytest.raises(StoreError, match=r"cannot write .*scratch"):
+        gram.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
 
 
 def test_bands_of_rows_read_bands_of_the_input(network: TinyNet, photos: list[np.ndarray]) -> None:
