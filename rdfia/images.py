@@ -35,6 +35,8 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         problem = f"{width} x {height} pixels, the limit is {max_pixels:,}: shrink it or remove it"
     elif min(width, height) < MIN_SIDE:
         problem = f"{width} x {height} pixels, expected at least {MIN_SIDE} a side: remove it"
+    elif max(width, height) > 100 * min(width, height):  # the short side to 256 would make gigabytes of it
+        problem = f"{width} x {height} pixels, one side over 100 times the other: cut it or remove it"
     elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview
         problem = "animated or of several pages, expected one picture: save one frame as PNG"
     if problem:
@@ -58,7 +60,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The photo in `path`, upright, mode L or RGB, 8 bits a channel; transparency is laid on white.
 
     16-bit grey is scaled, not clipped. Raises ImageError, which names the file and what to do: missing, not an image,
-    truncated, animated, below 8 pixels a side, or more than `max_pixels` (judged by the header, before decoding).
+    truncated, animated, below 8 pixels a side, a strip, or over `max_pixels` (judged by the header, before decoding).
     """
     path = Path(path)
     try:

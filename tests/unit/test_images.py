@@ -134,6 +134,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "bomb that Pillow refuses": (lambda path: path.write_bytes(png_header(60000, 60000)), "limit"),
     "one pixel": (lambda path: Image.new("RGB", (1, 1)).save(path, "PNG"), "1 x 1 pixels, expected at least 8"),
     "one row": (lambda path: Image.new("RGB", (400, 7)).save(path, "PNG"), "400 x 7 pixels"),
+    "strip that a crop would blow up": (lambda path: path.write_bytes(png_header(6_000_000, 8)), "one side over 100"),
     "animated": (animated, "animated.*save one frame"),
     "text": (lambda path: path.write_text("no image"), "not a readable image"),
     "empty": (lambda path: path.write_bytes(b""), "not a readable image"),
