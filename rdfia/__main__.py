@@ -126,6 +126,8 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _extract(options: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
     from tqdm import tqdm
 
     from rdfia import assets, datasets, features, networks, store
@@ -136,6 +138,12 @@ def _extract(options: argparse.Namespace) -> int:
     paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in datasets.SUFFIXES)
     if not paths:
         raise ArgumentError(f"folder {options.folder} holds no photos ({' '.join(sorted(datasets.SUFFIXES))})")
+    datasets.ImageSet(str(options.folder), tuple(paths), np.zeros(len(paths)), ("photos",)).verify()
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # torch's words for a misspelt device, and for one that is absent
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"device {options.device!r} cannot be used here: try cpu or cuda ({reason})") from error
     whole, part = f"{options.network}-full", f"{options.network}-features"
     name = next((name for name in (options.network, whole) if name in assets.ASSETS and assets.find(name)), part)
     loaded = networks.load(options.network, assets.load_weights(name))

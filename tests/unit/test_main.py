@@ -110,11 +110,14 @@ def test_fetch_without_network_goes_on_and_says_so(capsys: pytest.CaptureFixture
     (["report", "nowhere"], 1, "claims.json"),
     (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
     (["extract", "nowhere"], 2, "holds no photos"),
+    (["extract", "{photos}", "--device", "gpu"], 2, "device 'gpu' cannot be used here"),
+    (["extract", "{photos}", "--device", "cuda:99"], 2, "device 'cuda:99' cannot be used here"),
 ])  # fmt: skip
 def test_errors_are_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    assert main(arguments) == code
+    Image.new("L", (9, 9)).save(tmp_path / "photo.png")
+    assert main([argument.format(photos=tmp_path) for argument in arguments]) == code
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("rdfia: ")
@@ -148,3 +151,15 @@ def test_extract_writes_features_with_their_photos(capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     assert "relu5 2 x 43264" in shown.out
     assert "missing: fc6" in shown.err
+
+
+def test_extract_reads_every_header_before_any_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    for name in ("b.jpg", "c.jpg"):
+        (tmp_path / name).write_text("no photo")
+    assert main(["extract", str(tmp_path), "--to", str(tmp_path / "f.safetensors")]) == 1
+    shown = capsys.readouterr()
+    assert "2 of 3 files cannot be used" in shown.err
+    assert shown.err.index("b.jpg") < shown.err.index("c.jpg")
+    assert "tensors" not in shown.err, "the weights' statement comes after"
+    assert not (tmp_path / "f.safetensors").exists()
