@@ -169,5 +169,5 @@ def errata() -> str:
 def environment(run: Mapping[str, Any]) -> str:
     names = ("source", "size", "sha256", "verified")
     rows = [[row["name"], *(row.get(name, "not here" * (name == "source")) for name in names)] for row in run["assets"]]
-    facts = table(("", ""), [[name, str(value)] for name, value in run.items() if name != "assets"])
+    facts = table(("fact", "value"), [[name, str(value)] for name, value in run.items() if name != "assets"])
     return facts + table(("asset", "source", "bytes", "SHA-256", "verified"), rows)

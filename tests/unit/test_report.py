@@ -169,6 +169,11 @@ def test_a_table_aligns_numbers_and_escapes() -> None:
     assert "<td>&lt;a&gt;</td><td class=n>1,234</td>" in html
 
 
+def test_the_facts_of_the_run_have_a_head_of_words(page: str) -> None:
+    assert "<th>-</th>" not in page
+    assert re.search(r"<th>fact</th>.*<td>python</td>", page)
+
+
 def test_no_records_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"claims\.json"):
         report.rebuild(tmp_path)
