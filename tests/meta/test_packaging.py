@@ -75,6 +75,8 @@ def problems(root: Path) -> list[str]:
     matrix = re.search(r"^ +python: (\[.*\])$", text[".github/workflows/ci.yml"], re.M)
     if matrix is None or re.findall(r"3\.\d+", matrix[1]) != supported:
         found.append(f"ci.yml: the test matrix is not {supported}")
+    found += [f"tox.ini: no environment {name}" for name in ("test", "report", "lint", "type")
+              if f"[testenv:{name}]" not in text["tox.ini"]]  # fmt: skip
     stamp = re.search(r"^\$\(STAMP\):(.*)$", text["Makefile"], re.M)
     found += [f"Makefile: a change of {name} does not set up again" for name in FILES[:3]
               if stamp is None or name not in stamp[1].split()]  # fmt: skip
@@ -106,6 +108,7 @@ def test_packaging_files_agree() -> None:
         ("tox.ini", "deps = ruff==0.17.6", "deps = ruff", "ruff is not pinned as"),
         ("tox.ini", "torch213: torchvision==0.28.0", "torch213: torchvision==0.29.2", "goes with torchvision 0.28.0"),
         ("tox.ini", "torch26: torch==2.6.0", "torch26: torch==2.7.0", "no environment runs the lowest torch"),
+        ("tox.ini", "[testenv:test]", "[testenv:tests]", "no environment test"),
         ("Makefile", "TORCH := torch==2.13.0", "TORCH := torch==2.14.1", "torch==2.14.1 is not the pin"),
         ("Makefile", "constraints.txt carriers.txt\n", "constraints.txt\n", "a change of carriers.txt"),
         (".ci/run", "phase test make test", "make test || true", "its phases are"),
