@@ -159,6 +159,14 @@ class Preprocess:
         return f"{shape}-{self.interpolation}-{numbers}{'-flip' if self.flip else ''}"
 
 
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of ... x H x W by `sigma` pixels; equal to scipy's `gaussian_filter1d` along both axes."""
+    from scipy.ndimage import gaussian_filter1d
+
+    rows, columns = (torch.from_numpy(gaussian_filter1d(np.eye(n), sigma, axis=0)).to(x) for n in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
 LAB = Preprocess()  # the lab's, TME 7
 CROP = Preprocess(mode="crop")  # torchvision's evaluation, TME 8
 EFFICIENTNET_LITE0 = Preprocess(mode="crop", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)

@@ -1,0 +1,200 @@
+"""TME 8: images that make a network see another class: the lab's rule, and a closer search, in pixels to be saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError
+from rdfia.images import CROP, Preprocess
+from rdfia.input_gradients import (
+    Progress,
+    Turn,
+    View,
+    ascend,
+    check_images,
+    length_of,
+    limits,
+    logit_of,
+    per_image,
+    target_logits,
+    unit,
+)
+
+
+def _hits(target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+    """Which images are predicted as their target, b."""
+    return logits.argmax(1) == target_logits(target, logits, rows)[0][:, 0]
+
+
+@dataclass(frozen=True)
+class Fooled:
+    """B images that were pushed towards a class. `status`: "fooled", "already" (before any step) or "never".
+
+    `source` is the class before; `before` and `after` are (probability of the source class, of the target), B x 2.
+    `size` holds l2, linf (pixels in 0..1), psnr (dB) and ssim of the change, B each.
+    """
+
+    x: Tensor
+    status: tuple[str, ...]
+    steps: Tensor
+    source: Tensor
+    target: Tensor
+    before: Tensor
+    after: Tensor
+    size: dict[str, np.ndarray]
+
+    @property
+    def reached(self) -> np.ndarray:
+        """Which images were fooled by a change, B."""
+        return np.array([status == "fooled" for status in self.status])
+
+
+def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
+    """How far apart images are, B x 3 x H x W in 0..1: l2, linf, psnr (dB, inf for none), ssim (Wang et al. 2004)."""
+    from skimage.metrics import structural_similarity
+
+    a, b = (image.detach().cpu().double().numpy() for image in (before, after))
+    change = (b - a).reshape(len(a), -1)
+    l2 = np.linalg.norm(change, axis=1)
+    with np.errstate(divide="ignore"):
+        psnr = -20 * np.log10(l2 / math.sqrt(change.shape[1]))
+    ssim = [structural_similarity(p, q, channel_axis=0, data_range=1.0, gaussian_weights=True, sigma=1.5,
+                                  use_sample_covariance=False) for p, q in zip(a, b, strict=True)]  # fmt: skip
+    return {"l2": l2, "linf": np.abs(change).max(axis=1), "psnr": psnr, "ssim": np.array(ssim)}
+
+
+def _rounded(pixels: Tensor) -> Tensor:
+    return (pixels.clamp(0, 1) * 255).round() / 255
+
+
+def eight_bits(x: Tensor, space: Preprocess = CROP) -> Tensor:
+    """Normalised images as a saved 8-bit file would come back: clamped to valid pixels, rounded to 1/255."""
+    return space.normalise(_rounded(space.denormalise(x)))
+
+
+def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], View | None]:
+    """(projection of the image, what the network sees of it) that keep its pixels free, valid, or valid in 8 bits."""
+    if pixels not in ("free", "valid", "8 bits"):
+        raise ArgumentError(f"pixels: {pixels!r}, expected 'free', 'valid' or '8 bits'")
+
+    def valid(x: Tensor) -> Tensor:
+        return x if pixels == "free" else x.clamp(*limits(space, x))
+
+    def rounded(x: Tensor, _rows: Tensor, _step: int) -> Tensor:  # the gradient passes as if nothing were rounded
+        return x + (eight_bits(x.detach(), space) - x.detach())
+
+    return valid, rounded if pixels == "8 bits" else None
+
+
+def _probabilities(network: nn.Module, x: Tensor, chunk: int) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([network(part).softmax(1) for part in x.split(chunk)])
+
+
+def _report(network: nn.Module, x: Tensor, end: Tensor, target: Tensor, steps: Tensor, space: Preprocess,
+            chunk: int) -> Fooled:  # fmt: skip
+    """What became of each image, judged by the network on the images as they come back."""
+    first, last = (_probabilities(network, images, chunk).cpu() for images in (x, end))
+    source, pairs = first.argmax(1), torch.stack([first.argmax(1), target], dim=1)
+    hit = last.argmax(1) == target
+    status = tuple("already" if s == t else "fooled" if h else "never"
+                   for s, t, h in zip(source.tolist(), target.tolist(), hit.tolist(), strict=True))  # fmt: skip
+    size = perturbation(space.denormalise(x), space.denormalise(end))
+    return Fooled(end, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs), size)
+
+
+def fool(
+    network: nn.Module,
+    x: Tensor,
+    target: int | Sequence[int] | Tensor,
+    *,
+    lr: float = 1.0,
+    steps: int = 100,
+    pixels: Literal["free", "valid", "8 bits"] = "free",
+    space: Preprocess = CROP,
+    chunk: int = 32,
+    progress: Progress | None = None,
+) -> Fooled:
+    """The lab's fooling images: x <- x + lr * g / ||g||, g = d logit of the target / d x, until that is predicted.
+
+    `x` is B x 3 x H x W normalised by `space`, in which the step is taken; each image stops at its own step, at most
+    `steps`. With `pixels` "valid" values stay those of pixels in 0..1; with "8 bits" the network sees them rounded, so
+    that a saved PNG still fools once it is read back. An image that has the target class already is not changed. TME 8
+    q5 (after Szegedy et al. 2014). Raises as `saliency`.
+    """
+    if not (lr > 0 and steps >= 0):
+        raise ArgumentError(f"lr {lr}, steps {steps}: expected lr above 0 and steps from 0")
+    x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
+    valid, view = _views(pixels, space)
+
+    def finished(_step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
+        return _hits(chosen, logits, rows)
+
+    end, taken = ascend(network, x, logit_of(chosen), lambda turn: valid(turn.x + lr * unit(turn.gradient)),
+                        steps=steps, view=view, finished=finished, chunk=chunk, progress=progress)  # fmt: skip
+    changed = (taken > 0).to(x.device)[:, None, None, None]
+    end = end if view is None else torch.where(changed, eight_bits(end, space), x)
+    return _report(network, x, end, chosen, taken, space, chunk)
+
+
+def fool_closely(
+    network: nn.Module,
+    x: Tensor,
+    target: int | Sequence[int] | Tensor,
+    *,
+    steps: int = 40,
+    radius: float = 1.0,
+    shrink: float = 0.05,
+    space: Preprocess = CROP,
+    chunk: int = 32,
+    progress: Progress | None = None,
+) -> Fooled:
+    """Fooling images that stay close: the direction and the length of the change are searched apart, in 8-bit pixels.
+
+    Each of `steps` turns climbs the margin of the target over the next class, then puts the change on a sphere that
+    shrinks by the share `shrink` where the rounded image fools, and grows where it does not; the closest image that
+    fooled is kept (decoupled direction and norm, Rony et al. 2019). `x` is B x 3 x H x W normalised by `space`,
+    `radius` the first length in pixels of 0..1 (L2). Returns what `fool` does, with `steps` for every image that is
+    not there already. Raises as `saliency`.
+    """
+    if not (steps >= 1 and radius > 0 and 0 < shrink < 1):
+        raise ArgumentError(f"steps {steps}, radius {radius}, shrink {shrink}: expected 1 or more, above 0, in (0, 1)")
+    x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
+    photo, best = space.denormalise(x), x.clone()  # the search is in pixels of 0..1
+    lengths = torch.full((len(x), 1, 1, 1), float(radius), dtype=x.dtype, device=x.device)
+    shortest = torch.full_like(lengths, math.inf)
+
+    def view(pixels: Tensor, _rows: Tensor, _step: int) -> Tensor:
+        return space.normalise(pixels + (_rounded(pixels.detach()) - pixels.detach()))
+
+    def margin(logits: Tensor, _pixels: Tensor, rows: Tensor) -> Tensor:
+        index, score = target_logits(chosen, logits, rows)
+        return score - logits.scatter(1, index, -math.inf).amax(1)
+
+    def finished(step: int, rows: Tensor, pixels: Tensor, logits: Tensor) -> Tensor:
+        """Remembers each image that fools and is closer than before; done are only those that were there at once."""
+        fools, seen = _hits(chosen, logits, rows), _rounded(pixels)
+        length = length_of(seen - photo[rows])
+        closer = fools & (length < shortest[rows]).flatten() & (step > 0)
+        best[rows[closer.cpu()]], shortest[rows[closer.cpu()]] = space.normalise(seen[closer]), length[closer]
+        return fools & (step == 0)
+
+    def update(turn: Turn) -> Tensor:
+        if turn.step:  # the first turn sees the photo itself
+            fools = _hits(chosen, turn.logits, turn.rows)[:, None, None, None]
+            lengths[turn.rows] *= torch.where(fools, 1 - shrink, 1 + shrink)
+        pace = 0.1 + 0.45 * (1 + math.cos(math.pi * turn.step / steps))  # from the whole length to a tenth of it
+        length, change = lengths[turn.rows], turn.x - photo[turn.rows]
+        change = change + pace * length * unit(turn.gradient)
+        return (photo[turn.rows] + length * unit(change)).clamp(0, 1)
+
+    _, taken = ascend(network, photo, margin, update, steps=steps, view=view, finished=finished, chunk=chunk,
+                      progress=progress)  # fmt: skip
+    return _report(network, x, best, chosen, taken, space, chunk)

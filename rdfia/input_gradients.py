@@ -1,0 +1,272 @@
+"""TME 8: the gradient with respect to the input: where a network looks, and what it expects of a class.
+
+One loop, `ascend`, serves saliency maps, class visualisation and fooling images (`rdfia.fooling`). Images are
+normalised; `space` says how, so that valid pixels are known. The network comes back as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError, WeightsError
+from rdfia.images import CROP, Preprocess, blur
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+Per = float | Sequence[float] | Tensor  # one value for all images, or one for each
+
+
+class Turn(NamedTuple):
+    """One turn of the loop: `step` updates are made; b images are left, `rows` are their places in the batch."""
+
+    step: int
+    rows: Tensor  # b
+    x: Tensor  # b x 3 x H x W
+    logits: Tensor  # b x classes
+    gradient: Tensor  # of the objective with respect to x, b x 3 x H x W
+
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, x, rows -> b values to climb
+View = Callable[[Tensor, Tensor, int], Tensor]  # x, rows, step -> what the network sees of x, differentiable
+
+
+@contextlib.contextmanager
+def _borrowed(network: nn.Module) -> Iterator[nn.Module]:
+    """`network` with frozen parameters (a third less work in the backward pass), as it was afterwards."""
+    if training := [name or "the network itself" for name, child in network.named_modules() if child.training]:
+        raise ArgumentError(f"network: {training[0]} is in train mode, where dropout and BatchNorm make the gradient "
+                            "of an image depend on chance and on its batch; call network.eval() first")  # fmt: skip
+    for name, parameter in network.named_parameters():
+        if parameter.is_meta:
+            raise WeightsError(f"cannot compute this: {name} is not in these weights; see `rdfia assets status`")
+        if not torch.isfinite(parameter).all():
+            raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see "
+                               "`rdfia assets verify`")  # fmt: skip
+    wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        network.requires_grad_(False)
+        yield network
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+
+
+def check_images(network: nn.Module, x: Tensor, space: Preprocess | None) -> Tensor:
+    """`x` on the device and in the dtype of the weights; refuses what cannot be normalised images."""
+    if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point():
+        raise ArgumentError(f"x: {x.dtype} of shape {tuple(x.shape)}, expected floating point B x 3 x H x W, one image "
+                            "or more; a single image is x[None]")  # fmt: skip
+    if not torch.isfinite(x).all():
+        raise ArgumentError("x: holds NaN or infinity, expected normalised images")
+    if space is not None and ((pixels := space.denormalise(x)) < -1e-3).any() | (pixels > 1 + 1e-3).any():
+        low, high = limits(space, x)
+        raise ArgumentError(f"x: values {float(x.min()):.4g} to {float(x.max()):.4g}, but normalised pixels lie in "
+                            f"{float(low.min()):.3f} .. {float(high.max()):.3f}; use images.CROP.normalise(pixels) "
+                            "first, or pass the Preprocess that made x as space=")  # fmt: skip
+    weight = next(network.parameters(), x)
+    return x.detach().to(weight.device, weight.dtype)
+
+
+def limits(space: Preprocess, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest valid value of each channel, 3 x 1 x 1."""
+    ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)[:, None, None, None].expand(2, 3, 1, 1)
+    low, high = space.normalise(ends)
+    return low, high
+
+
+def per_image(value: Per, n: int, name: str, dtype: torch.dtype = torch.int64) -> Tensor:
+    """One value for each of n images, on the CPU. Raises ArgumentError for another number of them."""
+    tensor = torch.as_tensor(value).detach().cpu()
+    fits = tensor.ndim == 0 or tensor.shape == (n,)
+    if not fits or tensor.dtype == torch.bool or tensor.is_floating_point() > dtype.is_floating_point:
+        raise ArgumentError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)} for {n} images, expected one "
+                            f"{'number' if dtype.is_floating_point else 'integer'}, or one for each image")  # fmt: skip
+    return tensor.to(dtype).expand(n).clone()
+
+
+def target_logits(target: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(index b x 1, logit b) of each image's target class. Raises ArgumentError for a class that there is not."""
+    wanted = target[rows.cpu()]
+    if logits.ndim != 2 or int(wanted.min()) < 0 or int(wanted.max()) >= logits.shape[1]:
+        raise ArgumentError(f"target: classes {int(wanted.min())} to {int(wanted.max())}, but the network's output has "
+                            f"shape {tuple(logits.shape)}; expected logits B x classes and classes from 0")  # fmt: skip
+    index = wanted.to(logits.device)[:, None]
+    return index, logits.gather(1, index)[:, 0]
+
+
+def logit_of(target: Tensor) -> Objective:
+    return lambda logits, _x, rows: target_logits(target, logits, rows)[1]
+
+
+def length_of(x: Tensor) -> Tensor:
+    """L2 norm of each image, b x 1 x 1 x 1."""
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each image divided by its L2 norm; zeros stay zeros."""
+    return x / length_of(x).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def ascend(
+    network: nn.Module,
+    x: Tensor,
+    objective: Objective,
+    update: Callable[[Turn], Tensor],
+    *,
+    steps: int,
+    view: View | None = None,
+    finished: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
+    chunk: int = 32,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Climb `objective` from each image: `steps` times x <- update(turn); returns x and the updates made of each, B.
+
+    `x` is B x 3 x H x W; `view` is what the network sees of it (jittered, rounded); `finished(step, rows, x, logits)`
+    says which images are done and leave the batch. Images do not meet: `chunk` of them are computed at a time.
+    Parameters are frozen meanwhile and get their flags back; neither mode, hooks nor `.grad` are touched. Raises
+    ArgumentError for a network in train mode, WeightsError for weights that are not finite.
+    """
+    taken = torch.zeros(len(x), dtype=torch.int64)
+    parts: Iterable[Tensor] = torch.arange(len(x)).split(chunk)
+    if progress is not None:
+        parts = progress(parts, -(-len(x) // chunk), "input gradients")
+    with _borrowed(network), torch.inference_mode(False), torch.enable_grad():
+        x = x.clone()
+        for rows in parts:
+            for step in range(steps + (finished is not None)):
+                current = x[rows].requires_grad_()
+                logits = network(current if view is None else view(current, rows, step))
+                left = torch.ones(len(rows), dtype=torch.bool)
+                if finished is not None:
+                    left = ~finished(step, rows, current.detach(), logits.detach()).cpu()
+                if step == steps or not left.any():
+                    break
+                (gradient,) = torch.autograd.grad(objective(logits, current, rows).sum(), current)
+                rows = rows[left]
+                turn = Turn(step, rows, current.detach()[left], logits.detach()[left], gradient[left])
+                with torch.no_grad():
+                    x[rows] = update(turn)
+                taken[rows] += 1
+    return x, taken
+
+
+# --- saliency -------------------------------------------------------------------------------------------------------
+
+
+def _gradient(network: nn.Module, x: Tensor, target: Tensor, chunk: int) -> Tensor:
+    """d logit of the target / d x: one turn of the loop, whose new x is the gradient itself."""
+    return ascend(network, x, logit_of(target), lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
+
+
+def saliency(
+    network: nn.Module,
+    x: Tensor,
+    target: int | Sequence[int] | Tensor,
+    *,
+    kind: Literal["gradient", "gradient x input", "smoothgrad"] = "gradient",
+    samples: int = 16,
+    noise: float = 0.15,
+    seed: int = 0,
+    space: Preprocess | None = CROP,
+    chunk: int = 32,
+) -> Tensor:
+    """Saliency maps, B x H x W, not negative: the maximum over RGB of |d logit / d x| (Simonyan et al. 2014; TME 8 q1).
+
+    `x` is B x 3 x H x W normalised by `space` (None: any values); `target` the class of each image. "gradient x input"
+    weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is the mean gradient over `samples` noisy
+    copies, whose noise, the same for every image, has a standard deviation of `noise` times the image's range. Raises
+    ArgumentError (shape, range, target, train mode) and WeightsError (NaN).
+    """
+    if kind not in ("gradient", "gradient x input", "smoothgrad") or samples < 1 or not 0 <= noise < math.inf:
+        raise ArgumentError(f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "
+                            "or 'smoothgrad', 1 sample or more, noise from 0")  # fmt: skip
+    x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
+    if kind != "smoothgrad":
+        gradient = _gradient(network, x, chosen, chunk)
+        return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
+    generator, mean = torch.Generator().manual_seed(seed), torch.zeros_like(x)
+    spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
+    for _ in range(samples):
+        draw = torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+        mean += _gradient(network, x + spread * draw, chosen, chunk) / samples
+    return mean.abs().amax(1)
+
+
+# --- class visualisation --------------------------------------------------------------------------------------------
+
+
+class Visualised(NamedTuple):
+    """`x`: the images that the ascent ended with, `start`: those it began with; B x 3 x H x W, normalised."""
+
+    x: Tensor
+    start: Tensor
+
+
+def visualise(
+    network: nn.Module,
+    target: Sequence[int] | Tensor,
+    *,
+    start: Tensor | None = None,
+    seeds: int | Sequence[int] | Tensor = 0,
+    l2: Per = 1e-3,
+    lr: Per = 5.0,
+    steps: int | Sequence[int] | Tensor = 200,
+    unit_step: bool = False,
+    jitter: int = 16,
+    blur_sigma: float = 0.5,
+    blur_every: int = 10,
+    size: int = 224,
+    space: Preprocess = CROP,
+    chunk: int = 32,
+    progress: Progress | None = None,
+) -> Visualised:
+    """What a network expects of a class: climb score - l2 * ||x||^2 from noise or a photo (Simonyan et al. 2014, q8).
+
+    B images at once, each with a `target` class and, where given as sequences, its own seed, `l2`, `lr` and `steps`;
+    what an image becomes does not depend on the others. A step: move the image by 0 .. `jitter` pixels each way
+    (circular), add lr times the gradient (divided by its norm with `unit_step`; the lab's formula does not), move it
+    back, clamp to valid pixels, and at steps 0, `blur_every`, ... blur with `blur_sigma` pixels. Without `start`
+    (B x 3 x H x W, normalised by `space`) it begins with N(0, 1) noise of `size`. Raises as `saliency`.
+    """
+    if jitter < 0 or blur_every < 1 or blur_sigma < 0 or size < 1:
+        raise ArgumentError(f"jitter {jitter}, blur_every {blur_every}, blur_sigma {blur_sigma}, size {size}: expected "
+                            "0 or more, 1 or more, 0 or more, 1 or more")  # fmt: skip
+    n = len(torch.as_tensor(target).flatten())
+    chosen, many = per_image(target, n, "target"), per_image(steps, n, "steps")
+    weight, rate = (per_image(v, n, name, torch.float64)[:, None, None, None] for v, name in ((l2, "l2"), (lr, "lr")))
+    if int(many.min()) < 1 or float(weight.min()) < 0 or float(rate.min()) <= 0:
+        raise ArgumentError(f"steps {steps}, l2 {l2}, lr {lr}: expected steps from 1, l2 from 0, lr above 0")
+    generators = [torch.Generator().manual_seed(seed) for seed in per_image(seeds, n, "seeds").tolist()]
+    shape = (3, size, size) if start is None else start.shape[1:]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # drawn in any case, so
+    moves = torch.stack([torch.randint(jitter + 1, (int(many.max()), 2), generator=g) for g in generators])  # are these
+    if start is not None and len(start) != n:
+        raise ArgumentError(f"start: {len(start)} images for {n} targets")
+    begin = check_images(network, noise if start is None else start, None if start is None else space)
+    weight, rate = weight.to(begin), rate.to(begin)
+
+    def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
+        shifts = moves[rows, step % moves.shape[1]].tolist()
+        return torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts, strict=True)])
+
+    def objective(logits: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+        penalty = weight[rows].flatten() * x.square().sum((1, 2, 3))
+        return target_logits(chosen, logits, rows)[1] - penalty
+
+    def update(turn: Turn) -> Tensor:  # the gradient of a moved image comes back in the place of the image
+        step = unit(turn.gradient) if unit_step else turn.gradient
+        x = (turn.x + rate[turn.rows] * step).clamp(*limits(space, turn.x))
+        return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
+
+    def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
+        return (many[rows] <= step).to(logits.device)
+
+    end, _ = ascend(network, begin, objective, update, steps=int(many.max()), view=view, finished=finished, chunk=chunk,
+                    progress=progress)  # fmt: skip
+    return Visualised(end, begin)

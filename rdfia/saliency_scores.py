@@ -1,0 +1,116 @@
+"""TME 8: is a saliency map any good? Deletion and insertion, noise, masks, likeness of two maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError
+from rdfia.images import blur
+
+FRACTIONS = tuple(i / 20 for i in range(21))
+
+
+def _maps(maps: Any, name: str = "maps") -> np.ndarray:
+    """Maps as a float64 array, B x H x W. Raises ArgumentError for another shape, NaN or infinity."""
+    array = np.asarray(maps.detach().cpu() if isinstance(maps, Tensor) else maps, dtype=np.float64)
+    if array.ndim != 3 or not array.size or not np.isfinite(array).all():
+        raise ArgumentError(f"{name}: shape {array.shape}, expected finite values B x H x W, one map or more")
+    return array
+
+
+# --- which pixels matter --------------------------------------------------------------------------------------------
+
+
+def centre_prior(height: int, width: int) -> Tensor:
+    """A map that says "the middle": H x W, 1 at the centre, falling with the distance from it; photos favour it."""
+    rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (height, width))
+    return 1 - (rows[:, None].square() + columns.square()).sqrt() / 2**0.5
+
+
+@torch.inference_mode()
+def pixel_curve(
+    network: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    maps: Tensor,
+    *,
+    mode: Literal["deletion", "insertion"],
+    fractions: Sequence[float] = FRACTIONS,
+    blur_sigma: float = 10.0,
+    chunk: int = 32,
+) -> np.ndarray:
+    """Probability of the target while pixels go, or come, in the order of a map, B x len(fractions) (Petsiuk 2018).
+
+    `x` is B x 3 x H x W (normalised), `target` B classes, `maps` B x H x W: the largest value goes first. "deletion"
+    puts the mean colour (0) in the place of each share of the pixels, "insertion" lays them on a copy blurred by
+    `blur_sigma` pixels. Pixels of equal value go in reading order. Raises ArgumentError.
+    """
+    if mode not in ("deletion", "insertion") or maps.shape != (len(x), *x.shape[2:]) or target.shape != (len(x),):
+        raise ArgumentError(f"mode {mode!r}, x {tuple(x.shape)}, maps {tuple(maps.shape)}, target {tuple(target.shape)}"
+                            ": expected 'deletion' or 'insertion', B x 3 x H x W, B x H x W and B")  # fmt: skip
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1).view(maps.shape)[:, None].to(x.device)  # B x 1 x H x W, 0 is the most salient
+    base = torch.zeros_like(x) if mode == "deletion" else blur(x, blur_sigma)
+    first, then = (base, x) if mode == "deletion" else (x, base)
+    rows = []
+    for part in torch.arange(len(x)).split(chunk):
+        cells = [torch.where(rank[part] < share * rank[0].numel(), first[part], then[part]) for share in fractions]
+        index = target[part].to(x.device)[:, None]
+        rows.append(torch.cat([network(cell).softmax(1).gather(1, index) for cell in cells], dim=1).cpu())
+    return torch.cat(rows).double().numpy()
+
+
+def area(curve: Any, fractions: Sequence[float] = FRACTIONS) -> np.ndarray:
+    """Area under curves, B x F over F rising shares: their mean height (low: good deletion)."""
+    shares = np.asarray(fractions, dtype=np.float64)
+    return np.trapezoid(np.asarray(curve), shares, axis=-1) / (shares[-1] - shares[0])
+
+
+# --- how noisy is it ------------------------------------------------------------------------------------------------
+
+
+def total_variation(maps: Any) -> np.ndarray:
+    """Mean absolute difference of neighbours over the mean absolute value, B: 0 for a flat map; scale is no matter."""
+    array = _maps(maps)
+    steps = [np.abs(np.diff(array, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
+    return (steps[0] + steps[1]) / 2 / np.maximum(np.abs(array).mean(axis=(1, 2)), np.finfo(float).tiny)
+
+
+def high_frequency_share(maps: Any, cutoff: float = 0.25) -> np.ndarray:
+    """Share of a map's variance in waves below 1 / cutoff pixels, B in 0..1; 1 - pi * cutoff^2 for white noise."""
+    array = _maps(maps)
+    power = np.abs(np.fft.fft2(array - array.mean(axis=(1, 2), keepdims=True))) ** 2
+    rows, columns = (np.fft.fftfreq(n) for n in array.shape[1:])
+    high = np.hypot(rows[:, None], columns) > cutoff  # cycles per pixel
+    return power[:, high].sum(axis=1) / np.maximum(power.sum(axis=(1, 2)), np.finfo(float).tiny)
+
+
+# --- what it tells --------------------------------------------------------------------------------------------------
+
+
+def rank_correlation(a: Any, b: Any) -> np.ndarray:
+    """Spearman's correlation of two maps of each image, B in -1..1 (the sanity checks of Adebayo et al. 2018)."""
+    from scipy.stats import spearmanr
+
+    pairs = zip(_maps(a, "a"), _maps(b, "b"), strict=True)
+    return np.array([spearmanr(p.ravel(), q.ravel()).statistic for p, q in pairs])
+
+
+def masks(maps: Any, blur_sigma: float = 8.0) -> np.ndarray:
+    """Which pixels a map calls the object, B x H x W bool: blurred by `blur_sigma`, split by Otsu's threshold (q3)."""
+    from skimage.filters import threshold_otsu
+
+    smooth = blur(torch.from_numpy(_maps(maps)), blur_sigma).numpy()
+    return np.stack([image > threshold_otsu(image) for image in smooth])
+
+
+def overlap(found: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks against the truth, B x H x W bool: `iou`, and `precision`, the share of the mask that is true; B each."""
+    both = (found & truth).sum(axis=(1, 2))
+    return {"iou": both / np.maximum((found | truth).sum(axis=(1, 2)), 1),
+            "precision": both / np.maximum(found.sum(axis=(1, 2)), 1)}  # fmt: skip
