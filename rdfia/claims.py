@@ -25,18 +25,20 @@ class ClaimError(RdfiaError):
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of claims.json; `needs` are the assets that the report's own protocol wants."""
+    """One row of claims.json; `needs`: assets of the report's own protocol, `also`: of substitutes and other cases."""
 
     id: str
     lab: str
     answer: str  # "" when it goes beyond the report
     statement: str
     needs: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     full_only: bool = False
 
 
 _TABLE = json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
-CLAIMS: dict[str, Claim] = {row["id"]: Claim(**{**row, "needs": tuple(row["needs"])}) for row in _TABLE["claims"]}
+CLAIMS: dict[str, Claim] = {row["id"]: Claim(**{**row, **{n: tuple(row.get(n, ())) for n in ("needs", "also")}})
+                           for row in _TABLE["claims"]}
 ANSWERS: list[dict[str, Any]] = _TABLE["answers"]  # lab, answer, text (ours), phrase (the report's), executable
 ERRATA: list[dict[str, str]] = _TABLE["errata"]  # lab, answer, text
 

@@ -218,3 +218,32 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ax.set_yticks(range(len(names)), names)
     figure.legend(loc="outside lower center", ncols=1)
     return figure
+
+
+@rc_context(STYLE)
+def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3) -> Figure:
+    """A grid of pictures with a title each: H x W x 3 (0..1 or uint8), or an H x W map, the brighter the larger."""
+    rows = -(-len(images) // columns)
+    side, lines = WIDTH / columns, max((title.count("\n") + 1 for title in titles), default=1)
+    figure, axes = _axes(rows * (side + 0.155 * lines), rows, columns, squeeze=False)
+    for i, ax in enumerate(axes):
+        ax.axis("off")
+        if i < len(images):
+            ax.imshow(np.asarray(images[i]), cmap="magma")
+            ax.set_title(titles[i], fontsize=8, pad=2)
+    return figure
+
+
+@rc_context(STYLE)
+def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:
+    """Mean curves of samples (n x len(x) each) with a 95% band, by name."""
+    figure, (ax,) = _axes(3.0 + 0.17 * len(series))
+    styles = [*LINES, ("#000000", "x", "-"), ("#a06fb0", "v", "--")]
+    for (name, values), (colour, marker, line) in zip(series.items(), styles, strict=False):
+        array = np.asarray(values, dtype=float)
+        mean, error = array.mean(axis=0), 1.96 * array.std(axis=0) / max(1, len(array)) ** 0.5
+        ax.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4, label=name)
+        ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure

@@ -32,6 +32,12 @@ TITLES = {
     "figure2": "Figure 2: first convolution", "figure3": "Figure 3: the SVM's C",
     "depth": "Accuracy against depth", "compared": "Ways to classify",
     "best": "The best recipe", "confusion": "Confusion matrix", "mistakes": "The hardest mistakes",
+    "figure4": "Figure 4: saliency maps", "deletion": "Saliency put to the test",
+    "figure5": "Figure 5: a fooling image",
+    "fooling": "Fooling, measured", "figure6": "Figure 6: from noise to a tarantula",
+    "figure7": "Figure 7: the regularisation's weight", "figure8": "Figure 8: number of iterations",
+    "figure9": "Figure 9: learning rate", "figure10": "Figure 10: from a photo of a snail",
+    "sweeps": "Class visualisation, measured",
     "thresholds": "Thresholds", "answers": "Answers of the report", "errata": "Errata of the report",
     "environment": "Environment and assets",
 }  # fmt: skip

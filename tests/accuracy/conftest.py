@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.accuracy import lab7
+from rdfia import assets, datasets
+from tests.accuracy import lab7, lab8
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +26,35 @@ def bench(_benches: dict[str, lab7.Bench], claim: Any, progress: Any) -> Callabl
             problem = lab7.scene15(path) if name == "scene15" else lab7.digits(path)
             _benches[name] = lab7.Bench(problem, claim.device, progress)
         return _benches[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def _lenses() -> dict[str, lab8.Bench]:
+    return {}
+
+
+@pytest.fixture
+def lens(_lenses: dict[str, lab8.Bench], claim: Any, progress: Any) -> Callable[..., lab8.Bench | None]:
+    """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's record serves.
+
+    With `judge`, the second network is needed too.
+    """
+
+    def get(title: str, judge: bool = False) -> lab8.Bench | None:
+        setup = lab8.SETUPS[title]
+        claim.need(setup.weights)
+        photos = claim.need(setup.photos)
+        if judge:
+            claim.need(lab8.SETUPS[setup.judge].weights)
+        main = lab8.SETUPS["SqueezeNet 1.1"]
+        spare = setup is not main and all(assets.find(name) for name in (main.weights, main.photos))
+        if spare and claim.recorded():
+            return None
+        if title not in _lenses:
+            read = getattr(datasets, setup.photos.replace("-", "_"))
+            _lenses[title] = lab8.Bench(title, read(photos.path), claim.device, claim.profile, progress)
+        return _lenses[title]
 
     return get

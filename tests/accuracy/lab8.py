@@ -1,0 +1,305 @@
+"""TME 8's bench: a classifier, the photos that it gets right, a second one as judge; every result once in a session."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import stats
+from torch import Tensor, nn
+
+from rdfia import assets, fooling, images, input_gradients, networks, saliency_scores
+from rdfia.datasets import ImageSet
+from rdfia.images import Preprocess
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A network on its photos; by the report's protocol only where it is the report's network."""
+
+    network: str
+    weights: str
+    photos: str
+    space: Preprocess
+    protocol: str
+    judge: str  # the other network that looks at the results
+
+
+SETUPS = {
+    "SqueezeNet 1.1": Setup("squeezenet1_1", "squeezenet1_1", "imagenet-samples", images.CROP, "report",
+                            "EfficientNet-Lite0"),
+    "EfficientNet-Lite0": Setup("efficientnet-lite0", "efficientnet-lite0", "foolbox-photos",
+                                images.EFFICIENTNET_LITE0, "substitute", "SqueezeNet 1.1"),
+    "VGG16": Setup("vgg16", "vgg16-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
+}  # fmt: skip
+TARANTULA, SNAIL, STINGRAY = 76, 113, 6  # ImageNet's class indices
+# q9's settings beside the defaults (l2 1e-3, lr 5, 200 steps); each is run with every seed, all in one batch.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {}, "l2 0.1": {"l2": 0.1}, "l2 1e-10": {"l2": 1e-10}, "1,000 steps": {"steps": 1000},
+    "lr 1": {"lr": 1.0}, "lr 0.5": {"lr": 0.5}, "from noise": {},
+}  # fmt: skip
+CHANGED = 0.1  # a pixel is changed when one of its channels moves by more than a tenth of the range
+
+
+class Network:
+    """A classifier with its own normalisation, asked about pixels in 0..1."""
+
+    def __init__(self, title: str, device: str) -> None:
+        setup = SETUPS[title]
+        self.title, self.space, self.device = title, setup.space, device
+        self.module = networks.load(setup.network, assets.load_weights(setup.weights)).module.to(device)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor, defence: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Probabilities, B x 1000 on the CPU, of B x 3 x H x W pixels in 0..1."""
+        parts = (part if defence is None else defence(part) for part in pixels.clamp(0, 1).split(32))
+        return torch.cat([self.module(self.space.normalise(part.to(self.device))).softmax(1).cpu() for part in parts])
+
+
+class Bench:
+    """What the tests of one network share; `progress` draws bars."""
+
+    def __init__(self, title: str, photos: ImageSet, device: str, profile: str, progress: Any) -> None:
+        self.title, self.setup, self.photos, self.progress = title, SETUPS[title], photos, progress
+        self.full, self.device, self.space = profile == "full", device, SETUPS[title].space
+        self.seeds = range(5 if self.full else 3)
+        self.network = Network(title, device)
+
+    @cached_property
+    def judge(self) -> Network:
+        return Network(self.setup.judge, self.device)
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """All photos, N x 3 x 224 x 224 in 0..1."""
+        return torch.stack([self.space.pixels(path) for path in self.photos.paths]).float() / 255
+
+    @cached_property
+    def right(self) -> Tensor:
+        """Which photos the network classifies correctly, N bool."""
+        return self.network(self.pixels).argmax(1) == torch.from_numpy(self.photos.labels)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The photos that it gets right, normalised, n x 3 x 224 x 224."""
+        return self.space.normalise(self.pixels[self.right]).to(self.device)
+
+    @cached_property
+    def y(self) -> Tensor:
+        return torch.from_numpy(self.photos.labels)[self.right]
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """A random other class for each photo."""
+        generator = torch.Generator().manual_seed(0)
+        return (self.y + torch.randint(1, 1000, (len(self.y),), generator=generator)) % 1000
+
+    def row(self, *names: str) -> int:
+        """Place among the photos that are right of the first that shows one of these classes, else 0."""
+        shown = [self.photos.classes[label] for label in self.y.tolist()]
+        return next((shown.index(name) for name in names if name in shown), 0)
+
+    def record(self, **values: Any) -> dict[str, Any]:
+        """What the records of this bench have in common."""
+        data = f"{len(self.y)} of {len(self.photos)} photos of {self.setup.photos}, those classified correctly"
+        found = assets.locate(self.setup.weights)
+        return {"protocol": self.setup.protocol, "data": data, "weights": f"{self.title} ({found.source})",
+                "dtype": "float32", **values}  # fmt: skip
+
+    @cache  # noqa: B019 - a bench lives as long as its session
+    def maps(self, kind: str) -> Tensor:
+        """Saliency maps of all photos that are right, n x 224 x 224 on the CPU."""
+        return input_gradients.saliency(self.network.module, self.x, self.y, kind=kind, space=self.space).cpu()  # type: ignore[arg-type]
+
+    @cache  # noqa: B019
+    def fooled(self, how: str) -> fooling.Fooled:
+        """Every photo pushed to its random target: by the lab's rule ("free", "8 bits") or "closely"."""
+        common = {"space": self.space, "progress": self.progress}
+        if how == "closely":
+            steps = 40 if self.full else 20
+            return fooling.fool_closely(self.network.module, self.x, self.targets, steps=steps, **common)
+        return fooling.fool(self.network.module, self.x, self.targets, pixels=how, **common)  # type: ignore[arg-type]
+
+    @cached_property
+    def snail(self) -> int:
+        """The photo that figure 10 starts from: a snail where there is one."""
+        return self.row("snail")
+
+    @cache  # noqa: B019
+    def drawn(self, unit_step: bool) -> dict[str, dict[str, Any]]:
+        """Class visualisation with every setting and seed: pictures, and what they measure, by setting."""
+        seeds, names = list(self.seeds), list(SETTINGS)
+        snail = int(self.y[self.snail])
+        base: dict[str, Any] = {"l2": 1e-3, "lr": 5.0, "steps": 200}
+        settings = [SETTINGS[name] for name in names for _ in seeds]
+        columns: dict[str, Any] = {key: [row.get(key, value) for row in settings] for key, value in base.items()}
+        targets = [snail if name == "from noise" else TARANTULA for name in names for _ in seeds]
+        common: dict[str, Any] = {"unit_step": unit_step, "space": self.space, "progress": self.progress}
+        made = input_gradients.visualise(self.network.module, targets, seeds=seeds * len(names), **columns, **common)
+        start = self.x[[self.snail] * len(seeds)]
+        photo = input_gradients.visualise(self.network.module, [snail] * len(seeds), seeds=seeds, start=start, **common)
+        found = {}
+        for i, name in enumerate(names):
+            rows = slice(i * len(seeds), (i + 1) * len(seeds))
+            found[name] = self._measure(made.x[rows], made.start[rows], targets[rows][0])
+        return {**found, "from a photo": self._measure(photo.x, photo.start, snail)}
+
+    def _measure(self, x: Tensor, start: Tensor, target: int) -> dict[str, Any]:
+        end, begin = (self.space.denormalise(images).clamp(0, 1).cpu() for images in (x, start))
+        own, second = (network(end)[:, target].numpy() for network in (self.network, self.judge))
+        change = (end - begin).abs().amax(1)
+        windows = torch.cat([end[:, :, r : r + 112, c : c + 112] for r in (0, 56, 112) for c in (0, 56, 112)])
+        large = nn.functional.interpolate(windows, size=224, mode="bilinear")
+        seen = (self.network(large).argmax(1) == target).view(9, -1).float().mean(0).numpy()
+        with torch.inference_mode():
+            scores = [self.network.module(image)[:, target].cpu().numpy() for image in (start, x)]
+        return {
+            "end": end, "begin": begin, "probability": own, "second": second,
+            "second_top1": self.judge(end).argmax(1) == target,
+            "variation": saliency_scores.total_variation(end.mean(1)), "windows": seen,
+            "changed": (change > CHANGED).float().mean((1, 2)).numpy(),
+            "distance": (end - begin).flatten(1).norm(dim=1).numpy(), "score": scores[1], "score_before": scores[0],
+        }  # fmt: skip
+
+
+def numbers(measured: dict[str, Any]) -> dict[str, list[float]]:
+    """What `_measure` found, without the pictures, a value a seed."""
+    return {name: [round(float(v), 5) for v in values] for name, values in measured.items()
+            if name not in ("end", "begin")}  # fmt: skip
+
+
+# --- what is done to images -----------------------------------------------------------------------------------------
+
+
+def as_files(pixels: Tensor, encode: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """Pixels in 0..1 through 8-bit images of PIL and `encode`, and back."""
+    arrays = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    back = [np.asarray(encode(Image.fromarray(array))) for array in arrays]
+    return torch.from_numpy(np.stack(back)).permute(0, 3, 1, 2).float() / 255
+
+
+def saved(kind: str, **options: Any) -> Callable[[Image.Image], Image.Image]:
+    """Written to a file of this kind and read back."""
+
+    def encode(image: Image.Image) -> Image.Image:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return Image.open(buffer)
+
+    return encode
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """To 90% of its size and back."""
+    small = image.resize((round(0.9 * image.width), round(0.9 * image.height)), Image.Resampling.BILINEAR)
+    return small.resize(image.size, Image.Resampling.BILINEAR)
+
+
+TREATMENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "JPEG, quality 75": lambda pixels: as_files(pixels, saved("JPEG", quality=75)),
+    "blur, sigma 1 px": lambda pixels: as_files(images.blur(pixels, 1.0), lambda image: image),
+    "resize to 90% and back": lambda pixels: as_files(pixels, shrunk),
+}
+
+
+class Blurred(nn.Module):
+    """The network behind a blur, as one who knows the defence attacks it."""
+
+    def __init__(self, network: nn.Module, sigma: float) -> None:
+        super().__init__()
+        self.network, self.sigma = network, sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(images.blur(x, self.sigma))
+
+
+def foolbox_closely(bench: Bench, rows: slice, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it fools), per photo."""
+    import sys
+    import types
+    import warnings
+
+    stand_ins = {name: types.ModuleType(name) for name in ("git", "requests") if name not in sys.modules}
+    for module in stand_ins.values():
+        module.Repo = object  # type: ignore[attr-defined] # what foolbox's model zoo, not used here, imports by name
+    sys.modules.update(stand_ins)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that scipy has moved
+            import foolbox
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+    space = bench.space
+    normalise = {"mean": list(space.mean), "std": list(space.std), "axis": -3}
+    model = foolbox.PyTorchModel(bench.network.module, bounds=(0, 1), device=bench.device, preprocessing=normalise)
+    pixels = space.denormalise(bench.x[rows]).clamp(0, 1)
+    criterion = foolbox.criteria.TargetedMisclassification(bench.targets[rows].to(bench.device))
+    _, found, _ = foolbox.attacks.DDNAttack(steps=steps)(model, pixels, criterion, epsilons=None)
+    rounded = (found * 255).round() / 255
+    hits = bench.network(rounded).argmax(1) == bench.targets[rows]
+    return (rounded - pixels).flatten(1).norm(dim=1).cpu().numpy(), hits.numpy()
+
+
+def mosaics(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Four photos in a square, once for each: (m x 3 x 448 x 448, the class asked for, m x 448 x 448 its place).
+
+    The ground truth of a map for that class is the quarter that shows it (the grid pointing game, Bohle et al. 2021).
+    Groups of four with a class twice are left out.
+    """
+    squares, classes, places = [], [], []
+    for group in torch.arange(len(y) // 4 * 4).view(4, -1).T:
+        if len(set(y[group].tolist())) < 4:
+            continue
+        a, b, c, d = x[group]
+        square = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
+        for i, photo in enumerate(group):
+            place = np.zeros(square.shape[1:], dtype=bool)
+            side = x.shape[-1]
+            place[i // 2 * side : (i // 2 + 1) * side, i % 2 * side : (i % 2 + 1) * side] = True
+            squares.append(square)
+            classes.append(y[photo])
+            places.append(place)
+    return torch.stack(squares), torch.stack(classes), np.stack(places)
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
+    """Student's confidence interval of a mean."""
+    array = np.asarray(values, dtype=float)
+    error = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else np.inf
+    reach = stats.t.ppf(0.5 + level / 2, max(1, len(array) - 1)) * error
+    return float(array.mean() - reach), float(array.mean() + reach)
+
+
+def above(values: Any) -> bool:
+    """A mean above 0, one-sided at 5%."""
+    return interval(values, 0.90)[0] > 0
+
+
+def within(values: Any, margin: float) -> bool:
+    """A mean that is 0 but for a margin: two one-sided tests at 5%."""
+    low, high = interval(values, 0.90)
+    return -margin < low and high < margin
+
+
+def share(hits: Any) -> dict[str, Any]:
+    """A count with Clopper and Pearson's 95% interval."""
+    k, n = int(np.sum(hits)), len(hits)
+    low, high = stats.binomtest(k, n).proportion_ci(method="exact")
+    return {"hits": k, "of": n, "share": k / n, "low": float(low), "high": float(high)}
+
+
+def summary(values: Any) -> dict[str, float]:
+    """Median, mean, smallest and largest."""
+    array = np.asarray(values, dtype=float)
+    ends: Sequence[float] = (float(np.median(array)), float(array.mean()), float(array.min()), float(array.max()))
+    return dict(zip(("median", "mean", "smallest", "largest"), (round(end, 5) for end in ends), strict=True))
