@@ -186,15 +186,17 @@ class Ledger:
         return record
 
     def recorded(self, claim_id: str, case: str = "") -> Record:
-        """Enter the committed record of a full run, on this device or else another; never shown as run."""
-        here = self.root / "reports" / "verified" / self.device / "claims.json"
-        for path in sorted(here.parent.parent.glob("*/claims.json"), key=lambda path: path != here):
-            run, folder = store.read_json(path), path.parent.name
+        """Enter the latest committed record of a full run, of this device or else another; never shown as run."""
+        kept = self.root / "reports" / "verified"
+        runs = {path.parent.relative_to(kept): store.read_json(path) for path in kept.rglob("claims.json")}
+        latest = sorted(runs.items(), key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
+        for folder, run in sorted(latest, key=lambda item: item[0].parts[0] != self.device):
             for row in map(from_json, run["records"]):
                 if (row.id, row.case) != (claim_id, case) or row.verdict not in MEASURED:
                     continue
                 origin = {name: run["environment"].get(name, "") for name in ("date", "code")}
-                origin |= {"verdict": row.verdict, "folder": folder, "changed": origin["code"] != code_hash(self.root)}
+                changed = origin["code"] != code_hash(self.root)
+                origin |= {"verdict": row.verdict, "folder": folder.as_posix(), "changed": changed}
                 pinned = self.pins.get(f"{row.key}|{row.profile}|{row.protocol}")
                 record = self.add(replace(row, verdict="recorded", pinned=pinned, recorded=origin))
                 if pinned not in (None, row.verdict):

@@ -94,11 +94,11 @@ def high_frequency_share(maps: Any, cutoff: float = 0.25) -> np.ndarray:
 
 
 def rank_correlation(a: Any, b: Any) -> np.ndarray:
-    """Spearman's correlation of two maps of each image, B in -1..1 (the sanity checks of Adebayo et al. 2018)."""
+    """Spearman's correlation of two maps of each image, B in -1..1, NaN where one is constant (Adebayo et al. 2018)."""
     from scipy.stats import spearmanr
 
-    pairs = zip(_maps(a, "a"), _maps(b, "b"), strict=True)
-    return np.array([spearmanr(p.ravel(), q.ravel()).statistic for p, q in pairs])
+    pairs = ((p.ravel(), q.ravel()) for p, q in zip(_maps(a, "a"), _maps(b, "b"), strict=True))
+    return np.array([spearmanr(p, q).statistic if np.ptp(p) and np.ptp(q) else np.nan for p, q in pairs])
 
 
 def masks(maps: Any, blur_sigma: float = 8.0) -> np.ndarray:

@@ -53,7 +53,8 @@ class Network:
     def __init__(self, title: str, device: str) -> None:
         setup = SETUPS[title]
         self.title, self.space, self.device = title, setup.space, device
-        self.module = networks.load(setup.network, assets.load_weights(setup.weights)).module.to(device)
+        module = networks.load(setup.network, assets.load_weights(setup.weights)).module
+        self.module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # twice as fast
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, defence: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -115,7 +116,8 @@ class Bench:
     @cache  # noqa: B019 - a bench lives as long as its session
     def maps(self, kind: str) -> Tensor:
         """Saliency maps of all photos that are right, n x 224 x 224 on the CPU."""
-        return input_gradients.saliency(self.network.module, self.x, self.y, kind=kind, space=self.space).cpu()  # type: ignore[arg-type]
+        common: dict[str, Any] = {"kind": kind, "samples": 16, "space": self.space}
+        return input_gradients.saliency(self.network.module, self.x, self.y, **common).cpu()
 
     @cache  # noqa: B019
     def fooled(self, how: str) -> fooling.Fooled:

@@ -90,6 +90,16 @@ def test_a_committed_run_whose_verdict_is_not_its_pin_is_refused(ledger: Ledger,
         other.recorded("tme7.best")
 
 
+def test_the_latest_of_several_runs_on_this_device_is_taken(ledger: Ledger, tmp_path: Path) -> None:
+    runs = {"cpu": "2026-01-01", "cpu/again": "2026-02-01", "cuda/late": "2026-03-01"}
+    for folder, date in runs.items():
+        row = {"id": "tme7.best", "verdict": "reproduced", "profile": "full", "protocol": "report"}
+        run = {"environment": {"date": date}, "records": [row]}
+        (tmp_path / "reports" / "verified" / folder).mkdir(parents=True)
+        (tmp_path / "reports" / "verified" / folder / "claims.json").write_text(json.dumps(run))
+    assert ledger.recorded("tme7.best").recorded["folder"] == "cpu/again"
+
+
 def test_a_record_survives_json_with_arrays_and_nan() -> None:
     evidence: dict[Any, Any] = {"array": np.arange(2), "tensor": torch.tensor([1.5]), "nan": float("nan")}
     evidence[3] = np.float32(0.5)
