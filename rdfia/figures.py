@@ -242,7 +242,8 @@ def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: s
     for (name, values), (colour, marker, line) in zip(series.items(), styles, strict=False):
         array = np.asarray(values, dtype=float)
         mean, error = array.mean(axis=0), 1.96 * array.std(axis=0) / max(1, len(array)) ** 0.5
-        ax.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4, label=name)
+        ax.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4, label=name,
+                markevery=max(1, len(x) // 20))
         ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=1)

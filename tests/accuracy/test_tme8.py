@@ -337,9 +337,20 @@ def test_every_photo_is_fooled(claim: Any, lens: Lens, title: str, what: str) ->
                 list(range(STEPS + 1)), {"fooled": within_steps}, "steps of the lab's rule", "share of the photos"
             ),
             f"{rate['hits']} of {rate['of']} photos are read as a random class within {STEPS} steps; half of them "
-            f"within {np.median(taken):.0f}, the last after {taken.max()}. Band: 95% interval.",
+            f"within {np.median(taken):.0f}, the last of them after {taken[hits].max()}. Band: 95% interval.",
             "A curve that rises from 0 to the share of fooled photos.",
         )
+    missed = [i for i, status in enumerate(result.status) if status == "never"]
+    later: dict[str, Any] = {}
+    if missed and what == "the lab's rule":  # is it the limit, or can the rule not get there at all?
+        x = bench.x[missed]
+        more = fooling.fool(bench.network.module, x, bench.targets[missed], steps=4 * STEPS, space=bench.space)
+        later = {
+            "target": names(bench, bench.targets[missed]),
+            "status within 400 steps": more.status,
+            "steps": more.steps.tolist(),
+            "read as after 100": names(bench, bench.network(bench.space.denormalise(result.x[missed]).cpu()).argmax(1)),
+        }
     claim.measured(
         {
             "fooled": f"{rate['hits']} of {rate['of']}",
@@ -355,6 +366,7 @@ def test_every_photo_is_fooled(claim: Any, lens: Lens, title: str, what: str) ->
             "statuses": {s: result.status.count(s) for s in ("fooled", "already", "never")},
             "steps": summary(taken),
             **{name: summary(v) for name, v in result.size.items()},
+            "not fooled": later,
             "probability of the target before": summary(result.before[:, 1]),
             "after": summary(result.after[:, 1]),
             "probability of the class before": summary(result.before[:, 0]),
