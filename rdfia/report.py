@@ -21,7 +21,7 @@ from .machine import environment
 
 # What evidence draws is told by its fields: section, fields, figure, caption.
 DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], str], ...] = (
-    ("figure3", ("C", "test"), figures.c_sweep, "Accuracy against C. Hollow marks: the solver stopped early."),
+    ("figure3", ("C", "test", "converged"), figures.c_sweep, "Accuracy against C. Hollow: the solver stopped early."),
     ("compared", ("bars",), figures.comparison, "Ways to classify, a dot a seed."),
     ("best", ("rows",), figures.ablation, "Where the best accuracy comes from, one step a row, with its 95% interval."),
     ("confusion", ("classes", "matrix"), figures.confusion,

@@ -15,6 +15,7 @@ from rdfia.claims import ClaimError, Ledger
 from rdfia.errors import StoreError
 
 EVIL = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;"
+VERIFIED = Path(__file__).parents[2] / "reports" / "verified"
 CONFUSION = {"classes": ["Coast", "Forest"], "matrix": [[90, 10], [20, 80]]}
 
 
@@ -49,7 +50,7 @@ def ledger(tmp_path: Path) -> Ledger:
     run = Ledger(tmp_path, "short", "cpu", accept=True)
     sweep = {"C": [0.1, 1.0], "test": [0.8, 0.9], "validation": [0.7, 0.8], "converged": [True, False]}
     row = {"row": "Relu2", "report": 0.906868, "reading": "second", "tap": "relu1_2", "accuracy": 0.706868}
-    ablation = {"rows": [{"recipe": "pool5", "validation": 0.89, "test": 0.9, "low": 0.88, "high": 0.92}]}
+    ablation = {"rows": [{"recipe": "pool5", "C": 1.0, "validation": 0.89, "test": 0.9, "low": 0.88, "high": 0.92}]}
     depth = {"network": "vgg16", "accuracy": {"relu1_1": 0.5, "pool5": 0.9}}
     for claim_id, case, holds, protocol, evidence in (
         ("tme7.q1.total", "", True, "report", {}),
@@ -85,6 +86,7 @@ def test_every_link_has_its_anchor_and_every_picture_its_file(page: str, tmp_pat
         path.relative_to(tmp_path).as_posix() for path in (tmp_path / "out" / "figures").iterdir()
     }
     assert len(found.files) == 6  # depth, head, table 1, C, ablation, confusion
+    assert "could not be drawn" not in page
 
 
 def test_nothing_comes_from_a_network_and_no_text_becomes_markup(page: str) -> None:
@@ -129,14 +131,22 @@ def test_the_page_can_be_made_again_from_its_records_alone(page: str, tmp_path: 
 
 def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu", accept=True)
-    broken = [{"C": [1.0], "test": [0.5, 0.6]}, {"classes": ["a"], "matrix": 3}, {"rows": [{"recipe": "x"}]},
-              {"bars": 3}, {"network": "vgg16", "accuracy": 0.5},
+    broken = [{"C": [1.0], "test": [0.5, 0.6], "converged": [True]}, {"classes": ["a"], "matrix": 3},
+              {"rows": [{"recipe": "x"}]}, {"bars": 3}, {"network": "vgg16", "accuracy": 0.5},
               {"network": "vgg16", "accuracy": {"a": None}}]  # fmt: skip
     for i, evidence in enumerate(broken):
         run.measured("tme7.q11.C", str(i), holds=True, protocol="report", evidence=evidence)
     html = report.write(tmp_path / "out", run).read_text("utf-8")
     assert html.count("could not be drawn") == 5
     assert html.count('class="record') + html.count("class=record") == len(broken)
+
+
+@pytest.mark.parametrize("run", [str(path.relative_to(VERIFIED)) for path in sorted(VERIFIED.rglob("claims.json"))])
+def test_the_committed_records_can_all_be_drawn(run: str, tmp_path: Path) -> None:
+    (tmp_path / "claims.json").write_bytes((VERIFIED / run).read_bytes())
+    html = report.rebuild(tmp_path).read_text("utf-8")
+    assert html.count("<img") == len(set(Links(html).files)) > 0
+    assert "could not be drawn" not in html
 
 
 def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
