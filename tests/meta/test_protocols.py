@@ -1,0 +1,77 @@
+"""A verdict says no more than was measured: whose protocol it was, and what of the claim was out of reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rdfia import store
+from tests.accuracy import lab7, test_tme7
+
+REPORTS = Path(__file__).parents[2] / "reports"
+RUNS = sorted((REPORTS / "verified").rglob("claims.json"))
+RECORDS = [row for path in RUNS for row in store.read_json(path)["records"]]
+
+
+class Claim:
+    """Stands in for the fixture: everything is here, nothing is taken from a record, what is measured is kept."""
+
+    profile, device = "full", "cpu"
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = {}
+
+    def need(self, _name: str) -> Any:
+        return SimpleNamespace(path=Path("nowhere"))
+
+    def recorded(self) -> bool:
+        return False
+
+    def at_least(self, *_threshold: Any) -> None:
+        """The stored ones are of real layers."""
+
+    def measured(self, measured: Any, **values: Any) -> None:
+        self.record = {"measured": measured, **values}
+
+
+def bench(accuracies: dict[str, float] | None = None) -> Any:
+    """A bench of 1,000 test images whose curve is known."""
+    labels = np.zeros(1000, dtype=int)
+    return lambda _name, _path: SimpleNamespace(
+        problem=SimpleNamespace(name="15-Scene", digits=False, y_test=labels),
+        fast=torch.float32,
+        curve=lambda _network, _taps: {"accuracy": accuracies},
+        fit=lambda _network, _tap: SimpleNamespace(predictions=np.where(np.arange(1000) < 900, 0, 1)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "accuracies", "protocol", "holds"),
+    [
+        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.85}, "report", True),
+        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.89}, "report", False),
+        ("vgg16", {"relu1_2": 0.6, "pool5": 0.9}, "substitute", True),
+        ("squeezenet1_1", {"pool1": 0.6, "fire8": 0.9, "logits": 0.85}, "substitute", True),
+    ],
+)
+def test_depth_is_the_reports_only_up_to_the_last_layer(
+    monkeypatch: pytest.MonkeyPatch, network: str, accuracies: dict[str, float], protocol: str, holds: bool
+) -> None:
+    monkeypatch.setattr(lab7, "taps_for", lambda *_: list(accuracies))
+    monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
+    claim = Claim()
+    test_tme7.test_accuracy_against_depth(claim, bench(accuracies), "15-Scene", network)
+    assert (claim.record["protocol"], claim.record["holds"]) == (protocol, holds)
+    assert ("first half" in claim.record["note"]) == ("logits" not in accuracies)
+
+
+@pytest.mark.parametrize("row", [row for row in RECORDS if row["id"] == "tme7.q8.depth"], ids=lambda row: row["case"])
+def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
+    whole = "logits" in row["evidence"]["accuracy"]
+    assert whole or row["protocol"] == "substitute"
+    assert whole or row["verdict"].endswith("on a substitute")
