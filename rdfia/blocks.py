@@ -17,7 +17,7 @@ LABS = {"tme7": "TME 7", "tme8": "TME 8", "tme9": "TME 9", "tme10": "TME 10"}
 PROTOCOLS = {"report": "the report's", "substitute": "a substitute"}
 LEGEND = dict(zip(claims.VERDICTS, (  # a mark that is read without colour, and what the verdict means
     ("✓", "by the report's protocol, within the tolerance"), ("✗", "by the report's protocol, and it does not hold"),
-    ("≈", "on other data or another network"), ("≉", "on other data or another network"),
+    ("≈", "on other data, network or recipe"), ("≉", "on other data, network or recipe"),
     ("↺", "not run now: from a committed full run"), ("…", "an asset is missing here"), ("!", "the check itself broke"),
 ), strict=True))  # fmt: skip
 # Table 1: the row's name, the report's accuracy, the layer by `classifier[:k]`, the layer by "k-th ReLU".

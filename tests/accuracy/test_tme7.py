@@ -30,6 +30,7 @@ TABLE1 = {"Relu2": 0.906868, "Relu4": 0.886097, "Relu7": 0.888107, "Relu10": 0.8
 FIRST = {"Relu2": "classifier[:2]", "Relu4": "classifier[:4]", "Relu7": "classifier[:7]", "Relu10": "classifier[:10]"}
 SECOND = {"Relu2": "relu1_2", "Relu4": "relu2_2", "Relu7": "relu3_3", "Relu10": "relu4_3"}
 ALEXNET_REPORT = 0.868342
+AIM = 0.945  # ours, for one linear SVM on VGG16's convolutions; no sentence of the report
 WITHIN = 0.01  # a row of Table 1 is reproduced within one point
 SAME = 0.003  # bfloat16 may move an accuracy by 0.3 points
 HEAD_MARGIN = 0.015  # "as good as the SVM" means: at most 1.5 points apart
@@ -756,15 +757,23 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
     rows, chosen = best.ablation(lab)
     row = next(row for row in rows if row["recipe"] == chosen)
+    top, n = max(TABLE1.values()), len(lab.problem.y_test)
+    error = sum(share * (1 - share) / n for share in (row["test"], top)) ** 0.5
     claim.measured(
-        row["test"],
-        expected=0.945,
-        holds=row["test"] >= 0.945,
-        unit="accuracy",
-        tolerance="0.945 or more; recipe and C chosen on the training images",
+        {
+            "accuracy": row["test"],
+            f"our aim of {AIM}": "reached" if row["test"] >= AIM else f"missed by {AIM - row['test']:.4f}",
+            "above the report's best": row["test"] - top,
+            "standard errors": (row["test"] - top) / error,
+        },
+        expected=f"above the report's best {top:.4f} by 3 standard errors of the difference; our aim was {AIM}",
+        holds=row["test"] - top >= 3 * error,
+        protocol="substitute",
+        tolerance="3 standard errors; recipe and C chosen on the training images",
         data=lab.problem.name,
         weights=weights_of("vgg16"),
         dtype=dtype_name(lab.fast),
         evidence={"rows": rows, "chosen": chosen},
-        note=f"Recipe: {chosen}, C = {row['C']:g}, chosen by five-fold validation on the 1,500 training images.",
+        note=f"Recipe: {chosen}, C = {row['C']:g}, chosen by five-fold validation on the 1,500 training images. The "
+        "report has no such recipe, so it stands in for the report's own; the aim is ours and decides no verdict.",
     )
