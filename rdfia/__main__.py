@@ -19,6 +19,7 @@ from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError
 if TYPE_CHECKING:
     from rdfia.downloads import Progress
 
+ALSO = (" has a further case or a substitute that uses it", "s have a further case or a substitute that uses it")
 WAIT_FOR_ASSETS = 3  # exit code: something is not on this machine; 1 is a failed check, 2 a wrong argument
 
 
@@ -54,8 +55,9 @@ def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         lines = record["problem"].rsplit("; ", 1)  # the way out on a line of its own, to be copied
         if record["state"] == "missing":
             lines = [f"get it: {record['command']}", f"note: {record['note']}" if record["note"] else ""]
-        if waiting := record["waiting"]:
-            lines.append(f"{len(waiting)} claim{'s wait' if waiting[1:] else ' waits'} for it: {', '.join(waiting)}")
+        for field, one, more in (("waiting", " waits for it", "s wait for it"), ("also", *ALSO)):
+            if ids := record[field]:
+                lines.append(f"{len(ids)} claim{more if ids[1:] else one}: {', '.join(ids)}")
         for line in filter(None, lines):
             yield from textwrap.wrap(line, width, initial_indent=" " * column, subsequent_indent=" " * (column + 2),
                                      break_on_hyphens=False, break_long_words=False)  # fmt: skip
@@ -89,7 +91,9 @@ def _assets(options: argparse.Namespace) -> int:
     records = assets.survey(options.names, fresh=options.action == "verify")
     for record in records:
         lacking = record["state"] in ("missing", "corrupt")
-        record["waiting"] = [claim.id for claim in CLAIMS.values() if record["name"] in claim.needs] if lacking else []
+        for field, uses in (("waiting", "needs"), ("also", "also")):
+            wanted = [claim.id for claim in CLAIMS.values() if record["name"] in getattr(claim, uses)]
+            record[field] = wanted if lacking else []
     if options.json:
         print(json.dumps(records, indent=1))
     else:

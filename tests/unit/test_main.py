@@ -59,6 +59,8 @@ def test_status_says_what_waits_and_the_way_out(capsys: pytest.CaptureFixture[st
     assert "get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch scene15" in text
     waiting = [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
     assert f"{len(waiting)} claims wait for it: {waiting[0]}" in text
+    further = [claim.id for claim in CLAIMS.values() if "vgg16-full" in claim.also]
+    assert f"{len(further)} claims have a further case or a substitute that uses it: {further[0]}" in text
     assert any(line.split()[:2] == ["vgg16-features", "verified"] for line in lines)
 
 
@@ -69,6 +71,17 @@ def test_status_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert digits["sha256"] in assets.ASSETS["digits"].known
     assert (scene15["state"], scene15["path"]) == ("missing", "")
     assert scene15["waiting"] == [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
+
+
+def test_status_shows_every_claim_that_an_absent_asset_touches(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "find", lambda *_names, **_options: None)
+    assert main(["assets", "status", "--json"]) == 0
+    for row in json.loads(capsys.readouterr().out):
+        later = row["name"] in ("mnist", "cifar10-train")  # for labs to come
+        assert row["waiting"] + row["also"] or later, row["name"]
+        assert row["also"] == [claim.id for claim in CLAIMS.values() if row["name"] in claim.also]
 
 
 def test_verify_fails_for_one_altered_byte(capsys: pytest.CaptureFixture[str], root: Path) -> None:
