@@ -111,14 +111,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    from rdfia import store
-    from rdfia.claims import CLAIMS
+    from rdfia.claims import CLAIMS, read_run
 
     path = options.folder / "claims.json"
-    rows = store.read_json(path)["records"] if path.exists() else []
     verdicts: dict[str, list[str]] = {}
-    for row in rows:
-        verdicts.setdefault(row["id"], []).append(row["verdict"])
+    for record in read_run(path)["records"] if path.exists() else []:
+        verdicts.setdefault(record.id, []).append(record.verdict)
     if options.json:
         listed = [{**vars(claim), "verdicts": verdicts.get(claim.id, [])} for claim in CLAIMS.values()]
         print(json.dumps(listed, indent=1))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import store
-from .errors import ArgumentError, RdfiaError
+from .errors import ArgumentError, RdfiaError, StoreError
 
 # What ran and can be pinned, in this order: report's protocol or a substitute, each with holds or not.
 MEASURED = ("reproduced", "contradicted", "holds on a substitute", "fails on a substitute")
@@ -41,6 +41,8 @@ CLAIMS: dict[str, Claim] = {row["id"]: Claim(**{**row, **{n: tuple(row.get(n, ()
                            for row in _TABLE["claims"]}
 ANSWERS: list[dict[str, Any]] = _TABLE["answers"]  # lab, answer, text (ours), phrase (the report's), executable
 ERRATA: list[dict[str, str]] = _TABLE["errata"]  # lab, answer, text
+
+_KINDS: dict[Any, Any] = {"str": str, "float": (int, float), "dict[str, Any]": dict, "list[dict[str, str]]": list}
 
 
 @dataclass
@@ -83,6 +85,22 @@ def from_json(row: Mapping[str, Any]) -> Record:
     """The record of a row of claims.json; names that this version does not know are dropped."""
     known = {f.name for f in fields(Record)}
     return Record(**{name: value for name, value in row.items() if name in known})
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run's claims.json: environment, thresholds, and records as `Record`. StoreError: not JSON, or another shape."""
+    run = store.read_json(path)
+    try:
+        run = {"environment": {}, "thresholds": {}, **run, "records": list(map(from_json, run["records"]))}
+        run |= {"environment": {"assets": [], **run["environment"]}, "thresholds": {**run["thresholds"]}}
+        wrong = [f"{r.key}: {f.name}" for r in run["records"] for f in fields(Record)
+                 if not isinstance(getattr(r, f.name), _KINDS.get(f.type, object))]  # fmt: skip
+        if wrong:
+            raise TypeError(f"another type in {', '.join(wrong[:3])}")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} holds no run ({error!r}): expected environment, thresholds and a list of records; "
+                         "pytest -m accuracy writes one") from error  # fmt: skip
+    return run
 
 
 def plain(value: Any) -> Any:
@@ -188,10 +206,10 @@ class Ledger:
     def recorded(self, claim_id: str, case: str = "") -> Record:
         """Enter the latest committed record of a full run, of this device or else another; never shown as run."""
         kept = self.root / "reports" / "verified"
-        runs = {path.parent.relative_to(kept): store.read_json(path) for path in kept.rglob("claims.json")}
+        runs = {path.parent.relative_to(kept): read_run(path) for path in kept.rglob("claims.json")}
         latest = sorted(runs.items(), key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
         for folder, run in sorted(latest, key=lambda item: item[0].parts[0] != self.device):
-            for row in map(from_json, run["records"]):
+            for row in run["records"]:
                 if (row.id, row.case) != (claim_id, case) or row.verdict not in MEASURED:
                     continue
                 origin = {name: run["environment"].get(name, "") for name in ("date", "code")}

@@ -58,9 +58,9 @@ def write(folder: Path, ledger: Ledger) -> Path:
 
 def rebuild(folder: Path) -> Path:
     """Figures and page from `folder`/claims.json alone; returns the page's path. StoreError: there is none to read."""
-    run = store.read_json(folder / "claims.json")
+    run = claims.read_run(folder / "claims.json")
     order = {claim_id: i for i, claim_id in enumerate(CLAIMS)}
-    records = sorted(map(claims.from_json, run["records"]), key=lambda record: order.get(record.id, len(order)))
+    records = sorted(run["records"], key=lambda record: order.get(record.id, len(order)))
     sections, where = _sections(folder, run, records), run["environment"]
     tally, old = claims.counts(records), sum(record.verdict == "recorded" for record in records)
     failed = "".join(f"<li>{link(r.key, r.key)}: {escape(r.failure)}</li>" for r in records if r.failure)

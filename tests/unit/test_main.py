@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -136,6 +137,28 @@ def test_errors_are_one_line(
     assert shown.err.startswith("rdfia: ")
     assert message in shown.err
     assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["report", "claims"])
+@pytest.mark.parametrize("run", [
+    {}, [], 3, {"records": 3}, {"records": [3]}, {"records": [{}]}, {"records": {"id": "tme7.best"}},
+    {"records": [{"id": 3}]}, {"records": [{"id": "tme7.best", "verdict": None}]}, {"environment": 3, "records": []},
+    {"records": [{"id": "tme7.best", "evidence": [1]}]}, {"thresholds": [1], "records": []},
+])  # fmt: skip
+def test_a_claims_file_of_another_shape_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, run: object
+) -> None:
+    store.write_json(tmp_path / "claims.json", run)
+    assert main([command, str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(rf"rdfia: {tmp_path}/claims\.json holds no run \(.*\): expected .*\n", shown.err)
+
+
+def test_a_run_of_nothing_has_a_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store.write_json(tmp_path / "claims.json", {"records": []})
+    assert main(["report", str(tmp_path)]) == 0
+    assert "This run has no record." in (tmp_path / "index.html").read_text("utf-8")
 
 
 def test_claims_lists_each_with_its_verdict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
