@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from rdfia.errors import ArgumentError
 from rdfia.features import Progress, batches_of, decode, fast_dtype, flat, prepared, run_taps, tap_shapes
 from rdfia.images import LAB, Preprocess
 from rdfia.store import GIGABYTE, refusal
+
+PART_BYTES = GIGABYTE  # of a tile on disk, resident at a time
 
 
 class Accumulator(Protocol):
@@ -99,17 +102,35 @@ def plan_passes(
     return ([_Pass(whole, slice(0, size))] if whole else []) + passes
 
 
-def _tile(n: int, width: int, dtype: torch.dtype, device: str | torch.device, scratch: Path | None) -> Tensor:
-    if scratch is None or torch.device(device).type != "cpu":
-        return torch.empty(n, width, dtype=dtype, device=device)
-    nbytes = n * width * dtype.itemsize
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=scratch, suffix=".tile") as file:
-            os.posix_fallocate(file.fileno(), 0, nbytes)  # writing to a mapped file on a full disk kills the process
-            return torch.from_file(file.name, shared=True, size=n * width, dtype=dtype).view(n, width)
-    except OSError as error:
-        raise refusal(f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}", error) from error
+class _Tile:
+    """Room for n x width: a tensor in memory, or with `scratch` parts of at most PART_BYTES, each in a mapped file."""
+
+    def __init__(self, n: int, width: int, dtype: torch.dtype, device: str | torch.device, scratch: Path | None):
+        self.width, self.parts = width, list[tuple[Tensor, mmap.mmap | None]]()
+        if scratch is None or torch.device(device).type != "cpu":
+            self.parts.append((torch.empty(n, width, dtype=dtype, device=device), None))
+            return
+        column = n * dtype.itemsize
+        self.width = max(1, PART_BYTES // column)
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            for columns in (min(self.width, width - start) for start in range(0, width, self.width)):
+                with tempfile.NamedTemporaryFile(dir=scratch, suffix=".tile") as file:
+                    os.posix_fallocate(file.fileno(), 0, columns * column)  # mapped, a full disk would kill the process
+                    mapped = mmap.mmap(file.fileno(), columns * column)
+                    self.parts.append((torch.frombuffer(mapped, dtype=dtype).view(n, columns), mapped))
+        except OSError as error:
+            raise refusal(f"{width * column / GIGABYTE:.2f} GB of features to {scratch}", error) from error
+
+    def write(self, rows: slice, values: Tensor) -> None:
+        for (part, mapped), columns in zip(self.parts, values.split(self.width, dim=1), strict=True):
+            part[rows] = columns
+            if mapped is not None:  # out of this process' memory; the file keeps it, and reading brings it back
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    def hand_over(self, accumulator: Accumulator) -> None:
+        while self.parts:  # each is gone before the next is read
+            accumulator.add(self.parts.pop(0)[0])
 
 
 def accumulate(
@@ -130,8 +151,9 @@ def accumulate(
 
     Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
     are kept between passes. With `scratch`, a folder, tiles live in memory-mapped files there that vanish afterwards,
-    so that the budget may exceed the memory. Raises as `stream`, ArgumentError when not even one row of a map fits
-    the budget, TooLarge when the disk cannot hold the tiles, and StoreError when `scratch` cannot be written.
+    in parts of at most 1 GB of which one is resident at a time, so that the budget may exceed the memory. Raises as
+    `stream`, ArgumentError when not even one row of a map fits the budget, TooLarge when the disk cannot hold the
+    tiles, and StoreError when `scratch` cannot be written.
     """
     dtype = dtype or fast_dtype(device)
     n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, dtype.itemsize, budget_bytes)
@@ -154,7 +176,7 @@ def accumulate(
             for tap, rows in plan.rows.items():
                 shape = shapes[tap]
                 width = shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else int(np.prod(shape))
-                tiles[tap] = _tile(n, width, dtype, device, scratch)
+                tiles[tap] = _Tile(n, width, dtype, device, scratch)
             batches: Iterable[Any] = batches_of(pixels, batch_size)
             if progress is not None:
                 batches = progress(batches, -(-n // batch_size), f"Gram matrices, pass {number} of {len(passes)}")
@@ -163,7 +185,7 @@ def accumulate(
                 x = preprocess.normalise(batch[:, :, plan.crop].to(device))
                 values = run_taps(network, x.to(dtype, memory_format=torch.channels_last), wanted, band)
                 for tap, value in values.items():
-                    tiles[tap][row : row + len(batch)] = value
+                    tiles[tap].write(slice(row, row + len(batch)), value)
                 row += len(batch)
             for tap in list(tiles):
-                accumulators[tap].add(tiles.pop(tap))
+                tiles.pop(tap).hand_over(accumulators[tap])

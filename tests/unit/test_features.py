@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia import features, gram
+from rdfia import features, gram, svm
 from rdfia.errors import ArgumentError, ImageError, StoreError, TooLarge, WeightsError
 from rdfia.images import Preprocess
 from tests.support.tolerances import assert_close
@@ -281,6 +281,38 @@ def test_tiles_are_the_columns_of_the_whole(
         assert tiled.shape == matrix.shape
         assert_close(tiled @ tiled.T, matrix @ matrix.T, "gram")
         assert all(tile.numel() * 4 <= budget for tile in parts[tap].tiles)
+
+
+def mapped_bytes() -> int:
+    """Of this process, the resident bytes that belong to files, tmpfs included."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines())
+    return sum(1024 * int(lines[name].split()[0]) for name in ("RssFile", "RssShmem"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status (Linux)")
+def test_only_a_part_of_a_tile_on_disk_is_resident(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a tile of 67 MB no more than a part of 8: a machine with less memory than tiles goes on as before."""
+    monkeypatch.setattr(gram, "PART_BYTES", 8_000_000)
+    sums, resident = svm.GramAccumulator(4, 32), list[int]()
+
+    class Watched:
+        def add(self, columns: Tensor) -> None:
+            sums.add(columns)
+            resident.append(mapped_bytes())
+
+    def watch(batches: Iterable[Tensor], _total: int, _name: str) -> Iterator[Tensor]:
+        for batch in batches:
+            resident.append(mapped_bytes())
+            yield batch
+
+    for _ in range(2):  # the first run loads libraries
+        resident.clear()
+        gram.accumulate(network, [photos[0]] * 32, {"conv1": "features.0"}, {"conv1": Watched()}, scratch=tmp_path,
+                        preprocess=Preprocess(size=256), dtype=torch.float32, progress=watch, batch_size=4)  # fmt: skip
+    assert len(resident) == 8 + 9  # batches, and parts of at most 62,500 columns
+    assert max(resident) - min(resident) < 20_000_000
 
 
 @pytest.mark.parametrize(("refusal", "error", "message"), [
