@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import store
+from rdfia import networks, store
 from rdfia.claims import CLAIMS
 from tests.accuracy import lab7, test_tme7
 
@@ -97,3 +97,18 @@ def test_an_aim_of_ours_is_no_contradiction_and_a_miss_is_said() -> None:
         assert row["verdict"] == "holds on a substitute"
         assert row["measured"]["our aim of 0.945"] == "missed by 0.0080"
         assert row["statement"] == CLAIMS["tme7.best"].statement
+
+
+def test_the_short_profile_keeps_what_verdicts_read_and_no_more_columns_than_fit_its_time() -> None:
+    thresholds = store.read_json(REPORTS / "baseline" / "thresholds.json")
+    stored = {tuple(key.split("/")[:2]): row["accuracy"] for key, row in thresholds.items()}
+    columns = 0
+    for network, taps in lab7.SHORT.items():
+        best = max((tap for name, tap in stored if name == network), key=lambda tap: stored[network, tap])
+        assert best in taps
+        assert taps == sorted(taps, key=lab7.TAPS[network].index)
+        shapes = networks.activation_shapes(network)
+        columns += sum(int(np.prod(shapes[tap])) for tap in taps)
+    assert {"relu4_3", "pool5"} <= set(lab7.SHORT["vgg16"])  # Table 1's last row, and the dense layers' substitute
+    assert lab7.SHORT["squeezenet1_1"][-1] == "logits"
+    assert columns < 1_400_000  # ten seconds for each 100,000, on two cores
