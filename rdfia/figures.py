@@ -23,6 +23,7 @@ WIDTH, DPI = 4.6, 200
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
               "grid.alpha": 0.35, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.fontsize": 9,
               "legend.frameon": False}  # fmt: skip
+ACCURACY = "test accuracy (share, 0 to 1)"
 INK, LINES = "#1b3a57", (("#1b3a57", "o", "-"), ("#b3541e", "s", "--"), ("#5f8f4e", "^", ":"), ("#777777", "D", "-."))
 
 
@@ -105,7 +106,7 @@ def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
         ax.plot(best, values[best], "o", markersize=11, markerfacecolor="none", markeredgecolor="black")
         ax.set_title(f"{evidence['network']}: best {taps[best]} {values[best]:.4f}")
         ax.set_xticks(range(len(taps)), taps, rotation=90, fontsize=8)
-        ax.set_ylabel("test accuracy")
+        ax.set_ylabel(ACCURACY)
     axes[-1].set_xlabel("layer, from input to output")
     return figure
 
@@ -127,7 +128,7 @@ def c_sweep(evidence: Mapping[str, Any]) -> Figure:
     if evidence.get("chosen_on_training"):
         ax.axvline(evidence["chosen_on_training"], color="grey", linewidth=1.2, linestyle="--",
                    label=f"chosen on training images: C = {evidence['chosen_on_training']:g}")
-    ax.set(xscale="log", xlabel="C of the linear SVM (no unit, log scale)", ylabel="accuracy")
+    ax.set(xscale="log", xlabel="C of the linear SVM (no unit, log scale)", ylabel="accuracy (share, 0 to 1)")
     figure.legend(loc="outside lower center", ncols=1)
     return figure
 
@@ -174,7 +175,7 @@ def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: s
             ax.plot([row["low"], row["high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
         ax.plot(values, [y] * len(values), "o", color=INK, markersize=6, label="test" if y == 0 else None)
         if row.get("validation") is not None:
-            ax.plot(row["validation"], y, "D", color="#b3541e", markerfacecolor="white", markersize=6,
+            ax.plot(row["validation"], y, "D", color="#b3541e", markerfacecolor="none", markersize=8,
                     label="validation (training images only)" if y == 0 else None)
         ax.annotate(f"{name}  {np.mean(values):.4f}", (0.01, y - 0.2), xycoords=("axes fraction", "data"), fontsize=8.5,
                     va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
@@ -190,15 +191,15 @@ def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: s
 def ablation(evidence: Mapping[str, Any]) -> Figure:
     """The recipes of the best accuracy, one step a row, with their confidence intervals."""
     _need(evidence, "rows")
-    return intervals([row["recipe"] for row in evidence["rows"]], evidence["rows"], "accuracy (95% interval)",
-                     evidence.get("report", 0.906868), "report's best, 0.9069")
+    return intervals([row["recipe"] for row in evidence["rows"]], evidence["rows"],
+                     "accuracy (share, 0 to 1), 95% interval", evidence.get("report", 0.906868), "report's best 0.9069")
 
 
 def comparison(evidence: Mapping[str, Any]) -> Figure:
     """Ways to classify side by side, a dot a seed: {"bars": {name: values}}, such as a head beside the SVM."""
     _need(evidence, "bars")
     rows = [{"values": values} for values in evidence["bars"].values()]
-    return intervals(list(evidence["bars"]), rows, evidence.get("unit") or "test accuracy")
+    return intervals(list(evidence["bars"]), rows, evidence.get("unit") or ACCURACY)
 
 
 @rc_context(STYLE)
@@ -212,9 +213,10 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     series += [(f"ours, {kind} reading", [(row["accuracy"], row["row"]) for row in rows if row.get("reading") == kind
                                           and row.get("accuracy") is not None]) for kind in ("first", "second")]
     for (name, points), (colour, marker, _) in zip(series, (("black", "|", ""), *LINES), strict=False):
-        ax.plot([x for x, _ in points], [names.index(row) for _, row in points], marker, color=colour, label=name,
+        label = name if points else None  # a reading that nobody measured has no place in the legend
+        ax.plot([x for x, _ in points], [names.index(row) for _, row in points], marker, color=colour, label=label,
                 markersize=14 if marker == "|" else 7, markerfacecolor="white" if marker == "s" else colour)
-    ax.set(xlabel="test accuracy", ylim=(len(names) - 0.5, -0.5))
+    ax.set(xlabel=ACCURACY, ylim=(len(names) - 0.5, -0.5))
     ax.set_yticks(range(len(names)), names)
     figure.legend(loc="outside lower center", ncols=1)
     return figure

@@ -76,6 +76,26 @@ def test_depth_rings_the_best_and_squares_the_poolings() -> None:
     assert [list(line.get_xdata()) for line in drawn if line.get_marker() == "s"] == [[1]]
 
 
+@pytest.mark.parametrize("name", ["depth_curves", "c_sweep", "ablation", "comparison", "table1"])
+def test_an_axis_of_accuracy_says_what_it_is(name: str) -> None:
+    ax = ALL[name]().axes[-1]
+    assert "accuracy (share, 0 to 1)" in f"{ax.get_xlabel()} {ax.get_ylabel()}"
+
+
+def test_a_test_value_shows_through_the_validation_that_equals_it() -> None:
+    figure = figures.ablation({"rows": [{"recipe": "pool5", "validation": 0.9, "test": 0.9}]})
+    (dot,), (diamond,) = ([line for line in lines(figure) if line.get_marker() == marker] for marker in "oD")
+    assert diamond.get_markerfacecolor() == "none"
+    assert diamond.get_markersize() > dot.get_markersize()
+
+
+@pytest.mark.parametrize("readings", [["first"], ["second"], ["first", "second"]])
+def test_the_legend_of_table_one_lists_what_was_measured(readings: list[str]) -> None:
+    figure = figures.table1([ROW | {"reading": reading} for reading in readings])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["report", *(f"ours, {reading} reading" for reading in readings)]
+
+
 def test_each_map_is_scaled_to_its_own_range() -> None:
     maps = np.stack([np.linspace(0, 1, 16).reshape(4, 4), np.linspace(-50, 50, 16).reshape(4, 4), np.full((4, 4), 7.0)])
     sheet = np.asarray(figures.convolution_maps(PHOTO, maps).axes[1].images[0].get_array())
