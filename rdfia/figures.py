@@ -30,12 +30,12 @@ INK, LINES = "#1b3a57", (("#1b3a57", "o", "-"), ("#b3541e", "s", "--"), ("#5f8f4
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, without a date or version in it: equal input gives equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _axes(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     return figure, list(np.ravel(figure.subplots(rows, columns, **options)))
 
 
@@ -228,6 +228,7 @@ def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3) -> 
     rows = -(-len(images) // columns)
     side, lines = WIDTH / columns, max((title.count("\n") + 1 for title in titles), default=1)
     figure, axes = _axes(rows * (side + 0.155 * lines), rows, columns, squeeze=False)
+    figure.set_dpi(min(DPI, 1.02 * columns * max(len(image) for image in images) / WIDTH))  # about their own pixels
     for i, ax in enumerate(axes):
         ax.axis("off")
         if i < len(images):

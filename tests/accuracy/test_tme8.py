@@ -726,6 +726,7 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
         {
             "second network, from the photo": float(start["second"].mean()),
             "from noise": float(noise["second"].mean()),
+            "the photo itself": float(photo_of["start"]["second"].mean()),
             "probability, from the photo": float(start["probability"].mean()),
             "from noise, its own": float(noise["probability"].mean()),
             "distance from the photo": float(start["distance"].mean()),
