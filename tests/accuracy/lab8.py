@@ -37,6 +37,7 @@ SETUPS = {
     "EfficientNet-Lite0": Setup("efficientnet-lite0", "efficientnet-lite0", "foolbox-photos",
                                 images.EFFICIENTNET_LITE0, "substitute", "SqueezeNet 1.1"),
     "VGG16": Setup("vgg16", "vgg16-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
+    "AlexNet": Setup("alexnet", "alexnet-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
 }  # fmt: skip
 TARANTULA, SNAIL, STINGRAY = 76, 113, 6  # ImageNet's class indices
 # q9's settings beside the defaults (l2 1e-3, lr 5, 200 steps); each is run with every seed, all in one batch.
@@ -76,6 +77,11 @@ class Bench:
     @cached_property
     def judge(self) -> Network:
         return Network(self.setup.judge, self.device)
+
+    def others(self) -> list[Network]:
+        """Every other network with whole weights on this machine, the judge first."""
+        titles = [title for title in SETUPS if title not in (self.title, self.setup.judge)]
+        return [self.judge, *(Network(t, self.device) for t in titles if assets.find(SETUPS[t].weights))]
 
     @cached_property
     def pixels(self) -> Tensor:

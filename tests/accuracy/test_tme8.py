@@ -478,29 +478,29 @@ def survival(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, ta
 
 
 def transfer(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, target: torch.Tensor) -> None:
-    """Fooling images before another network, beside the photos that they were made from."""
+    """Fooling images before other networks, beside the photos that they were made from."""
     rows = torch.from_numpy(bench.fooled("8 bits").reached)
-    clean = bench.judge(bench.pixels[bench.right][rows]).argmax(1)
-    predicted = bench.judge(pixels).argmax(1)
-    lost, won = int(((clean == y) & (predicted != y)).sum()), int(((clean != y) & (predicted == y)).sum())
-    p = stats.binomtest(lost, lost + won, alternative="greater").pvalue if lost + won else 1.0
-    claim.measured(
-        {
+    found: dict[str, dict[str, Any]] = {}
+    for network in bench.others():
+        clean, predicted = network(bench.pixels[bench.right][rows]).argmax(1), network(pixels).argmax(1)
+        lost, won = int(((clean == y) & (predicted != y)).sum()), int(((clean != y) & (predicted == y)).sum())
+        found[network.title] = {
             "right on the photos": float((clean == y).float().mean()),
             "right on the fooling images": float((predicted == y).float().mean()),
-            "read as the target": float((predicted == target).float().mean()),
-        },
-        expected=f"{bench.setup.judge} misreads more of them than of the photos",
-        holds=p < 0.05,
-        unit="(share)",
-        tolerance="exact test of the images that differ, one-sided at 5%",
-        evidence={
+            "read as the target": share(predicted == target),
             "right before, wrong after": lost,
             "wrong before, right after": won,
-            "p": p,
-            "read as the target": share(predicted == target),
-        },
-        **bench.record(weights=f"made with {bench.title}, shown to {bench.setup.judge}"),
+            "p": float(stats.binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0,
+        }
+    judge = found[bench.setup.judge]
+    claim.measured(
+        {**judge, "read as the target": judge["read as the target"]["share"]},
+        expected=f"{bench.setup.judge} misreads more of them than of the photos",
+        holds=judge["p"] < 0.05,
+        unit="(shares and photos)",
+        tolerance="exact test of the images that differ, one-sided at 5%",
+        evidence=found,
+        **bench.record(weights=f"made with {bench.title}, shown to {', '.join(found)}"),
     )
 
 
