@@ -27,7 +27,15 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("decision", "cpu", "float64"): Tolerance(0.0, 1e-4, "two solvers of one convex problem, stopped at 1e-8"),
     ("gradient", "cpu", "float64"): Tolerance(1e-9, 1e-11, "the same chain rule in another order"),
     ("gradient", "cpu", "float32"): Tolerance(1e-3, 1e-6, "a backward pass doubles the sums of a forward pass"),
+    ("saliency", "cpu", "float32"): Tolerance(0.0, 1e-6, "the same backward pass, frozen or not: captum's is equal"),
+    ("difference", "cpu", "float64"): Tolerance(1e-6, 1e-8, "differences of step 1e-6, exact between two kinks"),
+    ("smoothgrad", "cpu", "float64"): Tolerance(9e-2, 5e-2, "about five standard errors of a mean over 2,000 samples"),
+    ("ascent", "cpu", "float64"): Tolerance(1e-9, 1e-10, "sums in another order, carried through up to 100 steps"),
+    ("probability", "cpu", "float64"): Tolerance(1e-10, 1e-12, "softmax of activations, bounded by one"),
     ("pixel", "cpu", "float32"): Tolerance(0.0, 1e-6, "values in [0, 1]: one float32 multiplication and one addition"),
+    ("pixel", "cpu", "float64"): Tolerance(0.0, 1e-12, "values in [0, 1]: a few sums and products in float64"),
+    ("score", "cpu", "float64"): Tolerance(1e-9, 1e-9, "closed forms of maps, summed in another order"),
+    ("white noise", "cpu", "float64"): Tolerance(0.0, 2e-2, "the spectrum of 128 x 128 random values, and a round rim"),
 }
 
 
