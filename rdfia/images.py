@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -160,9 +161,16 @@ class Preprocess:
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of ... x H x W by `sigma` pixels; equal to scipy's `gaussian_filter1d` along both axes."""
+    """Gaussian blur of ... x H x W by `sigma` pixels; equal to scipy's `gaussian_filter1d` along both axes.
+
+    0 leaves the image as it is. Raises ArgumentError for integers, and for a sigma below 0 or not finite.
+    """
     from scipy.ndimage import gaussian_filter1d
 
+    if not (x.is_floating_point() and 0 <= sigma < math.inf):
+        raise ArgumentError(f"{x.dtype} blurred by sigma {sigma}: expected floating point and sigma from 0 on")
+    if not sigma:
+        return x.clone()
     rows, columns = (torch.from_numpy(gaussian_filter1d(np.eye(n), sigma, axis=0)).to(x) for n in x.shape[-2:])
     return rows @ x @ columns.T
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,9 +36,8 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, x, rows -> b v
 View = Callable[[Tensor, Tensor, int], Tensor]  # x, rows, step -> what the network sees of x, differentiable
 
 
-@contextlib.contextmanager
-def _borrowed(network: nn.Module) -> Iterator[nn.Module]:
-    """`network` with frozen parameters (a third less work in the backward pass), as it was afterwards."""
+def check_network(network: nn.Module) -> None:
+    """Refuses a network in train mode (ArgumentError), and weights that are missing or not finite (WeightsError)."""
     if training := [name or "the network itself" for name, child in network.named_modules() if child.training]:
         raise ArgumentError(f"network: {training[0]} is in train mode, where dropout and BatchNorm make the gradient "
                             "of an image depend on chance and on its batch; call network.eval() first")  # fmt: skip
@@ -47,6 +47,12 @@ def _borrowed(network: nn.Module) -> Iterator[nn.Module]:
         if not torch.isfinite(parameter).all():
             raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see "
                                "`rdfia assets verify`")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _borrowed(network: nn.Module) -> Iterator[nn.Module]:
+    """`network`, checked, with frozen parameters, whose gradients would be half as much work again; then as it was."""
+    check_network(network)
     wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
         network.requires_grad_(False)
@@ -57,7 +63,7 @@ def _borrowed(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_images(network: nn.Module, x: Tensor, space: Preprocess | None) -> Tensor:
-    """`x` on the device and in the dtype of the weights; refuses what cannot be normalised images."""
+    """A copy of `x` on the device and in the dtype of the weights; refuses what cannot be normalised images."""
     if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point():
         raise ArgumentError(f"x: {x.dtype} of shape {tuple(x.shape)}, expected floating point B x 3 x H x W, one image "
                             "or more; a single image is x[None]")  # fmt: skip
@@ -69,7 +75,7 @@ def check_images(network: nn.Module, x: Tensor, space: Preprocess | None) -> Ten
                             f"{float(low.min()):.3f} .. {float(high.max()):.3f}; use images.CROP.normalise(pixels) "
                             "first, or pass the Preprocess that made x as space=")  # fmt: skip
     weight = next(network.parameters(), x)
-    return x.detach().to(weight.device, weight.dtype)
+    return x.detach().clone().to(weight.device, weight.dtype)
 
 
 def limits(space: Preprocess, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +87,7 @@ def limits(space: Preprocess, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def per_image(value: Per, n: int, name: str, dtype: torch.dtype = torch.int64) -> Tensor:
     """One value for each of n images, on the CPU. Raises ArgumentError for another number of them."""
-    tensor = torch.as_tensor(value).detach().cpu()
+    tensor = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value)).detach().cpu()
     fits = tensor.ndim == 0 or tensor.shape == (n,)
     if not fits or tensor.dtype == torch.bool or tensor.is_floating_point() > dtype.is_floating_point:
         raise ArgumentError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)} for {n} images, expected one "
@@ -110,9 +116,11 @@ def length_of(x: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Each image divided by its L2 norm; zeros stay zeros."""
-    return x / length_of(x).clamp_min(torch.finfo(x.dtype).tiny)
+    x = x / x.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # squares of 1e-25 would vanish
+    return x / length_of(x).clamp_min(1)  # 1 is the least that an image with a largest value of 1 has
 
 
+@torch.inference_mode(False)
 def ascend(
     network: nn.Module,
     x: Tensor,
@@ -132,11 +140,13 @@ def ascend(
     Parameters are frozen meanwhile and get their flags back; neither mode, hooks nor `.grad` are touched. Raises
     ArgumentError for a network in train mode, WeightsError for weights that are not finite.
     """
+    if chunk < 1:
+        raise ArgumentError(f"chunk {chunk}: expected 1 image or more at a time")
     taken = torch.zeros(len(x), dtype=torch.int64)
     parts: Iterable[Tensor] = torch.arange(len(x)).split(chunk)
     if progress is not None:
         parts = progress(parts, -(-len(x) // chunk), "input gradients")
-    with _borrowed(network), torch.inference_mode(False), torch.enable_grad():
+    with _borrowed(network), torch.enable_grad():
         x = x.clone()
         for rows in parts:
             for step in range(steps + (finished is not None)):
@@ -164,6 +174,7 @@ def _gradient(network: nn.Module, x: Tensor, target: Tensor, chunk: int) -> Tens
     return ascend(network, x, logit_of(target), lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
 
 
+@torch.inference_mode(False)
 def saliency(
     network: nn.Module,
     x: Tensor,
@@ -208,6 +219,7 @@ class Visualised(NamedTuple):
     start: Tensor
 
 
+@torch.inference_mode(False)  # what is made here has to be usable in the backward pass
 def visualise(
     network: nn.Module,
     target: Sequence[int] | Tensor,
@@ -234,14 +246,15 @@ def visualise(
     back, clamp to valid pixels, and at steps 0, `blur_every`, ... blur with `blur_sigma` pixels. Without `start`
     (B x 3 x H x W, normalised by `space`) it begins with N(0, 1) noise of `size`. Raises as `saliency`.
     """
-    if jitter < 0 or blur_every < 1 or blur_sigma < 0 or size < 1:
+    if jitter < 0 or blur_every < 1 or not 0 <= blur_sigma < math.inf or size < 1:
         raise ArgumentError(f"jitter {jitter}, blur_every {blur_every}, blur_sigma {blur_sigma}, size {size}: expected "
                             "0 or more, 1 or more, 0 or more, 1 or more")  # fmt: skip
     n = len(torch.as_tensor(target).flatten())
     chosen, many = per_image(target, n, "target"), per_image(steps, n, "steps")
     weight, rate = (per_image(v, n, name, torch.float64)[:, None, None, None] for v, name in ((l2, "l2"), (lr, "lr")))
-    if int(many.min()) < 1 or float(weight.min()) < 0 or float(rate.min()) <= 0:
-        raise ArgumentError(f"steps {steps}, l2 {l2}, lr {lr}: expected steps from 1, l2 from 0, lr above 0")
+    if not (n and (many >= 1).all() and ((weight >= 0) & (rate > 0) & (weight + rate < math.inf)).all()):
+        raise ArgumentError(f"{n} targets, steps {steps}, l2 {l2}, lr {lr}: expected one target or more, steps from 1, "
+                            "l2 from 0, lr above 0")  # fmt: skip
     generators = [torch.Generator().manual_seed(seed) for seed in per_image(seeds, n, "seeds").tolist()]
     shape = (3, size, size) if start is None else start.shape[1:]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # drawn in any case, so
