@@ -57,7 +57,10 @@ class Fooled:
 
 
 def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
-    """How far apart images are, B x 3 x H x W in 0..1: l2, linf, psnr (dB, inf for none), ssim (Wang et al. 2004)."""
+    """How far apart images are, B x 3 x H x W in 0..1: l2, linf, psnr (dB, inf for none), ssim (Wang et al. 2004).
+
+    `ssim` is NaN for images in which its window of 11 x 11 pixels does not fit.
+    """
     from skimage.metrics import structural_similarity
 
     a, b = (image.detach().cpu().double().numpy() for image in (before, after))
@@ -66,7 +69,8 @@ def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore"):
         psnr = -20 * np.log10(l2 / math.sqrt(change.shape[1]))
     ssim = [structural_similarity(p, q, channel_axis=0, data_range=1.0, gaussian_weights=True, sigma=1.5,
-                                  use_sample_covariance=False) for p, q in zip(a, b, strict=True)]  # fmt: skip
+                                  use_sample_covariance=False) if min(p.shape[1:]) >= 11 else math.nan
+            for p, q in zip(a, b, strict=True)]  # fmt: skip
     return {"l2": l2, "linf": np.abs(change).max(axis=1), "psnr": psnr, "ssim": np.array(ssim)}
 
 
@@ -88,7 +92,7 @@ def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], 
         return x if pixels == "free" else x.clamp(*limits(space, x))
 
     def rounded(x: Tensor, _rows: Tensor, _step: int) -> Tensor:  # the gradient passes as if nothing were rounded
-        return x + (eight_bits(x.detach(), space) - x.detach())
+        return eight_bits(x.detach(), space) + (x - x.detach())  # plus exactly 0
 
     return valid, rounded if pixels == "8 bits" else None
 
@@ -110,6 +114,7 @@ def _report(network: nn.Module, x: Tensor, end: Tensor, target: Tensor, steps: T
     return Fooled(end, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs), size)
 
 
+@torch.inference_mode(False)
 def fool(
     network: nn.Module,
     x: Tensor,
@@ -125,25 +130,25 @@ def fool(
     """The lab's fooling images: x <- x + lr * g / ||g||, g = d logit of the target / d x, until that is predicted.
 
     `x` is B x 3 x H x W normalised by `space`, in which the step is taken; each image stops at its own step, at most
-    `steps`. With `pixels` "valid" values stay those of pixels in 0..1; with "8 bits" the network sees them rounded, so
-    that a saved PNG still fools once it is read back. An image that has the target class already is not changed. TME 8
-    q5 (after Szegedy et al. 2014). Raises as `saliency`.
+    `steps`. With `pixels` "valid" values stay those of pixels in 0..1; with "8 bits" the network sees them rounded,
+    from the first on, so that a saved PNG still fools once it is read back. An image that has the target class already
+    is not changed. TME 8 q5 (after Szegedy et al. 2014). Raises as `saliency`.
     """
-    if not (lr > 0 and steps >= 0):
+    if not (0 < lr < math.inf and steps >= 0):
         raise ArgumentError(f"lr {lr}, steps {steps}: expected lr above 0 and steps from 0")
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
     valid, view = _views(pixels, space)
+    x = x if view is None else eight_bits(x, space)  # else rounding alone could change the class
 
     def finished(_step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
         return _hits(chosen, logits, rows)
 
     end, taken = ascend(network, x, logit_of(chosen), lambda turn: valid(turn.x + lr * unit(turn.gradient)),
                         steps=steps, view=view, finished=finished, chunk=chunk, progress=progress)  # fmt: skip
-    changed = (taken > 0).to(x.device)[:, None, None, None]
-    end = end if view is None else torch.where(changed, eight_bits(end, space), x)
-    return _report(network, x, end, chosen, taken, space, chunk)
+    return _report(network, x, end if view is None else eight_bits(end, space), chosen, taken, space, chunk)
 
 
+@torch.inference_mode(False)
 def fool_closely(
     network: nn.Module,
     x: Tensor,
@@ -164,15 +169,15 @@ def fool_closely(
     `radius` the first length in pixels of 0..1 (L2). Returns what `fool` does, with `steps` for every image that is
     not there already. Raises as `saliency`.
     """
-    if not (steps >= 1 and radius > 0 and 0 < shrink < 1):
+    if not (steps >= 1 and 0 < radius < math.inf and 0 < shrink < 1):
         raise ArgumentError(f"steps {steps}, radius {radius}, shrink {shrink}: expected 1 or more, above 0, in (0, 1)")
-    x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
+    x, chosen = eight_bits(check_images(network, x, space), space), per_image(target, len(x), "target")
     photo, best = space.denormalise(x), x.clone()  # the search is in pixels of 0..1
     lengths = torch.full((len(x), 1, 1, 1), float(radius), dtype=x.dtype, device=x.device)
     shortest = torch.full_like(lengths, math.inf)
 
     def view(pixels: Tensor, _rows: Tensor, _step: int) -> Tensor:
-        return space.normalise(pixels + (_rounded(pixels.detach()) - pixels.detach()))
+        return space.normalise(_rounded(pixels.detach()) + (pixels - pixels.detach()))
 
     def margin(logits: Tensor, _pixels: Tensor, rows: Tensor) -> Tensor:
         index, score = target_logits(chosen, logits, rows)
