@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,17 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError
-from rdfia.images import blur
+from rdfia.images import CROP, Preprocess, blur
+from rdfia.input_gradients import check_images, check_network, per_image, target_logits
 
 FRACTIONS = tuple(i / 20 for i in range(21))
+_TINY = np.finfo(np.float64).tiny
 
 
 def _maps(maps: Any, name: str = "maps") -> np.ndarray:
-    """Maps as a float64 array, B x H x W. Raises ArgumentError for another shape, NaN or infinity."""
+    """Maps as a float64 array, B x H x W, 2 x 2 or larger. Raises ArgumentError for another shape, NaN or infinity."""
     array = np.asarray(maps.detach().cpu() if isinstance(maps, Tensor) else maps, dtype=np.float64)
-    if array.ndim != 3 or not array.size or not np.isfinite(array).all():
-        raise ArgumentError(f"{name}: shape {array.shape}, expected finite values B x H x W, one map or more")
+    if array.ndim != 3 or not len(array) or min(array.shape[1:]) < 2 or not np.isfinite(array).all():
+        raise ArgumentError(f"{name}: shape {array.shape}, expected finite values B x H x W, one map or more, of 2 x 2 "
+                            "pixels or more")  # fmt: skip
     return array
+
+
+def _flat(maps: np.ndarray) -> np.ndarray:
+    """Which maps are one value but for rounding, B."""
+    return np.ptp(maps, axis=(1, 2)) <= 1e-12 * np.abs(maps).max(axis=(1, 2))
 
 
 # --- which pixels matter --------------------------------------------------------------------------------------------
@@ -36,23 +45,30 @@ def centre_prior(height: int, width: int) -> Tensor:
 def pixel_curve(
     network: nn.Module,
     x: Tensor,
-    target: Tensor,
-    maps: Tensor,
+    target: int | Sequence[int] | Tensor,
+    maps: Any,
     *,
     mode: Literal["deletion", "insertion"],
     fractions: Sequence[float] = FRACTIONS,
     blur_sigma: float = 10.0,
+    space: Preprocess | None = CROP,
     chunk: int = 32,
 ) -> np.ndarray:
     """Probability of the target while pixels go, or come, in the order of a map, B x len(fractions) (Petsiuk 2018).
 
-    `x` is B x 3 x H x W (normalised), `target` B classes, `maps` B x H x W: the largest value goes first. "deletion"
-    puts the mean colour (0) in the place of each share of the pixels, "insertion" lays them on a copy blurred by
-    `blur_sigma` pixels. Pixels of equal value go in reading order. Raises ArgumentError.
+    `x` is B x 3 x H x W normalised by `space` (None: any values), `target` the class of each image, `maps` B x H x W:
+    the largest value goes first. "deletion" puts the mean colour (0) in the place of each share of the pixels,
+    "insertion" lays them on a copy blurred by `blur_sigma` pixels. Pixels of equal value go in reading order. Raises
+    as `input_gradients.saliency`.
     """
-    if mode not in ("deletion", "insertion") or maps.shape != (len(x), *x.shape[2:]) or target.shape != (len(x),):
-        raise ArgumentError(f"mode {mode!r}, x {tuple(x.shape)}, maps {tuple(maps.shape)}, target {tuple(target.shape)}"
-                            ": expected 'deletion' or 'insertion', B x 3 x H x W, B x H x W and B")  # fmt: skip
+    check_network(network)
+    x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
+    maps = torch.from_numpy(_maps(maps))  # NaN has no rank
+    if mode not in ("deletion", "insertion") or maps.shape != (len(x), *x.shape[2:]):
+        raise ArgumentError(f"mode {mode!r}, x {tuple(x.shape)}, maps {tuple(maps.shape)}: expected 'deletion' or "
+                            "'insertion', B x 3 x H x W and B x H x W")  # fmt: skip
+    if not fractions or not all(0 <= share <= 1 for share in fractions) or chunk < 1:
+        raise ArgumentError(f"fractions {tuple(fractions)}, chunk {chunk}: expected shares in 0..1, 1 image or more")
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).view(maps.shape)[:, None].to(x.device)  # B x 1 x H x W, 0 is the most salient
     base = torch.zeros_like(x) if mode == "deletion" else blur(x, blur_sigma)
@@ -60,8 +76,9 @@ def pixel_curve(
     rows = []
     for part in torch.arange(len(x)).split(chunk):
         cells = [torch.where(rank[part] < share * rank[0].numel(), first[part], then[part]) for share in fractions]
-        index = target[part].to(x.device)[:, None]
-        rows.append(torch.cat([network(cell).softmax(1).gather(1, index) for cell in cells], dim=1).cpu())
+        logits = [network(cell) for cell in cells]
+        index, _ = target_logits(chosen, logits[0], part)
+        rows.append(torch.cat([scores.softmax(1).gather(1, index) for scores in logits], dim=1).cpu())
     return torch.cat(rows).double().numpy()
 
 
@@ -78,35 +95,48 @@ def total_variation(maps: Any) -> np.ndarray:
     """Mean absolute difference of neighbours over the mean absolute value, B: 0 for a flat map; scale is no matter."""
     array = _maps(maps)
     steps = [np.abs(np.diff(array, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
-    return (steps[0] + steps[1]) / 2 / np.maximum(np.abs(array).mean(axis=(1, 2)), np.finfo(float).tiny)
+    return (steps[0] + steps[1]) / 2 / np.maximum(np.abs(array).mean(axis=(1, 2)), _TINY)
 
 
 def high_frequency_share(maps: Any, cutoff: float = 0.25) -> np.ndarray:
-    """Share of a map's variance in waves below 1 / cutoff pixels, B in 0..1; 1 - pi * cutoff^2 for white noise."""
+    """Share of a map's variance in waves below 1 / cutoff pixels, B in 0..1; 1 - pi * cutoff^2 for white noise.
+
+    0 for a flat map.
+    """
     array = _maps(maps)
     power = np.abs(np.fft.fft2(array - array.mean(axis=(1, 2), keepdims=True))) ** 2
     rows, columns = (np.fft.fftfreq(n) for n in array.shape[1:])
     high = np.hypot(rows[:, None], columns) > cutoff  # cycles per pixel
-    return power[:, high].sum(axis=1) / np.maximum(power.sum(axis=(1, 2)), np.finfo(float).tiny)
+    return np.where(_flat(array), 0.0, power[:, high].sum(axis=1) / np.maximum(power.sum(axis=(1, 2)), _TINY))
 
 
 # --- what it tells --------------------------------------------------------------------------------------------------
 
 
 def rank_correlation(a: Any, b: Any) -> np.ndarray:
-    """Spearman's correlation of two maps of each image, B in -1..1, NaN where one is constant (Adebayo et al. 2018)."""
+    """Spearman's correlation of two maps of each image, B in -1..1 (the sanity checks of Adebayo et al. 2018).
+
+    NaN where one of the two is flat: it has no order.
+    """
     from scipy.stats import spearmanr
 
-    pairs = ((p.ravel(), q.ravel()) for p, q in zip(_maps(a, "a"), _maps(b, "b"), strict=True))
-    return np.array([spearmanr(p, q).statistic if np.ptp(p) and np.ptp(q) else np.nan for p, q in pairs])
+    first, second = _maps(a, "a"), _maps(b, "b")
+    if first.shape != second.shape:
+        raise ArgumentError(f"a {first.shape}, b {second.shape}: expected maps of the same images")
+    pairs = [(p.ravel(), q.ravel()) for p, q in zip(first, second, strict=True)]
+    return np.array([spearmanr(p, q).statistic if np.ptp(p) and np.ptp(q) else math.nan for p, q in pairs])
 
 
 def masks(maps: Any, blur_sigma: float = 8.0) -> np.ndarray:
-    """Which pixels a map calls the object, B x H x W bool: blurred by `blur_sigma`, split by Otsu's threshold (q3)."""
+    """Which pixels a map calls the object, B x H x W bool: blurred by `blur_sigma`, split by Otsu's threshold (q3).
+
+    None of a flat map.
+    """
     from skimage.filters import threshold_otsu
 
     smooth = blur(torch.from_numpy(_maps(maps)), blur_sigma).numpy()
-    return np.stack([image > threshold_otsu(image) for image in smooth])
+    levels = [math.inf if flat else threshold_otsu(image) for flat, image in zip(_flat(smooth), smooth, strict=True)]
+    return smooth > np.array(levels)[:, None, None]
 
 
 def overlap(found: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:

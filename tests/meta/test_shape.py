@@ -32,7 +32,7 @@ ARROWS = {
     "heads": "store images",
     "input_gradients": "images",
     "fooling": "images input_gradients",
-    "saliency_scores": "images",
+    "saliency_scores": "images input_gradients",
     "claims": "store",
     "figures": "",
     "machine": "assets claims",

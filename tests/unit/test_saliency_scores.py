@@ -1,0 +1,368 @@
+"""Scores of saliency maps, in closed form: known networks, known waves, known masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError, RdfiaError, WeightsError
+from rdfia.images import CROP
+from rdfia.saliency_scores import (
+    FRACTIONS,
+    area,
+    centre_prior,
+    high_frequency_share,
+    masks,
+    overlap,
+    pixel_curve,
+    rank_correlation,
+    total_variation,
+)
+from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
+
+MODES = ("deletion", "insertion")
+
+
+class Weighing(nn.Module):
+    """Probability of class 1 is 1/2 plus the mean of weight * x over pixels and colours: a known, linear function."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = 0.5 + (self.weight * x).mean((1, 2, 3))
+        return torch.stack([(1 - p).log(), p.log()], dim=1)
+
+
+def weighing(size: int = 10, seed: int = 0) -> Weighing:
+    generator = torch.Generator().manual_seed(seed)
+    return Weighing(torch.rand(3, size, size, generator=generator, dtype=torch.float64) * 0.4).eval()
+
+
+def photos(n: int, size: int = 10, seed: int = 0) -> Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+
+
+def maps_of(n: int, size: int = 10, seed: int = 1) -> Tensor:
+    return torch.rand(n, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def curve_by_hand(network: Weighing, x: np.ndarray, order: np.ndarray, base: np.ndarray, mode: str) -> np.ndarray:
+    """Pixel by pixel in numpy: P after each share of the pixels was replaced, or came."""
+    weight, n, values = network.weight.detach().numpy(), order.size, list[float]()
+    for share in FRACTIONS:
+        flags = np.zeros(n, dtype=bool)
+        flags[order[: math.ceil(share * n - 1e-9)]] = True
+        first = flags.reshape(x.shape[1:])
+        shown = np.where(first, base, x) if mode == "deletion" else np.where(first, x, base)
+        values.append(0.5 + float((weight * shown).mean()))
+    return np.array(values)
+
+
+# --- deletion, insertion --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [5, 10])
+def test_curves_of_a_linear_probability_by_hand(mode: Any, size: int) -> None:
+    network, x, maps = weighing(size), photos(4, size), maps_of(4, size)
+    got = pixel_curve(network, x, 1, maps, mode=mode, blur_sigma=1.5, chunk=3)
+    assert got.shape == (4, 21)
+    assert got.dtype == np.float64
+    for row in range(4):
+        order = np.argsort(-maps[row].numpy().ravel(), kind="stable")
+        blurred = gaussian_filter1d(gaussian_filter1d(x[row].numpy(), 1.5, axis=1), 1.5, axis=2)
+        base = np.zeros_like(blurred) if mode == "deletion" else blurred
+        expected = curve_by_hand(network, x[row].numpy(), order, base, mode)
+        assert_close(got[row], expected, "probability")
+        with pytest.raises(AssertionError, match="off"):  # a planted fault: the least salient first
+            assert_close(got[row], curve_by_hand(network, x[row].numpy(), order[::-1], base, mode), "probability")
+    complement = pixel_curve(network, x, [0, 0, 0, 0], maps, mode=mode, blur_sigma=1.5)
+    assert_close(got + complement, np.ones_like(got), "probability")
+
+
+def test_deletion_of_a_white_image_is_the_share_that_is_left() -> None:
+    network = Weighing(torch.full((3, 10, 10), 0.25, dtype=torch.float64)).eval()
+    got = pixel_curve(network, torch.ones(2, 3, 10, 10, dtype=torch.float64), 1, maps_of(2), mode="deletion")
+    assert_close(got, np.tile(0.75 - 0.25 * np.array(FRACTIONS), (2, 1)), "probability")
+    assert_close(area(got), np.full(2, 0.625), "probability")
+    inserted = pixel_curve(network, torch.ones(2, 3, 10, 10, dtype=torch.float64), 1, maps_of(2), mode="insertion")
+    assert_close(inserted, np.full((2, 21), 0.75), "probability")  # blurring white changes nothing
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_ends_of_a_curve_are_the_images(mode: Any) -> None:
+    network, x = tiny_vgg().double(), photos(3, 16)
+    got = pixel_curve(network, x, [0, 1, 2], maps_of(3, 16), mode=mode)
+    with torch.no_grad():
+        whole = network(x).softmax(1)[range(3), range(3)]
+        nothing = network(torch.zeros_like(x)).softmax(1)[range(3), range(3)]
+    assert_close(got[:, 0 if mode == "deletion" else -1], whole, "probability")
+    if mode == "deletion":
+        assert_close(got[:, -1], nothing, "probability")
+
+
+def test_the_map_of_the_gains_is_better_than_random_order_and_than_its_reverse() -> None:
+    """Rearrangement: where each pixel adds a known amount, no order has a lower deletion curve."""
+    network, x = weighing(), photos(3)
+    gains = (network.weight.detach() * x).sum(1)
+    best, random, worst = (area(pixel_curve(network, x, 1, order, mode="deletion"))
+                           for order in (gains, maps_of(3), -gains))  # fmt: skip
+    assert (best < random).all()
+    assert (random < worst).all()
+    curve = pixel_curve(network, x, 1, gains, mode="deletion")
+    assert (np.diff(curve, n=2, axis=1) >= -1e-12).all()  # convex: what is left matters less and less
+
+
+def test_equal_pixels_go_in_reading_order() -> None:
+    network, x = weighing(), photos(1)
+    reading = torch.arange(100, 0, -1, dtype=torch.float64).view(1, 10, 10)
+    flat = pixel_curve(network, x, 1, torch.zeros(1, 10, 10), mode="deletion")
+    assert np.array_equal(flat, pixel_curve(network, x, 1, reading, mode="deletion"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_curves_of_a_batch_are_those_of_each_image(mode: Any) -> None:
+    network, x, maps, target = tiny_vgg().double(), photos(5, 16), maps_of(5, 16), torch.tensor([0, 1, 2, 3, 4])
+    together = pixel_curve(network, x, target, maps, mode=mode)
+    for chunk in (1, 2, 5):
+        assert_close(pixel_curve(network, x, target, maps, mode=mode, chunk=chunk), together, "probability")
+    alone = [pixel_curve(network, x[i : i + 1], i, maps[i : i + 1].numpy(), mode=mode)[0] for i in range(5)]
+    assert_close(np.stack(alone), together, "probability")
+
+
+def test_only_the_order_of_a_map_matters() -> None:
+    network, x, maps = tiny_vgg().double(), photos(2, 16), maps_of(2, 16)
+    curves = [pixel_curve(network, x, 0, values, mode="insertion") for values in (maps, 1e-30 * maps, maps.exp())]
+    assert np.array_equal(curves[0], curves[1])
+    assert np.array_equal(curves[0], curves[2])
+
+
+def test_shares_of_pixels_are_counted_exactly() -> None:
+    """0.55 * 100 is 55.00000000000001: no 56th pixel."""
+    network = Weighing(torch.full((3, 10, 10), 0.25, dtype=torch.float64)).eval()
+    shares = [i / 100 for i in range(101)]
+    got = pixel_curve(network, torch.ones(1, 3, 10, 10, dtype=torch.float64), 1, maps_of(1), mode="deletion",
+                      fractions=shares)  # fmt: skip
+    assert_close(got[0], 0.75 - 0.25 * np.array(shares), "probability")
+
+
+def test_area_by_hand() -> None:
+    assert_close(area([[1.0, 0.5, 0.0]], [0, 0.5, 1]), np.array([0.5]), "score")
+    assert_close(area([[1.0, 1.0], [0.0, 1.0]], [0, 1]), np.array([1.0, 0.5]), "score")
+    assert_close(area([[0.0, 1.0, 1.0]], [0, 0.1, 0.2]), np.array([0.75]), "score")  # a mean height, whatever the span
+    squares = np.array(FRACTIONS) ** 2
+    assert_close(area(squares), np.asarray(1 / 3 + 0.05**2 / 6), "score")  # the trapezoid rule's own error
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (8, 8), (5, 9)])
+def test_centre_prior(shape: tuple[int, int]) -> None:
+    prior = centre_prior(*shape)
+    assert prior.shape == shape
+    assert torch.equal(prior, prior.flip(0))
+    assert torch.equal(prior, prior.flip(1))
+    centre = prior[(shape[0] - 1) // 2, (shape[1] - 1) // 2]
+    assert prior.max() == centre
+    assert_close(prior[0, 0], 0.0, "score")
+    if shape[0] % 2:
+        assert centre == 1
+        assert_close(prior[0, shape[1] // 2], 1 - 1 / math.sqrt(2), "score")
+    for half in (prior[: shape[0] // 2 + 1, 0], prior[0, : shape[1] // 2]):
+        assert (half.diff()[: len(half) - 1 - (shape[0] % 2 == 0)] > 0).all()
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+def board(size: int = 8) -> np.ndarray:
+    return np.indices((size, size)).sum(0) % 2 * 1.0
+
+
+def test_total_variation_in_closed_form() -> None:
+    ramp = np.tile(np.arange(8.0), (8, 1))  # columns 0..7: a step of 1 one way, none the other, over a mean of 3.5
+    got = total_variation(np.stack([board(), ramp, np.full((8, 8), 3.0), np.zeros((8, 8)), 2 * board() - 1]))
+    assert_close(got, np.array([2.0, 0.5 / 3.5, 0.0, 0.0, 2.0]), "score")
+
+
+def test_high_frequency_share_of_pure_waves() -> None:
+    rows, columns = np.indices((32, 32))
+
+    def wave(down: int, right: int) -> np.ndarray:
+        return np.cos(2 * np.pi * (down * rows + right * columns) / 32)
+
+    waves = [wave(7, 0), wave(0, 9), wave(6, 6), wave(5, 5), wave(8, 0), wave(3, 0) + wave(12, 0),
+             wave(3, 0) + 2 * wave(0, 12), board(32)]  # fmt: skip
+    got = high_frequency_share(np.stack(waves))
+    assert_close(got, np.array([0, 1, 1, 0, 0, 0.5, 0.8, 1.0]), "score")  # 8.5 > 8 > 7.1; 8 / 32 is not above 0.25
+    assert_close(high_frequency_share(wave(8, 0)[None], cutoff=0.2), np.ones(1), "score")
+
+
+def test_high_frequency_share_of_white_noise() -> None:
+    noise = np.random.default_rng(0).standard_normal((4, 128, 128))
+    assert_close(high_frequency_share(noise), np.full(4, 1 - np.pi / 16), "white noise")
+    assert_close(high_frequency_share(noise, cutoff=0.4), np.full(4, 1 - np.pi * 0.16), "white noise")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 1e-30, 1e30, -7.0])
+def test_flat_maps_have_no_noise_no_mask_and_no_order(value: float) -> None:
+    """0.1 has no exact mean: what rounding leaves must not be taken for a wave, or for an object."""
+    flat = np.full((2, 33, 17), value)
+    flat[1] *= 1 + 1e-15
+    assert high_frequency_share(flat).tolist() == [0.0, 0.0]
+    assert_close(total_variation(flat), np.zeros(2), "score")
+    assert not masks(flat).any()
+    assert np.isnan(rank_correlation(flat, maps_of(2, 33)[:, :, :17])).all()
+
+
+def test_noise_measures_are_free_of_scale() -> None:
+    maps = maps_of(3, 16).numpy()
+    for measure in (total_variation, high_frequency_share):
+        assert_close(measure(1e-6 * maps), measure(maps), "score")
+        assert_close(measure(torch.from_numpy(maps * 3e4)), measure(maps), "score")
+
+
+def test_smoother_maps_are_less_noisy() -> None:
+    noise = np.random.default_rng(0).random((1, 64, 64))
+    smooth = gaussian_filter1d(gaussian_filter1d(noise, 2.0, axis=1), 2.0, axis=2)
+    for measure in (total_variation, high_frequency_share):
+        assert (measure(smooth) < 0.5 * measure(noise)).all()
+
+
+# --- likeness, masks ------------------------------------------------------------------------------------------------
+
+
+def test_rank_correlation() -> None:
+    a = maps_of(3, 32).numpy()
+    assert_close(rank_correlation(a, a), np.ones(3), "score")
+    assert_close(rank_correlation(a, torch.from_numpy(np.exp(5 * a))), np.ones(3), "score")  # the order alone
+    assert_close(rank_correlation(a, -(a**3)), -np.ones(3), "score")
+    apart = rank_correlation(a, maps_of(3, 32, seed=9))
+    assert (np.abs(apart) < 5 / 32).all()  # five standard errors, 1 / sqrt(1024)
+    by_hand = rank_correlation(np.array([[[1.0, 2], [3, 4]]]), np.array([[[1.0, 3], [2, 4]]]))
+    assert_close(by_hand, np.array([1 - 6 * 2 / (4 * 15)]), "score")  # 1 - 6 sum d^2 / (n (n^2 - 1))
+
+
+def disc(size: int = 64, radius: float = 16.0, centre: tuple[int, int] = (30, 34)) -> np.ndarray:
+    rows, columns = np.indices((size, size))
+    return np.hypot(rows - centre[0], columns - centre[1]) < radius
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_masks_find_a_bright_disc(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.stack([disc(), disc(radius=20, centre=(20, 40))])
+    maps = scale * (truth + 0.5 * rng.random(truth.shape))
+    found = masks(maps, blur_sigma=2.0)
+    assert found.shape == truth.shape
+    assert found.dtype == np.bool_
+    scores = overlap(found, truth)
+    assert (scores["iou"] > 0.9).all()
+    assert (scores["precision"] > 0.9).all()
+    assert (overlap(masks(-maps, blur_sigma=2.0), truth)["iou"] < 0.1).all()
+    assert np.array_equal(masks(torch.from_numpy(maps), blur_sigma=2.0), found)
+
+
+def test_masks_without_blur_are_a_threshold() -> None:
+    assert np.array_equal(masks(disc()[None] * 1.0, blur_sigma=0.0)[0], disc())
+
+
+def test_overlap_by_hand() -> None:
+    found = np.zeros((4, 2, 4), dtype=bool)
+    truth = np.zeros((4, 2, 4), dtype=bool)
+    found[0, 0], truth[0, 0, 2:], truth[0, 1, 2:] = True, True, True  # 4 found, 4 true, 2 both
+    found[1, 0], truth[1] = True, True  # 4 of 8, all of them right
+    truth[2] = True  # nothing found
+    got = overlap(found, truth)
+    assert_close(got["iou"], np.array([2 / 6, 0.5, 0.0, 0.0]), "score")
+    assert_close(got["precision"], np.array([0.5, 1.0, 0.0, 0.0]), "score")
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+GOOD = photos(2, 16).float()
+MAPS = maps_of(2, 16)
+
+
+def poisoned() -> nn.Module:
+    network = tiny_vgg()
+    with torch.no_grad():
+        network.classifier[0].weight[0, 0] = math.nan
+    return network
+
+
+BAD: dict[str, tuple[Callable[[], tuple[Any, ...]], type[RdfiaError], str]] = {
+    "0..255": (lambda: (tiny_vgg(), GOOD * 100, 0, MAPS), ArgumentError, "normalise"),
+    "NaN image": (lambda: (tiny_vgg(), GOOD * math.nan, 0, MAPS), ArgumentError, "NaN or infinity"),
+    "3-D": (lambda: (tiny_vgg(), GOOD[0], 0, MAPS), ArgumentError, r"x\[None\]"),
+    "integer": (lambda: (tiny_vgg(), GOOD.long(), 0, MAPS), ArgumentError, "torch.int64"),
+    "target 5": (lambda: (tiny_vgg(), GOOD, [0, 5], MAPS), ArgumentError, "classes 0 to 5"),
+    "target -1": (lambda: (tiny_vgg(), GOOD, [0, -1], MAPS), ArgumentError, "classes from 0"),
+    "three targets": (lambda: (tiny_vgg(), GOOD, [0, 1, 2], MAPS), ArgumentError, "for 2 images"),
+    "float target": (lambda: (tiny_vgg(), GOOD, torch.zeros(2), MAPS), ArgumentError, "expected one integer"),
+    "train mode": (lambda: (tiny_vgg().train(), GOOD, 0, MAPS), ArgumentError, r"network\.eval\(\)"),
+    "NaN weights": (lambda: (poisoned(), GOOD, 0, MAPS), WeightsError, "load its weights again"),
+    "meta weights": (lambda: (tiny_vgg().to("meta"), GOOD, 0, MAPS), WeightsError, "assets status"),
+    "three maps": (lambda: (tiny_vgg(), GOOD, 0, maps_of(3, 16)), ArgumentError, "B x 3 x H x W and B x H x W"),
+    "maps of another size": (lambda: (tiny_vgg(), GOOD, 0, maps_of(2, 8)), ArgumentError, "and B x H x W"),
+    "maps in colour": (lambda: (tiny_vgg(), GOOD, 0, GOOD), ArgumentError, "maps: shape .2, 3, 16, 16."),
+    "NaN maps": (lambda: (tiny_vgg(), GOOD, 0, MAPS * math.nan), ArgumentError, "maps: .*finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str) -> None:
+    make, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        pixel_curve(*make(), mode="deletion")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "removal"}, "mode 'removal'.*'deletion' or 'insertion'"),
+        ({"fractions": []}, "expected shares in 0..1"),
+        ({"fractions": [0.0, 1.1]}, "expected shares in 0..1"),
+        ({"fractions": [math.nan]}, "expected shares in 0..1"),
+        ({"chunk": 0}, "1 image or more"),
+        ({"mode": "insertion", "blur_sigma": -1.0}, "sigma from 0"),
+    ],
+    ids=str,
+)
+def test_bad_settings_of_curves(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        pixel_curve(tiny_vgg(), GOOD, 0, MAPS, **({"mode": "deletion"} | settings))
+
+
+def test_a_space_of_ones_own() -> None:
+    wide = 50 * GOOD
+    with pytest.raises(ArgumentError, match="pass the Preprocess that made x as space="):
+        pixel_curve(tiny_vgg(), wide, 0, MAPS, mode="deletion", space=CROP)
+    assert pixel_curve(tiny_vgg(), wide, 0, MAPS, mode="deletion", space=None).shape == (2, 21)
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [np.zeros((4, 4)), np.zeros((1, 3, 4, 4)), np.zeros((0, 4, 4)), np.zeros((2, 1, 4)), np.zeros((2, 4, 1)),
+     np.full((1, 4, 4), np.nan), torch.full((1, 4, 4), math.inf)],
+    ids=["2-D", "4-D", "none", "one row", "one column", "NaN", "infinity"],
+)  # fmt: skip
+def test_bad_maps(maps: Any) -> None:
+    for score in (total_variation, high_frequency_share, masks, lambda m: rank_correlation(m, m)):
+        with pytest.raises(ArgumentError, match=r"expected finite values B x H x W, one map or more, of 2 x 2"):
+            score(maps)
+
+
+def test_maps_of_other_images_are_not_compared() -> None:
+    for other in (np.ones((3, 16, 16)), np.ones((2, 16, 15))):
+        with pytest.raises(ArgumentError, match="expected maps of the same images"):
+            rank_correlation(MAPS, other)
