@@ -1,0 +1,100 @@
+"""Saliency against captum. Where a map differs, captum's is right about the gradient; the maximum over RGB is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import InputXGradient, NoiseTunnel, Saliency
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rdfia import networks
+from rdfia.images import CROP
+from rdfia.input_gradients import saliency
+from tests.support.flops import FlopCount
+from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
+
+TARGET = [0, 3, 1, 4, 2]
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "tiny": (tiny_vgg, 16),
+    "squeezenet1_1": (lambda: networks.build("squeezenet1_1", num_classes=5, seed=0).eval(), 64),
+}
+
+
+def photos(n: int, size: int) -> Tensor:
+    return CROP.normalise(torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+def theirs(method: type[Any], network: nn.Module, x: Tensor, **settings: Any) -> Tensor:
+    attribution = method(network).attribute(x.clone().requires_grad_(), target=TARGET, **settings)
+    return attribution.detach().abs().amax(1)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_saliency_is_captums(name: str, chunk: int) -> None:
+    build, size = NETWORKS[name]
+    network, x = build(), photos(5, size)
+    ours, captums = saliency(network, x, TARGET, chunk=chunk), theirs(Saliency, network, x)
+    scale = captums.amax()
+    assert_close(ours / scale, captums / scale, "saliency")
+    assert torch.equal(ours.flatten(1).argmax(1), captums.flatten(1).argmax(1))
+    with pytest.raises(AssertionError, match="off"):  # the planted fault: the next class
+        assert_close(saliency(network, x, [(t + 1) % 5 for t in TARGET]) / scale, captums / scale, "saliency")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_x_input_is_captums(name: str) -> None:
+    build, size = NETWORKS[name]
+    network, x = build(), photos(5, size)
+    ours, captums = saliency(network, x, TARGET, kind="gradient x input"), theirs(InputXGradient, network, x)
+    assert_close(ours / captums.amax(), captums / captums.amax(), "saliency")
+
+
+def test_smoothgrad_is_captums_but_for_chance() -> None:
+    """Another noise: two runs of ours lie as far apart as ours and captum's do, and both near each other."""
+    network, x = tiny_vgg().double(), photos(5, 16).double()
+    spread = float(0.5 * (x[:1].amax() - x[:1].amin()))
+    x = x[:1].expand(5, -1, -1, -1).contiguous()  # one photo, five classes: captum has one noise level for a batch
+    first, second = (saliency(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.5, seed=seed)
+                     for seed in (0, 1))  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        tunnel = NoiseTunnel(Saliency(network)).attribute(
+            x, nt_type="smoothgrad", nt_samples=300, nt_samples_batch_size=50, stdevs=spread, target=TARGET, abs=False
+        )
+    captums, plain = tunnel.abs().amax(1), saliency(network, x, TARGET)
+
+    def apart(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)
+
+    chance = apart(first, second)
+    assert (apart(first, captums) < 1.5 * chance).all()
+    assert (apart(first, plain) > 2 * chance).all()  # the gradient itself would be noticed
+    half = saliency(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.2, seed=0)
+    assert (apart(half, captums) > 1.5 * chance).any()  # and so would another level of noise
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_our_counter_is_torchs_where_torchs_works(name: str) -> None:
+    build, size = NETWORKS[name]
+    network, x = build(), photos(2, size)
+    with FlopCounterMode(display=False) as torchs, torch.no_grad():
+        network(x)
+    with FlopCount() as ours, torch.no_grad():
+        network(x)
+    assert ours.total == torchs.get_total_flops() > 0
+
+
+def test_as_many_flops_as_captum() -> None:
+    network, x = NETWORKS["squeezenet1_1"][0](), photos(5, 64)
+    with FlopCount() as ours:
+        saliency(network, x, TARGET)
+    with FlopCount() as captums:
+        theirs(Saliency, network, x)
+    assert ours.total == captums.total
