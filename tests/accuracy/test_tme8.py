@@ -73,12 +73,18 @@ _CURVES: dict[str, dict[str, dict[str, np.ndarray]]] = {}
 
 def curves(bench: Bench) -> tuple[tuple[float, ...], dict[str, dict[str, np.ndarray]]]:
     """Deletion and insertion curves by order, a row a photo."""
-    fractions = saliency_scores.FRACTIONS[:: 1 if bench.full else 4]
+    fractions = saliency_scores.FRACTIONS[:: 2 if bench.full else 4]
     if bench.title not in _CURVES:
         _CURVES[bench.title] = {
             mode: {
                 name: saliency_scores.pixel_curve(
-                    bench.network.module, bench.x, bench.y, order.to(bench.device), mode=mode, fractions=fractions
+                    bench.network.module,
+                    bench.x,
+                    bench.y,
+                    order.to(bench.device),
+                    mode=mode,
+                    space=bench.space,
+                    fractions=fractions,
                 )
                 for name, order in orders(bench).items()
             }
@@ -198,7 +204,7 @@ def test_maps_point_at_the_object(claim: Any, lens: Lens, title: str, what: str)
     found: dict[str, dict[str, np.ndarray]] = {}
     for kind in ("gradient", "smoothgrad") if bench.full else ("gradient",):
         maps = input_gradients.saliency(
-            bench.network.module, squares, classes, kind=kind, samples=8, space=bench.space, chunk=8
+            bench.network.module, squares, classes, kind=kind, samples=4, space=bench.space, chunk=8
         ).cpu()
         inside = (maps.double().numpy() * places).sum((1, 2)) / maps.double().sum((1, 2)).numpy()
         found[kind] = {**saliency_scores.overlap(saliency_scores.masks(maps), places), "energy inside": inside}
