@@ -130,6 +130,8 @@ def test_salient_pixels_matter(claim: Any, lens: Lens, title: str, what: str) ->
             f"{areas['insertion']['gradient'].mean():.3f} ({areas['insertion']['random order'].mean():.3f}).",
             "Three photos with two saliency maps each.",
         )
+    note = "Pixels go one by one: tearing the texture everywhere costs most, wherever it is, which a random order"
+    note += " does best. " if base == "random order" else " does best; the middle of a photo holds most objects. "
     claim.measured(
         {
             "deletion": float(areas["deletion"]["gradient"].mean()),
@@ -149,6 +151,7 @@ def test_salient_pixels_matter(claim: Any, lens: Lens, title: str, what: str) ->
             "deletion gained": interval(loss),
             "insertion gained": interval(gain),
         },
+        note=f"{note}Deletion gains {loss.mean():+.3f}, insertion {gain.mean():+.3f}.",
         **bench.record(),
     )
 
@@ -379,6 +382,12 @@ def test_every_photo_is_fooled(claim: Any, lens: Lens, title: str, what: str) ->
             "and after": summary(result.after[:, 0]),
         },
         note="L2 in pixels of 0..1."
+        + (
+            f" Not fooled: towards {', '.join(later['target'])}; in 400: {', '.join(later['status within 400 steps'])}."
+            " Raising one logit can raise another as fast."
+            if later
+            else ""
+        )
         + (" Each image was saved as PNG, read back and classified again." * (what != "the lab's rule")),
         **bench.record(),
     )
@@ -478,7 +487,8 @@ def survival(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, ta
             "bars": {f"{name}, {kind}": [v["share"]] for name, row in found.items() for kind, v in row.items()},
             "unit": "share of the fooling images",
         },
-        note="Images of the lab's rule in 8 bits, which stop as soon as they fool.",
+        note="Images of the lab's rule in 8 bits, which stop as soon as they fool and have no margin to lose. "
+        "The network is vulnerable to whoever can hand it exact pixels.",
         **bench.record(),
     )
 
@@ -558,23 +568,26 @@ def defence(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, tar
 # --- q8 to q10: class visualisation ---------------------------------------------------------------------------------
 
 STEPS_OF = {"the lab's step": False, "unit step": True}
+SECOND = ("second network", "tarantulas", "easier to see")
 SHORT_NAME = {"the lab's step": "lab", "unit step": "unit"}
 
 
 def sweep(claim: Any, lens: Lens, title: str, what: str, long: bool = False) -> dict[str, dict[str, Any]] | None:
     """Every picture of a network and a step rule, or None where a full run's record serves."""
-    setup = SETUPS[title]
-    if long or what == "unit step":
+    setup, rule = SETUPS[title], what.split(", ")[0]
+    if long or rule == "unit step":
         for asset in (setup.weights, setup.photos, SETUPS[setup.judge].weights):
             claim.need(asset)
         if claim.recorded():
             return None
     bench = lens(title, judge=True)
-    return None if bench is None else bench.drawn(STEPS_OF[what])
+    return None if bench is None else bench.drawn(STEPS_OF[rule])
 
 
 def show(claim: Any, title: str, what: str, number: int, rows: dict[str, dict[str, Any]], caption: str) -> None:
     """A figure of the report redone: the first two seeds of each setting, with the probabilities below the name."""
+    if what.endswith(SECOND):  # the first check of the two that share the figure shows it
+        return
     shown = [
         (picture(row["end"][i]), f"{name}\np {row['probability'][i]:.3f}, second net {row['second'][i]:.3f}")
         for i in range(2)
@@ -582,7 +595,7 @@ def show(claim: Any, title: str, what: str, number: int, rows: dict[str, dict[st
     ]
     columns = max(2, len(rows))
     claim.figure(
-        f"figure{number}-{SETUPS[title].network}-{SHORT_NAME[what]}",
+        f"figure{number}-{SETUPS[title].network}-{SHORT_NAME[what.split(', ')[0]]}",
         figures.pictures([p for p, _ in shown], [t for _, t in shown], columns),
         f"Figure {number} redone, {what}: {caption} p: probability of the class by {title}, and by "
         f"{SETUPS[title].judge}, which did not take part. Two seeds.",
@@ -597,39 +610,43 @@ def pictured(bench: Bench, what: str, **values: Any) -> dict[str, Any]:
 
 
 @slow
-@cases("tme8.q8.class", "the lab's step", once=["unit step"], bonus="the lab's step")
+@cases(
+    "tme8.q8.class",
+    "the lab's step, score",
+    "the lab's step, second network",
+    once=["unit step, score", "unit step, second network"],
+    bonus="the lab's step, score",
+)
 def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: str) -> None:
     if (found := sweep(claim, lens, title, what)) is None or (bench := lens(title)) is None:
         return
     row = found["default"]
-    show(
-        claim,
-        title,
-        what,
-        6,
-        {
-            "start": {
-                **row,
-                "end": row["begin"],
-                "probability": bench.network(row["begin"])[:, lab8.TARANTULA],
-                "second": bench.judge(row["begin"])[:, lab8.TARANTULA],
-            },
-            "end": row,
-        },
-        f"noise and 200 steps later; score {row['score_before'].mean():.1f} before, {row['score'].mean():.1f} after.",
-    )
+    noise = {
+        **row,
+        "end": row["begin"],
+        "probability": bench.network(row["begin"])[:, lab8.TARANTULA],
+        "second": bench.judge(row["begin"])[:, lab8.TARANTULA],
+    }
+    scores = f"score {row['score_before'].mean():.1f} before, {row['score'].mean():.1f} after."
+    show(claim, title, what, 6, {"start": noise, "end": row}, f"noise, and 200 steps later; {scores}")
+    if what.endswith("score"):
+        expected = f"probability from {CERTAIN} and a higher score than the noise, every seed"
+        holds = bool((row["probability"] >= CERTAIN).all() and (row["score"] > row["score_before"]).all())
+    else:
+        expected = f"first guess of {bench.setup.judge} for half of the seeds or more"
+        holds = float(row["second_top1"].float().mean()) >= HALF
     claim.measured(
         {
             "probability": float(row["probability"].mean()),
-            "lowest of the seeds": float(row["probability"].min()),
+            "score, before": float(row["score_before"].mean()),
+            "after": float(row["score"].mean()),
             "second network": float(row["second"].mean()),
-            "seen as the class by it": float(row["second_top1"].float().mean()),
+            "its first guess": float(row["second_top1"].float().mean()),
         },
-        expected=f"probability from {CERTAIN}, score risen, every seed; first guess of the second network for half",
-        holds=bool((row["probability"] >= CERTAIN).all() and (row["score"] > row["score_before"]).all())
-        and float(row["second_top1"].float().mean()) >= HALF,
+        expected=expected,
+        holds=holds,
         tolerance="fixed beforehand",
-        evidence={**numbers(row)},
+        evidence=numbers(row),
         **pictured(bench, what),
     )
 
@@ -662,13 +679,20 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
 
 
 @slow
-@cases("tme8.q9.steps", "the lab's step", once=["unit step"])
+@cases(
+    "tme8.q9.steps",
+    "the lab's step, pixels",
+    "the lab's step, tarantulas",
+    once=["unit step, pixels", "unit step, tarantulas"],
+)
 def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: str) -> None:
     if (found := sweep(claim, lens, title, what, long=True)) is None or (bench := lens(title)) is None:
         return
     rows = {"200 iterations": found["default"], "1,000": found[lab8.LONG]}
     few, many = rows.values()
     show(claim, title, what, 8, rows, "two numbers of iterations.")
+    pixels = what.endswith("pixels")
+    key = "changed" if pixels else "windows"
     claim.measured(
         {
             "pixels changed, 200": float(few["changed"].mean()),
@@ -676,10 +700,10 @@ def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: s
             "windows with a tarantula, 200": float(few["windows"].mean()),
             "windows, 1,000": float(many["windows"].mean()),
         },
-        expected="more pixels changed, and more windows that show a tarantula, after 1,000",
-        holds=above(many["changed"] - few["changed"]) and above(many["windows"] - few["windows"]),
+        expected=f"more {'pixels changed' if pixels else 'windows that show a tarantula'} after 1,000",
+        holds=above(many[key] - few[key]),
         unit="(share)",
-        tolerance="one-sided at 5% over the seeds, both",
+        tolerance="one-sided at 5% over the seeds",
         evidence={name: numbers(row) for name, row in rows.items()},
         note=f"A pixel is changed when a channel moved by over {lab8.CHANGED} of the range; nine windows of 112 px.",
         **pictured(bench, what),
@@ -687,13 +711,19 @@ def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: s
 
 
 @slow
-@cases("tme8.q9.lr", "the lab's step", once=["unit step"])
+@cases(
+    "tme8.q9.lr",
+    "the lab's step, finer",
+    "the lab's step, easier to see",
+    once=["unit step, finer", "unit step, easier to see"],
+)
 def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) -> None:
     if (found := sweep(claim, lens, title, what)) is None or (bench := lens(title)) is None:
         return
     rows = {"rate 1": found["lr 1"], "rate 0.5": found["lr 0.5"]}
     fast, slowly = rows.values()
     show(claim, title, what, 9, rows, "two learning rates.")
+    finer = what.endswith("finer")
     claim.measured(
         {
             "total variation, 1": float(fast["variation"].mean()),
@@ -701,9 +731,9 @@ def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) 
             "second network, 1": float(fast["second"].mean()),
             "second network, 0.5": float(slowly["second"].mean()),
         },
-        expected="less total variation, and a higher probability by the second network, at 0.5",
-        holds=above(fast["variation"] - slowly["variation"]) and above(slowly["second"] - fast["second"]),
-        tolerance="one-sided at 5% over the seeds, both",
+        expected=f"{'less total variation' if finer else 'a higher probability by the second network'} at 0.5",
+        holds=above(fast["variation"] - slowly["variation"] if finer else slowly["second"] - fast["second"]),
+        tolerance="one-sided at 5% over the seeds",
         evidence={name: numbers(row) for name, row in {**rows, "rate 5": found["default"]}.items()},
         **pictured(bench, what),
     )
@@ -741,5 +771,10 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
         holds=above(start["second"] - noise["second"]),
         tolerance="one-sided at 5% over the seeds",
         evidence={key: numbers(row) for key, row in rows.items()},
-        **pictured(bench, what, note=f"The photo: a {name}."),
+        **pictured(
+            bench,
+            what,
+            note=f"The photo: a {name}. By {bench.setup.judge} the photo itself has "
+            f"{photo_of['start']['second'].mean():.3f}: what one network's score gains, another's sight loses.",
+        ),
     )
