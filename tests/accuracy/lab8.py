@@ -250,7 +250,8 @@ def foolbox_closely(bench: Bench, rows: slice, steps: int) -> tuple[np.ndarray, 
     model = foolbox.PyTorchModel(bench.network.module, bounds=(0, 1), device=bench.device, preprocessing=normalise)
     pixels = space.denormalise(bench.x[rows]).clamp(0, 1)
     criterion = foolbox.criteria.TargetedMisclassification(bench.targets[rows].to(bench.device))
-    _, found, _ = foolbox.attacks.DDNAttack(steps=steps)(model, pixels, criterion, epsilons=None)
+    with torch.random.fork_rng(devices=[]):  # it draws from the global state
+        _, found, _ = foolbox.attacks.DDNAttack(steps=steps)(model, pixels, criterion, epsilons=None)
     rounded = (found * 255).round() / 255
     hits = bench.network(rounded).argmax(1) == bench.targets[rows]
     return (rounded - pixels).flatten(1).norm(dim=1).cpu().numpy(), hits.numpy()
