@@ -65,6 +65,16 @@ class Network:
         return torch.cat([self.module(self.space.normalise(part.to(self.device))).softmax(1).cpu() for part in parts])
 
 
+class Absent:
+    """In the place of a network that is not on this machine: it knows nothing."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return torch.full((len(pixels), 1000), torch.nan)
+
+
 class Bench:
     """What the tests of one network share; `progress` draws bars."""
 
@@ -75,13 +85,14 @@ class Bench:
         self.network = Network(title, device)
 
     @cached_property
-    def judge(self) -> Network:
-        return Network(self.setup.judge, self.device)
+    def judge(self) -> Network | Absent:
+        title = self.setup.judge
+        return Network(title, self.device) if assets.find(SETUPS[title].weights) else Absent(title)
 
     def others(self) -> list[Network]:
         """Every other network with whole weights on this machine, the judge first."""
-        titles = [title for title in SETUPS if title not in (self.title, self.setup.judge)]
-        return [self.judge, *(Network(t, self.device) for t in titles if assets.find(SETUPS[t].weights))]
+        titles = dict.fromkeys([self.setup.judge, *SETUPS])
+        return [Network(t, self.device) for t in titles if t != self.title and assets.find(SETUPS[t].weights)]
 
     @cached_property
     def pixels(self) -> Tensor:

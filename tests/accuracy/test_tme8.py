@@ -572,15 +572,18 @@ SECOND = ("second network", "tarantulas", "easier to see")
 SHORT_NAME = {"the lab's step": "lab", "unit step": "unit"}
 
 
-def sweep(claim: Any, lens: Lens, title: str, what: str, long: bool = False) -> dict[str, dict[str, Any]] | None:
+def sweep(
+    claim: Any, lens: Lens, title: str, what: str, long: bool = False, judge: bool = False
+) -> dict[str, dict[str, Any]] | None:
     """Every picture of a network and a step rule, or None where a full run's record serves."""
     setup, rule = SETUPS[title], what.split(", ")[0]
+    judge = judge or what.endswith(("second network", "easier to see"))
     if long or rule == "unit step":
-        for asset in (setup.weights, setup.photos, SETUPS[setup.judge].weights):
+        for asset in (setup.weights, setup.photos, *([SETUPS[setup.judge].weights] if judge else [])):
             claim.need(asset)
         if claim.recorded():
             return None
-    bench = lens(title, judge=True)
+    bench = lens(title, judge=judge)
     return None if bench is None else bench.drawn(STEPS_OF[rule])
 
 
@@ -589,16 +592,18 @@ def show(claim: Any, title: str, what: str, number: int, rows: dict[str, dict[st
     if what.endswith(SECOND):  # the first check of the two that share the figure shows it
         return
     shown = [
-        (picture(row["end"][i]), f"{name}\np {row['probability'][i]:.3f}, second net {row['second'][i]:.3f}")
+        (picture(row["end"][i]), f"{name}\np {row['probability'][i]:.3f}" + (f", second net {p:.3f}" * (p == p)))
         for i in range(2)
         for name, row in rows.items()
+        for p in [float(row["second"][i])]
     ]
-    columns = max(2, len(rows))
+    columns, judged = max(2, len(rows)), not np.isnan(next(iter(rows.values()))["second"]).any()
     claim.figure(
         f"figure{number}-{SETUPS[title].network}-{SHORT_NAME[what.split(', ')[0]]}",
         figures.pictures([p for p, _ in shown], [t for _, t in shown], columns),
-        f"Figure {number} redone, {what}: {caption} p: probability of the class by {title}, and by "
-        f"{SETUPS[title].judge}, which did not take part. Two seeds.",
+        f"Figure {number} redone, {what}: {caption} p: probability of the class by {title}"
+        + f", and by {SETUPS[title].judge}, which did not take part" * judged
+        + ". Two seeds.",
         f"Pictures for {', '.join(rows)}.",
     )
 
@@ -606,7 +611,11 @@ def show(claim: Any, title: str, what: str, number: int, rows: dict[str, dict[st
 def pictured(bench: Bench, what: str, **values: Any) -> dict[str, Any]:
     """What records of class visualisation have in common."""
     seeds = f"{len(bench.seeds)} seeds, {what}"
-    return bench.record(data=seeds, weights=f"{bench.title}, judged by {bench.setup.judge} too", **values)
+    return bench.record(
+        data=seeds,
+        weights=bench.title + f", judged by {bench.setup.judge} too" * isinstance(bench.judge, lab8.Network),
+        **values,
+    )
 
 
 @slow
@@ -742,7 +751,7 @@ def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) 
 @slow
 @cases("tme8.q10.init", "the lab's step", once=["unit step"])
 def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str) -> None:
-    if (found := sweep(claim, lens, title, what)) is None or (bench := lens(title)) is None:
+    if (found := sweep(claim, lens, title, what, judge=True)) is None or (bench := lens(title)) is None:
         return
     rows = {"from noise": found["from noise"], "from a photo": found["from a photo"]}
     noise, start = rows.values()
