@@ -81,7 +81,7 @@ class Bench:
     def __init__(self, title: str, photos: ImageSet, device: str, profile: str, progress: Any) -> None:
         self.title, self.setup, self.photos, self.progress = title, SETUPS[title], photos, progress
         self.full, self.device, self.space = profile == "full", device, SETUPS[title].space
-        self.seeds = range(5 if self.full and title == "SqueezeNet 1.1" else 3)
+        self.seeds = range(5 if title == "SqueezeNet 1.1" else 3)
         self.network = Network(title, device)
 
     @cached_property
