@@ -239,8 +239,22 @@ class Blurred(nn.Module):
         return self.network(images.blur(x, self.sigma))
 
 
+class Rounded(nn.Module):
+    """The network that sees images as 8-bit files would give them back; the gradient passes as if they were not."""
+
+    def __init__(self, network: nn.Module, space: Preprocess) -> None:
+        super().__init__()
+        self.network, self.space = network, space
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x + (fooling.eight_bits(x, self.space) - x).detach())
+
+
 def foolbox_closely(bench: Bench, rows: slice, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it fools), per photo."""
+    """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it fools), per photo.
+
+    The network rounds what it is shown, so that foolbox too searches for images that can be saved.
+    """
     import sys
     import types
     import warnings
@@ -258,7 +272,8 @@ def foolbox_closely(bench: Bench, rows: slice, steps: int) -> tuple[np.ndarray, 
             del sys.modules[name]
     space = bench.space
     normalise = {"mean": list(space.mean), "std": list(space.std), "axis": -3}
-    model = foolbox.PyTorchModel(bench.network.module, bounds=(0, 1), device=bench.device, preprocessing=normalise)
+    network = Rounded(bench.network.module, space).eval()
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device=bench.device, preprocessing=normalise)
     pixels = space.denormalise(bench.x[rows]).clamp(0, 1)
     criterion = foolbox.criteria.TargetedMisclassification(bench.targets[rows].to(bench.device))
     with torch.random.fork_rng(devices=[]):  # it draws from the global state

@@ -426,7 +426,7 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
                 },
                 "unit": "L2 of the change, pixels in 0..1",
             },
-            note="foolbox's search does not know that its result is rounded to 8 bits.",
+            note="Both see the image rounded to 8 bits, at the same number of gradients.",
             **bench.record(data=f"the first {len(ours)} photos of {bench.setup.photos} that are classified correctly"),
         )
         return
