@@ -597,7 +597,7 @@ def show(claim: Any, title: str, what: str, number: int, rows: dict[str, dict[st
         for name, row in rows.items()
         for p in [float(row["second"][i])]
     ]
-    columns, judged = max(2, len(rows)), not np.isnan(next(iter(rows.values()))["second"]).any()
+    columns, judged = max(2, len(rows)), not np.isnan(np.asarray(next(iter(rows.values()))["second"])).any()
     claim.figure(
         f"figure{number}-{SETUPS[title].network}-{SHORT_NAME[what.split(', ')[0]]}",
         figures.pictures([p for p, _ in shown], [t for _, t in shown], columns),
