@@ -93,8 +93,10 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
     for record in records:
         for row in record.figures:
             section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
-            known = section in TITLES
-            (found if known else own).setdefault(section if known else record.key, []).append(_picture(row, record))
+            known, there = section in TITLES, (folder / row["file"]).is_file()
+            gone = f"<p class=small>{link(record.key, record.key)} was drawn with photos that are not kept here.</p>"
+            part = _picture(row, record) if there else gone
+            (found if known else own).setdefault(section if known else record.key, []).append(part)
         for section, fields, draw, caption in DRAWN:
             for i, evidence in enumerate(_evidence(record, fields)):
                 if section == "confusion" and evidence is not best:

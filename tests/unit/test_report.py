@@ -161,6 +161,12 @@ def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
     html = report.write(tmp_path / "out", run).read_text("utf-8")
     assert (tmp_path / "out" / "figures" / "figure2.png").read_bytes() == b"png"
     assert "maps Committed run of 2026-01-02, not run now: cpu, profile full." in html
+    kept.unlink()  # photos of a data set are not committed
+    again = Ledger(tmp_path, "short", "cpu")
+    again.recorded("tme7.q4.conv1")
+    html = report.write(tmp_path / "bare", again).read_text("utf-8")
+    assert "figure2.png" not in html.replace("&quot;", "")
+    assert "was drawn with photos that are not kept here" in html
 
 
 def test_the_environment_names_no_path_and_no_host(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
