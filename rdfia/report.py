@@ -94,7 +94,7 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
         for row in record.figures:
             section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
             known, there = section in TITLES, (folder / row["file"]).is_file()
-            gone = f"<p class=small>{link(record.key, record.key)} was drawn with photos that are not kept here.</p>"
+            gone = f"<p class=small>{link(record.key, record.key)}: picture not kept; a full run draws it again.</p>"
             part = _picture(row, record) if there else gone
             (found if known else own).setdefault(section if known else record.key, []).append(part)
         for section, fields, draw, caption in DRAWN:

@@ -166,7 +166,7 @@ def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
     again.recorded("tme7.q4.conv1")
     html = report.write(tmp_path / "bare", again).read_text("utf-8")
     assert "figure2.png" not in html.replace("&quot;", "")
-    assert "was drawn with photos that are not kept here" in html
+    assert "picture not kept; a full run draws it again" in html
 
 
 def test_the_environment_names_no_path_and_no_host(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
