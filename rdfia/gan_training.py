@@ -1,0 +1,405 @@
+"""TME 9 and 10: one training step for DCGAN, cDCGAN and cGAN, the loop around it, checkpoints that resume bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rdfia import store
+from rdfia.errors import ArgumentError, DatasetError, RdfiaError, StoreError
+from rdfia.gans import GanArchitecture, Generator, build, discriminator_loss, generator_loss, sample
+
+Device = str | torch.device
+LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
+COLUMNS = ("Loss_D", "Loss_G", "D(x)", "D(G(z))")
+
+
+class DivergedError(RdfiaError):
+    """A loss or a weight became NaN or infinite; the message says at which step and which checkpoint is kept."""
+
+
+class CheckpointError(StoreError):
+    """A checkpoint belongs to another configuration, or to other data, than the run that should go on from it."""
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """All that determines a run but the data and the device; the defaults are TME 9's.
+
+    A step is `nb_update_D` updates of D and then `nb_update_G` of G. The learning rate is divided by ten after each of
+    `milestones` (steps). bfloat16 computes under autocast, weights and Adam stay float32. `ema` is the decay of the
+    running mean of G's weights (0: none), which then makes the images.
+    """
+
+    architecture: GanArchitecture = field(default_factory=GanArchitecture)
+    seed: int = 0
+    steps: int = 8000
+    batch: int = 256
+    lr: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    nb_update_D: int = 1  # noqa: N815 - the lab's names
+    nb_update_G: int = 1  # noqa: N815
+    milestones: tuple[int, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.nb_update_D, self.nb_update_G) < 1 or self.batch < 2 or self.lr <= 0:
+            raise ArgumentError(f"{self}: expected steps and updates from 1, batch from 2 (BatchNorm), lr above 0")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema < 1 and 0 <= self.label_smoothing < 0.5):
+            raise ArgumentError(f"{self}: expected beta1, beta2 and ema in 0..1, label_smoothing below 0.5")
+        if self.precision not in ("float32", "bfloat16") or list(self.milestones) != sorted(self.milestones):
+            raise ArgumentError(f"{self}: expected precision float32 or bfloat16, milestones in ascending order")
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON can hold them, the architecture's among them by name."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+_MNIST = {"channels": 1, "classes": 10}
+# TME 10: 20 epochs (cGAN: 30) counted on 50,000 images; the rate falls after epochs 11 and 16.
+_MILESTONES = tuple(epoch * 50_000 // 128 for epoch in (11, 16))
+LABS = {
+    "dcgan": GanConfig(),
+    "cdcgan": GanConfig(GanArchitecture("cdcgan", **_MNIST), steps=7_812, batch=128, milestones=_MILESTONES),
+    "cgan": GanConfig(GanArchitecture("cgan", **_MNIST), steps=11_718, batch=128, milestones=_MILESTONES),
+}  # fmt: skip
+
+
+def log_line(step: int, steps: int, row: Iterable[float]) -> str:
+    """The labs' line: `[ 5625/ 7812] Loss_D: 1.1824 Loss_G: 0.9234 D(x): 0.5365 D(G(z)): 0.4070`."""
+    values = " ".join(f"{name}: {value:.4f}" for name, value in zip(COLUMNS, row, strict=True))
+    return f"[{step:5d}/{steps:5d}] {values}"
+
+
+def prepare_images(images: Any, image_size: int) -> Tensor:
+    """uint8 images (N x H x W or N x 3 x H x W) as N x C x S x S, padded with black on all sides (MNIST by 2 pixels).
+
+    DatasetError: no image, another dtype or shape, or images larger than S or more than a quarter smaller.
+    """
+    pixels = torch.as_tensor(images)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels) or pixels.shape[1] not in (1, 3):
+        raise DatasetError(f"images: got {pixels.dtype} {tuple(pixels.shape)}, expected uint8 N x H x W or N x 3 x H x W")
+    height, width = pixels.shape[2:]
+    if max(height, width) > image_size or min(height, width) < 0.75 * image_size:
+        raise DatasetError(f"images: {height} x {width} pixels, the network wants {image_size} x {image_size}; resize "
+                           "them, or choose another image_size")  # fmt: skip
+    top, left = (image_size - height) // 2, (image_size - width) // 2
+    return nn.functional.pad(pixels, (left, image_size - width - left, top, image_size - height - top))
+
+
+class Trainer:
+    """The state of a run: networks, optimisers, random streams, losses; `step()` advances it by one step.
+
+    `images`: uint8 N x C x S x S, held on the device; `labels`: N int64 for a conditional GAN, else None. Everything
+    random comes from the seed. DatasetError: images or labels that do not fit the config.
+    """
+
+    def __init__(self, config: GanConfig, images: Tensor, labels: Any = None, *, device: Device = "cpu") -> None:
+        self.config, self.device, a = config, torch.device(device), config.architecture
+        self.y = _checked(config, images, labels)
+        self.y = None if self.y is None else self.y.to(self.device)
+        self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)  # N x S x S x C: batches come channels-last
+        self.digest = store.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
+        nets = [net.to(self.device, memory_format=torch.channels_last) for net in build(a, config.seed)]  # type: ignore
+        self.discriminator, self.generator = nets
+        self.ema: Generator | None = deepcopy(self.generator) if config.ema else None
+        self.optimizers = [
+            torch.optim.Adam(net.parameters(), config.lr, (config.beta1, config.beta2), fused=True) for net in nets
+        ]
+        self.noise = torch.Generator(self.device).manual_seed(config.seed)
+        self.done, self.batches = 0, 0  # steps; batches of data taken
+        self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
+        self._order = torch.empty(0)
+
+    @property
+    def images_from(self) -> Generator:
+        """The generator that makes the images: the running mean where there is one."""
+        return self.ema or self.generator
+
+    def draw(self, n: int) -> Tensor:
+        """Noise, n x nz, N(0, 1), on the device, from the run's own stream."""
+        return torch.randn(n, self.config.architecture.nz, generator=self.noise, device=self.device)
+
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        """The next images (in -1..1) and labels: each epoch in its own order, what is left over at its end unused."""
+        per_epoch = len(self.x) // self.config.batch
+        epoch, place = divmod(self.batches, per_epoch)
+        if place == 0 or not len(self._order):  # the order depends on seed and epoch alone, so that a resume finds it
+            stream = torch.Generator().manual_seed((self.config.seed << 20) + epoch)
+            self._order = torch.randperm(len(self.x), generator=stream).to(self.device)
+        self.batches += 1
+        rows = self._order[place * self.config.batch : (place + 1) * self.config.batch]
+        pixels = self.x[rows].permute(0, 3, 1, 2)
+        return pixels.float() / 127.5 - 1, None if self.y is None else self.y[rows]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def step(self) -> None:
+        """One step; nothing in it waits for the device. With both counts at 1, G runs once and D three times."""
+        config, D, G = self.config, self.discriminator, self.generator
+        rate = config.lr * 0.1 ** sum(self.done >= milestone for milestone in config.milestones)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+        for update in range(config.nb_update_D):
+            x, y = self._batch()
+            last = update == config.nb_update_D - 1  # these images serve G's first update too
+            with torch.set_grad_enabled(last), self._autocast():
+                fake = G(self.draw(len(x)), y)
+            with self._autocast():  # one context an update: autocast keeps cast weights until it ends
+                real_logits, fake_logits = D(x, y).float(), D(fake.detach(), y).float()
+            loss_D = discriminator_loss(real_logits, fake_logits, config.label_smoothing)
+            self._update(0, loss_D)
+        for update in range(config.nb_update_G):
+            with self._autocast():
+                if update:
+                    fake = G(self.draw(len(x)), y)
+                loss_G = generator_loss(D(fake, y).float())
+            self._update(1, loss_G)
+        if self.ema is not None:
+            _move_mean(self.ema, G, min(config.ema, (1 + self.done) / (10 + self.done)))  # a short memory at first
+        with torch.no_grad():
+            values = [loss_D, loss_G, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]
+            self.losses[self.done] = torch.stack(values)
+        self.done += 1
+
+    def _update(self, which: int, loss: Tensor) -> None:
+        """One Adam step of D (0) or G (1); no gradient is computed for the weights of the other."""
+        optimizer = self.optimizers[which]
+        optimizer.zero_grad()
+        loss.backward(inputs=optimizer.param_groups[0]["params"])
+        optimizer.step()
+
+    def check(self, since: int, kept: str = "none is kept") -> None:
+        """Raises DivergedError for the first step from `since` on whose losses are not finite (waits for the device)."""
+        finite = torch.isfinite(self.losses[since : self.done]).all(dim=1)
+        if not bool(finite.all()):
+            step = since + int((~finite).nonzero()[0])
+            row = log_line(step, self.config.steps, self.losses[step].tolist())
+            raise DivergedError(f"step {step}: a loss is not finite ({row}); lower lr={self.config.lr:g} or change the "
+                                f"config; the last good checkpoint: {kept}")  # fmt: skip
+
+    # --- checkpoints ---
+
+    def _tensors(self) -> dict[str, Tensor]:
+        nets = {"D": self.discriminator, "G": self.generator} | ({"ema": self.ema} if self.ema is not None else {})
+        tensors = {f"{name}.{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
+        for name, optimizer in zip("DG", self.optimizers, strict=True):
+            for i, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"adam.{name}.{i}.{key}": value for key, value in state.items()}
+        return tensors | {"noise": self.noise.get_state(), "losses": self.losses[: self.done]}
+
+    def save(self, folder: Path) -> Path:
+        """Write `step-N.safetensors` and then `training.json`, which names it; older ones go. StoreError, DivergedError."""
+        tensors = self._tensors()
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()):
+            raise DivergedError(f"step {self.done}: a weight is not finite; the last good checkpoint in {folder} is kept")
+        path = Path(folder) / f"step-{self.done}.safetensors"
+        store.save_tensors(path, tensors)
+        state = {"step": self.done, "batches": self.batches, "file": path.name, "data": self.digest}
+        store.write_json(path.with_name("training.json"), {**state, "config": self.config.as_json()})
+        for old in path.parent.glob("step-*.safetensors"):
+            if old != path:
+                old.unlink(missing_ok=True)
+        return path
+
+    def load(self, folder: Path) -> bool:
+        """Go on from the checkpoint in `folder`, False where there is none.
+
+        Raises CheckpointError for one of another config (more steps are allowed) or other data, StoreError if damaged.
+        """
+        index = Path(folder) / "training.json"
+        if not index.exists():
+            return False
+        state, mine = store.read_json(index), self.config.as_json()
+        try:
+            theirs, step, batches = state["config"], int(state["step"]), int(state["batches"])
+            file, data = str(state["file"]), state["data"]
+            differ = [name for name in mine if theirs.get(name) != mine[name] and name != "steps"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{index} is no checkpoint of a GAN ({error!r}); remove it to start again") from error
+        if differ or data != self.digest or step > self.config.steps:
+            what = "other data" if data != self.digest else f"another config ({', '.join(differ) or 'fewer steps'})"
+            raise CheckpointError(f"{index} belongs to {what}: choose another folder, or remove it to start again")
+        tensors, _ = store.load_tensors(index.with_name(Path(file).name))
+        try:
+            self._restore(tensors)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise StoreError(f"{index.with_name(file)} does not fit its config ({error}); remove it") from error
+        self.done, self.batches, self._order = step, batches, torch.empty(0)
+        return True
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.discriminator.load_state_dict(part("D."))
+        self.generator.load_state_dict(part("G."))
+        if self.ema is not None:
+            self.ema.load_state_dict(part("ema."))
+        for name, optimizer in zip("DG", self.optimizers, strict=True):
+            state: dict[int, dict[str, Tensor]] = {}
+            parameters = optimizer.param_groups[0]["params"]
+            for key, value in part(f"adam.{name}.").items():
+                index, _, field_name = key.partition(".")
+                if value.ndim:  # fused Adam wants moments laid out in memory as the weights are
+                    value = torch.empty_like(parameters[int(index)]).copy_(value)
+                state.setdefault(int(index), {})[field_name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.noise.set_state(tensors["noise"])
+        self.losses[: len(tensors["losses"])] = tensors["losses"].to(self.device)
+
+
+def _checked(config: GanConfig, images: Tensor, labels: Any) -> Tensor | None:
+    """Labels as int64; DatasetError for images or labels that do not fit the config."""
+    a = config.architecture
+    shape = (a.channels, a.image_size, a.image_size)
+    if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
+        got = f"{images.dtype} {tuple(images.shape)}"
+        raise DatasetError(f"images: got {got}, expected uint8 N x {' x '.join(map(str, shape))}, N from 1; "
+                           "prepare_images pads to the network's size")  # fmt: skip
+    if config.batch > len(images):
+        raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
+    if not a.classes:
+        return None
+    y = torch.as_tensor(labels if labels is not None else [])
+    if y.shape != (len(images),) or y.is_floating_point():
+        raise DatasetError(f"labels: got {y.dtype} {tuple(y.shape)}, expected a whole number for each of {len(images)}")
+    found = torch.bincount(y.long().clamp(min=0), minlength=a.classes)
+    if int(y.min()) < 0 or len(found) > a.classes or (found == 0).any():
+        raise DatasetError(f"labels: {found.tolist()} images a class, expected some of each of 0 .. {a.classes - 1}: "
+                           "G would be asked for what it has never seen")  # fmt: skip
+    return y.long()
+
+
+@torch.no_grad()
+def _move_mean(mean: nn.Module, net: nn.Module, decay: float) -> None:
+    for kept, new in zip(mean.state_dict().values(), net.state_dict().values(), strict=True):
+        kept.lerp_(new, 1 - decay) if kept.is_floating_point() else kept.copy_(new)
+
+
+class Grid(NamedTuple):
+    """The images of the fixed noise after a step: uint8, 100 x C x S x S; a row of ten for each label, if any."""
+
+    step: int
+    images: Tensor
+
+
+class Trained(NamedTuple):
+    """A finished run; `losses`: steps x 4 (COLUMNS), float32 on the CPU."""
+
+    trainer: Trainer
+    losses: Tensor
+    grids: list[Grid]
+
+
+def fixed_noise(config: GanConfig, device: Device = "cpu") -> tuple[Tensor, Tensor | None]:
+    """Noise and labels of the 10 x 10 grid: with labels each row is a label and each column one and the same z."""
+    a, stream = config.architecture, torch.Generator().manual_seed(config.seed + 1)
+    z = torch.randn(10 if a.classes else 100, a.nz, generator=stream)
+    if not a.classes:
+        return z.to(device), None
+    y = torch.arange(min(10, a.classes)).repeat_interleave(10)
+    return z.repeat(len(y) // 10, 1).to(device), y.to(device)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in -1..1 as uint8 on the CPU."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+
+
+def train(
+    config: GanConfig,
+    images: Tensor,
+    labels: Any = None,
+    *,
+    device: Device = "cpu",
+    folder: Path | None = None,
+    checkpoint_every: int = 500,
+    grids_at: Iterable[int] = (),
+    visit_at: Iterable[int] = (),
+    visit: Callable[[Trainer], None] | None = None,
+    log: Callable[[str], None] | None = None,
+    progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
+) -> Trained:
+    """Train to `config.steps`, from the checkpoint in `folder` where there is one; on one CPU the same bit for bit.
+
+    Every 25 steps the losses are read in bulk, `log` gets the lab's line, and losses that are not finite stop the run;
+    every `checkpoint_every` steps (a multiple of 25) and at the end a checkpoint is written. After the steps in
+    `visit_at`, `visit` sees the trainer (for scores); what it draws must come from a generator of its own.
+    Raises DatasetError, DivergedError, CheckpointError, StoreError.
+    """
+    trainer = Trainer(config, images, labels, device=device)
+    if checkpoint_every < 1 or checkpoint_every % LOG_EVERY:
+        raise ArgumentError(f"checkpoint_every={checkpoint_every}: expected a multiple of {LOG_EVERY}")
+    kept = "none is kept"
+    if folder is not None and trainer.load(folder):
+        kept = f"{folder}, step {trainer.done}"
+    z, y = fixed_noise(config, trainer.device)
+    wanted_grids, wanted_visits, grids = set(grids_at), set(visit_at), []
+    steps: Iterable[int] = range(trainer.done, config.steps)
+    for step in progress(steps, config.steps - trainer.done, config.architecture.kind) if progress else steps:
+        trainer.step()
+        if trainer.done % LOG_EVERY == 0 or trainer.done == config.steps:
+            start = step // LOG_EVERY * LOG_EVERY
+            trainer.check(start, kept)
+            if log is not None:
+                log(log_line(start, config.steps, trainer.losses[start].tolist()))
+        if trainer.done in wanted_grids:
+            grids.append(Grid(trainer.done, to_uint8(sample(trainer.images_from, z, y, statistics="batch"))))
+        if trainer.done in wanted_visits and visit is not None:
+            visit(trainer)
+        if folder is not None and (trainer.done % checkpoint_every == 0 or trainer.done == config.steps):
+            trainer.save(folder)
+            kept = f"{folder}, step {trainer.done}"
+    return Trained(trainer, trainer.losses.cpu(), grids)
+
+
+class Health(NamedTuple):
+    """Signals of the last steps of a run: means of D(x), D(G(z)) and losses, and what is wrong with them, in words."""
+
+    d_real: float
+    d_fake: float
+    loss_D: float  # noqa: N815
+    loss_G: float  # noqa: N815
+    d_loss_zero: float  # share of steps with Loss_D under 0.05
+    diversity: float  # see `diversity`; NaN where no images were given
+    alarms: tuple[str, ...]
+
+
+D_LOSS_ZERO = 0.05  # below it D is sure of nearly every image, and G's gradient says little
+
+
+def health(losses: Tensor, images: Tensor | None = None, real: Tensor | None = None, window: int = 500) -> Health:
+    """Judge the last `window` rows of `losses` (steps x 4), and uint8 samples beside as many real images."""
+    tail = losses[-window:].double()
+    loss_D, loss_G, d_real, d_fake = tail.mean(0).tolist()
+    zero, alarms = float((tail[:, 0] < D_LOSS_ZERO).double().mean()), []
+    spread = math.nan if images is None else diversity(images)
+    if zero > 0.5:
+        alarms.append(f"D loss at 0: {zero:.0%} of the steps under {D_LOSS_ZERO}, G learns little from it")
+    if d_real - d_fake < 0.01:
+        alarms.append(f"D does not tell real from fake: D(x) {d_real:.2f}, D(G(z)) {d_fake:.2f}")
+    if real is not None and spread < 0.5 * diversity(real):
+        alarms.append(f"collapse: images differ by {spread:.3f} from each other, real ones by {diversity(real):.3f}")
+    return Health(d_real, d_fake, loss_D, loss_G, zero, spread, tuple(alarms))
+
+
+def diversity(images: Tensor) -> float:
+    """Root mean square difference of two images of uint8 N x C x S x S, in 0..1: near 0 where all are the same."""
+    x = images.flatten(1).double() / 255
+    return math.sqrt(2 * float(x.var(dim=0, correction=1).mean())) if len(x) > 1 else 0.0
+
+

@@ -1,0 +1,242 @@
+"""TME 9 and 10: DCGAN, cDCGAN and cGAN as tables of layers, weights counted in closed form, losses on logits.
+
+Every network has three parts: an embedding of x (or z), an embedding of the one-hot label, and a trunk on both; DCGAN has
+only a trunk. Sources: Radford et al. 2016 (DCGAN), Mirza and Osindero 2014 (conditional GAN), report 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError
+
+KINDS = ("dcgan", "cdcgan", "cgan")
+SIZES = (16, 32, 64, 128)  # 4 x 4 after the first layer of a convolutional G, doubled by each further one
+
+
+@dataclass(frozen=True)
+class GanArchitecture:
+    """Which of the labs' networks, and its widths; the defaults are TME 9's.
+
+    `classes` is 0 for DCGAN and the number of labels for the conditional ones. Without `label_in_D` the discriminator
+    of a conditional GAN sees no label, and its embedding of x takes over the width that the label's had (report 4,
+    answer 11). `norm_D` "spectral" divides each weight of D by its largest singular value in place of BatchNorm
+    (Miyato et al. 2018).
+    """
+
+    kind: Literal["dcgan", "cdcgan", "cgan"] = "dcgan"
+    image_size: int = 32
+    channels: int = 3
+    classes: int = 0
+    nz: int = 100
+    ngf: int = 32
+    ndf: int = 32
+    label_in_D: bool = True  # noqa: N815 - the lab's letter
+    norm_D: Literal["batch", "spectral"] = "batch"  # noqa: N815
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.norm_D not in ("batch", "spectral"):
+            got = f"kind={self.kind!r}, norm_D={self.norm_D!r}"
+            raise ArgumentError(f"{got}: expected kind {', '.join(KINDS)} and norm_D batch or spectral")
+        if self.image_size not in SIZES or self.channels not in (1, 3):
+            got = f"image_size={self.image_size}, channels={self.channels}"
+            raise ArgumentError(f"{got}: expected images of {', '.join(map(str, SIZES))} pixels with 1 or 3 channels")
+        if min(self.nz, self.ngf, self.ndf) < 1:
+            got = f"nz={self.nz}, ngf={self.ngf}, ndf={self.ndf}"
+            raise ArgumentError(f"{got}: expected 1 or more; the labs have nz=100, ngf=ndf=32")
+        if (self.classes != 0) if self.kind == "dcgan" else (self.classes < 2):
+            wanted = "0: it has no labels" if self.kind == "dcgan" else "2 or more"
+            raise ArgumentError(f"classes={self.classes}: {self.kind} expects {wanted}")
+
+
+class Row(NamedTuple):
+    """A layer: conv | up (transposed conv) | dense, its widths, stride (kernel 4), BatchNorm or not, activation."""
+
+    part: Literal["x", "y", "trunk"]
+    kind: Literal["conv", "up", "dense"]
+    before: int
+    after: int
+    stride: int
+    norm: bool
+    activation: Literal["relu", "leaky", "tanh", "none"]
+
+    @property
+    def weights(self) -> int:
+        """Weights of the layer, which has no bias, and scale and shift of its BatchNorm."""
+        return self.before * self.after * (1 if self.kind == "dense" else 16) + 2 * self.after * self.norm
+
+
+def generator_rows(a: GanArchitecture) -> list[Row]:
+    """The layers of G, from z (and the label) to an image in -1..1."""
+    pixels, ups = a.channels * a.image_size**2, a.image_size.bit_length() - 3
+    if a.kind == "cgan":
+        rows = [Row(part, "dense", n, 8 * a.ngf, 1, True, "relu") for part, n in (("x", a.nz), ("y", a.classes))]
+        widths = [16 * a.ngf, 16 * a.ngf, 32 * a.ngf]
+        return [*rows, *_chain("dense", widths, 1, "relu"), Row("trunk", "dense", widths[-1], pixels, 1, False, "tanh")]
+    if a.kind == "dcgan":
+        widths = [a.ngf << i for i in reversed(range(ups))]
+        rows = [Row("trunk", "up", a.nz, widths[0], 1, True, "relu")]
+    else:
+        widths = [16 * a.ngf, *(max(1, 8 * a.ngf >> i) for i in range(ups - 1))]
+        rows = [Row(part, "up", n, 8 * a.ngf, 1, True, "relu") for part, n in (("x", a.nz), ("y", a.classes))]
+    return [*rows, *_chain("up", widths, 2, "relu"), Row("trunk", "up", widths[-1], a.channels, 2, False, "tanh")]
+
+
+def discriminator_rows(a: GanArchitecture) -> list[Row]:
+    """The layers of D, from an image (and the label) to one logit."""
+    pixels, downs, norm = a.channels * a.image_size**2, a.image_size.bit_length() - 3, a.norm_D == "batch"
+    if a.kind == "dcgan":
+        widths = [a.channels, *(a.ndf << i for i in range(downs))]
+        return [*_chain("conv", widths, 2, "leaky", norm), Row("trunk", "conv", widths[-1], 1, 1, False, "none")]
+    dense = a.kind == "cgan"
+    kind, stride, width, start = ("dense", 1, 32 * a.ndf, pixels) if dense else ("conv", 2, a.ndf, a.channels)
+    widths = [2 * width, *((32 * a.ndf, 16 * a.ndf) if dense else (a.ndf << (i + 2) for i in range(downs - 1)))]
+    rows = [Row("x", kind, start, width * (1 if a.label_in_D else 2), stride, False, "leaky")]
+    if a.label_in_D:
+        rows.append(Row("y", kind, a.classes, width, stride, False, "leaky"))
+    return [*rows, *_chain(kind, widths, stride, "leaky", norm), Row("trunk", kind, widths[-1], 1, 1, False, "none")]
+
+
+def _chain(kind: str, widths: list[int], stride: int, activation: str, norm: bool = True) -> Iterator[Row]:
+    for before, after in zip(widths, widths[1:], strict=False):
+        yield Row("trunk", kind, before, after, stride, norm, activation)  # type: ignore[arg-type]
+
+
+def parameter_counts(a: GanArchitecture) -> tuple[int, int]:
+    """Trainable numbers of (D, G), in closed form from the tables: 665,856 and 3,075,840 for TME 10's cDCGAN."""
+    return sum(row.weights for row in discriminator_rows(a)), sum(row.weights for row in generator_rows(a))
+
+
+_ACTIVATIONS = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky": lambda: nn.LeakyReLU(0.2, inplace=True),
+    "tanh": nn.Tanh,
+    "none": nn.Identity,
+}
+
+
+def _module(row: Row, spectral: bool) -> nn.Sequential:
+    layer: nn.Module
+    if row.kind == "dense":
+        layer = nn.Linear(row.before, row.after, bias=False)
+    else:
+        make = nn.Conv2d if row.kind == "conv" else nn.ConvTranspose2d
+        layer = make(row.before, row.after, 4, row.stride, row.stride - 1, bias=False)
+    nn.init.normal_(layer.weight, 0.0, 0.02)
+    if spectral:
+        layer = nn.utils.parametrizations.spectral_norm(layer)
+    norm: list[nn.Module] = []
+    if row.norm:
+        norm = [nn.BatchNorm1d(row.after) if row.kind == "dense" else nn.BatchNorm2d(row.after)]
+        nn.init.normal_(norm[0].weight, 1.0, 0.02)  # type: ignore[arg-type] # its bias starts at 0
+    return nn.Sequential(layer, *norm, _ACTIVATIONS[row.activation]())
+
+
+class _Network(nn.Module):
+    """Embeddings of x and of the label, concatenated, and the trunk."""
+
+    def __init__(self, a: GanArchitecture, rows: list[Row], spectral: bool = False) -> None:
+        super().__init__()
+        self.architecture = a
+        parts = {part: [_module(row, spectral) for row in rows if row.part == part] for part in ("x", "y", "trunk")}
+        self.x, self.y, self.trunk = (nn.Sequential(*layers) for layers in parts.values())
+
+    def _run(self, x: Tensor, y: Tensor | None, spread: int) -> Tensor:
+        """Logits or pixels; the one-hot label is spread over `spread` x `spread` (0: dense layers want none)."""
+        if len(self.y):
+            if y is None:
+                raise ArgumentError(f"y: {self.architecture.kind} wants a label for each image, 0 .. classes - 1")
+            one_hot = x.new_zeros(len(y), self.architecture.classes)  # F.one_hot would wait for the device
+            one_hot.scatter_(1, y[:, None], 1.0)
+            if spread:
+                one_hot = one_hot[:, :, None, None].expand(-1, -1, spread, spread)
+            return self.trunk(torch.cat([self.x(x), self.y(one_hot)], dim=1))
+        return self.trunk(self.x(x))
+
+
+class Generator(_Network):
+    """G: noise z (N x nz, drawn from N(0, 1)) and labels (N int64, None for DCGAN) -> N x C x S x S in -1..1."""
+
+    def __init__(self, a: GanArchitecture) -> None:
+        super().__init__(a, generator_rows(a))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        a = self.architecture
+        if z.ndim != 2 or z.shape[1] != a.nz:
+            raise ArgumentError(f"z: got {tuple(z.shape)}, expected N x {a.nz}")
+        if a.kind == "cgan":
+            return self._run(z, y, 0).view(-1, a.channels, a.image_size, a.image_size)
+        return self._run(z[:, :, None, None], y, 1)
+
+
+class Discriminator(_Network):
+    """D: images (N x C x S x S in -1..1) and labels -> N logits; D(x) of the labs is their sigmoid."""
+
+    def __init__(self, a: GanArchitecture) -> None:
+        super().__init__(a, discriminator_rows(a), a.norm_D == "spectral")
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        a = self.architecture
+        if x.shape[1:] != (a.channels, a.image_size, a.image_size):
+            expected = f"N x {a.channels} x {a.image_size} x {a.image_size}"
+            raise ArgumentError(f"x: got {tuple(x.shape)}, expected {expected} in -1..1")
+        dense = a.kind == "cgan"
+        return self._run(x.flatten(1) if dense else x, y, 0 if dense else a.image_size).flatten()
+
+
+def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:
+    """(D, G) with the labs' start: weights N(0, 0.02), BatchNorm scales N(1, 0.02), shifts 0; the same for a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Discriminator(a), Generator(a)
+
+
+def sample(
+    generator: Generator, z: Tensor, y: Tensor | None = None, *, statistics: Literal["running", "batch"], batch: int = 500
+) -> Tensor:
+    """Images of G for noise z (N x nz) and labels, N x C x S x S in -1..1, float32; G itself is left as it was.
+
+    BatchNorm takes the statistics that training has kept ("running": an image depends on its own z alone), or those of
+    each batch of `batch` images ("batch": what a G in training mode shows, as the labs' grids do).
+    """
+    if statistics not in ("running", "batch"):
+        raise ArgumentError(f"statistics: got {statistics!r}, expected 'running' or 'batch'")
+    labels = [None] * len(z) if y is None else list(y.split(batch))
+    was_training = generator.training
+    generator.train(statistics == "batch")
+    try:
+        with torch.inference_mode():
+            kept = {name: buffer.clone() for name, buffer in generator.named_buffers()}  # the copies take the updates
+            parts = [
+                torch.func.functional_call(generator, {**dict(generator.named_parameters()), **kept}, (part, label))
+                for part, label in zip(z.split(batch), labels, strict=False)
+            ]
+    finally:
+        generator.train(was_training)
+    return torch.cat(parts).float()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-E[log D(x)] - E[log(1 - D(G(z)))] of logits, which D minimises; real images count as 1 - `label_smoothing`.
+
+    The report prints E[1 - log D(G(z))] for the second half (answers 1 and 6): an erratum. Source: Goodfellow et al.
+    2014; one-sided smoothing: Salimans et al. 2016.
+    """
+    ones, zeros = torch.full_like(real, 1.0 - label_smoothing), torch.zeros_like(fake)
+    return F.binary_cross_entropy_with_logits(real, ones) + F.binary_cross_entropy_with_logits(fake, zeros)
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """-E[log D(G(z))] of logits, the non-saturating loss that the labs minimise; gradient D - 1 a logit, over N."""
+    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
+
+
+def saturating_generator_loss(fake: Tensor) -> Tensor:
+    """E[log(1 - D(G(z)))] of logits, G's part of the min max: gradient -D a logit, over N, nothing where D is sure."""
+    return -F.softplus(fake).mean()
