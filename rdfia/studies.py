@@ -66,8 +66,8 @@ def scored_run(
     """Train a run and score its generators, or read what `evidence`/<name>.json has of it from an earlier call.
 
     The row that comes back, and is kept: `config`, `data` (digest), `scores` (a row of `score` for each snapshot, with
-    its `step`), `health`, `diverged` (the message, or None), `seconds` of training, `environment`. Beside it stay the losses
-    (`losses_of`) and grids (`grid_of`). StoreError: the evidence there belongs to another config or other data.
+    its `step`), `health`, `diverged` (the message, or None), `seconds` of training, `environment`. Beside it stay the
+    losses (`losses_of`) and grids (`grid_of`). StoreError: the evidence there is of another config or other data.
     """
     path, digest = evidence / f"{run.name}.json", store.tensors_digest(_data(images, labels))
     asked = {"config": run.config.as_json(), "data": digest, "snapshots": list(run.snapshots)}
@@ -129,7 +129,7 @@ def grid_of(run: Run, step: int, evidence: Path) -> Tensor:
     try:
         pixels = torch.from_numpy(np.array(Image.open(path)))
     except OSError as error:
-        raise StoreError(f"{path}: no grid ({error}); remove {run.name}.json beside it to have it made again") from error
+        raise StoreError(f"{path}: no grid ({error}); remove {run.name}.json beside it to have one made") from error
     return pixels.view(10, size, 10, size, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
 
 
@@ -145,7 +145,7 @@ def final(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: float)
 
 
 class Worse(NamedTuple):
-    """One-sided: how probable so large values would be, were both settings alike; and by how many per cent they differ."""
+    """One-sided: how probable so large values would be, were both settings alike; and the ratio of the medians."""
 
     p: float
     ratio: float

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rdfia import assets, datasets
-from tests.accuracy import lab7, lab8
+from tests.accuracy import lab7, lab8, lab9
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +56,33 @@ def lens(_lenses: dict[str, lab8.Bench], claim: Any, progress: Any) -> Callable[
             read = getattr(datasets, setup.photos.replace("-", "_"))
             _lenses[title] = lab8.Bench(title, read(photos.path), claim.device, claim.profile, progress)
         return _lenses[title]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def _galleries() -> dict[str, lab9.Bench]:
+    return {}
+
+
+@pytest.fixture
+def gans(_galleries: dict[str, lab9.Bench], claim: Any, progress: Any) -> Callable[..., lab9.Bench | None]:
+    """gans("MNIST"): what the tests of TME 9 and 10 on one data set share.
+
+    With `short`, None where the data set only stands in for one that is here, and the full run's record serves.
+    """
+
+    def get(title: str, short: bool = False) -> lab9.Bench | None:
+        setup = lab9.SETUPS[title]
+        found = claim.need(setup.asset)
+        if setup.channels == 3:
+            claim.need("squeezenet1_1")
+        better = [lab9.SETUPS[name].asset for name in lab9.INSTEAD_OF.get((claim.lab, title), ())]
+        if short and any(assets.find(name) for name in better) and claim.recorded():
+            return None
+        if title not in _galleries:
+            output = claim.run.output
+            _galleries[title] = lab9.Bench(title, found.path, claim.device, claim.profile, progress, output)
+        return _galleries[title]
 
     return get

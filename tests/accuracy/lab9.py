@@ -35,6 +35,10 @@ SETUPS = {
     "digits": Setup("digits", "substitute", 1, 1_000),
 }
 
+INSTEAD_OF = {  # what a data set stands in for, by lab
+    ("tme9", "CIFAR-10"): ("CelebA",), ("tme9", "digits"): ("CelebA", "CIFAR-10"), ("tme10", "digits"): ("MNIST",),
+}  # fmt: skip
+
 # --- the runs, fixed before any of them was made --------------------------------------------------------------------
 
 STEPS = 1_500  # updates of G in a run of the study
@@ -91,8 +95,9 @@ def _file(name: str) -> str:
 
 _BASE, _SMALL = replace(DCGAN, steps=STEPS), replace(DCGAN, steps=SHORT)
 _PAIR = {"cdcgan": CDCGAN, "cdcgan no y in D": NO_Y, "cgan": CGAN}  # their first steps, with more seeds
-STUDY = _study(_settings(_BASE), range(5), WINDOW, (500, 1_000))
-ABLATION = _study(_beyond(_BASE), range(3), WINDOW, (500, 1_000))
+SETTINGS, BEYOND = _settings(_BASE), _beyond(_BASE)
+STUDY = _study(SETTINGS, range(5), WINDOW, (500, 1_000))
+ABLATION = _study(BEYOND, range(3), WINDOW, (500, 1_000))
 CONDITIONAL = _study({n: replace(c, steps=STEPS) for n, c in _PAIR.items()}, range(1, 5), WINDOW, (500, 1_000))
 _QUICK = {name: config for name, config in _settings(_SMALL).items() if name not in ("5 of D", "nz 1000")}
 SHORT_STUDY = _study({f"short {name}": config for name, config in _QUICK.items()}, range(2), SHORT_WINDOW, ())
@@ -144,12 +149,12 @@ class Bench:
 
     @cached_property
     def features(self) -> Callable[[Tensor], tuple[np.ndarray, np.ndarray | None]]:
-        """Features of uint8 images, n x d, and the digits that are read in them: by a digit classifier, or SqueezeNet."""
+        """Features of uint8 images, n x d, and the digits read in them: by a digit classifier, or SqueezeNet."""
         if self.y is not None:
             reader = gan_scores.digit_classifier(self.x, self.y, device=self.device)
             return lambda x: gan_scores.features_of(reader, x)
-        net = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module.features.to(self.device)
-        normalise = images.CROP.normalise
+        net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
+        net, normalise = net.features.to(self.device), images.CROP.normalise
         return lambda x: (gan_scores.image_features(net, x, normalise=normalise), None)
 
     @cached_property
@@ -158,7 +163,7 @@ class Bench:
         return self.features(self.x_held[: self.setup.generated])[0]
 
     def score(self, generator: Generator) -> dict[str, Any]:
-        """What `judge` says of images of G with the labs' BatchNorm (of the batch), each label as often as the others."""
+        """What `judge` says of images of G with the labs' BatchNorm (of the batch), each label equally often."""
         return self.judge(*self.draw(generator, self.setup.generated))
 
     def draw(self, generator: Generator, n: int, statistics: Any = "batch") -> tuple[Tensor, Tensor]:
@@ -170,13 +175,19 @@ class Bench:
     def judge(self, pixels: Tensor, asked: Tensor | None = None) -> dict[str, Any]:
         """Quality, diversity, and for digits condition, of uint8 images."""
         found, read = self.features(pixels)
-        near, far = gan_scores.density_coverage(self.reference, found), gan_scores.frechet_distance(self.reference, found)
-        kernel, both = gan_scores.kernel_distance(self.reference, found), gan_scores.precision_recall(self.reference, found)
+        sets = self.reference, found
+        fit, far = gan_scores.density_coverage(*sets), gan_scores.frechet_distance(*sets)
+        kernel, both = gan_scores.kernel_distance(*sets), gan_scores.precision_recall(*sets)
         row: dict[str, Any] = {
-            "frechet": far.value, "frechet_se": far.standard_error, "kid": kernel.value, "kid_se": kernel.standard_error,
-            "density": near.density.value, "coverage": near.coverage.value, "coverage_se": near.coverage.standard_error,
+            "frechet": far.value, "frechet_se": far.standard_error,
+            "kid": kernel.value, "kid_se": kernel.standard_error,
+            "density": fit.density.value, "density_se": fit.density.standard_error, "coverage": fit.coverage.value,
+            "coverage_se": fit.coverage.standard_error,
             "precision": both.precision.value, "recall": both.recall.value, "diversity": diversity(pixels),
         }  # fmt: skip
+        near = gan_scores.nearest_neighbour(*(part.flatten(1).float() / 255 for part in
+                                              (pixels[:200], self.x, self.x_held[:200])))  # fmt: skip
+        row |= {"closer": near.closer.value, "nearest": near.ratio}  # than held-out images are, to a training image
         if read is not None:
             row |= {"modes": gan_scores.mode_coverage(read, 10), "entropy": gan_scores.entropy(read, 10).value}
         if read is not None and asked is not None:
@@ -253,15 +264,16 @@ def information(read: np.ndarray, asked: np.ndarray, classes: int = 10) -> float
     return float(parts[0] + parts[1] - parts[2])
 
 
-# --- levels, fixed beforehand: density and coverage have a scale of their own, near 1 for real images ---------------
+# --- what is said of scores ------------------------------------------------------------------------------------------
 
+# Density and coverage have a scale of their own, near 1 for real images: the levels stand on them.
 LEVELS = ("noise", "poor", "good", "very good")
-NOISE, GOOD, VERY_GOOD = 0.05, 0.5, 0.8  # coverage below the first; density and coverage both from the others
+NOISE, GOOD, VERY_GOOD = 0.05, 0.5, 0.8  # density below the first; density and coverage both from the others
 
 
 def level(row: dict[str, Any]) -> str:
-    """How good the images of a snapshot are; "noise": hardly any real image has a generated one near it."""
-    if row["coverage"] < NOISE:
+    """How good the images of a snapshot are; "noise": hardly a generated image has a real one near it."""
+    if row["density"] < NOISE:
         return "noise"
     worst = min(row["density"], row["coverage"])
     return LEVELS[1 + (worst >= GOOD) + (worst >= VERY_GOOD)]
@@ -280,3 +292,20 @@ def milestones(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
 def closed(row: dict[str, Any], untrained: dict[str, Any], real: dict[str, Any]) -> float:
     """Share of the way from an untrained G (0) to real images (1) that the Frechet distance has gone."""
     return 1 - (row["frechet"] - real["frechet"]) / (untrained["frechet"] - real["frechet"])
+
+
+def is_larger(values: Sequence[float], default: Sequence[float]) -> tuple[bool, str]:
+    """Larger over seeds, and the rule: one-sided at 5 %, or complete separation where seeds are too few."""
+    found = studies.larger(values, default)
+    if min(len(values), len(default)) >= 3:
+        return found.p <= 0.05, f"one-sided exact Mann-Whitney test at 5 % over {len(values)} seeds: p = {found.p:.3f}"
+    return min(values) > max(default), f"every one of {len(values)} seeds"
+
+
+def is_no_larger(values: Sequence[float], default: Sequence[float], margin: float) -> tuple[bool, str]:
+    """Not more than `margin` times as large, and the rule: an interval's upper end, or the medians of a few seeds."""
+    if min(len(values), len(default)) >= 3:
+        found = studies.no_larger(values, default, margin)
+        return found.holds, f"upper 95 % limit of the ratio {found.upper:.2f}, to be at most {margin}"
+    ratio = float(np.median(values) / np.median(default))
+    return ratio <= margin, f"ratio of the medians of {len(values)} seeds, to be at most {margin}"

@@ -154,6 +154,7 @@ class ClaimCheck:
 
     def __init__(self, run: AccuracyRun, node: str, mark: pytest.Mark) -> None:
         self.run, self.id, self.case = run, mark.args[0], mark.kwargs.get("case") or ""
+        self.lab = self.id.partition(".")[0]
         self.profile, self.device = run.ledger.profile, run.ledger.device
         self._records = run.entered.setdefault(node, {})
         self._figures: list[dict[str, str]] = []  # drawn before there is a record

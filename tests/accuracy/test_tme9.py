@@ -1,0 +1,473 @@
+"""TME 9: DCGAN, its objective, its default settings, and what answer 5 changes (report 3).
+
+The long run and the study of answer 5 (5 seeds a setting, 1,500 updates of G) belong to the full profile; a short one
+(2 seeds, 300 updates) runs in every profile and has pins of its own. Runs and margins stand in lab9.py and below; they
+were fixed before a run was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rdfia import figures
+from rdfia.gan_scores import nearest_neighbour
+from rdfia.gans import discriminator_loss, generator_loss, saturating_generator_loss
+from rdfia.studies import Run, loss_variation
+from tests.accuracy import lab9
+from tests.accuracy.lab9 import Bench, closed, is_larger, is_no_larger, named
+
+MARGIN = 1.25  # "both good": at most a quarter more of the default's distance, or less of its diversity
+NEAR_ZERO, OFTEN = 0.1, 0.5  # "often nearly 0": Loss_D below the first in half of the last half of the steps
+UNSTABLE = 0.2  # standard deviation over mean of a loss in the last 500 steps
+MORE_OR_LESS = 0.5  # "more or less good": half of the way from an untrained G to real images
+NO_IMAGES = 0.05  # "no images": hardly on that way
+DIVERSE = 0.8  # two images differ by at least this share of what two real ones differ by
+NEW = 0.75  # not memorised: at most this share of pairs in which a generated image is closer than a held-out one
+
+Gans = Callable[..., Bench | None]
+claim_of = pytest.mark.claim
+slow = pytest.mark.timeout(6 * 3600)
+
+
+# --- q1, q3: the objective ------------------------------------------------------------------------------------------
+
+
+def gradients(loss: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> np.ndarray:
+    """Of a mean over logits with respect to each, times their number, by autograd in float64."""
+    leaf = logits.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(leaf), leaf)
+    return (found * len(logits)).numpy()
+
+
+LOGITS = torch.linspace(-30, 30, 241, dtype=torch.float64)
+D = torch.sigmoid(LOGITS).numpy()  # D(G(z)) of each
+ROUNDING = 1e-12
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=claim_of("tme9.q1.objective", case=what))
+        for what in ("as printed", "as the labs train it")
+    ],
+)
+def test_the_objective(claim: Any, what: str) -> None:
+    """What D climbs: by E[log(1 - D(G(z)))] the slope is -D a logit, by the printed formula it is D - 1."""
+    if what == "as printed":
+        printed = gradients(lambda logits: (1 - torch.nn.functional.logsigmoid(logits)).mean(), LOGITS)
+        apart = np.abs(printed - -D).max()
+        far = 1 - torch.nn.functional.logsigmoid(torch.tensor(-1e6, dtype=torch.float64)).item()
+        claim.measured(
+            {"largest difference of slopes": float(apart), "1 - log D at a logit of -1e6": far},
+            expected="the slope of log(1 - D) by the logit, -D",
+            holds=apart < ROUNDING,
+            tolerance="float64",
+            evidence={"D(G(z))": D[::30], "slope as printed": printed[::30], "slope of log(1 - D)": -D[::30]},
+            note="An erratum: E[log(1 - D(G(z)))] is meant, and is what the labs train. 1 - log D has no maximum.",
+        )
+        return
+    fake = gradients(lambda logits: -discriminator_loss(torch.zeros_like(logits), logits), LOGITS)
+    real = gradients(lambda logits: -discriminator_loss(logits, torch.zeros_like(logits)), LOGITS)
+    form = -torch.log(torch.sigmoid(LOGITS[80:161])).mean() - torch.log(1 - torch.sigmoid(LOGITS[80:161])).mean()
+    apart = max(np.abs(fake - -D).max(), np.abs(real - (1 - D)).max())
+    equal = abs(float(discriminator_loss(LOGITS[80:161], LOGITS[80:161]) - form))
+    claim.measured(
+        {"largest difference of slopes": float(apart), "from sigmoid and BCE": equal},
+        expected="slopes 1 - D of log D(x) and -D of log(1 - D(G(z))), by the logit",
+        holds=apart < ROUNDING and equal < ROUNDING,
+        tolerance=f"{ROUNDING} in float64, logits of -30 to 30 (from -10 to 10 against the form with a sigmoid)",
+    )
+
+
+@claim_of("tme9.q3.saturating")
+def test_the_true_objective_is_not_log_d(claim: Any) -> None:
+    """Both push D(G(z)) up; where D is sure of a fake, one of them hardly pushes at all."""
+    true, used = gradients(saturating_generator_loss, LOGITS), gradients(generator_loss, LOGITS)
+    exact = max(np.abs(true - -D).max(), np.abs(used - (D - 1)).max())
+    sure = torch.logit(torch.tensor([0.01], dtype=torch.float64))
+    ratio = gradients(generator_loss, sure)[0] / gradients(saturating_generator_loss, sure)[0]
+    claim.measured(
+        {"slopes' ratio at D(G(z)) = 0.01": float(ratio), "same sign everywhere": bool((true * used > 0).all())},
+        expected="the same slope (ratio 1)",
+        holds=abs(ratio - 1) < ROUNDING,
+        tolerance="float64",
+        evidence={
+            "difference from -D and D - 1": float(exact),
+            "D(G(z))": D[::30],
+            "log(1 - D)": true[::30],
+            "-log D": used[::30],
+        },
+        note="Both vanish only where D(G(z)) = 1, but a G whose images D knows learns 99 times as fast by -log D.",
+    )
+
+
+# --- the study ------------------------------------------------------------------------------------------------------
+
+
+WHO = ("", "default's ")
+
+
+@dataclass
+class Pair:
+    """A setting beside the default, in the long study or the short one."""
+
+    bench: Bench
+    runs: list[Run]
+    default: list[Run]
+    window: tuple[int, ...]
+
+    def of(self, name: str, worst: float = np.inf) -> tuple[list[float], list[float]]:
+        """A score of the setting and of the default, a number a seed."""
+        mine, usual = (self.bench.values(runs, name, self.window, worst) for runs in (self.runs, self.default))
+        return mine, usual
+
+    def measured(self, *names: str) -> dict[str, float]:
+        """Medians over the seeds."""
+        both = {name: self.of(name) for name in names}
+        return {f"{who}{name}": float(np.median(v[i])) for name, v in both.items() for i, who in enumerate(WHO)}
+
+    def way(self) -> list[float]:
+        """How far from an untrained G to real images each seed of the setting has gone (`lab9.closed`)."""
+        ends = self.bench.untrained("dcgan"), self.bench.real
+        return [closed({"frechet": value}, *ends) for value in self.of("frechet", worst=ends[0]["frechet"])[0]]
+
+    def near_zero(self) -> list[float]:
+        """Share of the last half of each seed's steps with Loss_D nearly 0."""
+        found = [self.bench.losses(run) for run in self.runs]
+        return [float((rows[len(rows) // 2 :, 0] < NEAR_ZERO).float().mean()) for rows in found]
+
+
+Verdict = tuple[dict[str, Any], str, bool, str]  # measured, expected, holds, tolerance
+
+
+def _worse(pair: Pair) -> Verdict:
+    holds, rule = is_larger(*pair.of("frechet"))
+    return pair.measured("frechet", "density"), "a larger Frechet distance than the default's", holds, rule
+
+
+def _as_good(pair: Pair) -> Verdict:
+    holds, rule = is_no_larger(*pair.of("frechet"), MARGIN)
+    return pair.measured("frechet", "density"), "as good as the default or better", holds, rule
+
+
+def _as_varied(pair: Pair) -> Verdict:
+    mine, usual = ([1 / max(v, 1e-9) for v in values] for values in pair.of("coverage", worst=0.0))
+    holds, rule = is_no_larger(mine, usual, MARGIN)
+    return (
+        pair.measured("coverage", "recall"),
+        "coverage like the default's or better",
+        holds,
+        f"of 1 / coverage: {rule}",
+    )
+
+
+def _less_varied(pair: Pair) -> Verdict:
+    found = [is_larger(*reversed(pair.of(name, worst=0.0))) for name in ("coverage", "recall")]
+    rule = "; ".join(f"{name}: {rule}" for name, (_, rule) in zip(("coverage", "recall"), found, strict=True))
+    return (
+        pair.measured("coverage", "recall"),
+        "less coverage and less recall than the default",
+        all(f[0] for f in found),
+        rule,
+    )
+
+
+def _d_at_zero(pair: Pair) -> Verdict:
+    share = float(np.median(pair.near_zero()))
+    expected = f"Loss_D under {NEAR_ZERO} in {OFTEN:.0%} of the last half of the steps"
+    return {"share of the steps": share}, expected, share >= OFTEN, "median over the seeds"
+
+
+def _more_or_less(pair: Pair) -> Verdict:
+    way, spread = pair.way(), pair.of("diversity", worst=0.0)[0]
+    share = float(np.median(spread)) / pair.bench.real["diversity"]
+    measured = {"way to real images": float(np.median(way)), "differences, of real images'": share}
+    holds = measured["way to real images"] >= MORE_OR_LESS and share >= DIVERSE
+    return (
+        measured,
+        f"{MORE_OR_LESS:.0%} of the way from an untrained G, {DIVERSE:.0%} of the diversity",
+        holds,
+        "medians",
+    )
+
+
+def _no_images(pair: Pair) -> Verdict:
+    way = pair.way()
+    return {"way to real images": max(way)}, f"at most {NO_IMAGES:.0%} of the way", max(way) <= NO_IMAGES, "every seed"
+
+
+def _moved(pair: Pair) -> Verdict:
+    way = pair.way()
+    expected = f"{MORE_OR_LESS:.0%} of the way from an untrained G to real images"
+    return {"way to real images": min(way)}, expected, min(way) >= MORE_OR_LESS, "every seed"
+
+
+# claim, what the report says, setting, check, and whether the short study has it too
+ROWS: list[tuple[str, str, str, Callable[[Pair], Verdict], bool]] = [
+    ("tme9.q5.momentum", "worse", "beta1 0.9", _worse, True),
+    ("tme9.q5.momentum", "loss of D near 0", "beta1 0.9", _d_at_zero, True),
+    ("tme9.q5.updates_D5", "good", "5 of D", _as_good, False),
+    ("tme9.q5.updates_D5", "varied", "5 of D", _as_varied, False),
+    ("tme9.q5.updates_G5", "poor", "5 of G", _worse, True),
+    ("tme9.q5.updates_G5", "little variety", "5 of G", _less_varied, True),
+    ("tme9.q5.updates_G5", "loss of D at 0", "5 of G", _d_at_zero, True),
+    ("tme9.q5.lr", "0.1 more or less good", "lr 0.1", _more_or_less, True),
+    ("tme9.q5.lr", "1e-10 no images", "lr 1e-10", _no_images, True),
+    ("tme9.q5.nz", "10", "nz 10", _as_good, True),
+    ("tme9.q5.nz", "1,000", "nz 1000", _as_good, False),
+]
+SHORT_ROWS = [("tme9.q4.default", "images", "default", _moved, True), *(row for row in ROWS if row[-1])]
+COLOURS = ("CelebA", "CIFAR-10")
+
+
+def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = "") -> Any:
+    pairs = [(title, row) for title in titles for row in rows]
+    marks = [claim_of(row[0], case=f"{title}, {prefix}{row[1]}") for title, row in pairs]
+    return pytest.mark.parametrize(
+        ("title", "row"), [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
+    )
+
+
+def enter(claim: Any, pair: Pair, row: tuple[Any, ...], note: str = "") -> None:
+    """The record of a row of the study: raw values a seed, and what else the seeds say of the setting."""
+    measured, expected, holds, tolerance = row[3](pair)
+    bench, scores = pair.bench, ("frechet", "kid", "density", "coverage", "precision", "recall", "diversity")
+    raw = {
+        name: dict(zip((row[2], "default"), pair.of(name, worst=0.0 if name != "frechet" else np.inf), strict=True))
+        for name in scores
+    }
+    diverged = [bench.run(run)["diverged"] for run in pair.runs]
+    claim.measured(
+        measured,
+        expected=expected,
+        holds=holds,
+        tolerance=tolerance,
+        evidence={
+            "a value a seed": raw,
+            "share of steps with Loss_D nearly 0": pair.near_zero(),
+            "way to real images": pair.way(),
+            "real images": bench.real,
+            "updates of G that are judged (median)": pair.window,
+            "diverged": [text for text in diverged if text],
+            "seconds a run": [bench.run(run)["seconds"] for run in pair.runs],
+        },
+        **bench.record(note=note),
+    )
+
+
+@slow
+@cases(ROWS, COLOURS)
+def test_a_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
+    if claim.recorded() or (bench := gans(title)) is None:
+        return
+    pair = Pair(bench, named(lab9.STUDY, row[2]), named(lab9.STUDY, "default"), lab9.WINDOW)
+    first = next(r[1] for r in ROWS if r[0] == row[0])
+    if row[1] == first or row[0] in ("tme9.q5.nz", "tme9.q5.lr"):
+        show(
+            claim,
+            pair,
+            {"beta1 0.9": 12, "5 of D": 13, "5 of G": 14, "lr 0.1": 15, "lr 1e-10": 15}.get(row[2], 16),
+            row[2],
+        )
+    enter(claim, pair, row)
+
+
+@slow
+@cases(SHORT_ROWS, (*COLOURS, "digits"), "short, ")
+def test_the_same_in_short(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
+    if (bench := gans(title, short=True)) is None:
+        return
+    runs = named(lab9.SHORT_STUDY, f"short {row[2]}")
+    pair = Pair(bench, runs, named(lab9.SHORT_STUDY, "short default"), lab9.SHORT_WINDOW)
+    enter(
+        claim, pair, row, f"{len(runs)} seeds of {lab9.SHORT} updates of G: early in a run, with rules for few seeds."
+    )
+
+
+def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
+    """The grid and the losses of the first seed, under the figure's number in the report."""
+    run, bench = pair.runs[0], pair.bench
+    scores = (
+        f"Frechet distance {np.median(pair.of('frechet')[0]):.1f} ({np.median(pair.of('frechet')[1]):.1f} by default)"
+    )
+    name = f"figure{number}-{bench.setup.asset}-{run.name.rpartition('-')[0]}"
+    text = f"Figure {number} redone: {setting}, {run.config.steps:,} steps on {bench.title}"
+    claim.figure(
+        f"{name}-grid",
+        figures.image_grid(bench.grid(run)),
+        f"{text}, seed 0. {scores}, coverage {np.median(pair.of('coverage', 0.0)[0]):.2f}.",
+        f"A hundred generated images with {setting}.",
+    )
+    claim.figure(
+        f"{name}-losses",
+        figures.losses(bench.losses(run)),
+        f"{text}, seed 0: losses, and means of D.",
+        f"Losses of both networks and D's means by step with {setting}.",
+    )
+
+
+# --- q4: the default settings, in full ------------------------------------------------------------------------------
+
+
+@slow
+@pytest.mark.parametrize(
+    ("title", "what"),
+    [
+        pytest.param(title, what, marks=claim_of("tme9.q4.default", case=f"{title}, {what}"))
+        for title in COLOURS
+        for what in ("good images", "diverse images", "unstable losses", "new images")
+    ],
+)
+def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None:
+    if claim.recorded() or (bench := gans(title)) is None:
+        return
+    run = lab9.LONG["dcgan"]
+    row, losses = bench.run(run), bench.losses(run)
+    last = {name: float(np.median([s[name] for s in row["scores"][-5:]])) for name in row["scores"][0]}
+    way = closed(last, bench.untrained("dcgan"), bench.real)
+    measured: dict[str, Any]
+    if what == "good images":
+        measured = {"density": last["density"], "Frechet distance": last["frechet"], "way to real images": way}
+        expected, holds = f"density of {lab9.GOOD} or more (real images: 1)", last["density"] >= lab9.GOOD
+        for step in run.grids:
+            claim.figure(
+                f"figure11-{bench.setup.asset}-{step}",
+                figures.image_grid(bench.grid(run, step)),
+                f"Figure 11 redone: images of one noise after {step:,} steps on {title}. " + said(row["scores"], step),
+                f"A hundred generated images after {step} steps.",
+            )
+        by_step(claim, bench, {"DCGAN": row["scores"]}, f"figure11-{bench.setup.asset}", "DCGAN's")
+    elif what == "diverse images":
+        share = last["diversity"] / bench.real["diversity"]
+        measured = {"coverage": last["coverage"], "recall": last["recall"], "differences, of real images'": share}
+        expected = f"coverage of {lab9.GOOD} or more, differences of {DIVERSE:.0%} of real images'"
+        holds = last["coverage"] >= lab9.GOOD and share >= DIVERSE
+    elif what == "unstable losses":
+        measured, expected = loss_variation(losses), f"one of them over {UNSTABLE}"
+        holds = max(measured.values()) > UNSTABLE
+        claim.figure(
+            f"figure11-{bench.setup.asset}-losses",
+            figures.losses(losses),
+            f"Figure 11 redone: losses and means of D on {title}.",
+            "Losses by step.",
+        )
+    else:
+        measured = {"pairs in which it is closer than a held-out image": last["closer"], "distance": last["nearest"]}
+        expected, holds = f"at most {NEW:.0%} of pairs (0.5: as new as real images, 1: copies)", last["closer"] <= NEW
+        flat = [x.flatten(1).float() / 255 for x in (bench.grid(run), bench.x, bench.x_held[:100])]
+        near = nearest_neighbour(*flat)
+        order = np.argsort(near.distances)[:20]
+        pairs = torch.stack([bench.grid(run)[order], bench.x[near.nearest[order]]], 1).flatten(0, 1)
+        claim.figure(
+            f"nearest-{bench.setup.asset}",
+            figures.image_grid(pairs),
+            "The 20 of 100 generated images that lie closest to a training image, each beside it.",
+            "Pairs of a generated and a real image.",
+        )
+    claim.measured(
+        measured,
+        expected=expected,
+        holds=holds,
+        unit="(sd over mean)" if what == "unstable losses" else "",
+        tolerance="median of the last five snapshots" if what in ("good images", "diverse images") else "",
+        evidence={
+            "last": last,
+            "real images": bench.real,
+            "untrained": bench.untrained("dcgan"),
+            "scores": row["scores"] if what == "good images" else [],
+            "health": row["health"],
+            "seconds of training": row["seconds"],
+        },
+        **bench.record(),
+    )
+
+
+def said(rows: Sequence[dict[str, Any]], step: int) -> str:
+    """A snapshot's scores as a caption has them."""
+    row = next(row for row in rows if row["step"] == step)
+    read = f", {row['accuracy']:.1%} read as asked" if "accuracy" in row else ""
+    return f"Frechet distance {row['frechet']:.1f}, density {row['density']:.2f}, coverage {row['coverage']:.2f}{read}."
+
+
+def by_step(claim: Any, bench: Bench, series: dict[str, Any], name: str, whose: str) -> None:
+    """Scores against steps: distance, coverage and density."""
+    for score, label in (("frechet", "Frechet distance"), ("coverage", "coverage"), ("density", "density")):
+        found = {
+            who: ([r["step"] for r in rows], [r[score] for r in rows], [r.get(f"{score}_se", 0.0) for r in rows])
+            for who, rows in series.items()
+        }
+        claim.figure(
+            f"{name}-{score}",
+            figures.score_by_step(found, label, "xy" if score == "frechet" else "x"),
+            f"{whose} {label} by step on {bench.title}; real images have {bench.real[score]:.2f}.",
+            f"{label} against steps.",
+        )
+
+
+# --- beyond the lab -------------------------------------------------------------------------------------------------
+
+
+@slow
+@pytest.mark.parametrize(
+    ("title", "what"),
+    [
+        pytest.param(title, what, marks=claim_of("tme9.better", case=f"{title}, {what}"))
+        for title in COLOURS
+        for what in lab9.BEYOND
+    ],
+)
+def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> None:
+    if claim.recorded() or (bench := gans(title)) is None:
+        return
+    default = named(lab9.STUDY, "default")[:3]
+    pair = Pair(bench, named(lab9.ABLATION, what), default, lab9.WINDOW)
+    values, usual = pair.of("frechet")
+    holds, rule = is_larger(usual, values)
+    show(claim, pair, 30, what)
+    dots(claim, bench)
+    claim.measured(
+        pair.measured("frechet", "density", "coverage"),
+        expected="a smaller Frechet distance than the lab's settings",
+        holds=holds,
+        tolerance=rule,
+        evidence={
+            name: dict(zip((what, "default"), pair.of(name), strict=True))
+            for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
+        },
+        **bench.record(),
+    )
+
+
+def dots(claim: Any, bench: Bench) -> None:
+    """The whole study, a row a setting."""
+    settings = {name: named(lab9.STUDY, name) for name in lab9.SETTINGS} | {
+        n: named(lab9.ABLATION, n) for n in lab9.BEYOND
+    }
+    scores = {
+        label: {name: bench.values(runs, key, lab9.WINDOW, worst) for name, runs in settings.items()}
+        for label, key, worst in (
+            ("Frechet distance (log scale)", "frechet", bench.untrained("dcgan")["frechet"]),
+            ("density", "density", 0.0),
+            ("coverage", "coverage", 0.0),
+        )
+    }
+    margin = (MARGIN - 1) * float(np.mean(scores["Frechet distance (log scale)"]["default"]))
+    evidence = {
+        "scores": scores,
+        "default": "default",
+        "log": ["Frechet distance (log scale)"],
+        "margins": {"Frechet distance (log scale)": margin},
+    }
+    claim.figure(
+        f"study-{bench.setup.asset}",
+        figures.study(evidence),
+        f"The study: a ring a seed, a diamond their mean with its 95 % interval, after {lab9.STEPS:,} updates of G"
+        f' on {bench.title}. Grey: the margin of "both good".',
+        "Dot plot of scores by setting.",
+    )
