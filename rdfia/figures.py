@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from scipy import stats
 
 from .errors import ArgumentError
 
@@ -23,18 +24,25 @@ WIDTH, DPI = 4.6, 200
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
               "grid.alpha": 0.35, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.fontsize": 9,
               "legend.frameon": False}  # fmt: skip
+BARE = {"frame_on": False, "xticks": [], "yticks": []}
 ACCURACY = "test accuracy (share, 0 to 1)"
-INK, LINES = "#1b3a57", (("#1b3a57", "o", "-"), ("#b3541e", "s", "--"), ("#5f8f4e", "^", ":"), ("#777777", "D", "-."))
+INK, RUST = "#1b3a57", "#b3541e"
+LINES = ((INK, "o", "-"), (RUST, "s", "--"), ("#5f8f4e", "^", ":"), ("#777777", "D", "-."), ("#000000", "x", "-"),
+         ("#a06fb0", "v", "--"))  # fmt: skip
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, without a date or version in it: equal input gives equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
+    photos = [image for image in figure.images if np.ptp(np.asarray(image.get_array()), axis=2).any()]
+    if not photos + [ax for ax in figure.axes if ax.images]:  # lines and greys lose two thirds of the bytes, not more
+        palette = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        palette.save(buffer := io.BytesIO(), "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _axes(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+def _axes(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     return figure, list(np.ravel(figure.subplots(rows, columns, **options)))
 
@@ -54,15 +62,13 @@ def classification_panel(images: Sequence[Any], top5: Sequence[Sequence[tuple[st
         left, right = axes[2 * i], axes[2 * i + 1]
         left.imshow(np.asarray(image))
         left.axis("off")
-        title = f"({chr(97 + i)}) {truths[i] if len(truths) > i else ''}"
-        left.set_title(textwrap.fill(title, 24), fontsize=9)
+        left.set_title(textwrap.fill(f"({chr(97 + i)}) {truths[i] if len(truths) > i else ''}", 24), fontsize=9)
         rows = np.arange(len(guesses))
         right.barh(rows + 0.25, [p for _, p in guesses], height=0.25, color=INK)
         for row, (name, p) in zip(rows, guesses, strict=True):
             right.text(0, row + 0.12, f"{name[:24]}  {p:.3f}", va="bottom", fontsize=8.5)
         right.set(xlim=(0, 1), ylim=(len(guesses) - 0.4, -0.7), yticks=[], xticks=[0, 0.5, 1])
-        right.tick_params(labelsize=8)
-        right.grid(False)
+        right.tick_params(labelsize=8, grid_alpha=0)
     axes[-1].set_xlabel("probability after softmax")
     return figure
 
@@ -74,9 +80,9 @@ def convolution_maps(image: Any, maps: Any) -> Figure:
     count, height, width = maps.shape
     low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
     columns, gap = min(8, count), max(1, width // 28)
-    rows = -(-count // columns)
+    rows, tall = (n := -(-count // columns)), WIDTH * n / columns
     sheet = np.ones((rows * (height + gap), columns * (width + gap)))
-    figure, (top, bottom) = _axes(2.1 + WIDTH * rows / columns, 2, height_ratios=(1.7, WIDTH * rows / columns))
+    figure, (top, bottom) = _axes(2.1 + tall, 2, height_ratios=(1.7, tall), subplot_kw=BARE)
     for i, shown in enumerate((maps - low) / np.where(high > low, high - low, 1)):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
         sheet[y:y + height, x:x + width] = shown
@@ -86,18 +92,15 @@ def convolution_maps(image: Any, maps: Any) -> Figure:
     top.imshow(np.asarray(image))
     top.set_title("input")
     bottom.set_title(f"{count} maps of {height} x {width}; black is a map's lowest value")
-    for ax in (top, bottom):
-        ax.axis("off")
     return figure
 
 
 @rc_context(STYLE)
 def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy at every tap, a panel a network, in forward order; squares are poolings, the best one is ringed."""
-    for evidence in networks:
-        _need(evidence, "network", "accuracy")
     figure, axes = _axes(2.75 * len(networks) + 0.2, len(networks), sharey=True)
     for ax, evidence, (colour, _, line) in zip(axes, networks, LINES * len(networks), strict=False):
+        _need(evidence, "network", "accuracy")
         taps, values = list(evidence["accuracy"]), list(evidence["accuracy"].values())
         best = int(np.argmax(values))
         ax.plot(values, color=colour, linestyle=line, linewidth=1.3)
@@ -151,17 +154,10 @@ def confusion(evidence: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
 def mistakes(images: Sequence[Any], true: Sequence[str], predicted: Sequence[str], margins: Sequence[float]) -> Figure:
     """The most confident errors; `margins` are by how much the wrong class' SVM score beats the right one's."""
-    rows = -(-len(images) // 3)
-    figure, axes = _axes(2.05 * rows, rows, 3, squeeze=False)
-    for i, ax in enumerate(axes):
-        ax.axis("off")
-        if i < len(images):
-            ax.imshow(np.asarray(images[i]), cmap="gray")
-            ax.set_title(f"is {true[i]}\nread as {predicted[i]}\nmargin {margins[i]:.2f}", fontsize=8.5)
-    return figure
+    rows = zip(true, predicted, margins, strict=True)
+    return pictures(images, [f"is {t}\nread as {p}\nmargin {m:.2f}" for t, p, m in rows], cmap="gray")
 
 
 @rc_context(STYLE)
@@ -175,15 +171,14 @@ def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: s
             ax.plot([row["low"], row["high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
         ax.plot(values, [y] * len(values), "o", color=INK, markersize=6, label="test" if y == 0 else None)
         if row.get("validation") is not None:
-            ax.plot(row["validation"], y, "D", color="#b3541e", markerfacecolor="none", markersize=8,
+            ax.plot(row["validation"], y, "D", color=RUST, markerfacecolor="none", markersize=8,
                     label="validation (training images only)" if y == 0 else None)
         ax.annotate(f"{name}  {np.mean(values):.4f}", (0.01, y - 0.2), xycoords=("axes fraction", "data"), fontsize=8.5,
                     va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
-    if reference is not None:
-        ax.axvline(reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name)
     ax.set(yticks=[], ylim=(len(rows) - 0.6, -0.8), xlabel=xlabel)
     ax.xaxis.set_major_locator(MaxNLocator(5))  # seeds that agree need many digits, and few ticks have room for them
     if reference is not None:
+        ax.axvline(reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name)
         figure.legend(loc="outside lower center", ncols=1)
     return figure
 
@@ -205,49 +200,120 @@ def comparison(evidence: Mapping[str, Any]) -> Figure:
 @rc_context(STYLE)
 def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Table 1: the report's accuracy and ours by both readings of its row names."""
-    if not rows:
-        raise ArgumentError("table1: no rows of evidence; a row is {row, report, reading, tap, accuracy}")
+    _need({"rows": rows}, "rows")
     names = list(dict.fromkeys(row["row"] for row in rows))
     figure, (ax,) = _axes(0.5 * len(names) + 1.7)
     series = [("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])]
     series += [(f"ours, {kind} reading", [(row["accuracy"], row["row"]) for row in rows if row.get("reading") == kind
                                           and row.get("accuracy") is not None]) for kind in ("first", "second")]
     for (name, points), (colour, marker, _) in zip(series, (("black", "|", ""), *LINES), strict=False):
-        label = name if points else None  # a reading that nobody measured has no place in the legend
-        ax.plot([x for x, _ in points], [names.index(row) for _, row in points], marker, color=colour, label=label,
-                markersize=14 if marker == "|" else 7, markerfacecolor="white" if marker == "s" else colour)
-    ax.set(xlabel=ACCURACY, ylim=(len(names) - 0.5, -0.5))
-    ax.set_yticks(range(len(names)), names)
+        ax.plot([x for x, _ in points], [names.index(row) for _, row in points], marker, color=colour,
+                markersize=14 if marker == "|" else 7, markerfacecolor="white" if marker == "s" else colour,
+                label=name if points else None)  # a reading that nobody measured has no place in the legend
+    ax.set(xlabel=ACCURACY, ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
     figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 
 @rc_context(STYLE)
-def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3) -> Figure:
+def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3, cmap: str = "magma") -> Figure:
     """A grid of pictures with a title each: H x W x 3 (0..1 or uint8), or an H x W map, the brighter the larger."""
     rows = -(-len(images) // columns)
     side, lines = WIDTH / columns, max((title.count("\n") + 1 for title in titles), default=1)
-    figure, axes = _axes(rows * (side + 0.155 * lines), rows, columns, squeeze=False)
-    figure.set_dpi(min(DPI, 1.02 * columns * max(len(image) for image in images) / WIDTH))  # about their own pixels
-    for i, ax in enumerate(axes):
-        ax.axis("off")
-        if i < len(images):
-            ax.imshow(np.asarray(images[i]), cmap="magma")
-            ax.set_title(titles[i], fontsize=8, pad=2)
+    figure, axes = _axes(rows * (side + 0.155 * lines), rows, columns, squeeze=False, subplot_kw=BARE)
+    arrays = [np.asarray(image) for image in images]
+    figure.set_dpi(min(DPI, 1.02 * columns * max(200, *map(len, arrays)) / WIDTH))  # their own pixels, if text allows
+    for ax, array, title in zip(axes, arrays, titles, strict=False):
+        ax.imshow(array, cmap=cmap)
+        ax.set_title(title, fontsize=8, pad=2)
     return figure
 
 
 @rc_context(STYLE)
-def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:
-    """Mean curves of samples (n x len(x) each) with a 95% band, by name."""
+def score_by_step(series: Mapping[str, Any], ylabel: str, log: str = "", xlabel: str = "training step") -> Figure:
+    """Curves with a 95% band by name: (steps, values, standard errors), each of n; `log`: "x", "y" or "xy"."""
     figure, (ax,) = _axes(3.0 + 0.17 * len(series))
-    styles = [*LINES, ("#000000", "x", "-"), ("#a06fb0", "v", "--")]
-    for (name, values), (colour, marker, line) in zip(series.items(), styles, strict=False):
-        array = np.asarray(values, dtype=float)
-        mean, error = array.mean(axis=0), 1.96 * array.std(axis=0) / max(1, len(array)) ** 0.5
+    for (name, (x, values, errors)), (colour, marker, line) in zip(series.items(), LINES, strict=False):
+        mean, error = np.asarray(values, dtype=float), 1.96 * np.asarray(errors, dtype=float)
         ax.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4, label=name,
                 markevery=max(1, len(x) // 20))
         ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    ax.set(xlabel=xlabel + " (log scale)" * ("x" in log), ylabel=ylabel + " (log scale)" * ("y" in log),
+           xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
+    ax.set_ylim(None if "y" in log else 0)
     figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:
+    """Mean curves of samples (n x len(x) each) with a 95% band, by name."""
+    arrays = {name: np.asarray(values, dtype=float) for name, values in series.items()}
+    means = {name: (x, a.mean(axis=0), a.std(axis=0) / max(1, len(a)) ** 0.5) for name, a in arrays.items()}
+    return score_by_step(means, ylabel, xlabel=xlabel)
+
+
+@rc_context(STYLE)
+def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[str] = ()) -> Figure:
+    """uint8 images (N x C x H x W) side by side, each pixel as `scale` x `scale` of the file's; `rows`: their names."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise ArgumentError(f"images: got {images.dtype} {images.shape}, expected uint8 N x 1 or 3 x H x W")
+    padded = np.pad(images, ((0, -len(images) % columns), (0, 0), (0, 1), (0, 1)), constant_values=255)
+    lines, (_, channels, height, width) = len(padded) // columns, padded.shape
+    sheet = padded.reshape(lines, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(lines * height, -1, channels).repeat(scale, axis=0).repeat(scale, axis=1)
+    margin = sheet.shape[1] * max(map(len, rows), default=0) // 45  # a letter of 8 points is so wide
+    dpi = (sheet.shape[1] + margin) / WIDTH
+    figure = Figure(figsize=(WIDTH, len(sheet) / dpi), dpi=dpi)
+    figure.figimage(sheet.repeat(3 // channels, axis=2), margin, 0)  # RGB: the map "gray" is off by one here and there
+    for row, name in enumerate(rows):
+        figure.text(0, 1 - (row + 0.5) / lines, name, va="center", fontsize=8)
+    return figure
+
+
+@rc_context(STYLE)
+def losses(rows: Any, window: int = 50) -> Figure:
+    """A run's losses (steps x 4: loss of D, of G, D(x), D(G(z))): each step pale, its mean over `window` steps bold."""
+    rows = np.asarray(rows, dtype=float)
+    if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows):
+        raise ArgumentError(f"losses: got {rows.shape}, expected steps x 4 (loss of D, of G, D(x), D(G(z)))")
+    means = np.lib.stride_tricks.sliding_window_view(rows, min(window, len(rows)), axis=0).mean(axis=-1)
+    x = np.arange(len(means)) + (len(rows) - len(means)) / 2 + 1  # the middle of each window
+    figure, axes = _axes(4.6, 2, sharex=True)
+    for i, name in enumerate(("loss of D", "loss of G", "D(x)", "D(G(z))")):
+        (colour, marker, line), ax = LINES[i % 2], axes[i // 2]
+        ax.plot(np.arange(1, len(rows) + 1), rows[:, i], color=colour, alpha=0.2, linewidth=0.5)
+        ax.plot(x, means[:, i], color=colour, linestyle=line, marker=marker, markersize=5, label=name,
+                markevery=(i % 2 * len(x) // 20, max(1, len(x) // 10)))
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2)
+    top = 1.25 * float(np.nanquantile([*means[:, :2].flat, 0.8], 0.99))  # the highest peaks may leave the panel
+    axes[0].set(ylabel="loss (nats)", ylim=(-0.04 * top, top))
+    axes[1].set(ylabel="mean of D, 0 to 1", ylim=(-0.04, 1.04), xlabel="training step")
+    return figure
+
+
+@rc_context(STYLE)
+def study(evidence: Mapping[str, Any]) -> Figure:
+    """{"scores": {score: {setting: a value a seed}}, "default": setting, "margins": {score: margin}, "log": [scores]}.
+
+    A panel a score, a row a setting: a ring a seed, below it a diamond, the mean, with its 95% interval (Student's t);
+    dotted the mean of the default, around it in grey the margin of equivalence, if any.
+    """
+    _need(evidence, "scores", "default")
+    scores, names = evidence["scores"], list(next(iter(evidence["scores"].values())))
+    figure, axes = _axes(len(scores) * (0.27 * len(names) + 0.95), len(scores))
+    for ax, (score, settings) in zip(axes, scores.items(), strict=True):
+        middle, margin = float(np.mean(settings[evidence["default"]])), evidence.get("margins", {}).get(score, 0)
+        ax.axvline(middle, color="black", linewidth=0.9, linestyle=(0, (1, 2)))
+        ax.axvspan(middle - margin, middle + margin, color="#777777", alpha=0.18, linewidth=0)
+        for y, name in enumerate(names):
+            values = np.asarray(settings[name], dtype=float)
+            error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else 0
+            ax.plot(values, [y - 0.13] * len(values), "o", color=INK, markersize=5, markerfacecolor="none")
+            ax.errorbar(values.mean(), y + 0.17, xerr=error, fmt="D", color=RUST, markersize=4, capsize=3)
+        ax.set(xlabel=score, ylim=(len(names) - 0.5, -0.5))
+        if score in evidence.get("log", ()):
+            ax.set_xscale("log", subs=(2, 3, 5))  # the labels of more ticks would overlap
+            ax.xaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+        ax.set_yticks(range(len(names)), names, fontsize=9)
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -20,16 +20,23 @@ SWEEP = {"C": [0.1, 1.0, 10.0], "test": [0.7, 0.9, 0.8], "validation": [0.6, 0.8
          "converged": [True, True, False]}  # fmt: skip
 ABLATION = {"rows": [{"recipe": "pool5", "validation": 0.8, "test": 0.9, "low": 0.88, "high": 0.92}]}
 ROW = {"row": "Relu2", "report": 0.9, "reading": "first", "tap": "relu6", "accuracy": 0.91}
+STEPS = {"cDCGAN": ([25, 100, 400], [0.1, 0.5, 0.9], [0.01, 0.02, 0.01]), "cGAN": ([25, 400], [0.1, 0.2], [0, 0])}
+STUDY = {"scores": {"distance": {"default": [10.0, 12.0], "lr 1e-10": [90.0, 94.0]},
+                    "diversity": {"default": [0.3, 0.31], "lr 1e-10": [0.01, 0.02]}},
+         "default": "default", "margins": {"distance": 2.5}, "log": ["distance"]}  # fmt: skip
+LOSSES = np.random.default_rng(0).random((400, 4))
 ALL = {
     "classification_panel": lambda: figures.classification_panel([PHOTO], [[("cat", 0.9), ("dog", 0.1)]], ["a cat"]),
     "convolution_maps": lambda: figures.convolution_maps(PHOTO, np.ones((64, 12, 12))),
     "depth_curves": lambda: figures.depth_curves([CURVE]),
     "c_sweep": lambda: figures.c_sweep(SWEEP),
     "confusion": lambda: figures.confusion({"classes": ["a", "b"], "matrix": [[3, 1], [0, 4]]}),
-    "mistakes": lambda: figures.mistakes([PHOTO[..., 0]] * 4, ["a"] * 4, ["b"] * 4, [1.0] * 4),
     "ablation": lambda: figures.ablation(ABLATION),
     "comparison": lambda: figures.comparison({"bars": {"head": [0.8, 0.82], "SVM": [0.9]}}),
     "table1": lambda: figures.table1([ROW]),
+    "score_by_step": lambda: figures.score_by_step(STEPS, "asked digit read (share, 0 to 1)", log="x"),
+    "losses": lambda: figures.losses(LOSSES),
+    "study": lambda: figures.study(STUDY),
 }
 
 
@@ -43,7 +50,10 @@ def test_every_figure_is_a_sharp_png_as_wide_as_a_phone(name: str) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.parametrize("name", ["depth_curves", "c_sweep", "confusion", "ablation", "comparison", "table1"])
+CHARTS = "depth_curves c_sweep confusion ablation comparison table1 score_by_step losses study".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", CHARTS)
 def test_axes_are_labelled_and_text_is_large_enough(name: str) -> None:
     figure = ALL[name]()
     assert figure.axes[-1].get_xlabel()
@@ -108,9 +118,133 @@ def test_counts_of_the_confusion_matrix_are_written_out() -> None:
     assert {text.get_position(): text.get_text() for text in ax.texts} == {(0, 0): "3", (1, 0): "1", (1, 1): "4"}
 
 
-@pytest.mark.parametrize(
-    ("draw", "missing"), [(figures.c_sweep, "C, test"), (figures.confusion, "matrix"), (figures.ablation, "rows")]
-)
+def test_the_mistakes_say_what_was_read_and_leave_no_empty_frame() -> None:
+    figure = figures.mistakes([PHOTO[..., 0]] * 4, ["a"] * 4, ["b"] * 4, [1.0, 2.0, 3.0, 4.0])
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert titles[:4] == [f"is a\nread as b\nmargin {m}.00" for m in (1, 2, 3, 4)]
+    assert not any(ax.get_frame_on() or len(ax.get_xticks()) for ax in figure.axes)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_has_every_pixel_as_it_is(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, channels, 5, 4), dtype=np.uint8)
+    drawn = Image.open(io.BytesIO(figures.png(figures.image_grid(images, columns=3, scale=2)))).convert("RGB")
+    pixels = np.asarray(drawn)
+    assert pixels.shape == (3 * 6 * 2, 3 * 5 * 2, 3)
+    for i, image in enumerate(images):
+        top, left = i // 3 * 12, i % 3 * 10
+        for dy, dx in ((0, 0), (1, 1)):  # both copies of each pixel
+            part = pixels[top + dy : top + 10 : 2, left + dx : left + 8 : 2]
+            assert np.array_equal(part, np.broadcast_to(image.transpose(1, 2, 0), part.shape))
+    assert (pixels[10:12] == 255).all()
+    assert (pixels[24:, 10:] == 255).all(), "no image there"
+
+
+def test_a_grid_of_digits_is_a_small_file_with_names_beside_its_rows() -> None:
+    stroke = np.zeros((100, 1, 32, 32), np.uint8)
+    for image, (y, x) in zip(stroke, np.random.default_rng(0).integers(4, 20, (100, 2)), strict=True):
+        image[0, y : y + 8, x : x + 3] = np.random.default_rng(x).integers(128, 256, (8, 3))
+    figure = figures.image_grid(stroke, rows=[str(digit) for digit in range(10)])
+    data = figures.png(figure)
+    assert data == figures.png(figure)
+    assert len(data) < 60_000
+    width, height = Image.open(io.BytesIO(data)).size
+    assert height == 10 * 33 * 2
+    assert width > height
+    shown = {text.get_text(): text.get_position()[1] for text in figure.texts}
+    assert shown == pytest.approx({str(digit): 0.95 - digit / 10 for digit in range(10)})
+    assert min(text.get_fontsize() for text in figure.texts) >= 8
+
+
+@pytest.mark.parametrize("images", [
+    np.zeros((4, 1, 8, 8)), np.zeros((4, 8, 8), np.uint8), np.zeros((4, 2, 8, 8), np.uint8),
+    np.zeros((0, 1, 8, 8), np.uint8),
+])  # fmt: skip
+def test_what_is_no_grid_is_named(images: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"images: got .*expected uint8 N x 1 or 3 x H x W"):
+        figures.image_grid(images)
+
+
+def bold(ax: Any) -> dict[str, Any]:
+    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def test_losses_are_running_means_in_the_middle_of_their_window() -> None:
+    rows = np.arange(200.0)[:, None] * [1.0, 2.0, 0.001, 0.002]
+    top, bottom = figures.losses(rows, window=50).axes
+    assert list(bold(top)) == ["loss of D", "loss of G"]
+    assert list(bold(bottom)) == ["D(x)", "D(G(z))"]
+    for line, slope in zip((*bold(top).values(), *bold(bottom).values()), (1, 2, 0.001, 0.002), strict=True):
+        assert len(line.get_xdata()) == 151
+        np.testing.assert_allclose(line.get_ydata(), slope * (line.get_xdata() - 1))  # steps count from 1
+    styles = {(line.get_marker(), line.get_linestyle()) for line in bold(top).values()}
+    assert len(styles) == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [np.full((60, 4), np.nan), np.ones((1, 4)), np.zeros((20, 4))])
+def test_a_run_that_broke_off_or_has_hardly_begun_is_drawn(rows: Any) -> None:
+    assert figures.png(figures.losses(rows))
+
+
+def test_one_peak_does_not_flatten_the_losses() -> None:
+    rows = np.ones((2000, 4))
+    rows[3, 1] = 1e6
+    assert figures.losses(rows).axes[0].get_ylim()[1] < 2
+
+
+def test_losses_of_another_shape_are_named() -> None:
+    with pytest.raises(ArgumentError, match=r"losses: got \(5, 3\), expected steps x 4"):
+        figures.losses(np.ones((5, 3)))
+
+
+def test_scores_by_step_hold_their_numbers_and_bands() -> None:
+    ax: Any = figures.score_by_step(STEPS, "share", log="xy").axes[0]
+    drawn = bold(ax)
+    assert {name: list(line.get_ydata()) for name, line in drawn.items()} == {n: v[1] for n, v in STEPS.items()}
+    assert len({(line.get_marker(), line.get_linestyle()) for line in drawn.values()}) == 2
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("training step (log scale)", "share (log scale)")
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(0.9 + 1.96 * 0.01)
+
+
+def test_curves_are_scores_of_samples() -> None:
+    samples = [[0.0, 1.0], [2.0, 3.0]]
+    ax: Any = figures.curves([1, 2], {"a": samples}, "pixels", "share").axes[0]
+    assert list(bold(ax)["a"].get_ydata()) == [1, 2]
+    assert ax.collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(2 + 1.96 / 2**0.5)
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_ylim()[0]) == ("pixels", "share", 0)
+
+
+def test_a_study_has_a_ring_a_seed_and_students_interval() -> None:
+    distance, diversity = (cast(Any, ax) for ax in figures.study(STUDY).axes)
+    rings = [list(line.get_xdata()) for line in distance.lines if line.get_marker() == "o"]
+    assert rings == [[10, 12], [90, 94]]
+    means = [line.get_xdata()[0] for line in distance.lines if line.get_marker() == "D"]
+    assert means == [11, 92]
+    low, high = distance.collections[0].get_segments()[0][:, 0]
+    assert (low, high) == pytest.approx((11 - 12.7062, 11 + 12.7062), abs=1e-3)  # t of 1 degree, times sd / sqrt 2
+    assert [text.get_text() for text in distance.get_yticklabels()] == ["default", "lr 1e-10"]
+    assert list(distance.lines[0].get_xdata()) == [11, 11]
+    shaded = [(patch.get_x(), patch.get_width()) for patch in (distance.patches[0], diversity.patches[0])]
+    assert shaded == [(8.5, 5.0), (pytest.approx(0.305), 0.0)]
+    assert (distance.get_xscale(), diversity.get_xscale()) == ("log", "linear")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_seed_that_diverged_costs_its_row_its_mean_only() -> None:
+    scores = {"distance": {"default": [1.0, 2.0], "lr 0.1": ["nan", 3.0], "one seed": [2.5]}}
+    figure = figures.study({"scores": scores, "default": "default"})
+    assert figures.png(figure)
+    assert [line.get_xdata()[0] for line in lines(figure) if line.get_marker() == "D"][::2] == [1.5, 2.5]
+
+
+@pytest.mark.parametrize(("draw", "missing"), [
+    (figures.c_sweep, "C, test"), (figures.confusion, "matrix"), (figures.ablation, "rows"),
+    (figures.study, "scores, default"), (lambda _: figures.table1([]), "rows"),
+    (lambda _: figures.depth_curves([{}]), "network, accuracy"),
+])  # fmt: skip
 def test_missing_evidence_is_named(draw: Any, missing: str) -> None:
     with pytest.raises(ArgumentError, match=missing):
         draw({"classes": ["a"], "rows": []})
