@@ -19,7 +19,7 @@ from torch import Tensor
 from rdfia import store
 from rdfia.errors import ArgumentError, StoreError
 from rdfia.gan_training import DivergedError, GanConfig, Trainer, fixed_noise, health, to_uint8, train
-from rdfia.gans import Generator, sample
+from rdfia.gans import Generator, build, sample
 
 Score = Callable[[Generator], Mapping[str, Any]]
 
@@ -86,31 +86,33 @@ def scored_run(
     losses, rows = trainer.losses[: trainer.done].cpu(), []
     for step in run.snapshots:
         kept = work / run.name / f"generator-{step}.safetensors"
-        if kept.exists():
-            generator = _generator(run, kept, digest).to(options.get("device", "cpu"))
+        if kept.exists() and (generator := _generator(run, kept, digest)):
+            generator.to(options.get("device", "cpu"))
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
                 store.write_atomic(evidence / f"{run.name}-{step}.png", _grid(run, generator))
     store.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.half()})
     seconds = store.read_json(work / run.name / "seconds.json")
     environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(trainer.device)}
-    row = {**asked, "scores": rows, "health": health(losses)._asdict(), "diverged": diverged, "seconds": seconds,
+    signals = {name: value for name, value in health(losses)._asdict().items() if value == value}  # no NaN in JSON
+    row = {**asked, "scores": rows, "health": signals, "diverged": diverged, "seconds": seconds,
            "environment": environment}  # fmt: skip
     store.write_json(path, row)
-    return row
+    return store.read_json(path)  # as a later call will find it
 
 
 def _data(images: Tensor, labels: Any) -> dict[str, Tensor]:
     return {"x": images} | ({} if labels is None else {"y": torch.as_tensor(labels).long()})
 
 
-def _generator(run: Run, path: Path, digest: str) -> Generator:
+def _generator(run: Run, path: Path, digest: str) -> Generator | None:
+    """The generator in a file; None for one that has diverged, which makes no images."""
     tensors, metadata = store.load_tensors(path)
     if metadata.get("data") != digest:
         raise StoreError(f"{path} was trained on other data; remove the folder to have the run made again")
-    generator = Generator(run.config.architecture)
+    _, generator = build(run.config.architecture, run.config.seed)
     generator.load_state_dict(tensors)
-    return generator
+    return generator if all(bool(t.isfinite().all()) for t in tensors.values()) else None
 
 
 def _grid(run: Run, generator: Generator) -> bytes:

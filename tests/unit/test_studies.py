@@ -1,0 +1,182 @@
+"""Runs of a study: resumable one by one, raw values kept; comparisons with their planted faults."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from rdfia import store, studies
+from rdfia.errors import ArgumentError, StoreError
+from rdfia.gan_training import GanConfig, fixed_noise, to_uint8
+from rdfia.gans import GanArchitecture, Generator, build, sample
+from rdfia.studies import Run
+
+TINY = GanConfig(GanArchitecture(image_size=16, channels=1, nz=3, ngf=2, ndf=2), steps=60, batch=4)
+IMAGES = torch.randint(0, 256, (12, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+RUN = Run("tiny", TINY, (25, 60), grids=(60,))
+
+
+def mean_pixel(generator: Generator) -> dict[str, float]:
+    z = torch.ones(2, generator.architecture.nz)
+    return {"mean": float(sample(generator, z, statistics="running").mean())}
+
+
+class Score:
+    """Counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, generator: Generator) -> dict[str, float]:
+        self.calls += 1
+        return mean_pixel(generator)
+
+
+def do(folder: Path, run: Run = RUN, score: Any = mean_pixel, **options: Any) -> dict[str, Any]:
+    options = {"checkpoint_every": 25, **options}
+    return studies.scored_run(run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options)
+
+
+def test_a_run_is_scored_at_its_snapshots_and_made_once(tmp_path: Path) -> None:
+    score = Score()
+    row = do(tmp_path, score=score)
+    assert [s["step"] for s in row["scores"]] == [25, 60]
+    assert row["scores"][0]["mean"] != row["scores"][1]["mean"]
+    assert row["config"]["steps"] == 60
+    assert row["diverged"] is None
+    assert row["seconds"] > 0
+    assert json.loads(json.dumps(row)) == do(tmp_path, score=score)
+    assert score.calls == 2
+    losses = studies.losses_of(RUN, tmp_path / "kept")
+    assert losses.shape == (60, 4)
+    assert bool((losses[:, 0] > 0).all())
+
+
+class Killed(BaseException):
+    """In the place of a signal."""
+
+
+def test_a_cut_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    whole = do(tmp_path / "whole")
+
+    def cut(steps: Any, total: int, name: str) -> Any:
+        for step in steps:
+            if step == 40:
+                raise Killed
+            yield step
+
+    with pytest.raises(Killed):
+        do(tmp_path / "cut", progress=cut)
+    assert not (tmp_path / "cut" / "kept" / "tiny.json").exists()
+    resumed = do(tmp_path / "cut")
+    assert resumed["scores"] == whole["scores"]
+    a, b = (studies.losses_of(RUN, tmp_path / name / "kept") for name in ("whole", "cut"))
+    assert torch.equal(a, b)
+    assert resumed["seconds"] > 0  # of both pieces: the first wrote its own
+
+
+def test_the_grid_that_is_kept_is_the_generators(tmp_path: Path) -> None:
+    do(tmp_path)
+    _, generator = build(TINY.architecture, 0)
+    generator.load_state_dict(store.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
+    z, y = fixed_noise(TINY)
+    expected = to_uint8(sample(generator, z, y, statistics="batch"))
+    assert torch.equal(studies.grid_of(RUN, 60, tmp_path / "kept"), expected)
+    with pytest.raises(StoreError, match=r"tiny-25.png: no grid .* remove tiny.json"):
+        studies.grid_of(RUN, 25, tmp_path / "kept")
+
+
+def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
+    config = replace(TINY, architecture=replace(TINY.architecture, channels=3))
+    images = IMAGES.expand(-1, 3, -1, -1).contiguous()
+    run = replace(RUN, config=config)
+    common: dict[str, Any] = {"work": tmp_path / "work", "evidence": tmp_path / "kept"}
+    studies.scored_run(run, images, None, mean_pixel, **common)
+    _, generator = build(config.architecture, 0)
+    generator.load_state_dict(store.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
+    expected = to_uint8(sample(generator, *fixed_noise(config), statistics="batch"))
+    assert torch.equal(studies.grid_of(run, 60, tmp_path / "kept"), expected)
+
+
+@pytest.mark.parametrize("change", ["config", "data", "snapshots"])
+def test_evidence_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
+    do(tmp_path)
+    run = replace(RUN, config=replace(TINY, lr=1e-3)) if change == "config" else RUN
+    run = replace(run, snapshots=(60,)) if change == "snapshots" else run
+    images = IMAGES.flip(0) if change == "data" else IMAGES
+    with pytest.raises(StoreError, match=rf"tiny.json has a run of another {change}: choose another folder"):
+        studies.scored_run(run, images, None, mean_pixel, work=tmp_path / "work", evidence=tmp_path / "kept")
+
+
+def test_a_run_that_diverges_keeps_what_it_had(tmp_path: Path) -> None:
+    run = replace(RUN, config=replace(TINY, lr=1e30), snapshots=(1, 60))
+    row = do(tmp_path, run)
+    assert "not finite" in row["diverged"]
+    assert str(tmp_path) not in row["diverged"]
+    assert studies.final(row, "mean", (60,), worst=9.0) == 9.0
+    assert do(tmp_path, run) == row  # and is not made again
+
+
+def test_the_median_over_a_window() -> None:
+    row = {"scores": [{"step": step, "frechet": value} for step, value in ((1, 5.0), (2, 1.0), (3, 2.0))]}
+    assert studies.final(row, "frechet", (1, 2, 3), np.inf) == 2.0
+    assert studies.final(row, "frechet", (2, 3, 4), np.inf) == 2.0
+    assert studies.final(row, "frechet", (3, 4, 5), np.inf) == np.inf
+
+
+def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
+    runs = studies.seeds("name", TINY, range(1, 4), (25,))
+    assert [run.config.seed for run in runs] == [1, 2, 3]
+    assert [run.name for run in runs] == ["name-1", "name-2", "name-3"]
+    assert [run.grids for run in runs] == [(60,), (), ()]
+
+
+def test_larger_is_exact_and_one_sided() -> None:
+    high, low = [5.0, 6.0, 7.0, 8.0, np.inf], [1.0, 2.0, 3.0, 4.0, 4.5]
+    assert studies.larger(high, low).p == pytest.approx(1 / 252)
+    assert studies.larger(low, high).p == 1.0  # the planted fault: two-sided would be significant here too
+    assert studies.larger(low[:2], low[:2]).p > 0.5
+    assert studies.larger([4.0, 6.0], [1.0, 3.0]).ratio == 2.5
+    with pytest.raises(ArgumentError, match="two runs or more a side, got \\[1, 2\\]"):
+        studies.larger([1.0], [1.0, 2.0])
+
+
+def test_no_larger_wants_evidence_not_absence_of_a_difference() -> None:
+    default = [10.0, 10.2, 9.8, 10.1, 9.9]
+    assert studies.no_larger(default, default, 1.25).holds
+    assert not studies.no_larger([13.0, 13.2, 12.9, 13.1, 12.8], default, 1.25).holds
+    noisy = studies.no_larger([4.0, 25.0, 10.0, 6.0, 16.0], [5.0, 20.0, 10.0, 7.0, 15.0], 1.25)
+    assert noisy.ratio < 1.25
+    assert not noisy.holds  # no difference is to be seen, and nothing is shown
+    assert studies.no_larger([5.0, 5.1], default, 1.25).holds  # better is as good
+    assert not studies.no_larger([1.0, np.inf], default, 1.25).holds
+    assert studies.no_larger([1.0, 1.0], [1.0, 1.0], 1.25).upper == 1.0
+
+
+def test_the_bound_of_no_larger_is_welchs() -> None:
+    a, b = np.array([1.0, 1.3, 0.9, 1.2]), np.array([0.8, 1.1, 1.0])
+    expected = stats.ttest_ind(np.log(a), np.log(b), equal_var=False).confidence_interval(0.90).high
+    found = studies.no_larger(list(a), list(b), 2.0)
+    assert found.upper == pytest.approx(np.exp(expected))
+    assert found.ratio == pytest.approx(np.exp(np.log(a).mean() - np.log(b).mean()))
+
+
+def test_no_larger_errs_as_often_as_it_says() -> None:
+    """At a true ratio of just the margin, one study in twenty calls it within."""
+    rng = np.random.default_rng(0)
+    hits = [studies.no_larger(np.exp(rng.normal(np.log(1.25), 0.1, 5)).tolist(), np.exp(rng.normal(0, 0.1, 5)).tolist(),
+                              1.25).holds for _ in range(1000)]  # fmt: skip
+    assert 0.03 < np.mean(hits) < 0.075
+
+
+def test_variation_of_losses() -> None:
+    rows = torch.zeros(1000, 4)
+    rows[:500], rows[500::2, 0], rows[501::2, 0], rows[500:, 1] = 99.0, 1.0, 3.0, 2.0
+    assert studies.loss_variation(rows) == pytest.approx({"Loss_D": 0.5, "Loss_G": 0.0}, abs=1e-3)
