@@ -1,4 +1,4 @@
-"""TME 9 and 10: one training step for DCGAN, cDCGAN and cGAN, the loop around it, checkpoints that resume bit for bit."""
+"""TME 9 and 10: one training step for the three GANs, the loop around it, checkpoints that resume bit for bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from rdfia import store
 from rdfia.errors import ArgumentError, DatasetError, RdfiaError, StoreError
-from rdfia.gans import GanArchitecture, Generator, build, discriminator_loss, generator_loss, sample
+from rdfia.gan_health import Health, diversity, health  # noqa: F401 - what a run is judged by belongs to this interface
+from rdfia.gans import GanArchitecture, Generator, build, check_images, discriminator_loss, generator_loss, sample
+from rdfia.gans import prepare_images as prepare_images
+from rdfia.gans import to_uint8 as to_uint8
 
 Device = str | torch.device
 LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
@@ -54,19 +57,21 @@ class GanConfig:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.nb_update_D, self.nb_update_G) < 1 or self.batch < 2 or self.lr <= 0:
+        if min(self.steps, self.nb_update_D, self.nb_update_G) < 1 or self.batch < 2 or not 0 < self.lr < math.inf:
             raise ArgumentError(f"{self}: expected steps and updates from 1, batch from 2 (BatchNorm), lr above 0")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema < 1 and 0 <= self.label_smoothing < 0.5):
             raise ArgumentError(f"{self}: expected beta1, beta2 and ema in 0..1, label_smoothing below 0.5")
         if self.precision not in ("float32", "bfloat16") or list(self.milestones) != sorted(self.milestones):
             raise ArgumentError(f"{self}: expected precision float32 or bfloat16, milestones in ascending order")
+        if not 0 <= self.seed < 2**43:  # each epoch's order has a seed of its own, `seed * 2**20 + epoch`
+            raise ArgumentError(f"{self}: expected a seed from 0 to 2**43 - 1")
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON can hold them, the architecture's among them by name."""
         return json.loads(json.dumps(asdict(self)))
 
 
-_MNIST = {"channels": 1, "classes": 10}
+_MNIST: dict[str, Any] = {"channels": 1, "classes": 10}
 # TME 10: 20 epochs (cGAN: 30) counted on 50,000 images; the rate falls after epochs 11 and 16.
 _MILESTONES = tuple(epoch * 50_000 // 128 for epoch in (11, 16))
 LABS = {
@@ -82,23 +87,6 @@ def log_line(step: int, steps: int, row: Iterable[float]) -> str:
     return f"[{step:5d}/{steps:5d}] {values}"
 
 
-def prepare_images(images: Any, image_size: int) -> Tensor:
-    """uint8 images (N x H x W or N x 3 x H x W) as N x C x S x S, padded with black on all sides (MNIST by 2 pixels).
-
-    DatasetError: no image, another dtype or shape, or images larger than S or more than a quarter smaller.
-    """
-    pixels = torch.as_tensor(images)
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels) or pixels.shape[1] not in (1, 3):
-        raise DatasetError(f"images: got {pixels.dtype} {tuple(pixels.shape)}, expected uint8 N x H x W or N x 3 x H x W")
-    height, width = pixels.shape[2:]
-    if max(height, width) > image_size or min(height, width) < 0.75 * image_size:
-        raise DatasetError(f"images: {height} x {width} pixels, the network wants {image_size} x {image_size}; resize "
-                           "them, or choose another image_size")  # fmt: skip
-    top, left = (image_size - height) // 2, (image_size - width) // 2
-    return nn.functional.pad(pixels, (left, image_size - width - left, top, image_size - height - top))
-
-
 class Trainer:
     """The state of a run: networks, optimisers, random streams, losses; `step()` advances it by one step.
 
@@ -108,8 +96,10 @@ class Trainer:
 
     def __init__(self, config: GanConfig, images: Tensor, labels: Any = None, *, device: Device = "cpu") -> None:
         self.config, self.device, a = config, torch.device(device), config.architecture
-        self.y = _checked(config, images, labels)
-        self.y = None if self.y is None else self.y.to(self.device)
+        y = check_images(a, images, labels)
+        if config.batch > len(images):
+            raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
+        self.y = None if y is None else y.to(self.device)
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)  # N x S x S x C: batches come channels-last
         self.digest = store.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
         nets = [net.to(self.device, memory_format=torch.channels_last) for net in build(a, config.seed)]  # type: ignore
@@ -148,7 +138,10 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def step(self) -> None:
-        """One step; nothing in it waits for the device. With both counts at 1, G runs once and D three times."""
+        """One step; nothing in it waits for the device (an epoch's order is copied to it once an epoch).
+
+        With both counts at 1, G runs once and D three times.
+        """
         config, D, G = self.config, self.discriminator, self.generator
         rate = config.lr * 0.1 ** sum(self.done >= milestone for milestone in config.milestones)
         for optimizer in self.optimizers:
@@ -183,7 +176,10 @@ class Trainer:
         optimizer.step()
 
     def check(self, since: int, kept: str = "none is kept") -> None:
-        """Raises DivergedError for the first step from `since` on whose losses are not finite (waits for the device)."""
+        """Raises DivergedError that names the first step from `since` on with a loss that is not finite.
+
+        It waits for the device.
+        """
         finite = torch.isfinite(self.losses[since : self.done]).all(dim=1)
         if not bool(finite.all()):
             step = since + int((~finite).nonzero()[0])
@@ -202,17 +198,20 @@ class Trainer:
         return tensors | {"noise": self.noise.get_state(), "losses": self.losses[: self.done]}
 
     def save(self, folder: Path) -> Path:
-        """Write `step-N.safetensors` and then `training.json`, which names it; older ones go. StoreError, DivergedError."""
+        """Write `step-N.safetensors`, then `training.json` that names it, and remove older ones.
+
+        Raises DivergedError for a weight that is not finite, StoreError for what cannot be written.
+        """
         tensors = self._tensors()
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()):
-            raise DivergedError(f"step {self.done}: a weight is not finite; the last good checkpoint in {folder} is kept")
+            raise DivergedError(f"step {self.done}: a weight is not finite; what {folder} held before is kept")
         path = Path(folder) / f"step-{self.done}.safetensors"
         store.save_tensors(path, tensors)
         state = {"step": self.done, "batches": self.batches, "file": path.name, "data": self.digest}
         store.write_json(path.with_name("training.json"), {**state, "config": self.config.as_json()})
-        for old in path.parent.glob("step-*.safetensors"):
-            if old != path:
-                old.unlink(missing_ok=True)
+        folder = path.parent
+        for old in {*folder.glob("step-*.safetensors"), *folder.glob(".step-*.part")} - {path}:  # .part: of a kill
+            old.unlink(missing_ok=True)
         return path
 
     def load(self, folder: Path) -> bool:
@@ -223,21 +222,24 @@ class Trainer:
         index = Path(folder) / "training.json"
         if not index.exists():
             return False
-        state, mine = store.read_json(index), self.config.as_json()
+        state, mine = store.read_json(index), _flat(self.config.as_json())
         try:
-            theirs, step, batches = state["config"], int(state["step"]), int(state["batches"])
-            file, data = str(state["file"]), state["data"]
-            differ = [name for name in mine if theirs.get(name) != mine[name] and name != "steps"]
+            theirs, path = _flat(state["config"]), index.with_name(state["file"])
+            step, batches = int(state["step"]), int(state["batches"])
+            theirs["steps"] = max(step, mine["steps"])  # more may be asked for than before, not fewer than are done
+            differ = [f"{key}={theirs.get(key)}, here {mine[key]}" for key in mine if theirs.get(key) != mine[key]]
+            differ += ["other data"] * (state["data"] != self.digest)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{index} is no checkpoint of a GAN ({error!r}); remove it to start again") from error
-        if differ or data != self.digest or step > self.config.steps:
-            what = "other data" if data != self.digest else f"another config ({', '.join(differ) or 'fewer steps'})"
-            raise CheckpointError(f"{index} belongs to {what}: choose another folder, or remove it to start again")
-        tensors, _ = store.load_tensors(index.with_name(Path(file).name))
+        if differ:
+            raise CheckpointError(f"{index} is another run's: {'; '.join(differ)}. Choose another folder, or remove it")
         try:
+            tensors, _ = store.load_tensors(path)
+            if not len(tensors["losses"]) == step == batches / self.config.nb_update_D:
+                raise ValueError(f"step {step} and {batches} batches, losses of {len(tensors['losses'])} steps")
             self._restore(tensors)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise StoreError(f"{index.with_name(file)} does not fit its config ({error}); remove it") from error
+        except (StoreError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise StoreError(f"{path} is not what {index} names ({error}); remove both to start again") from error
         self.done, self.batches, self._order = step, batches, torch.empty(0)
         return True
 
@@ -257,31 +259,15 @@ class Trainer:
                 if value.ndim:  # fused Adam wants moments laid out in memory as the weights are
                     value = torch.empty_like(parameters[int(index)]).copy_(value)
                 state.setdefault(int(index), {})[field_name] = value
+            if len(state) != len(parameters):
+                raise ValueError(f"Adam's moments for {len(state)} of {len(parameters)} weights of {name}")
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.noise.set_state(tensors["noise"])
         self.losses[: len(tensors["losses"])] = tensors["losses"].to(self.device)
 
 
-def _checked(config: GanConfig, images: Tensor, labels: Any) -> Tensor | None:
-    """Labels as int64; DatasetError for images or labels that do not fit the config."""
-    a = config.architecture
-    shape = (a.channels, a.image_size, a.image_size)
-    if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
-        got = f"{images.dtype} {tuple(images.shape)}"
-        raise DatasetError(f"images: got {got}, expected uint8 N x {' x '.join(map(str, shape))}, N from 1; "
-                           "prepare_images pads to the network's size")  # fmt: skip
-    if config.batch > len(images):
-        raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
-    if not a.classes:
-        return None
-    y = torch.as_tensor(labels if labels is not None else [])
-    if y.shape != (len(images),) or y.is_floating_point():
-        raise DatasetError(f"labels: got {y.dtype} {tuple(y.shape)}, expected a whole number for each of {len(images)}")
-    found = torch.bincount(y.long().clamp(min=0), minlength=a.classes)
-    if int(y.min()) < 0 or len(found) > a.classes or (found == 0).any():
-        raise DatasetError(f"labels: {found.tolist()} images a class, expected some of each of 0 .. {a.classes - 1}: "
-                           "G would be asked for what it has never seen")  # fmt: skip
-    return y.long()
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in (config | config["architecture"]).items() if name != "architecture"}
 
 
 @torch.no_grad()
@@ -291,7 +277,7 @@ def _move_mean(mean: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 class Grid(NamedTuple):
-    """The images of the fixed noise after a step: uint8, 100 x C x S x S; a row of ten for each label, if any."""
+    """The images of the fixed noise after a step: uint8, 100 x C x S x S; with labels, ten of each of the first ten."""
 
     step: int
     images: Tensor
@@ -315,11 +301,6 @@ def fixed_noise(config: GanConfig, device: Device = "cpu") -> tuple[Tensor, Tens
     return z.repeat(len(y) // 10, 1).to(device), y.to(device)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in -1..1 as uint8 on the CPU."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-
-
 def train(
     config: GanConfig,
     images: Tensor,
@@ -334,19 +315,19 @@ def train(
     log: Callable[[str], None] | None = None,
     progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
 ) -> Trained:
-    """Train to `config.steps`, from the checkpoint in `folder` where there is one; on one CPU the same bit for bit.
+    """Train to `config.steps`, from the checkpoint in `folder` where there is one.
 
-    Every 25 steps the losses are read in bulk, `log` gets the lab's line, and losses that are not finite stop the run;
-    every `checkpoint_every` steps (a multiple of 25) and at the end a checkpoint is written. After the steps in
-    `visit_at`, `visit` sees the trainer (for scores); what it draws must come from a generator of its own.
+    On one CPU with one number of threads a run is the same bit for bit, interrupted or not. Every 25 steps the losses
+    are read in bulk, `log` gets the lab's line, and losses that are not finite stop the run; every `checkpoint_every`
+    steps (a multiple of 25) and at the end a checkpoint is written. After the steps in `visit_at` (from 1), `visit`
+    sees the trainer (for scores), again where a run goes on from a checkpoint before; what it draws must come from a
+    generator of its own. Grids are those of the steps after that checkpoint.
     Raises DatasetError, DivergedError, CheckpointError, StoreError.
     """
     trainer = Trainer(config, images, labels, device=device)
     if checkpoint_every < 1 or checkpoint_every % LOG_EVERY:
         raise ArgumentError(f"checkpoint_every={checkpoint_every}: expected a multiple of {LOG_EVERY}")
-    kept = "none is kept"
-    if folder is not None and trainer.load(folder):
-        kept = f"{folder}, step {trainer.done}"
+    kept = f"{folder}, step {trainer.done}" if folder is not None and trainer.load(folder) else "none is kept"
     z, y = fixed_noise(config, trainer.device)
     wanted_grids, wanted_visits, grids = set(grids_at), set(visit_at), []
     steps: Iterable[int] = range(trainer.done, config.steps)
@@ -362,44 +343,5 @@ def train(
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
         if folder is not None and (trainer.done % checkpoint_every == 0 or trainer.done == config.steps):
-            trainer.save(folder)
-            kept = f"{folder}, step {trainer.done}"
+            kept = str(trainer.save(folder))
     return Trained(trainer, trainer.losses.cpu(), grids)
-
-
-class Health(NamedTuple):
-    """Signals of the last steps of a run: means of D(x), D(G(z)) and losses, and what is wrong with them, in words."""
-
-    d_real: float
-    d_fake: float
-    loss_D: float  # noqa: N815
-    loss_G: float  # noqa: N815
-    d_loss_zero: float  # share of steps with Loss_D under 0.05
-    diversity: float  # see `diversity`; NaN where no images were given
-    alarms: tuple[str, ...]
-
-
-D_LOSS_ZERO = 0.05  # below it D is sure of nearly every image, and G's gradient says little
-
-
-def health(losses: Tensor, images: Tensor | None = None, real: Tensor | None = None, window: int = 500) -> Health:
-    """Judge the last `window` rows of `losses` (steps x 4), and uint8 samples beside as many real images."""
-    tail = losses[-window:].double()
-    loss_D, loss_G, d_real, d_fake = tail.mean(0).tolist()
-    zero, alarms = float((tail[:, 0] < D_LOSS_ZERO).double().mean()), []
-    spread = math.nan if images is None else diversity(images)
-    if zero > 0.5:
-        alarms.append(f"D loss at 0: {zero:.0%} of the steps under {D_LOSS_ZERO}, G learns little from it")
-    if d_real - d_fake < 0.01:
-        alarms.append(f"D does not tell real from fake: D(x) {d_real:.2f}, D(G(z)) {d_fake:.2f}")
-    if real is not None and spread < 0.5 * diversity(real):
-        alarms.append(f"collapse: images differ by {spread:.3f} from each other, real ones by {diversity(real):.3f}")
-    return Health(d_real, d_fake, loss_D, loss_G, zero, spread, tuple(alarms))
-
-
-def diversity(images: Tensor) -> float:
-    """Root mean square difference of two images of uint8 N x C x S x S, in 0..1: near 0 where all are the same."""
-    x = images.flatten(1).double() / 255
-    return math.sqrt(2 * float(x.var(dim=0, correction=1).mean())) if len(x) > 1 else 0.0
-
-

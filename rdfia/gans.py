@@ -1,23 +1,27 @@
 """TME 9 and 10: DCGAN, cDCGAN and cGAN as tables of layers, weights counted in closed form, losses on logits.
 
-Every network has three parts: an embedding of x (or z), an embedding of the one-hot label, and a trunk on both; DCGAN has
-only a trunk. Sources: Radford et al. 2016 (DCGAN), Mirza and Osindero 2014 (conditional GAN), report 3 and 4.
+Every network has three parts: an embedding of x (or z), an embedding of the one-hot label, and a trunk on both; DCGAN
+has only a trunk. Sources: Radford et al. 2016 (DCGAN), Mirza and Osindero 2014 (conditional GAN), report 3 and 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.errors import ArgumentError
+from rdfia.errors import ArgumentError, DatasetError
 
 KINDS = ("dcgan", "cdcgan", "cgan")
 SIZES = (16, 32, 64, 128)  # 4 x 4 after the first layer of a convolutional G, doubled by each further one
+Part = Literal["x", "y", "trunk"]
+Kind = Literal["conv", "up", "dense"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class GanArchitecture:
 class Row(NamedTuple):
     """A layer: conv | up (transposed conv) | dense, its widths, stride (kernel 4), BatchNorm or not, activation."""
 
-    part: Literal["x", "y", "trunk"]
-    kind: Literal["conv", "up", "dense"]
+    part: Part
+    kind: Kind
     before: int
     after: int
     stride: int
@@ -75,16 +79,17 @@ class Row(NamedTuple):
 def generator_rows(a: GanArchitecture) -> list[Row]:
     """The layers of G, from z (and the label) to an image in -1..1."""
     pixels, ups = a.channels * a.image_size**2, a.image_size.bit_length() - 3
+    embedded: tuple[tuple[Part, int], ...] = (("x", a.nz), ("y", a.classes))
     if a.kind == "cgan":
-        rows = [Row(part, "dense", n, 8 * a.ngf, 1, True, "relu") for part, n in (("x", a.nz), ("y", a.classes))]
+        rows = [Row(part, "dense", n, 8 * a.ngf, 1, True, "relu") for part, n in embedded]
         widths = [16 * a.ngf, 16 * a.ngf, 32 * a.ngf]
         return [*rows, *_chain("dense", widths, 1, "relu"), Row("trunk", "dense", widths[-1], pixels, 1, False, "tanh")]
     if a.kind == "dcgan":
         widths = [a.ngf << i for i in reversed(range(ups))]
         rows = [Row("trunk", "up", a.nz, widths[0], 1, True, "relu")]
     else:
-        widths = [16 * a.ngf, *(max(1, 8 * a.ngf >> i) for i in range(ups - 1))]
-        rows = [Row(part, "up", n, 8 * a.ngf, 1, True, "relu") for part, n in (("x", a.nz), ("y", a.classes))]
+        widths = [16 * a.ngf, *(8 * a.ngf >> i for i in range(ups - 1))]
+        rows = [Row(part, "up", n, 8 * a.ngf, 1, True, "relu") for part, n in embedded]
     return [*rows, *_chain("up", widths, 2, "relu"), Row("trunk", "up", widths[-1], a.channels, 2, False, "tanh")]
 
 
@@ -95,6 +100,7 @@ def discriminator_rows(a: GanArchitecture) -> list[Row]:
         widths = [a.channels, *(a.ndf << i for i in range(downs))]
         return [*_chain("conv", widths, 2, "leaky", norm), Row("trunk", "conv", widths[-1], 1, 1, False, "none")]
     dense = a.kind == "cgan"
+    kind: Kind
     kind, stride, width, start = ("dense", 1, 32 * a.ndf, pixels) if dense else ("conv", 2, a.ndf, a.channels)
     widths = [2 * width, *((32 * a.ndf, 16 * a.ndf) if dense else (a.ndf << (i + 2) for i in range(downs - 1)))]
     rows = [Row("x", kind, start, width * (1 if a.label_in_D else 2), stride, False, "leaky")]
@@ -103,9 +109,11 @@ def discriminator_rows(a: GanArchitecture) -> list[Row]:
     return [*rows, *_chain(kind, widths, stride, "leaky", norm), Row("trunk", kind, widths[-1], 1, 1, False, "none")]
 
 
-def _chain(kind: str, widths: list[int], stride: int, activation: str, norm: bool = True) -> Iterator[Row]:
-    for before, after in zip(widths, widths[1:], strict=False):
-        yield Row("trunk", kind, before, after, stride, norm, activation)  # type: ignore[arg-type]
+def _chain(
+    kind: Kind, widths: list[int], stride: int, activation: Literal["relu", "leaky"], norm: bool = True
+) -> Iterator[Row]:
+    for before, after in pairwise(widths):
+        yield Row("trunk", kind, before, after, stride, norm, activation)
 
 
 def parameter_counts(a: GanArchitecture) -> tuple[int, int]:
@@ -150,8 +158,10 @@ class _Network(nn.Module):
     def _run(self, x: Tensor, y: Tensor | None, spread: int) -> Tensor:
         """Logits or pixels; the one-hot label is spread over `spread` x `spread` (0: dense layers want none)."""
         if len(self.y):
-            if y is None:
-                raise ArgumentError(f"y: {self.architecture.kind} wants a label for each image, 0 .. classes - 1")
+            if y is None or y.dtype != torch.int64 or y.shape != (len(x),):
+                got = "None" if y is None else f"{y.dtype} {tuple(y.shape)}"
+                wanted = f"int64 labels 0 .. {self.architecture.classes - 1} for {len(x)} images"
+                raise ArgumentError(f"y: got {got}, {self.architecture.kind} expects {wanted}")
             one_hot = x.new_zeros(len(y), self.architecture.classes)  # F.one_hot would wait for the device
             one_hot.scatter_(1, y[:, None], 1.0)
             if spread:
@@ -193,33 +203,79 @@ class Discriminator(_Network):
 def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:
     """(D, G) with the labs' start: weights N(0, 0.02), BatchNorm scales N(1, 0.02), shifts 0; the same for a seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
         return Discriminator(a), Generator(a)
 
 
 def sample(
-    generator: Generator, z: Tensor, y: Tensor | None = None, *, statistics: Literal["running", "batch"], batch: int = 500
+    generator: Generator,
+    z: Tensor,
+    y: Tensor | None = None,
+    *,
+    statistics: Literal["running", "batch"],
+    batch: int = 500,
 ) -> Tensor:
     """Images of G for noise z (N x nz) and labels, N x C x S x S in -1..1, float32; G itself is left as it was.
 
     BatchNorm takes the statistics that training has kept ("running": an image depends on its own z alone), or those of
     each batch of `batch` images ("batch": what a G in training mode shows, as the labs' grids do).
     """
-    if statistics not in ("running", "batch"):
-        raise ArgumentError(f"statistics: got {statistics!r}, expected 'running' or 'batch'")
-    labels = [None] * len(z) if y is None else list(y.split(batch))
-    was_training = generator.training
-    generator.train(statistics == "batch")
-    try:
-        with torch.inference_mode():
-            kept = {name: buffer.clone() for name, buffer in generator.named_buffers()}  # the copies take the updates
-            parts = [
-                torch.func.functional_call(generator, {**dict(generator.named_parameters()), **kept}, (part, label))
-                for part, label in zip(z.split(batch), labels, strict=False)
-            ]
-    finally:
-        generator.train(was_training)
+    if statistics not in ("running", "batch") or batch < 1 or not len(z):
+        got = f"statistics={statistics!r}, batch={batch}, {len(z)} images"
+        raise ArgumentError(f"{got}: expected statistics 'running' or 'batch', batch and images from 1")
+    if statistics == "batch" and 1 in (batch, len(z) % batch):
+        raise ArgumentError(f"batch={batch}: of {len(z)} images it leaves one alone, which has no statistics")
+    if y is not None and len(y) != len(z):
+        raise ArgumentError(f"y: {len(y)} labels for {len(z)} rows of z")
+    noise = z.split(batch)
+    labels = [None] * len(noise) if y is None else y.split(batch)
+    copy = deepcopy(generator).train(statistics == "batch")  # training mode moves the statistics: of the copy
+    with torch.inference_mode():
+        parts = [copy(part, label) for part, label in zip(noise, labels, strict=True)]
     return torch.cat(parts).float()
+
+
+def prepare_images(images: Any, image_size: int) -> Tensor:
+    """uint8 images (N x H x W or N x 1|3 x H x W) as N x C x S x S, padded with black on all sides (MNIST by 2 pixels).
+
+    DatasetError: no image, another dtype or shape, or images larger than S or more than a quarter smaller.
+    """
+    pixels = torch.as_tensor(images)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels) or pixels.shape[1] not in (1, 3):
+        got = f"{pixels.dtype} {tuple(pixels.shape)}"
+        raise DatasetError(f"images: got {got}, expected uint8 N x H x W or N x 3 x H x W, N from 1")
+    height, width = pixels.shape[2:]
+    if max(height, width) > image_size or min(height, width) < 0.75 * image_size:
+        raise DatasetError(f"images: {height} x {width} pixels, the network wants {image_size} x {image_size}; resize "
+                           "them, or choose another image_size")  # fmt: skip
+    top, left = (image_size - height) // 2, (image_size - width) // 2
+    return F.pad(pixels, (left, image_size - width - left, top, image_size - height - top))
+
+
+def check_images(a: GanArchitecture, images: Tensor, labels: Any) -> Tensor | None:
+    """The labels as N int64 (None for DCGAN); DatasetError for images or labels that the networks cannot be fed."""
+    shape = (a.channels, a.image_size, a.image_size)
+    if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
+        got = f"{images.dtype} {tuple(images.shape)}"
+        raise DatasetError(f"images: got {got}, expected uint8 N x {' x '.join(map(str, shape))}, N from 1; "
+                           "prepare_images pads to the network's size")  # fmt: skip
+    if not a.classes:
+        return None
+    y = torch.as_tensor([] if labels is None else labels)
+    if y.shape != (len(images),) or y.is_floating_point() or y.is_complex():
+        raise DatasetError(f"labels: got {y.dtype} {tuple(y.shape)}, expected a whole number for each of {len(images)}")
+    found = y.unique().tolist()
+    if found != list(range(a.classes)):
+        listed = ", ".join(map(str, found[:12])) + (" .." if len(found) > 12 else "")
+        raise DatasetError(f"labels: found {listed}, expected some of each of 0 .. {a.classes - 1}: G would be asked "
+                           "for what it has never seen")  # fmt: skip
+    return y.long()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in -1..1 as uint8 on the CPU."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -33,12 +33,21 @@ ARROWS = {
     "input_gradients": "images",
     "fooling": "images input_gradients",
     "saliency_scores": "images input_gradients",
+    "gans": "",
+    "gan_health": "",
+    "gan_training": "store gans gan_health",
+    "studies": "store gans gan_training gan_scores",
     "claims": "store",
     "figures": "",
     "machine": "assets claims",
     "blocks": "claims",
 }
-LABS = set("networks features gram svm heads input_gradients fooling saliency_scores".split())  # noqa: SIM905
+LABS = set(
+    """
+    networks features gram svm heads input_gradients fooling saliency_scores
+    gans gan_health gan_training studies
+    """.split()  # noqa: SIM905
+)
 ANYTHING = {"report", "__main__", "__init__"}
 TME7 = """
     q1.blocks q1.total q2.output q3.animals q4.conv1 q5.dataset q5.scratch q6.pretrained q8.depth q9.grey q10.head
@@ -119,7 +128,9 @@ def test_the_package_stays_compact() -> None:
     lines = {room: lines_of_code(source) for room, source in ROOMS.items()}
     assert {room: n for room, n in lines.items() if n > 250} == {}
     labs = {room: n for room, n in lines.items() if room in LABS}
-    assert sum(labs.values()) < 2000, labs  # what the four labs are about
+    # What the four labs are about. Two of them filled 1,400 lines, and two more came: it is the bound of a room that
+    # keeps the rooms small, this one says when there are too many.
+    assert sum(labs.values()) < 2400, labs
     assert sum(lines.values()) - sum(labs.values()) < 1800, lines  # assets, files on disk, claims, the page
 
 
