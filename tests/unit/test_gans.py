@@ -1,0 +1,570 @@
+"""Networks of TME 9 and 10 against hand arithmetic and a forward pass by hand; losses against their formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rdfia import gans
+from rdfia.errors import ArgumentError, DatasetError
+from rdfia.gans import GanArchitecture
+from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
+from tests.support.tolerances import assert_close
+
+MNIST: dict[str, Any] = {"channels": 1, "classes": 10}
+TINY: dict[str, dict[str, Any]] = {
+    "dcgan": {},
+    "cdcgan": {"classes": 3},
+    "cgan": {"classes": 3},
+}
+
+
+def tiny(kind: str, **options: Any) -> GanArchitecture:
+    small: dict[str, Any] = {"image_size": 16, "channels": 1, "nz": 5, "ngf": 2, "ndf": 2}
+    return GanArchitecture(kind, **{**small, **TINY[kind], **options})  # type: ignore[arg-type]
+
+
+def noise(n: int, a: GanArchitecture, seed: int = 0) -> Tensor:
+    return torch.randn(n, a.nz, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(n: int, a: GanArchitecture, seed: int = 1) -> Tensor:
+    shape = (n, a.channels, a.image_size, a.image_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def labels(n: int, a: GanArchitecture) -> Tensor | None:
+    return torch.arange(n) % a.classes if a.classes else None
+
+
+def moved(net: nn.Module) -> nn.Module:
+    """Every weight and statistic away from where it starts, so that a term that is left out shows."""
+    stream = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if value.is_floating_point():
+                away = 0.5 * torch.rand(value.shape, generator=stream) + 0.1
+                value.copy_(away if name.endswith("running_var") else away - 0.35)
+    return net
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("architecture", "D", "G"),
+    [
+        (
+            GanArchitecture("cdcgan", **MNIST),
+            [16 * 1 * 32, 16 * 10 * 32, 16 * 64 * 128 + 2 * 128, 16 * 128 * 256 + 2 * 256, 16 * 256 * 1],
+            [16 * 100 * 256 + 512, 16 * 10 * 256 + 512, 16 * 512 * 256 + 512, 16 * 256 * 128 + 256, 16 * 128 * 1],
+        ),
+        (
+            GanArchitecture("cgan", **MNIST),
+            [1024 * 1024, 10 * 1024, 2048 * 1024 + 2 * 1024, 1024 * 512 + 2 * 512, 512 * 1],
+            [100 * 256 + 512, 10 * 256 + 512, 512 * 512 + 1024, 512 * 1024 + 2048, 1024 * 1024],
+        ),
+        (
+            GanArchitecture(),
+            [16 * 3 * 32 + 64, 16 * 32 * 64 + 128, 16 * 64 * 128 + 256, 16 * 128 * 1],
+            [16 * 100 * 128 + 256, 16 * 128 * 64 + 128, 16 * 64 * 32 + 64, 16 * 32 * 3],
+        ),
+        (
+            GanArchitecture(image_size=64, channels=1),
+            [16 * 32 + 64, 16 * 32 * 64 + 128, 16 * 64 * 128 + 256, 16 * 128 * 256 + 512, 16 * 256],
+            [16 * 100 * 256 + 512, 16 * 256 * 128 + 256, 16 * 128 * 64 + 128, 16 * 64 * 32 + 64, 16 * 32],
+        ),
+        (
+            GanArchitecture("cdcgan", **MNIST, label_in_D=False),  # the embedding of x is as wide as both were
+            [16 * 1 * 64, 16 * 64 * 128 + 2 * 128, 16 * 128 * 256 + 2 * 256, 16 * 256 * 1],
+            [16 * 100 * 256 + 512, 16 * 10 * 256 + 512, 16 * 512 * 256 + 512, 16 * 256 * 128 + 256, 16 * 128 * 1],
+        ),
+    ],
+)
+def test_every_layer_has_the_weights_of_the_hand_s_arithmetic(
+    architecture: GanArchitecture, D: list[int], G: list[int]
+) -> None:
+    assert [row.weights for row in gans.discriminator_rows(architecture)] == D
+    assert [row.weights for row in gans.generator_rows(architecture)] == G
+    nets = gans.build(architecture, 0)
+    assert [sum(p.numel() for p in net.parameters()) for net in nets] == [sum(D), sum(G)]
+    assert gans.parameter_counts(architecture) == (sum(D), sum(G))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (GanArchitecture("cdcgan", **MNIST), (665_856, 3_075_840)),
+        (GanArchitecture("cgan", **MNIST), (3_683_840, 1_867_264)),
+        (GanArchitecture(), (167_872, 370_624)),
+    ],
+)
+def test_the_labs_networks_have_the_sizes_that_the_protocol_states(
+    architecture: GanArchitecture, expected: tuple[int, int]
+) -> None:
+    assert gans.parameter_counts(architecture) == expected
+
+
+@pytest.mark.parametrize("size", gans.SIZES)
+@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_goes_out_and_in_at_every_size(kind: str, size: int, channels: int) -> None:
+    a = tiny(kind, image_size=size, channels=channels, ngf=1, ndf=1)
+    D, G = gans.build(a, 0)
+    images = G(noise(2, a), labels(2, a))
+    assert images.shape == (2, channels, size, size)
+    assert D(images, labels(2, a)).shape == (2,)
+    assert images.abs().max() <= 1
+
+
+# --- a forward pass by hand, in float64 ---
+
+
+def down(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    """A convolution of kernel 4, padding stride - 1, as 16 products of matrices."""
+    x = nn.functional.pad(x, [stride - 1] * 4)
+    side = (x.shape[2] - 4) // stride + 1
+    out = x.new_zeros(len(x), len(w), side, side)
+    for i in range(4):
+        for j in range(4):
+            part = x[:, :, i : i + stride * side : stride, j : j + stride * side : stride]
+            out += torch.einsum("nihw,oi->nohw", part, w[:, :, i, j])
+    return out
+
+
+def up(x: Tensor, w: Tensor, stride: int) -> Tensor:
+    """Its transpose: every value paints a 4 x 4 patch, then the rim of stride - 1 is cut."""
+    side, rim = x.shape[2], stride - 1
+    out = x.new_zeros(len(x), w.shape[1], (side - 1) * stride + 4, (side - 1) * stride + 4)
+    for i in range(4):
+        for j in range(4):
+            painted = torch.einsum("nihw,io->nohw", x, w[:, :, i, j])
+            out[:, :, i : i + stride * side : stride, j : j + stride * side : stride] += painted
+    return out[:, :, rim : out.shape[2] - rim, rim : out.shape[3] - rim]
+
+
+def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """BatchNorm of a batch by its own statistics."""
+    dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+    mean, var = x.mean(dims, keepdim=True), x.var(dims, keepdim=True, correction=0)
+    return scale.view(shape) * (x - mean) / torch.sqrt(var + 1e-5) + shift.view(shape)
+
+
+def leaky(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, 0.2 * x)
+
+
+def relu(x: Tensor) -> Tensor:
+    return x.clamp(min=0)
+
+
+def one_hot(y: Tensor | None, classes: int) -> Tensor:
+    assert y is not None
+    return torch.eye(classes, dtype=torch.float64)[y]
+
+
+def dcgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: None) -> tuple[Tensor, Tensor]:
+    g, d = w["G"], w["D"]
+    h = relu(norm(up(z[:, :, None, None], g[0], 1), g[1], g[2]))
+    h = relu(norm(up(h, g[3], 2), g[4], g[5]))
+    images = torch.tanh(up(h, g[6], 2))
+    h = leaky(norm(down(x, d[0], 2), d[1], d[2]))
+    h = leaky(norm(down(h, d[3], 2), d[4], d[5]))
+    return images, down(h, d[6], 1).flatten()
+
+
+def cdcgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    g, d = w["G"], w["D"]
+    label = one_hot(y, 3)[:, :, None, None]
+    h = torch.cat([relu(norm(up(z[:, :, None, None], g[0], 1), *g[1:3])), relu(norm(up(label, g[3], 1), *g[4:6]))], 1)
+    h = relu(norm(up(h, g[6], 2), *g[7:9]))
+    images = torch.tanh(up(h, g[9], 2))
+    h = torch.cat([leaky(down(x, d[0], 2)), leaky(down(label.repeat(1, 1, 16, 16), d[1], 2))], 1)
+    h = leaky(norm(down(h, d[2], 2), *d[3:5]))
+    return images, down(h, d[5], 1).flatten()
+
+
+def cgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    g, d = w["G"], w["D"]
+    label = one_hot(y, 3)
+    h = torch.cat([relu(norm(z @ g[0].T, *g[1:3])), relu(norm(label @ g[3].T, *g[4:6]))], 1)
+    h = relu(norm(h @ g[6].T, *g[7:9]))
+    h = relu(norm(h @ g[9].T, *g[10:12]))
+    images = torch.tanh(h @ g[12].T).reshape(len(z), 1, 16, 16)
+    h = torch.cat([leaky(x.reshape(len(x), -1) @ d[0].T), leaky(label @ d[1].T)], 1)
+    h = leaky(norm(h @ d[2].T, *d[3:5]))
+    h = leaky(norm(h @ d[5].T, *d[6:8]))
+    return images, (h @ d[8].T).flatten()
+
+
+BY_HAND: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "dcgan": dcgan_by_hand,
+    "cdcgan": cdcgan_by_hand,
+    "cgan": cgan_by_hand,
+}
+
+
+@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_forward_pass_is_the_one_by_hand(kind: str, layout: torch.memory_format) -> None:
+    a = tiny(kind)
+    D, G = (moved(net).double().to(memory_format=layout) for net in gans.build(a, 0))  # type: ignore[call-overload]
+    z, x, y = noise(6, a).double(), pictures(6, a).double(), labels(6, a)
+    weights = {"D": list(D.parameters()), "G": list(G.parameters())}
+    images, logits = BY_HAND[kind](weights, z, x, y)
+    assert_close(G(z, y), images, "activation")
+    assert_close(D(x.to(memory_format=layout), y), logits, "activation")
+    assert logits.std() > 0
+    assert images.std() > 0
+
+
+def test_spectral_norm_makes_every_largest_singular_value_of_d_one() -> None:
+    a = tiny("cdcgan", norm_D="spectral")
+    D, _ = gans.build(a, 0)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in D.modules())
+    for _ in range(20):  # each forward pass in training mode is a step of the power iteration
+        D(pictures(2, a), labels(2, a))
+    layers = [module for module in D.modules() if isinstance(module, nn.Conv2d)]
+    assert len(layers) == len(gans.discriminator_rows(a)) == 4
+    for layer in layers:
+        largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+        assert_close(largest, torch.tensor(1.0), "singular value")
+        original = layer.get_parameter("parametrizations.weight.original")
+        assert_close(layer.weight * torch.linalg.matrix_norm(original.flatten(1), 2), original, "singular value")
+
+
+# --- the start ---
+
+
+def test_weights_start_as_the_labs_have_them() -> None:
+    nets = gans.build(GanArchitecture(image_size=128, ngf=16, ndf=16), 0)
+    modules = [module for net in nets for module in net.modules()]
+    norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+    layers = [module.weight for module in modules if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    assert len(layers) == 12
+    assert all(layer.bias is None for layer in modules if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
+    assert all((module.bias == 0).all() for module in norms)
+    for mean, values in ((0.0, layers), (1.0, [module.weight for module in norms])):
+        x = torch.cat([value.detach().double().flatten() for value in values])
+        n = len(x)
+        assert_close((x.mean() - mean) / 0.02 * n**0.5, torch.tensor(0.0), "standard errors")
+        assert_close((x.std() / 0.02 - 1) * (2 * n) ** 0.5, torch.tensor(0.0), "standard errors")
+    for layer in layers:  # each for itself: none has kept torch's own start
+        n = layer.numel()
+        assert_close((layer.detach().double().std() / 0.02 - 1) * (2 * n) ** 0.5, torch.tensor(0.0), "standard errors")
+
+
+def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seed: int) -> None:
+        raise AssertionError("reseeded every GPU")
+
+    a, state = tiny("cdcgan", norm_D="spectral"), torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    first, again, other = ([value for net in gans.build(a, seed) for value in net.state_dict().values()]
+                           for seed in (1, 1, 2))  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim > 1)
+
+
+# --- labels ---
+
+
+@pytest.mark.parametrize("kind", ["cdcgan", "cgan"])
+def test_another_label_makes_another_image_and_another_logit(kind: str) -> None:
+    a = tiny(kind)
+    D, G = (net.eval() for net in gans.build(a, 0))
+    z, x, y = noise(6, a), pictures(6, a), labels(6, a)
+    assert y is not None
+    swapped = (y + 1) % a.classes
+    assert (G(z, y) != G(z, swapped)).flatten(1).any(dim=1).all()
+    assert (D(x, y) != D(x, swapped)).all()
+    assert torch.equal(G(z, y), G(z, y.clone()))
+
+
+@pytest.mark.parametrize("kind", ["cdcgan", "cgan"])
+def test_without_the_label_d_sees_none(kind: str) -> None:
+    a = tiny(kind, label_in_D=False)
+    D, G = (net.eval() for net in gans.build(a, 0))
+    x, y = pictures(6, a), labels(6, a)
+    assert y is not None
+    assert torch.equal(D(x, y), D(x, (y + 1) % a.classes))
+    assert torch.equal(D(x, y), D(x))
+    with pytest.raises(ArgumentError, match="y: got None"):
+        G(noise(6, a))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, "got None, cdcgan expects int64 labels 0 .. 2 for 6 images"),
+        (torch.zeros(5, dtype=torch.long), r"got torch.int64 \(5,\)"),
+        (torch.zeros(6, 3), r"got torch.float32 \(6, 3\)"),
+        (torch.zeros(6, dtype=torch.int32), "got torch.int32"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(y: Tensor | None, message: str) -> None:
+    a = tiny("cdcgan")
+    D, G = gans.build(a, 0)
+    with pytest.raises(ArgumentError, match=message):
+        G(noise(6, a), y)
+    with pytest.raises(ArgumentError, match=message):
+        D(pictures(6, a), y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "wgan"}, "expected kind dcgan, cdcgan, cgan"),
+        ({"norm_D": "layer"}, "norm_D batch or spectral"),
+        ({"image_size": 20}, "image_size=20, channels=3: expected images of 16, 32, 64, 128 pixels"),
+        ({"channels": 2}, "channels=2: expected images of 16, 32, 64, 128 pixels with 1 or 3 channels"),
+        ({"nz": 0}, "nz=0, ngf=32, ndf=32: expected 1 or more"),
+        ({"ngf": 0}, "ngf=0"),
+        ({"ndf": -1}, "ndf=-1"),
+        ({"classes": 10}, "classes=10: dcgan expects 0"),
+        ({"kind": "cgan"}, "classes=0: cgan expects 2 or more"),
+        ({"kind": "cdcgan", "classes": 1}, "classes=1: cdcgan expects 2 or more"),
+    ],
+)
+def test_an_architecture_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        GanArchitecture(**options)
+
+
+@pytest.mark.parametrize("kind", gans.KINDS)
+def test_inputs_of_another_shape_are_refused(kind: str) -> None:
+    a = tiny(kind)
+    D, G = gans.build(a, 0)
+    with pytest.raises(ArgumentError, match=r"z: got \(2, 6\), expected N x 5"):
+        G(torch.zeros(2, 6), labels(2, a))
+    with pytest.raises(ArgumentError, match=r"x: got \(2, 1, 32, 32\), expected N x 1 x 16 x 16"):
+        D(torch.zeros(2, 1, 32, 32), labels(2, a))
+
+
+# --- losses ---
+
+LOGITS = torch.linspace(-6, 6, 13, dtype=torch.float64)
+
+
+def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
+    logits = LOGITS.clone().requires_grad_()
+    return torch.autograd.grad(loss(logits), logits)[0] * len(logits)  # of one logit, not of the mean
+
+
+def test_losses_are_their_formulas() -> None:
+    p = torch.sigmoid(LOGITS)
+    fake = LOGITS.flip(0) / 2
+    q = torch.sigmoid(fake)
+    bce, ones = nn.functional.binary_cross_entropy, torch.ones_like(p)
+    assert_close(gans.discriminator_loss(LOGITS, fake), -p.log().mean() - (1 - q).log().mean(), "loss")
+    assert_close(gans.discriminator_loss(LOGITS, fake), bce(p, ones) + bce(q, 0 * ones), "loss")
+    assert_close(gans.generator_loss(LOGITS), -p.log().mean(), "loss")
+    assert_close(gans.generator_loss(LOGITS), bce(p, ones), "loss")
+    assert_close(gans.saturating_generator_loss(LOGITS), (1 - p).log().mean(), "loss")
+    smooth = -(0.9 * p.log() + 0.1 * (1 - p).log()).mean() - (1 - q).log().mean()
+    assert_close(gans.discriminator_loss(LOGITS, fake, 0.1), smooth, "loss")
+
+
+def test_gradients_with_respect_to_the_logit_are_the_two_of_the_lab() -> None:
+    """Answers 1, 3 and 6: of log(1 - D) it is -sigmoid, of log D it is 1 - sigmoid."""
+    p = torch.sigmoid(LOGITS)
+    assert_close(gradient(gans.saturating_generator_loss), -p, "gradient")
+    assert_close(gradient(gans.generator_loss), p - 1, "gradient")
+    assert_close(gradient(lambda logits: gans.discriminator_loss(logits, torch.zeros_like(logits))), p - 1, "gradient")
+    assert_close(gradient(lambda logits: gans.discriminator_loss(torch.zeros_like(logits), logits)), p, "gradient")
+    printed = gradient(lambda logits: (1 - torch.sigmoid(logits).log()).mean())  # what the report prints: an erratum
+    with pytest.raises(AssertionError, match="gradient"):
+        assert_close(printed, -p, "gradient")
+
+
+def test_gradcheck() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: gans.discriminator_loss(x, y, 0.2), (logits, logits.detach() / 3))
+    assert torch.autograd.gradcheck(gans.generator_loss, (logits,))
+    assert torch.autograd.gradcheck(gans.saturating_generator_loss, (logits,))
+
+
+@pytest.mark.parametrize("size", [200.0, -200.0])
+def test_logits_far_out_lose_neither_loss_nor_gradient(size: float) -> None:
+    logits = torch.full((4,), size, requires_grad=True)
+    high, low = max(size, 0.0), max(-size, 0.0)
+    for loss, expected, slope in (
+        (gans.generator_loss(logits), low, -float(size < 0)),
+        (gans.saturating_generator_loss(logits), -high, -float(size > 0)),
+        (gans.discriminator_loss(logits, logits), low + high, 1.0 if size > 0 else -1.0),
+    ):
+        assert float(loss.detach()) == expected
+        (found,) = torch.autograd.grad(loss, logits)
+        assert torch.equal(found, torch.full((4,), slope / 4))
+
+
+def test_the_labs_sigmoid_and_bce_would_lose_them() -> None:
+    logits = torch.full((4,), -200.0, requires_grad=True)
+    loss = nn.functional.binary_cross_entropy(torch.sigmoid(logits), torch.ones(4))
+    assert float(loss.detach()) == 100.0  # BCE cuts logarithms at -100
+    assert not torch.autograd.grad(loss, logits)[0].any()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_smoothing_moves_the_optimum_of_real_images_alone(smoothing: float) -> None:
+    p = torch.sigmoid(LOGITS)
+    fake = torch.zeros_like(LOGITS)
+    slope = gradient(lambda logits: gans.discriminator_loss(logits, fake, smoothing))
+    assert_close(slope, p - (1 - smoothing), "gradient")  # zero where D(x) is 1 - smoothing
+    slope = gradient(lambda logits: gans.discriminator_loss(fake, logits, smoothing))
+    assert_close(slope, p, "gradient")  # one-sided: zero only where D(G(z)) is 0
+
+
+# --- sampling ---
+
+
+def sampled(kind: str) -> tuple[gans.Generator, Tensor, Tensor | None]:
+    a = tiny(kind)
+    generator = gans.build(a, 0)[1]
+    moved(generator)
+    return generator, noise(10, a), labels(10, a)
+
+
+@pytest.mark.parametrize("kind", gans.KINDS)
+def test_with_running_statistics_an_image_depends_on_its_own_noise_alone(kind: str) -> None:
+    generator, z, y = sampled(kind)
+    images = gans.sample(generator, z, y, statistics="running")
+    assert images.dtype == torch.float32
+    assert_close(images, deepcopy(generator).eval()(z, y), "activation")
+    for batch in (1, 3, 10):
+        assert_close(gans.sample(generator, z, y, statistics="running", batch=batch), images, "activation")
+    last = None if y is None else y[7:8]
+    assert_close(gans.sample(generator, z[7:8], last, statistics="running"), images[7:8], "activation")
+
+
+@pytest.mark.parametrize("kind", gans.KINDS)
+def test_with_batch_statistics_images_are_those_of_g_in_training_mode(kind: str) -> None:
+    generator, z, y = sampled(kind)
+    images = gans.sample(generator, z, y, statistics="batch", batch=5)
+    for part in (slice(0, 5), slice(5, 10)):
+        expected = deepcopy(generator).train()(z[part], None if y is None else y[part])
+        assert_close(images[part], expected, "activation")
+    together = gans.sample(generator, z, y, statistics="batch")
+    running = gans.sample(generator, z, y, statistics="running")
+    for other in (together, running):
+        with pytest.raises(AssertionError, match="activation"):
+            assert_close(images, other, "activation")
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_leaves_g_as_it_was(statistics: Any, training: bool) -> None:
+    generator, z, y = sampled("cdcgan")
+    generator.train(training)
+    generator.get_submodule("trunk.0.1").eval()  # one layer in another mode than the rest
+    modes = [module.training for module in generator.modules()]
+    generator(z, y).sum().backward()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    grads = [parameter.grad for parameter in generator.parameters()]
+    values = [grad.clone() for grad in grads if grad is not None]
+    images = gans.sample(generator, z, y, statistics=statistics)
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    assert [module.training for module in generator.modules()] == modes
+    assert all(a.grad is b for a, b in zip(generator.parameters(), grads, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(values, grads, strict=True) if b is not None)
+    assert not images.requires_grad
+    assert not images.is_inference()  # a classifier may be trained on them
+    generator.train()(z, y)  # what would have happened: statistics move
+    assert not all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "message"),
+    [
+        (4, {"statistics": "mean"}, "statistics='mean'"),
+        (4, {"statistics": "running", "batch": 0}, "batch=0"),
+        (0, {"statistics": "running"}, "0 images: expected"),
+        (4, {"statistics": "batch", "batch": 1}, "batch=1: of 4 images it leaves one alone"),
+        (4, {"statistics": "batch", "batch": 3}, "batch=3: of 4 images it leaves one alone"),
+        (3, {"statistics": "running", "batch": 1}, "y: 4 labels for 3 rows of z"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(n: int, options: dict[str, Any], message: str) -> None:
+    a = tiny("cdcgan")
+    generator = gans.build(a, 0)[1]
+    y = torch.arange(n if "4 labels" not in message else 4) % 3
+    with pytest.raises(ArgumentError, match=message):
+        gans.sample(generator, noise(n, a), y, **options)
+
+
+# --- images in and out ---
+
+
+def test_digits_are_padded_by_two_black_pixels() -> None:
+    digits = np.random.default_rng(0).integers(1, 256, (3, 28, 28), dtype=np.uint8)
+    images = gans.prepare_images(digits, 32)
+    assert images.shape == (3, 1, 32, 32)
+    assert images.dtype == torch.uint8
+    np.testing.assert_array_equal(images[:, 0, 2:30, 2:30], digits)
+    assert int((images == 0).sum()) == 3 * (32**2 - 28**2)
+    odd = gans.prepare_images(torch.ones(2, 3, 13, 16, dtype=torch.uint8), 16)
+    assert [int(row) for row in odd[0, 0, :, 0]] == [0] + [1] * 13 + [0] * 2
+    assert torch.equal(gans.prepare_images(odd, 16), odd)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 23, 28, dtype=torch.uint8), "23 x 28 pixels, the network wants 32 x 32; resize them"),
+        (torch.zeros(2, 3, 33, 32, dtype=torch.uint8), "33 x 32 pixels"),
+        (torch.zeros(0, 28, 28, dtype=torch.uint8), r"got torch.uint8 \(0, 1, 28, 28\), expected uint8 .* N from 1"),
+        (torch.zeros(2, 28, 28), "got torch.float32"),
+        (np.zeros((2, 28, 28, 3), np.uint8), r"got torch.uint8 \(2, 28, 28, 3\), expected uint8 N x H x W or N x 3"),
+        ([], "got torch.float32"),
+    ],
+)
+def test_images_that_cannot_be_padded_are_refused(images: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        gans.prepare_images(images, 32)
+
+
+def test_pixels_go_out_rounded_and_cut() -> None:
+    values = torch.tensor([-2.0, -1.0, 0.0, 1 / 127.5 - 1, 1.0, 1.5])
+    assert gans.to_uint8(values).tolist() == [0, 0, 128, 1, 255, 255]
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(gans.to_uint8(every.float() / 127.5 - 1), every)
+
+
+PIXELS = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 2] * 2, np.array([2, 2, 1, 1, 0, 0], np.uint8), torch.tensor([0, 1, 2, 2, 2, 2])])
+def test_labels_come_back_as_int64(y: Any) -> None:
+    found = gans.check_images(tiny("cgan"), PIXELS, y)
+    assert found is not None
+    assert found.dtype == torch.int64
+    assert found.tolist() == [int(value) for value in y]
+    assert gans.check_images(tiny("dcgan"), PIXELS, y) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "y", "message"),
+    [
+        (PIXELS[:0], [], r"images: got torch.uint8 \(0, 1, 16, 16\), expected uint8 N x 1 x 16 x 16, N from 1"),
+        (PIXELS.float(), [0, 1, 2] * 2, "images: got torch.float32"),
+        (PIXELS[:, :, :12, :12], [0, 1, 2] * 2, "prepare_images pads to the network's size"),
+        (PIXELS, None, r"labels: got torch.float32 \(0,\), expected a whole number for each of 6"),
+        (PIXELS, [0, 1, 2], r"labels: got torch.int64 \(3,\)"),
+        (PIXELS, [0.0, 1.0, 2.0] * 2, "labels: got torch.float32"),
+        (PIXELS, [1] * 6, "labels: found 1, expected some of each of 0 .. 2"),
+        (PIXELS, [0, 1] * 3, "labels: found 0, 1, expected some of each of 0 .. 2"),
+        (PIXELS, [0, 1, 2, 3, 0, 1], "found 0, 1, 2, 3, expected"),
+        (PIXELS, [0, 1, 2, -1, 0, 1], "found -1, 0, 1, 2, expected"),
+        (PIXELS, [0, 1, 2, 10**15, 0, 1], "found 0, 1, 2, 1000000000000000, expected"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(images: Tensor, y: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        gans.check_images(tiny("cgan"), images, y)
