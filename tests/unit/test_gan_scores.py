@@ -1,0 +1,632 @@
+"""Scores of generated images: closed forms, planted collapses, and standard errors beside the spread they predict."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdfia import gan_scores
+from rdfia.errors import ArgumentError, DatasetError, RdfiaError
+from rdfia.gan_scores import (
+    DigitClassifier,
+    Estimate,
+    conditional_accuracy,
+    density_coverage,
+    digit_classifier,
+    entropy,
+    features_of,
+    frechet_distance,
+    image_features,
+    kernel_distance,
+    mode_coverage,
+    nearest_neighbour,
+    precision_recall,
+    train_digit_classifier,
+)
+from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
+from tests.support.tolerances import assert_close
+
+Array = np.ndarray
+
+
+def normal(n: int, d: int, seed: int) -> Array:
+    return np.random.default_rng(seed).normal(size=(n, d))
+
+
+def whitened(n: int, d: int, seed: int) -> Array:
+    """n rows whose mean is 0 and whose covariance is the identity, exactly."""
+    rows = normal(n, d, seed)
+    q, _ = np.linalg.qr(rows - rows.mean(axis=0))
+    return q * math.sqrt(n - 1)
+
+
+def within(estimate: Estimate, expected: float, errors: float = 4.0) -> bool:
+    return abs(estimate.value - expected) <= errors * estimate.standard_error
+
+
+# --- Frechet distance -----------------------------------------------------------------------------------------------
+
+
+def test_frechet_of_a_set_and_itself_is_nothing() -> None:
+    real = normal(300, 12, 0) @ normal(12, 12, 1)
+    assert_close(frechet_distance(real, real).value, 0.0, "score")
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_frechet_of_shifted_rows_is_the_squared_shift(scale: float) -> None:
+    real, shift = normal(200, 8, 0) @ normal(8, 8, 1), np.arange(8.0)
+    got = frechet_distance(scale * real + 50, scale * (real + shift) + 50)
+    assert_close(got.value / scale**2, (shift**2).sum(), "score")
+
+
+def test_frechet_of_scaled_rows() -> None:
+    """(s - 1)^2 tr(covariance) for centred rows, and the squared move of the mean on top."""
+    real = normal(200, 8, 0) @ normal(8, 8, 1) + 3
+    expected = 0.25 * (np.trace(np.cov(real.T)) + (real.mean(axis=0) ** 2).sum())
+    assert_close(frechet_distance(real, 1.5 * real).value, expected, "score")
+
+
+def test_frechet_of_covariances_with_the_same_axes() -> None:
+    """Sum of (sqrt(a) - sqrt(b))^2 over their variances, whatever the axes are."""
+    a, b, (axes, _) = np.array([4.0, 1.0, 0.25, 9.0]), np.array([1.0, 1.0, 1.0, 0.04]), np.linalg.qr(normal(4, 4, 3))
+    real, fake = (whitened(80, 4, seed) * np.sqrt(v) @ axes for seed, v in ((0, a), (1, b)))
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert_close(frechet_distance(real, fake).value, expected, "score")
+    with pytest.raises(AssertionError, match="off"):  # a planted fault: rows where columns belong
+        assert_close(frechet_distance(real, fake @ axes.T).value, expected, "score")
+
+
+def test_frechet_of_flat_directions_is_finite() -> None:
+    """Units that are always 0, as those of a ReLU: the covariance is singular and nothing becomes NaN."""
+    real, fake = whitened(50, 6, 0), whitened(60, 6, 1)
+    real[:, :2], fake[:, :3] = 0, 0
+    got = frechet_distance(real, fake)
+    assert_close(got.value, 1.0, "score")
+    assert math.isfinite(got.standard_error)
+
+
+def test_corrected_frechet_is_about_nothing_for_equal_distributions_and_the_plain_one_is_not() -> None:
+    draws = [(normal(300, 16, 2 * i), normal(300, 16, 2 * i + 1)) for i in range(40)]
+    plain, corrected = ([frechet_distance(*draw, corrected=which) for draw in draws] for which in (False, True))
+    mean = np.mean([e.value for e in corrected])
+    error = np.std([e.value for e in corrected]) / math.sqrt(len(draws))
+    assert abs(mean) < 4 * error
+    assert np.mean([e.value for e in plain]) > 20 * error  # 0.5, all of it bias
+    assert sum(within(e, 0.0) for e in corrected) == len(draws)
+
+
+def test_corrected_frechet_of_moved_normal_rows() -> None:
+    """|shift|^2 + sum of (sqrt(a) - sqrt(b))^2 of the populations."""
+    spread = np.linspace(0.5, 2, 16)
+    got = [frechet_distance(normal(400, 16, 2 * i), normal(400, 16, 2 * i + 1) * spread + 0.5, corrected=True)
+           for i in range(30)]  # fmt: skip
+    error = np.std([e.value for e in got]) / math.sqrt(len(got))
+    assert abs(np.mean([e.value for e in got]) - (4 + ((spread - 1) ** 2).sum())) < 4 * error
+
+
+# --- kernel distance ------------------------------------------------------------------------------------------------
+
+
+def test_kernel_distance_by_hand() -> None:
+    x, y = np.array([[1.0], [2.0]]), np.array([[0.0], [3.0]])
+    assert_close(gan_scores._mmd(x, y), (27.0 + 1.0) - 2 * (1 + 64 + 1 + 343) / 4, "score")
+
+
+def moments_distance(p: Callable[[int], float], q: Callable[[int], float]) -> float:
+    """In one dimension (xy + 1)^3 compares the first three moments, with weights 3, 3 and 1."""
+    return sum(weight * (p(i) - q(i)) ** 2 for i, weight in ((1, 3), (2, 3), (3, 1)))
+
+
+def test_kernel_distance_is_unbiased_and_the_biased_one_is_seen() -> None:
+    rng, shift = np.random.default_rng(0), 0.5
+    expected = moments_distance(lambda i: (0, 0, 1, 0)[i], lambda i: (0, shift, 1 + shift**2, 3 * shift + shift**3)[i])
+    real, fake = rng.normal(size=(8000, 1)), rng.normal(size=(8000, 1)) + shift
+    assert within(kernel_distance(real, fake, block=20), expected)
+    assert within(kernel_distance(real, fake + 0 * real, block=200), expected)
+
+    def biased(x: Array, y: Array) -> float:
+        return float(sum(s * ((a @ b.T + 1) ** 3).mean() for s, a, b in ((1, x, x), (1, y, y), (-2, x, y))))
+
+    blocks = [biased(real[i : i + 20], fake[i : i + 20]) for i in range(0, 8000, 20)]
+    planted = Estimate(float(np.mean(blocks)), float(np.std(blocks) / math.sqrt(len(blocks))))
+    assert not within(planted, expected)
+
+
+def test_kernel_distance_of_equal_distributions_is_on_both_sides_of_nothing() -> None:
+    got = [kernel_distance(normal(400, 8, 2 * i), normal(400, 8, 2 * i + 1), block=100) for i in range(40)]
+    assert 8 <= sum(e.value < 0 for e in got) <= 32
+    assert abs(np.mean([e.value for e in got])) < 4 * np.std([e.value for e in got]) / math.sqrt(len(got))
+
+
+def test_kernel_distance_takes_no_notice_of_sorted_rows() -> None:
+    """A conditional generator gives its images class by class; each block has to hold all classes."""
+    labels = np.arange(2000) // 200
+    real, fake = (normal(2000, 4, seed) + labels[:, None] for seed in (0, 1))
+    shuffled = np.random.default_rng(5).permutation(2000)
+    ordered, mixed = kernel_distance(real, fake[::-1], block=100), kernel_distance(real, fake[shuffled], block=100)
+    assert within(ordered, 0.0)
+    assert ordered.standard_error < 3 * mixed.standard_error
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def test_classes_by_hand() -> None:
+    predicted = np.array([0] * 60 + [1] * 36 + [2] * 3 + [3] * 1)
+    assert mode_coverage(predicted, 4) == 3  # 2.5 images would do
+    assert mode_coverage(predicted, 4, share=0.04) == 4
+    assert mode_coverage(predicted, 5, share=1.0) == 2
+    assert mode_coverage(torch.zeros(50, dtype=torch.int64), 10) == 1
+    p = np.array([0.6, 0.36, 0.03, 0.01])
+    assert_close(entropy(predicted, 4).value, -(p * np.log(p)).sum(), "score")
+    even = entropy(np.arange(40) % 10, 10)
+    assert_close(even.value, math.log(10), "score")
+    assert even.standard_error < 1e-6  # the root of a rounding
+    assert np.array_equal(entropy(np.full(7, 3, dtype=np.uint8), 10), (0.0, 0.0))
+
+
+def test_conditional_accuracy_by_hand() -> None:
+    overall, each = conditional_accuracy([0, 0, 1, 2, 2, 2], [0, 0, 1, 1, 2, 0], 4)
+    assert overall.value == 4 / 6
+    assert_close(overall.standard_error, math.sqrt(4 / 6 * 2 / 6 / 6), "score")
+    assert np.array_equal(each, [2 / 3, 1 / 2, 1.0, math.nan], equal_nan=True)
+    perfect, _ = conditional_accuracy(torch.arange(10), np.arange(10), 10)
+    assert perfect == (1.0, 0.0)
+    swapped, _ = conditional_accuracy([0, 0, 1, 2, 2, 2], [1, 1, 0, 0, 0, 0], 4)
+    assert swapped.value == 0.0
+
+
+# --- neighbours -----------------------------------------------------------------------------------------------------
+
+
+def test_neighbourhoods_by_hand() -> None:
+    """Real 0, 1, 3, 7 on a line: radii of the first neighbour 1, 1, 2, 4."""
+    real, fake = np.array([[0.0], [1], [3], [7]]), np.array([[0.5], [4.0], [20.0]])
+    density, coverage = density_coverage(real, fake, k=1)
+    assert density.value == (2 + 2 + 0) / 3
+    assert coverage.value == 1.0
+    precision, recall = precision_recall(real, fake, k=1)  # radii of the generated rows: 3.5, 3.5, 16
+    assert precision.value == 2 / 3
+    assert recall.value == 1.0
+    assert precision_recall(real, np.array([[0.5], [0.6], [0.7]]), k=1)[1].value == 0.0
+    assert density_coverage(real, np.array([[2.0], [2.0]]), k=1)[1].value == 0.5  # 2 ends the balls around 1 and 3
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(200, 200, 5), (200, 100, 3), (100, 300, 2)])
+def test_density_and_coverage_of_equal_distributions(n: int, m: int, k: int) -> None:
+    """Density 1, coverage 1 minus the chance that a row's k + 1 nearest rows of both sets are all real (Naeem 2020)."""
+    pairs = [density_coverage(normal(n, 4, 2 * i), normal(m, 4, 2 * i + 1), k=k) for i in range(60)]
+    alone = math.prod((n - 1 - i) / (n + m - 1 - i) for i in range(k))
+    for which, expected in enumerate((1.0, 1 - alone)):
+        values = [pair[which].value for pair in pairs]
+        assert abs(np.mean(values) - expected) < 4 * np.std(values) / math.sqrt(len(values))
+
+
+def test_density_sees_that_real_and_generated_rows_were_swapped() -> None:
+    """Generated rows in the thick of the real ones: dense, little covered; swapped, the scores say the reverse."""
+    real, fake = normal(400, 6, 0), 0.3 * normal(400, 6, 1)
+    (density, coverage), (swapped, _) = density_coverage(real, fake), density_coverage(fake, real)
+    assert density.value > 1.5
+    assert coverage.value < 0.7
+    assert swapped.value < 0.2
+    (precision, recall), (swapped_precision, _) = precision_recall(real, fake), precision_recall(fake, real)
+    assert precision.value > 0.95
+    assert recall.value < 0.2
+    assert swapped_precision.value < 0.2
+
+
+def test_copies_of_the_real_rows_are_at_the_ends_of_the_balls_whatever_the_rounding() -> None:
+    for real in (normal(200, 30, 0) * 1e-3 + 100, normal(200, 3, 0) * 1e5):
+        density, coverage = density_coverage(real, real, k=4)
+        assert_close(density.value, 1.25, "score")  # itself and its four neighbours
+        assert coverage.value == 1.0
+        assert [e.value for e in precision_recall(real, real)] == [1.0, 1.0]
+
+
+def test_tiles_change_nothing_but_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake, held = normal(1500, 8, 0), normal(1501, 8, 1), normal(300, 8, 2)
+
+    def all_scores() -> tuple[Any, ...]:
+        found = nearest_neighbour(fake, real, held)
+        return density_coverage(real, fake), precision_recall(real, fake), found.nearest.tolist(), found.closer
+
+    whole = all_scores()
+    monkeypatch.setattr(gan_scores, "CHUNK_BYTES", 2**20)
+    tracemalloc.start()
+    assert all_scores() == whole
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 2**20  # all distances at once are 18 MB
+
+
+def mixture(n: int, seed: int) -> tuple[Array, Array]:
+    """Rows around ten centres, and which: what a classifier's features look like."""
+    rng = np.random.default_rng(seed)
+    modes = np.arange(n) % 10
+    return 4 * normal(10, 12, 99)[modes] + rng.normal(size=(n, 12)), modes
+
+
+def modes_of(rows: Array) -> Array:
+    return ((rows[:, None] - 4 * normal(10, 12, 99)) ** 2).sum(axis=2).argmin(axis=1)
+
+
+COLLAPSES: dict[str, Callable[[Array, Array], Array]] = {
+    "one mode": lambda fake, train: mixture(len(fake) * 10, 7)[0][::10],
+    "copies of one image": lambda fake, train: np.repeat(fake[:1], len(fake), axis=0),
+    "copies of the training set": lambda fake, train: train[: len(fake)],
+    "noise": lambda fake, train: 12 * normal(len(fake), 12, 8),
+}
+
+
+@pytest.mark.parametrize("kind", COLLAPSES)
+def test_planted_collapses_move_each_score_the_right_way(kind: str) -> None:
+    (train, _), (real, _), (honest, asked) = mixture(1000, 1), mixture(1000, 2), mixture(1000, 3)
+    fake = COLLAPSES[kind](honest, train)
+
+    def scores(rows: Array) -> dict[str, Estimate]:
+        (density, coverage), (precision, recall) = density_coverage(real, rows), precision_recall(real, rows)
+        return {
+            "frechet": frechet_distance(real, rows), "kernel": kernel_distance(real, rows, block=200),
+            "entropy": entropy(modes_of(rows), 10), "right": conditional_accuracy(modes_of(rows), asked, 10)[0],
+            "density": density, "coverage": coverage, "precision": precision, "recall": recall,
+            "closer": nearest_neighbour(rows, train, real).closer,
+        }  # fmt: skip
+
+    good, bad = scores(honest), scores(fake)
+    moves = {
+        "one mode": {"frechet": 1, "kernel": 1, "entropy": -1, "right": -1, "coverage": -1, "recall": -1},
+        "copies of one image": {"frechet": 1, "kernel": 1, "entropy": -1, "right": -1, "coverage": -1, "recall": -1},
+        "copies of the training set": {"closer": 1},
+        "noise": {"frechet": 1, "kernel": 1, "density": -1, "coverage": -1, "precision": -1, "right": -1, "closer": -1},
+    }[kind]
+    for name, sign in moves.items():
+        error = math.hypot(good[name].standard_error, bad[name].standard_error)
+        assert sign * (bad[name].value - good[name].value) > 4 * error, name
+    assert mode_coverage(modes_of(honest), 10) == 10
+    assert (mode_coverage(modes_of(fake), 10) == 1) == (kind in ("one mode", "copies of one image"))
+    assert within(good["closer"], 0.5)
+
+
+# --- memorisation ---------------------------------------------------------------------------------------------------
+
+
+def test_nearest_neighbour_by_hand() -> None:
+    got = nearest_neighbour([[1.0, 0], [4, 4], [9, 0]], [[0.0, 0], [4, 1], [10, 0]], [[0.0, 2], [4, 5], [10, 5]])
+    assert got.nearest.tolist() == [0, 1, 2]
+    assert_close(got.distances, [1.0, 3, 1], "score")
+    assert_close(got.held_out, [2.0, 4, 5], "score")
+    assert got.ratio == 1 / 4
+    assert_close(got.closer.value, (3 + 2 + 3) / 9, "score")
+    assert 0 < got.p_value < 0.2
+
+
+def test_copies_are_found_and_new_rows_are_not_taken_for_copies() -> None:
+    train, held, new = (torch.from_numpy(normal(400, 20, seed)).float().view(400, 1, 4, 5) for seed in range(3))
+    copies = nearest_neighbour(train[torch.arange(399, 199, -1)], train, held)
+    assert copies.nearest.tolist() == list(range(399, 199, -1))
+    assert copies.ratio == 0.0
+    assert copies.closer == (1.0, 0.0)
+    assert copies.p_value < 1e-12
+    honest = nearest_neighbour(new, train, held)
+    assert within(honest.closer, 0.5)
+    assert abs(honest.ratio - 1) < 0.1
+    assert honest.p_value > 1e-3
+    few = nearest_neighbour(torch.cat([train[:100], new[:300]]), train, held)  # a quarter of them copied
+    assert not within(few.closer, 0.5)
+    assert few.closer.value == pytest.approx(0.25 + 0.75 * honest.closer.value, abs=0.02)
+    bytes_ = [(20 * x + 128).clamp(0, 255).byte() for x in (new, train, held)]
+    assert within(nearest_neighbour(*bytes_).closer, honest.closer.value, 1.0)
+
+
+def test_chance_of_a_closer_row_is_even_for_new_rows() -> None:
+    chances = [nearest_neighbour(*(normal(60, 3, 3 * i + j) for j in range(3))).p_value for i in range(60)]
+    assert 0.35 < np.mean(chances) < 0.65
+    assert 0 < sum(chance < 0.2 for chance in chances) < 24
+
+
+# --- standard errors ------------------------------------------------------------------------------------------------
+
+SPREADS: dict[str, tuple[int, Callable[[Array, Array], Estimate]]] = {
+    "frechet": (400, frechet_distance),
+    "frechet corrected": (400, lambda real, fake: frechet_distance(real, fake, corrected=True)),
+    "kernel": (400, lambda real, fake: kernel_distance(real, fake, block=50)),
+    "density": (300, lambda real, fake: density_coverage(real, fake)[0]),
+    "coverage": (300, lambda real, fake: density_coverage(real, fake)[1]),
+    "precision": (300, lambda real, fake: precision_recall(real, fake)[0]),
+    "recall": (300, lambda real, fake: precision_recall(real, fake)[1]),
+    "closer": (300, lambda real, fake: nearest_neighbour(fake, normal(300, 6, 10_000), real).closer),
+    "entropy": (300, lambda real, fake: entropy((2 * fake[:, 0]).round().clip(-4, 4).astype(int) + 4, 9)),
+    "right": (300, lambda real, fake: conditional_accuracy((real[:, 0] > 0).astype(int), (fake[:, 0] > 0).astype(int),
+                                                           2)[0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_standard_errors_are_the_spread_of_repeated_draws(name: str) -> None:
+    n, score = SPREADS[name]
+    got = [score(normal(n, 6, 2 * i), 0.9 * normal(n, 6, 2 * i + 1) + 0.2) for i in range(60)]
+    spread, said = np.std([e.value for e in got], ddof=1), np.mean([e.standard_error for e in got])
+    assert spread / 2 < said < 2 * spread, (spread, said)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+PAIRS: dict[str, Callable[..., Any]] = {
+    "frechet": frechet_distance, "kernel": lambda a, b: kernel_distance(a, b, block=5), "density": density_coverage,
+    "precision": precision_recall, "nearest": lambda a, b: nearest_neighbour(b, a, a + 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("score", PAIRS)
+def test_rows_that_cannot_be_scored_are_refused(score: str) -> None:
+    run, rows = PAIRS[score], normal(40, 3, 0)
+    run(rows, rows)
+    run(torch.from_numpy(rows), torch.from_numpy(rows).bfloat16())
+    nan, infinite = rows.copy(), rows.copy()
+    nan[[3, 7], 1], infinite[5, 0] = math.nan, -math.inf
+    with pytest.raises(ArgumentError, match=r"fake: NaN or infinity in 2 rows, the first is 3; look at their images"):
+        run(rows, nan)
+    with pytest.raises(ArgumentError, match="NaN or infinity in 1 rows, the first is 5"):
+        run(infinite, rows)
+    with pytest.raises(ArgumentError, match="fake: 2 columns, the first set has 3; take both from one network"):
+        run(rows, rows[:, :2])
+    for bad in (rows[:0], rows[:1], rows[0], rows.astype(str), np.ones((9, 0))):
+        with pytest.raises(ArgumentError, match=r"fake: got .*expected numbers, n x d, two rows or more"):
+            run(rows, bad)
+
+
+def test_too_few_rows_are_refused_with_the_way_out() -> None:
+    rows = normal(40, 30, 0)
+    for real, fake in ((rows[:30], rows), (rows, rows[:30])):
+        with pytest.raises(ArgumentError, match="more than 10 groups and than 30 columns; draw more images, or take"):
+            frechet_distance(real, fake)
+    with pytest.raises(ArgumentError, match="groups=1"):
+        frechet_distance(rows, rows, groups=1)
+    with pytest.raises(ArgumentError, match="fake 39: expected 2 blocks of 20, or more; lower block"):
+        kernel_distance(rows, rows[:39], block=20)
+    with pytest.raises(ArgumentError, match="block=1"):
+        kernel_distance(rows, rows, block=1)
+    for score in (density_coverage, precision_recall):
+        for k in (0, 40):
+            with pytest.raises(ArgumentError, match=rf"k={k}: expected 1 to 39 for 40 rows; draw more images"):
+                score(rows, rows, k=k)
+    with pytest.raises(ArgumentError, match="k=5: expected 1 to 3 for 4 rows"):
+        precision_recall(rows, rows[:4], k=5)
+    with pytest.raises(ArgumentError, match="held_out: most rows are in train too"):
+        nearest_neighbour(rows, rows, rows)
+
+
+@pytest.mark.parametrize("bad", [[], [0, 10], [-1, 2], [0.0, 1.0], [[0, 1]]])
+def test_classes_that_are_none_are_refused(bad: Any) -> None:
+    for run in (mode_coverage, entropy, lambda p, c: conditional_accuracy(p, [0, 1], c)):
+        with pytest.raises(ArgumentError, match=r"predicted: got .*expected whole numbers in 0..9, one or more"):
+            run(bad, 10)
+    with pytest.raises(ArgumentError, match=r"asked: got"):
+        conditional_accuracy([0, 1], bad, 10)
+    with pytest.raises(ArgumentError, match="asked: 1 classes, expected one for each of 2 images"):
+        conditional_accuracy([0, 1], [1], 10)
+
+
+# --- the classifier of digits ---------------------------------------------------------------------------------------
+
+FAST: dict[str, Any] = {"steps": 40, "batch": 32, "lr": 5e-3, "dtype": torch.float32}
+
+
+def made_up(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ten kinds of images: a bright block at one of ten places, over noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 10
+    images = torch.randint(0, 60, (n, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        top, left = 4 + 14 * (label // 5), 2 + 6 * (label % 5)
+        image[0, top : top + 8, left : left + 4] += 150
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def trained() -> DigitClassifier:
+    return train_digit_classifier(*made_up(300, 0), **FAST)
+
+
+def test_the_classifier_learns_and_gives_its_features(trained: DigitClassifier) -> None:
+    images, labels = made_up(100, 1)
+    features, predicted = features_of(trained, images, batch=33)
+    assert not trained.training
+    assert (predicted == labels.numpy()).mean() >= 0.95
+    assert features.shape == (100, 64)
+    assert [features.dtype, predicted.dtype] == [np.float32, np.int64]
+    assert features.min() >= 0
+    x = images.float() / 127.5 - 1
+    with torch.no_grad():
+        assert_close(features, trained.features(x), "activation")
+        assert_close(torch.from_numpy(features) @ trained.head.weight.T + trained.head.bias, trained(x), "activation")
+    assert_close(features_of(trained, x, batch=7)[0], features, "activation")
+    training = deepcopy(trained).train()
+    assert_close(features_of(training, images)[0], features, "activation")
+    assert training.training
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_seed_gives_one_classifier_and_leaves_the_global_stream(trained: DigitClassifier) -> None:
+    before, data = torch.get_rng_state(), made_up(300, 0)
+    assert same(train_digit_classifier(data[0], data[1].tolist(), seed=0, **FAST), trained)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not same(train_digit_classifier(*data, seed=1, **{**FAST, "steps": 2}),
+                    train_digit_classifier(*data, seed=2, **{**FAST, "steps": 2}))  # fmt: skip
+
+
+def test_half_precision_trains_too() -> None:
+    data = made_up(64, 0)
+    module = train_digit_classifier(*data, steps=2, batch=32)
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert np.isfinite(features_of(module, data[0])[0]).all()
+
+
+def test_the_classifier_is_kept_and_a_damaged_one_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: DigitClassifier
+) -> None:
+    trainings, data = [], made_up(300, 0)
+
+    def count(*arguments: Any, **options: Any) -> DigitClassifier:
+        trainings.append(options)
+        return train_digit_classifier(*arguments, **options)
+
+    count.__kwdefaults__ = train_digit_classifier.__kwdefaults__
+    monkeypatch.setattr(gan_scores, "train_digit_classifier", count)
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path))
+    state = torch.get_rng_state()
+    for expected in (1, 1):  # trained, then read
+        module = digit_classifier(*data, **FAST)
+        assert same(module, trained)
+        assert not module.training
+        assert len(trainings) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+    (path,) = tmp_path.iterdir()
+    for damage in (path.read_bytes()[:-9], b"", path.read_bytes()[:-1] + b"\x55"):
+        path.write_bytes(damage)
+        trainings.clear()
+        assert same(digit_classifier(*data, **FAST), trained)
+        assert len(trainings) == 1
+    other = data[0].clone()
+    other[0, 0, 0, 0] += 1
+    few = {**FAST, "steps": 1}
+    for images, labels, recipe in ((data[0], data[1], few), (other, data[1], few), (data[0], data[1].flip(0), few),
+                                   (data[0], data[1], {**few, "seed": 1})):  # fmt: skip
+        trainings.clear()
+        digit_classifier(images, labels, folder=tmp_path / "other", **recipe)
+        assert len(trainings) == 1
+    assert len(list((tmp_path / "other").iterdir())) == 4
+    count.__kwdefaults__ = {**(train_digit_classifier.__kwdefaults__ or {}), "steps": 1, "lr": 1e-9}  # a new recipe
+    digit_classifier(*data, folder=tmp_path / "other", steps=1, batch=32, dtype=torch.float32)
+    assert len(list((tmp_path / "other").iterdir())) == 5
+
+
+def test_a_file_under_the_name_of_another_is_not_believed(tmp_path: Path) -> None:
+    few, data = {**FAST, "steps": 1}, made_up(40, 0)
+    first, second = (digit_classifier(*data, folder=tmp_path, seed=seed, **few) for seed in (0, 1))
+    paths = sorted(tmp_path.iterdir())
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents[::-1], strict=True):
+        path.write_bytes(content)
+    assert same(digit_classifier(*data, folder=tmp_path, seed=0, **few), first)
+    assert same(digit_classifier(*data, folder=tmp_path, seed=1, **few), second)
+
+
+def test_digits_that_cannot_be_trained_on_are_refused() -> None:
+    images, labels = made_up(20, 0)
+    for bad in (images.float(), images[:, 0], images[..., :28], images[:0], images[:1], images.expand(-1, 3, -1, -1)):
+        with pytest.raises(DatasetError, match=r"expected uint8 N x 1 x 32 x 32 \(pad MNIST by two pixels\)"):
+            train_digit_classifier(bad, labels[: len(bad)])
+    for bad in (labels[:-1], labels[None], torch.tensor(3)):
+        with pytest.raises(DatasetError, match="N labels, N from 2"):
+            train_digit_classifier(images, bad)
+    for bad in (labels.float(), labels - 1, labels + 1):
+        with pytest.raises(DatasetError, match=r"expected whole numbers in 0..9"):
+            train_digit_classifier(images, bad)
+    wrong: list[dict[str, Any]] = [{"steps": 0}, {"batch": 1}, {"lr": 0.0}, {"lr": math.nan}]
+    for recipe in wrong:
+        with pytest.raises(ArgumentError, match="expected steps from 1, batch from 2, lr above 0"):
+            train_digit_classifier(images, labels, **recipe)
+    with pytest.raises(RdfiaError, match=r"loss is nan .* lower lr=1e\+30"):
+        train_digit_classifier(images, labels, steps=4, lr=1e30, dtype=torch.float32)
+
+
+def test_images_of_another_shape_are_refused_by_the_classifier(trained: DigitClassifier) -> None:
+    for bad in (torch.zeros(2, 1, 28, 28), torch.zeros(2, 3, 32, 32)):
+        with pytest.raises(ArgumentError, match=r"expected N x 1 x 32 x 32 in -1..1"):
+            features_of(trained, bad)
+    with pytest.raises(ArgumentError, match="0 images, batch=500"):
+        features_of(trained, torch.zeros(0, 1, 32, 32))
+    with pytest.raises(ArgumentError, match=r"x: got torch.uint8"):
+        trained(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
+
+
+# --- features of colour images --------------------------------------------------------------------------------------
+
+
+def colour(n: int, size: int = 8, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def twice(x: Tensor) -> Tensor:
+    return 2 * x - 1
+
+
+def test_features_are_the_mean_of_the_maps() -> None:
+    images = colour(7)
+    got = image_features(nn.Identity(), images, normalise=twice, size=8, batch=3)
+    assert got.shape == (7, 3)
+    assert got.dtype == np.float32
+    assert_close(got, 2 * (images.double() / 255).mean(dim=(2, 3)) - 1, "activation")
+    flat = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 8, 8)
+    for size in (4, 12):  # one colour stays one colour at any size
+        assert_close(image_features(nn.Identity(), flat, normalise=torch.Tensor.clone, size=size),
+                     (torch.arange(6) / 255)[:, None].expand(6, 3), "activation")  # fmt: skip
+
+
+def test_images_are_resized_with_a_filter() -> None:
+    """One white pixel in each 2 x 2: half the size is even grey, where picking pixels would give black or white."""
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    images[..., ::2, ::2] = 255
+    seen = []
+
+    class Watch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return x
+
+    image_features(Watch(), images, normalise=torch.Tensor.clone, size=8)
+    assert seen[0].shape == (1, 3, 8, 8)
+    assert (seen[0][..., 1:-1, 1:-1] - 0.25).abs().max() < 0.02
+
+
+def test_features_of_a_network_whatever_the_batch() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Dropout(0.5)).train()
+        flat = nn.Sequential(net, nn.Flatten(), nn.Linear(5 * 14 * 14, 2))
+    images = colour(9, 12)
+    got = image_features(net, images, normalise=twice, size=16, batch=4)
+    assert net.training
+    x = F.interpolate(images.float() / 255, (16, 16), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        assert_close(got, net.eval()(twice(x)).mean(dim=(2, 3)), "activation")
+    for batch in (1, 9, 100):
+        assert_close(image_features(net, images, normalise=twice, size=16, batch=batch), got, "activation")
+    rough = image_features(net, images, normalise=twice, size=16, dtype=torch.bfloat16)
+    assert rough.dtype == np.float32
+    assert_close(torch.from_numpy(rough).bfloat16(), got, "activation")
+    assert not np.array_equal(rough, got)
+    assert image_features(flat, images, normalise=twice, size=16).shape == (9, 2)
+
+
+def test_images_that_have_no_features_are_refused() -> None:
+    for bad in (colour(2).float(), colour(2)[:, :1], colour(2)[0]):
+        with pytest.raises(ArgumentError, match="expected uint8 N x 3 x S x S"):
+            image_features(nn.Identity(), bad, normalise=twice)
+    with pytest.raises(ArgumentError, match="size 0"):
+        image_features(nn.Identity(), colour(2), normalise=twice, size=0)
+    for images, batch in ((colour(2)[:0], 5), (colour(2), 0)):
+        with pytest.raises(ArgumentError, match=f"{len(images)} images, batch={batch}: expected one image or more"):
+            image_features(nn.Identity(), images, normalise=twice, batch=batch)
+
+
+def test_the_order_of_modes_does_not_matter_to_the_mixture_used_here() -> None:
+    """The planted collapses rest on it: the ten centres are told apart without a mistake, or nearly."""
+    rows, modes = mixture(500, 4)
+    assert (modes_of(rows) == modes).mean() > 0.99
+    assert all(b > a for a, b in pairwise(np.unique(modes)))
