@@ -18,8 +18,9 @@ from torch import Tensor
 
 from rdfia import store
 from rdfia.errors import ArgumentError, StoreError
-from rdfia.gan_training import DivergedError, GanConfig, Trainer, fixed_noise, health, to_uint8, train
-from rdfia.gans import Generator, build, sample
+from rdfia.gan_health import health
+from rdfia.gan_training import DivergedError, GanConfig, Trainer, fixed_noise, train
+from rdfia.gans import Generator, build, sample, to_uint8
 
 Score = Callable[[Generator], Mapping[str, Any]]
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rdfia import assets, datasets, gan_scores, images, networks, store, studies
-from rdfia.gan_training import LABS, GanConfig, diversity, prepare_images, to_uint8
-from rdfia.gans import Generator, build, sample
+from rdfia.gan_health import diversity
+from rdfia.gan_training import LABS, GanConfig
+from rdfia.gans import Generator, build, prepare_images, sample, to_uint8
 from rdfia.studies import Run, seeds
 
 
@@ -176,14 +177,15 @@ class Bench:
         """Quality, diversity, and for digits condition, of uint8 images."""
         found, read = self.features(pixels)
         sets = self.reference, found
-        fit, far = gan_scores.density_coverage(*sets), gan_scores.frechet_distance(*sets)
-        kernel, both = gan_scores.kernel_distance(*sets), gan_scores.precision_recall(*sets)
+        far, kernel = gan_scores.frechet_distance(*sets), gan_scores.kernel_distance(*sets)
+        density, coverage = gan_scores.density_coverage(*sets)
+        precision, recall = gan_scores.precision_recall(*sets)
         row: dict[str, Any] = {
             "frechet": far.value, "frechet_se": far.standard_error,
             "kid": kernel.value, "kid_se": kernel.standard_error,
-            "density": fit.density.value, "density_se": fit.density.standard_error, "coverage": fit.coverage.value,
-            "coverage_se": fit.coverage.standard_error,
-            "precision": both.precision.value, "recall": both.recall.value, "diversity": diversity(pixels),
+            "density": density.value, "density_se": density.standard_error,
+            "coverage": coverage.value, "coverage_se": coverage.standard_error,
+            "precision": precision.value, "recall": recall.value, "diversity": diversity(pixels),
         }  # fmt: skip
         near = gan_scores.nearest_neighbour(*(part.flatten(1).float() / 255 for part in
                                               (pixels[:200], self.x, self.x_held[:200])))  # fmt: skip
@@ -191,8 +193,8 @@ class Bench:
         if read is not None:
             row |= {"modes": gan_scores.mode_coverage(read, 10), "entropy": gan_scores.entropy(read, 10).value}
         if read is not None and asked is not None:
-            condition = gan_scores.conditional_accuracy(read, asked.numpy(), 10)
-            row |= {"accuracy": condition.overall.value, "per_class": condition.per_class.tolist()}
+            condition, each = gan_scores.conditional_accuracy(read, asked.numpy(), 10)
+            row |= {"accuracy": condition.value, "per_class": each.tolist()}
             row["information"] = information(read, asked.numpy())
         return {name: np.round(value, 5).tolist() for name, value in row.items()}
 

@@ -10,7 +10,7 @@ import pytest
 
 from rdfia.assets import ASSETS
 from rdfia.claims import CLAIMS
-from tests.accuracy import lab7, lab8
+from tests.accuracy import lab7, lab8, lab9
 
 SOURCES = sorted((Path(__file__).parents[1] / "accuracy").glob("test_tme*.py"))
 
@@ -34,7 +34,7 @@ def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
     """Each test's claim, and the assets that it names: in itself, in a constant or a helper of its file that it uses.
 
     A network's name counts as its weights where lab7.WEIGHTS or a bench of TME 7 is used, a title as its set-up where
-    a lens of TME 8 is.
+    a lens of TME 8 or the data of TME 9 and 10 are; photos are judged by SqueezeNet.
     """
     tree = ast.parse(source)
     functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
@@ -54,6 +54,9 @@ def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
         if "lens" in used:
             setups = [lab8.SETUPS[word] for word in said & set(lab8.SETUPS)]
             found |= {asset for setup in setups for asset in (setup.weights, setup.photos)}
+        if "gans" in used:
+            data = [lab9.SETUPS[word] for word in said & set(lab9.SETUPS)]
+            found |= {setup.asset for setup in data} | {"squeezenet1_1" for setup in data if setup.channels == 3}
         for claim in sorted(said & set(CLAIMS)):
             yield claim, found
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 from rdfia import store, studies
 from rdfia.errors import ArgumentError, StoreError
-from rdfia.gan_training import GanConfig, fixed_noise, to_uint8
-from rdfia.gans import GanArchitecture, Generator, build, sample
+from rdfia.gan_training import GanConfig, fixed_noise
+from rdfia.gans import GanArchitecture, Generator, build, sample, to_uint8
 from rdfia.studies import Run
 
 TINY = GanConfig(GanArchitecture(image_size=16, channels=1, nz=3, ngf=2, ndf=2), steps=60, batch=4)
