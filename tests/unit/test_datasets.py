@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import assets, datasets
-from rdfia.datasets import ArraySet, ImageSet, image_folder
-from rdfia.errors import DatasetError
+from rdfia import assets, datasets, store
+from rdfia._compat import register_missing_operators
+from rdfia.datasets import ArraySet, ImageSet, image_folder, prepare_celeba
+from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, DatasetError, StoreError, TooLarge
 
 JPEG_SIZE = (12, 10)
 
@@ -99,6 +102,15 @@ def test_a_folder_that_no_lab_can_use(folder: Path, spoil: Callable[[Path], None
         image_folder(folder, "pets")
 
 
+def test_a_set_without_labels_may_have_one_folder(folder: Path) -> None:
+    one_class(folder)
+    found = image_folder(folder, "pets", labelled=False)
+    assert (found.classes, found.labels.tolist()) == (("cat",), [0, 0])
+    (folder / "cat").rename(folder.parent / "cat")
+    with pytest.raises(DatasetError, match=r"0 class folders \(none, and 0 photos beside\), expected one or more"):
+        image_folder(folder, "pets", labelled=False)
+
+
 def test_no_folder_at_all(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"nowhere is no folder"):
         image_folder(tmp_path / "nowhere", "pets")
@@ -118,6 +130,129 @@ def test_labels_that_do_not_match(labels: list[int], message: str) -> None:
 def test_a_set_without_images() -> None:
     with pytest.raises(DatasetError, match="0 images"):
         ImageSet("pets", (), np.array([], np.int64), ("cat", "dog"))
+
+
+@pytest.fixture
+def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photos as CelebA's authors pack them, one of them grey; an empty assets directory, and a cache of its own."""
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(218, 178), (218, 178), (178, 218), (100, 64)], start=1):
+        photo(path := tmp_path / "celeba" / "img_align_celeba" / f"{number:06d}.jpg")
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(generator.integers(0, 256, (218, 178), dtype=np.uint8)).save(path.with_name("000005.jpg"))
+    (tmp_path / "assets").mkdir()
+    monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("below", ["", "celeba", "celeba/img_align_celeba"])
+def test_faces_are_resized_and_cut_as_torchvision_does(faces: Path, below: str) -> None:
+    register_missing_operators()
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    assert prepare_celeba(faces / below, (32, 64)) == ["celeba-32", "celeba-64"]
+    for size in (32, 64):
+        found = image_folder(faces / "assets" / "data" / f"celeba-{size}", "celeba", labelled=False)
+        assert [path.name for path in found.paths] == [f"{number:06d}.png" for number in range(1, 6)]
+        for path in found.paths:
+            source = Image.open(faces / "celeba" / "img_align_celeba" / f"{path.stem}.jpg").convert("RGB")
+            assert np.array_equal(pixels(path), np.asarray(Compose([Resize(size), CenterCrop(size)])(source)))
+
+
+def test_faces_become_an_asset_that_is_found_and_checked(faces: Path) -> None:
+    for name in prepare_celeba(faces):
+        assert not assets.locate(name).verified, "nobody has said what it should be"
+        assets.fetch(name)
+    found = assets.locate("celeba-32")
+    assert (found.path, found.verified) == (faces / "assets" / "data" / "celeba-32", True)
+    (found.path / "faces" / "000002.png").unlink()
+    with pytest.raises(AssetCorrupt, match="prepare celeba --from DIR --size 32"):
+        assets.find("celeba-32")
+    with pytest.raises(AssetUnavailable, match="Get it: python -m rdfia assets prepare celeba --from DIR --size 64"):
+        assets.locate("celeba-64")
+
+
+class Killed(BaseException):
+    """No error that anything would catch."""
+
+
+def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(done: Iterable[str], total: int, label: str) -> Iterator[str]:
+        assert (total, label) == (5, "celeba")
+        yield from itertools.islice(done, 2)
+        raise Killed
+
+    made: list[str] = []
+    real = store.write_atomic
+
+    def counted(path: Path, data: bytes) -> None:
+        if len(made) == 3:  # the disk has room for three, whatever thread comes first
+            raise TooLarge(f"cannot write {path}: the disk is full")
+        real(path, data)
+        made.append(path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_atomic", counted)
+        patch.setattr(datasets, "ThreadPool", lambda _: ThreadPool(1))
+        with pytest.raises(Killed):
+            prepare_celeba(faces, progress=killed)
+        with pytest.raises(TooLarge, match=r"celeba-32\.part/faces/00000.\.png: the disk is full"):
+            prepare_celeba(faces)
+    part = faces / "assets" / "data" / "celeba-32.part"
+    (part / "faces" / ".000005.png.xyz.part").write_bytes(b"half a picture, as a kill leaves it")
+    assert assets.find("celeba-32") is None
+    before = {path.name: path.stat().st_mtime_ns for path in (part / "faces").glob("0*.png")}
+    assert set(before) == set(made)
+    assert len(before) == 3
+    prepare_celeba(faces)
+    found = image_folder(faces / "assets" / "data" / "celeba-32", "celeba", labelled=False)
+    after = {path.name: path.stat().st_mtime_ns for path in found.paths}
+    assert len(after) == 5
+    assert before.items() <= after.items(), "what was made is kept"
+    assert not part.exists()
+    prepare_celeba(faces)
+    assert {path.name: path.stat().st_mtime_ns for path in found.paths} == after, "a whole one is left alone"
+
+
+def test_broken_faces_are_listed_at_the_end_and_the_others_made(faces: Path) -> None:
+    folder = faces / "celeba" / "img_align_celeba"
+    whole = (folder / "000002.jpg").read_bytes()
+    (folder / "000002.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "000004.jpg").write_text("not a photo")
+    with pytest.raises(DatasetError, match=r"2 of 5 photos cannot(.|\n)*000002.*truncated(.|\n)*000004.*not a r"):
+        prepare_celeba(faces)
+    assert len(list((faces / "assets" / "data" / "celeba-32.part" / "faces").iterdir())) == 3
+    assert assets.find("celeba-32") is None
+    (folder / "000002.jpg").write_bytes(whole)
+    (folder / "000004.jpg").unlink()
+    assert prepare_celeba(faces) == ["celeba-32"]
+    assert len(list((faces / "assets" / "data" / "celeba-32" / "faces").iterdir())) == 4
+
+
+def test_faces_of_two_folders_are_not_mixed(faces: Path) -> None:
+    part = photo(faces / "assets" / "data" / "celeba-32.part" / "faces" / "other.png").parents[1]
+    with pytest.raises(DatasetError, match=rf"{part} holds 6 photos, .*img_align_celeba 5: remove the former"):
+        prepare_celeba(faces)
+
+
+def test_no_faces_or_no_place_for_them(faces: Path, tmp_path: Path) -> None:
+    for source in (tmp_path / "nowhere", tmp_path / "assets"):
+        with pytest.raises(ArgumentError, match=rf"--from {source}: no photos there.*expected CelebA's 000001\.jpg"):
+            prepare_celeba(source)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"cannot write .*/file/data/celeba-32\.part/faces/00000.\.png: Not a dir"):
+        prepare_celeba(faces, to=tmp_path / "file")
+    (tmp_path / "assets" / "data").mkdir()
+    (tmp_path / "assets" / "data" / "celeba-32").touch()
+    with pytest.raises(StoreError, match=r"cannot write .*data/celeba-32: "):
+        prepare_celeba(faces)
 
 
 @pytest.fixture(scope="module")

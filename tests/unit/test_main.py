@@ -55,7 +55,7 @@ def test_status_says_what_waits_and_the_way_out(capsys: pytest.CaptureFixture[st
     assert main(["assets", "status"]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert lines[0].endswith(f"of 13 assets are on this machine; RDFIA_ASSETS is {root}")
+    assert lines[0].endswith(f"of 15 assets are on this machine; RDFIA_ASSETS is {root}")
     assert max(map(len, lines[1:])) <= 100
     assert "get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch scene15" in text
     waiting = [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
@@ -80,7 +80,7 @@ def test_status_shows_every_claim_that_an_absent_asset_touches(
     monkeypatch.setattr(assets, "find", lambda *_names, **_options: None)
     assert main(["assets", "status", "--json"]) == 0
     for row in json.loads(capsys.readouterr().out):
-        later = row["name"] in ("mnist", "cifar10-train")  # for labs to come
+        later = row["name"] in ("mnist", "cifar10-train", "celeba-32", "celeba-64")  # for labs to come
         assert row["waiting"] + row["also"] or later, row["name"]
         assert row["also"] == [claim.id for claim in CLAIMS.values() if row["name"] in claim.also]
 
@@ -118,9 +118,38 @@ def test_fetch_without_network_goes_on_and_says_so(capsys: pytest.CaptureFixture
     assert (root / "data" / "digits" / "mnist_5k.csv.gz").exists()
 
 
+def test_faces_are_prepared_and_then_known(capsys: pytest.CaptureFixture[str], tmp_path: Path, root: Path) -> None:
+    for number in range(3):
+        path = tmp_path / "in" / "img_align_celeba" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (178, 218), (60 * number, 0, 0)).save(path)
+    assert main(["assets", "status", "celeba-64"]) == 0
+    assert "get it: python -m rdfia assets prepare celeba --from DIR --size 64" in capsys.readouterr().out
+    broken = path.with_name("000009.jpg")
+    broken.write_text("no photo")
+    command = ["assets", "prepare", "celeba", "--from", str(tmp_path / "in")]
+    assert main(command) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, "1 of 4 photos cannot be used" in shown.err, "000009.jpg" in shown.err) == ("", True, True)
+    broken.unlink()
+    assert main([*command, "--size", "both"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["celeba-32", "celeba-64"]
+    assert lines[0].endswith(str(root / "data" / "celeba-32"))
+    assert main([*command, "--to", str(tmp_path / "box"), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["path"]) == ("celeba-32", str(tmp_path / "box" / "data" / "celeba-32"))
+    assert main(["assets", "verify", "celeba-32", "celeba-64", "--json"]) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["verified", "verified"]
+
+
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["assets", "status", "vgg"], 2, "asset 'vgg' is not known"),
     (["assets", "verify", "--to", "box"], 2, "--to belongs to fetch"),
+    (["assets", "prepare"], 2, "got nothing from nowhere, expected: rdfia assets prepare celeba --from DIR"),
+    (["assets", "prepare", "scene15", "--from", "box"], 2, "got scene15 from box, expected"),
+    (["assets", "prepare", "celeba", "--from", "box"], 2, "--from box: no photos there, nor in img_align_celeba/"),
+    (["assets", "status", "--from", "box"], 2, "--from belongs to prepare, got status"),
     (["report", "nowhere"], 1, "claims.json"),
     (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
     (["extract", "nowhere"], 2, "holds no photos"),
