@@ -26,6 +26,10 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], str], ...] = (
     ("best", ("rows",), figures.ablation, "Where the best accuracy comes from, one step a row, with its 95% interval."),
     ("confusion", ("classes", "matrix"), figures.confusion,
      "Test images by true class (row) and predicted class (column); the darker, the larger its share of the row."),
+    ("study", ("scores", "default"), figures.study, "A ring a seed, a diamond their mean with its 95% interval. Dotted: "
+     "the mean of the default setting; grey: the margin of equivalence around it."),
+    ("steps", ("by_step", "unit"), lambda e: figures.score_by_step(e["by_step"], e["unit"], e.get("log", "")),
+     "Score by training step, with a 95% band."),
 )  # fmt: skip
 TITLES = {
     "claims": "Claims", "table1": "Table 1", "figure1": "Figure 1: two animals",
@@ -38,6 +42,13 @@ TITLES = {
     "figure7": "Figure 7: the regularisation's weight", "figure8": "Figure 8: number of iterations",
     "figure9": "Figure 9: learning rate", "figure10": "Figure 10: from a photo of a snail",
     "sweeps": "Class visualisation, measured",
+    "figure11": "Figure 11: DCGAN as the lab sets it", "figure12": "Figure 12: momentum 0.9",
+    "figure13": "Figure 13: five updates of D", "figure14": "Figure 14: five updates of G",
+    "figure15": "Figure 15: learning rates", "figure16": "Figure 16: sizes of z",
+    "study": "Settings of a GAN, measured",
+    "figure17": "Figure 17: cDCGAN by step", "figure18": "Figure 18: losses of the cDCGAN",
+    "figure19": "Figure 19: cGAN by step", "figure20": "Figure 20: losses of the cGAN",
+    "steps": "GANs by training step, measured",
     "thresholds": "Thresholds", "answers": "Answers of the report", "errata": "Errata of the report",
     "environment": "Environment and assets",
 }  # fmt: skip
@@ -145,7 +156,7 @@ def _draw(folder: Path, name: str, draw: Callable[[Any], Any], evidence: Any, ca
         store.write_atomic(folder / "figures" / f"{name}.png", figures.png(draw(evidence)))
         row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
         return _picture(row, record) + blocks.beside(name.split("-")[0], evidence)
-    except (RdfiaError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (RdfiaError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return f"<p class=small>{escape(name)} could not be drawn: {escape(repr(error))}</p>"
 
 

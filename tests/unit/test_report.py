@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -129,15 +130,48 @@ def test_the_page_can_be_made_again_from_its_records_alone(page: str, tmp_path: 
         assert (again / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_gans_have_their_figures_in_the_order_of_the_report(tmp_path: Path) -> None:
+    run = Ledger(tmp_path, "short", "cpu", accept=True)
+    scores = {"scores": {"distance": {"default": [1.0, 2.0], "nz 10": [1.5, "nan"]}}, "default": "default"}
+    steps = {"by_step": {"cGAN": [[25, 100], [0.1, 0.2], [0.01, 0.01]]}, "unit": "share", "log": "x"}
+    record = run.measured("tme7.best", holds=True, protocol="report", case="", evidence={"study": scores, "by": steps})
+    kept = figures.png(figures.losses([[1.0, 2.0, 0.5, 0.5]]))
+    numbers = [*range(20, 10, -1)]
+    for number in numbers:
+        store.write_atomic(tmp_path / f"out/figures/figure{number}-a.png", kept)
+        record.figures.append({"file": f"figures/figure{number}-a.png", "caption": "c", "alt": "a"})
+    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    assert "could not be drawn" not in html
+    found = re.findall(r'<section id="(figure\d+|study|steps)"', html)
+    assert found == [*(f"figure{n}" for n in range(11, 17)), "study", *(f"figure{n}" for n in range(17, 21)), "steps"]
+    for number in numbers:
+        section = html[html.index(f'<section id="figure{number}"') :]
+        assert f"figures/figure{number}-a.png" in section[: section.index("</section>")]
+    assert (tmp_path / "out/figures/study-tme7-best.png").exists()
+    assert (tmp_path / "out/figures/steps-tme7-best.png").exists()
+
+
+def test_photos_of_data_sets_are_not_committed_but_what_networks_made_is() -> None:
+    names = [f"figure{n}{end}" for n in (1, 2, 4, 5, 10) for end in (".png", "-a.png")] + ["mistakes.png"]
+    made = [f"figure{n}{end}" for n in (*range(11, 21), 3, 6, 7, 8, 9) for end in (".png", "-a.png")]
+    paths = [f"reports/verified/cpu/tme9/figures/{name}" for name in (*names, *made)]
+    root = VERIFIED.parents[1]
+    git = subprocess.run(["git", "check-ignore", *paths], cwd=root, capture_output=True, text=True, check=False)
+    if git.returncode > 1:
+        pytest.skip(f"no git repository: {git.stderr}")
+    assert [Path(path).name for path in git.stdout.split()] == names
+
+
 def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu", accept=True)
     broken = [{"C": [1.0], "test": [0.5, 0.6], "converged": [True]}, {"classes": ["a"], "matrix": 3},
               {"rows": [{"recipe": "x"}]}, {"bars": 3}, {"network": "vgg16", "accuracy": 0.5},
-              {"network": "vgg16", "accuracy": {"a": None}}]  # fmt: skip
+              {"network": "vgg16", "accuracy": {"a": None}}, {"scores": {"a": {"b": [1.0]}}, "default": "c"},
+              {"scores": [1], "default": "c"}, {"by_step": [1], "unit": "share"}]  # fmt: skip
     for i, evidence in enumerate(broken):
         run.measured("tme7.q11.C", str(i), holds=True, protocol="report", evidence=evidence)
     html = report.write(tmp_path / "out", run).read_text("utf-8")
-    assert html.count("could not be drawn") == 5
+    assert html.count("could not be drawn") == 8
     assert html.count('class="record') + html.count("class=record") == len(broken)
 
 
