@@ -26,8 +26,8 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], str], ...] = (
     ("best", ("rows",), figures.ablation, "Where the best accuracy comes from, one step a row, with its 95% interval."),
     ("confusion", ("classes", "matrix"), figures.confusion,
      "Test images by true class (row) and predicted class (column); the darker, the larger its share of the row."),
-    ("study", ("scores", "default"), figures.study, "A ring a seed, a diamond their mean with its 95% interval. Dotted: "
-     "the mean of the default setting; grey: the margin of equivalence around it."),
+    ("study", ("scores", "default"), figures.study, "A ring a seed, a diamond their mean with its 95% interval; "
+     "dotted: the mean of the default setting; grey: the margin of equivalence around it."),
     ("steps", ("by_step", "unit"), lambda e: figures.score_by_step(e["by_step"], e["unit"], e.get("log", "")),
      "Score by training step, with a 95% band."),
 )  # fmt: skip
