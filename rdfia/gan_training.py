@@ -239,7 +239,7 @@ class Trainer:
                 raise ValueError(f"step {step} and {batches} batches, losses of {len(tensors['losses'])} steps")
             self._restore(tensors)
         except (StoreError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} is not what {index} names ({error}); remove both to start again") from error
+            raise StoreError(f"{path} is not what {index} names; remove both to start again ({error})") from error
         self.done, self.batches, self._order = step, batches, torch.empty(0)
         return True
 

@@ -37,6 +37,11 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("score", "cpu", "float64"): Tolerance(1e-9, 1e-9, "closed forms of maps, summed in another order"),
     ("white noise", "cpu", "float64"): Tolerance(0.0, 2e-2, "the spectrum of 128 x 128 random values, and a round rim"),
     ("loss", "cpu", "float64"): Tolerance(1e-12, 1e-12, "logarithms of sigmoids of logits within 6"),
+    ("loss", "cpu", "float32"): Tolerance(1e-5, 1e-6, "means of at most four logarithms, of logits of float64"),
+    ("bfloat16 losses", "cpu", "float32"): Tolerance(0.0, 2e-2, "8 bits of mantissa; five steps of 2e-4 a weight"),
+    ("adam steps", "cpu", "float32"): Tolerance(0.0, 1e-5, "three steps of 2e-3 on gradients well above Adam's eps"),
+    ("adam steps", "cpu", "float64"): Tolerance(0.0, 1e-6, "up to nine steps of 2e-3, from gradients that may cancel"),
+    ("running mean", "cpu", "float32"): Tolerance(1e-5, 1e-7, "eight float32 blends of two numbers"),
     ("singular value", "cpu", "float32"): Tolerance(1e-3, 1e-5, "35 steps of a power iteration, the gap unknown"),
     ("standard errors", "cpu", "float64"): Tolerance(0.0, 5.0, "in standard errors; a fixed seed, one in two million"),
 }

@@ -1,0 +1,78 @@
+"""What is wrong with a run is said, and nothing is said of a healthy one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rdfia.gan_health import diversity, health
+from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
+from tests.support.tolerances import assert_close
+
+
+def losses(row: list[float], n: int = 600) -> Tensor:
+    """Loss_D, Loss_G, D(x), D(G(z)), the same at each step."""
+    return torch.tensor([row]).repeat(n, 1)
+
+
+def pictures(n: int = 40, spread: int = 256, seed: int = 0) -> Tensor:
+    stream = torch.Generator().manual_seed(seed)
+    return torch.randint(0, spread, (n, 1, 16, 16), dtype=torch.uint8, generator=stream)
+
+
+HEALTHY = [1.2, 0.9, 0.55, 0.4]
+
+
+def test_a_healthy_run_raises_no_alarm() -> None:
+    found = health(losses(HEALTHY), pictures(seed=1), pictures())
+    assert found.alarms == ()
+    assert found[:5] == pytest.approx((0.55, 0.4, 1.2, 0.9, 0.0))
+    assert found.diversity == diversity(pictures(seed=1))
+    assert math.isnan(health(losses(HEALTHY)).diversity)
+
+
+@pytest.mark.parametrize(
+    ("row", "alarm"),
+    [
+        ([0.01, 9.0, 1.0, 0.0], "D loss at 0: 100% of the steps under 0.05"),
+        ([1.386, 0.693, 0.5, 0.5], "D does not tell real from fake: D(x) 0.50, D(G(z)) 0.50"),
+        ([1.386, 0.693, 0.3, 0.6], "D does not tell real from fake: D(x) 0.30, D(G(z)) 0.60"),
+        ([math.nan, math.nan, math.nan, math.nan], "diverged: Loss_D nan, Loss_G nan"),
+        ([math.inf, 0.9, 0.55, 0.4], "diverged: Loss_D inf, Loss_G 0.90"),
+    ],
+)
+def test_each_illness_has_its_alarm_and_only_that(row: list[float], alarm: str) -> None:
+    (found,) = health(losses(row), pictures(seed=1), pictures()).alarms
+    assert found.startswith(alarm)
+
+
+def test_images_that_are_nearly_the_same_are_a_collapse() -> None:
+    same = pictures(1).repeat(40, 1, 1, 1)
+    (found,) = health(losses(HEALTHY), same, pictures()).alarms
+    assert found.startswith("collapse: images differ by 0.000 from each other, real ones by 0.4")
+    half = torch.cat([same[:36], pictures(4)])  # a few that differ do not hide it
+    assert health(losses(HEALTHY), half, pictures()).alarms
+    assert health(losses(HEALTHY), same).alarms == ()  # nothing to compare with
+
+
+def test_only_the_last_steps_are_judged() -> None:
+    early, late = losses([0.01, 9.0, 1.0, 0.0], 200), losses(HEALTHY, 200)
+    assert health(torch.cat([early, late]), window=200).alarms == ()
+    assert health(torch.cat([late, early]), window=200).alarms
+    assert health(torch.cat([early, late]), window=400).d_loss_zero == 0.5
+    assert health(torch.cat([early, late]), window=400).alarms == ()  # half of the steps is not most of them
+    assert health(torch.cat([early, late]), window=1000).d_loss_zero == 0.5  # fewer steps than the window
+
+
+def test_diversity_is_the_distance_of_all_pairs() -> None:
+    images = pictures(7)
+    x = images.double().flatten(1) / 255
+    pairs = [float(((x[i] - x[j]) ** 2).mean()) for i in range(7) for j in range(i)]
+    assert_close(torch.tensor(diversity(images), dtype=torch.float64), math.sqrt(sum(pairs) / len(pairs)), "score")
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 16, 16)
+    assert diversity(black_and_white) == 1.0
+    assert diversity(images[:1]) == 0.0
+    assert diversity(images[:1].repeat(5, 1, 1, 1)) == 0.0

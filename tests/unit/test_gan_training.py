@@ -1,0 +1,981 @@
+"""One step against the textbook's loop; runs that are killed, resumed, damaged or diverge."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rdfia import gan_training, gans, store
+from rdfia.errors import ArgumentError, DatasetError, StoreError, TooLarge
+from rdfia.gan_training import CheckpointError, DivergedError, GanConfig, Trainer, fixed_noise, train
+from rdfia.gans import KINDS, GanArchitecture
+from tests.support.flops import FlopCount
+from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
+from tests.support.tolerances import assert_close
+
+ROOT = Path(__file__).parents[2]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bfloat16, running mean": {"precision": "bfloat16", "ema": 0.9},
+    "two updates of D, three of G": {"nb_update_D": 2, "nb_update_G": 3, "label_smoothing": 0.1},
+    "spectral": {"norm_D": "spectral"},
+}
+
+
+def config(kind: str = "dcgan", **options: Any) -> GanConfig:
+    """16 pixels, 30 images in batches of 4: an epoch has 7 steps, and a checkpoint at 25 is in the middle of one."""
+    small: dict[str, Any] = {"image_size": 16, "channels": 1, "nz": 5, "ngf": 2, "ndf": 2}
+    small |= {"classes": 0 if kind == "dcgan" else 3}
+    small |= {name: options.pop(name) for name in list(options) if name in GanArchitecture.__dataclass_fields__}
+    architecture = GanArchitecture(kind, **small)  # type: ignore[arg-type]
+    return GanConfig(architecture, **{"steps": 60, "batch": 4, **options})
+
+
+def data(wanted: GanConfig, n: int = 30) -> tuple[Tensor, Tensor | None]:
+    a, stream = wanted.architecture, torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (n, a.channels, a.image_size, a.image_size), dtype=torch.uint8, generator=stream)
+    return images, torch.arange(n) % a.classes if a.classes else None
+
+
+def trainer(wanted: GanConfig, n: int = 30) -> Trainer:
+    return Trainer(wanted, *data(wanted, n))
+
+
+def bits(made: Trainer) -> dict[str, bytes]:
+    """All that a run consists of, as bytes: equal bits are equal, NaN or not."""
+    return {name: value.detach().contiguous().numpy().tobytes() for name, value in made._tensors().items()}
+
+
+def weights(made: Trainer) -> Tensor:
+    parts = [p.detach().flatten() for net in (made.discriminator, made.generator) for p in net.parameters()]
+    return torch.cat(parts)
+
+
+# --- the protocol ---
+
+
+def test_the_log_line_is_the_labs() -> None:
+    row = [1.18244, 0.92336, 0.53649, 0.40696]
+    expected = "[ 5625/ 7812] Loss_D: 1.1824 Loss_G: 0.9234 D(x): 0.5365 D(G(z)): 0.4070"
+    assert gan_training.log_line(5625, 7812, row) == expected
+    assert gan_training.log_line(0, 11718, [12.5, math.nan, 0, 1]).startswith("[    0/11718] Loss_D: 12.5000 Loss_G: n")
+    with pytest.raises(ValueError, match="shorter"):
+        gan_training.log_line(0, 1, row[:3])
+
+
+def test_the_labs_runs_have_the_protocols_numbers() -> None:
+    labs = gan_training.LABS
+    assert {kind: (run.steps, run.batch, run.milestones) for kind, run in labs.items()} == {
+        "dcgan": (8000, 256, ()),
+        "cdcgan": (7812, 128, (4296, 6250)),  # 390.6 steps an epoch: 11 and 16 epochs
+        "cgan": (11_718, 128, (4296, 6250)),
+    }
+    for kind, run in labs.items():
+        assert run.architecture.kind == kind
+        assert (run.lr, run.beta1, run.beta2, run.nb_update_D, run.nb_update_G) == (2e-4, 0.5, 0.999, 1, 1)
+        assert (run.precision, run.label_smoothing, run.ema) == ("float32", 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps and updates from 1"),
+        ({"nb_update_D": 0}, "steps and updates from 1"),
+        ({"nb_update_G": 0}, "steps and updates from 1"),
+        ({"batch": 1}, "batch from 2"),
+        ({"lr": 0.0}, "lr above 0"),
+        ({"lr": math.nan}, "lr above 0"),
+        ({"lr": math.inf}, "lr above 0"),
+        ({"beta1": 1.0}, "expected beta1, beta2 and ema in 0..1"),
+        ({"beta2": math.nan}, "expected beta1, beta2 and ema in 0..1"),
+        ({"ema": -0.1}, "ema in 0..1"),
+        ({"label_smoothing": 0.5}, "label_smoothing below 0.5"),
+        ({"precision": "float16"}, "expected precision float32 or bfloat16"),
+        ({"milestones": (4, 2)}, "milestones in ascending order"),
+        ({"seed": -1}, "expected a seed from 0"),
+        ({"seed": 2**43}, "expected a seed from 0"),
+        ({"nz": 0}, "nz=0"),
+    ],
+)
+def test_a_config_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        config(**options)
+
+
+def test_a_config_goes_through_json() -> None:
+    wanted = config("cgan", milestones=(3, 9), ema=0.5)
+    read = json.loads(json.dumps(wanted.as_json()))
+    again = GanConfig(**{**read, "architecture": GanArchitecture(**read["architecture"]), "milestones": (3, 9)})
+    assert again == wanted
+    assert read == wanted.as_json()  # lists, not tuples: what is compared with a checkpoint's
+
+
+@pytest.mark.parametrize("seed", [0, 2**43 - 1])
+def test_every_seed_in_range_can_be_trained(seed: int) -> None:
+    made = trainer(config(seed=seed))
+    made.step()
+    assert made.losses[0].isfinite().all()
+
+
+# --- one step ---
+
+
+def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The labs' loop in float64: sigmoid, BCE, `backward()`, Adam's plain form, contiguous images; no trick at all."""
+    D, G = (net.double() for net in gans.build(wanted.architecture, wanted.seed))
+    adam = {"lr": wanted.lr, "betas": (wanted.beta1, wanted.beta2), "foreach": False, "fused": False}
+    optimizers = [torch.optim.Adam(net.parameters(), **adam) for net in (D, G)]  # type: ignore[arg-type]
+    stream, bce, rows, batches = torch.Generator().manual_seed(wanted.seed), nn.functional.binary_cross_entropy, [], 0
+
+    def noise() -> Tensor:
+        return torch.randn(wanted.batch, wanted.architecture.nz, generator=stream).double()
+
+    def probability(images: Tensor, label: Tensor | None) -> Tensor:
+        return torch.sigmoid(D(images, label).float().double())  # rounded where ours is
+
+    for _ in range(steps):
+        for _ in range(wanted.nb_update_D):
+            epoch, place = divmod(batches, len(images) // wanted.batch)
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed((wanted.seed << 20) + epoch))
+            chosen = order[place * wanted.batch : (place + 1) * wanted.batch]
+            batches += 1
+            x, label = (images[chosen].float() / 127.5 - 1).double(), None if y is None else y[chosen]
+            fake = G(noise(), label)
+            real_p, fake_p = probability(x, label), probability(fake.detach(), label)
+            ones = torch.full_like(real_p, 1 - wanted.label_smoothing)
+            loss_D = bce(real_p, ones) + bce(fake_p, torch.zeros_like(fake_p))
+            optimizers[0].zero_grad()
+            loss_D.backward()
+            optimizers[0].step()
+        for update in range(wanted.nb_update_G):
+            if update:
+                fake = G(noise(), label)
+            loss_G = bce(probability(fake, label), torch.ones_like(fake_p))
+            optimizers[1].zero_grad()
+            loss_G.backward()
+            optimizers[1].step()
+        rows.append([float(value.detach()) for value in (loss_D, loss_G, real_p.mean(), fake_p.mean())])
+    return D, G, torch.tensor(rows)
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
+    """Networks and losses of float64: in float32, Adam makes a whole step of a gradient that is but rounding."""
+
+    def cast(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0].double(), *inputs[1:])
+
+    def exact(made: Trainer) -> Trainer:
+        for net in (made.discriminator, made.generator):
+            net.double().register_forward_pre_hook(cast)
+        return made
+
+    D, G = gans.discriminator_loss, gans.generator_loss
+    monkeypatch.setattr(gan_training, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
+    monkeypatch.setattr(gan_training, "generator_loss", lambda z: G(z.double()))
+    return exact
+
+
+@pytest.mark.parametrize("variant", ["plain", "two updates of D, three of G", "spectral"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_steps_are_those_of_the_textbook(
+    kind: str, variant: str, in_float64: Callable[[Trainer], Trainer]
+) -> None:
+    """Ours has fused Adam on channels-last weights, logits, `backward(inputs=...)` and one pass of G."""
+    wanted = config(kind, channels=3, ngf=4, ndf=4, lr=2e-3, seed=3, **VARIANTS[variant])
+    made = in_float64(trainer(wanted))
+    for _ in range(3):
+        made.step()
+    D, G, losses = textbook(wanted, *data(wanted), 3)
+    assert_close(made.losses[:3], losses, "loss")
+    for ours, theirs in ((made.discriminator, D), (made.generator, G)):
+        for name, value in theirs.state_dict().items():
+            assert_close(ours.state_dict()[name].double(), value.double(), "adam steps")
+
+
+def plain_adam(made: Trainer) -> None:
+    c = made.config
+    made.optimizers = [
+        torch.optim.Adam(net.parameters(), c.lr, (c.beta1, c.beta2), foreach=False, fused=False)
+        for net in (made.discriminator, made.generator)
+    ]
+
+
+def with_contiguous_gradients(made: Trainer) -> None:
+    """The planted fault: gradients of another memory layout than their weights."""
+
+    def update(which: int, loss: Tensor) -> None:
+        parameters = made.optimizers[which].param_groups[0]["params"]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient.contiguous()
+        made.optimizers[which].step()
+
+    made._update = update  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fused_adam_on_channels_last_weights_is_plain_adam(precision: str) -> None:
+    fused, plain, misread, fine = (trainer(config(channels=3, ngf=4, ndf=4, lr=2e-3, precision=precision))
+                                   for _ in range(4))  # fmt: skip
+    plain_adam(plain)
+    with_contiguous_gradients(misread)
+    plain_adam(fine)
+    with_contiguous_gradients(fine)
+    for _ in range(3):
+        for made in (fused, plain, misread, fine):
+            made.step()
+    assert_close(weights(fused), weights(plain), "adam steps")
+    assert_close(weights(fine), weights(plain), "adam steps")  # plain Adam minds no layout
+    with pytest.raises(AssertionError, match="adam steps"):  # fused Adam does, and does not say so
+        assert_close(weights(misread), weights(plain), "adam steps")
+
+
+def test_weights_gradients_moments_and_images_are_channels_last(tmp_path: Path) -> None:
+    made = trainer(config("cdcgan", channels=3, ngf=4, ndf=4))
+    made.step()
+    made.save(tmp_path)
+    again = trainer(config("cdcgan", channels=3, ngf=4, ndf=4))
+    assert again.load(tmp_path)
+    again.step()
+    assert made._batch()[0].is_contiguous(memory_format=torch.channels_last)
+    for one in (made, again):
+        for optimizer in one.optimizers:
+            parameters = optimizer.param_groups[0]["params"]
+            convolutions = [p for p in parameters if p.ndim == 4]
+            assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+            assert any(not p.is_contiguous() for p in convolutions)
+            for p in parameters:
+                layouts = [p.grad.stride(), *(optimizer.state[p][key].stride() for key in ("exp_avg", "exp_avg_sq"))]
+                assert layouts == [p.stride()] * 3
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations whose result the host has to wait for."""
+
+    NAMES = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total, self.seen = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += 1
+        self.total += func._overloadpacket.__name__ in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("norm_D", ["batch", "spectral"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_in_a_step_waits_for_the_device(kind: str, precision: str, norm_D: str) -> None:
+    made = trainer(config(kind, precision=precision, norm_D=norm_D, ema=0.9, nb_update_G=2, milestones=(1,)))
+    with Waits() as waits:
+        for _ in range(2):
+            made.step()
+    assert waits.total == 0
+    assert waits.seen > 200
+
+
+@pytest.mark.parametrize("look", [float, bool, lambda t: t.item(), lambda t: t[None].nonzero()])
+def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def looking(real: Tensor, fake: Tensor, smoothing: float) -> Tensor:
+        loss = gans.discriminator_loss(real, fake, smoothing)
+        look(loss.detach())
+        return loss
+
+    monkeypatch.setattr(gan_training, "discriminator_loss", looking)
+    made = trainer(config())
+    with Waits() as waits:
+        made.step()
+    assert waits.total == 1
+
+
+INNER = {"step", "_update", "_batch", "draw", "_autocast", "_move_mean"}
+NETWORK = {"_run", "forward", "discriminator_loss", "generator_loss"}
+
+
+def waiting_calls(source: str, functions: set[str]) -> list[str]:
+    """Calls that fetch a value from the device, in the named functions; ValueError if one of those is not there."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    found = [node for node in nodes if node.name in functions]
+    if {node.name for node in found} != functions:
+        raise ValueError(f"no function {functions - {node.name for node in found}}")
+    calls = [node.func for function in found for node in ast.walk(function) if isinstance(node, ast.Call)]
+    methods = {"item", "tolist", "numpy", "cpu", "nonzero", "synchronize"}
+    return [ast.unparse(call) for call in calls if isinstance(call, ast.Attribute) and call.attr in methods] + [
+        call.id for call in calls if isinstance(call, ast.Name) and call.id in ("float", "int", "bool", "print")
+    ]
+
+
+def test_the_source_of_a_step_fetches_nothing() -> None:
+    assert waiting_calls(inspect.getsource(gan_training), INNER) == []
+    assert waiting_calls(inspect.getsource(gans), NETWORK) == []
+
+
+@pytest.mark.parametrize(
+    "call", ["loss.item()", "loss.tolist()", "x.detach().numpy()", "x.cpu()", "float(loss)", "int(n)", "bool(loss > 1)"]
+)
+def test_a_planted_fetch_is_seen(call: str) -> None:
+    source = f"class T:\n    def step(self):\n        x.float()\n        if {call}:\n            pass\n"
+    assert len(waiting_calls(source, {"step"})) == 1
+    with pytest.raises(ValueError, match="_update"):
+        waiting_calls(source, {"step", "_update"})
+
+
+def forwards(made: Trainer) -> tuple[int, int]:
+    """Passes of (G, D) in one step, or in whatever `made.step` does."""
+    count: Counter[str] = Counter()
+    handles = [net.register_forward_hook(lambda net, *_: count.update([type(net).__name__]))
+               for net in (made.generator, made.discriminator)]  # fmt: skip
+    made.step()
+    for handle in handles:
+        handle.remove()
+    return count["Generator"], count["Discriminator"]
+
+
+@pytest.mark.parametrize(("nb_D", "nb_G"), [(1, 1), (5, 1), (1, 5), (2, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_G_runs_once_and_D_three_times_a_step(kind: str, nb_D: int, nb_G: int) -> None:  # noqa: N802 - the networks' names
+    made = trainer(config(kind, nb_update_D=nb_D, nb_update_G=nb_G))
+    assert forwards(made) == (nb_D + nb_G - 1, 2 * nb_D + nb_G)
+    assert made.batches == nb_D
+
+
+def test_a_planted_second_pass_is_counted() -> None:
+    class Wasteful(Trainer):
+        def step(self) -> None:
+            super().step()
+            self.discriminator(self.generator(self.draw(4)))
+
+    wanted = config()
+    assert forwards(Wasteful(wanted, *data(wanted))) == (2, 4)
+
+
+def test_a_step_costs_what_it_needs_and_no_gradient_more() -> None:
+    """In passes: G forward, both gradients; D three forward, twice both gradients, once that of the image alone."""
+    made = trainer(config())
+    made.step()
+    a = made.config.architecture
+    x, z = made._batch()[0], made.draw(4)
+
+    def flops(run: Callable[[], Any]) -> int:
+        with FlopCount() as count:
+            run()
+        return count.total
+
+    G, D = flops(lambda: made.generator(z)), flops(lambda: made.discriminator(x))
+    first_G = flops(lambda: made.generator.trunk[0][0](z[:, :, None, None]))  # noise wants no gradient
+    first_D = flops(lambda: made.discriminator.trunk[0][0](x))  # nor do images that are given
+    once = flops(made.step)
+    assert once == G + (2 * G - first_G) + 3 * D + 2 * (2 * D - first_D) + D
+    layers = [16 * a.ndf * 8**2, 16 * a.ndf * 2 * a.ndf * 4**2, 16 * 2 * a.ndf]
+    assert D - 2 * 4 * sum(layers) == 0
+
+    def update(which: int, loss: Tensor) -> None:  # the planted fault: G's loss reaches the weights of D too
+        made.optimizers[which].zero_grad()
+        loss.backward()
+        made.optimizers[which].step()
+
+    made._update = update  # type: ignore[method-assign]
+    assert flops(made.step) == once + D
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_moves_its_own_network_only(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = trainer(config(kind, nb_update_D=2, nb_update_G=2)), []
+    inner = made._update
+
+    def snapshot() -> list[list[Tensor]]:
+        return [[p.detach().clone() for p in net.parameters()] for net in (made.discriminator, made.generator)]
+
+    def watched(which: int, loss: Tensor) -> None:
+        other = made.optimizers[1 - which].param_groups[0]["params"]
+        before, gradients = snapshot(), [None if p.grad is None else p.grad.clone() for p in other]
+        inner(which, loss)
+        after = snapshot()
+        assert all(not torch.equal(a, b) for a, b in zip(before[which], after[which], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before[1 - which], after[1 - which], strict=True))
+        for p, gradient in zip(other, gradients, strict=True):
+            assert (p.grad is None) if gradient is None else torch.equal(p.grad, gradient)
+        seen.append(which)
+
+    monkeypatch.setattr(made, "_update", watched)
+    made.step()
+    assert seen == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_close_to_float32(kind: str) -> None:
+    dtypes: set[torch.dtype] = set()
+    exact, rounded, other = (trainer(config(kind, ngf=4, ndf=4, **options))
+                             for options in ({}, {"precision": "bfloat16"}, {"lr": 2e-2}))  # fmt: skip
+    layer = next(m for m in rounded.discriminator.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    layer.register_forward_hook(lambda module, inputs, out: dtypes.add(out.dtype))
+    for _ in range(5):
+        for made in (exact, rounded, other):
+            made.step()
+    assert dtypes == {torch.bfloat16}
+    assert {value.dtype for value in rounded.generator.parameters()} == {torch.float32}
+    assert {value.dtype for value in rounded.optimizers[0].state_dict()["state"][0].values()} == {torch.float32}
+    assert not torch.equal(rounded.losses[:5], exact.losses[:5])
+    assert_close(rounded.losses[:5], exact.losses[:5], "bfloat16 losses")
+    with pytest.raises(AssertionError, match="bfloat16 losses"):
+        assert_close(other.losses[:5], exact.losses[:5], "bfloat16 losses")
+
+
+def test_the_rate_falls_by_ten_after_each_milestone(tmp_path: Path) -> None:
+    wanted = config(milestones=(2, 4), steps=6)
+
+    def rates(made: Trainer, n: int) -> list[list[float]]:
+        found = []
+        for _ in range(n):
+            made.step()
+            found.append([optimizer.param_groups[0]["lr"] for optimizer in made.optimizers])
+        return found
+
+    made = trainer(wanted)
+    expected = [[pytest.approx(2e-4 / ten)] * 2 for ten in (1, 1, 10, 10, 100, 100)]
+    assert rates(made, 3) == expected[:3]
+    made.save(tmp_path)
+    again = trainer(wanted)
+    assert again.load(tmp_path)
+    assert rates(again, 3) == expected[3:]
+    flat = trainer(config(steps=6))
+    for _ in range(4):
+        flat.step()
+    moved = (weights(again) - weights(made)).abs().max()
+    assert float(moved) < 4 * 2e-5  # steps of a tenth and a hundredth of the rate reach the weights
+
+
+# --- data ---
+
+
+def numbered(n: int = 30) -> tuple[Tensor, Tensor]:
+    """Image i is full of the value i, its label is i modulo 3."""
+    i = torch.arange(n)
+    return i.to(torch.uint8)[:, None, None, None].expand(n, 1, 16, 16).clone(), i % 3
+
+
+def drawn(made: Trainer, batches: int) -> list[int]:
+    """The numbers of the next images, after a look at their pixels and labels."""
+    found: list[int] = []
+    for _ in range(batches):
+        x, y = made._batch()
+        assert x.shape == (4, 1, 16, 16)
+        assert x.dtype == torch.float32
+        values = (x + 1) * 127.5
+        images = values[:, 0, 0, 0].round()
+        assert torch.equal(values.round(), images[:, None, None, None].expand_as(values))
+        assert y is not None
+        assert torch.equal(images.long() % 3, y)
+        found += images.long().tolist()
+    return found
+
+
+def test_an_epoch_takes_each_image_once_at_most_and_labels_go_with_them() -> None:
+    made = Trainer(config("cgan"), *numbered())
+    epochs = [drawn(made, 7) for _ in range(6)]
+    assert all(len(set(epoch)) == 28 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert set(chain(*epochs)) == set(range(30))  # what one epoch leaves over, others take
+    again, other = (Trainer(config("cgan", seed=seed), *numbered()) for seed in (0, 1))
+    assert drawn(again, 7) == epochs[0]
+    assert drawn(other, 7) != epochs[0]
+
+
+def test_pixels_are_scaled_to_minus_one_and_one() -> None:
+    wanted, images = config(), numbered()[0]
+    images[:15], images[15:] = 0, 255
+    made = Trainer(wanted, images)
+    values = torch.cat([made._batch()[0] for _ in range(7)])
+    assert set(values.flatten().tolist()) == {-1.0, 1.0}
+
+
+def test_noise_is_normal_and_of_the_run_alone() -> None:
+    made, again, other = (trainer(config(seed=seed)) for seed in (0, 0, 1))
+    z = made.draw(4000)
+    assert z.shape == (4000, 5)
+    assert torch.equal(z, again.draw(4000))
+    assert not torch.equal(z, other.draw(4000))
+    x = z.double().flatten()
+    n = len(x)
+    assert_close(x.mean() * n**0.5, torch.tensor(0.0), "standard errors")
+    assert_close((x.std() - 1) * (2 * n) ** 0.5, torch.tensor(0.0), "standard errors")
+
+
+@pytest.mark.parametrize(
+    ("images", "y", "message"),
+    [
+        (numbered()[0][:0], numbered()[1][:0], "N from 1"),
+        (numbered()[0][:3], [0, 1, 2], "images: 3 for batches of 4; lower batch, or give more images"),
+        (numbered()[0].float(), numbered()[1], "got torch.float32"),
+        (numbered()[0][:, :, :12, :12], numbered()[1], "prepare_images pads"),
+        (numbered()[0], torch.zeros(30, dtype=torch.long), "labels: found 0, expected some of each of 0 .. 2"),
+        (numbered()[0], None, "labels: got"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(images: Tensor, y: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        train(config("cdcgan"), images, y)
+
+
+def test_the_grid_has_a_row_for_each_label_and_a_column_for_each_noise() -> None:
+    z, y = fixed_noise(config("cdcgan", classes=12))
+    assert z.shape == (100, 5)
+    assert y is not None
+    assert y.view(10, 10).tolist() == [[label] * 10 for label in range(10)]
+    assert all(torch.equal(row, z[:10]) for row in z.view(10, 10, 5))
+    assert len({tuple(row) for row in z[:10].tolist()}) == 10
+    few, three = fixed_noise(config("cdcgan"))
+    assert three is not None
+    assert (len(few), three.tolist()) == (30, [0] * 10 + [1] * 10 + [2] * 10)
+    free, none = fixed_noise(config())
+    assert none is None
+    assert len({tuple(row) for row in free.tolist()}) == 100
+    assert torch.equal(free, fixed_noise(config())[0])
+    assert not torch.equal(free, fixed_noise(config(seed=1))[0])
+
+
+# --- the loop ---
+
+
+def test_the_running_mean_is_the_one_by_hand() -> None:
+    made = trainer(config("cdcgan", ema=0.4))  # reached by the fourth step: 1/10, 2/11, 3/12, 4/13, 5/14, 6/15
+    expected = {name: value.double() for name, value in made.generator.state_dict().items()}
+    for i in range(8):
+        made.step()
+        decay = min(0.4, (1 + i) / (10 + i))
+        for name, value in made.generator.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+    assert made.ema is made.images_from
+    found = made.images_from.state_dict()
+    for name, value in expected.items():
+        if name.endswith("num_batches_tracked"):
+            assert int(found[name]) == 8
+        else:
+            assert_close(found[name], value, "running mean")
+    with pytest.raises(AssertionError, match="running mean"):
+        assert_close(made.generator.state_dict()["trunk.0.0.weight"], expected["trunk.0.0.weight"], "running mean")
+    assert trainer(config()).images_from is not None
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_grids_and_visits_show_the_run_and_do_not_change_it(ema: float, tmp_path: Path) -> None:
+    wanted, seen = config("cdcgan", ema=ema, steps=30), []
+
+    def visit(made: Trainer) -> None:
+        z, y = fixed_noise(wanted)
+        images = gans.sample(made.images_from, z, y, statistics="batch")
+        gans.sample(made.images_from, z, y, statistics="running")
+        made.save(tmp_path / f"at {made.done}")
+        seen.append((made.done, gan_training.to_uint8(images)))
+
+    quiet = train(wanted, *data(wanted))
+    looked = train(wanted, *data(wanted), grids_at=(1, 7, 30), visit_at=range(31), visit=visit)
+    assert bits(looked.trainer) == bits(quiet.trainer)
+    assert [done for done, _ in seen] == list(range(1, 31))
+    assert quiet.grids == []
+    assert [grid.step for grid in looked.grids] == [1, 7, 30]
+    for grid in looked.grids:
+        assert grid.images.dtype == torch.uint8
+        assert torch.equal(grid.images, dict(seen)[grid.step])
+    assert not torch.equal(looked.grids[0].images, looked.grids[2].images)
+    assert looked.losses.shape == (30, 4)
+
+
+def test_the_log_has_a_line_every_25_steps_and_progress_wraps_them() -> None:
+    lines: list[str] = []
+    calls = []
+
+    def progress(steps: Any, total: int, description: str) -> Any:
+        calls.append((total, description))
+        return steps
+
+    wanted = config(steps=60)
+    done = train(wanted, *data(wanted), log=lines.append, progress=progress)
+    assert lines == [gan_training.log_line(step, 60, done.losses[step].tolist()) for step in (0, 25, 50)]
+    assert calls == [(60, "dcgan")]
+    with pytest.raises(ArgumentError, match="checkpoint_every=30: expected a multiple of 25"):
+        train(wanted, *data(wanted), checkpoint_every=30)
+
+
+def test_a_seed_repeats_a_run_bit_for_bit_whatever_the_global_stream_says() -> None:
+    wanted = config("cgan", steps=5)
+    first = train(wanted, *data(wanted))
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(123)
+        again = train(wanted, *data(wanted))
+    other = train(replace(wanted, seed=1), *data(wanted))
+    assert bits(again.trainer) == bits(first.trainer)
+    assert bits(other.trainer) != bits(first.trainer)
+
+
+# --- checkpoints ---
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_bit_for_bit(kind: str, variant: str, tmp_path: Path) -> None:
+    wanted = config(kind, steps=36, **VARIANTS[variant])
+    images, y = data(wanted)
+    whole = train(wanted, images, y)
+
+    def interrupt(made: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, images, y, folder=tmp_path / "a", checkpoint_every=25, visit_at=[31], visit=interrupt)
+    state = store.read_json(tmp_path / "a" / "training.json")
+    assert (state["step"], state["batches"] % 7 > 0) == (25, True)  # in the middle of an epoch
+    resumed = train(wanted, images, y, folder=tmp_path / "a", checkpoint_every=25)
+    assert bits(resumed.trainer) == bits(whole.trainer)
+    if variant != "plain":
+        return
+    train(replace(wanted, steps=33), images, y, folder=tmp_path / "b")  # a run that ended, and is asked for more
+    longer = train(wanted, images, y, folder=tmp_path / "b")
+    assert bits(longer.trainer) == bits(whole.trainer)
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["step-36.safetensors", "training.json"]
+    again = train(wanted, images, y, folder=tmp_path / "b")  # nothing left to do
+    assert torch.equal(again.losses, whole.losses)
+
+
+@pytest.mark.parametrize("lost", ["noise", "adam", "order", "statistics"])
+def test_what_a_checkpoint_must_hold_is_missed_where_it_is_lost(lost: str, tmp_path: Path) -> None:
+    wanted = config("cdcgan", steps=30)
+    whole, half = trainer(wanted), trainer(wanted)
+    for _ in range(30):
+        whole.step()
+    for _ in range(25):
+        half.step()
+    half.save(tmp_path)
+    again = trainer(wanted)
+    assert again.load(tmp_path)
+    if lost == "noise":
+        again.noise.manual_seed(0)
+    elif lost == "adam":
+        again.optimizers[1].state.clear()
+    elif lost == "order":
+        again.batches = 0
+    else:
+        again.generator.get_submodule("trunk.0.1").reset_running_stats()
+    for _ in range(5):
+        again.step()
+    assert bits(again) != bits(whole)
+
+
+KILLED_AT = ("a step", "the tensors", "the index", "the removal")
+
+
+def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrange for this process to be killed in the 31st step, or in the three parts of the save after the 50th."""
+    import safetensors.torch
+
+    def kill(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    counts: Counter[str] = Counter()
+
+    def dies(name: str, original: Callable[..., Any], at: int, half: bool = False) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            if counts[name] == at and half:  # half of the file is on the disk
+                original(*args, **kwargs)
+                os.truncate(args[1], Path(args[1]).stat().st_size // 2)
+            return kill() if counts[name] == at else original(*args, **kwargs)
+
+        return run
+
+    if where == "a step":  # between the update of D and that of G
+        monkeypatch.setattr(gan_training, "generator_loss", dies(where, gan_training.generator_loss, 31))
+    elif where == "the tensors":
+        monkeypatch.setattr(safetensors.torch, "save_file", dies(where, safetensors.torch.save_file, 2, half=True))
+    elif where == "the index":
+        monkeypatch.setattr(store, "write_json", dies(where, store.write_json, 2))
+    else:
+        monkeypatch.setattr(Path, "unlink", kill)
+
+
+def be_killed(folder: Path) -> None:
+    """Run by the test below in a process of its own: forks, trains and dies, once for each place."""
+    torch.set_num_threads(1)
+    wanted = config("cdcgan", ema=0.9)
+    trainer(wanted)  # what torch imports with the first optimiser, it imports before the forks
+    for where in KILLED_AT:
+        child = os.fork()
+        if not child:
+            try:
+                with pytest.MonkeyPatch.context() as monkeypatch:
+                    die_at(where, monkeypatch)
+                    train(wanted, *data(wanted), folder=folder / where, checkpoint_every=25)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            raise SystemExit(f"killed in {where}: it ended with {status} instead")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals that kill: run it on Linux or macOS")
+def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from tests.unit import test_gan_training as t; t.be_killed(pathlib.Path(sys.argv[1]))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = config("cdcgan", ema=0.9)
+    whole = train(wanted, *data(wanted))
+    for where in KILLED_AT:
+        folder = tmp_path / where
+        names = {re.sub(r"\.\w+\.part", ".part", path.name) for path in folder.iterdir()}
+        index = store.read_json(folder / "training.json")
+        assert names == {
+            "a step": {"training.json", "step-25.safetensors"},
+            "the tensors": {"training.json", "step-25.safetensors", ".step-50.safetensors.part"},
+            "the index": {"training.json", "step-25.safetensors", "step-50.safetensors"},
+            "the removal": {"training.json", "step-25.safetensors", "step-50.safetensors"},
+        }[where]
+        assert index["step"] == (50 if where == "the removal" else 25)
+        resumed = train(wanted, *data(wanted), folder=folder, checkpoint_every=25)
+        assert bits(resumed.trainer) == bits(whole.trainer), where
+        assert {path.name for path in folder.iterdir()} == {"training.json", "step-60.safetensors"}
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A folder with a checkpoint after step 25."""
+    wanted = config("cdcgan", steps=25)
+    train(wanted, *data(wanted), folder=tmp_path)
+    return tmp_path
+
+
+def test_a_folder_without_a_checkpoint_starts_from_nothing(tmp_path: Path) -> None:
+    made = trainer(config())
+    assert not made.load(tmp_path)
+    assert not made.load(tmp_path / "nowhere")
+    assert made.done == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lr": 1e-3}, "lr=0.0002, here 0.001"),
+        ({"seed": 1}, "seed=0, here 1"),
+        ({"nz": 6}, "nz=5, here 6"),
+        ({"precision": "bfloat16", "ema": 0.5}, "precision=float32, here bfloat16; ema=0.0, here 0.5"),
+        ({"steps": 20}, "steps=25, here 20"),
+        ({"milestones": (3,)}, r"milestones=\[\], here \[3\]"),
+    ],
+)
+def test_a_checkpoint_of_another_config_is_named(kept: Path, options: dict[str, Any], named: str) -> None:
+    wanted = config("cdcgan", **options)
+    with pytest.raises(CheckpointError, match=rf"training\.json is another run's: {named}\. Choose another folder, or"):
+        train(wanted, *data(wanted), folder=kept)
+
+
+def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
+    wanted = config("cdcgan")
+    images, y = data(wanted)
+    assert y is not None
+    changed = images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    for bad in ((changed, y), (images, y.flip(0)), (images[:-1], y[:-1])):
+        with pytest.raises(CheckpointError, match=r"another run's: other data\. Choose another folder"):
+            train(wanted, *bad, folder=kept)
+    train(wanted, images, y, folder=kept)
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"step": 26}, "step 26 and 25 batches, losses of 25 steps"),
+        ({"step": 0, "batches": 0}, "step 0 and 0 batches, losses of 25 steps"),
+        ({"step": -25, "batches": -25}, "step -25 and -25 batches"),
+        ({"batches": 24}, "step 25 and 24 batches"),
+        ({"step": "many"}, "is no checkpoint of a GAN"),
+        ({"step": None}, "is no checkpoint of a GAN"),
+        ({"file": ""}, "is no checkpoint of a GAN"),
+        ({"file": "../step-25.safetensors"}, "is no checkpoint of a GAN"),
+        ({"file": 7}, "is no checkpoint of a GAN"),
+        ({"file": "step-99.safetensors"}, "step-99.safetensors is not what .*training.json names"),
+        ({"file": "training.json"}, "training.json is not what .*training.json names"),
+        ({"file": ".."}, "is not what .*training.json names"),
+        ({"config": None}, "is no checkpoint of a GAN"),
+        ({"config": {}}, "is no checkpoint of a GAN"),
+        ({"config": {"architecture": 3}}, "is no checkpoint of a GAN"),
+    ],
+)
+def test_an_index_that_lies_is_not_believed(kept: Path, lie: dict[str, Any], message: str) -> None:
+    index = kept / "training.json"
+    store.write_json(index, {**store.read_json(index), **lie})
+    wanted = config("cdcgan")
+    with pytest.raises(StoreError, match=message) as caught:
+        train(wanted, *data(wanted), folder=kept)
+    assert re.search("remove (it|both) to start again", str(caught.value))
+    assert str(index) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"step": 25}'])
+def test_an_index_that_is_no_index_is_named(kept: Path, text: str) -> None:
+    (kept / "training.json").write_text(text)
+    wanted = config("cdcgan")
+    with pytest.raises(StoreError, match=r"training\.json.*; remove it to (start again|have it made again)"):
+        train(wanted, *data(wanted), folder=kept)
+
+
+def lose(name: str) -> Callable[[dict[str, Tensor]], None]:
+    def damage(tensors: dict[str, Tensor]) -> None:
+        for key in [key for key in tensors if key.startswith(name)]:
+            del tensors[key]
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage", [lose("noise"), lose("losses"), lose("adam.G.3"), lose("adam"), lose("D.x"), lose("ema"), None]
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: Callable[[dict[str, Tensor]], None] | None) -> None:
+    wanted = config("cdcgan", steps=25, ema=0.5)
+    train(wanted, *data(wanted), folder=tmp_path)
+    path = tmp_path / "step-25.safetensors"
+    tensors, _ = store.load_tensors(path)
+    if damage is None:  # one that belongs to another network, whole as it is
+        other = config("cdcgan", steps=25, ema=0.5, ngf=3)
+        train(other, *data(other), folder=tmp_path / "other")
+        tensors, _ = store.load_tensors(tmp_path / "other" / path.name)
+    else:
+        damage(tensors)
+    store.save_tensors(path, tensors)
+    with pytest.raises(StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."):
+        train(wanted, *data(wanted), folder=tmp_path)
+
+
+def test_damaged_tensors_are_named_and_the_way_out_works(kept: Path) -> None:
+    wanted, path = config("cdcgan", steps=50), kept / "step-25.safetensors"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-100] ^= 1
+    for damaged in (whole[:-1], whole[:1000], b"", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."):
+            train(wanted, *data(wanted), folder=kept)
+    path.unlink()
+    (kept / "training.json").unlink()
+    again = train(wanted, *data(wanted), folder=kept)
+    assert bits(again.trainer) == bits(train(wanted, *data(wanted)).trainer)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, steps = config("cdcgan", steps=100), iter(range(25, 100))
+    lines: list[str] = []
+
+    def breaks(real: Tensor, fake: Tensor, smoothing: float) -> Tensor:
+        loss = gans.discriminator_loss(real, fake, smoothing)
+        return loss * (math.nan if next(steps) == 57 else 1.0)
+
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    monkeypatch.setattr(gan_training, "discriminator_loss", breaks)
+    message = r"step 57: a loss is not finite \(\[   57/  100\] Loss_D: nan .*lower lr=0\.0002.*step-50\.safetensors"
+    with pytest.raises(DivergedError, match=message):
+        train(wanted, *data(wanted), folder=kept, checkpoint_every=25, log=lines.append)
+    assert [line[:13] for line in lines] == ["[   25/  100]"]  # the diverged 25 steps have no line
+    assert {path.name for path in kept.iterdir()} == {"training.json", "step-50.safetensors"}
+    assert before.keys() == {"training.json", "step-25.safetensors"}
+    monkeypatch.undo()
+    made = trainer(wanted)
+    assert made.load(kept)
+    assert made.done == 50
+    assert weights(made).isfinite().all()
+    whole = train(wanted, *data(wanted))
+    assert bits(train(wanted, *data(wanted), folder=kept).trainer) == bits(whole.trainer)
+
+
+@pytest.mark.parametrize(("folder", "kept_is"), [(None, "none is kept"), ("new", "none is kept")])
+def test_a_rate_that_is_far_too_high_diverges(folder: str | None, kept_is: str, tmp_path: Path) -> None:
+    wanted = config("cgan", lr=1e30)
+    where = None if folder is None else tmp_path / folder
+    with pytest.raises(DivergedError, match=rf"step [0-9]: a loss is not finite .*lower lr=1e\+30.*{kept_is}"):
+        train(wanted, *data(wanted), folder=where)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_not_saved(kept: Path) -> None:
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+
+    def spoil(made: Trainer) -> None:  # after the last look at the losses
+        with torch.no_grad():
+            next(made.generator.parameters())[0, 0, 0, 0] = math.inf
+
+    wanted = config("cdcgan", steps=50)
+    with pytest.raises(DivergedError, match=r"step 50: a weight is not finite; what .* held before is kept"):
+        train(wanted, *data(wanted), folder=kept, checkpoint_every=25, visit_at=[50], visit=spoil)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert trainer(wanted).load(kept)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("a file where a folder is needed")
+    wanted = config(steps=2)
+    with pytest.raises(StoreError, match=r"cannot write .*file/run/step-2\.safetensors"):
+        train(wanted, *data(wanted), folder=blocker / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one")
+def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    wanted = config(steps=2)
+    with pytest.raises(StoreError, match=r"step-2\.safetensors: permission denied"):
+        train(wanted, *data(wanted), folder=tmp_path)
+
+
+def fill_at_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half of it")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+
+
+def fill_at_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        with open("/dev/full", "wb", buffering=0) as stream:
+            return int(stream.write(data))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk")
+@pytest.mark.parametrize(
+    ("fill", "named"), [(fill_at_tensors, r"step-50\.safetensors"), (fill_at_index, r"training\.json")]
+)
+def test_a_full_disk_is_named_and_the_checkpoint_before_is_good(
+    kept: Path, fill: Callable[[pytest.MonkeyPatch], None], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config("cdcgan", steps=50)
+    fill(monkeypatch)
+    with pytest.raises(TooLarge, match=rf"cannot write .*{named}: the disk is full"):
+        train(wanted, *data(wanted), folder=kept)
+    monkeypatch.undo()
+    made = trainer(wanted)
+    assert made.load(kept)
+    assert made.done == 25
+    resumed = train(wanted, *data(wanted), folder=kept)
+    assert bits(resumed.trainer) == bits(train(wanted, *data(wanted)).trainer)
