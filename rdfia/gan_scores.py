@@ -56,7 +56,7 @@ class DigitClassifier(nn.Module):
 
 
 def train_digit_classifier(
-    images: Tensor, labels: Any, *, seed: int = 0, device: Device = "cpu", steps: int = 500, batch: int = 256,
+    images: Tensor, labels: Any, *, seed: int = 0, device: Device = "cpu", steps: int = 800, batch: int = 256,
     lr: float = 4e-3, dtype: torch.dtype = torch.bfloat16,
 ) -> DigitClassifier:  # fmt: skip
     """A classifier, in eval mode, trained on uint8 N x 1 x 32 x 32 digits with labels 0..9 (whole numbers).
@@ -76,14 +76,11 @@ def train_digit_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = DigitClassifier().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x, y, batch = F.pad(images, (2, 2, 2, 2)).to(device), y.long().to(device), min(batch, len(images))
+    x, y = F.pad(images, (2, 2, 2, 2)).to(device), y.long().to(device)
     optimizer = torch.optim.AdamW(module.parameters(), lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < batch:
-            order = torch.randperm(len(x), generator=generator)
-        rows, order = order[:batch].to(device), order[batch:]
+    epochs = [torch.randperm(len(x), generator=generator) for _ in range(-(-steps * batch // len(x)))]
+    for rows in torch.cat(epochs)[: steps * batch].to(device).split(batch):
         top, left = torch.randint(0, 5, (2,), generator=generator).tolist()  # one move for all: a view, no gathering
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = module(x[rows, :, top : top + 32, left : left + 32].float() / 127.5 - 1)
@@ -175,18 +172,15 @@ def _run(module: nn.Module, function: Callable[[Tensor], Tensor], images: Tensor
 
 
 def _array(values: Any) -> Array:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values  # numpy has no such type
-    return np.asarray(values)
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
 
-def _rows(name: str, values: Any, width: int = 0, dtype: type = np.float64) -> Array:
+def _rows(name: str, values: Any, width: int = 0) -> Array:
     """Values as a matrix, one row an image. ArgumentError: less than two rows, NaN or infinity, another width."""
     array = _array(values)
     if array.ndim < 2 or len(array) < 2 or not array.size or array.dtype.kind not in "fiu":
         raise ArgumentError(f"{name}: got {array.dtype} {array.shape}, expected numbers, n x d, two rows or more")
-    array = array.reshape(len(array), -1).astype(dtype)
+    array = array.reshape(len(array), -1).astype(np.float64)
     if width and array.shape[1] != width:
         raise ArgumentError(f"{name}: {array.shape[1]} columns, the first set has {width}; take both from one network")
     if not (finite := np.isfinite(array).all(axis=1)).all():
@@ -237,12 +231,10 @@ def frechet_distance(real: Any, fake: Any, *, groups: int = 10, corrected: bool 
     jackknife over both sets that gives the standard error, and may then be below 0.
     ArgumentError: n or m up to d (the covariance would be singular), other widths, NaN.
     """
-    if groups < 2:
-        raise ArgumentError(f"groups={groups}: expected 2 or more")
     real, fake = _pair(real, fake)
-    if min(len(real), len(fake)) <= max(real.shape[1], groups):
-        raise ArgumentError(f"real has {len(real)} rows, fake {len(fake)}: expected more than {groups} groups and than "
-                            f"{real.shape[1]} columns; draw more images, or take narrower features")  # fmt: skip
+    if not 2 <= groups < min(len(real), len(fake)) > real.shape[1]:
+        got = f"real has {len(real)} rows, fake {len(fake)}, for {real.shape[1]} columns and {groups} groups"
+        raise ArgumentError(f"{got}: expected more rows than either, 2 groups or more; draw more, or narrower features")
     centre = real.mean(axis=0)  # the sums of squares stay small
     sets = [_moments(rows - centre, groups) for rows in (real, fake)]
 
@@ -268,13 +260,11 @@ def kernel_distance(real: Any, fake: Any, *, block: int = 500) -> Estimate:
     The mean over disjoint blocks of `block` rows of each set, in a fixed order; what is left over is unused. Around 0
     for equal distributions, so below 0 about as often as above. ArgumentError: less than two blocks, NaN, other widths.
     """
-    if block < 2:
-        raise ArgumentError(f"block={block}: expected 2 or more")
-    real, fake = (rows[_shuffled(len(rows))] for rows in _pair(real, fake))
-    starts = range(0, min(len(real), len(fake)) - block + 1, block)
-    if len(starts) < 2:
-        got = f"real has {len(real)} rows, fake {len(fake)}"
-        raise ArgumentError(f"{got}: expected 2 blocks of {block}, or more; lower block, or draw more images")
+    real, fake = (both[_shuffled(len(both))] for both in _pair(real, fake))
+    rows = min(len(real), len(fake))
+    if not 2 <= block <= rows // 2:
+        raise ArgumentError(f"block={block}: expected 2 to {rows // 2}, two blocks of {rows} rows; draw more images")
+    starts = range(0, rows - block + 1, block)
     return _mean(np.array([_mmd(real[i : i + block], fake[i : i + block]) for i in starts]))
 
 
@@ -321,13 +311,14 @@ def conditional_accuracy(predicted: Any, asked: Any, classes: int) -> tuple[Esti
 
 def _distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
     """Squared distances of a few rows of `a` at a time to all of `b`."""
-    squares, step = (b**2).sum(axis=1), max(1, CHUNK_BYTES // (b.itemsize * len(b)))
+    first, squares = (np.einsum("ij,ij->i", rows, rows) for rows in (a, b))
+    step = max(1, CHUNK_BYTES // (b.itemsize * len(b)))
     for start in range(0, len(a), step):
         part = slice(start, start + step)
         tile = a[part] @ b.T
         tile *= -2
         tile += squares
-        tile += (a[part] ** 2).sum(axis=1)[:, None]
+        tile += first[part, None]
         yield part, tile
 
 
@@ -389,24 +380,20 @@ def nearest_neighbour(fake: Any, train: Any, held_out: Any) -> Neighbours:
     """
     from scipy.stats import mannwhitneyu
 
-    known = _rows("train", train, dtype=np.float32)
-    sets = [_rows(name, v, known.shape[1], np.float32) for name, v in (("fake", fake), ("held_out", held_out))]
+    known = _rows("train", train)
+    sets = [_rows(name, values, known.shape[1]) for name, values in (("fake", fake), ("held_out", held_out))]
     (nearest, near), (_, usual) = (_nearest(rows, known) for rows in sets)
     if not np.median(usual) > 0:
         raise ArgumentError("held_out: most rows are in train too; give real images that were not trained on")
     by_fake, by_held = _placements(near, usual), 1 - _placements(usual, near)
     error = np.sqrt(sum(shares.var(ddof=1) / len(shares) for shares in (by_fake, by_held)))
-    p = mannwhitneyu(near, usual, alternative="less").pvalue
-    return Neighbours(nearest, near, usual, float(np.median(near) / np.median(usual)),
-                      Estimate(float(by_fake.mean()), float(error)), float(p))  # fmt: skip
+    closer, p = Estimate(float(by_fake.mean()), float(error)), mannwhitneyu(near, usual, alternative="less").pvalue
+    return Neighbours(nearest, near, usual, float(np.median(near) / np.median(usual)), closer, float(p))
 
 
 def _nearest(rows: Array, known: Array) -> tuple[Array, Array]:
-    index, gaps, middle = np.empty(len(rows), dtype=np.int64), np.empty(len(rows)), known.mean(axis=0)
-    for part, tile in _distances(rows - middle, known - middle):
-        index[part] = tile.argmin(axis=1)  # float32 finds the row, float64 says how far it is
-        gaps[part] = np.linalg.norm(rows[part].astype(np.float64) - known[index[part]], axis=1)
-    return index, gaps
+    index = np.concatenate([tile.argmin(axis=1) for _, tile in _distances(rows, known)])
+    return index, np.linalg.norm(rows - known[index], axis=1)  # a copy is at 0: tiles hold roundings
 
 
 def _placements(values: Array, others: Array) -> Array:

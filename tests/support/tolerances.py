@@ -35,6 +35,8 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("pixel", "cpu", "float32"): Tolerance(0.0, 1e-6, "values in [0, 1]: one float32 multiplication and one addition"),
     ("pixel", "cpu", "float64"): Tolerance(0.0, 1e-12, "values in [0, 1]: a few sums and products in float64"),
     ("score", "cpu", "float64"): Tolerance(1e-9, 1e-9, "closed forms of maps, summed in another order"),
+    ("frechet by sqrtm", "cpu", "float64"): Tolerance(1e-6, 1e-8, "scipy's root of a product that is not symmetric"),
+    ("root of a rounding", "cpu", "float64"): Tolerance(0.0, 1e-7, "the root of a variance that is 0 up to 1e-15"),
     ("white noise", "cpu", "float64"): Tolerance(0.0, 2e-2, "the spectrum of 128 x 128 random values, and a round rim"),
     ("loss", "cpu", "float64"): Tolerance(1e-12, 1e-12, "logarithms of sigmoids of logits within 6"),
     ("loss", "cpu", "float32"): Tolerance(1e-5, 1e-6, "means of at most four logarithms, of logits of float64"),
