@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.pool import ThreadPool
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -181,44 +180,50 @@ class Killed(BaseException):
     """No error that anything would catch."""
 
 
-def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(
-    faces: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(done: Iterable[str], total: int, label: str) -> Iterator[str]:
-        assert (total, label) == (5, "celeba")
-        yield from itertools.islice(done, 2)
+def made(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "faces").glob("0*.png")}
+
+
+def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(faces: Path) -> None:
+    data = faces / "assets" / "data"
+
+    def killed(done: Iterable[str], total: int, label: str) -> Iterable[str]:
+        assert (total, label, list(done)) == (5, "celeba", [""] * 5)
+        for number in (2, 5):  # as if it had not come to these
+            (data / "celeba-32.part" / "faces" / f"{number:06d}.png").unlink()
         raise Killed
 
-    made: list[str] = []
-    real = store.write_atomic
-
-    def counted(path: Path, data: bytes) -> None:
-        if len(made) == 3:  # the disk has room for three, whatever thread comes first
-            raise TooLarge(f"cannot write {path}: the disk is full")
-        real(path, data)
-        made.append(path.name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write_atomic", counted)
-        patch.setattr(datasets, "ThreadPool", lambda _: ThreadPool(1))
-        with pytest.raises(Killed):
-            prepare_celeba(faces, progress=killed)
-        with pytest.raises(TooLarge, match=r"celeba-32\.part/faces/00000.\.png: the disk is full"):
-            prepare_celeba(faces)
-    part = faces / "assets" / "data" / "celeba-32.part"
-    (part / "faces" / ".000005.png.xyz.part").write_bytes(b"half a picture, as a kill leaves it")
+    with pytest.raises(Killed):
+        prepare_celeba(faces, progress=killed)
+    (data / "celeba-32.part" / "faces" / ".000005.png.xyz.part").write_bytes(b"half a picture, as a kill leaves it")
     assert assets.find("celeba-32") is None
-    before = {path.name: path.stat().st_mtime_ns for path in (part / "faces").glob("0*.png")}
-    assert set(before) == set(made)
+    before = made(data / "celeba-32.part")
     assert len(before) == 3
     prepare_celeba(faces)
-    found = image_folder(faces / "assets" / "data" / "celeba-32", "celeba", labelled=False)
-    after = {path.name: path.stat().st_mtime_ns for path in found.paths}
-    assert len(after) == 5
+    assert not (data / "celeba-32.part").exists()
+    after = made(data / "celeba-32")
+    assert len(image_folder(data / "celeba-32", "celeba", labelled=False)) == len(after) == 5
     assert before.items() <= after.items(), "what was made is kept"
-    assert not part.exists()
     prepare_celeba(faces)
-    assert {path.name: path.stat().st_mtime_ns for path in found.paths} == after, "a whole one is left alone"
+    assert made(data / "celeba-32") == after, "a whole one is left alone"
+
+
+def test_a_full_disk_is_named_and_what_was_made_is_kept(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, one_at_a_time, part = store.write_atomic, threading.Lock(), faces / "assets" / "data" / "celeba-32.part"
+
+    def limited(path: Path, data: bytes) -> None:
+        with one_at_a_time:
+            if len(made(part)) == 3:
+                raise TooLarge(f"cannot write {path}: the disk is full")
+            real(path, data)
+
+    monkeypatch.setattr(store, "write_atomic", limited)
+    with pytest.raises(TooLarge, match=r"celeba-32\.part/faces/00000.\.png: the disk is full"):
+        prepare_celeba(faces)
+    assert assets.find("celeba-32") is None
+    monkeypatch.setattr(store, "write_atomic", real)
+    assert prepare_celeba(faces) == ["celeba-32"]
+    assert len(made(faces / "assets" / "data" / "celeba-32")) == 5
 
 
 def test_broken_faces_are_listed_at_the_end_and_the_others_made(faces: Path) -> None:
