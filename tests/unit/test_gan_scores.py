@@ -469,6 +469,21 @@ def test_a_seed_gives_one_classifier_and_leaves_the_global_stream(trained: Digit
                     train_digit_classifier(*data, seed=2, **{**FAST, "steps": 2}))  # fmt: skip
 
 
+def test_training_moves_the_digits_by_up_to_two_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, places = torch.zeros(8, 1, 32, 32, dtype=torch.uint8), set()
+    images[:, 0, 15, 16] = 255
+
+    def look(module: DigitClassifier, x: Tensor) -> Tensor:
+        assert x.shape == (4, 1, 32, 32)
+        assert [float(x.min()), float(x.max())] == [-1, 1]
+        places.add(tuple((x[0, 0] == 1).nonzero()[0].tolist()))
+        return module.head(x.flatten(1)[:, :64])
+
+    monkeypatch.setattr(DigitClassifier, "forward", look)
+    train_digit_classifier(images, [0, 1] * 4, steps=200, batch=4, dtype=torch.float32)
+    assert places == {(top, left) for top in range(13, 18) for left in range(14, 19)}
+
+
 def test_half_precision_trains_too() -> None:
     data = made_up(64, 0)
     module = train_digit_classifier(*data, steps=2, batch=32)
@@ -513,9 +528,10 @@ def test_the_classifier_is_kept_and_a_damaged_one_is_made_again(
         digit_classifier(images, labels, folder=tmp_path / "other", **recipe)
         assert len(trainings) == 1
     assert len(list((tmp_path / "other").iterdir())) == 4
-    count.__kwdefaults__ = {**(train_digit_classifier.__kwdefaults__ or {}), "steps": 1, "lr": 1e-9}  # a new recipe
-    digit_classifier(*data, folder=tmp_path / "other", steps=1, batch=32, dtype=torch.float32)
-    assert len(list((tmp_path / "other").iterdir())) == 5
+    for lr in (1e-3, 2e-3):  # a default that is another one tomorrow
+        count.__kwdefaults__ = {**(train_digit_classifier.__kwdefaults__ or {}), "lr": lr}
+        digit_classifier(*data, folder=tmp_path / "defaults", steps=1, batch=32, dtype=torch.float32)
+    assert len(list((tmp_path / "defaults").iterdir())) == 2
 
 
 def test_a_file_under_the_name_of_another_is_not_believed(tmp_path: Path) -> None:
