@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rdfia import assets, datasets, gan_scores, images, networks, store, studies
+from rdfia.features import fast_dtype
 from rdfia.gan_health import diversity
 from rdfia.gan_training import LABS, GanConfig
 from rdfia.gans import Generator, build, prepare_images, sample, to_uint8
@@ -156,7 +157,8 @@ class Bench:
             return lambda x: gan_scores.features_of(reader, x)
         net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
         net, normalise = net.features.to(self.device), images.CROP.normalise
-        return lambda x: (gan_scores.image_features(net, x, normalise=normalise), None)
+        dtype = fast_dtype(self.device)
+        return lambda x: (gan_scores.image_features(net, x, normalise=normalise, dtype=dtype), None)
 
     @cached_property
     def reference(self) -> np.ndarray:
@@ -177,7 +179,7 @@ class Bench:
         """Quality, diversity, and for digits condition, of uint8 images."""
         found, read = self.features(pixels)
         sets = self.reference, found
-        far, kernel = gan_scores.frechet_distance(*sets), gan_scores.kernel_distance(*sets)
+        far, kernel = gan_scores.frechet_distance(*sets, corrected=True), gan_scores.kernel_distance(*sets)
         density, coverage = gan_scores.density_coverage(*sets)
         precision, recall = gan_scores.precision_recall(*sets)
         row: dict[str, Any] = {
@@ -210,8 +212,10 @@ class Bench:
         return self.score(build(self.config(LABS[kind]).architecture, 0)[1].to(self.device))
 
     def config(self, config: GanConfig) -> GanConfig:
-        """The config for this data: DCGAN takes the number of channels that there is."""
-        return replace(config, architecture=replace(config.architecture, channels=self.setup.channels))
+        """The config for this data and device: the number of channels that there is, bfloat16 where it is fast."""
+        native = fast_dtype(self.device) == torch.bfloat16
+        architecture = replace(config.architecture, channels=self.setup.channels)
+        return replace(config, architecture=architecture, precision=config.precision if native else "float32")
 
     def run(self, run: Run) -> dict[str, Any]:
         """The row of a run (`studies.scored_run`), made if it is not there yet."""
@@ -247,7 +251,8 @@ class Bench:
         judge = "a digit classifier's 64 features" if self.y is not None else "SqueezeNet 1.1's 512 features"
         data = f"{len(self.x):,} images of {self.setup.asset}; judged by {judge} of {self.setup.generated:,} generated "
         data += "and as many held-out ones"
-        return {"protocol": self.setup.protocol, "data": data, "dtype": "bfloat16 (Adam float32)", **values}
+        dtype = str(fast_dtype(self.device)).removeprefix("torch.")
+        return {"protocol": self.setup.protocol, "data": data, "dtype": f"{dtype} (Adam float32)", **values}
 
 
 def named(runs: Sequence[Run], name: str) -> list[Run]:
