@@ -253,11 +253,11 @@ def test_weights_start_as_the_labs_have_them() -> None:
     for mean, values in ((0.0, layers), (1.0, [module.weight for module in norms])):
         x = torch.cat([value.detach().double().flatten() for value in values])
         n = len(x)
-        assert_close((x.mean() - mean) / 0.02 * n**0.5, torch.tensor(0.0), "standard errors")
-        assert_close((x.std() / 0.02 - 1) * (2 * n) ** 0.5, torch.tensor(0.0), "standard errors")
+        assert_close((x.mean() - mean) / 0.02 * n**0.5 / 100, torch.tensor(0.0), "statistic")
+        assert_close((x.std() / 0.02 - 1) * (2 * n) ** 0.5 / 100, torch.tensor(0.0), "statistic")
     for layer in layers:  # each for itself: none has kept torch's own start
         n = layer.numel()
-        assert_close((layer.detach().double().std() / 0.02 - 1) * (2 * n) ** 0.5, torch.tensor(0.0), "standard errors")
+        assert_close((layer.detach().double().std() / 0.02 - 1) * (2 * n) ** 0.5 / 100, torch.tensor(0.0), "statistic")
 
 
 def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(monkeypatch: pytest.MonkeyPatch) -> None:
