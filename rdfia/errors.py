@@ -35,6 +35,10 @@ class DatasetError(RdfiaError):
     """A data set is not what a lab can use: an empty class, one class only, labels that do not match."""
 
 
+class DivergedError(RdfiaError):
+    """A loss or a weight became NaN or infinite in training; the message says when, and what is kept."""
+
+
 class StoreError(RdfiaError):
     """A store on disk cannot be written or cannot be trusted."""
 

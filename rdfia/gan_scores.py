@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia import store
-from rdfia.errors import ArgumentError, DatasetError, RdfiaError, StoreError
+from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
 
 Array = np.ndarray
 Device = str | torch.device
@@ -62,7 +62,7 @@ def train_digit_classifier(
     """A classifier, in eval mode, trained on uint8 N x 1 x 32 x 32 digits with labels 0..9 (whole numbers).
 
     AdamW, one cycle of the learning rate up to `lr`, each batch moved by up to two pixels, `dtype` under autocast; the
-    same seed, CPU and thread count give the same weights. DatasetError: images or labels, RdfiaError: it diverged.
+    same seed, CPU and thread count give the same weights. DatasetError: images or labels, DivergedError.
     """
     y, shape = torch.as_tensor(labels), tuple(images.shape)
     if images.dtype != torch.uint8 or shape[1:] != (1, 32, 32) or shape[:1] != tuple(y.shape) or shape[0] < 2:
@@ -90,7 +90,7 @@ def train_digit_classifier(
         optimizer.step()
         schedule.step()
     if not bool(loss.isfinite()):
-        raise RdfiaError(f"the classifier's loss is {loss.item()} after {steps} steps; lower lr={lr}")
+        raise DivergedError(f"the classifier's loss is {loss.item()} after {steps} steps; lower lr={lr}")
     return module.eval()
 
 

@@ -14,19 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from rdfia import store
-from rdfia.errors import ArgumentError, DatasetError, RdfiaError, StoreError
+from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
 from rdfia.gan_health import Health, diversity, health  # noqa: F401 - what a run is judged by belongs to this interface
-from rdfia.gans import GanArchitecture, Generator, build, check_images, discriminator_loss, generator_loss, sample
-from rdfia.gans import prepare_images as prepare_images
-from rdfia.gans import to_uint8 as to_uint8
+from rdfia.gans import (
+    GanArchitecture,
+    Generator,
+    build,
+    check_images,
+    discriminator_loss,
+    generator_loss,
+    sample,
+    stream,
+    to_uint8,
+)  # fmt: skip
 
 Device = str | torch.device
 LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
 COLUMNS = ("Loss_D", "Loss_G", "D(x)", "D(G(z))")
-
-
-class DivergedError(RdfiaError):
-    """A loss or a weight became NaN or infinite; the message says at which step and which checkpoint is kept."""
 
 
 class CheckpointError(StoreError):
@@ -63,8 +67,8 @@ class GanConfig:
             raise ArgumentError(f"{self}: expected beta1, beta2 and ema in 0..1, label_smoothing below 0.5")
         if self.precision not in ("float32", "bfloat16") or list(self.milestones) != sorted(self.milestones):
             raise ArgumentError(f"{self}: expected precision float32 or bfloat16, milestones in ascending order")
-        if not 0 <= self.seed < 2**43:  # each epoch's order has a seed of its own, `seed * 2**20 + epoch`
-            raise ArgumentError(f"{self}: expected a seed from 0 to 2**43 - 1")
+        if not 0 <= self.seed < 2**32:  # the CPU's generator takes no more bits
+            raise ArgumentError(f"{self}: expected a seed from 0 to 2**32 - 1")
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON can hold them, the architecture's among them by name."""
@@ -85,6 +89,9 @@ def log_line(step: int, steps: int, row: Iterable[float]) -> str:
     """The labs' line: `[ 5625/ 7812] Loss_D: 1.1824 Loss_G: 0.9234 D(x): 0.5365 D(G(z)): 0.4070`."""
     values = " ".join(f"{name}: {value:.4f}" for name, value in zip(COLUMNS, row, strict=True))
     return f"[{step:5d}/{steps:5d}] {values}"
+
+
+_NOISE, _ORDER, _GRID = range(1, 4)  # purposes of random streams
 
 
 class Trainer:
@@ -108,7 +115,7 @@ class Trainer:
         self.optimizers = [
             torch.optim.Adam(net.parameters(), config.lr, (config.beta1, config.beta2), fused=True) for net in nets
         ]
-        self.noise = torch.Generator(self.device).manual_seed(config.seed)
+        self.noise = stream(config.seed, _NOISE, device=self.device)
         self.done, self.batches = 0, 0  # steps; batches of data taken
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
         self._order = torch.empty(0)
@@ -127,8 +134,8 @@ class Trainer:
         per_epoch = len(self.x) // self.config.batch
         epoch, place = divmod(self.batches, per_epoch)
         if place == 0 or not len(self._order):  # the order depends on seed and epoch alone, so that a resume finds it
-            stream = torch.Generator().manual_seed((self.config.seed << 20) + epoch)
-            self._order = torch.randperm(len(self.x), generator=stream).to(self.device)
+            order = stream(self.config.seed, _ORDER, epoch)
+            self._order = torch.randperm(len(self.x), generator=order).to(self.device)
         self.batches += 1
         rows = self._order[place * self.config.batch : (place + 1) * self.config.batch]
         pixels = self.x[rows].permute(0, 3, 1, 2)
@@ -293,8 +300,8 @@ class Trained(NamedTuple):
 
 def fixed_noise(config: GanConfig, device: Device = "cpu") -> tuple[Tensor, Tensor | None]:
     """Noise and labels of the 10 x 10 grid: with labels each row is a label and each column one and the same z."""
-    a, stream = config.architecture, torch.Generator().manual_seed(config.seed + 1)
-    z = torch.randn(10 if a.classes else 100, a.nz, generator=stream)
+    a = config.architecture
+    z = torch.randn(10 if a.classes else 100, a.nz, generator=stream(config.seed, _GRID))
     if not a.classes:
         return z.to(device), None
     y = torch.arange(min(10, a.classes)).repeat_interleave(10)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -205,6 +206,12 @@ def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
         return Discriminator(a), Generator(a)
+
+
+def stream(seed: int, *purpose: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Random numbers of a run for one purpose: no two seeds, purposes or epochs share theirs, nor those of `build`."""
+    state = np.random.SeedSequence((seed, *purpose)).generate_state(1)
+    return torch.Generator(device).manual_seed(int(state[0]))
 
 
 def sample(

@@ -12,13 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.errors import ArgumentError, DatasetError, RdfiaError
+from rdfia.errors import ArgumentError, DatasetError, DivergedError
 
 Device = str | torch.device
-
-
-class DivergedError(RdfiaError):
-    """The training loss became NaN or infinite; the message says in which epoch."""
 
 
 @dataclass(frozen=True)

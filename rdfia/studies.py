@@ -17,9 +17,9 @@ from scipy import stats
 from torch import Tensor
 
 from rdfia import store
-from rdfia.errors import ArgumentError, StoreError
+from rdfia.errors import ArgumentError, DivergedError, StoreError
 from rdfia.gan_health import health
-from rdfia.gan_training import DivergedError, GanConfig, Trainer, fixed_noise, train
+from rdfia.gan_training import GanConfig, Trainer, fixed_noise, train
 from rdfia.gans import Generator, build, sample, to_uint8
 
 Score = Callable[[Generator], Mapping[str, Any]]

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rdfia import gan_training, gans, store
 from rdfia.errors import ArgumentError, DatasetError, StoreError, TooLarge
 from rdfia.gan_training import CheckpointError, DivergedError, GanConfig, Trainer, fixed_noise, train
-from rdfia.gans import KINDS, GanArchitecture
+from rdfia.gans import KINDS, GanArchitecture, stream
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
@@ -112,7 +112,7 @@ def test_the_labs_runs_have_the_protocols_numbers() -> None:
         ({"precision": "float16"}, "expected precision float32 or bfloat16"),
         ({"milestones": (4, 2)}, "milestones in ascending order"),
         ({"seed": -1}, "expected a seed from 0"),
-        ({"seed": 2**43}, "expected a seed from 0"),
+        ({"seed": 2**32}, "expected a seed from 0"),
         ({"nz": 0}, "nz=0"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_config_goes_through_json() -> None:
     assert read == wanted.as_json()  # lists, not tuples: what is compared with a checkpoint's
 
 
-@pytest.mark.parametrize("seed", [0, 2**43 - 1])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_every_seed_in_range_can_be_trained(seed: int) -> None:
     made = trainer(config(seed=seed))
     made.step()
@@ -144,10 +144,10 @@ def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) ->
     D, G = (net.double() for net in gans.build(wanted.architecture, wanted.seed))
     adam = {"lr": wanted.lr, "betas": (wanted.beta1, wanted.beta2), "foreach": False, "fused": False}
     optimizers = [torch.optim.Adam(net.parameters(), **adam) for net in (D, G)]  # type: ignore[arg-type]
-    stream, bce, rows, batches = torch.Generator().manual_seed(wanted.seed), nn.functional.binary_cross_entropy, [], 0
+    random, bce, rows, batches = stream(wanted.seed, 1), nn.functional.binary_cross_entropy, [], 0
 
     def noise() -> Tensor:
-        return torch.randn(wanted.batch, wanted.architecture.nz, generator=stream).double()
+        return torch.randn(wanted.batch, wanted.architecture.nz, generator=random).double()
 
     def probability(images: Tensor, label: Tensor | None) -> Tensor:
         return torch.sigmoid(D(images, label).float().double())  # rounded where ours is
@@ -155,7 +155,7 @@ def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) ->
     for _ in range(steps):
         for _ in range(wanted.nb_update_D):
             epoch, place = divmod(batches, len(images) // wanted.batch)
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed((wanted.seed << 20) + epoch))
+            order = torch.randperm(len(images), generator=stream(wanted.seed, 2, epoch))
             chosen = order[place * wanted.batch : (place + 1) * wanted.batch]
             batches += 1
             x, label = (images[chosen].float() / 127.5 - 1).double(), None if y is None else y[chosen]
