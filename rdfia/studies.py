@@ -161,7 +161,8 @@ def larger(values: Sequence[float], default: Sequence[float]) -> Worse:
     """
     _at_least_two(values, default)
     p = stats.mannwhitneyu(values, default, alternative="greater", method="exact").pvalue
-    return Worse(float(p), float(np.median(values) / np.median(default)))
+    middle, usual = float(np.median(values)), float(np.median(default))
+    return Worse(float(p), middle / usual if usual else math.inf)
 
 
 class NoWorse(NamedTuple):

@@ -144,6 +144,7 @@ def test_larger_is_exact_and_one_sided() -> None:
     assert studies.larger(low, high).p == 1.0  # the planted fault: two-sided would be significant here too
     assert studies.larger(low[:2], low[:2]).p > 0.5
     assert studies.larger([4.0, 6.0], [1.0, 3.0]).ratio == 2.5
+    assert studies.larger([4.0, 6.0], [0.0, 0.0]).ratio == np.inf
     with pytest.raises(ArgumentError, match="two runs or more a side, got \\[1, 2\\]"):
         studies.larger([1.0], [1.0, 2.0])
 
