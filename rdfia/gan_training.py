@@ -13,20 +13,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rdfia import store
+from rdfia import gans, store
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
 from rdfia.gan_health import Health, diversity, health  # noqa: F401 - what a run is judged by belongs to this interface
-from rdfia.gans import (
-    GanArchitecture,
-    Generator,
-    build,
-    check_images,
-    discriminator_loss,
-    generator_loss,
-    sample,
-    stream,
-    to_uint8,
-)  # fmt: skip
+from rdfia.gans import GanArchitecture, Generator
 
 Device = str | torch.device
 LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
@@ -103,19 +93,19 @@ class Trainer:
 
     def __init__(self, config: GanConfig, images: Tensor, labels: Any = None, *, device: Device = "cpu") -> None:
         self.config, self.device, a = config, torch.device(device), config.architecture
-        y = check_images(a, images, labels)
+        y = gans.check_images(a, images, labels)
         if config.batch > len(images):
             raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
         self.y = None if y is None else y.to(self.device)
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)  # N x S x S x C: batches come channels-last
         self.digest = store.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
-        nets = [net.to(self.device, memory_format=torch.channels_last) for net in build(a, config.seed)]  # type: ignore
+        nets = [net.to(self.device, memory_format=torch.channels_last) for net in gans.build(a, config.seed)]  # type: ignore
         self.discriminator, self.generator = nets
         self.ema: Generator | None = deepcopy(self.generator) if config.ema else None
         self.optimizers = [
             torch.optim.Adam(net.parameters(), config.lr, (config.beta1, config.beta2), fused=True) for net in nets
         ]
-        self.noise = stream(config.seed, _NOISE, device=self.device)
+        self.noise = gans.stream(config.seed, _NOISE, device=self.device)
         self.done, self.batches = 0, 0  # steps; batches of data taken
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
         self._order = torch.empty(0)
@@ -134,7 +124,7 @@ class Trainer:
         per_epoch = len(self.x) // self.config.batch
         epoch, place = divmod(self.batches, per_epoch)
         if place == 0 or not len(self._order):  # the order depends on seed and epoch alone, so that a resume finds it
-            order = stream(self.config.seed, _ORDER, epoch)
+            order = gans.stream(self.config.seed, _ORDER, epoch)
             self._order = torch.randperm(len(self.x), generator=order).to(self.device)
         self.batches += 1
         rows = self._order[place * self.config.batch : (place + 1) * self.config.batch]
@@ -160,13 +150,13 @@ class Trainer:
                 fake = G(self.draw(len(x)), y)
             with self._autocast():  # one context an update: autocast keeps cast weights until it ends
                 real_logits, fake_logits = D(x, y).float(), D(fake.detach(), y).float()
-            loss_D = discriminator_loss(real_logits, fake_logits, config.label_smoothing)
+            loss_D = gans.discriminator_loss(real_logits, fake_logits, config.label_smoothing)
             self._update(0, loss_D)
         for update in range(config.nb_update_G):
             with self._autocast():
                 if update:
                     fake = G(self.draw(len(x)), y)
-                loss_G = generator_loss(D(fake, y).float())
+                loss_G = gans.generator_loss(D(fake, y).float())
             self._update(1, loss_G)
         if self.ema is not None:
             _move_mean(self.ema, G, min(config.ema, (1 + self.done) / (10 + self.done)))  # a short memory at first
@@ -301,7 +291,7 @@ class Trained(NamedTuple):
 def fixed_noise(config: GanConfig, device: Device = "cpu") -> tuple[Tensor, Tensor | None]:
     """Noise and labels of the 10 x 10 grid: with labels each row is a label and each column one and the same z."""
     a = config.architecture
-    z = torch.randn(10 if a.classes else 100, a.nz, generator=stream(config.seed, _GRID))
+    z = torch.randn(10 if a.classes else 100, a.nz, generator=gans.stream(config.seed, _GRID))
     if not a.classes:
         return z.to(device), None
     y = torch.arange(min(10, a.classes)).repeat_interleave(10)
@@ -346,7 +336,7 @@ def train(
             if log is not None:
                 log(log_line(start, config.steps, trainer.losses[start].tolist()))
         if trainer.done in wanted_grids:
-            grids.append(Grid(trainer.done, to_uint8(sample(trainer.images_from, z, y, statistics="batch"))))
+            grids.append(Grid(trainer.done, gans.to_uint8(gans.sample(trainer.images_from, z, y, statistics="batch"))))
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
         if folder is not None and (trainer.done % checkpoint_every == 0 or trainer.done == config.steps):

@@ -33,6 +33,7 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 from tests.support.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
+LOSS_OF_D = gans.discriminator_loss  # before a test puts another in its place
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bfloat16, running mean": {"precision": "bfloat16", "ema": 0.9},
@@ -190,8 +191,8 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
         return made
 
     D, G = gans.discriminator_loss, gans.generator_loss
-    monkeypatch.setattr(gan_training, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
-    monkeypatch.setattr(gan_training, "generator_loss", lambda z: G(z.double()))
+    monkeypatch.setattr(gans, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
+    monkeypatch.setattr(gans, "generator_loss", lambda z: G(z.double()))
     return exact
 
 
@@ -298,11 +299,11 @@ def test_nothing_in_a_step_waits_for_the_device(kind: str, precision: str, norm_
 @pytest.mark.parametrize("look", [float, bool, lambda t: t.item(), lambda t: t[None].nonzero()])
 def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def looking(real: Tensor, fake: Tensor, smoothing: float) -> Tensor:
-        loss = gans.discriminator_loss(real, fake, smoothing)
+        loss = LOSS_OF_D(real, fake, smoothing)
         look(loss.detach())
         return loss
 
-    monkeypatch.setattr(gan_training, "discriminator_loss", looking)
+    monkeypatch.setattr(gans, "discriminator_loss", looking)
     made = trainer(config())
     with Waits() as waits:
         made.step()
@@ -587,7 +588,7 @@ def test_grids_and_visits_show_the_run_and_do_not_change_it(ema: float, tmp_path
         images = gans.sample(made.images_from, z, y, statistics="batch")
         gans.sample(made.images_from, z, y, statistics="running")
         made.save(tmp_path / f"at {made.done}")
-        seen.append((made.done, gan_training.to_uint8(images)))
+        seen.append((made.done, gans.to_uint8(images)))
 
     quiet = train(wanted, *data(wanted))
     looked = train(wanted, *data(wanted), grids_at=(1, 7, 12), visit_at=range(13), visit=visit)
@@ -705,7 +706,7 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return run
 
     if where == "a step":  # between the update of D and that of G
-        monkeypatch.setattr(gan_training, "generator_loss", dies(where, gan_training.generator_loss, 31))
+        monkeypatch.setattr(gans, "generator_loss", dies(where, gans.generator_loss, 31))
     elif where == "the tensors":
         monkeypatch.setattr(safetensors.torch, "save_file", dies(where, safetensors.torch.save_file, 2, half=True))
     elif where == "the index":
@@ -887,11 +888,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(kept: Path, monke
     lines: list[str] = []
 
     def breaks(real: Tensor, fake: Tensor, smoothing: float) -> Tensor:
-        loss = gans.discriminator_loss(real, fake, smoothing)
+        loss = LOSS_OF_D(real, fake, smoothing)
         return loss * (math.nan if next(steps) == 57 else 1.0)
 
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    monkeypatch.setattr(gan_training, "discriminator_loss", breaks)
+    monkeypatch.setattr(gans, "discriminator_loss", breaks)
     message = r"step 57: a loss is not finite \(\[   57/  100\] Loss_D: nan .*lower lr=0\.0002.*step-50\.safetensors"
     with pytest.raises(DivergedError, match=message):
         train(wanted, *data(wanted), folder=kept, checkpoint_every=25, log=lines.append)
