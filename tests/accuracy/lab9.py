@@ -110,10 +110,9 @@ SHORT_PAIR = _study({f"short {n}": replace(c, steps=SHORT) for n, c in _PAIR.ite
 
 
 def photos(root: Path, name: str) -> tuple[Tensor, Tensor]:
-    """Photos of 32 x 32 in a folder as (train, held out), uint8 N x 3 x 32 x 32: every fifth is held out."""
-    found = datasets.image_folder(root, name, labelled=False)
-    pixels = [np.asarray(images.read_image(path).convert("RGB")) for path in found.paths]
-    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    """The photos of a folder as (train, held out), uint8 N x 3 x 32 x 32: every fifth is held out."""
+    found, space = datasets.image_folder(root, name, labelled=False), images.Preprocess(32, "crop", 32)
+    x = torch.stack([space.pixels(path) for path in found.paths])
     held = torch.arange(len(x)) % 5 == 4
     return x[~held], x[held]
 
