@@ -248,7 +248,7 @@ class Bench:
     def record(self, **values: Any) -> dict[str, Any]:
         """What the records of this bench have in common."""
         judge = "a digit classifier's 64 features" if self.y is not None else "SqueezeNet 1.1's 512 features"
-        data = f"{len(self.x):,} images of {self.setup.asset}; judged by {judge} of {self.setup.generated:,} generated "
+        data = f"{len(self.x):,} images of {self.title}; judged by {judge} of {self.setup.generated:,} generated "
         data += "and as many held-out ones"
         dtype = str(fast_dtype(self.device)).removeprefix("torch.")
         return {"protocol": self.setup.protocol, "data": data, "dtype": f"{dtype} (Adam float32)", **values}

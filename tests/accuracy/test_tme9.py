@@ -130,7 +130,12 @@ class Pair:
     def measured(self, *names: str) -> dict[str, float]:
         """Medians over the seeds."""
         both = {name: self.of(name) for name in names}
-        return {f"{who}{name}": float(np.median(v[i])) for name, v in both.items() for i, who in enumerate(WHO)}
+        said = {"frechet": "Frechet distance"}
+        return {
+            f"{who}{said.get(name, name)}": float(np.median(v[i]))
+            for name, v in both.items()
+            for i, who in enumerate(WHO)
+        }
 
     def way(self) -> list[float]:
         """How far from an untrained G to real images each seed of the setting has gone (`lab9.closed`)."""
