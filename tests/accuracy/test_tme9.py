@@ -400,9 +400,12 @@ def said(rows: Sequence[dict[str, Any]], step: int) -> str:
     return f"Frechet distance {row['frechet']:.1f}, density {row['density']:.2f}, coverage {row['coverage']:.2f}{read}."
 
 
+LABELS = {"frechet": "Frechet distance", "coverage": "coverage", "density": "density", "accuracy": "read as asked"}
+
+
 def by_step(claim: Any, bench: Bench, series: dict[str, Any], name: str, whose: str) -> None:
-    """Scores against steps: distance, coverage and density."""
-    for score, label in (("frechet", "Frechet distance"), ("coverage", "coverage"), ("density", "density")):
+    """Scores against steps: distance, coverage, density, and where labels are given whether they are obeyed."""
+    for score, label in ((score, label) for score, label in LABELS.items() if score in next(iter(series.values()))[0]):
         found = {
             who: ([r["step"] for r in rows], [r[score] for r in rows], [r.get(f"{score}_se", 0.0) for r in rows])
             for who, rows in series.items()
