@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RdfiaError(Exception):
     """Anything that the person at the keyboard can mend."""
@@ -36,7 +38,14 @@ class DatasetError(RdfiaError):
 
 
 class DivergedError(RdfiaError):
-    """A loss or a weight became NaN or infinite in training; the message says when, and what is kept."""
+    """A loss or a weight became NaN or infinite in training; the message says when, and what is kept.
+
+    `losses`: what had been recorded up to then, where it is a GAN's (steps x 4).
+    """
+
+    def __init__(self, message: str, losses: Any = None) -> None:
+        super().__init__(message)
+        self.losses = losses
 
 
 class StoreError(RdfiaError):

@@ -181,8 +181,8 @@ class Trainer:
         if not bool(finite.all()):
             step = since + int((~finite).nonzero()[0])
             row = log_line(step, self.config.steps, self.losses[step].tolist())
-            raise DivergedError(f"step {step}: a loss is not finite ({row}); lower lr={self.config.lr:g} or change the "
-                                f"config; the last good checkpoint: {kept}")  # fmt: skip
+            message = f"step {step}: a loss is not finite ({row}); lower lr={self.config.lr:g} or change the config; "
+            raise DivergedError(f"{message}the last good checkpoint: {kept}", self.losses[: self.done].cpu())
 
     # --- checkpoints ---
 
@@ -201,7 +201,8 @@ class Trainer:
         """
         tensors = self._tensors()
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()):
-            raise DivergedError(f"step {self.done}: a weight is not finite; what {folder} held before is kept")
+            message = f"step {self.done}: a weight is not finite; what {folder} held before is kept"
+            raise DivergedError(message, self.losses[: self.done].cpu())
         path = Path(folder) / f"step-{self.done}.safetensors"
         store.save_tensors(path, tensors)
         state = {"step": self.done, "batches": self.batches, "file": path.name, "data": self.digest}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +47,7 @@ def train_run(run: Run, images: Tensor, labels: Any, work: Path, **options: Any)
     """Train, or go on with, one run in `work`/<name>: its checkpoint, its generators, the time that it took.
 
     Options are those of `gan_training.train`. A run that diverges keeps the generators before that, and raises
-    DivergedError.
+    DivergedError. StoreError: another process is at this run.
     """
     folder = work / run.name
 
@@ -54,56 +56,87 @@ def train_run(run: Run, images: Tensor, labels: Any, work: Path, **options: Any)
         store.save_tensors(folder / f"generator-{trainer.done}.safetensors", state, {"data": trainer.digest})
 
     start, times = time.monotonic(), folder / "seconds.json"
+    with _alone(folder):
+        try:
+            found = train(run.config, images, labels, folder=folder, visit_at=run.snapshots, visit=keep, **options)
+        finally:
+            before = store.read_json(times) if times.exists() else 0.0
+            store.write_json(times, round(before + time.monotonic() - start, 1))
+    return found.trainer
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The run in `folder` is this process's as long as this lasts; the system's lock, so that a kill leaves none."""
     try:
-        return train(run.config, images, labels, folder=folder, visit_at=run.snapshots, visit=keep, **options).trainer
-    finally:
-        before = store.read_json(times) if times.exists() else 0.0
-        store.write_json(times, round(before + time.monotonic() - start, 1))
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("ab")
+    except OSError as error:
+        raise store.refusal(folder, error) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(f"{folder}: another process is making this run; wait for it, or stop it") from error
+        yield
 
 
 def scored_run(
-    run: Run, images: Tensor, labels: Any, score: Score, *, work: Path, evidence: Path, **options: Any
+    run: Run,
+    images: Tensor,
+    labels: Any,
+    score: Score,
+    *,
+    judge: str,
+    work: Path,
+    evidence: Path,
+    origin: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train a run and score its generators, or read what `evidence`/<name>.json has of it from an earlier call.
 
-    The row that comes back, and is kept: `config`, `data` (digest), `scores` (a row of `score` for each snapshot, with
-    its `step`), `health`, `diverged` (the message, or None), `seconds` of training, `environment`. Beside it stay the
-    losses (`losses_of`) and grids (`grid_of`). StoreError: the evidence there is of another config or other data.
+    The row that comes back, and is kept: `config`, `data` (digest), `device`, `judge` (a name that changes with what
+    `score` returns), `scores` (a row of `score` for each snapshot, with its `step`), `health`, `diverged` (the message,
+    or None), `seconds` of training, `origin`. Beside it stay the losses (`losses_of`) and grids (`grid_of`). With
+    another judge the generators are scored again, if `work` still has them. StoreError: the evidence is of another
+    config, device or data; a generator is missing.
     """
-    path, digest = evidence / f"{run.name}.json", store.tensors_digest(_data(images, labels))
-    asked = {"config": run.config.as_json(), "data": digest, "snapshots": list(run.snapshots)}
+    path, digest, device = evidence / f"{run.name}.json", _digest(images, labels), options.get("device", "cpu")
+    asked = {"config": run.config.as_json(), "data": digest, "snapshots": list(run.snapshots),
+             "device": torch.device(device).type, "judge": judge}  # fmt: skip
     if path.exists():
         row = store.read_json(path)
-        if differ := [name for name, value in asked.items() if row.get(name) != value]:
+        differ = [name for name, value in asked.items() if row.get(name) != value]
+        if not differ:
+            return row
+        if differ != ["judge"] or not (work / run.name / "training.json").exists():
             raise StoreError(f"{path} has a run of another {', '.join(differ)}: choose another folder, or remove it")
-        return row
     diverged = None
     try:
-        trainer = train_run(run, images, labels, work, **options)
+        losses = train_run(run, images, labels, work, **options).losses.cpu()
     except DivergedError as error:
-        diverged = str(error).replace(str(work), "")
-        trainer = Trainer(run.config, images, labels, device=options.get("device", "cpu"))
-        trainer.load(work / run.name)
-    losses, rows = trainer.losses[: trainer.done].cpu(), []
+        diverged, losses = str(error).replace(str(work), ""), error.losses
+    rows, last = [], None
     for step in run.snapshots:
         kept = work / run.name / f"generator-{step}.safetensors"
+        if not kept.exists() and diverged is None:
+            raise StoreError(f"{kept} is missing; remove {kept.parent} to have the run made again")
         if kept.exists() and (generator := _generator(run, kept, digest)):
-            generator.to(options.get("device", "cpu"))
+            last = generator.to(device)
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
-                store.write_atomic(evidence / f"{run.name}-{step}.png", _grid(run, generator))
-    store.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.half()})
-    seconds = store.read_json(work / run.name / "seconds.json")
-    environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(trainer.device)}
-    signals = {name: value for name, value in health(losses)._asdict().items() if value == value}  # no NaN in JSON
-    row = {**asked, "scores": rows, "health": signals, "diverged": diverged, "seconds": seconds,
-           "environment": environment}  # fmt: skip
+                store.write_atomic(evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)))
+    store.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()})
+    signals = health(losses, None if last is None else _fixed(run, last), images[:: max(1, len(images) // 500)])
+    row = {**asked, "scores": rows, "diverged": diverged, "seconds": store.read_json(work / run.name / "seconds.json"),
+           "health": {name: value for name, value in signals._asdict().items() if value == value},  # no NaN in JSON
+           "origin": dict(origin or {})}  # fmt: skip
     store.write_json(path, row)
     return store.read_json(path)  # as a later call will find it
 
 
-def _data(images: Tensor, labels: Any) -> dict[str, Tensor]:
-    return {"x": images} | ({} if labels is None else {"y": torch.as_tensor(labels).long()})
+def _digest(images: Tensor, labels: Any) -> str:
+    return store.tensors_digest({"x": images} | ({} if labels is None else {"y": torch.as_tensor(labels).long()}))
 
 
 def _generator(run: Run, path: Path, digest: str) -> Generator | None:
@@ -116,11 +149,15 @@ def _generator(run: Run, path: Path, digest: str) -> Generator | None:
     return generator if all(bool(t.isfinite().all()) for t in tensors.values()) else None
 
 
-def _grid(run: Run, generator: Generator) -> bytes:
-    """The images of the fixed noise, ten a row, as PNG."""
+def _fixed(run: Run, generator: Generator) -> Tensor:
+    """The images of the run's fixed noise, uint8."""
     z, y = fixed_noise(run.config, next(generator.parameters()).device)
-    tiles = to_uint8(sample(generator, z, y, statistics="batch")).permute(0, 2, 3, 1)
-    rows = [torch.cat(list(row), dim=1) for row in tiles.split(10)]
+    return to_uint8(sample(generator, z, y, statistics="batch"))
+
+
+def _png(images: Tensor) -> bytes:
+    """Images side by side, ten a row."""
+    rows = [torch.cat(list(row), dim=1) for row in images.permute(0, 2, 3, 1).split(10)]
     buffer = io.BytesIO()
     Image.fromarray(torch.cat(rows).squeeze(-1).numpy()).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -137,14 +174,18 @@ def grid_of(run: Run, step: int, evidence: Path) -> Tensor:
 
 
 def losses_of(run: Run, evidence: Path) -> Tensor:
-    """Steps x 4 (`gan_training.COLUMNS`), float32, kept in half precision. StoreError."""
-    return store.load_tensors(evidence / f"{run.name}.safetensors")[0]["losses"].float()
+    """Steps x 4 (`gan_training.COLUMNS`), float32, kept in half precision. StoreError where there are none."""
+    path = evidence / f"{run.name}.safetensors"
+    try:
+        return store.load_tensors(path)[0]["losses"].float()
+    except (KeyError, StoreError) as error:
+        raise StoreError(f"{path}: no losses; remove {run.name}.json beside it to have them made again") from error
 
 
 def final(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: float) -> float:
     """The median of a score over the snapshots at `steps`; `worst` for a run that diverged before the last of them."""
     values = {score["step"]: score[name] for score in row["scores"]}
-    return float(np.median([values.get(step, worst) for step in steps]))
+    return float(np.median([values[step] for step in steps])) if values.keys() >= set(steps) else worst
 
 
 class Worse(NamedTuple):

@@ -40,7 +40,7 @@ class Score:
 
 
 def do(folder: Path, run: Run = RUN, score: Any = mean_pixel, **options: Any) -> dict[str, Any]:
-    options = {"checkpoint_every": 25, **options}
+    options = {"checkpoint_every": 25, "judge": "mean", **options}
     return studies.scored_run(run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options)
 
 
@@ -97,7 +97,7 @@ def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
     config = replace(TINY, architecture=replace(TINY.architecture, channels=3))
     images = IMAGES.expand(-1, 3, -1, -1).contiguous()
     run = replace(RUN, config=config)
-    common: dict[str, Any] = {"work": tmp_path / "work", "evidence": tmp_path / "kept"}
+    common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
     studies.scored_run(run, images, None, mean_pixel, **common)
     _, generator = build(config.architecture, 0)
     generator.load_state_dict(store.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
@@ -112,7 +112,9 @@ def test_evidence_of_another_run_is_refused(tmp_path: Path, change: str) -> None
     run = replace(run, snapshots=(60,)) if change == "snapshots" else run
     images = IMAGES.flip(0) if change == "data" else IMAGES
     with pytest.raises(StoreError, match=rf"tiny.json has a run of another {change}: choose another folder"):
-        studies.scored_run(run, images, None, mean_pixel, work=tmp_path / "work", evidence=tmp_path / "kept")
+        studies.scored_run(
+            run, images, None, mean_pixel, judge="mean", work=tmp_path / "work", evidence=tmp_path / "kept"
+        )
 
 
 def test_a_run_that_diverges_keeps_what_it_had(tmp_path: Path) -> None:
@@ -124,11 +126,60 @@ def test_a_run_that_diverges_keeps_what_it_had(tmp_path: Path) -> None:
     assert do(tmp_path, run) == row  # and is not made again
 
 
+def test_a_run_that_diverges_at_once_has_its_losses(tmp_path: Path) -> None:
+    run = replace(RUN, config=replace(TINY, lr=1e30))
+    row = do(tmp_path, run)
+    losses = studies.losses_of(run, tmp_path / "kept")
+    assert 0 < len(losses) <= 25
+    assert not bool(losses.isfinite().all())
+    assert row["scores"] == []
+    assert row["health"]["alarms"]
+
+
+def test_another_judge_scores_the_kept_generators_again(tmp_path: Path) -> None:
+    first, score = do(tmp_path), Score()
+    assert do(tmp_path, score=score, judge="other")["judge"] == "other"
+    assert score.calls == 2
+    (tmp_path / "work").rename(tmp_path / "gone")
+    assert do(tmp_path, judge="other")["scores"] == first["scores"]
+    with pytest.raises(StoreError, match=r"tiny.json has a run of another judge: choose another folder"):
+        do(tmp_path)
+
+
+def test_a_missing_generator_is_not_passed_over(tmp_path: Path) -> None:
+    do(tmp_path)
+    (tmp_path / "kept" / "tiny.json").unlink()
+    (tmp_path / "work" / "tiny" / "generator-25.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"generator-25.safetensors is missing; remove .*tiny to have the run made"):
+        do(tmp_path)
+
+
+def test_losses_that_are_gone_say_what_to_remove(tmp_path: Path) -> None:
+    do(tmp_path)
+    (tmp_path / "kept" / "tiny.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"tiny.safetensors: no losses; remove tiny.json"):
+        studies.losses_of(RUN, tmp_path / "kept")
+
+
+def test_two_processes_do_not_make_one_run(tmp_path: Path) -> None:
+    def meanwhile(steps: Any, total: int, name: str) -> Any:
+        with pytest.raises(StoreError, match="tiny: another process is making this run"):
+            do(tmp_path)
+        return steps
+
+    do(tmp_path, progress=meanwhile)
+
+
+def test_collapse_is_noticed(tmp_path: Path) -> None:
+    """The tiny G draws nearly the same image whatever the noise; the alarm says so."""
+    assert any("collapse" in alarm for alarm in do(tmp_path)["health"]["alarms"])
+
+
 def test_the_median_over_a_window() -> None:
     row = {"scores": [{"step": step, "frechet": value} for step, value in ((1, 5.0), (2, 1.0), (3, 2.0))]}
     assert studies.final(row, "frechet", (1, 2, 3), np.inf) == 2.0
-    assert studies.final(row, "frechet", (2, 3, 4), np.inf) == 2.0
-    assert studies.final(row, "frechet", (3, 4, 5), np.inf) == np.inf
+    assert studies.final(row, "frechet", (2, 3), np.inf) == 1.5
+    assert studies.final(row, "frechet", (2, 3, 4), np.inf) == np.inf  # it diverged before the last
 
 
 def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
