@@ -288,7 +288,7 @@ def entropy(predicted: Any, classes: int) -> Estimate:
     """Entropy of the histogram of predicted classes in nats, 0 (one class) to log(classes) (all alike)."""
     counts = np.bincount(_classes("predicted", predicted, classes), minlength=classes)
     p = counts[counts > 0] / counts.sum()
-    value = -(p * np.log(p)).sum()
+    value = (p * np.log(1 / p)).sum()
     return Estimate(float(value), float(np.sqrt(max((p * np.log(p) ** 2).sum() - value**2, 0.0) / counts.sum())))
 
 
