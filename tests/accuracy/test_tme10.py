@@ -160,7 +160,7 @@ def evidence(bench: Bench, run: Run) -> dict[str, Any]:
         "health": row["health"],
         "real images": bench.real,
         "seconds of training": row["seconds"],
-        "environment": row["environment"],
+        "origin": row["origin"],
     }
 
 
