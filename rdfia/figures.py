@@ -119,14 +119,12 @@ def c_sweep(evidence: Mapping[str, Any]) -> Figure:
     """Figure 3: accuracy against the SVM's C (log scale); hollow where the solver stopped early."""
     _need(evidence, "C", "test")
     figure, (ax,) = _axes(3.2)
-    converged = evidence.get("converged") or [True] * len(evidence["C"])
+    early = ~np.asarray(evidence.get("converged") or [True] * len(evidence["C"]), dtype=bool)
     for name, (colour, marker, line) in zip(("test", "validation"), LINES, strict=False):
         if evidence.get(name):
             ax.plot(evidence["C"], evidence[name], linestyle=line, color=colour, marker=marker, markersize=6,
                     label="test images" if name == "test" else "validation (training images only)")
-            for C, value, done in zip(evidence["C"], evidence[name], converged, strict=True):
-                if not done:
-                    ax.plot(C, value, marker=marker, color=colour, markerfacecolor="white", markersize=6)
+            ax.plot(*np.array([evidence["C"], evidence[name]])[:, early], marker, color=colour, mfc="white", ms=6)
     ax.axvline(1, color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="report: C = 1")
     if evidence.get("chosen_on_training"):
         ax.axvline(evidence["chosen_on_training"], color="grey", linewidth=1.2, linestyle="--",
@@ -297,22 +295,25 @@ def study(evidence: Mapping[str, Any]) -> Figure:
     """{"scores": {score: {setting: a value a seed}}, "default": setting, "margins": {score: margin}, "log": [scores]}.
 
     A panel a score, a row a setting: a ring a seed, below it a diamond, the mean, with its 95% interval (Student's t);
-    dotted the mean of the default, around it in grey the margin of equivalence, if any.
+    dotted the mean of the default, around it in grey the margin of equivalence, if any. For scores in `log` the mean
+    is geometric, and the interval and the margin are those of the natural logarithm.
     """
     _need(evidence, "scores", "default")
     scores, names = evidence["scores"], list(next(iter(evidence["scores"].values())))
     figure, axes = _axes(len(scores) * (0.27 * len(names) + 0.95), len(scores))
     for ax, (score, settings) in zip(axes, scores.items(), strict=True):
-        middle, margin = float(np.mean(settings[evidence["default"]])), evidence.get("margins", {}).get(score, 0)
-        ax.axvline(middle, color="black", linewidth=0.9, linestyle=(0, (1, 2)))
-        ax.axvspan(middle - margin, middle + margin, color="#777777", alpha=0.18, linewidth=0)
+        to, back = (np.log, np.exp) if score in evidence.get("log", ()) else (np.positive, np.positive)
+        usual, margin = to(settings[evidence["default"]]).mean(), evidence.get("margins", {}).get(score, 0)
+        ax.axvline(back(usual), color="black", linewidth=0.9, linestyle=(0, (1, 2)))
+        ax.axvspan(*back([usual - margin, usual + margin]), color="#777777", alpha=0.18, linewidth=0)
         for y, name in enumerate(names):
-            values = np.asarray(settings[name], dtype=float)
+            values = to(np.asarray(settings[name], dtype=float))
             error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else 0
-            ax.plot(values, [y - 0.13] * len(values), "o", color=INK, markersize=5, markerfacecolor="none")
-            ax.errorbar(values.mean(), y + 0.17, xerr=error, fmt="D", color=RUST, markersize=4, capsize=3)
-        ax.set(xlabel=score, ylim=(len(names) - 0.5, -0.5))
-        if score in evidence.get("log", ()):
+            mean, *ends = back(values.mean() + error * np.array([0, -1, 1]))
+            ax.plot(settings[name], [y - 0.13] * len(values), "o", color=INK, markersize=5, markerfacecolor="none")
+            ax.errorbar(mean, y + 0.17, xerr=np.abs(ends - mean)[:, None], fmt="D", color=RUST, markersize=4, capsize=3)
+        ax.set(xlabel=score + " (log scale)" * (to is np.log), ylim=(len(names) - 0.5, -0.5))
+        if to is np.log:
             ax.set_xscale("log", subs=(2, 3, 5))  # the labels of more ticks would overlap
             ax.xaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
         ax.set_yticks(range(len(names)), names, fontsize=9)

@@ -29,17 +29,22 @@ Score = Callable[[Generator], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a study; G is kept and scored after the steps in `snapshots`, its grid kept at `grids`."""
+    """One training run of a study; G is kept and scored after the steps in `snapshots`, its grid kept at `grids`.
+
+    A kept grid has the first `shown` images of the fixed noise, in rows of ten.
+    """
 
     name: str
     config: GanConfig
     snapshots: tuple[int, ...]
     grids: tuple[int, ...] = ()
+    shown: int = 100
 
 
 def seeds(name: str, config: GanConfig, numbers: Iterable[int], snapshots: Iterable[int]) -> list[Run]:
-    """The same setting with several seeds; the last grid of the first of them is kept."""
-    runs = [Run(f"{name}-{seed}", replace(config, seed=seed), tuple(snapshots)) for seed in numbers]
+    """The same setting with several seeds; the last grid of the first of them is kept: ten of each label, or 40."""
+    shown = 100 if config.architecture.classes else 40  # colour takes ten times a digit's bytes
+    runs = [Run(f"{name}-{n}", replace(config, seed=n), tuple(snapshots), shown=shown) for n in numbers]
     return [replace(run, grids=(config.steps,) if i == 0 else ()) for i, run in enumerate(runs)]
 
 
@@ -125,7 +130,7 @@ def scored_run(
             last = generator.to(device)
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
-                store.write_atomic(evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)))
+                store.write_atomic(evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)[: run.shown]))
     store.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()})
     signals = health(losses, None if last is None else _fixed(run, last), images[:: max(1, len(images) // 500)])
     row = {**asked, "scores": rows, "diverged": diverged, "seconds": store.read_json(work / run.name / "seconds.json"),
@@ -164,13 +169,13 @@ def _png(images: Tensor) -> bytes:
 
 
 def grid_of(run: Run, step: int, evidence: Path) -> Tensor:
-    """The kept grid of a run: uint8, 100 x C x S x S. StoreError where there is none."""
+    """The kept grid of a run: uint8, N x C x S x S, N as `run.shown`. StoreError where there is none."""
     path, size = evidence / f"{run.name}-{step}.png", run.config.architecture.image_size
     try:
         pixels = torch.from_numpy(np.array(Image.open(path)))
     except OSError as error:
         raise StoreError(f"{path}: no grid ({error}); remove {run.name}.json beside it to have one made") from error
-    return pixels.view(10, size, 10, size, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
+    return pixels.view(len(pixels) // size, size, 10, size, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
 
 
 def losses_of(run: Run, evidence: Path) -> Tensor:

@@ -277,7 +277,7 @@ class Bench:
         return studies.losses_of(run, self.evidence)
 
     def grid(self, run: Run, step: int | None = None) -> Tensor:
-        """The kept grid of a run, uint8 100 x C x S x S; the last one without `step`."""
+        """The kept grid of a run, uint8 N x C x S x S; the last one without `step`."""
         self.run(run)
         return studies.grid_of(run, step or run.grids[-1], self.evidence)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import figures
+from rdfia import claims, figures
 from rdfia.gan_scores import nearest_neighbour
 from rdfia.gans import discriminator_loss, generator_loss, saturating_generator_loss
 from rdfia.studies import Run, loss_variation
@@ -307,21 +307,20 @@ def test_the_same_in_short(claim: Any, gans: Gans, title: str, row: tuple[Any, .
 def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
     """The grid and the losses of the first seed, under the figure's number in the report (0: it has none)."""
     run, bench = pair.runs[0], pair.bench
-    scores = (
-        f"Frechet distance {np.median(pair.of('frechet')[0]):.1f} ({np.median(pair.of('frechet')[1]):.1f} by default)"
-    )
+    mine, usual = (claims.show(float(np.median(values))) for values in pair.of("frechet"))
+    scores = f"Medians over the seeds: Frechet distance {mine} ({usual} by default)"
     name = f"{f'figure{number}' if number else 'study'}-{bench.setup.asset}-{run.name.rpartition('-')[0]}"
     text = f"{f'Figure {number} redone: ' if number else ''}{setting}, {run.config.steps:,} steps on {bench.title}"
     claim.figure(
         f"{name}-grid",
         figures.image_grid(bench.grid(run)),
-        f"{text}, seed 0. {scores}, coverage {np.median(pair.of('coverage')[0]):.2f}.",
-        f"A hundred generated images with {setting}.",
+        f"{text}, seed {run.config.seed}. {scores}, coverage {np.median(pair.of('coverage')[0]):.2f}.",
+        f"Generated images with {setting}.",
     )
     claim.figure(
         f"{name}-losses",
         figures.losses(bench.losses(run)),
-        f"{text}, seed 0: losses, and means of D.",
+        f"{text}, seed {run.config.seed}: losses, and means of D.",
         f"Losses of both networks and D's means by step with {setting}.",
     )
 
@@ -406,7 +405,8 @@ def said(rows: Sequence[dict[str, Any]], step: int) -> str:
     """A snapshot's scores as a caption has them."""
     row = next(row for row in rows if row["step"] == step)
     read = f", {row['accuracy']:.1%} read as asked" if "accuracy" in row else ""
-    return f"Frechet distance {row['frechet']:.1f}, density {row['density']:.2f}, coverage {row['coverage']:.2f}{read}."
+    scores = [f"{LABELS[name]} {claims.show(row[name])}" for name in ("frechet", "density", "coverage")]
+    return f"{', '.join(scores)}{read}."
 
 
 LABELS = {"frechet": "Frechet distance", "coverage": "coverage", "density": "density", "accuracy": "read as asked"}
@@ -475,11 +475,10 @@ def dots(bench: Bench) -> dict[str, Any]:
             for name, runs in settings.items()
         }
         for label, key in (
-            ("Frechet distance (log scale)", "frechet"),
+            ("Frechet distance", "frechet"),
             ("density", "density"),
             ("coverage", "coverage"),
         )
     }
     distance, *_ = scores
-    margin = (MARGIN - 1) * float(np.mean(scores[distance]["default"]))
-    return {"scores": scores, "default": "default", "log": [distance], "margins": {distance: margin}}
+    return {"scores": scores, "default": "default", "log": [distance], "margins": {distance: float(np.log(MARGIN))}}

@@ -23,7 +23,7 @@ ROW = {"row": "Relu2", "report": 0.9, "reading": "first", "tap": "relu6", "accur
 STEPS = {"cDCGAN": ([25, 100, 400], [0.1, 0.5, 0.9], [0.01, 0.02, 0.01]), "cGAN": ([25, 400], [0.1, 0.2], [0, 0])}
 STUDY = {"scores": {"distance": {"default": [10.0, 12.0], "lr 1e-10": [90.0, 94.0]},
                     "diversity": {"default": [0.3, 0.31], "lr 1e-10": [0.01, 0.02]}},
-         "default": "default", "margins": {"distance": 2.5}, "log": ["distance"]}  # fmt: skip
+         "default": "default", "margins": {"distance": float(np.log(1.25))}, "log": ["distance"]}  # fmt: skip
 LOSSES = np.random.default_rng(0).random((400, 4))
 ALL = {
     "classification_panel": lambda: figures.classification_panel([PHOTO], [[("cat", 0.9), ("dog", 0.1)]], ["a cat"]),
@@ -222,13 +222,16 @@ def test_a_study_has_a_ring_a_seed_and_students_interval() -> None:
     rings = [list(line.get_xdata()) for line in distance.lines if line.get_marker() == "o"]
     assert rings == [[10, 12], [90, 94]]
     means = [line.get_xdata()[0] for line in distance.lines if line.get_marker() == "D"]
-    assert means == [11, 92]
+    assert means == pytest.approx([120**0.5, (90 * 94) ** 0.5])  # geometric: the axis is logarithmic
     low, high = distance.collections[0].get_segments()[0][:, 0]
-    assert (low, high) == pytest.approx((11 - 12.7062, 11 + 12.7062), abs=1e-3)  # t of 1 degree, times sd / sqrt 2
+    wide = 12.7062 * np.log(12 / 10) / 2  # t of 1 degree, times sd / sqrt 2
+    assert (low, high) == pytest.approx(tuple(120**0.5 * np.exp((-wide, wide))), rel=1e-3)
     assert [text.get_text() for text in distance.get_yticklabels()] == ["default", "lr 1e-10"]
-    assert list(distance.lines[0].get_xdata()) == [11, 11]
+    assert list(distance.lines[0].get_xdata()) == pytest.approx([120**0.5] * 2)
     shaded = [(patch.get_x(), patch.get_width()) for patch in (distance.patches[0], diversity.patches[0])]
-    assert shaded == [(8.5, 5.0), (pytest.approx(0.305), 0.0)]
+    assert shaded[0] == pytest.approx((120**0.5 / 1.25, 120**0.5 * (1.25 - 1 / 1.25)))  # a quarter more, or less
+    assert (distance.get_xlabel(), diversity.get_xlabel()) == ("distance (log scale)", "diversity")
+    assert shaded[1] == (pytest.approx(0.305), 0.0)
     assert (distance.get_xscale(), diversity.get_xscale()) == ("log", "linear")
 
 

@@ -96,12 +96,12 @@ def test_the_grid_that_is_kept_is_the_generators(tmp_path: Path) -> None:
 def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
     config = replace(TINY, architecture=replace(TINY.architecture, channels=3))
     images = IMAGES.expand(-1, 3, -1, -1).contiguous()
-    run = replace(RUN, config=config)
+    run = replace(RUN, config=config, shown=40)
     common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
     studies.scored_run(run, images, None, mean_pixel, **common)
     _, generator = build(config.architecture, 0)
     generator.load_state_dict(store.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
-    expected = to_uint8(sample(generator, *fixed_noise(config), statistics="batch"))
+    expected = to_uint8(sample(generator, *fixed_noise(config), statistics="batch"))[:40]
     assert torch.equal(studies.grid_of(run, 60, tmp_path / "kept"), expected)
 
 
@@ -187,6 +187,9 @@ def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
     assert [run.config.seed for run in runs] == [1, 2, 3]
     assert [run.name for run in runs] == ["name-1", "name-2", "name-3"]
     assert [run.grids for run in runs] == [(60,), (), ()]
+    assert {run.shown for run in runs} == {40}
+    digits = replace(TINY, architecture=GanArchitecture("cdcgan", channels=1, classes=10))
+    assert studies.seeds("name", digits, (0,), ())[0].shown == 100  # each label has its row
 
 
 def test_larger_is_exact_and_one_sided() -> None:
