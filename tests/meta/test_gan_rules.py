@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,135 @@ def test_the_short_rules_of_tme10_hold_and_fail() -> None:
         good, bad = expected[what]
         assert check(good, obeyed)
         assert not any(check(one, obeyed) for one in bad)
+
+
+class Verdict:
+    """In the place of the fixture `claim`: keeps whether the check held."""
+
+    holds: bool | None = None
+
+    def recorded(self) -> bool:
+        return False
+
+    def figure(self, *_: Any) -> None:
+        pass
+
+    def measured(self, measured: Any, *, holds: Any, **_: Any) -> None:
+        self.holds = bool(holds)
+
+
+Scores = Callable[[int], dict[str, Any]]  # by step
+FINE = {"density": 0.9, "coverage": 0.9, "recall": 0.5, "frechet": 5.0, "diversity": 0.39, "accuracy": 0.995}
+FINE |= {"information": 2.2, "closer": 0.5, "nearest": 1.0}
+
+
+class Long(Planted):
+    """Runs whose snapshots are functions of the step, by the start of their name."""
+
+    def __init__(self, losses: torch.Tensor | None = None, **scores: Scores) -> None:
+        super().__init__()
+        self.by_step, self.setup, self.title = scores, lab9.SETUPS["MNIST"], "MNIST"
+        self.loss = torch.ones(1_000, 4) if losses is None else losses
+        self.x = self.x_held = torch.zeros(200, 1, 32, 32, dtype=torch.uint8)
+        self.__dict__["real"] = {**FINE, "frechet": 0.0}
+
+    def run(self, run: lab9.Run) -> dict[str, Any]:  # type: ignore[override]
+        name = run.name if run.name in self.by_step else run.name.rpartition("-")[0]
+        rows = [{"step": step, **FINE, "per_class": [1.0], **self.by_step[name](step)} for step in run.snapshots]
+        return {"scores": rows, "health": {}, "seconds": 0.0, "origin": {}, "diverged": None}
+
+    def losses(self, run: lab9.Run) -> torch.Tensor:
+        return self.loss
+
+    def grid(self, run: lab9.Run, step: int | None = None) -> torch.Tensor:
+        return self.x[:100]
+
+    def record(self, **values: Any) -> dict[str, Any]:
+        return values
+
+
+def fine(step: int) -> dict[str, Any]:
+    return {}
+
+
+def has(since: int = 0, **scores: Any) -> Scores:
+    return lambda step: scores if step >= since else {}
+
+
+def until(last: int, **scores: Any) -> Scores:
+    return lambda step: scores if step < last else {}
+
+
+NOISY = {"density": 0.01, "coverage": 0.0}
+SHAKY = torch.rand(1_000, 4, generator=torch.Generator().manual_seed(0))
+NO_Y = {"cdcgan-no-y-in-D": has(accuracy=0.1, information=0.02), "cdcgan": fine, "cgan": fine}
+DENSE = {"cgan": until(5_000, **NOISY), "cdcgan": fine}
+WORSE = {"frechet": 50.0, "density": 0.3, "coverage": 0.2}
+CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check, what, what holds, what does not
+    (
+        test_tme10.test_cdcgan,
+        "noise at first",
+        {"cdcgan": until(100, **NOISY), "cgan": fine},
+        [{"cdcgan": until(40, **NOISY), "cgan": fine}],
+    ),
+    (
+        test_tme10.test_cdcgan,
+        "very good from 5,625",
+        {"cdcgan": until(5_600, **NOISY)},
+        [
+            {"cdcgan": has(7_000, coverage=0.7)},
+            {"cdcgan": has(7_500, accuracy=0.98)},
+            {"cdcgan": has(7_800, **NOISY)},
+        ],
+    ),
+    (test_tme10.test_cdcgan, "reads as asked at 7,812", {"cdcgan": fine}, [{"cdcgan": has(7_000, accuracy=0.98)}]),
+    (test_tme10.test_cdcgan, "stable losses", {"cdcgan": fine}, [{"cdcgan": fine, "losses": SHAKY}]),
+    (test_tme10.test_without_the_label_in_d, "accuracy at chance", NO_Y, [{**NO_Y, "cdcgan-no-y-in-D": fine}]),
+    (
+        test_tme10.test_without_the_label_in_d,
+        "the label says nothing",
+        NO_Y,
+        [{**NO_Y, "cdcgan-no-y-in-D": has(accuracy=0.1, information=1.8)}],
+    ),
+    (test_tme10.test_without_the_label_in_d, "over seeds", NO_Y, [{**NO_Y, "cdcgan-no-y-in-D": fine}]),
+    (
+        test_tme10.test_cgan,
+        "noise until 5,000",
+        DENSE,
+        [{"cgan": until(300, **NOISY)}, {"cgan": until(8_000, **NOISY)}, {"cgan": has(**NOISY)}],
+    ),
+    (test_tme10.test_cgan, "poor at 11,700", {"cgan": has(coverage=0.3)}, [{"cgan": fine}, {"cgan": has(**NOISY)}]),
+    *(
+        (
+            test_tme10.test_cgan_is_harder_to_train,
+            what,
+            {"cdcgan": fine, "cgan": has(**WORSE)},
+            [{"cdcgan": fine, "cgan": has(**{**WORSE, "coverage": 0.95})}, {"cdcgan": has(**WORSE), "cgan": fine}],
+        )
+        for what in ("harder to train", "harder in the long run")
+    ),
+    (test_tme9.test_default_settings, "good images", {"dcgan": fine}, [{"dcgan": has(density=0.3)}]),
+    (
+        test_tme9.test_default_settings,
+        "diverse images",
+        {"dcgan": fine},
+        [{"dcgan": has(coverage=0.3)}, {"dcgan": has(diversity=0.3)}],
+    ),
+    (test_tme9.test_default_settings, "unstable losses", {"dcgan": fine, "losses": SHAKY}, [{"dcgan": fine}]),
+    (test_tme9.test_default_settings, "new images", {"dcgan": fine}, [{"dcgan": has(closer=0.9)}]),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "what", "holds", "fails"), CASES, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_a_check_of_the_long_runs_holds_and_fails(check: Any, what: str, holds: Any, fails: Any) -> None:
+    found = []
+    for scores in (holds, *fails):
+        verdict, bench = Verdict(), Long(**scores)
+        check(verdict, lambda *_, bench=bench, **__: bench, "MNIST", what)
+        found.append(verdict.holds)
+    assert found == [True] + [False] * len(fails)
 
 
 def test_a_run_that_diverged_has_the_worst_scores() -> None:
