@@ -165,7 +165,7 @@ class Long(Planted):
         super().__init__()
         self.by_step, self.setup, self.title = scores, lab9.SETUPS["MNIST"], "MNIST"
         self.loss = torch.ones(1_000, 4) if losses is None else losses
-        self.x = self.x_held = torch.zeros(200, 1, 32, 32, dtype=torch.uint8)
+        self.x, self.x_held = torch.randint(256, (2, 200, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator())
         self.__dict__["real"] = {**FINE, "frechet": 0.0}
 
     def run(self, run: lab9.Run) -> dict[str, Any]:  # type: ignore[override]
@@ -195,11 +195,11 @@ def until(last: int, **scores: Any) -> Scores:
     return lambda step: scores if step < last else {}
 
 
-NOISY = {"density": 0.01, "coverage": 0.0}
+NOISY: dict[str, Any] = {"density": 0.01, "coverage": 0.0}
 SHAKY = torch.rand(1_000, 4, generator=torch.Generator().manual_seed(0))
 NO_Y = {"cdcgan-no-y-in-D": has(accuracy=0.1, information=0.02), "cdcgan": fine, "cgan": fine}
 DENSE = {"cgan": until(5_000, **NOISY), "cdcgan": fine}
-WORSE = {"frechet": 50.0, "density": 0.3, "coverage": 0.2}
+WORSE: dict[str, Any] = {"frechet": 50.0, "density": 0.3, "coverage": 0.2}
 CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check, what, what holds, what does not
     (
         test_tme10.test_cdcgan,
