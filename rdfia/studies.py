@@ -55,18 +55,22 @@ def train_run(run: Run, images: Tensor, labels: Any, work: Path, **options: Any)
     DivergedError. StoreError: another process is at this run.
     """
     folder = work / run.name
+    times = folder / "seconds.json"
+
+    def note() -> None:
+        store.write_json(times, round(before + time.monotonic() - start, 1))
 
     def keep(trainer: Trainer) -> None:
         state = trainer.images_from.state_dict()
         store.save_tensors(folder / f"generator-{trainer.done}.safetensors", state, {"data": trainer.digest})
+        note()  # a kill may come before the end
 
-    start, times = time.monotonic(), folder / "seconds.json"
     with _alone(folder):
+        start, before = time.monotonic(), store.read_json(times) if times.exists() else 0.0
         try:
             found = train(run.config, images, labels, folder=folder, visit_at=run.snapshots, visit=keep, **options)
         finally:
-            before = store.read_json(times) if times.exists() else 0.0
-            store.write_json(times, round(before + time.monotonic() - start, 1))
+            note()
     return found.trainer
 
 

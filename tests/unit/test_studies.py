@@ -82,6 +82,18 @@ def test_a_cut_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert resumed["seconds"] > 0  # of both pieces: the first wrote its own
 
 
+def test_a_kill_loses_the_time_since_the_last_snapshot_alone(tmp_path: Path) -> None:
+    seen = []
+
+    def watch(steps: Any, *_: Any) -> Any:
+        for step in steps:
+            seen.append((tmp_path / "tiny" / "seconds.json").exists())  # as a kill here would leave it
+            yield step
+
+    studies.train_run(RUN, IMAGES, None, tmp_path, progress=watch)
+    assert seen == [False] * 25 + [True] * 35
+
+
 def test_the_grid_that_is_kept_is_the_generators(tmp_path: Path) -> None:
     do(tmp_path)
     _, generator = build(TINY.architecture, 0)
