@@ -240,6 +240,18 @@ def no_larger(values: Sequence[float], default: Sequence[float], margin: float) 
     return NoWorse(math.exp(difference), math.exp(upper), upper <= math.log(margin))
 
 
+def paired(values: Sequence[float], default: Sequence[float], margin: float = 1.0) -> NoWorse:
+    """As `no_larger`, where values at the same place share a seed: Student's t of the logarithms of their ratios.
+
+    For settings whose runs with one seed are alike but for the setting; what the seed does to both is not counted.
+    ArgumentError: fewer than 2 values, or not as many on both sides.
+    """
+    _at_least_two(values, default)
+    if len(values) != len(default):
+        raise ArgumentError(f"pairs of seeds want as many values on both sides, got {len(values)} and {len(default)}")
+    return no_larger([a / b for a, b in zip(values, default, strict=True)], [1.0] * len(values), margin)
+
+
 def _at_least_two(*groups: Sequence[float]) -> None:
     if min(map(len, groups)) < 2:
         raise ArgumentError(f"a comparison over seeds wants two runs or more a side, got {[len(g) for g in groups]}")

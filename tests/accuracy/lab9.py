@@ -15,7 +15,7 @@ from torch import Tensor
 from rdfia import assets, datasets, gan_scores, images, machine, networks, store, studies
 from rdfia.features import fast_dtype
 from rdfia.gan_health import diversity
-from rdfia.gan_training import LABS, GanConfig
+from rdfia.gan_training import LABS, RECOMMENDED, GanConfig
 from rdfia.gans import Generator, build, prepare_images, sample, stream, to_uint8
 from rdfia.studies import Run, seeds
 
@@ -100,6 +100,9 @@ _PAIR = {"cdcgan": CDCGAN, "cdcgan no y in D": NO_Y, "cgan": CGAN}  # their firs
 SETTINGS, BEYOND = _settings(_BASE), _beyond(_BASE)
 STUDY = _study(SETTINGS, range(5), WINDOW, (500, 1_000))
 ABLATION = _study(BEYOND, range(3), WINDOW, (500, 1_000))
+PRESET = "mean of G's weights"  # what the ablation chose; then with seeds that it had not seen
+_PRESETS = {PRESET: replace(RECOMMENDED, steps=STEPS, **BFLOAT16), "default": _BASE}
+FRESH = [replace(run, grids=()) for run in _study(_PRESETS, range(3, 7), WINDOW, (500, 1_000))]
 CONDITIONAL = _study({n: replace(c, steps=STEPS) for n, c in _PAIR.items()}, range(1, 5), WINDOW, (500, 1_000))
 _QUICK = {name: config for name, config in _settings(_SMALL).items() if name not in ("5 of D", "nz 10", "nz 1000")}
 SHORT_STUDY = _study({f"short {name}": config for name, config in _QUICK.items()}, range(2), SHORT_WINDOW, ())

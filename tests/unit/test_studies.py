@@ -204,6 +204,21 @@ def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
     assert studies.seeds("name", digits, (0,), ())[0].shown == 100  # each label has its row
 
 
+def test_pairs_of_seeds_are_students_t_of_their_ratios() -> None:
+    default = [1.0, 2.0, 4.0, 8.0]
+    values = [0.9, 1.9, 3.4, 7.6]
+    found = studies.paired(values, default)
+    logs = np.log(np.divide(values, default))
+    assert found.ratio == pytest.approx(np.exp(logs.mean()))
+    assert found.upper == pytest.approx(np.exp(logs.mean() + stats.t.ppf(0.95, 3) * stats.sem(logs)))
+    assert found.holds
+    assert not studies.no_larger(values, default, 1.0).holds  # the planted fault: the seeds' spread hides it
+    assert not studies.paired([*values[:3], 9.9], default).holds
+    assert not studies.paired([*values[:3], np.inf], default).holds  # it diverged
+    with pytest.raises(ArgumentError, match="as many values on both sides, got 3 and 4"):
+        studies.paired(values[:3], default)
+
+
 def test_larger_is_exact_and_one_sided() -> None:
     high, low = [5.0, 6.0, 7.0, 8.0, np.inf], [1.0, 2.0, 3.0, 4.0, 4.5]
     assert studies.larger(high, low).p == pytest.approx(1 / 252)
