@@ -242,9 +242,14 @@ class Ledger:
         return limit
 
     def write_baseline(self) -> None:
-        """Pins, thresholds and durations of this run, added to what the files already hold."""
-        timed = {key: round(seconds, 2) for key, seconds in self.seconds.items()}
-        durations = {**self.durations, self.profile: {**self.durations.get(self.profile, {}), **timed}}
+        """Pins, thresholds and durations of this run, added to what the files already hold.
+
+        What a check takes that was not made here (its data are missing, a record serves) is known from other runs only.
+        """
+        before = self.durations.get(self.profile, {})
+        idle = {key for key, record in self.records.items() if record.verdict not in MEASURED and key in before}
+        timed = {key: round(seconds, 2) for key, seconds in self.seconds.items() if key not in idle}
+        durations = {**self.durations, self.profile: {**before, **timed}}
         for name, value in (("pins", self.pins), ("thresholds", self.thresholds), ("durations", durations)):
             store.write_json(self.root / "reports" / "baseline" / f"{name}.json", dict(sorted(value.items())))
 

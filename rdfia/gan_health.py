@@ -22,8 +22,17 @@ class Health(NamedTuple):
     alarms: tuple[str, ...]
 
 
-def health(losses: Tensor, images: Tensor | None = None, real: Tensor | None = None, window: int = 500) -> Health:
-    """Judge the last `window` rows of `losses` (steps done x 4), and uint8 samples beside as many real images."""
+def health(
+    losses: Tensor,
+    images: Tensor | None = None,
+    real: Tensor | None = None,
+    window: int = 500,
+    labels: Tensor | None = None,
+) -> Health:
+    """Judge the last `window` rows of `losses` (steps done x 4), and uint8 samples beside as many real images.
+
+    With the `labels` that were asked of the samples, a G that draws one picture a label is seen too.
+    """
     tail = losses[-window:].double()
     loss_D, loss_G, d_real, d_fake = tail.mean(0).tolist()
     zero, alarms = float((tail[:, 0] < D_LOSS_ZERO).double().mean()), []
@@ -36,7 +45,15 @@ def health(losses: Tensor, images: Tensor | None = None, real: Tensor | None = N
         alarms.append(f"D does not tell real from fake: D(x) {d_real:.2f}, D(G(z)) {d_fake:.2f}")
     if real is not None and spread < 0.5 * diversity(real):
         alarms.append(f"collapse: images differ by {spread:.3f} from each other, real ones by {diversity(real):.3f}")
+    if images is not None and labels is not None and (one := within(images, labels)) < 0.2 * spread:
+        alarms.append(f"z is ignored: images of one label differ by {one:.3f}, all by {spread:.3f}")
     return Health(d_real, d_fake, loss_D, loss_G, zero, spread, tuple(alarms))
+
+
+def within(images: Tensor, labels: Tensor) -> float:
+    """The mean over the labels of `diversity` among the images of one label."""
+    found = [diversity(images[labels.to(images.device) == label]) for label in labels.unique()]
+    return sum(found) / len(found)
 
 
 def diversity(images: Tensor) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rdfia import gans, store
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
-from rdfia.gan_health import Health, diversity, health  # noqa: F401 - what a run is judged by belongs to this interface
+from rdfia.gan_health import Health, diversity, health, within  # noqa: F401 - what a run is judged by belongs to this interface
 from rdfia.gans import GanArchitecture, Generator
 
 Device = str | torch.device
@@ -33,7 +33,8 @@ class GanConfig:
 
     A step is `nb_update_D` updates of D and then `nb_update_G` of G. The learning rate is divided by ten after each of
     `milestones` (steps). bfloat16 computes under autocast, weights and Adam stay float32. `ema` is the decay of the
-    running mean of G's weights (0: none), which then makes the images.
+    running mean of G's weights (0: none), which then makes the images; after n steps it is (1 + n) / (10 + n) at most:
+    0.999 holds from step 9,000 on, before that the mean is over about the last ninth of the steps.
     """
 
     architecture: GanArchitecture = field(default_factory=GanArchitecture)

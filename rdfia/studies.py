@@ -110,6 +110,7 @@ def scored_run(
     another judge the generators are scored again, if `work` still has them. StoreError: the evidence is of another
     config, device or data; a generator is missing.
     """
+    labels = labels if run.config.architecture.classes else None
     path, digest, device = evidence / f"{run.name}.json", _digest(images, labels), options.get("device", "cpu")
     asked = {"config": run.config.as_json(), "data": digest, "snapshots": list(run.snapshots),
              "device": torch.device(device).type, "judge": judge}  # fmt: skip
@@ -136,9 +137,11 @@ def scored_run(
             if step in run.grids:
                 store.write_atomic(evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)[: run.shown]))
     store.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()})
-    signals = health(losses, None if last is None else _fixed(run, last), images[:: max(1, len(images) // 500)])
+    signals = health(losses, None if last is None else _fixed(run, last), images[:: max(1, len(images) // 500)],
+                     labels=fixed_noise(run.config)[1])  # fmt: skip
     row = {**asked, "scores": rows, "diverged": diverged, "seconds": store.read_json(work / run.name / "seconds.json"),
-           "health": {name: value for name, value in signals._asdict().items() if value == value},  # no NaN in JSON
+           "health": {name: value for name, value in signals._asdict().items()
+                      if isinstance(value, tuple) or math.isfinite(value)},  # JSON has no NaN and no infinity
            "origin": dict(origin or {})}  # fmt: skip
     store.write_json(path, row)
     return store.read_json(path)  # as a later call will find it

@@ -1,7 +1,8 @@
-"""The bench of TME 9 and 10: data, runs and margins fixed beforehand; every run made once, wherever it was cut."""
+"""The bench of TME 9 and 10: data, runs and margins; every run is made once, wherever it was cut."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -10,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rdfia import assets, datasets, gan_scores, images, machine, networks, store, studies
+from rdfia import assets, datasets, gan_scores, gan_training, gans, images, machine, networks, store, studies
 from rdfia.features import fast_dtype
 from rdfia.gan_health import diversity
 from rdfia.gan_training import LABS, RECOMMENDED, GanConfig
-from rdfia.gans import Generator, build, prepare_images, sample, stream, to_uint8
+from rdfia.gans import GanArchitecture, Generator, build, prepare_images, sample, stream, to_uint8
 from rdfia.studies import Run, seeds
 
 
@@ -41,7 +43,8 @@ INSTEAD_OF = {  # what a data set stands in for, by lab
     ("tme9", "CIFAR-10"): ("CelebA",), ("tme9", "digits"): ("CelebA", "CIFAR-10"), ("tme10", "digits"): ("MNIST",),
 }  # fmt: skip
 
-# --- the runs, fixed before any of them was made --------------------------------------------------------------------
+# --- the runs -------------------------------------------------------------------------------------------------------
+# Settings and seeds were fixed before a run was made; the windows and rules of the short ones after trials.
 
 STEPS = 1_500  # updates of G in a run of the study
 BFLOAT16: dict[str, Any] = {"precision": "bfloat16"}
@@ -153,8 +156,9 @@ class Bench:
     def __init__(self, title: str, path: Path, device: str, profile: str, progress: Any, output: Path) -> None:
         self.title, self.setup, self.device, self.progress = title, SETUPS[title], device, progress
         self.full, self.output = profile == "full", output
-        self.work = store.cache_dir() / "gans" / self.setup.asset / device
-        self.evidence = output / "studies" / self.setup.asset
+        made_by = () if self.full else (code(),)  # quick runs are those of this code; long ones keep what made them
+        self.work = store.cache_dir().joinpath("gans", self.setup.asset, device, *made_by)
+        self.evidence = output.joinpath("studies", self.setup.asset, *made_by)
         if self.setup.channels == 3:
             self.x, self.x_held = photos(path, self.setup.asset)
             self.y = self.y_held = None
@@ -166,7 +170,8 @@ class Bench:
         """Features of uint8 images, n x d, and the digits read in them: by a digit classifier, or SqueezeNet."""
         if self.y is not None:
             dtype = fast_dtype(self.device)  # it has seen the images that G is trained on, and scores them alike
-            reader = gan_scores.digit_classifier(self.x, self.y, device=self.device, dtype=dtype)
+            kept = self.evidence if self.full and self.title == "MNIST" else None  # where its rows are: one reader
+            reader = gan_scores.digit_classifier(self.x, self.y, folder=kept, device=self.device, dtype=dtype)
             return lambda x: gan_scores.features_of(reader, x)
         net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
         net, normalise = net.features.to(self.device), images.CROP.normalise
@@ -231,15 +236,27 @@ class Bench:
         return f"{JUDGE}: {eye}, {self.setup.generated} images"
 
     @cached_property
+    def _some(self) -> Tensor:
+        """Rows of as many training images as are generated."""
+        return torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))[: self.setup.generated]
+
+    @cached_property
     def real(self) -> dict[str, Any]:
         """What as many real images score that a generator was trained on: the best that can be asked for."""
-        rows = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))[: self.setup.generated]
-        return self.judge(self.x[rows], None if self.y is None else self.y[rows])
+        return self.judge(self.x[self._some], None if self.y is None else self.y[self._some])
+
+    @cached_property
+    def blurred(self) -> dict[str, Any]:
+        """The same images with 8 x 8 pixels: blur is near real images too, and seldom far from them (density)."""
+        return self.judge(blurred(self.x[self._some]))
+
+    def untrained(self, config: GanConfig) -> dict[str, Any]:
+        """What the images of a generator before its first step score."""
+        return self._untrained(self.config(config).architecture, config.seed)
 
     @cache  # noqa: B019 - a bench lives as long as its session
-    def untrained(self, kind: str, seed: int = 0) -> dict[str, Any]:
-        """What the images of a generator before its first step score."""
-        return self.score(build(self.config(LABS[kind]).architecture, seed)[1].to(self.device))
+    def _untrained(self, architecture: GanArchitecture, seed: int) -> dict[str, Any]:
+        return self.score(build(architecture, seed)[1].to(self.device))
 
     def config(self, config: GanConfig) -> GanConfig:
         """The config for this data and device: the number of channels that there is, bfloat16 where it is fast."""
@@ -293,6 +310,29 @@ class Bench:
         return {"protocol": self.setup.protocol, "data": data, "dtype": f"{dtype} (Adam float32)", **values}
 
 
+def blurred(x: Tensor, factor: int = 4) -> Tensor:
+    """uint8 images shrunk by a factor and drawn large again, smoothly."""
+    small = F.avg_pool2d(x.float(), factor)
+    return F.interpolate(small, scale_factor=factor, mode="bilinear").round().to(torch.uint8)
+
+
+def code() -> str:
+    """Changes with what makes a run: the networks, the step, the streams."""
+    digest = hashlib.sha256(b"".join(Path(m.__file__ or "").read_bytes() for m in (gans, gan_training)))
+    return digest.hexdigest()[:12]
+
+
+def copied(fake: Tensor, train: Tensor, held_out: Tensor) -> tuple[int, int]:
+    """(how many generated images are nearer to a training image than to one of as many held-out images, of how many).
+
+    Half of them by chance, whatever their blur or contrast: that moves both distances. All of them: copies.
+    """
+    n = min(len(train), len(held_out))
+    rows = [x.flatten(1).float() / 255 for x in (fake, train[:n], held_out[:n])]
+    near = [gan_scores.nearest_neighbour(rows[0], rows[i], rows[3 - i][:2]).distances for i in (1, 2)]
+    return int((near[0] < near[1]).sum()), len(fake)
+
+
 def named(runs: Sequence[Run], name: str) -> list[Run]:
     """The runs of a setting, a seed each."""
     return [run for run in runs if run.name.rpartition("-")[0] == _file(name)]
@@ -343,7 +383,8 @@ def is_larger(values: Sequence[float], default: Sequence[float]) -> tuple[bool, 
     """Larger over seeds, and the rule: one-sided at 5 %, or complete separation where seeds are too few."""
     found = studies.larger(values, default)
     if min(len(values), len(default)) >= 3:
-        return found.p <= 0.05, f"one-sided exact Mann-Whitney test at 5 % over {len(values)} seeds: p = {found.p:.3f}"
+        seeds = f"{len(values)} and {len(default)} seeds"
+        return found.p <= 0.05, f"one-sided exact Mann-Whitney test at 5 % over {seeds}: p = {found.p:.3f}"
     return min(values) > max(default), f"every one of {len(values)} seeds"
 
 

@@ -1,8 +1,9 @@
 """TME 9: DCGAN, its objective, its default settings, and what answer 5 changes (report 3).
 
 The long run and the study of answer 5 (5 seeds a setting, 1,500 updates of G) belong to the full profile; a short one
-(2 seeds, 300 updates) runs in every profile and has pins of its own. Runs and margins stand in lab9.py and below; they
-were fixed before a run was made.
+(2 seeds, 300 updates) runs in every profile and has pins of its own. Runs and margins stand in lab9.py and below. Those
+of the study were fixed before a run was made; SOME, the short rules, and what "good" and "new" ask beside a density or
+a distance were set after trials had shown what a looser rule lets through (blur, untrained networks).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from rdfia import claims, figures
 from rdfia.gan_scores import nearest_neighbour
@@ -27,9 +29,9 @@ NEAR_ZERO, OFTEN = 0.1, 0.5  # "often nearly 0": Loss_D below the first in half 
 UNSTABLE = 0.2  # standard deviation over mean of a loss in the last 500 steps
 MORE_OR_LESS = 0.5  # "more or less good": half of the way from an untrained G to real images
 NO_IMAGES = 0.05  # "no images": hardly on that way
-SOME = 0.01  # "some images", early in a run: a real image is near where for an untrained G there is none
+SOME, TIMES = 0.01, 5  # "some images", early in a run: this density, and so many times that of the untrained G
 DIVERSE = 0.8  # two images differ by at least this share of what two real ones differ by
-NEW = 0.75  # not memorised: at most this share of pairs in which a generated image is closer than a held-out one
+NEW = 0.65  # not memorised: no larger share of images (0.5 by chance) is nearer to training than to held-out images
 
 Gans = Callable[..., Bench | None]
 claim_of = pytest.mark.claim
@@ -141,7 +143,7 @@ class Pair:
     def way(self, of_default: bool = False) -> list[float]:
         """How far from its untrained G to real images each seed has gone (`lab9.closed`)."""
         runs, values = (self.default, self.runs)[not of_default], self.of("frechet")[of_default]
-        starts = [self.bench.untrained("dcgan", run.config.seed) for run in runs]
+        starts = [self.bench.untrained(run.config) for run in runs]
         return [closed({"frechet": v}, start, self.bench.real) for v, start in zip(values, starts, strict=True)]
 
     def near_zero(self) -> list[float]:
@@ -214,12 +216,12 @@ def _no_images(pair: Pair) -> Verdict:
 
 
 def _some_images(pair: Pair) -> Verdict:
-    density = pair.of("density")[0]
-    expected = f"density {SOME} or more (an untrained G: {pair.bench.untrained('dcgan')['density']:.0f})"
+    density, before = pair.of("density")[0], [pair.bench.untrained(run.config)["density"] for run in pair.runs]
+    enough = [max(SOME, TIMES * start) for start in before]
     return (
-        {"density": min(density), "way to real images": min(pair.way())},
-        expected,
-        min(density) >= SOME,
+        {"density": min(density), "untrained": max(before), "way to real images": min(pair.way())},
+        f"density {SOME} or more, and {TIMES} times the untrained G's",
+        all(found >= least for found, least in zip(density, enough, strict=True)),
         "every seed",
     )
 
@@ -269,9 +271,16 @@ def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
             "updates of G that are judged (median)": pair.window,
             "diverged": [text for text in diverged if text],
             "seconds a run": [bench.run(run)["seconds"] for run in pair.runs],
+            "origin": origins(bench, [*pair.runs, *pair.default]),
         },
         **bench.record(**said),
     )
+
+
+def origins(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Where and by which code runs were made, each once: not always by what made the record."""
+    found = [bench.run(run)["origin"] for run in runs]
+    return [one for i, one in enumerate(found) if one not in found[:i]]
 
 
 @slow
@@ -290,7 +299,8 @@ def test_a_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[An
         )
     default = bench.run(pair.default[0])["scores"][-1]
     note = f"Judged beside the default after {lab9.STEPS:,} updates of G, itself {lab9.level(default)} by then. "
-    enter(claim, pair, row, note=note + "All settings share their seeds, so first weights and orders too.")
+    note += "All settings share their seeds: D's first weights and the order of the images, without nz G's weights too."
+    enter(claim, pair, row, note=note)
 
 
 @slow
@@ -343,11 +353,18 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
     run = lab9.LONG["dcgan"]
     row, losses = bench.run(run), bench.losses(run)
     last = {name: float(np.median([s[name] for s in row["scores"][-5:]])) for name in row["scores"][0]}
-    way = closed(last, bench.untrained("dcgan"), bench.real)
+    way = closed(last, bench.untrained(run.config), bench.real)
     measured: dict[str, Any]
     if what == "good images":
-        measured = {"density": last["density"], "Frechet distance": last["frechet"], "way to real images": way}
-        expected, holds = f"density of {lab9.GOOD} or more (real images: 1)", last["density"] >= lab9.GOOD
+        blur = bench.blurred["frechet"]
+        measured = {
+            "density": last["density"],
+            "Frechet distance": last["frechet"],
+            "of real images with 8 x 8 pixels": blur,
+            "way to real images": way,
+        }
+        expected = f"density of {lab9.GOOD} or more (real images: 1), nearer than real images with 8 x 8 pixels"
+        holds = last["density"] >= lab9.GOOD and last["frechet"] < blur
         for step in run.grids:
             claim.figure(
                 f"figure11-{bench.setup.asset}-{step}",
@@ -370,12 +387,14 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
             "Losses by step.",
         )
     else:
-        measured = {"pairs in which it is closer than a held-out image": last["closer"], "distance": last["nearest"]}
-        expected, holds = f"at most {NEW:.0%} of pairs (0.5: as new as real images, 1: copies)", last["closer"] <= NEW
-        flat = [x.flatten(1).float() / 255 for x in (bench.grid(run), bench.x, bench.x_held[:100])]
+        count, of = lab9.copied(bench.grid(run), bench.x[bench.known], bench.x_held)
+        upper = stats.binomtest(count, of).proportion_ci(0.9).high  # of which 5% lie above
+        measured = {"nearer to a training image than to a held-out one": count / of, "upper 95% limit": float(upper)}
+        expected, holds = f"at most {NEW:.0%} (50%: as new as real images, 100%: copies)", upper <= NEW
+        flat = [x.flatten(1).float() / 255 for x in (bench.grid(run), bench.x[bench.known], bench.x_held[:100])]
         near = nearest_neighbour(*flat)
         order = np.argsort(near.distances)[:20]
-        pairs = torch.stack([bench.grid(run)[order], bench.x[near.nearest[order]]], 1).flatten(0, 1)
+        pairs = torch.stack([bench.grid(run)[order], bench.x[bench.known][near.nearest[order]]], 1).flatten(0, 1)
         claim.figure(
             f"figure11-{bench.setup.asset}-nearest",
             figures.image_grid(pairs),
@@ -391,11 +410,12 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
         evidence={
             "last": last,
             "real images": bench.real,
-            "untrained": bench.untrained("dcgan"),
+            "untrained": bench.untrained(run.config),
             "scores": row["scores"] if what == "good images" else [],
             "by step": by_step({"DCGAN": row["scores"]}) if what == "good images" else [],
             "health": row["health"],
             "seconds of training": row["seconds"],
+            "origin": row["origin"],
         },
         **bench.record(),
     )
@@ -432,6 +452,11 @@ def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
 # --- beyond the lab -------------------------------------------------------------------------------------------------
 
 
+RAMP = (
+    "The mean forgets as (1 + n) / (10 + n) to the power of the steps, at most 0.999: it is over about a tenth of them."
+)
+
+
 @slow
 @pytest.mark.parametrize(
     ("title", "what"),
@@ -458,9 +483,10 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
                 name: dict(zip((what, "default"), pair.of(name), strict=True))
                 for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
             },
+            "origin": origins(bench, [*pair.runs, *pair.default]),
             **(dots(bench) if what == next(iter(lab9.BEYOND)) else {}),
         },
-        **bench.record(),
+        **bench.record(note=RAMP if what == lab9.PRESET else ""),
     )
 
 
@@ -481,12 +507,13 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
         tolerance=f"upper 95% limit of the ratio {found.upper:.3f}, {len(pair.runs)} seeds unseen by the choice",
         evidence={
             "seeds": [run.config.seed for run in pair.runs],
+            "origin": origins(bench, [*pair.runs, *pair.default]),
             "a value a seed": {
                 name: dict(zip((lab9.PRESET, "default"), pair.of(name), strict=True))
                 for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
             },
         },
-        **bench.record(),
+        **bench.record(note=RAMP),
     )
 
 

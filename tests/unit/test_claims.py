@@ -67,6 +67,16 @@ def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_pat
         again.at_least("vgg16/pool5/scene15", 0.8835, 2985)
 
 
+def test_a_check_that_was_not_made_keeps_the_time_that_it_took_before(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.durations = {"short": {"tme7.q1.total": 60.0, "tme7.q1.blocks": 5.0}}
+    ledger.unavailable("tme7.q1.total", "", "not here", "vgg16-full")
+    ledger.unavailable("tme7.q2.output", "", "not here", "vgg16-full")
+    ledger.seconds = {"tme7.q1.total": 0.01, "tme7.q1.blocks": 4.0, "tme7.q2.output": 0.02}
+    ledger.write_baseline()
+    found = Ledger(tmp_path, "short", "cpu").durations["short"]
+    assert found == {"tme7.q1.total": 60.0, "tme7.q1.blocks": 4.0, "tme7.q2.output": 0.02}
+
+
 def test_a_wrong_id_and_a_key_used_twice_are_refused(ledger: Ledger) -> None:
     with pytest.raises(ArgumentError, match=r"no claim 'tme7.q99' .*tme7.q1.total"):
         ledger.new("tme7.q99")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdfia.gan_health import diversity, health
+from rdfia.gan_health import diversity, health, within
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 
@@ -32,6 +32,20 @@ def test_a_healthy_run_raises_no_alarm() -> None:
     assert found[:5] == pytest.approx((0.55, 0.4, 1.2, 0.9, 0.0))
     assert found.diversity == diversity(pictures(seed=1))
     assert math.isnan(health(losses(HEALTHY)).diversity)
+
+
+def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
+    """All labels together differ as real images do: only within a label is nothing left for z."""
+    labels, real = torch.arange(10).repeat_interleave(4), pictures()
+    one_each = pictures(10, seed=1).repeat_interleave(4, dim=0)
+    assert within(one_each, labels) == 0
+    found = health(losses(HEALTHY), one_each, real, labels=labels)
+    assert [alarm.split(":")[0] for alarm in found.alarms] == ["z is ignored"]
+    assert health(losses(HEALTHY), one_each, real).alarms == ()
+    assert health(losses(HEALTHY), pictures(seed=1), real, labels=labels).alarms == ()
+    assert within(real[:8], torch.tensor([0, 0, 1, 1]).repeat_interleave(2)) == pytest.approx(
+        (diversity(real[:4]) + diversity(real[4:8])) / 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from scipy import stats
 
 from rdfia import store, studies
 from rdfia.errors import ArgumentError, StoreError
+from rdfia.gan_health import health
 from rdfia.gan_training import GanConfig, fixed_noise
 from rdfia.gans import GanArchitecture, Generator, build, sample, to_uint8
 from rdfia.studies import Run
@@ -75,11 +76,13 @@ def test_a_cut_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         do(tmp_path / "cut", progress=cut)
     assert not (tmp_path / "cut" / "kept" / "tiny.json").exists()
+    times = tmp_path / "cut" / "work" / "tiny" / "seconds.json"
+    store.write_json(times, store.read_json(times) + 1000)
     resumed = do(tmp_path / "cut")
     assert resumed["scores"] == whole["scores"]
     a, b = (studies.losses_of(RUN, tmp_path / name / "kept") for name in ("whole", "cut"))
     assert torch.equal(a, b)
-    assert resumed["seconds"] > 0  # of both pieces: the first wrote its own
+    assert resumed["seconds"] >= 1000  # of both pieces
 
 
 def test_a_kill_loses_the_time_since_the_last_snapshot_alone(tmp_path: Path) -> None:
@@ -202,6 +205,23 @@ def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
     assert {run.shown for run in runs} == {40}
     digits = replace(TINY, architecture=GanArchitecture("cdcgan", channels=1, classes=10))
     assert studies.seeds("name", digits, (0,), ())[0].shown == 100  # each label has its row
+
+
+def test_labels_of_a_network_that_takes_none_are_left_out(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
+    labels = torch.arange(len(IMAGES)) % 2
+    row = studies.scored_run(RUN, IMAGES, labels, mean_pixel, **common)
+    assert studies.scored_run(RUN, IMAGES, None, mean_pixel, **common) == row  # the same run
+
+
+def test_a_loss_beyond_all_numbers_is_a_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(losses: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        return health(torch.full_like(losses, torch.inf), *rest, **named)
+
+    monkeypatch.setattr(studies, "health", endless)
+    row = do(tmp_path)
+    assert row["health"]["alarms"][0].startswith("diverged")
+    assert "loss_D" not in row["health"]
 
 
 def test_pairs_of_seeds_are_students_t_of_their_ratios() -> None:
