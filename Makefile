@@ -1,10 +1,12 @@
 # Aliases: pytest is the interface (see README.md). The first target sets up .venv once; after that they only run.
 #   make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]     make test     make lint     make clean
+#   make gate [BASE=commit]     make bench
 # RDFIA_ASSETS=<directory>, RDFIA_OFFLINE=1 and RDFIA_CACHE=<directory> reach the program through the environment.
 PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= auto
 PROFILE ?= short
+BASE ?=
 TORCH := torch==2.13.0
 
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ ifdef RDFIA_ASSETS
 export RDFIA_ASSETS
 endif
 
-.PHONY: report test lint setup clean
+.PHONY: report test gate bench lint setup clean
 .DELETE_ON_ERROR:
 
 report: $(STAMP)
@@ -22,6 +24,12 @@ report: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not accuracy"
+
+gate: $(STAMP)
+	@$(BIN)/python -m pytest -m gate --device $(DEVICE) $(if $(BASE),--base $(BASE))
+
+bench: $(STAMP)
+	@$(BIN)/python -m pytest --benchmark-only --device $(DEVICE)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from _pytest.mark.expression import Expression
 from hypothesis import settings
 
 from rdfia.claims import CLAIMS
@@ -21,6 +22,7 @@ settings.register_profile("rdfia", deadline=None)  # how long an example takes s
 settings.load_profile("rdfia")
 pytest_plugins = ["pytester"]
 FOLDERS = ("unit", "properties", "parity", "accuracy", "meta", "benchmarks")  # a folder implies its marker
+LATEST = "reports/latest"
 RUN = pytest.StashKey[AccuracyRun]()
 
 
@@ -30,7 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--profile", choices=("short", "full"), default="short", help="full: every layer, reading and seed")
     group.addoption("--require", default="", metavar="A,B", help="fail where one of these is missing: gpu, asset names")
     group.addoption("--accept", action="store_true", help="store this run's verdicts, thresholds and durations as pins")
-    group.addoption("--output", default="reports/latest", help="folder for claims.json, index.html and figures/")
+    group.addoption("--base", default="", metavar="REF", help="the commit that the gate times this tree against")
+    group.addoption("--output", default=LATEST, help="folder for claims.json, index.html and figures/")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,8 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if device == "cpu" or not torch.cuda.is_available():
             raise pytest.UsageError("--device cuda or --require gpu, but this run would not be on a CUDA device: "
                                     "torch.cuda.is_available() is False, or --device cpu was given")  # fmt: skip
+    expression = config.getoption("-m") or ""
     known = {line.split(":")[0].split("(")[0].strip() for line in config.getini("markers")}
-    asked = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\([^()]*=[^()]*\)", "", config.getoption("-m") or "")))
+    asked = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\([^()]*=[^()]*\)", "", expression)))
     if unknown := asked - known - {"and", "or", "not", "True", "False"}:
         raise pytest.UsageError(f"-m: no marker {', '.join(sorted(unknown))}; `pytest --markers` lists them")
     config.stash[RUN] = AccuracyRun(config, required)
@@ -69,6 +73,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if (mark := claim_mark(item)) and mark.args[0] not in CLAIMS:
             names = ", ".join(CLAIMS)
             raise pytest.UsageError(f"{item.nodeid}: no claim {mark.args[0]!r}; rdfia/claims.json has {names}")
+    _choose(config, items)
+
+
+def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Benchmarks stay out where nobody asks for them; with --benchmark-only all else does."""
+    benchmarks, expression = config.rootpath / "benchmarks", config.getoption("-m") or ""
+    paths = [(config.invocation_params.dir / word.split("::")[0]).resolve() for word in config.invocation_params.args
+             if not word.startswith("-")]  # fmt: skip
+    named = any(path.is_relative_to(benchmarks) for path in paths)
+
+    def wanted(item: pytest.Item) -> bool:
+        if config.getoption("benchmark_only", False):
+            return bool(item.get_closest_marker("benchmarks")) and not item.get_closest_marker("gate")
+        if not item.get_closest_marker("benchmarks") or named:
+            return True
+        names = {mark.name for mark in item.iter_markers()}
+        mine = {"benchmarks", "gate", "paired"}  # asked for: the expression holds because of one of these
+        return bool(expression) and _holds(expression, names) and not _holds(expression, names - mine)
+
+    if out := [item for item in items if not wanted(item)]:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
+
+
+def _holds(expression: str, names: set[str]) -> bool:
+    def matcher(name: str, /, **_: Any) -> bool:
+        return name in names
+
+    return Expression.compile(expression).evaluate(matcher)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The few claims of the gate do not replace the record of all."""
+    gate = any(item.get_closest_marker("gate") and item.get_closest_marker("benchmarks") for item in session.items)
+    if gate and session.config.getoption("--output") == LATEST:
+        session.config.stash[RUN].output = session.config.rootpath / LATEST / "gate"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from . import blocks, claims, figures, store
+from . import blocks, claims, figures, speed, store
 from .blocks import LEGEND, badge, fill, link, slug
 from .claims import CLAIMS, Ledger, Record
 from .errors import RdfiaError
@@ -49,6 +49,7 @@ TITLES = {
     "figure17": "Figure 17: cDCGAN by step", "figure18": "Figure 18: losses of the cDCGAN",
     "figure19": "Figure 19: cGAN by step", "figure20": "Figure 20: losses of the cGAN",
     "steps": "GANs by training step, measured",
+    "speed": "Speed, beside the peers", "gate": "The gate's false alarms and catches",
     "thresholds": "Thresholds", "answers": "Answers of the report", "errata": "Errata of the report",
     "environment": "Environment and assets",
 }  # fmt: skip
@@ -130,6 +131,7 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
         caption = "Table 1 and ours, by both readings of its row names."
         table += _draw(folder, "table1", figures.table1, [evidence for _, evidence in rows], caption, rows[0][0])
     return {**html, "claims": blocks.filters(records) + blocks.cards(records, own), "table1": table,
+            "speed": speed.benchmarks(folder), "gate": speed.gate(folder),
             "thresholds": blocks.thresholds(run.get("thresholds", {})), "answers": blocks.answers(records),
             "errata": blocks.errata(), "environment": blocks.environment(run["environment"])}  # fmt: skip
 

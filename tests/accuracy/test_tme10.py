@@ -47,6 +47,7 @@ def cases(claim_id: str, *whats: str, titles: Sequence[str] = ("MNIST",), prefix
 # --- the objective, the counts, the reader --------------------------------------------------------------------------
 
 
+@pytest.mark.gate
 @claim_of("tme10.q6.objective")
 def test_the_conditional_objective(claim: Any) -> None:
     """The slopes of both losses with respect to weights, through a D that sees y, in float64 against the chain rule."""
@@ -85,6 +86,7 @@ def _logits(d: Discriminator, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return d(x, y)
 
 
+@pytest.mark.gate
 @claim_of("tme10.q13.weights", case="counts")
 def test_dense_layers_have_more_weights(claim: Any) -> None:
     counts = {kind: parameter_counts(LABS[kind].architecture) for kind in ("cdcgan", "cgan")}

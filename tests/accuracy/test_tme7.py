@@ -65,6 +65,7 @@ def counted() -> dict[str, dict[str, int]]:
     }
 
 
+@pytest.mark.gate
 @claim_of("tme7.q1.blocks")
 def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) -> None:
     claim.measured(
@@ -79,6 +80,7 @@ def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) ->
     )
 
 
+@pytest.mark.gate
 @claim_of("tme7.q1.total")
 def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> None:
     kinds = [layer.kind for layer in networks.ARCHITECTURES["vgg16"].weight_layers]

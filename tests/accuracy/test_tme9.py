@@ -53,6 +53,7 @@ D = torch.sigmoid(LOGITS).numpy()  # D(G(z)) of each
 ROUNDING = 1e-12
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "what",
     [
@@ -88,6 +89,7 @@ def test_the_objective(claim: Any, what: str) -> None:
     )
 
 
+@pytest.mark.gate
 @claim_of("tme9.q3.saturating")
 def test_the_true_objective_is_not_log_d(claim: Any) -> None:
     """Both push D(G(z)) up; where D is sure of a fake, one of them hardly pushes at all."""

@@ -1,0 +1,163 @@
+"""TME 7 against the clock: layers of VGG16, both readings of Table 1, from JPEG files, and the SVM's C."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from benchmarks import references
+from benchmarks.duel import Call, Case
+from benchmarks.rows import close, seeded, smooth_photos
+from rdfia import features, svm
+from rdfia.images import LAB
+from rdfia.networks import models, tap_paths
+
+BATCH = 16
+LATE = [tap for tap in tap_paths("vgg16") if tap.startswith(("relu4", "relu5", "pool4", "pool5"))]
+FIRST = {"relu6": "classifier.1", "fc7": "classifier.3", "relu7": "classifier.4", "logits": "classifier.6"}
+SECOND = ["relu1_2", "relu2_2", "relu3_3", "relu4_3"]
+
+
+@functools.cache
+def vgg16(device: str) -> Any:
+    return seeded(lambda: models.vgg16(weights=None)).to(device)
+
+
+@functools.cache
+def photos(n: int = BATCH) -> list[np.ndarray]:
+    return smooth_photos(n, 224)
+
+
+def _pixels(device: str) -> Tensor:
+    return torch.stack([LAB.pixels(Image.fromarray(photo)) for photo in photos()]).to(device)
+
+
+def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
+    """What `features.stream` does with each batch, once its copy of the network is made."""
+    with features.prepared(vgg16(device), dtype, device) as network:
+        pass
+    pixels = _pixels(device)
+
+    def call() -> list[Tensor]:
+        with torch.inference_mode():
+            x = LAB.normalise(pixels).to(dtype, memory_format=torch.channels_last)
+            return list(features.run_taps(network, x, taps, lambda _tap, value: features.flat(value)).values())
+
+    return call
+
+
+def late(device: str, dtype: torch.dtype) -> tuple[Call, Call]:
+    taps = {tap: tap_paths("vgg16")[tap] for tap in LATE}
+    extract, pixels = references.extractor(vgg16(device), list(taps.values())), _pixels(device)
+    return _ours(device, dtype, taps), lambda: list(extract(pixels).values())
+
+
+def _cut(network: Any, path: str) -> nn.Sequential:
+    """VGG16 up to and with a layer, as the lab cuts it."""
+    part, index = path.split(".")
+    layers = list(network.features)
+    if part == "features":
+        return nn.Sequential(*layers[: int(index) + 1]).eval()
+    return nn.Sequential(*layers, network.avgpool, nn.Flatten(1), *list(network.classifier)[: int(index) + 1]).eval()
+
+
+def table1(device: str, dtype: torch.dtype, taps: dict[str, str]) -> tuple[Call, Call]:
+    networks, pixels = [_cut(vgg16(device), path) for path in taps.values()], _pixels(device)
+
+    def lab() -> list[Tensor]:
+        with torch.no_grad():
+            return [network(references.normalised(pixels)).flatten(1) for network in networks]
+
+    return _ours(device, dtype, taps), lab
+
+
+def from_files(device: str, dtype: torch.dtype) -> tuple[Call, Call]:
+    """64 JPEG files in a class folder; the peer decodes in two worker processes."""
+    from torchvision import datasets, transforms
+
+    root = Path(tempfile.mkdtemp(prefix="rdfia-bench-"))
+    (root / "class").mkdir()
+    for i, photo in enumerate(smooth_photos(64, 300)):
+        Image.fromarray(photo[:250]).save(root / "class" / f"{i:02d}.jpg", quality=90)
+    paths, network, tap = sorted((root / "class").iterdir()), vgg16(device), {"pool5": "features.30"}
+    scaled = [transforms.Resize((224, 224)), transforms.ToTensor()]
+    normalised = transforms.Compose([*scaled, transforms.Normalize(references.MEAN, references.STD)])
+    data = datasets.ImageFolder(root, normalised)
+    cut = _cut(network, "features.30")
+
+    def ours() -> list[Tensor]:
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": BATCH}
+        return [torch.cat([part["pool5"] for part in features.stream(network, paths, tap, **options)])]
+
+    def peer() -> list[Tensor]:
+        with torch.no_grad():
+            loader = DataLoader(data, BATCH, num_workers=2)
+            return [torch.cat([cut(x.to(device)).flatten(1) for x, _ in loader])]
+
+    weakref.finalize(ours, shutil.rmtree, root, ignore_errors=True)
+    return ours, peer
+
+
+COSTS = [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3]
+
+
+def sweep(columns: int, rows: int = 600) -> Any:
+    """Features as a ReLU leaves them, 15 classes; half of the rows to train on."""
+
+    def make(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
+        stream = np.random.default_rng(0)
+        y, centres = np.arange(rows) % 15, stream.normal(size=(15, columns))
+        both = [(stream.normal(size=(rows, columns)) + 0.4 * centres[y]).clip(0).astype(np.float32) for _ in "12"]
+        train, test = both
+
+        def ours() -> list[np.ndarray]:
+            sums = svm.GramAccumulator(rows, 2 * rows)
+            sums.add(torch.from_numpy(np.concatenate(both)).to(device))
+            grams = svm.normalise_gram(sums.gram, sums.cross, sums.square_norms[rows:])
+            coordinates = svm.span_coordinates(*grams)
+            return [fit.decision for _, fit in svm.sweep(coordinates[0], y, coordinates[1], COSTS)]
+
+        return ours, lambda: references.svm_fits(train, y, test, COSTS)
+
+    return make
+
+
+def _near(tolerance: float) -> Any:
+    return lambda a, b: close(a, b, tolerance)
+
+
+CASES: Sequence[Case] = [
+    Case("VGG16, layers from conv4 up", "torchvision's create_feature_extractor", late, _near(0.03), BATCH, "images",
+         {"cpu": 4.0, "cuda": 4.0}, ceiling=0.8),
+    Case("Table 1 as classifier[:k], four rows", "a truncated network a row",
+         lambda device, dtype: table1(device, dtype, FIRST), _near(0.03), BATCH, "images", {"cpu": 12.0, "cuda": 12.0}),
+    Case("Table 1 as k-th ReLUs, four rows", "a truncated network a row",
+         lambda device, dtype: table1(device, dtype, {tap: tap_paths("vgg16")[tap] for tap in SECOND}), _near(0.03),
+         BATCH, "images", {"cpu": 8.0, "cuda": 8.0}),
+    Case("from JPEG files to pool5", "ImageFolder and DataLoader, 2 workers", from_files, _near(0.03), 64, "images",
+         {"cpu": 3.0, "cuda": 3.0}, pairs=4),
+    Case("seven C, 25,088 columns", "seven LinearSVC on the features", sweep(25_088), _near(0.05), 7, "fits",
+         {"cpu": 2.0, "cuda": 2.0}, dtype="float32", pairs=3),
+    Case("seven C, 100,352 columns", "seven LinearSVC on the features", sweep(100_352), _near(0.05), 7, "fits",
+         {"cpu": 4.0, "cuda": 4.0}, dtype="float32", pairs=3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["ours", "peer"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tme7(bench: Any, case: Case, way: str) -> None:
+    bench(case, way)
+
+

@@ -1,0 +1,87 @@
+"""TME 8 against the clock: saliency maps, fooling images and class visualisation on SqueezeNet 1.1, 224 pixels."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import references
+from benchmarks.duel import Call, Case
+from benchmarks.rows import close, seeded, smooth_photos
+from rdfia import fooling, input_gradients
+from rdfia.images import CROP
+from rdfia.networks import models
+
+
+@functools.cache
+def squeezenet(device: str) -> Any:
+    return seeded(lambda: models.squeezenet1_1(weights=None)).to(device).requires_grad_()
+
+
+@functools.cache
+def photos(n: int, device: str) -> Tensor:
+    pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in smooth_photos(n, 224)])
+    return CROP.normalise(pixels.float() / 255).to(device)
+
+
+def _alive(n: int, device: str) -> list[int]:
+    """For each photo a class whose logit is not dead, and is far from the largest."""
+    with torch.no_grad():
+        logits = torch.cat([squeezenet(device)(part) for part in photos(n, device).split(16)])
+    return logits.masked_fill(logits <= 1e-3, torch.inf).argmin(1).tolist()
+
+
+def saliency_and_captum(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
+    from captum.attr import Saliency
+
+    network, x, target = squeezenet(device), photos(32, device), _alive(32, device)
+
+    def peer() -> list[Tensor]:
+        return [Saliency(network).attribute(x.clone().requires_grad_(), torch.tensor(target, device=device)).amax(1)]
+
+    return lambda: [input_gradients.saliency(network, x, target)], peer
+
+
+def saliency_and_singles(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
+    network, x, target = squeezenet(device), photos(32, device), _alive(32, device)
+    return (lambda: [input_gradients.saliency(network, x, target)],
+            lambda: [references.saliency(network, x, target)])  # fmt: skip
+
+
+STEPS, RATE = 5, 0.1
+
+
+def fooling_and_lab(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
+    """Steps too short to fool, so that both ways make as many."""
+    network, x, target = squeezenet(device), photos(64, device), _alive(64, device)
+    return (lambda: [fooling.fool(network, x, target, lr=RATE, steps=STEPS).x - x],
+            lambda: [references.fooling(network, x, target, STEPS, lr=RATE) - x])  # fmt: skip
+
+
+def visualisation_and_singles(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
+    network, classes = squeezenet(device), [78, 90, 113, 187, 276, 366, 505, 640]
+    options: dict[str, Any] = {"seeds": classes, "steps": 5, "blur_sigma": 0.0}
+    return (lambda: [input_gradients.visualise(network, classes, **options).x],
+            lambda: [references.visualisation(network, classes, classes, 5, 224)])  # fmt: skip
+
+
+CASES = [
+    Case("saliency, 32 photos, and captum", "captum's Saliency", saliency_and_captum, close, 32, "images",
+         {"cpu": 0.95, "cuda": 0.95}, dtype="float32"),
+    Case("saliency, 32 photos, and singles", "a loop of single photos", saliency_and_singles, close, 32, "images",
+         {"cpu": 1.2, "cuda": 10.0}, dtype="float32"),
+    Case("fooling, 64 photos", "the lab's loop, a photo at a time", fooling_and_lab, close, 64, "images",
+         {"cpu": 2.0, "cuda": 10.0}, dtype="float32", pairs=4),
+    Case("class visualisation, 8 classes", "a class at a time", visualisation_and_singles, close, 8, "images",
+         {"cpu": 1.3, "cuda": 5.0}, dtype="float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["ours", "peer"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tme8(bench: Any, case: Case, way: str) -> None:
+    bench(case, way)

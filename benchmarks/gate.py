@@ -1,0 +1,162 @@
+"""The merge gate's comparisons of time: rounds of paired samples, and what they come to.
+
+Time is compared in one run only, call by call: with the frozen ways of references.py in one process, and with the base
+commit in two. Every round has new processes. A row is red where two batches of rounds say so; it is green only where
+they rule a slowdown out; what lies between is no verdict: this machine cannot tell, and that is not green.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.pairs import Limits, Pairs, interleave, light, limits
+from benchmarks.worker import Worker, WorkerError
+
+ROOT = Path(__file__).parents[1]
+ROUNDS, PAIRS = 6, 8  # of a batch, of a round
+CONTROL = "control"
+# pytest's own statuses end at 5. The first of these that applies is the session's.
+STATUS = {"counters": 11, "claims": 12, "nothing": 13, "slower": 14, "unfit": 15}
+WORDS = {
+    "counters": "counters differ from reports/baseline/counters.json: if that is meant, store them with --accept",
+    "claims": "a verdict differs from its pin in reports/baseline/pins.json",
+    "nothing": "rows are missing, new or skipped, or nothing was measured: a gate that saw nothing is not open",
+    "slower": "slower than it may be, in two batches of rounds",
+    "unfit": "no verdict: this machine is too busy to tell a slowdown from noise; run it again when it is quiet",
+}
+Key = tuple[str, str]  # row, against: "reference" or "base"
+Batch = Mapping[Key, Sequence[Pairs]]
+
+
+class Finding(NamedTuple):
+    """What one comparison of one row came to: "ok", "slower", "unfit", or "new" where the base cannot run it."""
+
+    row: str
+    against: str
+    state: str
+    limit: float
+    found: Limits | None
+    rounds: int
+
+    @property
+    def text(self) -> str:
+        if self.found is None:
+            return f"{self.row}: the base cannot run it"
+        mean, low, high = (math.exp(value) for value in self.found)
+        said = f"{self.row}: {mean:.3f} of the {self.against}'s time ({low:.3f} to {high:.3f}, {self.rounds} rounds)"
+        return f"{said}, at most {self.limit:g}"
+
+
+def judge(first: Sequence[Pairs], second: Sequence[Pairs] | None, limit: float = 1.0) -> str:
+    """"ok", "slower" or "unfit" by two batches of rounds; the second is None where the first is a clear "ok"."""
+    lights = [light(batch, limit) for batch in (first, second) if batch is not None]
+    if lights == ["ok"]:
+        return "ok"
+    if lights == ["red", "red"]:
+        return "slower"
+    return "ok" if second is not None and light([*first, *second], limit) == "ok" else "unfit"
+
+
+def control_moved(rounds: Sequence[Pairs]) -> bool:
+    """Are frozen operators surely slower on one side? Then a row's difference may be the machine's too."""
+    return "red" in (light(rounds), light([Pairs(one.b, one.a) for one in rounds]))
+
+
+class Race:
+    """Rounds of this tree's rows: against their references, and against another tree where there is one.
+
+    The rows are this tree's on both sides: a change of what is measured must not look like a change of speed.
+    """
+
+    def __init__(self, device: str = "cpu", base: Path | None = None, head: Path = ROOT) -> None:
+        self.device, self.head, self.base = device, head, base
+        self.slowdowns: dict[str, float] = {}  # planted in this tree's rows, as shares of their time
+        self.cannot: dict[str, str] = {}  # rows that the base cannot run, and why
+        self.threads: tuple[int, ...] = ()
+
+    def round(self, keys: Sequence[Key]) -> dict[Key, Pairs]:
+        """One round of these comparisons, in new processes."""
+        found: dict[Key, Pairs] = {}
+        trees = [self.head, *([self.base] if self.base and any(key[1] == "base" for key in keys) else [])]
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(Worker(tree, self.device)) for tree in trees]
+            self.threads = tuple(worker.threads for worker in workers)
+            for row, against in keys:
+                slow = self.slowdowns.get(row, 0.0)
+                if against == "reference":
+                    workers[0].ask("make", row=row, slowdown=slow, beside=True)
+                    found[row, against] = Pairs(*map(np.asarray, workers[0].ask("pairs", n=PAIRS)))
+                    continue
+                repeats = workers[0].ask("make", row=row, slowdown=slow)
+                try:
+                    workers[1].ask("make", row=row, repeats=repeats)
+                except WorkerError as error:
+                    self.cannot[row] = str(error)
+                    continue
+                found[row, against] = interleave(workers[0].sample, workers[1].sample, PAIRS)
+        return found
+
+    def batch(self, keys: Sequence[Key], rounds: int = ROUNDS) -> dict[Key, list[Pairs]]:
+        found: dict[Key, list[Pairs]] = {key: [] for key in keys}
+        for _ in range(rounds):
+            for key, one in self.round([key for key in keys if key[0] not in self.cannot or key[1] != "base"]).items():
+                found[key].append(one)
+        return found
+
+    def run(self, limit_of: Mapping[Key, float]) -> list[Finding]:
+        """A finding for each comparison, and one for the control where there is a base."""
+        keys = [*limit_of, *([(CONTROL, "base")] if self.base else [])]
+        first = self.batch(keys)
+        return findings(first, lambda again: self.batch(again), {**limit_of, (CONTROL, "base"): 1.0})
+
+
+def findings(first: Batch, again: Callable[[list[Key]], Batch], limit_of: Mapping[Key, float]) -> list[Finding]:
+    """The findings of a batch; `again` measures the rows that are not clear, and the control, once more."""
+    unclear = [key for key, rounds in first.items() if rounds and light(rounds, limit_of[key]) != "ok"]
+    control = (CONTROL, "base")
+    if unclear and control in first and control not in unclear:
+        unclear.append(control)
+    second = again(unclear) if unclear else {}
+    held = [*first.get(control, ()), *second.get(control, ())]
+    moved = bool(held) and control_moved(held)
+    said = []
+    for key, rounds in first.items():
+        if not rounds:
+            said.append(Finding(*key, "new", limit_of[key], None, 0))
+            continue
+        both = [*rounds, *second.get(key, ())]
+        state = judge(rounds, second.get(key), limit_of[key])
+        if key == control:
+            state = "unfit" if moved else "ok"
+        elif moved and state == "slower" and key[1] == "base":
+            state = "unfit"
+        said.append(Finding(*key, state, limit_of[key], limits(both), len(both)))
+    return said
+
+
+@contextlib.contextmanager
+def checkout(reference: str, root: Path = ROOT) -> Iterator[Path]:
+    """A commit's tree in a temporary folder, with the benchmarks of `root`. ValueError: there is no such commit."""
+    found = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], cwd=root, text=True,
+                           capture_output=True)  # fmt: skip
+    if found.returncode:
+        raise ValueError(f"--base {reference}: no such commit here; a shallow clone wants `git fetch --unshallow`")
+    folder = Path(tempfile.mkdtemp(prefix="rdfia-base-"))
+    try:
+        archive = subprocess.run(["git", "archive", found.stdout.strip()], cwd=root, capture_output=True, check=True)
+        subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
+        if (root / "benchmarks").is_dir():
+            shutil.rmtree(folder / "benchmarks", ignore_errors=True)
+            shutil.copytree(root / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,123 @@
+"""Two ways timed in turn, A B B A, and what may be said of their ratio.
+
+A pair's two calls lie side by side in time, so that a machine which slows down slows both, and the order changes from
+pair to pair. A round is some pairs in processes of its own; what it says is the ratio of both sides' lower quartiles,
+which bursts of other work cannot move. Where a process puts its memory makes it faster or slower for as long as it
+lives, so that the unit of a verdict is the round and not the pair.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Array = np.ndarray
+Timed = Callable[[], float]  # a sample: seconds of a call
+
+
+class Pairs(NamedTuple):
+    """Seconds of n samples of each side; those at the same place lay side by side."""
+
+    a: Array
+    b: Array
+
+    @property
+    def logs(self) -> Array:
+        """Logarithms of a / b, a pair each."""
+        return np.log(self.a / self.b)
+
+    @property
+    def calm(self) -> float:
+        """Logarithm of the ratio of both sides' lower quartiles: other work only ever adds time, now and then much."""
+        low_a, low_b = (np.quantile(side, 0.25) for side in self)
+        return float(np.log(low_a / low_b))
+
+
+class Ratio(NamedTuple):
+    """a / b: the median over the pairs, with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+
+
+class Sampler:
+    """A way to time `call`: `repeats` calls a sample, by default so many that it takes `at_least` seconds.
+
+    Two ways that are compared want the same number: the first call after another process ran is slower than the rest.
+    """
+
+    def __init__(self, call: Callable[[], Any], at_least: float = 0.02, repeats: int = 0) -> None:
+        self.call, self.repeats = call, 1
+        self()  # warm-up: compiled kernels, caches, the moments of an optimiser
+        self.repeats = repeats or max(1, math.ceil(at_least / max(min(self() for _ in range(3)), 1e-6)))
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        for _ in range(self.repeats):
+            self.call()
+        return (time.perf_counter() - start) / self.repeats
+
+
+def interleave(a: Timed, b: Timed, n: int) -> Pairs:
+    """n pairs of samples in the order A B B A A B B A ..., with the garbage collector at rest."""
+    found: tuple[list[float], list[float]] = [], []
+    ways, collecting = (a, b), gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(n):
+            for side in ((0, 1), (1, 0))[i % 2]:
+                found[side].append(ways[side]())
+    finally:
+        if collecting:
+            gc.enable()
+    return Pairs(*map(np.asarray, found))
+
+
+def ratio(pairs: Pairs, seed: int = 0) -> Ratio:
+    """The median ratio and its percentile bootstrap interval (9,999 resamples of pairs)."""
+    logs = pairs.logs
+    draws = np.random.default_rng(seed).integers(0, len(logs), (9_999, len(logs)))
+    low, high = np.quantile(np.median(logs[draws], axis=1), (0.025, 0.975))
+    value, low, high = (math.exp(float(v)) for v in (np.median(logs), low, high))
+    return Ratio(value, low, high, len(logs))
+
+
+ALPHA = 0.005  # of a red light in one batch; a verdict wants two
+MINIMUM = 0.04  # the least excess over the limit that is worth a red light
+CLEAR = 0.10  # what a green light rules out, at 5%
+
+
+class Limits(NamedTuple):
+    """Of the mean over rounds: itself, and one-sided bounds by Student's t, all logarithms."""
+
+    mean: float
+    low: float  # too high with probability ALPHA
+    high: float  # too low with probability 0.05
+
+
+def limits(rounds: Sequence[Pairs]) -> Limits:
+    """What K rounds say of log(a / b), each one value (`Pairs.calm`). ValueError: fewer than two."""
+    if len(rounds) < 2:
+        raise ValueError(f"{len(rounds)} round says nothing of how much rounds differ; measure two or more")
+    said = np.array([one.calm for one in rounds])
+    error, freedom, mean = float(said.std(ddof=1)) / math.sqrt(len(said)), len(said) - 1, float(said.mean())
+    low, high = (float(stats.t.ppf(1 - p, freedom)) * error for p in (ALPHA, 0.05))
+    return Limits(mean, mean - low, mean + high)
+
+
+def light(rounds: Sequence[Pairs], limit: float = 1.0) -> str:
+    """"red": a / b is beyond the limit, surely and by more than MINIMUM; "ok": it is not by CLEAR; else "wide"."""
+    found = limits(rounds)
+    over = math.log(limit)
+    if found.low > over and found.mean > over + math.log1p(MINIMUM):
+        return "red"
+    return "ok" if found.high < over + math.log1p(CLEAR) else "wide"

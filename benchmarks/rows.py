@@ -1,0 +1,226 @@
+"""What the gate runs: small pieces of each lab's work, at most a tenth of a second a call, beside their frozen ways."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks import references
+from rdfia import features, fooling, gan_scores, gans, input_gradients, svm
+from rdfia.gan_training import LABS, Trainer
+from rdfia.images import CROP, Preprocess
+from rdfia.networks import models
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A piece of work, ours and as the labs do it; both are made for a device and then called again and again."""
+
+    name: str
+    make: Callable[[str], tuple[Call, Call]]  # device -> ours, the frozen reference
+    at_most: float  # our time over the reference's, float32 on both sides: what the gate allows
+    same: Callable[[Any, Any], bool]  # is the result of ours that of the reference?
+    counted: bool = True  # whether its work is torch's, in this thread
+
+
+def synchronised(call: Call, device: str) -> Call:
+    """`call`, and the wait for what it has asked of the device."""
+    if torch.device(device).type != "cuda":
+        return call
+
+    def waiting() -> Any:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return waiting
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network with random weights, in eval mode; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return make().eval()
+
+
+def _stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _arrays(n: int, size: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8))
+
+
+def smooth_photos(n: int, size: int) -> list[np.ndarray]:
+    """Made-up photos, uint8 size x size x 3: twelve random patches a side, drawn large; JPEG shrinks them as photos."""
+    large = (Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC) for array in _arrays(n, 12))
+    return [np.asarray(image) for image in large]
+
+
+def _vgg() -> nn.Sequential:
+    return seeded(lambda: models.vgg16(weights=None).features)  # type: ignore[return-value]
+
+
+def _squeezenet(device: str) -> nn.Module:
+    return seeded(lambda: models.squeezenet1_1(weights=None, num_classes=10)).to(device)
+
+
+def close(ours: Iterable[Any], theirs: Iterable[Any], tolerance: float = 1e-3) -> bool:
+    pairs = [(torch.as_tensor(a).double().cpu(), torch.as_tensor(b).double().cpu())
+             for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
+    return all(a.shape == b.shape and bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs)
+
+
+# --- TME 7 ----------------------------------------------------------------------------------------------------------
+
+SMALL = Preprocess(64)
+RELUS = {"relu1_2": "3", "relu2_2": "8", "relu3_3": "15", "relu4_3": "22"}
+LATE = {"relu4_1": "18", "relu4_3": "22", "relu5_3": "29", "pool5": "30"}
+
+
+def _taps(device: str, taps: dict[str, str], n: int, reference: Callable[[nn.Sequential], Callable[[Tensor], Any]]
+          ) -> tuple[Call, Call]:  # fmt: skip
+    network, images = _vgg(), _arrays(n, SMALL.size)
+    pixels = torch.stack([SMALL.pixels(Image.fromarray(image)) for image in images]).to(device)
+    theirs = reference(network.to(device))
+    with features.prepared(network, torch.float32, device) as copy:  # without it the copy would be most of the memory
+        pass
+
+    def ours() -> list[Tensor]:
+        with torch.inference_mode():
+            x = SMALL.normalise(pixels).to(memory_format=torch.channels_last)
+            found = features.run_taps(copy, x, taps, lambda _tap, value: features.flat(value))
+        return [found[tap] for tap in taps]
+
+    def lab() -> list[Tensor]:
+        found = theirs(pixels)
+        return list(found.values()) if isinstance(found, dict) else found
+
+    return ours, lab
+
+
+def _late(device: str) -> tuple[Call, Call]:
+    return _taps(device, LATE, 4, lambda network: references.extractor(network, list(LATE.values())))
+
+
+def _table1(device: str) -> tuple[Call, Call]:
+    return _taps(device, RELUS, 2, lambda network: references.truncated(network, [int(p) for p in RELUS.values()]))
+
+
+def _decode(device: str) -> tuple[Call, Call]:
+    folder = tempfile.mkdtemp(prefix="rdfia-gate-")
+    paths = [Path(folder) / f"{i}.jpg" for i in range(8)]
+    for path, photo in zip(paths, smooth_photos(8, 384), strict=True):
+        Image.fromarray(photo[:256]).save(path, quality=90)
+
+    def ours() -> list[Tensor]:
+        return [CROP.normalise(torch.stack(list(features.decode(paths, Preprocess(224), workers=1))))]
+
+    weakref.finalize(ours, shutil.rmtree, folder, ignore_errors=True)
+    return ours, lambda: [references.decoded(paths, 224)]
+
+
+def _sweep(_device: str) -> tuple[Call, Call]:
+    stream = np.random.default_rng(0)
+    y, costs = np.arange(60) % 3, [0.01, 0.1, 1.0, 10.0]
+    train, test = (stream.normal(size=(60, 4_000)).clip(0) + 0.3 * np.eye(3, 4_000)[y] * 60**0.5 for _ in "12")
+
+    def ours() -> list[np.ndarray]:
+        both = [torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)) for rows in (train, test)]
+        sums = svm.GramAccumulator(len(train), len(train) + len(test))
+        sums.add(torch.cat(both))
+        coordinates = svm.span_coordinates(sums.gram, sums.cross)
+        return [fit.decision for _, fit in svm.sweep(coordinates[0], y, coordinates[1], costs)]
+
+    return ours, lambda: references.svm_fits(train, y, test, costs)
+
+
+# --- TME 8 ----------------------------------------------------------------------------------------------------------
+
+
+def _photos(n: int, size: int, device: str) -> Tensor:
+    pixels = torch.rand(n, 3, size, size, generator=_stream())
+    return CROP.normalise(pixels).to(device)
+
+
+def _saliency(device: str) -> tuple[Call, Call]:
+    network, x, target = _squeezenet(device), _photos(8, 64, device), list(range(8))
+    return (lambda: [input_gradients.saliency(network, x, target)],
+            lambda: [references.saliency(network, x, target)])  # fmt: skip
+
+
+def _fooling(device: str) -> tuple[Call, Call]:
+    network, x = _squeezenet(device), _photos(4, 64, device)
+    with torch.no_grad():  # the lowest that is not dead: no image reaches it before the last step
+        target = network(x).masked_fill_(network(x) <= 0, torch.inf).argmin(1).tolist()
+    return (lambda: [fooling.fool(network, x, target, lr=0.01, steps=3).x - x],
+            lambda: [references.fooling(network, x, target, 3, lr=0.01) - x])  # fmt: skip
+
+
+def _visualisation(device: str) -> tuple[Call, Call]:
+    network, classes = _squeezenet(device), list(range(4))
+    options: dict[str, Any] = {"seeds": classes, "steps": 3, "size": 64, "blur_sigma": 0.0}
+    return (lambda: [input_gradients.visualise(network, classes, **options).x],
+            lambda: [references.visualisation(network, classes, classes, 3, 64)])  # fmt: skip
+
+
+# --- TME 9, 10 ------------------------------------------------------------------------------------------------------
+
+
+def _gan(kind: str, batch: int) -> Callable[[str], tuple[Call, Call]]:
+    def make(device: str) -> tuple[Call, Call]:
+        config = replace(LABS[kind], batch=batch, steps=1_000_000)
+        a = config.architecture
+        x = torch.randint(0, 256, (8 * batch, a.channels, 32, 32), dtype=torch.uint8, generator=_stream())
+        y = torch.arange(len(x)) % a.classes if a.classes else None
+        trainer = Trainer(replace(config, steps=20_000), x, y, device=device)
+        loop = references.GanLoop(*gans.build(a, 0), x, y, batch, device)
+
+        def ours() -> list[Tensor]:
+            trainer.step()
+            return [trainer.losses[trainer.done - 1, :2]]
+
+        return ours, lambda: [torch.tensor(loop.step()[:2])]
+
+    return make
+
+
+def _scores(_device: str) -> tuple[Call, Call]:
+    real, fake = np.random.default_rng(0).normal(size=(2, 600, 96)) * [[[1.0]], [[1.2]]]
+    return (lambda: [[gan_scores.frechet_distance(real, fake, groups=2).value]],
+            lambda: [[references.frechet(real, fake)]])  # fmt: skip
+
+
+def _losses_alike(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
+    """The first step of two loops with the same weights and other noise: losses of the same size."""
+    return close(ours, theirs, 0.4)
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("VGG16, four late layers", _late, 1.25, close),
+        Row("VGG16, Table 1 by ReLUs", _table1, 0.8, close),
+        Row("decode and resize", _decode, 1.0, lambda a, b: close(a, b, 0.02), counted=False),
+        Row("C sweep", _sweep, 0.9, lambda a, b: close(a, b, 0.02)),
+        Row("saliency", _saliency, 1.0, close),
+        Row("fooling", _fooling, 1.0, close),
+        Row("class visualisation", _visualisation, 1.0, close),
+        Row("DCGAN step", _gan("dcgan", 16), 0.9, _losses_alike),
+        Row("cDCGAN step", _gan("cdcgan", 8), 0.9, _losses_alike),
+        Row("cGAN step", _gan("cgan", 16), 0.9, _losses_alike),
+        Row("Frechet distance", _scores, 1.5, lambda a, b: close(a, b, 1e-6), counted=False),
+    )
+}

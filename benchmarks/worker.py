@@ -1,0 +1,156 @@
+"""A process that runs the gate's rows on the package of the tree it was started in, on request.
+
+    python -m benchmarks.worker DEVICE
+
+Two of them, in two trees, let one commit be timed against another call by call. Requests and answers are lines of JSON
+on standard input and output; whatever else prints goes to the error stream.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class WorkerError(Exception):
+    """A row could not be made or run; the message is the worker's own."""
+
+
+class Worker:
+    """The other end: a worker in `tree`, to be closed; usable in a `with`."""
+
+    def __init__(self, tree: Path, device: str = "cpu") -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", device], cwd=tree, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        try:
+            hello = self._read()
+            self.rows: list[str] = hello["rows"]
+            self.threads: int = hello["threads"]
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> Json:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            raise WorkerError(f"the worker ended (exit status {self.process.wait()}); its message stands above")
+        answer: Json = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def ask(self, what: str, **values: Any) -> Any:
+        """The answer to a request of `serve`."""
+        if self.process.stdin is None:
+            raise WorkerError("the worker has no input")
+        self.process.stdin.write(json.dumps({"what": what, **values}) + "\n")
+        self.process.stdin.flush()
+        return self._read()["answer"]
+
+    def sample(self) -> float:
+        """Seconds of a call of the row that was made last."""
+        return float(self.ask("sample"))
+
+    def close(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def strangers(tree: Path) -> list[str]:
+    """Modules of ours that were not loaded from `tree`: an installed package fills in for a file that a tree lacks."""
+    ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("rdfia", "benchmarks")}
+    files = {name: Path(getattr(module, "__file__", None) or tree).resolve() for name, module in ours.items()}
+    return [f"{name} from {file}" for name, file in files.items() if not file.is_relative_to(tree.resolve())]
+
+
+def _slowed(call: Callable[[], Any], share: float) -> Callable[[], Any]:
+    """`call`, followed by busy waiting for `share` of its own time: a planted slowdown."""
+    if not share:
+        return call
+
+    def slowed() -> Any:
+        start = time.perf_counter()
+        result = call()
+        end = time.perf_counter()
+        while time.perf_counter() < end + share * (end - start):
+            pass
+        return result
+
+    return slowed
+
+
+def serve(device: str) -> None:
+    """Answers `make` (a row, or the control; says how many calls a sample has), `sample`, and `pairs`.
+
+    `pairs` times ours beside the frozen reference.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(value: Json) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    import torch
+
+    from benchmarks import pairs, references
+    from benchmarks.rows import ROWS, synchronised
+
+    timed: list[pairs.Sampler] = []
+    tell({"rows": list(ROWS), "threads": torch.get_num_threads()})
+    gc.disable()  # it rests while samples are taken, and runs before a row is made
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            answer: Any = None
+            if asked["what"] == "make":
+                timed.clear()
+                gc.collect()
+                repeats, slow = asked.get("repeats", 0), asked.get("slowdown", 0.0)
+                if asked["row"] == "control":
+                    ways = [references.control(device), references.control(device)]
+                else:
+                    row = ROWS[asked["row"]]
+                    ways = list(row.make(device))
+                    if not row.same(ways[0](), ways[1]()):
+                        raise ValueError("the result is not the reference's; speed says nothing then")
+                ours = pairs.Sampler(synchronised(_slowed(ways[0], slow), device), repeats=repeats)
+                timed.append(ours)
+                if asked.get("beside"):
+                    timed.append(pairs.Sampler(synchronised(ways[1], device)))
+                if wrong := strangers(Path.cwd()):
+                    raise ImportError(f"not of this tree: {', '.join(wrong)}")
+                answer = ours.repeats
+            elif asked["what"] == "sample":
+                answer = timed[0]()
+            else:
+                answer = [side.tolist() for side in pairs.interleave(timed[0], timed[1], asked["n"])]
+            tell({"answer": answer})
+        except Exception as error:
+            tell({"error": f"{asked.get('row') or asked['what']}: {type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1] if len(sys.argv) > 1 else "cpu")

@@ -1,0 +1,106 @@
+"""The page's sections on time: benchmarks beside their peers, growth with the work, and how often the gate is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from . import figures, store
+from .blocks import fill, table
+from .errors import StoreError
+from .figures import INK, RUST, STYLE
+
+BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueError)  # what a wrong record may raise
+
+
+@rc_context(STYLE)
+def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """How many times as fast as the peer, a line a case: a dot with its 95% interval, a bar where we wanted to be."""
+    figure, (ax,) = figures._axes(0.55 * len(rows) + 1.2)
+    for y, row in enumerate(rows):
+        ax.plot([row["speed-up low"], row["speed-up high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
+        ax.plot(row["speed-up"], y, "o", color=INK, markersize=6, label="measured" if y == 0 else None)
+        ax.plot(row["wanted"], y, "|", color=RUST, markersize=16, markeredgewidth=2.5,
+                label="wanted" if y == 0 else None)  # fmt: skip
+        ax.annotate(f"{row['name']}  {row['speed-up']:.2f}", (0.01, y - 0.22), xycoords=("axes fraction", "data"),
+                    fontsize=8.5, va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})  # fmt: skip
+    ax.axvline(1, color="black", linewidth=0.9, linestyle=(0, (1, 2)))
+    ax.set(xscale="log", yticks=[], ylim=(len(rows) - 0.5, -0.9), xlabel="times as fast as the peer (log scale)")
+    ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@rc_context(STYLE)
+def growth(series: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
+    """Times (or bytes) at multiples of the work, a line a piece of work, both axes logarithmic, with the exponents."""
+    figure, (ax,) = figures._axes(3.0 + 0.17 * len(series))
+    for (name, row), (colour, marker, line) in zip(series.items(), figures.LINES * len(series), strict=False):
+        ax.plot(row["work"], row["values"], color=colour, marker=marker, linestyle=line, markersize=5,
+                label=f"{name}: exponent {row['exponent']:.2f}")  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="work, in multiples of the least (log scale)", ylabel=unit)
+    ax.set_xticks(next(iter(series.values()))["work"])
+    ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
+def exponent(work: Sequence[float], values: Sequence[float]) -> float:
+    """The slope of log(values) by log(work): 1 where time is linear in the work, 0 where memory is constant."""
+    return float(np.polyfit(np.log(work), np.log(values), 1)[0])
+
+
+def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
+    store.write_atomic(folder / "figures" / f"{name}.png", figures.png(figure))
+    return fill("figure.html", file=f"figures/{name}.png", alt=escape(caption), caption=escape(caption), link="")
+
+
+def benchmarks(folder: Path) -> str:
+    """The section of `folder`/benchmarks.json; empty where there is none, a sentence where it is no such record."""
+    if not (folder / "benchmarks.json").exists():
+        return ""
+    try:
+        run = store.read_json(folder / "benchmarks.json")
+        rows, where = run["rows"], run["environment"]
+        ours = [row for row in rows if "speed-up" in row]
+        html = f"<p>{escape(str(where['cpu'] if where['device'] == 'cpu' else where['accelerator']))}, "
+        html += f"{where['threads']} threads, torch {escape(str(where['torch']))}, {escape(str(where['date']))}. Both "
+        html += "ways in one process, timed in turn; a row's result is compared with its peer's before.</p>"
+        if ours:
+            caption = "Times as fast as the peer: median of the pairs' ratios with its 95% bootstrap interval."
+            html += _figure(folder, "speed-ratios", speedups(ours), caption)
+        lines = [[row["name"], row["way"], row["dtype"], row["seconds"], row["rate"], row["unit"], row.get("share", "")]
+                 for row in rows]  # fmt: skip
+        html += table(("work", "way", "dtype", "seconds a call", "a second", "of", "of the matrix product"), lines)
+        for unit, series in run.get("growth", {}).items():
+            caption = f"Growth of {unit} with the work."
+            html += _figure(folder, f"speed-growth-{unit.split()[0]}", growth(series, unit), caption)
+    except BROKEN as error:
+        return f"<p class=small>benchmarks.json could not be drawn: {escape(repr(error))}</p>"
+    return html
+
+
+def gate(folder: Path) -> str:
+    """The section of `folder`/power.json: false alarms and slowdowns caught, by load; empty where there is none."""
+    if not (folder / "power.json").exists():
+        return ""
+    try:
+        html = ""
+        for name, run in store.read_json(folder / "power.json").items():
+            of = run["verdicts"]
+            html += f"<h3>{escape(name)}: {run['load']} other processes at work</h3><p>{run['rounds']} rounds of equal "
+            html += f"trees were recorded, {of} verdicts of the whole gate replayed: "
+            html += f"{run['false alarms of the whole gate']} false alarms, {run['no verdict']} without a verdict.</p>"
+            shares = [f"caught at {share}" for share in next(iter(run["caught"].values()))]
+            lines = [[row, run["seconds of a sample"][row], run["spread of a round"][row], *caught.values()]
+                     for row, caught in run["caught"].items()]  # fmt: skip
+            html += table(("row", "seconds", "spread of a round", *shares), lines)
+    except BROKEN as error:
+        return f"<p class=small>power.json could not be drawn: {escape(repr(error))}</p>"
+    return html

@@ -1,0 +1,125 @@
+"""The gate's counters see each kind of slip: planted ones, in a tiny network and in a GAN's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import counters
+from benchmarks.counters import count, differences
+from tests.support.tiny_networks import tiny_vgg
+
+NETWORK = tiny_vgg()
+X = torch.zeros(2, 3, 16, 16)
+LEAKED: list[Any] = []
+
+
+def work(network: nn.Module = NETWORK) -> Tensor:
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(x).sum(), x)
+    return gradient
+
+
+def twice() -> Tensor:
+    NETWORK(X)
+    return work()
+
+
+def reading() -> Tensor:
+    gradient = work()
+    float(gradient.sum())
+    return gradient
+
+
+def one_more_operator() -> Tensor:
+    return work() + 0
+
+
+def hooked() -> Tensor:
+    LEAKED.append(NETWORK.features[0].register_forward_hook(lambda *_: None))
+    return work()
+
+
+def holding() -> Tensor:
+    kept = torch.empty(100_000)
+    gradient = work()
+    del kept
+    return gradient
+
+
+def all_gradients() -> Tensor:
+    x = X.clone().requires_grad_()
+    NETWORK(x).sum().backward()
+    return x.grad if x.grad is not None else x
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Any:
+    yield
+    for handle in LEAKED:
+        handle.remove()
+    LEAKED.clear()
+    NETWORK.zero_grad()
+
+
+def test_a_workload_counts_the_same_each_time() -> None:
+    first = count(work)
+    assert count(work) == first
+    macs = 2 * (4 * 27 * 256 + 6 * 36 * 64)  # two images: 4 x 3 x 3 x 3 at 16 x 16, 6 x 4 x 3 x 3 at 8 x 8
+    dense = 2 * (24 * 8 + 8 * 5)
+    assert first["flops forward"] == 2 * (macs + dense)
+    assert first["flops backward"] == first["flops forward"]  # of inputs alone: as much again
+    assert (first["forwards"], first["backwards"]) == ({"TinyVgg": 1}, 1)
+    assert (first["waits of the host"], first["hooks left"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("slip", "counter"),
+    [
+        (twice, "forwards"),
+        (reading, "waits of the host"),
+        (one_more_operator, "operators"),
+        (hooked, "hooks left"),
+        (holding, "peak bytes"),
+        (all_gradients, "flops backward"),
+    ],
+)
+def test_a_planted_slip_is_counted(slip: Callable[[], Tensor], counter: str) -> None:
+    before, after = count(work), count(slip)
+    said = differences({"row": before}, {"row": after})
+    assert any(text.startswith(f"row: {counter} ") for text in said), said
+
+
+def test_composite_operators_count_without_gradients() -> None:
+    with torch.inference_mode():
+        inside = count(lambda: NETWORK(X))
+    assert inside["flops forward"] == count(work)["flops forward"]
+
+
+def test_rows_that_are_new_or_gone_are_named() -> None:
+    kept, found = {"a": {"operators": 1}, "b": {}}, {"a": {"operators": 2000}, "c": {}}
+    assert differences(kept, found) == [
+        "a: operators 1 -> 2,000",
+        "b: gone; it was measured before",
+        "c: new, nothing to compare it with",
+    ]
+    assert differences(kept, kept) == []
+
+
+def test_live_bytes_are_those_of_what_is_alive() -> None:
+    found = counters.Counters()
+    with found:
+        a = torch.ones(1000)
+        b = a.view(10, 100)  # no memory of its own
+        del a
+        assert found.live == 4000
+        del b
+        assert found.live == 0
+        c = torch.ones(500)
+    assert (found.live, found.peak) == (2000, 4000)
+    del c
+

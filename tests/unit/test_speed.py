@@ -1,0 +1,67 @@
+"""The sections on time: what they draw is what the record holds, and a wrong record costs its section alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdfia import figures, speed
+
+ROW = {"name": "DCGAN step", "way": "ours", "dtype": "bfloat16", "seconds": 0.1, "rate": 10.0, "unit": "steps",
+       "speed-up": 2.6, "speed-up low": 2.4, "speed-up high": 2.9, "wanted": 2.5, "share": 0.4}  # fmt: skip
+PEER = {k: v for k, v in ROW.items() if "speed" not in k and k not in ("wanted", "share")}
+PEER |= {"way": "the lab's <loop>"}
+WHERE = {"device": "cpu", "cpu": "a processor", "accelerator": "none", "threads": 2, "torch": "2.13", "date": "today"}
+POWER = {"rounds": 40, "load": 1, "verdicts": 300, "false alarms of the whole gate": 0, "no verdict": 3,
+         "caught": {"DCGAN step": {"10%": 0.97}}, "seconds of a sample": {"DCGAN step": 0.02},
+         "spread of a round": {"DCGAN step": 0.05}}  # fmt: skip
+
+
+def test_a_row_shows_its_interval_and_what_was_wanted() -> None:
+    figure = speed.speedups([ROW, {**ROW, "name": "cGAN step", "wanted": 2.0}])
+    ax: Any = figure.axes[0]
+    assert [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"] == [[2.6], [2.6]]
+    assert [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2][:2] == [[2.4, 2.9], [2.4, 2.9]]
+    wanted = [list(line.get_xdata()) for line in ax.lines if line.get_markersize() == 16]
+    assert wanted == [[2.5], [2.0]]
+    assert figures.png(figure)
+
+
+def test_exponents_are_slopes() -> None:
+    assert speed.exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
+    assert speed.exponent([1, 2, 4, 8], [5, 5, 5, 5]) == pytest.approx(0)
+    row = {"work": [1, 2, 4, 8], "values": [3.0, 6.0, 12.0, 24.0], "exponent": 1.0}
+    (legend,) = speed.growth({"extraction": row}, "seconds").legends
+    assert legend.get_texts()[0].get_text() == "extraction: exponent 1.00"
+
+
+def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
+    grown = {"seconds": {"extraction": {"work": [1, 2], "values": [1.0, 2.0], "exponent": 1.0}}}
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"rows": [ROW, PEER], "environment": WHERE, "growth": grown}))
+    html = speed.benchmarks(tmp_path)
+    assert "the lab&#x27;s &lt;loop&gt;" in html
+    assert "a processor, 2 threads" in html
+    assert html.count("<img") == 2
+    assert (tmp_path / "figures" / "speed-ratios.png").exists()
+
+
+def test_the_gate_says_how_often_it_was_wrong(tmp_path: Path) -> None:
+    (tmp_path / "power.json").write_text(json.dumps({"loaded": POWER}))
+    html = speed.gate(tmp_path)
+    assert "300 verdicts of the whole gate replayed: 0 false alarms, 3 without a verdict" in html
+    assert "caught at 10%" in html
+
+
+def test_nothing_measured_is_no_section(tmp_path: Path) -> None:
+    assert (speed.benchmarks(tmp_path), speed.gate(tmp_path)) == ("", "")
+
+
+@pytest.mark.parametrize("wrong", ["{", "[]", "{}", '{"rows": [{}], "environment": {}}', '{"a": {}}'])
+@pytest.mark.parametrize(("name", "section"), [("benchmarks.json", speed.benchmarks), ("power.json", speed.gate)])
+def test_a_wrong_record_costs_its_section_alone(tmp_path: Path, name: str, section: Any, wrong: str) -> None:
+    (tmp_path / name).write_text(wrong)
+    said = section(tmp_path)
+    assert said == "" or f"{name} could not be drawn" in said
