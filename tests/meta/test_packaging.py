@@ -81,8 +81,9 @@ def problems(root: Path) -> list[str]:
     found += [f"Makefile: a change of {name} does not set up again" for name in FILES[:3]
               if stamp is None or name not in stamp[1].split()]  # fmt: skip
     phases = re.findall(r"^phase [\w-]+ (.+)$", text[".ci/run"], re.M)
-    wanted = ["make setup", "make test"]
-    wanted += [f".venv/bin/{command}" for command in ("ruff check .", "mypy", "python -m pytest -m accuracy")]
+    tests = ('-m "gate and not paired" --device cpu', "-m accuracy")
+    wanted = ["make setup", "make test", ".venv/bin/ruff check .", ".venv/bin/mypy"]
+    wanted += [f".venv/bin/python -m pytest {choice}" for choice in tests]
     if phases != wanted:
         found.append(f".ci/run: its phases are {phases}, expected {wanted}")
     found += [f"{name}: names a path or a host" for name, body in text.items()
@@ -216,7 +217,8 @@ def test_a_python_that_is_not_there(checkout: Path) -> None:
 
 @pytest.mark.parametrize(
     ("failing", "status", "last"),
-    [("", 0, "claims"), ("test", 7, "test"), ("lint", 7, "lint"), ("types", 7, "types"), ("claims", 7, "claims")],
+    [("", 0, "claims"), ("test", 7, "test"), ("lint", 7, "lint"), ("types", 7, "types"), ("gate", 7, "gate"),
+     ("claims", 7, "claims")],
 )
 def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: int, last: str) -> None:
     bash = shutil.which("bash")
@@ -229,16 +231,18 @@ def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: 
     (tmp_path / "shared").mkdir()
     (tmp_path / "bin").mkdir()
     tools = {tmp_path / "bin/make": "$1", **{project / f".venv/bin/{tool}": name for tool, name in
-             (("ruff", "lint"), ("mypy", "types"), ("python", "claims"))}}  # fmt: skip
+             (("ruff", "lint"), ("mypy", "types"), ("python", "$name"))}}  # fmt: skip
+    choose = 'case "$*" in *gate*) name=gate;; *) name=claims;; esac'  # both are pytest
     for tool, name in tools.items():
-        tool.write_text(f'#!/bin/sh\necho "{name} $RDFIA_ASSETS" >> log\n[ "{name}" != "{failing}" ] || exit 7\n')
+        text = f'echo "{name} $RDFIA_ASSETS" >> log\n[ "{name}" != "{failing}" ] || exit 7\n'
+        tool.write_text(f"#!/bin/sh\n{choose}\n{text}")
         tool.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if key != "RDFIA_ASSETS"}
     clean["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{clean['PATH']}"
     done = subprocess.run([bash, ".ci/run"], cwd=project, env=clean, capture_output=True, text=True, timeout=60)
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    order = ["setup", "test", "lint", "types", "claims"]
+    order = ["setup", "test", "lint", "types", "gate", "claims"]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], "tests run without assets"
     verdict = f"failed in {failing}" if failing else "all phases passed"
