@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks.counters import count
-from benchmarks.duel import Call, best_of
-from benchmarks.rows import seeded, smooth_photos, synchronised
+from benchmarks.duel import best_of
+from benchmarks.rows import Call, alive, seeded, smooth_photos, synchronised
 from rdfia import features, fooling, svm
 from rdfia.gan_training import LABS, Trainer
 from rdfia.images import CROP, Preprocess
@@ -52,8 +52,7 @@ def photos_to_fool(times: int, device: str) -> Call:
     """4 photos a time, three steps each, in chunks of 4."""
     network = seeded(lambda: models.squeezenet1_1(weights=None, num_classes=10)).to(device)
     x = CROP.normalise(torch.rand(4 * times, 3, 64, 64, generator=torch.Generator().manual_seed(0))).to(device)
-    with torch.no_grad():
-        target = network(x).masked_fill_(network(x) <= 0, torch.inf).argmin(1).tolist()
+    target = alive(network, x)
     return lambda: fooling.fool(network, x, target, lr=0.01, steps=3, chunk=4)
 
 

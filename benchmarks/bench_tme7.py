@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks import references
-from benchmarks.duel import Call, Case
-from benchmarks.rows import close, seeded, smooth_photos
+from benchmarks.duel import Case
+from benchmarks.rows import Call, close, seeded, smooth_photos
 from rdfia import features, svm
 from rdfia.images import LAB
 from rdfia.networks import models, tap_paths
@@ -74,13 +74,8 @@ def _cut(network: Any, path: str) -> nn.Sequential:
 
 
 def table1(device: str, dtype: torch.dtype, taps: dict[str, str]) -> tuple[Call, Call]:
-    networks, pixels = [_cut(vgg16(device), path) for path in taps.values()], _pixels(device)
-
-    def lab() -> list[Tensor]:
-        with torch.no_grad():
-            return [network(references.normalised(pixels)).flatten(1) for network in networks]
-
-    return _ours(device, dtype, taps), lab
+    lab, pixels = references.truncated([_cut(vgg16(device), path) for path in taps.values()]), _pixels(device)
+    return _ours(device, dtype, taps), lambda: lab(pixels)
 
 
 def from_files(device: str, dtype: torch.dtype) -> tuple[Call, Call]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import references
-from benchmarks.duel import Call, Case
-from benchmarks.rows import close, seeded, smooth_photos
+from benchmarks.duel import Case
+from benchmarks.rows import Call, alive, close, seeded, smooth_photos
 from rdfia import fooling, input_gradients
 from rdfia.images import CROP
 from rdfia.networks import models
@@ -28,17 +28,11 @@ def photos(n: int, device: str) -> Tensor:
     return CROP.normalise(pixels.float() / 255).to(device)
 
 
-def _alive(n: int, device: str) -> list[int]:
-    """For each photo a class whose logit is not dead, and is far from the largest."""
-    with torch.no_grad():
-        logits = torch.cat([squeezenet(device)(part) for part in photos(n, device).split(16)])
-    return logits.masked_fill(logits <= 1e-3, torch.inf).argmin(1).tolist()
-
-
 def saliency_and_captum(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
     from captum.attr import Saliency
 
-    network, x, target = squeezenet(device), photos(32, device), _alive(32, device)
+    network, x = squeezenet(device), photos(32, device)
+    target = alive(network, x)
 
     def peer() -> list[Tensor]:
         return [Saliency(network).attribute(x.clone().requires_grad_(), torch.tensor(target, device=device)).amax(1)]
@@ -47,7 +41,8 @@ def saliency_and_captum(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
 
 
 def saliency_and_singles(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
-    network, x, target = squeezenet(device), photos(32, device), _alive(32, device)
+    network, x = squeezenet(device), photos(32, device)
+    target = alive(network, x)
     return (lambda: [input_gradients.saliency(network, x, target)],
             lambda: [references.saliency(network, x, target)])  # fmt: skip
 
@@ -57,7 +52,8 @@ STEPS, RATE = 5, 0.1
 
 def fooling_and_lab(device: str, _dtype: torch.dtype) -> tuple[Call, Call]:
     """Steps too short to fool, so that both ways make as many."""
-    network, x, target = squeezenet(device), photos(64, device), _alive(64, device)
+    network, x = squeezenet(device), photos(64, device)
+    target = alive(network, x)
     return (lambda: [fooling.fool(network, x, target, lr=RATE, steps=STEPS).x - x],
             lambda: [references.fooling(network, x, target, STEPS, lr=RATE) - x])  # fmt: skip
 

@@ -12,9 +12,7 @@ import torch
 
 from benchmarks.counters import Counters
 from benchmarks.pairs import Pairs, Sampler, interleave, ratio
-from benchmarks.rows import synchronised
-
-Call = Callable[[], Any]
+from benchmarks.rows import Call, synchronised
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,8 @@ def extractor(module: nn.Module, paths: Sequence[str]) -> Callable[[Tensor], dic
     return call
 
 
-def truncated(layers: nn.Sequential, ends: Sequence[int]) -> Callable[[Tensor], list[Tensor]]:
-    """The lab's way to Table 1: a network cut after each layer, run once for each."""
-    networks = [nn.Sequential(*list(layers)[: end + 1]).eval() for end in ends]
+def truncated(networks: Sequence[nn.Module]) -> Callable[[Tensor], list[Tensor]]:
+    """The lab's way to Table 1: networks cut after a layer each, every one of them run from the pixels on."""
 
     def call(pixels: Tensor) -> list[Tensor]:
         with torch.no_grad():

@@ -7,8 +7,9 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,7 +117,10 @@ def _late(device: str) -> tuple[Call, Call]:
 
 
 def _table1(device: str) -> tuple[Call, Call]:
-    return _taps(device, RELUS, 2, lambda network: references.truncated(network, [int(p) for p in RELUS.values()]))
+    def reference(network: nn.Sequential) -> Callable[[Tensor], Any]:
+        return references.truncated([network[: int(path) + 1] for path in RELUS.values()])
+
+    return _taps(device, RELUS, 2, reference)
 
 
 def _decode(device: str) -> tuple[Call, Call]:
@@ -161,10 +165,16 @@ def _saliency(device: str) -> tuple[Call, Call]:
             lambda: [references.saliency(network, x, target)])  # fmt: skip
 
 
+def alive(network: nn.Module, x: Tensor) -> list[int]:
+    """For each image the class with the lowest logit that is not dead: it has a gradient, and is far from reached."""
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in x.split(16)])
+    return logits.masked_fill(logits <= 1e-3, torch.inf).argmin(1).tolist()
+
+
 def _fooling(device: str) -> tuple[Call, Call]:
     network, x = _squeezenet(device), _photos(4, 64, device)
-    with torch.no_grad():  # the lowest that is not dead: no image reaches it before the last step
-        target = network(x).masked_fill_(network(x) <= 0, torch.inf).argmin(1).tolist()
+    target = alive(network, x)
     return (lambda: [fooling.fool(network, x, target, lr=0.01, steps=3).x - x],
             lambda: [references.fooling(network, x, target, 3, lr=0.01) - x])  # fmt: skip
 
@@ -179,22 +189,21 @@ def _visualisation(device: str) -> tuple[Call, Call]:
 # --- TME 9, 10 ------------------------------------------------------------------------------------------------------
 
 
-def _gan(kind: str, batch: int) -> Callable[[str], tuple[Call, Call]]:
-    def make(device: str) -> tuple[Call, Call]:
-        config = replace(LABS[kind], batch=batch, steps=1_000_000)
-        a = config.architecture
-        x = torch.randint(0, 256, (8 * batch, a.channels, 32, 32), dtype=torch.uint8, generator=_stream())
-        y = torch.arange(len(x)) % a.classes if a.classes else None
-        trainer = Trainer(replace(config, steps=20_000), x, y, device=device)
-        loop = references.GanLoop(*gans.build(a, 0), x, y, batch, device)
+def gan_step(kind: str, device: str, batch: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Call, Call]:
+    """A step of a GAN (with the lab's batch by default), and one of the lab's loop; both give Loss_D and Loss_G."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    config = replace(LABS[kind], batch=batch or LABS[kind].batch, steps=20_000, precision=precision)
+    a, n = config.architecture, 8 * config.batch
+    x = torch.randint(0, 256, (n, a.channels, 32, 32), dtype=torch.uint8, generator=_stream())
+    y = torch.arange(n) % a.classes if a.classes else None
+    trainer = Trainer(config, x, y, device=device)
+    loop = references.GanLoop(*gans.build(a, 0), x, y, config.batch, device)
 
-        def ours() -> list[Tensor]:
-            trainer.step()
-            return [trainer.losses[trainer.done - 1, :2]]
+    def ours() -> list[Tensor]:
+        trainer.step()
+        return [trainer.losses[trainer.done - 1, :2]]
 
-        return ours, lambda: [torch.tensor(loop.step()[:2])]
-
-    return make
+    return ours, lambda: [torch.tensor(loop.step()[:2])]
 
 
 def _scores(_device: str) -> tuple[Call, Call]:
@@ -203,7 +212,7 @@ def _scores(_device: str) -> tuple[Call, Call]:
             lambda: [[references.frechet(real, fake)]])  # fmt: skip
 
 
-def _losses_alike(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
+def losses_alike(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
     """The first step of two loops with the same weights and other noise: losses of the same size."""
     return close(ours, theirs, 0.4)
 
@@ -218,9 +227,9 @@ ROWS = {
         Row("saliency", _saliency, 1.0, close),
         Row("fooling", _fooling, 1.0, close),
         Row("class visualisation", _visualisation, 1.0, close),
-        Row("DCGAN step", _gan("dcgan", 16), 0.9, _losses_alike),
-        Row("cDCGAN step", _gan("cdcgan", 8), 0.9, _losses_alike),
-        Row("cGAN step", _gan("cgan", 16), 0.9, _losses_alike),
+        Row("DCGAN step", partial(gan_step, "dcgan", batch=16), 0.9, losses_alike),
+        Row("cDCGAN step", partial(gan_step, "cdcgan", batch=8), 0.9, losses_alike),
+        Row("cGAN step", partial(gan_step, "cgan", batch=16), 0.9, losses_alike),
         Row("Frechet distance", _scores, 1.5, lambda a, b: close(a, b, 1e-6), counted=False),
     )
 }

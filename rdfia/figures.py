@@ -42,7 +42,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
+def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
+    """A figure as wide as a phone and `height` inches high, and its axes row by row; `options` are subplots'."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     return figure, list(np.ravel(figure.subplots(rows, columns, **options)))
 
@@ -57,7 +58,7 @@ def _need(evidence: Mapping[str, Any], *names: str) -> None:
 def classification_panel(images: Sequence[Any], top5: Sequence[Sequence[tuple[str, float]]],
                          truths: Sequence[str] = ()) -> Figure:
     """Figure 1: each image (H x W x 3 or PIL) beside the names and probabilities (0..1) of its likeliest classes."""
-    figure, axes = _axes(2.1 * len(images), len(images), 2, width_ratios=(1, 1.45), squeeze=False)
+    figure, axes = panels(2.1 * len(images), len(images), 2, width_ratios=(1, 1.45), squeeze=False)
     for i, (image, guesses) in enumerate(zip(images, top5, strict=True)):
         left, right = axes[2 * i], axes[2 * i + 1]
         left.imshow(np.asarray(image))
@@ -82,7 +83,7 @@ def convolution_maps(image: Any, maps: Any) -> Figure:
     columns, gap = min(8, count), max(1, width // 28)
     rows, tall = (n := -(-count // columns)), WIDTH * n / columns
     sheet = np.ones((rows * (height + gap), columns * (width + gap)))
-    figure, (top, bottom) = _axes(2.1 + tall, 2, height_ratios=(1.7, tall), subplot_kw=BARE)
+    figure, (top, bottom) = panels(2.1 + tall, 2, height_ratios=(1.7, tall), subplot_kw=BARE)
     for i, shown in enumerate((maps - low) / np.where(high > low, high - low, 1)):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
         sheet[y:y + height, x:x + width] = shown
@@ -98,7 +99,7 @@ def convolution_maps(image: Any, maps: Any) -> Figure:
 @rc_context(STYLE)
 def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy at every tap, a panel a network, in forward order; squares are poolings, the best one is ringed."""
-    figure, axes = _axes(2.75 * len(networks) + 0.2, len(networks), sharey=True)
+    figure, axes = panels(2.75 * len(networks) + 0.2, len(networks), sharey=True)
     for ax, evidence, (colour, _, line) in zip(axes, networks, LINES * len(networks), strict=False):
         _need(evidence, "network", "accuracy")
         taps, values = list(evidence["accuracy"]), list(evidence["accuracy"].values())
@@ -118,7 +119,7 @@ def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
 def c_sweep(evidence: Mapping[str, Any]) -> Figure:
     """Figure 3: accuracy against the SVM's C (log scale); hollow where the solver stopped early."""
     _need(evidence, "C", "test")
-    figure, (ax,) = _axes(3.2)
+    figure, (ax,) = panels(3.2)
     early = ~np.asarray(evidence.get("converged") or [True] * len(evidence["C"]), dtype=bool)
     for name, (colour, marker, line) in zip(("test", "validation"), LINES, strict=False):
         if evidence.get(name):
@@ -140,7 +141,7 @@ def confusion(evidence: Mapping[str, Any]) -> Figure:
     _need(evidence, "classes", "matrix")
     matrix, names = np.asarray(evidence["matrix"]), evidence["classes"]
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, (ax,) = _axes(4.7)
+    figure, (ax,) = panels(4.7)
     ax.imshow(share, cmap="Greys", vmin=0, vmax=1)
     ax.grid(False)
     for row, column in np.argwhere(matrix > 0):
@@ -162,7 +163,7 @@ def mistakes(images: Sequence[Any], true: Sequence[str], predicted: Sequence[str
 def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: str, reference: float | None = None,
               reference_name: str = "") -> Figure:
     """A line a row: its name, `values` as dots or a `test` value between `low` and `high`, `validation` hollow."""
-    figure, (ax,) = _axes(0.55 * len(rows) + 1.3)
+    figure, (ax,) = panels(0.55 * len(rows) + 1.3)
     for y, (name, row) in enumerate(zip(names, rows, strict=True)):
         values = row.get("values") or [row["test"]]
         if row.get("low") is not None:
@@ -200,7 +201,7 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Table 1: the report's accuracy and ours by both readings of its row names."""
     _need({"rows": rows}, "rows")
     names = list(dict.fromkeys(row["row"] for row in rows))
-    figure, (ax,) = _axes(0.5 * len(names) + 1.7)
+    figure, (ax,) = panels(0.5 * len(names) + 1.7)
     series = [("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])]
     series += [(f"ours, {kind} reading", [(row["accuracy"], row["row"]) for row in rows if row.get("reading") == kind
                                           and row.get("accuracy") is not None]) for kind in ("first", "second")]
@@ -218,7 +219,7 @@ def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3, cma
     """A grid of pictures with a title each: H x W x 3 (0..1 or uint8), or an H x W map, the brighter the larger."""
     rows = -(-len(images) // columns)
     side, lines = WIDTH / columns, max((title.count("\n") + 1 for title in titles), default=1)
-    figure, axes = _axes(rows * (side + 0.155 * lines), rows, columns, squeeze=False, subplot_kw=BARE)
+    figure, axes = panels(rows * (side + 0.155 * lines), rows, columns, squeeze=False, subplot_kw=BARE)
     arrays = [np.asarray(image) for image in images]
     figure.set_dpi(min(DPI, 1.02 * columns * max(200, *map(len, arrays)) / WIDTH))  # their own pixels, if text allows
     for ax, array, title in zip(axes, arrays, titles, strict=False):
@@ -230,7 +231,7 @@ def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3, cma
 @rc_context(STYLE)
 def score_by_step(series: Mapping[str, Any], ylabel: str, log: str = "", xlabel: str = "training step") -> Figure:
     """Curves with a 95% band by name: (steps, values, standard errors), each of n; `log`: "x", "y" or "xy"."""
-    figure, (ax,) = _axes(3.0 + 0.17 * len(series))
+    figure, (ax,) = panels(3.0 + 0.17 * len(series))
     for (name, (x, values, errors)), (colour, marker, line) in zip(series.items(), LINES, strict=False):
         mean, error = np.asarray(values, dtype=float), 1.96 * np.asarray(errors, dtype=float)
         ax.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4, label=name,
@@ -277,7 +278,7 @@ def losses(rows: Any, window: int = 50) -> Figure:
         raise ArgumentError(f"losses: got {rows.shape}, expected steps x 4 (loss of D, of G, D(x), D(G(z)))")
     means = np.lib.stride_tricks.sliding_window_view(rows, min(window, len(rows)), axis=0).mean(axis=-1)
     x = np.arange(len(means)) + (len(rows) - len(means)) / 2 + 1  # the middle of each window
-    figure, axes = _axes(4.6, 2, sharex=True)
+    figure, axes = panels(4.6, 2, sharex=True)
     for i, name in enumerate(("loss of D", "loss of G", "D(x)", "D(G(z))")):
         (colour, marker, line), ax = LINES[i % 2], axes[i // 2]
         ax.plot(np.arange(1, len(rows) + 1), rows[:, i], color=colour, alpha=0.2, linewidth=0.5)
@@ -300,7 +301,7 @@ def study(evidence: Mapping[str, Any]) -> Figure:
     """
     _need(evidence, "scores", "default")
     scores, names = evidence["scores"], list(next(iter(evidence["scores"].values())))
-    figure, axes = _axes(len(scores) * (0.27 * len(names) + 0.95), len(scores))
+    figure, axes = panels(len(scores) * (0.27 * len(names) + 0.95), len(scores))
     for ax, (score, settings) in zip(axes, scores.items(), strict=True):
         to, back = (np.log, np.exp) if score in evidence.get("log", ()) else (np.positive, np.positive)
         usual, margin = to(settings[evidence["default"]]).mean(), evidence.get("margins", {}).get(score, 0)

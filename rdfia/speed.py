@@ -22,7 +22,7 @@ BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueE
 @rc_context(STYLE)
 def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """How many times as fast as the peer, a line a case: a dot with its 95% interval, a bar where we wanted to be."""
-    figure, (ax,) = figures._axes(0.55 * len(rows) + 1.2)
+    figure, (ax,) = figures.panels(0.55 * len(rows) + 1.2)
     for y, row in enumerate(rows):
         ax.plot([row["speed-up low"], row["speed-up high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
         ax.plot(row["speed-up"], y, "o", color=INK, markersize=6, label="measured" if y == 0 else None)
@@ -40,7 +40,7 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
 @rc_context(STYLE)
 def growth(series: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
     """Times (or bytes) at multiples of the work, a line a piece of work, both axes logarithmic, with the exponents."""
-    figure, (ax,) = figures._axes(3.0 + 0.17 * len(series))
+    figure, (ax,) = figures.panels(3.0 + 0.17 * len(series))
     for (name, row), (colour, marker, line) in zip(series.items(), figures.LINES * len(series), strict=False):
         ax.plot(row["work"], row["values"], color=colour, marker=marker, linestyle=line, markersize=5,
                 label=f"{name}: exponent {row['exponent']:.2f}")  # fmt: skip

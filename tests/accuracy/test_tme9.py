@@ -454,9 +454,7 @@ def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
 # --- beyond the lab -------------------------------------------------------------------------------------------------
 
 
-RAMP = (
-    "The mean forgets as (1 + n) / (10 + n) to the power of the steps, at most 0.999: it is over about a tenth of them."
-)
+RAMP = "At step n the mean keeps (1 + n) / (10 + n) of itself, at most 0.999: it is over about the last ninth of them."
 
 
 @slow
