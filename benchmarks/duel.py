@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from benchmarks.counters import Counters
+from benchmarks.gate import ROOT
 from benchmarks.pairs import Pairs, Sampler, interleave, ratio
 from benchmarks.rows import Call, synchronised
+from benchmarks.worker import Worker
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a case is itself: its functions and results are kept by it
 class Case:
     """A row of the benchmarks: the work, the two ways, and how many times as fast ours is meant to be."""
 
@@ -29,6 +31,7 @@ class Case:
     ceiling: float = 0.0  # share of the matrix-product rate that we set out to reach; 0: none
     dtype: str = "fast"  # "float32" where the peer's precision is ours
     pairs: int = 8
+    repeats: int = 1  # calls a sample
 
     def __str__(self) -> str:
         return self.name
@@ -42,19 +45,42 @@ def dtype_of(case: Case, device: str) -> torch.dtype:
 
 
 @functools.cache
-def built(case: Case, device: str) -> tuple[Call, Call]:
-    """Both ways, made once, their results compared. ValueError: they differ, so that no time means anything."""
+def built(case: Case, device: str) -> Call:
+    """Our way, made once, its result held against the peer's. ValueError: they differ, and no time means anything."""
     ours, theirs = case.make(device, dtype_of(case, device))
     if not case.same(ours(), theirs()):
         raise ValueError(f"{case.name}: our result is not that of {case.against}")
-    return synchronised(ours, device), synchronised(theirs, device)
+    return synchronised(ours, device)
+
+
+class Peers:
+    """The peer's way in a process of its own, which our settings of memory and of torch do not reach; one at a time."""
+
+    def __init__(self) -> None:
+        self.case: Case | None = None
+        self.worker: Worker | None = None
+
+    def of(self, case: Case, device: str) -> Worker:
+        if case is not self.case or self.worker is None:
+            self.close()
+            self.case, self.worker = case, Worker(ROOT, device)
+            self.worker.ask("make", case=case.name, repeats=case.repeats)
+        return self.worker
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.close()
+        self.case = self.worker = None
+
+
+PEERS = Peers()
 
 
 @functools.cache
 def raced(case: Case, device: str) -> Pairs:
     """Seconds of the peer's way and of ours, in turn."""
-    ours, theirs = built(case, device)
-    return interleave(Sampler(theirs), Sampler(ours), case.pairs)
+    ours = Sampler(built(case, device), repeats=case.repeats)
+    return interleave(PEERS.of(case, device).sample, ours, case.pairs)
 
 
 @functools.cache
@@ -62,7 +88,7 @@ def operations(case: Case, device: str) -> int:
     """Floating-point operations of a call of ours, as torch counts them; 0 where the work is not torch's."""
     counters = Counters()
     with counters:
-        built(case, device)[0]()
+        built(case, device)()
     return sum(counters.flops.values())
 
 
@@ -74,11 +100,14 @@ def best_of(call: Call, times: int = 5) -> float:
 @functools.cache
 def ceilings(device: str) -> dict[str, float]:
     """What this machine does at best, measured: FLOP/s of a matrix product by dtype, bytes/s of a copy."""
-    n, found = (8192 if device == "cuda" else 2048), {}
+    found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-        product = functools.partial(torch.matmul, a, a)
-        found[str(dtype).removeprefix("torch.")] = 2 * n**3 / best_of(synchronised(product, device))
+        rates = []
+        for n in (8192,) if device == "cuda" else (1024, 2048, 4096):
+            a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+            product = functools.partial(torch.matmul, a, a, out=torch.empty_like(a))  # no time for new memory
+            rates.append(2 * n**3 / best_of(synchronised(product, device)))
+        found[str(dtype).removeprefix("torch.")] = max(rates)
     source = torch.zeros(2**28 // 4, device=device)
     target = torch.empty_like(source)
     found["copy"] = 2 * source.nbytes / best_of(synchronised(lambda: target.copy_(source), device))  # read and written

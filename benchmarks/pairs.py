@@ -57,7 +57,10 @@ class Sampler:
     def __init__(self, call: Callable[[], Any], at_least: float = 0.02, repeats: int = 0) -> None:
         self.call, self.repeats = call, 1
         self()  # warm-up: compiled kernels, caches, the moments of an optimiser
-        self.repeats = repeats or max(1, math.ceil(at_least / max(min(self() for _ in range(3)), 1e-6)))
+        if not repeats:
+            probe = self()
+            probe = probe if probe > 4 * at_least else min(probe, self(), self())
+        self.repeats = repeats or max(1, math.ceil(at_least / max(probe, 1e-6)))
 
     def __call__(self) -> float:
         start = time.perf_counter()

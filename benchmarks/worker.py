@@ -101,10 +101,19 @@ def _slowed(call: Callable[[], Any], share: float) -> Callable[[], Any]:
     return slowed
 
 
-def serve(device: str) -> None:
-    """Answers `make` (a row, or the control; says how many calls a sample has), `sample`, and `pairs`.
+def _case(name: str) -> Any:
+    """A case of the benchmarks by its name."""
+    from benchmarks import bench_tme7, bench_tme8, bench_tme9
 
-    `pairs` times ours beside the frozen reference.
+    cases = (*bench_tme7.CASES, *bench_tme8.CASES, *bench_tme9.CASES)
+    return next(case for case in cases if case.name == name)
+
+
+def serve(device: str) -> None:
+    """Answers `make` (says how many calls a sample has), `sample`, and `pairs`.
+
+    What is made is a row of the gate or its control (`pairs` times it beside the frozen reference), or the peer's way
+    of a benchmark's case.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -129,8 +138,11 @@ def serve(device: str) -> None:
                 timed.clear()
                 gc.collect()
                 repeats, slow = asked.get("repeats", 0), asked.get("slowdown", 0.0)
-                if asked["row"] == "control":
+                if asked.get("row") == "control":
                     ways = [references.control(device), references.control(device)]
+                elif "case" in asked:
+                    case = _case(asked["case"])
+                    ways = list(reversed(case.make(device, torch.float32)))
                 else:
                     row = ROWS[asked["row"]]
                     ways = list(row.make(device))
@@ -149,7 +161,8 @@ def serve(device: str) -> None:
                 answer = [side.tolist() for side in pairs.interleave(timed[0], timed[1], asked["n"])]
             tell({"answer": answer})
         except Exception as error:
-            tell({"error": f"{asked.get('row') or asked['what']}: {type(error).__name__}: {error}"})
+            what = asked.get("row") or asked.get("case") or asked["what"]
+            tell({"error": f"{what}: {type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 from collections import deque
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, WeightsError
 from rdfia.images import LAB, Preprocess
+from rdfia.memory import kept_memory
 from rdfia.store import GIGABYTE, FeatureStore, tensors_digest, write_json
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -36,6 +38,35 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if probe is not None and probe() else torch.float32
 
 
+class _MaxPool(nn.Module):
+    """Maxima of k x k values every s, as MaxPool2d without padding, but without their positions.
+
+    MaxPool2d finds those for a gradient that nobody asks for, which on a CPU takes longer than the maxima.
+    """
+
+    def __init__(self, k: int, s: int) -> None:
+        super().__init__()
+        self.k, self.s = k, s
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dim in (2, 3):
+            length = (x.shape[dim] - self.k) // self.s * self.s + 1
+            parts = [x.narrow(dim, i, length) for i in range(self.k)]
+            parts = [part[:, :, :: self.s] if dim == 2 else part[..., :: self.s] for part in parts]
+            x = functools.reduce(torch.maximum, parts)
+        return x
+
+
+def _lean_pools(module: nn.Module) -> None:
+    """Puts `_MaxPool` in the place of each MaxPool2d that it can stand for."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.MaxPool2d) and isinstance(child.kernel_size, int) and isinstance(child.stride, int):
+                plain = (child.padding, child.dilation, child.ceil_mode, child.return_indices) == (0, 1, False, False)
+                if plain:
+                    setattr(parent, name, _MaxPool(child.kernel_size, child.stride))
+
+
 @contextlib.contextmanager
 def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) -> Iterator[nn.Module]:
     """A copy of `module` for inference: eval mode, `dtype`, channels-last, no gradients; the original is not touched.
@@ -48,6 +79,9 @@ def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) 
             tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
             if tensors and not any(tensor.is_meta for tensor in tensors):
                 child.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if torch.device(device).type == "cpu":
+            _lean_pools(clone)
+            stack.enter_context(kept_memory())
         stack.enter_context(torch.inference_mode())
         yield clone
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rdfia.input_gradients import (
     View,
     ascend,
     check_images,
+    chunk_on,
     length_of,
     limits,
     logit_of,
@@ -37,18 +39,24 @@ def _hits(target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
 class Fooled:
     """B images that were pushed towards a class. `status`: "fooled", "already" (before any step) or "never".
 
-    `source` is the class before; `before` and `after` are (probability of the source class, of the target), B x 2.
-    `size` holds l2, linf (pixels in 0..1), psnr (dB) and ssim of the change, B each.
+    `start` and `x` are the images before and after, B x 3 x H x W normalised by `space`; `source` is the class before;
+    `before` and `after` are (probability of the source class, of the target), B x 2.
     """
 
     x: Tensor
+    start: Tensor
+    space: Preprocess
     status: tuple[str, ...]
     steps: Tensor
     source: Tensor
     target: Tensor
     before: Tensor
     after: Tensor
-    size: dict[str, np.ndarray]
+
+    @functools.cached_property
+    def size(self) -> dict[str, np.ndarray]:
+        """`perturbation` of the change, computed when first asked for: its SSIM takes as long as two steps."""
+        return perturbation(self.space.denormalise(self.start), self.space.denormalise(self.x))
 
     @property
     def reached(self) -> np.ndarray:
@@ -97,21 +105,21 @@ def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], 
     return valid, rounded if pixels == "8 bits" else None
 
 
-def _probabilities(network: nn.Module, x: Tensor, chunk: int) -> Tensor:
+def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
     with torch.inference_mode():
-        return torch.cat([network(part).softmax(1) for part in x.split(chunk)])
+        x = x.contiguous(memory_format=torch.channels_last)
+        return torch.cat([network(part).softmax(1) for part in x.split(chunk or chunk_on(x.device))])
 
 
-def _report(network: nn.Module, x: Tensor, end: Tensor, target: Tensor, steps: Tensor, space: Preprocess,
-            chunk: int) -> Fooled:  # fmt: skip
-    """What became of each image, judged by the network on the images as they come back."""
-    first, last = (_probabilities(network, images, chunk).cpu() for images in (x, end))
+def _report(x: Tensor, end: Tensor, first: Tensor, last: Tensor, target: Tensor, steps: Tensor,
+            space: Preprocess) -> Fooled:  # fmt: skip
+    """What became of each image, by its probabilities before and as it comes back, B x classes."""
+    first, last = first.cpu(), last.cpu()
     source, pairs = first.argmax(1), torch.stack([first.argmax(1), target], dim=1)
     hit = last.argmax(1) == target
     status = tuple("already" if s == t else "fooled" if h else "never"
                    for s, t, h in zip(source.tolist(), target.tolist(), hit.tolist(), strict=True))  # fmt: skip
-    size = perturbation(space.denormalise(x), space.denormalise(end))
-    return Fooled(end, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs), size)
+    return Fooled(end, x, space, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs))
 
 
 @torch.inference_mode(False)
@@ -124,7 +132,7 @@ def fool(
     steps: int = 100,
     pixels: Literal["free", "valid", "8 bits"] = "free",
     space: Preprocess = CROP,
-    chunk: int = 32,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
     """The lab's fooling images: x <- x + lr * g / ||g||, g = d logit of the target / d x, until that is predicted.
@@ -140,12 +148,21 @@ def fool(
     valid, view = _views(pixels, space)
     x = x if view is None else eight_bits(x, space)  # else rounding alone could change the class
 
-    def finished(_step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
+    first, last = torch.empty(0), torch.empty(0)  # probabilities at the first and at the last look at each image
+
+    def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
+        nonlocal first, last
+        if not len(first):
+            first, last = (logits.new_empty(len(x), logits.shape[1]) for _ in "12")
+        last[rows] = logits.softmax(1)
+        if step == 0:
+            first[rows] = last[rows]
         return _hits(chosen, logits, rows)
 
     end, taken = ascend(network, x, logit_of(chosen), lambda turn: valid(turn.x + lr * unit(turn.gradient)),
                         steps=steps, view=view, finished=finished, chunk=chunk, progress=progress)  # fmt: skip
-    return _report(network, x, end if view is None else eight_bits(end, space), chosen, taken, space, chunk)
+    end = end if view is None else eight_bits(end, space)  # which is what the network has seen last
+    return _report(x, end, first, last, chosen, taken, space)
 
 
 @torch.inference_mode(False)
@@ -158,7 +175,7 @@ def fool_closely(
     radius: float = 1.0,
     shrink: float = 0.05,
     space: Preprocess = CROP,
-    chunk: int = 32,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
     """Fooling images that stay close: the direction and the length of the change are searched apart, in 8-bit pixels.
@@ -202,4 +219,5 @@ def fool_closely(
 
     _, taken = ascend(network, photo, margin, update, steps=steps, view=view, finished=finished, chunk=chunk,
                       progress=progress)  # fmt: skip
-    return _report(network, x, best, chosen, taken, space, chunk)
+    first, last = (_probabilities(network, images, chunk) for images in (x, best))
+    return _report(x, best, first, last, chosen, taken, space)

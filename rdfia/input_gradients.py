@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, WeightsError
 from rdfia.images import CROP, Preprocess, blur
+from rdfia.memory import kept_memory
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Per = float | Sequence[float] | Tensor  # one value for all images, or one for each
@@ -120,6 +121,11 @@ def unit(x: Tensor) -> Tensor:
     return x / length_of(x).clamp_min(1)  # 1 is the least that an image with a largest value of 1 has
 
 
+def chunk_on(device: torch.device) -> int:
+    """Images at a time: what the layers of 8 images leave fits a processor's caches, a GPU wants more to do."""
+    return 8 if device.type == "cpu" else 64
+
+
 @torch.inference_mode(False)
 def ascend(
     network: nn.Module,
@@ -130,28 +136,31 @@ def ascend(
     steps: int,
     view: View | None = None,
     finished: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
-    chunk: int = 32,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Climb `objective` from each image: `steps` times x <- update(turn); returns x and the updates made of each, B.
 
     `x` is B x 3 x H x W; `view` is what the network sees of it (jittered, rounded); `finished(step, rows, x, logits)`
-    says which images are done and leave the batch. Images do not meet: `chunk` of them are computed at a time.
+    says which images are done and leave the batch. Images do not meet: `chunk` of them are computed at a time (by
+    default `chunk_on` the device), in channels-last memory format, in which a forward wants flatten and not view.
     Parameters are frozen meanwhile and get their flags back; neither mode, hooks nor `.grad` are touched. Raises
     ArgumentError for a network in train mode, WeightsError for weights that are not finite.
     """
+    chunk = chunk_on(x.device) if chunk is None else chunk
     if chunk < 1:
         raise ArgumentError(f"chunk {chunk}: expected 1 image or more at a time")
     taken = torch.zeros(len(x), dtype=torch.int64)
     parts: Iterable[Tensor] = torch.arange(len(x)).split(chunk)
     if progress is not None:
         parts = progress(parts, -(-len(x) // chunk), "input gradients")
-    with _borrowed(network), torch.enable_grad():
+    with _borrowed(network), torch.enable_grad(), kept_memory():
         x = x.clone()
         for rows in parts:
             for step in range(steps + (finished is not None)):
                 current = x[rows].requires_grad_()
-                logits = network(current if view is None else view(current, rows, step))
+                seen = current if view is None else view(current, rows, step)
+                logits = network(seen.contiguous(memory_format=torch.channels_last))
                 left = torch.ones(len(rows), dtype=torch.bool)
                 if finished is not None:
                     left = ~finished(step, rows, current.detach(), logits.detach()).cpu()
@@ -169,7 +178,7 @@ def ascend(
 # --- saliency -------------------------------------------------------------------------------------------------------
 
 
-def _gradient(network: nn.Module, x: Tensor, target: Tensor, chunk: int) -> Tensor:
+def _gradient(network: nn.Module, x: Tensor, target: Tensor, chunk: int | None) -> Tensor:
     """d logit of the target / d x: one turn of the loop, whose new x is the gradient itself."""
     return ascend(network, x, logit_of(target), lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
 
@@ -185,7 +194,7 @@ def saliency(
     noise: float = 0.15,
     seed: int = 0,
     space: Preprocess | None = CROP,
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> Tensor:
     """Saliency maps, B x H x W, not negative: the maximum over RGB of |d logit / d x| (Simonyan et al. 2014; TME 8 q1).
 
@@ -235,7 +244,7 @@ def visualise(
     blur_every: int = 10,
     size: int = 224,
     space: Preprocess = CROP,
-    chunk: int = 32,
+    chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Visualised:
     """What a network expects of a class: climb score - l2 * ||x||^2 from noise or a photo (Simonyan et al. 2014, q8).

@@ -70,14 +70,16 @@ def benchmarks(folder: Path) -> str:
         rows, where = run["rows"], run["environment"]
         ours = [row for row in rows if "speed-up" in row]
         html = f"<p>{escape(str(where['cpu'] if where['device'] == 'cpu' else where['accelerator']))}, "
-        html += f"{where['threads']} threads, torch {escape(str(where['torch']))}, {escape(str(where['date']))}. Both "
-        html += "ways in one process, timed in turn; a row's result is compared with its peer's before.</p>"
+        html += f"{where['threads']} threads, torch {escape(str(where['torch']))}, {escape(str(where['date']))}. The "
+        html += "peer runs in a process of its own, timed in turn with ours; before, the two results are compared.</p>"
         if ours:
             caption = "Times as fast as the peer: median of the pairs' ratios with its 95% bootstrap interval."
             html += _figure(folder, "speed-ratios", speedups(ours), caption)
         lines = [[row["name"], row["way"], row["dtype"], row["seconds"], row["rate"], row["unit"], row.get("share", "")]
                  for row in rows]  # fmt: skip
         html += table(("work", "way", "dtype", "seconds a call", "a second", "of", "of the matrix product"), lines)
+        if start := run.get("start"):
+            html += table(("start", "seconds", "wanted, at most"), [[what, *values] for what, values in start.items()])
         for unit, series in run.get("growth", {}).items():
             caption = f"Growth of {unit} with the work."
             html += _figure(folder, f"speed-growth-{unit.split()[0]}", growth(series, unit), caption)

@@ -27,10 +27,11 @@ ARROWS = {
     "assets": "store weights downloads",
     "datasets": "assets images store",
     "gram": "store images features",
-    "features": "store images",
+    "memory": "",
+    "features": "store images memory",
     "svm": "store gram",
     "heads": "store images",
-    "input_gradients": "images",
+    "input_gradients": "images memory",
     "fooling": "images input_gradients",
     "saliency_scores": "images input_gradients",
     "gans": "",
@@ -46,7 +47,7 @@ ARROWS = {
 }
 LABS = set(
     """
-    networks features gram svm heads input_gradients fooling saliency_scores
+    networks memory features gram svm heads input_gradients fooling saliency_scores
     gans gan_health gan_training gan_scores studies
     """.split()  # noqa: SIM905
 )

@@ -350,6 +350,26 @@ def test_a_budget_below_one_row_says_what_is_enough(network: TinyNet) -> None:
         gram.plan_passes(network, TAPS, 10, SIZE, 4, 100)
 
 
+@pytest.mark.parametrize("size", [8, 9, 11])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 1), nn.MaxPool2d(2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lean_pools_are_torchs_to_the_bit(pool: nn.MaxPool2d, size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 5, size, size + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 0, 3, 3] = torch.nan
+    x = x.contiguous(memory_format=torch.channels_last)
+    with features.prepared(nn.Sequential(pool), dtype, "cpu") as network:
+        got = network(x)
+        assert not any(isinstance(child, nn.MaxPool2d) for child in network.children())
+    assert torch.equal(got.nan_to_num(99), pool(x).nan_to_num(99))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"ceil_mode": True}, {"dilation": 2}])
+def test_other_pools_stay(options: dict[str, Any]) -> None:
+    with features.prepared(nn.Sequential(nn.MaxPool2d(3, 2, **options)), torch.float32, "cpu") as network:
+        assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
+
+
 def test_fast_dtype_falls_back_without_the_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     assert features.fast_dtype("cpu") == torch.float32

@@ -1,0 +1,83 @@
+"""Freed memory stays while somebody wants it, and goes back after the last."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from rdfia import memory
+from rdfia.memory import kept_memory
+
+
+class Recorder:
+    """A C library that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, ...]] = []
+
+    def mallopt(self, option: int, value: int) -> int:
+        self.told.append((option, value))
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        self.told.append((pad,))
+        return 1
+
+
+@pytest.fixture
+def libc(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    found = Recorder()
+    monkeypatch.setattr(memory, "_glibc", lambda: found)
+    return found
+
+
+KEPT, BACK = [(-3, 2**31 - 1), (-1, 2**31 - 1)], [(-3, 2**25), (-1, 2**26), (0,)]
+
+
+def test_the_first_user_keeps_and_the_last_gives_back(libc: Recorder) -> None:
+    with kept_memory():
+        with kept_memory():
+            assert libc.told == KEPT
+        assert libc.told == KEPT
+    assert libc.told == KEPT + BACK
+
+
+def test_an_error_gives_back_too(libc: Recorder) -> None:
+    with pytest.raises(ZeroDivisionError), kept_memory():
+        _ = 1 / 0
+    assert libc.told == KEPT + BACK
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    assert memory._glibc() is None
+    with kept_memory():
+        pass
+
+
+class Mallinfo(ctypes.Structure):
+    """mallinfo2(3); `hblks` counts blocks that are mappings of their own, which go back as soon as they are freed."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]  # fmt: skip
+
+
+def test_a_large_block_is_part_of_the_heap_while_memory_is_kept() -> None:
+    libc = memory._glibc()
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("no glibc from 2.33 on: it cannot be asked where a block lies")
+    libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Mallinfo, ctypes.c_void_p, [ctypes.c_void_p]
+
+    def mappings() -> int:
+        """How many more mappings there are while a block of 1 GB, never touched, is held."""
+        before = libc.mallinfo2().hblks
+        block = libc.malloc(ctypes.c_size_t(2**30))
+        more: int = libc.mallinfo2().hblks - before
+        libc.free(block)
+        return more
+
+    assert mappings() == 1
+    with kept_memory():
+        assert mappings() == 0
