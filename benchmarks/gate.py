@@ -8,6 +8,7 @@ they rule a slowdown out; what lies between is no verdict: this machine cannot t
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from benchmarks.worker import Worker, WorkerError
 
 ROOT = Path(__file__).parents[1]
 ROUNDS, PAIRS = 6, 8  # of a batch, of a round
+REST = 0.01  # seconds before a sample of another process
 CONTROL = "control"
 # pytest's own statuses end at 5. The first of these that applies is the session's.
 STATUS = {"counters": 11, "claims": 12, "nothing": 13, "slower": 14, "unfit": 15}
@@ -88,21 +90,22 @@ class Race:
         found: dict[Key, Pairs] = {}
         trees = [self.head, *([self.base] if self.base and any(key[1] == "base" for key in keys) else [])]
         with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(Worker(tree, self.device)) for tree in trees]
+            workers = [stack.enter_context(Worker(tree, self.device, calm=True)) for tree in trees]
             self.threads = tuple(worker.threads for worker in workers)
-            for row, against in keys:
-                slow = self.slowdowns.get(row, 0.0)
-                if against == "reference":
-                    workers[0].ask("make", row=row, slowdown=slow, beside=True)
-                    found[row, against] = Pairs(*map(np.asarray, workers[0].ask("pairs", n=PAIRS)))
+            for row in dict.fromkeys(key[0] for key in keys):
+                beside = (row, "reference") in keys
+                repeats = workers[0].ask("make", row=row, slowdown=self.slowdowns.get(row, 0.0), beside=beside)
+                if beside:
+                    found[row, "reference"] = Pairs(*map(np.asarray, workers[0].ask("pairs", n=PAIRS)))
+                if (row, "base") not in keys:
                     continue
-                repeats = workers[0].ask("make", row=row, slowdown=slow)
                 try:
-                    workers[1].ask("make", row=row, repeats=repeats)
+                    workers[1].ask("make", row=row, repeats=repeats, beside=beside)  # its heap like the head's
                 except WorkerError as error:
                     self.cannot[row] = str(error)
                     continue
-                found[row, against] = interleave(workers[0].sample, workers[1].sample, PAIRS)
+                head, base = (functools.partial(worker.sample, REST) for worker in workers)
+                found[row, "base"] = interleave(head, base, PAIRS)
         return found
 
     def batch(self, keys: Sequence[Key], rounds: int = ROUNDS) -> dict[Key, list[Pairs]]:

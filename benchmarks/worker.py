@@ -25,12 +25,19 @@ class WorkerError(Exception):
     """A row could not be made or run; the message is the worker's own."""
 
 
-class Worker:
-    """The other end: a worker in `tree`, to be closed; usable in a `with`."""
+# What differs from process to process, and is none of ours: numpy's threads wait in a loop for torch's to leave the
+# cores, and the other way round (6 to 90 ms for the same SVM); memory that goes back to the system is cleared anew.
+CALM = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32),
+        "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}  # fmt: skip
 
-    def __init__(self, tree: Path, device: str = "cpu") -> None:
+
+class Worker:
+    """The other end: a worker in `tree`, to be closed; usable in a `with`. `calm` adds CALM to its environment."""
+
+    def __init__(self, tree: Path, device: str = "cpu", calm: bool = False) -> None:
         self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", device], cwd=tree, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        env={**os.environ, **(CALM if calm else {})})  # fmt: skip
         try:
             hello = self._read()
             self.rows: list[str] = hello["rows"]
@@ -56,8 +63,12 @@ class Worker:
         self.process.stdin.flush()
         return self._read()["answer"]
 
-    def sample(self) -> float:
-        """Seconds of a call of the row that was made last."""
+    def sample(self, rest: float = 0.0) -> float:
+        """Seconds of a call of the row that was made last, after `rest` seconds.
+
+        In them the threads of the process that ran before stop waiting in a loop for more work (OpenMP's habit).
+        """
+        time.sleep(rest)
         return float(self.ask("sample"))
 
     def close(self) -> None:
