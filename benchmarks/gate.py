@@ -91,12 +91,12 @@ class Race:
         trees = [self.head, *([self.base] if self.base and any(key[1] == "base" for key in keys) else [])]
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(Worker(tree, self.device, calm=True)) for tree in trees]
-            self.threads = tuple(worker.threads for worker in workers)
+            self.threads = tuple(worker.hello["threads"] for worker in workers)
             for row in dict.fromkeys(key[0] for key in keys):
                 beside = (row, "reference") in keys
                 repeats = workers[0].ask("make", row=row, slowdown=self.slowdowns.get(row, 0.0), beside=beside)
                 if beside:
-                    found[row, "reference"] = Pairs(*map(np.asarray, workers[0].ask("pairs", n=PAIRS)))
+                    found[row, "reference"] = Pairs(*map(np.asarray, workers[0].ask("pairs", n=PAIRS // 2)))
                 if (row, "base") not in keys:
                     continue
                 try:

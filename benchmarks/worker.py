@@ -8,6 +8,7 @@ on standard input and output; whatever else prints goes to the error stream.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -38,10 +39,12 @@ class Worker:
         self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", device], cwd=tree, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         env={**os.environ, **(CALM if calm else {})})  # fmt: skip
+
+    @functools.cached_property
+    def hello(self) -> Json:
+        """The names of its `rows`, and its `threads`; read before anything is asked."""
         try:
-            hello = self._read()
-            self.rows: list[str] = hello["rows"]
-            self.threads: int = hello["threads"]
+            return self._read()
         except BaseException:
             self.close()
             raise
@@ -57,7 +60,7 @@ class Worker:
 
     def ask(self, what: str, **values: Any) -> Any:
         """The answer to a request of `serve`."""
-        if self.process.stdin is None:
+        if self.process.stdin is None or not self.hello:
             raise WorkerError("the worker has no input")
         self.process.stdin.write(json.dumps({"what": what, **values}) + "\n")
         self.process.stdin.flush()

@@ -197,8 +197,8 @@ def test_a_checkout_is_the_commits_tree_and_goes_away(tmp_path: Path) -> None:
 
 def test_a_worker_runs_the_rows_of_its_tree() -> None:
     with Worker(ROOT) as worker:
-        assert "Frechet distance" in worker.rows
-        assert worker.threads >= 1
+        assert "Frechet distance" in worker.hello["rows"]
+        assert worker.hello["threads"] >= 1
         assert worker.ask("make", row="Frechet distance", beside=True) >= 1
         assert worker.sample() > 0
         a, b = worker.ask("pairs", n=2)
@@ -212,8 +212,8 @@ def test_a_worker_runs_the_rows_of_its_tree() -> None:
 
 
 def test_a_worker_that_cannot_start_says_so(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match=r"the worker ended \(exit status 1\)"):
-        Worker(tmp_path)
+    with Worker(tmp_path) as worker, pytest.raises(WorkerError, match=r"the worker ended \(exit status 1\)"):
+        worker.ask("make", row="Frechet distance")
 
 
 def test_a_module_of_another_tree_is_refused(tmp_path: Path) -> None:
