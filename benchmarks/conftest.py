@@ -16,7 +16,7 @@ from benchmarks.gate import ROOT, Finding, Race, checkout
 from benchmarks.rows import ROWS
 from benchmarks.session import GateRun
 from rdfia import machine, store
-from rdfia.claims import Ledger
+from rdfia.claims import Ledger, show
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +100,13 @@ def started(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.config.stash.setdefault(STARTED, {})
 
 
+def precision() -> list[list[str]]:
+    """[claim, verdict, measured, expected] of the committed runs on what bfloat16 changes."""
+    runs = (store.read_json(path) for path in sorted((ROOT / "reports" / "verified").glob("*/*/claims.json")))
+    return [[f"{one['id']}/{one['case']}", one["verdict"], show(one["measured"]), show(one["expected"])]
+            for run in runs for one in run["records"] if one["id"].endswith(".bfloat16")]  # fmt: skip
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """reports/latest/benchmarks.json, and the page with it."""
@@ -113,7 +120,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     folder, device = ROOT / session.config.getoption("--output"), rows[0]["device"] if rows else "cpu"
     where = machine.environment(ROOT, device, "benchmarks")
     store.write_json(folder / "benchmarks.json", {"rows": rows, "growth": growth, "start": start,
-                                                    "environment": where})  # fmt: skip
+                                                    "bfloat16": precision(), "environment": where})  # fmt: skip
     if not (folder / "claims.json").exists():
         report.write(folder, Ledger(ROOT, "short", device))
     else:

@@ -71,13 +71,20 @@ def benchmarks(folder: Path) -> str:
         ours = [row for row in rows if "speed-up" in row]
         html = f"<p>{escape(str(where['cpu'] if where['device'] == 'cpu' else where['accelerator']))}, "
         html += f"{where['threads']} threads, torch {escape(str(where['torch']))}, {escape(str(where['date']))}. The "
-        html += "peer runs in a process of its own, timed in turn with ours; before, the two results are compared.</p>"
+        html += "peer runs in a process of its own, timed in turn with ours; before, the two results are compared. "
+        html += "A share of the matrix product may pass 1: a convolution reads less memory for its arithmetic.</p>"
+        if where["device"] == "cpu":
+            html += "<p>Nothing here was measured on a CUDA device; <code>--device cuda</code> does that.</p>"
         if ours:
             caption = "Times as fast as the peer: median of the pairs' ratios with its 95% bootstrap interval."
             html += _figure(folder, "speed-ratios", speedups(ours), caption)
         lines = [[row["name"], row["way"], row["dtype"], row["seconds"], row["rate"], row["unit"], row.get("share", "")]
                  for row in rows]  # fmt: skip
         html += table(("work", "way", "dtype", "seconds a call", "a second", "of", "of the matrix product"), lines)
+        if kept := run.get("bfloat16"):
+            html += "<p>A faster dtype counts only where results hold. Claims of committed runs on bfloat16 beside "
+            html += "float32; the scores of TME 9 and 10 are those of networks trained in bfloat16 throughout.</p>"
+            html += table(("claim", "verdict", "measured", "expected"), kept)
         if start := run.get("start"):
             html += table(("start", "seconds", "wanted, at most"), [[what, *values] for what, values in start.items()])
         for unit, series in run.get("growth", {}).items():

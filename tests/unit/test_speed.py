@@ -40,13 +40,16 @@ def test_exponents_are_slopes() -> None:
 
 def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
     grown = {"seconds": {"extraction": {"work": [1, 2], "values": [1.0, 2.0], "exponent": 1.0}}}
-    (tmp_path / "benchmarks.json").write_text(json.dumps({"rows": [ROW, PEER], "environment": WHERE, "growth": grown,
-                                                             "start": {"import rdfia": [0.0444, 0.15]}}))
+    kept = {"start": {"import rdfia": [0.0444, 0.15]}, "bfloat16": [["tme7.bfloat16/<net>", "reproduced", "0", "1"]]}
+    run = {"rows": [ROW, PEER], "environment": WHERE, "growth": grown, **kept}
+    (tmp_path / "benchmarks.json").write_text(json.dumps(run))
     html = speed.benchmarks(tmp_path)
     assert "the lab&#x27;s &lt;loop&gt;" in html
     assert "a processor, 2 threads" in html
     assert html.count("<img") == 2
     assert "0.0444" in html
+    assert "tme7.bfloat16/&lt;net&gt;" in html
+    assert "Nothing here was measured on a CUDA device" in html
     assert (tmp_path / "figures" / "speed-ratios.png").exists()
 
 
