@@ -1,8 +1,9 @@
 """The merge gate's comparisons of time: rounds of paired samples, and what they come to.
 
 Time is compared in one run only, call by call: with the frozen ways of references.py in one process, and with the base
-commit in two. Every round has new processes. A row is red where two batches of rounds say so; it is green only where
-they rule a slowdown out; what lies between is no verdict: this machine cannot tell, and that is not green.
+commit in two. Every round has new processes. A row is red where a batch of rounds raises a suspicion and a second,
+longer one confirms it; it is green only where they rule a slowdown out; what lies between is no verdict: this machine
+cannot tell, and that is not green.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.pairs import Limits, Pairs, interleave, light, limits
+from benchmarks.pairs import SUSPECT, Limits, Pairs, interleave, light, limits
 from benchmarks.worker import Worker, WorkerError
 
 ROOT = Path(__file__).parents[1]
-ROUNDS, PAIRS = 6, 8  # of a batch, of a round
+ROUNDS, MORE, PAIRS = 6, 10, 8  # of the first batch (every row) and the second (what is not clear); pairs of a round
 REST = 0.01  # seconds before a sample of another process
 CONTROL = "control"
 # pytest's own statuses end at 5. The first of these that applies is the session's.
@@ -60,12 +61,12 @@ class Finding(NamedTuple):
 
 def judge(first: Sequence[Pairs], second: Sequence[Pairs] | None, limit: float = 1.0) -> str:
     """"ok", "slower" or "unfit" by two batches of rounds; the second is None where the first is a clear "ok"."""
-    lights = [light(batch, limit) for batch in (first, second) if batch is not None]
-    if lights == ["ok"]:
-        return "ok"
-    if lights == ["red", "red"]:
+    suspicion = light(first, limit, SUSPECT)
+    if second is None:
+        return "ok" if suspicion == "ok" else "unfit"
+    if suspicion == "red" and light(second, limit) == "red":
         return "slower"
-    return "ok" if second is not None and light([*first, *second], limit) == "ok" else "unfit"
+    return "ok" if light([*first, *second], limit) == "ok" else "unfit"
 
 
 def control_moved(rounds: Sequence[Pairs]) -> bool:
@@ -108,7 +109,7 @@ class Race:
                 found[row, "base"] = interleave(head, base, PAIRS)
         return found
 
-    def batch(self, keys: Sequence[Key], rounds: int = ROUNDS) -> dict[Key, list[Pairs]]:
+    def batch(self, keys: Sequence[Key], rounds: int) -> dict[Key, list[Pairs]]:
         found: dict[Key, list[Pairs]] = {key: [] for key in keys}
         for _ in range(rounds):
             for key, one in self.round([key for key in keys if key[0] not in self.cannot or key[1] != "base"]).items():
@@ -118,13 +119,13 @@ class Race:
     def run(self, limit_of: Mapping[Key, float]) -> list[Finding]:
         """A finding for each comparison, and one for the control where there is a base."""
         keys = [*limit_of, *([(CONTROL, "base")] if self.base else [])]
-        first = self.batch(keys)
-        return findings(first, lambda again: self.batch(again), {**limit_of, (CONTROL, "base"): 1.0})
+        first = self.batch(keys, ROUNDS)
+        return findings(first, lambda again: self.batch(again, MORE), {**limit_of, (CONTROL, "base"): 1.0})
 
 
 def findings(first: Batch, again: Callable[[list[Key]], Batch], limit_of: Mapping[Key, float]) -> list[Finding]:
     """The findings of a batch; `again` measures the rows that are not clear, and the control, once more."""
-    unclear = [key for key, rounds in first.items() if rounds and light(rounds, limit_of[key]) != "ok"]
+    unclear = [key for key, rounds in first.items() if rounds and light(rounds, limit_of[key], SUSPECT) != "ok"]
     control = (CONTROL, "base")
     if unclear and control in first and control not in unclear:
         unclear.append(control)

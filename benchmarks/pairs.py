@@ -94,7 +94,7 @@ def ratio(pairs: Pairs, seed: int = 0) -> Ratio:
     return Ratio(value, low, high, len(logs))
 
 
-ALPHA = 0.005  # of a red light in one batch; a verdict wants two
+SUSPECT, CONFIRM = 0.05, 0.005  # of a red light where none is due, in the first batch and in the second
 MINIMUM = 0.04  # the least excess over the limit that is worth a red light
 CLEAR = 0.10  # what a green light rules out, at 5%
 
@@ -103,23 +103,23 @@ class Limits(NamedTuple):
     """Of the mean over rounds: itself, and one-sided bounds by Student's t, all logarithms."""
 
     mean: float
-    low: float  # too high with probability ALPHA
+    low: float  # too high with probability `alpha`
     high: float  # too low with probability 0.05
 
 
-def limits(rounds: Sequence[Pairs]) -> Limits:
+def limits(rounds: Sequence[Pairs], alpha: float = CONFIRM) -> Limits:
     """What K rounds say of log(a / b), each one value (`Pairs.calm`). ValueError: fewer than two."""
     if len(rounds) < 2:
         raise ValueError(f"{len(rounds)} round says nothing of how much rounds differ; measure two or more")
     said = np.array([one.calm for one in rounds])
     error, freedom, mean = float(said.std(ddof=1)) / math.sqrt(len(said)), len(said) - 1, float(said.mean())
-    low, high = (float(stats.t.ppf(1 - p, freedom)) * error for p in (ALPHA, 0.05))
+    low, high = (float(stats.t.ppf(1 - p, freedom)) * error for p in (alpha, 0.05))
     return Limits(mean, mean - low, mean + high)
 
 
-def light(rounds: Sequence[Pairs], limit: float = 1.0) -> str:
+def light(rounds: Sequence[Pairs], limit: float = 1.0, alpha: float = CONFIRM) -> str:
     """"red": a / b is beyond the limit, surely and by more than MINIMUM; "ok": it is not by CLEAR; else "wide"."""
-    found = limits(rounds)
+    found = limits(rounds, alpha)
     over = math.log(limit)
     if found.low > over and found.mean > over + math.log1p(MINIMUM):
         return "red"

@@ -218,19 +218,21 @@ def losses_alike(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
     return close(ours, theirs, 0.4)
 
 
+# Limits: 1.25 times the ratio that was recorded, but not under 1: how much faster than the lab ours is depends on the
+# processor, and that it is no slower does not. What a commit costs is found by the comparison with its base.
 ROWS = {
     row.name: row
     for row in (
-        Row("VGG16, four late layers", _late, 1.25, close),
-        Row("VGG16, Table 1 by ReLUs", _table1, 0.8, close),
-        Row("decode and resize", _decode, 1.0, lambda a, b: close(a, b, 0.02), counted=False),
-        Row("C sweep", _sweep, 0.9, lambda a, b: close(a, b, 0.02)),
+        Row("VGG16, four late layers", _late, 1.1, close),
+        Row("VGG16, Table 1 by ReLUs", _table1, 1.0, close),
+        Row("decode and resize", _decode, 1.25, lambda a, b: close(a, b, 0.02), counted=False),
+        Row("C sweep", _sweep, 1.0, lambda a, b: close(a, b, 0.02)),
         Row("saliency", _saliency, 1.0, close),
         Row("fooling", _fooling, 1.0, close),
         Row("class visualisation", _visualisation, 1.0, close),
-        Row("DCGAN step", partial(gan_step, "dcgan", batch=16), 0.9, losses_alike),
-        Row("cDCGAN step", partial(gan_step, "cdcgan", batch=8), 0.9, losses_alike),
-        Row("cGAN step", partial(gan_step, "cgan", batch=16), 0.9, losses_alike),
+        Row("DCGAN step", partial(gan_step, "dcgan", batch=16), 1.0, losses_alike),
+        Row("cDCGAN step", partial(gan_step, "cdcgan", batch=8), 1.0, losses_alike),
+        Row("cGAN step", partial(gan_step, "cgan", batch=16), 1.0, losses_alike),
         Row("Frechet distance", _scores, 1.5, lambda a, b: close(a, b, 1e-6), counted=False),
     )
 }

@@ -104,12 +104,18 @@ def gate(folder: Path) -> str:
         for name, run in store.read_json(folder / "power.json").items():
             of = run["verdicts"]
             html += f"<h3>{escape(name)}: {run['load']} other processes at work</h3><p>{run['rounds']} rounds of equal "
-            html += f"trees were recorded, {of} verdicts of the whole gate replayed: "
-            html += f"{run['false alarms of the whole gate']} false alarms, {run['no verdict']} without a verdict.</p>"
+            html += f"trees were recorded, {of} verdicts of the whole gate replayed from them (they share rounds): "
+            html += f"{run['false alarms of the whole gate']} false alarms, {run['no verdict']} without a verdict. "
+            html += f"A row slower by {', '.join(next(iter(run['caught'].values())))} is called slower in the shares "
+            html += "below; most of the rest is no verdict, which does not pass either.</p>"
             shares = [f"caught at {share}" for share in next(iter(run["caught"].values()))]
-            lines = [[row, run["seconds of a sample"][row], run["spread of a round"][row], *caught.values()]
+            lines = [[row, run["seconds of a sample"][row], run["spread of a round"][row],
+                      run["usual ratio to the reference"][row], run["at most"][row], *caught.values()]
                      for row, caught in run["caught"].items()]  # fmt: skip
-            html += table(("row", "seconds", "spread of a round", *shares), lines)
+            html += table(("row", "seconds", "spread of a round", "of the reference's time", "at most", *shares), lines)
+        if (folder / "live.json").exists():
+            html += "<p>Slowdowns planted in a row of this tree, and what the gate itself said:</p>"
+            html += table(("row", "planted", "state", "finding"), store.read_json(folder / "live.json"))
     except BROKEN as error:
         return f"<p class=small>power.json could not be drawn: {escape(repr(error))}</p>"
     return html

@@ -17,7 +17,8 @@ PEER |= {"way": "the lab's <loop>"}
 WHERE = {"device": "cpu", "cpu": "a processor", "accelerator": "none", "threads": 2, "torch": "2.13", "date": "today"}
 POWER = {"rounds": 40, "load": 1, "verdicts": 300, "false alarms of the whole gate": 0, "no verdict": 3,
          "caught": {"DCGAN step": {"10%": 0.97}}, "seconds of a sample": {"DCGAN step": 0.02},
-         "spread of a round": {"DCGAN step": 0.05}}  # fmt: skip
+         "spread of a round": {"DCGAN step": 0.05}, "usual ratio to the reference": {"DCGAN step": 0.71},
+         "at most": {"DCGAN step": 1.0}}  # fmt: skip
 
 
 def test_a_row_shows_its_interval_and_what_was_wanted() -> None:
@@ -55,8 +56,10 @@ def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
 
 def test_the_gate_says_how_often_it_was_wrong(tmp_path: Path) -> None:
     (tmp_path / "power.json").write_text(json.dumps({"loaded": POWER}))
+    (tmp_path / "live.json").write_text(json.dumps([["DCGAN step", 0.2, "slower", "DCGAN step: 1.21 <of>"]]))
     html = speed.gate(tmp_path)
-    assert "300 verdicts of the whole gate replayed: 0 false alarms, 3 without a verdict" in html
+    assert "1.21 &lt;of&gt;" in html
+    assert "(they share rounds): 0 false alarms, 3 without a verdict" in html
     assert "caught at 10%" in html
 
 
