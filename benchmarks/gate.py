@@ -24,7 +24,7 @@ from benchmarks.pairs import SUSPECT, Limits, Pairs, interleave, light, limits
 from benchmarks.worker import Worker, WorkerError
 
 ROOT = Path(__file__).parents[1]
-ROUNDS, MORE, PAIRS = 6, 10, 8  # of the first batch (every row) and the second (what is not clear); pairs of a round
+ROUNDS, MORE, PAIRS = 6, 12, 8  # of the first batch (every row) and the second (what is not clear); pairs of a round
 REST = 0.01  # seconds before a sample of another process
 CONTROL = "control"
 # pytest's own statuses end at 5. The first of these that applies is the session's.

@@ -100,7 +100,7 @@ CLEAR = 0.10  # what a green light rules out, at 5%
 
 
 class Limits(NamedTuple):
-    """Of the mean over rounds: itself, and one-sided bounds by Student's t, all logarithms."""
+    """Of the trimmed mean over rounds: itself, and one-sided bounds by Student's t, all logarithms."""
 
     mean: float
     low: float  # too high with probability `alpha`
@@ -108,11 +108,18 @@ class Limits(NamedTuple):
 
 
 def limits(rounds: Sequence[Pairs], alpha: float = CONFIRM) -> Limits:
-    """What K rounds say of log(a / b), each one value (`Pairs.calm`). ValueError: fewer than two."""
+    """What K rounds say of log(a / b), each one value (`Pairs.calm`). ValueError: fewer than two.
+
+    From six rounds on the least and the greatest are trimmed (Yuen 1974): now and then a process is half as fast for as
+    long as it lives.
+    """
     if len(rounds) < 2:
         raise ValueError(f"{len(rounds)} round says nothing of how much rounds differ; measure two or more")
-    said = np.array([one.calm for one in rounds])
-    error, freedom, mean = float(said.std(ddof=1)) / math.sqrt(len(said)), len(said) - 1, float(said.mean())
+    said = np.sort([one.calm for one in rounds])
+    n, cut = len(said), int(len(said) >= 6)
+    kept, winsorised = said[cut : n - cut], said.clip(said[cut], said[n - cut - 1])
+    freedom, mean = len(kept) - 1, float(kept.mean())
+    error = float(winsorised.std(ddof=1)) * math.sqrt((n - 1) / (len(kept) * freedom))
     low, high = (float(stats.t.ppf(1 - p, freedom)) * error for p in (alpha, 0.05))
     return Limits(mean, mean - low, mean + high)
 

@@ -108,6 +108,10 @@ def test_bounds_are_students() -> None:
     assert found.mean == pytest.approx(medians.mean())
     assert found.low == pytest.approx(medians.mean() - stats.t.ppf(0.995, 2) * error)
     assert found.high == pytest.approx(medians.mean() + stats.t.ppf(0.95, 2) * error)
+    luck = np.random.default_rng(0).normal(0, 0.02, 10)
+    found = limits([Pairs(np.exp(np.full(N, value)), np.ones(N)) for value in luck])
+    oracle = stats.ttest_ind(luck, np.zeros(10), trim=0.1, equal_var=False)  # Yuen's t against a sample without spread
+    assert oracle.statistic == pytest.approx(found.mean / ((found.mean - found.low) / stats.t.ppf(0.995, 7)))
     with pytest.raises(ValueError, match="1 round says nothing"):
         limits(even(1.0, n=1))
 
