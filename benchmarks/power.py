@@ -1,7 +1,7 @@
 """How often the gate is wrong: rounds of equal trees recorded on this machine, replayed with and without slowdowns.
 
     python -m benchmarks.power record --rounds 60 [--load 1] OUT.json
-    python -m benchmarks.power replay RECORD.json ... --output reports/verified/cpu/gate/power.json
+    python -m benchmarks.power replay RECORD.json ... --output reports/verified/cpu/speed/power.json
     python -m benchmarks.power live ROW --slowdown 0.2
 
 A recorded round is what the gate does: HEAD checked out as the base, new processes, every row against its reference and
