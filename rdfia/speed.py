@@ -43,7 +43,7 @@ def growth(series: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
     figure, (ax,) = figures.panels(3.0 + 0.17 * len(series))
     for (name, row), (colour, marker, line) in zip(series.items(), figures.LINES * len(series), strict=False):
         ax.plot(row["work"], row["values"], color=colour, marker=marker, linestyle=line, markersize=5,
-                label=f"{name}: exponent {row['exponent']:.2f}")  # fmt: skip
+                label=f"{name}: exponent {round(row['exponent'], 2) + 0:.2f}")  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="work, in multiples of the least (log scale)", ylabel=unit)
     ax.set_xticks(next(iter(series.values()))["work"])
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
@@ -106,13 +106,13 @@ def gate(folder: Path) -> str:
             html += f"<h3>{escape(name)}: {run['load']} other processes at work</h3><p>{run['rounds']} rounds of equal "
             html += f"trees were recorded, {of} verdicts of the whole gate replayed from them (they share rounds): "
             html += f"{run['false alarms of the whole gate']} false alarms, {run['no verdict']} without a verdict. "
-            html += f"A row slower by {', '.join(next(iter(run['caught'].values())))} is called slower in the shares "
-            html += "below; most of the rest is no verdict, which does not pass either.</p>"
-            shares = [f"caught at {share}" for share in next(iter(run["caught"].values()))]
+            html += "The last columns: of the verdicts on a row made slower by so much, how many call it slower. A green "
+            html += "light rules out 10%, no less.</p>"
+            shares = [f"by {share}" for share in next(iter(run["caught"].values()))]
             lines = [[row, run["seconds of a sample"][row], run["spread of a round"][row],
                       run["usual ratio to the reference"][row], run["at most"][row], *caught.values()]
                      for row, caught in run["caught"].items()]  # fmt: skip
-            html += table(("row", "seconds", "spread of a round", "of the reference's time", "at most", *shares), lines)
+            html += table(("row", "seconds", "spread of a round", "of reference", "at most", *shares), lines)
         if (folder / "live.json").exists():
             html += "<p>Slowdowns planted in a row of this tree, and what the gate itself said:</p>"
             html += table(("row", "planted", "state", "finding"), store.read_json(folder / "live.json"))

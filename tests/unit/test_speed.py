@@ -60,7 +60,7 @@ def test_the_gate_says_how_often_it_was_wrong(tmp_path: Path) -> None:
     html = speed.gate(tmp_path)
     assert "1.21 &lt;of&gt;" in html
     assert "(they share rounds): 0 false alarms, 3 without a verdict" in html
-    assert "caught at 10%" in html
+    assert "by 10%" in html
 
 
 def test_nothing_measured_is_no_section(tmp_path: Path) -> None:
