@@ -106,8 +106,8 @@ def gate(folder: Path) -> str:
             html += f"<h3>{escape(name)}: {run['load']} other processes at work</h3><p>{run['rounds']} rounds of equal "
             html += f"trees were recorded, {of} verdicts of the whole gate replayed from them (they share rounds): "
             html += f"{run['false alarms of the whole gate']} false alarms, {run['no verdict']} without a verdict. "
-            html += "The last columns: of the verdicts on a row made slower by so much, how many call it slower. A green "
-            html += "light rules out 10%, no less.</p>"
+            html += "The last columns: of the verdicts on a row made slower by so much, how many call it slower. A "
+            html += "green light rules out 10%, no less.</p>"
             shares = [f"by {share}" for share in next(iter(run["caught"].values()))]
             lines = [[row, run["seconds of a sample"][row], run["spread of a round"][row],
                       run["usual ratio to the reference"][row], run["at most"][row], *caught.values()]
