@@ -212,9 +212,10 @@ def saliency(
         return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
     generator, mean = torch.Generator().manual_seed(seed), torch.zeros_like(x)
     spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-    for _ in range(samples):
-        draw = torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
-        mean += _gradient(network, x + spread * draw, chosen, chunk) / samples
+    with kept_memory():  # for all samples
+        for _ in range(samples):
+            draw = torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+            mean += _gradient(network, x + spread * draw, chosen, chunk) / samples
     return mean.abs().amax(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import platform
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from typing import Any
 # mallopt(3): the size from which a block is a mapping of its own; how much free memory the heap keeps at its top.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _KEEP, _USUAL = (2**31 - 1, 2**31 - 1), (2**25, 2**26)  # bytes; what glibc's own adjustment ends with
-_users, _lock = 0, threading.Lock()
+_users, _lock = 0, threading.RLock()  # the collector may end an abandoned `stream` while its thread is in here
 
 
+@functools.cache
 def _glibc() -> Any:
     """glibc's functions, None where the C library is another."""
     found = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
