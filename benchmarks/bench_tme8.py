@@ -76,7 +76,7 @@ CASES = [
     Case("saliency, 32 photos, and singles", "a loop of single photos", saliency_and_singles, same, 32, "images",
          {"cpu": 1.2, "cuda": 10.0}, dtype="float32"),
     Case("fooling, 64 photos", "the lab's loop, a photo at a time", fooling_and_lab, same, 64, "images",
-         {"cpu": 2.0, "cuda": 10.0}, dtype="float32", pairs=4),
+         {"cpu": 2.0, "cuda": 10.0}, dtype="float32", pairs=6),
     Case("class visualisation, 8 classes", "a class at a time", visualisation_and_singles, same, 8, "images",
          {"cpu": 1.3, "cuda": 5.0}, dtype="float32"),
 ]  # fmt: skip

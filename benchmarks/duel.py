@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.counters import Counters
-from benchmarks.gate import ROOT
+from benchmarks.gate import REST, ROOT
 from benchmarks.pairs import Pairs, Sampler, interleave, ratio
 from benchmarks.rows import Call, synchronised
 from benchmarks.worker import Worker
@@ -44,7 +45,7 @@ def dtype_of(case: Case, device: str) -> torch.dtype:
     return torch.float32 if case.dtype == "float32" else fast_dtype(device)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # a case that holds memory lets it go before the next one is timed
 def built(case: Case, device: str) -> Call:
     """Our way, made once, its result held against the peer's. ValueError: they differ, and no time means anything."""
     ours, theirs = case.make(device, dtype_of(case, device))
@@ -79,8 +80,13 @@ PEERS = Peers()
 @functools.cache
 def raced(case: Case, device: str) -> Pairs:
     """Seconds of the peer's way and of ours, in turn."""
-    ours = Sampler(built(case, device), repeats=case.repeats)
-    return interleave(PEERS.of(case, device).sample, ours, case.pairs)
+    ours, worker = Sampler(built(case, device), repeats=case.repeats), PEERS.of(case, device)
+
+    def rested() -> float:
+        time.sleep(REST)  # in which the peer's threads stop waiting in a loop for more work (OpenMP's habit)
+        return ours()
+
+    return interleave(functools.partial(worker.sample, REST), rested, case.pairs)
 
 
 @functools.cache

@@ -49,6 +49,8 @@ class _MaxPool(nn.Module):
         self.k, self.s = k, s
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or min(x.shape[2:]) < self.k:  # torch says what is wrong, or knows what is meant
+            return nn.functional.max_pool2d(x, self.k, self.s)
         for dim in (2, 3):
             length = (x.shape[dim] - self.k) // self.s * self.s + 1
             parts = [x.narrow(dim, i, length) for i in range(self.k)]
@@ -61,10 +63,12 @@ def _lean_pools(module: nn.Module) -> None:
     """Puts `_MaxPool` in the place of each MaxPool2d that it can stand for."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.MaxPool2d) and isinstance(child.kernel_size, int) and isinstance(child.stride, int):
-                plain = (child.padding, child.dilation, child.ceil_mode, child.return_indices) == (0, 1, False, False)
-                if plain:
-                    setattr(parent, name, _MaxPool(child.kernel_size, child.stride))
+            if type(child) is not nn.MaxPool2d or child._forward_hooks or child._forward_pre_hooks:
+                continue
+            plain = (child.padding, child.dilation, child.ceil_mode, child.return_indices) == (0, 1, False, False)
+            k, s = child.kernel_size, child.stride
+            if plain and isinstance(k, int) and isinstance(s, int) and k > 1:  # k of 1 is a copy in torch, not a view
+                setattr(parent, name, _MaxPool(k, s))
 
 
 @contextlib.contextmanager

@@ -152,12 +152,13 @@ def fool(
 
     def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
         nonlocal first, last
+        done = _hits(chosen, logits, rows)
         if not len(first):
             first, last = (logits.new_empty(len(x), logits.shape[1]) for _ in "12")
         last[rows] = logits.softmax(1)
         if step == 0:
             first[rows] = last[rows]
-        return _hits(chosen, logits, rows)
+        return done
 
     end, taken = ascend(network, x, logit_of(chosen), lambda turn: valid(turn.x + lr * unit(turn.gradient)),
                         steps=steps, view=view, finished=finished, chunk=chunk, progress=progress)  # fmt: skip

@@ -200,8 +200,9 @@ def saliency(
 
     `x` is B x 3 x H x W normalised by `space` (None: any values); `target` the class of each image. "gradient x input"
     weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is the mean gradient over `samples` noisy
-    copies, whose noise, the same for every image, has a standard deviation of `noise` times the image's range. Raises
-    ArgumentError (shape, range, target, train mode) and WeightsError (NaN).
+    copies, whose noise, the same for every image, has a standard deviation of `noise` times the image's range. The
+    network sees channels-last tensors: its forward wants flatten where it has view. Raises ArgumentError (shape, range,
+    target, train mode) and WeightsError (NaN).
     """
     if kind not in ("gradient", "gradient x input", "smoothgrad") or samples < 1 or not 0 <= noise < math.inf:
         raise ArgumentError(f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "

@@ -370,6 +370,32 @@ def test_other_pools_stay(options: dict[str, Any]) -> None:
         assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
 
 
+class Halved(nn.MaxPool2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+def hooked() -> nn.Module:
+    pool = nn.MaxPool2d(2)
+    pool.register_forward_hook(lambda _module, _inputs, output: output / 2)
+    return pool
+
+
+@pytest.mark.parametrize("pool", [Halved(2), hooked(), nn.MaxPool2d(1, 2)], ids=["subclass", "hook", "k of 1"])
+def test_pools_that_do_more_stay(pool: nn.Module) -> None:
+    x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    with features.prepared(nn.Sequential(pool), torch.float32, "cpu") as network:
+        assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
+        assert torch.equal(network(x), pool(x))
+
+
+def test_lean_pools_refuse_and_take_what_torch_does() -> None:
+    with features.prepared(nn.Sequential(nn.MaxPool2d(3, 1)), torch.float32, "cpu") as network:
+        with pytest.raises(RuntimeError, match="too small"):
+            network(torch.zeros(1, 2, 2, 2))
+        assert network(torch.zeros(2, 5, 5)).shape == (2, 3, 3)  # one image without a batch
+
+
 def test_fast_dtype_falls_back_without_the_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     assert features.fast_dtype("cpu") == torch.float32

@@ -13,12 +13,13 @@ from rdfia.memory import kept_memory
 class Recorder:
     """A C library that writes down what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 2**31) -> None:
         self.told: list[tuple[int, ...]] = []
+        self.most = most  # the largest threshold that it takes
 
     def mallopt(self, option: int, value: int) -> int:
         self.told.append((option, value))
-        return 1
+        return int(option != -3 or value <= self.most)
 
     def malloc_trim(self, pad: int) -> int:
         self.told.append((pad,))
@@ -57,6 +58,19 @@ def test_an_error_gives_back_too(libc: Recorder) -> None:
     assert libc.told == KEPT + BACK
 
 
+def test_an_old_library_is_not_left_with_a_small_threshold(libc: Recorder) -> None:
+    libc.most = 2**25
+    with kept_memory():
+        assert libc.told == [KEPT[0], BACK[0], KEPT[1]]
+
+
+def test_settings_of_the_environment_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
+    memory._glibc.cache_clear()
+    assert memory._glibc() is None
+    memory._glibc.cache_clear()
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
     memory._glibc.cache_clear()
@@ -77,7 +91,10 @@ class Mallinfo(ctypes.Structure):
 def test_a_large_block_is_part_of_the_heap_while_memory_is_kept() -> None:
     libc = memory._glibc()
     if not hasattr(libc, "mallinfo2"):
-        pytest.skip("no glibc from 2.33 on: it cannot be asked where a block lies")
+        pytest.skip("no glibc from 2.33 on, or one with settings: it cannot be asked where a block lies")
+    if not libc.mallopt(-3, 2**31 - 1):
+        pytest.skip("this glibc takes no threshold above 32 MB: nothing larger can be kept")
+    libc.mallopt(-3, 2**25)
     libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Mallinfo, ctypes.c_void_p, [ctypes.c_void_p]
 
     def mappings() -> int:
