@@ -28,8 +28,10 @@ class WorkerError(Exception):
 
 # What differs from process to process, and is none of ours: numpy's threads wait in a loop for torch's to leave the
 # cores, and the other way round (6 to 90 ms for the same SVM); memory that goes back to the system is cleared anew.
-CALM = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}  # fmt: skip
+CALM = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26),
+}  # fmt: skip
 
 
 class Worker:
