@@ -1,5 +1,5 @@
 # Aliases: pytest is the interface (see README.md). The first target sets up .venv once; after that they only run.
-#   make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]     make test     make lint     make clean
+#   make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]     make test     make faults [PROFILE=full]     make lint     make clean
 #   make gate [BASE=commit]     make bench
 # RDFIA_ASSETS=<directory>, RDFIA_OFFLINE=1 and RDFIA_CACHE=<directory> reach the program through the environment.
 PYTHON ?= python3
@@ -16,14 +16,17 @@ ifdef RDFIA_ASSETS
 export RDFIA_ASSETS
 endif
 
-.PHONY: report test gate bench lint setup clean
+.PHONY: report test faults gate bench lint setup clean
 .DELETE_ON_ERROR:
 
 report: $(STAMP)
 	@$(BIN)/python -m pytest -m accuracy --device $(DEVICE) --profile $(PROFILE)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not accuracy"
+	@$(BIN)/python -m pytest -m "not accuracy and not faults"
+
+faults: $(STAMP)
+	@$(BIN)/python -m pytest -m faults --profile $(PROFILE)
 
 gate: $(STAMP)
 	@$(BIN)/python -m pytest -m gate --device $(DEVICE) $(if $(BASE),--base $(BASE))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim
 settings.register_profile("rdfia", deadline=None)  # how long an example takes says nothing on a shared machine
 settings.load_profile("rdfia")
 pytest_plugins = ["pytester"]
-FOLDERS = ("unit", "properties", "parity", "accuracy", "meta", "benchmarks")  # a folder implies its marker
+FOLDERS = ("unit", "properties", "parity", "accuracy", "meta", "faults", "benchmarks")  # a folder implies its marker
 LATEST = "reports/latest"
 RUN = pytest.StashKey[AccuracyRun]()
 
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--require", default="", metavar="A,B", help="fail where one of these is missing: gpu, asset names")
     group.addoption("--accept", action="store_true", help="store this run's verdicts, thresholds and durations as pins")
     group.addoption("--base", default="", metavar="REF", help="the commit that the gate times this tree against")
+    group.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed")
     group.addoption("--output", default=LATEST, help="folder for claims.json, index.html and figures/")
 
 
@@ -74,6 +76,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             names = ", ".join(CLAIMS)
             raise pytest.UsageError(f"{item.nodeid}: no claim {mark.args[0]!r}; rdfia/claims.json has {names}")
     _choose(config, items)
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
 
 
 def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -122,6 +126,20 @@ def claim(request: pytest.FixtureRequest) -> ClaimCheck:
 @pytest.fixture(scope="session")
 def progress(request: pytest.FixtureRequest) -> Progress:
     return Progress(request.config.stash[RUN])
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that reaches for another machine: what it needs is here, or is an asset that it asks for."""
+    connect = socket.socket.connect
+
+    def within(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            pytest.fail(f"the test reached for {address[0]}: tests need no network; serve it on loopback "
+                        "(tests/support/loopback.py)")  # fmt: skip
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", within)
 
 
 @pytest.fixture(autouse=True)

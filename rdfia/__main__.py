@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,7 @@ def _extract(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from rdfia import assets, datasets, features, networks, store
+    from rdfia import assets, datasets, extraction, networks, store
 
     taps = {tap: networks.tap_paths(options.network).get(tap, tap) for tap in options.taps.split(",")}
     if unknown := [tap for tap in taps if taps[tap] not in networks.tap_paths(options.network).values()]:
@@ -159,23 +160,36 @@ def _extract(options: argparse.Namespace) -> int:
     paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in datasets.SUFFIXES)
     if not paths:
         raise ArgumentError(f"folder {options.folder} holds no photos ({' '.join(sorted(datasets.SUFFIXES))})")
-    datasets.ImageSet(str(options.folder), tuple(paths), np.zeros(len(paths)), ("photos",)).verify()
+    device = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a GPU for each process of this machine
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        torch.empty(1, device=options.device)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for a misspelt device, and for one that is absent
         reason = str(error).splitlines()[0]
-        raise ArgumentError(f"device {options.device!r} cannot be used here: try cpu or cuda ({reason})") from error
+        raise ArgumentError(f"device {device!r} cannot be used here: try cpu or cuda ({reason})") from error
     whole, part = f"{options.network}-full", f"{options.network}-features"
     name = next((name for name in (options.network, whole) if name in assets.ASSETS and assets.find(name)), part)
-    loaded = networks.load(options.network, assets.load_weights(name))
-    print(loaded.statement, file=sys.stderr)
-    extracted = features.extract(
-        loaded.module, paths, taps, root=store.cache_dir() / "features", device=options.device, progress=_bar
-    )
-    names = json.dumps([path.relative_to(options.folder).as_posix() for path in paths])
-    store.save_tensors(options.to, {tap: extracted[tap] for tap in taps}, {"images": names, "network": options.network})
-    shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
-    print(f"{options.to}: {shapes} ({extracted.dtype})")
+    with extraction.team() as team:
+        if mine := paths[team.share(len(paths))]:
+            datasets.ImageSet(str(options.folder), tuple(mine), np.zeros(len(mine)), ("photos",)).verify()
+        loaded = networks.load(options.network, assets.load_weights(name))
+        if team.rank == 0:
+            print(loaded.statement, file=sys.stderr)
+        extracted = extraction.extract(
+            loaded.module, paths, taps, root=options.store or store.cache_dir() / "features", device=device, team=team,
+            cap_bytes=sys.maxsize if options.store else 8 * store.GIGABYTE, progress=None if team.rank else _bar,
+        )  # fmt: skip
+        if team.rank == 0:
+            names = [path.relative_to(options.folder).as_posix() for path in paths]
+            to = extracted.folder if options.store else options.to
+            if options.store:
+                store.write_json(to / "images.json", names)
+            else:
+                metadata = {"images": json.dumps(names), "network": options.network}
+                store.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
+            shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
+            print(f"{to}: {shapes} ({extracted.dtype})")
     return 0
 
 
@@ -207,17 +221,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--taps", default="pool5", help="comma-separated layers, such as relu4_3,pool5")
     sub.add_argument("--device", default="cpu")
     sub.add_argument("--to", type=Path, default=Path("features.safetensors"), metavar="FILE")
+    sub.add_argument("--store", type=Path, metavar="DIR", help="instead of FILE: shards below DIR, however many photos")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a check failed or a file is bad, 2 wrong argument, 3 something is not on this machine."""
+    """Exit code: 0 done, 1 a check failed or a file is bad, 2 wrong argument, 3 something is not here, 130 Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"rdfia: {message}", file=sys.stderr)
+            return int(options.run(options))
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("rdfia: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
     except RdfiaError as error:
         print(f"rdfia: {error}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else WAIT_FOR_ASSETS if isinstance(error, AssetUnavailable) else 1

@@ -169,8 +169,8 @@ def _digest(root: Path, files: list[Path], fresh: bool) -> str:
     """SHA-256 of a file, or over the sorted relative names and SHA-256s of a folder's files."""
     stamps = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
     key, memory, memo = hashlib.sha256(repr(stamps).encode()).hexdigest(), store.cache_dir() / "digests.json", {}
-    with contextlib.suppress(StoreError):
-        memo = store.read_json(memory)
+    with contextlib.suppress(StoreError, TypeError, ValueError):  # a memory, no more
+        memo = dict(store.read_json(memory))
     if not fresh and key in memo:
         return str(memo[key])
     if files == [root]:
@@ -185,7 +185,12 @@ def _digest(root: Path, files: list[Path], fresh: bool) -> str:
 
 def _manifest(root: Path) -> dict[str, dict[str, str]]:
     path = root / MANIFEST
-    return dict(store.read_json(path)) if path.exists() else {}
+    rows = store.read_json(path) if path.exists() else {}
+    listed = list(rows.values()) if isinstance(rows, dict) else [None]
+    if not all(isinstance(row, dict) and {*map(type, row.values())} == {str} and {"path", "sha256"} <= row.keys()
+               for row in listed):  # fmt: skip
+        raise StoreError(f"{path} is no list of assets as `rdfia assets fetch` writes it; remove it and fetch again")
+    return rows
 
 
 def locate(name: str, progress: Progress | None = None, *, download: bool = True) -> Located:
@@ -276,7 +281,8 @@ def load_weights(name: str) -> dict[str, Tensor]:
         raise ArgumentError(f"{name} is data, not weights; weights are {names}")
     from rdfia import weights  # imports torch, which `rdfia assets` does without
 
-    return weights.load(locate(name).path, asset.network, part=asset.part)
+    found = find(name, fresh=True) or locate(name)  # summed anew: a disk that rots leaves the time of change alone
+    return weights.load(found.path, asset.network, part=asset.part)
 
 
 def survey(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, Any]]:

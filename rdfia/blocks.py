@@ -85,8 +85,10 @@ def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> s
 
 
 def _check(record: Record, pictures: Sequence[str]) -> str:
+    margin = record.margin if isinstance(record.margin, str) else f"{record.margin:.1f} standard errors from the bound"
     values = {"measured": show(record.measured, record.unit), "expected": show(record.expected),
-              "tolerance": record.tolerance, "protocol": PROTOCOLS.get(record.protocol, record.protocol),
+              "tolerance": record.tolerance, "margin": margin,
+              "protocol": PROTOCOLS.get(record.protocol, record.protocol),
               "data": record.data, "weights": record.weights,
               "computed": ", ".join(filter(None, (record.dtype, record.device)))}  # fmt: skip
     silent = record.verdict in ("unavailable", "error")
@@ -137,6 +139,19 @@ def table1(rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> str:
             cells.append(text)
         body.append(cells)
     return fill("table1.html") + table(("row", "report", "first reading", "second reading"), body)
+
+
+def faults(run: Mapping[str, Any]) -> str:
+    """What was done to the package on purpose, how often, and how often it was withstood, with what was found."""
+    where, rows, more = run["environment"], [], ""
+    for name, row in run["rows"].items():
+        rows.append([name, row["tried"], row["withstood"], row["means"]])
+        found = json.dumps(row["found"], ensure_ascii=False)[:3000]
+        more += f"<dt>{escape(name)}</dt><dd><pre>{escape(found)}</pre></dd>"
+    facts = ", ".join(f"{name} {where[name]}" for name in ("profile", "date", "torch", "python"))
+    text = f"<p>{escape(facts)}. Tests below tests/faults do these things to the package, and count.</p>"
+    details = f"<details><summary>what was found</summary><dl>{more}</dl></details>"
+    return text + table(("done on purpose", "tried", "withstood", "which means"), rows) + details
 
 
 def thresholds(rows: Mapping[str, Mapping[str, Any]]) -> str:

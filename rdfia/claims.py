@@ -58,6 +58,7 @@ class Record:
     measured: Any = None
     unit: str = ""
     tolerance: str = ""
+    margin: Any = ""  # from the bound that decides, in standard errors; a text where there are none
     verdict: str = "error"
     pinned: str | None = None
     protocol: str = ""

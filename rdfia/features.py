@@ -1,16 +1,14 @@
-"""TME 7: the features of every layer from one forward pass, streamed from files to disk or to Gram matrices."""
+"""TME 7: the features of every layer from one forward pass, streamed from files (to `extraction`, or to `gram`)."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import functools
-import hashlib
-import json
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,9 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, WeightsError
 from rdfia.images import LAB, Preprocess
-from rdfia.memory import kept_memory
-from rdfia.store import GIGABYTE, FeatureStore, tensors_digest, write_json
+from rdfia.memory import Pieces, fitting, kept_memory, told
 
+WORKSPACE = 2  # times what layers take and give: freed blocks that no later layer's tensor fits, and a layer's own
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
@@ -86,11 +84,10 @@ def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) 
         if torch.device(device).type == "cpu":
             _lean_pools(clone)
             stack.enter_context(kept_memory())
-        stack.enter_context(torch.inference_mode())
         yield clone
 
 
-def _last_position(order: Sequence[str], path: str) -> int:
+def last_position(order: Sequence[str], path: str) -> int:
     """Position in `order` of the last module inside `path`: a block is reached when its last layer is."""
     return max(index for index, name in enumerate(order) if name == path or name.startswith(f"{path}."))
 
@@ -107,7 +104,7 @@ def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
             raise ArgumentError(f"tap {tap!r}: the network has no module {path!r}; it has {known}"[:500])
     for position, (path, child) in enumerate(modules.items()):
         absent = [name for name, parameter in child.named_parameters(recurse=False) if parameter.is_meta]
-        blocked = [tap for tap, target in taps.items() if _last_position(order, target) >= position]
+        blocked = [tap for tap, target in taps.items() if last_position(order, target) >= position]
         if absent and blocked:
             raise WeightsError(
                 f"cannot reach {', '.join(blocked)}: {path}.{absent[0]} is not in these weights (they end before it). "
@@ -173,13 +170,46 @@ def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[
     return run_taps(module, x, taps, lambda _tap, value: value.clone())
 
 
+def _dry_run(module: nn.Module, taps: Mapping[str, str], size: int) -> tuple[dict[str, tuple[int, ...]], int]:
+    """(shape of each tap, most values alive at once: what a layer takes and gives, and the taps so far), one image."""
+    check_reachable(module, taps)
+
+    def empty(value: Tensor) -> Tensor:
+        return torch.empty_like(value, dtype=torch.float32 if value.is_floating_point() else value.dtype, device="meta")
+
+    memo: dict[int, Any] = {id(value): empty(value) for value in module.buffers()}
+    memo |= {id(value): nn.Parameter(empty(value), requires_grad=False) for value in module.parameters()}
+    clone = copy.deepcopy(module, memo).eval()  # without a copy of the weights, which may be half a gigabyte
+    shapes: dict[str, tuple[int, ...]] = {}
+    most = 0
+
+    def measure(_module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal most
+        alive = sum(value.numel() for value in (*inputs, output) if isinstance(value, Tensor))
+        most = max(most, alive + sum(math.prod(shape) for shape in shapes.values()))
+
+    def take(tap: str, value: Tensor) -> Tensor:
+        shapes[tap] = tuple(value.shape[1:])
+        return value.clone()
+
+    for child in clone.modules():
+        if not next(child.children(), None):
+            child.register_forward_hook(measure)
+    with torch.inference_mode():
+        run_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, take)
+    return shapes, most
+
+
 def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[str, tuple[int, ...]]:
     """Shape of each tap for one 3 x size x size image (C x H x W or D), found on the meta device in milliseconds."""
-    check_reachable(module, taps)
-    clone = copy.deepcopy(module).eval().to("meta", torch.float32)
-    with torch.inference_mode():
-        values = run_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, lambda _tap, value: value.clone())
-    return {tap: tuple(value.shape[1:]) for tap, value in values.items()}
+    return _dry_run(module, taps, size)[0]
+
+
+def memory_needed(module: nn.Module, taps: Mapping[str, str], size: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes on the device of (a copy of the network; one image of 3 x size x size on its way): what to expect."""
+    weights = sum(value.numel() for value in module.state_dict().values() if not value.is_meta)
+    image = 3 * size * size * 4 * 3  # float32, before and after it is normalised, and laid out anew
+    return weights * dtype.itemsize, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
 
 def decode(images: Sequence[Any], preprocess: Preprocess, workers: int = 2, ahead: int = 64) -> Iterator[Tensor]:
@@ -191,7 +221,7 @@ def decode(images: Sequence[Any], preprocess: Preprocess, workers: int = 2, ahea
     def pixels(item: Any) -> Tensor:
         return preprocess.pixels(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with told("decoding photos: free some, or give smaller photos"), ThreadPoolExecutor(workers) as pool:
         waiting = deque(pool.submit(pixels, item) for item in images[:ahead])
         try:
             for upcoming in range(ahead, ahead + len(images)):
@@ -227,101 +257,31 @@ def stream(
     batch_size: int = 16,
     pool: Callable[[Tensor], Tensor] = flat,
     progress: Progress | None = None,
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Features of images in order, batch by batch: {tap: B x D in `dtype` on `device`}; memory does not grow with N.
 
     `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). `pool` makes
     rows of a layer's output, in memory of their own: all values by default, or means over a grid (`pyramid`). Decoding
-    runs ahead in threads. `module` itself is not touched. Raises ArgumentError, WeightsError, ImageError.
+    runs ahead in threads. `module` itself is not touched. Where memory does not do for a batch, its parts are computed
+    one after the other, with a FewerAtATime warning. Raises ArgumentError, WeightsError, ImageError; TooLarge when
+    one image is too much.
     """
-    check_reachable(module, taps)
     dtype = dtype or fast_dtype(device)
+    weights, image = memory_needed(module, taps, preprocess.size, dtype)
+    on_cpu, most = torch.device(device).type == "cpu", batch_size
+    if on_cpu:
+        most = fitting(batch_size, image, weights, f"the layers up to {', '.join(taps)} in {dtype}")
     with prepared(module, dtype, device) as network:
+        pieces: Pieces[dict[str, Tensor]] = Pieces(most)
+
+        @torch.inference_mode()  # not for as long as the generator lives: its consumer's own gradients are its own
+        def run(rows: Tensor) -> dict[str, Tensor]:
+            x = preprocess.normalise(rows.to(device)).to(dtype, memory_format=torch.channels_last)
+            return run_taps(network, x, taps, lambda _tap, value: pool(value))
+
         batches: Iterable[Any] = batches_of(decode(images, preprocess), batch_size)
         if progress is not None:
             batches = progress(batches, -(-len(images) // batch_size), "features")
         for pixels in batches:
-            x = preprocess.normalise(pixels.to(device)).to(dtype, memory_format=torch.channels_last)
-            yield run_taps(network, x, taps, lambda _tap, value: pool(value))
-
-
-def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
-    """SHA-256 of the tensors that the taps depend on (those at or before the deepest tap)."""
-    order = [name for name, _ in module.named_modules()]
-    deepest = max(_last_position(order, path) for path in taps.values())
-    reached = set(order[: deepest + 1])
-    state = {name: tensor for name, tensor in module.state_dict().items() if name.rpartition(".")[0] in reached}
-    return tensors_digest(state)
-
-
-def content_digest(images: Sequence[Any]) -> str:
-    """SHA-256 over the bytes of every image: what a store is keyed by when the data set gives no digest."""
-    digest = hashlib.sha256()
-    for item in images:
-        array = item if isinstance(item, np.ndarray) else None
-        data = np.ascontiguousarray(array).tobytes() if array is not None else None
-        if data is None:
-            data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-def extract(
-    module: nn.Module,
-    images: Sequence[Any],
-    taps: Mapping[str, str],
-    *,
-    root: Path,
-    content: str | None = None,
-    preprocess: Preprocess = LAB,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    batch_size: int = 16,
-    pool: Callable[[Tensor], Tensor] = flat,
-    cap_bytes: int = 8 * GIGABYTE,
-    progress: Progress | None = None,
-) -> FeatureStore:
-    """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.
-
-    The store is keyed by weights, taps, `pool`, preprocessing, dtype, batch size and the images' `content` (a digest,
-    made from the files when not given). Raises TooLarge before the first image if the matrices exceed `cap_bytes` or
-    the disk; else as `stream`, and StoreError.
-    """
-    dtype = dtype or fast_dtype(device)
-    shapes = tap_shapes(module, taps, preprocess.size)
-    key = {
-        "weights": weights_digest(module, taps),
-        "taps": dict(sorted(taps.items())),
-        "pool": pool.__qualname__,
-        "preprocess": preprocess.key,
-        "dtype": str(dtype),
-        "device": torch.device(device).type,
-        "batch_size": batch_size,
-        "content": content or content_digest(images),
-        "n": len(images),
-    }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    widths = {tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()}
-    store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_rows=16 * batch_size)
-    store.check_size(cap_bytes)
-    write_json(store.folder / "manifest.json", {"key": key, "widths": widths, "shard_rows": store.shard_rows})
-    todo = [shard for shard in range(len(store.shards)) if not store.is_done(shard)]
-    if not todo:
-        return store
-    rows = [row for shard in todo for row in range(store.shards[shard].start, store.shards[shard].stop)]
-    batches = stream(
-        module,
-        [images[row] for row in rows],
-        taps,
-        preprocess=preprocess,
-        dtype=dtype,
-        device=device,
-        batch_size=batch_size,
-        pool=pool,
-        progress=progress,
-    )
-    for shard in todo:  # only the last shard can be short, so batches never straddle two of them
-        count = -(-(store.shards[shard].stop - store.shards[shard].start) // batch_size)
-        parts = [next(batches) for _ in range(count)]
-        store.write(shard, {tap: torch.cat([part[tap].cpu() for part in parts]) for tap in taps})
-    return store
+            parts = pieces(run, pixels)
+            yield parts[0] if len(parts) == 1 else {tap: torch.cat([part[tap] for part in parts]) for tap in taps}

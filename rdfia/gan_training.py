@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rdfia import gans, store
+from rdfia import gans, memory, store
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
 from rdfia.gan_health import Health, diversity, health, within  # noqa: F401 - what a run is judged by belongs to this interface
 from rdfia.gans import GanArchitecture, Generator
@@ -98,6 +98,7 @@ class Trainer:
         y = gans.check_images(a, images, labels)
         if config.batch > len(images):
             raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
+        memory.require(images.nbytes, f"a copy of {len(images)} images", "give fewer, or smaller ones")
         self.y = None if y is None else y.to(self.device)
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)  # N x S x S x C: batches come channels-last
         self.digest = store.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
@@ -108,9 +109,8 @@ class Trainer:
             torch.optim.Adam(net.parameters(), config.lr, (config.beta1, config.beta2), fused=True) for net in nets
         ]
         self.noise = gans.stream(config.seed, _NOISE, device=self.device)
-        self.done, self.batches = 0, 0  # steps; batches of data taken
+        self.done, self.batches, self._order = 0, 0, torch.empty(0)  # steps; batches of data taken; epoch's order
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
-        self._order = torch.empty(0)
 
     @property
     def images_from(self) -> Generator:
@@ -126,8 +126,8 @@ class Trainer:
         per_epoch = len(self.x) // self.config.batch
         epoch, place = divmod(self.batches, per_epoch)
         if place == 0 or not len(self._order):  # the order depends on seed and epoch alone, so that a resume finds it
-            order = gans.stream(self.config.seed, _ORDER, epoch)
-            self._order = torch.randperm(len(self.x), generator=order).to(self.device)
+            generator = gans.stream(self.config.seed, _ORDER, epoch)
+            self._order = torch.randperm(len(self.x), generator=generator).to(self.device)
         self.batches += 1
         rows = self._order[place * self.config.batch : (place + 1) * self.config.batch]
         pixels = self.x[rows].permute(0, 3, 1, 2)
@@ -209,8 +209,8 @@ class Trainer:
         store.save_tensors(path, tensors)
         state = {"step": self.done, "batches": self.batches, "file": path.name, "data": self.digest}
         store.write_json(path.with_name("training.json"), {**state, "config": self.config.as_json()})
-        folder = path.parent
-        for old in {*folder.glob("step-*.safetensors"), *folder.glob(".step-*.part")} - {path}:  # .part: of a kill
+        store.sweep(path.parent)
+        for old in {*path.parent.glob("step-*.safetensors")} - {path}:
             old.unlink(missing_ok=True)
         return path
 
@@ -322,7 +322,7 @@ def train(
     steps (a multiple of 25) and at the end a checkpoint is written. After the steps in `visit_at` (from 1), `visit`
     sees the trainer (for scores), again where a run goes on from a checkpoint before; what it draws must come from a
     generator of its own. Grids are those of the steps after that checkpoint.
-    Raises DatasetError, DivergedError, CheckpointError, StoreError.
+    Raises DatasetError, DivergedError, CheckpointError, StoreError, TooLarge (memory for a batch).
     """
     trainer = Trainer(config, images, labels, device=device)
     if checkpoint_every < 1 or checkpoint_every % LOG_EVERY:
@@ -332,7 +332,8 @@ def train(
     wanted_grids, wanted_visits, grids = set(grids_at), set(visit_at), []
     steps: Iterable[int] = range(trainer.done, config.steps)
     for step in progress(steps, config.steps - trainer.done, config.architecture.kind) if progress else steps:
-        trainer.step()
+        with memory.told(f"step {step} of a GAN, batch={config.batch}: lower it; the last good checkpoint: {kept}"):
+            trainer.step()
         if trainer.done % LOG_EVERY == 0 or trainer.done == config.steps:
             start = step // LOG_EVERY * LOG_EVERY
             trainer.check(start, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError
-from rdfia.features import Progress, batches_of, decode, fast_dtype, flat, prepared, run_taps, tap_shapes
+from rdfia.features import Progress, batches_of, decode, fast_dtype, flat, memory_needed, prepared, run_taps, tap_shapes
 from rdfia.images import LAB, Preprocess
+from rdfia.memory import Pieces, fitting, require
 from rdfia.store import GIGABYTE, refusal
 
 PART_BYTES = GIGABYTE  # of a tile on disk, resident at a time
@@ -102,6 +104,11 @@ def plan_passes(
     return ([_Pass(whole, slice(0, size))] if whole else []) + passes
 
 
+def _width(shape: tuple[int, ...], rows: slice) -> int:
+    """Columns that a band of rows of a map of this shape makes; all of what is no map."""
+    return shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else math.prod(shape)
+
+
 class _Tile:
     """Room for n x width: a tensor in memory, or with `scratch` parts of at most PART_BYTES, each in a mapped file."""
 
@@ -152,19 +159,28 @@ def accumulate(
     Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
     are kept between passes. With `scratch`, a folder, tiles live in memory-mapped files there that vanish afterwards,
     in parts of at most 1 GB of which one is resident at a time, so that the budget may exceed the memory. Raises as
-    `stream`, ArgumentError when not even one row of a map fits the budget, TooLarge when the disk cannot hold the
-    tiles, and StoreError when `scratch` cannot be written.
+    `stream`, ArgumentError when not even one row of a map fits the budget, TooLarge when the memory or the disk cannot
+    hold the tiles, and StoreError when `scratch` cannot be written.
     """
     dtype = dtype or fast_dtype(device)
     n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, dtype.itemsize, budget_bytes)
     strides = {tap: int(np.prod([s for _, s, _ in _chain(module, path) or []])) for tap, path in taps.items()}
     shapes = tap_shapes(module, taps, preprocess.size)
+    widths = [{tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes]
+    most = batch_size
+    if torch.device(device).type == "cpu":
+        tiles_bytes = PART_BYTES if scratch else max(n * sum(tile.values()) for tile in widths) * dtype.itemsize
+        held = tiles_bytes + (len(passes) > 1) * n * 3 * preprocess.size**2
+        require(held, f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
+                f"lower budget_bytes={budget_bytes}, or give scratch, a folder on a disk")  # fmt: skip
+        weights, image = memory_needed(module, taps, preprocess.size, dtype)
+        most = fitting(batch_size, image, weights + held, f"the layers up to {', '.join(taps)}")
+    pieces: Pieces[dict[str, Tensor]] = Pieces(most)
     pixels: Iterable[Tensor] = decode(images, preprocess)
     if len(passes) > 1:
         pixels = torch.stack(list(pixels))
     with prepared(module, dtype, device) as network:
-        for number, plan in enumerate(passes, 1):
-            wanted = {tap: taps[tap] for tap in plan.rows}
+        for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):
 
             def band(tap: str, value: Tensor, plan: _Pass = plan) -> Tensor:
                 if value.ndim == 4:
@@ -172,20 +188,22 @@ def accumulate(
                     value = value[:, :, start : start + plan.rows[tap].stop - plan.rows[tap].start]
                 return flat(value)
 
-            tiles = {}
-            for tap, rows in plan.rows.items():
-                shape = shapes[tap]
-                width = shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else int(np.prod(shape))
-                tiles[tap] = _Tile(n, width, dtype, device, scratch)
+            @torch.inference_mode()
+            def run(rows: Tensor, plan: _Pass = plan, band: Any = band) -> dict[str, Tensor]:
+                x = preprocess.normalise(rows[:, :, plan.crop].to(device))
+                x = x.to(dtype, memory_format=torch.channels_last)
+                return run_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
+
+            tiles = {tap: _Tile(n, width, dtype, device, scratch) for tap, width in tile.items()}
             batches: Iterable[Any] = batches_of(pixels, batch_size)
             if progress is not None:
                 batches = progress(batches, -(-n // batch_size), f"Gram matrices, pass {number} of {len(passes)}")
             row = 0
             for batch in batches:
-                x = preprocess.normalise(batch[:, :, plan.crop].to(device))
-                values = run_taps(network, x.to(dtype, memory_format=torch.channels_last), wanted, band)
-                for tap, value in values.items():
-                    tiles[tap].write(slice(row, row + len(batch)), value)
-                row += len(batch)
+                for values in pieces(run, batch):
+                    end = row + len(next(iter(values.values())))
+                    for tap, value in values.items():
+                        tiles[tap].write(slice(row, end), value)
+                    row = end
             for tap in list(tiles):
                 tiles.pop(tap).hand_over(accumulators[tap])

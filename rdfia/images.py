@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from rdfia.errors import ArgumentError, ImageError
+from rdfia.errors import ArgumentError, ImageError, one_line
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -26,10 +27,13 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own, higher, limits
-        raise ImageError(f"{path}: {error}; the limit is {max_pixels:,} pixels: shrink it or remove it") from error
+        reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
+        raise ImageError(f"{one_line(path)}: {reason}") from error
     except Exception as error:  # Pillow's readers let many kinds through for a damaged header
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable image ({error})"
-        raise ImageError(f"{path}: {reason}; convert it to JPEG or PNG, or remove it") from error
+        if isinstance(error, PermissionError):
+            raise ImageError(f"{one_line(path)}: permission denied; let yourself read it, or remove it") from error
+        raise ImageError(f"{one_line(path)}: {reason}; convert it to JPEG or PNG, or remove it") from error
     width, height = image.size
     problem = ""
     if width * height > max_pixels:
@@ -42,7 +46,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         problem = "animated or of several pages, expected one picture: save one frame as PNG"
     if problem:
         image.close()
-        raise ImageError(f"{path}: {problem}")
+        raise ImageError(f"{one_line(path)}: {problem}")
     return image
 
 
@@ -54,7 +58,7 @@ def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
     except ImageError:
         raise
     except Exception as error:  # counting frames reads further into the file than the header
-        raise ImageError(f"{path}: damaged ({error}); replace it or remove it") from error
+        raise ImageError(f"{one_line(path)}: damaged ({error}); replace it or remove it") from error
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -69,22 +73,36 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             image.load()
             return to_8_bits(ImageOps.exif_transpose(image))
     except ImageError as error:
-        raise error if str(path) in str(error) else ImageError(f"{path}: {error}") from error
+        raise error if one_line(path) in str(error) else ImageError(f"{one_line(path)}: {error}") from error
     except Exception as error:  # Pillow's decoders let many kinds through for damaged data
-        raise ImageError(f"{path}: truncated or damaged ({error}); replace it or remove it") from error
+        raise ImageError(f"{one_line(path)}: truncated or damaged ({error}); replace it or remove it") from error
+
+
+def _strips(image: Image.Image, rows: int = 512) -> Iterator[tuple[int, Image.Image]]:
+    """The image from top to bottom, (top, strip) by (top, strip): what is made on the way stays small."""
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
     """An image of any mode as L or RGB. Raises ImageError for values that have no known range (32-bit, float)."""
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        flat = Image.new("RGB", image.size)
+        for top, strip in _strips(image):
+            strip = strip.convert("RGBA")
+            white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+            flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+        return flat
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"32-bit values {values.min()} to {values.max()}, expected 16 bits: save it as 16-bit PNG")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        ends = [(int(v.min()), int(v.max())) for _, strip in _strips(image) for v in [np.asarray(strip)]]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        if low < 0 or high > 65535:
+            raise ImageError(f"32-bit values {low} to {high}, expected 16 bits: save it as 16-bit PNG")
+        grey = Image.new("L", image.size)
+        for top, strip in _strips(image):
+            wide = np.asarray(strip).astype(np.uint32)
+            grey.paste(Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)), (0, top))
+        return grey
     if image.mode in ("F", "LAB"):
         raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")

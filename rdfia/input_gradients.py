@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, WeightsError
 from rdfia.images import CROP, Preprocess, blur
-from rdfia.memory import kept_memory
+from rdfia.memory import halves, kept_memory
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Per = float | Sequence[float] | Tensor  # one value for all images, or one for each
@@ -142,10 +142,11 @@ def ascend(
     """Climb `objective` from each image: `steps` times x <- update(turn); returns x and the updates made of each, B.
 
     `x` is B x 3 x H x W; `view` is what the network sees of it (jittered, rounded); `finished(step, rows, x, logits)`
-    says which images are done and leave the batch. Images do not meet: `chunk` of them are computed at a time (by
-    default `chunk_on` the device), in channels-last memory format, in which a forward wants flatten and not view.
-    Parameters are frozen meanwhile and get their flags back; neither mode, hooks nor `.grad` are touched. Raises
-    ArgumentError for a network in train mode, WeightsError for weights that are not finite.
+    says which images are done and leave the batch; it may be asked twice. Images do not meet: `chunk` of them are
+    computed at a time (by default `chunk_on` the device), in channels-last memory format, in which a forward wants
+    flatten and not view. Where memory runs out, a chunk goes on in halves, with a FewerAtATime warning. Parameters are
+    frozen meanwhile and get their flags back; neither mode, hooks nor `.grad` are touched. Raises TooLarge (memory for
+    one image), ArgumentError for a network in train mode, WeightsError for weights that are not finite.
     """
     chunk = chunk_on(x.device) if chunk is None else chunk
     if chunk < 1:
@@ -156,22 +157,36 @@ def ascend(
         parts = progress(parts, -(-len(x) // chunk), "input gradients")
     with _borrowed(network), torch.enable_grad(), kept_memory():
         x = x.clone()
-        for rows in parts:
-            for step in range(steps + (finished is not None)):
-                current = x[rows].requires_grad_()
-                seen = current if view is None else view(current, rows, step)
-                logits = network(seen.contiguous(memory_format=torch.channels_last))
-                left = torch.ones(len(rows), dtype=torch.bool)
-                if finished is not None:
-                    left = ~finished(step, rows, current.detach(), logits.detach()).cpu()
-                if step == steps or not left.any():
-                    break
-                (gradient,) = torch.autograd.grad(objective(logits, current, rows).sum(), current)
-                rows = rows[left]
-                turn = Turn(step, rows, current.detach()[left], logits.detach()[left], gradient[left])
+
+        def look(step: int, rows: Tensor) -> Turn | None:
+            """What the next update needs, None where no image is left. It changes nothing, so it can be repeated."""
+            current = x[rows].requires_grad_()
+            seen = current if view is None else view(current, rows, step)
+            logits = network(seen.contiguous(memory_format=torch.channels_last))
+            left = torch.ones(len(rows), dtype=torch.bool)
+            if finished is not None:
+                left = ~finished(step, rows, current.detach(), logits.detach()).cpu()
+            if step == steps or not left.any():
+                return None
+            (gradient,) = torch.autograd.grad(objective(logits, current, rows).sum(), current)
+            return Turn(step, rows[left], current.detach()[left], logits.detach()[left], gradient[left])
+
+        for part in parts:
+            waiting = [(0, part)]
+            while waiting:
+                step, rows = waiting.pop()
+                try:
+                    turn = look(step, rows)
+                except (RuntimeError, MemoryError) as error:
+                    waiting += [(step, half) for half in halves(error, rows)]
+                    continue
+                if turn is None:
+                    continue
                 with torch.no_grad():
-                    x[rows] = update(turn)
-                taken[rows] += 1
+                    x[turn.rows] = update(turn)
+                taken[turn.rows] += 1
+                if step + 1 < steps + (finished is not None):
+                    waiting.append((step + 1, turn.rows))
     return x, taken
 
 

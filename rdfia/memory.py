@@ -1,4 +1,4 @@
-"""Freed memory is kept while tensors come and go: what a CNN on the CPU loses most of its time to beside arithmetic."""
+"""Memory: what there is of it, fewer images at a time where it runs out, and freed memory kept for the next layer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import ctypes
 import functools
 import os
 import platform
+import re
+import resource
 import threading
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from rdfia.errors import FewerAtATime, TooLarge
+
+T = TypeVar("T")
 
 # mallopt(3): the size from which a block is a mapping of its own; how much free memory the heap keeps at its top.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -56,3 +67,116 @@ def kept_memory() -> Iterator[None]:
             _users -= 1
             if not _users:
                 _retain(_USUAL)
+
+
+# --- how much there is ----------------------------------------------------------------------------------------------
+
+
+def _number(path: str, pattern: str = r"(\d+)") -> int | None:
+    """The first number that `pattern` finds in a file of the system's; None without file or number ("max")."""
+    try:
+        found = re.search(pattern, Path(path).read_text())
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+def available() -> int | None:
+    """Bytes that this process can still take without being killed or refused; None where the system does not tell.
+
+    The least of what the machine has left, the container (its page cache counts as free), and `ulimit -v`.
+    """
+    left = []
+    if (kilobytes := _number("/proc/meminfo", r"MemAvailable:\s+(\d+)")) is not None:
+        left.append(kilobytes * 1024)
+    for folder, most, used, cache in (("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+                                      ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+                                       "total_inactive_file")):  # fmt: skip
+        limit, taken = _number(f"{folder}/{most}"), _number(f"{folder}/{used}")
+        if limit is not None and taken is not None:
+            left.append(limit - taken + (_number(f"{folder}/memory.stat", rf"^{cache} (\d+)") or 0))
+    space, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _number("/proc/self/statm")
+    if space != resource.RLIM_INFINITY and pages is not None:
+        left.append(space - pages * resource.getpagesize())
+    return max(0, min(left)) if left else None
+
+
+def require(nbytes: float, what: str, instead: str) -> None:
+    """Raises TooLarge before work begins that cannot fit; on Linux the kernel would kill the process without a word."""
+    if (left := available()) is not None and nbytes > left:
+        raise TooLarge(f"{what} takes about {nbytes / 1e9:.3g} GB of memory, {left / 1e9:.3g} GB are left: {instead}")
+
+
+def fitting(n: int, each: float, beside: float, what: str) -> int:
+    """How many of n images fit at a time, `each` that many bytes, and `beside` them once.
+
+    Fewer than n come with a FewerAtATime warning; TooLarge: not even one does.
+    """
+    require(beside + each, f"{what}, for one image,", "free some, choose smaller images, earlier layers, or bfloat16")
+    if (left := available()) is None or (most := int((left - beside) / max(1, each))) >= n:
+        return n
+    warnings.warn(f"{left / 1e9:.3g} GB of memory are left for {what}: {max(1, most)} images at a time instead of {n}",
+                  FewerAtATime, stacklevel=3)  # fmt: skip
+    return max(1, most)
+
+
+# --- where it runs out ----------------------------------------------------------------------------------------------
+
+
+def ran_out(error: BaseException) -> bool:
+    """Is this what torch, numpy or CUDA raises where an allocation was refused?"""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a memory",
+             "can't start new thread")  # fmt: skip
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turns a refused allocation into TooLarge that says at what, and what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise TooLarge(f"memory ran out at {what}") from error
+
+
+def halves(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Both halves of `rows`, for which memory ran out, with a FewerAtATime warning; TooLarge if it was only one.
+
+    An error of another kind is raised again.
+    """
+    if not ran_out(error):
+        raise error
+    n = len(rows)
+    if n == 1:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TooLarge(f"memory ran out at one image ({reason}): free some, choose smaller images or an earlier layer, "
+                       "or a device with more") from error  # fmt: skip
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    warnings.warn(f"memory ran out at {n} images at a time, going on with {-(-n // 2)}", FewerAtATime, stacklevel=3)
+    first, second = rows.split(-(-n // 2))
+    return first, second
+
+
+class Pieces(Generic[T]):
+    """Runs a function over batches of rows; once memory ran out, over half as many at a time, from then on."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __call__(self, run: Callable[[Tensor], T], batch: Tensor) -> list[T]:
+        done, rest = list[T](), batch
+        while len(rest):
+            part = rest[: self.most]
+            try:
+                done.append(run(part))
+                rest = rest[len(part) :]
+            except (RuntimeError, MemoryError) as error:
+                self.most = len(halves(error, part)[0])
+        return done

@@ -16,7 +16,7 @@ import numpy as np
 from . import blocks, claims, figures, speed, store
 from .blocks import LEGEND, badge, fill, link, slug
 from .claims import CLAIMS, Ledger, Record
-from .errors import RdfiaError
+from .errors import RdfiaError, StoreError
 from .machine import environment
 
 # What evidence draws is told by its fields: section, fields, figure, caption.
@@ -50,6 +50,7 @@ TITLES = {
     "figure19": "Figure 19: cGAN by step", "figure20": "Figure 20: losses of the cGAN",
     "steps": "GANs by training step, measured",
     "speed": "Speed, beside the peers", "gate": "The gate's false alarms and catches",
+    "faults": "Faults and hostile files, withstood",
     "thresholds": "Thresholds", "answers": "Answers of the report", "errata": "Errata of the report",
     "environment": "Environment and assets",
 }  # fmt: skip
@@ -71,6 +72,14 @@ def write(folder: Path, ledger: Ledger) -> Path:
 def rebuild(folder: Path) -> Path:
     """Figures and page from `folder`/claims.json alone; returns the page's path. StoreError: there is none to read."""
     run = claims.read_run(folder / "claims.json")
+    try:
+        return _page(folder, run)
+    except (*speed.BROKEN, IndexError) as error:
+        raise StoreError(f"{folder / 'claims.json'} has what cannot be shown ({error!r}); pytest -m accuracy writes it "
+                         "anew") from error  # fmt: skip
+
+
+def _page(folder: Path, run: Mapping[str, Any]) -> Path:
     order = {claim_id: i for i, claim_id in enumerate(CLAIMS)}
     records = sorted(run["records"], key=lambda record: order.get(record.id, len(order)))
     sections, where = _sections(folder, run, records), run["environment"]
@@ -131,9 +140,17 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
         caption = "Table 1 and ours, by both readings of its row names."
         table += _draw(folder, "table1", figures.table1, [evidence for _, evidence in rows], caption, rows[0][0])
     return {**html, "claims": blocks.filters(records) + blocks.cards(records, own), "table1": table,
-            "speed": speed.benchmarks(folder), "gate": speed.gate(folder),
+            "speed": speed.benchmarks(folder), "gate": speed.gate(folder), "faults": _faults(folder),
             "thresholds": blocks.thresholds(run.get("thresholds", {})), "answers": blocks.answers(records),
             "errata": blocks.errata(), "environment": blocks.environment(run["environment"])}  # fmt: skip
+
+
+def _faults(folder: Path) -> str:
+    """The section of `folder`/faults.json; empty where there is none, a sentence where it is no such record."""
+    try:
+        return blocks.faults(store.read_json(path)) if (path := folder / "faults.json").exists() else ""
+    except speed.BROKEN as error:
+        return f"<p class=small>faults.json could not be read: {escape(repr(error))}</p>"
 
 
 def _evidence(record: Record, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -39,33 +40,59 @@ def refusal(what: object, error: OSError) -> StoreError:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on leaving it is synced to disk and renamed, on an error it is removed.
+    """Yields a temporary path on the disk of `path`; on leaving it is synced and renamed, on an error it is removed.
 
     Raises StoreError that names `path` for anything the operating system refuses.
     """
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes private files; what the store keeps may be shared
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        temporary = None
+        with _part(path) as folder:
+            yield (temporary := folder / path.name)
+            temporary.chmod(0o644)  # what the store keeps may be shared
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
         with contextlib.suppress(OSError):  # some file systems refuse to sync a folder; the rename stands all the same
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            parent = os.open(path.parent, os.O_RDONLY)
+            os.fsync(parent)
+            os.close(parent)
     except OSError as error:
         raise refusal(path, error) from error
+
+
+@contextlib.contextmanager
+def _part(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is being written, locked while this process lives: `sweep` leaves such alone.
+
+    A folder, since libraries write files of their own beside the one that they were given.
+    """
+    while True:
+        folder = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with contextlib.suppress(FileNotFoundError):  # a `sweep` came between
+            handle = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks: then nothing can be swept either
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.exists(folder):
+                break
+            os.close(handle)
+    try:
+        yield Path(folder)
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half-written in `folder`; what a living one is writing stays."""
+    for part in Path(folder).glob(".*.part"):
+        with contextlib.suppress(OSError):
+            handle = os.open(part, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part)
+            finally:
+                os.close(handle)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -76,13 +103,20 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON with a final newline, atomically. Raises StoreError."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # bytes of a file's name that are no UTF-8 come back
+
+
+def _closed(path: Path) -> StoreError:
+    return StoreError(f"cannot read {path}: permission denied; let yourself read it, as with chmod u+r")
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises StoreError that names the file when it is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text("utf-8"))
+    except PermissionError as error:
+        raise _closed(path) from error
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path} as JSON: {error}; remove it to have it made again") from error
 
@@ -123,9 +157,13 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with open(path, "rb"):  # safetensors says "no such file" of one that may not be read
+            pass
         with safe_open(path, framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    except PermissionError as error:
+        raise _closed(path) from error
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise StoreError(f"cannot read {path}: {error}; remove it to have it made again") from error
     if metadata.pop("sha256", None) != tensors_digest(tensors, metadata):
@@ -195,11 +233,14 @@ class FeatureStore:
 
         if tap not in self.widths:
             raise ArgumentError(f"tap {tap!r} is not in this store; it has {', '.join(self.widths)}")
-        for shard in range(len(self.shards)):
+        for shard, rows in enumerate(self.shards):
             try:
                 with safe_open(self.path(shard), framework="pt") as stream:
-                    yield stream.get_slice(tap)[:, columns]
-            except (OSError, SafetensorError) as error:
+                    found = stream.get_slice(tap)
+                    if found.get_shape() != (expected := [rows.stop - rows.start, self.widths[tap]]):
+                        raise ValueError(f"{tap} has shape {found.get_shape()}, expected {expected}")
+                    yield found[:, columns]
+            except (OSError, SafetensorError, ValueError) as error:
                 raise StoreError(f"cannot read {self.path(shard)}: {error}; extract again to complete it") from error
 
     def __getitem__(self, tap: str) -> torch.Tensor:

@@ -116,9 +116,10 @@ def scored_run(
              "device": torch.device(device).type, "judge": judge}  # fmt: skip
     if path.exists():
         row = store.read_json(path)
-        differ = [name for name, value in asked.items() if row.get(name) != value]
+        known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}
+        differ = [name for name, value in asked.items() if known.get(name) != value]
         if not differ:
-            return row
+            return known
         if differ != ["judge"] or not (work / run.name / "training.json").exists():
             raise StoreError(f"{path} has a run of another {', '.join(differ)}: choose another folder, or remove it")
     diverged = None
@@ -180,9 +181,9 @@ def grid_of(run: Run, step: int, evidence: Path) -> Tensor:
     path, size = evidence / f"{run.name}-{step}.png", run.config.architecture.image_size
     try:
         pixels = torch.from_numpy(np.array(Image.open(path)))
-    except OSError as error:
+        return pixels.view(len(pixels) // size, size, 10, size, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
+    except Exception as error:  # Pillow's readers let many kinds through for damaged files
         raise StoreError(f"{path}: no grid ({error}); remove {run.name}.json beside it to have one made") from error
-    return pixels.view(len(pixels) // size, size, 10, size, -1).permute(0, 2, 4, 1, 3).flatten(0, 1)
 
 
 def losses_of(run: Run, evidence: Path) -> Tensor:

@@ -21,6 +21,7 @@ from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
 
 from rdfia.errors import ArgumentError, DatasetError
+from rdfia.memory import require
 
 Array = np.ndarray
 CHUNK_COLUMNS = 8192  # long enough for a product at full speed, short enough for a float32 sum
@@ -33,12 +34,14 @@ class GramAccumulator:
     Products are float32 (float64 for float64 tiles) over at most 8,192 columns; their sum is float64, on the tile's
     device. bfloat16 is widened chunk by chunk: torch has no CPU product of bfloat16 matrices with a float32 result, and
     the product of two bfloat16 numbers is exact in float32. On CUDA leave TF32 off for float32 tiles (torch's default).
-    The first `train_rows` of the `rows` rows are the training rows.
+    The first `train_rows` of the `rows` rows are the training rows. TooLarge: memory cannot hold their matrix.
     """
 
     def __init__(self, train_rows: int, rows: int) -> None:
         if not 1 <= train_rows <= rows:
             raise ArgumentError(f"train_rows={train_rows}, rows={rows}: expected 1 <= train_rows <= rows")
+        require(16 * (train_rows + 1) * rows, f"the Gram matrix of {train_rows} training and {rows} rows",
+                "take fewer rows, or SGDClassifier on fewer columns, whose memory does not grow so")  # fmt: skip
         self.train_rows, self.rows = train_rows, rows
         self._sums: torch.Tensor | None = None  # (train_rows + 1) x rows: the products, and the squared norms
 

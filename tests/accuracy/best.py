@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rdfia import features, networks, store, svm
+from rdfia import extraction, features, networks, store, svm
 from tests.accuracy.lab7 import Bench
 
 TAPS = ("relu4_3", "relu5_1", "relu5_2", "relu5_3")
@@ -50,7 +50,7 @@ RECIPES = (
 def view(lab: Bench, size: int, flip: bool) -> store.FeatureStore:
     """Spatial pyramids of every tap at one size, mirrored or not: N x 10,752 each, kept on disk."""
     paths = networks.tap_paths("vgg16")
-    return features.extract(
+    return extraction.extract(
         lab.network("vgg16").module,
         lab.problem.images,
         {tap: paths[tap] for tap in TAPS},

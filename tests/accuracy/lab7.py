@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia import assets, datasets, features, gram, networks, store, svm
+from rdfia import assets, datasets, extraction, features, gram, networks, store, svm
 from rdfia.images import LAB, Preprocess
 from rdfia.networks import Loaded
 
@@ -139,7 +139,7 @@ class Bench:
 
     def _file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
         problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
-        weights = features.weights_digest(loaded.module, path)
+        weights = extraction.weights_digest(loaded.module, path)
         parts = [problem.digest, problem.n_train, path, str(dtype), weights, problem.preprocess.key, self.device]
         return store.cache_dir() / "tme7" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
 

@@ -20,6 +20,7 @@ from rdfia.studies import Run, loss_variation
 from tests.accuracy import lab9
 from tests.accuracy.lab9 import LEVELS, Bench, is_larger, level, milestones, named
 from tests.accuracy.test_tme9 import LABELS, UNSTABLE, Gans, by_step, said
+from tests.support import margins
 
 READS = {"MNIST": 0.99, "digits": 0.97}  # what the classifier itself must reach
 VERY_GOOD_FROM = 5_625  # the report's step
@@ -77,6 +78,7 @@ def test_the_conditional_objective(claim: Any) -> None:
         holds=max(of_d, of_g) < 1e-12 and swapped > 0,
         unit="(largest difference)",
         tolerance="1e-12 in float64",
+        margin=margins.EXACT,
         note="Printed with E[1 - log D(G(z|y))], as in TME 9: the same erratum.",
     )
 
@@ -101,6 +103,7 @@ def test_dense_layers_have_more_weights(claim: Any) -> None:
         and sum(counts["cgan"]) > sum(counts["cdcgan"]),
         unit="weights",
         tolerance="exact, by formula and by the networks' tensors",
+        margin=margins.EXACT,
         note="In all 5,551,104 against 3,741,696; but the dense G has fewer than the convolutional one.",
     )
 
@@ -120,6 +123,7 @@ def test_the_reader_can_read(claim: Any, gans: Gans, title: str, what: str) -> N
         expected=f"{READS[title]} or more on {len(right):,} images that it was not trained on",
         holds=right.mean() >= READS[title],
         tolerance="none",
+        margin=margins.share(float(right.mean()), READS[title], len(right)),
         evidence={"per digit": each, "trained on": len(bench.x)},
         **bench.record(data=f"{len(bench.x):,} images of {title} to train on, {len(right):,} others to read"),
     )
@@ -181,6 +185,7 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     rows = bench.run(run)["scores"]
     found: dict[str, Any] = {}
     measured: dict[str, Any]
+    margin = margins.ONE_RUN
     if what == "noise at first":
         first = [row for row in rows if row["step"] <= EARLY_STEP]
         measured = {f"step {row['step']}": level(row) for row in first}
@@ -204,11 +209,14 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         holds = level(worst) == "very good" and min(row["accuracy"] for row in late) >= ASKED
         tolerance = f"density and coverage {lab9.VERY_GOOD} or more (real images have {bench.real['coverage']:.2f})"
         found = {"level by step": {row["step"]: level(row) for row in rows}}
+        bounds = {"density": lab9.VERY_GOOD, "coverage": lab9.VERY_GOOD, "accuracy": ASKED}
+        margin = margins.snapshots(*(([row[name] for row in late], bound) for name, bound in bounds.items()))
     elif what == "reads as asked at 7,812":
         end = rows[-5:]
         measured = {"accuracy": median(end, "accuracy"), "worst digit": min(min(row["per_class"]) for row in end)}
         expected, holds = f"{ASKED} or more (chance: 0.1)", measured["accuracy"] >= ASKED
         tolerance = "median of the last five snapshots"
+        margin = margins.snapshots(([row["accuracy"] for row in end], ASKED))
         found = {"per digit": end[-1]["per_class"], "real digits are read": bench.real["accuracy"]}
     else:
         measured, expected = loss_variation(bench.losses(run)), f"both at most {UNSTABLE}"
@@ -220,6 +228,7 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         expected=expected,
         holds=holds,
         tolerance=tolerance,
+        margin=margin,
         evidence=found | evidence(bench, run),
         **bench.record(),
     )
@@ -235,6 +244,8 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
     measured: dict[str, Any] = {"accuracy": median(end, "accuracy"), "nats of label": median(end, "information")}
     found: dict[str, Any] = {}
     tolerance = "median of the last five snapshots"
+    name, bound = ("accuracy", CHANCE) if what == "accuracy at chance" else ("information", NOTHING)
+    margin = margins.snapshots(([row[name] for row in end], bound))
     if what == "accuracy at chance":
         expected, holds = f"at most {CHANCE} (chance: 0.1)", measured["accuracy"] <= CHANCE
         grids(claim, bench, run, 17)
@@ -251,7 +262,15 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
         holds, tolerance = is_larger(usual, values)
         measured = {"accuracy": float(np.median(values)), "with y in D": float(np.median(usual))}
         expected, found = "lower than with y in D", {"without": values, "with": usual}
-        claim.measured(measured, expected=expected, holds=holds, tolerance=tolerance, evidence=found, **bench.record())
+        claim.measured(
+            measured,
+            expected=expected,
+            holds=holds,
+            tolerance=tolerance,
+            margin=margins.larger(usual, values),
+            evidence=found,
+            **bench.record(),
+        )
         return
     note = (
         "Nothing asks G to draw the digit of a label; whether the label decides which one it draws, the nats say."
@@ -263,6 +282,7 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
         expected=expected,
         holds=holds,
         tolerance=tolerance,
+        margin=margin,
         evidence=found | evidence(bench, run),
         **bench.record(note=note),
     )
@@ -280,7 +300,7 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if what == "noise until 5,000":
         measured = {"first step from which on nothing is noise": stays, "first step that is not noise": first}
         expected = "from {:,} to {:,}".format(*NOISE_UNTIL)
-        holds = stays is not None and NOISE_UNTIL[0] <= stays <= NOISE_UNTIL[1]
+        holds, margin = stays is not None and NOISE_UNTIL[0] <= stays <= NOISE_UNTIL[1], margins.ONE_RUN
         tolerance = f"noise: density under {lab9.NOISE} (real images: 1)"
         grids(claim, bench, run, 19)
         found: dict[str, Any] = {"scores": rows}
@@ -296,6 +316,8 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         expected = f"poor, not noise: density or coverage under {lab9.GOOD}, density {lab9.NOISE} or more"
         holds = measured["density"] >= lab9.NOISE and min(measured["density"], measured["coverage"]) < lab9.GOOD
         tolerance = "median of the last five snapshots"
+        margin = margins.snapshots(([row["density"] for row in end], lab9.NOISE),
+                                   ([min(row["density"], row["coverage"]) for row in end], lab9.GOOD))  # fmt: skip
         losses(claim, bench, run, 20)
         found = {"level by step": {row["step"]: level(row) for row in rows}}
     claim.measured(
@@ -303,6 +325,7 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         expected=expected,
         holds=holds,
         tolerance=tolerance,
+        margin=margin,
         evidence=found | evidence(bench, run),
         **bench.record(
             note="The levels ask how the images look; whether they are the digits asked for is the accuracy."
@@ -324,6 +347,8 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
         }
         rules = [is_larger(*found["frechet"]), *(is_larger(*reversed(found[n])) for n in ("density", "coverage"))]
         holds, tolerance = all(rule[0] for rule in rules), "; ".join(rule[1] for rule in rules)
+        edges = [margins.larger(*found["frechet"]), *(margins.larger(*found[n][::-1]) for n in ("density", "coverage"))]
+        margin: float | str = margins.all_of(*zip([rule[0] for rule in rules], edges, strict=True))
     else:
         rows = {
             n: [r for r in bench.run(lab9.LONG[n])["scores"] if r["step"] in (7_000, 7_500)] for n in ("cgan", "cdcgan")
@@ -334,7 +359,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
         holds = min(found["frechet"][0]) > max(found["frechet"][1]) and all(
             max(found[n][0]) < min(found[n][1]) for n in ("density", "coverage")
         )
-        tolerance = "both snapshots, at 7,000 and at 7,500 steps, of one seed"
+        tolerance, margin = "both snapshots, at 7,000 and at 7,500 steps, of one seed", margins.ONE_RUN
     pairs = {LABELS[name]: dict(zip(("cGAN", "cDCGAN"), values, strict=True)) for name, values in found.items()}
     distance = LABELS["frechet"]
     claim.measured(
@@ -342,6 +367,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
         expected=expected,
         holds=holds,
         tolerance=tolerance,
+        margin=margin,
         evidence={
             "scores" if what == "harder to train" else "at both steps": pairs,
             **({"default": "cDCGAN", "log": [distance]} if what == "harder to train" else {}),  # the page draws it
@@ -409,6 +435,7 @@ def test_in_short(claim: Any, gans: Gans, title: str, what: str, network: str, e
         expected=expected,
         holds=check(found[network], found["cdcgan"]),
         tolerance=f"median over steps {', '.join(map(str, lab9.SHORT_WINDOW))} of one seed",
+        margin=margins.ONE_RUN,
         evidence={
             "cdcgan": found["cdcgan"],
             "real images": bench.real,

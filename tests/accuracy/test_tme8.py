@@ -13,6 +13,7 @@ from scipy import stats
 from rdfia import figures, fooling, input_gradients, saliency_scores
 from tests.accuracy import lab8
 from tests.accuracy.lab8 import SETUPS, STINGRAY, TREATMENTS, Bench, above, interval, numbers, share, summary, within
+from tests.support import margins
 
 # Margins, fixed before anything was measured.
 NOISE_RATIO = 1.2  # "very noisy": the map's total variation is this many times SmoothGrad's, in the median
@@ -143,6 +144,9 @@ def test_salient_pixels_matter(claim: Any, lens: Lens, title: str, what: str) ->
         holds=interval(loss)[0] > 0 and interval(gain)[0] > 0,
         unit="(area under the class's probability)",
         tolerance="95% interval of the mean paired difference above 0, both ways",
+        margin=margins.all_of(
+            (interval(loss)[0] > 0, margins.mean(loss, 0)), (interval(gain)[0] > 0, margins.mean(gain, 0))
+        ),
         evidence={
             "areas": {
                 m: {n: {"mean": float(a.mean()), "interval": interval(a)} for n, a in rows.items()}
@@ -184,6 +188,10 @@ def test_the_plain_map_is_noisy(claim: Any, lens: Lens, title: str, what: str) -
         holds=low > NOISE_RATIO and waves[0] > 0,
         unit="(medians)",
         tolerance="95% bounds of the median ratio and of the mean difference",
+        margin=margins.all_of(
+            (low > NOISE_RATIO, margins.median(ratios, NOISE_RATIO)),
+            (waves[0] > 0, margins.mean(high["gradient"] - high["SmoothGrad"], 0)),
+        ),
         evidence={
             "variation": {n: summary(v) for n, v in variation.items()},
             "share of the variance in waves under 4 pixels": {n: summary(v) for n, v in high.items()},
@@ -231,6 +239,7 @@ def test_maps_point_at_the_object(claim: Any, lens: Lens, title: str, what: str)
         expected=f"more than {ON_OBJECT} of a mask in the quarter that shows the class (chance: 0.25)",
         holds=interval(precision)[0] > ON_OBJECT,
         tolerance="95% interval of the mean",
+        margin=margins.mean(precision, ON_OBJECT),
         evidence={
             kind: {name: {**summary(v), "interval": interval(v)} for name, v in rows.items()}
             for kind, rows in found.items()
@@ -266,6 +275,7 @@ def test_maps_depend_on_weights_and_class(claim: Any, lens: Lens, title: str, wh
         holds=interval(correlation)[1] < limit,
         unit="(Spearman, mean over photos)",
         tolerance="95% interval",
+        margin=margins.mean(correlation, limit, below=True),
         evidence={
             "photos": n,
             "with a constant map, left out": n - len(correlation),
@@ -309,6 +319,7 @@ def test_a_quail_becomes_a_stingray(claim: Any, lens: Lens, title: str, what: st
         expected=f"read as a stingray; PSNR from {PSNR:.0f} dB, SSIM from {SSIM}",
         holds=bool(free.reached[0]) and size["psnr"] >= PSNR and size["ssim"] >= SSIM,
         tolerance=f"{STEPS} steps at most",
+        margin="one photo: no standard error",
         evidence={
             "status": free.status[0],
             "steps": int(free.steps[0]),
@@ -370,6 +381,9 @@ def test_every_photo_is_fooled(claim: Any, lens: Lens, title: str, what: str) ->
         expected=f"all within {STEPS} steps",
         holds=rate["hits"] == rate["of"],
         tolerance=f"Clopper-Pearson 95%: {rate['low']:.3f} to {rate['high']:.3f}",
+        margin="all is asked: one photo less and it fails, so that there is no standard error"
+        if rate["hits"] == rate["of"]
+        else margins.share(rate["share"], 1 - 0.5 / rate["of"], rate["of"]),
         evidence={
             **rate,
             "statuses": {s: result.status.count(s) for s in ("fooled", "already", "never")},
@@ -418,6 +432,7 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
             holds=float(np.median(ours)) <= float(np.median(theirs)) and bool(closely.reached[rows].all()),
             unit="(L2 of the 8-bit image)",
             tolerance=f"{steps} gradients each",
+            margin=margins.median(np.log(ours / theirs), 0),
             evidence={
                 "bars": {
                     "the lab's rule": list(lab.size["l2"][rows]),
@@ -445,6 +460,10 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
         holds=ratio <= SMALLER and bool(hits.all()),
         unit="(pixels in 0..1)",
         tolerance=f"both on saved 8-bit images; {int(closely.steps.max())} gradients a photo",
+        margin=margins.all_of(
+            (ratio <= SMALLER, margins.median(closely.size["l2"] / np.median(lab.size["l2"]), SMALLER)),
+            (bool(hits.all()), margins.share(rate["share"], 1 - 0.5 / rate["of"], rate["of"])),
+        ),
         evidence={
             **rate,
             **{name: summary(v) for name, v in closely.size.items()},
@@ -482,6 +501,12 @@ def survival(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, ta
         holds=all(row["still misread"]["share"] >= HALF for row in found.values()),
         unit="(share of the fooling images that are not read as their photo)",
         tolerance="point estimates; intervals in the evidence",
+        margin=margins.all_of(
+            *(
+                (row["still misread"]["share"] >= HALF, margins.share(row["still misread"]["share"], HALF, len(y)))
+                for row in found.values()
+            )
+        ),
         evidence={
             **found,
             "bars": {f"{name}, {kind}": [v["share"]] for name, row in found.items() for kind, v in row.items()},
@@ -515,6 +540,7 @@ def transfer(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, ta
         holds=judge["p"] < 0.05,
         unit="(shares and photos)",
         tolerance="exact test of the images that differ, one-sided at 5%",
+        margin=margins.of_p(judge["p"]),
         evidence=found,
         **bench.record(weights=f"made with {bench.title}, shown to {', '.join(found)}"),
     )
@@ -552,6 +578,14 @@ def defence(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, tar
         holds=any(pays.values()),
         unit="(share)",
         tolerance="fixed beforehand",
+        margin=max(
+            margins.all_of(
+                (plain - row["accuracy"] <= LOSS, margins.shares(plain, row["accuracy"], LOSS, len(labels))),
+                (row["fooled"] <= HALF, margins.share(row["fooled"], HALF, len(y))),
+            )
+            for name, row in found.items()
+            if pays.get(name, False) or (name != "none" and not any(pays.values()))
+        ),
         evidence={
             "found": found,
             "pays": pays,
@@ -641,9 +675,11 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
     if what.endswith("score"):
         expected = f"probability from {CERTAIN} and a higher score than the noise, every seed"
         holds = bool((row["probability"] >= CERTAIN).all() and (row["score"] > row["score_before"]).all())
+        margin = margins.extreme(row["probability"], CERTAIN)
     else:
         expected = f"first guess of {bench.setup.judge} for half of the seeds or more"
         holds = float(row["second_top1"].float().mean()) >= HALF
+        margin = margins.share(float(row["second_top1"].float().mean()), HALF, len(bench.seeds))
     claim.measured(
         {
             "probability": float(row["probability"].mean()),
@@ -655,6 +691,7 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
         expected=expected,
         holds=holds,
         tolerance="fixed beforehand",
+        margin=margin,
         evidence=numbers(row),
         **pictured(bench, what),
     )
@@ -682,6 +719,10 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
         expected=f"probabilities within {SAME_PROBABILITY}, total variation within a factor of {SAME_VARIATION}",
         holds=within(probability, SAME_PROBABILITY) and within(ratio, np.log(SAME_VARIATION)),
         tolerance="two one-sided tests at 5%, margins fixed beforehand",
+        margin=margins.all_of(
+            (within(probability, SAME_PROBABILITY), margins.band(probability, SAME_PROBABILITY)),
+            (within(ratio, np.log(SAME_VARIATION)), margins.band(ratio, np.log(SAME_VARIATION))),
+        ),
         evidence={name: numbers(row) for name, row in {**rows, "weight 1e-3": found["default"]}.items()},
         **pictured(bench, what),
     )
@@ -711,6 +752,7 @@ def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: s
         },
         expected=f"more {'pixels changed' if pixels else 'windows that show a tarantula'} after 1,000",
         holds=above(many[key] - few[key]),
+        margin=margins.mean(np.asarray(many[key] - few[key]), 0, 0.9),
         unit="(share)",
         tolerance="one-sided at 5% over the seeds",
         evidence={name: numbers(row) for name, row in rows.items()},
@@ -733,6 +775,7 @@ def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) 
     fast, slowly = rows.values()
     show(claim, title, what, 9, rows, "two learning rates.")
     finer = what.endswith("finer")
+    better = fast["variation"] - slowly["variation"] if finer else slowly["second"] - fast["second"]
     claim.measured(
         {
             "total variation, 1": float(fast["variation"].mean()),
@@ -741,7 +784,8 @@ def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) 
             "second network, 0.5": float(slowly["second"].mean()),
         },
         expected=f"{'less total variation' if finer else 'a higher probability by the second network'} at 0.5",
-        holds=above(fast["variation"] - slowly["variation"] if finer else slowly["second"] - fast["second"]),
+        holds=above(better),
+        margin=margins.mean(np.asarray(better), 0, 0.9),
         tolerance="one-sided at 5% over the seeds",
         evidence={name: numbers(row) for name, row in {**rows, "rate 5": found["default"]}.items()},
         **pictured(bench, what),
@@ -778,6 +822,7 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
         },
         expected="a higher probability by the second network from the photo",
         holds=above(start["second"] - noise["second"]),
+        margin=margins.mean(np.asarray(start["second"] - noise["second"]), 0, 0.9),
         tolerance="one-sided at 5% over the seeds",
         evidence={key: numbers(row) for key, row in rows.items()},
         **pictured(

@@ -23,6 +23,7 @@ from rdfia.gans import discriminator_loss, generator_loss, saturating_generator_
 from rdfia.studies import Run, loss_variation, paired
 from tests.accuracy import lab9
 from tests.accuracy.lab9 import Bench, closed, is_larger, is_no_larger, named
+from tests.support import margins
 
 MARGIN = 1.25  # "both good": at most a quarter more of the default's distance, or less of its diversity
 NEAR_ZERO, OFTEN = 0.1, 0.5  # "often nearly 0": Loss_D below the first in half of the last half of the steps
@@ -72,6 +73,7 @@ def test_the_objective(claim: Any, what: str) -> None:
             expected="the slope of log(1 - D) by the logit, -D",
             holds=apart < ROUNDING,
             tolerance="float64",
+            margin=margins.EXACT,
             evidence={"D(G(z))": D[::30], "slope as printed": printed[::30], "slope of log(1 - D)": -D[::30]},
             note="An erratum: E[log(1 - D(G(z)))] is meant, and is what the labs train. 1 - log D has no maximum.",
         )
@@ -86,6 +88,7 @@ def test_the_objective(claim: Any, what: str) -> None:
         expected="slopes 1 - D of log D(x) and -D of log(1 - D(G(z))), by the logit",
         holds=apart < ROUNDING and equal < ROUNDING,
         tolerance=f"{ROUNDING} in float64, logits of -30 to 30 (from -10 to 10 against the form with a sigmoid)",
+        margin=margins.EXACT,
     )
 
 
@@ -102,6 +105,7 @@ def test_the_true_objective_is_not_log_d(claim: Any) -> None:
         expected="the same slope (ratio 1)",
         holds=abs(ratio - 1) < ROUNDING,
         tolerance="float64",
+        margin=margins.EXACT,
         evidence={
             "difference from -D and D - 1": float(exact),
             "D(G(z))": D[::30],
@@ -154,17 +158,19 @@ class Pair:
         return [float((rows[len(rows) // 2 :, 0] < NEAR_ZERO).float().mean()) for rows in found]
 
 
-Verdict = tuple[dict[str, Any], str, bool, str]  # measured, expected, holds, tolerance
+Verdict = tuple[dict[str, Any], str, bool, str, float]  # measured, expected, holds, tolerance, margin
 
 
 def _worse(pair: Pair) -> Verdict:
     holds, rule = is_larger(*pair.of("frechet"))
-    return pair.measured("frechet", "density"), "a larger Frechet distance than the default's", holds, rule
+    expected, margin = "a larger Frechet distance than the default's", margins.larger(*pair.of("frechet"))
+    return pair.measured("frechet", "density"), expected, holds, rule, margin
 
 
 def _as_good(pair: Pair) -> Verdict:
     holds, rule = is_no_larger(*pair.of("frechet"), MARGIN)
-    return pair.measured("frechet", "density"), "as good as the default or better", holds, rule
+    margin = margins.no_larger(*pair.of("frechet"), MARGIN)
+    return pair.measured("frechet", "density"), "as good as the default or better", holds, rule, margin
 
 
 def _as_varied(pair: Pair) -> Verdict:
@@ -175,6 +181,7 @@ def _as_varied(pair: Pair) -> Verdict:
         "coverage like the default's or better",
         holds,
         f"of 1 / coverage: {rule}",
+        margins.no_larger(mine, usual, MARGIN),
     )
 
 
@@ -186,13 +193,20 @@ def _less_varied(pair: Pair) -> Verdict:
         "less coverage and less recall than the default",
         all(f[0] for f in found),
         rule,
+        margins.all_of(
+            *(
+                (f[0], margins.larger(*reversed(pair.of(name))))
+                for f, name in zip(found, ("coverage", "recall"), strict=True)
+            )
+        ),
     )
 
 
 def _d_at_zero(pair: Pair) -> Verdict:
     share = float(np.median(pair.near_zero()))
     expected = f"Loss_D under {NEAR_ZERO} in {OFTEN:.0%} of the last half of the steps"
-    return {"share of the steps": share}, expected, share >= OFTEN, "median over the seeds"
+    margin = margins.median(pair.near_zero(), OFTEN)
+    return {"share of the steps": share}, expected, share >= OFTEN, "median over the seeds", margin
 
 
 def _more_or_less(pair: Pair) -> Verdict:
@@ -205,6 +219,10 @@ def _more_or_less(pair: Pair) -> Verdict:
         f"{MORE_OR_LESS:.0%} of the way from an untrained G, {DIVERSE:.0%} of the diversity",
         holds,
         "medians",
+        margins.all_of(
+            (measured["way to real images"] >= MORE_OR_LESS, margins.median(way, MORE_OR_LESS)),
+            (share >= DIVERSE, margins.median(np.array(spread) / pair.bench.real["diversity"], DIVERSE)),
+        ),
     )
 
 
@@ -214,7 +232,8 @@ def _no_images(pair: Pair) -> Verdict:
     expected = (
         f"each seed within {NO_IMAGES:.0%} of its untrained G, on the way to real images, and behind every default"
     )
-    return {"largest way": max(way, key=abs), "default's least": min(usual)}, expected, holds, "every seed"
+    margin = margins.extreme([*map(abs, way)], NO_IMAGES)
+    return {"largest way": max(way, key=abs), "default's least": min(usual)}, expected, holds, "every seed", margin
 
 
 def _some_images(pair: Pair) -> Verdict:
@@ -225,6 +244,7 @@ def _some_images(pair: Pair) -> Verdict:
         f"density {SOME} or more, and {TIMES} times the untrained G's",
         all(found >= least for found, least in zip(density, enough, strict=True)),
         "every seed",
+        margins.extreme([found / least for found, least in zip(density, enough, strict=True)], 1),
     )
 
 
@@ -256,7 +276,7 @@ def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = 
 
 def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
     """The record of a row of the study: raw values a seed, and what else the seeds say of the setting."""
-    measured, expected, holds, tolerance = row[3](pair)
+    measured, expected, holds, tolerance, margin = row[3](pair)
     bench, scores = pair.bench, ("frechet", "kid", "density", "coverage", "precision", "recall", "diversity")
     raw = {name: dict(zip((row[2], "default"), pair.of(name), strict=True)) for name in scores}
     diverged = [bench.run(run)["diverged"] for run in pair.runs]
@@ -265,6 +285,7 @@ def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
         expected=expected,
         holds=holds,
         tolerance=tolerance,
+        margin=margin,
         evidence={
             "a value a seed": raw,
             "share of steps with Loss_D nearly 0": pair.near_zero(),
@@ -357,6 +378,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
     last = {name: float(np.median([s[name] for s in row["scores"][-5:]])) for name in row["scores"][0]}
     way = closed(last, bench.untrained(run.config), bench.real)
     measured: dict[str, Any]
+    margin: float | str
     if what == "good images":
         blur = bench.blurred["frechet"]
         measured = {
@@ -367,6 +389,8 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
         }
         expected = f"density of {lab9.GOOD} or more (real images: 1), nearer than real images with 8 x 8 pixels"
         holds = last["density"] >= lab9.GOOD and last["frechet"] < blur
+        ends = {name: [score[name] for score in row["scores"][-5:]] for name in ("density", "frechet")}
+        margin = margins.snapshots((ends["density"], lab9.GOOD), (ends["frechet"], blur))
         for step in run.grids:
             claim.figure(
                 f"figure11-{bench.setup.asset}-{step}",
@@ -379,9 +403,11 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
         measured = {"coverage": last["coverage"], "recall": last["recall"], "differences, of real images'": share}
         expected = f"coverage of {lab9.GOOD} or more, differences of {DIVERSE:.0%} of real images'"
         holds = last["coverage"] >= lab9.GOOD and share >= DIVERSE
+        spread = [score["diversity"] for score in row["scores"][-5:]]
+        margin = margins.snapshots((spread, DIVERSE * bench.real["diversity"]))
     elif what == "unstable losses":
         measured, expected = loss_variation(losses), f"one of them over {UNSTABLE}"
-        holds = max(measured.values()) > UNSTABLE
+        holds, margin = max(measured.values()) > UNSTABLE, margins.ONE_RUN
         claim.figure(
             f"figure11-{bench.setup.asset}-losses",
             figures.losses(losses),
@@ -392,6 +418,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
         count, of = lab9.copied(bench.grid(run), bench.x[bench.known], bench.x_held)
         upper = stats.binomtest(count, of).proportion_ci(0.9).high  # of which 5% lie above
         measured = {"nearer to a training image than to a held-out one": count / of, "upper 95% limit": float(upper)}
+        margin = float(abs(upper - NEW) / margins.error_of_share(count / of, of))
         expected, holds = f"at most {NEW:.0%} (50%: as new as real images, 100%: copies)", upper <= NEW
         flat = [x.flatten(1).float() / 255 for x in (bench.grid(run), bench.x[bench.known], bench.x_held[:100])]
         near = nearest_neighbour(*flat)
@@ -409,6 +436,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
         holds=holds,
         unit="(sd over mean)" if what == "unstable losses" else "",
         tolerance="median of the last five snapshots" if what in ("good images", "diverse images") else "",
+        margin=margin,
         evidence={
             "last": last,
             "real images": bench.real,
@@ -478,6 +506,7 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
         expected="a smaller Frechet distance than the lab's settings",
         holds=holds,
         tolerance=f"{rule}, one of {len(lab9.BEYOND)} such tests",
+        margin=margins.larger(usual, values),
         evidence={
             "a value a seed": {
                 name: dict(zip((what, "default"), pair.of(name), strict=True))
@@ -505,6 +534,7 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
         expected="a smaller Frechet distance than the lab's settings, seed by seed",
         holds=found.upper < 1,
         tolerance=f"upper 95% limit of the ratio {found.upper:.3f}, {len(pair.runs)} seeds unseen by the choice",
+        margin=margins.mean(-np.log(np.divide(*pair.of("frechet"))), 0, 0.9),
         evidence={
             "seeds": [run.config.seed for run in pair.runs],
             "origin": origins(bench, [*pair.runs, *pair.default]),

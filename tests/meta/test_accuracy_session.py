@@ -19,7 +19,8 @@ MEASURES = """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
     def test_total(claim):
-        claim.measured({value}, expected=16, holds={value} == 16, weights="<script>alert(1)</script>", unit="layers")
+        claim.measured({value}, expected=16, holds={value} == 16, weights="<script>alert(1)</script>", unit="layers",
+                       margin="exact")
 """
 NEEDS = """
     import pytest
@@ -181,7 +182,7 @@ def test_an_accuracy_under_its_threshold_is_red(project: pytest.Pytester) -> Non
     import pytest
     @pytest.mark.claim("tme7.q11.alexnet")
     def test_alexnet(claim):
-        claim.measured({accuracy}, expected=0.868, holds=True)
+        claim.measured({accuracy}, expected=0.868, holds=True, margin=2.5)
         claim.at_least("alexnet/pool5/scene15", {accuracy}, 2985)
     """, accuracy=0.872)  # fmt: skip
     assert run(project).ret == 1
@@ -271,7 +272,7 @@ def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.
         print("captured")
         progress.interval = 0.0
         assert list(progress([1, 2], description="images")) == [1, 2]
-        claim.measured(16, expected=16, holds=True)
+        claim.measured(16, expected=16, holds=True, margin="exact")
     """)  # fmt: skip
     pin(project, PIN)
     result = run(project)

@@ -19,7 +19,7 @@ FILES = (
     "pyproject.toml", "constraints.txt", "carriers.txt", "Makefile", "tox.ini", ".pre-commit-config.yaml", ".ci/run",
     ".github/workflows/ci.yml",
 )  # fmt: skip
-PARTNERS = {"2.6.0": "0.21.0", "2.13.0": "0.28.0", "2.14.1": "0.29.2"}  # torch: the torchvision that its wheels require
+PARTNERS = {"2.6.0": "0.21.0", "2.13.0": "0.28.0", "2.14.1": "0.29.1"}  # torch: the torchvision that its wheels require
 
 
 def pins(text: str) -> dict[str, str]:
@@ -75,13 +75,13 @@ def problems(root: Path) -> list[str]:
     matrix = re.search(r"^ +python: (\[.*\])$", text[".github/workflows/ci.yml"], re.M)
     if matrix is None or re.findall(r"3\.\d+", matrix[1]) != supported:
         found.append(f"ci.yml: the test matrix is not {supported}")
-    found += [f"tox.ini: no environment {name}" for name in ("test", "report", "lint", "type")
+    found += [f"tox.ini: no environment {name}" for name in ("test", "report", "lint", "type", "docs")
               if f"[testenv:{name}]" not in text["tox.ini"]]  # fmt: skip
     stamp = re.search(r"^\$\(STAMP\):(.*)$", text["Makefile"], re.M)
     found += [f"Makefile: a change of {name} does not set up again" for name in FILES[:3]
               if stamp is None or name not in stamp[1].split()]  # fmt: skip
     phases = re.findall(r"^phase [\w-]+ (.+)$", text[".ci/run"], re.M)
-    tests = ('-m "gate and not paired" --device cpu', "-m accuracy")
+    tests = ('-m "gate and not paired" --device cpu', "-m faults --profile full", "-m accuracy")
     wanted = ["make setup", "make test", ".venv/bin/ruff check .", ".venv/bin/mypy"]
     wanted += [f".venv/bin/python -m pytest {choice}" for choice in tests]
     if phases != wanted:
@@ -107,7 +107,7 @@ def test_packaging_files_agree() -> None:
         ("pyproject.toml", '"numpy>=1.26"', '"numpy>=3"', "numpy>=3 does not allow the pin"),
         (".pre-commit-config.yaml", "mypy==2.4.1", "mypy==1.0", "mypy is not pinned as mypy==2.4.1"),
         ("tox.ini", "deps = ruff==0.17.6", "deps = ruff", "ruff is not pinned as"),
-        ("tox.ini", "torch213: torchvision==0.28.0", "torch213: torchvision==0.29.2", "goes with torchvision 0.28.0"),
+        ("tox.ini", "torch213: torchvision==0.28.0", "torch213: torchvision==0.29.1", "goes with torchvision 0.28.0"),
         ("tox.ini", "torch26: torch==2.6.0", "torch26: torch==2.7.0", "no environment runs the lowest torch"),
         ("tox.ini", "[testenv:test]", "[testenv:tests]", "no environment test"),
         ("Makefile", "TORCH := torch==2.13.0", "TORCH := torch==2.14.1", "torch==2.14.1 is not the pin"),
@@ -169,7 +169,7 @@ def test_the_second_run_installs_nothing(checkout: Path) -> None:
     assert [line.split()[0] for line in log] == ["pip"] * 4 + ["pytest"]
     assert next(line for line in log if "torch" in line).endswith("torch==2.13.0"), "torch comes first and alone"
     assert "--no-deps" in next(line for line in log if "carriers.txt" in line)
-    assert make(checkout, "test")[::2] == (0, ["pytest -m pytest -m not accuracy"])
+    assert make(checkout, "test")[::2] == (0, ["pytest -m pytest -m not accuracy and not faults"])
     assert make(checkout, "report", "DEVICE=cpu", "PROFILE=full")[2] == [
         "pytest -m pytest -m accuracy --device cpu --profile full"
     ]
@@ -218,7 +218,7 @@ def test_a_python_that_is_not_there(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("failing", "status", "last"),
     [("", 0, "claims"), ("test", 7, "test"), ("lint", 7, "lint"), ("types", 7, "types"), ("gate", 7, "gate"),
-     ("claims", 7, "claims")],
+     ("faults", 7, "faults"), ("claims", 7, "claims")],
 )
 def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: int, last: str) -> None:
     bash = shutil.which("bash")
@@ -232,7 +232,7 @@ def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: 
     (tmp_path / "bin").mkdir()
     tools = {tmp_path / "bin/make": "$1", **{project / f".venv/bin/{tool}": name for tool, name in
              (("ruff", "lint"), ("mypy", "types"), ("python", "$name"))}}  # fmt: skip
-    choose = 'case "$*" in *gate*) name=gate;; *) name=claims;; esac'  # both are pytest
+    choose = 'case "$*" in *gate*) name=gate;; *faults*) name=faults;; *) name=claims;; esac'  # all are pytest
     for tool, name in tools.items():
         text = f'echo "{name} $RDFIA_ASSETS" >> log\n[ "{name}" != "{failing}" ] || exit 7\n'
         tool.write_text(f"#!/bin/sh\n{choose}\n{text}")
@@ -242,7 +242,7 @@ def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: 
     done = subprocess.run([bash, ".ci/run"], cwd=project, env=clean, capture_output=True, text=True, timeout=60)
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    order = ["setup", "test", "lint", "types", "gate", "claims"]
+    order = ["setup", "test", "lint", "types", "gate", "faults", "claims"]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], "tests run without assets"
     verdict = f"failed in {failing}" if failing else "all phases passed"

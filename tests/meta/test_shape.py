@@ -26,17 +26,18 @@ ARROWS = {
     "downloads": "store",
     "assets": "store weights downloads",
     "datasets": "assets images store",
-    "gram": "store images features",
+    "gram": "store images features memory",
     "memory": "",
-    "features": "store images memory",
-    "svm": "store gram",
+    "features": "images memory",
+    "extraction": "store images memory features",
+    "svm": "store gram memory",
     "heads": "store images",
     "input_gradients": "images memory",
     "fooling": "images input_gradients",
     "saliency_scores": "images input_gradients",
     "gans": "",
     "gan_health": "",
-    "gan_training": "store gans gan_health",
+    "gan_training": "store memory gans gan_health",
     "gan_scores": "store",
     "studies": "store gans gan_health gan_training",
     "claims": "store",
@@ -47,7 +48,7 @@ ARROWS = {
 }
 LABS = set(
     """
-    networks memory features gram svm heads input_gradients fooling saliency_scores
+    networks memory features extraction gram svm heads input_gradients fooling saliency_scores
     gans gan_health gan_training gan_scores studies
     """.split()  # noqa: SIM905
 )
@@ -135,10 +136,12 @@ def test_the_package_stays_compact() -> None:
     assert {room: n for room, n in lines.items() if n > 250} == {}
     labs = {room: n for room, n in lines.items() if room in LABS}
     # What the four labs are about. Two of them filled 1,400 lines, and two more came: it is the bound of a room that
-    # keeps the rooms small, this one says when there are too many.
-    assert sum(labs.values()) < 2400, labs
-    # Assets, files on disk, claims, the page; what is above 1,800 draws GANs and times, and makes CelebA's folders.
-    assert sum(lines.values()) - sum(labs.values()) < 2000, lines
+    # keeps the rooms small, this one says when there are too many. What is above 2,400 is about memory that runs out,
+    # and many processes at one extraction.
+    assert sum(labs.values()) < 2600, labs
+    # Assets, files on disk, claims, the page; what is above 1,800 draws GANs and times, makes CelebA's folders, and
+    # meets broken files, closed disks and odd names with words.
+    assert sum(lines.values()) - sum(labs.values()) < 2150, lines
 
 
 def test_every_claim_of_the_labs_is_in_the_table() -> None:

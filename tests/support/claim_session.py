@@ -179,11 +179,14 @@ class ClaimCheck:
         return assets.locate(name, download=False)  # a test run fetches nothing by itself
 
     def measured(self, measured: Any, *, expected: Any, holds: bool, protocol: str = "report", case: str | None = None,
-                 **values: Any) -> Record:  # fmt: skip
+                 margin: float | str, **values: Any) -> Record:  # fmt: skip
         """Make the record and compare it with its pin. `values`: data, weights, dtype, unit, tolerance, evidence, note.
+
+        `margin`: how far the result lies from the bound that decides, in standard errors (tests/support/margins.py).
 
         A test that measures several cases in one go gives each its own `case`.
         """
+        values |= {"margin": round(margin, 2) if isinstance(margin, float) else margin}
         values |= {"measured": measured, "expected": expected, "holds": holds, "protocol": protocol}
         return self._enter(self.run.ledger.measured, self.case if case is None else case, **values)
 

@@ -155,6 +155,15 @@ def test_streamed_batches_are_the_loop_of_singles(network: TinyNet, photos: list
             assert_close(together[row], alone, "activation")
 
 
+def test_who_takes_batches_keeps_gradients_of_his_own(network: TinyNet, photos: list[np.ndarray]) -> None:
+    """Between two batches, and after an iterator that was left in the middle, nothing of inference is in force."""
+    batches = features.stream(network, photos, TAPS, preprocess=SMALL, batch_size=4)
+    next(batches)
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    torch.ones(2, requires_grad=True).sum().backward()
+
+
 def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> None:
     asked: list[int] = []
 
@@ -170,77 +179,6 @@ def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> 
     next(iterator)
     assert asked == [0, 1, 2, 3]
     assert len(list(iterator)) == len(photos) - 1
-
-
-def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -> features.FeatureStore:
-    return features.extract(network, photos, TAPS, root=root, preprocess=SMALL, batch_size=1, **options)
-
-
-def test_store_holds_what_stream_gives(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
-    store = extract(network, photos, tmp_path, dtype=torch.float32)
-    batches = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=1))
-    for tap in TAPS:
-        assert torch.equal(store[tap], torch.cat([batch[tap] for batch in batches]))
-
-
-def test_killed_extraction_resumes_to_the_same_bytes(network: TinyNet, tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    photos = [rng.integers(0, 256, (32, 32), dtype=np.uint8) for _ in range(40)]
-    whole = extract(network, photos, tmp_path / "whole", dtype=torch.float32)
-    assert len(whole.shards) == 3
-
-    class Killed(Exception):
-        pass
-
-    def killer(batches: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
-        for number, batch in enumerate(batches):
-            if number == 20:
-                raise Killed
-            yield batch
-
-    with pytest.raises(Killed):
-        extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=killer)
-    computed: list[int] = []
-
-    def counter(batches: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
-        computed.append(total)
-        return batches
-
-    resumed = extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
-    assert computed == [24]  # the first shard of 16 was kept
-    for shard in range(3):
-        assert resumed.path(shard).read_bytes() == whole.path(shard).read_bytes()
-    extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
-    assert computed == [24]  # a complete store computes nothing
-
-
-def test_another_content_weight_or_dtype_is_another_store(
-    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
-) -> None:
-    first = extract(network, photos, tmp_path, dtype=torch.float32).folder
-    assert extract(network, photos, tmp_path, dtype=torch.bfloat16).folder != first
-    changed = [photos[0] // 2, *photos[1:]]
-    assert extract(network, changed, tmp_path, dtype=torch.float32).folder != first
-    with torch.no_grad():
-        network.get_parameter("classifier.0.weight").add_(1)  # beyond the deepest tap: the same features
-    assert extract(network, photos, tmp_path, dtype=torch.float32).folder == first
-    with torch.no_grad():
-        network.get_parameter("features.0.bias").add_(1)
-    assert extract(network, photos, tmp_path, dtype=torch.float32).folder != first
-
-
-def test_too_much_is_refused_before_the_first_image(network: TinyNet, tmp_path: Path) -> None:
-    with pytest.raises(TooLarge, match="the cap is"):
-        extract(network, [Path("never-opened.jpg")], tmp_path, content="x", cap_bytes=1000)
-
-
-def test_a_bad_image_keeps_what_was_computed(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
-    items = [photos[0]] * 16 + [tmp_path / "broken.jpg"]
-    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
-    with pytest.raises(ImageError, match=r"broken\.jpg"):
-        extract(network, items, tmp_path / "root", dtype=torch.float32, content="x")
-    (store,) = (tmp_path / "root").iterdir()
-    assert [path.name for path in sorted(store.glob("shard*"))] == ["shard-00000.safetensors"]
 
 
 class Columns:

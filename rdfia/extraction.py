@@ -1,0 +1,162 @@
+"""TME 7: feature matrices of a whole data set, in a store on disk; by one process, or by several under torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
+
+from rdfia import memory
+from rdfia.errors import ArgumentError
+from rdfia.features import Progress, fast_dtype, flat, last_position, memory_needed, stream, tap_shapes
+from rdfia.images import LAB, Preprocess
+from rdfia.store import GIGABYTE, FeatureStore, sweep, tensors_digest, write_json
+
+BATCHES_A_SHARD = 16
+
+
+class Team(NamedTuple):
+    """The processes that share an extraction: this one's number, and how many there are. Alone: 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, n: int) -> slice:
+        """This process's run of n items; those of all ranks in order are all n."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order, once every rank has given its own."""
+        values = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value)
+        return values
+
+
+@contextlib.contextmanager
+def team() -> Iterator[Team]:
+    """The team that torchrun made (RANK, WORLD_SIZE and the address in the environment), or this process alone."""
+    if "RANK" not in os.environ or (size := int(os.environ["WORLD_SIZE"])) < 2:
+        yield Team()
+        return
+    # Ranks wait at the end for the slowest, who may have the large photos; torchrun ends them all when one dies.
+    found, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(days=1)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else a restart meets the addresses of the dead
+    distributed.init_process_group("gloo", store=distributed.PrefixStore(attempt, found), rank=rank, world_size=size,
+                                   timeout=datetime.timedelta(days=1))  # fmt: skip
+    try:
+        yield Team(rank, size)
+    finally:
+        distributed.destroy_process_group()
+
+
+def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
+    """SHA-256 of the tensors that the taps depend on (those at or before the deepest tap)."""
+    order = [name for name, _ in module.named_modules()]
+    deepest = max(last_position(order, path) for path in taps.values())
+    reached = set(order[: deepest + 1])
+    state = {name: tensor for name, tensor in module.state_dict().items() if name.rpartition(".")[0] in reached}
+    return tensors_digest(state)
+
+
+def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - a tuple
+    """SHA-256 over those of every image's bytes: what a store is keyed by when the data set gives no digest.
+
+    Each process of a team reads its share.
+    """
+    digests = []
+    for item in images[team.share(len(images))]:
+        array = item if isinstance(item, np.ndarray) else None
+        data = np.ascontiguousarray(array).tobytes() if array is not None else None
+        if data is None:
+            data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
+        digests.append(hashlib.sha256(data).digest())
+    return hashlib.sha256(b"".join(team.gather(b"".join(digests)))).hexdigest()
+
+
+def extract(
+    module: nn.Module,
+    images: Sequence[Any],
+    taps: Mapping[str, str],
+    *,
+    root: Path,
+    content: str | None = None,
+    preprocess: Preprocess = LAB,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 16,
+    pool: Callable[[Tensor], Tensor] = flat,
+    cap_bytes: int = 8 * GIGABYTE,
+    team: Team = Team(),  # noqa: B008 - a tuple
+    progress: Progress | None = None,
+) -> FeatureStore:
+    """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.
+
+    The store is keyed by weights, taps, `pool` (a named function), preprocessing, dtype, batch size and the images'
+    `content` (a digest, made from the files when not given). Each process of a `team` makes every so many-th shard, and
+    all come back when the store is whole; its bytes do not depend on their number. Raises TooLarge before the first
+    image if the matrices exceed `cap_bytes` or the disk, or a shard the memory; else as `stream`, and StoreError.
+    """
+    dtype = dtype or fast_dtype(device)
+    if "<lambda>" in (pooled := getattr(pool, "__qualname__", "<lambda>")):
+        raise ArgumentError(f"pool: got {pool!r}, expected a function with a name, which the store is kept under")
+    shapes = tap_shapes(module, taps, preprocess.size)
+    key = {
+        "weights": weights_digest(module, taps),
+        "taps": dict(sorted(taps.items())),
+        "pool": pooled,
+        "preprocess": preprocess.key,
+        "dtype": str(dtype),
+        "device": torch.device(device).type,
+        "batch_size": batch_size,
+        "content": content or content_digest(images, team),
+        "n": len(images),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    widths = {tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()}
+    store = FeatureStore(Path(root) / name, len(images), widths, dtype, BATCHES_A_SHARD * batch_size)
+    store.check_size(cap_bytes)
+    sweep(store.folder)
+    manifest = store.folder / "manifest.json"
+    if team.rank == 0 and not manifest.exists():  # a store that is whole can be read where nothing can be written
+        write_json(manifest, {"key": key, "widths": widths, "shard_rows": store.shard_rows})
+    if todo := [shard for shard in range(team.rank, len(store.shards), team.size) if not store.is_done(shard)]:
+        rows = [row for shard in todo for row in range(store.shards[shard].start, store.shards[shard].stop)]
+        weights, image = memory_needed(module, taps, preprocess.size, dtype)
+        shard_bytes = store.nbytes * min(store.shard_rows, len(images)) // len(images)
+        memory.require(
+            2 * shard_bytes + weights + image,  # 2: safetensors copies what it writes
+            f"a shard of {min(store.shard_rows, len(images))} images, beside the network,",
+            f"lower batch_size={batch_size} (a shard is {BATCHES_A_SHARD} batches), or ask for fewer taps",
+        )
+        batches = stream(module, [images[row] for row in rows], taps, preprocess=preprocess, dtype=dtype, device=device,
+                         batch_size=batch_size, pool=pool, progress=progress)  # fmt: skip
+        with contextlib.closing(batches):
+            for shard in todo:  # only the last shard can be short, so batches never straddle two of them
+                store.write(shard, _gathered(batches, store.shards[shard], widths, dtype))
+    team.gather(None)
+    return store
+
+
+def _gathered(
+    batches: Iterator[Mapping[str, Tensor]], rows: slice, widths: Mapping[str, int], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The matrices of the next images, as many as `rows` are; each batch is let go before the next is made."""
+    n, done = rows.stop - rows.start, 0
+    matrices = {tap: torch.empty(n, width, dtype=dtype) for tap, width in widths.items()}
+    while done < n:
+        batch = next(batches)
+        for tap, matrix in matrices.items():
+            matrix[done : done + len(batch[tap])] = batch[tap]
+        done += len(batch[next(iter(matrices))])
+    return matrices

