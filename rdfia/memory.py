@@ -69,6 +69,8 @@ def kept_memory() -> Iterator[None]:
                 _retain(_USUAL)
 
 
+SMALL = 10**8  # bytes that are taken without asking, which takes as long as small work does
+
 # --- how much there is ----------------------------------------------------------------------------------------------
 
 
@@ -103,7 +105,7 @@ def available() -> int | None:
 
 def require(nbytes: float, what: str, instead: str) -> None:
     """Raises TooLarge before work begins that cannot fit; on Linux the kernel would kill the process without a word."""
-    if (left := available()) is not None and nbytes > left:
+    if nbytes > SMALL and (left := available()) is not None and nbytes > left:
         raise TooLarge(f"{what} takes about {nbytes / 1e9:.3g} GB of memory, {left / 1e9:.3g} GB are left: {instead}")
 
 
@@ -113,7 +115,9 @@ def fitting(n: int, each: float, beside: float, what: str) -> int:
     Fewer than n come with a FewerAtATime warning; TooLarge: not even one does.
     """
     require(beside + each, f"{what}, for one image,", "free some, choose smaller images, earlier layers, or bfloat16")
-    if (left := available()) is None or (most := int((left - beside) / max(1, each))) >= n:
+    if beside + n * each <= SMALL or (left := available()) is None:
+        return n
+    if (most := int((left - beside) / max(1, each))) >= n:
         return n
     warnings.warn(f"{left / 1e9:.3g} GB of memory are left for {what}: {max(1, most)} images at a time instead of {n}",
                   FewerAtATime, stacklevel=3)  # fmt: skip

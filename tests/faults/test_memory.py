@@ -68,6 +68,7 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
 ) -> None:
     """Where the kernel would kill: the first image is never opened."""
     monkeypatch.setattr(memory, "available", lambda: 10**6)
+    monkeypatch.setattr(memory, "SMALL", 0)
     never, vgg = [tmp_path / "never-opened.jpg"] * 64, tiny_vgg()
     taps, small = {"conv": "features.0"}, Preprocess(size=64)
     pixels = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
@@ -93,6 +94,8 @@ def test_enough_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.fitting(16, 10**12, 0, "x") == 16
     memory.require(10**18, "x", "y")
     monkeypatch.setattr(memory, "available", lambda: 1700)
+    assert memory.fitting(16, 10_000, 0, "x") == 16  # so little is taken without asking
+    monkeypatch.setattr(memory, "SMALL", 0)
     assert memory.fitting(16, 100, 100, "x") == 16
     with pytest.warns(FewerAtATime, match=r"for x: 7 images at a time instead of 16"):
         assert memory.fitting(16, 200, 300, "x") == 7
