@@ -1,0 +1,96 @@
+"""What may differ from machine to machine changes no result: batches, workers, threads, shards, the order of taps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rdfia import extraction, features, fooling, gram, input_gradients, svm
+from rdfia.images import CROP, Preprocess
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
+
+SMALL = Preprocess(size=16)
+TAPS = {"conv": "features.0", "relu": "features.4", "deep": "classifier.3"}
+PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(37)]
+X = CROP.normalise(torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:9, :, :16, :16])
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n} threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """One image at a time, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = list(features.stream(tiny_vgg(), PHOTOS, TAPS, preprocess=SMALL, dtype=dtype, batch_size=1))
+    torch.set_num_threads(before)
+    return {tap: torch.cat([batch[tap] for batch in found]) for tap in TAPS}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch_size", [2, 16, 64])
+def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
+    expected = whole(dtype)
+    backwards = dict(reversed(TAPS.items()))
+    found = list(features.stream(tiny_vgg(), PHOTOS, backwards, preprocess=SMALL, dtype=dtype, batch_size=batch_size))
+    for tap in TAPS:
+        assert_close(torch.cat([batch[tap] for batch in found]), expected[tap], "activation")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("ahead", [1, 64])
+def test_decoding(workers: int, ahead: int) -> None:
+    decoded = torch.stack(list(features.decode(PHOTOS, SMALL, workers, ahead)))
+    assert torch.equal(decoded, torch.stack([SMALL.pixels(features.Image.fromarray(photo)) for photo in PHOTOS]))
+
+
+@pytest.mark.parametrize("batches_a_shard", [1, 3, 16])
+def test_shards(batches_a_shard: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = whole(torch.float32)
+    monkeypatch.setattr(extraction, "BATCHES_A_SHARD", batches_a_shard)
+    store = extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=tmp_path, preprocess=SMALL, dtype=torch.float32,
+                               batch_size=4)  # fmt: skip
+    assert len(store.shards) == -(-37 // (4 * batches_a_shard))
+    for tap in TAPS:
+        assert_close(store[tap], expected[tap], "activation")
+        assert_close(torch.cat(list(store.tiles(tap, slice(2, 5)))), expected[tap][:, 2:5], "activation")
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> None:
+    y = np.arange(37) % 3
+    sums = {tap: svm.GramAccumulator(20, 37) for tap in TAPS}
+    gram.accumulate(tiny_vgg(), PHOTOS, TAPS, sums, preprocess=SMALL, dtype=torch.float32, batch_size=batch_size)
+    for tap, matrix in whole(torch.float32).items():
+        wide = matrix.double().numpy()
+        product = (wide[:20] @ wide.T).astype(np.float32)
+        assert_close(np.hstack([sums[tap].gram, sums[tap].cross.T]).astype(np.float32), product, "gram")
+        said = []
+        for one, rest in ((wide[:20] @ wide[:20].T, wide[20:] @ wide[:20].T), (sums[tap].gram, sums[tap].cross)):
+            train, test = svm.span_coordinates(*svm.normalise_gram(one, rest, (wide[20:] ** 2).sum(1)))
+            said.append(svm.fit(train, y[:20], test, C=1.0).predictions)
+        assert np.array_equal(*said)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9])
+def test_input_gradients(threads: int, chunk: int) -> None:
+    network = tiny_vgg()
+    y = torch.arange(9) % 5
+    assert_close(input_gradients.saliency(network, X, y, chunk=chunk),
+                 torch.cat([input_gradients.saliency(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]),
+                 "gradient")  # fmt: skip
+    found = fooling.fool(network, X, (y + 1) % 5, steps=5, chunk=chunk)
+    alone = [fooling.fool(network, x[None], int(t + 1) % 5, steps=5) for x, t in zip(X, y, strict=True)]
+    assert found.status == tuple(chain(*(one.status for one in alone)))
+    assert_close(found.x, torch.cat([one.x for one in alone]), "gradient")
