@@ -25,6 +25,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals that kill: Linux or macOS")
 
 
+def listen() -> None:
+    """In a child, before it begins: what a shell runs in the background, as in CI, has been told to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_victims(*words: object) -> dict[str, object]:
     command = [sys.executable, "-m", "tests.faults.victims", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -104,7 +109,8 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
         command = [sys.executable, "-m", "rdfia", "extract", str(photos), "--network", "alexnet"]
         command += ["--taps", "relu1,pool5", "--to", str(tmp_path / "features.safetensors")]
         environment = {**ENVIRONMENT, "RDFIA_CACHE": str(tmp_path / cache)}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+                                preexec_fn=listen)  # fmt: skip
 
     def whole_run(cache: str) -> None:
         with start(cache) as process:
@@ -148,13 +154,13 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
         "import sys, pathlib, torch; torch.set_num_threads(1); from tests.faults import victims\n"
         "print('ready', flush=True); victims.train(pathlib.Path(sys.argv[1]))"
     )
-    chance, tried, kept, seconds = random.Random(1), times(4, 20), 0, list[float]()
+    chance, tried, kept, stopped, seconds = random.Random(1), times(4, 20), 0, 0, list[float]()
     victims.train(tmp_path / "whole")
     whole = victims.contents(tmp_path / "whole")
     for i in range(tried):
         folder = tmp_path / str(i)
         process = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, env=ENVIRONMENT, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen)  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(chance.uniform(0, 0.6))
@@ -162,7 +168,10 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
         sent = time.monotonic()
         process.communicate(timeout=60)
         seconds.append(time.monotonic() - sent)
+        stopped += process.returncode == -signal.SIGINT
         victims.train(folder)
         kept += victims.contents(folder) == whole
-    fault("Ctrl-C in training", tried=tried, withstood=kept, found={"seconds until the end, at most": max(seconds)},
+    assert stopped, "every run was over before it was stopped"
+    found = {"stopped before the end": stopped, "seconds until the end, at most": round(max(seconds), 2)}
+    fault("Ctrl-C in training", tried=tried, withstood=kept, found=found,
           means="the next run went on from the checkpoint to the same result")  # fmt: skip
