@@ -293,7 +293,7 @@ def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
     here = folder / "here"
     here.mkdir()
     (here / reader.name).write_bytes(hostile(reader, seed, number))
-    start = time.perf_counter()
+    start = time.process_time()  # a busy machine is not the reader's fault
     try:
         reader.read(here)
         found = "accepted"
@@ -303,7 +303,7 @@ def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
             found = f"WRONG: a message with control characters: {str(error)!r}"[:300]
     except BaseException as error:
         found = f"WRONG: {type(error).__name__}: {str(error)[:200]}"
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     if seconds > MOST_SECONDS:
         found = f"WRONG: {seconds:.1f} s"
     for path in sorted(here.rglob("*"), reverse=True):

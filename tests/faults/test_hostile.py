@@ -28,6 +28,7 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 
 ROOT = Path(__file__).parents[2]
 Fault = Callable[..., None]
+MOST_MB = 550  # beside what importing torch takes: 450 MB in its CPU build, so that all is under 1 GB; 1.1 GB with CUDA
 
 
 @pytest.mark.timeout(1800)
@@ -46,7 +47,7 @@ def test_thousands_of_altered_files_raise_our_errors_only(
     fault("altered files, every reader", tried=found["inputs"], withstood=found["inputs"] - len(wrong),
           found={**found, "wrong": wrong[:20]},
           means="accepted, or refused by an error of ours with a plain message, each within 2 s")  # fmt: skip
-    assert found["most memory, MB"] < 1000, found
+    assert found["most memory, MB"] - found["memory before, MB"] < MOST_MB, found
 
 
 def test_the_hunt_sees_a_reader_that_lets_another_error_through(tmp_path: Path) -> None:
@@ -58,7 +59,9 @@ def test_the_hunt_sees_a_reader_that_lets_another_error_through(tmp_path: Path) 
     assert found == {"accepted", "WRONG"}
 
     def slow(here: Path) -> None:
-        time.sleep(hostile.MOST_SECONDS * 1.05)
+        end = time.process_time() + hostile.MOST_SECONDS * 1.05
+        while time.process_time() < end:
+            pass
 
     assert hostile.one(tmp_path, reader._replace(read=slow), 0, 0).startswith("WRONG: 2.")
 
@@ -143,14 +146,14 @@ MEASURED = (
     "import resource, sys, time; from pathlib import Path\n"
     "from rdfia import images; from rdfia.errors import ImageError\n"
     "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000\n"
-    "before, start = peak(), time.perf_counter()\n"
+    "before, start = peak(), time.process_time()\n"
     "try:\n    images.LAB.pixels(Path(sys.argv[1])); found = 'read'\n"
     "except ImageError as error:\n    found = str(error)\n"
-    "print(round(time.perf_counter() - start, 2), round(peak()), found, sep='\\t')"
+    "print(round(time.process_time() - start, 2), round(before), round(peak()), found, sep='\\t')"
 )
 
 
-def test_images_that_are_bombs_stay_small(tmp_path: Path, fault: Fault, request: pytest.FixtureRequest) -> None:
+def test_images_that_are_bombs_stay_small(tmp_path: Path, fault: Fault) -> None:
     found, good, late = {}, 0, 0
     for name, make in BOMBS.items():
         path = tmp_path / "bomb.png"
@@ -158,13 +161,13 @@ def test_images_that_are_bombs_stay_small(tmp_path: Path, fault: Fault, request:
         command = [sys.executable, "-c", MEASURED, str(path)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        seconds, megabytes, said = done.stdout.strip().split("\t")
-        found[name] = f"{seconds} s, {megabytes} MB in all, {said.replace(str(tmp_path), '')[:100]}"
-        good += float(megabytes) < 1000 and (said == "read") == name.startswith("as large")
+        seconds, before, most, said = done.stdout.strip().split("\t")
+        found[name] = f"{seconds} s of a processor, {before} to {most} MB of memory, {said.replace(str(tmp_path), '')[:100]}"
+        good += float(most) - float(before) < MOST_MB and (said == "read") == name.startswith("as large")
         late += float(seconds) > 2
     fault("images that are bombs", tried=len(BOMBS), withstood=good, found={**found, "over 2 s": late},
-          means="refused by the header, or read within 1 GB of memory")  # fmt: skip
-    assert request.config.getoption("--profile") != "full" or not late, found
+          means=f"refused by the header, or read with less than {MOST_MB} MB of memory beside torch's own")  # fmt: skip
+    assert not late, found
 
 
 LIES = {
