@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -152,12 +153,14 @@ def _extract(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from rdfia import assets, datasets, extraction, networks, store
+    from rdfia import assets, datasets, extraction, features, memory, networks, store
+    from rdfia.images import LAB
 
     taps = {tap: networks.tap_paths(options.network).get(tap, tap) for tap in options.taps.split(",")}
     if unknown := [tap for tap in taps if taps[tap] not in networks.tap_paths(options.network).values()]:
         raise ArgumentError(f"taps {unknown} are not in {options.network}; they are like conv1_1, relu3_3, pool5, fc6")
-    paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in datasets.SUFFIXES)
+    paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in datasets.SUFFIXES
+                   and not any(part.startswith(".") for part in path.relative_to(options.folder).parts))  # fmt: skip
     if not paths:
         raise ArgumentError(f"folder {options.folder} holds no photos ({' '.join(sorted(datasets.SUFFIXES))})")
     device = options.device
@@ -176,6 +179,10 @@ def _extract(options: argparse.Namespace) -> int:
         loaded = networks.load(options.network, assets.load_weights(name))
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
+        if not options.store:
+            columns = sum(map(math.prod, features.tap_shapes(loaded.module, taps, LAB.size).values()))
+            nbytes = 2 * columns * len(paths) * features.fast_dtype(device).itemsize
+            memory.require(nbytes, f"a file of {columns} columns for {len(paths)} photos", "keep shards: --store DIR")
         extracted = extraction.extract(
             loaded.module, paths, taps, root=options.store or store.cache_dir() / "features", device=device, team=team,
             cap_bytes=sys.maxsize if options.store else 8 * store.GIGABYTE, progress=None if team.rank else _bar,
@@ -184,7 +191,8 @@ def _extract(options: argparse.Namespace) -> int:
             names = [path.relative_to(options.folder).as_posix() for path in paths]
             to = extracted.folder if options.store else options.to
             if options.store:
-                store.write_json(to / "images.json", names)
+                if not (to / "images.json").exists():
+                    store.write_json(to / "images.json", names)
             else:
                 metadata = {"images": json.dumps(names), "network": options.network}
                 store.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)

@@ -145,13 +145,13 @@ def faults(run: Mapping[str, Any]) -> str:
     """What was done to the package on purpose, how often, and how often it was withstood, with what was found."""
     where, rows, more = run["environment"], [], ""
     for name, row in run["rows"].items():
-        rows.append([name, row["tried"], row["withstood"], row["means"]])
+        rows.append([name, row["tried"], row["withstood"], row["means"], f"{row['date']}, {row['profile']}"])
         found = json.dumps(row["found"], ensure_ascii=False)[:3000]
         more += f"<dt>{escape(name)}</dt><dd><pre>{escape(found)}</pre></dd>"
-    facts = ", ".join(f"{name} {where[name]}" for name in ("profile", "date", "torch", "python"))
+    facts = ", ".join(f"{name} {where[name]}" for name in ("date", "torch", "python"))
     text = f"<p>{escape(facts)}. Tests below tests/faults do these things to the package, and count.</p>"
     details = f"<details><summary>what was found</summary><dl>{more}</dl></details>"
-    return text + table(("done on purpose", "tried", "withstood", "which means"), rows) + details
+    return text + table(("done on purpose", "tried", "withstood", "which means", "when"), rows) + details
 
 
 def thresholds(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -46,9 +46,11 @@ class Team(NamedTuple):
 @contextlib.contextmanager
 def team() -> Iterator[Team]:
     """The team that torchrun made (RANK, WORLD_SIZE and the address in the environment), or this process alone."""
-    if "RANK" not in os.environ or (size := int(os.environ["WORLD_SIZE"])) < 2:
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield Team()
         return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ArgumentError(f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start it with torchrun")
     # Ranks wait at the end for the slowest, who may have the large photos; torchrun ends them all when one dies.
     found, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(days=1)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else a restart meets the addresses of the dead
@@ -126,7 +128,9 @@ def extract(
     widths = {tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()}
     store = FeatureStore(Path(root) / name, len(images), widths, dtype, BATCHES_A_SHARD * batch_size)
     store.check_size(cap_bytes)
-    sweep(store.folder)
+    if team.rank == 0:
+        sweep(store.folder)
+    team.gather(None)  # nobody writes yet: on a shared disk another machine's locks may not be seen
     manifest = store.folder / "manifest.json"
     if team.rank == 0 and not manifest.exists():  # a store that is whole can be read where nothing can be written
         write_json(manifest, {"key": key, "widths": widths, "shard_rows": store.shard_rows})
@@ -140,7 +144,7 @@ def extract(
             f"lower batch_size={batch_size} (a shard is {BATCHES_A_SHARD} batches), or ask for fewer taps",
         )
         batches = stream(module, [images[row] for row in rows], taps, preprocess=preprocess, dtype=dtype, device=device,
-                         batch_size=batch_size, pool=pool, progress=progress)  # fmt: skip
+                         batch_size=batch_size, pool=pool, progress=progress, beside=2 * shard_bytes)  # fmt: skip
         with contextlib.closing(batches):
             for shard in todo:  # only the last shard can be short, so batches never straddle two of them
                 store.write(shard, _gathered(batches, store.shards[shard], widths, dtype))

@@ -76,11 +76,12 @@ def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) 
     Parameters on the meta device (weights that are not at hand) stay there.
     """
     with contextlib.ExitStack() as stack:
-        clone = copy.deepcopy(module).eval().requires_grad_(False)
-        for child in clone.modules():
-            tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
-            if tensors and not any(tensor.is_meta for tensor in tensors):
-                child.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with told(f"a copy of the network in {dtype} on {device}: free some, or choose a smaller network"):
+            clone = copy.deepcopy(module).eval().requires_grad_(False)
+            for child in clone.modules():
+                tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
+                if tensors and not any(tensor.is_meta for tensor in tensors):
+                    child.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if torch.device(device).type == "cpu":
             _lean_pools(clone)
             stack.enter_context(kept_memory())
@@ -207,9 +208,10 @@ def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[st
 
 def memory_needed(module: nn.Module, taps: Mapping[str, str], size: int, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes on the device of (a copy of the network; one image of 3 x size x size on its way): what to expect."""
-    weights = sum(value.numel() for value in module.state_dict().values() if not value.is_meta)
+    values = [value for value in module.state_dict().values() if not value.is_meta]
+    weights = sum(value.numel() * (value.dtype.itemsize + dtype.itemsize) for value in values)  # copied, then cast
     image = 3 * size * size * 4 * 3  # float32, before and after it is normalised, and laid out anew
-    return weights * dtype.itemsize, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
+    return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
 
 def decode(images: Sequence[Any], preprocess: Preprocess, workers: int = 2, ahead: int = 64) -> Iterator[Tensor]:
@@ -257,20 +259,22 @@ def stream(
     batch_size: int = 16,
     pool: Callable[[Tensor], Tensor] = flat,
     progress: Progress | None = None,
+    beside: int = 0,
 ) -> Generator[dict[str, Tensor], None, None]:
     """Features of images in order, batch by batch: {tap: B x D in `dtype` on `device`}; memory does not grow with N.
 
     `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). `pool` makes
     rows of a layer's output, in memory of their own: all values by default, or means over a grid (`pyramid`). Decoding
     runs ahead in threads. `module` itself is not touched. Where memory does not do for a batch, its parts are computed
-    one after the other, with a FewerAtATime warning. Raises ArgumentError, WeightsError, ImageError; TooLarge when
-    one image is too much.
+    one after the other, with a FewerAtATime warning; `beside` are bytes to be left for who takes the features. Raises
+    ArgumentError, WeightsError, ImageError; TooLarge when one image is too much.
     """
     dtype = dtype or fast_dtype(device)
-    weights, image = memory_needed(module, taps, preprocess.size, dtype)
-    on_cpu, most = torch.device(device).type == "cpu", batch_size
-    if on_cpu:
-        most = fitting(batch_size, image, weights, f"the layers up to {', '.join(taps)} in {dtype}")
+    check_reachable(module, taps)
+    most = batch_size
+    if torch.device(device).type == "cpu":  # a GPU refuses what it does not have, and `pieces` sees to it
+        weights, image = memory_needed(module, taps, preprocess.size, dtype)
+        most = fitting(batch_size, image, weights + beside, f"the layers up to {', '.join(taps)} in {dtype}")
     with prepared(module, dtype, device) as network:
         pieces: Pieces[dict[str, Tensor]] = Pieces(most)
 

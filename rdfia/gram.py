@@ -169,8 +169,9 @@ def accumulate(
     widths = [{tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes]
     most = batch_size
     if torch.device(device).type == "cpu":
-        tiles_bytes = PART_BYTES if scratch else max(n * sum(tile.values()) for tile in widths) * dtype.itemsize
-        held = tiles_bytes + (len(passes) > 1) * n * 3 * preprocess.size**2
+        tiles_bytes = max(n * sum(tile.values()) for tile in widths) * dtype.itemsize
+        tiles_bytes = min(tiles_bytes, PART_BYTES) if scratch else tiles_bytes
+        held = tiles_bytes + (len(passes) > 1) * 2 * n * 3 * preprocess.size**2  # stacked from a list: twice at once
         require(held, f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
                 f"lower budget_bytes={budget_bytes}, or give scratch, a folder on a disk")  # fmt: skip
         weights, image = memory_needed(module, taps, preprocess.size, dtype)

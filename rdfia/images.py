@@ -29,6 +29,8 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own, higher, limits
         reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
         raise ImageError(f"{one_line(path)}: {reason}") from error
+    except MemoryError:  # says nothing of the photo
+        raise
     except Exception as error:  # Pillow's readers let many kinds through for a damaged header
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable image ({error})"
         if isinstance(error, PermissionError):
@@ -55,7 +57,7 @@ def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
     path = Path(path)
     try:
         _open(path, max_pixels).close()
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # counting frames reads further into the file than the header
         raise ImageError(f"{one_line(path)}: damaged ({error}); replace it or remove it") from error
@@ -74,6 +76,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return to_8_bits(ImageOps.exif_transpose(image))
     except ImageError as error:
         raise error if one_line(path) in str(error) else ImageError(f"{one_line(path)}: {error}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders let many kinds through for damaged data
         raise ImageError(f"{one_line(path)}: truncated or damaged ({error}); replace it or remove it") from error
 

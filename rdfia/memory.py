@@ -74,32 +74,35 @@ SMALL = 10**8  # bytes that are taken without asking, which takes as long as sma
 # --- how much there is ----------------------------------------------------------------------------------------------
 
 
-def _number(path: str, pattern: str = r"(\d+)") -> int | None:
-    """The first number that `pattern` finds in a file of the system's; None without file or number ("max")."""
+SYSTEM = Path("/")  # where the system's files about memory are
+_CACHES = r"^{}(?:active_file|inactive_file|slab_reclaimable) (\d+)"  # pages that the system takes back when asked
+_GROUPS = (("sys/fs/cgroup", "memory.max", "memory.current", _CACHES.format("")),
+           ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", _CACHES.format("total_")))
+
+
+def _numbers(path: str, pattern: str = r"^(\d+)$") -> list[int]:
+    """The numbers that `pattern` finds in a file of the system's; none without the file, or for "max"."""
     try:
-        found = re.search(pattern, Path(path).read_text())
+        return [int(found) for found in re.findall(pattern, (SYSTEM / path).read_text(), re.MULTILINE)]
     except OSError:
-        return None
-    return int(found[1]) if found else None
+        return []
 
 
 def available() -> int | None:
     """Bytes that this process can still take without being killed or refused; None where the system does not tell.
 
-    The least of what the machine has left, the container (its page cache counts as free), and `ulimit -v`.
+    The least of what the machine has left, the container (what the page cache holds counts as free), both shared with
+    the other processes that torchrun started here, and of `ulimit -v`.
     """
-    left = []
-    if (kilobytes := _number("/proc/meminfo", r"MemAvailable:\s+(\d+)")) is not None:
-        left.append(kilobytes * 1024)
-    for folder, most, used, cache in (("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-                                      ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                       "total_inactive_file")):  # fmt: skip
-        limit, taken = _number(f"{folder}/{most}"), _number(f"{folder}/{used}")
-        if limit is not None and taken is not None:
-            left.append(limit - taken + (_number(f"{folder}/memory.stat", rf"^{cache} (\d+)") or 0))
-    space, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _number("/proc/self/statm")
-    if space != resource.RLIM_INFINITY and pages is not None:
-        left.append(space - pages * resource.getpagesize())
+    left = [1024 * kilobytes for kilobytes in _numbers("proc/meminfo", r"^MemAvailable:\s+(\d+)")]
+    for folder, most, used, caches in _GROUPS:
+        for limit, taken in zip(_numbers(f"{folder}/{most}"), _numbers(f"{folder}/{used}"), strict=False):
+            left.append(limit - taken + sum(_numbers(f"{folder}/memory.stat", caches)))
+    left = [nbytes // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) for nbytes in left]
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY:
+        pages = _numbers("proc/self/statm", r"^(\d+)")
+        left += [space - n * resource.getpagesize() for n in pages]
     return max(0, min(left)) if left else None
 
 
@@ -130,7 +133,7 @@ def fitting(n: int, each: float, beside: float, what: str) -> int:
 def ran_out(error: BaseException) -> bool:
     """Is this what torch, numpy or CUDA raises where an allocation was refused?"""
     words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a memory",
-             "can't start new thread")  # fmt: skip
+             "can't start new thread", "ALLOC_FAILED")  # fmt: skip
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

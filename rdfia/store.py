@@ -70,10 +70,10 @@ def _part(path: Path) -> Iterator[Path]:
     while True:
         folder = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with contextlib.suppress(FileNotFoundError):  # a `sweep` came between
-            handle = os.open(folder, os.O_RDONLY)
+            handle = os.open(f"{folder}/.lock", os.O_RDWR | os.O_CREAT)  # NFS locks files, and those opened for writing
             with contextlib.suppress(OSError):  # a file system without locks: then nothing can be swept either
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.path.exists(folder):
+            if os.path.exists(f"{folder}/.lock"):
                 break
             os.close(handle)
     try:
@@ -87,12 +87,12 @@ def sweep(folder: Path) -> None:
     """Removes what killed processes left half-written in `folder`; what a living one is writing stays."""
     for part in Path(folder).glob(".*.part"):
         with contextlib.suppress(OSError):
-            handle = os.open(part, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if part.is_file():  # as earlier versions left them
+                part.unlink()
+                continue
+            with (part / ".lock").open("ab") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(part)
-            finally:
-                os.close(handle)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -247,4 +247,7 @@ class FeatureStore:
         """The N x D matrix of one tap, in the stored dtype."""
         import torch
 
-        return torch.cat(list(self.tiles(tap)))
+        matrix = torch.empty(self.n, self.widths.get(tap, 0), dtype=self.dtype)
+        for rows, tile in zip(self.shards, self.tiles(tap), strict=True):  # one shard at a time beside it
+            matrix[rows] = tile
+        return matrix

@@ -66,6 +66,7 @@ def train_run(run: Run, images: Tensor, labels: Any, work: Path, **options: Any)
         note()  # a kill may come before the end
 
     with _alone(folder):
+        store.sweep(folder)
         start, before = time.monotonic(), store.read_json(times) if times.exists() else 0.0
         try:
             found = train(run.config, images, labels, folder=folder, visit_at=run.snapshots, visit=keep, **options)

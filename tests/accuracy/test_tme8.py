@@ -189,7 +189,7 @@ def test_the_plain_map_is_noisy(claim: Any, lens: Lens, title: str, what: str) -
         unit="(medians)",
         tolerance="95% bounds of the median ratio and of the mean difference",
         margin=margins.all_of(
-            (low > NOISE_RATIO, margins.median(ratios, NOISE_RATIO)),
+            (low > NOISE_RATIO, margins.bound_of_median(ratios, NOISE_RATIO, low)),
             (waves[0] > 0, margins.mean(high["gradient"] - high["SmoothGrad"], 0)),
         ),
         evidence={
@@ -432,7 +432,10 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
             holds=float(np.median(ours)) <= float(np.median(theirs)) and bool(closely.reached[rows].all()),
             unit="(L2 of the 8-bit image)",
             tolerance=f"{steps} gradients each",
-            margin=margins.median(np.log(ours / theirs), 0),
+            margin=margins.all_of(
+                (float(np.median(ours)) <= float(np.median(theirs)), margins.medians(ours, theirs)),
+                (bool(closely.reached[rows].all()), margins.share(closely.reached[rows].mean(), 1, len(ours))),
+            ),
             evidence={
                 "bars": {
                     "the lab's rule": list(lab.size["l2"][rows]),
@@ -578,7 +581,7 @@ def defence(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, tar
         holds=any(pays.values()),
         unit="(share)",
         tolerance="fixed beforehand",
-        margin=max(
+        margin=(max if any(pays.values()) else min)(
             margins.all_of(
                 (plain - row["accuracy"] <= LOSS, margins.shares(plain, row["accuracy"], LOSS, len(labels))),
                 (row["fooled"] <= HALF, margins.share(row["fooled"], HALF, len(y))),
@@ -675,7 +678,10 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
     if what.endswith("score"):
         expected = f"probability from {CERTAIN} and a higher score than the noise, every seed"
         holds = bool((row["probability"] >= CERTAIN).all() and (row["score"] > row["score_before"]).all())
-        margin = margins.extreme(row["probability"], CERTAIN)
+        margin = margins.all_of(
+            (bool((row["probability"] >= CERTAIN).all()), margins.every(row["probability"], CERTAIN)),
+            (bool((row["score"] > row["score_before"]).all()), margins.every(row["score"] - row["score_before"], 0)),
+        )
     else:
         expected = f"first guess of {bench.setup.judge} for half of the seeds or more"
         holds = float(row["second_top1"].float().mean()) >= HALF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rdfia import report, store
+from rdfia.errors import StoreError
 from rdfia.machine import environment
 
 ROWS = pytest.StashKey[dict[str, dict[str, object]]]()
@@ -25,9 +27,11 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
     """fault(name, tried=60, withstood=60, means="...", found={...}): a row of the page; fails where not all was."""
     rows = request.config.stash.setdefault(ROWS, {})
+    profile = request.config.getoption("--profile")
 
     def row(name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None) -> None:
-        rows[name] = {"tried": tried, "withstood": withstood, "means": means, "found": found or {}}
+        rows[name] = {"tried": tried, "withstood": withstood, "means": means, "found": found or {}, "profile": profile,
+                      "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")}  # fmt: skip
         assert tried > 0, f"{name}: nothing was tried"
         assert withstood == tried, f"{name}: {tried - withstood} of {tried} went wrong; {found}"
 
@@ -59,7 +63,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}")
     root, folder = config.rootpath, Path(config.rootpath, config.getoption("--output"))
     path = folder / "faults.json"
-    kept = store.read_json(path)["rows"] if path.exists() else {}
+    try:
+        kept = dict(store.read_json(path)["rows"]) if path.exists() else {}
+    except (StoreError, KeyError, TypeError, ValueError):  # of another version, or damaged: made anew
+        kept = {}
     profile = config.getoption("--profile")
     store.write_json(path, {"environment": environment(root, "cpu", profile), "rows": {**kept, **rows}})
     if not (folder / "claims.json").exists():

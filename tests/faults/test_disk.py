@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,13 +145,13 @@ for do in work(Path(sys.argv[2])):
 """
 
 
-def test_no_permission_is_named(tmp_path: Path, fault: Fault) -> None:
+def test_no_permission_is_named(request: pytest.FixtureRequest, fault: Fault) -> None:
     """As a user who may neither write to the folder nor read the files; root may do both, so root becomes nobody."""
-    for folder in [tmp_path, *tmp_path.parents]:
-        if folder.owner() == tmp_path.owner() and os.access(folder, os.W_OK) and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
+    top = Path(tempfile.mkdtemp(dir=None if os.geteuid() else "/tmp"))  # pytest's own folders are closed to nobody
+    request.addfinalizer(lambda: shutil.rmtree(top, ignore_errors=True))
+    top.chmod(0o755)
     for name in ("open", "shut"):
-        folder = tmp_path / name
+        folder = top / name
         (folder / "raw").mkdir(parents=True)
         (folder / "closed").mkdir(mode=0o755 if name == "open" else 0o555)
         store.save_tensors(folder / "mine.safetensors", {"a": torch.zeros(3)})
@@ -157,10 +159,10 @@ def test_no_permission_is_named(tmp_path: Path, fault: Fault) -> None:
         Image.new("L", (40, 40)).save(folder / "mine.png")
         (folder / "raw" / "train-images-idx3-ubyte").write_bytes(b"x")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", UNPRIVILEGED, str(tmp_path / "open"), str(tmp_path / "shut")]
+    command = [sys.executable, "-c", UNPRIVILEGED, str(top / "open"), str(top / "shut")]
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
-    named = [line for line in lines if str(tmp_path) in line and "ermission denied" in line]
+    named = [line for line in lines if str(top) in line and "ermission denied" in line]
     found = {"messages": lines, "rest": done.stderr}
     fault("no permission to write or read", tried=5, withstood=len(named), found=found, means="the file is named")
 

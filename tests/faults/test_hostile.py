@@ -266,7 +266,7 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, f
                            figures=[{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}])  # fmt: skip
     environment = {"date": "2026", "device": "cpu", "cpu": "x", "profile": "short", "torch": "t", "python": "p",
                    "assets": [{"name": "n", "source": "s"}]}  # fmt: skip
-    faults = {"a name": {"tried": 1, "withstood": 1, "means": "m", "found": {"k": "v"}}}
+    faults = {"a name": {"tried": 1, "withstood": 1, "means": "m", "found": {"k": "v"}, "date": "d", "profile": "p"}}
 
     def page(harm: str) -> Elements:
         def put(value: Any, keys: tuple[str, ...] = ()) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from rdfia import extraction, features, gram, memory, svm
 from rdfia.errors import FewerAtATime, TooLarge
@@ -141,6 +142,48 @@ def test_what_is_available_follows_the_limit() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert 0 < after <= 50_000_000 < before
+
+
+@pytest.mark.parametrize(
+    ("group", "names"),
+    [
+        ("sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file", "active_file")),
+        ("sys/fs/cgroup/memory",
+         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")),
+    ],
+)  # fmt: skip
+def test_a_containers_limit_counts_and_its_page_cache_does_not(
+    group: str, names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SYSTEM", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert memory.available() is None
+    (tmp_path / group).mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    8000 kB\n")
+    assert memory.available() == 8_192_000
+    most, used, *caches = names
+    (tmp_path / group / most).write_text("max\n")
+    (tmp_path / group / used).write_text("5000000\n")
+    assert memory.available() == 8_192_000
+    (tmp_path / group / most).write_text("6000000\n")
+    (tmp_path / group / "memory.stat").write_text(f"anon 5\n{caches[0]} 1000000\n{caches[1]} 2000000\nfile 7\n")
+    assert memory.available() == 4_000_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.available() == 1_000_000
+
+
+def test_memory_that_runs_out_in_decoding_is_no_damaged_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (40, 40)).save(tmp_path / "x.png")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    with pytest.raises(TooLarge, match="memory ran out at decoding photos"):
+        list(features.decode([tmp_path / "x.png"], Preprocess(size=16)))
 
 
 def test_a_gan_that_does_not_fit_says_which_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_team_that_loses_a_member_makes_the_store_of_one_process(
     member = ("-m", "tests.faults.team_member", tmp_path)
     done = torchrun(size, *member, size - 1, 40, restarts=restarts)
     assert (tmp_path / "died").exists(), done.stderr[-2000:]
-    kept = len(list((tmp_path / "store").rglob("shard*"))) if not restarts else None
+    kept = len(list((tmp_path / "store").glob("*/shard*"))) if not restarts else None  # not those half-written
     if not restarts:
         assert done.returncode != 0
         assert done.stderr.count("SIGKILL") or "Signal 9" in done.stderr

@@ -6,6 +6,7 @@ conftest.py registers it; what a claim is and how it is judged stands in rdfia/c
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import pytest
 
 from rdfia.claims import CLAIMS, MEASURED, ClaimError, Ledger, Record, counts, show, time_left
 from rdfia.errors import AssetUnavailable
+from tests.support import margins
 
 T = TypeVar("T")
 
@@ -186,7 +188,9 @@ class ClaimCheck:
 
         A test that measures several cases in one go gives each its own `case`.
         """
-        values |= {"margin": round(margin, 2) if isinstance(margin, float) else margin}
+        if isinstance(margin, float):
+            margin = round(margin, 2) if math.isfinite(margin) else margins.SURE
+        values |= {"margin": margin}
         values |= {"measured": measured, "expected": expected, "holds": holds, "protocol": protocol}
         return self._enter(self.run.ledger.measured, self.case if case is None else case, **values)
 

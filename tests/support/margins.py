@@ -16,6 +16,7 @@ from scipy import stats
 from rdfia import studies
 
 EXACT = "exact: nothing is drawn at random"
+SURE = "beyond any number of standard errors: what was drawn does not differ, or diverged"
 ONE_RUN = "one run, whose standard error is not known"
 
 
@@ -52,8 +53,8 @@ def all_of(*conditions: tuple[bool, float]) -> float:
 
 
 def _error(values: np.ndarray) -> float:
-    """Standard error of a mean; 0 where the values do not differ."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    """Standard error of a mean; 0 where the values do not differ, or there is only one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def mean(values: Sequence[float] | np.ndarray, bound: float, level: float = 0.95, *, below: bool = False) -> float:
@@ -100,16 +101,19 @@ def no_larger(values: Sequence[float], usual: Sequence[float], bound: float) -> 
     return abs(math.log(bound / found.upper)) / error if error else math.inf
 
 
-def extreme(values: Sequence[float] | np.ndarray, bound: float) -> float:
-    """The nearest of several values, which all have to be on one side of the bound, in their standard deviations."""
+def every(values: Sequence[float] | np.ndarray, bound: float, *, below: bool = False) -> float:
+    """Where each of several values has to be at the bound or beyond: as `all_of`, in their standard deviations."""
     v = np.asarray(values, dtype=np.float64)
     spread = float(v.std(ddof=1)) if len(v) > 1 and np.isfinite(v).all() else 0.0
-    return float(np.abs(v - bound).min() / spread) if spread else math.inf
+    return all_of(*(((x <= bound) if below else (x >= bound), abs(x - bound) / spread if spread else math.inf)
+                    for x in v))  # fmt: skip
 
 
-def snapshots(*conditions: tuple[Sequence[float], float]) -> str:
-    """Of one run: the least margin of medians over its last snapshots, by how much these differ among themselves."""
-    least = min(median(values, bound) for values, bound in conditions)
+def snapshots(*conditions: tuple[bool, Sequence[float], float]) -> str:
+    """Of one run: `all_of` for medians over its last snapshots, by how much these differ among themselves."""
+    least = all_of(*((holds, median(values, bound)) for holds, values, bound in conditions))
+    if not math.isfinite(least):
+        return ONE_RUN
     return f"one run; {least:.1f} standard errors of its last snapshots, which says nothing of other seeds"
 
 
@@ -120,3 +124,18 @@ def median(values: Sequence[float] | np.ndarray, bound: float) -> float:
         return math.inf
     drawn = np.median(rng.choice(v, (2000, len(v))), axis=1)
     return float(abs(np.median(v) - bound) / drawn.std()) if drawn.std() else math.inf
+
+
+def bound_of_median(values: Sequence[float] | np.ndarray, bound: float, limit: float) -> float:
+    """From a bound to a bootstrap limit of the median that has to pass it, in the median's standard errors."""
+    v, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
+    drawn = np.median(rng.choice(v, (2000, len(v))), axis=1)
+    return float(abs(limit - bound) / drawn.std()) if drawn.std() else math.inf
+
+
+def medians(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """The difference of two medians over the same items from 0; its standard error is that of 2,000 bootstrap draws."""
+    both, rng = np.asarray([a, b], dtype=np.float64), np.random.default_rng(0)
+    rows = rng.integers(0, both.shape[1], (2000, both.shape[1]))
+    drawn = np.median(both[0][rows], axis=1) - np.median(both[1][rows], axis=1)
+    return float(abs(np.median(both[0]) - np.median(both[1])) / drawn.std()) if drawn.std() else math.inf

@@ -53,5 +53,13 @@ def test_medians_and_extremes() -> None:
     values = np.random.default_rng(1).normal(5, 1, 400)
     assert margins.median(values, 5 - 3 * 1.2533 / 20) == pytest.approx(3, abs=0.6)
     assert margins.median([1.0, 1.0], 2) == math.inf
-    assert margins.extreme([1.0, 3.0], 0) == pytest.approx(1 / math.sqrt(2))
-    assert "one run; 0.0 standard errors" in margins.snapshots(([1.0, 2.0, 3.0], 2.0), ([1.0, 1.0], 9.0))
+    assert margins.every([1.0, 3.0], 0) == pytest.approx(1 / math.sqrt(2))
+    assert margins.every([-2.0, 0.1, 3.0], 0) == pytest.approx(2 / np.std([-2, 0.1, 3], ddof=1))  # the one that fails
+    assert margins.every([1.0, 3.0], 4, below=True) == pytest.approx(1 / math.sqrt(2))
+    assert "one run; 0.0 standard errors" in margins.snapshots((True, [1.0, 2.0, 3.0], 2.0), (True, [1.0, 1.0], 9.0))
+    assert margins.snapshots((False, [1.0, 1.0], 9.0)) == margins.ONE_RUN
+    low = np.median(values) - 0.1
+    assert margins.bound_of_median(values, low, low) == 0
+    assert margins.bound_of_median(values, low - 0.1, low) > 1
+    assert margins.medians(values, values + 1) == math.inf  # the same draws differ by the same
+    assert 2 < margins.medians(values, values + np.random.default_rng(2).normal(0.3, 1, 400)) < 8
