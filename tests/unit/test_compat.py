@@ -29,7 +29,9 @@ library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 def run(program: str, path: Path | None = None) -> str:
     """What `program` prints in a process of its own, where packages in `path` go first."""
     code = f"import sys\nsys.path[:0] = {[str(path)] if path else []!r}\n{program}"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False,
+    # torch 2.6 leaves a temporary folder of its own to the end of the process, and Python warns of that.
+    warnings = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
+    done = subprocess.run([sys.executable, *warnings, "-c", code], capture_output=True, text=True, check=False,
                           cwd=Path(__file__).parents[2])  # fmt: skip
     return done.stdout + done.stderr
 
