@@ -7,13 +7,16 @@ import datetime
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch.distributed import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from rdfia import memory
@@ -22,25 +25,39 @@ from rdfia.features import Progress, fast_dtype, flat, last_position, memory_nee
 from rdfia.images import LAB, Preprocess
 from rdfia.store import GIGABYTE, FeatureStore, sweep, tensors_digest, write_json
 
-BATCHES_A_SHARD = 16
+BATCHES_A_SHARD, IMAGES_A_DIGEST = 16, 1024
+FOREVER = datetime.timedelta(days=7)  # who has the large photos is waited for; torchrun ends all when one dies
 
 
-class Team(NamedTuple):
-    """The processes that share an extraction: this one's number, and how many there are. Alone: 0 of 1."""
+@dataclass
+class Team:
+    """The processes that share an extraction: this one's number, and how many there are. Alone: 0 of 1.
+
+    They meet in the key-value store that torch's launcher brings, no more: no process group, whose end torch 2.6 waits
+    for without end or aborts at.
+    """
 
     rank: int = 0
     size: int = 1
+    _store: Any = field(default=None, repr=False)
+    _meetings: int = 0
 
     def share(self, n: int) -> slice:
         """This process's run of n items; those of all ranks in order are all n."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in order, once every rank has given its own."""
-        values = [value] * self.size
-        if self.size > 1:
-            distributed.all_gather_object(values, value)
-        return values
+        """The values (as JSON can hold them) of all ranks, in order, once every rank has given its own."""
+        if self._store is None:
+            return [value] * self.size
+        self._meetings += 1
+        self._store.set(f"{self._meetings}/{self.rank}", json.dumps(value))
+        return [json.loads(self._wait(f"{self._meetings}/{rank}")) for rank in range(self.size)]
+
+    def _wait(self, key: str) -> str:
+        while not self._store.check([key]):  # `get` would wait where Ctrl-C does not reach
+            time.sleep(0.05)
+        return self._store.get(key).decode()
 
 
 @contextlib.contextmanager
@@ -51,12 +68,14 @@ def team() -> Iterator[Team]:
         return
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ArgumentError(f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start it with torchrun")
-    # Ranks wait at the end for the slowest, who may have the large photos; torchrun ends them all when one dies.
-    found, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(days=1)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else a restart meets the addresses of the dead
-    distributed.init_process_group("gloo", store=distributed.PrefixStore(attempt, found), rank=rank, world_size=size,
-                                   timeout=datetime.timedelta(days=1))  # fmt: skip
-    yield Team(rank, size)  # the group ends with the process: torch 2.6 waits without end when told to destroy it
+    found, rank, size = next(rendezvous("env://", timeout=FOREVER))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else a restart meets the words of the dead
+    one = Team(rank, size, PrefixStore(attempt, found))
+    yield one
+    one._store.set(f"gone/{rank}", "")
+    if rank == 0:  # where the store may live
+        for other in range(size):
+            one._wait(f"gone/{other}")
 
 
 def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
@@ -68,19 +87,22 @@ def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
     return tensors_digest(state)
 
 
-def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - a tuple
+def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - alone, it has no state
     """SHA-256 over those of every image's bytes: what a store is keyed by when the data set gives no digest.
 
     Each process of a team reads its share.
     """
-    digests = []
-    for item in images[team.share(len(images))]:
-        array = item if isinstance(item, np.ndarray) else None
-        data = np.ascontiguousarray(array).tobytes() if array is not None else None
-        if data is None:
-            data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
-        digests.append(hashlib.sha256(data).digest())
-    return hashlib.sha256(b"".join(team.gather(b"".join(digests)))).hexdigest()
+    starts, digests = range(0, len(images), IMAGES_A_DIGEST), []
+    for start in starts[team.share(len(starts))]:
+        digest = hashlib.sha256()
+        for item in images[start : start + IMAGES_A_DIGEST]:
+            if isinstance(item, np.ndarray):
+                data = np.ascontiguousarray(item).tobytes()
+            else:
+                data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
+            digest.update(hashlib.sha256(data).digest())
+        digests.append(digest.hexdigest())
+    return hashlib.sha256(json.dumps([d for part in team.gather(digests) for d in part]).encode()).hexdigest()
 
 
 def extract(
@@ -96,7 +118,7 @@ def extract(
     batch_size: int = 16,
     pool: Callable[[Tensor], Tensor] = flat,
     cap_bytes: int = 8 * GIGABYTE,
-    team: Team = Team(),  # noqa: B008 - a tuple
+    team: Team = Team(),  # noqa: B008 - alone, it has no state
     progress: Progress | None = None,
 ) -> FeatureStore:
     """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.

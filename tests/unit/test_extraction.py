@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +127,39 @@ def test_each_member_makes_its_shards_and_together_they_make_the_store(
     }
 
 
-def test_the_digest_of_a_team_is_that_of_one(photos: list[np.ndarray]) -> None:
-    parts: list[list[Any]] = []
+class Said:
+    """A store as torch's, in this process."""
 
-    class First(Team):
-        def gather(self, value: Any) -> list[Any]:
-            parts.append(value)
-            return [value]
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
 
-    for rank in range(3):
-        extraction.content_digest(photos, First(rank, 3))
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value.encode()
 
-    class Last(Team):
-        def gather(self, value: Any) -> list[Any]:
-            return parts
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
 
-    assert extraction.content_digest(photos, Last(2, 3)) == extraction.content_digest(photos)
-    assert extraction.content_digest(photos[::-1]) != extraction.content_digest(photos)
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_digest_of_a_team_is_that_of_one(
+    photos: list[np.ndarray], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "IMAGES_A_DIGEST", 2)
+    store, found = Said(), set()
+    with ThreadPoolExecutor(size) as pool:  # each waits for the others
+        teams = [Team(rank, size, store) for rank in range(size)]
+        found |= set(pool.map(lambda team: extraction.content_digest(photos, team), teams))
+    assert found == {extraction.content_digest(photos)}
+    assert extraction.content_digest(photos[::-1]) not in found
+    assert extraction.content_digest([photos[0] // 2, *photos[1:]]) not in found
+
+
+def test_a_team_without_an_address_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ArgumentError, match=r"MASTER_ADDR.* not: start it with torchrun"), extraction.team():
+        pass
