@@ -32,10 +32,12 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     except MemoryError:  # says nothing of the photo
         raise
     except Exception as error:  # Pillow's readers let many kinds through for a damaged header
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"not a readable image ({error})"
-        if isinstance(error, PermissionError):
-            raise ImageError(f"{one_line(path)}: permission denied; let yourself read it, or remove it") from error
-        raise ImageError(f"{one_line(path)}: {reason}; convert it to JPEG or PNG, or remove it") from error
+        reason = f"not a readable image ({error}); convert it to JPEG or PNG, or remove it"
+        if isinstance(error, FileNotFoundError):
+            reason = "no such file; check its name, or list the folder again"
+        elif isinstance(error, PermissionError):
+            reason = "permission denied; let yourself read it, or remove it"
+        raise ImageError(f"{one_line(path)}: {reason}") from error
     width, height = image.size
     problem = ""
     if width * height > max_pixels:
@@ -73,7 +75,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with _open(path, max_pixels) as image:
             image.load()
-            return to_8_bits(ImageOps.exif_transpose(image))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # else it is copied, turned or not
+            return to_8_bits(image)
     except ImageError as error:
         raise error if one_line(path) in str(error) else ImageError(f"{one_line(path)}: {error}") from error
     except MemoryError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,12 +32,22 @@ def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
     profile = request.config.getoption("--profile")
 
     def row(name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None) -> None:
-        rows[name] = {"tried": tried, "withstood": withstood, "means": means, "found": found or {}, "profile": profile,
-                      "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")}  # fmt: skip
+        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+        rows[name] = {"tried": tried, "withstood": withstood, "means": means, "found": plain(found or {}),
+                      "profile": profile, "date": date}  # fmt: skip
         assert tried > 0, f"{name}: nothing was tried"
         assert withstood == tried, f"{name}: {tried - withstood} of {tried} went wrong; {found}"
 
     return row
+
+
+def plain(value: Any) -> Any:
+    """What was found, without the folders of this machine."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return re.sub(r"(?<![\w.])([/\\][\w.+-]+){2,}[/\\]", ".../", value) if isinstance(value, str) else value
 
 
 @pytest.fixture
