@@ -69,8 +69,8 @@ def team() -> Iterator[Team]:
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ArgumentError(f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start it with torchrun")
     found, rank, size = next(rendezvous("env://", timeout=FOREVER))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else a restart meets the words of the dead
-    one = Team(rank, size, PrefixStore(attempt, found))
+    # Each attempt has its own words, else a restart would meet those of the dead.
+    one = Team(rank, size, PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), found))
     yield one
     one._store.set(f"gone/{rank}", "")
     if rank == 0:  # where the store may live
@@ -96,10 +96,7 @@ def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: 
     for start in starts[team.share(len(starts))]:
         digest = hashlib.sha256()
         for item in images[start : start + IMAGES_A_DIGEST]:
-            if isinstance(item, np.ndarray):
-                data = np.ascontiguousarray(item).tobytes()
-            else:
-                data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
+            data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
             digest.update(hashlib.sha256(data).digest())
         digests.append(digest.hexdigest())
     return hashlib.sha256(json.dumps([d for part in team.gather(digests) for d in part]).encode()).hexdigest()

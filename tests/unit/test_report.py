@@ -177,12 +177,13 @@ def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("run", [str(path.relative_to(VERIFIED)) for path in sorted(VERIFIED.rglob("claims.json"))])
 def test_the_committed_records_can_all_be_drawn(run: str, tmp_path: Path) -> None:
-    for name in ("claims.json", "benchmarks.json", "power.json", "live.json"):
+    for name in ("claims.json", "benchmarks.json", "power.json", "live.json", "faults.json"):
         if (kept := (VERIFIED / run).with_name(name)).exists():
             (tmp_path / name).write_bytes(kept.read_bytes())
     html = report.rebuild(tmp_path).read_text("utf-8")
-    assert html.count("<img") == len(set(Links(html).files)) > 0
-    assert "could not be drawn" not in html
+    assert html.count("<img") == len(set(Links(html).files)) >= (not (tmp_path / "faults.json").exists())
+    assert "could not be" not in html
+    assert ("which means" in html) == (tmp_path / "faults.json").exists()
 
 
 def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
