@@ -191,8 +191,9 @@ def _extract(options: argparse.Namespace) -> int:
             names = [path.relative_to(options.folder).as_posix() for path in paths]
             to = extracted.folder if options.store else options.to
             if options.store:
-                if not (to / "images.json").exists():
-                    store.write_json(to / "images.json", names)
+                kept = to / "images.json"  # a store is kept by what photos hold: their names may be others by now
+                if not kept.exists() or store.read_json(kept) != names:
+                    store.write_json(kept, names)
             else:
                 metadata = {"images": json.dumps(names), "network": options.network}
                 store.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)

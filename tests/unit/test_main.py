@@ -218,6 +218,19 @@ def test_extract_writes_features_with_their_photos(capsys: pytest.CaptureFixture
     assert "missing: fc6" in shown.err
 
 
+def test_a_store_names_the_photos_as_they_are_called_now(tmp_path: Path) -> None:
+    """The same pixels under another name find the features that there are, and not the name of before."""
+    photos, kept = tmp_path / "photos", tmp_path / "kept"
+    photos.mkdir()
+    Image.new("L", (40, 50)).save(photos / "before.png")
+    command = ["extract", str(photos), "--network", "alexnet", "--taps", "relu1", "--store", str(kept)]
+    assert main(command) == 0
+    (photos / "before.png").rename(photos / "after.png")
+    assert main(command) == 0
+    (folder,) = kept.iterdir()
+    assert store.read_json(folder / "images.json") == ["after.png"]
+
+
 def test_extract_reads_every_header_before_any_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     for name in ("b.jpg", "c.jpg"):
