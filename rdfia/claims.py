@@ -92,7 +92,8 @@ def read_run(path: Path) -> dict[str, Any]:
     """A run's claims.json: environment, thresholds, and records as `Record`. StoreError: not JSON, or another shape."""
     run = store.read_json(path)
     try:
-        run = {"environment": {}, "thresholds": {}, **run, "records": list(map(from_json, run["records"]))}
+        run = {"environment": {}, "thresholds": {}, "unfinished": "", **run,
+               "records": list(map(from_json, run["records"]))}  # fmt: skip
         run |= {"environment": {"assets": [], **run["environment"]}, "thresholds": {**run["thresholds"]}}
         wrong = [f"{r.key}: {f.name}" for r in run["records"] for f in fields(Record)
                  if not isinstance(getattr(r, f.name), _KINDS.get(f.type, object))]  # fmt: skip
@@ -158,6 +159,7 @@ class Ledger:
         self.records: dict[str, Record] = {}
         self.seconds: dict[str, float] = {}
         self.moved: list[str] = []  # pins that `accept` changed
+        self.unfinished = ""  # how far a run came that was stopped: what it has is not all that was asked for
         self.pins, self.thresholds, self.durations = map(self._baseline, ("pins", "thresholds", "durations"))
 
     def _baseline(self, name: str) -> dict[str, Any]:

@@ -58,15 +58,21 @@ TITLES = {
 
 def write(folder: Path, ledger: Ledger) -> Path:
     """claims.json, the figures that recorded runs kept, and the page of this run; returns the page's path."""
+    keep(folder, ledger)
+    return rebuild(folder)
+
+
+def keep(folder: Path, ledger: Ledger) -> None:
+    """What `rebuild` makes the page of: claims.json, and the figures that recorded runs kept."""
     records = list(ledger.records.values())
-    run = {"environment": environment(ledger.root, ledger.device, ledger.profile), "thresholds": ledger.thresholds}
+    run: dict[str, Any] = {"environment": environment(ledger.root, ledger.device, ledger.profile)}
+    run |= {"thresholds": ledger.thresholds, **({"unfinished": ledger.unfinished} if ledger.unfinished else {})}
     store.write_json(folder / "claims.json", claims.plain(run | {"records": [record.as_json() for record in records]}))
     for record in records:
         for row in record.figures if record.recorded else ():
             kept = ledger.root / "reports" / "verified" / record.recorded["folder"] / row["file"]
             if kept.is_file():
                 store.write_atomic(folder / row["file"], kept.read_bytes())
-    return rebuild(folder)
 
 
 def rebuild(folder: Path) -> Path:
@@ -82,7 +88,7 @@ def rebuild(folder: Path) -> Path:
 def _page(folder: Path, run: Mapping[str, Any]) -> Path:
     order = {claim_id: i for i, claim_id in enumerate(CLAIMS)}
     records = sorted(run["records"], key=lambda record: order.get(record.id, len(order)))
-    sections, where = _sections(folder, run, records), run["environment"]
+    sections, where, stopped = _sections(folder, run, records), run["environment"], run["unfinished"]
     tally, old = claims.counts(records), sum(record.verdict == "recorded" for record in records)
     failed = "".join(f"<li>{link(r.key, r.key)}: {escape(r.failure)}</li>" for r in records if r.failure)
     facts = {name: escape(str(where.get(name, "?"))) for name in ("date", "profile")}
@@ -95,7 +101,8 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
         coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all. "
         + f"{old} did not run now: their verdict is an earlier run's, and says so. " * bool(old)
         + "A contradicted claim is a result, not a failure: what was measured stands beside what the report says.",
-        alarm=f"<div class=alarm><b>This run failed:</b><ul>{failed}</ul></div>" * bool(failed),
+        alarm=f"<div class=alarm><b>This run was stopped: {escape(str(stopped))}.</b></div>" * bool(stopped)
+        + f"<div class=alarm><b>This run failed:</b><ul>{failed}</ul></div>" * bool(failed),
         nav="".join(f'<a href="#{name}">{title}</a>' for name, title in shown.items()),
         sections="".join(f'<section id="{n}"><h2>{title}</h2>{sections[n]}</section>' for n, title in shown.items()),
     )  # fmt: skip

@@ -150,6 +150,16 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
             save_file(contiguous, temporary, stamped)
         except SafetensorError as error:  # the library wraps the operating system's refusal in its own error
             raise OSError(errno.ENOSPC if "28" in str(error) else 0, str(error)) from error
+        _sort_header(temporary)
+
+
+def _sort_header(path: Path) -> None:
+    """Orders a safetensors header by name: the library's order of metadata is another in every process."""
+    with open(path, "r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.dumps(json.loads(stream.read(size)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        stream.seek(8)
+        stream.write(header.encode().ljust(size))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

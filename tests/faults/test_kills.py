@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdfia import assets, store
+from rdfia import assets, claims, store
 from tests.faults import victims
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 
@@ -119,7 +119,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
     chance, moments, seconds, wrong = random.Random(0), times(4, 20), list[float](), list[str]()
     begin = time.monotonic()
     whole_run("whole")
-    length = time.monotonic() - begin
+    length, whole = time.monotonic() - begin, (tmp_path / "features.safetensors").read_bytes()
     for i in range(moments):
         process = start(str(i))
         try:
@@ -140,10 +140,73 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
     middle = str(moments // 2)
     whole_run(middle)
     assert victims.contents(tmp_path / middle / "features") == victims.contents(tmp_path / "whole" / "features")
+    assert (tmp_path / "features.safetensors").read_bytes() == whole
     late = sum(second > 2 for second in seconds)  # said, not judged: another's load is not ours
     fault("Ctrl-C in rdfia extract", tried=len(seconds), withstood=len(seconds) - len(wrong),
           found={"seconds until the end, at most": round(max(seconds), 2), "over 2 s": late, "wrong": wrong},
           means="it said what is kept and ended; every file was whole, and the next run went on")  # fmt: skip
+
+
+CHECKS = """
+import pytest, torch
+@pytest.mark.accuracy
+@pytest.mark.claim("tme7.q1.total")
+@pytest.mark.parametrize("case", range(20))
+def test_total(claim, case):
+    for _ in range(50):
+        torch.ones(300, 300) @ torch.ones(300, 300)
+    claim.measured(16, expected=16, holds=True, margin="exact", case=str(case))
+"""
+
+
+@needs_fork
+@pytest.mark.timeout(900)
+def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
+    tmp_path: Path, times: Callable[[int, int], int], fault: Callable[..., None]
+) -> None:
+    """A project of its own with this one's conftest; 20 checks, from pytest's first import to the page."""
+    (tmp_path / "conftest.py").write_bytes((ROOT / "conftest.py").read_bytes())
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    (tmp_path / "tests" / "accuracy").mkdir(parents=True)
+    (tmp_path / "tests" / "accuracy" / "test_tme7_stopped.py").write_text(CHECKS)
+    (tmp_path / "reports" / "baseline").mkdir(parents=True)
+    pins = {f"tme7.q1.total/{i}|short|report": "reproduced" for i in range(20)}
+    store.write_json(tmp_path / "reports" / "baseline" / "pins.json", pins)
+
+    def start(name: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pytest", "-m", "accuracy", f"--output={tmp_path / str(name)}"]
+        environment = {**ENVIRONMENT, "RDFIA_CACHE": str(tmp_path / "cache"), "RDFIA_OFFLINE": "1"}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=listen,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    for name in ("first", "whole"):  # the first one hashes the assets; no later one does
+        begin = time.monotonic()
+        said = start(name).communicate()[0]
+        length = time.monotonic() - begin
+    assert len(claims.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, said
+    chance, moments, seconds, wrong, kept = random.Random(2), times(4, 20), list[float](), list[str](), list[int]()
+    for i in range(moments):
+        process = start(i)
+        try:
+            process.communicate(timeout=length * (i + chance.random()) / moments)
+            continue
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        said = process.communicate(timeout=60)[0]
+        seconds.append(time.monotonic() - sent)
+        if (tmp_path / str(i) / "claims.json").exists():
+            run = claims.read_run(tmp_path / str(i) / "claims.json")
+            kept.append(len(run["records"]))
+            if (len(run["records"]) < 20) != bool(run["unfinished"]):
+                wrong.append(f"{kept[-1]} of 20, and it says {run['unfinished']!r}")
+        elif "reproduced" in said:
+            wrong.append(f"status {process.returncode}, nothing kept: {said[-200:]}")
+    late = sum(second > 2 for second in seconds)  # said, not judged: another's load is not ours
+    fault("Ctrl-C in pytest -m accuracy", tried=len(seconds), withstood=len(seconds) - len(wrong),
+          found={"seconds until the end, at most": round(max(seconds), 2), "over 2 s": late, "checks kept": kept,
+                 "wrong": wrong},
+          means="what had been measured was written, with a word that the run was stopped")  # fmt: skip
 
 
 @needs_fork

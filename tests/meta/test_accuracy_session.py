@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import signal
 from pathlib import Path
 
 import matplotlib.figure
@@ -12,6 +14,8 @@ import pytest
 import torch
 
 from rdfia import assets, figures, report
+from rdfia.claims import Ledger
+from tests.support import claim_session
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = (assets, figures, report, matplotlib.figure)  # an inner run must not import torch a second time
@@ -130,6 +134,44 @@ def test_a_run_that_measured_nothing_is_red(project: pytest.Pytester) -> None:
     assert result.ret == 1
     result.stdout.fnmatch_lines(["FAILED: nothing was measured*"])
     assert run(project, "-m", "accuracy and tme9").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_a_run_that_was_stopped_says_so(project: pytest.Pytester) -> None:
+    write(project, MEASURES + """
+    def test_maps(claim):
+        pass
+    test_maps = pytest.mark.claim("tme7.q4.conv1")(test_maps)
+    """.replace("{", "{{"), value=15)  # fmt: skip
+    pin(project, PIN)
+    result = run(project, "-x")
+    result.stdout.fnmatch_lines(["This run was stopped: 1 of 2 checks had ended."])
+    html = (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
+    assert "This run was stopped: 1 of 2 checks had ended." in html
+    write(project, MEASURES, value=16)
+    assert run(project).ret == 0
+    assert "This run was stopped" not in (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_ctrl_c_while_the_records_are_written_waits(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, planted: bool
+) -> None:
+    def stopped(folder: Path, ledger: Ledger) -> None:
+        signal.raise_signal(signal.SIGINT)
+        keep(folder, ledger)
+
+    keep = report.keep
+    monkeypatch.setattr(report, "keep", stopped)
+    if planted:  # nothing waits: then the records are lost
+        monkeypatch.setattr(claim_session, "_ctrl_c_waits", contextlib.nullcontext)
+    write(project, MEASURES, value=16)
+    pin(project, PIN)
+    result = run(project)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert (project.path / "reports" / "latest" / "claims.json").exists() is not planted
+    if not planted:
+        result.stdout.fnmatch_lines(["stopped before the page was drawn; python -m rdfia report * draws it"])
+        assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
 
 
 def test_a_crash_in_one_claim_still_writes_the_page(project: pytest.Pytester) -> None:

@@ -5,8 +5,11 @@ conftest.py registers it; what a claim is and how it is judged stands in rdfia/c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
@@ -120,18 +123,26 @@ class AccuracyRun:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self.items or session.config.option.collectonly:
             return
-        from rdfia import report
-
+        if self.finished < len(self.items):  # Ctrl-C, or -x
+            self.ledger.unfinished = f"{self.finished} of {len(self.items)} checks had ended"
         try:
             if self.ledger.accept:
                 self.ledger.write_baseline()
-            page = report.write(self.output, self.ledger)
+            with _ctrl_c_waits():  # what took minutes or hours is written, whatever comes
+                from rdfia import report
+
+                report.keep(self.output, self.ledger)
+            page = report.rebuild(self.output)
             root = self.config.rootpath
             self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)
+        except KeyboardInterrupt:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+            self.closing = f"stopped before the page was drawn; python -m rdfia report {self.output} draws it"
         except Exception as error:  # whatever it is, the table of verdicts is still worth printing
             session.exitstatus, self.closing = pytest.ExitCode.TESTS_FAILED, f"FAILED: the page is not written: {error}"
         if not any(record.verdict in MEASURED for record in self.ledger.records.values()):
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.closing += "\nFAILED: nothing was measured; every claim was unavailable, recorded or broken"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -139,9 +150,27 @@ class AccuracyRun:
             return
         records = sorted(self.ledger.records.values(), key=lambda record: list(CLAIMS).index(record.id))
         terminalreporter.section("claims")
+        if self.ledger.unfinished:
+            terminalreporter.write_line(f"This run was stopped: {self.ledger.unfinished}.\n")
         moved = (f"accepted {pin}" for pin in self.ledger.moved)
         for line in (*map(_line, records), *moved, "", show(counts(records)), self.closing):
             terminalreporter.write_line(line)
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C inside is raised at the end; only the main thread may ask for that, and only it is interrupted."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _line(record: Record) -> str:

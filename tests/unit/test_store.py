@@ -48,6 +48,14 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path, tensors: dict[str, torch.
             assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
+def test_one_content_is_one_file_byte_for_byte(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    metadata = {f"key {i}": f"é \"{i}\" \\ \n \x01" for i in range(8)}  # the library orders these by a hash of its own
+    for i in range(8):
+        store.save_tensors(tmp_path / f"{i}", tensors, metadata)
+    assert len({(tmp_path / f"{i}").read_bytes() for i in range(8)}) == 1
+    assert store.load_tensors(tmp_path / "0")[1] == metadata
+
+
 @pytest.mark.parametrize("length", [0, 4, 8, 100])
 def test_truncated_file_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], length: int) -> None:
     path = tmp_path / "x.safetensors"
