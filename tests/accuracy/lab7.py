@@ -226,6 +226,10 @@ class Bench:
         """Share of the test images that the lab's classifier gets right."""
         return svm.accuracy(self.problem.y_test, self.fit(name, tap, C, **options).predictions).value
 
+    def right(self, name: str, tap: str, **options: Any) -> np.ndarray:
+        """Which of the test images the lab's classifier gets right."""
+        return self.fit(name, tap, **options).predictions == self.problem.y_test
+
     def curve(self, name: str, taps: Sequence[str], **options: Any) -> dict[str, Any]:
         """Accuracy at every tap, as the evidence of a depth curve."""
         accuracies = {tap: self.accuracy(name, tap, with_taps=taps, **options) for tap in taps}

@@ -31,9 +31,16 @@ def share(value: float, bound: float, n: int) -> float:
     return abs(value - bound) / error_of_share(value, n)
 
 
-def shares(a: float, b: float, bound: float, n: int) -> float:
-    """The difference a - b of two shares of n images each from its bound; as if they were different images."""
-    return abs(a - b - bound) / math.hypot(error_of_share(a, n), error_of_share(b, n))
+def error_of_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Standard error of the difference of two shares of the same images, with one image added that only a has right,
+    and one that only b has, so that two classifiers that never differ have an error too."""
+    d = np.concatenate([a.astype(float) - b, [1.0, -1.0]])
+    return float(d.std() / math.sqrt(len(d)))
+
+
+def shares(a: np.ndarray, b: np.ndarray, bound: float) -> float:
+    """The difference a - b of two shares of the same images (N each, true where right) from its bound."""
+    return float(abs(a.mean() - b.mean() - bound) / error_of_difference(a, b))
 
 
 def near(value: float, centre: float, band: float, n: int) -> float:
@@ -41,9 +48,9 @@ def near(value: float, centre: float, band: float, n: int) -> float:
     return abs(abs(value - centre) - band) / error_of_share(value, n)
 
 
-def apart(a: float, b: float, band: float, n: int) -> float:
-    """How far the distance of two shares of n images each is from a band around their equality."""
-    return abs(abs(a - b) - band) / math.hypot(error_of_share(a, n), error_of_share(b, n))
+def apart(a: np.ndarray, b: np.ndarray, band: float) -> float:
+    """How far the distance of two shares of the same images is from a band around their equality."""
+    return float(abs(abs(a.mean() - b.mean()) - band) / error_of_difference(a, b))
 
 
 def all_of(*conditions: tuple[bool, float]) -> float:

@@ -16,10 +16,19 @@ def test_a_share_is_so_many_binomial_errors_from_its_bound() -> None:
     n, value = 2985, 0.9
     assert margins.share(value, 0.9 - 3 * math.sqrt(0.09 / n), n) == pytest.approx(3, rel=0.01)
     assert margins.share(1.0, 0.9, 20) < 10  # all of twenty: not sure without end
-    assert margins.shares(0.9, 0.8, 0.1, n) == pytest.approx(0, abs=1e-12)
-    assert margins.shares(0.9, 0.8, 0.05, n) == pytest.approx(0.05 / math.sqrt((0.09 + 0.16) / n), rel=0.01)
     assert margins.near(0.9, 0.88, 0.01, n) == pytest.approx(0.01 / math.sqrt(0.09 / n), rel=0.01)
-    assert margins.apart(0.9, 0.9, 0.01, n) == pytest.approx(0.01 / math.sqrt(2 * 0.09 / n), rel=0.01)
+
+
+def test_two_shares_of_the_same_images_differ_by_those_that_only_one_has_right() -> None:
+    """300 of 3,000 are wrong for both, 100 right for one only, 40 for the other only: McNemar's error, by hand."""
+    a, b = np.ones(3000, dtype=bool), np.ones(3000, dtype=bool)
+    a[:340], b[:300], b[340:440] = False, False, False
+    difference, error = 60 / 3000, math.sqrt(140 / 3000 - (60 / 3000) ** 2) / math.sqrt(3000)
+    assert margins.error_of_difference(a, b) == pytest.approx(error, rel=0.01)
+    assert margins.shares(a, b, difference) == pytest.approx(0, abs=1e-9)
+    assert margins.shares(a, b, difference - 2 * error) == pytest.approx(2, rel=0.01)
+    assert margins.apart(b, a, difference + 2 * error) == pytest.approx(2, rel=0.01)
+    assert margins.apart(a, a, 0.01) == pytest.approx(0.01 * 3002 / math.sqrt(2), rel=0.01)  # never infinite
 
 
 def test_of_all_conditions_the_nearest_decides_or_the_farthest_that_fails() -> None:
