@@ -69,6 +69,19 @@ def filters(records: Sequence[Record]) -> str:
     return f"<form class=filters hidden>{boxes}<output class=small></output></form>"
 
 
+def near_their_bound(records: Sequence[Record]) -> str:
+    """The verdicts that other photos or seeds might turn: less than two standard errors from what decides them."""
+    known = [record for record in records if not isinstance(record.margin, str)]
+    near = sorted((record for record in known if record.margin < 2), key=lambda record: record.margin)
+    if not near:
+        return ""
+    rows = "".join(f"<li>{badge(r.recorded.get('verdict', r.verdict))} {link(r.key, r.key)}: {r.margin:.1f}</li>"
+                   for r in near)  # fmt: skip
+    said = (f"{len(near)} of the {len(known)} verdicts that have a standard error lie less than two from their bound: "
+            "other photos or seeds might turn them")  # fmt: skip
+    return f"<details><summary>{said}</summary><ul>{rows}</ul></details>"
+
+
 def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> str:
     """A card a claim with its checks inside; more than six are folded under their tally."""
     html = ""

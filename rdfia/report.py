@@ -101,6 +101,7 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
         coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all. "
         + f"{old} did not run now: their verdict is an earlier run's, and says so. " * bool(old)
         + "A contradicted claim is a result, not a failure: what was measured stands beside what the report says.",
+        near=blocks.near_their_bound(records),
         alarm=f"<div class=alarm><b>This run was stopped: {escape(str(stopped))}.</b></div>" * bool(stopped)
         + f"<div class=alarm><b>This run failed:</b><ul>{failed}</ul></div>" * bool(failed),
         nav="".join(f'<a href="#{name}">{title}</a>' for name, title in shown.items()),

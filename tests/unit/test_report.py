@@ -106,6 +106,19 @@ def test_verdicts_are_words_and_are_counted(page: str, ledger: Ledger) -> None:
     assert "RuntimeError: dtype" in page
 
 
+def test_verdicts_near_their_bound_are_listed_nearest_first(page: str, tmp_path: Path) -> None:
+    assert "lie less than two" not in page  # none of them has a standard error
+    run = Ledger(tmp_path, "short", "cpu", accept=True)
+    for claim_id, margin in (("tme7.q1.total", 1.9), ("tme7.q2.output", 0.2), ("tme7.best", 2.0), ("tme7.q11.C", "no")):
+        run.measured(claim_id, "", holds=True, protocol="report", margin=margin)
+    html = report.write(tmp_path / "near", run).read_text("utf-8")
+    said = html[html.index("2 of the 3 verdicts") : html.index("<nav>")]
+    rows = [said.index(f'"#tme7-{x}">tme7.{y}</a>: {z}')
+            for x, y, z in (("q2-output", "q2.output", 0.2), ("q1-total", "q1.total", 1.9))]  # fmt: skip
+    assert rows == sorted(rows)
+    assert "tme7.best" not in said
+
+
 def test_what_needs_no_script_is_visible_without_it(page: str) -> None:
     hidden = re.findall(r"<(\w+)[^>]* hidden", page)
     assert hidden == ["form"]
