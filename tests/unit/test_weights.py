@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,54 @@ def test_the_carriers_hold_imagenet_weights() -> None:
     assert vgg16["features.0.weight"].flatten()[0].item() == pytest.approx(-0.55373, abs=1e-5)
     assert alexnet["features.0.weight"].flatten()[0].item() == pytest.approx(0.11864, abs=1e-5)
     assert vgg16["features.0.weight"].shape == (64, 3, 3, 3)
+
+
+def test_a_view_that_repeats_itself_is_refused(tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="more than alexnet can have"):
+        weights.read(tmp_path / "a.pth", "alexnet")
+
+
+def test_an_archive_larger_than_its_file_is_refused(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(alexnet, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as stored, zipfile.ZipFile(tmp_path / "b.pth", "w") as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match="compressed"):
+        weights.read(tmp_path / "b.pth", "alexnet")
+
+
+def test_sparse_tensors_and_files_of_another_size_are_named(tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
+    with pytest.raises(WeightsError, match="sparse"):
+        weights.read(tmp_path / "sparse.pth", "alexnet")
+    save_file({"features.0.weight": torch.zeros(4_000_000)}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"more than squeezenet1_1 can have .*is it of another network"):
+        weights.read(tmp_path / "a.safetensors", "squeezenet1_1")
+
+
+
+@pytest.mark.parametrize(
+    ("pickled", "said"),
+    [
+        (b"\x80\x02Nr" + (10**8).to_bytes(4, "little") + b".", "LONG_BINPUT"),  # a memo of a hundred million places
+        (b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b".", "BINGET|EMPTY_TUPLE"),  # a tree that doubles sixty times
+        (b"\x80\x02" + b"N" * 20_000 + b".", "more than 10,000 operations"),
+        (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "numbers of type 'O'"),  # pointers of the file's choosing
+        (b"\x80\x02cnumpy\nndarray\nK\x01\x85R.", "not callable"),
+    ],
+)
+def test_pickles_that_need_more_than_arrays_are_refused(tmp_path: Path, pickled: bytes, said: str) -> None:
+    (tmp_path / "a.ckpt").write_bytes(pickled)
+    with pytest.raises(WeightsError, match=said):
+        weights.read(tmp_path / "a.ckpt", "alexnet")
+
+
+def test_an_array_has_as_many_bytes_as_its_shape_says(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+    dump(tmp_path / "a.ckpt", flax(alexnet))
+    data = (tmp_path / "a.ckpt").read_bytes()
+    shape = b"K\x0bK\x0bK\x03K@t"  # 11 x 11 x 3 x 64: the first layer's
+    assert data.count(shape) == 1
+    (tmp_path / "a.ckpt").write_bytes(data.replace(shape, b"K\x0bK\x0bK\x03KAt"))
+    with pytest.raises(WeightsError, match="cannot reshape"):
+        weights.read(tmp_path / "a.ckpt", "alexnet")
