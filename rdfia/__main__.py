@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdfia import __version__
-from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError
+from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError, one_line
 
 if TYPE_CHECKING:
     from rdfia.downloads import Progress
@@ -149,6 +149,12 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
+def _closed(error: OSError) -> None:
+    """What cannot be listed is said: photos that are left out without a word would be missed by nobody."""
+    raise ArgumentError(f"folder {one_line(error.filename)}: cannot be listed ({error.strerror}); check its name, let "
+                        "yourself read it, or move it away") from error  # fmt: skip
+
+
 def _extract(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
@@ -159,8 +165,9 @@ def _extract(options: argparse.Namespace) -> int:
     taps = {tap: networks.tap_paths(options.network).get(tap, tap) for tap in options.taps.split(",")}
     if unknown := [tap for tap in taps if taps[tap] not in networks.tap_paths(options.network).values()]:
         raise ArgumentError(f"taps {unknown} are not in {options.network}; they are like conv1_1, relu3_3, pool5, fc6")
-    paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in datasets.SUFFIXES
-                   and not any(part.startswith(".") for part in path.relative_to(options.folder).parts))  # fmt: skip
+    paths = sorted(Path(folder, name) for folder, _, names in os.walk(options.folder, onerror=_closed) for name in names
+                   if Path(name).suffix.lower() in datasets.SUFFIXES
+                   and not any(p[0] == "." for p in Path(folder, name).relative_to(options.folder).parts))  # fmt: skip
     if not paths:
         raise ArgumentError(f"folder {options.folder} holds no photos ({' '.join(sorted(datasets.SUFFIXES))})")
     device = options.device

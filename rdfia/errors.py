@@ -72,5 +72,9 @@ class StoreError(RdfiaError):
     """A store on disk cannot be written or cannot be trusted."""
 
 
+class StoreCorrupt(StoreError):
+    """A file on disk is not what was written; made again, it is right."""
+
+
 class TooLarge(StoreError):
     """The work would not fit the cap, the disk or the memory; said before it starts if that can be known."""

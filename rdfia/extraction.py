@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed import PrefixStore
@@ -22,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from rdfia import memory
 from rdfia.errors import ArgumentError
 from rdfia.features import Progress, fast_dtype, flat, last_position, memory_needed, stream, tap_shapes
-from rdfia.images import LAB, Preprocess
+from rdfia.images import LAB, Preprocess, image_digest
 from rdfia.store import GIGABYTE, FeatureStore, sweep, tensors_digest, write_json
 
 BATCHES_A_SHARD, IMAGES_A_DIGEST = 16, 1024
@@ -79,12 +78,15 @@ def team() -> Iterator[Team]:
 
 
 def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
-    """SHA-256 of the tensors that the taps depend on (those at or before the deepest tap)."""
-    order = [name for name, _ in module.named_modules()]
+    """SHA-256 of the modules and tensors that the taps depend on (those at or before the deepest tap)."""
+    modules = dict(module.named_modules())
+    order = list(modules)
     deepest = max(last_position(order, path) for path in taps.values())
-    reached = set(order[: deepest + 1])
-    state = {name: tensor for name, tensor in module.state_dict().items() if name.rpartition(".")[0] in reached}
-    return tensors_digest(state)
+    reached = order[: deepest + 1]
+    state = {name: tensor for name, tensor in module.state_dict().items() if name.rpartition(".")[0] in set(reached)}
+    leaves = {name: repr(modules[name]) for name in reached if not any(modules[name].children())}
+    kinds = {name: type(modules[name]).__qualname__ for name in reached}
+    return tensors_digest(state, {"modules": json.dumps([leaves, kinds])})
 
 
 def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - alone, it has no state
@@ -96,8 +98,7 @@ def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: 
     for start in starts[team.share(len(starts))]:
         digest = hashlib.sha256()
         for item in images[start : start + IMAGES_A_DIGEST]:
-            data = Path(item).read_bytes() if isinstance(item, str | Path) else np.asarray(item).tobytes()
-            digest.update(hashlib.sha256(data).digest())
+            digest.update(bytes.fromhex(image_digest(item)))
         digests.append(digest.hexdigest())
     return hashlib.sha256(json.dumps([d for part in team.gather(digests) for d in part]).encode()).hexdigest()
 
@@ -126,8 +127,9 @@ def extract(
     image if the matrices exceed `cap_bytes` or the disk, or a shard the memory; else as `stream`, and StoreError.
     """
     dtype = dtype or fast_dtype(device)
-    if "<lambda>" in (pooled := getattr(pool, "__qualname__", "<lambda>")):
-        raise ArgumentError(f"pool: got {pool!r}, expected a function with a name, which the store is kept under")
+    pooled = f"{getattr(pool, '__module__', '')}.{getattr(pool, '__qualname__', '<lambda>')}"
+    if "<lambda>" in pooled or "<locals>" in pooled:  # what it holds of the function around it has no name
+        raise ArgumentError(f"pool: got {pool!r}, expected a module's function: the store is kept under its name")
     shapes = tap_shapes(module, taps, preprocess.size)
     key = {
         "weights": weights_digest(module, taps),

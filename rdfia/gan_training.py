@@ -98,7 +98,8 @@ class Trainer:
         y = gans.check_images(a, images, labels)
         if config.batch > len(images):
             raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
-        memory.require(images.nbytes, f"a copy of {len(images)} images", "give fewer, or smaller ones")
+        step = gans.step_bytes(a, config.batch, 2 if config.precision == "bfloat16" else 4)
+        memory.require(images.nbytes + step, f"a step of {config.batch} of {len(images)} images", "lower batch")
         self.y = None if y is None else y.to(self.device)
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)  # N x S x S x C: batches come channels-last
         self.digest = store.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
@@ -209,9 +210,7 @@ class Trainer:
         store.save_tensors(path, tensors)
         state = {"step": self.done, "batches": self.batches, "file": path.name, "data": self.digest}
         store.write_json(path.with_name("training.json"), {**state, "config": self.config.as_json()})
-        store.sweep(path.parent)
-        for old in {*path.parent.glob("step-*.safetensors")} - {path}:
-            old.unlink(missing_ok=True)
+        store.leave_only(path, "step-*.safetensors")
         return path
 
     def load(self, folder: Path) -> bool:
@@ -241,6 +240,7 @@ class Trainer:
         except (StoreError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise StoreError(f"{path} is not what {index} names; remove both to start again ({error})") from error
         self.done, self.batches, self._order = step, batches, torch.empty(0)
+        store.leave_only(path, "step-*.safetensors")  # a kill may have come between the index and this
         return True
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ has only a trunk. Sources: Radford et al. 2016 (DCGAN), Mirza and Osindero 2014 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -206,6 +206,29 @@ def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
         return Discriminator(a), Generator(a)
+
+
+def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4) -> int:
+    """Bytes that a training step of `batch` images takes at its peak, about; `itemsize` is 2 in bfloat16.
+
+    What G keeps for its gradients, and D of real and generated images, as much as half of that on the way back, and
+    every weight with its gradient, Adam's two means and G's running mean.
+    """
+    outputs: dict[type, int] = {}
+
+    def count(owner: type) -> Callable[..., None]:
+        return lambda _module, _inputs, output: outputs.update({owner: outputs.get(owner, 0) + output.numel() // 2})
+
+    with torch.device("meta"):
+        nets = Discriminator(a), Generator(a)
+        for net in nets:
+            for module in net.modules():
+                if next(module.parameters(recurse=False), None) is not None:
+                    module.register_forward_hook(count(type(net)))
+        y = torch.zeros(2, dtype=torch.int64) if a.classes else None
+        nets[0](nets[1](torch.empty(2, a.nz), y), y)  # two: BatchNorm takes no fewer
+    activations = outputs[Generator] + 2 * outputs[Discriminator]
+    return itemsize * batch * activations * 3 // 2 + 4 * 5 * sum(parameter_counts(a))
 
 
 def stream(seed: int, *purpose: int, device: str | torch.device = "cpu") -> torch.Generator:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,18 +15,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rdfia.errors import ArgumentError, ImageError, one_line
+from rdfia.store import sha256_file
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 MIN_SIDE = 8  # pixels; below that nothing of a photo is left
 MAX_PIXELS = 50_000_000
+MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each is decoded over the whole picture
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow knows 40 more, one starts Ghostscript
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """The file's header, checked; pixels are not decoded yet."""
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own, higher, limits
         reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
         raise ImageError(f"{one_line(path)}: {reason}") from error
@@ -48,10 +52,18 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         problem = f"{width} x {height} pixels, one side over 100 times the other: cut it or remove it"
     elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview
         problem = "animated or of several pages, expected one picture: save one frame as PNG"
+    elif image.info.get("progressive") and _scans(path) > MAX_SCANS:
+        problem = f"a progressive JPEG of over {MAX_SCANS} scans, which takes long to decode: save it anew or remove it"
     if problem:
         image.close()
         raise ImageError(f"{one_line(path)}: {problem}")
     return image
+
+
+def _scans(path: Path) -> int:
+    """Scans of a JPEG, by their markers; one that lies across two pieces is missed."""
+    with path.open("rb") as stream:
+        return sum(piece.count(b"\xff\xda") for piece in iter(lambda: stream.read(1 << 20), b""))
 
 
 def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
@@ -84,6 +96,22 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders let many kinds through for damaged data
         raise ImageError(f"{one_line(path)}: truncated or damaged ({error}); replace it or remove it") from error
+
+
+def image_digest(item: Any) -> str:
+    """SHA-256 of a photo: of a file's bytes, of a uint8 array or PIL image what its pixels are made of.
+
+    Raises ImageError naming a file that cannot be read.
+    """
+    if isinstance(item, str | Path):
+        try:
+            return sha256_file(Path(item))
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}); list the folder again, or let yourself read it"
+            raise ImageError(f"{one_line(item)}: {reason}") from error
+    image = Image.fromarray(item) if isinstance(item, np.ndarray) else item
+    image = to_8_bits(image)
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def _strips(image: Image.Image, rows: int = 512) -> Iterator[tuple[int, Image.Image]]:

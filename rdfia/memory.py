@@ -12,7 +12,8 @@ import resource
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from itertools import product
+from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -80,22 +81,34 @@ _GROUPS = (("sys/fs/cgroup", "memory.max", "memory.current", _CACHES.format(""))
            ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", _CACHES.format("total_")))
 
 
-def _numbers(path: str, pattern: str = r"^(\d+)$") -> list[int]:
-    """The numbers that `pattern` finds in a file of the system's; none without the file, or for "max"."""
+def _found(path: str, pattern: str) -> list[str]:
+    """What `pattern` finds in a file of the system's; nothing without the file."""
     try:
-        return [int(found) for found in re.findall(pattern, (SYSTEM / path).read_text(), re.MULTILINE)]
+        return re.findall(pattern, (SYSTEM / path).read_text(), re.MULTILINE)
     except OSError:
         return []
+
+
+def _numbers(path: str, pattern: str = r"^(\d+)$") -> list[int]:
+    """The numbers in a file of the system's; none for "max"."""
+    return [int(number) for number in _found(path, pattern)]
+
+
+def _groups() -> set[str]:
+    """The control groups of this process and those above them: a job's limit may be anywhere on the way."""
+    paths = _found("proc/self/cgroup", r"^(?:0:|\d+:(?:\S+,)?memory(?:,\S+)?):/(.*)$")
+    return {str(group) for path in paths for group in (PurePosixPath(path), *PurePosixPath(path).parents)} | {"."}
 
 
 def available() -> int | None:
     """Bytes that this process can still take without being killed or refused; None where the system does not tell.
 
-    The least of what the machine has left, the container (what the page cache holds counts as free), both shared with
+    The least of what the machine has left, the job or container (what the page cache holds counts as free), shared with
     the other processes that torchrun started here, and of `ulimit -v`.
     """
     left = [1024 * kilobytes for kilobytes in _numbers("proc/meminfo", r"^MemAvailable:\s+(\d+)")]
-    for folder, most, used, caches in _GROUPS:
+    for (root, most, used, caches), group in product(_GROUPS, _groups()):
+        folder = f"{root}/{group}"
         for limit, taken in zip(_numbers(f"{folder}/{most}"), _numbers(f"{folder}/{used}"), strict=False):
             left.append(limit - taken + sum(_numbers(f"{folder}/memory.stat", caches)))
     left = [nbytes // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) for nbytes in left]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdfia.errors import ArgumentError, StoreError, TooLarge
+from rdfia.errors import ArgumentError, StoreCorrupt, StoreError, TooLarge
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,14 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(part)
 
 
+def leave_only(path: Path, pattern: str) -> None:
+    """`sweep` beside `path`, and what else `pattern` names there goes too, where it can be removed."""
+    sweep(path.parent)
+    for old in {*path.parent.glob(pattern)} - {path}:
+        with contextlib.suppress(OSError):
+            old.unlink()
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` so that a reader sees the old file or the new one, never a part. Raises StoreError."""
     with atomic_path(path) as temporary:
@@ -163,7 +171,10 @@ def _sort_header(path: Path) -> None:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_tensors` wrote; raises StoreError if one byte differs."""
+    """Tensors and metadata of a file that `save_tensors` wrote; raises StoreCorrupt if one byte differs.
+
+    StoreError: it is not there, or cannot be read now, which says nothing of what is in it.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -174,11 +185,20 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     except PermissionError as error:
         raise _closed(path) from error
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise StoreError(f"cannot read {path}: {error}; remove it to have it made again") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise StoreCorrupt(f"cannot read {path}: {error}; remove it to have it made again") from error
+    except (OSError, RuntimeError, MemoryError) as error:  # a disk, too many open files: the file itself may be whole
+        reason = f"{error or type(error).__name__}; try again, or remove it to have it made again"
+        raise StoreError(f"cannot read {path}: {reason}") from error
     if metadata.pop("sha256", None) != tensors_digest(tensors, metadata):
-        raise StoreError(f"{path} was altered after it was written (checksum differs); remove it to have it made again")
+        raise StoreCorrupt(f"{path} was altered after it was written (checksum differs); remove it to make it again")
     return tensors, metadata
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Which file this is, and as of when."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class FeatureStore:
@@ -194,6 +214,7 @@ class FeatureStore:
         self.folder, self.n, self.widths, self.dtype = Path(folder), n, dict(widths), dtype
         self.shard_rows = shard_rows
         self.shards = [slice(start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)]
+        self._checked: dict[int, tuple[int, ...]] = {}  # shards whose checksum was right, as they were then
 
     @property
     def nbytes(self) -> int:
@@ -220,14 +241,22 @@ class FeatureStore:
                 )
 
     def is_done(self, shard: int) -> bool:
-        """True if the shard is on disk, whole and unaltered; one that is not is removed."""
-        if not self.path(shard).exists():
+        """True if the shard is on disk, whole and unaltered; one that is damaged is removed.
+
+        Raises StoreError for one that cannot be read now, or not be removed.
+        """
+        path = self.path(shard)
+        if not path.exists():
             return False
         try:
-            tensors, _ = load_tensors(self.path(shard))
-        except StoreError:
-            self.path(shard).unlink(missing_ok=True)
+            tensors, _ = load_tensors(path)
+        except StoreCorrupt:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise refusal(path, error) from error
             return False
+        self._checked[shard] = _stamp(path)
         rows = self.shards[shard].stop - self.shards[shard].start
         return {tap: tuple(tensor.shape) for tap, tensor in tensors.items()} == {
             tap: (rows, width) for tap, width in self.widths.items()
@@ -236,22 +265,30 @@ class FeatureStore:
     def write(self, shard: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Writes one shard (rows x D per tap), atomically. Raises StoreError."""
         save_tensors(self.path(shard), {tap: tensors[tap].to(self.dtype) for tap in self.widths})
+        self._checked[shard] = _stamp(self.path(shard))
 
     def tiles(self, tap: str, columns: slice = slice(None)) -> Iterator[torch.Tensor]:
-        """The matrix of `tap`, shard by shard in order of rows: tensors of rows x columns in the stored dtype."""
+        """The matrix of `tap`, shard by shard in order of rows: tensors of rows x columns in the stored dtype.
+
+        A shard's checksum is looked at once, and again when its file is another one. Raises StoreError.
+        """
         from safetensors import SafetensorError, safe_open
 
         if tap not in self.widths:
             raise ArgumentError(f"tap {tap!r} is not in this store; it has {', '.join(self.widths)}")
         for shard, rows in enumerate(self.shards):
+            path = self.path(shard)
             try:
-                with safe_open(self.path(shard), framework="pt") as stream:
+                if self._checked.get(shard) != (stamp := _stamp(path)):
+                    load_tensors(path)
+                    self._checked[shard] = stamp
+                with safe_open(path, framework="pt") as stream:
                     found = stream.get_slice(tap)
                     if found.get_shape() != (expected := [rows.stop - rows.start, self.widths[tap]]):
                         raise ValueError(f"{tap} has shape {found.get_shape()}, expected {expected}")
                     yield found[:, columns]
-            except (OSError, SafetensorError, ValueError) as error:
-                raise StoreError(f"cannot read {self.path(shard)}: {error}; extract again to complete it") from error
+            except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+                raise StoreError(f"cannot read {path}: {error}; extract again to complete it") from error
 
     def __getitem__(self, tap: str) -> torch.Tensor:
         """The N x D matrix of one tap, in the stored dtype."""

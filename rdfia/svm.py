@@ -40,7 +40,7 @@ class GramAccumulator:
     def __init__(self, train_rows: int, rows: int) -> None:
         if not 1 <= train_rows <= rows:
             raise ArgumentError(f"train_rows={train_rows}, rows={rows}: expected 1 <= train_rows <= rows")
-        require(16 * (train_rows + 1) * rows, f"the Gram matrix of {train_rows} training and {rows} rows",
+        require(24 * (train_rows + 1) * rows, f"the Gram matrix of {train_rows} training and {rows} rows",
                 "take fewer rows, or SGDClassifier on fewer columns, whose memory does not grow so")  # fmt: skip
         self.train_rows, self.rows = train_rows, rows
         self._sums: torch.Tensor | None = None  # (train_rows + 1) x rows: the products, and the squared norms
@@ -52,8 +52,10 @@ class GramAccumulator:
             got = f"{columns.dtype} {tuple(columns.shape)}"
             raise ArgumentError(f"columns: got {got}, expected a floating-point tile of {self.rows} rows x c columns")
         dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
-        zeros = torch.zeros(self.train_rows + 1, self.rows, dtype=torch.float64, device=columns.device)
-        sums = zeros if self._sums is None else self._sums.clone()  # judged below, after one reading
+        if self._sums is None:
+            sums = torch.zeros(self.train_rows + 1, self.rows, dtype=torch.float64, device=columns.device)
+        else:
+            sums = self._sums.clone()  # judged below, after one reading
         for part in columns.split(max(1, min(CHUNK_COLUMNS, CHUNK_BYTES // (4 * self.rows))), dim=1):
             wide = part.to(dtype)
             train, rest = wide[: self.train_rows], wide[self.train_rows :]

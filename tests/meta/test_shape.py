@@ -137,11 +137,11 @@ def test_the_package_stays_compact() -> None:
     labs = {room: n for room, n in lines.items() if room in LABS}
     # What the four labs are about. Two of them filled 1,400 lines, and two more came: it is the bound of a room that
     # keeps the rooms small, this one says when there are too many. What is above 2,400 is about memory that runs out,
-    # and many processes at one extraction.
-    assert sum(labs.values()) < 2600, labs
+    # many processes at one extraction, and that nothing else is taken for the features that were asked for.
+    assert sum(labs.values()) < 2700, labs
     # Assets, files on disk, claims, the page; what is above 1,800 draws GANs and times, makes CelebA's folders, and
-    # meets broken files, closed disks and odd names with words.
-    assert sum(lines.values()) - sum(labs.values()) < 2150, lines
+    # meets broken and hostile files, closed disks, other processes and odd names with words.
+    assert sum(lines.values()) - sum(labs.values()) < 2350, lines
 
 
 def test_every_claim_of_the_labs_is_in_the_table() -> None:

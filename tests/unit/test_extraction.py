@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from rdfia import extraction, features
@@ -92,8 +93,42 @@ def test_a_bad_image_keeps_what_was_computed(network: TinyNet, photos: list[np.n
 
 
 def test_a_pool_without_a_name_is_refused(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="a function with a name"):
-        extract(network, photos, tmp_path, pool=lambda value: value.flatten(1))
+    def scaled(value: Tensor) -> Tensor:
+        return scale * value.flatten(1)
+
+    scale = 2  # the name says nothing of it
+    for pool in (scaled, lambda value: value.flatten(1)):
+        with pytest.raises(ArgumentError, match="a module's function"):
+            extract(network, photos, tmp_path, pool=pool)
+
+
+def test_equal_weights_in_another_architecture_are_another_store(tmp_path: Path) -> None:
+    photos = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)]
+    for pool in (nn.MaxPool2d(2), nn.AvgPool2d(2)):
+        module = nn.Sequential(nn.Conv2d(3, 4, 3, device="meta"), pool, nn.ReLU()).to_empty(device="cpu").eval()
+        nn.init.constant_(module.get_parameter("0.weight"), 0.01)
+        nn.init.zeros_(module.get_parameter("0.bias"))
+        kept = extraction.extract(module, photos, {"pool": "1"}, root=tmp_path, preprocess=SMALL, dtype=torch.float32)
+        (alone,) = features.stream(module, photos, {"pool": "1"}, preprocess=SMALL, dtype=torch.float32)
+        assert torch.equal(kept["pool"], alone["pool"])
+
+
+def test_a_digest_is_of_what_is_seen(tmp_path: Path) -> None:
+    """The same bytes in another shape, and the same places in another palette, are other photos."""
+    array = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)
+    one, other = (Image.fromarray(array % 4).convert("P") for _ in range(2))
+    one.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    other.putpalette([9, 9, 9, 255, 255, 0, 0, 255, 255, 255, 0, 255])
+    digests = [extraction.content_digest([item]) for item in (array, array.reshape(24, 20), one, other)]
+    assert len(set(digests)) == 4
+    assert extraction.content_digest([Image.fromarray(array)]) == digests[0]
+
+
+@pytest.mark.parametrize("name", ["absent.jpg", "folder.jpg"])
+def test_a_photo_that_cannot_be_hashed_is_named(network: TinyNet, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ImageError, match=rf"{name}: cannot be read"):
+        extract(network, [tmp_path / name], tmp_path)
 
 
 @pytest.mark.parametrize(("n", "size"), [(11, 1), (11, 4), (3, 4), (4, 4)])

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdfia import gan_training, gans, store
+from rdfia import gan_training, gans, memory, store
 from rdfia.errors import ArgumentError, DatasetError, StoreError, TooLarge
 from rdfia.gan_training import CheckpointError, DivergedError, GanConfig, Trainer, fixed_noise, train
 from rdfia.gans import KINDS, GanArchitecture, stream
@@ -980,3 +980,23 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_good(
     assert made.done == 25
     resumed = train(wanted, *data(wanted), folder=kept)
     assert bits(resumed.trainer) == bits(train(wanted, *data(wanted)).trainer)
+
+
+def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = GanArchitecture()
+    once, twice = (gans.step_bytes(a, batch) for batch in (1000, 2000))
+    assert twice - once == once - gans.step_bytes(a, 0)  # a share a batch, and the weights
+    assert gans.step_bytes(a, 1000, 2) < once
+    monkeypatch.setattr(memory, "available", lambda: gans.step_bytes(a, 1000) - 1)
+    images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(TooLarge, match=r"a step of 1000 of 1000 images takes about .* lower batch"):
+        Trainer(GanConfig(architecture=a, batch=1000, steps=1, precision="float32"), images)
+
+
+def test_a_checkpoint_that_a_kill_left_beside_a_newer_one_goes(tmp_path: Path) -> None:
+    made = trainer(config())
+    made.step()
+    newest = made.save(tmp_path)
+    (tmp_path / "step-0.safetensors").write_bytes(newest.read_bytes())
+    assert trainer(config()).load(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [newest.name]

@@ -152,7 +152,7 @@ def test_faces_are_prepared_and_then_known(capsys: pytest.CaptureFixture[str], t
     (["assets", "status", "--from", "box"], 2, "--from belongs to prepare, got status"),
     (["report", "nowhere"], 1, "claims.json"),
     (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
-    (["extract", "nowhere"], 2, "holds no photos"),
+    (["extract", "nowhere"], 2, "folder nowhere: cannot be listed (No such file or directory); check its name"),
     (["extract", "{photos}", "--device", "gpu"], 2, "device 'gpu' cannot be used here"),
     (["extract", "{photos}", "--device", "cuda:99"], 2, "device 'cuda:99' cannot be used here"),
 ])  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,30 @@ def test_a_large_block_is_part_of_the_heap_while_memory_is_kept() -> None:
     assert mappings() == 1
     with kept_memory():
         assert mappings() == 0
+
+
+def system(root: Path, files: dict[str, str]) -> None:
+    for name, text in {"proc/meminfo": "MemAvailable:   100000000 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "folder", "most", "used"),
+    [
+        ("0::/\n", "sys/fs/cgroup", "memory.max", "memory.current"),  # a container
+        ("0::/slurm/job_7/step_0\n", "sys/fs/cgroup/slurm/job_7", "memory.max", "memory.current"),  # the job's, above
+        ("5:cpu:/\n4:memory,hugetlb:/pbs/7\n", "sys/fs/cgroup/memory/pbs/7",
+         "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)  # fmt: skip
+def test_the_limit_of_a_job_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, folder: str, most: str, used: str
+) -> None:
+    limit = {f"{folder}/{most}": "2000000000\n", f"{folder}/{used}": "1900000000\n"}
+    system(tmp_path, {"proc/self/cgroup": groups, **limit})
+    monkeypatch.setattr(memory, "SYSTEM", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert memory.available() == 100_000_000
+    (tmp_path / folder / most).write_text("max\n")
+    assert memory.available() == 102_400_000_000

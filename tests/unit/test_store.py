@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -140,6 +141,41 @@ def test_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
     assert [made.is_done(shard) for shard in range(3)] == [True, False, False]
     with pytest.raises(StoreError, match="extract again"):
         made["t"]
+
+
+def test_a_store_that_is_only_read_notices_an_altered_byte(tmp_path: Path) -> None:
+    made, matrix = filled(tmp_path)
+    read = store.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)
+    assert torch.equal(read["t"], matrix)
+    data = bytearray(made.path(1).read_bytes())
+    data[-1] ^= 1
+    made.path(1).write_bytes(data)
+    for one in (made, read, store.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)):
+        with pytest.raises(StoreError, match=r"shard-00001.* was altered"):
+            list(one.tiles("t"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), RuntimeError("open files"), MemoryError()])
+def test_a_shard_that_cannot_be_read_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    made, _ = filled(tmp_path)
+    monkeypatch.setattr(store, "open", refused, raising=False)
+    with pytest.raises(StoreError, match=r"shard-00000.*try again"):
+        made.is_done(0)
+    assert made.path(0).exists()
+    monkeypatch.undo()
+    made.path(0).write_bytes(b"damaged")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: refused_by_the_system())
+    with pytest.raises(StoreError, match=r"shard-00000.*permission"):
+        made.is_done(0)
+
+
+def refused_by_the_system() -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_size_is_refused_beforehand(tmp_path: Path) -> None:
