@@ -218,6 +218,7 @@ class ClaimCheck:
         A test that measures several cases in one go gives each its own `case`.
         """
         if isinstance(margin, float):
+            assert not math.isnan(margin), f"{self.id}: a margin that is no number; see tests/support/margins.py"
             margin = round(margin, 2) if math.isfinite(margin) else margins.SURE
         values |= {"margin": margin}
         values |= {"measured": measured, "expected": expected, "holds": holds, "protocol": protocol}

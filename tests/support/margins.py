@@ -59,6 +59,14 @@ def all_of(*conditions: tuple[bool, float]) -> float:
     return max(missed) if missed else min(margin for _, margin in conditions)
 
 
+def _several(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Two values or more: one has no standard error, which is said in words, and is not taken for sure."""
+    v = np.asarray(values, dtype=np.float64)
+    if v.ndim != 1 or len(v) < 2:
+        raise ValueError(f"a margin wants several numbers, got {v.tolist()}; say why there is no standard error")
+    return v
+
+
 def _error(values: np.ndarray) -> float:
     """Standard error of a mean; 0 where the values do not differ, or there is only one."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
@@ -66,7 +74,7 @@ def _error(values: np.ndarray) -> float:
 
 def mean(values: Sequence[float] | np.ndarray, bound: float, level: float = 0.95, *, below: bool = False) -> float:
     """How far from a flip is the rule that a mean's interval (Student, `level`) lies above the bound, or below it."""
-    v = np.asarray(values, dtype=np.float64)
+    v = _several(values)
     if not np.isfinite(v).all() or not (error := _error(v)):
         return math.inf
     t = (v.mean() - bound) / error * (-1 if below else 1)
@@ -75,7 +83,7 @@ def mean(values: Sequence[float] | np.ndarray, bound: float, level: float = 0.95
 
 def band(values: Sequence[float] | np.ndarray, width: float) -> float:
     """As `mean`, for a mean that two one-sided tests at 5% have to place within `width` of 0."""
-    v = np.asarray(values, dtype=np.float64)
+    v = _several(values)
     return mean(np.abs(v.mean()) + v - v.mean(), width, 0.9, below=True)
 
 
@@ -126,7 +134,7 @@ def snapshots(*conditions: tuple[bool, Sequence[float], float]) -> str:
 
 def median(values: Sequence[float] | np.ndarray, bound: float) -> float:
     """The median of independent values from its bound; its standard error is that of 2,000 bootstrap medians."""
-    v, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
+    v, rng = _several(values), np.random.default_rng(0)
     if not np.isfinite(v).all():
         return math.inf
     drawn = np.median(rng.choice(v, (2000, len(v))), axis=1)
@@ -135,7 +143,7 @@ def median(values: Sequence[float] | np.ndarray, bound: float) -> float:
 
 def bound_of_median(values: Sequence[float] | np.ndarray, bound: float, limit: float) -> float:
     """From a bound to a bootstrap limit of the median that has to pass it, in the median's standard errors."""
-    v, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(0)
+    v, rng = _several(values), np.random.default_rng(0)
     drawn = np.median(rng.choice(v, (2000, len(v))), axis=1)
     return float(abs(limit - bound) / drawn.std()) if drawn.std() else math.inf
 

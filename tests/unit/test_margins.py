@@ -72,3 +72,10 @@ def test_medians_and_extremes() -> None:
     assert margins.bound_of_median(values, low - 0.1, low) > 1
     assert margins.medians(values, values + 1) == math.inf  # the same draws differ by the same
     assert 2 < margins.medians(values, values + np.random.default_rng(2).normal(0.3, 1, 400)) < 8
+
+
+@pytest.mark.parametrize("values", [[0.51], []])
+def test_what_has_no_standard_error_is_not_taken_for_sure(values: list[float]) -> None:
+    for margin in (margins.mean, margins.median, margins.band):
+        with pytest.raises(ValueError, match="several numbers"):
+            margin(values, 0.5)
