@@ -217,31 +217,37 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
     Copies what is on this machine, downloads the rest. Raises AssetUnavailable, AssetCorrupt, StoreError or TooLarge.
     """
     root, asset = root_for(to), _asset(name)
-    there = next((path for path in (root / place for place in asset.places) if asset.files(path)), None)
-    found = _inspect(asset, there, asset.files(there), "assets directory", root, True) if there else find(name)
-    if found and found.name != name:
-        raise AssetUnavailable(f"{name} is here only as part of {found.name}: fetch that one", name)
-    if not found:
-        if not asset.downloads:
-            raise AssetUnavailable(f"{name} ({asset.about}) has no download. Get it: {asset.command}", name)
-        _obtain(asset, root, progress)
-        target = root / asset.places[-1]
-    elif found.path.is_relative_to(root):
-        target = found.path
-    else:
-        target = root / next((p for p in asset.places if Path(p).name == found.path.name), asset.places[-1])
-        if asset.folder:
-            files = asset.files(found.path)
-            pairs = ((file.relative_to(found.path).as_posix(), file.read_bytes()) for file in files)
-            downloads.fill_folder(target, pairs)
+    places = [*asset.places, *(row["to"] for row in asset.downloads)]
+    written = [root / way / place for way in ("", "downloads") for place in places]
+    with downloads.locked(root / f"fetch-{name}"):  # of several processes one fetches, the others find it there
+        for folder in {root, store.cache_dir(), *(path.parent for path in written)}:
+            store.sweep(folder)  # a download that was cut stays, to be resumed
+        there = next((path for path in (root / place for place in asset.places) if asset.files(path)), None)
+        found = _inspect(asset, there, asset.files(there), "assets directory", root, True) if there else find(name)
+        if found and found.name != name:
+            raise AssetUnavailable(f"{name} is here only as part of {found.name}: fetch that one", name)
+        if not found:
+            if not asset.downloads:
+                raise AssetUnavailable(f"{name} ({asset.about}) has no download. Get it: {asset.command}", name)
+            _obtain(asset, root, progress)
+            target = root / asset.places[-1]
+        elif found.path.is_relative_to(root):
+            target = found.path
         else:
-            with store.atomic_path(target) as temporary:
-                shutil.copyfile(found.path, temporary)
-    located = _inspect(asset, target, asset.files(target), found.source if found else "download", None, True)
-    if not (found and located.problem):  # what differs from its pin is not made true by being copied
-        row = {"path": target.relative_to(root).as_posix(), "sha256": str(located.sha256), "source": located.source}
-        store.write_json(root / MANIFEST, {**_manifest(root), name: row})
-    return located
+            target = root / next((p for p in asset.places if Path(p).name == found.path.name), asset.places[-1])
+            if asset.folder:
+                files = asset.files(found.path)
+                pairs = ((file.relative_to(found.path).as_posix(), file.read_bytes()) for file in files)
+                downloads.fill_folder(target, pairs)
+            else:
+                with store.atomic_path(target) as temporary:
+                    shutil.copyfile(found.path, temporary)
+        located = _inspect(asset, target, asset.files(target), found.source if found else "download", None, True)
+        if not (found and located.problem):  # what differs from its pin is not made true by being copied
+            row = {"path": target.relative_to(root).as_posix(), "sha256": str(located.sha256), "source": located.source}
+            with downloads.locked(root / MANIFEST):  # so that no row is lost between reading and writing
+                store.write_json(root / MANIFEST, {**_manifest(root), name: row})
+        return located
 
 
 def scene15_split() -> dict[str, dict[str, Any]]:

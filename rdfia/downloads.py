@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import gzip
 import hashlib
 import http.client
 import os
 import re
 import shutil
+import ssl
 import stat
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -32,6 +34,31 @@ def offline() -> bool:
     return os.environ.get("RDFIA_OFFLINE", "") not in ("", "0")
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process at a time work at `path`: the others wait at a lock file beside it, until its holder is gone.
+
+    The lock falls with its process, killed or not. Where there is none to be had, as on a file system without locks,
+    the work goes on: what cannot be written has its own error.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                held.close()  # the file that was waited for is gone with its holder: on to the one there is now
+                stream = held.enter_context(lock.open("ab"))  # NFS locks for writing only what is open for writing
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+                        break
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
 def _receive(url: str, part: Path, progress: Progress | None, timeout: float) -> str:
     """Appends to `part` what is missing of it; "" when it is whole, else what went wrong."""
     have = part.stat().st_size if part.exists() else 0
@@ -45,10 +72,14 @@ def _receive(url: str, part: Path, progress: Progress | None, timeout: float) ->
             if error.code >= 500 or error.code == 429:
                 return f"{error.code} {error.reason}"
             raise AssetUnavailable(f"{url} answered {error.code} {error.reason}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a redirection to no address
+        reset = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
+        if isinstance(error, urllib.error.URLError) and not isinstance(error.reason, reset):
+            raise
+        return f"no answer ({error!r:.200})"
     with response:
         have = have if response.status == 206 else 0  # a server that knows no ranges sends everything again
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = None if response.length is None else have + response.length  # None also where it is no number
         if total is not None and total - have > (free := shutil.disk_usage(part.parent).free):
             raise TooLarge(f"{url} needs {total - have:,} bytes, {part.parent} has {free:,} free: free some space")
         with part.open("ab" if have else "wb") as stream:
@@ -64,41 +95,50 @@ def _receive(url: str, part: Path, progress: Progress | None, timeout: float) ->
                     progress(part.name.removesuffix(".part"), have, total)
 
 
+def _mismatch(path: Path, md5: str, sha256: str) -> str:
+    """Which checksum of `path` is another than expected; "" when none is."""
+    for algorithm, expected in (("md5", md5), ("sha256", sha256)):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, functools.partial(hashlib.new, algorithm, usedforsecurity=False))
+        if not (got := digest.hexdigest()).startswith(expected):
+            return f"{algorithm} {got}, expected {expected}"
+    return ""
+
+
 def download(url: str, target: Path, *, md5: str = "", sha256: str = "", progress: Progress | None = None,
              attempts: int = 4, timeout: float = 20.0) -> None:  # fmt: skip
     """Fetches `url` into `target`: resumed when cut, checked, then renamed into place.
 
-    `sha256` may be a prefix. Raises AssetUnavailable (offline, no network, 404, cut too often: what came is kept and
-    the next call goes on from there), AssetCorrupt (wrong checksum, nothing kept), StoreError or TooLarge (disk).
+    `sha256` may be a prefix. Of several processes one fetches, the others wait and take what it checked. Raises
+    AssetUnavailable (offline, no network, 404, cut or unanswered too often: what came is kept and the next call goes on
+    from there), AssetCorrupt (wrong checksum, nothing kept), StoreError or TooLarge (disk).
     """
     host, reason = urllib.parse.urlsplit(url).netloc, ""
     if offline() or host in _unreachable:
         raise AssetUnavailable(f"{url}: " + ("RDFIA_OFFLINE forbids it" if offline() else f"{host} cannot be reached"))
     part = target.with_name(f"{target.name}.part")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(attempts):
-            time.sleep(min(0.25 * 4**attempt, 8.0) if attempt else 0)
-            try:
-                reason = _receive(url, part, progress, timeout)
-            except urllib.error.URLError as error:
-                _unreachable.add(host)
-                raise AssetUnavailable(f"{url} cannot be reached ({error.reason}): check the network") from error
-            if not reason:
-                break
-        else:
-            raise AssetUnavailable(f"{url}: {reason}, {attempts} times; what came is kept: run the same command again")
-        for algorithm, expected in (("md5", md5), ("sha256", sha256)):
-            digest = hashlib.new(algorithm, usedforsecurity=False)
-            with part.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-            got = digest.hexdigest()
-            if not got.startswith(expected):
+        with locked(target):
+            if (md5 or sha256) and target.is_file() and not _mismatch(target, md5, sha256):
+                return
+            part.parent.mkdir(parents=True, exist_ok=True)
+            for attempt in range(attempts):
+                time.sleep(min(0.25 * 4**attempt, 8.0) if attempt else 0)
+                try:
+                    reason = _receive(url, part, progress, timeout)
+                except urllib.error.URLError as error:
+                    _unreachable.add(host)
+                    raise AssetUnavailable(f"{url} cannot be reached ({error.reason}): check the network") from error
+                if not reason:
+                    break
+            else:
+                raise AssetUnavailable(f"{url}: {reason}, {attempts} times; what came is kept: "
+                                       "run the same command again")  # fmt: skip
+            if wrong := _mismatch(part, md5, sha256):
                 part.unlink()
-                raise AssetCorrupt(f"{url} came with {algorithm} {got}, expected {expected}; removed, try again later")
-        with store.atomic_path(target) as temporary:
-            part.replace(temporary)
+                raise AssetCorrupt(f"{url} came with {wrong}; removed, try again later")
+            with store.atomic_path(target) as temporary:
+                part.replace(temporary)
     except OSError as error:
         raise StoreError(f"cannot write {part}: {error.strerror or error}; choose another folder with --to") from error
 
@@ -120,17 +160,14 @@ def fill_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Writes (relative name, bytes) pairs below `target`, which appears with all of them or not at all. StoreError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with store.part_folder(target) as folder:  # `store.sweep` removes what a killed process leaves of it
+            (temporary := folder / target.name).mkdir()
             for name, data in files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / name).write_bytes(data)
-            temporary.chmod(0o755)
             with contextlib.suppress(FileNotFoundError):
                 target.rmdir()  # an empty folder may be in the way; one with files is an error
             temporary.replace(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise StoreError(f"cannot fill {target}: {error.strerror or error}; remove it or choose another one") from error
 

@@ -47,7 +47,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _part(path) as folder:
+        with part_folder(path) as folder:
             yield (temporary := folder / path.name)
             temporary.chmod(0o644)  # what the store keeps may be shared
             with temporary.open("rb") as stream:
@@ -62,7 +62,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _part(path: Path) -> Iterator[Path]:
+def part_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` for what is being written, locked while this process lives: `sweep` leaves such alone.
 
     A folder, since libraries write files of their own beside the one that they were given.

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import gzip
 import hashlib
 import io
 import os
+import re
 import socket
+import socketserver
 import stat
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rdfia import assets, downloads
+from rdfia.__main__ import main
 from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
 from tests.support.loopback import Site, serve
 
@@ -38,6 +46,33 @@ def site() -> Iterator[Site]:
     with serve() as running:
         running.files["/weights.bin"] = BODY
         yield running
+
+
+@contextlib.contextmanager
+def answering(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
+    """(host and port, requests) of a server that sends these bytes, one per connection, the last for ever.
+
+    None: it says nothing and holds the connection.
+    """
+    requests: list[bytes] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            requests.append(self.request.recv(65536))
+            answer = answers[min(len(requests), len(answers)) - 1]
+            if answer is None:
+                self.request.recv(1)  # until the client goes
+            else:
+                self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}", requests
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_whole_download_is_checked_and_leaves_no_part(site: Site, tmp_path: Path) -> None:
@@ -101,6 +136,86 @@ def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
     site.fail_first = 2
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
     assert len(site.requests) == 3
+
+
+NO_ANSWER = [
+    ("http", b"", "RemoteDisconnected"),
+    ("http", None, "TimeoutError"),
+    ("http", b"garbage " * 1000 + b"\r\n\r\n", "BadStatusLine"),
+    ("http", b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000, "LineTooLong"),
+    ("http", b"HTTP/1.1 302 Found\r\nLocation: http://[nowhere\r\nContent-Length: 0\r\n\r\n", "ValueError"),
+    ("https", b"", "SSL|ConnectionReset"),  # it closes in the handshake
+]
+
+
+@pytest.mark.parametrize(("scheme", "answer", "cause"), NO_ANSWER, ids=[cause for *_, cause in NO_ANSWER])
+def test_an_answer_that_never_comes_is_asked_for_again_and_then_named(
+    tmp_path: Path, scheme: str, answer: bytes | None, cause: str
+) -> None:
+    with answering(answer) as (host, requests):
+        url = f"{scheme}://{host}/w"
+        said = rf"^{re.escape(url)}: no answer \(.*({cause}).*\), 3 times"
+        with pytest.raises(AssetUnavailable, match=said) as caught:
+            downloads.download(url, tmp_path / "w", sha256=SHA, attempts=3, timeout=0.2)
+    assert len(requests) == 3
+    assert len(str(caught.value)) < 400
+    assert "folder" not in str(caught.value)  # the disk has no part in it
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_answers_in_the_end_is_taken(tmp_path: Path) -> None:
+    good = b"HTTP/1.1 200 OK\r\n\r\n" + BODY
+    with answering(b"", b"garbage\r\n\r\n", None, good) as (host, requests):
+        downloads.download(f"http://{host}/w", tmp_path / "w", sha256=SHA, timeout=0.2)
+    assert (tmp_path / "w").read_bytes() == BODY
+    assert len(requests) == 4
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000, "1e4"])
+def test_a_length_that_is_no_number_counts_as_none(tmp_path: Path, length: str) -> None:
+    seen: list[int | None] = []
+    with answering(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + BODY) as (host, _):
+        downloads.download(f"http://{host}/w", tmp_path / "w", sha256=SHA, progress=lambda *row: seen.append(row[2]))
+    assert (tmp_path / "w").read_bytes() == BODY
+    assert set(seen) == {None}
+
+
+def test_the_command_waits_for_a_network_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(b"") as (host, _):
+        rows = [{"url": f"http://{host}/w", "to": "weights/w"}]
+        monkeypatch.setitem(assets.ASSETS, "tiny", assets.Asset("tiny", "", ["weights/w"], downloads=rows))
+        assert main(["assets", "fetch", "tiny", "--to", str(tmp_path)]) == 3
+    assert f"http://{host}/w: no answer (RemoteDisconnected" in capsys.readouterr().err
+
+
+def test_a_finished_file_is_kept_where_its_checksum_says_so(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(BODY)
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    assert site.requests == []
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w")  # nothing says so
+    (tmp_path / "w").write_bytes(BODY[:-1])
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    assert len(site.requests) == 2
+    assert (tmp_path / "w").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("refuses", [(fcntl, "flock"), (Path, "open")], ids=["no locks", "no lock file"])
+def test_a_file_system_without_locks_stops_nobody(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: tuple[object, str]
+) -> None:
+    real = getattr(*refuses)
+
+    def refused(this: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(this, Path) and this.suffix != ".lock":
+            return real(this, *args, **options)
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(*refuses, refused)
+    downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
+    downloads.fill_folder(tmp_path / "out", [("a/b", b"c")])
+    assert {path.name for path in tmp_path.iterdir()} == {"w", "out"}
 
 
 def test_no_network_is_waited_for_once(tmp_path: Path) -> None:
