@@ -115,7 +115,8 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
     but tensors.
     """
     path = Path(path)
-    most = LARGEST * sum(layer.parameters for layer in networks.architecture(network).layers) + MEGABYTE
+    known = networks.ARCHITECTURES.get(network, networks.ARCHITECTURES["vgg16"])  # the largest, for one without a table
+    most = LARGEST * sum(layer.parameters for layer in known.layers) + MEGABYTE
     try:
         if (size := path.stat().st_size) > most:
             raise ValueError(f"{size:,} bytes, more than {network} can have ({most:,}): is it of another network?")

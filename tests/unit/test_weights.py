@@ -215,3 +215,7 @@ def test_an_array_has_as_many_bytes_as_its_shape_says(alexnet: dict[str, Tensor]
     (tmp_path / "a.ckpt").write_bytes(data.replace(shape, b"K\x0bK\x0bK\x03KAt"))
     with pytest.raises(WeightsError, match="cannot reshape"):
         weights.read(tmp_path / "a.ckpt", "alexnet")
+
+
+def test_a_network_without_a_table_of_layers_is_read_too() -> None:
+    assert load_weights("efficientnet-lite0")
