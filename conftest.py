@@ -5,11 +5,12 @@ What a claim is and how it is judged stands in rdfia/claims.py, the session in t
 
 from __future__ import annotations
 
+import os
 import random
 import re
-import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from _pytest.mark.expression import Expression
 from hypothesis import settings
 
 from rdfia.claims import CLAIMS
+from tests.faults.no_network import sitecustomize as no_network
 from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim_mark
 
 settings.register_profile("rdfia", deadline=None)  # how long an example takes says nothing on a shared machine
@@ -129,17 +131,20 @@ def progress(request: pytest.FixtureRequest) -> Progress:
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails a test that reaches for another machine: what it needs is here, or is an asset that it asks for."""
-    connect = socket.socket.connect
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails a test that reaches for another machine: what it needs is here, or is an asset that it asks for.
 
-    def within(self: socket.socket, address: Any) -> None:
-        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            pytest.fail(f"the test reached for {address[0]}: tests need no network; serve it on loopback "
-                        "(tests/support/loopback.py)")  # fmt: skip
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", within)
+    Also where the test handles the error, or a thread or a child process of its did it.
+    """
+    report = tmp_path_factory.getbasetemp() / "reached-for"
+    monkeypatch.setenv(no_network.REPORT, str(report))
+    monkeypatch.setenv("PYTHONPATH", str(Path(no_network.__file__).parent), prepend=os.pathsep)
+    with no_network.guarding(str(report), pytest.fail.Exception):
+        yield
+    if report.exists():
+        found = ", ".join(sorted(set(report.read_text().splitlines())))
+        report.unlink()
+        pytest.fail(f"the test, or a process of its, reached for another machine: {found}")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rdfia import report, store
+from rdfia.claims import code_hash
 from rdfia.errors import StoreError
 from rdfia.machine import environment
 
@@ -29,12 +30,12 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
     """fault(name, tried=60, withstood=60, means="...", found={...}): a row of the page; fails where not all was."""
     rows = request.config.stash.setdefault(ROWS, {})
-    profile = request.config.getoption("--profile")
+    profile, code = request.config.getoption("--profile"), code_hash(request.config.rootpath)
 
     def row(name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None) -> None:
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
         rows[name] = {"tried": tried, "withstood": withstood, "means": means, "found": plain(found or {}),
-                      "profile": profile, "date": date}  # fmt: skip
+                      "profile": profile, "date": date, "code": code}  # fmt: skip
         assert tried > 0, f"{name}: nothing was tried"
         assert withstood == tried, f"{name}: {tried - withstood} of {tried} went wrong; {found}"
 
@@ -67,7 +68,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the counts, keeps them in <output>/faults.json beside earlier rows, and writes the page again."""
+    """Prints the counts, keeps them in <output>/faults.json beside earlier rows, and writes the page again.
+
+    Rows of other code go: they say nothing of what is here, and the file names one environment for all.
+    """
     if not (rows := config.stash.get(ROWS, {})):
         return
     terminalreporter.section("faults")
@@ -77,7 +81,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     path = folder / "faults.json"
     try:
         kept = dict(store.read_json(path)["rows"]) if path.exists() else {}
-    except (StoreError, KeyError, TypeError, ValueError):  # of another version, or damaged: made anew
+        kept = {name: row for name, row in kept.items() if row.get("code") == code_hash(root)}
+    except (StoreError, AttributeError, KeyError, TypeError, ValueError):  # of another version, or damaged: made anew
         kept = {}
     profile = config.getoption("--profile")
     store.write_json(path, {"environment": environment(root, "cpu", profile), "rows": {**kept, **rows}})

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -19,11 +20,14 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +35,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rdfia import assets, claims, datasets, downloads, images, report, store, studies, weights
+from rdfia import assets, claims, datasets, downloads, images, networks, report, store, studies, weights
 from rdfia.errors import RdfiaError
 from rdfia.gan_training import Trainer
 from tests.faults import victims
@@ -44,13 +48,49 @@ ODD: tuple[Any, ...] = (None, True, 0, -1, 2**63, 1e308, "", "x" * 5000, "../../
                         [], {}, [[]], {"": 0}, DEEP)  # fmt: skip
 
 
+def altered(data: bytes, chance: random.Random) -> bytes:
+    """One to four changes of a file: of bits, of sizes in headers, of its length, of the order of its parts."""
+    most = max(2 * 10**6, 2 * len(data))
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        n = len(data)
+        at, to = sorted((chance.randrange(n + 1), chance.randrange(n + 1)))
+        kind = chance.randrange(9)
+        if kind == 0:
+            data = data[:at]
+        elif kind == 1:
+            data = data[:at] + chance.randbytes(chance.randrange(1, 40)) + data[at:]
+        elif kind == 2:
+            data = data[:at] + data[to:]
+        elif kind == 3:
+            data = data[:to] + data[at:]
+        elif kind == 4:
+            width, order = chance.choice((2, 4, 8)), chance.choice(("<", ">"))
+            value = chance.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)) % 2 ** (8 * width)
+            place = chance.choice((at, chance.randrange(min(n, 64) + 1)))  # sizes stand at the beginning, as a rule
+            data = data[:place] + struct.pack(order + {2: "H", 4: "I", 8: "Q"}[width], value) + data[place + width :]
+        elif kind == 5:
+            data = chance.randbytes(chance.randrange(200))
+        elif n:
+            many = bytearray(data)
+            for _ in range(chance.choice((1, 3, 30))):
+                many[chance.randrange(n)] ^= chance.randrange(1, 256)
+            data = bytes(many)
+        data = data[:most]
+    return data
+
+
 class Reader(NamedTuple):
-    """`corpus`: files that are right; `read` gets the folder in which `name` is the file that was altered."""
+    """`corpus`: files that are right; `read` gets the folder in which `file` (or `name`) is the one that was altered.
+
+    Where a checksum would refuse whatever is altered, another `alter` keeps it right, so that what is behind it is met.
+    """
 
     name: str
     corpus: list[bytes]
     read: Callable[[Path], object]
     share: float = 1.0  # of the inputs; slow ones get fewer
+    alter: Callable[[bytes, random.Random], bytes] = altered
+    file: str = ""
 
 
 # --- files that are right -------------------------------------------------------------------------------------------
@@ -81,18 +121,28 @@ def tensors() -> dict[str, torch.Tensor]:
             "classifier.6.bias": torch.ones(2).bfloat16()}  # fmt: skip
 
 
+NETWORK, PART = "squeezenet1_1", "features.0."  # 7 kB; AlexNet's first layer has 90
+
+
+def network_weights() -> dict[str, torch.Tensor]:
+    """The first layer of a real network, which may come alone."""
+    state = networks.build(NETWORK, seed=0).state_dict()
+    return {name: value.clone() for name, value in state.items() if name.startswith(PART)}
+
+
 def torch_files() -> list[bytes]:
     found = []
     for old in (False, True):
         buffer = io.BytesIO()
-        torch.save(tensors(), buffer, _use_new_zipfile_serialization=not old)
+        torch.save(network_weights(), buffer, _use_new_zipfile_serialization=not old)
         found.append(buffer.getvalue())
     return found
 
 
 def flax_file() -> bytes:
-    tree = {"AlexNet_0": {f"Conv_{i}": {"kernel": np.zeros((1, 1, 2, 2), np.float32), "bias": np.zeros(2, np.float32)}
-                          for i in range(5)}}  # fmt: skip
+    kernel, bias = (value.numpy() for value in network_weights().values())
+    layer = {"kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), "bias": bias}
+    tree = {"SqueezeNet_0": {"Conv_0": layer}, "NetLinLayer_0": {"Conv_0": {"kernel": np.ones((1, 1, 2, 1), "f4")}}}
     return pickle.dumps(tree, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
@@ -138,11 +188,16 @@ def readers(folder: Path) -> list[Reader]:
     kinds = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
     found = [Reader(f"photo.{kind.lower()}", photos(kind), photo) for kind in kinds]
 
-    def both(here: Path, name: str) -> None:
-        weights.read(here / name, "alexnet")
-        weights.load(here / name, "alexnet")
+    found.append(Reader("photo.png, its checksums right", photos("PNG"), photo, 1.0, altered_png, "photo.png"))
 
-    stamped = saved(lambda path: store.save_tensors(path, tensors(), {"made": "today"}), folder, "stamped.safetensors")
+    def both(here: Path, name: str) -> None:
+        weights.read(here / name, NETWORK)
+        weights.load(here / name, NETWORK, part=PART)
+
+    def stamp(tensors: dict[str, torch.Tensor]) -> bytes:
+        return saved(lambda path: store.save_tensors(path, tensors, {"made": "today"}), folder, "stamped.safetensors")
+
+    stamped, layer = stamp(tensors()), stamp(network_weights())
     victims.train(folder / "gan")
     (checkpoint,) = (folder / "gan" / "tiny").glob("step-*.safetensors")
     index = (folder / "gan" / "tiny" / "training.json").read_bytes()
@@ -154,8 +209,10 @@ def readers(folder: Path) -> list[Reader]:
                 (here / name).write_bytes(data)
         Trainer(victims.GAN, x, torch.arange(30) % 3).load(here)
 
+    run = replace(victims.RUN, grids=(25,))
+
     def scored(work: Path, evidence: Path) -> dict[str, Any]:
-        return studies.scored_run(victims.RUN, x, torch.arange(30) % 3, lambda _: {"score": 1.0}, judge="one",
+        return studies.scored_run(run, x, torch.arange(30) % 3, lambda _: {"score": 1.0}, judge="one",
                                   checkpoint_every=25, work=work, evidence=evidence)  # fmt: skip
 
     made = scored(folder / "gan", folder / "kept")
@@ -172,35 +229,49 @@ def readers(folder: Path) -> list[Reader]:
                     path.write_bytes(idx(*shape))
         datasets.mnist(here)
 
-    def shard(here: Path) -> None:
-        made = store.FeatureStore(here, 4, {"features.0.bias": 1}, torch.float32)
-        made.is_done(0)
-        with contextlib.suppress(FileNotFoundError):
-            _ = made["features.0.bias"]
+    filled = store.FeatureStore(folder / "features", 4, {"tap": 3, "other": 1}, torch.float32)
+    filled.write(0, {"tap": torch.arange(12.0).view(4, 3), "other": torch.ones(4, 1)})
 
-    losses = folder / "kept" / f"{victims.RUN.name}.safetensors"
-    table = gzip.compress(b"\n".join(b",".join(b"%d" % (i % 250) for i in range(785)) for _ in range(20)))
+    def shard(here: Path) -> None:
+        made = store.FeatureStore(here, 4, filled.widths, torch.float32)
+        with contextlib.suppress(RdfiaError):  # reading takes the header's word, so that a damaged one is met here
+            _ = made["tap"]
+        made.is_done(0)  # False removes it
+        _ = made["other"]
+
+    losses, grid = folder / "kept" / f"{run.name}.safetensors", folder / "kept" / f"{run.name}-25.png"
+    table = gzip.compress(b"\n".join(b",".join([b"%d" % (i % 10)] * 785) for i in range(5000)), 1)  # ends in labels
     found += [
         Reader("weights.pth", torch_files(), lambda here: both(here, "weights.pth")),
         Reader("weights.ckpt", [flax_file()], lambda here: both(here, "weights.ckpt")),
-        Reader("weights.safetensors", [stamped], lambda here: both(here, "weights.safetensors")),
+        Reader("weights.safetensors", [layer], lambda here: both(here, "weights.safetensors")),
+        Reader("weights.safetensors, well formed", [layer], lambda here: both(here, "weights.safetensors"), 1.0,
+               altered_tensors, "weights.safetensors"),
         Reader("tensors.safetensors", [stamped], lambda here: store.load_tensors(here / "tensors.safetensors")),
-        Reader("shard-00000.safetensors", [stamped], shard),
+        Reader("shard-00000.safetensors", [filled.path(0).read_bytes()], shard),
+        Reader("shard-00000.safetensors, its checksum right", [filled.path(0).read_bytes()], shard, 0.5,
+               altered_tensors, "shard-00000.safetensors"),
         Reader("value.json", [run_json()], lambda here: store.read_json(here / "value.json")),
         Reader("claims.json", [run_json()], lambda here: claims.read_run(here / "claims.json")),
         Reader("training.json", [index], resume, 0.5),
         Reader(checkpoint.name, [checkpoint.read_bytes()], resume, 0.5),
-        Reader(f"{victims.RUN.name}.json", [json.dumps(made).encode()],
-               lambda here: scored(here / "nowhere", here), 0.3),
-        Reader(losses.name, [losses.read_bytes()],
-               lambda here: studies.losses_of(victims.RUN, here)),
-        Reader(f"{victims.RUN.name}-25.png", photos("PNG"), lambda here: studies.grid_of(victims.RUN, 25, here)),
+        Reader(f"{checkpoint.name}, its checksum right", [checkpoint.read_bytes()], resume, 0.5, altered_tensors,
+               checkpoint.name),
+        Reader(f"{run.name}.json", [json.dumps(made).encode()], lambda here: scored(here / "nowhere", here), 0.3),
+        Reader(losses.name, [losses.read_bytes()], lambda here: studies.losses_of(run, here)),
+        Reader(f"{losses.name}, its checksum right", [losses.read_bytes()],
+               lambda here: studies.losses_of(run, here), 0.5, altered_tensors, losses.name),
+        Reader(grid.name, [grid.read_bytes()], lambda here: studies.grid_of(run, 25, here)),
+        Reader(f"{grid.name}, its checksums right", [grid.read_bytes()],
+               lambda here: studies.grid_of(run, 25, here), 1.0, altered_png, grid.name),
         Reader(assets.MANIFEST, [b'{"digits": {"path": "x", "sha256": "y", "source": "z"}}'],
                assets._manifest, 0.3),
         Reader("digests.json", [b'{"a": "b"}'], memo, 0.3),
         Reader("train-images-idx3-ubyte", [idx(20, 28, 28)], mnist),
         Reader("train-labels-idx1-ubyte", [idx(20)], mnist),
-        Reader("digits.csv.gz", [table], lambda here: datasets.digits(here / "digits.csv.gz")),
+        Reader("digits.csv.gz", [table], lambda here: datasets.digits(here / "digits.csv.gz"), 0.3),
+        Reader("digits.csv, packed anew", [table], lambda here: datasets.digits(here / "digits.csv.gz"), 0.1,
+               altered_gzip, "digits.csv.gz"),
         Reader("scene15.zip", [archive(MEMBERS)],
                lambda here: list(downloads.scene15_members(here / "scene15.zip", SPLIT))),
         Reader("packed.gz", [gzip.compress(bytes(5000)), gzip.compress(bytes(range(256)) * 20)],
@@ -229,34 +300,57 @@ def rename(folder: Path, old: str, new: str) -> Path:
 # --- and how they go wrong ------------------------------------------------------------------------------------------
 
 
-def altered(data: bytes, chance: random.Random) -> bytes:
-    """One to four changes of a file: of bits, of sizes in headers, of its length, of the order of its parts."""
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        n = len(data)
-        at, to = sorted((chance.randrange(n + 1), chance.randrange(n + 1)))
-        kind = chance.randrange(9)
-        if kind == 0:
-            data = data[:at]
-        elif kind == 1:
-            data = data[:at] + chance.randbytes(chance.randrange(1, 40)) + data[at:]
-        elif kind == 2:
-            data = data[:at] + data[to:]
-        elif kind == 3:
-            data = data[:to] + data[at:]
-        elif kind == 4:
-            width, order = chance.choice((2, 4, 8)), chance.choice(("<", ">"))
-            value = chance.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)) % 2 ** (8 * width)
-            place = chance.choice((at, chance.randrange(min(n, 64) + 1)))  # sizes stand at the beginning, as a rule
-            data = data[:place] + struct.pack(order + {2: "H", 4: "I", 8: "Q"}[width], value) + data[place + width :]
-        elif kind == 5:
-            data = chance.randbytes(chance.randrange(200))
-        elif n:
-            many = bytearray(data)
-            for _ in range(chance.choice((1, 3, 30))):
-                many[chance.randrange(n)] ^= chance.randrange(1, 256)
-            data = bytes(many)
-        data = data[: 2 * 10**6]
-    return data
+def with_checksums(data: bytes) -> bytes:
+    """A PNG with the checksum of each of its chunks put right, as far as their lengths lead."""
+    made, at = bytearray(data), 8
+    while (end := at + 8 + int.from_bytes(made[at : at + 4], "big")) + 4 <= len(made):
+        made[end : end + 4] = struct.pack(">I", zlib.crc32(made[at + 4 : end]))
+        at = end + 4
+    return bytes(made)
+
+
+def altered_png(data: bytes, chance: random.Random) -> bytes:
+    """Altered with its checksums put right, or another picture, of some size and mode."""
+    if chance.random() < 0.7:
+        return with_checksums(altered(data, chance))
+    size, buffer = (chance.randrange(1, 200), chance.randrange(1, 200)), io.BytesIO()
+    Image.new(chance.choice(("1", "L", "LA", "P", "RGB", "RGBA", "I;16")), size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def altered_gzip(data: bytes, chance: random.Random) -> bytes:
+    """What is packed is altered, and packed again."""
+    return gzip.compress(altered(gzip.decompress(data), chance), 1)
+
+
+def altered_tensors(data: bytes, chance: random.Random) -> bytes:
+    """A stamped file in which one to three tensors, or words of its metadata, are other ones, and stamped again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        path.write_bytes(data)
+        found, metadata = store.load_tensors(path)
+        for _ in range(chance.choice((1, 1, 2, 3))):
+            name, kind = chance.choice(sorted(found) or [""]), chance.randrange(8)
+            value = found.pop(name, torch.zeros(3))
+            if kind == 0:
+                continue
+            if kind == 1:
+                name = chance.choice((name + "x", name[:-1], "x" * 5000, "\x1b[31m\n", *found, *metadata))
+            elif kind == 2:
+                value = value.to(chance.choice((torch.float64, torch.int32, torch.uint8, torch.bool, torch.bfloat16)))
+            elif kind == 3:
+                value = value.float() * chance.choice((math.nan, math.inf, 1e38, 0.0))
+            elif kind == 4:
+                value = value.flatten()[: chance.randrange(3)]
+            elif kind == 5:
+                value = value.reshape(*reversed(value.shape)) if value.ndim > 1 else value[None]
+            elif kind == 6:
+                value = torch.cat([value.flatten()] * 2)
+            elif metadata:
+                metadata[chance.choice(sorted(metadata))] = chance.choice(("", "0", "x" * 5000, "\x1b[31m\n"))
+            found[name] = value
+        store.save_tensors(path, {name: value.clone() for name, value in found.items()}, metadata)
+        return path.read_bytes()
 
 
 def altered_json(data: bytes, chance: random.Random) -> bytes:
@@ -281,24 +375,31 @@ def altered_json(data: bytes, chance: random.Random) -> bytes:
 
 
 def hostile(reader: Reader, seed: int, number: int) -> bytes:
+    if number < len(reader.corpus):
+        return reader.corpus[number]
     chance = random.Random(f"{seed} {reader.name} {number}")
     data = chance.choice(reader.corpus)
-    if number == 0:
-        return data
-    return altered_json(data, chance) if ".json" in reader.name and chance.random() < 0.7 else altered(data, chance)
+    if ".json" in reader.name and chance.random() < 0.7:
+        return altered_json(data, chance)
+    return reader.alter(data, chance)
 
 
 def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
-    """Reads one altered file: "accepted", the name of our error, or what went wrong."""
+    """Reads one altered file: "accepted", the name of our error, or what went wrong.
+
+    The first numbers are the corpus as it is. A reader that refuses it shows nothing of what is behind its first look.
+    """
     here = folder / "here"
     here.mkdir()
-    (here / reader.name).write_bytes(hostile(reader, seed, number))
+    (here / (reader.file or reader.name)).write_bytes(hostile(reader, seed, number))
     start = time.process_time()  # a busy machine is not the reader's fault
     try:
         reader.read(here)
         found = "accepted"
     except RdfiaError as error:
         found = type(error).__name__
+        if number < len(reader.corpus):
+            found = f"WRONG: refused as it is, unaltered: {error}"
         if any(ord(c) < 32 and c != "\n" for c in str(error)):
             found = f"WRONG: a message with control characters: {str(error)!r}"[:300]
     except BaseException as error:
@@ -337,7 +438,7 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
     for reader in every:
         count = counts[reader.name] = Counter[str]()
         before = peak()
-        for number in range(max(2, round(inputs * reader.share / total))):
+        for number in range(max(len(reader.corpus) + 1, round(inputs * reader.share / total))):
             signal.alarm(20)
             found = one(folder, reader, seed, number)
             signal.alarm(0)

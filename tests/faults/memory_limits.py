@@ -1,6 +1,6 @@
 """Work under a limit on the address space, in a process of its own: prints what was said, and how far off it ended.
 
-    python -m tests.faults.memory_limits extraction|gram|saliency|fooling SHARE estimate|blind
+    python -m tests.faults.memory_limits extraction|gram|saliency|fooling|large SHARE estimate|blind
 
 SHARE of what the work took without a limit is left to it; with "blind" the estimate beforehand is switched off.
 """
@@ -46,6 +46,14 @@ def extraction(n: int) -> Tensor:
     return torch.cat([batch["pooled"] for batch in batches])
 
 
+def large(n: int) -> Tensor:
+    """One photo, so large that it takes more than `memory.SMALL`, which is had without asking; n=1: a small one."""
+    size = 8 * SIDE if n > 1 else SIDE
+    batches = features.stream(network(), PHOTOS[:1], {"pooled": "4"}, preprocess=Preprocess(size=size),
+                              dtype=torch.float32, batch_size=1)  # fmt: skip
+    return torch.cat([batch["pooled"] for batch in batches])
+
+
 def gram_matrix(n: int) -> Tensor:
     sums = svm.GramAccumulator(1, n)
     gram.accumulate(network(), PHOTOS[:n], {"pooled": "4"}, {"pooled": sums}, preprocess=SPACE, dtype=torch.float32,
@@ -65,7 +73,7 @@ def fool(n: int) -> Tensor:
     return fooling.fool(network(), photos(n), 3, steps=3, chunk=BATCH).x
 
 
-WORK = {"extraction": extraction, "gram": gram_matrix, "saliency": saliency, "fooling": fool}
+WORK = {"extraction": extraction, "gram": gram_matrix, "saliency": saliency, "fooling": fool, "large": large}
 
 
 def virtual(field: str) -> int:

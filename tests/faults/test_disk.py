@@ -52,25 +52,36 @@ def test_a_full_disk_ends_an_extraction_and_keeps_its_shards(small_disk: Path, f
         extract(small_disk / "cache", progress=filling)
     kept = [path.name for path in (small_disk / "cache").rglob("shard*")]
     ballast[0].unlink()
-    made = extract(small_disk / "cache")
+    tally = victims.Tally()
+    made = extract(small_disk / "cache", progress=tally)
     whole = extract(small_disk.parent / "whole")
     same = all(torch.equal(made[tap], whole[tap]) for tap in victims.TAPS)
     left = list(small_disk.rglob("*.part"))
-    fault("the disk fills up in an extraction", tried=1, withstood=int(kept == ["shard-00000.safetensors"] and same),
-          found={"message": str(caught.value), "left over": len(left)},
-          means="the finished shard stayed, and with room again the rest was made")  # fmt: skip
+    fault("the disk fills up in an extraction", tried=1,
+          withstood=int(kept == ["shard-00000.safetensors"] and same and tally.done == 48),
+          found={"message": str(caught.value), "left over": len(left), "photos": 64, "computed afterwards": tally.done},
+          means="the finished shard stayed, and with room again the rest was made, and no more")  # fmt: skip
 
 
 def test_a_full_disk_ends_training_and_keeps_the_checkpoint(small_disk: Path, fault: Fault) -> None:
     victims.train(small_disk.parent / "whole")
-    ballast = fill(small_disk, 60_000)
-    withstood = 0
-    with pytest.raises(StoreError, match="the disk is full"):
-        victims.train(small_disk)
-    ballast.unlink()
-    victims.train(small_disk)
-    withstood += victims.contents(small_disk) == victims.contents(small_disk.parent / "whole")
-    fault("the disk fills up in training", tried=1, withstood=withstood, means="with room again it went on to the end")
+    ballast: list[Path] = []
+
+    def filling(steps: Iterable[int], total: int, label: str) -> Iterator[int]:
+        for step in steps:
+            if step == 60:  # after the checkpoints of 25 and 50 steps
+                ballast.append(fill(small_disk, 60_000))
+            yield step
+
+    with pytest.raises(StoreError, match="the disk is full") as caught:
+        victims.train(small_disk, filling)
+    kept, tally = victims.steps_kept(small_disk), victims.Tally()
+    ballast[0].unlink()
+    victims.train(small_disk, tally)
+    same = victims.contents(small_disk) == victims.contents(small_disk.parent / "whole")
+    fault("the disk fills up in training", tried=1, withstood=int(same and kept == tally.done == 50),
+          found={"message": str(caught.value), "steps": 100, "kept": kept, "done afterwards": tally.done},
+          means="the checkpoint stayed, and with room again it went on from there to the end")  # fmt: skip
 
 
 def test_a_full_disk_is_named_by_whatever_writes(small_disk: Path, fault: Fault) -> None:
@@ -158,7 +169,7 @@ def test_no_permission_is_named(request: pytest.FixtureRequest, fault: Fault) ->
         store.write_json(folder / "mine.json", {})
         Image.new("L", (40, 40)).save(folder / "mine.png")
         (folder / "raw" / "train-images-idx3-ubyte").write_bytes(b"x")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = victims.environment()
     command = [sys.executable, "-c", UNPRIVILEGED, str(top / "open"), str(top / "shut")]
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from rdfia import extraction, features, gram, memory, svm
 from rdfia.errors import FewerAtATime, TooLarge
 from rdfia.gan_training import GanConfig, train
 from rdfia.images import Preprocess
+from tests.faults import victims
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import TOLERANCES
 
@@ -30,7 +31,7 @@ needs_limits = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason
 
 def limited(kind: str, share: float, mode: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.faults.memory_limits", kind, str(share), mode]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    environment = victims.environment(MALLOC_ARENA_MAX="2")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -56,12 +57,19 @@ def test_a_limit_that_is_known_is_kept_beforehand(fault: Fault) -> None:
 
 
 @needs_limits
-@pytest.mark.parametrize("mode", ["estimate", "blind"])
-def test_one_image_that_does_not_fit_is_an_error(mode: str, fault: Fault) -> None:
-    found = limited("extraction", 0.004, mode)
-    ok = found.get("error", "").startswith("TooLarge: ")
-    fault(f"memory for less than one image ({mode})", tried=1, withstood=int(ok), found=found,
-          means="an error of ours that says what to do, not a kill")  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [("estimate", r"TooLarge: [^,]+, for one image, takes about [\d.]+ GB of memory, [\d.]+ GB are left: free some"),
+     ("blind", r"TooLarge: memory ran out at one image \(.+\): free some")],
+    ids=["estimate", "blind"],
+)  # fmt: skip
+def test_one_image_that_does_not_fit_is_an_error(mode: str, words: str, fault: Fault) -> None:
+    """With the estimate before anything is computed; without it when the allocation is refused."""
+    found = limited("large", 0.2, mode)
+    ok = re.match(words, found.get("error", "no error"))
+    fault(f"memory for less than one image ({mode})", tried=1, withstood=int(bool(ok)), found=found,
+          means={"estimate": "refused before it starts, with what it takes, what there is and what to do",
+                 "blind": "an error of ours that says what to do, not a kill"}[mode])  # fmt: skip
 
 
 def test_work_that_cannot_fit_is_refused_before_it_starts(

@@ -23,7 +23,7 @@ Fault = Callable[..., None]
 def torchrun(size: int, *words: object, restarts: int = 0, cache: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}",
                f"--max-restarts={restarts}", *map(str, words)]  # fmt: skip
-    everything = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    everything = victims.environment()
     if cache:
         everything["RDFIA_CACHE"] = cache
     return subprocess.run(command, cwd=ROOT, env=everything, capture_output=True, text=True, check=False, timeout=240)

@@ -1,12 +1,17 @@
 """Processes that are killed: small work of each kind, done in forks of a process that has imported torch already.
 
-    python -m tests.faults.victims extraction|training FOLDER KILLS SEED
+    python -m tests.faults.victims killed|died extraction|training FOLDER COUNT SEED
 
-prints one JSON object: how many kills there were, how many of them came before the end, and each thing that was wrong.
+"killed": COUNT kills from outside, a third of them while a file is being written; "died": COUNT deaths (0: all there
+are) between two steps of writing. Prints one JSON object: how many there were, what had been finished before them, what
+the second runs did, and each thing that was wrong.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
 import json
 import os
 import random
@@ -14,9 +19,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,13 +41,46 @@ GAN = GanConfig(GanArchitecture("cdcgan", image_size=16, channels=1, nz=5, ngf=2
 RUN = studies.Run("tiny", GAN, (25, 100))
 
 
-def extract(folder: Path) -> None:
-    extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=folder, preprocess=SMALL, dtype=torch.float32, batch_size=1)
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+ROOT = Path(__file__).parents[2]
 
 
-def train(folder: Path) -> None:
+def environment(**more: str) -> dict[str, str]:
+    """For a Python that a test starts: it finds this checkout, beside what its path had, and takes one thread."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+class Tally:
+    """Counts what is really done, in the place of a progress bar: batches of one photo, steps of training."""
+
+    done = 0
+
+    def __call__(self, items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+        for item in items:
+            self.done += 1
+            yield item
+
+
+def extract(folder: Path, progress: Progress | None = None) -> None:
+    extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=folder, preprocess=SMALL, dtype=torch.float32, batch_size=1,
+                       progress=progress)  # fmt: skip
+
+
+def train(folder: Path, progress: Progress | None = None) -> None:
     images = torch.randint(0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    studies.train_run(RUN, images, torch.arange(30) % 3, folder, checkpoint_every=25)
+    studies.train_run(RUN, images, torch.arange(30) % 3, folder, checkpoint_every=25, progress=progress)
+
+
+def photos_kept(folder: Path) -> int:
+    """Photos in the finished shards of `extract`; a shard is 16 batches of one photo."""
+    return 16 * len(list(folder.glob("*/shard-*.safetensors")))
+
+
+def steps_kept(folder: Path) -> int:
+    """Steps up to the checkpoint that a second `train` has to go on from."""
+    index = folder / RUN.name / "training.json"
+    return store.read_json(index)["step"] if index.exists() else 0
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -60,60 +98,177 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-WORK: Mapping[str, Callable[[Path], None]] = {"extraction": extract, "training": train}
+class Work(NamedTuple):
+    """`kept` says how much of the `total` is finished in a folder: that much a second run may not do again."""
+
+    do: Callable[[Path, Progress | None], None]
+    kept: Callable[[Path], int]
+    total: int
 
 
-def started(work: Callable[[Path], None], folder: Path) -> int:
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            work(folder)
-            status = 0
-        finally:
-            os._exit(status)
-    return child
+WORK: Mapping[str, Work] = {
+    "extraction": Work(extract, photos_kept, len(PHOTOS)),
+    "training": Work(train, steps_kept, GAN.steps),
+}
 
 
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def tell_of_writes(say: Callable[[str], None]) -> None:
+    """From here on the store says "part", "written" and "kept" of each file, and "sweep" before it cleans up."""
+    atomic_path, sweep = store.atomic_path, store.sweep
+
+    @contextlib.contextmanager
+    def telling(path: Path) -> Iterator[Path]:
+        with atomic_path(path) as temporary:
+            say(f"part {Path(path).name}")
+            yield temporary
+            say(f"written {Path(path).name}")
+        say(f"kept {Path(path).name}")
+
+    def telling_sweep(folder: Path) -> None:
+        say("sweep")
+        sweep(folder)
+
+    store.atomic_path, store.sweep = telling, telling_sweep
+
+
+class Child:
+    """A fork that does the work, and says on a pipe what it writes and, at its end, how much it did.
+
+    Of the things that it would say it dies at number `dies_at`.
+    """
+
+    def __init__(self, work: Work, folder: Path, dies_at: int = -1) -> None:
+        read, write = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            status = 1
+            try:
+                os.close(read)
+                self._work(work, folder, write, dies_at)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(write)
+        self.pipe = os.fdopen(read)
+
+    @staticmethod
+    def _work(work: Work, folder: Path, write: int, dies_at: int) -> None:
+        numbers, tally = itertools.count(), Tally()
+
+        def say(word: str) -> None:
+            if next(numbers) == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.write(write, f"{time.monotonic()} {word}\n".encode())
+
+        tell_of_writes(say)
+        work.do(folder, tally)
+        os.write(write, f"{time.monotonic()} did {tally.done}\n".encode())
+
+    def said(self) -> tuple[float, str] | None:
+        """The next thing that it says, with the time; None at its end."""
+        line = self.pipe.readline()
+        return (float(line.split()[0]), line.split(" ", 1)[1].strip()) if line.endswith("\n") else None
+
+    def ended(self) -> tuple[int, list[tuple[float, str]]]:
+        """Its status, and all that it said until then."""
+        with self.pipe:
+            words = list(iter(self.said, None))
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), words
+
+
+class Resumed:
+    """Compares second runs with a run that was never killed: in what they leave, and in how much they did."""
+
+    def __init__(self, kind: str, root: Path) -> None:
+        torch.set_num_threads(1)
+        importlib.import_module("torch._dynamo")  # else each fork would spend its first seconds on it, in Adam's step
+        self.work, self.wrong, self.before, self.after = WORK[kind], Counter[str](), list[int](), list[int]()
+        for name in ("warm", "whole"):
+            start = time.monotonic()
+            status, self.words = Child(self.work, root / name).ended()
+            if status or self.words[-1][1] != f"did {self.work.total}":
+                raise SystemExit(f"{kind} fails without any kill: {status}, {self.words[-1:]}")
+        self.seconds, self.whole = time.monotonic() - start, contents(root / "whole")
+
+    def goes_on(self, folder: Path) -> None:
+        kept = self.work.kept(folder)
+        status, words = Child(self.work, folder).ended()
+        if status:
+            self.wrong["does not go on"] += 1
+            return
+        did = int(words[-1][1].removeprefix("did "))
+        self.before.append(kept)
+        self.after.append(did)
+        if did != self.work.total - kept:
+            self.wrong["finished work was done again" if did > self.work.total - kept else "work was left out"] += 1
+        elif (found := contents(folder)) != self.whole:
+            same = found.keys() == self.whole.keys()
+            left = ", ".join(sorted(found.keys() ^ self.whole.keys()))
+            self.wrong["another result" if same else f"other files: {left}"] += 1
+        elif any(path.suffix == ".part" for path in folder.rglob("*")):
+            self.wrong["half a file is left"] += 1
+
+    def found(self) -> dict[str, Any]:
+        return {"of each": self.work.total, "finished before": self.before, "done by the second runs": self.after,
+                "wrong": dict(self.wrong)}  # fmt: skip
 
 
 def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill the work at `kills` random moments, each in a folder of its own, resume it, and compare with the whole."""
-    torch.set_num_threads(1)
-    work, chance = WORK[kind], random.Random(seed)
-    start = time.monotonic()
-    for name in ("warm", "whole"):
-        start = time.monotonic()
-        if ended(started(work, root / name)):
-            raise SystemExit(f"{kind} fails without any kill")
-    length, whole = time.monotonic() - start, contents(root / "whole")
-    wrong: Counter[str] = Counter()
-    at_work = tries = 0
+    """Kills the work `kills` times, each in a folder of its own, resumes it, and compares with the whole.
+
+    Two thirds of the kills come at any moment of the run, a third within the time that writing a file takes after one
+    was begun: writing is a small part of a run, which the others seldom meet.
+    """
+    resumed, chance = Resumed(kind, root), random.Random(seed)
+    begun = [at for at, word in resumed.words if word.startswith("part ")]
+    done = [at for at, word in resumed.words if word.startswith("kept ")]
+    a_write = sum(done) / len(done) - sum(begun) / len(begun)
+    aimed = kills // 3
+    at_work = tries = in_a_write = 0
     left: list[int] = []
     while at_work < kills:
         tries += 1
         if tries > 3 * kills + 10:
             raise SystemExit(f"{kind}: only {at_work} of {tries} kills came before the end")
         folder = root / str(tries)
-        child = started(work, folder)
-        time.sleep(chance.uniform(0, length))
-        os.kill(child, signal.SIGKILL)
-        if ended(child) != -signal.SIGKILL:
+        child = Child(resumed.work, folder)
+        if at_work < aimed:
+            number = int((at_work + chance.random()) / aimed * len(begun))  # over the whole run, the last file too
+            while (said := child.said()) and (number := number - said[1].startswith("part ")) >= 0:
+                pass
+            time.sleep(chance.uniform(0, a_write))
+        else:
+            time.sleep(chance.uniform(0, resumed.seconds))
+        os.kill(child.pid, signal.SIGKILL)
+        if child.ended()[0] != -signal.SIGKILL:
             continue  # it was done before
         at_work += 1
         left.append(sum(path.suffix == ".part" for path in folder.rglob("*")))
-        if ended(started(work, folder)):
-            wrong["does not go on"] += 1
-        elif (found := contents(folder)) != whole:
-            wrong["another result" if found.keys() == whole.keys() else "other files"] += 1
-        elif any(path.suffix == ".part" for path in folder.rglob("*")):
-            wrong["half a file is left"] += 1
-    return {"kills": at_work, "seconds of the whole": round(length, 3), "half-written files": sum(left),
-            "wrong": dict(wrong)}  # fmt: skip
+        in_a_write += left[-1] > 0
+        resumed.goes_on(folder)
+    return {"kills": at_work, "aimed at a file being written": aimed, "kills that left half a file": in_a_write,
+            "half-written files": sum(left), "seconds of the whole": round(resumed.seconds, 3),
+            "seconds of a write": round(a_write, 4), **resumed.found()}  # fmt: skip
+
+
+def died(kind: str, root: Path, count: int, seed: int) -> dict[str, Any]:
+    """Dies at what is said of writing (0: at all of it), once each; at the last clean-up, or the last file, always."""
+    resumed, chance = Resumed(kind, root), random.Random(seed)
+    words = [word for _, word in resumed.words[:-1]]
+    last = max(range(len(words)), key=lambda i: (words[i] == "sweep", i))
+    others = [i for i in range(len(words)) if i != last]
+    chosen = sorted([last, *(chance.sample(others, count - 1) if 0 < count <= len(others) else others)])
+    for number in chosen:
+        folder = root / str(number)
+        if Child(resumed.work, folder, number).ended()[0] != -signal.SIGKILL:
+            raise SystemExit(f"{kind}: it did not die at {words[number]!r}")
+        before = resumed.wrong.total()
+        resumed.goes_on(folder)
+        if resumed.wrong.total() > before:
+            resumed.wrong[f"at number {number}, {words[number]}"] += 0  # named, not counted twice
+    return {"kills": len(chosen), "places": len(words), **resumed.found()}
 
 
 if __name__ == "__main__":
-    kind, root, kills, seed = sys.argv[1:]
-    print(json.dumps(killed(kind, Path(root), int(kills), int(seed))))
+    how, kind, root, count, seed = sys.argv[1:]
+    print(json.dumps({"killed": killed, "died": died}[how](kind, Path(root), int(count), int(seed))))

@@ -1,0 +1,61 @@
+"""The rows of faults.json: each says of which code it is, and those of other code are not kept beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdfia import blocks, claims
+
+ROOT = Path(__file__).parents[2]
+TEST = """
+def test_two(fault):
+    fault("new", tried=2, withstood=2, means="both stood", found={"file": "/home/me/x/y"})
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest((ROOT / "conftest.py").read_text("utf-8"))
+    pytester.makepyprojecttoml((ROOT / "pyproject.toml").read_text("utf-8"))
+    (folder := pytester.path / "tests" / "faults").mkdir(parents=True)
+    (folder / "conftest.py").write_bytes((ROOT / "tests" / "faults" / "conftest.py").read_bytes())
+    (folder / "test_two.py").write_text(TEST)
+    (pytester.path / "out").mkdir()
+    return pytester
+
+
+def rows(project: pytest.Pytester, before: str) -> dict[str, Any]:
+    path = project.path / "out" / "faults.json"
+    path.write_text(before)
+    project.runpytest_inprocess("--output=out", "-p", "no:cacheprovider", "tests/faults").assert_outcomes(passed=1)
+    found = json.loads(path.read_text())
+    assert found["rows"]["new"]["found"] == {"file": ".../y"}
+    page = (project.path / "out" / "index.html").read_text("utf-8")
+    assert [name for name in found["rows"] if f">{name}<" not in page] == []
+    return found["rows"]
+
+
+def test_rows_of_other_code_go(project: pytest.Pytester) -> None:
+    row = {"tried": 1, "withstood": 1, "means": "m", "found": {}, "profile": "full", "date": "2026-01-01"}
+    code = claims.code_hash(project.path)
+    before = {"same": {**row, "code": code}, "other": {**row, "code": "0" * 12}, "unknown": row}
+    after = rows(project, json.dumps({"environment": {}, "rows": before}))
+    assert after.keys() == {"same", "new"}
+    assert after["new"]["code"] == code
+    assert after["same"] == before["same"]
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"rows": 3}', '{"rows": {"a": 3}}'])
+def test_a_damaged_record_is_made_anew(project: pytest.Pytester, damaged: str) -> None:
+    assert rows(project, damaged).keys() == {"new"}
+
+
+def test_the_page_takes_rows_with_and_without_their_code() -> None:
+    row = {"tried": 1, "withstood": 1, "means": "m", "found": {}, "profile": "full", "date": "2026-01-01"}
+    where = {"date": "2026-01-01", "torch": "2.13.0", "python": "3.11"}
+    html = blocks.faults({"environment": where, "rows": {"old": row, "new": {**row, "code": "0123456789ab"}}})
+    assert html.count("<td>old") == html.count("<td>new") == 1
