@@ -28,6 +28,7 @@ from rdfia import gan_training, gans, memory, store
 from rdfia.errors import ArgumentError, DatasetError, StoreError, TooLarge
 from rdfia.gan_training import CheckpointError, DivergedError, GanConfig, Trainer, fixed_noise, train
 from rdfia.gans import KINDS, GanArchitecture, stream
+from tests.faults import victims
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
@@ -737,9 +738,9 @@ def be_killed(folder: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals that kill: run it on Linux or macOS")
 def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_path: Path) -> None:
     code = "import sys, pathlib; from tests.unit import test_gan_training as t; t.be_killed(pathlib.Path(sys.argv[1]))"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=victims.environment(), cwd=ROOT, capture_output=True, text=True, timeout=200,
+                          check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     wanted = config("cdcgan", ema=0.9)
     whole = train(wanted, *data(wanted))
