@@ -160,13 +160,16 @@ def test_ctrl_c_while_the_records_are_written_waits(
         signal.raise_signal(signal.SIGINT)
         keep(folder, ledger)
 
-    keep = report.keep
+    keep, usual = report.keep, signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
     monkeypatch.setattr(report, "keep", stopped)
     if planted:  # nothing waits: then the records are lost
         monkeypatch.setattr(claim_session, "_ctrl_c_waits", contextlib.nullcontext)
     write(project, MEASURES, value=16)
     pin(project, PIN)
-    result = run(project)
+    try:
+        result = run(project)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert (project.path / "reports" / "latest" / "claims.json").exists() is not planted
     if not planted:

@@ -159,12 +159,15 @@ class AccuracyRun:
 
 @contextlib.contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C inside is raised at the end; only the main thread may ask for that, and only it is interrupted."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    """Ctrl-C inside is raised at the end, but not to a process in the background, which a shell has told to ignore it.
+
+    Only the main thread may ask for that, and only it is interrupted.
+    """
+    came, usual = list[int](), signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual in (signal.SIG_IGN, None):
         yield
         return
-    usual = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
     try:
         yield
     finally:
