@@ -438,7 +438,7 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
     for reader in every:
         count = counts[reader.name] = Counter[str]()
         before = peak()
-        for number in range(max(len(reader.corpus) + 1, round(inputs * reader.share / total))):
+        for number in range(len(reader.corpus) + math.ceil(inputs * reader.share / total)):
             signal.alarm(20)
             found = one(folder, reader, seed, number)
             signal.alarm(0)
