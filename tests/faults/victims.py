@@ -84,7 +84,7 @@ def steps_kept(folder: Path) -> int:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What has to be equal: each file's bytes, or its tensors and metadata where the order in a header is not fixed."""
+    """What has to be equal: each file's bytes; of tensors what they hold, as a header's padding may be another."""
     found: dict[str, Any] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()

@@ -126,11 +126,11 @@ class AccuracyRun:
         if self.finished < len(self.items):  # Ctrl-C, or -x
             self.ledger.unfinished = f"{self.finished} of {len(self.items)} checks had ended"
         try:
-            if self.ledger.accept:
-                self.ledger.write_baseline()
             with _ctrl_c_waits():  # what took minutes or hours is written, whatever comes
                 from rdfia import report
 
+                if self.ledger.accept:
+                    self.ledger.write_baseline()
                 report.keep(self.output, self.ledger)
             page = report.rebuild(self.output)
             root = self.config.rootpath
