@@ -143,7 +143,7 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
     dense = all(value.layout == torch.strided and value.device.type == "cpu" for value in state.values())
     total = sum(value.numel() * value.itemsize for value in state.values())
     if not dense or total > most:  # a view may repeat a few bytes without end
-        found = f"tensors of {total:,} bytes, more than {network} can have ({most:,})" if dense else "tensors that are sparse or without values"
+        found = f"tensors of {total:,} bytes, more than {network} can have ({most:,})" if dense else "sparse tensors"
         raise WeightsError(f"{path}: holds {found}; fetch it again")
     return {str(key): value.contiguous() for key, value in state.items()}
 
