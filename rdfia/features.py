@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +30,21 @@ class _AllTapsReached(Exception):  # a signal that ends a forward pass, not an e
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively (CUDA compute capability 8, AVX-512 BF16), else float32."""
+    """The compute type where no argument names one: bfloat16 where the device multiplies it natively, else float32.
+
+    Native are CUDA from compute capability 8 and CPUs with AVX-512 BF16, unless ATEN_CPU_CAPABILITY keeps torch from
+    AVX-512. `$RDFIA_DTYPE` (auto, float32 or bfloat16) decides before that. ArgumentError: it has another value.
+    """
+    asked = os.environ.get("RDFIA_DTYPE") or "auto"
+    if asked not in (types := {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}):
+        raise ArgumentError(f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(types)}: set one of these, or unset it")
+    if (named := types[asked]) is not None:
+        return named
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: absent from some torch versions
-    return torch.bfloat16 if probe is not None and probe() else torch.float32
+    native = probe is not None and probe() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.bfloat16 if native else torch.float32
 
 
 class _MaxPool(nn.Module):

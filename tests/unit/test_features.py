@@ -334,8 +334,26 @@ def test_lean_pools_refuse_and_take_what_torch_does() -> None:
         assert network(torch.zeros(2, 5, 5)).shape == (2, 3, 3)  # one image without a batch
 
 
-def test_fast_dtype_falls_back_without_the_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
-    assert features.fast_dtype("cpu") == torch.float32
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert features.fast_dtype("cpu") == torch.bfloat16
+@pytest.mark.parametrize(
+    ("asked", "instruction", "capability", "expected"),
+    [
+        ("", True, "AVX512", torch.bfloat16),
+        ("auto", False, "AVX512", torch.float32),
+        ("auto", True, "AVX2", torch.float32),  # torch was kept from AVX-512, by ATEN_CPU_CAPABILITY
+        ("float32", True, "AVX512", torch.float32),
+        ("bfloat16", False, "AVX2", torch.bfloat16),
+    ],
+)
+def test_fast_dtype_is_bfloat16_where_it_is_native_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, instruction: bool, capability: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setenv("RDFIA_DTYPE", asked)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instruction, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert features.fast_dtype("cpu") == expected
+
+
+def test_an_unknown_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDFIA_DTYPE", "half")
+    with pytest.raises(ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, bfloat16, auto"):
+        features.fast_dtype("cpu")
