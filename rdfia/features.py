@@ -37,7 +37,7 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     """
     asked = os.environ.get("RDFIA_DTYPE") or "auto"
     if asked not in (types := {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}):
-        raise ArgumentError(f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(types)}: set one of these, or unset it")
+        raise ArgumentError(f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(types)}: set it so, or unset it")
     if (named := types[asked]) is not None:
         return named
     if torch.device(device).type == "cuda":
