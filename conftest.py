@@ -32,9 +32,13 @@ RUN = pytest.StashKey[AccuracyRun]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("rdfia", "the claims of the report")
     group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
+    group.addoption("--dtype", choices=("auto", "float32", "bfloat16"), default=None,
+                    help="the compute type (default: RDFIA_DTYPE, or auto: bfloat16 where it is native)")  # fmt: skip
+    group.addoption("--minutes", type=float, metavar="N", help="defer the claims, faults or benchmarks that do not fit")
     group.addoption("--profile", choices=("short", "full"), default="short", help="full: every layer, reading and seed")
-    group.addoption("--require", default="", metavar="A,B", help="fail where one of these is missing: gpu, asset names")
-    group.addoption("--accept", action="store_true", help="store this run's verdicts, thresholds and durations as pins")
+    group.addoption("--require", default="", metavar="A,B", help="fail where one is missing: gpu, asset names; all")
+    group.addoption("--accept", action="store_true", help="store this run's verdicts, thresholds and costs as pins")
+    group.addoption("--accept-costs", action="store_true", help="store what this run's checks cost, and no pin")
     group.addoption("--base", default="", metavar="REF", help="the commit that the gate times this tree against")
     group.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed")
     group.addoption("--output", default=LATEST, help="folder for claims.json, index.html and figures/")
@@ -43,12 +47,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     required = {name for name in config.getoption("--require").split(",") if name}
     device = config.getoption("--device")
-    if required - {"gpu"}:
+    if dtype := config.getoption("--dtype"):
+        os.environ["RDFIA_DTYPE"] = dtype  # which child processes get too
+    if (minutes := config.getoption("--minutes")) is not None and not minutes > 0:
+        raise pytest.UsageError(f"--minutes {minutes:g}: expected a number above 0")
+    if required - {"gpu", "all"}:
         from rdfia.assets import ASSETS
 
-        if unknown := required - {"gpu", *ASSETS}:
+        if unknown := required - {"gpu", "all", *ASSETS}:
             names = ", ".join(ASSETS)
-            raise pytest.UsageError(f"--require {','.join(sorted(unknown))}: not known; it takes gpu, {names}")
+            raise pytest.UsageError(f"--require {','.join(sorted(unknown))}: not known; it takes all, gpu, {names}")
     if device == "cuda" or "gpu" in required:
         import torch
 

@@ -18,7 +18,9 @@ PROTOCOLS = {"report": "the report's", "substitute": "a substitute"}
 LEGEND = dict(zip(claims.VERDICTS, (  # a mark that is read without colour, and what the verdict means
     ("✓", "by the report's protocol, within the tolerance"), ("✗", "by the report's protocol, and it does not hold"),
     ("≈", "on other data, network or recipe"), ("≉", "on other data, network or recipe"),
-    ("↺", "not run now: from a committed full run"), ("…", "an asset is missing here"), ("!", "the check itself broke"),
+    ("↺", "not run now: from a committed full run"),
+    ("⏱", "not run: it did not fit the minutes that this run was given"),
+    ("…", "an asset is missing here"), ("!", "the check itself broke"),
 ), strict=True))  # fmt: skip
 # Table 1: the row's name, the report's accuracy, the layer by `classifier[:k]`, the layer by "k-th ReLU".
 TABLE1 = (("Relu2", 0.906868, "relu6", "relu1_2"), ("Relu4", 0.886097, "fc7", "relu2_2"),

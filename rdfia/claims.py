@@ -16,7 +16,7 @@ from .errors import ArgumentError, RdfiaError, StoreError
 
 # What ran and can be pinned, in this order: report's protocol or a substitute, each with holds or not.
 MEASURED = ("reproduced", "contradicted", "holds on a substitute", "fails on a substitute")
-VERDICTS = (*MEASURED, "recorded", "unavailable", "error")
+VERDICTS = (*MEASURED, "recorded", "deferred", "unavailable", "error")
 
 
 class ClaimError(RdfiaError):
@@ -138,18 +138,6 @@ def code_hash(root: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def time_left(expected: Mapping[str, float], done: Mapping[str, float], waiting: Iterable[str]) -> float | None:
-    """Seconds that `waiting` will take: what each took before, times elapsed over expected of what is done.
-
-    Ten seconds of "as expected" are mixed in, so that one slow start does not multiply everything. A key that nobody
-    timed yet counts as the mean of the others; None when there is nothing to go by.
-    """
-    known = [key for key in done if key in expected]
-    scale = (sum(done[key] for key in known) + 10) / (sum(expected[key] for key in known) + 10)
-    times = list(expected.values()) or list(done.values())
-    return scale * sum(expected.get(key, sum(times) / len(times)) for key in waiting) if times else None
-
-
 class Ledger:
     """The records of one run, each compared with its pin on entry; `accept` moves the pins instead."""
 
@@ -160,7 +148,7 @@ class Ledger:
         self.seconds: dict[str, float] = {}
         self.moved: list[str] = []  # pins that `accept` changed
         self.unfinished = ""  # how far a run came that was stopped: what it has is not all that was asked for
-        self.pins, self.thresholds, self.durations = map(self._baseline, ("pins", "thresholds", "durations"))
+        self.pins, self.thresholds, self.costs = map(self._baseline, ("pins", "thresholds", "costs"))
 
     def _baseline(self, name: str) -> dict[str, Any]:
         path = self.root / "reports" / "baseline" / f"{name}.json"
@@ -202,8 +190,15 @@ class Ledger:
     def unavailable(self, claim_id: str, case: str, message: str, asset: str = "") -> Record:
         """Enter that an asset is missing; `ClaimError` when that asset was required."""
         record = self.new(claim_id, case, verdict="unavailable", note=message)
-        if asset in self.required:
-            raise ClaimError(f"{record.key}: --require {asset}, but: {message}")
+        if asked := self.required & {asset, "all"}:
+            raise ClaimError(f"{record.key}: --require {', '.join(asked)}, but: {message}")
+        return record
+
+    def deferred(self, claim_id: str, case: str, message: str) -> Record:
+        """Enter that the session's minutes do not allow this check; `ClaimError` under --require all."""
+        record = self.new(claim_id, case, verdict="deferred", note=message)
+        if "all" in self.required:
+            raise ClaimError(f"{record.key}: --require all, but: {message}")
         return record
 
     def recorded(self, claim_id: str, case: str = "") -> Record:
@@ -245,15 +240,8 @@ class Ledger:
         return limit
 
     def write_baseline(self) -> None:
-        """Pins, thresholds and durations of this run, added to what the files already hold.
-
-        What a check takes that was not made here (its data are missing, a record serves) is known from other runs only.
-        """
-        before = self.durations.get(self.profile, {})
-        idle = {key for key, record in self.records.items() if record.verdict not in MEASURED and key in before}
-        timed = {key: round(seconds, 2) for key, seconds in self.seconds.items() if key not in idle}
-        durations = {**self.durations, self.profile: {**before, **timed}}
-        for name, value in (("pins", self.pins), ("thresholds", self.thresholds), ("durations", durations)):
+        """The pins and thresholds of this run, added to what the files already hold."""
+        for name, value in (("pins", self.pins), ("thresholds", self.thresholds)):
             store.write_json(self.root / "reports" / "baseline" / f"{name}.json", dict(sorted(value.items())))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from rdfia import assets, fooling, images, input_gradients, networks, saliency_scores
 from rdfia.datasets import ImageSet
 from rdfia.images import Preprocess
+from tests.support.budget import shared
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,17 @@ class Bench:
         """All photos, N x 3 x 224 x 224 in 0..1."""
         return torch.stack([self.space.pixels(path) for path in self.photos.paths]).float() / 255
 
-    @cached_property
+    def _shared(self, what: str) -> AbstractContextManager[None]:
+        return shared(self.progress, f"{self.title}: {what}")
+
+    @property
     def right(self) -> Tensor:
         """Which photos the network classifies correctly, N bool."""
+        with self._shared("photos"):
+            return self._right
+
+    @cached_property
+    def _right(self) -> Tensor:
         return self.network(self.pixels).argmax(1) == torch.from_numpy(self.photos.labels)
 
     @cached_property
@@ -131,15 +141,23 @@ class Bench:
         return {"protocol": self.setup.protocol, "data": data, "weights": f"{self.title} ({found.source})",
                 "dtype": "float32", **values}  # fmt: skip
 
-    @cache  # noqa: B019 - a bench lives as long as its session
     def maps(self, kind: str) -> Tensor:
         """Saliency maps of all photos that are right, n x 224 x 224 on the CPU."""
+        with self._shared(f"maps, {kind}"):
+            return self._maps(kind)
+
+    @cache  # noqa: B019 - a bench lives as long as its session
+    def _maps(self, kind: str) -> Tensor:
         common: dict[str, Any] = {"kind": kind, "samples": 16, "space": self.space}
         return input_gradients.saliency(self.network.module, self.x, self.y, **common).cpu()
 
-    @cache  # noqa: B019
     def fooled(self, how: str) -> fooling.Fooled:
         """Every photo pushed to its random target: by the lab's rule ("free", "8 bits") or "closely"."""
+        with self._shared(f"fooled, {how}"):
+            return self._fooled(how)
+
+    @cache  # noqa: B019
+    def _fooled(self, how: str) -> fooling.Fooled:
         common = {"space": self.space, "progress": self.progress}
         if how == "closely":
             steps = 40 if self.full else 20
@@ -151,9 +169,13 @@ class Bench:
         """The photo that figure 10 starts from: a snail where there is one."""
         return self.row("snail")
 
-    @cache  # noqa: B019
     def drawn(self, unit_step: bool) -> dict[str, dict[str, Any]]:
         """Class visualisation with every setting and seed: pictures, and what they measure, by setting."""
+        with self._shared("visualised, unit step" if unit_step else "visualised, the lab's step"):
+            return self._drawn(unit_step)
+
+    @cache  # noqa: B019
+    def _drawn(self, unit_step: bool) -> dict[str, dict[str, Any]]:
         seeds, names = list(self.seeds), [name for name in SETTINGS if self.full or name != LONG]
         snail = int(self.y[self.snail])
         base: dict[str, Any] = {"l2": 1e-3, "lr": 5.0, "steps": 200}

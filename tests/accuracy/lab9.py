@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from rdfia.gan_health import diversity
 from rdfia.gan_training import LABS, RECOMMENDED, GanConfig
 from rdfia.gans import GanArchitecture, Generator, build, prepare_images, sample, stream, to_uint8
 from rdfia.studies import Run, seeds
+from tests.support.budget import shared
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ class Bench:
     def __init__(self, title: str, path: Path, device: str, profile: str, progress: Any, output: Path) -> None:
         self.title, self.setup, self.device, self.progress = title, SETUPS[title], device, progress
         self.full, self.output = profile == "full", output
-        made_by = () if self.full else (code(),)  # quick runs are those of this code; long ones keep what made them
+        # Quick runs are those of this code and compute type; long ones keep what made them.
+        made_by = () if self.full else (f"{code()}-{str(fast_dtype(device)).removeprefix('torch.')}",)
         self.work = store.cache_dir().joinpath("gans", self.setup.asset, device, *made_by)
         self.evidence = output.joinpath("studies", self.setup.asset, *made_by)
         if self.setup.channels == 3:
@@ -165,9 +168,17 @@ class Bench:
         else:
             self.x, self.y, self.x_held, self.y_held = (mnist if title == "MNIST" else digits)(path)
 
-    @cached_property
+    def _shared(self, what: str) -> AbstractContextManager[None]:
+        return shared(self.progress, f"{self.title}: {what}")
+
+    @property
     def features(self) -> Callable[[Tensor], tuple[np.ndarray, np.ndarray | None]]:
         """Features of uint8 images, n x d, and the digits read in them: by a digit classifier, or SqueezeNet."""
+        with self._shared("what judges images"):
+            return self._features
+
+    @cached_property
+    def _features(self) -> Callable[[Tensor], tuple[np.ndarray, np.ndarray | None]]:
         if self.y is not None:
             dtype = fast_dtype(self.device)  # it has seen the images that G is trained on, and scores them alike
             kept = self.evidence if self.full and self.title == "MNIST" else None  # where its rows are: one reader
@@ -240,9 +251,14 @@ class Bench:
         """Rows of as many training images as are generated."""
         return torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))[: self.setup.generated]
 
-    @cached_property
+    @property
     def real(self) -> dict[str, Any]:
         """What as many real images score that a generator was trained on: the best that can be asked for."""
+        with self._shared("scores of real images"):
+            return self._real
+
+    @cached_property
+    def _real(self) -> dict[str, Any]:
         return self.judge(self.x[self._some], None if self.y is None else self.y[self._some])
 
     @cached_property
@@ -252,7 +268,8 @@ class Bench:
 
     def untrained(self, config: GanConfig) -> dict[str, Any]:
         """What the images of a generator before its first step score."""
-        return self._untrained(self.config(config).architecture, config.seed)
+        with self._shared(f"scores of an untrained G, seed {config.seed}"):
+            return self._untrained(self.config(config).architecture, config.seed)
 
     @cache  # noqa: B019 - a bench lives as long as its session
     def _untrained(self, architecture: GanArchitecture, seed: int) -> dict[str, Any]:
@@ -270,9 +287,13 @@ class Bench:
         found = machine.environment(ROOT, self.device, "full" if self.full else "short")
         return {name: found[name] for name in ("date", "accelerator", "cpu", "threads", "torch", "commit", "code")}
 
-    @cache  # noqa: B019
     def run(self, run: Run) -> dict[str, Any]:
         """The row of a run (`studies.scored_run`), made if it is not there yet."""
+        with self._shared(f"run {run.name}"):
+            return self._run(run)
+
+    @cache  # noqa: B019
+    def _run(self, run: Run) -> dict[str, Any]:
         run = replace(run, config=self.config(run.config))
         labels = self.y if run.config.architecture.classes else None
         common: dict[str, Any] = {"judge": self.judged_by, "work": self.work, "evidence": self.evidence,

@@ -109,9 +109,24 @@ def test_a_missing_pin_is_red_until_it_is_accepted(project: pytest.Pytester) -> 
     accepted = run(project, "--accept")
     assert accepted.ret == 0
     accepted.stdout.fnmatch_lines(["accepted tme7.q1.total|short|report: None -> contradicted"])
-    durations = json.loads((project.path / "reports" / "baseline" / "durations.json").read_text())
-    assert list(durations["short"]) == ["tme7.q1.total"]
+    costs = json.loads((project.path / "reports" / "baseline" / "costs.json").read_text())
+    assert [list(rows) for rows in costs["short"]["own"].values()] == [["tme7.q1.total"]]
     assert run(project).ret == 0
+
+
+def test_a_check_without_time_is_deferred_counted_and_red_where_all_is_required(project: pytest.Pytester) -> None:
+    write(project, MEASURES, value=16)
+    pin(project, PIN)
+    costs = {"short": {"own": {"cpu float32": {"tme7.q1.total": 1e9}}}}
+    (project.path / "reports" / "baseline" / "costs.json").write_text(json.dumps(costs))
+    late = run(project, "--minutes", "0.1")
+    assert late.ret == 1  # nothing at all was measured
+    late.stdout.fnmatch_lines(["deferred*tme7.q1.total: it would take about * min here*--minutes 0.1*more minutes*"])
+    late.stdout.fnmatch_lines(["1 checks were deferred*", "deferred 1"])
+    assert records(project)["tme7.q1.total"]["verdict"] == "deferred"
+    assert "deferred" in (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
+    run(project, "--minutes", "0.1", "--require", "all").stdout.fnmatch_lines(["*--require all, but: it would take*"])
+    assert run(project, "--minutes", "1e9").ret == 0
 
 
 def test_an_unavailable_asset_skips_unless_it_is_required(project: pytest.Pytester) -> None:
@@ -242,7 +257,7 @@ def test_an_accuracy_under_its_threshold_is_red(project: pytest.Pytester) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--require", "scene16"), "*--require scene16: not known; it takes gpu, *scene15*"),
+        (("--require", "scene16"), "*--require scene16: not known; it takes all, gpu, *scene15*"),
         (("--require", "gpu", "--device", "cpu"), "*--device cuda or --require gpu*"),
         (("-m", "acuracy"), "*no marker acuracy*"),
         (("--profile", "shrt"), "*invalid choice: 'shrt'*"),

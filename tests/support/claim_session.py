@@ -6,19 +6,23 @@ conftest.py registers it; what a claim is and how it is judged stands in rdfia/c
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from rdfia.claims import CLAIMS, MEASURED, ClaimError, Ledger, Record, counts, show, time_left
+from rdfia import store
+from rdfia.claims import CLAIMS, MEASURED, ClaimError, Ledger, Record, counts, show
 from rdfia.errors import AssetUnavailable
 from tests.support import margins
+from tests.support.budget import Budget, Costs, duration, machine_speed
 
 T = TypeVar("T")
 
@@ -38,6 +42,7 @@ class AccuracyRun:
         self.output = config.rootpath / config.getoption("--output")
         self.started, self.finished, self.closing = 0.0, 0, ""
         self._ledger: Ledger | None = None
+        self._budget: Budget | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -58,18 +63,68 @@ class AccuracyRun:
             with capture.global_and_fixture_disabled():
                 reporter.write(text, flush=True)
 
+    @property
+    def budget(self) -> Budget:
+        """The machine, measured at the first call, and what the checks cost on it."""
+        if self._budget is None:
+            from rdfia.features import fast_dtype
+
+            dtype = fast_dtype(self.ledger.device)
+            costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
+            measure = functools.partial(machine_speed, self.ledger.device, dtype)
+            name = f"{self.ledger.device} {str(dtype).removeprefix('torch.')}"
+            self._budget = Budget(costs, name, measure, self.config.getoption("--minutes"))
+        return self._budget
+
+    def keys(self, since: int = 0) -> list[str]:
+        """The checks of this session in the order of the run, from this one on."""
+        return ["/".join(filter(None, pair)) for pair in list(self.items.values())[since:]]
+
     def left(self) -> str:
-        """How far this session is and how long it may still take, judged by earlier runs and by its own pace."""
-        expected = self.ledger.durations.get(self.ledger.profile, {})
-        waiting = ["/".join(filter(None, pair)) for pair in list(self.items.values())[self.finished :]]
-        seconds = time_left(expected, self.ledger.seconds, waiting)
-        if seconds is not None and self.started and waiting:  # what this test has used up, but no more than its share
-            rest = time_left(expected, self.ledger.seconds, waiting[1:]) or 0.0
-            seconds = max(rest, seconds - (time.monotonic() - self.started))
-        done = f"{self.finished}/{len(self.items)}"
-        if seconds is None:
+        """How far this session is and how long it may still take; checks that will be deferred take no time."""
+        done, waiting = f"{self.finished}/{len(self.items)}", self.keys(self.finished)
+        chosen = self._chosen(waiting)
+        if (seconds := self.budget.seconds([key for key in waiting if key in chosen], waiting)) is None:
             return done
-        return f"{done}, about {f'{seconds / 60:.0f} min' if seconds > 90 else f'{seconds:.0f} s'} left"
+        if self.started and waiting:  # what this check has used up, but no more than its share
+            rest = self.budget.seconds([key for key in waiting[1:] if key in chosen], waiting) or 0.0
+            seconds = max(rest, seconds - (time.monotonic() - self.started))
+        return f"{done}, about {duration(seconds)} left"
+
+    def _chosen(self, waiting: Sequence[str]) -> set[str]:
+        """Those of the waiting checks that fit the minutes: sentences of the report before what is ours."""
+        own = {key for key in waiting if not CLAIMS[key.partition("/")[0]].answer}
+        pinned = (pin.split("|") for pin in self.ledger.pins)
+        report = {key for key, profile, protocol in pinned if (profile, protocol) == (self.ledger.profile, "report")}
+        worth = {key: 2 if key in own else 0 if key in report else 1 for key in waiting}
+        return self.budget.fits(waiting, worth, {key: key.partition(".")[0] for key in self.keys()})
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Defers a check for which there is no time: chosen anew before each, so that a slow one costs the least."""
+        if item.nodeid not in self.items or self.config.getoption("--minutes") is None:
+            return
+        waiting = self.keys(self.finished)
+        if waiting[0] in self._chosen(waiting):
+            return
+        takes, minutes = duration(self.budget.seconds([waiting[0]], waiting) or 0.0), self.config.getoption("--minutes")
+        message = f"it would take about {takes} here, for which --minutes {minutes:g} has no room; give more minutes"
+        try:
+            record = self.ledger.deferred(*self.items[item.nodeid], message)
+        finally:
+            key, entered = waiting[0], self.entered.setdefault(item.nodeid, {})
+            entered[key] = self.ledger.records[key]
+        pytest.skip(f"deferred: {record.note}")
+
+    @contextlib.contextmanager
+    def piece(self, name: str) -> Iterator[None]:
+        """Work inside that several checks share under this name: the first one makes it, the others find it made."""
+        check = self.keys(self.finished)[0] if self.finished < len(self.items) else ""
+        self.budget.clock.enter(check, name)
+        try:
+            yield
+        finally:
+            self.budget.clock.leave(check)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -91,6 +146,7 @@ class AccuracyRun:
         pair, records = self.items[item.nodeid], self.entered.setdefault(item.nodeid, {})
         key, error = "/".join(filter(None, pair)), call.excinfo.value if call.excinfo else None
         self.ledger.seconds[key] = self.ledger.seconds.get(key, 0.0) + call.duration
+        self.budget.clock.spent(key, call.duration)
         if isinstance(error, AssetUnavailable) and not records:
             try:
                 self.ledger.unavailable(*pair, str(error), error.asset)
@@ -115,6 +171,7 @@ class AccuracyRun:
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         if nodeid in self.items:
+            self.budget.finished.add(self.keys(self.finished)[0])
             self.finished, self.started = self.finished + 1, 0.0
             for record in self.entered.get(nodeid, {}).values():
                 self.write(f"\n{_line(record)}  [{self.left()}]")
@@ -131,6 +188,8 @@ class AccuracyRun:
 
                 if self.ledger.accept:
                     self.ledger.write_baseline()
+                if self.ledger.accept or self.config.getoption("--accept-costs"):
+                    self._write_costs()
                 report.keep(self.output, self.ledger)
             page = report.rebuild(self.output)
             root = self.config.rootpath
@@ -145,6 +204,15 @@ class AccuracyRun:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.closing += "\nFAILED: nothing was measured; every claim was unavailable, recorded or broken"
 
+    def _write_costs(self) -> None:
+        """What this session's checks cost, added to what is known of others and of other compute types."""
+        records, budget = self.ledger.records, self.budget
+        made = [key for key in budget.finished if key in records and records[key].verdict in MEASURED]
+        costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
+        costs.learn(budget.dtype, budget.speed, budget.clock, made)
+        path = Path(self.config.rootpath, "reports", "baseline", "costs.json")
+        store.write_json(path, {**self.ledger.costs, self.ledger.profile: costs.as_json()})
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.closing:
             return
@@ -152,6 +220,8 @@ class AccuracyRun:
         terminalreporter.section("claims")
         if self.ledger.unfinished:
             terminalreporter.write_line(f"This run was stopped: {self.ledger.unfinished}.\n")
+        if late := [record for record in records if record.verdict == "deferred"]:
+            terminalreporter.write_line(f"{len(late)} checks were deferred: they did not fit the minutes.\n")
         moved = (f"accepted {pin}" for pin in self.ledger.moved)
         for line in (*map(_line, records), *moved, "", show(counts(records)), self.closing):
             terminalreporter.write_line(line)
@@ -178,7 +248,7 @@ def _ctrl_c_waits() -> Iterator[None]:
 
 def _line(record: Record) -> str:
     values = f"{show(record.measured, record.unit)[:60]}  (expected {show(record.expected)[:60]})"
-    what = record.note if record.verdict in ("unavailable", "error") else values
+    what = record.note if record.verdict in ("unavailable", "deferred", "error") else values
     was = f" {record.recorded['verdict']} on {record.recorded['date']}:" if record.recorded else ""
     return f"{record.verdict:<21} {record.key}:{was} {record.failure.removeprefix(f'{record.key}: ') or what}"
 
@@ -259,6 +329,10 @@ class Progress:
 
     def __init__(self, run: AccuracyRun) -> None:
         self.run, self.write = run, run.write
+
+    def piece(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Work inside that several checks share, timed under this name (`AccuracyRun.piece`)."""
+        return self.run.piece(name)
 
     def flush(self) -> None:
         """tqdm wants one; `write` has flushed."""

@@ -56,25 +56,21 @@ def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_pat
     ledger.accept, ledger.pins = True, {"tme7.q1.total|short|report": "reproduced", "other|full|report": "contradicted"}
     ledger.measured("tme7.q1.total", "", holds=False, protocol="report")
     ledger.at_least("vgg16/pool5/scene15", 0.9, 2985)
-    ledger.seconds = {"tme7.q1.total": 1.23456}
     ledger.write_baseline()
     again = Ledger(tmp_path, "short", "cpu")
     assert ledger.moved == ["tme7.q1.total|short|report: reproduced -> contradicted"]
     assert again.pins == {"tme7.q1.total|short|report": "contradicted", "other|full|report": "contradicted"}
-    assert again.durations == {"short": {"tme7.q1.total": 1.23}}
     assert again.at_least("vgg16/pool5/scene15", 0.8836, 2985) == pytest.approx(0.883527)
     with pytest.raises(ClaimError, match="--accept"):
         again.at_least("vgg16/pool5/scene15", 0.8835, 2985)
 
 
-def test_a_check_that_was_not_made_keeps_the_time_that_it_took_before(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.durations = {"short": {"tme7.q1.total": 60.0, "tme7.q1.blocks": 5.0}}
-    ledger.unavailable("tme7.q1.total", "", "not here", "vgg16-full")
-    ledger.unavailable("tme7.q2.output", "", "not here", "vgg16-full")
-    ledger.seconds = {"tme7.q1.total": 0.01, "tme7.q1.blocks": 4.0, "tme7.q2.output": 0.02}
-    ledger.write_baseline()
-    found = Ledger(tmp_path, "short", "cpu").durations["short"]
-    assert found == {"tme7.q1.total": 60.0, "tme7.q1.blocks": 4.0, "tme7.q2.output": 0.02}
+def test_a_deferred_check_is_a_failure_only_where_all_are_required(tmp_path: Path) -> None:
+    assert Ledger(tmp_path, "short", "cpu").deferred("tme7.q1.total", "", "2 min").verdict == "deferred"
+    with pytest.raises(ClaimError, match="--require all, but: 2 min"):
+        Ledger(tmp_path, "short", "cpu", {"all"}).deferred("tme7.q1.total", "", "2 min")
+    with pytest.raises(ClaimError, match="--require all, but: not here"):
+        Ledger(tmp_path, "short", "cpu", {"all"}).unavailable("tme7.q1.total", "", "not here", "vgg16-full")
 
 
 def test_a_wrong_id_and_a_key_used_twice_are_refused(ledger: Ledger) -> None:
@@ -133,15 +129,6 @@ def test_the_code_hash_sees_a_changed_test_and_nothing_else(tmp_path: Path) -> N
     assert claims.code_hash(tmp_path) == first
     (tmp_path / "tests/accuracy/test_a.py").write_text("2")
     assert claims.code_hash(tmp_path) != first
-
-
-def test_time_left_scales_what_earlier_runs_took() -> None:
-    expected = {"a": 30.0, "b": 60.0, "c": 90.0}
-    assert claims.time_left(expected, {}, ["b", "c"]) == pytest.approx(150.0)
-    assert claims.time_left(expected, {"a": 70.0}, ["b", "c"]) == pytest.approx(2 * 150.0)  # (70 + 10) / (30 + 10)
-    assert claims.time_left(expected, {}, ["new"]) == pytest.approx(60.0)
-    assert claims.time_left({}, {"a": 4.0, "b": 6.0}, ["c"]) == pytest.approx(5.0)
-    assert claims.time_left({}, {}, ["c"]) is None
 
 
 @pytest.mark.parametrize(

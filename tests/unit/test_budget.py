@@ -1,0 +1,110 @@
+"""What a session costs, what fits its minutes, how long it still takes: by a clock that the tests move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.support.budget import RESERVE, Budget, Clock, Costs, duration, machine_speed
+
+
+class Time:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+COSTS = Costs(
+    own={"cpu float32": {"tme7.a": 10.0, "tme7.b": 20.0, "tme9.c": 30.0, "tme9.d": 5.0}},
+    pieces={"cpu float32": {"features": 100.0}},
+    uses={"tme7.a": ["features"], "tme7.b": ["features"]},
+)
+ALL = ["tme7.a", "tme7.b", "tme9.c", "tme9.d"]
+LABS = {key: key[:4] for key in ALL}
+
+
+def budget(
+    minutes: float | None = None, speed: float = 1.0, dtype: str = "cpu float32", costs: Costs = COSTS
+) -> Budget:
+    return Budget(costs, dtype, lambda: speed, minutes, Time())
+
+
+def test_what_is_shared_is_counted_once() -> None:
+    assert budget().seconds(["tme7.a"]) == pytest.approx(110)
+    assert budget().seconds(["tme7.a", "tme7.b"]) == pytest.approx(130)
+    assert budget(speed=4.0).seconds(ALL) == pytest.approx(165 / 4)  # a machine four times as fast
+
+
+def test_costs_of_another_compute_type_serve_where_there_are_none() -> None:
+    assert budget(dtype="cpu bfloat16").seconds(["tme9.c"]) == pytest.approx(30)
+    both = Costs(own={**COSTS.own, "cpu bfloat16": {"tme9.c": 7.0}})
+    assert budget(dtype="cpu bfloat16", costs=both).seconds(["tme9.c", "tme9.d"]) == pytest.approx(7 + 5)
+
+
+def test_nobody_knows_without_costs_and_a_new_check_is_like_the_others() -> None:
+    assert budget(costs=Costs()).seconds(["tme7.a"]) is None
+    assert budget().seconds(["tme8.new"]) == pytest.approx((10 + 20 + 30 + 5) / 4)
+
+
+def test_time_left_follows_the_pace_but_not_of_the_first_seconds() -> None:
+    found = budget()
+    found.finished.add("tme9.d")
+    found.clock.spent("tme9.d", 10.0)  # 5 were expected; the session is of 165
+    assert found.seconds(["tme9.c"], ALL) == pytest.approx(30 * (10 + 16.5) / (5 + 16.5))
+
+
+def test_the_budget_takes_reports_sentences_first_and_cheap_before_dear_and_each_lab_once() -> None:
+    worth = {"tme7.a": 0, "tme7.b": 0, "tme9.c": 2, "tme9.d": 2}
+    assert budget(160 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme7.a", "tme7.b", "tme9.d"}
+    assert budget(120 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme7.a", "tme9.d"}  # b has no time, d's lab has one
+    assert budget(50 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme9.c", "tme9.d"}  # features do not fit
+    assert budget(1 / 60).fits(ALL, worth, LABS) == set()
+    assert budget().fits(ALL, worth, LABS) == set(ALL)
+
+
+def test_time_that_has_passed_is_gone_and_features_that_are_made_cost_nothing() -> None:
+    found = budget(160 / 60 / RESERVE)
+    assert isinstance(found.now, Time)
+    found.now.at = 130.0
+    assert found.fits(ALL, {}, LABS) == {"tme9.d"}
+    found.clock.pieces["features"] = 100.0
+    assert found.fits(ALL, {}, LABS) == {"tme7.a", "tme9.d"}
+
+
+def test_the_clock_gives_pieces_their_own_time_and_the_check_the_rest() -> None:
+    time = Time()
+    clock = Clock(time)
+    clock.enter("tme7.a", "features")
+    time.at = 3.0
+    clock.enter("tme7.a", "reader")
+    time.at = 5.0
+    clock.leave("tme7.a")
+    time.at = 6.0
+    clock.leave("tme7.a")
+    clock.spent("tme7.a", 10.0)
+    assert clock.pieces == {"features": 4.0, "reader": 2.0}
+    assert clock.own == {"tme7.a": 4.0}
+    assert clock.uses == {"tme7.a": {"features", "reader"}}
+
+
+def test_costs_are_learned_and_come_back() -> None:
+    clock = Clock(own={"tme7.a": 2.0, "tme7.gone": 1.0}, pieces={"features": 10.0}, uses={"tme7.a": {"features"}})
+    costs = Costs.of(COSTS.as_json())
+    costs.learn("cpu float32", 50.0, clock, ["tme7.a"])
+    again = Costs.of(costs.as_json())
+    assert again.own["cpu float32"] == {**COSTS.own["cpu float32"], "tme7.a": 100.0, "tme7.gone": 50.0}
+    assert again.pieces["cpu float32"]["features"] == 500.0
+    again.learn("cpu float32", 50.0, Clock(own={"tme7.a": 0.1}), [])  # only read from a record this time
+    assert again.own["cpu float32"]["tme7.a"] == 100.0
+
+
+def test_a_machine_has_a_speed() -> None:
+    assert machine_speed("cpu", torch.float32) > 0
+
+
+def test_durations_are_words() -> None:
+    assert [duration(s) for s in (40.2, 90.4, 720)] == ["40 s", "2 min", "12 min"]
