@@ -423,7 +423,9 @@ CHANGED_SCORES: dict[str, Planting] = {
     "copies looked for the other way round": swapped("nearest_neighbour"),
     "modes with another share": other("mode_coverage", share=1.5),
     "information without its correction": in_lab9("information", without_miller_and_madow),
-    "diversity of a biased variance": in_lab9("diversity", lambda x: float(2 * (x.numpy() / 255).var(axis=0).mean()) ** 0.5),
+    "diversity of a biased variance": in_lab9(
+        "diversity", lambda x: float(2 * (x.numpy() / 255).var(axis=0).mean()) ** 0.5
+    ),
     "other noise": in_lab9("NOISE_TO_JUDGE", 5),
     "the statistics of training": drawn(statistics="running"),
     "labels in another order": lambda patch: patch.setattr(
