@@ -55,7 +55,7 @@ def read_junit(path: Path) -> dict[str, str]:
     """Test -> passed, failed, error or skipped, from a file of `pytest --junitxml`; none where there is no file."""
     if not path.exists():
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for case in ElementTree.parse(path).iter("testcase"):
         words = {"failure": "failed", "error": "error", "skipped": "skipped"}
         outcome = next((words[child.tag] for child in case if child.tag in words), "passed")
