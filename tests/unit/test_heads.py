@@ -78,8 +78,8 @@ def test_validation_rows_are_not_trained_on() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(300, 400, generator=generator), torch.arange(300) % 3  # labels that say nothing about the rows
     head = heads.train_head(x, y, config=HeadConfig(epochs=20, lr=0.01, refit=False))
-    # Chance is 1/3, with a standard error of 0.06 over the 60 rows held out: 0.6 is over four of them above it. Of 12 seeds
-    # the training rows had 0.91 and more, those held out 0.47 and less.
+    # Chance is 1/3, with a standard error of 0.06 over the 60 rows held out: 0.6 is over four of them above it.
+    # Of 12 seeds the training rows had 0.91 and more, those held out 0.47 and less.
     assert head.history[-1].accuracy > 0.6 > head.validation_accuracy
 
 
