@@ -12,6 +12,7 @@ TORCH := torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.rdfia-ready
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 ifdef RDFIA_ASSETS
 export RDFIA_ASSETS
 endif
@@ -22,8 +23,10 @@ endif
 report: $(STAMP)
 	@$(BIN)/python -m pytest -m accuracy --device $(DEVICE) --profile $(PROFILE)
 
+# A process a core (memory: a gigabyte each), one thread each: two threads of one process wait for each other more.
+# pytest-benchmark switches itself off there with a warning, which would be an error.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not accuracy and not faults"
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 
 faults: $(STAMP)
 	@$(BIN)/python -m pytest -m faults --profile $(PROFILE)

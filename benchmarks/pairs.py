@@ -8,6 +8,7 @@ lives, so that the unit of a verdict is the round and not the pair.
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import time
@@ -35,8 +36,20 @@ class Pairs(NamedTuple):
     @property
     def calm(self) -> float:
         """Logarithm of the ratio of both sides' lower quartiles: other work only ever adds time, now and then much."""
-        low_a, low_b = (np.quantile(side, 0.25) for side in self)
-        return float(np.log(low_a / low_b))
+        return math.log(_lower_quartile(self.a) / _lower_quartile(self.b))
+
+
+def _lower_quartile(values: Array) -> float:
+    """`np.quantile(values, 0.25)`, whose checks take ten times as long as this on a round's few samples."""
+    ordered, (whole, part) = np.sort(values), divmod((len(values) - 1) / 4, 1)
+    low, high = ordered[int(whole)], ordered[math.ceil((len(values) - 1) / 4)]
+    return float(low + part * (high - low))
+
+
+@functools.cache
+def _t(p: float, freedom: int) -> float:
+    """Quantile of Student's t."""
+    return float(stats.t.ppf(p, freedom))
 
 
 class Ratio(NamedTuple):
@@ -120,7 +133,7 @@ def limits(rounds: Sequence[Pairs], alpha: float = CONFIRM) -> Limits:
     kept, winsorised = said[cut : n - cut], said.clip(said[cut], said[n - cut - 1])
     freedom, mean = len(kept) - 1, float(kept.mean())
     error = float(winsorised.std(ddof=1)) * math.sqrt((n - 1) / (len(kept) * freedom))
-    low, high = (float(stats.t.ppf(1 - p, freedom)) * error for p in (alpha, 0.05))
+    low, high = (_t(1 - p, freedom) * error for p in (alpha, 0.05))
     return Limits(mean, mean - low, mean + high)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia.gans import build
+from rdfia import gan_scores, gans
 from tests.accuracy import lab9, test_tme9, test_tme10
 from tests.accuracy.lab9 import Bench, closed, information, is_larger, is_no_larger, level, milestones
 from tests.accuracy.test_tme9 import Pair
+from tests.support.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,6 +154,7 @@ class Verdict:
         self.holds = bool(holds)
 
 
+Planting = Callable[[pytest.MonkeyPatch], None]
 Scores = Callable[[int], dict[str, Any]]  # by step
 FINE = {"density": 0.9, "coverage": 0.9, "recall": 0.5, "frechet": 5.0, "diversity": 0.39, "accuracy": 0.995}
 FINE |= {"information": 2.2, "closer": 0.5, "nearest": 1.0, "kid": 0.0, "precision": 0.9}
@@ -334,42 +336,133 @@ def test_a_run_that_diverged_has_the_worst_scores() -> None:
     assert found.of("density")[0] == [0.0] * 5
 
 
-def test_what_a_generator_scores_is_the_same_as_ever() -> None:
-    """A score that changes wants another lab9.JUDGE: rows that were scored before would be read beside new ones."""
+class ExactGenerator(torch.nn.Module):
+    """Images of whole numbers from the signs of z and from y, N x 1 x 32 x 32: no rounding can move a pixel.
+
+    Each 4 x 4 cell has one of four greys, and in half of the images the first pixel says the label that was asked for.
+    Outside training mode the images are negatives, so that other statistics of BatchNorm would be seen.
+    """
+
+    architecture = replace(lab9.CDCGAN.architecture, nz=129)
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        bits = (z > 0).long()
+        pixels = (35 + 50 * bits[:, :64] + 80 * bits[:, 64:128]).view(-1, 8, 8)
+        pixels = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        pixels[:, 0, 0] = torch.where(bits[:, 128] == 1, 26 * y + 5, pixels[:, 0, 0])
+        return (pixels if self.training else 255 - pixels)[:, None] / 127.5 - 1
+
+
+def exact_bench() -> Bench:
+    """A bench whose real images are cells of greys too, and whose features are means and a pixel: exact numbers."""
+    draw = np.random.default_rng(0)
     bench = Bench.__new__(Bench)
     bench.title, bench.setup, bench.device = "digits", replace(lab9.SETUPS["digits"], generated=200), "cpu"
-    stream = torch.Generator().manual_seed(0)
-    bench.x, bench.x_held = (torch.randint(0, 256, (300, 1, 32, 32), dtype=torch.uint8, generator=stream) for _ in "12")
+    cells = (draw.integers(30, 170, (300, 1, 8, 8)), draw.integers(20, 190, (300, 1, 8, 8)))
+    bench.x, bench.x_held = (torch.from_numpy(c.repeat(4, 2).repeat(4, 3).astype(np.uint8)) for c in cells)
     bench.y = bench.y_held = torch.arange(300) % 10
 
     def features(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        blocks = x.float().view(len(x), 4, 8, 4, 8).mean((2, 4)).flatten(1).numpy()
-        return blocks, (blocks.sum(1) * 1000).astype(int) % 10
+        blocks = x.double().view(len(x), 4, 8, 4, 8).mean((2, 4)).flatten(1).numpy()
+        return blocks, (x[:, 0, 0, 0].long() // 26).numpy()
 
     bench.__dict__["features"] = features
-    _, generator = build(bench.config(lab9.CDCGAN).architecture, 0)
-    found = bench.score(generator)
+    return bench
+
+
+def test_what_a_generator_scores_is_the_same_as_ever() -> None:
+    """A score that changes wants another lab9.JUDGE: rows that were scored before would be read beside new ones."""
     assert lab9.JUDGE == "1"
-    assert set(found) == KEYS
-    kept = {
-        "frechet": 892.8,
-        "kid": 1.69e10,
-        "density": 6.17,
-        "coverage": 0.71,
-        "precision": 1.0,
-        "recall": 0.0,
-        "diversity": 0.1338,
-        "entropy": 2.239,
-        "accuracy": 0.14,
-        "closer": 1.0,
-        "nearest": 0.778,
-    }
-    assert {name: found[name] for name in kept} == pytest.approx(kept, rel=0.02)
+    z = torch.randn(200, 129, generator=gans.stream(0, lab9.NOISE_TO_JUDGE))
+    assert z.abs().min() > 1e-6, "a sign of z that rounding could move: choose another nz"
+    same_as_ever(exact_bench().score(ExactGenerator()))  # type: ignore[arg-type]
 
 
-KEYS = {
-    *("frechet", "frechet_se", "kid", "kid_se", "density", "density_se", "coverage", "coverage_se", "precision"),
-    *("recall", "diversity", "closer", "nearest", "modes", "entropy", "accuracy", "per_class", "information"),
+def same_as_ever(found: dict[str, Any]) -> None:
+    assert set(found) == set(SCORES)
+    for name, value in SCORES.items():
+        assert_close(np.float64(found[name]), value, "score of exact images")
+
+
+def other(function: str, **changed: Any) -> Planting:
+    """Plants another argument of a function of gan_scores."""
+    kept = getattr(gan_scores, function)
+    return lambda patch: patch.setattr(gan_scores, function, lambda *sets, **k: kept(*sets, **{**k, **changed}))
+
+
+def swapped(function: str) -> Planting:
+    """Plants generated images in the place of real ones, and the other way round."""
+    kept = getattr(gan_scores, function)
+    return lambda patch: patch.setattr(gan_scores, function, lambda a, b, *rest, **k: kept(b, a, *rest, **k))
+
+
+def drawn(**changed: Any) -> Planting:
+    """Plants another argument of the function that draws the images."""
+    kept = lab9.sample
+    return lambda patch: patch.setattr(lab9, "sample", lambda *a, **k: kept(*a, **{**k, **changed}))
+
+
+def in_lab9(name: str, value: Any) -> Planting:
+    return lambda patch: patch.setattr(lab9, name, value)
+
+
+def without_miller_and_madow(read: np.ndarray, asked: np.ndarray) -> float:
+    joint = np.histogram2d(read, asked, bins=10, range=[[0, 10]] * 2)[0] / len(read)
+    parts = [-(p[p > 0] * np.log(p[p > 0])).sum() for p in (joint.sum(0), joint.sum(1), joint.ravel())]
+    return float(parts[0] + parts[1] - parts[2])
+
+
+CHANGED_SCORES: dict[str, Planting] = {
+    "distance without its correction": other("frechet_distance", corrected=False),
+    "jackknife of other groups": other("frechet_distance", groups=20),
+    "kernel distance of other blocks": other("kernel_distance", block=50),
+    "density with another k": other("density_coverage", k=6),
+    "density, real and generated swapped": swapped("density_coverage"),
+    "precision with another k": other("precision_recall", k=4),
+    "precision, real and generated swapped": swapped("precision_recall"),
+    "copies looked for the other way round": swapped("nearest_neighbour"),
+    "modes with another share": other("mode_coverage", share=1.5),
+    "information without its correction": in_lab9("information", without_miller_and_madow),
+    "diversity of a biased variance": in_lab9(
+        "diversity", lambda x: float(2 * (x.numpy() / 255).var(axis=0).mean()) ** 0.5
+    ),
+    "other noise": in_lab9("NOISE_TO_JUDGE", 5),
+    "the statistics of training": drawn(statistics="running"),
+    "labels in another order": lambda patch: patch.setattr(
+        lab9, "sample", lambda g, z, y, kept=lab9.sample, **k: kept(g, z, y.flip(0), **k)
+    ),
+    "another number of images": lambda patch: patch.setattr(
+        Bench, "draw", lambda bench, g, n, kept=Bench.draw: kept(bench, g, n - 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("planted", CHANGED_SCORES.values(), ids=CHANGED_SCORES.keys())
+def test_a_changed_score_is_seen(planted: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch)
+    with pytest.raises(AssertionError, match="score of exact images"):
+        same_as_ever(exact_bench().score(ExactGenerator()))  # type: ignore[arg-type]
+
+
+SCORES: dict[str, Any] = {  # of exact images: float64 sums, so that no processor moves them
+    "frechet": 291.76635,
+    "frechet_se": 129.69545,
+    "kid": 18775184198.49814,
+    "kid_se": 4692328927.28287,
+    "density": 1.123,
+    "density_se": 0.07279,
+    "coverage": 0.985,
+    "coverage_se": 0.00862,
+    "precision": 0.85,
+    "recall": 0.74,
+    "diversity": 0.26139,
+    "modes": 10,
+    "entropy": 2.14892,
+    "accuracy": 0.61,
+    "per_class": [0.6, 0.85, 0.75, 0.65, 0.75, 0.55, 0.45, 0.65, 0.4, 0.45],
+    "information": 1.03626,
+    "closer": 0.65097,
+    "nearest": 0.96517,
 }
 
 

@@ -18,9 +18,10 @@ from scipy import stats
 
 from benchmarks import counters, gate
 from benchmarks.gate import judge
-from benchmarks.pairs import Pairs, Sampler, interleave, light, limits, ratio
+from benchmarks.pairs import Pairs, Sampler, _lower_quartile, interleave, light, limits, ratio
 from benchmarks.session import GateRun
 from benchmarks.worker import Worker, WorkerError
+from tests.support.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
 N, K, MORE = gate.PAIRS, gate.ROUNDS, gate.MORE
@@ -52,6 +53,12 @@ def twice(stream: np.random.Generator, slowdown: float = 1.0, **noise: Any) -> s
 
 
 KINDS = ("steady", "drift", "spikes", "two speeds")
+
+
+def test_the_lower_quartile_is_numpys() -> None:
+    for n in range(1, 20):
+        values = np.random.default_rng(n).random(n)
+        assert_close(np.float64(_lower_quartile(values)), np.quantile(values, 0.25), "score")
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.02, 0.05])

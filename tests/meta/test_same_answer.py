@@ -39,7 +39,42 @@ def test_every_difference_but_a_time_is_named(
     part[path[-1]] = value
     for name, run in (("a", RUN), ("b", other)):
         store.write_json(tmp_path / name / "claims.json", run)
-    assert same_answer.main(tmp_path / "a", tmp_path / "b") == bool(found)
+    assert same_answer.main(str(tmp_path / "a"), str(tmp_path / "b")) == bool(found)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(found) + 1
     assert all(line.endswith(text) for line, text in zip(said, found, strict=False))
+
+
+def outcomes_of(tmp_path: Path, first: Any, second: Any, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    for name, run in (("a", first), ("b", second)):
+        store.write_json(tmp_path / name / "claims.json", run)
+    status = same_answer.main("--outcomes", str(tmp_path / "a"), str(tmp_path / "b"))
+    return status, capsys.readouterr().out.splitlines()
+
+
+def run_of(environment: dict[str, Any], **verdicts: str) -> dict[str, Any]:
+    records = [{"key": key, "verdict": verdict, "measured": len(verdict) / 3} for key, verdict in verdicts.items()]
+    return {"environment": {"date": "2026-01-01", "cpu": "a", **environment}, "records": records}
+
+
+def test_runs_of_different_conditions_are_compared_by_their_verdicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value that moved is no difference, a verdict is, and what differs between the machines is said."""
+    first = run_of({"bfloat16": "AVX-512"}, q1="reproduced", q2="contradicted", q3="reproduced")
+    same = run_of({"bfloat16": "emulated"}, q1="reproduced", q2="contradicted", q3="reproduced")
+    same["records"][0]["measured"] = 7.0
+    condition = "condition bfloat16: AVX-512 and emulated"
+    assert outcomes_of(tmp_path, first, same, capsys) == (0, [condition, "0 verdicts differ, in 3 records"])
+    other = run_of({"bfloat16": "emulated"}, q1="reproduced", q2="reproduced", q4="reproduced")
+    status, said = outcomes_of(tmp_path, first, other, capsys)
+    assert status == 1
+    assert said[:2] == [condition, f"q2: 'contradicted' and 'reproduced'; measured 4.0 and {10 / 3}"]
+    assert "q3: 'reproduced' and 'absent'" in said[2]
+    assert "q4: 'absent' and 'reproduced'" in said[3]
+    assert said[4:] == ["3 verdicts differ, in 4 records"]
+
+
+def test_one_folder_is_refused() -> None:
+    with pytest.raises(SystemExit, match="expected two folders"):
+        same_answer.main("--outcomes", "reports/a")

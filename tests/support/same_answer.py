@@ -1,6 +1,7 @@
 """Are two runs one answer? Every difference between two claims.json but times and dates.
 
-    python -m tests.support.same_answer reports/a reports/b
+    python -m tests.support.same_answer reports/a reports/b                # same conditions: every value
+    python -m tests.support.same_answer --outcomes reports/a reports/b     # another processor, dtype or torch: verdicts
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rdfia import store
 
@@ -34,12 +35,44 @@ def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
         yield f"{place}: {str(a)[:80]} and {str(b)[:80]}"
 
 
-def main(first: Path, second: Path) -> int:
-    a, b = (store.read_json(folder / "claims.json") for folder in (first, second))
-    found = list(differences(a, b))
-    print(*found, f"{len(found)} differences but for times, in {len(a['records'])} records", sep="\n")
-    return int(bool(found))
+class Moved(NamedTuple):
+    """A claim whose verdict is another one in the second run; "absent" where a run has no record of it."""
+
+    key: str
+    verdicts: tuple[str, str]
+    measured: tuple[Any, Any]
+
+
+def moved(a: dict[str, Any], b: dict[str, Any]) -> list[Moved]:
+    """The claims of two claims.json whose verdicts differ, in the order of the first; values are not compared."""
+    first, second = ({record["key"]: record for record in run["records"]} for run in (a, b))
+    absent = {"verdict": "absent", "measured": None}
+    pairs = {key: (first.get(key, absent), second.get(key, absent)) for key in (*first, *second)}
+    return [Moved(key, (one["verdict"], other["verdict"]), (one["measured"], other["measured"]))
+            for key, (one, other) in pairs.items() if one["verdict"] != other["verdict"]]  # fmt: skip
+
+
+def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
+    """The conditions that differ (processor, dtype, threads, versions), then the verdicts, a line each."""
+    yield from (f"condition {line.removeprefix('/')}" for line in differences(a["environment"], b["environment"]))
+    for key, verdicts, measured in moved(a, b):
+        values = " and ".join(str(value)[:80] for value in measured)
+        yield f"{key}: {verdicts[0]!r} and {verdicts[1]!r}; measured {values}"
+
+
+def main(*words: str) -> int:
+    by_outcome = "--outcomes" in words
+    folders = [Path(word) for word in words if word != "--outcomes"]
+    if len(folders) != 2:
+        raise SystemExit("expected two folders with a claims.json each: same_answer [--outcomes] reports/a reports/b")
+    a, b = (store.read_json(folder / "claims.json") for folder in folders)
+    lines = list(outcomes(a, b) if by_outcome else differences(a, b))
+    count = len(moved(a, b)) if by_outcome else len(lines)
+    what = "verdicts differ" if by_outcome else "differences but for times"
+    keys = {record["key"] for run in (a, b) for record in run["records"]}
+    print(*lines, f"{count} {what}, in {len(keys)} records", sep="\n")
+    return int(bool(count))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(Path, sys.argv[1:])))
+    sys.exit(main(*sys.argv[1:]))

@@ -45,6 +45,7 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("adam steps", "cpu", "float64"): Tolerance(0.0, 1e-6, "up to nine steps of 2e-3, from gradients that may cancel"),
     ("running mean", "cpu", "float32"): Tolerance(1e-5, 1e-7, "eight float32 blends of two numbers"),
     ("singular value", "cpu", "float32"): Tolerance(1e-3, 1e-5, "35 steps of a power iteration, the gap unknown"),
+    ("score of exact images", "cpu", "float64"): Tolerance(1e-9, 1.1e-5, "float64 sums, kept to the fifth digit"),
     ("statistic", "cpu", "float64"): Tolerance(0.0, 5e-2, "in hundreds of standard errors: five, one in two million"),
 }
 

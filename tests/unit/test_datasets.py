@@ -364,7 +364,7 @@ def test_digits_are_whole_balanced_and_in_a_fixed_order() -> None:
     (b"not gzip", "no gzipped table"), (gzip.compress(b"1,2\n3,x\n"), "no gzipped table"),
     (gzip.compress(b"1,2\n3,4\n"), r"table of \(2, 2\), expected 5000 x 785"),
     (gzip.compress(b"1,2\n3,4\n")[:-6], "no gzipped table"),
-])  # fmt: skip
+], ids=("not gzip", "a word", "too small", "cut off"))  # fmt: skip  (gzip writes the time, which is no name)
 def test_digits_that_are_none(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "d.csv.gz").write_bytes(data)
     with pytest.raises(DatasetError, match=rf"d\.csv\.gz .*{message}"):

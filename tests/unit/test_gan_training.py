@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -760,12 +761,18 @@ def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_pat
         assert {path.name for path in folder.iterdir()} == {"training.json", "step-60.safetensors"}
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint after step 25, not to be changed."""
+    folder, wanted = tmp_path_factory.mktemp("checkpoint"), config("cdcgan", steps=25)
+    train(wanted, *data(wanted), folder=folder)
+    return folder
+
+
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
-    """A folder with a checkpoint after step 25."""
-    wanted = config("cdcgan", steps=25)
-    train(wanted, *data(wanted), folder=tmp_path)
-    return tmp_path
+def kept(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of it to work on."""
+    return shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
 
 
 def test_a_folder_without_a_checkpoint_starts_from_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rdfia import heads
 from rdfia.errors import ArgumentError, DatasetError
 from rdfia.heads import HeadConfig, ScratchConfig
+from tests.support.tolerances import assert_close
 
 QUICK = HeadConfig(epochs=6, batch=16)
 
@@ -48,7 +49,7 @@ def network(dropout: float = 0.5) -> nn.Sequential:
 def test_a_head_starts_at_the_loss_of_a_uniform_guess() -> None:
     x, y = features()
     head = heads.train_head(x, y, config=HeadConfig(epochs=1, batch=1000))
-    assert head.history[0].loss == pytest.approx(math.log(3), abs=1e-6)
+    assert_close(np.float32(head.history[0].loss), math.log(3), "loss")
     assert head.history[0].accuracy == pytest.approx(1 / 3)  # every row is called class 0
 
 
@@ -77,8 +78,9 @@ def test_validation_rows_are_not_trained_on() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(300, 400, generator=generator), torch.arange(300) % 3  # labels that say nothing about the rows
     head = heads.train_head(x, y, config=HeadConfig(epochs=20, lr=0.01, refit=False))
-    assert head.history[-1].accuracy > 0.9
-    assert head.validation_accuracy < 0.6
+    # Chance is 1/3, with a standard error of 0.06 over the 60 rows held out: 0.6 is over four of them above it.
+    # Of 12 seeds the training rows had 0.91 and more, those held out 0.47 and less.
+    assert head.history[-1].accuracy > 0.6 > head.validation_accuracy
 
 
 def test_a_seed_gives_the_same_head_bit_by_bit_and_another_seed_another() -> None:
@@ -266,11 +268,11 @@ def test_label_smoothing_and_bfloat16_reach_the_loss() -> None:
 
     with torch.no_grad():
         logits = network(0.0)(scaled(images))
-    assert loss() == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
-    smooth = float(nn.functional.cross_entropy(logits, y, label_smoothing=0.2))
-    assert loss(label_smoothing=0.2) == pytest.approx(smooth, rel=1e-5)
+    assert_close(np.float32(loss()), nn.functional.cross_entropy(logits, y), "loss")
+    smooth = nn.functional.cross_entropy(logits, y, label_smoothing=0.2)
+    assert_close(np.float32(loss(label_smoothing=0.2)), smooth, "loss")
     assert seen == [torch.float32, torch.float32]
-    assert loss(dtype=torch.bfloat16) == pytest.approx(loss(), rel=0.02)
+    assert_close(np.float32(loss(dtype=torch.bfloat16)), loss(), "bfloat16 losses")
     assert seen[2] == torch.bfloat16
 
 

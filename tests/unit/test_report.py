@@ -45,10 +45,9 @@ class Links(HTMLParser):
         assert self.stack.pop() == tag
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def every_verdict(folder: Path) -> Ledger:
     """A run with every verdict, every kind of evidence, and a hostile file name."""
-    run = Ledger(tmp_path, "short", "cpu", accept=True)
+    run = Ledger(folder, "short", "cpu", accept=True)
     sweep = {"C": [0.1, 1.0], "test": [0.8, 0.9], "validation": [0.7, 0.8], "converged": [True, False]}
     row = {"row": "Relu2", "report": 0.906868, "reading": "second", "tap": "relu1_2", "accuracy": 0.706868}
     ablation = {"rows": [{"recipe": "pool5", "C": 1.0, "validation": 0.89, "test": 0.9, "low": 0.88, "high": 0.92}]}
@@ -73,18 +72,27 @@ def ledger(tmp_path: Path) -> Ledger:
     return run
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, Path]:
+    """(a run, the folder that it was written to): drawn once, only read by who takes it."""
+    root = tmp_path_factory.mktemp("written")
+    ledger = every_verdict(root)
+    report.write(root / "out", ledger)
+    return ledger, root
+
+
 @pytest.fixture
-def page(ledger: Ledger, tmp_path: Path) -> str:
-    return report.write(tmp_path / "out", ledger).read_text("utf-8")
+def page(written: tuple[Ledger, Path]) -> str:
+    return (written[1] / "out" / "index.html").read_text("utf-8")
 
 
-def test_every_link_has_its_anchor_and_every_picture_its_file(page: str, tmp_path: Path) -> None:
-    found = Links(page)
+def test_every_link_has_its_anchor_and_every_picture_its_file(page: str, written: tuple[Ledger, Path]) -> None:
+    found, root = Links(page), written[1]
     assert found.stack == []
     assert set(found.targets) <= set(found.ids)
     assert len(found.ids) == len(set(found.ids))
     assert {f"out/{file}" for file in found.files} == {
-        path.relative_to(tmp_path).as_posix() for path in (tmp_path / "out" / "figures").iterdir()
+        path.relative_to(root).as_posix() for path in (root / "out" / "figures").iterdir()
     }
     assert len(found.files) == 6  # depth, head, table 1, C, ablation, confusion
     assert "could not be drawn" not in page
@@ -98,8 +106,8 @@ def test_nothing_comes_from_a_network_and_no_text_becomes_markup(page: str) -> N
     assert "&lt;script&gt;alert(" in page
 
 
-def test_verdicts_are_words_and_are_counted(page: str, ledger: Ledger) -> None:
-    for verdict, n in claims.counts(list(ledger.records.values())).items():
+def test_verdicts_are_words_and_are_counted(page: str, written: tuple[Ledger, Path]) -> None:
+    for verdict, n in claims.counts(list(written[0].records.values())).items():
         assert f"{verdict}</span> <b>{n}</b>" in page
         assert page.count(f'data-verdict="{verdict}"') == n
     assert "contradicted</span> by the full run of 2026-01-02 on cpu, code abc; the code has changed since" in page
@@ -135,11 +143,13 @@ def test_table_one_stands_beside_ours_in_both_readings(page: str) -> None:
     assert "<td>Relu2</td><td>0.906868</td><td>relu6: not measured</td><td>relu1_2: 0.7069 (-20.0)</td>" in page
 
 
-def test_the_page_can_be_made_again_from_its_records_alone(page: str, tmp_path: Path) -> None:
-    again = tmp_path / "again"
-    store.write_json(again / "claims.json", store.read_json(tmp_path / "out" / "claims.json"))
+def test_the_page_can_be_made_again_from_its_records_alone(
+    page: str, written: tuple[Ledger, Path], tmp_path: Path
+) -> None:
+    again, out = tmp_path / "again", written[1] / "out"
+    store.write_json(again / "claims.json", store.read_json(out / "claims.json"))
     assert report.rebuild(again).read_text("utf-8") == page
-    for path in (tmp_path / "out" / "figures").iterdir():
+    for path in (out / "figures").iterdir():
         assert (again / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
@@ -219,7 +229,7 @@ def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
     assert "picture not kept; a full run draws it again" in html
 
 
-def test_the_environment_names_no_path_and_no_host(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_no_path_and_no_host(tmp_path: Path) -> None:
     found = machine.environment(tmp_path, "cpu", "short")
     text = json.dumps(found)
     import socket
@@ -255,7 +265,8 @@ def test_a_red_record_is_at_the_top_of_the_page(tmp_path: Path) -> None:
     assert 0 < html.index("This run failed") < html.index("it has no pin") < html.index('id="claims"')
 
 
-def test_the_mistakes_go_to_their_own_section(ledger: Ledger, tmp_path: Path) -> None:
+def test_the_mistakes_go_to_their_own_section(tmp_path: Path) -> None:
+    ledger = every_verdict(tmp_path)
     image: Any = [[0, 1], [1, 0]]
     drawn = figures.png(figures.mistakes([image], ["a"], ["b"], [1.0]))
     store.write_atomic(tmp_path / "out/figures/mistakes.png", drawn)
