@@ -239,6 +239,14 @@ def _no_images(pair: Pair) -> Verdict:
     return {"largest way": max(way, key=abs), "default's least": min(usual)}, expected, holds, "every seed", margin
 
 
+def _nothing_moves(pair: Pair) -> Verdict:
+    """As `_no_images`, early in a run, when the default too may be behind its untrained G: on digits it is, by 2 %."""
+    way = pair.way()
+    holds, margin = max(map(abs, way)) <= NO_IMAGES, margins.every([*map(abs, way)], NO_IMAGES, below=True)
+    expected = f"each seed within {NO_IMAGES:.0%} of its untrained G, on the way to real images"
+    return {"largest way": max(way, key=abs)}, expected, holds, "every seed", margin
+
+
 def _some_images(pair: Pair) -> Verdict:
     density, before = pair.of("density")[0], [pair.bench.untrained(run.config)["density"] for run in pair.runs]
     enough = [max(SOME, TIMES * start) for start in before]
@@ -266,6 +274,7 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Verdict], bool]] = [
     ("tme9.q5.nz", "1,000", "nz 1000", _as_good, False),
 ]
 SHORT_ROWS = [("tme9.q4.default", "some images", "default", _some_images, True), *(row for row in ROWS if row[-1])]
+SHORT_ROWS = [(*row[:3], _nothing_moves if row[3] is _no_images else row[3], row[4]) for row in SHORT_ROWS]
 COLOURS = ("CelebA", "CIFAR-10")
 
 

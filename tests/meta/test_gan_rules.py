@@ -70,8 +70,9 @@ class Planted(Bench):
     """A bench whose runs are written by hand: settings by name, a row of scores a seed, the same at each snapshot."""
 
     def __init__(self, **scores: list[dict[str, float]]) -> None:
+        self.title, self.progress = "planted", None
         self.planted, self.rates = scores, dict.fromkeys(scores, 1.0)
-        self.__dict__["real"] = {"frechet": 0.0, "diversity": 0.4}
+        self.__dict__["_real"] = {"frechet": 0.0, "diversity": 0.4}
 
     def untrained(self, config: Any) -> dict[str, Any]:
         return {"frechet": 100.0, "density": 0.0}
@@ -109,6 +110,7 @@ GONE: list[dict[str, float]] = [{}] * 5  # runs that diverged
         (test_tme9._less_varied, [BAD, GONE], [GOOD]),
         (test_tme9._more_or_less, [GOOD, seeds(45, 0.1)], [seeds(60, 0.1), GONE, seeds(10, 0.8, diversity=0.2)]),
         (test_tme9._no_images, [seeds(99, 0)], [GOOD, BAD, GONE, seeds(300, 0)]),
+        (test_tme9._nothing_moves, [seeds(99, 0)], [GOOD, BAD, GONE, seeds(300, 0)]),
         (test_tme9._some_images, [GOOD, BAD], [seeds(99, 0), GONE]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -176,7 +178,7 @@ class Long(Planted):
         photos = smooth(500)
         self.x, self.x_held = photos[:200], photos[200:400]
         self.shown = {"new": photos[400:], "copies": self.x[:100], "blurred copies": lab9.blurred(self.x[:100])}[shown]
-        self.__dict__["real"], self.__dict__["blurred"] = {**FINE, "frechet": 0.0}, {**FINE, "frechet": 9.0}
+        self.__dict__["_real"], self.__dict__["blurred"] = {**FINE, "frechet": 0.0}, {**FINE, "frechet": 9.0}
         self.__dict__["known"] = torch.arange(200)
 
     def run(self, run: lab9.Run) -> dict[str, Any]:  # type: ignore[override]
@@ -357,6 +359,7 @@ def exact_bench() -> Bench:
     """A bench whose real images are cells of greys too, and whose features are means and a pixel: exact numbers."""
     draw = np.random.default_rng(0)
     bench = Bench.__new__(Bench)
+    bench.title, bench.progress = "planted", None
     bench.title, bench.setup, bench.device = "digits", replace(lab9.SETUPS["digits"], generated=200), "cpu"
     cells = (draw.integers(30, 170, (300, 1, 8, 8)), draw.integers(20, 190, (300, 1, 8, 8)))
     bench.x, bench.x_held = (torch.from_numpy(c.repeat(4, 2).repeat(4, 3).astype(np.uint8)) for c in cells)
@@ -366,7 +369,7 @@ def exact_bench() -> Bench:
         blocks = x.double().view(len(x), 4, 8, 4, 8).mean((2, 4)).flatten(1).numpy()
         return blocks, (x[:, 0, 0, 0].long() // 26).numpy()
 
-    bench.__dict__["features"] = features
+    bench.__dict__["_features"] = features
     return bench
 
 
