@@ -327,7 +327,12 @@ def test_quick_runs_are_those_of_the_code_that_is_there(tmp_path: Path, monkeypa
     found = (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.arange(2)) * 2
     monkeypatch.setattr(lab9, "digits", lambda path: found)
     quick, full = (Bench("digits", tmp_path, "cpu", profile, None, tmp_path) for profile in ("short", "full"))
-    assert quick.work.name == quick.evidence.name == lab9.code()
+    assert quick.work.name == quick.evidence.name
+    assert quick.work.name.startswith(lab9.code())
+    monkeypatch.setenv("RDFIA_DTYPE", "float32")
+    one = Bench("digits", tmp_path, "cpu", "short", None, tmp_path)
+    monkeypatch.setenv("RDFIA_DTYPE", "bfloat16")
+    assert one.work.name != Bench("digits", tmp_path, "cpu", "short", None, tmp_path).work.name
     assert full.work.name == "cpu"
     assert full.evidence.name == "digits"
 
