@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,14 +132,27 @@ class _Tile:
             raise refusal(f"{width * column / GIGABYTE:.2f} GB of features to {scratch}", error) from error
 
     def write(self, rows: slice, values: Tensor) -> None:
+        """Puts N x width values into these rows, rounded to the tile's dtype; ArgumentError where they exceed it."""
+        most = torch.finfo(kept := self.parts[0][0].dtype).max
+        if values.dtype != kept and (got := float(values.abs().amax())) > most:
+            raise ArgumentError(f"kept={kept}: a feature is {got:.3g}, at most {most:.3g} fits: keep bfloat16")
         for (part, mapped), columns in zip(self.parts, values.split(self.width, dim=1), strict=True):
             part[rows] = columns
             if mapped is not None:  # out of this process' memory; the file keeps it, and reading brings it back
                 mapped.madvise(mmap.MADV_DONTNEED)
 
-    def hand_over(self, accumulator: Accumulator) -> None:
+    def drain(self) -> Iterator[Tensor]:
         while self.parts:  # each is gone before the next is read
-            accumulator.add(self.parts.pop(0)[0])
+            yield self.parts.pop(0)[0]
+
+
+def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
+    """Raises TooLarge before the first image where the disk of `scratch` has not room for the largest pass."""
+    existing = next((folder for folder in [scratch, *scratch.parents] if folder.exists()), Path.cwd())
+    if nbytes > (free := shutil.disk_usage(existing).free):
+        what = (f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}, {free / GIGABYTE:.2f} GB are free (a lower "
+                f"budget_bytes={budget_bytes} takes more passes and less room)")  # fmt: skip
+        raise refusal(what, OSError(errno.ENOSPC, "the disk is full"))
 
 
 def accumulate(
@@ -148,6 +163,7 @@ def accumulate(
     *,
     preprocess: Preprocess = LAB,
     dtype: torch.dtype | None = None,
+    kept: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 16,
     budget_bytes: int = int(3.7 * GIGABYTE),
@@ -157,19 +173,24 @@ def accumulate(
     """Hands every column of every tap to its accumulator, in tiles of N x c: nothing wide is ever stored whole.
 
     Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
-    are kept between passes. With `scratch`, a folder, tiles live in memory-mapped files there that vanish afterwards,
-    in parts of at most 1 GB of which one is resident at a time, so that the budget may exceed the memory. Raises as
-    `stream`, ArgumentError when not even one row of a map fits the budget, TooLarge when the memory or the disk cannot
-    hold the tiles, and StoreError when `scratch` cannot be written.
+    are kept between passes. `dtype` is the compute type; tiles hold the features in `kept` (default: the same), so that
+    float16 halves room and passes of float32 at a rounding of 2^-11. With `scratch`, a folder, tiles live in
+    memory-mapped files there that vanish afterwards, in parts of at most 1 GB of which one is resident at a time, so
+    that the budget may exceed the memory. Raises as `stream`, ArgumentError when not even one row of a map fits the
+    budget or a feature exceeds `kept`, TooLarge when the memory or the disk cannot hold the tiles, and StoreError when
+    `scratch` cannot be written.
     """
     dtype = dtype or fast_dtype(device)
-    n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, dtype.itemsize, budget_bytes)
+    kept = kept or dtype
+    n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, kept.itemsize, budget_bytes)
     strides = {tap: int(np.prod([s for _, s, _ in _chain(module, path) or []])) for tap, path in taps.items()}
     shapes = tap_shapes(module, taps, preprocess.size)
     widths = [{tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes]
     most = batch_size
     if torch.device(device).type == "cpu":
-        tiles_bytes = max(n * sum(tile.values()) for tile in widths) * dtype.itemsize
+        tiles_bytes = max(n * sum(tile.values()) for tile in widths) * kept.itemsize
+        if scratch:
+            _require_disk(scratch, tiles_bytes, budget_bytes)
         tiles_bytes = min(tiles_bytes, PART_BYTES) if scratch else tiles_bytes
         held = tiles_bytes + (len(passes) > 1) * 2 * n * 3 * preprocess.size**2  # stacked from a list: twice at once
         require(held, f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
@@ -179,7 +200,7 @@ def accumulate(
     pieces: Pieces[dict[str, Tensor]] = Pieces(most)
     pixels: Iterable[Tensor] = decode(images, preprocess)
     if len(passes) > 1:
-        pixels = torch.stack(list(pixels))
+        pixels = torch.stack(list(progress(pixels, n, "decoding") if progress else pixels))
     with prepared(module, dtype, device) as network:
         for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):
 
@@ -195,10 +216,13 @@ def accumulate(
                 x = x.to(dtype, memory_format=torch.channels_last)
                 return run_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
 
-            tiles = {tap: _Tile(n, width, dtype, device, scratch) for tap, width in tile.items()}
+            tiles = {tap: _Tile(n, width, kept, device, scratch) for tap, width in tile.items()}
             batches: Iterable[Any] = batches_of(pixels, batch_size)
+            parts: Iterable[Any] = ((tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain())
             if progress is not None:
-                batches = progress(batches, -(-n // batch_size), f"Gram matrices, pass {number} of {len(passes)}")
+                of = f"pass {number} of {len(passes)}"
+                batches = progress(batches, -(-n // batch_size), f"features, {of}")
+                parts = progress(parts, sum(len(tile.parts) for tile in tiles.values()), f"Gram matrices, {of}")
             row = 0
             for batch in batches:
                 for values in pieces(run, batch):
@@ -206,5 +230,5 @@ def accumulate(
                     for tap, value in values.items():
                         tiles[tap].write(slice(row, end), value)
                     row = end
-            for tap in list(tiles):
-                tiles.pop(tap).hand_over(accumulators[tap])
+            for tap, part in parts:
+                accumulators[tap].add(part)

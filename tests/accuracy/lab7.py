@@ -38,6 +38,7 @@ SQUEEZENET = [
     "fire8",
     "fire9",
 ]
+BUDGET = 8 * store.GIGABYTE  # of features: in two bytes each, VGG16's layers of profile short take one pass
 TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
 DENSE = {"vgg16": ["relu6", "fc7", "relu7", "logits"], "alexnet": ["relu6", "relu7", "logits"], "squeezenet1_1": []}
 WEIGHTS = {"vgg16": "vgg16-features", "alexnet": "alexnet-features", "squeezenet1_1": "squeezenet1_1"}
@@ -106,6 +107,15 @@ def digits(path: Path) -> Problem:
     )
 
 
+def kept(dtype: torch.dtype) -> torch.dtype:
+    """The type in which features are stored: two bytes always; in four VGG16 would be run twice, for 8 GB each time.
+
+    float16 rounds float32 by 2^-11 at most, an eighth of bfloat16's own rounding, up to 65,504: ten times the largest
+    feature of these networks.
+    """
+    return torch.float16 if dtype == torch.float32 else dtype
+
+
 class Keep:
     """Accumulates the Gram matrix and keeps the columns themselves, for a layer narrow enough."""
 
@@ -140,17 +150,15 @@ class Bench:
     def _file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
         problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
         weights = extraction.weights_digest(loaded.module, path)
-        parts = [problem.digest, problem.n_train, path, str(dtype), weights, problem.preprocess.key, self.device]
+        types = str(dtype) if kept(dtype) == dtype else f"{dtype}, {kept(dtype)}"
+        parts = [problem.digest, problem.n_train, path, types, weights, problem.preprocess.key, self.device]
         return store.cache_dir() / "tme7" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
 
     def _budget(self) -> dict[str, Any]:
-        """Tiles of 8 GB in files, 1 GB of them in memory, so that the passes are few; on a GPU a third of its memory.
-
-        With 4 GB VGG16's layers of profile short would take a second pass through ten of its convolutions.
-        """
+        """Tiles in files, 1 GB of them in memory, so that the passes are few; on a GPU a third of its memory."""
         if self.device != "cpu":
             return {"budget_bytes": torch.cuda.mem_get_info()[0] // 3}
-        return {"budget_bytes": 8 * store.GIGABYTE, "scratch": store.cache_dir() / "scratch"}
+        return {"budget_bytes": BUDGET, "scratch": store.cache_dir() / "scratch"}
 
     def span(
         self,
@@ -192,6 +200,7 @@ class Bench:
                 {**sums, **keep},
                 preprocess=self.problem.preprocess,
                 dtype=dtype,
+                kept=kept(dtype),
                 device=self.device,
                 **self._budget(),
                 progress=self.progress,

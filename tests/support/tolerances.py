@@ -24,6 +24,8 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("probability", "cuda", "float32"): Tolerance(5e-3, 1e-4, "softmax of TF32 activations"),
     ("gram", "cpu", "float64"): Tolerance(1e-9, 1e-10, "the same sums in another order, over millions of columns"),
     ("gram", "cpu", "float32"): Tolerance(1e-5, 1e-5, "float32 products of a tile, summed in float64"),
+    ("float16 columns", "cpu", "float32"): Tolerance(2**-10, 0.0, "both factors of a product rounded by 2^-11 at most"),
+    ("bfloat16 columns", "cpu", "float32"): Tolerance(2**-7, 0.0, "both factors of a product rounded by 2^-8 at most"),
     ("decision", "cpu", "float64"): Tolerance(0.0, 1e-4, "two solvers of one convex problem, stopped at 1e-8"),
     ("gradient", "cpu", "float64"): Tolerance(1e-9, 1e-11, "the same chain rule in another order"),
     ("gradient", "cpu", "float32"): Tolerance(1e-3, 1e-6, "a backward pass doubles the sums of a forward pass"),

@@ -6,6 +6,7 @@ import copy
 import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia import features, gram, svm
+from rdfia import features, gram, networks, svm
 from rdfia.errors import ArgumentError, ImageError, StoreError, TooLarge, WeightsError
 from rdfia.images import Preprocess
+from tests.accuracy import lab7
 from tests.support.tolerances import assert_close
 
 SIZE = 32
@@ -249,7 +251,7 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
         resident.clear()
         gram.accumulate(network, [photos[0]] * 32, {"conv1": "features.0"}, {"conv1": Watched()}, scratch=tmp_path,
                         preprocess=Preprocess(size=256), dtype=torch.float32, progress=watch, batch_size=4)  # fmt: skip
-    assert len(resident) == 8 + 9  # batches, and parts of at most 62,500 columns
+    assert len(resident) == 8 + 2 * 9  # batches; parts of at most 62,500 columns, before and after each
     assert max(resident) - min(resident) < 20_000_000
 
 
@@ -274,6 +276,65 @@ def test_scratch_that_cannot_be_written_is_named_before_the_first_image(
     (tmp_path / "scratch").write_text("a file in its place")
     with pytest.raises(StoreError, match=r"cannot write .*scratch"):
         gram.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
+
+
+@pytest.mark.parametrize(("kept", "passes"), [(None, 2), (torch.float16, 1), (torch.bfloat16, 1)])
+def test_two_bytes_a_feature_take_half_the_passes(
+    network: TinyNet, photos: list[np.ndarray], kept: torch.dtype | None, passes: int
+) -> None:
+    """Counted at the network: at 8 bytes more than two-byte features need, float32 runs every batch twice."""
+    taps, calls, said = {"conv1": "features.0", "relu1": "features.1"}, list[int](), list[str]()
+    sums = {tap: svm.GramAccumulator(4, len(photos)) for tap in taps}
+    network.register_forward_pre_hook(lambda _module, inputs: calls.append(len(inputs[0])))
+
+    def listen(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
+        said.append(name)
+        got = list(items)
+        assert len(got) == total
+        yield from got
+
+    gram.accumulate(network, photos, taps, sums, preprocess=SMALL, dtype=torch.float32, kept=kept, batch_size=4,
+                    budget_bytes=2 * 8 * 32 * 32 * 2 * len(photos) + 8, progress=listen)  # fmt: skip
+    assert calls[-3 * passes :] == [4, 4, 3] * passes
+    assert len([n for n in calls if n > 1]) == 3 * passes  # others find shapes, with one
+    of = [f"pass {number} of {passes}" for number in range(1, passes + 1)]
+    each = [f"{what}, {one}" for one in of for what in ("features", "Gram matrices")]
+    assert said == ["decoding"] * (passes > 1) + each
+    whole = list(features.stream(network, photos, taps, preprocess=SMALL, dtype=torch.float32, batch_size=4))
+    for tap in taps:
+        x = torch.cat([batch[tap] for batch in whole]).abs()  # products of one sign: errors cannot cancel
+        y = x.to(kept or x.dtype).float()
+        assert_close(y @ y.T, x @ x.T, "gram" if kept is None else f"{kept} columns".removeprefix("torch."))
+        z = torch.cat([batch[tap] for batch in whole]).to(kept or x.dtype).float()
+        assert_close(torch.from_numpy(sums[tap].gram).float(), z[:4] @ z[:4].T, "gram")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", lab7.SHORT)
+def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -> None:
+    """On the 4,485 images of 15-Scene, with the dense layers too; four bytes would take VGG16 a second time."""
+    module, paths = networks.build(name, device="meta").to_empty(device="cpu"), networks.tap_paths(name)
+    taps = {tap: paths[tap] for tap in [*lab7.SHORT[name], *lab7.DENSE[name]]}
+    for itemsize, passes in ((lab7.kept(dtype).itemsize, 1), (4, 1 + (name == "vgg16"))):
+        assert len(gram.plan_passes(module, taps, 4485, 224, itemsize, lab7.BUDGET)) == passes
+
+
+def test_a_feature_that_float16_cannot_hold_is_named(network: TinyNet, photos: list[np.ndarray]) -> None:
+    network.features[0].weight.data *= 1e7  # type: ignore[union-attr, operator]
+    with pytest.raises(ArgumentError, match=r"kept=torch.float16: a feature is .*at most 6.55e\+04 fits"):
+        gram.accumulate(network, photos, {"conv1": "features.0"}, {"conv1": Columns()}, preprocess=SMALL,
+                        dtype=torch.float32, kept=torch.float16)  # fmt: skip
+
+
+def test_a_disk_without_room_is_named_before_the_first_image(
+    network: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two passes the second, wider one does not fit: nothing is computed for the first."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
+    never = [Path("never-opened.jpg")]
+    with pytest.raises(TooLarge, match=r"0\.00 GB are free .*budget_bytes=.*the disk is full: free some space"):
+        gram.accumulate(network, never, TAPS, {}, preprocess=SMALL, scratch=tmp_path / "scratch", budget_bytes=20_000)
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_bands_of_rows_read_bands_of_the_input(network: TinyNet, photos: list[np.ndarray]) -> None:
