@@ -320,7 +320,7 @@ def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -
 
 
 def test_a_feature_that_float16_cannot_hold_is_named(network: TinyNet, photos: list[np.ndarray]) -> None:
-    network.features[0].weight.data *= 1e7  # type: ignore[union-attr, operator]
+    network.features[0].weight.data.mul_(1e7)
     with pytest.raises(ArgumentError, match=r"kept=torch.float16: a feature is .*at most 6.55e\+04 fits"):
         gram.accumulate(network, photos, {"conv1": "features.0"}, {"conv1": Columns()}, preprocess=SMALL,
                         dtype=torch.float32, kept=torch.float16)  # fmt: skip
