@@ -131,8 +131,10 @@ def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Pat
 
     try:
         size = sum(file.stat().st_size for file in files)
-        if asset.folder and len(files) != asset.folder.get("files", len(files)):
-            raise corrupt(f"holds {len(files)} files, expected {asset.folder['files']}")
+        own = asset.folder.get("own", 0)  # so many photos or more of the user's will do
+        if asset.folder and len(files) != asset.folder.get("files", len(files)) and not 0 < own <= len(files):
+            also = f", or {own} or more of your own" if own else ""
+            raise corrupt(f"holds {len(files)} files, expected {asset.folder['files']}{also}")
         if asset.folder and size != asset.folder.get("bytes", size):
             raise corrupt(f"holds {size} bytes, expected {asset.folder['bytes']}")
         sha256 = _digest(path, files, fresh)
@@ -143,7 +145,8 @@ def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Pat
             return Located(asset.name, path, source, size, sha256, True)
         if asset.folder:
             verified, varies = sha256 == asset.folder.get("sha256"), asset.folder.get("variants", False)
-            problem = "" if verified or varies else "content differs from the copy that was pinned"
+            differs = "your own photos" if own else "content differs from the copy that was pinned"
+            problem = "" if verified or varies else differs
             return Located(asset.name, path, source, size, sha256, verified, problem)
         verified = sha256 in asset.known
         if prefix := re.search(r"-([0-9a-f]{8})\.pth$", path.name):  # torchvision's convention

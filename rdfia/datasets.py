@@ -265,11 +265,15 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def imagenet_samples(root: str | Path) -> ImageSet:
-    """`root/<wnid>/<photo>` with ImageNet's class indices (0..999) as labels. Raises DatasetError."""
+    """`root/<wnid>/<photo>` with ImageNet's class indices (0..999) as labels: the known 200, or anybody's own.
+
+    One class or more, one photo or more of each. Raises DatasetError: a folder that is no class, no photo in one.
+    """
     wnids = Path(__file__).with_name("imagenet_wnids.txt").read_text("utf-8").split()
-    found = image_folder(root, "imagenet-samples")
+    found = image_folder(root, "imagenet-samples", labelled=False)
     if unknown := [folder for folder in found.classes if folder not in wnids]:
-        raise DatasetError(f"imagenet-samples: {unknown[0]!r} below {root} is no class of ImageNet, such as n01440764")
+        raise DatasetError(f"imagenet-samples: {unknown[0]!r} below {root} is none of ImageNet's 1,000 classes, "
+                           "such as n01440764: rename the folder, or remove it")  # fmt: skip
     index = np.array([wnids.index(folder) for folder in found.classes])
     return ImageSet(found.name, found.paths, index[found.labels], imagenet_classes())
 

@@ -157,7 +157,7 @@ def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
 
 def accumulate(
     module: nn.Module,
-    images: Sequence[Any],
+    images: Sequence[Any] | Tensor,
     taps: Mapping[str, str],
     accumulators: Mapping[str, Accumulator],
     *,
@@ -172,6 +172,7 @@ def accumulate(
 ) -> None:
     """Hands every column of every tap to its accumulator, in tiles of N x c: nothing wide is ever stored whole.
 
+    `images` are paths, PIL images or arrays, or what `features.decode` makes of them: uint8, N x 3 x S x S.
     Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
     are kept between passes. `dtype` is the compute type; tiles hold the features in `kept` (default: the same), so that
     float16 halves room and passes of float32 at a rounding of 2^-11. With `scratch`, a folder, tiles live in
@@ -186,20 +187,20 @@ def accumulate(
     strides = {tap: int(np.prod([s for _, s, _ in _chain(module, path) or []])) for tap, path in taps.items()}
     shapes = tap_shapes(module, taps, preprocess.size)
     widths = [{tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes]
-    most = batch_size
+    most, stacked = batch_size, len(passes) > 1 and not isinstance(images, Tensor)
     if torch.device(device).type == "cpu":
         tiles_bytes = max(n * sum(tile.values()) for tile in widths) * kept.itemsize
         if scratch:
             _require_disk(scratch, tiles_bytes, budget_bytes)
         tiles_bytes = min(tiles_bytes, PART_BYTES) if scratch else tiles_bytes
-        held = tiles_bytes + (len(passes) > 1) * 2 * n * 3 * preprocess.size**2  # stacked from a list: twice at once
+        held = tiles_bytes + stacked * 2 * n * 3 * preprocess.size**2  # stacked from a list: twice at once
         require(held, f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
                 f"lower budget_bytes={budget_bytes}, or give scratch, a folder on a disk")  # fmt: skip
         weights, image = memory_needed(module, taps, preprocess.size, dtype)
         most = fitting(batch_size, image, weights + held, f"the layers up to {', '.join(taps)}")
     pieces: Pieces[dict[str, Tensor]] = Pieces(most)
-    pixels: Iterable[Tensor] = decode(images, preprocess)
-    if len(passes) > 1:
+    pixels: Iterable[Tensor] = images if isinstance(images, Tensor) else decode(images, preprocess)
+    if stacked:
         pixels = torch.stack(list(progress(pixels, n, "decoding") if progress else pixels))
     with prepared(module, dtype, device) as network:
         for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):

@@ -136,7 +136,8 @@ class Bench:
 
     def record(self, **values: Any) -> dict[str, Any]:
         """What the records of this bench have in common."""
-        data = f"{len(self.y)} of {len(self.photos)} photos of {self.setup.photos}, those classified correctly"
+        photos = f"{len(self.photos)} photos ({len(set(self.photos.labels))} classes) of {self.setup.photos}"
+        data = f"{len(self.y)} of {photos}, those classified correctly"
         found = assets.locate(self.setup.weights)
         return {"protocol": self.setup.protocol, "data": data, "weights": f"{self.title} ({found.source})",
                 "dtype": "float32", **values}  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from rdfia import assets, datasets, features, figures, heads, images, networks, svm
+from rdfia.errors import AssetUnavailable
 from tests.accuracy import best, lab7
 from tests.accuracy.lab7 import CS, VGG16, Bench
 from tests.support import margins
@@ -155,6 +156,15 @@ def top5(title: str, paths: list[Any]) -> list[list[tuple[str, float]]]:
     return [[(names[index], p) for index, p in zip(row, ps, strict=True)] for row, ps in pairs]
 
 
+def photo_of(photos: datasets.ImageSet, name: str) -> Any:
+    """The first photo of a class; the claim becomes `unavailable` where the user's own photos have none."""
+    label = photos.classes.index(name)
+    if label not in photos.labels:
+        raise AssetUnavailable(f"imagenet-samples: none of its {len(photos)} photos is of class {label}, {name}: "
+                               "add one in a folder with the class's wnid", "imagenet-samples")  # fmt: skip
+    return photos.paths[list(photos.labels).index(label)]
+
+
 @pytest.mark.parametrize(
     "title", [pytest.param(title, marks=claim_of("tme7.q3.animals", case=title)) for title in CLASSIFIERS]
 )
@@ -162,7 +172,7 @@ def test_animals_are_named(claim: Any, title: str) -> None:
     located, samples = claim.need(CLASSIFIERS[title][1]), claim.need("imagenet-samples")
     expected = ["Egyptian cat", "wire-haired fox terrier"]
     photos = datasets.imagenet_samples(samples.path)
-    chosen = [photos.paths[list(photos.labels).index(photos.classes.index(name))] for name in expected]
+    chosen = [photo_of(photos, name) for name in expected]
     guesses = top5(title, chosen)
     measured = [row[0][0] for row in guesses]
     panel = figures.classification_panel(
@@ -226,7 +236,7 @@ def test_first_convolution_maps(claim: Any) -> None:
     samples = assets.find("imagenet-samples")
     if samples:
         photos = datasets.imagenet_samples(samples.path)
-        path = photos.paths[list(photos.labels).index(photos.classes.index("wire-haired fox terrier"))]
+        path = photo_of(photos, "wire-haired fox terrier")
     else:
         path = claim.need("skimage-photos").path / "chelsea.png"
     loaded = networks.load("vgg16", assets.load_weights("vgg16-features"))

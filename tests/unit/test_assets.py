@@ -141,6 +141,28 @@ def test_a_folder_is_counted_and_digested(monkeypatch: pytest.MonkeyPatch, root:
         find("tiny")
 
 
+def test_a_users_own_photos_do_but_are_not_verified(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """Any number from `own` on; with fewer, or without `own`, the count is asked for."""
+    folder = {**_folder(root), "own": 3}
+    tiny(monkeypatch, places=["data/photos"], folder=folder)
+    known = find("tiny")
+    assert known is not None
+    assert known.verified
+    for number in (3, 4):
+        put(root / "data" / "photos" / "b" / f"{number}.jpg", b"own")
+    found = find("tiny")
+    assert found is not None
+    assert (found.verified, found.problem) == (False, "your own photos")
+    other = put(root / "data" / "photos" / "b" / "4.jpg", b"another") and find("tiny")
+    assert other is not None
+    assert other.sha256 != found.sha256
+    for number in (1, 2, 3, 4):
+        (root / "data" / "photos" / "ab"[number > 1] / f"{number}.jpg").unlink(missing_ok=True)
+    put(root / "data" / "photos" / "b" / "5.jpg", b"alone")
+    with pytest.raises(AssetCorrupt, match=r"holds \d files, expected 2, or 3 or more of your own; remove it"):
+        find("tiny")
+
+
 def test_a_checksum_is_remembered_until_the_file_changes(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     tiny(monkeypatch, places=["weights/tiny.bin"], known={SHA: len(BODY)})
     put(root / "weights" / "tiny.bin")

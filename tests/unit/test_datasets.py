@@ -388,7 +388,17 @@ def test_imagenet_samples_by_their_folders(tmp_path: Path) -> None:
     assert [(path.parent.name, int(label)) for path, label in zip(found.paths, found.labels, strict=True)] == [
         ("n01440764", 0), ("n02124075", 285)]  # fmt: skip
     photo(tmp_path / "cats" / "a.jpg")
-    with pytest.raises(DatasetError, match="'cats' below"):
+    with pytest.raises(DatasetError, match=r"'cats' below .* none of ImageNet's 1,000 classes.*: rename the folder"):
+        datasets.imagenet_samples(tmp_path)
+
+
+def test_own_photos_of_one_class_and_none_that_is_no_photo(tmp_path: Path) -> None:
+    for number in range(3):
+        photo(tmp_path / "n02124075" / f"{number}.jpg")
+    found = datasets.imagenet_samples(tmp_path)
+    assert (len(found), found.labels.tolist(), len(found.classes)) == (3, [285] * 3, 1000)
+    (tmp_path / "n02124075" / "x.jpg").write_text("no photo")
+    with pytest.raises(DatasetError, match=r"1 of 4 files cannot be used"):
         datasets.imagenet_samples(tmp_path)
 
 

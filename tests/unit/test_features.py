@@ -319,6 +319,16 @@ def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -
         assert len(gram.plan_passes(module, taps, 4485, 224, itemsize, lab7.BUDGET)) == passes
 
 
+@pytest.mark.parametrize("budget", [10**9, 200_000])
+def test_decoded_pixels_are_taken_as_the_images_are(network: TinyNet, photos: list[np.ndarray], budget: int) -> None:
+    pixels, found = torch.stack(list(features.decode(photos, SMALL))), []
+    for images in (photos, pixels):
+        parts = {tap: Columns() for tap in TAPS}
+        gram.accumulate(network, images, TAPS, parts, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget)
+        found.append({tap: torch.cat(part.tiles, 1) for tap, part in parts.items()})
+    assert all(torch.equal(found[0][tap], found[1][tap]) for tap in TAPS)
+
+
 def test_a_feature_that_float16_cannot_hold_is_named(network: TinyNet, photos: list[np.ndarray]) -> None:
     network.features[0].weight.data.mul_(1e7)
     with pytest.raises(ArgumentError, match=r"kept=torch.float16: a feature is .*at most 6.55e\+04 fits"):
