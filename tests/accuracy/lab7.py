@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from rdfia import assets, datasets, extraction, features, gram, networks, store, svm
 from rdfia.images import LAB, Preprocess
 from rdfia.networks import Loaded
+from tests.support.budget import shared
 
 CS = [10.0**power for power in range(-3, 4)]
 # In order of depth. Of VGG16 the last ReLU of blocks 1 to 4, block 5 whole, and every pooling layer: the six ReLUs left
@@ -135,6 +137,10 @@ class Bench:
         self.fits: dict[tuple[Any, ...], svm.Fit] = {}
         self.spans: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
 
+    def _shared(self, network: str, seed: int | None) -> AbstractContextManager[None]:
+        """The piece of a session that checks of one network share: its Gram matrices and the SVMs on them."""
+        return shared(self.progress, f"{self.problem.name}: {network}{'' if seed is None else ', random weights'}")
+
     @cached_property
     def fast(self) -> torch.dtype:
         return features.fast_dtype(self.device)
@@ -199,28 +205,29 @@ class Bench:
         dtype, loaded = dtype or self.fast, self.network(name, seed)
         files = {tap: self._file(loaded, tap, dtype) for tap in taps}
         todo = {tap: networks.tap_paths(name)[tap] for tap in taps if not files[tap].exists()}
-        if todo:
-            rows = len(self.problem.images)
-            sums: dict[str, Any] = {tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo}
-            keep = {tap: Keep(sums[tap]) for tap in todo if tap == "pool5" and seed is None}
-            gram.accumulate(
-                loaded.module,
-                self.pixels,
-                todo,
-                {**sums, **keep},
-                preprocess=self.problem.preprocess,
-                dtype=dtype,
-                kept=kept(dtype),
-                device=self.device,
-                **self._budget(),
-                progress=self.progress,
-            )
-            for tap, total in sums.items():
-                matrices = {"gram": total.gram, "cross": total.cross, "squares": total.square_norms}
-                tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
-                if tap in keep:
-                    tensors["columns"] = keep[tap].columns
-                store.save_tensors(files[tap], tensors)
+        with self._shared(name, seed):
+            if todo:
+                rows = len(self.problem.images)
+                sums: dict[str, Any] = {tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo}
+                keep = {tap: Keep(sums[tap]) for tap in todo if tap == "pool5" and seed is None}
+                gram.accumulate(
+                    loaded.module,
+                    self.pixels,
+                    todo,
+                    {**sums, **keep},
+                    preprocess=self.problem.preprocess,
+                    dtype=dtype,
+                    kept=kept(dtype),
+                    device=self.device,
+                    **self._budget(),
+                    progress=self.progress,
+                )
+                for tap, total in sums.items():
+                    matrices = {"gram": total.gram, "cross": total.cross, "squares": total.square_norms}
+                    tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
+                    if tap in keep:
+                        tensors["columns"] = keep[tap].columns
+                    store.save_tensors(files[tap], tensors)
         grams = {}
         for tap in [only] if only else taps:
             saved = {key: value.numpy() for key, value in store.load_tensors(files[tap])[0].items() if key != "columns"}
@@ -236,9 +243,10 @@ class Bench:
     def fit(self, name: str, tap: str, C: float = 1.0, *, scheme: str = "ovr", **span: Any) -> svm.Fit:
         """The lab's classifier on one tap, fitted once."""
         key = (name, tap, C, scheme, span.get("dtype") or self.fast, span.get("seed"))
-        if key not in self.fits:
-            train, test = self.span(name, tap, **span)
-            self.fits[key] = svm.fit(train, self.problem.y_train, test, C, scheme=scheme)  # type: ignore[arg-type]
+        with self._shared(name, span.get("seed")):
+            if key not in self.fits:
+                train, test = self.span(name, tap, **span)
+                self.fits[key] = svm.fit(train, self.problem.y_train, test, C, scheme=scheme)  # type: ignore[arg-type]
         return self.fits[key]
 
     def accuracy(self, name: str, tap: str, C: float = 1.0, **options: Any) -> float:
