@@ -1,12 +1,14 @@
 # Aliases: pytest is the interface (see README.md). The first target sets up .venv once; after that they only run.
 #   make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]     make test     make faults [PROFILE=full]     make lint     make clean
-#   make gate [BASE=commit]     make bench
+#   make gate [BASE=commit]     make bench     With MINUTES=n report, faults and bench defer what does not fit.
 # RDFIA_ASSETS=<directory>, RDFIA_OFFLINE=1 and RDFIA_CACHE=<directory> reach the program through the environment.
 PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= auto
 PROFILE ?= short
 BASE ?=
+MINUTES ?=
+LIMIT := $(if $(MINUTES),--minutes $(MINUTES))
 TORCH := torch==2.13.0
 
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ endif
 .DELETE_ON_ERROR:
 
 report: $(STAMP)
-	@$(BIN)/python -m pytest -m accuracy --device $(DEVICE) --profile $(PROFILE)
+	@$(BIN)/python -m pytest -m accuracy --device $(DEVICE) --profile $(PROFILE) $(LIMIT)
 
 # A process a core (memory: a gigabyte each), one thread each: two threads of one process wait for each other more.
 # pytest-benchmark switches itself off there with a warning, which would be an error.
@@ -29,13 +31,13 @@ test: $(STAMP)
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 
 faults: $(STAMP)
-	@$(BIN)/python -m pytest -m faults --profile $(PROFILE)
+	@$(BIN)/python -m pytest -m faults --profile $(PROFILE) $(LIMIT)
 
 gate: $(STAMP)
 	@$(BIN)/python -m pytest -m gate --device $(DEVICE) $(if $(BASE),--base $(BASE))
 
 bench: $(STAMP)
-	@$(BIN)/python -m pytest --benchmark-only --device $(DEVICE)
+	@$(BIN)/python -m pytest --benchmark-only --device $(DEVICE) $(LIMIT)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -14,6 +14,8 @@ from typing import Any
 from . import assets, claims
 from .errors import RdfiaError
 
+FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")  # what decides how it computes
+VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "RDFIA_DTYPE")
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "matplotlib")
 
 
@@ -21,7 +23,10 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
     """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json keeps it."""
     import torch
 
+    from .features import fast_dtype
+
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    flags = set((re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE) or ["", ""])[1].split())
     model, cuda = re.search(r"model name\s*: (.*)", cpu), device == "cuda"
     unit = next((name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in cpu), "emulated")
     return {
@@ -30,6 +35,10 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
         "device": device,
         "accelerator": torch.cuda.get_device_name() if cuda else "none",
         "cpu": model[1] if model else platform.machine(),
+        "processor flags": " ".join(flag for flag in FLAGS if flag in flags),
+        "torch computes with": torch.backends.cpu.get_cpu_capability(),
+        "compute type": str(fast_dtype(device)).removeprefix("torch."),
+        "set in the environment": " ".join(f"{v}={os.environ[v]}" for v in VARIABLES if os.environ.get(v)) or "none",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "bfloat16": "CUDA" if cuda and torch.cuda.is_bf16_supported() else unit,

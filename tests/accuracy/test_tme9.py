@@ -276,10 +276,15 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Verdict], bool]] = [
 SHORT_ROWS = [("tme9.q4.default", "some images", "default", _some_images, True), *(row for row in ROWS if row[-1])]
 SHORT_ROWS = [(*row[:3], _nothing_moves if row[3] is _no_images else row[3], row[4]) for row in SHORT_ROWS]
 COLOURS = ("CelebA", "CIFAR-10")
+# Two seeds of 300 updates on colour images do not decide these: they were left out of the short study after a look at
+# faces, where five of G are poor in bfloat16 and not in float32, the density of the default lies within half a standard
+# error of its bound, and beta1 0.9 within two or three. The full study has five seeds and more steps for them.
+UNSURE = [(True, check, True) for check in (_some_images, _worse)]
 
 
 def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = "") -> Any:
-    pairs = [(title, row) for title in titles for row in rows]
+    pairs = [(title, row) for title in titles for row in rows
+             if (title in COLOURS, row[3], bool(prefix)) not in UNSURE]  # fmt: skip
     marks = [claim_of(row[0], case=f"{title}, {prefix}{row[1]}") for title, row in pairs]
     return pytest.mark.parametrize(
         ("title", "row"), [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]

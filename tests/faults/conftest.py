@@ -15,8 +15,47 @@ from rdfia import report, store
 from rdfia.claims import code_hash
 from rdfia.errors import StoreError
 from rdfia.machine import environment
+from tests.support.budget import Budget, Costs, duration
 
 ROWS = pytest.StashKey[dict[str, dict[str, object]]]()
+BUDGET = pytest.StashKey[Budget]()
+LATE = pytest.StashKey[dict[str, str]]()
+WAITING = pytest.StashKey[list[str]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What each test takes is known in seconds of another machine; the pace of this one shows as it goes."""
+    config = session.config
+    path = Path(config.rootpath, "reports", "baseline", "costs.json")
+    kept = store.read_json(path) if path.exists() else {}
+    costs = Costs.of(kept.get(f"faults {config.getoption('--profile')}", {}))
+    config.stash[BUDGET] = Budget(costs, "seconds", lambda: 1.0, config.getoption("--minutes"))
+    config.stash[WAITING] = [item.nodeid for item in session.items if item.get_closest_marker("faults")]
+    config.stash[LATE] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Defers a test for which --minutes has no room; the cheap ones, and one of each file, come first."""
+    budget, waiting = item.config.stash[BUDGET], item.config.stash[WAITING]
+    group = {name: name.partition("::")[0] for name in [*waiting, *budget.finished]}
+    if item.nodeid not in budget.fits(waiting, {}, group):
+        takes = duration(budget.seconds([item.nodeid], waiting) or 0.0)
+        item.config.stash[LATE][item.nodeid] = takes
+        waiting.remove(item.nodeid)
+        pytest.skip(f"deferred: it would take about {takes}, for which --minutes has no room; give more minutes")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    budget, waiting = item.config.stash[BUDGET], item.config.stash[WAITING]
+    if item.nodeid in waiting:
+        budget.clock.spent(item.nodeid, call.duration)
+        if call.when == "teardown":
+            budget.finished.add(item.nodeid)
+            waiting.remove(item.nodeid)
+    return report
 
 
 @pytest.fixture
@@ -72,12 +111,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
     Rows of other code go: they say nothing of what is here, and the file names one environment for all.
     """
-    if not (rows := config.stash.get(ROWS, {})):
+    late = config.stash.get(LATE, {})
+    if not (rows := config.stash.get(ROWS, {})) and not late:
         return
     terminalreporter.section("faults")
+    for name, takes in late.items():
+        terminalreporter.write_line(f"deferred, about {takes}: {name}")
     for name, row in rows.items():
         terminalreporter.write_line(f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}")
     root, folder = config.rootpath, Path(config.rootpath, config.getoption("--output"))
+    if config.getoption("--accept-costs"):
+        budget, costs = config.stash[BUDGET], root / "reports" / "baseline" / "costs.json"
+        budget.costs.learn(budget.dtype, budget.speed, budget.clock, budget.finished)
+        known = store.read_json(costs) if costs.exists() else {}
+        store.write_json(costs, {**known, f"faults {config.getoption('--profile')}": budget.costs.as_json()})
+    if not rows:
+        return
     path = folder / "faults.json"
     try:
         kept = dict(store.read_json(path)["rows"]) if path.exists() else {}

@@ -39,6 +39,17 @@ def rows(project: pytest.Pytester, before: str) -> dict[str, Any]:
     return found["rows"]
 
 
+def test_a_fault_without_time_is_deferred_and_named(project: pytest.Pytester) -> None:
+    (baseline := project.path / "reports" / "baseline").mkdir(parents=True)
+    (project.path / "tests" / "faults" / "test_two.py").write_text(TEST + TEST.replace("test_two", "test_three"))
+    name = "tests/faults/test_two.py::test_"
+    own = {f"{name}two": 1e4, f"{name}three": 0.01}
+    (baseline / "costs.json").write_text(json.dumps({"faults short": {"own": {"seconds": own}}}))
+    result = project.runpytest_inprocess("--output=out", "-p", "no:cacheprovider", "--minutes", "60", "tests/faults")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines([f"deferred, about 1?? min: {name}two"])
+
+
 def test_rows_of_other_code_go(project: pytest.Pytester) -> None:
     row = {"tried": 1, "withstood": 1, "means": "m", "found": {}, "profile": "full", "date": "2026-01-01"}
     code = claims.code_hash(project.path)

@@ -77,7 +77,7 @@ class Planted(Bench):
     def untrained(self, config: Any) -> dict[str, Any]:
         return {"frechet": 100.0, "density": 0.0}
 
-    def run(self, run: lab9.Run) -> dict[str, Any]:  # type: ignore[override]
+    def run(self, run: lab9.Run) -> dict[str, Any]:
         name, _, seed = run.name.rpartition("-")
         scores = self.planted[name][int(seed)]
         return {"scores": [{"step": step, **scores} for step in run.snapshots] if scores else []}
@@ -181,7 +181,7 @@ class Long(Planted):
         self.__dict__["_real"], self.__dict__["blurred"] = {**FINE, "frechet": 0.0}, {**FINE, "frechet": 9.0}
         self.__dict__["known"] = torch.arange(200)
 
-    def run(self, run: lab9.Run) -> dict[str, Any]:  # type: ignore[override]
+    def run(self, run: lab9.Run) -> dict[str, Any]:
         name = run.name if run.name in self.by_step else run.name.rpartition("-")[0]
         scores = self.by_step.get(name, fine)
         rows = [{"step": step, **FINE, "per_class": [1.0], **scores(step)} for step in run.snapshots]
@@ -327,7 +327,12 @@ def test_quick_runs_are_those_of_the_code_that_is_there(tmp_path: Path, monkeypa
     found = (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.arange(2)) * 2
     monkeypatch.setattr(lab9, "digits", lambda path: found)
     quick, full = (Bench("digits", tmp_path, "cpu", profile, None, tmp_path) for profile in ("short", "full"))
-    assert quick.work.name == quick.evidence.name == lab9.code()
+    assert quick.work.name == quick.evidence.name
+    assert quick.work.name.startswith(lab9.code())
+    monkeypatch.setenv("RDFIA_DTYPE", "float32")
+    one = Bench("digits", tmp_path, "cpu", "short", None, tmp_path)
+    monkeypatch.setenv("RDFIA_DTYPE", "bfloat16")
+    assert one.work.name != Bench("digits", tmp_path, "cpu", "short", None, tmp_path).work.name
     assert full.work.name == "cpu"
     assert full.evidence.name == "digits"
 

@@ -81,9 +81,12 @@ def problems(root: Path) -> list[str]:
     found += [f"Makefile: a change of {name} does not set up again" for name in FILES[:3]
               if stamp is None or name not in stamp[1].split()]  # fmt: skip
     phases = re.findall(r"^phase [\w-]+ (.+)$", text[".ci/run"], re.M)
-    tests = ('-m "gate and not paired" --device cpu', "-m faults --profile full", "-m accuracy")
+    others = "tests.support.processors", "--only default,float32,avx2,sse"
+    tests = ('pytest -m "gate and not paired" --device cpu', f"{others[0]} {others[1]} tests/parity tests/properties",
+             f'{others[0]} --claims {others[1]} -m "accuracy and gate"',
+             'pytest -m faults --profile full --minutes "$(left 26 12)"', 'pytest -m accuracy --minutes "$(left 1 50)"')
     wanted = ["make setup", "make test", ".venv/bin/ruff check .", ".venv/bin/mypy"]
-    wanted += [f".venv/bin/python -m pytest {choice}" for choice in tests]
+    wanted += [f".venv/bin/python -m {choice}" for choice in tests]
     if phases != wanted:
         found.append(f".ci/run: its phases are {phases}, expected {wanted}")
     found += [f"{name}: names a path or a host" for name, body in text.items()
@@ -219,7 +222,7 @@ def test_a_python_that_is_not_there(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("failing", "status", "last"),
     [("", 0, "claims"), ("test", 7, "test"), ("lint", 7, "lint"), ("types", 7, "types"), ("gate", 7, "gate"),
-     ("faults", 7, "faults"), ("claims", 7, "claims")],
+     ("isa", 7, "isa"), ("faults", 7, "faults"), ("claims", 7, "claims")],
 )
 def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: int, last: str) -> None:
     bash = shutil.which("bash")
@@ -233,7 +236,7 @@ def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: 
     (tmp_path / "bin").mkdir()
     tools = {tmp_path / "bin/make": "$1", **{project / f".venv/bin/{tool}": name for tool, name in
              (("ruff", "lint"), ("mypy", "types"), ("python", "$name"))}}  # fmt: skip
-    choose = 'case "$*" in *gate*) name=gate;; *faults*) name=faults;; *) name=claims;; esac'  # all are pytest
+    choose = 'case "$*" in *processors*) name=isa;; *gate*) name=gate;; *faults*) name=faults;; *) name=claims;; esac'
     for tool, name in tools.items():
         text = f'echo "{name} $RDFIA_ASSETS" >> log\n[ "{name}" != "{failing}" ] || exit 7\n'
         tool.write_text(f"#!/bin/sh\n{choose}\n{text}")
@@ -243,7 +246,7 @@ def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: 
     done = subprocess.run([bash, ".ci/run"], cwd=project, env=clean, capture_output=True, text=True, timeout=60)
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    order = ["setup", "test", "lint", "types", "gate", "faults", "claims"]
+    order = ["setup", "test", "lint", "types", "gate", "isa", "isa", "faults", "claims"]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], "tests run without assets"
     verdict = f"failed in {failing}" if failing else "all phases passed"

@@ -42,7 +42,7 @@ ARROWS = {
     "studies": "store gans gan_health gan_training",
     "claims": "store",
     "figures": "",
-    "machine": "assets claims",
+    "machine": "assets claims features",
     "speed": "store blocks figures",
     "blocks": "claims",
 }
