@@ -112,8 +112,8 @@ def digits(path: Path) -> Problem:
 def kept(dtype: torch.dtype) -> torch.dtype:
     """The type in which features are stored: two bytes always; in four VGG16 would be run twice, for 8 GB each time.
 
-    float16 rounds float32 by 2^-11 at most, an eighth of bfloat16's own rounding, up to 65,504: ten times the largest
-    feature of these networks.
+    float16 rounds float32 by 2^-11 at most, an eighth of bfloat16's own rounding, up to 65,504: a hundred times the
+    largest feature of these networks.
     """
     return torch.float16 if dtype == torch.float32 else dtype
 
