@@ -51,14 +51,15 @@ class Costs:
     own: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype -> check -> GFLOP
     pieces: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype -> piece -> GFLOP
     uses: dict[str, list[str]] = field(default_factory=dict)  # check -> pieces
+    needs: dict[str, list[str]] = field(default_factory=dict)  # check -> assets, without which it costs nothing
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Costs:
         """From what `as_json` returned, also with parts missing."""
-        return cls(*({**kept.get(name, {})} for name in ("own", "pieces", "uses")))
+        return cls(*({**kept.get(name, {})} for name in ("own", "pieces", "uses", "needs")))
 
     def as_json(self) -> dict[str, Any]:
-        return {"own": self.own, "pieces": self.pieces, "uses": self.uses}
+        return {"own": self.own, "pieces": self.pieces, "uses": self.uses, "needs": self.needs}
 
     def learn(self, dtype: str, speed: float, clock: Clock, measured: Iterable[str]) -> None:
         """Adds what a session measured at `speed` GFLOP/s; checks that only read a record keep what is known."""
@@ -69,6 +70,7 @@ class Costs:
                 if kept is self.pieces or name in keys or name not in rows:
                     rows[name] = float(f"{value * speed:.3g}")
         self.uses |= {key: sorted(names) for key, names in clock.uses.items() if key in keys}
+        self.needs |= {key: sorted(names) for key, names in clock.needs.items() if key in keys}
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Clock:
     own: dict[str, float] = field(default_factory=dict)
     pieces: dict[str, float] = field(default_factory=dict)
     uses: dict[str, set[str]] = field(default_factory=dict)
+    needs: dict[str, set[str]] = field(default_factory=dict)
     running: list[list[Any]] = field(default_factory=list)  # [piece, start, seconds of pieces inside]
 
     def enter(self, check: str, piece: str) -> None:
@@ -103,7 +106,7 @@ class Budget:
     """Which of the checks that wait fit the time that is left, and how long they will take here.
 
     `minutes` None: all fit. `worth`: the lower, the sooner a check is chosen; of equal worth the cheaper one. `group`:
-    the cheapest check of each group (a lab) is chosen before any other.
+    the cheapest check of each group (a lab) is chosen before any other. `gone`: whether a check lacks what it needs.
     """
 
     def __init__(
@@ -113,10 +116,11 @@ class Budget:
         measure: Callable[[], float],
         minutes: float | None = None,
         now: Callable[[], float] = time.monotonic,
+        gone: Callable[[str], bool] = lambda check: False,
     ) -> None:
         self.costs, self.dtype, self.measure = costs, dtype, measure
         self.limit = math.inf if minutes is None else 60 * minutes * RESERVE
-        self.now, self.start = now, now()
+        self.now, self.start, self.gone = now, now(), gone
         self.clock = Clock(now)
         self.finished: set[str] = set()  # checks that ended, whatever came of them
         self._rows = {name: self._known(getattr(costs, name)) for name in ("own", "pieces")}
@@ -134,7 +138,9 @@ class Budget:
         return {name: value / self.speed for rows in every for name, value in rows.items()}
 
     def _parts(self, check: str) -> dict[str, float]:
-        """Seconds of a check: its own under its name, and of each piece that it uses."""
+        """Seconds of a check: its own under its name, and of its pieces; none where an asset is missing."""
+        if self.gone(check):
+            return {check: 0.0}
         pieces = {f"piece {name}": self._rows["pieces"].get(name, 0.0) for name in self.costs.uses.get(check, ())}
         return {check: max(self._rows["own"].get(check, self._usual), 0.0), **pieces}
 

@@ -20,7 +20,7 @@ import pytest
 
 from rdfia import store
 from rdfia.claims import CLAIMS, MEASURED, ClaimError, Ledger, Record, counts, show
-from rdfia.errors import AssetUnavailable
+from rdfia.errors import AssetUnavailable, RdfiaError
 from tests.support import margins
 from tests.support.budget import Budget, Costs, duration, machine_speed
 
@@ -73,8 +73,13 @@ class AccuracyRun:
             costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
             measure = functools.partial(machine_speed, self.ledger.device, dtype)
             name = f"{self.ledger.device} {str(dtype).removeprefix('torch.')}"
-            self._budget = Budget(costs, name, measure, self.config.getoption("--minutes"))
+            self._budget = Budget(costs, name, measure, self.config.getoption("--minutes"), gone=self._gone)
         return self._budget
+
+    def _gone(self, check: str) -> bool:
+        """Whether an asset that this check is known to need, or else its claim, is not on this machine."""
+        needs = self._budget.costs.needs.get(check) if self._budget else None
+        return any(_missing(name) for name in needs or CLAIMS[check.partition("/")[0]].needs)
 
     def keys(self, since: int = 0) -> list[str]:
         """The checks of this session in the order of the run, from this one on."""
@@ -227,6 +232,16 @@ class AccuracyRun:
             terminalreporter.write_line(line)
 
 
+@functools.cache
+def _missing(asset: str) -> bool:
+    from rdfia import assets
+
+    try:
+        return asset in assets.ASSETS and assets.find(asset) is None
+    except RdfiaError:  # there, but damaged: its check says so
+        return False
+
+
 @contextlib.contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
     """Ctrl-C inside is raised at the end, but not to a process in the background, which a shell has told to ignore it.
@@ -280,6 +295,8 @@ class ClaimCheck:
             return None
         from rdfia import assets
 
+        key = "/".join(filter(None, (self.id, self.case)))
+        self.run.budget.clock.needs.setdefault(key, set()).add(name)
         return assets.locate(name, download=False)  # a test run fetches nothing by itself
 
     def measured(self, measured: Any, *, expected: Any, holds: bool, protocol: str = "report", case: str | None = None,

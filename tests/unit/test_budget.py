@@ -91,6 +91,12 @@ def test_the_clock_gives_pieces_their_own_time_and_the_check_the_rest() -> None:
     assert clock.uses == {"tme7.a": {"features", "reader"}}
 
 
+def test_a_check_that_lacks_an_asset_takes_no_time_from_the_others() -> None:
+    found = Budget(COSTS, "cpu float32", lambda: 1.0, 50 / 60 / RESERVE, Time(), lambda check: check.startswith("tme7"))
+    assert found.seconds(ALL) == pytest.approx(35)
+    assert found.fits(ALL, {}, LABS) == set(ALL)  # the two of TME 7 will say what is missing
+
+
 def test_costs_are_learned_and_come_back() -> None:
     clock = Clock(own={"tme7.a": 2.0, "tme7.gone": 1.0}, pieces={"features": 10.0}, uses={"tme7.a": {"features"}})
     costs = Costs.of(COSTS.as_json())
