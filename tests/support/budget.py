@@ -124,8 +124,6 @@ class Budget:
         self.clock = Clock(now)
         self.finished: set[str] = set()  # checks that ended, whatever came of them
         self._rows = {name: self._known(getattr(costs, name)) for name in ("own", "pieces")}
-        timed = [value for value in self._rows["own"].values() if value > 0]
-        self._usual = sum(timed) / len(timed) if timed else 0.0  # of a check that nobody has timed
 
     @cached_property
     def speed(self) -> float:
@@ -137,12 +135,18 @@ class Budget:
         every = [table[dtype] for dtype in sorted(table, key=lambda dtype: dtype == self.dtype)]
         return {name: value / self.speed for rows in every for name, value in rows.items()}
 
+    def _usual(self) -> float:
+        """Seconds of a check that nobody has timed: the mean of those that somebody has, else of this session's."""
+        timed = [value for value in self._rows["own"].values() if value > 0]
+        timed = timed or [self.clock.own.get(check, 0.0) for check in self.finished]
+        return sum(timed) / len(timed) if timed else 0.0
+
     def _parts(self, check: str) -> dict[str, float]:
         """Seconds of a check: its own under its name, and of its pieces; none where an asset is missing."""
         if self.gone(check):
             return {check: 0.0}
         pieces = {f"piece {name}": self._rows["pieces"].get(name, 0.0) for name in self.costs.uses.get(check, ())}
-        return {check: max(self._rows["own"].get(check, self._usual), 0.0), **pieces}
+        return {check: max(self._rows["own"].get(check, self._usual()), 0.0), **pieces}
 
     def _done(self) -> set[str]:
         return self.finished | {f"piece {name}" for name in self.clock.pieces}

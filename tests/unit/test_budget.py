@@ -50,6 +50,14 @@ def test_nobody_knows_without_costs_and_a_new_check_is_like_the_others() -> None
     assert budget().seconds(["tme8.new"]) == pytest.approx((10 + 20 + 30 + 5) / 4)
 
 
+def test_without_any_cost_the_limit_is_kept_by_what_the_session_sees() -> None:
+    found = budget(1 / RESERVE, costs=Costs())
+    assert isinstance(found.now, Time)
+    found.finished, found.now.at = {"one"}, 25.0
+    found.clock.spent("one", 25.0)
+    assert found.fits(["two", "three"], {}, {}) == {"two"}  # 35 s are left
+
+
 def test_time_left_follows_the_pace_but_not_of_the_first_seconds() -> None:
     found = budget()
     found.finished.add("tme9.d")
