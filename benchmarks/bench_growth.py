@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.counters import count
 from benchmarks.duel import best_of
+from benchmarks.pairs import REPLAY
 from benchmarks.rows import Call, alive, seeded, smooth_photos, synchronised
 from rdfia import features, fooling, svm
 from rdfia.gan_training import LABS, Trainer
@@ -77,13 +78,14 @@ GROWN: dict[str, tuple[Callable[[int, str], Call], float | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.benchmark(timer=REPLAY.clock)
 @pytest.mark.parametrize("what", GROWN)
 def test_growth(benchmark: Any, grown: dict[str, Any], device: str, what: str) -> None:
     make, memory = GROWN[what]
     calls = [synchronised(make(times, device), device) for times in WORK]
     seconds = [best_of(call) for call in calls]
+    REPLAY.show(benchmark, seconds[:1])
     peaks = [count(call)["peak bytes"] for call in calls]
-    benchmark.pedantic(calls[0], rounds=3, iterations=1)
     found = {"seconds": seconds, "bytes of live tensors, at most": peaks}
     for unit, values in found.items():
         row = {"work": WORK, "values": values, "exponent": exponent(WORK, values)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import counters
-from benchmarks.duel import PEERS, Case, built, information
+from benchmarks import bench_tme7, bench_tme8, bench_tme9, counters
+from benchmarks.duel import Budget, Case, Deferred, ceilings, fast_dtype, measure
 from benchmarks.gate import ROOT, Finding, Race, checkout
+from benchmarks.pairs import REPLAY
 from benchmarks.rows import ROWS
 from benchmarks.session import GateRun
 from rdfia import machine, store
 from rdfia.claims import Ledger, show
+
+LABS = (bench_tme7.CASES, bench_tme8.CASES, bench_tme9.CASES)  # in each the order of worth
 
 
 @pytest.fixture(scope="session")
@@ -66,26 +71,75 @@ def race(request: pytest.FixtureRequest, device: str) -> dict[tuple[str, str], F
     return {(finding.row, finding.against): finding for finding in found}
 
 
-TIMED = pytest.StashKey[list[dict[str, Any]]]()
+TIMED = pytest.StashKey[dict[str, dict[str, Any]]]()
 GROWTH = pytest.StashKey[dict[str, Any]]()
 STARTED = pytest.StashKey[dict[str, Any]]()
 
 
+BUDGET = pytest.StashKey[Budget]()
+
+
+def _row(item: pytest.Item) -> Any:
+    """The case of a benchmark's test; None of another test's."""
+    return getattr(item, "callspec", None) and item.callspec.params.get("case")  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What starts first, then each lab's first row, each lab's second, ..., then growth: a budget reaches every lab."""
+    rank = {case: (i, lab) for lab, cases in enumerate(LABS) for i, case in enumerate(cases)}
+    last = (len(rank), 0)
+    mine = [i for i, item in enumerate(items) if item.path.stem.startswith("bench_")]
+    ordered = sorted((items[i] for i in mine),
+                     key=lambda item: rank.get(_row(item), (-1, 0) if item.path.stem == "bench_start" else last))
+    for i, item in zip(mine, ordered, strict=True):
+        items[i] = item
+    minutes = config.getoption("--minutes", None)
+    rows = {_row(item) for item in items} - {None}
+    config.stash[BUDGET] = Budget(math.inf if minutes is None else 60 * float(minutes), len(rows))
+
+
 @pytest.fixture
 def bench(benchmark: Any, device: str, request: pytest.FixtureRequest) -> Callable[[Case, str], None]:
-    """Times one way of a case, both results checked before, and notes what belongs beside the time."""
+    """Measures a case at its first way, and hands each way's samples to pytest-benchmark."""
+    stash, config = request.config.stash, request.config
+    budget, rows = stash[BUDGET], stash.setdefault(TIMED, {})
+
+    def say(text: str) -> None:
+        with config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+            config.pluginmanager.get_plugin("terminalreporter").write_line(f"\n{text}")
 
     def run(case: Case, way: str) -> None:
+        if case.name not in rows and case.name not in budget.deferred:
+            try:
+                rows[case.name] = measure(case, device, fast_dtype(device, config.getoption("--dtype", "auto")),
+                                          budget, say)  # fmt: skip
+            except Deferred as error:
+                say(f"{case}: {budget.defer(case.name, error.args[0])}")
+            budget.to_go -= 1
+        if case.name in budget.deferred:
+            pytest.skip(budget.deferred[case.name])
+        row, (side, _, best) = rows[case.name], way.partition(", ")
+        column = row["columns"].get("each at its best" if best else "at the peer's dtype")
+        if column is None:
+            pytest.skip(f"one column: {row['one column']}")
         benchmark.group = case.name
-        if way == "peer":
-            benchmark.pedantic(PEERS.of(case, device).sample, rounds=case.pairs, iterations=1)  # it is warm
-        else:
-            benchmark.pedantic(built(case, device), rounds=case.pairs, iterations=1, warmup_rounds=1)
-        benchmark.extra_info.update(information(case, device, way, benchmark.stats.stats.median))
-        row = {"name": case.name, "seconds": benchmark.stats.stats.median, **benchmark.extra_info}
-        request.config.stash.setdefault(TIMED, []).append(row)
+        REPLAY.show(benchmark, [second for one in row["samples"] for second in one[column[side]]])
+        benchmark.extra_info.update(column)
 
     return run
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The last lines count what was deferred."""
+    budget = config.stash.get(BUDGET, None)
+    if budget and budget.deferred:
+        done = len(config.stash.get(TIMED, {}))
+        late = len(budget.deferred)
+        terminalreporter.line(f"deferred {late} of {done + late} rows of the benchmarks:")
+        for name, why in budget.deferred.items():
+            terminalreporter.line(f"  {name}: {why.removeprefix('deferred: ')}")
 
 
 @pytest.fixture
@@ -110,17 +164,21 @@ def precision() -> list[list[str]]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """reports/latest/benchmarks.json, and the page with it."""
-    PEERS.close()
     stash = session.config.stash
-    rows, growth, start = stash.get(TIMED, []), stash.get(GROWTH, {}), stash.get(STARTED, {})
+    rows, growth, start = list(stash.get(TIMED, {}).values()), stash.get(GROWTH, {}), stash.get(STARTED, {})
     if not (rows or growth or start):
         return
     from rdfia import report
 
     folder, device = ROOT / session.config.getoption("--output"), rows[0]["device"] if rows else "cpu"
     where = machine.environment(ROOT, device, "benchmarks")
+    limits = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # what simulates another processor
+    where |= {"capability of torch": torch.backends.cpu.get_cpu_capability(),
+              **{name: os.environ[name] for name in limits if name in os.environ}}
     store.write_json(folder / "benchmarks.json", {"rows": rows, "growth": growth, "start": start,
-                                                    "bfloat16": precision(), "environment": where})  # fmt: skip
+                                                    "bfloat16": precision(), "environment": where,
+                                                  "ceilings": ceilings(device) if rows else {},
+                                                  "deferred": stash[BUDGET].deferred})  # fmt: skip
     if not (folder / "claims.json").exists():
         report.write(folder, Ledger(ROOT, "short", device))
     else:

@@ -1,21 +1,42 @@
-"""A benchmark: our way beside a peer's, both checked, timed in turn, with what the machine could do at best."""
+"""A benchmark: our way beside a peer's, results compared, timed in turn in rounds of new processes.
+
+Two columns: ours at the peer's dtype beside the peer as its manual has it; ours in the fast dtype beside the fastest of
+the peer's variants. One sampling serves the seconds, the ratio and its interval.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
+import itertools
 import math
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 from benchmarks.counters import Counters
 from benchmarks.gate import REST, ROOT
-from benchmarks.pairs import Pairs, Sampler, interleave, ratio
-from benchmarks.rows import Call, synchronised
-from benchmarks.worker import Worker
+from benchmarks.pairs import REPLAY, Pairs, Sampler, ratio
+from benchmarks.rows import Call, close, synchronised
+from benchmarks.worker import Worker, WorkerError
+
+Prepare = Callable[[Any], Any]  # what a peer's variant does to its network
+WAYS = ["ours", "peer", "ours, best", "peer, best"]
+TIMED = [pytest.mark.timeout(900), pytest.mark.benchmark(timer=REPLAY.clock)]  # the peers are slow, that is the point
+MANUAL = "as its manual has it"
+VARIANTS = {MANUAL: (False, False), "channels-last": (False, True), "autocast": (True, False),
+            "autocast, channels-last": (True, True)}  # fmt: skip
+LEAST, MOST, PAIRS, SAMPLED = 3, 5, 8, 6.0  # rounds; pairs of a round at most; seconds that a round samples for
+USUAL = 60.0  # seconds over which a row takes no more than the least of rounds and pairs
+EXACT = 1e-3  # of float32 beside float32, where the case does not say more
 
 
 @dataclass(frozen=True, eq=False)  # a case is itself: its functions and results are kept by it
@@ -24,78 +45,242 @@ class Case:
 
     name: str
     against: str  # the peer, by name and version where it has one
-    make: Callable[[str, torch.dtype], tuple[Call, Call]]  # device, our dtype -> ours, the peer's
-    same: Callable[[Any, Any], bool]
+    make: Callable[[str, torch.dtype, Prepare], tuple[Call, Call]]  # device, our dtype, variant -> ours, the peer's
+    tolerance: float  # how far two results may be apart, relative
     batch: int  # images or steps in a call
     unit: str  # "images" or "steps"
-    reach: dict[str, float]  # by device: the speed-up that we set out to reach
+    reach: dict[str, float]  # by device: the speed-up of our best over the peer's manual that we set out to reach
     ceiling: float = 0.0  # share of the matrix-product rate that we set out to reach; 0: none
-    dtype: str = "fast"  # "float32" where the peer's precision is ours
-    pairs: int = 8
-    repeats: int = 1  # calls a sample
+    dtype: str = "fast"  # "float32" where ours has no other
+    alone: str = ""  # why the peer has no variants
+    trains: bool = False  # whether weights change from call to call
 
     def __str__(self) -> str:
         return self.name
 
 
-def dtype_of(case: Case, device: str) -> torch.dtype:
-    """What our way computes in: the fast dtype of the device, unless the case says float32."""
-    from rdfia.features import fast_dtype
+def fast_dtype(device: str, asked: str = "auto") -> str:
+    """The fast dtype's name, as `features.fast_dtype`, but float32 where torch runs without AVX-512."""
+    from rdfia import features
 
-    return torch.float32 if case.dtype == "float32" else fast_dtype(device)
-
-
-@functools.lru_cache(maxsize=1)  # a case that holds memory lets it go before the next one is timed
-def built(case: Case, device: str) -> Call:
-    """Our way, made once, its result held against the peer's. ValueError: they differ, and no time means anything."""
-    ours, theirs = case.make(device, dtype_of(case, device))
-    if not case.same(ours(), theirs()):
-        raise ValueError(f"{case.name}: our result is not that of {case.against}")
-    return synchronised(ours, device)
+    if asked != "auto":
+        return asked
+    limited = device == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return "float32" if limited else str(features.fast_dtype(device)).removeprefix("torch.")
 
 
-class Peers:
-    """The peer's way in a process of its own, which our settings of memory and of torch do not reach; one at a time."""
+class Way:
+    """One way of a case in this process: "ours", or one of VARIANTS of the peer's; `dtype` is ours, or autocast's."""
 
-    def __init__(self) -> None:
-        self.case: Case | None = None
-        self.worker: Worker | None = None
+    def __init__(self, case: Case, device: str, way: str, dtype: str) -> None:
+        mine, (autocast, last) = way.startswith("ours"), VARIANTS.get(way, (False, False))
 
-    def of(self, case: Case, device: str) -> Worker:
-        if case is not self.case or self.worker is None:
+        def prepare(network: Any) -> Any:
+            return copy.deepcopy(network).to(memory_format=torch.channels_last) if last else network
+
+        made = case.make(device, getattr(torch, dtype) if mine else torch.float32, prepare)
+        call = made[0 if mine else 1]
+        kind = torch.device(device).type
+        if autocast and not case.trains:  # weights are cast once, not in each call: this level keeps what was cast
+            torch.autocast(kind, enabled=False).__enter__()
+
+        def cast() -> Any:
+            with torch.autocast(kind, torch.bfloat16):
+                return call()
+
+        self.call: Call = synchronised(cast if autocast else call, device)
+
+    def first(self, result: str = "") -> float:
+        """Seconds of the first call; what it gives goes to the file `result`."""
+        start = time.perf_counter()
+        found = self.call()
+        seconds = time.perf_counter() - start
+        if result:
+            torch.save([torch.as_tensor(part).detach().cpu().clone() for part in found], result)
+        return seconds
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        self.call()
+        return time.perf_counter() - start
+
+    def operations(self) -> int:
+        """Floating-point operations of a call, as torch counts them; 0 where the work is not torch's."""
+        with Counters() as counters:
+            self.call()
+        return sum(counters.flops.values())
+
+
+class Deferred(Exception):
+    """A row that would not fit in what is left of --minutes."""
+
+
+@dataclass
+class Budget:
+    """Seconds that a run may take (`--minutes`), and the rows that did not fit; `to_go`: rows not begun."""
+
+    seconds: float = math.inf
+    to_go: int = 1
+    begin: float = field(default_factory=time.monotonic)
+    deferred: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.begin)
+
+    def defer(self, name: str, cost: float | None) -> str:
+        left = max(0, round(self.left))
+        would = "not begun" if cost is None else f"would take about {cost:.0f} s more"
+        self.deferred[name] = f"deferred: {would}, {left} s of --minutes are left"
+        return self.deferred[name]
+
+
+def plan(fixed: float, call: float, left: float, share: float) -> tuple[int, int, float]:
+    """(rounds, pairs of a round, seconds) of a row, the first round begun: one pair measured.
+
+    `fixed`: seconds until a round samples; `call`: of one call of each way. The least is LEAST rounds of a pair; more
+    only within `share`. Deferred: not even the least fits in `left`.
+    """
+    def cost(rounds: int, pairs: int) -> float:
+        return (rounds - 1) * (fixed + pairs * call) + (pairs - 1) * call
+
+    wanted = min(PAIRS, max(1, math.ceil(SAMPLED / call)))
+    for rounds, pairs in itertools.product(range(MOST, LEAST - 1, -1), range(wanted, 0, -1)):
+        if cost(rounds, pairs) <= min(left, share):
+            return rounds, pairs, cost(rounds, pairs)
+    if (least := cost(LEAST, 1)) <= left:
+        return LEAST, 1, least
+    raise Deferred(least)
+
+
+class Round:
+    """Both sides' processes, with the ways of a case made in them, warm."""
+
+    def __init__(self, case: Case, device: str, ways: Mapping[str, str], results: str = "") -> None:
+        """`ways`: the dtype by the way's name. `results`: a folder for what the first calls give."""
+        self.case, begin = case, time.perf_counter()
+        self.workers = {side: Worker(ROOT, device) for side in ("ours", "peer")}
+        self.first: dict[str, float] = {}
+        try:
+            for way, dtype in ways.items():
+                self.add(way, dtype, results)
+        except BaseException:
             self.close()
-            self.case, self.worker = case, Worker(ROOT, device)
-            self.worker.ask("make", case=case.name, repeats=case.repeats)
-        return self.worker
+            raise
+        self.fixed = time.perf_counter() - begin
+
+    def of(self, way: str) -> Worker:
+        return self.workers["ours" if way.startswith("ours") else "peer"]
+
+    def add(self, way: str, dtype: str, results: str = "") -> None:
+        file = str(Path(results) / way) if results else ""
+        self.first[way] = self.of(way).ask("case", case=self.case.name, way=way, dtype=dtype, result=file)
+
+    def pair(self, ways: list[str]) -> dict[str, float]:
+        found = {}
+        for way in ways:
+            time.sleep(REST)  # in which the other process's threads stop waiting in a loop for more work
+            found[way] = float(self.of(way).ask("time", way=way))
+        return found
 
     def close(self) -> None:
-        if self.worker is not None:
-            self.worker.close()
-        self.case = self.worker = None
+        for worker in self.workers.values():
+            worker.close()
 
 
-PEERS = Peers()
+def choose(made: Round, results: str, fast: str) -> tuple[str, dict[str, str]]:
+    """The fastest of the peer's variants by one call each whose result is the manual's, and what each came to."""
+    best, said = MANUAL, {}
+    seconds = {MANUAL: float(made.of("peer").ask("time", way=MANUAL))}
+    said[MANUAL] = f"{seconds[MANUAL]:.3g} s"
+    for way, (autocast, _) in VARIANTS.items():
+        if way == MANUAL or (autocast and fast == "float32"):  # no native bfloat16: slower, and by much
+            continue
+        try:
+            made.add(way, "bfloat16", results)
+        except WorkerError as error:
+            said[way] = f"cannot run: {error}"[:200]
+            continue
+        if not alike(made.case, results, MANUAL, way, fast=autocast):
+            said[way] = "another result"
+        else:
+            seconds[way] = float(made.of("peer").ask("time", way=way))
+            said[way] = f"{seconds[way]:.3g} s"
+            if seconds[way] < seconds[best]:
+                best, way = way, best
+        if way != MANUAL:
+            made.of("peer").ask("drop", way=way)
+    return best, said
 
 
-@functools.cache
-def raced(case: Case, device: str) -> Pairs:
-    """Seconds of the peer's way and of ours, in turn."""
-    ours, worker = Sampler(built(case, device), repeats=case.repeats), PEERS.of(case, device)
-
-    def rested() -> float:
-        time.sleep(REST)  # in which the peer's threads stop waiting in a loop for more work (OpenMP's habit)
-        return ours()
-
-    return interleave(functools.partial(worker.sample, REST), rested, case.pairs)
+def alike(case: Case, results: str, one: str, other: str, fast: bool) -> bool:
+    """Is the result in the file `other` that of `one`, within the case's tolerance (EXACT of float32 networks)?"""
+    a, b = (torch.load(Path(results) / name) for name in (other, one))
+    exact = not fast and case.dtype == "fast" and not case.alone and not case.trains and "JPEG" not in case.name
+    return close(a, b, EXACT if exact else case.tolerance)
 
 
-@functools.cache
-def operations(case: Case, device: str) -> int:
-    """Floating-point operations of a call of ours, as torch counts them; 0 where the work is not torch's."""
-    counters = Counters()
-    with counters:
-        built(case, device)()
-    return sum(counters.flops.values())
+def measure(case: Case, device: str, fast: str, budget: Budget, say: Callable[[str], None]) -> dict[str, Any]:
+    """The row of a case: its columns, samples by round, cost. ValueError: another result; Deferred: it does not fit."""
+    if budget.left <= 0:
+        raise Deferred(None)
+    begin, fast = time.perf_counter(), "float32" if case.dtype == "float32" or case.alone else fast
+    ours = {"float32": "ours", **({"bfloat16": "ours, fast"} if fast != "float32" else {})}
+    ways = {**{way: dtype for dtype, way in ours.items()}, MANUAL: "float32"}
+    rounds: list[dict[str, list[float]]] = []
+    with tempfile.TemporaryDirectory(prefix="rdfia-bench-") as results, contextlib.ExitStack() as stack:
+        made = Round(case, device, ways, results)
+        stack.callback(made.close)
+        for dtype, way in ours.items():
+            if not alike(case, results, MANUAL, way, fast=dtype != "float32"):
+                raise ValueError(f"{case.name}: our result in {dtype} is not that of {case.against}")
+        best, tried = (MANUAL, {}) if case.alone else choose(made, results, fast)
+        ways |= {best: "float32" if not VARIANTS[best][0] else "bfloat16"}
+        order = list(ways)
+        one = made.pair(order)
+        fixed, call = made.fixed + made.first.get(best, 0) * (best != MANUAL), sum(one.values()) + REST * len(order)
+        many, pairs, seconds = plan(fixed, call, budget.left, min(USUAL, budget.left / max(1, budget.to_go)))
+        say(f"{case}: about {seconds:.0f} s more: {many} rounds of {pairs} pairs, {call:.2g} s a pair")
+        flops = {way: made.of(way).ask("operations", way=way) for way in ours.values()}
+        rounds.append(_sample(made, order, pairs, {way: [value] for way, value in one.items()}))
+    while len(rounds) < many:
+        made = Round(case, device, ways)
+        try:
+            rounds.append(_sample(made, order[:: (1, -1)[len(rounds) % 2]], pairs, {way: [] for way in order}))
+        finally:
+            made.close()
+    columns = {"at the peer's dtype": ("ours", MANUAL)}
+    if not case.alone:
+        columns["each at its best"] = (list(ours.values())[-1], best)
+    shown = {title: _column(case, device, rounds, *sides, fast, flops) for title, sides in columns.items()}
+    wanted = ratio(_pairs(rounds, MANUAL, list(ours.values())[-1]))
+    return {"name": case.name, "against": case.against, "device": device, "batch": case.batch, "unit": case.unit,
+            "threads": torch.get_num_threads(), "columns": shown, "variants tried": tried, "one column": case.alone,
+            "wanted": {"speed-up": wanted.value, "low": wanted.low, "high": wanted.high,
+                       "at least": case.reach.get(device, math.nan)},
+            "samples": rounds, "cost": time.perf_counter() - begin}  # fmt: skip
+
+
+def _sample(made: Round, order: list[str], pairs: int, found: dict[str, list[float]]) -> dict[str, list[float]]:
+    while (n := len(found[order[0]])) < pairs:
+        for way, value in made.pair(order[:: (1, -1)[n % 2]]).items():
+            found[way].append(value)
+    return found
+
+
+def _pairs(rounds: list[dict[str, list[float]]], a: str, b: str) -> list[Pairs]:
+    return [Pairs(np.asarray(one[a]), np.asarray(one[b])) for one in rounds]
+
+
+def _column(case: Case, device: str, rounds: list[dict[str, list[float]]], ours: str, peer: str, fast: str,
+            flops: Mapping[str, int]) -> dict[str, Any]:  # fmt: skip
+    found, dtype = ratio(_pairs(rounds, peer, ours)), fast if ours == "ours, fast" else "float32"
+    said = {"ours": ours, "peer": peer, "dtype": dtype, "seconds": found.b, "peer seconds": found.a,
+            "rate": case.batch / found.b, "peer rate": case.batch / found.a, "speed-up": found.value,
+            "speed-up low": found.low, "speed-up high": found.high, "rounds": found.rounds}  # fmt: skip
+    if flops[ours]:
+        said |= {"share": flops[ours] / found.b / ceilings(device)[dtype], "share wanted": case.ceiling}
+    return said
 
 
 def best_of(call: Call, times: int = 5) -> float:
@@ -118,22 +303,3 @@ def ceilings(device: str) -> dict[str, float]:
     target = torch.empty_like(source)
     found["copy"] = 2 * source.nbytes / best_of(synchronised(lambda: target.copy_(source), device))  # read and written
     return found
-
-
-def information(case: Case, device: str, way: str, seconds: float) -> dict[str, Any]:
-    """What stands beside the time of a way: batch, dtype, rates, share of the ceiling; with ours the speed-up."""
-    dtype = dtype_of(case, device) if way == "ours" else torch.float32
-    name = str(dtype).removeprefix("torch.")
-    said: dict[str, Any] = {"device": device, "way": way if way == "ours" else case.against, "batch": case.batch,
-                            "dtype": name, "unit": case.unit, "rate": case.batch / seconds,
-                            "threads": torch.get_num_threads(),
-                            "TF32": bool(torch.backends.cuda.matmul.allow_tf32)}  # fmt: skip
-    flops = operations(case, device)
-    if flops and way == "ours":
-        said |= {"FLOP/s": flops / seconds, "share": flops / seconds / ceilings(device)[name],
-                 "share wanted": case.ceiling, "ceilings": ceilings(device)}  # fmt: skip
-    if way == "ours":
-        found = ratio(raced(case, device))
-        said |= {"speed-up": found.value, "speed-up low": found.low, "speed-up high": found.high, "pairs": found.pairs,
-                 "wanted": case.reach.get(device, math.nan)}  # fmt: skip
-    return said

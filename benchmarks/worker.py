@@ -128,8 +128,8 @@ def _case(name: str) -> Any:
 def serve(device: str) -> None:
     """Answers `make` (says how many calls a sample has), `sample`, and `pairs`.
 
-    What is made is a row of the gate or its control (`pairs` times it beside the frozen reference), or the peer's way
-    of a benchmark's case.
+    What is made is a row of the gate or its control (`pairs` times it beside the frozen reference). A benchmark's ways
+    are made by `case`, timed by `time`, let go by `drop`; `operations` counts.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -140,25 +140,32 @@ def serve(device: str) -> None:
 
     import torch
 
-    from benchmarks import pairs, references
+    from benchmarks import duel, pairs, references
     from benchmarks.rows import ROWS, synchronised
 
     timed: list[pairs.Sampler] = []
+    cases: dict[str, duel.Way] = {}
     tell({"rows": list(ROWS), "threads": torch.get_num_threads()})
     gc.disable()  # it rests while samples are taken, and runs before a row is made
     for line in sys.stdin:
         asked = json.loads(line)
         try:
             answer: Any = None
-            if asked["what"] == "make":
+            if asked["what"] == "case":
+                cases[asked["way"]] = duel.Way(_case(asked["case"]), device, asked["way"], asked["dtype"])
+                answer = cases[asked["way"]].first(asked["result"])
+            elif asked["what"] == "time":
+                answer = cases[asked["way"]].seconds()
+            elif asked["what"] == "drop":
+                del cases[asked["way"]]
+            elif asked["what"] == "operations":
+                answer = cases[asked["way"]].operations()
+            elif asked["what"] == "make":
                 timed.clear()
                 gc.collect()
                 repeats, slow = asked.get("repeats", 0), asked.get("slowdown", 0.0)
                 if asked.get("row") == "control":
                     ways = [references.control(device), references.control(device)]
-                elif "case" in asked:
-                    case = _case(asked["case"])
-                    ways = list(reversed(case.make(device, torch.float32)))
                 else:
                     row = ROWS[asked["row"]]
                     ways = list(row.make(device))

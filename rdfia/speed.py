@@ -21,19 +21,22 @@ BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueE
 
 @rc_context(STYLE)
 def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """How many times as fast as the peer, a line a case: a dot with its 95% interval, a bar where we wanted to be."""
-    figure, (ax,) = figures.panels(0.55 * len(rows) + 1.2)
+    """How many times as fast as the peer, a line a case: a dot a column with its 95% interval."""
+    figure, (ax,) = figures.panels(0.6 * len(rows) + 1.2)
+    marks = {"at the peer's dtype": (INK, "o", 0.0), "each at its best": (RUST, "s", 0.22)}
     for y, row in enumerate(rows):
-        ax.plot([row["speed-up low"], row["speed-up high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
-        ax.plot(row["speed-up"], y, "o", color=INK, markersize=6, label="measured" if y == 0 else None)
-        ax.plot(row["wanted"], y, "|", color=RUST, markersize=16, markeredgewidth=2.5,
-                label="wanted" if y == 0 else None)  # fmt: skip
-        ax.annotate(f"{row['name']}  {row['speed-up']:.2f}", (0.01, y - 0.22), xycoords=("axes fraction", "data"),
+        for title, column in row["columns"].items():
+            colour, marker, down = marks[title]
+            ax.plot([column["speed-up low"], column["speed-up high"]], 2 * [y + down], color=colour, linewidth=1.6)
+            ax.plot(column["speed-up"], y + down, marker, color=colour, markersize=5, label=title)
+        said = ", ".join(f"{column['speed-up']:.2f}" for column in row["columns"].values())
+        ax.annotate(f"{row['name']}  {said}", (0.01, y - 0.22), xycoords=("axes fraction", "data"),
                     fontsize=8.5, va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})  # fmt: skip
     ax.axvline(1, color="black", linewidth=0.9, linestyle=(0, (1, 2)))
     ax.set(xscale="log", yticks=[], ylim=(len(rows) - 0.5, -0.9), xlabel="times as fast as the peer (log scale)")
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
-    figure.legend(loc="outside lower center", ncols=2)
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -68,19 +71,27 @@ def benchmarks(folder: Path) -> str:
     try:
         run = store.read_json(folder / "benchmarks.json")
         rows, where = run["rows"], run["environment"]
-        ours = [row for row in rows if "speed-up" in row]
         html = f"<p>{escape(str(where['cpu'] if where['device'] == 'cpu' else where['accelerator']))}, "
+        if simulated := where.get("ATEN_CPU_CAPABILITY"):
+            html += f"made to run with {escape(str(simulated))} only, "
         html += f"{where['threads']} threads, torch {escape(str(where['torch']))}, {escape(str(where['date']))}. The "
         html += "peer runs in a process of its own, timed in turn with ours; before, the two results are compared. "
         html += "A share of the matrix product may pass 1: a convolution reads less memory for its arithmetic.</p>"
         if where["device"] == "cpu":
             html += "<p>Nothing here was measured on a CUDA device; <code>--device cuda</code> does that.</p>"
-        if ours:
-            caption = "Times as fast as the peer: median of the pairs' ratios with its 95% bootstrap interval."
-            html += _figure(folder, "speed-ratios", speedups(ours), caption)
-        lines = [[row["name"], row["way"], row["dtype"], row["seconds"], row["rate"], row["unit"], row.get("share", "")]
-                 for row in rows]  # fmt: skip
-        html += table(("work", "way", "dtype", "seconds a call", "a second", "of", "of the matrix product"), lines)
+        if rows:
+            caption = "Times as fast as the peer, with the 95% interval over rounds of new processes."
+            html += _figure(folder, "speed-ratios", speedups(rows), caption)
+        lines = [[row["name"], row["against"], title, column["dtype"], column["peer"], column["seconds"],
+                  column["peer seconds"], column["speed-up"], column["speed-up low"], column["speed-up high"],
+                  column["rounds"], column.get("share", "")]
+                 for row in rows for title, column in row["columns"].items()]  # fmt: skip
+        html += table(("work", "peer", "column", "our dtype", "the peer", "seconds, ours", "the peer's",
+                       "times as fast", "from", "to", "rounds", "of the matrix product"), lines)  # fmt: skip
+        html += "".join(f"<p class=small>{escape(row['name'])}: one column; {escape(row['one column'])}.</p>"
+                        for row in rows if row["one column"])  # fmt: skip
+        html += "".join(f"<p class=small>{escape(name)}: {escape(why)}</p>"
+                        for name, why in run.get("deferred", {}).items())  # fmt: skip
         if kept := run.get("bfloat16"):
             html += "<p>A faster dtype counts only where results hold. Claims of committed runs on bfloat16 beside "
             html += "float32; the scores of TME 9 and 10 are those of networks trained in bfloat16 throughout.</p>"

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import counters, gate
+from benchmarks import counters, duel, gate
 from benchmarks.gate import judge
-from benchmarks.pairs import Pairs, Sampler, _lower_quartile, interleave, light, limits, ratio
+from benchmarks.pairs import Pairs, Replay, Sampler, _lower_quartile, interleave, light, limits, ratio
 from benchmarks.session import GateRun
 from benchmarks.worker import Worker, WorkerError
 from tests.support.tolerances import assert_close
@@ -168,16 +168,51 @@ def test_samples_are_taken_in_turn_and_the_collector_rests() -> None:
     found = interleave(way("a"), way("b"), 4)
     assert "".join(order) == "abbaabba"
     assert gc.isenabled()
-    assert ratio(found)[:3] == (2.0, 2.0, 2.0)
+    assert found.logs.tolist() == 4 * [math.log(2)]
 
 
-def test_the_interval_of_a_ratio_holds_it() -> None:
+@pytest.mark.parametrize("bias", [0.0, 0.05])
+@pytest.mark.parametrize("n", [duel.LEAST, duel.MOST])
+def test_the_interval_of_a_ratio_holds_it(n: int, bias: float) -> None:
+    """Also where a process is faster for life: its pairs are not independent, and the round is the unit."""
     stream, inside = np.random.default_rng(3), 0
-    for _ in range(100):
-        one = one_round(stream, bias=0.0)
-        _, low, high, _ = ratio(Pairs(1.3 * one.a, one.b))
-        inside += low <= 1.3 <= high
-    assert inside >= 85
+    for _ in range(400):
+        found = ratio([Pairs(1.3 * one.a, one.b) for one in (one_round(stream, bias=bias) for _ in range(n))])
+        assert found.a / found.b == pytest.approx(found.value)  # the seconds shown are of the same samples
+        inside += found.low <= 1.3 <= found.high
+    assert 0.92 < inside / 400 < 0.98  # 0.95, four standard errors of 400 draws at most: 0.044 with the cut
+
+
+def test_pairs_of_one_process_would_be_overconfident() -> None:
+    """The planted fault: the pairs of one process in the place of rounds."""
+    stream, inside = np.random.default_rng(3), 0
+    for _ in range(400):
+        one = one_round(stream, bias=0.05)
+        found = ratio([Pairs(1.3 * a[None], b[None]) for a, b in zip(one.a, one.b, strict=True)])
+        inside += found.low <= 1.3 <= found.high
+    assert inside / 400 < 0.8
+
+
+def test_a_budget_lowers_rounds_and_pairs_and_then_defers() -> None:
+    assert duel.plan(5, 1, math.inf, 60)[:2] == (5, 6)
+    assert duel.plan(5, 1, 40, 40)[0] in (3, 4, 5)
+    assert duel.plan(5, 1, 40, 40)[2] <= 40
+    assert duel.plan(5, 1, 13, 1) == (3, 1, 12)  # beyond its share, the least that an interval needs
+    with pytest.raises(duel.Deferred) as found:
+        duel.plan(5, 1, 11, 60)
+    assert found.value.args == (12,)
+    budget = duel.Budget(0.0)
+    assert "would take about 12 s more" in budget.defer("row", 12)
+    assert budget.deferred.keys() == {"row"}
+    with pytest.raises(duel.Deferred):
+        duel.measure(duel.Case("no", "", lambda *_: None, 0, 1, "", {}), "cpu", "float32", budget, print)  # type: ignore
+
+
+def test_samples_are_replayed_and_not_timed_again(benchmark: Any) -> None:
+    replay = Replay()
+    benchmark._timer = replay.clock
+    replay.show(benchmark, [0.5, 2.0])
+    assert benchmark.stats.stats.data == [0.5, 2.0]
 
 
 def test_statuses_are_apart_from_pytests_own() -> None:
