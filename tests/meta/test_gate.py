@@ -180,7 +180,7 @@ def test_the_interval_of_a_ratio_holds_it(n: int, bias: float) -> None:
         found = ratio([Pairs(1.3 * one.a, one.b) for one in (one_round(stream, bias=bias) for _ in range(n))])
         assert found.a / found.b == pytest.approx(found.value)  # the seconds shown are of the same samples
         inside += found.low <= 1.3 <= found.high
-    assert 0.92 < inside / 400 < 0.98  # 0.95, four standard errors of 400 draws at most: 0.044 with the cut
+    assert 0.92 < inside / 400 < 0.98  # 0.95, and 2.75 standard errors of 400 draws to each side
 
 
 def test_pairs_of_one_process_would_be_overconfident() -> None:
