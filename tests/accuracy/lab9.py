@@ -90,10 +90,16 @@ def _beyond(base: GanConfig) -> dict[str, GanConfig]:
 
 
 def _study(settings: dict[str, GanConfig], numbers: range, window: Sequence[int], before: Sequence[int]) -> list[Run]:
-    def at(config: GanConfig) -> list[int]:
-        return [n // config.nb_update_G for n in (*before, *window)]
+    return [run for name, config in settings.items()
+            for run in seeds(_file(name), config, numbers, judged_at(config, window, before))]  # fmt: skip
 
-    return [run for name, config in settings.items() for run in seeds(_file(name), config, numbers, at(config))]
+
+def judged_at(config: GanConfig, window: Sequence[int], before: Sequence[int] = ()) -> list[int]:
+    """Steps of a run at which a window lies, which is given in updates of G and ends where a run of the default does.
+
+    A run of fewer updates has it at the same shares of its own.
+    """
+    return [n * config.steps // window[-1] for n in (*before, *window)]
 
 
 def _file(name: str) -> str:
@@ -309,8 +315,7 @@ class Bench:
         """A score of each run, the median over the window (in updates of G); the worst there is if it diverged."""
         found, worst = [], np.inf if name in ("frechet", "kid") else 0.0
         for run in runs:
-            steps = [n // run.config.nb_update_G for n in window]
-            found.append(studies.final(self.run(run), name, steps, worst))
+            found.append(studies.final(self.run(run), name, judged_at(run.config, window), worst))
         return found
 
     def losses(self, run: Run) -> Tensor:

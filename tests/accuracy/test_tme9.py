@@ -308,7 +308,9 @@ def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
             "share of steps with Loss_D nearly 0": pair.near_zero(),
             "way to real images": pair.way(),
             "real images": bench.real,
-            "updates of G that are judged (median)": pair.window,
+            "updates of G that are judged (median)": [
+                step * pair.runs[0].config.nb_update_G for step in lab9.judged_at(pair.runs[0].config, pair.window)
+            ],
             "diverged": [text for text in diverged if text],
             "seconds a run": [bench.run(run)["seconds"] for run in pair.runs],
             "origin": origins(bench, [*pair.runs, *pair.default]),

@@ -23,25 +23,25 @@ def machine_speed(device: str, dtype: Any) -> float:
     """GFLOP/s in `dtype`, the geometric mean of a matrix product and a convolution; measuring takes about a second."""
     import torch
 
-    def rate(call: Callable[[], Any], operations: float) -> float:
-        found, end = math.inf, time.perf_counter() + 0.4
-        call()
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            found = min(found, time.perf_counter() - start)
-        return operations / found / 1e9 if math.isfinite(found) else operations / 0.4 / 1e9
-
     stream = torch.Generator().manual_seed(0)
+    a = torch.randn(1024, 1024, generator=stream).to(device, dtype)
+    x = torch.randn(8, 64, 56, 56, generator=stream).to(device, dtype).to(memory_format=torch.channels_last)
+    w = torch.randn(64, 64, 3, 3, generator=stream).to(device, dtype).to(memory_format=torch.channels_last)
+    work: dict[Callable[[], Any], float] = {
+        lambda: a @ a: 2 * 1024**3, lambda: torch.conv2d(x, w, padding=1): 2 * 8 * 56 * 56 * 64 * 64 * 9,
+    }  # fmt: skip
+    least, end = dict.fromkeys(work, math.inf), time.perf_counter() + 1
     with torch.inference_mode():
-        a = torch.randn(1024, 1024, generator=stream).to(device, dtype)
-        x = torch.randn(8, 64, 56, 56, generator=stream).to(device, dtype).to(memory_format=torch.channels_last)
-        w = torch.randn(64, 64, 3, 3, generator=stream).to(device, dtype).to(memory_format=torch.channels_last)
-        product = rate(lambda: a @ a, 2 * 1024**3)
-        convolution = rate(lambda: torch.conv2d(x, w, padding=1), 2 * 8 * 56 * 56 * 64 * 64 * 9)
-    return math.sqrt(product * convolution)
+        for call in work:
+            call()
+        while time.perf_counter() < end or math.inf in least.values():
+            for call in work:  # in turn: a busy moment slows both, and the least of each is of a quiet one
+                start = time.perf_counter()
+                call()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                least[call] = min(least[call], time.perf_counter() - start)
+    return math.prod(work[call] / least[call] / 1e9 for call in work) ** (1 / len(work))
 
 
 @dataclass
@@ -154,9 +154,10 @@ class Budget:
     def pace(self, checks: Sequence[str]) -> float:
         """How much slower than expected this session is, of what has ended; few seconds say little of the rest."""
         whole = sum({part: s for check in checks for part, s in self._parts(check).items()}.values())
-        expected = sum(self._rows["own"].get(check, 0.0) for check in self.finished)
+        ran = [check for check in self.finished if check in self._rows["own"] and not self.gone(check)]
+        expected = sum(self._rows["own"][check] for check in ran)
         expected += sum(self._rows["pieces"].get(name, 0.0) for name in self.clock.pieces)
-        took = sum(self.clock.own.get(check, 0.0) for check in self.finished if check in self._rows["own"])
+        took = sum(self.clock.own.get(check, 0.0) for check in ran)
         took += sum(seconds for name, seconds in self.clock.pieces.items() if name in self._rows["pieces"])
         prior = max(PRIOR * whole, 1e-9)
         return (max(took, 0.0) + prior) / (expected + prior)

@@ -103,6 +103,8 @@ def test_a_check_that_lacks_an_asset_takes_no_time_from_the_others() -> None:
     found = Budget(COSTS, "cpu float32", lambda: 1.0, 50 / 60 / RESERVE, Time(), lambda check: check.startswith("tme7"))
     assert found.seconds(ALL) == pytest.approx(35)
     assert found.fits(ALL, {}, LABS) == set(ALL)  # the two of TME 7 will say what is missing
+    found.finished |= {"tme7.a", "tme7.b"}  # both said so at once, which says nothing of the pace
+    assert found.seconds(["tme9.c", "tme9.d"]) == pytest.approx(35)
 
 
 def test_costs_are_learned_and_come_back() -> None:
