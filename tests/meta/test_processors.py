@@ -52,6 +52,7 @@ class Planted:
         ([], [junit(a="passed")] * 2, 1, 1, "1 passed (exit 1)"),
         ([], [junit(a="passed"), None], 0, 1, "nothing ran"),
         (["--claims"], [records(q1="reproduced")] * 2, 0, 0, "No outcome differs."),
+        (["--claims"], [records(q1="reproduced"), records(q1="deferred")], 0, 0, "| 1 deferred | 0 |"),
         (["--claims"], [records(q1="reproduced"), records(q1="contradicted")], 0, 1,
          "`q1`: reproduced in default, measured 10; contradicted in avx2, measured 12"),
     ],

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdfia import store
+from tests.support import same_answer
 
 ROOT = Path(__file__).parents[2]
 TESTS, CLAIMS = "not accuracy and not faults", "accuracy"
@@ -67,8 +68,8 @@ def read_junit(path: Path) -> dict[str, str]:
 
 def read_claims(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """(claim -> verdict, claim -> what was measured), from a claims.json; empty where there is none."""
-    records = store.read_json(path)["records"] if path.exists() else []
-    return {r["key"]: r["verdict"] for r in records}, {r["key"]: r["measured"] for r in records}
+    run = store.read_json(path) if path.exists() else {"records": []}
+    return same_answer.verdicts(run), {record["key"]: record["measured"] for record in run["records"]}
 
 
 def run_in(name: str, variables: Mapping[str, str], folder: Path, arguments: Sequence[str], claims: bool) -> Result:
@@ -98,18 +99,19 @@ def compare(results: Mapping[str, Result]) -> tuple[list[str], bool]:
     lines = ["| environment | variables | outcome | differs | seconds |", "| --- | --- | --- | --- | --- |"]
     notes: list[str] = []
     for name, result in results.items():
-        a, b = results[first].outcomes, result.outcomes
-        moved = [key for key in dict.fromkeys([*a, *b]) if a.get(key, "absent") != b.get(key, "absent")]
-        counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(Counter(b.values()).items())) or "nothing ran"
+        moved = same_answer.moved(results[first].outcomes, result.outcomes)
+        counts = Counter(result.outcomes.values())
+        said = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())) or "nothing ran"
         variables = " ".join(f"`{key}={value}`" for key, value in ENVIRONMENTS.get(name, {}).items())
         exit_status = "" if result.status == 0 else f" (exit {result.status})"
-        lines.append(f"| {name} | {variables} | {counts}{exit_status} | {len(moved)} | {result.seconds:.0f} |")
-        for key in moved:
+        lines.append(f"| {name} | {variables} | {said}{exit_status} | {len(moved)} | {result.seconds:.0f} |")
+        for key, outcomes in moved:
             values = [f", measured {r.values[key]}"[:120] if key in r.values else "" for r in (results[first], result)]
-            where = zip((a, b), (first, name), values, strict=True)
-            notes.append(f"- `{key}`: " + "; ".join(f"{o.get(key, 'absent')} in {n}{v}" for o, n, v in where))
-        notes += [f"- `{key}`: {outcome} in {name}" for key, outcome in b.items()
-                  if outcome in ("failed", "error") and key not in moved]  # fmt: skip
+            where = zip(outcomes, (first, name), values, strict=True)
+            notes.append(f"- `{key}`: " + "; ".join(f"{outcome} in {n}{v}" for outcome, n, v in where))
+        named = {key for key, _ in moved}
+        notes += [f"- `{key}`: {outcome} in {name}" for key, outcome in result.outcomes.items()
+                  if outcome in ("failed", "error") and key not in named]  # fmt: skip
     green = not notes and all(result.status == 0 and result.outcomes for result in results.values())
     return [*lines, "", *(notes or ["No outcome differs."])], green
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,28 +36,29 @@ def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
 
 
 class Moved(NamedTuple):
-    """A claim whose verdict is another one in the second run; "absent" where a run has no record of it."""
+    """What came out otherwise in the second run; "absent" where a run has nothing of it."""
 
     key: str
-    verdicts: tuple[str, str]
-    measured: tuple[Any, Any]
+    outcomes: tuple[str, str]
 
 
-def moved(a: dict[str, Any], b: dict[str, Any]) -> list[Moved]:
-    """The claims of two claims.json whose verdicts differ, in the order of the first; values are not compared."""
-    first, second = ({record["key"]: record for record in run["records"]} for run in (a, b))
-    absent = {"verdict": "absent", "measured": None}
-    pairs = {key: (first.get(key, absent), second.get(key, absent)) for key in (*first, *second)}
-    return [Moved(key, (one["verdict"], other["verdict"]), (one["measured"], other["measured"]))
-            for key, (one, other) in pairs.items() if one["verdict"] != other["verdict"]]  # fmt: skip
+def moved(first: Mapping[str, str], second: Mapping[str, str]) -> list[Moved]:
+    """The tests or claims whose outcomes differ, in the order of the first. One that was deferred has no outcome."""
+    pairs = {key: (first.get(key, "absent"), second.get(key, "absent")) for key in (*first, *second)}
+    return [Moved(key, pair) for key, pair in pairs.items() if pair[0] != pair[1] and "deferred" not in pair]
+
+
+def verdicts(run: Mapping[str, Any]) -> dict[str, str]:
+    """The verdicts of a claims.json by the claims' keys."""
+    return {record["key"]: record["verdict"] for record in run["records"]}
 
 
 def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
     """The conditions that differ (processor, dtype, threads, versions), then the verdicts, a line each."""
     yield from (f"condition {line.removeprefix('/')}" for line in differences(a["environment"], b["environment"]))
-    for key, verdicts, measured in moved(a, b):
-        values = " and ".join(str(value)[:80] for value in measured)
-        yield f"{key}: {verdicts[0]!r} and {verdicts[1]!r}; measured {values}"
+    measured = [{record["key"]: record["measured"] for record in run["records"]} for run in (a, b)]
+    for key, (one, other) in moved(verdicts(a), verdicts(b)):
+        yield f"{key}: {one!r} and {other!r}; measured {' and '.join(str(m.get(key))[:80] for m in measured)}"
 
 
 def main(*words: str) -> int:
@@ -67,7 +68,7 @@ def main(*words: str) -> int:
         raise SystemExit("expected two folders with a claims.json each: same_answer [--outcomes] reports/a reports/b")
     a, b = (store.read_json(folder / "claims.json") for folder in folders)
     lines = list(outcomes(a, b) if by_outcome else differences(a, b))
-    count = len(moved(a, b)) if by_outcome else len(lines)
+    count = len(moved(verdicts(a), verdicts(b))) if by_outcome else len(lines)
     what = "verdicts differ" if by_outcome else "differences but for times"
     keys = {record["key"] for run in (a, b) for record in run["records"]}
     print(*lines, f"{count} {what}, in {len(keys)} records", sep="\n")
