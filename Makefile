@@ -1,6 +1,6 @@
 # Aliases: pytest is the interface (see README.md). The first target sets up .venv once; after that they only run.
 #   make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]     make test     make faults [PROFILE=full]     make lint     make clean
-#   make gate [BASE=commit]     make bench     With MINUTES=n report and faults defer what does not fit.
+#   make gate [BASE=commit]     make bench     With MINUTES=n report, faults and bench defer what does not fit.
 # RDFIA_ASSETS=<directory>, RDFIA_OFFLINE=1 and RDFIA_CACHE=<directory> reach the program through the environment.
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +37,7 @@ gate: $(STAMP)
 	@$(BIN)/python -m pytest -m gate --device $(DEVICE) $(if $(BASE),--base $(BASE))
 
 bench: $(STAMP)
-	@$(BIN)/python -m pytest --benchmark-only --device $(DEVICE)
+	@$(BIN)/python -m pytest --benchmark-only --device $(DEVICE) $(LIMIT)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -68,7 +68,7 @@ def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
 
 def late(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
     taps = {tap: tap_paths("vgg16")[tap] for tap in LATE}
-    extract, pixels = references.extractor(prepare(vgg16(device)), list(taps.values())), _pixels(device)
+    extract, pixels = references.extractor(vgg16(device), list(taps.values()), prepare), _pixels(device)
     return _ours(device, dtype, taps), lambda: list(extract(pixels).values())
 
 
@@ -82,8 +82,8 @@ def _cut(network: Any, path: str) -> nn.Sequential:
 
 
 def table1(device: str, dtype: torch.dtype, prepare: Prepare, taps: dict[str, str]) -> tuple[Call, Call]:
-    network, pixels = prepare(vgg16(device)), _pixels(device)
-    lab = references.truncated([_cut(network, path) for path in taps.values()])
+    network, pixels = vgg16(device), _pixels(device)
+    lab = references.truncated([prepare(_cut(network, path)) for path in taps.values()])
     return _ours(device, dtype, taps), lambda: lab(pixels)
 
 
@@ -99,7 +99,7 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
     scaled = [transforms.Resize((224, 224)), transforms.ToTensor()]
     normalised = transforms.Compose([*scaled, transforms.Normalize(references.MEAN, references.STD)])
     data = datasets.ImageFolder(root, normalised)
-    cut = _cut(prepare(network), "features.30")
+    cut = prepare(_cut(network, "features.30"))
 
     def ours() -> list[Tensor]:
         options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": BATCH}

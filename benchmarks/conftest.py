@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +12,14 @@ import pytest
 import torch
 
 from benchmarks import bench_tme7, bench_tme8, bench_tme9, counters
-from benchmarks.duel import Budget, Case, Deferred, ceilings, fast_dtype, measure
+from benchmarks.duel import Budget, Case, Deferred, ceilings, measure
 from benchmarks.gate import ROOT, Finding, Race, checkout
 from benchmarks.pairs import REPLAY
 from benchmarks.rows import ROWS
 from benchmarks.session import GateRun
 from rdfia import machine, store
 from rdfia.claims import Ledger, show
+from rdfia.features import fast_dtype
 
 LABS = (bench_tme7.CASES, bench_tme8.CASES, bench_tme9.CASES)  # in each the order of worth
 
@@ -112,8 +112,8 @@ def bench(benchmark: Any, device: str, request: pytest.FixtureRequest) -> Callab
     def run(case: Case, way: str) -> None:
         if case.name not in rows and case.name not in budget.deferred:
             try:
-                rows[case.name] = measure(case, device, fast_dtype(device, config.getoption("--dtype", "auto")),
-                                          budget, say)  # fmt: skip
+                fast = str(fast_dtype(device)).removeprefix("torch.")
+                rows[case.name] = measure(case, device, fast, budget, say)
             except Deferred as error:
                 say(f"{case}: {budget.defer(case.name, error.args[0])}")
             budget.to_go -= 1
@@ -172,9 +172,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
     folder, device = ROOT / session.config.getoption("--output"), rows[0]["device"] if rows else "cpu"
     where = machine.environment(ROOT, device, "benchmarks")
-    limits = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # what simulates another processor
-    where |= {"capability of torch": torch.backends.cpu.get_cpu_capability(),
-              **{name: os.environ[name] for name in limits if name in os.environ}}
     store.write_json(folder / "benchmarks.json", {"rows": rows, "growth": growth, "start": start,
                                                     "bfloat16": precision(), "environment": where,
                                                   "ceilings": ceilings(device) if rows else {},

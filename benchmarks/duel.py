@@ -34,7 +34,9 @@ TIMED = [pytest.mark.timeout(900), pytest.mark.benchmark(timer=REPLAY.clock)]  #
 MANUAL = "as its manual has it"
 VARIANTS = {MANUAL: (False, False), "channels-last": (False, True), "autocast": (True, False),
             "autocast, channels-last": (True, True)}  # fmt: skip
+COMPILED = ", torch.compile"  # of whichever of these is the fastest
 LEAST, MOST, PAIRS, SAMPLED = 3, 5, 8, 6.0  # rounds; pairs of a round at most; seconds that a round samples for
+COMPILES = 120.0  # seconds of --minutes that a row has to have for torch.compile to be tried
 USUAL = 60.0  # seconds over which a row takes no more than the least of rounds and pairs
 EXACT = 1e-3  # of float32 beside float32, where the case does not say more
 
@@ -59,24 +61,19 @@ class Case:
         return self.name
 
 
-def fast_dtype(device: str, asked: str = "auto") -> str:
-    """The fast dtype's name, as `features.fast_dtype`, but float32 where torch runs without AVX-512."""
-    from rdfia import features
-
-    if asked != "auto":
-        return asked
-    limited = device == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
-    return "float32" if limited else str(features.fast_dtype(device)).removeprefix("torch.")
-
-
 class Way:
-    """One way of a case in this process: "ours", or one of VARIANTS of the peer's; `dtype` is ours, or autocast's."""
+    """One way of a case in this process: "ours", or a variant of the peer's; `dtype` is ours, or autocast's."""
 
     def __init__(self, case: Case, device: str, way: str, dtype: str) -> None:
-        mine, (autocast, last) = way.startswith("ours"), VARIANTS.get(way, (False, False))
+        mine, (autocast, last) = way.startswith("ours"), VARIANTS.get(way.removesuffix(COMPILED), (False, False))
 
         def prepare(network: Any) -> Any:
-            return copy.deepcopy(network).to(memory_format=torch.channels_last) if last else network
+            if not last and not way.endswith(COMPILED):
+                return network
+            network = copy.deepcopy(network).to(memory_format=torch.channels_last if last else torch.preserve_format)
+            if way.endswith(COMPILED):
+                network.compile(dynamic=False)
+            return network
 
         made = case.make(device, getattr(torch, dtype) if mine else torch.float32, prepare)
         call = made[0 if mine else 1]
@@ -188,29 +185,40 @@ class Round:
             worker.close()
 
 
-def choose(made: Round, results: str, fast: str) -> tuple[str, dict[str, str]]:
-    """The fastest of the peer's variants by one call each whose result is the manual's, and what each came to."""
-    best, said = MANUAL, {}
+def choose(made: Round, results: str, fast: str, share: float) -> tuple[str, dict[str, str]]:
+    """The fastest of the peer's variants by one call each whose result is the manual's, and what each came to.
+
+    `share`: seconds that this row has.
+    """
     seconds = {MANUAL: float(made.of("peer").ask("time", way=MANUAL))}
-    said[MANUAL] = f"{seconds[MANUAL]:.3g} s"
-    for way, (autocast, _) in VARIANTS.items():
-        if way == MANUAL or (autocast and fast == "float32"):  # no native bfloat16: slower, and by much
-            continue
+    said = {MANUAL: f"{seconds[MANUAL]:.3g} s"}
+
+    def fastest() -> str:
+        return min(seconds, key=lambda way: seconds[way])
+
+    def attempt(way: str, autocast: bool) -> None:
+        slower = fastest()
         try:
             made.add(way, "bfloat16", results)
         except WorkerError as error:
             said[way] = f"cannot run: {error}"[:200]
-            continue
-        if not alike(made.case, results, MANUAL, way, fast=autocast):
-            said[way] = "another result"
-        else:
+            return
+        if alike(made.case, results, MANUAL, way, fast=autocast):
             seconds[way] = float(made.of("peer").ask("time", way=way))
             said[way] = f"{seconds[way]:.3g} s"
-            if seconds[way] < seconds[best]:
-                best, way = way, best
-        if way != MANUAL:
-            made.of("peer").ask("drop", way=way)
-    return best, said
+        else:
+            said[way] = "another result"
+        if (slower := slower if fastest() == way else way) != MANUAL:
+            made.of("peer").ask("drop", way=slower)
+
+    for way, (autocast, _) in VARIANTS.items():
+        if way != MANUAL and not (autocast and fast == "float32"):  # no native bfloat16: slower, and by much
+            attempt(way, autocast)
+    if share >= COMPILES:
+        attempt(fastest() + COMPILED, VARIANTS[fastest()][0])
+    else:
+        said[fastest() + COMPILED] = f"not tried: it wants {COMPILES:.0f} s of --minutes for each row"
+    return fastest(), said
 
 
 def alike(case: Case, results: str, one: str, other: str, fast: bool) -> bool:
@@ -234,8 +242,8 @@ def measure(case: Case, device: str, fast: str, budget: Budget, say: Callable[[s
         for dtype, way in ours.items():
             if not alike(case, results, MANUAL, way, fast=dtype != "float32"):
                 raise ValueError(f"{case.name}: our result in {dtype} is not that of {case.against}")
-        best, tried = (MANUAL, {}) if case.alone else choose(made, results, fast)
-        ways |= {best: "float32" if not VARIANTS[best][0] else "bfloat16"}
+        best, tried = (MANUAL, {}) if case.alone else choose(made, results, fast, budget.left / max(1, budget.to_go))
+        ways |= {best: "bfloat16" if VARIANTS[best.removesuffix(COMPILED)][0] else "float32"}
         order = list(ways)
         one = made.pair(order)
         fixed, call = made.fixed + made.first.get(best, 0) * (best != MANUAL), sum(one.values()) + REST * len(order)

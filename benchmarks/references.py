@@ -33,9 +33,11 @@ def normalised(pixels: Tensor) -> Tensor:
     return transforms.functional.normalize(pixels.float() / 255, MEAN, STD)
 
 
-def extractor(module: nn.Module, paths: Sequence[str]) -> Callable[[Tensor], dict[str, Tensor]]:
-    """torchvision's feature extractor, eager: all layers in one pass."""
-    extract = create_feature_extractor(module.eval(), {path: path for path in paths})
+def extractor(
+    module: nn.Module, paths: Sequence[str], prepare: Callable[[Any], Any] = lambda network: network
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """torchvision's feature extractor: all layers in one pass; `prepare` changes the network that runs."""
+    extract = prepare(create_feature_extractor(module.eval(), {path: path for path in paths}))
 
     def call(pixels: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

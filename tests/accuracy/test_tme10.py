@@ -1,7 +1,9 @@
 """TME 10: cDCGAN and cGAN on MNIST, judged by a classifier that reads their digits (report 4).
 
-The long runs (7,812 and 11,718 steps) and the comparison over four seeds (1,500 steps) belong to the full profile; a
-short one (300 steps) runs in every profile and has pins of its own. Runs and levels stand in lab9.py.
+The long runs (7,812 and 11,718 steps) and the comparison over four seeds (1,500 steps) belong to the full profile. A
+short one (100 steps; cGAN 300) runs in every profile and has pins of its own: one seed, and only what later steps make
+surer. What D without y does is not among them: on digits the label says nothing after 200 steps, 0.9 nats after 300.
+Runs and levels stand in lab9.py.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ NOTHING = 0.1  # and at most this many nats that the label says of the digit, of
 NOISE_UNTIL = (4_000, 6_000)  # "until about 5,000"
 EARLY_STEP = 50  # "noise at first"
 ONE_PICTURE = 0.05  # images of a label that differ by less, in 0..1, are one picture (real digits of a class: 0.3)
-# Early in a run a step says little, and so does a processor's rounding: rules with room.
-SOME, LOST, SHARE = 0.25, 0.2, 0.25  # read as asked; condition lost; what the label says without y in D, of with
+# Early in a run a step says little, and so does a processor's rounding: a rule with room.
+SOME = 0.25  # read as asked
 
 claim_of = pytest.mark.claim
 slow = pytest.mark.timeout(6 * 3600)
@@ -383,30 +385,23 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
 
 # --- the same in short ----------------------------------------------------------------------------------------------
 
-Check = Callable[[dict[str, float], dict[str, float]], bool]
+Check = Callable[[dict[str, float]], bool]
 SHORT: list[tuple[str, str, str, str, Check]] = [
     (
         "tme10.q10.cdcgan",
         "reads as asked",
         "cdcgan",
         f"{SOME} or more read as asked (chance: 0.1)",
-        lambda row, _: row["accuracy"] >= SOME,
+        lambda row: row["accuracy"] >= SOME,
     ),
     (
         "tme10.q10.cdcgan",
         "not noise",
         "cdcgan",
         f"density {lab9.NOISE} or more",
-        lambda row, _: level(row) != "noise",
+        lambda row: level(row) != "noise",
     ),
-    (
-        "tme10.q11.label",
-        "the condition is lost",
-        "cdcgan no y in D",
-        f"accuracy {LOST} at most, the label saying at most {SHARE:.0%} of what it says with y in D",
-        lambda row, conv: row["accuracy"] <= LOST and row["information"] <= SHARE * conv["information"],
-    ),
-    ("tme10.q12.cgan", "noise", "cgan", f"density under {lab9.NOISE}", lambda row, _: level(row) == "noise"),
+    ("tme10.q12.cgan", "noise", "cgan", f"density under {lab9.NOISE}", lambda row: level(row) == "noise"),
 ]
 
 
@@ -423,32 +418,28 @@ def test_in_short(claim: Any, gans: Gans, title: str, what: str, network: str, e
     if (bench := gans(title, short=True)) is None:
         return
     names = ("accuracy", "information", "frechet", "density", "coverage")
-    found = {
-        net: {name: bench.values(named(lab9.SHORT_PAIR, f"short {net}"), name, lab9.SHORT_WINDOW)[0] for name in names}
-        for net in {network, "cdcgan"}
-    }
     (run,) = named(lab9.SHORT_PAIR, f"short {network}")
+    found = {name: bench.values([run], name, lab9.SHORT_WINDOW)[0] for name in names}
     if what == next(row[1] for row in SHORT if row[2] == network):  # once a network
         claim.figure(
             f"figure{19 if network == 'cgan' else 17}-{bench.setup.asset}-{run.name}",
             figures.image_grid(bench.grid(run), rows=[str(digit) for digit in range(10)]),
-            f"{NAMES[network]} after {lab9.SHORT} steps on {title}, a row a digit, a column a noise.",
+            f"{NAMES[network]} after {run.config.steps} steps on {title}, a row a digit, a column a noise.",
             "Digits early in a run.",
         )
     claim.measured(
-        {SAID.get(name, name): value for name, value in found[network].items()},
+        {SAID.get(name, name): value for name, value in found.items()},
         expected=expected,
-        holds=check(found[network], found["cdcgan"]),
-        tolerance=f"median over steps {', '.join(map(str, lab9.SHORT_WINDOW))} of one seed",
+        holds=check(found),
+        tolerance=f"median over steps {', '.join(map(str, run.snapshots))} of one seed",
         margin=margins.ONE_RUN,
         evidence={
-            "cdcgan": found["cdcgan"],
             "real images": bench.real,
             "health": bench.run(run)["health"],
             "seconds of training": bench.run(run)["seconds"],
         },
         **bench.record(
-            note=f"{lab9.SHORT} steps: early in a run.",
+            note=f"{run.config.steps} steps: early in a run.",
             protocol=bench.setup.protocol
             if network == "cgan"
             else "substitute",  # the other sentences are of later steps
