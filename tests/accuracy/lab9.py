@@ -32,13 +32,14 @@ class Setup:
     protocol: str
     channels: int
     generated: int
+    reading: int = 800  # steps in which the classifier of its digits is trained
 
 
 SETUPS = {
     "CelebA": Setup("celeba-32", "report", 3, 4_000),
     "CIFAR-10": Setup("cifar10-train", "substitute", 3, 4_000),
     "MNIST": Setup("mnist", "report", 1, 5_000),
-    "digits": Setup("digits", "substitute", 1, 1_000),
+    "digits": Setup("digits", "substitute", 1, 1_000, reading=300),
 }
 
 INSTEAD_OF = {  # what a data set stands in for, by lab
@@ -194,7 +195,8 @@ class Bench:
         if self.y is not None:
             dtype = fast_dtype(self.device)  # it has seen the images that G is trained on, and scores them alike
             kept = self.evidence if self.full and self.title == "MNIST" else None  # where its rows are: one reader
-            reader = gan_scores.digit_classifier(self.x, self.y, folder=kept, device=self.device, dtype=dtype)
+            recipe: dict[str, Any] = {"steps": self.setup.reading, "dtype": dtype}
+            reader = gan_scores.digit_classifier(self.x, self.y, folder=kept, device=self.device, **recipe)
             return lambda x: gan_scores.features_of(reader, x)
         net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
         net, normalise = net.features.to(self.device), images.CROP.normalise

@@ -88,7 +88,8 @@ class Planted(Bench):
 
 def pair(mine: list[dict[str, float]], default: list[dict[str, float]]) -> Pair:
     bench = Planted(mine=mine, default=default)
-    runs = {n: [lab9.Run(f"{n}-{i}", lab9.DCGAN, lab9.WINDOW) for i in range(len(v))] for n, v in bench.planted.items()}
+    config = replace(lab9.DCGAN, steps=lab9.STEPS)
+    runs = {n: [lab9.Run(f"{n}-{i}", config, lab9.WINDOW) for i in range(len(v))] for n, v in bench.planted.items()}
     return Pair(bench, runs["mine"], runs["default"], lab9.WINDOW)
 
 
