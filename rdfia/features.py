@@ -25,8 +25,8 @@ WORKSPACE = 2  # times what layers take and give: freed blocks that no later lay
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
-class _AllTapsReached(Exception):  # a signal that ends a forward pass, not an error
-    pass
+class _AllTapsReached(Exception):
+    """A signal that ends a forward pass, not an error."""
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:

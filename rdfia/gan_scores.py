@@ -6,6 +6,7 @@ ones, in the same number. Everything here leaves the global random state as it w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,13 +108,11 @@ def digit_classifier(
     text = {"recipe": repr(sorted(settings.items())), "network": repr(module)}
     key = store.tensors_digest({"images": images, "labels": torch.as_tensor(labels)}, text)
     path = (store.cache_dir() if folder is None else Path(folder)) / f"digit-classifier-{key[:16]}.safetensors"
-    try:
+    with contextlib.suppress(StoreError, RuntimeError):  # none, damaged, or of another network
         state, metadata = store.load_tensors(path)
         if metadata.get("key") == key:
             module.load_state_dict(state, assign=True)
             return module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    except (StoreError, RuntimeError):  # none, damaged, or of another network
-        pass
     module = train_digit_classifier(images, labels, seed=seed, device=device, **recipe)
     store.save_tensors(path, module.state_dict(), {"key": key})
     return module

@@ -178,8 +178,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with open(path, "rb"):  # safetensors says "no such file" of one that may not be read
-            pass
+        open(path, "rb").close()  # safetensors says "no such file" of one that may not be read
         with safe_open(path, framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
