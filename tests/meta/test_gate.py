@@ -168,7 +168,7 @@ def test_samples_are_taken_in_turn_and_the_collector_rests() -> None:
     found = interleave(way("a"), way("b"), 4)
     assert "".join(order) == "abbaabba"
     assert gc.isenabled()
-    assert found.logs.tolist() == 4 * [math.log(2)]
+    assert_close(found.logs, np.full(4, math.log(2)), "score")
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.05])

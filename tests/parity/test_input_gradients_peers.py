@@ -39,21 +39,21 @@ def theirs(method: type[Any], network: nn.Module, x: Tensor, **settings: Any) ->
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_saliency_is_captums(name: str, chunk: int) -> None:
     build, size = NETWORKS[name]
-    network, x = build(), photos(5, size)
+    network, x = build().double(), photos(5, size).double()
     ours, captums = saliency(network, x, TARGET, chunk=chunk), theirs(Saliency, network, x)
     scale = captums.amax()
-    assert_close(ours / scale, captums / scale, "saliency")
+    assert_close(ours / scale, captums / scale, "gradient")
     assert torch.equal(ours.flatten(1).argmax(1), captums.flatten(1).argmax(1))
     with pytest.raises(AssertionError, match="off"):  # the planted fault: the next class
-        assert_close(saliency(network, x, [(t + 1) % 5 for t in TARGET]) / scale, captums / scale, "saliency")
+        assert_close(saliency(network, x, [(t + 1) % 5 for t in TARGET]) / scale, captums / scale, "gradient")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradient_x_input_is_captums(name: str) -> None:
     build, size = NETWORKS[name]
-    network, x = build(), photos(5, size)
+    network, x = build().double(), photos(5, size).double()
     ours, captums = saliency(network, x, TARGET, kind="gradient x input"), theirs(InputXGradient, network, x)
-    assert_close(ours / captums.amax(), captums / captums.amax(), "saliency")
+    assert_close(ours / captums.amax(), captums / captums.amax(), "gradient")
 
 
 def test_smoothgrad_is_captums_but_for_chance() -> None:

@@ -29,13 +29,13 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("decision", "cpu", "float64"): Tolerance(0.0, 1e-4, "two solvers of one convex problem, stopped at 1e-8"),
     ("gradient", "cpu", "float64"): Tolerance(1e-9, 1e-11, "the same chain rule in another order"),
     ("gradient", "cpu", "float32"): Tolerance(1e-3, 1e-6, "a backward pass doubles the sums of a forward pass"),
-    ("saliency", "cpu", "float32"): Tolerance(0.0, 1e-6, "the same backward pass, frozen or not: captum's is equal"),
     ("difference", "cpu", "float64"): Tolerance(1e-6, 1e-8, "differences of step 1e-6, exact between two kinks"),
     ("smoothgrad", "cpu", "float64"): Tolerance(9e-2, 5e-2, "about five standard errors of a mean over 2,000 samples"),
     ("ascent", "cpu", "float64"): Tolerance(1e-9, 1e-10, "sums in another order, carried through up to 100 steps"),
     ("probability", "cpu", "float64"): Tolerance(1e-10, 1e-12, "softmax of activations, bounded by one"),
     ("pixel", "cpu", "float32"): Tolerance(0.0, 1e-6, "values in [0, 1]: one float32 multiplication and one addition"),
     ("pixel", "cpu", "float64"): Tolerance(0.0, 1e-12, "values in [0, 1]: a few sums and products in float64"),
+    ("unit length", "cpu", "float32"): Tolerance(0.0, 4e-6, "two norms of up to 48 squares: 2 (48 / 2 + 2) 2^-24"),
     ("score", "cpu", "float64"): Tolerance(1e-9, 1e-9, "closed forms of maps, summed in another order"),
     ("frechet by sqrtm", "cpu", "float64"): Tolerance(1e-6, 1e-8, "scipy's root of a product that is not symmetric"),
     ("root of a rounding", "cpu", "float64"): Tolerance(0.0, 1e-7, "the root of a variance that is 0 up to 1e-15"),
@@ -83,3 +83,9 @@ def assert_close(got: Any, expected: Any, quantity: str) -> None:
             f"{quantity} ({device}, {dtype}): {count}, worst at {at}: {got[at]}, expected {expected[at]}; "
             f"rtol {tolerance.rtol}, atol {tolerance.atol} because: {tolerance.reason}"
         )
+
+
+def decided(decision: np.ndarray) -> np.ndarray:
+    """Rows whose prediction follows from their decision values, n x classes, wherever these lie within "decision"."""
+    best = np.sort(decision, axis=1)[:, -2:]
+    return best[:, 1] - best[:, 0] > 2 * TOLERANCES["decision", "cpu", "float64"].atol

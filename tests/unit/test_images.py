@@ -14,6 +14,7 @@ from PIL import Image
 
 from rdfia.errors import ArgumentError, ImageError
 from rdfia.images import CROP, EFFICIENTNET_LITE0, IMAGENET_MEAN, IMAGENET_STD, LAB, Preprocess, check_image, read_image
+from tests.support.tolerances import assert_close
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -193,9 +194,9 @@ def test_grey_is_copied_and_flip_mirrors() -> None:
 def test_normalise_by_hand() -> None:
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = [(value / 255 - m) / s for value, m, s in zip((0, 128, 255), IMAGENET_MEAN, IMAGENET_STD, strict=True)]
-    np.testing.assert_allclose(LAB.normalise(pixels).flatten(), expected, rtol=1e-6)
+    assert_close(LAB.normalise(pixels).flatten(), expected, "activation")
     lite = EFFICIENTNET_LITE0.normalise(pixels).flatten()
-    np.testing.assert_allclose(lite, [(value - 127) / 128 for value in (0, 128, 255)], rtol=1e-5, atol=1e-7)
+    assert_close(lite, [(value - 127) / 128 for value in (0, 128, 255)], "activation")
 
 
 def test_preprocess_names_a_wrong_argument() -> None:

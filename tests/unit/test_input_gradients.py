@@ -363,8 +363,8 @@ def test_a_unit_has_length_one_however_small_the_gradient(scale: float) -> None:
     direction = photos(4, size=3).float()
     direction[2] = 0
     got = unit(scale * direction)
-    assert_close(length_of(got).flatten(), torch.tensor([1.0, 1, 0, 1]), "pixel")
-    assert_close(got, direction / length_of(direction).clamp_min(1e-30), "pixel")
+    assert_close(length_of(got).flatten(), torch.tensor([1.0, 1, 0, 1]), "unit length")
+    assert_close(got, direction / length_of(direction).clamp_min(1e-30), "unit length")
 
 
 def test_limits_are_those_of_valid_pixels() -> None:
@@ -544,7 +544,7 @@ def test_blur_is_scipys(shape: tuple[int, ...], sigma: float) -> None:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = gaussian_filter1d(gaussian_filter1d(x.numpy(), sigma, axis=-2), sigma, axis=-1)
     assert_close(blur(x, sigma), expected, "pixel")
-    assert_close(blur(x.float(), sigma), expected, "pixel")
+    assert_close(blur(x.float(), sigma), expected, "activation")
 
 
 def test_blur_by_nothing_and_what_cannot_be_blurred() -> None:
