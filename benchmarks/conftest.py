@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import bench_tme7, bench_tme8, bench_tme9, counters
-from benchmarks.duel import Budget, Case, Deferred, ceilings, measure
+from benchmarks.duel import Budget, Case, Deferred, ceilings, joined, measure
 from benchmarks.gate import ROOT, Finding, Race, checkout
 from benchmarks.pairs import REPLAY
 from benchmarks.rows import ROWS
@@ -144,7 +144,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture
 def grown(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Series by unit and piece of work, for the page."""
+    """Series by unit and piece of work, for the page; deferred where no minute is left."""
+    if (budget := request.config.stash[BUDGET]).left <= 0:
+        pytest.skip(budget.defer(request.node.name, None))
     return request.config.stash.setdefault(GROWTH, {})
 
 
@@ -165,17 +167,18 @@ def precision() -> list[list[str]]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """reports/latest/benchmarks.json, and the page with it."""
     stash = session.config.stash
-    rows, growth, start = list(stash.get(TIMED, {}).values()), stash.get(GROWTH, {}), stash.get(STARTED, {})
-    if not (rows or growth or start):
+    timed, growth, start = stash.get(TIMED, {}), stash.get(GROWTH, {}), stash.get(STARTED, {})
+    if not (timed or growth or start):
         return
     from rdfia import report
 
-    folder, device = ROOT / session.config.getoption("--output"), rows[0]["device"] if rows else "cpu"
-    where = machine.environment(ROOT, device, "benchmarks")
-    store.write_json(folder / "benchmarks.json", {"rows": rows, "growth": growth, "start": start,
-                                                    "bfloat16": precision(), "environment": where,
-                                                  "ceilings": ceilings(device) if rows else {},
-                                                  "deferred": stash[BUDGET].deferred})  # fmt: skip
+    folder = ROOT / session.config.getoption("--output")
+    device = next((row["device"] for row in timed.values()), "cpu")
+    found = {"rows": list(timed.values()), "growth": growth, "start": start, "bfloat16": precision(),
+             "environment": machine.environment(ROOT, device, "benchmarks"),
+             "ceilings": ceilings(device) if timed else {}, "deferred": stash[BUDGET].deferred}  # fmt: skip
+    path = folder / "benchmarks.json"
+    store.write_json(path, joined(store.read_json(path), found) if path.exists() else found)
     if not (folder / "claims.json").exists():
         report.write(folder, Ledger(ROOT, "short", device))
     else:

@@ -27,6 +27,7 @@ from benchmarks.gate import REST, ROOT
 from benchmarks.pairs import REPLAY, Pairs, Sampler, ratio
 from benchmarks.rows import Call, close, synchronised
 from benchmarks.worker import Worker, WorkerError
+from tests.support.same_answer import differences
 
 Prepare = Callable[[Any], Any]  # what a peer's variant does to its network
 WAYS = ["ours", "peer", "ours, best", "peer, best"]
@@ -311,3 +312,15 @@ def ceilings(device: str) -> dict[str, float]:
     target = torch.empty_like(source)
     found["copy"] = 2 * source.nbytes / best_of(synchronised(lambda: target.copy_(source), device))  # read and written
     return found
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What this run measured, and of a run before what it did not, where nothing but time and commit is different."""
+    if list(differences(before.get("environment"), now["environment"])):
+        return now
+    timed = {row["name"] for row in now["rows"]}
+    growth = {unit: {**before["growth"].get(unit, {}), **now["growth"].get(unit, {})}
+              for unit in {**before["growth"], **now["growth"]}}  # fmt: skip
+    return {**now, "rows": [*(row for row in before["rows"] if row["name"] not in timed), *now["rows"]],
+            "growth": growth, "start": {**before["start"], **now["start"]},
+            "ceilings": now["ceilings"] or before["ceilings"]}  # fmt: skip

@@ -224,6 +224,19 @@ def test_samples_are_replayed_and_not_timed_again() -> None:
     assert seconds == [0.5, 2.0]
 
 
+def test_rows_of_an_earlier_run_stay_where_nothing_else_changed() -> None:
+    where, row = {"cpu": "a", "code": "1", "date": "monday", "commit": "b"}, {"name": "VGG16", "cost": 1}
+    before = {"rows": [row, {"name": "GAN"}], "growth": {"seconds": {"a": 1}}, "start": {"x": 1}, "ceilings": {"c": 1}}
+    now = {"rows": [{**row, "cost": 2}], "growth": {"seconds": {"b": 2}}, "start": {}, "ceilings": {}}
+    again = {**now, "environment": {**where, "date": "tuesday", "commit": "c"}}
+    found = duel.joined({**before, "environment": where}, again)
+    assert found["rows"] == [{"name": "GAN"}, {"name": "VGG16", "cost": 2}]
+    assert found["growth"] == {"seconds": {"a": 1, "b": 2}}
+    assert [found["start"], found["ceilings"]] == [{"x": 1}, {"c": 1}]
+    other = {**again, "environment": {**where, "code": "2"}}
+    assert duel.joined({**before, "environment": where}, other) == other
+
+
 def test_statuses_are_apart_from_pytests_own() -> None:
     assert len(set(gate.STATUS.values())) == len(gate.STATUS)
     assert min(gate.STATUS.values()) > 5
