@@ -70,7 +70,8 @@ class Costs:
                 if kept is self.pieces or name in keys or name not in rows:
                     rows[name] = float(f"{value * speed:.3g}")
         self.uses |= {key: sorted(names) for key, names in clock.uses.items() if key in keys}
-        self.needs |= {key: sorted(names) for key, names in clock.needs.items() if key in keys}
+        for key, names in clock.needs.items():  # of one that lacked an asset, those that it asked for until then
+            self.needs[key] = sorted(names.union(() if key in keys else self.needs.get(key, ())))
 
 
 @dataclass

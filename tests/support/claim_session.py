@@ -77,9 +77,8 @@ class AccuracyRun:
         return self._budget
 
     def _gone(self, check: str) -> bool:
-        """Whether an asset that this check is known to need, or else its claim, is not on this machine."""
-        needs = self._budget.costs.needs.get(check) if self._budget else None
-        return any(_missing(name) for name in needs or CLAIMS[check.partition("/")[0]].needs)
+        """Whether an asset that this check is known to need is not on this machine."""
+        return any(_missing(name) for name in (self._budget.costs.needs.get(check, ()) if self._budget else ()))
 
     def keys(self, since: int = 0) -> list[str]:
         """The checks of this session in the order of the run, from this one on."""

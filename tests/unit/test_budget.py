@@ -116,6 +116,9 @@ def test_costs_are_learned_and_come_back() -> None:
     assert again.pieces["cpu float32"]["features"] == 500.0
     again.learn("cpu float32", 50.0, Clock(own={"tme7.a": 0.1}), [])  # only read from a record this time
     assert again.own["cpu float32"]["tme7.a"] == 100.0
+    again.learn("cpu float32", 50.0, Clock(needs={"tme7.a": {"scene15", "vgg16"}}), ["tme7.a"])
+    again.learn("cpu float32", 50.0, Clock(needs={"tme7.a": {"scene15"}, "tme7.b": {"mnist"}}), [])  # both were missing
+    assert again.needs == {"tme7.a": ["scene15", "vgg16"], "tme7.b": ["mnist"]}
 
 
 def test_a_machine_has_a_speed() -> None:
