@@ -40,10 +40,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     budget, waiting = item.config.stash[BUDGET], item.config.stash[WAITING]
     group = {name: name.partition("::")[0] for name in [*waiting, *budget.finished]}
     if item.nodeid not in budget.fits(waiting, {}, group):
-        takes = duration(budget.seconds([item.nodeid], waiting) or 0.0)
+        seconds = budget.seconds([item.nodeid], waiting)
+        takes = "an unknown time" if seconds is None else f"about {duration(seconds)}"
         item.config.stash[LATE][item.nodeid] = takes
         waiting.remove(item.nodeid)
-        pytest.skip(f"deferred: it would take about {takes}, for which --minutes has no room; give more minutes")
+        pytest.skip(f"deferred: it would take {takes}, for which --minutes has no room; give more minutes")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -116,7 +117,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section("faults")
     for name, takes in late.items():
-        terminalreporter.write_line(f"deferred, about {takes}: {name}")
+        terminalreporter.write_line(f"deferred, {takes}: {name}")
     for name, row in rows.items():
         terminalreporter.write_line(f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}")
     root, folder = config.rootpath, Path(config.rootpath, config.getoption("--output"))

@@ -111,8 +111,9 @@ class AccuracyRun:
         waiting = self.keys(self.finished)
         if waiting[0] in self._chosen(waiting):
             return
-        takes, minutes = duration(self.budget.seconds([waiting[0]], waiting) or 0.0), self.config.getoption("--minutes")
-        message = f"it would take about {takes} here, for which --minutes {minutes:g} has no room; give more minutes"
+        seconds, minutes = self.budget.seconds([waiting[0]], waiting), self.config.getoption("--minutes")
+        takes = "an unknown time" if seconds is None else f"about {duration(seconds)}"
+        message = f"it would take {takes} here, for which --minutes {minutes:g} has no room; give more minutes"
         try:
             record = self.ledger.deferred(*self.items[item.nodeid], message)
         finally:
