@@ -227,7 +227,8 @@ def test_samples_are_replayed_and_not_timed_again() -> None:
 def test_rows_of_an_earlier_run_stay_where_nothing_else_changed() -> None:
     where: dict[str, Any] = {"cpu": "a", "code": "1", "date": "monday", "commit": "b"}
     row: dict[str, Any] = {"name": "VGG16", "cost": 1}
-    before: dict[str, Any] = {"rows": [row, {"name": "GAN"}], "growth": {"seconds": {"a": 1}}, "start": {"x": 1}, "ceilings": {"c": 1}}
+    before: dict[str, Any] = {"rows": [row, {"name": "GAN"}], "growth": {"seconds": {"a": 1}}, "start": {"x": 1}}
+    before["ceilings"] = {"c": 1}
     now: dict[str, Any] = {"rows": [{**row, "cost": 2}], "growth": {"seconds": {"b": 2}}, "start": {}, "ceilings": {}}
     again = {**now, "environment": {**where, "date": "tuesday", "commit": "c"}}
     found = duel.joined({**before, "environment": where}, again)
