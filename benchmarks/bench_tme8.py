@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import references
 from benchmarks.duel import TIMED, WAYS, Case, Prepare
-from benchmarks.rows import Call, alive, seeded, smooth_photos
+from benchmarks.rows import NEAR, Call, alive, seeded, smooth_photos
 from rdfia import fooling, input_gradients
 from rdfia.images import CROP
 from rdfia.networks import models
@@ -66,7 +66,6 @@ def visualisation_and_singles(device: str, _dtype: torch.dtype, prepare: Prepare
             lambda: [references.visualisation(theirs, classes, classes, 5, 224)])  # fmt: skip
 
 
-NEAR = 0.02  # most photos agree to 1e-6, but a value beside a ReLU's kink may be rounded to its other side
 CASES = [
     Case("saliency, 32 photos, and captum", "captum's Saliency", saliency_and_captum, NEAR, 32, "images",
          {"cpu": 0.95, "cuda": 0.95}, dtype="float32"),

@@ -74,8 +74,6 @@ def race(request: pytest.FixtureRequest, device: str) -> dict[tuple[str, str], F
 TIMED = pytest.StashKey[dict[str, dict[str, Any]]]()
 GROWTH = pytest.StashKey[dict[str, Any]]()
 STARTED = pytest.StashKey[dict[str, Any]]()
-
-
 BUDGET = pytest.StashKey[Budget]()
 
 

@@ -439,7 +439,7 @@ def test_in_short(claim: Any, gans: Gans, title: str, what: str, network: str, e
             "seconds of training": bench.run(run)["seconds"],
         },
         **bench.record(
-            note=f"{run.config.steps} steps: early in a run.",
+            note=f"{run.config.steps} steps, a number chosen after trials: early in a run.",
             protocol=bench.setup.protocol
             if network == "cgan"
             else "substitute",  # the other sentences are of later steps

@@ -340,7 +340,7 @@ def test_the_same_in_short(claim: Any, gans: Gans, title: str, row: tuple[Any, .
     runs = named(study, f"short {row[2]}")
     pair = Pair(bench, runs, named(study, "short default"), (lab9.SHORT_UPDATES[title],))
     updates = runs[0].config.steps * runs[0].config.nb_update_G
-    note = f"{len(runs)} seeds of {updates} updates of G: early in a run, with rules for few seeds."
+    note = f"{len(runs)} seeds of {updates} updates of G, a number chosen after trials: early in a run, for few seeds."
     enter(claim, pair, row, note=note, protocol="substitute")
 
 

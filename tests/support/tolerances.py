@@ -35,6 +35,7 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("probability", "cpu", "float64"): Tolerance(1e-10, 1e-12, "softmax of activations, bounded by one"),
     ("pixel", "cpu", "float32"): Tolerance(0.0, 1e-6, "values in [0, 1]: one float32 multiplication and one addition"),
     ("pixel", "cpu", "float64"): Tolerance(0.0, 1e-12, "values in [0, 1]: a few sums and products in float64"),
+    ("blur", "cpu", "float32"): Tolerance(0.0, 4e-6, "two sums of 31 products, weights that add to one: 2 (31) 2^-24"),
     ("unit length", "cpu", "float32"): Tolerance(0.0, 4e-6, "two norms of up to 48 squares: 2 (48 / 2 + 2) 2^-24"),
     ("score", "cpu", "float64"): Tolerance(1e-9, 1e-9, "closed forms of maps, summed in another order"),
     ("frechet by sqrtm", "cpu", "float64"): Tolerance(1e-6, 1e-8, "scipy's root of a product that is not symmetric"),

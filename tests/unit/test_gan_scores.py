@@ -443,7 +443,7 @@ def test_the_classifier_learns_and_gives_its_features(trained: DigitClassifier) 
     images, labels = made_up(100, 1)
     features, predicted = features_of(trained, images, batch=33)
     assert not trained.training
-    assert (predicted == labels.numpy()).mean() > 0.1 + 5 * (0.09 / 100) ** 0.5  # five standard errors above chance
+    assert (predicted == labels.numpy()).mean() >= 0.95  # 1.0 with each of 12 seeds, in float32 and in bfloat16
     assert features.shape == (100, 64)
     assert [features.dtype, predicted.dtype] == [np.float32, np.int64]
     assert features.min() >= 0

@@ -194,9 +194,8 @@ def test_a_network_learns_from_nothing_and_a_seed_repeats_it() -> None:
     history = heads.train_network(first, images, y, preprocess_normalise=scaled, config=config)
     assert len(history) == 12
     assert history[0].validation is None
-    assert history[-1].loss < np.log(2)  # of a guess between the two
-    right = (heads.predict(first, images, preprocess_normalise=scaled) == y.numpy()).mean()
-    assert right > 0.5 + 4 * (0.25 / len(y)) ** 0.5  # four standard errors above chance
+    assert history[-1].loss < 0.5 * history[0].loss  # 0.006 to 0.009 of it with each of 12 seeds, where all are right
+    assert (heads.predict(first, images, preprocess_normalise=scaled) == y.numpy()).mean() > 0.95
     with torch.random.fork_rng([]):
         torch.manual_seed(123)  # dropout follows the config's seed, not the state of the day
         assert heads.train_network(second, images, y.numpy(), preprocess_normalise=scaled, config=config) == history

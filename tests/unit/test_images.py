@@ -194,9 +194,9 @@ def test_grey_is_copied_and_flip_mirrors() -> None:
 def test_normalise_by_hand() -> None:
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = [(value / 255 - m) / s for value, m, s in zip((0, 128, 255), IMAGENET_MEAN, IMAGENET_STD, strict=True)]
-    assert_close(LAB.normalise(pixels).flatten(), expected, "activation")
+    assert_close(LAB.normalise(pixels).flatten(), expected, "pixel")
     lite = EFFICIENTNET_LITE0.normalise(pixels).flatten()
-    assert_close(lite, [(value - 127) / 128 for value in (0, 128, 255)], "activation")
+    assert_close(lite, [(value - 127) / 128 for value in (0, 128, 255)], "pixel")
 
 
 def test_preprocess_names_a_wrong_argument() -> None:

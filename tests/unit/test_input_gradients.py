@@ -544,7 +544,7 @@ def test_blur_is_scipys(shape: tuple[int, ...], sigma: float) -> None:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = gaussian_filter1d(gaussian_filter1d(x.numpy(), sigma, axis=-2), sigma, axis=-1)
     assert_close(blur(x, sigma), expected, "pixel")
-    assert_close(blur(x.float(), sigma), expected, "activation")
+    assert_close(blur(x.float(), sigma), expected, "blur")
 
 
 def test_blur_by_nothing_and_what_cannot_be_blurred() -> None:
