@@ -72,8 +72,8 @@ def benchmarks(folder: Path) -> str:
         run = store.read_json(folder / "benchmarks.json")
         rows, where = run["rows"], run["environment"]
         html = f"<p>{escape(str(where['cpu'] if where['device'] == 'cpu' else where['accelerator']))}, "
-        if simulated := where.get("ATEN_CPU_CAPABILITY"):
-            html += f"made to run with {escape(str(simulated))} only, "
+        if (made := where.get("set in the environment", "none")) != "none":
+            html += f"with {escape(str(made))}, "
         html += f"{where['threads']} threads, torch {escape(str(where['torch']))}, {escape(str(where['date']))}. The "
         html += "peer runs in a process of its own, timed in turn with ours; before, the two results are compared. "
         html += "A share of the matrix product may pass 1: a convolution reads less memory for its arithmetic.</p>"
@@ -82,12 +82,12 @@ def benchmarks(folder: Path) -> str:
         if rows:
             caption = "Times as fast as the peer, with the 95% interval over rounds of new processes."
             html += _figure(folder, "speed-ratios", speedups(rows), caption)
-        lines = [[row["name"], row["against"], title, column["dtype"], column["peer"], column["seconds"],
-                  column["peer seconds"], column["speed-up"], column["speed-up low"], column["speed-up high"],
-                  column["rounds"], column.get("share", "")]
-                 for row in rows for title, column in row["columns"].items()]  # fmt: skip
-        html += table(("work", "peer", "column", "our dtype", "the peer", "seconds, ours", "the peer's",
-                       "times as fast", "from", "to", "rounds", "of the matrix product"), lines)  # fmt: skip
+        ratio = "{speed-up:.2f}\u00a0({speed-up low:.2f}\u00a0to\u00a0{speed-up high:.2f})"
+        lines = [[row["name"], f"{row['against']}, {column['peer']}", column["dtype"], column["seconds"],
+                  column["peer seconds"], ratio.format(**column), column["rounds"], column.get("share", "")]
+                 for row in rows for column in row["columns"].values()]  # fmt: skip
+        html += table(("work", "peer", "our dtype", "seconds, ours", "the peer's", "times as fast, 95%", "rounds",
+                       "of the product"), lines)  # fmt: skip
         html += "".join(f"<p class=small>{escape(row['name'])}: one column; {escape(row['one column'])}.</p>"
                         for row in rows if row["one column"])  # fmt: skip
         html += "".join(f"<p class=small>{escape(name)}: {escape(why)}</p>"

@@ -42,11 +42,13 @@ def test_exponents_are_slopes() -> None:
 def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
     grown = {"seconds": {"extraction": {"work": [1, 2], "values": [1.0, 2.0], "exponent": 1.0}}}
     kept = {"start": {"import rdfia": [0.0444, 0.15]}, "bfloat16": [["tme7.bfloat16/<net>", "reproduced", "0", "1"]]}
-    run = {"rows": [ROW], "environment": WHERE, "growth": grown, **kept}
+    where = {**WHERE, "set in the environment": "ATEN_CPU_CAPABILITY=avx2"}
+    run = {"rows": [ROW], "environment": where, "growth": grown, **kept}
     (tmp_path / "benchmarks.json").write_text(json.dumps(run))
     html = speed.benchmarks(tmp_path)
     assert "the lab&#x27;s &lt;loop&gt;" in html
-    assert "a processor, 2 threads" in html
+    assert "a processor, with ATEN_CPU_CAPABILITY=avx2, 2 threads" in html  # not what the processor can do
+    assert "2.60 (2.40 to 2.90)" in html.replace("\u00a0", " ")
     assert html.count("<img") == 2
     assert "0.0444" in html
     assert "tme7.bfloat16/&lt;net&gt;" in html
