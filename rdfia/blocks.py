@@ -19,7 +19,7 @@ LEGEND = dict(zip(claims.VERDICTS, (  # a mark that is read without colour, and 
     ("✓", "by the report's protocol, within the tolerance"), ("✗", "by the report's protocol, and it does not hold"),
     ("≈", "on other data, network or recipe"), ("≉", "on other data, network or recipe"),
     ("↺", "not run now: from a committed full run"),
-    ("⏱", "not run: it did not fit the minutes that this run was given"),
+    ("→", "not run: it did not fit the minutes that this run was given"),
     ("…", "an asset is missing here"), ("!", "the check itself broke"),
 ), strict=True))  # fmt: skip
 # Table 1: the row's name, the report's accuracy, the layer by `classifier[:k]`, the layer by "k-th ReLU".
