@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
+from rdfia.memory import kept_memory
 
 Device = str | torch.device
 
@@ -145,7 +146,7 @@ def train_network(
     was_training, rows = module.training, torch.arange(len(labels))
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with kept_memory(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)
             return _train(module, load, labels, rows, None, config, device, epochs, rate, generator)
     finally:

@@ -136,6 +136,7 @@ class Bench:
         self.problem, self.device, self.progress = problem, device, progress
         self.fits: dict[tuple[Any, ...], svm.Fit] = {}
         self.spans: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._files: dict[tuple[Any, ...], Path] = {}
 
     def _shared(self, network: str, seed: int | None) -> AbstractContextManager[None]:
         """The piece of a session that checks of one network share: its Gram matrices and the SVMs on them."""
@@ -162,6 +163,14 @@ class Bench:
         full = f"{name}-full"
         asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
         return networks.load(name, assets.load_weights(asset))
+
+    def _places(self, name: str, taps: Sequence[str], dtype: torch.dtype, seed: int | None) -> dict[str, Path]:
+        """The file of each tap's sums. To draw VGG16's 138 million random weights takes seconds: once, not a tap."""
+        if missing := [tap for tap in taps if (name, tap, dtype, seed) not in self._files]:
+            loaded = self.network(name, seed)
+            for tap in missing:
+                self._files[name, tap, dtype, seed] = self._file(loaded, tap, dtype)
+        return {tap: self._files[name, tap, dtype, seed] for tap in taps}
 
     def _file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
         problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
@@ -202,8 +211,8 @@ class Bench:
         only: str = "",
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Normalised Gram matrices (n x n, m x n) of the taps, computed together where they are not on disk yet."""
-        dtype, loaded = dtype or self.fast, self.network(name, seed)
-        files = {tap: self._file(loaded, tap, dtype) for tap in taps}
+        dtype = dtype or self.fast
+        files = self._places(name, taps, dtype, seed)
         todo = {tap: networks.tap_paths(name)[tap] for tap in taps if not files[tap].exists()}
         with self._shared(name, seed):
             if todo:
@@ -211,7 +220,7 @@ class Bench:
                 sums: dict[str, Any] = {tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo}
                 keep = {tap: Keep(sums[tap]) for tap in todo if tap == "pool5" and seed is None}
                 gram.accumulate(
-                    loaded.module,
+                    self.network(name, seed).module,
                     self.pixels,
                     todo,
                     {**sums, **keep},
@@ -237,7 +246,7 @@ class Bench:
     def columns(self, name: str, tap: str = "pool5") -> Tensor:
         """The L2-normalised N x D features of pool5, kept beside its Gram matrix."""
         self.grams(name, [tap])
-        tensors, _ = store.load_tensors(self._file(self.network(name), tap, self.fast))
+        tensors, _ = store.load_tensors(self._places(name, [tap], self.fast, None)[tap])
         return torch.nn.functional.normalize(tensors["columns"].float(), dim=1)
 
     def fit(self, name: str, tap: str, C: float = 1.0, *, scheme: str = "ovr", **span: Any) -> svm.Fit:

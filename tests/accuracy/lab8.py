@@ -42,12 +42,12 @@ SETUPS = {
     "AlexNet": Setup("alexnet", "alexnet-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
 }  # fmt: skip
 TARANTULA, SNAIL, STINGRAY = 76, 113, 6  # ImageNet's class indices
-# q9's settings beside the defaults (l2 1e-3, lr 5, 200 steps); each is run with every seed, all in one batch.
+LONG, NOISE, PHOTO = "1,000 steps", "from noise", "from a photo"
+# q9's and q10's settings beside the defaults (l2 1e-3, lr 5, 200 steps); each runs, every seed, when a check reads it.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "default": {}, "l2 0.1": {"l2": 0.1}, "l2 1e-10": {"l2": 1e-10}, "1,000 steps": {"steps": 1000},
-    "lr 1": {"lr": 1.0}, "lr 0.5": {"lr": 0.5}, "from noise": {},
+    "default": {}, "l2 0.1": {"l2": 0.1}, "l2 1e-10": {"l2": 1e-10}, LONG: {"steps": 1000},
+    "lr 1": {"lr": 1.0}, "lr 0.5": {"lr": 0.5}, NOISE: {}, PHOTO: {},
 }  # fmt: skip
-LONG = "1,000 steps"  # only in the full profile: as long as all the others together
 CHANGED = 0.1  # a pixel is changed when one of its channels moves by more than a tenth of the range
 
 
@@ -170,28 +170,20 @@ class Bench:
         """The photo that figure 10 starts from: a snail where there is one."""
         return self.row("snail")
 
-    def drawn(self, unit_step: bool) -> dict[str, dict[str, Any]]:
-        """Class visualisation with every setting and seed: pictures, and what they measure, by setting."""
-        with self._shared("visualised, unit step" if unit_step else "visualised, the lab's step"):
-            return self._drawn(unit_step)
+    def drawn(self, unit_step: bool, name: str) -> dict[str, Any]:
+        """Class visualisation with one setting and every seed: pictures, and what they measure."""
+        rule = "unit step" if unit_step else "the lab's step"
+        with self._shared(f"visualised, {rule}, {name}"):
+            return self._drawn(unit_step, name)
 
     @cache  # noqa: B019
-    def _drawn(self, unit_step: bool) -> dict[str, dict[str, Any]]:
-        seeds, names = list(self.seeds), [name for name in SETTINGS if self.full or name != LONG]
-        snail = int(self.y[self.snail])
-        base: dict[str, Any] = {"l2": 1e-3, "lr": 5.0, "steps": 200}
-        settings = [SETTINGS[name] for name in names for _ in seeds]
-        columns: dict[str, Any] = {key: [row.get(key, value) for row in settings] for key, value in base.items()}
-        targets = [snail if name == "from noise" else TARANTULA for name in names for _ in seeds]
-        common: dict[str, Any] = {"unit_step": unit_step, "space": self.space, "progress": self.progress}
-        made = input_gradients.visualise(self.network.module, targets, seeds=seeds * len(names), **columns, **common)
-        start = self.x[[self.snail] * len(seeds)]
-        photo = input_gradients.visualise(self.network.module, [snail] * len(seeds), seeds=seeds, start=start, **common)
-        found = {}
-        for i, name in enumerate(names):
-            rows = slice(i * len(seeds), (i + 1) * len(seeds))
-            found[name] = self._measure(made.x[rows], made.start[rows], targets[rows][0])
-        return {**found, "from a photo": self._measure(photo.x, photo.start, snail)}
+    def _drawn(self, unit_step: bool, name: str) -> dict[str, Any]:
+        target = int(self.y[self.snail]) if name in (NOISE, PHOTO) else TARANTULA
+        start = self.x[[self.snail] * len(self.seeds)] if name == PHOTO else None
+        made = input_gradients.visualise(self.network.module, [target] * len(self.seeds), seeds=list(self.seeds),
+                                         start=start, unit_step=unit_step, space=self.space, progress=self.progress,
+                                         **SETTINGS[name])  # fmt: skip
+        return self._measure(made.x, made.start, target)
 
     def _measure(self, x: Tensor, start: Tensor, target: int) -> dict[str, Any]:
         end, begin = (self.space.denormalise(images).clamp(0, 1).cpu() for images in (x, start))

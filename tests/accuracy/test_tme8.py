@@ -611,18 +611,18 @@ SHORT_NAME = {"the lab's step": "lab", "unit step": "unit"}
 
 
 def sweep(
-    claim: Any, lens: Lens, title: str, what: str, long: bool = False, judge: bool = False
-) -> dict[str, dict[str, Any]] | None:
-    """Every picture of a network and a step rule, or None where a full run's record serves."""
+    claim: Any, lens: Lens, title: str, what: str, *settings: str, judge: bool = False
+) -> tuple[Bench, dict[str, dict[str, Any]]] | None:
+    """The bench and the pictures of a step rule and these settings, or None where a full run's record serves."""
     setup, rule = SETUPS[title], what.split(", ")[0]
     judge = judge or what.endswith(("second network", "easier to see"))
-    if long or rule == "unit step":
+    if lab8.LONG in settings or rule == "unit step":
         for asset in (setup.weights, setup.photos, *([SETUPS[setup.judge].weights] if judge else [])):
             claim.need(asset)
         if claim.recorded():
             return None
     bench = lens(title, judge=judge)
-    return None if bench is None else bench.drawn(STEPS_OF[rule])
+    return None if bench is None else (bench, {name: bench.drawn(STEPS_OF[rule], name) for name in settings})
 
 
 def show(claim: Any, title: str, what: str, number: int, rows: dict[str, dict[str, Any]], caption: str) -> None:
@@ -665,8 +665,9 @@ def pictured(bench: Bench, what: str, **values: Any) -> dict[str, Any]:
     bonus="the lab's step, score",
 )
 def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: str) -> None:
-    if (found := sweep(claim, lens, title, what)) is None or (bench := lens(title)) is None:
+    if (drawn := sweep(claim, lens, title, what, "default")) is None:
         return
+    bench, found = drawn
     row = found["default"]
     noise = {
         **row,
@@ -707,8 +708,9 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
 @slow
 @cases("tme8.q9.reg", "the lab's step", once=["unit step"])
 def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what: str) -> None:
-    if (found := sweep(claim, lens, title, what)) is None or (bench := lens(title)) is None:
+    if (drawn := sweep(claim, lens, title, what, "default", "l2 0.1", "l2 1e-10")) is None:
         return
+    bench, found = drawn
     rows = {"weight 0.1": found["l2 0.1"], "weight 1e-10": found["l2 1e-10"]}
     strong, weak = rows.values()
     show(claim, title, what, 7, rows, "two weights of the regularisation.")
@@ -743,8 +745,9 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
     once=["unit step, pixels", "unit step, tarantulas"],
 )
 def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: str) -> None:
-    if (found := sweep(claim, lens, title, what, long=True)) is None or (bench := lens(title)) is None:
+    if (drawn := sweep(claim, lens, title, what, "default", lab8.LONG)) is None:
         return
+    bench, found = drawn
     rows = {"200 iterations": found["default"], "1,000": found[lab8.LONG]}
     few, many = rows.values()
     show(claim, title, what, 8, rows, "two numbers of iterations.")
@@ -776,8 +779,9 @@ def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: s
     once=["unit step, finer", "unit step, easier to see"],
 )
 def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) -> None:
-    if (found := sweep(claim, lens, title, what)) is None or (bench := lens(title)) is None:
+    if (drawn := sweep(claim, lens, title, what, "default", "lr 1", "lr 0.5")) is None:
         return
+    bench, found = drawn
     rows = {"rate 1": found["lr 1"], "rate 0.5": found["lr 0.5"]}
     fast, slowly = rows.values()
     show(claim, title, what, 9, rows, "two learning rates.")
@@ -802,9 +806,10 @@ def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) 
 @slow
 @cases("tme8.q10.init", "the lab's step", once=["unit step"])
 def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str) -> None:
-    if (found := sweep(claim, lens, title, what, judge=True)) is None or (bench := lens(title)) is None:
+    if (drawn := sweep(claim, lens, title, what, lab8.NOISE, lab8.PHOTO, judge=True)) is None:
         return
-    rows = {"from noise": found["from noise"], "from a photo": found["from a photo"]}
+    bench, found = drawn
+    rows = {lab8.NOISE: found[lab8.NOISE], lab8.PHOTO: found[lab8.PHOTO]}
     noise, start = rows.values()
     (name,) = names(bench, [bench.y[bench.snail]])
     photo_of = {

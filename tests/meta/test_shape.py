@@ -31,7 +31,7 @@ ARROWS = {
     "features": "images memory",
     "extraction": "store images memory features",
     "svm": "store gram memory",
-    "heads": "store images",
+    "heads": "store images memory",
     "input_gradients": "images memory",
     "fooling": "images input_gradients",
     "saliency_scores": "images input_gradients",
