@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, DatasetError
+from rdfia.precision import products
 
 KINDS = ("dcgan", "cdcgan", "cgan")
 SIZES = (16, 32, 64, 128)  # 4 x 4 after the first layer of a convolutional G, doubled by each further one
@@ -260,7 +261,7 @@ def sample(
     noise = z.split(batch)
     labels = [None] * len(noise) if y is None else y.split(batch)
     copy = deepcopy(generator).train(statistics == "batch")  # training mode moves the statistics: of the copy
-    with torch.inference_mode():
+    with torch.inference_mode(), products(z.device):
         parts = [copy(part, label) for part, label in zip(noise, labels, strict=True)]
     return torch.cat(parts).float()
 

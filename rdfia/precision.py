@@ -1,0 +1,89 @@
+"""What a product in float32 or bfloat16 means on the device that computes it: set for a run, then put back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdfia.errors import ArgumentError
+
+# $RDFIA_DTYPE -> the compute type that it names; tf32 is float32 whose products on a CUDA device may be TF32.
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
+_BFLOAT16 = "allow_bf16_reduced_precision_reduction"  # partial sums of a bfloat16 product rounded to bfloat16
+
+
+def _asked() -> str:
+    asked = os.environ.get("RDFIA_DTYPE") or "auto"
+    if asked not in DTYPES:
+        raise ArgumentError(f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(DTYPES)}: set it so, or unset it")
+    return asked
+
+
+def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """The compute type where no argument names one: bfloat16 where the device multiplies it natively, else float32.
+
+    Native are CUDA from compute capability 8 and CPUs with AVX-512 BF16, unless ATEN_CPU_CAPABILITY keeps torch from
+    AVX-512. `$RDFIA_DTYPE` (auto, float32, tf32 or bfloat16) decides before that. ArgumentError: it has another value.
+    """
+    if (named := DTYPES[_asked()]) is not None:
+        return named
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: absent from some torch versions
+    native = probe is not None and probe() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.bfloat16 if native else torch.float32
+
+
+def float32_products(device: str | torch.device) -> str:
+    """How products of float32 numbers are computed on `device`: "float32" or "TF32" (10 bits of mantissa)."""
+    return "TF32" if torch.device(device).type == "cuda" and _asked() == "tf32" else "float32"
+
+
+def _settings(tf32: bool) -> list[tuple[Any, str, Any]]:
+    """(torch's object, attribute, value) of each setting that decides what is rounded in a product on CUDA."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9; the older names then warn, and refuse a mixture of both
+        value = "tf32" if tf32 else "ieee"
+        return [(matmul, "fp32_precision", value), (cudnn.conv, "fp32_precision", value), (matmul, _BFLOAT16, False)]
+    return [(matmul, "allow_tf32", tf32), (cudnn, "allow_tf32", tf32), (matmul, _BFLOAT16, False)]
+
+
+@contextlib.contextmanager
+def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[None]:
+    """Inside, products and convolutions on a CUDA device are as `float32_products` says; torch's settings come back.
+
+    torch's own default is TF32 for convolutions and float32 for matrices. bfloat16 products are summed in float32.
+    `tf32` decides in the place of `$RDFIA_DTYPE`. The settings are the process's; on other devices none is touched.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    settings = _settings(float32_products(device) == "TF32" if tf32 is None else tf32)
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    split = getattr(torch.backends.cuda.matmul, f"{_BFLOAT16}_split_k", None)  # set and read together with its flag
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, (value, split) if name == _BFLOAT16 and split is not None else value)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T (N x c, M x c) on a device other than the CPU, in float32 (float64 for float64), summed in that type.
+
+    Numbers of two bytes are multiplied as they are where torch can give a float32 result (CUDA, from torch 2.8 on),
+    else widened before: a product of two of them is exact in float32.
+    """
+    with products(a.device, tf32=False):
+        if a.dtype.itemsize == 2 and a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
+            return torch.mm(a, b.T, out_dtype=torch.float32)
+        wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+        return a.to(wide) @ b.to(wide).T
