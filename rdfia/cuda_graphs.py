@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -152,8 +153,8 @@ class ReplayedNetwork:
                 self._eager = _said(error)
         if key not in self._passes:
             return self.network(x)
-        more = x.new_zeros(size - len(x), *x.shape[1:])
-        return self._passes[key](torch.cat([x, more]) if len(more) else x)[: len(x)]
+        filled = F.pad(x, (0,) * (2 * x.ndim - 1) + (size - len(x),)) if len(x) < size else x
+        return self._passes[key](filled)[: len(x)]
 
 
 def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Tensor]:

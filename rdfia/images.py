@@ -223,7 +223,11 @@ class Preprocess:
             return None
 
     def on_device(self, files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
-        """uint8 pixels on `device`, 3 x S x S, of each file's bytes; None for one that torchvision does not decode."""
+        """uint8 pixels on `device`, 3 x S x S, of each file's bytes; None for one that torchvision does not decode.
+
+        Raises ArgumentError where it decodes none on this device.
+        """
+        jpeg.require_decoder(str(device))
         return [None if pixels is None else self._resized(pixels) for pixels in jpeg.decoded(files, device)]
 
     def _resized(self, pixels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rdfia._compat import register_missing_operators
 from rdfia.errors import ArgumentError
+from rdfia.memory import ran_out
 
 _ORIENTATION = 0x0112  # EXIF; 1 is upright
 
@@ -39,7 +40,9 @@ def decoded(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor 
         return []
     try:
         return list(decode_jpeg(list(files), mode=ImageReadMode.RGB, device=device))
-    except RuntimeError:  # which of them it was is not in the message
+    except RuntimeError as error:  # which of them it was is not in the message
+        if ran_out(error):
+            raise
         return [None] if len(files) == 1 else [pixels for file in files for pixels in decoded([file], device)]
 
 

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rdfia import jpeg
 from rdfia.images import Preprocess
 from rdfia.memory import told
 
@@ -160,8 +159,6 @@ def batches(
     if isinstance(images, Tensor):
         yield from map(staging.to_device, images.split(size))
         return
-    if preprocess.decoder == "torchvision":
-        jpeg.require_decoder(str(staging.device))
     n, side, rooms, files = len(images), preprocess.size, deque[Tensor](), dict[int, Tensor]()
 
     def row(index: int) -> Tensor:
