@@ -8,6 +8,7 @@ be registered. Where a capture fails, the eager way goes on, with a `NotCaptured
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -29,6 +30,12 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    """The stream of `device` on which work runs before a capture, and in it."""
+    return torch.cuda.Stream(device)
+
+
 @contextlib.contextmanager
 def _stream_kept() -> Iterator[None]:
     """The current stream is the same afterwards: a capture that fails at its end leaves its own."""
@@ -45,7 +52,7 @@ def captured(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable
     Raises what `work` raises, and RuntimeError for what a graph cannot hold, such as a wait of the host.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), _stream_kept(), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+    with torch.cuda.device(device), _stream_kept(), torch.cuda.graph(graph, stream=_side_stream(device)):
         result = work()
     return graph.replay, result
 
@@ -54,7 +61,7 @@ def _beside(work: Callable[[], Tensor], device: torch.device) -> Tensor:
     """`work` on another stream, as torch asks for before a capture; later work on this one waits for it."""
     if device.type != "cuda":
         return work()
-    here, beside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    here, beside = torch.cuda.current_stream(device), _side_stream(device)
     beside.wait_stream(here)
     with torch.cuda.stream(beside):
         result = work()

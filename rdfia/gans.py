@@ -232,10 +232,10 @@ def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4) -> int:
     return itemsize * batch * activations * 3 // 2 + 4 * 5 * sum(parameter_counts(a))
 
 
-def stream(seed: int, *purpose: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """Random numbers of a run for one purpose: no two seeds, purposes or epochs share theirs, nor those of `build`."""
+def stream(seed: int, *purpose: int) -> torch.Generator:
+    """The CPU's random numbers of a run for one purpose: no two seeds, purposes or epochs share theirs, nor `build`."""
     state = np.random.SeedSequence((seed, *purpose)).generate_state(1)
-    return torch.Generator(device).manual_seed(int(state[0]))
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def sample(

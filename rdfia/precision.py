@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rdfia.errors import ArgumentError
 
 # $RDFIA_DTYPE -> the compute type that it names; tf32 is float32 whose products on a CUDA device may be TF32.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
+_tf32: ContextVar[bool | None] = ContextVar("tf32", default=None)  # what an outer `products` was told
 _BFLOAT16 = "allow_bf16_reduced_precision_reduction"  # partial sums of a bfloat16 product rounded to bfloat16
 
 
@@ -41,7 +43,9 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
 
 def float32_products(device: str | torch.device) -> str:
     """How products of float32 numbers are computed on `device`: "float32" or "TF32" (10 bits of mantissa)."""
-    return "TF32" if torch.device(device).type == "cuda" and _asked() == "tf32" else "float32"
+    told = _tf32.get()
+    tf32 = _asked() == "tf32" if told is None else told
+    return "TF32" if tf32 and torch.device(device).type == "cuda" else "float32"
 
 
 def _settings(tf32: bool) -> list[tuple[Any, str, Any]]:
@@ -59,12 +63,14 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
     """Inside, products and convolutions on a CUDA device are as `float32_products` says; torch's settings come back.
 
     torch's own default is TF32 for convolutions and float32 for matrices. bfloat16 products are summed in float32.
-    `tf32` decides in the place of `$RDFIA_DTYPE`. The settings are the process's; on other devices none is touched.
+    `tf32` decides in the place of `$RDFIA_DTYPE`, and for the contexts inside that do not say it. The settings are the
+    process's; on other devices none is touched.
     """
     if torch.device(device).type != "cuda":
         yield
         return
-    settings = _settings(float32_products(device) == "TF32" if tf32 is None else tf32)
+    told = _tf32.set(_tf32.get() if tf32 is None else tf32)
+    settings = _settings(float32_products(device) == "TF32")
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     split = getattr(torch.backends.cuda.matmul, f"{_BFLOAT16}_split_k", None)  # set and read together with its flag
     try:
@@ -72,6 +78,7 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
             setattr(owner, name, value)
         yield
     finally:
+        _tf32.reset(told)
         for owner, name, value in before:
             setattr(owner, name, (value, split) if name == _BFLOAT16 and split is not None else value)
 

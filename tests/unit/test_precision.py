@@ -39,6 +39,19 @@ def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
         assert settings() == before
 
 
+def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDFIA_DTYPE", "float32")
+    yes, no = ([value for _, _, value in precision._settings(tf32)] for tf32 in (True, False))
+    with precision.products("cuda", tf32=True):
+        with precision.products("cuda"):
+            assert settings() == yes
+            assert precision.float32_products("cuda") == "TF32"
+        with precision.products("cuda", tf32=False):
+            assert settings() == no
+        assert settings() == yes
+    assert precision.float32_products("cuda") == "float32"
+
+
 def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
     matmul: Any = torch.backends.cuda.matmul
     name = "allow_bf16_reduced_precision_reduction"

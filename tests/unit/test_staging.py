@@ -125,12 +125,13 @@ def test_who_stops_early_leaves_no_thread_and_no_more_work(monkeypatch: pytest.M
 
     def pixels(self: Preprocess, image: Any, out: Tensor | None = None) -> Tensor:
         started.append(0)
+        time.sleep(0.02)
         return inner(self, image, out)
 
     monkeypatch.setattr(Preprocess, "pixels_by_pillow", pixels)
-    with contextlib.closing(batches(PHOTOS * 100, SMALL, 2, CPU)) as found:
+    with contextlib.closing(batches(PHOTOS * 100, SMALL, 2, CPU, workers=1)) as found:
         next(found)
-    assert 2 <= len(started) <= staging.AHEAD + 2
+    assert 2 <= len(started) <= 40  # of the 66 that were asked for; the others were not begun
 
 
 # --- the way to a device and back -----------------------------------------------------------------------------------
