@@ -48,14 +48,23 @@ def float32_products(device: str | torch.device) -> str:
     return "TF32" if tf32 and torch.device(device).type == "cuda" else "float32"
 
 
-def _settings(tf32: bool) -> list[tuple[Any, str, Any]]:
-    """(torch's object, attribute, value) of each setting that decides what is rounded in a product on CUDA."""
+def _settings() -> list[tuple[Any, str, Any]]:
+    """(object, attribute, value) of torch's settings for products on CUDA, in the order in which to set them again.
+
+    From torch 2.9 on there are two names for one thing, and torch itself reads both: it refuses where they differ. The
+    older ones set both; the newer ones know more values, "none" and "ieee" for float32, and are set after them.
+    """
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9; the older names then warn, and refuse a mixture of both
-        value = "tf32" if tf32 else "ieee"
-        return [(matmul, "fp32_precision", value), (cudnn.conv, "fp32_precision", value), (matmul, _BFLOAT16, False)]
-    return [(matmul, "allow_tf32", tf32), (cudnn, "allow_tf32", tf32), (matmul, _BFLOAT16, False)]
+    split = getattr(matmul, f"{_BFLOAT16}_split_k", None)  # set and read together with its flag
+    sums = getattr(matmul, _BFLOAT16)
+    found = [(matmul, _BFLOAT16, sums if split is None else (sums, split))]
+    if not hasattr(matmul, "fp32_precision"):
+        return [*found, (matmul, "allow_tf32", matmul.allow_tf32), (cudnn, "allow_tf32", cudnn.allow_tf32)]
+    for older, newer in ((matmul, matmul), (cudnn, cudnn.conv)):
+        value = newer.fp32_precision
+        found += [(older, "allow_tf32", value == "tf32"), (newer, "fp32_precision", value)]
+    return found
 
 
 @contextlib.contextmanager
@@ -69,18 +78,16 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
     if torch.device(device).type != "cuda":
         yield
         return
-    told = _tf32.set(_tf32.get() if tf32 is None else tf32)
-    settings = _settings(float32_products(device) == "TF32")
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
-    split = getattr(torch.backends.cuda.matmul, f"{_BFLOAT16}_split_k", None)  # set and read together with its flag
+    told, before = _tf32.set(_tf32.get() if tf32 is None else tf32), _settings()
     try:
-        for owner, name, value in settings:
-            setattr(owner, name, value)
+        for owner, name, _ in before:
+            if name != "fp32_precision":
+                setattr(owner, name, name != _BFLOAT16 and float32_products(device) == "TF32")
         yield
     finally:
         _tf32.reset(told)
         for owner, name, value in before:
-            setattr(owner, name, (value, split) if name == _BFLOAT16 and split is not None else value)
+            setattr(owner, name, value)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

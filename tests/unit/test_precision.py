@@ -23,32 +23,58 @@ PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 
 
 def settings() -> list[Any]:
-    return [getattr(owner, name) for owner, name, _ in precision._settings(tf32=False)]
+    return [value for _, _, value in precision._settings()]
+
+
+def tf32_is() -> set[Any]:
+    """What torch's readers of its settings say, older ones and newer ones; a mixture would make them raise."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    found = {matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision() != "highest"}
+    newer = [setting.fp32_precision == "tf32" for setting in (matmul, cudnn.conv)] if NEWER else []
+    return found | set(newer)
+
+
+NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 
 
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
-    with precision.products("cuda", tf32=not tf32):  # others than torch's own
+    torchs_own = settings()
+    with precision.products("cuda", tf32=not tf32):
         before = settings()
         with contextlib.suppress(KeyError), precision.products("cuda:0", tf32=tf32):
-            assert settings() == [value for _, _, value in precision._settings(tf32)]
-            assert settings() != before
+            assert tf32_is() == {tf32}
+            assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
             if fails:
                 raise KeyError
         assert settings() == before
+        assert tf32_is() == {not tf32}
+    assert settings() == torchs_own
+
+
+@pytest.mark.skipif(not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too")
+@pytest.mark.parametrize("value", ["ieee", "tf32", "none"])
+def test_settings_by_torchs_newer_names_come_back(value: str) -> None:
+    matmul: Any = torch.backends.cuda.matmul
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    with precision.products("cuda"):  # puts back what follows
+        matmul.fp32_precision = conv.fp32_precision = value
+        with precision.products("cuda", tf32=value != "tf32"):
+            assert tf32_is() == {value != "tf32"}
+        assert (matmul.fp32_precision, conv.fp32_precision) == (value, value)
 
 
 def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
-    yes, no = ([value for _, _, value in precision._settings(tf32)] for tf32 in (True, False))
     with precision.products("cuda", tf32=True):
         with precision.products("cuda"):
-            assert settings() == yes
+            assert tf32_is() == {True}
             assert precision.float32_products("cuda") == "TF32"
         with precision.products("cuda", tf32=False):
-            assert settings() == no
-        assert settings() == yes
+            assert tf32_is() == {False}
+        assert tf32_is() == {True}
     assert precision.float32_products("cuda") == "float32"
 
 
@@ -68,7 +94,7 @@ def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
 
 
 def test_on_a_cpu_no_setting_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_settings", lambda _tf32: pytest.fail("settings were asked for"))
+    monkeypatch.setattr(precision, "_settings", lambda: pytest.fail("settings were asked for"))
     with precision.products("cpu"), precision.products(torch.device("meta"), tf32=True):
         pass
 
