@@ -160,15 +160,12 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
 # --- unpacking them -------------------------------------------------------------------------------------------------
 
 
-def parts_in(kit: Path) -> list[tuple[Path, Item]]:
-    """Folder and item of everything in the parts below `kit`. AssetCorrupt: a listing is none."""
-    found = []
-    for listing in sorted(kit.glob(f"*/{LISTING}")):
-        try:
-            found += [(listing.parent, Item(**row)) for row in json.loads(listing.read_text())["items"]]
-        except (ValueError, TypeError, KeyError) as error:
-            raise AssetCorrupt(f"{listing} is no list of a part ({error!r}); build the part anew") from error
-    return found
+def items_in(folder: Path) -> list[Item]:
+    """The items of the part in `folder`. AssetCorrupt: its listing is none."""
+    try:
+        return [Item(**row) for row in json.loads((folder / LISTING).read_text())["items"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise AssetCorrupt(f"{folder / LISTING} is no list of a part ({error}); build the part anew") from error
 
 
 def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:

@@ -157,18 +157,26 @@ def _unpacked(kit: Path, work: Path) -> tuple[dict[str, str], dict[str, Any]]:
     path = [str(ROOT), str(work / "modules"), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"RDFIA_OFFLINE": "1", "RDFIA_CACHE": str(work / "cache"), "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1",
            "PYTHONPATH": os.pathsep.join(path)}  # fmt: skip
-    there = parts.parts_in(kit)
-    if there:
+    folders = sorted(listing.parent for listing in kit.glob(f"*/{parts.LISTING}"))
+    if folders:
         root.mkdir()
         own["RDFIA_ASSETS"] = str(root)
-    for folder, item in there:
+    for folder in folders:
         try:
-            parts.unpack(folder, item, root, work / "modules")
-            said["unpacked"].append({"name": item.name, "source": item.source, "changed": item.changed})
-        except (RdfiaError, OSError, ValueError) as error:
-            said["problems"].append(f"{item.name}: {error}")
+            for item in parts.items_in(folder):
+                _unpack(folder, item, work, said)
+        except RdfiaError as error:
+            said["problems"].append(str(error))
     said["seconds"] = round(time.monotonic() - begin, 1)
     return {**os.environ, **own}, said
+
+
+def _unpack(folder: Path, item: parts.Item, work: Path, said: dict[str, Any]) -> None:
+    try:
+        parts.unpack(folder, item, work / "assets", work / "modules")
+        said["unpacked"].append({"name": item.name, "source": item.source, "changed": item.changed})
+    except (RdfiaError, OSError, ValueError) as error:
+        said["problems"].append(f"{item.name}: {error}")
 
 
 def _lacking(said: Mapping[str, Any]) -> Callable[[str], bool]:

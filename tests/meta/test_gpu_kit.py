@@ -263,8 +263,8 @@ def test_faces_travel_without_loss_and_the_record_says_how(own_assets: Path, tmp
     monkeypatch.setattr(parts, "PARTS", {1: ("imagenet-samples", "celeba-32")})
     parts.build(1, tmp_path / "kit" / "part-1")
     root = tmp_path / "unpacked"
-    for folder, item in parts.parts_in(tmp_path / "kit"):
-        parts.unpack(folder, item, root, tmp_path / "modules")
+    for item in parts.items_in(tmp_path / "kit" / "part-1"):
+        parts.unpack(tmp_path / "kit" / "part-1", item, root, tmp_path / "modules")
     before = [Image.open(path) for path in sorted((own_assets / "data" / "celeba-32").rglob("*.png"))]
     monkeypatch.setenv("RDFIA_ASSETS", str(root))
     found = assets.find("celeba-32")
@@ -317,6 +317,22 @@ def test_a_file_that_was_altered_on_the_way_is_refused(own_assets: Path, tmp_pat
     (tmp_path / "part-1" / item.file).write_bytes(data)
     with pytest.raises(AssetCorrupt, match="carry the part anew"):
         parts.unpack(tmp_path / "part-1", item, tmp_path / "root", tmp_path / "modules")
+
+
+def test_a_damaged_part_costs_itself_alone(own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PARTS", {1: ("imagenet-samples",), 2: ("celeba-32",), 3: ("celeba-32",)})
+    for part in (1, 2, 3):
+        parts.build(part, tmp_path / "kit" / f"part-{part}")
+    (tmp_path / "kit" / "part-1" / "imagenet-samples.zip").write_bytes(b"cut")
+    (tmp_path / "kit" / "part-2" / "kit.json").write_text("{")
+    monkeypatch.setattr(steps, "STEPS", [steps.Step("red", 1, 0, ("-c", "raise SystemExit(1)"), ("celeba-32",)),
+                                         steps.Step("photos", 1, 0, ("-c", ""), ("imagenet-samples",))])  # fmt: skip
+    assert steps.run(tmp_path / "kit", "cpu", 1, tmp_path / "out") == 1
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [step["state"] for step in found["steps"]] == ["red", "unavailable"]
+    assert [row["name"] for row in found["kit"]["unpacked"]] == ["celeba-32"]
+    assert ["imagenet-samples: " in found["kit"]["problems"][0], "kit.json" in found["kit"]["problems"][1]] == [True] * 2
+    assert "logs/red.txt" in members(tmp_path / "out" / archive.NAME)
 
 
 # --- what the steps do ----------------------------------------------------------------------------------------------
