@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -49,15 +50,16 @@ def _said(*words: str) -> str:
 
 
 def environment(device: str, to: Path) -> bool:
-    """The machine, what it does at best, and which packages are absent; wrong: there is no such device."""
+    """The machine, which packages are absent, and, once that is written, what the device does at best."""
     queries = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
-    found = {"environment": machine.environment(ROOT, device, "gpu kit"), "ceilings": duel.ceilings(device),
+    found = {"environment": machine.environment(ROOT, device, "gpu kit"),
              "absent packages": [name for name in IMPORTS if importlib.util.find_spec(name) is None],
              "nvidia-smi": _said("nvidia-smi", f"--query-gpu={queries}", "--format=csv"),
              "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
              "memory": torch.cuda.mem_get_info() if device == "cuda" else None,
              "capability": torch.cuda.get_device_capability() if device == "cuda" else None}  # fmt: skip
     store.write_json(to / "environment.json", found)
+    store.write_json(to / "environment.json", {**found, "ceilings": duel.ceilings(device)})
     return True
 
 
@@ -151,7 +153,7 @@ def profiles(device: str, to: Path) -> bool:
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the largest tensor that an operator returns, and refuses those above `most` bytes as a device does."""
+    """Notes the largest tensor for which an operator takes memory; above `most` bytes it is refused, as by a device."""
 
     def __init__(self, most: float = float("inf")) -> None:
         super().__init__()
@@ -159,8 +161,13 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.largest = max([self.largest, *sizes])
+        given, made = (
+            {leaf.untyped_storage()._cdata: leaf for leaf in tree_leaves(tree)
+             if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta"}
+            for tree in ((args, kwargs or {}), out)
+        )  # fmt: skip
+        new = [leaf.untyped_storage().nbytes() for key, leaf in made.items() if key not in given]  # no views
+        self.largest = max([self.largest, *new])
         if self.largest > self.most:
             self.largest = 0
             raise torch.OutOfMemoryError(f"out of memory: more than {self.most:.0f} bytes (a limit set for this check)")
@@ -197,34 +204,42 @@ def peak(device: str, call: Callable[[], Any]) -> float:
 def memory(device: str, to: Path) -> bool:
     """Extraction and saliency with a third of the memory that they take: fewer at a time, the same result, a warning.
 
-    And with a thousandth of it: TooLarge, which says so.
+    And of one photo with half of what that takes: TooLarge.
     """
     n = 256 if device == "cuda" else 16
     network = seeded(lambda: networks.models.squeezenet1_1(weights=None)).to(device)
     photos, taps = smooth_photos(n, 224), {"fire4": networks.tap_paths("squeezenet1_1")["fire4"]}
-    pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos])
-    x = CROP.normalise(pixels).to(device)
-    work: dict[str, Callable[[], torch.Tensor]] = {
-        "extraction": lambda: torch.cat([part["fire4"].mean(1).cpu() for part in features.stream(
-            network, photos, taps, dtype=torch.float32, device=device, batch_size=n)]),
-        "saliency": lambda: input_gradients.saliency(network, x, 0, chunk=n).cpu(),
-    }  # fmt: skip
+    x = CROP.normalise(torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos]))
+
+    def extraction(many: int) -> torch.Tensor:
+        parts = features.stream(network, photos[:many], taps, dtype=torch.float32, device=device, batch_size=many)
+        return torch.cat([part["fire4"].mean(1).cpu() for part in parts])
+
+    def saliency(many: int) -> torch.Tensor:
+        return input_gradients.saliency(network, x[:many].to(device), 0, chunk=many).cpu()
+
     rows = []
-    for name, call in work.items():
-        took, expected = peak(device, call), call()
-        row = {"work": name, "bytes": took, **_under_a_third(device, call, took, expected)}
-        try:
-            with limited(device, took / 1000), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FewerAtATime)
-                call()
-            row["with a thousandth"] = "no error"
-        except TooLarge as error:
-            row["with a thousandth"] = f"TooLarge: {error}"
-        row["holds"] = row["holds"] and row["with a thousandth"].startswith("TooLarge")
+    for work in (extraction, saliency):
+        call, one = functools.partial(work, n), functools.partial(work, 1)
+        took, expected, least = peak(device, call), call(), peak(device, one)
+        row = {"work": work.__name__, "bytes": took, **_under_a_third(device, call, took, expected)}
+        row["one photo with half"] = _refusal(device, one, least / 2)
+        row["holds"] = row["holds"] and row["one photo with half"].startswith("TooLarge")
         rows.append(row)
         print(row)
     store.write_json(to / "memory.json", {"device": device, "rows": rows})
     return all(row["holds"] for row in rows)
+
+
+def _refusal(device: str, call: Callable[[], torch.Tensor], nbytes: float) -> str:
+    """What `call` raises with so little memory."""
+    try:
+        with limited(device, nbytes), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FewerAtATime)
+            call()
+    except (RuntimeError, MemoryError, TooLarge) as error:
+        return f"{type(error).__name__}: {error}"[:500]
+    return "nothing"
 
 
 def _under_a_third(

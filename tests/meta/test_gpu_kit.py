@@ -319,7 +319,7 @@ def test_a_file_that_was_altered_on_the_way_is_refused(own_assets: Path, tmp_pat
         parts.unpack(tmp_path / "part-1", item, tmp_path / "root", tmp_path / "modules")
 
 
-def test_a_damaged_part_costs_itself_alone(own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_part_costs_itself(own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PARTS", {1: ("imagenet-samples",), 2: ("celeba-32",), 3: ("celeba-32",)})
     for part in (1, 2, 3):
         parts.build(part, tmp_path / "kit" / f"part-{part}")
@@ -331,7 +331,8 @@ def test_a_damaged_part_costs_itself_alone(own_assets: Path, tmp_path: Path, mon
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [step["state"] for step in found["steps"]] == ["red", "unavailable"]
     assert [row["name"] for row in found["kit"]["unpacked"]] == ["celeba-32"]
-    assert ["imagenet-samples: " in found["kit"]["problems"][0], "kit.json" in found["kit"]["problems"][1]] == [True] * 2
+    first, second = found["kit"]["problems"]
+    assert ("imagenet-samples: " in first, "kit.json" in second) == (True, True)
     assert "logs/red.txt" in members(tmp_path / "out" / archive.NAME)
 
 
@@ -371,3 +372,5 @@ def test_memory_that_runs_out_must_change_nothing_and_be_said(factor: float, war
 def test_a_limit_that_nobody_catches_is_a_row_that_does_not_hold() -> None:
     row = checks._under_a_third("cpu", lambda: torch.ones(600), 2400, torch.ones(600))
     assert (row["holds"], "out of memory" in row["note"]) == (False, True)
+    assert checks._refusal("cpu", lambda: torch.ones(600), 2400) == "nothing"
+    assert checks._refusal("cpu", lambda: torch.ones(600), 800).startswith("OutOfMemoryError")
