@@ -22,7 +22,7 @@ from rdfia.errors import ArgumentError, RdfiaError
 
 ROOT = Path(__file__).parents[2]
 RESERVE = 15.0  # seconds of the whole for the last archive
-GRACE = 12.0  # seconds that a step has, once interrupted, to write what it measured
+GRACE, GRACE_SHARE = 12.0, 0.2  # seconds (at most this share) that a step has, once interrupted, to write what it has
 MARGIN = 0.85  # of a step's time: the --minutes that it is told to take
 TOLD = 1  # exit status of a check that ended and found something wrong
 KIT = ("-m", "benchmarks.gpu_kit.checks")
@@ -64,20 +64,21 @@ def _claims(name: str, expression: str, share: float, folder: str, *words: str, 
 
 
 STEPS: Sequence[Step] = (
-    _check("environment", 4, 5),
-    Step("parity", 8, 10, ("-m", "benchmarks.gpu_kit.parity", "--device", "{device}", "--output", "{out}/parity.json")),
-    _check("counters", 4, 5),
-    Step("speed", 26, 40, (*PYTEST, "--benchmark-only", "--device", "{device}", "--minutes", "{minutes}",
+    _check("environment", 10, 5),
+    Step("parity", 12, 10, ("-m", "benchmarks.gpu_kit.parity", "--device", "{device}",
+                            "--output", "{out}/parity.json")),
+    _check("counters", 6, 5),
+    Step("speed", 60, 40, (*PYTEST, "--benchmark-only", "--device", "{device}", "--minutes", "{minutes}",
                            "--output", "{out}/speed")),
-    _check("pipeline", 3, 8),
-    _check("profiles", 3, 8),
-    _claims("tme8", "accuracy and tme8", 14, "tme8", needs=("squeezenet1_1", "imagenet-samples")),
-    _claims("tme7", "accuracy and tme7", 12, "tme7", needs=("vgg16-features",)),
-    Step("gans", 18, 30, ("-m", "benchmarks.gpu_kit.gan_runs", "train", "--device", "{device}",
+    _check("pipeline", 5, 8),
+    _check("profiles", 5, 8),
+    _claims("tme8", "accuracy and tme8", 20, "tme8", needs=("squeezenet1_1", "imagenet-samples")),
+    _claims("tme7", "accuracy and tme7", 16, "tme7", needs=("vgg16-features",)),
+    Step("gans", 24, 30, ("-m", "benchmarks.gpu_kit.gan_runs", "train", "--device", "{device}",
                           "--minutes", "{minutes}", "--output", "{out}/gans")),
-    _claims("gans-claims", "accuracy and (tme9 or tme10)", 6, "gans", "--profile", "full"),
-    _check("memory", 3, 8),
-    _check("team", 3, 8),
+    _claims("gans-claims", "accuracy and (tme9 or tme10)", 8, "gans", "--profile", "full"),
+    _check("memory", 5, 8),
+    _check("team", 5, 8),
 )  # fmt: skip
 
 
@@ -85,7 +86,8 @@ def run_step(
     step: Step, seconds: float, words: Mapping[str, str], environment: Mapping[str, str], log: Path
 ) -> Outcome:
     """Runs a step for at most `seconds`; its output goes to `log`. It is interrupted first, so that it can write."""
-    words = {**words, "minutes": f"{max(0.05, MARGIN * (seconds - GRACE) / 60):.3f}"}
+    grace = min(GRACE, GRACE_SHARE * seconds)
+    words = {**words, "minutes": f"{max(0.05, MARGIN * (seconds - grace) / 60):.3f}"}
     command = [sys.executable, *(word.format(**words) for word in step.words)]
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -93,23 +95,23 @@ def run_step(
         process = subprocess.Popen(command, cwd=ROOT, env=dict(environment), stdout=stream, stderr=subprocess.STDOUT,
                                    stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         try:
-            status: int | None = process.wait(max(0.1, seconds - GRACE))
+            status: int | None = process.wait(seconds - grace)
         except subprocess.TimeoutExpired:
             status = None
         finally:  # also of one that is well: none of its own processes may take time from the next
-            _end(process)
+            _end(process, grace)
     tail = _last_line(log)
     state = {None: "timed out", 0: "done", TOLD: "red"}.get(status, "failed")
     note = "" if state == "done" else f"exit status {status}: {tail}" if status is not None else f"last said: {tail}"
     return Outcome(step.name, state, round(time.monotonic() - begin, 1), round(seconds, 1), note)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Interrupts the process, which may write what it has; within GRACE seconds all that it started is ended."""
+def _end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Interrupts the process, which may write what it has; after `grace` seconds all that it started is ended."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE - 2)
+            process.wait(grace)
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -194,6 +196,8 @@ def run(kit: Path, device: str, minutes: float, out: Path, names: Sequence[str] 
         known = ", ".join(step.name for step in STEPS)
         raise ArgumentError(f"--steps {','.join(sorted(unknown))}: no such step, expected some of {known}")
     begin = time.monotonic()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+        pass  # else no step could be interrupted
     work = Path(tempfile.mkdtemp(prefix="rdfia-gpu-kit-"))
     records = work / "records"
     try:
