@@ -197,7 +197,7 @@ def run(kit: Path, device: str, minutes: float, out: Path, names: Sequence[str] 
         raise ArgumentError(f"--steps {','.join(sorted(unknown))}: no such step, expected some of {known}")
     begin = time.monotonic()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
-        pass  # else no step could be interrupted
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else no step could be interrupted
     work = Path(tempfile.mkdtemp(prefix="rdfia-gpu-kit-"))
     records = work / "records"
     try:
