@@ -76,24 +76,52 @@ def _counted(words: Sequence[str]) -> str:
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
 
 
-def summary(records: Path, whole: dict[str, Any]) -> dict[str, Any]:
-    """What the records say, in short: `whole` has device, minutes, kit and steps; the rest is read from them."""
-    machine = (_read(records / "environment.json") or {}).get("environment", {})
-    parity = _read(records / "parity.json") or {"rows": []}
-    speed = _read(records / "speed" / "benchmarks.json") or {"rows": [], "deferred": {}}
-    found = {**whole, "card": machine.get("accelerator", "unknown"), "date": machine.get("date", ""),
-             **{name: machine.get(name, "") for name in ("torch", "code", "commit")}}
-    found["parity"] = {"rows": len(parity["rows"]), "beyond": [
-        f"{row['quantity']}, {row['arithmetic']}: {row['error']:.2g}, at most {row['limit']:g}"
-        for row in parity["rows"] if not row["holds"]]}  # fmt: skip
-    found["misses"] = {row["name"]: said for row in speed["rows"] if (said := misses(row))}
-    found["speed"] = {row["name"]: {title: round(column["speed-up"], 2) for title, column in row["columns"].items()}
-                      for row in speed["rows"]}  # fmt: skip
-    found["deferred rows"] = speed["deferred"]
+def _machine(records: Path) -> dict[str, Any]:
+    machine = (_read(records / "environment.json") or {"environment": {}})["environment"]
+    found = {name: machine[name] for name in ("date", "torch", "code", "commit") if name in machine}
+    return {**found, **({"card": machine["accelerator"]} if machine else {})}
+
+
+def _parity(records: Path) -> dict[str, Any]:
+    rows = (_read(records / "parity.json") or {"rows": []})["rows"]
+    beyond = ["{quantity}, {arithmetic}: {error:.2g}, at most {limit:g} {note}".format(**row).strip()
+              for row in rows if not row["holds"]]  # fmt: skip
+    return {"parity": {"rows": len(rows), "beyond": beyond}}
+
+
+def _speed(records: Path) -> dict[str, Any]:
+    run = _read(records / "speed" / "benchmarks.json") or {"rows": [], "deferred": {}}
+    ratios = {row["name"]: {title: round(column["speed-up"], 2) for title, column in row["columns"].items()}
+              for row in run["rows"]}  # fmt: skip
+    missed = {row["name"]: said for row in run["rows"] if (said := misses(row))}
+    return {"speed": ratios, "misses": missed, "deferred rows": run["deferred"]}
+
+
+def _claims(records: Path) -> dict[str, Any]:
     runs = {path.parent.name: _read(path) for path in sorted(records.glob("*/claims.json"))}
-    found["claims"] = {name: {"verdicts": _counted([record["verdict"] for record in run["records"]]),
-                              "failed": [record["failure"] for record in run["records"] if record["failure"]]}
-                       for name, run in runs.items() if run and run["records"]}  # fmt: skip
+    said = {name: {"verdicts": _counted([record["verdict"] for record in run["records"]]),
+                   "failed": [record["failure"] for record in run["records"] if record["failure"]]}
+            for name, run in runs.items() if run and run["records"]}  # fmt: skip
+    return {"claims": said}
+
+
+NOTHING: dict[str, Any] = {
+    "card": "unknown", "date": "", "torch": "", "code": "", "commit": "", "speed": {}, "misses": {}, "deferred rows": {},
+    "parity": {"rows": 0, "beyond": []}, "claims": {},
+}  # fmt: skip
+
+
+def summary(records: Path, whole: dict[str, Any]) -> dict[str, Any]:
+    """What the records say, in short: `whole` has device, minutes, kit and steps; the rest is read from them.
+
+    A record that is not what it should be is named in `unreadable`, and costs its part alone.
+    """
+    found: dict[str, Any] = {**NOTHING, **whole, "unreadable": [], "left out": []}
+    for part in (_machine, _parity, _speed, _claims):
+        try:
+            found |= part(records)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            found["unreadable"].append(f"{part.__name__.strip('_')}: {error!r}")
     return found
 
 
@@ -112,6 +140,7 @@ def text(found: Mapping[str, Any]) -> str:
         lines += ["", f"claims of {name}: {run['verdicts']}", *(f"  {line}" for line in run["failed"])]
     lines += ["", "kit: " + (", ".join(_named(row) for row in found["kit"]["unpacked"]) or "none")]
     lines += [f"  {line}" for line in found["kit"]["problems"]]
+    lines += [f"could not be read: {said}" for said in found["unreadable"]]
     lines += [f"left out of the archive: {name}" for name in found["left out"]]
     return "\n".join(lines) + "\n"
 
@@ -123,7 +152,7 @@ def _named(row: Mapping[str, str]) -> str:
 def save(records: Path, out: Path, whole: dict[str, Any], limit: int = LIMIT) -> None:
     """Leaves archive, summary.json and summary.txt in `out`, of the records that there are now."""
     records.mkdir(parents=True, exist_ok=True)
-    found = {**summary(records, whole), "left out": []}
+    found = summary(records, whole)
     store.write_json(records / "summary.json", found)  # its place in the archive, also where that is full
     found["left out"] = pack(records, out / NAME, limit)
     if found["left out"]:

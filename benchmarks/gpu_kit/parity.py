@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -33,18 +34,35 @@ PHOTOS, STEPS = 8, 10  # photos a room sees; training steps
 Quantities = Mapping[str, Any]  # by name, arrays or tensors
 
 
+def _settings() -> list[tuple[Any, str]]:
+    """(torch's object, attribute) of what decides how float32 products are computed on CUDA."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9; the older names then warn, and a mixture of both is refused
+        return [(matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")]
+    return [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
+
+
 @contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether float32 products on CUDA may be TF32's, inside; as before afterwards."""
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
+def products(arithmetic: str) -> Iterator[None]:
+    """float32 products on CUDA as `arithmetic` says ("tf32", else float32's own), inside; as before afterwards.
+
+    `$RDFIA_DTYPE` says the same to rooms that look there.
+    """
+    wanted = {"fp32_precision": ("ieee", "tf32"), "allow_tf32": (False, True)}
+    before = [(owner, name, getattr(owner, name)) for owner, name in _settings()]
+    said = os.environ.get("RDFIA_DTYPE")
     try:
-        for place in places:
-            place.allow_tf32 = allowed
+        for owner, name, _ in before:
+            setattr(owner, name, wanted[name][arithmetic == "tf32"])
+        os.environ["RDFIA_DTYPE"] = arithmetic
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        os.environ.pop("RDFIA_DTYPE")
+        if said is not None:
+            os.environ["RDFIA_DTYPE"] = said
 
 
 # --- what is computed -----------------------------------------------------------------------------------------------
@@ -204,7 +222,7 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
             for arithmetic, dtype in ARITHMETIC.items():
                 if dtype != torch.float32 and not fast:
                     continue
-                with tf32(arithmetic == "tf32"):
+                with products(arithmetic):
                     got = compute(device, dtype)
                 for quantity, value in got.items():
                     yield {"room": room, **compared(quantity, arithmetic, value, expected[quantity])}

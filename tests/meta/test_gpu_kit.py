@@ -67,15 +67,17 @@ def test_every_quantity_is_judged_by_a_row_of_the_table() -> None:
         "pixel", "training", "gradient", "activation"}  # fmt: skip
 
 
-def test_tf32_is_as_before_afterwards() -> None:
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    with parity.tf32(True):
-        assert all(place.allow_tf32 for place in places)
-        with parity.tf32(False):
-            assert not any(place.allow_tf32 for place in places)
-        assert all(place.allow_tf32 for place in places)
-    assert [place.allow_tf32 for place in places] == before
+def test_products_are_as_asked_and_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def now() -> list[Any]:
+        return [getattr(owner, name) for owner, name in parity._settings()]
+
+    monkeypatch.setenv("RDFIA_DTYPE", "auto")
+    before = now()
+    for arithmetic, values in (("tf32", ("tf32", True)), ("float32", ("ieee", False)), ("bfloat16", ("ieee", False))):
+        with parity.products(arithmetic):
+            assert all(value in values for value in now())
+            assert os.environ["RDFIA_DTYPE"] == arithmetic
+    assert (now(), os.environ["RDFIA_DTYPE"]) == (before, "auto")
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
@@ -151,6 +153,8 @@ def test_the_steps_are_in_order_of_worth_and_each_names_where_it_writes() -> Non
         "environment", "parity", "counters", "speed", "pipeline", "profiles", "tme8", "tme7", "gans", "gans-claims",
         "memory", "team"]  # fmt: skip
     assert all(any("{out}" in word for word in step.words) and "{device}" in step.words for step in steps.STEPS)
+    sessions = [step.words for step in steps.STEPS if "pytest" in step.words]
+    assert all(any(word.startswith("--output={out}/") for word in words) for words in sessions)
     named = {name for step in steps.STEPS for name in step.needs}
     assert named <= {name for names in parts.PARTS.values() for name in names}
 
@@ -186,6 +190,18 @@ def test_an_archive_that_is_too_large_leaves_figures_out_and_says_which(tmp_path
     assert (out / archive.NAME).stat().st_size <= 60_000
     assert json.loads((out / "summary.json").read_text())["left out"] == ["figures/large.png"]
     assert "left out of the archive: figures/large.png" in (out / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize("wrong", ['{"rows": [{}], "deferred": {}}', "[1]", "{", '{"rows": 1}'])
+def test_a_record_that_is_none_costs_its_part_of_the_summary_alone(tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "benchmarks.json").write_text(wrong)
+    (tmp_path / "environment.json").write_text('{"environment": {"accelerator": "a card", "torch": "2.11"}}')
+    whole = {"device": "cuda", "kit": {"unpacked": [], "problems": []}, "steps": []}
+    found = archive.summary(tmp_path, whole)
+    assert found["card"] == "a card"
+    assert [said.partition(":")[0] for said in found["unreadable"]] == ["speed"] * (wrong != "{")
+    assert "a card (cuda), torch 2.11" in archive.text(found)
 
 
 def test_an_archive_that_cannot_be_small_enough_is_refused(tmp_path: Path) -> None:
