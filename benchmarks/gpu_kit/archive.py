@@ -106,8 +106,8 @@ def _claims(records: Path) -> dict[str, Any]:
 
 
 NOTHING: dict[str, Any] = {
-    "card": "unknown", "date": "", "torch": "", "code": "", "commit": "", "speed": {}, "misses": {}, "deferred rows": {},
-    "parity": {"rows": 0, "beyond": []}, "claims": {},
+    "card": "unknown", "date": "", "torch": "", "code": "", "commit": "",
+    "speed": {}, "misses": {}, "deferred rows": {}, "parity": {"rows": 0, "beyond": []}, "claims": {},
 }  # fmt: skip
 
 
