@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def statistics(device: str, dtype: torch.dtype) -> Quantities:
     y, centres = np.arange(60) % 3, stream.normal(size=(3, 20_000))
     both = np.concatenate([(stream.normal(size=(60, 20_000)) + 0.2 * centres[y]).clip(0) for _ in "12"])
     sums = svm.GramAccumulator(60, 120)
-    for part in torch.from_numpy(both.astype(np.float32)).to(device, dtype).split(8_192, dim=1):
+    for part in torch.from_numpy(both).to(device, dtype).split(8_192, dim=1):
         sums.add(part)
     grams = svm.normalise_gram(sums.gram, sums.cross, sums.square_norms[60:])
     train, test = svm.span_coordinates(*grams)
@@ -178,11 +178,19 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
             "frechet distance": [gan_scores.frechet_distance(found[:40], found[40:], groups=2).value]}  # fmt: skip
 
 
-# Room -> (what it computes, whether it has a compute type besides float32).
-ROOMS: dict[str, tuple[Callable[[str, torch.dtype], Quantities], bool]] = {
-    "images": (images, False), "features": (taps, True), "gram, svm": (statistics, True),
-    "input_gradients, fooling, networks": (gradients, False), "heads": (trained_head, True),
-    "gans, gan_training": (gan_losses, True), "gan_scores": (scores, True),
+@dataclass(frozen=True)
+class Room:
+    """What a room computes; `fast`: it has a compute type besides float32; `reference`: the CPU's."""
+
+    compute: Callable[[str, torch.dtype], Quantities]
+    fast: bool = True
+    reference: torch.dtype = torch.float32
+
+
+ROOMS = {
+    "images": Room(images, fast=False), "features": Room(taps), "gram, svm": Room(statistics, reference=torch.float64),
+    "input_gradients, fooling, networks": Room(gradients, fast=False), "heads": Room(trained_head),
+    "gans, gan_training": Room(gan_losses), "gan_scores": Room(scores),
 }  # fmt: skip
 
 
@@ -216,20 +224,23 @@ def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[st
 
 def rows(device: str) -> Iterator[dict[str, Any]]:
     """The rows of all rooms; a room that raises is one row that does not hold, and the next begins."""
-    for room, (compute, fast) in ROOMS.items():
+    for name, room in ROOMS.items():
+        reference = str(room.reference).removeprefix("torch.")
         try:
-            expected = compute("cpu", torch.float32)
+            expected = room.compute("cpu", room.reference)
             for arithmetic, dtype in ARITHMETIC.items():
-                if dtype != torch.float32 and not fast:
+                if dtype != torch.float32 and not room.fast:
                     continue
                 with products(arithmetic):
-                    got = compute(device, dtype)
+                    got = room.compute(device, dtype)
                 for quantity, value in got.items():
-                    yield {"room": room, **compared(quantity, arithmetic, value, expected[quantity])}
+                    row = compared(quantity, arithmetic, value, expected[quantity])
+                    yield {"room": name, "reference": f"CPU, {reference}", **row}
         except Exception as error:
             traceback.print_exc()
-            yield {"room": room, "quantity": room, "arithmetic": "", "limit": 0.0, "reason": "", "error": 1e30,
-                   "largest": 1e30, "holds": False, "note": f"{type(error).__name__}: {error}"[:500]}  # fmt: skip
+            note = f"{type(error).__name__}: {error}"[:500]
+            yield {"room": name, "quantity": name, "arithmetic": "", "limit": 0.0, "reason": "", "error": 1e30,
+                   "largest": 1e30, "holds": False, "note": note}  # fmt: skip
 
 
 def main() -> int:

@@ -33,9 +33,10 @@ PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 @dataclass(frozen=True)
 class Step:
-    """A check as a command; `share` of the time, not begun with less than `least` seconds, deferred without `needs`.
+    """A check as a command: its `share` of the time, but `least` seconds; not begun where those are not left.
 
-    `words` may name {device}, {out} (the folder of records) and {minutes}.
+
+    `words` may name {device}, {out} (the folder of records) and {minutes}; `needs` are assets.
     """
 
     name: str
@@ -66,21 +67,21 @@ def _claims(name: str, expression: str, share: float, folder: str, *words: str, 
 
 
 STEPS: Sequence[Step] = (
-    _check("environment", 10, 5),
-    Step("parity", 12, 10, ("-m", "benchmarks.gpu_kit.parity", "--device", "{device}",
+    _check("environment", 10, 40),
+    Step("parity", 12, 45, ("-m", "benchmarks.gpu_kit.parity", "--device", "{device}",
                             "--output", "{out}/parity.json")),
-    _check("counters", 6, 5),
+    _check("counters", 6, 20),
     Step("speed", 60, 40, (*PYTEST, "--benchmark-only", "--device", "{device}", "--minutes", "{minutes}",
                            "--output={out}/speed")),
-    _check("pipeline", 5, 8),
-    _check("profiles", 5, 8),
+    _check("pipeline", 5, 15),
+    _check("profiles", 5, 15),
     _claims("tme8", "accuracy and tme8", 20, "tme8", needs=("squeezenet1_1", "imagenet-samples")),
     _claims("tme7", "accuracy and tme7", 16, "tme7", needs=("vgg16-features",)),
     Step("gans", 24, 30, ("-m", "benchmarks.gpu_kit.gan_runs", "train", "--device", "{device}",
                           "--minutes", "{minutes}", "--output", "{out}/gans")),
     _claims("gans-claims", "accuracy", 8, "gans", "--profile", "full", *GANS),
-    _check("memory", 5, 8),
-    _check("team", 5, 8),
+    _check("memory", 5, 15),
+    _check("team", 5, 20),
 )  # fmt: skip
 
 
@@ -129,8 +130,11 @@ def _last_line(log: Path) -> str:
 
 
 def allowance(steps: Sequence[Step], left: float) -> float:
-    """Seconds of the first of these steps: its share of what is left; what it does not use goes to those after it."""
-    return left * steps[0].share / sum(step.share for step in steps)
+    """Seconds of the first of these steps: its share of what is left, but `least`, as those after it are worth less.
+
+    What it does not use goes to them.
+    """
+    return min(left, max(steps[0].least, left * steps[0].share / sum(step.share for step in steps)))
 
 
 def run_steps(steps: Sequence[Step], seconds: float, attempt: Callable[[Step, float], Outcome],
@@ -143,7 +147,7 @@ def run_steps(steps: Sequence[Step], seconds: float, attempt: Callable[[Step, fl
         if absent := [name for name in step.needs if lacking(name)]:
             found.append(Outcome(step.name, "unavailable", note=f"{', '.join(absent)}: carry the part that has it"))
         elif mine < step.least:
-            note = f"it has {mine:.0f} s, wants {step.least:.0f} at least: give more --minutes, or --steps {step.name}"
+            note = f"{mine:.0f} s are left, it wants {step.least:.0f}: give more --minutes, or --steps {step.name}"
             found.append(Outcome(step.name, "deferred", allowed=round(mine, 1), note=note))
         else:
             found.append(attempt(step, mine))

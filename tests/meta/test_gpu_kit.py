@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.duel import Case
 from benchmarks.gpu_kit import archive, checks, gan_runs, parity, parts, side_by_side, steps
 from benchmarks.gpu_kit.__main__ import main
 from rdfia import assets, datasets
@@ -54,7 +57,7 @@ def test_a_room_that_raises_is_a_row_and_the_next_begins(monkeypatch: pytest.Mon
     def sound(_device: str, dtype: torch.dtype) -> dict[str, Any]:
         return {"gram": torch.ones(2, dtype=dtype)}
 
-    monkeypatch.setattr(parity, "ROOMS", {"planted": (planted, True), "sound": (sound, True)})
+    monkeypatch.setattr(parity, "ROOMS", {"planted": parity.Room(planted), "sound": parity.Room(sound)})
     found = list(parity.rows("meta"))
     assert [(row["room"], row["holds"]) for row in found] == [("planted", False), *[("sound", True)] * 3]
     assert "same device" in found[0]["note"]
@@ -146,6 +149,7 @@ def test_each_step_is_saved_before_the_next_begins_whatever_came_of_it() -> None
     found = steps.run_steps(plan, 400, made, lambda so_far: events.append(len(so_far)), lambda name: name == "mnist")
     assert [outcome.state for outcome in found] == ["timed out", "deferred", "unavailable", "timed out"]
     assert events == [("first", 100), 1, 2, 3, ("last", 400), 4]  # what a step does not use goes to those after it
+    assert steps.allowance([steps.Step("worth more", 1, 60, ()), steps.Step("worth less", 9, 60, ())], 100) == 60
 
 
 def test_the_steps_are_in_order_of_worth_and_each_names_where_it_writes() -> None:
@@ -408,3 +412,70 @@ def test_a_limit_that_nobody_catches_is_a_row_that_does_not_hold() -> None:
     assert (row["holds"], "out of memory" in row["note"]) == (False, True)
     assert checks._refusal("cpu", lambda: torch.ones(600), 2400) == "nothing"
     assert checks._refusal("cpu", lambda: torch.ones(600), 800).startswith("OutOfMemoryError")
+
+
+@dataclasses.dataclass
+class Counted:
+    """A row of the gate: what it makes for a device."""
+
+    call: Callable[[], Any]
+
+    def make(self, _device: str) -> tuple[Callable[[], Any], None]:
+        return self.call, None
+
+
+def test_a_row_that_fails_or_counts_otherwise_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("on another device")
+
+    rows = {"sum": Counted(lambda: torch.ones(3).sum()), "broken": Counted(broken)}
+    monkeypatch.setattr(checks, "ROWS", rows)
+    monkeypatch.setattr(checks, "COUNTED", ["parameters", "sum"])
+    monkeypatch.setattr(checks.counters, "BASELINE", tmp_path / "baseline.json")
+    assert checks.count("cpu", tmp_path)
+    kept = json.loads((tmp_path / "counters.json").read_text())
+    (tmp_path / "baseline.json").write_text(json.dumps(kept))
+    assert checks.count("cpu", tmp_path)
+    rows["sum"].call = lambda: float(torch.ones(3).sum())  # waits for the device
+    assert not checks.count("cpu", tmp_path)
+    found = json.loads((tmp_path / "counters.json").read_text())["other than the baseline"]
+    assert "sum: waits of the host 0 -> 1" in found
+    monkeypatch.setattr(checks, "COUNTED", ["broken"])
+    assert not checks.count("cpu", tmp_path)
+
+
+@pytest.mark.parametrize(("second", "holds"), [(b"two", True), (b"other", False), (None, False)])
+def test_two_processes_that_leave_other_bytes_than_one_are_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: bytes | None, holds: bool
+) -> None:
+    def extract(words: list[str], **_: Any) -> None:
+        store = Path(words[-1])
+        store.mkdir()
+        for i, data in enumerate([b"one", second if store.name == "store-2" else b"two"]):
+            if data is not None:
+                (store / f"{i}.safetensors").write_bytes(data)
+
+    monkeypatch.setattr(checks.subprocess, "run", extract)
+    assert checks.team("cpu", tmp_path) is holds
+    assert json.loads((tmp_path / "team.json").read_text())["holds"] is holds
+
+
+def test_a_row_that_missed_is_profiled_and_one_that_did_not_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: Any) -> tuple[Callable[[], Any], None]:
+        return lambda: [torch.ones(8, 8) @ torch.ones(8, 8)], None
+
+    def case(name: str) -> Case:
+        return Case(name, "a peer", make, 0.1, 1, "steps", {"cpu": 1.0})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checks, "case_named", case)
+    column = {**COLUMN, "share": 0.6, "ours": "ours", "dtype": "float32"}
+    rows = [{**benchmark(at_least), "name": name, "columns": {"at the peer's dtype": column}}
+            for name, at_least in (("missed", 5.0), ("reached", 4.0))]  # fmt: skip
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "benchmarks.json").write_text(json.dumps({"rows": rows}))
+    assert checks.profiles("cpu", tmp_path)
+    (table,) = (tmp_path / "profiles").iterdir()
+    assert table.name == "missed.txt"
+    assert "aten::mm" in table.read_text() and "wanted 5" in table.read_text()  # noqa: PT018
