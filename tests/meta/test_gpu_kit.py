@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.duel import Case
-from benchmarks.gpu_kit import archive, checks, gan_runs, parity, parts, side_by_side, steps
+from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, side_by_side, steps
 from benchmarks.gpu_kit.__main__ import main
 from rdfia import assets, datasets
 from rdfia.errors import ArgumentError, AssetCorrupt, FewerAtATime, TooLarge
@@ -402,16 +402,16 @@ def test_memory_that_runs_out_must_change_nothing_and_be_said(factor: float, war
                 warnings.warn("fewer at a time", FewerAtATime, stacklevel=1)
             return factor * torch.cat([torch.ones(100)] * 2)
 
-    assert checks.peak("cpu", call) == 2400
-    row = checks._under_a_third("cpu", call, 2400, torch.ones(200))
+    assert out_of_memory.peak("cpu", call) == 2400
+    row = out_of_memory._under_a_third("cpu", call, 2400, torch.ones(200))
     assert row["holds"] is holds, row
 
 
 def test_a_limit_that_nobody_catches_is_a_row_that_does_not_hold() -> None:
-    row = checks._under_a_third("cpu", lambda: torch.ones(600), 2400, torch.ones(600))
+    row = out_of_memory._under_a_third("cpu", lambda: torch.ones(600), 2400, torch.ones(600))
     assert (row["holds"], "out of memory" in row["note"]) == (False, True)
-    assert checks._refusal("cpu", lambda: torch.ones(600), 2400) == "nothing"
-    assert checks._refusal("cpu", lambda: torch.ones(600), 800).startswith("OutOfMemoryError")
+    assert out_of_memory._refusal("cpu", lambda: torch.ones(600), 2400) == "nothing"
+    assert out_of_memory._refusal("cpu", lambda: torch.ones(600), 800).startswith("OutOfMemoryError")
 
 
 @dataclasses.dataclass
