@@ -53,7 +53,7 @@ class Case:
     batch: int  # images or steps in a call
     unit: str  # "images" or "steps"
     reach: dict[str, float]  # by device: the speed-up of our best over the peer's manual that we set out to reach
-    ceiling: float = 0.0  # share of the matrix-product rate that we set out to reach; 0: none
+    ceiling: Mapping[str, float] = field(default_factory=dict)  # by device: share of the matrix product's rate
     dtype: str = "fast"  # "float32" where ours has no other
     alone: str = ""  # why the peer has no variants
     trains: bool = False  # whether weights change from call to call
@@ -288,7 +288,8 @@ def _column(case: Case, device: str, rounds: list[dict[str, list[float]]], ours:
             "rate": case.batch / found.b, "peer rate": case.batch / found.a, "speed-up": found.value,
             "speed-up low": found.low, "speed-up high": found.high, "rounds": found.rounds}  # fmt: skip
     if flops[ours]:
-        said |= {"share": flops[ours] / found.b / ceilings(device)[dtype], "share wanted": case.ceiling}
+        share = flops[ours] / found.b / ceilings(device)[dtype]
+        said |= {"share": share, "share wanted": case.ceiling.get(device, 0.0)}
     return said
 
 

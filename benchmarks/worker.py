@@ -118,7 +118,7 @@ def _slowed(call: Callable[[], Any], share: float) -> Callable[[], Any]:
     return slowed
 
 
-def _case(name: str) -> Any:
+def case_named(name: str) -> Any:
     """A case of the benchmarks by its name."""
     from benchmarks import bench_tme7, bench_tme8, bench_tme9
 
@@ -158,7 +158,7 @@ def serve(device: str) -> None:
         try:
             answer: Any = None
             if asked["what"] == "case":
-                cases[asked["way"]] = duel.Way(_case(asked["case"]), device, asked["way"], asked["dtype"])
+                cases[asked["way"]] = duel.Way(case_named(asked["case"]), device, asked["way"], asked["dtype"])
                 answer = cases[asked["way"]].first(asked["result"])
             elif asked["what"] == "time":
                 answer = cases[asked["way"]].seconds()

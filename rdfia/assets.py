@@ -142,7 +142,8 @@ def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Pat
         if recorded and root and root / recorded["path"] == path:
             if recorded["sha256"] != sha256:
                 raise corrupt(f"is not what `fetch` wrote there (SHA-256 {sha256}, expected {recorded['sha256']})")
-            return Located(asset.name, path, source, size, sha256, True)
+            changed = recorded.get("changed", "")
+            return Located(asset.name, path, f"{source}, {changed}" if changed else source, size, sha256, True)
         if asset.folder:
             verified, varies = sha256 == asset.folder.get("sha256"), asset.folder.get("variants", False)
             differs = "your own photos" if own else "content differs from the copy that was pinned"
@@ -251,6 +252,21 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
             with downloads.locked(root / MANIFEST):  # so that no row is lost between reading and writing
                 store.write_json(root / MANIFEST, {**_manifest(root), name: row})
         return located
+
+
+def adopt(name: str, path: Path, root: Path, changed: str) -> Located:
+    """Lists what lies at `path` in the manifest of the assets directory `root` as the asset, with what was `changed`.
+
+    From then on it is checked against that, and `changed` is part of its source in every record. AssetUnavailable:
+    nothing of the asset is there.
+    """
+    asset = _asset(name)
+    if not (files := asset.files(path)):
+        raise AssetUnavailable(f"{name}: {path} holds nothing of it; expected {asset.about}", name)
+    row = {"path": path.relative_to(root).as_posix(), "sha256": _digest(path, files, True), "changed": changed}
+    with downloads.locked(root / MANIFEST):
+        store.write_json(root / MANIFEST, {**_manifest(root), name: row})
+    return _inspect(asset, path, files, "assets directory", root, False)
 
 
 def scene15_split() -> dict[str, dict[str, Any]]:

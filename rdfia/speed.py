@@ -16,6 +16,7 @@ from .blocks import fill, table
 from .errors import StoreError
 from .figures import INK, RUST, STYLE
 
+VERIFIED = Path(__file__).parents[1] / "reports" / "verified"  # of a checkout; an installed package has none
 BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueError)  # what a wrong record may raise
 
 
@@ -64,8 +65,51 @@ def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
     return fill("figure.html", file=f"figures/{name}.png", alt=escape(caption), caption=escape(caption), link="")
 
 
-def benchmarks(folder: Path) -> str:
-    """The section of `folder`/benchmarks.json; empty where there is none, a sentence where it is no such record."""
+def devices(verified: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The committed benchmarks of the CPU and of CUDA below `verified`; None where nothing was measured on CUDA.
+
+    StoreError: a record cannot be read.
+    """
+    kept = [verified / device / "speed" / "benchmarks.json" for device in ("cpu", "cuda")]
+    if not all(path.exists() for path in kept):
+        return None
+    cpu, cuda = (store.read_json(path) for path in kept)
+    return cpu, cuda
+
+
+def paired(cpu: Mapping[str, Any], cuda: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of a table of both: how many times as fast as the peer, at its dtype; each at its best."""
+    names = [str(cpu["environment"]["cpu"]), str(cuda["environment"]["accelerator"])]
+    titles = ("at the peer's dtype", "each at its best")
+    found = [{row["name"]: row for row in run["rows"]} for run in (cpu, cuda)]
+
+    def said(row: Mapping[str, Any] | None, title: str) -> str:
+        if (column := row and row["columns"].get(title)) is None:
+            return "" if row else "not measured"
+        return "{speed-up:.2f} ({speed-up low:.2f} to {speed-up high:.2f})".format(**column)
+
+    def reached(row: Mapping[str, Any] | None) -> str:
+        return "{speed-up:.2f} of {at least:g}".format(**row["wanted"]) if row else ""
+
+    head = ["work", "peer", *(f"{name}, {title}" for name in names for title in titles), "wanted on CUDA"]
+    lines = [[name, (found[0].get(name) or found[1][name])["against"],
+              *(said(run.get(name), title) for run in found for title in titles), reached(found[1].get(name))]
+             for name in {**found[0], **found[1]}]  # fmt: skip
+    return head, lines
+
+
+def _beside(verified: Path) -> str:
+    """CPU and CUDA side by side, or that there is nothing of CUDA."""
+    if (both := devices(verified)) is None:
+        return "<p>Nothing was measured on a CUDA device; <code>python -m benchmarks.gpu_kit</code> does that.</p>"
+    return "<h3>CPU and CUDA, times as fast as the peer</h3>" + table(*paired(*both))
+
+
+def benchmarks(folder: Path, verified: Path = VERIFIED) -> str:
+    """The section of `folder`/benchmarks.json, and of the committed runs below `verified`.
+
+    Empty where there is none in `folder`, a sentence where a record is none.
+    """
     if not (folder / "benchmarks.json").exists():
         return ""
     try:
@@ -77,8 +121,7 @@ def benchmarks(folder: Path) -> str:
         html += f"{where['threads']} threads, torch {escape(str(where['torch']))}, {escape(str(where['date']))}. The "
         html += "peer runs in a process of its own, timed in turn with ours; before, the two results are compared. "
         html += "A share of the matrix product may pass 1: a convolution reads less memory for its arithmetic.</p>"
-        if where["device"] == "cpu":
-            html += "<p>Nothing here was measured on a CUDA device; <code>--device cuda</code> does that.</p>"
+        html += _beside(verified)
         if rows:
             caption = "Times as fast as the peer, with the 95% interval over rounds of new processes."
             html += _figure(folder, "speed-ratios", speedups(rows), caption)

@@ -57,6 +57,24 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
     ("statistic", "cpu", "float64"): Tolerance(0.0, 5e-2, "in hundreds of standard errors: five, one in two million"),
 }
 
+# Of a device beside the CPU's float32: (quantity, arithmetic) -> the L2 norm of the difference over the reference's.
+# Norms, because a value beside a ReLU's kink may be rounded to its other side, and its gradient is then another.
+PARITY: dict[tuple[str, str], Tolerance] = {
+    (quantity, arithmetic): Tolerance(rtol, 0.0, reason)
+    for quantity, limits, reason in (
+        ("pixel", (1e-6, 1e-6), "a multiplication and an addition"),
+        ("activation", (1e-4, 4e-3, 4e-2), "rounding by 2^-24, 2^-11, 2^-8 at each of 13 layers; errors add as roots"),
+        ("gram", (1e-5, 2e-3, 8e-3), "products of rounded factors, summed in float32 within a tile, in float64 beyond"),
+        ("decision", (1e-3, 1e-2, 5e-2), "the solver stops at 1e-4 on a Gram matrix that is rounded"),
+        ("probability", (1e-3, 2e-2, 1e-1), "softmax of activations: the error of a logit times the logit's size"),
+        ("gradient", (2e-2, 8e-2), "a chain through 26 layers, with kinks that rounding crosses"),
+        ("ascent", (2e-2, 8e-2), "five gradients, each from where the last one ended"),
+        ("training", (5e-3, 2e-2, 1e-1), "five to ten steps of Adam, whose first ones take the sign of a gradient"),
+        ("distance", (1e-3, 2e-2, 1e-1), "means and covariances of activations"),
+    )
+    for arithmetic, rtol in zip(("float32", "tf32", "bfloat16"), limits, strict=False)
+}  # fmt: skip
+
 
 def assert_close(got: Any, expected: Any, quantity: str) -> None:
     """Compares arrays or tensors by the table's row for `quantity` and for the device and dtype of `got`.

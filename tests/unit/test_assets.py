@@ -118,6 +118,23 @@ def test_own_weights_are_taken_but_not_called_verified(monkeypatch: pytest.Monke
         find("tiny")
 
 
+def test_what_was_changed_is_adopted_with_its_checksum_and_said_in_its_source(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    known = safetensors()
+    tiny(monkeypatch, places=["weights/tiny.safetensors"], known={hashlib.sha256(known).hexdigest(): len(known)})
+    path = put(root / "weights" / "tiny.safetensors", safetensors(9))
+    located = assets.adopt("tiny", path, root, "rounded to float16")
+    assert (located.verified, located.source) == (True, "assets directory, rounded to float16")
+    assert find("tiny") == located
+    put(path, safetensors(10))
+    with pytest.raises(AssetCorrupt, match="not what `fetch` wrote there"):
+        find("tiny")
+    path.unlink()
+    with pytest.raises(AssetUnavailable, match="holds nothing of it"):
+        assets.adopt("tiny", path, root, "rounded to float16")
+
+
 def _folder(root: Path) -> dict[str, object]:
     for name, data in (("b/2.jpg", b"two"), ("a/1.jpg", b"one")):
         put(root / "data" / "photos" / name, data)

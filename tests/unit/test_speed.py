@@ -45,15 +45,42 @@ def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
     where = {**WHERE, "set in the environment": "ATEN_CPU_CAPABILITY=avx2"}
     run = {"rows": [ROW], "environment": where, "growth": grown, **kept}
     (tmp_path / "benchmarks.json").write_text(json.dumps(run))
-    html = speed.benchmarks(tmp_path)
+    html = speed.benchmarks(tmp_path, tmp_path / "verified")
     assert "the lab&#x27;s &lt;loop&gt;" in html
     assert "a processor, with ATEN_CPU_CAPABILITY=avx2, 2 threads" in html  # not what the processor can do
     assert "2.60 (2.40 to 2.90)" in html.replace("\u00a0", " ")
     assert html.count("<img") == 2
     assert "0.0444" in html
     assert "tme7.bfloat16/&lt;net&gt;" in html
-    assert "Nothing here was measured on a CUDA device" in html
+    assert "Nothing was measured on a CUDA device" in html
     assert (tmp_path / "figures" / "speed-ratios.png").exists()
+
+
+def kept_benchmarks(folder: Path, device: str, row: dict[str, Any], **where: str) -> None:
+    (folder / device / "speed").mkdir(parents=True)
+    run = {"rows": [row], "environment": {**WHERE, "device": device, **where}}
+    (folder / device / "speed" / "benchmarks.json").write_text(json.dumps(run))
+
+
+def test_cpu_and_cuda_stand_side_by_side_once_cuda_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"rows": [], "environment": WHERE}))
+    kept_benchmarks(tmp_path, "cpu", ROW)
+    assert "Nothing was measured on a CUDA device" in speed.benchmarks(tmp_path, tmp_path)
+    wanted = {"speed-up": 7.5, "low": 7.1, "high": 7.9, "at least": 5.0}
+    fast = {**COLUMN, "speed-up": 6.25, "speed-up low": 6.0, "speed-up high": 6.5}
+    row = {**ROW, "wanted": wanted, "columns": {"at the peer's dtype": fast, "each at its best": BEST}}
+    kept_benchmarks(tmp_path, "cuda", row, accelerator="a <card>")
+    html = speed.benchmarks(tmp_path, tmp_path)
+    assert "Nothing was measured" not in html
+    for text in ("a &lt;card&gt;, at the peer&#x27;s dtype", "2.60 (2.40 to 2.90)", "6.25 (6.00 to 6.50)", "7.50 of 5"):
+        assert text in html
+
+
+def test_a_row_of_one_device_alone_says_so() -> None:
+    where = {**WHERE, "accelerator": "a card"}
+    _, lines = speed.paired({"rows": [ROW], "environment": WHERE}, {"rows": [], "environment": where})
+    assert lines == [["DCGAN step", "the lab's <loop>", "2.60 (2.40 to 2.90)", "1.50 (1.40 to 1.60)", "not measured",
+                      "not measured", ""]]  # fmt: skip
 
 
 def test_the_gate_says_how_often_it_was_wrong(tmp_path: Path) -> None:

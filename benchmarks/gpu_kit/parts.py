@@ -1,0 +1,207 @@
+"""The files that travel to the device: made in parts of a limited size, unpacked into an assets directory."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import lzma
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from rdfia import assets, store
+from rdfia.errors import AssetCorrupt, RdfiaError, TooLarge
+
+LIMIT = 45 * 2**20  # bytes of a part; a call carries 64 MiB, of which the repository is 17
+LISTING = "kit.json"
+WEIGHTS = {"vgg16-features": "vgg16.features", "alexnet-features": "alexnet.features", "squeezenet1_1": "squeezenet1_1"}
+MODULES = ("captum", "efficientnet_lite_pytorch")  # Python alone: the peer of TME 8, and the second network's module
+SCENES, QUALITY = 224, 80  # pixels, JPEG
+FACES_A_ROW = 100
+PARTS: dict[int, Sequence[str]] = {
+    1: (*WEIGHTS, "imagenet-samples", "digits", "modules"),
+    2: ("mnist", "celeba-32", "efficientnet-lite0"),
+    3: ("scene15",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file of a part; `changed` says how what it unpacks to differs from its source, "" where it does not."""
+
+    name: str  # the asset, or "modules"
+    file: str
+    source: str
+    changed: str
+    size: int
+    sha256: str
+    photos: int  # in it; 1 of anything else
+
+
+class Made(NamedTuple):
+    """What a maker returns of the file that it wrote; as in Item."""
+
+    path: Path
+    source: str
+    changed: str = ""
+    photos: int = 1
+
+
+# --- making them ----------------------------------------------------------------------------------------------------
+
+
+def _weights(name: str, to: Path) -> Made:
+    import safetensors.torch
+    import torch
+
+    found = assets.locate(name, download=False)
+    state = assets.load_weights(name)
+    half = {key: value.to(torch.float16).contiguous() for key, value in state.items()}
+    if not all(bool(value.isfinite().all()) for value in half.values()):
+        raise RdfiaError(f"{name}: a weight is beyond float16; leave it out with --without {name}")
+    exact = all(torch.equal(half[key].float(), state[key].float()) for key in state)
+    path = to / f"{WEIGHTS[name]}.safetensors.xz"
+    # Bytes at odd and even places apart: exponents compress, mantissas do not.
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 0, "lp": 1, "pb": 1}]
+    path.write_bytes(lzma.compress(safetensors.torch.save(half), filters=filters))
+    return Made(path, found.source, "" if exact else "rounded to float16")
+
+
+def _folder(name: str, to: Path) -> Made:
+    found = assets.locate(name, download=False)
+    path, method = to / f"{name}.zip", zipfile.ZIP_LZMA if name == "mnist" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in assets.ASSETS[name].files(found.path):
+            archive.write(file, file.relative_to(found.path).as_posix())
+    return Made(path, found.source)
+
+
+def _file(name: str, to: Path) -> Made:
+    found = assets.locate(name, download=False)
+    path = to / found.path.name
+    shutil.copyfile(found.path, path)
+    return Made(path, found.source)
+
+
+def _scenes(name: str, to: Path) -> Made:
+    from rdfia.images import LAB
+
+    found, path = assets.locate(name, download=False), to / f"{name}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in assets.ASSETS[name].files(found.path):
+            pixels, buffer = LAB.pixels(file)[0].numpy(), io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, optimize=True)
+            archive.writestr(file.relative_to(found.path).as_posix(), buffer.getvalue())
+    return Made(path, found.source, f"resized to {SCENES} x {SCENES}, JPEG of quality {QUALITY}")
+
+
+def _faces(name: str, to: Path) -> Made:
+    """One mosaic without loss, faces in the order of their names."""
+    found, path = assets.locate(name, download=False), to / f"{name}.webp"
+    faces = [np.asarray(Image.open(file).convert("RGB")) for file in assets.ASSETS[name].files(found.path)]
+    rows = -(-len(faces) // FACES_A_ROW)
+    whole = np.zeros((rows * FACES_A_ROW, *faces[0].shape), np.uint8)
+    whole[: len(faces)] = faces
+    side = faces[0].shape[0]
+    mosaic = whole.reshape(rows, FACES_A_ROW, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3)
+    Image.fromarray(mosaic).save(path, "WEBP", lossless=True, quality=50)
+    return Made(path, found.source, "the same pixels, written anew as PNG", len(faces))
+
+
+def _modules(name: str, to: Path) -> Made:
+    path, there = to / f"{name}.zip", []
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for module in MODULES:
+            spec = importlib.util.find_spec(module)
+            for folder in (spec.submodule_search_locations or ()) if spec else ():
+                there.append(module)
+                for file in sorted(Path(folder).rglob("*.py")):
+                    archive.write(file, Path(module, file.relative_to(folder)).as_posix())
+    return Made(path, f"installed packages: {', '.join(there) or 'none'}")
+
+
+def _maker(name: str) -> Callable[[str, Path], Made]:
+    special = {"scene15": _scenes, "celeba-32": _faces, "modules": _modules, **dict.fromkeys(WEIGHTS, _weights)}
+    return special.get(name) or (_folder if assets.ASSETS[name].folder else _file)
+
+
+def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) -> list[Item]:
+    """Makes part 1, 2 or 3 in the folder `to`, which is emptied; returns its items.
+
+    TooLarge: they are more than `limit` bytes, with what could be left out. AssetUnavailable: one is not on this
+    machine, and how to get it. Nothing is left in `to` then.
+    """
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
+    try:
+        items = []
+        for name in (name for name in PARTS[part] if name not in without):
+            made = _maker(name)(name, to)
+            size, sha256 = made.path.stat().st_size, store.sha256_file(made.path)
+            items.append(Item(name, made.path.name, made.source, made.changed, size, sha256, made.photos))
+        store.write_json(to / LISTING, {"part": part, "items": [asdict(item) for item in items]})
+        if (size := sum(file.stat().st_size for file in to.iterdir())) > limit:
+            largest = sorted(items, key=lambda item: -item.size)
+            sizes = ", ".join(f"--without {item.name} ({item.size / 2**20:.1f} MiB)" for item in largest)
+            raise TooLarge(f"part {part} is {size / 2**20:.1f} MiB, at most {limit / 2**20:.1f} travel: {sizes}")
+    except BaseException:
+        shutil.rmtree(to)
+        raise
+    return items
+
+
+# --- unpacking them -------------------------------------------------------------------------------------------------
+
+
+def items_in(folder: Path) -> list[Item]:
+    """The items of the part in `folder`. AssetCorrupt: its listing is none."""
+    try:
+        return [Item(**row) for row in json.loads((folder / LISTING).read_text())["items"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise AssetCorrupt(f"{folder / LISTING} is no list of a part ({error}); build the part anew") from error
+
+
+def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:
+    """Unpacks an item of a part into the assets directory `root`, or into the folder `modules`.
+
+    The asset is listed in the manifest of `root` with how it was changed, which goes into every record of its use.
+    AssetCorrupt: the file is not the one that was built.
+    """
+    path = folder / item.file
+    if not path.is_file() or store.sha256_file(path) != item.sha256:
+        raise AssetCorrupt(f"{path} is not the file that was built (SHA-256 {item.sha256}); carry the part anew")
+    if item.name == "modules":
+        _extract_zip(path, modules)
+        return
+    target = root / assets.ASSETS[item.name].places[0 if item.name in WEIGHTS else -1]
+    _unpack_asset(item, path, target)
+    assets.adopt(item.name, target, root, "; ".join(filter(None, ["gpu kit", item.changed])))
+
+
+def _extract_zip(path: Path, target: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(target)  # drops absolute paths and dots that lead out of the folder
+
+
+def _unpack_asset(item: Item, path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if item.name == "celeba-32":
+        mosaic = np.asarray(Image.open(path).convert("RGB"))
+        side = mosaic.shape[1] // FACES_A_ROW
+        tiles = mosaic.reshape(-1, side, FACES_A_ROW, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+        (target / "faces").mkdir(parents=True)
+        for i, tile in enumerate(tiles[: item.photos]):
+            Image.fromarray(tile).save(target / "faces" / f"{i + 1:06d}.png", compress_level=1)
+    elif path.suffix == ".zip":
+        _extract_zip(path, target)
+    elif path.suffix == ".xz":
+        target.write_bytes(lzma.decompress(path.read_bytes()))
+    else:
+        shutil.copyfile(path, target)
