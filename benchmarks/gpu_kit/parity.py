@@ -9,8 +9,6 @@ norm of the difference over that of the reference; its limit stands in tests/sup
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -27,42 +25,12 @@ from benchmarks.rows import seeded, smooth_photos
 from rdfia import assets, features, fooling, gan_scores, gans, heads, input_gradients, networks, store, svm
 from rdfia.gan_training import LABS, Trainer
 from rdfia.images import CROP, LAB, blur, read_image
+from rdfia.precision import products
 from tests.support.tolerances import PARITY
 
 ARITHMETIC = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 PHOTOS, STEPS = 8, 10  # photos a room sees; training steps
 Quantities = Mapping[str, Any]  # by name, arrays or tensors
-
-
-def _settings() -> list[tuple[Any, str]]:
-    """(torch's object, attribute) of what decides how float32 products are computed on CUDA."""
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9; the older names then warn, and a mixture of both is refused
-        return [(matmul, "fp32_precision"), (cudnn.conv, "fp32_precision")]
-    return [(matmul, "allow_tf32"), (cudnn, "allow_tf32")]
-
-
-@contextlib.contextmanager
-def products(arithmetic: str) -> Iterator[None]:
-    """float32 products on CUDA as `arithmetic` says ("tf32", else float32's own), inside; as before afterwards.
-
-    `$RDFIA_DTYPE` says the same to rooms that look there.
-    """
-    wanted = {"fp32_precision": ("ieee", "tf32"), "allow_tf32": (False, True)}
-    before = [(owner, name, getattr(owner, name)) for owner, name in _settings()]
-    said = os.environ.get("RDFIA_DTYPE")
-    try:
-        for owner, name, _ in before:
-            setattr(owner, name, wanted[name][arithmetic == "tf32"])
-        os.environ["RDFIA_DTYPE"] = arithmetic
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
-        os.environ.pop("RDFIA_DTYPE")
-        if said is not None:
-            os.environ["RDFIA_DTYPE"] = said
 
 
 # --- what is computed -----------------------------------------------------------------------------------------------
@@ -231,7 +199,7 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
             for arithmetic, dtype in ARITHMETIC.items():
                 if dtype != torch.float32 and not room.fast:
                     continue
-                with products(arithmetic):
+                with products(device, tf32=arithmetic == "tf32"):
                     got = room.compute(device, dtype)
                 for quantity, value in got.items():
                     row = compared(quantity, arithmetic, value, expected[quantity])

@@ -70,19 +70,6 @@ def test_every_quantity_is_judged_by_a_row_of_the_table() -> None:
         "pixel", "training", "gradient", "activation"}  # fmt: skip
 
 
-def test_products_are_as_asked_and_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    def now() -> list[Any]:
-        return [getattr(owner, name) for owner, name in parity._settings()]
-
-    monkeypatch.setenv("RDFIA_DTYPE", "auto")
-    before = now()
-    for arithmetic, values in (("tf32", ("tf32", True)), ("float32", ("ieee", False)), ("bfloat16", ("ieee", False))):
-        with parity.products(arithmetic):
-            assert all(value in values for value in now())
-            assert os.environ["RDFIA_DTYPE"] == arithmetic
-    assert (now(), os.environ["RDFIA_DTYPE"]) == (before, "auto")
-
-
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 

@@ -149,8 +149,9 @@ def test_the_package_stays_compact() -> None:
     device = {room: n for room, n in lines.items() if room in DEVICE}
     assert sum(device.values()) < 350, device  # what keeps a GPU busy, and says what a product on it is
     # Assets, files on disk, claims, the page; what is above 1,800 draws GANs and times, makes CelebA's folders, and
-    # meets broken and hostile files, closed disks, other processes and odd names with words.
-    assert sum(lines.values()) - sum(labs.values()) - sum(device.values()) < 2350, lines
+    # meets broken and hostile files, closed disks, other processes and odd names with words, shows two devices side by
+    # side, and says of an asset what was changed in it.
+    assert sum(lines.values()) - sum(labs.values()) - sum(device.values()) < 2400, lines
 
 
 def test_every_claim_of_the_labs_is_in_the_table() -> None:
