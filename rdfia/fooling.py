@@ -205,8 +205,9 @@ def fool_closely(
         """Remembers each image that fools and is closer than before; done are only those that were there at once."""
         fools, seen = _hits(chosen, logits, rows), _rounded(pixels)
         length = length_of(seen - photo[rows])
-        closer = fools & (length < shortest[rows]).flatten() & (step > 0)
-        best[rows[closer.cpu()]], shortest[rows[closer.cpu()]] = space.normalise(seen[closer]), length[closer]
+        closer = fools[:, None, None, None] & (length < shortest[rows]) & (step > 0)
+        best[rows] = torch.where(closer, space.normalise(seen), best[rows])  # by masks: their size is not asked for
+        shortest[rows] = torch.where(closer, length, shortest[rows])
         return fools & (step == 0)
 
     def update(turn: Turn) -> Tensor:

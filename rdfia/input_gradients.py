@@ -42,12 +42,15 @@ def check_network(network: nn.Module) -> None:
     if training := [name or "the network itself" for name, child in network.named_modules() if child.training]:
         raise ArgumentError(f"network: {training[0]} is in train mode, where dropout and BatchNorm make the gradient "
                             "of an image depend on chance and on its batch; call network.eval() first")  # fmt: skip
+    finite: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
         if parameter.is_meta:
             raise WeightsError(f"cannot compute this: {name} is not in these weights; see `rdfia assets status`")
-        if not torch.isfinite(parameter).all():
-            raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see "
-                               "`rdfia assets verify`")  # fmt: skip
+        finite[name] = torch.isfinite(parameter).all()
+    if finite and not torch.stack([*finite.values()]).all():  # one look, for which the host waits once
+        name = next(name for name, all_of_it in finite.items() if not all_of_it)
+        raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see "
+                           "`rdfia assets verify`")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -303,8 +306,8 @@ def visualise(
         x = (turn.x + rate[turn.rows] * step).clamp(*limits(space, turn.x))
         return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
 
-    def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
-        return (many[rows] <= step).to(logits.device)
+    def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:
+        return many[rows] <= step  # known without a look at the device
 
     end, _ = ascend(network, begin, objective, update, steps=int(many.max()), view=view, finished=finished, chunk=chunk,
                     progress=progress)  # fmt: skip

@@ -44,7 +44,7 @@ class OnDevice(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> OnDevice:
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.inference_mode(held.is_inference()):
             spread = sum((n - 1) * step for n, step in zip(held.shape, held.stride(), strict=True)) if held.numel() else 0
             memory = torch.empty(held.storage_offset() + spread + 1, dtype=held.dtype, device=_META)
             twin = memory.as_strided(held.size(), held.stride(), held.storage_offset())
@@ -59,6 +59,14 @@ class OnDevice(Tensor):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return DEVICE
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        return False
 
     def data_ptr(self) -> int:
         return self.held.data_ptr()
