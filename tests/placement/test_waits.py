@@ -104,7 +104,8 @@ def test_a_gradient_for_saliency_waits_once() -> None:
 
 def test_a_batch_of_extraction_waits_once_at_most(tmp_path: Path) -> None:
     def work(batches: int) -> None:
-        extraction.extract(wide("cpu")[0], (photos() * 2)[: 2 * batches], TAPS, root=tmp_path / str(batches), preprocess=SPACE,
+        some = (photos() * 2)[: 2 * batches]
+        extraction.extract(wide("cpu")[0], some, TAPS, root=tmp_path / str(batches), preprocess=SPACE,
                            dtype=torch.float32, device="cuda", batch_size=2)  # fmt: skip
 
     assert reads_a_turn(work) <= 1

@@ -6,14 +6,8 @@ Between them, the cases call every public function that is given a device, or so
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -31,7 +25,6 @@ from rdfia import (
     gram,
     heads,
     input_gradients,
-
     networks,
     saliency_scores,
     studies,
@@ -40,7 +33,6 @@ from rdfia import (
 from rdfia.gan_training import GanConfig, Trainer
 from rdfia.gans import GanArchitecture
 from rdfia.images import CROP, Preprocess, blur
-from tests.support.pretended_device import DEVICE, OnDevice
 from tests.support.tiny_networks import tiny_vgg
 
 Results = Mapping[str, Any]  # tensors, arrays or numbers
@@ -87,7 +79,8 @@ def taps(device: str, _: Path) -> Results:
     network, x = tiny_vgg().to(device), _random(2, 3, 16, 16).to(device)
     found = features.forward_taps(network, x, TAPS)
     pyramid = features.pyramid(found["relu2"], (1, 2))
-    counts = sum(networks.count_by_tensors(network).values()), sum(networks.count_by_state_dict(network.state_dict()).values())
+    state = network.state_dict()
+    counts = [*networks.count_by_tensors(network).values(), *networks.count_by_state_dict(state).values()]
     sizes = features.memory_needed(network, TAPS, 16, torch.float32), features.tap_shapes(network, TAPS, 16)
     return {**found, "pyramid": pyramid, "counts": torch.tensor(counts), "memory": sizes[0][1]}
 
@@ -115,13 +108,15 @@ def extract(device: str, folder: Path) -> Results:
 @case("gram")
 def gram_matrices(device: str, folder: Path) -> Results:
     found: dict[str, Any] = {}
-    for name, options in {"float32": {}, "kept in float16": {"kept": torch.float16}, "bands": {"budget_bytes": 6_000},
-                          "scratch": {"scratch": folder}}.items():  # fmt: skip
+    ways: dict[str, dict[str, Any]] = {"float32": {}, "kept in float16": {"kept": torch.float16},
+                                       "bands": {"budget_bytes": 6_000}, "scratch": {"scratch": folder}}  # fmt: skip
+    for name, options in ways.items():
         sums = {tap: svm.GramAccumulator(3, 5) for tap in ("conv1", "relu2")}
         gram.accumulate(tiny_vgg(), photos(), {tap: TAPS[tap] for tap in sums}, sums, preprocess=SPACE,
                         dtype=torch.float32, device=device, batch_size=2, **options)  # fmt: skip
         for tap, one in sums.items():
-            found |= {f"{name} {tap} {part}": getattr(one, part).astype("float32") for part in ("gram", "cross", "square_norms")}
+            parts = {"gram": one.gram, "cross": one.cross, "norms": one.square_norms}  # of products in float32
+            found |= {f"{name} {tap} {part}": value.astype("float32") for part, value in parts.items()}
     passes = gram.plan_passes(tiny_vgg().to(device), TAPS, 5, 16, 4, 10**6)
     return found | {"passes": len(passes)}
 
@@ -179,7 +174,7 @@ def fool(device: str, _: Path) -> Results:
     network, x = wide(device)
     found: dict[str, Any] = {}
     for pixels in ("free", "valid", "8 bits"):
-        one = fooling.fool(network, x, torch.tensor(TARGET).to(device), steps=6, lr=0.5, pixels=pixels)  # type: ignore[arg-type]
+        one = fooling.fool(network, x, torch.tensor(TARGET).to(device), steps=6, lr=0.5, pixels=pixels)
         found |= {f"{pixels} {name}": getattr(one, name) for name in ("x", "steps", "before", "after")}
         found[f"{pixels} l2"] = one.size["l2"]
     return found | {"8 bits": fooling.eight_bits(x)}
@@ -209,9 +204,10 @@ def pieces_of_the_ascent(device: str, _: Path) -> Results:
 def worth_of_maps(device: str, _: Path) -> Results:
     network, x = wide(device)
     maps, other = _random(3, 16, 16).to(device), _random(3, 16, 16).flip(0).to(device)
-    found = {mode: saliency_scores.pixel_curve(network, x, TARGET, maps, mode=mode, fractions=(0, 0.3, 1), blur_sigma=2.0)
-             for mode in ("deletion", "insertion")}  # type: ignore[arg-type] # fmt: skip
-    return found | {
+    options: dict[str, Any] = {"fractions": (0, 0.3, 1), "blur_sigma": 2.0}
+    return {
+        "deletion": saliency_scores.pixel_curve(network, x, TARGET, maps, mode="deletion", **options),
+        "insertion": saliency_scores.pixel_curve(network, x, TARGET, maps, mode="insertion", **options),
         "variation": saliency_scores.total_variation(maps), "waves": saliency_scores.high_frequency_share(maps),
         "likeness": saliency_scores.rank_correlation(maps, other), "masks": saliency_scores.masks(maps, 1.0),
     }  # fmt: skip
@@ -224,7 +220,7 @@ def gan(kind: str, precision: str = "float32", **options: Any) -> tuple[GanConfi
     """A tiny GAN with a running mean, and 30 images (and labels) for it: 7 batches an epoch."""
     classes = 0 if kind == "dcgan" else 3
     a = GanArchitecture(kind, image_size=16, channels=1, classes=classes, nz=5, ngf=2, ndf=2)  # type: ignore[arg-type]
-    config = GanConfig(a, **{"steps": 30, "batch": 4, "precision": precision, "ema": 0.9, **options})  # type: ignore[arg-type]
+    config = GanConfig(a, **{"steps": 30, "batch": 4, "precision": precision, "ema": 0.9, **options})
     return config, _pixels(30, 1), torch.arange(30) % 3 if classes else None
 
 
@@ -246,14 +242,16 @@ def _trained(kind: str, precision: str, device: str, folder: Path) -> Results:
     assert images.device == torch.device(device)
     with torch.no_grad():
         logits = second.discriminator(images, labels)
-    losses = [gans.discriminator_loss(logits, -logits, 0.1), gans.generator_loss(logits), gans.saturating_generator_loss(logits)]
-    found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": torch.stack(losses)}
+    of_logits = torch.stack([gans.discriminator_loss(logits, -logits, 0.1), gans.generator_loss(logits),
+                             gans.saturating_generator_loss(logits)])  # fmt: skip
+    found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": of_logits}
     return found | ({"images": images, "running": running} if precision == "float32" else {})  # a few roundings on
 
 
 def _add_trainers() -> None:
     for kind in gans.KINDS:
         for precision in ("float32", "bfloat16"):
+
             def trainer(device: str, folder: Path, kind: str = kind, precision: str = precision) -> Results:
                 return _trained(kind, precision, device, folder)
 
@@ -278,10 +276,10 @@ def study(device: str, folder: Path) -> Results:
     row = studies.scored_run(run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device)
     trainer = studies.train_run(run, x, y, folder / "work", device=device)
     losses, uint8 = trainer.losses, x.to(device)
-    assert gans.check_images(config.architecture, uint8, y.to(device)) is not None  # type: ignore[union-attr]
+    assert gans.check_images(config.architecture, uint8, y.to(device)) is not None
     signals = gan_health.health(losses, uint8, uint8, labels=y)
     return {"scores": [s["mean"] / 255 for s in row["scores"]], "losses": losses, "diversity": signals.diversity,
-            "within": gan_health.within(uint8, y.to(device)), "variation": [*studies.loss_variation(losses).values()],  # type: ignore[union-attr]
+            "within": gan_health.within(uint8, y.to(device)), "variation": [*studies.loss_variation(losses).values()],
             "padded": gans.prepare_images(uint8[:, :, :12, :12], 16)}  # fmt: skip
 
 
@@ -322,90 +320,3 @@ def features_of_images(device: str, _: Path) -> Results:
     rows = {dtype: gan_scores.image_features(net, _pixels(5), normalise=CROP.normalise, size=16, batch=2, dtype=dtype)
             for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
     return {str(dtype): value for dtype, value in rows.items()}
-
-
-# --- which callables there are --------------------------------------------------------------------------------------
-
-ROOMS = ("features", "extraction", "gram", "svm", "heads", "networks", "images", "input_gradients", "fooling",
-         "saliency_scores", "gans", "gan_training", "gan_health", "gan_scores", "studies", "memory")  # fmt: skip
-_TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier"}
-_OR_ARRAYS = {"saliency_scores", "gan_scores"}  # whose `Any` may be a tensor
-# Given only what is the host's, whatever its type says.
-HOST = {
-    "features.batches_of": "stacks decoded pixels", "heads.augment": "moves decoded pixels, by its docstring on the CPU",
-    "gram.Accumulator.add": "a protocol, which svm.GramAccumulator follows",
-    "input_gradients.logit_of": "takes the classes as `per_image` gives them, on the CPU",
-    "memory.halves": "takes rows of decoded pixels, or their numbers",
-    "saliency_scores.area": "takes what pixel_curve returns, an array", "networks.load": "checks and keeps a file's tensors",
-}  # fmt: skip
-
-
-def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
-    """`room.function` and `room.Class.method` of the public ones that a device, or what may lie on one, is given to."""
-    found: dict[str, CodeType] = {}
-    for room in ROOMS:
-        module = importlib.import_module(f"rdfia.{room}")
-        for name, value in vars(module).items():
-            if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
-                continue
-            if inspect.isfunction(value):
-                found |= {f"{room}.{name}": value} if _takes_device(value, room) else {}
-            elif inspect.isclass(value):
-                found |= {f"{room}.{name}.{part}": function for part, function in _methods(value, room)}
-    return {name: inspect.unwrap(value).__code__ for name, value in found.items() if hosts_too or name not in HOST}
-
-
-def _methods(cls: type, room: str) -> Iterator[tuple[str, Any]]:
-    functions = {name: value for name, value in vars(cls).items() if inspect.isfunction(inspect.unwrap(value))}
-    start = functions.get("__init__") if not is_dataclass(cls) else None
-    holds = issubclass(cls, nn.Module) or (start is not None and _takes_device(start, room))
-    for name, value in functions.items():
-        if (not name.startswith("_") and (holds or _takes_device(value, room))) or (name == "__init__" and holds and start
-                and not issubclass(cls, nn.Module)):  # fmt: skip
-            yield name, value
-
-
-def _takes_device(function: Any, room: str) -> bool:
-    types = _TYPES | ({"Any"} if room in _OR_ARRAYS else set())
-    words: set[str] = set()
-    for name, annotation in inspect.get_annotations(inspect.unwrap(function)).items():
-        if name != "return":
-            tree = ast.parse(str(annotation), mode="eval")
-            words |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-            words |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return bool(words & types)
-
-
-def lies_on_device(value: Any, depth: int = 2) -> bool:
-    """Whether a value is the pretended device, lies on it, or has something that does."""
-    if isinstance(value, OnDevice) or (isinstance(value, str | torch.device) and str(value).startswith("cuda")):
-        return True
-    if isinstance(value, nn.Module):
-        return any(isinstance(tensor, OnDevice) for tensor in value.state_dict().values())
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    if hasattr(value, "__dict__") and not isinstance(value, type | Tensor):
-        inner = vars(value).values()
-    return depth > 0 and any(lies_on_device(one, depth - 1) for one in inner)
-
-
-def called_with_device(call: Callable[[], Any]) -> set[CodeType]:
-    """The code of every function that `call` calls, here or further down, with something on the pretended device."""
-    wanted, found = set(callables_of_devices().values()), set[CodeType]()
-
-    def look(frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code
-        if event == "call" and code in wanted and code not in found:
-            starred = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
-            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
-            if any(lies_on_device(frame.f_locals.get(name)) for name in names):
-                found.add(code)
-
-    before = sys.getprofile()
-    sys.setprofile(look)
-    try:
-        call()
-    finally:
-        sys.setprofile(before)
-    return found
-
-

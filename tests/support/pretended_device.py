@@ -12,8 +12,8 @@ events order the copies as they have to be ordered, CUDA graphs (a capture is re
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -21,95 +21,26 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.counters import WAITS
+from tests.support.on_device import (
+    DEVICE,
+    GENERATORS,
+    META,
+    OnDevice,
+    PretendedGenerator,
+    held_by,
+    on_device,
+    tensors_in,
+)
 
-DEVICE = torch.device("cuda:0")
-_META = torch.device("meta")  # what torch's C++ takes an `OnDevice` for: autograd has no stream to look for there
 _PACKAGE = str(Path(__file__).parents[2] / "rdfia")
 _MIXED = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")  # their indices may be the CPU's
 # Operators of the labs that autocast on CUDA computes in its own type.
 _LOWER = ("linear", "conv2d", "conv_transpose2d", "matmul", "__matmul__", "mm", "bmm", "addmm", "mv")
-
-
-class OnDevice(Tensor):
-    """A tensor of the pretended device; its numbers are in `held`, on the CPU."""
-
-    held: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls, held: Tensor) -> OnDevice:
-        with torch._C.DisableTorchFunction(), torch.inference_mode(held.is_inference()):
-            spread = sum((n - 1) * step for n, step in zip(held.shape, held.stride(), strict=True)) if held.numel() else 0
-            memory = torch.empty(held.storage_offset() + spread + 1, dtype=held.dtype, device=_META)
-            twin = memory.as_strided(held.size(), held.stride(), held.storage_offset())
-            new = Tensor._make_subclass(cls, twin, False, device_for_backend_keys=DEVICE)  # type: ignore[attr-defined]
-        new.held = held
-        return new
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise RuntimeError(f"{func}: a tensor of the pretended device was used outside of `pretended_device()`")
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return DEVICE
-
-    @property
-    def is_cuda(self) -> bool:  # type: ignore[override]
-        return True
-
-    @property
-    def is_meta(self) -> bool:  # type: ignore[override]
-        return False
-
-    def data_ptr(self) -> int:
-        return self.held.data_ptr()
-
-    def numpy(self, *, force: bool = False) -> Any:
-        if force:
-            return self.detach().cpu().numpy()
-        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first.")
-
-    def tolist(self) -> Any:
-        return self.detach().cpu().tolist()
-
-    def record_stream(self, stream: Any) -> None:
-        """Nothing: memory is not used again before its time here."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if id(self) not in memo:
-            copy: Any = self.detach().clone()
-            is_parameter = isinstance(self, nn.Parameter)
-            memo[id(self)] = nn.Parameter(copy, self.requires_grad) if is_parameter else copy.requires_grad_(self.requires_grad)
-        return memo[id(self)]
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"OnDevice({self.held!r})"
-
-
-class PretendedGenerator(torch.Generator):
-    """Random numbers of the pretended device; they are those of the CPU's generator with that seed."""
-
-    def __new__(cls, device: str | torch.device = "cpu") -> Any:
-        if torch.device(device).type != "cuda":
-            return torch._C.Generator(device)
-        new = super().__new__(cls)
-        _generators.add(new._cdata)  # type: ignore[attr-defined] # torch wraps it anew for each operator
-        weakref.finalize(new, _generators.discard, new._cdata)  # type: ignore[attr-defined]
-        return new
-
-    @property
-    def device(self) -> torch.device:
-        return DEVICE
-
-
-_generators: set[int] = set()
 
 
 class _Calls(TorchFunctionMode):
@@ -154,7 +85,10 @@ def _autocast(name: str, args: Any, kwargs: Any) -> Any:
         lower = isinstance(value, OnDevice) and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
         return value.to(dtype) if lower else value
 
-    return tree_map(cast, (args, kwargs))
+    def all_of(value: Any) -> Any:
+        return type(value)(map(cast, value)) if isinstance(value, list | tuple) else cast(value)
+
+    return tuple(map(all_of, args)), {key: all_of(value) for key, value in kwargs.items()}
 
 
 class PretendedDevice(TorchDispatchMode):
@@ -172,15 +106,16 @@ class PretendedDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if _is_composite(func):
             with self:  # without gradients these come here whole
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [*tensors_in((*args, *kwargs.values()))]
         here = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
         there = [tensor for tensor in tensors if not isinstance(tensor, OnDevice)]
         asked = kwargs.get("device")
-        to_here = bool(here) if asked is None else asked.type == "cuda" or (asked == _META and not self.calls.asked_for_meta)
+        derived = asked == META and not self.calls.asked_for_meta
+        to_here = bool(here) if asked is None else derived or asked.type == "cuda"
         name = func._overloadpacket.__name__
         if here and there:
             _check_devices(func, name, args, there)
@@ -190,11 +125,11 @@ class PretendedDevice(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         out = self._pin(func, name, args, kwargs)
         if out is None:
-            out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+            out = func(*held_by(args), **{key: held_by(value) for key, value in kwargs.items()})
         if name == "copy_":
             return args[0]
         known = {id(tensor.held): tensor for tensor in here}  # what was changed in place comes back itself
-        return tree_map(lambda value: _wrapped(value, known), out) if to_here else out
+        return on_device(out, known) if to_here else out
 
     def _pin(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """What needs page-locked memory, which only CUDA can give; None for all else."""
@@ -226,14 +161,9 @@ class PretendedDevice(TorchDispatchMode):
             (self.reads if reads else self.uploads).append(f"{name}, {_place(sys._getframe())}")
 
 
-def _held(value: Any) -> Any:
-    return value.held if isinstance(value, OnDevice) else value
-
-
-def _wrapped(value: Any, known: dict[int, OnDevice]) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return known[id(value)] if id(value) in known else OnDevice(value)
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _storage(tensor: Tensor) -> int:
@@ -255,7 +185,7 @@ def _check_devices(func: Any, name: str, args: Any, there: list[Tensor]) -> None
         return
     if name in _MIXED:
         if not isinstance(args[0], OnDevice):
-            raise RuntimeError(f"indices should be either on cpu or on the same device as the indexed tensor (cpu); {name}")
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         there = [value for value in args[2:3] if isinstance(value, Tensor) and not isinstance(value, OnDevice)]
     scalars = torch.Tag.pointwise in func.tags or name in _MIXED  # these take a number that is a tensor of the CPU
     written = [value for argument, value in zip(func._schema.arguments, args, strict=False)
@@ -268,12 +198,12 @@ def _check_devices(func: Any, name: str, args: Any, there: list[Tensor]) -> None
 
 def _check_generators(values: list[Any], name: str, on_device: bool) -> None:
     for generator in (value for value in values if isinstance(value, torch._C.Generator)):
-        got, wanted = ("cuda" if generator._cdata in _generators else "cpu"), ("cuda" if on_device else "cpu")  # type: ignore[attr-defined]
+        got, wanted = ("cuda" if generator._cdata in GENERATORS else "cpu"), ("cuda" if on_device else "cpu")  # type: ignore[attr-defined]
         if got != wanted:
             raise RuntimeError(f"Expected a '{wanted}' device type for generator but found '{got}' ({name})")
 
 
-# --- torch.cuda ---------------------------------------------------------------------------------------------------------
+# --- torch.cuda -----------------------------------------------------------------------------------------------------
 
 
 class _Stream:
@@ -311,18 +241,20 @@ def pretended_device() -> Iterator[PretendedDevice]:
     answers: dict[str, Any] = {
         "is_available": True, "is_bf16_supported": True, "device_count": 1, "current_device": 0, "_lazy_init": None,
         "manual_seed_all": None, "empty_cache": None, "get_rng_state": state, "set_rng_state": None,
-        "mem_get_info": (10**11, 10**11), "memory_reserved": 0, "memory_allocated": 0, "Stream": stream, "Event": stream,
-        "stream": stream, "current_stream": stream, "set_stream": None, "is_current_stream_capturing": False,
+        "mem_get_info": (10**11, 10**11), "memory_reserved": 0, "memory_allocated": 0, "Stream": stream,
+        "Event": stream, "stream": stream, "current_stream": stream, "set_stream": None,
+        "is_current_stream_capturing": False,
     }  # fmt: skip
     future = torch.__future__  # a module's parameters become `OnDevice` by being replaced
     with contextlib.ExitStack() as stack:
-        stack.callback(future.set_overwrite_module_params_on_conversion, future.get_overwrite_module_params_on_conversion())
+        before = future.get_overwrite_module_params_on_conversion()
+        stack.callback(future.set_overwrite_module_params_on_conversion, before)
         future.set_overwrite_module_params_on_conversion(True)
         for name, answer in answers.items():
-            stack.enter_context(mock.patch.object(cuda, name, lambda *_, _answer=answer, **__: _answer))
+            stack.enter_context(mock.patch.object(cuda, name, return_value=answer))
         for name in ("CUDAGraph", "make_graphed_callables"):
             stack.enter_context(mock.patch.object(cuda, name, _no_graphs))
-        stack.enter_context(mock.patch.object(cuda, "synchronize", lambda *_: stream.synchronize()))
+        stack.enter_context(mock.patch.object(cuda, "synchronize", side_effect=stream.synchronize))
         stack.enter_context(mock.patch.object(torch, "Generator", PretendedGenerator))
         stack.enter_context(device.calls)
         yield stack.enter_context(device)
