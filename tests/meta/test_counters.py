@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import counters
 from benchmarks.counters import count, differences
+from benchmarks.gate import ROOT
 from tests.support.tiny_networks import tiny_vgg
 
 NETWORK = tiny_vgg()
@@ -122,3 +124,38 @@ def test_live_bytes_are_those_of_what_is_alive() -> None:
         c = torch.ones(500)
     assert (found.live, found.peak) == (2000, 4000)
     del c
+
+
+
+# What the dispatch mode cannot see on a CPU: there a tensor's numbers are read without an operator.
+SILENT = {"tolist", "numpy", "cpu", "item", "__array__"}
+STEPS = {
+    "gan_training": ["Trainer.step", "Trainer._update", "Trainer._batch", "Trainer.draw", "_move_mean"],
+    "gans": ["_Network._run", "Generator.forward", "Discriminator.forward", "discriminator_loss", "generator_loss"],
+    "features": ["run_taps", "flat", "pyramid", "_MaxPool.forward"],
+}
+
+
+def silent_waits(source: str, names: list[str]) -> list[str]:
+    """Reads of numbers inside these functions, as `name: .method`; KeyError for a function that is not there."""
+    found: dict[str, ast.FunctionDef] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}": part for part in node.body if isinstance(part, ast.FunctionDef)}
+    return [f"{name}: .{part.attr}" for name in names for part in ast.walk(found[name])
+            if isinstance(part, ast.Attribute) and part.attr in SILENT]  # fmt: skip
+
+
+@pytest.mark.parametrize("room", STEPS)
+def test_a_step_reads_no_numbers(room: str) -> None:
+    assert silent_waits((ROOT / "rdfia" / f"{room}.py").read_text("utf-8"), STEPS[room]) == []
+
+
+@pytest.mark.parametrize("slip", ["loss.tolist()", "float(loss.cpu())", "np.asarray(loss.detach().numpy())"])
+def test_a_planted_read_is_found(slip: str) -> None:
+    source = f"class Trainer:\n    def step(self):\n        loss = self.loss()\n        self.log({slip})\n"
+    assert len(silent_waits(source, ["Trainer.step"])) == 1
+    with pytest.raises(KeyError):
+        silent_waits(source, ["Trainer.steps"])
