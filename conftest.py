@@ -33,8 +33,9 @@ RUN = pytest.StashKey[AccuracyRun]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("rdfia", "the claims of the report")
     group.addoption("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
-    group.addoption("--dtype", choices=("auto", "float32", "bfloat16"), default=None,
-                    help="the compute type (default: RDFIA_DTYPE, or auto: bfloat16 where it is native)")  # fmt: skip
+    group.addoption("--dtype", choices=("auto", "float32", "tf32", "bfloat16"), default=None,
+                    help="the compute type (default: RDFIA_DTYPE, or auto: bfloat16 where it is native); tf32: "
+                    "float32, whose products on a CUDA device are TF32's")  # fmt: skip
     group.addoption("--minutes", type=float, metavar="N", help="defer the claims, faults or benchmarks that do not fit")
     group.addoption("--profile", choices=("short", "full"), default="short", help="full: every layer, reading and seed")
     group.addoption("--require", default="", metavar="A,B", help="fail where one is missing: gpu, asset names; all")

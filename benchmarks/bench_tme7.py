@@ -26,6 +26,7 @@ from rdfia import features, svm
 from rdfia.images import LAB
 from rdfia.memory import kept_memory
 from rdfia.networks import models, tap_paths
+from rdfia.staging import decoding_threads
 
 BATCH = 16
 LATE = [tap for tap in tap_paths("vgg16") if tap.startswith(("relu4", "relu5", "pool4", "pool5"))]
@@ -89,7 +90,7 @@ def table1(device: str, dtype: torch.dtype, prepare: Prepare, taps: dict[str, st
 
 
 def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-    """64 JPEG files in a class folder; the peer decodes in two worker processes."""
+    """64 JPEG files in a class folder; the peer decodes in as many processes as ours has threads."""
     from torchvision import datasets, transforms
 
     root = Path(tempfile.mkdtemp(prefix="rdfia-bench-"))
@@ -108,7 +109,7 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
 
     def peer() -> list[Tensor]:
         with torch.no_grad():
-            loader = DataLoader(data, BATCH, num_workers=2, generator=torch.Generator())
+            loader = DataLoader(data, BATCH, num_workers=decoding_threads(), generator=torch.Generator())
             return [torch.cat([cut(x.to(device)).flatten(1) for x, _ in loader])]
 
     atexit.register(shutil.rmtree, root, ignore_errors=True)  # a process keeps one of the ways, which reads on
@@ -143,7 +144,7 @@ OTHER_WORK = "liblinear's work is not torch's: autocast and channels-last do not
 CASES: Sequence[Case] = [
     Case("VGG16, layers from conv4 up", "torchvision's create_feature_extractor", late, 0.03, BATCH, "images",
          {"cpu": 4.0, "cuda": 4.0}, ceiling=0.8),
-    Case("from JPEG files to pool5", "ImageFolder and DataLoader, 2 workers", from_files, 0.03, 64, "images",
+    Case("from JPEG files to pool5", "ImageFolder and DataLoader, a worker a core", from_files, 0.03, 64, "images",
          {"cpu": 3.0, "cuda": 3.0}),
     Case("seven C, 25,088 columns", "seven LinearSVC on the features", sweep(25_088, rows=300), 0.05, 7, "fits",
          {"cpu": 2.0, "cuda": 2.0}, alone=OTHER_WORK),

@@ -8,6 +8,7 @@ on standard input and output; whatever else prints goes to the error stream.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import json
@@ -143,6 +144,11 @@ def serve(device: str) -> None:
     from benchmarks import duel, pairs, references
     from benchmarks.rows import ROWS, synchronised
 
+    settings = contextlib.ExitStack()
+    if device != "cpu":  # the peers' too, whose convolutions would be TF32 beside our float32
+        from rdfia.precision import products
+
+        settings.enter_context(products(device))
     timed: list[pairs.Sampler] = []
     cases: dict[str, duel.Way] = {}
     tell({"rows": list(ROWS), "threads": torch.get_num_threads()})

@@ -160,8 +160,9 @@ def _extract(options: argparse.Namespace) -> int:
     import torch
 
     from rdfia import assets, datasets, extraction, features, memory, networks, store
-    from rdfia.images import LAB
+    from rdfia.images import Preprocess
 
+    preprocess = Preprocess(decoder=options.decoder)
     taps = {tap: networks.tap_paths(options.network).get(tap, tap) for tap in options.taps.split(",")}
     if unknown := [tap for tap in taps if taps[tap] not in networks.tap_paths(options.network).values()]:
         raise ArgumentError(f"taps {unknown} are not in {options.network}; they are like conv1_1, relu3_3, pool5, fc6")
@@ -187,12 +188,13 @@ def _extract(options: argparse.Namespace) -> int:
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
         if not options.store:
-            columns = sum(map(math.prod, features.tap_shapes(loaded.module, taps, LAB.size).values()))
+            columns = sum(map(math.prod, features.tap_shapes(loaded.module, taps, preprocess.size).values()))
             nbytes = 2 * columns * len(paths) * features.fast_dtype(device).itemsize
             memory.require(nbytes, f"a file of {columns} columns for {len(paths)} photos", "keep shards: --store DIR")
         extracted = extraction.extract(
             loaded.module, paths, taps, root=options.store or store.cache_dir() / "features", device=device, team=team,
-            cap_bytes=sys.maxsize if options.store else 8 * store.GIGABYTE, progress=None if team.rank else _bar,
+            preprocess=preprocess, cap_bytes=sys.maxsize if options.store else 8 * store.GIGABYTE,
+            progress=None if team.rank else _bar,
         )  # fmt: skip
         if team.rank == 0:
             names = [path.relative_to(options.folder).as_posix() for path in paths]
@@ -236,6 +238,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--network", default="vgg16", choices=("vgg16", "alexnet", "squeezenet1_1"))
     sub.add_argument("--taps", default="pool5", help="comma-separated layers, such as relu4_3,pool5")
     sub.add_argument("--device", default="cpu")
+    sub.add_argument("--decoder", choices=("pillow", "torchvision"), default="pillow",
+                     help="torchvision: JPEG on the device (nvJPEG on CUDA); its pixels differ a little")  # fmt: skip
     sub.add_argument("--to", type=Path, default=Path("features.safetensors"), metavar="FILE")
     sub.add_argument("--store", type=Path, metavar="DIR", help="instead of FILE: shards below DIR, however many photos")
     return parser

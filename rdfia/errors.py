@@ -29,6 +29,10 @@ class FewerAtATime(UserWarning):
     """Memory ran out, and the work goes on with fewer images at a time."""
 
 
+class NotCaptured(UserWarning):
+    """A CUDA graph could not be captured; the same work goes on as single launches, more slowly."""
+
+
 class ArgumentError(RdfiaError, ValueError):
     """An argument has the wrong type, shape, range or name."""
 

@@ -20,11 +20,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from rdfia import memory
 from rdfia.errors import ArgumentError
-from rdfia.features import Progress, fast_dtype, flat, last_position, memory_needed, stream, tap_shapes
+from rdfia.features import Progress, default_batch, flat, last_position, memory_needed, stream, tap_shapes
 from rdfia.images import LAB, Preprocess, image_digest
+from rdfia.precision import fast_dtype, float32_products
+from rdfia.staging import on_host, staging_for
 from rdfia.store import GIGABYTE, FeatureStore, sweep, tensors_digest, write_json
 
-BATCHES_A_SHARD, IMAGES_A_DIGEST = 16, 1024
+BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024  # the fewer images, but one batch at least
 FOREVER = datetime.timedelta(days=7)  # who has the large photos is waited for; torchrun ends all when one dies
 
 
@@ -113,7 +115,7 @@ def extract(
     preprocess: Preprocess = LAB,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     pool: Callable[[Tensor], Tensor] = flat,
     cap_bytes: int = 8 * GIGABYTE,
     team: Team = Team(),  # noqa: B008 - alone, it has no state
@@ -121,12 +123,13 @@ def extract(
 ) -> FeatureStore:
     """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.
 
-    The store is keyed by weights, taps, `pool` (a named function), preprocessing, dtype, batch size and the images'
-    `content` (a digest, made from the files when not given). Each process of a `team` makes every so many-th shard, and
-    all come back when the store is whole; its bytes do not depend on their number. Raises TooLarge before the first
-    image if the matrices exceed `cap_bytes` or the disk, or a shard the memory; else as `stream`, and StoreError.
+    The store is keyed by weights, taps, `pool` (a named function), preprocessing and its decoder, dtype, TF32, kind of
+    device, batch size and the images' `content` (a digest, made from the files when not given). Each process of a
+    `team` makes every so many-th shard, and all come back when the store is whole; its bytes do not depend on their
+    number. Raises TooLarge before the first image if the matrices exceed `cap_bytes` or the disk, or a shard the
+    memory; else as `stream`, and StoreError.
     """
-    dtype = dtype or fast_dtype(device)
+    dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
     pooled = f"{getattr(pool, '__module__', '')}.{getattr(pool, '__qualname__', '<lambda>')}"
     if "<lambda>" in pooled or "<locals>" in pooled:  # what it holds of the function around it has no name
         raise ArgumentError(f"pool: got {pool!r}, expected a module's function: the store is kept under its name")
@@ -141,10 +144,11 @@ def extract(
         "batch_size": batch_size,
         "content": content or content_digest(images, team),
         "n": len(images),
-    }
+    } | ({"products": "TF32"} if dtype == torch.float32 and float32_products(device) == "TF32" else {})
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     widths = {tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()}
-    store = FeatureStore(Path(root) / name, len(images), widths, dtype, BATCHES_A_SHARD * batch_size)
+    shard_batches = max(1, min(BATCHES_A_SHARD, IMAGES_A_SHARD // batch_size))
+    store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_batches * batch_size)
     store.check_size(cap_bytes)
     if team.rank == 0:
         sweep(store.folder)
@@ -159,13 +163,13 @@ def extract(
         memory.require(
             2 * shard_bytes + weights + image,  # 2: safetensors copies what it writes
             f"a shard of {min(store.shard_rows, len(images))} images, beside the network,",
-            f"lower batch_size={batch_size} (a shard is {BATCHES_A_SHARD} batches), or ask for fewer taps",
+            f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or ask for fewer taps",
         )
         batches = stream(module, [images[row] for row in rows], taps, preprocess=preprocess, dtype=dtype, device=device,
                          batch_size=batch_size, pool=pool, progress=progress, beside=2 * shard_bytes)  # fmt: skip
-        with contextlib.closing(batches):
+        with contextlib.closing(batches), contextlib.closing(on_host(batches, staging_for(device))) as rows_of:
             for shard in todo:  # only the last shard can be short, so batches never straddle two of them
-                store.write(shard, _gathered(batches, store.shards[shard], widths, dtype))
+                store.write(shard, _gathered(rows_of, store.shards[shard], widths, dtype))
     team.gather(None)
     return store
 

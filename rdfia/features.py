@@ -6,21 +6,19 @@ import contextlib
 import copy
 import functools
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, WeightsError
 from rdfia.images import LAB, Preprocess
 from rdfia.memory import Pieces, fitting, kept_memory, told
+from rdfia.precision import fast_dtype, products
+from rdfia.staging import batches, decode, staging_for  # noqa: F401 - pixels without features belong to this interface
 
+BATCH = {"cpu": 16, "cuda": 128}  # images: what fills a processor's caches; what keeps a GPU busy (not measured yet)
 WORKSPACE = 2  # times what layers take and give: freed blocks that no later layer's tensor fits, and a layer's own
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -29,22 +27,9 @@ class _AllTapsReached(Exception):
     """A signal that ends a forward pass, not an error."""
 
 
-def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """The compute type where no argument names one: bfloat16 where the device multiplies it natively, else float32.
-
-    Native are CUDA from compute capability 8 and CPUs with AVX-512 BF16, unless ATEN_CPU_CAPABILITY keeps torch from
-    AVX-512. `$RDFIA_DTYPE` (auto, float32 or bfloat16) decides before that. ArgumentError: it has another value.
-    """
-    asked = os.environ.get("RDFIA_DTYPE") or "auto"
-    if asked not in (types := {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}):
-        raise ArgumentError(f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(types)}: set it so, or unset it")
-    if (named := types[asked]) is not None:
-        return named
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: absent from some torch versions
-    native = probe is not None and probe() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return torch.bfloat16 if native else torch.float32
+def default_batch(device: str | torch.device) -> int:
+    """Images at a time where no argument says it; fewer are computed at once where memory does not do."""
+    return BATCH["cpu" if torch.device(device).type == "cpu" else "cuda"]
 
 
 class _MaxPool(nn.Module):
@@ -225,40 +210,6 @@ def memory_needed(module: nn.Module, taps: Mapping[str, str], size: int, dtype: 
     return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
 
-def decode(images: Sequence[Any], preprocess: Preprocess, workers: int = 2, ahead: int = 64) -> Iterator[Tensor]:
-    """uint8 pixels (3 x S x S) of each path, PIL image or uint8 array, in order, decoded ahead in threads.
-
-    At most `ahead` images are in memory. Raises ImageError for the first file that is not a photo.
-    """
-
-    def pixels(item: Any) -> Tensor:
-        return preprocess.pixels(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
-
-    with told("decoding photos: free some, or give smaller photos"), ThreadPoolExecutor(workers) as pool:
-        waiting = deque(pool.submit(pixels, item) for item in images[:ahead])
-        try:
-            for upcoming in range(ahead, ahead + len(images)):
-                result = waiting.popleft().result()
-                if upcoming < len(images):
-                    waiting.append(pool.submit(pixels, images[upcoming]))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def batches_of(pixels: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Stacks of `size` images (the last may be shorter)."""
-    batch: list[Tensor] = []
-    for image in pixels:
-        batch.append(image)
-        if len(batch) == size:
-            yield torch.stack(batch)
-            batch = []
-    if batch:
-        yield torch.stack(batch)
-
-
 def stream(
     module: nn.Module,
     images: Sequence[Any],
@@ -267,7 +218,7 @@ def stream(
     preprocess: Preprocess = LAB,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     pool: Callable[[Tensor], Tensor] = flat,
     progress: Progress | None = None,
     beside: int = 0,
@@ -276,27 +227,29 @@ def stream(
 
     `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). `pool` makes
     rows of a layer's output, in memory of their own: all values by default, or means over a grid (`pyramid`). Decoding
-    runs ahead in threads. `module` itself is not touched. Where memory does not do for a batch, its parts are computed
-    one after the other, with a FewerAtATime warning; `beside` are bytes to be left for who takes the features. Raises
-    ArgumentError, WeightsError, ImageError; TooLarge when one image is too much.
+    runs ahead in threads, and on a CUDA device the next batch is copied there while one is computed (`rdfia.staging`).
+    `batch_size` is `default_batch` of the device. `module` itself is not touched. Where memory does not do for a batch,
+    its parts are computed one after the other, with a FewerAtATime warning; `beside` are bytes of the host to be left
+    for who takes the features. Raises ArgumentError, WeightsError, ImageError; TooLarge when one image is too much.
     """
-    dtype = dtype or fast_dtype(device)
+    dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
     check_reachable(module, taps)
-    most = batch_size
-    if torch.device(device).type == "cpu":  # a GPU refuses what it does not have, and `pieces` sees to it
-        weights, image = memory_needed(module, taps, preprocess.size, dtype)
-        most = fitting(batch_size, image, weights + beside, f"the layers up to {', '.join(taps)} in {dtype}")
+    weights, image = memory_needed(module, taps, preprocess.size, dtype)
+    what = f"the layers up to {', '.join(taps)} in {dtype}"
+    most = fitting(batch_size, image, weights + beside * (torch.device(device).type == "cpu"), what, device)
     with prepared(module, dtype, device) as network:
         pieces: Pieces[dict[str, Tensor]] = Pieces(most)
 
         @torch.inference_mode()  # not for as long as the generator lives: its consumer's own gradients are its own
         def run(rows: Tensor) -> dict[str, Tensor]:
-            x = preprocess.normalise(rows.to(device)).to(dtype, memory_format=torch.channels_last)
-            return run_taps(network, x, taps, lambda _tap, value: pool(value))
+            with products(device):
+                x = preprocess.normalise(rows).to(dtype, memory_format=torch.channels_last)
+                return run_taps(network, x, taps, lambda _tap, value: pool(value))
 
-        batches: Iterable[Any] = batches_of(decode(images, preprocess), batch_size)
-        if progress is not None:
-            batches = progress(batches, -(-len(images) // batch_size), "features")
-        for pixels in batches:
-            parts = pieces(run, pixels)
-            yield parts[0] if len(parts) == 1 else {tap: torch.cat([part[tap] for part in parts]) for tap in taps}
+        with contextlib.closing(batches(images, preprocess, batch_size, staging_for(device))) as staged:
+            pixels: Iterable[Tensor] = staged
+            if progress is not None:
+                pixels = progress(staged, -(-len(images) // batch_size), "features")
+            for batch in pixels:
+                parts = pieces(run, batch)
+                yield parts[0] if len(parts) == 1 else {tap: torch.cat([part[tap] for part in parts]) for tap in taps}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rdfia import store
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
+from rdfia.precision import products
 
 Array = np.ndarray
 Device = str | torch.device
@@ -83,11 +84,12 @@ def train_digit_classifier(
     epochs = [torch.randperm(len(x), generator=generator) for _ in range(-(-steps * batch // len(x)))]
     for rows in torch.cat(epochs)[: steps * batch].to(device).split(batch):
         top, left = torch.randint(0, 5, (2,), generator=generator).tolist()  # one move for all: a view, no gathering
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = module(x[rows, :, top : top + 32, left : left + 32].float() / 127.5 - 1)
-        loss = F.cross_entropy(logits.float(), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
+        with products(device):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = module(x[rows, :, top : top + 32, left : left + 32].float() / 127.5 - 1)
+            loss = F.cross_entropy(logits.float(), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
         optimizer.step()
         schedule.step()
     if not bool(loss.isfinite()):
@@ -162,7 +164,8 @@ def _run(module: nn.Module, function: Callable[[Tensor], Tensor], images: Tensor
     device, was_training = next((p.device for p in module.parameters()), images.device), module.training
     module.eval()
     try:
-        return torch.cat([function(part.to(device)).float().cpu() for part in images.split(batch)]).numpy()
+        with products(device):
+            return torch.cat([function(part.to(device)).float().cpu() for part in images.split(batch)]).numpy()
     finally:
         module.train(was_training)
 

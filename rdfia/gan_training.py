@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rdfia import gans, memory, store
+from rdfia.cuda_graphs import Replayed, is_capturing
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
+from rdfia.gan_config import LABS, RECOMMENDED, GanConfig  # noqa: F401 - which run belongs to this interface
 from rdfia.gan_health import Health, diversity, health, within  # noqa: F401 - what a run is judged by belongs to this interface
-from rdfia.gans import GanArchitecture, Generator
+from rdfia.gans import Generator
+from rdfia.precision import products
+from rdfia.staging import on_device
 
 Device = str | torch.device
 LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
@@ -25,56 +26,6 @@ COLUMNS = ("Loss_D", "Loss_G", "D(x)", "D(G(z))")
 
 class CheckpointError(StoreError):
     """A checkpoint belongs to another configuration, or to other data, than the run that should go on from it."""
-
-
-@dataclass(frozen=True)
-class GanConfig:
-    """All that determines a run but the data and the device; the defaults are TME 9's.
-
-    A step is `nb_update_D` updates of D and then `nb_update_G` of G. The learning rate is divided by ten after each of
-    `milestones` (steps). bfloat16 computes under autocast, weights and Adam stay float32. `ema` is the decay of the
-    running mean of G's weights (0: none), which then makes the images; after n steps it is (1 + n) / (10 + n) at most:
-    0.999 holds from step 9,000 on, before that the mean is over about the last ninth of the steps.
-    """
-
-    architecture: GanArchitecture = field(default_factory=GanArchitecture)
-    seed: int = 0
-    steps: int = 8000
-    batch: int = 256
-    lr: float = 2e-4
-    beta1: float = 0.5
-    beta2: float = 0.999
-    nb_update_D: int = 1  # noqa: N815 - the lab's names
-    nb_update_G: int = 1  # noqa: N815
-    milestones: tuple[int, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.nb_update_D, self.nb_update_G) < 1 or self.batch < 2 or not 0 < self.lr < math.inf:
-            raise ArgumentError(f"{self}: expected steps and updates from 1, batch from 2 (BatchNorm), lr above 0")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema < 1 and 0 <= self.label_smoothing < 0.5):
-            raise ArgumentError(f"{self}: expected beta1, beta2 and ema in 0..1, label_smoothing below 0.5")
-        if self.precision not in ("float32", "bfloat16") or list(self.milestones) != sorted(self.milestones):
-            raise ArgumentError(f"{self}: expected precision float32 or bfloat16, milestones in ascending order")
-        if not 0 <= self.seed < 2**32:  # the CPU's generator takes no more bits
-            raise ArgumentError(f"{self}: expected a seed from 0 to 2**32 - 1")
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON can hold them, the architecture's among them by name."""
-        return json.loads(json.dumps(asdict(self)))
-
-
-_MNIST: dict[str, Any] = {"channels": 1, "classes": 10}
-# TME 10: 20 epochs (cGAN: 30) counted on 50,000 images; the rate falls after epochs 11 and 16.
-_MILESTONES = tuple(epoch * 50_000 // 128 for epoch in (11, 16))
-LABS = {
-    "dcgan": GanConfig(),
-    "cdcgan": GanConfig(GanArchitecture("cdcgan", **_MNIST), steps=7_812, batch=128, milestones=_MILESTONES),
-    "cgan": GanConfig(GanArchitecture("cgan", **_MNIST), steps=11_718, batch=128, milestones=_MILESTONES),
-}  # fmt: skip
-RECOMMENDED = replace(LABS["dcgan"], ema=0.999)  # of what was tried beside TME 9's settings, what made images better
 
 
 def log_line(step: int, steps: int, row: Iterable[float]) -> str:
@@ -86,14 +37,28 @@ def log_line(step: int, steps: int, row: Iterable[float]) -> str:
 _NOISE, _ORDER, _GRID = range(1, 4)  # purposes of random streams
 
 
+class StepInputs(NamedTuple):
+    """All that one step differs in from another, beside the weights: what a replayed step is given."""
+
+    batches: list[tuple[Tensor, Tensor | None, Tensor]]  # of each update of D: images, labels, noise
+    noise: list[Tensor]  # of G's updates after the first
+    rate: float | Tensor  # both learning rates
+    share: float | Tensor  # of G's new weights in its running mean
+
+
 class Trainer:
     """The state of a run: networks, optimisers, random streams, losses; `step()` advances it by one step.
 
     `images`: uint8 N x C x S x S, held on the device; `labels`: N int64 for a conditional GAN, else None. Everything
-    random comes from the seed. DatasetError: images or labels that do not fit the config.
+    random comes from the seed, and is drawn on the CPU: on another device a run is the same run up to rounding.
+    `replay`: steps are replayed from a CUDA graph (default: on a CUDA device), with the eager steps' results up to
+    rounding. DatasetError: images or labels that do not fit the config.
     """
 
-    def __init__(self, config: GanConfig, images: Tensor, labels: Any = None, *, device: Device = "cpu") -> None:
+    def __init__(
+        self, config: GanConfig, images: Tensor, labels: Any = None, *, device: Device = "cpu",
+        replay: bool | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.device, a = config, torch.device(device), config.architecture
         y = gans.check_images(a, images, labels)
         if config.batch > len(images):
@@ -109,9 +74,11 @@ class Trainer:
         self.optimizers = [
             torch.optim.Adam(net.parameters(), config.lr, (config.beta1, config.beta2), fused=True) for net in nets
         ]
-        self.noise = gans.stream(config.seed, _NOISE, device=self.device)
+        self.noise = gans.stream(config.seed, _NOISE)
         self.done, self.batches, self._order = 0, 0, torch.empty(0)  # steps; batches of data taken; epoch's order
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
+        replay = self.device.type == "cuda" and torch.cuda.is_available() if replay is None else replay
+        self._replayed = Replayed(self._updates, self.device) if replay else None
 
     @property
     def images_from(self) -> Generator:
@@ -119,8 +86,11 @@ class Trainer:
         return self.ema or self.generator
 
     def draw(self, n: int) -> Tensor:
-        """Noise, n x nz, N(0, 1), on the device, from the run's own stream."""
-        return torch.randn(n, self.config.architecture.nz, generator=self.noise, device=self.device)
+        """Noise, n x nz, N(0, 1), on the device, from the run's own stream, which is the CPU's on every device.
+
+        The host draws it while a CUDA device is busy with the steps before, and waits for no copy.
+        """
+        return on_device(torch.randn(n, self.config.architecture.nz, generator=self.noise), self.device)
 
     def _batch(self) -> tuple[Tensor, Tensor | None]:
         """The next images (in -1..1) and labels: each epoch in its own order, what is left over at its end unused."""
@@ -128,7 +98,7 @@ class Trainer:
         epoch, place = divmod(self.batches, per_epoch)
         if place == 0 or not len(self._order):  # the order depends on seed and epoch alone, so that a resume finds it
             generator = gans.stream(self.config.seed, _ORDER, epoch)
-            self._order = torch.randperm(len(self.x), generator=generator).to(self.device)
+            self._order = on_device(torch.randperm(len(self.x), generator=generator), self.device)
         self.batches += 1
         rows = self._order[place * self.config.batch : (place + 1) * self.config.batch]
         pixels = self.x[rows].permute(0, 3, 1, 2)
@@ -138,19 +108,35 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def step(self) -> None:
-        """One step; nothing in it waits for the device (an epoch's order is copied to it once an epoch).
+        """One step; nothing in it waits for the device.
 
         With both counts at 1, G runs once and D three times.
         """
-        config, D, G = self.config, self.discriminator, self.generator
-        rate = config.lr * 0.1 ** sum(self.done >= milestone for milestone in config.milestones)
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = rate
-        for update in range(config.nb_update_D):
+        inputs = self._inputs()
+        with products(self.device):
+            values = self._updates(inputs) if self._replayed is None else self._replayed(inputs)
+        self.losses[self.done] = values
+        self.done += 1
+
+    def _inputs(self) -> StepInputs:
+        config, batches = self.config, []
+        for _ in range(config.nb_update_D):
             x, y = self._batch()
-            last = update == config.nb_update_D - 1  # these images serve G's first update too
+            batches.append((x, y, self.draw(len(x))))
+        noise = [self.draw(config.batch) for _ in range(config.nb_update_G - 1)]
+        rate = config.lr * 0.1 ** sum(self.done >= milestone for milestone in config.milestones)
+        decay = min(config.ema, (1 + self.done) / (10 + self.done))  # a short memory at first
+        return StepInputs(batches, noise, rate, 1 - decay)
+
+    def _updates(self, inputs: StepInputs) -> Tensor:
+        """The updates of a step; Loss_D, Loss_G, D(x), D(G(z)), 4. Nothing is counted or drawn: it can be replayed."""
+        config, D, G = self.config, self.discriminator, self.generator
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0].update(lr=inputs.rate, capturable=is_capturing(self.device))
+        for update, (x, y, z) in enumerate(inputs.batches, start=1):
+            last = update == config.nb_update_D  # these images serve G's first update too
             with torch.set_grad_enabled(last), self._autocast():
-                fake = G(self.draw(len(x)), y)
+                fake = G(z, y)
             with self._autocast():  # one context an update: autocast keeps cast weights until it ends
                 real_logits, fake_logits = D(x, y).float(), D(fake.detach(), y).float()
             loss_D = gans.discriminator_loss(real_logits, fake_logits, config.label_smoothing)
@@ -158,15 +144,13 @@ class Trainer:
         for update in range(config.nb_update_G):
             with self._autocast():
                 if update:
-                    fake = G(self.draw(len(x)), y)
+                    fake = G(inputs.noise[update - 1], y)
                 loss_G = gans.generator_loss(D(fake, y).float())
             self._update(1, loss_G)
         if self.ema is not None:
-            _move_mean(self.ema, G, min(config.ema, (1 + self.done) / (10 + self.done)))  # a short memory at first
+            _move_mean(self.ema, G, inputs.share)
         with torch.no_grad():
-            values = [loss_D, loss_G, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()]
-            self.losses[self.done] = torch.stack(values)
-        self.done += 1
+            return torch.stack([loss_D, loss_G, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()])
 
     def _update(self, which: int, loss: Tensor) -> None:
         """One Adam step of D (0) or G (1); no gradient is computed for the weights of the other."""
@@ -263,6 +247,8 @@ class Trainer:
                 raise ValueError(f"Adam's moments for {len(state)} of {len(parameters)} weights of {name}")
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.noise.set_state(tensors["noise"])
+        if self._replayed is not None:
+            self._replayed.forget()  # Adam's moments are other tensors now
         self.losses[: len(tensors["losses"])] = tensors["losses"].to(self.device)
 
 
@@ -271,9 +257,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _move_mean(mean: nn.Module, net: nn.Module, decay: float) -> None:
+def _move_mean(mean: nn.Module, net: nn.Module, share: float | Tensor) -> None:
     for kept, new in zip(mean.state_dict().values(), net.state_dict().values(), strict=True):
-        kept.lerp_(new, 1 - decay) if kept.is_floating_point() else kept.copy_(new)
+        kept.lerp_(new, share) if kept.is_floating_point() else kept.copy_(new)
 
 
 class Grid(NamedTuple):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, DatasetError
+from rdfia.precision import products
 
 KINDS = ("dcgan", "cdcgan", "cgan")
 SIZES = (16, 32, 64, 128)  # 4 x 4 after the first layer of a convolutional G, doubled by each further one
@@ -231,10 +232,10 @@ def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4) -> int:
     return itemsize * batch * activations * 3 // 2 + 4 * 5 * sum(parameter_counts(a))
 
 
-def stream(seed: int, *purpose: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """Random numbers of a run for one purpose: no two seeds, purposes or epochs share theirs, nor those of `build`."""
+def stream(seed: int, *purpose: int) -> torch.Generator:
+    """The CPU's random numbers of a run for one purpose: no two seeds, purposes or epochs share theirs, nor `build`."""
     state = np.random.SeedSequence((seed, *purpose)).generate_state(1)
-    return torch.Generator(device).manual_seed(int(state[0]))
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def sample(
@@ -260,7 +261,7 @@ def sample(
     noise = z.split(batch)
     labels = [None] * len(noise) if y is None else y.split(batch)
     copy = deepcopy(generator).train(statistics == "batch")  # training mode moves the statistics: of the copy
-    with torch.inference_mode():
+    with torch.inference_mode(), products(z.device):
         parts = [copy(part, label) for part, label in zip(noise, labels, strict=True)]
     return torch.cat(parts).float()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import mmap
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError
-from rdfia.features import Progress, batches_of, decode, fast_dtype, flat, memory_needed, prepared, run_taps, tap_shapes
+from rdfia.features import Progress, default_batch, flat, memory_needed, prepared, run_taps, tap_shapes
 from rdfia.images import LAB, Preprocess
 from rdfia.memory import Pieces, fitting, require
+from rdfia.precision import fast_dtype, products
+from rdfia.staging import batches, staging_for
 from rdfia.store import GIGABYTE, refusal
 
 PART_BYTES = GIGABYTE  # of a tile on disk, resident at a time
@@ -165,14 +168,14 @@ def accumulate(
     dtype: torch.dtype | None = None,
     kept: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     budget_bytes: int = int(3.7 * GIGABYTE),
     scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Hands every column of every tap to its accumulator, in tiles of N x c: nothing wide is ever stored whole.
 
-    `images` are paths, PIL images or arrays, or what `features.decode` makes of them: uint8, N x 3 x S x S.
+    `images` are paths, PIL images or arrays, or what `staging.decode` makes of them: uint8, N x 3 x S x S.
     Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks for; the decoded pixels
     are kept between passes. `dtype` is the compute type; tiles hold the features in `kept` (default: the same), so that
     float16 halves room and passes of float32 at a rounding of 2^-11. With `scratch`, a folder, tiles live in
@@ -181,27 +184,30 @@ def accumulate(
     budget or a feature exceeds `kept`, TooLarge when the memory or the disk cannot hold the tiles, and StoreError when
     `scratch` cannot be written.
     """
-    dtype = dtype or fast_dtype(device)
+    dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
     kept = kept or dtype
     n, passes = len(images), plan_passes(module, taps, len(images), preprocess.size, kept.itemsize, budget_bytes)
     strides = {tap: int(np.prod([s for _, s, _ in _chain(module, path) or []])) for tap, path in taps.items()}
     shapes = tap_shapes(module, taps, preprocess.size)
     widths = [{tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes]
-    most, stacked = batch_size, len(passes) > 1 and not isinstance(images, Tensor)
-    if torch.device(device).type == "cpu":
-        tiles_bytes = max(n * sum(tile.values()) for tile in widths) * kept.itemsize
-        if scratch:
-            _require_disk(scratch, tiles_bytes, budget_bytes)
-        tiles_bytes = min(tiles_bytes, PART_BYTES) if scratch else tiles_bytes
-        held = tiles_bytes + stacked * 2 * n * 3 * preprocess.size**2  # stacked from a list: twice at once
-        require(held, f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
-                f"lower budget_bytes={budget_bytes}, or give scratch, a folder on a disk")  # fmt: skip
-        weights, image = memory_needed(module, taps, preprocess.size, dtype)
-        most = fitting(batch_size, image, weights + held, f"the layers up to {', '.join(taps)}")
-    pieces: Pieces[dict[str, Tensor]] = Pieces(most)
-    pixels: Iterable[Tensor] = images if isinstance(images, Tensor) else decode(images, preprocess)
+    stacked, staging = len(passes) > 1 and not isinstance(images, Tensor), staging_for(device)
+    tiles_bytes = max(n * sum(tile.values()) for tile in widths) * kept.itemsize
+    if scratch and torch.device(device).type == "cpu":
+        _require_disk(scratch, tiles_bytes, budget_bytes)
+        tiles_bytes = min(tiles_bytes, PART_BYTES)
+    pixels_bytes = stacked * 2 * n * 3 * preprocess.size**2  # of the host: stacked from a list, twice at once
+    held = tiles_bytes + pixels_bytes * (torch.device(device).type == "cpu")
+    for nbytes, where in ((held, device), (pixels_bytes, "cpu")):
+        require(nbytes, f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
+                f"lower budget_bytes={budget_bytes}, or give scratch, a folder on a disk", where)  # fmt: skip
+    weights, image = memory_needed(module, taps, preprocess.size, dtype)
+    pieces: Pieces[dict[str, Tensor]] = Pieces(
+        fitting(batch_size, image, weights + held, f"the layers up to {', '.join(taps)}", device)
+    )
     if stacked:
-        pixels = torch.stack(list(progress(pixels, n, "decoding") if progress else pixels))
+        decoded: Iterable[Tensor] = batches(images, preprocess, batch_size, staging)
+        decoded = progress(decoded, -(-n // batch_size), "decoding") if progress else decoded
+        images = torch.cat([part.cpu() for part in decoded])
     with prepared(module, dtype, device) as network:
         for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):
 
@@ -213,23 +219,24 @@ def accumulate(
 
             @torch.inference_mode()
             def run(rows: Tensor, plan: _Pass = plan, band: Any = band) -> dict[str, Tensor]:
-                x = preprocess.normalise(rows[:, :, plan.crop].to(device))
-                x = x.to(dtype, memory_format=torch.channels_last)
-                return run_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
+                with products(device):
+                    x = preprocess.normalise(rows[:, :, plan.crop]).to(dtype, memory_format=torch.channels_last)
+                    return run_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
 
             tiles = {tap: _Tile(n, width, kept, device, scratch) for tap, width in tile.items()}
-            batches: Iterable[Any] = batches_of(pixels, batch_size)
             parts: Iterable[Any] = ((tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain())
-            if progress is not None:
-                of = f"pass {number} of {len(passes)}"
-                batches = progress(batches, -(-n // batch_size), f"features, {of}")
-                parts = progress(parts, sum(len(tile.parts) for tile in tiles.values()), f"Gram matrices, {of}")
-            row = 0
-            for batch in batches:
-                for values in pieces(run, batch):
-                    end = row + len(next(iter(values.values())))
-                    for tap, value in values.items():
-                        tiles[tap].write(slice(row, end), value)
-                    row = end
+            with contextlib.closing(batches(images, preprocess, batch_size, staging)) as staged:
+                pixels: Iterable[Tensor] = staged
+                if progress is not None:
+                    of = f"pass {number} of {len(passes)}"
+                    pixels = progress(staged, -(-n // batch_size), f"features, {of}")
+                    parts = progress(parts, sum(len(tile.parts) for tile in tiles.values()), f"Gram matrices, {of}")
+                row = 0
+                for batch in pixels:
+                    for values in pieces(run, batch):
+                        end = row + len(next(iter(values.values())))
+                        for tap, value in values.items():
+                            tiles[tap].write(slice(row, end), value)
+                        row = end
             for tap, part in parts:
                 accumulators[tap].add(part)

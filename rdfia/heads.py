@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
+from rdfia.precision import products
 
 Device = str | torch.device
 
@@ -164,7 +165,8 @@ def predict(
     """Class of each image or feature row (n x ...), int64 (n,), in eval mode; the module's mode is left as it was."""
     device, was_training = torch.device(device), module.training
     module.to(device).eval()
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with torch.inference_mode(), products(device), autocast:
         classes = [module(preprocess_normalise(part.to(device))).argmax(dim=1).cpu() for part in inputs.split(batch)]
     module.train(was_training)
     return torch.cat(classes).numpy()
@@ -205,11 +207,12 @@ def _train(
         for step, batch in enumerate(batches, start=1):
             optimizer.param_groups[0]["lr"] = config.lr * rate(epoch + step / len(batches))
             target = labels[batch].to(device)
-            with torch.autocast(device.type, config.dtype, enabled=config.dtype != torch.float32):
-                logits = module(load(batch))
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=config.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
+            with products(device):
+                with torch.autocast(device.type, config.dtype, enabled=config.dtype != torch.float32):
+                    logits = module(load(batch))
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=config.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
             optimizer.step()
             loss_sum += loss.detach() * len(batch)
             right += (logits.argmax(dim=1) == target).sum()
@@ -217,7 +220,7 @@ def _train(
             raise DivergedError(f"epoch {epoch + 1}: the training loss is {mean}; lower lr={config.lr} and start again")
         validation = None
         if held is not None:
-            with torch.inference_mode():
+            with torch.inference_mode(), products(device):
                 hits = sum(int((module(load(b)).argmax(1).cpu() == labels[b]).sum()) for b in held.split(256))
             validation = hits / len(held)
         history.append(Epoch(mean, float(right) / len(rows), validation))

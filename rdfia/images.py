@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from rdfia import jpeg
 from rdfia.errors import ArgumentError, ImageError, one_line
 from rdfia.store import sha256_file
 
@@ -144,12 +145,20 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
+def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few numbers as a tensor on `device`; on a device they are filled in there, a copy would be waited for."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=dtype)
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """What happens between a file and the network: resize (antialiased), perhaps crop and flip, scale, normalise.
 
     `stretch` resizes to size x size without regard to the aspect; `crop` brings the short side to `resize`, then cuts
-    the centre. Grey is copied to the three channels (TME 7 q9).
+    the centre. Grey is copied to the three channels (TME 7 q9). `decoder` "torchvision" decodes and resizes JPEG files
+    on the device (`rdfia.jpeg`); its pixels differ from Pillow's.
     """
 
     size: int = 224
@@ -159,37 +168,79 @@ class Preprocess:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     flip: bool = False
+    decoder: Literal["pillow", "torchvision"] = "pillow"
 
     def __post_init__(self) -> None:
         if self.mode not in ("stretch", "crop") or self.interpolation not in _FILTERS:
             raise ArgumentError(f"mode {self.mode!r}, interpolation {self.interpolation!r}: expected stretch or crop, "
                                 f"{' or '.join(_FILTERS)}")  # fmt: skip
+        if self.decoder not in ("pillow", "torchvision"):
+            raise ArgumentError(f"decoder {self.decoder!r}: expected pillow or torchvision")
         if self.size < 1 or (self.mode == "crop" and self.resize < self.size):
             raise ArgumentError(f"size {self.size}, resize {self.resize}: expected 1 <= size <= resize")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ArgumentError(f"mean {self.mean}, std {self.std}: expected three values each, std above 0")
 
+    def _sizes(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(width, height) to resize to, and the (left, top) of the S x S pixels of it that are kept."""
+        side = self.size
+        if self.mode == "stretch":
+            return side, side, 0, 0
+        short = min(width, height)
+        width, height = int(self.resize * width / short), int(self.resize * height / short)
+        return width, height, round((width - side) / 2), round((height - side) / 2)  # torchvision's rounding
+
     def pixels(self, image: Image.Image | str | Path) -> Tensor:
         """uint8 pixels, 3 x S x S, of a file or an image of any mode. Raises ImageError."""
+        file = self.encoded(image)
+        found = None if file is None else self.on_device([file], "cpu")[0]
+        return self.pixels_by_pillow(image) if found is None else found
+
+    def pixels_by_pillow(self, image: Image.Image | str | Path, out: Tensor | None = None) -> Tensor:
+        """As `pixels`, whatever the decoder; written into `out` (uint8 3 x S x S) where it is given."""
         image = to_8_bits(image) if isinstance(image, Image.Image) else read_image(image)
         resample, side = _FILTERS[self.interpolation], self.size
-        if self.mode == "stretch":
-            image = image.resize((side, side), resample)
-        else:
-            short, (width, height) = min(image.size), image.size
-            width, height = int(self.resize * width / short), int(self.resize * height / short)
-            left, top = round((width - side) / 2), round((height - side) / 2)  # torchvision's rounding
-            image = image.resize((width, height), resample).crop((left, top, left + side, top + side))
+        width, height, left, top = self._sizes(*image.size)
+        image = image.resize((width, height), resample)
+        if self.mode == "crop":
+            image = image.crop((left, top, left + side, top + side))
         if self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         array = torch.from_numpy(np.array(image))  # S x S or S x S x 3
-        return array.expand(3, -1, -1).contiguous() if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
+        array = array.expand(3, -1, -1) if array.ndim == 2 else array.permute(2, 0, 1)
+        return array.contiguous() if out is None else out.copy_(array)
+
+    def encoded(self, image: Any) -> Tensor | None:
+        """Bytes of a file that `on_device` decodes, uint8 1-D; None for what Pillow has to read. Raises ImageError."""
+        if self.decoder == "pillow" or not isinstance(image, str | Path):
+            return None
+        try:
+            with _open(Path(image), MAX_PIXELS) as opened:
+                return jpeg.file_bytes(Path(image)) if jpeg.is_plain(opened) else None
+        except (ImageError, MemoryError):
+            raise
+        except Exception:  # a header that is damaged further on: Pillow says so when it reads the file
+            return None
+
+    def on_device(self, files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
+        """uint8 pixels on `device`, 3 x S x S, of each file's bytes; None for one that torchvision does not decode.
+
+        Raises ArgumentError where it decodes none on this device.
+        """
+        jpeg.require_decoder(str(device))
+        return [None if pixels is None else self._resized(pixels) for pixels in jpeg.decoded(files, device)]
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        width, height, left, top = self._sizes(pixels.shape[2], pixels.shape[1])
+        pixels = jpeg.resized(pixels, height, width, self.interpolation)
+        pixels = pixels[:, top : top + self.size, left : left + self.size]
+        return pixels.flip(2) if self.flip else pixels
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim < 3 or x.shape[-3] != 3:
             raise ArgumentError(f"images have shape {tuple(x.shape)}, expected B x 3 x H x W")
         dtype = x.dtype if x.is_floating_point() else torch.float32
-        mean, std = (torch.tensor(value, dtype=dtype, device=x.device) for value in (self.mean, self.std))
+        mean, std = (constant(value, dtype, x.device) for value in (self.mean, self.std))
         return mean[:, None, None], std[:, None, None]
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -211,7 +262,8 @@ class Preprocess:
         """Stable text that names every field that matters, for caches."""
         shape = f"crop{self.resize}-{self.size}" if self.mode == "crop" else f"stretch{self.size}"
         numbers = ",".join(f"{value:.6g}" for value in (*self.mean, *self.std))
-        return f"{shape}-{self.interpolation}-{numbers}{'-flip' if self.flip else ''}"
+        ending = f"{'-flip' if self.flip else ''}{'-torchvision' if self.decoder == 'torchvision' else ''}"
+        return f"{shape}-{self.interpolation}-{numbers}{ending}"
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rdfia.cuda_graphs import ReplayedNetwork
 from rdfia.errors import ArgumentError, WeightsError
 from rdfia.images import CROP, Preprocess, blur
 from rdfia.memory import halves, kept_memory
+from rdfia.precision import products
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Per = float | Sequence[float] | Tensor  # one value for all images, or one for each
@@ -147,9 +149,10 @@ def ascend(
     `x` is B x 3 x H x W; `view` is what the network sees of it (jittered, rounded); `finished(step, rows, x, logits)`
     says which images are done and leave the batch; it may be asked twice. Images do not meet: `chunk` of them are
     computed at a time (by default `chunk_on` the device), in channels-last memory format, in which a forward wants
-    flatten and not view. Where memory runs out, a chunk goes on in halves, with a FewerAtATime warning. Parameters are
-    frozen meanwhile and get their flags back; neither mode, hooks nor `.grad` are touched. Raises TooLarge (memory for
-    one image), ArgumentError for a network in train mode, WeightsError for weights that are not finite.
+    flatten and not view; on a CUDA device a network without hooks is replayed from CUDA graphs after some turns. Where
+    memory runs out, a chunk goes on in halves, with a FewerAtATime warning. Parameters are frozen meanwhile and get
+    their flags back; neither mode, hooks nor `.grad` are touched. Raises TooLarge (memory for one image), ArgumentError
+    for a network in train mode, WeightsError for weights that are not finite.
     """
     chunk = chunk_on(x.device) if chunk is None else chunk
     if chunk < 1:
@@ -158,14 +161,14 @@ def ascend(
     parts: Iterable[Tensor] = torch.arange(len(x)).split(chunk)
     if progress is not None:
         parts = progress(parts, -(-len(x) // chunk), "input gradients")
-    with _borrowed(network), torch.enable_grad(), kept_memory():
-        x = x.clone()
+    with _borrowed(network), torch.enable_grad(), kept_memory(), products(x.device):
+        x, passes = x.clone(), ReplayedNetwork(network, chunk, x.device)
 
         def look(step: int, rows: Tensor) -> Turn | None:
             """What the next update needs, None where no image is left. It changes nothing, so it can be repeated."""
             current = x[rows].requires_grad_()
             seen = current if view is None else view(current, rows, step)
-            logits = network(seen.contiguous(memory_format=torch.channels_last))
+            logits = passes(seen.contiguous(memory_format=torch.channels_last))
             left = torch.ones(len(rows), dtype=torch.bool)
             if finished is not None:
                 left = ~finished(step, rows, current.detach(), logits.detach()).cpu()

@@ -23,7 +23,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
     """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json keeps it."""
     import torch
 
-    from .features import fast_dtype
+    from .precision import fast_dtype, float32_products
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set((re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE) or ["", ""])[1].split())
@@ -38,6 +38,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
         "processor flags": " ".join(flag for flag in FLAGS if flag in flags),
         "torch computes with": torch.backends.cpu.get_cpu_capability(),
         "compute type": str(fast_dtype(device)).removeprefix("torch."),
+        "float32 products": float32_products(device),
         "set in the environment": " ".join(f"{v}={os.environ[v]}" for v in VARIABLES if os.environ.get(v)) or "none",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -119,19 +119,31 @@ def available() -> int | None:
     return max(0, min(left)) if left else None
 
 
-def require(nbytes: float, what: str, instead: str) -> None:
+def available_on(device: str | torch.device) -> int | None:
+    """As `available`, of a device: on CUDA what is free there and what torch keeps there unused; None: not known."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return available()
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def require(nbytes: float, what: str, instead: str, device: str | torch.device = "cpu") -> None:
     """Raises TooLarge before work begins that cannot fit; on Linux the kernel would kill the process without a word."""
-    if nbytes > SMALL and (left := available()) is not None and nbytes > left:
+    if nbytes > SMALL and (left := available_on(device)) is not None and nbytes > left:
         raise TooLarge(f"{what} takes about {nbytes / 1e9:.3g} GB of memory, {left / 1e9:.3g} GB are left: {instead}")
 
 
-def fitting(n: int, each: float, beside: float, what: str) -> int:
-    """How many of n images fit at a time, `each` that many bytes, and `beside` them once.
+def fitting(n: int, each: float, beside: float, what: str, device: str | torch.device = "cpu") -> int:
+    """How many of n images fit on `device` at a time, `each` that many bytes, and `beside` them once.
 
     Fewer than n come with a FewerAtATime warning; TooLarge: not even one does.
     """
-    require(beside + each, f"{what}, for one image,", "free some, choose smaller images, earlier layers, or bfloat16")
-    if beside + n * each <= SMALL or (left := available()) is None:
+    instead = "free some, choose smaller images, earlier layers, or bfloat16"
+    require(beside + each, f"{what}, for one image,", instead, device)
+    if beside + n * each <= SMALL or (left := available_on(device)) is None:
         return n
     if (most := int((left - beside) / max(1, each))) >= n:
         return n

@@ -23,6 +23,7 @@ from rdfia.errors import ArgumentError, DivergedError, StoreError
 from rdfia.gan_health import health
 from rdfia.gan_training import GanConfig, Trainer, fixed_noise, train
 from rdfia.gans import Generator, build, sample, to_uint8
+from rdfia.precision import float32_products
 
 Score = Callable[[Generator], Mapping[str, Any]]
 
@@ -113,8 +114,9 @@ def scored_run(
     """
     labels = labels if run.config.architecture.classes else None
     path, digest, device = evidence / f"{run.name}.json", _digest(images, labels), options.get("device", "cpu")
-    asked = {"config": run.config.as_json(), "data": digest, "snapshots": list(run.snapshots),
-             "device": torch.device(device).type, "judge": judge}  # fmt: skip
+    where = torch.device(device).type + (", TF32" if float32_products(device) == "TF32" else "")
+    asked = {"config": run.config.as_json(), "data": digest, "snapshots": list(run.snapshots), "device": where,
+             "judge": judge}  # fmt: skip
     if path.exists():
         row = store.read_json(path)
         known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}

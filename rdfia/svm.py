@@ -20,6 +20,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
 
+from rdfia import precision
 from rdfia.errors import ArgumentError, DatasetError
 from rdfia.memory import require
 
@@ -32,8 +33,8 @@ class GramAccumulator:
     """Sums `X_train X_all^T` and all squared norms over column tiles, so that wide features are never stored.
 
     Products are float32 (float64 for float64 tiles) over at most 8,192 columns; their sum is float64, on the tile's
-    device. bfloat16 is widened chunk by chunk: torch has no CPU product of bfloat16 matrices with a float32 result, and
-    the product of two bfloat16 numbers is exact in float32. On CUDA leave TF32 off for float32 tiles (torch's default).
+    device. On a CPU bfloat16 is widened chunk by chunk: torch has no CPU product of bfloat16 matrices with a float32
+    result, and the product of two bfloat16 numbers is exact in float32. On CUDA TF32 is off (`precision.product`).
     The first `train_rows` of the `rows` rows are the training rows. TooLarge: memory cannot hold their matrix.
     """
 
@@ -58,7 +59,8 @@ class GramAccumulator:
             sums = self._sums.clone()  # judged below, after one reading
         for part in columns.split(max(1, min(CHUNK_COLUMNS, CHUNK_BYTES // (4 * self.rows))), dim=1):
             wide = part.to(dtype)
-            train, rest = wide[: self.train_rows], wide[self.train_rows :]
+            factor = wide if part.device.type == "cpu" else part
+            train, rest = factor[: self.train_rows], factor[self.train_rows :]
             sums[:-1, : self.train_rows] += _product(train, train)
             sums[:-1, self.train_rows :] += _product(train, rest)
             for few in wide.split(512, dim=1):  # short sums: float32 within, float64 between
@@ -92,7 +94,7 @@ class GramAccumulator:
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a b^T; on CPU by numpy, whose BLAS was 1.5 times as fast as torch's on an AMD processor and halves a a^T."""
     if a.device.type != "cpu":
-        return a @ b.T
+        return precision.product(a, b)
     left = a.numpy()
     return torch.from_numpy(left @ (left if a is b else b.numpy()).T)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from rdfia import assets, datasets, extraction, features, gram, networks, store, svm
 from rdfia.images import LAB, Preprocess
 from rdfia.networks import Loaded
+from rdfia.precision import float32_products
 from tests.support.budget import shared
 
 CS = [10.0**power for power in range(-3, 4)]
@@ -167,6 +168,7 @@ class Bench:
         problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
         weights = extraction.weights_digest(loaded.module, path)
         types = str(dtype) if kept(dtype) == dtype else f"{dtype}, {kept(dtype)}"
+        types += ", TF32" if float32_products(self.device) == "TF32" else ""
         parts = [problem.digest, problem.n_train, path, types, weights, problem.preprocess.key, self.device]
         return store.cache_dir() / "tme7" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rdfia import extraction, features, fooling, gram, input_gradients, svm
 from rdfia.images import CROP, Preprocess
@@ -52,7 +53,7 @@ def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("ahead", [1, 64])
 def test_decoding(workers: int, ahead: int) -> None:
     decoded = torch.stack(list(features.decode(PHOTOS, SMALL, workers, ahead)))
-    assert torch.equal(decoded, torch.stack([SMALL.pixels(features.Image.fromarray(photo)) for photo in PHOTOS]))
+    assert torch.equal(decoded, torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS]))
 
 
 @pytest.mark.parametrize("batches_a_shard", [1, 3, 16])

@@ -426,5 +426,5 @@ def test_fast_dtype_is_bfloat16_where_it_is_native_or_asked_for(
 
 def test_an_unknown_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "half")
-    with pytest.raises(ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, bfloat16, auto"):
+    with pytest.raises(ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, tf32, bfloat16, auto"):
         features.fast_dtype("cpu")

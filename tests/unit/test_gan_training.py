@@ -312,7 +312,7 @@ def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: p
     assert waits.total == 1
 
 
-INNER = {"step", "_update", "_batch", "draw", "_autocast", "_move_mean"}
+INNER = {"step", "_inputs", "_updates", "_update", "_batch", "draw", "_autocast", "_move_mean"}
 NETWORK = {"_run", "forward", "discriminator_loss", "generator_loss"}
 
 

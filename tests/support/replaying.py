@@ -1,0 +1,98 @@
+"""CUDA graphs on a CPU: operators are recorded once, then done again on the same memory; no Python runs in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
+Operator = tuple[Any, Any, Any, Any]  # function, arguments, keywords, result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class Tape(TorchDispatchMode):
+    """Records operators. What they change of tensors from outside is put back: a capture does nothing.
+
+    Raises RuntimeError where a capture would: for a wait of the host, and for a random number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[Operator] = []
+        self._made: dict[int, Tensor] = {}  # by storage; kept alive, so that no address is used twice
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket.__name__ in WAITS or torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError(f"{func}: not permitted when a stream is capturing")
+        for tensor in _tensors((args, kwargs)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._made and storage._cdata not in self._before:
+                self._before[storage._cdata] = (storage, storage.clone())
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            if tensor.untyped_storage()._cdata not in self._before:
+                self._made.setdefault(tensor.untyped_storage()._cdata, tensor)
+        if func.namespace == "aten":
+            self.operators.append((func, args, kwargs or {}, out))
+        return out
+
+    def undo(self) -> None:
+        for storage, before in self._before.values():
+            storage.copy_(before)
+        for tensor in self._made.values():
+            tensor.untyped_storage().fill_(255)  # type: ignore[attr-defined] # NaN: what is not computed anew is seen
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, out in self.operators:
+            taken = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+            again = func(*args, **kwargs)
+            for kept, new in zip(_tensors(out), _tensors(again), strict=True):
+                if kept.untyped_storage()._cdata not in taken:  # neither a view nor done in place
+                    kept.copy_(new)
+
+
+def captured(work: Callable[[], Tensor], _device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    """What `rdfia.cuda_graphs.captured` does, on a CPU."""
+    tape = Tape()
+    try:
+        with tape:
+            result = work()
+    finally:
+        tape.undo()
+    return tape.replay, result
+
+
+def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Tensor]:
+    """What torch.cuda.make_graphed_callables makes of a network: passes on memory that the next call overwrites."""
+    with torch.enable_grad():
+        result = network(sample)
+    seed = torch.zeros_like(result)
+    (gradient,) = torch.autograd.grad(result, sample, seed)
+    kept, back = result.detach().clone(), gradient.clone()
+
+    class Passes(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: Any, x: Tensor) -> Tensor:
+            if x.shape != sample.shape or x.stride() != sample.stride():
+                raise RuntimeError(f"captured for {tuple(sample.shape)}, got {tuple(x.shape)}, or another layout")
+            sample.data.copy_(x)
+            kept.copy_(network(sample).detach())
+            return kept.detach()
+
+        @staticmethod
+        def backward(_ctx: Any, *seeds: Tensor) -> Tensor:
+            with torch.enable_grad():
+                (found,) = torch.autograd.grad(network(sample), sample, seeds[0])
+            return back.copy_(found).detach()
+
+    return Passes.apply

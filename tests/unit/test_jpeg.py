@@ -1,0 +1,154 @@
+"""JPEG by torchvision: as Pillow up to a few levels, by Pillow where it is no plain JPEG, and another key."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.rows import smooth_photos
+from rdfia import extraction, images, jpeg
+from rdfia.errors import ArgumentError, ImageError
+from rdfia.images import Preprocess
+from rdfia.staging import Staging, batches
+from tests.support.tiny_networks import tiny_vgg
+
+STRETCH = Preprocess(size=48, decoder="torchvision")
+CROP = Preprocess(size=48, mode="crop", resize=56, interpolation="bicubic", flip=True, decoder="torchvision")
+
+
+def by_pillow(preprocess: Preprocess, path: Path) -> torch.Tensor:
+    return preprocess.pixels_by_pillow(path)
+
+
+def decode_by_pillow(files: list[torch.Tensor], mode: Any, device: Any) -> list[torch.Tensor]:
+    """In the place of torchvision's operator, which a torchvision that does not match torch lacks."""
+    found = []
+    for file in files:
+        try:
+            image = Image.open(io.BytesIO(file.numpy().tobytes())).convert(mode.name)
+        except OSError as error:
+            raise RuntimeError(f"not a JPEG: {error}") from error
+        found.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).to(device))
+    return found
+
+
+@pytest.fixture(params=["stand-in", "torchvision"])
+def _decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    jpeg.require_decoder.cache_clear()
+    if request.param == "stand-in":
+        monkeypatch.setattr("torchvision.io.decode_jpeg", decode_by_pillow)
+    else:
+        try:
+            jpeg.require_decoder("cpu")
+        except ArgumentError as error:
+            pytest.skip(f"install a torchvision that matches torch ({error})")
+    yield
+    jpeg.require_decoder.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rgb, grey = (Image.fromarray(photo[:80]) for photo in smooth_photos(2, 120))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rgb.save(tmp_path / "0-rgb.jpg", quality=95)
+    grey.convert("L").save(tmp_path / "1-grey.jpg", quality=95)
+    rgb.convert("CMYK").save(tmp_path / "2-cmyk.jpg")
+    rgb.save(tmp_path / "3-turned.jpg", exif=turned)
+    rgb.save(tmp_path / "4-lossless.png")
+    rgb.save(tmp_path / "5-progressive.jpg", progressive=True, quality=95)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("_decoder")
+@pytest.mark.parametrize("preprocess", [STRETCH, CROP], ids=["stretch", "crop"])
+def test_plain_jpegs_are_close_to_pillows_and_others_are_pillows(preprocess: Preprocess, folder: Path) -> None:
+    paths = sorted(folder.iterdir())
+    found = torch.cat(list(batches(paths, preprocess, 4, Staging("cpu"))))
+    for pixels, path in zip(found, paths, strict=True):
+        expected = by_pillow(preprocess, path)
+        away = (pixels.int() - expected.int()).abs()
+        if path.name[0] in "015":
+            assert preprocess.encoded(path) is not None
+            assert away.float().mean() < 1
+            assert away.max() <= 8
+        else:
+            assert preprocess.encoded(path) is None
+            assert torch.equal(pixels, expected)
+        assert torch.equal(preprocess.pixels(path), pixels)
+
+
+@pytest.mark.usefixtures("_decoder")
+def test_arrays_go_between_files_in_their_places(folder: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    items: list[Any] = [photo, folder / "0-rgb.jpg", Image.fromarray(photo), folder / "1-grey.jpg", photo]
+    found = torch.cat(list(batches(items, STRETCH, 2, Staging("cpu"))))
+    expected = [STRETCH.pixels(Image.fromarray(item) if isinstance(item, np.ndarray) else item) for item in items]
+    assert torch.equal(found, torch.stack(expected))
+
+
+@pytest.mark.usefixtures("_decoder")
+def test_a_damaged_file_is_named_as_ever(folder: Path) -> None:
+    path = folder / "0-rgb.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(ImageError, match="0-rgb"):
+        list(batches([folder / "1-grey.jpg", path], STRETCH, 2, Staging("cpu")))
+    with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
+        list(batches([folder / "absent.jpg"], STRETCH, 2, Staging("cpu")))
+
+
+@pytest.mark.usefixtures("_decoder")
+def test_one_file_that_is_not_decoded_takes_no_other_with_it(folder: Path) -> None:
+    good = jpeg.file_bytes(folder / "0-rgb.jpg")
+    bad = torch.zeros(100, dtype=torch.uint8)
+    found = jpeg.decoded([good, bad, good], "cpu")
+    assert [pixels is None for pixels in found] == [False, True, False]
+    assert found[0] is not None
+    assert found[0].shape == (3, 80, 120)
+    assert jpeg.decoded([], "cpu") == []
+
+
+def test_memory_that_runs_out_is_no_damaged_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        jpeg.decoded([jpeg.file_bytes(folder / "0-rgb.jpg")], "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no CUDA device")
+def test_a_decoder_that_is_not_there_is_named_before_the_first_photo() -> None:
+    with pytest.raises(ArgumentError, match=r"decoder 'torchvision': .*cannot decode JPEG on cuda; choose .*'pillow'"):
+        jpeg.require_decoder("cuda")
+    with pytest.raises(ArgumentError, match="decoder 'nvjpeg': expected pillow or torchvision"):
+        Preprocess(decoder="nvjpeg")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_decoder")
+def test_the_decoder_is_part_of_the_stores_key(folder: Path, tmp_path: Path) -> None:
+    paths, folders = [folder / "0-rgb.jpg"], set()
+    decoders: tuple[Literal["pillow", "torchvision"], ...] = ("pillow", "torchvision")
+    for decoder in decoders:
+        preprocess = Preprocess(size=16, decoder=decoder)
+        assert ("torchvision" in preprocess.key) == (decoder == "torchvision")
+        found = extraction.extract(tiny_vgg(), paths, {"end": "classifier.3"}, root=tmp_path / "stores",
+                                   preprocess=preprocess, dtype=torch.float32)  # fmt: skip
+        folders.add(found.folder)
+    assert len(folders) == 2
+
+
+def test_a_header_that_is_damaged_further_on_is_left_to_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_image: Any) -> bool:
+        raise SyntaxError("not a TIFF header")
+
+    monkeypatch.setattr(images.jpeg, "is_plain", broken)
+    assert STRETCH.encoded(folder / "0-rgb.jpg") is None
+    assert STRETCH.encoded(Image.open(io.BytesIO((folder / "0-rgb.jpg").read_bytes()))) is None

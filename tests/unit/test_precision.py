@@ -1,0 +1,203 @@
+"""What a product is rounded to is asked for, said in the record, and put back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rdfia import extraction, features, gan_scores, gan_training, gans, gram, heads, input_gradients, machine, precision
+from rdfia.images import LAB, Preprocess
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
+from tests.unit.test_gan_training import config, data
+
+SMALL = Preprocess(size=16)
+PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(4)]
+
+
+def settings() -> list[Any]:
+    return [value for _, _, value in precision._settings()]
+
+
+def tf32_is() -> set[Any]:
+    """What torch's readers of its settings say, older ones and newer ones; a mixture would make them raise."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    found = {matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision() != "highest"}
+    newer = [setting.fp32_precision == "tf32" for setting in (matmul, cudnn.conv)] if NEWER else []
+    return found | set(newer)
+
+
+NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
+    torchs_own = settings()
+    with precision.products("cuda", tf32=not tf32):
+        before = settings()
+        with contextlib.suppress(KeyError), precision.products("cuda:0", tf32=tf32):
+            assert tf32_is() == {tf32}
+            assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+            if fails:
+                raise KeyError
+        assert settings() == before
+        assert tf32_is() == {not tf32}
+    assert settings() == torchs_own
+
+
+@pytest.mark.skipif(not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too")
+@pytest.mark.parametrize("value", ["ieee", "tf32", "none"])
+def test_settings_by_torchs_newer_names_come_back(value: str) -> None:
+    matmul: Any = torch.backends.cuda.matmul
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    with precision.products("cuda"):  # puts back what follows
+        matmul.fp32_precision = conv.fp32_precision = value
+        with precision.products("cuda", tf32=value != "tf32"):
+            assert tf32_is() == {value != "tf32"}
+        assert (matmul.fp32_precision, conv.fp32_precision) == (value, value)
+
+
+def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDFIA_DTYPE", "float32")
+    with precision.products("cuda", tf32=True):
+        with precision.products("cuda"):
+            assert tf32_is() == {True}
+            assert precision.float32_products("cuda") == "TF32"
+        with precision.products("cuda", tf32=False):
+            assert tf32_is() == {False}
+        assert tf32_is() == {True}
+    assert precision.float32_products("cuda") == "float32"
+
+
+def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
+    matmul: Any = torch.backends.cuda.matmul
+    name = "allow_bf16_reduced_precision_reduction"
+    if not hasattr(matmul, f"{name}_split_k"):
+        pytest.skip("this torch has no split-k setting beside the flag: a newer one has")
+    before = (getattr(matmul, name), getattr(matmul, f"{name}_split_k"))
+    try:
+        setattr(matmul, name, (False, False))
+        with precision.products("cuda"):
+            pass
+        assert (getattr(matmul, name), getattr(matmul, f"{name}_split_k")) == (False, False)
+    finally:
+        setattr(matmul, name, before)
+
+
+def test_on_a_cpu_no_setting_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_settings", lambda: pytest.fail("settings were asked for"))
+    with precision.products("cpu"), precision.products(torch.device("meta"), tf32=True):
+        pass
+
+
+@pytest.mark.parametrize(("asked", "cuda"), [("", "float32"), ("float32", "float32"), ("tf32", "TF32"),
+                                             ("bfloat16", "float32")])  # fmt: skip
+def test_tf32_is_asked_for_by_name_and_said(monkeypatch: pytest.MonkeyPatch, asked: str, cuda: str) -> None:
+    monkeypatch.setenv("RDFIA_DTYPE", asked)
+    assert precision.float32_products("cuda:1") == cuda
+    assert precision.float32_products("cpu") == "float32"
+    if asked == "tf32":
+        assert precision.fast_dtype("cpu") == precision.fast_dtype("cuda") == torch.float32
+
+
+def test_the_record_says_what_float32_means(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_asset", lambda name: {"name": name})
+    monkeypatch.setenv("RDFIA_DTYPE", "tf32")
+    assert machine.environment(tmp_path, "cpu", "short")["float32 products"] == "float32"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    assert machine.environment(tmp_path, "cuda", "short")["float32 products"] == "TF32"
+
+
+def test_a_store_of_tf32_features_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def folder(products: str, dtype: torch.dtype) -> str:
+        monkeypatch.setattr(extraction, "float32_products", lambda _device: products)
+        found = extraction.extract(tiny_vgg(), PHOTOS, {"end": "classifier.3"}, root=tmp_path, preprocess=SMALL,
+                                   dtype=dtype)  # fmt: skip
+        return found.folder.name
+
+    assert folder("float32", torch.float32) != folder("TF32", torch.float32)
+    assert folder("float32", torch.bfloat16) == folder("TF32", torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_product_of_two_bytes_is_that_of_float64(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 300, generator=random).to(dtype) for n in (3, 5))
+    got = precision.product(a, b)
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_close(got, a.double() @ b.double().T, "gram")
+
+
+# --- every pass runs with the settings ------------------------------------------------------------------------------
+
+IMAGES = torch.stack([torch.from_numpy(photo[:16, :16].copy()).permute(2, 0, 1) for photo in PHOTOS])
+
+
+class Sums:
+    def add(self, _columns: torch.Tensor) -> None:
+        pass
+
+
+def train_gan(network: nn.Module) -> None:
+    wanted = config()
+    made = gan_training.Trainer(wanted, *data(wanted))
+    made.generator.register_forward_hook(next(iter(network._forward_hooks.values())))
+    made.step()
+
+
+def sample(network: nn.Module) -> None:
+    G = gans.build(config().architecture, 0)[1]
+    G.register_forward_hook(next(iter(network._forward_hooks.values())))
+    gans.sample(G, torch.zeros(4, 5), statistics="running")
+
+
+WORK: dict[str, Callable[[nn.Module], Any]] = {
+    "features": lambda n: list(features.stream(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)),
+    "gram": lambda n: gram.accumulate(n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL),
+    "input_gradients": lambda n: input_gradients.saliency(n, SMALL.normalise(IMAGES), 1),
+    "gan_training": train_gan,
+    "gans": sample,
+    "heads": lambda n: (
+        heads.predict(n, IMAGES, preprocess_normalise=LAB.normalise),
+        heads.train_network(n, IMAGES, [0, 1, 0, 1], preprocess_normalise=LAB.normalise,
+                            config=heads.ScratchConfig(epochs=1, batch=4)),
+    ),
+    "gan_scores": lambda n: gan_scores.image_features(n, IMAGES, normalise=LAB.normalise, size=16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", WORK)
+def test_every_forward_pass_runs_with_the_settings(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, seen, network = list[int](), list[bool](), tiny_vgg()
+
+    @contextlib.contextmanager
+    def products(_device: Any) -> Iterator[None]:
+        inside.append(0)
+        yield
+        inside.pop()
+
+    def look(*_: Any) -> None:
+        seen.append(bool(inside))
+
+    (network.features[0] if room in ("features", "gram") else network).register_forward_hook(look)
+    rooms = {"features": features, "gram": gram, "input_gradients": input_gradients, "gan_training": gan_training,
+             "gans": gans, "heads": heads, "gan_scores": gan_scores}  # fmt: skip
+    WORK[room](network)
+    computed = len(seen)
+    assert not any(seen)  # the planted fault: without the context, none is
+    seen.clear()
+    monkeypatch.setattr(rooms[room], "products", products)
+    WORK[room](network)
+    on_meta = 1 if room == "features" else 2 if room == "gram" else 0
+    assert len(seen) == computed
+    assert sum(not held for held in seen) <= 2 * on_meta  # shapes are found there, and nothing is computed
