@@ -181,17 +181,8 @@ def _gathered(
     n, done = rows.stop - rows.start, 0
     matrices = {tap: torch.empty(n, width, dtype=dtype) for tap, width in widths.items()}
     while done < n:
-        batch = _on_host(next(batches))
+        batch = next(batches)
         for tap, matrix in matrices.items():
             matrix[done : done + len(batch[tap])] = batch[tap]
         done += len(batch[next(iter(matrices))])
     return matrices
-
-
-def _on_host(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A batch from a device in one copy, for which the host waits once; one on the CPU as it is."""
-    if next(iter(batch.values())).device.type == "cpu":
-        return batch
-    parts = list(batch.values())
-    rows = torch.cat(parts, dim=1).cpu()
-    return dict(zip(batch, rows.split([part.shape[1] for part in parts], dim=1), strict=True))

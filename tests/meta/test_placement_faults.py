@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rdfia import gan_training, gans, heads, images, input_gradients, saliency_scores, svm
 from rdfia.gan_training import Trainer
+from tests.placement.test_waits import smoothgrad, waits_a_turn
 from tests.support.device_cases import CASES, gan
 from tests.support.device_coverage import called_with_device
 from tests.support.on_device import DEVICE, OnDevice
@@ -44,17 +45,17 @@ def drawn_by_the_cpu(trainer: Trainer, n: int) -> Tensor:
 
 # fmt: off
 SLIPS = {
-    "noise": Slip(input_gradients, "saliency", "torch.float64).to(x)", "torch.float64).to(x.dtype)", "saliency"),
+    "noise": Slip(input_gradients, "saliency", "on_device(draw, x.device)", "draw", "saliency"),
     "labels": Slip(Trainer, "__init__", "y.to(self.device)", "y", "cdcgan_in_float32",
                    "indices should be either on cpu"),
-    "limits": Slip(input_gradients, "limits", ", device=x.device", "", "fool"),
+    "limits": Slip(input_gradients, "limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"),
     "blur kernel": Slip(images, "blur", "axis=0)).to(x)", "axis=0)).to(x.dtype)", "pieces_of_the_ascent"),
     "mask": Slip(saliency_scores, "pixel_curve", ".to(x.device)", "", "worth_of_maps"),
     "running mean": Slip(Trainer, "__init__", "(self.generator) if", "(self.generator).cpu() if", "dcgan_in_float32"),
     "optimiser state": Slip(Trainer, "_restore", '.load_state_dict({**optimizer.state_dict(), "state": state})',
                             ".state.update({parameters[i]: values for i, values in state.items()})",
                             "dcgan_in_float32"),
-    "index tensor": Slip(input_gradients, "target_logits", "wanted.to(logits.device)", "wanted", "fool_closely"),
+    "index tensor": Slip(input_gradients, "target_logits", "on_device(wanted, logits.device)", "wanted", "fool"),
     "zeros without device": Slip(svm.GramAccumulator, "add", ", device=columns.device", "", "gram_matrices"),
     "sum without device": Slip(heads, "_train", "((), device=device), torch", "(()), torch", "head"),
     "checkpoint": Slip(Trainer, "_restore", 'load_state_dict(part("G."))', 'load_state_dict(part("G."), assign=True)',
@@ -123,6 +124,11 @@ def test_a_planted_wait_in_a_training_step_is_counted(name: str, monkeypatch: py
         trainer.step()
         assert len(device.reads) == before + 1
         assert "gan_training.py" in device.reads[-1]
+
+
+def test_a_planted_wait_in_a_turn_of_an_ascent_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(Slip(input_gradients, "ascend", "x[on_device(rows, x.device)]", "x[rows]", ""), monkeypatch)
+    assert waits_a_turn(smoothgrad) == 2
 
 
 def test_a_case_that_leaves_the_device_out_covers_nothing(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from rdfia import (
     gram,
     heads,
     input_gradients,
+    memory,
     networks,
     saliency_scores,
     studies,
@@ -88,6 +89,8 @@ def taps(device: str, _: Path) -> Results:
 @case("activation")
 def stream(device: str, _: Path) -> Results:
     def rows(**options: Any) -> Results:
+        assert features.default_batch(device) > 1
+        assert (memory.available_on(device) or 1) > 0
         assert features.fast_dtype(device) in (torch.float32, torch.bfloat16)
         batches = features.stream(tiny_vgg(), photos(), TAPS, preprocess=SPACE, device=device, batch_size=2, **options)
         parts = list(batches)
@@ -109,6 +112,7 @@ def extract(device: str, folder: Path) -> Results:
 def gram_matrices(device: str, folder: Path) -> Results:
     found: dict[str, Any] = {}
     ways: dict[str, dict[str, Any]] = {"float32": {}, "kept in float16": {"kept": torch.float16},
+                                       "kept in bfloat16": {"kept": torch.bfloat16},
                                        "bands": {"budget_bytes": 6_000}, "scratch": {"scratch": folder}}  # fmt: skip
     for name, options in ways.items():
         sums = {tap: svm.GramAccumulator(3, 5) for tap in ("conv1", "relu2")}

@@ -17,12 +17,22 @@ from torch import Tensor, nn
 from tests.support.on_device import OnDevice
 
 ROOMS = ("features", "extraction", "gram", "svm", "heads", "networks", "images", "input_gradients", "fooling",
-         "saliency_scores", "gans", "gan_training", "gan_health", "gan_scores", "studies", "memory")  # fmt: skip
-_TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier"}
+         "saliency_scores", "gans", "gan_training", "gan_health", "gan_scores", "studies", "memory", "staging",
+         "precision", "cuda_graphs", "jpeg")  # fmt: skip
+_TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier",
+          "Staging"}  # fmt: skip
 _OR_ARRAYS = {"saliency_scores", "gan_scores"}  # whose `Any` may be a tensor
-# Given only what is the host's, whatever its type says.
+# Given only what is the host's, or in need of a real device.
 HOST = {
-    "features.batches_of": "stacks decoded pixels",
+    "images.Preprocess.pixels_by_pillow": "decodes on the host",
+    "images.Preprocess.on_device": "decodes by nvJPEG: tests/unit/test_jpeg.py does so on the CPU",
+    "jpeg.decoded": "the same",
+    "jpeg.resized": "the same",
+    "staging.Staging.room": "for devices that share the host's memory; PinnedStaging is CUDA's",
+    "staging.Staging.to_device": "the same",
+    "staging.Staging.to_host": "the same",
+    "cuda_graphs.captured": "a capture is refused here: tests/unit/test_cuda_graphs.py replays on the CPU",
+    "cuda_graphs.captured_passes": "the same",
     "heads.augment": "moves decoded pixels, by its docstring on the CPU",
     "gram.Accumulator.add": "a protocol, which svm.GramAccumulator follows",
     "input_gradients.logit_of": "takes the classes as `per_image` gives them, on the CPU",

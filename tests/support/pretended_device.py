@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -125,7 +126,7 @@ class PretendedDevice(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         out = self._pin(func, name, args, kwargs)
         if out is None:
-            out = func(*held_by(args), **{key: held_by(value) for key, value in kwargs.items()})
+            out = _computed(func, held_by(args), {key: held_by(value) for key, value in kwargs.items()})
         if name == "copy_":
             return args[0]
         known = {id(tensor.held): tensor for tensor in here}  # what was changed in place comes back itself
@@ -159,6 +160,12 @@ class PretendedDevice(TorchDispatchMode):
             uploads = any(not isinstance(i, OnDevice) for i in indices)
         if reads or uploads:
             (self.reads if reads else self.uploads).append(f"{name}, {_place(sys._getframe())}")
+
+
+def _computed(func: Any, args: Any, kwargs: Any) -> Any:
+    if str(func) == "aten.mm.dtype":  # bfloat16 matrices with a float32 product: CUDA alone has it
+        return torch.mm(args[0].to(args[2]), args[1].to(args[2]))
+    return func(*args, **kwargs)
 
 
 @functools.cache
@@ -246,7 +253,8 @@ def pretended_device() -> Iterator[PretendedDevice]:
         "is_current_stream_capturing": False,
     }  # fmt: skip
     future = torch.__future__  # a module's parameters become `OnDevice` by being replaced
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a CUDA graph was not captured")
         before = future.get_overwrite_module_params_on_conversion()
         stack.callback(future.set_overwrite_module_params_on_conversion, before)
         future.set_overwrite_module_params_on_conversion(True)
