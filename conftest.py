@@ -24,7 +24,8 @@ from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim
 settings.register_profile("rdfia", deadline=None)  # how long an example takes says nothing on a shared machine
 settings.load_profile("rdfia")
 pytest_plugins = ["pytester"]
-FOLDERS = ("unit", "properties", "parity", "accuracy", "meta", "faults", "benchmarks")  # a folder implies its marker
+# A folder implies its marker.
+FOLDERS = ("unit", "properties", "parity", "placement", "accuracy", "meta", "faults", "benchmarks")
 LATEST = "reports/latest"
 RUN = pytest.StashKey[AccuracyRun]()
 

@@ -28,6 +28,7 @@ from rdfia.input_gradients import (
     target_logits,
     unit,
 )
+from rdfia.staging import on_device
 
 
 def _hits(target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
@@ -155,9 +156,10 @@ def fool(
         done = _hits(chosen, logits, rows)
         if not len(first):
             first, last = (logits.new_empty(len(x), logits.shape[1]) for _ in "12")
-        last[rows] = logits.softmax(1)
+        here, found = on_device(rows, x.device), logits.softmax(1)
+        last[here] = found
         if step == 0:
-            first[rows] = last[rows]
+            first[here] = found
         return done
 
     end, taken = ascend(network, x, logit_of(chosen), lambda turn: valid(turn.x + lr * unit(turn.gradient)),
@@ -203,20 +205,22 @@ def fool_closely(
 
     def finished(step: int, rows: Tensor, pixels: Tensor, logits: Tensor) -> Tensor:
         """Remembers each image that fools and is closer than before; done are only those that were there at once."""
-        fools, seen = _hits(chosen, logits, rows), _rounded(pixels)
-        length = length_of(seen - photo[rows])
-        closer = fools & (length < shortest[rows]).flatten() & (step > 0)
-        best[rows[closer.cpu()]], shortest[rows[closer.cpu()]] = space.normalise(seen[closer]), length[closer]
+        fools, seen, here = _hits(chosen, logits, rows), _rounded(pixels), on_device(rows, x.device)
+        length = length_of(seen - photo[here])
+        closer = fools[:, None, None, None] & (length < shortest[here]) & (step > 0)
+        best[here] = torch.where(closer, space.normalise(seen), best[here])  # by masks: their size is not asked for
+        shortest[here] = torch.where(closer, length, shortest[here])
         return fools & (step == 0)
 
     def update(turn: Turn) -> Tensor:
+        here = on_device(turn.rows, x.device)
         if turn.step:  # the first turn sees the photo itself
             fools = _hits(chosen, turn.logits, turn.rows)[:, None, None, None]
-            lengths[turn.rows] *= torch.where(fools, 1 - shrink, 1 + shrink)
+            lengths[here] *= torch.where(fools, 1 - shrink, 1 + shrink)
         pace = 0.1 + 0.45 * (1 + math.cos(math.pi * turn.step / steps))  # from the whole length to a tenth of it
-        length, change = lengths[turn.rows], turn.x - photo[turn.rows]
+        length, change = lengths[here], turn.x - photo[here]
         change = change + pace * length * unit(turn.gradient)
-        return (photo[turn.rows] + length * unit(change)).clamp(0, 1)
+        return (photo[here] + length * unit(change)).clamp(0, 1)
 
     _, taken = ascend(network, photo, margin, update, steps=steps, view=view, finished=finished, chunk=chunk,
                       progress=progress)  # fmt: skip

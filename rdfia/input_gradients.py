@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from rdfia.cuda_graphs import ReplayedNetwork
 from rdfia.errors import ArgumentError, WeightsError
-from rdfia.images import CROP, Preprocess, blur
+from rdfia.images import CROP, Preprocess, blur, constant
 from rdfia.memory import halves, kept_memory
 from rdfia.precision import products
+from rdfia.staging import on_device
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Per = float | Sequence[float] | Tensor  # one value for all images, or one for each
@@ -44,12 +45,15 @@ def check_network(network: nn.Module) -> None:
     if training := [name or "the network itself" for name, child in network.named_modules() if child.training]:
         raise ArgumentError(f"network: {training[0]} is in train mode, where dropout and BatchNorm make the gradient "
                             "of an image depend on chance and on its batch; call network.eval() first")  # fmt: skip
+    finite: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
         if parameter.is_meta:
             raise WeightsError(f"cannot compute this: {name} is not in these weights; see `rdfia assets status`")
-        if not torch.isfinite(parameter).all():
-            raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see "
-                               "`rdfia assets verify`")  # fmt: skip
+        finite[name] = torch.isfinite(parameter).all()
+    if finite and not torch.stack([*finite.values()]).all():  # one look, for which the host waits once
+        name = next(name for name, all_of_it in finite.items() if not all_of_it)
+        raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see "
+                           "`rdfia assets verify`")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -83,7 +87,7 @@ def check_images(network: nn.Module, x: Tensor, space: Preprocess | None) -> Ten
 
 def limits(space: Preprocess, x: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and the highest valid value of each channel, 3 x 1 x 1."""
-    ends = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)[:, None, None, None].expand(2, 3, 1, 1)
+    ends = constant([0.0, 1.0], x.dtype, x.device)[:, None, None, None].expand(2, 3, 1, 1)
     low, high = space.normalise(ends)
     return low, high
 
@@ -104,7 +108,7 @@ def target_logits(target: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor,
     if logits.ndim != 2 or int(wanted.min()) < 0 or int(wanted.max()) >= logits.shape[1]:
         raise ArgumentError(f"target: classes {int(wanted.min())} to {int(wanted.max())}, but the network's output has "
                             f"shape {tuple(logits.shape)}; expected logits B x classes and classes from 0")  # fmt: skip
-    index = wanted.to(logits.device)[:, None]
+    index = on_device(wanted, logits.device)[:, None]
     return index, logits.gather(1, index)[:, 0]
 
 
@@ -163,16 +167,21 @@ def ascend(
 
         def look(step: int, rows: Tensor) -> Turn | None:
             """What the next update needs, None where no image is left. It changes nothing, so it can be repeated."""
-            current = x[rows].requires_grad_()
+            current = x[on_device(rows, x.device)].requires_grad_()
             seen = current if view is None else view(current, rows, step)
             logits = passes(seen.contiguous(memory_format=torch.channels_last))
             left = torch.ones(len(rows), dtype=torch.bool)
             if finished is not None:
                 left = ~finished(step, rows, current.detach(), logits.detach()).cpu()
-            if step == steps or not left.any():
+            count = int(left.sum())
+            if step == steps or not count:
                 return None
             (gradient,) = torch.autograd.grad(objective(logits, current, rows).sum(), current)
-            return Turn(step, rows[left], current.detach()[left], logits.detach()[left], gradient[left])
+            turn = Turn(step, rows, current.detach(), logits.detach(), gradient)
+            if count == len(rows):
+                return turn
+            places = on_device(left.nonzero()[:, 0], x.device)
+            return Turn(step, rows[left], turn.x[places], turn.logits[places], turn.gradient[places])
 
         for part in parts:
             waiting = [(0, part)]
@@ -186,7 +195,7 @@ def ascend(
                 if turn is None:
                     continue
                 with torch.no_grad():
-                    x[turn.rows] = update(turn)
+                    x[on_device(turn.rows, x.device)] = update(turn)
                 taken[turn.rows] += 1
                 if step + 1 < steps + (finished is not None):
                     waiting.append((step + 1, turn.rows))
@@ -233,8 +242,8 @@ def saliency(
     spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
     with kept_memory():  # for all samples
         for _ in range(samples):
-            draw = torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
-            mean += _gradient(network, x + spread * draw, chosen, chunk) / samples
+            draw = torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype)
+            mean += _gradient(network, x + spread * on_device(draw, x.device), chosen, chunk) / samples
     return mean.abs().amax(1)
 
 
@@ -298,16 +307,16 @@ def visualise(
         return torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts, strict=True)])
 
     def objective(logits: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-        penalty = weight[rows].flatten() * x.square().sum((1, 2, 3))
+        penalty = weight[on_device(rows, x.device)].flatten() * x.square().sum((1, 2, 3))
         return target_logits(chosen, logits, rows)[1] - penalty
 
     def update(turn: Turn) -> Tensor:  # the gradient of a moved image comes back in the place of the image
         step = unit(turn.gradient) if unit_step else turn.gradient
-        x = (turn.x + rate[turn.rows] * step).clamp(*limits(space, turn.x))
+        x = (turn.x + rate[on_device(turn.rows, rate.device)] * step).clamp(*limits(space, turn.x))
         return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
 
-    def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
-        return (many[rows] <= step).to(logits.device)
+    def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:
+        return many[rows] <= step  # known without a look at the device
 
     end, _ = ascend(network, begin, objective, update, steps=int(many.max()), view=view, finished=finished, chunk=chunk,
                     progress=progress)  # fmt: skip

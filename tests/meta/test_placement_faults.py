@@ -1,0 +1,260 @@
+"""The pretended device sees each kind of slip: twelve are planted in the package's own code, and rules are tried apart.
+
+None of them can be seen on a CPU alone, where the same code with the same slip runs to its end.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rdfia import gan_training, gans, heads, images, input_gradients, saliency_scores, svm
+from rdfia.gan_training import Trainer
+from tests.placement.test_waits import smoothgrad, waits_a_turn
+from tests.support.device_cases import CASES, gan
+from tests.support.device_coverage import called_with_device
+from tests.support.on_device import DEVICE, OnDevice
+from tests.support.pretended_device import PretendedDevice, pretended_device
+from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
+
+MIXED = "Expected all tensors to be on the same device"
+
+
+class Slip(NamedTuple):
+    """`old` in the source of `owner.name` becomes `new`; `case` then fails on a device with `found`."""
+
+    owner: Any
+    name: str
+    old: str
+    new: str
+    case: str
+    found: str = MIXED
+
+
+def drawn_by_the_cpu(trainer: Trainer, n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(trainer.done)
+    return torch.randn(n, trainer.config.architecture.nz, generator=generator, device=trainer.device)
+
+
+# fmt: off
+SLIPS = {
+    "noise": Slip(input_gradients, "saliency", "on_device(draw, x.device)", "draw", "saliency"),
+    "labels": Slip(Trainer, "__init__", "y.to(self.device)", "y", "cdcgan_in_float32",
+                   "indices should be either on cpu"),
+    "limits": Slip(input_gradients, "limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"),
+    "blur kernel": Slip(images, "blur", "axis=0)).to(x)", "axis=0)).to(x.dtype)", "pieces_of_the_ascent"),
+    "mask": Slip(saliency_scores, "pixel_curve", ".to(x.device)", "", "worth_of_maps"),
+    "running mean": Slip(Trainer, "__init__", "(self.generator) if", "(self.generator).cpu() if", "dcgan_in_float32"),
+    "optimiser state": Slip(Trainer, "_restore", '.load_state_dict({**optimizer.state_dict(), "state": state})',
+                            ".state.update({parameters[i]: values for i, values in state.items()})",
+                            "dcgan_in_float32"),
+    "index tensor": Slip(input_gradients, "target_logits", "on_device(wanted, logits.device)", "wanted", "fool"),
+    "zeros without device": Slip(svm.GramAccumulator, "add", ", device=columns.device", "", "gram_matrices"),
+    "sum without device": Slip(heads, "_train", "((), device=device), torch", "(()), torch", "head"),
+    "checkpoint": Slip(Trainer, "_restore", 'load_state_dict(part("G."))', 'load_state_dict(part("G."), assign=True)',
+                       "cgan_in_float32"),
+    "numpy in a loop": Slip(gan_training, "_move_mean", "kept.lerp_(new", "new.numpy(), kept.lerp_(new",
+                            "dcgan_in_float32", "can't convert cuda:0 device type tensor to numpy"),
+}
+# fmt: on
+
+
+def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the function with the slip in its place, everywhere that the package has it."""
+    function = getattr(slip.owner, slip.name)
+    plain = inspect.unwrap(function)
+    source = textwrap.dedent(inspect.getsource(plain))
+    assert source.count(slip.old) == 1, f"{slip.name} has changed: plant {slip.old!r} anew"
+    space = plain.__globals__
+    names: dict[str, Any] = {}
+    exec(compile(source.replace(slip.old, slip.new), plain.__code__.co_filename, "exec"), space, names)
+    if inspect.isclass(slip.owner):
+        monkeypatch.setattr(slip.owner, slip.name, names[slip.name])
+        return
+    for room in (gan_training, gans, heads, images, input_gradients, saliency_scores, svm, *_importers()):
+        if getattr(room, slip.name, None) is function:
+            monkeypatch.setattr(room, slip.name, names[slip.name])
+
+
+def _importers() -> list[Any]:
+    import tests.support.device_cases as cases
+    from rdfia import fooling
+
+    return [fooling, cases]
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_a_planted_slip_of_placement_is_found(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slip = SLIPS[name]
+    plant(slip, monkeypatch)
+    CASES[slip.case][1]("cpu", tmp_path / "cpu")  # which does not see it
+    with pretended_device(), pytest.raises((RuntimeError, TypeError), match=slip.found):
+        CASES[slip.case][1]("cuda", tmp_path / "cuda")
+
+
+def test_a_generator_of_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Trainer, "draw", drawn_by_the_cpu)
+    CASES["dcgan_in_float32"][1]("cpu", tmp_path / "cpu")
+    with pretended_device(), pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):
+        CASES["dcgan_in_float32"][1]("cuda", tmp_path / "cuda")
+
+
+WAITING = {  # what is computed rightly, but waited for at each step
+    "item in a loop": Slip(Trainer, "step", "self.done += 1", "self.done += 1\n    float(self.losses[0, 0])", ""),
+    "losses on the CPU": Slip(Trainer, "__init__", "len(COLUMNS), device=self.device)", "len(COLUMNS))", ""),
+    "order on the CPU": Slip(Trainer, "_batch", "self._order[place", "self._order.tolist()[place", ""),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_a_planted_wait_in_a_training_step_is_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(WAITING[name], monkeypatch)
+    config, x, y = gan("dcgan")
+    with pretended_device() as device:
+        trainer = Trainer(config, x, y, device="cuda")
+        trainer.step()
+        before = len(device.reads)
+        trainer.step()
+        assert len(device.reads) == before + 1
+        assert "gan_training.py" in device.reads[-1]
+
+
+def test_a_planted_wait_in_a_turn_of_an_ascent_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(Slip(input_gradients, "ascend", "x[on_device(rows, x.device)]", "x[rows]", ""), monkeypatch)
+    assert waits_a_turn(smoothgrad) == 2
+
+
+def test_a_case_that_leaves_the_device_out_covers_nothing(tmp_path: Path) -> None:
+    run: Callable[..., Any] = CASES["saliency"][1]
+    with pretended_device():
+        assert input_gradients.saliency.__wrapped__.__code__ in called_with_device(lambda: run("cuda", tmp_path))  # type: ignore[attr-defined]
+        assert called_with_device(lambda: run("cpu", tmp_path)) == set()
+
+
+# --- the rules, one by one --------------------------------------------------------------------------------------------
+
+
+def dense() -> nn.Linear:
+    """A layer of ones, 3 -> 2; no random number is drawn."""
+    layer = nn.utils.skip_init(nn.Linear, 3, 2)
+    for parameter in layer.parameters():
+        nn.init.ones_(parameter)
+    return layer
+
+
+@pytest.fixture
+def device() -> Any:
+    with pretended_device() as device:
+        yield device
+
+
+def test_factories_and_copies_lie_where_they_are_asked_to(device: PretendedDevice) -> None:
+    x = torch.ones(2, 3, device="cuda")
+    here = [x, x * 2, torch.zeros_like(x), x.new_zeros(1), torch.tensor([1.0], device="cuda:0"), torch.ones(1).to(x),
+            torch.arange(3, device=x.device), x.view(3, 2), torch.ones(1).to("cuda")]  # fmt: skip
+    assert all(isinstance(t, OnDevice) and t.device == DEVICE and t.is_cuda and not t.is_meta for t in here)
+    there = [x.cpu(), x.to("cpu", torch.float64), torch.zeros_like(x, device="cpu"), torch.ones(1)]
+    assert all(type(t) is Tensor and t.device.type == "cpu" for t in there)
+    with torch.device("meta"):
+        absent = torch.ones(2)
+    assert absent.device == torch.empty_like(x, device="meta").device == torch.device("meta")
+    assert dense().to("cuda").weight.device == DEVICE
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: torch.zeros(()).add_(x.sum()),
+        lambda x: torch.cat([x, torch.ones(1)]),
+        lambda x: torch.where(torch.ones(3, dtype=torch.bool), x, x),
+        lambda x: x.gather(0, torch.zeros(1, dtype=torch.int64)),
+        lambda x: torch.ones(3)[x.long()],
+        lambda x: x.index_put_((torch.tensor([1]),), torch.ones(1)),
+        lambda x: torch.linalg.vector_norm(x).new_zeros(1) + torch.ones(1),
+        lambda x: nn.functional.linear(x, torch.ones(1, 3)),
+        lambda x: x.normal_(generator=torch.Generator()),
+        lambda x: torch.randn(2, generator=torch.Generator("cuda")),
+        lambda x: dense()(x),
+    ],
+)
+def test_what_cuda_refuses_is_refused(wrong: Callable[[Tensor], Any], device: PretendedDevice) -> None:
+    with pytest.raises(RuntimeError, match=r"same device|Expected a '\w+' device type for generator"):
+        wrong(torch.ones(3, device="cuda"))
+
+
+def test_what_cuda_takes_is_taken(device: PretendedDevice) -> None:
+    x, row = torch.ones(3, device="cuda"), torch.tensor([1])
+    x[row] = torch.tensor(5.0)  # a number that is a tensor of the CPU
+    x += torch.tensor(1.0)
+    x[0] = torch.ones(())  # a copy
+    x.copy_(torch.ones(3))
+    assert x[row].tolist() == [1.0]
+    assert torch.randn(1, generator=torch.Generator("cuda").manual_seed(1), device="cuda").is_cuda
+    torch.ones(3).copy_(x)
+
+
+@pytest.mark.parametrize(
+    ("work", "reads", "uploads"),
+    [
+        (lambda x: x.sum().item(), 1, 0),
+        (lambda x: bool(x.any()), 1, 0),
+        (lambda x: x.cpu(), 1, 0),
+        (lambda x: x.tolist(), 1, 0),
+        (lambda x: torch.zeros(3).copy_(x), 1, 0),
+        (lambda x: x[x > 0], 1, 0),
+        (lambda x: x.nonzero(), 1, 0),
+        (lambda x: x.unique(), 1, 0),
+        (lambda x: torch.cuda.synchronize(), 1, 0),
+        (lambda x: x.to("cpu", non_blocking=True), 0, 0),
+        (lambda x: x.to(torch.float64) + x.to("cuda"), 0, 0),
+        (lambda x: torch.zeros(3).to("cuda"), 0, 1),
+        (lambda x: torch.tensor([1.0], device="cuda"), 0, 1),
+        (lambda x: x[torch.tensor([0])], 0, 1),
+        (lambda x: torch.zeros(3).to("cuda", non_blocking=True), 0, 1),  # not pinned: the copy is waited for
+        (lambda x: torch.zeros(3).pin_memory().to("cuda", non_blocking=True), 0, 0),
+        (lambda x: torch.empty(3, pin_memory=True).copy_(x, non_blocking=True), 0, 0),
+        (lambda x: torch.where(x > 0, x, 0 * x), 0, 0),
+    ],
+)
+def test_waits_are_those_of_cuda(
+    work: Callable[[Tensor], Any], reads: int, uploads: int, device: PretendedDevice
+) -> None:
+    work(torch.ones(3, device="cuda"))
+    assert (len(device.reads), len(device.uploads)) == (reads, uploads)
+
+
+def test_autocast_on_the_device_computes_in_its_type(device: PretendedDevice) -> None:
+    layer, x = dense().to("cuda"), torch.ones(1, 3, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        y = layer(x)
+        assert torch.cat([y, x], dim=1).dtype == torch.float32
+    assert (y.dtype, layer(x).dtype) == (torch.bfloat16, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):  # of another device: a slip that is seen by its type
+        assert layer(x).dtype == torch.float32
+    y.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_torch_is_as_it_was_afterwards() -> None:
+    before = torch.cuda.is_available, torch.Generator, torch.cuda.Stream
+    with pytest.raises(KeyError), pretended_device():
+        raise KeyError
+    assert (torch.cuda.is_available, torch.Generator, torch.cuda.Stream) == before
+    assert not torch.__future__.get_overwrite_module_params_on_conversion()
+    with pytest.raises((RuntimeError, AssertionError)):
+        torch.empty(1, device="cuda:7")
+
+
+def test_a_tensor_that_left_its_device_behind_says_so() -> None:
+    with pretended_device():
+        x = torch.ones(2, device="cuda")
+    with pytest.raises(RuntimeError, match="outside of `pretended_device"):
+        x + 1
