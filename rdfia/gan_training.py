@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rdfia import gans, memory, store
+from rdfia import gan_checkpoint, gans, memory, store
 from rdfia.cuda_graphs import Replayed, is_capturing
-from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
+from rdfia.errors import ArgumentError, DatasetError, DivergedError
+from rdfia.gan_checkpoint import CheckpointError  # noqa: F401 - what a run raises belongs to this interface
 from rdfia.gan_config import LABS, RECOMMENDED, GanConfig  # noqa: F401 - which run belongs to this interface
 from rdfia.gan_health import Health, diversity, health, within  # noqa: F401 - what a run is judged by belongs to this interface
 from rdfia.gans import Generator
@@ -22,10 +23,6 @@ from rdfia.staging import on_device
 Device = str | torch.device
 LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
 COLUMNS = ("Loss_D", "Loss_G", "D(x)", "D(G(z))")
-
-
-class CheckpointError(StoreError):
-    """A checkpoint belongs to another configuration, or to other data, than the run that should go on from it."""
 
 
 def log_line(step: int, steps: int, row: Iterable[float]) -> str:
@@ -190,42 +187,14 @@ class Trainer:
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()):
             message = f"step {self.done}: a weight is not finite; what {folder} held before is kept"
             raise DivergedError(message, self.losses[: self.done].cpu())
-        path = Path(folder) / f"step-{self.done}.safetensors"
-        store.save_tensors(path, tensors)
-        state = {"step": self.done, "batches": self.batches, "file": path.name, "data": self.digest}
-        store.write_json(path.with_name("training.json"), {**state, "config": self.config.as_json()})
-        store.leave_only(path, "step-*.safetensors")
-        return path
+        return gan_checkpoint.write(folder, self.config, self.digest, (self.done, self.batches), tensors)
 
     def load(self, folder: Path) -> bool:
-        """Go on from the checkpoint in `folder`, False where there is none.
-
-        Raises CheckpointError for one of another config (more steps are allowed) or other data, StoreError if damaged.
-        """
-        index = Path(folder) / "training.json"
-        if not index.exists():
-            return False
-        state, mine = store.read_json(index), _flat(self.config.as_json())
-        try:
-            theirs, path = _flat(state["config"]), index.with_name(state["file"])
-            step, batches = int(state["step"]), int(state["batches"])
-            theirs["steps"] = max(step, mine["steps"])  # more may be asked for than before, not fewer than are done
-            differ = [f"{key}={theirs.get(key)}, here {mine[key]}" for key in mine if theirs.get(key) != mine[key]]
-            differ += ["other data"] * (state["data"] != self.digest)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{index} is no checkpoint of a GAN ({error!r}); remove it to start again") from error
-        if differ:
-            raise CheckpointError(f"{index} is another run's: {'; '.join(differ)}. Choose another folder, or remove it")
-        try:
-            tensors, _ = store.load_tensors(path)
-            if not len(tensors["losses"]) == step == batches / self.config.nb_update_D:
-                raise ValueError(f"step {step} and {batches} batches, losses of {len(tensors['losses'])} steps")
-            self._restore(tensors)
-        except (StoreError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} is not what {index} names; remove both to start again ({error})") from error
-        self.done, self.batches, self._order = step, batches, torch.empty(0)
-        store.leave_only(path, "step-*.safetensors")  # a kill may have come between the index and this
-        return True
+        """Go on from the checkpoint in `folder`, False where there is none. Raises as `gan_checkpoint.read`."""
+        found = gan_checkpoint.read(folder, self.config, self.digest, self._restore)
+        if found is not None:
+            (self.done, self.batches), self._order = found, torch.empty(0)
+        return found is not None
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
@@ -250,10 +219,6 @@ class Trainer:
         if self._replayed is not None:
             self._replayed.forget()  # Adam's moments are other tensors now
         self.losses[: len(tensors["losses"])] = tensors["losses"].to(self.device)
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in (config | config["architecture"]).items() if name != "architecture"}
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ ARROWS = {
     "gans": "precision",
     "gan_health": "",
     "gan_config": "gans",
-    "gan_training": "store memory gans gan_health gan_config precision staging cuda_graphs",
+    "gan_checkpoint": "store gan_config",
+    "gan_training": "store memory gans gan_health gan_config gan_checkpoint precision staging cuda_graphs",
     "gan_scores": "store precision",
     "studies": "store gans gan_health gan_training precision",
     "claims": "store",
@@ -54,7 +55,7 @@ ARROWS = {
 LABS = set(
     """
     networks memory features extraction gram svm heads input_gradients fooling saliency_scores
-    gans gan_health gan_config gan_training gan_scores studies
+    gans gan_health gan_config gan_checkpoint gan_training gan_scores studies
     """.split()  # noqa: SIM905
 )
 DEVICE = {"precision", "staging", "jpeg", "cuda_graphs"}
