@@ -156,10 +156,9 @@ def fool(
         done = _hits(chosen, logits, rows)
         if not len(first):
             first, last = (logits.new_empty(len(x), logits.shape[1]) for _ in "12")
-        here, found = on_device(rows, x.device), logits.softmax(1)
-        last[here] = found
+        last[here := on_device(rows, x.device)] = logits.softmax(1)
         if step == 0:
-            first[here] = found
+            first[here] = last[here]
         return done
 
     end, taken = ascend(network, x, logit_of(chosen), lambda turn: valid(turn.x + lr * unit(turn.gradient)),

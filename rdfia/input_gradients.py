@@ -45,15 +45,13 @@ def check_network(network: nn.Module) -> None:
     if training := [name or "the network itself" for name, child in network.named_modules() if child.training]:
         raise ArgumentError(f"network: {training[0]} is in train mode, where dropout and BatchNorm make the gradient "
                             "of an image depend on chance and on its batch; call network.eval() first")  # fmt: skip
-    finite: dict[str, Tensor] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.is_meta:
-            raise WeightsError(f"cannot compute this: {name} is not in these weights; see `rdfia assets status`")
-        finite[name] = torch.isfinite(parameter).all()
-    if finite and not torch.stack([*finite.values()]).all():  # one look, for which the host waits once
-        name = next(name for name, all_of_it in finite.items() if not all_of_it)
-        raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see "
-                           "`rdfia assets verify`")  # fmt: skip
+    parameters = dict(network.named_parameters())
+    if absent := [name for name, parameter in parameters.items() if parameter.is_meta]:
+        raise WeightsError(f"cannot compute this: {absent[0]} is not in these weights; see `rdfia assets status`")
+    finite = [torch.isfinite(parameter).all() for parameter in parameters.values()]
+    if finite and not torch.stack(finite).all():  # one look, for which the host waits once
+        name = [*parameters][[*map(bool, finite)].index(False)]
+        raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see `rdfia assets verify`")
 
 
 @contextlib.contextmanager
@@ -173,15 +171,11 @@ def ascend(
             left = torch.ones(len(rows), dtype=torch.bool)
             if finished is not None:
                 left = ~finished(step, rows, current.detach(), logits.detach()).cpu()
-            count = int(left.sum())
-            if step == steps or not count:
+            if step == steps or not left.any():
                 return None
             (gradient,) = torch.autograd.grad(objective(logits, current, rows).sum(), current)
-            turn = Turn(step, rows, current.detach(), logits.detach(), gradient)
-            if count == len(rows):
-                return turn
             places = on_device(left.nonzero()[:, 0], x.device)
-            return Turn(step, rows[left], turn.x[places], turn.logits[places], turn.gradient[places])
+            return Turn(step, rows[left], current.detach()[places], logits.detach()[places], gradient[places])
 
         for part in parts:
             waiting = [(0, part)]
@@ -315,9 +309,6 @@ def visualise(
         x = (turn.x + rate[on_device(turn.rows, rate.device)] * step).clamp(*limits(space, turn.x))
         return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
 
-    def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:
-        return many[rows] <= step  # known without a look at the device
-
-    end, _ = ascend(network, begin, objective, update, steps=int(many.max()), view=view, finished=finished, chunk=chunk,
-                    progress=progress)  # fmt: skip
+    end, _ = ascend(network, begin, objective, update, steps=int(many.max()), view=view, chunk=chunk, progress=progress,
+                    finished=lambda step, rows, _x, _logits: many[rows] <= step)  # fmt: skip
     return Visualised(end, begin)

@@ -18,7 +18,7 @@ from tests.support.on_device import OnDevice
 
 ROOMS = ("features", "extraction", "gram", "svm", "heads", "networks", "images", "input_gradients", "fooling",
          "saliency_scores", "gans", "gan_training", "gan_health", "gan_scores", "studies", "memory", "staging",
-         "precision", "cuda_graphs", "jpeg")  # fmt: skip
+         "precision", "cuda_graphs", "jpeg", "gan_checkpoint")  # fmt: skip
 _TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier",
           "Staging"}  # fmt: skip
 _OR_ARRAYS = {"saliency_scores", "gan_scores"}  # whose `Any` may be a tensor
@@ -33,6 +33,7 @@ HOST = {
     "staging.Staging.to_host": "the same",
     "cuda_graphs.captured": "a capture is refused here: tests/unit/test_cuda_graphs.py replays on the CPU",
     "cuda_graphs.captured_passes": "the same",
+    "gan_checkpoint.read": "reads a file into tensors of the host, for `Trainer.load`",
     "heads.augment": "moves decoded pixels, by its docstring on the CPU",
     "gram.Accumulator.add": "a protocol, which svm.GramAccumulator follows",
     "input_gradients.logit_of": "takes the classes as `per_image` gives them, on the CPU",
