@@ -43,7 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--accept-costs", action="store_true", help="store what this run's checks cost, and no pin")
     group.addoption("--base", default="", metavar="REF", help="the commit that the gate times this tree against")
     group.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed")
-    group.addoption("--output", default=LATEST, help="folder for claims.json, index.html and figures/")
+    group.addoption("--output", default=LATEST, help="folder for claims.json, index.html and figures/; with the equals "
+                    "sign, as pytest takes a folder that stands alone for tests to collect")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
