@@ -91,6 +91,7 @@ def test_growth(benchmark: Any, grown: dict[str, Any], device: str, what: str) -
         row = {"work": WORK, "values": values, "exponent": exponent(WORK, values)}
         grown.setdefault(unit, {})[what] = row
         benchmark.extra_info[unit] = row
-    assert 0.8 < exponent(WORK, seconds) < 1.2, seconds  # linear, with what a call costs whatever its size
+    if device == "cpu":  # a GPU's part of so little work is less than what a call costs whatever its size
+        assert 0.8 < exponent(WORK, seconds) < 1.2, seconds
     if memory is not None:
         assert exponent(WORK, peaks) == pytest.approx(memory, abs=0.05), peaks

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks import references
-from benchmarks.duel import TIMED, WAYS, Case, Prepare
 from benchmarks.rows import Call, seeded, smooth_photos
+from benchmarks.ways import TIMED, WAYS, Case, Prepare
 from rdfia import features, svm
 from rdfia.images import LAB
 from rdfia.memory import kept_memory
 from rdfia.networks import models, tap_paths
 from rdfia.staging import decoding_threads
 
-BATCH = 16
+BATCH = {"cpu": 16, "cuda": features.default_batch("cuda")}  # 16 would be bound by launches on a GPU
+FILES = {"cpu": 64, "cuda": 2_048}
 LATE = [tap for tap in tap_paths("vgg16") if tap.startswith(("relu4", "relu5", "pool4", "pool5"))]
 FIRST = {"relu6": "classifier.1", "fc7": "classifier.3", "relu7": "classifier.4", "logits": "classifier.6"}
 SECOND = ["relu1_2", "relu2_2", "relu3_3", "relu4_3"]
@@ -40,12 +41,9 @@ def vgg16(device: str) -> Any:
 
 
 @functools.cache
-def photos(n: int = BATCH) -> list[np.ndarray]:
-    return smooth_photos(n, 224)
-
-
 def _pixels(device: str) -> Tensor:
-    return torch.stack([LAB.pixels(Image.fromarray(photo)) for photo in photos()]).to(device)
+    photos = smooth_photos(BATCH[device], 224)
+    return torch.stack([LAB.pixels(Image.fromarray(photo)) for photo in photos]).to(device)
 
 
 def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
@@ -90,26 +88,29 @@ def table1(device: str, dtype: torch.dtype, prepare: Prepare, taps: dict[str, st
 
 
 def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-    """64 JPEG files in a class folder; the peer decodes in as many processes as ours has threads."""
+    """JPEG files in a class folder, 64 of them different; the peer decodes in as many processes as ours has threads."""
     from torchvision import datasets, transforms
 
     root = Path(tempfile.mkdtemp(prefix="rdfia-bench-"))
     (root / "class").mkdir()
     for i, photo in enumerate(smooth_photos(64, 300)):
-        Image.fromarray(photo[:250]).save(root / "class" / f"{i:02d}.jpg", quality=90)
+        Image.fromarray(photo[:250]).save(root / "class" / f"{i:04d}.jpg", quality=90)
+    for i in range(64, FILES[device]):
+        shutil.copyfile(root / "class" / f"{i % 64:04d}.jpg", root / "class" / f"{i:04d}.jpg")
     paths, network, tap = sorted((root / "class").iterdir()), vgg16(device), {"pool5": "features.30"}
     scaled = [transforms.Resize((224, 224)), transforms.ToTensor()]
     normalised = transforms.Compose([*scaled, transforms.Normalize(references.MEAN, references.STD)])
     data = datasets.ImageFolder(root, normalised)
-    cut = prepare(_cut(network, "features.30"))
+    cut, batch = prepare(_cut(network, "features.30")), BATCH[device]
+    workers = min(decoding_threads(), -(-len(data) // batch))  # one without a batch would be forked for nothing
 
     def ours() -> list[Tensor]:
-        options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": BATCH}
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch}
         return [torch.cat([part["pool5"] for part in features.stream(network, paths, tap, **options)])]
 
     def peer() -> list[Tensor]:
         with torch.no_grad():
-            loader = DataLoader(data, BATCH, num_workers=decoding_threads(), generator=torch.Generator())
+            loader = DataLoader(data, batch, num_workers=workers, generator=torch.Generator())
             return [torch.cat([cut(x.to(device)).flatten(1) for x, _ in loader])]
 
     atexit.register(shutil.rmtree, root, ignore_errors=True)  # a process keeps one of the ways, which reads on
@@ -144,7 +145,7 @@ OTHER_WORK = "liblinear's work is not torch's: autocast and channels-last do not
 CASES: Sequence[Case] = [
     Case("VGG16, layers from conv4 up", "torchvision's create_feature_extractor", late, 0.03, BATCH, "images",
          {"cpu": 4.0, "cuda": 4.0}, ceiling={"cpu": 0.8, "cuda": 0.5}),
-    Case("from JPEG files to pool5", "ImageFolder and DataLoader, a worker a core", from_files, 0.03, 64, "images",
+    Case("from JPEG files to pool5", "ImageFolder and DataLoader, a worker a core", from_files, 0.03, FILES, "images",
          {"cpu": 3.0, "cuda": 3.0}),
     Case("seven C, 25,088 columns", "seven LinearSVC on the features", sweep(25_088, rows=300), 0.05, 7, "fits",
          {"cpu": 2.0, "cuda": 2.0}, alone=OTHER_WORK),

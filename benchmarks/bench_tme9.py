@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.duel import TIMED, WAYS, Case, Prepare
 from benchmarks.rows import Call, gan_step
+from benchmarks.ways import TIMED, WAYS, Case, Prepare
 from rdfia.gan_training import LABS
 
 

@@ -6,28 +6,36 @@ import json
 import math
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import bench_tme7, bench_tme8, bench_tme9, counters
-from benchmarks.duel import Budget, Case, Deferred, ceilings, joined, measure
+from benchmarks.duel import Budget, Deferred, ceilings, joined, measure
 from benchmarks.gate import ROOT, Finding, Race, checkout
 from benchmarks.pairs import REPLAY
 from benchmarks.rows import ROWS
 from benchmarks.session import GateRun
+from benchmarks.ways import Case
+from benchmarks.worker import WorkerError
 from rdfia import machine, store
 from rdfia.claims import Ledger, show
 from rdfia.features import fast_dtype
 
 LABS = (bench_tme7.CASES, bench_tme8.CASES, bench_tme9.CASES)  # in each the order of worth
+LAST_ON_CUDA = ("seven C", "Table 1")  # liblinear is a processor's; Table 1 is layers of the first row again
+
+
+def _device(config: pytest.Config) -> str:
+    asked: str = config.getoption("--device")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    asked: str = request.config.getoption("--device")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+    return _device(request.config)
 
 
 GATE = pytest.StashKey[GateRun]()
@@ -85,8 +93,10 @@ def _row(item: pytest.Item) -> Any:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What starts first, then each lab's first row, each lab's second, ..., then growth: a budget reaches every lab."""
-    rank = {case: (i, lab) for lab, cases in enumerate(LABS) for i, case in enumerate(cases)}
-    last = (len(rank), 0)
+    late = LAST_ON_CUDA if _device(config) == "cuda" else ()
+    rank = {case: (i + 100 * case.name.startswith(late), lab) for lab, cases in enumerate(LABS)
+            for i, case in enumerate(cases)}  # fmt: skip
+    last = (1000, 0)
     mine = [i for i, item in enumerate(items) if item.path.stem.startswith("bench_")]
     ordered = sorted((items[i] for i in mine),
                      key=lambda item: rank.get(_row(item), (-1, 0) if item.path.stem == "bench_start" else last))
@@ -97,24 +107,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[BUDGET] = Budget(math.inf if minutes is None else 60 * float(minutes), len(rows))
 
 
+def _attempt(case: Case, device: str, config: pytest.Config, say: Callable[[str], None]) -> None:
+    """Measures a case, once whatever comes of it: a row of TIMED, kept at once, or a reason in the budget."""
+    budget, rows = config.stash[BUDGET], config.stash.setdefault(TIMED, {})
+    if case.name in {**rows, **budget.deferred, **budget.failed}:
+        return
+    try:
+        rows[case.name] = measure(case, device, str(fast_dtype(device)).removeprefix("torch."), budget, say)
+        _keep(config)
+    except Deferred as error:
+        say(f"{case}: {budget.defer(case.name, error.args[0])}")
+    except (ValueError, WorkerError) as error:
+        budget.failed[case.name] = f"{type(error).__name__}: {error}"
+    budget.to_go -= 1
+
+
 @pytest.fixture
 def bench(benchmark: Any, device: str, request: pytest.FixtureRequest) -> Callable[[Case, str], None]:
     """Measures a case at its first way, and hands each way's samples to pytest-benchmark."""
-    stash, config = request.config.stash, request.config
-    budget, rows = stash[BUDGET], stash.setdefault(TIMED, {})
+    config = request.config
+    budget, rows = config.stash[BUDGET], config.stash.setdefault(TIMED, {})
 
     def say(text: str) -> None:
         with config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
             config.pluginmanager.get_plugin("terminalreporter").write_line(f"\n{text}")
 
     def run(case: Case, way: str) -> None:
-        if case.name not in rows and case.name not in budget.deferred:
-            try:
-                fast = str(fast_dtype(device)).removeprefix("torch.")
-                rows[case.name] = measure(case, device, fast, budget, say)
-            except Deferred as error:
-                say(f"{case}: {budget.defer(case.name, error.args[0])}")
-            budget.to_go -= 1
+        _attempt(case, device, config, say)
+        if case.name in budget.failed:
+            pytest.fail(budget.failed[case.name])
         if case.name in budget.deferred:
             pytest.skip(budget.deferred[case.name])
         row, (side, _, best) = rows[case.name], way.partition(", ")
@@ -161,22 +182,32 @@ def precision() -> list[list[str]]:
             for run in runs for one in run["records"] if one["id"].endswith(".bfloat16")]  # fmt: skip
 
 
+def _keep(config: pytest.Config) -> Path:
+    """Writes what was measured so far to reports/latest/benchmarks.json; returns that folder.
+
+    After each row: a session that is ended has the rows before.
+    """
+    stash, device = config.stash, _device(config)
+    timed, growth, start = stash.get(TIMED, {}), stash.get(GROWTH, {}), stash.get(STARTED, {})
+    folder = Path(ROOT / config.getoption("--output"))
+    found = {"rows": list(timed.values()), "growth": growth, "start": start, "bfloat16": precision(),
+             "environment": machine.environment(ROOT, device, "benchmarks"),
+             "ceilings": ceilings(device) if timed else {},
+             "deferred": stash[BUDGET].deferred, "failed": stash[BUDGET].failed}  # fmt: skip
+    path = folder / "benchmarks.json"
+    store.write_json(path, joined(store.read_json(path), found) if path.exists() else found)
+    return folder
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """reports/latest/benchmarks.json, and the page with it."""
-    stash = session.config.stash
-    timed, growth, start = stash.get(TIMED, {}), stash.get(GROWTH, {}), stash.get(STARTED, {})
-    if not (timed or growth or start):
+    stash, device = session.config.stash, _device(session.config)
+    if not any(stash.get(key, {}) for key in (TIMED, GROWTH, STARTED)):
         return
     from rdfia import report
 
-    folder = ROOT / session.config.getoption("--output")
-    device = next((row["device"] for row in timed.values()), "cpu")
-    found = {"rows": list(timed.values()), "growth": growth, "start": start, "bfloat16": precision(),
-             "environment": machine.environment(ROOT, device, "benchmarks"),
-             "ceilings": ceilings(device) if timed else {}, "deferred": stash[BUDGET].deferred}  # fmt: skip
-    path = folder / "benchmarks.json"
-    store.write_json(path, joined(store.read_json(path), found) if path.exists() else found)
+    folder = _keep(session.config)
     if not (folder / "claims.json").exists():
         report.write(folder, Ledger(ROOT, "short", device))
     else:

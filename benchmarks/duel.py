@@ -7,7 +7,6 @@ the peer's variants. One sampling serves the seconds, the ratio and its interval
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import math
@@ -19,94 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
-from benchmarks.counters import Counters
 from benchmarks.gate import REST, ROOT
-from benchmarks.pairs import REPLAY, Pairs, Sampler, ratio
+from benchmarks.pairs import Pairs, Sampler, ratio
 from benchmarks.rows import Call, close, synchronised
+from benchmarks.ways import COMPILED, MANUAL, VARIANTS, Case
 from benchmarks.worker import Worker, WorkerError
 from tests.support.same_answer import differences
 
-Prepare = Callable[[Any], Any]  # what a peer's variant does to its network
-WAYS = ["ours", "peer", "ours, best", "peer, best"]
-TIMED = [pytest.mark.timeout(900), pytest.mark.benchmark(timer=REPLAY.clock)]  # the peers are slow, that is the point
-MANUAL = "as its manual has it"
-VARIANTS = {MANUAL: (False, False), "channels-last": (False, True), "autocast": (True, False),
-            "autocast, channels-last": (True, True)}  # fmt: skip
-COMPILED = ", torch.compile"  # of whichever of these is the fastest
 LEAST, MOST, PAIRS, SAMPLED = 3, 5, 8, 6.0  # rounds; pairs of a round at most; seconds that a round samples for
 COMPILES = 120.0  # seconds of --minutes that a row has to have for torch.compile to be tried
 USUAL = 60.0  # seconds over which a row takes no more than the least of rounds and pairs
 EXACT = 1e-3  # of float32 beside float32, where the case does not say more
-
-
-@dataclass(frozen=True, eq=False)  # a case is itself: its functions and results are kept by it
-class Case:
-    """A row of the benchmarks: the work, the two ways, and how many times as fast ours is meant to be."""
-
-    name: str
-    against: str  # the peer, by name and version where it has one
-    make: Callable[[str, torch.dtype, Prepare], tuple[Call, Call]]  # device, our dtype, variant -> ours, the peer's
-    tolerance: float  # how far two results may be apart, relative
-    batch: int  # images or steps in a call
-    unit: str  # "images" or "steps"
-    reach: dict[str, float]  # by device: the speed-up of our best over the peer's manual that we set out to reach
-    ceiling: Mapping[str, float] = field(default_factory=dict)  # by device: share of the matrix product's rate
-    dtype: str = "fast"  # "float32" where ours has no other
-    alone: str = ""  # why the peer has no variants
-    trains: bool = False  # whether weights change from call to call
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class Way:
-    """One way of a case in this process: "ours", or a variant of the peer's; `dtype` is ours, or autocast's."""
-
-    def __init__(self, case: Case, device: str, way: str, dtype: str) -> None:
-        mine, (autocast, last) = way.startswith("ours"), VARIANTS.get(way.removesuffix(COMPILED), (False, False))
-
-        def prepare(network: Any) -> Any:
-            if not last and not way.endswith(COMPILED):
-                return network
-            network = copy.deepcopy(network).to(memory_format=torch.channels_last if last else torch.preserve_format)
-            if way.endswith(COMPILED):
-                network.compile(dynamic=False)
-            return network
-
-        made = case.make(device, getattr(torch, dtype) if mine else torch.float32, prepare)
-        call = made[0 if mine else 1]
-        kind = torch.device(device).type
-        if autocast and not case.trains:  # weights are cast once, not in each call: this level keeps what was cast
-            torch.autocast(kind, enabled=False).__enter__()
-
-        def cast() -> Any:
-            with torch.autocast(kind, torch.bfloat16):
-                return call()
-
-        self.call: Call = synchronised(cast if autocast else call, device)
-
-    def first(self, result: str = "") -> float:
-        """Seconds of the first call; what it gives goes to the file `result`."""
-        start = time.perf_counter()
-        found = self.call()
-        seconds = time.perf_counter() - start
-        if result:
-            torch.save([torch.as_tensor(part).detach().cpu().clone() for part in found], result)
-        return seconds
-
-    def seconds(self) -> float:
-        start = time.perf_counter()
-        self.call()
-        return time.perf_counter() - start
-
-    def operations(self) -> int:
-        """Floating-point operations of a call, as torch counts them; 0 where the work is not torch's."""
-        with Counters() as counters:
-            self.call()
-        return sum(counters.flops.values())
 
 
 class Deferred(Exception):
@@ -115,12 +39,13 @@ class Deferred(Exception):
 
 @dataclass
 class Budget:
-    """Seconds that a run may take (`--minutes`), and the rows that did not fit; `to_go`: rows not begun."""
+    """Seconds that a run may take (`--minutes`), rows that did not fit or failed, and why; `to_go`: rows not begun."""
 
     seconds: float = math.inf
     to_go: int = 1
     begin: float = field(default_factory=time.monotonic)
     deferred: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def left(self) -> float:
@@ -158,7 +83,7 @@ class Round:
         """`ways`: the dtype by the way's name. `results`: a folder for what the first calls give."""
         self.case, begin = case, time.perf_counter()
         self.workers = {side: Worker(ROOT, device) for side in ("ours", "peer")}
-        self.first: dict[str, float] = {}
+        self.took: dict[str, float] = {}  # seconds in which a way was made, by its name
         try:
             for way, dtype in ways.items():
                 self.add(way, dtype, results)
@@ -171,8 +96,9 @@ class Round:
         return self.workers["ours" if way.startswith("ours") else "peer"]
 
     def add(self, way: str, dtype: str, results: str = "") -> None:
-        file = str(Path(results) / way) if results else ""
-        self.first[way] = self.of(way).ask("case", case=self.case.name, way=way, dtype=dtype, result=file)
+        file, begin = str(Path(results) / way) if results else "", time.perf_counter()
+        self.of(way).ask("case", case=self.case.name, way=way, dtype=dtype, result=file)
+        self.took[way] = time.perf_counter() - begin
 
     def pair(self, ways: list[str]) -> dict[str, float]:
         found = {}
@@ -246,8 +172,9 @@ def measure(case: Case, device: str, fast: str, budget: Budget, say: Callable[[s
         best, tried = (MANUAL, {}) if case.alone else choose(made, results, fast, budget.left / max(1, budget.to_go))
         ways |= {best: "bfloat16" if VARIANTS[best.removesuffix(COMPILED)][0] else "float32"}
         order = list(ways)
+        start = time.perf_counter()
         one = made.pair(order)
-        fixed, call = made.fixed + made.first.get(best, 0) * (best != MANUAL), sum(one.values()) + REST * len(order)
+        call, fixed = time.perf_counter() - start, made.fixed + made.took[best] * (best != MANUAL)
         many, pairs, seconds = plan(fixed, call, budget.left, min(USUAL, budget.left / max(1, budget.to_go)))
         say(f"{case}: about {seconds:.0f} s more: {many} rounds of {pairs} pairs, {call:.2g} s a pair")
         flops = {way: made.of(way).ask("operations", way=way) for way in ours.values()}
@@ -263,8 +190,9 @@ def measure(case: Case, device: str, fast: str, budget: Budget, say: Callable[[s
         columns["each at its best"] = (list(ours.values())[-1], best)
     shown = {title: _column(case, device, rounds, *sides, fast, flops) for title, sides in columns.items()}
     wanted = ratio(_pairs(rounds, MANUAL, list(ours.values())[-1]))
-    return {"name": case.name, "against": case.against, "device": device, "batch": case.batch, "unit": case.unit,
-            "threads": torch.get_num_threads(), "columns": shown, "variants tried": tried, "one column": case.alone,
+    return {"name": case.name, "against": case.against, "device": device, "batch": case.amount(device),
+            "unit": case.unit, "threads": torch.get_num_threads(), "columns": shown,
+            "variants tried": tried, "one column": case.alone,
             "wanted": {"speed-up": wanted.value, "low": wanted.low, "high": wanted.high,
                        "at least": case.reach.get(device, math.nan)},
             "samples": rounds, "cost": time.perf_counter() - begin}  # fmt: skip
@@ -284,10 +212,11 @@ def _pairs(rounds: list[dict[str, list[float]]], a: str, b: str) -> list[Pairs]:
 def _column(case: Case, device: str, rounds: list[dict[str, list[float]]], ours: str, peer: str, fast: str,
             flops: Mapping[str, int]) -> dict[str, Any]:  # fmt: skip
     found, dtype = ratio(_pairs(rounds, peer, ours)), fast if ours == "ours, fast" else "float32"
+    n = case.amount(device)
     said = {"ours": ours, "peer": peer, "dtype": dtype, "seconds": found.b, "peer seconds": found.a,
-            "rate": case.batch / found.b, "peer rate": case.batch / found.a, "speed-up": found.value,
+            "rate": n / found.b, "peer rate": n / found.a, "speed-up": found.value,
             "speed-up low": found.low, "speed-up high": found.high, "rounds": found.rounds}  # fmt: skip
-    if flops[ours]:
+    if flops[ours] and (device != "cuda" or device in case.ceiling):  # what is replayed there is not counted
         share = flops[ours] / found.b / ceilings(device)[dtype]
         said |= {"share": share, "share wanted": case.ceiling.get(device, 0.0)}
     return said
@@ -316,8 +245,12 @@ def ceilings(device: str) -> dict[str, float]:
 
 
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What this run measured, and of a run before what it did not, where nothing but time and commit is different."""
-    if list(differences(before.get("environment"), now["environment"])):
+    """What this run measured, and of a run before what it did not, where nothing but time and commit is different.
+
+    Nor which assets were there: no row reads one.
+    """
+    places = ({**run.get("environment", {}), "assets": []} for run in (before, now))
+    if list(differences(*places)):
         return now
     timed = {row["name"] for row in now["rows"]}
     growth = {unit: {**before["growth"].get(unit, {}), **now["growth"].get(unit, {})}

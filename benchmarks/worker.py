@@ -141,7 +141,7 @@ def serve(device: str) -> None:
 
     import torch
 
-    from benchmarks import duel, pairs, references
+    from benchmarks import pairs, references, ways
     from benchmarks.rows import ROWS, synchronised
 
     settings = contextlib.ExitStack()
@@ -150,7 +150,7 @@ def serve(device: str) -> None:
 
         settings.enter_context(products(device))
     timed: list[pairs.Sampler] = []
-    cases: dict[str, duel.Way] = {}
+    cases: dict[str, ways.Way] = {}
     tell({"rows": list(ROWS), "threads": torch.get_num_threads()})
     gc.disable()  # it rests while samples are taken, and runs before a row is made
     for line in sys.stdin:
@@ -158,7 +158,7 @@ def serve(device: str) -> None:
         try:
             answer: Any = None
             if asked["what"] == "case":
-                cases[asked["way"]] = duel.Way(case_named(asked["case"]), device, asked["way"], asked["dtype"])
+                cases[asked["way"]] = ways.Way(case_named(asked["case"]), device, asked["way"], asked["dtype"])
                 answer = cases[asked["way"]].first(asked["result"])
             elif asked["what"] == "time":
                 answer = cases[asked["way"]].seconds()
@@ -171,16 +171,16 @@ def serve(device: str) -> None:
                 gc.collect()
                 repeats, slow = asked.get("repeats", 0), asked.get("slowdown", 0.0)
                 if asked.get("row") == "control":
-                    ways = [references.control(device), references.control(device)]
+                    both = [references.control(device), references.control(device)]
                 else:
                     row = ROWS[asked["row"]]
-                    ways = list(row.make(device))
-                    if not row.same(ways[0](), ways[1]()):
+                    both = list(row.make(device))
+                    if not row.same(both[0](), both[1]()):
                         raise ValueError("the result is not the reference's; speed says nothing then")
-                ours = pairs.Sampler(synchronised(_slowed(ways[0], slow), device), repeats=repeats)
+                ours = pairs.Sampler(synchronised(_slowed(both[0], slow), device), repeats=repeats)
                 timed.append(ours)
                 if asked.get("beside"):
-                    timed.append(pairs.Sampler(synchronised(ways[1], device)))
+                    timed.append(pairs.Sampler(synchronised(both[1], device)))
                 if wrong := strangers(Path.cwd()):
                     raise ImportError(f"not of this tree: {', '.join(wrong)}")
                 answer = ours.repeats

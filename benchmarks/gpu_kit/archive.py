@@ -94,7 +94,7 @@ def _speed(records: Path) -> dict[str, Any]:
     ratios = {row["name"]: {title: round(column["speed-up"], 2) for title, column in row["columns"].items()}
               for row in run["rows"]}  # fmt: skip
     missed = {row["name"]: said for row in run["rows"] if (said := misses(row))}
-    return {"speed": ratios, "misses": missed, "deferred rows": run["deferred"]}
+    return {"speed": ratios, "misses": missed, "deferred rows": run["deferred"] | run.get("failed", {})}
 
 
 def _claims(records: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from benchmarks.gpu_kit.archive import misses
 from benchmarks.gpu_kit.out_of_memory import memory
 from benchmarks.rows import ROWS, seeded, smooth_photos
 from benchmarks.test_gate import COUNTED, parameters
+from benchmarks.ways import Way
 from benchmarks.worker import case_named
 from rdfia import features, machine, networks, store
 from rdfia.images import LAB
@@ -130,10 +131,10 @@ def profiles(device: str, to: Path) -> bool:
         if not (said := misses(row)):
             continue
         column = list(row["columns"].values())[-1]
-        way = duel.Way(case_named(row["name"]), device, column["ours"], column["dtype"])
+        way = Way(case_named(row["name"]), device, column["ours"], column["dtype"])
         way.first()
         with torch.profiler.profile(activities=kinds) as profile:
-            way.seconds()
+            way.call()
         order = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
         table = profile.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
         name = "".join(letter if letter.isalnum() else "-" for letter in row["name"])

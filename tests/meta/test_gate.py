@@ -8,19 +8,22 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import counters, duel, gate
+from benchmarks import conftest, counters, duel, gate, ways
 from benchmarks.gate import judge
 from benchmarks.pairs import Pairs, Replay, Sampler, _lower_quartile, interleave, light, limits, ratio
 from benchmarks.session import GateRun
 from benchmarks.worker import Worker, WorkerError
+from rdfia.cuda_graphs import WARM_UP
 from tests.support.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +208,54 @@ def test_a_budget_lowers_rounds_and_pairs_and_then_defers() -> None:
     assert "would take about 12 s more" in budget.defer("row", 12)
     assert budget.deferred.keys() == {"row"}
     with pytest.raises(duel.Deferred):
-        duel.measure(duel.Case("no", "", lambda *_: None, 0, 1, "", {}), "cpu", "float32", budget, print)  # type: ignore
+        duel.measure(ways.Case("no", "", lambda *_: None, 0, 1, "", {}), "cpu", "float32", budget, print)  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("device", "warm", "captured"), [("cuda", ways.WARM, True), ("cuda", 0, False), ("cpu", ways.WARM, False)]
+)
+def test_a_gpu_is_timed_once_steps_are_captured(
+    monkeypatch: pytest.MonkeyPatch, device: str, warm: int, captured: bool
+) -> None:
+    """The planted fault: no warm-up, and the sample is of eager steps."""
+    monkeypatch.setattr(ways, "synchronised", lambda call, _device: call)
+    monkeypatch.setattr(ways, "WARM", warm)
+    monkeypatch.setattr(ways, "SAMPLED", 0.0)
+    calls = list[int]()
+
+    def step() -> list[float]:
+        calls.append(len(calls))
+        time.sleep(0.02 * (len(calls) <= WARM_UP))
+        return [0.0]
+
+    way = ways.Way(ways.Case("a step", "", lambda *_: (step, step), 0, 1, "steps", {}), device, "ours", "float32")
+    way.first()
+    assert (way.seconds() < 0.02) is captured
+    monkeypatch.setattr(ways, "SAMPLED", 0.03)
+    before = len(calls)
+    way.seconds()
+    assert (len(calls) - before > 1) is (device == "cuda")
+
+
+@pytest.mark.parametrize("fault", [None, ValueError("another result"), WorkerError("it ended"), duel.Deferred(9.0)])
+def test_a_row_is_measured_once_and_kept_at_once(monkeypatch: pytest.MonkeyPatch, fault: Exception | None) -> None:
+    config: Any = SimpleNamespace(stash=pytest.Stash())
+    budget = config.stash[conftest.BUDGET] = duel.Budget(60.0, to_go=2)
+    measured, kept = list[str](), list[list[str]]()
+
+    def measure(case: ways.Case, *_: Any) -> dict[str, Any]:
+        measured.append(case.name)
+        if fault:
+            raise fault
+        return {}
+
+    monkeypatch.setattr(conftest, "measure", measure)
+    monkeypatch.setattr(conftest, "_keep", lambda config: kept.append([*config.stash[conftest.TIMED]]))
+    case: Any = ways.Case("row", "", lambda *_: None, 0, 1, "", {})  # type: ignore
+    for _ in ways.WAYS:
+        conftest._attempt(case, "cpu", config, lambda _: None)
+    assert (measured, kept, budget.to_go) == (["row"], [] if fault else [["row"]], 1)
+    assert "row" in (config.stash[conftest.TIMED] | budget.deferred | budget.failed)
 
 
 def test_samples_are_replayed_and_not_timed_again() -> None:

@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.duel import Case
 from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, side_by_side, steps
 from benchmarks.gpu_kit.__main__ import main
+from benchmarks.ways import Case
 from rdfia import assets, datasets
 from rdfia.errors import ArgumentError, AssetCorrupt, FewerAtATime, TooLarge
 from tests.accuracy import lab9
