@@ -20,13 +20,17 @@ PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", 
 
 
 def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
-    """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json keeps it."""
+    """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json keeps it.
+
+    Where `root` is no checkout, `commit` is RDFIA_COMMIT or None, and `uncommitted files` None.
+    """
     import torch
 
     from .precision import fast_dtype, float32_products
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set((re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE) or ["", ""])[1].split())
+    changed = _git(root, "status", "--porcelain")
     model, cuda = re.search(r"model name\s*: (.*)", cpu), device == "cuda"
     unit = next((name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in cpu), "emulated")
     return {
@@ -46,18 +50,26 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "commit": _git(root, "rev-parse", "--short=12", "HEAD"),
-        "uncommitted files": len(_git(root, "status", "--porcelain").splitlines()),
+        "commit": _git(root, "rev-parse", "--short=12", "HEAD") or os.environ.get("RDFIA_COMMIT"),
+        "uncommitted files": None if changed is None else len(changed.splitlines()),
         "code": claims.code_hash(root),
         "assets": [_asset(name) for name in assets.ASSETS],
     }
 
 
-def _git(root: Path, *words: str) -> str:
+def commit(root: Path) -> str | None:
+    """The commit of a checkout, 12 digits, and whether its files are that; None where `root` is no checkout."""
+    found, changed = _git(root, "rev-parse", "--short=12", "HEAD"), _git(root, "status", "--porcelain")
+    return f"{found}, with uncommitted files" if found and changed else found
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git says; None where it says that it cannot."""
     try:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10).stdout.strip()
+        found = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def _asset(name: str) -> dict[str, Any]:

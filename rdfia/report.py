@@ -64,15 +64,20 @@ def write(folder: Path, ledger: Ledger) -> Path:
 
 def keep(folder: Path, ledger: Ledger) -> None:
     """What `rebuild` makes the page of: claims.json, and the figures that recorded runs kept."""
-    records = list(ledger.records.values())
-    run: dict[str, Any] = {"environment": environment(ledger.root, ledger.device, ledger.profile)}
-    run |= {"thresholds": ledger.thresholds, **({"unfinished": ledger.unfinished} if ledger.unfinished else {})}
-    store.write_json(folder / "claims.json", claims.plain(run | {"records": [record.as_json() for record in records]}))
-    for record in records:
+    keep_records(folder, ledger)
+    for record in ledger.records.values():
         for row in record.figures if record.recorded else ():
             kept = ledger.root / "reports" / "verified" / record.recorded["folder"] / row["file"]
             if kept.is_file():
                 store.write_atomic(folder / row["file"], kept.read_bytes())
+
+
+def keep_records(folder: Path, ledger: Ledger) -> None:
+    """claims.json alone, of the records that there are."""
+    records = [record.as_json() for record in ledger.records.values()]
+    run: dict[str, Any] = {"environment": environment(ledger.root, ledger.device, ledger.profile)}
+    run |= {"thresholds": ledger.thresholds, **({"unfinished": ledger.unfinished} if ledger.unfinished else {})}
+    store.write_json(folder / "claims.json", claims.plain(run | {"records": records}))
 
 
 def rebuild(folder: Path) -> Path:

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sub.add_argument("--out", type=Path, required=True, help="folder for the archive and its summary")
     sub.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     sub.add_argument("--kit", type=Path, default=Path("gpu-kit"))
-    sub.add_argument("--steps", type=_words, default=[], metavar="A,B", help="these alone")
+    sub.add_argument("--steps", type=_words, default=[], metavar="A,B", help="these alone, and environment")
     sub.set_defaults(function=_run)
     sub = commands.add_parser("receive", help="put an archive's records under reports/verified/cuda")
     sub.add_argument("archive", type=Path)

@@ -17,6 +17,7 @@ from rdfia import store
 from rdfia.errors import ArgumentError, StoreError, TooLarge
 
 NAME = "records.tar.gz"
+SPEED = Path("speed", "benchmarks.json")
 LIMIT = 16 * 2**20  # bytes of the archive: what comes back may have no larger file
 KINDS = (".json", ".txt", ".html", ".safetensors", ".png")  # in the order of worth; nothing else is kept
 HEADERS = 1024  # bytes of an archive that a file takes beside its content, compressed far less than that
@@ -90,7 +91,7 @@ def _parity(records: Path) -> dict[str, Any]:
 
 
 def _speed(records: Path) -> dict[str, Any]:
-    run = _read(records / "speed" / "benchmarks.json") or {"rows": [], "deferred": {}}
+    run = _read(records / SPEED) or {"rows": [], "deferred": {}}
     ratios = {row["name"]: {title: round(column["speed-up"], 2) for title, column in row["columns"].items()}
               for row in run["rows"]}  # fmt: skip
     missed = {row["name"]: said for row in run["rows"] if (said := misses(row))}
@@ -166,7 +167,7 @@ def save(records: Path, out: Path, whole: dict[str, Any], limit: int = LIMIT) ->
 
 
 def receive(path: Path, root: Path) -> Path:
-    """Unpacks an archive below `root`/cuda; returns that folder. Records that are there of other steps stay.
+    """Unpacks an archive below `root`/cuda; returns that folder. Records that are there of other steps and rows stay.
 
     ArgumentError: it is no archive of a run, its run was not on CUDA, or the records that are there are another card's.
     """
@@ -186,5 +187,23 @@ def receive(path: Path, root: Path) -> Path:
             raise ArgumentError(f"{target} holds the records of {kept['card']}, these are of {card}: move those away")
         if not re.search(r"\w", card) or card in ("none", "unknown"):
             raise ArgumentError(f"{path} names no card: its step `environment` failed, see logs/environment.txt in it")
+        rows = _read(target / SPEED)
         shutil.copytree(temporary, target, dirs_exist_ok=True)
+    if rows and (now := _read(target / SPEED)) != rows:
+        from benchmarks.duel import joined
+
+        store.write_json(target / SPEED, joined(rows, now))
+    if kept:
+        store.write_json(target / "summary.json", summary(target, _together(kept, found)))
     return target
+
+
+def _together(kept: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs say of themselves: a step that was not begun in the later one is that of the run before."""
+    before = {step["name"]: step for step in kept["steps"]}
+    begun = {step["name"]: step for step in now["steps"] if step["state"] not in ("deferred", "unavailable")}
+    steps = {step["name"]: step for step in now["steps"]} | before | begun
+    kit = {name: [*kept["kit"][name], *(row for row in now["kit"][name] if row not in kept["kit"][name])]
+           for name in ("unpacked", "problems")}  # fmt: skip
+    return {"device": now["device"], "minutes": kept["minutes"] + now["minutes"], "kit": kit,
+            "steps": list(steps.values())}  # fmt: skip

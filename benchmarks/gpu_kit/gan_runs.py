@@ -32,7 +32,7 @@ from tests.accuracy import lab9
 ROOT = Path(__file__).parents[2]
 PROCESSES = {"cuda": 4, "cpu": 1}
 TOGETHER = 0.6  # of PROCESSES times the speed that one process has, taken until it is known
-SCORED = 1.0  # seconds of scoring a snapshot, taken until it is known
+SCORED = 1.0  # seconds of scoring a snapshot (a guess)
 START = 20.0  # seconds in which a process imports and reads the data
 AT_BEST = 0.9  # of the minutes
 REHEARSED = 5  # steps of a run on a CPU
@@ -87,7 +87,8 @@ def train(device: str, minutes: float, to: Path) -> int:
     begin, runs, processes = time.monotonic(), wanted(device), PROCESSES[device]
     to = to if device == "cuda" else to / "rehearsal"  # whose runs are others than those that the claims ask for
     step = milliseconds(device)
-    seconds = AT_BEST * 60 * minutes - (time.monotonic() - begin)
+    end = begin + AT_BEST * 60 * minutes
+    seconds = end - time.monotonic()
     fit, costs = chosen(runs, step, seconds, processes)
     names = [f"{title}: {run.name}" for title, run in runs]
     plan: dict[str, Any] = {"milliseconds a step": step, "processes": processes, "chosen": [names[i] for i in fit],
@@ -97,10 +98,12 @@ def train(device: str, minutes: float, to: Path) -> int:
     print(step, f"{len(fit)} of {len(runs)} runs fit", flush=True)
     words = [sys.executable, "-m", "benchmarks.gpu_kit.gan_runs", "make", "--device", device, "--output", str(to)]
     workers = [subprocess.Popen([*words, "--seconds", str(seconds), "--places", ",".join(map(str, fit[i::processes]))],
-                                cwd=ROOT, env=os.environ) for i in range(min(processes, len(fit)))]  # fmt: skip
+                                cwd=ROOT, env=_shared(processes)) for i in range(min(processes, len(fit)))]  # fmt: skip
     try:
-        statuses = [worker.wait(max(1.0, seconds + 5 - (time.monotonic() - begin))) for worker in workers]
+        statuses = [worker.wait(max(1.0, end + 5 - time.monotonic())) for worker in workers]
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
         statuses = [_ended(worker) for worker in workers]
     made = {path.stem for path in to.glob("studies/*/*.json")}
     plan["made"] = [names[i] for i in fit if runs[i][1].name in made]
@@ -109,9 +112,14 @@ def train(device: str, minutes: float, to: Path) -> int:
     return int(any(statuses))
 
 
+def _shared(processes: int) -> dict[str, str]:
+    """The environment of one of so many processes, whose threads are its part of the cores: scoring is the host's."""
+    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)}
+
+
 def _ended(worker: subprocess.Popen[bytes]) -> int:
-    """The status of a worker that is out of time; a run that it was at can go on from its checkpoint."""
-    worker.send_signal(signal.SIGINT)
+    """The status of a worker that was interrupted; a run that it was at can go on from its checkpoint."""
     try:
         worker.wait(5)
     except subprocess.TimeoutExpired:

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rdfia import assets, store
+from rdfia import assets, claims, machine, store
 from rdfia.errors import AssetCorrupt, RdfiaError, TooLarge
 
+ROOT = Path(__file__).parents[2]
 LIMIT = 45 * 2**20  # bytes of a part; a call carries 64 MiB, of which the repository is 17
 LISTING = "kit.json"
 WEIGHTS = {"vgg16-features": "vgg16.features", "alexnet-features": "alexnet.features", "squeezenet1_1": "squeezenet1_1"}
@@ -146,7 +147,8 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
             made = _maker(name)(name, to)
             size, sha256 = made.path.stat().st_size, store.sha256_file(made.path)
             items.append(Item(name, made.path.name, made.source, made.changed, size, sha256, made.photos))
-        store.write_json(to / LISTING, {"part": part, "items": [asdict(item) for item in items]})
+        listing = {"part": part, "commit": machine.commit(ROOT), "code": claims.code_hash(ROOT)}
+        store.write_json(to / LISTING, {**listing, "items": [asdict(item) for item in items]})
         if (size := sum(file.stat().st_size for file in to.iterdir())) > limit:
             largest = sorted(items, key=lambda item: -item.size)
             sizes = ", ".join(f"--without {item.name} ({item.size / 2**20:.1f} MiB)" for item in largest)
@@ -166,6 +168,15 @@ def items_in(folder: Path) -> list[Item]:
         return [Item(**row) for row in json.loads((folder / LISTING).read_text())["items"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise AssetCorrupt(f"{folder / LISTING} is no list of a part ({error}); build the part anew") from error
+
+
+def commit_in(folder: Path, root: Path) -> str:
+    """The commit at which the part in `folder` was built; "" where it is unknown, or the code in `root` is another."""
+    try:
+        listing = json.loads((folder / LISTING).read_text())
+        return (listing["commit"] or "") if listing["code"] == claims.code_hash(root) else ""
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:

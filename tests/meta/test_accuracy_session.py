@@ -151,6 +151,26 @@ def test_a_run_that_measured_nothing_is_red(project: pytest.Pytester) -> None:
     assert run(project, "-m", "accuracy and tme9").ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
+@pytest.mark.parametrize(("every", "seen"), [(0.0, ["1 of 2 checks had ended", 1]), (60.0, None)])
+def test_what_was_measured_is_kept_while_a_run_goes_on(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, every: float, seen: object
+) -> None:
+    """For a run that is killed; the planted fault: it is not written in between."""
+    monkeypatch.setattr(claim_session, "KEPT", every)
+    write(project, MEASURES + """
+    def test_maps(claim):
+        import json, pathlib
+        kept = pathlib.Path("reports/latest/claims.json")
+        run = json.loads(kept.read_text()) if kept.exists() else None
+        pathlib.Path("seen.json").write_text(json.dumps(run and [run["unfinished"], len(run["records"])]))
+    test_maps = pytest.mark.claim("tme7.q4.conv1")(test_maps)
+    """, value=16)  # fmt: skip
+    pin(project, PIN)
+    run(project)
+    assert json.loads((project.path / "seen.json").read_text()) == seen
+    assert json.loads((project.path / "reports" / "latest" / "claims.json").read_text()).get("unfinished") is None
+
+
 def test_a_run_that_was_stopped_says_so(project: pytest.Pytester) -> None:
     write(project, MEASURES + """
     def test_maps(claim):

@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, side_by_side, steps
 from benchmarks.gpu_kit.__main__ import main
 from benchmarks.ways import Case
-from rdfia import assets, datasets
+from rdfia import assets, claims, datasets, machine
 from rdfia.errors import ArgumentError, AssetCorrupt, FewerAtATime, TooLarge
 from tests.accuracy import lab9
 from tests.support.tolerances import PARITY
@@ -141,13 +141,29 @@ def test_each_step_is_saved_before_the_next_begins_whatever_came_of_it() -> None
 
 def test_the_steps_are_in_order_of_worth_and_each_names_where_it_writes() -> None:
     assert [step.name for step in steps.STEPS] == [
-        "environment", "parity", "counters", "speed", "pipeline", "profiles", "tme8", "tme7", "gans", "gans-claims",
-        "memory", "team"]  # fmt: skip
+        "environment", "parity", "same-answer", "counters", "speed", "pipeline", "profiles", "tme8", "tme7", "gans",
+        "gans-claims", "memory", "team"]  # fmt: skip
     assert all(any("{out}" in word for word in step.words) and "{device}" in step.words for step in steps.STEPS)
     sessions = [step.words for step in steps.STEPS if "pytest" in step.words]
     assert all(any(word.startswith("--output={out}/") for word in words) for words in sessions)
     named = {name for step in steps.STEPS for name in step.needs}
     assert named <= {name for names in parts.PARTS.values() for name in names}
+
+
+def test_a_run_of_some_steps_names_its_card_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = [steps.Step(name, 1, 0, ("-c", "")) for name in ("environment", "large", "small")]
+    monkeypatch.setattr(steps, "STEPS", planned)
+    assert steps.run(tmp_path / "no kit", "cpu", 1, tmp_path, ["small"]) == 0
+    made = json.loads((tmp_path / "summary.json").read_text())["steps"]
+    assert [step["name"] for step in made] == ["environment", "small"]
+
+
+@pytest.mark.parametrize("words", [steps.PYTEST, steps.PYTEST[:-2]], ids=["a step's", "as in the suite"])
+def test_a_warning_does_not_cost_a_figure(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (tmp_path / "test_graph.py").write_text("import warnings\ndef test(): warnings.warn('a graph was not captured')\n")
+    ended = subprocess.run([sys.executable, *words, "test_graph.py"], cwd=tmp_path, capture_output=True)
+    assert (ended.returncode == 0) is (words is steps.PYTEST)
 
 
 def test_a_step_that_there_is_not_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,14 +232,17 @@ def test_a_row_that_missed_says_by_how_much() -> None:
     assert archive.misses(benchmark(5.0))[0] == "4.50 times as fast (4.00 to 5.00), wanted 5"
 
 
-def packed(tmp_path: Path, device: str, card: str) -> Path:
+NOTHING_ELSE: dict[str, Any] = {"deferred": {}, "growth": {}, "start": {}, "ceilings": {}}
+
+
+def packed(tmp_path: Path, device: str, card: str, step: str = "speed", row: str = "cGAN step") -> Path:
     records, out = tmp_path / f"records of {card}", tmp_path / f"out of {card}"
     where = {"device": device, "accelerator": card, "cpu": "a processor", "date": "today", "torch": "2.11"}
-    for name, value in (("environment.json", {"environment": where}), ("speed/benchmarks.json",
-                        {"rows": [benchmark(4.0)], "deferred": {}, "environment": where})):  # fmt: skip
+    speed = {"rows": [{**benchmark(4.0), "name": row}], **NOTHING_ELSE, "environment": where}
+    for name, value in (("environment.json", {"environment": where}), ("speed/benchmarks.json", speed)):
         (records / name).parent.mkdir(parents=True, exist_ok=True)
         (records / name).write_text(json.dumps(value))
-    outcome = {"name": "speed", "state": "done", "seconds": 1.0, "note": ""}
+    outcome = {"name": step, "state": "done", "seconds": 1.0, "note": ""}
     kit: dict[str, Any] = {"unpacked": [], "problems": []}
     archive.save(records, out, {"device": device, "minutes": 9, "kit": kit, "steps": [outcome]})
     return out / archive.NAME
@@ -247,6 +266,26 @@ def test_records_of_cuda_are_received_and_the_readme_shows_them(tmp_path: Path) 
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text  # noqa: PT018
     with pytest.raises(ArgumentError, match="the records of A Card, these are of Another"):
         archive.receive(packed(tmp_path, "cuda", "Another"), verified)
+
+
+def test_what_two_runs_measured_is_received_together(tmp_path: Path) -> None:
+    archive.receive(packed(tmp_path, "cuda", "A Card"), tmp_path)
+    second = packed(tmp_path, "cuda", "A Card", "gans", "DCGAN step")
+    target = archive.receive(second, tmp_path)
+    found = json.loads((target / "summary.json").read_text())
+    assert [step["name"] for step in found["steps"]] == ["speed", "gans"]
+    assert found["speed"].keys() == {"cGAN step", "DCGAN step"}
+    kept = archive._together(found, {**found, "steps": [{"name": "gans", "state": "deferred"}]})["steps"]
+    assert [step["state"] for step in kept] == ["done", "done"]
+
+
+def test_the_commit_travels_with_a_part_and_is_that_of_the_code(tmp_path: Path) -> None:
+    def listed(code: str) -> str:
+        (tmp_path / parts.LISTING).write_text(json.dumps({"commit": "abc", "code": code, "items": []}))
+        return parts.commit_in(tmp_path, ROOT)
+
+    assert (listed(claims.code_hash(ROOT)), listed("another")) == ("abc", "")
+    assert machine.commit(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])

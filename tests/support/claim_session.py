@@ -25,6 +25,7 @@ from tests.support import margins
 from tests.support.budget import Budget, Costs, duration, machine_speed
 
 T = TypeVar("T")
+KEPT = 10.0  # seconds between two writings of what was measured so far: a session that is ended has that
 
 
 def claim_mark(item: pytest.Item) -> pytest.Mark | None:
@@ -41,6 +42,7 @@ class AccuracyRun:
         self.entered: dict[str, dict[str, Record]] = {}  # node id -> its records by key
         self.output = config.rootpath / config.getoption("--output")
         self.started, self.finished, self.closing = 0.0, 0, ""
+        self._kept = time.monotonic()
         self._ledger: Ledger | None = None
         self._budget: Budget | None = None
 
@@ -180,13 +182,27 @@ class AccuracyRun:
             self.finished, self.started = self.finished + 1, 0.0
             for record in self.entered.get(nodeid, {}).values():
                 self.write(f"\n{_line(record)}  [{self.left()}]")
+            if time.monotonic() - self._kept >= KEPT:
+                self._keep()
+
+    def _keep(self) -> None:
+        """Writes claims.json as of a run that was stopped here; what hinders it is said at the end."""
+        from rdfia import report
+
+        self.ledger.unfinished = self._unfinished()
+        with contextlib.suppress(OSError, RdfiaError):
+            report.keep_records(self.output, self.ledger)
+        self._kept = time.monotonic()
+
+    def _unfinished(self) -> str:
+        done, of = self.finished, len(self.items)
+        return f"{done} of {of} checks had ended" if done < of else ""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self.items or session.config.option.collectonly:
             return
-        if self.finished < len(self.items):  # Ctrl-C, or -x
-            self.ledger.unfinished = f"{self.finished} of {len(self.items)} checks had ended"
+        self.ledger.unfinished = self._unfinished()  # Ctrl-C, or -x
         try:
             with _ctrl_c_waits():  # what took minutes or hours is written, whatever comes
                 from rdfia import report
