@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,14 @@ class Round:
         self.case, begin = case, time.perf_counter()
         self.workers = {side: Worker(ROOT, device) for side in ("ours", "peer")}
         self.took: dict[str, float] = {}  # seconds in which a way was made, by its name
-        try:
+        def side(name: str) -> None:
             for way, dtype in ways.items():
-                self.add(way, dtype, results)
+                if self.of(way) is self.workers[name]:
+                    self.add(way, dtype, results)
+
+        try:
+            with ThreadPoolExecutor(2 if device == "cuda" else 1) as pool:  # on a CPU each wants all cores
+                list(pool.map(side, self.workers))
         except BaseException:
             self.close()
             raise
