@@ -90,12 +90,12 @@ class Round:
                 if self.of(way) is self.workers[name]:
                     self.add(way, dtype, results)
 
-        try:
-            with ThreadPoolExecutor(2 if device == "cuda" else 1) as pool:  # on a CPU each wants all cores
+        with ThreadPoolExecutor(2 if device == "cuda" else 1) as pool:  # on a CPU each wants all cores
+            try:
                 list(pool.map(side, self.workers))
-        except BaseException:
-            self.close()
-            raise
+            except BaseException:
+                self.close()
+                raise
         self.fixed = time.perf_counter() - begin
 
     def of(self, way: str) -> Worker:
