@@ -117,7 +117,7 @@ def _attempt(case: Case, device: str, config: pytest.Config, say: Callable[[str]
         _keep(config)
     except Deferred as error:
         say(f"{case}: {budget.defer(case.name, error.args[0])}")
-    except (ValueError, WorkerError) as error:
+    except (OSError, RuntimeError, ValueError, WorkerError) as error:  # a process that crashed among them
         budget.failed[case.name] = f"{type(error).__name__}: {error}"
     budget.to_go -= 1
 
