@@ -22,7 +22,7 @@ MANUAL = "as its manual has it"
 VARIANTS = {MANUAL: (False, False), "channels-last": (False, True), "autocast": (True, False),
             "autocast, channels-last": (True, True)}  # fmt: skip
 COMPILED = ", torch.compile"  # of whichever of these is the fastest
-WARM, WARMED = 8, 1.0  # calls at most, seconds, before a GPU is timed: a step is captured at the fourth, a pass at the ninth
+WARM, WARMED = 8, 1.0  # calls at most, seconds, before a GPU is timed: a step is captured at call 4, a pass at 9
 SAMPLED = 0.1  # seconds that a sample on a GPU takes at least: calls are repeated
 COMPARED = 2**23  # values of a result's part on a GPU that are compared, about: every k-th row of what has more
 
