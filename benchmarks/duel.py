@@ -255,8 +255,8 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
     Nor which assets were there: no row reads one.
     """
-    places = ({**run.get("environment", {}), "assets": []} for run in (before, now))
-    if list(differences(*places)):
+    where, here = ({**run.get("environment", {}), "assets": []} for run in (before, now))
+    if list(differences(where, here)):
         return now
     timed = {row["name"] for row in now["rows"]}
     growth = {unit: {**before["growth"].get(unit, {}), **now["growth"].get(unit, {})}

@@ -200,9 +200,9 @@ def receive(path: Path, root: Path) -> Path:
 
 def _together(kept: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs say of themselves: a step that was not begun in the later one is that of the run before."""
-    before = {step["name"]: step for step in kept["steps"]}
-    begun = {step["name"]: step for step in now["steps"] if step["state"] not in ("deferred", "unavailable")}
-    steps = {step["name"]: step for step in now["steps"]} | before | begun
+    steps = {step["name"]: step for step in kept["steps"]}
+    steps |= {step["name"]: step for step in now["steps"]
+              if step["name"] not in steps or step["state"] not in ("deferred", "unavailable")}  # fmt: skip
     kit = {name: [*kept["kit"][name], *(row for row in now["kit"][name] if row not in kept["kit"][name])]
            for name in ("unpacked", "problems")}  # fmt: skip
     return {"device": now["device"], "minutes": kept["minutes"] + now["minutes"], "kit": kit,

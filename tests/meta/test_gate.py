@@ -280,7 +280,7 @@ def test_rows_of_an_earlier_run_stay_where_nothing_else_changed() -> None:
     before: dict[str, Any] = {"rows": [row, {"name": "GAN"}], "growth": {"seconds": {"a": 1}}, "start": {"x": 1}}
     before["ceilings"] = {"c": 1}
     now: dict[str, Any] = {"rows": [{**row, "cost": 2}], "growth": {"seconds": {"b": 2}}, "start": {}, "ceilings": {}}
-    again = {**now, "environment": {**where, "date": "tuesday", "commit": "c"}}
+    again = {**now, "environment": {**where, "date": "tuesday", "commit": "c", "assets": [{"name": "mnist"}]}}
     found = duel.joined({**before, "environment": where}, again)
     assert found["rows"] == [{"name": "GAN"}, {"name": "VGG16", "cost": 2}]
     assert found["growth"] == {"seconds": {"a": 1, "b": 2}}
