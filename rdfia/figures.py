@@ -16,9 +16,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from scipy import stats
 
 from .errors import ArgumentError
+from .intervals import mean as mean_with_interval
 
 WIDTH, DPI = 4.6, 200
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -309,8 +309,8 @@ def study(evidence: Mapping[str, Any]) -> Figure:
         ax.axvspan(*back([usual - margin, usual + margin]), color="#777777", alpha=0.18, linewidth=0)
         for y, name in enumerate(names):
             values = to(np.asarray(settings[name], dtype=float))
-            error = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else 0
-            mean, *ends = back(values.mean() + error * np.array([0, -1, 1]))
+            found = mean_with_interval(values, 0.95) if len(values) > 1 and np.isfinite(values).all() else None
+            mean, *ends = back([found.value, *found.limits] if found else [values.mean()] * 3)
             ax.plot(settings[name], [y - 0.13] * len(values), "o", color=INK, markersize=5, markerfacecolor="none")
             ax.errorbar(mean, y + 0.17, xerr=np.abs(ends - mean)[:, None], fmt="D", color=RUST, markersize=4, capsize=3)
         ax.set(xlabel=score + " (log scale)" * (to is np.log), ylim=(len(names) - 0.5, -0.5))

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-from rdfia import store
+from rdfia import intervals, store
 from rdfia.errors import ArgumentError, DivergedError, StoreError
 from rdfia.gan_health import health
 from rdfia.gan_training import GanConfig, Trainer, fixed_noise, train
@@ -239,12 +239,8 @@ def no_larger(values: Sequence[float], default: Sequence[float], margin: float) 
     _at_least_two(values, default)
     if not math.isfinite(sum(values)) or min(*values, *default) <= 0:
         return NoWorse(math.inf, math.inf, False)
-    a, b = np.log(values), np.log(default)
-    spread = [np.var(x, ddof=1) / len(x) for x in (a, b)]
-    difference, error = float(a.mean() - b.mean()), math.sqrt(sum(spread))
-    freedom = sum(spread) ** 2 / sum(s**2 / (len(x) - 1) for s, x in zip(spread, (a, b), strict=True)) if error else 1
-    upper = difference + float(stats.t.ppf(0.95, freedom)) * error
-    return NoWorse(math.exp(difference), math.exp(upper), upper <= math.log(margin))
+    found = intervals.ratio(values, default, level=0.9, paired=False)
+    return NoWorse(found.value, found.high, found.high <= margin)
 
 
 def paired(values: Sequence[float], default: Sequence[float], margin: float = 1.0) -> NoWorse:

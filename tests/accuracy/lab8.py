@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy import stats
 from torch import Tensor, nn
 
-from rdfia import assets, fooling, images, input_gradients, networks, saliency_scores
+from rdfia import assets, fooling, images, input_gradients, intervals, networks, saliency_scores
 from rdfia.datasets import ImageSet
 from rdfia.images import Preprocess
 from tests.support.budget import shared
@@ -325,10 +324,7 @@ def mosaics(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
 
 def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
     """Student's confidence interval of a mean."""
-    array = np.asarray(values, dtype=float)
-    error = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else np.inf
-    reach = stats.t.ppf(0.5 + level / 2, max(1, len(array) - 1)) * error
-    return float(array.mean() - reach), float(array.mean() + reach)
+    return intervals.mean(values, level).limits
 
 
 def above(values: Any) -> bool:
@@ -345,8 +341,8 @@ def within(values: Any, margin: float) -> bool:
 def share(hits: Any) -> dict[str, Any]:
     """A count with Clopper and Pearson's 95% interval."""
     k, n = int(np.asarray(hits).sum()), len(hits)
-    low, high = stats.binomtest(k, n).proportion_ci(method="exact")
-    return {"hits": k, "of": n, "share": k / n, "low": float(low), "high": float(high)}
+    found = intervals.share(k, n, 0.95)
+    return {"hits": k, "of": n, "share": found.value, "low": found.low, "high": found.high}
 
 
 def summary(values: Any) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rdfia import figures, fooling, input_gradients, saliency_scores
+from rdfia import figures, fooling, input_gradients, intervals, saliency_scores
 from tests.accuracy import lab8
 from tests.accuracy.lab8 import SETUPS, STINGRAY, TREATMENTS, Bench, above, interval, numbers, share, summary, within
 from tests.support import margins
@@ -175,9 +175,7 @@ def test_the_plain_map_is_noisy(claim: Any, lens: Lens, title: str, what: str) -
     variation = {name: saliency_scores.total_variation(maps) for name, maps in kinds.items()}
     high = {name: saliency_scores.high_frequency_share(maps) for name, maps in kinds.items()}
     ratios = variation["gradient"] / variation["SmoothGrad"]
-    low = stats.bootstrap(
-        (ratios,), np.median, rng=np.random.default_rng(0), method="percentile"
-    ).confidence_interval.low
+    low = intervals.bootstrap(np.median, ratios, level=0.95).low
     waves = interval(high["gradient"] - high["SmoothGrad"])
     claim.measured(
         {
@@ -195,7 +193,7 @@ def test_the_plain_map_is_noisy(claim: Any, lens: Lens, title: str, what: str) -
         evidence={
             "variation": {n: summary(v) for n, v in variation.items()},
             "share of the variance in waves under 4 pixels": {n: summary(v) for n, v in high.items()},
-            "lower bound of the ratio": float(low),
+            "lower bound of the ratio": low,
             "difference in short waves": waves,
             "white noise would have": 1 - np.pi / 16,
             "bars": {name: list(v) for name, v in high.items()},

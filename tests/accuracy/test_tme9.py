@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
-from rdfia import claims, figures
+from rdfia import claims, figures, intervals
 from rdfia.gan_scores import nearest_neighbour
 from rdfia.gans import discriminator_loss, generator_loss, saturating_generator_loss
 from rdfia.studies import Run, loss_variation, paired
@@ -428,8 +427,8 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
         )
     else:
         count, of = lab9.copied(bench.grid(run), bench.x[bench.known], bench.x_held)
-        upper = stats.binomtest(count, of).proportion_ci(0.9).high  # of which 5% lie above
-        measured = {"nearer to a training image than to a held-out one": count / of, "upper 95% limit": float(upper)}
+        upper = intervals.share(count, of, 0.9).high  # of which 5% lie above
+        measured = {"nearer to a training image than to a held-out one": count / of, "upper 95% limit": upper}
         margin = float(abs(upper - NEW) / margins.error_of_share(count / of, of))
         expected, holds = f"at most {NEW:.0%} (50%: as new as real images, 100%: copies)", upper <= NEW
         flat = [x.flatten(1).float() / 255 for x in (bench.grid(run), bench.x[bench.known], bench.x_held[:100])]

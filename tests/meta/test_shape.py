@@ -45,9 +45,10 @@ ARROWS = {
     "gan_checkpoint": "store gan_config",
     "gan_training": "store memory gans gan_health gan_config gan_checkpoint precision staging cuda_graphs",
     "gan_scores": "store precision",
-    "studies": "store gans gan_health gan_training precision",
+    "studies": "store gans gan_health gan_training precision intervals",
+    "intervals": "",
     "claims": "store",
-    "figures": "",
+    "figures": "intervals",
     "machine": "assets claims precision",
     "speed": "store blocks figures",
     "blocks": "claims",
@@ -151,8 +152,8 @@ def test_the_package_stays_compact() -> None:
     assert sum(device.values()) < 350, device  # what keeps a GPU busy, and says what a product on it is
     # Assets, files on disk, claims, the page; what is above 1,800 draws GANs and times, makes CelebA's folders, and
     # meets broken and hostile files, closed disks, other processes and odd names with words, shows two devices side by
-    # side, and says of an asset what was changed in it.
-    assert sum(lines.values()) - sum(labs.values()) - sum(device.values()) < 2400, lines
+    # side, and says of an asset what was changed in it. A hundred are the intervals.
+    assert sum(lines.values()) - sum(labs.values()) - sum(device.values()) < 2500, lines
 
 
 def test_every_claim_of_the_labs_is_in_the_table() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from rdfia import studies
+from rdfia import intervals, studies
 
 EXACT = "exact: nothing is drawn at random"
 SURE = "beyond any number of standard errors: what was drawn does not differ, or diverged"
@@ -77,8 +77,8 @@ def mean(values: Sequence[float] | np.ndarray, bound: float, level: float = 0.95
     v = _several(values)
     if not np.isfinite(v).all() or not (error := _error(v)):
         return math.inf
-    t = (v.mean() - bound) / error * (-1 if below else 1)
-    return float(abs(t - stats.t.ppf(0.5 + level / 2, len(v) - 1)))
+    found = intervals.mean(v, level)
+    return abs((found.high if below else found.low) - bound) / error
 
 
 def band(values: Sequence[float] | np.ndarray, width: float) -> float:
