@@ -36,6 +36,7 @@ def test_threads_are_the_cores_of_this_process(
     if world:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", world)
     assert staging.decoding_threads() == threads
+    assert staging.decoding_threads("cuda:1") == max(1, threads - 1)
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert staging.decoding_threads() == max(1, 7 // int(world or 1))
@@ -49,7 +50,7 @@ def test_as_many_threads_decode_as_there_are_cores(monkeypatch: pytest.MonkeyPat
         barrier.wait()
         return out.zero_()
 
-    monkeypatch.setattr(staging, "decoding_threads", lambda: 5)
+    monkeypatch.setattr(staging, "decoding_threads", lambda _device: 5)
     monkeypatch.setattr(Preprocess, "pixels_by_pillow", pixels)
     assert [len(batch) for batch in batches(PHOTOS[:10], SMALL, 4, CPU)] == [4, 4, 2]
 
