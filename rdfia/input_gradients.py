@@ -48,11 +48,11 @@ def check_network(network: nn.Module) -> None:
     parameters = dict(network.named_parameters())
     if absent := [name for name, parameter in parameters.items() if parameter.is_meta]:
         raise WeightsError(f"cannot compute this: {absent[0]} is not in these weights; see `rdfia assets status`")
-    named = {name: p.detach() for name, p in parameters.items() if p.is_floating_point() and p.numel()}
+    named = {name: p for name, p in parameters.items() if p.is_floating_point() and p.numel()}
     if not named:
         return
-    largest = torch._foreach_norm([*named.values()], math.inf)  # of absolute values; NaN where there is one
-    finite = torch.isfinite(torch.stack(largest))
+    with torch.no_grad():  # the largest absolute value of each, or NaN
+        finite = torch.isfinite(torch.stack(torch._foreach_norm([*named.values()], math.inf)))
     if not finite.all():  # one look, for which the host waits once
         name = [*named][finite.tolist().index(False)]
         raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see `rdfia assets verify`")
@@ -307,10 +307,11 @@ def visualise(
     if not (n and (many >= 1).all() and ((weight >= 0) & (rate > 0) & (weight + rate < math.inf)).all()):
         raise ArgumentError(f"{n} targets, steps {steps}, l2 {l2}, lr {lr}: expected one target or more, steps from 1, "
                             "l2 from 0, lr above 0")  # fmt: skip
+    fewest, last = int(many.min()), int(many.max())
     generators = [torch.Generator().manual_seed(seed) for seed in per_image(seeds, n, "seeds").tolist()]
     shape = (3, size, size) if start is None else start.shape[1:]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # drawn in any case, so
-    moves = torch.stack([torch.randint(jitter + 1, (int(many.max()), 2), generator=g) for g in generators])  # are these
+    moves = torch.stack([torch.randint(jitter + 1, (last, 2), generator=g) for g in generators])  # are these
     if start is not None and len(start) != n:
         raise ArgumentError(f"start: {len(start)} images for {n} targets")
     begin = check_images(network, noise if start is None else start, None if start is None else space)
@@ -332,7 +333,7 @@ def visualise(
     def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:
         return many[rows] <= step
 
-    last = int(many.max())  # where it is every image's, none has to be asked after it, which would be a forward more
+    # Where all images have as many steps, none is asked after the last, which would be a forward pass more.
     end, _ = ascend(network, begin, objective, update, steps=last, view=view, chunk=chunk, progress=progress,
-                    finished=None if int(many.min()) == last else finished)  # fmt: skip
+                    finished=None if fewest == last else finished)  # fmt: skip
     return Visualised(end, begin)
