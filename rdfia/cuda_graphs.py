@@ -202,7 +202,8 @@ class ReplayedNetwork:
 
     def __enter__(self) -> ReplayedNetwork:
         if not self._eager:
-            modules = [(id(module), _state_of(vars(module))) for module in self.network.modules()]
+            tensors = [*self.network.parameters(), *self.network.buffers()]  # a scripted module has them elsewhere
+            modules = [_state_of(tensors), *((id(one), _state_of(vars(one))) for one in self.network.modules())]
             settings = (float32_products(self.device), torch.is_autocast_enabled(self.device.type),
                         torch.are_deterministic_algorithms_enabled())  # fmt: skip
             self._passes = self._passes._replace(state=(modules, settings))
