@@ -126,6 +126,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gate = any(item.get_closest_marker("gate") and item.get_closest_marker("benchmarks") for item in session.items)
     if gate and session.config.getoption("--output") == LATEST:
         session.config.stash[RUN].output = session.config.rootpath / LATEST / "gate"
+    torch = sys.modules.get("torch")  # nobody needs it: no test computes
+    if torch is not None and session.config.getoption("--device") != "cpu" and torch.cuda.is_available():
+        # On a CUDA device work goes on, eagerly or with fewer images at a time, as it does for a user; torch's own
+        # warnings there depend on the device and its driver, so that one of them is to be read, and ends no run.
+        for category in ("UserWarning", "rdfia.errors.NotCaptured", "rdfia.errors.FewerAtATime"):
+            session.config.addinivalue_line("filterwarnings", f"default::{category}")
 
 
 @pytest.fixture

@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rdfia import memory
 from rdfia.errors import NotCaptured
+from rdfia.precision import float32_products
 
 T = TypeVar("T")
 WARM_UP = 3  # eager calls before a capture, as in torch's own examples: libraries and Adam's moments are set up in them
@@ -37,13 +40,23 @@ def _side_stream(device: torch.device) -> Any:
 
 
 @contextlib.contextmanager
-def _stream_kept() -> Iterator[None]:
-    """The current stream is the same afterwards: a capture that fails at its end leaves its own."""
-    before = torch.cuda.current_stream()
-    try:
-        yield
-    finally:
-        torch.cuda.set_stream(before)
+def _capturing(device: torch.device) -> Iterator[Any]:
+    """The pool of memory for a capture on `device`; one that fails at its end leaves stream and allocator as they were.
+
+    torch warns of gradients of its own warm-up, which are still there on another stream: where that does harm, the
+    capture fails.
+    """
+    with torch.cuda.device(device), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+        before, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+        try:
+            yield pool
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):  # torch 2.11 goes on to allocate in it; others say that they do not
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
+        finally:
+            torch.cuda.set_stream(before)
 
 
 def captured(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
@@ -52,7 +65,7 @@ def captured(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable
     Raises what `work` raises, and RuntimeError for what a graph cannot hold, such as a wait of the host.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), _stream_kept(), torch.cuda.graph(graph, stream=_side_stream(device)):
+    with _capturing(device) as pool, torch.cuda.graph(graph, pool=pool, stream=_side_stream(device)):
         result = work()
     return graph.replay, result
 
@@ -75,7 +88,8 @@ class Replayed(Generic[T]):
 
     `inputs` are tensors and floats in tuples, lists, dicts or named tuples, always of the same shapes; `work` gets
     tensors that stay (a float becomes a float32 scalar), into which each call copies its own. It returns a tensor,
-    which the next call overwrites. All else that `work` reads must stay where it is; `forget` when it has moved.
+    which the next call overwrites. All else that `work` reads must stay where it is; `forget` when it has moved. Where
+    float32 products are others than before (`precision.products`), it begins again by itself.
     """
 
     def __init__(self, work: Callable[[T], Tensor], device: torch.device) -> None:
@@ -84,7 +98,7 @@ class Replayed(Generic[T]):
 
     def forget(self) -> None:
         """Begins again with eager calls."""
-        self._calls, self._eager = 0, False
+        self._calls, self._eager, self._products = 0, False, float32_products(self.device)
         self._inputs: T | None = None
         self._replay: tuple[Callable[[], None], Tensor] | None = None
 
@@ -104,12 +118,15 @@ class Replayed(Generic[T]):
         return None if value is None else torch.empty((), dtype=torch.float32, device=self.device)
 
     def __call__(self, inputs: T) -> Tensor:
+        if self._products != float32_products(self.device):
+            self.forget()
         kept, self._calls = self._fill(inputs), self._calls + 1
         if self._replay is None and not self._eager and self._calls > WARM_UP:
             try:
                 self._replay = captured(lambda: self.work(kept), self.device)
             except RuntimeError as error:
-                self._eager = _said(error)
+                self._eager = True  # before the warning, which may be an error
+                _warn(error)
         if self._replay is None:
             return _beside(lambda: self.work(kept), self.device)
         replay, result = self._replay
@@ -117,11 +134,10 @@ class Replayed(Generic[T]):
         return result
 
 
-def _said(error: Exception) -> bool:
+def _warn(error: Exception) -> None:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     warnings.warn(f"a CUDA graph was not captured ({reason}): going on without, with more launches", NotCaptured,
                   stacklevel=3)  # fmt: skip
-    return True
 
 
 def _is_current(device: torch.device) -> bool:
@@ -130,42 +146,104 @@ def _is_current(device: torch.device) -> bool:
     return found and device.index in (None, torch.cuda.current_device())
 
 
+Pass = Callable[[Tensor], Tensor]
+Shape = tuple[Any, ...]  # number, shape, layout, dtype and device of the images that a pass takes
+
+
+class _Passes(NamedTuple):
+    """What is captured of a network in the state in which it was."""
+
+    network: weakref.ref[nn.Module]
+    state: Any
+    calls: dict[Shape, int]
+    captured: dict[Shape, Pass]  # the oldest first
+
+
+_last = list[_Passes]()  # of the network that was replayed last, one at most; whoever uses them takes them out
+
+
+def _forget_dead(network: weakref.ref[nn.Module]) -> None:
+    if _last and _last[0].network is network:
+        _last.clear()
+
+
+memory.spare.append(_last.clear)
+
+
+def _state_of(value: Any) -> Any:
+    """What decides which kernels a pass launches, and where they read: plain settings, addresses of tensors."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype
+    if isinstance(value, dict):
+        return tuple((key, _state_of(inner)) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_state_of, value))
+    return value if isinstance(value, int | float | str | None) else id(value)
+
+
 class ReplayedNetwork:
     """A network in eval mode whose forward and backward pass on a CUDA device are one launch each.
 
-    Takes up to `most` images, N x C x H x W channels-last, and returns what the network does (N x ...), for gradients
-    of the images alone. A pass is captured for powers of two (filled up with black), each after PATIENCE calls; the
-    result is overwritten by the next call. A network with hooks stays as it is, since a replay calls none.
+    Takes up to `most` images, N x C x H x W, and returns what the network does (N x ...), for gradients of the images
+    alone. A pass is captured for powers of two (filled up with black), each after PATIENCE calls; the result is
+    overwritten by the next call. A network with hooks stays as it is, since a replay calls none.
+
+    As a context manager it begins with the passes of the context before, where the network is the same one: weights
+    changed in place are seen, for weights in other memory, other modules or settings, or another setting of TF32 all is
+    captured anew. What else a forward reads must stay as it is. After an error nothing is kept.
     """
 
     def __init__(self, network: nn.Module, most: int, device: torch.device) -> None:
-        self.network, self.most = network, most
+        self.network, self.most, self.device = network, most, device
         kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         hooked = any(getattr(module, kind) for module in network.modules() for kind in kinds)
         self._eager = hooked or not _is_current(device)
-        self._calls: dict[tuple[int, ...], int] = {}
-        self._passes: dict[tuple[int, ...], Callable[[Tensor], Tensor]] = {}
+        self._passes = _Passes(weakref.ref(network, _forget_dead), None, {}, {})
+
+    def __enter__(self) -> ReplayedNetwork:
+        if not self._eager:
+            tensors = [*self.network.parameters(), *self.network.buffers()]  # a scripted module has them elsewhere
+            modules = [_state_of(tensors), *((id(one), _state_of(vars(one))) for one in self.network.modules())]
+            settings = (float32_products(self.device), torch.is_autocast_enabled(self.device.type),
+                        torch.are_deterministic_algorithms_enabled())  # fmt: skip
+            self._passes = self._passes._replace(state=(modules, settings))
+            before, _last[:] = _last[:], []
+            if before and before[0].network() is self.network and before[0].state == self._passes.state:
+                self._passes = before[0]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self._eager:
+            _last[:] = [self._passes]
+
+    def forget(self) -> None:
+        """Frees the memory of what is captured; it is captured again when it is next asked for."""
+        self._passes.captured.clear()
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._eager:
             return self.network(x)
+        calls, passes = self._passes.calls, self._passes.captured
         size = min(self.most, 1 << (len(x) - 1).bit_length())
-        key = (size, *x.shape[1:])
-        self._calls[key] = self._calls.get(key, 0) + 1
-        if key not in self._passes and self._calls[key] > PATIENCE:
-            sample = torch.zeros(key, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
-            try:
-                self._passes[key] = captured_passes(self.network, sample.requires_grad_())
-            except RuntimeError as error:
-                self._eager = _said(error)
-        if key not in self._passes:
+        key = (size, x.shape[1:], x.stride()[1:], x.dtype, x.device)
+        calls[key] = calls.get(key, 0) + 1
+        if calls[key] <= PATIENCE:
             return self.network(x)
         filled = F.pad(x, (0,) * (2 * x.ndim - 1) + (size - len(x),)) if len(x) < size else x
-        return self._passes[key](filled)[: len(x)]
+        if key not in passes:
+            try:
+                passes[key] = captured_passes(self.network, torch.zeros_like(filled).requires_grad_())
+            except RuntimeError as error:
+                self._eager = True  # before the warning, which may be an error
+                _warn(error)
+                return self.network(x)
+            while sum(size for size, *_ in passes) > 2 * self.most:  # more than an ascent uses whose images get fewer
+                del passes[next(iter(passes))]
+        return passes[key](filled)[: len(x)]
 
 
-def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Tensor]:
+def captured_passes(network: nn.Module, sample: Tensor) -> Pass:
     """The forward and backward pass of frozen `network` for tensors like `sample`, each in a graph, by torch."""
-    with _stream_kept():
-        made: Any = torch.cuda.make_graphed_callables(lambda x: network(x), (sample,))  # a module would be changed
+    with _capturing(sample.device) as pool:  # a function, since a module would be changed
+        made: Any = torch.cuda.make_graphed_callables(lambda x: network(x), (sample,), pool=pool)
     return made

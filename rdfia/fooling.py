@@ -21,6 +21,7 @@ from rdfia.input_gradients import (
     ascend,
     check_images,
     chunk_on,
+    image_layout,
     length_of,
     limits,
     logit_of,
@@ -28,6 +29,7 @@ from rdfia.input_gradients import (
     target_logits,
     unit,
 )
+from rdfia.memory import told
 from rdfia.staging import on_device
 
 
@@ -108,7 +110,7 @@ def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], 
 
 def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
     with torch.inference_mode():
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=image_layout(x.device, x.dtype))
         return torch.cat([network(part).softmax(1) for part in x.split(chunk or chunk_on(x.device))])
 
 
@@ -123,6 +125,7 @@ def _report(x: Tensor, end: Tensor, first: Tensor, last: Tensor, target: Tensor,
     return Fooled(end, x, space, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs))
 
 
+@told("fooling images: give fewer images, or smaller ones")
 @torch.inference_mode(False)
 def fool(
     network: nn.Module,
@@ -167,6 +170,7 @@ def fool(
     return _report(x, end, first, last, chosen, taken, space)
 
 
+@told("fooling images: give fewer images, or smaller ones")
 @torch.inference_mode(False)
 def fool_closely(
     network: nn.Module,

@@ -61,7 +61,8 @@ class Trainer:
         if config.batch > len(images):
             raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
         step = gans.step_bytes(a, config.batch, 2 if config.precision == "bfloat16" else 4)
-        memory.require(images.nbytes + step, f"a step of {config.batch} of {len(images)} images", "lower batch")
+        what = f"a step of {config.batch} of {len(images)} images"
+        memory.require(images.nbytes + step, what, "lower batch", self.device)
         self.y = None if y is None else y.to(self.device)
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)  # N x S x S x C: batches come channels-last
         self.digest = store.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
@@ -223,8 +224,19 @@ class Trainer:
 
 @torch.no_grad()
 def _move_mean(mean: nn.Module, net: nn.Module, share: float | Tensor) -> None:
-    for kept, new in zip(mean.state_dict().values(), net.state_dict().values(), strict=True):
-        kept.lerp_(new, share) if kept.is_floating_point() else kept.copy_(new)
+    """Moves `mean` to `net` by a share of the way; on CUDA in a few launches, which round otherwise than `lerp_`."""
+    pairs = list(zip(mean.state_dict().values(), net.state_dict().values(), strict=True))
+    if not pairs[0][0].is_cuda:
+        for kept, new in pairs:
+            kept.lerp_(new, share) if kept.is_floating_point() else kept.copy_(new)
+        return
+    means, news = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    way = torch._foreach_sub(news, means)
+    torch._foreach_mul_(way, share)
+    torch._foreach_add_(means, way)
+    for kept, new in pairs:
+        if not kept.is_floating_point():  # BatchNorm's counts of batches
+            kept.copy_(new)
 
 
 class Grid(NamedTuple):

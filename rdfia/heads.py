@@ -148,7 +148,10 @@ def train_network(
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     try:
         with kept_memory(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every device, for good
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(config.seed)
             return _train(module, load, labels, rows, None, config, device, epochs, rate, generator)
     finally:
         module.train(was_training)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rdfia.cuda_graphs import ReplayedNetwork
 from rdfia.errors import ArgumentError, WeightsError
 from rdfia.images import CROP, Preprocess, blur, constant
-from rdfia.memory import halves, kept_memory
+from rdfia.memory import halves, kept_memory, told
 from rdfia.precision import products
 from rdfia.staging import on_device
 
@@ -48,9 +48,13 @@ def check_network(network: nn.Module) -> None:
     parameters = dict(network.named_parameters())
     if absent := [name for name, parameter in parameters.items() if parameter.is_meta]:
         raise WeightsError(f"cannot compute this: {absent[0]} is not in these weights; see `rdfia assets status`")
-    finite = [torch.isfinite(parameter).all() for parameter in parameters.values()]
-    if finite and not torch.stack(finite).all():  # one look, for which the host waits once
-        name = [*parameters][[*map(bool, finite)].index(False)]
+    named = {name: p for name, p in parameters.items() if p.is_floating_point() and p.numel()}
+    if not named:
+        return
+    with torch.no_grad():  # the largest absolute value of each, or NaN
+        finite = torch.isfinite(torch.stack(torch._foreach_norm([*named.values()], math.inf)))
+    if not finite.all():  # one look, for which the host waits once
+        name = [*named][finite.tolist().index(False)]
         raise WeightsError(f"network: {name} holds NaN or infinity; load its weights again, see `rdfia assets verify`")
 
 
@@ -125,6 +129,15 @@ def unit(x: Tensor) -> Tensor:
     return x / length_of(x).clamp_min(1)  # 1 is the least that an image with a largest value of 1 has
 
 
+def image_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """How the images that a network sees lie in memory.
+
+    Channels-last is what convolutions are fastest in on a CPU, and on CUDA in bfloat16 and TF32. In float32 on CUDA it
+    has not been timed: where it is the slower one, this is the place to say so.
+    """
+    return torch.channels_last
+
+
 def chunk_on(device: torch.device) -> int:
     """Images at a time: what the layers of 8 images leave fits a processor's caches, a GPU wants more to do."""
     return 8 if device.type == "cpu" else 64
@@ -147,11 +160,12 @@ def ascend(
 
     `x` is B x 3 x H x W; `view` is what the network sees of it (jittered, rounded); `finished(step, rows, x, logits)`
     says which images are done and leave the batch; it may be asked twice. Images do not meet: `chunk` of them are
-    computed at a time (by default `chunk_on` the device), in channels-last memory format, in which a forward wants
-    flatten and not view; on a CUDA device a network without hooks is replayed from CUDA graphs after some turns. Where
-    memory runs out, a chunk goes on in halves, with a FewerAtATime warning. Parameters are frozen meanwhile and get
-    their flags back; neither mode, hooks nor `.grad` are touched. Raises TooLarge (memory for one image), ArgumentError
-    for a network in train mode, WeightsError for weights that are not finite.
+    computed at a time (by default `chunk_on` the device), in `image_layout`, channels-last, in which a forward wants
+    flatten and not view; on a CUDA device a network without hooks is replayed from CUDA graphs after some turns, those
+    of the ascent before included (`cuda_graphs.ReplayedNetwork`). Where memory runs out, a chunk goes on in halves,
+    with a FewerAtATime warning. Parameters are frozen meanwhile and get their flags back; neither mode, hooks nor
+    `.grad` are touched. Raises TooLarge (memory for one image), ArgumentError for a network in train mode, WeightsError
+    for weights that are not finite.
     """
     chunk = chunk_on(x.device) if chunk is None else chunk
     if chunk < 1:
@@ -160,14 +174,15 @@ def ascend(
     parts: Iterable[Tensor] = torch.arange(len(x)).split(chunk)
     if progress is not None:
         parts = progress(parts, -(-len(x) // chunk), "input gradients")
-    with _borrowed(network), torch.enable_grad(), kept_memory(), products(x.device):
-        x, passes = x.clone(), ReplayedNetwork(network, chunk, x.device)
+    layout, replayed = image_layout(x.device, x.dtype), ReplayedNetwork(network, chunk, x.device)
+    with _borrowed(network), torch.enable_grad(), kept_memory(), products(x.device), replayed as passes:
+        x = x.clone()
 
         def look(step: int, rows: Tensor) -> Turn | None:
             """What the next update needs, None where no image is left. It changes nothing, so it can be repeated."""
             current = x[on_device(rows, x.device)].requires_grad_()
             seen = current if view is None else view(current, rows, step)
-            logits = passes(seen.contiguous(memory_format=torch.channels_last))
+            logits = passes(seen.contiguous(memory_format=layout))
             left = torch.ones(len(rows), dtype=torch.bool)
             if finished is not None:
                 left = ~finished(step, rows, current.detach(), logits.detach()).cpu()
@@ -184,6 +199,7 @@ def ascend(
                 try:
                     turn = look(step, rows)
                 except (RuntimeError, MemoryError) as error:
+                    passes.forget()  # else their memory would stay taken
                     waiting += [(step, half) for half in halves(error, rows)]
                     continue
                 if turn is None:
@@ -199,11 +215,7 @@ def ascend(
 # --- saliency -------------------------------------------------------------------------------------------------------
 
 
-def _gradient(network: nn.Module, x: Tensor, target: Tensor, chunk: int | None) -> Tensor:
-    """d logit of the target / d x: one turn of the loop, whose new x is the gradient itself."""
-    return ascend(network, x, logit_of(target), lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
-
-
+@told("saliency maps: give fewer images, or smaller ones")
 @torch.inference_mode(False)
 def saliency(
     network: nn.Module,
@@ -223,21 +235,28 @@ def saliency(
     weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is the mean gradient over `samples` noisy
     copies, whose noise, the same for every image, has a standard deviation of `noise` times the image's range. The
     network sees channels-last tensors: its forward wants flatten where it has view. Raises ArgumentError (shape, range,
-    target, train mode) and WeightsError (NaN).
+    target, train mode), WeightsError (NaN) and TooLarge (memory).
     """
     if kind not in ("gradient", "gradient x input", "smoothgrad") or samples < 1 or not 0 <= noise < math.inf:
         raise ArgumentError(f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "
                             "or 'smoothgrad', 1 sample or more, noise from 0")  # fmt: skip
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
-    if kind != "smoothgrad":
-        gradient = _gradient(network, x, chosen, chunk)
+    climbed = logit_of(chosen)
+    if kind != "smoothgrad":  # one turn, whose new x is the gradient itself
+        gradient = ascend(network, x, climbed, lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
         return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
     generator, mean = torch.Generator().manual_seed(seed), torch.zeros_like(x)
+    draws = [torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype) for _ in range(samples)]
     spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-    with kept_memory():  # for all samples
-        for _ in range(samples):
-            draw = torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype)
-            mean += _gradient(network, x + spread * on_device(draw, x.device), chosen, chunk) / samples
+
+    def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
+        return x + spread[on_device(rows, x.device)] * on_device(draws[step], x.device)
+
+    def update(turn: Turn) -> Tensor:  # the image stays, the gradients are added up
+        mean[on_device(turn.rows, mean.device)] += turn.gradient / samples
+        return turn.x
+
+    ascend(network, x, climbed, update, steps=samples, view=view, chunk=chunk)
     return mean.abs().amax(1)
 
 
@@ -251,6 +270,7 @@ class Visualised(NamedTuple):
     start: Tensor
 
 
+@told("class visualisation: ask for fewer images at once, or smaller ones")
 @torch.inference_mode(False)  # what is made here has to be usable in the backward pass
 def visualise(
     network: nn.Module,
@@ -287,10 +307,11 @@ def visualise(
     if not (n and (many >= 1).all() and ((weight >= 0) & (rate > 0) & (weight + rate < math.inf)).all()):
         raise ArgumentError(f"{n} targets, steps {steps}, l2 {l2}, lr {lr}: expected one target or more, steps from 1, "
                             "l2 from 0, lr above 0")  # fmt: skip
+    fewest, last = int(many.min()), int(many.max())
     generators = [torch.Generator().manual_seed(seed) for seed in per_image(seeds, n, "seeds").tolist()]
     shape = (3, size, size) if start is None else start.shape[1:]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # drawn in any case, so
-    moves = torch.stack([torch.randint(jitter + 1, (int(many.max()), 2), generator=g) for g in generators])  # are these
+    moves = torch.stack([torch.randint(jitter + 1, (last, 2), generator=g) for g in generators])  # are these
     if start is not None and len(start) != n:
         raise ArgumentError(f"start: {len(start)} images for {n} targets")
     begin = check_images(network, noise if start is None else start, None if start is None else space)
@@ -309,6 +330,10 @@ def visualise(
         x = (turn.x + rate[on_device(turn.rows, rate.device)] * step).clamp(*limits(space, turn.x))
         return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
 
-    end, _ = ascend(network, begin, objective, update, steps=int(many.max()), view=view, chunk=chunk, progress=progress,
-                    finished=lambda step, rows, _x, _logits: many[rows] <= step)  # fmt: skip
+    def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:
+        return many[rows] <= step
+
+    # Where all images have as many steps, none is asked after the last, which would be a forward pass more.
+    end, _ = ascend(network, begin, objective, update, steps=last, view=view, chunk=chunk, progress=progress,
+                    finished=None if fewest == last else finished)  # fmt: skip
     return Visualised(end, begin)

@@ -9,6 +9,7 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,15 +32,38 @@ def file_bytes(path: Path) -> Tensor:
     return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
 
 
+@functools.cache
+def _stream(device: torch.device) -> Any:
+    """The stream of `device` whose memory is decoded into."""
+    return torch.cuda.Stream(device)
+
+
+def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
+    """torchvision's decoder. On CUDA it takes memory of the current stream, and decodes on another that does not wait
+    for it: what was asked of that memory before could come after, and the pixels would silently be wrong. So the memory
+    is that of a stream with nothing to do, which no other work has used unless it was waited for.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return list(decode_jpeg(files, mode=ImageReadMode.RGB, device=device))
+    here, beside = torch.cuda.current_stream(device), _stream(device)
+    beside.synchronize()  # its last decoding; work of `here` on these pixels is waited for before their memory is free
+    with torch.cuda.stream(beside):
+        found = list(decode_jpeg(files, mode=ImageReadMode.RGB, device=device))
+    here.wait_stream(beside)
+    for pixels in found:
+        pixels.record_stream(here)
+    return found
+
+
 def decoded(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
     """Pixels of JPEG files (their bytes) on `device`, uint8 3 x H x W each; None for one that cannot be decoded."""
     register_missing_operators()
-    from torchvision.io import ImageReadMode, decode_jpeg
-
     if not files:
         return []
     try:
-        return list(decode_jpeg(list(files), mode=ImageReadMode.RGB, device=device))
+        return list(_decode(list(files), torch.device(device)))
     except RuntimeError as error:  # which of them it was is not in the message
         if ran_out(error):
             raise

@@ -10,6 +10,7 @@ import platform
 import re
 import resource
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -71,6 +72,7 @@ def kept_memory() -> Iterator[None]:
 
 
 SMALL = 10**8  # bytes that are taken without asking, which takes as long as small work does
+spare = list[Callable[[], None]]()  # each frees what is kept on a device to be faster next time, and for nothing else
 
 # --- how much there is ----------------------------------------------------------------------------------------------
 
@@ -120,14 +122,24 @@ def available() -> int | None:
 
 
 def available_on(device: str | torch.device) -> int | None:
-    """As `available`, of a device: on CUDA what is free there and what torch keeps there unused; None: not known."""
+    """As `available`, of a device: on CUDA what is free there and what torch keeps there unused; None: not known.
+
+    What is `spare` is freed first. Memory that CUDA graphs keep for their replays is not counted, used or not.
+    """
     device = torch.device(device)
     if device.type == "cpu":
         return available()
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    for free in spare:
+        free()
+    left, index = torch.cuda.mem_get_info(device)[0], device.index
+    index = torch.cuda.current_device() if index is None else index
+    with contextlib.suppress(RuntimeError):  # the allocator cudaMallocAsync does not say it
+        for part in torch.cuda.memory_snapshot():
+            if part["device"] == index and not any(part.get("segment_pool_id", ())):
+                left += part["total_size"] - part["allocated_size"]
+    return left
 
 
 def require(nbytes: float, what: str, instead: str, device: str | torch.device = "cpu") -> None:
@@ -187,8 +199,11 @@ def halves(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TooLarge(f"memory ran out at one image ({reason}): free some, choose smaller images or an earlier layer, "
                        "or a device with more") from error  # fmt: skip
+    traceback.clear_frames(error.__traceback__)  # they hold what was computed before memory ran out
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+    for free in spare:
+        free()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     warnings.warn(f"memory ran out at {n} images at a time, going on with {-(-n // 2)}", FewerAtATime, stacklevel=3)

@@ -61,9 +61,10 @@ def _settings() -> list[tuple[Any, str, Any]]:
     found = [(matmul, _BFLOAT16, sums if split is None else (sums, split))]
     if not hasattr(matmul, "fp32_precision"):
         return [*found, (matmul, "allow_tf32", matmul.allow_tf32), (cudnn, "allow_tf32", cudnn.allow_tf32)]
-    for older, newer in ((matmul, matmul), (cudnn, cudnn.conv)):
-        value = newer.fp32_precision
-        found += [(older, "allow_tf32", value == "tf32"), (newer, "fp32_precision", value)]
+    for older, *newer in ((matmul, matmul), (cudnn, cudnn.conv, cudnn.rnn)):
+        values = [one.fp32_precision for one in newer]
+        found.append((older, "allow_tf32", values[0] == "tf32"))
+        found += [(one, "fp32_precision", value) for one, value in zip(newer, values, strict=True)]
     return found
 
 
@@ -80,9 +81,12 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
         return
     told, before = _tf32.set(_tf32.get() if tf32 is None else tf32), _settings()
     try:
+        tf32_products = float32_products(device) == "TF32"
         for owner, name, _ in before:
             if name != "fp32_precision":
-                setattr(owner, name, name != _BFLOAT16 and float32_products(device) == "TF32")
+                setattr(owner, name, name != _BFLOAT16 and tf32_products)
+            elif not tf32_products:  # the older name leaves "none": what torch.backends.fp32_precision says, maybe TF32
+                owner.fp32_precision = "ieee"
         yield
     finally:
         _tf32.reset(told)

@@ -25,10 +25,14 @@ AHEAD = 64  # images decoded before they are asked for, and two batches at least
 Tensors = Mapping[str, Tensor]
 
 
-def decoding_threads() -> int:
-    """Threads that decode: the cores that this process may use, divided among those that torchrun started here."""
+def decoding_threads(device: str | torch.device = "cpu") -> int:
+    """Threads that decode: the cores that this process may use, divided among those that torchrun started here.
+
+    On a CUDA device one core is left to the thread that launches its work, without which it would stand still.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    own = cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, own - (torch.device(device).type == "cuda"))
 
 
 class Staging:
@@ -159,6 +163,7 @@ def batches(
     if isinstance(images, Tensor):
         yield from map(staging.to_device, images.split(size))
         return
+    workers = decoding_threads(staging.device) if workers is None else workers
     n, side, rooms, files = len(images), preprocess.size, deque[Tensor](), dict[int, Tensor]()
 
     def row(index: int) -> Tensor:

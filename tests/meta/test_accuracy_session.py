@@ -359,3 +359,20 @@ def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*images: 1/2, about * s to go*", "*images: 2/2*", "reproduced*"])
     result.stdout.no_fnmatch_line("captured")
+
+
+@pytest.mark.parametrize(("device", "failed"), [("auto", 1), ("cpu", 4)])
+def test_what_goes_on_with_a_warning_goes_on_in_a_session_on_a_device(
+    device: str, failed: int, project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warnings are errors, but those after which work goes on eagerly or in parts, where there is a CUDA device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    write(project, """
+    import warnings
+    import pytest
+    from rdfia.errors import FewerAtATime, NotCaptured
+    @pytest.mark.parametrize("kind", [FewerAtATime, NotCaptured, UserWarning, DeprecationWarning])
+    def test_goes_on(kind):
+        warnings.warn("planted", kind)
+    """, "tests/unit/test_goes_on.py")  # fmt: skip
+    run(project, f"--device={device}").assert_outcomes(passed=4 - failed, failed=failed, warnings=4 - failed)

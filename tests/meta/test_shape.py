@@ -23,7 +23,7 @@ ARROWS = {
     "jpeg": "memory",
     "precision": "",
     "staging": "images memory",
-    "cuda_graphs": "",
+    "cuda_graphs": "memory precision",
     "layers": "",
     "networks": "layers",
     "weights": "store networks layers",
@@ -37,7 +37,7 @@ ARROWS = {
     "svm": "store gram memory precision",
     "heads": "store images memory precision",
     "input_gradients": "images memory precision cuda_graphs staging",
-    "fooling": "images input_gradients staging",
+    "fooling": "images memory input_gradients staging",
     "saliency_scores": "images input_gradients",
     "gans": "precision",
     "gan_health": "",
@@ -146,10 +146,12 @@ def test_the_package_stays_compact() -> None:
     # What the four labs are about. Two of them filled 1,400 lines, and two more came: it is the bound of a room that
     # keeps the rooms small, this one says when there are too many. What is above 2,400 is about memory that runs out,
     # many processes at one extraction, that nothing else is taken for the features that were asked for, and that a turn
-    # waits for a device once at most.
-    assert sum(labs.values()) < 2720, labs
+    # waits for a device once at most, and that memory of a device that runs out is told of and let go.
+    assert sum(labs.values()) < 2760, labs
     device = {room: n for room, n in lines.items() if room in DEVICE}
-    assert sum(device.values()) < 350, device  # what keeps a GPU busy, and says what a product on it is
+    # What keeps a GPU busy, and says what a product on it is; what is above 350 keeps captured passes for the next use,
+    # and no longer than what they read is there.
+    assert sum(device.values()) < 410, device
     # Assets, files on disk, claims, the page; what is above 1,800 draws GANs and times, makes CelebA's folders, and
     # meets broken and hostile files, closed disks, other processes and odd names with words, shows two devices side by
     # side, and says of an asset what was changed in it. A hundred are the intervals.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import extraction, features, fooling, gans, gram, input_gradients, precision, staging, svm
+from rdfia import cuda_graphs, extraction, features, fooling, gans, gram, input_gradients, precision, staging, svm
 from rdfia.gan_training import Trainer
 from rdfia.images import CROP, Preprocess
 from tests.support.tiny_networks import tiny_vgg
@@ -113,6 +113,20 @@ def test_replayed_ascents() -> None:
     alone = fooling.fool(network, x, (y + 1) % 5, lr=0.05, steps=60, chunk=4)
     assert fooled.status == alone.status
     assert_close(fooled.x.cpu(), alone.x, "ascent")
+
+
+@pytest.mark.parametrize("kind", ["gradient", "smoothgrad"])
+def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
+    """More calls than are made before a capture, then weights in other memory, which must not be those of before."""
+    here, there, x = tiny_vgg().double(), tiny_vgg().double().cuda(), images(7, torch.float64)
+    for _ in range(2):
+        expected = input_gradients.saliency(here, x, 1, kind=kind, samples=3)
+        for _ in range(cuda_graphs.PATIENCE + 3):
+            got = input_gradients.saliency(there, x.cuda(), 1, kind=kind, samples=3)
+            assert_close(got.cpu(), expected, "gradient")
+        assert [len(passes.captured) for passes in cuda_graphs._last] == [1]
+        for network in (here, there):
+            network.features[0].weight = torch.nn.Parameter(network.features[0].weight.detach() * -2)
 
 
 def test_batches_that_are_used_late_are_whole() -> None:

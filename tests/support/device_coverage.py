@@ -33,6 +33,7 @@ HOST = {
     "staging.Staging.to_host": "the same",
     "cuda_graphs.captured": "a capture is refused here: tests/unit/test_cuda_graphs.py replays on the CPU",
     "cuda_graphs.captured_passes": "the same",
+    "cuda_graphs.ReplayedNetwork.forget": "the same: there are no passes to free",
     "gan_checkpoint.read": "reads a file into tensors of the host, for `Trainer.load`",
     "heads.augment": "moves decoded pixels, by its docstring on the CPU",
     "gram.Accumulator.add": "a protocol, which svm.GramAccumulator follows",

@@ -247,8 +247,9 @@ def pretended_device() -> Iterator[PretendedDevice]:
     state = torch.get_rng_state()
     answers: dict[str, Any] = {
         "is_available": True, "is_bf16_supported": True, "device_count": 1, "current_device": 0, "_lazy_init": None,
-        "manual_seed_all": None, "empty_cache": None, "get_rng_state": state, "set_rng_state": None,
-        "mem_get_info": (10**11, 10**11), "memory_reserved": 0, "memory_allocated": 0, "Stream": stream,
+        "manual_seed_all": None, "manual_seed": None, "empty_cache": None, "get_rng_state": state,
+        "set_rng_state": None, "device": stream,
+        "mem_get_info": (10**11, 10**11), "memory_snapshot": [], "Stream": stream,
         "Event": stream, "stream": stream, "current_stream": stream, "set_stream": None,
         "is_current_stream_capturing": False,
     }  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdfia import cuda_graphs, fooling, gans, input_gradients
+from rdfia import cuda_graphs, fooling, gans, input_gradients, memory
 from rdfia.cuda_graphs import Replayed
-from rdfia.errors import NotCaptured
+from rdfia.errors import FewerAtATime, NotCaptured
 from rdfia.gan_training import GanConfig, Trainer
 from tests.support import replaying
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
@@ -153,6 +155,81 @@ def test_without_a_cuda_device_a_replayed_run_is_eager_with_a_warning() -> None:
 
 
 @pytest.mark.usefixtures("_replaying")
+def test_a_refused_capture_that_is_an_error_here_is_tried_once() -> None:
+    """As in a pytest session, where warnings are errors: the call after it is eager, and no second one is refused."""
+    wanted = config(lr=EXACT)
+    made = Trainer(wanted, *data(wanted), replay=True)
+    looking(made)
+    for _ in range(cuda_graphs.WARM_UP):
+        made.step()
+    with pytest.raises(NotCaptured):
+        made.step()
+    made.step()
+
+
+@pytest.mark.usefixtures("_replaying")
+def test_a_step_is_captured_anew_where_products_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph keeps the kernels of its capture: TF32's would go on after TF32 is no longer asked for."""
+    said = "float32"
+    monkeypatch.setattr(cuda_graphs, "float32_products", lambda _device: said)
+
+    def work(inputs: tuple[Tensor]) -> Tensor:
+        return inputs[0] * (10 if said == "TF32" else 1)
+
+    replayed = Replayed(work, CPU)
+    for _ in range(2):
+        said = "float32"
+        assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [0, 1, 2, 3, 4, 5]
+        assert replayed._replay is not None
+        said = "TF32"
+        assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [0, 10, 20, 30, 40, 50]
+
+
+class FakeCuda:
+    """What a capture asks of torch.cuda, written down."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[Any] = []
+        answers = {"device": contextlib.nullcontext(), "current_stream": "before", "graph_pool_handle": (0, 7),
+                   "current_device": 1}  # fmt: skip
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.log.append(("stream", stream)))
+        monkeypatch.setattr(torch.cuda, "make_graphed_callables", self.make)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+
+    def make(self, function: Any, samples: tuple[Tensor], pool: Any) -> Any:
+        self.log.append(("pool", pool))
+        warnings.warn("The AccumulateGrad node's stream does not match the stream of the node", UserWarning,
+                      stacklevel=1)  # fmt: skip
+        warnings.warn("another", UserWarning, stacklevel=1)
+        return function
+
+    def end(self, device: int, pool: Any) -> None:
+        self.log.append(("end", device, pool))
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+
+def test_a_capture_leaves_stream_and_allocator_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fakes: torch's warning of gradients on another stream is no error, others are."""
+    cuda, sample = FakeCuda(monkeypatch), torch.zeros(1, 3, 4, 4)
+    with pytest.raises(UserWarning, match="another"):
+        cuda_graphs.captured_passes(torch.nn.Identity(), sample)
+    with pytest.warns(UserWarning, match="another"):
+        assert cuda_graphs.captured_passes(torch.nn.Identity(), sample)(sample) is sample
+    assert cuda.log == [("pool", (0, 7)), ("stream", "before")] * 2
+    cuda.log.clear()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        cuda_graphs.captured_passes(torch.nn.Identity(), sample)
+    assert cuda.log == [("end", 1, (0, 7)), ("stream", "before")]
+
+
+@pytest.mark.usefixtures("_replaying")
 def test_an_error_of_the_work_itself_is_not_taken_for_a_refused_capture() -> None:
     def work(inputs: tuple[Tensor]) -> Tensor:
         calls.append(0)
@@ -245,8 +322,142 @@ def test_a_pass_that_cannot_be_captured_goes_on_eagerly_and_says_so(
     assert_close(found, expected, "ascent")
 
 
+def gradients(network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.PATIENCE + 1) -> Tensor:
+    """A saliency map has one turn of the loop: what is captured has to outlive it to be replayed."""
+    return [input_gradients.saliency(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
+
+
+def eager(network: torch.nn.Module, x: Tensor = X) -> Tensor:
+    hook = network.register_forward_hook(lambda *_: None)
+    found = input_gradients.saliency(network, x, Y[: len(x)], space=None)
+    hook.remove()
+    return found
+
+
+@pytest.fixture
+def kept(captures: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    cuda_graphs._last.clear()
+    yield captures
+    cuda_graphs._last.clear()
+
+
+def other_weights(network: Any) -> None:
+    network.features[0].weight = torch.nn.Parameter(network.features[0].weight.detach() * -2)
+
+
+def other_module(network: Any) -> None:
+    network.features[1] = torch.nn.Tanh().eval()
+
+
+def other_setting(network: Any) -> None:
+    next(m for m in network.modules() if isinstance(m, torch.nn.MaxPool2d)).ceil_mode = True
+
+
+@pytest.mark.parametrize("change", [None, other_weights, other_module, other_setting])
+def test_what_is_captured_serves_the_next_call_until_what_it_reads_is_elsewhere(
+    change: Callable[[Any], None] | None, kept: list[tuple[int, ...]]
+) -> None:
+    network = tiny_vgg().double()
+    assert_close(gradients(network), eager(network), "gradient")
+    assert kept == [(8, 3, 16, 16)]
+    gradients(network, times=1)
+    assert len(kept) == 1
+    if change is not None:
+        change(network)
+        assert_close(gradients(network, times=1), eager(network), "gradient")
+        assert len(kept) == 1  # eager: its calls are counted from the beginning
+        gradients(network)
+        assert len(kept) == 2
+
+
+def test_weights_that_are_changed_in_place_are_seen_by_a_replay(kept: list[tuple[int, ...]]) -> None:
+    network = tiny_vgg().double()
+    before = gradients(network)
+    with torch.no_grad():
+        network.features[0].weight.mul_(-2)
+    after = gradients(network, times=1)
+    assert len(kept) == 1
+    assert not torch.allclose(after, before)
+    assert_close(after, eager(network), "gradient")
+
+
+def test_another_size_or_products_are_not_served_a_pass_of_before(
+    kept: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, small = tiny_vgg().double(), X[:, :, :8, :8].repeat(1, 1, 2, 2)[:2]
+    gradients(network)
+    assert_close(gradients(network, small), eager(network, small), "gradient")
+    assert kept == [(8, 3, 16, 16), (2, 3, 16, 16)]
+    gradients(network, times=1)
+    assert len(kept) == 2  # passes of both sizes are kept
+    monkeypatch.setattr(cuda_graphs, "float32_products", lambda _device: "TF32")
+    gradients(network)
+    assert len(kept) == 3
+
+
+def test_passes_are_kept_of_one_network_while_it_is_there(kept: list[tuple[int, ...]]) -> None:
+    one, two = tiny_vgg().double(), tiny_vgg().double()
+    gradients(one)
+    assert [len(passes.captured) for passes in cuda_graphs._last] == [1]
+    gradients(two, times=1)
+    assert [len(passes.captured) for passes in cuda_graphs._last] == [0]
+    gradients(one)
+    assert len(kept) == 2
+    memory.available_on("cpu")
+    assert cuda_graphs._last
+    for free in memory.spare:  # as where a device has too little
+        free()
+    assert cuda_graphs._last == []
+
+
+def test_passes_of_a_network_that_is_gone_are_freed(
+    kept: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny_vgg().double()
+    monkeypatch.setattr(cuda_graphs, "captured_passes", lambda *_: lambda x: x.flatten(1).clone())
+    gradients(network)
+    assert cuda_graphs._last
+    gone = weakref.ref(network)
+    del network
+    assert gone() is None
+    assert cuda_graphs._last == []
+
+
+def test_no_more_passes_are_kept_than_an_ascent_uses(kept: list[tuple[int, ...]]) -> None:
+    network = tiny_vgg().double()
+    with cuda_graphs.ReplayedNetwork(network, 8, CPU) as passes:
+        for n in (8, 4, 2, 1):
+            for _ in range(cuda_graphs.PATIENCE + 1):
+                passes(X.repeat(2, 1, 1, 1)[:n])
+        assert len(passes._passes.captured) == 4
+        for _ in range(cuda_graphs.PATIENCE + 1):
+            passes(X[:2].repeat(1, 1, 1, 1).contiguous(memory_format=torch.channels_last))
+        assert [size for size, *_ in passes._passes.captured] == [4, 2, 1, 2]  # the oldest had to go
+
+
+@pytest.mark.parametrize("error", [MemoryError("planted"), KeyError("planted")])
+def test_memory_that_runs_out_takes_the_passes_with_it(error: Exception, kept: list[tuple[int, ...]]) -> None:
+    """Their memory is no longer theirs before fewer images are tried; after an error nothing is kept."""
+    network, left = tiny_vgg().double(), list[int]()
+    gradients(network)
+
+    def objective(logits: Tensor, _x: Tensor, rows: Tensor) -> Tensor:
+        if len(rows) > 4:
+            raise error
+        left.append(len(inner.captured))
+        return logits[:, 0]
+
+    inner = cuda_graphs._last[0]
+    work = contextlib.nullcontext() if isinstance(error, MemoryError) else pytest.raises(KeyError)
+    with warnings.catch_warnings(), work:
+        warnings.simplefilter("ignore", FewerAtATime)
+        input_gradients.ascend(network, X, objective, lambda turn: turn.x, steps=1)
+    assert left == ([0, 0] if isinstance(error, MemoryError) else [])
+    assert bool(cuda_graphs._last) == isinstance(error, MemoryError)
+
+
 def test_on_a_cpu_the_network_itself_is_called() -> None:
     network = tiny_vgg().double()
     passes = cuda_graphs.ReplayedNetwork(network, 8, CPU)
     assert all(torch.equal(passes(X), network(X)) for _ in range(2 * cuda_graphs.PATIENCE))
-    assert passes._calls == {}
+    assert passes._passes.calls == {}

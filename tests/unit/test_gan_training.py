@@ -1008,3 +1008,11 @@ def test_a_checkpoint_that_a_kill_left_beside_a_newer_one_goes(tmp_path: Path) -
     (tmp_path / "step-0.safetensors").write_bytes(newest.read_bytes())
     assert trainer(config()).load(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [newest.name]
+
+
+def test_memory_for_a_run_is_asked_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(gan_training.memory, "require", lambda *args: asked.append(args[-1]))
+    wanted = config()
+    Trainer(wanted, *data(wanted), device="cpu")
+    assert asked == [torch.device("cpu")]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from rdfia import heads
 from rdfia.errors import ArgumentError, DatasetError
 from rdfia.heads import HeadConfig, ScratchConfig
+from rdfia.images import LAB
+from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 
 QUICK = HeadConfig(epochs=6, batch=16)
@@ -302,3 +304,14 @@ def test_images_that_do_not_fit_are_refused(images: Tensor, shift: int) -> None:
     config = ScratchConfig(shift=shift)
     with pytest.raises(ArgumentError, match="expected uint8 n x 3 x S x S, and a shift below S"):
         heads.train_network(network(), images, coloured()[1], preprocess_normalise=scaled, config=config)
+
+
+def test_no_generator_of_another_device_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed would seed those of every device, and one of them is put back."""
+    networks = [tiny_vgg(classes=2) for _ in range(2)]
+    monkeypatch.setattr(torch, "manual_seed", lambda _seed: pytest.fail("every device was seeded"))
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    config = heads.ScratchConfig(epochs=1, batch=4, shift=2)
+    histories = [heads.train_network(network, images, [0, 1] * 4, preprocess_normalise=LAB.normalise, config=config)
+                 for network in networks]  # fmt: skip
+    assert histories[0] == histories[1]

@@ -13,8 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from rdfia import networks
-from rdfia.errors import ArgumentError, RdfiaError, WeightsError
+from rdfia import fooling, input_gradients, networks
+from rdfia.errors import ArgumentError, RdfiaError, TooLarge, WeightsError
 from rdfia.images import CROP, Preprocess, blur
 from rdfia.input_gradients import Turn, Visualised, ascend, length_of, limits, logit_of, saliency, unit, visualise
 from tests.support.flops import FlopCount
@@ -734,3 +734,55 @@ def test_an_error_in_a_callers_function_leaves_the_network_as_it_was() -> None:
 
 def test_these_tests_run_on_one_thread() -> None:
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_value_that_is_not_finite_is_found_among_weights_of_all_types(dtype: torch.dtype, value: float) -> None:
+    network = nn.Module()
+    network.register_parameter("empty", nn.Parameter(torch.empty(0, 3)))
+    network.register_parameter("integers", nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False))
+    network.register_parameter("wide", nn.Parameter(torch.full((2,), 1e300, dtype=torch.float64)))
+    network.register_parameter("some", nn.Parameter(torch.full((70, 3), -3.0, dtype=dtype)))
+    input_gradients.check_network(network.eval())
+    with torch.no_grad():
+        network.some[33, 1] = value
+    with pytest.raises(WeightsError, match="network: some holds NaN or infinity"):
+        input_gradients.check_network(network)
+    input_gradients.check_network(nn.ReLU().eval())
+
+
+def test_the_weights_are_looked_at_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[nn.Module]()
+    monkeypatch.setattr(input_gradients, "check_network", looks.append)
+    saliency(tiny_vgg().double(), photos(2), 1, kind="smoothgrad", samples=5)
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(4, 4), ([4, 4], 4), ([2, 4], 5)])
+def test_a_visualisation_takes_a_forward_pass_for_each_step(steps: Any, passes: int) -> None:
+    """Where some images have fewer steps, whether the last are done is asked after a look at them."""
+    network, seen = tiny_vgg().double(), list[int]()
+    network.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    visualise(network, [1, 2], steps=steps, size=SIZE, jitter=2)
+    assert len(seen) == passes
+
+
+WORK: dict[str, Callable[[nn.Module], Any]] = {
+    "saliency": lambda network: saliency(network, photos(2), 1),
+    "smoothgrad": lambda network: saliency(network, photos(2), 1, kind="smoothgrad"),
+    "visualise": lambda network: visualise(network, [1], size=SIZE, steps=1),
+    "fool": lambda network: fooling.fool(network, photos(2), 1, steps=1),
+    "fool closely": lambda network: fooling.fool_closely(network, photos(2), 1, steps=1),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_memory_that_runs_out_before_the_first_turn_is_said(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    for room in (input_gradients, fooling):
+        monkeypatch.setattr(room, "check_images", refuse)
+    with pytest.raises(TooLarge, match=r"memory ran out at .*(fewer|smaller)"):
+        WORK[work](tiny_vgg().double())

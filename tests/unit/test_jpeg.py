@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,47 @@ def test_memory_that_runs_out_is_no_damaged_file(folder: Path, monkeypatch: pyte
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
     with pytest.raises(RuntimeError, match="out of memory"):
         jpeg.decoded([jpeg.file_bytes(folder / "0-rgb.jpg")], "cpu")
+
+
+def test_a_cuda_decoder_is_given_memory_with_which_nothing_is_to_be_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvJPEG's stream waits for no other: on fakes, in whose memory it decodes, and who waits for it."""
+    log: list[tuple[str, ...]] = []
+
+    class FakeStream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def synchronize(self) -> None:
+            log.append(("host", "waits for", self.name))
+
+        def wait_stream(self, other: FakeStream) -> None:
+            log.append((self.name, "waits for", other.name))
+
+    @contextlib.contextmanager
+    def on(stream: FakeStream) -> Iterator[None]:
+        log.append(("on", stream.name))
+        yield
+        log.append(("off", stream.name))
+
+    def decode(files: list[torch.Tensor], mode: Any, device: Any) -> list[torch.Tensor]:
+        log.append(("decodes", str(device)))
+        return decode_by_pillow(files, mode, "cpu")
+
+    cuda: dict[str, Any] = {"is_available": lambda: True, "Stream": lambda _device: FakeStream("beside"), "stream": on,
+                            "current_stream": lambda _device: FakeStream("main")}  # fmt: skip
+    for name, fake in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _tensor, stream: log.append((stream.name, "uses it")))
+    monkeypatch.setattr("torchvision.io.decode_jpeg", decode)
+    file = jpeg.file_bytes(folder / "0-rgb.jpg")
+    jpeg._stream.cache_clear()
+    found = jpeg.decoded([file, file], "cuda:3")
+    jpeg._stream.cache_clear()
+    assert [None if pixels is None else pixels.shape for pixels in found] == [(3, 80, 120)] * 2
+    assert log == [("host", "waits for", "beside"), ("on", "beside"), ("decodes", "cuda:3"), ("off", "beside"),
+                   ("main", "waits for", "beside"), ("main", "uses it"), ("main", "uses it")]  # fmt: skip
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no CUDA device")

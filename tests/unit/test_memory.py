@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from rdfia import memory
+from rdfia.errors import FewerAtATime
 from rdfia.memory import kept_memory
 
 
@@ -136,3 +139,22 @@ def test_the_limit_of_a_job_is_found(
     assert memory.available() == 100_000_000
     (tmp_path / folder / most).write_text("max\n")
     assert memory.available() == 102_400_000_000
+
+
+def test_what_was_computed_before_memory_ran_out_is_let_go_and_what_is_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error keeps the variables of the function that failed: they would be there while fewer images are tried."""
+    made, freed = list[weakref.ref[torch.nn.Module]](), list[bool]()
+    monkeypatch.setattr(memory, "spare", [lambda: freed.append(made[0]() is None)])
+
+    def work() -> None:
+        large = torch.nn.Identity()
+        made.append(weakref.ref(large))
+        raise MemoryError("planted")
+
+    try:
+        work()
+    except MemoryError as error:
+        assert made[0]() is not None
+        with pytest.warns(FewerAtATime):
+            memory.halves(error, torch.arange(4))
+    assert freed == [True]

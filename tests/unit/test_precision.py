@@ -66,6 +66,34 @@ def test_settings_by_torchs_newer_names_come_back(value: str) -> None:
         assert (matmul.fp32_precision, conv.fp32_precision) == (value, value)
 
 
+@pytest.fixture
+def _tf32_everywhere() -> Iterator[None]:
+    backends: Any = torch.backends
+    before = backends.fp32_precision
+    backends.fp32_precision = "tf32"
+    yield
+    backends.fp32_precision = before
+
+
+@pytest.mark.skipif(not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too")
+@pytest.mark.usefixtures("_tf32_everywhere")
+def test_tf32_that_is_set_for_all_of_torch_is_overruled_and_comes_back() -> None:
+    """By the older name alone a convolution would have "none", which is what is set for all."""
+    parts: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+
+    def say() -> list[Any]:
+        return [*(part.fp32_precision for part in parts), parts[0].allow_tf32, torch.backends.cudnn.allow_tf32]
+
+    before = [part.fp32_precision for part in parts]
+    assert before[1:] == ["tf32", "tf32"]
+    with precision.products("cuda", tf32=False):
+        assert say() == ["ieee"] * 3 + [False] * 2
+        with precision.products("cuda", tf32=True):
+            assert say() == ["tf32"] * 3 + [True] * 2
+        assert say() == ["ieee"] * 3 + [False] * 2
+    assert [part.fp32_precision for part in parts] == before
+
+
 def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
     with precision.products("cuda", tf32=True):

@@ -36,6 +36,7 @@ def test_threads_are_the_cores_of_this_process(
     if world:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", world)
     assert staging.decoding_threads() == threads
+    assert staging.decoding_threads("cuda:1") == max(1, threads - 1)
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert staging.decoding_threads() == max(1, 7 // int(world or 1))
@@ -49,7 +50,7 @@ def test_as_many_threads_decode_as_there_are_cores(monkeypatch: pytest.MonkeyPat
         barrier.wait()
         return out.zero_()
 
-    monkeypatch.setattr(staging, "decoding_threads", lambda: 5)
+    monkeypatch.setattr(staging, "decoding_threads", lambda _device: 5)
     monkeypatch.setattr(Preprocess, "pixels_by_pillow", pixels)
     assert [len(batch) for batch in batches(PHOTOS[:10], SMALL, 4, CPU)] == [4, 4, 2]
 
@@ -275,8 +276,10 @@ def test_what_fits_is_asked_of_the_device_that_computes(monkeypatch: pytest.Monk
     assert memory.fitting(8, 1e9, 1e9, "layers", "cuda") == 8 or torch.cuda.is_available()  # no device: not known
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * 10**9, 8 * 10**9))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 2 * 10**9)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 10**9)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    ours = {"device": 0, "segment_pool_id": (0, 0), "total_size": 2 * 10**9, "allocated_size": 10**9}
+    others = [ours | {"device": 1}, ours | {"segment_pool_id": (0, 3)}]  # of another device; of a CUDA graph
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [ours, *others])
     assert memory.available_on("cuda") == 4 * 10**9
     with pytest.warns(FewerAtATime, match="3 images at a time instead of 8"):
         assert memory.fitting(8, 1e9, 1e9, "layers", "cuda") == 3
