@@ -102,7 +102,7 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
     normalised = transforms.Compose([*scaled, transforms.Normalize(references.MEAN, references.STD)])
     data = datasets.ImageFolder(root, normalised)
     cut, batch = prepare(_cut(network, "features.30")), BATCH[device]
-    workers = min(decoding_threads(), -(-len(data) // batch))  # one without a batch would be forked for nothing
+    workers = min(decoding_threads(device), -(-len(data) // batch))  # one without a batch would be forked for nothing
 
     def ours() -> list[Tensor]:
         options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch}
