@@ -80,9 +80,11 @@ def problems(root: Path) -> list[str]:
     stamp = re.search(r"^\$\(STAMP\):(.*)$", text["Makefile"], re.M)
     found += [f"Makefile: a change of {name} does not set up again" for name in FILES[:3]
               if stamp is None or name not in stamp[1].split()]  # fmt: skip
-    phases = re.findall(r"^phase [\w-]+ (.+)$", text[".ci/run"], re.M)
+    phases = re.findall(r"^phase [\w-]+ (.+)$", re.sub(r" *\\\n *", " ", text[".ci/run"]), re.M)
     others = "tests.support.processors", "--only default,float32,avx2,sse"
-    tests = ('pytest -m "gate and not paired" --device cpu', f"{others[0]} {others[1]} tests/parity tests/properties",
+    left_out = "--ignore tests/properties/test_interval_coverage.py"
+    tests = ('pytest -m "gate and not paired" --device cpu',
+             f"{others[0]} {others[1]} tests/parity tests/properties {left_out}",
              f'{others[0]} --claims {others[1]} -m "accuracy and gate"',
              'pytest -m faults --profile full --minutes "$(left 26 12)"', 'pytest -m accuracy --minutes "$(left 1 50)"')
     wanted = ["make setup", "make test", ".venv/bin/ruff check .", ".venv/bin/mypy"]
