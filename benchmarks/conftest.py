@@ -21,8 +21,9 @@ from benchmarks.session import GateRun
 from benchmarks.ways import Case
 from benchmarks.worker import WorkerError
 from rdfia import machine, store
-from rdfia.claims import Ledger, show
+from rdfia.claims import show
 from rdfia.features import fast_dtype
+from rdfia.ledger import Ledger
 
 LABS = (bench_tme7.CASES, bench_tme8.CASES, bench_tme9.CASES)  # in each the order of worth
 LAST_ON_CUDA = ("seven C", "Table 1")  # liblinear is a processor's; Table 1 is layers of the first row again

@@ -1,31 +1,33 @@
-"""The report's claims, the record that a check of one leaves, its verdict, and the pins that it is compared with."""
+"""The report's claims with their bounds, and the record that a check of one leaves."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from . import store
-from .errors import ArgumentError, RdfiaError, StoreError
+from . import judge, store
+from .errors import RdfiaError, StoreError
+from .judge import WORDS, Bound
 
-# What ran and can be pinned, in this order: report's protocol or a substitute, each with holds or not.
-MEASURED = ("reproduced", "contradicted", "holds on a substitute", "fails on a substitute")
-VERDICTS = (*MEASURED, "recorded", "deferred", "unavailable", "error")
+# What a reader sees of a record: the word for outcome and scope, or why there is no outcome.
+VERDICTS = (*dict.fromkeys(word for words in WORDS.values() for word in words.values() if word != "undecided"),
+            "undecided", "recorded", "deferred", "unavailable", "error")  # fmt: skip
 
 
 class ClaimError(RdfiaError):
-    """A verdict is not the pinned one, an accuracy is under its threshold, or a required asset is missing."""
+    """An outcome or a value is not the pinned one, or a required asset is missing."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of claims.json; `needs`: assets of the report's own protocol, `also`: of substitutes and other cases."""
+    """One row of claims.json. `needs`: assets of the report's own protocol, `also`: of substitutes and other cases.
+
+    `scope`: "report", or "ours" where the report says no such thing. `changed`: what was, after a result had been seen.
+    """
 
     id: str
     lab: str
@@ -34,15 +36,24 @@ class Claim:
     needs: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     full_only: bool = False
+    scope: str = "report"
+    bounds: dict[str, Bound] = field(default_factory=dict)  # by the name of what is estimated
+    changed: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Claim:
+        """The claim of a row of the table; what it needs is a tuple here, its bounds are `Bound`s."""
+        bounds = {name: Bound(**bound) for name, bound in row.get("bounds", {}).items()}
+        return cls(**{**row, "bounds": bounds, **{name: tuple(row.get(name, ())) for name in ("needs", "also")}})
 
 
 _TABLE = json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
-CLAIMS: dict[str, Claim] = {row["id"]: Claim(**{**row, **{n: tuple(row.get(n, ())) for n in ("needs", "also")}})
-                           for row in _TABLE["claims"]}
+CLAIMS: dict[str, Claim] = {row["id"]: Claim.of(row) for row in _TABLE["claims"]}
 ANSWERS: list[dict[str, Any]] = _TABLE["answers"]  # lab, answer, text (ours), phrase (the report's), executable
 ERRATA: list[dict[str, str]] = _TABLE["errata"]  # lab, answer, text
 
-_KINDS: dict[Any, Any] = {"str": str, "float": (int, float), "dict[str, Any]": dict, "list[dict[str, str]]": list}
+_KINDS: dict[Any, Any] = {"str": str, "float": (int, float), "dict[str, Any]": dict, "list[dict[str, str]]": list,
+                          "list[dict[str, Any]]": list}  # fmt: skip
 
 
 @dataclass
@@ -54,15 +65,16 @@ class Record:
     lab: str = ""
     answer: str = ""
     statement: str = ""
-    expected: Any = None
-    measured: Any = None
+    scope: str = "report"
+    outcome: str = "error"
+    parts: list[dict[str, Any]] = field(default_factory=list)  # name, bound, outcome, and the fields of an Estimate
+    bounds: str = ""  # the digest of the bounds that decided
+    measured: Any = None  # what else is worth a line; decides nothing
+    expected: str = ""
     unit: str = ""
-    tolerance: str = ""
-    margin: Any = ""  # from the bound that decides, in standard errors; a text where there are none
-    verdict: str = "error"
-    pinned: str | None = None
-    protocol: str = ""
+    pinned: str | None = None  # the pin's outcome
     profile: str = "short"
+    code: str = ""
     data: str = ""
     weights: str = ""
     device: str = "cpu"
@@ -72,14 +84,32 @@ class Record:
     note: str = ""
     figures: list[dict[str, str]] = field(default_factory=list)  # file, caption, alt
     failure: str = ""  # why its test is red: another verdict than the pin, an accuracy too low, a crash
-    recorded: dict[str, Any] = field(default_factory=dict)  # of the full run: verdict, date, code, changed, folder
+    recorded: dict[str, Any] = field(default_factory=dict)  # of the full run: outcome, date, code, changed, folder
 
     @property
     def key(self) -> str:
         return f"{self.id}/{self.case}" if self.case else self.id
 
+    @property
+    def verdict(self) -> str:
+        """What a reader sees: "reproduced", "holds on a substitute", "reached", ..., or why there is no outcome."""
+        return WORDS[self.scope].get(self.outcome, self.outcome)
+
+    @property
+    def result(self) -> str:
+        """Each part's value with its interval, then what else was measured: "ratio 1.25 (1.21 to 1.29); steps 10"."""
+        parts = [f"{part['name']} {show(part['value'])}" + _interval(part) for part in self.parts]
+        return "; ".join(filter(None, [*parts, show(self.measured, self.unit) if self.measured is not None else ""]))
+
     def as_json(self) -> dict[str, Any]:
-        return {"key": self.key, **plain(asdict(self))}
+        return {"key": self.key, "verdict": self.verdict, **plain(asdict(self))}
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    """The interval of a part, its method where it is open, nothing where it is exact."""
+    if "inf" in str(part["low"]):  # also as JSON keeps it
+        return f" ({part['method']})"
+    return "" if part["low"] == part["high"] else f" ({show(part['low'])} to {show(part['high'])})"
 
 
 def from_json(row: Mapping[str, Any]) -> Record:
@@ -118,131 +148,11 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def judge(holds: bool, protocol: str) -> str:
-    """The verdict of a check that ran, by the report's own protocol ("report") or by a "substitute"."""
-    if protocol not in ("report", "substitute"):
-        raise ArgumentError(f"protocol: got {protocol!r}, expected 'report' or 'substitute'")
-    return MEASURED[2 * (protocol == "substitute") + (not holds)]
-
-
-def threshold(accuracy: float, n: int) -> float:
-    """An accuracy (0..1, over `n` images) minus three binomial standard errors."""
-    return accuracy - 3 * math.sqrt(max(accuracy * (1 - accuracy), 0.0) / n)
-
-
-def code_hash(root: Path) -> str:
-    """SHA-256 over names and bytes of rdfia/*.py and tests/accuracy/*.py under `root`, its first 12 digits."""
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("rdfia/*.py"), *root.glob("tests/accuracy/*.py")]):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
-
-
-class Ledger:
-    """The records of one run, each compared with its pin on entry; `accept` moves the pins instead."""
-
-    def __init__(self, root: Path, profile: str, device: str, required: Iterable[str] = (), accept: bool = False):
-        self.root, self.profile, self.device, self.accept = root, profile, device, accept
-        self.required = frozenset(required)
-        self.records: dict[str, Record] = {}
-        self.seconds: dict[str, float] = {}
-        self.moved: list[str] = []  # pins that `accept` changed
-        self.unfinished = ""  # how far a run came that was stopped: what it has is not all that was asked for
-        self.pins, self.thresholds, self.costs = map(self._baseline, ("pins", "thresholds", "costs"))
-
-    def _baseline(self, name: str) -> dict[str, Any]:
-        path = self.root / "reports" / "baseline" / f"{name}.json"
-        return store.read_json(path) if path.exists() else {}
-
-    def add(self, record: Record) -> Record:
-        """Enter a record with the table's words on its claim; `ArgumentError`: an unknown id, or a key used twice."""
-        if record.id not in CLAIMS:
-            raise ArgumentError(f"no claim {record.id!r} in rdfia/claims.json, which has: {', '.join(sorted(CLAIMS))}")
-        if record.key in self.records:
-            raise ArgumentError(f"{record.key}: recorded twice in one run; give the second record its own case")
-        row = CLAIMS[record.id]
-        record.lab, record.answer, record.statement = row.lab, row.answer, row.statement
-        self.records[record.key] = record
-        return record
-
-    def new(self, claim_id: str, case: str = "", **values: Any) -> Record:
-        return self.add(Record(claim_id, case, profile=self.profile, device=self.device, **values))
-
-    def measured(self, claim_id: str, case: str, *, holds: bool, protocol: str, **values: Any) -> Record:
-        """Enter what was measured; `ClaimError` when the verdict is not the pinned one, in either direction."""
-        verdict = judge(bool(holds), protocol)
-        record = self.new(claim_id, case, verdict=verdict, protocol=protocol, **values)
-        pin = f"{record.key}|{self.profile}|{protocol}"
-        record.pinned = self.pins.get(pin)
-        if self.accept and record.pinned != verdict:
-            self.moved.append(f"{pin}: {record.pinned} -> {verdict}")
-            record.pinned = self.pins[pin] = verdict
-        if record.pinned != verdict:
-            was = f"its pin says {record.pinned!r}" if record.pinned else "it has no pin"
-            raise ClaimError(
-                f"{record.key}: measured {show(record.measured, record.unit)}, expected {show(record.expected)}"
-                f"{record.tolerance and f' ({record.tolerance})'}: {verdict!r}, but {was} (profile {self.profile},"
-                f" protocol {protocol}). Look at the evidence on the page. If the new verdict is right, run the same"
-                " command with --accept and commit reports/baseline/pins.json."
-            )
-        return record
-
-    def unavailable(self, claim_id: str, case: str, message: str, asset: str = "") -> Record:
-        """Enter that an asset is missing; `ClaimError` when that asset was required."""
-        record = self.new(claim_id, case, verdict="unavailable", note=message)
-        if asked := self.required & {asset, "all"}:
-            raise ClaimError(f"{record.key}: --require {', '.join(asked)}, but: {message}")
-        return record
-
-    def deferred(self, claim_id: str, case: str, message: str) -> Record:
-        """Enter that the session's minutes do not allow this check; `ClaimError` under --require all."""
-        record = self.new(claim_id, case, verdict="deferred", note=message)
-        if "all" in self.required:
-            raise ClaimError(f"{record.key}: --require all, but: {message}")
-        return record
-
-    def recorded(self, claim_id: str, case: str = "") -> Record:
-        """Enter the latest committed record of a full run, of this device or else another; never shown as run."""
-        kept = self.root / "reports" / "verified"
-        runs = {path.parent.relative_to(kept): read_run(path) for path in kept.rglob("claims.json")}
-        latest = sorted(runs.items(), key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
-        for folder, run in sorted(latest, key=lambda item: item[0].parts[0] != self.device):
-            for row in run["records"]:
-                if (row.id, row.case) != (claim_id, case) or row.verdict not in MEASURED:
-                    continue
-                origin = {name: run["environment"].get(name, "") for name in ("date", "code")}
-                changed = origin["code"] != code_hash(self.root)
-                origin |= {"verdict": row.verdict, "folder": folder.as_posix(), "changed": changed}
-                pinned = self.pins.get(f"{row.key}|{row.profile}|{row.protocol}")
-                record = self.add(replace(row, verdict="recorded", pinned=pinned, recorded=origin))
-                if pinned not in (None, row.verdict):
-                    raise ClaimError(f"{row.key}: the committed run on {folder} has {row.verdict!r}, its pin says "
-                                     f"{pinned!r}; commit the records and the pins of one and the same full run")
-                return record
-        return self.unavailable(claim_id, case, "no committed full run has it; run: pytest -m accuracy --profile full")
-
-    def failed(self, claim_id: str, case: str, message: str) -> Record:
-        """Enter that the check itself broke, over what it may have recorded before; the message without any path."""
-        record = self.records.get(f"{claim_id}/{case}" if case else claim_id) or self.new(claim_id, case)
-        record.verdict = "error"
-        record.failure = re.sub(r"(?<![\w.])(~|[A-Za-z]:)?([/\\][\w.+-]+){2,}[/\\]", ".../", message)
-        return record
-
-    def at_least(self, key: str, accuracy: float, n: int) -> float:
-        """The threshold of `key` (network/layer/data); `ClaimError` under it, or where there is none yet."""
-        if self.accept:
-            row = {"accuracy": accuracy, "n": n, "threshold": threshold(accuracy, n)}
-            self.thresholds[key] = {name: round(value, 6) for name, value in row.items()}
-        limit = self.thresholds.get(key, {}).get("threshold")
-        if limit is None or accuracy < limit:
-            raise ClaimError(f"{key}: accuracy {accuracy:.4f} over {n} images; the threshold (stored value minus three "
-                             f"standard errors, reports/baseline/thresholds.json) is {limit}; --accept stores this one")
-        return limit
-
-    def write_baseline(self) -> None:
-        """The pins and thresholds of this run, added to what the files already hold."""
-        for name, value in (("pins", self.pins), ("thresholds", self.thresholds)):
-            store.write_json(self.root / "reports" / "baseline" / f"{name}.json", dict(sorted(value.items())))
+def is_stale(record: Record) -> bool:
+    """Whether a bound of the claim has changed since the record was made."""
+    bounds = CLAIMS[record.id].bounds
+    names = [part["name"] for part in record.parts]
+    return not names or record.bounds != judge.bounds_digest({n: bounds[n] for n in names if n in bounds})
 
 
 def show(value: Any, unit: str = "") -> str:

@@ -54,6 +54,16 @@ def exact(value: float, n: int = 1) -> Estimate:
     return Estimate(float(value), float(value), float(value), n, "exact")
 
 
+def one_run(value: float) -> Estimate:
+    """What one training run gave. Other seeds were not tried, so that nothing is known of how far they would be."""
+    return Estimate(float(value), -math.inf, math.inf, 1, "one run")
+
+
+def diverged(n: int) -> Estimate:
+    """In the place of a ratio or a distance of `n` seeds of which one diverged: infinite, beyond any bound."""
+    return Estimate(math.inf, math.inf, math.inf, n, "a run diverged")
+
+
 def share(count: int, n: int, level: float = LEVEL) -> Estimate:
     """count of n independent images, with Clopper and Pearson's exact interval (1934).
 

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from . import assets, claims
+from . import assets, provenance
 from .errors import RdfiaError
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")  # what decides how it computes
@@ -52,7 +52,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "commit": _git(root, "rev-parse", "--short=12", "HEAD") or os.environ.get("RDFIA_COMMIT"),
         "uncommitted files": None if changed is None else len(changed.splitlines()),
-        "code": claims.code_hash(root),
+        "code": provenance.code_hash(root),
         "assets": [_asset(name) for name in assets.ASSETS],
     }
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from . import blocks, claims, figures, speed, store
 from .blocks import LEGEND, badge, fill, link, slug
-from .claims import CLAIMS, Ledger, Record
+from .claims import CLAIMS, Record
 from .errors import RdfiaError, StoreError
+from .ledger import Ledger
 from .machine import environment
 
 # What evidence draws is told by its fields: section, fields, figure, caption.

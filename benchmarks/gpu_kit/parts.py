@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rdfia import assets, claims, machine, store
+from rdfia import assets, machine, provenance, store
 from rdfia.errors import AssetCorrupt, RdfiaError, TooLarge
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
             made = _maker(name)(name, to)
             size, sha256 = made.path.stat().st_size, store.sha256_file(made.path)
             items.append(Item(name, made.path.name, made.source, made.changed, size, sha256, made.photos))
-        listing = {"part": part, "commit": machine.commit(ROOT), "code": claims.code_hash(ROOT)}
+        listing = {"part": part, "commit": machine.commit(ROOT), "code": provenance.code_hash(ROOT)}
         store.write_json(to / LISTING, {**listing, "items": [asdict(item) for item in items]})
         if (size := sum(file.stat().st_size for file in to.iterdir())) > limit:
             largest = sorted(items, key=lambda item: -item.size)
@@ -174,7 +174,7 @@ def commit_in(folder: Path, root: Path) -> str:
     """The commit at which the part in `folder` was built; "" where it is unknown, or the code in `root` is another."""
     try:
         listing = json.loads((folder / LISTING).read_text())
-        return (listing["commit"] or "") if listing["code"] == claims.code_hash(root) else ""
+        return (listing["commit"] or "") if listing["code"] == provenance.code_hash(root) else ""
     except (OSError, ValueError, TypeError, KeyError):
         return ""
 

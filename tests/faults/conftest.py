@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rdfia import report, store
-from rdfia.claims import code_hash
 from rdfia.errors import StoreError
 from rdfia.machine import environment
+from rdfia.provenance import code_hash
 from tests.support.budget import Budget, Costs, duration
 
 ROWS = pytest.StashKey[dict[str, dict[str, object]]]()

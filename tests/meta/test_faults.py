@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rdfia import blocks, claims
+from rdfia import blocks, provenance
 
 ROOT = Path(__file__).parents[2]
 TEST = """
@@ -52,7 +52,7 @@ def test_a_fault_without_time_is_deferred_and_named(project: pytest.Pytester) ->
 
 def test_rows_of_other_code_go(project: pytest.Pytester) -> None:
     row = {"tried": 1, "withstood": 1, "means": "m", "found": {}, "profile": "full", "date": "2026-01-01"}
-    code = claims.code_hash(project.path)
+    code = provenance.code_hash(project.path)
     before = {"same": {**row, "code": code}, "other": {**row, "code": "0" * 12}, "unknown": row}
     after = rows(project, json.dumps({"environment": {}, "rows": before}))
     assert after.keys() == {"same", "new"}

@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, side_by_side, steps
 from benchmarks.gpu_kit.__main__ import main
 from benchmarks.ways import Case
-from rdfia import assets, claims, datasets, machine
+from rdfia import assets, datasets, machine, provenance
 from rdfia.errors import ArgumentError, AssetCorrupt, FewerAtATime, TooLarge
 from tests.accuracy import lab9
 from tests.support.tolerances import PARITY
@@ -284,7 +284,7 @@ def test_the_commit_travels_with_a_part_and_is_that_of_the_code(tmp_path: Path) 
         (tmp_path / parts.LISTING).write_text(json.dumps({"commit": "abc", "code": code, "items": []}))
         return parts.commit_in(tmp_path, ROOT)
 
-    assert (listed(claims.code_hash(ROOT)), listed("another")) == ("abc", "")
+    assert (listed(provenance.code_hash(ROOT)), listed("another")) == ("abc", "")
     assert machine.commit(tmp_path) is None
 
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from rdfia import store
-from rdfia.claims import CLAIMS, MEASURED, ClaimError, Ledger, Record, counts, show
+from rdfia.claims import CLAIMS, ClaimError, Record, counts, show
 from rdfia.errors import AssetUnavailable, RdfiaError
-from tests.support import margins
+from rdfia.intervals import LEVEL, Estimate
+from rdfia.judge import OUTCOMES
+from rdfia.ledger import Ledger
 from tests.support.budget import Budget, Costs, duration, machine_speed
 
 T = TypeVar("T")
@@ -99,9 +100,9 @@ class AccuracyRun:
 
     def _chosen(self, waiting: Sequence[str]) -> set[str]:
         """Those of the waiting checks that fit the minutes: sentences of the report before what is ours."""
-        own = {key for key in waiting if not CLAIMS[key.partition("/")[0]].answer}
+        own = {key for key in waiting if CLAIMS[key.partition("/")[0]].scope == "ours"}
         pinned = (pin.split("|") for pin in self.ledger.pins)
-        report = {key for key, profile, protocol in pinned if (profile, protocol) == (self.ledger.profile, "report")}
+        report = {key for key, profile, scope in pinned if (profile, scope) == (self.ledger.profile, "report")}
         worth = {key: 2 if key in own else 0 if key in report else 1 for key in waiting}
         return self.budget.fits(waiting, worth, {key: key.partition(".")[0] for key in self.keys()})
 
@@ -220,7 +221,7 @@ class AccuracyRun:
             self.closing = f"stopped before the page was drawn; python -m rdfia report {self.output} draws it"
         except Exception as error:  # whatever it is, the table of verdicts is still worth printing
             session.exitstatus, self.closing = pytest.ExitCode.TESTS_FAILED, f"FAILED: the page is not written: {error}"
-        if not any(record.verdict in MEASURED for record in self.ledger.records.values()):
+        if not any(record.outcome in OUTCOMES for record in self.ledger.records.values()):
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.closing += "\nFAILED: nothing was measured; every claim was unavailable, recorded or broken"
@@ -228,7 +229,7 @@ class AccuracyRun:
     def _write_costs(self) -> None:
         """What this session's checks cost, added to what is known of others and of other compute types."""
         records, budget = self.ledger.records, self.budget
-        made = [key for key in budget.finished if key in records and records[key].verdict in MEASURED]
+        made = [key for key in budget.finished if key in records and records[key].outcome in OUTCOMES]
         costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
         costs.learn(budget.dtype, budget.speed, budget.clock, made)
         path = Path(self.config.rootpath, "reports", "baseline", "costs.json")
@@ -241,7 +242,7 @@ class AccuracyRun:
         terminalreporter.section("claims")
         if self.ledger.unfinished:
             terminalreporter.write_line(f"This run was stopped: {self.ledger.unfinished}.\n")
-        if late := [record for record in records if record.verdict == "deferred"]:
+        if late := [record for record in records if record.outcome == "deferred"]:
             terminalreporter.write_line(f"{len(late)} checks were deferred: they did not fit the minutes.\n")
         moved = (f"accepted {pin}" for pin in self.ledger.moved)
         for line in (*map(_line, records), *moved, "", show(counts(records)), self.closing):
@@ -278,9 +279,11 @@ def _ctrl_c_waits() -> Iterator[None]:
 
 
 def _line(record: Record) -> str:
-    values = f"{show(record.measured, record.unit)[:60]}  (expected {show(record.expected)[:60]})"
-    what = record.note if record.verdict in ("unavailable", "deferred", "error") else values
-    was = f" {record.recorded['verdict']} on {record.recorded['date']}:" if record.recorded else ""
+    values = f"{record.result[:90]}  (expected {record.expected[:90]})"
+    if record.pinned not in (None, record.outcome) and not record.recorded:
+        values += f"  [its pin is {record.pinned}]"
+    what = record.note if record.outcome in ("unavailable", "deferred", "error") else values
+    was = f" {record.recorded['outcome']} on {record.recorded['date']}:" if record.recorded else ""
     return f"{record.verdict:<21} {record.key}:{was} {record.failure.removeprefix(f'{record.key}: ') or what}"
 
 
@@ -315,20 +318,17 @@ class ClaimCheck:
         self.run.budget.clock.needs.setdefault(key, set()).add(name)
         return assets.locate(name, download=False)  # a test run fetches nothing by itself
 
-    def measured(self, measured: Any, *, expected: Any, holds: bool, protocol: str = "report", case: str | None = None,
-                 margin: float | str, **values: Any) -> Record:  # fmt: skip
-        """Make the record and compare it with its pin. `values`: data, weights, dtype, unit, tolerance, evidence, note.
+    def measured(self, found: Mapping[str, Estimate], *, case: str | None = None, **values: Any) -> Record:
+        """Judge estimates by the bounds of the same names in claims.json, and compare the result with its pin.
 
-        `margin`: how far the result lies from the bound that decides, in standard errors (tests/support/margins.py).
+        Intervals are at 99 % or exact. `values`: `scope`, `right`, `images` (`rdfia.ledger.Ledger.measured`), and what
+        the record shows: measured (further numbers), unit, data, weights, dtype, evidence, note.
 
         A test that measures several cases in one go gives each its own `case`.
         """
-        if isinstance(margin, float):
-            assert not math.isnan(margin), f"{self.id}: a margin that is no number; see tests/support/margins.py"
-            margin = round(margin, 2) if math.isfinite(margin) else margins.SURE
-        values |= {"margin": margin}
-        values |= {"measured": measured, "expected": expected, "holds": holds, "protocol": protocol}
-        return self._enter(self.run.ledger.measured, self.case if case is None else case, **values)
+        loose = [name for name, one in found.items() if one.low < one.high and one.level != LEVEL]
+        assert not loose, f"{self.id}: {loose} have no interval at {LEVEL:.0%}"
+        return self._enter(self.run.ledger.measured, self.case if case is None else case, found=found, **values)
 
     def recorded(self) -> bool:
         """In profile short: take the committed full run's record, and True. In full: False, so measure it."""
@@ -336,9 +336,9 @@ class ClaimCheck:
             self._enter(self.run.ledger.recorded, self.case)
         return self.profile == "short"
 
-    def at_least(self, key: str, accuracy: float, n: int) -> float:
-        """The threshold of `key`, such as "vgg16/relu5_1/scene15"; fails under it."""
-        return self.run.ledger.at_least(key, accuracy, n)
+    def same_images(self, key: str, right: Any, images: str) -> None:
+        """Compare which images a layer has right with the baseline (`rdfia.ledger.Ledger.same_images`)."""
+        self.run.ledger.same_images(key, right, images)
 
     def figure(self, name: str, figure: Any, caption: str, alt: str) -> None:
         """Save a matplotlib figure or a PIL image as figures/<name>.png beside the page, attached to the record."""

@@ -1,0 +1,65 @@
+"""Which files a result depends on, found by following imports, and their digest."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+DRAWS = ("rdfia/figures.py", "rdfia/blocks.py", "rdfia/report.py", "rdfia/speed.py")  # no outcome depends on these
+FILE = re.compile(r"[\w-]+\.\w+")
+TABLES = {"rdfia/claims.json"}  # sentences and bounds: a record has the digest of its own bounds
+
+
+def code_hash(root: Path) -> str:
+    """SHA-256 over names and bytes of all that measures: rdfia, tests/accuracy and tests/support; its first 12 digits."""
+    return _digest(root, (path for pattern in ("rdfia/*.*", "tests/accuracy/*.py", "tests/support/*.py")
+                          for path in root.glob(pattern) if path.is_file()))  # fmt: skip
+
+
+@functools.cache
+def lab_hash(root: Path, lab: str) -> str:
+    """As `code_hash`, over what the checks of one lab import, and the tables that these modules read."""
+    return _digest(root, sources(root, [f"tests/accuracy/test_{lab}.py", "rdfia/judge.py"]))
+
+
+def sources(root: Path, start: Iterable[str]) -> set[Path]:
+    """The files below `root` that these need: themselves, the modules of the project that they import, and the files
+    beside a module that it names. Files that are not there are left out."""
+    todo, found = [root / name for name in start], set[Path]()
+    while todo:
+        path = todo.pop()
+        name = path.relative_to(root).as_posix()
+        if path in found or not path.is_file() or name in DRAWS or name in TABLES:
+            continue
+        found.add(path)
+        if path.suffix == ".py":
+            todo += _needs(root, path)
+    return found
+
+
+def _needs(root: Path, path: Path) -> Iterator[Path]:
+    here = path.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE.fullmatch(node.value):
+            yield path.parent / node.value
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level + 1]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            names = [base, *([*base, alias.name] for alias in node.names)]
+        for parts in names:
+            if parts:
+                yield root.joinpath(*parts).with_suffix(".py")
+
+
+def _digest(root: Path, paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
