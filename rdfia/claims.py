@@ -93,7 +93,7 @@ class Record:
     @property
     def verdict(self) -> str:
         """What a reader sees: "reproduced", "holds on a substitute", "reached", ..., or why there is no outcome."""
-        return WORDS[self.scope].get(self.outcome, self.outcome)
+        return WORDS.get(self.scope, {}).get(self.outcome, self.outcome)
 
     @property
     def result(self) -> str:

@@ -56,7 +56,7 @@ def verdicts(run: Mapping[str, Any]) -> dict[str, str]:
 
 def results(run: Mapping[str, Any]) -> dict[str, str]:
     """What the records of a claims.json measured, as a line each, by the claims' keys."""
-    return {record["key"]: from_json(record).result for record in run["records"]}
+    return {record["key"]: from_json({"id": record["key"], **record}).result for record in run["records"]}
 
 
 def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
