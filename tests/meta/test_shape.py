@@ -47,11 +47,15 @@ ARROWS = {
     "gan_scores": "store precision",
     "studies": "store gans gan_health gan_training precision intervals",
     "intervals": "",
-    "claims": "store",
+    "judge": "intervals",
+    "claims": "store judge",
+    "provenance": "",
+    "ledger": "store intervals judge claims provenance",
+    "summary": "claims judge",
     "figures": "intervals",
-    "machine": "assets claims precision",
+    "machine": "assets provenance precision",
     "speed": "store blocks figures",
-    "blocks": "claims",
+    "blocks": "claims judge intervals",
 }
 LABS = set(
     """
