@@ -336,15 +336,15 @@ def test_pretraining_beats_random_weights(claim: Any, bench: Benches, data: str,
     taps = taps if claim.profile == "short" else last  # every layer of the full profile would take an hour more
     pretrained = {tap: lab.accuracy(network, tap, with_taps=taps) for tap in last}
     top, seed, tap = max((value, seed, tap) for seed, row in enumerate(random) for tap, value in row.items())
-    best = max(pretrained, key=pretrained.__getitem__)
-    right = {f"pretrained, {best}": lab.right(network, best), f"random, {tap}": lab.right(network, tap, seed=seed)}
+    layer = max(pretrained, key=pretrained.__getitem__)
+    right = {f"pretrained, {layer}": lab.right(network, layer), f"random, {tap}": lab.right(network, tap, seed=seed)}
     where = conditions(lab, network)
     where["weights"] = f"random (seeds {list(seeds)}) against {where['weights']}"
     claim.measured(
         {"pretrained less random weights": difference_of_shares(*right.values())},
         scope="report" if (data, network) == ("15-Scene", "vgg16") else "substitute",
         right=right,
-        measured={f"random weights, {tap}": top, f"pretrained, {best}": pretrained[best]},
+        measured={f"random weights, {tap}": top, f"pretrained, {layer}": pretrained[layer]},
         evidence={
             "random": random,
             "pretrained": pretrained,
