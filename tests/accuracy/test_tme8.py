@@ -59,6 +59,8 @@ def orders(bench: Bench) -> dict[str, torch.Tensor]:
     return {**{kind: bench.maps(kind) for kind in kinds}, "random order": random, "centre prior": centre}
 
 
+@cache
+def curves(bench: Bench) -> tuple[tuple[float, ...], dict[str, dict[str, np.ndarray]]]:
     """Deletion and insertion curves by order, a row a photo."""
     fractions = saliency_scores.FRACTIONS[:: 2 if bench.full else 4]
 
@@ -212,8 +214,8 @@ def test_maps_depend_on_weights_and_class(claim: Any, lens: Lens, title: str, wh
     correlation = every[np.isfinite(every)]
     claim.measured(
         {f"rank correlation, {what}": intervals.mean(correlation)},
-        unit="(Spearman, mean over photos)",
         evidence={"with a constant map, left out": len(every) - len(correlation), **summary(correlation)},
+        note="Spearman's correlation of the two maps of a photo, mean over photos.",
         **bench.record(scope="ours"),
     )
 
@@ -384,7 +386,6 @@ def survival(claim: Any, bench: Bench, pixels: torch.Tensor, y: torch.Tensor, ta
     }
     claim.measured(
         {f"misread after {name}": share(read != y) for name, read in predicted.items()},
-        unit="(share of the fooling images that are not read as their photo)",
         evidence={"bars": bars, "unit": "share of the fooling images"},
         note="Images of the lab's rule in 8 bits, which stop as soon as they fool and have no margin to lose. "
         "The network is vulnerable to whoever can hand it exact pixels.",
