@@ -2,8 +2,8 @@
 
 The long runs (7,812 and 11,718 steps) and the comparison over four seeds (1,500 steps) belong to the full profile. A
 short one (5 seeds, batches of 32, 100 steps; cGAN 300) runs in every profile and has pins of its own, with batch and
-steps chosen after trials: only what later steps make surer. What D without y does is not among them: on digits the label says
-nothing after 200 steps, 0.9 nats after 300. Runs stand in lab9.py, bounds in claims.json.
+steps chosen after trials: only what later steps make surer. What D without y does is not among them: on digits the
+label says nothing after 200 steps, 0.9 nats after 300. Runs stand in lab9.py, bounds in claims.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from rdfia import figures, intervals, store
 from rdfia.gan_training import LABS, within
 from rdfia.gans import Discriminator, GanArchitecture, build, discriminator_loss, generator_loss, parameter_counts
-from rdfia.intervals import Estimate, exact, one_run
+from rdfia.intervals import exact, one_run
 from rdfia.studies import Run, loss_variation
 from tests.accuracy import lab9
 from tests.accuracy.lab9 import Bench, level, milestones, named
@@ -115,7 +115,10 @@ def test_the_reader_can_read(claim: Any, gans: Gans, title: str, what: str) -> N
         images=store.tensors_digest({"x": bench.x_held})[:12],
         measured={"of the worst digit": min(each)},
         evidence={"per digit": each, "trained on": len(bench.x)},
-        **bench.record(data=f"{len(bench.x):,} images of {title} to train on, {len(right):,} others to read", scope="ours"),
+        **bench.record(
+            data=f"{len(bench.x):,} images of {title} to train on, {len(right):,} others to read",
+            scope="ours",
+        ),
     )
 
 
@@ -230,11 +233,11 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
         measured = {"coverage": median(end, "coverage"), "images of a label differ by": spread[run.name]}
         shown = {"images of a label differ by": {NAMES[name]: value for name, value in spread.items()}}
     note = (
-        "Nothing asks G to draw the digit of a label; whether the label decides which one it draws, the nats say."
+        f"{LAST} Nothing asks G to draw the digit of a label; whether the label decides which one it draws, the nats say."
         + " Here it decides all: the ten images of a label are one picture, z changes nothing. Of so few pictures the "
         "accuracy moves in tenths." * (differences(bench.grid(run)) < ONE_PICTURE)
     )
-    claim.measured(found, measured=measured, evidence=shown | evidence(bench, run), **bench.record(note=f"{LAST} {note}"))
+    claim.measured(found, measured=measured, evidence=shown | evidence(bench, run), **bench.record(note=note))
 
 
 @slow
@@ -258,7 +261,8 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         measured = {"accuracy": median(end, "accuracy"), "Frechet distance": median(end, "frechet")}
         losses(claim, bench, run, 20)
         shown = {"level by step": {row["step"]: level(row) for row in rows}}
-    note = f"{LAST * (what != 'noise until 5,000')} The levels ask how the images look; whether they are the digits asked for is the accuracy."
+    note = "The levels ask how the images look; whether they are the digits asked for is the accuracy."
+    note = note if what == "noise until 5,000" else f"{LAST} {note}"
     claim.measured(found, measured=measured, evidence=shown | evidence(bench, run), **bench.record(note=note))
 
 
@@ -269,15 +273,15 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
         return
     scores = ("frechet", "density", "coverage", "accuracy")
     judged = {f"{LABELS[name]}, over cDCGAN's": name for name in scores[:3]}
-    found: dict[str, Estimate]
     if what == "harder to train":
         pair = Pair(bench, named(lab9.CONDITIONAL, "cgan"), named(lab9.CONDITIONAL, "cdcgan"), lab9.WINDOW)
-        values, found = {name: pair.of(name) for name in scores}, {part: pair.ratio(n) for part, n in judged.items()}
+        values = {name: list(pair.of(name)) for name in scores}
+        found = {part: pair.ratio(name) for part, name in judged.items()}
     else:
-        rows = [[r for r in bench.run(lab9.LONG[n])["scores"] if r["step"] in (7_000, 7_500)] for n in ("cgan", "cdcgan")]
-        values = {name: ([r[name] for r in rows[0]], [r[name] for r in rows[1]]) for name in scores}
+        both = [bench.run(lab9.LONG[kind])["scores"] for kind in ("cgan", "cdcgan")]
+        values = {n: [[row[n] for row in rows if row["step"] in (7_000, 7_500)] for rows in both] for n in scores}
         found = {part: one_run(float(np.median(np.divide(*values[n])))) for part, n in judged.items()}
-    pairs = {LABELS[name]: dict(zip(("cGAN", "cDCGAN"), both, strict=True)) for name, both in values.items()}
+    pairs = {LABELS[name]: dict(zip(("cGAN", "cDCGAN"), two, strict=True)) for name, two in values.items()}
     seeds = {"scores": pairs, "default": "cDCGAN", "log": [LABELS["frechet"]]}  # the page draws it
     claim.measured(
         found,

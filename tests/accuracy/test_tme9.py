@@ -86,14 +86,14 @@ def test_the_objective(claim: Any, what: str) -> None:
 def test_the_true_objective_is_not_log_d(claim: Any) -> None:
     """Both push D(G(z)) up; where D is sure of a fake, one of them hardly pushes at all."""
     true, used = gradients(saturating_generator_loss, LOGITS), gradients(generator_loss, LOGITS)
-    exact = max(np.abs(true - -D).max(), np.abs(used - (D - 1)).max())
+    off = max(np.abs(true - -D).max(), np.abs(used - (D - 1)).max())
     sure = torch.logit(torch.tensor([0.01], dtype=torch.float64))
     ratio = gradients(generator_loss, sure)[0] / gradients(saturating_generator_loss, sure)[0]
     claim.measured(
         {"ratio of slopes at D(G(z)) = 0.01": exact(float(ratio))},
         measured={"same sign everywhere": bool((true * used > 0).all())},
         evidence={
-            "difference from -D and D - 1": float(exact),
+            "difference from -D and D - 1": float(off),
             "D(G(z))": D[::30],
             "log(1 - D)": true[::30],
             "-log D": used[::30],
@@ -125,8 +125,7 @@ class Pair:
 
     def medians(self, *names: str) -> dict[str, float]:
         """Of the setting and of the default, over the seeds."""
-        said = {"frechet": "Frechet distance"}
-        return {f"{who}{said.get(name, name)}": float(np.median(values))
+        return {f"{who}{LABELS.get(name, name)}": float(np.median(values))
                 for name in names for who, values in zip(("", "default's "), self.of(name), strict=True)}  # fmt: skip
 
     def ratio(self, name: str) -> Estimate:
@@ -218,7 +217,7 @@ def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = 
 
 
 def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
-    """The record of a row of the study: its estimates, raw values a seed, and what else the seeds say of the setting."""
+    """The record of a row of the study: its estimates, values a seed, and what else the seeds say of the setting."""
     bench, scores = pair.bench, ("frechet", "kid", "density", "coverage", "precision", "recall", "diversity")
     raw = {name: dict(zip((row[2], "default"), pair.of(name), strict=True)) for name in scores}
     diverged = [bench.run(run)["diverged"] for run in pair.runs]
@@ -276,7 +275,7 @@ def test_the_same_in_short(claim: Any, gans: Gans, title: str, row: tuple[Any, .
     runs = named(study, f"short {row[2]}")
     pair = Pair(bench, runs, named(study, "short default"), (lab9.SHORT_UPDATES[title],))
     updates = runs[0].config.steps * runs[0].config.nb_update_G
-    note = f"{len(runs)} seeds of {updates} updates of G in batches of {runs[0].config.batch}, numbers chosen after trials."
+    note = f"{len(runs)} seeds, {updates} updates of G in batches of {runs[0].config.batch}, numbers chosen after trials."
     enter(claim, pair, row, note=note, scope="substitute")
 
 
@@ -328,11 +327,8 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
     measured: dict[str, Any]
     scope = bench.setup.scope
     if what == "good images":
-        over = one_run(last["frechet"] / bench.blurred["frechet"])
-        found = {
-            "density": one_run(last["density"]),
-            "Frechet distance, over that of real images with 8 x 8 pixels": over,
-        }
+        blur = one_run(last["frechet"] / bench.blurred["frechet"])
+        found = {"density": one_run(last["density"]), "Frechet distance, over that of real images with 8 x 8 pixels": blur}
         measured = {"Frechet distance": last["frechet"], "way to real images": way}
         for step in run.grids:
             claim.figure(
@@ -380,7 +376,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
             "seconds of training": row["seconds"],
             "origin": row["origin"],
         },
-        **bench.record(scope=scope, note=NOTES.get(what, "")),
+        **bench.record(scope=scope, note=NOTES[what]),
     )
 
 

@@ -132,7 +132,7 @@ def test_a_rule_of_the_study_holds_fails_and_cannot_tell(
 
 
 def test_seeds_are_compared_each_with_itself() -> None:
-    """Seeds that spread alike on both sides: their ratio is sure. Of the default only the seeds of the setting count."""
+    """Seeds that spread alike on both sides: their ratio is sure. Of the default the same seeds count, no others."""
     usual = [{**row, "frechet": 10 * np.exp(a)} for row, a in zip(GOOD, SHIFTS, strict=True)]
     mine = [{**row, "frechet": 0.9 * row["frechet"]} for row in usual]
     found = pair(mine[:3], usual)
@@ -250,7 +250,7 @@ CLAIM = {  # of a check
 }
 OVER_SEEDS = ("over seeds", "harder to train", "reads as asked", "not noise", "noise", *lab9.BEYOND, "")
 CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check, what, what holds, what does not
-    (in_short, "reads as asked", {"short-cdcgan": OBEYED}, [{"short-cdcgan": IGNORED}, {"short-cdcgan": has(accuracy=0.1)}]),
+    (in_short, "reads as asked", {"short-cdcgan": OBEYED}, [{"short-cdcgan": IGNORED}]),
     (in_short, "not noise", {"short-cdcgan": IGNORED}, [{"short-cdcgan": has(**NOISY)}]),
     (in_short, "noise", {"short-cgan": has(**NOISY)}, [{"short-cgan": OBEYED}]),
     (
