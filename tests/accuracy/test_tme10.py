@@ -233,7 +233,7 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
         measured = {"coverage": median(end, "coverage"), "images of a label differ by": spread[run.name]}
         shown = {"images of a label differ by": {NAMES[name]: value for name, value in spread.items()}}
     note = (
-        f"{LAST} Nothing asks G to draw the digit of a label; whether the label decides which one it draws, the nats say."
+        f"{LAST} Nothing asks G to draw the digit of a label; whether the label decides which it draws, the nats say."
         + " Here it decides all: the ten images of a label are one picture, z changes nothing. Of so few pictures the "
         "accuracy moves in tenths." * (differences(bench.grid(run)) < ONE_PICTURE)
     )

@@ -275,7 +275,7 @@ def test_the_same_in_short(claim: Any, gans: Gans, title: str, row: tuple[Any, .
     runs = named(study, f"short {row[2]}")
     pair = Pair(bench, runs, named(study, "short default"), (lab9.SHORT_UPDATES[title],))
     updates = runs[0].config.steps * runs[0].config.nb_update_G
-    note = f"{len(runs)} seeds, {updates} updates of G in batches of {runs[0].config.batch}, numbers chosen after trials."
+    note = f"{len(runs)} seeds, {updates} updates of G in batches of {runs[0].config.batch}: chosen after trials."
     enter(claim, pair, row, note=note, scope="substitute")
 
 
@@ -328,7 +328,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
     scope = bench.setup.scope
     if what == "good images":
         blur = one_run(last["frechet"] / bench.blurred["frechet"])
-        found = {"density": one_run(last["density"]), "Frechet distance, over that of real images with 8 x 8 pixels": blur}
+        found = {"density": one_run(last["density"]), "Frechet distance, over that of images with 8 x 8 pixels": blur}
         measured = {"Frechet distance": last["frechet"], "way to real images": way}
         for step in run.grids:
             claim.figure(
