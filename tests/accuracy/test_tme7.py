@@ -337,13 +337,13 @@ def test_pretraining_beats_random_weights(claim: Any, bench: Benches, data: str,
     pretrained = {tap: lab.accuracy(network, tap, with_taps=taps) for tap in last}
     top, seed, tap = max((value, seed, tap) for seed, row in enumerate(random) for tap, value in row.items())
     layer = max(pretrained, key=pretrained.__getitem__)
-    right = {f"pretrained, {layer}": lab.right(network, layer), f"random, {tap}": lab.right(network, tap, seed=seed)}
+    ours, other = lab.right(network, layer), lab.right(network, tap, seed=seed)
     where = conditions(lab, network)
     where["weights"] = f"random (seeds {list(seeds)}) against {where['weights']}"
     claim.measured(
-        {"pretrained less random weights": difference_of_shares(*right.values())},
+        {"pretrained less random weights": difference_of_shares(ours, other)},
         scope="report" if (data, network) == ("15-Scene", "vgg16") else "substitute",
-        right=right,
+        right={f"pretrained, {layer}": ours, f"random, {tap}": other},
         measured={f"random weights, {tap}": top, f"pretrained, {layer}": pretrained[layer]},
         evidence={
             "random": random,

@@ -65,8 +65,8 @@ def curves(bench: Bench) -> tuple[tuple[float, ...], dict[str, dict[str, np.ndar
     fractions = saliency_scores.FRACTIONS[:: 2 if bench.full else 4]
 
     def curve(mode: Any, order: torch.Tensor) -> np.ndarray:
-        maps, common = order.to(bench.device), {"space": bench.space, "fractions": fractions}
-        return saliency_scores.pixel_curve(bench.network.module, bench.x, bench.y, maps, mode=mode, **common)
+        common: dict[str, Any] = {"mode": mode, "space": bench.space, "fractions": fractions}
+        return saliency_scores.pixel_curve(bench.network.module, bench.x, bench.y, order.to(bench.device), **common)
 
     return fractions, {
         mode: {name: curve(mode, order) for name, order in orders(bench).items()} for mode in ("deletion", "insertion")
