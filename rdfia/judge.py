@@ -103,7 +103,7 @@ def size_that_decides(found: Estimate, bound: Bound) -> int | None:
     edges = [bound.value - bound.margin, bound.value + bound.margin]
     gap = min(abs(found.value - edge) for edge in edges)
     half = max(found.high - found.value, found.value - found.low)
-    return math.ceil(found.n * (half / gap) ** 2) if gap and math.isfinite(half) else None
+    return math.ceil(round(found.n * (half / gap) ** 2, 6)) if gap and math.isfinite(half) else None
 
 
 def bounds_digest(bounds: Mapping[str, Bound]) -> str:

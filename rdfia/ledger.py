@@ -79,7 +79,7 @@ class Ledger:
         """
         row = self._row(claim_id)
         bounds = {name: row.bounds[name] for name in found if name in row.bounds}
-        if not found or (unknown := found.keys() - bounds.keys()):
+        if (unknown := found.keys() - bounds.keys()) or not found:
             raise ArgumentError(f"{claim_id}: no bound in rdfia/claims.json for {', '.join(unknown) or 'nothing'}; "
                                 f"it has: {', '.join(row.bounds) or 'none'}")  # fmt: skip
         parts = [{"name": name, "bound": str(bounds[name]), "outcome": judge.outcome(one, bounds[name]), **asdict(one)}
