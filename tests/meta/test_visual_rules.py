@@ -180,7 +180,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
         monkeypatch.setitem(lab8.TREATMENTS, name, lambda pixels: pixels)
 
     def judge(check: Callable[..., None], what: str, plant: Plant) -> Record:
-        bench, told = Made(24 if check in OF_MAPS else 140), Told(check)
+        bench, told = Made(40 if check in OF_MAPS else 140), Told(check)
         monkeypatch.setattr(fooling, "fool", lambda _, x, target, **__: bench.pushed(x, target))
         plant(bench, monkeypatch)
         check(told, lambda *_, **__: bench, bench.title, what)
@@ -261,8 +261,8 @@ def draws(**settings: dict[str, float]) -> Plant:
     return lambda bench, _: bench.settings.update({names[name]: means for name, means in settings.items()})
 
 
-WHITE, BLURRED = noise(24), noise(24, 2.0)
-BLOBS = (noise(24, 4.0) / noise(24, 4.0).amax()) ** 20
+WHITE, BLURRED = noise(40), noise(40, 2.0)
+BLOBS = (noise(40, 4.0) / noise(40, 4.0).amax()) ** 20
 VARIATION, WAVES = "total variation, over SmoothGrad's", "more in short waves than SmoothGrad"
 LAB, SECOND = "the lab's step", "the lab's step, second network"
 SALIENT, NOISY, OBJECT, SANITY = OF_MAPS
