@@ -493,6 +493,7 @@ def pictured(bench: Bench, what: str, **values: Any) -> dict[str, Any]:
     seeds = f"{len(bench.seeds)} seeds, {what}"
     return bench.record(
         data=seeds,
+        **({"scope": "substitute"} if what.startswith("unit step") else {}),
         weights=bench.title + f", judged by {bench.setup.judge} too" * isinstance(bench.judge, lab8.Network),
         **values,
     )
