@@ -102,7 +102,7 @@ def test_the_first_reading_runs_where_the_dense_layers_are(
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-3000:]
     found = json.loads(made.stdout)
-    rows, sweep, head, alexnet = found["records"][:4], *found["records"][4:]
+    rows, (sweep, head, alexnet) = found["records"][:4], found["records"][4:]
     accuracies = {name: value for row in rows for name, value in row["found"].items()}
     assert list(accuracies) == ["Relu2", "Relu4", "Relu7", "Relu10"]
     assert accuracies["Relu7"] == accuracies["Relu10"]  # both are the logits, to the last digit

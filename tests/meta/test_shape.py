@@ -158,8 +158,8 @@ def test_the_package_stays_compact() -> None:
     assert sum(device.values()) < 410, device
     # Assets, files on disk, claims, the page; what is above 1,800 draws GANs and times, makes CelebA's folders, and
     # meets broken and hostile files, closed disks, other processes and odd names with words, shows two devices side by
-    # side, and says of an asset what was changed in it. A hundred are the intervals, three hundred are bounds, outcomes,
-    # pins, what code a record is of, and the list of claims.
+    # side, and says of an asset what was changed in it. A hundred are the intervals, 300 bounds, outcomes, pins, what
+    # code a record is of, and the list of claims.
     assert sum(lines.values()) - sum(labs.values()) - sum(device.values()) < 2800, lines
 
 
