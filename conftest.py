@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--minutes", type=float, metavar="N", help="defer the claims, faults or benchmarks that do not fit")
     group.addoption("--profile", choices=("short", "full"), default="short", help="full: every layer, reading and seed")
     group.addoption("--require", default="", metavar="A,B", help="fail where one is missing: gpu, asset names; all")
-    group.addoption("--accept", action="store_true", help="store this run's verdicts, thresholds and costs as pins")
+    group.addoption("--accept", action="store_true", help="store this run's results and costs as pins")
     group.addoption("--accept-costs", action="store_true", help="store what this run's checks cost, and no pin")
     group.addoption("--base", default="", metavar="REF", help="the commit that the gate times this tree against")
     group.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed")

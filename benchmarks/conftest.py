@@ -21,9 +21,8 @@ from benchmarks.session import GateRun
 from benchmarks.ways import Case
 from benchmarks.worker import WorkerError
 from rdfia import machine, store
-from rdfia.claims import show
 from rdfia.features import fast_dtype
-from rdfia.ledger import Ledger
+from rdfia.ledger import Ledger, committed
 
 LABS = (bench_tme7.CASES, bench_tme8.CASES, bench_tme9.CASES)  # in each the order of worth
 LAST_ON_CUDA = ("seven C", "Table 1")  # liblinear is a processor's; Table 1 is layers of the first row again
@@ -177,10 +176,9 @@ def started(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def precision() -> list[list[str]]:
-    """[claim, verdict, measured, expected] of the committed runs on what bfloat16 changes."""
-    runs = (store.read_json(path) for path in sorted((ROOT / "reports" / "verified").glob("*/*/claims.json")))
-    return [[f"{one['id']}/{one['case']}", one["verdict"], show(one["measured"]), show(one["expected"])]
-            for run in runs for one in run["records"] if one["id"].endswith(".bfloat16")]  # fmt: skip
+    """[claim, outcome, measured, expected] of the committed runs on what bfloat16 changes."""
+    return [[record.key, record.verdict, record.result, record.expected]
+            for record, _, _ in committed(ROOT) if record.id.endswith(".bfloat16")]  # fmt: skip
 
 
 def _keep(config: pytest.Config) -> Path:

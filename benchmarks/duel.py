@@ -26,6 +26,7 @@ from benchmarks.pairs import Pairs, Sampler, ratio
 from benchmarks.rows import Call, close, synchronised
 from benchmarks.ways import COMPILED, MANUAL, VARIANTS, Case
 from benchmarks.worker import Worker, WorkerError
+from rdfia.features import fast_dtype
 from tests.support.same_answer import differences
 
 LEAST, MOST, PAIRS, SAMPLED = 3, 5, 8, 6.0  # rounds; pairs of a round at most; seconds that a round samples for
@@ -235,9 +236,12 @@ def best_of(call: Call, times: int = 5) -> float:
 
 @functools.cache
 def ceilings(device: str) -> dict[str, float]:
-    """What this machine does at best, measured: FLOP/s of a matrix product by dtype, bytes/s of a copy."""
+    """What this machine does at best, measured: FLOP/s of a matrix product by dtype, bytes/s of a copy.
+
+    bfloat16 only where it is native: a product that is emulated takes minutes, and no row is computed so.
+    """
     found = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dict.fromkeys((torch.float32, torch.bfloat16 if device == "cuda" else fast_dtype(device))):
         rates = []
         for n in (8192,) if device == "cuda" else (1024, 2048, 4096):
             a = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(device, dtype)

@@ -133,19 +133,26 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _claims(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from rdfia import store, summary
     from rdfia.claims import CLAIMS, read_run
+    from rdfia.ledger import committed
 
     path = options.folder / "claims.json"
-    verdicts: dict[str, list[str]] = {}
-    for record in read_run(path)["records"] if path.exists() else []:
-        verdicts.setdefault(record.id, []).append(record.verdict)
-    if options.json:
-        listed = [{**vars(claim), "verdicts": verdicts.get(claim.id, [])} for claim in CLAIMS.values()]
-        print(json.dumps(listed, indent=1))
-        return 0
-    for claim in CLAIMS.values():
-        found = sorted(set(verdicts.get(claim.id, []))) or ["not run"]
-        print(f"{claim.id:<22} {', '.join(found):<24} {textwrap.shorten(claim.statement, 72, placeholder=' ...')}")
+    if options.committed or options.readme:
+        latest = {record.key: (record, f"reports/verified/{folder}, {date}")
+                  for record, folder, date in reversed(committed(Path()))}  # fmt: skip
+    else:
+        latest = {r.key: (r, str(options.folder)) for r in (read_run(path)["records"] if path.exists() else [])}
+    if options.readme:
+        text = summary.rewritten(options.readme.read_text("utf-8"), [record for record, _ in latest.values()])
+        store.write_atomic(options.readme, text.encode())
+    elif options.json:
+        checks = {claim_id: [r.as_json() for r, _ in latest.values() if r.id == claim_id] for claim_id in CLAIMS}
+        print(json.dumps([{**asdict(claim), "checks": checks[claim.id]} for claim in CLAIMS.values()], indent=1))
+    else:
+        print(*summary.listed([*latest.values()]), sep="\n")
     return 0
 
 
@@ -230,8 +237,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", choices=("32", "64", "both"), default="32", help="prepare images of this size")
     sub = command("report", _report, "Write the page of a run again from its claims.json.")
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
-    sub = command("claims", _claims, "List the claims, with the verdicts of the last run.")
+    sub = command("claims", _claims, "List the claims: sentence, outcome, values with intervals, where the record is.")
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
+    sub.add_argument("--committed", action="store_true", help="of the full runs in reports/verified, not the last run")
+    sub.add_argument("--readme", type=Path, metavar="FILE", help="write the table of the committed runs into this file")
     sub.add_argument("--json", action="store_true", help="for machines")
     sub = command("extract", _extract, "Features of every photo below a folder, any layers, in one pass.")
     sub.add_argument("folder", type=Path)

@@ -10,14 +10,21 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from . import claims
+from . import claims, judge
 from .claims import ANSWERS, CLAIMS, ERRATA, Record, show
+from .intervals import Estimate
 
 LABS = {"tme7": "TME 7", "tme8": "TME 8", "tme9": "TME 9", "tme10": "TME 10"}
-PROTOCOLS = {"report": "the report's", "substitute": "a substitute"}
-LEGEND = dict(zip(claims.VERDICTS, (  # a mark that is read without colour, and what the verdict means
-    ("✓", "by the report's protocol, within the tolerance"), ("✗", "by the report's protocol, and it does not hold"),
-    ("≈", "on other data, network or recipe"), ("≉", "on other data, network or recipe"),
+SCOPES = {"report": "the report's sentence, with its data and networks",
+          "substitute": "the report's sentence, on other data, another network or a shorter run",
+          "ours": "not in the report"}  # fmt: skip
+LEGEND = dict(zip(claims.VERDICTS, (  # a mark that is read without colour, and what the word means
+    ("✓", "the report's sentence: the whole interval lies within the bound"),
+    ("✗", "the report's sentence: the whole interval lies beyond the bound"),
+    ("≈", "the same on other data, another network or a shorter run"),
+    ("≉", "beyond the bound on other data, another network or a shorter run"),
+    ("●", "a bound of ours: the whole interval lies within it"), ("○", "a bound of ours: the interval lies beyond it"),
+    ("?", "the interval holds the bound: so few images or seeds cannot tell"),
     ("↺", "not run now: from a committed full run"),
     ("→", "not run: it did not fit the minutes that this run was given"),
     ("…", "an asset is missing here"), ("!", "the check itself broke"),
@@ -62,7 +69,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def filters(records: Sequence[Record]) -> str:
     """The three choices; the script shows them, without it they stay hidden."""
     choices = {"lab": [lab for lab in LABS if any(record.lab == lab for record in records)],
-               "verdict": list(claims.counts(records)), "protocol": sorted({r.protocol for r in records} - {""})}
+               "verdict": list(claims.counts(records)),
+               "scope": [scope for scope in SCOPES if any(r.scope == scope for r in records)]}
     boxes = ""
     for name, values in choices.items():
         options = "".join(f'<option value="{escape(v)}">{escape(LABS.get(v, v))}</option>' for v in values)
@@ -70,17 +78,30 @@ def filters(records: Sequence[Record]) -> str:
     return f"<form class=filters hidden>{boxes}<output class=small></output></form>"
 
 
-def near_their_bound(records: Sequence[Record]) -> str:
-    """The verdicts that other photos or seeds might turn: less than two standard errors from what decides them."""
-    known = [record for record in records if not isinstance(record.margin, str)]
-    near = sorted((record for record in known if record.margin < 2), key=lambda record: record.margin)
-    if not near:
-        return ""
-    rows = "".join(f"<li>{badge(r.recorded.get('verdict', r.verdict))} {link(r.key, r.key)}: {r.margin:.1f}</li>"
-                   for r in near)  # fmt: skip
-    said = (f"{len(near)} of the {len(known)} verdicts that have a standard error lie less than two from their bound: "
-            "other photos or seeds might turn them")  # fmt: skip
-    return f"<details><summary>{said}</summary><ul>{rows}</ul></details>"
+def undecided(records: Sequence[Record]) -> str:
+    """The checks whose data cannot tell, each with about how many images or seeds would decide it."""
+    rows = ""
+    for record in records:
+        for part in record.parts if record.outcome == "undecided" else ():
+            if part["outcome"] == "undecided":
+                needed = _needed(record, part)
+                rows += f"<li>{link(record.key, record.key)}: {escape(_part(part))}; {escape(needed)}</li>"
+    count = sum(record.outcome == "undecided" for record in records)
+    said = f"{count} checks are undecided: what would decide them"
+    return f"<details><summary>{said}</summary><ul>{rows}</ul></details>" * bool(count)
+
+
+def _needed(record: Record, part: Mapping[str, Any]) -> str:
+    """How many images or seeds would decide this part, were its value to stay."""
+    bound = CLAIMS[record.id].bounds.get(part["name"])
+    fields = ("value", "low", "high", "n", "method", "level")
+    found = Estimate(*(float(part[f]) if f in fields[:3] else part[f] for f in fields))
+    size = judge.size_that_decides(found, bound) if bound else None
+    return f"about {size:,} in the place of {found.n:,} would decide, were the value to stay" if size else "more seeds"
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    return f"{part['name']} {show(part['value'])}{claims.interval_of(part)}, to be {part['bound']}"
 
 
 def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> str:
@@ -94,35 +115,49 @@ def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> s
             checks = f"<p>{tally}</p><details class=cases><summary>{len(mine)} checks</summary>{checks}</details>"
         answer = link(f"{first.lab}-{first.answer}", f"{LABS.get(first.lab, first.lab)}, answer {first.answer}")
         html += fill("claim.html", slug=slug(claim_id), id=escape(claim_id), statement=escape(first.statement),
-                     checks=checks, link=answer if first.answer else "<span class=small>beyond the report</span>")
+                     checks=_changed(claim_id) + checks,
+                     link=answer if first.answer else "<span class=small>beyond the report</span>")
     return html or "<p>This run has no record.</p>"
 
 
+def _changed(claim_id: str) -> str:
+    """What was changed of a claim after a result had been seen."""
+    changed = CLAIMS[claim_id].changed if claim_id in CLAIMS else ""
+    return f"<p class=small><b>Changed after a result was seen:</b> {escape(changed)}</p>" * bool(changed)
+
+
 def _check(record: Record, pictures: Sequence[str]) -> str:
-    margin = record.margin if isinstance(record.margin, str) else f"{record.margin:.1f} standard errors from the bound"
-    values = {"measured": show(record.measured, record.unit), "expected": show(record.expected),
-              "tolerance": record.tolerance, "margin": margin,
-              "protocol": PROTOCOLS.get(record.protocol, record.protocol),
+    values = {"also measured": show(record.measured, record.unit), "scope": SCOPES.get(record.scope, record.scope),
               "data": record.data, "weights": record.weights,
               "computed": ", ".join(filter(None, (record.dtype, record.device)))}  # fmt: skip
-    silent = record.verdict in ("unavailable", "error")
+    if not record.parts:  # made before estimates were kept
+        values["expected"] = record.expected
+    silent = record.outcome in ("unavailable", "deferred", "error")
     inner = "".join(f"<dt>{n}</dt><dd>{escape(v)}</dd>" for n, v in values.items() if v not in ("", "-") and not silent)
     if old := record.recorded:
-        since = "the code has changed since" if old["changed"] else "the code is the same now"
-        run = escape(f" by the {record.profile} run of {old['date']} on {old['folder']}, code {old['code']}; {since}")
-        inner += f"<dt>recorded</dt><dd>{badge(old['verdict'])}{run}</dd>"
+        since = "made with other bounds: stale" if old["stale"] else "the code has changed since" * old["changed"]
+        run = f" by the {record.profile} run of {old['date']} on {old['folder']}, code {old['code']}; "
+        run += since or "the code is the same now"
+        inner += f"<dt>recorded</dt><dd>{badge(old['outcome'])}{escape(run)}</dd>"
     text = json.dumps(record.evidence, ensure_ascii=False)
     cut = f"{text[:2000]} ... the rest is in claims.json" if len(text) > 2000 else text
     more = "".join(pictures) + f"<pre>{escape(cut)}</pre>" * bool(record.evidence)
     said = escape(record.note or (record.failure if silent else ""))
     note = f"<p>{said}</p>" if silent else f"<details><summary>note</summary>{said}</details>"
-    differs = record.pinned not in (None, record.verdict) and not old
+    differs = record.pinned not in (None, record.outcome) and not old
     return fill(
         "check.html", slug=slug(record.key), lab=escape(record.lab), verdict=escape(record.verdict), values=inner,
-        protocol=escape(record.protocol), badge=badge(record.verdict), case=escape(record.case), note=note * bool(said),
-        pinned=f"<b>pinned: {escape(str(record.pinned))}</b>" * differs, seconds=f"{record.seconds:.1f}",
-        evidence=f"<details><summary>evidence</summary>{more}</details>" * bool(more),
+        scope=escape(record.scope), badge=badge(record.verdict), case=escape(record.case), note=note * bool(said),
+        parts=_parts(record), pinned=f"<b>its pin is {escape(str(record.pinned))}</b>" * differs,
+        seconds=f"{record.seconds:.1f}", evidence=f"<details><summary>evidence</summary>{more}</details>" * bool(more),
     )  # fmt: skip
+
+
+def _parts(record: Record) -> str:
+    """What was estimated: value, interval, bound, whether it is met, from how many, by which method."""
+    rows = [[part["name"], show(part["value"]) + claims.interval_of(part), part["bound"], part["outcome"], part["n"],
+             part["method"]] for part in record.parts]  # fmt: skip
+    return table(("estimate", "value (99 % interval)", "bound", "outcome", "n", "interval by"), rows) if rows else ""
 
 
 def beside(section: str, evidence: Mapping[str, Any]) -> str:
@@ -170,9 +205,10 @@ def faults(run: Mapping[str, Any]) -> str:
 
 
 def thresholds(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [[key, f"{row['accuracy']:.4f}", row["n"], f"{row['threshold']:.4f}"] for key, row in rows.items()]
-    text = "<p>A run fails below the threshold: the accepted accuracy minus three binomial standard errors.</p>"
-    return (text + table(("layer", "accuracy", "images", "threshold"), lines)) * bool(rows)
+    lines = [[key, f"{row['accuracy']:.4f}", row["n"], judge.flips_allowed(row["n"])] for key, row in rows.items()]
+    text = ("<p>Which test images each layer has right is kept. A run fails where more of them change than rounding "
+            "explains, or too many the same way, for worse or for better.</p>")  # fmt: skip
+    return (text + table(("layer", "accuracy", "images", "may change"), lines)) * bool(rows)
 
 
 def answers(records: Sequence[Record]) -> str:

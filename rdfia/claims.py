@@ -93,19 +93,23 @@ class Record:
     @property
     def verdict(self) -> str:
         """What a reader sees: "reproduced", "holds on a substitute", "reached", ..., or why there is no outcome."""
-        return WORDS[self.scope].get(self.outcome, self.outcome)
+        return WORDS.get(self.scope, {}).get(self.outcome, self.outcome)
 
     @property
     def result(self) -> str:
-        """Each part's value with its interval, then what else was measured: "ratio 1.25 (1.21 to 1.29); steps 10"."""
-        parts = [f"{part['name']} {show(part['value'])}" + _interval(part) for part in self.parts]
-        return "; ".join(filter(None, [*parts, show(self.measured, self.unit) if self.measured is not None else ""]))
+        """`estimates`, then what else was measured: "ratio 1.25 (1.21 to 1.29); steps 10"."""
+        return "; ".join(filter(None, [self.estimates, show(self.measured, self.unit) if self.measured else ""]))
+
+    @property
+    def estimates(self) -> str:
+        """Each part's value with its interval."""
+        return "; ".join(f"{part['name']} {show(part['value'])}{interval_of(part)}" for part in self.parts)
 
     def as_json(self) -> dict[str, Any]:
         return {"key": self.key, "verdict": self.verdict, **plain(asdict(self))}
 
 
-def _interval(part: Mapping[str, Any]) -> str:
+def interval_of(part: Mapping[str, Any]) -> str:
     """The interval of a part, its method where it is open, nothing where it is exact."""
     if "inf" in str(part["low"]):  # also as JSON keeps it
         return f" ({part['method']})"

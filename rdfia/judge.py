@@ -34,7 +34,7 @@ FLIPS = 0.01
 
 @dataclass(frozen=True)
 class Bound:
-    """What an estimate is compared with, and why. "within": at most `margin` from `value`. ArgumentError: other words."""
+    """What an estimate is to be, and why; "within": at most `margin` from `value`. ArgumentError: other words."""
 
     direction: str
     value: float
@@ -82,7 +82,7 @@ def together(outcomes: Sequence[str]) -> str:
 
 
 def standard_error(found: Estimate) -> float:
-    """Half the interval's width, in quantiles of the normal distribution: 0 for what is exact, infinity for an open one.
+    """Half the interval's width, in quantiles of the normal distribution: 0 where it is exact, infinite where open.
 
     Of Student's intervals over few seeds it is larger than the values' own, as what is known of these is less.
     """
@@ -103,7 +103,7 @@ def size_that_decides(found: Estimate, bound: Bound) -> int | None:
     edges = [bound.value - bound.margin, bound.value + bound.margin]
     gap = min(abs(found.value - edge) for edge in edges)
     half = max(found.high - found.value, found.value - found.low)
-    return math.ceil(found.n * (half / gap) ** 2) if gap and math.isfinite(half) else None
+    return math.ceil(round(found.n * (half / gap) ** 2, 6)) if gap and math.isfinite(half) else None
 
 
 def bounds_digest(bounds: Mapping[str, Bound]) -> str:
@@ -166,8 +166,8 @@ def differs(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     if sizes[0] and (now["images"], sizes[0]) == (then.get("images"), sizes[1]):
         each = {name: images_differ(unpack(now["right"][name]), unpack(then["right"][name])) for name in sizes[0]}
         return "; ".join(f"{name}, beside its pin: {why}" for name, why in each.items() if why)
-    for name, (value, error) in now["parts"].items():
-        pinned, pinned_error = then["parts"][name]
+    for name in now["parts"]:
+        (value, error), (pinned, pinned_error) = (map(float, one["parts"][name]) for one in (now, then))  # "inf" too
         if (error or pinned_error) and values_differ(value, error, pinned, pinned_error):
             return (f"its pin has {name} {pinned:.4g} and this run {value:.4g}: more than {ERRORS} standard errors of "
                     "the difference apart")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -14,6 +15,16 @@ from . import intervals, judge, provenance, store
 from .claims import CLAIMS, Claim, ClaimError, Record, is_stale, plain, read_run
 from .errors import ArgumentError
 from .judge import OUTCOMES
+
+
+def committed(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
+    """(record, folder, date) of the full runs below `root`/reports/verified: those of `device` first, latest first."""
+    kept = root / "reports" / "verified"
+    runs = [(path.parent.relative_to(kept), read_run(path)) for path in sorted(kept.rglob("claims.json"))]
+    runs.sort(key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
+    runs.sort(key=lambda item: item[0].parts[:1] != (device,))
+    return [(row, folder.as_posix(), run["environment"].get("date", "")) for folder, run in runs
+            for row in run["records"] if row.outcome in OUTCOMES]  # fmt: skip
 
 
 class Ledger:
@@ -47,6 +58,7 @@ class Ledger:
         return CLAIMS[claim_id]
 
     def new(self, claim_id: str, case: str = "", **values: Any) -> Record:
+        values.setdefault("scope", self._row(claim_id).scope)
         return self.add(Record(claim_id, case, profile=self.profile, device=self.device, **values))
 
     def measured(
@@ -67,7 +79,7 @@ class Ledger:
         """
         row = self._row(claim_id)
         bounds = {name: row.bounds[name] for name in found if name in row.bounds}
-        if not found or (unknown := found.keys() - bounds.keys()):
+        if (unknown := found.keys() - bounds.keys()) or not found:
             raise ArgumentError(f"{claim_id}: no bound in rdfia/claims.json for {', '.join(unknown) or 'nothing'}; "
                                 f"it has: {', '.join(row.bounds) or 'none'}")  # fmt: skip
         parts = [{"name": name, "bound": str(bounds[name]), "outcome": judge.outcome(one, bounds[name]), **asdict(one)}
@@ -116,17 +128,16 @@ class Ledger:
             raise ClaimError(f"{record.key}: --require all, but: {message}")
         return record
 
+    @functools.cached_property
+    def _committed(self) -> list[tuple[Record, str, str]]:
+        return committed(self.root, self.device)
+
     def recorded(self, claim_id: str, case: str = "") -> Record:
         """Enter the latest committed record of a full run, of this device or else another; never shown as run."""
-        kept = self.root / "reports" / "verified"
-        runs = {path.parent.relative_to(kept): read_run(path) for path in kept.rglob("claims.json")}
-        latest = sorted(runs.items(), key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
-        for folder, run in sorted(latest, key=lambda item: item[0].parts[0] != self.device):
-            for row in run["records"]:
-                if (row.id, row.case) != (claim_id, case) or row.outcome not in OUTCOMES:
-                    continue
-                origin = {"date": run["environment"].get("date", ""), "code": row.code, "outcome": row.verdict,
-                          "folder": folder.as_posix(), "changed": row.code != provenance.lab_hash(self.root, row.lab),
+        for row, folder, date in self._committed:
+            if (row.id, row.case) == (claim_id, case):
+                origin = {"date": date, "code": row.code, "outcome": row.verdict, "folder": folder,
+                          "changed": row.code != provenance.lab_hash(self.root, row.lab),
                           "stale": is_stale(row)}  # fmt: skip
                 pin = self.pins.get(f"{row.key}|{row.profile}|{row.scope}")
                 record = self.add(replace(row, outcome="recorded", pinned=pin and pin["outcome"], recorded=origin))
@@ -144,9 +155,9 @@ class Ledger:
         return record
 
     def same_images(self, key: str, right: Any, images: str) -> None:
-        """Compare which images (N, true where right) a layer has right with the baseline: layers.json, by `key`.
+        """Compare which images (N, true where right) a layer has right with thresholds.json, by `key`.
 
-        ClaimError: too many changed, or too many the same way, for better or worse; or there is nothing to compare with.
+        ClaimError: too many changed, or too many the same way, for better or worse; or it has no such layer.
         """
         found = {"accuracy": round(float(np.mean(right)), 6), "images": images, **judge.pack(right)}
         stored = self.thresholds.get(key)

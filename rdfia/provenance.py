@@ -15,7 +15,7 @@ TABLES = {"rdfia/claims.json"}  # sentences and bounds: a record has the digest 
 
 
 def code_hash(root: Path) -> str:
-    """SHA-256 over names and bytes of all that measures: rdfia, tests/accuracy and tests/support; its first 12 digits."""
+    """SHA-256, 12 digits, over names and bytes of all that measures: rdfia, tests/accuracy and tests/support."""
     return _digest(root, (path for pattern in ("rdfia/*.*", "tests/accuracy/*.py", "tests/support/*.py")
                           for path in root.glob(pattern) if path.is_file()))  # fmt: skip
 

@@ -95,7 +95,7 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
     order = {claim_id: i for i, claim_id in enumerate(CLAIMS)}
     records = sorted(run["records"], key=lambda record: order.get(record.id, len(order)))
     sections, where, stopped = _sections(folder, run, records), run["environment"], run["unfinished"]
-    tally, old = claims.counts(records), sum(record.verdict == "recorded" for record in records)
+    tally, old = claims.counts(records), sum(record.outcome == "recorded" for record in records)
     failed = "".join(f"<li>{link(r.key, r.key)}: {escape(r.failure)}</li>" for r in records if r.failure)
     facts = {name: escape(str(where.get(name, "?"))) for name in ("date", "profile")}
     facts["device"] = escape(str(where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?")))
@@ -105,9 +105,9 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
         counts="".join(f"<li>{badge(v)} <b>{n}</b> <span class=small>{LEGEND[v][1]}</span></li>"
                        for v, n in tally.items()),
         coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all. "
-        + f"{old} did not run now: their verdict is an earlier run's, and says so. " * bool(old)
+        + f"{old} did not run now: their outcome is an earlier run's, and says so. " * bool(old)
         + "A contradicted claim is a result, not a failure: what was measured stands beside what the report says.",
-        near=blocks.near_their_bound(records),
+        undecided=blocks.undecided(records),
         alarm=f"<div class=alarm><b>This run was stopped: {escape(str(stopped))}.</b></div>" * bool(stopped)
         + f"<div class=alarm><b>This run failed:</b><ul>{failed}</ul></div>" * bool(failed),
         nav="".join(f'<a href="#{name}">{title}</a>' for name, title in shown.items()),

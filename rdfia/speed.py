@@ -138,7 +138,7 @@ def benchmarks(folder: Path, verified: Path = VERIFIED) -> str:
         if kept := run.get("bfloat16"):
             html += "<p>A faster dtype counts only where results hold. Claims of committed runs on bfloat16 beside "
             html += "float32; the scores of TME 9 and 10 are those of networks trained in bfloat16 throughout.</p>"
-            html += table(("claim", "verdict", "measured", "expected"), kept)
+            html += table(("claim", "outcome", "measured", "expected"), kept)
         if start := run.get("start"):
             html += table(("start", "seconds", "wanted, at most"), [[what, *values] for what, values in start.items()])
         for unit, series in run.get("growth", {}).items():

@@ -1,4 +1,4 @@
-"""TME 9 and 10: many runs of GANs, each resumable, their raw values kept; comparisons whose margins are fixed first."""
+"""TME 9 and 10: many runs of GANs, each resumable, their raw values kept."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy import stats
 from torch import Tensor
 
-from rdfia import intervals, store
-from rdfia.errors import ArgumentError, DivergedError, StoreError
+from rdfia import store
+from rdfia.errors import DivergedError, StoreError
 from rdfia.gan_health import health
 from rdfia.gan_training import GanConfig, Trainer, fixed_noise, train
 from rdfia.gans import Generator, build, sample, to_uint8
@@ -202,62 +201,6 @@ def final(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: float)
     """The median of a score over the snapshots at `steps`; `worst` for a run that diverged before the last of them."""
     values = {score["step"]: score[name] for score in row["scores"]}
     return float(np.median([values[step] for step in steps])) if values.keys() >= set(steps) else worst
-
-
-class Worse(NamedTuple):
-    """One-sided: how probable so large values would be, were both settings alike; and the ratio of the medians."""
-
-    p: float
-    ratio: float
-
-
-def larger(values: Sequence[float], default: Sequence[float]) -> Worse:
-    """Are `values` (a number a seed) larger than `default`'s? Exact Mann-Whitney test, so infinite values may occur.
-
-    With 5 seeds each the smallest p is 1/252, with 3 each 1/20. ArgumentError: fewer than 2 values a side.
-    """
-    _at_least_two(values, default)
-    p = stats.mannwhitneyu(values, default, alternative="greater", method="exact").pvalue
-    middle, usual = float(np.median(values)), float(np.median(default))
-    return Worse(float(p), middle / usual if usual else math.inf)
-
-
-class NoWorse(NamedTuple):
-    """Ratio of geometric means, its upper 95 % bound (Welch), and whether that stays within the margin."""
-
-    ratio: float
-    upper: float
-    holds: bool
-
-
-def no_larger(values: Sequence[float], default: Sequence[float], margin: float) -> NoWorse:
-    """Are positive `values` at most `margin` (1.25: a quarter more) times `default`'s? Not "no difference was found".
-
-    The upper limit of the one-sided 95 % interval for the ratio of geometric means has to lie below the margin, as in
-    one half of the two one-sided tests of equivalence (Schuirmann 1987). ArgumentError: fewer than 2 values a side.
-    """
-    _at_least_two(values, default)
-    if not math.isfinite(sum(values)) or min(*values, *default) <= 0:
-        return NoWorse(math.inf, math.inf, False)
-    found = intervals.ratio(values, default, level=0.9, paired=False)
-    return NoWorse(found.value, found.high, found.high <= margin)
-
-
-def paired(values: Sequence[float], default: Sequence[float], margin: float = 1.0) -> NoWorse:
-    """As `no_larger`, where values at the same place share a seed: Student's t of the logarithms of their ratios.
-
-    For settings whose runs with one seed are alike but for the setting; what the seed does to both is not counted.
-    ArgumentError: fewer than 2 values, or not as many on both sides.
-    """
-    _at_least_two(values, default)
-    if len(values) != len(default):
-        raise ArgumentError(f"pairs of seeds want as many values on both sides, got {len(values)} and {len(default)}")
-    return no_larger([a / b for a, b in zip(values, default, strict=True)], [1.0] * len(values), margin)
-
-
-def _at_least_two(*groups: Sequence[float]) -> None:
-    if min(map(len, groups)) < 2:
-        raise ArgumentError(f"a comparison over seeds wants two runs or more a side, got {[len(g) for g in groups]}")
 
 
 def loss_variation(losses: Tensor, last: int = 500) -> dict[str, float]:

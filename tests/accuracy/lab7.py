@@ -44,6 +44,7 @@ SQUEEZENET = [
 BUDGET = 8 * store.GIGABYTE  # of features: in two bytes each, VGG16's layers of profile short take one pass
 TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
 DENSE = {"vgg16": ["relu6", "fc7", "relu7", "logits"], "alexnet": ["relu6", "relu7", "logits"], "squeezenet1_1": []}
+HEADS = ("pool5", "relu7")  # layers that a new head is trained on: their columns are kept
 WEIGHTS = {"vgg16": "vgg16-features", "alexnet": "alexnet-features", "squeezenet1_1": "squeezenet1_1"}
 # What profile `short` measures: VGG16's layers of one pass within the default cap of 8 GB, and of the others those with
 # fewer than 200,000 columns, enough to see the whole curve. A layer of 100,000 columns costs about ten seconds: those
@@ -184,6 +185,7 @@ class Bench:
         weights = extraction.weights_digest(loaded.module, path)
         types = str(dtype) if kept(dtype) == dtype else f"{dtype}, {kept(dtype)}"
         types += ", TF32" if float32_products(self.device) == "TF32" else ""
+        types += ", columns" * (tap in HEADS[1:])
         parts = [problem.digest, problem.n_train, path, types, weights, problem.preprocess.key, self.device]
         return store.cache_dir() / "tme7" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
 
@@ -226,7 +228,7 @@ class Bench:
             if todo:
                 rows = len(self.problem.images)
                 sums: dict[str, Any] = {tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo}
-                keep = {tap: Keep(sums[tap]) for tap in todo if tap == "pool5" and seed is None}
+                keep = {tap: Keep(sums[tap]) for tap in todo if tap in HEADS and seed is None}
                 gram.accumulate(
                     self.network(name, seed).module,
                     self.pixels,
@@ -252,7 +254,7 @@ class Bench:
         return grams
 
     def columns(self, name: str, tap: str = "pool5") -> Tensor:
-        """The L2-normalised N x D features of pool5, kept beside its Gram matrix."""
+        """The L2-normalised N x D features of a layer of `HEADS`, kept beside its Gram matrix."""
         self.grams(name, [tap])
         tensors, _ = store.load_tensors(self._places(name, [tap], self.fast, None)[tap])
         return torch.nn.functional.normalize(tensors["columns"].float(), dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia import assets, fooling, images, input_gradients, intervals, networks, saliency_scores
+from rdfia import assets, datasets, fooling, images, input_gradients, intervals, networks, saliency_scores
 from rdfia.datasets import ImageSet
 from rdfia.images import Preprocess
 from tests.support.budget import shared
@@ -22,18 +23,18 @@ from tests.support.budget import shared
 
 @dataclass(frozen=True)
 class Setup:
-    """A network on its photos; by the report's protocol only where it is the report's network."""
+    """A network on its photos. `scope` is that of the claim ("") only where it is the report's network."""
 
     network: str
     weights: str
     photos: str
     space: Preprocess
-    protocol: str
+    scope: str
     judge: str  # the other network that looks at the results
 
 
 SETUPS = {
-    "SqueezeNet 1.1": Setup("squeezenet1_1", "squeezenet1_1", "imagenet-samples", images.CROP, "report",
+    "SqueezeNet 1.1": Setup("squeezenet1_1", "squeezenet1_1", "imagenet-samples", images.CROP, "",
                             "EfficientNet-Lite0"),
     "EfficientNet-Lite0": Setup("efficientnet-lite0", "efficientnet-lite0", "foolbox-photos",
                                 images.EFFICIENTNET_LITE0, "substitute", "SqueezeNet 1.1"),
@@ -82,7 +83,7 @@ class Bench:
     def __init__(self, title: str, photos: ImageSet, device: str, profile: str, progress: Any) -> None:
         self.title, self.setup, self.photos, self.progress = title, SETUPS[title], photos, progress
         self.full, self.device, self.space = profile == "full", device, SETUPS[title].space
-        self.seeds = range(5 if title == "SqueezeNet 1.1" else 3)
+        self.seeds = range(30 if self.full else 5 if title == "SqueezeNet 1.1" else 3)
         self.network = Network(title, device)
 
     @cached_property
@@ -128,6 +129,12 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         return (self.y + torch.randint(1, 1000, (len(self.y),), generator=generator)) % 1000
 
+    @property
+    def images(self) -> str:
+        """Which photos it gets right: 12 hex digits over their folders and names."""
+        right = (path for path, right in zip(self.photos.paths, self.right.tolist(), strict=True) if right)
+        return hashlib.sha256("".join(f"{path.parent.name}/{path.name}\n" for path in right).encode()).hexdigest()[:12]
+
     def row(self, *names: str) -> int:
         """Place among the photos that are right of the first that shows one of these classes, else 0."""
         shown = [self.photos.classes[label] for label in self.y.tolist()]
@@ -135,10 +142,10 @@ class Bench:
 
     def record(self, **values: Any) -> dict[str, Any]:
         """What the records of this bench have in common."""
-        photos = f"{len(self.photos)} photos ({len(set(self.photos.labels))} classes) of {self.setup.photos}"
+        photos = f"{len(self.photos)} photos ({len(set(self.photos.labels))} classes) of {self.photos.name}"
         data = f"{len(self.y)} of {photos}, those classified correctly"
         found = assets.locate(self.setup.weights)
-        return {"protocol": self.setup.protocol, "data": data, "weights": f"{self.title} ({found.source})",
+        return {"scope": self.setup.scope, "data": data, "weights": f"{self.title} ({found.source})",
                 "dtype": "float32", **values}  # fmt: skip
 
     def maps(self, kind: str) -> Tensor:
@@ -163,6 +170,12 @@ class Bench:
             steps = 40 if self.full else 20
             return fooling.fool_closely(self.network.module, self.x, self.targets, steps=steps, **common)
         return fooling.fool(self.network.module, self.x, self.targets, pixels=how, **common)  # type: ignore[arg-type]
+
+    def saved_and_fooled(self, how: str) -> np.ndarray:
+        """Which photos are fooled by what `how` makes once it was saved as PNG and read back, n bool."""
+        result = self.fooled(how)
+        files = as_files(self.space.denormalise(result.x).cpu(), saved("PNG"))
+        return result.reached & (self.network(files).argmax(1) == self.targets).numpy()
 
     @cached_property
     def snail(self) -> int:
@@ -200,6 +213,15 @@ class Bench:
             "changed": (change > CHANGED).float().mean((1, 2)).numpy(),
             "distance": (end - begin).flatten(1).norm(dim=1).numpy(), "score": scores[1], "score_before": scores[0],
         }  # fmt: skip
+
+
+def with_more(photos: ImageSet) -> ImageSet:
+    """Photos and, where it is on this machine, those of `imagenet-more`, which are last: the others keep their rows."""
+    if not (found := assets.find("imagenet-more")):
+        return photos
+    more = datasets.imagenet_samples(found.path)
+    labels = np.concatenate([photos.labels, more.labels])
+    return ImageSet(f"{photos.name} and imagenet-more", photos.paths + more.paths, labels, photos.classes)
 
 
 def numbers(measured: dict[str, Any]) -> dict[str, list[float]]:
@@ -264,7 +286,7 @@ class Rounded(nn.Module):
         return self.network(x + (fooling.eight_bits(x, self.space) - x).detach())
 
 
-def foolbox_closely(bench: Bench, rows: slice, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def foolbox_closely(bench: Bench, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it fools), per photo.
 
     The network rounds what it is shown, so that foolbox too searches for images that can be saved.
@@ -288,12 +310,13 @@ def foolbox_closely(bench: Bench, rows: slice, steps: int) -> tuple[np.ndarray, 
     normalise = {"mean": list(space.mean), "std": list(space.std), "axis": -3}
     network = Rounded(bench.network.module, space).eval()
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=bench.device, preprocessing=normalise)
-    pixels = space.denormalise(bench.x[rows]).clamp(0, 1)
-    criterion = foolbox.criteria.TargetedMisclassification(bench.targets[rows].to(bench.device))
+    pixels, found = space.denormalise(bench.x).clamp(0, 1), []
     with torch.random.fork_rng(devices=[]):  # it draws from the global state
-        _, found, _ = foolbox.attacks.DDNAttack(steps=steps)(model, pixels, criterion, epsilons=None)
-    rounded = (found * 255).round() / 255
-    hits = bench.network(rounded).argmax(1) == bench.targets[rows]
+        for part, target in zip(pixels.split(32), bench.targets.to(bench.device).split(32), strict=True):
+            criterion = foolbox.criteria.TargetedMisclassification(target)
+            found.append(foolbox.attacks.DDNAttack(steps=steps)(model, part, criterion, epsilons=None)[1])
+    rounded = (torch.cat(found) * 255).round() / 255
+    hits = bench.network(rounded).argmax(1) == bench.targets
     return (rounded - pixels).flatten(1).norm(dim=1).cpu().numpy(), hits.numpy()
 
 
@@ -322,27 +345,9 @@ def mosaics(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
 # --- statistics -----------------------------------------------------------------------------------------------------
 
 
-def interval(values: Any, level: float = 0.95) -> tuple[float, float]:
-    """Student's confidence interval of a mean."""
-    return intervals.mean(values, level).limits
-
-
-def above(values: Any) -> bool:
-    """A mean above 0, one-sided at 5%."""
-    return interval(values, 0.90)[0] > 0
-
-
-def within(values: Any, margin: float) -> bool:
-    """A mean that is 0 but for a margin: two one-sided tests at 5%."""
-    low, high = interval(values, 0.90)
-    return -margin < low and high < margin
-
-
-def share(hits: Any) -> dict[str, Any]:
-    """A count with Clopper and Pearson's 95% interval."""
-    k, n = int(np.asarray(hits).sum()), len(hits)
-    found = intervals.share(k, n, 0.95)
-    return {"hits": k, "of": n, "share": found.value, "low": found.low, "high": found.high}
+def share(hits: Any) -> intervals.Estimate:
+    """The share of images that are true."""
+    return intervals.share(int(np.asarray(hits).sum()), len(hits))
 
 
 def summary(values: Any) -> dict[str, float]:

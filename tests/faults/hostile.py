@@ -170,10 +170,12 @@ def run_json() -> bytes:
     evidence = {"network": "vgg16", "accuracy": {"relu1_1": 0.5}, "classes": ["a", "b"], "matrix": [[1, 2], [0, 3]],
                 "rows": [{"recipe": "a", "validation": 0.5, "test": 0.6, "n": 10}]}  # fmt: skip
     figures = [{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}]
-    record = claims.Record("tme7.q1.total", case="x", expected=1, measured=curve, verdict="reproduced",
-                           protocol="report", evidence=evidence | curve, figures=figures)  # fmt: skip
+    part = {"name": "p", "bound": "above 0.5", "outcome": "undecided", "value": 0.6, "low": 0.4, "high": 0.8, "n": 9,
+            "method": "m", "level": 0.99}  # fmt: skip
+    record = claims.Record("tme7.q1.total", case="x", measured=curve, outcome="undecided", parts=[part],
+                           evidence=evidence | curve, figures=figures)  # fmt: skip
     environment = {"date": "2026", "device": "cpu", "cpu": "x", "profile": "short", "assets": [{"name": "digits"}]}
-    thresholds = {"a": {"accuracy": 0.5, "n": 10, "threshold": 0.4}}
+    thresholds = {"a": {"accuracy": 0.5, "n": 10, "images": "i", "bits": "AAA="}}
     run = {"environment": environment, "thresholds": thresholds, "records": [record.as_json()]}
     return json.dumps(claims.plain(run)).encode()
 

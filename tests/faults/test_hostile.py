@@ -474,8 +474,10 @@ HARM = ("<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "' onmou
 
 def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, fault: Fault) -> None:
     """Each text of a record in turn means harm, and all of them at once: the page has the tags that it has without."""
-    record = claims.Record("tme7.q1.total", case="x", expected="e", measured="m", verdict="reproduced", note="n",
-                           protocol="report", failure="f", data="d", weights="w", unit="u", tolerance="t",
+    part = {"name": "p", "bound": "b", "outcome": "o", "value": 0.6, "low": 0.4, "high": 0.8, "n": 9, "method": "m",
+            "level": 0.99}  # fmt: skip
+    record = claims.Record("tme7.q1.total", case="x", expected="e", measured="m", outcome="supported", note="n",
+                           parts=[part], failure="f", data="d", weights="w", unit="u", code="c", bounds="b",
                            evidence={"classes": ["a", "b"], "matrix": [[1, 2], [0, 3]], "label": "l"},
                            figures=[{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}])  # fmt: skip
     environment = {"date": "2026", "device": "cpu", "cpu": "x", "profile": "short", "torch": "t", "python": "p",
@@ -489,7 +491,7 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, f
                 return {names[k]: put(v, (*keys, k)) for k, v in value.items()}
             if isinstance(value, list):
                 return [put(item, keys) for item in value]
-            fixed = keys[-1:] in (("id",), ("key",), ("verdict",), ("device",), ("lab",), ("protocol",))
+            fixed = keys[-1:] in (("id",), ("key",), ("verdict",), ("device",), ("lab",), ("scope",))
             return harm if harm and isinstance(value, str) and not fixed else value
 
         run = put({"environment": environment, "thresholds": {}, "records": [record.as_json()]})

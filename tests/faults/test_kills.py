@@ -261,13 +261,14 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
 
 CHECKS = """
 import pytest, torch
+from rdfia.intervals import exact
 @pytest.mark.accuracy
 @pytest.mark.claim("tme7.q1.total")
 @pytest.mark.parametrize("case", range(20))
 def test_total(claim, case):
     for _ in range(50):
         torch.ones(300, 300) @ torch.ones(300, 300)
-    claim.measured(16, expected=16, holds=True, margin="exact", case=str(case))
+    claim.measured({"convolutions": exact(13)}, case=str(case))
 """
 
 
@@ -281,12 +282,10 @@ def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     (tmp_path / "tests" / "accuracy").mkdir(parents=True)
     (tmp_path / "tests" / "accuracy" / "test_tme7_stopped.py").write_text(CHECKS)
-    (tmp_path / "reports" / "baseline").mkdir(parents=True)
-    pins = {f"tme7.q1.total/{i}|short|report": "reproduced" for i in range(20)}
-    store.write_json(tmp_path / "reports" / "baseline" / "pins.json", pins)
 
     def start(name: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pytest", "-m", "accuracy", f"--output={tmp_path / str(name)}"]
+        command += ["--accept"] * (name == "first")  # which makes the pins of the others
         environment = victims.environment(RDFIA_CACHE=str(tmp_path / "cache"), RDFIA_OFFLINE="1")
         return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=listen,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip

@@ -1,4 +1,4 @@
-"""A verdict says no more than was measured: whose protocol it was, and what of the claim was out of reach."""
+"""A record says no more than was measured: its scope, and what of the claim was out of reach."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import networks, store
+from rdfia import judge, networks, store
 from rdfia.claims import CLAIMS
 from tests.accuracy import lab7, test_tme7
 
@@ -33,18 +33,18 @@ class Claim:
     def recorded(self) -> bool:
         return False
 
-    def at_least(self, *_threshold: Any) -> None:
+    def same_images(self, *_stored: Any) -> None:
         """The stored ones are of real layers."""
 
-    def measured(self, measured: Any, **values: Any) -> None:
-        self.record = {"measured": measured, **values}
+    def measured(self, found: dict[str, Any], **values: Any) -> None:
+        self.record = {"found": found, **values}
 
 
 def bench(accuracies: dict[str, float] | None = None) -> Any:
     """A bench of as many test images as 15-Scene has, whose curve is known."""
     labels = np.zeros(2985, dtype=int)
     return lambda _name, _path: SimpleNamespace(
-        problem=SimpleNamespace(name="15-Scene", digits=False, y_test=labels),
+        problem=SimpleNamespace(name="15-Scene", digits=False, y_test=labels, digest="0" * 64),
         fast=torch.float32,
         curve=lambda _network, _taps: {"accuracy": accuracies},
         fit=lambda _network, _tap: SimpleNamespace(predictions=np.arange(2985) // 2686),
@@ -53,51 +53,56 @@ def bench(accuracies: dict[str, float] | None = None) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("network", "accuracies", "protocol", "holds"),
+    ("network", "accuracies", "scope", "outcomes"),
     [
-        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.85}, "report", True),
-        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.89}, "report", False),
-        ("vgg16", {"relu1_2": 0.6, "pool5": 0.9}, "substitute", True),
-        ("squeezenet1_1", {"pool1": 0.6, "fire8": 0.9, "logits": 0.85}, "substitute", True),
+        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.85}, "report", ["supported", "supported"]),
+        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.8995}, "report", ["supported", "undecided"]),
+        ("vgg16", {"relu1_2": 0.88, "relu7": 0.9, "logits": 0.85}, "report", ["contradicted", "supported"]),
+        ("vgg16", {"relu1_2": 0.6, "pool5": 0.9}, "substitute", ["supported"]),
+        ("squeezenet1_1", {"pool1": 0.6, "fire8": 0.9, "logits": 0.85}, "substitute", ["supported", "supported"]),
     ],
 )
 def test_depth_is_the_reports_only_up_to_the_last_layer(
-    monkeypatch: pytest.MonkeyPatch, network: str, accuracies: dict[str, float], protocol: str, holds: bool
+    monkeypatch: pytest.MonkeyPatch, network: str, accuracies: dict[str, float], scope: str, outcomes: list[str]
 ) -> None:
     monkeypatch.setattr(lab7, "taps_for", lambda *_: list(accuracies))
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
-    claim = Claim()
+    claim, bounds = Claim(), CLAIMS["tme7.q8.depth"].bounds
     test_tme7.test_accuracy_against_depth(claim, bench(accuracies), "15-Scene", network)
-    assert (claim.record["protocol"], claim.record["holds"]) == (protocol, holds)
+    assert claim.record["scope"] == scope
+    assert [judge.outcome(one, bounds[name]) for name, one in claim.record["found"].items()] == outcomes
     assert ("first half" in claim.record["note"]) == ("logits" not in accuracies)
 
 
 @pytest.mark.parametrize("row", [row for row in RECORDS if row["id"] == "tme7.q8.depth"], ids=lambda row: row["case"])
 def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
-    whole = "logits" in row["evidence"]["accuracy"]
-    assert whole or row["protocol"] == "substitute"
-    assert whole or row["verdict"].endswith("on a substitute")
+    assert "logits" in row["evidence"]["accuracy"] or row["scope"] == "substitute"
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "holds", "aim"), [(0.95, True, "reached"), (0.937, True, "missed by 0.0080"), (0.91, False, "missed")]
+    ("hits", "outcomes"),
+    [
+        (2850, ["supported", "undecided"]),  # 0.955
+        (2870, ["supported", "supported"]),  # 0.961
+        (2797, ["supported", "undecided"]),  # 0.937: so many images cannot tell it from 0.945
+        (2770, ["supported", "contradicted"]),  # 0.928
+        (2716, ["undecided", "contradicted"]),  # 0.910
+    ],
 )
-def test_the_best_is_held_to_the_reports_best_and_tells_our_aim(
-    monkeypatch: pytest.MonkeyPatch, accuracy: float, holds: bool, aim: str
+def test_the_best_is_held_to_the_reports_best_and_to_our_aim(
+    monkeypatch: pytest.MonkeyPatch, hits: int, outcomes: list[str]
 ) -> None:
-    monkeypatch.setattr(test_tme7.best, "ablation", lambda _lab: ([{"recipe": "a", "C": 1.0, "test": accuracy}], "a"))
+    right = np.arange(2985) < hits
+    monkeypatch.setattr(test_tme7.best, "ablation", lambda _lab: ([{"recipe": "a", "C": 1.0}], "a", right))
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
-    claim = Claim()
-    test_tme7.test_best_of_one_linear_svm(claim, bench())
-    assert (claim.record["protocol"], claim.record["holds"]) == ("substitute", holds)
-    assert claim.record["measured"]["our aim of 0.945"].startswith(aim)
-
-
-def test_an_aim_of_ours_is_no_contradiction_and_a_miss_is_said() -> None:
-    for row in [row for row in RECORDS if row["id"] == "tme7.best"]:
-        assert row["verdict"] == "holds on a substitute"
-        assert row["measured"]["our aim of 0.945"] == "missed by 0.0080"
-        assert row["statement"] == CLAIMS["tme7.best"].statement
+    found = []
+    for case, part in (("", "accuracy"), ("the aim", "accuracy, our aim")):
+        claim = Claim()
+        test_tme7.test_best_of_one_linear_svm(claim, bench(), case, part)
+        assert list(claim.record["found"]) == [part]
+        found.append(judge.outcome(claim.record["found"][part], CLAIMS["tme7.best"].bounds[part]))
+    assert found == outcomes
+    assert CLAIMS["tme7.best"].scope == "ours"
 
 
 def test_the_short_profile_keeps_what_verdicts_read_and_no_more_columns_than_fit_its_time() -> None:

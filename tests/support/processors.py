@@ -69,7 +69,7 @@ def read_junit(path: Path) -> dict[str, str]:
 def read_claims(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """(claim -> verdict, claim -> what was measured), from a claims.json; empty where there is none."""
     run = store.read_json(path) if path.exists() else {"records": []}
-    return same_answer.verdicts(run), {record["key"]: record["measured"] for record in run["records"]}
+    return same_answer.verdicts(run), same_answer.results(run)
 
 
 def run_in(name: str, variables: Mapping[str, str], folder: Path, arguments: Sequence[str], claims: bool) -> Result:

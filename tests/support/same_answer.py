@@ -1,7 +1,7 @@
 """Are two runs one answer? Every difference between two claims.json but times and dates.
 
     python -m tests.support.same_answer reports/a reports/b                # same conditions: every value
-    python -m tests.support.same_answer --outcomes reports/a reports/b     # another processor, dtype or torch: verdicts
+    python -m tests.support.same_answer --outcomes reports/a reports/b     # another processor, dtype or torch: outcomes
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdfia import store
+from rdfia.claims import from_json
 
 TIMES = re.compile(r"^(date|seconds.*|uncommitted files|commit)$")  # a commit names the code, which `code` does too
 
@@ -53,10 +54,15 @@ def verdicts(run: Mapping[str, Any]) -> dict[str, str]:
     return {record["key"]: record["verdict"] for record in run["records"]}
 
 
+def results(run: Mapping[str, Any]) -> dict[str, str]:
+    """What the records of a claims.json measured, as a line each, by the claims' keys."""
+    return {record["key"]: from_json({"id": record["key"], **record}).result for record in run["records"]}
+
+
 def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
     """The conditions that differ (processor, dtype, threads, versions), then the verdicts, a line each."""
     yield from (f"condition {line.removeprefix('/')}" for line in differences(a["environment"], b["environment"]))
-    measured = [{record["key"]: record["measured"] for record in run["records"]} for run in (a, b)]
+    measured = [results(run) for run in (a, b)]
     for key, (one, other) in moved(verdicts(a), verdicts(b)):
         yield f"{key}: {one!r} and {other!r}; measured {' and '.join(str(m.get(key))[:80] for m in measured)}"
 

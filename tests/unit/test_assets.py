@@ -365,12 +365,13 @@ def test_wrong_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_the_table_is_complete() -> None:
-    names = ("scene15 mnist imagenet-samples cifar10-train celeba-32 celeba-64 digits foolbox-photos skimage-photos "
-             "squeezenet1_1 vgg16-features alexnet-features vgg16-full alexnet-full efficientnet-lite0")  # fmt: skip
+    names = ("scene15 mnist imagenet-samples imagenet-more cifar10-train celeba-32 celeba-64 digits foolbox-photos "
+             "skimage-photos squeezenet1_1 vgg16-features alexnet-features vgg16-full alexnet-full "
+             "efficientnet-lite0")  # fmt: skip
     assert set(names.split()) == set(ASSETS)
     for asset in ASSETS.values():
         assert asset.places, asset.name
-        assert bool(asset.folder) == (asset.name in names.split()[:9] and asset.name != "digits"), asset.name
+        assert bool(asset.folder) == (asset.name in names.split()[:10] and asset.name != "digits"), asset.name
         assert not asset.whole or ASSETS[asset.whole].network == asset.network
         for digest in (*asset.known, *([asset.folder["sha256"]] if asset.folder and not asset.prepare else [])):
             assert len(bytes.fromhex(digest)) == 32

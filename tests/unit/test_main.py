@@ -55,7 +55,7 @@ def test_status_says_what_waits_and_the_way_out(capsys: pytest.CaptureFixture[st
     assert main(["assets", "status"]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert lines[0].endswith(f"of 15 assets are on this machine; RDFIA_ASSETS is {root}")
+    assert lines[0].endswith(f"of {len(assets.ASSETS)} assets are on this machine; RDFIA_ASSETS is {root}")
     assert max(map(len, lines[1:])) <= 100
     assert "get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch scene15" in text
     waiting = [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
@@ -171,7 +171,7 @@ def test_errors_are_one_line(
 @pytest.mark.parametrize("command", ["report", "claims"])
 @pytest.mark.parametrize("run", [
     {}, [], 3, {"records": 3}, {"records": [3]}, {"records": [{}]}, {"records": {"id": "tme7.best"}},
-    {"records": [{"id": 3}]}, {"records": [{"id": "tme7.best", "verdict": None}]}, {"environment": 3, "records": []},
+    {"records": [{"id": 3}]}, {"records": [{"id": "tme7.best", "outcome": None}]}, {"environment": 3, "records": []},
     {"records": [{"id": "tme7.best", "evidence": [1]}]}, {"thresholds": [1], "records": []},
 ])  # fmt: skip
 def test_a_claims_file_of_another_shape_is_named(
@@ -192,14 +192,18 @@ def test_a_run_of_nothing_has_a_page(capsys: pytest.CaptureFixture[str], tmp_pat
 
 def test_claims_lists_each_with_its_verdict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     first = next(iter(CLAIMS))
-    store.write_json(tmp_path / "claims.json", {"records": [{"id": first, "verdict": "reproduced"}]})
+    part = {"name": "parameters", "value": 16.5, "low": 15.0, "high": 18.0}
+    row = {"id": first, "case": "a", "outcome": "supported", "parts": [part]}
+    store.write_json(tmp_path / "claims.json", {"records": [row]})
     assert main(["claims", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(CLAIMS)
-    assert lines[0].split()[:2] == [first, "reproduced"]
-    assert all("not run" in line for line in lines[1:])
+    assert len(lines) == 2 * len(CLAIMS)
+    assert lines[0] == f"{first}  {CLAIMS[first].statement}"
+    assert lines[1].split() == ["reproduced", *f"a: parameters 16.5 (15 to 18) [{tmp_path}]".split()]
+    assert lines[3::2] == ["  not run"] * (len(CLAIMS) - 1)
     assert main(["claims", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["verdicts"] == ["reproduced"]
+    (check,) = json.loads(capsys.readouterr().out)[0]["checks"]
+    assert (check["verdict"], check["parts"]) == ("reproduced", [part])
 
 
 def test_extract_writes_features_with_their_photos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

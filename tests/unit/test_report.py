@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from rdfia import blocks, claims, figures, machine, report, store
-from rdfia.claims import ClaimError, Ledger
+from rdfia import blocks, claims, figures, intervals, machine, report, store
+from rdfia.claims import ClaimError
 from rdfia.errors import StoreError
+from rdfia.ledger import Ledger
 
 EVIL = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;"
 VERIFIED = Path(__file__).parents[2] / "reports" / "verified"
@@ -45,6 +46,12 @@ class Links(HTMLParser):
         assert self.stack.pop() == tag
 
 
+def estimated(name: str, outcome: str, n: int = 100) -> dict[str, Any]:
+    """A part of a record: 0.6 with an interval that holds the bound of 0.5."""
+    return {"name": name, "bound": "above 0.5", "outcome": outcome, "value": 0.6, "low": 0.45, "high": 0.75, "n": n,
+            "method": "planted", "level": 0.99}  # fmt: skip
+
+
 def every_verdict(folder: Path) -> Ledger:
     """A run with every verdict, every kind of evidence, and a hostile file name."""
     run = Ledger(folder, "short", "cpu", accept=True)
@@ -52,23 +59,25 @@ def every_verdict(folder: Path) -> Ledger:
     row = {"row": "Relu2", "report": 0.906868, "reading": "second", "tap": "relu1_2", "accuracy": 0.706868}
     ablation = {"rows": [{"recipe": "pool5", "C": 1.0, "validation": 0.89, "test": 0.9, "low": 0.88, "high": 0.92}]}
     depth = {"network": "vgg16", "accuracy": {"relu1_1": 0.5, "pool5": 0.9}}
-    for claim_id, case, holds, protocol, evidence in (
-        ("tme7.q1.total", "", True, "report", {}),
-        ("tme7.q2.output", "", False, "report", {"lowest": -1.0}),
-        ("tme7.q3.animals", EVIL, True, "substitute", {}),
-        ("tme7.q8.depth", "vgg16", False, "substitute", depth),
-        ("tme7.q10.head", "", True, "report", {"bars": {"head": [0.8, 0.9], "SVM": [0.9]}}),
-        ("tme7.q11.table1", "Relu2", False, "report", row),
-        ("tme7.q11.C", "", True, "substitute", sweep),
-        ("tme7.best", "", True, "report", {"ablation": ablation, "confusion": CONFUSION}),
+    for claim_id, case, outcome, scope, evidence in (
+        ("tme7.q1.total", "", "supported", "report", {}),
+        ("tme7.q2.output", "", "contradicted", "report", {"lowest": -1.0}),
+        ("tme7.q3.animals", EVIL, "supported", "substitute", {}),
+        ("tme7.q8.depth", "vgg16", "contradicted", "substitute", depth),
+        ("tme7.q10.head", "", "undecided", "report", {"bars": {"head": [0.8, 0.9], "SVM": [0.9]}}),
+        ("tme7.q11.table1", "Relu2", "contradicted", "report", row),
+        ("tme7.q11.C", "", "contradicted", "ours", sweep),
+        ("tme7.best", "", "supported", "ours", {"ablation": ablation, "confusion": CONFUSION}),
     ):
-        run.measured(claim_id, case, holds=holds, protocol=protocol, measured=0.5, expected=0.6, data=EVIL,
-                     weights="vgg16-features", note=EVIL, evidence=evidence)  # fmt: skip
+        parts = [estimated(EVIL, outcome)]
+        run.new(claim_id, case, outcome=outcome, scope=scope, parts=parts, measured=0.5, data=EVIL,
+                weights="vgg16-features", note=EVIL, evidence=evidence)  # fmt: skip
     run.unavailable("tme7.q11.alexnet", "", "alexnet-full is not here. Get it: rdfia assets fetch alexnet-full")
     run.failed("tme7.bfloat16", "", "RuntimeError: dtype")
-    row = {"verdict": "contradicted", "date": "2026-01-02", "code": "abc", "changed": True, "folder": "cpu"}
-    run.add(claims.Record("tme7.q6.pretrained", verdict="recorded", measured=0.5, profile="full", recorded=row))
-    run.at_least("vgg16/pool5/scene15", 0.9, 2985)
+    row = {"outcome": "contradicted", "date": "2026-01-02", "code": "abc", "changed": True, "folder": "cpu",
+           "stale": False}  # fmt: skip
+    run.add(claims.Record("tme7.q6.pretrained", outcome="recorded", measured=0.5, profile="full", recorded=row))
+    run.same_images("vgg16/pool5/scene15", [True] * 9 + [False], "abc")
     return run
 
 
@@ -114,17 +123,26 @@ def test_verdicts_are_words_and_are_counted(page: str, written: tuple[Ledger, Pa
     assert "RuntimeError: dtype" in page
 
 
-def test_verdicts_near_their_bound_are_listed_nearest_first(page: str, tmp_path: Path) -> None:
-    assert "lie less than two" not in page  # none of them has a standard error
-    run = Ledger(tmp_path, "short", "cpu", accept=True)
-    for claim_id, margin in (("tme7.q1.total", 1.9), ("tme7.q2.output", 0.2), ("tme7.best", 2.0), ("tme7.q11.C", "no")):
-        run.measured(claim_id, "", holds=True, protocol="report", margin=margin)
+def test_undecided_checks_are_listed_with_what_would_decide_them(page: str, tmp_path: Path) -> None:
+    assert "1 checks are undecided" in page
+    run = Ledger(tmp_path, "short", "cpu")
+    name = "share of a mask in the right quarter"
+    run.new("tme8.q3.segmentation", "a", outcome="undecided", parts=[estimated(name, "undecided")])
+    run.new("tme8.q3.segmentation", "b", outcome="supported", parts=[estimated(name, "supported")])
     html = report.write(tmp_path / "near", run).read_text("utf-8")
-    said = html[html.index("2 of the 3 verdicts") : html.index("<nav>")]
-    rows = [said.index(f'"#tme7-{x}">tme7.{y}</a>: {z}')
-            for x, y, z in (("q2-output", "q2.output", 0.2), ("q1-total", "q1.total", 1.9))]  # fmt: skip
-    assert rows == sorted(rows)
-    assert "tme7.best" not in said
+    said = html[html.index("1 checks are undecided") : html.index("<nav>")]
+    assert f"{name} 0.6 (0.45 to 0.75), to be above 0.5; about 225 in the place of 100" in said
+    assert "tme8.q3.segmentation/a</a>" in said
+    assert "tme8.q3.segmentation/b" not in said
+
+
+def test_what_was_changed_after_a_result_was_seen_is_shown(tmp_path: Path) -> None:
+    changed = {row.id: row.changed for row in claims.CLAIMS.values() if row.changed}
+    run = Ledger(tmp_path, "short", "cpu")
+    for claim_id in changed:
+        run.unavailable(claim_id, "", "not here")
+    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    assert html.count("Changed after a result was seen") == len(changed) > 0
 
 
 def test_what_needs_no_script_is_visible_without_it(page: str) -> None:
@@ -157,7 +175,7 @@ def test_gans_have_their_figures_in_the_order_of_the_report(tmp_path: Path) -> N
     run = Ledger(tmp_path, "short", "cpu", accept=True)
     scores = {"scores": {"distance": {"default": [1.0, 2.0], "nz 10": [1.5, "nan"]}}, "default": "default"}
     steps = {"by_step": {"cGAN": [[25, 100], [0.1, 0.2], [0.01, 0.01]]}, "unit": "share", "log": "x"}
-    record = run.measured("tme7.best", holds=True, protocol="report", case="", evidence={"study": scores, "by": steps})
+    record = run.new("tme7.best", outcome="supported", evidence={"study": scores, "by": steps})
     kept = figures.png(figures.losses([[1.0, 2.0, 0.5, 0.5]]))
     numbers = [*range(20, 10, -1)]
     for number in numbers:
@@ -192,7 +210,7 @@ def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> N
               {"network": "vgg16", "accuracy": {"a": None}}, {"scores": {"a": {"b": [1.0]}}, "default": "c"},
               {"scores": [1], "default": "c"}, {"by_step": [1], "unit": "share"}]  # fmt: skip
     for i, evidence in enumerate(broken):
-        run.measured("tme7.q11.C", str(i), holds=True, protocol="report", evidence=evidence)
+        run.new("tme7.q11.C", str(i), outcome="supported", evidence=evidence)
     html = report.write(tmp_path / "out", run).read_text("utf-8")
     assert html.count("could not be drawn") == 8
     assert html.count('class="record') + html.count("class=record") == len(broken)
@@ -213,7 +231,7 @@ def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
     kept = tmp_path / "reports" / "verified" / "cpu" / "figures" / "figure2.png"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"png")
-    row = {"id": "tme7.q4.conv1", "verdict": "reproduced", "profile": "full", "protocol": "report",
+    row = {"id": "tme7.q4.conv1", "outcome": "supported", "profile": "full",
            "figures": [{"file": "figures/figure2.png", "caption": "maps", "alt": "64 maps"}]}  # fmt: skip
     store.write_json(kept.parents[1] / "claims.json", {"environment": {"date": "2026-01-02"}, "records": [row]})
     run = Ledger(tmp_path, "short", "cpu")
@@ -258,7 +276,7 @@ def test_no_records_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 def test_a_red_record_is_at_the_top_of_the_page(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu")
     try:
-        run.measured("tme7.q1.total", "", holds=True, protocol="report", measured=16)
+        run.measured("tme7.q1.total", "", {"convolutions": intervals.exact(16)})
     except ClaimError as error:
         run.records["tme7.q1.total"].failure = str(error)
     html = report.write(tmp_path / "out", run).read_text("utf-8")

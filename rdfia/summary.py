@@ -1,0 +1,50 @@
+"""The claims and what became of them, as lines for a terminal and as the README's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .claims import CLAIMS, Record, counts
+from .errors import ArgumentError
+from .judge import SCOPES
+
+MARKS = "<!-- written by python -m rdfia claims --readme README.md -->", "<!-- end of the written table -->"
+MOST = 150  # characters of a result in the table: one line on a screen
+
+
+def listed(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
+    """Each claim with its sentence, then a line a check: word, case, values with intervals, and the record's place."""
+    for claim in CLAIMS.values():
+        mine = [(record, place) for record, place in records if record.id == claim.id]
+        yield f"{claim.id}  {claim.statement}"
+        for record, place in mine:
+            yield f"  {record.verdict:<22} {f'{record.case}: ' * bool(record.case)}{record.result or '-'}  [{place}]"
+        if not mine:
+            yield "  not run"
+
+
+def table(records: Sequence[Record]) -> str:
+    """The README's table, Markdown: a line a claim, with the result of its first check by the report's own reading."""
+    rows = ["| claim | of the report | outcome | measured, with 99 % intervals |", "| --- | --- | --- | --- |"]
+    for claim in CLAIMS.values():
+        mine = [record for record in records if record.id == claim.id and record.parts]
+        first = min(mine, key=lambda r: (SCOPES.index(r.scope), r.outcome == "undecided"), default=None)
+        words = ", ".join(f"{word} {n}" if len(mine) > 1 else word for word, n in counts(mine).items())
+        result = f"{f'{first.case}: ' * bool(first.case)}{first.estimates}" if first else ""
+        said = [claim.id, claim.statement, words or "not measured", result]
+        rows.append(f"| {' | '.join(_cell(text) for text in said)} |")
+    return "\n".join(rows)
+
+
+def _cell(text: str) -> str:
+    text = text.replace("|", "\\|").replace("\n", " ")
+    return text if len(text) <= MOST else f"{text[:MOST]} ..."
+
+
+def rewritten(readme: str, records: Sequence[Record]) -> str:
+    """The text of a README with the table between its two marks written anew. ArgumentError: no such marks."""
+    before, found, rest = readme.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (found and end):
+        raise ArgumentError(f"the marks {MARKS[0]} and {MARKS[1]} are not there: write both where the table belongs")
+    return f"{before}{MARKS[0]}\n{table(records)}\n{MARKS[1]}{after}"

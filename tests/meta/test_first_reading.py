@@ -1,0 +1,120 @@
+"""The first reading of Table 1 runs wherever VGG16's dense layers are: shown with random ones, never as a claim.
+
+`--profile full` shows it with photos of 224 pixels, as the lab has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rdfia import assets, networks, store
+from rdfia.images import Preprocess
+from tests.accuracy import lab7, test_tme7
+
+ROOT = Path(__file__).parents[2]
+CLASSES, EACH = 15, 10  # half of the images are to train on
+MOST = 6 * store.GIGABYTE
+
+
+def write_weights(folder: Path) -> None:
+    """VGG16 and AlexNet in full size: the convolutions that packages carry, dense layers drawn from seed 0."""
+    for name in ("vgg16", "alexnet"):
+        tensors = networks.build(name, seed=0).state_dict() | assets.load_weights(f"{name}-features")
+        store.save_tensors(folder / f"{name}.safetensors", tensors, {"dense layers": "random, seed 0"})
+
+
+def problem(size: int) -> lab7.Problem:
+    """150 images of 15 patterns, each with noise of its own."""
+    stream = np.random.default_rng(0)
+    patterns = stream.integers(0, 256, (CLASSES, 1, 8, 8))
+    noisy = np.clip(patterns + stream.normal(0, 40, (CLASSES, EACH, 8, 8)), 0, 255).astype(np.uint8)
+    images = noisy.transpose(1, 0, 2, 3).reshape(-1, 8, 8)
+    labels = np.tile(np.arange(CLASSES), EACH)
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    names = tuple(map(str, range(CLASSES)))
+    return lab7.Problem("patterns", list(images), labels, len(images) // 2, names, digest, Preprocess(size=size))
+
+
+class Claim:
+    """In the place of the fixture: finds assets as it does, and keeps what is measured without a ledger."""
+
+    profile, device, id = "short", "cpu", "tme7.q11.table1"
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def need(self, name: str) -> Any:
+        return SimpleNamespace(path=Path()) if name == "scene15" else assets.locate(name, download=False)
+
+    def recorded(self) -> bool:
+        raise AssertionError("a committed record was asked for")
+
+    def measured(self, found: dict[str, Any], **values: Any) -> None:
+        self.records.append({"found": {name: one.value for name, one in found.items()}, **values})
+
+    def same_images(self, *_stored: Any) -> None:
+        """The stored ones are of real weights and photos."""
+
+
+def run(size: int) -> dict[str, Any]:
+    """Every check of the first reading, and the most memory that this process had."""
+    bench, claim = lab7.Bench(problem(size), "cpu", None), Claim()
+    bench.grams("vgg16", [*dict.fromkeys([*test_tme7.FIRST.values(), "relu7"])])  # in one pass
+
+    def benches(_name: str, _path: Path) -> lab7.Bench:
+        return bench
+
+    for row in test_tme7.FIRST:
+        test_tme7.test_table1_cut_classifier(claim, benches, row)
+    lab7.SHORT, lab7.DENSE = {"vgg16": ["relu7"], "alexnet": []}, {"vgg16": [], "alexnet": []}
+    test_tme7.test_accuracy_against_cost(claim, benches, "relu7")
+    test_tme7.test_new_head(claim, benches, "15-Scene", "vgg16", "relu7")
+    claim.id = "tme7.q11.alexnet"
+    test_tme7.test_alexnet_row(claim, benches, "first", "classifier[:3]")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
+    kept = ("found", "scope", "weights")
+    records = [{"scope": "report", **{name: one[name] for name in kept if name in one}} for one in claim.records]
+    return {"records": records, "peak": int(peak[1]) * 1024 if peak else 0}
+
+
+@pytest.mark.timeout(900)
+def test_the_first_reading_runs_where_the_dense_layers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    for name in ("vgg16", "alexnet"):
+        if assets.find(f"{name}-features") is None:
+            pytest.skip(f"{name}-features is not here: {assets.ASSETS[f'{name}-features'].command}")
+    write_weights(tmp_path / "assets" / "weights")
+    monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
+    size = 224 if request.config.getoption("--profile") == "full" else 64
+    command = [sys.executable, "-m", "tests.meta.test_first_reading", str(size)]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-3000:]
+    found = json.loads(made.stdout)
+    rows, sweep, head, alexnet = found["records"][:4], *found["records"][4:]
+    accuracies = {name: value for row in rows for name, value in row["found"].items()}
+    assert list(accuracies) == ["Relu2", "Relu4", "Relu7", "Relu10"]
+    assert accuracies["Relu7"] == accuracies["Relu10"]  # both are the logits, to the last digit
+    assert min(accuracies.values()) > 2 / CLASSES  # patterns that even random layers tell apart, better than by chance
+    assert [row["scope"] for row in (*rows, sweep, head, alexnet)] == ["report"] * 7
+    weights = {one["weights"] for one in found["records"]}
+    assert weights == {"vgg16-full (assets directory)", "alexnet-full (assets directory)"}
+    assert list(sweep["found"]) == ["C = 1 less the best other C"]
+    assert list(head["found"]) == [f"seed {seed} less the SVM" for seed in range(3)]
+    assert list(alexnet["found"]) == ["conv 3"]
+    assert 0 < found["peak"] < MOST
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(int(sys.argv[1]))))

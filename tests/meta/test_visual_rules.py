@@ -1,0 +1,386 @@
+"""The rules of TME 8 see what they are for: a network of which everything is known, its photos, and a fault each."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rdfia import fooling, images, input_gradients, saliency_scores
+from rdfia.claims import CLAIMS, Record
+from rdfia.datasets import ImageSet
+from rdfia.ledger import Ledger
+from tests.accuracy import lab8, test_tme8
+
+ROOT = Path(__file__).parents[2]
+SPACE = images.Preprocess(64, mean=(0.5,) * 3, std=(0.25,) * 3)
+TEMPLATES = torch.randint(0, 2, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+
+
+class Detector(nn.Module):
+    """Knows eight textures of 8 x 8 pixels, classes 0 to 7 of 1,000, wherever they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(TEMPLATES / TEMPLATES[0].numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = nn.functional.conv2d(x, self.weight).relu().amax((2, 3))
+        return nn.functional.pad(20 * found, (0, 992))
+
+
+class Looker(lab8.Network):
+    """The detector, asked about pixels, in the place of any network; `told`: what is done to pixels first."""
+
+    def __init__(self, title: str = "SqueezeNet 1.1", device: str = "cpu", told: Any = lambda pixels: pixels) -> None:
+        self.title, self.space, self.device, self.module, self.told = title, SPACE, device, Detector().eval(), told
+
+    def __call__(self, pixels: Tensor, defence: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return super().__call__(self.told(pixels), defence)
+
+
+def painted(pixels: Tensor, classes: Tensor, places: Tensor, contrast: float) -> Tensor:
+    """Photos with a texture each at (row, column)."""
+    pixels = pixels.clone()
+    for photo, label, (row, column) in zip(pixels, classes.tolist(), places.tolist(), strict=True):
+        photo[:, row : row + 8, column : column + 8] = 0.5 + contrast * TEMPLATES[label]
+    return pixels
+
+
+def mended(pixels: Tensor) -> Tensor:
+    """Without what `Made.pushed` has painted: the corner is grey."""
+    pixels = pixels.clone()
+    pixels[:, :, :8, :8] = 0.5
+    return pixels
+
+
+class Made(lab8.Bench):
+    """A bench of made-up photos, all of them read as they should be; what a check asks for can be altered."""
+
+    def __init__(self, n: int) -> None:
+        self.title, self.setup, self.full, self.device, self.space = "SqueezeNet 1.1", SETUP, False, "cpu", SPACE
+        self.progress, self.seeds, self.network = None, range(30), Looker()
+        labels, names = np.arange(n) % 8, tuple(f"class {i}" for i in range(1000))
+        self.photos = ImageSet("made up", tuple(Path(f"{i}.png") for i in range(n)), labels, names)
+        self.__dict__["pixels"] = photos(n)
+        self.__dict__["judge"] = Looker(SETUP.judge)
+        self.__dict__["targets"] = (torch.from_numpy(labels) + 1) % 8
+        self.kinds: dict[str, Tensor] = {}
+        self.found = {"free": self.pushed(), "8 bits": self.pushed(), "closely": self.pushed(l2=0.6)}
+        self.settings: dict[str, dict[str, float]] = {}
+        self.looking = [Looker(SETUP.judge)]
+
+    def pushed(self, x: Tensor | None = None, target: Any = None, *, fools: float = 1.0, steps: int = 10,
+               alike: float = 1.0, **size: float) -> fooling.Fooled:  # fmt: skip
+        """Photos, the last of them only where `fools` is below 1, with the target's texture in a corner.
+
+        `alike` 0: nothing is painted. `size`: what `perturbation` says of each, but for a hundredth.
+        """
+        x = self.x if x is None else x
+        n = len(x)
+        classes = self.targets if target is None else torch.as_tensor(target).expand(n)
+        pixels = painted(SPACE.denormalise(x), classes, torch.zeros(n, 2, dtype=torch.int64), 0.5 * alike)
+        reached = ["fooled" if i < fools * n else "never" for i in range(n)]
+        chance = torch.rand(2, n, 2, generator=torch.Generator().manual_seed(0))
+        found = fooling.Fooled(SPACE.normalise(pixels), x, SPACE, tuple(reached), torch.full((n,), steps), self.y[:n],
+                               classes, *chance)  # fmt: skip
+        spread = 1 + 0.01 * np.random.default_rng(0).standard_normal(n) * (n > 1)
+        sizes = {"l2": 1.5, "linf": 0.1, "psnr": 47.0, "ssim": 0.998, **size}
+        found.__dict__["size"] = {name: value * spread for name, value in sizes.items()}
+        return found
+
+    def record(self, **values: Any) -> dict[str, Any]:
+        return {"scope": "", **values}
+
+    def maps(self, kind: str) -> Tensor:
+        return self.kinds[kind] if kind in self.kinds else super().maps(kind)
+
+    def fooled(self, how: str) -> fooling.Fooled:
+        return self.found[how]
+
+    def others(self) -> list[lab8.Network]:
+        return [*self.looking]
+
+    def drawn(self, unit_step: bool, name: str) -> dict[str, Any]:
+        """30 seeds around these means, or around those of `settings`."""
+        rng = np.random.default_rng(sum(name.encode()))
+        means = {"probability": 0.97, "second": 0.2, "variation": 0.1, "windows": 0.2, "changed": 0.8, "score": 100.0,
+                 "score_before": 1.0, "distance": 10.0, **self.settings.get(name, {})}  # fmt: skip
+        first = means.pop("second_top1", 1.0)
+        row: dict[str, Any] = {key: mean * (1 + 0.01 * rng.standard_normal(30)) for key, mean in means.items()}
+        row["second_top1"] = torch.arange(30) < 30 * first
+        return {**row, **{key: torch.from_numpy(rng.random((30, 3, 64, 64))).float() for key in ("end", "begin")}}
+
+
+SETUP = lab8.SETUPS["SqueezeNet 1.1"]
+
+
+@cache
+def photos(n: int) -> Tensor:
+    """Noise with a texture of the same contrast in the middle, n x 3 x 64 x 64: classes 0 to 7 in turn."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(12, 44, (n, 2), generator=generator)
+    pixels = 0.5 + 0.3 * torch.randn(n, 3, 64, 64, generator=generator)
+    return painted(pixels.clamp(0, 1), torch.arange(n) % 8, places, 0.3)
+
+
+def noise(n: int, sigma: float = 0.0) -> Tensor:
+    """Maps of noise, blurred by `sigma` pixels, n x 64 x 64."""
+    white = torch.rand(n, 64, 64, generator=torch.Generator().manual_seed(1))
+    return images.blur(white, sigma) if sigma else white
+
+
+class Told:
+    """In the place of the fixture `claim`: judges by the bounds of the claim, and compares with no pin."""
+
+    def __init__(self, check: Callable[..., None]) -> None:
+        (table,) = (mark for mark in check.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+        self.id = table.args[1][0].marks[0].args[0]
+        self.record = Record(self.id)
+
+    def need(self, name: str) -> None:
+        pass
+
+    def recorded(self) -> bool:
+        return False
+
+    def figure(self, *_: Any) -> None:
+        pass
+
+    def measured(self, found: Any, **values: Any) -> None:
+        self.record = Ledger(ROOT, "short", "cpu", accept=True).measured(self.id, "made up", found, **values)
+
+
+Plant = Callable[[Made, pytest.MonkeyPatch], None]
+OF_MAPS = (test_tme8.test_salient_pixels_matter, test_tme8.test_the_plain_map_is_noisy,
+           test_tme8.test_maps_point_at_the_object, test_tme8.test_maps_depend_on_weights_and_class)  # fmt: skip
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
+    """judged(check, what, plant): the record that a check leaves of a made-up bench after `plant(bench, patch)`."""
+
+    def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    monkeypatch.setattr(test_tme8, "figures", types.SimpleNamespace(curves=nothing, pictures=nothing))
+    monkeypatch.setattr(lab8, "Network", Looker)
+    theirs = np.full(140, 0.7), np.full(140, True)
+    monkeypatch.setattr(lab8, "foolbox_closely", lambda *_: theirs)
+    monkeypatch.setitem(sys.modules, "eagerpy", types.ModuleType("eagerpy"))
+    for name in lab8.TREATMENTS:
+        monkeypatch.setitem(lab8.TREATMENTS, name, lambda pixels: pixels)
+
+    def judge(check: Callable[..., None], what: str, plant: Plant) -> Record:
+        bench, told = Made(40 if check in OF_MAPS else 140), Told(check)
+        monkeypatch.setattr(fooling, "fool", lambda _, x, target, **__: bench.pushed(x, target))
+        plant(bench, monkeypatch)
+        check(told, lambda *_, **__: bench, bench.title, what)
+        return told.record
+
+    return judge
+
+
+# --- what is planted ------------------------------------------------------------------------------------------------
+
+
+def nothing(bench: Made, patch: pytest.MonkeyPatch) -> None:
+    """All is as it should be."""
+
+
+def shuffled_between_photos(bench: Made, patch: pytest.MonkeyPatch) -> None:
+    bench.kinds["gradient"] = bench.maps("gradient").roll(1, 0)
+
+
+def least_salient_first(bench: Made, patch: pytest.MonkeyPatch) -> None:
+    bench.kinds["gradient"] = -bench.maps("gradient")
+
+
+def the_middle(bench: Made, patch: pytest.MonkeyPatch) -> None:
+    bench.kinds["gradient"] = saliency_scores.centre_prior(64, 64).expand(len(bench.y), 64, 64)
+
+
+def maps(gradient: Tensor, smoothgrad: Tensor) -> Plant:
+    return lambda bench, _: bench.kinds.update({"gradient": gradient, "smoothgrad": smoothgrad})
+
+
+def every_map(made: Callable[[Tensor], Tensor]) -> Plant:
+    """Saliency that sees neither the network nor the class."""
+    return lambda _, patch: patch.setattr(input_gradients, "saliency", lambda network, x, *_, **__: made(x))
+
+
+def blurred_noise(x: Tensor) -> Tensor:
+    return images.blur(torch.rand(len(x), *x.shape[2:], generator=torch.Generator().manual_seed(0)), 4.0)
+
+
+def another_quarter(bench: Made, patch: pytest.MonkeyPatch) -> None:
+    kept = lab8.mosaics
+
+    def moved(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
+        squares, classes, places = kept(x, y)
+        return squares, classes, np.roll(places, 64, axis=2)
+
+    patch.setattr(lab8, "mosaics", moved)
+
+
+def fools(**changed: Any) -> Plant:
+    return lambda bench, patch: patch.setattr(
+        fooling, "fool", lambda _, x, target, **__: bench.pushed(x, target, **changed)
+    )
+
+
+def found(how: str, **changed: Any) -> Plant:
+    return lambda bench, _: bench.found.update({how: bench.pushed(**changed)})
+
+
+def treated(name: str, treat: Callable[[Tensor], Tensor]) -> Plant:
+    return lambda _, patch: patch.setitem(lab8.TREATMENTS, name, treat)
+
+
+def judge_told(told: Callable[[Tensor], Tensor]) -> Plant:
+    return lambda bench, _: setattr(bench, "looking", [Looker(SETUP.judge, told=told)])
+
+
+def only_with_a_corner(pixels: Tensor) -> Tensor:
+    """Sees a photo only where its corner was painted, and then without that."""
+    painted = (pixels[:, :, :8, :8] - 0.5).abs().mean((1, 2, 3), keepdim=True) > 0.4
+    return torch.where(painted, mended(pixels), torch.full_like(pixels, 0.5))
+
+
+def draws(**settings: dict[str, float]) -> Plant:
+    names = {"few": "default", "long": lab8.LONG, "strong": "l2 0.1", "fast": "lr 1", "slowly": "lr 0.5",
+             "noise": lab8.NOISE, "photo": lab8.PHOTO}  # fmt: skip
+    return lambda bench, _: bench.settings.update({names[name]: means for name, means in settings.items()})
+
+
+WHITE, BLURRED = noise(40), noise(40, 2.0)
+BLOBS = (noise(40, 4.0) / noise(40, 4.0).amax()) ** 20
+VARIATION, WAVES = "total variation, over SmoothGrad's", "more in short waves than SmoothGrad"
+LAB, SECOND = "the lab's step", "the lab's step, second network"
+SALIENT, NOISY, OBJECT, SANITY = OF_MAPS
+FOOLING, RATE = test_tme8.test_a_quail_becomes_a_stingray, test_tme8.test_nearly_every_photo_is_fooled
+SMALLER, THREAT = test_tme8.test_a_closer_search_changes_less, test_tme8.test_what_becomes_of_fooling_images
+GROWS, REG = test_tme8.test_a_class_grows_out_of_noise, test_tme8.test_regularisation_changes_little
+MORE, RATES = test_tme8.test_more_iterations_change_more, test_tme8.test_a_smaller_rate_is_finer
+START = test_tme8.test_a_photo_is_a_better_start
+JPEG, BLUR, RESIZE = lab8.TREATMENTS
+CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [  # check, what, plant, what is contradicted
+    (SALIENT, "against random order", nothing, ()),
+    (SALIENT, "against random order", shuffled_between_photos, ("insertion gained on random order",)),
+    (SALIENT, "against random order", least_salient_first,
+     ("deletion gained on random order", "insertion gained on random order")),
+    (SALIENT, "against a centre prior", nothing, ()),
+    (SALIENT, "against a centre prior", the_middle,
+     ("deletion gained on centre prior", "insertion gained on centre prior")),
+    (NOISY, "", maps(WHITE, BLURRED), ()),
+    (NOISY, "", maps(BLURRED, WHITE), (VARIATION, WAVES)),
+    (NOISY, "", maps(WHITE, WHITE), (VARIATION, WAVES)),
+    (NOISY, "", maps(BLURRED + 0.016 * WHITE.flip(0), BLURRED), (VARIATION,)),
+    (NOISY, "", maps(BLOBS, 1 + 0.05 * WHITE), (WAVES,)),
+    (OBJECT, "", nothing, ()),
+    (OBJECT, "", every_map(blurred_noise),
+     ("share of a mask in the right quarter",)),
+    (OBJECT, "", another_quarter, ("share of a mask in the right quarter",)),
+    (SANITY, "shuffled weights", nothing, ()),
+    (SANITY, "shuffled weights", every_map(lambda x: x.abs().amax(1)), ("rank correlation, shuffled weights",)),
+    (SANITY, "another class", nothing, ()),
+    (SANITY, "another class", every_map(lambda x: x.abs().amax(1)), ("rank correlation, another class",)),
+    (FOOLING, "", nothing, ()),
+    (FOOLING, "", fools(fools=0.0), ("read as a stingray",)),
+    (FOOLING, "", fools(psnr=30.0), ("PSNR, dB",)),
+    (FOOLING, "", fools(ssim=0.9), ("SSIM",)),
+    (FOOLING, "", fools(steps=101), ("steps",)),
+    (RATE, "the lab's rule", nothing, ()),
+    (RATE, "the lab's rule", found("free", fools=0.7), ("share fooled",)),
+    (RATE, "saved as PNG", nothing, ()),
+    (RATE, "saved as PNG", found("8 bits", alike=0.0), ("share fooled",)),
+    (SMALLER, "", nothing, ()),
+    (SMALLER, "", found("closely", l2=1.4), ("L2, over the lab's rule's",)),
+    (SMALLER, "", found("closely", l2=0.6, alike=0.0), ("share fooled",)),
+    (SMALLER, "beside foolbox", nothing, ()),
+    (SMALLER, "beside foolbox", found("closely", l2=0.8), ("L2, over foolbox's",)),
+    (SMALLER, "beside foolbox", found("closely", l2=0.6, fools=0.6), ("share of ours that fools",)),
+    (THREAT, "survival", nothing, ()),
+    *((THREAT, "survival", treated(name, mended), (f"misread after {name}",)) for name in (JPEG, BLUR, RESIZE)),
+    (THREAT, "transfer", nothing, ()),
+    (THREAT, "transfer", judge_told(only_with_a_corner), ("judge's accuracy lost to them",)),
+    (THREAT, "defence", treated(JPEG, mended), ()),
+    (THREAT, "defence", nothing, ("still fooled after JPEG",)),
+    (THREAT, "defence", treated(JPEG, lambda pixels: torch.full_like(pixels, 0.5)), ("accuracy lost to JPEG",)),
+    (GROWS, f"{LAB}, score", nothing, ()),
+    (GROWS, f"{LAB}, score", draws(few={"probability": 0.5}), ("probability",)),
+    (GROWS, f"{LAB}, score", draws(few={"score": -1.0}), ("score gained",)),
+    (GROWS, SECOND, nothing, ()),
+    (GROWS, SECOND, draws(few={"second_top1": 0.1}), ("share of its first guesses",)),
+    (REG, LAB, nothing, ()),
+    (REG, LAB, draws(strong={"probability": 0.8}), ("probability, 0.1 less 1e-10",)),
+    (REG, LAB, draws(strong={"variation": 0.05}), ("log of total variation, 0.1 over 1e-10",)),
+    (MORE, f"{LAB}, pixels", draws(long={"changed": 0.9}), ()),
+    (MORE, f"{LAB}, pixels", draws(long={"changed": 0.7}), ("pixels changed, 1,000 less 200 iterations",)),
+    (MORE, f"{LAB}, tarantulas", draws(long={"windows": 0.5}), ()),
+    (MORE, f"{LAB}, tarantulas", draws(long={"windows": 0.1}), ("windows with a tarantula, 1,000 less 200",)),
+    (RATES, f"{LAB}, finer", draws(slowly={"variation": 0.05}), ()),
+    (RATES, f"{LAB}, finer", draws(slowly={"variation": 0.2}), ("total variation, rate 1 less 0.5",)),
+    (RATES, f"{LAB}, easier to see", draws(slowly={"second": 0.5}), ()),
+    (RATES, f"{LAB}, easier to see", draws(fast={"second": 0.5}), ("second network, rate 0.5 less 1",)),
+    (START, LAB, draws(photo={"second": 0.5}), ()),
+    (START, LAB, draws(noise={"second": 0.5}), ("second network, photo less noise",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("check", "what", "plant", "against"), CASES, ids=[f"{check.__name__}-{i}" for i, (check, *_) in enumerate(CASES)]
+)
+def test_a_rule_holds_and_fails(judged: Any, check: Any, what: str, plant: Plant, against: tuple[str, ...]) -> None:
+    record = judged(check, what, plant)
+    assert record.outcome == ("contradicted" if against else "supported"), record.result
+    assert tuple(part["name"] for part in record.parts if part["outcome"] == "contradicted") == against, record.result
+
+
+def test_every_bound_has_a_fault() -> None:
+    bounds = {name for claim in CLAIMS.values() if claim.lab == "tme8" for name in claim.bounds}
+    assert {name for *_, against in CASES for name in against} == bounds
+
+
+@pytest.mark.parametrize(
+    ("check", "what", "plant"),
+    [
+        (THREAT, "transfer", judge_told(mended)),  # a judge that none of them moves
+        (MORE, f"{LAB}, tarantulas", nothing),
+        (RATES, f"{LAB}, easier to see", nothing),
+    ],
+    ids=["transfer", "tarantulas", "easier to see"],
+)
+def test_what_cannot_be_told_is_undecided(judged: Any, check: Any, what: str, plant: Plant) -> None:
+    assert judged(check, what, plant).outcome == "undecided"
+
+
+def test_further_photos_come_last_and_only_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, more = (ImageSet(name, (Path(name, "a.jpg"), Path(name, "b.jpg")), np.array([3, label]), tuple("abcdefgh"))
+                   for name, label in (("imagenet-samples", 4), ("more", 5)))  # fmt: skip
+    monkeypatch.setattr(lab8.datasets, "imagenet_samples", lambda path: more)
+    monkeypatch.setattr(lab8.assets, "find", lambda name: None)
+    assert lab8.with_more(first) is first
+    monkeypatch.setattr(lab8.assets, "find", lambda name: types.SimpleNamespace(path=Path(name)))
+    both = lab8.with_more(first)
+    assert both.paths == first.paths + more.paths
+    assert both.labels.tolist() == [3, 4, 3, 5]
+    assert both.name == "imagenet-samples and imagenet-more"
+
+
+def test_the_digest_is_of_the_photos_that_are_right() -> None:
+    bench, other = Made(40), Made(40)
+    assert bench.images == other.images
+    other.photos = other.photos.subset(range(39, -1, -1))
+    assert bench.images != other.images
+    other = Made(40)
+    other.__dict__["_right"] = torch.arange(40) > 0
+    assert bench.images != other.images

@@ -1,0 +1,208 @@
+"""From interval and bound to outcome and word, and from two runs to whether they can be one program: planted cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rdfia import intervals, judge
+from rdfia.errors import ArgumentError
+from rdfia.intervals import Estimate
+from rdfia.judge import Bound
+
+INF = math.inf
+
+
+def between(low: float, high: float, n: int = 100) -> Estimate:
+    return Estimate((low + high) / 2, low, high, n, "planted")
+
+
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "expected"),
+    [
+        ("at least", 0.5, 0.6, "supported"),
+        ("at least", 0.4, 0.5, "undecided"),  # touches from the wrong side: 0.5 itself is allowed
+        ("at least", 0.4, 0.49, "contradicted"),
+        ("at least", 0.4, 0.6, "undecided"),
+        ("above", 0.5, 0.6, "undecided"),  # touches from the right side: 0.5 itself is not allowed
+        ("above", 0.51, 0.6, "supported"),
+        ("above", 0.4, 0.5, "contradicted"),
+        ("at most", 0.4, 0.5, "supported"),
+        ("at most", 0.5, 0.6, "undecided"),
+        ("at most", 0.51, 0.6, "contradicted"),
+        ("below", 0.4, 0.5, "undecided"),
+        ("below", 0.4, 0.49, "supported"),
+        ("below", 0.5, 0.6, "contradicted"),
+        ("equals", 0.5, 0.5, "supported"),  # exact
+        ("equals", 0.6, 0.6, "contradicted"),
+        ("equals", 0.4, 0.6, "undecided"),
+        ("at least", 0.5, 0.5, "supported"),
+        ("above", 0.5, 0.5, "contradicted"),
+        ("at most", INF, INF, "contradicted"),  # a run that diverged
+        ("above", INF, INF, "supported"),
+        ("above", -INF, INF, "undecided"),  # one run
+        ("equals", -INF, INF, "undecided"),
+    ],
+)
+def test_outcome_follows_from_the_interval_alone(direction: str, low: float, high: float, expected: str) -> None:
+    value = 0.5 if low == -INF else (low if low == high else (low + high) / 2)
+    assert judge.outcome(Estimate(value, low, high, 1, "planted"), Bound(direction, 0.5)) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.05, 0.05, "supported"),
+        (-0.1, 0.1, "supported"),
+        (-0.2, 0.05, "undecided"),
+        (-0.2, 0.2, "undecided"),  # not "no difference was found"
+        (0.11, 0.2, "contradicted"),
+        (-0.3, -0.2, "contradicted"),
+    ],
+)
+def test_equivalence_needs_the_whole_interval_within_the_margin(low: float, high: float, expected: str) -> None:
+    assert judge.outcome(between(low, high), Bound("within", 0.0, 0.1)) == expected
+
+
+def test_every_outcome_has_a_word_in_every_scope() -> None:
+    words = {scope: [judge.WORDS[scope][outcome] for outcome in judge.OUTCOMES] for scope in judge.SCOPES}
+    assert words == {
+        "report": ["reproduced", "contradicted", "undecided"],
+        "substitute": ["holds on a substitute", "fails on a substitute", "undecided"],
+        "ours": ["reached", "missed", "undecided"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (["supported", "supported"], "supported"),
+        (["supported", "undecided"], "undecided"),
+        (["undecided", "contradicted"], "contradicted"),
+    ],
+)
+def test_parts_are_asserted_together(outcomes: list[str], expected: str) -> None:
+    assert judge.together(outcomes) == expected
+    with pytest.raises(ArgumentError, match="got none"):
+        judge.together([])
+
+
+def test_what_is_no_number_is_refused_before_it_is_judged() -> None:
+    with pytest.raises(ArgumentError, match="NaN"):
+        Estimate(math.nan, 0, 1, 3, "planted")
+    with pytest.raises(ArgumentError, match="NaN"):
+        Estimate(0.5, math.nan, 1, 3, "planted")
+
+
+@pytest.mark.parametrize(
+    "bound", [("atleast", 0.5), ("at least", math.nan), ("within", 0.5), ("above", 0.5, 0.1), ("within", 0.5, -0.1)]
+)
+def test_a_bound_that_says_nothing_is_refused(bound: tuple[Any, ...]) -> None:
+    with pytest.raises(ArgumentError):
+        Bound(*bound)
+
+
+def test_bounds_read_well() -> None:
+    said = [str(Bound(*b)) for b in (("equals", 138_357_544), ("at least", 0.9), ("within", 0.906868, 0.01))]
+    assert said == ["equals 138,357,544", "at least 0.9", "within 0.01 of 0.906868"]
+
+
+def test_the_digest_sees_a_bound_and_not_its_reason() -> None:
+    digest = judge.bounds_digest({"a": Bound("above", 1.2, reason="x")})
+    assert digest == judge.bounds_digest({"a": Bound("above", 1.2, reason="y")})
+    for other in ({"a": Bound("above", 1.21)}, {"a": Bound("at least", 1.2)}, {"b": Bound("above", 1.2)}):
+        assert judge.bounds_digest(other) != digest
+
+
+def test_distance_from_the_bound_in_standard_errors() -> None:
+    found = Estimate(0.6, 0.6 - 2.5758, 0.6 + 2.5758, 10, "planted")  # a standard error of 1
+    assert judge.standard_error(found) == pytest.approx(1, abs=1e-4)
+    assert judge.errors_from_bound(found, Bound("above", 0.5)) == pytest.approx(0.1, abs=1e-4)
+    assert judge.errors_from_bound(found, Bound("within", 0.0, 0.5)) == pytest.approx(0.1, abs=1e-4)
+    assert judge.errors_from_bound(intervals.exact(3), Bound("equals", 3)) == INF
+
+
+def test_size_that_decides_is_where_the_interval_shrinks_to_the_bound() -> None:
+    undecided = intervals.share(60, 100)  # about 0.6 +- 0.13
+    needed = judge.size_that_decides(undecided, Bound("above", 0.5))
+    assert needed is not None
+    more = intervals.share(round(0.6 * needed * 1.1), round(needed * 1.1))
+    assert judge.outcome(more, Bound("above", 0.5)) == "supported"
+    assert judge.size_that_decides(between(0.4, 0.6), Bound("above", 0.5)) is None  # the value is at the bound
+    assert judge.size_that_decides(intervals.one_run(0.6), Bound("above", 0.5)) is None
+
+
+def bits(wrong: int, n: int = 2985, start: int = 0) -> np.ndarray:
+    right = np.ones(n, dtype=bool)
+    right[start : start + wrong] = False
+    return right
+
+
+PINNED = bits(300)
+
+
+@pytest.mark.parametrize(
+    ("now", "red"),
+    [
+        (PINNED, False),
+        (bits(300, start=6), False),  # six lost and six gained: another processor
+        (bits(306), False),  # 0.2 points lost
+        (bits(330), True),  # a point lost
+        (bits(270), True),  # a point gained: a leak until it is explained
+        (bits(300, start=60), True),  # as many right, but others: another layer
+        (~PINNED, True),
+    ],
+)
+def test_two_runs_of_the_same_images_are_compared_image_by_image(now: np.ndarray, red: bool) -> None:
+    assert bool(judge.images_differ(now, PINNED)) == red
+
+
+def test_right_and_wrong_survive_json() -> None:
+    packed = judge.pack(PINNED)
+    assert len(packed["bits"]) == 500
+    np.testing.assert_array_equal(judge.unpack(packed), PINNED)
+    assert judge.unpack(judge.pack(np.zeros(0, bool))).shape == (0,)
+
+
+def pin(outcome: str = "supported", value: float = 1.0, far: float = 3.0, **more: Any) -> dict[str, Any]:
+    return {"outcome": outcome, "bounds": "a", "errors from bound": far, "parts": {"x": [value, 0.1]}, **more}
+
+
+def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
+    return pin(images=images, right={"r": judge.pack(right)})
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "why"),
+    [
+        (pin(), pin(), ""),
+        (pin(value=1.5), pin(), ""),
+        (pin(value=1.6), pin(), "more than 4 standard errors"),
+        (pin(value=0.4), pin(), "more than 4 standard errors"),
+        (pin("contradicted"), pin(), "its pin is supported"),
+        (pin("undecided"), pin(), ""),  # the pin lay near its bound
+        (pin("undecided"), pin(far=4.1), "its pin is supported, 4.1 standard errors"),
+        (pin(), pin("undecided", far=1.0), ""),
+        (pin(bounds="b"), pin(), "other bounds"),
+        (pin(parts={"x": [2.0, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),  # exact: its outcome is compared
+        (pin(parts={"x": ["inf", 0.0]}), pin(), "more than 4 standard errors"),
+        (pin(parts={"x": [1.0, "inf"]}), pin(value=9.0), ""),  # one run says nothing of another
+        (bitwise(bits(330)), bitwise(PINNED), "the same way"),
+        (bitwise(bits(330)), bitwise(PINNED, "others"), ""),  # other images: by their values
+        (bitwise(bits(30, 2900)), bitwise(PINNED), ""),
+    ],
+)
+def test_a_result_is_compared_with_its_pin(now: dict[str, Any], then: dict[str, Any], why: str) -> None:
+    found = judge.differs(now, then)
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+@pytest.mark.parametrize("estimate", [lambda: intervals.one_run(0.5), lambda: intervals.diverged(5)])
+def test_open_estimates_have_no_error_or_are_beyond_any_bound(estimate: Callable[[], Estimate]) -> None:
+    found = estimate()
+    assert judge.outcome(found, Bound("at most", 1.25)) == ("undecided" if found.n == 1 else "contradicted")

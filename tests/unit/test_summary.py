@@ -1,0 +1,53 @@
+"""The list of claims and the README's table say what records say, a line a claim, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rdfia import summary
+from rdfia.claims import CLAIMS, Record
+from rdfia.errors import ArgumentError
+from rdfia.ledger import committed
+
+ROOT = Path(__file__).parents[2]
+
+
+def record(case: str, outcome: str, scope: str, value: float) -> Record:
+    part = {"name": "accuracy", "value": value, "low": value - 0.01, "high": value + 0.01}
+    return Record("tme7.q10.head", case, outcome=outcome, scope=scope, parts=[part])
+
+
+def test_the_readme_has_what_the_committed_records_say() -> None:
+    """`python -m rdfia claims --readme README.md` writes it anew."""
+    latest = {one.key: one for one, _, _ in reversed(committed(ROOT))}
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert summary.rewritten(text, [*latest.values()]) == text
+
+
+def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_reading() -> None:
+    found = [record("a", "supported", "substitute", 0.8), record("b", "contradicted", "report", 0.7)]
+    lines = summary.table(found).splitlines()
+    assert len(lines) == len(CLAIMS) + 2
+    (line,) = [line for line in lines if line.startswith("| tme7.q10.head ")]
+    assert line.endswith("| contradicted 1, holds on a substitute 1 | b: accuracy 0.7 (0.69 to 0.71) |")
+    assert sum(line.endswith("| not measured |  |") for line in lines) == len(CLAIMS) - 1
+
+
+def test_a_table_that_drifted_is_written_anew_between_its_marks() -> None:
+    text = f"before\n{summary.MARKS[0]}\nold\n{summary.MARKS[1]}\nafter\n"
+    new = summary.rewritten(text, [record("a", "supported", "report", 0.8)])
+    assert new.startswith("before\n")
+    assert new.endswith("\nafter\n")
+    assert "reproduced" in new
+    assert "old" not in new
+    assert new != summary.rewritten(text, [record("a", "supported", "report", 0.81)])
+    with pytest.raises(ArgumentError, match="write both where the table belongs"):
+        summary.rewritten("no marks", [])
+
+
+def test_every_check_is_listed_with_its_place() -> None:
+    lines = list(summary.listed([(record("a", "undecided", "report", 0.8), "reports/verified/cpu, 2026-01-01")]))
+    assert "  undecided              a: accuracy 0.8 (0.79 to 0.81)  [reports/verified/cpu, 2026-01-01]" in lines
+    assert lines.count("  not run") == len(CLAIMS) - 1
