@@ -165,7 +165,8 @@ def differs(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     sizes = [{name: bits["n"] for name, bits in one.get("right", {}).items()} for one in (now, then)]
     if sizes[0] and (now["images"], sizes[0]) == (then.get("images"), sizes[1]):
         each = {name: images_differ(unpack(now["right"][name]), unpack(then["right"][name])) for name in sizes[0]}
-        return "; ".join(f"{name}, beside its pin: {why}" for name, why in each.items() if why)
+        if moved := "; ".join(f"{name}, beside its pin: {why}" for name, why in each.items() if why):
+            return moved
     for name in now["parts"]:
         (value, error), (pinned, pinned_error) = (map(float, one["parts"][name]) for one in (now, then))  # "inf" too
         if (error or pinned_error) and values_differ(value, error, pinned, pinned_error):

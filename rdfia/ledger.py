@@ -157,12 +157,18 @@ class Ledger:
     def same_images(self, key: str, right: Any, images: str) -> None:
         """Compare which images (N, true where right) a layer has right with thresholds.json, by `key`.
 
+        Of other images (`images`: their digest) it is the share of right ones that is compared.
         ClaimError: too many changed, or too many the same way, for better or worse; or it has no such layer.
         """
         found = {"accuracy": round(float(np.mean(right)), 6), "images": images, **judge.pack(right)}
-        stored = self.thresholds.get(key)
-        why = judge.images_differ(right, judge.unpack(stored)) if stored and stored["images"] == images else ""
-        why = why or ("" if stored else "reports/baseline/thresholds.json has no such layer")
+        if not (stored := self.thresholds.get(key)):
+            why = "reports/baseline/thresholds.json has no such layer"
+        elif (stored["images"], stored["n"]) == (images, found["n"]):
+            why = judge.images_differ(right, judge.unpack(stored))
+        else:
+            one, other = (intervals.share(int(np.sum(bits)), len(bits)) for bits in (right, judge.unpack(stored)))
+            far = judge.values_differ(one.value, judge.standard_error(one), other.value, judge.standard_error(other))
+            why = f"{other.value:.4f} is stored, of {other.n} other images" * far
         if self.accept and why:
             self.thresholds[key] = found
         elif why:

@@ -50,6 +50,9 @@ def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_pat
     for wrong in (270, 330):
         with pytest.raises(ClaimError, match="too many the same way; if that is right, --accept"):
             again.same_images("vgg16/pool5/scene15", np.arange(2985) >= wrong, "abc")
+    again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 110, "of one's own")  # by the share: 0.89 of 1,000
+    with pytest.raises(ClaimError, match=r"0.8995 is stored, of 2985 other images"):
+        again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 20, "of one's own")
     with pytest.raises(ClaimError, match="has no such layer"):
         again.same_images("vgg16/pool4/scene15", right, "abc")
 
