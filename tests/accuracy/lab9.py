@@ -56,7 +56,7 @@ DCGAN, CDCGAN, CGAN = (replace(LABS[kind], **BFLOAT16) for kind in ("dcgan", "cd
 NO_Y = replace(CDCGAN, architecture=replace(CDCGAN.architecture, label_in_D=False))
 EARLY = (25, 50, 100, 150, 200, 300, 400, 500, 750)
 WINDOW = (1_300, 1_400, 1_500)  # a run is judged by the median over these updates of G: one step proves nothing
-SHORT_UPDATES = {"CelebA": 300, "CIFAR-10": 300, "digits": 100}  # of G; D is sure of digits sooner than of faces
+SHORT_UPDATES = {"CelebA": 400, "CIFAR-10": 400, "digits": 100}  # of G; D is sure of digits sooner than of faces
 # Five seeds with batches of 32 cost what one or two did with the labs'. After 70 steps cDCGAN's scores still go up and
 # down, so that two of them count. cGAN leaves the noise, in the latest of five seeds, between 400 and 450 steps. A rate
 # of 1e-10 moves no weight by more than that a step (Adam).

@@ -280,7 +280,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
     else:
         both = [bench.run(lab9.LONG[kind])["scores"] for kind in ("cgan", "cdcgan")]
         values = {n: [[row[n] for row in rows if row["step"] in (7_000, 7_500)] for rows in both] for n in scores}
-        found = {part: one_run(float(np.median(np.divide(*values[n])))) for part, n in judged.items()}
+        found = {part: one_run(float(np.median(np.divide(values[n][0], values[n][1])))) for part, n in judged.items()}
     pairs = {LABELS[name]: dict(zip(("cGAN", "cDCGAN"), two, strict=True)) for name, two in values.items()}
     seeds = {"scores": pairs, "default": "cDCGAN", "log": [LABELS["frechet"]]}  # the page draws it
     claim.measured(

@@ -341,8 +341,9 @@ def test_a_check_of_runs_holds_and_fails(check: Any, what: str, holds: Any, fail
 
 def test_one_short_run_that_is_unlike_the_others_leaves_it_open() -> None:
     """The planted fault of a median: it would not see this seed."""
-    verdict, bench = Verdict("tme10.q10.cdcgan"), Long(**{"short-cdcgan": OBEYED, "short-cdcgan-3": IGNORED})
-    in_short(verdict, lambda *_, **__: bench, "MNIST", "reads as asked")
+    planted: dict[str, Any] = {"short-cdcgan": OBEYED, "short-cdcgan-3": IGNORED}
+    verdict = Verdict("tme10.q10.cdcgan")
+    in_short(verdict, lambda *_, **__: Long(**planted), "MNIST", "reads as asked")
     assert verdict.outcome == "undecided"
 
 
