@@ -92,9 +92,14 @@ def standard_error(found: Estimate) -> float:
 
 
 def errors_from_bound(found: Estimate, bound: Bound) -> float:
-    """How many standard errors the value is from the edge of what the bound allows; infinity for what is exact."""
+    """How many standard errors the value is from the edge of what the bound allows; infinity for what is exact.
+
+    0 where the interval is open to a side: nothing is known of how far such a value may be.
+    """
     edges = {bound.value - bound.margin, bound.value + bound.margin}
     error, gap = standard_error(found), min(abs(found.value - edge) for edge in edges)
+    if math.isinf(error):
+        return 0.0
     return gap / error if error else math.inf
 
 

@@ -124,6 +124,9 @@ def test_distance_from_the_bound_in_standard_errors() -> None:
     assert judge.errors_from_bound(found, Bound("above", 0.5)) == pytest.approx(0.1, abs=1e-4)
     assert judge.errors_from_bound(found, Bound("within", 0.0, 0.5)) == pytest.approx(0.1, abs=1e-4)
     assert judge.errors_from_bound(intervals.exact(3), Bound("equals", 3)) == INF
+    assert judge.errors_from_bound(intervals.diverged(5), Bound("at most", 1.25)) == INF
+    for open_one in (intervals.one_run(0.6), Estimate(INF, 1.0, INF, 2, "two seeds that differ a lot")):
+        assert judge.errors_from_bound(open_one, Bound("above", 0.5)) == 0
 
 
 def test_size_that_decides_is_where_the_interval_shrinks_to_the_bound() -> None:
