@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
     sub = command("claims", _claims, "List the claims: sentence, outcome, values with intervals, where the record is.")
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
-    sub.add_argument("--committed", action="store_true", help="of the full runs in reports/verified, not the last run")
+    sub.add_argument("--committed", action="store_true", help="of the runs in reports/verified, not of the last one")
     sub.add_argument("--readme", type=Path, metavar="FILE", help="write the table of the committed runs into this file")
     sub.add_argument("--json", action="store_true", help="for machines")
     sub = command("extract", _extract, "Features of every photo below a folder, any layers, in one pass.")

@@ -18,7 +18,7 @@ from .judge import OUTCOMES
 
 
 def committed(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
-    """(record, folder, date) of the full runs below `root`/reports/verified: those of `device` first, latest first."""
+    """(record, folder, date) of the runs below `root`/reports/verified: those of `device` first, latest first."""
     kept = root / "reports" / "verified"
     runs = [(path.parent.relative_to(kept), read_run(path)) for path in sorted(kept.rglob("claims.json"))]
     runs.sort(key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
@@ -130,7 +130,7 @@ class Ledger:
 
     @functools.cached_property
     def _committed(self) -> list[tuple[Record, str, str]]:
-        return committed(self.root, self.device)
+        return [found for found in committed(self.root, self.device) if found[0].profile == "full"]
 
     def recorded(self, claim_id: str, case: str = "") -> Record:
         """Enter the latest committed record of a full run, of this device or else another; never shown as run."""
