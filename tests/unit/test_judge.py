@@ -197,7 +197,7 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
         (bitwise(bits(330)), bitwise(PINNED), "the same way"),
         (bitwise(bits(330)), bitwise(PINNED, "others"), ""),  # other images: by their values
         (bitwise(bits(30, 2900)), bitwise(PINNED), ""),
-        ({**bitwise(PINNED), "parts": {"x": [1.6, 0.1]}}, bitwise(PINNED), "more than 4 standard errors"),  # of no image
+        ({**bitwise(PINNED), "parts": {"x": [1.6, 0.1]}}, bitwise(PINNED), "more than 4 standard errors"),
     ],
 )
 def test_a_result_is_compared_with_its_pin(now: dict[str, Any], then: dict[str, Any], why: str) -> None:
