@@ -87,7 +87,7 @@ def undecided(records: Sequence[Record]) -> str:
                 needed = _needed(record, part)
                 rows += f"<li>{link(record.key, record.key)}: {escape(_part(part))}; {escape(needed)}</li>"
     count = sum(record.outcome == "undecided" for record in records)
-    said = f"{count} checks are undecided: what would decide them"
+    said = f"{count} {'checks are' if count > 1 else 'check is'} undecided: what would decide them"
     return f"<details><summary>{said}</summary><ul>{rows}</ul></details>" * bool(count)
 
 

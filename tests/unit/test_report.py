@@ -124,13 +124,13 @@ def test_verdicts_are_words_and_are_counted(page: str, written: tuple[Ledger, Pa
 
 
 def test_undecided_checks_are_listed_with_what_would_decide_them(page: str, tmp_path: Path) -> None:
-    assert "1 checks are undecided" in page
+    assert "1 check is undecided" in page
     run = Ledger(tmp_path, "short", "cpu")
     name = "share of a mask in the right quarter"
     run.new("tme8.q3.segmentation", "a", outcome="undecided", parts=[estimated(name, "undecided")])
     run.new("tme8.q3.segmentation", "b", outcome="supported", parts=[estimated(name, "supported")])
     html = report.write(tmp_path / "near", run).read_text("utf-8")
-    said = html[html.index("1 checks are undecided") : html.index("<nav>")]
+    said = html[html.index("1 check is undecided") : html.index("<nav>")]
     assert f"{name} 0.6 (0.45 to 0.75), to be above 0.5; about 225 in the place of 100" in said
     assert "tme8.q3.segmentation/a</a>" in said
     assert "tme8.q3.segmentation/b" not in said
