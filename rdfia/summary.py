@@ -31,7 +31,9 @@ def table(records: Sequence[Record]) -> str:
         first = min(mine, key=lambda r: (SCOPES.index(r.scope), r.outcome == "undecided"), default=None)
         words = ", ".join(f"{word} {n}" if len(mine) > 1 else word for word, n in counts(mine).items())
         result = f"{f'{first.case}: ' * bool(first.case)}{first.estimates}" if first else ""
-        said = [claim.id, claim.statement, words or "not measured", result]
+        stale = any(record.id == claim.id for record in records)
+        nothing = "an older record, without an interval" if stale else "not measured"
+        said = [claim.id, claim.statement, words or nothing, result]
         rows.append(f"| {' | '.join(_cell(text) for text in said)} |")
     return "\n".join(rows)
 

@@ -33,6 +33,8 @@ def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_readi
     (line,) = [line for line in lines if line.startswith("| tme7.q10.head ")]
     assert line.endswith("| contradicted 1, holds on a substitute 1 | b: accuracy 0.7 (0.69 to 0.71) |")
     assert sum(line.endswith("| not measured |  |") for line in lines) == len(CLAIMS) - 1
+    old = summary.table([Record("tme7.q10.head", "a", outcome="supported")])
+    assert old.count("| an older record, without an interval |  |") == 1
 
 
 def test_a_table_that_drifted_is_written_anew_between_its_marks() -> None:
