@@ -28,9 +28,9 @@ WORDS = {  # what a reader sees, by scope
 }
 DIRECTIONS = ("at least", "at most", "above", "below", "equals", "within")
 ERRORS = 4  # standard errors by which two measurements of one thing may differ
-# Share of the images that may be right in one run and wrong in another of the same images: see `flips_allowed`. Of 2,985
-# test images 0 to 5 differ between bfloat16 and float32 (eight layers of AlexNet, trained and random), 10 of 2,950 digits
-# where a fifth is missed; another layer changes 471, swapped means 414. VGG16, which is deeper, was not compared yet.
+# Share of the images that may be right in one run and wrong in another of the same images: see `flips_allowed`. Between
+# bfloat16 and float32 differ 0 to 5 of 2,985 test images (eight layers of AlexNet, trained and random), and 10 of 2,950
+# digits of which a fifth is missed; another layer changes 471 of these, swapped means 414. VGG16 was not compared yet.
 FLIPS = 0.01
 
 
