@@ -491,7 +491,7 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, f
                 return {names[k]: put(v, (*keys, k)) for k, v in value.items()}
             if isinstance(value, list):
                 return [put(item, keys) for item in value]
-            fixed = keys[-1:] in (("id",), ("key",), ("verdict",), ("device",), ("lab",), ("scope",))
+            fixed = keys[-1:] in (("id",), ("key",), ("outcome",), ("verdict",), ("device",), ("lab",), ("scope",))
             return harm if harm and isinstance(value, str) and not fixed else value
 
         run = put({"environment": environment, "thresholds": {}, "records": [record.as_json()]})
