@@ -131,6 +131,14 @@ def test_a_record_survives_json_with_arrays_and_nan() -> None:
     assert (back.key, back.measured, back.expected) == ("tme7.q1.total/a", 2.0, "1 or 2")
 
 
+def test_a_run_of_before_outcomes_were_kept_can_still_be_read(tmp_path: Path) -> None:
+    row = {"id": "tme7.q1.total", "verdict": "reproduced", "protocol": "report", "expected": 16, "margin": 2.0,
+           "recorded": {"verdict": "reproduced"}}  # fmt: skip
+    store.write_json(tmp_path / "claims.json", {"records": [row]})
+    (record,) = claims.read_run(tmp_path / "claims.json")["records"]
+    assert (record.outcome, record.expected, record.recorded) == ("error", "16", {})
+
+
 def test_a_crash_keeps_paths_out_of_the_record(ledger: Ledger) -> None:
     record = ledger.failed("tme7.best", "", "OSError: /home/me/data/x.jpg and C:\\Users\\me\\y.jpg, 3/4 of file a/b")
     assert record.failure == "OSError: .../x.jpg and .../y.jpg, 3/4 of file a/b"
