@@ -146,6 +146,8 @@ def _claims(options: argparse.Namespace) -> int:
     else:
         latest = {r.key: (r, str(options.folder)) for r in (read_run(path)["records"] if path.exists() else [])}
     if options.readme:
+        if not options.readme.is_file():
+            raise ArgumentError(f"--readme {one_line(options.readme)}: no such file; name one with both marks")
         text = summary.rewritten(options.readme.read_text("utf-8"), [record for record, _ in latest.values()])
         store.write_atomic(options.readme, text.encode())
     elif options.json:

@@ -93,11 +93,11 @@ def undecided(records: Sequence[Record]) -> str:
 
 def _needed(record: Record, part: Mapping[str, Any]) -> str:
     """How many images or seeds would decide this part, were its value to stay."""
-    bound = CLAIMS[record.id].bounds.get(part["name"])
+    bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
     value, low, high = (float(part[name]) for name in ("value", "low", "high"))  # "inf" too, as JSON keeps it
     found = Estimate(value, low, high, part["n"], part["method"], part["level"])
     size = judge.size_that_decides(found, bound) if bound else None
-    return f"about {size:,} in the place of {found.n:,} would decide, were the value to stay" if size else "more seeds"
+    return f"about {size:,} in the place of {found.n:,} would decide, were the value to stay" if size else "more data"
 
 
 def _part(part: Mapping[str, Any]) -> str:

@@ -151,6 +151,7 @@ def test_faces_are_prepared_and_then_known(capsys: pytest.CaptureFixture[str], t
     (["assets", "prepare", "celeba", "--from", "box"], 2, "--from box: no photos there, nor in img_align_celeba/"),
     (["assets", "status", "--from", "box"], 2, "--from belongs to prepare, got status"),
     (["report", "nowhere"], 1, "claims.json"),
+    (["claims", "--readme", "nowhere.md"], 2, "--readme nowhere.md: no such file"),
     (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
     (["extract", "nowhere"], 2, "folder nowhere: cannot be listed (No such file or directory); check its name"),
     (["extract", "{photos}", "--device", "gpu"], 2, "device 'gpu' cannot be used here"),
