@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import confusion_matrix
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
 from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
 
@@ -204,28 +204,40 @@ def sweep(Z_train: Array, y: Array, Z_test: Array, Cs: Sequence[float], **option
 
 
 class Validation(NamedTuple):
-    """Accuracy at one C on held-out training rows: the mean, each fold's, and whether every fit converged."""
+    """Accuracy at one C on held-out training rows: the mean, each fold's, and whether every fit converged.
+
+    `right`: how often each training row was right among the times that it was held out, n in 0..1 (NaN: never held
+    out). Two values of C have the same folds, so that their rows can be compared one by one.
+    """
 
     C: float
     mean: float
     folds: tuple[float, ...]
     converged: bool
+    right: Array
 
 
 def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
-    Z_train: Array, y: Array, Cs: Sequence[float], folds: float = 5, seed: int = 0, **options: Any
+    Z_train: Array, y: Array, Cs: Sequence[float], folds: float = 5, repeats: int = 1, seed: int = 0, **options: Any
 ) -> tuple[float, list[Validation]]:
     """The C with the best mean validation accuracy (the smallest among equals), and the table; no test row is involved.
 
     A subset of the rows of Z_train is still exact: its span lies in the whole. `folds`: how many stratified folds or,
-    below 1, the share held out in one stratified split; `seed` shuffles, equally for every C; `options` are fit's.
+    below 1, the share held out in a stratified split; `repeats`: how many times the rows are shuffled and split;
+    `seed` shuffles, equally for every C; `options` are fit's.
     """
     Z, y = _labelled(Z_train, y)
-    splits, table = _splits(y, folds, seed), []
+    splits, table = _splits(y, folds, repeats, seed), []
+    held_out = np.bincount(np.concatenate([held for _, held in splits]), minlength=len(y))
     for C in _costs(Cs):
         fits = [fit(Z[train], y[train], Z[held], C, **options) for train, held in splits]
-        scores = [float((f.predictions == y[held]).mean()) for f, (_, held) in zip(fits, splits, strict=True)]
-        table.append(Validation(C, float(np.mean(scores)), tuple(scores), all(f.converged for f in fits)))
+        hits = [f.predictions == y[held] for f, (_, held) in zip(fits, splits, strict=True)]
+        right = np.zeros(len(y))
+        for hit, (_, held) in zip(hits, splits, strict=True):
+            right[held] += hit
+        right = np.divide(right, held_out, out=np.full(len(y), np.nan), where=held_out > 0)
+        scores = tuple(float(hit.mean()) for hit in hits)
+        table.append(Validation(C, float(np.mean(scores)), scores, all(f.converged for f in fits), right))
     return min(table, key=lambda row: (-row.mean, row.C)).C, table
 
 
@@ -234,7 +246,7 @@ def cross_validate(
 ) -> Validation:
     """`choose_C`'s row for one C, from an n x n training Gram matrix: one factorisation, folds on its rows."""
     Z, _ = span_coordinates(gram_train, np.empty((0, len(gram_train))))
-    return choose_C(Z, y, [C], folds, seed, **options)[1][0]
+    return choose_C(Z, y, [C], folds, seed=seed, **options)[1][0]
 
 
 class Accuracy(NamedTuple):
@@ -267,12 +279,14 @@ def confusion(y: Array, predictions: Array, classes: int) -> Array:
     return matrix
 
 
-def _splits(y: Array, folds: float, seed: int) -> list[tuple[Array, Array]]:
+def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array, Array]]:
     classes, counts = np.unique(y, return_counts=True)
+    if repeats < 1:
+        raise ArgumentError(f"repeats: got {repeats}, expected how many times the rows are split, 1 or more")
     if isinstance(folds, int) and 2 <= folds <= counts.min():
-        return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y))
+        return list(RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed).split(y, y))
     if 0 < folds < 1 and len(classes) <= min(folds, 1 - folds) * len(y) and counts.min() > 1:
-        return list(StratifiedShuffleSplit(1, test_size=folds, random_state=seed).split(y, y))
+        return list(StratifiedShuffleSplit(repeats, test_size=folds, random_state=seed).split(y, y))
     expected = f"2 to {counts.min()} folds (the smallest class), or a share of 0 to 1 with a row of each class"
     raise ArgumentError(f"folds: got {folds}, expected {expected}")
 

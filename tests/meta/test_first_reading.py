@@ -110,7 +110,7 @@ def test_the_first_reading_runs_where_the_dense_layers_are(
     assert [row["scope"] for row in (*rows, sweep, head, alexnet)] == ["report"] * 7
     weights = {one["weights"] for one in found["records"]}
     assert weights == {"vgg16-full (assets directory)", "alexnet-full (assets directory)"}
-    assert list(sweep["found"]) == ["C = 1 less the best other C"]
+    assert list(sweep["found"]) == ["C = 1 less C = 0.1", "C = 1 less C = 10"]
     assert list(head["found"]) == [f"seed {seed} less the SVM" for seed in range(3)]
     assert list(alexnet["found"]) == ["conv 3"]
     assert 0 < found["peak"] < MOST

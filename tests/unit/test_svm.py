@@ -222,11 +222,25 @@ def test_c_is_chosen_on_held_out_training_rows() -> None:
     assert [row.C for row in table] == [1e-3, 1.0]
     assert all(len(row.folds) == 4 and row.converged and row.mean == np.mean(row.folds) for row in table)
     assert C == max(table, key=lambda row: row.mean).C
-    assert svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3) == (C, table)
-    assert len(svm.choose_C(train, Y, [1.0], folds=0.25)[1][0].folds) == 1
+    again, same = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3)
+    assert (again, [row.folds for row in same]) == (C, [row.folds for row in table])
+    (one,) = svm.choose_C(train, Y, [1.0], folds=0.25)[1]
+    assert len(one.folds) == 1
+    assert np.isfinite(one.right).sum() == len(Y) / 4
     # labels that say nothing about the rows score chance, whatever C: the folds see no row that they are scored on
     noise, labels = np.random.default_rng(0).normal(size=(120, 200)), np.arange(120) % 3
     assert svm.choose_C(noise, labels, [100.0])[1][0].mean < 0.5
+
+
+def test_rows_are_right_as_often_as_their_folds_say() -> None:
+    train, _ = blobs(spread=2.0)
+    _, table = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, repeats=3)
+    for row in table:
+        assert len(row.folds) == 12
+        assert set((3 * row.right).round(9).tolist()) <= {0.0, 1.0, 2.0, 3.0}
+        assert row.right.mean() == pytest.approx(row.mean)
+    with pytest.raises(ArgumentError, match="repeats: got 0"):
+        svm.choose_C(train, Y, [1.0], repeats=0)
 
 
 def test_the_smallest_of_equally_good_cs_is_chosen() -> None:

@@ -1,0 +1,372 @@
+"""The rules of TME 7 see what they are for: made-up accuracies, counts and files, and a fault for every bound."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rdfia import assets, datasets, figures, heads, images, networks, svm
+from rdfia.claims import CLAIMS, Record
+from rdfia.datasets import ImageSet
+from rdfia.ledger import Ledger
+from tests.accuracy import best, lab7, scratch, test_tme7
+from tests.accuracy.lab7 import Problem
+
+ROOT = Path(__file__).parents[2]
+Patch = pytest.MonkeyPatch
+PLACE = types.SimpleNamespace(path=Path(), source="made up", name="made up")
+N, CLASSES = 2985, 15
+GOOD, FAIR, POOR = 0.9, 0.7, 0.4  # shares of the test images that are right
+
+
+def hits(share: float) -> np.ndarray:
+    """The first `share` of N images are right, so that two such arrays differ by the difference of their shares."""
+    return np.arange(N) < round(share * N)
+
+
+class Made(lab7.Bench):
+    """A bench on which the share of right images of each layer is written down: `shares` by what a check asks for."""
+
+    def __init__(self, shares: dict[Any, float]) -> None:
+        labels, names = np.arange(30 + N) % CLASSES, tuple("abcdefghijklmno")
+        files = [Path()] * len(labels)
+        super().__init__(Problem("15-Scene, made up", files, labels, 30, names, "0" * 64, images.LAB), "cpu", None)
+        self.shares = shares
+
+    def right(self, name: str, tap: str, **options: Any) -> np.ndarray:
+        keys = ((name, tap), (name, options.get("seed") is not None), (options.get("dtype"),), (options.get("C"),), tap)
+        return hits(next((self.shares[key] for key in keys if key in self.shares), GOOD))
+
+    def predictions(self, share: float) -> np.ndarray:
+        return np.where(hits(share), self.problem.y_test, (self.problem.y_test + 1) % CLASSES)
+
+    def fit(self, name: str, tap: str, C: float = 1.0, **options: Any) -> Any:
+        share = self.right(name, tap, C=C, **options).mean()
+        decision = np.eye(CLASSES)[self.predictions(share)]
+        return svm.Fit(self.predictions(share), decision, True, 1, C, "ovr", np.arange(CLASSES))
+
+    def span(self, *_: Any, **__: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.empty((30, 1)), np.empty((N, 1))
+
+    def columns(self, *_: Any) -> torch.Tensor:
+        return torch.zeros(30 + N, 1)
+
+
+class Claim:
+    """In the place of the fixture `claim`: judges by the bounds of a claim, and compares with no pin."""
+
+    device, profile = "cpu", "full"
+
+    def __init__(self, claim_id: str) -> None:
+        self.id, self.record = claim_id, Record(claim_id)
+
+    def need(self, _name: str) -> Any:
+        return PLACE
+
+    def recorded(self) -> bool:
+        return False
+
+    def figure(self, *_: Any) -> None:
+        pass
+
+    def same_images(self, *_: Any) -> None:
+        pass
+
+    def measured(self, found: Any, **values: Any) -> None:
+        self.record = Ledger(ROOT, "full", "cpu", accept=True).measured(self.id, "made up", found, **values)
+
+
+@pytest.fixture
+def planted(monkeypatch: Patch) -> Patch:
+    """What every check asks for beside its bench: weights that are at hand, figures that nobody draws."""
+    monkeypatch.setattr(assets, "find", lambda _name: None)
+    monkeypatch.setattr(assets, "locate", lambda _name: PLACE)
+    monkeypatch.setattr(assets, "load_weights", lambda _name: {})
+    monkeypatch.setattr(lab7, "taps_for", lambda network, *_: [*lab7.TAPS[network], *lab7.DENSE[network]])
+    for name in ("classification_panel", "convolution_maps", "mistakes"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
+    monkeypatch.setattr(test_tme7.Image, "open", lambda _path: types.SimpleNamespace(convert=lambda _mode: None))
+    return monkeypatch
+
+
+Check = Callable[[Claim, Patch], None]
+
+
+# --- q1 to q5: counts, a network, photos, folders -----------------------------------------------------------------
+
+
+def counted(block: str = "", by: int = 1, way: str = "tensors") -> dict[str, dict[str, int]]:
+    """The three counts; `way` counts `by` weights too many of `block`, or all of them do ("")."""
+    right = networks.per_block("vgg16", networks.count_by_formula("vgg16"))
+    ways = {name: dict(right) for name in ("closed formula", "tensors", "state dict")}
+    for name in [way] if way else ways:
+        if block:
+            ways[name][block] += by
+    return ways
+
+
+def blocks(block: str = "", way: str = "") -> Check:
+    return lambda claim, _: test_tme7.test_parameters_per_block(claim, counted(block, way=way))
+
+
+def total(parameters: int = 0, kinds: tuple[str, ...] = (), way: str = "") -> Check:
+    def check(claim: Claim, patch: Patch) -> None:
+        counts = counted("fc1", parameters, way) if parameters else counted()
+        if kinds:
+            layers = types.SimpleNamespace(weight_layers=[types.SimpleNamespace(kind=kind) for kind in kinds])
+            patch.setitem(networks.ARCHITECTURES, "vgg16", layers)
+        test_tme7.test_parameters_in_all(claim, counts)
+
+    return check
+
+
+def output(logits: torch.Tensor) -> Check:
+    return lambda claim, _: test_tme7.judge_output(claim, logits)
+
+
+def animals(*guesses: str) -> Check:
+    """The first guesses for the two photos; photos themselves are not opened."""
+
+    def check(claim: Claim, patch: Patch) -> None:
+        patch.setattr(datasets, "imagenet_samples", lambda _path: None)
+        patch.setattr(test_tme7, "photo_of", lambda _photos, name: name)
+        patch.setattr(test_tme7, "top5", lambda _title, _paths: [[(guess, 1.0)] for guess in guesses])
+        test_tme7.test_animals_are_named(claim, "VGG16")
+
+    return check
+
+
+def seven(right: int) -> Check:
+    """foolbox's seven animals, of which so many are named."""
+
+    def check(claim: Claim, patch: Patch) -> None:
+        names = tuple(f"class {i}" for i in range(1000))
+        photos = ImageSet("made up", tuple(Path(f"{i}") for i in range(7)), np.arange(7), names)
+        patch.setattr(datasets, "foolbox_photos", lambda _path: photos)
+        guesses = [[(names[i if i < right else 999], 1.0)] for i in range(7)]
+        patch.setattr(test_tme7, "top5", lambda _title, _paths: guesses)
+        test_tme7.test_photos_of_a_package_are_named(claim)
+
+    return check
+
+
+def maps(*shape: int) -> Check:
+    def check(claim: Claim, patch: Patch) -> None:
+        patch.setattr(networks, "load", lambda *_: None)
+        patch.setattr(type(images.CROP), "pixels", lambda *_: torch.zeros(3, 8, 8, dtype=torch.uint8))
+        patch.setattr(networks, "first_convolution_maps", lambda *_: -torch.ones(1, *shape))
+        test_tme7.test_first_convolution_maps(claim)
+
+    return check
+
+
+SIZES = np.array([210, 410, *[297] * 12, 301])  # 4,485 in all
+
+
+def folders(sizes: np.ndarray = SIZES, train: int = 100, twice: int = 11) -> Check:
+    def check(claim: Claim, patch: Patch) -> None:
+        names = tuple("abcdefghijklmno"[: len(sizes)])
+        parts = [ImageSet("made up", tuple(Path(f"{i}") for i in range(int(counts.sum()))),
+                          np.repeat(np.arange(len(sizes)), counts), names)
+                 for counts in (np.full(len(sizes), train), sizes - train)]  # fmt: skip
+        patch.setattr(datasets, "scene15", lambda _path: parts)
+        patch.setattr(lab7, "in_both_parts", lambda *_: twice)
+        test_tme7.test_scene15_is_small(claim)
+
+    return check
+
+
+def moved(*changes: int) -> np.ndarray:
+    """SIZES with other numbers of images in the first two classes; the third has those that are over, or lacks them."""
+    sizes = SIZES.copy()
+    sizes[:2] += changes
+    sizes[2] -= sum(changes)
+    return sizes
+
+
+def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Check:
+    """A convolution of 3 planes, beside one of 1 plane without its bias, or one whose bias lacks the mean."""
+
+    def check(claim: Claim, patch: Patch) -> None:
+        with torch.random.fork_rng(devices=[]):
+            convolution = torch.nn.Conv2d(3, 4, 3, padding=1)
+        module = torch.nn.Module()
+        module.features = torch.nn.Sequential(convolution)
+        patch.setattr(networks, "load", lambda *_: types.SimpleNamespace(module=module))
+        plane = torch.randint(256, (1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        pixels = plane.expand(3, 8, 8).clone()
+        pixels[2] += 0 if copied else 1
+        patch.setattr(type(images.LAB), "pixels", lambda *_: pixels)
+        kept, calls = torch.nn.functional.conv2d, [bias, folded]
+
+        def convolve(x: torch.Tensor, weight: torch.Tensor, b: Any, *options: Any) -> torch.Tensor:
+            return kept(x, weight, b if calls.pop(0) else None, *options)
+
+        patch.setattr(torch.nn.Conv2d, "forward",
+                      lambda self, x: kept(x, self.weight, self.bias, self.stride, self.padding))  # fmt: skip
+        patch.setattr(torch.nn.functional, "conv2d", convolve)
+        test_tme7.test_grey_is_copied(claim, "vgg16")
+
+    return check
+
+
+# --- q5 to q11: accuracies ----------------------------------------------------------------------------------------
+
+
+def rule(check: Any, *args: Any, **shares: float) -> Check:
+    """A check of a made-up bench; `shares` by layer."""
+    return ruled(check, *args, shares=dict(shares))
+
+
+def ruled(check: Any, *args: Any, shares: dict[Any, float]) -> Check:
+    bench = Made(shares)
+    return lambda claim, _: check(claim, lambda *_: bench, *args)
+
+
+def from_nothing(share: float) -> Check:
+    def check(claim: Claim, patch: Patch) -> None:
+        patch.setattr(scratch, "choose", lambda *_, **__: (scratch.TRIED[0], {}))
+        patch.setattr(scratch, "right", lambda *_, **__: hits(share))
+        test_tme7.test_training_from_nothing(claim, lambda *_: Made({("alexnet", True): POOR}), "15-Scene")
+
+    return check
+
+
+def head(*shares: float) -> Check:
+    """Three seeds of a new head beside an SVM that has 0.9."""
+
+    def check(claim: Claim, patch: Patch) -> None:
+        bench, drawn = Made({}), iter(shares)
+        found = types.SimpleNamespace(module=None, validation_accuracy=GOOD)
+        patch.setattr(heads, "train_head", lambda *_, **__: found)
+        patch.setattr(heads, "predict", lambda *_, **__: bench.predictions(next(drawn)))
+        test_tme7.test_new_head(claim, lambda *_: bench, "15-Scene", "vgg16", "relu7")
+
+    return check
+
+
+def costs(**shares: float) -> Check:
+    """The curve of C: 0.9 at C = 1, and what is said of its neighbours."""
+
+    def check(claim: Claim, patch: Patch) -> None:
+        bench = Made({})
+        values = {0.1: FAIR, 10.0: FAIR} | {float(name.removeprefix("C")): share for name, share in shares.items()}
+        table = [svm.Validation(C, GOOD, (GOOD,), True, np.linspace(0, 1, 30)) for C in lab7.CS]
+        patch.setattr(svm, "choose_C", lambda *_: (1.0, table))
+        patch.setattr(svm, "sweep", lambda *_: [
+            (C, types.SimpleNamespace(predictions=bench.predictions(values.get(C, GOOD)), converged=True))
+            for C in lab7.CS])  # fmt: skip
+        test_tme7.test_accuracy_against_cost(claim, lambda *_: bench, "relu7")
+
+    return check
+
+
+def chosen(share: float, case: str, part: str) -> Check:
+    def check(claim: Claim, patch: Patch) -> None:
+        patch.setattr(best, "ablation", lambda _lab: ([{"recipe": "made up", "C": 1.0}], "made up", hits(share)))
+        test_tme7.test_best_of_one_linear_svm(claim, lambda *_: Made({}), case, part)
+
+    return check
+
+
+def row(reading: str, name: str) -> float:
+    return CLAIMS["tme7.q11.table1"].bounds[name].value + (0.02 if reading == "off" else 0.0)
+
+
+FIRST, ORDER = test_tme7.test_table1_cut_classifier, test_tme7.test_table1_order
+DEPTH, RANDOM = test_tme7.test_accuracy_against_depth, test_tme7.test_pretraining_beats_random_weights
+ALEXNET, BELOW = test_tme7.test_alexnet_row, test_tme7.test_alexnet_is_below_vgg16
+POOL5, TYPES = test_tme7.test_pool5_and_its_hardest_mistakes, test_tme7.test_bfloat16_keeps_the_accuracy
+AIM, REPORTED = "accuracy, our aim", CLAIMS["tme7.best"].bounds["accuracy"].value
+SOFT = torch.full((2, 1000), 1e-3)
+BLOCKS = ("block1", "block2", "block3", "block4", "block5", "fc1", "fc2", "fc3")
+LAYERS = (*["conv"] * 13, *["linear"] * 3)
+CONV, EQUAL, INSIDE = ("channels that differ", "equal channels: largest difference",
+                       "normalised, inside: largest difference")  # fmt: skip
+CASES: list[tuple[str, Check, tuple[str, ...]]] = [  # claim, check of what is planted, what is contradicted
+    ("q1.blocks", blocks(), ()),
+    *(("q1.blocks", blocks(block), (block,)) for block in BLOCKS),
+    ("q1.blocks", blocks("fc3", way="closed formula"), ("ways that disagree",)),
+    ("q1.total", total(), ()),
+    ("q1.total", total(1), ("parameters",)),
+    ("q1.total", total(1, way="state dict"), ("ways that disagree",)),
+    ("q1.total", total(kinds=(*LAYERS, "conv")), ("convolutions",)),
+    ("q1.total", total(kinds=LAYERS[:-1]), ("dense layers",)),
+    ("q2.output", output(SOFT), ()),
+    ("q2.output", output(torch.full((2, 999), 1 / 999)), ("values",)),
+    ("q2.output", output(SOFT + torch.eye(2, 1000) * -1.5e-3 + torch.eye(2, 1000).roll(1, 1) * 1.5e-3),
+     ("negative values",)),
+    ("q2.output", output(2 * SOFT), ("largest distance of a sum from 1",)),
+    ("q3.animals", animals("Egyptian cat", "wire-haired fox terrier"), ()),
+    ("q3.animals", animals("tabby", "wire-haired fox terrier"), ("animals named",)),
+    ("q3.animals", seven(6), ()),
+    ("q3.animals", seven(5), ("animals named, of foolbox's seven",)),
+    ("q4.conv1", maps(64, 224, 224), ()),
+    ("q4.conv1", maps(63, 224, 224), ("maps",)),
+    ("q4.conv1", maps(64, 112, 224), ("rows",)),
+    ("q4.conv1", maps(64, 224, 222), ("columns",)),
+    ("q5.dataset", folders(), ()),
+    ("q5.dataset", folders(np.append(moved(0, 0)[:-2], 598)), ("classes", "largest", "train", "test")),
+    ("q5.dataset", folders(moved(-1, 0)), ("smallest",)),
+    ("q5.dataset", folders(moved(0, 1)), ("largest",)),
+    ("q5.dataset", folders(train=101), ("train", "test")),
+    ("q5.dataset", folders(twice=12), ("images in both parts",)),
+    ("q5.scratch", from_nothing(FAIR), ()),
+    ("q5.scratch", from_nothing(0.85), ("pretrained less from nothing",)),
+    ("q6.pretrained", ruled(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): POOR}), ()),
+    ("q6.pretrained", ruled(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): 0.85}),
+     ("pretrained less random weights",)),
+    ("q8.depth", rule(DEPTH, "15-Scene", "vgg16", relu1_2=POOR, logits=FAIR), ()),
+    ("q8.depth", rule(DEPTH, "15-Scene", "vgg16", relu1_2=0.89, logits=FAIR), ("best layer less the first",)),
+    ("q8.depth", rule(DEPTH, "15-Scene", "vgg16", relu1_2=POOR, logits=0.95), ("best layer less the last",)),
+    ("q9.grey", grey(), ()),
+    ("q9.grey", grey(copied=False), (CONV,)),
+    ("q9.grey", grey(bias=False), (EQUAL,)),
+    ("q9.grey", grey(folded=False), (INSIDE,)),
+    ("q10.head", head(GOOD, GOOD, GOOD), ()),
+    *(("q10.head", head(*(GOOD if seed != bad else 0.87 for seed in range(3))), (f"seed {bad} less the SVM",))
+      for bad in range(3)),
+    *(("q11.table1", ruled(FIRST, name, shares={tap: row("", name)}), ()) for name, tap in test_tme7.FIRST.items()),
+    *(("q11.table1", ruled(FIRST, name, shares={tap: row("off", name)}), (name,))
+      for name, tap in test_tme7.FIRST.items()),
+    ("q11.table1", rule(ORDER, relu1_2=0.92), ()),
+    ("q11.table1", rule(ORDER, relu1_2=0.8), ("Relu2 less the best other row",)),
+    ("q11.table1", rule(ORDER, relu1_2=0.95, relu3_3=0.87), ("Relu7 less Relu10",)),
+    ("q11.table1", rule(POOL5, pool5=REPORTED), ()),
+    ("q11.table1", rule(POOL5, pool5=0.89), ("pool5",)),
+    ("q11.C", costs(), ()),
+    ("q11.C", costs(**{"C0.1": 0.95}), ("C = 1 less C = 0.1",)),
+    ("q11.C", costs(C10=0.95), ("C = 1 less C = 10",)),
+    ("q11.alexnet", ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.868342}), ()),
+    ("q11.alexnet", ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.84}), ("conv 3",)),
+    ("q11.alexnet", ruled(BELOW, shares={("alexnet", "pool5"): 0.87}), ()),
+    ("q11.alexnet", ruled(BELOW, shares={("alexnet", "pool5"): 0.93}), ("VGG16 less AlexNet",)),
+    ("best", chosen(0.94, "", "accuracy"), ()),
+    ("best", chosen(0.88, "", "accuracy"), ("accuracy",)),
+    ("best", chosen(0.96, "the aim", AIM), ()),
+    ("best", chosen(0.92, "the aim", AIM), (AIM,)),
+    ("bfloat16", ruled(TYPES, "vgg16", shares={(torch.bfloat16,): 0.899}), ()),
+    ("bfloat16", ruled(TYPES, "vgg16", shares={(torch.bfloat16,): 0.87}), ("largest difference",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("claim_id", "check", "against"), CASES, ids=[f"{claim_id}-{i}" for i, (claim_id, *_) in enumerate(CASES)]
+)
+def test_a_rule_holds_and_fails(planted: Patch, claim_id: str, check: Check, against: tuple[str, ...]) -> None:
+    claim = Claim(f"tme7.{claim_id}")
+    check(claim, planted)
+    record = claim.record
+    assert tuple(part["name"] for part in record.parts if part["outcome"] == "contradicted") == against, record.result
+    assert record.outcome == ("contradicted" if against else "supported"), record.result
+
+
+def test_every_bound_has_a_fault() -> None:
+    bounds = {name for claim in CLAIMS.values() if claim.lab == "tme7" for name in claim.bounds}
+    assert {name for *_, against in CASES for name in against} == bounds
