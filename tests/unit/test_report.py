@@ -136,6 +136,14 @@ def test_undecided_checks_are_listed_with_what_would_decide_them(page: str, tmp_
     assert "tme8.q3.segmentation/b" not in said
 
 
+def test_an_undecided_claim_of_another_version_is_listed_too(tmp_path: Path) -> None:
+    run = Ledger(tmp_path, "short", "cpu")
+    parts = [estimated("a bound that is gone", "undecided")]
+    run.records["tme8.gone"] = claims.Record("tme8.gone", lab="tme8", outcome="undecided", parts=parts)
+    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    assert "a bound that is gone 0.6 (0.45 to 0.75), to be above 0.5; more data" in html
+
+
 def test_what_was_changed_after_a_result_was_seen_is_shown(tmp_path: Path) -> None:
     changed = {row.id: row.changed for row in claims.CLAIMS.values() if row.changed}
     run = Ledger(tmp_path, "short", "cpu")
