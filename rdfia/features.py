@@ -156,6 +156,20 @@ def pyramid(value: Tensor, grids: Sequence[int] = (1, 2, 4)) -> Tensor:
     return torch.cat([nn.functional.adaptive_avg_pool2d(root, grid).flatten(1) / grid for grid in grids], dim=1)
 
 
+def second_order(value: Tensor) -> Tensor:
+    """Bilinear pooling of a layer's output (Lin et al. 2015): B x C x H x W -> B x C * (C + 1) / 2, float32.
+
+    Means over positions of the products of every two (non-negative) channels, then the square root of each. Products
+    of two different channels are held once, weighed by the square root of 2, so that dot products are those of the
+    whole C x C matrix.
+    """
+    rows = value.float().flatten(2)
+    products = rows @ rows.mT / rows.shape[2]
+    first, second = torch.triu_indices(*products.shape[1:], device=value.device)
+    weight = torch.where(first == second, 1.0, 2**0.5)
+    return products[:, first, second].sqrt() * weight
+
+
 def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[str, Tensor]:
     """Outputs of several modules from one forward pass, which stops as soon as the last of them is known.
 

@@ -135,7 +135,7 @@ STEPS = {
     "cuda_graphs": ["Replayed.__call__", "Replayed._fill", "ReplayedNetwork.__call__"],
     "staging": ["PinnedStaging.room", "PinnedStaging.to_device", "on_device"],
     "gans": ["_Network._run", "Generator.forward", "Discriminator.forward", "discriminator_loss", "generator_loss"],
-    "features": ["run_taps", "flat", "pyramid", "_MaxPool.forward"],
+    "features": ["run_taps", "flat", "pyramid", "second_order", "_MaxPool.forward"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from rdfia import judge, networks, store
 from rdfia.claims import CLAIMS
-from tests.accuracy import lab7, test_tme7
+from tests.accuracy import best, lab7, test_tme7
 
 REPORTS = Path(__file__).parents[2] / "reports"
 RUNS = sorted((REPORTS / "verified").rglob("claims.json"))
@@ -92,8 +93,9 @@ def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
 def test_the_best_is_held_to_the_reports_best_and_to_our_aim(
     monkeypatch: pytest.MonkeyPatch, hits: int, outcomes: list[str]
 ) -> None:
-    right = np.arange(2985) < hits
-    monkeypatch.setattr(test_tme7.best, "ablation", lambda _lab: ([{"recipe": "a", "C": 1.0}], "a", right))
+    right, row = np.arange(2985) < hits, {"recipe": "a", "C": 1.0, "validation": 0.9}
+    monkeypatch.setattr(test_tme7.best, "ablation", lambda _lab: ([row], "a", right))
+    monkeypatch.setattr(test_tme7.best, "other_splits", lambda *_: [])
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
     found = []
     for case, part in (("", "accuracy"), ("the aim", "accuracy, our aim")):
@@ -103,6 +105,38 @@ def test_the_best_is_held_to_the_reports_best_and_to_our_aim(
         found.append(judge.outcome(claim.record["found"][part], CLAIMS["tme7.best"].bounds[part]))
     assert found == outcomes
     assert CLAIMS["tme7.best"].scope == "ours"
+
+
+def test_a_recipe_is_the_cosine_of_centred_features() -> None:
+    rng = np.random.default_rng(0)
+    x, train = [rng.normal(size=(12, 5)) for _ in range(2)], np.arange(8)
+    recipe = best.Recipe("two parts", (224, 352), ("pyramid",), ("relu5_3",))
+    parts = {name: rows @ rows.T for name, rows in zip(recipe.parts, x, strict=True)}
+    centred = [rows - rows[train].mean(0) for rows in x]
+    rows = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in centred]) / np.sqrt(2)
+    np.testing.assert_allclose(best.kernel(recipe, parts, train), rows @ rows.T, atol=1e-12)
+    apart = ((rows[:, None] - rows[None]) ** 2).sum(2)
+    gaussian = best.kernel(dataclasses.replace(recipe, kernel="gaussian"), parts, train)
+    np.testing.assert_allclose(gaussian, np.exp(-apart / apart[np.ix_(train, train)].mean()), atol=1e-12)
+
+
+def test_other_splits_have_as_many_training_images_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, seen = np.arange(60) % 3, list[np.ndarray]()
+    rows = np.random.default_rng(0).normal(size=(60, 4)) + 3 * np.eye(3, 4)[labels]
+    recipe = best.RECIPES[0]
+    monkeypatch.setattr(best, "grams", lambda _lab, side: {(*recipe.taps, side, *recipe.kinds): rows @ rows.T})
+    kernel = best.kernel
+
+    def kept(made: best.Recipe, parts: Any, train: np.ndarray) -> np.ndarray:
+        seen.append(train)
+        return kernel(made, parts, train)
+
+    monkeypatch.setattr(best, "kernel", kept)
+    lab: Any = SimpleNamespace(problem=SimpleNamespace(labels=labels, n_train=12, classes=("a", "b", "c")))
+    found = best.other_splits(lab, {"recipe": recipe.name, "C": 1.0}, range(4))
+    assert [np.bincount(labels[train]).tolist() for train in seen] == [[4, 4, 4]] * 4
+    assert len({tuple(sorted(train)) for train in seen}) == 4
+    assert min(found) > 0.7
 
 
 def test_the_short_profile_keeps_what_verdicts_read_and_no_more_columns_than_fit_its_time() -> None:

@@ -269,7 +269,9 @@ def costs(**shares: float) -> Check:
 
 def chosen(share: float, case: str, part: str) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
-        patch.setattr(best, "ablation", lambda _lab: ([{"recipe": "made up", "C": 1.0}], "made up", hits(share)))
+        row = {"recipe": "made up", "C": 1.0, "validation": GOOD}
+        patch.setattr(best, "ablation", lambda _lab: ([row], "made up", hits(share)))
+        patch.setattr(best, "other_splits", lambda *_: [])
         test_tme7.test_best_of_one_linear_svm(claim, lambda *_: Made({}), case, part)
 
     return check

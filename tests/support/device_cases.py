@@ -79,11 +79,11 @@ def wide(device: str) -> tuple[nn.Module, Tensor]:
 def taps(device: str, _: Path) -> Results:
     network, x = tiny_vgg().to(device), _random(2, 3, 16, 16).to(device)
     found = features.forward_taps(network, x, TAPS)
-    pyramid = features.pyramid(found["relu2"], (1, 2))
+    pooled = {"pyramid": features.pyramid(found["relu2"], (1, 2)), "bilinear": features.second_order(found["relu2"])}
     state = network.state_dict()
     counts = [*networks.count_by_tensors(network).values(), *networks.count_by_state_dict(state).values()]
     sizes = features.memory_needed(network, TAPS, 16, torch.float32), features.tap_shapes(network, TAPS, 16)
-    return {**found, "pyramid": pyramid, "counts": torch.tensor(counts), "memory": sizes[0][1]}
+    return {**found, **pooled, "counts": torch.tensor(counts), "memory": sizes[0][1]}
 
 
 @case("activation")

@@ -428,3 +428,17 @@ def test_an_unknown_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "half")
     with pytest.raises(ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, tf32, bfloat16, auto"):
         features.fast_dtype("cpu")
+
+
+def test_a_pyramid_has_the_means_of_roots_over_the_cells_of_each_grid() -> None:
+    value = torch.arange(16.0).reshape(1, 1, 4, 4).square()  # whose roots are 0 .. 15
+    found = features.pyramid(value, (1, 2))
+    assert_close(found, torch.tensor([[7.5, 2.5 / 2, 4.5 / 2, 10.5 / 2, 12.5 / 2]]), "activation")
+
+
+def test_bilinear_pooling_has_the_dot_products_of_the_roots_of_whole_matrices() -> None:
+    value = torch.rand(3, 5, 2, 4, generator=torch.Generator().manual_seed(0))
+    whole = (torch.einsum("bchw,bdhw->bcd", value, value) / 8).sqrt().flatten(1)
+    found = features.second_order(value)
+    assert found.shape == (3, 15)
+    assert_close(found @ found.T, whole @ whole.T, "activation")
