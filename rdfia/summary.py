@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .claims import CLAIMS, Record, counts
+from .claims import CLAIMS, Record, counts, interval_of, show
 from .errors import ArgumentError
 from .judge import SCOPES
 
 MARKS = "<!-- written by python -m rdfia claims --readme README.md -->", "<!-- end of the written table -->"
-MOST = 150  # characters of a result in the table: one line on a screen
+MOST = 90  # characters of a sentence, and of a result, in the table: one line on a screen
 
 
 def listed(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
@@ -25,22 +25,33 @@ def listed(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
 
 def table(records: Sequence[Record]) -> str:
     """The README's table, Markdown: a line a claim, with the result of its first check by the report's own reading."""
-    rows = ["| claim | of the report | outcome | measured, with 99 % intervals |", "| --- | --- | --- | --- |"]
+    rows = ["| claim | sentence | outcome | measured, with 99 % intervals |", "| --- | --- | --- | --- |"]
     for claim in CLAIMS.values():
         mine = [record for record in records if record.id == claim.id and record.parts]
         first = min(mine, key=lambda r: (SCOPES.index(r.scope), r.outcome == "undecided"), default=None)
         words = ", ".join(f"{word} {n}" if len(mine) > 1 else word for word, n in counts(mine).items())
-        result = f"{f'{first.case}: ' * bool(first.case)}{first.estimates}" if first else ""
         stale = any(record.id == claim.id for record in records)
         nothing = "an older record, without an interval" if stale else "not measured"
-        said = [claim.id, claim.statement, words or nothing, result]
-        rows.append(f"| {' | '.join(_cell(text) for text in said)} |")
+        said = [claim.id, _shortened(claim.statement), words or nothing, _result(first) if first else ""]
+        cells = [text.replace("|", "\\|") for text in said]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def _cell(text: str) -> str:
-    text = text.replace("|", "\\|").replace("\n", " ")
-    return text if len(text) <= MOST else f"{text[:MOST]} ..."
+def _result(record: Record) -> str:
+    """A check's estimates, those that decide its outcome first, as many as a line has room for."""
+    text = f"{record.case}: " * bool(record.case)
+    parts = sorted(record.parts, key=lambda part: part["outcome"] != record.outcome)
+    for i, part in enumerate(parts):
+        one = f"{'; ' * bool(i)}{part['name']} {show(part['value'])}{interval_of(part)}"
+        if i and len(text) + len(one) > MOST:
+            return f"{text}; {len(parts) - i} more"
+        text += one
+    return text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[:MOST].rpartition(' ')[0]} ..."
 
 
 def rewritten(readme: str, records: Sequence[Record]) -> str:

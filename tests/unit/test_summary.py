@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def record(case: str, outcome: str, scope: str, value: float) -> Record:
-    part = {"name": "accuracy", "value": value, "low": value - 0.01, "high": value + 0.01}
+    part = {"name": "accuracy", "outcome": outcome, "value": value, "low": value - 0.01, "high": value + 0.01}
     return Record("tme7.q10.head", case, outcome=outcome, scope=scope, parts=[part])
 
 
@@ -35,6 +35,16 @@ def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_readi
     assert sum(line.endswith("| not measured |  |") for line in lines) == len(CLAIMS) - 1
     old = summary.table([Record("tme7.q10.head", "a", outcome="supported")])
     assert old.count("| an older record, without an interval |  |") == 1
+
+
+def test_what_decides_comes_first_and_a_line_is_a_line() -> None:
+    one = record("b", "contradicted", "report", 0.7)
+    names = ("holds", "decides", *(f"a part with a long name, {i}" for i in range(4)))
+    one.parts = [{**one.parts[0], "name": name, "outcome": "supported"} for name in names]
+    one.parts[1]["outcome"] = "contradicted"
+    (line,) = [line for line in summary.table([one]).splitlines() if line.startswith("| tme7.q10.head ")]
+    assert line.endswith("| b: decides 0.7 (0.69 to 0.71); holds 0.7 (0.69 to 0.71); 4 more |")
+    assert max(map(len, line.split(" | "))) <= summary.MOST + len("; 4 more |")
 
 
 def test_a_table_that_drifted_is_written_anew_between_its_marks() -> None:
