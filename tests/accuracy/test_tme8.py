@@ -190,12 +190,13 @@ def show_by_photo(claim: Any, bench: Bench, x: torch.Tensor, labels: torch.Tenso
     maps = input_gradients.saliency(bench.network.module, x[rows], labels[rows], space=bench.space).cpu()
     bright = (maps / maps.flatten(1).quantile(0.995, dim=1)[:, None, None]).clamp(max=1).numpy()
     pixels = map(picture, bench.space.denormalise(x[rows]))
-    titles = zip(
-        names(bench, labels[rows]), (f"{energy[:, row].mean():.2f} in its quarter" for row in rows), strict=True
-    )
+    titles = [
+        f"{name}\n{energy[:, row].mean():.2f} inside"
+        for name, row in zip(names(bench, labels[rows]), rows, strict=True)
+    ]
     claim.figure(
         f"saliency-by-photo-{bench.setup.network}",
-        figures.pictures([*chain(*zip(pixels, bright, strict=True))], [*chain(*titles)], 4),
+        figures.pictures([*chain(*zip(pixels, bright, strict=True))], [*chain(*((title, "") for title in titles))], 4),
         f"The three best marked of {len(labels)} photos, the dog, the stole, and the three worst, best first, with the "
         "map of the plain gradient. The number is the share of the map inside the photo's quarter, mean over "
         f"{len(energy)} mosaics; the median photo has {np.median(energy, axis=1).mean():.2f}, chance is 0.25.",
