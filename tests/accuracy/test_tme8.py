@@ -133,7 +133,10 @@ def test_salient_pixels_matter(claim: Any, lens: Lens, title: str, what: str) ->
 @slow
 @cases("tme8.q1.saliency", "on mosaics")
 def test_the_most_salient_point_is_on_the_object(claim: Any, lens: Lens, title: str, what: str) -> None:
-    """On mosaics of four photos: is the point, and the map, where the class is? One permutation of the photos."""
+    """On mosaics of four photos: is the most salient point, and the map, in the quarter that shows the class?
+
+    Both profiles take one permutation of the photos (of fewer than 60 eight); the short one has fewer photos.
+    """
     if (bench := lens(title)) is None:
         return
     found = bench.on_mosaics("gradient")
@@ -149,10 +152,13 @@ def test_the_most_salient_point_is_on_the_object(claim: Any, lens: Lens, title: 
 @slow
 @cases("tme8.q1.hedge")
 def test_the_dog_is_marked_and_the_stole_less(claim: Any, lens: Lens, title: str, what: str) -> None:
-    """Each photo in mosaics with other photos, in other places: how much of its map lies in its quarter?"""
+    """How much of a photo's map lies in its quarter, in mosaics with other photos and in other places?
+
+    A full run has 32 rounds of 48 photos, a short one 8 of 24: each photo is asked for once in a round.
+    """
     if (bench := lens(title, photos="imagenet-samples")) is None:
         return
-    rounds, most = (16, 64) if bench.full else (8, 24)
+    rounds, most = (32, 48) if bench.full else (8, 24)
     rows = mosaics.one_photo_a_class(bench.photos, ("wire-haired fox terrier", "stole"), most)
     labels = torch.from_numpy(bench.photos.labels[rows])
     x = bench.space.normalise(bench.pixels[rows]).to(bench.device)
