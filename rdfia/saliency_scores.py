@@ -1,4 +1,4 @@
-"""TME 8: is a saliency map any good? Deletion and insertion, noise, masks, likeness of two maps."""
+"""TME 8: is a saliency map any good? Deletion and insertion, noise, masks, place, likeness of two maps."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def centre_prior(height: int, width: int) -> Tensor:
     return 1 - (rows[:, None].square() + columns.square()).sqrt() / 2**0.5
 
 
+def _block_ranks(maps: Tensor, block: int) -> tuple[Tensor, int]:
+    """Rank of each pixel's block among the blocks' means (0: the largest), B x 1 x H x W, and the number of blocks."""
+    means = nn.functional.avg_pool2d(maps[:, None], block, ceil_mode=True)  # at an edge: of the pixels that are there
+    order = means.flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = order.argsort(dim=1).view(means.shape).repeat_interleave(block, 2).repeat_interleave(block, 3)
+    return ranks[:, :, : maps.shape[1], : maps.shape[2]], means[0].numel()
+
+
 @torch.inference_mode()
 def pixel_curve(
     network: nn.Module,
@@ -49,17 +57,21 @@ def pixel_curve(
     maps: Any,
     *,
     mode: Literal["deletion", "insertion"],
+    block: int = 1,
+    infill: Literal["blurred", "mean colour"] = "blurred",
     fractions: Sequence[float] = FRACTIONS,
     blur_sigma: float = 10.0,
     space: Preprocess | None = CROP,
     chunk: int = 32,
 ) -> np.ndarray:
-    """Probability of the target while pixels go, or come, in the order of a map, B x len(fractions) (Petsiuk 2018).
+    """Probability of the target while blocks of pixels go, or come, B x len(fractions) (Petsiuk et al. 2018).
 
-    `x` is B x 3 x H x W normalised by `space` (None: any values), `target` the class of each image, `maps` B x H x W:
-    the largest value goes first. "deletion" puts the mean colour (0) in the place of each share of the pixels,
-    "insertion" lays them on a copy blurred by `blur_sigma` pixels. Pixels of equal value go in reading order. Raises
-    as `input_gradients.saliency`.
+    `x` is B x 3 x H x W normalised by `space` (None: any values), `target` the class of each image, `maps` B x H x W.
+    Blocks are `block` x `block` pixels, from the top left; those at the right and the bottom are smaller where `block`
+    does not divide the size. They are taken in the order of the map's mean in each, the largest first, those of equal
+    mean in reading order; `fractions` are shares of the blocks. "deletion" puts the infill in their place, "insertion"
+    lays them on the infill: a copy blurred by `blur_sigma` pixels, which has no hard edges, or the mean colour (0).
+    Raises ArgumentError for settings that are none of these, and as `input_gradients.saliency`.
     """
     check_network(network)
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
@@ -67,15 +79,18 @@ def pixel_curve(
     if mode not in ("deletion", "insertion") or maps.shape != (len(x), *x.shape[2:]):
         raise ArgumentError(f"mode {mode!r}, x {tuple(x.shape)}, maps {tuple(maps.shape)}: expected 'deletion' or "
                             "'insertion', B x 3 x H x W and B x H x W")  # fmt: skip
+    if infill not in ("blurred", "mean colour") or not 1 <= block <= min(x.shape[2:]):
+        raise ArgumentError(f"infill {infill!r}, block {block}: expected 'blurred' or 'mean colour', and blocks of 1 "
+                            f"pixel to the image's {min(x.shape[2:])}")  # fmt: skip
     if not fractions or not all(0 <= share <= 1 for share in fractions) or chunk < 1:
         raise ArgumentError(f"fractions {tuple(fractions)}, chunk {chunk}: expected shares in 0..1, 1 image or more")
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1).view(maps.shape)[:, None].to(x.device)  # B x 1 x H x W, 0 is the most salient
-    base = torch.zeros_like(x) if mode == "deletion" else blur(x, blur_sigma)
+    ranks, blocks = _block_ranks(maps, block)
+    ranks = ranks.to(x.device)
+    base = torch.zeros_like(x) if infill == "mean colour" else blur(x, blur_sigma)
     first, then = (base, x) if mode == "deletion" else (x, base)
     rows = []
     for part in torch.arange(len(x)).split(chunk):
-        cells = [torch.where(rank[part] < share * rank[0].numel(), first[part], then[part]) for share in fractions]
+        cells = [torch.where(ranks[part] < share * blocks, first[part], then[part]) for share in fractions]
         logits = [network(cell) for cell in cells]
         index, _ = target_logits(chosen, logits[0], part)
         rows.append(torch.cat([scores.softmax(1).gather(1, index) for scores in logits], dim=1).cpu())
@@ -111,6 +126,23 @@ def high_frequency_share(maps: Any, cutoff: float = 0.25) -> np.ndarray:
 
 
 # --- what it tells --------------------------------------------------------------------------------------------------
+
+
+def localisation(maps: Any, truth: np.ndarray, blur_sigma: float = 4.0) -> dict[str, np.ndarray]:
+    """Where maps, B x H x W and not negative, lie: in the truth, B x H x W bool, or not; B each.
+
+    `pointed`: whether the largest value, of the map blurred by `blur_sigma` pixels, is in the truth (the pointing game
+    of Zhang et al. 2018); `energy`: the share of the map's sum that is. False and 0 for a map of zeros, False for a
+    flat one. Raises ArgumentError for other shapes, negative or infinite values, NaN.
+    """
+    array = _maps(maps)
+    if array.shape != truth.shape or truth.dtype != bool or array.min() < 0:
+        raise ArgumentError(f"maps {array.shape} from {array.min():.3g}, truth {truth.dtype} {truth.shape}: expected "
+                            "maps that are not negative and a bool for each of their pixels")  # fmt: skip
+    peak = blur(torch.from_numpy(array), blur_sigma).flatten(1).argmax(1).numpy()
+    inside = truth.reshape(len(array), -1)[np.arange(len(array)), peak]
+    return {"pointed": inside & ~_flat(array),
+            "energy": (array * truth).sum(axis=(1, 2)) / np.maximum(array.sum(axis=(1, 2)), _TINY)}  # fmt: skip
 
 
 def rank_correlation(a: Any, b: Any) -> np.ndarray:

@@ -31,33 +31,34 @@ def bench(_benches: dict[str, lab7.Bench], claim: Any, progress: Any) -> Callabl
 
 
 @pytest.fixture(scope="session")
-def _lenses() -> dict[str, lab8.Bench]:
+def _lenses() -> dict[tuple[str, str], lab8.Bench]:
     return {}
 
 
 @pytest.fixture
-def lens(_lenses: dict[str, lab8.Bench], claim: Any, progress: Any) -> Callable[..., lab8.Bench | None]:
+def lens(_lenses: dict[tuple[str, str], lab8.Bench], claim: Any, progress: Any) -> Callable[..., lab8.Bench | None]:
     """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's record serves.
 
-    With `judge`, the second network is needed too.
+    With `judge`, the second network is needed too; `photos`: of this asset instead of the network's usual ones.
     """
 
-    def get(title: str, judge: bool = False) -> lab8.Bench | None:
+    def get(title: str, judge: bool = False, photos: str = "") -> lab8.Bench | None:
         setup = lab8.SETUPS[title]
         claim.need(setup.weights)
-        photos = claim.need(setup.photos)
+        photos = photos or setup.photos
+        located = claim.need(photos)
         if judge:
             claim.need(lab8.SETUPS[setup.judge].weights)
         main = lab8.SETUPS["SqueezeNet 1.1"]
         spare = setup is not main and all(assets.find(name) for name in (main.weights, main.photos))
         if spare and claim.recorded():
             return None
-        if title not in _lenses:
-            found = getattr(datasets, setup.photos.replace("-", "_"))(photos.path)
-            if claim.profile == "full" and setup.photos == "imagenet-samples":
+        if (title, photos) not in _lenses:
+            found = getattr(datasets, photos.replace("-", "_"))(located.path)
+            if claim.profile == "full" and photos == "imagenet-samples":
                 found = lab8.with_more(found)
-            _lenses[title] = lab8.Bench(title, found, claim.device, claim.profile, progress)
-        return _lenses[title]
+            _lenses[title, photos] = lab8.Bench(title, found, claim.device, claim.profile, progress)
+        return _lenses[title, photos]
 
     return get
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rdfia import assets, datasets, fooling, images, input_gradients, intervals, networks, saliency_scores
 from rdfia.datasets import ImageSet
 from rdfia.images import Preprocess
+from tests.accuracy import mosaics
 from tests.support.budget import shared
 
 
@@ -157,6 +158,16 @@ class Bench:
     def _maps(self, kind: str) -> Tensor:
         common: dict[str, Any] = {"kind": kind, "samples": 16, "space": self.space}
         return input_gradients.saliency(self.network.module, self.x, self.y, **common).cpu()
+
+    def on_mosaics(self, kind: str) -> mosaics.Localised:
+        """Where maps lie on mosaics of the photos that are right: one permutation of them, of few photos eight."""
+        with self._shared(f"mosaics, {kind}"):
+            return self._on_mosaics(kind)
+
+    @cache  # noqa: B019
+    def _on_mosaics(self, kind: str) -> mosaics.Localised:
+        common: dict[str, Any] = {"kind": kind, "samples": 4, "space": self.space, "progress": self.progress}
+        return mosaics.permuted(self.network.module, self.x, self.y, **common)
 
     def fooled(self, how: str) -> fooling.Fooled:
         """Every photo pushed to its random target: by the lab's rule ("free", "8 bits") or "closely"."""
@@ -318,28 +329,6 @@ def foolbox_closely(bench: Bench, steps: int) -> tuple[np.ndarray, np.ndarray]:
     rounded = (torch.cat(found) * 255).round() / 255
     hits = bench.network(rounded).argmax(1) == bench.targets
     return (rounded - pixels).flatten(1).norm(dim=1).cpu().numpy(), hits.numpy()
-
-
-def mosaics(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Four photos in a square, once for each: (m x 3 x 448 x 448, the class asked for, m x 448 x 448 its place).
-
-    The ground truth of a map for that class is the quarter that shows it (the grid pointing game, Bohle et al. 2021).
-    Groups of four with a class twice are left out.
-    """
-    squares, classes, places = [], [], []
-    for group in torch.arange(len(y) // 4 * 4).view(4, -1).T:
-        if len(set(y[group].tolist())) < 4:
-            continue
-        a, b, c, d = x[group]
-        square = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
-        for i, photo in enumerate(group):
-            place = np.zeros(square.shape[1:], dtype=bool)
-            side = x.shape[-1]
-            place[i // 2 * side : (i // 2 + 1) * side, i % 2 * side : (i % 2 + 1) * side] = True
-            squares.append(square)
-            classes.append(y[photo])
-            places.append(place)
-    return torch.stack(squares), torch.stack(classes), np.stack(places)
 
 
 # --- statistics -----------------------------------------------------------------------------------------------------

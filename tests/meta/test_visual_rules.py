@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from rdfia import fooling, images, input_gradients, saliency_scores
 from rdfia.claims import CLAIMS, Record
 from rdfia.datasets import ImageSet
+from rdfia.errors import AssetUnavailable
 from rdfia.ledger import Ledger
-from tests.accuracy import lab8, test_tme8
+from tests.accuracy import lab8, mosaics, test_tme8
 
 ROOT = Path(__file__).parents[2]
+DOG, STOLE = "wire-haired fox terrier", "stole"
 SPACE = images.Preprocess(64, mean=(0.5,) * 3, std=(0.25,) * 3)
 TEMPLATES = torch.randint(0, 2, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
 
@@ -68,7 +70,7 @@ class Made(lab8.Bench):
     def __init__(self, n: int) -> None:
         self.title, self.setup, self.full, self.device, self.space = "SqueezeNet 1.1", SETUP, False, "cpu", SPACE
         self.progress, self.seeds, self.network = None, range(30), Looker()
-        labels, names = np.arange(n) % 8, tuple(f"class {i}" for i in range(1000))
+        labels, names = np.arange(n) % 8, (DOG, STOLE, *(f"class {i}" for i in range(2, 1000)))
         self.photos = ImageSet("made up", tuple(Path(f"{i}.png") for i in range(n)), labels, names)
         self.__dict__["pixels"] = photos(n)
         self.__dict__["judge"] = Looker(SETUP.judge)
@@ -161,7 +163,9 @@ class Told:
 
 Plant = Callable[[Made, pytest.MonkeyPatch], None]
 OF_MAPS = (test_tme8.test_salient_pixels_matter, test_tme8.test_the_plain_map_is_noisy,
-           test_tme8.test_maps_point_at_the_object, test_tme8.test_maps_depend_on_weights_and_class)  # fmt: skip
+           test_tme8.test_maps_point_at_the_object, test_tme8.test_maps_depend_on_weights_and_class,
+           test_tme8.test_the_most_salient_point_is_on_the_object,
+           test_tme8.test_the_dog_is_marked_and_the_stole_less)  # fmt: skip
 
 
 @pytest.fixture
@@ -217,18 +221,27 @@ def every_map(made: Callable[[Tensor], Tensor]) -> Plant:
     return lambda _, patch: patch.setattr(input_gradients, "saliency", lambda network, x, *_, **__: made(x))
 
 
-def blurred_noise(x: Tensor) -> Tensor:
-    return images.blur(torch.rand(len(x), *x.shape[2:], generator=torch.Generator().manual_seed(0)), 4.0)
+def blurred_noise(bench: Made, patch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    every_map(lambda x: images.blur(torch.rand(len(x), *x.shape[2:], generator=generator), 4.0))(bench, patch)
 
 
 def another_quarter(bench: Made, patch: pytest.MonkeyPatch) -> None:
-    kept = lab8.mosaics
+    kept = mosaics.quarters
+    patch.setattr(mosaics, "quarters", lambda side: np.roll(kept(side), side, axis=2))
 
-    def moved(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
-        squares, classes, places = kept(x, y)
-        return squares, classes, np.roll(places, 64, axis=2)
 
-    patch.setattr(lab8, "mosaics", moved)
+def marked(dog: float, stole: float) -> Plant:
+    """Maps of which so much, of others half, is the detector's, and the rest is spread evenly."""
+    kept = input_gradients.saliency
+
+    def spread(network: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        maps = kept(network, x, labels, **options)
+        share = torch.tensor([dog, stole, *[0.5] * 998])[labels][:, None, None]
+        even = torch.full_like(maps, 1 / maps[0].numel())
+        return share * maps / maps.sum((1, 2), keepdim=True) + (1 - share) * even
+
+    return lambda _, patch: patch.setattr(input_gradients, "saliency", spread)
 
 
 def fools(**changed: Any) -> Plant:
@@ -265,7 +278,11 @@ WHITE, BLURRED = noise(40), noise(40, 2.0)
 BLOBS = (noise(40, 4.0) / noise(40, 4.0).amax()) ** 20
 VARIATION, WAVES = "total variation, over SmoothGrad's", "more in short waves than SmoothGrad"
 LAB, SECOND = "the lab's step", "the lab's step, second network"
-SALIENT, NOISY, OBJECT, SANITY = OF_MAPS
+SALIENT, NOISY, OBJECT, SANITY, POINT, HEDGE = OF_MAPS
+DELETION, INSERTION = "block deletion gained on ", "block insertion gained on "
+POINTED, ENERGY, MASK = ("most salient point in the right quarter", "energy in the right quarter",
+                         "share of a mask in the right quarter")  # fmt: skip
+BEST, WORST = (f"energy inside, the {name}'s less the median photo's" for name in ("dog", "stole"))
 FOOLING, RATE = test_tme8.test_a_quail_becomes_a_stingray, test_tme8.test_nearly_every_photo_is_fooled
 SMALLER, THREAT = test_tme8.test_a_closer_search_changes_less, test_tme8.test_what_becomes_of_fooling_images
 GROWS, REG = test_tme8.test_a_class_grows_out_of_noise, test_tme8.test_regularisation_changes_little
@@ -274,21 +291,25 @@ START = test_tme8.test_a_photo_is_a_better_start
 JPEG, BLUR, RESIZE = lab8.TREATMENTS
 CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [  # check, what, plant, what is contradicted
     (SALIENT, "against random order", nothing, ()),
-    (SALIENT, "against random order", shuffled_between_photos, ("insertion gained on random order",)),
-    (SALIENT, "against random order", least_salient_first,
-     ("deletion gained on random order", "insertion gained on random order")),
+    (SALIENT, "against random order", least_salient_first, (DELETION + "random order", INSERTION + "random order")),
     (SALIENT, "against a centre prior", nothing, ()),
-    (SALIENT, "against a centre prior", the_middle,
-     ("deletion gained on centre prior", "insertion gained on centre prior")),
+    (SALIENT, "against a centre prior", shuffled_between_photos,
+     (DELETION + "centre prior", INSERTION + "centre prior")),
+    (SALIENT, "against a centre prior", the_middle, (DELETION + "centre prior", INSERTION + "centre prior")),
+    (POINT, "on mosaics", nothing, ()),
+    (POINT, "on mosaics", blurred_noise, (POINTED,)),
+    (POINT, "on mosaics", another_quarter, (POINTED, ENERGY)),
+    (HEDGE, "", marked(dog=0.8, stole=0.2), ()),
+    (HEDGE, "", marked(dog=0.2, stole=0.2), (BEST,)),
+    (HEDGE, "", marked(dog=0.8, stole=0.8), (WORST,)),
     (NOISY, "", maps(WHITE, BLURRED), ()),
     (NOISY, "", maps(BLURRED, WHITE), (VARIATION, WAVES)),
     (NOISY, "", maps(WHITE, WHITE), (VARIATION, WAVES)),
     (NOISY, "", maps(BLURRED + 0.016 * WHITE.flip(0), BLURRED), (VARIATION,)),
     (NOISY, "", maps(BLOBS, 1 + 0.05 * WHITE), (WAVES,)),
     (OBJECT, "", nothing, ()),
-    (OBJECT, "", every_map(blurred_noise),
-     ("share of a mask in the right quarter",)),
-    (OBJECT, "", another_quarter, ("share of a mask in the right quarter",)),
+    (OBJECT, "", blurred_noise, (MASK,)),
+    (OBJECT, "", another_quarter, (MASK,)),
     (SANITY, "shuffled weights", nothing, ()),
     (SANITY, "shuffled weights", every_map(lambda x: x.abs().amax(1)), ("rank correlation, shuffled weights",)),
     (SANITY, "another class", nothing, ()),
@@ -384,3 +405,83 @@ def test_the_digest_is_of_the_photos_that_are_right() -> None:
     other = Made(40)
     other.__dict__["_right"] = torch.arange(40) > 0
     assert bench.images != other.images
+
+
+# --- mosaics --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mosaic_shows_each_photo_in_its_quarter() -> None:
+    photos = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
+    found = mosaics.mosaic(photos)
+    assert found.shape == (3, 16, 16)
+    assert found[0, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0, 1, 2, 3]  # reading order
+    for i, place in enumerate(mosaics.quarters(8)):
+        assert place.sum() == 64
+        assert (found[:, torch.from_numpy(place)] == i).all()
+
+
+def test_mosaics_show_four_classes_and_every_photo_once() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    for seed in range(50):
+        rows = mosaics.groups(labels, torch.Generator().manual_seed(seed))
+        assert all(len(set(four)) == 4 for four in labels[rows].tolist())
+        assert len(set(rows.flatten().tolist())) == rows.numel() >= 8
+    assert not torch.equal(rows, mosaics.groups(labels, torch.Generator().manual_seed(0)))
+    assert torch.equal(rows, mosaics.groups(labels, torch.Generator().manual_seed(seed)))
+    alone = mosaics.groups(torch.tensor([0, 1, 2, 2, 2]), torch.Generator())
+    assert alone.shape == (0, 4)
+
+
+def test_each_photo_has_its_own_scores_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def saliency(network: Any, x: Tensor, labels: Tensor, **_: Any) -> Tensor:
+        """Of class i i percent of the map lie in the quarter that is asked for."""
+        asked.extend(labels.tolist())
+        place = torch.from_numpy(np.tile(mosaics.quarters(8), (len(x) // 4, 1, 1))).double()
+        inside = labels[:, None, None] / 100
+        return place * inside / 64 + (1 - place) * (1 - inside) / 192
+
+    monkeypatch.setattr(input_gradients, "saliency", saliency)
+    labels = torch.arange(5, 101, 5)[torch.randperm(20, generator=torch.Generator().manual_seed(1))]
+    found = mosaics.by_photo(nn.Identity(), torch.zeros(20, 3, 8, 8), labels, rounds=3)
+    assert found["energy"].shape == (3, 20)
+    assert np.allclose(found["energy"], labels.numpy() / 100)
+    rounds = np.reshape(asked, (3, 20))
+    assert [sorted(row) for row in rounds.tolist()] == [sorted(labels.tolist())] * 3
+    assert not np.array_equal(rounds[0], rounds[1])  # other companions
+
+
+@pytest.mark.parametrize(("times", "units", "least"), [(1, 25, 0.984), (8, 100, 0.98)])
+def test_the_interval_of_mosaics_holds_the_truth(times: int, units: int, least: float) -> None:
+    """Values with a part of the photo, and one of the mosaic half as large: coverage of the 99 % interval."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(2000):
+        rows = np.concatenate([rng.permutation(100).reshape(25, 4) for _ in range(times)])
+        shared = 0.5 * rng.normal(size=(len(rows), 1))
+        values = rng.normal(size=100)[rows] + shared + rng.normal(size=rows.shape)
+        found = mosaics.Localised(rows, {"energy": values}).mean("energy")
+        hits += found.low <= 0 <= found.high
+    assert found.n == units
+    assert least <= hits / 2000 <= 0.996
+
+
+def images_of(*classes: str) -> ImageSet:
+    """A photo of each class."""
+    names = ("a", "b", "c", "d", "e", "f", "g", "h", DOG, STOLE)
+    labels = np.array([names.index(name) for name in classes])
+    return ImageSet("photos", tuple(Path(f"{i}.png") for i in range(len(labels))), labels, names)
+
+
+def test_photos_by_class_begin_with_those_that_are_asked_for() -> None:
+    photos = images_of(*"aabcdefgh", STOLE, DOG, DOG)
+    rows = mosaics.one_photo_a_class(photos, (DOG, STOLE), 64)
+    assert rows[:2] == [10, 9]  # the first photo of each
+    assert len(rows) == 8  # of ten classes, in fours
+    assert len(set(photos.labels[rows])) == 8
+    assert 1 not in rows
+    assert mosaics.one_photo_a_class(photos, (DOG, STOLE), 5) == rows[:4]
+    with pytest.raises(AssetUnavailable, match="imagenet-samples: none of its 9 photos is of a stole: add one"):
+        mosaics.one_photo_a_class(images_of(*"abcdefgh", DOG), (DOG, STOLE), 8)
+    with pytest.raises(AssetUnavailable, match="photos of 7 classes, expected 8 or more"):
+        mosaics.one_photo_a_class(images_of(*"abcde", DOG, STOLE), (DOG, STOLE), 8)

@@ -109,17 +109,33 @@ def test_a_batch_of_visualisations_is_a_loop_of_singles(
 
 
 @settings(max_examples=15)
-@given(ROWS, st.sampled_from(["deletion", "insertion"]), st.integers(1, 9), st.integers(0, 3))
-def test_a_batch_of_curves_is_a_loop_of_singles(rows: list[tuple[int, int]], mode: Any, chunk: int, seed: int) -> None:
+@given(ROWS, st.sampled_from(["deletion", "insertion"]), st.integers(1, 9), st.integers(1, 16), st.integers(0, 3))
+def test_a_batch_of_curves_is_a_loop_of_singles(
+    rows: list[tuple[int, int]], mode: Any, chunk: int, block: int, seed: int
+) -> None:
     x, target = chosen(rows)
     maps = np.random.default_rng(seed).integers(0, 9, (len(rows), 16, 16))  # many equal values
     shares = [0.0, 0.3, 1.0]
-    together = pixel_curve(NETWORK, x, target, maps, mode=mode, chunk=chunk, fractions=shares)
+    common: dict[str, Any] = {"mode": mode, "block": block, "fractions": shares}
+    together = pixel_curve(NETWORK, x, target, maps, chunk=chunk, **common)
     for row in range(len(rows)):
-        alone = pixel_curve(NETWORK, x[row : row + 1], target[row], maps[row : row + 1], mode=mode, fractions=shares)
+        alone = pixel_curve(NETWORK, x[row : row + 1], target[row], maps[row : row + 1], **common)
         assert_close(together[row], alone[0], "probability")
     assert (area(together, shares) <= together.max(axis=1) + 1e-12).all()
     assert (area(together, shares) >= together.min(axis=1) - 1e-12).all()
+
+
+@settings(max_examples=15)
+@given(ROWS, st.integers(1, 16), st.integers(0, 3))
+def test_deletion_in_one_order_is_insertion_in_its_reverse(rows: list[tuple[int, int]], block: int, seed: int) -> None:
+    """Blocks of means that differ: what one takes away is what the other has not laid down yet, the infill around."""
+    x, target = chosen(rows)
+    side = -(-16 // block)
+    means = np.random.default_rng(seed).permuted(np.tile(np.arange(side**2), (len(rows), 1)), axis=1)
+    maps = means.reshape(-1, side, side).repeat(block, axis=1).repeat(block, axis=2)[:, :16, :16]
+    common: dict[str, Any] = {"block": block, "fractions": [i / side**2 for i in range(side**2 + 1)]}
+    deletion = pixel_curve(NETWORK, x, target, maps, mode="deletion", **common)
+    assert_close(deletion, pixel_curve(NETWORK, x, target, -maps, mode="insertion", **common)[:, ::-1], "probability")
 
 
 @settings(max_examples=40)

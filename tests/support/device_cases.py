@@ -214,6 +214,7 @@ def worth_of_maps(device: str, _: Path) -> Results:
         "insertion": saliency_scores.pixel_curve(network, x, TARGET, maps, mode="insertion", **options),
         "variation": saliency_scores.total_variation(maps), "waves": saliency_scores.high_frequency_share(maps),
         "likeness": saliency_scores.rank_correlation(maps, other), "masks": saliency_scores.masks(maps, 1.0),
+        **saliency_scores.localisation(maps.abs(), saliency_scores.masks(other, 1.0), 1.0),
     }  # fmt: skip
 
 

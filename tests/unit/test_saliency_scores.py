@@ -19,6 +19,7 @@ from rdfia.saliency_scores import (
     area,
     centre_prior,
     high_frequency_share,
+    localisation,
     masks,
     overlap,
     pixel_curve,
@@ -57,13 +58,22 @@ def maps_of(n: int, size: int = 10, seed: int = 1) -> Tensor:
     return torch.rand(n, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def curve_by_hand(network: Weighing, x: np.ndarray, order: np.ndarray, base: np.ndarray, mode: str) -> np.ndarray:
-    """Pixel by pixel in numpy: P after each share of the pixels was replaced, or came."""
-    weight, n, values = network.weight.detach().numpy(), order.size, list[float]()
+def block_order(values: np.ndarray, block: int) -> list[tuple[slice, slice]]:
+    """The blocks of a map, H x W, by their means, the largest first; those of equal mean in reading order."""
+    corners = [(i, j) for i in range(0, len(values), block) for j in range(0, values.shape[1], block)]
+    blocks = [(slice(i, i + block), slice(j, j + block)) for i, j in corners]
+    return sorted(blocks, key=lambda place: -values[place].mean())  # Python's sort is stable
+
+
+def curve_by_hand(
+    network: Weighing, x: np.ndarray, order: list[tuple[slice, slice]], base: np.ndarray, mode: str
+) -> np.ndarray:
+    """Block by block in numpy: P after each share of the blocks was replaced, or came."""
+    weight, n, values = network.weight.detach().numpy(), len(order), list[float]()
     for share in FRACTIONS:
-        flags = np.zeros(n, dtype=bool)
-        flags[order[: math.ceil(share * n - 1e-9)]] = True
-        first = flags.reshape(x.shape[1:])
+        first = np.zeros(x.shape[1:], dtype=bool)
+        for place in order[: math.ceil(share * n - 1e-9)]:
+            first[place] = True
         shown = np.where(first, base, x) if mode == "deletion" else np.where(first, x, base)
         values.append(0.5 + float((weight * shown).mean()))
     return np.array(values)
@@ -73,62 +83,80 @@ def curve_by_hand(network: Weighing, x: np.ndarray, order: np.ndarray, base: np.
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [5, 10])
-def test_curves_of_a_linear_probability_by_hand(mode: Any, size: int) -> None:
+@pytest.mark.parametrize("infill", ["blurred", "mean colour"])
+@pytest.mark.parametrize(("size", "block"), [(5, 1), (10, 1), (10, 2), (10, 3), (10, 4), (10, 7), (10, 10)])
+def test_curves_of_a_linear_probability_by_hand(mode: Any, size: int, block: int, infill: Any) -> None:
     network, x, maps = weighing(size), photos(4, size), maps_of(4, size)
-    got = pixel_curve(network, x, 1, maps, mode=mode, blur_sigma=1.5, chunk=3)
+    common: dict[str, Any] = {"mode": mode, "block": block, "infill": infill, "blur_sigma": 1.5}
+    got = pixel_curve(network, x, 1, maps, chunk=3, **common)
     assert got.shape == (4, 21)
     assert got.dtype == np.float64
     for row in range(4):
-        order = np.argsort(-maps[row].numpy().ravel(), kind="stable")
+        order = block_order(maps[row].numpy(), block)
         blurred = gaussian_filter1d(gaussian_filter1d(x[row].numpy(), 1.5, axis=1), 1.5, axis=2)
-        base = np.zeros_like(blurred) if mode == "deletion" else blurred
+        base = np.zeros_like(blurred) if infill == "mean colour" else blurred
         expected = curve_by_hand(network, x[row].numpy(), order, base, mode)
         assert_close(got[row], expected, "probability")
-        with pytest.raises(AssertionError, match="off"):  # a planted fault: the least salient first
-            assert_close(got[row], curve_by_hand(network, x[row].numpy(), order[::-1], base, mode), "probability")
-    complement = pixel_curve(network, x, [0, 0, 0, 0], maps, mode=mode, blur_sigma=1.5)
+        if block < size:  # a planted fault: the least salient first
+            with pytest.raises(AssertionError, match="off"):
+                assert_close(got[row], curve_by_hand(network, x[row].numpy(), order[::-1], base, mode), "probability")
+    complement = pixel_curve(network, x, [0, 0, 0, 0], maps, **common)
     assert_close(got + complement, np.ones_like(got), "probability")
 
 
 def test_deletion_of_a_white_image_is_the_share_that_is_left() -> None:
     network = Weighing(torch.full((3, 10, 10), 0.25, dtype=torch.float64)).eval()
-    got = pixel_curve(network, torch.ones(2, 3, 10, 10, dtype=torch.float64), 1, maps_of(2), mode="deletion")
+    white = torch.ones(2, 3, 10, 10, dtype=torch.float64)
+    got = pixel_curve(network, white, 1, maps_of(2), mode="deletion", infill="mean colour")
     assert_close(got, np.tile(0.75 - 0.25 * np.array(FRACTIONS), (2, 1)), "probability")
     assert_close(area(got), np.full(2, 0.625), "probability")
-    inserted = pixel_curve(network, torch.ones(2, 3, 10, 10, dtype=torch.float64), 1, maps_of(2), mode="insertion")
-    assert_close(inserted, np.full((2, 21), 0.75), "probability")  # blurring white changes nothing
+    blurred = pixel_curve(network, white, 1, maps_of(2), mode="insertion")
+    assert_close(blurred, np.full((2, 21), 0.75), "probability")  # blurring white changes nothing
 
 
+@pytest.mark.parametrize("block", [1, 3, 16])
+@pytest.mark.parametrize("infill", ["blurred", "mean colour"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_ends_of_a_curve_are_the_images(mode: Any) -> None:
+def test_the_ends_of_a_curve_are_the_image_and_the_infill(mode: Any, infill: Any, block: int) -> None:
     network, x = tiny_vgg().double(), photos(3, 16)
-    got = pixel_curve(network, x, [0, 1, 2], maps_of(3, 16), mode=mode)
+    got = pixel_curve(network, x, [0, 1, 2], maps_of(3, 16), mode=mode, infill=infill, block=block)
+    base = gaussian_filter1d(gaussian_filter1d(x.numpy(), 10.0, axis=2), 10.0, axis=3) * (infill == "blurred")
     with torch.no_grad():
-        whole = network(x).softmax(1)[range(3), range(3)]
-        nothing = network(torch.zeros_like(x)).softmax(1)[range(3), range(3)]
-    assert_close(got[:, 0 if mode == "deletion" else -1], whole, "probability")
-    if mode == "deletion":
-        assert_close(got[:, -1], nothing, "probability")
+        whole, nothing = (network(seen).softmax(1)[range(3), range(3)] for seen in (x, torch.from_numpy(base)))
+    ends = (whole, nothing) if mode == "deletion" else (nothing, whole)
+    assert_close(got[:, 0], ends[0], "probability")
+    assert_close(got[:, -1], ends[1], "probability")
 
 
 def test_the_map_of_the_gains_is_better_than_random_order_and_than_its_reverse() -> None:
     """Rearrangement: where each pixel adds a known amount, no order has a lower deletion curve."""
     network, x = weighing(), photos(3)
     gains = (network.weight.detach() * x).sum(1)
-    best, random, worst = (area(pixel_curve(network, x, 1, order, mode="deletion"))
-                           for order in (gains, maps_of(3), -gains))  # fmt: skip
+    common: dict[str, Any] = {"mode": "deletion", "infill": "mean colour"}
+    best, random, worst = (area(pixel_curve(network, x, 1, order, **common)) for order in (gains, maps_of(3), -gains))
     assert (best < random).all()
     assert (random < worst).all()
-    curve = pixel_curve(network, x, 1, gains, mode="deletion")
+    curve = pixel_curve(network, x, 1, gains, **common)
     assert (np.diff(curve, n=2, axis=1) >= -1e-12).all()  # convex: what is left matters less and less
 
 
-def test_equal_pixels_go_in_reading_order() -> None:
+@pytest.mark.parametrize("block", [1, 3, 5])
+def test_blocks_of_equal_mean_go_in_reading_order(block: int) -> None:
     network, x = weighing(), photos(1)
-    reading = torch.arange(100, 0, -1, dtype=torch.float64).view(1, 10, 10)
-    flat = pixel_curve(network, x, 1, torch.zeros(1, 10, 10), mode="deletion")
-    assert np.array_equal(flat, pixel_curve(network, x, 1, reading, mode="deletion"))
+    rows, columns = np.indices((10, 10)) // block
+    reading = -(rows * 10.0 + columns)[None]
+    flat = pixel_curve(network, x, 1, torch.ones(1, 10, 10), mode="deletion", block=block)
+    assert np.array_equal(flat, pixel_curve(network, x, 1, reading, mode="deletion", block=block))
+
+
+def test_a_block_is_ranked_by_its_mean_and_not_by_its_largest_value_or_sum() -> None:
+    """7 x 7 pixels in blocks of 4: a block of 4 x 4 with a peak, and one of 3 x 3 at the corner with a higher mean."""
+    peak = torch.zeros(1, 7, 7)
+    peak[0, 0, 0], peak[0, 4:, 4:] = 100.0, 10.0  # means 6.25 and 10, sums 100 and 90
+    network, x = weighing(7), photos(1, 7)
+    first = pixel_curve(network, x, 1, peak, mode="insertion", block=4, fractions=[0.25], infill="mean colour")
+    weight = network.weight.detach()
+    assert_close(first[0], 0.5 + (weight * x[0])[:, 4:, 4:].sum()[None] / weight.numel(), "probability")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -153,7 +181,7 @@ def test_shares_of_pixels_are_counted_exactly() -> None:
     network = Weighing(torch.full((3, 10, 10), 0.25, dtype=torch.float64)).eval()
     shares = [i / 100 for i in range(101)]
     got = pixel_curve(network, torch.ones(1, 3, 10, 10, dtype=torch.float64), 1, maps_of(1), mode="deletion",
-                      fractions=shares)  # fmt: skip
+                      fractions=shares, infill="mean colour")  # fmt: skip
     assert_close(got[0], 0.75 - 0.25 * np.array(shares), "probability")
 
 
@@ -276,6 +304,54 @@ def test_masks_without_blur_are_a_threshold() -> None:
     assert np.array_equal(masks(disc()[None] * 1.0, blur_sigma=0.0)[0], disc())
 
 
+def quarter(rows: int, columns: int, size: int = 16) -> np.ndarray:
+    """The quarter of a square at (rows, columns) of 0 and 1, size x size bool."""
+    found = np.zeros((2, size // 2, 2, size // 2), dtype=bool)
+    found[rows, :, columns] = True
+    return found.reshape(size, size)
+
+
+def test_localisation_by_hand() -> None:
+    maps = np.zeros((4, 16, 16))
+    maps[:, 2, 3], maps[:, 12, 12] = 3.0, 1.0  # the peak and three quarters of the sum lie at the top left
+    truth = np.stack([quarter(0, 0), quarter(1, 1), quarter(0, 1), np.ones((16, 16), dtype=bool)])
+    got = localisation(maps, truth, blur_sigma=1.0)
+    assert got["pointed"].tolist() == [True, False, False, True]
+    assert_close(got["energy"], np.array([0.75, 0.25, 0.0, 1.0]), "score")
+    scaled = localisation(1e-9 * torch.from_numpy(maps), truth, blur_sigma=1.0)
+    assert np.array_equal(scaled["pointed"], got["pointed"])
+    assert_close(scaled["energy"], got["energy"], "score")
+
+
+def test_the_most_salient_point_is_that_of_the_blurred_map() -> None:
+    maps = np.zeros((1, 16, 16))
+    maps[0, 2, 2], maps[0, 10:13, 10:13] = 3.0, 2.0  # a lone pixel, and a patch of nine
+    found = [localisation(maps, quarter(1, 1)[None], sigma)["pointed"].item() for sigma in (0.0, 2.0)]
+    assert found == [False, True]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_a_flat_map_points_nowhere(value: float) -> None:
+    got = localisation(np.full((1, 16, 16), value), quarter(0, 0)[None])
+    assert not got["pointed"].any()
+    assert_close(got["energy"], np.array([0.25 * (value > 0)]), "score")
+
+
+@pytest.mark.parametrize(
+    ("maps", "truth"),
+    [
+        (-np.ones((1, 16, 16)), quarter(0, 0)[None]),
+        (np.ones((1, 16, 16)), quarter(0, 0)),
+        (np.ones((2, 16, 16)), quarter(0, 0)[None]),
+        (np.ones((1, 16, 16)), quarter(0, 0)[None].astype(float)),
+    ],
+    ids=["negative", "no batch", "two maps", "not bool"],
+)
+def test_maps_that_cannot_be_localised(maps: np.ndarray, truth: np.ndarray) -> None:
+    with pytest.raises(ArgumentError, match="not negative and a bool for each"):
+        localisation(maps, truth)
+
+
 def test_overlap_by_hand() -> None:
     found = np.zeros((4, 2, 4), dtype=bool)
     truth = np.zeros((4, 2, 4), dtype=bool)
@@ -334,6 +410,9 @@ def test_bad_input(case: str) -> None:
         ({"fractions": [0.0, 1.1]}, "expected shares in 0..1"),
         ({"fractions": [math.nan]}, "expected shares in 0..1"),
         ({"chunk": 0}, "1 image or more"),
+        ({"block": 0}, "block 0: expected .*blocks of 1 pixel to the image's 16"),
+        ({"block": 17}, "block 17: expected"),
+        ({"infill": "black"}, "infill 'black'.*'blurred' or 'mean colour'"),
         ({"mode": "insertion", "blur_sigma": -1.0}, "sigma from 0"),
     ],
     ids=str,
