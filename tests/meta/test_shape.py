@@ -72,7 +72,7 @@ TME7 = """
 
 
 TME8 = """
-    q1.saliency q2.noise q3.segmentation q5.fooling q5.rate q6.threat q8.class q9.reg q9.steps q9.lr q10.init
+    q1.saliency q2.noise q3.segmentation q5.fooling q5.rate q6.threat q8.class q9.reg q9.contours q9.steps q9.lr q10.init
     sanity smaller
 """.split()  # noqa: SIM905
 
