@@ -193,9 +193,9 @@ def fool_closely(device: str, _: Path) -> Results:
 
 
 @case("ascent")
-def attack(device: str, _: Path) -> Results:
+def momentum_attack(device: str, _: Path) -> Results:
     network, x = wide(device)
-    return {"x": fooling.attack(network, x, torch.tensor(TARGET).to(device), radius=8 / 255, chunk=2)}
+    return {"x": fooling.momentum_attack(network, x, torch.tensor(TARGET).to(device), radius=8 / 255, chunk=2)}
 
 
 @case("gradient")

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
-from rdfia.fooling import Fooled, attack, eight_bits, fool, fool_closely, perturbation
+from rdfia.fooling import Fooled, eight_bits, fool, fool_closely, momentum_attack, perturbation
 from rdfia.images import CROP, Preprocess
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import TinyVgg, tiny_vgg
@@ -470,11 +470,11 @@ def test_momentum_by_hand(decay: float) -> None:
     network = lively()
     x = photos(4)
     label = predicted(network, x)
-    got = CROP.denormalise(attack(network, x, label, radius=7 / 255, decay=decay))
+    got = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=decay))
     by_hand = [momentum_by_hand(network, photo, y, 7 / 255, 10, decay)
                for photo, y in zip(CROP.denormalise(x), label, strict=True)]  # fmt: skip
     assert_close(got, torch.stack(by_hand), "pixel")
-    other = CROP.denormalise(attack(network, x, label, radius=7 / 255, decay=1 - decay))
+    other = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=1 - decay))
     assert (got - other).abs().max() > 0.9 / 255  # momentum makes a difference, so that it is seen
 
 
@@ -482,7 +482,7 @@ def test_momentum_by_hand(decay: float) -> None:
 def test_an_attack_stays_within_its_radius_in_8_bits(levels: float) -> None:
     network, x = lively(), photos(6)
     x[:2] = CROP.normalise(torch.tensor([0.0, 1.0], dtype=x.dtype)[:, None, None, None].expand(2, 3, SIZE, SIZE))
-    pixels = CROP.denormalise(attack(network, x, predicted(network, x), radius=levels / 255))
+    pixels = CROP.denormalise(momentum_attack(network, x, predicted(network, x), radius=levels / 255))
     assert is_8_bits(pixels)
     change = (255 * (pixels - CROP.denormalise(x))).abs()
     assert_close(change.amax((1, 2, 3)), torch.full((6,), float(math.floor(levels)), dtype=torch.float64), "pixel")
@@ -492,7 +492,8 @@ def test_a_photo_between_grey_levels_is_attacked_as_its_file() -> None:
     network, x = lively(), photos(3)
     between = CROP.normalise(CROP.denormalise(x).clamp(0.01, 0.99) + 0.3 / 255)
     label = predicted(network, x)
-    assert torch.equal(attack(network, between, label, radius=4 / 255), attack(network, eight_bits(between), label, radius=4 / 255))  # fmt: skip
+    expected = momentum_attack(network, eight_bits(between), label, radius=4 / 255)
+    assert torch.equal(momentum_attack(network, between, label, radius=4 / 255), expected)
 
 
 def test_an_attack_on_a_linear_network_is_the_sign_of_its_weights() -> None:
@@ -500,37 +501,37 @@ def test_an_attack_on_a_linear_network_is_the_sign_of_its_weights() -> None:
     network, weight = linear(classes=2)
     x, label = photos(5, size=6), torch.tensor([0, 1, 0, 1, 1])
     direction = (weight[1 - label] - weight[label]).sign()
-    got = CROP.denormalise(attack(network, x, label, radius=6 / 255))
+    got = CROP.denormalise(momentum_attack(network, x, label, radius=6 / 255))
     assert_close(got, (CROP.denormalise(x) + 6 / 255 * direction).clamp(0, 1), "pixel")
 
 
 def test_an_attacked_batch_is_each_image_alone_and_the_same_again() -> None:
     network, x = lively(), photos(8)
     label = torch.tensor(predicted(network, x))
-    together = attack(network, x, label, radius=8 / 255)
-    assert torch.equal(together, attack(network, x, label, radius=8 / 255))
+    together = momentum_attack(network, x, label, radius=8 / 255)
+    assert torch.equal(together, momentum_attack(network, x, label, radius=8 / 255))
     for chunk in (1, 3):
-        assert_close(attack(network, x, label, radius=8 / 255, chunk=chunk), together, "ascent")
+        assert_close(momentum_attack(network, x, label, radius=8 / 255, chunk=chunk), together, "ascent")
     for row in range(8):
-        assert_close(attack(network, x[row : row + 1], int(label[row]), radius=8 / 255)[0], together[row], "ascent")
+        alone = momentum_attack(network, x[row : row + 1], int(label[row]), radius=8 / 255)
+        assert_close(alone[0], together[row], "ascent")
 
 
 def test_an_attack_leads_away_and_a_larger_one_further() -> None:
     network, x = lively(), photos(24)
     label = torch.tensor(predicted(network, x))
+    ends = [x, *(momentum_attack(network, x, label, radius=levels / 255) for levels in (2, 16))]
     with torch.no_grad():
-        losses = [nn.functional.cross_entropy(network(attack(network, x, label, radius=r / 255)), label, reduction="none")
-                  for r in (2, 16)]  # fmt: skip
-        start = nn.functional.cross_entropy(network(x), label, reduction="none")
-    assert (losses[0] > start).all()
-    assert (losses[1] > losses[0]).all()
+        start, near, far = (nn.functional.cross_entropy(network(end), label, reduction="none") for end in ends)
+    assert (near > start).all()
+    assert (far > near).all()
 
 
 def test_a_photo_without_a_gradient_stays() -> None:
     network, x = tiny_vgg().double(), photos(2)
     with torch.no_grad():
         network.classifier[3].weight.zero_()
-    assert torch.equal(attack(network, x, 0, radius=8 / 255), eight_bits(x))
+    assert torch.equal(momentum_attack(network, x, 0, radius=8 / 255), eight_bits(x))
 
 
 @pytest.mark.parametrize(
@@ -541,14 +542,14 @@ def test_a_photo_without_a_gradient_stays() -> None:
 )  # fmt: skip
 def test_bad_settings_of_an_attack(settings: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=r"expected a radius from 1 / 255 to 1 .*, 1 step or more, a decay from 0"):
-        attack(tiny_vgg(), GOOD, 0, **{"radius": 8 / 255, **settings})
+        momentum_attack(tiny_vgg(), GOOD, 0, **{"radius": 8 / 255, **settings})
 
 
 def test_a_label_that_there_is_not() -> None:
     with pytest.raises(ArgumentError, match="label: classes 0 to 5"):
-        attack(tiny_vgg(), GOOD, [0, 5], radius=8 / 255)
-    with pytest.raises(ArgumentError, match="label: .* for 2 images"):
-        attack(tiny_vgg(), GOOD, [0, 1, 2], radius=8 / 255)
+        momentum_attack(tiny_vgg(), GOOD, [0, 5], radius=8 / 255)
+    with pytest.raises(ArgumentError, match=r"label: .* for 2 images"):
+        momentum_attack(tiny_vgg(), GOOD, [0, 1, 2], radius=8 / 255)
 
 
 # --- network, modes, what is refused --------------------------------------------------------------------------------
