@@ -233,7 +233,7 @@ def fool_closely(
 
 @told("an attack: give fewer images, or smaller ones")
 @torch.inference_mode(False)
-def attack(
+def momentum_attack(
     network: nn.Module,
     x: Tensor,
     label: int | Sequence[int] | Tensor,
@@ -254,8 +254,8 @@ def attack(
     """
     levels = math.floor(255 * radius + 1e-6) if 0 < radius <= 1 else 0
     if not (levels and steps >= 1 and 0 <= decay < math.inf):
-        raise ArgumentError(f"radius {radius}, steps {steps}, decay {decay}: expected a radius from 1 / 255 to 1 (8 grey "
-                            "levels are 8 / 255), 1 step or more, a decay from 0")  # fmt: skip
+        raise ArgumentError(f"radius {radius}, steps {steps}, decay {decay}: expected a radius from 1 / 255 to 1 (8 "
+                            "grey levels are 8 / 255), 1 step or more, a decay from 0")  # fmt: skip
     x, chosen = eight_bits(check_images(network, x, space), space), per_image(label, len(x), "label")
     photo = _rounded(space.denormalise(x))
     low, high = (photo - levels / 255).clamp(min=0), (photo + levels / 255).clamp(max=1)

@@ -418,19 +418,21 @@ def vulnerable(claim: Any, bench: Bench) -> None:
 
 
 def survival(claim: Any, bench: Bench) -> None:
-    """Attacked photos that are saved as JPEG, blurred or resized."""
-    read = {name: bench.read_under_attack()[name] for name in TREATMENTS}
+    """Attacked photos that are saved as JPEG, blurred or resized, of those that are read after that alone."""
+    every = {name: bench.read_under_attack()[name] for name in TREATMENTS}
+    read = {name: hits[hits[:, 0]] for name, hits in every.items()}
     at = RADII.index(8)
     claim.measured(
         {f"misread after {name}": share(~hits[:, at]) for name, hits in read.items()},
-        measured={f"photos misread after {name}": share(~hits[:, 0]).value for name, hits in read.items()},
+        measured={f"photos misread after {name} alone": share(~hits[:, 0]).value for name, hits in every.items()},
         unit="(share)",
         evidence={
             "read right": {name: by_radius(hits) for name, hits in read.items()},
             "bars": {f"{name}, {AT[i]}": [share(~hits[:, i]).value] for name, hits in read.items() for i in range(4)},
             "unit": "share that is misread",
         },
-        note=f"{ATTACK} At 8 / 255; a treatment alone misreads the photos too, as the measured values say.",
+        note=f"{ATTACK} At 8 / 255, of the photos that the network reads after the treatment alone: "
+        f"{', '.join(str(len(hits)) for hits in read.values())} of {len(bench.y)}.",
         **bench.record(scope="ours"),
     )
 

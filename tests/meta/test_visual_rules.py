@@ -279,9 +279,11 @@ def mended_mostly(pixels: Tensor) -> Tensor:
 
 
 def draws(**settings: dict[str, float]) -> Plant:
-    names: dict[str, Setting | str] = {"few": visualisation.DEFAULT, "long": visualisation.LONG, "strong": visualisation.STRONG,
-             "weak": visualisation.WEAK, "fast": visualisation.FAST, "slowly": visualisation.SLOW,
-             "noise": visualisation.NOISE, "photo": visualisation.PHOTO}  # fmt: skip
+    names: dict[str, Setting | str] = {
+        "few": visualisation.DEFAULT, "long": visualisation.LONG, "strong": visualisation.STRONG,
+        "weak": visualisation.WEAK, "fast": visualisation.FAST, "slowly": visualisation.SLOW,
+        "noise": visualisation.NOISE, "photo": visualisation.PHOTO,
+    }  # fmt: skip
     return lambda bench, _: bench.settings.update({names[name]: means for name, means in settings.items()})
 
 
