@@ -392,9 +392,10 @@ def vulnerable(claim: Any, bench: Bench) -> None:
         f"{at}: {names(bench, p.indices)[0]} {float(p.values):.2f}\n" + (f"PSNR {db:.1f} dB" if levels else "the photo")
         for at, levels, p, db in zip(AT, RADII, likeliest, psnr, strict=True)
     ]
+    curves = {f"after {name}" if name in TREATMENTS else name: hits for name, hits in found.items()}
     claim.figure(
         f"fooling-attack-{bench.setup.network}",
-        figures.curves(RADII, found, "radius of the attack, grey levels of 255", "share of the photos read right"),
+        figures.curves(RADII, curves, "radius of the attack, grey levels of 255", "share of the photos read right"),
         f"{ATTACK} It is made with {bench.title}, and read by it, by it after each treatment, and by networks that "
         f"took no part. {len(bench.y)} photos; band: 95% interval.",
         "Curves that fall from 1 as the radius grows.",
@@ -600,6 +601,7 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
     )
 
 
+GREY = "In the lab's reading a weight of 0.1 takes all of the image away at each step: 1 - 2 * 5 * 0.1 is 0."
 PROBABILITY, VARIATION = "probability, 0.1 less 1e-10", "log of total variation, 0.1 over 1e-10"
 
 
@@ -629,8 +631,8 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
             "readings": {q: {n: vars(e) for n, e in every.items()} for q, every in compared.items()},
             "seeds": {n: {"0.1": numbers(a), "1e-10": numbers(b)} for n, (a, b) in rows.items()},
         },
-        note=f"Of {len(rows)} readings the one nearest to no difference decides, which flatters the claim: it is "
-        f"contradicted only where all agree. Probability: {nearest[PROBABILITY]}. Total variation: "
+        note=f"{GREY} Of {len(rows)} readings the one nearest to no difference decides, which flatters the claim: it "
+        f"is contradicted only where all agree. Probability: {nearest[PROBABILITY]}. Total variation: "
         f"{nearest[VARIATION]}. The lab's: {visualisation.LAB}.",
         **pictured(bench, "", rows[visualisation.LAB][0], data=seeds_said(rows)),
     )
@@ -666,6 +668,18 @@ def show_readings(
     )
 
 
+def contours_by_reading(bench: Bench) -> dict[str, dict[str, Any]]:
+    """Both quantities of the contours' claim in each reading that the regularisation's claim draws."""
+    rows = {name: [*map(bench.drawn, pair)] for name, pair in visualisation.readings(bench).items()}
+    return {
+        name: {
+            "correlation of edges": vars(intervals.mean(visualisation.edge_correlation(strong["end"], weak["end"]))),
+            "second network, 1e-10 less 0.1": vars(intervals.difference_of_means(weak["second"], strong["second"])),
+        }
+        for name, (strong, weak) in rows.items()
+    }
+
+
 @slow
 @cases(
     "tme8.q9.contours",
@@ -697,9 +711,13 @@ def test_a_small_weight_keeps_contours(claim: Any, lens: Lens, title: str, what:
             "second network, 1e-10": float(weak["second"].mean()),
             **further(bench, rows),
         },
-        evidence={"correlation of edges": same.tolist(), **{name: numbers(row) for name, row in rows.items()}},
-        note=f"Edges: the grey picture's gradient after a blur of {visualisation.EDGES:g} px; their correlation does "
-        "not count a change of contrast. If contours are the picture's border instead: the share of its pixels, an "
+        evidence={
+            "correlation of edges": same.tolist(),
+            "by reading": contours_by_reading(bench) if bench.full else {},
+            **{name: numbers(row) for name, row in rows.items()},
+        },
+        note=f"{GREY} Edges: the grey picture's gradient after a blur of {visualisation.EDGES:g} px; their correlation "
+        "does not count a change of contrast. If contours are the picture's border instead: the share of its pixels, an "
         "eighth of the side deep, that moved from the noise by over a tenth of the range is given for both weights.",
         **pictured(bench, what, weak),
     )
@@ -785,7 +803,8 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
     photos = list(dict.fromkeys(start["photo"].tolist()))
     shown = names(bench, bench.y[photos])
     before = {"end": start["begin"], "probability": start["probability_before"], "second": start["second_before"]}
-    caption = f"the score of a class, here the {shown[0]}, climbed from a photo of it and from noise."
+    drawn_ones = " and ".join(dict.fromkeys(names(bench, bench.y[start["photo"][:2]])))
+    caption = f"the score of a class ({drawn_ones}), climbed from a photo of it and from noise."
     show(claim, title, what, 10, {"photo": before, **rows}, caption)
     means = {name: visualisation.by_photo(row, "second") for name, row in rows.items()}
     gained = intervals.difference_of_means(means[visualisation.PHOTO], means[visualisation.NOISE])
@@ -808,8 +827,8 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
             },
             **{key: numbers(row) for key, row in rows.items()},
         },
-        note=f"{len(photos)} photos ({', '.join(shown)}) with {len(start['photo']) // len(photos)} seeds each; the "
-        f"interval is over photos, of which each is the mean over its seeds. By {bench.setup.judge} the photos "
+        note=f"{len(photos)} photos ({', '.join(shown)}) and {len(start['photo'])} pairs with a seed each; the "
+        f"interval is over photos, of which each is the mean over its pairs. By {bench.setup.judge} the photos "
         f"themselves have {itself.mean():.3f}: what one network's score gains, another's sight loses.",
         **pictured(bench, what, start, data=f"{len(photos)} photos, {len(start['photo'])} pairs, {what}"),
     )
