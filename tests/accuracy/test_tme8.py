@@ -412,7 +412,10 @@ def vulnerable(claim: Any, bench: Bench) -> None:
         unit="(share of the photos that it reads)",
         right={"accuracy under attack at 4 / 255": found[bench.title][:, RADII.index(4)].numpy()},
         images=bench.images,
-        evidence={"read right": {name: by_radius(hits) for name, hits in found.items()}, "PSNR of the example": psnr},
+        evidence={
+            "read right": {name: by_radius(hits) for name, hits in found.items()},
+            "PSNR of the example": dict(zip(AT[1:], psnr[1:], strict=True)),
+        },
         note=ATTACK,
         **bench.record(),
     )
@@ -717,8 +720,8 @@ def test_a_small_weight_keeps_contours(claim: Any, lens: Lens, title: str, what:
             **{name: numbers(row) for name, row in rows.items()},
         },
         note=f"{GREY} Edges: the grey picture's gradient after a blur of {visualisation.EDGES:g} px; their correlation "
-        "does not count a change of contrast. If contours are the picture's border instead: the share of its pixels, an "
-        "eighth of the side deep, that moved from the noise by over a tenth of the range is given for both weights.",
+        "does not count a change of contrast. If contours are the picture's border instead: the share of its pixels, "
+        "an eighth of the side deep, that moved from the noise by over a tenth of the range is given for both weights.",
         **pictured(bench, what, weak),
     )
 
