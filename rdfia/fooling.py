@@ -261,8 +261,11 @@ def momentum_attack(
     low, high = (photo - levels / 255).clamp(min=0), (photo + levels / 255).clamp(max=1)
     velocity = torch.zeros_like(photo)
 
-    def cross_entropy(logits: Tensor, _pixels: Tensor, rows: Tensor) -> Tensor:
-        return logits.logsumexp(1) - target_logits(chosen, logits, rows, "label")[1]
+    # The cross-entropy is log(1 + exp(margin)). Its gradient is that of the margin times a factor, which dividing by
+    # ||g||_1 removes, and which is 0 in float32 where the network is certain.
+    def margin(logits: Tensor, _pixels: Tensor, rows: Tensor) -> Tensor:
+        index, score = target_logits(chosen, logits, rows, "label")
+        return logits.scatter(1, index, -math.inf).logsumexp(1) - score
 
     def update(turn: Turn) -> Tensor:
         here, gradient = on_device(turn.rows, x.device), unit(turn.gradient)
@@ -271,6 +274,6 @@ def momentum_attack(
         moved = turn.x + levels / 255 / steps * velocity[here].sign()
         return moved.clamp(low[here], high[here])
 
-    pixels, _ = ascend(network, photo, cross_entropy, update, steps=steps, chunk=chunk, progress=progress,
+    pixels, _ = ascend(network, photo, margin, update, steps=steps, chunk=chunk, progress=progress,
                        view=lambda pixels, _rows, _step: space.normalise(pixels))  # fmt: skip
     return space.normalise(_rounded(pixels))

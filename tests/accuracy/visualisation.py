@@ -111,7 +111,7 @@ def _made(bench: Bench, target: Sequence[int], seeds: Sequence[int], start: Tens
           setting: Setting) -> dict[str, Any]:  # fmt: skip
     made = input_gradients.visualise(bench.network.module, target, seeds=seeds, start=start, l2=setting.l2,
                                      lr=setting.lr, steps=setting.steps, penalty=setting.penalty,
-                                     unit_step=setting.unit_step, space=bench.space,
+                                     unit_step=setting.unit_step, size=bench.space.size, space=bench.space,
                                      progress=bench.progress)  # fmt: skip
     return _measured(bench, made.x, made.start, torch.as_tensor(target))
 
@@ -124,8 +124,10 @@ def _measured(bench: Bench, x: Tensor, start: Tensor, target: Tensor) -> dict[st
     def probabilities(network: Any, pixels: Tensor) -> np.ndarray:
         return network(pixels)[rows, target].numpy()
 
-    windows = torch.cat([end[:, :, r : r + 112, c : c + 112] for r in (0, 56, 112) for c in (0, 56, 112)])
-    large = nn.functional.interpolate(windows, size=224, mode="bilinear")
+    side, half = end.shape[-1], end.shape[-1] // 2
+    places = (0, half // 2, half)
+    windows = torch.cat([end[:, :, r : r + half, c : c + half] for r in places for c in places])
+    large = nn.functional.interpolate(windows, size=side, mode="bilinear")
     seen = (bench.network(large).argmax(1) == target.repeat(9)).view(9, -1).float().mean(0).numpy()
     with torch.inference_mode():
         scores = [bench.network.module(image).cpu()[rows, target].numpy() for image in (start, x)]

@@ -486,3 +486,22 @@ def test_the_border_is_an_eighth_of_the_side() -> None:
     inside = visualisation._inside(torch.zeros(2, 64, 64))
     assert inside.sum().item() == 2 * 48 * 48
     assert inside[:, 8:-8, 8:-8].all()
+
+
+def test_photo_and_noise_are_paired_by_class_and_seed() -> None:
+    bench = Made(40)
+    bench.seeds = range(4)
+    photo, noise = (visualisation.regrown(bench, start, False) for start in (visualisation.PHOTO, visualisation.NOISE))
+    assert photo["photo"].tolist() == noise["photo"].tolist() == visualisation.start_photos(bench, 4)
+    assert (photo["begin"] - bench.pixels[photo["photo"][:2]]).abs().max() < 1e-6
+    assert (noise["probability_before"] < 0.5).all()
+    assert (noise["probability"] > 0.9).all()  # of the class of the photo at the same place
+
+
+def test_attacked_photos_are_of_8_bits_and_in_the_radius() -> None:
+    bench = Made(16)
+    still, moved = (lab8.Bench.attacked(bench, levels) for levels in (0, 8))
+    assert torch.equal(still, (255 * bench.pixels).round() / 255)
+    assert (255 * moved).round().sub(255 * still).abs().amax((1, 2, 3)) == pytest.approx(8, abs=1e-3)
+    of_the_class = [bench.network.module(SPACE.normalise(x)).gather(1, bench.y[:, None]) for x in (still, moved)]
+    assert (of_the_class[1] < of_the_class[0]).all()

@@ -517,6 +517,18 @@ def test_an_attacked_batch_is_each_image_alone_and_the_same_again() -> None:
         assert_close(alone[0], together[row], "ascent")
 
 
+def test_a_photo_of_which_the_network_is_certain_is_attacked_too() -> None:
+    """In float32 the cross-entropy has no gradient where a label has probability 1."""
+    network, weight = linear(classes=2)
+    pixels = 0.5 + 0.25 * weight[0].sign().expand(1, 3, 6, 6)
+    x = CROP.normalise(pixels).float()
+    network.float()
+    assert network(x).softmax(1)[0, 0] == 1
+    got = CROP.denormalise(momentum_attack(network, x, 0, radius=6 / 255))
+    expected = (255 * pixels).round() + 6 * (weight[1] - weight[0]).sign()
+    assert torch.equal((255 * got).round().double(), expected)
+
+
 def test_an_attack_leads_away_and_a_larger_one_further() -> None:
     network, x = lively(), photos(24)
     label = torch.tensor(predicted(network, x))
