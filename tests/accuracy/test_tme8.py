@@ -652,21 +652,22 @@ def show_readings(
     """Both quantities by reading with their intervals, and the first seed of each reading with both weights."""
     for (quantity, every), short in zip(compared.items(), ("probability", "variation"), strict=True):
         margin = CLAIMS["tme8.q9.reg"].bounds[quantity].margin
-        dots = [{"test": found.value, "low": found.low, "high": found.high} for found in every.values()]
+        dots = [{"values": [found.value], "low": found.low, "high": found.high} for found in every.values()]
         claim.figure(
             f"sweeps-reg-{short}-{bench.setup.network}",
             figures.intervals(list(every), dots, quantity, 0.0, "no difference"),
-            f"What the weight of the regularisation changes, by reading, with 99% intervals: {quantity}. l: the "
-            f"weight. Little is {margin:g} at most, to either side.",
+            f"What the weight of the regularisation changes, by reading, with 99% intervals: {quantity}. "
+            f"Little is {margin:g} at most, to either side.",
             "A dot with an interval for each reading.",
         )
     shown = [(r, w, name) for name, pair in rows.items() for r, w in zip(pair, ("0.1", "1e-10"), strict=True)]
-    titles = [f"{name.replace(' step', '')}\nl {weight}, p {row['probability'][0]:.2f}" for row, weight, name in shown]
+    brief = {name: name.replace(" step", "").replace("squared norm", "squared") for name in rows}
+    titles = [f"{brief[name]}\nweight {weight}, p {row['probability'][0]:.2f}" for row, weight, name in shown]
     claim.figure(
         f"figure7-readings-{bench.setup.network}",
         figures.pictures([picture(row["end"][0]) for row, _, _ in shown], titles, 4),
-        f"Figure 7 in each reading of the report's sentence; l: the weight, p: the class's probability by "
-        f"{bench.title}. One seed.",
+        "Figure 7 in each reading of the report's sentence: the penalty (the squared norm, or the norm), the step, the "
+        f"rate. p: the class's probability by {bench.title}. One seed.",
         "Pairs of pictures with a large and a small weight.",
     )
 

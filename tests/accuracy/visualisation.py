@@ -37,7 +37,7 @@ class Setting:
     @property
     def reading(self) -> str:
         """Penalty, step rule and rate: what the report's sentence about the weight leaves open."""
-        penalty = "l ||x||^2" if self.penalty == "squared" else "l ||x||"
+        penalty = "squared norm" if self.penalty == "squared" else "norm"
         return f"{penalty}, {'unit' if self.unit_step else 'raw'} step, rate {self.lr:g}"
 
 
