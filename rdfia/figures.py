@@ -168,7 +168,7 @@ def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: s
         values = row.get("values") or [row["test"]]
         if row.get("low") is not None:
             ax.plot([row["low"], row["high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
-        ax.plot(values, [y] * len(values), "o", color=INK, markersize=6, label="test" if y == 0 else None)
+        ax.plot(values, [y] * len(values), "o", color=INK, ms=6, label="test" if y == 0 and "test" in row else None)
         if row.get("validation") is not None:
             ax.plot(row["validation"], y, "D", color=RUST, markerfacecolor="none", markersize=8,
                     label="validation (training images only)" if y == 0 else None)

@@ -1,4 +1,4 @@
-"""TME 8: images that make a network see another class: the lab's rule, and a closer search, in pixels to be saved."""
+"""TME 8: images that make a network see another class: the lab's rule, a closer search, and a momentum attack."""
 
 from __future__ import annotations
 
@@ -229,3 +229,51 @@ def fool_closely(
                       progress=progress)  # fmt: skip
     first, last = (_probabilities(network, images, chunk) for images in (x, best))
     return _report(x, best, first, last, chosen, taken, space)
+
+
+@told("an attack: give fewer images, or smaller ones")
+@torch.inference_mode(False)
+def momentum_attack(
+    network: nn.Module,
+    x: Tensor,
+    label: int | Sequence[int] | Tensor,
+    *,
+    radius: float,
+    steps: int = 10,
+    decay: float = 1.0,
+    space: Preprocess = CROP,
+    chunk: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Images that the network is led away from `label` on, B x 3 x H x W normalised by `space`, in 8-bit pixels.
+
+    An untargeted momentum attack (MI-FGSM, Dong et al. 2018): each of `steps` adds radius / steps times the sign of
+    v <- decay * v + g / ||g||_1, g the gradient of the cross-entropy, and stays within `radius` of the 8-bit photo.
+    `radius` is the largest change of a value (Linf) in pixels of 0..1, at least 1 / 255, of which whole grey levels
+    count. `x` is normalised by `space`, `label` the class of each image. Raises as `saliency`.
+    """
+    levels = math.floor(255 * radius + 1e-6) if 0 < radius <= 1 else 0
+    if not (levels and steps >= 1 and 0 <= decay < math.inf):
+        raise ArgumentError(f"radius {radius}, steps {steps}, decay {decay}: expected a radius from 1 / 255 to 1 (8 "
+                            "grey levels are 8 / 255), 1 step or more, a decay from 0")  # fmt: skip
+    x, chosen = eight_bits(check_images(network, x, space), space), per_image(label, len(x), "label")
+    photo = _rounded(space.denormalise(x))
+    low, high = (photo - levels / 255).clamp(min=0), (photo + levels / 255).clamp(max=1)
+    velocity = torch.zeros_like(photo)
+
+    # The cross-entropy is log(1 + exp(margin)). Its gradient is that of the margin times a factor, which dividing by
+    # ||g||_1 removes, and which is 0 in float32 where the network is certain.
+    def margin(logits: Tensor, _pixels: Tensor, rows: Tensor) -> Tensor:
+        index, score = target_logits(chosen, logits, rows, "label")
+        return logits.scatter(1, index, -math.inf).logsumexp(1) - score
+
+    def update(turn: Turn) -> Tensor:
+        here, gradient = on_device(turn.rows, x.device), unit(turn.gradient)
+        share = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)  # of a unit vector it is 1 or more, or 0
+        velocity[here] = decay * velocity[here] + gradient / share
+        moved = turn.x + levels / 255 / steps * velocity[here].sign()
+        return moved.clamp(low[here], high[here])
+
+    pixels, _ = ascend(network, photo, margin, update, steps=steps, chunk=chunk, progress=progress,
+                       view=lambda pixels, _rows, _step: space.normalise(pixels))  # fmt: skip
+    return space.normalise(_rounded(pixels))

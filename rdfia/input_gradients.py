@@ -104,11 +104,11 @@ def per_image(value: Per, n: int, name: str, dtype: torch.dtype = torch.int64) -
     return tensor.to(dtype).expand(n).clone()
 
 
-def target_logits(target: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def target_logits(target: Tensor, logits: Tensor, rows: Tensor, name: str = "target") -> tuple[Tensor, Tensor]:
     """(index b x 1, logit b) of each image's target class. Raises ArgumentError for a class that there is not."""
     wanted = target[rows.cpu()]
     if logits.ndim != 2 or int(wanted.min()) < 0 or int(wanted.max()) >= logits.shape[1]:
-        raise ArgumentError(f"target: classes {int(wanted.min())} to {int(wanted.max())}, but the network's output has "
+        raise ArgumentError(f"{name}: classes {int(wanted.min())} to {int(wanted.max())}, but the network's output has "
                             f"shape {tuple(logits.shape)}; expected logits B x classes and classes from 0")  # fmt: skip
     index = on_device(wanted, logits.device)[:, None]
     return index, logits.gather(1, index)[:, 0]
@@ -281,6 +281,7 @@ def visualise(
     l2: Per = 1e-3,
     lr: Per = 5.0,
     steps: int | Sequence[int] | Tensor = 200,
+    penalty: Literal["squared", "norm"] = "squared",
     unit_step: bool = False,
     jitter: int = 16,
     blur_sigma: float = 0.5,
@@ -296,8 +297,12 @@ def visualise(
     what an image becomes does not depend on the others. A step: move the image by 0 .. `jitter` pixels each way
     (circular), add lr times the gradient (divided by its norm with `unit_step`; the lab's formula does not), move it
     back, clamp to valid pixels, and at steps 0, `blur_every`, ... blur with `blur_sigma` pixels. Without `start`
-    (B x 3 x H x W, normalised by `space`) it begins with N(0, 1) noise of `size`. Raises as `saliency`.
+    (B x 3 x H x W, normalised by `space`) it begins with N(0, 1) noise of `size`. `penalty` "norm" subtracts
+    l2 * ||x|| instead, the norm that the paper squares, whose gradient is of length l2 however bright the image is; at
+    x = 0, where it has none, 0 is taken. Raises as `saliency`.
     """
+    if penalty not in ("squared", "norm"):
+        raise ArgumentError(f"penalty: {penalty!r}, expected 'squared' (l2 * ||x||^2) or 'norm' (l2 * ||x||)")
     if jitter < 0 or blur_every < 1 or not 0 <= blur_sigma < math.inf or size < 1:
         raise ArgumentError(f"jitter {jitter}, blur_every {blur_every}, blur_sigma {blur_sigma}, size {size}: expected "
                             "0 or more, 1 or more, 0 or more, 1 or more")  # fmt: skip
@@ -322,8 +327,8 @@ def visualise(
         return torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts, strict=True)])
 
     def objective(logits: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-        penalty = weight[on_device(rows, x.device)].flatten() * x.square().sum((1, 2, 3))
-        return target_logits(chosen, logits, rows)[1] - penalty
+        size = x.square().sum((1, 2, 3)) if penalty == "squared" else length_of(x).flatten()
+        return target_logits(chosen, logits, rows)[1] - weight[on_device(rows, x.device)].flatten() * size
 
     def update(turn: Turn) -> Tensor:  # the gradient of a moved image comes back in the place of the image
         step = unit(turn.gradient) if unit_step else turn.gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia import assets, datasets, fooling, images, input_gradients, intervals, networks, saliency_scores
+from rdfia import assets, datasets, fooling, images, input_gradients, intervals, networks
 from rdfia.datasets import ImageSet
 from rdfia.images import Preprocess
-from tests.accuracy import mosaics
+from tests.accuracy import mosaics, visualisation
+from tests.accuracy.visualisation import Setting
 from tests.support.budget import shared
 
 
@@ -42,14 +44,8 @@ SETUPS = {
     "VGG16": Setup("vgg16", "vgg16-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
     "AlexNet": Setup("alexnet", "alexnet-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
 }  # fmt: skip
-TARANTULA, SNAIL, STINGRAY = 76, 113, 6  # ImageNet's class indices
-LONG, NOISE, PHOTO = "1,000 steps", "from noise", "from a photo"
-# q9's and q10's settings beside the defaults (l2 1e-3, lr 5, 200 steps); each runs, every seed, when a check reads it.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "default": {}, "l2 0.1": {"l2": 0.1}, "l2 1e-10": {"l2": 1e-10}, LONG: {"steps": 1000},
-    "lr 1": {"lr": 1.0}, "lr 0.5": {"lr": 0.5}, NOISE: {}, PHOTO: {},
-}  # fmt: skip
-CHANGED = 0.1  # a pixel is changed when one of its channels moves by more than a tenth of the range
+STINGRAY = 6  # ImageNet's class index
+RADII = (0, 4, 8, 16)  # of the momentum attack, in grey levels; 0 is the photo itself
 
 
 class Network:
@@ -84,7 +80,8 @@ class Bench:
     def __init__(self, title: str, photos: ImageSet, device: str, profile: str, progress: Any) -> None:
         self.title, self.setup, self.photos, self.progress = title, SETUPS[title], photos, progress
         self.full, self.device, self.space = profile == "full", device, SETUPS[title].space
-        self.seeds = range(30 if self.full else 5 if title == "SqueezeNet 1.1" else 3)
+        self.is_main = title == "SqueezeNet 1.1"
+        self.seeds = range((30 if self.is_main else 10) if self.full else 5 if self.is_main else 3)
         self.network = Network(title, device)
 
     @cached_property
@@ -94,6 +91,10 @@ class Bench:
 
     def others(self) -> list[Network]:
         """Every other network with whole weights on this machine, the judge first."""
+        return self._others
+
+    @cached_property
+    def _others(self) -> list[Network]:
         titles = dict.fromkeys([self.setup.judge, *SETUPS])
         return [Network(t, self.device) for t in titles if t != self.title and assets.find(SETUPS[t].weights)]
 
@@ -182,6 +183,36 @@ class Bench:
             return fooling.fool_closely(self.network.module, self.x, self.targets, steps=steps, **common)
         return fooling.fool(self.network.module, self.x, self.targets, pixels=how, **common)  # type: ignore[arg-type]
 
+    def attacked(self, levels: int) -> Tensor:
+        """The photos after a momentum attack of `levels` / 255, n x 3 x 224 x 224 in 0..1 on the CPU; 0: before it."""
+        with self._shared(f"attacked, {levels} / 255"):
+            return self._attacked(levels).float() / 255
+
+    @cache  # noqa: B019
+    def _attacked(self, levels: int) -> Tensor:
+        common: dict[str, Any] = {"space": self.space, "progress": self.progress}
+        x = self.x
+        if levels:
+            x = fooling.momentum_attack(self.network.module, x, self.y, radius=levels / 255, **common)
+        return (255 * self.space.denormalise(x)).round().byte().cpu()
+
+    def read_under_attack(self) -> dict[str, Tensor]:
+        """Whether each photo is read right at `RADII`, n x 4 bool: by the network, treated before it, by the others."""
+        with self._shared("read under attack"):
+            return self._read_under_attack()
+
+    @cache  # noqa: B019
+    def _read_under_attack(self) -> dict[str, Tensor]:
+        readers: dict[str, Callable[[Tensor], Tensor]] = {self.title: self.network}
+        readers |= {name: functools.partial(self.network, defence=treat) for name, treat in TREATMENTS.items()}
+        readers |= {network.title: network for network in self.others()}
+        found: dict[str, list[Tensor]] = {name: [] for name in readers}
+        for levels in RADII:
+            pixels = self.attacked(levels)
+            for name, read in readers.items():
+                found[name].append(read(pixels).argmax(1) == self.y)
+        return {name: torch.stack(hits, dim=1) for name, hits in found.items()}
+
     def saved_and_fooled(self, how: str) -> np.ndarray:
         """Which photos are fooled by what `how` makes once it was saved as PNG and read back, n bool."""
         result = self.fooled(how)
@@ -193,37 +224,23 @@ class Bench:
         """The photo that figure 10 starts from: a snail where there is one."""
         return self.row("snail")
 
-    def drawn(self, unit_step: bool, name: str) -> dict[str, Any]:
-        """Class visualisation with one setting and every seed: pictures, and what they measure."""
-        rule = "unit step" if unit_step else "the lab's step"
-        with self._shared(f"visualised, {rule}, {name}"):
-            return self._drawn(unit_step, name)
+    def drawn(self, setting: Setting) -> dict[str, Any]:
+        """Tarantulas by one setting, a picture a seed, and what they measure."""
+        with self._shared(f"visualised, {setting.reading}, weight {setting.l2:g}, {setting.steps} steps"):
+            return self._drawn(setting)
 
     @cache  # noqa: B019
-    def _drawn(self, unit_step: bool, name: str) -> dict[str, Any]:
-        target = int(self.y[self.snail]) if name in (NOISE, PHOTO) else TARANTULA
-        start = self.x[[self.snail] * len(self.seeds)] if name == PHOTO else None
-        made = input_gradients.visualise(self.network.module, [target] * len(self.seeds), seeds=list(self.seeds),
-                                         start=start, unit_step=unit_step, space=self.space, progress=self.progress,
-                                         **SETTINGS[name])  # fmt: skip
-        return self._measure(made.x, made.start, target)
+    def _drawn(self, setting: Setting) -> dict[str, Any]:
+        return visualisation.tarantulas(self, setting)
 
-    def _measure(self, x: Tensor, start: Tensor, target: int) -> dict[str, Any]:
-        end, begin = (self.space.denormalise(images).clamp(0, 1).cpu() for images in (x, start))
-        own, second = (network(end)[:, target].numpy() for network in (self.network, self.judge))
-        change = (end - begin).abs().amax(1)
-        windows = torch.cat([end[:, :, r : r + 112, c : c + 112] for r in (0, 56, 112) for c in (0, 56, 112)])
-        large = nn.functional.interpolate(windows, size=224, mode="bilinear")
-        seen = (self.network(large).argmax(1) == target).view(9, -1).float().mean(0).numpy()
-        with torch.inference_mode():
-            scores = [self.network.module(image)[:, target].cpu().numpy() for image in (start, x)]
-        return {
-            "end": end, "begin": begin, "probability": own, "second": second,
-            "second_top1": self.judge(end).argmax(1) == target,
-            "variation": saliency_scores.total_variation(end.mean(1)), "windows": seen,
-            "changed": (change > CHANGED).float().mean((1, 2)).numpy(),
-            "distance": (end - begin).flatten(1).norm(dim=1).numpy(), "score": scores[1], "score_before": scores[0],
-        }  # fmt: skip
+    def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
+        """The classes of some photos climbed from these or from noise (`visualisation.PHOTO`, `NOISE`)."""
+        with self._shared(f"visualised, {start}{', unit step' * unit_step}"):
+            return self._regrown(start, unit_step)
+
+    @cache  # noqa: B019
+    def _regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
+        return visualisation.regrown(self, start, unit_step)
 
 
 def with_more(photos: ImageSet) -> ImageSet:
@@ -233,12 +250,6 @@ def with_more(photos: ImageSet) -> ImageSet:
     more = datasets.imagenet_samples(found.path)
     labels = np.concatenate([photos.labels, more.labels])
     return ImageSet(f"{photos.name} and imagenet-more", photos.paths + more.paths, labels, photos.classes)
-
-
-def numbers(measured: dict[str, Any]) -> dict[str, list[float]]:
-    """What `_measure` found, without the pictures, a value a seed."""
-    return {name: [round(float(v), 5) for v in values] for name, values in measured.items()
-            if name not in ("end", "begin")}  # fmt: skip
 
 
 # --- what is done to images -----------------------------------------------------------------------------------------

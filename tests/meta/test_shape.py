@@ -72,8 +72,8 @@ TME7 = """
 
 
 TME8 = """
-    q1.saliency q1.hedge q2.noise q3.segmentation q5.fooling q5.rate q6.threat q8.class q9.reg q9.steps q9.lr q10.init
-    sanity smaller
+    q1.saliency q1.hedge q2.noise q3.segmentation q5.fooling q5.rate q6.threat q8.class q9.reg q9.contours q9.steps
+    q9.lr q10.init sanity smaller
 """.split()  # noqa: SIM905
 
 TME9 = "q1.objective q3.saturating q4.default q5.momentum q5.updates_D5 q5.updates_G5 q5.lr q5.nz better".split()  # noqa: SIM905

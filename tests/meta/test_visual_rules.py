@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia import fooling, images, input_gradients, saliency_scores
+from rdfia import fooling, images, input_gradients, intervals, saliency_scores
 from rdfia.claims import CLAIMS, Record
 from rdfia.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
 from rdfia.ledger import Ledger
-from tests.accuracy import lab8, mosaics, test_tme8
+from tests.accuracy import lab8, mosaics, test_tme8, visualisation
+from tests.accuracy.visualisation import Setting
 
 ROOT = Path(__file__).parents[2]
 DOG, STOLE = "wire-haired fox terrier", "stole"
@@ -69,6 +70,7 @@ class Made(lab8.Bench):
 
     def __init__(self, n: int) -> None:
         self.title, self.setup, self.full, self.device, self.space = "SqueezeNet 1.1", SETUP, False, "cpu", SPACE
+        self.is_main = True
         self.progress, self.seeds, self.network = None, range(30), Looker()
         labels, names = np.arange(n) % 8, (DOG, STOLE, *(f"class {i}" for i in range(2, 1000)))
         self.photos = ImageSet("made up", tuple(Path(f"{i}.png") for i in range(n)), labels, names)
@@ -77,8 +79,9 @@ class Made(lab8.Bench):
         self.__dict__["targets"] = (torch.from_numpy(labels) + 1) % 8
         self.kinds: dict[str, Tensor] = {}
         self.found = {"free": self.pushed(), "8 bits": self.pushed(), "closely": self.pushed(l2=0.6)}
-        self.settings: dict[str, dict[str, float]] = {}
-        self.looking = [Looker(SETUP.judge)]
+        self.settings: dict[Setting | str, dict[str, float]] = {}
+        self.looking: list[lab8.Network] = [Looker(SETUP.judge)]
+        self.unmoved: set[int] = set()  # radii at which the attack does nothing
 
     def pushed(self, x: Tensor | None = None, target: Any = None, *, fools: float = 1.0, steps: int = 10,
                alike: float = 1.0, **size: float) -> fooling.Fooled:  # fmt: skip
@@ -108,18 +111,28 @@ class Made(lab8.Bench):
     def fooled(self, how: str) -> fooling.Fooled:
         return self.found[how]
 
+    def attacked(self, levels: int) -> Tensor:
+        return SPACE.denormalise(self.pushed().x if levels and levels not in self.unmoved else self.x)
+
     def others(self) -> list[lab8.Network]:
         return [*self.looking]
 
-    def drawn(self, unit_step: bool, name: str) -> dict[str, Any]:
-        """30 seeds around these means, or around those of `settings`."""
-        rng = np.random.default_rng(sum(name.encode()))
+    def drawn(self, setting: Setting) -> dict[str, Any]:
+        return self.seeds_around(setting)
+
+    def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
+        return {**self.seeds_around(start), "photo": np.arange(10).repeat(3)}
+
+    def seeds_around(self, what: Setting | str) -> dict[str, Any]:
+        """30 seeds around these means, or around those of `settings`; "pictures": another number, other pictures."""
+        rng = np.random.default_rng(sum(str(what).encode()))
         means = {"probability": 0.97, "second": 0.2, "variation": 0.1, "windows": 0.2, "changed": 0.8, "score": 100.0,
-                 "score_before": 1.0, "distance": 10.0, **self.settings.get(name, {})}  # fmt: skip
-        first = means.pop("second_top1", 1.0)
+                 "score_before": 1.0, "distance": 10.0, "probability_before": 0.01, "second_before": 0.3,
+                 "rim_changed": 0.5, **self.settings.get(what, {})}  # fmt: skip
+        first, pictures = means.pop("second_top1", 1.0), np.random.default_rng(int(means.pop("pictures", 0)))
         row: dict[str, Any] = {key: mean * (1 + 0.01 * rng.standard_normal(30)) for key, mean in means.items()}
         row["second_top1"] = torch.arange(30) < 30 * first
-        return {**row, **{key: torch.from_numpy(rng.random((30, 3, 64, 64))).float() for key in ("end", "begin")}}
+        return {**row, **{key: torch.from_numpy(pictures.random((30, 3, 64, 64))).float() for key in ("end", "begin")}}
 
 
 SETUP = lab8.SETUPS["SqueezeNet 1.1"]
@@ -175,7 +188,8 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
     def nothing(*_: Any, **__: Any) -> None:
         pass
 
-    monkeypatch.setattr(test_tme8, "figures", types.SimpleNamespace(curves=nothing, pictures=nothing))
+    drawn = types.SimpleNamespace(curves=nothing, pictures=nothing, intervals=nothing)
+    monkeypatch.setattr(test_tme8, "figures", drawn)
     monkeypatch.setattr(lab8, "Network", Looker)
     theirs = np.full(140, 0.7), np.full(140, True)
     monkeypatch.setattr(lab8, "foolbox_closely", lambda *_: theirs)
@@ -268,10 +282,33 @@ def only_with_a_corner(pixels: Tensor) -> Tensor:
     return torch.where(painted, mended(pixels), torch.full_like(pixels, 0.5))
 
 
+def unmoved(*radii: int) -> Plant:
+    return lambda bench, _: bench.unmoved.update(radii)
+
+
+def mended_mostly(pixels: Tensor) -> Tensor:
+    """Without what was painted, but for each ninth photo."""
+    return torch.where((torch.arange(len(pixels)) % 9 == 0)[:, None, None, None], pixels, mended(pixels))
+
+
 def draws(**settings: dict[str, float]) -> Plant:
-    names = {"few": "default", "long": lab8.LONG, "strong": "l2 0.1", "fast": "lr 1", "slowly": "lr 0.5",
-             "noise": lab8.NOISE, "photo": lab8.PHOTO}  # fmt: skip
+    names: dict[str, Setting | str] = {
+        "few": visualisation.DEFAULT, "long": visualisation.LONG, "strong": visualisation.STRONG,
+        "weak": visualisation.WEAK, "fast": visualisation.FAST, "slowly": visualisation.SLOW,
+        "noise": visualisation.NOISE, "photo": visualisation.PHOTO,
+    }  # fmt: skip
     return lambda bench, _: bench.settings.update({names[name]: means for name, means in settings.items()})
+
+
+def strong_in(readings: int, **means: float) -> Plant:
+    """Other means for the weight 0.1, in the last so many readings."""
+
+    def plant(bench: Made, _: pytest.MonkeyPatch) -> None:
+        every = [strong for strong, _weak in visualisation.readings(bench).values()]
+        assert len(every) == 8
+        bench.settings.update(dict.fromkeys(every[len(every) - readings :], means))
+
+    return plant
 
 
 WHITE, BLURRED = noise(40), noise(40, 2.0)
@@ -284,8 +321,9 @@ POINTED, ENERGY, MASK = ("most salient point in the right quarter", "energy in t
                          "share of a mask in the right quarter")  # fmt: skip
 BEST, WORST = (f"energy inside, the {name}'s less the median photo's" for name in ("dog", "stole"))
 FOOLING, RATE = test_tme8.test_a_quail_becomes_a_stingray, test_tme8.test_nearly_every_photo_is_fooled
-SMALLER, THREAT = test_tme8.test_a_closer_search_changes_less, test_tme8.test_what_becomes_of_fooling_images
+SMALLER, THREAT = test_tme8.test_a_closer_search_changes_less, test_tme8.test_what_an_attack_does
 GROWS, REG = test_tme8.test_a_class_grows_out_of_noise, test_tme8.test_regularisation_changes_little
+CONTOURS = test_tme8.test_a_small_weight_keeps_contours
 MORE, RATES = test_tme8.test_more_iterations_change_more, test_tme8.test_a_smaller_rate_is_finer
 START = test_tme8.test_a_photo_is_a_better_start
 JPEG, BLUR, RESIZE = lab8.TREATMENTS
@@ -329,10 +367,16 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [  # chec
     (SMALLER, "beside foolbox", nothing, ()),
     (SMALLER, "beside foolbox", found("closely", l2=0.8), ("L2, over foolbox's",)),
     (SMALLER, "beside foolbox", found("closely", l2=0.6, fools=0.6), ("share of ours that fools",)),
+    (THREAT, "vulnerable", nothing, ()),
+    (THREAT, "vulnerable", unmoved(4), ("accuracy under attack at 4 / 255",)),
     (THREAT, "survival", nothing, ()),
+    (THREAT, "survival", unmoved(4, 16), ()),
+    (THREAT, "survival", unmoved(8), tuple(f"misread after {name}" for name in lab8.TREATMENTS)),
     *((THREAT, "survival", treated(name, mended), (f"misread after {name}",)) for name in (JPEG, BLUR, RESIZE)),
     (THREAT, "transfer", nothing, ()),
-    (THREAT, "transfer", judge_told(only_with_a_corner), ("judge's accuracy lost to them",)),
+    (THREAT, "transfer", judge_told(only_with_a_corner), ("judge's accuracy lost at 8 / 255",)),
+    (THREAT, "transfer", judge_told(mended), ("judge's accuracy lost at 8 / 255",)),
+    (THREAT, "transfer", unmoved(8), ("judge's accuracy lost at 8 / 255",)),
     (THREAT, "defence", treated(JPEG, mended), ()),
     (THREAT, "defence", nothing, ("still fooled after JPEG",)),
     (THREAT, "defence", treated(JPEG, lambda pixels: torch.full_like(pixels, 0.5)), ("accuracy lost to JPEG",)),
@@ -341,9 +385,15 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [  # chec
     (GROWS, f"{LAB}, score", draws(few={"score": -1.0}), ("score gained",)),
     (GROWS, SECOND, nothing, ()),
     (GROWS, SECOND, draws(few={"second_top1": 0.1}), ("share of its first guesses",)),
-    (REG, LAB, nothing, ()),
-    (REG, LAB, draws(strong={"probability": 0.8}), ("probability, 0.1 less 1e-10",)),
-    (REG, LAB, draws(strong={"variation": 0.05}), ("log of total variation, 0.1 over 1e-10",)),
+    (REG, "", nothing, ()),
+    (REG, "", strong_in(8, probability=0.8), ("probability, 0.1 less 1e-10",)),
+    (REG, "", strong_in(8, variation=0.05), ("log of total variation, 0.1 over 1e-10",)),
+    (REG, "", strong_in(7, probability=0.8, variation=0.05), ()),
+    (REG, "", draws(strong={"probability": 0.8, "variation": 0.05}), ()),
+    (CONTOURS, f"{LAB}, contours", nothing, ()),
+    (CONTOURS, f"{LAB}, contours", draws(strong={"pictures": 1}), ("correlation of edges, 0.1 and 1e-10",)),
+    (CONTOURS, SECOND, draws(weak={"second": 0.5}), ()),
+    (CONTOURS, SECOND, draws(strong={"second": 0.5}), ("second network, 1e-10 less 0.1",)),
     (MORE, f"{LAB}, pixels", draws(long={"changed": 0.9}), ()),
     (MORE, f"{LAB}, pixels", draws(long={"changed": 0.7}), ("pixels changed, 1,000 less 200 iterations",)),
     (MORE, f"{LAB}, tarantulas", draws(long={"windows": 0.5}), ()),
@@ -374,11 +424,12 @@ def test_every_bound_has_a_fault() -> None:
 @pytest.mark.parametrize(
     ("check", "what", "plant"),
     [
-        (THREAT, "transfer", judge_told(mended)),  # a judge that none of them moves
+        (THREAT, "transfer", judge_told(mended_mostly)),  # a judge that loses about as many as the bound says
+        (CONTOURS, SECOND, nothing),
         (MORE, f"{LAB}, tarantulas", nothing),
         (RATES, f"{LAB}, easier to see", nothing),
     ],
-    ids=["transfer", "tarantulas", "easier to see"],
+    ids=["transfer", "bodies", "tarantulas", "easier to see"],
 )
 def test_what_cannot_be_told_is_undecided(judged: Any, check: Any, what: str, plant: Plant) -> None:
     assert judged(check, what, plant).outcome == "undecided"
@@ -485,3 +536,73 @@ def test_photos_by_class_begin_with_those_that_are_asked_for() -> None:
         mosaics.one_photo_a_class(images_of(*"abcdefgh", DOG), (DOG, STOLE), 8)
     with pytest.raises(AssetUnavailable, match="photos of 7 classes, expected 8 or more"):
         mosaics.one_photo_a_class(images_of(*"abcde", DOG, STOLE), (DOG, STOLE), 8)
+
+
+# --- what the rules of class visualisation are made of --------------------------------------------------------------
+
+
+def test_photos_to_start_from_are_spread_over_the_classes_that_both_networks_read() -> None:
+    bench = Made(40)
+    assert visualisation.start_photos(bench, 4) == [0, 1, 4, 7]  # class 0 stands for the snail
+    assert visualisation.start_photos(bench, 40) == [*range(8)]  # a photo a class
+    bench.__dict__["judge"] = Looker(SETUP.judge, told=lambda pixels: pixels.roll(1, 0))  # it misreads each
+    assert visualisation.start_photos(bench, 4) == [0]
+
+
+def test_seeds_of_one_photo_are_one_value() -> None:
+    row = {"photo": np.array([5, 5, 2, 2]), "second": np.array([0.0, 1.0, 0.25, 0.75])}
+    assert visualisation.by_photo(row, "second").tolist() == [0.5, 0.5]
+
+
+def test_the_reading_nearest_to_no_difference_decides() -> None:
+    def found(value: float, reach: float) -> intervals.Estimate:
+        return intervals.Estimate(value, value - reach, value + reach, 30, "made up")
+
+    far, wide, near = found(0.3, 0.01), found(-0.2, 0.15), found(0.1, 0.01)
+    assert visualisation.nearest_to_zero({"far": far, "near": near}) == "near"
+    assert visualisation.nearest_to_zero({"near": near, "wide": wide}) == "wide"  # its interval reaches -0.05
+    assert visualisation.nearest_to_zero({"wide": found(-0.2, 0.3), "none": found(0.05, 0.1)}) == "none"
+
+
+def test_readings_are_crossed_on_the_reports_network_alone() -> None:
+    bench = Made(8)
+    crossed = visualisation.readings(bench)
+    assert len({*crossed}) == 8
+    assert {(strong.l2, weak.l2) for strong, weak in crossed.values()} == {(0.1, 1e-10)}
+    assert crossed[visualisation.LAB] == (visualisation.STRONG, visualisation.WEAK)  # drawn once, for figure 7 too
+    bench.is_main = False
+    assert [strong.unit_step for strong, _ in visualisation.readings(bench).values()] == [False, True]
+
+
+def test_edges_are_compared_by_place_and_not_by_contrast() -> None:
+    pictures = photos(4)
+    assert visualisation.edge_correlation(pictures, pictures) == pytest.approx(1)
+    assert visualisation.edge_correlation(pictures, 0.2 + 0.5 * pictures) == pytest.approx(1)
+    assert visualisation.edge_correlation(pictures, 1 - pictures) == pytest.approx(1)
+    assert (np.abs(visualisation.edge_correlation(pictures, pictures.roll(1, 0))) < 0.3).all()
+    assert visualisation.edge_correlation(pictures, torch.full_like(pictures, 0.5)).tolist() == [0] * 4
+
+
+def test_the_border_is_an_eighth_of_the_side() -> None:
+    inside = visualisation._inside(torch.zeros(2, 64, 64))
+    assert inside.sum().item() == 2 * 48 * 48
+    assert inside[:, 8:-8, 8:-8].all()
+
+
+def test_photo_and_noise_are_paired_by_class_and_seed() -> None:
+    bench = Made(40)
+    bench.seeds = range(4)
+    photo, noise = (visualisation.regrown(bench, start, False) for start in (visualisation.PHOTO, visualisation.NOISE))
+    assert photo["photo"].tolist() == noise["photo"].tolist() == visualisation.start_photos(bench, 4)
+    assert (photo["begin"] - bench.pixels[photo["photo"][:2]]).abs().max() < 1e-6
+    assert (noise["probability_before"] < 0.5).all()
+    assert (noise["probability"] > 0.9).all()  # of the class of the photo at the same place
+
+
+def test_attacked_photos_are_of_8_bits_and_in_the_radius() -> None:
+    bench = Made(16)
+    still, moved = (lab8.Bench.attacked(bench, levels) for levels in (0, 8))
+    assert torch.equal(still, (255 * bench.pixels).round() / 255)
+    assert (255 * moved).round().sub(255 * still).abs().amax((1, 2, 3)) == pytest.approx(8, abs=1e-3)
+    of_the_class = [bench.network.module(SPACE.normalise(x)).gather(1, bench.y[:, None]) for x in (still, moved)]
+    assert (of_the_class[1] < of_the_class[0]).all()

@@ -67,12 +67,17 @@ def fool_closely(n: int) -> None:
     fooling.fool_closely(network, x, hardest(network, x), steps=n)
 
 
+def momentum_attack(n: int) -> None:
+    network, x = wide("cuda")
+    fooling.momentum_attack(network, x, [1, 2, 3], radius=8 / 255, steps=n)
+
+
 def hardest(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return network(CROP.normalise(CROP.denormalise(x))).argmin(1)
 
 
-@pytest.mark.parametrize("work", [smoothgrad, visualise, fool, fool_closely])
+@pytest.mark.parametrize("work", [smoothgrad, visualise, fool, fool_closely, momentum_attack])
 def test_a_turn_of_an_ascent_waits_once_at_most(work: Callable[[int], None]) -> None:
     assert waits_a_turn(work) <= 1
 

@@ -169,7 +169,7 @@ def visualise(device: str, _: Path) -> Results:
     network, x = wide(device)
     options: dict[str, Any] = {"steps": [2, 3, 4], "lr": [5.0, 9.0, 1.0], "jitter": 3, "blur_every": 2, "size": 16}
     free = input_gradients.visualise(network, TARGET, seeds=[1, 2, 3], **options)
-    photo = input_gradients.visualise(network, TARGET, start=x, unit_step=True, chunk=2, **options)
+    photo = input_gradients.visualise(network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options)
     return {"from noise": free.x, "noise": free.start, "from photos": photo.x}
 
 
@@ -190,6 +190,12 @@ def fool_closely(device: str, _: Path) -> Results:
     one = fooling.fool_closely(network, x, TARGET, steps=12, chunk=2)
     assert one.reached.any()
     return {"x": one.x, "steps": one.steps, "before": one.before, "after": one.after}
+
+
+@case("ascent")
+def momentum_attack(device: str, _: Path) -> Results:
+    network, x = wide(device)
+    return {"x": fooling.momentum_attack(network, x, torch.tensor(TARGET).to(device), radius=8 / 255, chunk=2)}
 
 
 @case("gradient")

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
-from rdfia.fooling import Fooled, eight_bits, fool, fool_closely, perturbation
+from rdfia.fooling import Fooled, eight_bits, fool, fool_closely, momentum_attack, perturbation
 from rdfia.images import CROP, Preprocess
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import TinyVgg, tiny_vgg
@@ -447,6 +447,121 @@ def test_the_closest_image_that_fooled_is_kept() -> None:
         assert (got.status[0] == "fooled") == bool(fooled)
         assert_close(got.size["l2"], np.array([min(fooled, default=0.0)]), "score")
     assert len(seen) > 20
+
+
+# --- the momentum attack --------------------------------------------------------------------------------------------
+
+
+def momentum_by_hand(network: nn.Module, photo: Tensor, label: int, radius: float, steps: int, decay: float) -> Tensor:
+    """Dong et al.'s algorithm 1 on one photo, 3 x H x W in 0..1, and the pixels that a file would keep."""
+    pixels, velocity = photo.clone(), torch.zeros_like(photo)
+    for _ in range(steps):
+        current = pixels.requires_grad_()
+        loss = nn.functional.cross_entropy(network(CROP.normalise(current[None])), torch.tensor([label]))
+        (gradient,) = torch.autograd.grad(loss, current)
+        velocity = decay * velocity + gradient / gradient.abs().sum()
+        moved = current.detach() + radius / steps * velocity.sign()
+        pixels = torch.minimum(torch.maximum(moved, photo - radius), photo + radius).clamp(0, 1)
+    return (255 * pixels).round() / 255
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_momentum_by_hand(decay: float) -> None:
+    network = lively()
+    x = photos(4)
+    label = predicted(network, x)
+    got = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=decay))
+    by_hand = [momentum_by_hand(network, photo, y, 7 / 255, 10, decay)
+               for photo, y in zip(CROP.denormalise(x), label, strict=True)]  # fmt: skip
+    assert_close(got, torch.stack(by_hand), "pixel")
+    other = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=1 - decay))
+    assert (got - other).abs().max() > 0.9 / 255  # momentum makes a difference, so that it is seen
+
+
+@pytest.mark.parametrize("levels", [1, 4, 300 / 255, 8.9])
+def test_an_attack_stays_within_its_radius_in_8_bits(levels: float) -> None:
+    network, x = lively(), photos(6)
+    x[:2] = CROP.normalise(torch.tensor([0.0, 1.0], dtype=x.dtype)[:, None, None, None].expand(2, 3, SIZE, SIZE))
+    pixels = CROP.denormalise(momentum_attack(network, x, predicted(network, x), radius=levels / 255))
+    assert is_8_bits(pixels)
+    change = (255 * (pixels - CROP.denormalise(x))).abs()
+    assert_close(change.amax((1, 2, 3)), torch.full((6,), float(math.floor(levels)), dtype=torch.float64), "pixel")
+
+
+def test_a_photo_between_grey_levels_is_attacked_as_its_file() -> None:
+    network, x = lively(), photos(3)
+    between = CROP.normalise(CROP.denormalise(x).clamp(0.01, 0.99) + 0.3 / 255)
+    label = predicted(network, x)
+    expected = momentum_attack(network, eight_bits(between), label, radius=4 / 255)
+    assert torch.equal(momentum_attack(network, between, label, radius=4 / 255), expected)
+
+
+def test_an_attack_on_a_linear_network_is_the_sign_of_its_weights() -> None:
+    """Of two classes the gradient is that of the other one's weights less the label's, wherever the image is."""
+    network, weight = linear(classes=2)
+    x, label = photos(5, size=6), torch.tensor([0, 1, 0, 1, 1])
+    direction = (weight[1 - label] - weight[label]).sign()
+    got = CROP.denormalise(momentum_attack(network, x, label, radius=6 / 255))
+    assert_close(got, (CROP.denormalise(x) + 6 / 255 * direction).clamp(0, 1), "pixel")
+
+
+def test_an_attacked_batch_is_each_image_alone_and_the_same_again() -> None:
+    network, x = lively(), photos(8)
+    label = torch.tensor(predicted(network, x))
+    together = momentum_attack(network, x, label, radius=8 / 255)
+    assert torch.equal(together, momentum_attack(network, x, label, radius=8 / 255))
+    for chunk in (1, 3):
+        assert_close(momentum_attack(network, x, label, radius=8 / 255, chunk=chunk), together, "ascent")
+    for row in range(8):
+        alone = momentum_attack(network, x[row : row + 1], int(label[row]), radius=8 / 255)
+        assert_close(alone[0], together[row], "ascent")
+
+
+def test_a_photo_of_which_the_network_is_certain_is_attacked_too() -> None:
+    """In float32 the cross-entropy has no gradient where a label has probability 1."""
+    network, weight = linear(classes=2)
+    pixels = 0.5 + 0.25 * weight[0].sign().expand(1, 3, 6, 6)
+    x = CROP.normalise(pixels).float()
+    network.float()
+    assert network(x).softmax(1)[0, 0] == 1
+    got = CROP.denormalise(momentum_attack(network, x, 0, radius=6 / 255))
+    expected = (255 * pixels).round() + 6 * (weight[1] - weight[0]).sign()
+    assert torch.equal((255 * got).round().double(), expected)
+
+
+def test_an_attack_leads_away_and_a_larger_one_further() -> None:
+    network, x = lively(), photos(24)
+    label = torch.tensor(predicted(network, x))
+    ends = [x, *(momentum_attack(network, x, label, radius=levels / 255) for levels in (2, 16))]
+    with torch.no_grad():
+        start, near, far = (nn.functional.cross_entropy(network(end), label, reduction="none") for end in ends)
+    assert (near > start).all()
+    assert (far > near).all()
+
+
+def test_a_photo_without_a_gradient_stays() -> None:
+    network, x = tiny_vgg().double(), photos(2)
+    with torch.no_grad():
+        network.classifier[3].weight.zero_()
+    assert torch.equal(momentum_attack(network, x, 0, radius=8 / 255), eight_bits(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"radius": 0.0}, {"radius": 0.9 / 255}, {"radius": -1.0}, {"radius": 8.0}, {"radius": math.nan}, {"steps": 0},
+     {"decay": -0.1}, {"decay": math.inf}],
+    ids=str,
+)  # fmt: skip
+def test_bad_settings_of_an_attack(settings: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"expected a radius from 1 / 255 to 1 .*, 1 step or more, a decay from 0"):
+        momentum_attack(tiny_vgg(), GOOD, 0, **{"radius": 8 / 255, **settings})
+
+
+def test_a_label_that_there_is_not() -> None:
+    with pytest.raises(ArgumentError, match="label: classes 0 to 5"):
+        momentum_attack(tiny_vgg(), GOOD, [0, 5], radius=8 / 255)
+    with pytest.raises(ArgumentError, match=r"label: .* for 2 images"):
+        momentum_attack(tiny_vgg(), GOOD, [0, 1, 2], radius=8 / 255)
 
 
 # --- network, modes, what is refused --------------------------------------------------------------------------------

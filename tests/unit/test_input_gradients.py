@@ -385,6 +385,7 @@ def by_hand(
     l2: float,
     lr: float,
     steps: int,
+    penalty: str = "squared",
     unit_step: bool = False,
     blur_sigma: float = 0.5,
     blur_every: int = 10,
@@ -395,7 +396,7 @@ def by_hand(
     for step in range(steps):
         shift = tuple(moves[step].tolist())
         x = torch.roll(x, shift, (1, 2)).requires_grad_()
-        score = network(x[None])[0, target] - l2 * x.square().sum()
+        score = network(x[None])[0, target] - l2 * x.square().sum() ** (1 if penalty == "squared" else 0.5)
         (gradient,) = torch.autograd.grad(score, x)
         x = x.detach() + lr * (gradient / gradient.norm() if unit_step else gradient)
         pixels = torch.roll(x, tuple(-s for s in shift), (1, 2)).numpy().copy()
@@ -415,15 +416,16 @@ def draws(seed: int, shape: tuple[int, ...], jitter: int, steps: int) -> tuple[T
     return noise.double(), torch.randint(jitter + 1, (steps, 2), generator=generator)
 
 
+@pytest.mark.parametrize("penalty", ["squared", "norm"])
 @pytest.mark.parametrize("unit_step", [False, True])
 @pytest.mark.parametrize("from_photo", [False, True])
-def test_visualisation_by_hand(unit_step: bool, from_photo: bool) -> None:
+def test_visualisation_by_hand(unit_step: bool, from_photo: bool, penalty: Any) -> None:
     network, start = tiny_vgg().double(), photos(1)
     noise, moves = draws(3, (3, SIZE, SIZE), 5, 12)
     expected = by_hand(network, 2, start[0] if from_photo else noise, moves, l2=1e-2, lr=0.7, steps=12,
-                       unit_step=unit_step)  # fmt: skip
+                       unit_step=unit_step, penalty=penalty)  # fmt: skip
     got = visualise(network, [2], start=start if from_photo else None, seeds=3, l2=1e-2, lr=0.7, steps=12, jitter=5,
-                    unit_step=unit_step, size=SIZE)  # fmt: skip
+                    unit_step=unit_step, penalty=penalty, size=SIZE)  # fmt: skip
     assert_close(got.x[0], expected, "ascent")
     assert torch.equal(got.start[0], start[0] if from_photo else noise)
 
@@ -435,7 +437,7 @@ def test_the_recipe_by_hand_is_told_apart_from_others() -> None:
     got = visualise(network, [2], seeds=3, l2=1e-2, lr=0.7, steps=12, jitter=5, size=SIZE).x[0]
     faults: list[dict[str, Any]] = [
         {"moves": -moves}, {"moves": moves.flip(1)}, {"blur_every": 5}, {"l2": -1e-2}, {"unit_step": True},
-        {"steps": 11}, {"lr": 0.8}, {"blur_sigma": 0.6}, {"space": HALF}, {"target": 1},
+        {"steps": 11}, {"lr": 0.8}, {"blur_sigma": 0.6}, {"space": HALF}, {"target": 1}, {"penalty": "norm"},
     ]  # fmt: skip
     for fault in faults:
         settings: dict[str, Any] = {"target": 2, "moves": moves, "l2": 1e-2, "lr": 0.7, "steps": 12, **fault}
@@ -474,6 +476,19 @@ def test_the_penalty_shrinks_the_image() -> None:
              for l2 in (0.0, 1.0)]  # fmt: skip
     assert (norms[1] < 0.7 * length_of(start)).all()  # (1 - 2 lr l2)^20 = 0.67
     assert (norms[1] < 0.8 * norms[0]).all()
+
+
+def test_the_norm_as_penalty_pulls_as_hard_at_any_brightness() -> None:
+    """With no gradient of the score the image shrinks by lr * l2 a step, towards grey, and at 0 it stays."""
+    network = tiny_vgg().double()
+    with torch.no_grad():
+        network.classifier[3].weight.zero_()
+    start = 0.1 * photos(3) * torch.tensor([1.0, 0.1, 0.0])[:, None, None, None]
+    options: dict[str, Any] = {"start": start, "lr": 0.1, "steps": 3, "jitter": 2, "blur_sigma": 0.0}
+    got = visualise(network, [1, 1, 1], l2=0.2, penalty="norm", **options)
+    expected = start - 0.06 * unit(start)
+    assert_close(got.x, expected, "ascent")
+    assert torch.equal(got.x[2], start[2])
 
 
 def test_the_score_rises_and_pixels_stay_valid() -> None:
@@ -705,6 +720,7 @@ def test_bad_settings_of_saliency(settings: dict[str, Any], message: str) -> Non
         ({"blur_sigma": -0.5}, "blur_sigma -0.5"),
         ({"blur_sigma": math.nan}, "blur_sigma nan"),
         ({"size": 0}, "size 0"),
+        ({"penalty": "L2"}, "penalty: 'L2', expected 'squared'"),
         ({"chunk": 0}, "chunk 0"),
         ({"start": photos(3)}, "start: 3 images for 2 targets"),
         ({"start": photos(1)}, "start: 1 images for 2 targets"),
