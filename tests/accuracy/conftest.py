@@ -39,23 +39,24 @@ def _lenses() -> dict[tuple[str, str], lab8.Bench]:
 def lens(_lenses: dict[tuple[str, str], lab8.Bench], claim: Any, progress: Any) -> Callable[..., lab8.Bench | None]:
     """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's record serves.
 
-    With `judge`, the second network is needed too; `photos`: of this asset instead of the network's usual ones.
+    With `judge`, the second network is needed too; `photos`: of this asset instead of the network's usual ones. A full
+    run has the main network's photos for every network where they are on the machine, and more of them for that one.
     """
 
     def get(title: str, judge: bool = False, photos: str = "") -> lab8.Bench | None:
         setup = lab8.SETUPS[title]
         claim.need(setup.weights)
-        photos = photos or setup.photos
+        main, full = lab8.SETUPS["SqueezeNet 1.1"], claim.profile == "full"
+        photos = photos or (main.photos if full and assets.find(main.photos) else setup.photos)
         located = claim.need(photos)
         if judge:
             claim.need(lab8.SETUPS[setup.judge].weights)
-        main = lab8.SETUPS["SqueezeNet 1.1"]
         spare = setup is not main and all(assets.find(name) for name in (main.weights, main.photos))
         if spare and claim.recorded():
             return None
         if (title, photos) not in _lenses:
             found = getattr(datasets, photos.replace("-", "_"))(located.path)
-            if claim.profile == "full" and photos == "imagenet-samples":
+            if full and setup is main:
                 found = lab8.with_more(found)
             _lenses[title, photos] = lab8.Bench(title, found, claim.device, claim.profile, progress)
         return _lenses[title, photos]

@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from rdfia import input_gradients, intervals, saliency_scores
+from rdfia import input_gradients, intervals, judge, saliency_scores
 
 if TYPE_CHECKING:
     from tests.accuracy.lab8 import Bench
@@ -64,6 +64,19 @@ def nearest_to_zero(found: Mapping[str, intervals.Estimate]) -> str:
     It lies outside a margin around 0 only where every reading does.
     """
     return min(found, key=lambda name: (max(found[name].low, -found[name].high, 0.0), abs(found[name].value)))
+
+
+def best_fit(found: Mapping[str, Mapping[str, intervals.Estimate]], bounds: Mapping[str, judge.Bound]) -> str:
+    """The reading under which the parts of a claim together fare best; of several, that whose least certain part lies
+    farthest on the claim's side. They are contradicted together only where every reading contradicts them."""
+
+    def fit(name: str) -> tuple[int, float]:
+        parts = found[name]
+        outcome = judge.together([judge.outcome(part, bounds[key]) for key, part in parts.items()])
+        room = [(part.value - bounds[key].value) / (judge.standard_error(part) or 1) for key, part in parts.items()]
+        return -("supported", "undecided", "contradicted").index(outcome), min(room)
+
+    return max(found, key=fit)
 
 
 def seeds_of(bench: Bench, unit_step: bool) -> list[int]:
