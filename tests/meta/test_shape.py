@@ -160,7 +160,7 @@ def test_the_package_stays_compact() -> None:
     # meets broken and hostile files, closed disks, other processes and odd names with words, shows two devices side by
     # side, and says of an asset what was changed in it. A hundred are the intervals, 300 bounds, outcomes, pins, what
     # code a record is of, and the list of claims.
-    assert sum(lines.values()) - sum(labs.values()) - sum(device.values()) < 2800, lines
+    assert sum(lines.values()) - sum(labs.values()) - sum(device.values()) < 2830, lines
 
 
 def test_every_claim_of_the_labs_is_in_the_table() -> None:
