@@ -424,7 +424,8 @@ class Bench:
         asked_of = replace(run, config=self.config(run.config))
         generator = None if row["diverged"] else studies.generator_of(asked_of, self.work, row["data"])
         if generator is None:  # no images, so that none is a copy, and none obeys a label
-            found = dict.fromkeys(("pixels", "features") if self.y is None else ("nats", "permuted"), 0.0)
+            names = ("pixels", "features", "pixels_se", "features_se") if self.y is None else ("nats", "permuted")
+            found = dict.fromkeys(names, 0.0)
         else:
             pixels, asked = self.draw(generator.to(self.device), self.setup.generated)
             found = self._copies(pixels, self.trained_on(run)) if self.y is None else self._obeyed(pixels, asked)
@@ -438,9 +439,11 @@ class Bench:
         return label_information(read, asked.numpy())
 
     def _copies(self, pixels: Tensor, trained: Tensor) -> dict[str, float]:
-        sets = pixels, trained, self.x_held[: self.setup.generated]
-        return {"pixels": copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
-                "features": copies(*(self.features(part)[0] for part in sets))}  # fmt: skip
+        sets = pixels.cpu(), trained, self.x_held[: self.setup.generated]
+        found = {"pixels": copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
+                 "features": copies(*(self.features(part)[0] for part in sets))}  # fmt: skip
+        return {**{space: one.value for space, one in found.items()},
+                **{f"{space}_se": one.standard_error for space, one in found.items()}}  # fmt: skip
 
     def values(self, runs: Sequence[Run], name: str, window: Sequence[int]) -> list[float]:
         """A score of each run, the median over the window (in updates of G); the worst there is if it diverged."""
@@ -482,16 +485,19 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
+def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> gan_scores.Estimate:
     """Share of copies among generated images, from rows of pixels or features, n x d each: 0 where all are new.
 
     A copy's nearest real image is a training image. A new image's is one as often as training images are among both
     sets, whatever its blur or contrast, which move both distances: so much is taken off (Meehan et al. 2020 compare two
-    sets of one size). Below 0 by chance alone. Held-out images are to be drawn as training images were.
+    sets of one size). Below 0 by chance alone. Held-out images are to be drawn as training images were. The standard
+    error is over which images are held out: where many generated images share a nearest one, that is a matter of luck.
     """
-    near, far = (pairwise_distances_argmin_min(fake, known)[1] for known in (train, held_out))
-    closer, chance = np.mean((near < far) + 0.5 * (near == far)), len(train) / (len(train) + len(held_out))
-    return float((closer - chance) / (1 - chance))
+    (first, near), (second, far) = (pairwise_distances_argmin_min(fake, known) for known in (train, held_out))
+    n, chance = len(train) + len(held_out), len(train) / (len(train) + len(held_out))
+    weights = np.bincount(np.where(near <= far, first, len(train) + second), minlength=n) / len(fake)
+    variance = chance / (1 - chance) * max(float(weights @ weights) - 1 / n, 0.0) * n / (n - 1)
+    return gan_scores.Estimate(float((np.mean(near <= far) - chance) / (1 - chance)), variance**0.5)
 
 
 def label_information(read: np.ndarray, asked: np.ndarray, permutations: int = 100) -> dict[str, float]:

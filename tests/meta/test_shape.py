@@ -77,8 +77,8 @@ TME8 = """
 """.split()  # noqa: SIM905
 
 TME9 = """
-    q1.objective q3.saturating q4.default q4.antiphase q5.momentum q5.momentum_G q5.updates_D5 q5.updates_G5 q5.text14 q5.lr
-    q5.nz better
+    q1.objective q3.saturating q4.default q4.antiphase q5.momentum q5.momentum_G q5.updates_D5 q5.updates_G5 q5.text14
+    q5.lr q5.nz better
 """.split()  # noqa: SIM905
 TME10 = "q6.objective q10.cdcgan q10.log q11.label q12.cgan q13.weights reader better".split()  # noqa: SIM905
 
