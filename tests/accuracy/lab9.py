@@ -153,7 +153,9 @@ STUDY = [replace(run, shown=GRID) for run in _study(SETTINGS, range(5), WINDOW, 
 EQUAL_STEPS = "5 of G, equal steps"  # as many steps as the default, five times its updates of G; on faces alone
 EQUAL = [replace(run, shown=GRID) for run in
          _study({EQUAL_STEPS: replace(_BASE, nb_update_G=5)}, range(5), WINDOW, (500, 1_000))]  # fmt: skip
-SIZES = (2_000, 4_500)  # photos, of which a fifth is held out; the fewer are among the more, and all among these
+# Photos, four fifths of them to train on; what is held out, and judged by, is the same for all of them. The fewer are
+# among the more.
+SIZES = (2_000, 4_500)
 FEWER = {n: [replace(run, grids=()) for run in _study({f"default of {n}": _BASE}, range(3), WINDOW, (500, 1_000))]
          for n in SIZES}  # fmt: skip
 ON_ALL = named(STUDY, "default")[:3]  # the same with all photos
@@ -212,6 +214,7 @@ def digits(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 JUDGE = "1"  # of what `Bench.score` returns: another one when it changes, tests/meta/test_gan_rules.py says when
+COVERED = 0.3  # coverage from which on what a label says is judged: of fewer pictures it says which
 NOISE_TO_JUDGE = 4  # purpose of a random stream, as in gan_training
 ROOT = Path(__file__).parents[2]
 
@@ -553,8 +556,9 @@ def closed(row: dict[str, Any], untrained: dict[str, Any], real: dict[str, Any])
 
 # --- runs in the background -----------------------------------------------------------------------------------------
 
-# Seconds of an update of D and one of G on one thread with bfloat16, of scoring a snapshot, and of a run's `further`.
-UPDATE, SCORING, FURTHER = {"dcgan": 0.12, "cdcgan": 0.24, "cgan": 0.036}, {"CelebA": 18.0, "CIFAR-10": 18.0, "MNIST": 5.0}, 35.0
+# Seconds on one thread with bfloat16: an update of D and one of G, scoring a snapshot, looking for copies.
+UPDATE = {"dcgan": 0.12, "cdcgan": 0.24, "cgan": 0.036}
+SCORING, COPIES = {"CelebA": 18.0, "CIFAR-10": 18.0, "MNIST": 5.0}, 35.0
 
 
 def plan(title: str) -> list[Run]:
@@ -576,7 +580,7 @@ def has_further(run: Run, title: str) -> bool:
 def expected_seconds(run: Run, title: str) -> float:
     """About what a run takes on one thread of a CPU with bfloat16, scoring included (committed rows say)."""
     updates = run.config.steps * (run.config.nb_update_D + run.config.nb_update_G) / 2
-    scores = SCORING[title] * len(run.snapshots) + FURTHER * (has_further(run, title) and title == "CelebA")
+    scores = SCORING[title] * len(run.snapshots) + COPIES * (title == "CelebA" and has_further(run, title))
     return updates * UPDATE[run.config.architecture.kind] + scores
 
 
@@ -587,7 +591,8 @@ def make(bench: Bench, runs: Sequence[Run], say: Callable[[str], None] = print) 
         start = time.monotonic()
         try:
             row = bench.run(run)
-            found: Mapping[str, float] = bench.further(run) if has_further(run, bench.title) else {}
+            judged = bench.y is None or bench.last(run, "coverage") >= COVERED
+            found: Mapping[str, float] = bench.further(run) if judged and has_further(run, bench.title) else {}
         except RdfiaError as error:  # another process is at it, or its row is of another run
             refused += 1
             say(f"{run.name}: {error}")

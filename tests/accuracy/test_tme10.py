@@ -21,7 +21,7 @@ from rdfia.gans import Discriminator, GanArchitecture, build, discriminator_loss
 from rdfia.intervals import Estimate, exact
 from rdfia.studies import Run, loss_variation
 from tests.accuracy import lab9
-from tests.accuracy.lab9 import Bench, level, milestones, named
+from tests.accuracy.lab9 import COVERED, Bench, level, milestones, named
 from tests.accuracy.test_tme9 import (
     LABELS,
     LAST,
@@ -38,7 +38,6 @@ from tests.accuracy.test_tme9 import (
 
 VERY_GOOD_FROM = 5_625  # the report's step
 EARLY_STEP = 50  # "noise at first"
-COVERED = 0.3  # coverage from which on what the label says is judged: of fewer pictures it says which
 ONE_PICTURE = 0.05  # images of a label that differ by less, in 0..1, are one picture (real digits of a class: 0.3)
 
 claim_of = pytest.mark.claim

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import gan_scores, gans, judge, store
+from rdfia import figures, gan_scores, gans, judge, store
 from rdfia.claims import CLAIMS
 from rdfia.errors import StoreError
 from rdfia.intervals import Estimate, exact
@@ -584,6 +584,27 @@ def test_runs_are_made_beforehand_and_one_that_is_refused_costs_no_other(tmp_pat
     assert lab9.make(tiny_bench(tmp_path), other, said.append) == 1
     assert "tiny.json has a run of another config" in said[2]
     assert said[3].startswith("second: 0 s")
+
+
+@pytest.mark.parametrize(("coverage", "asked"), [(0.01, False), (0.5, True)])
+def test_what_few_pictures_obey_is_not_asked_beforehand(
+    coverage: float, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed run that collapsed has no generator any more: it is no run that is refused."""
+    monkeypatch.setattr(lab9, "has_further", lambda *_: True)
+    bench, said = Long(tiny=has(coverage=coverage)), list[str]()
+    bench.y = torch.arange(10)
+    assert lab9.make(bench, [tiny_run()], said.append) == 0
+    assert ("nats" in said[0]) == asked
+
+
+def test_the_table_of_fewer_photos_is_drawn_by_the_page() -> None:
+    drawn = test_tme9.fewer_photos(Long())
+    shares = [f"share of copies, {space}" for space in test_tme9.SPACES]
+    assert list(drawn["scores"]) == ["Frechet distance", "coverage", *shares]
+    found = {name: len(values) for name, values in drawn["scores"]["coverage"].items()}
+    assert found == {"2,000 photos": 3, "4,500 photos": 3, "400 photos": 3}
+    assert len(figures.study(drawn).axes) == 4
 
 
 def test_the_plan_has_every_run_that_a_claim_asks_for_once(capsys: pytest.CaptureFixture[str]) -> None:
