@@ -605,7 +605,7 @@ def make(bench: Bench, runs: Sequence[Run], say: Callable[[str], None] = print) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the runs of a data set whose names match, one after the other; go on where they were stopped.
 
-    Started twice with one thread each, two processes share the runs. 1: a run was refused.
+    Started twice with one thread each, two processes share the runs. 1: a run was refused, or another process has it.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy.lab9", description=main.__doc__)
     parser.add_argument("--data", choices=("CelebA", "CIFAR-10", "MNIST"), required=True)
