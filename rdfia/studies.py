@@ -154,6 +154,17 @@ def _digest(images: Tensor, labels: Any) -> str:
     return store.tensors_digest({"x": images} | ({} if labels is None else {"y": torch.as_tensor(labels).long()}))
 
 
+def generator_of(run: Run, work: Path, digest: str) -> Generator | None:
+    """The last generator that a run keeps in `work`; None where a weight is not finite: it makes no images.
+
+    `digest`: the data's, as the run's row has it. StoreError: the generator is not there, or of other data.
+    """
+    path = work / run.name / f"generator-{run.snapshots[-1]}.safetensors"
+    if not path.exists():
+        raise StoreError(f"{path} is missing; remove the row {run.name}.json to have the run made again")
+    return _generator(run, path, digest)
+
+
 def _generator(run: Run, path: Path, digest: str) -> Generator | None:
     """The generator in a file; None for one that has diverged, which makes no images."""
     tensors, metadata = store.load_tensors(path)

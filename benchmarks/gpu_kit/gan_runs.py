@@ -45,14 +45,13 @@ def wanted(device: str) -> list[tuple[str, Run]]:
     """
     faces = "CelebA" if assets.find("celeba-32") else "CIFAR-10" if assets.find("cifar10-train") else ""
     numbers = "MNIST" if assets.find("mnist") else ""
-    seeds: dict[str, list[tuple[str, Run]]] = {}
-    for title, runs in ((faces, lab9.STUDY), (numbers, lab9.CONDITIONAL)):
+    seeds: dict[int, list[tuple[str, Run]]] = {}
+    digits = [run for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D") for run in lab9.OVER_SEEDS[kind]]
+    for title, runs in ((faces, lab9.STUDY), (numbers, digits)):
         for run in runs if title else ():
-            seeds.setdefault(run.name.rpartition("-")[2], []).append((title, run))
-    found = [pair for name in sorted(seeds) for pair in seeds[name]]
-    if faces:
-        found.append((faces, lab9.LONG["dcgan"]))
-    found += [(numbers, lab9.LONG[name]) for name in ("cdcgan", "cgan", "cdcgan-no-y-in-D") if numbers]
+            seeds.setdefault(run.config.seed, []).append((title, run))
+    found = [pair for seed in sorted(seeds) for pair in seeds[seed]]
+    found += [(faces, run) for run in lab9.long_runs("dcgan", faces)] if faces else []
     return found if device == "cuda" else [(title, _rehearsed(run)) for title, run in found]
 
 

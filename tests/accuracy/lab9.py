@@ -1,9 +1,18 @@
-"""The bench of TME 9 and 10: data, runs and levels; every run is made once, wherever it was cut."""
+"""The bench of TME 9 and 10: data, runs and levels; every run is made once, wherever it was cut.
+
+    python -m tests.accuracy.lab9 --data MNIST --runs 'cgan*'
+
+makes runs before the claims ask for them: see `main`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -13,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
 from rdfia import assets, datasets, gan_scores, gan_training, gans, images, machine, networks, store, studies
 from rdfia.claims import CLAIMS
+from rdfia.errors import RdfiaError
 from rdfia.features import fast_dtype
 from rdfia.gan_health import diversity
 from rdfia.gan_training import LABS, RECOMMENDED, GanConfig
@@ -34,10 +45,12 @@ class Setup:
     channels: int
     generated: int
     reading: int = 800  # steps in which the classifier of its digits is trained
+    pinned: int = 0  # photos that its pins are of; 0: there is one number of them
+    whole: int = 0  # photos of the whole data set, of which fewer may be here
 
 
 SETUPS = {
-    "CelebA": Setup("celeba-32", "report", 3, 4_000),
+    "CelebA": Setup("celeba-32", "report", 3, 4_000, pinned=9_000, whole=202_599),
     "CIFAR-10": Setup("cifar10-train", "substitute", 3, 4_000),
     "MNIST": Setup("mnist", "report", 1, 5_000),
     "digits": Setup("digits", "substitute", 1, 1_000, reading=300),
@@ -68,12 +81,28 @@ def _long(name: str, config: GanConfig, dense: Iterable[int], grids: tuple[int, 
     return Run(name, config, tuple(sorted({*EARLY, *range(1000, config.steps, 500), *dense, *end})), grids)
 
 
-LONG = {
+LONG = {  # seed 0 of the runs at the report's length
     "cdcgan": _long("cdcgan", CDCGAN, range(5_125, 6_126, 125), (25, 100, 500, 5_625, 7_812)),
     "cdcgan-no-y-in-D": _long("cdcgan-no-y-in-D", NO_Y, (), (500, 7_812)),
     "cgan": _long("cgan", CGAN, range(4_500, 5_501, 125), (25, 500, 5_000, 7_500, 11_718)),
     "dcgan": _long("dcgan", DCGAN, (), (100, 1_500, 8_000)),
 }
+
+
+def _further_seeds(first: Run) -> list[Run]:
+    """The first seed under its own name, then four others; of digits the last grid is kept, which shows a collapse."""
+    grids = (first.config.steps,) if first.config.architecture.classes else ()
+    others = [replace(first, name=f"{first.name}-seed-{n}", config=replace(first.config, seed=n), grids=grids)
+              for n in range(1, 5)]  # fmt: skip
+    return [first, *others]
+
+
+OVER_SEEDS = {kind: _further_seeds(run) for kind, run in LONG.items()}
+
+
+def long_runs(kind: str, title: str) -> list[Run]:
+    """The long runs of a network on a data set: five seeds on the report's own data, one on a substitute."""
+    return OVER_SEEDS[kind] if SETUPS[title].scope == "report" else [LONG[kind]]
 
 
 def _settings(base: GanConfig) -> dict[str, GanConfig]:
@@ -109,18 +138,31 @@ def judged_at(config: GanConfig, window: Sequence[int], before: Sequence[int] = 
 
 
 def _file(name: str) -> str:
-    return name.replace("'", "").replace(" ", "-")
+    return name.replace("'", "").replace(",", "").replace(" ", "-")
+
+
+def named(runs: Sequence[Run], name: str) -> list[Run]:
+    """The runs of a setting, a seed each."""
+    return [run for run in runs if run.name.rpartition("-")[0] == _file(name)]
 
 
 _BASE = replace(DCGAN, steps=STEPS)
-_PAIR = {"cdcgan": CDCGAN, "cdcgan no y in D": NO_Y, "cgan": CGAN}  # their first steps, with more seeds
 SETTINGS, BEYOND = _settings(_BASE), _beyond(_BASE)
-STUDY = _study(SETTINGS, range(5), WINDOW, (500, 1_000))
+GRID = 100  # images of a kept grid, the labs' 10 x 10; those of CIFAR-10 that are committed have 40
+STUDY = [replace(run, shown=GRID) for run in _study(SETTINGS, range(5), WINDOW, (500, 1_000))]
+EQUAL_STEPS = "5 of G, equal steps"  # as many steps as the default, five times its updates of G; on faces alone
+EQUAL = [replace(run, shown=GRID) for run in
+         _study({EQUAL_STEPS: replace(_BASE, nb_update_G=5)}, range(5), WINDOW, (500, 1_000))]  # fmt: skip
+# Photos, four fifths of them to train on; what is held out, and judged by, is the same for all of them. The fewer are
+# among the more.
+SIZES = (2_000, 4_500)
+FEWER = {n: [replace(run, grids=()) for run in _study({f"default of {n}": _BASE}, range(3), WINDOW, (500, 1_000))]
+         for n in SIZES}  # fmt: skip
+ON_ALL = named(STUDY, "default")[:3]  # the same with all photos
 ABLATION = _study(BEYOND, range(3), WINDOW, (500, 1_000))
 PRESET = "mean of G's weights"  # what the ablation chose; then with seeds that it had not seen
 _PRESETS = {PRESET: replace(RECOMMENDED, steps=STEPS, **BFLOAT16), "default": _BASE}
 FRESH = [replace(run, grids=()) for run in _study(_PRESETS, range(3, 7), WINDOW, (500, 1_000))]
-CONDITIONAL = _study({n: replace(c, steps=STEPS) for n, c in _PAIR.items()}, range(1, 5), WINDOW, (500, 1_000))
 
 
 def _short(updates: int) -> list[Run]:
@@ -172,8 +214,13 @@ def digits(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 JUDGE = "1"  # of what `Bench.score` returns: another one when it changes, tests/meta/test_gan_rules.py says when
+COVERED = 0.3  # coverage from which on what a label says is judged: of fewer pictures it says which
 NOISE_TO_JUDGE = 4  # purpose of a random stream, as in gan_training
 ROOT = Path(__file__).parents[2]
+
+
+WORST = {**dict.fromkeys(("density", "coverage", "precision", "recall", "diversity", "modes", "entropy"), 0.0),
+         "frechet": np.inf, "kid": np.inf, "accuracy": 0.0, "information": 0.0, "per_class": [0.0] * 10}  # fmt: skip
 
 
 class Bench:
@@ -182,15 +229,36 @@ class Bench:
     def __init__(self, title: str, path: Path, device: str, profile: str, progress: Any, output: Path) -> None:
         self.title, self.setup, self.device, self.progress = title, SETUPS[title], device, progress
         self.full, self.output = profile == "full", output
-        # Quick runs are those of this code and compute type; long ones keep what made them.
-        made_by = () if self.full else (f"{code()}-{str(fast_dtype(device)).removeprefix('torch.')}",)
-        self.work = store.cache_dir().joinpath("gans", self.setup.asset, device, *made_by)
-        self.evidence = output.joinpath("studies", self.setup.asset, *made_by)
         if self.setup.channels == 3:
             self.x, self.x_held = photos(path, self.setup.asset)
             self.y = self.y_held = None
         else:
             self.x, self.y, self.x_held, self.y_held = (mnist if title == "MNIST" else digits)(path)
+        # Quick runs are those of this code and compute type; long ones keep what made them.
+        made_by = () if self.full else (f"{code()}-{str(fast_dtype(device)).removeprefix('torch.')}",)
+        asset = f"{self.setup.asset}-{self.photos}" if self.another_number else self.setup.asset
+        self.work = store.cache_dir().joinpath("gans", asset, device, *made_by)
+        self.evidence = output.joinpath("studies", asset, *made_by)
+
+    @property
+    def photos(self) -> int:
+        """Images of the data set that are on this machine, to train on and held out."""
+        return len(self.x) + len(self.x_held)
+
+    @property
+    def another_number(self) -> bool:
+        """Whether it has more or fewer photos here than its pins are of: its runs and records are others."""
+        return self.setup.pinned not in (0, self.photos)
+
+    def case(self, case: str) -> str:
+        """The case of a claim on this data: another number of photos is another case, with a pin of its own."""
+        return f"{case}, {self.photos:,} photos" if self.another_number else case
+
+    def trained_on(self, run: Run) -> Tensor:
+        """The images that a run is trained on: all, or for a run of FEWER the first ones of a fixed order."""
+        n = next((n for n, runs in FEWER.items() if run.name in {one.name for one in runs}), None)
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(0))
+        return self.x if n is None else self.x[order[: n * 4 // 5]]
 
     def _shared(self, what: str) -> AbstractContextManager[None]:
         return shared(self.progress, f"{self.title}: {what}")
@@ -219,14 +287,16 @@ class Bench:
         """Features of held-out images, as many as are generated: distance and coverage depend on both numbers."""
         return self.features(self.x_held[: self.setup.generated])[0]
 
-    def score(self, generator: Generator) -> dict[str, Any]:
+    def score(self, generator: Generator, trained: Tensor | None = None) -> dict[str, Any]:
         """What `judge` says of images of G with the labs' BatchNorm (of the batch), each label equally often.
 
-        And whether they are copies: how much closer they are to a training image than held-out images are.
+        And whether they are copies: how much closer they are to an image of those that it was trained on (all but for
+        a run of FEWER) than held-out images are.
         """
         pixels, asked = self.draw(generator, self.setup.generated)
+        known = self.x[self.known] if trained is None else trained[:20_000]
         near = gan_scores.nearest_neighbour(*(part.flatten(1).float() / 255 for part in
-                                              (pixels[:200], self.x[self.known], self.x_held[:200])))  # fmt: skip
+                                              (pixels[:200], known, self.x_held[:200])))  # fmt: skip
         row = {"closer": near.closer.value, "nearest": near.ratio}
         return self.judge(pixels, asked) | {name: round(value, 5) for name, value in row.items()}
 
@@ -323,12 +393,60 @@ class Bench:
         labels = self.y if run.config.architecture.classes else None
         common: dict[str, Any] = {"judge": self.judged_by, "work": self.work, "evidence": self.evidence,
                                   "device": self.device, "origin": self.origin}  # fmt: skip
-        title = run.name
+        title, x = run.name, self.trained_on(run)
 
         def bar(steps: Iterable[int], total: int, _: str) -> Iterable[int]:
             return self.progress(steps, total, title)
 
-        return studies.scored_run(run, self.x, labels, self.score, checkpoint_every=250, progress=bar, **common)
+        score = self.score if x is self.x else lambda generator: self.score(generator, x)
+        return studies.scored_run(run, x, labels, score, checkpoint_every=250, progress=bar, **common)
+
+    def rows(self, run: Run) -> list[dict[str, Any]]:
+        """The scores of a run at each of its snapshots; after it diverged, the worst there are."""
+        made = {row["step"]: row for row in self.run(run)["scores"]}
+        return [made.get(step, {"step": step, **WORST}) for step in run.snapshots]
+
+    def last(self, run: Run, name: str) -> float:
+        """A score at the end of a long run: the median over its last five snapshots, 500 steps."""
+        return float(np.median([row[name] for row in self.rows(run)[-5:]]))
+
+    def further(self, run: Run) -> dict[str, float]:
+        """What asks for the images of a run's last generator: `copies` among photos, or `label_information` of digits.
+
+        Kept beside the row of the run. StoreError: neither that nor the generator is there any more.
+        """
+        with self._shared(f"images of run {run.name}"):
+            return self._further(run)
+
+    @cache  # noqa: B019
+    def _further(self, run: Run) -> dict[str, float]:
+        row, path = self.run(run), self.evidence / f"{run.name}.further.json"
+        of = {name: row[name] for name in ("config", "data", "judge")}
+        if path.exists() and (kept := store.read_json(path)).get("of") == of:
+            return dict(kept["found"])
+        asked_of = replace(run, config=self.config(run.config))
+        generator = None if row["diverged"] else studies.generator_of(asked_of, self.work, row["data"])
+        if generator is None:  # no images, so that none is a copy, and none obeys a label
+            names = ("pixels", "features", "pixels_se", "features_se") if self.y is None else ("nats", "permuted")
+            found = dict.fromkeys(names, 0.0)
+        else:
+            pixels, asked = self.draw(generator.to(self.device), self.setup.generated)
+            found = self._copies(pixels, self.trained_on(run)) if self.y is None else self._obeyed(pixels, asked)
+        found = {name: round(value, 5) for name, value in found.items()}
+        store.write_json(path, {"of": of, "found": found})
+        return found
+
+    def _obeyed(self, pixels: Tensor, asked: Tensor) -> dict[str, float]:
+        read = self.features(pixels)[1]
+        assert read is not None, f"{self.title}: no classifier reads these images"
+        return label_information(read, asked.numpy())
+
+    def _copies(self, pixels: Tensor, trained: Tensor) -> dict[str, float]:
+        sets = pixels.cpu(), trained, self.x_held[: self.setup.generated]
+        found = {"pixels": copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
+                 "features": copies(*(self.features(part)[0] for part in sets))}  # fmt: skip
+        return {**{space: one.value for space, one in found.items()},
+                **{f"{space}_se": one.standard_error for space, one in found.items()}}  # fmt: skip
 
     def values(self, runs: Sequence[Run], name: str, window: Sequence[int]) -> list[float]:
         """A score of each run, the median over the window (in updates of G); the worst there is if it diverged."""
@@ -349,8 +467,10 @@ class Bench:
     def record(self, **values: Any) -> dict[str, Any]:
         """What the records of this bench have in common."""
         judge = "a digit classifier's 64 features" if self.y is not None else "SqueezeNet 1.1's 512 features"
-        data = f"{len(self.x):,} images of {self.title}; judged by {judge} of {self.setup.generated:,} generated "
-        data += "and as many held-out ones"
+        known = f"{self.photos:,} of {self.setup.whole:,} faces of {self.title}, {len(self.x):,} of them to train on"
+        known = known if self.setup.whole else f"{len(self.x):,} images of {self.title}"
+        data = f"{known}; judged by {judge} of {self.setup.generated:,} generated "
+        data += f"and {min(len(self.x_held), self.setup.generated):,} held-out ones"
         dtype = str(fast_dtype(self.device)).removeprefix("torch.")
         return {"scope": self.setup.scope, "data": data, "dtype": f"{dtype} (Adam float32)", **values}
 
@@ -368,20 +488,26 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def copied(fake: Tensor, train: Tensor, held_out: Tensor) -> tuple[int, int]:
-    """(how many generated images are nearer to a training image than to one of as many held-out images, of how many).
+def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> gan_scores.Estimate:
+    """Share of copies among generated images, from rows of pixels or features, n x d each: 0 where all are new.
 
-    Half of them by chance, whatever their blur or contrast: that moves both distances. All of them: copies.
+    A copy's nearest real image is a training image. A new image's is one as often as training images are among both
+    sets, whatever its blur or contrast, which move both distances: so much is taken off (Meehan et al. 2020 compare two
+    sets of one size). Below 0 by chance alone. Held-out images are to be drawn as training images were. The standard
+    error is over which images are held out: where many generated images share a nearest one, that is a matter of luck.
     """
-    n = min(len(train), len(held_out))
-    rows = [x.flatten(1).float() / 255 for x in (fake, train[:n], held_out[:n])]
-    near = [gan_scores.nearest_neighbour(rows[0], rows[i], rows[3 - i][:2]).distances for i in (1, 2)]
-    return int((near[0] < near[1]).sum()), len(fake)
+    (first, near), (second, far) = (pairwise_distances_argmin_min(fake, known) for known in (train, held_out))
+    n, chance = len(train) + len(held_out), len(train) / (len(train) + len(held_out))
+    weights = np.bincount(np.where(near <= far, first, len(train) + second), minlength=n) / len(fake)
+    variance = chance / (1 - chance) * max(float(weights @ weights) - 1 / n, 0.0) * n / (n - 1)
+    return gan_scores.Estimate(float((np.mean(near <= far) - chance) / (1 - chance)), variance**0.5)
 
 
-def named(runs: Sequence[Run], name: str) -> list[Run]:
-    """The runs of a setting, a seed each."""
-    return [run for run in runs if run.name.rpartition("-")[0] == _file(name)]
+def label_information(read: np.ndarray, asked: np.ndarray, permutations: int = 100) -> dict[str, float]:
+    """What the label asked for says of the digit read, in nats (`information`), and what permuted labels say of it."""
+    draw = np.random.default_rng(0)
+    permuted = [information(read, draw.permutation(asked)) for _ in range(permutations)]
+    return {"nats": information(read, asked), "permuted": float(np.mean(permuted))}
 
 
 def information(read: np.ndarray, asked: np.ndarray, classes: int = 10) -> float:
@@ -426,3 +552,84 @@ def milestones(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
 def closed(row: dict[str, Any], untrained: dict[str, Any], real: dict[str, Any]) -> float:
     """Share of the way from an untrained G (0) to real images (1) that the Frechet distance has gone."""
     return 1 - (row["frechet"] - real["frechet"]) / (untrained["frechet"] - real["frechet"])
+
+
+# --- runs in the background -----------------------------------------------------------------------------------------
+
+# Seconds on one thread with bfloat16: an update of D and one of G, scoring a snapshot, looking for copies.
+UPDATE = {"dcgan": 0.12, "cdcgan": 0.24, "cgan": 0.036}
+SCORING, COPIES = {"CelebA": 18.0, "CIFAR-10": 18.0, "MNIST": 5.0}, 35.0
+
+
+def plan(title: str) -> list[Run]:
+    """The runs that the claims ask for on a data set, in the order to make them: cGAN and the default first."""
+    if SETUPS[title].channels == 1:
+        return [run for kind in ("cgan", "cdcgan", "cdcgan-no-y-in-D") for run in long_runs(kind, title)]
+    faces = [*EQUAL, *(run for n in SIZES for run in FEWER[n])] if SETUPS[title].whole else []
+    every = [*STUDY, *long_runs("dcgan", title), *faces, *ABLATION, *FRESH]
+    return list({run.name: run for run in every}.values())  # some settings are in two studies
+
+
+def has_further(run: Run, title: str) -> bool:
+    """Whether a claim asks for the images of this run's last generator (`Bench.further`)."""
+    if SETUPS[title].channels == 1:
+        return run in OVER_SEEDS["cdcgan-no-y-in-D"]
+    return bool(SETUPS[title].whole) and run in [*OVER_SEEDS["dcgan"], *ON_ALL, *(r for n in SIZES for r in FEWER[n])]
+
+
+def expected_seconds(run: Run, title: str) -> float:
+    """About what a run takes on one thread of a CPU with bfloat16, scoring included (committed rows say)."""
+    updates = run.config.steps * (run.config.nb_update_D + run.config.nb_update_G) / 2
+    scores = SCORING[title] * len(run.snapshots) + COPIES * (title == "CelebA" and has_further(run, title))
+    return updates * UPDATE[run.config.architecture.kind] + scores
+
+
+def make(bench: Bench, runs: Sequence[Run], say: Callable[[str], None] = print) -> int:
+    """Make those of the runs that are not there and that no other process is at; returns how many were refused."""
+    refused = 0
+    for run in runs:
+        start = time.monotonic()
+        try:
+            row = bench.run(run)
+            judged = bench.y is None or bench.last(run, "coverage") >= COVERED
+            found: Mapping[str, float] = bench.further(run) if judged and has_further(run, bench.title) else {}
+        except RdfiaError as error:  # another process is at it, or its row is of another run
+            refused += 1
+            say(f"{run.name}: {error}")
+            continue
+        last = {name: row["scores"][-1][name] for name in ("frechet", "coverage")} if row["scores"] else {}
+        say(f"{run.name}: {time.monotonic() - start:.0f} s; {last | dict(found)} {row['diverged'] or ''}")
+    return refused
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the runs of a data set whose names match, one after the other; go on where they were stopped.
+
+    Started twice with one thread each, two processes share the runs. 1: a run was refused, or another process has it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.accuracy.lab9", description=main.__doc__)
+    parser.add_argument("--data", choices=("CelebA", "CIFAR-10", "MNIST"), required=True)
+    parser.add_argument("--runs", default="*", metavar="PATTERN", help="names, as in 'cgan*'; several with commas")
+    parser.add_argument("--output", type=Path, help="where rows are kept (default: reports/verified/<device>/gans)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--list", action="store_true", help="say what each run is and may take, make nothing")
+    options = parser.parse_args(arguments)
+    patterns = options.runs.split(",")
+    runs = [run for run in plan(options.data) if any(fnmatch.fnmatch(run.name, pattern) for pattern in patterns)]
+    output = options.output or ROOT / "reports" / "verified" / options.device / "gans"
+    if not runs:
+        parser.error(f"--runs {options.runs}: none of {', '.join(run.name for run in plan(options.data))}")
+    if options.list:
+        for run in runs:
+            c, made = run.config, output / "studies" / SETUPS[options.data].asset / f"{run.name}.json"
+            print(f"{run.name:<24} {c.steps:>6} steps, {c.nb_update_D} of D and {c.nb_update_G} of G, "
+                  f"{len(run.snapshots)} snapshots, about {expected_seconds(run, options.data):,.0f} s"
+                  f"{', made' * made.exists()}")  # fmt: skip
+        print(f"{len(runs)} runs, about {sum(expected_seconds(run, options.data) for run in runs) / 3600:.1f} hours")
+        return 0
+    path = assets.locate(SETUPS[options.data].asset, download=False).path
+    return int(make(Bench(options.data, path, options.device, "full", lambda steps, *_: steps, output), runs) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import gan_scores, gans, judge
+from rdfia import figures, gan_scores, gans, judge, store
 from rdfia.claims import CLAIMS
+from rdfia.errors import StoreError
 from rdfia.intervals import Estimate, exact
 from tests.accuracy import lab9, test_tme9, test_tme10
 from tests.accuracy.lab9 import Bench, closed, information, level, milestones
@@ -149,6 +150,45 @@ def test_a_loss_of_d_near_zero_is_seen() -> None:
     assert outcomes("tme9.q5.momentum", test_tme9._d_at_zero(found)) == "supported"
 
 
+@pytest.mark.parametrize("check", [test_tme9._five_of_g, test_tme9._five_of_d])
+def test_whose_losses_are_zero_is_seen(check: Any) -> None:
+    found = pair(GOOD, GOOD)
+    for rate, expected in ((0.01, "supported"), (1.0, "contradicted")):
+        found.bench.rates["mine"] = rate  # type: ignore[attr-defined]
+        assert outcomes("tme9.q5.text14", check(found)) == expected
+
+
+def test_a_loss_of_g_that_stays_high_is_seen() -> None:
+    found = pair(GOOD, GOOD)
+    for rate, expected in ((2.0, "supported"), (1.0, "contradicted"), (0.5, "contradicted")):
+        found.bench.rates["mine"] = rate  # type: ignore[attr-defined]
+        assert outcomes("tme9.q5.momentum_G", test_tme9._g_stays_high(found)) == expected
+
+
+def test_steps_after_a_run_diverged_do_not_count_as_a_high_loss() -> None:
+    found = pair(GOOD, GOOD)
+    usual = found.bench.losses
+    found.bench.losses = lambda run: torch.cat([usual(run), torch.full((50, 4), np.nan)])  # type: ignore[method-assign]
+    assert found.loss_of_g() == [1.0] * 5
+
+
+def walk(seed: int, opposite: float) -> torch.Tensor:
+    """Losses over 2,000 steps that wander: that of G goes `opposite` times as far the other way, with both falling."""
+    draw = torch.Generator().manual_seed(seed)
+    one, own = (torch.randn(2_000, generator=draw).cumsum(0) for _ in range(2))
+    trend = torch.linspace(1_000, 0, 2_000)
+    return torch.stack([one + trend, own * (opposite == 0) - opposite * one + trend, own, own], 1)
+
+
+def test_losses_are_in_phase_by_their_changes_and_not_by_their_level() -> None:
+    """Both fall over the whole run: the correlation of what they are is 1 either way."""
+    assert test_tme9.phase(walk(0, 1.0)) < -0.9
+    assert test_tme9.phase(walk(0, -1.0)) > 0.9
+    assert np.corrcoef(walk(0, 1.0)[:, :2].T)[0, 1] > 0.9
+    broken = torch.cat([walk(0, 1.0), torch.full((7, 4), np.nan)])
+    assert test_tme9.phase(broken) == test_tme9.phase(walk(0, 1.0))
+
+
 class Verdict:
     """In the place of the fixture `claim`: keeps the outcome, and what it would be were one run all that there is."""
 
@@ -181,24 +221,29 @@ def smooth(n: int) -> torch.Tensor:
 class Long(Planted):
     """Runs whose snapshots are functions of the step, by the start of their name."""
 
-    def __init__(self, losses: torch.Tensor | None = None, shown: str = "new", **scores: Scores) -> None:
+    def __init__(self, losses: Any = None, shown: str = "new", images: Any = None, **scores: Scores) -> None:
         super().__init__()
         self.by_step, self.setup, self.title = scores, lab9.SETUPS["MNIST"], "MNIST"
         self.loss = torch.ones(1_000, 4) if losses is None else losses
+        self.images = {"nats": 0.002, "permuted": 0.001, **(images or {})}
+        self.images = {"pixels": 0.0, "pixels_se": 0.02, "features": 0.0, "features_se": 0.02, **self.images}
         photos = smooth(500)
         self.x, self.x_held = photos[:200], photos[200:400]
-        self.shown = {"new": photos[400:], "copies": self.x[:100], "blurred copies": lab9.blurred(self.x[:100])}[shown]
+        self.shown = {"new": photos[400:], "one picture": photos[400:410].repeat_interleave(10, 0)}[shown]
         self.__dict__["_real"], self.__dict__["blurred"] = {**FINE, "frechet": 0.0}, {**FINE, "frechet": 9.0}
         self.__dict__["known"] = torch.arange(200)
 
     def run(self, run: lab9.Run) -> dict[str, Any]:
-        name = run.name if run.name in self.by_step else run.name.rpartition("-")[0]
-        scores = self.by_step.get(name, fine)
+        names = (run.name, run.name.partition("-seed-")[0], run.name.rpartition("-")[0])
+        scores = next((self.by_step[name] for name in names if name in self.by_step), fine)
         rows = [{"step": step, **FINE, "per_class": [1.0], **scores(step)} for step in run.snapshots]
         return {"scores": rows, "health": {}, "seconds": 0.0, "origin": {}, "diverged": None}
 
     def losses(self, run: lab9.Run) -> torch.Tensor:
-        return self.loss
+        return self.loss(run) if callable(self.loss) else self.loss
+
+    def further(self, run: lab9.Run) -> dict[str, float]:
+        return self.images
 
     def grid(self, run: lab9.Run, step: int | None = None) -> torch.Tensor:
         return self.shown
@@ -228,6 +273,14 @@ def recommended(claim: Verdict, gans: Any, title: str, _: str) -> None:
     test_tme9.test_the_recommended_settings(claim, gans, title)
 
 
+def new_images(claim: Verdict, gans: Any, title: str, _: str) -> None:
+    test_tme9.test_new_images(claim, gans, title)
+
+
+def phase(claim: Verdict, gans: Any, title: str, _: str) -> None:
+    test_tme9.test_one_loss_falls_as_the_other_rises(claim, gans, title)
+
+
 def in_short(claim: Verdict, gans: Any, title: str, what: str) -> None:
     test_tme10.test_in_short(claim, gans, title, *next(row[1:] for row in test_tme10.SHORT if row[1] == what))
 
@@ -237,18 +290,43 @@ SHAKY = torch.rand(1_000, 4, generator=torch.Generator().manual_seed(0))
 NO_Y = {"cdcgan-no-y-in-D": has(accuracy=0.1, information=0.02), "cdcgan": fine, "cgan": fine}
 DENSE = {"cgan": until(5_000, **NOISY), "cdcgan": fine}
 WORSE: dict[str, Any] = {"frechet": 50.0, "density": 0.3, "coverage": 0.2}
+ALL_WELL = has(accuracy=0.998, coverage=0.95)
+PRINTED = (1.149, 0.887, 0.573, 0.426), (1.126, 0.883, 0.573, 0.415)  # Loss_D, Loss_G, D(x), D(G(z)) of both windows
+
+
+def log(**off: float) -> torch.Tensor:
+    """Losses whose two windows have the printed means, but for one column of them that is `off` by so much."""
+    rows = torch.zeros(7_812, 4)
+    for (first, last), values in zip(((5_625, 5_700), (7_725, 7_800)), PRINTED, strict=True):
+        rows[first : last + 1] = torch.tensor(values)
+    for column, by in off.items():
+        rows[:, int(column.removeprefix("column"))] += by
+    return rows
+
+
+def anti(run: lab9.Run) -> torch.Tensor:
+    return walk(run.config.seed, 1.0)
+
+
+def together(run: lab9.Run) -> torch.Tensor:
+    return walk(run.config.seed, -1.0)
+
+
 OBEYED, IGNORED = has(density=0.5, accuracy=0.9), has(density=0.5, accuracy=0.1)
 CLAIM = {  # of a check
     test_tme10.test_cdcgan: "tme10.q10.cdcgan",
     test_tme10.test_without_the_label_in_d: "tme10.q11.label",
     test_tme10.test_cgan: "tme10.q12.cgan",
     test_tme10.test_cgan_is_harder_to_train: "tme10.q13.weights",
+    test_tme10.test_the_printed_log: "tme10.q10.log",
+    test_tme10.test_better_than_the_report: "tme10.better",
+    new_images: "tme9.q4.default",
+    phase: "tme9.q4.antiphase",
     test_tme9.test_default_settings: "tme9.q4.default",
     test_tme9.test_better_than_the_lab: "tme9.better",
     recommended: "tme9.better",
     in_short: "tme10.q10.cdcgan",
 }
-OVER_SEEDS = ("over seeds", "harder to train", "reads as asked", "not noise", "noise", *lab9.BEYOND, "")
 CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check, what, what holds, what does not
     (in_short, "reads as asked", {"short-cdcgan": OBEYED}, [{"short-cdcgan": IGNORED}]),
     (in_short, "not noise", {"short-cdcgan": IGNORED}, [{"short-cdcgan": has(**NOISY)}]),
@@ -276,7 +354,7 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check,
         test_tme10.test_without_the_label_in_d,
         "the label says nothing",
         NO_Y,
-        [{**NO_Y, "cdcgan-no-y-in-D": has(accuracy=0.1, information=1.8)}],
+        [{**NO_Y, "images": {"nats": 1.8}}],
     ),
     (test_tme10.test_without_the_label_in_d, "over seeds", NO_Y, [{**NO_Y, "cdcgan-no-y-in-D": fine}]),
     (
@@ -308,11 +386,26 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check,
         [{"dcgan": has(coverage=0.3)}, {"dcgan": has(diversity=0.3)}],
     ),
     (test_tme9.test_default_settings, "unstable losses", {"dcgan": fine, "losses": SHAKY}, [{"dcgan": fine}]),
+    (new_images, "", {}, [{"images": {"pixels": 0.4}}, {"images": {"features": 0.4}}]),
+    (phase, "", {"losses": anti}, [{"losses": together}]),
+    *(
+        (
+            test_tme10.test_the_printed_log,
+            what,
+            {"losses": log()},
+            [{"losses": log(**{f"column{i}": by})} for i in range(4) for by in (0.15, -0.15)],
+        )
+        for what in ("5,625 to 5,700", "7,725 to 7,800")
+    ),
     (
-        test_tme9.test_default_settings,
-        "new images",
-        {"dcgan": fine},
-        [{"dcgan": fine, "shown": "copies"}, {"dcgan": fine, "shown": "blurred copies"}],
+        test_tme10.test_better_than_the_report,
+        "the lab's settings",
+        {"cdcgan": ALL_WELL},
+        [
+            {"cdcgan": has(accuracy=0.99, coverage=0.95)},
+            {"cdcgan": has(accuracy=0.998, coverage=0.91)},
+            {"cdcgan": ALL_WELL, "shown": "one picture"},
+        ],
     ),
     *(
         (check, what, {name: has(frechet=4.0)}, [{}, {name: has(frechet=6.0)}])
@@ -329,14 +422,62 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check,
     ("check", "what", "holds", "fails"), CASES, ids=lambda value: getattr(value, "__name__", value)
 )
 def test_a_check_of_runs_holds_and_fails(check: Any, what: str, holds: Any, fails: Any) -> None:
-    """And one run with one seed decides nothing, whatever its values say."""
     found = []
     for scores in (holds, *fails):
         verdict, bench = Verdict("tme10.q12.cgan" if what == "noise" else CLAIM[check]), Long(**scores)
         check(verdict, lambda *_, bench=bench, **__: bench, "MNIST", what)
-        found.append(verdict.of_values)
-        assert verdict.outcome == (verdict.of_values if what in OVER_SEEDS else "undecided")
+        found.append(verdict.outcome)
     assert found == ["supported"] + ["contradicted"] * len(fails)
+
+
+@pytest.mark.parametrize("what", test_tme9.DEFAULT)
+def test_one_run_with_one_seed_decides_nothing(what: str) -> None:
+    """On CIFAR-10 there is one long run, whatever its values say."""
+    verdict, bench = Verdict("tme9.q4.default"), Long(losses=SHAKY)
+    test_tme9.test_default_settings(verdict, lambda *_, **__: bench, "CIFAR-10", what)
+    assert (verdict.of_values, verdict.outcome) == ("supported", "undecided")
+
+
+@pytest.mark.parametrize(
+    ("check", "what", "planted"),
+    [
+        (test_tme10.test_cdcgan, "reads as asked at 7,812", {"cdcgan-seed-3": IGNORED}),
+        (test_tme10.test_cgan, "noise until 5,000", {**DENSE, "cgan-seed-2": until(9_000, **NOISY)}),
+        (test_tme9.test_default_settings, "good images", {"dcgan-seed-1": has(density=0.0)}),
+        (phase, "", {"losses": lambda run: walk(run.config.seed, 0.0)}),
+        (new_images, "", {"images": {"pixels": 0.2, "pixels_se": 0.1}}),  # of few held-out images that are near to many
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_seed_that_is_unlike_the_others_leaves_it_open(check: Any, what: str, planted: Any) -> None:
+    verdict, bench = Verdict(CLAIM[check]), Long(**planted)
+    check(verdict, lambda *_, **__: bench, "MNIST", what)
+    assert verdict.outcome == "undecided"
+
+
+@pytest.mark.parametrize(("told", "expected"), [(0, "undecided"), (1, "undecided"), (4, "supported")])
+def test_a_label_that_names_one_of_few_pictures_is_not_judged(told: int, expected: str) -> None:
+    """The planted collapse: one picture a label, so that the label says which. Seeds that draw more are judged."""
+    few: dict[str, Any] = {run.name: has(coverage=0.01, information=1.9)
+                           for run in lab9.OVER_SEEDS["cdcgan-no-y-in-D"][told:]}  # fmt: skip
+    verdict, bench = Verdict("tme10.q11.label"), Long(**few)
+    test_tme10.test_without_the_label_in_d(verdict, lambda *_, **__: bench, "MNIST", "the label says nothing")
+    assert verdict.outcome == expected
+
+
+def test_one_picture_a_label_is_counted() -> None:
+    runs = lab9.OVER_SEEDS["cdcgan-no-y-in-D"]
+    assert test_tme10.collapsed(Long(), runs) == [False] * 5
+    assert test_tme10.collapsed(Long(shown="one picture"), runs) == [True] * 5
+
+
+def test_permuted_labels_say_what_chance_says() -> None:
+    asked = np.arange(2_000) % 10
+    ignored = np.random.default_rng(0).integers(0, 10, 2_000)
+    for read, expected in ((asked, np.log(10)), (ignored, 0.0)):
+        found = lab9.label_information(read, asked)
+        assert abs(found["permuted"]) < 0.01
+        assert found["nats"] - found["permuted"] == pytest.approx(expected, abs=0.02)
 
 
 def test_one_short_run_that_is_unlike_the_others_leaves_it_open() -> None:
@@ -348,17 +489,149 @@ def test_one_short_run_that_is_unlike_the_others_leaves_it_open() -> None:
 
 
 def test_copies_are_told_from_blur_and_contrast() -> None:
-    """Blurred or grey images are nearer to any real image; what tells copies is nearer to which."""
-    train, held, new = smooth(700).split((300, 300, 100))
+    """Blurred or grey images are nearer to any real image; what tells copies is nearer to which.
+
+    Four of five images are trained on, as faces are. The rule for two sets of one size would look at a quarter of them.
+    """
+    train, held, new = smooth(1_600).split((800, 200, 600))
     grey = (new.float() / 2 + 64).to(torch.uint8)
-    found = {
-        name: lab9.copied(x, train, held)[0]
-        for name, x in {"new": new, "blurred": lab9.blurred(new), "grey": grey, "copies": train[:100],
-                        "blurred copies": lab9.blurred(train[:100])}.items()
-    }  # fmt: skip
-    assert found["copies"] == 100
-    assert found["blurred copies"] > 90
-    assert all(30 < found[name] < 70 for name in ("new", "blurred", "grey")), found
+    shown = {"new": new, "blurred": lab9.blurred(new), "grey": grey, "copies": train,
+             "blurred copies": lab9.blurred(train), "half of them copies": torch.cat([train[:600], new])}  # fmt: skip
+    sets = {name: [x.flatten(1).float().numpy() for x in (images, train, held)] for name, images in shown.items()}
+    found = {name: lab9.copies(*rows) for name, rows in sets.items()}
+    assert found["copies"].value == 1
+    assert found["blurred copies"].value > 0.8
+    assert 0.35 < found["half of them copies"].value < 0.65
+    assert all(found[name].value - 3 * found[name].standard_error > 0.3 for name in ("copies", "blurred copies"))
+    assert all(abs(found[name].value) < 3 * found[name].standard_error for name in ("new", "blurred", "grey")), found
+    assert found["grey"].standard_error > 2 * found["new"].standard_error  # few images lie near the middle
+    fake, known, others = sets["copies"]
+    assert (1 + lab9.copies(fake, known[: len(others)], others).value) / 2 < 0.65, "of one size: as if they were new"
+
+
+def test_the_error_of_copies_is_that_of_other_held_out_images() -> None:
+    """Over draws of which images are held out: the spread of the share is the error that one draw says."""
+    known, new = (x.flatten(1).float().numpy() for x in smooth(900).split((500, 400)))
+    draw, found = np.random.default_rng(0), []
+    for _ in range(60):
+        order = draw.permutation(len(known))
+        found.append(lab9.copies(new, known[order[:400]], known[order[400:]]))
+    spread = np.std([one.value for one in found], ddof=1)
+    assert np.mean([one.standard_error for one in found]) == pytest.approx(spread, rel=0.3)
+    assert abs(np.mean([one.value for one in found])) < 4 * spread / 60**0.5
+
+
+def test_another_number_of_photos_is_another_case_with_runs_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine with the whole of CelebA says its own number."""
+    monkeypatch.setitem(lab9.SETUPS, "CelebA", replace(lab9.SETUPS["CelebA"], pinned=50))
+    found = {}
+    for n in (50, 60):
+        shown = smooth(n).expand(-1, 3, -1, -1)
+        monkeypatch.setattr(lab9, "photos", lambda *_, x=shown: (x[: len(x) * 4 // 5], x[len(x) * 4 // 5 :]))
+        found[n] = Bench("CelebA", tmp_path, "cpu", "full", None, tmp_path)
+    assert found[50].case("CelebA, poor") == "CelebA, poor"
+    assert found[60].case("CelebA, poor") == "CelebA, poor, 60 photos"
+    assert (found[50].evidence.name, found[60].evidence.name) == ("celeba-32", "celeba-32-60")
+    assert found[50].work != found[60].work
+    assert found[60].record()["data"].startswith("60 of 202,599 faces of CelebA, 48 of them to train on; judged by")
+
+
+def test_fewer_photos_are_among_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab9, "FEWER", {20: lab9.FEWER[2_000], 40: lab9.FEWER[4_500]})
+    bench = Long()
+    few, more = ({tuple(x.flatten().tolist()) for x in bench.trained_on(lab9.FEWER[n][0])} for n in (20, 40))
+    assert (len(few), len(more)) == (16, 32)
+    assert few < more < {tuple(x.flatten().tolist()) for x in bench.x}
+    assert bench.trained_on(lab9.ON_ALL[0]) is bench.x
+
+
+def tiny_bench(folder: Path) -> Bench:
+    """A bench of exact features with digits that tiny networks are trained on."""
+    bench = exact_bench()
+    bench.full, bench.work, bench.evidence = True, folder / "work", folder / "kept"
+    bench.progress = lambda steps, *_: steps
+    bench.__dict__["origin"] = {}
+    return bench
+
+
+def tiny_run(name: str = "tiny", **changed: Any) -> lab9.Run:
+    architecture = replace(lab9.CDCGAN.architecture, nz=4, ngf=2, ndf=2)
+    config = replace(lab9.CDCGAN, architecture=architecture, steps=2, batch=8, precision="float32", **changed)
+    return lab9.Run(name, config, (2,), (2,))
+
+
+def test_what_is_asked_of_a_runs_images_is_kept_beside_its_row(tmp_path: Path) -> None:
+    """It survives the generators, which a cache may lose, and is not read for another run."""
+    bench, run = tiny_bench(tmp_path), tiny_run()
+    found = bench.further(run)
+    assert set(found) == {"nats", "permuted"}
+    (bench.work / "tiny" / "generator-2.safetensors").unlink()
+    assert tiny_bench(tmp_path).further(run) == found
+    path = bench.evidence / "tiny.further.json"
+    store.write_json(path, {**store.read_json(path), "of": "another run"})
+    with pytest.raises(StoreError, match=r"generator-2.safetensors is missing; remove the row tiny.json"):
+        tiny_bench(tmp_path).further(run)
+
+
+def test_runs_are_made_beforehand_and_one_that_is_refused_costs_no_other(tmp_path: Path) -> None:
+    said: list[str] = []
+    bench, runs = tiny_bench(tmp_path), [tiny_run(), tiny_run("second", seed=1)]
+    assert lab9.make(bench, runs, said.append) == 0
+    assert [line.partition(":")[0] for line in said] == ["tiny", "second"]
+    other = [tiny_run(lr=1e-3), runs[1]]  # the first is another run under a name that is taken
+    assert lab9.make(tiny_bench(tmp_path), other, said.append) == 1
+    assert "tiny.json has a run of another config" in said[2]
+    assert said[3].startswith("second: 0 s")
+
+
+@pytest.mark.parametrize(("coverage", "asked"), [(0.01, False), (0.5, True)])
+def test_what_few_pictures_obey_is_not_asked_beforehand(
+    coverage: float, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed run that collapsed has no generator any more: it is no run that is refused."""
+    monkeypatch.setattr(lab9, "has_further", lambda *_: True)
+    bench, said = Long(tiny=has(coverage=coverage)), list[str]()
+    bench.y = torch.arange(10)
+    assert lab9.make(bench, [tiny_run()], said.append) == 0
+    assert ("nats" in said[0]) == asked
+
+
+def test_the_table_of_fewer_photos_is_drawn_by_the_page() -> None:
+    drawn = test_tme9.fewer_photos(Long())
+    shares = [f"share of copies, {space}" for space in test_tme9.SPACES]
+    assert list(drawn["scores"]) == ["Frechet distance", "coverage", *shares]
+    found = {name: len(values) for name, values in drawn["scores"]["coverage"].items()}
+    assert found == {"2,000 photos": 3, "4,500 photos": 3, "400 photos": 3}
+    assert len(figures.study(drawn).axes) == 4
+
+
+def test_the_plan_has_every_run_that_a_claim_asks_for_once(capsys: pytest.CaptureFixture[str]) -> None:
+    faces, other, numbers = (lab9.plan(title) for title in ("CelebA", "CIFAR-10", "MNIST"))
+    for runs in (faces, other, numbers):
+        assert len({run.name for run in runs}) == len(runs)
+    assert [run.name for run in numbers[:2]] == ["cgan", "cgan-seed-1"]
+    assert {len(lab9.named(faces, name)) for name in (*lab9.SETTINGS, lab9.EQUAL_STEPS)} == {5, 7}  # default: FRESH too
+    assert sum(run.name.startswith("dcgan") for run in faces) == 5
+    assert sum(run.name.startswith("dcgan") for run in other) == 1
+    assert not any("equal" in run.name or "default-of" in run.name for run in other)
+    assert lab9.main(["--data", "MNIST", "--runs", "cgan-seed-*,cdcgan-seed-1", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*(f"cgan-seed-{n}" for n in range(1, 5)), "cdcgan-seed-1", "5"]
+    assert "11718 steps" in lines[0]
+    with pytest.raises(SystemExit):
+        lab9.main(["--data", "MNIST", "--runs", "nothing"])
+    assert "--runs nothing: none of cgan, cgan-seed-1" in capsys.readouterr().err
+
+
+def test_a_run_that_diverged_late_has_the_worst_scores_from_there_on() -> None:
+    bench, run = Long(), lab9.LONG["dcgan"]
+    bench.run = lambda run: {"scores": [{"step": 25, **FINE}]}  # type: ignore[method-assign]
+    rows = bench.rows(run)
+    assert [row["step"] for row in rows] == list(run.snapshots)
+    assert (rows[0]["frechet"], rows[1]["frechet"], rows[1]["coverage"]) == (5.0, np.inf, 0.0)
+    assert bench.last(run, "frechet") == np.inf
 
 
 def test_quick_runs_are_those_of_the_code_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,6 +787,7 @@ SCORES: dict[str, Any] = {  # of exact images: float64 sums, so that no processo
 
 
 def test_the_evidence_of_the_gans_stays_small() -> None:
+    """Two megabytes are CIFAR-10's grids, eight those of faces: a hundred photos in colour are 230 kB, drawn 330 kB."""
     for device in (ROOT / "reports" / "verified").iterdir():
         files = [path for path in device.glob("gans*/**/*") if path.is_file()]
-        assert sum(path.stat().st_size for path in files) <= 10e6, device
+        assert sum(path.stat().st_size for path in files) <= 20e6, device

@@ -76,8 +76,11 @@ TME8 = """
     q9.lr q10.init sanity smaller
 """.split()  # noqa: SIM905
 
-TME9 = "q1.objective q3.saturating q4.default q5.momentum q5.updates_D5 q5.updates_G5 q5.lr q5.nz better".split()  # noqa: SIM905
-TME10 = "q6.objective q10.cdcgan q11.label q12.cgan q13.weights reader".split()  # noqa: SIM905
+TME9 = """
+    q1.objective q3.saturating q4.default q4.antiphase q5.momentum q5.momentum_G q5.updates_D5 q5.updates_G5 q5.text14
+    q5.lr q5.nz better
+""".split()  # noqa: SIM905
+TME10 = "q6.objective q10.cdcgan q10.log q11.label q12.cgan q13.weights reader better".split()  # noqa: SIM905
 
 
 def imports(source: str) -> set[str]:
