@@ -225,7 +225,7 @@ def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4, penalised: boo
         nets = Discriminator(a), Generator(a)
         for net in nets:
             for module in net.modules():
-                if next(module.parameters(recurse=False), None) is not None:
+                if hasattr(module, "weight"):  # not what makes a spectrally normalised weight, which is no activation
                     module.register_forward_hook(count(type(net)))
         y = torch.zeros(2, dtype=torch.int64) if a.classes else None
         nets[0](nets[1](torch.empty(2, a.nz), y), y)  # two: BatchNorm takes no fewer

@@ -1129,6 +1129,8 @@ def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyP
     once, twice = (gans.step_bytes(a, batch) for batch in (1000, 2000))
     assert twice - once == once - gans.step_bytes(a, 0)  # a share a batch, and the weights
     assert gans.step_bytes(a, 1000, 2) < once
+    assert 1.2 * once < gans.step_bytes(a, 1000, penalised=True) < 2 * once
+    assert gans.step_bytes(replace(a, norm_D="spectral"), 1000) < once  # a normalised weight is there once
     monkeypatch.setattr(memory, "available", lambda: gans.step_bytes(a, 1000) - 1)
     images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(TooLarge, match=r"a step of 1000 of 1000 images takes about .* lower batch"):
