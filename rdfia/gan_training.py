@@ -311,7 +311,8 @@ def train(
     are read in bulk, `log` gets the lab's line, and losses that are not finite stop the run; every `checkpoint_every`
     steps (a multiple of 25) and at the end a checkpoint is written. After the steps in `visit_at` (from 1), `visit`
     sees the trainer (for scores), again where a run goes on from a checkpoint before; what it draws must come from a
-    generator of its own. Grids are those of the steps after that checkpoint.
+    generator of its own. Grids are those of the steps after that checkpoint; of each, `log` gets what is wrong with the
+    run by then (`health`) as warnings.
     Raises DatasetError, DivergedError, CheckpointError, StoreError, TooLarge (memory for a batch).
     """
     trainer = Trainer(config, images, labels, device=device)
@@ -331,6 +332,10 @@ def train(
                 log(log_line(start, config.steps, trainer.losses[start].tolist()))
         if trainer.done in wanted_grids:
             grids.append(Grid(trainer.done, gans.to_uint8(gans.sample(trainer.images_from, z, y, statistics="batch"))))
+            if log is not None:
+                losses, some = trainer.losses[: trainer.done], images[:: max(1, len(images) // 500)]
+                for alarm in health(losses, grids[-1].images, some, labels=y).alarms:
+                    log(f"[{trainer.done:5d}/{config.steps:5d}] warning: {alarm}")
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
         if folder is not None and (trainer.done % checkpoint_every == 0 or trainer.done == config.steps):

@@ -47,6 +47,7 @@ ARROWS = {
     "gan_training": "store memory gans gan_health gan_augmentation gan_config gan_checkpoint precision staging "
     "cuda_graphs",
     "gan_scores": "store precision",
+    "pixel_scores": "gan_scores",
     "studies": "store gans gan_health gan_training precision intervals",
     "intervals": "",
     "judge": "intervals",
@@ -62,7 +63,7 @@ ARROWS = {
 LABS = set(
     """
     networks memory features extraction gram svm heads input_gradients fooling saliency_scores
-    gans gan_health gan_augmentation gan_config gan_checkpoint gan_training gan_scores studies
+    gans gan_health gan_augmentation gan_config gan_checkpoint gan_training gan_scores pixel_scores studies
     """.split()  # noqa: SIM905
 )
 DEVICE = {"precision", "staging", "jpeg", "cuda_graphs"}

@@ -27,6 +27,7 @@ from rdfia import (
     input_gradients,
     memory,
     networks,
+    pixel_scores,
     saliency_scores,
     studies,
     svm,
@@ -321,7 +322,8 @@ def scores(device: str, _: Path) -> Results:
         "condition": gan_scores.conditional_accuracy(predicted, asked.to(device), 3)[0],
         "copies": gan_scores.nearest_neighbour(two, one, two.flip(0) + 1).closer,
     }  # fmt: skip
-    return found
+    statistics = pixel_scores.pixel_statistics(_pixels(60).to(device), batch=25)
+    return found | {"pixels": statistics, "distance": pixel_scores.pixel_distance(statistics[:30], statistics[30:])}
 
 
 @case("bfloat16 losses")
