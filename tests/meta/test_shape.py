@@ -153,8 +153,9 @@ def test_the_package_stays_compact() -> None:
     # What the four labs are about. Two of them filled 1,400 lines, and two more came: it is the bound of a room that
     # keeps the rooms small, this one says when there are too many. What is above 2,400 is about memory that runs out,
     # many processes at one extraction, that nothing else is taken for the features that were asked for, and that a turn
-    # waits for a device once at most, and that memory of a device that runs out is told of and let go.
-    assert sum(labs.values()) < 2920, labs
+    # waits for a device once at most, and that memory of a device that runs out is told of and let go. 130 are what the
+    # GANs have beyond the lab (augmentation, R1, scores of pixels).
+    assert sum(labs.values()) < 2890, labs
     device = {room: n for room, n in lines.items() if room in DEVICE}
     # What keeps a GPU busy, and says what a product on it is; what is above 350 keeps captured passes for the next use,
     # and no longer than what they read is there.

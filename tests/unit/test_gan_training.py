@@ -925,12 +925,23 @@ def test_a_folder_without_a_checkpoint_starts_from_nothing(tmp_path: Path) -> No
         ({"precision": "bfloat16", "ema": 0.5}, "precision=float32, here bfloat16; ema=0.0, here 0.5"),
         ({"steps": 20}, "steps=25, here 20"),
         ({"milestones": (3,)}, r"milestones=\[\], here \[3\]"),
+        ({"r1": 3.0, "augmentation": ("cutout",)}, r"augmentation=off, here \['cutout'\]; r1=off, here 3\.0"),
     ],
 )
 def test_a_checkpoint_of_another_config_is_named(kept: Path, options: dict[str, Any], named: str) -> None:
     wanted = config("cdcgan", **options)
     with pytest.raises(CheckpointError, match=rf"training\.json is another run's: {named}\. Choose another folder, or"):
         train(wanted, *data(wanted), folder=kept)
+
+
+def test_a_checkpoint_with_an_option_is_not_gone_on_from_without_it(tmp_path: Path) -> None:
+    for name, value in BEYOND.items():
+        made = trainer(config(**{name: value}))
+        made.step()
+        made.save(tmp_path)
+        with pytest.raises(CheckpointError, match=rf"another run's: {name}=.*, here off\. Choose another folder"):
+            trainer(config()).load(tmp_path)
+        assert trainer(config(**{name: value})).load(tmp_path)
 
 
 def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
