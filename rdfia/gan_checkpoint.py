@@ -47,7 +47,8 @@ def read(
         theirs, path = _flat(state["config"]), index.with_name(state["file"])
         step, batches = int(state["step"]), int(state["batches"])
         theirs["steps"] = max(step, mine["steps"])  # more may be asked for than before, not fewer than are done
-        differ = [f"{key}={theirs.get(key)}, here {mine[key]}" for key in mine if theirs.get(key) != mine[key]]
+        keys = [key for key in {**mine, **theirs} if theirs.get(key) != mine.get(key)]
+        differ = [f"{key}={theirs.get(key, 'off')}, here {mine.get(key, 'off')}" for key in keys]  # no key: it is off
         differ += ["other data"] * (state["data"] != data)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{index} is no checkpoint of a GAN ({error!r}); remove it to start again") from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rdfia import gan_checkpoint, gans, memory, store
+from rdfia import gan_augmentation, gan_checkpoint, gans, memory, store
 from rdfia.cuda_graphs import Replayed, is_capturing
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
 from rdfia.gan_checkpoint import CheckpointError  # noqa: F401 - what a run raises belongs to this interface
@@ -31,7 +32,7 @@ def log_line(step: int, steps: int, row: Iterable[float]) -> str:
     return f"[{step:5d}/{steps:5d}] {values}"
 
 
-_NOISE, _ORDER, _GRID = range(1, 4)  # purposes of random streams
+_NOISE, _ORDER, _GRID, _AUGMENTATION = 1, 2, 3, 5  # purposes of random streams; 4 is that of the noise to judge by
 
 
 class StepInputs(NamedTuple):
@@ -39,7 +40,8 @@ class StepInputs(NamedTuple):
 
     batches: list[tuple[Tensor, Tensor | None, Tensor]]  # of each update of D: images, labels, noise
     noise: list[Tensor]  # of G's updates after the first
-    rate: float | Tensor  # both learning rates
+    draws: Tensor | None  # of augmentation: for D's real and generated images, update by update, then for G's images
+    rates: tuple[float | Tensor, float | Tensor]  # learning rates of D and of G
     share: float | Tensor  # of G's new weights in its running mean
 
 
@@ -60,7 +62,7 @@ class Trainer:
         y = gans.check_images(a, images, labels)
         if config.batch > len(images):
             raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
-        step = gans.step_bytes(a, config.batch, 2 if config.precision == "bfloat16" else 4)
+        step = gans.step_bytes(a, config.batch, 2 if config.precision == "bfloat16" else 4, penalised=config.r1 > 0)
         what = f"a step of {config.batch} of {len(images)} images"
         memory.require(images.nbytes + step, what, "lower batch", self.device)
         self.y = None if y is None else y.to(self.device)
@@ -70,13 +72,15 @@ class Trainer:
         self.discriminator, self.generator = nets
         self.ema: Generator | None = deepcopy(self.generator) if config.ema else None
         self.optimizers = [
-            torch.optim.Adam(net.parameters(), config.lr, (config.beta1, config.beta2), fused=True) for net in nets
+            torch.optim.Adam(net.parameters(), rate, (config.beta1, config.beta2), fused=True)
+            for net, rate in zip(nets, config.rates, strict=True)
         ]
         self.noise = gans.stream(config.seed, _NOISE)
         self.done, self.batches, self._order = 0, 0, torch.empty(0)  # steps; batches of data taken; epoch's order
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
         replay = self.device.type == "cuda" and torch.cuda.is_available() if replay is None else replay
-        self._replayed = Replayed(self._updates, self.device) if replay else None
+        kinds = (False, True) if replay else ()  # a graph is always the same work: steps with R1's penalty have theirs
+        self._replayed = {kind: Replayed(partial(self._updates, penalised=kind), self.device) for kind in kinds}
 
     @property
     def images_from(self) -> Generator:
@@ -110,9 +114,9 @@ class Trainer:
 
         With both counts at 1, G runs once and D three times.
         """
-        inputs = self._inputs()
+        inputs, penalised = self._inputs(), self.config.r1 > 0 and self.done % self.config.r1_every == 0
         with products(self.device):
-            values = self._updates(inputs) if self._replayed is None else self._replayed(inputs)
+            values = self._replayed[penalised](inputs) if self._replayed else self._updates(inputs, penalised)
         self.losses[self.done] = values
         self.done += 1
 
@@ -122,28 +126,51 @@ class Trainer:
             x, y = self._batch()
             batches.append((x, y, self.draw(len(x))))
         noise = [self.draw(config.batch) for _ in range(config.nb_update_G - 1)]
-        rate = config.lr * 0.1 ** sum(self.done >= milestone for milestone in config.milestones)
+        fall = 0.1 ** sum(self.done >= milestone for milestone in config.milestones)
+        of_D, of_G = config.rates
         decay = min(config.ema, (1 + self.done) / (10 + self.done))  # a short memory at first
-        return StepInputs(batches, noise, rate, 1 - decay)
+        return StepInputs(batches, noise, self._draws(), (of_D * fall, of_G * fall), 1 - decay)
 
-    def _updates(self, inputs: StepInputs) -> Tensor:
-        """The updates of a step; Loss_D, Loss_G, D(x), D(G(z)), 4. Nothing is counted or drawn: it can be replayed."""
+    def _draws(self) -> Tensor | None:
+        """What augments the step's images: looks of D x batch x DRAWS; by seed and step alone, as the order is."""
+        if not self.config.augmentation:
+            return None
+        looks = 2 * self.config.nb_update_D + self.config.nb_update_G
+        generator = gans.stream(self.config.seed, _AUGMENTATION, self.done)
+        draws = torch.rand(looks, self.config.batch, gan_augmentation.DRAWS, generator=generator)
+        return on_device(draws, self.device)
+
+    def _updates(self, inputs: StepInputs, penalised: bool = False) -> Tensor:
+        """The updates of a step; Loss_D, Loss_G, D(x), D(G(z)), 4. Nothing is counted or drawn: it can be replayed.
+
+        Loss_D is without R1's penalty, which the updates of D have where `penalised`.
+        """
         config, D, G = self.config, self.discriminator, self.generator
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0].update(lr=inputs.rate, capturable=is_capturing(self.device))
-        for update, (x, y, z) in enumerate(inputs.batches, start=1):
-            last = update == config.nb_update_D  # these images serve G's first update too
+
+        def shown(images: Tensor, look: int) -> Tensor:
+            """The images as D is given them."""
+            draws = inputs.draws
+            return images if draws is None else gan_augmentation.augmented(images, draws[look], config.augmentation)
+
+        for optimizer, rate in zip(self.optimizers, inputs.rates, strict=True):
+            optimizer.param_groups[0].update(lr=rate, capturable=is_capturing(self.device))
+        for update, (x, y, z) in enumerate(inputs.batches):
+            last = update == config.nb_update_D - 1  # these images serve G's first update too
             with torch.set_grad_enabled(last), self._autocast():
                 fake = G(z, y)
+            real, other = shown(x, 2 * update), shown(fake.detach(), 2 * update + 1)
+            if penalised:
+                real = real.detach().requires_grad_()
             with self._autocast():  # one context an update: autocast keeps cast weights until it ends
-                real_logits, fake_logits = D(x, y).float(), D(fake.detach(), y).float()
+                real_logits, fake_logits = D(real, y).float(), D(other, y).float()
             loss_D = gans.discriminator_loss(real_logits, fake_logits, config.label_smoothing)
-            self._update(0, loss_D)
+            weight = config.r1 * config.r1_every
+            self._update(0, loss_D + weight * gans.r1_penalty(real_logits, real) if penalised else loss_D)
         for update in range(config.nb_update_G):
             with self._autocast():
                 if update:
                     fake = G(inputs.noise[update - 1], y)
-                loss_G = gans.generator_loss(D(fake, y).float())
+                loss_G = gans.generator_loss(D(shown(fake, 2 * config.nb_update_D + update), y).float())
             self._update(1, loss_G)
         if self.ema is not None:
             _move_mean(self.ema, G, inputs.share)
@@ -217,8 +244,8 @@ class Trainer:
                 raise ValueError(f"Adam's moments for {len(state)} of {len(parameters)} weights of {name}")
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.noise.set_state(tensors["noise"])
-        if self._replayed is not None:
-            self._replayed.forget()  # Adam's moments are other tensors now
+        for replayed in self._replayed.values():
+            replayed.forget()  # Adam's moments are other tensors now
         self.losses[: len(tensors["losses"])] = tensors["losses"].to(self.device)
 
 
@@ -284,7 +311,8 @@ def train(
     are read in bulk, `log` gets the lab's line, and losses that are not finite stop the run; every `checkpoint_every`
     steps (a multiple of 25) and at the end a checkpoint is written. After the steps in `visit_at` (from 1), `visit`
     sees the trainer (for scores), again where a run goes on from a checkpoint before; what it draws must come from a
-    generator of its own. Grids are those of the steps after that checkpoint.
+    generator of its own. Grids are those of the steps after that checkpoint; of each, `log` gets what is wrong with the
+    run by then (`health`) as warnings.
     Raises DatasetError, DivergedError, CheckpointError, StoreError, TooLarge (memory for a batch).
     """
     trainer = Trainer(config, images, labels, device=device)
@@ -304,6 +332,10 @@ def train(
                 log(log_line(start, config.steps, trainer.losses[start].tolist()))
         if trainer.done in wanted_grids:
             grids.append(Grid(trainer.done, gans.to_uint8(gans.sample(trainer.images_from, z, y, statistics="batch"))))
+            if log is not None:
+                losses, some = trainer.losses[: trainer.done], images[:: max(1, len(images) // 500)]
+                for alarm in health(losses, grids[-1].images, some, labels=y).alarms:
+                    log(f"[{trainer.done:5d}/{config.steps:5d}] warning: {alarm}")
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
         if folder is not None and (trainer.done % checkpoint_every == 0 or trainer.done == config.steps):

@@ -209,11 +209,12 @@ def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:
         return Discriminator(a), Generator(a)
 
 
-def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4) -> int:
+def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4, penalised: bool = False) -> int:
     """Bytes that a training step of `batch` images takes at its peak, about; `itemsize` is 2 in bfloat16.
 
     What G keeps for its gradients, and D of real and generated images, as much as half of that on the way back, and
-    every weight with its gradient, Adam's two means and G's running mean.
+    every weight with its gradient, Adam's two means and G's running mean. With R1's penalty (`penalised`) D keeps the
+    real images' gradients too, and as much again of what they are made of.
     """
     outputs: dict[type, int] = {}
 
@@ -224,11 +225,11 @@ def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4) -> int:
         nets = Discriminator(a), Generator(a)
         for net in nets:
             for module in net.modules():
-                if next(module.parameters(recurse=False), None) is not None:
+                if hasattr(module, "weight"):  # not what makes a spectrally normalised weight, which is no activation
                     module.register_forward_hook(count(type(net)))
         y = torch.zeros(2, dtype=torch.int64) if a.classes else None
         nets[0](nets[1](torch.empty(2, a.nz), y), y)  # two: BatchNorm takes no fewer
-    activations = outputs[Generator] + 2 * outputs[Discriminator]
+    activations = outputs[Generator] + (4 if penalised else 2) * outputs[Discriminator]
     return itemsize * batch * activations * 3 // 2 + 4 * 5 * sum(parameter_counts(a))
 
 
@@ -317,6 +318,15 @@ def discriminator_loss(real: Tensor, fake: Tensor, label_smoothing: float = 0.0)
     """
     ones, zeros = torch.full_like(real, 1.0 - label_smoothing), torch.zeros_like(fake)
     return F.binary_cross_entropy_with_logits(real, ones) + F.binary_cross_entropy_with_logits(fake, zeros)
+
+
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """1/2 E |gradient of D at a real image|^2, of D's logits (N) for `images` (N x C x S x S), which want gradients.
+
+    To be multiplied by gamma and added to D's loss; its gradient reaches D's weights. Source: Mescheder et al. 2018.
+    """
+    (slopes,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return slopes.square().sum((1, 2, 3)).mean() / 2
 
 
 def generator_loss(fake: Tensor) -> Tensor:

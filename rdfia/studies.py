@@ -98,6 +98,7 @@ def scored_run(
     score: Score,
     *,
     judge: str,
+    earlier: Sequence[str] = (),
     work: Path,
     evidence: Path,
     origin: Mapping[str, Any] | None = None,
@@ -108,8 +109,9 @@ def scored_run(
     The row that comes back, and is kept: `config`, `data` (digest), `device`, `judge` (a name that changes with what
     `score` returns), `scores` (a row of `score` for each snapshot, with its `step`), `health`, `diverged` (the message,
     or None), `seconds` of training, `origin`. Beside it stay the losses (`losses_of`) and grids (`grid_of`). With
-    another judge the generators are scored again, if `work` still has them. StoreError: the evidence is of another
-    config, device or data; a generator is missing.
+    another judge the generators are scored again, if `work` still has them. If it has not, a row by one of `earlier`
+    judges, whose scores are some of this one's, is read as it is: the other scores were not measured (`final`).
+    StoreError: the evidence is of another config, device or data; a generator is missing.
     """
     labels = labels if run.config.architecture.classes else None
     path, digest, device = evidence / f"{run.name}.json", _digest(images, labels), options.get("device", "cpu")
@@ -120,9 +122,10 @@ def scored_run(
         row = store.read_json(path)
         known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}
         differ = [name for name, value in asked.items() if known.get(name) != value]
-        if not differ:
-            return known
-        if differ != ["judge"] or not (work / run.name / "training.json").exists():
+        can_score = (work / run.name / "training.json").exists()
+        if not differ or (differ == ["judge"] and known["judge"] in earlier and not can_score):
+            return _with_health(run, known, images, evidence)
+        if differ != ["judge"] or not can_score:
             raise StoreError(f"{path} has a run of another {', '.join(differ)}: choose another folder, or remove it")
     diverged = None
     try:
@@ -140,14 +143,29 @@ def scored_run(
             if step in run.grids:
                 store.write_atomic(evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)[: run.shown]))
     store.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()})
-    signals = health(losses, None if last is None else _fixed(run, last), images[:: max(1, len(images) // 500)],
-                     labels=fixed_noise(run.config)[1])  # fmt: skip
     row = {**asked, "scores": rows, "diverged": diverged, "seconds": store.read_json(work / run.name / "seconds.json"),
-           "health": {name: value for name, value in signals._asdict().items()
-                      if isinstance(value, tuple) or math.isfinite(value)},  # JSON has no NaN and no infinity
+           "health": _signals(run, losses, None if last is None else _fixed(run, last), images),
            "origin": dict(origin or {})}  # fmt: skip
     store.write_json(path, row)
     return store.read_json(path)  # as a later call will find it
+
+
+def _signals(run: Run, losses: Tensor, shown: Tensor | None, images: Tensor) -> dict[str, Any]:
+    """The run's `health`, as JSON can hold it: there is no NaN and no infinity."""
+    some, labels = images[:: max(1, len(images) // 500)], fixed_noise(run.config)[1]
+    signals = health(losses, shown, some, labels=labels)._asdict()
+    alarms = list(signals.pop("alarms"))
+    return {name: value for name, value in signals.items() if math.isfinite(value)} | {"alarms": alarms}
+
+
+def _with_health(run: Run, row: dict[str, Any], images: Tensor, evidence: Path) -> dict[str, Any]:
+    """A row of a conditional GAN from before `Health.within` with the health of its kept losses and last grid."""
+    whole = run.config.architecture.classes and run.shown == Run.shown  # rows of a label each
+    if whole and "within" not in row.get("health", {}):
+        with contextlib.suppress(StoreError):  # without a grid it was not measured
+            shown = grid_of(run, run.snapshots[-1], evidence)
+            row["health"] = _signals(run, losses_of(run, evidence), shown, images)
+    return row
 
 
 def _digest(images: Tensor, labels: Any) -> str:
@@ -209,8 +227,11 @@ def losses_of(run: Run, evidence: Path) -> Tensor:
 
 
 def final(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: float) -> float:
-    """The median of a score over the snapshots at `steps`; `worst` for a run that diverged before the last of them."""
-    values = {score["step"]: score[name] for score in row["scores"]}
+    """The median of a score over the snapshots at `steps`; `worst` for a run that diverged before the last of them.
+
+    NaN for a score that was not measured: the row is by a judge who did not know it yet.
+    """
+    values = {score["step"]: score.get(name, math.nan) for score in row["scores"]}
     return float(np.median([values[step] for step in steps])) if values.keys() >= set(steps) else worst
 
 

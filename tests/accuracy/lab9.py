@@ -25,7 +25,20 @@ import torch.nn.functional as F
 from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
-from rdfia import assets, datasets, gan_scores, gan_training, gans, images, machine, networks, store, studies
+from rdfia import (
+    assets,
+    datasets,
+    gan_augmentation,
+    gan_scores,
+    gan_training,
+    gans,
+    images,
+    machine,
+    networks,
+    pixel_scores,
+    store,
+    studies,
+)
 from rdfia.claims import CLAIMS
 from rdfia.errors import RdfiaError
 from rdfia.features import fast_dtype
@@ -213,14 +226,15 @@ def digits(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 # --- what the tests share -------------------------------------------------------------------------------------------
 
 
-JUDGE = "1"  # of what `Bench.score` returns: another one when it changes, tests/meta/test_gan_rules.py says when
+JUDGE = "2"  # of what `Bench.score` returns: another one when it changes, tests/meta/test_gan_rules.py says when
+EARLIER = ("1",)  # judges whose scores JUDGE has unchanged, beside more: 1 had no scores of pixels
 COVERED = 0.3  # coverage from which on what a label says is judged: of fewer pictures it says which
 NOISE_TO_JUDGE = 4  # purpose of a random stream, as in gan_training
 ROOT = Path(__file__).parents[2]
 
 
 WORST = {**dict.fromkeys(("density", "coverage", "precision", "recall", "diversity", "modes", "entropy"), 0.0),
-         "frechet": np.inf, "kid": np.inf, "accuracy": 0.0, "information": 0.0, "per_class": [0.0] * 10}  # fmt: skip
+         "frechet": np.inf, "kid": np.inf, "pixels": np.inf, "noise": np.inf, "accuracy": 0.0, "information": 0.0, "per_class": [0.0] * 10}  # fmt: skip
 
 
 class Bench:
@@ -287,6 +301,11 @@ class Bench:
         """Features of held-out images, as many as are generated: distance and coverage depend on both numbers."""
         return self.features(self.x_held[: self.setup.generated])[0]
 
+    @cached_property
+    def reference_pixels(self) -> np.ndarray:
+        """Statistics of the pixels of the same held-out images."""
+        return pixel_scores.pixel_statistics(self.x_held[: self.setup.generated])
+
     def score(self, generator: Generator, trained: Tensor | None = None) -> dict[str, Any]:
         """What `judge` says of images of G with the labs' BatchNorm (of the batch), each label equally often.
 
@@ -313,7 +332,7 @@ class Bench:
         return to_uint8(sample(generator, z, y if a.classes else None, statistics=statistics)), y.cpu()
 
     def judge(self, pixels: Tensor, asked: Tensor | None = None) -> dict[str, Any]:
-        """Quality, diversity, and for digits condition, of uint8 images."""
+        """Quality, diversity, noise and blur of the pixels, and for digits condition, of uint8 images."""
         found, read = self.features(pixels)
         sets = self.reference, found
         far = gan_scores.frechet_distance(*sets, corrected=True)
@@ -327,6 +346,9 @@ class Bench:
             "coverage": coverage.value, "coverage_se": coverage.standard_error,
             "precision": precision.value, "recall": recall.value, "diversity": diversity(pixels),
         }  # fmt: skip
+        looks = self.reference_pixels, pixel_scores.pixel_statistics(pixels)
+        noise = pixel_scores.pixel_distance(*looks)
+        row |= {"pixels": noise.value, "pixels_se": noise.standard_error, "noise": pixel_scores.noise_ratio(*looks)}
         if read is not None:
             row |= {"modes": gan_scores.mode_coverage(read, 10), "entropy": gan_scores.entropy(read, 10).value}
         if read is not None and asked is not None:
@@ -338,8 +360,11 @@ class Bench:
     @property
     def judged_by(self) -> str:
         """A name that changes with what `score` returns for the same images."""
+        return self._judge(JUDGE)
+
+    def _judge(self, number: str) -> str:
         eye = "digit classifier" if self.y is not None else "SqueezeNet 1.1"
-        return f"{JUDGE}: {eye}, {self.setup.generated} images"
+        return f"{number}: {eye}, {self.setup.generated} images"
 
     @cached_property
     def _some(self) -> Tensor:
@@ -391,8 +416,9 @@ class Bench:
     def _run(self, run: Run) -> dict[str, Any]:
         run = replace(run, config=self.config(run.config))
         labels = self.y if run.config.architecture.classes else None
-        common: dict[str, Any] = {"judge": self.judged_by, "work": self.work, "evidence": self.evidence,
-                                  "device": self.device, "origin": self.origin}  # fmt: skip
+        common: dict[str, Any] = {"judge": self.judged_by, "earlier": [self._judge(number) for number in EARLIER],
+                                  "work": self.work, "evidence": self.evidence, "device": self.device,
+                                  "origin": self.origin}  # fmt: skip
         title, x = run.name, self.trained_on(run)
 
         def bar(steps: Iterable[int], total: int, _: str) -> Iterable[int]:
@@ -449,8 +475,11 @@ class Bench:
                 **{f"{space}_se": one.standard_error for space, one in found.items()}}  # fmt: skip
 
     def values(self, runs: Sequence[Run], name: str, window: Sequence[int]) -> list[float]:
-        """A score of each run, the median over the window (in updates of G); the worst there is if it diverged."""
-        found, worst = [], np.inf if name in ("frechet", "kid") else 0.0
+        """A score of each run, the median over the window (in updates of G); the worst there is if it diverged.
+
+        NaN where the run's row was judged before there was this score, and its generators are gone.
+        """
+        found, worst = [], np.inf if name in ("frechet", "kid", "pixels", "noise") else 0.0
         for run in runs:
             found.append(studies.final(self.run(run), name, judged_at(run.config, window), worst))
         return found
@@ -483,7 +512,8 @@ def blurred(x: Tensor, factor: int = 4) -> Tensor:
 
 def code() -> str:
     """Changes with what makes the short runs: the networks, the step, the streams, the settings."""
-    digest = hashlib.sha256(b"".join(Path(m.__file__ or "").read_bytes() for m in (gans, gan_training)))
+    made_by = (gans, gan_augmentation, gan_training)
+    digest = hashlib.sha256(b"".join(Path(module.__file__ or "").read_bytes() for module in made_by))
     digest.update(repr((SHORT_STUDY, SHORT_PAIR)).encode())
     return digest.hexdigest()[:12]
 

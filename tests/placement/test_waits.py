@@ -32,8 +32,11 @@ def waits_a_turn(work: Callable[[int], Any], fewer: int = 3, more: int = 5) -> f
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", gans.KINDS)
-def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(kind: str, precision: str) -> None:
-    config, x, y = gan(kind, precision)
+@pytest.mark.parametrize("options", [{}, {"augmentation": ("colour", "translation", "cutout"), "r1": 1.0}], ids=str)
+def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(
+    kind: str, precision: str, options: dict[str, Any]
+) -> None:
+    config, x, y = gan(kind, precision, **options)
     with pretended_device() as device:
         trainer = Trainer(config, x, y, device="cuda")
         trainer.step()

@@ -27,6 +27,7 @@ from rdfia import (
     input_gradients,
     memory,
     networks,
+    pixel_scores,
     saliency_scores,
     studies,
     svm,
@@ -235,9 +236,9 @@ def gan(kind: str, precision: str = "float32", **options: Any) -> tuple[GanConfi
     return config, _pixels(30, 1), torch.arange(30) % 3 if classes else None
 
 
-def _trained(kind: str, precision: str, device: str, folder: Path) -> Results:
+def _trained(kind: str, precision: str, device: str, folder: Path, **options: Any) -> Results:
     """Three steps, a checkpoint, and three more by a trainer that goes on from it; what is drawn at the end."""
-    config, x, y = gan(kind, precision, nb_update_D=2, nb_update_G=2)
+    config, x, y = gan(kind, precision, nb_update_D=2, nb_update_G=2, **options)
     first = Trainer(config, x, y, device=device)
     for _ in range(3):
         first.step()
@@ -271,6 +272,12 @@ def _add_trainers() -> None:
 
 
 _add_trainers()
+
+
+@case("adam steps")
+def gan_beyond_the_lab(device: str, folder: Path) -> Results:
+    kinds = ("colour", "translation", "cutout")
+    return _trained("cdcgan", "float32", device, folder, augmentation=kinds, r1=3.0, r1_every=2, lr_D=1e-4)
 
 
 @case("adam steps")
@@ -322,7 +329,8 @@ def scores(device: str, _: Path) -> Results:
         "condition": gan_scores.conditional_accuracy(predicted, asked.to(device), 3)[0],
         "copies": gan_scores.nearest_neighbour(two, one, two.flip(0) + 1).closer,
     }  # fmt: skip
-    return found
+    statistics = pixel_scores.pixel_statistics(_pixels(60).to(device), batch=25)
+    return found | {"pixels": statistics, "distance": pixel_scores.pixel_distance(statistics[:30], statistics[30:])}
 
 
 @case("bfloat16 losses")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tests.support.on_device import OnDevice
 
 ROOMS = ("features", "extraction", "gram", "svm", "heads", "networks", "images", "input_gradients", "fooling",
-         "saliency_scores", "gans", "gan_training", "gan_health", "gan_scores", "studies", "memory", "staging",
-         "precision", "cuda_graphs", "jpeg", "gan_checkpoint")  # fmt: skip
+         "saliency_scores", "gans", "gan_augmentation", "gan_training", "gan_health", "gan_scores", "pixel_scores",
+         "studies", "memory", "staging", "precision", "cuda_graphs", "jpeg", "gan_checkpoint")  # fmt: skip
 _TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier",
           "Staging"}  # fmt: skip
 _OR_ARRAYS = {"saliency_scores", "gan_scores"}  # whose `Any` may be a tensor

@@ -32,6 +32,7 @@ def test_a_healthy_run_raises_no_alarm() -> None:
     assert found[:5] == pytest.approx((0.55, 0.4, 1.2, 0.9, 0.0))
     assert found.diversity == diversity(pictures(seed=1))
     assert math.isnan(health(losses(HEALTHY)).diversity)
+    assert math.isnan(found.within)  # no labels
 
 
 def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
@@ -40,9 +41,14 @@ def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
     one_each = pictures(10, seed=1).repeat_interleave(4, dim=0)
     assert within(one_each, labels) == 0
     found = health(losses(HEALTHY), one_each, real, labels=labels)
+    assert (found.within, found.diversity) == (0.0, diversity(one_each))
     assert [alarm.split(":")[0] for alarm in found.alarms] == ["z is ignored"]
     assert health(losses(HEALTHY), one_each, real).alarms == ()
-    assert health(losses(HEALTHY), pictures(seed=1), real, labels=labels).alarms == ()
+    healthy = health(losses(HEALTHY), pictures(seed=1), real, labels=labels)
+    assert healthy.alarms == ()
+    assert healthy.within == within(pictures(seed=1), labels)
+    nearly = (0.9 * one_each + 0.1 * pictures(seed=2)).to(torch.uint8)  # a little noise on each is no variety
+    assert health(losses(HEALTHY), nearly, real, labels=labels).alarms[0].startswith("z is ignored: images of one")
     assert within(real[:8], torch.tensor([0, 0, 1, 1]).repeat_interleave(2)) == pytest.approx(
         (diversity(real[:4]) + diversity(real[4:8])) / 2
     )

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdfia import gan_training, gans, memory, store
+from rdfia import gan_augmentation, gan_training, gans, memory, store
 from rdfia.errors import ArgumentError, DatasetError, StoreError, TooLarge
-from rdfia.gan_training import CheckpointError, DivergedError, GanConfig, Trainer, fixed_noise, train
+from rdfia.gan_augmentation import KINDS as KINDS_OF_CHANGE
+from rdfia.gan_training import CheckpointError, DivergedError, GanConfig, StepInputs, Trainer, fixed_noise, train
 from rdfia.gans import KINDS, GanArchitecture, stream
 from tests.faults import victims
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
+from tests.unit.test_gan_augmentation import each_by_hand
 
 ROOT = Path(__file__).parents[2]
 LOSS_OF_D = gans.discriminator_loss  # before a test puts another in its place
@@ -41,7 +43,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16, running mean": {"precision": "bfloat16", "ema": 0.9},
     "two updates of D, three of G": {"nb_update_D": 2, "nb_update_G": 3, "label_smoothing": 0.1},
     "spectral": {"norm_D": "spectral"},
+    "augmentation": {"augmentation": KINDS_OF_CHANGE, "nb_update_D": 2, "nb_update_G": 2},
+    "R1": {"r1": 3.0},
+    "lazy R1, two rates": {"r1": 3.0, "r1_every": 2, "lr_D": 1e-3, "nb_update_D": 2, "norm_D": "spectral"},
+    "all, in bfloat16": {"augmentation": KINDS_OF_CHANGE, "r1": 3.0, "r1_every": 4, "precision": "bfloat16"},
 }
+BEYOND: dict[str, Any] = {"augmentation": KINDS_OF_CHANGE, "r1": 3.0, "r1_every": 2, "lr_D": 1e-3}  # off by default
 
 
 def config(kind: str = "dcgan", **options: Any) -> GanConfig:
@@ -117,6 +124,14 @@ def test_the_labs_runs_have_the_protocols_numbers() -> None:
         ({"seed": -1}, "expected a seed from 0"),
         ({"seed": 2**32}, "expected a seed from 0"),
         ({"nz": 0}, "nz=0"),
+        ({"lr_D": 0.0}, "lr_D above 0 or None"),
+        ({"lr_D": math.nan}, "lr_D above 0 or None"),
+        ({"r1": -1.0}, "r1 from 0"),
+        ({"r1": math.inf}, "r1 from 0"),
+        ({"r1_every": 0}, "r1_every from 1"),
+        ({"augmentation": ("colour", "blur")}, "some of colour, translation, cutout, in this order"),
+        ({"augmentation": ("cutout", "colour")}, "some of colour, translation, cutout, in this order"),
+        ({"augmentation": ["colour"]}, "a tuple of some of colour"),
     ],
 )
 def test_a_config_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
@@ -132,6 +147,14 @@ def test_a_config_goes_through_json() -> None:
     assert read == wanted.as_json()  # lists, not tuples: what is compared with a checkpoint's
 
 
+def test_an_option_that_is_off_is_not_in_the_json_and_one_that_is_on_is() -> None:
+    """Rows and checkpoints of before it are of the same config, and no other."""
+    assert not BEYOND.keys() & config().as_json().keys()
+    for name, value in BEYOND.items():
+        read = config(**{name: value}).as_json()
+        assert read == config().as_json() | {name: list(value) if isinstance(value, tuple) else value}
+
+
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_every_seed_in_range_can_be_trained(seed: int) -> None:
     made = trainer(config(seed=seed))
@@ -145,17 +168,24 @@ def test_every_seed_in_range_can_be_trained(seed: int) -> None:
 def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) -> tuple[nn.Module, nn.Module, Tensor]:
     """The labs' loop in float64: sigmoid, BCE, `backward()`, Adam's plain form, contiguous images; no trick at all."""
     D, G = (net.double() for net in gans.build(wanted.architecture, wanted.seed))
-    adam = {"lr": wanted.lr, "betas": (wanted.beta1, wanted.beta2), "foreach": False, "fused": False}
-    optimizers = [torch.optim.Adam(net.parameters(), **adam) for net in (D, G)]  # type: ignore[arg-type]
+    adam: dict[str, Any] = {"betas": (wanted.beta1, wanted.beta2), "foreach": False, "fused": False}
+    rates = (wanted.lr if wanted.lr_D is None else wanted.lr_D, wanted.lr)
+    optimizers = [torch.optim.Adam(net.parameters(), lr, **adam) for net, lr in zip((D, G), rates, strict=True)]
     random, bce, rows, batches = stream(wanted.seed, 1), nn.functional.binary_cross_entropy, [], 0
 
     def noise() -> Tensor:
         return torch.randn(wanted.batch, wanted.architecture.nz, generator=random).double()
 
-    def probability(images: Tensor, label: Tensor | None) -> Tensor:
-        return torch.sigmoid(D(images, label).float().double())  # rounded where ours is
+    def probability(logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits.float().double())  # rounded where ours is
 
-    for _ in range(steps):
+    for step in range(steps):
+        looks = 2 * wanted.nb_update_D + wanted.nb_update_G
+        draws = iter(torch.rand(looks, wanted.batch, 7, generator=stream(wanted.seed, 5, step)))
+
+        def shown(images: Tensor, draws: Iterator[Tensor] = draws) -> Tensor:
+            return each_by_hand(images, next(draws), wanted.augmentation)
+
         for _ in range(wanted.nb_update_D):
             epoch, place = divmod(batches, len(images) // wanted.batch)
             order = torch.randperm(len(images), generator=stream(wanted.seed, 2, epoch))
@@ -163,16 +193,23 @@ def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) ->
             batches += 1
             x, label = (images[chosen].float() / 127.5 - 1).double(), None if y is None else y[chosen]
             fake = G(noise(), label)
-            real_p, fake_p = probability(x, label), probability(fake.detach(), label)
+            real = shown(x).requires_grad_()
+            logits = D(real, label)
+            real_p, fake_p = probability(logits), probability(D(shown(fake.detach()), label))
             ones = torch.full_like(real_p, 1 - wanted.label_smoothing)
             loss_D = bce(real_p, ones) + bce(fake_p, torch.zeros_like(fake_p))
+            penalty = torch.zeros(())
+            if wanted.r1 and step % wanted.r1_every == 0:
+                (slopes,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+                lengths = torch.stack([one.norm() for one in slopes])
+                penalty = wanted.r1_every * wanted.r1 / 2 * (lengths**2).mean()
             optimizers[0].zero_grad()
-            loss_D.backward()
+            (loss_D + penalty).backward()
             optimizers[0].step()
         for update in range(wanted.nb_update_G):
             if update:
                 fake = G(noise(), label)
-            loss_G = bce(probability(fake, label), torch.ones_like(fake_p))
+            loss_G = bce(probability(D(shown(fake), label)), torch.ones_like(fake_p))
             optimizers[1].zero_grad()
             loss_G.backward()
             optimizers[1].step()
@@ -190,6 +227,14 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
     def exact(made: Trainer) -> Trainer:
         for net in (made.discriminator, made.generator):
             net.double().register_forward_pre_hook(cast)
+        inner = made._inputs
+
+        def inputs() -> StepInputs:
+            found = inner()
+            batches = [(x.double(), y, z) for x, y, z in found.batches]
+            return found._replace(batches=batches, draws=None if found.draws is None else found.draws.double())
+
+        made._inputs = inputs  # type: ignore[method-assign]
         return made
 
     D, G = gans.discriminator_loss, gans.generator_loss
@@ -198,7 +243,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
     return exact
 
 
-@pytest.mark.parametrize("variant", ["plain", "two updates of D, three of G", "spectral"])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "bfloat16" not in name])
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_steps_are_those_of_the_textbook(
     kind: str, variant: str, in_float64: Callable[[Trainer], Trainer]
@@ -286,11 +331,11 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("norm_D", ["batch", "spectral"])
+@pytest.mark.parametrize("options", [{}, {"norm_D": "spectral"}, BEYOND], ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_in_a_step_waits_for_the_device(kind: str, precision: str, norm_D: str) -> None:
-    made = trainer(config(kind, precision=precision, norm_D=norm_D, ema=0.9, nb_update_G=2, milestones=(1,)))
+def test_nothing_in_a_step_waits_for_the_device(kind: str, precision: str, options: dict[str, Any]) -> None:
+    made = trainer(config(kind, precision=precision, ema=0.9, nb_update_G=2, milestones=(1,), **options))
     with Waits() as waits:
         for _ in range(2):
             made.step()
@@ -312,8 +357,8 @@ def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: p
     assert waits.total == 1
 
 
-INNER = {"step", "_inputs", "_updates", "_update", "_batch", "draw", "_autocast", "_move_mean"}
-NETWORK = {"_run", "forward", "discriminator_loss", "generator_loss"}
+INNER = {"step", "_inputs", "_draws", "_updates", "_update", "_batch", "draw", "_autocast", "_move_mean"}
+NETWORK = {"_run", "forward", "discriminator_loss", "generator_loss", "r1_penalty"}
 
 
 def waiting_calls(source: str, functions: set[str]) -> list[str]:
@@ -332,6 +377,8 @@ def waiting_calls(source: str, functions: set[str]) -> list[str]:
 def test_the_source_of_a_step_fetches_nothing() -> None:
     assert waiting_calls(inspect.getsource(gan_training), INNER) == []
     assert waiting_calls(inspect.getsource(gans), NETWORK) == []
+    augmentation = {"augmented", "_coloured", "_moved", "_cut"}
+    assert waiting_calls(inspect.getsource(gan_augmentation), augmentation) == []
 
 
 @pytest.mark.parametrize(
@@ -462,11 +509,98 @@ def test_the_rate_falls_by_ten_after_each_milestone(tmp_path: Path) -> None:
     again = trainer(wanted)
     assert again.load(tmp_path)
     assert rates(again, 3) == expected[3:]
+    apart = trainer(replace(wanted, lr_D=1e-3))
+    assert rates(apart, 3) == [[pytest.approx(lr / ten) for lr in (1e-3, 2e-4)] for ten in (1, 1, 10)]
     flat = trainer(config(steps=6))
     for _ in range(4):
         flat.step()
     moved = (weights(again) - weights(made)).abs().max()
     assert float(moved) < 4 * 2e-5  # steps of a tenth and a hundredth of the rate reach the weights
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_an_option_beyond_the_lab_moves_the_weights_and_no_stream(name: str) -> None:
+    """Off it has the bits of a config that does not name it; on, the run's images, noise and first weights stay."""
+    base: dict[str, Any] = {} if name == "r1" else {"r1": 3.0}  # without it `r1_every` says nothing
+    off = {field.name: field.default for field in fields(GanConfig) if field.name in BEYOND.keys() - base.keys()}
+    usual, again, other = (trainer(config("cdcgan", **base, **o)) for o in ({}, off, {name: BEYOND[name]}))
+    started = weights(other)
+    assert torch.equal(weights(usual), started)
+    for made in (usual, again, other):
+        for _ in range(3):
+            made.step()
+    assert bits(again) == bits(usual)
+    assert not torch.equal(weights(other), weights(usual))
+    assert torch.equal(other.noise.get_state(), usual.noise.get_state())
+    assert (other.batches, other._order.tolist()) == (usual.batches, usual._order.tolist())
+
+
+def test_a_kind_of_change_has_the_same_draws_with_another_or_without() -> None:
+    """Each step's draws are its own: 2 looks of D at each of two batches, and one of G's images."""
+    made, few = (trainer(config(augmentation=kinds, nb_update_D=2)) for kinds in (KINDS_OF_CHANGE, ("cutout",)))
+    found = []
+    for _ in range(3):
+        draws, other = made._draws(), few._draws()
+        assert draws is not None
+        assert other is not None
+        assert draws.shape == (5, 4, 7)
+        assert torch.equal(draws, other)
+        found += draws.flatten().tolist()
+        made.step()
+        few.step()
+    assert len(set(found)) > 0.99 * len(found)
+    assert trainer(config())._draws() is None
+
+
+def test_r1_is_half_the_squared_slope_of_d() -> None:
+    """By hand for a linear D; image by image, by autograd in float64, for a D without BatchNorm."""
+    x = torch.rand(5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    w = torch.linspace(-1, 1, 256, dtype=torch.float64).requires_grad_()
+    penalty = gans.r1_penalty(x.flatten(1) @ w, x)
+    assert_close(penalty, w.square().sum() / 2, "loss")
+    assert_close(torch.autograd.grad(penalty, w)[0], w, "gradient")
+    D = gans.build(config("cdcgan", norm_D="spectral").architecture, 0)[0].double().eval()
+    y = torch.arange(5) % 3
+    each = [torch.autograd.grad(D(x[i : i + 1], y[i : i + 1]).sum(), x)[0][i].square().sum() for i in range(5)]
+    assert_close(gans.r1_penalty(D(x, y), x), torch.stack(each).mean() / 2, "loss")
+
+
+@pytest.mark.parametrize("norm_D", ["batch", "spectral"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
+    """In-place activations, BatchNorm and spectral norm twice differentiated, beside differences of a weight each."""
+    D = gans.build(config(kind, norm_D=norm_D).architecture, 0)[0].double().train(norm_D == "batch")
+    x = torch.rand(4, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = None if kind == "dcgan" else torch.arange(4) % 3
+
+    def penalty() -> Tensor:
+        return gans.r1_penalty(D(x, y), x)
+
+    slopes = torch.autograd.grad(penalty(), list(D.parameters()), allow_unused=True)  # none for the last shift
+    for weight, slope in zip(D.parameters(), slopes, strict=True):
+        place, step = (0,) * weight.ndim, 1e-6
+        ends = []
+        for move in (step, -2 * step):
+            with torch.no_grad():
+                weight[place] += move
+            ends.append(float(penalty().detach()))
+        with torch.no_grad():
+            weight[place] += step
+        found = torch.zeros((), dtype=torch.float64) if slope is None else slope[place]
+        assert_close(found, torch.tensor((ends[0] - ends[1]) / (2 * step), dtype=torch.float64), "difference")
+
+
+def test_r1_costs_nothing_in_the_steps_without_it() -> None:
+    made, plain = trainer(config(r1=3.0, r1_every=3)), trainer(config())
+    for step in range(5):
+        counts = []
+        for one in (made, plain):
+            with FlopCount() as count:
+                one.step()
+            counts.append(count.total)
+        assert (counts[0] > counts[1]) == (step in (0, 3))
+        assert step in (0, 3) or counts[0] == counts[1]
+    assert forwards(made) == forwards(plain) == (1, 3)
 
 
 # --- data ---
@@ -791,12 +925,23 @@ def test_a_folder_without_a_checkpoint_starts_from_nothing(tmp_path: Path) -> No
         ({"precision": "bfloat16", "ema": 0.5}, "precision=float32, here bfloat16; ema=0.0, here 0.5"),
         ({"steps": 20}, "steps=25, here 20"),
         ({"milestones": (3,)}, r"milestones=\[\], here \[3\]"),
+        ({"r1": 3.0, "augmentation": ("cutout",)}, r"augmentation=off, here \['cutout'\]; r1=off, here 3\.0"),
     ],
 )
 def test_a_checkpoint_of_another_config_is_named(kept: Path, options: dict[str, Any], named: str) -> None:
     wanted = config("cdcgan", **options)
     with pytest.raises(CheckpointError, match=rf"training\.json is another run's: {named}\. Choose another folder, or"):
         train(wanted, *data(wanted), folder=kept)
+
+
+def test_a_checkpoint_with_an_option_is_not_gone_on_from_without_it(tmp_path: Path) -> None:
+    for name, value in BEYOND.items():
+        made = trainer(config(**{name: value}))
+        made.step()
+        made.save(tmp_path)
+        with pytest.raises(CheckpointError, match=rf"another run's: {name}=.*, here off\. Choose another folder"):
+            trainer(config()).load(tmp_path)
+        assert trainer(config(**{name: value})).load(tmp_path)
 
 
 def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
@@ -995,6 +1140,8 @@ def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyP
     once, twice = (gans.step_bytes(a, batch) for batch in (1000, 2000))
     assert twice - once == once - gans.step_bytes(a, 0)  # a share a batch, and the weights
     assert gans.step_bytes(a, 1000, 2) < once
+    assert 1.2 * once < gans.step_bytes(a, 1000, penalised=True) < 2 * once
+    assert gans.step_bytes(replace(a, norm_D="spectral"), 1000) < once  # a normalised weight is there once
     monkeypatch.setattr(memory, "available", lambda: gans.step_bytes(a, 1000) - 1)
     images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(TooLarge, match=r"a step of 1000 of 1000 images takes about .* lower batch"):

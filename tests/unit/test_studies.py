@@ -160,6 +160,83 @@ def test_another_judge_scores_the_kept_generators_again(tmp_path: Path) -> None:
         do(tmp_path)
 
 
+def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path: Path) -> None:
+    """A score that they lack was not measured; with the generators it is. No other judge's rows are read so."""
+
+    def more(generator: Generator) -> dict[str, float]:
+        return {**mean_pixel(generator), "noise": 2.0}
+
+    first = do(tmp_path)
+    (tmp_path / "work").rename(tmp_path / "gone")
+    row = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
+    assert row == first
+    assert studies.final(row, "mean", (25, 60), np.inf) == studies.final(first, "mean", (25, 60), np.inf)
+    assert np.isnan(studies.final(row, "noise", (25, 60), np.inf))
+    assert studies.final(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
+    with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
+        do(tmp_path, score=more, judge="mean and noise", earlier=["median"])
+    with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
+        do(tmp_path, replace(RUN, config=replace(TINY, r1=1.0)), more, judge="mean and noise", earlier=["mean"])
+    (tmp_path / "gone").rename(tmp_path / "work")
+    again = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
+    assert again["judge"] == "mean and noise"
+    assert studies.final(again, "noise", (25, 60), np.inf) == 2.0
+
+
+def test_a_row_from_before_an_option_is_of_the_config_that_has_it_off(tmp_path: Path) -> None:
+    """`ADDED` fields: what the committed rows name is all that they were made with."""
+    do(tmp_path)
+    path = tmp_path / "kept" / "tiny.json"
+    row = store.read_json(path)
+    assert row["config"].keys().isdisjoint({"augmentation", "r1", "r1_every", "lr_D"})
+    (tmp_path / "work").rename(tmp_path / "gone")
+    assert do(tmp_path) == row
+    for option in ({"r1": 1.0}, {"lr_D": 1e-3}, {"augmentation": ("cutout",)}, {"r1_every": 2}):
+        with pytest.raises(StoreError, match=r"tiny.json has a run of another config"):
+            do(tmp_path, replace(RUN, config=replace(TINY, **option)))
+
+
+LABELS = torch.arange(len(IMAGES)) % 3
+DIGITS = replace(TINY, architecture=replace(TINY.architecture, kind="cdcgan", classes=3, ngf=4), steps=25)
+
+
+def collapsed(architecture: GanArchitecture, seed: int) -> tuple[Any, Generator]:
+    """A generator that draws one picture a label: the planted fault. z goes through BatchNorm to a scale of 0."""
+    D, G = build(architecture, seed)
+    torch.nn.init.zeros_(G.get_submodule("x.0.1").weight)  # type: ignore[arg-type]
+    return D, G
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_one_picture_a_label_is_in_the_row_and_in_the_log(
+    healthy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not healthy:
+        monkeypatch.setattr("rdfia.gan_training.gans.build", collapsed)
+    lines: list[str] = []
+    run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # as it was built
+    common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
+    row = studies.scored_run(run, IMAGES, LABELS, mean_of_labels, log=lines.append, grids_at=run.grids, **common)
+    said = [alarm for alarm in row["health"]["alarms"] if alarm.startswith("z is ignored: images of one label differ")]
+    assert len(said) == (not healthy)
+    assert (row["health"]["within"] < 1e-3) == (not healthy)
+    assert [line for line in lines if "z is ignored" in line] == [f"[   25/   25] warning: {alarm}" for alarm in said]
+    assert lines[0].startswith("[    0/   25] Loss_D")
+    path = tmp_path / "kept" / "tiny.json"  # a row from before the alarm, read again
+    old = {**row, "health": {"diversity": 0.3, "alarms": []}}
+    store.write_json(path, old)
+    again = studies.scored_run(run, IMAGES, LABELS, mean_of_labels, **common)
+    assert again["health"]["alarms"] == row["health"]["alarms"]
+    assert again["health"]["within"] == row["health"]["within"]
+    assert store.read_json(path) == old  # evidence is not rewritten
+    (tmp_path / "kept" / "tiny-25.png").unlink()
+    assert studies.scored_run(run, IMAGES, LABELS, mean_of_labels, **common) == old
+
+
+def mean_of_labels(generator: Generator) -> dict[str, float]:
+    return {"mean": float(sample(generator, torch.ones(3, 3), torch.arange(3), statistics="running").mean())}
+
+
 def test_a_missing_generator_is_not_passed_over(tmp_path: Path) -> None:
     do(tmp_path)
     (tmp_path / "kept" / "tiny.json").unlink()
