@@ -76,7 +76,7 @@ def stale(which: type) -> Callable[[Replayed[Any], Any], Any]:
         if self._replay is None:
             return fill(self, inputs)
         for kept, new in zip(cuda_graphs.tree_leaves(self._inputs), cuda_graphs.tree_leaves(inputs), strict=True):
-            if not isinstance(new, which):
+            if kept is not None and not isinstance(new, which):
                 kept.copy_(torch.as_tensor(new))
         return self._inputs
 
