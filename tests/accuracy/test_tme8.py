@@ -743,8 +743,10 @@ def show_readings(
             "A dot with an interval for each reading.",
         )
     shown = [(r, w, name) for name, pair in rows.items() for r, w in zip(pair, ("0.1", "1e-10"), strict=True)]
-    brief = {name: name.replace(" step", "").replace("squared norm", "squared") for name in rows}
-    titles = [f"{brief[name]}\nweight {weight}, p {row['probability'][0]:.2f}" for row, weight, name in shown]
+    titles = []
+    for row, weight, name in shown:
+        penalty, step, rate = name.split(", ")
+        titles.append(f"{penalty}\n{step}, {rate}\nweight {weight}\np {row['probability'][0]:.2f}")
     claim.figure(
         f"figure7-readings-{bench.setup.network}",
         figures.pictures([picture(row["end"][0]) for row, _, _ in shown], titles, 4),
