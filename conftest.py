@@ -1,6 +1,6 @@
 """Pytest is the front door: its options, markers by folder, the `claim` and `progress` fixtures, the page at the end.
 
-What a claim is and how it is judged stands in rdfia/claims.py, the session in tests/support/claim_session.py.
+What a claim is and how it is judged stands in rdfia/claims/record.py, the session in tests/support/claim_session.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from _pytest.mark.expression import Expression
 from hypothesis import settings
 
-from rdfia.claims import CLAIMS
+from rdfia.claims.record import CLAIMS
 from tests.faults.no_network import sitecustomize as no_network
 from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim_mark
 
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if (minutes := config.getoption("--minutes")) is not None and not minutes > 0:
         raise pytest.UsageError(f"--minutes {minutes:g}: expected a number above 0")
     if required - {"gpu", "all"}:
-        from rdfia.assets import ASSETS
+        from rdfia.data.assets import ASSETS
 
         if unknown := required - {"gpu", "all", *ASSETS}:
             names = ", ".join(ASSETS)
@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(lab[1])
         if (mark := claim_mark(item)) and mark.args[0] not in CLAIMS:
             names = ", ".join(CLAIMS)
-            raise pytest.UsageError(f"{item.nodeid}: no claim {mark.args[0]!r}; rdfia/claims.json has {names}")
+            raise pytest.UsageError(f"{item.nodeid}: no claim {mark.args[0]!r}; rdfia/claims/claims.json has {names}")
     _choose(config, items)
     if (seed := config.getoption("--shuffle")) is not None:
         random.Random(seed).shuffle(items)

@@ -15,11 +15,13 @@ from benchmarks.counters import count
 from benchmarks.duel import best_of
 from benchmarks.pairs import REPLAY
 from benchmarks.rows import Call, alive, seeded, smooth_photos, synchronised
-from rdfia import features, fooling, svm
-from rdfia.gan_training import LABS, Trainer
-from rdfia.images import CROP, Preprocess
-from rdfia.networks import models
-from rdfia.speed import exponent
+from rdfia.data.images import CROP, Preprocess
+from rdfia.gans.config import LABS
+from rdfia.gans.training import Trainer
+from rdfia.gradients import fooling
+from rdfia.models.networks import models
+from rdfia.report.benchmarks import exponent
+from rdfia.transfer import features, svm
 
 WORK = (1, 2, 4, 8)
 

@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader
 from benchmarks import references
 from benchmarks.rows import Call, seeded, smooth_photos
 from benchmarks.ways import TIMED, WAYS, Case, Prepare
-from rdfia import features, svm
-from rdfia.images import LAB
-from rdfia.memory import kept_memory
-from rdfia.networks import models, tap_paths
-from rdfia.staging import decoding_threads
+from rdfia.data.images import LAB
+from rdfia.device.memory import kept_memory
+from rdfia.device.staging import decoding_threads
+from rdfia.models.networks import models, tap_paths
+from rdfia.transfer import features, svm
 
 BATCH = {"cpu": 16, "cuda": features.default_batch("cuda")}  # 16 would be bound by launches on a GPU
 FILES = {"cpu": 64, "cuda": 2_048}

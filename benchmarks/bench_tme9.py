@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.rows import Call, gan_step
 from benchmarks.ways import TIMED, WAYS, Case, Prepare
-from rdfia.gan_training import LABS
+from rdfia.gans.config import LABS
 
 
 def case(name: str, kind: str, reach: float) -> Case:

@@ -20,9 +20,10 @@ from benchmarks.rows import ROWS
 from benchmarks.session import GateRun
 from benchmarks.ways import Case
 from benchmarks.worker import WorkerError
-from rdfia import machine, store
-from rdfia.features import fast_dtype
-from rdfia.ledger import Ledger, committed
+from rdfia.claims.ledger import Ledger, committed
+from rdfia.data import files
+from rdfia.device.precision import fast_dtype
+from rdfia.report import environment
 
 LABS = (bench_tme7.CASES, bench_tme8.CASES, bench_tme9.CASES)  # in each the order of worth
 LAST_ON_CUDA = ("seven C", "Table 1")  # liblinear is a processor's; Table 1 is layers of the first row again
@@ -190,11 +191,11 @@ def _keep(config: pytest.Config) -> Path:
     timed, growth, start = stash.get(TIMED, {}), stash.get(GROWTH, {}), stash.get(STARTED, {})
     folder = Path(ROOT / config.getoption("--output"))
     found = {"rows": list(timed.values()), "growth": growth, "start": start, "bfloat16": precision(),
-             "environment": machine.environment(ROOT, device, "benchmarks"),
+             "environment": environment.environment(ROOT, device, "benchmarks"),
              "ceilings": ceilings(device) if timed else {},
              "deferred": stash[BUDGET].deferred, "failed": stash[BUDGET].failed}  # fmt: skip
     path = folder / "benchmarks.json"
-    store.write_json(path, joined(store.read_json(path), found) if path.exists() else found)
+    files.write_json(path, joined(files.read_json(path), found) if path.exists() else found)
     return folder
 
 
@@ -204,10 +205,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     stash, device = session.config.stash, _device(session.config)
     if not any(stash.get(key, {}) for key in (TIMED, GROWTH, STARTED)):
         return
-    from rdfia import report
+    from rdfia.report import page
 
     folder = _keep(session.config)
     if not (folder / "claims.json").exists():
-        report.write(folder, Ledger(ROOT, "short", device))
+        page.write(folder, Ledger(ROOT, "short", device))
     else:
-        report.rebuild(folder)
+        page.rebuild(folder)

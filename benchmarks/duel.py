@@ -26,7 +26,7 @@ from benchmarks.pairs import Pairs, Sampler, ratio
 from benchmarks.rows import Call, close, synchronised
 from benchmarks.ways import COMPILED, MANUAL, VARIANTS, Case
 from benchmarks.worker import Worker, WorkerError
-from rdfia.features import fast_dtype
+from rdfia.device.precision import fast_dtype
 from tests.support.same_answer import differences
 
 LEAST, MOST, PAIRS, SAMPLED = 3, 5, 8, 6.0  # rounds; pairs of a round at most; seconds that a round samples for

@@ -49,11 +49,12 @@ class Finding(NamedTuple):
     limit: float
     found: Limits | None
     rounds: int
+    why: str = ""  # the base cannot run it
 
     @property
     def text(self) -> str:
         if self.found is None:
-            return f"{self.row}: the base cannot run it"
+            return f"{self.row}: the base cannot run it{': ' * bool(self.why)}{self.why}"
         mean, low, high = (math.exp(value) for value in self.found)
         said = f"{self.row}: {mean:.3f} of the {self.against}'s time ({low:.3f} to {high:.3f}, {self.rounds} rounds)"
         return f"{said}, at most {self.limit:g}"
@@ -92,13 +93,18 @@ class Race:
         trees = [self.head, *([self.base] if self.base and any(key[1] == "base" for key in keys) else [])]
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(Worker(tree, self.device, calm=True)) for tree in trees]
-            self.threads = tuple(worker.hello["threads"] for worker in workers)
+            hello = [worker.hello for worker in workers[:1]]
+            try:
+                hello += [worker.hello for worker in workers[1:]]
+            except WorkerError as error:
+                self.cannot |= dict.fromkeys((row for row, against in keys if against == "base"), str(error))
+            self.threads = tuple(one["threads"] for one in hello)
             for row in dict.fromkeys(key[0] for key in keys):
                 beside = (row, "reference") in keys
                 repeats = workers[0].ask("make", row=row, slowdown=self.slowdowns.get(row, 0.0), beside=beside)
                 if beside:
                     found[row, "reference"] = Pairs(*map(np.asarray, workers[0].ask("pairs", n=PAIRS // 2)))
-                if (row, "base") not in keys:
+                if (row, "base") not in keys or row in self.cannot:
                     continue
                 try:
                     workers[1].ask("make", row=row, repeats=repeats, beside=beside)  # its heap like the head's
@@ -120,7 +126,8 @@ class Race:
         """A finding for each comparison, and one for the control where there is a base."""
         keys = [*limit_of, *([(CONTROL, "base")] if self.base else [])]
         first = self.batch(keys, ROUNDS)
-        return findings(first, lambda again: self.batch(again, MORE), {**limit_of, (CONTROL, "base"): 1.0})
+        said = findings(first, lambda again: self.batch(again, MORE), {**limit_of, (CONTROL, "base"): 1.0})
+        return [one._replace(why=self.cannot.get(one.row, "")) if one.found is None else one for one in said]
 
 
 def findings(first: Batch, again: Callable[[list[Key]], Batch], limit_of: Mapping[Key, float]) -> list[Finding]:

@@ -26,7 +26,8 @@ import numpy as np
 from benchmarks.gate import CONTROL, MORE, ROOT, ROUNDS, Key, Race, checkout, findings
 from benchmarks.pairs import Pairs
 from benchmarks.rows import ROWS
-from rdfia import machine, store
+from rdfia.data import files
+from rdfia.report import environment
 
 SLOWDOWNS = (0.05, 0.1, 0.2, 0.5)
 VERDICTS = 300
@@ -134,11 +135,15 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(words)
     if asked.command == "record":
         rounds: list[dict[str, Any]] = []
-        kept = {"load": asked.load, "rounds": rounds, "environment": machine.environment(ROOT, asked.device, "gate")}
+        kept = {
+            "load": asked.load,
+            "rounds": rounds,
+            "environment": environment.environment(ROOT, asked.device, "gate"),
+        }
         with load(asked.load):
             for one in record(asked.rounds, asked.device):
                 rounds.append(one)
-                store.write_json(asked.output, kept)  # each time: a cut loses one round
+                files.write_json(asked.output, kept)  # each time: a cut loses one round
                 print(f"round {len(rounds)} of {asked.rounds}", flush=True)
     elif asked.command == "replay":
         found = {}
@@ -146,7 +151,7 @@ def main(words: Sequence[str] | None = None) -> int:
             recorded = json.loads(path.read_text())
             found[path.stem] = {"load": recorded["load"], "environment": recorded["environment"],
                                 **replay(rounds_of(recorded), {name: row.at_most for name, row in ROWS.items()})}
-        store.write_json(asked.output, found)
+        files.write_json(asked.output, found)
         print(json.dumps({name: {k: v for k, v in one.items() if k != "environment"} for name, one in found.items()},
                          indent=1))  # fmt: skip
     else:
@@ -157,9 +162,9 @@ def main(words: Sequence[str] | None = None) -> int:
         for finding in said:
             print(f"{finding.state}: {finding.text}")
         if asked.output:
-            kept = store.read_json(asked.output) if asked.output.exists() else []
+            kept = files.read_json(asked.output) if asked.output.exists() else []
             mine = next(finding for finding in said if finding.row == asked.row)
-            store.write_json(asked.output, [*kept, [asked.row, asked.slowdown, mine.state, mine.text]])
+            files.write_json(asked.output, [*kept, [asked.row, asked.slowdown, mine.state, mine.text]])
     return 0
 
 

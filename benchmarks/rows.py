@@ -17,10 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import references
-from rdfia import features, fooling, gan_scores, gans, input_gradients, svm
-from rdfia.gan_training import LABS, Trainer
-from rdfia.images import CROP, Preprocess
-from rdfia.networks import models
+from rdfia.data.images import CROP, Preprocess
+from rdfia.gans import architecture, scores
+from rdfia.gans.config import LABS
+from rdfia.gans.training import Trainer
+from rdfia.gradients import ascent, fooling
+from rdfia.models.networks import models
+from rdfia.transfer import features, svm
 
 Call = Callable[[], Any]
 
@@ -162,7 +165,7 @@ def _photos(n: int, size: int, device: str) -> Tensor:
 
 def _saliency(device: str) -> tuple[Call, Call]:
     network, x, target = _squeezenet(device), _photos(8, 64, device), list(range(8))
-    return (lambda: [input_gradients.saliency(network, x, target)],
+    return (lambda: [ascent.saliency(network, x, target)],
             lambda: [references.saliency(network, x, target)])  # fmt: skip
 
 
@@ -183,7 +186,7 @@ def _fooling(device: str) -> tuple[Call, Call]:
 def _visualisation(device: str) -> tuple[Call, Call]:
     network, classes = _squeezenet(device), list(range(4))
     options: dict[str, Any] = {"seeds": classes, "steps": 3, "size": 64, "blur_sigma": 0.0}
-    return (lambda: [input_gradients.visualise(network, classes, **options).x],
+    return (lambda: [ascent.visualise(network, classes, **options).x],
             lambda: [references.visualisation(network, classes, classes, 3, 64)])  # fmt: skip
 
 
@@ -199,7 +202,7 @@ def gan_step(kind: str, device: str, batch: int = 0, dtype: torch.dtype = torch.
     x = torch.randint(0, 256, (n, a.channels, 32, 32), dtype=torch.uint8, generator=_stream())
     y = torch.arange(n) % a.classes if a.classes else None
     trainer = Trainer(config, x, y, device=device)
-    discriminator, generator = map(prepare, gans.build(a, 0))
+    discriminator, generator = map(prepare, architecture.build(a, 0))
     loop = references.GanLoop(discriminator, generator, x, y, config.batch, device)
 
     def ours() -> list[Tensor]:
@@ -211,7 +214,7 @@ def gan_step(kind: str, device: str, batch: int = 0, dtype: torch.dtype = torch.
 
 def _scores(_device: str) -> tuple[Call, Call]:
     real, fake = np.random.default_rng(0).normal(size=(2, 600, 96)) * [[[1.0]], [[1.2]]]
-    return (lambda: [[gan_scores.frechet_distance(real, fake, groups=2).value]],
+    return (lambda: [[scores.frechet_distance(real, fake, groups=2).value]],
             lambda: [[references.frechet(real, fake)]])  # fmt: skip
 
 

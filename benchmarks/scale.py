@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdfia import features, images, store, svm
-from rdfia.machine import environment
-from rdfia.speed import exponent
+from rdfia.data import files, images
+from rdfia.device import staging
+from rdfia.report.benchmarks import exponent
+from rdfia.report.environment import environment
+from rdfia.transfer import svm
 
 CLASSES, SHARD, COLUMNS = 15, 256, 25_088  # 15-Scene's; a shard of pool5
 
@@ -42,7 +44,7 @@ def photos(folder: Path) -> dict[str, float]:
     paths = paths[:: max(1, len(paths) // SHARD)][:SHARD]
     if not paths:
         sys.exit(f"{folder} holds no .jpg: name a folder of photos")
-    work = {"decode and resize, ms": lambda: list(features.decode(paths, images.LAB, workers=1)),
+    work = {"decode and resize, ms": lambda: list(staging.decode(paths, images.LAB, workers=1)),
             "hash, ms": lambda: [images.image_digest(path) for path in paths]}  # fmt: skip
     found = {name: 1e3 * seconds(call) / len(paths) for name, call in work.items()}
     return {"photos": len(paths), "kilobytes": statistics.mean(path.stat().st_size for path in paths) / 1e3, **found}
@@ -52,7 +54,7 @@ def shard() -> dict[str, float]:
     """A shard of pool5 in bfloat16: written and synced, then read and checked."""
     rows = torch.randn(SHARD, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # a disk: what is temporary may be in memory
-        made = store.FeatureStore(Path(folder), SHARD, {"pool5": COLUMNS}, torch.bfloat16, SHARD)
+        made = files.FeatureStore(Path(folder), SHARD, {"pool5": COLUMNS}, torch.bfloat16, SHARD)
         return {
             "megabytes": made.nbytes / 1e6,
             "written and synced, s": seconds(lambda: made.write(0, {"pool5": rows})),
@@ -95,7 +97,7 @@ def main() -> None:
         for what in ("factor, s", "15 SVMs, s"):
             found[f"growth of {what.removesuffix(', s')}"] = exponent(sizes, [row[what] for row in found["svm"]])
     found["environment"] = environment(Path(__file__).parents[1], "cpu", "full")
-    store.write_json(options.output, found)
+    files.write_json(options.output, found)
     print(options.output)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import counters
 from benchmarks.gate import STATUS, WORDS, Finding
-from rdfia import store
+from rdfia.data import files
 
 LAYERS = {"counters": "rows counted", "paired": "comparisons of time", "claims": "claims"}
 
@@ -82,7 +82,7 @@ class GateRun:
         if self.counters and self.accept:
             found = json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
             rows = {row: values for row, values in self.kept().items() if row in self.known} | self.counters
-            store.write_json(counters.BASELINE, dict(sorted({**found, self.key: dict(sorted(rows.items()))}.items())))
+            files.write_json(counters.BASELINE, dict(sorted({**found, self.key: dict(sorted(rows.items()))}.items())))
         elif self.selected["counters"] and not self.chosen:
             for text in counters.differences(self.kept(), self.counters):
                 if ": gone" in text or ": new" in text:

@@ -9,9 +9,9 @@ import pytest
 from benchmarks import counters
 from benchmarks.gate import CONTROL, STATUS, Finding
 from benchmarks.rows import ROWS
-from rdfia.gan_training import LABS
-from rdfia.gans import parameter_counts
-from rdfia.networks import ARCHITECTURES, count_by_formula
+from rdfia.gans.architecture import parameter_counts
+from rdfia.gans.config import LABS
+from rdfia.models.networks import ARCHITECTURES, count_by_formula
 
 pytestmark = [pytest.mark.gate, pytest.mark.timeout(900)]
 COUNTED = ["parameters", *(name for name, row in ROWS.items() if row.counted)]

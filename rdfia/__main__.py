@@ -19,7 +19,7 @@ from rdfia import __version__
 from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError, one_line
 
 if TYPE_CHECKING:
-    from rdfia.downloads import Progress
+    from rdfia.data.downloads import Progress
 
 ALSO = (" has a further case or a substitute that uses it", "s have a further case or a substitute that uses it")
 WAIT_FOR_ASSETS = 3  # exit code: something is not on this machine; 1 is a failed check, 2 a wrong argument
@@ -72,7 +72,7 @@ def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
-    from rdfia import assets
+    from rdfia.data import assets
 
     failed, done = 0, []
     for name in names or [row.name for row in assets.ASSETS.values() if row.downloads or assets.find(row.name)]:
@@ -89,7 +89,7 @@ def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from rdfia import datasets
+    from rdfia.data import datasets
 
     if options.names != ["celeba"] or not options.source:
         got = f"{' '.join(options.names) or 'nothing'} from {options.source or 'nowhere'}"
@@ -99,8 +99,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _assets(options: argparse.Namespace) -> int:
-    from rdfia import assets
-    from rdfia.claims import CLAIMS
+    from rdfia.claims.record import CLAIMS
+    from rdfia.data import assets
 
     if options.action == "prepare":
         return _prepare(options)
@@ -126,18 +126,19 @@ def _assets(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from rdfia import report
+    from rdfia.report import page
 
-    print(report.rebuild(options.folder))
+    print(page.rebuild(options.folder))
     return 0
 
 
 def _claims(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from rdfia import store, summary
-    from rdfia.claims import CLAIMS, read_run
-    from rdfia.ledger import committed
+    from rdfia.claims import summary
+    from rdfia.claims.ledger import committed
+    from rdfia.claims.record import CLAIMS, read_run
+    from rdfia.data import files
 
     path = options.folder / "claims.json"
     if options.committed or options.readme:
@@ -149,7 +150,7 @@ def _claims(options: argparse.Namespace) -> int:
         if not options.readme.is_file():
             raise ArgumentError(f"--readme {one_line(options.readme)}: no such file; name one with both marks")
         text = summary.rewritten(options.readme.read_text("utf-8"), [record for record, _ in latest.values()])
-        store.write_atomic(options.readme, text.encode())
+        files.write_atomic(options.readme, text.encode())
     elif options.json:
         checks = {claim_id: [r.as_json() for r, _ in latest.values() if r.id == claim_id] for claim_id in CLAIMS}
         print(json.dumps([{**asdict(claim), "checks": checks[claim.id]} for claim in CLAIMS.values()], indent=1))
@@ -168,8 +169,11 @@ def _extract(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from rdfia import assets, datasets, extraction, features, memory, networks, store
-    from rdfia.images import Preprocess
+    from rdfia.data import assets, datasets, files
+    from rdfia.data.images import Preprocess
+    from rdfia.device import memory, precision
+    from rdfia.models import networks
+    from rdfia.transfer import extraction, features
 
     preprocess = Preprocess(decoder=options.decoder)
     taps = {tap: networks.tap_paths(options.network).get(tap, tap) for tap in options.taps.split(",")}
@@ -198,11 +202,11 @@ def _extract(options: argparse.Namespace) -> int:
             print(loaded.statement, file=sys.stderr)
         if not options.store:
             columns = sum(map(math.prod, features.tap_shapes(loaded.module, taps, preprocess.size).values()))
-            nbytes = 2 * columns * len(paths) * features.fast_dtype(device).itemsize
+            nbytes = 2 * columns * len(paths) * precision.fast_dtype(device).itemsize
             memory.require(nbytes, f"a file of {columns} columns for {len(paths)} photos", "keep shards: --store DIR")
         extracted = extraction.extract(
-            loaded.module, paths, taps, root=options.store or store.cache_dir() / "features", device=device, team=team,
-            preprocess=preprocess, cap_bytes=sys.maxsize if options.store else 8 * store.GIGABYTE,
+            loaded.module, paths, taps, root=options.store or files.cache_dir() / "features", device=device, team=team,
+            preprocess=preprocess, cap_bytes=sys.maxsize if options.store else 8 * files.GIGABYTE,
             progress=None if team.rank else _bar,
         )  # fmt: skip
         if team.rank == 0:
@@ -210,11 +214,11 @@ def _extract(options: argparse.Namespace) -> int:
             to = extracted.folder if options.store else options.to
             if options.store:
                 kept = to / "images.json"  # a store is kept by what photos hold: their names may be others by now
-                if not kept.exists() or store.read_json(kept) != names:
-                    store.write_json(kept, names)
+                if not kept.exists() or files.read_json(kept) != names:
+                    files.write_json(kept, names)
             else:
                 metadata = {"images": json.dumps(names), "network": options.network}
-                store.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
+                files.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
             shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
             print(f"{to}: {shapes} ({extracted.dtype})")
     return 0

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rdfia import store
+from rdfia.data import files as data_files
 from rdfia.errors import ArgumentError, StoreError, TooLarge
 
 NAME = "records.tar.gz"
@@ -47,7 +47,7 @@ def pack(folder: Path, to: Path, limit: int = LIMIT) -> list[str]:
             tar.add(path, path.relative_to(folder).as_posix())
     if len(data := buffer.getvalue()) > limit:
         raise TooLarge(f"{to.name} has {len(data):,} bytes, at most {limit:,} come back: run fewer --steps")
-    store.write_atomic(to, data)
+    data_files.write_atomic(to, data)
     return out
 
 
@@ -56,7 +56,7 @@ def pack(folder: Path, to: Path, limit: int = LIMIT) -> list[str]:
 
 def _read(path: Path) -> Any:
     try:
-        return store.read_json(path) if path.exists() else None
+        return data_files.read_json(path) if path.exists() else None
     except StoreError:  # a step that was ended may leave one half-written
         return None
 
@@ -154,13 +154,13 @@ def save(records: Path, out: Path, whole: dict[str, Any], limit: int = LIMIT) ->
     """Leaves archive, summary.json and summary.txt in `out`, of the records that there are now."""
     records.mkdir(parents=True, exist_ok=True)
     found = summary(records, whole)
-    store.write_json(records / "summary.json", found)  # its place in the archive, also where that is full
+    data_files.write_json(records / "summary.json", found)  # its place in the archive, also where that is full
     found["left out"] = pack(records, out / NAME, limit)
     if found["left out"]:
-        store.write_json(records / "summary.json", found)
+        data_files.write_json(records / "summary.json", found)
         pack(records, out / NAME, limit)
-    store.write_json(out / "summary.json", found)
-    store.write_atomic(out / "summary.txt", text(found).encode())
+    data_files.write_json(out / "summary.json", found)
+    data_files.write_atomic(out / "summary.txt", text(found).encode())
 
 
 # --- the other side -------------------------------------------------------------------------------------------------
@@ -192,9 +192,9 @@ def receive(path: Path, root: Path) -> Path:
     if rows and (now := _read(target / SPEED)) != rows:
         from benchmarks.duel import joined
 
-        store.write_json(target / SPEED, joined(rows, now))
+        data_files.write_json(target / SPEED, joined(rows, now))
     if kept:
-        store.write_json(target / "summary.json", summary(target, _together(kept, found)))
+        data_files.write_json(target / "summary.json", summary(target, _together(kept, found)))
     return target
 
 

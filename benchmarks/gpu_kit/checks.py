@@ -28,8 +28,12 @@ from benchmarks.rows import ROWS, seeded, smooth_photos
 from benchmarks.test_gate import COUNTED, parameters
 from benchmarks.ways import Way
 from benchmarks.worker import case_named
-from rdfia import features, machine, networks, store
-from rdfia.images import LAB
+from rdfia.data import files as data_files
+from rdfia.data.images import LAB
+from rdfia.device import precision, staging
+from rdfia.models import networks
+from rdfia.report import environment as machine
+from rdfia.transfer import features
 
 ROOT = Path(__file__).parents[2]
 IMPORTS = """captum hypothesis matplotlib pytest_benchmark pytest_timeout safetensors skimage sklearn threadpoolctl tqdm
@@ -54,8 +58,8 @@ def environment(device: str, to: Path) -> bool:
              "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
              "memory": torch.cuda.mem_get_info() if device == "cuda" else None,
              "capability": torch.cuda.get_device_capability() if device == "cuda" else None}  # fmt: skip
-    store.write_json(to / "environment.json", found)
-    store.write_json(to / "environment.json", {**found, "ceilings": duel.ceilings(device)})
+    data_files.write_json(to / "environment.json", found)
+    data_files.write_json(to / "environment.json", {**found, "ceilings": duel.ceilings(device)})
     return True
 
 
@@ -69,9 +73,9 @@ def count(device: str, to: Path) -> bool:
                 found[name] = counters.count(ROWS[name].make(device)[0])
             except Exception as error:  # the others are still worth counting
                 failed[name] = f"{type(error).__name__}: {error}"[:500]
-    kept = store.read_json(counters.BASELINE).get(key, {}) if counters.BASELINE.exists() else {}
+    kept = data_files.read_json(counters.BASELINE).get(key, {}) if counters.BASELINE.exists() else {}
     differ = counters.differences(kept, found) if kept else []
-    store.write_json(to / "counters.json", {key: found, "failed": failed, "other than the baseline": differ})
+    data_files.write_json(to / "counters.json", {key: found, "failed": failed, "other than the baseline": differ})
     for name, row in found.items():
         print(f"{name}: {row.get('waits of the host', 0)} waits, {row.get('operators', 0)} operators")
     print(*failed.items(), *differ, sep="\n")
@@ -102,14 +106,14 @@ def pipeline(device: str, to: Path) -> bool:
                     last = features.run_taps(prepared, x, taps, lambda _tap, value: features.flat(value))["pool5"]
                 last.sum().item()
 
-        dtype, resident = features.fast_dtype(device), pixels.to(device)
+        dtype, resident = precision.fast_dtype(device), pixels.to(device)
         with features.prepared(network, dtype, device) as made:
-            seconds = {"decoding": _seconds(lambda: deque(features.decode(files, LAB), maxlen=0)),
+            seconds = {"decoding": _seconds(lambda: deque(staging.decode(files, LAB), maxlen=0)),
                        "computing": _seconds(lambda: compute(made)), "both": _seconds(whole)}  # fmt: skip
     rates = {name: n / value for name, value in seconds.items()}
     share = rates["both"] / min(rates["decoding"], rates["computing"])
     found = {"photos a second": rates, "share of the lesser": share, "wanted": JPEG_SHARE, "dtype": str(dtype)}
-    store.write_json(to / "pipeline.json", found)
+    data_files.write_json(to / "pipeline.json", found)
     print(found)
     return True  # a miss is a figure, not a fault
 
@@ -127,7 +131,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 def profiles(device: str, to: Path) -> bool:
     """Where the time of each row goes that missed what was wanted: torch's profiler over one call of ours."""
     path = to / "speed" / "benchmarks.json"
-    rows = store.read_json(path)["rows"] if path.exists() else []
+    rows = data_files.read_json(path)["rows"] if path.exists() else []
     kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device == "cuda")
     for row in rows:
         if not (said := misses(row)):
@@ -145,7 +149,7 @@ def profiles(device: str, to: Path) -> bool:
         table = profile.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
         name = "".join(letter if letter.isalnum() else "-" for letter in row["name"])
         text = "\n".join([row["name"], f"{column['ours']}, {column['dtype']}", *said, table])
-        store.write_atomic(to / "profiles" / f"{name}.txt", text.encode())
+        data_files.write_atomic(to / "profiles" / f"{name}.txt", text.encode())
         print(row["name"], *said, sep="\n  ")
     return True
 
@@ -172,11 +176,11 @@ def team(device: str, to: Path) -> bool:
             subprocess.run([sys.executable, *before, *words, str(folder / f"store-{processes}")], check=True, cwd=ROOT)
             seconds[processes] = round(time.perf_counter() - begin, 2)
             files = sorted((folder / f"store-{processes}").rglob("*.safetensors"))
-            shards[processes] = {file.name: store.sha256_file(file) for file in files}
+            shards[processes] = {file.name: data_files.sha256_file(file) for file in files}
     holds = shards[1] == shards[2] and len(shards[1]) > 1
     found = {"device": where, "photos": n, "shards": len(shards[1]), "seconds": seconds, "holds": holds,
              "differ": [name for name, sha256 in shards[1].items() if shards[2].get(name) != sha256]}  # fmt: skip
-    store.write_json(to / "team.json", found)
+    data_files.write_json(to / "team.json", found)
     print(found)
     return holds
 

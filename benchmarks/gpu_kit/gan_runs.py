@@ -23,11 +23,11 @@ import torch
 
 from benchmarks.duel import best_of
 from benchmarks.rows import gan_step, synchronised
-from rdfia import assets, store
+from rdfia.data import assets, files
 from rdfia.errors import RdfiaError
-from rdfia.gan_training import LABS
-from rdfia.studies import Run
-from tests.accuracy import lab9
+from rdfia.experiments import gans
+from rdfia.gans.config import LABS
+from rdfia.gans.runs import Run
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = {"cuda": 4, "cpu": 1}
@@ -46,12 +46,12 @@ def wanted(device: str) -> list[tuple[str, Run]]:
     faces = "CelebA" if assets.find("celeba-32") else "CIFAR-10" if assets.find("cifar10-train") else ""
     numbers = "MNIST" if assets.find("mnist") else ""
     seeds: dict[int, list[tuple[str, Run]]] = {}
-    digits = [run for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D") for run in lab9.OVER_SEEDS[kind]]
-    for title, runs in ((faces, lab9.STUDY), (numbers, digits)):
+    digits = [run for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D") for run in gans.OVER_SEEDS[kind]]
+    for title, runs in ((faces, gans.STUDY), (numbers, digits)):
         for run in runs if title else ():
             seeds.setdefault(run.config.seed, []).append((title, run))
     found = [pair for seed in sorted(seeds) for pair in seeds[seed]]
-    found += [(faces, run) for run in lab9.long_runs("dcgan", faces)] if faces else []
+    found += [(faces, run) for run in gans.long_runs("dcgan", faces)] if faces else []
     return found if device == "cuda" else [(title, _rehearsed(run)) for title, run in found]
 
 
@@ -61,7 +61,7 @@ def _rehearsed(run: Run) -> Run:
 
 def milliseconds(device: str) -> dict[str, float]:
     """Of a training step of each GAN at the labs' batch, in the compute type of the studies."""
-    dtype = torch.bfloat16 if lab9.DCGAN.precision == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if gans.DCGAN.precision == "bfloat16" else torch.float32
     steps = {kind: gan_step(kind, device, dtype=dtype)[0] for kind in LABS}
     return {kind: 1000 * best_of(synchronised(step, device), 3) for kind, step in steps.items()}
 
@@ -93,7 +93,7 @@ def train(device: str, minutes: float, to: Path) -> int:
     plan: dict[str, Any] = {"milliseconds a step": step, "processes": processes, "chosen": [names[i] for i in fit],
                             "seconds of each alone": {names[i]: round(cost, 1) for i, cost in enumerate(costs)},
                             "deferred": [name for i, name in enumerate(names) if i not in fit]}  # fmt: skip
-    store.write_json(to / "plan.json", plan)
+    files.write_json(to / "plan.json", plan)
     print(step, f"{len(fit)} of {len(runs)} runs fit", flush=True)
     words = [sys.executable, "-m", "benchmarks.gpu_kit.gan_runs", "make", "--device", device, "--output", str(to)]
     workers = [subprocess.Popen([*words, "--seconds", str(seconds), "--places", ",".join(map(str, fit[i::processes]))],
@@ -106,7 +106,7 @@ def train(device: str, minutes: float, to: Path) -> int:
         statuses = [_ended(worker) for worker in workers]
     made = {path.stem for path in to.glob("studies/*/*.json")}
     plan["made"] = [names[i] for i in fit if runs[i][1].name in made]
-    store.write_json(to / "plan.json", plan)
+    files.write_json(to / "plan.json", plan)
     print(f"{len(plan['made'])} of {len(fit)} chosen runs were made; exit statuses {statuses}")
     return int(any(statuses))
 
@@ -129,14 +129,14 @@ def _ended(worker: subprocess.Popen[bytes]) -> int:
 
 def make(device: str, seconds: float, places: Sequence[int], to: Path) -> int:
     """Makes these runs, one after the other, none begun after `seconds`; 1: one of them was refused."""
-    begin, benches, status = time.monotonic(), dict[str, lab9.Bench](), 0
+    begin, benches, status = time.monotonic(), dict[str, gans.Bench](), 0
     runs = wanted(device)
     for title, run in (runs[place] for place in places):
         if time.monotonic() - begin > seconds:
             break
         if title not in benches:
-            path = assets.locate(lab9.SETUPS[title].asset, download=False).path
-            benches[title] = lab9.Bench(title, path, device, "full", lambda steps, *_: steps, to)
+            path = assets.locate(gans.SETUPS[title].asset, download=False).path
+            benches[title] = gans.Bench(title, path, device, "full", lambda steps, *_: steps, to)
         try:
             row = benches[title].run(run)
             print(f"{title}: {run.name}: {row['seconds']} s of training", flush=True)

@@ -14,9 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_kit.parity import compared
 from benchmarks.rows import seeded, smooth_photos
-from rdfia import features, input_gradients, networks, store
+from rdfia.data import files
+from rdfia.data.images import CROP, Preprocess
 from rdfia.errors import FewerAtATime, TooLarge
-from rdfia.images import CROP, Preprocess
+from rdfia.gradients import ascent
+from rdfia.models import networks
+from rdfia.transfer import features
 
 
 class _Largest(TorchDispatchMode):
@@ -92,7 +95,7 @@ def memory(device: str, to: Path) -> bool:
     def saliency(photos: Sequence[Any]) -> Callable[[], torch.Tensor]:
         pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos])
         x = CROP.normalise(pixels).to(device)  # here, as no limit on memory is meant for this copy
-        return lambda: input_gradients.saliency(network, x, 0, chunk=len(x)).cpu()
+        return lambda: ascent.saliency(network, x, 0, chunk=len(x)).cpu()
 
     rows = []
     for work in (extraction, saliency):
@@ -104,7 +107,7 @@ def memory(device: str, to: Path) -> bool:
         row["holds"] = row["holds"] and row["one photo"].startswith("TooLarge")
         rows.append(row)
         print(row)
-    store.write_json(to / "memory.json", {"device": device, "rows": rows})
+    files.write_json(to / "memory.json", {"device": device, "rows": rows})
     return all(row["holds"] for row in rows)
 
 

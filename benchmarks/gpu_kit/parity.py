@@ -22,10 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rows import seeded, smooth_photos
-from rdfia import assets, features, fooling, gan_scores, gans, heads, input_gradients, networks, store, svm
-from rdfia.gan_training import LABS, Trainer
-from rdfia.images import CROP, LAB, blur, read_image
-from rdfia.precision import products
+from rdfia.data import assets
+from rdfia.data import files as data_files
+from rdfia.data.images import CROP, LAB, blur, read_image
+from rdfia.device.precision import products
+from rdfia.gans import architecture
+from rdfia.gans import scores as gan_scores
+from rdfia.gans.config import LABS
+from rdfia.gans.training import Trainer
+from rdfia.gradients import ascent, fooling
+from rdfia.models import networks
+from rdfia.transfer import features, heads, svm
 from tests.support.tolerances import PARITY
 
 ARITHMETIC = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
@@ -100,10 +107,10 @@ def gradients(device: str, _dtype: torch.dtype) -> Quantities:
     net, x = _on("squeezenet1_1", device), _pixels(device)
     target = [(7 * i + 78) % 1000 for i in range(len(x))]
     fooled = fooling.fool(net, x, target, steps=5)
-    seen = input_gradients.visualise(net, target[:4], seeds=target[:4], steps=5)
+    seen = ascent.visualise(net, target[:4], seeds=target[:4], steps=5)
     return {
-        "saliency": input_gradients.saliency(net, x, target),
-        "smoothgrad": input_gradients.saliency(net, x, target, kind="smoothgrad", samples=4),
+        "saliency": ascent.saliency(net, x, target),
+        "smoothgrad": ascent.saliency(net, x, target, kind="smoothgrad", samples=4),
         "fooling, 5 steps": fooled.x - x, "visualisation, 5 steps": seen.x,
         "probabilities": networks.classify(network("squeezenet1_1") if device == "cpu" else net, x)[0],
     }  # fmt: skip
@@ -138,7 +145,7 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
     stream = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (80, 3, 32, 32), dtype=torch.uint8, generator=stream)
     found = gan_scores.image_features(net.features, x, normalise=CROP.normalise, dtype=dtype)[:, :24]
-    digits = gans.prepare_images(torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=stream), 32)
+    digits = architecture.prepare_images(torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=stream), 32)
     # In float32 whatever the arithmetic of the rest: five steps at a rate of 6e-3 carry bfloat16's rounding far.
     recipe: dict[str, Any] = {"device": device, "steps": 5, "batch": 32, "dtype": torch.float32}
     reader = gan_scores.train_digit_classifier(digits, torch.arange(64) % 10, **recipe)
@@ -223,7 +230,7 @@ def main() -> int:
         word = "" if row["holds"] else "  NOT WITHIN"
         print(f"{row['room']:<36}{row['quantity']:<28}{row['arithmetic']:<10}{row['error']:9.2e} of {row['limit']:g}"
               f"{word} {row['note']}", flush=True)  # fmt: skip
-        store.write_json(options.output, {"device": options.device, "rows": found})
+        data_files.write_json(options.output, {"device": options.device, "rows": found})
     return int(not all(row["holds"] for row in found))
 
 

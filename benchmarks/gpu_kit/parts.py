@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rdfia import assets, machine, provenance, store
+from rdfia.claims import provenance
+from rdfia.data import assets, files
 from rdfia.errors import AssetCorrupt, RdfiaError, TooLarge
+from rdfia.report import environment
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 45 * 2**20  # bytes of a part; a call carries 64 MiB, of which the repository is 17
@@ -92,7 +94,7 @@ def _file(name: str, to: Path) -> Made:
 
 
 def _scenes(name: str, to: Path) -> Made:
-    from rdfia.images import LAB
+    from rdfia.data.images import LAB
 
     found, path = assets.locate(name, download=False), to / f"{name}.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -145,10 +147,10 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
         items = []
         for name in (name for name in PARTS[part] if name not in without):
             made = _maker(name)(name, to)
-            size, sha256 = made.path.stat().st_size, store.sha256_file(made.path)
+            size, sha256 = made.path.stat().st_size, files.sha256_file(made.path)
             items.append(Item(name, made.path.name, made.source, made.changed, size, sha256, made.photos))
-        listing = {"part": part, "commit": machine.commit(ROOT), "code": provenance.code_hash(ROOT)}
-        store.write_json(to / LISTING, {**listing, "items": [asdict(item) for item in items]})
+        listing = {"part": part, "commit": environment.commit(ROOT), "code": provenance.code_hash(ROOT)}
+        files.write_json(to / LISTING, {**listing, "items": [asdict(item) for item in items]})
         if (size := sum(file.stat().st_size for file in to.iterdir())) > limit:
             largest = sorted(items, key=lambda item: -item.size)
             sizes = ", ".join(f"--without {item.name} ({item.size / 2**20:.1f} MiB)" for item in largest)
@@ -186,7 +188,7 @@ def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:
     AssetCorrupt: the file is not the one that was built.
     """
     path = folder / item.file
-    if not path.is_file() or store.sha256_file(path) != item.sha256:
+    if not path.is_file() or files.sha256_file(path) != item.sha256:
         raise AssetCorrupt(f"{path} is not the file that was built (SHA-256 {item.sha256}); carry the part anew")
     if item.name == "modules":
         _extract_zip(path, modules)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rdfia import speed, store
+from rdfia.data import files
 from rdfia.errors import ArgumentError
+from rdfia.report import benchmarks
 
 BEGIN, END = "<!-- CUDA: `python -m benchmarks.gpu_kit receive` writes this -->", "<!-- end of CUDA -->"
 NOTHING = "Nothing was measured on a CUDA device yet; `python -m benchmarks.gpu_kit` has it ready."
@@ -13,9 +14,9 @@ NOTHING = "Nothing was measured on a CUDA device yet; `python -m benchmarks.gpu_
 
 def words(verified: Path) -> str:
     """Markdown of what the records below `verified` say of the CPU and of CUDA."""
-    if (both := speed.devices(verified)) is None:
+    if (both := benchmarks.devices(verified)) is None:
         return NOTHING
-    head, lines = speed.paired(*both)
+    head, lines = benchmarks.paired(*both)
     rule = ["---"] * len(head)
     where = both[1]["environment"]
     said = f"On {where['accelerator']}, torch {where['torch']}, {where['date']}, beside the CPU of the table above:"
@@ -36,4 +37,4 @@ def write(readme: Path, verified: Path) -> None:
     text = readme.read_text("utf-8")
     block(text)
     before, _, rest = text.partition(BEGIN)
-    store.write_atomic(readme, f"{before}{BEGIN}\n{words(verified)}\n{END}{rest.partition(END)[2]}".encode())
+    files.write_atomic(readme, f"{before}{BEGIN}\n{words(verified)}\n{END}{rest.partition(END)[2]}".encode())

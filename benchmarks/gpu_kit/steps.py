@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_kit import archive, parts
-from rdfia import assets
+from rdfia.data import assets
 from rdfia.errors import ArgumentError, RdfiaError
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from .errors import ArgumentError
-from .intervals import Estimate
+from rdfia.claims.intervals import Estimate
+from rdfia.errors import ArgumentError
 
 OUTCOMES = ("supported", "contradicted", "undecided")
 SCOPES = ("report", "substitute", "ours")

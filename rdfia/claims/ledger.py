@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import intervals, judge, provenance, store
-from .claims import CLAIMS, Claim, ClaimError, Record, is_stale, plain, read_run
-from .errors import ArgumentError
-from .judge import OUTCOMES
+from rdfia.claims import intervals, judge, provenance
+from rdfia.claims.judge import OUTCOMES
+from rdfia.claims.record import CLAIMS, Claim, ClaimError, Record, is_stale, plain, read_run
+from rdfia.data import files
+from rdfia.errors import ArgumentError
 
 
 def committed(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
@@ -41,7 +42,7 @@ class Ledger:
 
     def _baseline(self, name: str) -> dict[str, Any]:
         path = self.root / "reports" / "baseline" / f"{name}.json"
-        return store.read_json(path) if path.exists() else {}
+        return files.read_json(path) if path.exists() else {}
 
     def add(self, record: Record) -> Record:
         """Enter a record with the table's words on its claim; `ArgumentError`: an unknown id, or a key used twice."""
@@ -54,7 +55,9 @@ class Ledger:
 
     def _row(self, claim_id: str) -> Claim:
         if claim_id not in CLAIMS:
-            raise ArgumentError(f"no claim {claim_id!r} in rdfia/claims.json, which has: {', '.join(sorted(CLAIMS))}")
+            raise ArgumentError(
+                f"no claim {claim_id!r} in rdfia/claims/claims.json, which has: {', '.join(sorted(CLAIMS))}"
+            )
         return CLAIMS[claim_id]
 
     def new(self, claim_id: str, case: str = "", **values: Any) -> Record:
@@ -80,7 +83,8 @@ class Ledger:
         row = self._row(claim_id)
         bounds = {name: row.bounds[name] for name in found if name in row.bounds}
         if (unknown := found.keys() - bounds.keys()) or not found:
-            raise ArgumentError(f"{claim_id}: no bound in rdfia/claims.json for {', '.join(unknown) or 'nothing'}; "
+            raise ArgumentError(f"{claim_id}: no bound in rdfia/claims/claims.json for "
+                                f"{', '.join(unknown) or 'nothing'}; "
                                 f"it has: {', '.join(row.bounds) or 'none'}")  # fmt: skip
         parts = [{"name": name, "bound": str(bounds[name]), "outcome": judge.outcome(one, bounds[name]), **asdict(one)}
                  for name, one in found.items()]  # fmt: skip
@@ -178,4 +182,4 @@ class Ledger:
     def write_baseline(self) -> None:
         """The pins and thresholds of this run, added to what the files already hold."""
         for name, value in (("pins", self.pins), ("thresholds", self.thresholds)):
-            store.write_json(self.root / "reports" / "baseline" / f"{name}.json", dict(sorted(value.items())))
+            files.write_json(self.root / "reports" / "baseline" / f"{name}.json", dict(sorted(value.items())))

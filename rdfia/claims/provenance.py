@@ -6,24 +6,30 @@ import ast
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-DRAWS = ("rdfia/figures.py", "rdfia/blocks.py", "rdfia/report.py", "rdfia/speed.py")  # no outcome depends on these
+# No outcome depends on these.
+DRAWS = ("rdfia/report/figures.py", "rdfia/report/blocks.py", "rdfia/report/page.py", "rdfia/report/benchmarks.py")
+MEASURING = ("rdfia/**/*.py", "rdfia/**/*.json", "rdfia/**/*.txt", "tests/accuracy/*.py", "tests/support/*.py")
 FILE = re.compile(r"[\w-]+\.\w+")
-TABLES = {"rdfia/claims.json"}  # sentences and bounds: a record has the digest of its own bounds
+TABLES = {"rdfia/claims/claims.json"}  # sentences and bounds: a record has the digest of its own bounds
 
 
 def code_hash(root: Path) -> str:
     """SHA-256, 12 digits, over names and bytes of all that measures: rdfia, tests/accuracy and tests/support."""
-    return _digest(root, (path for pattern in ("rdfia/*.*", "tests/accuracy/*.py", "tests/support/*.py")
-                          for path in root.glob(pattern) if path.is_file()))  # fmt: skip
+    return _digest(root, measuring(root))
+
+
+def measuring(root: Path) -> set[Path]:
+    """The files of `code_hash`: every module and table of the package, the claims' tests, and what supports tests."""
+    return {path for pattern in MEASURING for path in root.glob(pattern)}
 
 
 @functools.cache
 def lab_hash(root: Path, lab: str) -> str:
     """As `code_hash`, over what the checks of one lab import, and the tables that these modules read."""
-    return _digest(root, sources(root, [f"tests/accuracy/test_{lab}.py", "rdfia/judge.py"]))
+    return _digest(root, sources(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"]))
 
 
 def sources(root: Path, start: Iterable[str]) -> set[Path]:
@@ -52,10 +58,21 @@ def _needs(root: Path, path: Path) -> Iterator[Path]:
         elif isinstance(node, ast.ImportFrom):
             base = [*here[: len(here) - node.level + 1]] if node.level else []
             base += node.module.split(".") if node.module else []
-            names = [base, *([*base, alias.name] for alias in node.names)]
+            names = [[*base, alias.name] for alias in node.names]
         for parts in names:
-            if parts:
-                yield root.joinpath(*parts).with_suffix(".py")
+            yield from _files(root, parts)
+
+
+def _files(root: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """The module that a dotted name names or lies in; all of a package where only its front door knows which."""
+    for n in range(len(parts), 0, -1):
+        path = root.joinpath(*parts[:n])
+        if path.with_suffix(".py").is_file():
+            yield path.with_suffix(".py")
+            return
+        if (path / "__init__.py").is_file():
+            yield from path.rglob("*.py")
+            return
 
 
 def _digest(root: Path, paths: Iterable[Path]) -> str:

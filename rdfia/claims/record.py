@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from . import judge, store
-from .errors import RdfiaError, StoreError
-from .judge import WORDS, Bound
+from rdfia.claims import judge
+from rdfia.claims.judge import WORDS, Bound
+from rdfia.data import files
+from rdfia.errors import RdfiaError, StoreError
 
 # What a reader sees of a record: the word for outcome and scope, or why there is no outcome.
 VERDICTS = (*dict.fromkeys(word for words in WORDS.values() for word in words.values() if word != "undecided"),
@@ -130,7 +131,7 @@ def from_json(row: Mapping[str, Any]) -> Record:
 
 def read_run(path: Path) -> dict[str, Any]:
     """A run's claims.json: environment, thresholds, and records as `Record`. StoreError: not JSON, or another shape."""
-    run = store.read_json(path)
+    run = files.read_json(path)
     try:
         run = {"environment": {}, "thresholds": {}, "unfinished": "", **run,
                "records": list(map(from_json, run["records"]))}  # fmt: skip

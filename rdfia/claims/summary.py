@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .claims import CLAIMS, Record, counts, interval_of, show
-from .errors import ArgumentError
-from .judge import SCOPES
+from rdfia.claims.judge import SCOPES
+from rdfia.claims.record import CLAIMS, Record, counts, interval_of, show
+from rdfia.errors import ArgumentError
 
 MARKS = "<!-- written by python -m rdfia claims --readme README.md -->", "<!-- end of the written table -->"
 MOST = 90  # characters of a sentence, and of a result, in the table: one line on a screen

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdfia import downloads, store
-from rdfia.downloads import Progress, offline
+from rdfia.data import downloads
+from rdfia.data import files as data_files
+from rdfia.data.downloads import Progress, offline
 from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, StoreError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
             source = f"package {asset.package['name']} {importlib.metadata.version(asset.package['name'])}"
             for location in spec.submodule_search_locations or ():
                 yield Path(location) / asset.package["path"], source, None
-    root = store.cache_dir().absolute() / "assets"
+    root = data_files.cache_dir().absolute() / "assets"
     yield from ((root / place, "download", root) for place in asset.places)
 
 
@@ -172,24 +173,24 @@ def _safetensors_size(path: Path) -> int:
 def _digest(root: Path, files: list[Path], fresh: bool) -> str:
     """SHA-256 of a file, or over the sorted relative names and SHA-256s of a folder's files."""
     stamps = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
-    key, memory, memo = hashlib.sha256(repr(stamps).encode()).hexdigest(), store.cache_dir() / "digests.json", {}
+    key, memory, memo = hashlib.sha256(repr(stamps).encode()).hexdigest(), data_files.cache_dir() / "digests.json", {}
     with contextlib.suppress(StoreError, TypeError, ValueError):  # a memory, no more
-        memo = dict(store.read_json(memory))
+        memo = dict(data_files.read_json(memory))
     if not fresh and key in memo:
         return str(memo[key])
     if files == [root]:
-        memo[key] = store.sha256_file(root)
+        memo[key] = data_files.sha256_file(root)
     else:
-        lines = (f"{file.relative_to(root).as_posix()}\0{store.sha256_file(file)}\n" for file in files)
+        lines = (f"{file.relative_to(root).as_posix()}\0{data_files.sha256_file(file)}\n" for file in files)
         memo[key] = hashlib.sha256("".join(lines).encode()).hexdigest()
     with contextlib.suppress(StoreError):  # a read-only cache costs time, nothing else
-        store.write_json(memory, memo)
+        data_files.write_json(memory, memo)
     return str(memo[key])
 
 
 def _manifest(root: Path) -> dict[str, dict[str, str]]:
     path = root / MANIFEST
-    rows = store.read_json(path) if path.exists() else {}
+    rows = data_files.read_json(path) if path.exists() else {}
     listed = list(rows.values()) if isinstance(rows, dict) else [None]
     if not all(isinstance(row, dict) and {*map(type, row.values())} == {str} and {"path", "sha256"} <= row.keys()
                for row in listed):  # fmt: skip
@@ -212,7 +213,7 @@ def locate(name: str, progress: Progress | None = None, *, download: bool = True
 def root_for(to: Path | None = None) -> Path:
     """The assets directory to fill: `to`, else `$RDFIA_ASSETS` if it can be written, else one in the cache."""
     given = to or assets_dir()
-    return (given if given and (to or os.access(given, os.W_OK)) else store.cache_dir() / "assets").absolute()
+    return (given if given and (to or os.access(given, os.W_OK)) else data_files.cache_dir() / "assets").absolute()
 
 
 def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -> Located:
@@ -224,8 +225,8 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
     places = [*asset.places, *(row["to"] for row in asset.downloads)]
     written = [root / way / place for way in ("", "downloads") for place in places]
     with downloads.locked(root / f"fetch-{name}"):  # of several processes one fetches, the others find it there
-        for folder in {root, store.cache_dir(), *(path.parent for path in written)}:
-            store.sweep(folder)  # a download that was cut stays, to be resumed
+        for folder in {root, data_files.cache_dir(), *(path.parent for path in written)}:
+            data_files.sweep(folder)  # a download that was cut stays, to be resumed
         there = next((path for path in (root / place for place in asset.places) if asset.files(path)), None)
         found = _inspect(asset, there, asset.files(there), "assets directory", root, True) if there else find(name)
         if found and found.name != name:
@@ -244,13 +245,13 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
                 pairs = ((file.relative_to(found.path).as_posix(), file.read_bytes()) for file in files)
                 downloads.fill_folder(target, pairs)
             else:
-                with store.atomic_path(target) as temporary:
+                with data_files.atomic_path(target) as temporary:
                     shutil.copyfile(found.path, temporary)
         located = _inspect(asset, target, asset.files(target), found.source if found else "download", None, True)
         if not (found and located.problem):  # what differs from its pin is not made true by being copied
             row = {"path": target.relative_to(root).as_posix(), "sha256": str(located.sha256), "source": located.source}
             with downloads.locked(root / MANIFEST):  # so that no row is lost between reading and writing
-                store.write_json(root / MANIFEST, {**_manifest(root), name: row})
+                data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
         return located
 
 
@@ -265,7 +266,7 @@ def adopt(name: str, path: Path, root: Path, changed: str) -> Located:
         raise AssetUnavailable(f"{name}: {path} holds nothing of it; expected {asset.about}", name)
     row = {"path": path.relative_to(root).as_posix(), "sha256": _digest(path, files, True), "changed": changed}
     with downloads.locked(root / MANIFEST):
-        store.write_json(root / MANIFEST, {**_manifest(root), name: row})
+        data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
     return _inspect(asset, path, files, "assets directory", root, False)
 
 
@@ -304,7 +305,7 @@ def load_weights(name: str) -> dict[str, Tensor]:
     if not asset.network:
         names = ", ".join(row.name for row in ASSETS.values() if row.network)
         raise ArgumentError(f"{name} is data, not weights; weights are {names}")
-    from rdfia import weights  # imports torch, which `rdfia assets` does without
+    from rdfia.models import weights  # imports torch, which `rdfia assets` does without
 
     found = find(name, fresh=True) or locate(name)  # summed anew: a disk that rots leaves the time of change alone
     return weights.load(found.path, asset.network, part=asset.part)

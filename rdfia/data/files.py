@@ -236,7 +236,7 @@ class FeatureStore:
                 raise TooLarge(
                     f"{self.n} images need {self.nbytes / GIGABYTE:.2f} GB, {name} is {limit / GIGABYTE:.2f} GB; "
                     f"widest taps: {widest}. Ask for fewer or later taps, use bfloat16, raise cap_bytes, or sum a Gram "
-                    f"matrix instead (rdfia.gram), which stores nothing wide"
+                    f"matrix instead (rdfia.transfer.column_tiles), which stores nothing wide"
                 )
 
     def is_done(self, shard: int) -> bool:

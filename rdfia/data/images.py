@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from rdfia import jpeg
+from rdfia.data import jpeg
+from rdfia.data.files import sha256_file
 from rdfia.errors import ArgumentError, ImageError, one_line
-from rdfia.store import sha256_file
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -158,7 +158,7 @@ class Preprocess:
 
     `stretch` resizes to size x size without regard to the aspect; `crop` brings the short side to `resize`, then cuts
     the centre. Grey is copied to the three channels (TME 7 q9). `decoder` "torchvision" decodes and resizes JPEG files
-    on the device (`rdfia.jpeg`); its pixels differ from Pillow's.
+    on the device (`rdfia.data.jpeg`); its pixels differ from Pillow's.
     """
 
     size: int = 224

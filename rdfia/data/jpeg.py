@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from rdfia._compat import register_missing_operators
+from rdfia.device.memory import ran_out
 from rdfia.errors import ArgumentError
-from rdfia.memory import ran_out
 
 _ORIENTATION = 0x0112  # EXIF; 1 is upright
 

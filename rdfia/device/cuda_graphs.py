@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rdfia import memory
+from rdfia.device import memory
+from rdfia.device.precision import float32_products
 from rdfia.errors import NotCaptured
-from rdfia.precision import float32_products
 
 T = TypeVar("T")
 WARM_UP = 3  # eager calls before a capture, as in torch's own examples: libraries and Adam's moments are set up in them

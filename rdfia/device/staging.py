@@ -11,15 +11,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from rdfia.images import Preprocess
-from rdfia.memory import told
+from rdfia.device.memory import told
+
+if TYPE_CHECKING:
+    from rdfia.data.images import Preprocess
 
 AHEAD = 64  # images decoded before they are asked for, and two batches at least
 Tensors = Mapping[str, Tensor]

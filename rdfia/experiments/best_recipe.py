@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia import extraction, features, networks, store, svm
-from tests.accuracy.lab7 import Bench
-from tests.support.budget import shared
+from rdfia.data import files
+from rdfia.experiments.pieces import shared
+from rdfia.experiments.transfer import Bench
+from rdfia.models import networks
+from rdfia.transfer import extraction, features, svm
 
 Array = np.ndarray
 TAPS = ("relu4_3", "relu5_1", "relu5_2", "relu5_3")
@@ -65,14 +67,14 @@ def pooled(value: Tensor) -> Tensor:
     return torch.cat([features.pyramid(value), features.second_order(value)], dim=1)
 
 
-def view(lab: Bench, side: int, flip: bool) -> store.FeatureStore:
+def view(lab: Bench, side: int, flip: bool) -> files.FeatureStore:
     """What `pooled` makes of every tap at one size, mirrored or not, kept on disk."""
     paths = networks.tap_paths("vgg16")
     return extraction.extract(
         lab.network("vgg16").module,
         lab.problem.images,
         {tap: paths[tap] for tap in TAPS},
-        root=store.cache_dir() / "best",
+        root=files.cache_dir() / "best",
         content=lab.problem.digest,
         preprocess=replace(lab.problem.preprocess, size=side, flip=flip),
         device=lab.device,

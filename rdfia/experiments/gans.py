@@ -1,6 +1,6 @@
 """The bench of TME 9 and 10: data, runs and levels; every run is made once, wherever it was cut.
 
-    python -m tests.accuracy.lab9 --data MNIST --runs 'cgan*'
+    python -m rdfia.experiments.gans --data MNIST --runs 'cgan*'
 
 makes runs before the claims ask for them: see `main`.
 """
@@ -25,28 +25,21 @@ import torch.nn.functional as F
 from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
-from rdfia import (
-    assets,
-    datasets,
-    gan_augmentation,
-    gan_scores,
-    gan_training,
-    gans,
-    images,
-    machine,
-    networks,
-    pixel_scores,
-    store,
-    studies,
-)
-from rdfia.claims import CLAIMS
+from rdfia.claims.record import CLAIMS
+from rdfia.data import assets, datasets, files, images
+from rdfia.device.precision import fast_dtype
 from rdfia.errors import RdfiaError
-from rdfia.features import fast_dtype
-from rdfia.gan_health import diversity
-from rdfia.gan_training import LABS, RECOMMENDED, GanConfig
-from rdfia.gans import GanArchitecture, Generator, build, prepare_images, sample, stream, to_uint8
-from rdfia.studies import Run, seeds
-from tests.support.budget import shared
+from rdfia.experiments.pieces import shared
+from rdfia.gans import architecture as gan_architecture
+from rdfia.gans import augmentation, pixel_scores, training
+from rdfia.gans import runs as gan_runs
+from rdfia.gans import scores as gan_scores
+from rdfia.gans.architecture import GanArchitecture, Generator, build, prepare_images, sample, stream, to_uint8
+from rdfia.gans.config import LABS, RECOMMENDED, GanConfig
+from rdfia.gans.health import diversity
+from rdfia.gans.runs import Run, seeds
+from rdfia.models import networks
+from rdfia.report import environment
 
 
 @dataclass(frozen=True)
@@ -229,7 +222,7 @@ def digits(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 JUDGE = "2"  # of what `Bench.score` returns: another one when it changes, tests/meta/test_gan_rules.py says when
 EARLIER = ("1",)  # judges whose scores JUDGE has unchanged, beside more: 1 had no scores of pixels
 COVERED = 0.3  # coverage from which on what a label says is judged: of fewer pictures it says which
-NOISE_TO_JUDGE = 4  # purpose of a random stream, as in gan_training
+NOISE_TO_JUDGE = 4  # purpose of a random stream, as in training
 ROOT = Path(__file__).parents[2]
 
 
@@ -252,7 +245,7 @@ class Bench:
         # Quick runs are those of this code and compute type; long ones keep what made them.
         made_by = () if self.full else (f"{code()}-{str(fast_dtype(device)).removeprefix('torch.')}",)
         asset = f"{self.setup.asset}-{self.photos}" if self.another_number else self.setup.asset
-        self.work = store.cache_dir().joinpath("gans", asset, device, *made_by)
+        self.work = files.cache_dir().joinpath("gans", asset, device, *made_by)
         self.evidence = output.joinpath("studies", asset, *made_by)
 
     @property
@@ -405,11 +398,11 @@ class Bench:
     @cached_property
     def origin(self) -> dict[str, Any]:
         """What the rows of the runs say of the machine and the code."""
-        found = machine.environment(ROOT, self.device, "full" if self.full else "short")
+        found = environment.environment(ROOT, self.device, "full" if self.full else "short")
         return {name: found[name] for name in ("date", "accelerator", "cpu", "threads", "torch", "commit", "code")}
 
     def run(self, run: Run) -> dict[str, Any]:
-        """The row of a run (`studies.scored_run`), made if it is not there yet."""
+        """The row of a run (`runs.scored_run`), made if it is not there yet."""
         with self._shared(f"run {run.name}"):
             return self._run(run)
 
@@ -426,7 +419,7 @@ class Bench:
             return self.progress(steps, total, title)
 
         score = self.score if x is self.x else lambda generator: self.score(generator, x)
-        return studies.scored_run(run, x, labels, score, checkpoint_every=250, progress=bar, **common)
+        return gan_runs.scored_run(run, x, labels, score, checkpoint_every=250, progress=bar, **common)
 
     def rows(self, run: Run) -> list[dict[str, Any]]:
         """The scores of a run at each of its snapshots; after it diverged, the worst there are."""
@@ -449,10 +442,10 @@ class Bench:
     def _further(self, run: Run) -> dict[str, float]:
         row, path = self.run(run), self.evidence / f"{run.name}.further.json"
         of = {name: row[name] for name in ("config", "data", "judge")}
-        if path.exists() and (kept := store.read_json(path)).get("of") == of:
+        if path.exists() and (kept := files.read_json(path)).get("of") == of:
             return dict(kept["found"])
         asked_of = replace(run, config=self.config(run.config))
-        generator = None if row["diverged"] else studies.generator_of(asked_of, self.work, row["data"])
+        generator = None if row["diverged"] else gan_runs.generator_of(asked_of, self.work, row["data"])
         if generator is None:  # no images, so that none is a copy, and none obeys a label
             names = ("pixels", "features", "pixels_se", "features_se") if self.y is None else ("nats", "permuted")
             found = dict.fromkeys(names, 0.0)
@@ -460,7 +453,7 @@ class Bench:
             pixels, asked = self.draw(generator.to(self.device), self.setup.generated)
             found = self._copies(pixels, self.trained_on(run)) if self.y is None else self._obeyed(pixels, asked)
         found = {name: round(value, 5) for name, value in found.items()}
-        store.write_json(path, {"of": of, "found": found})
+        files.write_json(path, {"of": of, "found": found})
         return found
 
     def _obeyed(self, pixels: Tensor, asked: Tensor) -> dict[str, float]:
@@ -482,17 +475,17 @@ class Bench:
         """
         found, worst = [], np.inf if name in ("frechet", "kid", "pixels", "noise") else 0.0
         for run in runs:
-            found.append(studies.final(self.run(run), name, judged_at(run.config, window), worst))
+            found.append(gan_runs.final(self.run(run), name, judged_at(run.config, window), worst))
         return found
 
     def losses(self, run: Run) -> Tensor:
         self.run(run)
-        return studies.losses_of(run, self.evidence)
+        return gan_runs.losses_of(run, self.evidence)
 
     def grid(self, run: Run, step: int | None = None) -> Tensor:
         """The kept grid of a run, uint8 N x C x S x S; the last one without `step`."""
         self.run(run)
-        return studies.grid_of(run, step or run.grids[-1], self.evidence)
+        return gan_runs.grid_of(run, step or run.grids[-1], self.evidence)
 
     def record(self, **values: Any) -> dict[str, Any]:
         """What the records of this bench have in common."""
@@ -513,7 +506,7 @@ def blurred(x: Tensor, factor: int = 4) -> Tensor:
 
 def code() -> str:
     """Changes with what makes the short runs: the networks, the step, the streams, the settings."""
-    made_by = (gans, gan_augmentation, gan_training)
+    made_by = (gan_architecture, augmentation, training)
     digest = hashlib.sha256(b"".join(Path(module.__file__ or "").read_bytes() for module in made_by))
     digest.update(repr((SHORT_STUDY, SHORT_PAIR)).encode())
     return digest.hexdigest()[:12]
@@ -638,7 +631,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Started twice with one thread each, two processes share the runs. 1: a run was refused, or another process has it.
     """
-    parser = argparse.ArgumentParser(prog="python -m tests.accuracy.lab9", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rdfia.experiments.gans", description=main.__doc__)
     parser.add_argument("--data", choices=("CelebA", "CIFAR-10", "MNIST"), required=True)
     parser.add_argument("--runs", default="*", metavar="PATTERN", help="names, as in 'cgan*'; several with commas")
     parser.add_argument("--output", type=Path, help="where rows are kept (default: reports/verified/<device>/gans)")

@@ -16,12 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia import assets, datasets, fooling, images, input_gradients, intervals, networks
-from rdfia.datasets import ImageSet
-from rdfia.images import Preprocess
-from tests.accuracy import mosaics, visualisation
-from tests.accuracy.visualisation import Setting
-from tests.support.budget import shared
+from rdfia.claims import intervals
+from rdfia.data import assets, datasets, images
+from rdfia.data.datasets import ImageSet
+from rdfia.data.images import Preprocess
+from rdfia.experiments import mosaics, visualisation
+from rdfia.experiments.pieces import shared
+from rdfia.experiments.visualisation import Setting
+from rdfia.gradients import ascent, fooling
+from rdfia.models import networks
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Bench:
     @cache  # noqa: B019 - a bench lives as long as its session
     def _maps(self, kind: str) -> Tensor:
         common: dict[str, Any] = {"kind": kind, "samples": 16, "space": self.space}
-        return input_gradients.saliency(self.network.module, self.x, self.y, **common).cpu()
+        return ascent.saliency(self.network.module, self.x, self.y, **common).cpu()
 
     def on_mosaics(self, kind: str) -> mosaics.Localised:
         """Where maps lie on mosaics of the photos that are right: one permutation of them, of few photos eight."""
@@ -234,7 +237,7 @@ class Bench:
         return visualisation.tarantulas(self, setting)
 
     def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
-        """The classes of some photos climbed from these or from noise (`visualisation.PHOTO`, `NOISE`)."""
+        """The classes of some photos climbed from these or from noise (`experiments.visualisation.PHOTO`, `NOISE`)."""
         with self._shared(f"visualised, {start}{', unit step' * unit_step}"):
             return self._regrown(start, unit_step)
 

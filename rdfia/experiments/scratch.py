@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia import features, heads, networks
-from tests.accuracy.lab7 import Problem
+from rdfia.device import staging
+from rdfia.experiments.transfer import Problem
+from rdfia.models import networks
+from rdfia.transfer import heads
 
 # Learning rate, and the largest random shift as a share of the image's side. The first is what the short profile takes.
 TRIED = tuple((lr, shift) for lr in (3e-4, 1e-3) for shift in (1 / 8, 1 / 4))
@@ -33,7 +35,7 @@ class Task:
     def pixels(self) -> Tensor:
         """N x 3 x side x side uint8, training images first."""
         preprocess = replace(self.problem.preprocess, size=self.side)
-        return torch.stack(list(features.decode(self.problem.images, preprocess)))
+        return torch.stack(list(staging.decode(self.problem.images, preprocess)))
 
 
 def words(setting: tuple[float, float]) -> str:

@@ -15,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia import assets, datasets, extraction, features, gram, networks, store, svm
-from rdfia.images import LAB, Preprocess
-from rdfia.networks import Loaded
-from rdfia.precision import float32_products
-from tests.support.budget import shared
+from rdfia.data import assets, datasets
+from rdfia.data import files as data_files
+from rdfia.data.images import LAB, Preprocess
+from rdfia.device import precision, staging
+from rdfia.device.precision import float32_products
+from rdfia.experiments.pieces import shared
+from rdfia.models import networks
+from rdfia.models.networks import Loaded
+from rdfia.transfer import column_tiles, extraction, features, svm
 
 CS = [10.0**power for power in range(-3, 4)]
 # In order of depth. Of VGG16 the last ReLU of blocks 1 to 4, block 5 whole, and every pooling layer: the six ReLUs left
@@ -41,7 +45,7 @@ SQUEEZENET = [
     "fire8",
     "fire9",
 ]
-BUDGET = 8 * store.GIGABYTE  # of features: in two bytes each, VGG16's layers of profile short take one pass
+BUDGET = 8 * data_files.GIGABYTE  # of features: in two bytes each, VGG16's layers of profile short take one pass
 TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
 DENSE = {"vgg16": ["relu6", "fc7", "relu7", "logits"], "alexnet": ["relu6", "relu7", "logits"], "squeezenet1_1": []}
 HEADS = ("pool5", "relu7")  # layers that a new head is trained on: their columns are kept
@@ -152,12 +156,12 @@ class Bench:
 
     @cached_property
     def fast(self) -> torch.dtype:
-        return features.fast_dtype(self.device)
+        return precision.fast_dtype(self.device)
 
     @cached_property
     def pixels(self) -> Tensor:
         """All images, N x 3 x S x S uint8 (0.7 GB of 15-Scene), decoded once for every network."""
-        problem, decoded = self.problem, features.decode(self.problem.images, self.problem.preprocess)
+        problem, decoded = self.problem, staging.decode(self.problem.images, self.problem.preprocess)
         n, size = len(problem.images), problem.preprocess.size
         pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
         for row, image in enumerate(self.progress(decoded, n, "decoding") if self.progress else decoded):
@@ -187,13 +191,17 @@ class Bench:
         types += ", TF32" if float32_products(self.device) == "TF32" else ""
         types += ", columns" * (tap in HEADS[1:])
         parts = [problem.digest, problem.n_train, path, types, weights, problem.preprocess.key, self.device]
-        return store.cache_dir() / "tme7" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
+        return (
+            data_files.cache_dir()
+            / "tme7"
+            / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
+        )
 
     def _budget(self) -> dict[str, Any]:
         """Tiles in files, 1 GB of them in memory, so that the passes are few; on a GPU a third of its memory."""
         if self.device != "cpu":
             return {"budget_bytes": torch.cuda.mem_get_info()[0] // 3}
-        return {"budget_bytes": BUDGET, "scratch": store.cache_dir() / "scratch"}
+        return {"budget_bytes": BUDGET, "scratch": data_files.cache_dir() / "scratch"}
 
     def span(
         self,
@@ -229,7 +237,7 @@ class Bench:
                 rows = len(self.problem.images)
                 sums: dict[str, Any] = {tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo}
                 keep = {tap: Keep(sums[tap]) for tap in todo if tap in HEADS and seed is None}
-                gram.accumulate(
+                column_tiles.accumulate(
                     self.network(name, seed).module,
                     self.pixels,
                     todo,
@@ -246,17 +254,19 @@ class Bench:
                     tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
                     if tap in keep:
                         tensors["columns"] = keep[tap].columns
-                    store.save_tensors(files[tap], tensors)
+                    data_files.save_tensors(files[tap], tensors)
         grams = {}
         for tap in [only] if only else taps:
-            saved = {key: value.numpy() for key, value in store.load_tensors(files[tap])[0].items() if key != "columns"}
+            saved = {
+                key: value.numpy() for key, value in data_files.load_tensors(files[tap])[0].items() if key != "columns"
+            }
             grams[tap] = svm.normalise_gram(saved["gram"], saved["cross"], saved["squares"][self.problem.n_train :])
         return grams
 
     def columns(self, name: str, tap: str = "pool5") -> Tensor:
         """The L2-normalised N x D features of a layer of `HEADS`, kept beside its Gram matrix."""
         self.grams(name, [tap])
-        tensors, _ = store.load_tensors(self._places(name, [tap], self.fast, None)[tap])
+        tensors, _ = data_files.load_tensors(self._places(name, [tap], self.fast, None)[tap])
         return torch.nn.functional.normalize(tensors["columns"].float(), dim=1)
 
     def fit(self, name: str, tap: str, C: float = 1.0, *, scheme: str = "ovr", **span: Any) -> svm.Fit:

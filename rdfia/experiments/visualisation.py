@@ -11,10 +11,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from rdfia import input_gradients, intervals, judge, saliency_scores
+from rdfia.claims import intervals, judge
+from rdfia.gradients import ascent, saliency_scores
 
 if TYPE_CHECKING:
-    from tests.accuracy.lab8 import Bench
+    from rdfia.experiments.gradients import Bench
 
 TARANTULA = 76  # ImageNet's class index
 NOISE, PHOTO = "from noise", "from a photo"
@@ -122,7 +123,7 @@ def by_photo(found: Mapping[str, Any], key: str) -> np.ndarray:
 
 def _made(bench: Bench, target: Sequence[int], seeds: Sequence[int], start: Tensor | None,
           setting: Setting) -> dict[str, Any]:  # fmt: skip
-    made = input_gradients.visualise(bench.network.module, target, seeds=seeds, start=start, l2=setting.l2,
+    made = ascent.visualise(bench.network.module, target, seeds=seeds, start=start, l2=setting.l2,
                                      lr=setting.lr, steps=setting.steps, penalty=setting.penalty,
                                      unit_step=setting.unit_step, size=bench.space.size, space=bench.space,
                                      progress=bench.progress)  # fmt: skip

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdfia.device.precision import products
 from rdfia.errors import ArgumentError, DatasetError
-from rdfia.precision import products
 
 KINDS = ("dcgan", "cdcgan", "cgan")
 SIZES = (16, 32, 64, 128)  # 4 x 4 after the first layer of a convolutional G, doubled by each further one

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rdfia import store
+from rdfia.data import files
 from rdfia.errors import StoreError
-from rdfia.gan_config import GanConfig
+from rdfia.gans.config import GanConfig
 
 
 class CheckpointError(StoreError):
@@ -24,10 +24,10 @@ def write(folder: Path, config: GanConfig, data: str, done: tuple[int, int], ten
     """
     step, batches = done
     path = Path(folder) / f"step-{step}.safetensors"
-    store.save_tensors(path, tensors)
+    files.save_tensors(path, tensors)
     state = {"step": step, "batches": batches, "file": path.name, "data": data}
-    store.write_json(path.with_name("training.json"), {**state, "config": config.as_json()})
-    store.leave_only(path, "step-*.safetensors")
+    files.write_json(path.with_name("training.json"), {**state, "config": config.as_json()})
+    files.leave_only(path, "step-*.safetensors")
     return path
 
 
@@ -42,7 +42,7 @@ def read(
     index = Path(folder) / "training.json"
     if not index.exists():
         return None
-    state, mine = store.read_json(index), _flat(config.as_json())
+    state, mine = files.read_json(index), _flat(config.as_json())
     try:
         theirs, path = _flat(state["config"]), index.with_name(state["file"])
         step, batches = int(state["step"]), int(state["batches"])
@@ -55,13 +55,13 @@ def read(
     if differ:
         raise CheckpointError(f"{index} is another run's: {'; '.join(differ)}. Choose another folder, or remove it")
     try:
-        tensors, _ = store.load_tensors(path)
+        tensors, _ = files.load_tensors(path)
         if not len(tensors["losses"]) == step == batches / config.nb_update_D:
             raise ValueError(f"step {step} and {batches} batches, losses of {len(tensors['losses'])} steps")
         restore(tensors)
     except (StoreError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is not what {index} names; remove both to start again ({error})") from error
-    store.leave_only(path, "step-*.safetensors")  # a kill may have come between the index and this
+    files.leave_only(path, "step-*.safetensors")  # a kill may have come between the index and this
     return step, batches
 
 

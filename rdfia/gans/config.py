@@ -7,9 +7,9 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from rdfia import gan_augmentation
 from rdfia.errors import ArgumentError
-from rdfia.gans import GanArchitecture
+from rdfia.gans import augmentation as gan_augmentation
+from rdfia.gans.architecture import GanArchitecture
 
 _ADDED = {"added": True}  # a field that runs made before it do not name: they had its default
 
@@ -24,7 +24,7 @@ class GanConfig:
     0.999 holds from step 9,000 on, before that the mean is over about the last ninth of the steps.
 
     Beyond the lab, off by default. `lr_D` is D's learning rate where it is not `lr` (Heusel et al. 2017).
-    `augmentation` lists the changes of all images that D is given (`gan_augmentation`). `r1` is gamma of the penalty
+    `augmentation` lists the changes of all images that D is given (`augmentation`). `r1` is gamma of the penalty
     gamma / 2 E |gradient of D at a real image|^2 in D's loss (Mescheder et al. 2018), with the gradient of D's logit at
     the image as D is given it, augmented or not; with BatchNorm in D the gradient of the sum of the batch's logits. It
     is added in each `r1_every`-th step only, times `r1_every` (Karras et al. 2020), from the first step on.

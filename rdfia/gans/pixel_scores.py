@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rdfia.errors import ArgumentError
-from rdfia.gan_scores import Array, Estimate, frechet_distance
+from rdfia.gans.scores import Array, Estimate, frechet_distance
 
 STATISTICS = ("noise", "slope", "brightness", "row", "column")  # of an image: columns of `pixel_statistics`
 _NOISE = math.sqrt(math.pi / 2) / 6  # makes the mean absolute answer of Immerkaer's mask the noise's deviation

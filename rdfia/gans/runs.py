@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rdfia import store
+from rdfia.data import files
+from rdfia.device.precision import float32_products
 from rdfia.errors import DivergedError, StoreError
-from rdfia.gan_health import health
-from rdfia.gan_training import GanConfig, Trainer, fixed_noise, train
-from rdfia.gans import Generator, build, sample, to_uint8
-from rdfia.precision import float32_products
+from rdfia.gans.architecture import Generator, build, sample, to_uint8
+from rdfia.gans.config import GanConfig
+from rdfia.gans.health import health
+from rdfia.gans.training import Trainer, fixed_noise, train
 
 Score = Callable[[Generator], Mapping[str, Any]]
 
@@ -51,23 +52,23 @@ def seeds(name: str, config: GanConfig, numbers: Iterable[int], snapshots: Itera
 def train_run(run: Run, images: Tensor, labels: Any, work: Path, **options: Any) -> Trainer:
     """Train, or go on with, one run in `work`/<name>: its checkpoint, its generators, the time that it took.
 
-    Options are those of `gan_training.train`. A run that diverges keeps the generators before that, and raises
+    Options are those of `training.train`. A run that diverges keeps the generators before that, and raises
     DivergedError. StoreError: another process is at this run.
     """
     folder = work / run.name
     times = folder / "seconds.json"
 
     def note() -> None:
-        store.write_json(times, round(before + time.monotonic() - start, 1))
+        files.write_json(times, round(before + time.monotonic() - start, 1))
 
     def keep(trainer: Trainer) -> None:
         state = trainer.images_from.state_dict()
-        store.save_tensors(folder / f"generator-{trainer.done}.safetensors", state, {"data": trainer.digest})
+        files.save_tensors(folder / f"generator-{trainer.done}.safetensors", state, {"data": trainer.digest})
         note()  # a kill may come before the end
 
     with _alone(folder):
-        store.sweep(folder)
-        start, before = time.monotonic(), store.read_json(times) if times.exists() else 0.0
+        files.sweep(folder)
+        start, before = time.monotonic(), files.read_json(times) if times.exists() else 0.0
         try:
             found = train(run.config, images, labels, folder=folder, visit_at=run.snapshots, visit=keep, **options)
         finally:
@@ -82,7 +83,7 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ".lock").open("ab")
     except OSError as error:
-        raise store.refusal(folder, error) from error
+        raise files.refusal(folder, error) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,7 +120,7 @@ def scored_run(
     asked = {"config": run.config.as_json(), "data": digest, "snapshots": list(run.snapshots), "device": where,
              "judge": judge}  # fmt: skip
     if path.exists():
-        row = store.read_json(path)
+        row = files.read_json(path)
         known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}
         differ = [name for name, value in asked.items() if known.get(name) != value]
         can_score = (work / run.name / "training.json").exists()
@@ -141,13 +142,13 @@ def scored_run(
             last = generator.to(device)
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
-                store.write_atomic(evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)[: run.shown]))
-    store.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()})
-    row = {**asked, "scores": rows, "diverged": diverged, "seconds": store.read_json(work / run.name / "seconds.json"),
+                files.write_atomic(evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)[: run.shown]))
+    files.save_tensors(evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()})
+    row = {**asked, "scores": rows, "diverged": diverged, "seconds": files.read_json(work / run.name / "seconds.json"),
            "health": _signals(run, losses, None if last is None else _fixed(run, last), images),
            "origin": dict(origin or {})}  # fmt: skip
-    store.write_json(path, row)
-    return store.read_json(path)  # as a later call will find it
+    files.write_json(path, row)
+    return files.read_json(path)  # as a later call will find it
 
 
 def _signals(run: Run, losses: Tensor, shown: Tensor | None, images: Tensor) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _with_health(run: Run, row: dict[str, Any], images: Tensor, evidence: Path) 
 
 
 def _digest(images: Tensor, labels: Any) -> str:
-    return store.tensors_digest({"x": images} | ({} if labels is None else {"y": torch.as_tensor(labels).long()}))
+    return files.tensors_digest({"x": images} | ({} if labels is None else {"y": torch.as_tensor(labels).long()}))
 
 
 def generator_of(run: Run, work: Path, digest: str) -> Generator | None:
@@ -185,7 +186,7 @@ def generator_of(run: Run, work: Path, digest: str) -> Generator | None:
 
 def _generator(run: Run, path: Path, digest: str) -> Generator | None:
     """The generator in a file; None for one that has diverged, which makes no images."""
-    tensors, metadata = store.load_tensors(path)
+    tensors, metadata = files.load_tensors(path)
     if metadata.get("data") != digest:
         raise StoreError(f"{path} was trained on other data; remove the folder to have the run made again")
     _, generator = build(run.config.architecture, run.config.seed)
@@ -218,10 +219,10 @@ def grid_of(run: Run, step: int, evidence: Path) -> Tensor:
 
 
 def losses_of(run: Run, evidence: Path) -> Tensor:
-    """Steps x 4 (`gan_training.COLUMNS`), float32, kept in half precision. StoreError where there are none."""
+    """Steps x 4 (`training.COLUMNS`), float32, kept in half precision. StoreError where there are none."""
     path = evidence / f"{run.name}.safetensors"
     try:
-        return store.load_tensors(path)[0]["losses"].float()
+        return files.load_tensors(path)[0]["losses"].float()
     except (KeyError, StoreError) as error:
         raise StoreError(f"{path}: no losses; remove {run.name}.json beside it to have them made again") from error
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia import store
+from rdfia.data import files
+from rdfia.device.precision import products
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
-from rdfia.precision import products
 
 Array = np.ndarray
 Device = str | torch.device
@@ -108,15 +108,15 @@ def digit_classifier(
         module = DigitClassifier()
     settings = {**(train_digit_classifier.__kwdefaults__ or {}), **recipe, "seed": seed, "device": ""}
     text = {"recipe": repr(sorted(settings.items())), "network": repr(module)}
-    key = store.tensors_digest({"images": images, "labels": torch.as_tensor(labels)}, text)
-    path = (store.cache_dir() if folder is None else Path(folder)) / f"digit-classifier-{key[:16]}.safetensors"
+    key = files.tensors_digest({"images": images, "labels": torch.as_tensor(labels)}, text)
+    path = (files.cache_dir() if folder is None else Path(folder)) / f"digit-classifier-{key[:16]}.safetensors"
     with contextlib.suppress(StoreError, RuntimeError):  # none, damaged, or of another network
-        state, metadata = store.load_tensors(path)
+        state, metadata = files.load_tensors(path)
         if metadata.get("key") == key:
             module.load_state_dict(state, assign=True)
             return module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     module = train_digit_classifier(images, labels, seed=seed, device=device, **recipe)
-    store.save_tensors(path, module.state_dict(), {"key": key})
+    files.save_tensors(path, module.state_dict(), {"key": key})
     return module
 
 

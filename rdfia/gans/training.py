@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rdfia import gan_augmentation, gan_checkpoint, gans, memory, store
-from rdfia.cuda_graphs import Replayed, is_capturing
+from rdfia.data import files
+from rdfia.device import memory
+from rdfia.device.cuda_graphs import Replayed, is_capturing
+from rdfia.device.precision import products
+from rdfia.device.staging import on_device
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
-from rdfia.gan_checkpoint import CheckpointError  # noqa: F401 - what a run raises belongs to this interface
-from rdfia.gan_config import LABS, RECOMMENDED, GanConfig  # noqa: F401 - which run belongs to this interface
-from rdfia.gan_health import Health, diversity, health, within  # noqa: F401 - what a run is judged by belongs to this interface
-from rdfia.gans import Generator
-from rdfia.precision import products
-from rdfia.staging import on_device
+from rdfia.gans import architecture, augmentation, checkpoint
+from rdfia.gans.architecture import Generator
+from rdfia.gans.checkpoint import CheckpointError  # noqa: F401 - what a run raises belongs to this interface
+from rdfia.gans.config import LABS, RECOMMENDED, GanConfig  # noqa: F401 - which run belongs to this interface
+from rdfia.gans.health import Health, diversity, health, within  # noqa: F401 - what a run is judged by belongs to this interface
 
 Device = str | torch.device
 LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
@@ -59,23 +61,25 @@ class Trainer:
         replay: bool | None = None,
     ) -> None:  # fmt: skip
         self.config, self.device, a = config, torch.device(device), config.architecture
-        y = gans.check_images(a, images, labels)
+        y = architecture.check_images(a, images, labels)
         if config.batch > len(images):
             raise DatasetError(f"images: {len(images)} for batches of {config.batch}; lower batch, or give more images")
-        step = gans.step_bytes(a, config.batch, 2 if config.precision == "bfloat16" else 4, penalised=config.r1 > 0)
+        step = architecture.step_bytes(
+            a, config.batch, 2 if config.precision == "bfloat16" else 4, penalised=config.r1 > 0
+        )
         what = f"a step of {config.batch} of {len(images)} images"
         memory.require(images.nbytes + step, what, "lower batch", self.device)
         self.y = None if y is None else y.to(self.device)
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)  # N x S x S x C: batches come channels-last
-        self.digest = store.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
-        nets = [net.to(self.device, memory_format=torch.channels_last) for net in gans.build(a, config.seed)]  # type: ignore
+        self.digest = files.tensors_digest({"x": images} | ({} if self.y is None else {"y": self.y}))
+        nets = [net.to(self.device, memory_format=torch.channels_last) for net in architecture.build(a, config.seed)]  # type: ignore
         self.discriminator, self.generator = nets
         self.ema: Generator | None = deepcopy(self.generator) if config.ema else None
         self.optimizers = [
             torch.optim.Adam(net.parameters(), rate, (config.beta1, config.beta2), fused=True)
             for net, rate in zip(nets, config.rates, strict=True)
         ]
-        self.noise = gans.stream(config.seed, _NOISE)
+        self.noise = architecture.stream(config.seed, _NOISE)
         self.done, self.batches, self._order = 0, 0, torch.empty(0)  # steps; batches of data taken; epoch's order
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
         replay = self.device.type == "cuda" and torch.cuda.is_available() if replay is None else replay
@@ -99,7 +103,7 @@ class Trainer:
         per_epoch = len(self.x) // self.config.batch
         epoch, place = divmod(self.batches, per_epoch)
         if place == 0 or not len(self._order):  # the order depends on seed and epoch alone, so that a resume finds it
-            generator = gans.stream(self.config.seed, _ORDER, epoch)
+            generator = architecture.stream(self.config.seed, _ORDER, epoch)
             self._order = on_device(torch.randperm(len(self.x), generator=generator), self.device)
         self.batches += 1
         rows = self._order[place * self.config.batch : (place + 1) * self.config.batch]
@@ -136,8 +140,8 @@ class Trainer:
         if not self.config.augmentation:
             return None
         looks = 2 * self.config.nb_update_D + self.config.nb_update_G
-        generator = gans.stream(self.config.seed, _AUGMENTATION, self.done)
-        draws = torch.rand(looks, self.config.batch, gan_augmentation.DRAWS, generator=generator)
+        generator = architecture.stream(self.config.seed, _AUGMENTATION, self.done)
+        draws = torch.rand(looks, self.config.batch, augmentation.DRAWS, generator=generator)
         return on_device(draws, self.device)
 
     def _updates(self, inputs: StepInputs, penalised: bool = False) -> Tensor:
@@ -150,7 +154,7 @@ class Trainer:
         def shown(images: Tensor, look: int) -> Tensor:
             """The images as D is given them."""
             draws = inputs.draws
-            return images if draws is None else gan_augmentation.augmented(images, draws[look], config.augmentation)
+            return images if draws is None else augmentation.augmented(images, draws[look], config.augmentation)
 
         for optimizer, rate in zip(self.optimizers, inputs.rates, strict=True):
             optimizer.param_groups[0].update(lr=rate, capturable=is_capturing(self.device))
@@ -163,14 +167,14 @@ class Trainer:
                 real = real.detach().requires_grad_()
             with self._autocast():  # one context an update: autocast keeps cast weights until it ends
                 real_logits, fake_logits = D(real, y).float(), D(other, y).float()
-            loss_D = gans.discriminator_loss(real_logits, fake_logits, config.label_smoothing)
+            loss_D = architecture.discriminator_loss(real_logits, fake_logits, config.label_smoothing)
             weight = config.r1 * config.r1_every
-            self._update(0, loss_D + weight * gans.r1_penalty(real_logits, real) if penalised else loss_D)
+            self._update(0, loss_D + weight * architecture.r1_penalty(real_logits, real) if penalised else loss_D)
         for update in range(config.nb_update_G):
             with self._autocast():
                 if update:
                     fake = G(inputs.noise[update - 1], y)
-                loss_G = gans.generator_loss(D(shown(fake, 2 * config.nb_update_D + update), y).float())
+                loss_G = architecture.generator_loss(D(shown(fake, 2 * config.nb_update_D + update), y).float())
             self._update(1, loss_G)
         if self.ema is not None:
             _move_mean(self.ema, G, inputs.share)
@@ -215,11 +219,11 @@ class Trainer:
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values() if value.is_floating_point()):
             message = f"step {self.done}: a weight is not finite; what {folder} held before is kept"
             raise DivergedError(message, self.losses[: self.done].cpu())
-        return gan_checkpoint.write(folder, self.config, self.digest, (self.done, self.batches), tensors)
+        return checkpoint.write(folder, self.config, self.digest, (self.done, self.batches), tensors)
 
     def load(self, folder: Path) -> bool:
-        """Go on from the checkpoint in `folder`, False where there is none. Raises as `gan_checkpoint.read`."""
-        found = gan_checkpoint.read(folder, self.config, self.digest, self._restore)
+        """Go on from the checkpoint in `folder`, False where there is none. Raises as `checkpoint.read`."""
+        found = checkpoint.read(folder, self.config, self.digest, self._restore)
         if found is not None:
             (self.done, self.batches), self._order = found, torch.empty(0)
         return found is not None
@@ -284,7 +288,7 @@ class Trained(NamedTuple):
 def fixed_noise(config: GanConfig, device: Device = "cpu") -> tuple[Tensor, Tensor | None]:
     """Noise and labels of the 10 x 10 grid: with labels each row is a label and each column one and the same z."""
     a = config.architecture
-    z = torch.randn(10 if a.classes else 100, a.nz, generator=gans.stream(config.seed, _GRID))
+    z = torch.randn(10 if a.classes else 100, a.nz, generator=architecture.stream(config.seed, _GRID))
     if not a.classes:
         return z.to(device), None
     y = torch.arange(min(10, a.classes)).repeat_interleave(10)
@@ -331,7 +335,12 @@ def train(
             if log is not None:
                 log(log_line(start, config.steps, trainer.losses[start].tolist()))
         if trainer.done in wanted_grids:
-            grids.append(Grid(trainer.done, gans.to_uint8(gans.sample(trainer.images_from, z, y, statistics="batch"))))
+            grids.append(
+                Grid(
+                    trainer.done,
+                    architecture.to_uint8(architecture.sample(trainer.images_from, z, y, statistics="batch")),
+                )
+            )
             if log is not None:
                 losses, some = trainer.losses[: trainer.done], images[:: max(1, len(images) // 500)]
                 for alarm in health(losses, grids[-1].images, some, labels=y).alarms:

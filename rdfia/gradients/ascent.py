@@ -1,6 +1,6 @@
 """TME 8: the gradient with respect to the input: where a network looks, and what it expects of a class.
 
-One loop, `ascend`, serves saliency maps, class visualisation and fooling images (`rdfia.fooling`). Images are
+One loop, `ascend`, serves saliency maps, class visualisation and fooling images (`rdfia.gradients.fooling`). Images are
 normalised; `space` says how, so that valid pixels are known. The network comes back as it was.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.cuda_graphs import ReplayedNetwork
+from rdfia.data.images import CROP, Preprocess, blur, constant
+from rdfia.device.cuda_graphs import ReplayedNetwork
+from rdfia.device.memory import halves, kept_memory, told
+from rdfia.device.precision import products
+from rdfia.device.staging import on_device
 from rdfia.errors import ArgumentError, WeightsError
-from rdfia.images import CROP, Preprocess, blur, constant
-from rdfia.memory import halves, kept_memory, told
-from rdfia.precision import products
-from rdfia.staging import on_device
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Per = float | Sequence[float] | Tensor  # one value for all images, or one for each

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.images import CROP, Preprocess
+from rdfia.device.memory import told
+from rdfia.device.staging import on_device
 from rdfia.errors import ArgumentError
-from rdfia.images import CROP, Preprocess
-from rdfia.input_gradients import (
+from rdfia.gradients.ascent import (
     Progress,
     Turn,
     View,
@@ -29,8 +31,6 @@ from rdfia.input_gradients import (
     target_logits,
     unit,
 )
-from rdfia.memory import told
-from rdfia.staging import on_device
 
 
 def _hits(target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.errors import ArgumentError
-from rdfia.images import CROP, Preprocess, blur
-from rdfia.input_gradients import check_images, check_network, per_image, target_logits
+from rdfia.gradients.ascent import check_images, check_network, per_image, target_logits
 
 FRACTIONS = tuple(i / 20 for i in range(21))
 _TINY = np.finfo(np.float64).tiny
@@ -71,7 +71,7 @@ def pixel_curve(
     does not divide the size. They are taken in the order of the map's mean in each, the largest first, those of equal
     mean in reading order; `fractions` are shares of the blocks. "deletion" puts the infill in their place, "insertion"
     lays them on the infill: a copy blurred by `blur_sigma` pixels, which has no hard edges, or the mean colour (0).
-    Raises ArgumentError for settings that are none of these, and as `input_gradients.saliency`.
+    Raises ArgumentError for settings that are none of these, and as `ascent.saliency`.
     """
     check_network(network)
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")

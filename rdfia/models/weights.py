@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia import networks
 from rdfia.errors import WeightsError
+from rdfia.models import networks
 
 LARGEST = 8  # bytes a parameter that a file may have: those of float64
 MEGABYTE = 1 << 20

@@ -11,12 +11,13 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from . import figures, store
-from .blocks import fill, table
-from .errors import StoreError
-from .figures import INK, RUST, STYLE
+from rdfia.data import files
+from rdfia.errors import StoreError
+from rdfia.report import figures
+from rdfia.report.blocks import fill, table
+from rdfia.report.figures import INK, RUST, STYLE
 
-VERIFIED = Path(__file__).parents[1] / "reports" / "verified"  # of a checkout; an installed package has none
+VERIFIED = Path(__file__).parents[2] / "reports" / "verified"  # of a checkout; an installed package has none
 BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueError)  # what a wrong record may raise
 
 
@@ -61,7 +62,7 @@ def exponent(work: Sequence[float], values: Sequence[float]) -> float:
 
 
 def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
-    store.write_atomic(folder / "figures" / f"{name}.png", figures.png(figure))
+    files.write_atomic(folder / "figures" / f"{name}.png", figures.png(figure))
     return fill("figure.html", file=f"figures/{name}.png", alt=escape(caption), caption=escape(caption), link="")
 
 
@@ -73,7 +74,7 @@ def devices(verified: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     kept = [verified / device / "speed" / "benchmarks.json" for device in ("cpu", "cuda")]
     if not all(path.exists() for path in kept):
         return None
-    cpu, cuda = (store.read_json(path) for path in kept)
+    cpu, cuda = (files.read_json(path) for path in kept)
     return cpu, cuda
 
 
@@ -113,7 +114,7 @@ def benchmarks(folder: Path, verified: Path = VERIFIED) -> str:
     if not (folder / "benchmarks.json").exists():
         return ""
     try:
-        run = store.read_json(folder / "benchmarks.json")
+        run = files.read_json(folder / "benchmarks.json")
         rows, where = run["rows"], run["environment"]
         html = f"<p>{escape(str(where['cpu'] if where['device'] == 'cpu' else where['accelerator']))}, "
         if (made := where.get("set in the environment", "none")) != "none":
@@ -155,7 +156,7 @@ def gate(folder: Path) -> str:
         return ""
     try:
         html = ""
-        for name, run in store.read_json(folder / "power.json").items():
+        for name, run in files.read_json(folder / "power.json").items():
             of = run["verdicts"]
             html += f"<h3>{escape(name)}: {run['load']} other processes at work</h3><p>{run['rounds']} rounds of equal "
             html += f"trees were recorded, {of} verdicts of the whole gate replayed from them (they share rounds): "
@@ -169,7 +170,7 @@ def gate(folder: Path) -> str:
             html += table(("row", "seconds", "spread of a round", "of reference", "at most", *shares), lines)
         if (folder / "live.json").exists():
             html += "<p>Slowdowns planted in a row of this tree, and what the gate itself said:</p>"
-            html += table(("row", "planted", "state", "finding"), store.read_json(folder / "live.json"))
+            html += table(("row", "planted", "state", "finding"), files.read_json(folder / "live.json"))
     except BROKEN as error:
         return f"<p class=small>power.json could not be drawn: {escape(repr(error))}</p>"
     return html

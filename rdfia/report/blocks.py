@@ -10,15 +10,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from . import claims, judge
-from .claims import ANSWERS, CLAIMS, ERRATA, Record, show
-from .intervals import Estimate
+from rdfia.claims import judge
+from rdfia.claims import record as claim_records
+from rdfia.claims.intervals import Estimate
+from rdfia.claims.record import ANSWERS, CLAIMS, ERRATA, Record, show
 
 LABS = {"tme7": "TME 7", "tme8": "TME 8", "tme9": "TME 9", "tme10": "TME 10"}
 SCOPES = {"report": "the report's sentence, with its data and networks",
           "substitute": "the report's sentence, on other data, another network or a shorter run",
           "ours": "not in the report"}  # fmt: skip
-LEGEND = dict(zip(claims.VERDICTS, (  # a mark that is read without colour, and what the word means
+LEGEND = dict(zip(claim_records.VERDICTS, (  # a mark that is read without colour, and what the word means
     ("✓", "the report's sentence: the whole interval lies within the bound"),
     ("✗", "the report's sentence: the whole interval lies beyond the bound"),
     ("≈", "the same on other data, another network or a shorter run"),
@@ -35,8 +36,8 @@ TABLE1 = (("Relu2", "relu6", "relu1_2"), ("Relu4", "fc7", "relu2_2"), ("Relu7", 
 
 
 def fill(file: str, /, **values: str) -> str:
-    """A file of rdfia/page; with values, its $names replaced by them (they are HTML already)."""
-    text = (Path(__file__).parent / "page" / file).read_text("utf-8")
+    """A file of rdfia/report/templates; with values, its $names replaced by them (they are HTML already)."""
+    text = (Path(__file__).parent / "templates" / file).read_text("utf-8")
     return Template(text).substitute(values) if values else text
 
 
@@ -69,7 +70,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def filters(records: Sequence[Record]) -> str:
     """The three choices; the script shows them, without it they stay hidden."""
     choices = {"lab": [lab for lab in LABS if any(record.lab == lab for record in records)],
-               "verdict": list(claims.counts(records)),
+               "verdict": list(claim_records.counts(records)),
                "scope": [scope for scope in SCOPES if any(r.scope == scope for r in records)]}
     boxes = ""
     for name, values in choices.items():
@@ -101,7 +102,7 @@ def _needed(record: Record, part: Mapping[str, Any]) -> str:
 
 
 def _part(part: Mapping[str, Any]) -> str:
-    return f"{part['name']} {show(part['value'])}{claims.interval_of(part)}, to be {part['bound']}"
+    return f"{part['name']} {show(part['value'])}{claim_records.interval_of(part)}, to be {part['bound']}"
 
 
 def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> str:
@@ -111,7 +112,7 @@ def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> s
         mine = [record for record in records if record.id == claim_id]
         first, checks = mine[0], "".join(_check(record, pictures.get(record.key, ())) for record in mine)
         if len(mine) > 6:
-            tally = " ".join(f"{badge(verdict)} {n}" for verdict, n in claims.counts(mine).items())
+            tally = " ".join(f"{badge(verdict)} {n}" for verdict, n in claim_records.counts(mine).items())
             checks = f"<p>{tally}</p><details class=cases><summary>{len(mine)} checks</summary>{checks}</details>"
         answer = link(f"{first.lab}-{first.answer}", f"{LABS.get(first.lab, first.lab)}, answer {first.answer}")
         html += fill("claim.html", slug=slug(claim_id), id=escape(claim_id), statement=escape(first.statement),
@@ -155,8 +156,8 @@ def _check(record: Record, pictures: Sequence[str]) -> str:
 
 def _parts(record: Record) -> str:
     """What was estimated: value, interval, bound, whether it is met, from how many, by which method."""
-    rows = [[part["name"], show(part["value"]) + claims.interval_of(part), part["bound"], part["outcome"], part["n"],
-             part["method"]] for part in record.parts]  # fmt: skip
+    rows = [[part["name"], show(part["value"]) + claim_records.interval_of(part), part["bound"],
+             part["outcome"], part["n"], part["method"]] for part in record.parts]  # fmt: skip
     return table(("estimate", "value (99 % interval)", "bound", "outcome", "n", "interval by"), rows) if rows else ""
 
 

@@ -11,8 +11,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from . import assets, provenance
-from .errors import RdfiaError
+from rdfia.claims import provenance
+from rdfia.data import assets
+from rdfia.errors import RdfiaError
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")  # what decides how it computes
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "RDFIA_DTYPE")
@@ -26,7 +27,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
     """
     import torch
 
-    from .precision import fast_dtype, float32_products
+    from rdfia.device.precision import fast_dtype, float32_products
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set((re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE) or ["", ""])[1].split())

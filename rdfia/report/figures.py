@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from .errors import ArgumentError
-from .intervals import mean as mean_with_interval
+from rdfia.claims.intervals import mean as mean_with_interval
+from rdfia.errors import ArgumentError
 
 WIDTH, DPI = 4.6, 200
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,

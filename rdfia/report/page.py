@@ -13,12 +13,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from . import blocks, claims, figures, speed, store
-from .blocks import LEGEND, badge, fill, link, slug
-from .claims import CLAIMS, Record
-from .errors import RdfiaError, StoreError
-from .ledger import Ledger
-from .machine import environment
+from rdfia.claims import record as claim_records
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import CLAIMS, Record
+from rdfia.data import files
+from rdfia.errors import RdfiaError, StoreError
+from rdfia.report import benchmarks, blocks, figures
+from rdfia.report.blocks import LEGEND, badge, fill, link, slug
+from rdfia.report.environment import environment
 
 # What evidence draws is told by its fields: section, fields, figure, caption.
 DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], str], ...] = (
@@ -70,7 +72,7 @@ def keep(folder: Path, ledger: Ledger) -> None:
         for row in record.figures if record.recorded else ():
             kept = ledger.root / "reports" / "verified" / record.recorded["folder"] / row["file"]
             if kept.is_file():
-                store.write_atomic(folder / row["file"], kept.read_bytes())
+                files.write_atomic(folder / row["file"], kept.read_bytes())
 
 
 def keep_records(folder: Path, ledger: Ledger) -> None:
@@ -78,15 +80,15 @@ def keep_records(folder: Path, ledger: Ledger) -> None:
     records = [record.as_json() for record in ledger.records.values()]
     run: dict[str, Any] = {"environment": environment(ledger.root, ledger.device, ledger.profile)}
     run |= {"thresholds": ledger.thresholds, **({"unfinished": ledger.unfinished} if ledger.unfinished else {})}
-    store.write_json(folder / "claims.json", claims.plain(run | {"records": records}))
+    files.write_json(folder / "claims.json", claim_records.plain(run | {"records": records}))
 
 
 def rebuild(folder: Path) -> Path:
     """Figures and page from `folder`/claims.json alone; returns the page's path. StoreError: there is none to read."""
-    run = claims.read_run(folder / "claims.json")
+    run = claim_records.read_run(folder / "claims.json")
     try:
         return _page(folder, run)
-    except (*speed.BROKEN, IndexError) as error:
+    except (*benchmarks.BROKEN, IndexError) as error:
         raise StoreError(f"{folder / 'claims.json'} has what cannot be shown ({error!r}); pytest -m accuracy writes it "
                          "anew") from error  # fmt: skip
 
@@ -95,13 +97,14 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
     order = {claim_id: i for i, claim_id in enumerate(CLAIMS)}
     records = sorted(run["records"], key=lambda record: order.get(record.id, len(order)))
     sections, where, stopped = _sections(folder, run, records), run["environment"], run["unfinished"]
-    tally, old = claims.counts(records), sum(record.outcome == "recorded" for record in records)
+    tally, old = claim_records.counts(records), sum(record.outcome == "recorded" for record in records)
     failed = "".join(f"<li>{link(r.key, r.key)}: {escape(r.failure)}</li>" for r in records if r.failure)
     facts = {name: escape(str(where.get(name, "?"))) for name in ("date", "profile")}
     facts["device"] = escape(str(where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?")))
     shown = {name: title for name, title in TITLES.items() if sections.get(name)}
     page = fill(
-        "index.html", **facts, style=fill("style.css"), script=fill("filters.js"), title=escape(claims.show(tally)),
+        "index.html", **facts, style=fill("style.css"), script=fill("filters.js"),
+        title=escape(claim_records.show(tally)),
         counts="".join(f"<li>{badge(v)} <b>{n}</b> <span class=small>{LEGEND[v][1]}</span></li>"
                        for v, n in tally.items()),
         coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all. "
@@ -113,7 +116,7 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
         nav="".join(f'<a href="#{name}">{title}</a>' for name, title in shown.items()),
         sections="".join(f'<section id="{n}"><h2>{title}</h2>{sections[n]}</section>' for n, title in shown.items()),
     )  # fmt: skip
-    store.write_atomic(folder / "index.html", page.encode())
+    files.write_atomic(folder / "index.html", page.encode())
     return folder / "index.html"
 
 
@@ -154,7 +157,7 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
         caption = "Table 1 and ours, by both readings of its row names."
         table += _draw(folder, "table1", figures.table1, [evidence for _, evidence in rows], caption, rows[0][0])
     return {**html, "claims": blocks.filters(records) + blocks.cards(records, own), "table1": table,
-            "speed": speed.benchmarks(folder), "gate": speed.gate(folder), "faults": _faults(folder),
+            "speed": benchmarks.benchmarks(folder), "gate": benchmarks.gate(folder), "faults": _faults(folder),
             "thresholds": blocks.thresholds(run.get("thresholds", {})), "answers": blocks.answers(records),
             "errata": blocks.errata(), "environment": blocks.environment(run["environment"])}  # fmt: skip
 
@@ -162,8 +165,8 @@ def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -
 def _faults(folder: Path) -> str:
     """The section of `folder`/faults.json; empty where there is none, a sentence where it is no such record."""
     try:
-        return blocks.faults(store.read_json(path)) if (path := folder / "faults.json").exists() else ""
-    except speed.BROKEN as error:
+        return blocks.faults(files.read_json(path)) if (path := folder / "faults.json").exists() else ""
+    except benchmarks.BROKEN as error:
         return f"<p class=small>faults.json could not be read: {escape(repr(error))}</p>"
 
 
@@ -186,7 +189,7 @@ def _diagonal(evidence: Mapping[str, Any]) -> float:
 
 def _draw(folder: Path, name: str, draw: Callable[[Any], Any], evidence: Any, caption: str, record: Record) -> str:
     try:
-        store.write_atomic(folder / "figures" / f"{name}.png", figures.png(draw(evidence)))
+        files.write_atomic(folder / "figures" / f"{name}.png", figures.png(draw(evidence)))
         row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
         return _picture(row, record) + blocks.beside(name.split("-")[0], evidence)
     except (RdfiaError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.files import GIGABYTE, refusal
+from rdfia.data.images import LAB, Preprocess
+from rdfia.device.memory import Pieces, fitting, require
+from rdfia.device.precision import fast_dtype, products
+from rdfia.device.staging import batches, staging_for
 from rdfia.errors import ArgumentError
-from rdfia.features import Progress, default_batch, flat, memory_needed, prepared, run_taps, tap_shapes
-from rdfia.images import LAB, Preprocess
-from rdfia.memory import Pieces, fitting, require
-from rdfia.precision import fast_dtype, products
-from rdfia.staging import batches, staging_for
-from rdfia.store import GIGABYTE, refusal
+from rdfia.transfer.features import Progress, default_batch, flat, memory_needed, prepared, run_taps, tap_shapes
 
 PART_BYTES = GIGABYTE  # of a tile on disk, resident at a time
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from rdfia import memory
+from rdfia.data.files import GIGABYTE, FeatureStore, sweep, tensors_digest, write_json
+from rdfia.data.images import LAB, Preprocess, image_digest
+from rdfia.device import memory
+from rdfia.device.precision import fast_dtype, float32_products
+from rdfia.device.staging import on_host, staging_for
 from rdfia.errors import ArgumentError
-from rdfia.features import Progress, default_batch, flat, last_position, memory_needed, stream, tap_shapes
-from rdfia.images import LAB, Preprocess, image_digest
-from rdfia.precision import fast_dtype, float32_products
-from rdfia.staging import on_host, staging_for
-from rdfia.store import GIGABYTE, FeatureStore, sweep, tensors_digest, write_json
+from rdfia.transfer.features import Progress, default_batch, flat, last_position, memory_needed, stream, tap_shapes
 
 BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024  # the fewer images, but one batch at least
 FOREVER = datetime.timedelta(days=7)  # who has the large photos is waited for; torchrun ends all when one dies

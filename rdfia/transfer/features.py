@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.images import LAB, Preprocess
+from rdfia.device.memory import Pieces, fitting, kept_memory, told
+from rdfia.device.precision import fast_dtype, products
+from rdfia.device.staging import batches, decode, staging_for  # noqa: F401 - pixels without features belong to this interface
 from rdfia.errors import ArgumentError, WeightsError
-from rdfia.images import LAB, Preprocess
-from rdfia.memory import Pieces, fitting, kept_memory, told
-from rdfia.precision import fast_dtype, products
-from rdfia.staging import batches, decode, staging_for  # noqa: F401 - pixels without features belong to this interface
 
 BATCH = {"cpu": 16, "cuda": 128}  # images: what fills a processor's caches; what keeps a GPU busy (not measured yet)
 WORKSPACE = 2  # times what layers take and give: freed blocks that no later layer's tensor fits, and a layer's own
@@ -241,7 +241,7 @@ def stream(
 
     `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). `pool` makes
     rows of a layer's output, in memory of their own: all values by default, or means over a grid (`pyramid`). Decoding
-    runs ahead in threads, and on a CUDA device the next batch is copied there while one is computed (`rdfia.staging`).
+    runs ahead in threads, and on a CUDA device the next batch is copied there while one is computed (`staging`).
     `batch_size` is `default_batch` of the device. `module` itself is not touched. Where memory does not do for a batch,
     its parts are computed one after the other, with a FewerAtATime warning; `beside` are bytes of the host to be left
     for who takes the features. Raises ArgumentError, WeightsError, ImageError; TooLarge when one image is too much.

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdfia.device.memory import kept_memory
+from rdfia.device.precision import products
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
-from rdfia.memory import kept_memory
-from rdfia.precision import products
 
 Device = str | torch.device
 

@@ -20,9 +20,9 @@ from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSp
 from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
 
-from rdfia import precision
+from rdfia.device import precision
+from rdfia.device.memory import require
 from rdfia.errors import ArgumentError, DatasetError
-from rdfia.memory import require
 
 Array = np.ndarray
 CHUNK_COLUMNS = 8192  # long enough for a product at full speed, short enough for a float32 sum

@@ -8,86 +8,91 @@ from typing import Any
 
 import pytest
 
-from rdfia import assets, datasets
-from tests.accuracy import lab7, lab8, lab9
+from rdfia.data import assets, datasets
+from rdfia.experiments import gans as gan_experiments
+from rdfia.experiments import gradients, transfer
 
 
 @pytest.fixture(scope="session")
-def _benches() -> dict[str, lab7.Bench]:
+def _benches() -> dict[str, transfer.Bench]:
     return {}
 
 
 @pytest.fixture
-def bench(_benches: dict[str, lab7.Bench], claim: Any, progress: Any) -> Callable[[str, Path], lab7.Bench]:
+def bench(_benches: dict[str, transfer.Bench], claim: Any, progress: Any) -> Callable[[str, Path], transfer.Bench]:
     """bench("scene15" | "digits", path): what the tests of one problem share."""
 
-    def get(name: str, path: Path) -> lab7.Bench:
+    def get(name: str, path: Path) -> transfer.Bench:
         if name not in _benches:
-            problem = lab7.scene15(path) if name == "scene15" else lab7.digits(path)
-            _benches[name] = lab7.Bench(problem, claim.device, progress)
+            problem = transfer.scene15(path) if name == "scene15" else transfer.digits(path)
+            _benches[name] = transfer.Bench(problem, claim.device, progress)
         return _benches[name]
 
     return get
 
 
 @pytest.fixture(scope="session")
-def _lenses() -> dict[tuple[str, str], lab8.Bench]:
+def _lenses() -> dict[tuple[str, str], gradients.Bench]:
     return {}
 
 
 @pytest.fixture
-def lens(_lenses: dict[tuple[str, str], lab8.Bench], claim: Any, progress: Any) -> Callable[..., lab8.Bench | None]:
+def lens(
+    _lenses: dict[tuple[str, str], gradients.Bench], claim: Any, progress: Any
+) -> Callable[..., gradients.Bench | None]:
     """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's record serves.
 
     With `judge`, the second network is needed too; `photos`: of this asset instead of the network's usual ones. A full
     run has the main network's photos for every network where they are on the machine, and more of them for that one.
     """
 
-    def get(title: str, judge: bool = False, photos: str = "") -> lab8.Bench | None:
-        setup = lab8.SETUPS[title]
+    def get(title: str, judge: bool = False, photos: str = "") -> gradients.Bench | None:
+        setup = gradients.SETUPS[title]
         claim.need(setup.weights)
-        main, full = lab8.SETUPS["SqueezeNet 1.1"], claim.profile == "full"
+        main, full = gradients.SETUPS["SqueezeNet 1.1"], claim.profile == "full"
         photos = photos or (main.photos if full and assets.find(main.photos) else setup.photos)
         located = claim.need(photos)
         if judge:
-            claim.need(lab8.SETUPS[setup.judge].weights)
+            claim.need(gradients.SETUPS[setup.judge].weights)
         spare = setup is not main and all(assets.find(name) for name in (main.weights, main.photos))
         if spare and claim.recorded():
             return None
         if (title, photos) not in _lenses:
             found = getattr(datasets, photos.replace("-", "_"))(located.path)
             if full and setup is main:
-                found = lab8.with_more(found)
-            _lenses[title, photos] = lab8.Bench(title, found, claim.device, claim.profile, progress)
+                found = gradients.with_more(found)
+            _lenses[title, photos] = gradients.Bench(title, found, claim.device, claim.profile, progress)
         return _lenses[title, photos]
 
     return get
 
 
 @pytest.fixture(scope="session")
-def _galleries() -> dict[str, lab9.Bench]:
+def _galleries() -> dict[str, gan_experiments.Bench]:
     return {}
 
 
 @pytest.fixture
-def gans(_galleries: dict[str, lab9.Bench], claim: Any, progress: Any) -> Callable[..., lab9.Bench | None]:
+def gans(
+    _galleries: dict[str, gan_experiments.Bench], claim: Any, progress: Any
+) -> Callable[..., gan_experiments.Bench | None]:
     """gans("MNIST"): what the tests of TME 9 and 10 on one data set share.
 
     With `short`, None where the data set only stands in for one that is here, and the full run's record serves. Another
     number of photos than pins are of is another case of the claim.
     """
 
-    def get(title: str, short: bool = False) -> lab9.Bench | None:
-        setup = lab9.SETUPS[title]
+    def get(title: str, short: bool = False) -> gan_experiments.Bench | None:
+        setup = gan_experiments.SETUPS[title]
         found = claim.need(setup.asset)
         if setup.channels == 3:
             claim.need("squeezenet1_1")
-        better = [lab9.SETUPS[name].asset for name in lab9.INSTEAD_OF.get((claim.lab, title), ())]
+        better = [gan_experiments.SETUPS[name].asset for name in gan_experiments.INSTEAD_OF.get((claim.lab, title), ())]
         if short and any(assets.find(name) for name in better) and claim.recorded():
             return None
         if title not in _galleries:
             output = claim.run.output
-            _galleries[title] = lab9.Bench(title, found.path, claim.device, claim.profile, progress, output)
+            _galleries[title] = gan_experiments.Bench(title, found.path, claim.device, claim.profile, progress, output)
         claim.case = _galleries[title].case(claim.case)
         return _galleries[title]
 

@@ -3,7 +3,7 @@
 The long runs (7,812 and 11,718 steps, five seeds each) belong to the full profile. A short one (5 seeds, batches of 32,
 80 steps; cGAN 500) runs in every profile and has pins of its own, with batch and steps chosen after trials: only what
 later steps make surer. What D without y does is not among them: on digits the label says nothing after 200 steps, 0.9
-nats after 300. Runs stand in lab9.py, bounds in claims.json.
+nats after 300. Runs stand in rdfia/experiments/gans.py, bounds in claims.json.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import figures, intervals, store
-from rdfia.gan_training import COLUMNS, LABS, within
-from rdfia.gans import Discriminator, GanArchitecture, build, discriminator_loss, generator_loss, parameter_counts
-from rdfia.intervals import Estimate, exact
-from rdfia.studies import Run, loss_variation
-from tests.accuracy import lab9
-from tests.accuracy.lab9 import COVERED, Bench, level, milestones, named
+from rdfia.claims import intervals
+from rdfia.claims.intervals import Estimate, exact
+from rdfia.data import files
+from rdfia.experiments import gans as gan_experiments
+from rdfia.experiments.gans import COVERED, Bench, level, milestones, named
+from rdfia.gans.architecture import (
+    Discriminator,
+    GanArchitecture,
+    build,
+    discriminator_loss,
+    generator_loss,
+    parameter_counts,
+)
+from rdfia.gans.config import LABS
+from rdfia.gans.health import within
+from rdfia.gans.runs import Run, loss_variation
+from rdfia.gans.training import COLUMNS
+from rdfia.report import figures
 from tests.accuracy.test_tme9 import (
     LABELS,
     LAST,
@@ -124,7 +135,7 @@ def test_the_reader_can_read(claim: Any, gans: Gans, title: str, what: str) -> N
     claim.measured(
         {name: intervals.share(int(right.sum()), len(right))},
         right={name: right},
-        images=store.tensors_digest({"x": bench.x_held})[:12],
+        images=files.tensors_digest({"x": bench.x_held})[:12],
         measured={"of the worst digit": min(each)},
         evidence={"per digit": each, "trained on": len(bench.x)},
         **bench.record(
@@ -201,7 +212,9 @@ def evidence(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
 
 def curves(bench: Bench, *kinds: str) -> list[dict[str, Any]]:
     """Scores by step of some of the networks, the mean over their seeds."""
-    return by_step({NAMES[kind]: averaged([bench.rows(run) for run in lab9.OVER_SEEDS[kind]]) for kind in kinds})
+    return by_step(
+        {NAMES[kind]: averaged([bench.rows(run) for run in gan_experiments.OVER_SEEDS[kind]]) for kind in kinds}
+    )
 
 
 def each(bench: Bench, runs: Sequence[Run], name: str, least: int, most: int = 10**9) -> list[list[float]]:
@@ -214,7 +227,7 @@ def each(bench: Bench, runs: Sequence[Run], name: str, least: int, most: int = 1
 def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs, shown, measured = lab9.long_runs("cdcgan", title), dict[str, Any](), dict[str, Any]()
+    runs, shown, measured = gan_experiments.long_runs("cdcgan", title), dict[str, Any](), dict[str, Any]()
     if what == "noise at first":
         first = [max(values) for values in each(bench, runs, "density", 0, EARLY_STEP)]
         found = {"highest density up to step 50": over_seeds(first)}
@@ -251,7 +264,7 @@ def test_the_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     first, last = (int(step.replace(",", "")) for step in what.split(" to "))
-    runs = lab9.long_runs("cdcgan", title)
+    runs = gan_experiments.long_runs("cdcgan", title)
     values = windows(bench, runs, first, last)
     claim.measured(
         {f"{name}, {what}": mean(seeds) for name, seeds in values.items()},
@@ -277,7 +290,7 @@ def says_nothing(bench: Bench, runs: Sequence[Run]) -> Estimate:
 def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = lab9.long_runs("cdcgan-no-y-in-D", title)
+    runs = gan_experiments.long_runs("cdcgan-no-y-in-D", title)
     values, shown = [bench.last(run, "accuracy") for run in runs], dict[str, Any]()
     measured: dict[str, Any] = {"seeds that draw one picture a label": sum(collapsed(bench, runs))}
     if what == "accuracy at chance":
@@ -287,7 +300,7 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
         shown = {"scores of the first seed": bench.rows(runs[0])}
         shown |= {"by step": curves(bench, "cdcgan", "cdcgan-no-y-in-D")}
     elif what == "over seeds":
-        usual = [bench.last(run, "accuracy") for run in lab9.long_runs("cdcgan", title)]
+        usual = [bench.last(run, "accuracy") for run in gan_experiments.long_runs("cdcgan", title)]
         found = {"accuracy less that with y in D": intervals.difference_of_means(values, usual)}
         shown = {"without": values, "with": usual}
     else:
@@ -307,7 +320,7 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
 def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs, measured = lab9.long_runs("cgan", title), dict[str, Any]()
+    runs, measured = gan_experiments.long_runs("cgan", title), dict[str, Any]()
     if what == "noise until 5,000":
         stays = [milestones(bench.rows(run))["poor"] for run in runs]
         found = {"first step from which on nothing is noise": over_seeds([step or CGAN_STEPS for step in stays])}
@@ -341,7 +354,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
     values: dict[str, list[list[float]]] = {}
     for name in ("frechet", "density", "coverage", "accuracy"):
         values[name] = [[float(np.median([row[name] for row in bench.rows(run) if row["step"] in STEPS_OF[what]]))
-                         for run in lab9.long_runs(kind, title)] for kind in ("cgan", "cdcgan")]  # fmt: skip
+                         for run in gan_experiments.long_runs(kind, title)] for kind in ("cgan", "cdcgan")]  # fmt: skip
     pairs = {LABELS[name]: dict(zip(("cGAN", "cDCGAN"), two, strict=True)) for name, two in values.items()}
     claim.measured(
         {f"{LABELS[name]}, over cDCGAN's": ratio_of(bench, name, *values[name])
@@ -357,7 +370,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
 def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = lab9.long_runs("cdcgan", title)
+    runs = gan_experiments.long_runs("cdcgan", title)
     scores = {name: [bench.last(run, name) for run in runs] for name in ("accuracy", "coverage")}
     found = {f"{name}, end of the run": over_seeds(values) for name, values in scores.items()}
     claim.measured(
@@ -391,7 +404,7 @@ SHORT = [  # claim, what the report says, network, bound, score
 def test_in_short(claim: Any, gans: Gans, title: str, what: str, network: str, bound: str, score: str) -> None:
     if (bench := gans(title, short=True)) is None:
         return
-    runs = named(lab9.SHORT_PAIR, f"short {network}")
+    runs = named(gan_experiments.SHORT_PAIR, f"short {network}")
     config = runs[0].config
     names = ("accuracy", "information", "frechet", "density", "coverage")
     rows = [bench.run(run)["scores"] for run in runs]

@@ -11,12 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import assets, datasets, figures, heads, images, judge, networks, svm
-from rdfia.claims import CLAIMS
+from rdfia.claims import judge
+from rdfia.claims.intervals import Estimate, difference_of_means, difference_of_shares, exact, share
+from rdfia.claims.record import CLAIMS
+from rdfia.data import assets, datasets, images
 from rdfia.errors import AssetUnavailable
-from rdfia.intervals import Estimate, difference_of_means, difference_of_shares, exact, share
-from tests.accuracy import best, lab7, scratch
-from tests.accuracy.lab7 import CS, VGG16, Bench
+from rdfia.experiments import best_recipe, scratch, transfer
+from rdfia.experiments.transfer import CS, VGG16, Bench
+from rdfia.models import networks
+from rdfia.report import figures
+from rdfia.transfer import heads, svm
 
 FIRST = {"Relu2": "classifier[:2]", "Relu4": "classifier[:4]", "Relu7": "classifier[:7]", "Relu10": "classifier[:10]"}
 SECOND = {"Relu2": "relu1_2", "Relu4": "relu2_2", "Relu7": "relu3_3", "Relu10": "relu4_3"}
@@ -27,7 +31,7 @@ slow = pytest.mark.timeout(5400)  # a full run on two cores sums the Gram matric
 
 def weights_of(name: str) -> str:
     asset = assets.find(f"{name}-full") if f"{name}-full" in assets.ASSETS else None
-    located = asset or assets.locate(lab7.WEIGHTS[name])
+    located = asset or assets.locate(transfer.WEIGHTS[name])
     return f"{located.name} ({located.source})"
 
 
@@ -241,7 +245,7 @@ def test_scene15_is_small(claim: Any) -> None:
     train, test = datasets.scene15(claim.need("scene15").path)
     sizes = np.bincount(np.concatenate([train.labels, test.labels]))
     counts = {"classes": len(sizes), "smallest": sizes.min(), "largest": sizes.max(), "train": len(train),
-              "test": len(test), "images in both parts": lab7.in_both_parts(train, test)}  # fmt: skip
+              "test": len(test), "images in both parts": transfer.in_both_parts(train, test)}  # fmt: skip
     claim.measured(
         {name: exact(count) for name, count in counts.items()},
         data="15-Scene",
@@ -255,13 +259,13 @@ Benches = Callable[[str, Any], Bench]
 def scene_bench(claim: Any, bench: Benches, network: str) -> Bench:
     """The bench of 15-Scene; the claim becomes `unavailable` when data or weights are missing."""
     located = claim.need("scene15")
-    claim.need(lab7.WEIGHTS[network])
+    claim.need(transfer.WEIGHTS[network])
     return bench("scene15", located.path)
 
 
 def digit_bench(claim: Any, bench: Benches, network: str) -> Bench:
     located = claim.need("digits")
-    claim.need(lab7.WEIGHTS[network])
+    claim.need(transfer.WEIGHTS[network])
     return bench("digits", located.path)
 
 
@@ -294,8 +298,8 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
     config, validation = scratch.choose(task, tried, epochs // 2, **options)
     right = [scratch.right(task, config, epochs, seed, **options) for seed in seeds]
     best_seed = max(right, key=np.mean)
-    pretrained = lab.right("alexnet", "pool5", with_taps=lab7.taps_for("alexnet", lab, claim.profile))
-    taps = [tap for tap in lab7.taps_for("alexnet", lab, "short") if tap.startswith(("pool", "relu5"))]
+    pretrained = lab.right("alexnet", "pool5", with_taps=transfer.taps_for("alexnet", lab, claim.profile))
+    taps = [tap for tap in transfer.taps_for("alexnet", lab, "short") if tap.startswith(("pool", "relu5"))]
     untrained = max((lab.right("alexnet", tap, with_taps=taps, seed=0) for tap in taps), key=np.mean)
     gained = difference_of_shares(best_seed, untrained)
     beaten = {"supported": "It beats", "contradicted": "It does not beat", "undecided": "It is not shown to beat"}
@@ -333,8 +337,8 @@ def test_pretraining_beats_random_weights(claim: Any, bench: Benches, data: str,
     if taken_from_full(claim, data, network):
         return
     lab = BENCHES[data](claim, bench, network)
-    taps = lab7.taps_for(network, lab, claim.profile)
-    last = [tap for tap in lab7.taps_for(network, lab, "short") if tap.startswith(("pool", "relu5"))]
+    taps = transfer.taps_for(network, lab, claim.profile)
+    last = [tap for tap in transfer.taps_for(network, lab, "short") if tap.startswith(("pool", "relu5"))]
     seeds = range(3 if claim.profile == "full" and network == "alexnet" else 1)
     random = [{tap: lab.accuracy(network, tap, with_taps=last, seed=seed) for tap in last} for seed in seeds]
     taps = taps if claim.profile == "short" else last  # every layer of the full profile would take an hour more
@@ -375,7 +379,7 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     if taken_from_full(claim, data, network):
         return
     lab = BENCHES[data](claim, bench, network)
-    taps = lab7.taps_for(network, lab, claim.profile)
+    taps = transfer.taps_for(network, lab, claim.profile)
     curve = lab.curve(network, taps)
     values = curve["accuracy"]
     first, last = taps[0], taps[-1]
@@ -404,9 +408,9 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     "network", [pytest.param(n, marks=claim_of("tme7.q9.grey", case=n)) for n in ("vgg16", "alexnet")]
 )
 def test_grey_is_copied(claim: Any, network: str) -> None:
-    claim.need(lab7.WEIGHTS[network])
+    claim.need(transfer.WEIGHTS[network])
     photos = claim.need("skimage-photos")
-    loaded = networks.load(network, assets.load_weights(lab7.WEIGHTS[network]))
+    loaded = networks.load(network, assets.load_weights(transfer.WEIGHTS[network]))
     pixels = images.LAB.pixels(photos.path / "camera.png")
     differ = sum(not torch.equal(channel, pixels[0]) for channel in pixels)
     convolution = loaded.module.get_submodule("features.0").double()
@@ -457,7 +461,7 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
     if taken_from_full(claim, data):
         return
     lab = BENCHES[data](claim, bench, network)
-    taps, n = lab7.taps_for(network, lab, claim.profile), lab.problem.n_train
+    taps, n = transfer.taps_for(network, lab, claim.profile), lab.problem.n_train
     svms = lab.right(network, tap, with_taps=taps)
     columns, right, validation = lab.columns(network, tap), list[np.ndarray](), []
     epochs = 30 if columns.shape[1] > 5000 else 150  # a step moves a score by its number of columns: fewer take longer
@@ -528,7 +532,7 @@ def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
     if row != "Relu10" and claim.recorded():
         return
     lab = scene_bench(claim, bench, "vgg16")
-    taps = lab7.taps_for("vgg16", lab, claim.profile)
+    taps = transfer.taps_for("vgg16", lab, claim.profile)
     judge_row(claim, lab, "vgg16", SECOND[row], row, "second", with_taps=taps)
 
 
@@ -569,7 +573,7 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
         return
     lab = (digit_bench if case == "digits" else scene_bench)(claim, bench, "vgg16")
     tap = case if case == "relu7" else "pool5"
-    taps = [*dict.fromkeys(FIRST.values())] if case == "relu7" else lab7.taps_for("vgg16", lab, claim.profile)
+    taps = [*dict.fromkeys(FIRST.values())] if case == "relu7" else transfer.taps_for("vgg16", lab, claim.profile)
     train, test = lab.span("vgg16", tap, with_taps=taps)
     fits = svm.sweep(train, lab.problem.y_train, test, CS)
     scores = [svm.accuracy(lab.problem.y_test, fitted.predictions).value for _, fitted in fits]
@@ -620,7 +624,7 @@ def test_alexnet_row(claim: Any, bench: Benches, reading: str, tap: str) -> None
     if reading == "first":
         claim.need("alexnet-full")
     lab = scene_bench(claim, bench, "alexnet")
-    taps = [tap] if reading == "first" else lab7.taps_for("alexnet", lab, claim.profile)
+    taps = [tap] if reading == "first" else transfer.taps_for("alexnet", lab, claim.profile)
     judge_row(claim, lab, "alexnet", tap, "conv 3", reading, with_taps=taps)
 
 
@@ -628,9 +632,9 @@ def test_alexnet_row(claim: Any, bench: Benches, reading: str, tap: str) -> None
 @claim_of("tme7.q11.alexnet", case="below VGG16")
 def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
-    claim.need(lab7.WEIGHTS["alexnet"])
+    claim.need(transfer.WEIGHTS["alexnet"])
     right = {
-        name: lab.right(network, "pool5", with_taps=lab7.taps_for(network, lab, claim.profile))
+        name: lab.right(network, "pool5", with_taps=transfer.taps_for(network, lab, claim.profile))
         for name, network in (("VGG16", "vgg16"), ("AlexNet", "alexnet"))
     }
     claim.measured(
@@ -647,7 +651,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
 @claim_of("tme7.q11.table1", case="pool5 for the dense layers")
 def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
-    taps, problem = lab7.taps_for("vgg16", lab, claim.profile), lab.problem
+    taps, problem = transfer.taps_for("vgg16", lab, claim.profile), lab.problem
     fitted = lab.fit("vgg16", "pool5", with_taps=taps)
     score = svm.accuracy(problem.y_test, fitted.predictions)
     right, ovo = lab.right("vgg16", "pool5"), lab.right("vgg16", "pool5", scheme="ovo", with_taps=taps)
@@ -696,7 +700,7 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
     if network != "alexnet" and claim.recorded():
         return
     lab = scene_bench(claim, bench, network)
-    taps = lab7.SHORT[network][2:]  # float32 takes twice the room: the deepest layers only
+    taps = transfer.SHORT[network][2:]  # float32 takes twice the room: the deepest layers only
     types = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float32)}
     right = {name: {tap: lab.right(network, tap, with_taps=taps, dtype=dtype) for tap in taps}
              for name, dtype in types.items()}  # fmt: skip
@@ -723,14 +727,16 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str
     if claim.recorded():
         return
     lab = scene_bench(claim, bench, "vgg16")
-    rows, chosen, right = best.ablation(lab)
+    rows, chosen, right = best_recipe.ablation(lab)
     row = next(row for row in rows if row["recipe"] == chosen)
     claim.measured(
         {part: share(int(right.sum()), len(right))},
         right={part: right},
         measured={"on held-out training images": row["validation"]},
-        evidence={} if case else {"rows": rows, "chosen": chosen, "on other splits": best.other_splits(lab, row)},
-        note=f"Recipe: {chosen}, C = {row['C']:g}, chosen on the 1,500 training images by {best.REPEATS} times five "
-        "folds.",
+        evidence={}
+        if case
+        else {"rows": rows, "chosen": chosen, "on other splits": best_recipe.other_splits(lab, row)},
+        note=f"Recipe: {chosen}, C = {row['C']:g}, chosen on the 1,500 training images by {best_recipe.REPEATS} times "
+        "five folds.",
         **conditions(lab, "vgg16"),
     )

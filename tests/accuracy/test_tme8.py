@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import figures, fooling, input_gradients, intervals, saliency_scores
-from rdfia.claims import CLAIMS
-from tests.accuracy import lab8, mosaics, visualisation
-from tests.accuracy.lab8 import RADII, SETUPS, STINGRAY, TREATMENTS, Bench, share, summary
-from tests.accuracy.visualisation import Setting, numbers
+from rdfia.claims import intervals
+from rdfia.claims.record import CLAIMS
+from rdfia.experiments import gradients, mosaics, visualisation
+from rdfia.experiments.gradients import RADII, SETUPS, STINGRAY, TREATMENTS, Bench, share, summary
+from rdfia.experiments.visualisation import Setting, numbers
+from rdfia.gradients import ascent, fooling, saliency_scores
+from rdfia.report import figures
 
 STEPS = 100  # the lab's limit
 
@@ -197,7 +199,7 @@ def show_by_photo(claim: Any, bench: Bench, x: torch.Tensor, labels: torch.Tenso
     """The photos with most and least of their map in their quarter, and the first two, each beside its map."""
     order = (-energy.mean(axis=0)).argsort()
     rows = sorted({*order[:3].tolist(), 0, 1, *order[-3:].tolist()}, key=order.tolist().index)
-    maps = input_gradients.saliency(bench.network.module, x[rows], labels[rows], space=bench.space).cpu()
+    maps = ascent.saliency(bench.network.module, x[rows], labels[rows], space=bench.space).cpu()
     bright = (maps / maps.flatten(1).quantile(0.995, dim=1)[:, None, None]).clamp(max=1).numpy()
     pixels = map(picture, bench.space.denormalise(x[rows]))
     titles = [
@@ -287,13 +289,13 @@ def test_maps_depend_on_weights_and_class(claim: Any, lens: Lens, title: str, wh
         return
     network, asked = bench.network, bench.targets
     if what == "shuffled weights":
-        network, asked = lab8.Network(title, bench.device), bench.y
+        network, asked = gradients.Network(title, bench.device), bench.y
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for weight in network.module.parameters():
                 order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
                 weight.copy_(weight.flatten()[order].view_as(weight))
-    maps = input_gradients.saliency(network.module, bench.x, asked, space=bench.space).cpu()
+    maps = ascent.saliency(network.module, bench.x, asked, space=bench.space).cpu()
     every = saliency_scores.rank_correlation(bench.maps("gradient"), maps)
     correlation = every[np.isfinite(every)]
     claim.measured(
@@ -426,7 +428,7 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
     if what:
         pytest.importorskip("eagerpy", reason="foolbox's attacks need it: pip install --no-deps eagerpy")
         other, ratio, success = "foolbox, DDN", "L2, over foolbox's", "share of ours that fools"
-        (lengths[other], theirs), hits = lab8.foolbox_closely(bench, steps), closely.reached
+        (lengths[other], theirs), hits = gradients.foolbox_closely(bench, steps), closely.reached
     else:
         other, ratio, success = "the lab's rule", "L2, over the lab's rule's", "share fooled"
         theirs, hits = lab.reached, bench.saved_and_fooled("closely")
@@ -553,7 +555,7 @@ def defence(claim: Any, bench: Bench) -> None:
     still = {name: bench.network(pixels, treat).argmax(1) == target for name, treat in TREATMENTS.items()}
     found = {"none": {"accuracy": share(bench.right).value, "fooled": 1.0}}
     found |= {name: {"accuracy": share(right[name]).value, "fooled": share(still[name]).value} for name in TREATMENTS}
-    few, blurred = slice(0, 24), lab8.Blurred(bench.network.module, 1.0).eval()
+    few, blurred = slice(0, 24), gradients.Blurred(bench.network.module, 1.0).eval()
     aware = fooling.fool(blurred, bench.x[few], bench.targets[few], pixels="8 bits", space=bench.space)
     momentum = by_radius(bench.read_under_attack()[jpeg])
     said = ", ".join(f"{momentum[at]['value']:.2f} at {at}" for at in AT)
@@ -641,7 +643,7 @@ def further(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def pictured(bench: Bench, what: str, row: dict[str, Any], **values: Any) -> dict[str, Any]:
     """What records of class visualisation have in common; `row` is of one of the settings."""
-    judged = isinstance(bench.judge, lab8.Network)
+    judged = isinstance(bench.judge, gradients.Network)
     return bench.record(
         **{"data": f"{len(row['probability'])} seeds, {what}", **values},
         **({"scope": "substitute"} if what.startswith("unit step") else {}),

@@ -3,7 +3,8 @@
 The long runs (five seeds on faces, one on CIFAR-10) and the study of answer 5 (5 seeds a setting, 1,500 updates of G)
 belong to the full profile; a short one (5 seeds, batches of 32, 400 updates, 100 on digits) runs in every profile and
 has pins of its own. Runs stand in
-lab9.py, bounds in claims.json. Those of the study were fixed before a run was made; the short rules, batch and steps,
+rdfia/experiments/gans.py, bounds in claims.json.
+Those of the study were fixed before a run was made; the short rules, batch and steps,
 and what "good" and "new" ask beside a density or a distance, were set after trials had shown what a looser rule lets
 through (blur, untrained networks).
 """
@@ -19,15 +20,16 @@ import pytest
 import torch
 from scipy.stats import norm, spearmanr
 
-from rdfia import claims, figures, intervals
-from rdfia.claims import CLAIMS
-from rdfia.gan_scores import nearest_neighbour
-from rdfia.gan_training import LOG_EVERY
-from rdfia.gans import discriminator_loss, generator_loss, saturating_generator_loss
-from rdfia.intervals import Estimate, exact, one_run
-from rdfia.studies import Run, loss_variation
-from tests.accuracy import lab9
-from tests.accuracy.lab9 import Bench, closed, named
+from rdfia.claims import intervals, record
+from rdfia.claims.intervals import Estimate, exact, one_run
+from rdfia.claims.record import CLAIMS
+from rdfia.experiments import gans as gan_experiments
+from rdfia.experiments.gans import Bench, closed, named
+from rdfia.gans.architecture import discriminator_loss, generator_loss, saturating_generator_loss
+from rdfia.gans.runs import Run, loss_variation
+from rdfia.gans.scores import nearest_neighbour
+from rdfia.gans.training import LOG_EVERY
+from rdfia.report import figures
 
 NEAR_ZERO = 0.1  # "often nearly 0" counts the steps, in the last half of them, with a Loss_D below this
 DISTANCE, NEAR = "Frechet distance, over the default's", "share of steps with Loss_D under 0.1"
@@ -45,7 +47,7 @@ REPORT = {  # what the report says beside a figure, translated
     15: "for a rate of 0.1 the results are more or less good and diverse, for a very small one no images are generated",
     16: "the results look good in both cases",
 }  # fmt: skip
-FIGURES = {"beta1 0.9": 12, "5 of D": 13, "5 of G": 14, lab9.EQUAL_STEPS: 14, "lr 0.1": 15, "lr 1e-10": 15,
+FIGURES = {"beta1 0.9": 12, "5 of D": 13, "5 of G": 14, gan_experiments.EQUAL_STEPS: 14, "lr 0.1": 15, "lr 1e-10": 15,
            "nz 10": 16, "nz 1000": 16}  # fmt: skip
 
 Gans = Callable[..., Bench | None]
@@ -151,7 +153,7 @@ class Pair:
         return ratio_of(self.bench, name, *self.of(name))
 
     def way(self, of_default: bool = False) -> list[float]:
-        """How far from its untrained G to real images each seed has gone (`lab9.closed`)."""
+        """How far from its untrained G to real images each seed has gone (`experiments.gans.closed`)."""
         runs, values = self.default if of_default else self.runs, self.of("frechet")[of_default]
         starts = [self.bench.untrained(run.config) for run in runs]
         return [closed({"frechet": v}, start, self.bench.real) for v, start in zip(values, starts, strict=True)]
@@ -239,9 +241,9 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.updates_G5", "poor", "5 of G", _distance, False),
     ("tme9.q5.updates_G5", "little variety", "5 of G", _variety, False),
     ("tme9.q5.updates_G5", "loss of D at 0", "5 of G", _d_at_zero, True),
-    ("tme9.q5.updates_G5", "poor, equal steps", lab9.EQUAL_STEPS, _distance, False),
-    ("tme9.q5.updates_G5", "little variety, equal steps", lab9.EQUAL_STEPS, _variety, False),
-    ("tme9.q5.updates_G5", "loss of D at 0, equal steps", lab9.EQUAL_STEPS, _d_at_zero, False),
+    ("tme9.q5.updates_G5", "poor, equal steps", gan_experiments.EQUAL_STEPS, _distance, False),
+    ("tme9.q5.updates_G5", "little variety, equal steps", gan_experiments.EQUAL_STEPS, _variety, False),
+    ("tme9.q5.updates_G5", "loss of D at 0, equal steps", gan_experiments.EQUAL_STEPS, _d_at_zero, False),
     ("tme9.q5.text14", "as printed, five of G", "5 of G", _five_of_g, False),
     ("tme9.q5.text14", "five of D", "5 of D", _five_of_d, False),
     ("tme9.q5.lr", "0.1 more or less good", "lr 0.1", _more_or_less, False),
@@ -257,7 +259,9 @@ COLOURS = ("CelebA", "CIFAR-10")
 
 
 def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = "") -> Any:
-    pairs = [(title, row) for title in titles for row in rows if row[2] != lab9.EQUAL_STEPS or title == "CelebA"]
+    pairs = [
+        (title, row) for title in titles for row in rows if row[2] != gan_experiments.EQUAL_STEPS or title == "CelebA"
+    ]
     marks = [claim_of(row[0], case=f"{title}, {prefix}{row[1]}") for title, row in pairs]
     return pytest.mark.parametrize(
         ("title", "row"), [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
@@ -279,7 +283,8 @@ def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
             "way to real images": pair.way(),
             "real images": bench.real,
             "updates of G that are judged (median)": [
-                step * pair.runs[0].config.nb_update_G for step in lab9.judged_at(pair.runs[0].config, pair.window)
+                step * pair.runs[0].config.nb_update_G
+                for step in gan_experiments.judged_at(pair.runs[0].config, pair.window)
             ],
             "diverged": [text for text in diverged if text],
             "seconds a run": [bench.run(run)["seconds"] for run in pair.runs],
@@ -300,12 +305,17 @@ def origins(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
 def test_a_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    pair = Pair(bench, named([*lab9.STUDY, *lab9.EQUAL], row[2]), named(lab9.STUDY, "default"), lab9.WINDOW)
+    pair = Pair(
+        bench,
+        named([*gan_experiments.STUDY, *gan_experiments.EQUAL], row[2]),
+        named(gan_experiments.STUDY, "default"),
+        gan_experiments.WINDOW,
+    )
     if row == next(r for r in ROWS if r[2] == row[2]):
         show(claim, pair, FIGURES[row[2]], row[2])
     default, config = bench.run(pair.default[0])["scores"][-1], pair.runs[0].config
-    note = f"{config.steps:,} steps, {config.steps * config.nb_update_G:,} updates of G, beside {lab9.STEPS:,} of the "
-    note += f"default, itself {lab9.level(default)} by then. "
+    note = f"{config.steps:,} steps, {config.steps * config.nb_update_G:,} updates of G, beside "
+    note += f"{gan_experiments.STEPS:,} of the default, itself {gan_experiments.level(default)} by then. "
     note += "All settings share their seeds: D's first weights and the order of the images, without nz G's weights too."
     enter(claim, pair, row, note=note)
 
@@ -315,9 +325,9 @@ def test_a_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[An
 def test_the_same_in_short(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
     if (bench := gans(title, short=True)) is None:
         return
-    study = lab9.SHORT_STUDY[title]
+    study = gan_experiments.SHORT_STUDY[title]
     runs = named(study, f"short {row[2]}")
-    pair = Pair(bench, runs, named(study, "short default"), (lab9.SHORT_UPDATES[title],))
+    pair = Pair(bench, runs, named(study, "short default"), (gan_experiments.SHORT_UPDATES[title],))
     updates = runs[0].config.steps * runs[0].config.nb_update_G
     note = f"{len(runs)} seeds, {updates} updates of G in batches of {runs[0].config.batch}: chosen after trials."
     enter(claim, pair, row, note=note, scope="substitute")
@@ -331,7 +341,7 @@ def quoted(number: int) -> str:
 def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
     """The grid and the losses of the first seed, under the figure's number in the report (0: it has none)."""
     run, bench = pair.runs[0], pair.bench
-    mine, usual = (claims.show(float(np.median(values))) for values in pair.of("frechet"))
+    mine, usual = (record.show(float(np.median(values))) for values in pair.of("frechet"))
     scores = f"Medians over the seeds: Frechet distance {mine} ({usual} by default)"
     name = f"{f'figure{number}' if number else 'study'}-{bench.setup.asset}-{run.name.rpartition('-')[0]}"
     text = f"{f'Figure {number} redone: ' if number else ''}{setting}, {run.config.steps:,} steps on {bench.title}"
@@ -398,7 +408,7 @@ NOTES = {"unstable losses": "Variation: standard deviation over mean."}
 def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = lab9.long_runs("dcgan", title)
+    runs = gan_experiments.long_runs("dcgan", title)
     found, measured = DEFAULT[what](bench, runs)
     rows = [bench.rows(run) for run in runs]
     shown: dict[str, Any] = {}
@@ -448,7 +458,7 @@ def test_new_images(claim: Any, gans: Gans, title: str) -> None:
     """All generated images of each seed, beside all training and held-out images; and of G's that saw fewer of them."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = lab9.long_runs("dcgan", title)
+    runs = gan_experiments.long_runs("dcgan", title)
     further = [bench.further(run) for run in runs]
     found = {f"share of copies, {space}": of_these_held_out(mean([one[space] for one in further]),
                                                            float(np.mean([one[f"{space}_se"] for one in further])))
@@ -459,7 +469,7 @@ def test_new_images(claim: Any, gans: Gans, title: str) -> None:
         measured={"training images": len(bench.x), "generated images a seed": bench.setup.generated},
         evidence={
             "a value a seed": further,
-            f"with fewer photos, {lab9.STEPS:,} steps": fewer_photos(bench),
+            f"with fewer photos, {gan_experiments.STEPS:,} steps": fewer_photos(bench),
             "origin": origins(bench, runs),
         },
         **bench.record(scope="ours", note="0 where a generator repeats nothing, 1 where all its images are copies."),
@@ -489,8 +499,10 @@ def nearest(claim: Any, bench: Bench, run: Run) -> None:
 
 def fewer_photos(bench: Bench) -> dict[str, Any]:
     """What the default's scores and its share of copies are by the number of photos, as the page draws it."""
-    runs = {f"{n:,} photos": lab9.FEWER[n] for n in lab9.SIZES} | {f"{bench.photos:,} photos": lab9.ON_ALL}
-    scores = {label: {name: bench.values(mine, score, lab9.WINDOW) for name, mine in runs.items()}
+    runs = {f"{n:,} photos": gan_experiments.FEWER[n] for n in gan_experiments.SIZES} | {
+        f"{bench.photos:,} photos": gan_experiments.ON_ALL
+    }
+    scores = {label: {name: bench.values(mine, score, gan_experiments.WINDOW) for name, mine in runs.items()}
               for label, score in (("Frechet distance", "frechet"), ("coverage", "coverage"))}  # fmt: skip
     scores |= {f"share of copies, {space}": {n: [bench.further(run)[space] for run in mine] for n, mine in runs.items()}
                for space in SPACES}  # fmt: skip
@@ -512,8 +524,8 @@ def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
 def test_one_loss_falls_as_the_other_rises(claim: Any, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = lab9.long_runs("dcgan", title)
-    runs = runs if len(runs) > 1 else named(lab9.STUDY, "default")  # one long run decides nothing
+    runs = gan_experiments.long_runs("dcgan", title)
+    runs = runs if len(runs) > 1 else named(gan_experiments.STUDY, "default")  # one long run decides nothing
     values, others = [phase(bench.losses(run)) for run in runs], (1, 100)
     claim.measured(
         {PHASE: mean(values)},
@@ -527,7 +539,7 @@ def said(rows: Sequence[dict[str, Any]], step: int) -> str:
     """A snapshot's scores as a caption has them."""
     row = next(row for row in rows if row["step"] == step)
     read = f", {row['accuracy']:.1%} read as asked" if "accuracy" in row else ""
-    scores = [f"{LABELS[name]} {claims.show(row[name])}" for name in ("frechet", "density", "coverage")]
+    scores = [f"{LABELS[name]} {record.show(row[name])}" for name in ("frechet", "density", "coverage")]
     return f"{', '.join(scores)}{read}."
 
 
@@ -577,13 +589,15 @@ RAMP = "At step n the mean keeps (1 + n) / (10 + n) of itself, at most 0.999: it
     [
         pytest.param(title, what, marks=claim_of("tme9.better", case=f"{title}, {what}"))
         for title in COLOURS
-        for what in lab9.BEYOND
+        for what in gan_experiments.BEYOND
     ],
 )
 def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    pair = Pair(bench, named(lab9.ABLATION, what), named(lab9.STUDY, "default"), lab9.WINDOW)
+    pair = Pair(
+        bench, named(gan_experiments.ABLATION, what), named(gan_experiments.STUDY, "default"), gan_experiments.WINDOW
+    )
     show(claim, pair, 0, what)
     claim.measured(
         _distance(pair),
@@ -594,9 +608,9 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
                 for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
             },
             "origin": origins(bench, [*pair.runs, *pair.default]),
-            **(dots(bench) if what == next(iter(lab9.BEYOND)) else {}),
+            **(dots(bench) if what == next(iter(gan_experiments.BEYOND)) else {}),
         },
-        **bench.record(note=RAMP if what == lab9.PRESET else "", scope="ours"),
+        **bench.record(note=RAMP if what == gan_experiments.PRESET else "", scope="ours"),
     )
 
 
@@ -608,7 +622,12 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
     """Pairs of runs with one seed: the mean of G's weights changes nothing in training but what is shown."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    pair = Pair(bench, named(lab9.FRESH, lab9.PRESET), named(lab9.FRESH, "default"), lab9.WINDOW)
+    pair = Pair(
+        bench,
+        named(gan_experiments.FRESH, gan_experiments.PRESET),
+        named(gan_experiments.FRESH, "default"),
+        gan_experiments.WINDOW,
+    )
     claim.measured(
         _distance(pair),
         measured=pair.medians("frechet", "density", "coverage"),
@@ -616,7 +635,7 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
             "seeds": [run.config.seed for run in pair.runs],
             "origin": origins(bench, [*pair.runs, *pair.default]),
             "a value a seed": {
-                name: dict(zip((lab9.PRESET, "default"), pair.of(name), strict=True))
+                name: dict(zip((gan_experiments.PRESET, "default"), pair.of(name), strict=True))
                 for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
             },
         },
@@ -626,12 +645,12 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
 
 def dots(bench: Bench) -> dict[str, Any]:
     """The whole study as the page draws it, a row a setting; a run that diverged has no dot."""
-    settings = {name: named(lab9.STUDY, name) for name in lab9.SETTINGS} | {
-        n: named(lab9.ABLATION, n) for n in lab9.BEYOND
+    settings = {name: named(gan_experiments.STUDY, name) for name in gan_experiments.SETTINGS} | {
+        n: named(gan_experiments.ABLATION, n) for n in gan_experiments.BEYOND
     }
     scores = {
         label: {
-            name: [v if np.isfinite(v) else np.nan for v in bench.values(runs, key, lab9.WINDOW)]
+            name: [v if np.isfinite(v) else np.nan for v in bench.values(runs, key, gan_experiments.WINDOW)]
             for name, runs in settings.items()
         }
         for label, key in (

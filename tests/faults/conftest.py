@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from rdfia import report, store
+from rdfia.claims.provenance import code_hash
+from rdfia.data import files
 from rdfia.errors import StoreError
-from rdfia.machine import environment
-from rdfia.provenance import code_hash
+from rdfia.report import page
+from rdfia.report.environment import environment
 from tests.support.budget import Budget, Costs, duration
 
 ROWS = pytest.StashKey[dict[str, dict[str, object]]]()
@@ -27,7 +28,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What each test takes is known in seconds of another machine; the pace of this one shows as it goes."""
     config = session.config
     path = Path(config.rootpath, "reports", "baseline", "costs.json")
-    kept = store.read_json(path) if path.exists() else {}
+    kept = files.read_json(path) if path.exists() else {}
     costs = Costs.of(kept.get(f"faults {config.getoption('--profile')}", {}))
     config.stash[BUDGET] = Budget(costs, "seconds", lambda: 1.0, config.getoption("--minutes"))
     config.stash[WAITING] = [item.nodeid for item in session.items if item.get_closest_marker("faults")]
@@ -124,18 +125,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.getoption("--accept-costs"):
         budget, costs = config.stash[BUDGET], root / "reports" / "baseline" / "costs.json"
         budget.costs.learn(budget.dtype, budget.speed, budget.clock, budget.finished)
-        known = store.read_json(costs) if costs.exists() else {}
-        store.write_json(costs, {**known, f"faults {config.getoption('--profile')}": budget.costs.as_json()})
+        known = files.read_json(costs) if costs.exists() else {}
+        files.write_json(costs, {**known, f"faults {config.getoption('--profile')}": budget.costs.as_json()})
     if not rows:
         return
     path = folder / "faults.json"
     try:
-        kept = dict(store.read_json(path)["rows"]) if path.exists() else {}
+        kept = dict(files.read_json(path)["rows"]) if path.exists() else {}
         kept = {name: row for name, row in kept.items() if row.get("code") == code_hash(root)}
     except (StoreError, AttributeError, KeyError, TypeError, ValueError):  # of another version, or damaged: made anew
         kept = {}
     profile = config.getoption("--profile")
-    store.write_json(path, {"environment": environment(root, "cpu", profile), "rows": {**kept, **rows}})
+    files.write_json(path, {"environment": environment(root, "cpu", profile), "rows": {**kept, **rows}})
     if not (folder / "claims.json").exists():
-        store.write_json(folder / "claims.json", {"environment": environment(root, "cpu", profile), "records": []})
-    terminalreporter.write_line(f"{path}; {report.rebuild(folder)}")
+        files.write_json(folder / "claims.json", {"environment": environment(root, "cpu", profile), "records": []})
+    terminalreporter.write_line(f"{path}; {page.rebuild(folder)}")

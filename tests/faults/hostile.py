@@ -35,9 +35,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rdfia import assets, claims, datasets, downloads, images, networks, report, store, studies, weights
+from rdfia.claims import record as claim_records
+from rdfia.data import assets, datasets, downloads, files, images
 from rdfia.errors import RdfiaError
-from rdfia.gan_training import Trainer
+from rdfia.gans import runs
+from rdfia.gans.training import Trainer
+from rdfia.models import networks, weights
+from rdfia.report import page
 from tests.faults import victims
 
 MOST_SECONDS, MOST_BYTES = 2.0, 10**9
@@ -172,12 +176,12 @@ def run_json() -> bytes:
     figures = [{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}]
     part = {"name": "p", "bound": "above 0.5", "outcome": "undecided", "value": 0.6, "low": 0.4, "high": 0.8, "n": 9,
             "method": "m", "level": 0.99}  # fmt: skip
-    record = claims.Record("tme7.q1.total", case="x", measured=curve, outcome="undecided", parts=[part],
+    record = claim_records.Record("tme7.q1.total", case="x", measured=curve, outcome="undecided", parts=[part],
                            evidence=evidence | curve, figures=figures)  # fmt: skip
     environment = {"date": "2026", "device": "cpu", "cpu": "x", "profile": "short", "assets": [{"name": "digits"}]}
     thresholds = {"a": {"accuracy": 0.5, "n": 10, "images": "i", "bits": "AAA="}}
     run = {"environment": environment, "thresholds": thresholds, "records": [record.as_json()]}
-    return json.dumps(claims.plain(run)).encode()
+    return json.dumps(claim_records.plain(run)).encode()
 
 
 def readers(folder: Path) -> list[Reader]:
@@ -197,7 +201,7 @@ def readers(folder: Path) -> list[Reader]:
         weights.load(here / name, NETWORK, part=PART)
 
     def stamp(tensors: dict[str, torch.Tensor]) -> bytes:
-        return saved(lambda path: store.save_tensors(path, tensors, {"made": "today"}), folder, "stamped.safetensors")
+        return saved(lambda path: files.save_tensors(path, tensors, {"made": "today"}), folder, "stamped.safetensors")
 
     stamped, layer = stamp(tensors()), stamp(network_weights())
     victims.train(folder / "gan")
@@ -214,7 +218,7 @@ def readers(folder: Path) -> list[Reader]:
     run = replace(victims.RUN, grids=(25,))
 
     def scored(work: Path, evidence: Path) -> dict[str, Any]:
-        return studies.scored_run(run, x, torch.arange(30) % 3, lambda _: {"score": 1.0}, judge="one",
+        return runs.scored_run(run, x, torch.arange(30) % 3, lambda _: {"score": 1.0}, judge="one",
                                   checkpoint_every=25, work=work, evidence=evidence)  # fmt: skip
 
     made = scored(folder / "gan", folder / "kept")
@@ -231,11 +235,11 @@ def readers(folder: Path) -> list[Reader]:
                     path.write_bytes(idx(*shape))
         datasets.mnist(here)
 
-    filled = store.FeatureStore(folder / "features", 4, {"tap": 3, "other": 1}, torch.float32)
+    filled = files.FeatureStore(folder / "features", 4, {"tap": 3, "other": 1}, torch.float32)
     filled.write(0, {"tap": torch.arange(12.0).view(4, 3), "other": torch.ones(4, 1)})
 
     def shard(here: Path) -> None:
-        made = store.FeatureStore(here, 4, filled.widths, torch.float32)
+        made = files.FeatureStore(here, 4, filled.widths, torch.float32)
         with contextlib.suppress(RdfiaError):  # reading takes the header's word, so that a damaged one is met here
             _ = made["tap"]
         made.is_done(0)  # False removes it
@@ -249,23 +253,23 @@ def readers(folder: Path) -> list[Reader]:
         Reader("weights.safetensors", [layer], lambda here: both(here, "weights.safetensors")),
         Reader("weights.safetensors, well formed", [layer], lambda here: both(here, "weights.safetensors"), 1.0,
                altered_tensors, "weights.safetensors"),
-        Reader("tensors.safetensors", [stamped], lambda here: store.load_tensors(here / "tensors.safetensors")),
+        Reader("tensors.safetensors", [stamped], lambda here: files.load_tensors(here / "tensors.safetensors")),
         Reader("shard-00000.safetensors", [filled.path(0).read_bytes()], shard),
         Reader("shard-00000.safetensors, its checksum right", [filled.path(0).read_bytes()], shard, 0.5,
                altered_tensors, "shard-00000.safetensors"),
-        Reader("value.json", [run_json()], lambda here: store.read_json(here / "value.json")),
-        Reader("claims.json", [run_json()], lambda here: claims.read_run(here / "claims.json")),
+        Reader("value.json", [run_json()], lambda here: files.read_json(here / "value.json")),
+        Reader("claims.json", [run_json()], lambda here: claim_records.read_run(here / "claims.json")),
         Reader("training.json", [index], resume, 0.5),
         Reader(checkpoint.name, [checkpoint.read_bytes()], resume, 0.5),
         Reader(f"{checkpoint.name}, its checksum right", [checkpoint.read_bytes()], resume, 0.5, altered_tensors,
                checkpoint.name),
         Reader(f"{run.name}.json", [json.dumps(made).encode()], lambda here: scored(here / "nowhere", here), 0.3),
-        Reader(losses.name, [losses.read_bytes()], lambda here: studies.losses_of(run, here)),
+        Reader(losses.name, [losses.read_bytes()], lambda here: runs.losses_of(run, here)),
         Reader(f"{losses.name}, its checksum right", [losses.read_bytes()],
-               lambda here: studies.losses_of(run, here), 0.5, altered_tensors, losses.name),
-        Reader(grid.name, [grid.read_bytes()], lambda here: studies.grid_of(run, 25, here)),
+               lambda here: runs.losses_of(run, here), 0.5, altered_tensors, losses.name),
+        Reader(grid.name, [grid.read_bytes()], lambda here: runs.grid_of(run, 25, here)),
         Reader(f"{grid.name}, its checksums right", [grid.read_bytes()],
-               lambda here: studies.grid_of(run, 25, here), 1.0, altered_png, grid.name),
+               lambda here: runs.grid_of(run, 25, here), 1.0, altered_png, grid.name),
         Reader(assets.MANIFEST, [b'{"digits": {"path": "x", "sha256": "y", "source": "z"}}'],
                assets._manifest, 0.3),
         Reader("digests.json", [b'{"a": "b"}'], memo, 0.3),
@@ -278,7 +282,7 @@ def readers(folder: Path) -> list[Reader]:
                lambda here: list(downloads.scene15_members(here / "scene15.zip", SPLIT))),
         Reader("packed.gz", [gzip.compress(bytes(5000)), gzip.compress(bytes(range(256)) * 20)],
                lambda here: downloads.gunzip(here / "packed.gz", here / "unpacked", limit=10**6)),
-        Reader("page.json", [run_json()], lambda here: report.rebuild(rename(here, "page.json", "claims.json")), 0.1),
+        Reader("page.json", [run_json()], lambda here: page.rebuild(rename(here, "page.json", "claims.json")), 0.1),
     ]  # fmt: skip
     return found
 
@@ -330,7 +334,7 @@ def altered_tensors(data: bytes, chance: random.Random) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.safetensors"
         path.write_bytes(data)
-        found, metadata = store.load_tensors(path)
+        found, metadata = files.load_tensors(path)
         for _ in range(chance.choice((1, 1, 2, 3))):
             name, kind = chance.choice(sorted(found) or [""]), chance.randrange(8)
             value = found.pop(name, torch.zeros(3))
@@ -351,7 +355,7 @@ def altered_tensors(data: bytes, chance: random.Random) -> bytes:
             elif metadata:
                 metadata[chance.choice(sorted(metadata))] = chance.choice(("", "0", "x" * 5000, "\x1b[31m\n"))
             found[name] = value
-        store.save_tensors(path, {name: value.clone() for name, value in found.items()}, metadata)
+        files.save_tensors(path, {name: value.clone() for name, value in found.items()}, metadata)
         return path.read_bytes()
 
 

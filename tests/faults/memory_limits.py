@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia import features, fooling, gram, input_gradients, memory, store, svm
+from rdfia.data import files
+from rdfia.data.images import CROP, Preprocess
+from rdfia.device import memory
 from rdfia.errors import FewerAtATime, RdfiaError
-from rdfia.images import CROP, Preprocess
+from rdfia.gradients import ascent, fooling
+from rdfia.transfer import column_tiles, features, svm
 
 # Wide, so that a batch takes half a gigabyte or more, beside which stacks of threads and code do not count.
 SIDE, BATCH = 128, 64
@@ -56,8 +59,8 @@ def large(n: int) -> Tensor:
 
 def gram_matrix(n: int) -> Tensor:
     sums = svm.GramAccumulator(1, n)
-    gram.accumulate(network(), PHOTOS[:n], {"pooled": "4"}, {"pooled": sums}, preprocess=SPACE, dtype=torch.float32,
-                    batch_size=BATCH)  # fmt: skip
+    column_tiles.accumulate(network(), PHOTOS[:n], {"pooled": "4"}, {"pooled": sums}, preprocess=SPACE,
+                            dtype=torch.float32, batch_size=BATCH)  # fmt: skip
     return torch.from_numpy(sums.cross if n > 1 else sums.gram)
 
 
@@ -66,7 +69,7 @@ def photos(n: int) -> Tensor:
 
 
 def saliency(n: int) -> Tensor:
-    return input_gradients.saliency(network(), photos(n), 3, chunk=BATCH)
+    return ascent.saliency(network(), photos(n), 3, chunk=BATCH)
 
 
 def fool(n: int) -> Tensor:
@@ -84,7 +87,7 @@ def virtual(field: str) -> int:
 def unlimited(kind: str, path: Path) -> int:
     """What the whole batch gives goes to `path`; returns the bytes of address space that it took."""
     before = virtual("VmSize")
-    store.save_tensors(path, {"result": WORK[kind](BATCH)})
+    files.save_tensors(path, {"result": WORK[kind](BATCH)})
     return virtual("VmPeak") - before
 
 
@@ -96,7 +99,7 @@ def main(kind: str, share: float, mode: str) -> dict[str, Any]:
         path = Path(folder) / "expected.safetensors"
         command = [sys.executable, "-m", "tests.faults.memory_limits", kind, str(path)]
         took = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        expected = store.load_tensors(path)[0]["result"]
+        expected = files.load_tensors(path)[0]["result"]
     if mode == "blind":
         memory.available = lambda: None
     limit = virtual("VmSize") + int(share * took)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rdfia import extraction
+from rdfia.transfer import extraction
 from tests.faults.victims import PHOTOS, SMALL, TAPS
 from tests.support.tiny_networks import tiny_vgg
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import assets, datasets, extraction, gram, images, store, svm
+from rdfia.data import assets, datasets, files, images
 from rdfia.errors import DatasetError, ImageError, RdfiaError, StoreError, TooLarge
+from rdfia.transfer import column_tiles, extraction, svm
 from tests.faults import victims
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tiny_networks import tiny_vgg
@@ -34,7 +35,7 @@ def fill(disk: Path, leave: int) -> Path:
     return ballast
 
 
-def extract(folder: Path, n: int = 64, progress: Any = None) -> store.FeatureStore:
+def extract(folder: Path, n: int = 64, progress: Any = None) -> files.FeatureStore:
     return extraction.extract(tiny_vgg(), victims.PHOTOS[:n], victims.TAPS, root=folder, preprocess=victims.SMALL,
                               dtype=torch.float32, batch_size=1, progress=progress)  # fmt: skip
 
@@ -89,11 +90,11 @@ def test_a_full_disk_is_named_by_whatever_writes(small_disk: Path, fault: Fault)
     big = {"a": torch.zeros(100_000)}
     sums = {"conv": svm.GramAccumulator(4, 64)}
     work: dict[str, Callable[[], object]] = {
-        "tensors": lambda: store.save_tensors(small_disk / "x.safetensors", big),
-        "bytes": lambda: store.write_atomic(small_disk / "x.bin", bytes(100_000)),
-        "records": lambda: store.write_json(small_disk / "x.json", ["x" * 100_000]),
+        "tensors": lambda: files.save_tensors(small_disk / "x.safetensors", big),
+        "bytes": lambda: files.write_atomic(small_disk / "x.bin", bytes(100_000)),
+        "records": lambda: files.write_json(small_disk / "x.json", ["x" * 100_000]),
         "an asset": lambda: assets.fetch("digits", small_disk),
-        "tiles of a Gram matrix": lambda: gram.accumulate(
+        "tiles of a Gram matrix": lambda: column_tiles.accumulate(
             tiny_vgg(), victims.PHOTOS[:64], {"conv": "features.0"}, sums, preprocess=victims.SMALL,
             dtype=torch.float32, scratch=small_disk / "scratch"),
     }  # fmt: skip
@@ -118,7 +119,7 @@ def test_a_disk_that_became_read_only_is_named(small_disk: Path, fault: Fault) -
     for name, write in {
         "an extraction": lambda: extract(small_disk / "cache", 40),
         "training": lambda: victims.train(small_disk),
-        "tensors": lambda: store.save_tensors(small_disk / "x.safetensors", {"a": torch.zeros(3)}),
+        "tensors": lambda: files.save_tensors(small_disk / "x.safetensors", {"a": torch.zeros(3)}),
     }.items():
         with pytest.raises(StoreError) as caught:
             write()
@@ -132,13 +133,13 @@ UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
 from typing import Any
-from rdfia import images, datasets, store
+from rdfia.data import datasets, files, images
 from rdfia.errors import RdfiaError
 def work(folder):
-    yield lambda: store.write_json(folder / "closed" / "x.json", {})
-    yield lambda: store.read_json(folder / "mine.json")
+    yield lambda: files.write_json(folder / "closed" / "x.json", {})
+    yield lambda: files.read_json(folder / "mine.json")
     yield lambda: images.read_image(folder / "mine.png")
-    yield lambda: store.load_tensors(folder / "mine.safetensors")
+    yield lambda: files.load_tensors(folder / "mine.safetensors")
     yield lambda: datasets.mnist(folder / "raw")
 for do in list(work(Path(sys.argv[1])))[:-1]:
     do()  # what is imported on the way is imported now
@@ -165,8 +166,8 @@ def test_no_permission_is_named(request: pytest.FixtureRequest, fault: Fault) ->
         folder = top / name
         (folder / "raw").mkdir(parents=True)
         (folder / "closed").mkdir(mode=0o755 if name == "open" else 0o555)
-        store.save_tensors(folder / "mine.safetensors", {"a": torch.zeros(3)})
-        store.write_json(folder / "mine.json", {})
+        files.save_tensors(folder / "mine.safetensors", {"a": torch.zeros(3)})
+        files.write_json(folder / "mine.json", {})
         Image.new("L", (40, 40)).save(folder / "mine.png")
         (folder / "raw" / "train-images-idx3-ubyte").write_bytes(b"x")
     environment = victims.environment()
@@ -183,7 +184,7 @@ def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault
         Image.fromarray(photo).save(tmp_path / f"{i:02d}.png")
     paths, found, withstood = sorted(tmp_path.glob("*.png")), dict[str, str](), 0
 
-    def made() -> store.FeatureStore:
+    def made() -> files.FeatureStore:
         return extraction.extract(tiny_vgg(), paths, victims.TAPS, root=tmp_path / "cache", content="photos",
                                   preprocess=victims.SMALL, dtype=torch.float32, batch_size=1)  # fmt: skip
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import assets, datasets, extraction, images, store
+from rdfia.data import assets, datasets, images
+from rdfia.data import files as data_files
 from rdfia.errors import AssetCorrupt, DatasetError, ImageError, StoreError
+from rdfia.transfer import extraction
 from tests.faults import victims
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 
@@ -74,11 +76,11 @@ def test_a_flip_in_kept_losses_and_generators_is_an_error(tmp_path: Path, times:
     n, whole = times(10, 200), victims.contents(tmp_path)["tiny/generator-25.safetensors"]
     for _ in flips(path, n, 3):
         try:
-            tensors, metadata = store.load_tensors(path)
+            tensors, metadata = data_files.load_tensors(path)
         except StoreError as error:
             found["refused" if str(path) in str(error) else "refused without a name"] += 1
         else:
-            found["harmless" if (store.tensors_digest(tensors), metadata) == whole else "wrong"] += 1
+            found["harmless" if (data_files.tensors_digest(tensors), metadata) == whole else "wrong"] += 1
     fault("a byte flipped in a kept generator", tried=n, withstood=found["refused"] + found["harmless"],
           found=dict(found), means="an error that names the file, or the same tensors")  # fmt: skip
 
@@ -131,7 +133,7 @@ def test_a_flip_in_mnist_is_an_error(
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
     files, n, found = sorted(raw.iterdir()), times(8, 200), Counter[str]()
     row = {"path": "data/MNIST/raw", "sha256": assets._digest(raw, files, True), "source": "download"}
-    store.write_json(tmp_path / "assets" / assets.MANIFEST, {"mnist": row})
+    data_files.write_json(tmp_path / "assets" / assets.MANIFEST, {"mnist": row})
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
     mnist = dataclasses.replace(assets.ASSETS["mnist"], folder={"names": [file.name for file in files]})
     monkeypatch.setitem(assets.ASSETS, "mnist", mnist)  # of another size than the real one

@@ -23,10 +23,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from rdfia import claims, datasets, downloads, images, report, store, weights
 from rdfia.__main__ import main
+from rdfia.claims import record as claim_records
+from rdfia.data import datasets, downloads, images
+from rdfia.data import files as data_files
 from rdfia.errors import AssetCorrupt, ImageError, RdfiaError, StoreError, plain
-from rdfia.gan_training import Trainer
+from rdfia.gans.training import Trainer
+from rdfia.models import weights
+from rdfia.report import page as report_page
 from tests.faults import hostile, victims
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 
@@ -92,7 +96,7 @@ def test_what_is_altered_behind_a_checksum_keeps_it(tmp_path: Path) -> None:
         assert len(made) > 10
         for data in made:
             (tmp_path / "x.safetensors").write_bytes(data)
-            store.load_tensors(tmp_path / "x.safetensors")
+            data_files.load_tensors(tmp_path / "x.safetensors")
     grid = readers["tiny-25.png, its checksums right"].corpus[0]
     assert hostile.with_checksums(grid) == grid == hostile.with_checksums(grid[:-1] + b"?")
 
@@ -122,7 +126,7 @@ def test_pickles_are_never_run(tmp_path: Path, fault: Fault) -> None:
     readers: dict[str, Callable[[], object]] = {
         **{name: (lambda name=name: weights.read(tmp_path / name, "alexnet"))  # type: ignore[misc]
            for name in ("w.ckpt", "w.safetensors", "w.pth", "new.pth", "old.pt")},
-        "a cache": lambda: store.load_tensors(tmp_path / "shard-00000.safetensors"),
+        "a cache": lambda: data_files.load_tensors(tmp_path / "shard-00000.safetensors"),
         "a checkpoint": lambda: Trainer(victims.GAN, images_of, torch.arange(30) % 3).load(tmp_path),
         "digits": lambda: datasets.digits(tmp_path / "digits.csv.gz"),
     }  # fmt: skip
@@ -190,7 +194,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 MEASURED = (
     "import sys, time, warnings; from pathlib import Path; from tests.faults import hostile\n"
-    "from rdfia import images, weights; from rdfia.errors import RdfiaError\n"
+    "from rdfia.data import images; from rdfia.models import weights; from rdfia.errors import RdfiaError\n"
     "warnings.simplefilter('ignore'); path = Path(sys.argv[1])\n"
     "peak = lambda: hostile.peak() / 1e6\n"
     "before, start = peak(), time.process_time()\n"
@@ -350,14 +354,14 @@ def test_headers_that_lie_about_sizes_are_refused(tmp_path: Path, fault: Fault) 
             data = struct.pack("<Q", len(data)) + data + bytes(4)
         path = tmp_path / "x.safetensors"
         path.write_bytes(data)
-        for read in (store.load_tensors, lambda path: weights.load(path, "alexnet")):
+        for read in (data_files.load_tensors, lambda path: weights.load(path, "alexnet")):
             with pytest.raises(RdfiaError, match=r"x\.safetensors") as caught:
                 read(path)
             found[name] = str(caught.value)[-120:]
     for name, text in {"JSON of 100,000 brackets": "[" * 100_000, "a number of 10,000 digits": "9" * 10_000}.items():
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(StoreError, match=r"x\.json") as refused:
-            store.read_json(tmp_path / "x.json")
+            data_files.read_json(tmp_path / "x.json")
         found[name] = str(refused.value)[-120:]
     fault("headers of safetensors and JSON that lie", tried=len(LIES) + 2, withstood=len(found), found=found,
           means="refused by both readers, with the file's name")  # fmt: skip
@@ -439,12 +443,12 @@ def test_links_in_an_archive_are_refused(tmp_path: Path, fault: Fault) -> None:
 def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault) -> None:
     victims.train(tmp_path / "work")
     index = tmp_path / "work" / "tiny" / "training.json"
-    state = store.read_json(index)
+    state = data_files.read_json(index)
     (tmp_path / "work" / state["file"]).write_bytes((index.parent / state["file"]).read_bytes())
     names, found = (f"../{state['file']}", f"/{state['file']}", str(tmp_path / "work" / state["file"]),
                     f"./../{state['file']}", "..", ""), dict[str, str]()  # fmt: skip
     for name in names:
-        store.write_json(index, {**state, "file": name})
+        data_files.write_json(index, {**state, "file": name})
         try:
             victims.train(tmp_path / "work")
         except StoreError as error:
@@ -476,7 +480,7 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, f
     """Each text of a record in turn means harm, and all of them at once: the page has the tags that it has without."""
     part = {"name": "p", "bound": "b", "outcome": "o", "value": 0.6, "low": 0.4, "high": 0.8, "n": 9, "method": "m",
             "level": 0.99}  # fmt: skip
-    record = claims.Record("tme7.q1.total", case="x", expected="e", measured="m", outcome="supported", note="n",
+    record = claim_records.Record("tme7.q1.total", case="x", expected="e", measured="m", outcome="supported", note="n",
                            parts=[part], failure="f", data="d", weights="w", unit="u", code="c", bounds="b",
                            evidence={"classes": ["a", "b"], "matrix": [[1, 2], [0, 3]], "label": "l"},
                            figures=[{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}])  # fmt: skip
@@ -498,7 +502,7 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, f
         (tmp_path / "claims.json").write_text(json.dumps(run))
         (tmp_path / "faults.json").write_text(json.dumps(put({"environment": environment, "rows": faults})))
         found = Elements()
-        found.feed(report.rebuild(tmp_path).read_text("utf-8"))
+        found.feed(report_page.rebuild(tmp_path).read_text("utf-8"))
         return found
 
     usual = page("")
@@ -547,14 +551,15 @@ NO_NETWORK = (
     "        raise SystemExit(f'{event} {arguments} at import')\n"
     "sys.addaudithook(watch)\n"
     "import importlib, pkgutil, rdfia\n"
-    "names = [m.name for m in pkgutil.iter_modules(rdfia.__path__) if m.name != '__main__']\n"
-    "[importlib.import_module(f'rdfia.{name}') for name in names]\n"
+    "every = pkgutil.walk_packages(rdfia.__path__, 'rdfia.')\n"
+    "names = [m.name for m in every if not m.ispkg and not m.name.endswith('__main__')]\n"
+    "[importlib.import_module(name) for name in names]\n"
     "print(len(names))"
 )
 
 
 def test_no_import_reaches_for_the_network(fault: Fault) -> None:
     done = subprocess.run([sys.executable, "-c", NO_NETWORK], cwd=ROOT, capture_output=True, text=True, check=False)
-    rooms = len(list((ROOT / "rdfia").glob("*.py"))) - 2
+    rooms = sum(path.stem not in ("__init__", "__main__") for path in (ROOT / "rdfia").rglob("*.py"))
     fault("imports that might use the network", tried=rooms, withstood=int(done.stdout or 0),
           means="no connection, no name looked up", found={"said": done.stderr[-300:]})  # fmt: skip

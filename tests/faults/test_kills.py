@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdfia import assets, claims, store
+from rdfia.claims import record as claim_records
+from rdfia.data import assets, files
 from tests.faults import victims
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 
@@ -79,22 +80,22 @@ def planted(plant: str, how: str, kind: str, folder: Path, count: int) -> subpro
 def test_a_store_that_took_a_part_for_whole_would_be_seen(tmp_path: Path) -> None:
     """The comparison above, with a planted fault: files written in place, so that a kill leaves half of one."""
     plant = (
-        "import time; from rdfia import store\n"
-        "real = store.save_tensors\n"
+        "import time; from rdfia.data import files\n"
+        "real = files.save_tensors\n"
         "def in_place(path, tensors, metadata=None):\n"
         "    real(path.with_suffix('.new'), tensors, metadata); data = path.with_suffix('.new').read_bytes()\n"
         "    path.with_suffix('.new').unlink(); path.write_bytes(data[: len(data) // 2]); time.sleep(0.1)\n"
         "    path.write_bytes(data)\n"
-        "store.save_tensors = in_place\n"
-        "store.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
+        "files.save_tensors = in_place\n"
+        "files.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
     )
     done = planted(plant, "killed", "extraction", tmp_path, 15)
     assert "checksum differs" in done.stderr or "cannot read" in done.stderr, done.stdout + done.stderr
 
 
 FORGETFUL = {
-    "extraction": "from rdfia import store; store.FeatureStore.is_done = lambda *_: False",
-    "training": "from rdfia.gan_training import Trainer; Trainer.load = lambda *_: False",
+    "extraction": "from rdfia.data import files; files.FeatureStore.is_done = lambda *_: False",
+    "training": "from rdfia.gans.training import Trainer; Trainer.load = lambda *_: False",
 }
 
 
@@ -235,7 +236,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
             return None
         seconds, said = ended
         for path in (tmp_path / name).rglob("*.safetensors"):
-            store.load_tensors(path)
+            files.load_tensors(path)
         # Before there is anything to keep, Python says so itself; that it imports no site is what it says before that.
         at_import = process.returncode == -signal.SIGINT or "init_import_site" in said
         good = at_import or (process.returncode == 130 and "the same command goes on" in said)
@@ -261,7 +262,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
 
 CHECKS = """
 import pytest, torch
-from rdfia.intervals import exact
+from rdfia.claims.intervals import exact
 @pytest.mark.accuracy
 @pytest.mark.claim("tme7.q1.total")
 @pytest.mark.parametrize("case", range(20))
@@ -294,7 +295,7 @@ def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
         begin = time.monotonic()
         said = start(name).communicate()[0]
         length = time.monotonic() - begin
-    assert len(claims.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, said
+    assert len(claim_records.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, said
     chance, moments, found, kept = random.Random(2), times(4, 20), list[Stopped](), list[int]()
 
     def stop(name: str, at: float) -> Stopped | None:
@@ -303,7 +304,7 @@ def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
             return None
         wrong, record = "", tmp_path / name / "claims.json"
         if record.exists():
-            run = claims.read_run(record)
+            run = claim_records.read_run(record)
             kept.append(len(run["records"]))
             if (len(run["records"]) < 20) != bool(run["unfinished"]):
                 wrong = f"{kept[-1]} of 20, and it says {run['unfinished']!r}"

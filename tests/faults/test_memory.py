@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import extraction, features, gram, memory, svm
+from rdfia.data.images import Preprocess
+from rdfia.device import memory, staging
 from rdfia.errors import FewerAtATime, TooLarge
-from rdfia.gan_training import GanConfig, train
-from rdfia.images import Preprocess
+from rdfia.gans.config import GanConfig
+from rdfia.gans.training import train
+from rdfia.transfer import column_tiles, extraction, features, svm
 from tests.faults import victims
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import TOLERANCES
@@ -84,7 +86,7 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
     work: dict[str, Callable[[], object]] = {
         "extraction": lambda: list(features.stream(vgg, never, taps, preprocess=Preprocess(size=512))),
         "a store": lambda: extraction.extract(vgg, never, taps, root=tmp_path, content="x", preprocess=small),
-        "a Gram matrix's tiles": lambda: gram.accumulate(vgg, never, taps, {}, preprocess=small),
+        "a Gram matrix's tiles": lambda: column_tiles.accumulate(vgg, never, taps, {}, preprocess=small),
         "a Gram matrix": lambda: svm.GramAccumulator(1000, 5000),
         "a GAN's images": lambda: train(GanConfig(steps=1), pixels),
     }
@@ -143,7 +145,7 @@ def test_halves_are_computed_in_order_and_remembered() -> None:
 @needs_limits
 def test_what_is_available_follows_the_limit() -> None:
     code = (
-        "import resource; from rdfia import memory; before = memory.available()\n"
+        "import resource; from rdfia.device import memory; before = memory.available()\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + 50_000_000,) * 2); print(before, memory.available())"
     )
@@ -191,13 +193,13 @@ def test_memory_that_runs_out_in_decoding_is_no_damaged_photo(
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     with pytest.raises(TooLarge, match="memory ran out at decoding photos"):
-        list(features.decode([tmp_path / "x.png"], Preprocess(size=16)))
+        list(staging.decode([tmp_path / "x.png"], Preprocess(size=16)))
 
 
 def test_a_gan_that_does_not_fit_says_which_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("rdfia.gan_training.Trainer.step", refuse)
+    monkeypatch.setattr("rdfia.gans.training.Trainer.step", refuse)
     with pytest.raises(TooLarge, match=r"memory ran out at step 0 of a GAN, batch=4: lower it; .* none is kept"):
         train(GanConfig(steps=1, batch=4), torch.zeros(8, 3, 32, 32, dtype=torch.uint8))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdfia import assets
+from rdfia.data import assets
 from tests.faults import victims
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 

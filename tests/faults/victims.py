@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rdfia import extraction, store, studies
-from rdfia.gan_training import GanConfig
-from rdfia.gans import GanArchitecture
-from rdfia.images import Preprocess
+from rdfia.data import files
+from rdfia.data.images import Preprocess
+from rdfia.gans import runs
+from rdfia.gans.architecture import GanArchitecture
+from rdfia.gans.config import GanConfig
+from rdfia.transfer import extraction
 from tests.support.tiny_networks import tiny_vgg
 
 SMALL = Preprocess(size=16)
@@ -38,7 +40,7 @@ TAPS = {"conv": "features.0", "deep": "features.5"}
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8) for i in range(320)]
 GAN = GanConfig(GanArchitecture("cdcgan", image_size=16, channels=1, nz=5, ngf=2, ndf=2, classes=3), steps=100, batch=4,
                 ema=0.9)  # fmt: skip
-RUN = studies.Run("tiny", GAN, (25, 100))
+RUN = runs.Run("tiny", GAN, (25, 100))
 
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -69,7 +71,7 @@ def extract(folder: Path, progress: Progress | None = None) -> None:
 
 def train(folder: Path, progress: Progress | None = None) -> None:
     images = torch.randint(0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    studies.train_run(RUN, images, torch.arange(30) % 3, folder, checkpoint_every=25, progress=progress)
+    runs.train_run(RUN, images, torch.arange(30) % 3, folder, checkpoint_every=25, progress=progress)
 
 
 def photos_kept(folder: Path) -> int:
@@ -80,7 +82,7 @@ def photos_kept(folder: Path) -> int:
 def steps_kept(folder: Path) -> int:
     """Steps up to the checkpoint that a second `train` has to go on from."""
     index = folder / RUN.name / "training.json"
-    return store.read_json(index)["step"] if index.exists() else 0
+    return files.read_json(index)["step"] if index.exists() else 0
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -91,8 +93,8 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.name in ("seconds.json", ".lock"):  # a time, and an empty file that the system's lock is on
             continue
         if path.suffix == ".safetensors":
-            tensors, metadata = store.load_tensors(path)  # of a file that is not whole this raises
-            found[name] = (store.tensors_digest(tensors), metadata)
+            tensors, metadata = files.load_tensors(path)  # of a file that is not whole this raises
+            found[name] = (files.tensors_digest(tensors), metadata)
         else:
             found[name] = path.read_bytes()
     return found
@@ -114,7 +116,7 @@ WORK: Mapping[str, Work] = {
 
 def tell_of_writes(say: Callable[[str], None]) -> None:
     """From here on the store says "part", "written" and "kept" of each file, and "sweep" before it cleans up."""
-    atomic_path, sweep = store.atomic_path, store.sweep
+    atomic_path, sweep = files.atomic_path, files.sweep
 
     @contextlib.contextmanager
     def telling(path: Path) -> Iterator[Path]:
@@ -128,7 +130,7 @@ def tell_of_writes(say: Callable[[str], None]) -> None:
         say("sweep")
         sweep(folder)
 
-    store.atomic_path, store.sweep = telling, telling_sweep
+    files.atomic_path, files.sweep = telling, telling_sweep
 
 
 class Child:

@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import assets, figures, judge, report
-from rdfia.claims import CLAIMS
-from rdfia.ledger import Ledger
+from rdfia.claims import judge
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import CLAIMS
+from rdfia.data import assets
+from rdfia.report import figures
+from rdfia.report import page as report_page
 from tests.support import claim_session
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = (assets, figures, report, matplotlib.figure)  # an inner run must not import torch a second time
+PRELOADED = (assets, figures, report_page, matplotlib.figure)  # an inner run must not import torch a second time
 MEASURES = """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
     def test_total(claim):
-        from rdfia.intervals import exact
+        from rdfia.claims.intervals import exact
         claim.measured({{"convolutions": exact({value})}}, weights="<script>alert(1)</script>")
 """
 NEEDS = """
@@ -117,7 +120,7 @@ def test_an_outcome_that_differs_from_its_pin_is_red_in_either_direction(
 def test_becoming_undecided_is_shown_and_is_red_only_where_the_pin_was_clear(project: pytest.Pytester) -> None:
     write(project, """
     import pytest
-    from rdfia.intervals import share
+    from rdfia.claims.intervals import share
     @pytest.mark.claim("tme8.q3.segmentation")
     def test_shares(claim):
         claim.measured({{"share of a mask in the right quarter": share({count}, 100)}}, scope="substitute")
@@ -232,8 +235,11 @@ def test_ctrl_c_while_the_records_are_written_waits(
         signal.raise_signal(signal.SIGINT)
         keep(folder, ledger)
 
-    keep, usual = report.keep, signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
-    monkeypatch.setattr(report, "keep", stopped)
+    keep, usual = (
+        report_page.keep,
+        signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # in the background: ignored
+    monkeypatch.setattr(report_page, "keep", stopped)
     if planted:  # nothing waits: then the records are lost
         monkeypatch.setattr(claim_session, "_ctrl_c_waits", contextlib.nullcontext)
     write(project, MEASURES, value=13)
@@ -299,7 +305,7 @@ def test_a_layer_that_has_other_images_right_is_red(project: pytest.Pytester, wr
     write(project, """
     import numpy as np
     import pytest
-    from rdfia.intervals import exact
+    from rdfia.claims.intervals import exact
     @pytest.mark.claim("tme7.q1.total")
     def test_alexnet(claim):
         claim.measured({{"convolutions": exact(13)}})
@@ -393,7 +399,7 @@ def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.
         print("captured")
         progress.interval = 0.0
         assert list(progress([1, 2], description="images")) == [1, 2]
-        from rdfia.intervals import exact
+        from rdfia.claims.intervals import exact
         claim.measured({"convolutions": exact(13)})
     """)  # fmt: skip
     pin(project, PIN)

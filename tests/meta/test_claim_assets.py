@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rdfia.assets import ASSETS
-from rdfia.claims import CLAIMS
-from tests.accuracy import lab7, lab8, lab9
+from rdfia.claims.record import CLAIMS
+from rdfia.data.assets import ASSETS
+from rdfia.experiments import gans, gradients, transfer
 
 SOURCES = sorted((Path(__file__).parents[1] / "accuracy").glob("test_tme*.py"))
 
@@ -33,8 +33,8 @@ def needed(node: ast.AST) -> set[str]:
 def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
     """Each test's claim, and the assets that it names: in itself, in a constant or a helper of its file that it uses.
 
-    A network's name counts as its weights where lab7.WEIGHTS or a bench of TME 7 is used, a title as its set-up where
-    a lens of TME 8 or the data of TME 9 and 10 are; photos are judged by SqueezeNet.
+    A network's name counts as its weights where `transfer.WEIGHTS` or a bench of TME 7 is used, a title as its set-up
+    where a lens of TME 8 or the data of TME 9 and 10 are; photos are judged by SqueezeNet.
     """
     tree = ast.parse(source)
     functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
@@ -50,12 +50,12 @@ def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
             found |= needed(functions[helper])
         found |= said & set(ASSETS)
         if used & {"WEIGHTS", "scene_bench", "digit_bench"}:
-            found |= {lab7.WEIGHTS[word] for word in said & set(lab7.WEIGHTS)}
+            found |= {transfer.WEIGHTS[word] for word in said & set(transfer.WEIGHTS)}
         if "lens" in used:
-            setups = [lab8.SETUPS[word] for word in said & set(lab8.SETUPS)]
+            setups = [gradients.SETUPS[word] for word in said & set(gradients.SETUPS)]
             found |= {asset for setup in setups for asset in (setup.weights, setup.photos)}
         if "gans" in used:
-            data = [lab9.SETUPS[word] for word in said & set(lab9.SETUPS)]
+            data = [gans.SETUPS[word] for word in said & set(gans.SETUPS)]
             found |= {setup.asset for setup in data} | {"squeezenet1_1" for setup in data if setup.channels == 3}
         for claim in sorted(said & set(CLAIMS)):
             yield claim, found
@@ -72,7 +72,7 @@ def test_the_table_has_every_asset_that_a_test_of_the_claim_names(claim: str) ->
     declared = {*CLAIMS[claim].needs, *CLAIMS[claim].also}
     assert declared <= set(ASSETS)
     assert not set(CLAIMS[claim].needs) & set(CLAIMS[claim].also)
-    assert NAMED[claim] - declared == set(), "missing in rdfia/claims.json"
+    assert NAMED[claim] - declared == set(), "missing in rdfia/claims/claims.json"
     if claim.startswith("tme7."):  # where the whole network is at hand, a bench takes it in the place of its features
         whole = {asset.replace("-features", "-full") for asset in NAMED[claim]}
         assert declared - NAMED[claim] - whole == set(), "no test of it names them"
@@ -88,7 +88,7 @@ def test_a(claim):
     BENCHES["15-Scene"](claim)
     claim.need(CASES["a"][0])
     claim.need("vgg16-full")
-    claim.need(lab7.WEIGHTS["alexnet"])
+    claim.need(transfer.WEIGHTS["alexnet"])
 """
     assert dict(named_assets(source)) == {
         "tme7.best": {"scene15", "squeezenet1_1", "vgg16-full", "alexnet-features"},

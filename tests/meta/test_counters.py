@@ -130,14 +130,28 @@ def test_live_bytes_are_those_of_what_is_alive() -> None:
 # What the dispatch mode cannot see on a CPU: there a tensor's numbers are read without an operator.
 SILENT = {"tolist", "numpy", "cpu", "item", "__array__"}
 STEPS = {
-    "gan_training": ["Trainer.step", "Trainer._inputs", "Trainer._draws", "Trainer._updates", "Trainer._update",
-                     "Trainer._batch", "Trainer.draw", "_move_mean"],
-    "cuda_graphs": ["Replayed.__call__", "Replayed._fill", "ReplayedNetwork.__call__"],
-    "staging": ["PinnedStaging.room", "PinnedStaging.to_device", "on_device"],
-    "gans": ["_Network._run", "Generator.forward", "Discriminator.forward", "discriminator_loss", "generator_loss",
-             "r1_penalty"],
-    "gan_augmentation": ["augmented", "_coloured", "_moved", "_cut"],
-    "features": ["run_taps", "flat", "pyramid", "second_order", "_MaxPool.forward"],
+    "gans/training": [
+        "Trainer.step",
+        "Trainer._inputs",
+        "Trainer._draws",
+        "Trainer._updates",
+        "Trainer._update",
+        "Trainer._batch",
+        "Trainer.draw",
+        "_move_mean",
+    ],
+    "device/cuda_graphs": ["Replayed.__call__", "Replayed._fill", "ReplayedNetwork.__call__"],
+    "device/staging": ["PinnedStaging.room", "PinnedStaging.to_device", "on_device"],
+    "gans/architecture": [
+        "_Network._run",
+        "Generator.forward",
+        "Discriminator.forward",
+        "discriminator_loss",
+        "generator_loss",
+        "r1_penalty",
+    ],
+    "gans/augmentation": ["augmented", "_coloured", "_moved", "_cut"],
+    "transfer/features": ["run_taps", "flat", "pyramid", "second_order", "_MaxPool.forward"],
 }
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from rdfia import blocks, provenance
+from rdfia.claims import provenance
+from rdfia.report import blocks
 
 ROOT = Path(__file__).parents[2]
 TEST = """

@@ -17,23 +17,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rdfia import assets, networks, store
-from rdfia.images import Preprocess
-from tests.accuracy import lab7, test_tme7
+from rdfia.data import assets, files
+from rdfia.data.images import Preprocess
+from rdfia.experiments import transfer
+from rdfia.models import networks
+from tests.accuracy import test_tme7
 
 ROOT = Path(__file__).parents[2]
 CLASSES, EACH = 15, 10  # half of the images are to train on
-MOST = 6 * store.GIGABYTE
+MOST = 6 * files.GIGABYTE
 
 
 def write_weights(folder: Path) -> None:
     """VGG16 and AlexNet in full size: the convolutions that packages carry, dense layers drawn from seed 0."""
     for name in ("vgg16", "alexnet"):
         tensors = networks.build(name, seed=0).state_dict() | assets.load_weights(f"{name}-features")
-        store.save_tensors(folder / f"{name}.safetensors", tensors, {"dense layers": "random, seed 0"})
+        files.save_tensors(folder / f"{name}.safetensors", tensors, {"dense layers": "random, seed 0"})
 
 
-def problem(size: int) -> lab7.Problem:
+def problem(size: int) -> transfer.Problem:
     """150 images of 15 patterns, each with noise of its own."""
     stream = np.random.default_rng(0)
     patterns = stream.integers(0, 256, (CLASSES, 1, 8, 8))
@@ -42,7 +44,7 @@ def problem(size: int) -> lab7.Problem:
     labels = np.tile(np.arange(CLASSES), EACH)
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     names = tuple(map(str, range(CLASSES)))
-    return lab7.Problem("patterns", list(images), labels, len(images) // 2, names, digest, Preprocess(size=size))
+    return transfer.Problem("patterns", list(images), labels, len(images) // 2, names, digest, Preprocess(size=size))
 
 
 class Claim:
@@ -68,15 +70,15 @@ class Claim:
 
 def run(size: int) -> dict[str, Any]:
     """Every check of the first reading, and the most memory that this process had."""
-    bench, claim = lab7.Bench(problem(size), "cpu", None), Claim()
+    bench, claim = transfer.Bench(problem(size), "cpu", None), Claim()
     bench.grams("vgg16", [*dict.fromkeys([*test_tme7.FIRST.values(), "relu7"])])  # in one pass
 
-    def benches(_name: str, _path: Path) -> lab7.Bench:
+    def benches(_name: str, _path: Path) -> transfer.Bench:
         return bench
 
     for row in test_tme7.FIRST:
         test_tme7.test_table1_cut_classifier(claim, benches, row)
-    lab7.SHORT, lab7.DENSE = {"vgg16": ["relu7"], "alexnet": []}, {"vgg16": [], "alexnet": []}
+    transfer.SHORT, transfer.DENSE = {"vgg16": ["relu7"], "alexnet": []}, {"vgg16": [], "alexnet": []}
     test_tme7.test_accuracy_against_cost(claim, benches, "relu7")
     test_tme7.test_new_head(claim, benches, "15-Scene", "vgg16", "relu7")
     claim.id = "tme7.q11.alexnet"

@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import figures, gan_scores, gans, judge, pixel_scores, store
-from rdfia.claims import CLAIMS
+from rdfia.claims import judge
+from rdfia.claims.intervals import Estimate, exact
+from rdfia.claims.record import CLAIMS
+from rdfia.data import files as data_files
 from rdfia.errors import StoreError
-from rdfia.intervals import Estimate, exact
-from tests.accuracy import lab9, test_tme9, test_tme10
-from tests.accuracy.lab9 import Bench, closed, information, level, milestones
+from rdfia.experiments import gans as gan_experiments
+from rdfia.experiments.gans import Bench, closed, information, level, milestones
+from rdfia.gans import architecture as gan_architecture
+from rdfia.gans import pixel_scores
+from rdfia.gans import scores as gan_scores
+from rdfia.report import figures
+from tests.accuracy import test_tme9, test_tme10
 from tests.accuracy.test_tme9 import Pair
 from tests.support.tolerances import assert_close
 
@@ -62,28 +68,28 @@ class Planted(Bench):
     """A bench whose runs are written by hand: settings by name, a row of scores a seed, the same at each snapshot."""
 
     def __init__(self, **scores: list[dict[str, float]]) -> None:
-        self.title, self.progress, self.setup = "planted", None, lab9.SETUPS["digits"]
+        self.title, self.progress, self.setup = "planted", None, gan_experiments.SETUPS["digits"]
         self.planted, self.rates = scores, dict.fromkeys(scores, 1.0)
         self.__dict__["_real"] = {"frechet": 0.0, "diversity": 0.4}
 
     def untrained(self, config: Any) -> dict[str, Any]:
         return {"frechet": 100.0, "density": 0.0}
 
-    def run(self, run: lab9.Run) -> dict[str, Any]:
+    def run(self, run: gan_experiments.Run) -> dict[str, Any]:
         name, _, seed = run.name.rpartition("-")
         scores = self.planted[name][int(seed)]
         return {"scores": [{"step": step, **scores} for step in run.snapshots] if scores else []}
 
-    def losses(self, run: lab9.Run) -> torch.Tensor:
+    def losses(self, run: gan_experiments.Run) -> torch.Tensor:
         return torch.full((100, 4), self.rates[run.name.rpartition("-")[0]])
 
 
 def pair(mine: list[dict[str, float]], default: list[dict[str, float]]) -> Pair:
     bench = Planted(mine=mine, default=default)
-    config = replace(lab9.DCGAN, steps=lab9.STEPS)
-    runs = {n: [lab9.Run(f"{n}-{i}", replace(config, seed=i), lab9.WINDOW) for i in range(len(v))]
+    config = replace(gan_experiments.DCGAN, steps=gan_experiments.STEPS)
+    runs = {n: [gan_experiments.Run(f"{n}-{i}", replace(config, seed=i), gan_experiments.WINDOW) for i in range(len(v))]
             for n, v in bench.planted.items()}  # fmt: skip
-    return Pair(bench, runs["mine"], runs["default"], lab9.WINDOW)
+    return Pair(bench, runs["mine"], runs["default"], gan_experiments.WINDOW)
 
 
 def seeds(frechet: float, coverage: float, n: int = 5, **more: float) -> list[dict[str, float]]:
@@ -223,7 +229,7 @@ class Long(Planted):
 
     def __init__(self, losses: Any = None, shown: str = "new", images: Any = None, **scores: Scores) -> None:
         super().__init__()
-        self.by_step, self.setup, self.title = scores, lab9.SETUPS["MNIST"], "MNIST"
+        self.by_step, self.setup, self.title = scores, gan_experiments.SETUPS["MNIST"], "MNIST"
         self.loss = torch.ones(1_000, 4) if losses is None else losses
         self.images = {"nats": 0.002, "permuted": 0.001, **(images or {})}
         self.images = {"pixels": 0.0, "pixels_se": 0.02, "features": 0.0, "features_se": 0.02, **self.images}
@@ -233,19 +239,19 @@ class Long(Planted):
         self.__dict__["_real"], self.__dict__["blurred"] = {**FINE, "frechet": 0.0}, {**FINE, "frechet": 9.0}
         self.__dict__["known"] = torch.arange(200)
 
-    def run(self, run: lab9.Run) -> dict[str, Any]:
+    def run(self, run: gan_experiments.Run) -> dict[str, Any]:
         names = (run.name, run.name.partition("-seed-")[0], run.name.rpartition("-")[0])
         scores = next((self.by_step[name] for name in names if name in self.by_step), fine)
         rows = [{"step": step, **FINE, "per_class": [1.0], **scores(step)} for step in run.snapshots]
         return {"scores": rows, "health": {}, "seconds": 0.0, "origin": {}, "diverged": None}
 
-    def losses(self, run: lab9.Run) -> torch.Tensor:
+    def losses(self, run: gan_experiments.Run) -> torch.Tensor:
         return self.loss(run) if callable(self.loss) else self.loss
 
-    def further(self, run: lab9.Run) -> dict[str, float]:
+    def further(self, run: gan_experiments.Run) -> dict[str, float]:
         return self.images
 
-    def grid(self, run: lab9.Run, step: int | None = None) -> torch.Tensor:
+    def grid(self, run: gan_experiments.Run, step: int | None = None) -> torch.Tensor:
         return self.shown
 
     def record(self, **values: Any) -> dict[str, Any]:
@@ -304,11 +310,11 @@ def log(**off: float) -> torch.Tensor:
     return rows
 
 
-def anti(run: lab9.Run) -> torch.Tensor:
+def anti(run: gan_experiments.Run) -> torch.Tensor:
     return walk(run.config.seed, 1.0)
 
 
-def together(run: lab9.Run) -> torch.Tensor:
+def together(run: gan_experiments.Run) -> torch.Tensor:
     return walk(run.config.seed, -1.0)
 
 
@@ -459,14 +465,14 @@ def test_a_seed_that_is_unlike_the_others_leaves_it_open(check: Any, what: str, 
 def test_a_label_that_names_one_of_few_pictures_is_not_judged(told: int, expected: str) -> None:
     """The planted collapse: one picture a label, so that the label says which. Seeds that draw more are judged."""
     few: dict[str, Any] = {run.name: has(coverage=0.01, information=1.9)
-                           for run in lab9.OVER_SEEDS["cdcgan-no-y-in-D"][told:]}  # fmt: skip
+                           for run in gan_experiments.OVER_SEEDS["cdcgan-no-y-in-D"][told:]}  # fmt: skip
     verdict, bench = Verdict("tme10.q11.label"), Long(**few)
     test_tme10.test_without_the_label_in_d(verdict, lambda *_, **__: bench, "MNIST", "the label says nothing")
     assert verdict.outcome == expected
 
 
 def test_one_picture_a_label_is_counted() -> None:
-    runs = lab9.OVER_SEEDS["cdcgan-no-y-in-D"]
+    runs = gan_experiments.OVER_SEEDS["cdcgan-no-y-in-D"]
     assert test_tme10.collapsed(Long(), runs) == [False] * 5
     assert test_tme10.collapsed(Long(shown="one picture"), runs) == [True] * 5
 
@@ -475,7 +481,7 @@ def test_permuted_labels_say_what_chance_says() -> None:
     asked = np.arange(2_000) % 10
     ignored = np.random.default_rng(0).integers(0, 10, 2_000)
     for read, expected in ((asked, np.log(10)), (ignored, 0.0)):
-        found = lab9.label_information(read, asked)
+        found = gan_experiments.label_information(read, asked)
         assert abs(found["permuted"]) < 0.01
         assert found["nats"] - found["permuted"] == pytest.approx(expected, abs=0.02)
 
@@ -495,10 +501,11 @@ def test_copies_are_told_from_blur_and_contrast() -> None:
     """
     train, held, new = smooth(1_600).split((800, 200, 600))
     grey = (new.float() / 2 + 64).to(torch.uint8)
-    shown = {"new": new, "blurred": lab9.blurred(new), "grey": grey, "copies": train,
-             "blurred copies": lab9.blurred(train), "half of them copies": torch.cat([train[:600], new])}  # fmt: skip
+    shown = {"new": new, "blurred": gan_experiments.blurred(new), "grey": grey, "copies": train,
+             "blurred copies": gan_experiments.blurred(train), 
+             "half of them copies": torch.cat([train[:600], new])}  # fmt: skip
     sets = {name: [x.flatten(1).float().numpy() for x in (images, train, held)] for name, images in shown.items()}
-    found = {name: lab9.copies(*rows) for name, rows in sets.items()}
+    found = {name: gan_experiments.copies(*rows) for name, rows in sets.items()}
     assert found["copies"].value == 1
     assert found["blurred copies"].value > 0.8
     assert 0.35 < found["half of them copies"].value < 0.65
@@ -506,7 +513,9 @@ def test_copies_are_told_from_blur_and_contrast() -> None:
     assert all(abs(found[name].value) < 3 * found[name].standard_error for name in ("new", "blurred", "grey")), found
     assert found["grey"].standard_error > 2 * found["new"].standard_error  # few images lie near the middle
     fake, known, others = sets["copies"]
-    assert (1 + lab9.copies(fake, known[: len(others)], others).value) / 2 < 0.65, "of one size: as if they were new"
+    assert (1 + gan_experiments.copies(fake, known[: len(others)], others).value) / 2 < 0.65, (
+        "of one size: as if they were new"
+    )
 
 
 def test_the_error_of_copies_is_that_of_other_held_out_images() -> None:
@@ -515,7 +524,7 @@ def test_the_error_of_copies_is_that_of_other_held_out_images() -> None:
     draw, found = np.random.default_rng(0), []
     for _ in range(60):
         order = draw.permutation(len(known))
-        found.append(lab9.copies(new, known[order[:400]], known[order[400:]]))
+        found.append(gan_experiments.copies(new, known[order[:400]], known[order[400:]]))
     spread = np.std([one.value for one in found], ddof=1)
     assert np.mean([one.standard_error for one in found]) == pytest.approx(spread, rel=0.3)
     assert abs(np.mean([one.value for one in found])) < 4 * spread / 60**0.5
@@ -525,11 +534,11 @@ def test_another_number_of_photos_is_another_case_with_runs_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine with the whole of CelebA says its own number."""
-    monkeypatch.setitem(lab9.SETUPS, "CelebA", replace(lab9.SETUPS["CelebA"], pinned=50))
+    monkeypatch.setitem(gan_experiments.SETUPS, "CelebA", replace(gan_experiments.SETUPS["CelebA"], pinned=50))
     found = {}
     for n in (50, 60):
         shown = smooth(n).expand(-1, 3, -1, -1)
-        monkeypatch.setattr(lab9, "photos", lambda *_, x=shown: (x[: len(x) * 4 // 5], x[len(x) * 4 // 5 :]))
+        monkeypatch.setattr(gan_experiments, "photos", lambda *_, x=shown: (x[: len(x) * 4 // 5], x[len(x) * 4 // 5 :]))
         found[n] = Bench("CelebA", tmp_path, "cpu", "full", None, tmp_path)
     assert found[50].case("CelebA, poor") == "CelebA, poor"
     assert found[60].case("CelebA, poor") == "CelebA, poor, 60 photos"
@@ -539,12 +548,12 @@ def test_another_number_of_photos_is_another_case_with_runs_of_its_own(
 
 
 def test_fewer_photos_are_among_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab9, "FEWER", {20: lab9.FEWER[2_000], 40: lab9.FEWER[4_500]})
+    monkeypatch.setattr(gan_experiments, "FEWER", {20: gan_experiments.FEWER[2_000], 40: gan_experiments.FEWER[4_500]})
     bench = Long()
-    few, more = ({tuple(x.flatten().tolist()) for x in bench.trained_on(lab9.FEWER[n][0])} for n in (20, 40))
+    few, more = ({tuple(x.flatten().tolist()) for x in bench.trained_on(gan_experiments.FEWER[n][0])} for n in (20, 40))
     assert (len(few), len(more)) == (16, 32)
     assert few < more < {tuple(x.flatten().tolist()) for x in bench.x}
-    assert bench.trained_on(lab9.ON_ALL[0]) is bench.x
+    assert bench.trained_on(gan_experiments.ON_ALL[0]) is bench.x
 
 
 def tiny_bench(folder: Path) -> Bench:
@@ -556,10 +565,12 @@ def tiny_bench(folder: Path) -> Bench:
     return bench
 
 
-def tiny_run(name: str = "tiny", **changed: Any) -> lab9.Run:
-    architecture = replace(lab9.CDCGAN.architecture, nz=4, ngf=2, ndf=2)
-    config = replace(lab9.CDCGAN, architecture=architecture, steps=2, batch=8, precision="float32", **changed)
-    return lab9.Run(name, config, (2,), (2,))
+def tiny_run(name: str = "tiny", **changed: Any) -> gan_experiments.Run:
+    architecture = replace(gan_experiments.CDCGAN.architecture, nz=4, ngf=2, ndf=2)
+    config = replace(
+        gan_experiments.CDCGAN, architecture=architecture, steps=2, batch=8, precision="float32", **changed
+    )
+    return gan_experiments.Run(name, config, (2,), (2,))
 
 
 def test_what_is_asked_of_a_runs_images_is_kept_beside_its_row(tmp_path: Path) -> None:
@@ -570,7 +581,7 @@ def test_what_is_asked_of_a_runs_images_is_kept_beside_its_row(tmp_path: Path) -
     (bench.work / "tiny" / "generator-2.safetensors").unlink()
     assert tiny_bench(tmp_path).further(run) == found
     path = bench.evidence / "tiny.further.json"
-    store.write_json(path, {**store.read_json(path), "of": "another run"})
+    data_files.write_json(path, {**data_files.read_json(path), "of": "another run"})
     with pytest.raises(StoreError, match=r"generator-2.safetensors is missing; remove the row tiny.json"):
         tiny_bench(tmp_path).further(run)
 
@@ -578,10 +589,10 @@ def test_what_is_asked_of_a_runs_images_is_kept_beside_its_row(tmp_path: Path) -
 def test_runs_are_made_beforehand_and_one_that_is_refused_costs_no_other(tmp_path: Path) -> None:
     said: list[str] = []
     bench, runs = tiny_bench(tmp_path), [tiny_run(), tiny_run("second", seed=1)]
-    assert lab9.make(bench, runs, said.append) == 0
+    assert gan_experiments.make(bench, runs, said.append) == 0
     assert [line.partition(":")[0] for line in said] == ["tiny", "second"]
     other = [tiny_run(lr=1e-3), runs[1]]  # the first is another run under a name that is taken
-    assert lab9.make(tiny_bench(tmp_path), other, said.append) == 1
+    assert gan_experiments.make(tiny_bench(tmp_path), other, said.append) == 1
     assert "tiny.json has a run of another config" in said[2]
     assert said[3].startswith("second: 0 s")
 
@@ -591,10 +602,10 @@ def test_what_few_pictures_obey_is_not_asked_beforehand(
     coverage: float, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The committed run that collapsed has no generator any more: it is no run that is refused."""
-    monkeypatch.setattr(lab9, "has_further", lambda *_: True)
+    monkeypatch.setattr(gan_experiments, "has_further", lambda *_: True)
     bench, said = Long(tiny=has(coverage=coverage)), list[str]()
     bench.y = torch.arange(10)
-    assert lab9.make(bench, [tiny_run()], said.append) == 0
+    assert gan_experiments.make(bench, [tiny_run()], said.append) == 0
     assert ("nats" in said[0]) == asked
 
 
@@ -608,25 +619,27 @@ def test_the_table_of_fewer_photos_is_drawn_by_the_page() -> None:
 
 
 def test_the_plan_has_every_run_that_a_claim_asks_for_once(capsys: pytest.CaptureFixture[str]) -> None:
-    faces, other, numbers = (lab9.plan(title) for title in ("CelebA", "CIFAR-10", "MNIST"))
+    faces, other, numbers = (gan_experiments.plan(title) for title in ("CelebA", "CIFAR-10", "MNIST"))
     for runs in (faces, other, numbers):
         assert len({run.name for run in runs}) == len(runs)
     assert [run.name for run in numbers[:2]] == ["cgan", "cgan-seed-1"]
-    assert {len(lab9.named(faces, name)) for name in (*lab9.SETTINGS, lab9.EQUAL_STEPS)} == {5, 7}  # default: FRESH too
+    assert {
+        len(gan_experiments.named(faces, name)) for name in (*gan_experiments.SETTINGS, gan_experiments.EQUAL_STEPS)
+    } == {5, 7}  # default: FRESH too
     assert sum(run.name.startswith("dcgan") for run in faces) == 5
     assert sum(run.name.startswith("dcgan") for run in other) == 1
     assert not any("equal" in run.name or "default-of" in run.name for run in other)
-    assert lab9.main(["--data", "MNIST", "--runs", "cgan-seed-*,cdcgan-seed-1", "--list"]) == 0
+    assert gan_experiments.main(["--data", "MNIST", "--runs", "cgan-seed-*,cdcgan-seed-1", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*(f"cgan-seed-{n}" for n in range(1, 5)), "cdcgan-seed-1", "5"]
     assert "11718 steps" in lines[0]
     with pytest.raises(SystemExit):
-        lab9.main(["--data", "MNIST", "--runs", "nothing"])
+        gan_experiments.main(["--data", "MNIST", "--runs", "nothing"])
     assert "--runs nothing: none of cgan, cgan-seed-1" in capsys.readouterr().err
 
 
 def test_a_run_that_diverged_late_has_the_worst_scores_from_there_on() -> None:
-    bench, run = Long(), lab9.LONG["dcgan"]
+    bench, run = Long(), gan_experiments.LONG["dcgan"]
     bench.run = lambda run: {"scores": [{"step": 25, **FINE}]}  # type: ignore[method-assign]
     rows = bench.rows(run)
     assert [row["step"] for row in rows] == list(run.snapshots)
@@ -637,10 +650,10 @@ def test_a_run_that_diverged_late_has_the_worst_scores_from_there_on() -> None:
 def test_quick_runs_are_those_of_the_code_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network or a step that has changed must not find the rows of the old one."""
     found = (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.arange(2)) * 2
-    monkeypatch.setattr(lab9, "digits", lambda path: found)
+    monkeypatch.setattr(gan_experiments, "digits", lambda path: found)
     quick, full = (Bench("digits", tmp_path, "cpu", profile, None, tmp_path) for profile in ("short", "full"))
     assert quick.work.name == quick.evidence.name
-    assert quick.work.name.startswith(lab9.code())
+    assert quick.work.name.startswith(gan_experiments.code())
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
     one = Bench("digits", tmp_path, "cpu", "short", None, tmp_path)
     monkeypatch.setenv("RDFIA_DTYPE", "bfloat16")
@@ -662,7 +675,7 @@ class ExactGenerator(torch.nn.Module):
     Outside training mode the images are negatives, so that other statistics of BatchNorm would be seen.
     """
 
-    architecture = replace(lab9.CDCGAN.architecture, nz=129)
+    architecture = replace(gan_experiments.CDCGAN.architecture, nz=129)
 
     def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         bits = (z > 0).long()
@@ -677,7 +690,7 @@ def exact_bench() -> Bench:
     draw = np.random.default_rng(0)
     bench = Bench.__new__(Bench)
     bench.title, bench.progress = "planted", None
-    bench.title, bench.setup, bench.device = "digits", replace(lab9.SETUPS["digits"], generated=200), "cpu"
+    bench.title, bench.setup, bench.device = "digits", replace(gan_experiments.SETUPS["digits"], generated=200), "cpu"
     cells = (draw.integers(30, 170, (300, 1, 8, 8)), draw.integers(20, 190, (300, 1, 8, 8)))
     bench.x, bench.x_held = (torch.from_numpy(c.repeat(4, 2).repeat(4, 3).astype(np.uint8)) for c in cells)
     bench.y = bench.y_held = torch.arange(300) % 10
@@ -691,9 +704,9 @@ def exact_bench() -> Bench:
 
 
 def test_what_a_generator_scores_is_the_same_as_ever() -> None:
-    """A score that changes wants another lab9.JUDGE: rows that were scored before would be read beside new ones."""
-    assert lab9.JUDGE == "2"
-    z = torch.randn(200, 129, generator=gans.stream(0, lab9.NOISE_TO_JUDGE))
+    """A score that changes wants another JUDGE: rows that were scored before would be read beside new ones."""
+    assert gan_experiments.JUDGE == "2"
+    z = torch.randn(200, 129, generator=gan_architecture.stream(0, gan_experiments.NOISE_TO_JUDGE))
     assert z.abs().min() > 1e-6, "a sign of z that rounding could move: choose another nz"
     same_as_ever(exact_bench().score(ExactGenerator()))  # type: ignore[arg-type]
 
@@ -718,12 +731,12 @@ def swapped(function: str, room: Any = gan_scores) -> Planting:
 
 def drawn(**changed: Any) -> Planting:
     """Plants another argument of the function that draws the images."""
-    kept = lab9.sample
-    return lambda patch: patch.setattr(lab9, "sample", lambda *a, **k: kept(*a, **{**k, **changed}))
+    kept = gan_experiments.sample
+    return lambda patch: patch.setattr(gan_experiments, "sample", lambda *a, **k: kept(*a, **{**k, **changed}))
 
 
-def in_lab9(name: str, value: Any) -> Planting:
-    return lambda patch: patch.setattr(lab9, name, value)
+def in_the_bench(name: str, value: Any) -> Planting:
+    return lambda patch: patch.setattr(gan_experiments, name, value)
 
 
 def without_miller_and_madow(read: np.ndarray, asked: np.ndarray) -> float:
@@ -750,14 +763,14 @@ CHANGED_SCORES: dict[str, Planting] = {
     ),
     "copies looked for the other way round": swapped("nearest_neighbour"),
     "modes with another share": other("mode_coverage", share=1.5),
-    "information without its correction": in_lab9("information", without_miller_and_madow),
-    "diversity of a biased variance": in_lab9(
+    "information without its correction": in_the_bench("information", without_miller_and_madow),
+    "diversity of a biased variance": in_the_bench(
         "diversity", lambda x: float(2 * (x.numpy() / 255).var(axis=0).mean()) ** 0.5
     ),
-    "other noise": in_lab9("NOISE_TO_JUDGE", 5),
+    "other noise": in_the_bench("NOISE_TO_JUDGE", 5),
     "the statistics of training": drawn(statistics="running"),
     "labels in another order": lambda patch: patch.setattr(
-        lab9, "sample", lambda g, z, y, kept=lab9.sample, **k: kept(g, z, y.flip(0), **k)
+        gan_experiments, "sample", lambda g, z, y, kept=gan_experiments.sample, **k: kept(g, z, y.flip(0), **k)
     ),
     "another number of images": lambda patch: patch.setattr(
         Bench, "draw", lambda bench, g, n, kept=Bench.draw: kept(bench, g, n - 1)
@@ -799,17 +812,17 @@ SCORES: dict[str, Any] = {  # of exact images: float64 sums, so that no processo
 
 COMMITTED = [path for path in sorted((ROOT / "reports" / "verified").glob("*/gans*/studies/*/*.json"))
              if not path.name.endswith(".further.json")]  # fmt: skip
-RUNS = {run.name: run for title in ("CelebA", "CIFAR-10", "MNIST") for run in lab9.plan(title)}
+RUNS = {run.name: run for title in ("CelebA", "CIFAR-10", "MNIST") for run in gan_experiments.plan(title)}
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_committed_row_is_of_the_run_that_is_asked_for(path: Path) -> None:
     """Config and judge are what it is found by: without its generators a row of others would be refused."""
-    row, wanted = store.read_json(path), RUNS[path.stem].config
+    row, wanted = data_files.read_json(path), RUNS[path.stem].config
     channels = row["config"]["architecture"]["channels"]
     wanted = replace(wanted, architecture=replace(wanted.architecture, channels=channels))
     assert {**row["config"], "precision": ""} == {**wanted.as_json(), "precision": ""}  # the machine's
-    assert row["judge"].partition(":")[0] in (lab9.JUDGE, *lab9.EARLIER)
+    assert row["judge"].partition(":")[0] in (gan_experiments.JUDGE, *gan_experiments.EARLIER)
     assert all(scores.keys() <= {"step", *SCORES} for scores in row["scores"])
 
 

@@ -23,7 +23,7 @@ from benchmarks.gate import judge
 from benchmarks.pairs import Pairs, Replay, Sampler, _lower_quartile, interleave, light, limits, ratio
 from benchmarks.session import GateRun
 from benchmarks.worker import Worker, WorkerError
-from rdfia.cuda_graphs import WARM_UP
+from rdfia.device.cuda_graphs import WARM_UP
 from tests.support.tolerances import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -336,15 +336,28 @@ def test_a_worker_that_cannot_start_says_so(tmp_path: Path) -> None:
         worker.ask("make", row="Frechet distance")
 
 
+def test_a_base_whose_modules_lie_elsewhere_is_not_compared_and_the_gate_says_why(tmp_path: Path) -> None:
+    (tmp_path / "rdfia").mkdir()  # a package of before a move: nothing that the benchmarks import is there
+    (tmp_path / "rdfia" / "__init__.py").write_text("")
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    race = gate.Race(base=tmp_path)
+    found = race.round([("Frechet distance", "base"), ("Frechet distance", "reference"), ("control", "base")])
+    assert [*found] == [("Frechet distance", "reference")]
+    assert "cannot be timed by these benchmarks: No module named 'rdfia." in race.cannot["Frechet distance"]
+    assert race.cannot.keys() == {"Frechet distance", "control"}
+    said = gate.findings({("Frechet distance", "base"): []}, lambda again: {}, {("Frechet distance", "base"): 1.0})
+    assert said[0]._replace(why="its modules lie elsewhere").text.endswith("cannot run it: its modules lie elsewhere")
+
+
 def test_a_module_of_another_tree_is_refused(tmp_path: Path) -> None:
     """An installed package fills in for a file that a tree lacks: then a commit would be timed against itself."""
     shutil.copytree(ROOT / "rdfia", tmp_path / "rdfia", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
-    code = f"import sys, types; m = types.ModuleType('rdfia.gan_scores'); m.__file__ = {str(ROOT / 'x.py')!r}\n"
-    code += "sys.modules['rdfia.gan_scores'] = m; import benchmarks.worker as w; from pathlib import Path\n"
+    code = f"import sys, types; m = types.ModuleType('rdfia.gans.scores'); m.__file__ = {str(ROOT / 'x.py')!r}\n"
+    code += "sys.modules['rdfia.gans.scores'] = m; import benchmarks.worker as w; from pathlib import Path\n"
     code += "print(w.strangers(Path.cwd()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True)
-    assert done.stdout.startswith("['rdfia.gan_scores from ")
+    assert done.stdout.startswith("['rdfia.gans.scores from ")
 
 
 def test_a_result_that_is_not_the_references_is_not_timed() -> None:

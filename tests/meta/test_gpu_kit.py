@@ -22,9 +22,11 @@ from PIL import Image
 from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, side_by_side, steps
 from benchmarks.gpu_kit.__main__ import main
 from benchmarks.ways import Case
-from rdfia import assets, datasets, machine, provenance
+from rdfia.claims import provenance
+from rdfia.data import assets, datasets
 from rdfia.errors import ArgumentError, AssetCorrupt, FewerAtATime, TooLarge
-from tests.accuracy import lab9
+from rdfia.experiments import gans
+from rdfia.report import environment
 from tests.support.tolerances import PARITY
 
 ROOT = Path(__file__).parents[2]
@@ -285,7 +287,7 @@ def test_the_commit_travels_with_a_part_and_is_that_of_the_code(tmp_path: Path) 
         return parts.commit_in(tmp_path, ROOT)
 
     assert (listed(provenance.code_hash(ROOT)), listed("another")) == ("abc", "")
-    assert machine.commit(tmp_path) is None
+    assert environment.commit(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])
@@ -404,13 +406,13 @@ def test_a_damaged_part_costs_itself(own_assets: Path, tmp_path: Path, monkeypat
 
 
 def test_runs_are_chosen_seed_by_seed_as_many_as_fit() -> None:
-    runs = [("CelebA", run) for run in lab9.STUDY]
+    runs = [("CelebA", run) for run in gans.STUDY]
     step = dict.fromkeys(("dcgan", "cdcgan", "cgan"), 2.0)
     every, costs = gan_runs.chosen(runs, step, 1e6, 4)
     assert every == list(range(len(runs)))
-    names = [run.name for run in lab9.STUDY]
+    names = [run.name for run in gans.STUDY]
     five, default = (costs[names.index(f"{name}-0")] for name in ("5-of-D", "default"))
-    assert five - gan_runs.SCORED * len(lab9.STUDY[0].snapshots) == pytest.approx(3 * 2.0 * lab9.STEPS / 1000)
+    assert five - gan_runs.SCORED * len(gans.STUDY[0].snapshots) == pytest.approx(3 * 2.0 * gans.STEPS / 1000)
     fit, _ = gan_runs.chosen(runs, step, gan_runs.START + 2.5 * default, 1)
     assert fit == [0, 1]
     assert gan_runs.chosen(runs, step, gan_runs.START, 4)[0] == []

@@ -15,8 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia import gan_training, gans, heads, images, input_gradients, saliency_scores, svm
-from rdfia.gan_training import Trainer
+from rdfia.data import images
+from rdfia.gans import architecture, training
+from rdfia.gans.training import Trainer
+from rdfia.gradients import ascent, saliency_scores
+from rdfia.transfer import heads, svm
 from tests.placement.test_waits import fool, waits_a_turn
 from tests.support.device_cases import CASES, gan
 from tests.support.device_coverage import called_with_device
@@ -45,22 +48,22 @@ def drawn_by_the_cpu(trainer: Trainer, n: int) -> Tensor:
 
 # fmt: off
 SLIPS = {
-    "noise": Slip(input_gradients, "saliency", "on_device(draws[step], x.device)", "draws[step]", "saliency"),
+    "noise": Slip(ascent, "saliency", "on_device(draws[step], x.device)", "draws[step]", "saliency"),
     "labels": Slip(Trainer, "__init__", "y.to(self.device)", "y", "cdcgan_in_float32",
                    "indices should be either on cpu"),
-    "limits": Slip(input_gradients, "limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"),
+    "limits": Slip(ascent, "limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"),
     "blur kernel": Slip(images, "blur", "axis=0)).to(x)", "axis=0)).to(x.dtype)", "pieces_of_the_ascent"),
     "mask": Slip(saliency_scores, "pixel_curve", ".to(x.device)", "", "worth_of_maps"),
     "running mean": Slip(Trainer, "__init__", "(self.generator) if", "(self.generator).cpu() if", "dcgan_in_float32"),
     "optimiser state": Slip(Trainer, "_restore", '.load_state_dict({**optimizer.state_dict(), "state": state})',
                             ".state.update({parameters[i]: values for i, values in state.items()})",
                             "dcgan_in_float32"),
-    "index tensor": Slip(input_gradients, "target_logits", "on_device(wanted, logits.device)", "wanted", "fool"),
+    "index tensor": Slip(ascent, "target_logits", "on_device(wanted, logits.device)", "wanted", "fool"),
     "zeros without device": Slip(svm.GramAccumulator, "add", ", device=columns.device", "", "gram_matrices"),
     "sum without device": Slip(heads, "_train", "((), device=device), torch", "(()), torch", "head"),
     "checkpoint": Slip(Trainer, "_restore", 'load_state_dict(part("G."))', 'load_state_dict(part("G."), assign=True)',
                        "cgan_in_float32"),
-    "numpy in a loop": Slip(gan_training, "_move_mean", "[0].is_floating_point())", "[1].numpy() is not None)",
+    "numpy in a loop": Slip(training, "_move_mean", "[0].is_floating_point())", "[1].numpy() is not None)",
                             "dcgan_in_float32", "can't convert cuda:0 device type tensor to numpy"),
 }
 # fmt: on
@@ -78,14 +81,14 @@ def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
     if inspect.isclass(slip.owner):
         monkeypatch.setattr(slip.owner, slip.name, names[slip.name])
         return
-    for room in (gan_training, gans, heads, images, input_gradients, saliency_scores, svm, *_importers()):
+    for room in (training, architecture, heads, images, ascent, saliency_scores, svm, *_importers()):
         if getattr(room, slip.name, None) is function:
             monkeypatch.setattr(room, slip.name, names[slip.name])
 
 
 def _importers() -> list[Any]:
     import tests.support.device_cases as cases
-    from rdfia import fooling
+    from rdfia.gradients import fooling
 
     return [fooling, cases]
 
@@ -123,18 +126,18 @@ def test_a_planted_wait_in_a_training_step_is_counted(name: str, monkeypatch: py
         before = len(device.reads)
         trainer.step()
         assert len(device.reads) == before + 1
-        assert "gan_training.py" in device.reads[-1]
+        assert "training.py" in device.reads[-1]
 
 
 def test_a_planted_wait_in_a_turn_of_an_ascent_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(Slip(input_gradients, "ascend", "x[on_device(rows, x.device)]", "x[rows]", ""), monkeypatch)
+    plant(Slip(ascent, "ascend", "x[on_device(rows, x.device)]", "x[rows]", ""), monkeypatch)
     assert waits_a_turn(fool) == 2
 
 
 def test_a_case_that_leaves_the_device_out_covers_nothing(tmp_path: Path) -> None:
     run: Callable[..., Any] = CASES["saliency"][1]
     with pretended_device():
-        assert inspect.unwrap(input_gradients.saliency).__code__ in called_with_device(lambda: run("cuda", tmp_path))
+        assert inspect.unwrap(ascent.saliency).__code__ in called_with_device(lambda: run("cuda", tmp_path))
         assert called_with_device(lambda: run("cpu", tmp_path)) == set()
 
 

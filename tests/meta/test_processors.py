@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rdfia import store
+from rdfia.data import files
 from tests.support import processors
 
 CASE = '<testcase classname="tests.unit.test_a" name="{name}">{body}</testcase>'
@@ -37,7 +37,7 @@ class Planted:
         if isinstance(run, str):
             path.write_text(run)
         elif run is not None:
-            store.write_json(path.parent / "claims.json", run)
+            files.write_json(path.parent / "claims.json", run)
         return subprocess.CompletedProcess(words, self.status)
 
 

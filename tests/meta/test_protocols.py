@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import judge, networks, store
-from rdfia.claims import CLAIMS
-from tests.accuracy import best, lab7, test_tme7
+from rdfia.claims import judge
+from rdfia.claims.record import CLAIMS
+from rdfia.data import files
+from rdfia.experiments import best_recipe, transfer
+from rdfia.models import networks
+from tests.accuracy import test_tme7
 
 REPORTS = Path(__file__).parents[2] / "reports"
 RUNS = sorted((REPORTS / "verified").rglob("claims.json"))
-RECORDS = [row for path in RUNS for row in store.read_json(path)["records"]]
+RECORDS = [row for path in RUNS for row in files.read_json(path)["records"]]
 
 
 class Claim:
@@ -66,7 +69,7 @@ def bench(accuracies: dict[str, float] | None = None) -> Any:
 def test_depth_is_the_reports_only_up_to_the_last_layer(
     monkeypatch: pytest.MonkeyPatch, network: str, accuracies: dict[str, float], scope: str, outcomes: list[str]
 ) -> None:
-    monkeypatch.setattr(lab7, "taps_for", lambda *_: list(accuracies))
+    monkeypatch.setattr(transfer, "taps_for", lambda *_: list(accuracies))
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
     claim, bounds = Claim(), CLAIMS["tme7.q8.depth"].bounds
     test_tme7.test_accuracy_against_depth(claim, bench(accuracies), "15-Scene", network)
@@ -94,8 +97,8 @@ def test_the_best_is_held_to_the_reports_best_and_to_our_aim(
     monkeypatch: pytest.MonkeyPatch, hits: int, outcomes: list[str]
 ) -> None:
     right, row = np.arange(2985) < hits, {"recipe": "a", "C": 1.0, "validation": 0.9}
-    monkeypatch.setattr(test_tme7.best, "ablation", lambda _lab: ([row], "a", right))
-    monkeypatch.setattr(test_tme7.best, "other_splits", lambda *_: [])
+    monkeypatch.setattr(test_tme7.best_recipe, "ablation", lambda _lab: ([row], "a", right))
+    monkeypatch.setattr(test_tme7.best_recipe, "other_splits", lambda *_: [])
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
     found = []
     for case, part in (("", "accuracy"), ("the aim", "accuracy, our aim")):
@@ -110,45 +113,45 @@ def test_the_best_is_held_to_the_reports_best_and_to_our_aim(
 def test_a_recipe_is_the_cosine_of_centred_features() -> None:
     rng = np.random.default_rng(0)
     x, train = [rng.normal(size=(12, 5)) for _ in range(2)], np.arange(8)
-    recipe = best.Recipe("two parts", (224, 352), ("pyramid",), ("relu5_3",))
+    recipe = best_recipe.Recipe("two parts", (224, 352), ("pyramid",), ("relu5_3",))
     parts = {name: rows @ rows.T for name, rows in zip(recipe.parts, x, strict=True)}
     centred = [rows - rows[train].mean(0) for rows in x]
     rows = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in centred]) / np.sqrt(2)
-    np.testing.assert_allclose(best.kernel(recipe, parts, train), rows @ rows.T, atol=1e-12)
+    np.testing.assert_allclose(best_recipe.kernel(recipe, parts, train), rows @ rows.T, atol=1e-12)
     apart = ((rows[:, None] - rows[None]) ** 2).sum(2)
-    gaussian = best.kernel(dataclasses.replace(recipe, kernel="gaussian"), parts, train)
+    gaussian = best_recipe.kernel(dataclasses.replace(recipe, kernel="gaussian"), parts, train)
     np.testing.assert_allclose(gaussian, np.exp(-apart / apart[np.ix_(train, train)].mean()), atol=1e-12)
 
 
 def test_other_splits_have_as_many_training_images_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, seen = np.arange(60) % 3, list[np.ndarray]()
     rows = np.random.default_rng(0).normal(size=(60, 4)) + 3 * np.eye(3, 4)[labels]
-    recipe = best.RECIPES[0]
-    monkeypatch.setattr(best, "grams", lambda _lab, side: {(*recipe.taps, side, *recipe.kinds): rows @ rows.T})
-    kernel = best.kernel
+    recipe = best_recipe.RECIPES[0]
+    monkeypatch.setattr(best_recipe, "grams", lambda _lab, side: {(*recipe.taps, side, *recipe.kinds): rows @ rows.T})
+    kernel = best_recipe.kernel
 
-    def kept(made: best.Recipe, parts: Any, train: np.ndarray) -> np.ndarray:
+    def kept(made: best_recipe.Recipe, parts: Any, train: np.ndarray) -> np.ndarray:
         seen.append(train)
         return kernel(made, parts, train)
 
-    monkeypatch.setattr(best, "kernel", kept)
+    monkeypatch.setattr(best_recipe, "kernel", kept)
     lab: Any = SimpleNamespace(problem=SimpleNamespace(labels=labels, n_train=12, classes=("a", "b", "c")))
-    found = best.other_splits(lab, {"recipe": recipe.name, "C": 1.0}, range(4))
+    found = best_recipe.other_splits(lab, {"recipe": recipe.name, "C": 1.0}, range(4))
     assert [np.bincount(labels[train]).tolist() for train in seen] == [[4, 4, 4]] * 4
     assert len({tuple(sorted(train)) for train in seen}) == 4
     assert min(found) > 0.7
 
 
 def test_the_short_profile_keeps_what_verdicts_read_and_no_more_columns_than_fit_its_time() -> None:
-    thresholds = store.read_json(REPORTS / "baseline" / "thresholds.json")
+    thresholds = files.read_json(REPORTS / "baseline" / "thresholds.json")
     stored = {tuple(key.split("/")[:2]): row["accuracy"] for key, row in thresholds.items()}
     columns = 0
-    for network, taps in lab7.SHORT.items():
+    for network, taps in transfer.SHORT.items():
         best = max((tap for name, tap in stored if name == network), key=lambda tap: stored[network, tap])
         assert best in taps
-        assert taps == sorted(taps, key=lab7.TAPS[network].index)
+        assert taps == sorted(taps, key=transfer.TAPS[network].index)
         shapes = networks.activation_shapes(network)
         columns += sum(int(np.prod(shapes[tap])) for tap in taps)
-    assert {"relu4_3", "pool5"} <= set(lab7.SHORT["vgg16"])  # Table 1's last row, and the dense layers' substitute
-    assert lab7.SHORT["squeezenet1_1"][-1] == "logits"
+    assert {"relu4_3", "pool5"} <= set(transfer.SHORT["vgg16"])  # Table 1's last row, and the dense layers' substitute
+    assert transfer.SHORT["squeezenet1_1"][-1] == "logits"
     assert columns < 1_400_000  # ten seconds for each 100,000, on two cores

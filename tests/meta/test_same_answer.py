@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rdfia import store
+from rdfia.data import files
 from tests.support import same_answer
 
 RUN: dict[str, Any] = {
@@ -38,7 +38,7 @@ def test_every_difference_but_a_time_is_named(
         part = part[key]
     part[path[-1]] = value
     for name, run in (("a", RUN), ("b", other)):
-        store.write_json(tmp_path / name / "claims.json", run)
+        files.write_json(tmp_path / name / "claims.json", run)
     assert same_answer.main(str(tmp_path / "a"), str(tmp_path / "b")) == bool(found)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(found) + 1
@@ -47,7 +47,7 @@ def test_every_difference_but_a_time_is_named(
 
 def outcomes_of(tmp_path: Path, first: Any, second: Any, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     for name, run in (("a", first), ("b", second)):
-        store.write_json(tmp_path / name / "claims.json", run)
+        files.write_json(tmp_path / name / "claims.json", run)
     status = same_answer.main("--outcomes", str(tmp_path / "a"), str(tmp_path / "b"))
     return status, capsys.readouterr().out.splitlines()
 

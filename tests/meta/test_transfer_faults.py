@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import assets, intervals
-from rdfia.claims import ClaimError
-from rdfia.datasets import ImageSet
+from rdfia.claims import intervals
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import ClaimError
+from rdfia.data import assets
+from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
-from rdfia.ledger import Ledger
-from tests.accuracy.lab7 import Bench, Problem, digits, in_both_parts
+from rdfia.experiments.transfer import Bench, Problem, digits, in_both_parts
 
 ROOT = Path(__file__).parents[2]
 TRAIN, TEST, LAYER = 50, 2950, "relu5"

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import assets, datasets, figures, heads, images, networks, svm
-from rdfia.claims import CLAIMS, Record
-from rdfia.datasets import ImageSet
-from rdfia.ledger import Ledger
-from tests.accuracy import best, lab7, scratch, test_tme7
-from tests.accuracy.lab7 import Problem
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import CLAIMS, Record
+from rdfia.data import assets, datasets, images
+from rdfia.data.datasets import ImageSet
+from rdfia.experiments import best_recipe, scratch, transfer
+from rdfia.experiments.transfer import Problem
+from rdfia.models import networks
+from rdfia.report import figures
+from rdfia.transfer import heads, svm
+from tests.accuracy import test_tme7
 
 ROOT = Path(__file__).parents[2]
 Patch = pytest.MonkeyPatch
@@ -30,7 +34,7 @@ def hits(share: float) -> np.ndarray:
     return np.arange(N) < round(share * N)
 
 
-class Made(lab7.Bench):
+class Made(transfer.Bench):
     """A bench on which the share of right images of each layer is written down: `shares` by what a check asks for."""
 
     def __init__(self, shares: dict[Any, float]) -> None:
@@ -88,7 +92,7 @@ def planted(monkeypatch: Patch) -> Patch:
     monkeypatch.setattr(assets, "find", lambda _name: None)
     monkeypatch.setattr(assets, "locate", lambda _name: PLACE)
     monkeypatch.setattr(assets, "load_weights", lambda _name: {})
-    monkeypatch.setattr(lab7, "taps_for", lambda network, *_: [*lab7.TAPS[network], *lab7.DENSE[network]])
+    monkeypatch.setattr(transfer, "taps_for", lambda network, *_: [*transfer.TAPS[network], *transfer.DENSE[network]])
     for name in ("classification_panel", "convolution_maps", "mistakes"):
         monkeypatch.setattr(figures, name, lambda *_: None)
     monkeypatch.setattr(test_tme7.Image, "open", lambda _path: types.SimpleNamespace(convert=lambda _mode: None))
@@ -176,7 +180,7 @@ def folders(sizes: np.ndarray = SIZES, train: int = 100, twice: int = 11) -> Che
                           np.repeat(np.arange(len(sizes)), counts), names)
                  for counts in (np.full(len(sizes), train), sizes - train)]  # fmt: skip
         patch.setattr(datasets, "scene15", lambda _path: parts)
-        patch.setattr(lab7, "in_both_parts", lambda *_: twice)
+        patch.setattr(transfer, "in_both_parts", lambda *_: twice)
         test_tme7.test_scene15_is_small(claim)
 
     return check
@@ -257,11 +261,11 @@ def costs(**shares: float) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
         bench = Made({})
         values = {0.1: FAIR, 10.0: FAIR} | {float(name.removeprefix("C")): share for name, share in shares.items()}
-        table = [svm.Validation(C, GOOD, (GOOD,), True, np.linspace(0, 1, 30)) for C in lab7.CS]
+        table = [svm.Validation(C, GOOD, (GOOD,), True, np.linspace(0, 1, 30)) for C in transfer.CS]
         patch.setattr(svm, "choose_C", lambda *_: (1.0, table))
         patch.setattr(svm, "sweep", lambda *_: [
             (C, types.SimpleNamespace(predictions=bench.predictions(values.get(C, GOOD)), converged=True))
-            for C in lab7.CS])  # fmt: skip
+            for C in transfer.CS])  # fmt: skip
         test_tme7.test_accuracy_against_cost(claim, lambda *_: bench, "relu7")
 
     return check
@@ -270,8 +274,8 @@ def costs(**shares: float) -> Check:
 def chosen(share: float, case: str, part: str) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
         row = {"recipe": "made up", "C": 1.0, "validation": GOOD}
-        patch.setattr(best, "ablation", lambda _lab: ([row], "made up", hits(share)))
-        patch.setattr(best, "other_splits", lambda *_: [])
+        patch.setattr(best_recipe, "ablation", lambda _lab: ([row], "made up", hits(share)))
+        patch.setattr(best_recipe, "other_splits", lambda *_: [])
         test_tme7.test_best_of_one_linear_svm(claim, lambda *_: Made({}), case, part)
 
     return check

@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia import fooling, images, input_gradients, intervals, saliency_scores
-from rdfia.claims import CLAIMS, Record
-from rdfia.datasets import ImageSet
+from rdfia.claims import intervals
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import CLAIMS, Record
+from rdfia.data import images
+from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
-from rdfia.ledger import Ledger
-from tests.accuracy import lab8, mosaics, test_tme8, visualisation
-from tests.accuracy.visualisation import Setting
+from rdfia.experiments import gradients, mosaics, visualisation
+from rdfia.experiments.visualisation import Setting
+from rdfia.gradients import ascent, fooling, saliency_scores
+from tests.accuracy import test_tme8
 
 ROOT = Path(__file__).parents[2]
 DOG, STOLE = "wire-haired fox terrier", "stole"
@@ -40,7 +43,7 @@ class Detector(nn.Module):
         return nn.functional.pad(20 * found, (0, 992))
 
 
-class Looker(lab8.Network):
+class Looker(gradients.Network):
     """The detector, asked about pixels, in the place of any network; `told`: what is done to pixels first."""
 
     def __init__(self, title: str = "SqueezeNet 1.1", device: str = "cpu", told: Any = lambda pixels: pixels) -> None:
@@ -65,7 +68,7 @@ def mended(pixels: Tensor) -> Tensor:
     return pixels
 
 
-class Made(lab8.Bench):
+class Made(gradients.Bench):
     """A bench of made-up photos, all of them read as they should be; what a check asks for can be altered."""
 
     def __init__(self, n: int) -> None:
@@ -80,7 +83,7 @@ class Made(lab8.Bench):
         self.kinds: dict[str, Tensor] = {}
         self.found = {"free": self.pushed(), "8 bits": self.pushed(), "closely": self.pushed(l2=0.6)}
         self.settings: dict[Setting | str, dict[str, float]] = {}
-        self.looking: list[lab8.Network] = [Looker(SETUP.judge)]
+        self.looking: list[gradients.Network] = [Looker(SETUP.judge)]
         self.unmoved: set[int] = set()  # radii at which the attack does nothing
 
     def pushed(self, x: Tensor | None = None, target: Any = None, *, fools: float = 1.0, steps: int = 10,
@@ -114,7 +117,7 @@ class Made(lab8.Bench):
     def attacked(self, levels: int) -> Tensor:
         return SPACE.denormalise(self.pushed().x if levels and levels not in self.unmoved else self.x)
 
-    def others(self) -> list[lab8.Network]:
+    def others(self) -> list[gradients.Network]:
         return [*self.looking]
 
     def drawn(self, setting: Setting) -> dict[str, Any]:
@@ -135,7 +138,7 @@ class Made(lab8.Bench):
         return {**row, **{key: torch.from_numpy(pictures.random((30, 3, 64, 64))).float() for key in ("end", "begin")}}
 
 
-SETUP = lab8.SETUPS["SqueezeNet 1.1"]
+SETUP = gradients.SETUPS["SqueezeNet 1.1"]
 
 
 @cache
@@ -190,12 +193,12 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
 
     drawn = types.SimpleNamespace(curves=nothing, pictures=nothing, intervals=nothing)
     monkeypatch.setattr(test_tme8, "figures", drawn)
-    monkeypatch.setattr(lab8, "Network", Looker)
+    monkeypatch.setattr(gradients, "Network", Looker)
     theirs = np.full(140, 0.7), np.full(140, True)
-    monkeypatch.setattr(lab8, "foolbox_closely", lambda *_: theirs)
+    monkeypatch.setattr(gradients, "foolbox_closely", lambda *_: theirs)
     monkeypatch.setitem(sys.modules, "eagerpy", types.ModuleType("eagerpy"))
-    for name in lab8.TREATMENTS:
-        monkeypatch.setitem(lab8.TREATMENTS, name, lambda pixels: pixels)
+    for name in gradients.TREATMENTS:
+        monkeypatch.setitem(gradients.TREATMENTS, name, lambda pixels: pixels)
 
     def judge(check: Callable[..., None], what: str, plant: Plant) -> Record:
         bench, told = Made(40 if check in OF_MAPS else 140), Told(check)
@@ -232,7 +235,7 @@ def maps(gradient: Tensor, smoothgrad: Tensor) -> Plant:
 
 def every_map(made: Callable[[Tensor], Tensor]) -> Plant:
     """Saliency that sees neither the network nor the class."""
-    return lambda _, patch: patch.setattr(input_gradients, "saliency", lambda network, x, *_, **__: made(x))
+    return lambda _, patch: patch.setattr(ascent, "saliency", lambda network, x, *_, **__: made(x))
 
 
 def blurred_noise(bench: Made, patch: pytest.MonkeyPatch) -> None:
@@ -247,7 +250,7 @@ def another_quarter(bench: Made, patch: pytest.MonkeyPatch) -> None:
 
 def marked(dog: float, stole: float) -> Plant:
     """Maps of which so much, of others half, is the detector's, and the rest is spread evenly."""
-    kept = input_gradients.saliency
+    kept = ascent.saliency
 
     def spread(network: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
         maps = kept(network, x, labels, **options)
@@ -255,7 +258,7 @@ def marked(dog: float, stole: float) -> Plant:
         even = torch.full_like(maps, 1 / maps[0].numel())
         return share * maps / maps.sum((1, 2), keepdim=True) + (1 - share) * even
 
-    return lambda _, patch: patch.setattr(input_gradients, "saliency", spread)
+    return lambda _, patch: patch.setattr(ascent, "saliency", spread)
 
 
 def fools(**changed: Any) -> Plant:
@@ -269,7 +272,7 @@ def found(how: str, **changed: Any) -> Plant:
 
 
 def treated(name: str, treat: Callable[[Tensor], Tensor]) -> Plant:
-    return lambda _, patch: patch.setitem(lab8.TREATMENTS, name, treat)
+    return lambda _, patch: patch.setitem(gradients.TREATMENTS, name, treat)
 
 
 def judge_told(told: Callable[[Tensor], Tensor]) -> Plant:
@@ -334,7 +337,7 @@ GROWS, REG = test_tme8.test_a_class_grows_out_of_noise, test_tme8.test_regularis
 CONTOURS = test_tme8.test_a_small_weight_keeps_contours
 MORE, RATES = test_tme8.test_more_iterations_change_more, test_tme8.test_a_smaller_rate_is_finer
 START = test_tme8.test_a_photo_is_a_better_start
-JPEG, BLUR, RESIZE = lab8.TREATMENTS
+JPEG, BLUR, RESIZE = gradients.TREATMENTS
 CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [  # check, what, plant, what is contradicted
     (SALIENT, "against random order", nothing, ()),
     (SALIENT, "against random order", least_salient_first, (DELETION + "random order", INSERTION + "random order")),
@@ -379,7 +382,7 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [  # chec
     (THREAT, "vulnerable", unmoved(4), ("accuracy under attack at 4 / 255",)),
     (THREAT, "survival", nothing, ()),
     (THREAT, "survival", unmoved(4, 16), ()),
-    (THREAT, "survival", unmoved(8), tuple(f"misread after {name}" for name in lab8.TREATMENTS)),
+    (THREAT, "survival", unmoved(8), tuple(f"misread after {name}" for name in gradients.TREATMENTS)),
     *((THREAT, "survival", treated(name, mended), (f"misread after {name}",)) for name in (JPEG, BLUR, RESIZE)),
     (THREAT, "transfer", nothing, ()),
     (THREAT, "transfer", judge_told(only_with_a_corner), ("judge's accuracy lost at 8 / 255",)),
@@ -447,11 +450,11 @@ def test_what_cannot_be_told_is_undecided(judged: Any, check: Any, what: str, pl
 def test_further_photos_come_last_and_only_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     first, more = (ImageSet(name, (Path(name, "a.jpg"), Path(name, "b.jpg")), np.array([3, label]), tuple("abcdefgh"))
                    for name, label in (("imagenet-samples", 4), ("more", 5)))  # fmt: skip
-    monkeypatch.setattr(lab8.datasets, "imagenet_samples", lambda path: more)
-    monkeypatch.setattr(lab8.assets, "find", lambda name: None)
-    assert lab8.with_more(first) is first
-    monkeypatch.setattr(lab8.assets, "find", lambda name: types.SimpleNamespace(path=Path(name)))
-    both = lab8.with_more(first)
+    monkeypatch.setattr(gradients.datasets, "imagenet_samples", lambda path: more)
+    monkeypatch.setattr(gradients.assets, "find", lambda name: None)
+    assert gradients.with_more(first) is first
+    monkeypatch.setattr(gradients.assets, "find", lambda name: types.SimpleNamespace(path=Path(name)))
+    both = gradients.with_more(first)
     assert both.paths == first.paths + more.paths
     assert both.labels.tolist() == [3, 4, 3, 5]
     assert both.name == "imagenet-samples and imagenet-more"
@@ -502,7 +505,7 @@ def test_each_photo_has_its_own_scores_in_every_round(monkeypatch: pytest.Monkey
         inside = labels[:, None, None] / 100
         return place * inside / 64 + (1 - place) * (1 - inside) / 192
 
-    monkeypatch.setattr(input_gradients, "saliency", saliency)
+    monkeypatch.setattr(ascent, "saliency", saliency)
     labels = torch.arange(5, 101, 5)[torch.randperm(20, generator=torch.Generator().manual_seed(1))]
     found = mosaics.by_photo(nn.Identity(), torch.zeros(20, 3, 8, 8), labels, rounds=3)
     assert found["energy"].shape == (3, 20)
@@ -610,7 +613,7 @@ def test_photo_and_noise_are_paired_by_class_and_seed() -> None:
 
 def test_attacked_photos_are_of_8_bits_and_in_the_radius() -> None:
     bench = Made(16)
-    still, moved = (lab8.Bench.attacked(bench, levels) for levels in (0, 8))
+    still, moved = (gradients.Bench.attacked(bench, levels) for levels in (0, 8))
     assert torch.equal(still, (255 * bench.pixels).round() / 255)
     assert (255 * moved).round().sub(255 * still).abs().amax((1, 2, 3)) == pytest.approx(8, abs=1e-3)
     of_the_class = [bench.network.module(SPACE.normalise(x)).gather(1, bench.y[:, None]) for x in (still, moved)]

@@ -9,7 +9,8 @@ import torch
 from captum.attr import LayerActivation
 from torch import Tensor, nn
 
-from rdfia import features, networks
+from rdfia.models import networks
+from rdfia.transfer import features
 
 TAPS = {"conv1": "features.0", "conv3": "features.6", "relu5": "features.11", "fc7": "classifier.4"}
 
@@ -34,7 +35,9 @@ def test_equal_to_captum(network: nn.Module, x: Tensor, tap: str) -> None:
 
 def test_a_feature_extractor_gives_the_values_after_the_relu(network: nn.Module, x: Tensor) -> None:
     """The peers' fault (pytorch/pytorch#20705): wrong as soon as a deeper node is asked for too."""
-    from torchvision.models.feature_extraction import create_feature_extractor  # importable once rdfia.networks is
+    from torchvision.models.feature_extraction import (
+        create_feature_extractor,  # importable once rdfia.models.networks is
+    )
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

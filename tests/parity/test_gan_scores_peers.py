@@ -16,9 +16,9 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from rdfia import gan_scores
 from rdfia._compat import register_missing_operators
-from rdfia.gan_scores import (
+from rdfia.gans import scores
+from rdfia.gans.scores import (
     conditional_accuracy,
     density_coverage,
     entropy,
@@ -210,15 +210,15 @@ def test_images_are_resized_as_by_torchvision(size: int) -> None:
 def test_two_million_pairs_of_rows_stay_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tile of distances is larger than CHUNK_BYTES, one row's distances apart."""
     largest: list[int] = []
-    plain = gan_scores._distances
+    plain = scores._distances
 
     def watched(a: Array, b: Array) -> Any:
         for part, tile in plain(a, b):
             largest.append(tile.nbytes)
             yield part, tile
 
-    monkeypatch.setattr(gan_scores, "_distances", watched)
-    monkeypatch.setattr(gan_scores, "CHUNK_BYTES", 10**6)
+    monkeypatch.setattr(scores, "_distances", watched)
+    monkeypatch.setattr(scores, "CHUNK_BYTES", 10**6)
     rows = np.random.default_rng(0).normal(size=(1400, 3))
     density_coverage(rows, rows + 1)
     nearest_neighbour(rows + 1, rows, rows + 2)

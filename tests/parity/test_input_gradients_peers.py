@@ -11,9 +11,9 @@ from captum.attr import InputXGradient, NoiseTunnel, Saliency
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdfia import networks
-from rdfia.images import CROP
-from rdfia.input_gradients import saliency
+from rdfia.data.images import CROP
+from rdfia.gradients.ascent import saliency
+from rdfia.models import networks
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdfia import networks
+from rdfia.models import networks
 from tests.support.strategies import input_sizes
 
-from torchvision import models  # isort: skip - after rdfia.networks, which declares operators that may be missing
+from torchvision import models  # isort: skip - after rdfia.models.networks, which declares operators that may be missing
 
 WEIGHTS = {
     "vgg16": models.VGG16_Weights.IMAGENET1K_V1,

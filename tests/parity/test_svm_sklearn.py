@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
 
-from rdfia import svm
+from rdfia.transfer import svm
 from tests.support.tolerances import assert_close, decided
 
 Y = np.repeat(np.arange(4), 10)

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from rdfia import extraction, features, fooling, gans, input_gradients
-from rdfia.gan_training import Trainer
-from rdfia.images import CROP
+from rdfia.data.images import CROP
+from rdfia.gans import architecture
+from rdfia.gans.training import Trainer
+from rdfia.gradients import ascent, fooling
+from rdfia.transfer import extraction, features
 from tests.support.device_cases import SPACE, TAPS, gan, photos, wide
 from tests.support.pretended_device import pretended_device
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
@@ -31,7 +33,7 @@ def waits_a_turn(work: Callable[[int], Any], fewer: int = 3, more: int = 5) -> f
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", architecture.KINDS)
 @pytest.mark.parametrize("options", [{}, {"augmentation": ("colour", "translation", "cutout"), "r1": 1.0}], ids=str)
 def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(
     kind: str, precision: str, options: dict[str, Any]
@@ -51,12 +53,12 @@ def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(
 
 def smoothgrad(n: int) -> None:
     network, x = wide("cuda")
-    input_gradients.saliency(network, x, [1, 2, 3], kind="smoothgrad", samples=n)
+    ascent.saliency(network, x, [1, 2, 3], kind="smoothgrad", samples=n)
 
 
 def visualise(n: int) -> None:
     network, _ = wide("cuda")
-    input_gradients.visualise(network, [1, 2, 3], steps=n, size=16, jitter=2)
+    ascent.visualise(network, [1, 2, 3], steps=n, size=16, jitter=2)
 
 
 def fool(n: int) -> None:
@@ -90,7 +92,7 @@ def test_a_gradient_for_saliency_waits_once() -> None:
     network, x = wide("cpu")
     with pretended_device() as device:
         network, x = network.to("cuda"), x.to("cuda")
-        input_gradients.saliency(network, x, 1, space=None)
+        ascent.saliency(network, x, 1, space=None)
         assert len(device.reads) <= 3, device.reads
 
 

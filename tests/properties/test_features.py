@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rdfia import features, gram, networks
-from rdfia.images import Preprocess
+from rdfia.data.images import Preprocess
+from rdfia.models import networks
+from rdfia.transfer import column_tiles, features
 from tests.support.tolerances import assert_close
 
 PATHS = {name: path for name, path in networks.tap_paths("alexnet").items() if not name.startswith(("drop", "avg"))}
@@ -51,7 +52,7 @@ class Sum:
 )
 def test_the_budget_does_not_change_a_gram_matrix(names: list[str], budget: int) -> None:
     taps, sums = {name: PATHS[name] for name in names}, {name: Sum() for name in names}
-    gram.accumulate(NETWORK, PHOTOS, taps, sums, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget)
+    column_tiles.accumulate(NETWORK, PHOTOS, taps, sums, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget)
     whole = columns(NETWORK, taps, 7)
     for name in names:
         x = whole[name].double()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rdfia.gan_scores import (
+from rdfia.gans.scores import (
     conditional_accuracy,
     density_coverage,
     entropy,

@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rdfia import gans
-from rdfia.gan_training import log_line
-from rdfia.gans import GanArchitecture
+from rdfia.gans import architecture
+from rdfia.gans.architecture import GanArchitecture
+from rdfia.gans.training import log_line
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 
 
 @st.composite
 def architectures(draw: st.DrawFn, largest: int = 128) -> GanArchitecture:
     """Any of the labs' networks, narrow enough to be built by the hundred."""
-    kind: Any = draw(st.sampled_from(gans.KINDS))
+    kind: Any = draw(st.sampled_from(architecture.KINDS))
     return GanArchitecture(
         kind,
-        image_size=draw(st.sampled_from([size for size in gans.SIZES if size <= largest])),
+        image_size=draw(st.sampled_from([size for size in architecture.SIZES if size <= largest])),
         channels=draw(st.sampled_from([1, 3])),
         classes=0 if kind == "dcgan" else draw(st.integers(2, 12)),
         nz=draw(st.integers(1, 9)),
@@ -38,9 +38,9 @@ def architectures(draw: st.DrawFn, largest: int = 128) -> GanArchitecture:
 @settings(max_examples=60)
 @given(architectures(largest=64), st.integers(0, 2**32 - 1))
 def test_counts_in_closed_form_are_those_of_the_tensors(a: GanArchitecture, seed: int) -> None:
-    nets = gans.build(a, seed)
-    assert gans.parameter_counts(a) == tuple(sum(p.numel() for p in net.parameters()) for net in nets)
-    for net, rows in zip(nets, (gans.discriminator_rows(a), gans.generator_rows(a)), strict=True):
+    nets = architecture.build(a, seed)
+    assert architecture.parameter_counts(a) == tuple(sum(p.numel() for p in net.parameters()) for net in nets)
+    for net, rows in zip(nets, (architecture.discriminator_rows(a), architecture.generator_rows(a)), strict=True):
         layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
         assert len(layers) == len(rows)
         assert not any(isinstance(m.bias, torch.Tensor) for m in layers)
@@ -48,14 +48,14 @@ def test_counts_in_closed_form_are_those_of_the_tensors(a: GanArchitecture, seed
 
 @given(architectures())
 def test_each_layer_takes_what_the_one_before_gives(a: GanArchitecture) -> None:
-    for rows in (gans.discriminator_rows(a), gans.generator_rows(a)):
+    for rows in (architecture.discriminator_rows(a), architecture.generator_rows(a)):
         embeddings = [row for row in rows if row.part != "trunk"]
         trunk = [row for row in rows if row.part == "trunk"]
         assert [row.after for row in trunk[:-1]] == [row.before for row in trunk[1:]]
         assert not embeddings or sum(row.after for row in embeddings) == trunk[0].before
         assert not rows[-1].norm
         assert min(row.before for row in rows) >= 1
-    seen, blind = (gans.discriminator_rows(replace(a, label_in_D=label)) for label in (True, False))
+    seen, blind = (architecture.discriminator_rows(replace(a, label_in_D=label)) for label in (True, False))
     assert [row for row in seen if row.part == "trunk"] == [row for row in blind if row.part == "trunk"]
     assert [row.part for row in blind].count("y") == 0
     assert [row.part for row in seen].count("y") == (a.kind != "dcgan")
@@ -64,7 +64,7 @@ def test_each_layer_takes_what_the_one_before_gives(a: GanArchitecture) -> None:
 @settings(max_examples=40)
 @given(architectures(largest=64), st.integers(2, 4), st.booleans())
 def test_noise_becomes_images_and_images_logits(a: GanArchitecture, n: int, training: bool) -> None:
-    D, G = (net.train(training) for net in gans.build(a, 0))
+    D, G = (net.train(training) for net in architecture.build(a, 0))
     stream = torch.Generator().manual_seed(n)
     z = torch.randn(n, a.nz, generator=stream)
     y = torch.randint(0, a.classes, (n,), generator=stream) if a.classes else None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rdfia._compat import register_missing_operators
-from rdfia.images import CROP, EFFICIENTNET_LITE0, LAB, Preprocess
+from rdfia.data.images import CROP, EFFICIENTNET_LITE0, LAB, Preprocess
 from tests.support.strategies import images
 
 register_missing_operators()

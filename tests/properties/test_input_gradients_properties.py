@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as hnp
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from rdfia.fooling import eight_bits, fool, fool_closely
-from rdfia.images import CROP, blur
-from rdfia.input_gradients import length_of, saliency, unit, visualise
-from rdfia.saliency_scores import (
+from rdfia.data.images import CROP, blur
+from rdfia.gradients.ascent import length_of, saliency, unit, visualise
+from rdfia.gradients.fooling import eight_bits, fool, fool_closely
+from rdfia.gradients.saliency_scores import (
     area,
     high_frequency_share,
     masks,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rdfia import intervals
-from rdfia.intervals import Estimate
+from rdfia.claims import intervals
+from rdfia.claims.intervals import Estimate
 
 SETS, LEAST, MOST = 2_000, 0.984, 0.996
 Array = np.ndarray

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import extraction, features, fooling, gram, input_gradients, svm
-from rdfia.images import CROP, Preprocess
+from rdfia.data.images import CROP, Preprocess
+from rdfia.device import staging
+from rdfia.gradients import ascent, fooling
+from rdfia.transfer import column_tiles, extraction, features, svm
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close, decided
 
@@ -52,7 +54,7 @@ def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 7])
 @pytest.mark.parametrize("ahead", [1, 64])
 def test_decoding(workers: int, ahead: int) -> None:
-    decoded = torch.stack(list(features.decode(PHOTOS, SMALL, workers, ahead)))
+    decoded = torch.stack(list(staging.decode(PHOTOS, SMALL, workers, ahead)))
     assert torch.equal(decoded, torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS]))
 
 
@@ -72,7 +74,9 @@ def test_shards(batches_a_shard: int, threads: int, tmp_path: Path, monkeypatch:
 def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> None:
     y = np.arange(37) % 3
     sums = {tap: svm.GramAccumulator(20, 37) for tap in TAPS}
-    gram.accumulate(tiny_vgg(), PHOTOS, TAPS, sums, preprocess=SMALL, dtype=torch.float32, batch_size=batch_size)
+    column_tiles.accumulate(
+        tiny_vgg(), PHOTOS, TAPS, sums, preprocess=SMALL, dtype=torch.float32, batch_size=batch_size
+    )
     for tap, matrix in whole(torch.float32).items():
         wide = matrix.double().numpy()
         product = (wide[:20] @ wide.T).astype(np.float32)
@@ -90,8 +94,8 @@ def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> N
 def test_input_gradients(threads: int, chunk: int) -> None:
     network = tiny_vgg()
     y = torch.arange(9) % 5
-    assert_close(input_gradients.saliency(network, X, y, chunk=chunk),
-                 torch.cat([input_gradients.saliency(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]),
+    assert_close(ascent.saliency(network, X, y, chunk=chunk),
+                 torch.cat([ascent.saliency(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]),
                  "gradient")  # fmt: skip
     found = fooling.fool(network, X, (y + 1) % 5, steps=5, chunk=chunk)
     alone = [fooling.fool(network, x[None], int(t + 1) % 5, steps=5) for x, t in zip(X, y, strict=True)]

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import cuda_graphs, extraction, features, fooling, gans, gram, input_gradients, precision, staging, svm
-from rdfia.gan_training import Trainer
-from rdfia.images import CROP, Preprocess
+from rdfia.data.images import CROP, Preprocess
+from rdfia.device import cuda_graphs, precision, staging
+from rdfia.gans import architecture
+from rdfia.gans.training import Trainer
+from rdfia.gradients import ascent, fooling
+from rdfia.transfer import column_tiles, extraction, svm
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.test_gan_training import config, data
+from tests.unit.gans.test_training import config, data
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: run it on a machine with one")
 SMALL = Preprocess(size=16)
@@ -48,7 +51,7 @@ def test_gram_matrices(kept: torch.dtype) -> None:
     assert_close(sums["cuda"].gram.astype(np.float32), sums["cpu"].gram.astype(np.float32), "gram")
     through = {device: svm.GramAccumulator(20, 37) for device in sums}
     for device, sum_ in through.items():
-        gram.accumulate(tiny_vgg(), PHOTOS, {"relu": TAPS["relu"]}, {"relu": sum_}, preprocess=SMALL,
+        column_tiles.accumulate(tiny_vgg(), PHOTOS, {"relu": TAPS["relu"]}, {"relu": sum_}, preprocess=SMALL,
                         dtype=torch.float32, device=device)  # fmt: skip
     assert_close(through["cuda"].gram.astype(np.float32), through["cpu"].gram.astype(np.float32), "activation")
 
@@ -74,7 +77,7 @@ def run(kind: str, steps: int, device: str, replay: bool, **options: Any) -> Tra
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", architecture.KINDS)
 def test_fifty_replayed_steps_are_the_eager_ones(kind: str, precision: str) -> None:
     options: dict[str, Any] = {"precision": precision, "ema": 0.9, "milestones": (20, 40)}
     replayed, eager = run(kind, 50, "cuda", True, **options), run(kind, 50, "cuda", False, **options)
@@ -83,7 +86,7 @@ def test_fifty_replayed_steps_are_the_eager_ones(kind: str, precision: str) -> N
     assert_close(replayed.losses[:50], eager.losses[:50], quantity)
 
 
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", architecture.KINDS)
 def test_a_run_on_cuda_is_the_run_on_a_cpu(kind: str) -> None:
     cpu, cuda = run(kind, 3, "cpu", False), run(kind, 3, "cuda", False)
     assert cuda.noise.device.type == "cpu"
@@ -106,8 +109,8 @@ def test_replayed_ascents() -> None:
     network, x = tiny_vgg().double(), images(9, torch.float64)
     options: dict[str, Any] = {"steps": 30, "size": 16, "jitter": 3, "chunk": 8}
     there = tiny_vgg().double().cuda()
-    got = input_gradients.visualise(there, y, **options).x
-    assert_close(got.cpu(), input_gradients.visualise(network, y, **options).x, "ascent")
+    got = ascent.visualise(there, y, **options).x
+    assert_close(got.cpu(), ascent.visualise(network, y, **options).x, "ascent")
     fooled = fooling.fool(there, x.cuda(), (y + 1) % 5, lr=0.05, steps=60, chunk=4)
     alone = fooling.fool(network, x, (y + 1) % 5, lr=0.05, steps=60, chunk=4)
     assert fooled.status == alone.status
@@ -119,9 +122,9 @@ def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
     """More calls than are made before a capture, then weights in other memory, which must not be those of before."""
     here, there, x = tiny_vgg().double(), tiny_vgg().double().cuda(), images(7, torch.float64)
     for _ in range(2):
-        expected = input_gradients.saliency(here, x, 1, kind=kind, samples=3)
+        expected = ascent.saliency(here, x, 1, kind=kind, samples=3)
         for _ in range(cuda_graphs.PATIENCE + 3):
-            got = input_gradients.saliency(there, x.cuda(), 1, kind=kind, samples=3)
+            got = ascent.saliency(there, x.cuda(), 1, kind=kind, samples=3)
             assert_close(got.cpu(), expected, "gradient")
         assert [len(passes.captured) for passes in cuda_graphs._last] == [1]
         for network in (here, there):
@@ -130,7 +133,7 @@ def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
 
 def test_batches_that_are_used_late_are_whole() -> None:
     """A batch stays what it was while later ones are decoded and copied, and the device is behind."""
-    expected = torch.stack(list(features.decode(PHOTOS * 20, SMALL)))
+    expected = torch.stack(list(staging.decode(PHOTOS * 20, SMALL)))
     kept = []
     for batch in staging.batches(PHOTOS * 20, SMALL, 64, staging.staging_for("cuda")):
         torch.cuda._sleep(10_000_000)

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rdfia import svm
+from rdfia.transfer import svm
 from tests.support.strategies import labels
 
 # halves up to 4: products are exact, and rows repeat, vanish and depend on each other often

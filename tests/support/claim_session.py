@@ -1,6 +1,6 @@
 """A session of accuracy tests: which test owns which record, the clock, the terminal, the page at the end.
 
-conftest.py registers it; what a claim is and how it is judged stands in rdfia/claims.py.
+conftest.py registers it; what a claim is and how it is judged stands in rdfia/claims/record.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rdfia import store
-from rdfia.claims import CLAIMS, ClaimError, Record, counts, show
+from rdfia.claims.intervals import LEVEL, Estimate
+from rdfia.claims.judge import OUTCOMES
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import CLAIMS, ClaimError, Record, counts, show
+from rdfia.data import files
 from rdfia.errors import AssetUnavailable, RdfiaError
-from rdfia.intervals import LEVEL, Estimate
-from rdfia.judge import OUTCOMES
-from rdfia.ledger import Ledger
 from tests.support.budget import Budget, Costs, duration, machine_speed
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class AccuracyRun:
     def budget(self) -> Budget:
         """The machine, measured at the first call, and what the checks cost on it."""
         if self._budget is None:
-            from rdfia.features import fast_dtype
+            from rdfia.device.precision import fast_dtype
 
             dtype = fast_dtype(self.ledger.device)
             costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
@@ -188,11 +188,11 @@ class AccuracyRun:
 
     def _keep(self) -> None:
         """Writes claims.json as of a run that was stopped here; what hinders it is said at the end."""
-        from rdfia import report
+        from rdfia.report import page as report_page
 
         self.ledger.unfinished = self._unfinished()
         with contextlib.suppress(OSError, RdfiaError):
-            report.keep_records(self.output, self.ledger)
+            report_page.keep_records(self.output, self.ledger)
         self._kept = time.monotonic()
 
     def _unfinished(self) -> str:
@@ -206,14 +206,14 @@ class AccuracyRun:
         self.ledger.unfinished = self._unfinished()  # Ctrl-C, or -x
         try:
             with _ctrl_c_waits():  # what took minutes or hours is written, whatever comes
-                from rdfia import report
+                from rdfia.report import page as report_page
 
                 if self.ledger.accept:
                     self.ledger.write_baseline()
                 if self.ledger.accept or self.config.getoption("--accept-costs"):
                     self._write_costs()
-                report.keep(self.output, self.ledger)
-            page = report.rebuild(self.output)
+                report_page.keep(self.output, self.ledger)
+            page = report_page.rebuild(self.output)
             root = self.config.rootpath
             self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)
         except KeyboardInterrupt:
@@ -233,7 +233,7 @@ class AccuracyRun:
         costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
         costs.learn(budget.dtype, budget.speed, budget.clock, made)
         path = Path(self.config.rootpath, "reports", "baseline", "costs.json")
-        store.write_json(path, {**self.ledger.costs, self.ledger.profile: costs.as_json()})
+        files.write_json(path, {**self.ledger.costs, self.ledger.profile: costs.as_json()})
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.closing:
@@ -251,7 +251,7 @@ class AccuracyRun:
 
 @functools.cache
 def _missing(asset: str) -> bool:
-    from rdfia import assets
+    from rdfia.data import assets
 
     try:
         return asset in assets.ASSETS and assets.find(asset) is None
@@ -312,7 +312,7 @@ class ClaimCheck:
             if self.device != "cuda":
                 raise AssetUnavailable("gpu: this run has no CUDA device, see torch.cuda.is_available()", "gpu")
             return None
-        from rdfia import assets
+        from rdfia.data import assets
 
         key = "/".join(filter(None, (self.id, self.case)))
         self.run.budget.clock.needs.setdefault(key, set()).add(name)
@@ -321,8 +321,8 @@ class ClaimCheck:
     def measured(self, found: Mapping[str, Estimate], *, case: str | None = None, **values: Any) -> Record:
         """Judge estimates by the bounds of the same names in claims.json, and compare the result with its pin.
 
-        Intervals are at 99 % or exact. `values`: `scope`, `right`, `images` (`rdfia.ledger.Ledger.measured`), and what
-        the record shows: measured (further numbers), unit, data, weights, dtype, evidence, note.
+        Intervals are at 99 % or exact. `values`: `scope`, `right`, `images` (`ledger.Ledger.measured`), and what the
+        record shows: measured (further numbers), unit, data, weights, dtype, evidence, note.
 
         A test that measures several cases in one go gives each its own `case`.
         """
@@ -337,19 +337,20 @@ class ClaimCheck:
         return self.profile == "short"
 
     def same_images(self, key: str, right: Any, images: str) -> None:
-        """Compare which images a layer has right with the baseline (`rdfia.ledger.Ledger.same_images`)."""
+        """Compare which images a layer has right with the baseline (`rdfia.claims.ledger.Ledger.same_images`)."""
         self.run.ledger.same_images(key, right, images)
 
     def figure(self, name: str, figure: Any, caption: str, alt: str) -> None:
         """Save a matplotlib figure or a PIL image as figures/<name>.png beside the page, attached to the record."""
-        from rdfia import figures, store
+        from rdfia.data import files
+        from rdfia.report import figures
 
         buffer = io.BytesIO()
         if hasattr(figure, "savefig"):
             buffer.write(figures.png(figure))
         else:
             figure.save(buffer, format="PNG")
-        store.write_atomic(self.run.output / "figures" / f"{name}.png", buffer.getvalue())
+        files.write_atomic(self.run.output / "figures" / f"{name}.png", buffer.getvalue())
         rows = list(self._records.values())[-1].figures if self._records else self._figures
         rows.append({"file": f"figures/{name}.png", "caption": caption, "alt": alt})
 

@@ -14,27 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia import (
-    extraction,
-    features,
-    fooling,
-    gan_health,
-    gan_scores,
-    gan_training,
-    gans,
-    gram,
-    heads,
-    input_gradients,
-    memory,
-    networks,
-    pixel_scores,
-    saliency_scores,
-    studies,
-    svm,
-)
-from rdfia.gan_training import GanConfig, Trainer
-from rdfia.gans import GanArchitecture
-from rdfia.images import CROP, Preprocess, blur
+from rdfia.data.images import CROP, Preprocess, blur
+from rdfia.device import memory
+from rdfia.device import precision as compute_types
+from rdfia.gans import architecture, health, pixel_scores, runs, training
+from rdfia.gans import scores as gan_scores
+from rdfia.gans.architecture import GanArchitecture
+from rdfia.gans.config import GanConfig
+from rdfia.gans.training import Trainer
+from rdfia.gradients import ascent, fooling, saliency_scores
+from rdfia.models import networks
+from rdfia.transfer import column_tiles, extraction, features, heads, svm
 from tests.support.tiny_networks import tiny_vgg
 
 Results = Mapping[str, Any]  # tensors, arrays or numbers
@@ -92,7 +82,7 @@ def stream(device: str, _: Path) -> Results:
     def rows(**options: Any) -> Results:
         assert features.default_batch(device) > 1
         assert (memory.available_on(device) or 1) > 0
-        assert features.fast_dtype(device) in (torch.float32, torch.bfloat16)
+        assert compute_types.fast_dtype(device) in (torch.float32, torch.bfloat16)
         batches = features.stream(tiny_vgg(), photos(), TAPS, preprocess=SPACE, device=device, batch_size=2, **options)
         parts = list(batches)
         return {tap: torch.cat([part[tap] for part in parts]) for tap in TAPS}
@@ -117,12 +107,12 @@ def gram_matrices(device: str, folder: Path) -> Results:
                                        "bands": {"budget_bytes": 6_000}, "scratch": {"scratch": folder}}  # fmt: skip
     for name, options in ways.items():
         sums = {tap: svm.GramAccumulator(3, 5) for tap in ("conv1", "relu2")}
-        gram.accumulate(tiny_vgg(), photos(), {tap: TAPS[tap] for tap in sums}, sums, preprocess=SPACE,
+        column_tiles.accumulate(tiny_vgg(), photos(), {tap: TAPS[tap] for tap in sums}, sums, preprocess=SPACE,
                         dtype=torch.float32, device=device, batch_size=2, **options)  # fmt: skip
         for tap, one in sums.items():
             parts = {"gram": one.gram, "cross": one.cross, "norms": one.square_norms}  # of products in float32
             found |= {f"{name} {tap} {part}": value.astype("float32") for part, value in parts.items()}
-    passes = gram.plan_passes(tiny_vgg().to(device), TAPS, 5, 16, 4, 10**6)
+    passes = column_tiles.plan_passes(tiny_vgg().to(device), TAPS, 5, 16, 4, 10**6)
     return found | {"passes": len(passes)}
 
 
@@ -162,15 +152,15 @@ def classes(device: str, _: Path) -> Results:
 def saliency(device: str, _: Path) -> Results:
     network, x = wide(device)
     target, kinds = torch.tensor(TARGET).to(device), ("gradient", "gradient x input", "smoothgrad")
-    return {kind: input_gradients.saliency(network, x, target, kind=kind, samples=2) for kind in kinds}  # type: ignore[arg-type]
+    return {kind: ascent.saliency(network, x, target, kind=kind, samples=2) for kind in kinds}  # type: ignore[arg-type]
 
 
 @case("ascent")
 def visualise(device: str, _: Path) -> Results:
     network, x = wide(device)
     options: dict[str, Any] = {"steps": [2, 3, 4], "lr": [5.0, 9.0, 1.0], "jitter": 3, "blur_every": 2, "size": 16}
-    free = input_gradients.visualise(network, TARGET, seeds=[1, 2, 3], **options)
-    photo = input_gradients.visualise(network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options)
+    free = ascent.visualise(network, TARGET, seeds=[1, 2, 3], **options)
+    photo = ascent.visualise(network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options)
     return {"from noise": free.x, "noise": free.start, "from photos": photo.x}
 
 
@@ -202,12 +192,12 @@ def momentum_attack(device: str, _: Path) -> Results:
 @case("gradient")
 def pieces_of_the_ascent(device: str, _: Path) -> Results:
     network, x = wide(device)
-    input_gradients.check_network(network)
-    x, target = input_gradients.check_images(network, x, CROP), input_gradients.per_image(TARGET, 3, "target")
-    low, high = input_gradients.limits(CROP, x)
+    ascent.check_network(network)
+    x, target = ascent.check_images(network, x, CROP), ascent.per_image(TARGET, 3, "target")
+    low, high = ascent.limits(CROP, x)
     with torch.no_grad():
-        index, logit = input_gradients.target_logits(target, network(x), torch.arange(3))
-    return {"low": low, "high": high, "unit": input_gradients.unit(x), "length": input_gradients.length_of(x),
+        index, logit = ascent.target_logits(target, network(x), torch.arange(3))
+    return {"low": low, "high": high, "unit": ascent.unit(x), "length": ascent.length_of(x),
             "index": index, "logit": logit, "blur": blur(x, 1.5), "pixels": CROP.denormalise(x)}  # fmt: skip
 
 
@@ -248,20 +238,20 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
     assert second.load(folder)
     for _ in range(3):
         second.step()
-    z, labels = gan_training.fixed_noise(config, device)
-    images = gans.sample(second.images_from, z, labels, statistics="batch")
-    running = gans.sample(second.images_from, z, labels, statistics="running", batch=40)
+    z, labels = training.fixed_noise(config, device)
+    images = architecture.sample(second.images_from, z, labels, statistics="batch")
+    running = architecture.sample(second.images_from, z, labels, statistics="running", batch=40)
     assert images.device == torch.device(device)
     with torch.no_grad():
         logits = second.discriminator(images, labels)
-    of_logits = torch.stack([gans.discriminator_loss(logits, -logits, 0.1), gans.generator_loss(logits),
-                             gans.saturating_generator_loss(logits)])  # fmt: skip
+    of_logits = torch.stack([architecture.discriminator_loss(logits, -logits, 0.1), architecture.generator_loss(logits),
+                             architecture.saturating_generator_loss(logits)])  # fmt: skip
     found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": of_logits}
     return found | ({"images": images, "running": running} if precision == "float32" else {})  # a few roundings on
 
 
 def _add_trainers() -> None:
-    for kind in gans.KINDS:
+    for kind in architecture.KINDS:
         for precision in ("float32", "bfloat16"):
 
             def trainer(device: str, folder: Path, kind: str = kind, precision: str = precision) -> Results:
@@ -284,21 +274,21 @@ def gan_beyond_the_lab(device: str, folder: Path) -> Results:
 def study(device: str, folder: Path) -> Results:
     """A run of a study, scored on the device, from its training to its row."""
     config, x, y = gan("cgan", steps=2)
-    run = studies.Run("run", config, (1, 2), grids=(2,), shown=10)
+    run = runs.Run("run", config, (1, 2), grids=(2,), shown=10)
 
-    def score(generator: gans.Generator) -> Results:
-        z, labels = gan_training.fixed_noise(config, device)
-        images = gans.to_uint8(gans.sample(generator, z, labels, statistics="batch"))
-        return {"mean": float(images.double().mean()), "spread": gan_health.diversity(images)}
+    def score(generator: architecture.Generator) -> Results:
+        z, labels = training.fixed_noise(config, device)
+        images = architecture.to_uint8(architecture.sample(generator, z, labels, statistics="batch"))
+        return {"mean": float(images.double().mean()), "spread": health.diversity(images)}
 
-    row = studies.scored_run(run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device)
-    trainer = studies.train_run(run, x, y, folder / "work", device=device)
+    row = runs.scored_run(run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device)
+    trainer = runs.train_run(run, x, y, folder / "work", device=device)
     losses, uint8 = trainer.losses, x.to(device)
-    assert gans.check_images(config.architecture, uint8, y.to(device)) is not None
-    signals = gan_health.health(losses, uint8, uint8, labels=y)
+    assert architecture.check_images(config.architecture, uint8, y.to(device)) is not None
+    signals = health.health(losses, uint8, uint8, labels=y)
     return {"scores": [s["mean"] / 255 for s in row["scores"]], "losses": losses, "diversity": signals.diversity,
-            "within": gan_health.within(uint8, y.to(device)), "variation": [*studies.loss_variation(losses).values()],
-            "padded": gans.prepare_images(uint8[:, :, :12, :12], 16)}  # fmt: skip
+            "within": health.within(uint8, y.to(device)), "variation": [*runs.loss_variation(losses).values()],
+            "padded": architecture.prepare_images(uint8[:, :, :12, :12], 16)}  # fmt: skip
 
 
 @case("bfloat16 losses")

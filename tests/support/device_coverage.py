@@ -16,28 +16,33 @@ from torch import Tensor, nn
 
 from tests.support.on_device import OnDevice
 
-ROOMS = ("features", "extraction", "gram", "svm", "heads", "networks", "images", "input_gradients", "fooling",
-         "saliency_scores", "gans", "gan_augmentation", "gan_training", "gan_health", "gan_scores", "pixel_scores",
-         "studies", "memory", "staging", "precision", "cuda_graphs", "jpeg", "gan_checkpoint")  # fmt: skip
+ROOMS = {
+    "transfer": "features extraction column_tiles svm heads",
+    "models": "networks",
+    "data": "images jpeg",
+    "gradients": "ascent fooling saliency_scores",
+    "gans": "architecture augmentation training health scores pixel_scores runs checkpoint",
+    "device": "memory staging precision cuda_graphs",
+}
 _TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier",
           "Staging"}  # fmt: skip
-_OR_ARRAYS = {"saliency_scores", "gan_scores"}  # whose `Any` may be a tensor
+_OR_ARRAYS = {"saliency_scores", "scores"}  # whose `Any` may be a tensor
 # Given only what is the host's, or in need of a real device.
 HOST = {
     "images.Preprocess.pixels_by_pillow": "decodes on the host",
-    "images.Preprocess.on_device": "decodes by nvJPEG: tests/unit/test_jpeg.py does so on the CPU",
+    "images.Preprocess.on_device": "decodes by nvJPEG: tests/unit/data/test_jpeg.py does so on the CPU",
     "jpeg.decoded": "the same",
     "jpeg.resized": "the same",
     "staging.Staging.room": "for devices that share the host's memory; PinnedStaging is CUDA's",
     "staging.Staging.to_device": "the same",
     "staging.Staging.to_host": "the same",
-    "cuda_graphs.captured": "a capture is refused here: tests/unit/test_cuda_graphs.py replays on the CPU",
+    "cuda_graphs.captured": "a capture is refused here: tests/unit/device/test_cuda_graphs.py replays on the CPU",
     "cuda_graphs.captured_passes": "the same",
     "cuda_graphs.ReplayedNetwork.forget": "the same: there are no passes to free",
-    "gan_checkpoint.read": "reads a file into tensors of the host, for `Trainer.load`",
+    "checkpoint.read": "reads a file into tensors of the host, for `Trainer.load`",
     "heads.augment": "moves decoded pixels, by its docstring on the CPU",
-    "gram.Accumulator.add": "a protocol, which svm.GramAccumulator follows",
-    "input_gradients.logit_of": "takes the classes as `per_image` gives them, on the CPU",
+    "column_tiles.Accumulator.add": "a protocol, which svm.GramAccumulator follows",
+    "ascent.logit_of": "takes the classes as `per_image` gives them, on the CPU",
     "memory.halves": "takes rows of decoded pixels, or their numbers",
     "saliency_scores.area": "takes what pixel_curve returns, an array",
     "networks.load": "checks and keeps a file's tensors",
@@ -47,8 +52,8 @@ HOST = {
 def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
     """`room.function` and `room.Class.method` of the public ones that a device, or what may lie on one, is given to."""
     found: dict[str, Any] = {}
-    for room in ROOMS:
-        module = importlib.import_module(f"rdfia.{room}")
+    for place, room in ((place, room) for place, rooms in ROOMS.items() for room in rooms.split()):
+        module = importlib.import_module(f"rdfia.{place}.{room}")
         for name, value in vars(module).items():
             if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
                 continue

@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdfia import store
+from rdfia.data import files
 from tests.support import same_answer
 
 ROOT = Path(__file__).parents[2]
 TESTS, CLAIMS = "not accuracy and not faults", "accuracy"
 
 # Instruction sets can be taken away from torch's own kernels, oneDNN and OpenBLAS, never added: on a processor without
-# AVX-512 "default" and "float32" are AVX2 too. `rdfia.features.fast_dtype` obeys RDFIA_DTYPE.
+# AVX-512 "default" and "float32" are AVX2 too. `rdfia.transfer.features.fast_dtype` obeys RDFIA_DTYPE.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "RDFIA_DTYPE": "float32"}
 SSE = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "RDFIA_DTYPE": "float32"}
 ENVIRONMENTS: dict[str, dict[str, str]] = {
@@ -68,7 +68,7 @@ def read_junit(path: Path) -> dict[str, str]:
 
 def read_claims(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """(claim -> verdict, claim -> what was measured), from a claims.json; empty where there is none."""
-    run = store.read_json(path) if path.exists() else {"records": []}
+    run = files.read_json(path) if path.exists() else {"records": []}
     return same_answer.verdicts(run), same_answer.results(run)
 
 

@@ -62,7 +62,7 @@ class Tape(TorchDispatchMode):
 
 
 def captured(work: Callable[[], Tensor], _device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """What `rdfia.cuda_graphs.captured` does, on a CPU."""
+    """What `rdfia.device.cuda_graphs.captured` does, on a CPU."""
     tape = Tape()
     try:
         with tape:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdfia import store
-from rdfia.claims import from_json
+from rdfia.claims.record import from_json
+from rdfia.data import files
 
 TIMES = re.compile(r"^(date|seconds.*|uncommitted files|commit)$")  # a commit names the code, which `code` does too
 
@@ -72,7 +72,7 @@ def main(*words: str) -> int:
     folders = [Path(word) for word in words if word != "--outcomes"]
     if len(folders) != 2:
         raise SystemExit("expected two folders with a claims.json each: same_answer [--outcomes] reports/a reports/b")
-    a, b = (store.read_json(folder / "claims.json") for folder in folders)
+    a, b = (files.read_json(folder / "claims.json") for folder in folders)
     lines = list(outcomes(a, b) if by_outcome else differences(a, b))
     count = len(moved(verdicts(a), verdicts(b))) if by_outcome else len(lines)
     what = "verdicts differ" if by_outcome else "differences but for times"

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdfia import __version__, assets, store
+from rdfia import __version__
 from rdfia.__main__ import main
-from rdfia.claims import CLAIMS
+from rdfia.claims.record import CLAIMS
+from rdfia.data import assets, files
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +179,7 @@ def test_errors_are_one_line(
 def test_a_claims_file_of_another_shape_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, run: object
 ) -> None:
-    store.write_json(tmp_path / "claims.json", run)
+    files.write_json(tmp_path / "claims.json", run)
     assert main([command, str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -186,7 +187,7 @@ def test_a_claims_file_of_another_shape_is_named(
 
 
 def test_a_run_of_nothing_has_a_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    store.write_json(tmp_path / "claims.json", {"records": []})
+    files.write_json(tmp_path / "claims.json", {"records": []})
     assert main(["report", str(tmp_path)]) == 0
     assert "This run has no record." in (tmp_path / "index.html").read_text("utf-8")
 
@@ -195,7 +196,7 @@ def test_claims_lists_each_with_its_verdict(capsys: pytest.CaptureFixture[str], 
     first = next(iter(CLAIMS))
     part = {"name": "parameters", "value": 16.5, "low": 15.0, "high": 18.0}
     row = {"id": first, "case": "a", "outcome": "supported", "parts": [part]}
-    store.write_json(tmp_path / "claims.json", {"records": [row]})
+    files.write_json(tmp_path / "claims.json", {"records": [row]})
     assert main(["claims", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(CLAIMS)
@@ -215,7 +216,7 @@ def test_extract_writes_features_with_their_photos(capsys: pytest.CaptureFixture
     target = tmp_path / "f.safetensors"
     options = ["--network", "alexnet", "--taps", "relu5,pool5", "--to", str(target)]
     assert main(["extract", str(tmp_path / "photos"), *options]) == 0
-    tensors, metadata = store.load_tensors(target)
+    tensors, metadata = files.load_tensors(target)
     assert {tap: tuple(value.shape) for tap, value in tensors.items()} == {"relu5": (2, 43264), "pool5": (2, 9216)}
     assert json.loads(metadata["images"]) == ["a.jpg", "b/2.png"]
     shown = capsys.readouterr()
@@ -233,7 +234,7 @@ def test_a_store_names_the_photos_as_they_are_called_now(tmp_path: Path) -> None
     (photos / "before.png").rename(photos / "after.png")
     assert main(command) == 0
     (folder,) = kept.iterdir()
-    assert store.read_json(folder / "images.json") == ["after.png"]
+    assert files.read_json(folder / "images.json") == ["after.png"]
 
 
 def test_extract_reads_every_header_before_any_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

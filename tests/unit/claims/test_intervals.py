@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rdfia import intervals
+from rdfia.claims import intervals
+from rdfia.claims.intervals import Estimate
 from rdfia.errors import ArgumentError
-from rdfia.intervals import Estimate
 
 NAN, INF = math.nan, math.inf
 A, B = [1.0, 1.4, 0.9, 1.3, 1.2], [0.8, 1.1, 1.0, 1.2, 0.9]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rdfia import intervals, judge
+from rdfia.claims import intervals, judge
+from rdfia.claims.intervals import Estimate
+from rdfia.claims.judge import Bound
 from rdfia.errors import ArgumentError
-from rdfia.intervals import Estimate
-from rdfia.judge import Bound
 
 INF = math.inf
 

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from rdfia import provenance
+from rdfia.claims import provenance
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = {
-    "tests/accuracy/test_tme7.py": "from rdfia import svm\nfrom tests.accuracy import lab7\n",
-    "tests/accuracy/lab7.py": "def f():\n    import rdfia.gram\n",
-    "tests/accuracy/test_tme8.py": "from rdfia import fooling\n",
-    "rdfia/svm.py": "from . import store\nfrom .networks import layers\n",
-    "rdfia/networks.py": 'TEXT = (HERE / "layers.txt").read_text()\n',
-    "rdfia/layers.txt": "conv",
-    "rdfia/gram.py": "", "rdfia/store.py": "", "rdfia/fooling.py": "", "rdfia/judge.py": "", "rdfia/report.py": "",
-    "tests/unit/test_svm.py": "",
+    "tests/accuracy/test_tme7.py": "from rdfia.transfer import svm\nfrom rdfia.experiments import transfer\n",
+    "rdfia/experiments/transfer.py": "def f():\n    import rdfia.transfer.column_tiles\n",
+    "tests/accuracy/test_tme8.py": "from rdfia.gradients import fooling\n",
+    "rdfia/transfer/svm.py": "from ..data import files\nfrom rdfia.models.networks import layers\n",
+    "rdfia/models/networks.py": 'TEXT = (HERE / "layers.txt").read_text()\n',
+    "rdfia/models/layers.txt": "conv",
+    "rdfia/transfer/column_tiles.py": "", "rdfia/data/files.py": "", "rdfia/gradients/fooling.py": "",
+    "rdfia/claims/judge.py": "", "rdfia/report/page.py": "", "rdfia/transfer/heads.py": "",
+    "rdfia/__init__.py": "", "rdfia/transfer/__init__.py": "", "rdfia/data/__init__.py": "",
+    "tests/unit/transfer/test_svm.py": "",
 }  # fmt: skip
 
 
@@ -31,13 +33,13 @@ def tree(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("file", "seen"),
     [
-        ("tests/accuracy/lab7.py", True),
-        ("rdfia/gram.py", True),  # imported inside a function
-        ("rdfia/layers.txt", True),  # a table that a module reads
-        ("rdfia/judge.py", True),  # what turns numbers into outcomes
-        ("rdfia/fooling.py", False),  # another lab's
-        ("rdfia/report.py", False),  # draws what was found
-        ("tests/unit/test_svm.py", False),
+        ("rdfia/experiments/transfer.py", True),
+        ("rdfia/transfer/column_tiles.py", True),  # imported inside a function
+        ("rdfia/models/layers.txt", True),  # a table that a module reads
+        ("rdfia/claims/judge.py", True),  # what turns numbers into outcomes
+        ("rdfia/gradients/fooling.py", False),  # another lab's
+        ("rdfia/report/page.py", False),  # draws what was found
+        ("tests/unit/transfer/test_svm.py", False),
     ],
 )
 def test_lab_hash_sees_what_the_lab_imports(tmp_path: Path, file: str, seen: bool) -> None:
@@ -47,10 +49,26 @@ def test_lab_hash_sees_what_the_lab_imports(tmp_path: Path, file: str, seen: boo
     assert (provenance.lab_hash.__wrapped__(root, "tme7") != before) == seen
 
 
+@pytest.mark.parametrize("line", ["from rdfia.transfer import train_head", "import rdfia.transfer", "import rdfia"])
+def test_a_name_of_a_front_door_brings_the_whole_room(tmp_path: Path, line: str) -> None:
+    root = tree(tmp_path)
+    (root / "tests/accuracy/test_tme8.py").write_text(f"{line}\n")
+    names = {path.relative_to(root).as_posix() for path in provenance.sources(root, ["tests/accuracy/test_tme8.py"])}
+    assert {"rdfia/transfer/heads.py", "rdfia/transfer/svm.py"} <= names
+
+
+def test_code_hash_covers_every_module_and_table() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in provenance.measuring(ROOT)}
+    every = {path.relative_to(ROOT).as_posix() for folder in ("rdfia", "tests/accuracy", "tests/support")
+             for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".json", ".txt")}  # fmt: skip
+    assert names == every
+    assert {"rdfia/claims/claims.json", "rdfia/models/layers.txt", "rdfia/transfer/svm.py"} <= names
+
+
 def test_code_hash_sees_the_support_of_tests_and_no_unit_test(tmp_path: Path) -> None:
     root = tree(tmp_path)
     before = provenance.code_hash(root)
-    (root / "tests/unit/test_svm.py").write_text("x = 1\n")
+    (root / "tests/unit/transfer/test_svm.py").write_text("x = 1\n")
     assert provenance.code_hash(root) == before
     (root / "tests/support").mkdir()
     (root / "tests/support/tolerances.py").write_text("")
@@ -59,5 +77,10 @@ def test_code_hash_sees_the_support_of_tests_and_no_unit_test(tmp_path: Path) ->
 
 def test_the_labs_of_this_project_depend_on_their_tables() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in provenance.sources(ROOT, ["tests/accuracy/test_tme7.py"])}
-    assert {"rdfia/layers.txt", "rdfia/scene15_split.json", "tests/accuracy/best.py", "rdfia/svm.py"} <= names
-    assert not names & {"rdfia/report.py", "rdfia/fooling.py", "rdfia/claims.json"}
+    assert {
+        "rdfia/models/layers.txt",
+        "rdfia/data/scene15_split.json",
+        "rdfia/experiments/best_recipe.py",
+        "rdfia/transfer/svm.py",
+    } <= names
+    assert not names & {"rdfia/report/page.py", "rdfia/gradients/fooling.py", "rdfia/claims/claims.json"}

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import claims, intervals, judge, store
-from rdfia.claims import ClaimError, Record
+from rdfia.claims import intervals, judge
+from rdfia.claims import record as claim_records
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import ClaimError, Record
+from rdfia.data import files
 from rdfia.errors import ArgumentError
-from rdfia.ledger import Ledger
 
 COUNTS = {"parameters": 138_357_544, "convolutions": 13, "dense layers": 3}
 WEIGHTS = {name: intervals.exact(count) for name, count in COUNTS.items()}
@@ -63,7 +65,7 @@ def test_an_opposite_outcome_is_red_and_a_missing_bound_is_named(ledger: Ledger)
     ledger.accept, ledger.records = False, {}
     with pytest.raises(ClaimError, match=r"contradicted .*, but its pin is supported"):
         ledger.measured("tme7.q1.total", "", {**WEIGHTS, "parameters": intervals.exact(138_357_543)})
-    with pytest.raises(ArgumentError, match=r"no bound in rdfia/claims.json for colour; it has: parameters"):
+    with pytest.raises(ArgumentError, match=r"no bound in rdfia/claims/claims.json for colour; it has: parameters"):
         ledger.measured("tme7.q1.total", "b", {"colour": intervals.exact(1)})
     with pytest.raises(ArgumentError, match="for nothing"):
         ledger.measured("tme7.q1.total", "c", {})
@@ -88,7 +90,7 @@ def test_a_wrong_id_and_a_key_used_twice_are_refused(ledger: Ledger) -> None:
 def commit(root: Path, folder: str, date: str, **row: Any) -> None:
     """A committed full run with one record."""
     record = {"id": "tme7.best", "outcome": "supported", "scope": "ours", "profile": "full", **row}
-    store.write_json(root / "reports" / "verified" / folder / "claims.json",
+    files.write_json(root / "reports" / "verified" / folder / "claims.json",
                      {"environment": {"date": date}, "records": [record]})  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def test_a_committed_run_whose_outcome_is_not_its_pin_is_refused(ledger: Ledger,
         commit(tmp_path, device, device)
     record = ledger.recorded("tme7.best")
     assert (record.verdict, record.recorded["outcome"], record.recorded["date"]) == ("recorded", "reached", "cpu")
-    assert record.statement == claims.CLAIMS["tme7.best"].statement
+    assert record.statement == claim_records.CLAIMS["tme7.best"].statement
     other = Ledger(tmp_path, "short", "cuda")
     other.pins = {"tme7.best|full|ours": {"outcome": "contradicted"}}
     with pytest.raises(ClaimError, match="committed run on cuda is supported, its pin says contradicted"):
@@ -111,7 +113,7 @@ def test_the_latest_of_several_runs_on_this_device_is_taken(ledger: Ledger, tmp_
 
 
 def test_a_record_of_other_bounds_is_stale(ledger: Ledger, tmp_path: Path) -> None:
-    bounds = claims.CLAIMS["tme7.best"].bounds
+    bounds = claim_records.CLAIMS["tme7.best"].bounds
     name = next(iter(bounds))
     part = {"name": name, "value": 1.0, "low": 1.0, "high": 1.0}
     commit(tmp_path, "cpu", "2026-01-01", parts=[part], bounds=judge.bounds_digest({name: bounds[name]}))
@@ -126,7 +128,7 @@ def test_a_record_survives_json_with_arrays_and_nan() -> None:
     evidence: dict[Any, Any] = {"array": np.arange(2), "tensor": torch.tensor([1.5]), "nan": float("nan")}
     evidence[3] = np.float32(0.5)
     record = Record("tme7.q1.total", "a", evidence=evidence, measured=np.float64(2.0), expected="1 or 2")
-    back = claims.from_json({**json.loads(json.dumps(record.as_json(), allow_nan=False)), "later": 1})
+    back = claim_records.from_json({**json.loads(json.dumps(record.as_json(), allow_nan=False)), "later": 1})
     assert back.evidence == {"array": [0, 1], "tensor": [1.5], "nan": "nan", "3": 0.5}
     assert (back.key, back.measured, back.expected) == ("tme7.q1.total/a", 2.0, "1 or 2")
 
@@ -134,8 +136,8 @@ def test_a_record_survives_json_with_arrays_and_nan() -> None:
 def test_a_run_of_before_outcomes_were_kept_can_still_be_read(tmp_path: Path) -> None:
     row = {"id": "tme7.q1.total", "verdict": "reproduced", "protocol": "report", "expected": 16, "margin": 2.0,
            "recorded": {"verdict": "reproduced"}}  # fmt: skip
-    store.write_json(tmp_path / "claims.json", {"records": [row]})
-    (record,) = claims.read_run(tmp_path / "claims.json")["records"]
+    files.write_json(tmp_path / "claims.json", {"records": [row]})
+    (record,) = claim_records.read_run(tmp_path / "claims.json")["records"]
     assert (record.outcome, record.expected, record.recorded) == ("error", "16", {})
 
 
@@ -156,4 +158,4 @@ def test_a_crash_keeps_paths_out_of_the_record(ledger: Ledger) -> None:
     ],
 )
 def test_values_read_well(value: object, unit: str, text: str) -> None:
-    assert claims.show(value, unit) == text
+    assert claim_records.show(value, unit) == text

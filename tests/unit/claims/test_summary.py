@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from rdfia import summary
-from rdfia.claims import CLAIMS, Record
+from rdfia.claims import summary
+from rdfia.claims.ledger import committed
+from rdfia.claims.record import CLAIMS, Record
 from rdfia.errors import ArgumentError
-from rdfia.ledger import committed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def record(case: str, outcome: str, scope: str, value: float) -> Record:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from rdfia import assets, downloads, store
-from rdfia.assets import ASSETS, Asset, fetch, find, locate, survey
+from rdfia.data import assets, downloads, files
+from rdfia.data.assets import ASSETS, Asset, fetch, find, locate, survey
 from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable
 from tests.support.loopback import Site, serve
 
@@ -184,13 +184,13 @@ def test_a_checksum_is_remembered_until_the_file_changes(monkeypatch: pytest.Mon
     tiny(monkeypatch, places=["weights/tiny.bin"], known={SHA: len(BODY)})
     put(root / "weights" / "tiny.bin")
     calls: list[Path] = []
-    real = store.sha256_file
+    real = files.sha256_file
 
     def counted(path: Path) -> str:
         calls.append(path)
         return real(path)
 
-    monkeypatch.setattr(store, "sha256_file", counted)
+    monkeypatch.setattr(files, "sha256_file", counted)
     find("tiny")
     find("tiny")
     assert len(calls) == 1
@@ -331,7 +331,7 @@ def test_fetch_prepares_a_directory_for_another_machine(
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
     states = [(row["state"], row["source"]) for row in survey(["tiny", "photos"], fresh=True)]
     assert states == [("verified", "assets directory")] * 2
-    assert {name: row["source"] for name, row in store.read_json(box / assets.MANIFEST).items()} == {
+    assert {name: row["source"] for name, row in files.read_json(box / assets.MANIFEST).items()} == {
         "tiny": "package carrier 1.2",
         "photos": "assets directory",
     }

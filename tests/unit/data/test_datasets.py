@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import assets, datasets, store
 from rdfia._compat import register_missing_operators
-from rdfia.datasets import ArraySet, ImageSet, image_folder, prepare_celeba
+from rdfia.data import assets, datasets, files
+from rdfia.data.datasets import ArraySet, ImageSet, image_folder, prepare_celeba
 from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, DatasetError, StoreError, TooLarge
 
 JPEG_SIZE = (12, 10)
@@ -209,7 +209,7 @@ def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(faces: Path) 
 
 
 def test_a_full_disk_is_named_and_what_was_made_is_kept(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, one_at_a_time, part = store.write_atomic, threading.Lock(), faces / "assets" / "data" / "celeba-32.part"
+    real, one_at_a_time, part = files.write_atomic, threading.Lock(), faces / "assets" / "data" / "celeba-32.part"
 
     def limited(path: Path, data: bytes) -> None:
         with one_at_a_time:
@@ -217,11 +217,11 @@ def test_a_full_disk_is_named_and_what_was_made_is_kept(faces: Path, monkeypatch
                 raise TooLarge(f"cannot write {path}: the disk is full")
             real(path, data)
 
-    monkeypatch.setattr(store, "write_atomic", limited)
+    monkeypatch.setattr(files, "write_atomic", limited)
     with pytest.raises(TooLarge, match=r"celeba-32\.part/faces/00000.\.png: the disk is full"):
         prepare_celeba(faces)
     assert assets.find("celeba-32") is None
-    monkeypatch.setattr(store, "write_atomic", real)
+    monkeypatch.setattr(files, "write_atomic", real)
     assert prepare_celeba(faces) == ["celeba-32"]
     assert len(made(faces / "assets" / "data" / "celeba-32")) == 5
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from rdfia import assets, downloads
 from rdfia.__main__ import main
+from rdfia.data import assets, downloads
 from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
 from tests.support.loopback import Site, serve
 

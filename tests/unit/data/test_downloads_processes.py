@@ -17,16 +17,17 @@ from typing import Any
 
 import pytest
 
-from rdfia import assets, downloads, store
+from rdfia.data import assets, downloads
+from rdfia.data import files as data_files
 from tests.support.loopback import Site, serve
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BODY = bytes(range(256)) * 12_000  # three chunks of a download
 SHA = hashlib.sha256(BODY).hexdigest()
 TOGETHER = """
 import json, os, shutil, stat, sys
 from pathlib import Path
-from rdfia import assets, downloads, store
+from rdfia.data import assets, downloads, files
 word, *words = sys.argv[1:]
 def add(name, row):
     assets.ASSETS[name] = assets.Asset(name, "", **row)
@@ -128,15 +129,15 @@ def test_no_row_of_the_manifest_is_lost(tmp_path: Path) -> None:
     """A slow disk lets every process read the manifest before one has written it, unless they wait for each other."""
     code = """
 import time
-add(word, {"places": [f"data/{word}"], "known": {store.sha256_file(Path(words[0]) / "data" / word): 1}})
-real = store.write_json
-store.write_json = lambda path, value: (time.sleep(0.3), real(path, value))
+add(word, {"places": [f"data/{word}"], "known": {files.sha256_file(Path(words[0]) / "data" / word): 1}})
+real = files.write_json
+files.write_json = lambda path, value: (time.sleep(0.3), real(path, value))
 assets.fetch(word, Path(words[0]))
 """
     for name in ("a", "b", "c"):
-        store.write_atomic(tmp_path / "box" / "data" / name, name.encode())
+        data_files.write_atomic(tmp_path / "box" / "data" / name, name.encode())
     at_once([start(code, name, tmp_path / "box") for name in ("a", "b", "c")])
-    assert sorted(store.read_json(tmp_path / "box" / assets.MANIFEST)) == ["a", "b", "c"]
+    assert sorted(data_files.read_json(tmp_path / "box" / assets.MANIFEST)) == ["a", "b", "c"]
     assert hidden(tmp_path) == []
 
 
@@ -171,7 +172,7 @@ assets.fetch("tiny", Path(words[0]))
 """
     names = ["photos/a/1.jpg", "photos/b/2.jpg"] if dies_at == "2.jpg" else ["weights/tiny.bin"]
     for name in names:
-        store.write_atomic(tmp_path / "assets" / name, b"x")
+        data_files.write_atomic(tmp_path / "assets" / name, b"x")
     row: dict[str, Any] = {"places": ["weights/tiny.bin"], "known": {hashlib.sha256(b"x").hexdigest(): 1}}
     if dies_at == "2.jpg":
         row = {"places": ["photos"], "folder": {"pattern": "*/*.jpg", "variants": True}}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rdfia import store
+from rdfia.data import files
 from rdfia.errors import ArgumentError, StoreError, TooLarge
 
 
@@ -24,8 +24,8 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    store.save_tensors(tmp_path / "x.safetensors", tensors, {"made": "today"})
-    back, metadata = store.load_tensors(tmp_path / "x.safetensors")
+    files.save_tensors(tmp_path / "x.safetensors", tensors, {"made": "today"})
+    back, metadata = files.load_tensors(tmp_path / "x.safetensors")
     assert metadata == {"made": "today"}
     assert set(back) == set(tensors)
     for name, tensor in tensors.items():
@@ -35,12 +35,12 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path, tensors: dict[str, torch.
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "x.safetensors"
-    store.save_tensors(path, tensors, {"made": "today"})
+    files.save_tensors(path, tensors, {"made": "today"})
     whole = path.read_bytes()
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         try:
-            back, metadata = store.load_tensors(path)
+            back, metadata = files.load_tensors(path)
         except StoreError as error:
             named = str(path) in str(error)
             assert named
@@ -52,32 +52,32 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path, tensors: dict[str, torch.
 def test_one_content_is_one_file_byte_for_byte(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     metadata = {f"key {i}": f"é \"{i}\" \\ \n \x01" for i in range(8)}  # the library orders these by a hash of its own
     for i in range(8):
-        store.save_tensors(tmp_path / f"{i}", tensors, metadata)
+        files.save_tensors(tmp_path / f"{i}", tensors, metadata)
     assert len({(tmp_path / f"{i}").read_bytes() for i in range(8)}) == 1
-    assert store.load_tensors(tmp_path / "0")[1] == metadata
+    assert files.load_tensors(tmp_path / "0")[1] == metadata
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100])
 def test_truncated_file_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], length: int) -> None:
     path = tmp_path / "x.safetensors"
-    store.save_tensors(path, tensors)
+    files.save_tensors(path, tensors)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(StoreError, match="remove it to have it made again"):
-        store.load_tensors(path)
+        files.load_tensors(path)
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    store.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
 
     def interrupted() -> None:
-        with store.atomic_path(path) as temporary:
+        with files.atomic_path(path) as temporary:
             temporary.write_bytes(b"{")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert store.read_json(path) == {"a": 1}
+    assert files.read_json(path) == {"a": 1}
     assert [child.name for child in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -85,7 +85,7 @@ def test_unwritable_folder_is_a_named_error(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("a file where a folder is needed")
     with pytest.raises(StoreError, match=r"cannot write .*file/x\.json"):
-        store.write_json(blocker / "x.json", {})
+        files.write_json(blocker / "x.json", {})
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk")
@@ -96,7 +96,7 @@ def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StoreError, match="the disk is full"):
-        store.write_atomic(tmp_path / "x", b"data")
+        files.write_atomic(tmp_path / "x", b"data")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,20 +104,20 @@ def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_read_only_folder_says_what_to_do(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="RDFIA_CACHE"):
-        store.write_atomic(tmp_path / "x", b"data")
+        files.write_atomic(tmp_path / "x", b"data")
 
 
 def test_read_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{nonsense")
     with pytest.raises(StoreError, match=r"x\.json"):
-        store.read_json(tmp_path / "x.json")
+        files.read_json(tmp_path / "x.json")
     with pytest.raises(StoreError, match=r"y\.json"):
-        store.read_json(tmp_path / "y.json")
+        files.read_json(tmp_path / "y.json")
 
 
-def filled(folder: Path) -> tuple[store.FeatureStore, torch.Tensor]:
+def filled(folder: Path) -> tuple[files.FeatureStore, torch.Tensor]:
     matrix = torch.arange(50, dtype=torch.float32).reshape(10, 5)
-    made = store.FeatureStore(folder, 10, {"t": 5}, torch.float32, shard_rows=4)
+    made = files.FeatureStore(folder, 10, {"t": 5}, torch.float32, shard_rows=4)
     for shard, rows in enumerate(made.shards):
         made.write(shard, {"t": matrix[rows]})
     return made, matrix
@@ -145,12 +145,12 @@ def test_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
 
 def test_a_store_that_is_only_read_notices_an_altered_byte(tmp_path: Path) -> None:
     made, matrix = filled(tmp_path)
-    read = store.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)
+    read = files.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)
     assert torch.equal(read["t"], matrix)
     data = bytearray(made.path(1).read_bytes())
     data[-1] ^= 1
     made.path(1).write_bytes(data)
-    for one in (made, read, store.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)):
+    for one in (made, read, files.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)):
         with pytest.raises(StoreError, match=r"shard-00001.* was altered"):
             list(one.tiles("t"))
 
@@ -163,7 +163,7 @@ def test_a_shard_that_cannot_be_read_now_is_kept(
         raise error
 
     made, _ = filled(tmp_path)
-    monkeypatch.setattr(store, "open", refused, raising=False)
+    monkeypatch.setattr(files, "open", refused, raising=False)
     with pytest.raises(StoreError, match=r"shard-00000.*try again"):
         made.is_done(0)
     assert made.path(0).exists()
@@ -179,22 +179,22 @@ def refused_by_the_system() -> None:
 
 
 def test_size_is_refused_beforehand(tmp_path: Path) -> None:
-    made = store.FeatureStore(tmp_path / "new", 4485, {"relu4_3": 401_408, "pool5": 25_088}, torch.float32)
+    made = files.FeatureStore(tmp_path / "new", 4485, {"relu4_3": 401_408, "pool5": 25_088}, torch.float32)
     assert made.nbytes == 4485 * (401_408 + 25_088) * 4
     with pytest.raises(TooLarge, match=r"7\.65 GB, the cap is 1\.00 GB.*relu4_3 7\.20 GB.*bfloat16"):
         made.check_size(10**9)
-    endless = store.FeatureStore(tmp_path / "new", 10**7, {"relu4_3": 401_408}, torch.float32)
+    endless = files.FeatureStore(tmp_path / "new", 10**7, {"relu4_3": 401_408}, torch.float32)
     with pytest.raises(TooLarge, match="what the disk has left"):
         endless.check_size(10**18)
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="n=0"):
-        store.FeatureStore(tmp_path, 0, {"t": 1}, torch.float32)
+        files.FeatureStore(tmp_path, 0, {"t": 1}, torch.float32)
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path))
-    assert store.cache_dir() == tmp_path
+    assert files.cache_dir() == tmp_path
     monkeypatch.delenv("RDFIA_CACHE")
-    assert store.cache_dir() == Path.cwd() / ".cache" / "rdfia"
+    assert files.cache_dir() == Path.cwd() / ".cache" / "rdfia"

@@ -12,8 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from rdfia.data.images import (
+    CROP,
+    EFFICIENTNET_LITE0,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAB,
+    Preprocess,
+    check_image,
+    read_image,
+)
 from rdfia.errors import ArgumentError, ImageError
-from rdfia.images import CROP, EFFICIENTNET_LITE0, IMAGENET_MEAN, IMAGENET_STD, LAB, Preprocess, check_image, read_image
 from tests.support.tolerances import assert_close
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from benchmarks.rows import smooth_photos
-from rdfia import extraction, images, jpeg
+from rdfia.data import images, jpeg
+from rdfia.data.images import Preprocess
+from rdfia.device.staging import Staging, batches
 from rdfia.errors import ArgumentError, ImageError
-from rdfia.images import Preprocess
-from rdfia.staging import Staging, batches
+from rdfia.transfer import extraction
 from tests.support.tiny_networks import tiny_vgg
 
 STRETCH = Preprocess(size=48, decoder="torchvision")

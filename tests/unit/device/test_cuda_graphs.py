@@ -13,15 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdfia import cuda_graphs, fooling, gans, input_gradients, memory
-from rdfia.cuda_graphs import Replayed
+from rdfia.device import cuda_graphs, memory
+from rdfia.device.cuda_graphs import Replayed
 from rdfia.errors import FewerAtATime, NotCaptured
-from rdfia.gan_training import GanConfig, Trainer
+from rdfia.gans import architecture
+from rdfia.gans.config import GanConfig
+from rdfia.gans.training import Trainer
+from rdfia.gradients import ascent, fooling
 from tests.support import replaying
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.test_gan_training import bits, config, data
+from tests.unit.gans.test_training import bits, config, data
 
 CPU = torch.device("cpu")
 EXACT = 2.0**-12  # a rate that float32 holds, so that a replayed step has the eager one's bits
@@ -47,7 +50,7 @@ def run(wanted: GanConfig, replay: bool, steps: int = 50) -> Trainer:
     {"norm_D": "spectral"},
     {"augmentation": ("colour", "translation", "cutout"), "r1": 3.0, "r1_every": 4, "lr_D": EXACT / 2},
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", architecture.KINDS)
 def test_fifty_replayed_steps_are_the_eager_ones_to_the_bit(kind: str, options: dict[str, Any]) -> None:
     wanted = config(kind, lr=EXACT, **options)
     replayed, eager = run(wanted, replay=True), run(wanted, replay=False)
@@ -276,7 +279,7 @@ def fooled(network: torch.nn.Module) -> list[Tensor]:
 
 
 def visualised(network: torch.nn.Module) -> list[Tensor]:
-    return [input_gradients.visualise(network, Y, steps=[30, 12, 12, 5, 30, 30, 30], size=16, jitter=3, chunk=8).x]
+    return [ascent.visualise(network, Y, steps=[30, 12, 12, 5, 30, 30, 30], size=16, jitter=3, chunk=8).x]
 
 
 @pytest.fixture
@@ -325,12 +328,12 @@ def test_a_pass_that_cannot_be_captured_goes_on_eagerly_and_says_so(
 
 def gradients(network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.PATIENCE + 1) -> Tensor:
     """A saliency map has one turn of the loop: what is captured has to outlive it to be replayed."""
-    return [input_gradients.saliency(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
+    return [ascent.saliency(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
 
 
 def eager(network: torch.nn.Module, x: Tensor = X) -> Tensor:
     hook = network.register_forward_hook(lambda *_: None)
-    found = input_gradients.saliency(network, x, Y[: len(x)], space=None)
+    found = ascent.saliency(network, x, Y[: len(x)], space=None)
     hook.remove()
     return found
 
@@ -452,7 +455,7 @@ def test_memory_that_runs_out_takes_the_passes_with_it(error: Exception, kept: l
     work = contextlib.nullcontext() if isinstance(error, MemoryError) else pytest.raises(KeyError)
     with warnings.catch_warnings(), work:
         warnings.simplefilter("ignore", FewerAtATime)
-        input_gradients.ascend(network, X, objective, lambda turn: turn.x, steps=1)
+        ascent.ascend(network, X, objective, lambda turn: turn.x, steps=1)
     assert left == ([0, 0] if isinstance(error, MemoryError) else [])
     assert bool(cuda_graphs._last) == isinstance(error, MemoryError)
 

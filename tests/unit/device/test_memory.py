@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rdfia import memory
+from rdfia.device import memory
+from rdfia.device.memory import kept_memory
 from rdfia.errors import FewerAtATime
-from rdfia.memory import kept_memory
 
 
 class Recorder:

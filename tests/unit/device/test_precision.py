@@ -12,11 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from rdfia import extraction, features, gan_scores, gan_training, gans, gram, heads, input_gradients, machine, precision
-from rdfia.images import LAB, Preprocess
+from rdfia.data.images import LAB, Preprocess
+from rdfia.device import precision
+from rdfia.gans import architecture, scores, training
+from rdfia.gradients import ascent
+from rdfia.report import environment
+from rdfia.transfer import column_tiles, extraction, features, heads
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.test_gan_training import config, data
+from tests.unit.gans.test_training import config, data
 
 SMALL = Preprocess(size=16)
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(4)]
@@ -138,12 +142,12 @@ def test_tf32_is_asked_for_by_name_and_said(monkeypatch: pytest.MonkeyPatch, ask
 
 
 def test_the_record_says_what_float32_means(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "_asset", lambda name: {"name": name})
+    monkeypatch.setattr(environment, "_asset", lambda name: {"name": name})
     monkeypatch.setenv("RDFIA_DTYPE", "tf32")
-    assert machine.environment(tmp_path, "cpu", "short")["float32 products"] == "float32"
+    assert environment.environment(tmp_path, "cpu", "short")["float32 products"] == "float32"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    assert machine.environment(tmp_path, "cuda", "short")["float32 products"] == "TF32"
+    assert environment.environment(tmp_path, "cuda", "short")["float32 products"] == "TF32"
 
 
 def test_a_store_of_tf32_features_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,21 +182,21 @@ class Sums:
 
 def train_gan(network: nn.Module) -> None:
     wanted = config()
-    made = gan_training.Trainer(wanted, *data(wanted))
+    made = training.Trainer(wanted, *data(wanted))
     made.generator.register_forward_hook(next(iter(network._forward_hooks.values())))
     made.step()
 
 
 def sample(network: nn.Module) -> None:
-    G = gans.build(config().architecture, 0)[1]
+    G = architecture.build(config().architecture, 0)[1]
     G.register_forward_hook(next(iter(network._forward_hooks.values())))
-    gans.sample(G, torch.zeros(4, 5), statistics="running")
+    architecture.sample(G, torch.zeros(4, 5), statistics="running")
 
 
 WORK: dict[str, Callable[[nn.Module], Any]] = {
     "features": lambda n: list(features.stream(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)),
-    "gram": lambda n: gram.accumulate(n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL),
-    "input_gradients": lambda n: input_gradients.saliency(n, SMALL.normalise(IMAGES), 1),
+    "gram": lambda n: column_tiles.accumulate(n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL),
+    "input_gradients": lambda n: ascent.saliency(n, SMALL.normalise(IMAGES), 1),
     "gan_training": train_gan,
     "gans": sample,
     "heads": lambda n: (
@@ -200,7 +204,7 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
         heads.train_network(n, IMAGES, [0, 1, 0, 1], preprocess_normalise=LAB.normalise,
                             config=heads.ScratchConfig(epochs=1, batch=4)),
     ),
-    "gan_scores": lambda n: gan_scores.image_features(n, IMAGES, normalise=LAB.normalise, size=16),
+    "gan_scores": lambda n: scores.image_features(n, IMAGES, normalise=LAB.normalise, size=16),
 }  # fmt: skip
 
 
@@ -218,8 +222,8 @@ def test_every_forward_pass_runs_with_the_settings(room: str, monkeypatch: pytes
         seen.append(bool(inside))
 
     (network.features[0] if room in ("features", "gram") else network).register_forward_hook(look)
-    rooms = {"features": features, "gram": gram, "input_gradients": input_gradients, "gan_training": gan_training,
-             "gans": gans, "heads": heads, "gan_scores": gan_scores}  # fmt: skip
+    rooms = {"features": features, "gram": column_tiles, "input_gradients": ascent, "gan_training": training,
+             "gans": architecture, "heads": heads, "gan_scores": scores}  # fmt: skip
     WORK[room](network)
     computed = len(seen)
     assert not any(seen)  # the planted fault: without the context, none is

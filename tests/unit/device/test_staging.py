@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rdfia import extraction, features, memory, staging
+from rdfia.data.images import Preprocess
+from rdfia.device import memory, staging
+from rdfia.device.staging import PinnedStaging, Staging, batches, on_host, staging_for
 from rdfia.errors import FewerAtATime, ImageError, TooLarge
-from rdfia.images import Preprocess
-from rdfia.staging import PinnedStaging, Staging, batches, on_host, staging_for
+from rdfia.transfer import extraction, features
 from tests.support.tiny_networks import tiny_vgg
 
 SMALL = Preprocess(size=16)

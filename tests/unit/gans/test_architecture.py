@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia import gans
 from rdfia.errors import ArgumentError, DatasetError
-from rdfia.gans import GanArchitecture
+from rdfia.gans import architecture as gan_architecture
+from rdfia.gans.architecture import GanArchitecture
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 
@@ -90,11 +90,11 @@ def moved(net: nn.Module) -> nn.Module:
 def test_every_layer_has_the_weights_of_the_hand_s_arithmetic(
     architecture: GanArchitecture, D: list[int], G: list[int]
 ) -> None:
-    assert [row.weights for row in gans.discriminator_rows(architecture)] == D
-    assert [row.weights for row in gans.generator_rows(architecture)] == G
-    nets = gans.build(architecture, 0)
+    assert [row.weights for row in gan_architecture.discriminator_rows(architecture)] == D
+    assert [row.weights for row in gan_architecture.generator_rows(architecture)] == G
+    nets = gan_architecture.build(architecture, 0)
     assert [sum(p.numel() for p in net.parameters()) for net in nets] == [sum(D), sum(G)]
-    assert gans.parameter_counts(architecture) == (sum(D), sum(G))
+    assert gan_architecture.parameter_counts(architecture) == (sum(D), sum(G))
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,15 @@ def test_every_layer_has_the_weights_of_the_hand_s_arithmetic(
 def test_the_labs_networks_have_the_sizes_that_the_protocol_states(
     architecture: GanArchitecture, expected: tuple[int, int]
 ) -> None:
-    assert gans.parameter_counts(architecture) == expected
+    assert gan_architecture.parameter_counts(architecture) == expected
 
 
-@pytest.mark.parametrize("size", gans.SIZES)
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("size", gan_architecture.SIZES)
+@pytest.mark.parametrize("kind", gan_architecture.KINDS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_goes_out_and_in_at_every_size(kind: str, size: int, channels: int) -> None:
     a = tiny(kind, image_size=size, channels=channels, ngf=1, ndf=1)
-    D, G = gans.build(a, 0)
+    D, G = gan_architecture.build(a, 0)
     images = G(noise(2, a), labels(2, a))
     assert images.shape == (2, channels, size, size)
     assert D(images, labels(2, a)).shape == (2,)
@@ -210,11 +210,11 @@ BY_HAND: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", gan_architecture.KINDS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_forward_pass_is_the_one_by_hand(kind: str, layout: torch.memory_format) -> None:
     a = tiny(kind)
-    D, G = (moved(net).double().to(memory_format=layout) for net in gans.build(a, 0))  # type: ignore[call-overload]
+    D, G = (moved(net).double().to(memory_format=layout) for net in gan_architecture.build(a, 0))  # type: ignore[call-overload]
     z, x, y = noise(6, a).double(), pictures(6, a).double(), labels(6, a)
     weights = {"D": list(D.parameters()), "G": list(G.parameters())}
     images, logits = BY_HAND[kind](weights, z, x, y)
@@ -226,12 +226,12 @@ def test_the_forward_pass_is_the_one_by_hand(kind: str, layout: torch.memory_for
 
 def test_spectral_norm_makes_every_largest_singular_value_of_d_one() -> None:
     a = tiny("cdcgan", norm_D="spectral")
-    D, _ = gans.build(a, 0)
+    D, _ = gan_architecture.build(a, 0)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in D.modules())
     for _ in range(20):  # each forward pass in training mode is a step of the power iteration
         D(pictures(2, a), labels(2, a))
     layers = [module for module in D.modules() if isinstance(module, nn.Conv2d)]
-    assert len(layers) == len(gans.discriminator_rows(a)) == 4
+    assert len(layers) == len(gan_architecture.discriminator_rows(a)) == 4
     for layer in layers:
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         assert_close(largest, torch.tensor(1.0), "singular value")
@@ -243,7 +243,7 @@ def test_spectral_norm_makes_every_largest_singular_value_of_d_one() -> None:
 
 
 def test_weights_start_as_the_labs_have_them() -> None:
-    nets = gans.build(GanArchitecture(image_size=128, ngf=16, ndf=16), 0)
+    nets = gan_architecture.build(GanArchitecture(image_size=128, ngf=16, ndf=16), 0)
     modules = [module for net in nets for module in net.modules()]
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
     layers = [module.weight for module in modules if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
@@ -266,7 +266,7 @@ def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(monkeypatch:
 
     a, state = tiny("cdcgan", norm_D="spectral"), torch.get_rng_state()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
-    first, again, other = ([value for net in gans.build(a, seed) for value in net.state_dict().values()]
+    first, again, other = ([value for net in gan_architecture.build(a, seed) for value in net.state_dict().values()]
                            for seed in (1, 1, 2))  # fmt: skip
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -279,7 +279,7 @@ def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(monkeypatch:
 @pytest.mark.parametrize("kind", ["cdcgan", "cgan"])
 def test_another_label_makes_another_image_and_another_logit(kind: str) -> None:
     a = tiny(kind)
-    D, G = (net.eval() for net in gans.build(a, 0))
+    D, G = (net.eval() for net in gan_architecture.build(a, 0))
     z, x, y = noise(6, a), pictures(6, a), labels(6, a)
     assert y is not None
     swapped = (y + 1) % a.classes
@@ -291,7 +291,7 @@ def test_another_label_makes_another_image_and_another_logit(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["cdcgan", "cgan"])
 def test_without_the_label_d_sees_none(kind: str) -> None:
     a = tiny(kind, label_in_D=False)
-    D, G = (net.eval() for net in gans.build(a, 0))
+    D, G = (net.eval() for net in gan_architecture.build(a, 0))
     x, y = pictures(6, a), labels(6, a)
     assert y is not None
     assert torch.equal(D(x, y), D(x, (y + 1) % a.classes))
@@ -311,7 +311,7 @@ def test_without_the_label_d_sees_none(kind: str) -> None:
 )
 def test_labels_that_do_not_fit_are_named(y: Tensor | None, message: str) -> None:
     a = tiny("cdcgan")
-    D, G = gans.build(a, 0)
+    D, G = gan_architecture.build(a, 0)
     with pytest.raises(ArgumentError, match=message):
         G(noise(6, a), y)
     with pytest.raises(ArgumentError, match=message):
@@ -338,10 +338,10 @@ def test_an_architecture_out_of_range_is_refused(options: dict[str, Any], messag
         GanArchitecture(**options)
 
 
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", gan_architecture.KINDS)
 def test_inputs_of_another_shape_are_refused(kind: str) -> None:
     a = tiny(kind)
-    D, G = gans.build(a, 0)
+    D, G = gan_architecture.build(a, 0)
     with pytest.raises(ArgumentError, match=r"z: got \(2, 6\), expected N x 5"):
         G(torch.zeros(2, 6), labels(2, a))
     with pytest.raises(ArgumentError, match=r"x: got \(2, 1, 32, 32\), expected N x 1 x 16 x 16"):
@@ -363,22 +363,28 @@ def test_losses_are_their_formulas() -> None:
     fake = LOGITS.flip(0) / 2
     q = torch.sigmoid(fake)
     bce, ones = nn.functional.binary_cross_entropy, torch.ones_like(p)
-    assert_close(gans.discriminator_loss(LOGITS, fake), -p.log().mean() - (1 - q).log().mean(), "loss")
-    assert_close(gans.discriminator_loss(LOGITS, fake), bce(p, ones) + bce(q, 0 * ones), "loss")
-    assert_close(gans.generator_loss(LOGITS), -p.log().mean(), "loss")
-    assert_close(gans.generator_loss(LOGITS), bce(p, ones), "loss")
-    assert_close(gans.saturating_generator_loss(LOGITS), (1 - p).log().mean(), "loss")
+    assert_close(gan_architecture.discriminator_loss(LOGITS, fake), -p.log().mean() - (1 - q).log().mean(), "loss")
+    assert_close(gan_architecture.discriminator_loss(LOGITS, fake), bce(p, ones) + bce(q, 0 * ones), "loss")
+    assert_close(gan_architecture.generator_loss(LOGITS), -p.log().mean(), "loss")
+    assert_close(gan_architecture.generator_loss(LOGITS), bce(p, ones), "loss")
+    assert_close(gan_architecture.saturating_generator_loss(LOGITS), (1 - p).log().mean(), "loss")
     smooth = -(0.9 * p.log() + 0.1 * (1 - p).log()).mean() - (1 - q).log().mean()
-    assert_close(gans.discriminator_loss(LOGITS, fake, 0.1), smooth, "loss")
+    assert_close(gan_architecture.discriminator_loss(LOGITS, fake, 0.1), smooth, "loss")
 
 
 def test_gradients_with_respect_to_the_logit_are_the_two_of_the_lab() -> None:
     """Answers 1, 3 and 6: of log(1 - D) it is -sigmoid, of log D it is 1 - sigmoid."""
     p = torch.sigmoid(LOGITS)
-    assert_close(gradient(gans.saturating_generator_loss), -p, "gradient")
-    assert_close(gradient(gans.generator_loss), p - 1, "gradient")
-    assert_close(gradient(lambda logits: gans.discriminator_loss(logits, torch.zeros_like(logits))), p - 1, "gradient")
-    assert_close(gradient(lambda logits: gans.discriminator_loss(torch.zeros_like(logits), logits)), p, "gradient")
+    assert_close(gradient(gan_architecture.saturating_generator_loss), -p, "gradient")
+    assert_close(gradient(gan_architecture.generator_loss), p - 1, "gradient")
+    assert_close(
+        gradient(lambda logits: gan_architecture.discriminator_loss(logits, torch.zeros_like(logits))),
+        p - 1,
+        "gradient",
+    )
+    assert_close(
+        gradient(lambda logits: gan_architecture.discriminator_loss(torch.zeros_like(logits), logits)), p, "gradient"
+    )
     printed = gradient(lambda logits: (1 - torch.sigmoid(logits).log()).mean())  # what the report prints: an erratum
     with pytest.raises(AssertionError, match="gradient"):
         assert_close(printed, -p, "gradient")
@@ -386,9 +392,11 @@ def test_gradients_with_respect_to_the_logit_are_the_two_of_the_lab() -> None:
 
 def test_gradcheck() -> None:
     logits = LOGITS.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, y: gans.discriminator_loss(x, y, 0.2), (logits, logits.detach() / 3))
-    assert torch.autograd.gradcheck(gans.generator_loss, (logits,))
-    assert torch.autograd.gradcheck(gans.saturating_generator_loss, (logits,))
+    assert torch.autograd.gradcheck(
+        lambda x, y: gan_architecture.discriminator_loss(x, y, 0.2), (logits, logits.detach() / 3)
+    )
+    assert torch.autograd.gradcheck(gan_architecture.generator_loss, (logits,))
+    assert torch.autograd.gradcheck(gan_architecture.saturating_generator_loss, (logits,))
 
 
 @pytest.mark.parametrize("size", [200.0, -200.0])
@@ -396,9 +404,9 @@ def test_logits_far_out_lose_neither_loss_nor_gradient(size: float) -> None:
     logits = torch.full((4,), size, requires_grad=True)
     high, low = max(size, 0.0), max(-size, 0.0)
     for loss, expected, slope in (
-        (gans.generator_loss(logits), low, -float(size < 0)),
-        (gans.saturating_generator_loss(logits), -high, -float(size > 0)),
-        (gans.discriminator_loss(logits, logits), low + high, 1.0 if size > 0 else -1.0),
+        (gan_architecture.generator_loss(logits), low, -float(size < 0)),
+        (gan_architecture.saturating_generator_loss(logits), -high, -float(size > 0)),
+        (gan_architecture.discriminator_loss(logits, logits), low + high, 1.0 if size > 0 else -1.0),
     ):
         assert float(loss.detach()) == expected
         (found,) = torch.autograd.grad(loss, logits)
@@ -416,43 +424,43 @@ def test_the_labs_sigmoid_and_bce_would_lose_them() -> None:
 def test_smoothing_moves_the_optimum_of_real_images_alone(smoothing: float) -> None:
     p = torch.sigmoid(LOGITS)
     fake = torch.zeros_like(LOGITS)
-    slope = gradient(lambda logits: gans.discriminator_loss(logits, fake, smoothing))
+    slope = gradient(lambda logits: gan_architecture.discriminator_loss(logits, fake, smoothing))
     assert_close(slope, p - (1 - smoothing), "gradient")  # zero where D(x) is 1 - smoothing
-    slope = gradient(lambda logits: gans.discriminator_loss(fake, logits, smoothing))
+    slope = gradient(lambda logits: gan_architecture.discriminator_loss(fake, logits, smoothing))
     assert_close(slope, p, "gradient")  # one-sided: zero only where D(G(z)) is 0
 
 
 # --- sampling ---
 
 
-def sampled(kind: str) -> tuple[gans.Generator, Tensor, Tensor | None]:
+def sampled(kind: str) -> tuple[gan_architecture.Generator, Tensor, Tensor | None]:
     a = tiny(kind)
-    generator = gans.build(a, 0)[1]
+    generator = gan_architecture.build(a, 0)[1]
     moved(generator)
     return generator, noise(10, a), labels(10, a)
 
 
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", gan_architecture.KINDS)
 def test_with_running_statistics_an_image_depends_on_its_own_noise_alone(kind: str) -> None:
     generator, z, y = sampled(kind)
-    images = gans.sample(generator, z, y, statistics="running")
+    images = gan_architecture.sample(generator, z, y, statistics="running")
     assert images.dtype == torch.float32
     assert_close(images, deepcopy(generator).eval()(z, y), "activation")
     for batch in (1, 3, 10):
-        assert_close(gans.sample(generator, z, y, statistics="running", batch=batch), images, "activation")
+        assert_close(gan_architecture.sample(generator, z, y, statistics="running", batch=batch), images, "activation")
     last = None if y is None else y[7:8]
-    assert_close(gans.sample(generator, z[7:8], last, statistics="running"), images[7:8], "activation")
+    assert_close(gan_architecture.sample(generator, z[7:8], last, statistics="running"), images[7:8], "activation")
 
 
-@pytest.mark.parametrize("kind", gans.KINDS)
+@pytest.mark.parametrize("kind", gan_architecture.KINDS)
 def test_with_batch_statistics_images_are_those_of_g_in_training_mode(kind: str) -> None:
     generator, z, y = sampled(kind)
-    images = gans.sample(generator, z, y, statistics="batch", batch=5)
+    images = gan_architecture.sample(generator, z, y, statistics="batch", batch=5)
     for part in (slice(0, 5), slice(5, 10)):
         expected = deepcopy(generator).train()(z[part], None if y is None else y[part])
         assert_close(images[part], expected, "activation")
-    together = gans.sample(generator, z, y, statistics="batch")
-    running = gans.sample(generator, z, y, statistics="running")
+    together = gan_architecture.sample(generator, z, y, statistics="batch")
+    running = gan_architecture.sample(generator, z, y, statistics="running")
     for other in (together, running):
         with pytest.raises(AssertionError, match="activation"):
             assert_close(images, other, "activation")
@@ -469,7 +477,7 @@ def test_sampling_leaves_g_as_it_was(statistics: Any, training: bool) -> None:
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     grads = [parameter.grad for parameter in generator.parameters()]
     values = [grad.clone() for grad in grads if grad is not None]
-    images = gans.sample(generator, z, y, statistics=statistics)
+    images = gan_architecture.sample(generator, z, y, statistics=statistics)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert [module.training for module in generator.modules()] == modes
     assert all(a.grad is b for a, b in zip(generator.parameters(), grads, strict=True))
@@ -493,10 +501,10 @@ def test_sampling_leaves_g_as_it_was(statistics: Any, training: bool) -> None:
 )
 def test_what_cannot_be_sampled_is_refused(n: int, options: dict[str, Any], message: str) -> None:
     a = tiny("cdcgan")
-    generator = gans.build(a, 0)[1]
+    generator = gan_architecture.build(a, 0)[1]
     y = torch.arange(n if "4 labels" not in message else 4) % 3
     with pytest.raises(ArgumentError, match=message):
-        gans.sample(generator, noise(n, a), y, **options)
+        gan_architecture.sample(generator, noise(n, a), y, **options)
 
 
 # --- images in and out ---
@@ -504,14 +512,14 @@ def test_what_cannot_be_sampled_is_refused(n: int, options: dict[str, Any], mess
 
 def test_digits_are_padded_by_two_black_pixels() -> None:
     digits = np.random.default_rng(0).integers(1, 256, (3, 28, 28), dtype=np.uint8)
-    images = gans.prepare_images(digits, 32)
+    images = gan_architecture.prepare_images(digits, 32)
     assert images.shape == (3, 1, 32, 32)
     assert images.dtype == torch.uint8
     np.testing.assert_array_equal(images[:, 0, 2:30, 2:30], digits)
     assert int((images == 0).sum()) == 3 * (32**2 - 28**2)
-    odd = gans.prepare_images(torch.ones(2, 3, 13, 16, dtype=torch.uint8), 16)
+    odd = gan_architecture.prepare_images(torch.ones(2, 3, 13, 16, dtype=torch.uint8), 16)
     assert [int(row) for row in odd[0, 0, :, 0]] == [0] + [1] * 13 + [0] * 2
-    assert torch.equal(gans.prepare_images(odd, 16), odd)
+    assert torch.equal(gan_architecture.prepare_images(odd, 16), odd)
 
 
 @pytest.mark.parametrize(
@@ -527,14 +535,14 @@ def test_digits_are_padded_by_two_black_pixels() -> None:
 )
 def test_images_that_cannot_be_padded_are_refused(images: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
-        gans.prepare_images(images, 32)
+        gan_architecture.prepare_images(images, 32)
 
 
 def test_pixels_go_out_rounded_and_cut() -> None:
     values = torch.tensor([-2.0, -1.0, 0.0, 1 / 127.5 - 1, 1.0, 1.5])
-    assert gans.to_uint8(values).tolist() == [0, 0, 128, 1, 255, 255]
+    assert gan_architecture.to_uint8(values).tolist() == [0, 0, 128, 1, 255, 255]
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(gans.to_uint8(every.float() / 127.5 - 1), every)
+    assert torch.equal(gan_architecture.to_uint8(every.float() / 127.5 - 1), every)
 
 
 PIXELS = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
@@ -542,11 +550,11 @@ PIXELS = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
 
 @pytest.mark.parametrize("y", [[0, 1, 2] * 2, np.array([2, 2, 1, 1, 0, 0], np.uint8), torch.tensor([0, 1, 2, 2, 2, 2])])
 def test_labels_come_back_as_int64(y: Any) -> None:
-    found = gans.check_images(tiny("cgan"), PIXELS, y)
+    found = gan_architecture.check_images(tiny("cgan"), PIXELS, y)
     assert found is not None
     assert found.dtype == torch.int64
     assert found.tolist() == [int(value) for value in y]
-    assert gans.check_images(tiny("dcgan"), PIXELS, y) is None
+    assert gan_architecture.check_images(tiny("dcgan"), PIXELS, y) is None
 
 
 @pytest.mark.parametrize(
@@ -567,4 +575,4 @@ def test_labels_come_back_as_int64(y: Any) -> None:
 )
 def test_data_that_cannot_be_trained_on_is_refused(images: Tensor, y: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
-        gans.check_images(tiny("cgan"), images, y)
+        gan_architecture.check_images(tiny("cgan"), images, y)

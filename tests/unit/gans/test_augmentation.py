@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdfia.errors import ArgumentError
-from rdfia.gan_augmentation import DRAWS, KINDS, augmented
+from rdfia.gans.augmentation import DRAWS, KINDS, augmented
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 

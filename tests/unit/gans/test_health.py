@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdfia.gan_health import diversity, health, within
+from rdfia.gans.health import diversity, health, within
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 

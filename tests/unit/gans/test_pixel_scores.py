@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdfia import assets, datasets
+from rdfia.data import assets, datasets
+from rdfia.data.images import blur
 from rdfia.errors import ArgumentError
-from rdfia.gan_scores import Estimate
-from rdfia.gans import prepare_images
-from rdfia.images import blur
-from rdfia.pixel_scores import STATISTICS, noise_ratio, pixel_distance, pixel_statistics
+from rdfia.gans.architecture import prepare_images
+from rdfia.gans.pixel_scores import STATISTICS, noise_ratio, pixel_distance, pixel_statistics
+from rdfia.gans.scores import Estimate
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 

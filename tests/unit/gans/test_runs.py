@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia import store, studies
+from rdfia.data import files
 from rdfia.errors import StoreError
-from rdfia.gan_health import health
-from rdfia.gan_training import GanConfig, fixed_noise
-from rdfia.gans import GanArchitecture, Generator, build, sample, to_uint8
-from rdfia.studies import Run
+from rdfia.gans import runs as gan_runs
+from rdfia.gans.architecture import GanArchitecture, Generator, build, sample, to_uint8
+from rdfia.gans.config import GanConfig
+from rdfia.gans.health import health
+from rdfia.gans.runs import Run
+from rdfia.gans.training import fixed_noise
 
 TINY = GanConfig(GanArchitecture(image_size=16, channels=1, nz=3, ngf=2, ndf=2), steps=60, batch=4)
 IMAGES = torch.randint(0, 256, (12, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -41,7 +43,7 @@ class Score:
 
 def do(folder: Path, run: Run = RUN, score: Any = mean_pixel, **options: Any) -> dict[str, Any]:
     options = {"checkpoint_every": 25, "judge": "mean", **options}
-    return studies.scored_run(run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options)
+    return gan_runs.scored_run(run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options)
 
 
 def test_a_run_is_scored_at_its_snapshots_and_made_once(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_a_run_is_scored_at_its_snapshots_and_made_once(tmp_path: Path) -> None:
     assert row["seconds"] > 0
     assert json.loads(json.dumps(row)) == do(tmp_path, score=score)
     assert score.calls == 2
-    losses = studies.losses_of(RUN, tmp_path / "kept")
+    losses = gan_runs.losses_of(RUN, tmp_path / "kept")
     assert losses.shape == (60, 4)
     assert bool((losses[:, 0] > 0).all())
 
@@ -76,10 +78,10 @@ def test_a_cut_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         do(tmp_path / "cut", progress=cut)
     assert not (tmp_path / "cut" / "kept" / "tiny.json").exists()
     times = tmp_path / "cut" / "work" / "tiny" / "seconds.json"
-    store.write_json(times, store.read_json(times) + 1000)
+    files.write_json(times, files.read_json(times) + 1000)
     resumed = do(tmp_path / "cut")
     assert resumed["scores"] == whole["scores"]
-    a, b = (studies.losses_of(RUN, tmp_path / name / "kept") for name in ("whole", "cut"))
+    a, b = (gan_runs.losses_of(RUN, tmp_path / name / "kept") for name in ("whole", "cut"))
     assert torch.equal(a, b)
     assert resumed["seconds"] >= 1000  # of both pieces
 
@@ -92,19 +94,19 @@ def test_a_kill_loses_the_time_since_the_last_snapshot_alone(tmp_path: Path) -> 
             seen.append((tmp_path / "tiny" / "seconds.json").exists())  # as a kill here would leave it
             yield step
 
-    studies.train_run(RUN, IMAGES, None, tmp_path, progress=watch)
+    gan_runs.train_run(RUN, IMAGES, None, tmp_path, progress=watch)
     assert seen == [False] * 25 + [True] * 35
 
 
 def test_the_grid_that_is_kept_is_the_generators(tmp_path: Path) -> None:
     do(tmp_path)
     _, generator = build(TINY.architecture, 0)
-    generator.load_state_dict(store.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
+    generator.load_state_dict(files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
     z, y = fixed_noise(TINY)
     expected = to_uint8(sample(generator, z, y, statistics="batch"))
-    assert torch.equal(studies.grid_of(RUN, 60, tmp_path / "kept"), expected)
+    assert torch.equal(gan_runs.grid_of(RUN, 60, tmp_path / "kept"), expected)
     with pytest.raises(StoreError, match=r"tiny-25.png: no grid .* remove tiny.json"):
-        studies.grid_of(RUN, 25, tmp_path / "kept")
+        gan_runs.grid_of(RUN, 25, tmp_path / "kept")
 
 
 def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
@@ -112,11 +114,11 @@ def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
     images = IMAGES.expand(-1, 3, -1, -1).contiguous()
     run = replace(RUN, config=config, shown=40)
     common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
-    studies.scored_run(run, images, None, mean_pixel, **common)
+    gan_runs.scored_run(run, images, None, mean_pixel, **common)
     _, generator = build(config.architecture, 0)
-    generator.load_state_dict(store.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
+    generator.load_state_dict(files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
     expected = to_uint8(sample(generator, *fixed_noise(config), statistics="batch"))[:40]
-    assert torch.equal(studies.grid_of(run, 60, tmp_path / "kept"), expected)
+    assert torch.equal(gan_runs.grid_of(run, 60, tmp_path / "kept"), expected)
 
 
 @pytest.mark.parametrize("change", ["config", "data", "snapshots"])
@@ -126,7 +128,7 @@ def test_evidence_of_another_run_is_refused(tmp_path: Path, change: str) -> None
     run = replace(run, snapshots=(60,)) if change == "snapshots" else run
     images = IMAGES.flip(0) if change == "data" else IMAGES
     with pytest.raises(StoreError, match=rf"tiny.json has a run of another {change}: choose another folder"):
-        studies.scored_run(
+        gan_runs.scored_run(
             run, images, None, mean_pixel, judge="mean", work=tmp_path / "work", evidence=tmp_path / "kept"
         )
 
@@ -136,14 +138,14 @@ def test_a_run_that_diverges_keeps_what_it_had(tmp_path: Path) -> None:
     row = do(tmp_path, run)
     assert "not finite" in row["diverged"]
     assert str(tmp_path) not in row["diverged"]
-    assert studies.final(row, "mean", (60,), worst=9.0) == 9.0
+    assert gan_runs.final(row, "mean", (60,), worst=9.0) == 9.0
     assert do(tmp_path, run) == row  # and is not made again
 
 
 def test_a_run_that_diverges_at_once_has_its_losses(tmp_path: Path) -> None:
     run = replace(RUN, config=replace(TINY, lr=1e30))
     row = do(tmp_path, run)
-    losses = studies.losses_of(run, tmp_path / "kept")
+    losses = gan_runs.losses_of(run, tmp_path / "kept")
     assert 0 < len(losses) <= 25
     assert not bool(losses.isfinite().all())
     assert row["scores"] == []
@@ -170,9 +172,9 @@ def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path:
     (tmp_path / "work").rename(tmp_path / "gone")
     row = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert row == first
-    assert studies.final(row, "mean", (25, 60), np.inf) == studies.final(first, "mean", (25, 60), np.inf)
-    assert np.isnan(studies.final(row, "noise", (25, 60), np.inf))
-    assert studies.final(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
+    assert gan_runs.final(row, "mean", (25, 60), np.inf) == gan_runs.final(first, "mean", (25, 60), np.inf)
+    assert np.isnan(gan_runs.final(row, "noise", (25, 60), np.inf))
+    assert gan_runs.final(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
     with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
         do(tmp_path, score=more, judge="mean and noise", earlier=["median"])
     with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
@@ -180,14 +182,14 @@ def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path:
     (tmp_path / "gone").rename(tmp_path / "work")
     again = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert again["judge"] == "mean and noise"
-    assert studies.final(again, "noise", (25, 60), np.inf) == 2.0
+    assert gan_runs.final(again, "noise", (25, 60), np.inf) == 2.0
 
 
 def test_a_row_from_before_an_option_is_of_the_config_that_has_it_off(tmp_path: Path) -> None:
     """`ADDED` fields: what the committed rows name is all that they were made with."""
     do(tmp_path)
     path = tmp_path / "kept" / "tiny.json"
-    row = store.read_json(path)
+    row = files.read_json(path)
     assert row["config"].keys().isdisjoint({"augmentation", "r1", "r1_every", "lr_D"})
     (tmp_path / "work").rename(tmp_path / "gone")
     assert do(tmp_path) == row
@@ -212,11 +214,11 @@ def test_one_picture_a_label_is_in_the_row_and_in_the_log(
     healthy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not healthy:
-        monkeypatch.setattr("rdfia.gan_training.gans.build", collapsed)
+        monkeypatch.setattr("rdfia.gans.training.architecture.build", collapsed)
     lines: list[str] = []
     run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # as it was built
     common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
-    row = studies.scored_run(run, IMAGES, LABELS, mean_of_labels, log=lines.append, grids_at=run.grids, **common)
+    row = gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, log=lines.append, grids_at=run.grids, **common)
     said = [alarm for alarm in row["health"]["alarms"] if alarm.startswith("z is ignored: images of one label differ")]
     assert len(said) == (not healthy)
     assert (row["health"]["within"] < 1e-3) == (not healthy)
@@ -224,13 +226,13 @@ def test_one_picture_a_label_is_in_the_row_and_in_the_log(
     assert lines[0].startswith("[    0/   25] Loss_D")
     path = tmp_path / "kept" / "tiny.json"  # a row from before the alarm, read again
     old = {**row, "health": {"diversity": 0.3, "alarms": []}}
-    store.write_json(path, old)
-    again = studies.scored_run(run, IMAGES, LABELS, mean_of_labels, **common)
+    files.write_json(path, old)
+    again = gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, **common)
     assert again["health"]["alarms"] == row["health"]["alarms"]
     assert again["health"]["within"] == row["health"]["within"]
-    assert store.read_json(path) == old  # evidence is not rewritten
+    assert files.read_json(path) == old  # evidence is not rewritten
     (tmp_path / "kept" / "tiny-25.png").unlink()
-    assert studies.scored_run(run, IMAGES, LABELS, mean_of_labels, **common) == old
+    assert gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, **common) == old
 
 
 def mean_of_labels(generator: Generator) -> dict[str, float]:
@@ -249,7 +251,7 @@ def test_losses_that_are_gone_say_what_to_remove(tmp_path: Path) -> None:
     do(tmp_path)
     (tmp_path / "kept" / "tiny.safetensors").unlink()
     with pytest.raises(StoreError, match=r"tiny.safetensors: no losses; remove tiny.json"):
-        studies.losses_of(RUN, tmp_path / "kept")
+        gan_runs.losses_of(RUN, tmp_path / "kept")
 
 
 def test_two_processes_do_not_make_one_run(tmp_path: Path) -> None:
@@ -268,33 +270,33 @@ def test_collapse_is_noticed(tmp_path: Path) -> None:
 
 def test_the_median_over_a_window() -> None:
     row = {"scores": [{"step": step, "frechet": value} for step, value in ((1, 5.0), (2, 1.0), (3, 2.0))]}
-    assert studies.final(row, "frechet", (1, 2, 3), np.inf) == 2.0
-    assert studies.final(row, "frechet", (2, 3), np.inf) == 1.5
-    assert studies.final(row, "frechet", (2, 3, 4), np.inf) == np.inf  # it diverged before the last
+    assert gan_runs.final(row, "frechet", (1, 2, 3), np.inf) == 2.0
+    assert gan_runs.final(row, "frechet", (2, 3), np.inf) == 1.5
+    assert gan_runs.final(row, "frechet", (2, 3, 4), np.inf) == np.inf  # it diverged before the last
 
 
 def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
-    runs = studies.seeds("name", TINY, range(1, 4), (25,))
+    runs = gan_runs.seeds("name", TINY, range(1, 4), (25,))
     assert [run.config.seed for run in runs] == [1, 2, 3]
     assert [run.name for run in runs] == ["name-1", "name-2", "name-3"]
     assert [run.grids for run in runs] == [(60,), (), ()]
     assert {run.shown for run in runs} == {40}
     digits = replace(TINY, architecture=GanArchitecture("cdcgan", channels=1, classes=10))
-    assert studies.seeds("name", digits, (0,), ())[0].shown == 100  # each label has its row
+    assert gan_runs.seeds("name", digits, (0,), ())[0].shown == 100  # each label has its row
 
 
 def test_labels_of_a_network_that_takes_none_are_left_out(tmp_path: Path) -> None:
     common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
     labels = torch.arange(len(IMAGES)) % 2
-    row = studies.scored_run(RUN, IMAGES, labels, mean_pixel, **common)
-    assert studies.scored_run(RUN, IMAGES, None, mean_pixel, **common) == row  # the same run
+    row = gan_runs.scored_run(RUN, IMAGES, labels, mean_pixel, **common)
+    assert gan_runs.scored_run(RUN, IMAGES, None, mean_pixel, **common) == row  # the same run
 
 
 def test_a_loss_beyond_all_numbers_is_a_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(losses: torch.Tensor, *rest: Any, **named: Any) -> Any:
         return health(torch.full_like(losses, torch.inf), *rest, **named)
 
-    monkeypatch.setattr(studies, "health", endless)
+    monkeypatch.setattr(gan_runs, "health", endless)
     row = do(tmp_path)
     assert row["health"]["alarms"][0].startswith("diverged")
     assert "loss_D" not in row["health"]
@@ -303,4 +305,4 @@ def test_a_loss_beyond_all_numbers_is_a_row_too(tmp_path: Path, monkeypatch: pyt
 def test_variation_of_losses() -> None:
     rows = torch.zeros(1000, 4)
     rows[:500], rows[500::2, 0], rows[501::2, 0], rows[500:, 1] = 99.0, 1.0, 3.0, 2.0
-    assert studies.loss_variation(rows) == pytest.approx({"Loss_D": 0.5, "Loss_G": 0.0}, abs=1e-3)
+    assert gan_runs.loss_variation(rows) == pytest.approx({"Loss_D": 0.5, "Loss_G": 0.0}, abs=1e-3)

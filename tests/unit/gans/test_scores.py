@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia import gan_scores
 from rdfia.errors import ArgumentError, DatasetError, RdfiaError
-from rdfia.gan_scores import (
+from rdfia.gans import scores as gan_scores
+from rdfia.gans.scores import (
     DigitClassifier,
     Estimate,
     conditional_accuracy,

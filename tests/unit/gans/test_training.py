@@ -25,19 +25,26 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rdfia import gan_augmentation, gan_training, gans, memory, store
-from rdfia.errors import ArgumentError, DatasetError, StoreError, TooLarge
-from rdfia.gan_augmentation import KINDS as KINDS_OF_CHANGE
-from rdfia.gan_training import CheckpointError, DivergedError, GanConfig, StepInputs, Trainer, fixed_noise, train
-from rdfia.gans import KINDS, GanArchitecture, stream
+from rdfia.data import files
+from rdfia.device import memory
+from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError, TooLarge
+from rdfia.gans import architecture as gan_architecture
+from rdfia.gans import augmentation as gan_augmentation
+from rdfia.gans import config as gan_config
+from rdfia.gans import training
+from rdfia.gans.architecture import KINDS, GanArchitecture, stream
+from rdfia.gans.augmentation import KINDS as KINDS_OF_CHANGE
+from rdfia.gans.checkpoint import CheckpointError
+from rdfia.gans.config import GanConfig
+from rdfia.gans.training import StepInputs, Trainer, fixed_noise, train
 from tests.faults import victims
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
-from tests.unit.test_gan_augmentation import each_by_hand
+from tests.unit.gans.test_augmentation import each_by_hand
 
-ROOT = Path(__file__).parents[2]
-LOSS_OF_D = gans.discriminator_loss  # before a test puts another in its place
+ROOT = Path(__file__).parents[3]
+LOSS_OF_D = gan_architecture.discriminator_loss  # before a test puts another in its place
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bfloat16, running mean": {"precision": "bfloat16", "ema": 0.9},
@@ -86,14 +93,14 @@ def weights(made: Trainer) -> Tensor:
 def test_the_log_line_is_the_labs() -> None:
     row = [1.18244, 0.92336, 0.53649, 0.40696]
     expected = "[ 5625/ 7812] Loss_D: 1.1824 Loss_G: 0.9234 D(x): 0.5365 D(G(z)): 0.4070"
-    assert gan_training.log_line(5625, 7812, row) == expected
-    assert gan_training.log_line(0, 11718, [12.5, math.nan, 0, 1]).startswith("[    0/11718] Loss_D: 12.5000 Loss_G: n")
+    assert training.log_line(5625, 7812, row) == expected
+    assert training.log_line(0, 11718, [12.5, math.nan, 0, 1]).startswith("[    0/11718] Loss_D: 12.5000 Loss_G: n")
     with pytest.raises(ValueError, match="shorter"):
-        gan_training.log_line(0, 1, row[:3])
+        training.log_line(0, 1, row[:3])
 
 
 def test_the_labs_runs_have_the_protocols_numbers() -> None:
-    labs = gan_training.LABS
+    labs = gan_config.LABS
     assert {kind: (run.steps, run.batch, run.milestones) for kind, run in labs.items()} == {
         "dcgan": (8000, 256, ()),
         "cdcgan": (7812, 128, (4296, 6250)),  # 390.6 steps an epoch: 11 and 16 epochs
@@ -167,7 +174,7 @@ def test_every_seed_in_range_can_be_trained(seed: int) -> None:
 
 def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) -> tuple[nn.Module, nn.Module, Tensor]:
     """The labs' loop in float64: sigmoid, BCE, `backward()`, Adam's plain form, contiguous images; no trick at all."""
-    D, G = (net.double() for net in gans.build(wanted.architecture, wanted.seed))
+    D, G = (net.double() for net in gan_architecture.build(wanted.architecture, wanted.seed))
     adam: dict[str, Any] = {"betas": (wanted.beta1, wanted.beta2), "foreach": False, "fused": False}
     rates = (wanted.lr if wanted.lr_D is None else wanted.lr_D, wanted.lr)
     optimizers = [torch.optim.Adam(net.parameters(), lr, **adam) for net, lr in zip((D, G), rates, strict=True)]
@@ -237,9 +244,9 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
         made._inputs = inputs  # type: ignore[method-assign]
         return made
 
-    D, G = gans.discriminator_loss, gans.generator_loss
-    monkeypatch.setattr(gans, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
-    monkeypatch.setattr(gans, "generator_loss", lambda z: G(z.double()))
+    D, G = gan_architecture.discriminator_loss, gan_architecture.generator_loss
+    monkeypatch.setattr(gan_architecture, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
+    monkeypatch.setattr(gan_architecture, "generator_loss", lambda z: G(z.double()))
     return exact
 
 
@@ -350,7 +357,7 @@ def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: p
         look(loss.detach())
         return loss
 
-    monkeypatch.setattr(gans, "discriminator_loss", looking)
+    monkeypatch.setattr(gan_architecture, "discriminator_loss", looking)
     made = trainer(config())
     with Waits() as waits:
         made.step()
@@ -375,8 +382,8 @@ def waiting_calls(source: str, functions: set[str]) -> list[str]:
 
 
 def test_the_source_of_a_step_fetches_nothing() -> None:
-    assert waiting_calls(inspect.getsource(gan_training), INNER) == []
-    assert waiting_calls(inspect.getsource(gans), NETWORK) == []
+    assert waiting_calls(inspect.getsource(training), INNER) == []
+    assert waiting_calls(inspect.getsource(gan_architecture), NETWORK) == []
     augmentation = {"augmented", "_coloured", "_moved", "_cut"}
     assert waiting_calls(inspect.getsource(gan_augmentation), augmentation) == []
 
@@ -556,25 +563,25 @@ def test_r1_is_half_the_squared_slope_of_d() -> None:
     """By hand for a linear D; image by image, by autograd in float64, for a D without BatchNorm."""
     x = torch.rand(5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     w = torch.linspace(-1, 1, 256, dtype=torch.float64).requires_grad_()
-    penalty = gans.r1_penalty(x.flatten(1) @ w, x)
+    penalty = gan_architecture.r1_penalty(x.flatten(1) @ w, x)
     assert_close(penalty, w.square().sum() / 2, "loss")
     assert_close(torch.autograd.grad(penalty, w)[0], w, "gradient")
-    D = gans.build(config("cdcgan", norm_D="spectral").architecture, 0)[0].double().eval()
+    D = gan_architecture.build(config("cdcgan", norm_D="spectral").architecture, 0)[0].double().eval()
     y = torch.arange(5) % 3
     each = [torch.autograd.grad(D(x[i : i + 1], y[i : i + 1]).sum(), x)[0][i].square().sum() for i in range(5)]
-    assert_close(gans.r1_penalty(D(x, y), x), torch.stack(each).mean() / 2, "loss")
+    assert_close(gan_architecture.r1_penalty(D(x, y), x), torch.stack(each).mean() / 2, "loss")
 
 
 @pytest.mark.parametrize("norm_D", ["batch", "spectral"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
     """In-place activations, BatchNorm and spectral norm twice differentiated, beside differences of a weight each."""
-    D = gans.build(config(kind, norm_D=norm_D).architecture, 0)[0].double().train(norm_D == "batch")
+    D = gan_architecture.build(config(kind, norm_D=norm_D).architecture, 0)[0].double().train(norm_D == "batch")
     x = torch.rand(4, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     y = None if kind == "dcgan" else torch.arange(4) % 3
 
     def penalty() -> Tensor:
-        return gans.r1_penalty(D(x, y), x)
+        return gan_architecture.r1_penalty(D(x, y), x)
 
     slopes = torch.autograd.grad(penalty(), list(D.parameters()), allow_unused=True)  # none for the last shift
     for weight, slope in zip(D.parameters(), slopes, strict=True):
@@ -721,10 +728,10 @@ def test_grids_and_visits_show_the_run_and_do_not_change_it(ema: float, tmp_path
 
     def visit(made: Trainer) -> None:
         z, y = fixed_noise(wanted)
-        images = gans.sample(made.images_from, z, y, statistics="batch")
-        gans.sample(made.images_from, z, y, statistics="running")
+        images = gan_architecture.sample(made.images_from, z, y, statistics="batch")
+        gan_architecture.sample(made.images_from, z, y, statistics="running")
         made.save(tmp_path / f"at {made.done}")
-        seen.append((made.done, gans.to_uint8(images)))
+        seen.append((made.done, gan_architecture.to_uint8(images)))
 
     quiet = train(wanted, *data(wanted))
     looked = train(wanted, *data(wanted), grids_at=(1, 7, 12), visit_at=range(13), visit=visit)
@@ -749,7 +756,7 @@ def test_the_log_has_a_line_every_25_steps_and_progress_wraps_them() -> None:
 
     wanted = config(steps=60)
     done = train(wanted, *data(wanted), log=lines.append, progress=progress)
-    assert lines == [gan_training.log_line(step, 60, done.losses[step].tolist()) for step in (0, 25, 50)]
+    assert lines == [training.log_line(step, 60, done.losses[step].tolist()) for step in (0, 25, 50)]
     assert calls == [(60, "dcgan")]
     with pytest.raises(ArgumentError, match="checkpoint_every=30: expected a multiple of 25"):
         train(wanted, *data(wanted), checkpoint_every=30)
@@ -781,7 +788,7 @@ def test_a_run_goes_on_bit_for_bit(kind: str, variant: str, tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         train(wanted, images, y, folder=tmp_path / "a", checkpoint_every=25, visit_at=[31], visit=interrupt)
-    state = store.read_json(tmp_path / "a" / "training.json")
+    state = files.read_json(tmp_path / "a" / "training.json")
     assert (state["step"], state["batches"] % 7 > 0) == (25, True)  # in the middle of an epoch
     resumed = train(wanted, images, y, folder=tmp_path / "a", checkpoint_every=25)
     assert bits(resumed.trainer) == bits(whole.trainer)
@@ -842,11 +849,11 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return run
 
     if where == "a step":  # between the update of D and that of G
-        monkeypatch.setattr(gans, "generator_loss", dies(where, gans.generator_loss, 31))
+        monkeypatch.setattr(gan_architecture, "generator_loss", dies(where, gan_architecture.generator_loss, 31))
     elif where == "the tensors":
         monkeypatch.setattr(safetensors.torch, "save_file", dies(where, safetensors.torch.save_file, 2, half=True))
     elif where == "the index":
-        monkeypatch.setattr(store, "write_json", dies(where, store.write_json, 2))
+        monkeypatch.setattr(files, "write_json", dies(where, files.write_json, 2))
     else:
         monkeypatch.setattr(Path, "unlink", kill)
 
@@ -872,7 +879,7 @@ def be_killed(folder: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals that kill: run it on Linux or macOS")
 def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from tests.unit import test_gan_training as t; t.be_killed(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from tests.unit.gans import test_training as t; t.be_killed(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, env=victims.environment(), cwd=ROOT, capture_output=True, text=True, timeout=200,
                           check=False)  # fmt: skip
@@ -882,7 +889,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_pat
     for where in KILLED_AT:
         folder = tmp_path / where
         names = {re.sub(r"\.\w+\.part", ".part", path.name) for path in folder.iterdir()}
-        index = store.read_json(folder / "training.json")
+        index = files.read_json(folder / "training.json")
         assert names == {
             "a step": {"training.json", "step-25.safetensors"},
             "the tensors": {"training.json", "step-25.safetensors", ".step-50.safetensors.part"},
@@ -978,7 +985,7 @@ def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
 )
 def test_an_index_that_lies_is_not_believed(kept: Path, lie: dict[str, Any], message: str) -> None:
     index = kept / "training.json"
-    store.write_json(index, {**store.read_json(index), **lie})
+    files.write_json(index, {**files.read_json(index), **lie})
     wanted = config("cdcgan")
     with pytest.raises(StoreError, match=message) as caught:
         train(wanted, *data(wanted), folder=kept)
@@ -1009,14 +1016,14 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: Callable[[dic
     wanted = config("cdcgan", steps=25, ema=0.5)
     train(wanted, *data(wanted), folder=tmp_path)
     path = tmp_path / "step-25.safetensors"
-    tensors, _ = store.load_tensors(path)
+    tensors, _ = files.load_tensors(path)
     if damage is None:  # one that belongs to another network, whole as it is
         other = config("cdcgan", steps=25, ema=0.5, ngf=3)
         train(other, *data(other), folder=tmp_path / "other")
-        tensors, _ = store.load_tensors(tmp_path / "other" / path.name)
+        tensors, _ = files.load_tensors(tmp_path / "other" / path.name)
     else:
         damage(tensors)
-    store.save_tensors(path, tensors)
+    files.save_tensors(path, tensors)
     with pytest.raises(StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."):
         train(wanted, *data(wanted), folder=tmp_path)
 
@@ -1045,7 +1052,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(kept: Path, monke
         return loss * (math.nan if next(steps) == 57 else 1.0)
 
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    monkeypatch.setattr(gans, "discriminator_loss", breaks)
+    monkeypatch.setattr(gan_architecture, "discriminator_loss", breaks)
     message = r"step 57: a loss is not finite \(\[   57/  100\] Loss_D: nan .*lower lr=0\.0002.*step-50\.safetensors"
     with pytest.raises(DivergedError, match=message):
         train(wanted, *data(wanted), folder=kept, checkpoint_every=25, log=lines.append)
@@ -1137,12 +1144,12 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_good(
 
 def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     a = GanArchitecture()
-    once, twice = (gans.step_bytes(a, batch) for batch in (1000, 2000))
-    assert twice - once == once - gans.step_bytes(a, 0)  # a share a batch, and the weights
-    assert gans.step_bytes(a, 1000, 2) < once
-    assert 1.2 * once < gans.step_bytes(a, 1000, penalised=True) < 2 * once
-    assert gans.step_bytes(replace(a, norm_D="spectral"), 1000) < once  # a normalised weight is there once
-    monkeypatch.setattr(memory, "available", lambda: gans.step_bytes(a, 1000) - 1)
+    once, twice = (gan_architecture.step_bytes(a, batch) for batch in (1000, 2000))
+    assert twice - once == once - gan_architecture.step_bytes(a, 0)  # a share a batch, and the weights
+    assert gan_architecture.step_bytes(a, 1000, 2) < once
+    assert 1.2 * once < gan_architecture.step_bytes(a, 1000, penalised=True) < 2 * once
+    assert gan_architecture.step_bytes(replace(a, norm_D="spectral"), 1000) < once  # a normalised weight is there once
+    monkeypatch.setattr(memory, "available", lambda: gan_architecture.step_bytes(a, 1000) - 1)
     images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(TooLarge, match=r"a step of 1000 of 1000 images takes about .* lower batch"):
         Trainer(GanConfig(architecture=a, batch=1000, steps=1, precision="float32"), images)
@@ -1159,7 +1166,7 @@ def test_a_checkpoint_that_a_kill_left_beside_a_newer_one_goes(tmp_path: Path) -
 
 def test_memory_for_a_run_is_asked_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(gan_training.memory, "require", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr(training.memory, "require", lambda *args: asked.append(args[-1]))
     wanted = config()
     Trainer(wanted, *data(wanted), device="cpu")
     assert asked == [torch.device("cpu")]

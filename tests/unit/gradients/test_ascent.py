@@ -13,10 +13,11 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from rdfia import fooling, input_gradients, networks
+from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.errors import ArgumentError, RdfiaError, TooLarge, WeightsError
-from rdfia.images import CROP, Preprocess, blur
-from rdfia.input_gradients import Turn, Visualised, ascend, length_of, limits, logit_of, saliency, unit, visualise
+from rdfia.gradients import ascent, fooling
+from rdfia.gradients.ascent import Turn, Visualised, ascend, length_of, limits, logit_of, saliency, unit, visualise
+from rdfia.models import networks
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
@@ -760,17 +761,17 @@ def test_one_value_that_is_not_finite_is_found_among_weights_of_all_types(dtype:
     network.register_parameter("integers", nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False))
     network.register_parameter("wide", nn.Parameter(torch.full((2,), 1e300, dtype=torch.float64)))
     network.register_parameter("some", nn.Parameter(torch.full((70, 3), -3.0, dtype=dtype)))
-    input_gradients.check_network(network.eval())
+    ascent.check_network(network.eval())
     with torch.no_grad():
         network.some[33, 1] = value
     with pytest.raises(WeightsError, match="network: some holds NaN or infinity"):
-        input_gradients.check_network(network)
-    input_gradients.check_network(nn.ReLU().eval())
+        ascent.check_network(network)
+    ascent.check_network(nn.ReLU().eval())
 
 
 def test_the_weights_are_looked_at_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = list[nn.Module]()
-    monkeypatch.setattr(input_gradients, "check_network", looks.append)
+    monkeypatch.setattr(ascent, "check_network", looks.append)
     saliency(tiny_vgg().double(), photos(2), 1, kind="smoothgrad", samples=5)
     assert len(looks) == 1
 
@@ -798,7 +799,7 @@ def test_memory_that_runs_out_before_the_first_turn_is_said(work: str, monkeypat
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    for room in (input_gradients, fooling):
+    for room in (ascent, fooling):
         monkeypatch.setattr(room, "check_images", refuse)
     with pytest.raises(TooLarge, match=r"memory ran out at .*(fewer|smaller)"):
         WORK[work](tiny_vgg().double())

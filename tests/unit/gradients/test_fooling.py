@@ -14,9 +14,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from rdfia.data.images import CROP, Preprocess
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
-from rdfia.fooling import Fooled, eight_bits, fool, fool_closely, momentum_attack, perturbation
-from rdfia.images import CROP, Preprocess
+from rdfia.gradients.fooling import Fooled, eight_bits, fool, fool_closely, momentum_attack, perturbation
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import TinyVgg, tiny_vgg
 from tests.support.tolerances import assert_close

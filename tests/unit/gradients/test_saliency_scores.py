@@ -12,9 +12,9 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
+from rdfia.data.images import CROP
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
-from rdfia.images import CROP
-from rdfia.saliency_scores import (
+from rdfia.gradients.saliency_scores import (
     FRACTIONS,
     area,
     centre_prior,

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia import networks
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
+from rdfia.models import networks
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rdfia import networks, weights
-from rdfia.assets import load_weights
+from rdfia.data.assets import load_weights
 from rdfia.errors import WeightsError
+from rdfia.models import networks, weights
 
 
 @pytest.fixture(scope="module")

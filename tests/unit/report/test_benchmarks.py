@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rdfia import figures, speed
+from rdfia.report import benchmarks, figures
 
 COLUMN = {"dtype": "float32", "peer": "as its manual has it", "seconds": 0.1, "peer seconds": 0.26, "speed-up": 2.6,
           "speed-up low": 2.4, "speed-up high": 2.9, "rounds": 3, "share": 0.4}  # fmt: skip
@@ -23,7 +23,7 @@ POWER = {"rounds": 40, "load": 1, "verdicts": 300, "false alarms of the whole ga
 
 
 def test_a_row_shows_both_columns_with_their_intervals() -> None:
-    figure = speed.speedups([ROW, {**ROW, "columns": {"at the peer's dtype": COLUMN}}])
+    figure = benchmarks.speedups([ROW, {**ROW, "columns": {"at the peer's dtype": COLUMN}}])
     ax: Any = figure.axes[0]
     for marker, values in (("o", [[2.6], [2.6]]), ("s", [[1.5]])):
         assert [list(line.get_xdata()) for line in ax.lines if line.get_marker() == marker] == values
@@ -32,10 +32,10 @@ def test_a_row_shows_both_columns_with_their_intervals() -> None:
 
 
 def test_exponents_are_slopes() -> None:
-    assert speed.exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
-    assert speed.exponent([1, 2, 4, 8], [5, 5, 5, 5]) == pytest.approx(0)
+    assert benchmarks.exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
+    assert benchmarks.exponent([1, 2, 4, 8], [5, 5, 5, 5]) == pytest.approx(0)
     row = {"work": [1, 2, 4, 8], "values": [3.0, 6.0, 12.0, 24.0], "exponent": 1.0}
-    (legend,) = speed.growth({"extraction": row}, "seconds").legends
+    (legend,) = benchmarks.growth({"extraction": row}, "seconds").legends
     assert legend.get_texts()[0].get_text() == "extraction: exponent 1.00"
 
 
@@ -45,7 +45,7 @@ def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
     where = {**WHERE, "set in the environment": "ATEN_CPU_CAPABILITY=avx2"}
     run = {"rows": [ROW], "environment": where, "growth": grown, **kept}
     (tmp_path / "benchmarks.json").write_text(json.dumps(run))
-    html = speed.benchmarks(tmp_path, tmp_path / "verified")
+    html = benchmarks.benchmarks(tmp_path, tmp_path / "verified")
     assert "the lab&#x27;s &lt;loop&gt;" in html
     assert "a processor, with ATEN_CPU_CAPABILITY=avx2, 2 threads" in html  # not what the processor can do
     assert "2.60 (2.40 to 2.90)" in html.replace("\u00a0", " ")
@@ -65,12 +65,12 @@ def kept_benchmarks(folder: Path, device: str, row: dict[str, Any], **where: str
 def test_cpu_and_cuda_stand_side_by_side_once_cuda_was_measured(tmp_path: Path) -> None:
     (tmp_path / "benchmarks.json").write_text(json.dumps({"rows": [], "environment": WHERE}))
     kept_benchmarks(tmp_path, "cpu", ROW)
-    assert "Nothing was measured on a CUDA device" in speed.benchmarks(tmp_path, tmp_path)
+    assert "Nothing was measured on a CUDA device" in benchmarks.benchmarks(tmp_path, tmp_path)
     wanted = {"speed-up": 7.5, "low": 7.1, "high": 7.9, "at least": 5.0}
     fast = {**COLUMN, "speed-up": 6.25, "speed-up low": 6.0, "speed-up high": 6.5}
     row = {**ROW, "wanted": wanted, "columns": {"at the peer's dtype": fast, "each at its best": BEST}}
     kept_benchmarks(tmp_path, "cuda", row, accelerator="a <card>")
-    html = speed.benchmarks(tmp_path, tmp_path)
+    html = benchmarks.benchmarks(tmp_path, tmp_path)
     assert "Nothing was measured" not in html
     for text in ("a &lt;card&gt;, at the peer&#x27;s dtype", "2.60 (2.40 to 2.90)", "6.25 (6.00 to 6.50)", "7.50 of 5"):
         assert text in html
@@ -78,7 +78,7 @@ def test_cpu_and_cuda_stand_side_by_side_once_cuda_was_measured(tmp_path: Path) 
 
 def test_a_row_of_one_device_alone_says_so() -> None:
     where = {**WHERE, "accelerator": "a card"}
-    _, lines = speed.paired({"rows": [ROW], "environment": WHERE}, {"rows": [], "environment": where})
+    _, lines = benchmarks.paired({"rows": [ROW], "environment": WHERE}, {"rows": [], "environment": where})
     assert lines == [["DCGAN step", "the lab's <loop>", "2.60 (2.40 to 2.90)", "1.50 (1.40 to 1.60)", "not measured",
                       "not measured", ""]]  # fmt: skip
 
@@ -86,18 +86,20 @@ def test_a_row_of_one_device_alone_says_so() -> None:
 def test_the_gate_says_how_often_it_was_wrong(tmp_path: Path) -> None:
     (tmp_path / "power.json").write_text(json.dumps({"loaded": POWER}))
     (tmp_path / "live.json").write_text(json.dumps([["DCGAN step", 0.2, "slower", "DCGAN step: 1.21 <of>"]]))
-    html = speed.gate(tmp_path)
+    html = benchmarks.gate(tmp_path)
     assert "1.21 &lt;of&gt;" in html
     assert "(they share rounds): 0 false alarms, 3 without a verdict" in html
     assert "by 10%" in html
 
 
 def test_nothing_measured_is_no_section(tmp_path: Path) -> None:
-    assert (speed.benchmarks(tmp_path), speed.gate(tmp_path)) == ("", "")
+    assert (benchmarks.benchmarks(tmp_path), benchmarks.gate(tmp_path)) == ("", "")
 
 
 @pytest.mark.parametrize("wrong", ["{", "[]", "{}", '{"rows": [{}], "environment": {}}', '{"a": {}}'])
-@pytest.mark.parametrize(("name", "section"), [("benchmarks.json", speed.benchmarks), ("power.json", speed.gate)])
+@pytest.mark.parametrize(
+    ("name", "section"), [("benchmarks.json", benchmarks.benchmarks), ("power.json", benchmarks.gate)]
+)
 def test_a_wrong_record_costs_its_section_alone(tmp_path: Path, name: str, section: Any, wrong: str) -> None:
     (tmp_path / name).write_text(wrong)
     said = section(tmp_path)

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rdfia import figures
 from rdfia.errors import ArgumentError
+from rdfia.report import figures
 
 PHOTO = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
 CURVE = {"network": "vgg16", "accuracy": {"relu1_1": 0.5, "pool1": 0.7, "relu2_1": 0.6}}

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 
-from rdfia import blocks, claims, figures, intervals, machine, report, store
-from rdfia.claims import ClaimError
+from rdfia.claims import intervals
+from rdfia.claims import record as claim_records
+from rdfia.claims.ledger import Ledger
+from rdfia.claims.record import ClaimError
+from rdfia.data import files
 from rdfia.errors import StoreError
-from rdfia.ledger import Ledger
+from rdfia.report import blocks, environment, figures
+from rdfia.report import page as report_page
 
 EVIL = "\"><script>alert('x')</script><img src=x onerror=alert(1)>&amp;"
-VERIFIED = Path(__file__).parents[2] / "reports" / "verified"
+VERIFIED = Path(__file__).parents[3] / "reports" / "verified"
 CONFUSION = {"classes": ["Coast", "Forest"], "matrix": [[90, 10], [20, 80]]}
 
 
@@ -76,7 +80,7 @@ def every_verdict(folder: Path) -> Ledger:
     run.failed("tme7.bfloat16", "", "RuntimeError: dtype")
     row = {"outcome": "contradicted", "date": "2026-01-02", "code": "abc", "changed": True, "folder": "cpu",
            "stale": False}  # fmt: skip
-    run.add(claims.Record("tme7.q6.pretrained", outcome="recorded", measured=0.5, profile="full", recorded=row))
+    run.add(claim_records.Record("tme7.q6.pretrained", outcome="recorded", measured=0.5, profile="full", recorded=row))
     run.same_images("vgg16/pool5/scene15", [True] * 9 + [False], "abc")
     return run
 
@@ -86,7 +90,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, Path]:
     """(a run, the folder that it was written to): drawn once, only read by who takes it."""
     root = tmp_path_factory.mktemp("written")
     ledger = every_verdict(root)
-    report.write(root / "out", ledger)
+    report_page.write(root / "out", ledger)
     return ledger, root
 
 
@@ -116,7 +120,7 @@ def test_nothing_comes_from_a_network_and_no_text_becomes_markup(page: str) -> N
 
 
 def test_verdicts_are_words_and_are_counted(page: str, written: tuple[Ledger, Path]) -> None:
-    for verdict, n in claims.counts(list(written[0].records.values())).items():
+    for verdict, n in claim_records.counts(list(written[0].records.values())).items():
         assert f"{verdict}</span> <b>{n}</b>" in page
         assert page.count(f'data-verdict="{verdict}"') == n
     assert "contradicted</span> by the full run of 2026-01-02 on cpu, code abc; the code has changed since" in page
@@ -129,7 +133,7 @@ def test_undecided_checks_are_listed_with_what_would_decide_them(page: str, tmp_
     name = "share of a mask in the right quarter"
     run.new("tme8.q3.segmentation", "a", outcome="undecided", parts=[estimated(name, "undecided")])
     run.new("tme8.q3.segmentation", "b", outcome="supported", parts=[estimated(name, "supported")])
-    html = report.write(tmp_path / "near", run).read_text("utf-8")
+    html = report_page.write(tmp_path / "near", run).read_text("utf-8")
     said = html[html.index("1 check is undecided") : html.index("<nav>")]
     assert f"{name} 0.6 (0.45 to 0.75), to be above 0.5; about 225 in the place of 100" in said
     assert "tme8.q3.segmentation/a</a>" in said
@@ -139,17 +143,17 @@ def test_undecided_checks_are_listed_with_what_would_decide_them(page: str, tmp_
 def test_an_undecided_claim_of_another_version_is_listed_too(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu")
     parts = [estimated("a bound that is gone", "undecided")]
-    run.records["tme8.gone"] = claims.Record("tme8.gone", lab="tme8", outcome="undecided", parts=parts)
-    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    run.records["tme8.gone"] = claim_records.Record("tme8.gone", lab="tme8", outcome="undecided", parts=parts)
+    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert "a bound that is gone 0.6 (0.45 to 0.75), to be above 0.5; more data" in html
 
 
 def test_what_was_changed_after_a_result_was_seen_is_shown(tmp_path: Path) -> None:
-    changed = {row.id: row.changed for row in claims.CLAIMS.values() if row.changed}
+    changed = {row.id: row.changed for row in claim_records.CLAIMS.values() if row.changed}
     run = Ledger(tmp_path, "short", "cpu")
     for claim_id in changed:
         run.unavailable(claim_id, "", "not here")
-    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert html.count("Changed after a result was seen") == len(changed) > 0
 
 
@@ -159,8 +163,8 @@ def test_what_needs_no_script_is_visible_without_it(page: str) -> None:
 
 
 def test_every_answer_is_listed_and_text_only_ones_are_not_counted(page: str) -> None:
-    labs = {claim.lab for claim in claims.CLAIMS.values()}
-    rows = [row for row in claims.ANSWERS if row["lab"] in labs]
+    labs = {claim.lab for claim in claim_records.CLAIMS.values()}
+    rows = [row for row in claim_records.ANSWERS if row["lab"] in labs]
     assert all(f'id="{row["lab"]}-{row["answer"]}"' in page for row in rows)
     assert page.count("Text only: no program can check it") == sum(not row["executable"] for row in rows)
 
@@ -173,8 +177,8 @@ def test_the_page_can_be_made_again_from_its_records_alone(
     page: str, written: tuple[Ledger, Path], tmp_path: Path
 ) -> None:
     again, out = tmp_path / "again", written[1] / "out"
-    store.write_json(again / "claims.json", store.read_json(out / "claims.json"))
-    assert report.rebuild(again).read_text("utf-8") == page
+    files.write_json(again / "claims.json", files.read_json(out / "claims.json"))
+    assert report_page.rebuild(again).read_text("utf-8") == page
     for path in (out / "figures").iterdir():
         assert (again / "figures" / path.name).read_bytes() == path.read_bytes()
 
@@ -187,9 +191,9 @@ def test_gans_have_their_figures_in_the_order_of_the_report(tmp_path: Path) -> N
     kept = figures.png(figures.losses([[1.0, 2.0, 0.5, 0.5]]))
     numbers = [*range(20, 10, -1)]
     for number in numbers:
-        store.write_atomic(tmp_path / f"out/figures/figure{number}-a.png", kept)
+        files.write_atomic(tmp_path / f"out/figures/figure{number}-a.png", kept)
         record.figures.append({"file": f"figures/figure{number}-a.png", "caption": "c", "alt": "a"})
-    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert "could not be drawn" not in html
     found = re.findall(r'<section id="(figure\d+|study|steps)"', html)
     assert found == [*(f"figure{n}" for n in range(11, 17)), "study", *(f"figure{n}" for n in range(17, 21)), "steps"]
@@ -219,7 +223,7 @@ def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> N
               {"scores": [1], "default": "c"}, {"by_step": [1], "unit": "share"}]  # fmt: skip
     for i, evidence in enumerate(broken):
         run.new("tme7.q11.C", str(i), outcome="supported", evidence=evidence)
-    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert html.count("could not be drawn") == 8
     assert html.count('class="record') + html.count("class=record") == len(broken)
 
@@ -229,7 +233,7 @@ def test_the_committed_records_can_all_be_drawn(run: str, tmp_path: Path) -> Non
     for name in ("claims.json", "benchmarks.json", "power.json", "live.json", "faults.json"):
         if (kept := (VERIFIED / run).with_name(name)).exists():
             (tmp_path / name).write_bytes(kept.read_bytes())
-    html = report.rebuild(tmp_path).read_text("utf-8")
+    html = report_page.rebuild(tmp_path).read_text("utf-8")
     drawn = '"bars": {' in (tmp_path / "claims.json").read_text("utf-8")  # what evidence draws most often
     assert html.count("<img") == len(set(Links(html).files)) >= drawn
     assert "could not be" not in html
@@ -242,22 +246,22 @@ def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
     kept.write_bytes(b"png")
     row = {"id": "tme7.q4.conv1", "outcome": "supported", "profile": "full",
            "figures": [{"file": "figures/figure2.png", "caption": "maps", "alt": "64 maps"}]}  # fmt: skip
-    store.write_json(kept.parents[1] / "claims.json", {"environment": {"date": "2026-01-02"}, "records": [row]})
+    files.write_json(kept.parents[1] / "claims.json", {"environment": {"date": "2026-01-02"}, "records": [row]})
     run = Ledger(tmp_path, "short", "cpu")
     run.recorded("tme7.q4.conv1")
-    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert (tmp_path / "out" / "figures" / "figure2.png").read_bytes() == b"png"
     assert "maps Committed run of 2026-01-02, not run now: cpu, profile full." in html
     kept.unlink()  # photos of a data set are not committed
     again = Ledger(tmp_path, "short", "cpu")
     again.recorded("tme7.q4.conv1")
-    html = report.write(tmp_path / "bare", again).read_text("utf-8")
+    html = report_page.write(tmp_path / "bare", again).read_text("utf-8")
     assert "figure2.png" not in html.replace("&quot;", "")
     assert "picture not kept; a full run draws it again" in html
 
 
 def test_the_environment_names_no_path_and_no_host(tmp_path: Path) -> None:
-    found = machine.environment(tmp_path, "cpu", "short")
+    found = environment.environment(tmp_path, "cpu", "short")
     text = json.dumps(found)
     import socket
 
@@ -279,7 +283,7 @@ def test_the_facts_of_the_run_have_a_head_of_words(page: str) -> None:
 
 def test_no_records_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"claims\.json"):
-        report.rebuild(tmp_path)
+        report_page.rebuild(tmp_path)
 
 
 def test_a_red_record_is_at_the_top_of_the_page(tmp_path: Path) -> None:
@@ -288,7 +292,7 @@ def test_a_red_record_is_at_the_top_of_the_page(tmp_path: Path) -> None:
         run.measured("tme7.q1.total", "", {"convolutions": intervals.exact(16)})
     except ClaimError as error:
         run.records["tme7.q1.total"].failure = str(error)
-    html = report.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert 0 < html.index("This run failed") < html.index("it has no pin") < html.index('id="claims"')
 
 
@@ -296,8 +300,8 @@ def test_the_mistakes_go_to_their_own_section(tmp_path: Path) -> None:
     ledger = every_verdict(tmp_path)
     image: Any = [[0, 1], [1, 0]]
     drawn = figures.png(figures.mistakes([image], ["a"], ["b"], [1.0]))
-    store.write_atomic(tmp_path / "out/figures/mistakes.png", drawn)
+    files.write_atomic(tmp_path / "out/figures/mistakes.png", drawn)
     ledger.records["tme7.best"].figures.append({"file": "figures/mistakes.png", "caption": "c", "alt": "a"})
-    html = report.write(tmp_path / "out", ledger).read_text("utf-8")
+    html = report_page.write(tmp_path / "out", ledger).read_text("utf-8")
     place = html.index('src="figures/mistakes.png"')
     assert html.index('<section id="mistakes">') < place < html.index('id="thresholds"')

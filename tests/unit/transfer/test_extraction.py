@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia import extraction, features
+from rdfia.data.files import FeatureStore
 from rdfia.errors import ArgumentError, ImageError, TooLarge
-from rdfia.extraction import Team
-from rdfia.store import FeatureStore
-from tests.unit.test_features import SMALL, TAPS, TinyNet, network, photos  # noqa: F401 - two are fixtures
+from rdfia.transfer import extraction, features
+from rdfia.transfer.extraction import Team
+from tests.unit.transfer.test_features import SMALL, TAPS, TinyNet, network, photos  # noqa: F401 - two are fixtures
 
 
 def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -> FeatureStore:

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia import features, gram, networks, svm
+from rdfia.data.images import Preprocess
+from rdfia.device import precision, staging
 from rdfia.errors import ArgumentError, ImageError, StoreError, TooLarge, WeightsError
-from rdfia.images import Preprocess
-from tests.accuracy import lab7
+from rdfia.experiments import transfer
+from rdfia.models import networks
+from rdfia.transfer import column_tiles, features, svm
 from tests.support.tolerances import assert_close
 
 SIZE = 32
@@ -177,7 +179,7 @@ def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> 
                 asked.append(index)
             return super().__getitem__(index)
 
-    iterator = features.decode(Counted(photos), SMALL, ahead=3)
+    iterator = staging.decode(Counted(photos), SMALL, ahead=3)
     next(iterator)
     assert asked == [0, 1, 2, 3]
     assert len(list(iterator)) == len(photos) - 1
@@ -200,7 +202,7 @@ def test_tiles_are_the_columns_of_the_whole(
     network: TinyNet, photos: list[np.ndarray], budget: int, passes: int, on_disk: bool, tmp_path: Path
 ) -> None:
     parts = {tap: Columns() for tap in TAPS}
-    gram.accumulate(
+    column_tiles.accumulate(
         network,
         photos,
         TAPS,
@@ -213,7 +215,7 @@ def test_tiles_are_the_columns_of_the_whole(
     )
     assert not on_disk or list((tmp_path / "scratch").iterdir()) == []
     whole = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4))
-    plan = gram.plan_passes(network, TAPS, len(photos), SIZE, 4, budget)
+    plan = column_tiles.plan_passes(network, TAPS, len(photos), SIZE, 4, budget)
     assert len(plan) == passes
     for tap in TAPS:
         matrix = torch.cat([batch[tap] for batch in whole])
@@ -234,7 +236,7 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
     network: TinyNet, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a tile of 67 MB no more than a part of 8: a machine with less memory than tiles goes on as before."""
-    monkeypatch.setattr(gram, "PART_BYTES", 8_000_000)
+    monkeypatch.setattr(column_tiles, "PART_BYTES", 8_000_000)
     sums, resident = svm.GramAccumulator(4, 32), list[int]()
 
     class Watched:
@@ -249,8 +251,9 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
 
     for _ in range(2):  # the first run loads libraries
         resident.clear()
-        gram.accumulate(network, [photos[0]] * 32, {"conv1": "features.0"}, {"conv1": Watched()}, scratch=tmp_path,
-                        preprocess=Preprocess(size=256), dtype=torch.float32, progress=watch, batch_size=4)  # fmt: skip
+        column_tiles.accumulate(network, [photos[0]] * 32, {"conv1": "features.0"}, {"conv1": Watched()},
+                                scratch=tmp_path, preprocess=Preprocess(size=256), dtype=torch.float32, progress=watch,
+                                batch_size=4)  # fmt: skip
     assert len(resident) == 8 + 2 * 9  # batches; parts of at most 62,500 columns, before and after each
     assert max(resident) - min(resident) < 20_000_000
 
@@ -271,11 +274,11 @@ def test_scratch_that_cannot_be_written_is_named_before_the_first_image(
     with monkeypatch.context() as patch:
         patch.setattr("os.posix_fallocate", refuse)
         with pytest.raises(error, match=f"cannot write .*scratch.*{message}"):
-            gram.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
+            column_tiles.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
     (tmp_path / "scratch").rmdir()
     (tmp_path / "scratch").write_text("a file in its place")
     with pytest.raises(StoreError, match=r"cannot write .*scratch"):
-        gram.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
+        column_tiles.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
 
 
 @pytest.mark.parametrize(("kept", "passes"), [(None, 2), (torch.float16, 1), (torch.bfloat16, 1)])
@@ -293,7 +296,7 @@ def test_two_bytes_a_feature_take_half_the_passes(
         assert len(got) == total
         yield from got
 
-    gram.accumulate(network, photos, taps, sums, preprocess=SMALL, dtype=torch.float32, kept=kept, batch_size=4,
+    column_tiles.accumulate(network, photos, taps, sums, preprocess=SMALL, dtype=torch.float32, kept=kept, batch_size=4,
                     budget_bytes=2 * 8 * 32 * 32 * 2 * len(photos) + 8, progress=listen)  # fmt: skip
     assert calls[-3 * passes :] == [4, 4, 3] * passes
     assert len([n for n in calls if n > 1]) == 3 * passes  # others find shapes, with one
@@ -310,21 +313,23 @@ def test_two_bytes_a_feature_take_half_the_passes(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", lab7.SHORT)
+@pytest.mark.parametrize("name", transfer.SHORT)
 def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -> None:
     """On the 4,485 images of 15-Scene, with the dense layers too; four bytes would take VGG16 a second time."""
     module, paths = networks.build(name, device="meta").to_empty(device="cpu"), networks.tap_paths(name)
-    taps = {tap: paths[tap] for tap in [*lab7.SHORT[name], *lab7.DENSE[name]]}
-    for itemsize, passes in ((lab7.kept(dtype).itemsize, 1), (4, 1 + (name == "vgg16"))):
-        assert len(gram.plan_passes(module, taps, 4485, 224, itemsize, lab7.BUDGET)) == passes
+    taps = {tap: paths[tap] for tap in [*transfer.SHORT[name], *transfer.DENSE[name]]}
+    for itemsize, passes in ((transfer.kept(dtype).itemsize, 1), (4, 1 + (name == "vgg16"))):
+        assert len(column_tiles.plan_passes(module, taps, 4485, 224, itemsize, transfer.BUDGET)) == passes
 
 
 @pytest.mark.parametrize("budget", [10**9, 200_000])
 def test_decoded_pixels_are_taken_as_the_images_are(network: TinyNet, photos: list[np.ndarray], budget: int) -> None:
-    pixels, found = torch.stack(list(features.decode(photos, SMALL))), []
+    pixels, found = torch.stack(list(staging.decode(photos, SMALL))), []
     for images in (photos, pixels):
         parts = {tap: Columns() for tap in TAPS}
-        gram.accumulate(network, images, TAPS, parts, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget)
+        column_tiles.accumulate(
+            network, images, TAPS, parts, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget
+        )
         found.append({tap: torch.cat(part.tiles, 1) for tap, part in parts.items()})
     assert all(torch.equal(found[0][tap], found[1][tap]) for tap in TAPS)
 
@@ -332,7 +337,7 @@ def test_decoded_pixels_are_taken_as_the_images_are(network: TinyNet, photos: li
 def test_a_feature_that_float16_cannot_hold_is_named(network: TinyNet, photos: list[np.ndarray]) -> None:
     network.features[0].weight.data.mul_(1e7)
     with pytest.raises(ArgumentError, match=r"kept=torch.float16: a feature is .*at most 6.55e\+04 fits"):
-        gram.accumulate(network, photos, {"conv1": "features.0"}, {"conv1": Columns()}, preprocess=SMALL,
+        column_tiles.accumulate(network, photos, {"conv1": "features.0"}, {"conv1": Columns()}, preprocess=SMALL,
                         dtype=torch.float32, kept=torch.float16)  # fmt: skip
 
 
@@ -343,20 +348,22 @@ def test_a_disk_without_room_is_named_before_the_first_image(
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
     never = [Path("never-opened.jpg")]
     with pytest.raises(TooLarge, match=r"0\.00 GB are free .*budget_bytes=.*the disk is full: free some space"):
-        gram.accumulate(network, never, TAPS, {}, preprocess=SMALL, scratch=tmp_path / "scratch", budget_bytes=20_000)
+        column_tiles.accumulate(
+            network, never, TAPS, {}, preprocess=SMALL, scratch=tmp_path / "scratch", budget_bytes=20_000
+        )
     assert not (tmp_path / "scratch").exists()
 
 
 def test_bands_of_rows_read_bands_of_the_input(network: TinyNet, photos: list[np.ndarray]) -> None:
     taps = {"conv1": "features.0", "relu1": "features.1"}
-    plan = gram.plan_passes(network, taps, 10, SIZE, 4, 2 * 8 * 32 * 8 * 4 * 10)
+    plan = column_tiles.plan_passes(network, taps, 10, SIZE, 4, 2 * 8 * 32 * 8 * 4 * 10)
     assert [part.rows["relu1"] for part in plan] == [slice(0, 8), slice(8, 16), slice(16, 24), slice(24, 32)]
     assert [part.crop for part in plan] == [slice(0, 9), slice(7, 17), slice(15, 25), slice(23, 32)]
 
 
 def test_a_budget_below_one_row_says_what_is_enough(network: TinyNet) -> None:
     with pytest.raises(ArgumentError, match="less than one row"):
-        gram.plan_passes(network, TAPS, 10, SIZE, 4, 100)
+        column_tiles.plan_passes(network, TAPS, 10, SIZE, 4, 100)
 
 
 @pytest.mark.parametrize("size", [8, 9, 11])
@@ -421,13 +428,13 @@ def test_fast_dtype_is_bfloat16_where_it_is_native_or_asked_for(
     monkeypatch.setenv("RDFIA_DTYPE", asked)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instruction, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert features.fast_dtype("cpu") == expected
+    assert precision.fast_dtype("cpu") == expected
 
 
 def test_an_unknown_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "half")
     with pytest.raises(ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, tf32, bfloat16, auto"):
-        features.fast_dtype("cpu")
+        precision.fast_dtype("cpu")
 
 
 def test_a_pyramid_has_the_means_of_roots_over_the_cells_of_each_grid() -> None:

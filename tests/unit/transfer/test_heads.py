@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia import heads
+from rdfia import errors
+from rdfia.data.images import LAB
 from rdfia.errors import ArgumentError, DatasetError
-from rdfia.heads import HeadConfig, ScratchConfig
-from rdfia.images import LAB
+from rdfia.transfer import heads
+from rdfia.transfer.heads import HeadConfig, ScratchConfig
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 
@@ -249,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_and_the_mode_restored() 
 
     images, y = coloured()
     net = Breaks().eval()
-    with pytest.raises(heads.DivergedError, match=r"epoch 2: the training loss is nan; lower lr=0\.0003"):
+    with pytest.raises(errors.DivergedError, match=r"epoch 2: the training loss is nan; lower lr=0\.0003"):
         heads.train_network(net, images, y, preprocess_normalise=scaled, config=ScratchConfig(batch=16, shift=2))
     assert net.calls == 8
     assert not net.training

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from rdfia import svm
 from rdfia.errors import ArgumentError, DatasetError
+from rdfia.transfer import svm
 from tests.support.tolerances import assert_close
 
 Y = np.repeat(np.arange(3), 8)

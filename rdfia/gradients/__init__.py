@@ -1,0 +1,29 @@
+"""TME 8: the gradient of a class score with respect to the image.
+
+In: an `nn.Module`, normalised images B x 3 x H x W, classes. Out: saliency maps and what they are worth, images that
+fool the network, images that it scores highest for a class. One loop, `ascend`, serves all three.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rdfia._rooms import find
+
+_NAMES = {  # module -> what of it is public here
+    "ascent": "ascend Turn visualise Visualised",
+    "fooling": "eight_bits fool fool_closely Fooled momentum_attack perturbation",
+    "saliency_scores": (
+        "centre_prior high_frequency_share localisation masks overlap pixel_curve rank_correlation "
+        "total_variation"
+    ),
+}
+__all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split())]
+
+
+def __getattr__(name: str) -> Any:
+    return find(__name__, _NAMES, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
