@@ -17,7 +17,7 @@ import pytest
 from _pytest.mark.expression import Expression
 from hypothesis import settings
 
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from tests.faults.no_network import sitecustomize as no_network
 from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim_mark
 

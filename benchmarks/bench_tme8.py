@@ -13,7 +13,7 @@ from benchmarks import references
 from benchmarks.rows import NEAR, Call, alive, seeded, smooth_photos
 from benchmarks.ways import TIMED, WAYS, Case, Prepare
 from rdfia.data.images import CROP
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.models.networks import models
 
 
@@ -37,13 +37,13 @@ def saliency_and_captum(device: str, _dtype: torch.dtype, prepare: Prepare) -> t
     def peer() -> list[Tensor]:
         return [Saliency(theirs).attribute(x.clone().requires_grad_(), torch.tensor(target, device=device)).amax(1)]
 
-    return lambda: [ascent.saliency(network, x, target)], peer
+    return lambda: [saliency.saliency_maps(network, x, target)], peer
 
 
 def saliency_and_singles(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
     network, x = squeezenet(device), photos(32, device)
     target, theirs = alive(network, x), prepare(network)
-    return (lambda: [ascent.saliency(network, x, target)],
+    return (lambda: [saliency.saliency_maps(network, x, target)],
             lambda: [references.saliency(theirs, x, target)])  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def visualisation_and_singles(device: str, _dtype: torch.dtype, prepare: Prepare
     network, classes = squeezenet(device), [78, 90, 113, 187, 276, 366, 505, 640]
     theirs = prepare(network)
     options: dict[str, Any] = {"seeds": classes, "steps": 5, "blur_sigma": 0.0}
-    return (lambda: [ascent.visualise(network, classes, **options).x],
+    return (lambda: [visualisation.visualise(network, classes, **options).x],
             lambda: [references.visualisation(theirs, classes, classes, 5, 224)])  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from rdfia.data.images import CROP, Preprocess
 from rdfia.gans import architecture, scores
 from rdfia.gans.config import LABS
 from rdfia.gans.training import Trainer
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.models.networks import models
 from rdfia.transfer import features, svm
 
@@ -165,7 +165,7 @@ def _photos(n: int, size: int, device: str) -> Tensor:
 
 def _saliency(device: str) -> tuple[Call, Call]:
     network, x, target = _squeezenet(device), _photos(8, 64, device), list(range(8))
-    return (lambda: [ascent.saliency(network, x, target)],
+    return (lambda: [saliency.saliency_maps(network, x, target)],
             lambda: [references.saliency(network, x, target)])  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def _fooling(device: str) -> tuple[Call, Call]:
 def _visualisation(device: str) -> tuple[Call, Call]:
     network, classes = _squeezenet(device), list(range(4))
     options: dict[str, Any] = {"seeds": classes, "steps": 3, "size": 64, "blur_sigma": 0.0}
-    return (lambda: [ascent.visualise(network, classes, **options).x],
+    return (lambda: [visualisation.visualise(network, classes, **options).x],
             lambda: [references.visualisation(network, classes, classes, 3, 64)])  # fmt: skip
 
 

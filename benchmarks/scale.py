@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdfia.data import files, images
+from rdfia.data import feature_store, files, images
 from rdfia.device import staging
 from rdfia.report.benchmarks import exponent
 from rdfia.report.environment import environment
@@ -54,7 +54,7 @@ def shard() -> dict[str, float]:
     """A shard of pool5 in bfloat16: written and synced, then read and checked."""
     rows = torch.randn(SHARD, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # a disk: what is temporary may be in memory
-        made = files.FeatureStore(Path(folder), SHARD, {"pool5": COLUMNS}, torch.bfloat16, SHARD)
+        made = feature_store.FeatureStore(Path(folder), SHARD, {"pool5": COLUMNS}, torch.bfloat16, SHARD)
         return {
             "megabytes": made.nbytes / 1e6,
             "written and synced, s": seconds(lambda: made.write(0, {"pool5": rows})),

@@ -99,7 +99,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _assets(options: argparse.Namespace) -> int:
-    from rdfia.claims.record import CLAIMS
+    from rdfia.claims.registry import CLAIMS
     from rdfia.data import assets
 
     if options.action == "prepare":
@@ -137,7 +137,8 @@ def _claims(options: argparse.Namespace) -> int:
 
     from rdfia.claims import summary
     from rdfia.claims.ledger import committed
-    from rdfia.claims.record import CLAIMS, read_run
+    from rdfia.claims.record import read_run
+    from rdfia.claims.registry import CLAIMS
     from rdfia.data import files
 
     path = options.folder / "claims.json"

@@ -17,7 +17,7 @@ from benchmarks.rows import seeded, smooth_photos
 from rdfia.data import files
 from rdfia.data.images import CROP, Preprocess
 from rdfia.errors import FewerAtATime, TooLarge
-from rdfia.gradients import ascent
+from rdfia.gradients import saliency as saliency_module
 from rdfia.models import networks
 from rdfia.transfer import features
 
@@ -95,7 +95,7 @@ def memory(device: str, to: Path) -> bool:
     def saliency(photos: Sequence[Any]) -> Callable[[], torch.Tensor]:
         pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos])
         x = CROP.normalise(pixels).to(device)  # here, as no limit on memory is meant for this copy
-        return lambda: ascent.saliency(network, x, 0, chunk=len(x)).cpu()
+        return lambda: saliency_module.saliency_maps(network, x, 0, chunk=len(x)).cpu()
 
     rows = []
     for work in (extraction, saliency):

@@ -26,11 +26,11 @@ from rdfia.data import assets
 from rdfia.data import files as data_files
 from rdfia.data.images import CROP, LAB, blur, read_image
 from rdfia.device.precision import products
-from rdfia.gans import architecture
+from rdfia.gans import architecture, digit_classifier
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.config import LABS
 from rdfia.gans.training import Trainer
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.models import networks
 from rdfia.transfer import features, heads, svm
 from tests.support.tolerances import PARITY
@@ -107,10 +107,10 @@ def gradients(device: str, _dtype: torch.dtype) -> Quantities:
     net, x = _on("squeezenet1_1", device), _pixels(device)
     target = [(7 * i + 78) % 1000 for i in range(len(x))]
     fooled = fooling.fool(net, x, target, steps=5)
-    seen = ascent.visualise(net, target[:4], seeds=target[:4], steps=5)
+    seen = visualisation.visualise(net, target[:4], seeds=target[:4], steps=5)
     return {
-        "saliency": ascent.saliency(net, x, target),
-        "smoothgrad": ascent.saliency(net, x, target, kind="smoothgrad", samples=4),
+        "saliency": saliency.saliency_maps(net, x, target),
+        "smoothgrad": saliency.saliency_maps(net, x, target, kind="smoothgrad", samples=4),
         "fooling, 5 steps": fooled.x - x, "visualisation, 5 steps": seen.x,
         "probabilities": networks.classify(network("squeezenet1_1") if device == "cpu" else net, x)[0],
     }  # fmt: skip
@@ -148,8 +148,8 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
     digits = architecture.prepare_images(torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=stream), 32)
     # In float32 whatever the arithmetic of the rest: five steps at a rate of 6e-3 carry bfloat16's rounding far.
     recipe: dict[str, Any] = {"device": device, "steps": 5, "batch": 32, "dtype": torch.float32}
-    reader = gan_scores.train_digit_classifier(digits, torch.arange(64) % 10, **recipe)
-    return {"image features": found, "digit reader, 5 steps": gan_scores.features_of(reader, digits)[0],
+    reader = digit_classifier.train_digit_classifier(digits, torch.arange(64) % 10, **recipe)
+    return {"image features": found, "digit reader, 5 steps": digit_classifier.features_of(reader, digits)[0],
             "frechet distance": [gan_scores.frechet_distance(found[:40], found[40:], groups=2).value]}  # fmt: skip
 
 

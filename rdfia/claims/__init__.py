@@ -13,7 +13,8 @@ from rdfia._rooms import find
 _NAMES = {  # module -> what of it is public here
     "intervals": "bootstrap difference_of_means difference_of_shares Estimate exact mean one_run ratio share",
     "judge": "Bound outcome",
-    "record": "ANSWERS Claim ClaimError CLAIMS ERRATA read_run Record",
+    "registry": "ANSWERS Claim CLAIMS ERRATA",
+    "record": "ClaimError read_run Record",
     "provenance": "code_hash lab_hash",
     "ledger": "committed Ledger",
     "summary": "",

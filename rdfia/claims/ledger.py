@@ -13,7 +13,8 @@ import numpy as np
 
 from rdfia.claims import intervals, judge, provenance
 from rdfia.claims.judge import OUTCOMES
-from rdfia.claims.record import CLAIMS, Claim, ClaimError, Record, is_stale, plain, read_run
+from rdfia.claims.record import ClaimError, Record, is_stale, plain, read_run
+from rdfia.claims.registry import CLAIMS, Claim
 from rdfia.data import files
 from rdfia.errors import ArgumentError
 

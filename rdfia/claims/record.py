@@ -1,8 +1,7 @@
-"""The report's claims with their bounds, and the record that a check of one leaves."""
+"""The record that a check of a claim leaves: what it has, how it is read, and how it is shown."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rdfia.claims import judge
-from rdfia.claims.judge import WORDS, Bound
+from rdfia.claims.judge import WORDS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
 from rdfia.errors import RdfiaError, StoreError
 
@@ -22,36 +22,6 @@ VERDICTS = (*dict.fromkeys(word for words in WORDS.values() for word in words.va
 class ClaimError(RdfiaError):
     """An outcome or a value is not the pinned one, or a required asset is missing."""
 
-
-@dataclass(frozen=True)
-class Claim:
-    """One row of claims.json. `needs`: assets of the report's own protocol, `also`: of substitutes and other cases.
-
-    `scope`: "report", or "ours" where the report says no such thing. `changed`: what was, after a result had been seen.
-    """
-
-    id: str
-    lab: str
-    answer: str  # "" when it goes beyond the report
-    statement: str
-    needs: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
-    full_only: bool = False
-    scope: str = "report"
-    bounds: dict[str, Bound] = field(default_factory=dict)  # by the name of what is estimated
-    changed: str = ""
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Claim:
-        """The claim of a row of the table; what it needs is a tuple here, its bounds are `Bound`s."""
-        bounds = {name: Bound(**bound) for name, bound in row.get("bounds", {}).items()}
-        return cls(**{**row, "bounds": bounds, **{name: tuple(row.get(name, ())) for name in ("needs", "also")}})
-
-
-_TABLE = json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
-CLAIMS: dict[str, Claim] = {row["id"]: Claim.of(row) for row in _TABLE["claims"]}
-ANSWERS: list[dict[str, Any]] = _TABLE["answers"]  # lab, answer, text (ours), phrase (the report's), executable
-ERRATA: list[dict[str, str]] = _TABLE["errata"]  # lab, answer, text
 
 _KINDS: dict[Any, Any] = {"str": str, "float": (int, float), "dict[str, Any]": dict, "list[dict[str, str]]": list,
                           "list[dict[str, Any]]": list}  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rdfia.claims.judge import SCOPES
-from rdfia.claims.record import CLAIMS, Record, counts, interval_of, show
+from rdfia.claims.record import Record, counts, interval_of, show
+from rdfia.claims.registry import CLAIMS
 from rdfia.errors import ArgumentError
 
 MARKS = "<!-- written by python -m rdfia claims --readme README.md -->", "<!-- end of the written table -->"

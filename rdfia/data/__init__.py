@@ -11,7 +11,8 @@ from typing import Any
 from rdfia._rooms import find
 
 _NAMES = {  # module -> what of it is public here
-    "files": "cache_dir FeatureStore load_tensors read_json save_tensors write_atomic write_json",
+    "files": "cache_dir load_tensors read_json save_tensors write_atomic write_json",
+    "feature_store": "FeatureStore",
     "downloads": "download offline",
     "assets": "ASSETS fetch find load_weights locate survey",
     "jpeg": "",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia.data import files
+from rdfia.data import feature_store, files
 from rdfia.experiments.pieces import shared
 from rdfia.experiments.transfer import Bench
 from rdfia.models import networks
@@ -67,7 +67,7 @@ def pooled(value: Tensor) -> Tensor:
     return torch.cat([features.pyramid(value), features.second_order(value)], dim=1)
 
 
-def view(lab: Bench, side: int, flip: bool) -> files.FeatureStore:
+def view(lab: Bench, side: int, flip: bool) -> feature_store.FeatureStore:
     """What `pooled` makes of every tap at one size, mirrored or not, kept on disk."""
     paths = networks.tap_paths("vgg16")
     return extraction.extract(

@@ -25,13 +25,14 @@ import torch.nn.functional as F
 from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets, datasets, files, images
 from rdfia.device.precision import fast_dtype
 from rdfia.errors import RdfiaError
 from rdfia.experiments.pieces import shared
 from rdfia.gans import architecture as gan_architecture
-from rdfia.gans import augmentation, pixel_scores, training
+from rdfia.gans import augmentation, digit_classifier, pixel_scores, training
+from rdfia.gans import losses as gan_losses
 from rdfia.gans import runs as gan_runs
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.architecture import GanArchitecture, Generator, build, prepare_images, sample, stream, to_uint8
@@ -283,8 +284,8 @@ class Bench:
             dtype = fast_dtype(self.device)  # it has seen the images that G is trained on, and scores them alike
             kept = self.evidence if self.full and self.title == "MNIST" else None  # where its rows are: one reader
             recipe: dict[str, Any] = {"steps": self.setup.reading, "dtype": dtype}
-            reader = gan_scores.digit_classifier(self.x, self.y, folder=kept, device=self.device, **recipe)
-            return lambda x: gan_scores.features_of(reader, x)
+            reader = digit_classifier.cached_digit_classifier(self.x, self.y, folder=kept, device=self.device, **recipe)
+            return lambda x: digit_classifier.features_of(reader, x)
         net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
         net, normalise = net.features.to(self.device), images.CROP.normalise
         dtype = fast_dtype(self.device)
@@ -506,7 +507,7 @@ def blurred(x: Tensor, factor: int = 4) -> Tensor:
 
 def code() -> str:
     """Changes with what makes the short runs: the networks, the step, the streams, the settings."""
-    made_by = (gan_architecture, augmentation, training)
+    made_by = (gan_architecture, gan_losses, augmentation, training)
     digest = hashlib.sha256(b"".join(Path(module.__file__ or "").read_bytes() for module in made_by))
     digest.update(repr((SHORT_STUDY, SHORT_PAIR)).encode())
     return digest.hexdigest()[:12]

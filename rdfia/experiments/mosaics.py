@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rdfia.claims import intervals
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
-from rdfia.gradients import ascent, saliency_scores
+from rdfia.gradients import saliency, saliency_scores
 
 FEW = 60  # photos of which one permutation has too few mosaics for an interval: they are permuted eight times
 TRIES = 10
@@ -83,7 +83,7 @@ def localised(
     pairs = rows.split(2)  # eight maps at a time: a mosaic of 448 px is four times a photo
     for two in pairs if progress is None else progress(pairs, len(pairs), "mosaics"):
         squares = torch.stack([mosaic(x[four]) for four in two]).repeat_interleave(4, 0)
-        maps = ascent.saliency(network, squares, labels[two].flatten(), **options).cpu()
+        maps = saliency.saliency_maps(network, squares, labels[two].flatten(), **options).cpu()
         place = truth[: len(maps)]
         found.append({**saliency_scores.localisation(maps, place),
                       **saliency_scores.overlap(saliency_scores.masks(maps), place)})  # fmt: skip

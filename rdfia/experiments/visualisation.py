@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from rdfia.claims import intervals, judge
-from rdfia.gradients import ascent, saliency_scores
+from rdfia.gradients import saliency_scores, visualisation
 
 if TYPE_CHECKING:
     from rdfia.experiments.gradients import Bench
@@ -123,7 +123,7 @@ def by_photo(found: Mapping[str, Any], key: str) -> np.ndarray:
 
 def _made(bench: Bench, target: Sequence[int], seeds: Sequence[int], start: Tensor | None,
           setting: Setting) -> dict[str, Any]:  # fmt: skip
-    made = ascent.visualise(bench.network.module, target, seeds=seeds, start=start, l2=setting.l2,
+    made = visualisation.visualise(bench.network.module, target, seeds=seeds, start=start, l2=setting.l2,
                                      lr=setting.lr, steps=setting.steps, penalty=setting.penalty,
                                      unit_step=setting.unit_step, size=bench.space.size, space=bench.space,
                                      progress=bench.progress)  # fmt: skip

@@ -11,21 +11,19 @@ from typing import Any
 from rdfia._rooms import find
 
 _NAMES = {  # module -> what of it is public here
-    "architecture": (
-        "build Discriminator discriminator_loss GanArchitecture Generator generator_loss parameter_counts "
-        "prepare_images r1_penalty sample saturating_generator_loss to_uint8"
-    ),
+    "architecture": "build Discriminator GanArchitecture Generator parameter_counts prepare_images sample to_uint8",
+    "losses": "discriminator_loss generator_loss r1_penalty saturating_generator_loss",
     "config": "GanConfig LABS RECOMMENDED",
     "augmentation": "augmented",
     "health": "diversity Health within",
     "checkpoint": "CheckpointError",
     "training": "fixed_noise train Trained Trainer",
     "scores": (
-        "conditional_accuracy density_coverage DigitClassifier entropy Estimate features_of "
-        "frechet_distance image_features kernel_distance mode_coverage nearest_neighbour precision_recall "
-        "train_digit_classifier"
+        "conditional_accuracy density_coverage entropy Estimate frechet_distance image_features "
+        "kernel_distance mode_coverage nearest_neighbour precision_recall"
     ),
     "pixel_scores": "noise_ratio pixel_distance pixel_statistics",
+    "digit_classifier": "cached_digit_classifier DigitClassifier features_of train_digit_classifier",
     "runs": "Run scored_run seeds train_run",
 }
 __all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split())]

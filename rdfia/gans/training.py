@@ -18,6 +18,7 @@ from rdfia.device.precision import products
 from rdfia.device.staging import on_device
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
 from rdfia.gans import architecture, augmentation, checkpoint
+from rdfia.gans import losses as gan_losses
 from rdfia.gans.architecture import Generator
 from rdfia.gans.checkpoint import CheckpointError  # noqa: F401 - what a run raises belongs to this interface
 from rdfia.gans.config import LABS, RECOMMENDED, GanConfig  # noqa: F401 - which run belongs to this interface
@@ -167,14 +168,14 @@ class Trainer:
                 real = real.detach().requires_grad_()
             with self._autocast():  # one context an update: autocast keeps cast weights until it ends
                 real_logits, fake_logits = D(real, y).float(), D(other, y).float()
-            loss_D = architecture.discriminator_loss(real_logits, fake_logits, config.label_smoothing)
+            loss_D = gan_losses.discriminator_loss(real_logits, fake_logits, config.label_smoothing)
             weight = config.r1 * config.r1_every
-            self._update(0, loss_D + weight * architecture.r1_penalty(real_logits, real) if penalised else loss_D)
+            self._update(0, loss_D + weight * gan_losses.r1_penalty(real_logits, real) if penalised else loss_D)
         for update in range(config.nb_update_G):
             with self._autocast():
                 if update:
                     fake = G(inputs.noise[update - 1], y)
-                loss_G = architecture.generator_loss(D(shown(fake, 2 * config.nb_update_D + update), y).float())
+                loss_G = gan_losses.generator_loss(D(shown(fake, 2 * config.nb_update_D + update), y).float())
             self._update(1, loss_G)
         if self.ema is not None:
             _move_mean(self.ema, G, inputs.share)

@@ -11,7 +11,9 @@ from typing import Any
 from rdfia._rooms import find
 
 _NAMES = {  # module -> what of it is public here
-    "ascent": "ascend Turn visualise Visualised",
+    "ascent": "ascend Turn",
+    "saliency": "saliency_maps",
+    "visualisation": "visualise Visualised",
     "fooling": "eight_bits fool fool_closely Fooled momentum_attack perturbation",
     "saliency_scores": (
         "centre_prior high_frequency_share localisation masks overlap pixel_curve rank_correlation "

@@ -1,7 +1,8 @@
-"""TME 8: the gradient with respect to the input: where a network looks, and what it expects of a class.
+"""TME 8: one loop that climbs an objective by changing the image.
 
-One loop, `ascend`, serves saliency maps, class visualisation and fooling images (`rdfia.gradients.fooling`). Images are
-normalised; `space` says how, so that valid pixels are known. The network comes back as it was.
+`ascend` serves saliency maps (`saliency.saliency_maps`), class visualisation (`visualisation.visualise`) and fooling
+images (`fooling`). Images are normalised; `space` says how, so that valid pixels are known. The network comes back as
+it was.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, Preprocess, blur, constant
+from rdfia.data.images import Preprocess, constant
 from rdfia.device.cuda_graphs import ReplayedNetwork
-from rdfia.device.memory import halves, kept_memory, told
+from rdfia.device.memory import halves, kept_memory
 from rdfia.device.precision import products
 from rdfia.device.staging import on_device
 from rdfia.errors import ArgumentError, WeightsError
@@ -210,135 +211,3 @@ def ascend(
                 if step + 1 < steps + (finished is not None):
                     waiting.append((step + 1, turn.rows))
     return x, taken
-
-
-# --- saliency -------------------------------------------------------------------------------------------------------
-
-
-@told("saliency maps: give fewer images, or smaller ones")
-@torch.inference_mode(False)
-def saliency(
-    network: nn.Module,
-    x: Tensor,
-    target: int | Sequence[int] | Tensor,
-    *,
-    kind: Literal["gradient", "gradient x input", "smoothgrad"] = "gradient",
-    samples: int = 16,
-    noise: float = 0.15,
-    seed: int = 0,
-    space: Preprocess | None = CROP,
-    chunk: int | None = None,
-) -> Tensor:
-    """Saliency maps, B x H x W, not negative: the maximum over RGB of |d logit / d x| (Simonyan et al. 2014; TME 8 q1).
-
-    `x` is B x 3 x H x W normalised by `space` (None: any values); `target` the class of each image. "gradient x input"
-    weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is the mean gradient over `samples` noisy
-    copies, whose noise, the same for every image, has a standard deviation of `noise` times the image's range. The
-    network sees channels-last tensors: its forward wants flatten where it has view. Raises ArgumentError (shape, range,
-    target, train mode), WeightsError (NaN) and TooLarge (memory).
-    """
-    if kind not in ("gradient", "gradient x input", "smoothgrad") or samples < 1 or not 0 <= noise < math.inf:
-        raise ArgumentError(f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "
-                            "or 'smoothgrad', 1 sample or more, noise from 0")  # fmt: skip
-    x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
-    climbed = logit_of(chosen)
-    if kind != "smoothgrad":  # one turn, whose new x is the gradient itself
-        gradient = ascend(network, x, climbed, lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
-        return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
-    generator, mean = torch.Generator().manual_seed(seed), torch.zeros_like(x)
-    draws = [torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype) for _ in range(samples)]
-    spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-
-    def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
-        return x + spread[on_device(rows, x.device)] * on_device(draws[step], x.device)
-
-    def update(turn: Turn) -> Tensor:  # the image stays, the gradients are added up
-        mean[on_device(turn.rows, mean.device)] += turn.gradient / samples
-        return turn.x
-
-    ascend(network, x, climbed, update, steps=samples, view=view, chunk=chunk)
-    return mean.abs().amax(1)
-
-
-# --- class visualisation --------------------------------------------------------------------------------------------
-
-
-class Visualised(NamedTuple):
-    """`x`: the images that the ascent ended with, `start`: those it began with; B x 3 x H x W, normalised."""
-
-    x: Tensor
-    start: Tensor
-
-
-@told("class visualisation: ask for fewer images at once, or smaller ones")
-@torch.inference_mode(False)  # what is made here has to be usable in the backward pass
-def visualise(
-    network: nn.Module,
-    target: Sequence[int] | Tensor,
-    *,
-    start: Tensor | None = None,
-    seeds: int | Sequence[int] | Tensor = 0,
-    l2: Per = 1e-3,
-    lr: Per = 5.0,
-    steps: int | Sequence[int] | Tensor = 200,
-    penalty: Literal["squared", "norm"] = "squared",
-    unit_step: bool = False,
-    jitter: int = 16,
-    blur_sigma: float = 0.5,
-    blur_every: int = 10,
-    size: int = 224,
-    space: Preprocess = CROP,
-    chunk: int | None = None,
-    progress: Progress | None = None,
-) -> Visualised:
-    """What a network expects of a class: climb score - l2 * ||x||^2 from noise or a photo (Simonyan et al. 2014, q8).
-
-    B images at once, each with a `target` class and, where given as sequences, its own seed, `l2`, `lr` and `steps`;
-    what an image becomes does not depend on the others. A step: move the image by 0 .. `jitter` pixels each way
-    (circular), add lr times the gradient (divided by its norm with `unit_step`; the lab's formula does not), move it
-    back, clamp to valid pixels, and at steps 0, `blur_every`, ... blur with `blur_sigma` pixels. Without `start`
-    (B x 3 x H x W, normalised by `space`) it begins with N(0, 1) noise of `size`. `penalty` "norm" subtracts
-    l2 * ||x|| instead, the norm that the paper squares, whose gradient is of length l2 however bright the image is; at
-    x = 0, where it has none, 0 is taken. Raises as `saliency`.
-    """
-    if penalty not in ("squared", "norm"):
-        raise ArgumentError(f"penalty: {penalty!r}, expected 'squared' (l2 * ||x||^2) or 'norm' (l2 * ||x||)")
-    if jitter < 0 or blur_every < 1 or not 0 <= blur_sigma < math.inf or size < 1:
-        raise ArgumentError(f"jitter {jitter}, blur_every {blur_every}, blur_sigma {blur_sigma}, size {size}: expected "
-                            "0 or more, 1 or more, 0 or more, 1 or more")  # fmt: skip
-    n = len(torch.as_tensor(target).flatten())
-    chosen, many = per_image(target, n, "target"), per_image(steps, n, "steps")
-    weight, rate = (per_image(v, n, name, torch.float64)[:, None, None, None] for v, name in ((l2, "l2"), (lr, "lr")))
-    if not (n and (many >= 1).all() and ((weight >= 0) & (rate > 0) & (weight + rate < math.inf)).all()):
-        raise ArgumentError(f"{n} targets, steps {steps}, l2 {l2}, lr {lr}: expected one target or more, steps from 1, "
-                            "l2 from 0, lr above 0")  # fmt: skip
-    fewest, last = int(many.min()), int(many.max())
-    generators = [torch.Generator().manual_seed(seed) for seed in per_image(seeds, n, "seeds").tolist()]
-    shape = (3, size, size) if start is None else start.shape[1:]
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # drawn in any case, so
-    moves = torch.stack([torch.randint(jitter + 1, (last, 2), generator=g) for g in generators])  # are these
-    if start is not None and len(start) != n:
-        raise ArgumentError(f"start: {len(start)} images for {n} targets")
-    begin = check_images(network, noise if start is None else start, None if start is None else space)
-    weight, rate = weight.to(begin), rate.to(begin)
-
-    def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
-        shifts = moves[rows, step % moves.shape[1]].tolist()
-        return torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts, strict=True)])
-
-    def objective(logits: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-        size = x.square().sum((1, 2, 3)) if penalty == "squared" else length_of(x).flatten()
-        return target_logits(chosen, logits, rows)[1] - weight[on_device(rows, x.device)].flatten() * size
-
-    def update(turn: Turn) -> Tensor:  # the gradient of a moved image comes back in the place of the image
-        step = unit(turn.gradient) if unit_step else turn.gradient
-        x = (turn.x + rate[on_device(turn.rows, rate.device)] * step).clamp(*limits(space, turn.x))
-        return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
-
-    def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:
-        return many[rows] <= step
-
-    # Where all images have as many steps, none is asked after the last, which would be a forward pass more.
-    end, _ = ascend(network, begin, objective, update, steps=last, view=view, chunk=chunk, progress=progress,
-                    finished=None if fewest == last else finished)  # fmt: skip
-    return Visualised(end, begin)

@@ -71,7 +71,7 @@ def pixel_curve(
     does not divide the size. They are taken in the order of the map's mean in each, the largest first, those of equal
     mean in reading order; `fractions` are shares of the blocks. "deletion" puts the infill in their place, "insertion"
     lays them on the infill: a copy blurred by `blur_sigma` pixels, which has no hard edges, or the mean colour (0).
-    Raises ArgumentError for settings that are none of these, and as `ascent.saliency`.
+    Raises ArgumentError for settings that are none of these, and as `saliency.saliency_maps`.
     """
     check_network(network)
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")

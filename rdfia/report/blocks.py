@@ -13,7 +13,8 @@ from typing import Any
 from rdfia.claims import judge
 from rdfia.claims import record as claim_records
 from rdfia.claims.intervals import Estimate
-from rdfia.claims.record import ANSWERS, CLAIMS, ERRATA, Record, show
+from rdfia.claims.record import Record, show
+from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA
 
 LABS = {"tme7": "TME 7", "tme8": "TME 8", "tme9": "TME 9", "tme10": "TME 10"}
 SCOPES = {"report": "the report's sentence, with its data and networks",

@@ -15,7 +15,8 @@ import numpy as np
 
 from rdfia.claims import record as claim_records
 from rdfia.claims.ledger import Ledger
-from rdfia.claims.record import CLAIMS, Record
+from rdfia.claims.record import Record
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
 from rdfia.errors import RdfiaError, StoreError
 from rdfia.report import benchmarks, blocks, figures

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from rdfia.data.files import GIGABYTE, FeatureStore, sweep, tensors_digest, write_json
+from rdfia.data.feature_store import FeatureStore
+from rdfia.data.files import GIGABYTE, sweep, tensors_digest, write_json
 from rdfia.data.images import LAB, Preprocess, image_digest
 from rdfia.device import memory
 from rdfia.device.precision import fast_dtype, float32_products

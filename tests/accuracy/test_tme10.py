@@ -20,16 +20,10 @@ from rdfia.claims.intervals import Estimate, exact
 from rdfia.data import files
 from rdfia.experiments import gans as gan_experiments
 from rdfia.experiments.gans import COVERED, Bench, level, milestones, named
-from rdfia.gans.architecture import (
-    Discriminator,
-    GanArchitecture,
-    build,
-    discriminator_loss,
-    generator_loss,
-    parameter_counts,
-)
+from rdfia.gans.architecture import Discriminator, GanArchitecture, build, parameter_counts
 from rdfia.gans.config import LABS
 from rdfia.gans.health import within
+from rdfia.gans.losses import discriminator_loss, generator_loss
 from rdfia.gans.runs import Run, loss_variation
 from rdfia.gans.training import COLUMNS
 from rdfia.report import figures

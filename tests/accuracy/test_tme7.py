@@ -13,7 +13,7 @@ from PIL import Image
 
 from rdfia.claims import judge
 from rdfia.claims.intervals import Estimate, difference_of_means, difference_of_shares, exact, share
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets, datasets, images
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import best_recipe, scratch, transfer

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from rdfia.claims import intervals
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.experiments import gradients, mosaics, visualisation
 from rdfia.experiments.gradients import RADII, SETUPS, STINGRAY, TREATMENTS, Bench, share, summary
 from rdfia.experiments.visualisation import Setting, numbers
-from rdfia.gradients import ascent, fooling, saliency_scores
+from rdfia.gradients import fooling, saliency, saliency_scores
 from rdfia.report import figures
+from tests.accuracy import foolbox_peer
 
 STEPS = 100  # the lab's limit
 
@@ -199,7 +200,7 @@ def show_by_photo(claim: Any, bench: Bench, x: torch.Tensor, labels: torch.Tenso
     """The photos with most and least of their map in their quarter, and the first two, each beside its map."""
     order = (-energy.mean(axis=0)).argsort()
     rows = sorted({*order[:3].tolist(), 0, 1, *order[-3:].tolist()}, key=order.tolist().index)
-    maps = ascent.saliency(bench.network.module, x[rows], labels[rows], space=bench.space).cpu()
+    maps = saliency.saliency_maps(bench.network.module, x[rows], labels[rows], space=bench.space).cpu()
     bright = (maps / maps.flatten(1).quantile(0.995, dim=1)[:, None, None]).clamp(max=1).numpy()
     pixels = map(picture, bench.space.denormalise(x[rows]))
     titles = [
@@ -295,7 +296,7 @@ def test_maps_depend_on_weights_and_class(claim: Any, lens: Lens, title: str, wh
             for weight in network.module.parameters():
                 order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
                 weight.copy_(weight.flatten()[order].view_as(weight))
-    maps = ascent.saliency(network.module, bench.x, asked, space=bench.space).cpu()
+    maps = saliency.saliency_maps(network.module, bench.x, asked, space=bench.space).cpu()
     every = saliency_scores.rank_correlation(bench.maps("gradient"), maps)
     correlation = every[np.isfinite(every)]
     claim.measured(
@@ -428,7 +429,7 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
     if what:
         pytest.importorskip("eagerpy", reason="foolbox's attacks need it: pip install --no-deps eagerpy")
         other, ratio, success = "foolbox, DDN", "L2, over foolbox's", "share of ours that fools"
-        (lengths[other], theirs), hits = gradients.foolbox_closely(bench, steps), closely.reached
+        (lengths[other], theirs), hits = foolbox_peer.foolbox_closely(bench, steps), closely.reached
     else:
         other, ratio, success = "the lab's rule", "L2, over the lab's rule's", "share fooled"
         theirs, hits = lab.reached, bench.saved_and_fooled("closely")

@@ -22,10 +22,10 @@ from scipy.stats import norm, spearmanr
 
 from rdfia.claims import intervals, record
 from rdfia.claims.intervals import Estimate, exact, one_run
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.experiments import gans as gan_experiments
 from rdfia.experiments.gans import Bench, closed, named
-from rdfia.gans.architecture import discriminator_loss, generator_loss, saturating_generator_loss
+from rdfia.gans.losses import discriminator_loss, generator_loss, saturating_generator_loss
 from rdfia.gans.runs import Run, loss_variation
 from rdfia.gans.scores import nearest_neighbour
 from rdfia.gans.training import LOG_EVERY

@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 
 from rdfia.claims import record as claim_records
-from rdfia.data import assets, datasets, downloads, files, images
+from rdfia.data import assets, datasets, downloads, feature_store, files, images
 from rdfia.errors import RdfiaError
 from rdfia.gans import runs
 from rdfia.gans.training import Trainer
@@ -235,11 +235,11 @@ def readers(folder: Path) -> list[Reader]:
                     path.write_bytes(idx(*shape))
         datasets.mnist(here)
 
-    filled = files.FeatureStore(folder / "features", 4, {"tap": 3, "other": 1}, torch.float32)
+    filled = feature_store.FeatureStore(folder / "features", 4, {"tap": 3, "other": 1}, torch.float32)
     filled.write(0, {"tap": torch.arange(12.0).view(4, 3), "other": torch.ones(4, 1)})
 
     def shard(here: Path) -> None:
-        made = files.FeatureStore(here, 4, filled.widths, torch.float32)
+        made = feature_store.FeatureStore(here, 4, filled.widths, torch.float32)
         with contextlib.suppress(RdfiaError):  # reading takes the header's word, so that a damaged one is met here
             _ = made["tap"]
         made.is_done(0)  # False removes it

@@ -24,7 +24,8 @@ from rdfia.data import files
 from rdfia.data.images import CROP, Preprocess
 from rdfia.device import memory
 from rdfia.errors import FewerAtATime, RdfiaError
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import fooling
+from rdfia.gradients import saliency as saliency_module
 from rdfia.transfer import column_tiles, features, svm
 
 # Wide, so that a batch takes half a gigabyte or more, beside which stacks of threads and code do not count.
@@ -69,7 +70,7 @@ def photos(n: int) -> Tensor:
 
 
 def saliency(n: int) -> Tensor:
-    return ascent.saliency(network(), photos(n), 3, chunk=BATCH)
+    return saliency_module.saliency_maps(network(), photos(n), 3, chunk=BATCH)
 
 
 def fool(n: int) -> Tensor:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia.data import assets, datasets, files, images
+from rdfia.data import assets, datasets, feature_store, files, images
 from rdfia.errors import DatasetError, ImageError, RdfiaError, StoreError, TooLarge
 from rdfia.transfer import column_tiles, extraction, svm
 from tests.faults import victims
@@ -35,7 +35,7 @@ def fill(disk: Path, leave: int) -> Path:
     return ballast
 
 
-def extract(folder: Path, n: int = 64, progress: Any = None) -> files.FeatureStore:
+def extract(folder: Path, n: int = 64, progress: Any = None) -> feature_store.FeatureStore:
     return extraction.extract(tiny_vgg(), victims.PHOTOS[:n], victims.TAPS, root=folder, preprocess=victims.SMALL,
                               dtype=torch.float32, batch_size=1, progress=progress)  # fmt: skip
 
@@ -184,7 +184,7 @@ def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault
         Image.fromarray(photo).save(tmp_path / f"{i:02d}.png")
     paths, found, withstood = sorted(tmp_path.glob("*.png")), dict[str, str](), 0
 
-    def made() -> files.FeatureStore:
+    def made() -> feature_store.FeatureStore:
         return extraction.extract(tiny_vgg(), paths, victims.TAPS, root=tmp_path / "cache", content="photos",
                                   preprocess=victims.SMALL, dtype=torch.float32, batch_size=1)  # fmt: skip
 

@@ -87,14 +87,14 @@ def test_a_store_that_took_a_part_for_whole_would_be_seen(tmp_path: Path) -> Non
         "    path.with_suffix('.new').unlink(); path.write_bytes(data[: len(data) // 2]); time.sleep(0.1)\n"
         "    path.write_bytes(data)\n"
         "files.save_tensors = in_place\n"
-        "files.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
+        "feature_store.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
     )
     done = planted(plant, "killed", "extraction", tmp_path, 15)
     assert "checksum differs" in done.stderr or "cannot read" in done.stderr, done.stdout + done.stderr
 
 
 FORGETFUL = {
-    "extraction": "from rdfia.data import files; files.FeatureStore.is_done = lambda *_: False",
+    "extraction": "from rdfia.data import files; feature_store.FeatureStore.is_done = lambda *_: False",
     "training": "from rdfia.gans.training import Trainer; Trainer.load = lambda *_: False",
 }
 

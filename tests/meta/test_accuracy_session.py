@@ -15,7 +15,7 @@ import torch
 
 from rdfia.claims import judge
 from rdfia.claims.ledger import Ledger
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets
 from rdfia.report import figures
 from rdfia.report import page as report_page

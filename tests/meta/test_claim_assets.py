@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data.assets import ASSETS
 from rdfia.experiments import gans, gradients, transfer
 

@@ -142,14 +142,8 @@ STEPS = {
     ],
     "device/cuda_graphs": ["Replayed.__call__", "Replayed._fill", "ReplayedNetwork.__call__"],
     "device/staging": ["PinnedStaging.room", "PinnedStaging.to_device", "on_device"],
-    "gans/architecture": [
-        "_Network._run",
-        "Generator.forward",
-        "Discriminator.forward",
-        "discriminator_loss",
-        "generator_loss",
-        "r1_penalty",
-    ],
+    "gans/architecture": ["_Network._run", "Generator.forward", "Discriminator.forward"],
+    "gans/losses": ["discriminator_loss", "generator_loss", "r1_penalty"],
     "gans/augmentation": ["augmented", "_coloured", "_moved", "_cut"],
     "transfer/features": ["run_taps", "flat", "pyramid", "second_order", "_MaxPool.forward"],
 }

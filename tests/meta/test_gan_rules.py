@@ -13,7 +13,7 @@ import torch
 
 from rdfia.claims import judge
 from rdfia.claims.intervals import Estimate, exact
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import files as data_files
 from rdfia.errors import StoreError
 from rdfia.experiments import gans as gan_experiments

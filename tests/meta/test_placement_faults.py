@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rdfia.data import images
 from rdfia.gans import architecture, training
 from rdfia.gans.training import Trainer
-from rdfia.gradients import ascent, saliency_scores
+from rdfia.gradients import ascent, saliency, saliency_scores
 from rdfia.transfer import heads, svm
 from tests.placement.test_waits import fool, waits_a_turn
 from tests.support.device_cases import CASES, gan
@@ -48,7 +48,7 @@ def drawn_by_the_cpu(trainer: Trainer, n: int) -> Tensor:
 
 # fmt: off
 SLIPS = {
-    "noise": Slip(ascent, "saliency", "on_device(draws[step], x.device)", "draws[step]", "saliency"),
+    "noise": Slip(saliency, "saliency_maps", "on_device(draws[step], x.device)", "draws[step]", "saliency"),
     "labels": Slip(Trainer, "__init__", "y.to(self.device)", "y", "cdcgan_in_float32",
                    "indices should be either on cpu"),
     "limits": Slip(ascent, "limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"),
@@ -81,16 +81,16 @@ def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
     if inspect.isclass(slip.owner):
         monkeypatch.setattr(slip.owner, slip.name, names[slip.name])
         return
-    for room in (training, architecture, heads, images, ascent, saliency_scores, svm, *_importers()):
+    for room in (training, architecture, heads, images, ascent, saliency, saliency_scores, svm, *_importers()):
         if getattr(room, slip.name, None) is function:
             monkeypatch.setattr(room, slip.name, names[slip.name])
 
 
 def _importers() -> list[Any]:
     import tests.support.device_cases as cases
-    from rdfia.gradients import fooling
+    from rdfia.gradients import fooling, visualisation
 
-    return [fooling, cases]
+    return [fooling, visualisation, cases]
 
 
 @pytest.mark.parametrize("name", SLIPS)
@@ -137,7 +137,7 @@ def test_a_planted_wait_in_a_turn_of_an_ascent_is_counted(monkeypatch: pytest.Mo
 def test_a_case_that_leaves_the_device_out_covers_nothing(tmp_path: Path) -> None:
     run: Callable[..., Any] = CASES["saliency"][1]
     with pretended_device():
-        assert inspect.unwrap(ascent.saliency).__code__ in called_with_device(lambda: run("cuda", tmp_path))
+        assert inspect.unwrap(saliency.saliency_maps).__code__ in called_with_device(lambda: run("cuda", tmp_path))
         assert called_with_device(lambda: run("cpu", tmp_path)) == set()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rdfia.claims import judge
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
 from rdfia.experiments import best_recipe, transfer
 from rdfia.models import networks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rdfia.claims.record import ANSWERS, CLAIMS, ERRATA
+from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rdfia"
@@ -32,12 +32,12 @@ ARROWS = {
 ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
-    "data": "files downloads assets jpeg images datasets",
+    "data": "files feature_store downloads assets jpeg images datasets",
     "transfer": "features svm column_tiles extraction heads",
-    "gradients": "ascent fooling saliency_scores",
-    "gans": "architecture augmentation health config checkpoint training scores pixel_scores "
+    "gradients": "ascent saliency visualisation fooling saliency_scores",
+    "gans": "architecture losses augmentation health config checkpoint training scores pixel_scores digit_classifier "
     "runs",
-    "claims": "intervals judge record provenance ledger summary",
+    "claims": "intervals judge registry record provenance ledger summary",
     "report": "environment figures blocks benchmarks page",
     "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gans",
 }

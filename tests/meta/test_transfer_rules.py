@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rdfia.claims.ledger import Ledger
-from rdfia.claims.record import CLAIMS, Record
+from rdfia.claims.record import Record
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets, datasets, images
 from rdfia.data.datasets import ImageSet
 from rdfia.experiments import best_recipe, scratch, transfer

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from rdfia.claims import intervals
 from rdfia.claims.ledger import Ledger
-from rdfia.claims.record import CLAIMS, Record
+from rdfia.claims.record import Record
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import images
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gradients, mosaics, visualisation
 from rdfia.experiments.visualisation import Setting
-from rdfia.gradients import ascent, fooling, saliency_scores
-from tests.accuracy import test_tme8
+from rdfia.gradients import fooling, saliency_scores
+from rdfia.gradients import saliency as saliency_module
+from tests.accuracy import foolbox_peer, test_tme8
 
 ROOT = Path(__file__).parents[2]
 DOG, STOLE = "wire-haired fox terrier", "stole"
@@ -195,7 +197,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
     monkeypatch.setattr(test_tme8, "figures", drawn)
     monkeypatch.setattr(gradients, "Network", Looker)
     theirs = np.full(140, 0.7), np.full(140, True)
-    monkeypatch.setattr(gradients, "foolbox_closely", lambda *_: theirs)
+    monkeypatch.setattr(foolbox_peer, "foolbox_closely", lambda *_: theirs)
     monkeypatch.setitem(sys.modules, "eagerpy", types.ModuleType("eagerpy"))
     for name in gradients.TREATMENTS:
         monkeypatch.setitem(gradients.TREATMENTS, name, lambda pixels: pixels)
@@ -235,7 +237,7 @@ def maps(gradient: Tensor, smoothgrad: Tensor) -> Plant:
 
 def every_map(made: Callable[[Tensor], Tensor]) -> Plant:
     """Saliency that sees neither the network nor the class."""
-    return lambda _, patch: patch.setattr(ascent, "saliency", lambda network, x, *_, **__: made(x))
+    return lambda _, patch: patch.setattr(saliency_module, "saliency_maps", lambda network, x, *_, **__: made(x))
 
 
 def blurred_noise(bench: Made, patch: pytest.MonkeyPatch) -> None:
@@ -250,7 +252,7 @@ def another_quarter(bench: Made, patch: pytest.MonkeyPatch) -> None:
 
 def marked(dog: float, stole: float) -> Plant:
     """Maps of which so much, of others half, is the detector's, and the rest is spread evenly."""
-    kept = ascent.saliency
+    kept = saliency_module.saliency_maps
 
     def spread(network: nn.Module, x: Tensor, labels: Tensor, **options: Any) -> Tensor:
         maps = kept(network, x, labels, **options)
@@ -258,7 +260,7 @@ def marked(dog: float, stole: float) -> Plant:
         even = torch.full_like(maps, 1 / maps[0].numel())
         return share * maps / maps.sum((1, 2), keepdim=True) + (1 - share) * even
 
-    return lambda _, patch: patch.setattr(ascent, "saliency", spread)
+    return lambda _, patch: patch.setattr(saliency_module, "saliency_maps", spread)
 
 
 def fools(**changed: Any) -> Plant:
@@ -505,7 +507,7 @@ def test_each_photo_has_its_own_scores_in_every_round(monkeypatch: pytest.Monkey
         inside = labels[:, None, None] / 100
         return place * inside / 64 + (1 - place) * (1 - inside) / 192
 
-    monkeypatch.setattr(ascent, "saliency", saliency)
+    monkeypatch.setattr(saliency_module, "saliency_maps", saliency)
     labels = torch.arange(5, 101, 5)[torch.randperm(20, generator=torch.Generator().manual_seed(1))]
     found = mosaics.by_photo(nn.Identity(), torch.zeros(20, 3, 8, 8), labels, rounds=3)
     assert found["energy"].shape == (3, 20)

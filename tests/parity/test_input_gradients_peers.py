@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rdfia.data.images import CROP
-from rdfia.gradients.ascent import saliency
+from rdfia.gradients.saliency import saliency_maps
 from rdfia.models import networks
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
@@ -40,19 +40,19 @@ def theirs(method: type[Any], network: nn.Module, x: Tensor, **settings: Any) ->
 def test_saliency_is_captums(name: str, chunk: int) -> None:
     build, size = NETWORKS[name]
     network, x = build().double(), photos(5, size).double()
-    ours, captums = saliency(network, x, TARGET, chunk=chunk), theirs(Saliency, network, x)
+    ours, captums = saliency_maps(network, x, TARGET, chunk=chunk), theirs(Saliency, network, x)
     scale = captums.amax()
     assert_close(ours / scale, captums / scale, "gradient")
     assert torch.equal(ours.flatten(1).argmax(1), captums.flatten(1).argmax(1))
     with pytest.raises(AssertionError, match="off"):  # the planted fault: the next class
-        assert_close(saliency(network, x, [(t + 1) % 5 for t in TARGET]) / scale, captums / scale, "gradient")
+        assert_close(saliency_maps(network, x, [(t + 1) % 5 for t in TARGET]) / scale, captums / scale, "gradient")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradient_x_input_is_captums(name: str) -> None:
     build, size = NETWORKS[name]
     network, x = build().double(), photos(5, size).double()
-    ours, captums = saliency(network, x, TARGET, kind="gradient x input"), theirs(InputXGradient, network, x)
+    ours, captums = saliency_maps(network, x, TARGET, kind="gradient x input"), theirs(InputXGradient, network, x)
     assert_close(ours / captums.amax(), captums / captums.amax(), "gradient")
 
 
@@ -61,14 +61,14 @@ def test_smoothgrad_is_captums_but_for_chance() -> None:
     network, x = tiny_vgg().double(), photos(5, 16).double()
     spread = float(0.5 * (x[:1].amax() - x[:1].amin()))
     x = x[:1].expand(5, -1, -1, -1).contiguous()  # one photo, five classes: captum has one noise level for a batch
-    first, second = (saliency(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.5, seed=seed)
+    first, second = (saliency_maps(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.5, seed=seed)
                      for seed in (0, 1))  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         tunnel = NoiseTunnel(Saliency(network)).attribute(
             x, nt_type="smoothgrad", nt_samples=300, nt_samples_batch_size=50, stdevs=spread, target=TARGET, abs=False
         )
-    captums, plain = tunnel.abs().amax(1), saliency(network, x, TARGET)
+    captums, plain = tunnel.abs().amax(1), saliency_maps(network, x, TARGET)
 
     def apart(a: Tensor, b: Tensor) -> Tensor:
         return (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)
@@ -76,7 +76,7 @@ def test_smoothgrad_is_captums_but_for_chance() -> None:
     chance = apart(first, second)
     assert (apart(first, captums) < 1.5 * chance).all()
     assert (apart(first, plain) > 2 * chance).all()  # the gradient itself would be noticed
-    half = saliency(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.2, seed=0)
+    half = saliency_maps(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.2, seed=0)
     assert (apart(half, captums) > 1.5 * chance).any()  # and so would another level of noise
 
 
@@ -94,7 +94,7 @@ def test_our_counter_is_torchs_where_torchs_works(name: str) -> None:
 def test_as_many_flops_as_captum() -> None:
     network, x = NETWORKS["squeezenet1_1"][0](), photos(5, 64)
     with FlopCount() as ours:
-        saliency(network, x, TARGET)
+        saliency_maps(network, x, TARGET)
     with FlopCount() as captums:
         theirs(Saliency, network, x)
     assert ours.total == captums.total

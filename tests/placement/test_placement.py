@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.errors import FewerAtATime
-from rdfia.gradients import ascent
+from rdfia.gradients import saliency
 from tests.support.device_cases import CASES, wide
 from tests.support.device_coverage import HOST, callables_of_devices, called_with_device
 from tests.support.pretended_device import pretended_device
@@ -69,11 +69,11 @@ class OneAtATime(nn.Module):
 
 def test_a_device_whose_memory_runs_out_goes_on_with_fewer_images() -> None:
     _, x = wide("cpu")
-    expected = ascent.saliency(tiny_vgg().double(), x, [1, 2, 3])
+    expected = saliency.saliency_maps(tiny_vgg().double(), x, [1, 2, 3])
     with pretended_device():
         network = OneAtATime().eval().to("cuda")
         with pytest.warns(FewerAtATime):
-            got = ascent.saliency(network, x, [1, 2, 3])
+            got = saliency.saliency_maps(network, x, [1, 2, 3])
         compare(got, expected, "gradient")
 
 

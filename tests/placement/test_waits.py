@@ -15,7 +15,7 @@ import torch
 from rdfia.data.images import CROP
 from rdfia.gans import architecture
 from rdfia.gans.training import Trainer
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.transfer import extraction, features
 from tests.support.device_cases import SPACE, TAPS, gan, photos, wide
 from tests.support.pretended_device import pretended_device
@@ -53,12 +53,12 @@ def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(
 
 def smoothgrad(n: int) -> None:
     network, x = wide("cuda")
-    ascent.saliency(network, x, [1, 2, 3], kind="smoothgrad", samples=n)
+    saliency.saliency_maps(network, x, [1, 2, 3], kind="smoothgrad", samples=n)
 
 
 def visualise(n: int) -> None:
     network, _ = wide("cuda")
-    ascent.visualise(network, [1, 2, 3], steps=n, size=16, jitter=2)
+    visualisation.visualise(network, [1, 2, 3], steps=n, size=16, jitter=2)
 
 
 def fool(n: int) -> None:
@@ -92,7 +92,7 @@ def test_a_gradient_for_saliency_waits_once() -> None:
     network, x = wide("cpu")
     with pretended_device() as device:
         network, x = network.to("cuda"), x.to("cuda")
-        ascent.saliency(network, x, 1, space=None)
+        saliency.saliency_maps(network, x, 1, space=None)
         assert len(device.reads) <= 3, device.reads
 
 

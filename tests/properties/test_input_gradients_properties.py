@@ -13,8 +13,9 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from rdfia.data.images import CROP, blur
-from rdfia.gradients.ascent import length_of, saliency, unit, visualise
+from rdfia.gradients.ascent import length_of, unit
 from rdfia.gradients.fooling import eight_bits, fool, fool_closely
+from rdfia.gradients.saliency import saliency_maps
 from rdfia.gradients.saliency_scores import (
     area,
     high_frequency_share,
@@ -24,6 +25,7 @@ from rdfia.gradients.saliency_scores import (
     rank_correlation,
     total_variation,
 )
+from rdfia.gradients.visualisation import visualise
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
@@ -50,8 +52,8 @@ def chosen(rows: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
 @given(ROWS, KINDS, st.integers(1, 9))
 def test_a_batch_of_maps_is_a_loop_of_singles(rows: list[tuple[int, int]], kind: Any, chunk: int) -> None:
     x, target = chosen(rows)
-    together = saliency(NETWORK, x, target, kind=kind, samples=2, chunk=chunk)
-    alone = [saliency(NETWORK, image[None], wanted, kind=kind, samples=2)[0]
+    together = saliency_maps(NETWORK, x, target, kind=kind, samples=2, chunk=chunk)
+    alone = [saliency_maps(NETWORK, image[None], wanted, kind=kind, samples=2)[0]
              for image, wanted in zip(x, target, strict=True)]  # fmt: skip
     assert_close(together, torch.stack(alone), "gradient")
 

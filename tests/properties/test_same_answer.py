@@ -13,7 +13,7 @@ from PIL import Image
 
 from rdfia.data.images import CROP, Preprocess
 from rdfia.device import staging
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import fooling, saliency
 from rdfia.transfer import column_tiles, extraction, features, svm
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close, decided
@@ -94,8 +94,8 @@ def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> N
 def test_input_gradients(threads: int, chunk: int) -> None:
     network = tiny_vgg()
     y = torch.arange(9) % 5
-    assert_close(ascent.saliency(network, X, y, chunk=chunk),
-                 torch.cat([ascent.saliency(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]),
+    assert_close(saliency.saliency_maps(network, X, y, chunk=chunk),
+                 torch.cat([saliency.saliency_maps(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]),
                  "gradient")  # fmt: skip
     found = fooling.fool(network, X, (y + 1) % 5, steps=5, chunk=chunk)
     alone = [fooling.fool(network, x[None], int(t + 1) % 5, steps=5) for x, t in zip(X, y, strict=True)]

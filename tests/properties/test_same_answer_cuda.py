@@ -13,7 +13,7 @@ from rdfia.data.images import CROP, Preprocess
 from rdfia.device import cuda_graphs, precision, staging
 from rdfia.gans import architecture
 from rdfia.gans.training import Trainer
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.transfer import column_tiles, extraction, svm
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
@@ -109,8 +109,8 @@ def test_replayed_ascents() -> None:
     network, x = tiny_vgg().double(), images(9, torch.float64)
     options: dict[str, Any] = {"steps": 30, "size": 16, "jitter": 3, "chunk": 8}
     there = tiny_vgg().double().cuda()
-    got = ascent.visualise(there, y, **options).x
-    assert_close(got.cpu(), ascent.visualise(network, y, **options).x, "ascent")
+    got = visualisation.visualise(there, y, **options).x
+    assert_close(got.cpu(), visualisation.visualise(network, y, **options).x, "ascent")
     fooled = fooling.fool(there, x.cuda(), (y + 1) % 5, lr=0.05, steps=60, chunk=4)
     alone = fooling.fool(network, x, (y + 1) % 5, lr=0.05, steps=60, chunk=4)
     assert fooled.status == alone.status
@@ -122,9 +122,9 @@ def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
     """More calls than are made before a capture, then weights in other memory, which must not be those of before."""
     here, there, x = tiny_vgg().double(), tiny_vgg().double().cuda(), images(7, torch.float64)
     for _ in range(2):
-        expected = ascent.saliency(here, x, 1, kind=kind, samples=3)
+        expected = saliency.saliency_maps(here, x, 1, kind=kind, samples=3)
         for _ in range(cuda_graphs.PATIENCE + 3):
-            got = ascent.saliency(there, x.cuda(), 1, kind=kind, samples=3)
+            got = saliency.saliency_maps(there, x.cuda(), 1, kind=kind, samples=3)
             assert_close(got.cpu(), expected, "gradient")
         assert [len(passes.captured) for passes in cuda_graphs._last] == [1]
         for network in (here, there):

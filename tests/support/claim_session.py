@@ -20,7 +20,8 @@ import pytest
 from rdfia.claims.intervals import LEVEL, Estimate
 from rdfia.claims.judge import OUTCOMES
 from rdfia.claims.ledger import Ledger
-from rdfia.claims.record import CLAIMS, ClaimError, Record, counts, show
+from rdfia.claims.record import ClaimError, Record, counts, show
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
 from rdfia.errors import AssetUnavailable, RdfiaError
 from tests.support.budget import Budget, Costs, duration, machine_speed

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.device import memory
 from rdfia.device import precision as compute_types
-from rdfia.gans import architecture, health, pixel_scores, runs, training
+from rdfia.gans import architecture, digit_classifier, health, pixel_scores, runs, training
+from rdfia.gans import losses as gan_losses
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.architecture import GanArchitecture
 from rdfia.gans.config import GanConfig
 from rdfia.gans.training import Trainer
-from rdfia.gradients import ascent, fooling, saliency_scores
+from rdfia.gradients import ascent, fooling, saliency_scores, visualisation
+from rdfia.gradients import saliency as saliency_module
 from rdfia.models import networks
 from rdfia.transfer import column_tiles, extraction, features, heads, svm
 from tests.support.tiny_networks import tiny_vgg
@@ -152,15 +154,15 @@ def classes(device: str, _: Path) -> Results:
 def saliency(device: str, _: Path) -> Results:
     network, x = wide(device)
     target, kinds = torch.tensor(TARGET).to(device), ("gradient", "gradient x input", "smoothgrad")
-    return {kind: ascent.saliency(network, x, target, kind=kind, samples=2) for kind in kinds}  # type: ignore[arg-type]
+    return {kind: saliency_module.saliency_maps(network, x, target, kind=kind, samples=2) for kind in kinds}  # type: ignore[arg-type]
 
 
 @case("ascent")
 def visualise(device: str, _: Path) -> Results:
     network, x = wide(device)
     options: dict[str, Any] = {"steps": [2, 3, 4], "lr": [5.0, 9.0, 1.0], "jitter": 3, "blur_every": 2, "size": 16}
-    free = ascent.visualise(network, TARGET, seeds=[1, 2, 3], **options)
-    photo = ascent.visualise(network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options)
+    free = visualisation.visualise(network, TARGET, seeds=[1, 2, 3], **options)
+    photo = visualisation.visualise(network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options)
     return {"from noise": free.x, "noise": free.start, "from photos": photo.x}
 
 
@@ -244,8 +246,8 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
     assert images.device == torch.device(device)
     with torch.no_grad():
         logits = second.discriminator(images, labels)
-    of_logits = torch.stack([architecture.discriminator_loss(logits, -logits, 0.1), architecture.generator_loss(logits),
-                             architecture.saturating_generator_loss(logits)])  # fmt: skip
+    of_logits = torch.stack([gan_losses.discriminator_loss(logits, -logits, 0.1), gan_losses.generator_loss(logits),
+                             gan_losses.saturating_generator_loss(logits)])  # fmt: skip
     found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": of_logits}
     return found | ({"images": images, "running": running} if precision == "float32" else {})  # a few roundings on
 
@@ -297,9 +299,11 @@ def digit_reader(device: str, folder: Path) -> Results:
     recipe: dict[str, Any] = {"steps": 3, "batch": 8, "device": device, "lr": 1e-4}
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        reader = gan_scores.digit_classifier(x, y, folder=folder, dtype=dtype, **recipe)
-        rows, _ = gan_scores.features_of(reader, x, batch=9)
-        again, _ = gan_scores.features_of(gan_scores.digit_classifier(x, y, folder=folder, dtype=dtype, **recipe), x)
+        reader = digit_classifier.cached_digit_classifier(x, y, folder=folder, dtype=dtype, **recipe)
+        rows, _ = digit_classifier.features_of(reader, x, batch=9)
+        again, _ = digit_classifier.features_of(
+            digit_classifier.cached_digit_classifier(x, y, folder=folder, dtype=dtype, **recipe), x
+        )
         assert np.abs(rows - again).max() < 1e-5
         with torch.no_grad():
             found[str(dtype)] = reader(_random(2, 1, 32, 32).to(device))

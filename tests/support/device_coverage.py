@@ -20,8 +20,8 @@ ROOMS = {
     "transfer": "features extraction column_tiles svm heads",
     "models": "networks",
     "data": "images jpeg",
-    "gradients": "ascent fooling saliency_scores",
-    "gans": "architecture augmentation training health scores pixel_scores runs checkpoint",
+    "gradients": "ascent saliency visualisation fooling saliency_scores",
+    "gans": "architecture losses augmentation training health scores pixel_scores digit_classifier runs checkpoint",
     "device": "memory staging precision cuda_graphs",
 }
 _TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rdfia import __version__
 from rdfia.__main__ import main
-from rdfia.claims.record import CLAIMS
+from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets, files
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia.claims import intervals, judge
+from rdfia.claims import intervals, judge, registry
 from rdfia.claims import record as claim_records
 from rdfia.claims.ledger import Ledger
 from rdfia.claims.record import ClaimError, Record
@@ -99,7 +99,7 @@ def test_a_committed_run_whose_outcome_is_not_its_pin_is_refused(ledger: Ledger,
         commit(tmp_path, device, device)
     record = ledger.recorded("tme7.best")
     assert (record.verdict, record.recorded["outcome"], record.recorded["date"]) == ("recorded", "reached", "cpu")
-    assert record.statement == claim_records.CLAIMS["tme7.best"].statement
+    assert record.statement == registry.CLAIMS["tme7.best"].statement
     other = Ledger(tmp_path, "short", "cuda")
     other.pins = {"tme7.best|full|ours": {"outcome": "contradicted"}}
     with pytest.raises(ClaimError, match="committed run on cuda is supported, its pin says contradicted"):
@@ -113,7 +113,7 @@ def test_the_latest_of_several_runs_on_this_device_is_taken(ledger: Ledger, tmp_
 
 
 def test_a_record_of_other_bounds_is_stale(ledger: Ledger, tmp_path: Path) -> None:
-    bounds = claim_records.CLAIMS["tme7.best"].bounds
+    bounds = registry.CLAIMS["tme7.best"].bounds
     name = next(iter(bounds))
     part = {"name": name, "value": 1.0, "low": 1.0, "high": 1.0}
     commit(tmp_path, "cpu", "2026-01-01", parts=[part], bounds=judge.bounds_digest({name: bounds[name]}))

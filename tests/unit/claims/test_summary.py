@@ -8,7 +8,8 @@ import pytest
 
 from rdfia.claims import summary
 from rdfia.claims.ledger import committed
-from rdfia.claims.record import CLAIMS, Record
+from rdfia.claims.record import Record
+from rdfia.claims.registry import CLAIMS
 from rdfia.errors import ArgumentError
 
 ROOT = Path(__file__).parents[3]

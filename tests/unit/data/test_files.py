@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rdfia.data import files
-from rdfia.errors import ArgumentError, StoreError, TooLarge
+from rdfia.data import feature_store, files
+from rdfia.errors import ArgumentError, StoreError
 
 
 @pytest.fixture
@@ -115,9 +115,9 @@ def test_read_json_names_the_file(tmp_path: Path) -> None:
         files.read_json(tmp_path / "y.json")
 
 
-def filled(folder: Path) -> tuple[files.FeatureStore, torch.Tensor]:
+def filled(folder: Path) -> tuple[feature_store.FeatureStore, torch.Tensor]:
     matrix = torch.arange(50, dtype=torch.float32).reshape(10, 5)
-    made = files.FeatureStore(folder, 10, {"t": 5}, torch.float32, shard_rows=4)
+    made = feature_store.FeatureStore(folder, 10, {"t": 5}, torch.float32, shard_rows=4)
     for shard, rows in enumerate(made.shards):
         made.write(shard, {"t": matrix[rows]})
     return made, matrix
@@ -143,18 +143,6 @@ def test_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
         made["t"]
 
 
-def test_a_store_that_is_only_read_notices_an_altered_byte(tmp_path: Path) -> None:
-    made, matrix = filled(tmp_path)
-    read = files.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)
-    assert torch.equal(read["t"], matrix)
-    data = bytearray(made.path(1).read_bytes())
-    data[-1] ^= 1
-    made.path(1).write_bytes(data)
-    for one in (made, read, files.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)):
-        with pytest.raises(StoreError, match=r"shard-00001.* was altered"):
-            list(one.tiles("t"))
-
-
 @pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), RuntimeError("open files"), MemoryError()])
 def test_a_shard_that_cannot_be_read_now_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -176,21 +164,6 @@ def test_a_shard_that_cannot_be_read_now_is_kept(
 
 def refused_by_the_system() -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
-
-
-def test_size_is_refused_beforehand(tmp_path: Path) -> None:
-    made = files.FeatureStore(tmp_path / "new", 4485, {"relu4_3": 401_408, "pool5": 25_088}, torch.float32)
-    assert made.nbytes == 4485 * (401_408 + 25_088) * 4
-    with pytest.raises(TooLarge, match=r"7\.65 GB, the cap is 1\.00 GB.*relu4_3 7\.20 GB.*bfloat16"):
-        made.check_size(10**9)
-    endless = files.FeatureStore(tmp_path / "new", 10**7, {"relu4_3": 401_408}, torch.float32)
-    with pytest.raises(TooLarge, match="what the disk has left"):
-        endless.check_size(10**18)
-
-
-def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="n=0"):
-        files.FeatureStore(tmp_path, 0, {"t": 1}, torch.float32)
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from rdfia.errors import FewerAtATime, NotCaptured
 from rdfia.gans import architecture
 from rdfia.gans.config import GanConfig
 from rdfia.gans.training import Trainer
-from rdfia.gradients import ascent, fooling
+from rdfia.gradients import ascent, fooling, saliency, visualisation
 from tests.support import replaying
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tiny_networks import tiny_vgg
@@ -279,7 +279,7 @@ def fooled(network: torch.nn.Module) -> list[Tensor]:
 
 
 def visualised(network: torch.nn.Module) -> list[Tensor]:
-    return [ascent.visualise(network, Y, steps=[30, 12, 12, 5, 30, 30, 30], size=16, jitter=3, chunk=8).x]
+    return [visualisation.visualise(network, Y, steps=[30, 12, 12, 5, 30, 30, 30], size=16, jitter=3, chunk=8).x]
 
 
 @pytest.fixture
@@ -328,12 +328,12 @@ def test_a_pass_that_cannot_be_captured_goes_on_eagerly_and_says_so(
 
 def gradients(network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.PATIENCE + 1) -> Tensor:
     """A saliency map has one turn of the loop: what is captured has to outlive it to be replayed."""
-    return [ascent.saliency(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
+    return [saliency.saliency_maps(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
 
 
 def eager(network: torch.nn.Module, x: Tensor = X) -> Tensor:
     hook = network.register_forward_hook(lambda *_: None)
-    found = ascent.saliency(network, x, Y[: len(x)], space=None)
+    found = saliency.saliency_maps(network, x, Y[: len(x)], space=None)
     hook.remove()
     return found
 

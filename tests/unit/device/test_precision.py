@@ -15,7 +15,7 @@ from torch import nn
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device import precision
 from rdfia.gans import architecture, scores, training
-from rdfia.gradients import ascent
+from rdfia.gradients import ascent, saliency
 from rdfia.report import environment
 from rdfia.transfer import column_tiles, extraction, features, heads
 from tests.support.tiny_networks import tiny_vgg
@@ -196,7 +196,7 @@ def sample(network: nn.Module) -> None:
 WORK: dict[str, Callable[[nn.Module], Any]] = {
     "features": lambda n: list(features.stream(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)),
     "gram": lambda n: column_tiles.accumulate(n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL),
-    "input_gradients": lambda n: ascent.saliency(n, SMALL.normalise(IMAGES), 1),
+    "input_gradients": lambda n: saliency.saliency_maps(n, SMALL.normalise(IMAGES), 1),
     "gan_training": train_gan,
     "gans": sample,
     "heads": lambda n: (

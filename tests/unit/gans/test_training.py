@@ -31,6 +31,7 @@ from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError,
 from rdfia.gans import architecture as gan_architecture
 from rdfia.gans import augmentation as gan_augmentation
 from rdfia.gans import config as gan_config
+from rdfia.gans import losses as gan_losses
 from rdfia.gans import training
 from rdfia.gans.architecture import KINDS, GanArchitecture, stream
 from rdfia.gans.augmentation import KINDS as KINDS_OF_CHANGE
@@ -44,7 +45,7 @@ from tests.support.tolerances import assert_close
 from tests.unit.gans.test_augmentation import each_by_hand
 
 ROOT = Path(__file__).parents[3]
-LOSS_OF_D = gan_architecture.discriminator_loss  # before a test puts another in its place
+LOSS_OF_D = gan_losses.discriminator_loss  # before a test puts another in its place
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bfloat16, running mean": {"precision": "bfloat16", "ema": 0.9},
@@ -244,9 +245,9 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
         made._inputs = inputs  # type: ignore[method-assign]
         return made
 
-    D, G = gan_architecture.discriminator_loss, gan_architecture.generator_loss
-    monkeypatch.setattr(gan_architecture, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
-    monkeypatch.setattr(gan_architecture, "generator_loss", lambda z: G(z.double()))
+    D, G = gan_losses.discriminator_loss, gan_losses.generator_loss
+    monkeypatch.setattr(gan_losses, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
+    monkeypatch.setattr(gan_losses, "generator_loss", lambda z: G(z.double()))
     return exact
 
 
@@ -357,7 +358,7 @@ def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: p
         look(loss.detach())
         return loss
 
-    monkeypatch.setattr(gan_architecture, "discriminator_loss", looking)
+    monkeypatch.setattr(gan_losses, "discriminator_loss", looking)
     made = trainer(config())
     with Waits() as waits:
         made.step()
@@ -365,7 +366,7 @@ def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: p
 
 
 INNER = {"step", "_inputs", "_draws", "_updates", "_update", "_batch", "draw", "_autocast", "_move_mean"}
-NETWORK = {"_run", "forward", "discriminator_loss", "generator_loss", "r1_penalty"}
+NETWORK, LOSSES = {"_run", "forward"}, {"discriminator_loss", "generator_loss", "r1_penalty"}
 
 
 def waiting_calls(source: str, functions: set[str]) -> list[str]:
@@ -384,6 +385,7 @@ def waiting_calls(source: str, functions: set[str]) -> list[str]:
 def test_the_source_of_a_step_fetches_nothing() -> None:
     assert waiting_calls(inspect.getsource(training), INNER) == []
     assert waiting_calls(inspect.getsource(gan_architecture), NETWORK) == []
+    assert waiting_calls(inspect.getsource(gan_losses), LOSSES) == []
     augmentation = {"augmented", "_coloured", "_moved", "_cut"}
     assert waiting_calls(inspect.getsource(gan_augmentation), augmentation) == []
 
@@ -563,13 +565,13 @@ def test_r1_is_half_the_squared_slope_of_d() -> None:
     """By hand for a linear D; image by image, by autograd in float64, for a D without BatchNorm."""
     x = torch.rand(5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     w = torch.linspace(-1, 1, 256, dtype=torch.float64).requires_grad_()
-    penalty = gan_architecture.r1_penalty(x.flatten(1) @ w, x)
+    penalty = gan_losses.r1_penalty(x.flatten(1) @ w, x)
     assert_close(penalty, w.square().sum() / 2, "loss")
     assert_close(torch.autograd.grad(penalty, w)[0], w, "gradient")
     D = gan_architecture.build(config("cdcgan", norm_D="spectral").architecture, 0)[0].double().eval()
     y = torch.arange(5) % 3
     each = [torch.autograd.grad(D(x[i : i + 1], y[i : i + 1]).sum(), x)[0][i].square().sum() for i in range(5)]
-    assert_close(gan_architecture.r1_penalty(D(x, y), x), torch.stack(each).mean() / 2, "loss")
+    assert_close(gan_losses.r1_penalty(D(x, y), x), torch.stack(each).mean() / 2, "loss")
 
 
 @pytest.mark.parametrize("norm_D", ["batch", "spectral"])
@@ -581,7 +583,7 @@ def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
     y = None if kind == "dcgan" else torch.arange(4) % 3
 
     def penalty() -> Tensor:
-        return gan_architecture.r1_penalty(D(x, y), x)
+        return gan_losses.r1_penalty(D(x, y), x)
 
     slopes = torch.autograd.grad(penalty(), list(D.parameters()), allow_unused=True)  # none for the last shift
     for weight, slope in zip(D.parameters(), slopes, strict=True):
@@ -849,7 +851,7 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return run
 
     if where == "a step":  # between the update of D and that of G
-        monkeypatch.setattr(gan_architecture, "generator_loss", dies(where, gan_architecture.generator_loss, 31))
+        monkeypatch.setattr(gan_losses, "generator_loss", dies(where, gan_losses.generator_loss, 31))
     elif where == "the tensors":
         monkeypatch.setattr(safetensors.torch, "save_file", dies(where, safetensors.torch.save_file, 2, half=True))
     elif where == "the index":
@@ -1052,7 +1054,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(kept: Path, monke
         return loss * (math.nan if next(steps) == 57 else 1.0)
 
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    monkeypatch.setattr(gan_architecture, "discriminator_loss", breaks)
+    monkeypatch.setattr(gan_losses, "discriminator_loss", breaks)
     message = r"step 57: a loss is not finite \(\[   57/  100\] Loss_D: nan .*lower lr=0\.0002.*step-50\.safetensors"
     with pytest.raises(DivergedError, match=message):
         train(wanted, *data(wanted), folder=kept, checkpoint_every=25, log=lines.append)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rdfia.claims import intervals
+from rdfia.claims import intervals, registry
 from rdfia.claims import record as claim_records
 from rdfia.claims.ledger import Ledger
 from rdfia.claims.record import ClaimError
@@ -149,7 +149,7 @@ def test_an_undecided_claim_of_another_version_is_listed_too(tmp_path: Path) -> 
 
 
 def test_what_was_changed_after_a_result_was_seen_is_shown(tmp_path: Path) -> None:
-    changed = {row.id: row.changed for row in claim_records.CLAIMS.values() if row.changed}
+    changed = {row.id: row.changed for row in registry.CLAIMS.values() if row.changed}
     run = Ledger(tmp_path, "short", "cpu")
     for claim_id in changed:
         run.unavailable(claim_id, "", "not here")
@@ -163,8 +163,8 @@ def test_what_needs_no_script_is_visible_without_it(page: str) -> None:
 
 
 def test_every_answer_is_listed_and_text_only_ones_are_not_counted(page: str) -> None:
-    labs = {claim.lab for claim in claim_records.CLAIMS.values()}
-    rows = [row for row in claim_records.ANSWERS if row["lab"] in labs]
+    labs = {claim.lab for claim in registry.CLAIMS.values()}
+    rows = [row for row in registry.ANSWERS if row["lab"] in labs]
     assert all(f'id="{row["lab"]}-{row["answer"]}"' in page for row in rows)
     assert page.count("Text only: no program can check it") == sum(not row["executable"] for row in rows)
 

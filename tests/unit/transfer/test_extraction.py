@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia.data.files import FeatureStore
+from rdfia.data.feature_store import FeatureStore
 from rdfia.errors import ArgumentError, ImageError, TooLarge
 from rdfia.transfer import extraction, features
 from rdfia.transfer.extraction import Team

@@ -1,0 +1,61 @@
+"""TME 8: saliency maps: which pixels a class score depends on most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rdfia.data.images import CROP, Preprocess
+from rdfia.device.memory import told
+from rdfia.device.staging import on_device
+from rdfia.errors import ArgumentError
+from rdfia.gradients.ascent import Turn, ascend, check_images, logit_of, per_image
+
+
+@told("saliency maps: give fewer images, or smaller ones")
+@torch.inference_mode(False)
+def saliency_maps(
+    network: nn.Module,
+    x: Tensor,
+    target: int | Sequence[int] | Tensor,
+    *,
+    kind: Literal["gradient", "gradient x input", "smoothgrad"] = "gradient",
+    samples: int = 16,
+    noise: float = 0.15,
+    seed: int = 0,
+    space: Preprocess | None = CROP,
+    chunk: int | None = None,
+) -> Tensor:
+    """Saliency maps, B x H x W, not negative: the maximum over RGB of |d logit / d x| (Simonyan et al. 2014; TME 8 q1).
+
+    `x` is B x 3 x H x W normalised by `space` (None: any values); `target` the class of each image. "gradient x input"
+    weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is the mean gradient over `samples` noisy
+    copies, whose noise, the same for every image, has a standard deviation of `noise` times the image's range. The
+    network sees channels-last tensors: its forward wants flatten where it has view. Raises ArgumentError (shape, range,
+    target, train mode), WeightsError (NaN) and TooLarge (memory).
+    """
+    if kind not in ("gradient", "gradient x input", "smoothgrad") or samples < 1 or not 0 <= noise < math.inf:
+        raise ArgumentError(f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "
+                            "or 'smoothgrad', 1 sample or more, noise from 0")  # fmt: skip
+    x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
+    climbed = logit_of(chosen)
+    if kind != "smoothgrad":  # one turn, whose new x is the gradient itself
+        gradient = ascend(network, x, climbed, lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
+        return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
+    generator, mean = torch.Generator().manual_seed(seed), torch.zeros_like(x)
+    draws = [torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype) for _ in range(samples)]
+    spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
+
+    def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
+        return x + spread[on_device(rows, x.device)] * on_device(draws[step], x.device)
+
+    def update(turn: Turn) -> Tensor:  # the image stays, the gradients are added up
+        mean[on_device(turn.rows, mean.device)] += turn.gradient / samples
+        return turn.x
+
+    ascend(network, x, climbed, update, steps=samples, view=view, chunk=chunk)
+    return mean.abs().amax(1)
