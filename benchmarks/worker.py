@@ -102,6 +102,12 @@ def strangers(tree: Path) -> list[str]:
     return [f"{name} from {file}" for name, file in files.items() if not file.is_relative_to(tree.resolve())]
 
 
+def require_modules_of(tree: Path) -> None:
+    """ImportError: modules of ours were loaded from elsewhere, so that a time would be of other code than the tree's."""
+    if wrong := strangers(tree):
+        raise ImportError(f"it has no {wrong[0]} (another tree's, as {len(wrong)} in all)")
+
+
 def _slowed(call: Callable[[], Any], share: float) -> Callable[[], Any]:
     """`call`, followed by busy waiting for `share` of its own time: a planted slowdown."""
     if not share:
@@ -144,6 +150,8 @@ def serve(device: str) -> None:
     try:
         from benchmarks import pairs, references, ways
         from benchmarks.rows import ROWS, synchronised
+
+        require_modules_of(Path.cwd())
     except ImportError as error:  # these benchmarks are of the head, the package may be one of before a module moved
         tell({"error": f"the package of this tree cannot be timed by these benchmarks: {error}"})
         return
@@ -184,8 +192,7 @@ def serve(device: str) -> None:
                 timed.append(ours)
                 if asked.get("beside"):
                     timed.append(pairs.Sampler(synchronised(both[1], device)))
-                if wrong := strangers(Path.cwd()):
-                    raise ImportError(f"not of this tree: {', '.join(wrong)}")
+                require_modules_of(Path.cwd())
                 answer = ours.repeats
             elif asked["what"] == "sample":
                 answer = timed[0]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -343,7 +344,9 @@ def test_a_base_whose_modules_lie_elsewhere_is_not_compared_and_the_gate_says_wh
     race = gate.Race(base=tmp_path)
     found = race.round([("Frechet distance", "base"), ("Frechet distance", "reference"), ("control", "base")])
     assert [*found] == [("Frechet distance", "reference")]
-    assert "cannot be timed by these benchmarks: No module named 'rdfia." in race.cannot["Frechet distance"]
+    # Installed in place, the package that is there fills in for what the base lacks: the worker sees that too.
+    missing = r"cannot be timed by these benchmarks: (No module named 'rdfia\.|it has no rdfia\.)"
+    assert re.search(missing, race.cannot["Frechet distance"])
     assert race.cannot.keys() == {"Frechet distance", "control"}
     said = gate.findings({("Frechet distance", "base"): []}, lambda again: {}, {("Frechet distance", "base"): 1.0})
     assert said[0]._replace(why="its modules lie elsewhere").text.endswith("cannot run it: its modules lie elsewhere")
