@@ -1,4 +1,6 @@
-"""TME 8 against the clock: saliency maps, fooling images and class visualisation on SqueezeNet 1.1, 224 pixels."""
+"""TME 8 against the clock: saliency maps, fooling images and class visualisation on SqueezeNet 1.1,
+224 pixels.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def squeezenet(device: str) -> Any:
 
 @functools.cache
 def photos(n: int, device: str) -> Tensor:
-    pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in smooth_photos(n, 224)])
+    pixels = torch.stack(
+        [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in smooth_photos(n, 224)]
+    )
     return CROP.normalise(pixels.float() / 255).to(device)
 
 
@@ -35,7 +39,11 @@ def saliency_and_captum(device: str, _dtype: torch.dtype, prepare: Prepare) -> t
     target, theirs = alive(network, x), prepare(network)
 
     def peer() -> list[Tensor]:
-        return [Saliency(theirs).attribute(x.clone().requires_grad_(), torch.tensor(target, device=device)).amax(1)]
+        return [
+            Saliency(theirs)
+            .attribute(x.clone().requires_grad_(), torch.tensor(target, device=device))
+            .amax(1)
+        ]
 
     return lambda: [saliency.saliency_maps(network, x, target)], peer
 
@@ -43,8 +51,10 @@ def saliency_and_captum(device: str, _dtype: torch.dtype, prepare: Prepare) -> t
 def saliency_and_singles(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
     network, x = squeezenet(device), photos(32, device)
     target, theirs = alive(network, x), prepare(network)
-    return (lambda: [saliency.saliency_maps(network, x, target)],
-            lambda: [references.saliency(theirs, x, target)])  # fmt: skip
+    return (
+        lambda: [saliency.saliency_maps(network, x, target)],
+        lambda: [references.saliency(theirs, x, target)],
+    )
 
 
 STEPS, RATE = 5, 0.1
@@ -54,28 +64,66 @@ def fooling_and_lab(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple
     """Steps too short to fool, so that both ways make as many."""
     network, x = squeezenet(device), photos(64, device)
     target, theirs = alive(network, x), prepare(network)
-    return (lambda: [fooling.fool(network, x, target, lr=RATE, steps=STEPS).x - x],
-            lambda: [references.fooling(theirs, x, target, STEPS, lr=RATE) - x])  # fmt: skip
+    return (
+        lambda: [fooling.fool(network, x, target, lr=RATE, steps=STEPS).x - x],
+        lambda: [references.fooling(theirs, x, target, STEPS, lr=RATE) - x],
+    )
 
 
-def visualisation_and_singles(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
+def visualisation_and_singles(
+    device: str, _dtype: torch.dtype, prepare: Prepare
+) -> tuple[Call, Call]:
     network, classes = squeezenet(device), [78, 90, 113, 187, 276, 366, 505, 640]
     theirs = prepare(network)
     options: dict[str, Any] = {"seeds": classes, "steps": 5, "blur_sigma": 0.0}
-    return (lambda: [visualisation.visualise(network, classes, **options).x],
-            lambda: [references.visualisation(theirs, classes, classes, 5, 224)])  # fmt: skip
+    return (
+        lambda: [visualisation.visualise(network, classes, **options).x],
+        lambda: [references.visualisation(theirs, classes, classes, 5, 224)],
+    )
 
 
 CASES = [
-    Case("saliency, 32 photos, and captum", "captum's Saliency", saliency_and_captum, NEAR, 32, "images",
-         {"cpu": 0.95, "cuda": 1.5}, dtype="float32"),
-    Case("class visualisation, 8 classes", "a class at a time", visualisation_and_singles, NEAR, 8, "images",
-         {"cpu": 1.3, "cuda": 5.0}, dtype="float32"),
-    Case("fooling, 64 photos", "the lab's loop, a photo at a time", fooling_and_lab, NEAR, 64, "images",
-         {"cpu": 2.0, "cuda": 10.0}, dtype="float32"),
-    Case("saliency, 32 photos, and singles", "a loop of single photos", saliency_and_singles, NEAR, 32, "images",
-         {"cpu": 1.2, "cuda": 10.0}, dtype="float32"),
-]  # fmt: skip
+    Case(
+        "saliency, 32 photos, and captum",
+        "captum's Saliency",
+        saliency_and_captum,
+        NEAR,
+        32,
+        "images",
+        {"cpu": 0.95, "cuda": 1.5},
+        dtype="float32",
+    ),
+    Case(
+        "class visualisation, 8 classes",
+        "a class at a time",
+        visualisation_and_singles,
+        NEAR,
+        8,
+        "images",
+        {"cpu": 1.3, "cuda": 5.0},
+        dtype="float32",
+    ),
+    Case(
+        "fooling, 64 photos",
+        "the lab's loop, a photo at a time",
+        fooling_and_lab,
+        NEAR,
+        64,
+        "images",
+        {"cpu": 2.0, "cuda": 10.0},
+        dtype="float32",
+    ),
+    Case(
+        "saliency, 32 photos, and singles",
+        "a loop of single photos",
+        saliency_and_singles,
+        NEAR,
+        32,
+        "images",
+        {"cpu": 1.2, "cuda": 10.0},
+        dtype="float32",
+    ),
+]
 pytestmark = TIMED
 
 

@@ -16,8 +16,16 @@ def case(name: str, kind: str, reach: float) -> Case:
     def make(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
         return gan_step(kind, device, dtype=dtype, prepare=prepare)
 
-    return Case(f"{name} step, batch {LABS[kind].batch}", "the lab's loop", make, 0.4, 1, "steps",
-                {"cpu": reach, "cuda": 5.0}, trains=True)  # fmt: skip
+    return Case(
+        f"{name} step, batch {LABS[kind].batch}",
+        "the lab's loop",
+        make,
+        0.4,
+        1,
+        "steps",
+        {"cpu": reach, "cuda": 5.0},
+        trains=True,
+    )
 
 
 CASES = [case("DCGAN", "dcgan", 2.5), case("cDCGAN", "cdcgan", 2.0), case("cGAN", "cgan", 2.0)]

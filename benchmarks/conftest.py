@@ -1,4 +1,6 @@
-"""Fixtures of the benchmarks and of the gate: the device, pairs timed in turn, the gate's session and exit status."""
+"""Fixtures of the benchmarks and of the gate: the device, pairs timed in turn, the gate's session
+and exit status.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from rdfia.device.precision import fast_dtype
 from rdfia.report import environment
 
 LABS = (bench_tme7.CASES, bench_tme8.CASES, bench_tme9.CASES)  # in each the order of worth
-LAST_ON_CUDA = ("seven C", "Table 1")  # liblinear is a processor's; Table 1 is layers of the first row again
+# liblinear is a processor's; Table 1 is layers of the first row again
+LAST_ON_CUDA = ("seven C", "Table 1")
 
 
 def _device(config: pytest.Config) -> str:
@@ -57,15 +60,20 @@ def gate(request: pytest.FixtureRequest, device: str) -> GateRun:
 
 @pytest.fixture(scope="session")
 def race(request: pytest.FixtureRequest, device: str) -> dict[tuple[str, str], Finding]:
-    """All comparisons of this session, made at once: with the references, and with the commit of --base.
+    """All comparisons of this session, made at once: with the references, and with the commit of
+    --base.
 
     By default that is HEAD where something is not committed, else the commit before.
     """
     asked = request.config.getoption("--base")
     if not asked:
-        state = subprocess.run(["git", "status", "--porcelain", "rdfia"], cwd=ROOT, capture_output=True)
+        state = subprocess.run(
+            ["git", "status", "--porcelain", "rdfia"], cwd=ROOT, capture_output=True
+        )
         asked = "HEAD" if state.stdout.strip() else "HEAD~1"
-    paired: list[Any] = [item for item in request.session.items if item.get_closest_marker("paired")]
+    paired: list[Any] = [
+        item for item in request.session.items if item.get_closest_marker("paired")
+    ]
     names = {item.callspec.params["row"] for item in paired}
     limits = {(name, "reference"): row.at_most for name, row in ROWS.items() if name in names}
     run = request.config.stash[GATE]
@@ -76,7 +84,10 @@ def race(request: pytest.FixtureRequest, device: str) -> dict[tuple[str, str], F
         made = Race(device, tree)
         found = made.run({**limits, **{(name, "base"): 1.0 for name in ROWS if name in names}})
         if len(set(made.threads)) > 1:
-            run.fail("slower", f"this tree runs on {made.threads[0]} threads, its base on {made.threads[1]}")
+            run.fail(
+                "slower",
+                f"this tree runs on {made.threads[0]} threads, its base on {made.threads[1]}",
+            )
     return {(finding.row, finding.against): finding for finding in found}
 
 
@@ -93,14 +104,21 @@ def _row(item: pytest.Item) -> Any:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What starts first, then each lab's first row, each lab's second, ..., then growth: a budget reaches every lab."""
+    """What starts first, then each lab's first row, each lab's second, ..., then growth: a budget
+    reaches every lab.
+    """
     late = LAST_ON_CUDA if _device(config) == "cuda" else ()
-    rank = {case: (i + 100 * case.name.startswith(late), lab) for lab, cases in enumerate(LABS)
-            for i, case in enumerate(cases)}  # fmt: skip
+    rank = {
+        case: (i + 100 * case.name.startswith(late), lab)
+        for lab, cases in enumerate(LABS)
+        for i, case in enumerate(cases)
+    }
     last = (1000, 0)
     mine = [i for i, item in enumerate(items) if item.path.stem.startswith("bench_")]
-    ordered = sorted((items[i] for i in mine),
-                     key=lambda item: rank.get(_row(item), (-1, 0) if item.path.stem == "bench_start" else last))
+    ordered = sorted(
+        (items[i] for i in mine),
+        key=lambda item: rank.get(_row(item), (-1, 0) if item.path.stem == "bench_start" else last),
+    )
     for i, item in zip(mine, ordered, strict=True):
         items[i] = item
     minutes = config.getoption("--minutes", None)
@@ -109,22 +127,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _attempt(case: Case, device: str, config: pytest.Config, say: Callable[[str], None]) -> None:
-    """Measures a case, once whatever comes of it: a row of TIMED, kept at once, or a reason in the budget."""
+    """Measures a case, once whatever comes of it: a row of TIMED, kept at once, or a reason in the
+    budget.
+    """
     budget, rows = config.stash[BUDGET], config.stash.setdefault(TIMED, {})
     if case.name in {**rows, **budget.deferred, **budget.failed}:
         return
     try:
-        rows[case.name] = measure(case, device, str(fast_dtype(device)).removeprefix("torch."), budget, say)
+        rows[case.name] = measure(
+            case, device, str(fast_dtype(device)).removeprefix("torch."), budget, say
+        )
         _keep(config)
     except Deferred as error:
         say(f"{case}: {budget.defer(case.name, error.args[0])}")
-    except (OSError, RuntimeError, ValueError, WorkerError) as error:  # a process that crashed among them
+    # a process that crashed among them
+    except (OSError, RuntimeError, ValueError, WorkerError) as error:
         budget.failed[case.name] = f"{type(error).__name__}: {error}"
     budget.to_go -= 1
 
 
 @pytest.fixture
-def bench(benchmark: Any, device: str, request: pytest.FixtureRequest) -> Callable[[Case, str], None]:
+def bench(
+    benchmark: Any, device: str, request: pytest.FixtureRequest
+) -> Callable[[Case, str], None]:
     """Measures a case at its first way, and hands each way's samples to pytest-benchmark."""
     config = request.config
     budget, rows = config.stash[BUDGET], config.stash.setdefault(TIMED, {})
@@ -178,8 +203,11 @@ def started(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def precision() -> list[list[str]]:
     """[claim, outcome, measured, expected] of the committed runs on what bfloat16 changes."""
-    return [[record.key, record.verdict, record.result, record.expected]
-            for record, _, _ in committed(ROOT) if record.id.endswith(".bfloat16")]  # fmt: skip
+    return [
+        [record.key, record.verdict, record.result, record.expected]
+        for record, _, _ in committed(ROOT)
+        if record.id.endswith(".bfloat16")
+    ]
 
 
 def _keep(config: pytest.Config) -> Path:
@@ -190,10 +218,16 @@ def _keep(config: pytest.Config) -> Path:
     stash, device = config.stash, _device(config)
     timed, growth, start = stash.get(TIMED, {}), stash.get(GROWTH, {}), stash.get(STARTED, {})
     folder = Path(ROOT / config.getoption("--output"))
-    found = {"rows": list(timed.values()), "growth": growth, "start": start, "bfloat16": precision(),
-             "environment": environment.environment(ROOT, device, "benchmarks"),
-             "ceilings": ceilings(device) if timed else {},
-             "deferred": stash[BUDGET].deferred, "failed": stash[BUDGET].failed}  # fmt: skip
+    found = {
+        "rows": list(timed.values()),
+        "growth": growth,
+        "start": start,
+        "bfloat16": precision(),
+        "environment": environment.environment(ROOT, device, "benchmarks"),
+        "ceilings": ceilings(device) if timed else {},
+        "deferred": stash[BUDGET].deferred,
+        "failed": stash[BUDGET].failed,
+    }
     path = folder / "benchmarks.json"
     files.write_json(path, joined(files.read_json(path), found) if path.exists() else found)
     return folder

@@ -20,14 +20,24 @@ from torch.utils.flop_counter import flop_registry
 
 BASELINE = Path(__file__).parents[1] / "reports" / "baseline" / "counters.json"
 # Operators whose result the host has to wait for.
-WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "bincount")
+WAITS = (
+    "_local_scalar_dense",
+    "is_nonzero",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "_unique2",
+    "bincount",
+)
 
 
 class Counters(TorchDispatchMode):
-    """Operators, operations, waits of the host, forward and backward passes, bytes of live tensors inside the `with`.
+    """Operators, operations, waits of the host, forward and backward passes, bytes of live tensors
+    inside the `with`.
 
-    `FlopCounterMode` would raise for `autograd.grad` (torch 2.13), and tells neither direction nor memory. Bytes are
-    those of tensors that operators returned inside. What other threads do is not seen.
+    `FlopCounterMode` would raise for `autograd.grad` (torch 2.13), and tells neither direction nor
+    memory. Bytes are those of tensors that operators returned inside. What other threads do is not
+    seen.
     """
 
     def __init__(self) -> None:
@@ -54,7 +64,9 @@ class Counters(TorchDispatchMode):
         if task >= 0:
             self._passes.add(task)
         if packet in flop_registry:
-            self.flops["backward" if task >= 0 else "forward"] += flop_registry[packet](*args, **kwargs, out_val=out)
+            self.flops["backward" if task >= 0 else "forward"] += flop_registry[packet](
+                *args, **kwargs, out_val=out
+            )
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._follow(tensor.untyped_storage())
@@ -84,13 +96,16 @@ class Counters(TorchDispatchMode):
     def hooks(self) -> int:
         """Hooks that modules seen inside still have."""
         kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return sum(len(getattr(module, kind)) for module in self._modules.values() for kind in kinds)
+        return sum(
+            len(getattr(module, kind)) for module in self._modules.values() for kind in kinds
+        )
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Counters]:
         """The mode, and the calls of modules: a forward pass is one that no other module made."""
         handles = [register_module_forward_pre_hook(self._enter)]
-        handles.append(register_module_forward_hook(self._leave, always_call=True))  # a tap may end it early
+        # a tap may end it early
+        handles.append(register_module_forward_hook(self._leave, always_call=True))
         try:
             with self:
                 yield self
@@ -101,14 +116,19 @@ class Counters(TorchDispatchMode):
 
 def _fetched(args: Any, out: Any) -> bool:
     """Whether an operator brought a tensor of a device to the host: it waits for it."""
+
     def on(device: str, tree: Any) -> bool:
-        return any(isinstance(leaf, Tensor) and leaf.device.type == device for leaf in tree_leaves(tree))
+        return any(
+            isinstance(leaf, Tensor) and leaf.device.type == device for leaf in tree_leaves(tree)
+        )
 
     return on("cuda", args) and on("cpu", out)
 
 
 def count(call: Callable[[], Any]) -> dict[str, Any]:
-    """The counters of the second of two calls: the first may fill caches and the moments of an optimiser."""
+    """The counters of the second of two calls: the first may fill caches and the moments of an
+    optimiser.
+    """
     call()
     gc.collect()
     counters = Counters()
@@ -116,11 +136,15 @@ def count(call: Callable[[], Any]) -> dict[str, Any]:
         kept = call()
     del kept
     return {
-        "operators": counters.operators, "flops forward": counters.flops["forward"],
-        "flops backward": counters.flops["backward"], "waits of the host": counters.waits,
+        "operators": counters.operators,
+        "flops forward": counters.flops["forward"],
+        "flops backward": counters.flops["backward"],
+        "waits of the host": counters.waits,
         "forwards": {name: n for name, n in sorted(counters.forwards.items()) if n},
-        "backwards": len(counters._passes), "hooks left": counters.hooks, "peak bytes": counters.peak,
-    }  # fmt: skip
+        "backwards": len(counters._passes),
+        "hooks left": counters.hooks,
+        "peak bytes": counters.peak,
+    }
 
 
 def torch_minor() -> str:
@@ -128,16 +152,24 @@ def torch_minor() -> str:
     return ".".join(torch.__version__.split(".")[:2])
 
 
-def differences(kept: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What to say of each row and counter that is not as it was; a row that is new or gone is one of them."""
+def differences(
+    kept: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """What to say of each row and counter that is not as it was; a row that is new or gone is one
+    of them.
+    """
     said = [f"{row}: gone; it was measured before" for row in kept.keys() - found.keys()]
     said += [f"{row}: new, nothing to compare it with" for row in found.keys() - kept.keys()]
     for row in kept.keys() & found.keys():
         old, new = kept[row], found[row]
         names = sorted({name for name in old.keys() | new.keys() if old.get(name) != new.get(name)})
-        said += [f"{row}: {name} {_said(old.get(name))} -> {_said(new.get(name))}" for name in names]
+        said += [
+            f"{row}: {name} {_said(old.get(name))} -> {_said(new.get(name))}" for name in names
+        ]
     return sorted(said)
 
 
 def _said(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "none" if value is None else json.dumps(value)
+    return (
+        f"{value:,}" if isinstance(value, int) else "none" if value is None else json.dumps(value)
+    )

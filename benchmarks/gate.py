@@ -1,9 +1,9 @@
 """The merge gate's comparisons of time: rounds of paired samples, and what they come to.
 
-Time is compared in one run only, call by call: with the frozen ways of references.py in one process, and with the base
-commit in two. Every round has new processes. A row is red where a batch of rounds raises a suspicion and a second,
-longer one confirms it; it is green only where they rule a slowdown out; what lies between is no verdict: this machine
-cannot tell, and that is not green.
+Time is compared in one run only, call by call: with the frozen ways of references.py in one
+process, and with the base commit in two. Every round has new processes. A row is red where a batch
+of rounds raises a suspicion and a second, longer one confirms it; it is green only where they rule
+a slowdown out; what lies between is no verdict: this machine cannot tell, and that is not green.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from benchmarks.pairs import SUSPECT, Limits, Pairs, interleave, light, limits
 from benchmarks.worker import Worker, WorkerError
 
 ROOT = Path(__file__).parents[1]
-ROUNDS, MORE, PAIRS = 6, 12, 8  # of the first batch (every row) and the second (what is not clear); pairs of a round
+# of the first batch (every row) and the second (what is not clear); pairs of a round
+ROUNDS, MORE, PAIRS = 6, 12, 8
 REST = 0.01  # seconds before a sample of another process
 CONTROL = "control"
 # pytest's own statuses end at 5. The first of these that applies is the session's.
@@ -41,7 +42,9 @@ Batch = Mapping[Key, Sequence[Pairs]]
 
 
 class Finding(NamedTuple):
-    """What one comparison of one row came to: "ok", "slower", "unfit", or "new" where the base cannot run it."""
+    """What one comparison of one row came to: "ok", "slower", "unfit", or "new" where the base
+    cannot run it.
+    """
 
     row: str
     against: str
@@ -61,7 +64,9 @@ class Finding(NamedTuple):
 
 
 def judge(first: Sequence[Pairs], second: Sequence[Pairs] | None, limit: float = 1.0) -> str:
-    """"ok", "slower" or "unfit" by two batches of rounds; the second is None where the first is a clear "ok"."""
+    """ "ok", "slower" or "unfit" by two batches of rounds; the second is None where the first is a
+    clear "ok".
+    """
     suspicion = light(first, limit, SUSPECT)
     if second is None:
         return "ok" if suspicion == "ok" else "unfit"
@@ -71,43 +76,58 @@ def judge(first: Sequence[Pairs], second: Sequence[Pairs] | None, limit: float =
 
 
 def control_moved(rounds: Sequence[Pairs]) -> bool:
-    """Are frozen operators surely slower on one side? Then a row's difference may be the machine's too."""
+    """Are frozen operators surely slower on one side? Then a row's difference may be the machine's
+    too.
+    """
     return "red" in (light(rounds), light([Pairs(one.b, one.a) for one in rounds]))
 
 
 class Race:
-    """Rounds of this tree's rows: against their references, and against another tree where there is one.
+    """Rounds of this tree's rows: against their references, and against another tree where there is
+    one.
 
-    The rows are this tree's on both sides: a change of what is measured must not look like a change of speed.
+    The rows are this tree's on both sides: a change of what is measured must not look like a change
+    of speed.
     """
 
     def __init__(self, device: str = "cpu", base: Path | None = None, head: Path = ROOT) -> None:
         self.device, self.head, self.base = device, head, base
-        self.slowdowns: dict[str, float] = {}  # planted in this tree's rows, as shares of their time
+        # planted in this tree's rows, as shares of their time
+        self.slowdowns: dict[str, float] = {}
         self.cannot: dict[str, str] = {}  # rows that the base cannot run, and why
         self.threads: tuple[int, ...] = ()
 
     def round(self, keys: Sequence[Key]) -> dict[Key, Pairs]:
         """One round of these comparisons, in new processes."""
         found: dict[Key, Pairs] = {}
-        trees = [self.head, *([self.base] if self.base and any(key[1] == "base" for key in keys) else [])]
+        trees = [
+            self.head,
+            *([self.base] if self.base and any(key[1] == "base" for key in keys) else []),
+        ]
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(Worker(tree, self.device, calm=True)) for tree in trees]
             hello = [worker.hello for worker in workers[:1]]
             try:
                 hello += [worker.hello for worker in workers[1:]]
             except WorkerError as error:
-                self.cannot |= dict.fromkeys((row for row, against in keys if against == "base"), str(error))
+                self.cannot |= dict.fromkeys(
+                    (row for row, against in keys if against == "base"), str(error)
+                )
             self.threads = tuple(one["threads"] for one in hello)
             for row in dict.fromkeys(key[0] for key in keys):
                 beside = (row, "reference") in keys
-                repeats = workers[0].ask("make", row=row, slowdown=self.slowdowns.get(row, 0.0), beside=beside)
+                repeats = workers[0].ask(
+                    "make", row=row, slowdown=self.slowdowns.get(row, 0.0), beside=beside
+                )
                 if beside:
-                    found[row, "reference"] = Pairs(*map(np.asarray, workers[0].ask("pairs", n=PAIRS // 2)))
+                    found[row, "reference"] = Pairs(
+                        *map(np.asarray, workers[0].ask("pairs", n=PAIRS // 2))
+                    )
                 if (row, "base") not in keys or row in self.cannot:
                     continue
                 try:
-                    workers[1].ask("make", row=row, repeats=repeats, beside=beside)  # its heap like the head's
+                    # its heap like the head's
+                    workers[1].ask("make", row=row, repeats=repeats, beside=beside)
                 except WorkerError as error:
                     self.cannot[row] = str(error)
                     continue
@@ -118,7 +138,9 @@ class Race:
     def batch(self, keys: Sequence[Key], rounds: int) -> dict[Key, list[Pairs]]:
         found: dict[Key, list[Pairs]] = {key: [] for key in keys}
         for _ in range(rounds):
-            for key, one in self.round([key for key in keys if key[0] not in self.cannot or key[1] != "base"]).items():
+            for key, one in self.round(
+                [key for key in keys if key[0] not in self.cannot or key[1] != "base"]
+            ).items():
                 found[key].append(one)
         return found
 
@@ -126,13 +148,26 @@ class Race:
         """A finding for each comparison, and one for the control where there is a base."""
         keys = [*limit_of, *([(CONTROL, "base")] if self.base else [])]
         first = self.batch(keys, ROUNDS)
-        said = findings(first, lambda again: self.batch(again, MORE), {**limit_of, (CONTROL, "base"): 1.0})
-        return [one._replace(why=self.cannot.get(one.row, "")) if one.found is None else one for one in said]
+        said = findings(
+            first, lambda again: self.batch(again, MORE), {**limit_of, (CONTROL, "base"): 1.0}
+        )
+        return [
+            one._replace(why=self.cannot.get(one.row, "")) if one.found is None else one
+            for one in said
+        ]
 
 
-def findings(first: Batch, again: Callable[[list[Key]], Batch], limit_of: Mapping[Key, float]) -> list[Finding]:
-    """The findings of a batch; `again` measures the rows that are not clear, and the control, once more."""
-    unclear = [key for key, rounds in first.items() if rounds and light(rounds, limit_of[key], SUSPECT) != "ok"]
+def findings(
+    first: Batch, again: Callable[[list[Key]], Batch], limit_of: Mapping[Key, float]
+) -> list[Finding]:
+    """The findings of a batch; `again` measures the rows that are not clear, and the control, once
+    more.
+    """
+    unclear = [
+        key
+        for key, rounds in first.items()
+        if rounds and light(rounds, limit_of[key], SUSPECT) != "ok"
+    ]
     control = (CONTROL, "base")
     if unclear and control in first and control not in unclear:
         unclear.append(control)
@@ -156,18 +191,32 @@ def findings(first: Batch, again: Callable[[list[Key]], Batch], limit_of: Mappin
 
 @contextlib.contextmanager
 def checkout(reference: str, root: Path = ROOT) -> Iterator[Path]:
-    """A commit's tree in a temporary folder, with the benchmarks of `root`. ValueError: there is no such commit."""
-    found = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], cwd=root, text=True,
-                           capture_output=True)  # fmt: skip
+    """A commit's tree in a temporary folder, with the benchmarks of `root`. ValueError: there is no
+    such commit.
+    """
+    found = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"],
+        cwd=root,
+        text=True,
+        capture_output=True,
+    )
     if found.returncode:
-        raise ValueError(f"--base {reference}: no such commit here; a shallow clone wants `git fetch --unshallow`")
+        raise ValueError(
+            f"--base {reference}: no such commit here; a shallow clone wants `git fetch --unshallow`"
+        )
     folder = Path(tempfile.mkdtemp(prefix="rdfia-base-"))
     try:
-        archive = subprocess.run(["git", "archive", found.stdout.strip()], cwd=root, capture_output=True, check=True)
+        archive = subprocess.run(
+            ["git", "archive", found.stdout.strip()], cwd=root, capture_output=True, check=True
+        )
         subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
         if (root / "benchmarks").is_dir():
             shutil.rmtree(folder / "benchmarks", ignore_errors=True)
-            shutil.copytree(root / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                root / "benchmarks",
+                folder / "benchmarks",
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

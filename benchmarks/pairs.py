@@ -1,9 +1,10 @@
 """Two ways timed in turn, A B B A, and what may be said of their ratio.
 
-A pair's two calls lie side by side in time, so that a machine which slows down slows both, and the order changes from
-pair to pair. A round is some pairs in processes of its own; what it says is the ratio of both sides' lower quartiles,
-which bursts of other work cannot move. Where a process puts its memory makes it faster or slower for as long as it
-lives, so that the unit of a verdict is the round and not the pair.
+A pair's two calls lie side by side in time, so that a machine which slows down slows both, and the
+order changes from pair to pair. A round is some pairs in processes of its own; what it says is the
+ratio of both sides' lower quartiles, which bursts of other work cannot move. Where a process puts
+its memory makes it faster or slower for as long as it lives, so that the unit of a verdict is the
+round and not the pair.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ class Pairs(NamedTuple):
 
     @property
     def calm(self) -> float:
-        """Logarithm of the ratio of both sides' lower quartiles: other work only ever adds time, now and then much."""
+        """Logarithm of the ratio of both sides' lower quartiles: other work only ever adds time,
+        now and then much.
+        """
         return math.log(_lower_quartile(self.a) / _lower_quartile(self.b))
 
 
 def _lower_quartile(values: Array) -> float:
-    """`np.quantile(values, 0.25)`, whose checks take ten times as long as this on a round's few samples."""
+    """`np.quantile(values, 0.25)`, whose checks take ten times as long as this on a round's few
+    samples.
+    """
     ordered, (whole, part) = np.sort(values), divmod((len(values) - 1) / 4, 1)
     low, high = ordered[int(whole)], ordered[math.ceil((len(values) - 1) / 4)]
     return float(low + part * (high - low))
@@ -53,7 +58,9 @@ def _t(p: float, freedom: int) -> float:
 
 
 class Ratio(NamedTuple):
-    """a / b with its 95% interval over rounds; the seconds of a and b are of the same samples, and have this ratio."""
+    """a / b with its 95% interval over rounds; the seconds of a and b are of the same samples, and
+    have this ratio.
+    """
 
     value: float
     low: float
@@ -64,9 +71,11 @@ class Ratio(NamedTuple):
 
 
 class Sampler:
-    """A way to time `call`: `repeats` calls a sample, by default so many that it takes `at_least` seconds.
+    """A way to time `call`: `repeats` calls a sample, by default so many that it takes `at_least`
+    seconds.
 
-    Two ways that are compared want the same number: the first call after another process ran is slower than the rest.
+    Two ways that are compared want the same number: the first call after another process ran is
+    slower than the rest.
     """
 
     def __init__(self, call: Callable[[], Any], at_least: float = 0.02, repeats: int = 0) -> None:
@@ -101,13 +110,19 @@ def interleave(a: Timed, b: Timed, n: int) -> Pairs:
 
 
 def ratio(rounds: Sequence[Pairs]) -> Ratio:
-    """Of K rounds, each one value (`Pairs.calm`): their mean with Student's t interval. ValueError: fewer than two."""
+    """Of K rounds, each one value (`Pairs.calm`): their mean with Student's t interval. ValueError:
+    fewer than two.
+    """
     found = limits(rounds, 0.025, 0.025, trimmed=False)
-    a, b = (math.exp(float(np.mean([np.log(np.quantile(one[i], 0.25)) for one in rounds]))) for i in (0, 1))
+    a, b = (
+        math.exp(float(np.mean([np.log(np.quantile(one[i], 0.25)) for one in rounds])))
+        for i in (0, 1)
+    )
     return Ratio(math.exp(found.mean), math.exp(found.low), math.exp(found.high), len(rounds), a, b)
 
 
-SUSPECT, CONFIRM = 0.05, 0.005  # of a red light where none is due, in the first batch and in the second
+# of a red light where none is due, in the first batch and in the second
+SUSPECT, CONFIRM = 0.05, 0.005
 MINIMUM = 0.04  # the least excess over the limit that is worth a red light
 CLEAR = 0.10  # what a green light rules out, at 5%
 
@@ -120,14 +135,18 @@ class Limits(NamedTuple):
     high: float  # too low with probability `beta`
 
 
-def limits(rounds: Sequence[Pairs], alpha: float = CONFIRM, beta: float = 0.05, trimmed: bool = True) -> Limits:
+def limits(
+    rounds: Sequence[Pairs], alpha: float = CONFIRM, beta: float = 0.05, trimmed: bool = True
+) -> Limits:
     """What K rounds say of log(a / b), each one value (`Pairs.calm`). ValueError: fewer than two.
 
-    From six rounds on the least and the greatest are trimmed (Yuen 1974): now and then a process is half as fast for as
-    long as it lives.
+    From six rounds on the least and the greatest are trimmed (Yuen 1974): now and then a process is
+    half as fast for as long as it lives.
     """
     if len(rounds) < 2:
-        raise ValueError(f"{len(rounds)} round says nothing of how much rounds differ; measure two or more")
+        raise ValueError(
+            f"{len(rounds)} round says nothing of how much rounds differ; measure two or more"
+        )
     said = np.sort([one.calm for one in rounds])
     n, cut = len(said), int(trimmed and len(said) >= 6)
     kept, winsorised = said[cut : n - cut], said.clip(said[cut], said[n - cut - 1])
@@ -138,7 +157,9 @@ def limits(rounds: Sequence[Pairs], alpha: float = CONFIRM, beta: float = 0.05, 
 
 
 def light(rounds: Sequence[Pairs], limit: float = 1.0, alpha: float = CONFIRM) -> str:
-    """"red": a / b is beyond the limit, surely and by more than MINIMUM; "ok": it is not by CLEAR; else "wide"."""
+    """ "red": a / b is beyond the limit, surely and by more than MINIMUM; "ok": it is not by CLEAR;
+    else "wide".
+    """
     found = limits(rounds, alpha)
     over = math.log(limit)
     if found.low > over and found.mean > over + math.log1p(MINIMUM):
@@ -147,7 +168,9 @@ def light(rounds: Sequence[Pairs], limit: float = 1.0, alpha: float = CONFIRM) -
 
 
 class Replay:
-    """Hands samples that were taken to pytest-benchmark, as its clock and its call: nothing is timed twice."""
+    """Hands samples that were taken to pytest-benchmark, as its clock and its call: nothing is
+    timed twice.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0

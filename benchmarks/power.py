@@ -1,12 +1,14 @@
-"""How often the gate is wrong: rounds of equal trees recorded on this machine, replayed with and without slowdowns.
+"""How often the gate is wrong: rounds of equal trees recorded on this machine, replayed with and
+without slowdowns.
 
     python -m benchmarks.power record --rounds 60 [--load 1] OUT.json
     python -m benchmarks.power replay RECORD.json ... --output reports/verified/cpu/speed/power.json
     python -m benchmarks.power live ROW --slowdown 0.2
 
-A recorded round is what the gate does: HEAD checked out as the base, new processes, every row against its reference and
-against the base, the control. A replayed verdict draws its two batches of rounds without replacement, and has the
-gate's own limits. Verdicts of one record share rounds: their spread is that of a few gates, not of 300.
+A recorded round is what the gate does: HEAD checked out as the base, new processes, every row
+against its reference and against the base, the control. A replayed verdict draws its two batches of
+rounds without replacement, and has the gate's own limits. Verdicts of one record share rounds:
+their spread is that of a few gates, not of 300.
 """
 
 from __future__ import annotations
@@ -47,19 +49,31 @@ def load(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def record(rounds: int, device: str, names: Sequence[str] = tuple(ROWS)) -> Iterator[dict[str, Any]]:
+def record(
+    rounds: int, device: str, names: Sequence[str] = tuple(ROWS)
+) -> Iterator[dict[str, Any]]:
     """Rounds of this tree against its own last commit: {"row|against": [seconds of a, of b]}."""
-    keys = [(name, against) for name in names for against in ("reference", "base")] + [(CONTROL, "base")]
+    keys = [(name, against) for name in names for against in ("reference", "base")] + [
+        (CONTROL, "base")
+    ]
     with checkout("HEAD") as tree:
         race = Race(device, tree)
         for _ in range(rounds):
-            yield {"|".join(key): [side.round(7).tolist() for side in one] for key, one in race.round(keys).items()}
+            yield {
+                "|".join(key): [side.round(7).tolist() for side in one]
+                for key, one in race.round(keys).items()
+            }
             if race.cannot:
-                raise SystemExit(f"the base cannot run {race.cannot}: commit first, both trees have to be equal")
+                raise SystemExit(
+                    f"the base cannot run {race.cannot}: commit first, both trees have to be equal"
+                )
 
 
 def rounds_of(recorded: Mapping[str, Any]) -> list[Round]:
-    return [{_key(name): Pairs(*map(np.asarray, sides)) for name, sides in one.items()} for one in recorded["rounds"]]
+    return [
+        {_key(name): Pairs(*map(np.asarray, sides)) for name, sides in one.items()}
+        for one in recorded["rounds"]
+    ]
 
 
 def _key(text: str) -> Key:
@@ -71,9 +85,16 @@ def slowed(batch: Pairs, share: float) -> Pairs:
     return Pairs(batch.a * (1 + share), batch.b)
 
 
-def verdict(first: Sequence[Round], second: Sequence[Round], limits: Mapping[Key, float], slow: str = "",
-            share: float = 0.0) -> dict[Key, str]:  # fmt: skip
-    """The state of each comparison by two batches of rounds, with a slowdown planted in one row of this tree."""
+def verdict(
+    first: Sequence[Round],
+    second: Sequence[Round],
+    limits: Mapping[Key, float],
+    slow: str = "",
+    share: float = 0.0,
+) -> dict[Key, str]:
+    """The state of each comparison by two batches of rounds, with a slowdown planted in one row of
+    this tree.
+    """
 
     def batch(rounds: Sequence[Round], keys: Sequence[Key]) -> dict[Key, list[Pairs]]:
         return {key: [slowed(one[key], share * (key[0] == slow)) for one in rounds] for key in keys}
@@ -82,14 +103,18 @@ def verdict(first: Sequence[Round], second: Sequence[Round], limits: Mapping[Key
     return {(one.row, one.against): one.state for one in found}
 
 
-def replay(rounds: Sequence[Round], at_most: Mapping[str, float], verdicts: int = VERDICTS,
-           seed: int = 0) -> dict[str, Any]:  # fmt: skip
-    """Rates over `verdicts` draws of two batches: false alarms of the whole gate, slowdowns caught, by row.
+def replay(
+    rounds: Sequence[Round], at_most: Mapping[str, float], verdicts: int = VERDICTS, seed: int = 0
+) -> dict[str, Any]:
+    """Rates over `verdicts` draws of two batches: false alarms of the whole gate, slowdowns caught,
+    by row.
 
     `at_most`: the rows' limits against their references.
     """
     if len(rounds) < ROUNDS + MORE:
-        raise ValueError(f"{len(rounds)} rounds for batches of {ROUNDS} and {MORE}: record {ROUNDS + MORE} or more")
+        raise ValueError(
+            f"{len(rounds)} rounds for batches of {ROUNDS} and {MORE}: record {ROUNDS + MORE} or more"
+        )
     stream = np.random.default_rng(seed)
     draws = [stream.choice(len(rounds), ROUNDS + MORE, replace=False) for _ in range(verdicts)]
     batches = [([rounds[i] for i in d[:ROUNDS]], [rounds[i] for i in d[ROUNDS:]]) for d in draws]
@@ -102,33 +127,52 @@ def replay(rounds: Sequence[Round], at_most: Mapping[str, float], verdicts: int 
         mine = {key: limit for key, limit in limits.items() if key[0] in (name, CONTROL)}
         for share in SLOWDOWNS:
             states = [verdict(*pair, mine, name, share) for pair in batches]
-            caught[name][f"{share:.0%}"] = sum("slower" in said.values() for said in states) / verdicts
+            caught[name][f"{share:.0%}"] = (
+                sum("slower" in said.values() for said in states) / verdicts
+            )
     alarms = sum("slower" in said.values() for said in plain)
     return {
-        "rounds": len(rounds), "verdicts": verdicts, "false alarms of the whole gate": alarms,
-        "no verdict": sum("unfit" in said.values() for said in plain), "caught": caught,
-        "false alarms a row": {name: sum(said[key] == "slower" for said in plain for key in said if key[0] == name)
-                               for name in names},
-        "usual ratio to the reference": {name: math.exp(float(np.mean(middles[name, "reference"]))) for name in names},
+        "rounds": len(rounds),
+        "verdicts": verdicts,
+        "false alarms of the whole gate": alarms,
+        "no verdict": sum("unfit" in said.values() for said in plain),
+        "caught": caught,
+        "false alarms a row": {
+            name: sum(said[key] == "slower" for said in plain for key in said if key[0] == name)
+            for name in names
+        },
+        "usual ratio to the reference": {
+            name: math.exp(float(np.mean(middles[name, "reference"]))) for name in names
+        },
         "at most": {name: at_most[name] for name in names},
-        "spread of a round": {name: float(np.std(middles[name, "base"], ddof=1)) for name in [*names, CONTROL]},
-        "seconds of a sample": {name: float(np.median([np.median(one[name, "base"].b) for one in rounds]))
-                                for name in names},
-    }  # fmt: skip
+        "spread of a round": {
+            name: float(np.std(middles[name, "base"], ddof=1)) for name in [*names, CONTROL]
+        },
+        "seconds of a sample": {
+            name: float(np.median([np.median(one[name, "base"].b) for one in rounds]))
+            for name in names
+        },
+    }
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.power", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.power", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record", help="rounds of this tree against itself")
     recording.add_argument("output", type=Path)
     recording.add_argument("--rounds", type=int, default=60)
-    recording.add_argument("--load", type=int, default=0, help="other processes that keep a core busy each")
+    recording.add_argument(
+        "--load", type=int, default=0, help="other processes that keep a core busy each"
+    )
     replaying = commands.add_parser("replay", help="rates of false alarms and of slowdowns caught")
     replaying.add_argument("records", type=Path, nargs="+")
     replaying.add_argument("--output", type=Path, required=True)
-    living = commands.add_parser("live", help="the gate on this tree with a slowdown planted in one row")
+    living = commands.add_parser(
+        "live", help="the gate on this tree with a slowdown planted in one row"
+    )
     living.add_argument("row", choices=tuple(ROWS))
     living.add_argument("--slowdown", type=float, default=0.2)
     living.add_argument("--output", type=Path, help="a JSON list that what was found is added to")
@@ -149,11 +193,21 @@ def main(words: Sequence[str] | None = None) -> int:
         found = {}
         for path in asked.records:
             recorded = json.loads(path.read_text())
-            found[path.stem] = {"load": recorded["load"], "environment": recorded["environment"],
-                                **replay(rounds_of(recorded), {name: row.at_most for name, row in ROWS.items()})}
+            found[path.stem] = {
+                "load": recorded["load"],
+                "environment": recorded["environment"],
+                **replay(rounds_of(recorded), {name: row.at_most for name, row in ROWS.items()}),
+            }
         files.write_json(asked.output, found)
-        print(json.dumps({name: {k: v for k, v in one.items() if k != "environment"} for name, one in found.items()},
-                         indent=1))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    name: {k: v for k, v in one.items() if k != "environment"}
+                    for name, one in found.items()
+                },
+                indent=1,
+            )
+        )
     else:
         with checkout("HEAD") as tree:
             race = Race(asked.device, tree)
@@ -164,7 +218,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if asked.output:
             kept = files.read_json(asked.output) if asked.output.exists() else []
             mine = next(finding for finding in said if finding.row == asked.row)
-            files.write_json(asked.output, [*kept, [asked.row, asked.slowdown, mine.state, mine.text]])
+            files.write_json(
+                asked.output, [*kept, [asked.row, asked.slowdown, mine.state, mine.text]]
+            )
     return 0
 
 

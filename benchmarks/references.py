@@ -1,7 +1,7 @@
 """The labs' way and the peers', frozen: what the gate and the benchmarks hold our time against.
 
-Each does the work of a row of rows.py as the lab sheet or the peer's manual has it, in float32 and without our tricks.
-A change here moves every ratio ever measured: add another function instead.
+Each does the work of a row of rows.py as the lab sheet or the peer's manual has it, in float32 and
+without our tricks. A change here moves every ratio ever measured: add another function instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def normalised(pixels: Tensor) -> Tensor:
 def extractor(
     module: nn.Module, paths: Sequence[str], prepare: Callable[[Any], Any] = lambda network: network
 ) -> Callable[[Tensor], dict[str, Tensor]]:
-    """torchvision's feature extractor: all layers in one pass; `prepare` changes the network that runs."""
+    """torchvision's feature extractor: all layers in one pass; `prepare` changes the network that
+    runs.
+    """
     extract = prepare(create_feature_extractor(module.eval(), {path: path for path in paths}))
 
     def call(pixels: Tensor) -> dict[str, Tensor]:
@@ -47,7 +49,9 @@ def extractor(
 
 
 def truncated(networks: Sequence[nn.Module]) -> Callable[[Tensor], list[Tensor]]:
-    """The lab's way to Table 1: networks cut after a layer each, every one of them run from the pixels on."""
+    """The lab's way to Table 1: networks cut after a layer each, every one of them run from the
+    pixels on.
+    """
 
     def call(pixels: Tensor) -> list[Tensor]:
         with torch.no_grad():
@@ -58,15 +62,25 @@ def truncated(networks: Sequence[nn.Module]) -> Callable[[Tensor], list[Tensor]]
 
 def decoded(paths: Sequence[Path], size: int) -> Tensor:
     """torchvision's transforms, a file after the other: stretched to size x size, normalised."""
-    steps = [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    steps = [
+        transforms.Resize((size, size)),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
     transform = transforms.Compose(steps)
     return torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
 
 
-def svm_fits(train: np.ndarray, y: np.ndarray, test: np.ndarray, costs: Sequence[float]) -> list[np.ndarray]:
-    """A LinearSVC for each C on the L2-normalised features themselves; its decisions on the test rows."""
+def svm_fits(
+    train: np.ndarray, y: np.ndarray, test: np.ndarray, costs: Sequence[float]
+) -> list[np.ndarray]:
+    """A LinearSVC for each C on the L2-normalised features themselves; its decisions on the test
+    rows.
+    """
     train, test = normalize(train), normalize(test)
-    models = [LinearSVC(C=C, dual="auto", max_iter=10_000, random_state=0).fit(train, y) for C in costs]
+    models = [
+        LinearSVC(C=C, dual="auto", max_iter=10_000, random_state=0).fit(train, y) for C in costs
+    ]
     return [model.decision_function(test) for model in models]
 
 
@@ -80,7 +94,9 @@ def saliency(network: nn.Module, x: Tensor, target: Sequence[int]) -> Tensor:
     return torch.stack(maps)
 
 
-def fooling(network: nn.Module, x: Tensor, target: Sequence[int], steps: int, lr: float = 1.0) -> Tensor:
+def fooling(
+    network: nn.Module, x: Tensor, target: Sequence[int], steps: int, lr: float = 1.0
+) -> Tensor:
     """One photo at a time, until its target is predicted."""
     images = []
     for image, label in zip(x, target, strict=True):
@@ -98,9 +114,16 @@ def fooling(network: nn.Module, x: Tensor, target: Sequence[int], steps: int, lr
 
 
 def visualisation(
-    network: nn.Module, target: Sequence[int], seeds: Sequence[int], steps: int, size: int, jitter: int = 16
+    network: nn.Module,
+    target: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+    size: int,
+    jitter: int = 16,
 ) -> Tensor:
-    """One class at a time: score - 1e-3 ||x||^2 from noise, moved about, clamped to valid pixels; no blur."""
+    """One class at a time: score - 1e-3 ||x||^2 from noise, moved about, clamped to valid pixels;
+    no blur.
+    """
     device = next(network.parameters()).device
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
     images = []
@@ -118,15 +141,33 @@ def visualisation(
 
 
 class GanLoop:
-    """The labs' training loop: sigmoid and BCE, a DataLoader, G run twice a step, four numbers read each step."""
+    """The labs' training loop: sigmoid and BCE, a DataLoader, G run twice a step, four numbers read
+    each step.
+    """
 
-    def __init__(self, discriminator: nn.Module, generator: nn.Module, images: Tensor, labels: Any, batch: int,
-                 device: str = "cpu", lr: float = 2e-4, beta1: float = 0.5) -> None:  # fmt: skip
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        generator: nn.Module,
+        images: Tensor,
+        labels: Any,
+        batch: int,
+        device: str = "cpu",
+        lr: float = 2e-4,
+        beta1: float = 0.5,
+    ) -> None:
         self.nets = discriminator.to(device).train(), generator.to(device).train()
-        self.optimizers = [torch.optim.Adam(net.parameters(), lr, (beta1, 0.999)) for net in self.nets]
+        self.optimizers = [
+            torch.optim.Adam(net.parameters(), lr, (beta1, 0.999)) for net in self.nets
+        ]
         tensors = [images.float() / 127.5 - 1, *([] if labels is None else [labels])]
-        self.loader = DataLoader(TensorDataset(*tensors), batch, shuffle=True, drop_last=True,
-                                 generator=torch.Generator().manual_seed(0))  # fmt: skip
+        self.loader = DataLoader(
+            TensorDataset(*tensors),
+            batch,
+            shuffle=True,
+            drop_last=True,
+            generator=torch.Generator().manual_seed(0),
+        )
         self.batches: Any = iter(())
         self.noise = torch.Generator(device).manual_seed(0)
         self.device, self.loss = device, nn.BCELoss()
@@ -145,7 +186,10 @@ class GanLoop:
         x, *rest = (part.to(self.device) for part in batch)
         y = rest[0] if rest else None
         nz: int = G.architecture.nz  # type: ignore[assignment]
-        ones, zeros = torch.ones(len(x), device=self.device), torch.zeros(len(x), device=self.device)
+        ones, zeros = (
+            torch.ones(len(x), device=self.device),
+            torch.zeros(len(x), device=self.device),
+        )
         D.zero_grad()
         fake = G(self._draw(len(x), nz), y).detach()
         real_D, fake_D = D(x, y).sigmoid(), D(fake, y).sigmoid()
@@ -160,15 +204,21 @@ class GanLoop:
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance by the matrix square root of the product of both covariances (Heusel et al. 2017)."""
+    """Frechet distance by the matrix square root of the product of both covariances (Heusel et al.
+    2017).
+    """
     root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T))
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root.real))
+    return float(
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root.real)
+    )
 
 
 def control(device: str = "cpu") -> Callable[[], Tensor]:
-    """Frozen operators of torch, which no change of ours can make slower: if they move, the machine did.
+    """Frozen operators of torch, which no change of ours can make slower: if they move, the machine
+    did.
 
-    A convolution, its gradient, and a pass over memory, as in our rows: a product of matrices alone feels little.
+    A convolution, its gradient, and a pass over memory, as in our rows: a product of matrices alone
+    feels little.
     """
     stream = torch.Generator().manual_seed(0)
     x = torch.randn(8, 32, 48, 48, generator=stream).to(device)

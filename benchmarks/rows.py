@@ -1,4 +1,6 @@
-"""What the gate runs: small pieces of each lab's work, at most a tenth of a second a call, beside their frozen ways."""
+"""What the gate runs: small pieces of each lab's work, at most a tenth of a second a call, beside
+their frozen ways.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A piece of work, ours and as the labs do it; both are made for a device and then called again and again."""
+    """A piece of work, ours and as the labs do it; both are made for a device and then called again
+    and again.
+    """
 
     name: str
     make: Callable[[str], tuple[Call, Call]]  # device -> ours, the frozen reference
@@ -68,13 +72,20 @@ def _arrays(n: int, size: int) -> list[np.ndarray]:
 
 
 def smooth_photos(n: int, size: int) -> list[np.ndarray]:
-    """Made-up photos, uint8 size x size x 3: twelve random patches a side, drawn large; JPEG shrinks them as photos."""
-    large = (Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC) for array in _arrays(n, 12))
+    """Made-up photos, uint8 size x size x 3: twelve random patches a side, drawn large; JPEG
+    shrinks them as photos.
+    """
+    large = (
+        Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC)
+        for array in _arrays(n, 12)
+    )
     return [np.asarray(image) for image in large]
 
 
 def _vgg() -> nn.Sequential:
-    """VGG16's convolutions; its dense layers, most of the time that it takes to make one, are no part of a row."""
+    """VGG16's convolutions; its dense layers, most of the time that it takes to make one, are no
+    part of a row.
+    """
     return seeded(lambda: models.vgg.make_layers(models.vgg.cfgs["D"]))  # type: ignore[return-value]
 
 
@@ -83,24 +94,34 @@ def _squeezenet(device: str) -> nn.Module:
 
 
 def close(ours: Iterable[Any], theirs: Iterable[Any], tolerance: float = 1e-3) -> bool:
-    pairs = [(torch.as_tensor(a).double().cpu(), torch.as_tensor(b).double().cpu())
-             for a, b in zip(ours, theirs, strict=True)]  # fmt: skip
-    return all(a.shape == b.shape and bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs)
+    pairs = [
+        (torch.as_tensor(a).double().cpu(), torch.as_tensor(b).double().cpu())
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return all(
+        a.shape == b.shape and bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs
+    )
 
 
-# --- TME 7 ----------------------------------------------------------------------------------------------------------
+# --- TME 7
+# ----------------------------------------------------------------------------------------------------------
 
 SMALL = Preprocess(64)
 RELUS = {"relu1_2": "3", "relu2_2": "8", "relu3_3": "15", "relu4_3": "22"}
 LATE = {"relu4_1": "18", "relu4_3": "22", "relu5_3": "29", "pool5": "30"}
 
 
-def _taps(device: str, taps: dict[str, str], n: int, reference: Callable[[nn.Sequential], Callable[[Tensor], Any]]
-          ) -> tuple[Call, Call]:  # fmt: skip
+def _taps(
+    device: str,
+    taps: dict[str, str],
+    n: int,
+    reference: Callable[[nn.Sequential], Callable[[Tensor], Any]],
+) -> tuple[Call, Call]:
     network, images = _vgg(), _arrays(n, SMALL.size)
     pixels = torch.stack([SMALL.pixels(Image.fromarray(image)) for image in images]).to(device)
     theirs = reference(network.to(device))
-    with features.prepared(network, torch.float32, device) as copy:  # without it the copy would be most of the memory
+    # without it the copy would be most of the memory
+    with features.prepared(network, torch.float32, device) as copy:
         pass
 
     def ours() -> list[Tensor]:
@@ -117,7 +138,9 @@ def _taps(device: str, taps: dict[str, str], n: int, reference: Callable[[nn.Seq
 
 
 def _late(device: str) -> tuple[Call, Call]:
-    return _taps(device, LATE, 4, lambda network: references.extractor(network, list(LATE.values())))
+    return _taps(
+        device, LATE, 4, lambda network: references.extractor(network, list(LATE.values()))
+    )
 
 
 def _table1(device: str) -> tuple[Call, Call]:
@@ -133,7 +156,8 @@ def _decode(device: str) -> tuple[Call, Call]:
     for path, photo in zip(paths, smooth_photos(8, 384), strict=True):
         Image.fromarray(photo[:256]).save(path, quality=90)
 
-    def ours() -> list[Tensor]:  # without the threads: where the system puts them makes it 9 or 16 ms
+    # without the threads: where the system puts them makes it 9 or 16 ms
+    def ours() -> list[Tensor]:
         return [CROP.normalise(torch.stack([Preprocess(224).pixels(path) for path in paths]))]
 
     weakref.finalize(ours, shutil.rmtree, folder, ignore_errors=True)
@@ -143,10 +167,15 @@ def _decode(device: str) -> tuple[Call, Call]:
 def _sweep(_device: str) -> tuple[Call, Call]:
     stream = np.random.default_rng(0)
     y, costs = np.arange(60) % 3, [0.01, 0.1, 1.0, 10.0]
-    train, test = (stream.normal(size=(60, 4_000)).clip(0) + 0.3 * np.eye(3, 4_000)[y] * 60**0.5 for _ in "12")
+    train, test = (
+        stream.normal(size=(60, 4_000)).clip(0) + 0.3 * np.eye(3, 4_000)[y] * 60**0.5 for _ in "12"
+    )
 
     def ours() -> list[np.ndarray]:
-        both = [torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)) for rows in (train, test)]
+        both = [
+            torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+            for rows in (train, test)
+        ]
         sums = svm.GramAccumulator(len(train), len(train) + len(test))
         sums.add(torch.cat(both))
         coordinates = svm.span_coordinates(sums.gram, sums.cross)
@@ -155,7 +184,8 @@ def _sweep(_device: str) -> tuple[Call, Call]:
     return ours, lambda: references.svm_fits(train, y, test, costs)
 
 
-# --- TME 8 ----------------------------------------------------------------------------------------------------------
+# --- TME 8
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _photos(n: int, size: int, device: str) -> Tensor:
@@ -165,12 +195,16 @@ def _photos(n: int, size: int, device: str) -> Tensor:
 
 def _saliency(device: str) -> tuple[Call, Call]:
     network, x, target = _squeezenet(device), _photos(8, 64, device), list(range(8))
-    return (lambda: [saliency.saliency_maps(network, x, target)],
-            lambda: [references.saliency(network, x, target)])  # fmt: skip
+    return (
+        lambda: [saliency.saliency_maps(network, x, target)],
+        lambda: [references.saliency(network, x, target)],
+    )
 
 
 def alive(network: nn.Module, x: Tensor) -> list[int]:
-    """For each image the class with the lowest logit that is not dead: it has a gradient, and is far from reached."""
+    """For each image the class with the lowest logit that is not dead: it has a gradient, and is
+    far from reached.
+    """
     with torch.no_grad():
         logits = torch.cat([network(part) for part in x.split(16)])
     return logits.masked_fill(logits <= 1e-3, torch.inf).argmin(1).tolist()
@@ -179,23 +213,35 @@ def alive(network: nn.Module, x: Tensor) -> list[int]:
 def _fooling(device: str) -> tuple[Call, Call]:
     network, x = _squeezenet(device), _photos(4, 64, device)
     target = alive(network, x)
-    return (lambda: [fooling.fool(network, x, target, lr=0.01, steps=3).x - x],
-            lambda: [references.fooling(network, x, target, 3, lr=0.01) - x])  # fmt: skip
+    return (
+        lambda: [fooling.fool(network, x, target, lr=0.01, steps=3).x - x],
+        lambda: [references.fooling(network, x, target, 3, lr=0.01) - x],
+    )
 
 
 def _visualisation(device: str) -> tuple[Call, Call]:
     network, classes = _squeezenet(device), list(range(4))
     options: dict[str, Any] = {"seeds": classes, "steps": 3, "size": 64, "blur_sigma": 0.0}
-    return (lambda: [visualisation.visualise(network, classes, **options).x],
-            lambda: [references.visualisation(network, classes, classes, 3, 64)])  # fmt: skip
+    return (
+        lambda: [visualisation.visualise(network, classes, **options).x],
+        lambda: [references.visualisation(network, classes, classes, 3, 64)],
+    )
 
 
-# --- TME 9, 10 ------------------------------------------------------------------------------------------------------
+# --- TME 9, 10
+# ------------------------------------------------------------------------------------------------------
 
 
-def gan_step(kind: str, device: str, batch: int = 0, dtype: torch.dtype = torch.float32,
-             prepare: Callable[[Any], Any] = lambda network: network) -> tuple[Call, Call]:  # fmt: skip
-    """A step of a GAN (with the lab's batch by default), and one of the lab's loop; both give Loss_D and Loss_G."""
+def gan_step(
+    kind: str,
+    device: str,
+    batch: int = 0,
+    dtype: torch.dtype = torch.float32,
+    prepare: Callable[[Any], Any] = lambda network: network,
+) -> tuple[Call, Call]:
+    """A step of a GAN (with the lab's batch by default), and one of the lab's loop; both give
+    Loss_D and Loss_G.
+    """
     precision: Literal["float32", "bfloat16"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
     config = replace(LABS[kind], batch=batch or LABS[kind].batch, steps=20_000, precision=precision)
     a, n = config.architecture, 8 * config.batch
@@ -214,8 +260,10 @@ def gan_step(kind: str, device: str, batch: int = 0, dtype: torch.dtype = torch.
 
 def _scores(_device: str) -> tuple[Call, Call]:
     real, fake = np.random.default_rng(0).normal(size=(2, 600, 96)) * [[[1.0]], [[1.2]]]
-    return (lambda: [[scores.frechet_distance(real, fake, groups=2).value]],
-            lambda: [[references.frechet(real, fake)]])  # fmt: skip
+    return (
+        lambda: [[scores.frechet_distance(real, fake, groups=2).value]],
+        lambda: [[references.frechet(real, fake)]],
+    )
 
 
 def losses_alike(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
@@ -223,11 +271,13 @@ def losses_alike(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> bool:
     return close(ours, theirs, 0.4)
 
 
-NEAR = 0.02  # input gradients agree to 1e-6, but a value beside a ReLU's kink may be rounded to its other side
+# input gradients agree to 1e-6, but a value beside a ReLU's kink may be rounded to its other side
+NEAR = 0.02
 
-# Limits: 1.25 times the ratio that was recorded, but not under 1: how much faster than the lab ours is depends on the
-# processor, and that it is no slower does not. They hold with AVX-512 and with AVX2 alone (benchmarks/README.md has the
-# ratios of both). What a commit costs is found by the comparison with its base.
+# Limits: 1.25 times the ratio that was recorded, but not under 1: how much faster than the lab ours
+# is depends on the processor, and that it is no slower does not. They hold with AVX-512 and with
+# AVX2 alone (benchmarks/README.md has the ratios of both). What a commit costs is found by the
+# comparison with its base.
 ROWS = {
     row.name: row
     for row in (

@@ -1,4 +1,5 @@
-"""The measured points of docs/scale.md: photos, shards, and the SVM by the number of training images.
+"""The measured points of docs/scale.md: photos, shards, and the SVM by the number of training
+images.
 
     python -m benchmarks.scale PHOTOS [--most 8000] [--output reports/verified/cpu/scale.json]
 
@@ -44,17 +45,26 @@ def photos(folder: Path) -> dict[str, float]:
     paths = paths[:: max(1, len(paths) // SHARD)][:SHARD]
     if not paths:
         sys.exit(f"{folder} holds no .jpg: name a folder of photos")
-    work = {"decode and resize, ms": lambda: list(staging.decode(paths, images.LAB, workers=1)),
-            "hash, ms": lambda: [images.image_digest(path) for path in paths]}  # fmt: skip
+    work = {
+        "decode and resize, ms": lambda: list(staging.decode(paths, images.LAB, workers=1)),
+        "hash, ms": lambda: [images.image_digest(path) for path in paths],
+    }
     found = {name: 1e3 * seconds(call) / len(paths) for name, call in work.items()}
-    return {"photos": len(paths), "kilobytes": statistics.mean(path.stat().st_size for path in paths) / 1e3, **found}
+    return {
+        "photos": len(paths),
+        "kilobytes": statistics.mean(path.stat().st_size for path in paths) / 1e3,
+        **found,
+    }
 
 
 def shard() -> dict[str, float]:
     """A shard of pool5 in bfloat16: written and synced, then read and checked."""
     rows = torch.randn(SHARD, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # a disk: what is temporary may be in memory
-        made = feature_store.FeatureStore(Path(folder), SHARD, {"pool5": COLUMNS}, torch.bfloat16, SHARD)
+    # a disk: what is temporary may be in memory
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        made = feature_store.FeatureStore(
+            Path(folder), SHARD, {"pool5": COLUMNS}, torch.bfloat16, SHARD
+        )
         return {
             "megabytes": made.nbytes / 1e6,
             "written and synced, s": seconds(lambda: made.write(0, {"pool5": rows})),
@@ -63,10 +73,14 @@ def shard() -> dict[str, float]:
 
 
 def classifier(n: int) -> dict[str, float]:
-    """The factor of the n x n Gram matrix of n unit rows of 15 classes, and 15 linear SVMs on its coordinates."""
+    """The factor of the n x n Gram matrix of n unit rows of 15 classes, and 15 linear SVMs on its
+    coordinates.
+    """
     rng = np.random.default_rng(0)
     y = np.arange(n) % CLASSES
-    X = rng.normal(size=(CLASSES, 2 * n)).astype(np.float32)[y] * 0.2 + rng.normal(size=(n, 2 * n)).astype(np.float32)
+    X = rng.normal(size=(CLASSES, 2 * n)).astype(np.float32)[y] * 0.2 + rng.normal(
+        size=(n, 2 * n)
+    ).astype(np.float32)
     X /= np.linalg.norm(X, axis=1, keepdims=True)
     gram = X @ X.T
     gram = ((gram + gram.T) / 2).astype(np.float64)
@@ -76,8 +90,12 @@ def classifier(n: int) -> dict[str, float]:
     train, test = svm.span_coordinates(gram, cross)
     factor = time.perf_counter()
     fitted = svm.fit(train, y, test)
-    return {"images": n, "factor, s": factor - begin, "15 SVMs, s": time.perf_counter() - factor,
-            "converged": float(fitted.converged)}  # fmt: skip
+    return {
+        "images": n,
+        "factor, s": factor - begin,
+        "15 SVMs, s": time.perf_counter() - factor,
+        "converged": float(fitted.converged),
+    }
 
 
 def main() -> None:
@@ -95,7 +113,9 @@ def main() -> None:
     if len(found["svm"]) > 1:
         sizes = [row["images"] for row in found["svm"]]
         for what in ("factor, s", "15 SVMs, s"):
-            found[f"growth of {what.removesuffix(', s')}"] = exponent(sizes, [row[what] for row in found["svm"]])
+            found[f"growth of {what.removesuffix(', s')}"] = exponent(
+                sizes, [row[what] for row in found["svm"]]
+            )
     found["environment"] = environment(Path(__file__).parents[1], "cpu", "full")
     files.write_json(options.output, found)
     print(options.output)

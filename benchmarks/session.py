@@ -1,7 +1,7 @@
 """A session of the gate: what its rows came to, what that means for the merge, how it is said.
 
-benchmarks/conftest.py registers it; how a row is judged stands in gate.py. A session without a test of test_gate.py
-(`pytest -m accuracy`, whose claims carry the marker too) is none of the gate's.
+benchmarks/conftest.py registers it; how a row is judged stands in gate.py. A session without a test
+of test_gate.py (`pytest -m accuracy`, whose claims carry the marker too) is none of the gate's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class GateRun:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.accept = config, bool(config.getoption("--accept"))
-        self.counters: dict[str, dict[str, Any]] = {}  # of rows that passed their own test, or are to be accepted
+        # of rows that passed their own test, or are to be accepted
+        self.counters: dict[str, dict[str, Any]] = {}
         self.known: set[str] = set()  # rows that there are, measured or not
         self.findings: list[Finding] = []
         self.failed: dict[str, list[str]] = {}  # by layer, as in gate.STATUS
@@ -39,7 +40,9 @@ class GateRun:
 
     def kept(self) -> dict[str, dict[str, Any]]:
         """The counters that the baseline has for this torch and device."""
-        found: dict[str, Any] = json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
+        found: dict[str, Any] = (
+            json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
+        )
         return found.get(self.key, {})
 
     def fail(self, layer: str, text: str) -> None:
@@ -58,20 +61,26 @@ class GateRun:
         for item in gate:
             self.selected[self.layer(item)] += 1
         # Rows that were named on the command line: the others are not asked for.
-        self.chosen = bool(self.config.getoption("keyword")) or any("::" in word for word in self.config.args)
+        self.chosen = bool(self.config.getoption("keyword")) or any(
+            "::" in word for word in self.config.args
+        )
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Iterator[None]:
         before = sum(map(len, self.failed.values()))
         report: Any = yield
         if self.asked and item.get_closest_marker("gate"):
             layer, why = self.layer(item), call.excinfo.value if call.excinfo else report.outcome
             self.passed[layer] += report.when == "call" and report.passed
-            if report.skipped and layer != "claims":  # a claim without its data is `unavailable`, and pinned as that
+            # a claim without its data is `unavailable`, and pinned as that
+            if report.skipped and layer != "claims":
                 self.fail("nothing", f"{item.name}: skipped")
             elif report.failed and layer == "claims":
                 self.fail("claims", f"{item.name}: {why}")
-            elif report.failed and getattr(item, "judged", before) == before:  # not what the test itself has said
+            # not what the test itself has said
+            elif report.failed and getattr(item, "judged", before) == before:
                 self.fail("nothing", f"{item.name}: {why}")
         return report
 
@@ -81,8 +90,13 @@ class GateRun:
             return
         if self.counters and self.accept:
             found = json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
-            rows = {row: values for row, values in self.kept().items() if row in self.known} | self.counters
-            files.write_json(counters.BASELINE, dict(sorted({**found, self.key: dict(sorted(rows.items()))}.items())))
+            rows = {
+                row: values for row, values in self.kept().items() if row in self.known
+            } | self.counters
+            files.write_json(
+                counters.BASELINE,
+                dict(sorted({**found, self.key: dict(sorted(rows.items()))}.items())),
+            )
         elif self.selected["counters"] and not self.chosen:
             for text in counters.differences(self.kept(), self.counters):
                 if ": gone" in text or ": new" in text:
@@ -109,5 +123,11 @@ class GateRun:
         if not any(self.failed.values()):
             counted = ", ".join(f"{self.passed[layer]} {said}" for layer, said in LAYERS.items())
             whole = all(self.passed[layer] for layer in LAYERS) and not self.chosen
-            light = "RED: the session did not end" if exitstatus else "GREEN" if whole else "GREEN, as far as asked"
+            light = (
+                "RED: the session did not end"
+                if exitstatus
+                else "GREEN"
+                if whole
+                else "GREEN, as far as asked"
+            )
             terminalreporter.line(f"{light}: {counted}")

@@ -1,4 +1,6 @@
-"""The merge gate (`pytest -m gate`): a test a row and layer; benchmarks/gate.py says how a row is judged."""
+"""The merge gate (`pytest -m gate`): a test a row and layer; benchmarks/gate.py says how a row is
+judged.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,14 @@ COUNTED = ["parameters", *(name for name, row in ROWS.items() if row.counted)]
 
 def parameters() -> dict[str, Any]:
     """Numbers that the networks learn, in closed form."""
-    found: dict[str, Any] = {name: sum(count_by_formula(name).values()) for name in sorted(ARCHITECTURES)}
+    found: dict[str, Any] = {
+        name: sum(count_by_formula(name).values()) for name in sorted(ARCHITECTURES)
+    }
     for kind, config in LABS.items():
-        found |= {f"{kind} {net}": n for net, n in zip("DG", parameter_counts(config.architecture), strict=True)}
+        found |= {
+            f"{kind} {net}": n
+            for net, n in zip("DG", parameter_counts(config.architecture), strict=True)
+        }
     return found
 
 
@@ -40,8 +47,10 @@ def test_counters(gate: Any, row: str) -> None:
 
 
 @pytest.mark.paired
-@pytest.mark.parametrize(("row", "against"), [*((row, a) for row in ROWS for a in ("reference", "base")),
-                                              (CONTROL, "base")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "against"),
+    [*((row, a) for row in ROWS for a in ("reference", "base")), (CONTROL, "base")],
+)
 def test_time(gate: Any, race: dict[tuple[str, str], Finding], row: str, against: str) -> None:
     finding = race[row, against]
     gate.findings.append(finding)

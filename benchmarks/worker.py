@@ -2,8 +2,9 @@
 
     python -m benchmarks.worker DEVICE
 
-Two of them, in two trees, let one commit be timed against another call by call. Requests and answers are lines of JSON
-on standard input and output; whatever else prints goes to the error stream.
+Two of them, in two trees, let one commit be timed against another call by call. Requests and
+answers are lines of JSON on standard input and output; whatever else prints goes to the error
+stream.
 """
 
 from __future__ import annotations
@@ -27,21 +28,31 @@ class WorkerError(Exception):
     """A row could not be made or run; the message is the worker's own."""
 
 
-# What differs from process to process, and is none of ours: numpy's threads wait in a loop for torch's to leave the
-# cores, and the other way round (6 to 90 ms for the same SVM); memory that goes back to the system is cleared anew.
+# What differs from process to process, and is none of ours: numpy's threads wait in a loop for
+# torch's to leave the cores, and the other way round (6 to 90 ms for the same SVM); memory that
+# goes back to the system is cleared anew.
 CALM = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26),
-}  # fmt: skip
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 
 
 class Worker:
-    """The other end: a worker in `tree`, to be closed; usable in a `with`. `calm` adds CALM to its environment."""
+    """The other end: a worker in `tree`, to be closed; usable in a `with`. `calm` adds CALM to its
+    environment.
+    """
 
     def __init__(self, tree: Path, device: str = "cpu", calm: bool = False) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", device], cwd=tree, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        env={**os.environ, **(CALM if calm else {})})  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", device],
+            cwd=tree,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **(CALM if calm else {})},
+        )
 
     @functools.cached_property
     def hello(self) -> Json:
@@ -55,7 +66,9 @@ class Worker:
     def _read(self) -> Json:
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
-            raise WorkerError(f"the worker ended (exit status {self.process.wait()}); its message stands above")
+            raise WorkerError(
+                f"the worker ended (exit status {self.process.wait()}); its message stands above"
+            )
         answer: Json = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"])
@@ -72,7 +85,8 @@ class Worker:
     def sample(self, rest: float = 0.0) -> float:
         """Seconds of a call of the row that was made last, after `rest` seconds.
 
-        In them the threads of the process that ran before stop waiting in a loop for more work (OpenMP's habit).
+        In them the threads of the process that ran before stop waiting in a loop for more work
+        (OpenMP's habit).
         """
         time.sleep(rest)
         return float(self.ask("sample"))
@@ -96,14 +110,29 @@ class Worker:
 
 
 def strangers(tree: Path) -> list[str]:
-    """Modules of ours that were not loaded from `tree`: an installed package fills in for a file that a tree lacks."""
-    ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("rdfia", "benchmarks")}
-    files = {name: Path(getattr(module, "__file__", None) or tree).resolve() for name, module in ours.items()}
-    return [f"{name} from {file}" for name, file in files.items() if not file.is_relative_to(tree.resolve())]
+    """Modules of ours that were not loaded from `tree`: an installed package fills in for a file
+    that a tree lacks.
+    """
+    ours = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in ("rdfia", "benchmarks")
+    }
+    files = {
+        name: Path(getattr(module, "__file__", None) or tree).resolve()
+        for name, module in ours.items()
+    }
+    return [
+        f"{name} from {file}"
+        for name, file in files.items()
+        if not file.is_relative_to(tree.resolve())
+    ]
 
 
 def require_modules_of(tree: Path) -> None:
-    """ImportError: modules of ours were loaded from elsewhere, so that a time would be of other code than the tree's."""
+    """ImportError: modules of ours were loaded from elsewhere, so that a time would be of other
+    code than the tree's.
+    """
     if wrong := strangers(tree):
         raise ImportError(f"it has no {wrong[0]} (another tree's, as {len(wrong)} in all)")
 
@@ -135,8 +164,8 @@ def case_named(name: str) -> Any:
 def serve(device: str) -> None:
     """Answers `make` (says how many calls a sample has), `sample`, and `pairs`.
 
-    What is made is a row of the gate or its control (`pairs` times it beside the frozen reference). A benchmark's ways
-    are made by `case`, timed by `time`, let go by `drop`; `operations` counts.
+    What is made is a row of the gate or its control (`pairs` times it beside the frozen reference).
+    A benchmark's ways are made by `case`, timed by `time`, let go by `drop`; `operations` counts.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -152,7 +181,8 @@ def serve(device: str) -> None:
         from benchmarks.rows import ROWS, synchronised
 
         require_modules_of(Path.cwd())
-    except ImportError as error:  # these benchmarks are of the head, the package may be one of before a module moved
+    # these benchmarks are of the head, the package may be one of before a module moved
+    except ImportError as error:
         tell({"error": f"the package of this tree cannot be timed by these benchmarks: {error}"})
         return
     settings = contextlib.ExitStack()
@@ -169,7 +199,9 @@ def serve(device: str) -> None:
         try:
             answer: Any = None
             if asked["what"] == "case":
-                cases[asked["way"]] = ways.Way(case_named(asked["case"]), device, asked["way"], asked["dtype"])
+                cases[asked["way"]] = ways.Way(
+                    case_named(asked["case"]), device, asked["way"], asked["dtype"]
+                )
                 answer = cases[asked["way"]].first(asked["result"])
             elif asked["what"] == "time":
                 answer = cases[asked["way"]].seconds()
@@ -187,7 +219,9 @@ def serve(device: str) -> None:
                     row = ROWS[asked["row"]]
                     both = list(row.make(device))
                     if not row.same(both[0](), both[1]()):
-                        raise ValueError("the result is not the reference's; speed says nothing then")
+                        raise ValueError(
+                            "the result is not the reference's; speed says nothing then"
+                        )
                 ours = pairs.Sampler(synchronised(_slowed(both[0], slow), device), repeats=repeats)
                 timed.append(ours)
                 if asked.get("beside"):
@@ -197,7 +231,9 @@ def serve(device: str) -> None:
             elif asked["what"] == "sample":
                 answer = timed[0]()
             else:
-                answer = [side.tolist() for side in pairs.interleave(timed[0], timed[1], asked["n"])]
+                answer = [
+                    side.tolist() for side in pairs.interleave(timed[0], timed[1], asked["n"])
+                ]
             tell({"answer": answer})
         except Exception as error:
             what = asked.get("row") or asked.get("case") or asked["what"]

@@ -1,7 +1,8 @@
 """Lets torchvision be imported when its compiled operators do not match the installed torch.
 
-A CPU build of torch beside a CUDA build of torchvision cannot load torchvision's extension, and the import then fails
-with `operator torchvision::nms does not exist`, although models, transforms and data sets need no such operator.
+A CPU build of torch beside a CUDA build of torchvision cannot load torchvision's extension, and the
+import then fails with `operator torchvision::nms does not exist`, although models, transforms and
+data sets need no such operator.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import sys
 
 import torch
 
-# The operators that torchvision describes to the dispatcher at import even when its extension is absent.
+# The operators that torchvision describes to the dispatcher at import even when its extension is
+# absent.
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -25,10 +27,12 @@ def missing_operators() -> list[str]:
 
 
 def register_missing_operators() -> None:
-    """Imports torchvision; only if that fails for want of an operator, declares the missing schemas and tries again.
+    """Imports torchvision; only if that fails for want of an operator, declares the missing schemas
+    and tries again.
 
-    The import comes first because a schema declared beforehand would clash with an extension that does load.
-    Calling a declared operator still fails, as it has no kernel. Raises what torchvision raises for any other reason.
+    The import comes first because a schema declared beforehand would clash with an extension that
+    does load. Calling a declared operator still fails, as it has no kernel. Raises what torchvision
+    raises for any other reason.
     """
     if "torchvision" in sys.modules:
         return

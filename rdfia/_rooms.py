@@ -1,4 +1,6 @@
-"""What a room's front door does: find a public name in the module that has it, when it is first asked for."""
+"""What a room's front door does: find a public name in the module that has it, when it is first
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,11 @@ from typing import Any
 
 
 def find(room: str, names: Mapping[str, str], name: str) -> Any:
-    """The module `name` of a room, or what a module of it calls so; `names`: module -> its public names.
+    """The module `name` of a room, or what a module of it calls so; `names`: module -> its public
+    names.
 
-    AttributeError: neither, with what there is. Nothing is imported before, so that `import rdfia` costs no torch.
+    AttributeError: neither, with what there is. Nothing is imported before, so that `import rdfia`
+    costs no torch.
     """
     if name in names:
         return importlib.import_module(f"{room}.{name}")

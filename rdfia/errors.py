@@ -1,15 +1,21 @@
-"""The one family of errors: each names the argument or file, what was got, what was expected, and the way out."""
+"""The one family of errors: each names the argument or file, what was got, what was expected, and
+the way out.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-_UNSEEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def plain(text: object) -> str:
-    """Text that may hold names of files: all that acts on a terminal or cannot be printed, but line breaks, escaped."""
+    """Text that may hold names of files: all that acts on a terminal or cannot be printed, but line
+    breaks, escaped.
+    """
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
@@ -38,7 +44,9 @@ class ArgumentError(RdfiaError, ValueError):
 
 
 class AssetUnavailable(RdfiaError):
-    """Weights or data are not on this machine; `asset` is the name that `rdfia assets status` shows."""
+    """Weights or data are not on this machine; `asset` is the name that `rdfia assets status`
+    shows.
+    """
 
     def __init__(self, message: str, asset: str = "") -> None:
         super().__init__(message)
@@ -58,11 +66,14 @@ class ImageError(RdfiaError):
 
 
 class DatasetError(RdfiaError):
-    """A data set is not what a lab can use: an empty class, one class only, labels that do not match."""
+    """A data set is not what a lab can use: an empty class, one class only, labels that do not
+    match.
+    """
 
 
 class DivergedError(RdfiaError):
-    """A loss or a weight became NaN or infinite in training; the message says when, and what is kept.
+    """A loss or a weight became NaN or infinite in training; the message says when, and what is
+    kept.
 
     `losses`: what had been recorded up to then, where it is a GAN's (steps x 4).
     """
@@ -81,4 +92,6 @@ class StoreCorrupt(StoreError):
 
 
 class TooLarge(StoreError):
-    """The work would not fit the cap, the disk or the memory; said before it starts if that can be known."""
+    """The work would not fit the cap, the disk or the memory; said before it starts if that can be
+    known.
+    """

@@ -50,22 +50,34 @@ def _words(text: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_kit", description=f"{__doc__} {LIMITS}")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu_kit", description=f"{__doc__} {LIMITS}"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     text = "weights, photos and data sets as files of a limited size"
     sub = commands.add_parser("build", help=text, description=LIMITS)
-    sub.add_argument("--part", type=int, action="append", choices=tuple(parts.PARTS), help="default: all of them")
+    sub.add_argument(
+        "--part", type=int, action="append", choices=tuple(parts.PARTS), help="default: all of them"
+    )
     sub.add_argument("--output", type=Path, default=Path("gpu-kit"))
-    sub.add_argument("--without", action="append", default=[], metavar="ASSET", help="leave this one out")
+    sub.add_argument(
+        "--without", action="append", default=[], metavar="ASSET", help="leave this one out"
+    )
     sub.set_defaults(function=_build)
     sub = commands.add_parser("run", help="all checks, in order of worth, within the minutes")
     sub.add_argument("--minutes", type=float, default=9.0)
-    sub.add_argument("--out", type=Path, required=True, help="folder for the archive and its summary")
+    sub.add_argument(
+        "--out", type=Path, required=True, help="folder for the archive and its summary"
+    )
     sub.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     sub.add_argument("--kit", type=Path, default=Path("gpu-kit"))
-    sub.add_argument("--steps", type=_words, default=[], metavar="A,B", help="these alone, and environment")
+    sub.add_argument(
+        "--steps", type=_words, default=[], metavar="A,B", help="these alone, and environment"
+    )
     sub.set_defaults(function=_run)
-    sub = commands.add_parser("receive", help="put an archive's records under reports/verified/cuda")
+    sub = commands.add_parser(
+        "receive", help="put an archive's records under reports/verified/cuda"
+    )
     sub.add_argument("archive", type=Path)
     sub.add_argument("--to", type=Path, default=VERIFIED)
     sub.set_defaults(function=_receive)

@@ -1,8 +1,10 @@
-"""The checks of the device that no test of the suite makes: what it is, what it is asked, where memory and time go.
+"""The checks of the device that no test of the suite makes: what it is, what it is asked, where
+memory and time go.
 
     python -m benchmarks.gpu_kit.checks NAME --device cuda --output RECORDS
 
-Each writes RECORDS/NAME.json (`profiles` a table a row) and exits with 1 where it found something wrong.
+Each writes RECORDS/NAME.json (`profiles` a table a row) and exits with 1 where it found something
+wrong.
 """
 
 from __future__ import annotations
@@ -50,21 +52,30 @@ def _said(*words: str) -> str:
 
 
 def environment(device: str, to: Path) -> bool:
-    """The machine, which packages are absent, and, once that is written, what the device does at best."""
-    queries = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
-    found = {"environment": machine.environment(ROOT, device, "gpu kit"),
-             "absent packages": [name for name in IMPORTS if importlib.util.find_spec(name) is None],
-             "nvidia-smi": _said("nvidia-smi", f"--query-gpu={queries}", "--format=csv"),
-             "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-             "memory": torch.cuda.mem_get_info() if device == "cuda" else None,
-             "capability": torch.cuda.get_device_capability() if device == "cuda" else None}  # fmt: skip
+    """The machine, which packages are absent, and, once that is written, what the device does at
+    best.
+    """
+    queries = (
+        "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
+    )
+    found = {
+        "environment": machine.environment(ROOT, device, "gpu kit"),
+        "absent packages": [name for name in IMPORTS if importlib.util.find_spec(name) is None],
+        "nvidia-smi": _said("nvidia-smi", f"--query-gpu={queries}", "--format=csv"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "memory": torch.cuda.mem_get_info() if device == "cuda" else None,
+        "capability": torch.cuda.get_device_capability() if device == "cuda" else None,
+    }
     data_files.write_json(to / "environment.json", found)
     data_files.write_json(to / "environment.json", {**found, "ceilings": duel.ceilings(device)})
     return True
 
 
 def count(device: str, to: Path) -> bool:
-    """The gate's counters on this device; wrong: they differ from the baseline's of this torch and device, if any."""
+    """The gate's counters on this device; wrong: they differ from the baseline's of this torch and
+    device, if any.
+    """
     key = f"torch {counters.torch_minor()}, {device}"
     found, failed = {"parameters": parameters()}, dict[str, str]()
     for name in COUNTED:
@@ -73,20 +84,33 @@ def count(device: str, to: Path) -> bool:
                 found[name] = counters.count(ROWS[name].make(device)[0])
             except Exception as error:  # the others are still worth counting
                 failed[name] = f"{type(error).__name__}: {error}"[:500]
-    kept = data_files.read_json(counters.BASELINE).get(key, {}) if counters.BASELINE.exists() else {}
+    kept = (
+        data_files.read_json(counters.BASELINE).get(key, {}) if counters.BASELINE.exists() else {}
+    )
     differ = counters.differences(kept, found) if kept else []
-    data_files.write_json(to / "counters.json", {key: found, "failed": failed, "other than the baseline": differ})
+    data_files.write_json(
+        to / "counters.json", {key: found, "failed": failed, "other than the baseline": differ}
+    )
     for name, row in found.items():
-        print(f"{name}: {row.get('waits of the host', 0)} waits, {row.get('operators', 0)} operators")
+        print(
+            f"{name}: {row.get('waits of the host', 0)} waits, {row.get('operators', 0)} operators"
+        )
     print(*failed.items(), *differ, sep="\n")
     return not failed and not differ
 
 
 def pipeline(device: str, to: Path) -> bool:
     """Photos a second from JPEG files to VGG16's pool5, beside decoding alone and computing alone."""
-    n, batch, taps = (8_192 if device == "cuda" else 32), features.default_batch(device), {"pool5": "30"}
-    # The convolutions alone, on the device: a copy of VGG16 from the host takes longer than all photos.
-    network = seeded(lambda: networks.models.vgg.make_layers(networks.models.vgg.cfgs["D"])).to(device)
+    n, batch, taps = (
+        (8_192 if device == "cuda" else 32),
+        features.default_batch(device),
+        {"pool5": "30"},
+    )
+    # The convolutions alone, on the device: a copy of VGG16 from the host takes longer than all
+    # photos.
+    network = seeded(lambda: networks.models.vgg.make_layers(networks.models.vgg.cfgs["D"])).to(
+        device
+    )
     with tempfile.TemporaryDirectory(prefix="rdfia-jpeg-") as folder:
         paths = [Path(folder, f"{i}.jpg") for i in range(64)]
         for path, photo in zip(paths, smooth_photos(64, 300), strict=True):
@@ -102,17 +126,29 @@ def pipeline(device: str, to: Path) -> bool:
         def compute(prepared: Any) -> None:
             with torch.inference_mode():
                 for start in range(0, n, batch):
-                    x = LAB.normalise(resident[: min(batch, n - start)]).to(dtype, memory_format=torch.channels_last)
-                    last = features.run_taps(prepared, x, taps, lambda _tap, value: features.flat(value))["pool5"]
+                    x = LAB.normalise(resident[: min(batch, n - start)]).to(
+                        dtype, memory_format=torch.channels_last
+                    )
+                    last = features.run_taps(
+                        prepared, x, taps, lambda _tap, value: features.flat(value)
+                    )["pool5"]
                 last.sum().item()
 
         dtype, resident = precision.fast_dtype(device), pixels.to(device)
         with features.prepared(network, dtype, device) as made:
-            seconds = {"decoding": _seconds(lambda: deque(staging.decode(files, LAB), maxlen=0)),
-                       "computing": _seconds(lambda: compute(made)), "both": _seconds(whole)}  # fmt: skip
+            seconds = {
+                "decoding": _seconds(lambda: deque(staging.decode(files, LAB), maxlen=0)),
+                "computing": _seconds(lambda: compute(made)),
+                "both": _seconds(whole),
+            }
     rates = {name: n / value for name, value in seconds.items()}
     share = rates["both"] / min(rates["decoding"], rates["computing"])
-    found = {"photos a second": rates, "share of the lesser": share, "wanted": JPEG_SHARE, "dtype": str(dtype)}
+    found = {
+        "photos a second": rates,
+        "share of the lesser": share,
+        "wanted": JPEG_SHARE,
+        "dtype": str(dtype),
+    }
     data_files.write_json(to / "pipeline.json", found)
     print(found)
     return True  # a miss is a figure, not a fault
@@ -129,10 +165,14 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def profiles(device: str, to: Path) -> bool:
-    """Where the time of each row goes that missed what was wanted: torch's profiler over one call of ours."""
+    """Where the time of each row goes that missed what was wanted: torch's profiler over one call
+    of ours.
+    """
     path = to / "speed" / "benchmarks.json"
     rows = data_files.read_json(path)["rows"] if path.exists() else []
-    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (device == "cuda")
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
+        device == "cuda"
+    )
     for row in rows:
         if not (said := misses(row)):
             continue
@@ -154,11 +194,14 @@ def profiles(device: str, to: Path) -> bool:
     return True
 
 
-# --- two processes on one device ------------------------------------------------------------------------------------
+# --- two processes on one device
+# ------------------------------------------------------------------------------------
 
 
 def team(device: str, to: Path) -> bool:
-    """`rdfia extract` by two processes of torchrun on one device beside one process: the same bytes in every shard."""
+    """`rdfia extract` by two processes of torchrun on one device beside one process: the same bytes
+    in every shard.
+    """
     n, where = (4_200, "cuda:0") if device == "cuda" else (520, "cpu")
     with tempfile.TemporaryDirectory(prefix="rdfia-team-") as name:
         folder = Path(name)
@@ -166,29 +209,61 @@ def team(device: str, to: Path) -> bool:
         made = smooth_photos(64, 64)
         for i in range(n):  # each is another photo
             Image.fromarray(made[i % 64]).rotate(i // 64).save(folder / "photos" / f"{i:04d}.jpg")
-        words = ["-m", "rdfia", "extract", str(folder / "photos"), "--network", "squeezenet1_1", "--taps", "fire9",
-                 "--device", where, "--store"]  # fmt: skip
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-                    "--nproc-per-node", "2"]  # fmt: skip
+        words = [
+            "-m",
+            "rdfia",
+            "extract",
+            str(folder / "photos"),
+            "--network",
+            "squeezenet1_1",
+            "--taps",
+            "fire9",
+            "--device",
+            where,
+            "--store",
+        ]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr",
+            "127.0.0.1",
+            "--nproc-per-node",
+            "2",
+        ]
         seconds, shards = {}, {}
         for processes, before in ((1, []), (2, launcher)):
             begin = time.perf_counter()
-            subprocess.run([sys.executable, *before, *words, str(folder / f"store-{processes}")], check=True, cwd=ROOT)
+            subprocess.run(
+                [sys.executable, *before, *words, str(folder / f"store-{processes}")],
+                check=True,
+                cwd=ROOT,
+            )
             seconds[processes] = round(time.perf_counter() - begin, 2)
             files = sorted((folder / f"store-{processes}").rglob("*.safetensors"))
             shards[processes] = {file.name: data_files.sha256_file(file) for file in files}
     holds = shards[1] == shards[2] and len(shards[1]) > 1
-    found = {"device": where, "photos": n, "shards": len(shards[1]), "seconds": seconds, "holds": holds,
-             "differ": [name for name, sha256 in shards[1].items() if shards[2].get(name) != sha256]}  # fmt: skip
+    found = {
+        "device": where,
+        "photos": n,
+        "shards": len(shards[1]),
+        "seconds": seconds,
+        "holds": holds,
+        "differ": [name for name, sha256 in shards[1].items() if shards[2].get(name) != sha256],
+    }
     data_files.write_json(to / "team.json", found)
     print(found)
     return holds
 
 
 CHECKS: dict[str, Callable[[str, Path], bool]] = {
-    "environment": environment, "counters": count, "pipeline": pipeline, "profiles": profiles, "memory": memory,
+    "environment": environment,
+    "counters": count,
+    "pipeline": pipeline,
+    "profiles": profiles,
+    "memory": memory,
     "team": team,
-}  # fmt: skip
+}
 
 
 def main() -> int:

@@ -1,9 +1,11 @@
-"""The studies of TME 9 and 10 on a device, as many as fit: a step of each GAN is timed, then runs are chosen.
+"""The studies of TME 9 and 10 on a device, as many as fit: a step of each GAN is timed, then runs
+are chosen.
 
     python -m benchmarks.gpu_kit.gan_runs train --device cuda --minutes 2 --output RECORDS/gans
 
-Rows, losses and grids are those of `pytest -m "accuracy and (tme9 or tme10)" --profile full`, which then finds them
-made. Several processes share the device: a step of these small networks leaves most of it idle.
+Rows, losses and grids are those of `pytest -m "accuracy and (tme9 or tme10)" --profile full`, which
+then finds them made. Several processes share the device: a step of these small networks leaves most
+of it idle.
 """
 
 from __future__ import annotations
@@ -39,14 +41,19 @@ REHEARSED = 5  # steps of a run on a CPU
 
 
 def wanted(device: str) -> list[tuple[str, Run]]:
-    """(data set, run) in the order of worth: seed by seed, so that what is cut leaves whole seeds; then long runs.
+    """(data set, run) in the order of worth: seed by seed, so that what is cut leaves whole seeds;
+    then long runs.
 
     On a CPU, where they are rehearsed, each is cut to a few steps.
     """
-    faces = "CelebA" if assets.find("celeba-32") else "CIFAR-10" if assets.find("cifar10-train") else ""
+    faces = (
+        "CelebA" if assets.find("celeba-32") else "CIFAR-10" if assets.find("cifar10-train") else ""
+    )
     numbers = "MNIST" if assets.find("mnist") else ""
     seeds: dict[int, list[tuple[str, Run]]] = {}
-    digits = [run for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D") for run in gans.OVER_SEEDS[kind]]
+    digits = [
+        run for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D") for run in gans.OVER_SEEDS[kind]
+    ]
     for title, runs in ((faces, gans.STUDY), (numbers, digits)):
         for run in runs if title else ():
             seeds.setdefault(run.config.seed, []).append((title, run))
@@ -56,7 +63,9 @@ def wanted(device: str) -> list[tuple[str, Run]]:
 
 
 def _rehearsed(run: Run) -> Run:
-    return replace(run, config=replace(run.config, steps=REHEARSED), snapshots=(REHEARSED,), grids=())
+    return replace(
+        run, config=replace(run.config, steps=REHEARSED), snapshots=(REHEARSED,), grids=()
+    )
 
 
 def milliseconds(device: str) -> dict[str, float]:
@@ -69,10 +78,19 @@ def milliseconds(device: str) -> dict[str, float]:
 def chosen(
     runs: Iterable[tuple[str, Run]], step: dict[str, float], seconds: float, processes: int
 ) -> tuple[list[int], list[float]]:
-    """(places of the runs that fit, seconds of each run alone); one that is too long lets a shorter one in."""
+    """(places of the runs that fit, seconds of each run alone); one that is too long lets a shorter
+    one in.
+    """
     speed, fit = max(1.0, TOGETHER * processes), list[int]()
-    costs = [run.config.steps * (run.config.nb_update_D + run.config.nb_update_G) / 2 *
-             step[run.config.architecture.kind] / 1000 + SCORED * len(run.snapshots) for _, run in runs]  # fmt: skip
+    costs = [
+        run.config.steps
+        * (run.config.nb_update_D + run.config.nb_update_G)
+        / 2
+        * step[run.config.architecture.kind]
+        / 1000
+        + SCORED * len(run.snapshots)
+        for _, run in runs
+    ]
     left = (seconds - START) * speed
     for i, cost in enumerate(costs):
         if cost <= left and cost <= seconds - START:
@@ -82,22 +100,44 @@ def chosen(
 
 
 def train(device: str, minutes: float, to: Path) -> int:
-    """Times a step, chooses, and lets the processes make the runs; plan.json has the choice and what came of it."""
+    """Times a step, chooses, and lets the processes make the runs; plan.json has the choice and
+    what came of it.
+    """
     begin, runs, processes = time.monotonic(), wanted(device), PROCESSES[device]
-    to = to if device == "cuda" else to / "rehearsal"  # whose runs are others than those that the claims ask for
+    # whose runs are others than those that the claims ask for
+    to = to if device == "cuda" else to / "rehearsal"
     step = milliseconds(device)
     end = begin + AT_BEST * 60 * minutes
     seconds = end - time.monotonic()
     fit, costs = chosen(runs, step, seconds, processes)
     names = [f"{title}: {run.name}" for title, run in runs]
-    plan: dict[str, Any] = {"milliseconds a step": step, "processes": processes, "chosen": [names[i] for i in fit],
-                            "seconds of each alone": {names[i]: round(cost, 1) for i, cost in enumerate(costs)},
-                            "deferred": [name for i, name in enumerate(names) if i not in fit]}  # fmt: skip
+    plan: dict[str, Any] = {
+        "milliseconds a step": step,
+        "processes": processes,
+        "chosen": [names[i] for i in fit],
+        "seconds of each alone": {names[i]: round(cost, 1) for i, cost in enumerate(costs)},
+        "deferred": [name for i, name in enumerate(names) if i not in fit],
+    }
     files.write_json(to / "plan.json", plan)
     print(step, f"{len(fit)} of {len(runs)} runs fit", flush=True)
-    words = [sys.executable, "-m", "benchmarks.gpu_kit.gan_runs", "make", "--device", device, "--output", str(to)]
-    workers = [subprocess.Popen([*words, "--seconds", str(seconds), "--places", ",".join(map(str, fit[i::processes]))],
-                                cwd=ROOT, env=_shared(processes)) for i in range(min(processes, len(fit)))]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_kit.gan_runs",
+        "make",
+        "--device",
+        device,
+        "--output",
+        str(to),
+    ]
+    workers = [
+        subprocess.Popen(
+            [*words, "--seconds", str(seconds), "--places", ",".join(map(str, fit[i::processes]))],
+            cwd=ROOT,
+            env=_shared(processes),
+        )
+        for i in range(min(processes, len(fit)))
+    ]
     try:
         statuses = [worker.wait(max(1.0, end + 5 - time.monotonic())) for worker in workers]
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -112,13 +152,20 @@ def train(device: str, minutes: float, to: Path) -> int:
 
 
 def _shared(processes: int) -> dict[str, str]:
-    """The environment of one of so many processes, whose threads are its part of the cores: scoring is the host's."""
+    """The environment of one of so many processes, whose threads are its part of the cores: scoring
+    is the host's.
+    """
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
-    return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)}
+    return {
+        **os.environ,
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
+    }
 
 
 def _ended(worker: subprocess.Popen[bytes]) -> int:
-    """The status of a worker that was interrupted; a run that it was at can go on from its checkpoint."""
+    """The status of a worker that was interrupted; a run that it was at can go on from its
+    checkpoint.
+    """
     try:
         worker.wait(5)
     except subprocess.TimeoutExpired:
@@ -128,7 +175,9 @@ def _ended(worker: subprocess.Popen[bytes]) -> int:
 
 
 def make(device: str, seconds: float, places: Sequence[int], to: Path) -> int:
-    """Makes these runs, one after the other, none begun after `seconds`; 1: one of them was refused."""
+    """Makes these runs, one after the other, none begun after `seconds`; 1: one of them was
+    refused.
+    """
     begin, benches, status = time.monotonic(), dict[str, gans.Bench](), 0
     runs = wanted(device)
     for title, run in (runs[place] for place in places):

@@ -1,4 +1,6 @@
-"""Memory of a device that really runs out: fewer images at a time with the same result, and an error for one image."""
+"""Memory of a device that really runs out: fewer images at a time with the same result, and an
+error for one image.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from rdfia.transfer import features
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the largest tensor for which an operator takes memory; above `most` bytes it is refused, as by a device."""
+    """Notes the largest tensor for which an operator takes memory; above `most` bytes it is
+    refused, as by a device.
+    """
 
     def __init__(self, most: float = float("inf")) -> None:
         super().__init__()
@@ -32,15 +36,21 @@ class _Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given, made = (
-            {leaf.untyped_storage()._cdata: leaf for leaf in tree_leaves(tree)
-             if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta"}
+            {
+                leaf.untyped_storage()._cdata: leaf
+                for leaf in tree_leaves(tree)
+                if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta"
+            }
             for tree in ((args, kwargs or {}), out)
-        )  # fmt: skip
-        new = [leaf.untyped_storage().nbytes() for key, leaf in made.items() if key not in given]  # no views
+        )
+        # no views
+        new = [leaf.untyped_storage().nbytes() for key, leaf in made.items() if key not in given]
         self.largest = max([self.largest, *new])
         if self.largest > self.most:
             self.largest = 0
-            raise torch.OutOfMemoryError(f"out of memory: more than {self.most:.0f} bytes (a limit set for this check)")
+            raise torch.OutOfMemoryError(
+                f"out of memory: more than {self.most:.0f} bytes (a limit set for this check)"
+            )
         return out
 
 
@@ -72,10 +82,12 @@ def peak(device: str, call: Callable[[], Any]) -> float:
 
 
 def memory(device: str, to: Path) -> bool:
-    """Extraction and saliency with a third of the memory that they take: fewer at a time, the same result, a warning.
+    """Extraction and saliency with a third of the memory that they take: fewer at a time, the same
+    result, a warning.
 
-    And of one photo with a quarter of what it adds to what is there (on a CPU: its largest tensor refused): TooLarge.
-    On a GPU that photo is large, as memory is taken there in blocks of 20 MB, of which the weights' copy wants some.
+    And of one photo with a quarter of what it adds to what is there (on a CPU: its largest tensor
+    refused): TooLarge. On a GPU that photo is large, as memory is taken there in blocks of 20 MB,
+    of which the weights' copy wants some.
     """
     n, side = (256, 2048) if device == "cuda" else (16, 224)
     network = seeded(lambda: networks.models.squeezenet1_1(weights=None)).to(device)
@@ -83,7 +95,11 @@ def memory(device: str, to: Path) -> bool:
     many, large = smooth_photos(n, 224), smooth_photos(1, side)
 
     def extraction(photos: Sequence[Any]) -> Callable[[], torch.Tensor]:
-        options: dict[str, Any] = {"dtype": torch.float32, "device": device, "batch_size": len(photos)}
+        options: dict[str, Any] = {
+            "dtype": torch.float32,
+            "device": device,
+            "batch_size": len(photos),
+        }
         options["preprocess"] = Preprocess(len(photos[0]))
 
         def call() -> torch.Tensor:
@@ -103,7 +119,9 @@ def memory(device: str, to: Path) -> bool:
         took, expected, least = peak(device, call), call(), peak(device, one)
         row = {"work": work.__name__, "bytes": took, **_under_a_third(device, call, took, expected)}
         there = torch.cuda.memory_allocated() if device == "cuda" else 0
-        row["one photo"] = _refusal(device, one, there + (least - there) / 4 if device == "cuda" else 0.9 * least)
+        row["one photo"] = _refusal(
+            device, one, there + (least - there) / 4 if device == "cuda" else 0.9 * least
+        )
         row["holds"] = row["holds"] and row["one photo"].startswith("TooLarge")
         rows.append(row)
         print(row)
@@ -133,4 +151,9 @@ def _under_a_third(
             return {"note": f"{type(error).__name__}: {error}"[:500], "holds": False}
     row = compared("saliency", "float32", got, expected)
     said = [str(one.message) for one in caught if issubclass(one.category, FewerAtATime)]
-    return {"error": row["error"], "warnings": said, "holds": bool(row["holds"] and said), "note": row["note"]}
+    return {
+        "error": row["error"],
+        "warnings": said,
+        "holds": bool(row["holds"] and said),
+        "note": row["note"],
+    }

@@ -1,9 +1,11 @@
-"""Every room on a device beside the CPU: the same inputs, the CPU in float32 or float64, the device in each arithmetic.
+"""Every room on a device beside the CPU: the same inputs, the CPU in float32 or float64, the device
+in each arithmetic.
 
     python -m benchmarks.gpu_kit.parity --device cuda --output parity.json
 
-A row is one quantity in one arithmetic: float32, TF32 (products of 10 bits of mantissa), bfloat16. Its error is the L2
-norm of the difference over that of the reference; its limit stands in tests/support/tolerances.py, with the reason.
+A row is one quantity in one arithmetic: float32, TF32 (products of 10 bits of mantissa), bfloat16.
+Its error is the L2 norm of the difference over that of the reference; its limit stands in
+tests/support/tolerances.py, with the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ PHOTOS, STEPS = 8, 10  # photos a room sees; training steps
 Quantities = Mapping[str, Any]  # by name, arrays or tensors
 
 
-# --- what is computed -----------------------------------------------------------------------------------------------
+# --- what is computed
+# -----------------------------------------------------------------------------------------------
 
 
 @cache
@@ -80,11 +83,19 @@ def images(device: str, _dtype: torch.dtype) -> Quantities:
 
 
 def taps(device: str, dtype: torch.dtype) -> Quantities:
-    wanted = {"vgg16": ("conv1_1", "relu4_3", "pool5"), "alexnet": ("relu3", "pool5"), "squeezenet1_1": ("fire9",)}
+    wanted = {
+        "vgg16": ("conv1_1", "relu4_3", "pool5"),
+        "alexnet": ("relu3", "pool5"),
+        "squeezenet1_1": ("fire9",),
+    }
     found = dict[str, Tensor]()
     for name, layers in wanted.items():
         paths = {tap: networks.tap_paths(name)[tap] for tap in layers}
-        parts = list(features.stream(network(name), photos(), paths, preprocess=LAB, dtype=dtype, device=device))
+        parts = list(
+            features.stream(
+                network(name), photos(), paths, preprocess=LAB, dtype=dtype, device=device
+            )
+        )
         found |= {f"{name} {tap}": torch.cat([part[tap] for part in parts]) for tap in layers}
     return found
 
@@ -93,7 +104,9 @@ def statistics(device: str, dtype: torch.dtype) -> Quantities:
     """Gram matrix of features of three classes, and the decisions of the SVM on it."""
     stream = np.random.default_rng(0)
     y, centres = np.arange(60) % 3, stream.normal(size=(3, 20_000))
-    both = np.concatenate([(stream.normal(size=(60, 20_000)) + 0.2 * centres[y]).clip(0) for _ in "12"])
+    both = np.concatenate(
+        [(stream.normal(size=(60, 20_000)) + 0.2 * centres[y]).clip(0) for _ in "12"]
+    )
     sums = svm.GramAccumulator(60, 120)
     for part in torch.from_numpy(both).to(device, dtype).split(8_192, dim=1):
         sums.add(part)
@@ -111,16 +124,21 @@ def gradients(device: str, _dtype: torch.dtype) -> Quantities:
     return {
         "saliency": saliency.saliency_maps(net, x, target),
         "smoothgrad": saliency.saliency_maps(net, x, target, kind="smoothgrad", samples=4),
-        "fooling, 5 steps": fooled.x - x, "visualisation, 5 steps": seen.x,
-        "probabilities": networks.classify(network("squeezenet1_1") if device == "cpu" else net, x)[0],
-    }  # fmt: skip
+        "fooling, 5 steps": fooled.x - x,
+        "visualisation, 5 steps": seen.x,
+        "probabilities": networks.classify(network("squeezenet1_1") if device == "cpu" else net, x)[
+            0
+        ],
+    }
 
 
 def trained_head(device: str, dtype: torch.dtype) -> Quantities:
     stream = torch.Generator().manual_seed(0)
     y = torch.arange(120) % 3
     x = torch.randn(120, 512, generator=stream) + 0.5 * torch.randn(3, 512, generator=stream)[y]
-    head = heads.train_head(x.to(device), y, config=heads.HeadConfig(epochs=5, dtype=dtype), device=device)
+    head = heads.train_head(
+        x.to(device), y, config=heads.HeadConfig(epochs=5, dtype=dtype), device=device
+    )
     return {"head, 5 epochs": head.module.weight}
 
 
@@ -132,7 +150,9 @@ def gan_losses(device: str, dtype: torch.dtype) -> Quantities:
         config = replace(lab, batch=32, steps=STEPS, precision=precision)
         a, stream = config.architecture, torch.Generator().manual_seed(0)
         x = torch.randint(0, 256, (256, a.channels, 32, 32), dtype=torch.uint8, generator=stream)
-        trainer = Trainer(config, x, torch.arange(256) % a.classes if a.classes else None, device=device)
+        trainer = Trainer(
+            config, x, torch.arange(256) % a.classes if a.classes else None, device=device
+        )
         for _ in range(STEPS):
             trainer.step()
         found[f"{kind} losses, {STEPS} steps"] = trainer.losses[:STEPS, :2]
@@ -144,13 +164,21 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
     net: Any = _on("squeezenet1_1", device)
     stream = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (80, 3, 32, 32), dtype=torch.uint8, generator=stream)
-    found = gan_scores.image_features(net.features, x, normalise=CROP.normalise, dtype=dtype)[:, :24]
-    digits = architecture.prepare_images(torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=stream), 32)
-    # In float32 whatever the arithmetic of the rest: five steps at a rate of 6e-3 carry bfloat16's rounding far.
+    found = gan_scores.image_features(net.features, x, normalise=CROP.normalise, dtype=dtype)[
+        :, :24
+    ]
+    digits = architecture.prepare_images(
+        torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=stream), 32
+    )
+    # In float32 whatever the arithmetic of the rest: five steps at a rate of 6e-3 carry bfloat16's
+    # rounding far.
     recipe: dict[str, Any] = {"device": device, "steps": 5, "batch": 32, "dtype": torch.float32}
     reader = digit_classifier.train_digit_classifier(digits, torch.arange(64) % 10, **recipe)
-    return {"image features": found, "digit reader, 5 steps": digit_classifier.features_of(reader, digits)[0],
-            "frechet distance": [gan_scores.frechet_distance(found[:40], found[40:], groups=2).value]}  # fmt: skip
+    return {
+        "image features": found,
+        "digit reader, 5 steps": digit_classifier.features_of(reader, digits)[0],
+        "frechet distance": [gan_scores.frechet_distance(found[:40], found[40:], groups=2).value],
+    }
 
 
 @dataclass(frozen=True)
@@ -163,38 +191,62 @@ class Room:
 
 
 ROOMS = {
-    "images": Room(images, fast=False), "features": Room(taps), "gram, svm": Room(statistics, reference=torch.float64),
-    "input_gradients, fooling, networks": Room(gradients, fast=False), "heads": Room(trained_head),
-    "gans, gan_training": Room(gan_losses), "gan_scores": Room(scores),
-}  # fmt: skip
+    "images": Room(images, fast=False),
+    "features": Room(taps),
+    "gram, svm": Room(statistics, reference=torch.float64),
+    "input_gradients, fooling, networks": Room(gradients, fast=False),
+    "heads": Room(trained_head),
+    "gans, gan_training": Room(gan_losses),
+    "gan_scores": Room(scores),
+}
 
 
-# --- how it is compared ---------------------------------------------------------------------------------------------
+# --- how it is compared
+# ---------------------------------------------------------------------------------------------
 
 
 def kind_of(quantity: str) -> str:
     """The row of the tolerance table that a quantity is judged by."""
-    return next((kind for kind, words in KINDS.items() if any(word in quantity for word in words)), "activation")
+    return next(
+        (kind for kind, words in KINDS.items() if any(word in quantity for word in words)),
+        "activation",
+    )
 
 
 KINDS = {
-    "pixel": ("pixels",), "gram": ("gram",), "decision": ("decision",), "ascent": ("fooling", "visualisation"),
-    "gradient": ("saliency", "smoothgrad"), "probability": ("probabilities",), "training": ("losses", "head", "reader"),
+    "pixel": ("pixels",),
+    "gram": ("gram",),
+    "decision": ("decision",),
+    "ascent": ("fooling", "visualisation"),
+    "gradient": ("saliency", "smoothgrad"),
+    "probability": ("probabilities",),
+    "training": ("losses", "head", "reader"),
     "distance": ("frechet",),
-}  # fmt: skip
+}
 
 
 def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[str, Any]:
-    """The row of a quantity: its error, the limit, whether it holds. Another shape, or a value that is not finite, does
-    not hold, whatever the error."""
+    """The row of a quantity: its error, the limit, whether it holds. Another shape, or a value that
+    is not finite, does not hold, whatever the error."""
     a, b = (torch.as_tensor(value).detach().double().cpu() for value in (got, expected))
     limit = PARITY[kind_of(quantity), arithmetic]
-    row: dict[str, Any] = {"quantity": quantity, "arithmetic": arithmetic, "limit": limit.rtol, "reason": limit.reason}
+    row: dict[str, Any] = {
+        "quantity": quantity,
+        "arithmetic": arithmetic,
+        "limit": limit.rtol,
+        "reason": limit.reason,
+    }
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
         note = f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN"
         return {**row, "error": 1e30, "largest": 1e30, "holds": False, "note": note}
     error = float((a - b).norm() / b.norm().clamp_min(1e-30))
-    return {**row, "error": error, "largest": float((a - b).abs().max()), "holds": error <= limit.rtol, "note": ""}
+    return {
+        **row,
+        "error": error,
+        "largest": float((a - b).abs().max()),
+        "holds": error <= limit.rtol,
+        "note": "",
+    }
 
 
 def rows(device: str) -> Iterator[dict[str, Any]]:
@@ -214,8 +266,17 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
         except Exception as error:
             traceback.print_exc()
             note = f"{type(error).__name__}: {error}"[:500]
-            yield {"room": name, "quantity": name, "arithmetic": "", "limit": 0.0, "reason": "", "error": 1e30,
-                   "largest": 1e30, "holds": False, "note": note}  # fmt: skip
+            yield {
+                "room": name,
+                "quantity": name,
+                "arithmetic": "",
+                "limit": 0.0,
+                "reason": "",
+                "error": 1e30,
+                "largest": 1e30,
+                "holds": False,
+                "note": note,
+            }
 
 
 def main() -> int:
@@ -228,8 +289,11 @@ def main() -> int:
     for row in rows(options.device):
         found.append(row)
         word = "" if row["holds"] else "  NOT WITHIN"
-        print(f"{row['room']:<36}{row['quantity']:<28}{row['arithmetic']:<10}{row['error']:9.2e} of {row['limit']:g}"
-              f"{word} {row['note']}", flush=True)  # fmt: skip
+        print(
+            f"{row['room']:<36}{row['quantity']:<28}{row['arithmetic']:<10}{row['error']:9.2e} of {row['limit']:g}"
+            f"{word} {row['note']}",
+            flush=True,
+        )
         data_files.write_json(options.output, {"device": options.device, "rows": found})
     return int(not all(row["holds"] for row in found))
 

@@ -1,4 +1,6 @@
-"""The files that travel to the device: made in parts of a limited size, unpacked into an assets directory."""
+"""The files that travel to the device: made in parts of a limited size, unpacked into an assets
+directory.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,27 @@ from rdfia.report import environment
 ROOT = Path(__file__).parents[2]
 LIMIT = 45 * 2**20  # bytes of a part; a call carries 64 MiB, of which the repository is 17
 LISTING = "kit.json"
-WEIGHTS = {"vgg16-features": "vgg16.features", "alexnet-features": "alexnet.features", "squeezenet1_1": "squeezenet1_1"}
-MODULES = ("captum", "efficientnet_lite_pytorch")  # Python alone: the peer of TME 8, and the second network's module
+WEIGHTS = {
+    "vgg16-features": "vgg16.features",
+    "alexnet-features": "alexnet.features",
+    "squeezenet1_1": "squeezenet1_1",
+}
+# Python alone: the peer of TME 8, and the second network's module
+MODULES = ("captum", "efficientnet_lite_pytorch")
 SCENES, QUALITY = 224, 80  # pixels, JPEG
 FACES_A_ROW = 100
 PARTS: dict[int, Sequence[str]] = {
     1: (*WEIGHTS, "imagenet-samples", "digits", "modules"),
     2: ("mnist", "celeba-32", "efficientnet-lite0"),
     3: ("scene15",),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file of a part; `changed` says how what it unpacks to differs from its source, "" where it does not."""
+    """A file of a part; `changed` says how what it unpacks to differs from its source, "" where it
+    does not.
+    """
 
     name: str  # the asset, or "modules"
     file: str
@@ -57,7 +66,8 @@ class Made(NamedTuple):
     photos: int = 1
 
 
-# --- making them ----------------------------------------------------------------------------------------------------
+# --- making them
+# ----------------------------------------------------------------------------------------------------
 
 
 def _weights(name: str, to: Path) -> Made:
@@ -108,12 +118,17 @@ def _scenes(name: str, to: Path) -> Made:
 def _faces(name: str, to: Path) -> Made:
     """One mosaic without loss, faces in the order of their names."""
     found, path = assets.locate(name, download=False), to / f"{name}.webp"
-    faces = [np.asarray(Image.open(file).convert("RGB")) for file in assets.ASSETS[name].files(found.path)]
+    faces = [
+        np.asarray(Image.open(file).convert("RGB"))
+        for file in assets.ASSETS[name].files(found.path)
+    ]
     rows = -(-len(faces) // FACES_A_ROW)
     whole = np.zeros((rows * FACES_A_ROW, *faces[0].shape), np.uint8)
     whole[: len(faces)] = faces
     side = faces[0].shape[0]
-    mosaic = whole.reshape(rows, FACES_A_ROW, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3)
+    mosaic = (
+        whole.reshape(rows, FACES_A_ROW, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3)
+    )
     Image.fromarray(mosaic).save(path, "WEBP", lossless=True, quality=50)
     return Made(path, found.source, "the same pixels, written anew as PNG", len(faces))
 
@@ -131,15 +146,20 @@ def _modules(name: str, to: Path) -> Made:
 
 
 def _maker(name: str) -> Callable[[str, Path], Made]:
-    special = {"scene15": _scenes, "celeba-32": _faces, "modules": _modules, **dict.fromkeys(WEIGHTS, _weights)}
+    special = {
+        "scene15": _scenes,
+        "celeba-32": _faces,
+        "modules": _modules,
+        **dict.fromkeys(WEIGHTS, _weights),
+    }
     return special.get(name) or (_folder if assets.ASSETS[name].folder else _file)
 
 
 def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) -> list[Item]:
     """Makes part 1, 2 or 3 in the folder `to`, which is emptied; returns its items.
 
-    TooLarge: they are more than `limit` bytes, with what could be left out. AssetUnavailable: one is not on this
-    machine, and how to get it. Nothing is left in `to` then.
+    TooLarge: they are more than `limit` bytes, with what could be left out. AssetUnavailable: one
+    is not on this machine, and how to get it. Nothing is left in `to` then.
     """
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
@@ -148,20 +168,31 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
         for name in (name for name in PARTS[part] if name not in without):
             made = _maker(name)(name, to)
             size, sha256 = made.path.stat().st_size, files.sha256_file(made.path)
-            items.append(Item(name, made.path.name, made.source, made.changed, size, sha256, made.photos))
-        listing = {"part": part, "commit": environment.commit(ROOT), "code": provenance.code_hash(ROOT)}
+            items.append(
+                Item(name, made.path.name, made.source, made.changed, size, sha256, made.photos)
+            )
+        listing = {
+            "part": part,
+            "commit": environment.commit(ROOT),
+            "code": provenance.code_hash(ROOT),
+        }
         files.write_json(to / LISTING, {**listing, "items": [asdict(item) for item in items]})
         if (size := sum(file.stat().st_size for file in to.iterdir())) > limit:
             largest = sorted(items, key=lambda item: -item.size)
-            sizes = ", ".join(f"--without {item.name} ({item.size / 2**20:.1f} MiB)" for item in largest)
-            raise TooLarge(f"part {part} is {size / 2**20:.1f} MiB, at most {limit / 2**20:.1f} travel: {sizes}")
+            sizes = ", ".join(
+                f"--without {item.name} ({item.size / 2**20:.1f} MiB)" for item in largest
+            )
+            raise TooLarge(
+                f"part {part} is {size / 2**20:.1f} MiB, at most {limit / 2**20:.1f} travel: {sizes}"
+            )
     except BaseException:
         shutil.rmtree(to)
         raise
     return items
 
 
-# --- unpacking them -------------------------------------------------------------------------------------------------
+# --- unpacking them
+# -------------------------------------------------------------------------------------------------
 
 
 def items_in(folder: Path) -> list[Item]:
@@ -169,11 +200,15 @@ def items_in(folder: Path) -> list[Item]:
     try:
         return [Item(**row) for row in json.loads((folder / LISTING).read_text())["items"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise AssetCorrupt(f"{folder / LISTING} is no list of a part ({error}); build the part anew") from error
+        raise AssetCorrupt(
+            f"{folder / LISTING} is no list of a part ({error}); build the part anew"
+        ) from error
 
 
 def commit_in(folder: Path, root: Path) -> str:
-    """The commit at which the part in `folder` was built; "" where it is unknown, or the code in `root` is another."""
+    """The commit at which the part in `folder` was built; "" where it is unknown, or the code in
+    `root` is another.
+    """
     try:
         listing = json.loads((folder / LISTING).read_text())
         return (listing["commit"] or "") if listing["code"] == provenance.code_hash(root) else ""
@@ -184,12 +219,14 @@ def commit_in(folder: Path, root: Path) -> str:
 def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:
     """Unpacks an item of a part into the assets directory `root`, or into the folder `modules`.
 
-    The asset is listed in the manifest of `root` with how it was changed, which goes into every record of its use.
-    AssetCorrupt: the file is not the one that was built.
+    The asset is listed in the manifest of `root` with how it was changed, which goes into every
+    record of its use. AssetCorrupt: the file is not the one that was built.
     """
     path = folder / item.file
     if not path.is_file() or files.sha256_file(path) != item.sha256:
-        raise AssetCorrupt(f"{path} is not the file that was built (SHA-256 {item.sha256}); carry the part anew")
+        raise AssetCorrupt(
+            f"{path} is not the file that was built (SHA-256 {item.sha256}); carry the part anew"
+        )
     if item.name == "modules":
         _extract_zip(path, modules)
         return
@@ -208,7 +245,9 @@ def _unpack_asset(item: Item, path: Path, target: Path) -> None:
     if item.name == "celeba-32":
         mosaic = np.asarray(Image.open(path).convert("RGB"))
         side = mosaic.shape[1] // FACES_A_ROW
-        tiles = mosaic.reshape(-1, side, FACES_A_ROW, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+        tiles = (
+            mosaic.reshape(-1, side, FACES_A_ROW, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+        )
         (target / "faces").mkdir(parents=True)
         for i, tile in enumerate(tiles[: item.photos]):
             Image.fromarray(tile).save(target / "faces" / f"{i + 1:06d}.png", compress_level=1)

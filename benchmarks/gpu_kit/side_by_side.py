@@ -1,4 +1,6 @@
-"""The README's words on CUDA, made from the committed records: a table beside the CPU, or that there are none."""
+"""The README's words on CUDA, made from the committed records: a table beside the CPU, or that
+there are none.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,10 @@ from rdfia.data import files
 from rdfia.errors import ArgumentError
 from rdfia.report import benchmarks
 
-BEGIN, END = "<!-- CUDA: `python -m benchmarks.gpu_kit receive` writes this -->", "<!-- end of CUDA -->"
+BEGIN, END = (
+    "<!-- CUDA: `python -m benchmarks.gpu_kit receive` writes this -->",
+    "<!-- end of CUDA -->",
+)
 NOTHING = "Nothing was measured on a CUDA device yet; `python -m benchmarks.gpu_kit` has it ready."
 
 
@@ -28,7 +33,9 @@ def block(text: str) -> str:
     _, begin, rest = text.partition(BEGIN)
     inside, end, _ = rest.partition(END)
     if not (begin and end):
-        raise ArgumentError(f"README.md: expected the lines {BEGIN} and {END}; put them back where the figures belong")
+        raise ArgumentError(
+            f"README.md: expected the lines {BEGIN} and {END}; put them back where the figures belong"
+        )
     return inside.strip()
 
 
@@ -37,4 +44,6 @@ def write(readme: Path, verified: Path) -> None:
     text = readme.read_text("utf-8")
     block(text)
     before, _, rest = text.partition(BEGIN)
-    files.write_atomic(readme, f"{before}{BEGIN}\n{words(verified)}\n{END}{rest.partition(END)[2]}".encode())
+    files.write_atomic(
+        readme, f"{before}{BEGIN}\n{words(verified)}\n{END}{rest.partition(END)[2]}".encode()
+    )

@@ -10,31 +10,49 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # No outcome depends on these.
-DRAWS = ("rdfia/report/figures.py", "rdfia/report/blocks.py", "rdfia/report/page.py", "rdfia/report/benchmarks.py")
-MEASURING = ("rdfia/**/*.py", "rdfia/**/*.json", "rdfia/**/*.txt", "tests/accuracy/*.py", "tests/support/*.py")
+DRAWS = (
+    "rdfia/report/figures.py",
+    "rdfia/report/blocks.py",
+    "rdfia/report/page.py",
+    "rdfia/report/benchmarks.py",
+)
+MEASURING = (
+    "rdfia/**/*.py",
+    "rdfia/**/*.json",
+    "rdfia/**/*.txt",
+    "tests/accuracy/*.py",
+    "tests/support/*.py",
+)
 FILE = re.compile(r"[\w-]+\.\w+")
-TABLES = {"rdfia/claims/claims.json"}  # sentences and bounds: a record has the digest of its own bounds
+# sentences and bounds: a record has the digest of its own bounds
+TABLES = {"rdfia/claims/claims.json"}
 
 
 def code_hash(root: Path) -> str:
-    """SHA-256, 12 digits, over names and bytes of all that measures: rdfia, tests/accuracy and tests/support."""
+    """SHA-256, 12 digits, over names and bytes of all that measures: rdfia, tests/accuracy and
+    tests/support.
+    """
     return _digest(root, measuring(root))
 
 
 def measuring(root: Path) -> set[Path]:
-    """The files of `code_hash`: every module and table of the package, the claims' tests, and what supports tests."""
+    """The files of `code_hash`: every module and table of the package, the claims' tests, and what
+    supports tests.
+    """
     return {path for pattern in MEASURING for path in root.glob(pattern)}
 
 
 @functools.cache
 def lab_hash(root: Path, lab: str) -> str:
-    """As `code_hash`, over what the checks of one lab import, and the tables that these modules read."""
+    """As `code_hash`, over what the checks of one lab import, and the tables that these modules
+    read.
+    """
     return _digest(root, sources(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"]))
 
 
 def sources(root: Path, start: Iterable[str]) -> set[Path]:
-    """The files below `root` that these need: themselves, the modules of the project that they import, and the files
-    beside a module that it names. Files that are not there are left out."""
+    """The files below `root` that these need: themselves, the modules of the project that they
+    import, and the files beside a module that it names. Files that are not there are left out."""
     todo, found = [root / name for name in start], set[Path]()
     while todo:
         path = todo.pop()
@@ -50,7 +68,11 @@ def sources(root: Path, start: Iterable[str]) -> set[Path]:
 def _needs(root: Path, path: Path) -> Iterator[Path]:
     here = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE.fullmatch(node.value):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and FILE.fullmatch(node.value)
+        ):
             yield path.parent / node.value
         names = []
         if isinstance(node, ast.Import):
@@ -64,7 +86,9 @@ def _needs(root: Path, path: Path) -> Iterator[Path]:
 
 
 def _files(root: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """The module that a dotted name names or lies in; all of a package where only its front door knows which."""
+    """The module that a dotted name names or lies in; all of a package where only its front door
+    knows which.
+    """
     for n in range(len(parts), 0, -1):
         path = root.joinpath(*parts[:n])
         if path.with_suffix(".py").is_file():
@@ -78,5 +102,7 @@ def _files(root: Path, parts: Sequence[str]) -> Iterator[Path]:
 def _digest(root: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(
+            path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+        )
     return digest.hexdigest()[:12]

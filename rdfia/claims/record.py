@@ -15,16 +15,29 @@ from rdfia.data import files
 from rdfia.errors import RdfiaError, StoreError
 
 # What a reader sees of a record: the word for outcome and scope, or why there is no outcome.
-VERDICTS = (*dict.fromkeys(word for words in WORDS.values() for word in words.values() if word != "undecided"),
-            "undecided", "recorded", "deferred", "unavailable", "error")  # fmt: skip
+VERDICTS = (
+    *dict.fromkeys(
+        word for words in WORDS.values() for word in words.values() if word != "undecided"
+    ),
+    "undecided",
+    "recorded",
+    "deferred",
+    "unavailable",
+    "error",
+)
 
 
 class ClaimError(RdfiaError):
     """An outcome or a value is not the pinned one, or a required asset is missing."""
 
 
-_KINDS: dict[Any, Any] = {"str": str, "float": (int, float), "dict[str, Any]": dict, "list[dict[str, str]]": list,
-                          "list[dict[str, Any]]": list}  # fmt: skip
+_KINDS: dict[Any, Any] = {
+    "str": str,
+    "float": (int, float),
+    "dict[str, Any]": dict,
+    "list[dict[str, str]]": list,
+    "list[dict[str, Any]]": list,
+}
 
 
 @dataclass
@@ -38,7 +51,8 @@ class Record:
     statement: str = ""
     scope: str = "report"
     outcome: str = "error"
-    parts: list[dict[str, Any]] = field(default_factory=list)  # name, bound, outcome, and the fields of an Estimate
+    # name, bound, outcome, and the fields of an Estimate
+    parts: list[dict[str, Any]] = field(default_factory=list)
     bounds: str = ""  # the digest of the bounds that decided
     measured: Any = None  # what else is worth a line; decides nothing
     expected: str = ""
@@ -54,8 +68,10 @@ class Record:
     evidence: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     figures: list[dict[str, str]] = field(default_factory=list)  # file, caption, alt
-    failure: str = ""  # why its test is red: another verdict than the pin, an accuracy too low, a crash
-    recorded: dict[str, Any] = field(default_factory=dict)  # of the full run: outcome, date, code, changed, folder
+    # why its test is red: another verdict than the pin, an accuracy too low, a crash
+    failure: str = ""
+    # of the full run: outcome, date, code, changed, folder
+    recorded: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -63,18 +79,24 @@ class Record:
 
     @property
     def verdict(self) -> str:
-        """What a reader sees: "reproduced", "holds on a substitute", "reached", ..., or why there is no outcome."""
+        """What a reader sees: "reproduced", "holds on a substitute", "reached", ..., or why there
+        is no outcome.
+        """
         return WORDS.get(self.scope, {}).get(self.outcome, self.outcome)
 
     @property
     def result(self) -> str:
         """`estimates`, then what else was measured: "ratio 1.25 (1.21 to 1.29); steps 10"."""
-        return "; ".join(filter(None, [self.estimates, show(self.measured, self.unit) if self.measured else ""]))
+        return "; ".join(
+            filter(None, [self.estimates, show(self.measured, self.unit) if self.measured else ""])
+        )
 
     @property
     def estimates(self) -> str:
         """Each part's value with its interval."""
-        return "; ".join(f"{part['name']} {show(part['value'])}{interval_of(part)}" for part in self.parts)
+        return "; ".join(
+            f"{part['name']} {show(part['value'])}{interval_of(part)}" for part in self.parts
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {"key": self.key, "verdict": self.verdict, **plain(asdict(self))}
@@ -90,7 +112,8 @@ def interval_of(part: Mapping[str, Any]) -> str:
 def from_json(row: Mapping[str, Any]) -> Record:
     """The record of a row of claims.json; names that this version does not know are dropped.
 
-    A row of before outcomes were kept has none: an "error" until it is made again, so that its page can be drawn.
+    A row of before outcomes were kept has none: an "error" until it is made again, so that its page
+    can be drawn.
     """
     known = {f.name for f in fields(Record)}
     found = {name: value for name, value in row.items() if name in known}
@@ -100,24 +123,42 @@ def from_json(row: Mapping[str, Any]) -> Record:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """A run's claims.json: environment, thresholds, and records as `Record`. StoreError: not JSON, or another shape."""
+    """A run's claims.json: environment, thresholds, and records as `Record`. StoreError: not JSON,
+    or another shape.
+    """
     run = files.read_json(path)
     try:
-        run = {"environment": {}, "thresholds": {}, "unfinished": "", **run,
-               "records": list(map(from_json, run["records"]))}  # fmt: skip
-        run |= {"environment": {"assets": [], **run["environment"]}, "thresholds": {**run["thresholds"]}}
-        wrong = [f"{r.key}: {f.name}" for r in run["records"] for f in fields(Record)
-                 if not isinstance(getattr(r, f.name), _KINDS.get(f.type, object))]  # fmt: skip
+        run = {
+            "environment": {},
+            "thresholds": {},
+            "unfinished": "",
+            **run,
+            "records": list(map(from_json, run["records"])),
+        }
+        run |= {
+            "environment": {"assets": [], **run["environment"]},
+            "thresholds": {**run["thresholds"]},
+        }
+        wrong = [
+            f"{r.key}: {f.name}"
+            for r in run["records"]
+            for f in fields(Record)
+            if not isinstance(getattr(r, f.name), _KINDS.get(f.type, object))
+        ]
         if wrong:
             raise TypeError(f"another type in {', '.join(wrong[:3])}")
     except (AttributeError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} holds no run ({error!r}): expected environment, thresholds and a list of records; "
-                         "pytest -m accuracy writes one") from error  # fmt: skip
+        raise StoreError(
+            f"{path} holds no run ({error!r}): expected environment, thresholds and a list of records; "
+            "pytest -m accuracy writes one"
+        ) from error
     return run
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: arrays and scalars of numpy and torch as lists and numbers, NaN and inf as text."""
+    """`value` as JSON can hold it: arrays and scalars of numpy and torch as lists and numbers, NaN
+    and inf as text.
+    """
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -133,7 +174,9 @@ def is_stale(record: Record) -> bool:
     """Whether a bound of the claim has changed since the record was made."""
     bounds = CLAIMS[record.id].bounds
     names = [part["name"] for part in record.parts]
-    return not names or record.bounds != judge.bounds_digest({n: bounds[n] for n in names if n in bounds})
+    return not names or record.bounds != judge.bounds_digest(
+        {n: bounds[n] for n in names if n in bounds}
+    )
 
 
 def show(value: Any, unit: str = "") -> str:
@@ -147,11 +190,15 @@ def show(value: Any, unit: str = "") -> str:
     elif isinstance(value, float):
         text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     else:
-        text = f"{value:,}" if isinstance(value, int) else str("-" if value in (None, "") else value)
+        text = (
+            f"{value:,}" if isinstance(value, int) else str("-" if value in (None, "") else value)
+        )
     return f"{text} {unit}".strip()
 
 
 def counts(records: Sequence[Record]) -> dict[str, int]:
-    """How often each verdict occurs, in the order of `VERDICTS`; those that do not occur are left out."""
+    """How often each verdict occurs, in the order of `VERDICTS`; those that do not occur are left
+    out.
+    """
     found = {verdict: sum(record.verdict == verdict for record in records) for verdict in VERDICTS}
     return {verdict: n for verdict, n in found.items() if n}

@@ -9,12 +9,17 @@ from rdfia.claims.record import Record, counts, interval_of, show
 from rdfia.claims.registry import CLAIMS
 from rdfia.errors import ArgumentError
 
-MARKS = "<!-- written by python -m rdfia claims --readme README.md -->", "<!-- end of the written table -->"
+MARKS = (
+    "<!-- written by python -m rdfia claims --readme README.md -->",
+    "<!-- end of the written table -->",
+)
 MOST = 90  # characters of a sentence, and of a result, in the table: one line on a screen
 
 
 def listed(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
-    """Each claim with its sentence, then a line a check: word, case, values with intervals, and the record's place."""
+    """Each claim with its sentence, then a line a check: word, case, values with intervals, and the
+    record's place.
+    """
     for claim in CLAIMS.values():
         mine = [(record, place) for record, place in records if record.id == claim.id]
         yield f"{claim.id}  {claim.statement}"
@@ -25,15 +30,29 @@ def listed(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
 
 
 def table(records: Sequence[Record]) -> str:
-    """The README's table, Markdown: a line a claim, with the result of its first check by the report's own reading."""
-    rows = ["| claim | sentence | outcome | measured, with 99 % intervals |", "| --- | --- | --- | --- |"]
+    """The README's table, Markdown: a line a claim, with the result of its first check by the
+    report's own reading.
+    """
+    rows = [
+        "| claim | sentence | outcome | measured, with 99 % intervals |",
+        "| --- | --- | --- | --- |",
+    ]
     for claim in CLAIMS.values():
         mine = [record for record in records if record.id == claim.id and record.parts]
-        first = min(mine, key=lambda r: (SCOPES.index(r.scope), r.outcome == "undecided"), default=None)
-        words = ", ".join(f"{word} {n}" if len(mine) > 1 else word for word, n in counts(mine).items())
+        first = min(
+            mine, key=lambda r: (SCOPES.index(r.scope), r.outcome == "undecided"), default=None
+        )
+        words = ", ".join(
+            f"{word} {n}" if len(mine) > 1 else word for word, n in counts(mine).items()
+        )
         stale = any(record.id == claim.id for record in records)
         nothing = "an older record, without an interval" if stale else "not measured"
-        said = [claim.id, _shortened(claim.statement), words or nothing, _result(first) if first else ""]
+        said = [
+            claim.id,
+            _shortened(claim.statement),
+            words or nothing,
+            _result(first) if first else "",
+        ]
         cells = [text.replace("|", "\\|") for text in said]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -56,9 +75,13 @@ def _shortened(text: str) -> str:
 
 
 def rewritten(readme: str, records: Sequence[Record]) -> str:
-    """The text of a README with the table between its two marks written anew. ArgumentError: no such marks."""
+    """The text of a README with the table between its two marks written anew. ArgumentError: no
+    such marks.
+    """
     before, found, rest = readme.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (found and end):
-        raise ArgumentError(f"the marks {MARKS[0]} and {MARKS[1]} are not there: write both where the table belongs")
+        raise ArgumentError(
+            f"the marks {MARKS[0]} and {MARKS[1]} are not there: write both where the table belongs"
+        )
     return f"{before}{MARKS[0]}\n{table(records)}\n{MARKS[1]}{after}"

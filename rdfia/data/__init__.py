@@ -1,7 +1,9 @@
-"""Files, photos and data sets: where they come from, that they are whole, and what an image becomes.
+"""Files, photos and data sets: where they come from, that they are whole, and what an image
+becomes.
 
-In: names of assets, folders, paths of photos. Out: verified files, labelled sets of images, uint8 pixels or normalised
-tensors, feature matrices on disk. Every write to disk of the package goes through `files`.
+In: names of assets, folders, paths of photos. Out: verified files, labelled sets of images, uint8
+pixels or normalised tensors, feature matrices on disk. Every write to disk of the package goes
+through `files`.
 """
 
 from __future__ import annotations

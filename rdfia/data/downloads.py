@@ -25,7 +25,8 @@ from pathlib import Path
 from rdfia.data import files as data_files
 from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
 
-Progress = Callable[[str, int, int | None], None]  # (file name, bytes so far, bytes in all if known)
+# (file name, bytes so far, bytes in all if known)
+Progress = Callable[[str, int, int | None], None]
 _unreachable: set[str] = set()  # hosts that gave no answer in this process: not waited for twice
 
 
@@ -36,18 +37,21 @@ def offline() -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time work at `path`: the others wait at a lock file beside it, until its holder is gone.
+    """Lets one process at a time work at `path`: the others wait at a lock file beside it, until
+    its holder is gone.
 
-    The lock falls with its process, killed or not. Where there is none to be had, as on a file system without locks,
-    the work goes on: what cannot be written has its own error.
+    The lock falls with its process, killed or not. Where there is none to be had, as on a file
+    system without locks, the work goes on: what cannot be written has its own error.
     """
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)
             while True:
-                held.close()  # the file that was waited for is gone with its holder: on to the one there is now
-                stream = held.enter_context(lock.open("ab"))  # NFS locks for writing only what is open for writing
+                # the file that was waited for is gone with its holder: on to the one there is now
+                held.close()
+                # NFS locks for writing only what is open for writing
+                stream = held.enter_context(lock.open("ab"))
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
@@ -72,16 +76,21 @@ def _receive(url: str, part: Path, progress: Progress | None, timeout: float) ->
             if error.code >= 500 or error.code == 429:
                 return f"{error.code} {error.reason}"
             raise AssetUnavailable(f"{url} answered {error.code} {error.reason}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a redirection to no address
+    # ValueError: a redirection to no address
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reset = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
         if isinstance(error, urllib.error.URLError) and not isinstance(error.reason, reset):
             raise
         return f"no answer ({error!r:.200})"
     with response:
-        have = have if response.status == 206 else 0  # a server that knows no ranges sends everything again
-        total = None if response.length is None else have + response.length  # None also where it is no number
+        # a server that knows no ranges sends everything again
+        have = have if response.status == 206 else 0
+        # None also where it is no number
+        total = None if response.length is None else have + response.length
         if total is not None and total - have > (free := shutil.disk_usage(part.parent).free):
-            raise TooLarge(f"{url} needs {total - have:,} bytes, {part.parent} has {free:,} free: free some space")
+            raise TooLarge(
+                f"{url} needs {total - have:,} bytes, {part.parent} has {free:,} free: free some space"
+            )
         with part.open("ab" if have else "wb") as stream:
             while True:
                 try:
@@ -89,7 +98,11 @@ def _receive(url: str, part: Path, progress: Progress | None, timeout: float) ->
                 except (OSError, http.client.HTTPException) as error:
                     return f"cut after {have} bytes ({error})"
                 if not chunk:
-                    return "" if total is None or have >= total else f"cut after {have} of {total} bytes"
+                    return (
+                        ""
+                        if total is None or have >= total
+                        else f"cut after {have} of {total} bytes"
+                    )
                 have += stream.write(chunk)
                 if progress:
                     progress(part.name.removesuffix(".part"), have, total)
@@ -99,23 +112,36 @@ def _mismatch(path: Path, md5: str, sha256: str) -> str:
     """Which checksum of `path` is another than expected; "" when none is."""
     for algorithm, expected in (("md5", md5), ("sha256", sha256)):
         with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, functools.partial(hashlib.new, algorithm, usedforsecurity=False))
+            digest = hashlib.file_digest(
+                stream, functools.partial(hashlib.new, algorithm, usedforsecurity=False)
+            )
         if not (got := digest.hexdigest()).startswith(expected):
             return f"{algorithm} {got}, expected {expected}"
     return ""
 
 
-def download(url: str, target: Path, *, md5: str = "", sha256: str = "", progress: Progress | None = None,
-             attempts: int = 4, timeout: float = 20.0) -> None:  # fmt: skip
+def download(
+    url: str,
+    target: Path,
+    *,
+    md5: str = "",
+    sha256: str = "",
+    progress: Progress | None = None,
+    attempts: int = 4,
+    timeout: float = 20.0,
+) -> None:
     """Fetches `url` into `target`: resumed when cut, checked, then renamed into place.
 
-    `sha256` may be a prefix. Of several processes one fetches, the others wait and take what it checked. Raises
-    AssetUnavailable (offline, no network, 404, cut or unanswered too often: what came is kept and the next call goes on
-    from there), AssetCorrupt (wrong checksum, nothing kept), StoreError or TooLarge (disk).
+    `sha256` may be a prefix. Of several processes one fetches, the others wait and take what it
+    checked. Raises AssetUnavailable (offline, no network, 404, cut or unanswered too often: what
+    came is kept and the next call goes on from there), AssetCorrupt (wrong checksum, nothing kept),
+    StoreError or TooLarge (disk).
     """
     host, reason = urllib.parse.urlsplit(url).netloc, ""
     if offline() or host in _unreachable:
-        raise AssetUnavailable(f"{url}: " + ("RDFIA_OFFLINE forbids it" if offline() else f"{host} cannot be reached"))
+        raise AssetUnavailable(
+            f"{url}: " + ("RDFIA_OFFLINE forbids it" if offline() else f"{host} cannot be reached")
+        )
     part = target.with_name(f"{target.name}.part")
     try:
         with locked(target):
@@ -128,19 +154,25 @@ def download(url: str, target: Path, *, md5: str = "", sha256: str = "", progres
                     reason = _receive(url, part, progress, timeout)
                 except urllib.error.URLError as error:
                     _unreachable.add(host)
-                    raise AssetUnavailable(f"{url} cannot be reached ({error.reason}): check the network") from error
+                    raise AssetUnavailable(
+                        f"{url} cannot be reached ({error.reason}): check the network"
+                    ) from error
                 if not reason:
                     break
             else:
-                raise AssetUnavailable(f"{url}: {reason}, {attempts} times; what came is kept: "
-                                       "run the same command again")  # fmt: skip
+                raise AssetUnavailable(
+                    f"{url}: {reason}, {attempts} times; what came is kept: "
+                    "run the same command again"
+                )
             if wrong := _mismatch(part, md5, sha256):
                 part.unlink()
                 raise AssetCorrupt(f"{url} came with {wrong}; removed, try again later")
             with data_files.atomic_path(target) as temporary:
                 part.replace(temporary)
     except OSError as error:
-        raise StoreError(f"cannot write {part}: {error.strerror or error}; choose another folder with --to") from error
+        raise StoreError(
+            f"cannot write {part}: {error.strerror or error}; choose another folder with --to"
+        ) from error
 
 
 def gunzip(archive: Path, target: Path, limit: int) -> None:
@@ -151,16 +183,23 @@ def gunzip(archive: Path, target: Path, limit: int) -> None:
                 while chunk := stream.read(1 << 20):
                     out.write(chunk)
                     if out.tell() > limit:
-                        raise AssetCorrupt(f"{archive} unpacks to more than {limit:,} bytes: not what it should be")
+                        raise AssetCorrupt(
+                            f"{archive} unpacks to more than {limit:,} bytes: not what it should be"
+                        )
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise AssetCorrupt(f"{archive} is no whole gzip file ({error}): remove it and fetch again") from error
+            raise AssetCorrupt(
+                f"{archive} is no whole gzip file ({error}): remove it and fetch again"
+            ) from error
 
 
 def fill_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Writes (relative name, bytes) pairs below `target`, which appears with all of them or not at all. StoreError."""
+    """Writes (relative name, bytes) pairs below `target`, which appears with all of them or not at
+    all. StoreError.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with data_files.part_folder(target) as folder:  # `files.sweep` removes what a killed process leaves of it
+        # `files.sweep` removes what a killed process leaves of it
+        with data_files.part_folder(target) as folder:
             (temporary := folder / target.name).mkdir()
             for name, data in files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -169,35 +208,56 @@ def fill_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
                 target.rmdir()  # an empty folder may be in the way; one with files is an error
             temporary.replace(target)
     except OSError as error:
-        raise StoreError(f"cannot fill {target}: {error.strerror or error}; remove it or choose another one") from error
+        raise StoreError(
+            f"cannot fill {target}: {error.strerror or error}; remove it or choose another one"
+        ) from error
 
 
-def scene15_members(archive: Path, split: Mapping[str, Mapping[str, object]]) -> Iterator[tuple[str, bytes]]:
-    """The photos of the public 15-Scene archive under the names of the lab's split: `train/Coast/image_0006.jpg`.
+def scene15_members(
+    archive: Path, split: Mapping[str, Mapping[str, object]]
+) -> Iterator[tuple[str, bytes]]:
+    """The photos of the public 15-Scene archive under the names of the lab's split:
+    `train/Coast/image_0006.jpg`.
 
-    `split`: class -> {"archive": its folder in the archive, "images": how many, "train": their numbers}. Other members
-    are left alone. Raises AssetCorrupt for a path that leaves the folder, a link, a bomb, or a photo too few.
+    `split`: class -> {"archive": its folder in the archive, "images": how many, "train": their
+    numbers}. Other members are left alone. Raises AssetCorrupt for a path that leaves the folder, a
+    link, a bomb, or a photo too few.
     """
     folders = {str(row["archive"]).lower(): name for name, row in split.items()}
-    train = {name: {int(number) for number in str(row["train"]).split()} for name, row in split.items()}
+    train = {
+        name: {int(number) for number in str(row["train"]).split()} for name, row in split.items()
+    }
     seen: set[str] = set()
     try:
         with zipfile.ZipFile(archive) as bundle:
             for info in bundle.infolist():
                 parts = info.filename.replace("\\", "/").split("/")
-                if ".." in parts or parts[0] == "" or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
-                    raise AssetCorrupt(f"{archive}: member {info.filename!r} leaves the folder or is a link")
+                if (
+                    ".." in parts
+                    or parts[0] == ""
+                    or ":" in parts[0]
+                    or stat.S_ISLNK(info.external_attr >> 16)
+                ):
+                    raise AssetCorrupt(
+                        f"{archive}: member {info.filename!r} leaves the folder or is a link"
+                    )
                 image = re.fullmatch(r"image_(\d{4})\.jpg", parts[-1])
                 scene = folders.get(parts[-2].lower()) if len(parts) > 1 else None
                 if not image or not scene or "__MACOSX" in parts:
                     continue
                 name = f"{'train' if int(image[1]) in train[scene] else 'test'}/{scene}/{parts[-1]}"
                 if info.file_size > 2_000_000 or name in seen:  # the largest photo has 95 kB
-                    raise AssetCorrupt(f"{archive}: member {info.filename!r} is too large or there twice")
+                    raise AssetCorrupt(
+                        f"{archive}: member {info.filename!r} is too large or there twice"
+                    )
                 seen.add(name)
                 with bundle.open(info) as stream:
                     yield name, stream.read(info.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise AssetCorrupt(f"{archive} is no whole zip archive ({error}): remove it and fetch again") from error
+        raise AssetCorrupt(
+            f"{archive} is no whole zip archive ({error}): remove it and fetch again"
+        ) from error
     if len(seen) != (expected := sum(int(str(row["images"])) for row in split.values())):
-        raise AssetCorrupt(f"{archive} holds {len(seen)} photos of the 15 classes, expected {expected}")
+        raise AssetCorrupt(
+            f"{archive} holds {len(seen)} photos of the 15 classes, expected {expected}"
+        )

@@ -21,19 +21,33 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 class FeatureStore:
-    """Feature matrices of N images on disk, one safetensors shard per block of rows, read by memory mapping.
+    """Feature matrices of N images on disk, one safetensors shard per block of rows, read by memory
+    mapping.
 
-    A shard appears whole or not at all and carries its own checksum, so that a killed run goes on where it stopped
-    and several processes may fill one store. `widths` maps a tap to its number of columns D.
+    A shard appears whole or not at all and carries its own checksum, so that a killed run goes on
+    where it stopped and several processes may fill one store. `widths` maps a tap to its number of
+    columns D.
     """
 
-    def __init__(self, folder: Path, n: int, widths: Mapping[str, int], dtype: torch.dtype, shard_rows: int = 256):
+    def __init__(
+        self,
+        folder: Path,
+        n: int,
+        widths: Mapping[str, int],
+        dtype: torch.dtype,
+        shard_rows: int = 256,
+    ):
         if n < 1 or shard_rows < 1 or not widths:
-            raise ArgumentError(f"a store needs images and taps: got n={n}, shard_rows={shard_rows}, {dict(widths)}")
+            raise ArgumentError(
+                f"a store needs images and taps: got n={n}, shard_rows={shard_rows}, {dict(widths)}"
+            )
         self.folder, self.n, self.widths, self.dtype = Path(folder), n, dict(widths), dtype
         self.shard_rows = shard_rows
-        self.shards = [slice(start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)]
-        self._checked: dict[int, tuple[int, ...]] = {}  # shards whose checksum was right, as they were then
+        self.shards = [
+            slice(start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)
+        ]
+        # shards whose checksum was right, as they were then
+        self._checked: dict[int, tuple[int, ...]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -45,12 +59,21 @@ class FeatureStore:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
     def check_size(self, cap_bytes: int) -> None:
-        """Raises TooLarge, with the way out, if the whole is over `cap_bytes` or over what the disk has left."""
-        present = sum(self.path(i).stat().st_size for i in range(len(self.shards)) if self.path(i).exists())
+        """Raises TooLarge, with the way out, if the whole is over `cap_bytes` or over what the disk
+        has left.
+        """
+        present = sum(
+            self.path(i).stat().st_size for i in range(len(self.shards)) if self.path(i).exists()
+        )
         existing = next(folder for folder in [self.folder, *self.folder.parents] if folder.exists())
         free = shutil.disk_usage(existing).free
-        sizes = {tap: self.n * width * self.dtype.itemsize / GIGABYTE for tap, width in self.widths.items()}
-        widest = ", ".join(f"{tap} {size:.2f} GB" for tap, size in sorted(sizes.items(), key=lambda s: -s[1])[:3])
+        sizes = {
+            tap: self.n * width * self.dtype.itemsize / GIGABYTE
+            for tap, width in self.widths.items()
+        }
+        widest = ", ".join(
+            f"{tap} {size:.2f} GB" for tap, size in sorted(sizes.items(), key=lambda s: -s[1])[:3]
+        )
         for limit, name in ((cap_bytes, "the cap"), (free + present, "what the disk has left")):
             if self.nbytes > limit:
                 raise TooLarge(
@@ -87,14 +110,18 @@ class FeatureStore:
         self._checked[shard] = _stamp(self.path(shard))
 
     def tiles(self, tap: str, columns: slice = slice(None)) -> Iterator[torch.Tensor]:
-        """The matrix of `tap`, shard by shard in order of rows: tensors of rows x columns in the stored dtype.
+        """The matrix of `tap`, shard by shard in order of rows: tensors of rows x columns in the
+        stored dtype.
 
-        A shard's checksum is looked at once, and again when its file is another one. Raises StoreError.
+        A shard's checksum is looked at once, and again when its file is another one. Raises
+        StoreError.
         """
         from safetensors import SafetensorError, safe_open
 
         if tap not in self.widths:
-            raise ArgumentError(f"tap {tap!r} is not in this store; it has {', '.join(self.widths)}")
+            raise ArgumentError(
+                f"tap {tap!r} is not in this store; it has {', '.join(self.widths)}"
+            )
         for shard, rows in enumerate(self.shards):
             path = self.path(shard)
             try:
@@ -103,17 +130,24 @@ class FeatureStore:
                     self._checked[shard] = stamp
                 with safe_open(path, framework="pt") as stream:
                     found = stream.get_slice(tap)
-                    if found.get_shape() != (expected := [rows.stop - rows.start, self.widths[tap]]):
-                        raise ValueError(f"{tap} has shape {found.get_shape()}, expected {expected}")
+                    if found.get_shape() != (
+                        expected := [rows.stop - rows.start, self.widths[tap]]
+                    ):
+                        raise ValueError(
+                            f"{tap} has shape {found.get_shape()}, expected {expected}"
+                        )
                     yield found[:, columns]
             except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-                raise StoreError(f"cannot read {path}: {error}; extract again to complete it") from error
+                raise StoreError(
+                    f"cannot read {path}: {error}; extract again to complete it"
+                ) from error
 
     def __getitem__(self, tap: str) -> torch.Tensor:
         """The N x D matrix of one tap, in the stored dtype."""
         import torch
 
         matrix = torch.empty(self.n, self.widths.get(tap, 0), dtype=self.dtype)
-        for rows, tile in zip(self.shards, self.tiles(tap), strict=True):  # one shard at a time beside it
+        # one shard at a time beside it
+        for rows, tile in zip(self.shards, self.tiles(tap), strict=True):
             matrix[rows] = tile
         return matrix

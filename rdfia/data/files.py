@@ -1,4 +1,6 @@
-"""Atomic, verified files on disk: nothing half-written is ever taken for whole, nothing altered is taken for true."""
+"""Atomic, verified files on disk: nothing half-written is ever taken for whole, nothing altered is
+taken for true.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,28 @@ _REASONS = {
 
 
 def cache_dir() -> Path:
-    """Folder for what can be computed again: `$RDFIA_CACHE`, else `.cache/rdfia` below the working directory."""
+    """Folder for what can be computed again: `$RDFIA_CACHE`, else `.cache/rdfia` below the working
+    directory.
+    """
     return Path(os.environ.get("RDFIA_CACHE") or Path.cwd() / ".cache" / "rdfia")
 
 
 def refusal(what: object, error: OSError) -> StoreError:
-    """The error to raise when the operating system refuses to write `what`, with the way out; TooLarge: a full disk."""
-    reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the path and try again")
-    return (TooLarge if error.errno == errno.ENOSPC else StoreError)(f"cannot write {what}: {reason}")
+    """The error to raise when the operating system refuses to write `what`, with the way out;
+    TooLarge: a full disk.
+    """
+    reason = _REASONS.get(
+        error.errno or 0, f"{error.strerror or error}: check the path and try again"
+    )
+    return (TooLarge if error.errno == errno.ENOSPC else StoreError)(
+        f"cannot write {what}: {reason}"
+    )
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path on the disk of `path`; on leaving it is synced and renamed, on an error it is removed.
+    """Yields a temporary path on the disk of `path`; on leaving it is synced and renamed, on an
+    error it is removed.
 
     Raises StoreError that names `path` for anything the operating system refuses.
     """
@@ -53,7 +64,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
-        with contextlib.suppress(OSError):  # some file systems refuse to sync a folder; the rename stands all the same
+        # some file systems refuse to sync a folder; the rename stands all the same
+        with contextlib.suppress(OSError):
             parent = os.open(path.parent, os.O_RDONLY)
             os.fsync(parent)
             os.close(parent)
@@ -63,15 +75,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def part_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` for what is being written, locked while this process lives: `sweep` leaves such alone.
+    """A folder beside `path` for what is being written, locked while this process lives: `sweep`
+    leaves such alone.
 
     A folder, since libraries write files of their own beside the one that they were given.
     """
     while True:
         folder = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with contextlib.suppress(FileNotFoundError):  # a `sweep` came between
-            handle = os.open(f"{folder}/.lock", os.O_RDWR | os.O_CREAT)  # NFS locks files, and those opened for writing
-            with contextlib.suppress(OSError):  # a file system without locks: then nothing can be swept either
+            # NFS locks files, and those opened for writing
+            handle = os.open(f"{folder}/.lock", os.O_RDWR | os.O_CREAT)
+            # a file system without locks: then nothing can be swept either
+            with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if os.path.exists(f"{folder}/.lock"):
                 break
@@ -84,7 +99,9 @@ def part_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written in `folder`; what a living one is writing stays."""
+    """Removes what killed processes left half-written in `folder`; what a living one is writing
+    stays.
+    """
     for part in Path(folder).glob(".*.part"):
         with contextlib.suppress(OSError):
             if part.is_file():  # as earlier versions left them
@@ -104,7 +121,9 @@ def leave_only(path: Path, pattern: str) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` so that a reader sees the old file or the new one, never a part. Raises StoreError."""
+    """Writes `data` so that a reader sees the old file or the new one, never a part. Raises
+    StoreError.
+    """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -112,21 +131,28 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON with a final newline, atomically. Raises StoreError."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # bytes of a file's name that are no UTF-8 come back
+    # bytes of a file's name that are no UTF-8 come back
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _closed(path: Path) -> StoreError:
-    return StoreError(f"cannot read {path}: permission denied; let yourself read it, as with chmod u+r")
+    return StoreError(
+        f"cannot read {path}: permission denied; let yourself read it, as with chmod u+r"
+    )
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises StoreError that names the file when it is missing or is not JSON."""
+    """The value in a JSON file. Raises StoreError that names the file when it is missing or is not
+    JSON.
+    """
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except PermissionError as error:
         raise _closed(path) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"cannot read {path} as JSON: {error}; remove it to have it made again") from error
+        raise StoreError(
+            f"cannot read {path} as JSON: {error}; remove it to have it made again"
+        ) from error
 
 
 def sha256_file(path: Path) -> str:
@@ -135,8 +161,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def tensors_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """SHA-256 over names, dtypes, shapes and values of `tensors`, and over `metadata`; independent of their order."""
+def tensors_digest(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """SHA-256 over names, dtypes, shapes and values of `tensors`, and over `metadata`; independent
+    of their order.
+    """
     import torch
 
     digest = hashlib.sha256(json.dumps(sorted((metadata or {}).items())).encode())
@@ -146,8 +176,12 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
     return digest.hexdigest()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors and text metadata as safetensors with a checksum over both, atomically. Raises StoreError."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors and text metadata as safetensors with a checksum over both, atomically. Raises
+    StoreError.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -156,22 +190,28 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     with atomic_path(path) as temporary:
         try:
             save_file(contiguous, temporary, stamped)
-        except SafetensorError as error:  # the library wraps the operating system's refusal in its own error
+        # the library wraps the operating system's refusal in its own error
+        except SafetensorError as error:
             raise OSError(errno.ENOSPC if "28" in str(error) else 0, str(error)) from error
         _sort_header(temporary)
 
 
 def _sort_header(path: Path) -> None:
-    """Orders a safetensors header by name: the library's order of metadata is another in every process."""
+    """Orders a safetensors header by name: the library's order of metadata is another in every
+    process.
+    """
     with open(path, "r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.dumps(json.loads(stream.read(size)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        header = json.dumps(
+            json.loads(stream.read(size)), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )
         stream.seek(8)
         stream.write(header.encode().ljust(size))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_tensors` wrote; raises StoreCorrupt if one byte differs.
+    """Tensors and metadata of a file that `save_tensors` wrote; raises StoreCorrupt if one byte
+    differs.
 
     StoreError: it is not there, or cannot be read now, which says nothing of what is in it.
     """
@@ -185,10 +225,15 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except PermissionError as error:
         raise _closed(path) from error
     except (SafetensorError, ValueError, KeyError) as error:
-        raise StoreCorrupt(f"cannot read {path}: {error}; remove it to have it made again") from error
-    except (OSError, RuntimeError, MemoryError) as error:  # a disk, too many open files: the file itself may be whole
+        raise StoreCorrupt(
+            f"cannot read {path}: {error}; remove it to have it made again"
+        ) from error
+    # a disk, too many open files: the file itself may be whole
+    except (OSError, RuntimeError, MemoryError) as error:
         reason = f"{error or type(error).__name__}; try again, or remove it to have it made again"
         raise StoreError(f"cannot read {path}: {reason}") from error
     if metadata.pop("sha256", None) != tensors_digest(tensors, metadata):
-        raise StoreCorrupt(f"{path} was altered after it was written (checksum differs); remove it to make it again")
+        raise StoreCorrupt(
+            f"{path} was altered after it was written (checksum differs); remove it to make it again"
+        )
     return tensors, metadata

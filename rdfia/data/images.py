@@ -1,4 +1,6 @@
-"""From a file to normalised pixels and back; a file that cannot be a photo is refused by name, before it is decoded."""
+"""From a file to normalised pixels and back; a file that cannot be a photo is refused by name,
+before it is decoded.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 MIN_SIDE = 8  # pixels; below that nothing of a photo is left
 MAX_PIXELS = 50_000_000
-MAX_SCANS = 100  # of a progressive JPEG, which has ten or so; each is decoded over the whole picture
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # Pillow knows 40 more, one starts Ghostscript
+# of a progressive JPEG, which has ten or so; each is decoded over the whole picture
+MAX_SCANS = 100
+# Pillow knows 40 more, one starts Ghostscript
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -31,7 +35,8 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     """The file's header, checked; pixels are not decoded yet."""
     try:
         image = Image.open(path, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own, higher, limits
+    # Pillow's own, higher, limits
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
         raise ImageError(f"{one_line(path)}: {reason}") from error
     except MemoryError:  # says nothing of the photo
@@ -49,9 +54,13 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         problem = f"{width} x {height} pixels, the limit is {max_pixels:,}: shrink it or remove it"
     elif min(width, height) < MIN_SIDE:
         problem = f"{width} x {height} pixels, expected at least {MIN_SIDE} a side: remove it"
-    elif max(width, height) > 100 * min(width, height):  # the short side to 256 would make gigabytes of it
-        problem = f"{width} x {height} pixels, one side over 100 times the other: cut it or remove it"
-    elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO is a camera's JPEG with a preview
+    # the short side to 256 would make gigabytes of it
+    elif max(width, height) > 100 * min(width, height):
+        problem = (
+            f"{width} x {height} pixels, one side over 100 times the other: cut it or remove it"
+        )
+    # an MPO is a camera's JPEG with a preview
+    elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         problem = "animated or of several pages, expected one picture: save one frame as PNG"
     elif image.info.get("progressive") and _scans(path) > MAX_SCANS:
         problem = f"a progressive JPEG of over {MAX_SCANS} scans, which takes long to decode: save it anew or remove it"
@@ -68,7 +77,9 @@ def _scans(path: Path) -> int:
 
 
 def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
-    """Reads only the header. Raises ImageError as `read_image` does, except for damage in the pixels."""
+    """Reads only the header. Raises ImageError as `read_image` does, except for damage in the
+    pixels.
+    """
     path = Path(path)
     try:
         _open(path, max_pixels).close()
@@ -81,8 +92,9 @@ def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The photo in `path`, upright, mode L or RGB, 8 bits a channel; transparency is laid on white.
 
-    16-bit grey is scaled, not clipped. Raises ImageError, which names the file and what to do: missing, not an image,
-    truncated, animated, below 8 pixels a side, a strip, or over `max_pixels` (judged by the header, before decoding).
+    16-bit grey is scaled, not clipped. Raises ImageError, which names the file and what to do:
+    missing, not an image, truncated, animated, below 8 pixels a side, a strip, or over `max_pixels`
+    (judged by the header, before decoding).
     """
     path = Path(path)
     try:
@@ -92,15 +104,20 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)  # else it is copied, turned or not
             return to_8_bits(image)
     except ImageError as error:
-        raise error if one_line(path) in str(error) else ImageError(f"{one_line(path)}: {error}") from error
+        raise (
+            error if one_line(path) in str(error) else ImageError(f"{one_line(path)}: {error}")
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders let many kinds through for damaged data
-        raise ImageError(f"{one_line(path)}: truncated or damaged ({error}); replace it or remove it") from error
+        raise ImageError(
+            f"{one_line(path)}: truncated or damaged ({error}); replace it or remove it"
+        ) from error
 
 
 def image_digest(item: Any) -> str:
-    """SHA-256 of a photo: of a file's bytes, of a uint8 array or PIL image what its pixels are made of.
+    """SHA-256 of a photo: of a file's bytes, of a uint8 array or PIL image what its pixels are made
+    of.
 
     Raises ImageError naming a file that cannot be read.
     """
@@ -108,7 +125,9 @@ def image_digest(item: Any) -> str:
         try:
             return sha256_file(Path(item))
         except OSError as error:
-            reason = f"cannot be read ({error.strerror}); list the folder again, or let yourself read it"
+            reason = (
+                f"cannot be read ({error.strerror}); list the folder again, or let yourself read it"
+            )
             raise ImageError(f"{one_line(item)}: {reason}") from error
     image = Image.fromarray(item) if isinstance(item, np.ndarray) else item
     image = to_8_bits(image)
@@ -116,13 +135,17 @@ def image_digest(item: Any) -> str:
 
 
 def _strips(image: Image.Image, rows: int = 512) -> Iterator[tuple[int, Image.Image]]:
-    """The image from top to bottom, (top, strip) by (top, strip): what is made on the way stays small."""
+    """The image from top to bottom, (top, strip) by (top, strip): what is made on the way stays
+    small.
+    """
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """An image of any mode as L or RGB. Raises ImageError for values that have no known range (32-bit, float)."""
+    """An image of any mode as L or RGB. Raises ImageError for values that have no known range
+    (32-bit, float).
+    """
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         flat = Image.new("RGB", image.size)
         for top, strip in _strips(image):
@@ -131,10 +154,14 @@ def to_8_bits(image: Image.Image) -> Image.Image:
             flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
         return flat
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        ends = [(int(v.min()), int(v.max())) for _, strip in _strips(image) for v in [np.asarray(strip)]]
+        ends = [
+            (int(v.min()), int(v.max())) for _, strip in _strips(image) for v in [np.asarray(strip)]
+        ]
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         if low < 0 or high > 65535:
-            raise ImageError(f"32-bit values {low} to {high}, expected 16 bits: save it as 16-bit PNG")
+            raise ImageError(
+                f"32-bit values {low} to {high}, expected 16 bits: save it as 16-bit PNG"
+            )
         grey = Image.new("L", image.size)
         for top, strip in _strips(image):
             wide = np.asarray(strip).astype(np.uint32)
@@ -142,11 +169,15 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         return grey
     if image.mode in ("F", "LAB"):
         raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+    return (
+        image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+    )
 
 
 def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A few numbers as a tensor on `device`; on a device they are filled in there, a copy would be waited for."""
+    """A few numbers as a tensor on `device`; on a device they are filled in there, a copy would be
+    waited for.
+    """
     if device.type == "cpu":
         return torch.tensor(values, dtype=dtype)
     return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
@@ -154,11 +185,13 @@ def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What happens between a file and the network: resize (antialiased), perhaps crop and flip, scale, normalise.
+    """What happens between a file and the network: resize (antialiased), perhaps crop and flip,
+    scale, normalise.
 
-    `stretch` resizes to size x size without regard to the aspect; `crop` brings the short side to `resize`, then cuts
-    the centre. Grey is copied to the three channels (TME 7 q9). `decoder` "torchvision" decodes and resizes JPEG files
-    on the device (`rdfia.data.jpeg`); its pixels differ from Pillow's.
+    `stretch` resizes to size x size without regard to the aspect; `crop` brings the short side to
+    `resize`, then cuts the centre. Grey is copied to the three channels (TME 7 q9). `decoder`
+    "torchvision" decodes and resizes JPEG files on the device (`rdfia.data.jpeg`); its pixels
+    differ from Pillow's.
     """
 
     size: int = 224
@@ -172,23 +205,32 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.mode not in ("stretch", "crop") or self.interpolation not in _FILTERS:
-            raise ArgumentError(f"mode {self.mode!r}, interpolation {self.interpolation!r}: expected stretch or crop, "
-                                f"{' or '.join(_FILTERS)}")  # fmt: skip
+            raise ArgumentError(
+                f"mode {self.mode!r}, interpolation {self.interpolation!r}: expected stretch or crop, "
+                f"{' or '.join(_FILTERS)}"
+            )
         if self.decoder not in ("pillow", "torchvision"):
             raise ArgumentError(f"decoder {self.decoder!r}: expected pillow or torchvision")
         if self.size < 1 or (self.mode == "crop" and self.resize < self.size):
-            raise ArgumentError(f"size {self.size}, resize {self.resize}: expected 1 <= size <= resize")
+            raise ArgumentError(
+                f"size {self.size}, resize {self.resize}: expected 1 <= size <= resize"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ArgumentError(f"mean {self.mean}, std {self.std}: expected three values each, std above 0")
+            raise ArgumentError(
+                f"mean {self.mean}, std {self.std}: expected three values each, std above 0"
+            )
 
     def _sizes(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(width, height) to resize to, and the (left, top) of the S x S pixels of it that are kept."""
+        """(width, height) to resize to, and the (left, top) of the S x S pixels of it that are
+        kept.
+        """
         side = self.size
         if self.mode == "stretch":
             return side, side, 0, 0
         short = min(width, height)
         width, height = int(self.resize * width / short), int(self.resize * height / short)
-        return width, height, round((width - side) / 2), round((height - side) / 2)  # torchvision's rounding
+        # torchvision's rounding
+        return width, height, round((width - side) / 2), round((height - side) / 2)
 
     def pixels(self, image: Image.Image | str | Path) -> Tensor:
         """uint8 pixels, 3 x S x S, of a file or an image of any mode. Raises ImageError."""
@@ -196,8 +238,12 @@ class Preprocess:
         found = None if file is None else self.on_device([file], "cpu")[0]
         return self.pixels_by_pillow(image) if found is None else found
 
-    def pixels_by_pillow(self, image: Image.Image | str | Path, out: Tensor | None = None) -> Tensor:
-        """As `pixels`, whatever the decoder; written into `out` (uint8 3 x S x S) where it is given."""
+    def pixels_by_pillow(
+        self, image: Image.Image | str | Path, out: Tensor | None = None
+    ) -> Tensor:
+        """As `pixels`, whatever the decoder; written into `out` (uint8 3 x S x S) where it is
+        given.
+        """
         image = to_8_bits(image) if isinstance(image, Image.Image) else read_image(image)
         resample, side = _FILTERS[self.interpolation], self.size
         width, height, left, top = self._sizes(*image.size)
@@ -211,7 +257,9 @@ class Preprocess:
         return array.contiguous() if out is None else out.copy_(array)
 
     def encoded(self, image: Any) -> Tensor | None:
-        """Bytes of a file that `on_device` decodes, uint8 1-D; None for what Pillow has to read. Raises ImageError."""
+        """Bytes of a file that `on_device` decodes, uint8 1-D; None for what Pillow has to read.
+        Raises ImageError.
+        """
         if self.decoder == "pillow" or not isinstance(image, str | Path):
             return None
         try:
@@ -219,16 +267,21 @@ class Preprocess:
                 return jpeg.file_bytes(Path(image)) if jpeg.is_plain(opened) else None
         except (ImageError, MemoryError):
             raise
-        except Exception:  # a header that is damaged further on: Pillow says so when it reads the file
+        # a header that is damaged further on: Pillow says so when it reads the file
+        except Exception:
             return None
 
     def on_device(self, files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
-        """uint8 pixels on `device`, 3 x S x S, of each file's bytes; None for one that torchvision does not decode.
+        """uint8 pixels on `device`, 3 x S x S, of each file's bytes; None for one that torchvision
+        does not decode.
 
         Raises ArgumentError where it decodes none on this device.
         """
         jpeg.require_decoder(str(device))
-        return [None if pixels is None else self._resized(pixels) for pixels in jpeg.decoded(files, device)]
+        return [
+            None if pixels is None else self._resized(pixels)
+            for pixels in jpeg.decoded(files, device)
+        ]
 
     def _resized(self, pixels: Tensor) -> Tensor:
         width, height, left, top = self._sizes(pixels.shape[2], pixels.shape[1])
@@ -244,11 +297,15 @@ class Preprocess:
         return mean[:, None, None], std[:, None, None]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(x - mean) / std of B x 3 x H x W, same device: uint8 in 0..255 becomes float32, floats are taken as 0..1."""
+        """(x - mean) / std of B x 3 x H x W, same device: uint8 in 0..255 becomes float32, floats
+        are taken as 0..1.
+        """
         mean, std = self._statistics(pixels)
         if not pixels.is_floating_point():
             if pixels.dtype != torch.uint8:
-                raise ArgumentError(f"pixels are {pixels.dtype}, expected uint8 (0..255) or a float type (0..1)")
+                raise ArgumentError(
+                    f"pixels are {pixels.dtype}, expected uint8 (0..255) or a float type (0..1)"
+                )
             pixels = pixels.float() / 255
         return (pixels - mean) / std
 
@@ -267,20 +324,28 @@ class Preprocess:
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of ... x H x W by `sigma` pixels; equal to scipy's `gaussian_filter1d` along both axes.
+    """Gaussian blur of ... x H x W by `sigma` pixels; equal to scipy's `gaussian_filter1d` along
+    both axes.
 
-    0 leaves the image as it is. Raises ArgumentError for integers, and for a sigma below 0 or not finite.
+    0 leaves the image as it is. Raises ArgumentError for integers, and for a sigma below 0 or not
+    finite.
     """
     from scipy.ndimage import gaussian_filter1d
 
     if not (x.is_floating_point() and 0 <= sigma < math.inf):
-        raise ArgumentError(f"{x.dtype} blurred by sigma {sigma}: expected floating point and sigma from 0 on")
+        raise ArgumentError(
+            f"{x.dtype} blurred by sigma {sigma}: expected floating point and sigma from 0 on"
+        )
     if not sigma:
         return x.clone()
-    rows, columns = (torch.from_numpy(gaussian_filter1d(np.eye(n), sigma, axis=0)).to(x) for n in x.shape[-2:])
+    rows, columns = (
+        torch.from_numpy(gaussian_filter1d(np.eye(n), sigma, axis=0)).to(x) for n in x.shape[-2:]
+    )
     return rows @ x @ columns.T
 
 
 LAB = Preprocess()  # the lab's, TME 7
 CROP = Preprocess(mode="crop")  # torchvision's evaluation, TME 8
-EFFICIENTNET_LITE0 = Preprocess(mode="crop", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+EFFICIENTNET_LITE0 = Preprocess(
+    mode="crop", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+)

@@ -1,6 +1,8 @@
-"""JPEG files decoded by torchvision, many at a time: on a CUDA device by nvJPEG, which frees the processor of it.
+"""JPEG files decoded by torchvision, many at a time: on a CUDA device by nvJPEG, which frees the
+processor of it.
 
-Its pixels, and those of its resizing, differ from Pillow's by a level here and there: features made of them are others.
+Its pixels, and those of its resizing, differ from Pillow's by a level here and there: features made
+of them are others.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ _ORIENTATION = 0x0112  # EXIF; 1 is upright
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether an opened file is a JPEG that torchvision reads as Pillow does: grey or RGB, not turned by its EXIF."""
-    return image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(_ORIENTATION, 1) == 1
+    """Whether an opened file is a JPEG that torchvision reads as Pillow does: grey or RGB, not
+    turned by its EXIF.
+    """
+    return (
+        image.format == "JPEG"
+        and image.mode in ("L", "RGB")
+        and image.getexif().get(_ORIENTATION, 1) == 1
+    )
 
 
 def file_bytes(path: Path) -> Tensor:
@@ -39,16 +47,18 @@ def _stream(device: torch.device) -> Any:
 
 
 def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    """torchvision's decoder. On CUDA it takes memory of the current stream, and decodes on another that does not wait
-    for it: what was asked of that memory before could come after, and the pixels would silently be wrong. So the memory
-    is that of a stream with nothing to do, which no other work has used unless it was waited for.
+    """torchvision's decoder. On CUDA it takes memory of the current stream, and decodes on another
+    that does not wait for it: what was asked of that memory before could come after, and the pixels
+    would silently be wrong. So the memory is that of a stream with nothing to do, which no other
+    work has used unless it was waited for.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
     if device.type != "cuda" or not torch.cuda.is_available():
         return list(decode_jpeg(files, mode=ImageReadMode.RGB, device=device))
     here, beside = torch.cuda.current_stream(device), _stream(device)
-    beside.synchronize()  # its last decoding; work of `here` on these pixels is waited for before their memory is free
+    # its last decoding; work of `here` on these pixels is waited for before their memory is free
+    beside.synchronize()
     with torch.cuda.stream(beside):
         found = list(decode_jpeg(files, mode=ImageReadMode.RGB, device=device))
     here.wait_stream(beside)
@@ -58,7 +68,9 @@ def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def decoded(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
-    """Pixels of JPEG files (their bytes) on `device`, uint8 3 x H x W each; None for one that cannot be decoded."""
+    """Pixels of JPEG files (their bytes) on `device`, uint8 3 x H x W each; None for one that
+    cannot be decoded.
+    """
     register_missing_operators()
     if not files:
         return []
@@ -67,7 +79,11 @@ def decoded(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor 
     except RuntimeError as error:  # which of them it was is not in the message
         if ran_out(error):
             raise
-        return [None] if len(files) == 1 else [pixels for file in files for pixels in decoded([file], device)]
+        return (
+            [None]
+            if len(files) == 1
+            else [pixels for file in files for pixels in decoded([file], device)]
+        )
 
 
 @functools.cache
@@ -76,15 +92,22 @@ def require_decoder(device: str) -> None:
     tiny = io.BytesIO()
     Image.new("RGB", (8, 8)).save(tiny, "JPEG")
     try:
-        works = decoded([torch.frombuffer(bytearray(tiny.getvalue()), dtype=torch.uint8)], device)[0] is not None
+        works = (
+            decoded([torch.frombuffer(bytearray(tiny.getvalue()), dtype=torch.uint8)], device)[0]
+            is not None
+        )
     except (ImportError, AttributeError, RuntimeError):  # its compiled operators are absent
         works = False
     if not works:
-        raise ArgumentError(f"decoder 'torchvision': the installed torchvision cannot decode JPEG on {device}; choose "
-                            "decoder 'pillow', or install torchvision with CUDA and nvJPEG")  # fmt: skip
+        raise ArgumentError(
+            f"decoder 'torchvision': the installed torchvision cannot decode JPEG on {device}; choose "
+            "decoder 'pillow', or install torchvision with CUDA and nvJPEG"
+        )
 
 
 def resized(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
     """uint8 3 x H x W resized with antialiasing by "bilinear" or "bicubic", rounded to uint8."""
-    values = torch.nn.functional.interpolate(pixels[None].float(), (height, width), mode=mode, antialias=True)[0]
+    values = torch.nn.functional.interpolate(
+        pixels[None].float(), (height, width), mode=mode, antialias=True
+    )[0]
     return values.round().clamp(0, 255).byte()

@@ -1,8 +1,10 @@
-"""Work of many small kernels on a CUDA device as one launch: captured once in a CUDA graph, then replayed.
+"""Work of many small kernels on a CUDA device as one launch: captured once in a CUDA graph, then
+replayed.
 
-A graph repeats its kernels on the memory that they had when it was captured: what changes from call to call lies in
-tensors that stay, and a number that changes is one of them. Nothing random is drawn inside, so that no generator has to
-be registered. Where a capture fails, the eager way goes on, with a `NotCaptured` warning.
+A graph repeats its kernels on the memory that they had when it was captured: what changes from call
+to call lies in tensors that stay, and a number that changes is one of them. Nothing random is drawn
+inside, so that no generator has to be registered. Where a capture fails, the eager way goes on,
+with a `NotCaptured` warning.
 """
 
 from __future__ import annotations
@@ -24,13 +26,21 @@ from rdfia.device.precision import float32_products
 from rdfia.errors import NotCaptured
 
 T = TypeVar("T")
-WARM_UP = 3  # eager calls before a capture, as in torch's own examples: libraries and Adam's moments are set up in them
-PATIENCE = 8  # calls with a number of images before their pass is captured, which takes as long as several (a guess)
+# eager calls before a capture, as in torch's own examples: libraries and Adam's moments are set up
+# in them
+WARM_UP = 3
+# calls with a number of images before their pass is captured, which takes as long as several (a
+# guess)
+PATIENCE = 8
 
 
 def is_capturing(device: torch.device) -> bool:
     """Whether what is asked of `device` now is recorded in a graph, and not done."""
-    return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return (
+        device.type == "cuda"
+        and torch.cuda.is_available()
+        and torch.cuda.is_current_stream_capturing()
+    )
 
 
 @functools.cache
@@ -41,10 +51,11 @@ def _side_stream(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _capturing(device: torch.device) -> Iterator[Any]:
-    """The pool of memory for a capture on `device`; one that fails at its end leaves stream and allocator as they were.
+    """The pool of memory for a capture on `device`; one that fails at its end leaves stream and
+    allocator as they were.
 
-    torch warns of gradients of its own warm-up, which are still there on another stream: where that does harm, the
-    capture fails.
+    torch warns of gradients of its own warm-up, which are still there on another stream: where that
+    does harm, the capture fails.
     """
     with torch.cuda.device(device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
@@ -52,7 +63,8 @@ def _capturing(device: torch.device) -> Iterator[Any]:
         try:
             yield pool
         except RuntimeError:
-            with contextlib.suppress(RuntimeError):  # torch 2.11 goes on to allocate in it; others say that they do not
+            # torch 2.11 goes on to allocate in it; others say that they do not
+            with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
         finally:
@@ -60,18 +72,25 @@ def _capturing(device: torch.device) -> Iterator[Any]:
 
 
 def captured(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """(replay, result): `work` on `device` recorded, not done; `replay()` does it, its result is then in `result`.
+    """(replay, result): `work` on `device` recorded, not done; `replay()` does it, its result is
+    then in `result`.
 
-    Raises what `work` raises, and RuntimeError for what a graph cannot hold, such as a wait of the host.
+    Raises what `work` raises, and RuntimeError for what a graph cannot hold, such as a wait of the
+    host.
     """
     graph = torch.cuda.CUDAGraph()
-    with _capturing(device) as pool, torch.cuda.graph(graph, pool=pool, stream=_side_stream(device)):
+    with (
+        _capturing(device) as pool,
+        torch.cuda.graph(graph, pool=pool, stream=_side_stream(device)),
+    ):
         result = work()
     return graph.replay, result
 
 
 def _beside(work: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """`work` on another stream, as torch asks for before a capture; later work on this one waits for it."""
+    """`work` on another stream, as torch asks for before a capture; later work on this one waits
+    for it.
+    """
     if device.type != "cuda":
         return work()
     here, beside = torch.cuda.current_stream(device), _side_stream(device)
@@ -86,10 +105,11 @@ def _beside(work: Callable[[], Tensor], device: torch.device) -> Tensor:
 class Replayed(Generic[T]):
     """`work(inputs)` on a device, captured after WARM_UP eager calls and replayed from then on.
 
-    `inputs` are tensors and floats in tuples, lists, dicts or named tuples, always of the same shapes; `work` gets
-    tensors that stay (a float becomes a float32 scalar), into which each call copies its own. It returns a tensor,
-    which the next call overwrites. All else that `work` reads must stay where it is; `forget` when it has moved. Where
-    float32 products are others than before (`precision.products`), it begins again by itself.
+    `inputs` are tensors and floats in tuples, lists, dicts or named tuples, always of the same
+    shapes; `work` gets tensors that stay (a float becomes a float32 scalar), into which each call
+    copies its own. It returns a tensor, which the next call overwrites. All else that `work` reads
+    must stay where it is; `forget` when it has moved. Where float32 products are others than before
+    (`precision.products`), it begins again by itself.
     """
 
     def __init__(self, work: Callable[[T], Tensor], device: torch.device) -> None:
@@ -136,8 +156,11 @@ class Replayed(Generic[T]):
 
 def _warn(error: Exception) -> None:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    warnings.warn(f"a CUDA graph was not captured ({reason}): going on without, with more launches", NotCaptured,
-                  stacklevel=3)  # fmt: skip
+    warnings.warn(
+        f"a CUDA graph was not captured ({reason}): going on without, with more launches",
+        NotCaptured,
+        stacklevel=3,
+    )
 
 
 def _is_current(device: torch.device) -> bool:
@@ -159,7 +182,8 @@ class _Passes(NamedTuple):
     captured: dict[Shape, Pass]  # the oldest first
 
 
-_last = list[_Passes]()  # of the network that was replayed last, one at most; whoever uses them takes them out
+# of the network that was replayed last, one at most; whoever uses them takes them out
+_last = list[_Passes]()
 
 
 def _forget_dead(network: weakref.ref[nn.Module]) -> None:
@@ -171,7 +195,9 @@ memory.spare.append(_last.clear)
 
 
 def _state_of(value: Any) -> Any:
-    """What decides which kernels a pass launches, and where they read: plain settings, addresses of tensors."""
+    """What decides which kernels a pass launches, and where they read: plain settings, addresses of
+    tensors.
+    """
     if isinstance(value, Tensor):
         return value.data_ptr(), value.shape, value.stride(), value.dtype
     if isinstance(value, dict):
@@ -184,13 +210,15 @@ def _state_of(value: Any) -> Any:
 class ReplayedNetwork:
     """A network in eval mode whose forward and backward pass on a CUDA device are one launch each.
 
-    Takes up to `most` images, N x C x H x W, and returns what the network does (N x ...), for gradients of the images
-    alone. A pass is captured for powers of two (filled up with black), each after PATIENCE calls; the result is
-    overwritten by the next call. A network with hooks stays as it is, since a replay calls none.
+    Takes up to `most` images, N x C x H x W, and returns what the network does (N x ...), for
+    gradients of the images alone. A pass is captured for powers of two (filled up with black), each
+    after PATIENCE calls; the result is overwritten by the next call. A network with hooks stays as
+    it is, since a replay calls none.
 
-    As a context manager it begins with the passes of the context before, where the network is the same one: weights
-    changed in place are seen, for weights in other memory, other modules or settings, or another setting of TF32 all is
-    captured anew. What else a forward reads must stay as it is. After an error nothing is kept.
+    As a context manager it begins with the passes of the context before, where the network is the
+    same one: weights changed in place are seen, for weights in other memory, other modules or
+    settings, or another setting of TF32 all is captured anew. What else a forward reads must stay
+    as it is. After an error nothing is kept.
     """
 
     def __init__(self, network: nn.Module, most: int, device: torch.device) -> None:
@@ -202,13 +230,24 @@ class ReplayedNetwork:
 
     def __enter__(self) -> ReplayedNetwork:
         if not self._eager:
-            tensors = [*self.network.parameters(), *self.network.buffers()]  # a scripted module has them elsewhere
-            modules = [_state_of(tensors), *((id(one), _state_of(vars(one))) for one in self.network.modules())]
-            settings = (float32_products(self.device), torch.is_autocast_enabled(self.device.type),
-                        torch.are_deterministic_algorithms_enabled())  # fmt: skip
+            # a scripted module has them elsewhere
+            tensors = [*self.network.parameters(), *self.network.buffers()]
+            modules = [
+                _state_of(tensors),
+                *((id(one), _state_of(vars(one))) for one in self.network.modules()),
+            ]
+            settings = (
+                float32_products(self.device),
+                torch.is_autocast_enabled(self.device.type),
+                torch.are_deterministic_algorithms_enabled(),
+            )
             self._passes = self._passes._replace(state=(modules, settings))
             before, _last[:] = _last[:], []
-            if before and before[0].network() is self.network and before[0].state == self._passes.state:
+            if (
+                before
+                and before[0].network() is self.network
+                and before[0].state == self._passes.state
+            ):
                 self._passes = before[0]
         return self
 
@@ -232,18 +271,23 @@ class ReplayedNetwork:
         filled = F.pad(x, (0,) * (2 * x.ndim - 1) + (size - len(x),)) if len(x) < size else x
         if key not in passes:
             try:
-                passes[key] = captured_passes(self.network, torch.zeros_like(filled).requires_grad_())
+                passes[key] = captured_passes(
+                    self.network, torch.zeros_like(filled).requires_grad_()
+                )
             except RuntimeError as error:
                 self._eager = True  # before the warning, which may be an error
                 _warn(error)
                 return self.network(x)
-            while sum(size for size, *_ in passes) > 2 * self.most:  # more than an ascent uses whose images get fewer
+            # more than an ascent uses whose images get fewer
+            while sum(size for size, *_ in passes) > 2 * self.most:
                 del passes[next(iter(passes))]
         return passes[key](filled)[: len(x)]
 
 
 def captured_passes(network: nn.Module, sample: Tensor) -> Pass:
-    """The forward and backward pass of frozen `network` for tensors like `sample`, each in a graph, by torch."""
+    """The forward and backward pass of frozen `network` for tensors like `sample`, each in a graph,
+    by torch.
+    """
     with _capturing(sample.device) as pool:  # a function, since a module would be changed
         made: Any = torch.cuda.make_graphed_callables(lambda x: network(x), (sample,), pool=pool)
     return made

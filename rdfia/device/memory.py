@@ -1,4 +1,6 @@
-"""Memory: what there is of it, fewer images at a time where it runs out, and freed memory kept for the next layer."""
+"""Memory: what there is of it, fewer images at a time where it runs out, and freed memory kept for
+the next layer.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,15 @@ from rdfia.errors import FewerAtATime, TooLarge
 
 T = TypeVar("T")
 
-# mallopt(3): the size from which a block is a mapping of its own; how much free memory the heap keeps at its top.
+# mallopt(3): the size from which a block is a mapping of its own; how much free memory the heap
+# keeps at its top.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-_KEEP, _USUAL = (2**31 - 1, 2**31 - 1), (2**25, 2**26)  # bytes; what glibc's own adjustment ends with
-_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")  # of somebody who knows better
-_users, _lock = 0, threading.RLock()  # the collector may end an abandoned `stream` while its thread is in here
+# bytes; what glibc's own adjustment ends with
+_KEEP, _USUAL = (2**31 - 1, 2**31 - 1), (2**25, 2**26)
+# of somebody who knows better
+_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+# the collector may end an abandoned `stream` while its thread is in here
+_users, _lock = 0, threading.RLock()
 
 
 @functools.cache
@@ -42,7 +48,8 @@ def _glibc() -> Any:
 
 def _retain(sizes: tuple[int, int]) -> None:
     if (libc := _glibc()) is not None:
-        if not libc.mallopt(_MMAP_THRESHOLD, sizes[0]):  # old ones take 32 MB at most, and must not be left at 128 kB
+        # old ones take 32 MB at most, and must not be left at 128 kB
+        if not libc.mallopt(_MMAP_THRESHOLD, sizes[0]):
             libc.mallopt(_MMAP_THRESHOLD, _USUAL[0])
         libc.mallopt(_TRIM_THRESHOLD, sizes[1])
         if sizes == _USUAL:
@@ -51,11 +58,12 @@ def _retain(sizes: tuple[int, int]) -> None:
 
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
-    """Freed memory stays with the process, for the next tensor; at the end of the outermost use it goes back.
+    """Freed memory stays with the process, for the next tensor; at the end of the outermost use it
+    goes back.
 
-    glibc returns every block from 32 MB on to the system when it is freed, which clears its pages for the next layer of
-    the same network: up to a third of a CNN's time on a CPU. Without glibc, or with malloc's settings in the
-    environment, nothing changes.
+    glibc returns every block from 32 MB on to the system when it is freed, which clears its pages
+    for the next layer of the same network: up to a third of a CNN's time on a CPU. Without glibc,
+    or with malloc's settings in the environment, nothing changes.
     """
     global _users
     with _lock:
@@ -72,15 +80,25 @@ def kept_memory() -> Iterator[None]:
 
 
 SMALL = 10**8  # bytes that are taken without asking, which takes as long as small work does
-spare = list[Callable[[], None]]()  # each frees what is kept on a device to be faster next time, and for nothing else
+# each frees what is kept on a device to be faster next time, and for nothing else
+spare = list[Callable[[], None]]()
 
-# --- how much there is ----------------------------------------------------------------------------------------------
+# --- how much there is
+# ----------------------------------------------------------------------------------------------
 
 
 SYSTEM = Path("/")  # where the system's files about memory are
-_CACHES = r"^{}(?:active_file|inactive_file|slab_reclaimable) (\d+)"  # pages that the system takes back when asked
-_GROUPS = (("sys/fs/cgroup", "memory.max", "memory.current", _CACHES.format("")),
-           ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", _CACHES.format("total_")))
+# pages that the system takes back when asked
+_CACHES = r"^{}(?:active_file|inactive_file|slab_reclaimable) (\d+)"
+_GROUPS = (
+    ("sys/fs/cgroup", "memory.max", "memory.current", _CACHES.format("")),
+    (
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        _CACHES.format("total_"),
+    ),
+)
 
 
 def _found(path: str, pattern: str) -> list[str]:
@@ -97,21 +115,30 @@ def _numbers(path: str, pattern: str = r"^(\d+)$") -> list[int]:
 
 
 def _groups() -> set[str]:
-    """The control groups of this process and those above them: a job's limit may be anywhere on the way."""
+    """The control groups of this process and those above them: a job's limit may be anywhere on the
+    way.
+    """
     paths = _found("proc/self/cgroup", r"^(?:0:|\d+:(?:\S+,)?memory(?:,\S+)?):/(.*)$")
-    return {str(group) for path in paths for group in (PurePosixPath(path), *PurePosixPath(path).parents)} | {"."}
+    return {
+        str(group)
+        for path in paths
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents)
+    } | {"."}
 
 
 def available() -> int | None:
-    """Bytes that this process can still take without being killed or refused; None where the system does not tell.
+    """Bytes that this process can still take without being killed or refused; None where the system
+    does not tell.
 
-    The least of what the machine has left, the job or container (what the page cache holds counts as free), shared with
-    the other processes that torchrun started here, and of `ulimit -v`.
+    The least of what the machine has left, the job or container (what the page cache holds counts
+    as free), shared with the other processes that torchrun started here, and of `ulimit -v`.
     """
     left = [1024 * kilobytes for kilobytes in _numbers("proc/meminfo", r"^MemAvailable:\s+(\d+)")]
     for (root, most, used, caches), group in product(_GROUPS, _groups()):
         folder = f"{root}/{group}"
-        for limit, taken in zip(_numbers(f"{folder}/{most}"), _numbers(f"{folder}/{used}"), strict=False):
+        for limit, taken in zip(
+            _numbers(f"{folder}/{most}"), _numbers(f"{folder}/{used}"), strict=False
+        ):
             left.append(limit - taken + sum(_numbers(f"{folder}/memory.stat", caches)))
     left = [nbytes // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) for nbytes in left]
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -122,9 +149,11 @@ def available() -> int | None:
 
 
 def available_on(device: str | torch.device) -> int | None:
-    """As `available`, of a device: on CUDA what is free there and what torch keeps there unused; None: not known.
+    """As `available`, of a device: on CUDA what is free there and what torch keeps there unused;
+    None: not known.
 
-    What is `spare` is freed first. Memory that CUDA graphs keep for their replays is not counted, used or not.
+    What is `spare` is freed first. Memory that CUDA graphs keep for their replays is not counted,
+    used or not.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -143,13 +172,20 @@ def available_on(device: str | torch.device) -> int | None:
 
 
 def require(nbytes: float, what: str, instead: str, device: str | torch.device = "cpu") -> None:
-    """Raises TooLarge before work begins that cannot fit; on Linux the kernel would kill the process without a word."""
+    """Raises TooLarge before work begins that cannot fit; on Linux the kernel would kill the
+    process without a word.
+    """
     if nbytes > SMALL and (left := available_on(device)) is not None and nbytes > left:
-        raise TooLarge(f"{what} takes about {nbytes / 1e9:.3g} GB of memory, {left / 1e9:.3g} GB are left: {instead}")
+        raise TooLarge(
+            f"{what} takes about {nbytes / 1e9:.3g} GB of memory, {left / 1e9:.3g} GB are left: {instead}"
+        )
 
 
-def fitting(n: int, each: float, beside: float, what: str, device: str | torch.device = "cpu") -> int:
-    """How many of n images fit on `device` at a time, `each` that many bytes, and `beside` them once.
+def fitting(
+    n: int, each: float, beside: float, what: str, device: str | torch.device = "cpu"
+) -> int:
+    """How many of n images fit on `device` at a time, `each` that many bytes, and `beside` them
+    once.
 
     Fewer than n come with a FewerAtATime warning; TooLarge: not even one does.
     """
@@ -159,18 +195,29 @@ def fitting(n: int, each: float, beside: float, what: str, device: str | torch.d
         return n
     if (most := int((left - beside) / max(1, each))) >= n:
         return n
-    warnings.warn(f"{left / 1e9:.3g} GB of memory are left for {what}: {max(1, most)} images at a time instead of {n}",
-                  FewerAtATime, stacklevel=3)  # fmt: skip
+    warnings.warn(
+        f"{left / 1e9:.3g} GB of memory are left for {what}: {max(1, most)} images at a time instead of {n}",
+        FewerAtATime,
+        stacklevel=3,
+    )
     return max(1, most)
 
 
-# --- where it runs out ----------------------------------------------------------------------------------------------
+# --- where it runs out
+# ----------------------------------------------------------------------------------------------
 
 
 def ran_out(error: BaseException) -> bool:
     """Is this what torch, numpy or CUDA raises where an allocation was refused?"""
-    words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a memory",
-             "can't start new thread", "ALLOC_FAILED")  # fmt: skip
+    words = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "bad_alloc",
+        "could not create a memory",
+        "can't start new thread",
+        "ALLOC_FAILED",
+    )
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
@@ -188,7 +235,8 @@ def told(what: str) -> Iterator[None]:
 
 
 def halves(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Both halves of `rows`, for which memory ran out, with a FewerAtATime warning; TooLarge if it was only one.
+    """Both halves of `rows`, for which memory ran out, with a FewerAtATime warning; TooLarge if it
+    was only one.
 
     An error of another kind is raised again.
     """
@@ -197,8 +245,10 @@ def halves(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
     n = len(rows)
     if n == 1:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise TooLarge(f"memory ran out at one image ({reason}): free some, choose smaller images or an earlier layer, "
-                       "or a device with more") from error  # fmt: skip
+        raise TooLarge(
+            f"memory ran out at one image ({reason}): free some, choose smaller images or an earlier layer, "
+            "or a device with more"
+        ) from error
     traceback.clear_frames(error.__traceback__)  # they hold what was computed before memory ran out
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
@@ -206,13 +256,19 @@ def halves(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
         free()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    warnings.warn(f"memory ran out at {n} images at a time, going on with {-(-n // 2)}", FewerAtATime, stacklevel=3)
+    warnings.warn(
+        f"memory ran out at {n} images at a time, going on with {-(-n // 2)}",
+        FewerAtATime,
+        stacklevel=3,
+    )
     first, second = rows.split(-(-n // 2))
     return first, second
 
 
 class Pieces(Generic[T]):
-    """Runs a function over batches of rows; once memory ran out, over half as many at a time, from then on."""
+    """Runs a function over batches of rows; once memory ran out, over half as many at a time, from
+    then on.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most

@@ -1,4 +1,6 @@
-"""What a product in float32 or bfloat16 means on the device that computes it: set for a run, then put back."""
+"""What a product in float32 or bfloat16 means on the device that computes it: set for a run, then
+put back.
+"""
 
 from __future__ import annotations
 
@@ -13,46 +15,66 @@ from torch import Tensor
 
 from rdfia.errors import ArgumentError
 
-# $RDFIA_DTYPE -> the compute type that it names; tf32 is float32 whose products on a CUDA device may be TF32.
+# $RDFIA_DTYPE -> the compute type that it names; tf32 is float32 whose products on a CUDA device
+# may be TF32.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
-_tf32: ContextVar[bool | None] = ContextVar("tf32", default=None)  # what an outer `products` was told
-_BFLOAT16 = "allow_bf16_reduced_precision_reduction"  # partial sums of a bfloat16 product rounded to bfloat16
+# what an outer `products` was told
+_tf32: ContextVar[bool | None] = ContextVar("tf32", default=None)
+# partial sums of a bfloat16 product rounded to bfloat16
+_BFLOAT16 = "allow_bf16_reduced_precision_reduction"
 
 
 def _asked() -> str:
     asked = os.environ.get("RDFIA_DTYPE") or "auto"
     if asked not in DTYPES:
-        raise ArgumentError(f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(DTYPES)}: set it so, or unset it")
+        raise ArgumentError(
+            f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(DTYPES)}: set it so, or unset it"
+        )
     return asked
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """The compute type where no argument names one: bfloat16 where the device multiplies it natively, else float32.
+    """The compute type where no argument names one: bfloat16 where the device multiplies it
+    natively, else float32.
 
-    Native are CUDA from compute capability 8 and CPUs with AVX-512 BF16, unless ATEN_CPU_CAPABILITY keeps torch from
-    AVX-512. `$RDFIA_DTYPE` (auto, float32, tf32 or bfloat16) decides before that. ArgumentError: it has another value.
+    Native are CUDA from compute capability 8 and CPUs with AVX-512 BF16, unless ATEN_CPU_CAPABILITY
+    keeps torch from AVX-512. `$RDFIA_DTYPE` (auto, float32, tf32 or bfloat16) decides before that.
+    ArgumentError: it has another value.
     """
     if (named := DTYPES[_asked()]) is not None:
         return named
     if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private: absent from some torch versions
-    native = probe is not None and probe() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
+    # private: absent from some torch versions
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    native = (
+        probe is not None
+        and probe()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    )
     return torch.bfloat16 if native else torch.float32
 
 
 def float32_products(device: str | torch.device) -> str:
-    """How products of float32 numbers are computed on `device`: "float32" or "TF32" (10 bits of mantissa)."""
+    """How products of float32 numbers are computed on `device`: "float32" or "TF32" (10 bits of
+    mantissa).
+    """
     told = _tf32.get()
     tf32 = _asked() == "tf32" if told is None else told
     return "TF32" if tf32 and torch.device(device).type == "cuda" else "float32"
 
 
 def _settings() -> list[tuple[Any, str, Any]]:
-    """(object, attribute, value) of torch's settings for products on CUDA, in the order in which to set them again.
+    """(object, attribute, value) of torch's settings for products on CUDA, in the order in which to
+    set them again.
 
-    From torch 2.9 on there are two names for one thing, and torch itself reads both: it refuses where they differ. The
-    older ones set both; the newer ones know more values, "none" and "ieee" for float32, and are set after them.
+    From torch 2.9 on there are two names for one thing, and torch itself reads both: it refuses
+    where they differ. The older ones set both; the newer ones know more values, "none" and "ieee"
+    for float32, and are set after them.
     """
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
@@ -60,7 +82,11 @@ def _settings() -> list[tuple[Any, str, Any]]:
     sums = getattr(matmul, _BFLOAT16)
     found = [(matmul, _BFLOAT16, sums if split is None else (sums, split))]
     if not hasattr(matmul, "fp32_precision"):
-        return [*found, (matmul, "allow_tf32", matmul.allow_tf32), (cudnn, "allow_tf32", cudnn.allow_tf32)]
+        return [
+            *found,
+            (matmul, "allow_tf32", matmul.allow_tf32),
+            (cudnn, "allow_tf32", cudnn.allow_tf32),
+        ]
     for older, *newer in ((matmul, matmul), (cudnn, cudnn.conv, cudnn.rnn)):
         values = [one.fp32_precision for one in newer]
         found.append((older, "allow_tf32", values[0] == "tf32"))
@@ -70,11 +96,12 @@ def _settings() -> list[tuple[Any, str, Any]]:
 
 @contextlib.contextmanager
 def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[None]:
-    """Inside, products and convolutions on a CUDA device are as `float32_products` says; torch's settings come back.
+    """Inside, products and convolutions on a CUDA device are as `float32_products` says; torch's
+    settings come back.
 
-    torch's own default is TF32 for convolutions and float32 for matrices. bfloat16 products are summed in float32.
-    `tf32` decides in the place of `$RDFIA_DTYPE`, and for the contexts inside that do not say it. The settings are the
-    process's; on other devices none is touched.
+    torch's own default is TF32 for convolutions and float32 for matrices. bfloat16 products are
+    summed in float32. `tf32` decides in the place of `$RDFIA_DTYPE`, and for the contexts inside
+    that do not say it. The settings are the process's; on other devices none is touched.
     """
     if torch.device(device).type != "cuda":
         yield
@@ -85,7 +112,8 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
         for owner, name, _ in before:
             if name != "fp32_precision":
                 setattr(owner, name, name != _BFLOAT16 and tf32_products)
-            elif not tf32_products:  # the older name leaves "none": what torch.backends.fp32_precision says, maybe TF32
+            # the older name leaves "none": what torch.backends.fp32_precision says, maybe TF32
+            elif not tf32_products:
                 owner.fp32_precision = "ieee"
         yield
     finally:
@@ -95,10 +123,11 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T (N x c, M x c) on a device other than the CPU, in float32 (float64 for float64), summed in that type.
+    """a b^T (N x c, M x c) on a device other than the CPU, in float32 (float64 for float64), summed
+    in that type.
 
-    Numbers of two bytes are multiplied as they are where torch can give a float32 result (CUDA, from torch 2.8 on),
-    else widened before: a product of two of them is exact in float32.
+    Numbers of two bytes are multiplied as they are where torch can give a float32 result (CUDA,
+    from torch 2.8 on), else widened before: a product of two of them is exact in float32.
     """
     with products(a.device, tf32=False):
         if a.dtype.itemsize == 2 and a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):

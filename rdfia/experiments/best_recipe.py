@@ -1,7 +1,8 @@
 """Beyond the report: how far VGG16's convolutions and one SVM go on the official split.
 
-Every recipe is a mean of Gram matrices, that is features side by side: cheap to try once the views are on disk. Recipe
-and C are chosen by repeated cross-validation on the training images; the test images are read once, for the table.
+Every recipe is a mean of Gram matrices, that is features side by side: cheap to try once the views
+are on disk. Recipe and C are chosen by repeated cross-validation on the training images; the test
+images are read once, for the table.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ CS = (0.25, 1.0, 4.0, 16.0)
 REPEATS = 3  # of five folds
 KINDS = ("pyramid", "bilinear")
 PYRAMID = 512 * (1 + 4 + 16)  # columns of a spatial pyramid; those of bilinear pooling follow
-SIDES = {160: False, 224: True, 288: False, 352: False, 448: False}  # pixels: whether the mirror image is added
+# pixels: whether the mirror image is added
+SIDES = {160: False, 224: True, 288: False, 352: False, 448: False}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What becomes one row: the `kinds` of pooling of `taps` at these sides, each centred on the training rows and
-    brought to length 1. `kernel` "gaussian": exp(-distance^2 / its mean between training rows), in place of the dot
-    product."""
+    """What becomes one row: the `kinds` of pooling of `taps` at these sides, each centred on the
+    training rows and brought to length 1. `kernel` "gaussian": exp(-distance^2 / its mean between
+    training rows), in place of the dot product."""
 
     name: str
     sides: tuple[int, ...] = tuple(SIDES)
@@ -63,7 +65,9 @@ RECIPES = (
 
 
 def pooled(value: Tensor) -> Tensor:
-    """Spatial pyramid and bilinear pooling of a layer's output, B x 512 x H x W -> B x (10,752 + 131,328)."""
+    """Spatial pyramid and bilinear pooling of a layer's output, B x 512 x H x W -> B x (10,752 +
+    131,328).
+    """
     return torch.cat([features.pyramid(value), features.second_order(value)], dim=1)
 
 
@@ -87,7 +91,10 @@ def view(lab: Bench, side: int, flip: bool) -> feature_store.FeatureStore:
 @functools.cache
 def grams(lab: Bench, side: int) -> dict[tuple[str, int, str], Array]:
     """X X^T of all N images, N x N float32, of each tap and kind of pooling at one size."""
-    views, n = [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]], len(lab.problem.images)
+    views, n = (
+        [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]],
+        len(lab.problem.images),
+    )
     found = {}
     for tap in TAPS:
         matrices = [one[tap] for one in views]
@@ -99,7 +106,9 @@ def grams(lab: Bench, side: int) -> dict[tuple[str, int, str], Array]:
 
 
 def kernel(recipe: Recipe, parts: dict[tuple[str, int, str], Array], train: Array) -> Array:
-    """Products of all images by a recipe, N x N float64; only the rows `train` set the centre and the width."""
+    """Products of all images by a recipe, N x N float64; only the rows `train` set the centre and
+    the width.
+    """
     total = np.zeros_like(next(iter(parts.values())), dtype=np.float64)
     names = list(recipe.parts)
     for name in names:
@@ -111,7 +120,9 @@ def kernel(recipe: Recipe, parts: dict[tuple[str, int, str], Array], train: Arra
 
 
 def cosines(gram: Array, train: Array) -> Array:
-    """Cosines between rows that are centred on the mean of the rows `train`, from their products, N x N float64."""
+    """Cosines between rows that are centred on the mean of the rows `train`, from their products, N
+    x N float64.
+    """
     means = gram[:, train].mean(1, dtype=np.float64)
     centred = gram - means[:, None] - means[None] + means[train].mean()
     lengths = np.sqrt(np.diag(centred))
@@ -124,8 +135,9 @@ def coordinates(gram: Array, train: Array, test: Array) -> tuple[Array, Array]:
 
 
 def ablation(lab: Bench) -> tuple[list[dict[str, Any]], str, Array]:
-    """A row per recipe (accuracy on held-out training images and on the test images, at the C with the best of the
-    former), the recipe with the best of these, and which test images that one has right. Measured once in a session."""
+    """A row per recipe (accuracy on held-out training images and on the test images, at the C with
+    the best of the former), the recipe with the best of these, and which test images that one has
+    right. Measured once in a session."""
     with shared(lab.progress, f"{lab.problem.name}: recipes"):
         return _ablation(lab)
 
@@ -142,15 +154,27 @@ def _ablation(lab: Bench) -> tuple[list[dict[str, Any]], str, Array]:
         seen, unseen = coordinates(kernel(recipe, parts, train), train, test) if recipe else pool5
         C, table = svm.choose_C(seen, labels[:n], CS, folds=5, repeats=REPEATS)
         fitted = svm.fit(seen, labels[:n], unseen, C)
-        score, right[name] = svm.accuracy(labels[n:], fitted.predictions), fitted.predictions == labels[n:]
-        rows.append({"recipe": name, "C": C, "validation": next(row.mean for row in table if row.C == C),
-                     "test": score.value, "low": score.low, "high": score.high})  # fmt: skip
+        score, right[name] = (
+            svm.accuracy(labels[n:], fitted.predictions),
+            fitted.predictions == labels[n:],
+        )
+        rows.append(
+            {
+                "recipe": name,
+                "C": C,
+                "validation": next(row.mean for row in table if row.C == C),
+                "test": score.value,
+                "low": score.low,
+                "high": score.high,
+            }
+        )
     best = max(rows, key=lambda row: row["validation"])["recipe"]
     return rows, best, right[best]
 
 
 def other_splits(lab: Bench, row: dict[str, Any], seeds: Sequence[int] = range(3)) -> list[float]:
-    """Accuracy of a row of `ablation` on random splits of all images, with as many of each class to train on.
+    """Accuracy of a row of `ablation` on random splits of all images, with as many of each class to
+    train on.
 
     Nothing is chosen on them: neither the recipe nor its C.
     """
@@ -160,8 +184,14 @@ def other_splits(lab: Bench, row: dict[str, Any], seeds: Sequence[int] = range(3
     each = lab.problem.n_train // len(lab.problem.classes)
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(len(labels))
-        train = np.concatenate([order[labels[order] == label][:each] for label in range(len(lab.problem.classes))])
+        train = np.concatenate(
+            [order[labels[order] == label][:each] for label in range(len(lab.problem.classes))]
+        )
         test = np.setdiff1d(order, train)
         seen, unseen = coordinates(kernel(recipe, parts, train), train, test)
-        found.append(float((svm.fit(seen, labels[train], unseen, row["C"]).predictions == labels[test]).mean()))
+        found.append(
+            float(
+                (svm.fit(seen, labels[train], unseen, row["C"]).predictions == labels[test]).mean()
+            )
+        )
     return found

@@ -1,4 +1,6 @@
-"""TME 8's bench: a classifier, the photos that it gets right, a second one as judge; every result once in a session."""
+"""TME 8's bench: a classifier, the photos that it gets right, a second one as judge; every result
+once in a session.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from rdfia.models import networks
 
 @dataclass(frozen=True)
 class Setup:
-    """A network on its photos. `scope` is that of the claim ("") only where it is the report's network."""
+    """A network on its photos. `scope` is that of the claim ("") only where it is the report's
+    network.
+    """
 
     network: str
     weights: str
@@ -40,13 +44,29 @@ class Setup:
 
 
 SETUPS = {
-    "SqueezeNet 1.1": Setup("squeezenet1_1", "squeezenet1_1", "imagenet-samples", images.CROP, "",
-                            "EfficientNet-Lite0"),
-    "EfficientNet-Lite0": Setup("efficientnet-lite0", "efficientnet-lite0", "foolbox-photos",
-                                images.EFFICIENTNET_LITE0, "substitute", "SqueezeNet 1.1"),
-    "VGG16": Setup("vgg16", "vgg16-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
-    "AlexNet": Setup("alexnet", "alexnet-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"),
-}  # fmt: skip
+    "SqueezeNet 1.1": Setup(
+        "squeezenet1_1", "squeezenet1_1", "imagenet-samples", images.CROP, "", "EfficientNet-Lite0"
+    ),
+    "EfficientNet-Lite0": Setup(
+        "efficientnet-lite0",
+        "efficientnet-lite0",
+        "foolbox-photos",
+        images.EFFICIENTNET_LITE0,
+        "substitute",
+        "SqueezeNet 1.1",
+    ),
+    "VGG16": Setup(
+        "vgg16", "vgg16-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"
+    ),
+    "AlexNet": Setup(
+        "alexnet",
+        "alexnet-full",
+        "imagenet-samples",
+        images.CROP,
+        "substitute",
+        "EfficientNet-Lite0",
+    ),
+}
 STINGRAY = 6  # ImageNet's class index
 RADII = (0, 4, 8, 16)  # of the momentum attack, in grey levels; 0 is the photo itself
 
@@ -63,8 +83,15 @@ class Network:
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, defence: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Probabilities, B x 1000 on the CPU, of B x 3 x H x W pixels in 0..1."""
-        parts = (part if defence is None else defence(part) for part in pixels.clamp(0, 1).split(32))
-        return torch.cat([self.module(self.space.normalise(part.to(self.device))).softmax(1).cpu() for part in parts])
+        parts = (
+            part if defence is None else defence(part) for part in pixels.clamp(0, 1).split(32)
+        )
+        return torch.cat(
+            [
+                self.module(self.space.normalise(part.to(self.device))).softmax(1).cpu()
+                for part in parts
+            ]
+        )
 
 
 class Absent:
@@ -80,7 +107,9 @@ class Absent:
 class Bench:
     """What the tests of one network share; `progress` draws bars."""
 
-    def __init__(self, title: str, photos: ImageSet, device: str, profile: str, progress: Any) -> None:
+    def __init__(
+        self, title: str, photos: ImageSet, device: str, profile: str, progress: Any
+    ) -> None:
         self.title, self.setup, self.photos, self.progress = title, SETUPS[title], photos, progress
         self.full, self.device, self.space = profile == "full", device, SETUPS[title].space
         self.is_main = title == "SqueezeNet 1.1"
@@ -99,7 +128,11 @@ class Bench:
     @cached_property
     def _others(self) -> list[Network]:
         titles = dict.fromkeys([self.setup.judge, *SETUPS])
-        return [Network(t, self.device) for t in titles if t != self.title and assets.find(SETUPS[t].weights)]
+        return [
+            Network(t, self.device)
+            for t in titles
+            if t != self.title and assets.find(SETUPS[t].weights)
+        ]
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -137,11 +170,19 @@ class Bench:
     @property
     def images(self) -> str:
         """Which photos it gets right: 12 hex digits over their folders and names."""
-        right = (path for path, right in zip(self.photos.paths, self.right.tolist(), strict=True) if right)
-        return hashlib.sha256("".join(f"{path.parent.name}/{path.name}\n" for path in right).encode()).hexdigest()[:12]
+        right = (
+            path
+            for path, right in zip(self.photos.paths, self.right.tolist(), strict=True)
+            if right
+        )
+        return hashlib.sha256(
+            "".join(f"{path.parent.name}/{path.name}\n" for path in right).encode()
+        ).hexdigest()[:12]
 
     def row(self, *names: str) -> int:
-        """Place among the photos that are right of the first that shows one of these classes, else 0."""
+        """Place among the photos that are right of the first that shows one of these classes, else
+        0.
+        """
         shown = [self.photos.classes[label] for label in self.y.tolist()]
         return next((shown.index(name) for name in names if name in shown), 0)
 
@@ -150,8 +191,13 @@ class Bench:
         photos = f"{len(self.photos)} photos ({len(set(self.photos.labels))} classes) of {self.photos.name}"
         data = f"{len(self.y)} of {photos}, those classified correctly"
         found = assets.locate(self.setup.weights)
-        return {"scope": self.setup.scope, "data": data, "weights": f"{self.title} ({found.source})",
-                "dtype": "float32", **values}  # fmt: skip
+        return {
+            "scope": self.setup.scope,
+            "data": data,
+            "weights": f"{self.title} ({found.source})",
+            "dtype": "float32",
+            **values,
+        }
 
     def maps(self, kind: str) -> Tensor:
         """Saliency maps of all photos that are right, n x 224 x 224 on the CPU."""
@@ -164,17 +210,26 @@ class Bench:
         return saliency.saliency_maps(self.network.module, self.x, self.y, **common).cpu()
 
     def on_mosaics(self, kind: str) -> mosaics.Localised:
-        """Where maps lie on mosaics of the photos that are right: one permutation of them, of few photos eight."""
+        """Where maps lie on mosaics of the photos that are right: one permutation of them, of few
+        photos eight.
+        """
         with self._shared(f"mosaics, {kind}"):
             return self._on_mosaics(kind)
 
     @cache  # noqa: B019
     def _on_mosaics(self, kind: str) -> mosaics.Localised:
-        common: dict[str, Any] = {"kind": kind, "samples": 4, "space": self.space, "progress": self.progress}
+        common: dict[str, Any] = {
+            "kind": kind,
+            "samples": 4,
+            "space": self.space,
+            "progress": self.progress,
+        }
         return mosaics.permuted(self.network.module, self.x, self.y, **common)
 
     def fooled(self, how: str) -> fooling.Fooled:
-        """Every photo pushed to its random target: by the lab's rule ("free", "8 bits") or "closely"."""
+        """Every photo pushed to its random target: by the lab's rule ("free", "8 bits") or
+        "closely".
+        """
         with self._shared(f"fooled, {how}"):
             return self._fooled(how)
 
@@ -183,11 +238,15 @@ class Bench:
         common = {"space": self.space, "progress": self.progress}
         if how == "closely":
             steps = 40 if self.full else 20
-            return fooling.fool_closely(self.network.module, self.x, self.targets, steps=steps, **common)
+            return fooling.fool_closely(
+                self.network.module, self.x, self.targets, steps=steps, **common
+            )
         return fooling.fool(self.network.module, self.x, self.targets, pixels=how, **common)  # type: ignore[arg-type]
 
     def attacked(self, levels: int) -> Tensor:
-        """The photos after a momentum attack of `levels` / 255, n x 3 x 224 x 224 in 0..1 on the CPU; 0: before it."""
+        """The photos after a momentum attack of `levels` / 255, n x 3 x 224 x 224 in 0..1 on the
+        CPU; 0: before it.
+        """
         with self._shared(f"attacked, {levels} / 255"):
             return self._attacked(levels).float() / 255
 
@@ -196,18 +255,25 @@ class Bench:
         common: dict[str, Any] = {"space": self.space, "progress": self.progress}
         x = self.x
         if levels:
-            x = fooling.momentum_attack(self.network.module, x, self.y, radius=levels / 255, **common)
+            x = fooling.momentum_attack(
+                self.network.module, x, self.y, radius=levels / 255, **common
+            )
         return (255 * self.space.denormalise(x)).round().byte().cpu()
 
     def read_under_attack(self) -> dict[str, Tensor]:
-        """Whether each photo is read right at `RADII`, n x 4 bool: by the network, treated before it, by the others."""
+        """Whether each photo is read right at `RADII`, n x 4 bool: by the network, treated before
+        it, by the others.
+        """
         with self._shared("read under attack"):
             return self._read_under_attack()
 
     @cache  # noqa: B019
     def _read_under_attack(self) -> dict[str, Tensor]:
         readers: dict[str, Callable[[Tensor], Tensor]] = {self.title: self.network}
-        readers |= {name: functools.partial(self.network, defence=treat) for name, treat in TREATMENTS.items()}
+        readers |= {
+            name: functools.partial(self.network, defence=treat)
+            for name, treat in TREATMENTS.items()
+        }
         readers |= {network.title: network for network in self.others()}
         found: dict[str, list[Tensor]] = {name: [] for name in readers}
         for levels in RADII:
@@ -217,7 +283,9 @@ class Bench:
         return {name: torch.stack(hits, dim=1) for name, hits in found.items()}
 
     def saved_and_fooled(self, how: str) -> np.ndarray:
-        """Which photos are fooled by what `how` makes once it was saved as PNG and read back, n bool."""
+        """Which photos are fooled by what `how` makes once it was saved as PNG and read back, n
+        bool.
+        """
         result = self.fooled(how)
         files = as_files(self.space.denormalise(result.x).cpu(), saved("PNG"))
         return result.reached & (self.network(files).argmax(1) == self.targets).numpy()
@@ -229,7 +297,9 @@ class Bench:
 
     def drawn(self, setting: Setting) -> dict[str, Any]:
         """Tarantulas by one setting, a picture a seed, and what they measure."""
-        with self._shared(f"visualised, {setting.reading}, weight {setting.l2:g}, {setting.steps} steps"):
+        with self._shared(
+            f"visualised, {setting.reading}, weight {setting.l2:g}, {setting.steps} steps"
+        ):
             return self._drawn(setting)
 
     @cache  # noqa: B019
@@ -237,7 +307,9 @@ class Bench:
         return visualisation.tarantulas(self, setting)
 
     def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
-        """The classes of some photos climbed from these or from noise (`experiments.visualisation.PHOTO`, `NOISE`)."""
+        """The classes of some photos climbed from these or from noise
+        (`experiments.visualisation.PHOTO`, `NOISE`).
+        """
         with self._shared(f"visualised, {start}{', unit step' * unit_step}"):
             return self._regrown(start, unit_step)
 
@@ -247,15 +319,20 @@ class Bench:
 
 
 def with_more(photos: ImageSet) -> ImageSet:
-    """Photos and, where it is on this machine, those of `imagenet-more`, which are last: the others keep their rows."""
+    """Photos and, where it is on this machine, those of `imagenet-more`, which are last: the others
+    keep their rows.
+    """
     if not (found := assets.find("imagenet-more")):
         return photos
     more = datasets.imagenet_samples(found.path)
     labels = np.concatenate([photos.labels, more.labels])
-    return ImageSet(f"{photos.name} and imagenet-more", photos.paths + more.paths, labels, photos.classes)
+    return ImageSet(
+        f"{photos.name} and imagenet-more", photos.paths + more.paths, labels, photos.classes
+    )
 
 
-# --- what is done to images -----------------------------------------------------------------------------------------
+# --- what is done to images
+# -----------------------------------------------------------------------------------------
 
 
 def as_files(pixels: Tensor, encode: Callable[[Image.Image], Image.Image]) -> Tensor:
@@ -278,7 +355,9 @@ def saved(kind: str, **options: Any) -> Callable[[Image.Image], Image.Image]:
 
 def shrunk(image: Image.Image) -> Image.Image:
     """To 90% of its size and back."""
-    small = image.resize((round(0.9 * image.width), round(0.9 * image.height)), Image.Resampling.BILINEAR)
+    small = image.resize(
+        (round(0.9 * image.width), round(0.9 * image.height)), Image.Resampling.BILINEAR
+    )
     return small.resize(image.size, Image.Resampling.BILINEAR)
 
 
@@ -300,7 +379,8 @@ class Blurred(nn.Module):
         return self.network(images.blur(x, self.sigma))
 
 
-# --- statistics -----------------------------------------------------------------------------------------------------
+# --- statistics
+# -----------------------------------------------------------------------------------------------------
 
 
 def share(hits: Any) -> intervals.Estimate:
@@ -311,5 +391,12 @@ def share(hits: Any) -> intervals.Estimate:
 def summary(values: Any) -> dict[str, float]:
     """Median, mean, smallest and largest."""
     array = np.asarray(values, dtype=float)
-    ends: Sequence[float] = (float(np.median(array)), float(array.mean()), float(array.min()), float(array.max()))
-    return dict(zip(("median", "mean", "smallest", "largest"), (round(end, 5) for end in ends), strict=True))
+    ends: Sequence[float] = (
+        float(np.median(array)),
+        float(array.mean()),
+        float(array.min()),
+        float(array.max()),
+    )
+    return dict(
+        zip(("median", "mean", "smallest", "largest"), (round(end, 5) for end in ends), strict=True)
+    )

@@ -7,6 +7,8 @@ from typing import Any
 
 
 def shared(progress: Any, name: str) -> contextlib.AbstractContextManager[None]:
-    """Work inside is a piece of the session that `progress` belongs to, by `progress.piece`; nothing without one."""
+    """Work inside is a piece of the session that `progress` belongs to, by `progress.piece`;
+    nothing without one.
+    """
     piece = getattr(progress, "piece", None)
     return piece(name) if piece else contextlib.nullcontext()

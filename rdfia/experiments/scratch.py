@@ -1,4 +1,6 @@
-"""AlexNet trained from nothing on the images of a problem of TME 7, with settings chosen on a split of them."""
+"""AlexNet trained from nothing on the images of a problem of TME 7, with settings chosen on a split
+of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from rdfia.experiments.transfer import Problem
 from rdfia.models import networks
 from rdfia.transfer import heads
 
-# Learning rate, and the largest random shift as a share of the image's side. The first is what the short profile takes.
+# Learning rate, and the largest random shift as a share of the image's side. The first is what the
+# short profile takes.
 TRIED = tuple((lr, shift) for lr in (3e-4, 1e-3) for shift in (1 / 8, 1 / 4))
 HELD_OUT = 0.2  # share of each class's training images that chooses
 
@@ -44,19 +47,43 @@ def words(setting: tuple[float, float]) -> str:
     return f"learning rate {lr:g}, shifts of up to {shift:.0%}"
 
 
-def trained(task: Task, setting: tuple[float, float], epochs: int, seed: int, rows: Any, *, device: str,
-            progress: Any, dtype: torch.dtype) -> torch.nn.Module:  # fmt: skip
+def trained(
+    task: Task,
+    setting: tuple[float, float],
+    epochs: int,
+    seed: int,
+    rows: Any,
+    *,
+    device: str,
+    progress: Any,
+    dtype: torch.dtype,
+) -> torch.nn.Module:
     """AlexNet with the problem's classes, trained on the images of `rows` (AdamW, cosine to 0)."""
     problem, (lr, shift) = task.problem, setting
     module = networks.build("alexnet", num_classes=len(problem.classes), seed=seed)
-    config = heads.ScratchConfig(seed=seed, epochs=epochs, lr=lr, dtype=dtype, flip=not problem.digits,
-                                 shift=round(shift * task.side))  # fmt: skip
-    heads.train_network(module, task.pixels[rows], problem.labels[rows], preprocess_normalise=task.normalise,
-                        config=config, device=device, progress=progress)  # fmt: skip
+    config = heads.ScratchConfig(
+        seed=seed,
+        epochs=epochs,
+        lr=lr,
+        dtype=dtype,
+        flip=not problem.digits,
+        shift=round(shift * task.side),
+    )
+    heads.train_network(
+        module,
+        task.pixels[rows],
+        problem.labels[rows],
+        preprocess_normalise=task.normalise,
+        config=config,
+        device=device,
+        progress=progress,
+    )
     return module
 
 
-def hits(task: Task, module: torch.nn.Module, rows: Any, device: str, dtype: torch.dtype) -> np.ndarray:
+def hits(
+    task: Task, module: torch.nn.Module, rows: Any, device: str, dtype: torch.dtype
+) -> np.ndarray:
     """Which of the images of `rows` a network gets right."""
     predicted = heads.predict(
         module, task.pixels[rows], preprocess_normalise=task.normalise, device=device, dtype=dtype
@@ -67,7 +94,9 @@ def hits(task: Task, module: torch.nn.Module, rows: Any, device: str, dtype: tor
 def choose(
     task: Task, tried: tuple[tuple[float, float], ...], epochs: int, **options: Any
 ) -> tuple[tuple[float, float], dict[str, float]]:
-    """The setting with the best accuracy on a fifth of the training images, and that of each, by `words`."""
+    """The setting with the best accuracy on a fifth of the training images, and that of each, by
+    `words`.
+    """
     if len(tried) == 1:
         return tried[0], {}
     from sklearn.model_selection import train_test_split
@@ -80,11 +109,17 @@ def choose(
     for setting in tried:
         module = trained(task, setting, epochs, 0, rows, **options)
         found[setting] = float(hits(task, module, held, device, dtype).mean())
-    return max(tried, key=found.__getitem__), {words(setting): value for setting, value in found.items()}
+    return max(tried, key=found.__getitem__), {
+        words(setting): value for setting, value in found.items()
+    }
 
 
-def right(task: Task, setting: tuple[float, float], epochs: int, seed: int, **options: Any) -> np.ndarray:
+def right(
+    task: Task, setting: tuple[float, float], epochs: int, seed: int, **options: Any
+) -> np.ndarray:
     """Which test images are right by AlexNet trained on all training images."""
     n = task.problem.n_train
     module = trained(task, setting, epochs, seed, np.arange(n), **options)
-    return hits(task, module, np.arange(n, len(task.problem.labels)), options["device"], options["dtype"])
+    return hits(
+        task, module, np.arange(n, len(task.problem.labels)), options["device"], options["dtype"]
+    )

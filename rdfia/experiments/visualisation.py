@@ -1,4 +1,6 @@
-"""TME 8's class visualisation: its settings, the pictures that each makes of the same seeds, and their measures."""
+"""TME 8's class visualisation: its settings, the pictures that each makes of the same seeds, and
+their measures.
+"""
 
 from __future__ import annotations
 
@@ -49,32 +51,49 @@ LAB = DEFAULT.reading
 
 
 def readings(bench: Bench) -> dict[str, tuple[Setting, Setting]]:
-    """Weights 0.1 and 1e-10 in each reading, the lab's first; of another network the lab's and its unit-step twin."""
+    """Weights 0.1 and 1e-10 in each reading, the lab's first; of another network the lab's and its
+    unit-step twin.
+    """
     every = [
-        tuple(replace(setting, penalty=penalty, unit_step=unit_step, lr=lr) for setting in (STRONG, WEAK))
+        tuple(
+            replace(setting, penalty=penalty, unit_step=unit_step, lr=lr)
+            for setting in (STRONG, WEAK)
+        )
         for lr in (5.0, 1.0)
         for penalty in ("squared", "norm")
         for unit_step in (False, True)
     ]
-    return {strong.reading: (strong, weak) for strong, weak in (every if bench.is_main else every[:2])}
+    return {
+        strong.reading: (strong, weak) for strong, weak in (every if bench.is_main else every[:2])
+    }
 
 
 def nearest_to_zero(found: Mapping[str, intervals.Estimate]) -> str:
-    """The reading whose interval comes nearest to 0; of several that hold 0, the one of the smallest value.
+    """The reading whose interval comes nearest to 0; of several that hold 0, the one of the
+    smallest value.
 
     It lies outside a margin around 0 only where every reading does.
     """
-    return min(found, key=lambda name: (max(found[name].low, -found[name].high, 0.0), abs(found[name].value)))
+    return min(
+        found,
+        key=lambda name: (max(found[name].low, -found[name].high, 0.0), abs(found[name].value)),
+    )
 
 
-def best_fit(found: Mapping[str, Mapping[str, intervals.Estimate]], bounds: Mapping[str, judge.Bound]) -> str:
-    """The reading under which the parts of a claim together fare best; of several, that whose least certain part lies
-    farthest on the claim's side. They are contradicted together only where every reading contradicts them."""
+def best_fit(
+    found: Mapping[str, Mapping[str, intervals.Estimate]], bounds: Mapping[str, judge.Bound]
+) -> str:
+    """The reading under which the parts of a claim together fare best; of several, that whose least
+    certain part lies farthest on the claim's side. They are contradicted together only where every
+    reading contradicts them."""
 
     def fit(name: str) -> tuple[int, float]:
         parts = found[name]
         outcome = judge.together([judge.outcome(part, bounds[key]) for key, part in parts.items()])
-        room = [(part.value - bounds[key].value) / (judge.standard_error(part) or 1) for key, part in parts.items()]
+        room = [
+            (part.value - bounds[key].value) / (judge.standard_error(part) or 1)
+            for key, part in parts.items()
+        ]
         return -("supported", "undecided", "contradicted").index(outcome), min(room)
 
     return max(found, key=fit)
@@ -92,20 +111,26 @@ def tarantulas(bench: Bench, setting: Setting) -> dict[str, Any]:
 
 
 def regrown(bench: Bench, start: str, unit_step: bool) -> dict[str, Any]:
-    """The classes of `start_photos` climbed from these photos or from noise, with the same seeds on both sides."""
+    """The classes of `start_photos` climbed from these photos or from noise, with the same seeds on
+    both sides.
+    """
     seeds = seeds_of(bench, unit_step)
     rows = start_photos(bench, min(PHOTOS, len(seeds)))
     each = len(seeds) // len(rows)
     rows = [row for row in rows for _ in range(each)]
     x = bench.x[rows] if start == PHOTO else None
-    found = _made(bench, bench.y[rows].tolist(), seeds[: len(rows)], x, Setting(unit_step=unit_step))
+    found = _made(
+        bench, bench.y[rows].tolist(), seeds[: len(rows)], x, Setting(unit_step=unit_step)
+    )
     return {**found, "photo": np.array(rows)}
 
 
 def start_photos(bench: Bench, n: int) -> list[int]:
-    """Rows of n photos: the snail of figure 10, then others that the network and its judge both read right.
+    """Rows of n photos: the snail of figure 10, then others that the network and its judge both
+    read right.
 
-    Of each other class the first such photo is a candidate; those taken lie at even steps of the list of classes.
+    Of each other class the first such photo is a candidate; those taken lie at even steps of the
+    list of classes.
     """
     both = bench.judge(bench.space.denormalise(bench.x).cpu()).argmax(1) == bench.y
     classes = {int(bench.y[row]): row for row in reversed(both.nonzero()[:, 0].tolist())}
@@ -121,12 +146,27 @@ def by_photo(found: Mapping[str, Any], key: str) -> np.ndarray:
     return np.array([values[photos == photo].mean() for photo in dict.fromkeys(photos.tolist())])
 
 
-def _made(bench: Bench, target: Sequence[int], seeds: Sequence[int], start: Tensor | None,
-          setting: Setting) -> dict[str, Any]:  # fmt: skip
-    made = visualisation.visualise(bench.network.module, target, seeds=seeds, start=start, l2=setting.l2,
-                                     lr=setting.lr, steps=setting.steps, penalty=setting.penalty,
-                                     unit_step=setting.unit_step, size=bench.space.size, space=bench.space,
-                                     progress=bench.progress)  # fmt: skip
+def _made(
+    bench: Bench,
+    target: Sequence[int],
+    seeds: Sequence[int],
+    start: Tensor | None,
+    setting: Setting,
+) -> dict[str, Any]:
+    made = visualisation.visualise(
+        bench.network.module,
+        target,
+        seeds=seeds,
+        start=start,
+        l2=setting.l2,
+        lr=setting.lr,
+        steps=setting.steps,
+        penalty=setting.penalty,
+        unit_step=setting.unit_step,
+        size=bench.space.size,
+        space=bench.space,
+        progress=bench.progress,
+    )
     return _measured(bench, made.x, made.start, torch.as_tensor(target))
 
 
@@ -147,15 +187,26 @@ def _measured(bench: Bench, x: Tensor, start: Tensor, target: Tensor) -> dict[st
         scores = [bench.network.module(image).cpu()[rows, target].numpy() for image in (start, x)]
     change = (end - begin).abs().amax(1)
     return {
-        "end": end, "begin": begin[:2], "probability": probabilities(bench.network, end),
-        "probability_before": probabilities(bench.network, begin), "second": probabilities(bench.judge, end),
-        "second_before": probabilities(bench.judge, begin), "second_top1": bench.judge(end).argmax(1) == target,
-        "variation": saliency_scores.total_variation(end.mean(1)), "windows": seen,
+        "end": end,
+        "begin": begin[:2],
+        "probability": probabilities(bench.network, end),
+        "probability_before": probabilities(bench.network, begin),
+        "second": probabilities(bench.judge, end),
+        "second_before": probabilities(bench.judge, begin),
+        "second_top1": bench.judge(end).argmax(1) == target,
+        "variation": saliency_scores.total_variation(end.mean(1)),
+        "windows": seen,
         "changed": (change > CHANGED).float().mean((1, 2)).numpy(),
-        "rim_changed": (change > CHANGED).float()[~_inside(change)].view(len(change), -1).mean(1).numpy(),
-        "distance": (end - begin).flatten(1).norm(dim=1).numpy(), "score": scores[1], "score_before": scores[0],
+        "rim_changed": (change > CHANGED)
+        .float()[~_inside(change)]
+        .view(len(change), -1)
+        .mean(1)
+        .numpy(),
+        "distance": (end - begin).flatten(1).norm(dim=1).numpy(),
+        "score": scores[1],
+        "score_before": scores[0],
         **{f"by {other.title}": probabilities(other, end) for other in further_judges(bench)},
-    }  # fmt: skip
+    }
 
 
 def _inside(change: Tensor) -> Tensor:
@@ -172,21 +223,27 @@ def further_judges(bench: Bench) -> list[Any]:
 
 def numbers(measured: Mapping[str, Any]) -> dict[str, list[float]]:
     """What was measured, without the pictures, a value a seed."""
-    return {name: [round(float(v), 5) for v in values] for name, values in measured.items()
-            if name not in ("end", "begin")}  # fmt: skip
+    return {
+        name: [round(float(v), 5) for v in values]
+        for name, values in measured.items()
+        if name not in ("end", "begin")
+    }
 
 
 def edges(pixels: Tensor) -> np.ndarray:
-    """Strength of the edges of the grey picture, B x H x W, of B x 3 x H x W: the gradient after a slight blur."""
+    """Strength of the edges of the grey picture, B x H x W, of B x 3 x H x W: the gradient after a
+    slight blur.
+    """
     grey = pixels.mean(1).double().numpy()
     return np.stack([ndimage.gaussian_gradient_magnitude(image, EDGES) for image in grey])
 
 
 def edge_correlation(a: Tensor, b: Tensor) -> np.ndarray:
-    """Pearson's correlation of the edges of two pictures, of each of B pairs: 1 where all contours are the same.
+    """Pearson's correlation of the edges of two pictures, of each of B pairs: 1 where all contours
+    are the same.
 
-    It compares where edges are and how strong beside others of the picture, so that a change of contrast alone does
-    not count. Pictures with no edge at all are alike, and like no other: 0.
+    It compares where edges are and how strong beside others of the picture, so that a change of
+    contrast alone does not count. Pictures with no edge at all are alike, and like no other: 0.
     """
     first, second = (edges(pixels).reshape(len(pixels), -1) for pixels in (a, b))
     first, second = (maps - maps.mean(1, keepdims=True) for maps in (first, second))

@@ -1,7 +1,8 @@
 """TME 9 and 10: DCGAN, cDCGAN and cGAN, trained and judged.
 
-In: uint8 images, labels, a frozen config. Out: a trained generator with its losses (`train`), checkpoints that resume
-bit for bit, scores of quality, diversity and condition on arrays, resumable runs over many seeds (`scored_run`).
+In: uint8 images, labels, a frozen config. Out: a trained generator with its losses (`train`),
+checkpoints that resume bit for bit, scores of quality, diversity and condition on arrays, resumable
+runs over many seeds (`scored_run`).
 """
 
 from __future__ import annotations

@@ -18,16 +18,18 @@ _ADDED = {"added": True}  # a field that runs made before it do not name: they h
 class GanConfig:
     """All that determines a run but the data and the device; the defaults are TME 9's.
 
-    A step is `nb_update_D` updates of D and then `nb_update_G` of G. The learning rate is divided by ten after each of
-    `milestones` (steps). bfloat16 computes under autocast, weights and Adam stay float32. `ema` is the decay of the
-    running mean of G's weights (0: none), which then makes the images; after n steps it is (1 + n) / (10 + n) at most:
-    0.999 holds from step 9,000 on, before that the mean is over about the last ninth of the steps.
+    A step is `nb_update_D` updates of D and then `nb_update_G` of G. The learning rate is divided
+    by ten after each of `milestones` (steps). bfloat16 computes under autocast, weights and Adam
+    stay float32. `ema` is the decay of the running mean of G's weights (0: none), which then makes
+    the images; after n steps it is (1 + n) / (10 + n) at most: 0.999 holds from step 9,000 on,
+    before that the mean is over about the last ninth of the steps.
 
-    Beyond the lab, off by default. `lr_D` is D's learning rate where it is not `lr` (Heusel et al. 2017).
-    `augmentation` lists the changes of all images that D is given (`augmentation`). `r1` is gamma of the penalty
-    gamma / 2 E |gradient of D at a real image|^2 in D's loss (Mescheder et al. 2018), with the gradient of D's logit at
-    the image as D is given it, augmented or not; with BatchNorm in D the gradient of the sum of the batch's logits. It
-    is added in each `r1_every`-th step only, times `r1_every` (Karras et al. 2020), from the first step on.
+    Beyond the lab, off by default. `lr_D` is D's learning rate where it is not `lr` (Heusel et al.
+    2017). `augmentation` lists the changes of all images that D is given (`augmentation`). `r1` is
+    gamma of the penalty gamma / 2 E |gradient of D at a real image|^2 in D's loss (Mescheder et al.
+    2018), with the gradient of D's logit at the image as D is given it, augmented or not; with
+    BatchNorm in D the gradient of the sum of the batch's logits. It is added in each `r1_every`-th
+    step only, times `r1_every` (Karras et al. 2020), from the first step on.
     """
 
     architecture: GanArchitecture = field(default_factory=GanArchitecture)
@@ -49,28 +51,61 @@ class GanConfig:
     r1_every: int = field(default=1, metadata=_ADDED)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.nb_update_D, self.nb_update_G) < 1 or self.batch < 2 or not 0 < self.lr < math.inf:
-            raise ArgumentError(f"{self}: expected steps and updates from 1, batch from 2 (BatchNorm), lr above 0")
-        if not (self.lr_D is None or 0 < self.lr_D < math.inf) or not 0 <= self.r1 < math.inf or self.r1_every < 1:
-            raise ArgumentError(f"{self}: expected lr_D above 0 or None, r1 from 0, r1_every from 1")
-        if self.augmentation != tuple(kind for kind in gan_augmentation.KINDS if kind in self.augmentation):
+        if (
+            min(self.steps, self.nb_update_D, self.nb_update_G) < 1
+            or self.batch < 2
+            or not 0 < self.lr < math.inf
+        ):
+            raise ArgumentError(
+                f"{self}: expected steps and updates from 1, batch from 2 (BatchNorm), lr above 0"
+            )
+        if (
+            not (self.lr_D is None or 0 < self.lr_D < math.inf)
+            or not 0 <= self.r1 < math.inf
+            or self.r1_every < 1
+        ):
+            raise ArgumentError(
+                f"{self}: expected lr_D above 0 or None, r1 from 0, r1_every from 1"
+            )
+        if self.augmentation != tuple(
+            kind for kind in gan_augmentation.KINDS if kind in self.augmentation
+        ):
             wanted = ", ".join(gan_augmentation.KINDS)
-            raise ArgumentError(f"{self}: expected for augmentation a tuple of some of {wanted}, in this order")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.ema < 1 and 0 <= self.label_smoothing < 0.5):
-            raise ArgumentError(f"{self}: expected beta1, beta2 and ema in 0..1, label_smoothing below 0.5")
-        if self.precision not in ("float32", "bfloat16") or list(self.milestones) != sorted(self.milestones):
-            raise ArgumentError(f"{self}: expected precision float32 or bfloat16, milestones in ascending order")
+            raise ArgumentError(
+                f"{self}: expected for augmentation a tuple of some of {wanted}, in this order"
+            )
+        if not (
+            0 <= self.beta1 < 1
+            and 0 <= self.beta2 < 1
+            and 0 <= self.ema < 1
+            and 0 <= self.label_smoothing < 0.5
+        ):
+            raise ArgumentError(
+                f"{self}: expected beta1, beta2 and ema in 0..1, label_smoothing below 0.5"
+            )
+        if self.precision not in ("float32", "bfloat16") or list(self.milestones) != sorted(
+            self.milestones
+        ):
+            raise ArgumentError(
+                f"{self}: expected precision float32 or bfloat16, milestones in ascending order"
+            )
         if not 0 <= self.seed < 2**32:  # the CPU's generator takes no more bits
             raise ArgumentError(f"{self}: expected a seed from 0 to 2**32 - 1")
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON can hold them, the architecture's among them by name.
 
-        An option that was added later is left out where it is off, so that rows and checkpoints from before it belong
-        to this config still.
+        An option that was added later is left out where it is off, so that rows and checkpoints
+        from before it belong to this config still.
         """
-        off = [one.name for one in fields(self) if one.metadata == _ADDED and getattr(self, one.name) == one.default]
-        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in off}))
+        off = [
+            one.name
+            for one in fields(self)
+            if one.metadata == _ADDED and getattr(self, one.name) == one.default
+        ]
+        return json.loads(
+            json.dumps({name: value for name, value in asdict(self).items() if name not in off})
+        )
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -83,7 +118,12 @@ _MNIST: dict[str, Any] = {"channels": 1, "classes": 10}
 _MILESTONES = tuple(epoch * 50_000 // 128 for epoch in (11, 16))
 LABS = {
     "dcgan": GanConfig(),
-    "cdcgan": GanConfig(GanArchitecture("cdcgan", **_MNIST), steps=7_812, batch=128, milestones=_MILESTONES),
-    "cgan": GanConfig(GanArchitecture("cgan", **_MNIST), steps=11_718, batch=128, milestones=_MILESTONES),
-}  # fmt: skip
-RECOMMENDED = replace(LABS["dcgan"], ema=0.999)  # of what was tried beside TME 9's settings, what made images better
+    "cdcgan": GanConfig(
+        GanArchitecture("cdcgan", **_MNIST), steps=7_812, batch=128, milestones=_MILESTONES
+    ),
+    "cgan": GanConfig(
+        GanArchitecture("cgan", **_MNIST), steps=11_718, batch=128, milestones=_MILESTONES
+    ),
+}
+# of what was tried beside TME 9's settings, what made images better
+RECOMMENDED = replace(LABS["dcgan"], ema=0.999)

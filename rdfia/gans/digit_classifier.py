@@ -18,21 +18,33 @@ from rdfia.gans.scores import Array, Device, in_batches
 
 
 class DigitClassifier(nn.Module):
-    """Digits, N x 1 x 32 x 32 in -1..1 (MNIST padded by two black pixels) -> N x 10 logits; 64 features before them."""
+    """Digits, N x 1 x 32 x 32 in -1..1 (MNIST padded by two black pixels) -> N x 10 logits; 64
+    features before them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after, kernel, stride in ((1, 32, 5, 2), (32, 64, 3, 2), (64, 128, 3, 1)):
-            layers += [nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(after)]
+            layers += [
+                nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False),
+                nn.BatchNorm2d(after),
+            ]
             layers += [nn.ReLU(inplace=True)]
-        layers += [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128 * 4 * 4, 64, bias=False), nn.BatchNorm1d(64)]
+        layers += [
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128 * 4 * 4, 64, bias=False),
+            nn.BatchNorm1d(64),
+        ]
         self.body, self.head = nn.Sequential(*layers, nn.ReLU(inplace=True)), nn.Linear(64, 10)
 
     def features(self, x: Tensor) -> Tensor:
         """N x 64, from 0."""
         if x.shape[1:] != (1, 32, 32) or not x.is_floating_point():
-            raise ArgumentError(f"x: got {x.dtype} {tuple(x.shape)}, expected N x 1 x 32 x 32 in -1..1")
+            raise ArgumentError(
+                f"x: got {x.dtype} {tuple(x.shape)}, expected N x 1 x 32 x 32 in -1..1"
+            )
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,22 +52,42 @@ class DigitClassifier(nn.Module):
 
 
 def train_digit_classifier(
-    images: Tensor, labels: Any, *, seed: int = 0, device: Device = "cpu", steps: int = 800, batch: int = 256,
-    lr: float = 6e-3, dtype: torch.dtype = torch.bfloat16,
-) -> DigitClassifier:  # fmt: skip
-    """A classifier, in eval mode, trained on uint8 N x 1 x 32 x 32 digits with labels 0..9 (whole numbers).
+    images: Tensor,
+    labels: Any,
+    *,
+    seed: int = 0,
+    device: Device = "cpu",
+    steps: int = 800,
+    batch: int = 256,
+    lr: float = 6e-3,
+    dtype: torch.dtype = torch.bfloat16,
+) -> DigitClassifier:
+    """A classifier, in eval mode, trained on uint8 N x 1 x 32 x 32 digits with labels 0..9 (whole
+    numbers).
 
-    AdamW, one cycle of the learning rate up to `lr`, each batch moved by up to two pixels, `dtype` under autocast; the
-    same seed, CPU and thread count give the same weights. DatasetError: images or labels, DivergedError.
+    AdamW, one cycle of the learning rate up to `lr`, each batch moved by up to two pixels, `dtype`
+    under autocast; the same seed, CPU and thread count give the same weights. DatasetError: images
+    or labels, DivergedError.
     """
     y, shape = torch.as_tensor(labels), tuple(images.shape)
-    if images.dtype != torch.uint8 or shape[1:] != (1, 32, 32) or shape[:1] != tuple(y.shape) or shape[0] < 2:
+    if (
+        images.dtype != torch.uint8
+        or shape[1:] != (1, 32, 32)
+        or shape[:1] != tuple(y.shape)
+        or shape[0] < 2
+    ):
         got = f"images {images.dtype} {shape}, labels {tuple(y.shape)}"
-        raise DatasetError(f"{got}: expected uint8 N x 1 x 32 x 32 (pad MNIST by two pixels) and N labels, N from 2")
+        raise DatasetError(
+            f"{got}: expected uint8 N x 1 x 32 x 32 (pad MNIST by two pixels) and N labels, N from 2"
+        )
     if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) > 9:
-        raise DatasetError(f"labels: got {y.dtype} from {y.min()} to {y.max()}, expected whole numbers in 0..9")
+        raise DatasetError(
+            f"labels: got {y.dtype} from {y.min()} to {y.max()}, expected whole numbers in 0..9"
+        )
     if steps < 1 or batch < 2 or not lr > 0:
-        raise ArgumentError(f"steps={steps}, batch={batch}, lr={lr}: expected steps from 1, batch from 2, lr above 0")
+        raise ArgumentError(
+            f"steps={steps}, batch={batch}, lr={lr}: expected steps from 1, batch from 2, lr above 0"
+        )
     device, generator = torch.device(device), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -63,9 +95,12 @@ def train_digit_classifier(
     x, y = F.pad(images, (2, 2, 2, 2)).to(device), y.long().to(device)
     optimizer = torch.optim.AdamW(module.parameters(), lr, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
-    epochs = [torch.randperm(len(x), generator=generator) for _ in range(-(-steps * batch // len(x)))]
+    epochs = [
+        torch.randperm(len(x), generator=generator) for _ in range(-(-steps * batch // len(x)))
+    ]
     for rows in torch.cat(epochs)[: steps * batch].to(device).split(batch):
-        top, left = torch.randint(0, 5, (2,), generator=generator).tolist()  # one move for all: a view, no gathering
+        # one move for all: a view, no gathering
+        top, left = torch.randint(0, 5, (2,), generator=generator).tolist()
         with products(device):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = module(x[rows, :, top : top + 32, left : left + 32].float() / 127.5 - 1)
@@ -75,23 +110,40 @@ def train_digit_classifier(
         optimizer.step()
         schedule.step()
     if not bool(loss.isfinite()):
-        raise DivergedError(f"the classifier's loss is {loss.item()} after {steps} steps; lower lr={lr}")
+        raise DivergedError(
+            f"the classifier's loss is {loss.item()} after {steps} steps; lower lr={lr}"
+        )
     return module.eval()
 
 
 def cached_digit_classifier(
-    images: Tensor, labels: Any, *, folder: Path | None = None, device: Device = "cpu", seed: int = 0, **recipe: Any
+    images: Tensor,
+    labels: Any,
+    *,
+    folder: Path | None = None,
+    device: Device = "cpu",
+    seed: int = 0,
+    **recipe: Any,
 ) -> DigitClassifier:
-    """`train_digit_classifier`, kept in `folder` (the cache): the same data and recipe are trained once.
+    """`train_digit_classifier`, kept in `folder` (the cache): the same data and recipe are trained
+    once.
 
-    A file that is damaged or of other data is trained anew. Raises as `train_digit_classifier`, and StoreError.
+    A file that is damaged or of other data is trained anew. Raises as `train_digit_classifier`, and
+    StoreError.
     """
     with torch.device("meta"):  # draws no random number
         module = DigitClassifier()
-    settings = {**(train_digit_classifier.__kwdefaults__ or {}), **recipe, "seed": seed, "device": ""}
+    settings = {
+        **(train_digit_classifier.__kwdefaults__ or {}),
+        **recipe,
+        "seed": seed,
+        "device": "",
+    }
     text = {"recipe": repr(sorted(settings.items())), "network": repr(module)}
     key = files.tensors_digest({"images": images, "labels": torch.as_tensor(labels)}, text)
-    path = (files.cache_dir() if folder is None else Path(folder)) / f"digit-classifier-{key[:16]}.safetensors"
+    path = (
+        files.cache_dir() if folder is None else Path(folder)
+    ) / f"digit-classifier-{key[:16]}.safetensors"
     with contextlib.suppress(StoreError, RuntimeError):  # none, damaged, or of another network
         state, metadata = files.load_tensors(path)
         if metadata.get("key") == key:
@@ -103,9 +155,11 @@ def cached_digit_classifier(
 
 
 def features_of(module: DigitClassifier, images: Tensor, batch: int = 500) -> tuple[Array, Array]:
-    """(features N x 64 float32, predicted digit N int64) of N x 1 x 32 x 32, uint8 or floating point in -1..1.
+    """(features N x 64 float32, predicted digit N int64) of N x 1 x 32 x 32, uint8 or floating
+    point in -1..1.
 
-    In eval mode, on the module's device; the module's mode is left as it was. ArgumentError: shape, no image.
+    In eval mode, on the module's device; the module's mode is left as it was. ArgumentError: shape,
+    no image.
     """
 
     def both(x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""TME 8: images that make a network see another class: the lab's rule, a closer search, and a momentum attack."""
+"""TME 8: images that make a network see another class: the lab's rule, a closer search, and a
+momentum attack.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,12 @@ def _hits(target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fooled:
-    """B images that were pushed towards a class. `status`: "fooled", "already" (before any step) or "never".
+    """B images that were pushed towards a class. `status`: "fooled", "already" (before any step) or
+    "never".
 
-    `start` and `x` are the images before and after, B x 3 x H x W normalised by `space`; `source` is the class before;
-    `before` and `after` are (probability of the source class, of the target), B x 2.
+    `start` and `x` are the images before and after, B x 3 x H x W normalised by `space`; `source`
+    is the class before; `before` and `after` are (probability of the source class, of the target),
+    B x 2.
     """
 
     x: Tensor
@@ -58,7 +62,9 @@ class Fooled:
 
     @functools.cached_property
     def size(self) -> dict[str, np.ndarray]:
-        """`perturbation` of the change, computed when first asked for: its SSIM takes as long as two steps."""
+        """`perturbation` of the change, computed when first asked for: its SSIM takes as long as
+        two steps.
+        """
         return perturbation(self.space.denormalise(self.start), self.space.denormalise(self.x))
 
     @property
@@ -68,7 +74,8 @@ class Fooled:
 
 
 def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
-    """How far apart images are, B x 3 x H x W in 0..1: l2, linf, psnr (dB, inf for none), ssim (Wang et al. 2004).
+    """How far apart images are, B x 3 x H x W in 0..1: l2, linf, psnr (dB, inf for none), ssim
+    (Wang et al. 2004).
 
     `ssim` is NaN for images in which its window of 11 x 11 pixels does not fit.
     """
@@ -79,9 +86,20 @@ def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
     l2 = np.linalg.norm(change, axis=1)
     with np.errstate(divide="ignore"):
         psnr = -20 * np.log10(l2 / math.sqrt(change.shape[1]))
-    ssim = [structural_similarity(p, q, channel_axis=0, data_range=1.0, gaussian_weights=True, sigma=1.5,
-                                  use_sample_covariance=False) if min(p.shape[1:]) >= 11 else math.nan
-            for p, q in zip(a, b, strict=True)]  # fmt: skip
+    ssim = [
+        structural_similarity(
+            p,
+            q,
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        if min(p.shape[1:]) >= 11
+        else math.nan
+        for p, q in zip(a, b, strict=True)
+    ]
     return {"l2": l2, "linf": np.abs(change).max(axis=1), "psnr": psnr, "ssim": np.array(ssim)}
 
 
@@ -90,19 +108,24 @@ def _rounded(pixels: Tensor) -> Tensor:
 
 
 def eight_bits(x: Tensor, space: Preprocess = CROP) -> Tensor:
-    """Normalised images as a saved 8-bit file would come back: clamped to valid pixels, rounded to 1/255."""
+    """Normalised images as a saved 8-bit file would come back: clamped to valid pixels, rounded to
+    1/255.
+    """
     return space.normalise(_rounded(space.denormalise(x)))
 
 
 def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], View | None]:
-    """(projection of the image, what the network sees of it) that keep its pixels free, valid, or valid in 8 bits."""
+    """(projection of the image, what the network sees of it) that keep its pixels free, valid, or
+    valid in 8 bits.
+    """
     if pixels not in ("free", "valid", "8 bits"):
         raise ArgumentError(f"pixels: {pixels!r}, expected 'free', 'valid' or '8 bits'")
 
     def valid(x: Tensor) -> Tensor:
         return x if pixels == "free" else x.clamp(*limits(space, x))
 
-    def rounded(x: Tensor, _rows: Tensor, _step: int) -> Tensor:  # the gradient passes as if nothing were rounded
+    # the gradient passes as if nothing were rounded
+    def rounded(x: Tensor, _rows: Tensor, _step: int) -> Tensor:
         return eight_bits(x.detach(), space) + (x - x.detach())  # plus exactly 0
 
     return valid, rounded if pixels == "8 bits" else None
@@ -111,18 +134,31 @@ def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], 
 def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
     with torch.inference_mode():
         x = x.contiguous(memory_format=image_layout(x.device, x.dtype))
-        return torch.cat([network(part).softmax(1) for part in x.split(chunk or chunk_on(x.device))])
+        return torch.cat(
+            [network(part).softmax(1) for part in x.split(chunk or chunk_on(x.device))]
+        )
 
 
-def _report(x: Tensor, end: Tensor, first: Tensor, last: Tensor, target: Tensor, steps: Tensor,
-            space: Preprocess) -> Fooled:  # fmt: skip
+def _report(
+    x: Tensor,
+    end: Tensor,
+    first: Tensor,
+    last: Tensor,
+    target: Tensor,
+    steps: Tensor,
+    space: Preprocess,
+) -> Fooled:
     """What became of each image, by its probabilities before and as it comes back, B x classes."""
     first, last = first.cpu(), last.cpu()
     source, pairs = first.argmax(1), torch.stack([first.argmax(1), target], dim=1)
     hit = last.argmax(1) == target
-    status = tuple("already" if s == t else "fooled" if h else "never"
-                   for s, t, h in zip(source.tolist(), target.tolist(), hit.tolist(), strict=True))  # fmt: skip
-    return Fooled(end, x, space, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs))
+    status = tuple(
+        "already" if s == t else "fooled" if h else "never"
+        for s, t, h in zip(source.tolist(), target.tolist(), hit.tolist(), strict=True)
+    )
+    return Fooled(
+        end, x, space, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs)
+    )
 
 
 @told("fooling images: give fewer images, or smaller ones")
@@ -139,12 +175,14 @@ def fool(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
-    """The lab's fooling images: x <- x + lr * g / ||g||, g = d logit of the target / d x, until that is predicted.
+    """The lab's fooling images: x <- x + lr * g / ||g||, g = d logit of the target / d x, until
+    that is predicted.
 
-    `x` is B x 3 x H x W normalised by `space`, in which the step is taken; each image stops at its own step, at most
-    `steps`. With `pixels` "valid" values stay those of pixels in 0..1; with "8 bits" the network sees them rounded,
-    from the first on, so that a saved PNG still fools once it is read back. An image that has the target class already
-    is not changed. TME 8 q5 (after Szegedy et al. 2014). Raises as `saliency`.
+    `x` is B x 3 x H x W normalised by `space`, in which the step is taken; each image stops at its
+    own step, at most `steps`. With `pixels` "valid" values stay those of pixels in 0..1; with "8
+    bits" the network sees them rounded, from the first on, so that a saved PNG still fools once it
+    is read back. An image that has the target class already is not changed. TME 8 q5 (after Szegedy
+    et al. 2014). Raises as `saliency`.
     """
     if not (0 < lr < math.inf and steps >= 0):
         raise ArgumentError(f"lr {lr}, steps {steps}: expected lr above 0 and steps from 0")
@@ -152,7 +190,8 @@ def fool(
     valid, view = _views(pixels, space)
     x = x if view is None else eight_bits(x, space)  # else rounding alone could change the class
 
-    first, last = torch.empty(0), torch.empty(0)  # probabilities at the first and at the last look at each image
+    # probabilities at the first and at the last look at each image
+    first, last = torch.empty(0), torch.empty(0)
 
     def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
         nonlocal first, last
@@ -164,8 +203,17 @@ def fool(
             first[here] = last[here]
         return done
 
-    end, taken = ascend(network, x, logit_of(chosen), lambda turn: valid(turn.x + lr * unit(turn.gradient)),
-                        steps=steps, view=view, finished=finished, chunk=chunk, progress=progress)  # fmt: skip
+    end, taken = ascend(
+        network,
+        x,
+        logit_of(chosen),
+        lambda turn: valid(turn.x + lr * unit(turn.gradient)),
+        steps=steps,
+        view=view,
+        finished=finished,
+        chunk=chunk,
+        progress=progress,
+    )
     end = end if view is None else eight_bits(end, space)  # which is what the network has seen last
     return _report(x, end, first, last, chosen, taken, space)
 
@@ -184,17 +232,24 @@ def fool_closely(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
-    """Fooling images that stay close: the direction and the length of the change are searched apart, in 8-bit pixels.
+    """Fooling images that stay close: the direction and the length of the change are searched
+    apart, in 8-bit pixels.
 
-    Each of `steps` turns climbs the margin of the target over the next class, then puts the change on a sphere that
-    shrinks by the share `shrink` where the rounded image fools, and grows where it does not; the closest image that
-    fooled is kept (decoupled direction and norm, Rony et al. 2019). `x` is B x 3 x H x W normalised by `space`,
-    `radius` the first length in pixels of 0..1 (L2). Returns what `fool` does, with `steps` for every image that is
-    not there already. Raises as `saliency`.
+    Each of `steps` turns climbs the margin of the target over the next class, then puts the change
+    on a sphere that shrinks by the share `shrink` where the rounded image fools, and grows where it
+    does not; the closest image that fooled is kept (decoupled direction and norm, Rony et al.
+    2019). `x` is B x 3 x H x W normalised by `space`, `radius` the first length in pixels of 0..1
+    (L2). Returns what `fool` does, with `steps` for every image that is not there already. Raises
+    as `saliency`.
     """
     if not (steps >= 1 and 0 < radius < math.inf and 0 < shrink < 1):
-        raise ArgumentError(f"steps {steps}, radius {radius}, shrink {shrink}: expected 1 or more, above 0, in (0, 1)")
-    x, chosen = eight_bits(check_images(network, x, space), space), per_image(target, len(x), "target")
+        raise ArgumentError(
+            f"steps {steps}, radius {radius}, shrink {shrink}: expected 1 or more, above 0, in (0, 1)"
+        )
+    x, chosen = (
+        eight_bits(check_images(network, x, space), space),
+        per_image(target, len(x), "target"),
+    )
     photo, best = space.denormalise(x), x.clone()  # the search is in pixels of 0..1
     lengths = torch.full((len(x), 1, 1, 1), float(radius), dtype=x.dtype, device=x.device)
     shortest = torch.full_like(lengths, math.inf)
@@ -207,11 +262,14 @@ def fool_closely(
         return score - logits.scatter(1, index, -math.inf).amax(1)
 
     def finished(step: int, rows: Tensor, pixels: Tensor, logits: Tensor) -> Tensor:
-        """Remembers each image that fools and is closer than before; done are only those that were there at once."""
+        """Remembers each image that fools and is closer than before; done are only those that were
+        there at once.
+        """
         fools, seen, here = _hits(chosen, logits, rows), _rounded(pixels), on_device(rows, x.device)
         length = length_of(seen - photo[here])
         closer = fools[:, None, None, None] & (length < shortest[here]) & (step > 0)
-        best[here] = torch.where(closer, space.normalise(seen), best[here])  # by masks: their size is not asked for
+        # by masks: their size is not asked for
+        best[here] = torch.where(closer, space.normalise(seen), best[here])
         shortest[here] = torch.where(closer, length, shortest[here])
         return fools & (step == 0)
 
@@ -220,13 +278,23 @@ def fool_closely(
         if turn.step:  # the first turn sees the photo itself
             fools = _hits(chosen, turn.logits, turn.rows)[:, None, None, None]
             lengths[here] *= torch.where(fools, 1 - shrink, 1 + shrink)
-        pace = 0.1 + 0.45 * (1 + math.cos(math.pi * turn.step / steps))  # from the whole length to a tenth of it
+        # from the whole length to a tenth of it
+        pace = 0.1 + 0.45 * (1 + math.cos(math.pi * turn.step / steps))
         length, change = lengths[here], turn.x - photo[here]
         change = change + pace * length * unit(turn.gradient)
         return (photo[here] + length * unit(change)).clamp(0, 1)
 
-    _, taken = ascend(network, photo, margin, update, steps=steps, view=view, finished=finished, chunk=chunk,
-                      progress=progress)  # fmt: skip
+    _, taken = ascend(
+        network,
+        photo,
+        margin,
+        update,
+        steps=steps,
+        view=view,
+        finished=finished,
+        chunk=chunk,
+        progress=progress,
+    )
     first, last = (_probabilities(network, images, chunk) for images in (x, best))
     return _report(x, best, first, last, chosen, taken, space)
 
@@ -245,35 +313,51 @@ def momentum_attack(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Images that the network is led away from `label` on, B x 3 x H x W normalised by `space`, in 8-bit pixels.
+    """Images that the network is led away from `label` on, B x 3 x H x W normalised by `space`, in
+    8-bit pixels.
 
-    An untargeted momentum attack (MI-FGSM, Dong et al. 2018): each of `steps` adds radius / steps times the sign of
-    v <- decay * v + g / ||g||_1, g the gradient of the cross-entropy, and stays within `radius` of the 8-bit photo.
-    `radius` is the largest change of a value (Linf) in pixels of 0..1, at least 1 / 255, of which whole grey levels
-    count. `x` is normalised by `space`, `label` the class of each image. Raises as `saliency`.
+    An untargeted momentum attack (MI-FGSM, Dong et al. 2018): each of `steps` adds radius / steps
+    times the sign of v <- decay * v + g / ||g||_1, g the gradient of the cross-entropy, and stays
+    within `radius` of the 8-bit photo. `radius` is the largest change of a value (Linf) in pixels
+    of 0..1, at least 1 / 255, of which whole grey levels count. `x` is normalised by `space`,
+    `label` the class of each image. Raises as `saliency`.
     """
     levels = math.floor(255 * radius + 1e-6) if 0 < radius <= 1 else 0
     if not (levels and steps >= 1 and 0 <= decay < math.inf):
-        raise ArgumentError(f"radius {radius}, steps {steps}, decay {decay}: expected a radius from 1 / 255 to 1 (8 "
-                            "grey levels are 8 / 255), 1 step or more, a decay from 0")  # fmt: skip
-    x, chosen = eight_bits(check_images(network, x, space), space), per_image(label, len(x), "label")
+        raise ArgumentError(
+            f"radius {radius}, steps {steps}, decay {decay}: expected a radius from 1 / 255 to 1 (8 "
+            "grey levels are 8 / 255), 1 step or more, a decay from 0"
+        )
+    x, chosen = (
+        eight_bits(check_images(network, x, space), space),
+        per_image(label, len(x), "label"),
+    )
     photo = _rounded(space.denormalise(x))
     low, high = (photo - levels / 255).clamp(min=0), (photo + levels / 255).clamp(max=1)
     velocity = torch.zeros_like(photo)
 
-    # The cross-entropy is log(1 + exp(margin)). Its gradient is that of the margin times a factor, which dividing by
-    # ||g||_1 removes, and which is 0 in float32 where the network is certain.
+    # The cross-entropy is log(1 + exp(margin)). Its gradient is that of the margin times a factor,
+    # which dividing by ||g||_1 removes, and which is 0 in float32 where the network is certain.
     def margin(logits: Tensor, _pixels: Tensor, rows: Tensor) -> Tensor:
         index, score = target_logits(chosen, logits, rows, "label")
         return logits.scatter(1, index, -math.inf).logsumexp(1) - score
 
     def update(turn: Turn) -> Tensor:
         here, gradient = on_device(turn.rows, x.device), unit(turn.gradient)
-        share = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)  # of a unit vector it is 1 or more, or 0
+        # of a unit vector it is 1 or more, or 0
+        share = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
         velocity[here] = decay * velocity[here] + gradient / share
         moved = turn.x + levels / 255 / steps * velocity[here].sign()
         return moved.clamp(low[here], high[here])
 
-    pixels, _ = ascend(network, photo, margin, update, steps=steps, chunk=chunk, progress=progress,
-                       view=lambda pixels, _rows, _step: space.normalise(pixels))  # fmt: skip
+    pixels, _ = ascend(
+        network,
+        photo,
+        margin,
+        update,
+        steps=steps,
+        chunk=chunk,
+        progress=progress,
+        view=lambda pixels, _rows, _step: space.normalise(pixels),
+    )
     return space.normalise(_rounded(pixels))

@@ -15,6 +15,8 @@ from rdfia.device.staging import on_device
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import Turn, ascend, check_images, logit_of, per_image
 
+Kind = Literal["gradient", "gradient x input", "smoothgrad"]
+
 
 @told("saliency maps: give fewer images, or smaller ones")
 @torch.inference_mode(False)
@@ -23,31 +25,42 @@ def saliency_maps(
     x: Tensor,
     target: int | Sequence[int] | Tensor,
     *,
-    kind: Literal["gradient", "gradient x input", "smoothgrad"] = "gradient",
+    kind: Kind = "gradient",
     samples: int = 16,
     noise: float = 0.15,
     seed: int = 0,
     space: Preprocess | None = CROP,
     chunk: int | None = None,
 ) -> Tensor:
-    """Saliency maps, B x H x W, not negative: the maximum over RGB of |d logit / d x| (Simonyan et al. 2014; TME 8 q1).
+    """Saliency maps, B x H x W, not negative: the maximum over RGB of |d logit / d x| (Simonyan et
+    al. 2014; TME 8 q1).
 
-    `x` is B x 3 x H x W normalised by `space` (None: any values); `target` the class of each image. "gradient x input"
-    weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is the mean gradient over `samples` noisy
-    copies, whose noise, the same for every image, has a standard deviation of `noise` times the image's range. The
-    network sees channels-last tensors: its forward wants flatten where it has view. Raises ArgumentError (shape, range,
-    target, train mode), WeightsError (NaN) and TooLarge (memory).
+    `x` is B x 3 x H x W normalised by `space` (None: any values); `target` the class of each image.
+    "gradient x input" weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is
+    the mean gradient over `samples` noisy copies, whose noise, the same for every image, has a
+    standard deviation of `noise` times the image's range. The network sees channels-last tensors:
+    its forward wants flatten where it has view. Raises ArgumentError (shape, range, target, train
+    mode), WeightsError (NaN) and TooLarge (memory).
     """
-    if kind not in ("gradient", "gradient x input", "smoothgrad") or samples < 1 or not 0 <= noise < math.inf:
-        raise ArgumentError(f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "
-                            "or 'smoothgrad', 1 sample or more, noise from 0")  # fmt: skip
+    if (
+        kind not in ("gradient", "gradient x input", "smoothgrad")
+        or samples < 1
+        or not 0 <= noise < math.inf
+    ):
+        raise ArgumentError(
+            f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "
+            "or 'smoothgrad', 1 sample or more, noise from 0"
+        )
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
     climbed = logit_of(chosen)
     if kind != "smoothgrad":  # one turn, whose new x is the gradient itself
         gradient = ascend(network, x, climbed, lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
         return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
     generator, mean = torch.Generator().manual_seed(seed), torch.zeros_like(x)
-    draws = [torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype) for _ in range(samples)]
+    draws = [
+        torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x.dtype)
+        for _ in range(samples)
+    ]
     spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
 
     def view(x: Tensor, rows: Tensor, step: int) -> Tensor:

@@ -1,6 +1,8 @@
-"""The labs' classifiers (TME 7 q1 to q4, TME 8): layer tables as data, counts in closed form, checked weights.
+"""The labs' classifiers (TME 7 q1 to q4, TME 8): layer tables as data, counts in closed form,
+checked weights.
 
-Tables follow torchvision's modules: a layer's `path` is where a hook goes, its tensors are `path.weight`, `path.bias`.
+Tables follow torchvision's modules: a layer's `path` is where a hook goes, its tensors are
+`path.weight`, `path.bias`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class Layer:
-    """One row: conv | linear | relu | maxpool | avgpool (kernel = output size) | dropout | fire (its output)."""
+    """One row: conv | linear | relu | maxpool | avgpool (kernel = output size) | dropout | fire
+    (its output).
+    """
 
     name: str
     path: str
@@ -42,7 +46,11 @@ class Layer:
     @property
     def parameters(self) -> int:
         """Weights and biases: out x (in x k^2 + 1)."""
-        return self.out_channels * (self.in_channels * self.kernel**2 + 1) if self.kind in ("conv", "linear") else 0
+        return (
+            self.out_channels * (self.in_channels * self.kernel**2 + 1)
+            if self.kind in ("conv", "linear")
+            else 0
+        )
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,52 @@ class Architecture:
         return tuple(layer for layer in self.layers if layer.parameters)
 
     def of_kind(self, kind: str) -> tuple[Layer, ...]:
-        """Layers of one kind: `of_kind("relu")[k - 1]` is the k-th ReLU (the second reading of Table 1)."""
+        """Layers of one kind: `of_kind("relu")[k - 1]` is the k-th ReLU (the second reading of
+        Table 1).
+        """
         return tuple(layer for layer in self.layers if layer.kind == kind)
 
 
-_KINDS = {"conv": "conv", "fc": "linear", "pool": "maxpool", "avgpool": "avgpool", "drop": "dropout", "fire": "fire"}
+_KINDS = {
+    "conv": "conv",
+    "fc": "linear",
+    "pool": "maxpool",
+    "avgpool": "avgpool",
+    "drop": "dropout",
+    "fire": "fire",
+}
 
 
-def _fire(name: str, path: str, block: str, before: int, squeezed: int, after: int) -> Iterable[Layer]:
-    """The six inner modules of a fire module (Iandola et al. 2016), then its output, both halves concatenated."""
+def _fire(
+    name: str, path: str, block: str, before: int, squeezed: int, after: int
+) -> Iterable[Layer]:
+    """The six inner modules of a fire module (Iandola et al. 2016), then its output, both halves
+    concatenated.
+    """
     yield Layer(f"{name}.squeeze", f"{path}.squeeze", "conv", before, squeezed, block=block)
-    yield Layer(f"{name}.squeeze_relu", f"{path}.squeeze_activation", "relu", squeezed, squeezed, block=block)
+    yield Layer(
+        f"{name}.squeeze_relu",
+        f"{path}.squeeze_activation",
+        "relu",
+        squeezed,
+        squeezed,
+        block=block,
+    )
     for half in ("expand1x1", "expand3x3"):
         k, out = int(half[-1]), after // 2
-        yield Layer(f"{name}.{half}", f"{path}.{half}", "conv", squeezed, out, k, padding=k // 2, block=block)
-        yield Layer(f"{name}.{half}_relu", f"{path}.{half}_activation", "relu", out, out, block=block)
+        yield Layer(
+            f"{name}.{half}",
+            f"{path}.{half}",
+            "conv",
+            squeezed,
+            out,
+            k,
+            padding=k // 2,
+            block=block,
+        )
+        yield Layer(
+            f"{name}.{half}_relu", f"{path}.{half}_activation", "relu", out, out, block=block
+        )
     yield Layer(name, path, "fire", before, after, block=block)
 
 
@@ -84,7 +123,8 @@ def _read_table(name: str, table: str) -> Architecture:
         for tap, *words in (item.split() for item in items):
             path = tap if container == "." else f"{container}.{next(position[container])}"
             widths = [int(width) for word in words if ">" in word for width in word.split(">")]
-            kind = _KINDS.get(tap.rstrip("_0123456789")) or ("linear" if widths else "avgpool")  # logits are either
+            # logits are either
+            kind = _KINDS.get(tap.rstrip("_0123456789")) or ("linear" if widths else "avgpool")
             if kind == "fire":
                 layers += _fire(tap, path, block, *widths)
                 continue
@@ -94,27 +134,33 @@ def _read_table(name: str, table: str) -> Architecture:
             layers.append(Layer(tap, path, kind, before, after, k, s, p, block, "ceil" in words))
             if kind in ("conv", "linear") and tap != "logits":
                 path = f"{container}.{next(position[container])}"
-                layers.append(Layer("relu" + tap.lstrip("convf"), path, "relu", after, after, block=block))
+                layers.append(
+                    Layer("relu" + tap.lstrip("convf"), path, "relu", after, after, block=block)
+                )
     return Architecture(name, tuple(layers))
 
 
-_TABLES = re.findall(r"\[(\w+)\]\n(.+?)\n(?:\n|$)", Path(__file__).with_name("layers.txt").read_text("utf-8"), re.S)
+_TABLES = re.findall(
+    r"\[(\w+)\]\n(.+?)\n(?:\n|$)", Path(__file__).with_name("layers.txt").read_text("utf-8"), re.S
+)
 ARCHITECTURES: dict[str, Architecture] = {name: _read_table(name, table) for name, table in _TABLES}
 
 
 def architecture(name: str) -> Architecture:
     """The table of a network. Raises ArgumentError for a name that is not in `ARCHITECTURES`."""
     if name not in ARCHITECTURES:
-        raise ArgumentError(f"network {name!r}: no layer table; choose one of {', '.join(ARCHITECTURES)}")
+        raise ArgumentError(
+            f"network {name!r}: no layer table; choose one of {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[name]
 
 
 def tap_paths(name: str) -> dict[str, str]:
     """Readable tap or alias -> module path.
 
-    `features[:k]` and `classifier[:k]` are the output of the first k children, the way the lab cuts a network. Beyond
-    the end a slice is the whole, which is why rows 7 and 10 of Table 1 are equal to the last digit; k is listed up to
-    the number of children or 10, whichever is more.
+    `features[:k]` and `classifier[:k]` are the output of the first k children, the way the lab cuts
+    a network. Beyond the end a slice is the whole, which is why rows 7 and 10 of Table 1 are equal
+    to the last digit; k is listed up to the number of children or 10, whichever is more.
     """
     paths = {layer.name: layer.path for layer in architecture(name).layers}
     for container in ("features", "classifier"):
@@ -130,12 +176,16 @@ def count_by_formula(name: str) -> dict[str, int]:
 
 
 def count_by_tensors(module: nn.Module, name: str | None = None) -> dict[str, int]:
-    """Parameters of each module that has any, keyed by path, or by layer when the network's name is given."""
+    """Parameters of each module that has any, keyed by path, or by layer when the network's name is
+    given.
+    """
     return count_by_state_dict(dict(module.named_parameters()), name)
 
 
 def count_by_state_dict(state: Mapping[str, Tensor], name: str | None = None) -> dict[str, int]:
-    """The same from a state dict of a network without buffers (the content of a weights file, for instance)."""
+    """The same from a state dict of a network without buffers (the content of a weights file, for
+    instance).
+    """
     names = {layer.path: layer.name for layer in architecture(name).layers} if name else {}
     counts: dict[str, int] = {}
     for key, tensor in state.items():
@@ -145,9 +195,13 @@ def count_by_state_dict(state: Mapping[str, Tensor], name: str | None = None) ->
 
 
 def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
-    """Sums by block (TME 7 q1) of counts or FLOPs keyed by layer or path. Raises ArgumentError for another key."""
+    """Sums by block (TME 7 q1) of counts or FLOPs keyed by layer or path. Raises ArgumentError for
+    another key.
+    """
     layers = architecture(name).layers
-    blocks = {layer.name: layer.block for layer in layers} | {layer.path: layer.block for layer in layers}
+    blocks = {layer.name: layer.block for layer in layers} | {
+        layer.path: layer.block for layer in layers
+    }
     totals: dict[str, int] = {}
     for key, value in counts.items():
         if key not in blocks:
@@ -157,9 +211,11 @@ def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def activation_shapes(name: str, size: int = 224) -> dict[str, tuple[int, ...]]:
-    """Shape of each layer's output for one size x size image: (C, H, W), or (features,) from the first dense layer on.
+    """Shape of each layer's output for one size x size image: (C, H, W), or (features,) from the
+    first dense layer on.
 
-    The modules inside a fire module keep height and width. Raises ArgumentError where nothing is left of the image.
+    The modules inside a fire module keep height and width. Raises ArgumentError where nothing is
+    left of the image.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     side, dense = size, False
@@ -171,7 +227,9 @@ def activation_shapes(name: str, size: int = 224) -> dict[str, tuple[int, ...]]:
         elif layer.kind == "avgpool":
             side = layer.kernel
         if side < 1:
-            raise ArgumentError(f"size {size}: nothing of the image is left at {layer.name} of {name}; enlarge it")
+            raise ArgumentError(
+                f"size {size}: nothing of the image is left at {layer.name} of {name}; enlarge it"
+            )
         shapes[layer.name] = (layer.out_channels,) if dense else (layer.out_channels, side, side)
     return shapes
 
@@ -186,18 +244,26 @@ def flops(name: str, size: int = 224) -> dict[str, int]:
 
 
 def build(
-    name: str, *, num_classes: int = 1000, seed: int | None = None, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    num_classes: int = 1000,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """torchvision's network with random weights drawn from `seed`; the global random state is left as it was.
+    """torchvision's network with random weights drawn from `seed`; the global random state is left
+    as it was.
 
-    On the meta device it takes milliseconds and needs no seed. Raises ArgumentError without one elsewhere.
+    On the meta device it takes milliseconds and needs no seed. Raises ArgumentError without one
+    elsewhere.
     """
     constructor, device = getattr(models, architecture(name).name), torch.device(device)
     if device.type == "meta":
         with device:
             return constructor(weights=None, num_classes=num_classes)
     if seed is None:
-        raise ArgumentError(f"seed: None for random weights of {name} on {device}; give an integer, or device='meta'")
+        raise ArgumentError(
+            f"seed: None for random weights of {name} on {device}; give an integer, or device='meta'"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
         return constructor(weights=None, num_classes=num_classes).to(device)
@@ -205,7 +271,9 @@ def build(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the weights that there are; `missing` layers are on the meta device, `deepest` is the last tap."""
+    """A network with the weights that there are; `missing` layers are on the meta device, `deepest`
+    is the last tap.
+    """
 
     name: str
     module: nn.Module
@@ -230,37 +298,57 @@ def _skeleton(name: str) -> nn.Module:
 
 
 def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError that names the first unknown, misshapen, half-missing, non-float or non-finite tensor."""
+    """Raises WeightsError that names the first unknown, misshapen, half-missing, non-float or
+    non-finite tensor.
+    """
     if not state:
         raise WeightsError(f"weights of {name}: no tensors at all; see `rdfia assets status`")
     shapes = {key: tensor.shape for key, tensor in state.items()}.items()
-    fitting = [n for n in ARCHITECTURES if shapes <= {k: t.shape for k, t in _skeleton(n).state_dict().items()}.items()]
-    advice = f"they fit {fitting[0]}" if fitting else f"{name} needs torchvision's key names and shapes"
+    fitting = [
+        n
+        for n in ARCHITECTURES
+        if shapes <= {k: t.shape for k, t in _skeleton(n).state_dict().items()}.items()
+    ]
+    advice = (
+        f"they fit {fitting[0]}" if fitting else f"{name} needs torchvision's key names and shapes"
+    )
     for key, tensor in state.items():
         if key not in expected:
             raise WeightsError(f"weights of {name}: {key} is no tensor of this network; {advice}")
         got, want, layer = tuple(tensor.shape), tuple(expected[key].shape), key.rpartition(".")[0]
         if got != want:
-            raise WeightsError(f"weights of {name}: {key} has shape {got}, expected {want}; {advice}")
+            raise WeightsError(
+                f"weights of {name}: {key} has shape {got}, expected {want}; {advice}"
+            )
         for partner in expected:
             if partner.rpartition(".")[0] == layer and partner not in state:
-                raise WeightsError(f"weights of {name}: {key} is there but {partner} is not; fetch the file again")
+                raise WeightsError(
+                    f"weights of {name}: {key} is there but {partner} is not; fetch the file again"
+                )
         if tensor.is_floating_point() != expected[key].is_floating_point():
-            raise WeightsError(f"weights of {name}: {key} is {tensor.dtype}, expected {expected[key].dtype}")
+            raise WeightsError(
+                f"weights of {name}: {key} is {tensor.dtype}, expected {expected[key].dtype}"
+            )
         if not torch.isfinite(tensor).all():
-            raise WeightsError(f"weights of {name}: {key} holds NaN or infinity; try `rdfia assets verify`")
+            raise WeightsError(
+                f"weights of {name}: {key} holds NaN or infinity; try `rdfia assets verify`"
+            )
 
 
 def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
-    """A network in eval mode with frozen float32 weights, from a whole or partial state dict (torchvision's names).
+    """A network in eval mode with frozen float32 weights, from a whole or partial state dict
+    (torchvision's names).
 
-    Float32 tensors of `state` are shared with the module, not copied. Raises WeightsError for weights that are of
-    another network, misshapen, incomplete within a layer or not finite, or without which no layer can be computed.
+    Float32 tensors of `state` are shared with the module, not copied. Raises WeightsError for
+    weights that are of another network, misshapen, incomplete within a layer or not finite, or
+    without which no layer can be computed.
     """
     module = _skeleton(name)
     expected = module.state_dict()
     _check(name, state, expected)
-    tensors = {key: t.detach().float() if t.is_floating_point() else t.detach() for key, t in state.items()}
+    tensors = {
+        key: t.detach().float() if t.is_floating_point() else t.detach() for key, t in state.items()
+    }
     module.load_state_dict(tensors, strict=False, assign=True)
     module.requires_grad_(False)
     have, total = sum(t.numel() for t in state.values()), sum(t.numel() for t in expected.values())
@@ -268,34 +356,46 @@ def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
     absent = [key for key in expected if key not in state]
     if not absent:
         return Loaded(name, module, (), "logits", statement)
-    layers = ARCHITECTURES[name].layers if name in ARCHITECTURES else ()  # the other network is only used whole
+    # the other network is only used whole
+    layers = ARCHITECTURES[name].layers if name in ARCHITECTURES else ()
     missing = tuple(layer.name for layer in layers if f"{layer.path}.weight" in absent)
     reached = takewhile(lambda layer: layer.name != missing[0], layers)
-    taps = [layer.name for layer in reached if layer.kind not in ("dropout", "avgpool")]  # these change nothing here
+    # these change nothing here
+    taps = [layer.name for layer in reached if layer.kind not in ("dropout", "avgpool")]
     if not taps:
-        raise WeightsError(f"weights of {name}: {absent[0]} is missing, nothing can be computed; fetch the file again")
+        raise WeightsError(
+            f"weights of {name}: {absent[0]} is missing, nothing can be computed; fetch the file again"
+        )
     statement += f"; missing: {', '.join(missing)}; the deepest layer within reach is {taps[-1]}"
     return Loaded(name, module, missing, taps[-1], statement)
 
 
 def _ready(module: nn.Module, x: Tensor) -> Tensor:
-    """`x` on the device and in the dtype of the weights; raises where images or weights cannot be used."""
+    """`x` on the device and in the dtype of the weights; raises where images or weights cannot be
+    used.
+    """
     if x.ndim != 4 or x.shape[1] != 3:
-        raise ArgumentError(f"x: shape {tuple(x.shape)}, expected B x 3 x H x W (normalised images)")
+        raise ArgumentError(
+            f"x: shape {tuple(x.shape)}, expected B x 3 x H x W (normalised images)"
+        )
     for key, parameter in module.named_parameters():
         if parameter.is_meta:
-            raise WeightsError(f"cannot compute this: {key} is not in these weights; see `rdfia assets status`")
+            raise WeightsError(
+                f"cannot compute this: {key} is not in these weights; see `rdfia assets status`"
+            )
     weight = next(module.parameters())
     return x.to(weight.device, weight.dtype)
 
 
 @torch.inference_mode()
 def classify(network: nn.Module | Loaded, x: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
-    """The k most probable classes of each image (TME 7 q3); the networks end in logits, softmax is ours (q2).
+    """The k most probable classes of each image (TME 7 q3); the networks end in logits, softmax is
+    ours (q2).
 
-    Takes normalised images, B x 3 x H x W. Returns probabilities in [0, 1], largest first, and class indices, both
-    B x k. Runs in eval mode and gives every submodule its mode back. Raises ArgumentError for another shape or k out of
-    range, WeightsError for a network without its last layers.
+    Takes normalised images, B x 3 x H x W. Returns probabilities in [0, 1], largest first, and
+    class indices, both B x k. Runs in eval mode and gives every submodule its mode back. Raises
+    ArgumentError for another shape or k out of range, WeightsError for a network without its last
+    layers.
     """
     module = network.module if isinstance(network, Loaded) else network
     x = _ready(module, x)
@@ -306,14 +406,18 @@ def classify(network: nn.Module | Loaded, x: Tensor, k: int = 5) -> tuple[Tensor
         for child, training in modes:
             child.training = training
     if not 1 <= k <= probabilities.shape[1]:
-        raise ArgumentError(f"k: {k}, expected 1 to {probabilities.shape[1]}, the number of classes")
+        raise ArgumentError(
+            f"k: {k}, expected 1 to {probabilities.shape[1]}, the number of classes"
+        )
     top = probabilities.topk(k, dim=1)
     return top.values, top.indices
 
 
 @torch.inference_mode()
 def first_convolution_maps(network: nn.Module | Loaded, x: Tensor) -> Tensor:
-    """What the first convolution gives, before any ReLU (TME 7 q4): B x 3 x H x W -> B x 64 x H' x W'."""
+    """What the first convolution gives, before any ReLU (TME 7 q4): B x 3 x H x W -> B x 64 x H' x
+    W'.
+    """
     module = network.module if isinstance(network, Loaded) else network
     for child in module.modules():
         if isinstance(child, nn.Conv2d):

@@ -1,6 +1,8 @@
-"""The page: records, figures, benchmarks and the environment that they were made in, as one HTML file.
+"""The page: records, figures, benchmarks and the environment that they were made in, as one HTML
+file.
 
-In: records of a run and what lies beside them on disk. Out: `index.html`, figures, tables of times. It decides nothing.
+In: records of a run and what lies beside them on disk. Out: `index.html`, figures, tables of times.
+It decides nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The page's sections on time: benchmarks beside their peers, growth with the work, and how often the gate is wrong."""
+"""The page's sections on time: benchmarks beside their peers, growth with the work, and how often
+the gate is wrong.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ from rdfia.report import figures
 from rdfia.report.blocks import fill, table
 from rdfia.report.figures import INK, RUST, STYLE
 
-VERIFIED = Path(__file__).parents[2] / "reports" / "verified"  # of a checkout; an installed package has none
-BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueError)  # what a wrong record may raise
+# of a checkout; an installed package has none
+VERIFIED = Path(__file__).parents[2] / "reports" / "verified"
+# what a wrong record may raise
+BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueError)
 
 
 @rc_context(STYLE)
@@ -29,13 +33,29 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for y, row in enumerate(rows):
         for title, column in row["columns"].items():
             colour, marker, down = marks[title]
-            ax.plot([column["speed-up low"], column["speed-up high"]], 2 * [y + down], color=colour, linewidth=1.6)
+            ax.plot(
+                [column["speed-up low"], column["speed-up high"]],
+                2 * [y + down],
+                color=colour,
+                linewidth=1.6,
+            )
             ax.plot(column["speed-up"], y + down, marker, color=colour, markersize=5, label=title)
         said = ", ".join(f"{column['speed-up']:.2f}" for column in row["columns"].values())
-        ax.annotate(f"{row['name']}  {said}", (0.01, y - 0.22), xycoords=("axes fraction", "data"),
-                    fontsize=8.5, va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})  # fmt: skip
+        ax.annotate(
+            f"{row['name']}  {said}",
+            (0.01, y - 0.22),
+            xycoords=("axes fraction", "data"),
+            fontsize=8.5,
+            va="bottom",
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+        )
     ax.axvline(1, color="black", linewidth=0.9, linestyle=(0, (1, 2)))
-    ax.set(xscale="log", yticks=[], ylim=(len(rows) - 0.5, -0.9), xlabel="times as fast as the peer (log scale)")
+    ax.set(
+        xscale="log",
+        yticks=[],
+        ylim=(len(rows) - 0.5, -0.9),
+        xlabel="times as fast as the peer (log scale)",
+    )
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
@@ -44,12 +64,28 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 @rc_context(STYLE)
 def growth(series: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
-    """Times (or bytes) at multiples of the work, a line a piece of work, both axes logarithmic, with the exponents."""
+    """Times (or bytes) at multiples of the work, a line a piece of work, both axes logarithmic,
+    with the exponents.
+    """
     figure, (ax,) = figures.panels(3.0 + 0.17 * len(series))
-    for (name, row), (colour, marker, line) in zip(series.items(), figures.LINES * len(series), strict=False):
-        ax.plot(row["work"], row["values"], color=colour, marker=marker, linestyle=line, markersize=5,
-                label=f"{name}: exponent {round(row['exponent'], 2) + 0:.2f}")  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="work, in multiples of the least (log scale)", ylabel=unit)
+    for (name, row), (colour, marker, line) in zip(
+        series.items(), figures.LINES * len(series), strict=False
+    ):
+        ax.plot(
+            row["work"],
+            row["values"],
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            label=f"{name}: exponent {round(row['exponent'], 2) + 0:.2f}",
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="work, in multiples of the least (log scale)",
+        ylabel=unit,
+    )
     ax.set_xticks(next(iter(series.values()))["work"])
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
     figure.legend(loc="outside lower center", ncols=1)
@@ -57,17 +93,26 @@ def growth(series: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
 
 
 def exponent(work: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of log(values) by log(work): 1 where time is linear in the work, 0 where memory is constant."""
+    """The slope of log(values) by log(work): 1 where time is linear in the work, 0 where memory is
+    constant.
+    """
     return float(np.polyfit(np.log(work), np.log(values), 1)[0])
 
 
 def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
     files.write_atomic(folder / "figures" / f"{name}.png", figures.png(figure))
-    return fill("figure.html", file=f"figures/{name}.png", alt=escape(caption), caption=escape(caption), link="")
+    return fill(
+        "figure.html",
+        file=f"figures/{name}.png",
+        alt=escape(caption),
+        caption=escape(caption),
+        link="",
+    )
 
 
 def devices(verified: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The committed benchmarks of the CPU and of CUDA below `verified`; None where nothing was measured on CUDA.
+    """The committed benchmarks of the CPU and of CUDA below `verified`; None where nothing was
+    measured on CUDA.
 
     StoreError: a record cannot be read.
     """
@@ -79,7 +124,9 @@ def devices(verified: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 
 def paired(cpu: Mapping[str, Any], cuda: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of a table of both: how many times as fast as the peer, at its dtype; each at its best."""
+    """Head and lines of a table of both: how many times as fast as the peer, at its dtype; each at
+    its best.
+    """
     names = [str(cpu["environment"]["cpu"]), str(cuda["environment"]["accelerator"])]
     titles = ("at the peer's dtype", "each at its best")
     found = [{row["name"]: row for row in run["rows"]} for run in (cpu, cuda)]
@@ -92,10 +139,21 @@ def paired(cpu: Mapping[str, Any], cuda: Mapping[str, Any]) -> tuple[list[str], 
     def reached(row: Mapping[str, Any] | None) -> str:
         return "{speed-up:.2f} of {at least:g}".format(**row["wanted"]) if row else ""
 
-    head = ["work", "peer", *(f"{name}, {title}" for name in names for title in titles), "wanted on CUDA"]
-    lines = [[name, (found[0].get(name) or found[1][name])["against"],
-              *(said(run.get(name), title) for run in found for title in titles), reached(found[1].get(name))]
-             for name in {**found[0], **found[1]}]  # fmt: skip
+    head = [
+        "work",
+        "peer",
+        *(f"{name}, {title}" for name in names for title in titles),
+        "wanted on CUDA",
+    ]
+    lines = [
+        [
+            name,
+            (found[0].get(name) or found[1][name])["against"],
+            *(said(run.get(name), title) for run in found for title in titles),
+            reached(found[1].get(name)),
+        ]
+        for name in {**found[0], **found[1]}
+    ]
     return head, lines
 
 
@@ -124,34 +182,70 @@ def benchmarks(folder: Path, verified: Path = VERIFIED) -> str:
         html += "A share of the matrix product may pass 1: a convolution reads less memory for its arithmetic.</p>"
         html += _beside(verified)
         if rows:
-            caption = "Times as fast as the peer, with the 95% interval over rounds of new processes."
+            caption = (
+                "Times as fast as the peer, with the 95% interval over rounds of new processes."
+            )
             html += _figure(folder, "speed-ratios", speedups(rows), caption)
         ratio = "{speed-up:.2f}\u00a0({speed-up low:.2f}\u00a0to\u00a0{speed-up high:.2f})"
-        lines = [[row["name"], f"{row['against']}, {column['peer']}", column["dtype"], column["seconds"],
-                  column["peer seconds"], ratio.format(**column), column["rounds"], column.get("share", "")]
-                 for row in rows for column in row["columns"].values()]  # fmt: skip
-        html += table(("work", "peer", "our dtype", "seconds, ours", "the peer's", "times as fast, 95%", "rounds",
-                       "of the product"), lines)  # fmt: skip
-        html += "".join(f"<p class=small>{escape(row['name'])}: one column; {escape(row['one column'])}.</p>"
-                        for row in rows if row["one column"])  # fmt: skip
-        html += "".join(f"<p class=small>{escape(name)}: {escape(why)}</p>"
-                        for name, why in run.get("deferred", {}).items())  # fmt: skip
+        lines = [
+            [
+                row["name"],
+                f"{row['against']}, {column['peer']}",
+                column["dtype"],
+                column["seconds"],
+                column["peer seconds"],
+                ratio.format(**column),
+                column["rounds"],
+                column.get("share", ""),
+            ]
+            for row in rows
+            for column in row["columns"].values()
+        ]
+        html += table(
+            (
+                "work",
+                "peer",
+                "our dtype",
+                "seconds, ours",
+                "the peer's",
+                "times as fast, 95%",
+                "rounds",
+                "of the product",
+            ),
+            lines,
+        )
+        html += "".join(
+            f"<p class=small>{escape(row['name'])}: one column; {escape(row['one column'])}.</p>"
+            for row in rows
+            if row["one column"]
+        )
+        html += "".join(
+            f"<p class=small>{escape(name)}: {escape(why)}</p>"
+            for name, why in run.get("deferred", {}).items()
+        )
         if kept := run.get("bfloat16"):
             html += "<p>A faster dtype counts only where results hold. Claims of committed runs on bfloat16 beside "
             html += "float32; the scores of TME 9 and 10 are those of networks trained in bfloat16 throughout.</p>"
             html += table(("claim", "outcome", "measured", "expected"), kept)
         if start := run.get("start"):
-            html += table(("start", "seconds", "wanted, at most"), [[what, *values] for what, values in start.items()])
+            html += table(
+                ("start", "seconds", "wanted, at most"),
+                [[what, *values] for what, values in start.items()],
+            )
         for unit, series in run.get("growth", {}).items():
             caption = f"Growth of {unit} with the work."
-            html += _figure(folder, f"speed-growth-{unit.split()[0]}", growth(series, unit), caption)
+            html += _figure(
+                folder, f"speed-growth-{unit.split()[0]}", growth(series, unit), caption
+            )
     except BROKEN as error:
         return f"<p class=small>benchmarks.json could not be drawn: {escape(repr(error))}</p>"
     return html
 
 
 def gate(folder: Path) -> str:
-    """The section of `folder`/power.json: false alarms and slowdowns caught, by load; empty where there is none."""
+    """The section of `folder`/power.json: false alarms and slowdowns caught, by load; empty where
+    there is none.
+    """
     if not (folder / "power.json").exists():
         return ""
     try:
@@ -164,13 +258,25 @@ def gate(folder: Path) -> str:
             html += "The last columns: of the verdicts on a row made slower by so much, how many call it slower. A "
             html += "green light rules out 10%, no less.</p>"
             shares = [f"by {share}" for share in next(iter(run["caught"].values()))]
-            lines = [[row, run["seconds of a sample"][row], run["spread of a round"][row],
-                      run["usual ratio to the reference"][row], run["at most"][row], *caught.values()]
-                     for row, caught in run["caught"].items()]  # fmt: skip
-            html += table(("row", "seconds", "spread of a round", "of reference", "at most", *shares), lines)
+            lines = [
+                [
+                    row,
+                    run["seconds of a sample"][row],
+                    run["spread of a round"][row],
+                    run["usual ratio to the reference"][row],
+                    run["at most"][row],
+                    *caught.values(),
+                ]
+                for row, caught in run["caught"].items()
+            ]
+            html += table(
+                ("row", "seconds", "spread of a round", "of reference", "at most", *shares), lines
+            )
         if (folder / "live.json").exists():
             html += "<p>Slowdowns planted in a row of this tree, and what the gate itself said:</p>"
-            html += table(("row", "planted", "state", "finding"), files.read_json(folder / "live.json"))
+            html += table(
+                ("row", "planted", "state", "finding"), files.read_json(folder / "live.json")
+            )
     except BROKEN as error:
         return f"<p class=small>power.json could not be drawn: {escape(repr(error))}</p>"
     return html

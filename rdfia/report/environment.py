@@ -1,4 +1,6 @@
-"""What a number may depend on: the machine, the versions, the code and the assets; no path and no host name."""
+"""What a number may depend on: the machine, the versions, the code and the assets; no path and no
+host name.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,21 @@ from rdfia.claims import provenance
 from rdfia.data import assets
 from rdfia.errors import RdfiaError
 
-FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")  # what decides how it computes
-VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "RDFIA_DTYPE")
+# what decides how it computes
+FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OMP_NUM_THREADS",
+    "RDFIA_DTYPE",
+)
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", "matplotlib")
 
 
 def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
-    """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json keeps it.
+    """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json
+    keeps it.
 
     Where `root` is no checkout, `commit` is RDFIA_COMMIT or None, and `uncommitted files` None.
     """
@@ -30,10 +40,15 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
     from rdfia.device.precision import fast_dtype, float32_products
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    flags = set((re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE) or ["", ""])[1].split())
+    flags = set(
+        (re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE) or ["", ""])[1].split()
+    )
     changed = _git(root, "status", "--porcelain")
     model, cuda = re.search(r"model name\s*: (.*)", cpu), device == "cuda"
-    unit = next((name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in cpu), "emulated")
+    unit = next(
+        (name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in cpu),
+        "emulated",
+    )
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "profile": profile,
@@ -44,8 +59,13 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
         "torch computes with": torch.backends.cpu.get_cpu_capability(),
         "compute type": str(fast_dtype(device)).removeprefix("torch."),
         "float32 products": float32_products(device),
-        "set in the environment": " ".join(f"{v}={os.environ[v]}" for v in VARIABLES if os.environ.get(v)) or "none",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "set in the environment": " ".join(
+            f"{v}={os.environ[v]}" for v in VARIABLES if os.environ.get(v)
+        )
+        or "none",
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "bfloat16": "CUDA" if cuda and torch.cuda.is_bf16_supported() else unit,
         "system": platform.system(),
@@ -59,15 +79,22 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
 
 
 def commit(root: Path) -> str | None:
-    """The commit of a checkout, 12 digits, and whether its files are that; None where `root` is no checkout."""
-    found, changed = _git(root, "rev-parse", "--short=12", "HEAD"), _git(root, "status", "--porcelain")
+    """The commit of a checkout, 12 digits, and whether its files are that; None where `root` is no
+    checkout.
+    """
+    found, changed = (
+        _git(root, "rev-parse", "--short=12", "HEAD"),
+        _git(root, "status", "--porcelain"),
+    )
     return f"{found}, with uncommitted files" if found and changed else found
 
 
 def _git(root: Path, *words: str) -> str | None:
     """What git says; None where it says that it cannot."""
     try:
-        found = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10)
+        found = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

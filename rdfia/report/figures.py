@@ -1,7 +1,9 @@
-"""Figures drawn from arrays and from the evidence of records: one function a figure, each returns a matplotlib Figure.
+"""Figures drawn from arrays and from the evidence of records: one function a figure, each returns a
+matplotlib Figure.
 
-Widths are those of a phone: 4.6 inches at 200 dots an inch, text of 8 points or more when shown 360 pixels wide. Series
-differ by marker and line style, never by colour alone. Nothing here touches pyplot's global state.
+Widths are those of a phone: 4.6 inches at 200 dots an inch, text of 8 points or more when shown 360
+pixels wide. Series differ by marker and line style, never by colour alone. Nothing here touches
+pyplot's global state.
 """
 
 from __future__ import annotations
@@ -21,29 +23,52 @@ from rdfia.claims.intervals import mean as mean_with_interval
 from rdfia.errors import ArgumentError
 
 WIDTH, DPI = 4.6, 200
-STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-              "grid.alpha": 0.35, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.fontsize": 9,
-              "legend.frameon": False}  # fmt: skip
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.35,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+}
 BARE = {"frame_on": False, "xticks": [], "yticks": []}
 ACCURACY = "test accuracy (share, 0 to 1)"
 INK, RUST = "#1b3a57", "#b3541e"
-LINES = ((INK, "o", "-"), (RUST, "s", "--"), ("#5f8f4e", "^", ":"), ("#777777", "D", "-."), ("#000000", "x", "-"),
-         ("#a06fb0", "v", "--"))  # fmt: skip
+LINES = (
+    (INK, "o", "-"),
+    (RUST, "s", "--"),
+    ("#5f8f4e", "^", ":"),
+    ("#777777", "D", "-."),
+    ("#000000", "x", "-"),
+    ("#a06fb0", "v", "--"),
+)
 
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, without a date or version in it: equal input gives equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
-    photos = [image for image in figure.images if np.ptp(np.asarray(image.get_array()), axis=2).any()]
-    if not photos + [ax for ax in figure.axes if ax.images]:  # lines and greys lose two thirds of the bytes, not more
+    figure.savefig(
+        buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None}
+    )
+    photos = [
+        image for image in figure.images if np.ptp(np.asarray(image.get_array()), axis=2).any()
+    ]
+    # lines and greys lose two thirds of the bytes, not more
+    if not photos + [ax for ax in figure.axes if ax.images]:
         palette = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
         palette.save(buffer := io.BytesIO(), "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
-    """A figure as wide as a phone and `height` inches high, and its axes row by row; `options` are subplots'."""
+def panels(
+    height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, list[Any]]:
+    """A figure as wide as a phone and `height` inches high, and its axes row by row; `options` are
+    subplots'.
+    """
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     return figure, list(np.ravel(figure.subplots(rows, columns, **options)))
 
@@ -51,19 +76,26 @@ def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tu
 def _need(evidence: Mapping[str, Any], *names: str) -> None:
     missing = [name for name in names if not len(evidence.get(name, ()))]
     if missing:
-        raise ArgumentError(f"evidence: {', '.join(missing)} missing or empty in a record with {sorted(evidence)}")
+        raise ArgumentError(
+            f"evidence: {', '.join(missing)} missing or empty in a record with {sorted(evidence)}"
+        )
 
 
 @rc_context(STYLE)
-def classification_panel(images: Sequence[Any], top5: Sequence[Sequence[tuple[str, float]]],
-                         truths: Sequence[str] = ()) -> Figure:
-    """Figure 1: each image (H x W x 3 or PIL) beside the names and probabilities (0..1) of its likeliest classes."""
+def classification_panel(
+    images: Sequence[Any], top5: Sequence[Sequence[tuple[str, float]]], truths: Sequence[str] = ()
+) -> Figure:
+    """Figure 1: each image (H x W x 3 or PIL) beside the names and probabilities (0..1) of its
+    likeliest classes.
+    """
     figure, axes = panels(2.1 * len(images), len(images), 2, width_ratios=(1, 1.45), squeeze=False)
     for i, (image, guesses) in enumerate(zip(images, top5, strict=True)):
         left, right = axes[2 * i], axes[2 * i + 1]
         left.imshow(np.asarray(image))
         left.axis("off")
-        left.set_title(textwrap.fill(f"({chr(97 + i)}) {truths[i] if len(truths) > i else ''}", 24), fontsize=9)
+        left.set_title(
+            textwrap.fill(f"({chr(97 + i)}) {truths[i] if len(truths) > i else ''}", 24), fontsize=9
+        )
         rows = np.arange(len(guesses))
         right.barh(rows + 0.25, [p for _, p in guesses], height=0.25, color=INK)
         for row, (name, p) in zip(rows, guesses, strict=True):
@@ -76,7 +108,9 @@ def classification_panel(images: Sequence[Any], top5: Sequence[Sequence[tuple[st
 
 @rc_context(STYLE)
 def convolution_maps(image: Any, maps: Any) -> Figure:
-    """Figure 2: the input (H x W x 3) above its C maps (C x H x W), each scaled to its own range, dark = low."""
+    """Figure 2: the input (H x W x 3) above its C maps (C x H x W), each scaled to its own range,
+    dark = low.
+    """
     maps = np.asarray(maps, dtype=float)
     count, height, width = maps.shape
     low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
@@ -86,9 +120,16 @@ def convolution_maps(image: Any, maps: Any) -> Figure:
     figure, (top, bottom) = panels(2.1 + tall, 2, height_ratios=(1.7, tall), subplot_kw=BARE)
     for i, shown in enumerate((maps - low) / np.where(high > low, high - low, 1)):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[y:y + height, x:x + width] = shown
-        bottom.text(x, y, str(i + 1), va="top", fontsize=6.5, color="white",
-                    bbox={"facecolor": "black", "pad": 0.6, "linewidth": 0})  # fmt: skip
+        sheet[y : y + height, x : x + width] = shown
+        bottom.text(
+            x,
+            y,
+            str(i + 1),
+            va="top",
+            fontsize=6.5,
+            color="white",
+            bbox={"facecolor": "black", "pad": 0.6, "linewidth": 0},
+        )
     bottom.imshow(sheet, cmap="gray", vmin=0, vmax=1)
     top.imshow(np.asarray(image))
     top.set_title("input")
@@ -98,7 +139,9 @@ def convolution_maps(image: Any, maps: Any) -> Figure:
 
 @rc_context(STYLE)
 def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy at every tap, a panel a network, in forward order; squares are poolings, the best one is ringed."""
+    """Accuracy at every tap, a panel a network, in forward order; squares are poolings, the best
+    one is ringed.
+    """
     figure, axes = panels(2.75 * len(networks) + 0.2, len(networks), sharey=True)
     for ax, evidence, (colour, _, line) in zip(axes, networks, LINES * len(networks), strict=False):
         _need(evidence, "network", "accuracy")
@@ -106,8 +149,12 @@ def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
         best = int(np.argmax(values))
         ax.plot(values, color=colour, linestyle=line, linewidth=1.3)
         for i, tap in enumerate(taps):
-            ax.plot(i, values[i], marker="s" if "pool" in tap else "o", color=colour, markersize=4.5)
-        ax.plot(best, values[best], "o", markersize=11, markerfacecolor="none", markeredgecolor="black")
+            ax.plot(
+                i, values[i], marker="s" if "pool" in tap else "o", color=colour, markersize=4.5
+            )
+        ax.plot(
+            best, values[best], "o", markersize=11, markerfacecolor="none", markeredgecolor="black"
+        )
         ax.set_title(f"{evidence['network']}: best {taps[best]} {values[best]:.4f}")
         ax.set_xticks(range(len(taps)), taps, rotation=90, fontsize=8)
         ax.set_ylabel(ACCURACY)
@@ -123,21 +170,45 @@ def c_sweep(evidence: Mapping[str, Any]) -> Figure:
     early = ~np.asarray(evidence.get("converged") or [True] * len(evidence["C"]), dtype=bool)
     for name, (colour, marker, line) in zip(("test", "validation"), LINES, strict=False):
         if evidence.get(name):
-            ax.plot(evidence["C"], evidence[name], linestyle=line, color=colour, marker=marker, markersize=6,
-                    label="test images" if name == "test" else "validation (training images only)")
-            ax.plot(*np.array([evidence["C"], evidence[name]])[:, early], marker, color=colour, mfc="white", ms=6)
+            ax.plot(
+                evidence["C"],
+                evidence[name],
+                linestyle=line,
+                color=colour,
+                marker=marker,
+                markersize=6,
+                label="test images" if name == "test" else "validation (training images only)",
+            )
+            ax.plot(
+                *np.array([evidence["C"], evidence[name]])[:, early],
+                marker,
+                color=colour,
+                mfc="white",
+                ms=6,
+            )
     ax.axvline(1, color="black", linewidth=0.8, linestyle=(0, (1, 2)), label="report: C = 1")
     if evidence.get("chosen_on_training"):
-        ax.axvline(evidence["chosen_on_training"], color="grey", linewidth=1.2, linestyle="--",
-                   label=f"chosen on training images: C = {evidence['chosen_on_training']:g}")
-    ax.set(xscale="log", xlabel="C of the linear SVM (no unit, log scale)", ylabel="accuracy (share, 0 to 1)")
+        ax.axvline(
+            evidence["chosen_on_training"],
+            color="grey",
+            linewidth=1.2,
+            linestyle="--",
+            label=f"chosen on training images: C = {evidence['chosen_on_training']:g}",
+        )
+    ax.set(
+        xscale="log",
+        xlabel="C of the linear SVM (no unit, log scale)",
+        ylabel="accuracy (share, 0 to 1)",
+    )
     figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 
 @rc_context(STYLE)
 def confusion(evidence: Mapping[str, Any]) -> Figure:
-    """Counts of test images by true class (row) and predicted class (column); shades are shares of a row."""
+    """Counts of test images by true class (row) and predicted class (column); shades are shares of
+    a row.
+    """
     _need(evidence, "classes", "matrix")
     matrix, names = np.asarray(evidence["matrix"]), evidence["classes"]
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -145,39 +216,89 @@ def confusion(evidence: Mapping[str, Any]) -> Figure:
     ax.imshow(share, cmap="Greys", vmin=0, vmax=1)
     ax.grid(False)
     for row, column in np.argwhere(matrix > 0):
-        ax.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=6.5,
-                color="white" if share[row, column] > 0.5 else "black")
+        ax.text(
+            column,
+            row,
+            str(matrix[row, column]),
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color="white" if share[row, column] > 0.5 else "black",
+        )
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set(xlabel="predicted class", ylabel="true class (images)")
     return figure
 
 
-def mistakes(images: Sequence[Any], true: Sequence[str], predicted: Sequence[str], margins: Sequence[float]) -> Figure:
-    """The most confident errors; `margins` are by how much the wrong class' SVM score beats the right one's."""
+def mistakes(
+    images: Sequence[Any], true: Sequence[str], predicted: Sequence[str], margins: Sequence[float]
+) -> Figure:
+    """The most confident errors; `margins` are by how much the wrong class' SVM score beats the
+    right one's.
+    """
     rows = zip(true, predicted, margins, strict=True)
-    return pictures(images, [f"is {t}\nread as {p}\nmargin {m:.2f}" for t, p, m in rows], cmap="gray")
+    return pictures(
+        images, [f"is {t}\nread as {p}\nmargin {m:.2f}" for t, p, m in rows], cmap="gray"
+    )
 
 
 @rc_context(STYLE)
-def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: str, reference: float | None = None,
-              reference_name: str = "") -> Figure:
-    """A line a row: its name, `values` as dots or a `test` value between `low` and `high`, `validation` hollow."""
+def intervals(
+    names: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    xlabel: str,
+    reference: float | None = None,
+    reference_name: str = "",
+) -> Figure:
+    """A line a row: its name, `values` as dots or a `test` value between `low` and `high`,
+    `validation` hollow.
+    """
     figure, (ax,) = panels(0.55 * len(rows) + 1.3)
     for y, (name, row) in enumerate(zip(names, rows, strict=True)):
         values = row.get("values") or [row["test"]]
         if row.get("low") is not None:
-            ax.plot([row["low"], row["high"]], [y, y], color=INK, linewidth=1.6, marker="|", markersize=7)
-        ax.plot(values, [y] * len(values), "o", color=INK, ms=6, label="test" if y == 0 and "test" in row else None)
+            ax.plot(
+                [row["low"], row["high"]],
+                [y, y],
+                color=INK,
+                linewidth=1.6,
+                marker="|",
+                markersize=7,
+            )
+        ax.plot(
+            values,
+            [y] * len(values),
+            "o",
+            color=INK,
+            ms=6,
+            label="test" if y == 0 and "test" in row else None,
+        )
         if row.get("validation") is not None:
-            ax.plot(row["validation"], y, "D", color=RUST, markerfacecolor="none", markersize=8,
-                    label="validation (training images only)" if y == 0 else None)
-        ax.annotate(f"{name}  {np.mean(values):.4f}", (0.01, y - 0.2), xycoords=("axes fraction", "data"), fontsize=8.5,
-                    va="bottom", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5})
+            ax.plot(
+                row["validation"],
+                y,
+                "D",
+                color=RUST,
+                markerfacecolor="none",
+                markersize=8,
+                label="validation (training images only)" if y == 0 else None,
+            )
+        ax.annotate(
+            f"{name}  {np.mean(values):.4f}",
+            (0.01, y - 0.2),
+            xycoords=("axes fraction", "data"),
+            fontsize=8.5,
+            va="bottom",
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+        )
     ax.set(yticks=[], ylim=(len(rows) - 0.6, -0.8), xlabel=xlabel)
-    ax.xaxis.set_major_locator(MaxNLocator(5))  # seeds that agree need many digits, and few ticks have room for them
+    # seeds that agree need many digits, and few ticks have room for them
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     if reference is not None:
-        ax.axvline(reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name)
+        ax.axvline(
+            reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name
+        )
         figure.legend(loc="outside lower center", ncols=1)
     return figure
 
@@ -185,12 +306,19 @@ def intervals(names: Sequence[str], rows: Sequence[Mapping[str, Any]], xlabel: s
 def ablation(evidence: Mapping[str, Any]) -> Figure:
     """The recipes of the best accuracy, one step a row, with their confidence intervals."""
     _need(evidence, "rows")
-    return intervals([row["recipe"] for row in evidence["rows"]], evidence["rows"],
-                     "accuracy (share, 0 to 1), 95% interval", evidence.get("report", 0.906868), "report's best 0.9069")
+    return intervals(
+        [row["recipe"] for row in evidence["rows"]],
+        evidence["rows"],
+        "accuracy (share, 0 to 1), 95% interval",
+        evidence.get("report", 0.906868),
+        "report's best 0.9069",
+    )
 
 
 def comparison(evidence: Mapping[str, Any]) -> Figure:
-    """Ways to classify side by side, a dot a seed: {"bars": {name: values}}, such as a head beside the SVM."""
+    """Ways to classify side by side, a dot a seed: {"bars": {name: values}}, such as a head beside
+    the SVM.
+    """
     _need(evidence, "bars")
     rows = [{"values": values} for values in evidence["bars"].values()]
     return intervals(list(evidence["bars"]), rows, evidence.get("unit") or ACCURACY)
@@ -202,26 +330,55 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     _need({"rows": rows}, "rows")
     names = list(dict.fromkeys(row["row"] for row in rows))
     figure, (ax,) = panels(0.5 * len(names) + 1.7)
-    series = [("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])]
-    series += [(f"ours, {kind} reading", [(row["accuracy"], row["row"]) for row in rows if row.get("reading") == kind
-                                          and row.get("accuracy") is not None]) for kind in ("first", "second")]
-    for (name, points), (colour, marker, _) in zip(series, (("black", "|", ""), *LINES), strict=False):
-        ax.plot([x for x, _ in points], [names.index(row) for _, row in points], marker, color=colour,
-                markersize=14 if marker == "|" else 7, markerfacecolor="white" if marker == "s" else colour,
-                label=name if points else None)  # a reading that nobody measured has no place in the legend
-    ax.set(xlabel=ACCURACY, ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
+    series = [
+        ("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])
+    ]
+    series += [
+        (
+            f"ours, {kind} reading",
+            [
+                (row["accuracy"], row["row"])
+                for row in rows
+                if row.get("reading") == kind and row.get("accuracy") is not None
+            ],
+        )
+        for kind in ("first", "second")
+    ]
+    for (name, points), (colour, marker, _) in zip(
+        series, (("black", "|", ""), *LINES), strict=False
+    ):
+        ax.plot(
+            [x for x, _ in points],
+            [names.index(row) for _, row in points],
+            marker,
+            color=colour,
+            markersize=14 if marker == "|" else 7,
+            markerfacecolor="white" if marker == "s" else colour,
+            # a reading that nobody measured has no place in the legend
+            label=name if points else None,
+        )
+    ax.set(
+        xlabel=ACCURACY, ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names
+    )
     figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 
 @rc_context(STYLE)
-def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3, cmap: str = "magma") -> Figure:
-    """A grid of pictures with a title each: H x W x 3 (0..1 or uint8), or an H x W map, the brighter the larger."""
+def pictures(
+    images: Sequence[Any], titles: Sequence[str], columns: int = 3, cmap: str = "magma"
+) -> Figure:
+    """A grid of pictures with a title each: H x W x 3 (0..1 or uint8), or an H x W map, the
+    brighter the larger.
+    """
     rows = -(-len(images) // columns)
     side, lines = WIDTH / columns, max((title.count("\n") + 1 for title in titles), default=1)
-    figure, axes = panels(rows * (side + 0.155 * lines), rows, columns, squeeze=False, subplot_kw=BARE)
+    figure, axes = panels(
+        rows * (side + 0.155 * lines), rows, columns, squeeze=False, subplot_kw=BARE
+    )
     arrays = [np.asarray(image) for image in images]
-    figure.set_dpi(min(DPI, 1.02 * columns * max(200, *map(len, arrays)) / WIDTH))  # their own pixels, if text allows
+    # their own pixels, if text allows
+    figure.set_dpi(min(DPI, 1.02 * columns * max(200, *map(len, arrays)) / WIDTH))
     for ax, array, title in zip(axes, arrays, titles, strict=False):
         ax.imshow(array, cmap=cmap)
         ax.set_title(title, fontsize=8, pad=2)
@@ -229,16 +386,34 @@ def pictures(images: Sequence[Any], titles: Sequence[str], columns: int = 3, cma
 
 
 @rc_context(STYLE)
-def score_by_step(series: Mapping[str, Any], ylabel: str, log: str = "", xlabel: str = "training step") -> Figure:
-    """Curves with a 95% band by name: (steps, values, standard errors), each of n; `log`: "x", "y" or "xy"."""
+def score_by_step(
+    series: Mapping[str, Any], ylabel: str, log: str = "", xlabel: str = "training step"
+) -> Figure:
+    """Curves with a 95% band by name: (steps, values, standard errors), each of n; `log`: "x", "y"
+    or "xy".
+    """
     figure, (ax,) = panels(3.0 + 0.17 * len(series))
-    for (name, (x, values, errors)), (colour, marker, line) in zip(series.items(), LINES, strict=False):
+    for (name, (x, values, errors)), (colour, marker, line) in zip(
+        series.items(), LINES, strict=False
+    ):
         mean, error = np.asarray(values, dtype=float), 1.96 * np.asarray(errors, dtype=float)
-        ax.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4, label=name,
-                markevery=max(1, len(x) // 20))
+        ax.plot(
+            x,
+            mean,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=4,
+            label=name,
+            markevery=max(1, len(x) // 20),
+        )
         ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
-    ax.set(xlabel=xlabel + " (log scale)" * ("x" in log), ylabel=ylabel + " (log scale)" * ("y" in log),
-           xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
+    ax.set(
+        xlabel=xlabel + " (log scale)" * ("x" in log),
+        ylabel=ylabel + " (log scale)" * ("y" in log),
+        xscale="log" if "x" in log else "linear",
+        yscale="log" if "y" in log else "linear",
+    )
     ax.set_ylim(None if "y" in log else 0)
     figure.legend(loc="outside lower center", ncols=1)
     return figure
@@ -247,24 +422,40 @@ def score_by_step(series: Mapping[str, Any], ylabel: str, log: str = "", xlabel:
 def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:
     """Mean curves of samples (n x len(x) each) with a 95% band, by name."""
     arrays = {name: np.asarray(values, dtype=float) for name, values in series.items()}
-    means = {name: (x, a.mean(axis=0), a.std(axis=0) / max(1, len(a)) ** 0.5) for name, a in arrays.items()}
+    means = {
+        name: (x, a.mean(axis=0), a.std(axis=0) / max(1, len(a)) ** 0.5)
+        for name, a in arrays.items()
+    }
     return score_by_step(means, ylabel, xlabel=xlabel)
 
 
 @rc_context(STYLE)
 def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[str] = ()) -> Figure:
-    """uint8 images (N x C x H x W) side by side, each pixel as `scale` x `scale` of the file's; `rows`: their names."""
+    """uint8 images (N x C x H x W) side by side, each pixel as `scale` x `scale` of the file's;
+    `rows`: their names.
+    """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ArgumentError(f"images: got {images.dtype} {images.shape}, expected uint8 N x 1 or 3 x H x W")
-    padded = np.pad(images, ((0, -len(images) % columns), (0, 0), (0, 1), (0, 1)), constant_values=255)
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[1] not in (1, 3)
+        or not len(images)
+    ):
+        raise ArgumentError(
+            f"images: got {images.dtype} {images.shape}, expected uint8 N x 1 or 3 x H x W"
+        )
+    padded = np.pad(
+        images, ((0, -len(images) % columns), (0, 0), (0, 1), (0, 1)), constant_values=255
+    )
     lines, (_, channels, height, width) = len(padded) // columns, padded.shape
     sheet = padded.reshape(lines, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     sheet = sheet.reshape(lines * height, -1, channels).repeat(scale, axis=0).repeat(scale, axis=1)
-    margin = sheet.shape[1] * max(map(len, rows), default=0) // 45  # a letter of 8 points is so wide
+    # a letter of 8 points is so wide
+    margin = sheet.shape[1] * max(map(len, rows), default=0) // 45
     dpi = (sheet.shape[1] + margin) / WIDTH
     figure = Figure(figsize=(WIDTH, len(sheet) / dpi), dpi=dpi)
-    figure.figimage(sheet.repeat(3 // channels, axis=2), margin, 0)  # RGB: the map "gray" is off by one here and there
+    # RGB: the map "gray" is off by one here and there
+    figure.figimage(sheet.repeat(3 // channels, axis=2), margin, 0)
     for row, name in enumerate(rows):
         figure.text(0, 1 - (row + 0.5) / lines, name, va="center", fontsize=8)
     return figure
@@ -272,20 +463,35 @@ def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[st
 
 @rc_context(STYLE)
 def losses(rows: Any, window: int = 50) -> Figure:
-    """A run's losses (steps x 4: loss of D, of G, D(x), D(G(z))): each step pale, its mean over `window` steps bold."""
+    """A run's losses (steps x 4: loss of D, of G, D(x), D(G(z))): each step pale, its mean over
+    `window` steps bold.
+    """
     rows = np.asarray(rows, dtype=float)
     if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows):
-        raise ArgumentError(f"losses: got {rows.shape}, expected steps x 4 (loss of D, of G, D(x), D(G(z)))")
-    means = np.lib.stride_tricks.sliding_window_view(rows, min(window, len(rows)), axis=0).mean(axis=-1)
+        raise ArgumentError(
+            f"losses: got {rows.shape}, expected steps x 4 (loss of D, of G, D(x), D(G(z)))"
+        )
+    means = np.lib.stride_tricks.sliding_window_view(rows, min(window, len(rows)), axis=0).mean(
+        axis=-1
+    )
     x = np.arange(len(means)) + (len(rows) - len(means)) / 2 + 1  # the middle of each window
     figure, axes = panels(4.6, 2, sharex=True)
     for i, name in enumerate(("loss of D", "loss of G", "D(x)", "D(G(z))")):
         (colour, marker, line), ax = LINES[i % 2], axes[i // 2]
         ax.plot(np.arange(1, len(rows) + 1), rows[:, i], color=colour, alpha=0.2, linewidth=0.5)
-        ax.plot(x, means[:, i], color=colour, linestyle=line, marker=marker, markersize=5, label=name,
-                markevery=(i % 2 * len(x) // 20, max(1, len(x) // 10)))
+        ax.plot(
+            x,
+            means[:, i],
+            color=colour,
+            linestyle=line,
+            marker=marker,
+            markersize=5,
+            label=name,
+            markevery=(i % 2 * len(x) // 20, max(1, len(x) // 10)),
+        )
         ax.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2)
-    top = 1.25 * float(np.nanquantile([*means[:, :2].flat, 0.8], 0.99))  # the highest peaks may leave the panel
+    # the highest peaks may leave the panel
+    top = 1.25 * float(np.nanquantile([*means[:, :2].flat, 0.8], 0.99))
     axes[0].set(ylabel="loss (nats)", ylim=(-0.04 * top, top))
     axes[1].set(ylabel="mean of D, 0 to 1", ylim=(-0.04, 1.04), xlabel="training step")
     return figure
@@ -293,26 +499,54 @@ def losses(rows: Any, window: int = 50) -> Figure:
 
 @rc_context(STYLE)
 def study(evidence: Mapping[str, Any]) -> Figure:
-    """{"scores": {score: {setting: a value a seed}}, "default": setting, "margins": {score: margin}, "log": [scores]}.
+    """{"scores": {score: {setting: a value a seed}}, "default": setting, "margins": {score:
+    margin}, "log": [scores]}.
 
-    A panel a score, a row a setting: a ring a seed, below it a diamond, the mean, with its 95% interval (Student's t);
-    dotted the mean of the default, around it in grey the margin of equivalence, if any. For scores in `log` the mean
-    is geometric, and the interval and the margin are those of the natural logarithm.
+    A panel a score, a row a setting: a ring a seed, below it a diamond, the mean, with its 95%
+    interval (Student's t); dotted the mean of the default, around it in grey the margin of
+    equivalence, if any. For scores in `log` the mean is geometric, and the interval and the margin
+    are those of the natural logarithm.
     """
     _need(evidence, "scores", "default")
     scores, names = evidence["scores"], list(next(iter(evidence["scores"].values())))
     figure, axes = panels(len(scores) * (0.27 * len(names) + 0.95), len(scores))
     for ax, (score, settings) in zip(axes, scores.items(), strict=True):
-        to, back = (np.log, np.exp) if score in evidence.get("log", ()) else (np.positive, np.positive)
-        usual, margin = to(settings[evidence["default"]]).mean(), evidence.get("margins", {}).get(score, 0)
+        to, back = (
+            (np.log, np.exp) if score in evidence.get("log", ()) else (np.positive, np.positive)
+        )
+        usual, margin = (
+            to(settings[evidence["default"]]).mean(),
+            evidence.get("margins", {}).get(score, 0),
+        )
         ax.axvline(back(usual), color="black", linewidth=0.9, linestyle=(0, (1, 2)))
-        ax.axvspan(*back([usual - margin, usual + margin]), color="#777777", alpha=0.18, linewidth=0)
+        ax.axvspan(
+            *back([usual - margin, usual + margin]), color="#777777", alpha=0.18, linewidth=0
+        )
         for y, name in enumerate(names):
             values = to(np.asarray(settings[name], dtype=float))
-            found = mean_with_interval(values, 0.95) if len(values) > 1 and np.isfinite(values).all() else None
+            found = (
+                mean_with_interval(values, 0.95)
+                if len(values) > 1 and np.isfinite(values).all()
+                else None
+            )
             mean, *ends = back([found.value, *found.limits] if found else [values.mean()] * 3)
-            ax.plot(settings[name], [y - 0.13] * len(values), "o", color=INK, markersize=5, markerfacecolor="none")
-            ax.errorbar(mean, y + 0.17, xerr=np.abs(ends - mean)[:, None], fmt="D", color=RUST, markersize=4, capsize=3)
+            ax.plot(
+                settings[name],
+                [y - 0.13] * len(values),
+                "o",
+                color=INK,
+                markersize=5,
+                markerfacecolor="none",
+            )
+            ax.errorbar(
+                mean,
+                y + 0.17,
+                xerr=np.abs(ends - mean)[:, None],
+                fmt="D",
+                color=RUST,
+                markersize=4,
+                capsize=3,
+            )
         ax.set(xlabel=score + " (log scale)" * (to is np.log), ylim=(len(names) - 0.5, -0.5))
         if to is np.log:
             ax.set_xscale("log", subs=(2, 3, 5))  # the labels of more ticks would overlap

@@ -1,4 +1,6 @@
-"""TME 7: feature matrices of a whole data set, in a store on disk; by one process, or by several under torchrun."""
+"""TME 7: feature matrices of a whole data set, in a store on disk; by one process, or by several
+under torchrun.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,29 @@ from rdfia.device import memory
 from rdfia.device.precision import fast_dtype, float32_products
 from rdfia.device.staging import on_host, staging_for
 from rdfia.errors import ArgumentError
-from rdfia.transfer.features import Progress, default_batch, flat, last_position, memory_needed, stream, tap_shapes
+from rdfia.transfer.features import (
+    Progress,
+    default_batch,
+    flat,
+    last_position,
+    memory_needed,
+    stream,
+    tap_shapes,
+)
 
-BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024  # the fewer images, but one batch at least
-FOREVER = datetime.timedelta(days=7)  # who has the large photos is waited for; torchrun ends all when one dies
+# the fewer images, but one batch at least
+BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024
+# who has the large photos is waited for; torchrun ends all when one dies
+FOREVER = datetime.timedelta(days=7)
 
 
 @dataclass
 class Team:
-    """The processes that share an extraction: this one's number, and how many there are. Alone: 0 of 1.
+    """The processes that share an extraction: this one's number, and how many there are. Alone: 0
+    of 1.
 
-    They meet in the key-value store that torch's launcher brings, no more: no process group, whose end torch 2.6 waits
-    for without end or aborts at.
+    They meet in the key-value store that torch's launcher brings, no more: no process group, whose
+    end torch 2.6 waits for without end or aborts at.
     """
 
     rank: int = 0
@@ -49,7 +62,9 @@ class Team:
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values (as JSON can hold them) of all ranks, in order, once every rank has given its own."""
+        """The values (as JSON can hold them) of all ranks, in order, once every rank has given its
+        own.
+        """
         if self._store is None:
             return [value] * self.size
         self._meetings += 1
@@ -64,12 +79,16 @@ class Team:
 
 @contextlib.contextmanager
 def team() -> Iterator[Team]:
-    """The team that torchrun made (RANK, WORLD_SIZE and the address in the environment), or this process alone."""
+    """The team that torchrun made (RANK, WORLD_SIZE and the address in the environment), or this
+    process alone.
+    """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield Team()
         return
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ArgumentError(f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start it with torchrun")
+        raise ArgumentError(
+            f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start it with torchrun"
+        )
     found, rank, size = next(rendezvous("env://", timeout=FOREVER))
     # Each attempt has its own words, else a restart would meet those of the dead.
     one = Team(rank, size, PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), found))
@@ -81,19 +100,26 @@ def team() -> Iterator[Team]:
 
 
 def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
-    """SHA-256 of the modules and tensors that the taps depend on (those at or before the deepest tap)."""
+    """SHA-256 of the modules and tensors that the taps depend on (those at or before the deepest
+    tap).
+    """
     modules = dict(module.named_modules())
     order = list(modules)
     deepest = max(last_position(order, path) for path in taps.values())
     reached = order[: deepest + 1]
-    state = {name: tensor for name, tensor in module.state_dict().items() if name.rpartition(".")[0] in set(reached)}
+    state = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if name.rpartition(".")[0] in set(reached)
+    }
     leaves = {name: repr(modules[name]) for name in reached if not any(modules[name].children())}
     kinds = {name: type(modules[name]).__qualname__ for name in reached}
     return tensors_digest(state, {"modules": json.dumps([leaves, kinds])})
 
 
 def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - alone, it has no state
-    """SHA-256 over those of every image's bytes: what a store is keyed by when the data set gives no digest.
+    """SHA-256 over those of every image's bytes: what a store is keyed by when the data set gives
+    no digest.
 
     Each process of a team reads its share.
     """
@@ -103,7 +129,9 @@ def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: 
         for item in images[start : start + IMAGES_A_DIGEST]:
             digest.update(bytes.fromhex(image_digest(item)))
         digests.append(digest.hexdigest())
-    return hashlib.sha256(json.dumps([d for part in team.gather(digests) for d in part]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([d for part in team.gather(digests) for d in part]).encode()
+    ).hexdigest()
 
 
 def extract(
@@ -122,18 +150,23 @@ def extract(
     team: Team = Team(),  # noqa: B008 - alone, it has no state
     progress: Progress | None = None,
 ) -> FeatureStore:
-    """Feature matrices of all images in a store below `root`; what an earlier or killed run computed is kept.
+    """Feature matrices of all images in a store below `root`; what an earlier or killed run
+    computed is kept.
 
-    The store is keyed by weights, taps, `pool` (a named function), preprocessing and its decoder, dtype, TF32, kind of
-    device, batch size and the images' `content` (a digest, made from the files when not given). Each process of a
-    `team` makes every so many-th shard, and all come back when the store is whole; its bytes do not depend on their
-    number. Raises TooLarge before the first image if the matrices exceed `cap_bytes` or the disk, or a shard the
-    memory; else as `stream`, and StoreError.
+    The store is keyed by weights, taps, `pool` (a named function), preprocessing and its decoder,
+    dtype, TF32, kind of device, batch size and the images' `content` (a digest, made from the files
+    when not given). Each process of a `team` makes every so many-th shard, and all come back when
+    the store is whole; its bytes do not depend on their number. Raises TooLarge before the first
+    image if the matrices exceed `cap_bytes` or the disk, or a shard the memory; else as `stream`,
+    and StoreError.
     """
     dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
     pooled = f"{getattr(pool, '__module__', '')}.{getattr(pool, '__qualname__', '<lambda>')}"
-    if "<lambda>" in pooled or "<locals>" in pooled:  # what it holds of the function around it has no name
-        raise ArgumentError(f"pool: got {pool!r}, expected a module's function: the store is kept under its name")
+    # what it holds of the function around it has no name
+    if "<lambda>" in pooled or "<locals>" in pooled:
+        raise ArgumentError(
+            f"pool: got {pool!r}, expected a module's function: the store is kept under its name"
+        )
     shapes = tap_shapes(module, taps, preprocess.size)
     key = {
         "weights": weights_digest(module, taps),
@@ -145,9 +178,15 @@ def extract(
         "batch_size": batch_size,
         "content": content or content_digest(images, team),
         "n": len(images),
-    } | ({"products": "TF32"} if dtype == torch.float32 and float32_products(device) == "TF32" else {})
+    } | (
+        {"products": "TF32"}
+        if dtype == torch.float32 and float32_products(device) == "TF32"
+        else {}
+    )
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    widths = {tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()}
+    widths = {
+        tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()
+    }
     shard_batches = max(1, min(BATCHES_A_SHARD, IMAGES_A_SHARD // batch_size))
     store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_batches * batch_size)
     store.check_size(cap_bytes)
@@ -155,10 +194,19 @@ def extract(
         sweep(store.folder)
     team.gather(None)  # nobody writes yet: on a shared disk another machine's locks may not be seen
     manifest = store.folder / "manifest.json"
-    if team.rank == 0 and not manifest.exists():  # a store that is whole can be read where nothing can be written
+    # a store that is whole can be read where nothing can be written
+    if team.rank == 0 and not manifest.exists():
         write_json(manifest, {"key": key, "widths": widths, "shard_rows": store.shard_rows})
-    if todo := [shard for shard in range(team.rank, len(store.shards), team.size) if not store.is_done(shard)]:
-        rows = [row for shard in todo for row in range(store.shards[shard].start, store.shards[shard].stop)]
+    if todo := [
+        shard
+        for shard in range(team.rank, len(store.shards), team.size)
+        if not store.is_done(shard)
+    ]:
+        rows = [
+            row
+            for shard in todo
+            for row in range(store.shards[shard].start, store.shards[shard].stop)
+        ]
         weights, image = memory_needed(module, taps, preprocess.size, dtype)
         shard_bytes = store.nbytes * min(store.shard_rows, len(images)) // len(images)
         memory.require(
@@ -166,19 +214,38 @@ def extract(
             f"a shard of {min(store.shard_rows, len(images))} images, beside the network,",
             f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or ask for fewer taps",
         )
-        batches = stream(module, [images[row] for row in rows], taps, preprocess=preprocess, dtype=dtype, device=device,
-                         batch_size=batch_size, pool=pool, progress=progress, beside=2 * shard_bytes)  # fmt: skip
-        with contextlib.closing(batches), contextlib.closing(on_host(batches, staging_for(device))) as rows_of:
-            for shard in todo:  # only the last shard can be short, so batches never straddle two of them
+        batches = stream(
+            module,
+            [images[row] for row in rows],
+            taps,
+            preprocess=preprocess,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            pool=pool,
+            progress=progress,
+            beside=2 * shard_bytes,
+        )
+        with (
+            contextlib.closing(batches),
+            contextlib.closing(on_host(batches, staging_for(device))) as rows_of,
+        ):
+            # only the last shard can be short, so batches never straddle two of them
+            for shard in todo:
                 store.write(shard, _gathered(rows_of, store.shards[shard], widths, dtype))
     team.gather(None)
     return store
 
 
 def _gathered(
-    batches: Iterator[Mapping[str, Tensor]], rows: slice, widths: Mapping[str, int], dtype: torch.dtype
+    batches: Iterator[Mapping[str, Tensor]],
+    rows: slice,
+    widths: Mapping[str, int],
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The matrices of the next images, as many as `rows` are; each batch is let go before the next is made."""
+    """The matrices of the next images, as many as `rows` are; each batch is let go before the next
+    is made.
+    """
     n, done = rows.stop - rows.start, 0
     matrices = {tap: torch.empty(n, width, dtype=dtype) for tap, width in widths.items()}
     while done < n:

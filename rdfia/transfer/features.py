@@ -1,4 +1,6 @@
-"""TME 7: the features of every layer from one forward pass, streamed from files (to `extraction`, or to `gram`)."""
+"""TME 7: the features of every layer from one forward pass, streamed from files (to `extraction`,
+or to `gram`).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ from rdfia.device.precision import fast_dtype, products
 from rdfia.device.staging import batches, decode, staging_for  # noqa: F401 - pixels without features belong to this interface
 from rdfia.errors import ArgumentError, WeightsError
 
-BATCH = {"cpu": 16, "cuda": 128}  # images: what fills a processor's caches; what keeps a GPU busy (not measured yet)
-WORKSPACE = 2  # times what layers take and give: freed blocks that no later layer's tensor fits, and a layer's own
+# images: what fills a processor's caches; what keeps a GPU busy (not measured yet)
+BATCH = {"cpu": 16, "cuda": 128}
+# times what layers take and give: freed blocks that no later layer's tensor fits, and a layer's own
+WORKSPACE = 2
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
@@ -28,14 +32,17 @@ class _AllTapsReached(Exception):
 
 
 def default_batch(device: str | torch.device) -> int:
-    """Images at a time where no argument says it; fewer are computed at once where memory does not do."""
+    """Images at a time where no argument says it; fewer are computed at once where memory does not
+    do.
+    """
     return BATCH["cpu" if torch.device(device).type == "cpu" else "cuda"]
 
 
 class _MaxPool(nn.Module):
     """Maxima of k x k values every s, as MaxPool2d without padding, but without their positions.
 
-    MaxPool2d finds those for a gradient that nobody asks for, which on a CPU takes longer than the maxima.
+    MaxPool2d finds those for a gradient that nobody asks for, which on a CPU takes longer than the
+    maxima.
     """
 
     def __init__(self, k: int, s: int) -> None:
@@ -43,7 +50,8 @@ class _MaxPool(nn.Module):
         self.k, self.s = k, s
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or min(x.shape[2:]) < self.k:  # torch says what is wrong, or knows what is meant
+        # torch says what is wrong, or knows what is meant
+        if x.ndim != 4 or min(x.shape[2:]) < self.k:
             return nn.functional.max_pool2d(x, self.k, self.s)
         for dim in (2, 3):
             length = (x.shape[dim] - self.k) // self.s * self.s + 1
@@ -59,20 +67,31 @@ def _lean_pools(module: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is not nn.MaxPool2d or child._forward_hooks or child._forward_pre_hooks:
                 continue
-            plain = (child.padding, child.dilation, child.ceil_mode, child.return_indices) == (0, 1, False, False)
+            plain = (child.padding, child.dilation, child.ceil_mode, child.return_indices) == (
+                0,
+                1,
+                False,
+                False,
+            )
             k, s = child.kernel_size, child.stride
-            if plain and isinstance(k, int) and isinstance(s, int) and k > 1:  # k of 1 is a copy in torch, not a view
+            # k of 1 is a copy in torch, not a view
+            if plain and isinstance(k, int) and isinstance(s, int) and k > 1:
                 setattr(parent, name, _MaxPool(k, s))
 
 
 @contextlib.contextmanager
-def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) -> Iterator[nn.Module]:
-    """A copy of `module` for inference: eval mode, `dtype`, channels-last, no gradients; the original is not touched.
+def prepared(
+    module: nn.Module, dtype: torch.dtype, device: str | torch.device
+) -> Iterator[nn.Module]:
+    """A copy of `module` for inference: eval mode, `dtype`, channels-last, no gradients; the
+    original is not touched.
 
     Parameters on the meta device (weights that are not at hand) stay there.
     """
     with contextlib.ExitStack() as stack:
-        with told(f"a copy of the network in {dtype} on {device}: free some, or choose a smaller network"):
+        with told(
+            f"a copy of the network in {dtype} on {device}: free some, or choose a smaller network"
+        ):
             clone = copy.deepcopy(module).eval().requires_grad_(False)
             for child in clone.modules():
                 tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
@@ -85,22 +104,34 @@ def prepared(module: nn.Module, dtype: torch.dtype, device: str | torch.device) 
 
 
 def last_position(order: Sequence[str], path: str) -> int:
-    """Position in `order` of the last module inside `path`: a block is reached when its last layer is."""
-    return max(index for index, name in enumerate(order) if name == path or name.startswith(f"{path}."))
+    """Position in `order` of the last module inside `path`: a block is reached when its last layer
+    is.
+    """
+    return max(
+        index for index, name in enumerate(order) if name == path or name.startswith(f"{path}.")
+    )
 
 
 def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
-    """Raises ArgumentError for a path that the network does not have, WeightsError for one behind missing weights."""
+    """Raises ArgumentError for a path that the network does not have, WeightsError for one behind
+    missing weights.
+    """
     if not taps:
-        raise ArgumentError("no taps were asked for: give at least one, such as {'pool5': 'features.30'}")
+        raise ArgumentError(
+            "no taps were asked for: give at least one, such as {'pool5': 'features.30'}"
+        )
     modules = dict(module.named_modules())
     order = list(modules)
     for tap, path in taps.items():
         if path not in modules:
             known = ", ".join(name for name in order if name)
-            raise ArgumentError(f"tap {tap!r}: the network has no module {path!r}; it has {known}"[:500])
+            raise ArgumentError(
+                f"tap {tap!r}: the network has no module {path!r}; it has {known}"[:500]
+            )
     for position, (path, child) in enumerate(modules.items()):
-        absent = [name for name, parameter in child.named_parameters(recurse=False) if parameter.is_meta]
+        absent = [
+            name for name, parameter in child.named_parameters(recurse=False) if parameter.is_meta
+        ]
         blocked = [tap for tap, target in taps.items() if last_position(order, target) >= position]
         if absent and blocked:
             raise WeightsError(
@@ -112,7 +143,9 @@ def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
 def run_taps(
     module: nn.Module, x: Tensor, taps: Mapping[str, str], take: Callable[[str, Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """As `forward_taps`, unchecked, each output handed to `take(tap, output)`, which must return memory of its own."""
+    """As `forward_taps`, unchecked, each output handed to `take(tap, output)`, which must return
+    memory of its own.
+    """
     names: dict[str, list[str]] = {}
     for tap, path in taps.items():
         names.setdefault(path, []).append(tap)
@@ -137,31 +170,39 @@ def run_taps(
         for handle in handles:
             handle.remove()
     missing = ", ".join(tap for tap in taps if tap not in taken)
-    raise ArgumentError(f"the forward pass never ran {missing}: no such layer is part of this network's forward")
+    raise ArgumentError(
+        f"the forward pass never ran {missing}: no such layer is part of this network's forward"
+    )
 
 
 def flat(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """B x D copy of a layer's output in memory of its own, columns in the order channel, row, column."""
+    """B x D copy of a layer's output in memory of its own, columns in the order channel, row,
+    column.
+    """
     flat = value.flatten(1).to(dtype or value.dtype)
     return flat.clone() if flat.data_ptr() == value.data_ptr() else flat
 
 
 def pyramid(value: Tensor, grids: Sequence[int] = (1, 2, 4)) -> Tensor:
-    """Spatial pyramid of a layer's output (Lazebnik et al. 2006): B x C x H x W -> B x C * (1 + 4 + 16), float32.
+    """Spatial pyramid of a layer's output (Lazebnik et al. 2006): B x C x H x W -> B x C * (1 + 4 +
+    16), float32.
 
-    Means over the cells of each grid, of the square root of the (non-negative) values; a grid's cells are divided by
-    its side, so that every grid weighs about the same.
+    Means over the cells of each grid, of the square root of the (non-negative) values; a grid's
+    cells are divided by its side, so that every grid weighs about the same.
     """
     root = value.float().sqrt()
-    return torch.cat([nn.functional.adaptive_avg_pool2d(root, grid).flatten(1) / grid for grid in grids], dim=1)
+    return torch.cat(
+        [nn.functional.adaptive_avg_pool2d(root, grid).flatten(1) / grid for grid in grids], dim=1
+    )
 
 
 def second_order(value: Tensor) -> Tensor:
-    """Bilinear pooling of a layer's output (Lin et al. 2015): B x C x H x W -> B x C * (C + 1) / 2, float32.
+    """Bilinear pooling of a layer's output (Lin et al. 2015): B x C x H x W -> B x C * (C + 1) / 2,
+    float32.
 
-    Means over positions of the products of every two (non-negative) channels, then the square root of each. Products
-    of two different channels are held once, weighed by the square root of 2, so that dot products are those of the
-    whole C x C matrix.
+    Means over positions of the products of every two (non-negative) channels, then the square root
+    of each. Products of two different channels are held once, weighed by the square root of 2, so
+    that dot products are those of the whole C x C matrix.
     """
     rows = value.float().flatten(2)
     products = rows @ rows.mT / rows.shape[2]
@@ -171,26 +212,37 @@ def second_order(value: Tensor) -> Tensor:
 
 
 def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[str, Tensor]:
-    """Outputs of several modules from one forward pass, which stops as soon as the last of them is known.
+    """Outputs of several modules from one forward pass, which stops as soon as the last of them is
+    known.
 
-    `x` is B x C x H x W (normalised); `taps` maps names to module paths (`{"conv1_1": "features.0"}`). Each output is
-    copied the moment it is computed, because a later in-place layer (torchvision's ReLUs) overwrites it: a tap before
-    a ReLU holds the values before it. Hooks are removed whatever happens. Raises ArgumentError, WeightsError.
+    `x` is B x C x H x W (normalised); `taps` maps names to module paths (`{"conv1_1":
+    "features.0"}`). Each output is copied the moment it is computed, because a later in-place layer
+    (torchvision's ReLUs) overwrites it: a tap before a ReLU holds the values before it. Hooks are
+    removed whatever happens. Raises ArgumentError, WeightsError.
     """
     check_reachable(module, taps)
     return run_taps(module, x, taps, lambda _tap, value: value.clone())
 
 
-def _dry_run(module: nn.Module, taps: Mapping[str, str], size: int) -> tuple[dict[str, tuple[int, ...]], int]:
-    """(shape of each tap, most values alive at once: what a layer takes and gives, and the taps so far), one image."""
+def _dry_run(
+    module: nn.Module, taps: Mapping[str, str], size: int
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    """(shape of each tap, most values alive at once: what a layer takes and gives, and the taps so
+    far), one image.
+    """
     check_reachable(module, taps)
 
     def empty(value: Tensor) -> Tensor:
-        return torch.empty_like(value, dtype=torch.float32 if value.is_floating_point() else value.dtype, device="meta")
+        return torch.empty_like(
+            value, dtype=torch.float32 if value.is_floating_point() else value.dtype, device="meta"
+        )
 
     memo: dict[int, Any] = {id(value): empty(value) for value in module.buffers()}
-    memo |= {id(value): nn.Parameter(empty(value), requires_grad=False) for value in module.parameters()}
-    clone = copy.deepcopy(module, memo).eval()  # without a copy of the weights, which may be half a gigabyte
+    memo |= {
+        id(value): nn.Parameter(empty(value), requires_grad=False) for value in module.parameters()
+    }
+    # without a copy of the weights, which may be half a gigabyte
+    clone = copy.deepcopy(module, memo).eval()
     shapes: dict[str, tuple[int, ...]] = {}
     most = 0
 
@@ -212,14 +264,21 @@ def _dry_run(module: nn.Module, taps: Mapping[str, str], size: int) -> tuple[dic
 
 
 def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tap for one 3 x size x size image (C x H x W or D), found on the meta device in milliseconds."""
+    """Shape of each tap for one 3 x size x size image (C x H x W or D), found on the meta device in
+    milliseconds.
+    """
     return _dry_run(module, taps, size)[0]
 
 
-def memory_needed(module: nn.Module, taps: Mapping[str, str], size: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes on the device of (a copy of the network; one image of 3 x size x size on its way): what to expect."""
+def memory_needed(
+    module: nn.Module, taps: Mapping[str, str], size: int, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Bytes on the device of (a copy of the network; one image of 3 x size x size on its way): what
+    to expect.
+    """
     values = [value for value in module.state_dict().values() if not value.is_meta]
-    weights = sum(value.numel() * (value.dtype.itemsize + dtype.itemsize) for value in values)  # copied, then cast
+    # copied, then cast
+    weights = sum(value.numel() * (value.dtype.itemsize + dtype.itemsize) for value in values)
     image = 3 * size * size * 4 * 3  # float32, before and after it is normalised, and laid out anew
     return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
@@ -237,33 +296,45 @@ def stream(
     progress: Progress | None = None,
     beside: int = 0,
 ) -> Generator[dict[str, Tensor], None, None]:
-    """Features of images in order, batch by batch: {tap: B x D in `dtype` on `device`}; memory does not grow with N.
+    """Features of images in order, batch by batch: {tap: B x D in `dtype` on `device`}; memory does
+    not grow with N.
 
-    `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default `fast_dtype`). `pool` makes
-    rows of a layer's output, in memory of their own: all values by default, or means over a grid (`pyramid`). Decoding
-    runs ahead in threads, and on a CUDA device the next batch is copied there while one is computed (`staging`).
-    `batch_size` is `default_batch` of the device. `module` itself is not touched. Where memory does not do for a batch,
-    its parts are computed one after the other, with a FewerAtATime warning; `beside` are bytes of the host to be left
-    for who takes the features. Raises ArgumentError, WeightsError, ImageError; TooLarge when one image is too much.
+    `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default
+    `fast_dtype`). `pool` makes rows of a layer's output, in memory of their own: all values by
+    default, or means over a grid (`pyramid`). Decoding runs ahead in threads, and on a CUDA device
+    the next batch is copied there while one is computed (`staging`). `batch_size` is
+    `default_batch` of the device. `module` itself is not touched. Where memory does not do for a
+    batch, its parts are computed one after the other, with a FewerAtATime warning; `beside` are
+    bytes of the host to be left for who takes the features. Raises ArgumentError, WeightsError,
+    ImageError; TooLarge when one image is too much.
     """
     dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
     check_reachable(module, taps)
     weights, image = memory_needed(module, taps, preprocess.size, dtype)
     what = f"the layers up to {', '.join(taps)} in {dtype}"
-    most = fitting(batch_size, image, weights + beside * (torch.device(device).type == "cpu"), what, device)
+    most = fitting(
+        batch_size, image, weights + beside * (torch.device(device).type == "cpu"), what, device
+    )
     with prepared(module, dtype, device) as network:
         pieces: Pieces[dict[str, Tensor]] = Pieces(most)
 
-        @torch.inference_mode()  # not for as long as the generator lives: its consumer's own gradients are its own
+        # not for as long as the generator lives: its consumer's own gradients are its own
+        @torch.inference_mode()
         def run(rows: Tensor) -> dict[str, Tensor]:
             with products(device):
                 x = preprocess.normalise(rows).to(dtype, memory_format=torch.channels_last)
                 return run_taps(network, x, taps, lambda _tap, value: pool(value))
 
-        with contextlib.closing(batches(images, preprocess, batch_size, staging_for(device))) as staged:
+        with contextlib.closing(
+            batches(images, preprocess, batch_size, staging_for(device))
+        ) as staged:
             pixels: Iterable[Tensor] = staged
             if progress is not None:
                 pixels = progress(staged, -(-len(images) // batch_size), "features")
             for batch in pixels:
                 parts = pieces(run, batch)
-                yield parts[0] if len(parts) == 1 else {tap: torch.cat([part[tap] for part in parts]) for tap in taps}
+                yield (
+                    parts[0]
+                    if len(parts) == 1
+                    else {tap: torch.cat([part[tap] for part in parts]) for tap in taps}
+                )

@@ -1,9 +1,11 @@
-"""TME 7, the classifier: scikit-learn's linear SVM at any feature width, through the Gram matrix of the training rows.
+"""TME 7, the classifier: scikit-learn's linear SVM at any feature width, through the Gram matrix of
+the training rows.
 
-LinearSVC penalises `||w||^2 + b^2` (the intercept is the weight of a constant column), so a part of `w` orthogonal to
-every training row costs and brings nothing: `w = X_train^T a`. With `X_train X_train^T = U S U^T`, the rows of
-`U sqrt(S)` (training) and `K_test,train U / sqrt(S)` (test) are the same points in coordinates of that span: the SVM
-fitted on them is the SVM fitted on the features, at n columns instead of up to 3,211,264.
+LinearSVC penalises `||w||^2 + b^2` (the intercept is the weight of a constant column), so a part of
+`w` orthogonal to every training row costs and brings nothing: `w = X_train^T a`. With `X_train
+X_train^T = U S U^T`, the rows of `U sqrt(S)` (training) and `K_test,train U / sqrt(S)` (test) are
+the same points in coordinates of that span: the SVM fitted on them is the SVM fitted on the
+features, at n columns instead of up to 3,211,264.
 """
 
 from __future__ import annotations
@@ -30,34 +32,50 @@ CHUNK_BYTES = 256 * 2**20  # the largest float32 copy of a part of a tile
 
 
 class GramAccumulator:
-    """Sums `X_train X_all^T` and all squared norms over column tiles, so that wide features are never stored.
+    """Sums `X_train X_all^T` and all squared norms over column tiles, so that wide features are
+    never stored.
 
-    Products are float32 (float64 for float64 tiles) over at most 8,192 columns; their sum is float64, on the tile's
-    device. On a CPU bfloat16 is widened chunk by chunk: torch has no CPU product of bfloat16 matrices with a float32
-    result, and the product of two bfloat16 numbers is exact in float32. On CUDA TF32 is off (`precision.product`).
-    The first `train_rows` of the `rows` rows are the training rows. TooLarge: memory cannot hold their matrix.
+    Products are float32 (float64 for float64 tiles) over at most 8,192 columns; their sum is
+    float64, on the tile's device. On a CPU bfloat16 is widened chunk by chunk: torch has no CPU
+    product of bfloat16 matrices with a float32 result, and the product of two bfloat16 numbers is
+    exact in float32. On CUDA TF32 is off (`precision.product`). The first `train_rows` of the
+    `rows` rows are the training rows. TooLarge: memory cannot hold their matrix.
     """
 
     def __init__(self, train_rows: int, rows: int) -> None:
         if not 1 <= train_rows <= rows:
-            raise ArgumentError(f"train_rows={train_rows}, rows={rows}: expected 1 <= train_rows <= rows")
-        require(24 * (train_rows + 1) * rows, f"the Gram matrix of {train_rows} training and {rows} rows",
-                "take fewer rows, or SGDClassifier on fewer columns, whose memory does not grow so")  # fmt: skip
+            raise ArgumentError(
+                f"train_rows={train_rows}, rows={rows}: expected 1 <= train_rows <= rows"
+            )
+        require(
+            24 * (train_rows + 1) * rows,
+            f"the Gram matrix of {train_rows} training and {rows} rows",
+            "take fewer rows, or SGDClassifier on fewer columns, whose memory does not grow so",
+        )
         self.train_rows, self.rows = train_rows, rows
-        self._sums: torch.Tensor | None = None  # (train_rows + 1) x rows: the products, and the squared norms
+        # (train_rows + 1) x rows: the products, and the squared norms
+        self._sums: torch.Tensor | None = None
 
     @torch.no_grad()
     def add(self, columns: torch.Tensor) -> None:
-        """Add a tile (rows x c, floating point, finite); a tile that is refused leaves the sums as they were."""
+        """Add a tile (rows x c, floating point, finite); a tile that is refused leaves the sums as
+        they were.
+        """
         if columns.ndim != 2 or len(columns) != self.rows or not columns.is_floating_point():
             got = f"{columns.dtype} {tuple(columns.shape)}"
-            raise ArgumentError(f"columns: got {got}, expected a floating-point tile of {self.rows} rows x c columns")
+            raise ArgumentError(
+                f"columns: got {got}, expected a floating-point tile of {self.rows} rows x c columns"
+            )
         dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
         if self._sums is None:
-            sums = torch.zeros(self.train_rows + 1, self.rows, dtype=torch.float64, device=columns.device)
+            sums = torch.zeros(
+                self.train_rows + 1, self.rows, dtype=torch.float64, device=columns.device
+            )
         else:
             sums = self._sums.clone()  # judged below, after one reading
-        for part in columns.split(max(1, min(CHUNK_COLUMNS, CHUNK_BYTES // (4 * self.rows))), dim=1):
+        for part in columns.split(
+            max(1, min(CHUNK_COLUMNS, CHUNK_BYTES // (4 * self.rows))), dim=1
+        ):
             wide = part.to(dtype)
             factor = wide if part.device.type == "cpu" else part
             train, rest = factor[: self.train_rows], factor[self.train_rows :]
@@ -71,7 +89,9 @@ class GramAccumulator:
 
     def _read(self) -> Array:
         if self._sums is None:
-            raise ArgumentError("no columns were added: call add(tile) before reading the Gram matrix")
+            raise ArgumentError(
+                "no columns were added: call add(tile) before reading the Gram matrix"
+            )
         return self._sums.cpu().numpy()
 
     @property
@@ -87,12 +107,16 @@ class GramAccumulator:
 
     @property
     def square_norms(self) -> Array:
-        """Squared L2 norm of each row, float64; those of the test rows are `square_norms[train_rows:]`."""
+        """Squared L2 norm of each row, float64; those of the test rows are
+        `square_norms[train_rows:]`.
+        """
         return self._read()[-1].copy()
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b^T; on CPU by numpy, whose BLAS was 1.5 times as fast as torch's on an AMD processor and halves a a^T."""
+    """a b^T; on CPU by numpy, whose BLAS was 1.5 times as fast as torch's on an AMD processor and
+    halves a a^T.
+    """
     if a.device.type != "cpu":
         return precision.product(a, b)
     left = a.numpy()
@@ -100,34 +124,50 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def normalise_gram(gram: Array, cross: Array, test_square_norms: Array) -> tuple[Array, Array]:
-    """The Gram matrices (n x n, m x n) of the L2-normalised rows; DatasetError names the rows that are zero."""
+    """The Gram matrices (n x n, m x n) of the L2-normalised rows; DatasetError names the rows that
+    are zero.
+    """
     gram, cross = _grams(gram, cross)
     squares = _finite("test_square_norms", test_square_norms, 1)
     if len(squares) != len(cross):
-        raise ArgumentError(f"test_square_norms: got {len(squares)}, expected one for each of {len(cross)} test rows")
+        raise ArgumentError(
+            f"test_square_norms: got {len(squares)}, expected one for each of {len(cross)} test rows"
+        )
     for name, values in (("training", np.diag(gram)), ("test", squares)):
         if (values <= 0).any():
-            raise DatasetError(f"{name} features are zero in {_rows(values <= 0)}: nothing to normalise, drop them")
+            raise DatasetError(
+                f"{name} features are zero in {_rows(values <= 0)}: nothing to normalise, drop them"
+            )
     train, test = np.sqrt(np.diag(gram)), np.sqrt(squares)
     return gram / np.outer(train, train), cross / np.outer(test, train)
 
 
 def combine(parts: Iterable[tuple[Array, Array, float]]) -> tuple[Array, Array]:
-    """Weighted sum of (gram, cross, weight > 0): the features side by side, each scaled by sqrt(weight)."""
+    """Weighted sum of (gram, cross, weight > 0): the features side by side, each scaled by
+    sqrt(weight).
+    """
     checked = [(*_grams(gram, cross), weight) for gram, cross, weight in parts]
     got = [(gram.shape, cross.shape, weight) for gram, cross, weight in checked]
-    if len({shapes[:2] for shapes in got}) != 1 or not all(0 < shapes[2] < np.inf for shapes in got):
-        raise ArgumentError(f"parts: got {got}, expected at least one, equal shapes, and finite weights above 0")
-    grams, crosses = zip(*((gram * weight, cross * weight) for gram, cross, weight in checked), strict=True)
+    if len({shapes[:2] for shapes in got}) != 1 or not all(
+        0 < shapes[2] < np.inf for shapes in got
+    ):
+        raise ArgumentError(
+            f"parts: got {got}, expected at least one, equal shapes, and finite weights above 0"
+        )
+    grams, crosses = zip(
+        *((gram * weight, cross * weight) for gram, cross, weight in checked), strict=True
+    )
     return np.sum(grams, axis=0), np.sum(crosses, axis=0)
 
 
 def span_coordinates(gram_train: Array, gram_test_train: Array) -> tuple[Array, Array]:
-    """Coordinates in the span of the training rows (n x r, m x r float64) from products n x n and m x n (m >= 0).
+    """Coordinates in the span of the training rows (n x r, m x r float64) from products n x n and m
+    x n (m >= 0).
 
-    Eigenvalues up to n * 2.2e-16 of the largest are cut: there a float64 matrix holds only rounding. Small ones that
-    stay do no harm: a decision is `a^T P k_test` with P a projection, whatever their size. ArgumentError for NaN, wrong
-    shapes, a matrix not symmetric or with clearly negative eigenvalues; DatasetError when every row is zero.
+    Eigenvalues up to n * 2.2e-16 of the largest are cut: there a float64 matrix holds only
+    rounding. Small ones that stay do no harm: a decision is `a^T P k_test` with P a projection,
+    whatever their size. ArgumentError for NaN, wrong shapes, a matrix not symmetric or with clearly
+    negative eigenvalues; DatasetError when every row is zero.
     """
     gram, cross = _grams(gram_train, gram_test_train)
     values, vectors = np.linalg.eigh(gram)
@@ -135,16 +175,27 @@ def span_coordinates(gram_train: Array, gram_test_train: Array) -> tuple[Array, 
         got = f"eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
         raise ArgumentError(f"gram_train: got {got}, expected those of X X^T, none below 0")
     if values[-1] <= 0:
-        raise DatasetError("gram_train: every training row is zero, there is nothing to separate; check the features")
+        raise DatasetError(
+            "gram_train: every training row is zero, there is nothing to separate; check the features"
+        )
     keep = values > len(gram) * np.finfo(np.float64).eps * values[-1]
     root, basis = np.sqrt(values[keep]), vectors[:, keep]
     return np.ascontiguousarray(basis * root), np.ascontiguousarray(cross @ basis / root)
 
 
 def reduce(X_train: Array, X_test: Array) -> tuple[Array, Array]:
-    """The same rows in at most n columns, float64: as they are if d <= n, else their span coordinates."""
-    train, test = _finite("X_train", X_train, 2), _finite("X_test", X_test, 2, width_of=("X_train", X_train))
-    return (train, test) if train.shape[1] <= len(train) else span_coordinates(train @ train.T, test @ train.T)
+    """The same rows in at most n columns, float64: as they are if d <= n, else their span
+    coordinates.
+    """
+    train, test = (
+        _finite("X_train", X_train, 2),
+        _finite("X_test", X_test, 2, width_of=("X_train", X_train)),
+    )
+    return (
+        (train, test)
+        if train.shape[1] <= len(train)
+        else span_coordinates(train @ train.T, test @ train.T)
+    )
 
 
 class Fit(NamedTuple):
@@ -172,19 +223,28 @@ def fit(
     intercept_scaling: float = 1.0,
     seed: int = 0,
 ) -> Fit:
-    """Fit `LinearSVC` (squared hinge, L2) on n x r rows, labels y (n,) whole numbers (report 1, answer 11: C = 1, OvR).
+    """Fit `LinearSVC` (squared hinge, L2) on n x r rows, labels y (n,) whole numbers (report 1,
+    answer 11: C = 1, OvR).
 
-    `dual="auto"` takes the primal Newton solver when r <= n, as in span coordinates: it converges for C = 1e-3 .. 1e3,
-    where the dual one reaches its limit at large C. `converged` is False if a solver reached max_iter; other warnings
-    pass through. ArgumentError: shapes, NaN, C <= 0, unknown scheme. DatasetError: labels do not match, one class only.
+    `dual="auto"` takes the primal Newton solver when r <= n, as in span coordinates: it converges
+    for C = 1e-3 .. 1e3, where the dual one reaches its limit at large C. `converged` is False if a
+    solver reached max_iter; other warnings pass through. ArgumentError: shapes, NaN, C <= 0,
+    unknown scheme. DatasetError: labels do not match, one class only.
     """
     train, y = _labelled(Z_train, y)
     test = _finite("Z_test", Z_test, 2, width_of=("Z_train", train))
     if scheme not in ("ovr", "ovo") or dual not in ("auto", True, False):
         got = f"scheme={scheme!r}, dual={dual!r}"
-        raise ArgumentError(f"got {got}, expected 'ovr' (one-vs-rest) or 'ovo' (one-vs-one), and 'auto', True or False")
+        raise ArgumentError(
+            f"got {got}, expected 'ovr' (one-vs-rest) or 'ovo' (one-vs-one), and 'auto', True or False"
+        )
     (C,) = _costs([C])
-    options = {"tol": tol, "max_iter": max_iter, "intercept_scaling": intercept_scaling, "random_state": seed}
+    options = {
+        "tol": tol,
+        "max_iter": max_iter,
+        "intercept_scaling": intercept_scaling,
+        "random_state": seed,
+    }
     model: Any = LinearSVC(C=C, dual=dual, **options)
     model = OneVsOneClassifier(model) if scheme == "ovo" else model
     with warnings.catch_warnings(record=True) as caught:
@@ -195,19 +255,31 @@ def fit(
     stopped = any(issubclass(w.category, ConvergenceWarning) for w in caught)
     iterations = int(max(np.max(m.n_iter_) for m in getattr(model, "estimators_", [model])))
     predictions, decision = model.predict(test), model.decision_function(test)
-    return Fit(predictions, decision, not stopped and iterations < max_iter, iterations, C, scheme, model.classes_)
+    return Fit(
+        predictions,
+        decision,
+        not stopped and iterations < max_iter,
+        iterations,
+        C,
+        scheme,
+        model.classes_,
+    )
 
 
-def sweep(Z_train: Array, y: Array, Z_test: Array, Cs: Sequence[float], **options: Any) -> list[tuple[float, Fit]]:
+def sweep(
+    Z_train: Array, y: Array, Z_test: Array, Cs: Sequence[float], **options: Any
+) -> list[tuple[float, Fit]]:
     """`fit` at each C, with fit's `options`, on coordinates that were factorised once."""
     return [(C, fit(Z_train, y, Z_test, C, **options)) for C in _costs(Cs)]
 
 
 class Validation(NamedTuple):
-    """Accuracy at one C on held-out training rows: the mean, each fold's, and whether every fit converged.
+    """Accuracy at one C on held-out training rows: the mean, each fold's, and whether every fit
+    converged.
 
-    `right`: how often each training row was right among the times that it was held out, n in 0..1 (NaN: never held
-    out). Two values of C have the same folds, so that their rows can be compared one by one.
+    `right`: how often each training row was right among the times that it was held out, n in 0..1
+    (NaN: never held out). Two values of C have the same folds, so that their rows can be compared
+    one by one.
     """
 
     C: float
@@ -218,13 +290,21 @@ class Validation(NamedTuple):
 
 
 def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
-    Z_train: Array, y: Array, Cs: Sequence[float], folds: float = 5, repeats: int = 1, seed: int = 0, **options: Any
+    Z_train: Array,
+    y: Array,
+    Cs: Sequence[float],
+    folds: float = 5,
+    repeats: int = 1,
+    seed: int = 0,
+    **options: Any,
 ) -> tuple[float, list[Validation]]:
-    """The C with the best mean validation accuracy (the smallest among equals), and the table; no test row is involved.
+    """The C with the best mean validation accuracy (the smallest among equals), and the table; no
+    test row is involved.
 
-    A subset of the rows of Z_train is still exact: its span lies in the whole. `folds`: how many stratified folds or,
-    below 1, the share held out in a stratified split; `repeats`: how many times the rows are shuffled and split;
-    `seed` shuffles, equally for every C; `options` are fit's.
+    A subset of the rows of Z_train is still exact: its span lies in the whole. `folds`: how many
+    stratified folds or, below 1, the share held out in a stratified split; `repeats`: how many
+    times the rows are shuffled and split; `seed` shuffles, equally for every C; `options` are
+    fit's.
     """
     Z, y = _labelled(Z_train, y)
     splits, table = _splits(y, folds, repeats, seed), []
@@ -237,14 +317,18 @@ def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
             right[held] += hit
         right = np.divide(right, held_out, out=np.full(len(y), np.nan), where=held_out > 0)
         scores = tuple(float(hit.mean()) for hit in hits)
-        table.append(Validation(C, float(np.mean(scores)), scores, all(f.converged for f in fits), right))
+        table.append(
+            Validation(C, float(np.mean(scores)), scores, all(f.converged for f in fits), right)
+        )
     return min(table, key=lambda row: (-row.mean, row.C)).C, table
 
 
 def cross_validate(
     gram_train: Array, y: Array, C: float = 1.0, folds: float = 5, seed: int = 0, **options: Any
 ) -> Validation:
-    """`choose_C`'s row for one C, from an n x n training Gram matrix: one factorisation, folds on its rows."""
+    """`choose_C`'s row for one C, from an n x n training Gram matrix: one factorisation, folds on
+    its rows.
+    """
     Z, _ = span_coordinates(gram_train, np.empty((0, len(gram_train))))
     return choose_C(Z, y, [C], folds, seed=seed, **options)[1][0]
 
@@ -264,27 +348,47 @@ def accuracy(y: Array, predictions: Array) -> Accuracy:
     """How many of the predictions (m,) are the labels y (m,)."""
     y, predictions = np.asarray(y), np.asarray(predictions)
     if y.shape != predictions.shape or y.ndim != 1 or not len(y):
-        raise ArgumentError(f"predictions: got shape {predictions.shape}, expected that of y, {y.shape}, not empty")
+        raise ArgumentError(
+            f"predictions: got shape {predictions.shape}, expected that of y, {y.shape}, not empty"
+        )
     correct, total = int((y == predictions).sum()), len(y)
     p, z2 = correct / total, 1.959963984540054**2 / total
     centre, half = (p + z2 / 2) / (1 + z2), (z2 * (p * (1 - p) + z2 / 4)) ** 0.5 / (1 + z2)
-    return Accuracy(p, correct, total, (p * (1 - p) / total) ** 0.5, max(0.0, centre - half), min(1.0, centre + half))
+    return Accuracy(
+        p,
+        correct,
+        total,
+        (p * (1 - p) / total) ** 0.5,
+        max(0.0, centre - half),
+        min(1.0, centre + half),
+    )
 
 
 def confusion(y: Array, predictions: Array, classes: int) -> Array:
     """Counts, classes x classes: row = true class, column = predicted class."""
-    total, matrix = accuracy(y, predictions).total, confusion_matrix(y, predictions, labels=np.arange(classes))
+    total, matrix = (
+        accuracy(y, predictions).total,
+        confusion_matrix(y, predictions, labels=np.arange(classes)),
+    )
     if matrix.sum() != total:
-        raise ArgumentError(f"classes={classes}: labels or predictions lie outside 0 .. {classes - 1}")
+        raise ArgumentError(
+            f"classes={classes}: labels or predictions lie outside 0 .. {classes - 1}"
+        )
     return matrix
 
 
 def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array, Array]]:
     classes, counts = np.unique(y, return_counts=True)
     if repeats < 1:
-        raise ArgumentError(f"repeats: got {repeats}, expected how many times the rows are split, 1 or more")
+        raise ArgumentError(
+            f"repeats: got {repeats}, expected how many times the rows are split, 1 or more"
+        )
     if isinstance(folds, int) and 2 <= folds <= counts.min():
-        return list(RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed).split(y, y))
+        return list(
+            RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed).split(
+                y, y
+            )
+        )
     if 0 < folds < 1 and len(classes) <= min(folds, 1 - folds) * len(y) and counts.min() > 1:
         return list(StratifiedShuffleSplit(repeats, test_size=folds, random_state=seed).split(y, y))
     expected = f"2 to {counts.min()} folds (the smallest class), or a share of 0 to 1 with a row of each class"
@@ -298,7 +402,9 @@ def _costs(Cs: Sequence[float]) -> list[float]:
     return values
 
 
-def _finite(name: str, values: Array, ndim: int, width_of: tuple[str, Array] | None = None) -> Array:
+def _finite(
+    name: str, values: Array, ndim: int, width_of: tuple[str, Array] | None = None
+) -> Array:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != ndim or (width_of is not None and array.shape[1] != np.shape(width_of[1])[1]):
         like = f" and as many columns as {width_of[0]}, {np.shape(width_of[1])}" if width_of else ""
@@ -312,21 +418,33 @@ def _finite(name: str, values: Array, ndim: int, width_of: tuple[str, Array] | N
 def _grams(gram: Array, cross: Array) -> tuple[Array, Array]:
     gram, cross = _finite("gram", gram, 2), _finite("cross", cross, 2)
     if not len(gram) or gram.shape[0] != gram.shape[1] or cross.shape[1] != len(gram):
-        raise ArgumentError(f"gram, cross: got shapes {gram.shape} and {cross.shape}, expected n x n and m x n")
+        raise ArgumentError(
+            f"gram, cross: got shapes {gram.shape} and {cross.shape}, expected n x n and m x n"
+        )
     if (skew := np.abs(gram - gram.T).max()) > 1e-6 * np.abs(gram).max():
-        raise ArgumentError(f"gram: differs from its transpose by {skew:.3g}, expected X X^T, which is symmetric")
+        raise ArgumentError(
+            f"gram: differs from its transpose by {skew:.3g}, expected X X^T, which is symmetric"
+        )
     return gram, cross
 
 
 def _labelled(rows: Array, y: Array) -> tuple[Array, Array]:
     rows, y = _finite("Z_train", rows, 2), np.asarray(y)
     if y.shape != (len(rows),) or y.dtype.kind not in "iu":
-        raise DatasetError(f"y: got {y.dtype} {y.shape}, expected a whole number for each of {len(rows)} rows")
+        raise DatasetError(
+            f"y: got {y.dtype} {y.shape}, expected a whole number for each of {len(rows)} rows"
+        )
     if len(classes := np.unique(y)) < 2:
-        raise DatasetError(f"y: got the classes {classes.tolist()}, expected at least two to separate")
+        raise DatasetError(
+            f"y: got the classes {classes.tolist()}, expected at least two to separate"
+        )
     return rows, y
 
 
 def _rows(bad: Array) -> str:
     rows = np.flatnonzero(bad).tolist()
-    return "rows " + ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    return (
+        "rows "
+        + ", ".join(map(str, rows[:8]))
+        + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    )

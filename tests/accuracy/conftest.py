@@ -19,7 +19,9 @@ def _benches() -> dict[str, transfer.Bench]:
 
 
 @pytest.fixture
-def bench(_benches: dict[str, transfer.Bench], claim: Any, progress: Any) -> Callable[[str, Path], transfer.Bench]:
+def bench(
+    _benches: dict[str, transfer.Bench], claim: Any, progress: Any
+) -> Callable[[str, Path], transfer.Bench]:
     """bench("scene15" | "digits", path): what the tests of one problem share."""
 
     def get(name: str, path: Path) -> transfer.Bench:
@@ -40,10 +42,12 @@ def _lenses() -> dict[tuple[str, str], gradients.Bench]:
 def lens(
     _lenses: dict[tuple[str, str], gradients.Bench], claim: Any, progress: Any
 ) -> Callable[..., gradients.Bench | None]:
-    """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's record serves.
+    """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's
+    record serves.
 
-    With `judge`, the second network is needed too; `photos`: of this asset instead of the network's usual ones. A full
-    run has the main network's photos for every network where they are on the machine, and more of them for that one.
+    With `judge`, the second network is needed too; `photos`: of this asset instead of the network's
+    usual ones. A full run has the main network's photos for every network where they are on the
+    machine, and more of them for that one.
     """
 
     def get(title: str, judge: bool = False, photos: str = "") -> gradients.Bench | None:
@@ -61,7 +65,9 @@ def lens(
             found = getattr(datasets, photos.replace("-", "_"))(located.path)
             if full and setup is main:
                 found = gradients.with_more(found)
-            _lenses[title, photos] = gradients.Bench(title, found, claim.device, claim.profile, progress)
+            _lenses[title, photos] = gradients.Bench(
+                title, found, claim.device, claim.profile, progress
+            )
         return _lenses[title, photos]
 
     return get
@@ -78,8 +84,8 @@ def gans(
 ) -> Callable[..., gan_experiments.Bench | None]:
     """gans("MNIST"): what the tests of TME 9 and 10 on one data set share.
 
-    With `short`, None where the data set only stands in for one that is here, and the full run's record serves. Another
-    number of photos than pins are of is another case of the claim.
+    With `short`, None where the data set only stands in for one that is here, and the full run's
+    record serves. Another number of photos than pins are of is another case of the claim.
     """
 
     def get(title: str, short: bool = False) -> gan_experiments.Bench | None:
@@ -87,12 +93,17 @@ def gans(
         found = claim.need(setup.asset)
         if setup.channels == 3:
             claim.need("squeezenet1_1")
-        better = [gan_experiments.SETUPS[name].asset for name in gan_experiments.INSTEAD_OF.get((claim.lab, title), ())]
+        better = [
+            gan_experiments.SETUPS[name].asset
+            for name in gan_experiments.INSTEAD_OF.get((claim.lab, title), ())
+        ]
         if short and any(assets.find(name) for name in better) and claim.recorded():
             return None
         if title not in _galleries:
             output = claim.run.output
-            _galleries[title] = gan_experiments.Bench(title, found.path, claim.device, claim.profile, progress, output)
+            _galleries[title] = gan_experiments.Bench(
+                title, found.path, claim.device, claim.profile, progress, output
+            )
         claim.case = _galleries[title].case(claim.case)
         return _galleries[title]
 

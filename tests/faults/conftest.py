@@ -1,4 +1,6 @@
-"""What every test here has: how much to do, and a row for the page that says how often it was tried and withstood."""
+"""What every test here has: how much to do, and a row for the page that says how often it was tried
+and withstood.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,25 @@ WAITING = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What each test takes is known in seconds of another machine; the pace of this one shows as it goes."""
+    """What each test takes is known in seconds of another machine; the pace of this one shows as it
+    goes.
+    """
     config = session.config
     path = Path(config.rootpath, "reports", "baseline", "costs.json")
     kept = files.read_json(path) if path.exists() else {}
     costs = Costs.of(kept.get(f"faults {config.getoption('--profile')}", {}))
     config.stash[BUDGET] = Budget(costs, "seconds", lambda: 1.0, config.getoption("--minutes"))
-    config.stash[WAITING] = [item.nodeid for item in session.items if item.get_closest_marker("faults")]
+    config.stash[WAITING] = [
+        item.nodeid for item in session.items if item.get_closest_marker("faults")
+    ]
     config.stash[LATE] = {}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Defers a test for which --minutes has no room; the cheap ones, and one of each file, come first."""
+    """Defers a test for which --minutes has no room; the cheap ones, and one of each file, come
+    first.
+    """
     budget, waiting = item.config.stash[BUDGET], item.config.stash[WAITING]
     group = {name: name.partition("::")[0] for name in [*waiting, *budget.finished]}
     if item.nodeid not in budget.fits(waiting, {}, group):
@@ -45,7 +53,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         takes = "an unknown time" if seconds is None else f"about {duration(seconds)}"
         item.config.stash[LATE][item.nodeid] = takes
         waiting.remove(item.nodeid)
-        pytest.skip(f"deferred: it would take {takes}, for which --minutes has no room; give more minutes")
+        pytest.skip(
+            f"deferred: it would take {takes}, for which --minutes has no room; give more minutes"
+        )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,14 +79,25 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """fault(name, tried=60, withstood=60, means="...", found={...}): a row of the page; fails where not all was."""
+    """fault(name, tried=60, withstood=60, means="...", found={...}): a row of the page; fails where
+    not all was.
+    """
     rows = request.config.stash.setdefault(ROWS, {})
     profile, code = request.config.getoption("--profile"), code_hash(request.config.rootpath)
 
-    def row(name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None) -> None:
+    def row(
+        name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None
+    ) -> None:
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-        rows[name] = {"tried": tried, "withstood": withstood, "means": means, "found": plain(found or {}),
-                      "profile": profile, "date": date, "code": code}  # fmt: skip
+        rows[name] = {
+            "tried": tried,
+            "withstood": withstood,
+            "means": means,
+            "found": plain(found or {}),
+            "profile": profile,
+            "date": date,
+            "code": code,
+        }
         assert tried > 0, f"{name}: nothing was tried"
         assert withstood == tried, f"{name}: {tried - withstood} of {tried} went wrong; {found}"
 
@@ -89,7 +110,11 @@ def plain(value: Any) -> Any:
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
-    return re.sub(r"(?<![\w.])([/\\][\w.+-]+){2,}[/\\]", ".../", value) if isinstance(value, str) else value
+    return (
+        re.sub(r"(?<![\w.])([/\\][\w.+-]+){2,}[/\\]", ".../", value)
+        if isinstance(value, str)
+        else value
+    )
 
 
 @pytest.fixture
@@ -103,15 +128,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     except FileNotFoundError:
         pytest.skip("there is no mount command: run this one on Linux")
     if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted ({done.stderr.strip()}): run this one as root on Linux")
+        pytest.skip(
+            f"a small disk cannot be mounted ({done.stderr.strip()}): run this one as root on Linux"
+        )
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the counts, keeps them in <output>/faults.json beside earlier rows, and writes the page again.
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Prints the counts, keeps them in <output>/faults.json beside earlier rows, and writes the
+    page again.
 
-    Rows of other code go: they say nothing of what is here, and the file names one environment for all.
+    Rows of other code go: they say nothing of what is here, and the file names one environment for
+    all.
     """
     late = config.stash.get(LATE, {})
     if not (rows := config.stash.get(ROWS, {})) and not late:
@@ -120,23 +151,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for name, takes in late.items():
         terminalreporter.write_line(f"deferred, {takes}: {name}")
     for name, row in rows.items():
-        terminalreporter.write_line(f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}")
+        terminalreporter.write_line(
+            f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}"
+        )
     root, folder = config.rootpath, Path(config.rootpath, config.getoption("--output"))
     if config.getoption("--accept-costs"):
         budget, costs = config.stash[BUDGET], root / "reports" / "baseline" / "costs.json"
         budget.costs.learn(budget.dtype, budget.speed, budget.clock, budget.finished)
         known = files.read_json(costs) if costs.exists() else {}
-        files.write_json(costs, {**known, f"faults {config.getoption('--profile')}": budget.costs.as_json()})
+        files.write_json(
+            costs, {**known, f"faults {config.getoption('--profile')}": budget.costs.as_json()}
+        )
     if not rows:
         return
     path = folder / "faults.json"
     try:
         kept = dict(files.read_json(path)["rows"]) if path.exists() else {}
         kept = {name: row for name, row in kept.items() if row.get("code") == code_hash(root)}
-    except (StoreError, AttributeError, KeyError, TypeError, ValueError):  # of another version, or damaged: made anew
+    # of another version, or damaged: made anew
+    except (StoreError, AttributeError, KeyError, TypeError, ValueError):
         kept = {}
     profile = config.getoption("--profile")
-    files.write_json(path, {"environment": environment(root, "cpu", profile), "rows": {**kept, **rows}})
+    files.write_json(
+        path, {"environment": environment(root, "cpu", profile), "rows": {**kept, **rows}}
+    )
     if not (folder / "claims.json").exists():
-        files.write_json(folder / "claims.json", {"environment": environment(root, "cpu", profile), "records": []})
+        files.write_json(
+            folder / "claims.json",
+            {"environment": environment(root, "cpu", profile), "records": []},
+        )
     terminalreporter.write_line(f"{path}; {page.rebuild(folder)}")

@@ -1,9 +1,11 @@
-"""Files that mean harm or are merely broken, by the thousand, to every reader: only our errors may come out.
+"""Files that mean harm or are merely broken, by the thousand, to every reader: only our errors may
+come out.
 
     python -m tests.faults.hostile FOLDER INPUTS SEED
 
-prints one JSON object: per reader how many were refused and accepted; every other outcome with the number that makes
-it again (`one(FOLDER, reader, SEED, number)`), the longest reading and the most memory that the process ever had.
+prints one JSON object: per reader how many were refused and accepted; every other outcome with the
+number that makes it again (`one(FOLDER, reader, SEED, number)`), the longest reading and the most
+memory that the process ever had.
 """
 
 from __future__ import annotations
@@ -48,12 +50,29 @@ MOST_SECONDS, MOST_BYTES = 2.0, 10**9
 DEEP: Any = []
 for _ in range(900):
     DEEP = [DEEP]
-ODD: tuple[Any, ...] = (None, True, 0, -1, 2**63, 1e308, "", "x" * 5000, "../../../etc/passwd", "a\nb\x1b[31m\u202e",
-                        [], {}, [[]], {"": 0}, DEEP)  # fmt: skip
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    2**63,
+    1e308,
+    "",
+    "x" * 5000,
+    "../../../etc/passwd",
+    "a\nb\x1b[31m\u202e",
+    [],
+    {},
+    [[]],
+    {"": 0},
+    DEEP,
+)
 
 
 def altered(data: bytes, chance: random.Random) -> bytes:
-    """One to four changes of a file: of bits, of sizes in headers, of its length, of the order of its parts."""
+    """One to four changes of a file: of bits, of sizes in headers, of its length, of the order of
+    its parts.
+    """
     most = max(2 * 10**6, 2 * len(data))
     for _ in range(chance.choice((1, 1, 2, 4))):
         n = len(data)
@@ -69,9 +88,16 @@ def altered(data: bytes, chance: random.Random) -> bytes:
             data = data[:to] + data[at:]
         elif kind == 4:
             width, order = chance.choice((2, 4, 8)), chance.choice(("<", ">"))
-            value = chance.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)) % 2 ** (8 * width)
-            place = chance.choice((at, chance.randrange(min(n, 64) + 1)))  # sizes stand at the beginning, as a rule
-            data = data[:place] + struct.pack(order + {2: "H", 4: "I", 8: "Q"}[width], value) + data[place + width :]
+            value = chance.choice(
+                (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
+            ) % 2 ** (8 * width)
+            # sizes stand at the beginning, as a rule
+            place = chance.choice((at, chance.randrange(min(n, 64) + 1)))
+            data = (
+                data[:place]
+                + struct.pack(order + {2: "H", 4: "I", 8: "Q"}[width], value)
+                + data[place + width :]
+            )
         elif kind == 5:
             data = chance.randbytes(chance.randrange(200))
         elif n:
@@ -84,9 +110,11 @@ def altered(data: bytes, chance: random.Random) -> bytes:
 
 
 class Reader(NamedTuple):
-    """`corpus`: files that are right; `read` gets the folder in which `file` (or `name`) is the one that was altered.
+    """`corpus`: files that are right; `read` gets the folder in which `file` (or `name`) is the one
+    that was altered.
 
-    Where a checksum would refuse whatever is altered, another `alter` keeps it right, so that what is behind it is met.
+    Where a checksum would refuse whatever is altered, another `alter` keeps it right, so that what
+    is behind it is met.
     """
 
     name: str
@@ -97,7 +125,8 @@ class Reader(NamedTuple):
     file: str = ""
 
 
-# --- files that are right -------------------------------------------------------------------------------------------
+# --- files that are right
+# -------------------------------------------------------------------------------------------
 
 
 def saved(write: Callable[[Path], object], folder: Path, name: str) -> bytes:
@@ -107,13 +136,20 @@ def saved(write: Callable[[Path], object], folder: Path, name: str) -> bytes:
 
 def photos(kind: str) -> list[bytes]:
     chance, found = np.random.default_rng(0), []
-    modes = {"PPM": ("L", "RGB"), "JPEG": ("L", "RGB", "CMYK"), "BMP": ("1", "P", "RGB"), "GIF": ("P",)}
+    modes = {
+        "PPM": ("L", "RGB"),
+        "JPEG": ("L", "RGB", "CMYK"),
+        "BMP": ("1", "P", "RGB"),
+        "GIF": ("P",),
+    }
     for mode in modes.get(kind, ("L", "RGB", "RGBA") + ("P", "I;16") * (kind != "WEBP")):
         size, buffer = (24, 40), io.BytesIO()
         if mode == "I;16":
             image = Image.fromarray(chance.integers(0, 2**16, size, dtype=np.uint16))
         else:
-            image = Image.fromarray(chance.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
+            image = Image.fromarray(chance.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(
+                mode
+            )
         image.save(buffer, kind)
         found.append(buffer.getvalue())
     return found
@@ -121,8 +157,11 @@ def photos(kind: str) -> list[bytes]:
 
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {"features.0.weight": torch.randn(4, 3, 3, 3, generator=generator), "features.0.bias": torch.zeros(4),
-            "classifier.6.bias": torch.ones(2).bfloat16()}  # fmt: skip
+    return {
+        "features.0.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "features.0.bias": torch.zeros(4),
+        "classifier.6.bias": torch.ones(2).bfloat16(),
+    }
 
 
 NETWORK, PART = "squeezenet1_1", "features.0."  # 7 kB; AlexNet's first layer has 90
@@ -146,8 +185,13 @@ def torch_files() -> list[bytes]:
 def flax_file() -> bytes:
     kernel, bias = (value.numpy() for value in network_weights().values())
     layer = {"kernel": np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), "bias": bias}
-    tree = {"SqueezeNet_0": {"Conv_0": layer}, "NetLinLayer_0": {"Conv_0": {"kernel": np.ones((1, 1, 2, 1), "f4")}}}
-    return pickle.dumps(tree, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    tree = {
+        "SqueezeNet_0": {"Conv_0": layer},
+        "NetLinLayer_0": {"Conv_0": {"kernel": np.ones((1, 1, 2, 1), "f4")}},
+    }
+    return pickle.dumps(tree, protocol=3).replace(
+        b"numpy._core.multiarray", b"numpy.core.multiarray"
+    )
 
 
 def idx(*shape: int) -> bytes:
@@ -163,29 +207,63 @@ def archive(names: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-SPLIT = {"Coast": {"archive": "MITcoast", "images": 3, "train": "1 2"},
-         "Office": {"archive": "PARoffice", "images": 2, "train": "1"}}  # fmt: skip
-MEMBERS = [f"15-Scene/{folder}/image_{i:04d}.jpg" for folder, n in (("MITcoast", 3), ("PARoffice", 2))
-           for i in range(1, n + 1)]  # fmt: skip
+SPLIT = {
+    "Coast": {"archive": "MITcoast", "images": 3, "train": "1 2"},
+    "Office": {"archive": "PARoffice", "images": 2, "train": "1"},
+}
+MEMBERS = [
+    f"15-Scene/{folder}/image_{i:04d}.jpg"
+    for folder, n in (("MITcoast", 3), ("PARoffice", 2))
+    for i in range(1, n + 1)
+]
 
 
 def run_json() -> bytes:
     curve = {"C": [1, 2], "test": [0.5, 0.6], "converged": [True, False]}
-    evidence = {"network": "vgg16", "accuracy": {"relu1_1": 0.5}, "classes": ["a", "b"], "matrix": [[1, 2], [0, 3]],
-                "rows": [{"recipe": "a", "validation": 0.5, "test": 0.6, "n": 10}]}  # fmt: skip
+    evidence = {
+        "network": "vgg16",
+        "accuracy": {"relu1_1": 0.5},
+        "classes": ["a", "b"],
+        "matrix": [[1, 2], [0, 3]],
+        "rows": [{"recipe": "a", "validation": 0.5, "test": 0.6, "n": 10}],
+    }
     figures = [{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}]
-    part = {"name": "p", "bound": "above 0.5", "outcome": "undecided", "value": 0.6, "low": 0.4, "high": 0.8, "n": 9,
-            "method": "m", "level": 0.99}  # fmt: skip
-    record = claim_records.Record("tme7.q1.total", case="x", measured=curve, outcome="undecided", parts=[part],
-                           evidence=evidence | curve, figures=figures)  # fmt: skip
-    environment = {"date": "2026", "device": "cpu", "cpu": "x", "profile": "short", "assets": [{"name": "digits"}]}
+    part = {
+        "name": "p",
+        "bound": "above 0.5",
+        "outcome": "undecided",
+        "value": 0.6,
+        "low": 0.4,
+        "high": 0.8,
+        "n": 9,
+        "method": "m",
+        "level": 0.99,
+    }
+    record = claim_records.Record(
+        "tme7.q1.total",
+        case="x",
+        measured=curve,
+        outcome="undecided",
+        parts=[part],
+        evidence=evidence | curve,
+        figures=figures,
+    )
+    environment = {
+        "date": "2026",
+        "device": "cpu",
+        "cpu": "x",
+        "profile": "short",
+        "assets": [{"name": "digits"}],
+    }
     thresholds = {"a": {"accuracy": 0.5, "n": 10, "images": "i", "bits": "AAA="}}
     run = {"environment": environment, "thresholds": thresholds, "records": [record.as_json()]}
     return json.dumps(claim_records.plain(run)).encode()
 
 
 def readers(folder: Path) -> list[Reader]:
-    """Every reader with its corpus; what they need beside the altered file is made once, in `folder`."""
+    """Every reader with its corpus; what they need beside the altered file is made once, in
+    `folder`.
+    """
 
     def photo(here: Path) -> None:
         (path,) = here.iterdir()
@@ -194,20 +272,30 @@ def readers(folder: Path) -> list[Reader]:
     kinds = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
     found = [Reader(f"photo.{kind.lower()}", photos(kind), photo) for kind in kinds]
 
-    found.append(Reader("photo.png, its checksums right", photos("PNG"), photo, 1.0, altered_png, "photo.png"))
+    found.append(
+        Reader(
+            "photo.png, its checksums right", photos("PNG"), photo, 1.0, altered_png, "photo.png"
+        )
+    )
 
     def both(here: Path, name: str) -> None:
         weights.read(here / name, NETWORK)
         weights.load(here / name, NETWORK, part=PART)
 
     def stamp(tensors: dict[str, torch.Tensor]) -> bytes:
-        return saved(lambda path: files.save_tensors(path, tensors, {"made": "today"}), folder, "stamped.safetensors")
+        return saved(
+            lambda path: files.save_tensors(path, tensors, {"made": "today"}),
+            folder,
+            "stamped.safetensors",
+        )
 
     stamped, layer = stamp(tensors()), stamp(network_weights())
     victims.train(folder / "gan")
     (checkpoint,) = (folder / "gan" / "tiny").glob("step-*.safetensors")
     index = (folder / "gan" / "tiny" / "training.json").read_bytes()
-    x = torch.randint(0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    x = torch.randint(
+        0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
+    )
 
     def resume(here: Path) -> None:
         for name, data in (("training.json", index), (checkpoint.name, checkpoint.read_bytes())):
@@ -218,8 +306,16 @@ def readers(folder: Path) -> list[Reader]:
     run = replace(victims.RUN, grids=(25,))
 
     def scored(work: Path, evidence: Path) -> dict[str, Any]:
-        return runs.scored_run(run, x, torch.arange(30) % 3, lambda _: {"score": 1.0}, judge="one",
-                                  checkpoint_every=25, work=work, evidence=evidence)  # fmt: skip
+        return runs.scored_run(
+            run,
+            x,
+            torch.arange(30) % 3,
+            lambda _: {"score": 1.0},
+            judge="one",
+            checkpoint_every=25,
+            work=work,
+            evidence=evidence,
+        )
 
     made = scored(folder / "gan", folder / "kept")
 
@@ -235,55 +331,124 @@ def readers(folder: Path) -> list[Reader]:
                     path.write_bytes(idx(*shape))
         datasets.mnist(here)
 
-    filled = feature_store.FeatureStore(folder / "features", 4, {"tap": 3, "other": 1}, torch.float32)
+    filled = feature_store.FeatureStore(
+        folder / "features", 4, {"tap": 3, "other": 1}, torch.float32
+    )
     filled.write(0, {"tap": torch.arange(12.0).view(4, 3), "other": torch.ones(4, 1)})
 
     def shard(here: Path) -> None:
         made = feature_store.FeatureStore(here, 4, filled.widths, torch.float32)
-        with contextlib.suppress(RdfiaError):  # reading takes the header's word, so that a damaged one is met here
+        # reading takes the header's word, so that a damaged one is met here
+        with contextlib.suppress(RdfiaError):
             _ = made["tap"]
         made.is_done(0)  # False removes it
         _ = made["other"]
 
-    losses, grid = folder / "kept" / f"{run.name}.safetensors", folder / "kept" / f"{run.name}-25.png"
-    table = gzip.compress(b"\n".join(b",".join([b"%d" % (i % 10)] * 785) for i in range(5000)), 1)  # ends in labels
+    losses, grid = (
+        folder / "kept" / f"{run.name}.safetensors",
+        folder / "kept" / f"{run.name}-25.png",
+    )
+    # ends in labels
+    table = gzip.compress(b"\n".join(b",".join([b"%d" % (i % 10)] * 785) for i in range(5000)), 1)
     found += [
         Reader("weights.pth", torch_files(), lambda here: both(here, "weights.pth")),
         Reader("weights.ckpt", [flax_file()], lambda here: both(here, "weights.ckpt")),
         Reader("weights.safetensors", [layer], lambda here: both(here, "weights.safetensors")),
-        Reader("weights.safetensors, well formed", [layer], lambda here: both(here, "weights.safetensors"), 1.0,
-               altered_tensors, "weights.safetensors"),
-        Reader("tensors.safetensors", [stamped], lambda here: files.load_tensors(here / "tensors.safetensors")),
+        Reader(
+            "weights.safetensors, well formed",
+            [layer],
+            lambda here: both(here, "weights.safetensors"),
+            1.0,
+            altered_tensors,
+            "weights.safetensors",
+        ),
+        Reader(
+            "tensors.safetensors",
+            [stamped],
+            lambda here: files.load_tensors(here / "tensors.safetensors"),
+        ),
         Reader("shard-00000.safetensors", [filled.path(0).read_bytes()], shard),
-        Reader("shard-00000.safetensors, its checksum right", [filled.path(0).read_bytes()], shard, 0.5,
-               altered_tensors, "shard-00000.safetensors"),
+        Reader(
+            "shard-00000.safetensors, its checksum right",
+            [filled.path(0).read_bytes()],
+            shard,
+            0.5,
+            altered_tensors,
+            "shard-00000.safetensors",
+        ),
         Reader("value.json", [run_json()], lambda here: files.read_json(here / "value.json")),
-        Reader("claims.json", [run_json()], lambda here: claim_records.read_run(here / "claims.json")),
+        Reader(
+            "claims.json", [run_json()], lambda here: claim_records.read_run(here / "claims.json")
+        ),
         Reader("training.json", [index], resume, 0.5),
         Reader(checkpoint.name, [checkpoint.read_bytes()], resume, 0.5),
-        Reader(f"{checkpoint.name}, its checksum right", [checkpoint.read_bytes()], resume, 0.5, altered_tensors,
-               checkpoint.name),
-        Reader(f"{run.name}.json", [json.dumps(made).encode()], lambda here: scored(here / "nowhere", here), 0.3),
+        Reader(
+            f"{checkpoint.name}, its checksum right",
+            [checkpoint.read_bytes()],
+            resume,
+            0.5,
+            altered_tensors,
+            checkpoint.name,
+        ),
+        Reader(
+            f"{run.name}.json",
+            [json.dumps(made).encode()],
+            lambda here: scored(here / "nowhere", here),
+            0.3,
+        ),
         Reader(losses.name, [losses.read_bytes()], lambda here: runs.losses_of(run, here)),
-        Reader(f"{losses.name}, its checksum right", [losses.read_bytes()],
-               lambda here: runs.losses_of(run, here), 0.5, altered_tensors, losses.name),
+        Reader(
+            f"{losses.name}, its checksum right",
+            [losses.read_bytes()],
+            lambda here: runs.losses_of(run, here),
+            0.5,
+            altered_tensors,
+            losses.name,
+        ),
         Reader(grid.name, [grid.read_bytes()], lambda here: runs.grid_of(run, 25, here)),
-        Reader(f"{grid.name}, its checksums right", [grid.read_bytes()],
-               lambda here: runs.grid_of(run, 25, here), 1.0, altered_png, grid.name),
-        Reader(assets.MANIFEST, [b'{"digits": {"path": "x", "sha256": "y", "source": "z"}}'],
-               assets._manifest, 0.3),
+        Reader(
+            f"{grid.name}, its checksums right",
+            [grid.read_bytes()],
+            lambda here: runs.grid_of(run, 25, here),
+            1.0,
+            altered_png,
+            grid.name,
+        ),
+        Reader(
+            assets.MANIFEST,
+            [b'{"digits": {"path": "x", "sha256": "y", "source": "z"}}'],
+            assets._manifest,
+            0.3,
+        ),
         Reader("digests.json", [b'{"a": "b"}'], memo, 0.3),
         Reader("train-images-idx3-ubyte", [idx(20, 28, 28)], mnist),
         Reader("train-labels-idx1-ubyte", [idx(20)], mnist),
         Reader("digits.csv.gz", [table], lambda here: datasets.digits(here / "digits.csv.gz"), 0.3),
-        Reader("digits.csv, packed anew", [table], lambda here: datasets.digits(here / "digits.csv.gz"), 0.1,
-               altered_gzip, "digits.csv.gz"),
-        Reader("scene15.zip", [archive(MEMBERS)],
-               lambda here: list(downloads.scene15_members(here / "scene15.zip", SPLIT))),
-        Reader("packed.gz", [gzip.compress(bytes(5000)), gzip.compress(bytes(range(256)) * 20)],
-               lambda here: downloads.gunzip(here / "packed.gz", here / "unpacked", limit=10**6)),
-        Reader("page.json", [run_json()], lambda here: page.rebuild(rename(here, "page.json", "claims.json")), 0.1),
-    ]  # fmt: skip
+        Reader(
+            "digits.csv, packed anew",
+            [table],
+            lambda here: datasets.digits(here / "digits.csv.gz"),
+            0.1,
+            altered_gzip,
+            "digits.csv.gz",
+        ),
+        Reader(
+            "scene15.zip",
+            [archive(MEMBERS)],
+            lambda here: list(downloads.scene15_members(here / "scene15.zip", SPLIT)),
+        ),
+        Reader(
+            "packed.gz",
+            [gzip.compress(bytes(5000)), gzip.compress(bytes(range(256)) * 20)],
+            lambda here: downloads.gunzip(here / "packed.gz", here / "unpacked", limit=10**6),
+        ),
+        Reader(
+            "page.json",
+            [run_json()],
+            lambda here: page.rebuild(rename(here, "page.json", "claims.json")),
+            0.1,
+        ),
+    ]
     return found
 
 
@@ -303,7 +468,8 @@ def rename(folder: Path, old: str, new: str) -> Path:
     return folder
 
 
-# --- and how they go wrong ------------------------------------------------------------------------------------------
+# --- and how they go wrong
+# ------------------------------------------------------------------------------------------
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -330,7 +496,9 @@ def altered_gzip(data: bytes, chance: random.Random) -> bytes:
 
 
 def altered_tensors(data: bytes, chance: random.Random) -> bytes:
-    """A stamped file in which one to three tensors, or words of its metadata, are other ones, and stamped again."""
+    """A stamped file in which one to three tensors, or words of its metadata, are other ones, and
+    stamped again.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.safetensors"
         path.write_bytes(data)
@@ -341,9 +509,15 @@ def altered_tensors(data: bytes, chance: random.Random) -> bytes:
             if kind == 0:
                 continue
             if kind == 1:
-                name = chance.choice((name + "x", name[:-1], "x" * 5000, "\x1b[31m\n", *found, *metadata))
+                name = chance.choice(
+                    (name + "x", name[:-1], "x" * 5000, "\x1b[31m\n", *found, *metadata)
+                )
             elif kind == 2:
-                value = value.to(chance.choice((torch.float64, torch.int32, torch.uint8, torch.bool, torch.bfloat16)))
+                value = value.to(
+                    chance.choice(
+                        (torch.float64, torch.int32, torch.uint8, torch.bool, torch.bfloat16)
+                    )
+                )
             elif kind == 3:
                 value = value.float() * chance.choice((math.nan, math.inf, 1e38, 0.0))
             elif kind == 4:
@@ -353,24 +527,34 @@ def altered_tensors(data: bytes, chance: random.Random) -> bytes:
             elif kind == 6:
                 value = torch.cat([value.flatten()] * 2)
             elif metadata:
-                metadata[chance.choice(sorted(metadata))] = chance.choice(("", "0", "x" * 5000, "\x1b[31m\n"))
+                metadata[chance.choice(sorted(metadata))] = chance.choice(
+                    ("", "0", "x" * 5000, "\x1b[31m\n")
+                )
             found[name] = value
         files.save_tensors(path, {name: value.clone() for name, value in found.items()}, metadata)
         return path.read_bytes()
 
 
 def altered_json(data: bytes, chance: random.Random) -> bytes:
-    """The document with one to three of its values, anywhere, exchanged for odd ones; names are dropped and made up."""
+    """The document with one to three of its values, anywhere, exchanged for odd ones; names are
+    dropped and made up.
+    """
     value = json.loads(data)
     for _ in range(chance.choice((1, 1, 2, 3))):
         part: Any = value
         for _ in range(chance.randrange(8)):
-            below = [v for v in (part.values() if isinstance(part, dict) else part) if isinstance(v, dict | list) and v]
+            below = [
+                v
+                for v in (part.values() if isinstance(part, dict) else part)
+                if isinstance(v, dict | list) and v
+            ]
             if not below:
                 break
             part = chance.choice(below)
         if isinstance(part, dict | list) and part:
-            key = chance.choice(list(part)) if isinstance(part, dict) else chance.randrange(len(part))
+            key = (
+                chance.choice(list(part)) if isinstance(part, dict) else chance.randrange(len(part))
+            )
             if chance.random() < 0.2:
                 del part[key]
             else:
@@ -393,7 +577,8 @@ def hostile(reader: Reader, seed: int, number: int) -> bytes:
 def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
     """Reads one altered file: "accepted", the name of our error, or what went wrong.
 
-    The first numbers are the corpus as it is. A reader that refuses it shows nothing of what is behind its first look.
+    The first numbers are the corpus as it is. A reader that refuses it shows nothing of what is
+    behind its first look.
     """
     here = folder / "here"
     here.mkdir()
@@ -421,15 +606,22 @@ def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
 
 
 def peak() -> int:
-    """The most memory that this process had, in bytes; getrusage would say its parent's, where that had more."""
+    """The most memory that this process had, in bytes; getrusage would say its parent's, where that
+    had more.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * next(
+            int(line.split()[1])
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
 def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
-    warnings.simplefilter("ignore")  # readers warn of what is odd; here it is what they raise that counts
+    # readers warn of what is odd; here it is what they raise that counts
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 
     def too_long(*_: object) -> None:
@@ -453,10 +645,15 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
                 wrong.append(f"{reader.name} {number}: {found}")
         if peak() - before > 10**8:
             print(f"{reader.name}: {(peak() - before) / 1e6:.0f} MB more", file=sys.stderr)
-    return {"inputs": sum(sum(count.values()) for count in counts.values()), "wrong": wrong, "seed": seed,
-            "readers": {name: dict(count) for name, count in counts.items()},
-            "longest, s": round(one.longest, 2), "memory before, MB": base // 10**6,  # type: ignore[attr-defined]
-            "most memory, MB": peak() // 10**6}  # fmt: skip
+    return {
+        "inputs": sum(sum(count.values()) for count in counts.values()),
+        "wrong": wrong,
+        "seed": seed,
+        "readers": {name: dict(count) for name, count in counts.items()},
+        "longest, s": round(one.longest, 2),  # type: ignore[attr-defined]
+        "memory before, MB": base // 10**6,
+        "most memory, MB": peak() // 10**6,
+    }
 
 
 if __name__ == "__main__":

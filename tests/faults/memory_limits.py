@@ -1,8 +1,10 @@
-"""Work under a limit on the address space, in a process of its own: prints what was said, and how far off it ended.
+"""Work under a limit on the address space, in a process of its own: prints what was said, and how
+far off it ended.
 
     python -m tests.faults.memory_limits extraction|gram|saliency|fooling|large SHARE estimate|blind
 
-SHARE of what the work took without a limit is left to it; with "blind" the estimate beforehand is switched off.
+SHARE of what the work took without a limit is left to it; with "blind" the estimate beforehand is
+switched off.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from rdfia.gradients import fooling
 from rdfia.gradients import saliency as saliency_module
 from rdfia.transfer import column_tiles, features, svm
 
-# Wide, so that a batch takes half a gigabyte or more, beside which stacks of threads and code do not count.
+# Wide, so that a batch takes half a gigabyte or more, beside which stacks of threads and code do
+# not count.
 SIDE, BATCH = 128, 64
 SPACE = Preprocess(size=SIDE)
 
@@ -37,36 +40,67 @@ def network() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return nn.Sequential(
-            nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3, padding=1),
-            nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 10)).eval()  # fmt: skip
+            nn.Conv2d(3, 64, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        ).eval()
 
 
-PHOTOS = [np.random.default_rng(i).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for i in range(BATCH)]
+PHOTOS = [
+    np.random.default_rng(i).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for i in range(BATCH)
+]
 
 
 def extraction(n: int) -> Tensor:
-    batches = features.stream(network(), PHOTOS[:n], {"end": "6", "pooled": "4"}, preprocess=SPACE, dtype=torch.float32,
-                              batch_size=BATCH)  # fmt: skip
+    batches = features.stream(
+        network(),
+        PHOTOS[:n],
+        {"end": "6", "pooled": "4"},
+        preprocess=SPACE,
+        dtype=torch.float32,
+        batch_size=BATCH,
+    )
     return torch.cat([batch["pooled"] for batch in batches])
 
 
 def large(n: int) -> Tensor:
-    """One photo, so large that it takes more than `memory.SMALL`, which is had without asking; n=1: a small one."""
+    """One photo, so large that it takes more than `memory.SMALL`, which is had without asking; n=1:
+    a small one.
+    """
     size = 8 * SIDE if n > 1 else SIDE
-    batches = features.stream(network(), PHOTOS[:1], {"pooled": "4"}, preprocess=Preprocess(size=size),
-                              dtype=torch.float32, batch_size=1)  # fmt: skip
+    batches = features.stream(
+        network(),
+        PHOTOS[:1],
+        {"pooled": "4"},
+        preprocess=Preprocess(size=size),
+        dtype=torch.float32,
+        batch_size=1,
+    )
     return torch.cat([batch["pooled"] for batch in batches])
 
 
 def gram_matrix(n: int) -> Tensor:
     sums = svm.GramAccumulator(1, n)
-    column_tiles.accumulate(network(), PHOTOS[:n], {"pooled": "4"}, {"pooled": sums}, preprocess=SPACE,
-                            dtype=torch.float32, batch_size=BATCH)  # fmt: skip
+    column_tiles.accumulate(
+        network(),
+        PHOTOS[:n],
+        {"pooled": "4"},
+        {"pooled": sums},
+        preprocess=SPACE,
+        dtype=torch.float32,
+        batch_size=BATCH,
+    )
     return torch.from_numpy(sums.cross if n > 1 else sums.gram)
 
 
 def photos(n: int) -> Tensor:
-    return CROP.normalise(torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in PHOTOS[:n]]))
+    return CROP.normalise(
+        torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in PHOTOS[:n]])
+    )
 
 
 def saliency(n: int) -> Tensor:
@@ -77,7 +111,13 @@ def fool(n: int) -> Tensor:
     return fooling.fool(network(), photos(n), 3, steps=3, chunk=BATCH).x
 
 
-WORK = {"extraction": extraction, "gram": gram_matrix, "saliency": saliency, "fooling": fool, "large": large}
+WORK = {
+    "extraction": extraction,
+    "gram": gram_matrix,
+    "saliency": saliency,
+    "fooling": fool,
+    "large": large,
+}
 
 
 def virtual(field: str) -> int:
@@ -96,7 +136,8 @@ def main(kind: str, share: float, mode: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     work = WORK[kind]
     work(1)  # code and threads come with the first image
-    with tempfile.TemporaryDirectory() as folder:  # in a process of its own, which leaves no memory behind
+    # in a process of its own, which leaves no memory behind
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "expected.safetensors"
         command = [sys.executable, "-m", "tests.faults.memory_limits", kind, str(path)]
         took = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
@@ -111,8 +152,11 @@ def main(kind: str, share: float, mode: str) -> dict[str, Any]:
             got = work(BATCH)
         except RdfiaError as error:
             return {"took": took, "error": f"{type(error).__name__}: {error}"}
-    said = [str(warning.message) for warning in caught if issubclass(warning.category, FewerAtATime)]
-    off = (got - expected).double().norm() / expected.double().norm()  # of the whole: one kink of a ReLU moves a pixel
+    said = [
+        str(warning.message) for warning in caught if issubclass(warning.category, FewerAtATime)
+    ]
+    # of the whole: one kink of a ReLU moves a pixel
+    off = (got - expected).double().norm() / expected.double().norm()
     return {"took": took, "said": said, "off": float(off)}
 
 

@@ -1,4 +1,5 @@
-"""One process of a team that torchrun starts: extracts, notes what it computed, and dies once where it is told to.
+"""One process of a team that torchrun starts: extracts, notes what it computed, and dies once where
+it is told to.
 
     torchrun --nproc-per-node N -m tests.faults.team_member FOLDER [RANK BATCH]
 """
@@ -32,8 +33,17 @@ def main(folder: Path, dying: int = -1, at: int = 0) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield batch
 
-        extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=folder / "store", preprocess=SMALL, dtype=torch.float32,
-                           batch_size=1, team=team, progress=counted)  # fmt: skip
+        extraction.extract(
+            tiny_vgg(),
+            PHOTOS,
+            TAPS,
+            root=folder / "store",
+            preprocess=SMALL,
+            dtype=torch.float32,
+            batch_size=1,
+            team=team,
+            progress=counted,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The disk is full, read-only or closed, a file goes while it is read: a named error, and nothing done is lost."""
+"""The disk is full, read-only or closed, a file goes while it is read: a named error, and nothing
+done is lost.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,21 @@ def fill(disk: Path, leave: int) -> Path:
 
 
 def extract(folder: Path, n: int = 64, progress: Any = None) -> feature_store.FeatureStore:
-    return extraction.extract(tiny_vgg(), victims.PHOTOS[:n], victims.TAPS, root=folder, preprocess=victims.SMALL,
-                              dtype=torch.float32, batch_size=1, progress=progress)  # fmt: skip
+    return extraction.extract(
+        tiny_vgg(),
+        victims.PHOTOS[:n],
+        victims.TAPS,
+        root=folder,
+        preprocess=victims.SMALL,
+        dtype=torch.float32,
+        batch_size=1,
+        progress=progress,
+    )
 
 
-def test_a_full_disk_ends_an_extraction_and_keeps_its_shards(small_disk: Path, fault: Fault) -> None:
+def test_a_full_disk_ends_an_extraction_and_keeps_its_shards(
+    small_disk: Path, fault: Fault
+) -> None:
     ballast: list[Path] = []
 
     def filling(batches: Iterable[object], total: int, label: str) -> Iterator[object]:
@@ -49,7 +61,9 @@ def test_a_full_disk_ends_an_extraction_and_keeps_its_shards(small_disk: Path, f
                 ballast.append(fill(small_disk, 30_000))
             yield batch
 
-    with pytest.raises(TooLarge, match=r"shard-00001\.safetensors: the disk is full: free some space") as caught:
+    with pytest.raises(
+        TooLarge, match=r"shard-00001\.safetensors: the disk is full: free some space"
+    ) as caught:
         extract(small_disk / "cache", progress=filling)
     kept = [path.name for path in (small_disk / "cache").rglob("shard*")]
     ballast[0].unlink()
@@ -58,10 +72,18 @@ def test_a_full_disk_ends_an_extraction_and_keeps_its_shards(small_disk: Path, f
     whole = extract(small_disk.parent / "whole")
     same = all(torch.equal(made[tap], whole[tap]) for tap in victims.TAPS)
     left = list(small_disk.rglob("*.part"))
-    fault("the disk fills up in an extraction", tried=1,
-          withstood=int(kept == ["shard-00000.safetensors"] and same and tally.done == 48),
-          found={"message": str(caught.value), "left over": len(left), "photos": 64, "computed afterwards": tally.done},
-          means="the finished shard stayed, and with room again the rest was made, and no more")  # fmt: skip
+    fault(
+        "the disk fills up in an extraction",
+        tried=1,
+        withstood=int(kept == ["shard-00000.safetensors"] and same and tally.done == 48),
+        found={
+            "message": str(caught.value),
+            "left over": len(left),
+            "photos": 64,
+            "computed afterwards": tally.done,
+        },
+        means="the finished shard stayed, and with room again the rest was made, and no more",
+    )
 
 
 def test_a_full_disk_ends_training_and_keeps_the_checkpoint(small_disk: Path, fault: Fault) -> None:
@@ -80,9 +102,18 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoint(small_disk: Path, fa
     ballast[0].unlink()
     victims.train(small_disk, tally)
     same = victims.contents(small_disk) == victims.contents(small_disk.parent / "whole")
-    fault("the disk fills up in training", tried=1, withstood=int(same and kept == tally.done == 50),
-          found={"message": str(caught.value), "steps": 100, "kept": kept, "done afterwards": tally.done},
-          means="the checkpoint stayed, and with room again it went on from there to the end")  # fmt: skip
+    fault(
+        "the disk fills up in training",
+        tried=1,
+        withstood=int(same and kept == tally.done == 50),
+        found={
+            "message": str(caught.value),
+            "steps": 100,
+            "kept": kept,
+            "done afterwards": tally.done,
+        },
+        means="the checkpoint stayed, and with room again it went on from there to the end",
+    )
 
 
 def test_a_full_disk_is_named_by_whatever_writes(small_disk: Path, fault: Fault) -> None:
@@ -95,19 +126,34 @@ def test_a_full_disk_is_named_by_whatever_writes(small_disk: Path, fault: Fault)
         "records": lambda: files.write_json(small_disk / "x.json", ["x" * 100_000]),
         "an asset": lambda: assets.fetch("digits", small_disk),
         "tiles of a Gram matrix": lambda: column_tiles.accumulate(
-            tiny_vgg(), victims.PHOTOS[:64], {"conv": "features.0"}, sums, preprocess=victims.SMALL,
-            dtype=torch.float32, scratch=small_disk / "scratch"),
-    }  # fmt: skip
+            tiny_vgg(),
+            victims.PHOTOS[:64],
+            {"conv": "features.0"},
+            sums,
+            preprocess=victims.SMALL,
+            dtype=torch.float32,
+            scratch=small_disk / "scratch",
+        ),
+    }
     found = {}
     for name, write in work.items():
         with pytest.raises(StoreError) as caught:
             write()
         found[name] = str(caught.value)
-    named = [name for name, text in found.items() if "the disk is full" in text and str(small_disk) in text]
+    named = [
+        name
+        for name, text in found.items()
+        if "the disk is full" in text and str(small_disk) in text
+    ]
     left = [path for path in small_disk.rglob("*") if path.name != "ballast" and path.is_file()]
     assert left == []
-    fault("a full disk", tried=len(work), withstood=len(named), found=found,
-          means="the file and the way out are named, and no half-written file stays")  # fmt: skip
+    fault(
+        "a full disk",
+        tried=len(work),
+        withstood=len(named),
+        found=found,
+        means="the file and the way out are named, and no half-written file stays",
+    )
 
 
 def test_a_disk_that_became_read_only_is_named(small_disk: Path, fault: Fault) -> None:
@@ -125,8 +171,13 @@ def test_a_disk_that_became_read_only_is_named(small_disk: Path, fault: Fault) -
             write()
         found[name] = str(caught.value)
     named = sum("read-only" in text and str(small_disk) in text for text in found.values())
-    fault("a read-only disk", tried=len(found), withstood=named, found=found,
-          means="named, with the way out; a store that is complete is read from it")  # fmt: skip
+    fault(
+        "a read-only disk",
+        tried=len(found),
+        withstood=named,
+        found=found,
+        means="named, with the way out; a store that is complete is read from it",
+    )
 
 
 UNPRIVILEGED = """
@@ -158,8 +209,11 @@ for do in work(Path(sys.argv[2])):
 
 
 def test_no_permission_is_named(request: pytest.FixtureRequest, fault: Fault) -> None:
-    """As a user who may neither write to the folder nor read the files; root may do both, so root becomes nobody."""
-    top = Path(tempfile.mkdtemp(dir=None if os.geteuid() else "/tmp"))  # pytest's own folders are closed to nobody
+    """As a user who may neither write to the folder nor read the files; root may do both, so root
+    becomes nobody.
+    """
+    # pytest's own folders are closed to nobody
+    top = Path(tempfile.mkdtemp(dir=None if os.geteuid() else "/tmp"))
     request.addfinalizer(lambda: shutil.rmtree(top, ignore_errors=True))
     top.chmod(0o755)
     for name in ("open", "shut"):
@@ -172,11 +226,19 @@ def test_no_permission_is_named(request: pytest.FixtureRequest, fault: Fault) ->
         (folder / "raw" / "train-images-idx3-ubyte").write_bytes(b"x")
     environment = victims.environment()
     command = [sys.executable, "-c", UNPRIVILEGED, str(top / "open"), str(top / "shut")]
-    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd="/", capture_output=True, text=True, check=False
+    )
     lines = done.stdout.splitlines()
     named = [line for line in lines if str(top) in line and "ermission denied" in line]
     found = {"messages": lines, "rest": done.stderr}
-    fault("no permission to write or read", tried=5, withstood=len(named), found=found, means="the file is named")
+    fault(
+        "no permission to write or read",
+        tried=5,
+        withstood=len(named),
+        found=found,
+        means="the file is named",
+    )
 
 
 def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault) -> None:
@@ -185,8 +247,16 @@ def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault
     paths, found, withstood = sorted(tmp_path.glob("*.png")), dict[str, str](), 0
 
     def made() -> feature_store.FeatureStore:
-        return extraction.extract(tiny_vgg(), paths, victims.TAPS, root=tmp_path / "cache", content="photos",
-                                  preprocess=victims.SMALL, dtype=torch.float32, batch_size=1)  # fmt: skip
+        return extraction.extract(
+            tiny_vgg(),
+            paths,
+            victims.TAPS,
+            root=tmp_path / "cache",
+            content="photos",
+            preprocess=victims.SMALL,
+            dtype=torch.float32,
+            batch_size=1,
+        )
 
     original = images.read_image
 
@@ -213,5 +283,10 @@ def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault
         datasets.mnist(tmp_path)
     found["digits"] = str(missing.value)
     withstood += isinstance(missing.value, RdfiaError)
-    fault("a file removed while it is read", tried=3, withstood=withstood, found=found,
-          means="it is named; what was computed is kept, and goes on once the file is back")  # fmt: skip
+    fault(
+        "a file removed while it is read",
+        tried=3,
+        withstood=withstood,
+        found=found,
+        means="it is named; what was computed is kept, and goes on once the file is back",
+    )

@@ -1,4 +1,6 @@
-"""One byte changed at a random place of every kind of file: noticed, or without a difference, which is shown."""
+"""One byte changed at a random place of every kind of file: noticed, or without a difference, which
+is shown.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,25 @@ Times = Callable[[int, int], int]
 
 
 def flips(path: Path, n: int, seed: int) -> Iterator[int]:
-    """Changes a random byte of the file to another value, n times over; the file comes back as it was."""
+    """Changes a random byte of the file to another value, n times over; the file comes back as it
+    was.
+    """
     whole, chance = path.read_bytes(), random.Random(seed)
     for _ in range(n):
         place = chance.randrange(len(whole))
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ chance.randrange(1, 256)]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ chance.randrange(1, 256)]) + whole[place + 1 :]
+        )
         yield place
     path.write_bytes(whole)
 
 
-def test_a_flip_in_a_store_of_features_is_made_good(tmp_path: Path, times: Times, fault: Fault) -> None:
-    """The next extraction notices the shard and computes it again; one that was only read is an error."""
+def test_a_flip_in_a_store_of_features_is_made_good(
+    tmp_path: Path, times: Times, fault: Fault
+) -> None:
+    """The next extraction notices the shard and computes it again; one that was only read is an
+    error.
+    """
     victims.extract(tmp_path)
     whole, found = victims.contents(tmp_path), Counter[str]()
     (folder,) = tmp_path.iterdir()
@@ -46,8 +56,13 @@ def test_a_flip_in_a_store_of_features_is_made_good(tmp_path: Path, times: Times
         for _ in flips(shards[i % len(shards)], 1, i):
             victims.extract(tmp_path)
             found["computed again" if victims.contents(tmp_path) == whole else "wrong"] += 1
-    fault("a byte flipped in a store of features", tried=n, withstood=found["computed again"], found=dict(found),
-          means="the shard was made again, and the store is what it was")  # fmt: skip
+    fault(
+        "a byte flipped in a store of features",
+        tried=n,
+        withstood=found["computed again"],
+        found=dict(found),
+        means="the shard was made again, and the store is what it was",
+    )
 
 
 def test_a_flip_in_a_checkpoint_is_an_error(tmp_path: Path, times: Times, fault: Fault) -> None:
@@ -60,17 +75,29 @@ def test_a_flip_in_a_checkpoint_is_an_error(tmp_path: Path, times: Times, fault:
             try:
                 victims.train(tmp_path)
             except StoreError as error:
-                found["refused" if str(path.parent) in str(error) else "refused without a name"] += 1
+                found[
+                    "refused" if str(path.parent) in str(error) else "refused without a name"
+                ] += 1
             else:
-                same = {name: v for name, v in victims.contents(tmp_path).items() if name != "tiny/training.json"}
+                same = {
+                    name: v
+                    for name, v in victims.contents(tmp_path).items()
+                    if name != "tiny/training.json"
+                }
                 ok = same == {name: v for name, v in last.items() if name != "tiny/training.json"}
                 found["harmless: the run ended as before" if ok else "wrong"] += 1
-    fault("a byte flipped in a checkpoint of a GAN", tried=n, found=dict(found),
-          withstood=found["refused"] + found["harmless: the run ended as before"],
-          means="an error that names the file, or the same networks")  # fmt: skip
+    fault(
+        "a byte flipped in a checkpoint of a GAN",
+        tried=n,
+        found=dict(found),
+        withstood=found["refused"] + found["harmless: the run ended as before"],
+        means="an error that names the file, or the same networks",
+    )
 
 
-def test_a_flip_in_kept_losses_and_generators_is_an_error(tmp_path: Path, times: Times, fault: Fault) -> None:
+def test_a_flip_in_kept_losses_and_generators_is_an_error(
+    tmp_path: Path, times: Times, fault: Fault
+) -> None:
     victims.train(tmp_path)
     path, found = tmp_path / "tiny" / "generator-25.safetensors", Counter[str]()
     n, whole = times(10, 200), victims.contents(tmp_path)["tiny/generator-25.safetensors"]
@@ -80,16 +107,25 @@ def test_a_flip_in_kept_losses_and_generators_is_an_error(tmp_path: Path, times:
         except StoreError as error:
             found["refused" if str(path) in str(error) else "refused without a name"] += 1
         else:
-            found["harmless" if (data_files.tensors_digest(tensors), metadata) == whole else "wrong"] += 1
-    fault("a byte flipped in a kept generator", tried=n, withstood=found["refused"] + found["harmless"],
-          found=dict(found), means="an error that names the file, or the same tensors")  # fmt: skip
+            found[
+                "harmless" if (data_files.tensors_digest(tensors), metadata) == whole else "wrong"
+            ] += 1
+    fault(
+        "a byte flipped in a kept generator",
+        tried=n,
+        withstood=found["refused"] + found["harmless"],
+        found=dict(found),
+        means="an error that names the file, or the same tensors",
+    )
 
 
 @pytest.mark.parametrize("asset", ["efficientnet-lite0", "digits"])
 def test_a_flip_in_an_asset_is_an_error(
     asset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times, fault: Fault
 ) -> None:
-    """Whether the time of change tells (a program wrote) or not (the disk rotted): weights are read whole each time."""
+    """Whether the time of change tells (a program wrote) or not (the disk rotted): weights are read
+    whole each time.
+    """
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RDFIA_ASSETS", raising=False)
     if assets.find(asset) is None:
@@ -100,7 +136,8 @@ def test_a_flip_in_an_asset_is_an_error(
     read = assets.load_weights if assets.ASSETS[asset].network else look
     read(asset)
     for i, _ in enumerate(flips(located.path, n, 4)):
-        if i % 2 and assets.ASSETS[asset].network:  # of data, what rots unseen is found by `rdfia assets verify` alone
+        # of data, what rots unseen is found by `rdfia assets verify` alone
+        if i % 2 and assets.ASSETS[asset].network:
             os.utime(located.path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         try:
             read(asset)
@@ -109,8 +146,13 @@ def test_a_flip_in_an_asset_is_an_error(
             found["refused" if named else "refused without a name"] += 1
         else:
             found["wrong"] += 1
-    fault(f"a byte flipped in {asset}", tried=n, withstood=found["refused"], found=dict(found),
-          means="an error that names the file and the command that gets it whole")  # fmt: skip
+    fault(
+        f"a byte flipped in {asset}",
+        tried=n,
+        withstood=found["refused"],
+        found=dict(found),
+        means="an error that names the file and the command that gets it whole",
+    )
 
 
 def look(asset: str) -> object:
@@ -120,7 +162,9 @@ def look(asset: str) -> object:
 def test_a_flip_in_mnist_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times, fault: Fault
 ) -> None:
-    """IDX files as `fetch` leaves them: headers and pixels alike are held to the checksum that was written then."""
+    """IDX files as `fetch` leaves them: headers and pixels alike are held to the checksum that was
+    written then.
+    """
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
     raw = tmp_path / "assets" / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -132,10 +176,16 @@ def test_a_flip_in_mnist_is_an_error(
         labels = bytes((0, 0, 8, 1)) + many.to_bytes(4, "big") + bytes(i % 10 for i in range(many))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
     files, n, found = sorted(raw.iterdir()), times(8, 200), Counter[str]()
-    row = {"path": "data/MNIST/raw", "sha256": assets._digest(raw, files, True), "source": "download"}
+    row = {
+        "path": "data/MNIST/raw",
+        "sha256": assets._digest(raw, files, True),
+        "source": "download",
+    }
     data_files.write_json(tmp_path / "assets" / assets.MANIFEST, {"mnist": row})
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
-    mnist = dataclasses.replace(assets.ASSETS["mnist"], folder={"names": [file.name for file in files]})
+    mnist = dataclasses.replace(
+        assets.ASSETS["mnist"], folder={"names": [file.name for file in files]}
+    )
     monkeypatch.setitem(assets.ASSETS, "mnist", mnist)  # of another size than the real one
 
     def read() -> None:
@@ -149,12 +199,21 @@ def test_a_flip_in_mnist_is_an_error(
                 found["wrong"] += 1
             except (AssetCorrupt, DatasetError) as error:
                 found["refused" if str(raw) in str(error) else "refused without a name"] += 1
-    fault("a byte flipped in an IDX file", tried=n, withstood=found["refused"], found=dict(found),
-          means="an error that names the folder, by the checksum that was kept when it was fetched")  # fmt: skip
+    fault(
+        "a byte flipped in an IDX file",
+        tried=n,
+        withstood=found["refused"],
+        found=dict(found),
+        means="an error that names the folder, by the checksum that was kept when it was fetched",
+    )
 
 
-def test_a_flip_in_a_photo_never_meets_the_old_features(tmp_path: Path, times: Times, fault: Fault) -> None:
-    """JPEG has no checksum: a flip is refused, or it is another picture, whose features are kept under another name."""
+def test_a_flip_in_a_photo_never_meets_the_old_features(
+    tmp_path: Path, times: Times, fault: Fault
+) -> None:
+    """JPEG has no checksum: a flip is refused, or it is another picture, whose features are kept
+    under another name.
+    """
     path, found = tmp_path / "photo.jpg", Counter[str]()
     smooth = np.add.outer(np.arange(96), np.arange(128))[..., None] + np.arange(3) * 20
     Image.fromarray(smooth.astype(np.uint8)).save(path, quality=90)
@@ -166,5 +225,10 @@ def test_a_flip_in_a_photo_never_meets_the_old_features(tmp_path: Path, times: T
             found["the same pixels" if same else "another picture, kept apart"] += 1
         except ImageError as error:
             found["refused" if str(path) in str(error) else "refused without a name"] += 1
-    fault("a byte flipped in a JPEG", tried=n, withstood=n - found["refused without a name"], found=dict(found),
-          means="an error that names the file, or features of their own: never those of the file before")  # fmt: skip
+    fault(
+        "a byte flipped in a JPEG",
+        tried=n,
+        withstood=n - found["refused without a name"],
+        found=dict(found),
+        means="an error that names the file, or features of their own: never those of the file before",
+    )

@@ -1,4 +1,6 @@
-"""Files, names and archives that mean harm: refused, named, and harmless to the terminal and to the page."""
+"""Files, names and archives that mean harm: refused, named, and harmless to the terminal and to the
+page.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 
 ROOT = Path(__file__).parents[2]
 Fault = Callable[..., None]
-MOST_MB = 550  # beside what importing torch takes: 450 MB in its CPU build, so that all is under 1 GB; 1.1 GB with CUDA
+# beside what importing torch takes: 450 MB in its CPU build, so that all is under 1 GB; 1.1 GB with
+# CUDA
+MOST_MB = 550
 
 
 @pytest.mark.timeout(1800)
@@ -44,8 +48,17 @@ def test_thousands_of_altered_files_raise_our_errors_only(
     tmp_path: Path, times: Callable[[int, int], int], fault: Fault
 ) -> None:
     """In a process of its own, whose most memory is known."""
-    command = [sys.executable, "-m", "tests.faults.hostile", str(tmp_path), str(times(2000, 20_000)), "0"]
-    done = subprocess.run(command, cwd=ROOT, env=victims.environment(), capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.hostile",
+        str(tmp_path),
+        str(times(2000, 20_000)),
+        "0",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=victims.environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     wrong = found.pop("wrong")
@@ -53,9 +66,13 @@ def test_thousands_of_altered_files_raise_our_errors_only(
     assert never == {"digests.json"}, "only a memory of checksums may take anything"
     blind = [name for name, row in found["readers"].items() if not row.get("accepted")]
     assert not blind, f"{blind} refused all, their own corpus too, which then reaches nothing"
-    fault("altered files, every reader", tried=found["inputs"], withstood=found["inputs"] - len(wrong),
-          found={**found, "wrong": wrong[:20]},
-          means="accepted, or refused by an error of ours with a plain message, each within 2 s")  # fmt: skip
+    fault(
+        "altered files, every reader",
+        tried=found["inputs"],
+        withstood=found["inputs"] - len(wrong),
+        found={**found, "wrong": wrong[:20]},
+        means="accepted, or refused by an error of ours with a plain message, each within 2 s",
+    )
     assert found["most memory, MB"] - found["memory before, MB"] < MOST_MB, found
 
 
@@ -91,7 +108,10 @@ def test_the_hunt_sees_a_reader_that_lets_another_error_through(tmp_path: Path) 
 def test_what_is_altered_behind_a_checksum_keeps_it(tmp_path: Path) -> None:
     """Else those readers would show once more that checksums are looked at."""
     readers = {reader.name: reader for reader in hostile.readers(tmp_path)}
-    for name in ("tiny.safetensors, its checksum right", "shard-00000.safetensors, its checksum right"):
+    for name in (
+        "tiny.safetensors, its checksum right",
+        "shard-00000.safetensors, its checksum right",
+    ):
         made = {hostile.hostile(readers[name], 0, number) for number in range(30)}
         assert len(made) > 10
         for data in made:
@@ -112,7 +132,9 @@ class Canary:
 
 
 def test_pickles_are_never_run(tmp_path: Path, fault: Fault) -> None:
-    """In the place of weights of each kind, of a cache, of a checkpoint, of digits: none may make its folder."""
+    """In the place of weights of each kind, of a cache, of a checkpoint, of digits: none may make
+    its folder.
+    """
     canary = tmp_path / "canary"
     code = pickle.dumps(Canary(canary))
     pickle.loads(code)
@@ -120,46 +142,73 @@ def test_pickles_are_never_run(tmp_path: Path, fault: Fault) -> None:
     canary.rmdir()
     torch.save(Canary(canary), tmp_path / "new.pth")
     torch.save(Canary(canary), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    for name in ("w.ckpt", "w.safetensors", "w.pth", "shard-00000.safetensors", "training.json", "digits.csv.gz"):
+    for name in (
+        "w.ckpt",
+        "w.safetensors",
+        "w.pth",
+        "shard-00000.safetensors",
+        "training.json",
+        "digits.csv.gz",
+    ):
         (tmp_path / name).write_bytes(code)
     images_of = torch.zeros(30, 1, 16, 16, dtype=torch.uint8)
     readers: dict[str, Callable[[], object]] = {
-        **{name: (lambda name=name: weights.read(tmp_path / name, "alexnet"))  # type: ignore[misc]
-           for name in ("w.ckpt", "w.safetensors", "w.pth", "new.pth", "old.pt")},
+        **{
+            name: (lambda name=name: weights.read(tmp_path / name, "alexnet"))  # type: ignore[misc]
+            for name in ("w.ckpt", "w.safetensors", "w.pth", "new.pth", "old.pt")
+        },
         "a cache": lambda: data_files.load_tensors(tmp_path / "shard-00000.safetensors"),
-        "a checkpoint": lambda: Trainer(victims.GAN, images_of, torch.arange(30) % 3).load(tmp_path),
+        "a checkpoint": lambda: Trainer(victims.GAN, images_of, torch.arange(30) % 3).load(
+            tmp_path
+        ),
         "digits": lambda: datasets.digits(tmp_path / "digits.csv.gz"),
-    }  # fmt: skip
+    }
     refused = {}
     for name, read in readers.items():
         with pytest.raises(RdfiaError) as caught:
             read()
         if not canary.exists():
             refused[name] = str(caught.value)[:150]
-    fault("pickles that execute", tried=len(readers), withstood=len(refused), found=refused,
-          means="refused; the folder that the pickle would have made is not there")  # fmt: skip
+    fault(
+        "pickles that execute",
+        tried=len(readers),
+        withstood=len(refused),
+        found=refused,
+        means="refused; the folder that the pickle would have made is not there",
+    )
 
 
 def png(width: int, height: int, bits: int = 8, colour: int = 0, rows: int | None = None) -> bytes:
     """A PNG of that size, all zeros, packed to almost nothing; with `rows`, of so many rows only."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     row = 1 + width * {0: 1, 2: 3, 6: 4}[colour] * bits // 8
     packer, packed = zlib.compressobj(9), b""
     for _ in range(height if rows is None else rows):
         packed += packer.compress(bytes(row))
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed + packer.flush())
-            + chunk(b"IEND", b""))  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", packed + packer.flush())
+        + chunk(b"IEND", b"")
+    )
 
 
 def text_bomb() -> bytes:
     """A small PNG with a compressed text of 300 MB."""
     data = png(40, 40)
     packed = b"Comment\0\0" + zlib.compress(bytes(300_000_000), 1)
-    text = struct.pack(">I", len(packed)) + b"zTXt" + packed + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    text = (
+        struct.pack(">I", len(packed))
+        + b"zTXt"
+        + packed
+        + struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    )
     return data[:33] + text + data[33:]
 
 
@@ -178,10 +227,18 @@ def scans(n: int, side: int = 7000) -> bytes:
 
     blocks = (-(-side // 8)) ** 2
     data = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64)
-    data += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0") + codes(0, 0) + codes(1, 0xE0)
+    data += (
+        segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+        + codes(0, 0)
+        + codes(1, 0xE0)
+    )
     data += segment(0xDA, b"\1\1\0\0\0\0") + packed("0" * blocks)
     empty = "0" + "1" * 14  # as many blocks without a value as one word can say: 32,767
-    return data + n * (segment(0xDA, b"\1\1\0\1\x3f\0") + packed(empty * -(-blocks // 32767))) + b"\xff\xd9"
+    return (
+        data
+        + n * (segment(0xDA, b"\1\1\0\1\x3f\0") + packed(empty * -(-blocks // 32767)))
+        + b"\xff\xd9"
+    )
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -206,7 +263,9 @@ MEASURED = (
 
 
 class Measured(NamedTuple):
-    """What a process of its own said of a file, or that it died; seconds of a processor, megabytes beside torch's."""
+    """What a process of its own said of a file, or that it died; seconds of a processor, megabytes
+    beside torch's.
+    """
 
     said: str
     seconds: float = 0.0
@@ -219,11 +278,15 @@ class Measured(NamedTuple):
 def measured(path: Path, kind: str, **environment: str) -> Measured:
     """Reads a "photo" or "weights" in a process of its own, whose death would be seen."""
     command = [sys.executable, "-c", MEASURED, str(path), kind]
-    done = subprocess.run(command, env=victims.environment(**environment), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=victims.environment(**environment), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         return Measured(f"status {done.returncode}: {done.stderr.strip()[-200:]}")
     seconds, before, most, said = done.stdout.strip().split("\t")
-    return Measured(said.replace(str(path.parent), "...")[:150], float(seconds), float(most) - float(before))
+    return Measured(
+        said.replace(str(path.parent), "...")[:150], float(seconds), float(most) - float(before)
+    )
 
 
 def test_images_that_are_bombs_stay_small(tmp_path: Path, fault: Fault) -> None:
@@ -236,8 +299,13 @@ def test_images_that_are_bombs_stay_small(tmp_path: Path, fault: Fault) -> None:
         wanted = "read" if name.startswith("as large") else "ImageError: "
         good += row.more < MOST_MB and row.said.startswith(wanted)
         late += row.seconds > 2
-    fault("images that are bombs", tried=len(BOMBS), withstood=good, found={**found, "over 2 s": late},
-          means=f"refused by the header, or read with less than {MOST_MB} MB beside torch's own")  # fmt: skip
+    fault(
+        "images that are bombs",
+        tried=len(BOMBS),
+        withstood=good,
+        found={**found, "over 2 s": late},
+        means=f"refused by the header, or read with less than {MOST_MB} MB beside torch's own",
+    )
     assert not late, found
 
 
@@ -252,7 +320,10 @@ def deflated() -> bytes:
     """What torch.save writes, but for its numbers: 1.4 GB of zeros, packed."""
     plain, packed = io.BytesIO(), io.BytesIO()
     torch.save({"features.0.weight": torch.zeros(4)}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as to:
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as to,
+    ):
         for record in source.infolist():
             with to.open(record.filename, "w") as stream:
                 if record.filename.endswith("/data/0"):
@@ -264,7 +335,9 @@ def deflated() -> bytes:
 
 
 def pointers() -> bytes:
-    """An array of objects over bytes of the file's choosing: whoever makes and touches it follows a wild pointer."""
+    """An array of objects over bytes of the file's choosing: whoever makes and touches it follows a
+    wild pointer.
+    """
 
     def word(text: bytes) -> bytes:
         return b"X" + struct.pack("<I", len(text)) + text
@@ -273,7 +346,16 @@ def pointers() -> bytes:
     kind = b"cnumpy\ndtype\n(" + word(b"O") + b"tR"
     # its state says that the items are no objects: flags 0
     kind += b"(" + numbers[3] + word(b"|") + b"NNN" + 2 * numbers[-1] + numbers[0] + b"tb"
-    array = b"cnumpy\nndarray\n((" + numbers[1] + b"t" + kind + b"\x96" + struct.pack("<Q", 8) + b"A" * 8 + b"tR"
+    array = (
+        b"cnumpy\nndarray\n(("
+        + numbers[1]
+        + b"t"
+        + kind
+        + b"\x96"
+        + struct.pack("<Q", 8)
+        + b"A" * 8
+        + b"tR"
+    )
     return b"\x80\x05" + array + numbers[0] + b"Ns."
 
 
@@ -294,8 +376,13 @@ def test_weights_that_are_bombs_stay_small(tmp_path: Path, fault: Fault) -> None
         found[name] = str(row)
         good += row.more < MOST_MB and row.said.startswith("WeightsError: ")
         late += row.seconds > 2
-    fault("weights files that are bombs", tried=len(WEIGHTS), withstood=good, found={**found, "over 2 s": late},
-          means=f"refused, with less than {MOST_MB} MB beside torch's own, and the interpreter lives")  # fmt: skip
+    fault(
+        "weights files that are bombs",
+        tried=len(WEIGHTS),
+        withstood=good,
+        found={**found, "over 2 s": late},
+        means=f"refused, with less than {MOST_MB} MB beside torch's own, and the interpreter lives",
+    )
     assert not late, found
 
 
@@ -306,16 +393,20 @@ def test_the_wild_pointers_are_wild(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode > 0:
-        pytest.skip(f"this numpy refuses them itself, an older one shows what they do: {done.stderr[-200:]}")
+        pytest.skip(
+            f"this numpy refuses them itself, an older one shows what they do: {done.stderr[-200:]}"
+        )
     assert done.returncode == -signal.SIGSEGV
 
 
-GHOSTSCRIPT = "#!/bin/sh\necho \"$@\" >> \"$CANARY\"\ncase \"$1\" in --version) echo 10.0;; esac\n"
+GHOSTSCRIPT = '#!/bin/sh\necho "$@" >> "$CANARY"\ncase "$1" in --version) echo 10.0;; esac\n'
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n%%EOF\n"
 
 
 def test_a_photo_that_is_a_program_starts_no_other_one(tmp_path: Path, fault: Fault) -> None:
-    """PostScript by the name of a photo, with a Ghostscript on the path that leaves a word when it is started."""
+    """PostScript by the name of a photo, with a Ghostscript on the path that leaves a word when it
+    is started.
+    """
     canary, program = tmp_path / "canary", tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(GHOSTSCRIPT)
@@ -323,14 +414,22 @@ def test_a_photo_that_is_a_program_starts_no_other_one(tmp_path: Path, fault: Fa
     environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "CANARY": str(canary)}
     opened = "import sys; from PIL import Image; Image.open(sys.argv[1]).load()"
     (tmp_path / "x.jpg").write_bytes(EPS)
-    subprocess.run([sys.executable, "-c", opened, str(tmp_path / "x.jpg")], env={**os.environ, **environment},
-                   capture_output=True, check=False)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", opened, str(tmp_path / "x.jpg")],
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+    )
     assert canary.exists(), "the canary does not sing: Pillow starts no Ghostscript any more"
     canary.unlink()
     row = measured(tmp_path / "x.jpg", "photo", **environment)
-    fault("a photo that is PostScript", tried=1, found={"said": str(row)},
-          withstood=int(row.said.startswith("ImageError: ") and not canary.exists()),
-          means="refused, and no Ghostscript was started")  # fmt: skip
+    fault(
+        "a photo that is PostScript",
+        tried=1,
+        found={"said": str(row)},
+        withstood=int(row.said.startswith("ImageError: ") and not canary.exists()),
+        means="refused, and no Ghostscript was started",
+    )
 
 
 LIES = {
@@ -358,16 +457,31 @@ def test_headers_that_lie_about_sizes_are_refused(tmp_path: Path, fault: Fault) 
             with pytest.raises(RdfiaError, match=r"x\.safetensors") as caught:
                 read(path)
             found[name] = str(caught.value)[-120:]
-    for name, text in {"JSON of 100,000 brackets": "[" * 100_000, "a number of 10,000 digits": "9" * 10_000}.items():
+    for name, text in {
+        "JSON of 100,000 brackets": "[" * 100_000,
+        "a number of 10,000 digits": "9" * 10_000,
+    }.items():
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(StoreError, match=r"x\.json") as refused:
             data_files.read_json(tmp_path / "x.json")
         found[name] = str(refused.value)[-120:]
-    fault("headers of safetensors and JSON that lie", tried=len(LIES) + 2, withstood=len(found), found=found,
-          means="refused by both readers, with the file's name")  # fmt: skip
+    fault(
+        "headers of safetensors and JSON that lie",
+        tried=len(LIES) + 2,
+        withstood=len(found),
+        found=found,
+        means="refused by both readers, with the file's name",
+    )
 
 
-NAMES = ("two\nlines.png", "\x1b[31mred\x1b[0m.png", "\u202egnp.exe.png", "..png.png", "<b>bold<b>.png", "a\tb\r.png")
+NAMES = (
+    "two\nlines.png",
+    "\x1b[31mred\x1b[0m.png",
+    "\u202egnp.exe.png",
+    "..png.png",
+    "<b>bold<b>.png",
+    "a\tb\r.png",
+)
 
 
 def test_names_that_mean_harm_are_shown_as_they_are(
@@ -387,12 +501,25 @@ def test_names_that_mean_harm_are_shown_as_they_are(
     lines = said.splitlines()
     assert plain(said) == said
     assert [line for line in lines if not line.startswith(("rdfia: ", "  "))] == []
-    fault("names with line breaks, colours and turned text", tried=len(NAMES), withstood=withstood,
-          means="escaped in every message", found={"said": lines})  # fmt: skip
+    fault(
+        "names with line breaks, colours and turned text",
+        tried=len(NAMES),
+        withstood=withstood,
+        means="escaped in every message",
+        found={"said": lines},
+    )
 
 
-OUTSIDE = ("../{}", "./../{}", "/tmp/{}", "15-Scene/../../{}", "15-Scene/MITcoast/../../../{}", "..\\{}", "C:\\{}",
-           "\\\\server\\{}")  # fmt: skip
+OUTSIDE = (
+    "../{}",
+    "./../{}",
+    "/tmp/{}",
+    "15-Scene/../../{}",
+    "15-Scene/MITcoast/../../../{}",
+    "..\\{}",
+    "C:\\{}",
+    "\\\\server\\{}",
+)
 
 
 def add(name: str | zipfile.ZipInfo, content: str) -> Callable[[zipfile.ZipFile], None]:
@@ -400,7 +527,9 @@ def add(name: str | zipfile.ZipInfo, content: str) -> Callable[[zipfile.ZipFile]
 
 
 def unpacked(folder: Path, more: Callable[[zipfile.ZipFile], None]) -> tuple[str, list[Path]]:
-    """What is said of 15-Scene's archive with something added, and the files that are there afterwards."""
+    """What is said of 15-Scene's archive with something added, and the files that are there
+    afterwards.
+    """
     folder.mkdir()
     path = folder / "scene15.zip"
     path.write_bytes(hostile.archive(hostile.MEMBERS))
@@ -408,7 +537,9 @@ def unpacked(folder: Path, more: Callable[[zipfile.ZipFile], None]) -> tuple[str
         more(bundle)
     said = "unpacked"
     try:
-        downloads.fill_folder(folder / "in" / "scene15", downloads.scene15_members(path, hostile.SPLIT))
+        downloads.fill_folder(
+            folder / "in" / "scene15", downloads.scene15_members(path, hostile.SPLIT)
+        )
     except AssetCorrupt as error:
         said = str(error)
     return said, sorted(found for found in folder.rglob("*") if found.is_file() and found != path)
@@ -417,15 +548,24 @@ def unpacked(folder: Path, more: Callable[[zipfile.ZipFile], None]) -> tuple[str
 def test_paths_in_an_archive_cannot_leave_its_folder(tmp_path: Path, fault: Fault) -> None:
     """By the names of photos, which the reader takes, and of anything else, which it does not want."""
     said, files = unpacked(tmp_path / "whole", lambda _: None)
-    assert (said, len(files)) == ("unpacked", len(hostile.MEMBERS)), "the archive is right but for what is added"
+    assert (said, len(files)) == ("unpacked", len(hostile.MEMBERS)), (
+        "the archive is right but for what is added"
+    )
     refused = {}
-    names = [path.format(name) for path in OUTSIDE for name in ("MITcoast/image_0004.jpg", "passwd")]
+    names = [
+        path.format(name) for path in OUTSIDE for name in ("MITcoast/image_0004.jpg", "passwd")
+    ]
     for number, name in enumerate(names):
         said, files = unpacked(tmp_path / str(number), add(name, "x"))
         if "leaves the folder" in said and not files:
             refused[name] = said
-    fault("paths in an archive that leave its folder", tried=len(names), withstood=len(refused), found=refused,
-          means="refused by name; no file was written, inside or outside")  # fmt: skip
+    fault(
+        "paths in an archive that leave its folder",
+        tried=len(names),
+        withstood=len(refused),
+        found=refused,
+        means="refused by name; no file was written, inside or outside",
+    )
 
 
 def test_links_in_an_archive_are_refused(tmp_path: Path, fault: Fault) -> None:
@@ -436,8 +576,13 @@ def test_links_in_an_archive_are_refused(tmp_path: Path, fault: Fault) -> None:
         said, files = unpacked(tmp_path / str(number), add(link, target))
         if "is a link" in said and not files:
             refused[target] = said
-    fault("links in an archive", tried=len(targets), withstood=len(refused), found=refused,
-          means="refused by name, wherever they point; no file was written")  # fmt: skip
+    fault(
+        "links in an archive",
+        tried=len(targets),
+        withstood=len(refused),
+        found=refused,
+        means="refused by name, wherever they point; no file was written",
+    )
 
 
 def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault) -> None:
@@ -445,8 +590,17 @@ def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault
     index = tmp_path / "work" / "tiny" / "training.json"
     state = data_files.read_json(index)
     (tmp_path / "work" / state["file"]).write_bytes((index.parent / state["file"]).read_bytes())
-    names, found = (f"../{state['file']}", f"/{state['file']}", str(tmp_path / "work" / state["file"]),
-                    f"./../{state['file']}", "..", ""), dict[str, str]()  # fmt: skip
+    names, found = (
+        (
+            f"../{state['file']}",
+            f"/{state['file']}",
+            str(tmp_path / "work" / state["file"]),
+            f"./../{state['file']}",
+            "..",
+            "",
+        ),
+        dict[str, str](),
+    )
     for name in names:
         data_files.write_json(index, {**state, "file": name})
         try:
@@ -454,8 +608,13 @@ def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault
         except StoreError as error:
             found[name] = str(error)
     named = [name for name, said in found.items() if "training.json" in said]
-    fault("a name in a checkpoint's index that leaves its folder", tried=len(names), withstood=len(named), found=found,
-          means="refused, with the index's name, though a right file is there")  # fmt: skip
+    fault(
+        "a name in a checkpoint's index that leaves its folder",
+        tried=len(names),
+        withstood=len(named),
+        found=found,
+        means="refused, with the index's name, though a right file is there",
+    )
 
 
 class Elements(HTMLParser):
@@ -468,25 +627,78 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.active += [f"{name}={value}" for name, value in attrs
-                        if name.startswith("on") or (value or "").lower().startswith(("javascript:", "data:"))]
+        self.active += [
+            f"{name}={value}"
+            for name, value in attrs
+            if name.startswith("on") or (value or "").lower().startswith(("javascript:", "data:"))
+        ]
 
 
-HARM = ("<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "' onmouseover='alert(1)", "</pre><iframe>",
-        "javascript:alert(1)", "&lt;b&gt;", "a\nb", "../../x")  # fmt: skip
+HARM = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</pre><iframe>",
+    "javascript:alert(1)",
+    "&lt;b&gt;",
+    "a\nb",
+    "../../x",
+)
 
 
-def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, fault: Fault) -> None:
-    """Each text of a record in turn means harm, and all of them at once: the page has the tags that it has without."""
-    part = {"name": "p", "bound": "b", "outcome": "o", "value": 0.6, "low": 0.4, "high": 0.8, "n": 9, "method": "m",
-            "level": 0.99}  # fmt: skip
-    record = claim_records.Record("tme7.q1.total", case="x", expected="e", measured="m", outcome="supported", note="n",
-                           parts=[part], failure="f", data="d", weights="w", unit="u", code="c", bounds="b",
-                           evidence={"classes": ["a", "b"], "matrix": [[1, 2], [0, 3]], "label": "l"},
-                           figures=[{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}])  # fmt: skip
-    environment = {"date": "2026", "device": "cpu", "cpu": "x", "profile": "short", "torch": "t", "python": "p",
-                   "assets": [{"name": "n", "source": "s"}]}  # fmt: skip
-    faults = {"a name": {"tried": 1, "withstood": 1, "means": "m", "found": {"k": "v"}, "date": "d", "profile": "p"}}
+def test_the_page_escapes_whatever_came_from_a_file_or_a_label(
+    tmp_path: Path, fault: Fault
+) -> None:
+    """Each text of a record in turn means harm, and all of them at once: the page has the tags that
+    it has without.
+    """
+    part = {
+        "name": "p",
+        "bound": "b",
+        "outcome": "o",
+        "value": 0.6,
+        "low": 0.4,
+        "high": 0.8,
+        "n": 9,
+        "method": "m",
+        "level": 0.99,
+    }
+    record = claim_records.Record(
+        "tme7.q1.total",
+        case="x",
+        expected="e",
+        measured="m",
+        outcome="supported",
+        note="n",
+        parts=[part],
+        failure="f",
+        data="d",
+        weights="w",
+        unit="u",
+        code="c",
+        bounds="b",
+        evidence={"classes": ["a", "b"], "matrix": [[1, 2], [0, 3]], "label": "l"},
+        figures=[{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}],
+    )
+    environment = {
+        "date": "2026",
+        "device": "cpu",
+        "cpu": "x",
+        "profile": "short",
+        "torch": "t",
+        "python": "p",
+        "assets": [{"name": "n", "source": "s"}],
+    }
+    faults = {
+        "a name": {
+            "tried": 1,
+            "withstood": 1,
+            "means": "m",
+            "found": {"k": "v"},
+            "date": "d",
+            "profile": "p",
+        }
+    }
 
     def page(harm: str) -> Elements:
         def put(value: Any, keys: tuple[str, ...] = ()) -> Any:
@@ -495,12 +707,22 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, f
                 return {names[k]: put(v, (*keys, k)) for k, v in value.items()}
             if isinstance(value, list):
                 return [put(item, keys) for item in value]
-            fixed = keys[-1:] in (("id",), ("key",), ("outcome",), ("verdict",), ("device",), ("lab",), ("scope",))
+            fixed = keys[-1:] in (
+                ("id",),
+                ("key",),
+                ("outcome",),
+                ("verdict",),
+                ("device",),
+                ("lab",),
+                ("scope",),
+            )
             return harm if harm and isinstance(value, str) and not fixed else value
 
         run = put({"environment": environment, "thresholds": {}, "records": [record.as_json()]})
         (tmp_path / "claims.json").write_text(json.dumps(run))
-        (tmp_path / "faults.json").write_text(json.dumps(put({"environment": environment, "rows": faults})))
+        (tmp_path / "faults.json").write_text(
+            json.dumps(put({"environment": environment, "rows": faults}))
+        )
         found = Elements()
         found.feed(report_page.rebuild(tmp_path).read_text("utf-8"))
         return found
@@ -509,10 +731,17 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(tmp_path: Path, f
     wrong: dict[str, object] = {}
     for harm in HARM:
         made = page(harm)
-        if (tags := sorted(set(made.tags) - set(usual.tags))) or len(made.active) > len(usual.active):
+        if (tags := sorted(set(made.tags) - set(usual.tags))) or len(made.active) > len(
+            usual.active
+        ):
             wrong[harm] = [tags, made.active]
-    fault("texts that would be markup, on the page", tried=len(HARM), withstood=len(HARM) - len(wrong), found=wrong,
-          means="no element and no script that is not the page's own")  # fmt: skip
+    fault(
+        "texts that would be markup, on the page",
+        tried=len(HARM),
+        withstood=len(HARM) - len(wrong),
+        found=wrong,
+        means="no element and no script that is not the page's own",
+    )
 
 
 def test_a_gzip_that_unpacks_without_end_is_refused(tmp_path: Path, fault: Fault) -> None:
@@ -540,8 +769,13 @@ def test_a_gzip_that_unpacks_without_end_is_refused(tmp_path: Path, fault: Fault
         found[name] = str(caught.value)
         large += [name] * (not 0 < sum(came) <= most + (1 << 21))
     left = [file for file in tmp_path.rglob("*") if file != path]
-    fault("gzip bombs", tried=len(found), withstood=(len(found) - len(large)) * (not left), found=found,
-          means=f"refused by name once more than {most:,} bytes had come, and nothing stayed on the disk")  # fmt: skip
+    fault(
+        "gzip bombs",
+        tried=len(found),
+        withstood=(len(found) - len(large)) * (not left),
+        found=found,
+        means=f"refused by name once more than {most:,} bytes had come, and nothing stayed on the disk",
+    )
 
 
 NO_NETWORK = (
@@ -559,7 +793,16 @@ NO_NETWORK = (
 
 
 def test_no_import_reaches_for_the_network(fault: Fault) -> None:
-    done = subprocess.run([sys.executable, "-c", NO_NETWORK], cwd=ROOT, capture_output=True, text=True, check=False)
-    rooms = sum(path.stem not in ("__init__", "__main__") for path in (ROOT / "rdfia").rglob("*.py"))
-    fault("imports that might use the network", tried=rooms, withstood=int(done.stdout or 0),
-          means="no connection, no name looked up", found={"said": done.stderr[-300:]})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", NO_NETWORK], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    rooms = sum(
+        path.stem not in ("__init__", "__main__") for path in (ROOT / "rdfia").rglob("*.py")
+    )
+    fault(
+        "imports that might use the network",
+        tried=rooms,
+        withstood=int(done.stdout or 0),
+        means="no connection, no name looked up",
+        found={"said": done.stderr[-300:]},
+    )

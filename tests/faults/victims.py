@@ -1,10 +1,11 @@
-"""Processes that are killed: small work of each kind, done in forks of a process that has imported torch already.
+"""Processes that are killed: small work of each kind, done in forks of a process that has imported
+torch already.
 
     python -m tests.faults.victims killed|died extraction|training FOLDER COUNT SEED
 
-"killed": COUNT kills from outside, a third of them while a file is being written; "died": COUNT deaths (0: all there
-are) between two steps of writing. Prints one JSON object: how many there were, what had been finished before them, what
-the second runs did, and each thing that was wrong.
+"killed": COUNT kills from outside, a third of them while a file is being written; "died": COUNT
+deaths (0: all there are) between two steps of writing. Prints one JSON object: how many there were,
+what had been finished before them, what the second runs did, and each thing that was wrong.
 """
 
 from __future__ import annotations
@@ -36,10 +37,15 @@ from tests.support.tiny_networks import tiny_vgg
 
 SMALL = Preprocess(size=16)
 TAPS = {"conv": "features.0", "deep": "features.5"}
-# A batch of images is a step of a kill's lottery: many small ones, so that kills fall into computing and writing both.
+# A batch of images is a step of a kill's lottery: many small ones, so that kills fall into
+# computing and writing both.
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8) for i in range(320)]
-GAN = GanConfig(GanArchitecture("cdcgan", image_size=16, channels=1, nz=5, ngf=2, ndf=2, classes=3), steps=100, batch=4,
-                ema=0.9)  # fmt: skip
+GAN = GanConfig(
+    GanArchitecture("cdcgan", image_size=16, channels=1, nz=5, ngf=2, ndf=2, classes=3),
+    steps=100,
+    batch=4,
+    ema=0.9,
+)
 RUN = runs.Run("tiny", GAN, (25, 100))
 
 
@@ -48,13 +54,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a Python that a test starts: it finds this checkout, beside what its path had, and takes one thread."""
+    """For a Python that a test starts: it finds this checkout, beside what its path had, and takes
+    one thread.
+    """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 class Tally:
-    """Counts what is really done, in the place of a progress bar: batches of one photo, steps of training."""
+    """Counts what is really done, in the place of a progress bar: batches of one photo, steps of
+    training.
+    """
 
     done = 0
 
@@ -65,13 +75,25 @@ class Tally:
 
 
 def extract(folder: Path, progress: Progress | None = None) -> None:
-    extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=folder, preprocess=SMALL, dtype=torch.float32, batch_size=1,
-                       progress=progress)  # fmt: skip
+    extraction.extract(
+        tiny_vgg(),
+        PHOTOS,
+        TAPS,
+        root=folder,
+        preprocess=SMALL,
+        dtype=torch.float32,
+        batch_size=1,
+        progress=progress,
+    )
 
 
 def train(folder: Path, progress: Progress | None = None) -> None:
-    images = torch.randint(0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    runs.train_run(RUN, images, torch.arange(30) % 3, folder, checkpoint_every=25, progress=progress)
+    images = torch.randint(
+        0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4)
+    )
+    runs.train_run(
+        RUN, images, torch.arange(30) % 3, folder, checkpoint_every=25, progress=progress
+    )
 
 
 def photos_kept(folder: Path) -> int:
@@ -86,11 +108,14 @@ def steps_kept(folder: Path) -> int:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What has to be equal: each file's bytes; of tensors what they hold, as a header's padding may be another."""
+    """What has to be equal: each file's bytes; of tensors what they hold, as a header's padding may
+    be another.
+    """
     found: dict[str, Any] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if path.name in ("seconds.json", ".lock"):  # a time, and an empty file that the system's lock is on
+        # a time, and an empty file that the system's lock is on
+        if path.name in ("seconds.json", ".lock"):
             continue
         if path.suffix == ".safetensors":
             tensors, metadata = files.load_tensors(path)  # of a file that is not whole this raises
@@ -101,7 +126,9 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 class Work(NamedTuple):
-    """`kept` says how much of the `total` is finished in a folder: that much a second run may not do again."""
+    """`kept` says how much of the `total` is finished in a folder: that much a second run may not
+    do again.
+    """
 
     do: Callable[[Path, Progress | None], None]
     kept: Callable[[Path], int]
@@ -115,7 +142,9 @@ WORK: Mapping[str, Work] = {
 
 
 def tell_of_writes(say: Callable[[str], None]) -> None:
-    """From here on the store says "part", "written" and "kept" of each file, and "sweep" before it cleans up."""
+    """From here on the store says "part", "written" and "kept" of each file, and "sweep" before it
+    cleans up.
+    """
     atomic_path, sweep = files.atomic_path, files.sweep
 
     @contextlib.contextmanager
@@ -134,7 +163,8 @@ def tell_of_writes(say: Callable[[str], None]) -> None:
 
 
 class Child:
-    """A fork that does the work, and says on a pipe what it writes and, at its end, how much it did.
+    """A fork that does the work, and says on a pipe what it writes and, at its end, how much it
+    did.
 
     Of the things that it would say it dies at number `dies_at`.
     """
@@ -169,7 +199,9 @@ class Child:
     def said(self) -> tuple[float, str] | None:
         """The next thing that it says, with the time; None at its end."""
         line = self.pipe.readline()
-        return (float(line.split()[0]), line.split(" ", 1)[1].strip()) if line.endswith("\n") else None
+        return (
+            (float(line.split()[0]), line.split(" ", 1)[1].strip()) if line.endswith("\n") else None
+        )
 
     def ended(self) -> tuple[int, list[tuple[float, str]]]:
         """Its status, and all that it said until then."""
@@ -179,12 +211,20 @@ class Child:
 
 
 class Resumed:
-    """Compares second runs with a run that was never killed: in what they leave, and in how much they did."""
+    """Compares second runs with a run that was never killed: in what they leave, and in how much
+    they did.
+    """
 
     def __init__(self, kind: str, root: Path) -> None:
         torch.set_num_threads(1)
-        importlib.import_module("torch._dynamo")  # else each fork would spend its first seconds on it, in Adam's step
-        self.work, self.wrong, self.before, self.after = WORK[kind], Counter[str](), list[int](), list[int]()
+        # else each fork would spend its first seconds on it, in Adam's step
+        importlib.import_module("torch._dynamo")
+        self.work, self.wrong, self.before, self.after = (
+            WORK[kind],
+            Counter[str](),
+            list[int](),
+            list[int](),
+        )
         for name in ("warm", "whole"):
             start = time.monotonic()
             status, self.words = Child(self.work, root / name).ended()
@@ -202,7 +242,11 @@ class Resumed:
         self.before.append(kept)
         self.after.append(did)
         if did != self.work.total - kept:
-            self.wrong["finished work was done again" if did > self.work.total - kept else "work was left out"] += 1
+            self.wrong[
+                "finished work was done again"
+                if did > self.work.total - kept
+                else "work was left out"
+            ] += 1
         elif (found := contents(folder)) != self.whole:
             same = found.keys() == self.whole.keys()
             left = ", ".join(sorted(found.keys() ^ self.whole.keys()))
@@ -211,15 +255,20 @@ class Resumed:
             self.wrong["half a file is left"] += 1
 
     def found(self) -> dict[str, Any]:
-        return {"of each": self.work.total, "finished before": self.before, "done by the second runs": self.after,
-                "wrong": dict(self.wrong)}  # fmt: skip
+        return {
+            "of each": self.work.total,
+            "finished before": self.before,
+            "done by the second runs": self.after,
+            "wrong": dict(self.wrong),
+        }
 
 
 def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kills the work `kills` times, each in a folder of its own, resumes it, and compares with the whole.
+    """Kills the work `kills` times, each in a folder of its own, resumes it, and compares with the
+    whole.
 
-    Two thirds of the kills come at any moment of the run, a third within the time that writing a file takes after one
-    was begun: writing is a small part of a run, which the others seldom meet.
+    Two thirds of the kills come at any moment of the run, a third within the time that writing a
+    file takes after one was begun: writing is a small part of a run, which the others seldom meet.
     """
     resumed, chance = Resumed(kind, root), random.Random(seed)
     begun = [at for at, word in resumed.words if word.startswith("part ")]
@@ -235,7 +284,8 @@ def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
         folder = root / str(tries)
         child = Child(resumed.work, folder)
         if at_work < aimed:
-            number = int((at_work + chance.random()) / aimed * len(begun))  # over the whole run, the last file too
+            # over the whole run, the last file too
+            number = int((at_work + chance.random()) / aimed * len(begun))
             while (said := child.said()) and (number := number - said[1].startswith("part ")) >= 0:
                 pass
             time.sleep(chance.uniform(0, a_write))
@@ -248,18 +298,28 @@ def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
         left.append(sum(path.suffix == ".part" for path in folder.rglob("*")))
         in_a_write += left[-1] > 0
         resumed.goes_on(folder)
-    return {"kills": at_work, "aimed at a file being written": aimed, "kills that left half a file": in_a_write,
-            "half-written files": sum(left), "seconds of the whole": round(resumed.seconds, 3),
-            "seconds of a write": round(a_write, 4), **resumed.found()}  # fmt: skip
+    return {
+        "kills": at_work,
+        "aimed at a file being written": aimed,
+        "kills that left half a file": in_a_write,
+        "half-written files": sum(left),
+        "seconds of the whole": round(resumed.seconds, 3),
+        "seconds of a write": round(a_write, 4),
+        **resumed.found(),
+    }
 
 
 def died(kind: str, root: Path, count: int, seed: int) -> dict[str, Any]:
-    """Dies at what is said of writing (0: at all of it), once each; at the last clean-up, or the last file, always."""
+    """Dies at what is said of writing (0: at all of it), once each; at the last clean-up, or the
+    last file, always.
+    """
     resumed, chance = Resumed(kind, root), random.Random(seed)
     words = [word for _, word in resumed.words[:-1]]
     last = max(range(len(words)), key=lambda i: (words[i] == "sweep", i))
     others = [i for i in range(len(words)) if i != last]
-    chosen = sorted([last, *(chance.sample(others, count - 1) if 0 < count <= len(others) else others)])
+    chosen = sorted(
+        [last, *(chance.sample(others, count - 1) if 0 < count <= len(others) else others)]
+    )
     for number in chosen:
         folder = root / str(number)
         if Child(resumed.work, folder, number).ended()[0] != -signal.SIGKILL:
@@ -273,4 +333,6 @@ def died(kind: str, root: Path, count: int, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     how, kind, root, count, seed = sys.argv[1:]
-    print(json.dumps({"killed": killed, "died": died}[how](kind, Path(root), int(count), int(seed))))
+    print(
+        json.dumps({"killed": killed, "died": died}[how](kind, Path(root), int(count), int(seed)))
+    )

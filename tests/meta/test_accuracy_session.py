@@ -1,4 +1,6 @@
-"""Planted faults in small projects of their own: the accuracy session goes red when it should, and only then."""
+"""Planted faults in small projects of their own: the accuracy session goes red when it should, and
+only then.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from rdfia.report import page as report_page
 from tests.support import claim_session
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = (assets, figures, report_page, matplotlib.figure)  # an inner run must not import torch a second time
+# an inner run must not import torch a second time
+PRELOADED = (assets, figures, report_page, matplotlib.figure)
 MEASURES = """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
@@ -41,8 +44,12 @@ NEEDS = """
 def pinned(outcome: str) -> dict[str, object]:
     """The pin of MEASURES, as if it had come out so."""
     bounds = {"convolutions": CLAIMS["tme7.q1.total"].bounds["convolutions"]}
-    row = {"outcome": outcome, "bounds": judge.bounds_digest(bounds), "errors from bound": 99.0,
-           "parts": {"convolutions": [13.0, 0.0]}}  # fmt: skip
+    row = {
+        "outcome": outcome,
+        "bounds": judge.bounds_digest(bounds),
+        "errors from bound": 99.0,
+        "parts": {"convolutions": [13.0, 0.0]},
+    }
     return {"tme7.q1.total|short|report": row}
 
 
@@ -56,19 +63,26 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> pytest.Pytester:
+def project(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> pytest.Pytester:
     """An empty project with this one's conftest and settings, and no asset anywhere."""
     settings = (ROOT / "pyproject.toml").read_text("utf-8")
     table = settings[settings.index("[tool.pytest.ini_options]") :].split("\n[", 2)
     pytester.makepyprojecttoml("[".join(table[:1]))
     pytester.makeconftest((ROOT / "conftest.py").read_text("utf-8"))
-    for name, value in (("RDFIA_OFFLINE", "1"), ("TORCH_HOME", pytester.path), ("RDFIA_CACHE", empty_cache)):
+    for name, value in (
+        ("RDFIA_OFFLINE", "1"),
+        ("TORCH_HOME", pytester.path),
+        ("RDFIA_CACHE", empty_cache),
+    ):
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("RDFIA_ASSETS", raising=False)
     return pytester
 
 
-PLANTED = "tests/accuracy/test_tme7_planted.py"  # not the name of a real file: the whole suite has imported those
+# not the name of a real file: the whole suite has imported those
+PLANTED = "tests/accuracy/test_tme7_planted.py"
 
 
 def write(project: pytest.Pytester, source: str, path: str = PLANTED, **values: object) -> None:
@@ -97,7 +111,9 @@ def test_a_verdict_as_pinned_is_green_and_written(project: pytest.Pytester) -> N
     pin(project, PIN)
     result = run(project, "-m", "accuracy and tme7")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["reproduced*tme7.q1.total: convolutions 13*1/1*", "reports/latest/index.html"])
+    result.stdout.fnmatch_lines(
+        ["reproduced*tme7.q1.total: convolutions 13*1/1*", "reports/latest/index.html"]
+    )
     assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
     page = (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
     assert "<script>alert(1)" not in page
@@ -112,19 +128,30 @@ def test_an_outcome_that_differs_from_its_pin_is_red_in_either_direction(
     pin(project, pinned(outcome))
     result = run(project)
     assert result.ret == 1
-    result.stdout.fnmatch_lines([f"*tme7.q1.total: convolutions 1?,*equals 13*its pin is {outcome}*--accept*"])
+    result.stdout.fnmatch_lines(
+        [f"*tme7.q1.total: convolutions 1?,*equals 13*its pin is {outcome}*--accept*"]
+    )
     assert records(project)["tme7.q1.total"]["pinned"] == outcome
-    assert "This run failed" in (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
+    assert "This run failed" in (project.path / "reports" / "latest" / "index.html").read_text(
+        "utf-8"
+    )
 
 
-def test_becoming_undecided_is_shown_and_is_red_only_where_the_pin_was_clear(project: pytest.Pytester) -> None:
-    write(project, """
+def test_becoming_undecided_is_shown_and_is_red_only_where_the_pin_was_clear(
+    project: pytest.Pytester,
+) -> None:
+    write(
+        project,
+        """
     import pytest
     from rdfia.claims.intervals import share
     @pytest.mark.claim("tme8.q3.segmentation")
     def test_shares(claim):
         claim.measured({{"share of a mask in the right quarter": share({count}, 100)}}, scope="substitute")
-    """, "tests/accuracy/test_tme8_planted.py", count=64)  # fmt: skip
+    """,
+        "tests/accuracy/test_tme8_planted.py",
+        count=64,
+    )
     assert run(project, "--accept").ret == 0
     file = project.path / "tests" / "accuracy" / "test_tme8_planted.py"
     file.write_text(file.read_text().replace("64", "60"))
@@ -154,18 +181,24 @@ def test_a_missing_pin_is_red_until_it_is_accepted(project: pytest.Pytester) -> 
     assert run(project).ret == 0
 
 
-def test_a_check_without_time_is_deferred_counted_and_red_where_all_is_required(project: pytest.Pytester) -> None:
+def test_a_check_without_time_is_deferred_counted_and_red_where_all_is_required(
+    project: pytest.Pytester,
+) -> None:
     write(project, MEASURES, value=13)
     pin(project, PIN)
     costs = {"short": {"own": {"cpu float32": {"tme7.q1.total": 1e9}}}}
     (project.path / "reports" / "baseline" / "costs.json").write_text(json.dumps(costs))
     late = run(project, "--minutes", "0.1")
     assert late.ret == 1  # nothing at all was measured
-    late.stdout.fnmatch_lines(["deferred*tme7.q1.total: it would take about * min here*--minutes 0.1*more minutes*"])
+    late.stdout.fnmatch_lines(
+        ["deferred*tme7.q1.total: it would take about * min here*--minutes 0.1*more minutes*"]
+    )
     late.stdout.fnmatch_lines(["1 checks were deferred*", "deferred 1"])
     assert records(project)["tme7.q1.total"]["verdict"] == "deferred"
     assert "deferred" in (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
-    run(project, "--minutes", "0.1", "--require", "all").stdout.fnmatch_lines(["*--require all, but: it would take*"])
+    run(project, "--minutes", "0.1", "--require", "all").stdout.fnmatch_lines(
+        ["*--require all, but: it would take*"]
+    )
     assert run(project, "--minutes", "1e9").ret == 0
 
 
@@ -197,26 +230,41 @@ def test_what_was_measured_is_kept_while_a_run_goes_on(
 ) -> None:
     """For a run that is killed; the planted fault: it is not written in between."""
     monkeypatch.setattr(claim_session, "KEPT", every)
-    write(project, MEASURES + """
+    write(
+        project,
+        MEASURES
+        + """
     def test_maps(claim):
         import json, pathlib
         kept = pathlib.Path("reports/latest/claims.json")
         run = json.loads(kept.read_text()) if kept.exists() else None
         pathlib.Path("seen.json").write_text(json.dumps(run and [run["unfinished"], len(run["records"])]))
     test_maps = pytest.mark.claim("tme7.q4.conv1")(test_maps)
-    """, value=13)  # fmt: skip
+    """,
+        value=13,
+    )
     pin(project, PIN)
     run(project)
     assert json.loads((project.path / "seen.json").read_text()) == seen
-    assert json.loads((project.path / "reports" / "latest" / "claims.json").read_text()).get("unfinished") is None
+    assert (
+        json.loads((project.path / "reports" / "latest" / "claims.json").read_text()).get(
+            "unfinished"
+        )
+        is None
+    )
 
 
 def test_a_run_that_was_stopped_says_so(project: pytest.Pytester) -> None:
-    write(project, MEASURES + """
+    write(
+        project,
+        MEASURES
+        + """
     def test_maps(claim):
         pass
     test_maps = pytest.mark.claim("tme7.q4.conv1")(test_maps)
-    """.replace("{", "{{"), value=15)  # fmt: skip
+    """.replace("{", "{{"),
+        value=15,
+    )
     pin(project, PIN)
     result = run(project, "-x")
     result.stdout.fnmatch_lines(["This run was stopped: 1 of 2 checks had ended."])
@@ -224,7 +272,9 @@ def test_a_run_that_was_stopped_says_so(project: pytest.Pytester) -> None:
     assert "This run was stopped: 1 of 2 checks had ended." in html
     write(project, MEASURES, value=13)
     assert run(project).ret == 0
-    assert "This run was stopped" not in (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
+    assert "This run was stopped" not in (
+        project.path / "reports" / "latest" / "index.html"
+    ).read_text("utf-8")
 
 
 @pytest.mark.parametrize("planted", [False, True])
@@ -251,44 +301,66 @@ def test_ctrl_c_while_the_records_are_written_waits(
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert (project.path / "reports" / "latest" / "claims.json").exists() is not planted
     if not planted:
-        result.stdout.fnmatch_lines(["stopped before the page was drawn; python -m rdfia report * draws it"])
+        result.stdout.fnmatch_lines(
+            ["stopped before the page was drawn; python -m rdfia report * draws it"]
+        )
         assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
 
 
 def test_a_crash_in_one_claim_still_writes_the_page(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=13)
-    write(project, """
+    write(
+        project,
+        """
     import pytest
     @pytest.mark.claim("tme7.q4.conv1")
     def test_maps(claim):
         raise RuntimeError("broken in /home/someone/photos/cat.jpg")
-    """, "tests/accuracy/test_tme7_maps.py")  # fmt: skip
+    """,
+        "tests/accuracy/test_tme7_maps.py",
+    )
     pin(project, PIN)
     run(project).assert_outcomes(passed=1, failed=1)
     crashed = records(project)["tme7.q4.conv1"]
-    assert (crashed["verdict"], crashed["failure"]) == ("error", "RuntimeError: broken in .../cat.jpg")
+    assert (crashed["verdict"], crashed["failure"]) == (
+        "error",
+        "RuntimeError: broken in .../cat.jpg",
+    )
     assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
 
 
 @pytest.mark.parametrize("body", ["pass", "pytest.skip('not today')"])
 def test_a_claim_without_a_record_is_red(project: pytest.Pytester, body: str) -> None:
-    write(project, """
+    write(
+        project,
+        """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
     def test_total(claim):
         {body}
-    """, body=body)  # fmt: skip
+    """,
+        body=body,
+    )
     run(project).assert_outcomes(failed=1)
 
 
 def test_a_recorded_verdict_is_shown_but_never_as_run(project: pytest.Pytester) -> None:
-    write(project, """
+    write(
+        project,
+        """
     import pytest
     @pytest.mark.claim("tme7.best")
     def test_best(claim):
         assert claim.recorded()
-    """)  # fmt: skip
-    old = {"id": "tme7.best", "outcome": "contradicted", "scope": "ours", "profile": "full", "code": "abc"}
+    """,
+    )
+    old = {
+        "id": "tme7.best",
+        "outcome": "contradicted",
+        "scope": "ours",
+        "profile": "full",
+        "code": "abc",
+    }
     folder = project.path / "reports" / "verified" / "cpu"
     folder.mkdir(parents=True)
     text = json.dumps({"environment": {"date": "2026-01-02"}, "records": [old]})
@@ -296,13 +368,21 @@ def test_a_recorded_verdict_is_shown_but_never_as_run(project: pytest.Pytester) 
     assert run(project, "--device", "cpu").ret == 1  # nothing was measured
     record = records(project)["tme7.best"]
     assert record["verdict"] == "recorded"
-    assert record["recorded"] == {"outcome": "missed", "date": "2026-01-02", "code": "abc", "folder": "cpu",
-                                  "changed": True, "stale": True}  # fmt: skip
+    assert record["recorded"] == {
+        "outcome": "missed",
+        "date": "2026-01-02",
+        "code": "abc",
+        "folder": "cpu",
+        "changed": True,
+        "stale": True,
+    }
 
 
 @pytest.mark.parametrize("wrong", [360, 420])  # a point less, and a point more
 def test_a_layer_that_has_other_images_right_is_red(project: pytest.Pytester, wrong: int) -> None:
-    write(project, """
+    write(
+        project,
+        """
     import numpy as np
     import pytest
     from rdfia.claims.intervals import exact
@@ -310,7 +390,9 @@ def test_a_layer_that_has_other_images_right_is_red(project: pytest.Pytester, wr
     def test_alexnet(claim):
         claim.measured({{"convolutions": exact(13)}})
         claim.same_images("alexnet/pool5/scene15", np.arange(2985) >= {wrong}, "digest")
-    """, wrong=390)  # fmt: skip
+    """,
+        wrong=390,
+    )
     assert run(project).ret == 1
     assert run(project, "--accept").ret == 0
     assert run(project).ret == 0
@@ -330,7 +412,9 @@ def test_a_layer_that_has_other_images_right_is_red(project: pytest.Pytester, wr
         (("--profile", "shrt"), "*invalid choice: 'shrt'*"),
     ],
 )
-def test_a_misspelt_option_is_a_usage_error(project: pytest.Pytester, options: tuple[str, ...], message: str) -> None:
+def test_a_misspelt_option_is_a_usage_error(
+    project: pytest.Pytester, options: tuple[str, ...], message: str
+) -> None:
     write(project, MEASURES, value=13)
     result = run(project, *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -351,7 +435,9 @@ def test_a_folder_implies_its_marker_and_one_without_is_refused(project: pytest.
     ("mark", "message"),
     [("tme17", "*'tme17' not found in `markers`*"), ("claim('tme7.q99')", "*no claim 'tme7.q99'*")],
 )
-def test_an_unknown_marker_or_claim_is_refused(project: pytest.Pytester, mark: str, message: str) -> None:
+def test_an_unknown_marker_or_claim_is_refused(
+    project: pytest.Pytester, mark: str, message: str
+) -> None:
     source = "    import pytest\n    @pytest.mark.{mark}\n    def test_it():\n        pass"
     write(project, source, "tests/unit/test_it.py", mark=mark)
     result = run(project)
@@ -361,8 +447,14 @@ def test_an_unknown_marker_or_claim_is_refused(project: pytest.Pytester, mark: s
 
 def global_state() -> tuple[object, ...]:
     numbers = np.random.get_state(legacy=False)
-    return (random.getstate(), repr(numbers), torch.get_rng_state().tolist(), torch.get_default_dtype(),
-            torch.get_num_threads(), torch.is_grad_enabled())  # fmt: skip
+    return (
+        random.getstate(),
+        repr(numbers),
+        torch.get_rng_state().tolist(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -376,15 +468,22 @@ def global_state() -> tuple[object, ...]:
         ("torch.set_grad_enabled(False)", "torch's grad mode"),
     ],
 )
-def test_a_leak_of_global_state_is_red_and_undone(project: pytest.Pytester, leak: str, name: str) -> None:
+def test_a_leak_of_global_state_is_red_and_undone(
+    project: pytest.Pytester, leak: str, name: str
+) -> None:
     before = global_state()
-    write(project, """
+    write(
+        project,
+        """
     import random, numpy, torch
     def test_leak():
         {leak}
     def test_clean():
         pass
-    """, "tests/unit/test_leak.py", leak=leak)  # fmt: skip
+    """,
+        "tests/unit/test_leak.py",
+        leak=leak,
+    )
     result = run(project)
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines([f"*leaked global state: {name};*"])
@@ -392,7 +491,9 @@ def test_a_leak_of_global_state_is_red_and_undone(project: pytest.Pytester, leak
 
 
 def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.Pytester) -> None:
-    write(project, """
+    write(
+        project,
+        """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
     def test_total(claim, progress):
@@ -401,7 +502,8 @@ def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.
         assert list(progress([1, 2], description="images")) == [1, 2]
         from rdfia.claims.intervals import exact
         claim.measured({"convolutions": exact(13)})
-    """)  # fmt: skip
+    """,
+    )
     pin(project, PIN)
     result = run(project)
     assert result.ret == 0
@@ -413,14 +515,22 @@ def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.
 def test_what_goes_on_with_a_warning_goes_on_in_a_session_on_a_device(
     device: str, failed: int, project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warnings are errors, but those after which work goes on eagerly or in parts, where there is a CUDA device."""
+    """Warnings are errors, but those after which work goes on eagerly or in parts, where there is a
+    CUDA device.
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    write(project, """
+    write(
+        project,
+        """
     import warnings
     import pytest
     from rdfia.errors import FewerAtATime, NotCaptured
     @pytest.mark.parametrize("kind", [FewerAtATime, NotCaptured, UserWarning, DeprecationWarning])
     def test_goes_on(kind):
         warnings.warn("planted", kind)
-    """, "tests/unit/test_goes_on.py")  # fmt: skip
-    run(project, f"--device={device}").assert_outcomes(passed=4 - failed, failed=failed, warnings=4 - failed)
+    """,
+        "tests/unit/test_goes_on.py",
+    )
+    run(project, f"--device={device}").assert_outcomes(
+        passed=4 - failed, failed=failed, warnings=4 - failed
+    )

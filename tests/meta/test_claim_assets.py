@@ -1,4 +1,6 @@
-"""The table of claims names the assets that the tests ask for: `rdfia assets status` promises nothing else."""
+"""The table of claims names the assets that the tests ask for: `rdfia assets status` promises
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,44 @@ SOURCES = sorted((Path(__file__).parents[1] / "accuracy").glob("test_tme*.py"))
 
 
 def words(node: ast.AST) -> set[str]:
-    return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return {
+        n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
 
 
 def names(node: ast.AST) -> set[str]:
     every = list(ast.walk(node))
-    return {n.id for n in every if isinstance(n, ast.Name)} | {n.attr for n in every if isinstance(n, ast.Attribute)}
+    return {n.id for n in every if isinstance(n, ast.Name)} | {
+        n.attr for n in every if isinstance(n, ast.Attribute)
+    }
 
 
 def needed(node: ast.AST) -> set[str]:
     """The literals of `claim.need("...")` in a function."""
-    calls = (n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == "claim.need")
+    calls = (
+        n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == "claim.need"
+    )
     return set().union(*map(words, calls))
 
 
 def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
-    """Each test's claim, and the assets that it names: in itself, in a constant or a helper of its file that it uses.
+    """Each test's claim, and the assets that it names: in itself, in a constant or a helper of its
+    file that it uses.
 
-    A network's name counts as its weights where `transfer.WEIGHTS` or a bench of TME 7 is used, a title as its set-up
-    where a lens of TME 8 or the data of TME 9 and 10 are; photos are judged by SqueezeNet.
+    A network's name counts as its weights where `transfer.WEIGHTS` or a bench of TME 7 is used, a
+    title as its set-up where a lens of TME 8 or the data of TME 9 and 10 are; photos are judged by
+    SqueezeNet.
     """
     tree = ast.parse(source)
     functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-    constants = {ast.unparse(t): n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets}
-    constants |= {ast.unparse(n.target): n.value for n in tree.body if isinstance(n, ast.AnnAssign) and n.value}
+    constants = {
+        ast.unparse(t): n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets
+    }
+    constants |= {
+        ast.unparse(n.target): n.value
+        for n in tree.body
+        if isinstance(n, ast.AnnAssign) and n.value
+    }
     for name, test in functions.items():
         if not name.startswith("test_"):
             continue
@@ -56,7 +72,9 @@ def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
             found |= {asset for setup in setups for asset in (setup.weights, setup.photos)}
         if "gans" in used:
             data = [gans.SETUPS[word] for word in said & set(gans.SETUPS)]
-            found |= {setup.asset for setup in data} | {"squeezenet1_1" for setup in data if setup.channels == 3}
+            found |= {setup.asset for setup in data} | {
+                "squeezenet1_1" for setup in data if setup.channels == 3
+            }
         for claim in sorted(said & set(CLAIMS)):
             yield claim, found
 
@@ -73,7 +91,8 @@ def test_the_table_has_every_asset_that_a_test_of_the_claim_names(claim: str) ->
     assert declared <= set(ASSETS)
     assert not set(CLAIMS[claim].needs) & set(CLAIMS[claim].also)
     assert NAMED[claim] - declared == set(), "missing in rdfia/claims/claims.json"
-    if claim.startswith("tme7."):  # where the whole network is at hand, a bench takes it in the place of its features
+    # where the whole network is at hand, a bench takes it in the place of its features
+    if claim.startswith("tme7."):
         whole = {asset.replace("-features", "-full") for asset in NAMED[claim]}
         assert declared - NAMED[claim] - whole == set(), "no test of it names them"
 

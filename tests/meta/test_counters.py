@@ -71,7 +71,8 @@ def _clean() -> Any:
 def test_a_workload_counts_the_same_each_time() -> None:
     first = count(work)
     assert count(work) == first
-    macs = 2 * (4 * 27 * 256 + 6 * 36 * 64)  # two images: 4 x 3 x 3 x 3 at 16 x 16, 6 x 4 x 3 x 3 at 8 x 8
+    # two images: 4 x 3 x 3 x 3 at 16 x 16, 6 x 4 x 3 x 3 at 8 x 8
+    macs = 2 * (4 * 27 * 256 + 6 * 36 * 64)
     dense = 2 * (24 * 8 + 8 * 5)
     assert first["flops forward"] == 2 * (macs + dense)
     assert first["flops backward"] == first["flops forward"]  # of inputs alone: as much again
@@ -126,7 +127,6 @@ def test_live_bytes_are_those_of_what_is_alive() -> None:
     del c
 
 
-
 # What the dispatch mode cannot see on a CPU: there a tensor's numbers are read without an operator.
 SILENT = {"tolist", "numpy", "cpu", "item", "__array__"}
 STEPS = {
@@ -150,15 +150,25 @@ STEPS = {
 
 
 def silent_waits(source: str, names: list[str]) -> list[str]:
-    """Reads of numbers inside these functions, as `name: .method`; KeyError for a function that is not there."""
+    """Reads of numbers inside these functions, as `name: .method`; KeyError for a function that is
+    not there.
+    """
     found: dict[str, ast.FunctionDef] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{part.name}": part for part in node.body if isinstance(part, ast.FunctionDef)}
-    return [f"{name}: .{part.attr}" for name in names for part in ast.walk(found[name])
-            if isinstance(part, ast.Attribute) and part.attr in SILENT]  # fmt: skip
+            found |= {
+                f"{node.name}.{part.name}": part
+                for part in node.body
+                if isinstance(part, ast.FunctionDef)
+            }
+    return [
+        f"{name}: .{part.attr}"
+        for name in names
+        for part in ast.walk(found[name])
+        if isinstance(part, ast.Attribute) and part.attr in SILENT
+    ]
 
 
 @pytest.mark.parametrize("room", STEPS)
@@ -166,7 +176,9 @@ def test_a_step_reads_no_numbers(room: str) -> None:
     assert silent_waits((ROOT / "rdfia" / f"{room}.py").read_text("utf-8"), STEPS[room]) == []
 
 
-@pytest.mark.parametrize("slip", ["loss.tolist()", "float(loss.cpu())", "np.asarray(loss.detach().numpy())"])
+@pytest.mark.parametrize(
+    "slip", ["loss.tolist()", "float(loss.cpu())", "np.asarray(loss.detach().numpy())"]
+)
 def test_a_planted_read_is_found(slip: str) -> None:
     source = f"class Trainer:\n    def step(self):\n        loss = self.loss()\n        self.log({slip})\n"
     assert len(silent_waits(source, ["Trainer.step"])) == 1

@@ -1,4 +1,6 @@
-"""The rows of faults.json: each says of which code it is, and those of other code are not kept beside them."""
+"""The rows of faults.json: each says of which code it is, and those of other code are not kept
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def rows(project: pytest.Pytester, before: str) -> dict[str, Any]:
     path = project.path / "out" / "faults.json"
     path.write_text(before)
-    project.runpytest_inprocess("--output=out", "-p", "no:cacheprovider", "tests/faults").assert_outcomes(passed=1)
+    project.runpytest_inprocess(
+        "--output=out", "-p", "no:cacheprovider", "tests/faults"
+    ).assert_outcomes(passed=1)
     found = json.loads(path.read_text())
     assert found["rows"]["new"]["found"] == {"file": ".../y"}
     page = (project.path / "out" / "index.html").read_text("utf-8")
@@ -42,17 +46,28 @@ def rows(project: pytest.Pytester, before: str) -> dict[str, Any]:
 
 def test_a_fault_without_time_is_deferred_and_named(project: pytest.Pytester) -> None:
     (baseline := project.path / "reports" / "baseline").mkdir(parents=True)
-    (project.path / "tests" / "faults" / "test_two.py").write_text(TEST + TEST.replace("test_two", "test_three"))
+    (project.path / "tests" / "faults" / "test_two.py").write_text(
+        TEST + TEST.replace("test_two", "test_three")
+    )
     name = "tests/faults/test_two.py::test_"
     own = {f"{name}two": 1e4, f"{name}three": 0.01}
     (baseline / "costs.json").write_text(json.dumps({"faults short": {"own": {"seconds": own}}}))
-    result = project.runpytest_inprocess("--output=out", "-p", "no:cacheprovider", "--minutes", "60", "tests/faults")
+    result = project.runpytest_inprocess(
+        "--output=out", "-p", "no:cacheprovider", "--minutes", "60", "tests/faults"
+    )
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines([f"deferred, about 1?? min: {name}two"])
 
 
 def test_rows_of_other_code_go(project: pytest.Pytester) -> None:
-    row = {"tried": 1, "withstood": 1, "means": "m", "found": {}, "profile": "full", "date": "2026-01-01"}
+    row = {
+        "tried": 1,
+        "withstood": 1,
+        "means": "m",
+        "found": {},
+        "profile": "full",
+        "date": "2026-01-01",
+    }
     code = provenance.code_hash(project.path)
     before = {"same": {**row, "code": code}, "other": {**row, "code": "0" * 12}, "unknown": row}
     after = rows(project, json.dumps({"environment": {}, "rows": before}))
@@ -67,7 +82,16 @@ def test_a_damaged_record_is_made_anew(project: pytest.Pytester, damaged: str) -
 
 
 def test_the_page_takes_rows_with_and_without_their_code() -> None:
-    row = {"tried": 1, "withstood": 1, "means": "m", "found": {}, "profile": "full", "date": "2026-01-01"}
+    row = {
+        "tried": 1,
+        "withstood": 1,
+        "means": "m",
+        "found": {},
+        "profile": "full",
+        "date": "2026-01-01",
+    }
     where = {"date": "2026-01-01", "torch": "2.13.0", "python": "3.11"}
-    html = blocks.faults({"environment": where, "rows": {"old": row, "new": {**row, "code": "0123456789ab"}}})
+    html = blocks.faults(
+        {"environment": where, "rows": {"old": row, "new": {**row, "code": "0123456789ab"}}}
+    )
     assert html.count("<td>old") == html.count("<td>new") == 1

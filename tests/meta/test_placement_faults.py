@@ -1,10 +1,12 @@
-"""The pretended device sees each kind of slip: twelve are planted in the package's own code, and rules are tried apart.
+"""The pretended device sees each kind of slip: twelve are planted in the package's own code, and
+rules are tried apart.
 
 None of them can be seen on a CPU alone, where the same code with the same slip runs to its end.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -31,7 +33,9 @@ MIXED = "Expected all tensors to be on the same device"
 
 
 class Slip(NamedTuple):
-    """`old` in the source of `owner.name` becomes `new`; `case` then fails on a device with `found`."""
+    """`old` in the source of `owner.name` becomes `new`; `case` then fails on a device with
+    `found`.
+    """
 
     owner: Any
     name: str
@@ -43,45 +47,93 @@ class Slip(NamedTuple):
 
 def drawn_by_the_cpu(trainer: Trainer, n: int) -> Tensor:
     generator = torch.Generator().manual_seed(trainer.done)
-    return torch.randn(n, trainer.config.architecture.nz, generator=generator, device=trainer.device)
+    return torch.randn(
+        n, trainer.config.architecture.nz, generator=generator, device=trainer.device
+    )
 
 
-# fmt: off
 SLIPS = {
-    "noise": Slip(saliency, "saliency_maps", "on_device(draws[step], x.device)", "draws[step]", "saliency"),
-    "labels": Slip(Trainer, "__init__", "y.to(self.device)", "y", "cdcgan_in_float32",
-                   "indices should be either on cpu"),
+    "noise": Slip(
+        saliency, "saliency_maps", "on_device(draws[step], x.device)", "draws[step]", "saliency"
+    ),
+    "labels": Slip(
+        Trainer,
+        "__init__",
+        "y.to(self.device)",
+        "y",
+        "cdcgan_in_float32",
+        "indices should be either on cpu",
+    ),
     "limits": Slip(ascent, "limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"),
-    "blur kernel": Slip(images, "blur", "axis=0)).to(x)", "axis=0)).to(x.dtype)", "pieces_of_the_ascent"),
+    "blur kernel": Slip(
+        images, "blur", "axis=0)).to(x)", "axis=0)).to(x.dtype)", "pieces_of_the_ascent"
+    ),
     "mask": Slip(saliency_scores, "pixel_curve", ".to(x.device)", "", "worth_of_maps"),
-    "running mean": Slip(Trainer, "__init__", "(self.generator) if", "(self.generator).cpu() if", "dcgan_in_float32"),
-    "optimiser state": Slip(Trainer, "_restore", '.load_state_dict({**optimizer.state_dict(), "state": state})',
-                            ".state.update({parameters[i]: values for i, values in state.items()})",
-                            "dcgan_in_float32"),
-    "index tensor": Slip(ascent, "target_logits", "on_device(wanted, logits.device)", "wanted", "fool"),
-    "zeros without device": Slip(svm.GramAccumulator, "add", ", device=columns.device", "", "gram_matrices"),
-    "sum without device": Slip(heads, "_train", "((), device=device), torch", "(()), torch", "head"),
-    "checkpoint": Slip(Trainer, "_restore", 'load_state_dict(part("G."))', 'load_state_dict(part("G."), assign=True)',
-                       "cgan_in_float32"),
-    "numpy in a loop": Slip(training, "_move_mean", "[0].is_floating_point())", "[1].numpy() is not None)",
-                            "dcgan_in_float32", "can't convert cuda:0 device type tensor to numpy"),
+    "running mean": Slip(
+        Trainer, "__init__", "(self.generator) if", "(self.generator).cpu() if", "dcgan_in_float32"
+    ),
+    "optimiser state": Slip(
+        Trainer,
+        "_restore",
+        ".load_state_dict({**optimizer.state_dict(), 'state': state})",
+        ".state.update({parameters[i]: values for i, values in state.items()})",
+        "dcgan_in_float32",
+    ),
+    "index tensor": Slip(
+        ascent, "target_logits", "on_device(wanted, logits.device)", "wanted", "fool"
+    ),
+    "zeros without device": Slip(
+        svm.GramAccumulator, "add", ", device=columns.device", "", "gram_matrices"
+    ),
+    "sum without device": Slip(
+        heads, "_train", "((), device=device), torch", "(()), torch", "head"
+    ),
+    "checkpoint": Slip(
+        Trainer,
+        "_restore",
+        "load_state_dict(part('G.'))",
+        "load_state_dict(part('G.'), assign=True)",
+        "cgan_in_float32",
+    ),
+    "numpy in a loop": Slip(
+        training,
+        "_move_mean",
+        "[0].is_floating_point())",
+        "[1].numpy() is not None)",
+        "dcgan_in_float32",
+        "can't convert cuda:0 device type tensor to numpy",
+    ),
 }
-# fmt: on
 
 
 def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the function with the slip in its place, everywhere that the package has it."""
     function = getattr(slip.owner, slip.name)
     plain = inspect.unwrap(function)
-    source = textwrap.dedent(inspect.getsource(plain))
+    # Written anew, an expression is one line, however the file breaks it.
+    source = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(plain))))
     assert source.count(slip.old) == 1, f"{slip.name} has changed: plant {slip.old!r} anew"
     space = plain.__globals__
     names: dict[str, Any] = {}
-    exec(compile(source.replace(slip.old, slip.new), plain.__code__.co_filename, "exec"), space, names)
+    exec(
+        compile(source.replace(slip.old, slip.new), plain.__code__.co_filename, "exec"),
+        space,
+        names,
+    )
     if inspect.isclass(slip.owner):
         monkeypatch.setattr(slip.owner, slip.name, names[slip.name])
         return
-    for room in (training, architecture, heads, images, ascent, saliency, saliency_scores, svm, *_importers()):
+    for room in (
+        training,
+        architecture,
+        heads,
+        images,
+        ascent,
+        saliency,
+        saliency_scores,
+        svm,
+        *_importers(),
+    ):
         if getattr(room, slip.name, None) is function:
             monkeypatch.setattr(room, slip.name, names[slip.name])
 
@@ -94,7 +146,9 @@ def _importers() -> list[Any]:
 
 
 @pytest.mark.parametrize("name", SLIPS)
-def test_a_planted_slip_of_placement_is_found(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_planted_slip_of_placement_is_found(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     slip = SLIPS[name]
     plant(slip, monkeypatch)
     CASES[slip.case][1]("cpu", tmp_path / "cpu")  # which does not see it
@@ -105,19 +159,30 @@ def test_a_planted_slip_of_placement_is_found(name: str, monkeypatch: pytest.Mon
 def test_a_generator_of_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Trainer, "draw", drawn_by_the_cpu)
     CASES["dcgan_in_float32"][1]("cpu", tmp_path / "cpu")
-    with pretended_device(), pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):
+    with (
+        pretended_device(),
+        pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"),
+    ):
         CASES["dcgan_in_float32"][1]("cuda", tmp_path / "cuda")
 
 
 WAITING = {  # what is computed rightly, but waited for at each step
-    "item in a loop": Slip(Trainer, "step", "self.done += 1", "self.done += 1\n    float(self.losses[0, 0])", ""),
-    "losses on the CPU": Slip(Trainer, "__init__", "len(COLUMNS), device=self.device)", "len(COLUMNS))", ""),
-    "order on the CPU": Slip(Trainer, "_batch", "self._order[place", "self._order.tolist()[place", ""),
+    "item in a loop": Slip(
+        Trainer, "step", "self.done += 1", "self.done += 1\n    float(self.losses[0, 0])", ""
+    ),
+    "losses on the CPU": Slip(
+        Trainer, "__init__", "len(COLUMNS), device=self.device)", "len(COLUMNS))", ""
+    ),
+    "order on the CPU": Slip(
+        Trainer, "_batch", "self._order[place", "self._order.tolist()[place", ""
+    ),
 }
 
 
 @pytest.mark.parametrize("name", WAITING)
-def test_a_planted_wait_in_a_training_step_is_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_wait_in_a_training_step_is_counted(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(WAITING[name], monkeypatch)
     config, x, y = gan("dcgan")
     with pretended_device() as device:
@@ -137,11 +202,14 @@ def test_a_planted_wait_in_a_turn_of_an_ascent_is_counted(monkeypatch: pytest.Mo
 def test_a_case_that_leaves_the_device_out_covers_nothing(tmp_path: Path) -> None:
     run: Callable[..., Any] = CASES["saliency"][1]
     with pretended_device():
-        assert inspect.unwrap(saliency.saliency_maps).__code__ in called_with_device(lambda: run("cuda", tmp_path))
+        assert inspect.unwrap(saliency.saliency_maps).__code__ in called_with_device(
+            lambda: run("cuda", tmp_path)
+        )
         assert called_with_device(lambda: run("cpu", tmp_path)) == set()
 
 
-# --- the rules, one by one --------------------------------------------------------------------------------------------
+# --- the rules, one by one
+# --------------------------------------------------------------------------------------------
 
 
 def dense() -> nn.Linear:
@@ -160,9 +228,20 @@ def device() -> Any:
 
 def test_factories_and_copies_lie_where_they_are_asked_to(device: PretendedDevice) -> None:
     x = torch.ones(2, 3, device="cuda")
-    here = [x, x * 2, torch.zeros_like(x), x.new_zeros(1), torch.tensor([1.0], device="cuda:0"), torch.ones(1).to(x),
-            torch.arange(3, device=x.device), x.view(3, 2), torch.ones(1).to("cuda")]  # fmt: skip
-    assert all(isinstance(t, OnDevice) and t.device == DEVICE and t.is_cuda and not t.is_meta for t in here)
+    here = [
+        x,
+        x * 2,
+        torch.zeros_like(x),
+        x.new_zeros(1),
+        torch.tensor([1.0], device="cuda:0"),
+        torch.ones(1).to(x),
+        torch.arange(3, device=x.device),
+        x.view(3, 2),
+        torch.ones(1).to("cuda"),
+    ]
+    assert all(
+        isinstance(t, OnDevice) and t.device == DEVICE and t.is_cuda and not t.is_meta for t in here
+    )
     there = [x.cpu(), x.to("cpu", torch.float64), torch.zeros_like(x, device="cpu"), torch.ones(1)]
     assert all(type(t) is Tensor and t.device.type == "cpu" for t in there)
     with torch.device("meta"):
@@ -188,8 +267,12 @@ def test_factories_and_copies_lie_where_they_are_asked_to(device: PretendedDevic
         lambda x: dense()(x),
     ],
 )
-def test_what_cuda_refuses_is_refused(wrong: Callable[[Tensor], Any], device: PretendedDevice) -> None:
-    with pytest.raises(RuntimeError, match=r"same device|Expected a '\w+' device type for generator"):
+def test_what_cuda_refuses_is_refused(
+    wrong: Callable[[Tensor], Any], device: PretendedDevice
+) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"same device|Expected a '\w+' device type for generator"
+    ):
         wrong(torch.ones(3, device="cuda"))
 
 
@@ -221,7 +304,8 @@ def test_what_cuda_takes_is_taken(device: PretendedDevice) -> None:
         (lambda x: torch.zeros(3).to("cuda"), 0, 1),
         (lambda x: torch.tensor([1.0], device="cuda"), 0, 1),
         (lambda x: x[torch.tensor([0])], 0, 1),
-        (lambda x: torch.zeros(3).to("cuda", non_blocking=True), 0, 1),  # not pinned: the copy is waited for
+        # not pinned: the copy is waited for
+        (lambda x: torch.zeros(3).to("cuda", non_blocking=True), 0, 1),
         (lambda x: torch.zeros(3).pin_memory().to("cuda", non_blocking=True), 0, 0),
         (lambda x: torch.empty(3, pin_memory=True).copy_(x, non_blocking=True), 0, 0),
         (lambda x: torch.where(x > 0, x, 0 * x), 0, 0),
@@ -240,7 +324,8 @@ def test_autocast_on_the_device_computes_in_its_type(device: PretendedDevice) ->
         y = layer(x)
         assert torch.cat([y, x], dim=1).dtype == torch.float32
     assert (y.dtype, layer(x).dtype) == (torch.bfloat16, torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):  # of another device: a slip that is seen by its type
+    # of another device: a slip that is seen by its type
+    with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.float32
     y.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32

@@ -17,7 +17,9 @@ from benchmarks.pairs import Pairs
 LIMITS = {"a": 1.25, "b": 1.25}
 
 
-def recorded(rounds: int, spread: float, bias: float = 0.0, shift: float = 0.0, control: float = 0.0) -> Any:
+def recorded(
+    rounds: int, spread: float, bias: float = 0.0, shift: float = 0.0, control: float = 0.0
+) -> Any:
     """Rounds of two rows: pairs with a spread, rounds with a bias, row "b" slower by `shift`."""
     stream = np.random.default_rng(0)
 
@@ -26,8 +28,13 @@ def recorded(rounds: int, spread: float, bias: float = 0.0, shift: float = 0.0, 
         return Pairs(np.exp(stream.normal(luck, spread, PAIRS)), np.ones(PAIRS))
 
     keys = [(row, against) for row in "ab" for against in ("reference", "base")]
-    return [{**{key: one(shift * (key == ("b", "base"))) for key in keys}, (CONTROL, "base"): one(control)}
-            for _ in range(rounds)]  # fmt: skip
+    return [
+        {
+            **{key: one(shift * (key == ("b", "base"))) for key in keys},
+            (CONTROL, "base"): one(control),
+        }
+        for _ in range(rounds)
+    ]
 
 
 def test_quiet_noise_gives_no_alarm_and_all_slowdowns() -> None:
@@ -83,7 +90,14 @@ def test_a_live_slowdown_is_planted_in_one_row(
     monkeypatch.setattr(power, "checkout", lambda reference: contextlib.nullcontext("tree"))
     monkeypatch.setattr(power.Race, "run", run)
     for _ in "12":
-        assert power.main(["live", "saliency", "--slowdown", "0.3", "--output", str(tmp_path / "live.json")]) == 0
+        assert (
+            power.main(
+                ["live", "saliency", "--slowdown", "0.3", "--output", str(tmp_path / "live.json")]
+            )
+            == 0
+        )
     assert planted == {"saliency": 0.3}
     assert capsys.readouterr().out == 2 * "slower: saliency: 1.3\n"
-    assert json.loads((tmp_path / "live.json").read_text()) == 2 * [["saliency", 0.3, "slower", "saliency: 1.3"]]
+    assert json.loads((tmp_path / "live.json").read_text()) == 2 * [
+        ["saliency", 0.3, "slower", "saliency: 1.3"]
+    ]

@@ -1,4 +1,6 @@
-"""Runs on other processors are compared: a test or a verdict that moves is named, and the exit status says so."""
+"""Runs on other processors are compared: a test or a verdict that moves is named, and the exit
+status says so.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def junit(**outcomes: str) -> str:
 
 
 def records(**verdicts: str) -> dict[str, Any]:
-    return {"records": [{"key": key, "verdict": v, "measured": len(v)} for key, v in verdicts.items()]}
+    return {
+        "records": [{"key": key, "verdict": v, "measured": len(v)} for key, v in verdicts.items()]
+    }
 
 
 class Planted:
@@ -30,10 +34,14 @@ class Planted:
     def __init__(self, *runs: Any, status: int = 0) -> None:
         self.runs, self.status, self.environments = list(runs), status, []  # type: ignore[var-annotated]
 
-    def __call__(self, words: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, words: list[str], *, env: dict[str, str], **_: Any
+    ) -> subprocess.CompletedProcess[str]:
         self.environments.append(env)
         run = self.runs.pop(0)
-        path = Path(next(word for word in words if word.startswith("--junitxml=")).partition("=")[2])
+        path = Path(
+            next(word for word in words if word.startswith("--junitxml=")).partition("=")[2]
+        )
         if isinstance(run, str):
             path.write_text(run)
         elif run is not None:
@@ -45,22 +53,56 @@ class Planted:
     ("words", "runs", "status", "exit_status", "said"),
     [
         ([], [junit(a="passed", b="skipped")] * 2, 0, 0, "No outcome differs."),
-        ([], [junit(a="passed"), junit(a="failed")], 0, 1, "test_a::a`: passed in default; failed in avx2"),
-        ([], [junit(a="passed"), junit(a="skipped")], 0, 1, "test_a::a`: passed in default; skipped in avx2"),
-        ([], [junit(a="passed"), junit(a="passed", b="passed")], 0, 1, "test_a::b`: absent in default; passed in avx2"),
+        (
+            [],
+            [junit(a="passed"), junit(a="failed")],
+            0,
+            1,
+            "test_a::a`: passed in default; failed in avx2",
+        ),
+        (
+            [],
+            [junit(a="passed"), junit(a="skipped")],
+            0,
+            1,
+            "test_a::a`: passed in default; skipped in avx2",
+        ),
+        (
+            [],
+            [junit(a="passed"), junit(a="passed", b="passed")],
+            0,
+            1,
+            "test_a::b`: absent in default; passed in avx2",
+        ),
         ([], [junit(a="error")] * 2, 1, 1, "test_a::a`: error in avx2"),
         ([], [junit(a="passed")] * 2, 1, 1, "1 passed (exit 1)"),
         ([], [junit(a="passed"), None], 0, 1, "nothing ran"),
         (["--claims"], [records(q1="reproduced")] * 2, 0, 0, "No outcome differs."),
-        (["--claims"], [records(q1="reproduced"), records(q1="deferred")], 0, 0, "| 1 deferred | 0 |"),
-        (["--claims"], [records(q1="reproduced"), records(q1="contradicted")], 0, 1,
-         "`q1`: reproduced in default, measured 10; contradicted in avx2, measured 12"),
+        (
+            ["--claims"],
+            [records(q1="reproduced"), records(q1="deferred")],
+            0,
+            0,
+            "| 1 deferred | 0 |",
+        ),
+        (
+            ["--claims"],
+            [records(q1="reproduced"), records(q1="contradicted")],
+            0,
+            1,
+            "`q1`: reproduced in default, measured 10; contradicted in avx2, measured 12",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_outcome_that_moves_is_named(
-    words: list[str], runs: list[Any], status: int, exit_status: int, said: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    words: list[str],
+    runs: list[Any],
+    status: int,
+    exit_status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     planted = Planted(*runs, status=status)
     monkeypatch.setattr(processors.subprocess, "run", planted)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
@@ -69,7 +111,8 @@ def test_an_outcome_that_moves_is_named(
     assert said in out
     assert out.startswith("| environment | variables |")
     first, second = planted.environments
-    assert "OPENBLAS_CORETYPE" not in first  # an environment is what its row says, whatever is set outside
+    # an environment is what its row says, whatever is set outside
+    assert "OPENBLAS_CORETYPE" not in first
     assert second["OPENBLAS_CORETYPE"] == "Haswell"
     assert first["RDFIA_CACHE"] != second["RDFIA_CACHE"]
 

@@ -24,7 +24,9 @@ RECORDS = [row for path in RUNS for row in files.read_json(path)["records"]]
 
 
 class Claim:
-    """Stands in for the fixture: everything is here, nothing is taken from a record, what is measured is kept."""
+    """Stands in for the fixture: everything is here, nothing is taken from a record, what is
+    measured is kept.
+    """
 
     profile, device = "full", "cpu"
 
@@ -59,26 +61,54 @@ def bench(accuracies: dict[str, float] | None = None) -> Any:
 @pytest.mark.parametrize(
     ("network", "accuracies", "scope", "outcomes"),
     [
-        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.85}, "report", ["supported", "supported"]),
-        ("vgg16", {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.8995}, "report", ["supported", "undecided"]),
-        ("vgg16", {"relu1_2": 0.88, "relu7": 0.9, "logits": 0.85}, "report", ["contradicted", "supported"]),
+        (
+            "vgg16",
+            {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.85},
+            "report",
+            ["supported", "supported"],
+        ),
+        (
+            "vgg16",
+            {"relu1_2": 0.6, "relu7": 0.9, "logits": 0.8995},
+            "report",
+            ["supported", "undecided"],
+        ),
+        (
+            "vgg16",
+            {"relu1_2": 0.88, "relu7": 0.9, "logits": 0.85},
+            "report",
+            ["contradicted", "supported"],
+        ),
         ("vgg16", {"relu1_2": 0.6, "pool5": 0.9}, "substitute", ["supported"]),
-        ("squeezenet1_1", {"pool1": 0.6, "fire8": 0.9, "logits": 0.85}, "substitute", ["supported", "supported"]),
+        (
+            "squeezenet1_1",
+            {"pool1": 0.6, "fire8": 0.9, "logits": 0.85},
+            "substitute",
+            ["supported", "supported"],
+        ),
     ],
 )
 def test_depth_is_the_reports_only_up_to_the_last_layer(
-    monkeypatch: pytest.MonkeyPatch, network: str, accuracies: dict[str, float], scope: str, outcomes: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    network: str,
+    accuracies: dict[str, float],
+    scope: str,
+    outcomes: list[str],
 ) -> None:
     monkeypatch.setattr(transfer, "taps_for", lambda *_: list(accuracies))
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
     claim, bounds = Claim(), CLAIMS["tme7.q8.depth"].bounds
     test_tme7.test_accuracy_against_depth(claim, bench(accuracies), "15-Scene", network)
     assert claim.record["scope"] == scope
-    assert [judge.outcome(one, bounds[name]) for name, one in claim.record["found"].items()] == outcomes
+    assert [
+        judge.outcome(one, bounds[name]) for name, one in claim.record["found"].items()
+    ] == outcomes
     assert ("first half" in claim.record["note"]) == ("logits" not in accuracies)
 
 
-@pytest.mark.parametrize("row", [row for row in RECORDS if row["id"] == "tme7.q8.depth"], ids=lambda row: row["case"])
+@pytest.mark.parametrize(
+    "row", [row for row in RECORDS if row["id"] == "tme7.q8.depth"], ids=lambda row: row["case"]
+)
 def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
     assert "logits" in row["evidence"]["accuracy"] or row["scope"] == "substitute"
 
@@ -116,18 +146,28 @@ def test_a_recipe_is_the_cosine_of_centred_features() -> None:
     recipe = best_recipe.Recipe("two parts", (224, 352), ("pyramid",), ("relu5_3",))
     parts = {name: rows @ rows.T for name, rows in zip(recipe.parts, x, strict=True)}
     centred = [rows - rows[train].mean(0) for rows in x]
-    rows = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in centred]) / np.sqrt(2)
+    rows = np.hstack(
+        [part / np.linalg.norm(part, axis=1, keepdims=True) for part in centred]
+    ) / np.sqrt(2)
     np.testing.assert_allclose(best_recipe.kernel(recipe, parts, train), rows @ rows.T, atol=1e-12)
     apart = ((rows[:, None] - rows[None]) ** 2).sum(2)
     gaussian = best_recipe.kernel(dataclasses.replace(recipe, kernel="gaussian"), parts, train)
-    np.testing.assert_allclose(gaussian, np.exp(-apart / apart[np.ix_(train, train)].mean()), atol=1e-12)
+    np.testing.assert_allclose(
+        gaussian, np.exp(-apart / apart[np.ix_(train, train)].mean()), atol=1e-12
+    )
 
 
-def test_other_splits_have_as_many_training_images_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_splits_have_as_many_training_images_of_each_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     labels, seen = np.arange(60) % 3, list[np.ndarray]()
     rows = np.random.default_rng(0).normal(size=(60, 4)) + 3 * np.eye(3, 4)[labels]
     recipe = best_recipe.RECIPES[0]
-    monkeypatch.setattr(best_recipe, "grams", lambda _lab, side: {(*recipe.taps, side, *recipe.kinds): rows @ rows.T})
+    monkeypatch.setattr(
+        best_recipe,
+        "grams",
+        lambda _lab, side: {(*recipe.taps, side, *recipe.kinds): rows @ rows.T},
+    )
     kernel = best_recipe.kernel
 
     def kept(made: best_recipe.Recipe, parts: Any, train: np.ndarray) -> np.ndarray:
@@ -135,7 +175,9 @@ def test_other_splits_have_as_many_training_images_of_each_class(monkeypatch: py
         return kernel(made, parts, train)
 
     monkeypatch.setattr(best_recipe, "kernel", kept)
-    lab: Any = SimpleNamespace(problem=SimpleNamespace(labels=labels, n_train=12, classes=("a", "b", "c")))
+    lab: Any = SimpleNamespace(
+        problem=SimpleNamespace(labels=labels, n_train=12, classes=("a", "b", "c"))
+    )
     found = best_recipe.other_splits(lab, {"recipe": recipe.name, "C": 1.0}, range(4))
     assert [np.bincount(labels[train]).tolist() for train in seen] == [[4, 4, 4]] * 4
     assert len({tuple(sorted(train)) for train in seen}) == 4
@@ -147,11 +189,14 @@ def test_the_short_profile_keeps_what_verdicts_read_and_no_more_columns_than_fit
     stored = {tuple(key.split("/")[:2]): row["accuracy"] for key, row in thresholds.items()}
     columns = 0
     for network, taps in transfer.SHORT.items():
-        best = max((tap for name, tap in stored if name == network), key=lambda tap: stored[network, tap])
+        best = max(
+            (tap for name, tap in stored if name == network), key=lambda tap: stored[network, tap]
+        )
         assert best in taps
         assert taps == sorted(taps, key=transfer.TAPS[network].index)
         shapes = networks.activation_shapes(network)
         columns += sum(int(np.prod(shapes[tap])) for tap in taps)
-    assert {"relu4_3", "pool5"} <= set(transfer.SHORT["vgg16"])  # Table 1's last row, and the dense layers' substitute
+    # Table 1's last row, and the dense layers' substitute
+    assert {"relu4_3", "pool5"} <= set(transfer.SHORT["vgg16"])
     assert transfer.SHORT["squeezenet1_1"][-1] == "logits"
     assert columns < 1_400_000  # ten seconds for each 100,000, on two cores

@@ -29,14 +29,18 @@ def test_every_public_name_is_found(room: str) -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_module_is_listed_and_no_function_has_the_name_of_one(room: str) -> None:
-    """An imported module takes its name in the room: a function of that name would be found before it and not after."""
+    """An imported module takes its name in the room: a function of that name would be found before
+    it and not after.
+    """
     names = importlib.import_module(f"rdfia.{room}")._NAMES
     assert set(names) == modules(room)
     assert not modules(room) & {name for public in names.values() for name in public.split()}
 
 
 def test_what_is_not_there_is_an_error_with_what_there_is() -> None:
-    with pytest.raises(AttributeError, match=r"rdfia\.transfer has no 'extracted'; it has .*\bextract\b"):
+    with pytest.raises(
+        AttributeError, match=r"rdfia\.transfer has no 'extracted'; it has .*\bextract\b"
+    ):
         _ = rdfia.transfer.extracted
     with pytest.raises(AttributeError, match=r"rdfia has no 'trensfer'; it has .*transfer"):
         _ = rdfia.trensfer
@@ -45,11 +49,18 @@ def test_what_is_not_there_is_an_error_with_what_there_is() -> None:
 def test_the_names_that_a_user_writes() -> None:
     found = rdfia.transfer.extract, rdfia.gradients.fool, rdfia.gans.train
     assert [f"{function.__module__}.{function.__name__}" for function in found] == [
-        "rdfia.transfer.extraction.extract", "rdfia.gradients.fooling.fool", "rdfia.gans.training.train",
-    ]  # fmt: skip
+        "rdfia.transfer.extraction.extract",
+        "rdfia.gradients.fooling.fool",
+        "rdfia.gans.training.train",
+    ]
 
 
 def test_no_front_door_imports_what_is_large() -> None:
     rooms = ", ".join(f"rdfia.{room}" for room in ROOMS)
     code = f"import sys, rdfia, {rooms}; print(*({HEAVY!r} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split() == []
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout.split()
+        == []
+    )

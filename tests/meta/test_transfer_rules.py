@@ -1,4 +1,6 @@
-"""The rules of TME 7 see what they are for: made-up accuracies, counts and files, and a fault for every bound."""
+"""The rules of TME 7 see what they are for: made-up accuracies, counts and files, and a fault for
+every bound.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,35 @@ GOOD, FAIR, POOR = 0.9, 0.7, 0.4  # shares of the test images that are right
 
 
 def hits(share: float) -> np.ndarray:
-    """The first `share` of N images are right, so that two such arrays differ by the difference of their shares."""
+    """The first `share` of N images are right, so that two such arrays differ by the difference of
+    their shares.
+    """
     return np.arange(N) < round(share * N)
 
 
 class Made(transfer.Bench):
-    """A bench on which the share of right images of each layer is written down: `shares` by what a check asks for."""
+    """A bench on which the share of right images of each layer is written down: `shares` by what a
+    check asks for.
+    """
 
     def __init__(self, shares: dict[Any, float]) -> None:
         labels, names = np.arange(30 + N) % CLASSES, tuple("abcdefghijklmno")
         files = [Path()] * len(labels)
-        super().__init__(Problem("15-Scene, made up", files, labels, 30, names, "0" * 64, images.LAB), "cpu", None)
+        super().__init__(
+            Problem("15-Scene, made up", files, labels, 30, names, "0" * 64, images.LAB),
+            "cpu",
+            None,
+        )
         self.shares = shares
 
     def right(self, name: str, tap: str, **options: Any) -> np.ndarray:
-        keys = ((name, tap), (name, options.get("seed") is not None), (options.get("dtype"),), (options.get("C"),), tap)
+        keys = (
+            (name, tap),
+            (name, options.get("seed") is not None),
+            (options.get("dtype"),),
+            (options.get("C"),),
+            tap,
+        )
         return hits(next((self.shares[key] for key in keys if key in self.shares), GOOD))
 
     def predictions(self, share: float) -> np.ndarray:
@@ -64,7 +80,9 @@ class Made(transfer.Bench):
 
 
 class Claim:
-    """In the place of the fixture `claim`: judges by the bounds of a claim, and compares with no pin."""
+    """In the place of the fixture `claim`: judges by the bounds of a claim, and compares with no
+    pin.
+    """
 
     device, profile = "cpu", "full"
 
@@ -84,26 +102,37 @@ class Claim:
         pass
 
     def measured(self, found: Any, **values: Any) -> None:
-        self.record = Ledger(ROOT, "full", "cpu", accept=True).measured(self.id, "made up", found, **values)
+        self.record = Ledger(ROOT, "full", "cpu", accept=True).measured(
+            self.id, "made up", found, **values
+        )
 
 
 @pytest.fixture
 def planted(monkeypatch: Patch) -> Patch:
-    """What every check asks for beside its bench: weights that are at hand, figures that nobody draws."""
+    """What every check asks for beside its bench: weights that are at hand, figures that nobody
+    draws.
+    """
     monkeypatch.setattr(assets, "find", lambda _name: None)
     monkeypatch.setattr(assets, "locate", lambda _name: PLACE)
     monkeypatch.setattr(assets, "load_weights", lambda _name: {})
-    monkeypatch.setattr(transfer, "taps_for", lambda network, *_: [*transfer.TAPS[network], *transfer.DENSE[network]])
+    monkeypatch.setattr(
+        transfer,
+        "taps_for",
+        lambda network, *_: [*transfer.TAPS[network], *transfer.DENSE[network]],
+    )
     for name in ("classification_panel", "convolution_maps", "mistakes"):
         monkeypatch.setattr(figures, name, lambda *_: None)
-    monkeypatch.setattr(test_tme7.Image, "open", lambda _path: types.SimpleNamespace(convert=lambda _mode: None))
+    monkeypatch.setattr(
+        test_tme7.Image, "open", lambda _path: types.SimpleNamespace(convert=lambda _mode: None)
+    )
     return monkeypatch
 
 
 Check = Callable[[Claim, Patch], None]
 
 
-# --- q1 to q5: counts, a network, photos, folders -----------------------------------------------------------------
+# --- q1 to q5: counts, a network, photos, folders
+# -----------------------------------------------------------------
 
 
 def counted(block: str = "", by: int = 1, way: str = "tensors") -> dict[str, dict[str, int]]:
@@ -124,7 +153,9 @@ def total(parameters: int = 0, kinds: tuple[str, ...] = (), way: str = "") -> Ch
     def check(claim: Claim, patch: Patch) -> None:
         counts = counted("fc1", parameters, way) if parameters else counted()
         if kinds:
-            layers = types.SimpleNamespace(weight_layers=[types.SimpleNamespace(kind=kind) for kind in kinds])
+            layers = types.SimpleNamespace(
+                weight_layers=[types.SimpleNamespace(kind=kind) for kind in kinds]
+            )
             patch.setitem(networks.ARCHITECTURES, "vgg16", layers)
         test_tme7.test_parameters_in_all(claim, counts)
 
@@ -141,7 +172,9 @@ def animals(*guesses: str) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
         patch.setattr(datasets, "imagenet_samples", lambda _path: None)
         patch.setattr(test_tme7, "photo_of", lambda _photos, name: name)
-        patch.setattr(test_tme7, "top5", lambda _title, _paths: [[(guess, 1.0)] for guess in guesses])
+        patch.setattr(
+            test_tme7, "top5", lambda _title, _paths: [[(guess, 1.0)] for guess in guesses]
+        )
         test_tme7.test_animals_are_named(claim, "VGG16")
 
     return check
@@ -164,7 +197,9 @@ def seven(right: int) -> Check:
 def maps(*shape: int) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
         patch.setattr(networks, "load", lambda *_: None)
-        patch.setattr(type(images.CROP), "pixels", lambda *_: torch.zeros(3, 8, 8, dtype=torch.uint8))
+        patch.setattr(
+            type(images.CROP), "pixels", lambda *_: torch.zeros(3, 8, 8, dtype=torch.uint8)
+        )
         patch.setattr(networks, "first_convolution_maps", lambda *_: -torch.ones(1, *shape))
         test_tme7.test_first_convolution_maps(claim)
 
@@ -177,9 +212,15 @@ SIZES = np.array([210, 410, *[297] * 12, 301])  # 4,485 in all
 def folders(sizes: np.ndarray = SIZES, train: int = 100, twice: int = 11) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
         names = tuple("abcdefghijklmno"[: len(sizes)])
-        parts = [ImageSet("made up", tuple(Path(f"{i}") for i in range(int(counts.sum()))),
-                          np.repeat(np.arange(len(sizes)), counts), names)
-                 for counts in (np.full(len(sizes), train), sizes - train)]  # fmt: skip
+        parts = [
+            ImageSet(
+                "made up",
+                tuple(Path(f"{i}") for i in range(int(counts.sum()))),
+                np.repeat(np.arange(len(sizes)), counts),
+                names,
+            )
+            for counts in (np.full(len(sizes), train), sizes - train)
+        ]
         patch.setattr(datasets, "scene15", lambda _path: parts)
         patch.setattr(transfer, "in_both_parts", lambda *_: twice)
         test_tme7.test_scene15_is_small(claim)
@@ -188,7 +229,9 @@ def folders(sizes: np.ndarray = SIZES, train: int = 100, twice: int = 11) -> Che
 
 
 def moved(*changes: int) -> np.ndarray:
-    """SIZES with other numbers of images in the first two classes; the third has those that are over, or lacks them."""
+    """SIZES with other numbers of images in the first two classes; the third has those that are
+    over, or lacks them.
+    """
     sizes = SIZES.copy()
     sizes[:2] += changes
     sizes[2] -= sum(changes)
@@ -196,7 +239,9 @@ def moved(*changes: int) -> np.ndarray:
 
 
 def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Check:
-    """A convolution of 3 planes, beside one of 1 plane without its bias, or one whose bias lacks the mean."""
+    """A convolution of 3 planes, beside one of 1 plane without its bias, or one whose bias lacks
+    the mean.
+    """
 
     def check(claim: Claim, patch: Patch) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -204,7 +249,9 @@ def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Chec
         module = torch.nn.Module()
         module.features = torch.nn.Sequential(convolution)
         patch.setattr(networks, "load", lambda *_: types.SimpleNamespace(module=module))
-        plane = torch.randint(256, (1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        plane = torch.randint(
+            256, (1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        )
         pixels = plane.expand(3, 8, 8).clone()
         pixels[2] += 0 if copied else 1
         patch.setattr(type(images.LAB), "pixels", lambda *_: pixels)
@@ -213,15 +260,19 @@ def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Chec
         def convolve(x: torch.Tensor, weight: torch.Tensor, b: Any, *options: Any) -> torch.Tensor:
             return kept(x, weight, b if calls.pop(0) else None, *options)
 
-        patch.setattr(torch.nn.Conv2d, "forward",
-                      lambda self, x: kept(x, self.weight, self.bias, self.stride, self.padding))  # fmt: skip
+        patch.setattr(
+            torch.nn.Conv2d,
+            "forward",
+            lambda self, x: kept(x, self.weight, self.bias, self.stride, self.padding),
+        )
         patch.setattr(torch.nn.functional, "conv2d", convolve)
         test_tme7.test_grey_is_copied(claim, "vgg16")
 
     return check
 
 
-# --- q5 to q11: accuracies ----------------------------------------------------------------------------------------
+# --- q5 to q11: accuracies
+# ----------------------------------------------------------------------------------------
 
 
 def rule(check: Any, *args: Any, **shares: float) -> Check:
@@ -238,7 +289,9 @@ def from_nothing(share: float) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
         patch.setattr(scratch, "choose", lambda *_, **__: (scratch.TRIED[0], {}))
         patch.setattr(scratch, "right", lambda *_, **__: hits(share))
-        test_tme7.test_training_from_nothing(claim, lambda *_: Made({("alexnet", True): POOR}), "15-Scene")
+        test_tme7.test_training_from_nothing(
+            claim, lambda *_: Made({("alexnet", True): POOR}), "15-Scene"
+        )
 
     return check
 
@@ -261,12 +314,24 @@ def costs(**shares: float) -> Check:
 
     def check(claim: Claim, patch: Patch) -> None:
         bench = Made({})
-        values = {0.1: FAIR, 10.0: FAIR} | {float(name.removeprefix("C")): share for name, share in shares.items()}
+        values = {0.1: FAIR, 10.0: FAIR} | {
+            float(name.removeprefix("C")): share for name, share in shares.items()
+        }
         table = [svm.Validation(C, GOOD, (GOOD,), True, np.linspace(0, 1, 30)) for C in transfer.CS]
         patch.setattr(svm, "choose_C", lambda *_: (1.0, table))
-        patch.setattr(svm, "sweep", lambda *_: [
-            (C, types.SimpleNamespace(predictions=bench.predictions(values.get(C, GOOD)), converged=True))
-            for C in transfer.CS])  # fmt: skip
+        patch.setattr(
+            svm,
+            "sweep",
+            lambda *_: [
+                (
+                    C,
+                    types.SimpleNamespace(
+                        predictions=bench.predictions(values.get(C, GOOD)), converged=True
+                    ),
+                )
+                for C in transfer.CS
+            ],
+        )
         test_tme7.test_accuracy_against_cost(claim, lambda *_: bench, "relu7")
 
     return check
@@ -287,16 +352,26 @@ def row(reading: str, name: str) -> float:
 
 
 FIRST, ORDER = test_tme7.test_table1_cut_classifier, test_tme7.test_table1_order
-DEPTH, RANDOM = test_tme7.test_accuracy_against_depth, test_tme7.test_pretraining_beats_random_weights
+DEPTH, RANDOM = (
+    test_tme7.test_accuracy_against_depth,
+    test_tme7.test_pretraining_beats_random_weights,
+)
 ALEXNET, BELOW = test_tme7.test_alexnet_row, test_tme7.test_alexnet_is_below_vgg16
-POOL5, TYPES = test_tme7.test_pool5_and_its_hardest_mistakes, test_tme7.test_bfloat16_keeps_the_accuracy
+POOL5, TYPES = (
+    test_tme7.test_pool5_and_its_hardest_mistakes,
+    test_tme7.test_bfloat16_keeps_the_accuracy,
+)
 AIM, REPORTED = "accuracy, our aim", CLAIMS["tme7.best"].bounds["accuracy"].value
 SOFT = torch.full((2, 1000), 1e-3)
 BLOCKS = ("block1", "block2", "block3", "block4", "block5", "fc1", "fc2", "fc3")
 LAYERS = (*["conv"] * 13, *["linear"] * 3)
-CONV, EQUAL, INSIDE = ("channels that differ", "equal channels: largest difference",
-                       "normalised, inside: largest difference")  # fmt: skip
-CASES: list[tuple[str, Check, tuple[str, ...]]] = [  # claim, check of what is planted, what is contradicted
+CONV, EQUAL, INSIDE = (
+    "channels that differ",
+    "equal channels: largest difference",
+    "normalised, inside: largest difference",
+)
+# claim, check of what is planted, what is contradicted
+CASES: list[tuple[str, Check, tuple[str, ...]]] = [
     ("q1.blocks", blocks(), ()),
     *(("q1.blocks", blocks(block), (block,)) for block in BLOCKS),
     ("q1.blocks", blocks("fc3", way="closed formula"), ("ways that disagree",)),
@@ -307,8 +382,11 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [  # claim, check of what is p
     ("q1.total", total(kinds=LAYERS[:-1]), ("dense layers",)),
     ("q2.output", output(SOFT), ()),
     ("q2.output", output(torch.full((2, 999), 1 / 999)), ("values",)),
-    ("q2.output", output(SOFT + torch.eye(2, 1000) * -1.5e-3 + torch.eye(2, 1000).roll(1, 1) * 1.5e-3),
-     ("negative values",)),
+    (
+        "q2.output",
+        output(SOFT + torch.eye(2, 1000) * -1.5e-3 + torch.eye(2, 1000).roll(1, 1) * 1.5e-3),
+        ("negative values",),
+    ),
     ("q2.output", output(2 * SOFT), ("largest distance of a sum from 1",)),
     ("q3.animals", animals("Egyptian cat", "wire-haired fox terrier"), ()),
     ("q3.animals", animals("tabby", "wire-haired fox terrier"), ("animals named",)),
@@ -319,7 +397,11 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [  # claim, check of what is p
     ("q4.conv1", maps(64, 112, 224), ("rows",)),
     ("q4.conv1", maps(64, 224, 222), ("columns",)),
     ("q5.dataset", folders(), ()),
-    ("q5.dataset", folders(np.append(moved(0, 0)[:-2], 598)), ("classes", "largest", "train", "test")),
+    (
+        "q5.dataset",
+        folders(np.append(moved(0, 0)[:-2], 598)),
+        ("classes", "largest", "train", "test"),
+    ),
     ("q5.dataset", folders(moved(-1, 0)), ("smallest",)),
     ("q5.dataset", folders(moved(0, 1)), ("largest",)),
     ("q5.dataset", folders(train=101), ("train", "test")),
@@ -327,21 +409,43 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [  # claim, check of what is p
     ("q5.scratch", from_nothing(FAIR), ()),
     ("q5.scratch", from_nothing(0.85), ("pretrained less from nothing",)),
     ("q6.pretrained", ruled(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): POOR}), ()),
-    ("q6.pretrained", ruled(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): 0.85}),
-     ("pretrained less random weights",)),
+    (
+        "q6.pretrained",
+        ruled(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): 0.85}),
+        ("pretrained less random weights",),
+    ),
     ("q8.depth", rule(DEPTH, "15-Scene", "vgg16", relu1_2=POOR, logits=FAIR), ()),
-    ("q8.depth", rule(DEPTH, "15-Scene", "vgg16", relu1_2=0.89, logits=FAIR), ("best layer less the first",)),
-    ("q8.depth", rule(DEPTH, "15-Scene", "vgg16", relu1_2=POOR, logits=0.95), ("best layer less the last",)),
+    (
+        "q8.depth",
+        rule(DEPTH, "15-Scene", "vgg16", relu1_2=0.89, logits=FAIR),
+        ("best layer less the first",),
+    ),
+    (
+        "q8.depth",
+        rule(DEPTH, "15-Scene", "vgg16", relu1_2=POOR, logits=0.95),
+        ("best layer less the last",),
+    ),
     ("q9.grey", grey(), ()),
     ("q9.grey", grey(copied=False), (CONV,)),
     ("q9.grey", grey(bias=False), (EQUAL,)),
     ("q9.grey", grey(folded=False), (INSIDE,)),
     ("q10.head", head(GOOD, GOOD, GOOD), ()),
-    *(("q10.head", head(*(GOOD if seed != bad else 0.87 for seed in range(3))), (f"seed {bad} less the SVM",))
-      for bad in range(3)),
-    *(("q11.table1", ruled(FIRST, name, shares={tap: row("", name)}), ()) for name, tap in test_tme7.FIRST.items()),
-    *(("q11.table1", ruled(FIRST, name, shares={tap: row("off", name)}), (name,))
-      for name, tap in test_tme7.FIRST.items()),
+    *(
+        (
+            "q10.head",
+            head(*(GOOD if seed != bad else 0.87 for seed in range(3))),
+            (f"seed {bad} less the SVM",),
+        )
+        for bad in range(3)
+    ),
+    *(
+        ("q11.table1", ruled(FIRST, name, shares={tap: row("", name)}), ())
+        for name, tap in test_tme7.FIRST.items()
+    ),
+    *(
+        ("q11.table1", ruled(FIRST, name, shares={tap: row("off", name)}), (name,))
+        for name, tap in test_tme7.FIRST.items()
+    ),
     ("q11.table1", rule(ORDER, relu1_2=0.92), ()),
     ("q11.table1", rule(ORDER, relu1_2=0.8), ("Relu2 less the best other row",)),
     ("q11.table1", rule(ORDER, relu1_2=0.95, relu3_3=0.87), ("Relu7 less Relu10",)),
@@ -350,8 +454,16 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [  # claim, check of what is p
     ("q11.C", costs(), ()),
     ("q11.C", costs(**{"C0.1": 0.95}), ("C = 1 less C = 0.1",)),
     ("q11.C", costs(C10=0.95), ("C = 1 less C = 10",)),
-    ("q11.alexnet", ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.868342}), ()),
-    ("q11.alexnet", ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.84}), ("conv 3",)),
+    (
+        "q11.alexnet",
+        ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.868342}),
+        (),
+    ),
+    (
+        "q11.alexnet",
+        ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.84}),
+        ("conv 3",),
+    ),
     ("q11.alexnet", ruled(BELOW, shares={("alexnet", "pool5"): 0.87}), ()),
     ("q11.alexnet", ruled(BELOW, shares={("alexnet", "pool5"): 0.93}), ("VGG16 less AlexNet",)),
     ("best", chosen(0.94, "", "accuracy"), ()),
@@ -360,17 +472,23 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [  # claim, check of what is p
     ("best", chosen(0.92, "the aim", AIM), (AIM,)),
     ("bfloat16", ruled(TYPES, "vgg16", shares={(torch.bfloat16,): 0.899}), ()),
     ("bfloat16", ruled(TYPES, "vgg16", shares={(torch.bfloat16,): 0.87}), ("largest difference",)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
-    ("claim_id", "check", "against"), CASES, ids=[f"{claim_id}-{i}" for i, (claim_id, *_) in enumerate(CASES)]
+    ("claim_id", "check", "against"),
+    CASES,
+    ids=[f"{claim_id}-{i}" for i, (claim_id, *_) in enumerate(CASES)],
 )
-def test_a_rule_holds_and_fails(planted: Patch, claim_id: str, check: Check, against: tuple[str, ...]) -> None:
+def test_a_rule_holds_and_fails(
+    planted: Patch, claim_id: str, check: Check, against: tuple[str, ...]
+) -> None:
     claim = Claim(f"tme7.{claim_id}")
     check(claim, planted)
     record = claim.record
-    assert tuple(part["name"] for part in record.parts if part["outcome"] == "contradicted") == against, record.result
+    assert (
+        tuple(part["name"] for part in record.parts if part["outcome"] == "contradicted") == against
+    ), record.result
     assert record.outcome == ("contradicted" if against else "supported"), record.result
 
 

@@ -1,4 +1,6 @@
-"""Taps before in-place ReLUs: ours and captum's are right; a plain feature extractor is not, and the test can tell."""
+"""Taps before in-place ReLUs: ours and captum's are right; a plain feature extractor is not, and
+the test can tell.
+"""
 
 from __future__ import annotations
 

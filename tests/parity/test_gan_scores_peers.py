@@ -1,4 +1,6 @@
-"""Scores of generated images against scipy, scikit-learn, torchvision, and loops over all pairs of rows."""
+"""Scores of generated images against scipy, scikit-learn, torchvision, and loops over all pairs of
+rows.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,12 @@ def features(case: str, n: int = 260, m: int = 230) -> tuple[Array, Array]:
     """Two sets, one a little off the other."""
     rng = np.random.default_rng(11)
     d = 2 if case == "narrow" else 24
-    real, fake = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)), rng.normal(size=(m, d)) @ rng.normal(size=(d, d))
-    if case == "rectified":  # as a network gives them: not negative, some units nearly always off, a large scale
+    real, fake = (
+        rng.normal(size=(n, d)) @ rng.normal(size=(d, d)),
+        rng.normal(size=(m, d)) @ rng.normal(size=(d, d)),
+    )
+    # as a network gives them: not negative, some units nearly always off, a large scale
+    if case == "rectified":
         real, fake = (100 * np.maximum(x - np.linspace(0, 3, d), 0) for x in (real, fake))
     if case == "far":
         fake = fake + 1000
@@ -48,7 +54,8 @@ def features(case: str, n: int = 260, m: int = 230) -> tuple[Array, Array]:
 
 CASES = ("narrow", "wide", "rectified", "far")
 
-# --- Frechet distance -----------------------------------------------------------------------------------------------
+# --- Frechet distance
+# -----------------------------------------------------------------------------------------------
 
 
 def frechet_by_sqrtm(real: Array, fake: Array) -> float:
@@ -70,7 +77,11 @@ def test_the_comparison_sees_the_product_of_the_roots() -> None:
     """tr(A^(1/2) B^(1/2)) is tr((A B)^(1/2)) only for covariances with the same axes."""
     real, fake = features("wide")
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
-    planted = frechet_by_sqrtm(real, fake) + 2 * np.trace(sqrtm(a @ b)).real - 2 * np.trace(sqrtm(a) @ sqrtm(b)).real
+    planted = (
+        frechet_by_sqrtm(real, fake)
+        + 2 * np.trace(sqrtm(a @ b)).real
+        - 2 * np.trace(sqrtm(a) @ sqrtm(b)).real
+    )
     with pytest.raises(AssertionError, match="off"):
         assert_close(frechet_distance(real, fake).value, planted, "frechet by sqrtm")
 
@@ -84,16 +95,21 @@ def test_the_jackknife_is_that_of_rows_left_out(groups: int) -> None:
         left = []
         for part in parts:
             kept = np.delete(rows, part, axis=0)
-            left.append(frechet_by_sqrtm(kept, fake) if which == 0 else frechet_by_sqrtm(real, kept))
+            left.append(
+                frechet_by_sqrtm(kept, fake) if which == 0 else frechet_by_sqrtm(real, kept)
+            )
         variance += (groups - 1) / groups * float(((np.array(left) - np.mean(left)) ** 2).sum())
         bias += (groups - 1) * float(np.mean(left) - value)
-    got, corrected = (frechet_distance(real, fake, groups=groups, corrected=which) for which in (False, True))
+    got, corrected = (
+        frechet_distance(real, fake, groups=groups, corrected=which) for which in (False, True)
+    )
     assert_close(got.standard_error, math.sqrt(variance), "frechet by sqrtm")
     assert_close(corrected.value, value - bias, "frechet by sqrtm")
     assert corrected.standard_error == got.standard_error
 
 
-# --- kernel distance ------------------------------------------------------------------------------------------------
+# --- kernel distance
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,7 +120,9 @@ def test_kernel_distance_is_that_of_scikit_learn_s_kernel(case: str, block: int)
     found = []
     for start in range(0, 230 - block + 1, block):
         a, b = x[start : start + block], y[start : start + block]
-        xx, yy, xy = (polynomial_kernel(p, q, degree=3, coef0=1) for p, q in ((a, a), (b, b), (a, b)))
+        xx, yy, xy = (
+            polynomial_kernel(p, q, degree=3, coef0=1) for p, q in ((a, a), (b, b), (a, b))
+        )
         off = ~np.eye(block, dtype=bool)
         found.append(xx[off].mean() + yy[off].mean() - 2 * xy.mean())
     got = kernel_distance(real, fake, block=block)
@@ -112,7 +130,8 @@ def test_kernel_distance_is_that_of_scikit_learn_s_kernel(case: str, block: int)
     assert_close(got.standard_error, np.std(found, ddof=1) / math.sqrt(len(found)), "score")
 
 
-# --- neighbours -----------------------------------------------------------------------------------------------------
+# --- neighbours
+# -----------------------------------------------------------------------------------------------------
 
 
 def radii(rows: Array, k: int) -> Array:
@@ -129,13 +148,25 @@ def by_loops(real: Array, fake: Array, k: int) -> dict[str, float]:
             inside[j] += distance <= real_radii[i]
             covered[i] = max(covered[i], distance <= real_radii[i])
             recalled[i] = max(recalled[i], distance <= fake_radii[j])
-    return {"density": inside.mean() / k, "coverage": covered.mean(), "precision": (inside > 0).mean(),
-            "recall": recalled.mean()}  # fmt: skip
+    return {
+        "density": inside.mean() / k,
+        "coverage": covered.mean(),
+        "precision": (inside > 0).mean(),
+        "recall": recalled.mean(),
+    }
 
 
 def ours(real: Array, fake: Array, k: int) -> dict[str, float]:
-    (density, coverage), (precision, recall) = density_coverage(real, fake, k=k), precision_recall(real, fake, k=k)
-    return {"density": density.value, "coverage": coverage.value, "precision": precision.value, "recall": recall.value}
+    (density, coverage), (precision, recall) = (
+        density_coverage(real, fake, k=k),
+        precision_recall(real, fake, k=k),
+    )
+    return {
+        "density": density.value,
+        "coverage": coverage.value,
+        "precision": precision.value,
+        "recall": recall.value,
+    }
 
 
 @pytest.mark.parametrize("case", CASES[:3])
@@ -146,7 +177,8 @@ def test_neighbourhoods_are_those_of_the_loops(case: str, k: int) -> None:
     got, expected = ours(real, fake, k), by_loops(real, fake, k)
     assert expected["density"] > 0
     assert_close(np.array(list(got.values())), list(expected.values()), "score")
-    swapped = ours(fake, real, k)  # a planted fault: the generated rows in the place of the real ones
+    # a planted fault: the generated rows in the place of the real ones
+    swapped = ours(fake, real, k)
     assert not np.allclose(list(swapped.values()), list(expected.values()), rtol=1e-3)
 
 
@@ -166,14 +198,19 @@ def test_the_nearest_row_is_scikit_learn_s(case: str) -> None:
 
 
 def test_ties_count_for_a_half_as_in_scipy() -> None:
-    train, fake, held = np.zeros((2, 1)), np.array([[1.0], [2], [2], [0]]), np.array([[1.0], [2], [3], [0], [1]])
+    train, fake, held = (
+        np.zeros((2, 1)),
+        np.array([[1.0], [2], [2], [0]]),
+        np.array([[1.0], [2], [3], [0], [1]]),
+    )
     test = mannwhitneyu(np.abs(held)[:, 0], np.abs(fake)[:, 0], alternative="greater")
     got = nearest_neighbour(fake, train, held)
     assert_close(got.closer.value, test.statistic / 20, "score")
     assert_close(got.p_value, test.pvalue, "score")
 
 
-# --- classes --------------------------------------------------------------------------------------------------------
+# --- classes
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_classes_are_scored_as_by_the_peers() -> None:
@@ -187,7 +224,8 @@ def test_classes_are_scored_as_by_the_peers() -> None:
     assert np.isnan(each[9])
 
 
-# --- features -------------------------------------------------------------------------------------------------------
+# --- features
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [20, 96])
@@ -195,7 +233,9 @@ def test_images_are_resized_as_by_torchvision(size: int) -> None:
     register_missing_operators()
     from torchvision.transforms.v2.functional import resize
 
-    images = torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     seen: list[Tensor] = []
 
     class Watch(nn.Module):
@@ -204,7 +244,9 @@ def test_images_are_resized_as_by_torchvision(size: int) -> None:
             return x
 
     image_features(Watch(), images, normalise=lambda x: x - 0.5, size=size)
-    assert_close(seen[0], resize(images.float() / 255, [size, size], antialias=True) - 0.5, "activation")
+    assert_close(
+        seen[0], resize(images.float() / 255, [size, size], antialias=True) - 0.5, "activation"
+    )
 
 
 def test_two_million_pairs_of_rows_stay_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Saliency against captum. Where a map differs, captum's is right about the gradient; the maximum over RGB is ours."""
+"""Saliency against captum. Where a map differs, captum's is right about the gradient; the maximum
+over RGB is ours.
+"""
 
 from __future__ import annotations
 
@@ -45,28 +47,46 @@ def test_saliency_is_captums(name: str, chunk: int) -> None:
     assert_close(ours / scale, captums / scale, "gradient")
     assert torch.equal(ours.flatten(1).argmax(1), captums.flatten(1).argmax(1))
     with pytest.raises(AssertionError, match="off"):  # the planted fault: the next class
-        assert_close(saliency_maps(network, x, [(t + 1) % 5 for t in TARGET]) / scale, captums / scale, "gradient")
+        assert_close(
+            saliency_maps(network, x, [(t + 1) % 5 for t in TARGET]) / scale,
+            captums / scale,
+            "gradient",
+        )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradient_x_input_is_captums(name: str) -> None:
     build, size = NETWORKS[name]
     network, x = build().double(), photos(5, size).double()
-    ours, captums = saliency_maps(network, x, TARGET, kind="gradient x input"), theirs(InputXGradient, network, x)
+    ours, captums = (
+        saliency_maps(network, x, TARGET, kind="gradient x input"),
+        theirs(InputXGradient, network, x),
+    )
     assert_close(ours / captums.amax(), captums / captums.amax(), "gradient")
 
 
 def test_smoothgrad_is_captums_but_for_chance() -> None:
-    """Another noise: two runs of ours lie as far apart as ours and captum's do, and both near each other."""
+    """Another noise: two runs of ours lie as far apart as ours and captum's do, and both near each
+    other.
+    """
     network, x = tiny_vgg().double(), photos(5, 16).double()
     spread = float(0.5 * (x[:1].amax() - x[:1].amin()))
-    x = x[:1].expand(5, -1, -1, -1).contiguous()  # one photo, five classes: captum has one noise level for a batch
-    first, second = (saliency_maps(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.5, seed=seed)
-                     for seed in (0, 1))  # fmt: skip
+    # one photo, five classes: captum has one noise level for a batch
+    x = x[:1].expand(5, -1, -1, -1).contiguous()
+    first, second = (
+        saliency_maps(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.5, seed=seed)
+        for seed in (0, 1)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         tunnel = NoiseTunnel(Saliency(network)).attribute(
-            x, nt_type="smoothgrad", nt_samples=300, nt_samples_batch_size=50, stdevs=spread, target=TARGET, abs=False
+            x,
+            nt_type="smoothgrad",
+            nt_samples=300,
+            nt_samples_batch_size=50,
+            stdevs=spread,
+            target=TARGET,
+            abs=False,
         )
     captums, plain = tunnel.abs().amax(1), saliency_maps(network, x, TARGET)
 

@@ -1,4 +1,6 @@
-"""The layer tables against torchvision itself: names, geometry, order, shapes, counts and FLOPs, on the meta device."""
+"""The layer tables against torchvision itself: names, geometry, order, shapes, counts and FLOPs, on
+the meta device.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+# isort: skip - after rdfia.models.networks, which declares operators that may be missing
+from torchvision import models
+
 from rdfia.models import networks
 from tests.support.strategies import input_sizes
-
-from torchvision import models  # isort: skip - after rdfia.models.networks, which declares operators that may be missing
 
 WEIGHTS = {
     "vgg16": models.VGG16_Weights.IMAGENET1K_V1,
@@ -22,9 +25,14 @@ WEIGHTS = {
     "squeezenet1_1": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
 }
 MODULES: dict[str, type[nn.Module]] = {
-    "conv": nn.Conv2d, "linear": nn.Linear, "relu": nn.ReLU, "maxpool": nn.MaxPool2d, "avgpool": nn.AdaptiveAvgPool2d,
-    "dropout": nn.Dropout, "fire": models.squeezenet.Fire,
-}  # fmt: skip
+    "conv": nn.Conv2d,
+    "linear": nn.Linear,
+    "relu": nn.ReLU,
+    "maxpool": nn.MaxPool2d,
+    "avgpool": nn.AdaptiveAvgPool2d,
+    "dropout": nn.Dropout,
+    "fire": models.squeezenet.Fire,
+}
 
 
 def mismatch(layer: networks.Layer, module: nn.Module) -> str:
@@ -34,24 +42,46 @@ def mismatch(layer: networks.Layer, module: nn.Module) -> str:
     want: dict[str, object] = {}
     match layer.kind:
         case "conv":
-            want = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, "groups": 1}
+            want = {
+                "in_channels": layer.in_channels,
+                "out_channels": layer.out_channels,
+                "groups": 1,
+            }
             want |= {"dilation": (1, 1), "kernel_size": (layer.kernel,) * 2}
             want |= {"stride": (layer.stride,) * 2, "padding": (layer.padding,) * 2}
         case "linear":
             want = {"in_features": layer.in_channels, "out_features": layer.out_channels}
         case "maxpool":
-            want = {"kernel_size": layer.kernel, "stride": layer.stride, "padding": 0, "ceil_mode": layer.ceil}
+            want = {
+                "kernel_size": layer.kernel,
+                "stride": layer.stride,
+                "padding": 0,
+                "ceil_mode": layer.ceil,
+            }
         case "avgpool":
-            got = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * 2
-            return "" if got == (layer.kernel,) * 2 else f"{layer.name}: output_size {got}, expected {layer.kernel}"
-    wrong = {key: getattr(module, key) for key, value in want.items() if getattr(module, key) != value}
+            got = (
+                module.output_size
+                if isinstance(module.output_size, tuple)
+                else (module.output_size,) * 2
+            )
+            return (
+                ""
+                if got == (layer.kernel,) * 2
+                else f"{layer.name}: output_size {got}, expected {layer.kernel}"
+            )
+    wrong = {
+        key: getattr(module, key) for key, value in want.items() if getattr(module, key) != value
+    }
     return f"{layer.name}: {wrong}" if wrong else ""
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_each_row_is_the_module_at_its_path(name: str) -> None:
     module = networks.build(name, device="meta")
-    wrong = [mismatch(layer, module.get_submodule(layer.path)) for layer in networks.ARCHITECTURES[name].layers]
+    wrong = [
+        mismatch(layer, module.get_submodule(layer.path))
+        for layer in networks.ARCHITECTURES[name].layers
+    ]
     assert not any(wrong), [text for text in wrong if text]
 
 
@@ -72,7 +102,9 @@ def test_a_wrong_row_is_found(change: dict[str, object], message: str) -> None:
 
 
 def forward(name: str, size: int, see: Callable[[str, torch.Tensor], None]) -> None:
-    """One meta forward pass; `see` gets every module's path and output in the order in which they are computed."""
+    """One meta forward pass; `see` gets every module's path and output in the order in which they
+    are computed.
+    """
     module = networks.build(name, device="meta").eval()
 
     def hook(path: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
@@ -100,7 +132,8 @@ def test_activation_shapes_at_any_size(name: str, size: int) -> None:
     forward(name, size, lambda path, output: seen.update({path: tuple(output.shape[1:])}))
     shapes = networks.activation_shapes(name, size)
     for layer in networks.ARCHITECTURES[name].layers:
-        # torchvision flattens before the classifier's first module; the table keeps C x H x W until a dense layer
+        # torchvision flattens before the classifier's first module; the table keeps C x H x W until
+        # a dense layer
         got = seen[layer.path]
         want = shapes[layer.name]
         if layer.name == "drop5":
@@ -124,8 +157,12 @@ def test_flops_against_torchs_counter(name: str, size: int) -> None:
         module(torch.empty(1, 3, size, size, device="meta"))
     ours = networks.flops(name, size)
     assert counter.get_total_flops() == sum(ours.values())
-    by_module = {key.partition(".")[2]: sum(ops.values()) for key, ops in counter.get_flop_counts().items()}
-    assert {layer.name: by_module[layer.path] for layer in networks.ARCHITECTURES[name].weight_layers} == ours
+    by_module = {
+        key.partition(".")[2]: sum(ops.values()) for key, ops in counter.get_flop_counts().items()
+    }
+    assert {
+        layer.name: by_module[layer.path] for layer in networks.ARCHITECTURES[name].weight_layers
+    } == ours
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

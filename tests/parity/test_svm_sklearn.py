@@ -1,4 +1,6 @@
-"""The SVM on span coordinates against LinearSVC on the features themselves, and the interval against scipy's."""
+"""The SVM on span coordinates against LinearSVC on the features themselves, and the interval
+against scipy's.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ def _data(case: str) -> tuple[np.ndarray, np.ndarray]:
     centres = rng.normal(size=(4, d))
     train, test = (np.repeat(centres, k, 0) + 2 * rng.normal(size=(4 * k, d)) for k in (10, 15))
     if case == "rank deficient":
-        mix = rng.normal(size=(9, d)) / 9  # small rows: the direct dual solver is slow on large ones
-        train, test = train[:, :9] @ mix, test[:, :9] @ mix + rng.normal(size=(60, d))  # test rows outside the span too
+        # small rows: the direct dual solver is slow on large ones
+        mix = rng.normal(size=(9, d)) / 9
+        # test rows outside the span too
+        train, test = train[:, :9] @ mix, test[:, :9] @ mix + rng.normal(size=(60, d))
     if case == "duplicates":
         train[[3, 13, 23]] = train[[2, 12, 22]]
         train[39] = train[0]  # the same row under two labels
@@ -36,7 +40,9 @@ def _data(case: str) -> tuple[np.ndarray, np.ndarray]:
     return train, test
 
 
-def _direct(train: np.ndarray, test: np.ndarray, C: float, scheme: str, dual: bool, **options: Any) -> tuple[Any, Any]:
+def _direct(
+    train: np.ndarray, test: np.ndarray, C: float, scheme: str, dual: bool, **options: Any
+) -> tuple[Any, Any]:
     model = LinearSVC(C=C, dual=dual, random_state=0, **SOLVER, **options)
     model = (OneVsOneClassifier(model) if scheme == "ovo" else model).fit(train, Y)
     return model.predict(test), model.decision_function(test)
@@ -52,18 +58,26 @@ def _same(fitted: svm.Fit, predictions: np.ndarray, decision: np.ndarray) -> Non
 
 @pytest.mark.parametrize("dual", [False, True])
 @pytest.mark.parametrize("scheme", ["ovr", "ovo"])
-@pytest.mark.parametrize("case", ["narrow", "square", "wide", "rank deficient", "duplicates", "zero row", "features"])
+@pytest.mark.parametrize(
+    "case", ["narrow", "square", "wide", "rank deficient", "duplicates", "zero row", "features"]
+)
 def test_the_same_svm_as_on_the_features(case: str, scheme: Any, dual: bool) -> None:
     train, test = _data(case)
     Z, T = svm.span_coordinates(train @ train.T, test @ train.T)
     assert Z.shape[1] <= min(train.shape)
-    _same(svm.fit(Z, Y, T, 1.0, scheme=scheme, dual=dual, **SOLVER), *_direct(train, test, 1.0, scheme, dual))
+    _same(
+        svm.fit(Z, Y, T, 1.0, scheme=scheme, dual=dual, **SOLVER),
+        *_direct(train, test, 1.0, scheme, dual),
+    )
 
 
 @pytest.mark.parametrize("C", [1e-3, 0.1, 10.0, 1e3])
 def test_the_same_svm_at_every_cost(C: float) -> None:
     train, test = _data("features")
-    _same(svm.fit(*_coordinates(train, test), C, dual=False, **SOLVER), *_direct(train, test, C, "ovr", False))
+    _same(
+        svm.fit(*_coordinates(train, test), C, dual=False, **SOLVER),
+        *_direct(train, test, C, "ovr", False),
+    )
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])
@@ -78,12 +92,21 @@ def test_a_subset_of_the_coordinates_is_the_svm_of_the_subset() -> None:
     Z, _, T = _coordinates(train, test)
     rows = np.flatnonzero(np.arange(40) % 5)
     model = LinearSVC(dual=False, random_state=0, **SOLVER).fit(train[rows], Y[rows])
-    _same(svm.fit(Z[rows], Y[rows], T, dual=False, **SOLVER), model.predict(test), model.decision_function(test))
+    _same(
+        svm.fit(Z[rows], Y[rows], T, dual=False, **SOLVER),
+        model.predict(test),
+        model.decision_function(test),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiles_of_the_stored_type_end_at_the_svm_of_the_stored_features(dtype: torch.dtype) -> None:
-    x = torch.randn(100, 3_000, generator=torch.Generator().manual_seed(1)).relu().add_(0.2).to(dtype)
+    x = (
+        torch.randn(100, 3_000, generator=torch.Generator().manual_seed(1))
+        .relu()
+        .add_(0.2)
+        .to(dtype)
+    )
     sums = svm.GramAccumulator(40, 100)
     for tile in x.split(1_100, dim=1):
         sums.add(tile)
@@ -91,7 +114,10 @@ def test_tiles_of_the_stored_type_end_at_the_svm_of_the_stored_features(dtype: t
     exact = x.double().numpy()
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     Z, T = svm.span_coordinates(gram, cross)
-    _same(svm.fit(Z, Y, T, 100.0, dual=False, **SOLVER), *_direct(exact[:40], exact[40:], 100.0, "ovr", False))
+    _same(
+        svm.fit(Z, Y, T, 100.0, dual=False, **SOLVER),
+        *_direct(exact[:40], exact[40:], 100.0, "ovr", False),
+    )
 
 
 @pytest.mark.parametrize("fault", ["a dimension lost", "no intercept", "rows not in order"])

@@ -19,14 +19,23 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 
-# The same code as `cdcgan_in_float32`, in other networks and types: what is called is seen without them.
-VARIANTS = {"dcgan_in_float32", "cgan_in_float32", "dcgan_in_bfloat16", "cdcgan_in_bfloat16", "cgan_in_bfloat16"}
+# The same code as `cdcgan_in_float32`, in other networks and types: what is called is seen without
+# them.
+VARIANTS = {
+    "dcgan_in_float32",
+    "cgan_in_float32",
+    "dcgan_in_bfloat16",
+    "cdcgan_in_bfloat16",
+    "cgan_in_bfloat16",
+}
 
 
 def compare(got: Any, expected: Any, quantity: str) -> None:
     """The same whole numbers, and floating-point ones as the table allows for `quantity`."""
-    a, b = (value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-            for value in (got, expected))  # fmt: skip
+    a, b = (
+        value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        for value in (got, expected)
+    )
     if a.is_floating_point():
         assert_close(a, b, "activation" if a.dtype == torch.bfloat16 else quantity)
     else:

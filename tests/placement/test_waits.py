@@ -1,4 +1,5 @@
-"""How often the host waits for a device: never in a training step, once at most in what else repeats.
+"""How often the host waits for a device: never in a training step, once at most in what else
+repeats.
 
 It waits to read from it, and for a copy to it of memory that is not pinned.
 """
@@ -34,7 +35,9 @@ def waits_a_turn(work: Callable[[int], Any], fewer: int = 3, more: int = 5) -> f
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", architecture.KINDS)
-@pytest.mark.parametrize("options", [{}, {"augmentation": ("colour", "translation", "cutout"), "r1": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"augmentation": ("colour", "translation", "cutout"), "r1": 1.0}], ids=str
+)
 def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(
     kind: str, precision: str, options: dict[str, Any]
 ) -> None:
@@ -99,15 +102,32 @@ def test_a_gradient_for_saliency_waits_once() -> None:
 def test_a_batch_of_extraction_waits_once_at_most(tmp_path: Path) -> None:
     def work(batches: int) -> None:
         some = (photos() * 2)[: 2 * batches]
-        extraction.extract(wide("cpu")[0], some, TAPS, root=tmp_path / str(batches), preprocess=SPACE,
-                           dtype=torch.float32, device="cuda", batch_size=2)  # fmt: skip
+        extraction.extract(
+            wide("cpu")[0],
+            some,
+            TAPS,
+            root=tmp_path / str(batches),
+            preprocess=SPACE,
+            dtype=torch.float32,
+            device="cuda",
+            batch_size=2,
+        )
 
     assert waits_a_turn(work) <= 1
 
 
 def test_features_on_the_device_wait_for_nothing() -> None:
     def work(batches: int) -> None:
-        list(features.stream(wide("cpu")[0], (photos() * 2)[: 2 * batches], TAPS, preprocess=SPACE, dtype=torch.float32,
-                             device="cuda", batch_size=2))  # fmt: skip
+        list(
+            features.stream(
+                wide("cpu")[0],
+                (photos() * 2)[: 2 * batches],
+                TAPS,
+                preprocess=SPACE,
+                dtype=torch.float32,
+                device="cuda",
+                batch_size=2,
+            )
+        )
 
     assert waits_a_turn(work) == 0

@@ -13,19 +13,31 @@ from rdfia.models import networks
 from rdfia.transfer import column_tiles, features
 from tests.support.tolerances import assert_close
 
-PATHS = {name: path for name, path in networks.tap_paths("alexnet").items() if not name.startswith(("drop", "avg"))}
+PATHS = {
+    name: path
+    for name, path in networks.tap_paths("alexnet").items()
+    if not name.startswith(("drop", "avg"))
+}
 NETWORK = networks.build("alexnet", num_classes=5, seed=0).eval()
-PHOTOS = [np.random.default_rng(seed).integers(0, 256, (70, 70), dtype=np.uint8) for seed in range(7)]
+PHOTOS = [
+    np.random.default_rng(seed).integers(0, 256, (70, 70), dtype=np.uint8) for seed in range(7)
+]
 SMALL = Preprocess(size=64)
 
 
 def columns(network: nn.Module, taps: dict[str, str], batch_size: int) -> dict[str, torch.Tensor]:
-    batches = list(features.stream(network, PHOTOS, taps, preprocess=SMALL, dtype=torch.float32, batch_size=batch_size))
+    batches = list(
+        features.stream(
+            network, PHOTOS, taps, preprocess=SMALL, dtype=torch.float32, batch_size=batch_size
+        )
+    )
     return {tap: torch.cat([batch[tap] for batch in batches]) for tap in taps}
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.lists(st.sampled_from(sorted(PATHS)), min_size=1, max_size=4, unique=True), st.integers(1, 8))
+@given(
+    st.lists(st.sampled_from(sorted(PATHS)), min_size=1, max_size=4, unique=True), st.integers(1, 8)
+)
 def test_batch_size_and_order_of_taps_do_not_matter(names: list[str], batch_size: int) -> None:
     one = columns(NETWORK, {name: PATHS[name] for name in names}, batch_size)
     other = columns(NETWORK, {name: PATHS[name] for name in reversed(names)}, 7)
@@ -46,13 +58,18 @@ class Sum:
 @settings(max_examples=6, deadline=None)
 @given(
     st.lists(
-        st.sampled_from(["conv1", "relu1", "pool1", "conv2", "relu3", "pool5"]), min_size=1, max_size=3, unique=True
+        st.sampled_from(["conv1", "relu1", "pool1", "conv2", "relu3", "pool5"]),
+        min_size=1,
+        max_size=3,
+        unique=True,
     ),
     st.integers(60_000, 2_000_000),
 )
 def test_the_budget_does_not_change_a_gram_matrix(names: list[str], budget: int) -> None:
     taps, sums = {name: PATHS[name] for name in names}, {name: Sum() for name in names}
-    column_tiles.accumulate(NETWORK, PHOTOS, taps, sums, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget)
+    column_tiles.accumulate(
+        NETWORK, PHOTOS, taps, sums, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget
+    )
     whole = columns(NETWORK, taps, 7)
     for name in names:
         x = whole[name].double()

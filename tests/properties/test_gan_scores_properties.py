@@ -1,4 +1,6 @@
-"""Scores of generated images: what no choice of axes, units, order of rows or names of classes may change."""
+"""Scores of generated images: what no choice of axes, units, order of rows or names of classes may
+change.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def pairs(draw: st.DrawFn) -> tuple[Array, Array, np.random.Generator]:
     rng, d = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.integers(1, 8))
     n, m = draw(st.integers(20, 60)), draw(st.integers(20, 60))
     real, fake = rng.normal(size=(n, d)), rng.normal(size=(m, d))
-    return real, fake * draw(st.sampled_from([0.1, 1.0, 3.0])) + draw(st.sampled_from([0.0, 0.5, 10.0])), rng
+    return (
+        real,
+        fake * draw(st.sampled_from([0.1, 1.0, 3.0])) + draw(st.sampled_from([0.0, 0.5, 10.0])),
+        rng,
+    )
 
 
 def axes(rng: np.random.Generator, d: int) -> Array:
@@ -40,12 +46,16 @@ def axes(rng: np.random.Generator, d: int) -> Array:
 
 @given(pairs(), st.sampled_from([1e-3, 1.0, 50.0]))
 @settings(max_examples=60)
-def test_frechet_knows_no_axes_and_no_order_and_grows_with_the_square_of_the_unit(pair, unit) -> None:
+def test_frechet_knows_no_axes_and_no_order_and_grows_with_the_square_of_the_unit(
+    pair, unit
+) -> None:
     real, fake, rng = pair
     value, turn = frechet_distance(real, fake).value, axes(rng, real.shape[1])
     assert value >= 0
     assert_close(frechet_distance(fake, real).value, value, "score")
-    moved = frechet_distance(unit * (rng.permutation(real) @ turn + 1), unit * (rng.permutation(fake) @ turn + 1))
+    moved = frechet_distance(
+        unit * (rng.permutation(real) @ turn + 1), unit * (rng.permutation(fake) @ turn + 1)
+    )
     assert_close(moved.value / unit**2, value, "score")
     mean = real.mean(axis=0) - fake.mean(axis=0)
     assert value >= mean @ mean - 1e-9  # what the covariances add is a distance too
@@ -65,7 +75,8 @@ def test_neighbourhoods_know_no_axes_no_unit_and_no_order(pair, k, unit) -> None
     precision, recall = precision_recall(real, fake, k=k)
     assert max(coverage.value, precision.value, recall.value) <= 1
     assert (density.value == 0) == (coverage.value == 0) == (precision.value == 0)
-    assert density.value * k >= precision.value - 1e-9  # a row that is inside is inside one at least
+    # a row that is inside is inside one at least
+    assert density.value * k >= precision.value - 1e-9
     wider = density_coverage(real, fake, k=k + 1)
     assert wider[1].value >= coverage.value
 
@@ -75,7 +86,9 @@ def test_neighbourhoods_know_no_axes_no_unit_and_no_order(pair, k, unit) -> None
 def test_kernel_distance_knows_no_axes_and_no_side(pair, block) -> None:
     real, fake, rng = pair
     got, turn = kernel_distance(real, fake, block=block), axes(rng, real.shape[1])
-    assert_close(np.array(kernel_distance(real @ turn, fake @ turn, block=block)), np.array(got), "score")
+    assert_close(
+        np.array(kernel_distance(real @ turn, fake @ turn, block=block)), np.array(got), "score"
+    )
     if len(real) == len(fake):
         assert_close(np.array(kernel_distance(fake, real, block=block)), np.array(got), "score")
 
@@ -95,10 +108,14 @@ def test_a_copy_is_closest_and_two_sets_share_the_pairs(pair) -> None:
     assert (copies.ratio, copies.closer) == (0.0, (1.0, 0.0))
 
 
-@given(hnp.arrays(np.int64, st.integers(1, 80), elements=st.integers(0, 9)), st.permutations(range(10)))
+@given(
+    hnp.arrays(np.int64, st.integers(1, 80), elements=st.integers(0, 9)), st.permutations(range(10))
+)
 def test_classes_have_no_order(predicted, names) -> None:
     renamed = np.array(names)[predicted]
-    assert_close(np.array(entropy(renamed, 10)), np.array(entropy(predicted, 10)), "root of a rounding")
+    assert_close(
+        np.array(entropy(renamed, 10)), np.array(entropy(predicted, 10)), "root of a rounding"
+    )
     assert -1e-12 <= entropy(predicted, 10).value <= math.log(len(np.unique(predicted))) + 1e-12
     counts = [mode_coverage(predicted, 10, share=share) for share in (1e-9, 0.1, 0.5, 1.0)]
     assert counts == sorted(counts, reverse=True)

@@ -39,9 +39,15 @@ def architectures(draw: st.DrawFn, largest: int = 128) -> GanArchitecture:
 @given(architectures(largest=64), st.integers(0, 2**32 - 1))
 def test_counts_in_closed_form_are_those_of_the_tensors(a: GanArchitecture, seed: int) -> None:
     nets = architecture.build(a, seed)
-    assert architecture.parameter_counts(a) == tuple(sum(p.numel() for p in net.parameters()) for net in nets)
-    for net, rows in zip(nets, (architecture.discriminator_rows(a), architecture.generator_rows(a)), strict=True):
-        layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    assert architecture.parameter_counts(a) == tuple(
+        sum(p.numel() for p in net.parameters()) for net in nets
+    )
+    for net, rows in zip(
+        nets, (architecture.discriminator_rows(a), architecture.generator_rows(a)), strict=True
+    ):
+        layers = [
+            m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+        ]
         assert len(layers) == len(rows)
         assert not any(isinstance(m.bias, torch.Tensor) for m in layers)
 
@@ -55,8 +61,12 @@ def test_each_layer_takes_what_the_one_before_gives(a: GanArchitecture) -> None:
         assert not embeddings or sum(row.after for row in embeddings) == trunk[0].before
         assert not rows[-1].norm
         assert min(row.before for row in rows) >= 1
-    seen, blind = (architecture.discriminator_rows(replace(a, label_in_D=label)) for label in (True, False))
-    assert [row for row in seen if row.part == "trunk"] == [row for row in blind if row.part == "trunk"]
+    seen, blind = (
+        architecture.discriminator_rows(replace(a, label_in_D=label)) for label in (True, False)
+    )
+    assert [row for row in seen if row.part == "trunk"] == [
+        row for row in blind if row.part == "trunk"
+    ]
     assert [row.part for row in blind].count("y") == 0
     assert [row.part for row in seen].count("y") == (a.kind != "dcgan")
 
@@ -78,16 +88,24 @@ def test_noise_becomes_images_and_images_logits(a: GanArchitecture, n: int, trai
 
 
 NUMBER = r"(-?\d+\.\d{4}|nan|-?inf)"
-VALUES = " ".join(f"{re.escape(name)}: {NUMBER}" for name in ("Loss_D", "Loss_G", "D(x)", "D(G(z))"))
+VALUES = " ".join(
+    f"{re.escape(name)}: {NUMBER}" for name in ("Loss_D", "Loss_G", "D(x)", "D(G(z))")
+)
 LINE = re.compile(rf"\[([ \d]{{4}}\d)/([ \d]{{4}}\d)\] {VALUES}")
 
 
-@given(st.integers(0, 99_999), st.integers(1, 99_999), st.lists(st.floats(width=32), min_size=4, max_size=4))
+@given(
+    st.integers(0, 99_999),
+    st.integers(1, 99_999),
+    st.lists(st.floats(width=32), min_size=4, max_size=4),
+)
 def test_a_line_of_the_log_can_be_read_back(step: int, steps: int, row: list[float]) -> None:
     line = log_line(step, steps, row)
     found = LINE.fullmatch(line)
     assert found, line
     assert (int(found[1]), int(found[2])) == (step, steps)
     for text, value in zip(found.groups()[2:], row, strict=True):
-        assert math.isclose(float(text), value, rel_tol=1e-15, abs_tol=0.5001e-4) or math.isnan(value)
+        assert math.isclose(float(text), value, rel_tol=1e-15, abs_tol=0.5001e-4) or math.isnan(
+            value
+        )
         assert math.isnan(float(text)) == math.isnan(value)

@@ -23,15 +23,23 @@ PRESETS = st.sampled_from([LAB, CROP, EFFICIENTNET_LITE0])
 def test_pixels_are_torchvisions(array: np.ndarray, preset: Preprocess) -> None:
     small = Preprocess(48, preset.mode, 56, preset.interpolation)
     how = T.InterpolationMode(small.interpolation)
-    steps = [T.Resize((48, 48), how)] if small.mode == "stretch" else [T.Resize(56, how), T.CenterCrop(48)]
+    steps = (
+        [T.Resize((48, 48), how)]
+        if small.mode == "stretch"
+        else [T.Resize(56, how), T.CenterCrop(48)]
+    )
     expected = np.asarray(T.Compose(steps)(Image.fromarray(array).convert("RGB")))
-    np.testing.assert_array_equal(small.pixels(Image.fromarray(array)).permute(1, 2, 0).numpy(), expected)
+    np.testing.assert_array_equal(
+        small.pixels(Image.fromarray(array)).permute(1, 2, 0).numpy(), expected
+    )
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), PRESETS)
 def test_denormalise_undoes_normalise(seed: int, preset: Preprocess) -> None:
-    pixels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randint(
+        0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     back = preset.denormalise(preset.normalise(pixels))
     assert torch.equal((back * 255).round().to(torch.uint8), pixels)
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,6 @@
-"""What no batch, chunk, order, seed or scale may change of input gradients, fooling images and scores of maps."""
+"""What no batch, chunk, order, seed or scale may change of input gradients, fooling images and
+scores of maps.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,19 @@ MOST = 6
 DRAW = torch.randint(256, (MOST, 3, 16, 16), generator=torch.Generator().manual_seed(0))
 PHOTOS = CROP.normalise(DRAW.double() / 255)
 NETWORK = tiny_vgg().double()
-with torch.no_grad():  # steeper, and each class as likely as the others: predictions depend on the photo
+# steeper, and each class as likely as the others: predictions depend on the photo
+with torch.no_grad():
     for weight in (parameter for parameter in NETWORK.parameters() if parameter.ndim > 1):
         weight.mul_(2)
     NETWORK.classifier[3].bias.sub_(NETWORK(PHOTOS).mean(0))
 KINDS = st.sampled_from(["gradient", "gradient x input", "smoothgrad"])
-ROWS = st.lists(st.tuples(st.integers(0, MOST - 1), st.integers(0, 4)), min_size=1, max_size=8)  # photos, targets
-MAPS = hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)),
-                  elements=st.integers(-50, 50))  # fmt: skip
+# photos, targets
+ROWS = st.lists(st.tuples(st.integers(0, MOST - 1), st.integers(0, 4)), min_size=1, max_size=8)
+MAPS = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)),
+    elements=st.integers(-50, 50),
+)
 
 
 def chosen(rows: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
@@ -50,11 +57,15 @@ def chosen(rows: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
 
 @settings(max_examples=25)
 @given(ROWS, KINDS, st.integers(1, 9))
-def test_a_batch_of_maps_is_a_loop_of_singles(rows: list[tuple[int, int]], kind: Any, chunk: int) -> None:
+def test_a_batch_of_maps_is_a_loop_of_singles(
+    rows: list[tuple[int, int]], kind: Any, chunk: int
+) -> None:
     x, target = chosen(rows)
     together = saliency_maps(NETWORK, x, target, kind=kind, samples=2, chunk=chunk)
-    alone = [saliency_maps(NETWORK, image[None], wanted, kind=kind, samples=2)[0]
-             for image, wanted in zip(x, target, strict=True)]  # fmt: skip
+    alone = [
+        saliency_maps(NETWORK, image[None], wanted, kind=kind, samples=2)[0]
+        for image, wanted in zip(x, target, strict=True)
+    ]
     assert_close(together, torch.stack(alone), "gradient")
 
 
@@ -67,19 +78,31 @@ def test_a_batch_of_fooling_images_is_a_loop_of_singles(
     together = fool(NETWORK, x, target, pixels=pixels, steps=8, lr=lr, chunk=chunk)
     for row, (image, wanted) in enumerate(zip(x, target, strict=True)):
         alone = fool(NETWORK, image[None], wanted, pixels=pixels, steps=8, lr=lr)
-        assert (alone.status[0], int(alone.steps)) == (together.status[row], int(together.steps[row]))
+        assert (alone.status[0], int(alone.steps)) == (
+            together.status[row],
+            int(together.steps[row]),
+        )
         assert_close(alone.x[0], together.x[row], "ascent")
 
 
 @settings(max_examples=10)
-@given(ROWS, st.integers(1, 12), st.floats(0.05, 4.0), st.sampled_from(["valid", "8 bits", "closely"]))
-def test_whatever_is_reported_as_fooled_is(rows: list[tuple[int, int]], steps: int, size: float, how: Any) -> None:
+@given(
+    ROWS, st.integers(1, 12), st.floats(0.05, 4.0), st.sampled_from(["valid", "8 bits", "closely"])
+)
+def test_whatever_is_reported_as_fooled_is(
+    rows: list[tuple[int, int]], steps: int, size: float, how: Any
+) -> None:
     x, target = chosen(rows)
-    got = (fool_closely(NETWORK, x, target, steps=steps, radius=size) if how == "closely" else
-           fool(NETWORK, x, target, steps=steps, lr=size, pixels=how))  # fmt: skip
+    got = (
+        fool_closely(NETWORK, x, target, steps=steps, radius=size)
+        if how == "closely"
+        else fool(NETWORK, x, target, steps=steps, lr=size, pixels=how)
+    )
     with torch.no_grad():
         before, after = (NETWORK(images).argmax(1).tolist() for images in (x, got.x))
-    for status, was, now, wanted, taken in zip(got.status, before, after, target, got.steps.tolist(), strict=True):
+    for status, was, now, wanted, taken in zip(
+        got.status, before, after, target, got.steps.tolist(), strict=True
+    ):
         assert status == ("already" if was == wanted else "fooled" if now == wanted else "never")
         assert taken <= steps
         assert (taken == 0) == (status == "already")
@@ -93,25 +116,52 @@ def test_whatever_is_reported_as_fooled_is(rows: list[tuple[int, int]], steps: i
 
 @settings(max_examples=10)
 @given(
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(1, 6), st.floats(0.1, 5), st.floats(0, 0.1)),
-             min_size=1, max_size=5),
-    st.integers(1, 6), st.booleans(), st.booleans(),
-)  # fmt: skip
+    st.lists(
+        st.tuples(
+            st.integers(0, 4),
+            st.integers(0, 3),
+            st.integers(1, 6),
+            st.floats(0.1, 5),
+            st.floats(0, 0.1),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(1, 6),
+    st.booleans(),
+    st.booleans(),
+)
 def test_a_batch_of_visualisations_is_a_loop_of_singles(
     rows: list[tuple[int, int, int, float, float]], chunk: int, unit_step: bool, from_photo: bool
 ) -> None:
     target, seeds, steps, lr, l2 = (list(column) for column in zip(*rows, strict=True))
     rest: dict[str, Any] = {"unit_step": unit_step, "jitter": 4, "blur_every": 3, "size": 16}
     start = PHOTOS[: len(rows)] if from_photo else None
-    together = visualise(NETWORK, target, start=start, seeds=seeds, steps=steps, lr=lr, l2=l2, chunk=chunk, **rest)
+    together = visualise(
+        NETWORK, target, start=start, seeds=seeds, steps=steps, lr=lr, l2=l2, chunk=chunk, **rest
+    )
     for i in range(len(rows)):
-        alone = visualise(NETWORK, [target[i]], start=None if start is None else start[i : i + 1], seeds=seeds[i],
-                          steps=steps[i], lr=lr[i], l2=l2[i], **rest)  # fmt: skip
+        alone = visualise(
+            NETWORK,
+            [target[i]],
+            start=None if start is None else start[i : i + 1],
+            seeds=seeds[i],
+            steps=steps[i],
+            lr=lr[i],
+            l2=l2[i],
+            **rest,
+        )
         assert_close(alone.x[0], together.x[i], "ascent")
 
 
 @settings(max_examples=15)
-@given(ROWS, st.sampled_from(["deletion", "insertion"]), st.integers(1, 9), st.integers(1, 16), st.integers(0, 3))
+@given(
+    ROWS,
+    st.sampled_from(["deletion", "insertion"]),
+    st.integers(1, 9),
+    st.integers(1, 16),
+    st.integers(0, 3),
+)
 def test_a_batch_of_curves_is_a_loop_of_singles(
     rows: list[tuple[int, int]], mode: Any, chunk: int, block: int, seed: int
 ) -> None:
@@ -129,27 +179,51 @@ def test_a_batch_of_curves_is_a_loop_of_singles(
 
 @settings(max_examples=15)
 @given(ROWS, st.integers(1, 16), st.integers(0, 3))
-def test_deletion_in_one_order_is_insertion_in_its_reverse(rows: list[tuple[int, int]], block: int, seed: int) -> None:
-    """Blocks of means that differ: what one takes away is what the other has not laid down yet, the infill around."""
+def test_deletion_in_one_order_is_insertion_in_its_reverse(
+    rows: list[tuple[int, int]], block: int, seed: int
+) -> None:
+    """Blocks of means that differ: what one takes away is what the other has not laid down yet, the
+    infill around.
+    """
     x, target = chosen(rows)
     side = -(-16 // block)
-    means = np.random.default_rng(seed).permuted(np.tile(np.arange(side**2), (len(rows), 1)), axis=1)
+    means = np.random.default_rng(seed).permuted(
+        np.tile(np.arange(side**2), (len(rows), 1)), axis=1
+    )
     maps = means.reshape(-1, side, side).repeat(block, axis=1).repeat(block, axis=2)[:, :16, :16]
-    common: dict[str, Any] = {"block": block, "fractions": [i / side**2 for i in range(side**2 + 1)]}
+    common: dict[str, Any] = {
+        "block": block,
+        "fractions": [i / side**2 for i in range(side**2 + 1)],
+    }
     deletion = pixel_curve(NETWORK, x, target, maps, mode="deletion", **common)
-    assert_close(deletion, pixel_curve(NETWORK, x, target, -maps, mode="insertion", **common)[:, ::-1], "probability")
+    assert_close(
+        deletion,
+        pixel_curve(NETWORK, x, target, -maps, mode="insertion", **common)[:, ::-1],
+        "probability",
+    )
 
 
 @settings(max_examples=40)
-@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 2), st.integers(1, 40), st.integers(1, 40)),
-                  elements=st.floats(-3, 3)), st.floats(0.1, 12))  # fmt: skip
+@given(
+    hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(1, 2), st.integers(1, 40), st.integers(1, 40)),
+        elements=st.floats(-3, 3),
+    ),
+    st.floats(0.1, 12),
+)
 def test_blur_is_scipys_for_any_size(x: np.ndarray, sigma: float) -> None:
     expected = gaussian_filter1d(gaussian_filter1d(x, sigma, axis=1), sigma, axis=2)
     assert_close(blur(torch.from_numpy(x), sigma), expected, "pixel")
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.just(3), st.integers(1, 4), st.integers(1, 4)),
-                  elements=st.floats(-(2.0**100), 2.0**100, width=32)))  # fmt: skip
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.just(3), st.integers(1, 4), st.integers(1, 4)),
+        elements=st.floats(-(2.0**100), 2.0**100, width=32),
+    )
+)
 def test_a_unit_is_zero_or_of_length_one(values: np.ndarray) -> None:
     x = torch.from_numpy(values)
     got, lengths = unit(x), length_of(x.double()).flatten()
@@ -195,7 +269,9 @@ def test_masks_are_neither_all_nor_dependent_on_the_level(maps: np.ndarray, sigm
 
 
 def test_the_network_of_these_properties_is_not_a_constant() -> None:
-    """Else every image would be "already" or "never", and the properties above would hold of anything."""
+    """Else every image would be "already" or "never", and the properties above would hold of
+    anything.
+    """
     with torch.no_grad():
         assert len(set(NETWORK(PHOTOS).argmax(1).tolist())) >= 3
     status = fool(NETWORK, PHOTOS, [0, 1, 2, 3, 4, 0], steps=12, pixels="8 bits").status

@@ -1,7 +1,9 @@
-"""How often the 99 % intervals hold the truth: of 2,000 simulated data sets at the labs' sizes 98.4 to 99.6 %.
+"""How often the 99 % intervals hold the truth: of 2,000 simulated data sets at the labs' sizes 98.4
+to 99.6 %.
 
-That is 99 % within 2.7 standard errors of such a count. What goes by whole images, shares and medians, cannot always be
-that near: some intervals are conservative, and only the lower limit is asked of them. Faults that are planted are red.
+That is 99 % within 2.7 standard errors of such a count. What goes by whole images, shares and
+medians, cannot always be that near: some intervals are conservative, and only the lower limit is
+asked of them. Faults that are planted are red.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def shares(n: int, share: float) -> Simulated:
 
 
 def answers(n: int, only_a: float, only_b: float) -> Iterator[tuple[Array, Array]]:
-    """Which of n images a and b have right, a data set at a time; of those that do not differ a few are wrong."""
+    """Which of n images a and b have right, a data set at a time; of those that do not differ a few
+    are wrong.
+    """
     drawn, rng = np.empty(n), stream()
     for _ in range(SETS):
         rng.random(out=drawn)
@@ -64,8 +68,12 @@ def means(values: Array, truth: float) -> Simulated:
     return Simulated(map(intervals.mean, values), truth)
 
 
-def settings(n: int = 5, m: int = 5, ratio: float = 1.3, seed_moves: float = 0.4) -> tuple[Array, Array]:
-    """Positive scores of n and m seeds: what both settings share of a seed moves them more than the setting does."""
+def settings(
+    n: int = 5, m: int = 5, ratio: float = 1.3, seed_moves: float = 0.4
+) -> tuple[Array, Array]:
+    """Positive scores of n and m seeds: what both settings share of a seed moves them more than the
+    setting does.
+    """
     seed, a, b = stream().normal(0, 1, (3, SETS, max(n, m)))
     high, low = np.exp(seed_moves * seed + 0.1 * a) * ratio, np.exp(seed_moves * seed + 0.1 * b)
     return high[:, :n], low[:, :m]
@@ -97,7 +105,9 @@ def medians() -> Simulated:
 
 def paired_medians() -> Simulated:
     rows = zip(*settings(125, 125), strict=True)
-    return Simulated((intervals.bootstrap(ratio_of_medians, a, b, resamples=999) for a, b in rows), 1.3)
+    return Simulated(
+        (intervals.bootstrap(ratio_of_medians, a, b, resamples=999) for a, b in rows), 1.3
+    )
 
 
 HOLD: dict[str, Callable[[], Simulated]] = {
@@ -108,7 +118,9 @@ HOLD: dict[str, Callable[[], Simulated]] = {
     "a mean, 5 seeds": lambda: means(normal(5), 1.0),
     "a mean, 10 seeds": lambda: means(normal(10), 1.0),
     "a mean, 5 seeds with outliers": lambda: means(stream().standard_t(5, (SETS, 5)), 0.0),
-    "a mean, 124 photos, skewed": lambda: means(stream().lognormal(0, 0.5, (SETS, 124)), float(np.exp(0.125))),
+    "a mean, 124 photos, skewed": lambda: means(
+        stream().lognormal(0, 0.5, (SETS, 124)), float(np.exp(0.125))
+    ),
     "a mean, 600 photos, skewed": lambda: means(stream().exponential(1, (SETS, 600)), 1.0),
     "a paired difference, 5 seeds": paired_means,
     "a paired ratio, 5 seeds": lambda: ratios(5, 5, paired=True),
@@ -138,7 +150,8 @@ def test_conservative_intervals_hold_the_truth_at_least_as_often(case: str) -> N
     assert coverage(CONSERVATIVE[case]()) >= LEAST
 
 
-# --- planted faults: what the checks above are for ------------------------------------------------------------------
+# --- planted faults: what the checks above are for
+# ------------------------------------------------------------------
 
 
 def around(values: Iterable[float], errors: Iterable[float], reach: float) -> Iterator[Estimate]:
@@ -157,7 +170,9 @@ def normal_99_of_five_seeds() -> Simulated:
 
 
 def unpaired_seeds() -> Simulated:
-    return Simulated((intervals.ratio(x, y, paired=False) for x, y in zip(*settings(), strict=True)), 1.3)
+    return Simulated(
+        (intervals.ratio(x, y, paired=False) for x, y in zip(*settings(), strict=True)), 1.3
+    )
 
 
 def wald_of_few() -> Simulated:
@@ -170,11 +185,15 @@ def bootstrapped_seeds() -> Simulated:
 
 
 def unpaired_photos() -> Simulated:
-    found = np.array([[a.mean() - b.mean(), (a.var() + b.var()) / len(a)] for a, b in answers(2985, 0.1, 0.1)])
+    found = np.array(
+        [[a.mean() - b.mean(), (a.var() + b.var()) / len(a)] for a, b in answers(2985, 0.1, 0.1)]
+    )
     return Simulated(around(found[:, 0], found[:, 1] ** 0.5, stats.norm.ppf(0.995)), 0.0)
 
 
-@pytest.mark.parametrize("fault", [normal_95, normal_99_of_five_seeds, wald_of_few, bootstrapped_seeds])
+@pytest.mark.parametrize(
+    "fault", [normal_95, normal_99_of_five_seeds, wald_of_few, bootstrapped_seeds]
+)
 def test_an_interval_that_is_too_narrow_is_seen(fault: Callable[[], Simulated]) -> None:
     assert coverage(fault()) < LEAST
 

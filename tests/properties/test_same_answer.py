@@ -1,4 +1,6 @@
-"""What may differ from machine to machine changes no result: batches, workers, threads, shards, the order of taps."""
+"""What may differ from machine to machine changes no result: batches, workers, threads, shards, the
+order of taps.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """One image at a time, on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    found = list(features.stream(tiny_vgg(), PHOTOS, TAPS, preprocess=SMALL, dtype=dtype, batch_size=1))
+    found = list(
+        features.stream(tiny_vgg(), PHOTOS, TAPS, preprocess=SMALL, dtype=dtype, batch_size=1)
+    )
     torch.set_num_threads(before)
     return {tap: torch.cat([batch[tap] for batch in found]) for tap in TAPS}
 
@@ -46,7 +50,11 @@ def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
     expected = whole(dtype)
     backwards = dict(reversed(TAPS.items()))
-    found = list(features.stream(tiny_vgg(), PHOTOS, backwards, preprocess=SMALL, dtype=dtype, batch_size=batch_size))
+    found = list(
+        features.stream(
+            tiny_vgg(), PHOTOS, backwards, preprocess=SMALL, dtype=dtype, batch_size=batch_size
+        )
+    )
     for tap in TAPS:
         assert_close(torch.cat([batch[tap] for batch in found]), expected[tap], "activation")
 
@@ -55,19 +63,26 @@ def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("ahead", [1, 64])
 def test_decoding(workers: int, ahead: int) -> None:
     decoded = torch.stack(list(staging.decode(PHOTOS, SMALL, workers, ahead)))
-    assert torch.equal(decoded, torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS]))
+    assert torch.equal(
+        decoded, torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
+    )
 
 
 @pytest.mark.parametrize("batches_a_shard", [1, 3, 16])
-def test_shards(batches_a_shard: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards(
+    batches_a_shard: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = whole(torch.float32)
     monkeypatch.setattr(extraction, "BATCHES_A_SHARD", batches_a_shard)
-    store = extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=tmp_path, preprocess=SMALL, dtype=torch.float32,
-                               batch_size=4)  # fmt: skip
+    store = extraction.extract(
+        tiny_vgg(), PHOTOS, TAPS, root=tmp_path, preprocess=SMALL, dtype=torch.float32, batch_size=4
+    )
     assert len(store.shards) == -(-37 // (4 * batches_a_shard))
     for tap in TAPS:
         assert_close(store[tap], expected[tap], "activation")
-        assert_close(torch.cat(list(store.tiles(tap, slice(2, 5)))), expected[tap][:, 2:5], "activation")
+        assert_close(
+            torch.cat(list(store.tiles(tap, slice(2, 5)))), expected[tap][:, 2:5], "activation"
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
@@ -80,24 +95,39 @@ def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> N
     for tap, matrix in whole(torch.float32).items():
         wide = matrix.double().numpy()
         product = (wide[:20] @ wide.T).astype(np.float32)
-        assert_close(np.hstack([sums[tap].gram, sums[tap].cross.T]).astype(np.float32), product, "gram")
+        assert_close(
+            np.hstack([sums[tap].gram, sums[tap].cross.T]).astype(np.float32), product, "gram"
+        )
         said = []
-        for one, rest in ((wide[:20] @ wide[:20].T, wide[20:] @ wide[:20].T), (sums[tap].gram, sums[tap].cross)):
-            train, test = svm.span_coordinates(*svm.normalise_gram(one, rest, (wide[20:] ** 2).sum(1)))
+        for one, rest in (
+            (wide[:20] @ wide[:20].T, wide[20:] @ wide[:20].T),
+            (sums[tap].gram, sums[tap].cross),
+        ):
+            train, test = svm.span_coordinates(
+                *svm.normalise_gram(one, rest, (wide[20:] ** 2).sum(1))
+            )
             said.append(svm.fit(train, y[:20], test, C=1.0, tol=1e-8))
         one, other = said
         assert_close(one.decision, other.decision, "decision")
-        assert np.array_equal(one.predictions[decided(one.decision)], other.predictions[decided(one.decision)])
+        assert np.array_equal(
+            one.predictions[decided(one.decision)], other.predictions[decided(one.decision)]
+        )
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9])
 def test_input_gradients(threads: int, chunk: int) -> None:
     network = tiny_vgg()
     y = torch.arange(9) % 5
-    assert_close(saliency.saliency_maps(network, X, y, chunk=chunk),
-                 torch.cat([saliency.saliency_maps(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]),
-                 "gradient")  # fmt: skip
+    assert_close(
+        saliency.saliency_maps(network, X, y, chunk=chunk),
+        torch.cat(
+            [saliency.saliency_maps(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]
+        ),
+        "gradient",
+    )
     found = fooling.fool(network, X, (y + 1) % 5, steps=5, chunk=chunk)
-    alone = [fooling.fool(network, x[None], int(t + 1) % 5, steps=5) for x, t in zip(X, y, strict=True)]
+    alone = [
+        fooling.fool(network, x[None], int(t + 1) % 5, steps=5) for x, t in zip(X, y, strict=True)
+    ]
     assert found.status == tuple(chain(*(one.status for one in alone)))
     assert_close(found.x, torch.cat([one.x for one in alone]), "gradient")

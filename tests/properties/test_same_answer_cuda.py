@@ -1,4 +1,6 @@
-"""A CUDA device changes no result but by rounding: what the CPU computes is the oracle. It runs where there is one."""
+"""A CUDA device changes no result but by rounding: what the CPU computes is the oracle. It runs
+where there is one.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,31 @@ from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 from tests.unit.gans.test_training import config, data
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: run it on a machine with one")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device: run it on a machine with one"
+)
 SMALL = Preprocess(size=16)
 TAPS = {"conv": "features.0", "relu": "features.4", "deep": "classifier.3"}
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(37)]
 
 
 def images(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return CROP.normalise(torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:n, :, :16, :16]).to(dtype)
+    return CROP.normalise(
+        torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:n, :, :16, :16]
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [None, 5])
-def test_features_by_way_of_pinned_memory(dtype: torch.dtype, batch: int | None, tmp_path: Path) -> None:
+def test_features_by_way_of_pinned_memory(
+    dtype: torch.dtype, batch: int | None, tmp_path: Path
+) -> None:
     """Float32 is held to the CPU's tolerance: TF32 would not be within it."""
     options: dict[str, Any] = {"preprocess": SMALL, "dtype": dtype, "batch_size": batch}
-    found = [extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=tmp_path, device=device, **options)
-             for device in ("cpu", "cuda")]  # fmt: skip
+    found = [
+        extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=tmp_path, device=device, **options)
+        for device in ("cpu", "cuda")
+    ]
     assert isinstance(staging.staging_for("cuda"), staging.PinnedStaging)
     for tap in TAPS:
         assert_close(found[1][tap], found[0][tap], "activation")
@@ -51,9 +61,20 @@ def test_gram_matrices(kept: torch.dtype) -> None:
     assert_close(sums["cuda"].gram.astype(np.float32), sums["cpu"].gram.astype(np.float32), "gram")
     through = {device: svm.GramAccumulator(20, 37) for device in sums}
     for device, sum_ in through.items():
-        column_tiles.accumulate(tiny_vgg(), PHOTOS, {"relu": TAPS["relu"]}, {"relu": sum_}, preprocess=SMALL,
-                        dtype=torch.float32, device=device)  # fmt: skip
-    assert_close(through["cuda"].gram.astype(np.float32), through["cpu"].gram.astype(np.float32), "activation")
+        column_tiles.accumulate(
+            tiny_vgg(),
+            PHOTOS,
+            {"relu": TAPS["relu"]},
+            {"relu": sum_},
+            preprocess=SMALL,
+            dtype=torch.float32,
+            device=device,
+        )
+    assert_close(
+        through["cuda"].gram.astype(np.float32),
+        through["cpu"].gram.astype(np.float32),
+        "activation",
+    )
 
 
 def test_products_are_those_that_are_asked_for() -> None:
@@ -65,7 +86,11 @@ def test_products_are_those_that_are_asked_for() -> None:
             away[tf32] = float(((a @ a.T).double() - exact).abs().max() / exact.abs().max())
     assert away[False] < 1e-5
     assert away[True] > 10 * away[False] or torch.cuda.get_device_capability() < (8, 0)
-    assert_close(precision.product(a.bfloat16(), a.bfloat16()), a.bfloat16().double() @ a.bfloat16().double().T, "gram")
+    assert_close(
+        precision.product(a.bfloat16(), a.bfloat16()),
+        a.bfloat16().double() @ a.bfloat16().double().T,
+        "gram",
+    )
 
 
 def run(kind: str, steps: int, device: str, replay: bool, **options: Any) -> Trainer:
@@ -80,7 +105,10 @@ def run(kind: str, steps: int, device: str, replay: bool, **options: Any) -> Tra
 @pytest.mark.parametrize("kind", architecture.KINDS)
 def test_fifty_replayed_steps_are_the_eager_ones(kind: str, precision: str) -> None:
     options: dict[str, Any] = {"precision": precision, "ema": 0.9, "milestones": (20, 40)}
-    replayed, eager = run(kind, 50, "cuda", True, **options), run(kind, 50, "cuda", False, **options)
+    replayed, eager = (
+        run(kind, 50, "cuda", True, **options),
+        run(kind, 50, "cuda", False, **options),
+    )
     assert replayed._replayed[False]._replay is not None
     quantity = "replayed losses" if precision == "float32" else "replayed losses of bfloat16"
     assert_close(replayed.losses[:50], eager.losses[:50], quantity)
@@ -119,7 +147,9 @@ def test_replayed_ascents() -> None:
 
 @pytest.mark.parametrize("kind", ["gradient", "smoothgrad"])
 def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
-    """More calls than are made before a capture, then weights in other memory, which must not be those of before."""
+    """More calls than are made before a capture, then weights in other memory, which must not be
+    those of before.
+    """
     here, there, x = tiny_vgg().double(), tiny_vgg().double().cuda(), images(7, torch.float64)
     for _ in range(2):
         expected = saliency.saliency_maps(here, x, 1, kind=kind, samples=3)
@@ -128,7 +158,9 @@ def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
             assert_close(got.cpu(), expected, "gradient")
         assert [len(passes.captured) for passes in cuda_graphs._last] == [1]
         for network in (here, there):
-            network.features[0].weight = torch.nn.Parameter(network.features[0].weight.detach() * -2)
+            network.features[0].weight = torch.nn.Parameter(
+                network.features[0].weight.detach() * -2
+            )
 
 
 def test_batches_that_are_used_late_are_whole() -> None:

@@ -1,4 +1,6 @@
-"""What holds for any features: exact products, tiles in any cut, and no dependence on a basis, a scale or an order."""
+"""What holds for any features: exact products, tiles in any cut, and no dependence on a basis, a
+scale or an order.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +26,23 @@ def rows(draw: st.DrawFn, count: int | None = None) -> tuple[np.ndarray, np.ndar
 
 
 @given(rows())
-def test_coordinates_keep_every_product_in_as_many_columns_as_the_rank(data: tuple[np.ndarray, np.ndarray]) -> None:
+def test_coordinates_keep_every_product_in_as_many_columns_as_the_rank(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
     train, test = data
     Z, T = svm.span_coordinates(train @ train.T, test @ train.T)
     size, rank = np.sort((Z**2).sum(axis=0)), np.linalg.matrix_rank(train)
     assert Z.shape[1] == T.shape[1] >= rank
-    assert (size[: len(size) - rank] <= 8 * len(train) * np.finfo(float).eps * size[-1]).all()  # the rest is rounding
+    # the rest is rounding
+    assert (size[: len(size) - rank] <= 8 * len(train) * np.finfo(float).eps * size[-1]).all()
     np.testing.assert_allclose(Z @ Z.T, train @ train.T, atol=1e-9)
     np.testing.assert_allclose(T @ Z.T, test @ train.T, atol=1e-6)
 
 
 @given(rows(), st.data())
-def test_any_cut_into_tiles_gives_the_same_sums(data: tuple[np.ndarray, np.ndarray], draw: st.DataObject) -> None:
+def test_any_cut_into_tiles_gives_the_same_sums(
+    data: tuple[np.ndarray, np.ndarray], draw: st.DataObject
+) -> None:
     x = np.vstack(data)
     n, width = len(data[0]), x.shape[1]
     cuts = draw.draw(st.lists(st.integers(0, width), max_size=4).map(sorted))
@@ -43,9 +50,11 @@ def test_any_cut_into_tiles_gives_the_same_sums(data: tuple[np.ndarray, np.ndarr
     sums = svm.GramAccumulator(n, len(x))
     for low, high in zip([0, *cuts], [*cuts, width], strict=True):
         sums.add(torch.from_numpy(x[:, low:high]).to(dtype))
-    np.testing.assert_array_equal(sums.gram, x[:n] @ x[:n].T)  # exact: these products fit every type
+    # exact: these products fit every type
+    np.testing.assert_array_equal(sums.gram, x[:n] @ x[:n].T)
     np.testing.assert_array_equal(sums.cross, x[n:] @ x[:n].T)
-    np.testing.assert_allclose(sums.square_norms, (x**2).sum(1), rtol=2.0**-22)  # float32 roots of exact sums, squared
+    # float32 roots of exact sums, squared
+    np.testing.assert_allclose(sums.square_norms, (x**2).sum(1), rtol=2.0**-22)
 
 
 @given(rows(), st.floats(0.01, 100))
@@ -67,7 +76,10 @@ def test_the_svm_knows_no_basis_and_no_order_of_rows(data: st.DataObject) -> Non
     y = data.draw(labels(classes=3, most=12))
     train, test = data.draw(rows(count=len(y)))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    rotation, order = np.linalg.qr(rng.normal(size=(train.shape[1],) * 2))[0], rng.permutation(len(y))
+    rotation, order = (
+        np.linalg.qr(rng.normal(size=(train.shape[1],) * 2))[0],
+        rng.permutation(len(y)),
+    )
     test = np.vstack([test, train])
 
     def decisions(x: np.ndarray, labels: np.ndarray, t: np.ndarray) -> np.ndarray:

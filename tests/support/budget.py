@@ -1,8 +1,9 @@
-"""What a session's checks cost on this machine, which of them fit the time it has, and how long the rest will take.
+"""What a session's checks cost on this machine, which of them fit the time it has, and how long the
+rest will take.
 
-A check's cost is what it took elsewhere times that machine's speed, by compute type, in GFLOP: a machine that is
-measured for a second then knows its seconds. Work that several checks share (features, maps, training runs) is a piece
-of its own: the first check that asks for it pays.
+A check's cost is what it took elsewhere times that machine's speed, by compute type, in GFLOP: a
+machine that is measured for a second then knows its seconds. Work that several checks share
+(features, maps, training runs) is a piece of its own: the first check that asks for it pays.
 """
 
 from __future__ import annotations
@@ -15,27 +16,41 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-RESERVE = 0.9  # of the minutes that are given: the rest is for the page, and for what was estimated too low
-PRIOR = 0.1  # share of the whole session that is taken to run as expected before its own pace counts
+# of the minutes that are given: the rest is for the page, and for what was estimated too low
+RESERVE = 0.9
+# share of the whole session that is taken to run as expected before its own pace counts
+PRIOR = 0.1
 
 
 def machine_speed(device: str, dtype: Any) -> float:
-    """GFLOP/s in `dtype`, the geometric mean of a matrix product and a convolution; measuring takes about a second."""
+    """GFLOP/s in `dtype`, the geometric mean of a matrix product and a convolution; measuring takes
+    about a second.
+    """
     import torch
 
     stream = torch.Generator().manual_seed(0)
     a = torch.randn(1024, 1024, generator=stream).to(device, dtype)
-    x = torch.randn(8, 64, 56, 56, generator=stream).to(device, dtype).to(memory_format=torch.channels_last)
-    w = torch.randn(64, 64, 3, 3, generator=stream).to(device, dtype).to(memory_format=torch.channels_last)
+    x = (
+        torch.randn(8, 64, 56, 56, generator=stream)
+        .to(device, dtype)
+        .to(memory_format=torch.channels_last)
+    )
+    w = (
+        torch.randn(64, 64, 3, 3, generator=stream)
+        .to(device, dtype)
+        .to(memory_format=torch.channels_last)
+    )
     work: dict[Callable[[], Any], float] = {
-        lambda: a @ a: 2 * 1024**3, lambda: torch.conv2d(x, w, padding=1): 2 * 8 * 56 * 56 * 64 * 64 * 9,
-    }  # fmt: skip
+        lambda: a @ a: 2 * 1024**3,
+        lambda: torch.conv2d(x, w, padding=1): 2 * 8 * 56 * 56 * 64 * 64 * 9,
+    }
     least, end = dict.fromkeys(work, math.inf), time.perf_counter() + 1
     with torch.inference_mode():
         for call in work:
             call()
         while time.perf_counter() < end or math.inf in least.values():
-            for call in work:  # in turn: a busy moment slows both, and the least of each is of a quiet one
+            # in turn: a busy moment slows both, and the least of each is of a quiet one
+            for call in work:
                 start = time.perf_counter()
                 call()
                 if device == "cuda":
@@ -46,12 +61,15 @@ def machine_speed(device: str, dtype: Any) -> float:
 
 @dataclass
 class Costs:
-    """Costs by compute type in GFLOP, of checks without what they share, and of the pieces; who uses which piece."""
+    """Costs by compute type in GFLOP, of checks without what they share, and of the pieces; who
+    uses which piece.
+    """
 
     own: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype -> check -> GFLOP
     pieces: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype -> piece -> GFLOP
     uses: dict[str, list[str]] = field(default_factory=dict)  # check -> pieces
-    needs: dict[str, list[str]] = field(default_factory=dict)  # check -> assets, without which it costs nothing
+    # check -> assets, without which it costs nothing
+    needs: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Costs:
@@ -62,7 +80,9 @@ class Costs:
         return {"own": self.own, "pieces": self.pieces, "uses": self.uses, "needs": self.needs}
 
     def learn(self, dtype: str, speed: float, clock: Clock, measured: Iterable[str]) -> None:
-        """Adds what a session measured at `speed` GFLOP/s; checks that only read a record keep what is known."""
+        """Adds what a session measured at `speed` GFLOP/s; checks that only read a record keep what
+        is known.
+        """
         keys = set(measured)
         for kept, seconds in ((self.own, clock.own), (self.pieces, clock.pieces)):
             rows = kept.setdefault(dtype, {})
@@ -70,7 +90,8 @@ class Costs:
                 if kept is self.pieces or name in keys or name not in rows:
                     rows[name] = float(f"{value * speed:.3g}")
         self.uses |= {key: sorted(names) for key, names in clock.uses.items() if key in keys}
-        for key, names in clock.needs.items():  # of one that lacked an asset, those that it asked for until then
+        # of one that lacked an asset, those that it asked for until then
+        for key, names in clock.needs.items():
             self.needs[key] = sorted(names.union(() if key in keys else self.needs.get(key, ())))
 
 
@@ -83,7 +104,8 @@ class Clock:
     pieces: dict[str, float] = field(default_factory=dict)
     uses: dict[str, set[str]] = field(default_factory=dict)
     needs: dict[str, set[str]] = field(default_factory=dict)
-    running: list[list[Any]] = field(default_factory=list)  # [piece, start, seconds of pieces inside]
+    # [piece, start, seconds of pieces inside]
+    running: list[list[Any]] = field(default_factory=list)
 
     def enter(self, check: str, piece: str) -> None:
         self.uses.setdefault(check, set()).add(piece)
@@ -96,7 +118,8 @@ class Clock:
         if self.running:
             self.running[-1][2] += whole
         else:
-            self.own[check] = self.own.get(check, 0.0) - whole  # `spent` adds the check's time as a whole
+            # `spent` adds the check's time as a whole
+            self.own[check] = self.own.get(check, 0.0) - whole
 
     def spent(self, check: str, seconds: float) -> None:
         """The whole of a check, or a phase of it."""
@@ -106,8 +129,9 @@ class Clock:
 class Budget:
     """Which of the checks that wait fit the time that is left, and how long they will take here.
 
-    `minutes` None: all fit. `worth`: the lower, the sooner a check is chosen; of equal worth the cheaper one. `group`:
-    the cheapest check of each group (a lab) is chosen before any other. `gone`: whether a check lacks what it needs.
+    `minutes` None: all fit. `worth`: the lower, the sooner a check is chosen; of equal worth the
+    cheaper one. `group`: the cheapest check of each group (a lab) is chosen before any other.
+    `gone`: whether a check lacks what it needs.
     """
 
     def __init__(
@@ -132,46 +156,72 @@ class Budget:
         return self.measure()
 
     def _known(self, table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Seconds by name, from the rows of this compute type, and where it has none from those of another."""
+        """Seconds by name, from the rows of this compute type, and where it has none from those of
+        another.
+        """
         every = [table[dtype] for dtype in sorted(table, key=lambda dtype: dtype == self.dtype)]
         return {name: value / self.speed for rows in every for name, value in rows.items()}
 
     def _usual(self) -> float:
-        """Seconds of a check that nobody has timed: the mean of those that somebody has, else of this session's."""
+        """Seconds of a check that nobody has timed: the mean of those that somebody has, else of
+        this session's.
+        """
         timed = [value for value in self._rows["own"].values() if value > 0]
         timed = timed or [self.clock.own.get(check, 0.0) for check in self.finished]
         return sum(timed) / len(timed) if timed else 0.0
 
     def _parts(self, check: str) -> dict[str, float]:
-        """Seconds of a check: its own under its name, and of its pieces; none where an asset is missing."""
+        """Seconds of a check: its own under its name, and of its pieces; none where an asset is
+        missing.
+        """
         if self.gone(check):
             return {check: 0.0}
-        pieces = {f"piece {name}": self._rows["pieces"].get(name, 0.0) for name in self.costs.uses.get(check, ())}
+        pieces = {
+            f"piece {name}": self._rows["pieces"].get(name, 0.0)
+            for name in self.costs.uses.get(check, ())
+        }
         return {check: max(self._rows["own"].get(check, self._usual()), 0.0), **pieces}
 
     def _done(self) -> set[str]:
         return self.finished | {f"piece {name}" for name in self.clock.pieces}
 
     def pace(self, checks: Sequence[str]) -> float:
-        """How much slower than expected this session is, of what has ended; few seconds say little of the rest."""
-        whole = sum({part: s for check in checks for part, s in self._parts(check).items()}.values())
-        ran = [check for check in self.finished if check in self._rows["own"] and not self.gone(check)]
+        """How much slower than expected this session is, of what has ended; few seconds say little
+        of the rest.
+        """
+        whole = sum(
+            {part: s for check in checks for part, s in self._parts(check).items()}.values()
+        )
+        ran = [
+            check for check in self.finished if check in self._rows["own"] and not self.gone(check)
+        ]
         expected = sum(self._rows["own"][check] for check in ran)
         expected += sum(self._rows["pieces"].get(name, 0.0) for name in self.clock.pieces)
         took = sum(self.clock.own.get(check, 0.0) for check in ran)
-        took += sum(seconds for name, seconds in self.clock.pieces.items() if name in self._rows["pieces"])
+        took += sum(
+            seconds for name, seconds in self.clock.pieces.items() if name in self._rows["pieces"]
+        )
         prior = max(PRIOR * whole, 1e-9)
         return (max(took, 0.0) + prior) / (expected + prior)
 
     def seconds(self, waiting: Sequence[str], checks: Sequence[str] = ()) -> float | None:
-        """How long these checks take, what they share counted once; None where no check was ever timed."""
+        """How long these checks take, what they share counted once; None where no check was ever
+        timed.
+        """
         if not self._rows["own"]:
             return None
         done = self._done()
-        parts = {part: s for check in waiting for part, s in self._parts(check).items() if part not in done}
+        parts = {
+            part: s
+            for check in waiting
+            for part, s in self._parts(check).items()
+            if part not in done
+        }
         return self.pace([*waiting, *checks, *self.finished]) * sum(parts.values())
 
-    def fits(self, waiting: Sequence[str], worth: Mapping[str, int], group: Mapping[str, str]) -> set[str]:
+    def fits(
+        self, waiting: Sequence[str], worth: Mapping[str, int], group: Mapping[str, str]
+    ) -> set[str]:
         """The checks of `waiting` that are chosen for the time that is left."""
         if math.isinf(self.limit):
             return set(waiting)
@@ -203,5 +253,5 @@ def shared(progress: Any, name: str) -> contextlib.AbstractContextManager[None]:
 
 
 def duration(seconds: float) -> str:
-    """"40 s", "12 min"."""
+    """ "40 s", "12 min"."""
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

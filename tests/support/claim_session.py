@@ -1,4 +1,5 @@
-"""A session of accuracy tests: which test owns which record, the clock, the terminal, the page at the end.
+"""A session of accuracy tests: which test owns which record, the clock, the terminal, the page at
+the end.
 
 conftest.py registers it; what a claim is and how it is judged stands in rdfia/claims/record.py.
 """
@@ -27,20 +28,28 @@ from rdfia.errors import AssetUnavailable, RdfiaError
 from tests.support.budget import Budget, Costs, duration, machine_speed
 
 T = TypeVar("T")
-KEPT = 10.0  # seconds between two writings of what was measured so far: a session that is ended has that
+# seconds between two writings of what was measured so far: a session that is ended has that
+KEPT = 10.0
 
 
 def claim_mark(item: pytest.Item) -> pytest.Mark | None:
-    """The claim of a test; a mark with a case (on a parameter) goes before one without (on the function)."""
-    return max(item.iter_markers("claim"), key=lambda mark: bool(mark.kwargs.get("case")), default=None)
+    """The claim of a test; a mark with a case (on a parameter) goes before one without (on the
+    function).
+    """
+    return max(
+        item.iter_markers("claim"), key=lambda mark: bool(mark.kwargs.get("case")), default=None
+    )
 
 
 class AccuracyRun:
-    """What one session knows of its claims: the ledger, which test owns which record, the clock, the terminal."""
+    """What one session knows of its claims: the ledger, which test owns which record, the clock,
+    the terminal.
+    """
 
     def __init__(self, config: pytest.Config, required: set[str]) -> None:
         self.config, self.required = config, required
-        self.items: dict[str, tuple[str, str]] = {}  # node id -> claim id, case; in the order of the run
+        # node id -> claim id, case; in the order of the run
+        self.items: dict[str, tuple[str, str]] = {}
         self.entered: dict[str, dict[str, Record]] = {}  # node id -> its records by key
         self.output = config.rootpath / config.getoption("--output")
         self.started, self.finished, self.closing = 0.0, 0, ""
@@ -56,13 +65,20 @@ class AccuracyRun:
                 import torch
 
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._ledger = Ledger(self.config.rootpath, self.config.getoption("--profile"), device, self.required,
-                                  self.config.getoption("--accept"))  # fmt: skip
+            self._ledger = Ledger(
+                self.config.rootpath,
+                self.config.getoption("--profile"),
+                device,
+                self.required,
+                self.config.getoption("--accept"),
+            )
         return self._ledger
 
     def write(self, text: str) -> None:
         """Text on the real terminal, whatever pytest captures just now."""
-        reporter, capture = (self.config.pluginmanager.getplugin(n) for n in ("terminalreporter", "capturemanager"))
+        reporter, capture = (
+            self.config.pluginmanager.getplugin(n) for n in ("terminalreporter", "capturemanager")
+        )
         if reporter and capture:
             with capture.global_and_fixture_disabled():
                 reporter.write(text, flush=True)
@@ -77,45 +93,67 @@ class AccuracyRun:
             costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
             measure = functools.partial(machine_speed, self.ledger.device, dtype)
             name = f"{self.ledger.device} {str(dtype).removeprefix('torch.')}"
-            self._budget = Budget(costs, name, measure, self.config.getoption("--minutes"), gone=self._gone)
+            self._budget = Budget(
+                costs, name, measure, self.config.getoption("--minutes"), gone=self._gone
+            )
         return self._budget
 
     def _gone(self, check: str) -> bool:
         """Whether an asset that this check is known to need is not on this machine."""
-        return any(_missing(name) for name in (self._budget.costs.needs.get(check, ()) if self._budget else ()))
+        return any(
+            _missing(name)
+            for name in (self._budget.costs.needs.get(check, ()) if self._budget else ())
+        )
 
     def keys(self, since: int = 0) -> list[str]:
         """The checks of this session in the order of the run, from this one on."""
         return ["/".join(filter(None, pair)) for pair in list(self.items.values())[since:]]
 
     def left(self) -> str:
-        """How far this session is and how long it may still take; checks that will be deferred take no time."""
+        """How far this session is and how long it may still take; checks that will be deferred take
+        no time.
+        """
         done, waiting = f"{self.finished}/{len(self.items)}", self.keys(self.finished)
         chosen = self._chosen(waiting)
-        if (seconds := self.budget.seconds([key for key in waiting if key in chosen], waiting)) is None:
+        if (
+            seconds := self.budget.seconds([key for key in waiting if key in chosen], waiting)
+        ) is None:
             return done
         if self.started and waiting:  # what this check has used up, but no more than its share
-            rest = self.budget.seconds([key for key in waiting[1:] if key in chosen], waiting) or 0.0
+            rest = (
+                self.budget.seconds([key for key in waiting[1:] if key in chosen], waiting) or 0.0
+            )
             seconds = max(rest, seconds - (time.monotonic() - self.started))
         return f"{done}, about {duration(seconds)} left"
 
     def _chosen(self, waiting: Sequence[str]) -> set[str]:
-        """Those of the waiting checks that fit the minutes: sentences of the report before what is ours."""
+        """Those of the waiting checks that fit the minutes: sentences of the report before what is
+        ours.
+        """
         own = {key for key in waiting if CLAIMS[key.partition("/")[0]].scope == "ours"}
         pinned = (pin.split("|") for pin in self.ledger.pins)
-        report = {key for key, profile, scope in pinned if (profile, scope) == (self.ledger.profile, "report")}
+        report = {
+            key
+            for key, profile, scope in pinned
+            if (profile, scope) == (self.ledger.profile, "report")
+        }
         worth = {key: 2 if key in own else 0 if key in report else 1 for key in waiting}
         return self.budget.fits(waiting, worth, {key: key.partition(".")[0] for key in self.keys()})
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Defers a check for which there is no time: chosen anew before each, so that a slow one costs the least."""
+        """Defers a check for which there is no time: chosen anew before each, so that a slow one
+        costs the least.
+        """
         if item.nodeid not in self.items or self.config.getoption("--minutes") is None:
             return
         waiting = self.keys(self.finished)
         if waiting[0] in self._chosen(waiting):
             return
-        seconds, minutes = self.budget.seconds([waiting[0]], waiting), self.config.getoption("--minutes")
+        seconds, minutes = (
+            self.budget.seconds([waiting[0]], waiting),
+            self.config.getoption("--minutes"),
+        )
         takes = "an unknown time" if seconds is None else f"about {duration(seconds)}"
         message = f"it would take {takes} here, for which --minutes {minutes:g} has no room; give more minutes"
         try:
@@ -127,7 +165,9 @@ class AccuracyRun:
 
     @contextlib.contextmanager
     def piece(self, name: str) -> Iterator[None]:
-        """Work inside that several checks share under this name: the first one makes it, the others find it made."""
+        """Work inside that several checks share under this name: the first one makes it, the others
+        find it made.
+        """
         check = self.keys(self.finished)[0] if self.finished < len(self.items) else ""
         self.budget.clock.enter(check, name)
         try:
@@ -137,21 +177,29 @@ class AccuracyRun:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        marks = ((item.nodeid, claim_mark(item)) for item in items if item.get_closest_marker("accuracy"))
-        self.items = {node: (mark.args[0], mark.kwargs.get("case") or "") for node, mark in marks if mark}
+        marks = (
+            (item.nodeid, claim_mark(item)) for item in items if item.get_closest_marker("accuracy")
+        )
+        self.items = {
+            node: (mark.args[0], mark.kwargs.get("case") or "") for node, mark in marks if mark
+        }
 
     def pytest_runtest_logstart(self) -> None:
         self.started = time.monotonic()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Iterator[None]:
         report: Any = yield
         if item.nodeid in self.items:
             self._settle(item, call, report)
         return report
 
     def _settle(self, item: pytest.Item, call: pytest.CallInfo[None], report: Any) -> None:
-        """What the end of a phase means for the claim: a missing asset, a difference, a crash, or no record at all."""
+        """What the end of a phase means for the claim: a missing asset, a difference, a crash, or
+        no record at all.
+        """
         pair, records = self.items[item.nodeid], self.entered.setdefault(item.nodeid, {})
         key, error = "/".join(filter(None, pair)), call.excinfo.value if call.excinfo else None
         self.ledger.seconds[key] = self.ledger.seconds.get(key, 0.0) + call.duration
@@ -169,14 +217,20 @@ class AccuracyRun:
         elif report.failed:
             records[key] = self.ledger.failed(*pair, f"{type(error).__name__}: {error}")
         elif not records and (report.skipped or report.when == "call"):
-            report.outcome, report.longrepr = "failed", f"{key}: the test ended and left no record of its claim"
+            report.outcome, report.longrepr = (
+                "failed",
+                f"{key}: the test ended and left no record of its claim",
+            )
             records[key] = self.ledger.failed(*pair, report.longrepr)
         for record in records.values():
-            record.seconds = record.seconds if record.recorded else round(self.ledger.seconds[key], 3)
+            record.seconds = (
+                record.seconds if record.recorded else round(self.ledger.seconds[key], 3)
+            )
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         quiet = report.nodeid in self.items and (report.when == "call" or report.skipped)
-        return (report.outcome, "", report.outcome.upper()) if quiet else None  # a line of ours takes the dot's place
+        # a line of ours takes the dot's place
+        return (report.outcome, "", report.outcome.upper()) if quiet else None
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         if nodeid in self.items:
@@ -219,18 +273,29 @@ class AccuracyRun:
             self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)
         except KeyboardInterrupt:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
-            self.closing = f"stopped before the page was drawn; python -m rdfia report {self.output} draws it"
+            self.closing = (
+                f"stopped before the page was drawn; python -m rdfia report {self.output} draws it"
+            )
         except Exception as error:  # whatever it is, the table of verdicts is still worth printing
-            session.exitstatus, self.closing = pytest.ExitCode.TESTS_FAILED, f"FAILED: the page is not written: {error}"
+            session.exitstatus, self.closing = (
+                pytest.ExitCode.TESTS_FAILED,
+                f"FAILED: the page is not written: {error}",
+            )
         if not any(record.outcome in OUTCOMES for record in self.ledger.records.values()):
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            self.closing += "\nFAILED: nothing was measured; every claim was unavailable, recorded or broken"
+            self.closing += (
+                "\nFAILED: nothing was measured; every claim was unavailable, recorded or broken"
+            )
 
     def _write_costs(self) -> None:
-        """What this session's checks cost, added to what is known of others and of other compute types."""
+        """What this session's checks cost, added to what is known of others and of other compute
+        types.
+        """
         records, budget = self.ledger.records, self.budget
-        made = [key for key in budget.finished if key in records and records[key].outcome in OUTCOMES]
+        made = [
+            key for key in budget.finished if key in records and records[key].outcome in OUTCOMES
+        ]
         costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
         costs.learn(budget.dtype, budget.speed, budget.clock, made)
         path = Path(self.config.rootpath, "reports", "baseline", "costs.json")
@@ -239,12 +304,16 @@ class AccuracyRun:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.closing:
             return
-        records = sorted(self.ledger.records.values(), key=lambda record: list(CLAIMS).index(record.id))
+        records = sorted(
+            self.ledger.records.values(), key=lambda record: list(CLAIMS).index(record.id)
+        )
         terminalreporter.section("claims")
         if self.ledger.unfinished:
             terminalreporter.write_line(f"This run was stopped: {self.ledger.unfinished}.\n")
         if late := [record for record in records if record.outcome == "deferred"]:
-            terminalreporter.write_line(f"{len(late)} checks were deferred: they did not fit the minutes.\n")
+            terminalreporter.write_line(
+                f"{len(late)} checks were deferred: they did not fit the minutes.\n"
+            )
         moved = (f"accepted {pin}" for pin in self.ledger.moved)
         for line in (*map(_line, records), *moved, "", show(counts(records)), self.closing):
             terminalreporter.write_line(line)
@@ -262,7 +331,8 @@ def _missing(asset: str) -> bool:
 
 @contextlib.contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C inside is raised at the end, but not to a process in the background, which a shell has told to ignore it.
+    """Ctrl-C inside is raised at the end, but not to a process in the background, which a shell has
+    told to ignore it.
 
     Only the main thread may ask for that, and only it is interrupted.
     """
@@ -308,10 +378,14 @@ class ClaimCheck:
                 self._figures, self._records[key] = [], record
 
     def need(self, name: str) -> Any:
-        """The asset, located; else the record says `unavailable` and the test skips, or fails under --require."""
+        """The asset, located; else the record says `unavailable` and the test skips, or fails under
+        --require.
+        """
         if name == "gpu":
             if self.device != "cuda":
-                raise AssetUnavailable("gpu: this run has no CUDA device, see torch.cuda.is_available()", "gpu")
+                raise AssetUnavailable(
+                    "gpu: this run has no CUDA device, see torch.cuda.is_available()", "gpu"
+                )
             return None
         from rdfia.data import assets
 
@@ -319,30 +393,42 @@ class ClaimCheck:
         self.run.budget.clock.needs.setdefault(key, set()).add(name)
         return assets.locate(name, download=False)  # a test run fetches nothing by itself
 
-    def measured(self, found: Mapping[str, Estimate], *, case: str | None = None, **values: Any) -> Record:
-        """Judge estimates by the bounds of the same names in claims.json, and compare the result with its pin.
+    def measured(
+        self, found: Mapping[str, Estimate], *, case: str | None = None, **values: Any
+    ) -> Record:
+        """Judge estimates by the bounds of the same names in claims.json, and compare the result
+        with its pin.
 
-        Intervals are at 99 % or exact. `values`: `scope`, `right`, `images` (`ledger.Ledger.measured`), and what the
-        record shows: measured (further numbers), unit, data, weights, dtype, evidence, note.
+        Intervals are at 99 % or exact. `values`: `scope`, `right`, `images`
+        (`ledger.Ledger.measured`), and what the record shows: measured (further numbers), unit,
+        data, weights, dtype, evidence, note.
 
         A test that measures several cases in one go gives each its own `case`.
         """
         loose = [name for name, one in found.items() if one.low < one.high and one.level != LEVEL]
         assert not loose, f"{self.id}: {loose} have no interval at {LEVEL:.0%}"
-        return self._enter(self.run.ledger.measured, self.case if case is None else case, found=found, **values)
+        return self._enter(
+            self.run.ledger.measured, self.case if case is None else case, found=found, **values
+        )
 
     def recorded(self) -> bool:
-        """In profile short: take the committed full run's record, and True. In full: False, so measure it."""
+        """In profile short: take the committed full run's record, and True. In full: False, so
+        measure it.
+        """
         if self.profile == "short":
             self._enter(self.run.ledger.recorded, self.case)
         return self.profile == "short"
 
     def same_images(self, key: str, right: Any, images: str) -> None:
-        """Compare which images a layer has right with the baseline (`rdfia.claims.ledger.Ledger.same_images`)."""
+        """Compare which images a layer has right with the baseline
+        (`rdfia.claims.ledger.Ledger.same_images`).
+        """
         self.run.ledger.same_images(key, right, images)
 
     def figure(self, name: str, figure: Any, caption: str, alt: str) -> None:
-        """Save a matplotlib figure or a PIL image as figures/<name>.png beside the page, attached to the record."""
+        """Save a matplotlib figure or a PIL image as figures/<name>.png beside the page, attached
+        to the record.
+        """
         from rdfia.data import files
         from rdfia.report import figures
 
@@ -357,7 +443,9 @@ class ClaimCheck:
 
 
 class Progress:
-    """Bars on a terminal, a plain line every 30 seconds elsewhere; both with the session's time left."""
+    """Bars on a terminal, a plain line every 30 seconds elsewhere; both with the session's time
+    left.
+    """
 
     encoding = "utf-8"
     interval = 30.0
@@ -372,7 +460,9 @@ class Progress:
     def flush(self) -> None:
         """tqdm wants one; `write` has flushed."""
 
-    def __call__(self, iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
+    def __call__(
+        self, iterable: Iterable[T], total: int | None = None, description: str = ""
+    ) -> Iterator[T]:
         reporter = self.run.config.pluginmanager.getplugin("terminalreporter")
         total = len(iterable) if total is None and isinstance(iterable, Sized) else total
         if reporter and reporter.isatty():
@@ -389,5 +479,7 @@ class Progress:
             yield item
             if (now := time.monotonic()) - said >= self.interval:
                 said = now
-                rest = f", about {(now - start) / done * (total - done):.0f} s to go" if total else ""
+                rest = (
+                    f", about {(now - start) / done * (total - done):.0f} s to go" if total else ""
+                )
                 self.write(f"\n  {description}: {done}/{total or '?'}{rest}  [{self.run.left()}]")

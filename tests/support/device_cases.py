@@ -1,7 +1,8 @@
-"""What the package does on a device, piece by piece: each case is run on one or another, and says what came out.
+"""What the package does on a device, piece by piece: each case is run on one or another, and says
+what came out.
 
-Between them, the cases call every public function that is given a device, or something that may lie on one;
-`callables_of_devices` lists those, and `tests/placement` fails for one that no case calls.
+Between them, the cases call every public function that is given a device, or something that may lie
+on one; `callables_of_devices` lists those, and `tests/placement` fails for one that no case calls.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ CASES: dict[str, tuple[str, Case]] = {}  # name -> (row of the table of toleranc
 
 
 def case(quantity: str) -> Callable[[Case], Case]:
-    """Adds a case; floating-point results are compared by this row of `tests/support/tolerances.py`."""
+    """Adds a case; floating-point results are compared by this row of
+    `tests/support/tolerances.py`.
+    """
 
     def add(function: Case) -> Case:
         CASES[function.__name__] = quantity, function
@@ -48,12 +51,16 @@ def case(quantity: str) -> Callable[[Case], Case]:
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64
+    ).to(dtype)
 
 
 def _pixels(n: int = 5, channels: int = 3, size: int = 16) -> Tensor:
     shape = (n, channels, size, size)
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
 
 
 def photos() -> list[np.ndarray]:
@@ -65,17 +72,27 @@ def wide(device: str) -> tuple[nn.Module, Tensor]:
     return tiny_vgg().double().to(device), CROP.normalise(_pixels(3).double() / 255).to(device)
 
 
-# --- TME 7 ----------------------------------------------------------------------------------------------------------
+# --- TME 7
+# ----------------------------------------------------------------------------------------------------------
 
 
 @case("activation")
 def taps(device: str, _: Path) -> Results:
     network, x = tiny_vgg().to(device), _random(2, 3, 16, 16).to(device)
     found = features.forward_taps(network, x, TAPS)
-    pooled = {"pyramid": features.pyramid(found["relu2"], (1, 2)), "bilinear": features.second_order(found["relu2"])}
+    pooled = {
+        "pyramid": features.pyramid(found["relu2"], (1, 2)),
+        "bilinear": features.second_order(found["relu2"]),
+    }
     state = network.state_dict()
-    counts = [*networks.count_by_tensors(network).values(), *networks.count_by_state_dict(state).values()]
-    sizes = features.memory_needed(network, TAPS, 16, torch.float32), features.tap_shapes(network, TAPS, 16)
+    counts = [
+        *networks.count_by_tensors(network).values(),
+        *networks.count_by_state_dict(state).values(),
+    ]
+    sizes = (
+        features.memory_needed(network, TAPS, 16, torch.float32),
+        features.tap_shapes(network, TAPS, 16),
+    )
     return {**found, **pooled, "counts": torch.tensor(counts), "memory": sizes[0][1]}
 
 
@@ -85,7 +102,9 @@ def stream(device: str, _: Path) -> Results:
         assert features.default_batch(device) > 1
         assert (memory.available_on(device) or 1) > 0
         assert compute_types.fast_dtype(device) in (torch.float32, torch.bfloat16)
-        batches = features.stream(tiny_vgg(), photos(), TAPS, preprocess=SPACE, device=device, batch_size=2, **options)
+        batches = features.stream(
+            tiny_vgg(), photos(), TAPS, preprocess=SPACE, device=device, batch_size=2, **options
+        )
         parts = list(batches)
         return {tap: torch.cat([part[tap] for part in parts]) for tap in TAPS}
 
@@ -95,25 +114,51 @@ def stream(device: str, _: Path) -> Results:
 
 @case("activation")
 def extract(device: str, folder: Path) -> Results:
-    store = extraction.extract(tiny_vgg(), photos(), TAPS, root=folder, preprocess=SPACE, dtype=torch.float32,
-                               device=device, batch_size=2)  # fmt: skip
-    digest = extraction.weights_digest(tiny_vgg().to(device), TAPS) == extraction.weights_digest(tiny_vgg(), TAPS)
+    store = extraction.extract(
+        tiny_vgg(),
+        photos(),
+        TAPS,
+        root=folder,
+        preprocess=SPACE,
+        dtype=torch.float32,
+        device=device,
+        batch_size=2,
+    )
+    digest = extraction.weights_digest(tiny_vgg().to(device), TAPS) == extraction.weights_digest(
+        tiny_vgg(), TAPS
+    )
     return {tap: store[tap] for tap in TAPS} | {"digest": digest}
 
 
 @case("gram")
 def gram_matrices(device: str, folder: Path) -> Results:
     found: dict[str, Any] = {}
-    ways: dict[str, dict[str, Any]] = {"float32": {}, "kept in float16": {"kept": torch.float16},
-                                       "kept in bfloat16": {"kept": torch.bfloat16},
-                                       "bands": {"budget_bytes": 6_000}, "scratch": {"scratch": folder}}  # fmt: skip
+    ways: dict[str, dict[str, Any]] = {
+        "float32": {},
+        "kept in float16": {"kept": torch.float16},
+        "kept in bfloat16": {"kept": torch.bfloat16},
+        "bands": {"budget_bytes": 6_000},
+        "scratch": {"scratch": folder},
+    }
     for name, options in ways.items():
         sums = {tap: svm.GramAccumulator(3, 5) for tap in ("conv1", "relu2")}
-        column_tiles.accumulate(tiny_vgg(), photos(), {tap: TAPS[tap] for tap in sums}, sums, preprocess=SPACE,
-                        dtype=torch.float32, device=device, batch_size=2, **options)  # fmt: skip
+        column_tiles.accumulate(
+            tiny_vgg(),
+            photos(),
+            {tap: TAPS[tap] for tap in sums},
+            sums,
+            preprocess=SPACE,
+            dtype=torch.float32,
+            device=device,
+            batch_size=2,
+            **options,
+        )
         for tap, one in sums.items():
-            parts = {"gram": one.gram, "cross": one.cross, "norms": one.square_norms}  # of products in float32
-            found |= {f"{name} {tap} {part}": value.astype("float32") for part, value in parts.items()}
+            # of products in float32
+            parts = {"gram": one.gram, "cross": one.cross, "norms": one.square_norms}
+            found |= {
+                f"{name} {tap} {part}": value.astype("float32") for part, value in parts.items()
+            }
     passes = column_tiles.plan_passes(tiny_vgg().to(device), TAPS, 5, 16, 4, 10**6)
     return found | {"passes": len(passes)}
 
@@ -131,9 +176,17 @@ def head(device: str, _: Path) -> Results:
 def network_from_nothing(device: str, _: Path) -> Results:
     network, x = tiny_vgg(classes=3), _pixels(12)
     config = heads.ScratchConfig(epochs=1, batch=4, shift=2)
-    history = heads.train_network(network, x, torch.arange(12) % 3, preprocess_normalise=SPACE.normalise, config=config,
-                                  device=device)  # fmt: skip
-    read = heads.predict(network, x, preprocess_normalise=SPACE.normalise, device=device, dtype=torch.bfloat16)
+    history = heads.train_network(
+        network,
+        x,
+        torch.arange(12) % 3,
+        preprocess_normalise=SPACE.normalise,
+        config=config,
+        device=device,
+    )
+    read = heads.predict(
+        network, x, preprocess_normalise=SPACE.normalise, device=device, dtype=torch.bfloat16
+    )
     assert len(read) == len(x)
     return {"loss": history[0].loss, "weight": network.features[0].weight}
 
@@ -143,26 +196,45 @@ def classes(device: str, _: Path) -> Results:
     network, x = tiny_vgg().to(device), _random(2, 3, 16, 16)
     probabilities, found = networks.classify(network, x, k=2)
     built = networks.build("squeezenet1_1", seed=0, device=device)
-    return {"probabilities": probabilities, "classes": found, "maps": networks.first_convolution_maps(network, x),
-            "parameters": sum(p.numel() for p in built.parameters() if p.device == torch.device(device))}  # fmt: skip
+    return {
+        "probabilities": probabilities,
+        "classes": found,
+        "maps": networks.first_convolution_maps(network, x),
+        "parameters": sum(
+            p.numel() for p in built.parameters() if p.device == torch.device(device)
+        ),
+    }
 
 
-# --- TME 8 ----------------------------------------------------------------------------------------------------------
+# --- TME 8
+# ----------------------------------------------------------------------------------------------------------
 
 
 @case("gradient")
 def saliency(device: str, _: Path) -> Results:
     network, x = wide(device)
-    target, kinds = torch.tensor(TARGET).to(device), ("gradient", "gradient x input", "smoothgrad")
-    return {kind: saliency_module.saliency_maps(network, x, target, kind=kind, samples=2) for kind in kinds}  # type: ignore[arg-type]
+    target = torch.tensor(TARGET).to(device)
+    kinds: tuple[saliency_module.Kind, ...] = ("gradient", "gradient x input", "smoothgrad")
+    return {
+        kind: saliency_module.saliency_maps(network, x, target, kind=kind, samples=2)
+        for kind in kinds
+    }
 
 
 @case("ascent")
 def visualise(device: str, _: Path) -> Results:
     network, x = wide(device)
-    options: dict[str, Any] = {"steps": [2, 3, 4], "lr": [5.0, 9.0, 1.0], "jitter": 3, "blur_every": 2, "size": 16}
+    options: dict[str, Any] = {
+        "steps": [2, 3, 4],
+        "lr": [5.0, 9.0, 1.0],
+        "jitter": 3,
+        "blur_every": 2,
+        "size": 16,
+    }
     free = visualisation.visualise(network, TARGET, seeds=[1, 2, 3], **options)
-    photo = visualisation.visualise(network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options)
+    photo = visualisation.visualise(
+        network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options
+    )
     return {"from noise": free.x, "noise": free.start, "from photos": photo.x}
 
 
@@ -171,8 +243,12 @@ def fool(device: str, _: Path) -> Results:
     network, x = wide(device)
     found: dict[str, Any] = {}
     for pixels in ("free", "valid", "8 bits"):
-        one = fooling.fool(network, x, torch.tensor(TARGET).to(device), steps=6, lr=0.5, pixels=pixels)
-        found |= {f"{pixels} {name}": getattr(one, name) for name in ("x", "steps", "before", "after")}
+        one = fooling.fool(
+            network, x, torch.tensor(TARGET).to(device), steps=6, lr=0.5, pixels=pixels
+        )
+        found |= {
+            f"{pixels} {name}": getattr(one, name) for name in ("x", "steps", "before", "after")
+        }
         found[f"{pixels} l2"] = one.size["l2"]
     return found | {"8 bits": fooling.eight_bits(x)}
 
@@ -188,7 +264,11 @@ def fool_closely(device: str, _: Path) -> Results:
 @case("ascent")
 def momentum_attack(device: str, _: Path) -> Results:
     network, x = wide(device)
-    return {"x": fooling.momentum_attack(network, x, torch.tensor(TARGET).to(device), radius=8 / 255, chunk=2)}
+    return {
+        "x": fooling.momentum_attack(
+            network, x, torch.tensor(TARGET).to(device), radius=8 / 255, chunk=2
+        )
+    }
 
 
 @case("gradient")
@@ -199,8 +279,16 @@ def pieces_of_the_ascent(device: str, _: Path) -> Results:
     low, high = ascent.limits(CROP, x)
     with torch.no_grad():
         index, logit = ascent.target_logits(target, network(x), torch.arange(3))
-    return {"low": low, "high": high, "unit": ascent.unit(x), "length": ascent.length_of(x),
-            "index": index, "logit": logit, "blur": blur(x, 1.5), "pixels": CROP.denormalise(x)}  # fmt: skip
+    return {
+        "low": low,
+        "high": high,
+        "unit": ascent.unit(x),
+        "length": ascent.length_of(x),
+        "index": index,
+        "logit": logit,
+        "blur": blur(x, 1.5),
+        "pixels": CROP.denormalise(x),
+    }
 
 
 @case("probability")
@@ -209,27 +297,40 @@ def worth_of_maps(device: str, _: Path) -> Results:
     maps, other = _random(3, 16, 16).to(device), _random(3, 16, 16).flip(0).to(device)
     options: dict[str, Any] = {"fractions": (0, 0.3, 1), "blur_sigma": 2.0}
     return {
-        "deletion": saliency_scores.pixel_curve(network, x, TARGET, maps, mode="deletion", **options),
-        "insertion": saliency_scores.pixel_curve(network, x, TARGET, maps, mode="insertion", **options),
-        "variation": saliency_scores.total_variation(maps), "waves": saliency_scores.high_frequency_share(maps),
-        "likeness": saliency_scores.rank_correlation(maps, other), "masks": saliency_scores.masks(maps, 1.0),
+        "deletion": saliency_scores.pixel_curve(
+            network, x, TARGET, maps, mode="deletion", **options
+        ),
+        "insertion": saliency_scores.pixel_curve(
+            network, x, TARGET, maps, mode="insertion", **options
+        ),
+        "variation": saliency_scores.total_variation(maps),
+        "waves": saliency_scores.high_frequency_share(maps),
+        "likeness": saliency_scores.rank_correlation(maps, other),
+        "masks": saliency_scores.masks(maps, 1.0),
         **saliency_scores.localisation(maps.abs(), saliency_scores.masks(other, 1.0), 1.0),
-    }  # fmt: skip
+    }
 
 
-# --- TME 9 and 10 ---------------------------------------------------------------------------------------------------
+# --- TME 9 and 10
+# ---------------------------------------------------------------------------------------------------
 
 
-def gan(kind: str, precision: str = "float32", **options: Any) -> tuple[GanConfig, Tensor, Tensor | None]:
+def gan(
+    kind: str, precision: str = "float32", **options: Any
+) -> tuple[GanConfig, Tensor, Tensor | None]:
     """A tiny GAN with a running mean, and 30 images (and labels) for it: 7 batches an epoch."""
     classes = 0 if kind == "dcgan" else 3
     a = GanArchitecture(kind, image_size=16, channels=1, classes=classes, nz=5, ngf=2, ndf=2)  # type: ignore[arg-type]
-    config = GanConfig(a, **{"steps": 30, "batch": 4, "precision": precision, "ema": 0.9, **options})
+    config = GanConfig(
+        a, **{"steps": 30, "batch": 4, "precision": precision, "ema": 0.9, **options}
+    )
     return config, _pixels(30, 1), torch.arange(30) % 3 if classes else None
 
 
 def _trained(kind: str, precision: str, device: str, folder: Path, **options: Any) -> Results:
-    """Three steps, a checkpoint, and three more by a trainer that goes on from it; what is drawn at the end."""
+    """Three steps, a checkpoint, and three more by a trainer that goes on from it; what is drawn at
+    the end.
+    """
     config, x, y = gan(kind, precision, nb_update_D=2, nb_update_G=2, **options)
     first = Trainer(config, x, y, device=device)
     for _ in range(3):
@@ -246,17 +347,25 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
     assert images.device == torch.device(device)
     with torch.no_grad():
         logits = second.discriminator(images, labels)
-    of_logits = torch.stack([gan_losses.discriminator_loss(logits, -logits, 0.1), gan_losses.generator_loss(logits),
-                             gan_losses.saturating_generator_loss(logits)])  # fmt: skip
+    of_logits = torch.stack(
+        [
+            gan_losses.discriminator_loss(logits, -logits, 0.1),
+            gan_losses.generator_loss(logits),
+            gan_losses.saturating_generator_loss(logits),
+        ]
+    )
     found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": of_logits}
-    return found | ({"images": images, "running": running} if precision == "float32" else {})  # a few roundings on
+    # a few roundings on
+    return found | ({"images": images, "running": running} if precision == "float32" else {})
 
 
 def _add_trainers() -> None:
     for kind in architecture.KINDS:
         for precision in ("float32", "bfloat16"):
 
-            def trainer(device: str, folder: Path, kind: str = kind, precision: str = precision) -> Results:
+            def trainer(
+                device: str, folder: Path, kind: str = kind, precision: str = precision
+            ) -> Results:
                 return _trained(kind, precision, device, folder)
 
             trainer.__name__ = f"{kind}_in_{precision}"
@@ -269,7 +378,9 @@ _add_trainers()
 @case("adam steps")
 def gan_beyond_the_lab(device: str, folder: Path) -> Results:
     kinds = ("colour", "translation", "cutout")
-    return _trained("cdcgan", "float32", device, folder, augmentation=kinds, r1=3.0, r1_every=2, lr_D=1e-4)
+    return _trained(
+        "cdcgan", "float32", device, folder, augmentation=kinds, r1=3.0, r1_every=2, lr_D=1e-4
+    )
 
 
 @case("adam steps")
@@ -280,17 +391,26 @@ def study(device: str, folder: Path) -> Results:
 
     def score(generator: architecture.Generator) -> Results:
         z, labels = training.fixed_noise(config, device)
-        images = architecture.to_uint8(architecture.sample(generator, z, labels, statistics="batch"))
+        images = architecture.to_uint8(
+            architecture.sample(generator, z, labels, statistics="batch")
+        )
         return {"mean": float(images.double().mean()), "spread": health.diversity(images)}
 
-    row = runs.scored_run(run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device)
+    row = runs.scored_run(
+        run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device
+    )
     trainer = runs.train_run(run, x, y, folder / "work", device=device)
     losses, uint8 = trainer.losses, x.to(device)
     assert architecture.check_images(config.architecture, uint8, y.to(device)) is not None
     signals = health.health(losses, uint8, uint8, labels=y)
-    return {"scores": [s["mean"] / 255 for s in row["scores"]], "losses": losses, "diversity": signals.diversity,
-            "within": health.within(uint8, y.to(device)), "variation": [*runs.loss_variation(losses).values()],
-            "padded": architecture.prepare_images(uint8[:, :, :12, :12], 16)}  # fmt: skip
+    return {
+        "scores": [s["mean"] / 255 for s in row["scores"]],
+        "losses": losses,
+        "diversity": signals.diversity,
+        "within": health.within(uint8, y.to(device)),
+        "variation": [*runs.loss_variation(losses).values()],
+        "padded": architecture.prepare_images(uint8[:, :, :12, :12], 16),
+    }
 
 
 @case("bfloat16 losses")
@@ -299,7 +419,9 @@ def digit_reader(device: str, folder: Path) -> Results:
     recipe: dict[str, Any] = {"steps": 3, "batch": 8, "device": device, "lr": 1e-4}
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        reader = digit_classifier.cached_digit_classifier(x, y, folder=folder, dtype=dtype, **recipe)
+        reader = digit_classifier.cached_digit_classifier(
+            x, y, folder=folder, dtype=dtype, **recipe
+        )
         rows, _ = digit_classifier.features_of(reader, x, batch=9)
         again, _ = digit_classifier.features_of(
             digit_classifier.cached_digit_classifier(x, y, folder=folder, dtype=dtype, **recipe), x
@@ -312,24 +434,37 @@ def digit_reader(device: str, folder: Path) -> Results:
 
 @case("score")
 def scores(device: str, _: Path) -> Results:
-    real, fake = (_random(60, 4, dtype=torch.float64), _random(60, 4, dtype=torch.float64).flip(0) + 0.3)
+    real, fake = (
+        _random(60, 4, dtype=torch.float64),
+        _random(60, 4, dtype=torch.float64).flip(0) + 0.3,
+    )
     one, two = real.to(device), fake.to(device)
     asked = torch.arange(60) % 3
     predicted = (asked.roll(1) % 3).to(device)
     found: dict[str, Any] = {
-        "frechet": gan_scores.frechet_distance(one, two), "kernel": gan_scores.kernel_distance(one, two, block=20),
-        "density": gan_scores.density_coverage(one, two)[0], "precision": gan_scores.precision_recall(one, two)[0],
-        "coverage": gan_scores.mode_coverage(predicted, 3), "entropy": gan_scores.entropy(predicted, 3),
+        "frechet": gan_scores.frechet_distance(one, two),
+        "kernel": gan_scores.kernel_distance(one, two, block=20),
+        "density": gan_scores.density_coverage(one, two)[0],
+        "precision": gan_scores.precision_recall(one, two)[0],
+        "coverage": gan_scores.mode_coverage(predicted, 3),
+        "entropy": gan_scores.entropy(predicted, 3),
         "condition": gan_scores.conditional_accuracy(predicted, asked.to(device), 3)[0],
         "copies": gan_scores.nearest_neighbour(two, one, two.flip(0) + 1).closer,
-    }  # fmt: skip
+    }
     statistics = pixel_scores.pixel_statistics(_pixels(60).to(device), batch=25)
-    return found | {"pixels": statistics, "distance": pixel_scores.pixel_distance(statistics[:30], statistics[30:])}
+    return found | {
+        "pixels": statistics,
+        "distance": pixel_scores.pixel_distance(statistics[:30], statistics[30:]),
+    }
 
 
 @case("bfloat16 losses")
 def features_of_images(device: str, _: Path) -> Results:
     net = tiny_vgg().features.to(device)
-    rows = {dtype: gan_scores.image_features(net, _pixels(5), normalise=CROP.normalise, size=16, batch=2, dtype=dtype)
-            for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
+    rows = {
+        dtype: gan_scores.image_features(
+            net, _pixels(5), normalise=CROP.normalise, size=16, batch=2, dtype=dtype
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    }
     return {str(dtype): value for dtype, value in rows.items()}

@@ -24,8 +24,17 @@ ROOMS = {
     "gans": "architecture losses augmentation training health scores pixel_scores digit_classifier runs checkpoint",
     "device": "memory staging precision cuda_graphs",
 }
-_TYPES = {"Tensor", "Module", "device", "Device", "Generator", "Trainer", "Accumulator", "DigitClassifier",
-          "Staging"}  # fmt: skip
+_TYPES = {
+    "Tensor",
+    "Module",
+    "device",
+    "Device",
+    "Generator",
+    "Trainer",
+    "Accumulator",
+    "DigitClassifier",
+    "Staging",
+}
 _OR_ARRAYS = {"saliency_scores", "scores"}  # whose `Any` may be a tensor
 # Given only what is the host's, or in need of a real device.
 HOST = {
@@ -46,11 +55,13 @@ HOST = {
     "memory.halves": "takes rows of decoded pixels, or their numbers",
     "saliency_scores.area": "takes what pixel_curve returns, an array",
     "networks.load": "checks and keeps a file's tensors",
-}  # fmt: skip
+}
 
 
 def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
-    """`room.function` and `room.Class.method` of the public ones that a device, or what may lie on one, is given to."""
+    """`room.function` and `room.Class.method` of the public ones that a device, or what may lie on
+    one, is given to.
+    """
     found: dict[str, Any] = {}
     for place, room in ((place, room) for place, rooms in ROOMS.items() for room in rooms.split()):
         module = importlib.import_module(f"rdfia.{place}.{room}")
@@ -60,12 +71,22 @@ def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
             if inspect.isfunction(value):
                 found |= {f"{room}.{name}": value} if _takes_device(value, room) else {}
             elif inspect.isclass(value):
-                found |= {f"{room}.{name}.{part}": function for part, function in _methods(value, room)}
-    return {name: inspect.unwrap(value).__code__ for name, value in found.items() if hosts_too or name not in HOST}
+                found |= {
+                    f"{room}.{name}.{part}": function for part, function in _methods(value, room)
+                }
+    return {
+        name: inspect.unwrap(value).__code__
+        for name, value in found.items()
+        if hosts_too or name not in HOST
+    }
 
 
 def _methods(cls: type, room: str) -> Iterator[tuple[str, Any]]:
-    functions = {name: value for name, value in vars(cls).items() if inspect.isfunction(inspect.unwrap(value))}
+    functions = {
+        name: value
+        for name, value in vars(cls).items()
+        if inspect.isfunction(inspect.unwrap(value))
+    }
     start = functions.get("__init__") if not is_dataclass(cls) else None
     is_made_with_one = start is not None and _takes_device(start, room)
     holds = is_made_with_one or issubclass(cls, nn.Module)
@@ -88,24 +109,36 @@ def _takes_device(function: Any, room: str) -> bool:
 
 def lies_on_device(value: Any, depth: int = 2) -> bool:
     """Whether a value is the pretended device, lies on it, or has something that does."""
-    if isinstance(value, OnDevice) or (isinstance(value, str | torch.device) and str(value).startswith("cuda")):
+    if isinstance(value, OnDevice) or (
+        isinstance(value, str | torch.device) and str(value).startswith("cuda")
+    ):
         return True
     if isinstance(value, nn.Module):
         return any(isinstance(tensor, OnDevice) for tensor in value.state_dict().values())
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    inner = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, tuple | list)
+        else ()
+    )
     if hasattr(value, "__dict__") and not isinstance(value, type | Tensor):
         inner = vars(value).values()
     return depth > 0 and any(lies_on_device(one, depth - 1) for one in inner)
 
 
 def called_with_device(call: Callable[[], Any]) -> set[CodeType]:
-    """The code of every function that `call` calls, here or further down, with something on the pretended device."""
+    """The code of every function that `call` calls, here or further down, with something on the
+    pretended device.
+    """
     wanted, found = set(callables_of_devices().values()), set[CodeType]()
 
     def look(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event == "call" and code in wanted and code not in found:
-            starred = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+            starred = bool(code.co_flags & inspect.CO_VARARGS) + bool(
+                code.co_flags & inspect.CO_VARKEYWORDS
+            )
             names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
             if any(lies_on_device(frame.f_locals.get(name)) for name in names):
                 found.add(code)

@@ -1,6 +1,8 @@
-"""Operations that torch dispatches, by its own formulas; unlike `FlopCounterMode` it may hold an `autograd.grad`.
+"""Operations that torch dispatches, by its own formulas; unlike `FlopCounterMode` it may hold an
+`autograd.grad`.
 
-That counter follows modules with hooks, which raise when a gradient is asked for with respect to a leaf (torch 2.13).
+That counter follows modules with hooks, which raise when a gradient is asked for with respect to a
+leaf (torch 2.13).
 """
 
 from __future__ import annotations
@@ -27,5 +29,7 @@ class FlopCount(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in flop_registry:
-            self.by_operator[str(packet)] += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            self.by_operator[str(packet)] += flop_registry[packet](
+                *args, **(kwargs or {}), out_val=out
+            )
         return out

@@ -1,4 +1,6 @@
-"""A server on loopback that misbehaves on request: it cuts connections, ignores ranges, answers errors."""
+"""A server on loopback that misbehaves on request: it cuts connections, ignores ranges, answers
+errors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tensors and generators of the pretended CUDA device (`pretended_device.py`); their numbers are the CPU's."""
+"""Tensors and generators of the pretended CUDA device (`pretended_device.py`); their numbers are
+the CPU's.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 DEVICE = torch.device("cuda:0")
-META = torch.device("meta")  # what torch's C++ takes an `OnDevice` for: autograd has no stream to look for there
+# what torch's C++ takes an `OnDevice` for: autograd has no stream to look for there
+META = torch.device("meta")
 
 
 class OnDevice(Tensor):
@@ -22,7 +25,11 @@ class OnDevice(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> OnDevice:
         with torch._C.DisableTorchFunction(), torch.inference_mode(held.is_inference()):
-            last = sum((n - 1) * step for n, step in zip(held.shape, held.stride(), strict=True)) if held.numel() else 0
+            last = (
+                sum((n - 1) * step for n, step in zip(held.shape, held.stride(), strict=True))
+                if held.numel()
+                else 0
+            )
             memory = torch.empty(held.storage_offset() + last + 1, dtype=held.dtype, device=META)
             twin = memory.as_strided(held.size(), held.stride(), held.storage_offset())
             new = Tensor._make_subclass(cls, twin, False, device_for_backend_keys=DEVICE)
@@ -33,7 +40,9 @@ class OnDevice(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        raise RuntimeError(f"{func}: a tensor of the pretended device was used outside of `pretended_device()`")
+        raise RuntimeError(
+            f"{func}: a tensor of the pretended device was used outside of `pretended_device()`"
+        )
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -53,7 +62,9 @@ class OnDevice(Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.detach().cpu().numpy()
-        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first.")
+        raise TypeError(
+            f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first."
+        )
 
     def tolist(self) -> Any:
         return self.detach().cpu().tolist()
@@ -109,7 +120,9 @@ def held_by(value: Any) -> Any:
 
 
 def on_device(value: Any, known: dict[int, OnDevice]) -> Any:
-    """A result on the device; what was changed in place is the argument itself, `known` by its numbers' id."""
+    """A result on the device; what was changed in place is the argument itself, `known` by its
+    numbers' id.
+    """
     if isinstance(value, list | tuple):
         return type(value)(on_device(one, known) for one in value)
     if not isinstance(value, Tensor):

@@ -1,12 +1,15 @@
-"""A CUDA device that is not there: tensors say cuda:0, follow CUDA's rules of placement, and are computed on the CPU.
+"""A CUDA device that is not there: tensors say cuda:0, follow CUDA's rules of placement, and are
+computed on the CPU.
 
-Inside `pretended_device()`, `device="cuda"` gives an `OnDevice` tensor, which has its numbers in a tensor of the CPU.
-Each operator that torch dispatches, in backward passes too, is checked as CUDA would check it, is done on those, and is
-counted where the host would have to wait for the device. So any code that takes a device runs to its end on a machine
-without one, and its results can be compared with the CPU's.
+Inside `pretended_device()`, `device="cuda"` gives an `OnDevice` tensor, which has its numbers in a
+tensor of the CPU. Each operator that torch dispatches, in backward passes too, is checked as CUDA
+would check it, is done on those, and is counted where the host would have to wait for the device.
+So any code that takes a device runs to its end on a machine without one, and its results can be
+compared with the CPU's.
 
-What it cannot show: CUDA's own kernels and their rounding (cuDNN, TF32), memory that runs out, whether streams and
-events order the copies as they have to be ordered, CUDA graphs (a capture is refused), and time.
+What it cannot show: CUDA's own kernels and their rounding (cuDNN, TF32), memory that runs out,
+whether streams and events order the copies as they have to be ordered, CUDA graphs (a capture is
+refused), and time.
 """
 
 from __future__ import annotations
@@ -39,32 +42,52 @@ from tests.support.on_device import (
 )
 
 _PACKAGE = str(Path(__file__).parents[2] / "rdfia")
-_MIXED = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")  # their indices may be the CPU's
+# their indices may be the CPU's
+_MIXED = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")
 # Operators of the labs that autocast on CUDA computes in its own type.
-_LOWER = ("linear", "conv2d", "conv_transpose2d", "matmul", "__matmul__", "mm", "bmm", "addmm", "mv")
+_LOWER = (
+    "linear",
+    "conv2d",
+    "conv_transpose2d",
+    "matmul",
+    "__matmul__",
+    "mm",
+    "bmm",
+    "addmm",
+    "mv",
+)
 
 
 class _Calls(TorchFunctionMode):
-    """What has to be settled before torch's C++ sees a call, which knows that there is no CUDA here.
+    """What has to be settled before torch's C++ sees a call, which knows that there is no CUDA
+    here.
 
-    Devices get their index, `.to(tensor)` its device, autocast is done by name, and a meta tensor that is asked for is
-    told from what C++ derives from an `OnDevice`, which it takes for one.
+    Devices get their index, `.to(tensor)` its device, autocast is done by name, and a meta tensor
+    that is asked for is told from what C++ derives from an `OnDevice`, which it takes for one.
     """
 
     asked_for_meta = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, args, kwargs = getattr(func, "__name__", ""), tuple(map(_indexed, args)), dict(kwargs or {})
+        name, args, kwargs = (
+            getattr(func, "__name__", ""),
+            tuple(map(_indexed, args)),
+            dict(kwargs or {}),
+        )
         kwargs = {key: _indexed(value) for key, value in kwargs.items()}
         if name == "to" and len(args) > 1 and isinstance(args[1], OnDevice):
             args = (args[0], DEVICE, args[1].dtype, *args[2:])
-        if name in ("tensor", "as_tensor") and kwargs.get("device") == DEVICE:  # in C++ these go around every mode
+        # in C++ these go around every mode
+        if name in ("tensor", "as_tensor") and kwargs.get("device") == DEVICE:
             return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         if name in (*_LOWER, "cat") and torch.is_autocast_enabled("cuda"):
             args, kwargs = _autocast(name, args, kwargs)
         before = self.asked_for_meta
-        self.asked_for_meta = any(str(value).startswith("meta") for value in (*args[:3], kwargs.get("device"))
-                                  if isinstance(value, str | torch.device))  # fmt: skip
+        self.asked_for_meta = any(
+            str(value).startswith("meta")
+            for value in (*args[:3], kwargs.get("device"))
+            if isinstance(value, str | torch.device)
+        )
         try:
             return func(*args, **kwargs)
         finally:
@@ -77,13 +100,19 @@ def _indexed(value: Any) -> Any:
 
 
 def _autocast(name: str, args: Any, kwargs: Any) -> Any:
-    """The arguments as autocast on CUDA would change them: to its type, or all parts of a `cat` to the widest."""
+    """The arguments as autocast on CUDA would change them: to its type, or all parts of a `cat` to
+    the widest.
+    """
     dtype = torch.get_autocast_dtype("cuda")
     if name == "cat" and any(tensor.dtype == torch.float32 for tensor in args[0]):
         dtype = torch.float32
 
     def cast(value: Any) -> Any:
-        lower = isinstance(value, OnDevice) and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        lower = isinstance(value, OnDevice) and value.dtype in (
+            torch.float32,
+            torch.bfloat16,
+            torch.float16,
+        )
         return value.to(dtype) if lower else value
 
     def all_of(value: Any) -> Any:
@@ -95,8 +124,9 @@ def _autocast(name: str, args: Any, kwargs: Any) -> Any:
 class PretendedDevice(TorchDispatchMode):
     """The mode that does the work; see `pretended_device`.
 
-    `reads` and `uploads`: each time that the host waits for the device, to read from it and to write to it in memory
-    that is not pinned, as `operator, where in rdfia`. What `torch.cuda.set_sync_debug_mode` names is in one of both.
+    `reads` and `uploads`: each time that the host waits for the device, to read from it and to
+    write to it in memory that is not pinned, as `operator, where in rdfia`. What
+    `torch.cuda.set_sync_debug_mode` names is in one of both.
     """
 
     def __init__(self) -> None:
@@ -126,10 +156,13 @@ class PretendedDevice(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         out = self._pin(func, name, args, kwargs)
         if out is None:
-            out = _computed(func, held_by(args), {key: held_by(value) for key, value in kwargs.items()})
+            out = _computed(
+                func, held_by(args), {key: held_by(value) for key, value in kwargs.items()}
+            )
         if name == "copy_":
             return args[0]
-        known = {id(tensor.held): tensor for tensor in here}  # what was changed in place comes back itself
+        # what was changed in place comes back itself
+        known = {id(tensor.held): tensor for tensor in here}
         return on_device(out, known) if to_here else out
 
     def _pin(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -143,20 +176,26 @@ class PretendedDevice(TorchDispatchMode):
         self._pinned[_storage(out)] = out
         return out
 
-    def _count(self, name: str, args: Any, kwargs: Any, here: list[Any], there: list[Tensor], to_here: bool) -> None:
+    def _count(
+        self, name: str, args: Any, kwargs: Any, here: list[Any], there: list[Tensor], to_here: bool
+    ) -> None:
         reads, uploads = bool(here) and name in WAITS, False
         if name in ("_to_copy", "copy_"):
             target, source = (args[0], args[1]) if name == "copy_" else (None, args[0])
             to_here = isinstance(target, OnDevice) if target is not None else to_here
             from_here = isinstance(source, OnDevice)
-            waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+            waits = not (
+                kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+            )
             if from_here and not to_here:
                 reads = waits and not (target is not None and target.is_meta)
             elif to_here and not from_here and source.device.type == "cpu":
                 uploads = waits or _storage(source) not in self._pinned
         elif name in _MIXED and here:
             indices = [index for index in args[1] if index is not None]
-            reads = any(isinstance(i, OnDevice) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+            reads = any(
+                isinstance(i, OnDevice) and i.dtype in (torch.bool, torch.uint8) for i in indices
+            )
             uploads = any(not isinstance(i, OnDevice) for i in indices)
         if reads or uploads:
             (self.reads if reads else self.uploads).append(f"{name}, {_place(sys._getframe())}")
@@ -192,25 +231,45 @@ def _check_devices(func: Any, name: str, args: Any, there: list[Tensor]) -> None
         return
     if name in _MIXED:
         if not isinstance(args[0], OnDevice):
-            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
-        there = [value for value in args[2:3] if isinstance(value, Tensor) and not isinstance(value, OnDevice)]
-    scalars = torch.Tag.pointwise in func.tags or name in _MIXED  # these take a number that is a tensor of the CPU
-    written = [value for argument, value in zip(func._schema.arguments, args, strict=False)
-               if argument.alias_info is not None and argument.alias_info.is_write]  # fmt: skip
-    wrong = [t for t in there if t.ndim or not scalars or t.device.type != "cpu" or any(t is one for one in written)]
+            raise RuntimeError(
+                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            )
+        there = [
+            value
+            for value in args[2:3]
+            if isinstance(value, Tensor) and not isinstance(value, OnDevice)
+        ]
+    # these take a number that is a tensor of the CPU
+    scalars = torch.Tag.pointwise in func.tags or name in _MIXED
+    written = [
+        value
+        for argument, value in zip(func._schema.arguments, args, strict=False)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    wrong = [
+        t
+        for t in there
+        if t.ndim or not scalars or t.device.type != "cpu" or any(t is one for one in written)
+    ]
     if wrong:
-        raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, "
-                           f"{DEVICE} and {wrong[0].device}! ({name} of {tuple(wrong[0].shape)})")  # fmt: skip
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{DEVICE} and {wrong[0].device}! ({name} of {tuple(wrong[0].shape)})"
+        )
 
 
 def _check_generators(values: list[Any], name: str, on_device: bool) -> None:
     for generator in (value for value in values if isinstance(value, torch._C.Generator)):
-        got, wanted = ("cuda" if generator._cdata in GENERATORS else "cpu"), ("cuda" if on_device else "cpu")  # type: ignore[attr-defined]
+        got = "cuda" if generator._cdata in GENERATORS else "cpu"  # type: ignore[attr-defined]
+        wanted = "cuda" if on_device else "cpu"
         if got != wanted:
-            raise RuntimeError(f"Expected a '{wanted}' device type for generator but found '{got}' ({name})")
+            raise RuntimeError(
+                f"Expected a '{wanted}' device type for generator but found '{got}' ({name})"
+            )
 
 
-# --- torch.cuda -----------------------------------------------------------------------------------------------------
+# --- torch.cuda
+# -----------------------------------------------------------------------------------------------------
 
 
 class _Stream:
@@ -241,18 +300,33 @@ def _no_graphs(*_: Any, **__: Any) -> Any:
 
 @contextlib.contextmanager
 def pretended_device() -> Iterator[PretendedDevice]:
-    """Inside, there is a CUDA device with 100 GB of memory, bfloat16 and no CUDA graphs, for this thread alone."""
+    """Inside, there is a CUDA device with 100 GB of memory, bfloat16 and no CUDA graphs, for this
+    thread alone.
+    """
     device = PretendedDevice()
     stream, cuda = _Stream(device), torch.cuda
     state = torch.get_rng_state()
     answers: dict[str, Any] = {
-        "is_available": True, "is_bf16_supported": True, "device_count": 1, "current_device": 0, "_lazy_init": None,
-        "manual_seed_all": None, "manual_seed": None, "empty_cache": None, "get_rng_state": state,
-        "set_rng_state": None, "device": stream,
-        "mem_get_info": (10**11, 10**11), "memory_snapshot": [], "Stream": stream,
-        "Event": stream, "stream": stream, "current_stream": stream, "set_stream": None,
+        "is_available": True,
+        "is_bf16_supported": True,
+        "device_count": 1,
+        "current_device": 0,
+        "_lazy_init": None,
+        "manual_seed_all": None,
+        "manual_seed": None,
+        "empty_cache": None,
+        "get_rng_state": state,
+        "set_rng_state": None,
+        "device": stream,
+        "mem_get_info": (10**11, 10**11),
+        "memory_snapshot": [],
+        "Stream": stream,
+        "Event": stream,
+        "stream": stream,
+        "current_stream": stream,
+        "set_stream": None,
         "is_current_stream_capturing": False,
-    }  # fmt: skip
+    }
     future = torch.__future__  # a module's parameters become `OnDevice` by being replaced
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "a CUDA graph was not captured")

@@ -1,9 +1,11 @@
-"""Does an answer depend on the processor? The suite in environments that stand for other processors, compared.
+"""Does an answer depend on the processor? The suite in environments that stand for other
+processors, compared.
 
     python -m tests.support.processors [--only avx2,sse] [--claims] [--keep FOLDER] [pytest arguments]
 
-Prints a Markdown table. Exit status 1 where a test is red or its outcome differs from that of the first environment.
-With `--claims` it is `pytest -m accuracy` that runs, and the verdicts that are compared.
+Prints a Markdown table. Exit status 1 where a test is red or its outcome differs from that of the
+first environment. With `--claims` it is `pytest -m accuracy` that runs, and the verdicts that are
+compared.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from tests.support import same_answer
 ROOT = Path(__file__).parents[2]
 TESTS, CLAIMS = "not accuracy and not faults", "accuracy"
 
-# Instruction sets can be taken away from torch's own kernels, oneDNN and OpenBLAS, never added: on a processor without
-# AVX-512 "default" and "float32" are AVX2 too. `rdfia.transfer.features.fast_dtype` obeys RDFIA_DTYPE.
+# Instruction sets can be taken away from torch's own kernels, oneDNN and OpenBLAS, never added: on
+# a processor without AVX-512 "default" and "float32" are AVX2 too.
+# `rdfia.transfer.features.fast_dtype` obeys RDFIA_DTYPE.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "RDFIA_DTYPE": "float32"}
 SSE = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "RDFIA_DTYPE": "float32"}
 ENVIRONMENTS: dict[str, dict[str, str]] = {
@@ -44,7 +47,9 @@ VARIABLES = {name for variables in ENVIRONMENTS.values() for name in variables}
 
 
 class Result(NamedTuple):
-    """One environment: the exit status of pytest, its seconds, and an outcome a test or a verdict a claim."""
+    """One environment: the exit status of pytest, its seconds, and an outcome a test or a verdict a
+    claim.
+    """
 
     status: int
     seconds: float
@@ -53,7 +58,9 @@ class Result(NamedTuple):
 
 
 def read_junit(path: Path) -> dict[str, str]:
-    """Test -> passed, failed, error or skipped, from a file of `pytest --junitxml`; none where there is no file."""
+    """Test -> passed, failed, error or skipped, from a file of `pytest --junitxml`; none where
+    there is no file.
+    """
     if not path.exists():
         return {}
     found: dict[str, str] = {}
@@ -61,66 +68,111 @@ def read_junit(path: Path) -> dict[str, str]:
         words = {"failure": "failed", "error": "error", "skipped": "skipped"}
         outcome = next((words[child.tag] for child in case if child.tag in words), "passed")
         name = f"{case.get('classname')}::{case.get('name')}"
-        if found.get(name, "passed") == "passed":  # a test that passes and then fails in its teardown has two
+        # a test that passes and then fails in its teardown has two
+        if found.get(name, "passed") == "passed":
             found[name] = outcome
     return found
 
 
 def read_claims(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """(claim -> verdict, claim -> what was measured), from a claims.json; empty where there is none."""
+    """(claim -> verdict, claim -> what was measured), from a claims.json; empty where there is
+    none.
+    """
     run = files.read_json(path) if path.exists() else {"records": []}
     return same_answer.verdicts(run), same_answer.results(run)
 
 
-def run_in(name: str, variables: Mapping[str, str], folder: Path, arguments: Sequence[str], claims: bool) -> Result:
+def run_in(
+    name: str, variables: Mapping[str, str], folder: Path, arguments: Sequence[str], claims: bool
+) -> Result:
     """Runs pytest with `variables` set, in a process of its own; what it writes goes to `folder`."""
     cleared = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     # A cache of its own: what one environment computed is not what another one would.
     environment = {**cleared, **variables, "RDFIA_CACHE": str(folder / "cache")}
-    words = ["-m", CLAIMS if claims else TESTS, f"--junitxml={folder / 'junit.xml'}", "-q", *arguments]
+    words = [
+        "-m",
+        CLAIMS if claims else TESTS,
+        f"--junitxml={folder / 'junit.xml'}",
+        "-q",
+        *arguments,
+    ]
     words += [f"--output={folder}"] if claims else []
-    print(f"{name}: {' '.join(f'{key}={value}' for key, value in variables.items())}", file=sys.stderr, flush=True)
+    print(
+        f"{name}: {' '.join(f'{key}={value}' for key, value in variables.items())}",
+        file=sys.stderr,
+        flush=True,
+    )
     start = time.monotonic()
     with open(folder / "log", "w") as log:
-        status = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, env=environment, stdout=log,
-                                stderr=subprocess.STDOUT).returncode  # fmt: skip
+        status = subprocess.run(
+            [sys.executable, "-m", "pytest", *words],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        ).returncode
     return read(folder, status, time.monotonic() - start, claims)
 
 
 def read(folder: Path, status: int, seconds: float, claims: bool) -> Result:
     """What an environment's run has left in its folder."""
-    outcomes, values = read_claims(folder / "claims.json") if claims else (read_junit(folder / "junit.xml"), {})
+    outcomes, values = (
+        read_claims(folder / "claims.json") if claims else (read_junit(folder / "junit.xml"), {})
+    )
     return Result(status, seconds, outcomes, values)
 
 
 def compare(results: Mapping[str, Result]) -> tuple[list[str], bool]:
-    """(lines of Markdown: a row an environment, then each outcome that differs; whether all is green and the same)."""
+    """(lines of Markdown: a row an environment, then each outcome that differs; whether all is
+    green and the same).
+    """
     first = next(iter(results))
-    lines = ["| environment | variables | outcome | differs | seconds |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| environment | variables | outcome | differs | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     notes: list[str] = []
     for name, result in results.items():
         moved = same_answer.moved(results[first].outcomes, result.outcomes)
         counts = Counter(result.outcomes.values())
         said = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())) or "nothing ran"
-        variables = " ".join(f"`{key}={value}`" for key, value in ENVIRONMENTS.get(name, {}).items())
+        variables = " ".join(
+            f"`{key}={value}`" for key, value in ENVIRONMENTS.get(name, {}).items()
+        )
         exit_status = "" if result.status == 0 else f" (exit {result.status})"
-        lines.append(f"| {name} | {variables} | {said}{exit_status} | {len(moved)} | {result.seconds:.0f} |")
+        lines.append(
+            f"| {name} | {variables} | {said}{exit_status} | {len(moved)} | {result.seconds:.0f} |"
+        )
         for key, outcomes in moved:
-            values = [f", measured {r.values[key]}"[:120] if key in r.values else "" for r in (results[first], result)]
+            values = [
+                f", measured {r.values[key]}"[:120] if key in r.values else ""
+                for r in (results[first], result)
+            ]
             where = zip(outcomes, (first, name), values, strict=True)
-            notes.append(f"- `{key}`: " + "; ".join(f"{outcome} in {n}{v}" for outcome, n, v in where))
+            notes.append(
+                f"- `{key}`: " + "; ".join(f"{outcome} in {n}{v}" for outcome, n, v in where)
+            )
         named = {key for key, _ in moved}
-        notes += [f"- `{key}`: {outcome} in {name}" for key, outcome in result.outcomes.items()
-                  if outcome in ("failed", "error") and key not in named]  # fmt: skip
+        notes += [
+            f"- `{key}`: {outcome} in {name}"
+            for key, outcome in result.outcomes.items()
+            if outcome in ("failed", "error") and key not in named
+        ]
     green = not notes and all(result.status == 0 and result.outcomes for result in results.values())
     return [*lines, "", *(notes or ["No outcome differs."])], green
 
 
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--only", default=",".join(ENVIRONMENTS), help=f"of: {', '.join(ENVIRONMENTS)}")
-    parser.add_argument("--claims", action="store_true", help="run the claims and compare their verdicts")
-    parser.add_argument("--keep", type=Path, help="folder for what the runs write (default: a temporary one)")
+    parser.add_argument(
+        "--only", default=",".join(ENVIRONMENTS), help=f"of: {', '.join(ENVIRONMENTS)}"
+    )
+    parser.add_argument(
+        "--claims", action="store_true", help="run the claims and compare their verdicts"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder for what the runs write (default: a temporary one)"
+    )
     options, arguments = parser.parse_known_args(words)
     names = options.only.split(",")
     if unknown := [name for name in names if name not in ENVIRONMENTS]:

@@ -1,4 +1,6 @@
-"""CUDA graphs on a CPU: operators are recorded once, then done again on the same memory; no Python runs in between."""
+"""CUDA graphs on a CPU: operators are recorded once, then done again on the same memory; no Python
+runs in between.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 class Tape(TorchDispatchMode):
-    """Records operators. What they change of tensors from outside is put back: a capture does nothing.
+    """Records operators. What they change of tensors from outside is put back: a capture does
+    nothing.
 
     Raises RuntimeError where a capture would: for a wait of the host, and for a random number.
     """
@@ -27,7 +30,8 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators: list[Operator] = []
-        self._made: dict[int, Tensor] = {}  # by storage; kept alive, so that no address is used twice
+        # by storage; kept alive, so that no address is used twice
+        self._made: dict[int, Tensor] = {}
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,7 +65,9 @@ class Tape(TorchDispatchMode):
                     kept.copy_(new)
 
 
-def captured(work: Callable[[], Tensor], _device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def captured(
+    work: Callable[[], Tensor], _device: torch.device
+) -> tuple[Callable[[], None], Tensor]:
     """What `rdfia.device.cuda_graphs.captured` does, on a CPU."""
     tape = Tape()
     try:
@@ -73,7 +79,9 @@ def captured(work: Callable[[], Tensor], _device: torch.device) -> tuple[Callabl
 
 
 def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Tensor]:
-    """What torch.cuda.make_graphed_callables makes of a network: passes on memory that the next call overwrites."""
+    """What torch.cuda.make_graphed_callables makes of a network: passes on memory that the next
+    call overwrites.
+    """
     with torch.enable_grad():
         result = network(sample)
     seed = torch.zeros_like(result)
@@ -84,7 +92,9 @@ def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Te
         @staticmethod
         def forward(_ctx: Any, x: Tensor) -> Tensor:
             if x.shape != sample.shape or x.stride() != sample.stride():
-                raise RuntimeError(f"captured for {tuple(sample.shape)}, got {tuple(x.shape)}, or another layout")
+                raise RuntimeError(
+                    f"captured for {tuple(sample.shape)}, got {tuple(x.shape)}, or another layout"
+                )
             sample.data.copy_(x)
             kept.copy_(network(sample).detach())
             return kept.detach()

@@ -1,7 +1,8 @@
 """Are two runs one answer? Every difference between two claims.json but times and dates.
 
-    python -m tests.support.same_answer reports/a reports/b                # same conditions: every value
-    python -m tests.support.same_answer --outcomes reports/a reports/b     # another processor, dtype or torch: outcomes
+python -m tests.support.same_answer reports/a reports/b                # same conditions: every
+value python -m tests.support.same_answer --outcomes reports/a reports/b     # another processor,
+dtype or torch: outcomes
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 from rdfia.claims.record import from_json
 from rdfia.data import files
 
-TIMES = re.compile(r"^(date|seconds.*|uncommitted files|commit)$")  # a commit names the code, which `code` does too
+# a commit names the code, which `code` does too
+TIMES = re.compile(r"^(date|seconds.*|uncommitted files|commit)$")
 
 
 def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
@@ -44,9 +46,17 @@ class Moved(NamedTuple):
 
 
 def moved(first: Mapping[str, str], second: Mapping[str, str]) -> list[Moved]:
-    """The tests or claims whose outcomes differ, in the order of the first. One that was deferred has no outcome."""
-    pairs = {key: (first.get(key, "absent"), second.get(key, "absent")) for key in (*first, *second)}
-    return [Moved(key, pair) for key, pair in pairs.items() if pair[0] != pair[1] and "deferred" not in pair]
+    """The tests or claims whose outcomes differ, in the order of the first. One that was deferred
+    has no outcome.
+    """
+    pairs = {
+        key: (first.get(key, "absent"), second.get(key, "absent")) for key in (*first, *second)
+    }
+    return [
+        Moved(key, pair)
+        for key, pair in pairs.items()
+        if pair[0] != pair[1] and "deferred" not in pair
+    ]
 
 
 def verdicts(run: Mapping[str, Any]) -> dict[str, str]:
@@ -56,12 +66,20 @@ def verdicts(run: Mapping[str, Any]) -> dict[str, str]:
 
 def results(run: Mapping[str, Any]) -> dict[str, str]:
     """What the records of a claims.json measured, as a line each, by the claims' keys."""
-    return {record["key"]: from_json({"id": record["key"], **record}).result for record in run["records"]}
+    return {
+        record["key"]: from_json({"id": record["key"], **record}).result
+        for record in run["records"]
+    }
 
 
 def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
-    """The conditions that differ (processor, dtype, threads, versions), then the verdicts, a line each."""
-    yield from (f"condition {line.removeprefix('/')}" for line in differences(a["environment"], b["environment"]))
+    """The conditions that differ (processor, dtype, threads, versions), then the verdicts, a line
+    each.
+    """
+    yield from (
+        f"condition {line.removeprefix('/')}"
+        for line in differences(a["environment"], b["environment"])
+    )
     measured = [results(run) for run in (a, b)]
     for key, (one, other) in moved(verdicts(a), verdicts(b)):
         yield f"{key}: {one!r} and {other!r}; measured {' and '.join(str(m.get(key))[:80] for m in measured)}"
@@ -71,7 +89,9 @@ def main(*words: str) -> int:
     by_outcome = "--outcomes" in words
     folders = [Path(word) for word in words if word != "--outcomes"]
     if len(folders) != 2:
-        raise SystemExit("expected two folders with a claims.json each: same_answer [--outcomes] reports/a reports/b")
+        raise SystemExit(
+            "expected two folders with a claims.json each: same_answer [--outcomes] reports/a reports/b"
+        )
     a, b = (files.read_json(folder / "claims.json") for folder in folders)
     lines = list(outcomes(a, b) if by_outcome else differences(a, b))
     count = len(moved(verdicts(a), verdicts(b))) if by_outcome else len(lines)

@@ -1,4 +1,6 @@
-"""What hypothesis draws: image arrays, label vectors and input sizes, small enough to run by the hundred."""
+"""What hypothesis draws: image arrays, label vectors and input sizes, small enough to run by the
+hundred.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def images(draw: st.DrawFn, smallest: int = 1, largest: int = 40) -> np.ndarray:
 
 @st.composite
 def labels(draw: st.DrawFn, classes: int = 4, most: int = 40) -> np.ndarray:
-    """int64 labels in which every one of 2 to `classes` classes occurs at least twice, in any order."""
+    """int64 labels in which every one of 2 to `classes` classes occurs at least twice, in any
+    order.
+    """
     count = draw(st.integers(2, classes))
     once = list(range(count)) * 2
     more = draw(st.lists(st.integers(0, count - 1), max_size=most - len(once)))

@@ -1,4 +1,6 @@
-"""One thread for networks so small that two only wait for each other: on a busy machine that is 20 times slower."""
+"""One thread for networks so small that two only wait for each other: on a busy machine that is 20
+times slower.
+"""
 
 from __future__ import annotations
 

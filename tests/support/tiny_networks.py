@@ -1,4 +1,6 @@
-"""Networks small enough to be computed by hand, with what makes the large ones hard: in-place ReLUs and dropout."""
+"""Networks small enough to be computed by hand, with what makes the large ones hard: in-place ReLUs
+and dropout.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 
 
 class TinyVgg(nn.Module):
-    """torchvision's layout (features, avgpool, classifier) at 3 x 16 x 16: two convolutions, two dense layers."""
+    """torchvision's layout (features, avgpool, classifier) at 3 x 16 x 16: two convolutions, two
+    dense layers.
+    """
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
@@ -20,7 +24,9 @@ class TinyVgg(nn.Module):
             nn.MaxPool2d(2),  # B x 6 x 4 x 4
         )
         self.avgpool = nn.AdaptiveAvgPool2d(2)
-        self.classifier = nn.Sequential(nn.Linear(24, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, classes))
+        self.classifier = nn.Sequential(
+            nn.Linear(24, 8), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(8, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
@@ -34,7 +40,9 @@ def tiny_vgg(seed: int = 0, classes: int = 5) -> TinyVgg:
 
 
 def activations_by_hand(network: TinyVgg, x: Tensor) -> dict[str, Tensor]:
-    """Every layer's output by path, in float64 and with no operation in place: what a tap has to be."""
+    """Every layer's output by path, in float64 and with no operation in place: what a tap has to
+    be.
+    """
     values: dict[str, Tensor] = {}
     x = x.double()
     for container in ("features", "classifier"):

@@ -1,4 +1,6 @@
-"""What a session costs, what fits its minutes, how long it still takes: by a clock that the tests move."""
+"""What a session costs, what fits its minutes, how long it still takes: by a clock that the tests
+move.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ LABS = {key: key[:4] for key in ALL}
 
 
 def budget(
-    minutes: float | None = None, speed: float = 1.0, dtype: str = "cpu float32", costs: Costs = COSTS
+    minutes: float | None = None,
+    speed: float = 1.0,
+    dtype: str = "cpu float32",
+    costs: Costs = COSTS,
 ) -> Budget:
     return Budget(costs, dtype, lambda: speed, minutes, Time())
 
@@ -42,7 +47,9 @@ def test_what_is_shared_is_counted_once() -> None:
 def test_costs_of_another_compute_type_serve_where_there_are_none() -> None:
     assert budget(dtype="cpu bfloat16").seconds(["tme9.c"]) == pytest.approx(30)
     both = Costs(own={**COSTS.own, "cpu bfloat16": {"tme9.c": 7.0}})
-    assert budget(dtype="cpu bfloat16", costs=both).seconds(["tme9.c", "tme9.d"]) == pytest.approx(7 + 5)
+    assert budget(dtype="cpu bfloat16", costs=both).seconds(["tme9.c", "tme9.d"]) == pytest.approx(
+        7 + 5
+    )
 
 
 def test_nobody_knows_without_costs_and_a_new_check_is_like_the_others() -> None:
@@ -68,8 +75,10 @@ def test_time_left_follows_the_pace_but_not_of_the_first_seconds() -> None:
 def test_the_budget_takes_reports_sentences_first_and_cheap_before_dear_and_each_lab_once() -> None:
     worth = {"tme7.a": 0, "tme7.b": 0, "tme9.c": 2, "tme9.d": 2}
     assert budget(160 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme7.a", "tme7.b", "tme9.d"}
-    assert budget(120 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme7.a", "tme9.d"}  # b has no time, d's lab has one
-    assert budget(50 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme9.c", "tme9.d"}  # features do not fit
+    # b has no time, d's lab has one
+    assert budget(120 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme7.a", "tme9.d"}
+    # features do not fit
+    assert budget(50 / 60 / RESERVE).fits(ALL, worth, LABS) == {"tme9.c", "tme9.d"}
     assert budget(1 / 60).fits(ALL, worth, LABS) == set()
     assert budget().fits(ALL, worth, LABS) == set(ALL)
 
@@ -100,7 +109,14 @@ def test_the_clock_gives_pieces_their_own_time_and_the_check_the_rest() -> None:
 
 
 def test_a_check_that_lacks_an_asset_takes_no_time_from_the_others() -> None:
-    found = Budget(COSTS, "cpu float32", lambda: 1.0, 50 / 60 / RESERVE, Time(), lambda check: check.startswith("tme7"))
+    found = Budget(
+        COSTS,
+        "cpu float32",
+        lambda: 1.0,
+        50 / 60 / RESERVE,
+        Time(),
+        lambda check: check.startswith("tme7"),
+    )
     assert found.seconds(ALL) == pytest.approx(35)
     assert found.fits(ALL, {}, LABS) == set(ALL)  # the two of TME 7 will say what is missing
     found.finished |= {"tme7.a", "tme7.b"}  # both said so at once, which says nothing of the pace
@@ -108,16 +124,26 @@ def test_a_check_that_lacks_an_asset_takes_no_time_from_the_others() -> None:
 
 
 def test_costs_are_learned_and_come_back() -> None:
-    clock = Clock(own={"tme7.a": 2.0, "tme7.gone": 1.0}, pieces={"features": 10.0}, uses={"tme7.a": {"features"}})
+    clock = Clock(
+        own={"tme7.a": 2.0, "tme7.gone": 1.0},
+        pieces={"features": 10.0},
+        uses={"tme7.a": {"features"}},
+    )
     costs = Costs.of(COSTS.as_json())
     costs.learn("cpu float32", 50.0, clock, ["tme7.a"])
     again = Costs.of(costs.as_json())
-    assert again.own["cpu float32"] == {**COSTS.own["cpu float32"], "tme7.a": 100.0, "tme7.gone": 50.0}
+    assert again.own["cpu float32"] == {
+        **COSTS.own["cpu float32"],
+        "tme7.a": 100.0,
+        "tme7.gone": 50.0,
+    }
     assert again.pieces["cpu float32"]["features"] == 500.0
-    again.learn("cpu float32", 50.0, Clock(own={"tme7.a": 0.1}), [])  # only read from a record this time
+    # only read from a record this time
+    again.learn("cpu float32", 50.0, Clock(own={"tme7.a": 0.1}), [])
     assert again.own["cpu float32"]["tme7.a"] == 100.0
     again.learn("cpu float32", 50.0, Clock(needs={"tme7.a": {"scene15", "vgg16"}}), ["tme7.a"])
-    again.learn("cpu float32", 50.0, Clock(needs={"tme7.a": {"scene15"}, "tme7.b": {"mnist"}}), [])  # both were missing
+    # both were missing
+    again.learn("cpu float32", 50.0, Clock(needs={"tme7.a": {"scene15"}, "tme7.b": {"mnist"}}), [])
     assert again.needs == {"tme7.a": ["scene15", "vgg16"], "tme7.b": ["mnist"]}
 
 

@@ -1,4 +1,6 @@
-"""torchvision imports beside a torch that its operators were not built for; nothing is declared needlessly."""
+"""torchvision imports beside a torch that its operators were not built for; nothing is declared
+needlessly.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Does at import what torchvision does, without any compiled extension: the first operator described is `nms`.
+# Does at import what torchvision does, without any compiled extension: the first operator described
+# is `nms`.
 NO_EXTENSION = """
 import torch
 
@@ -18,21 +21,30 @@ def nms(dets, scores, iou_threshold):
 
 import torchvision.nested
 """
-WITH_EXTENSION = """
+WITH_EXTENSION = (
+    """
 import torch
 
 library = torch.library.Library("torchvision", "DEF")
 library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-""" + NO_EXTENSION  # fmt: skip
+"""
+    + NO_EXTENSION
+)
 
 
 def run(program: str, path: Path | None = None) -> str:
     """What `program` prints in a process of its own, where packages in `path` go first."""
     code = f"import sys\nsys.path[:0] = {[str(path)] if path else []!r}\n{program}"
-    # torch 2.6 leaves a temporary folder of its own to the end of the process, and Python warns of that.
+    # torch 2.6 leaves a temporary folder of its own to the end of the process, and Python warns of
+    # that.
     warnings = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
-    done = subprocess.run([sys.executable, *warnings, "-c", code], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parents[2])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *warnings, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
     return done.stdout + done.stderr
 
 
@@ -54,7 +66,9 @@ print(len(compat._libraries), compat.missing_operators())
 
 def test_missing_schemas_are_declared_and_the_import_is_tried_again(tmp_path: Path) -> None:
     folder = torchvision(tmp_path, NO_EXTENSION)
-    assert "operator torchvision::nms does not exist" in run("import torchvision", folder), "the fault is planted"
+    assert "operator torchvision::nms does not exist" in run("import torchvision", folder), (
+        "the fault is planted"
+    )
     assert run(SHOW, folder) == "1 []\n"
 
 
@@ -62,24 +76,32 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     assert run(SHOW, torchvision(tmp_path, WITH_EXTENSION)) == "0 ['qnms']\n"
 
 
-@pytest.mark.parametrize("error", ["RuntimeError('no such device')", "ImportError('no operator torchvision::nms')"])
+@pytest.mark.parametrize(
+    "error", ["RuntimeError('no such device')", "ImportError('no operator torchvision::nms')"]
+)
 def test_another_failure_is_not_hidden(tmp_path: Path, error: str) -> None:
-    shown = run("""
+    shown = run(
+        """
 import rdfia._compat as compat
 try:
     compat.register_missing_operators()
 except Exception as error:
     print(repr(error), len(compat._libraries))
-""", torchvision(tmp_path, f"raise {error}"))
+""",
+        torchvision(tmp_path, f"raise {error}"),
+    )
     assert shown == f"{error} 0\n"
 
 
 def test_the_parts_that_the_labs_use_work() -> None:
-    assert run("""
+    assert (
+        run("""
 from rdfia._compat import register_missing_operators
 register_missing_operators()
 import torch
 from torchvision import datasets, models, transforms, utils
 print(transforms.Resize(8)(torch.zeros(3, 16, 16)).shape[-1], utils.make_grid(torch.zeros(2, 3, 4, 4)).ndim,
       hasattr(datasets, "MNIST"), next(models.squeezenet1_1().parameters()).ndim)
-""") == "8 3 True 4\n"  # fmt: skip
+""")
+        == "8 3 True 4\n"
+    )

@@ -32,18 +32,23 @@ def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_help_and_import_are_quick_and_without_torch() -> None:
-    code = ("import sys, rdfia, rdfia.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
-            "sys.exit(','.join({'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)) or 0)")  # fmt: skip
+    code = (
+        "import sys, rdfia, rdfia.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(','.join({'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)) or 0)"
+    )
     ours: list[float] = []
     bare: list[float] = []
     for _ in range(5):  # in turn, so that a busy machine slows both
         for times, program in ((ours, code), (bare, "import argparse, json, pathlib")):
             start = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=False
+            )
             times.append(time.perf_counter() - start)
             assert (done.returncode, done.stderr) == (0, "")
             assert ("assets" in done.stdout) == (program == code)
-    assert min(ours) < 4 * min(bare)  # measured: 0.06 s, and 0.04 s for Python and three of its own modules
+    # measured: 0.06 s, and 0.04 s for Python and three of its own modules
+    assert min(ours) < 4 * min(bare)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,17 +57,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"rdfia {__version__}\n"
 
 
-def test_status_says_what_waits_and_the_way_out(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+def test_status_says_what_waits_and_the_way_out(
+    capsys: pytest.CaptureFixture[str], root: Path
+) -> None:
     assert main(["assets", "status"]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert lines[0].endswith(f"of {len(assets.ASSETS)} assets are on this machine; RDFIA_ASSETS is {root}")
+    assert lines[0].endswith(
+        f"of {len(assets.ASSETS)} assets are on this machine; RDFIA_ASSETS is {root}"
+    )
     assert max(map(len, lines[1:])) <= 100
     assert "get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch scene15" in text
     waiting = [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
     assert f"{len(waiting)} claims wait for it: {waiting[0]}" in text
     further = [claim.id for claim in CLAIMS.values() if "vgg16-full" in claim.also]
-    assert f"{len(further)} claims have a further case or a substitute that uses it: {further[0]}" in text
+    assert (
+        f"{len(further)} claims have a further case or a substitute that uses it: {further[0]}"
+        in text
+    )
     assert any(line.split()[:2] == ["vgg16-features", "verified"] for line in lines)
 
 
@@ -81,7 +93,8 @@ def test_status_shows_every_claim_that_an_absent_asset_touches(
     monkeypatch.setattr(assets, "find", lambda *_names, **_options: None)
     assert main(["assets", "status", "--json"]) == 0
     for row in json.loads(capsys.readouterr().out):
-        later = row["name"] in ("mnist", "cifar10-train", "celeba-32", "celeba-64")  # for labs to come
+        # for labs to come
+        later = row["name"] in ("mnist", "cifar10-train", "celeba-32", "celeba-64")
         assert row["waiting"] + row["also"] or later, row["name"]
         assert row["also"] == [claim.id for claim in CLAIMS.values() if row["name"] in claim.also]
 
@@ -105,33 +118,53 @@ def test_fetch_fills_a_directory(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = tmp_path / "box"
-    assert main(["assets", "fetch", "alexnet-features", "foolbox-photos", "--to", str(box), "--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["alexnet-features", "foolbox-photos"]
+    assert (
+        main(["assets", "fetch", "alexnet-features", "foolbox-photos", "--to", str(box), "--json"])
+        == 0
+    )
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [
+        "alexnet-features",
+        "foolbox-photos",
+    ]
     monkeypatch.setenv("RDFIA_ASSETS", str(box))
     assert main(["assets", "verify", "alexnet-features", "foolbox-photos"]) == 0
     assert capsys.readouterr().out.count("assets directory") == 2
 
 
-def test_fetch_without_network_goes_on_and_says_so(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+def test_fetch_without_network_goes_on_and_says_so(
+    capsys: pytest.CaptureFixture[str], root: Path
+) -> None:
     assert main(["assets", "fetch", "vgg16-full", "digits"]) == 3
     shown = capsys.readouterr()
-    assert "vgg16-full: https://download.pytorch.org/models/vgg16-397923af.pth: RDFIA_OFFLINE forbids it" in shown.err
+    assert (
+        "vgg16-full: https://download.pytorch.org/models/vgg16-397923af.pth: RDFIA_OFFLINE forbids it"
+        in shown.err
+    )
     assert (root / "data" / "digits" / "mnist_5k.csv.gz").exists()
 
 
-def test_faces_are_prepared_and_then_known(capsys: pytest.CaptureFixture[str], tmp_path: Path, root: Path) -> None:
+def test_faces_are_prepared_and_then_known(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, root: Path
+) -> None:
     for number in range(3):
         path = tmp_path / "in" / "img_align_celeba" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (178, 218), (60 * number, 0, 0)).save(path)
     assert main(["assets", "status", "celeba-64"]) == 0
-    assert "get it: python -m rdfia assets prepare celeba --from DIR --size 64" in capsys.readouterr().out
+    assert (
+        "get it: python -m rdfia assets prepare celeba --from DIR --size 64"
+        in capsys.readouterr().out
+    )
     broken = path.with_name("000009.jpg")
     broken.write_text("no photo")
     command = ["assets", "prepare", "celeba", "--from", str(tmp_path / "in")]
     assert main(command) == 1
     shown = capsys.readouterr()
-    assert (shown.out, "1 of 4 photos cannot be used" in shown.err, "000009.jpg" in shown.err) == ("", True, True)
+    assert (shown.out, "1 of 4 photos cannot be used" in shown.err, "000009.jpg" in shown.err) == (
+        "",
+        True,
+        True,
+    )
     broken.unlink()
     assert main([*command, "--size", "both"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -144,22 +177,41 @@ def test_faces_are_prepared_and_then_known(capsys: pytest.CaptureFixture[str], t
     assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["verified", "verified"]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["assets", "status", "vgg"], 2, "asset 'vgg' is not known"),
-    (["assets", "verify", "--to", "box"], 2, "--to belongs to fetch"),
-    (["assets", "prepare"], 2, "got nothing from nowhere, expected: rdfia assets prepare celeba --from DIR"),
-    (["assets", "prepare", "scene15", "--from", "box"], 2, "got scene15 from box, expected"),
-    (["assets", "prepare", "celeba", "--from", "box"], 2, "--from box: no photos there, nor in img_align_celeba/"),
-    (["assets", "status", "--from", "box"], 2, "--from belongs to prepare, got status"),
-    (["report", "nowhere"], 1, "claims.json"),
-    (["claims", "--readme", "nowhere.md"], 2, "--readme nowhere.md: no such file"),
-    (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
-    (["extract", "nowhere"], 2, "folder nowhere: cannot be listed (No such file or directory); check its name"),
-    (["extract", "{photos}", "--device", "gpu"], 2, "device 'gpu' cannot be used here"),
-    (["extract", "{photos}", "--device", "cuda:99"], 2, "device 'cuda:99' cannot be used here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["assets", "status", "vgg"], 2, "asset 'vgg' is not known"),
+        (["assets", "verify", "--to", "box"], 2, "--to belongs to fetch"),
+        (
+            ["assets", "prepare"],
+            2,
+            "got nothing from nowhere, expected: rdfia assets prepare celeba --from DIR",
+        ),
+        (["assets", "prepare", "scene15", "--from", "box"], 2, "got scene15 from box, expected"),
+        (
+            ["assets", "prepare", "celeba", "--from", "box"],
+            2,
+            "--from box: no photos there, nor in img_align_celeba/",
+        ),
+        (["assets", "status", "--from", "box"], 2, "--from belongs to prepare, got status"),
+        (["report", "nowhere"], 1, "claims.json"),
+        (["claims", "--readme", "nowhere.md"], 2, "--readme nowhere.md: no such file"),
+        (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
+        (
+            ["extract", "nowhere"],
+            2,
+            "folder nowhere: cannot be listed (No such file or directory); check its name",
+        ),
+        (["extract", "{photos}", "--device", "gpu"], 2, "device 'gpu' cannot be used here"),
+        (["extract", "{photos}", "--device", "cuda:99"], 2, "device 'cuda:99' cannot be used here"),
+    ],
+)
 def test_errors_are_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], code: int, message: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    message: str,
 ) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "photo.png")
     assert main([argument.format(photos=tmp_path) for argument in arguments]) == code
@@ -171,11 +223,23 @@ def test_errors_are_one_line(
 
 
 @pytest.mark.parametrize("command", ["report", "claims"])
-@pytest.mark.parametrize("run", [
-    {}, [], 3, {"records": 3}, {"records": [3]}, {"records": [{}]}, {"records": {"id": "tme7.best"}},
-    {"records": [{"id": 3}]}, {"records": [{"id": "tme7.best", "outcome": None}]}, {"environment": 3, "records": []},
-    {"records": [{"id": "tme7.best", "evidence": [1]}]}, {"thresholds": [1], "records": []},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "run",
+    [
+        {},
+        [],
+        3,
+        {"records": 3},
+        {"records": [3]},
+        {"records": [{}]},
+        {"records": {"id": "tme7.best"}},
+        {"records": [{"id": 3}]},
+        {"records": [{"id": "tme7.best", "outcome": None}]},
+        {"environment": 3, "records": []},
+        {"records": [{"id": "tme7.best", "evidence": [1]}]},
+        {"thresholds": [1], "records": []},
+    ],
+)
 def test_a_claims_file_of_another_shape_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, run: object
 ) -> None:
@@ -183,7 +247,9 @@ def test_a_claims_file_of_another_shape_is_named(
     assert main([command, str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert re.fullmatch(rf"rdfia: {tmp_path}/claims\.json holds no run \(.*\): expected .*\n", shown.err)
+    assert re.fullmatch(
+        rf"rdfia: {tmp_path}/claims\.json holds no run \(.*\): expected .*\n", shown.err
+    )
 
 
 def test_a_run_of_nothing_has_a_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -192,7 +258,9 @@ def test_a_run_of_nothing_has_a_page(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "This run has no record." in (tmp_path / "index.html").read_text("utf-8")
 
 
-def test_claims_lists_each_with_its_verdict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_claims_lists_each_with_its_verdict(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     first = next(iter(CLAIMS))
     part = {"name": "parameters", "value": 16.5, "low": 15.0, "high": 18.0}
     row = {"id": first, "case": "a", "outcome": "supported", "parts": [part]}
@@ -201,23 +269,33 @@ def test_claims_lists_each_with_its_verdict(capsys: pytest.CaptureFixture[str], 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(CLAIMS)
     assert lines[0] == f"{first}  {CLAIMS[first].statement}"
-    assert lines[1].split() == ["reproduced", *f"a: parameters 16.5 (15 to 18) [{tmp_path}]".split()]
+    assert lines[1].split() == [
+        "reproduced",
+        *f"a: parameters 16.5 (15 to 18) [{tmp_path}]".split(),
+    ]
     assert lines[3::2] == ["  not run"] * (len(CLAIMS) - 1)
     assert main(["claims", str(tmp_path), "--json"]) == 0
     (check,) = json.loads(capsys.readouterr().out)[0]["checks"]
     assert (check["verdict"], check["parts"]) == ("reproduced", [part])
 
 
-def test_extract_writes_features_with_their_photos(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_extract_writes_features_with_their_photos(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for name in ("b/2.png", "a.jpg"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(path)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(
+            path
+        )
     target = tmp_path / "f.safetensors"
     options = ["--network", "alexnet", "--taps", "relu5,pool5", "--to", str(target)]
     assert main(["extract", str(tmp_path / "photos"), *options]) == 0
     tensors, metadata = files.load_tensors(target)
-    assert {tap: tuple(value.shape) for tap, value in tensors.items()} == {"relu5": (2, 43264), "pool5": (2, 9216)}
+    assert {tap: tuple(value.shape) for tap, value in tensors.items()} == {
+        "relu5": (2, 43264),
+        "pool5": (2, 9216),
+    }
     assert json.loads(metadata["images"]) == ["a.jpg", "b/2.png"]
     shown = capsys.readouterr()
     assert "relu5 2 x 43264" in shown.out
@@ -225,11 +303,22 @@ def test_extract_writes_features_with_their_photos(capsys: pytest.CaptureFixture
 
 
 def test_a_store_names_the_photos_as_they_are_called_now(tmp_path: Path) -> None:
-    """The same pixels under another name find the features that there are, and not the name of before."""
+    """The same pixels under another name find the features that there are, and not the name of
+    before.
+    """
     photos, kept = tmp_path / "photos", tmp_path / "kept"
     photos.mkdir()
     Image.new("L", (40, 50)).save(photos / "before.png")
-    command = ["extract", str(photos), "--network", "alexnet", "--taps", "relu1", "--store", str(kept)]
+    command = [
+        "extract",
+        str(photos),
+        "--network",
+        "alexnet",
+        "--taps",
+        "relu1",
+        "--store",
+        str(kept),
+    ]
     assert main(command) == 0
     (photos / "before.png").rename(photos / "after.png")
     assert main(command) == 0
@@ -237,7 +326,9 @@ def test_a_store_names_the_photos_as_they_are_called_now(tmp_path: Path) -> None
     assert files.read_json(folder / "images.json") == ["after.png"]
 
 
-def test_extract_reads_every_header_before_any_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_extract_reads_every_header_before_any_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     for name in ("b.jpg", "c.jpg"):
         (tmp_path / name).write_text("no photo")

@@ -18,7 +18,9 @@ BORDERS = {key: row for key, row in TOLERANCES.items() if key[1] == "cpu" and ke
 
 
 @pytest.mark.parametrize(("key", "row"), BORDERS.items(), ids=str)
-def test_each_row_accepts_just_inside_and_refuses_just_outside(key: tuple[str, str, str], row: Tolerance) -> None:
+def test_each_row_accepts_just_inside_and_refuses_just_outside(
+    key: tuple[str, str, str], row: Tolerance
+) -> None:
     dtype = getattr(torch, key[2])
     expected = torch.tensor([0.0, 0.5], dtype=torch.float64)
     margin = row.atol + row.rtol * expected
@@ -67,13 +69,22 @@ def test_the_tiny_network_computes_what_the_hand_computes() -> None:
     by_hand = activations_by_hand(network, x)
     with torch.no_grad():
         assert_close(network.double()(x), by_hand["classifier.3"], "activation")
-    assert (by_hand["features.0"] < 0).any(), "a tap before a ReLU that has no negative value would prove nothing"
+    assert (by_hand["features.0"] < 0).any(), (
+        "a tap before a ReLU that has no negative value would prove nothing"
+    )
     assert torch.equal(by_hand["features.1"], by_hand["features.0"].clamp(min=0))
     assert {path: tuple(value.shape[1:]) for path, value in by_hand.items()} == {
-        "features.0": (4, 16, 16), "features.1": (4, 16, 16), "features.2": (4, 8, 8), "features.3": (6, 8, 8),
-        "features.4": (6, 8, 8), "features.5": (6, 4, 4),
-        "classifier.0": (8,), "classifier.1": (8,), "classifier.2": (8,), "classifier.3": (5,),
-    }  # fmt: skip
+        "features.0": (4, 16, 16),
+        "features.1": (4, 16, 16),
+        "features.2": (4, 8, 8),
+        "features.3": (6, 8, 8),
+        "features.4": (6, 8, 8),
+        "features.5": (6, 4, 4),
+        "classifier.0": (8,),
+        "classifier.1": (8,),
+        "classifier.2": (8,),
+        "classifier.3": (5,),
+    }
 
 
 def test_tiny_networks_are_equal_by_seed_and_leave_the_global_state() -> None:

@@ -1,9 +1,11 @@
-"""No process of a test may reach for another machine: an audit hook notes it and refuses it, in child processes too.
+"""No process of a test may reach for another machine: an audit hook notes it and refuses it, in
+child processes too.
 
-Python imports a module of this name at its start, from this folder, which conftest.py puts first on PYTHONPATH, and
-imports itself by its whole name. What it does not see: programs that are not Python; Python that is told to forget its
-environment (-I, -E, -S) or is given another one; and sockets that a library opens without Python, such as those where
-torch's processes meet, on this machine.
+Python imports a module of this name at its start, from this folder, which conftest.py puts first on
+PYTHONPATH, and imports itself by its whole name. What it does not see: programs that are not
+Python; Python that is told to forget its environment (-I, -E, -S) or is given another one; and
+sockets that a library opens without Python, such as those where torch's processes meet, on this
+machine.
 """
 
 from __future__ import annotations
@@ -13,11 +15,21 @@ import os
 import sys
 from collections.abc import Iterator
 
-REPORT = "RDFIA_TEST_REACHED"  # names the file in which every process of a test notes what it reached for
-NAMES = ("", "localhost", "::", "::1", "0.0.0.0", os.uname().nodename)  # who connects to these stays here
-# Which argument says where to: an address, or a name that is looked up. connect_ex is a connect here.
-EVENTS = {"connect": 1, "sendto": 1, "sendmsg": 1, "getaddrinfo": 0, "gethostbyname": 0, "gethostbyaddr": 0,
-          "getnameinfo": 0}  # fmt: skip
+# names the file in which every process of a test notes what it reached for
+REPORT = "RDFIA_TEST_REACHED"
+# who connects to these stays here
+NAMES = ("", "localhost", "::", "::1", "0.0.0.0", os.uname().nodename)
+# Which argument says where to: an address, or a name that is looked up. connect_ex is a connect
+# here.
+EVENTS = {
+    "connect": 1,
+    "sendto": 1,
+    "sendmsg": 1,
+    "getaddrinfo": 0,
+    "gethostbyname": 0,
+    "gethostbyaddr": 0,
+    "getnameinfo": 0,
+}
 PLACES = {f"socket.{name}": place for name, place in EVENTS.items()}
 
 
@@ -34,7 +46,8 @@ class Guard:
 
 
 def hook(event: str, arguments: tuple[object, ...]) -> None:
-    place = PLACES.get(event)  # it is called for whatever Python does: most of all it has to be fast
+    # it is called for whatever Python does: most of all it has to be fast
+    place = PLACES.get(event)
     if place is None or not GUARD.on:
         return
     host = arguments[place]
@@ -49,8 +62,10 @@ def hook(event: str, arguments: tuple[object, ...]) -> None:
     what = f"{event} {host!r}"
     with open(GUARD.report, "a") as stream:
         stream.write(f"{what}\n")
-    raise GUARD.error(f"the test reached for another machine ({what}): tests need no network; serve it on loopback "
-                      "(tests/support/loopback.py)")  # fmt: skip
+    raise GUARD.error(
+        f"the test reached for another machine ({what}): tests need no network; serve it on loopback "
+        "(tests/support/loopback.py)"
+    )
 
 
 def local(host: str) -> bool:
@@ -82,7 +97,9 @@ def guarding(report: str, error: type[BaseException]) -> Iterator[None]:
 
 
 def hand_over() -> None:
-    """Imports the module of this name that would have been found without this folder, if there is one."""
+    """Imports the module of this name that would have been found without this folder, if there is
+    one.
+    """
     here = os.path.dirname(os.path.abspath(__file__))
     mine, path = sys.modules.pop(__name__), sys.path[:]
     sys.path[:] = [folder for folder in path if os.path.abspath(folder) != here]

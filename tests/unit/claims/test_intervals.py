@@ -1,4 +1,6 @@
-"""Intervals against their definitions and scipy; `properties/test_interval_coverage` counts what they hold."""
+"""Intervals against their definitions and scipy; `properties/test_interval_coverage` counts what
+they hold.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_an_exact_value_is_its_own_interval_and_cannot_be_changed() -> None:
 
 
 def test_the_limits_of_a_share_leave_half_a_percent_to_each_side() -> None:
-    """By the binomial's own sums: at the lower limit, 2,707 or more of 2,985 are right in half a percent of cases."""
+    """By the binomial's own sums: at the lower limit, 2,707 or more of 2,985 are right in half a
+    percent of cases.
+    """
     found = intervals.share(2707, 2985)
     assert (found.value, found.n, found.level) == (2707 / 2985, 2985, 0.99)
     assert stats.binom.sf(2706, 2985, found.low) == pytest.approx(0.005)
@@ -38,13 +42,21 @@ def test_the_limits_of_a_share_leave_half_a_percent_to_each_side() -> None:
 
 def right(only_a: int, only_b: int, both: int, neither: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Which images a and b have right."""
-    a, b = np.repeat([[1, 0], [0, 1], [1, 1], [0, 0]], (only_a, only_b, both, neither), axis=0).astype(bool).T
+    a, b = (
+        np.repeat([[1, 0], [0, 1], [1, 1], [0, 0]], (only_a, only_b, both, neither), axis=0)
+        .astype(bool)
+        .T
+    )
     return a, b
 
 
 @pytest.mark.parametrize("counts", [(12, 3, 60), (1, 0, 100), (5, 5, 1), (0, 7, 30)])
-def test_the_limits_of_a_difference_of_shares_are_where_its_score_is_the_quantile(counts: tuple[int, int, int]) -> None:
-    """By definition: at a limit d, the share that only b has right is the most likely one, found on a grid."""
+def test_the_limits_of_a_difference_of_shares_are_where_its_score_is_the_quantile(
+    counts: tuple[int, int, int],
+) -> None:
+    """By definition: at a limit d, the share that only b has right is the most likely one, found on
+    a grid.
+    """
     n, (only_a, only_b, both) = sum(counts), counts
     found = intervals.difference_of_shares(*right(*counts))
     assert found.value == pytest.approx((only_a - only_b) / n)
@@ -58,7 +70,9 @@ def test_the_limits_of_a_difference_of_shares_are_where_its_score_is_the_quantil
 def test_a_difference_of_shares_turns_round_and_does_not_depend_on_what_both_have_right() -> None:
     a, b = right(12, 3, 60, 25)
     found, turned = intervals.difference_of_shares(a, b), intervals.difference_of_shares(b, a)
-    assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low))
+    assert (turned.value, turned.low, turned.high) == pytest.approx(
+        (-found.value, -found.high, -found.low)
+    )
     assert found == intervals.difference_of_shares(*right(12, 3, 0, 85))
 
 
@@ -66,8 +80,12 @@ def test_classifiers_that_never_differ_are_not_sure_to_be_equal() -> None:
     z2 = stats.norm.ppf(0.995) ** 2
     edge = z2 / (50 + z2)
     assert intervals.difference_of_shares(*right(0, 0, 50)).limits == pytest.approx((-edge, edge))
-    assert intervals.difference_of_shares(*right(50, 0, 0)).limits == pytest.approx((1 - 2 * edge, 1))
-    assert intervals.difference_of_shares(*right(0, 50, 0)).limits == pytest.approx((-1, 2 * edge - 1))
+    assert intervals.difference_of_shares(*right(50, 0, 0)).limits == pytest.approx(
+        (1 - 2 * edge, 1)
+    )
+    assert intervals.difference_of_shares(*right(0, 50, 0)).limits == pytest.approx(
+        (-1, 2 * edge - 1)
+    )
 
 
 def test_means_have_the_intervals_of_scipy_s_t_tests() -> None:
@@ -76,12 +94,18 @@ def test_means_have_the_intervals_of_scipy_s_t_tests() -> None:
         (intervals.mean(A), stats.ttest_1samp(A, 0), np.positive),
         (intervals.difference_of_means(A, B), stats.ttest_rel(A, B), np.positive),
         (intervals.ratio(A, B, paired=True), stats.ttest_rel(*logs), np.exp),
-        (intervals.ratio(A, B[1:], paired=False), stats.ttest_ind(logs[0], logs[1][1:], equal_var=False), np.exp),
+        (
+            intervals.ratio(A, B[1:], paired=False),
+            stats.ttest_ind(logs[0], logs[1][1:], equal_var=False),
+            np.exp,
+        ),
     ]
     for found, test, scale in expected:
         assert found.limits == pytest.approx(tuple(scale(test.confidence_interval(0.99))))
     assert [found.n for found, _, _ in expected] == [5, 5, 5, 9]
-    assert intervals.ratio(A, B, paired=True).value == pytest.approx(stats.gmean(A) / stats.gmean(B))
+    assert intervals.ratio(A, B, paired=True).value == pytest.approx(
+        stats.gmean(A) / stats.gmean(B)
+    )
 
 
 def test_values_that_do_not_differ_have_an_interval_of_no_width() -> None:
@@ -100,13 +124,19 @@ def ratio_of_medians(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray
 def test_the_bootstrap_is_scipy_s_percentiles_paired_by_image() -> None:
     a, b = np.random.default_rng(0).lognormal(size=(2, 200)) * [[1.0], [2.0]]
     expected = stats.bootstrap(
-        (a, b), ratio_of_medians, paired=True, n_resamples=999, method="percentile", confidence_level=0.99,
+        (a, b),
+        ratio_of_medians,
+        paired=True,
+        n_resamples=999,
+        method="percentile",
+        confidence_level=0.99,
         random_state=np.random.default_rng(3),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     found = intervals.bootstrap(ratio_of_medians, a, b, resamples=999, seed=3)
     assert found.limits == (expected.low, expected.high)  # whatever the size of a batch
     assert (found.value, found.n) == (np.median(a) / np.median(b), 200)
-    assert intervals.bootstrap(ratio_of_medians, a, a, resamples=99).limits == (1.0, 1.0)  # unpaired it would be wide
+    # unpaired it would be wide
+    assert intervals.bootstrap(ratio_of_medians, a, a, resamples=99).limits == (1.0, 1.0)
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
@@ -133,6 +163,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED)
-def test_what_has_no_interval_is_refused_by_the_argument_s_name(call: Callable[[], Any], message: str) -> None:
+def test_what_has_no_interval_is_refused_by_the_argument_s_name(
+    call: Callable[[], Any], message: str
+) -> None:
     with pytest.raises(ArgumentError, match=message):
         call()

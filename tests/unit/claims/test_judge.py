@@ -1,4 +1,6 @@
-"""From interval and bound to outcome and word, and from two runs to whether they can be one program: planted cases."""
+"""From interval and bound to outcome and word, and from two runs to whether they can be one
+program: planted cases.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,13 @@ def between(low: float, high: float, n: int = 100) -> Estimate:
         ("equals", -INF, INF, "undecided"),
     ],
 )
-def test_outcome_follows_from_the_interval_alone(direction: str, low: float, high: float, expected: str) -> None:
+def test_outcome_follows_from_the_interval_alone(
+    direction: str, low: float, high: float, expected: str
+) -> None:
     value = 0.5 if low == -INF else (low if low == high else (low + high) / 2)
-    assert judge.outcome(Estimate(value, low, high, 1, "planted"), Bound(direction, 0.5)) == expected
+    assert (
+        judge.outcome(Estimate(value, low, high, 1, "planted"), Bound(direction, 0.5)) == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,12 +70,16 @@ def test_outcome_follows_from_the_interval_alone(direction: str, low: float, hig
         (-0.3, -0.2, "contradicted"),
     ],
 )
-def test_equivalence_needs_the_whole_interval_within_the_margin(low: float, high: float, expected: str) -> None:
+def test_equivalence_needs_the_whole_interval_within_the_margin(
+    low: float, high: float, expected: str
+) -> None:
     assert judge.outcome(between(low, high), Bound("within", 0.0, 0.1)) == expected
 
 
 def test_every_outcome_has_a_word_in_every_scope() -> None:
-    words = {scope: [judge.WORDS[scope][outcome] for outcome in judge.OUTCOMES] for scope in judge.SCOPES}
+    words = {
+        scope: [judge.WORDS[scope][outcome] for outcome in judge.OUTCOMES] for scope in judge.SCOPES
+    }
     assert words == {
         "report": ["reproduced", "contradicted", "undecided"],
         "substitute": ["holds on a substitute", "fails on a substitute", "undecided"],
@@ -99,7 +109,14 @@ def test_what_is_no_number_is_refused_before_it_is_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    "bound", [("atleast", 0.5), ("at least", math.nan), ("within", 0.5), ("above", 0.5, 0.1), ("within", 0.5, -0.1)]
+    "bound",
+    [
+        ("atleast", 0.5),
+        ("at least", math.nan),
+        ("within", 0.5),
+        ("above", 0.5, 0.1),
+        ("within", 0.5, -0.1),
+    ],
 )
 def test_a_bound_that_says_nothing_is_refused(bound: tuple[Any, ...]) -> None:
     with pytest.raises(ArgumentError):
@@ -107,14 +124,21 @@ def test_a_bound_that_says_nothing_is_refused(bound: tuple[Any, ...]) -> None:
 
 
 def test_bounds_read_well() -> None:
-    said = [str(Bound(*b)) for b in (("equals", 138_357_544), ("at least", 0.9), ("within", 0.906868, 0.01))]
+    said = [
+        str(Bound(*b))
+        for b in (("equals", 138_357_544), ("at least", 0.9), ("within", 0.906868, 0.01))
+    ]
     assert said == ["equals 138,357,544", "at least 0.9", "within 0.01 of 0.906868"]
 
 
 def test_the_digest_sees_a_bound_and_not_its_reason() -> None:
     digest = judge.bounds_digest({"a": Bound("above", 1.2, reason="x")})
     assert digest == judge.bounds_digest({"a": Bound("above", 1.2, reason="y")})
-    for other in ({"a": Bound("above", 1.21)}, {"a": Bound("at least", 1.2)}, {"b": Bound("above", 1.2)}):
+    for other in (
+        {"a": Bound("above", 1.21)},
+        {"a": Bound("at least", 1.2)},
+        {"b": Bound("above", 1.2)},
+    ):
         assert judge.bounds_digest(other) != digest
 
 
@@ -125,7 +149,10 @@ def test_distance_from_the_bound_in_standard_errors() -> None:
     assert judge.errors_from_bound(found, Bound("within", 0.0, 0.5)) == pytest.approx(0.1, abs=1e-4)
     assert judge.errors_from_bound(intervals.exact(3), Bound("equals", 3)) == INF
     assert judge.errors_from_bound(intervals.diverged(5), Bound("at most", 1.25)) == INF
-    for open_one in (intervals.one_run(0.6), Estimate(INF, 1.0, INF, 2, "two seeds that differ a lot")):
+    for open_one in (
+        intervals.one_run(0.6),
+        Estimate(INF, 1.0, INF, 2, "two seeds that differ a lot"),
+    ):
         assert judge.errors_from_bound(open_one, Bound("above", 0.5)) == 0
 
 
@@ -135,7 +162,8 @@ def test_size_that_decides_is_where_the_interval_shrinks_to_the_bound() -> None:
     assert needed is not None
     more = intervals.share(round(0.6 * needed * 1.1), round(needed * 1.1))
     assert judge.outcome(more, Bound("above", 0.5)) == "supported"
-    assert judge.size_that_decides(between(0.4, 0.6), Bound("above", 0.5)) is None  # the value is at the bound
+    # the value is at the bound
+    assert judge.size_that_decides(between(0.4, 0.6), Bound("above", 0.5)) is None
     assert judge.size_that_decides(intervals.one_run(0.6), Bound("above", 0.5)) is None
 
 
@@ -160,7 +188,9 @@ PINNED = bits(300)
         (~PINNED, True),
     ],
 )
-def test_two_runs_of_the_same_images_are_compared_image_by_image(now: np.ndarray, red: bool) -> None:
+def test_two_runs_of_the_same_images_are_compared_image_by_image(
+    now: np.ndarray, red: bool
+) -> None:
     assert bool(judge.images_differ(now, PINNED)) == red
 
 
@@ -171,8 +201,16 @@ def test_right_and_wrong_survive_json() -> None:
     assert judge.unpack(judge.pack(np.zeros(0, bool))).shape == (0,)
 
 
-def pin(outcome: str = "supported", value: float = 1.0, far: float = 3.0, **more: Any) -> dict[str, Any]:
-    return {"outcome": outcome, "bounds": "a", "errors from bound": far, "parts": {"x": [value, 0.1]}, **more}
+def pin(
+    outcome: str = "supported", value: float = 1.0, far: float = 3.0, **more: Any
+) -> dict[str, Any]:
+    return {
+        "outcome": outcome,
+        "bounds": "a",
+        "errors from bound": far,
+        "parts": {"x": [value, 0.1]},
+        **more,
+    }
 
 
 def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
@@ -191,22 +229,35 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
         (pin("undecided"), pin(far=4.1), "its pin is supported, 4.1 standard errors"),
         (pin(), pin("undecided", far=1.0), ""),
         (pin(bounds="b"), pin(), "other bounds"),
-        (pin(parts={"x": [2.0, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),  # exact: its outcome is compared
+        # exact: its outcome is compared
+        (pin(parts={"x": [2.0, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),
         (pin(parts={"x": ["inf", 0.0]}), pin(), "more than 4 standard errors"),
         (pin(parts={"x": [1.0, "inf"]}), pin(value=9.0), ""),  # one run says nothing of another
         (bitwise(bits(330)), bitwise(PINNED), "the same way"),
         (bitwise(bits(330)), bitwise(PINNED, "others"), ""),  # other images: by their values
         (bitwise(bits(30, 2900)), bitwise(PINNED), ""),
-        ({**bitwise(PINNED), "parts": {"x": [1.6, 0.1]}}, bitwise(PINNED), "more than 4 standard errors"),
+        (
+            {**bitwise(PINNED), "parts": {"x": [1.6, 0.1]}},
+            bitwise(PINNED),
+            "more than 4 standard errors",
+        ),
     ],
 )
-def test_a_result_is_compared_with_its_pin(now: dict[str, Any], then: dict[str, Any], why: str) -> None:
+def test_a_result_is_compared_with_its_pin(
+    now: dict[str, Any], then: dict[str, Any], why: str
+) -> None:
     found = judge.differs(now, then)
     assert why in found
     assert bool(found) == bool(why)
 
 
-@pytest.mark.parametrize("estimate", [lambda: intervals.one_run(0.5), lambda: intervals.diverged(5)])
-def test_open_estimates_have_no_error_or_are_beyond_any_bound(estimate: Callable[[], Estimate]) -> None:
+@pytest.mark.parametrize(
+    "estimate", [lambda: intervals.one_run(0.5), lambda: intervals.diverged(5)]
+)
+def test_open_estimates_have_no_error_or_are_beyond_any_bound(
+    estimate: Callable[[], Estimate],
+) -> None:
     found = estimate()
-    assert judge.outcome(found, Bound("at most", 1.25)) == ("undecided" if found.n == 1 else "contradicted")
+    assert judge.outcome(found, Bound("at most", 1.25)) == (
+        "undecided" if found.n == 1 else "contradicted"
+    )

@@ -16,11 +16,17 @@ FILES = {
     "rdfia/transfer/svm.py": "from ..data import files\nfrom rdfia.models.networks import layers\n",
     "rdfia/models/networks.py": 'TEXT = (HERE / "layers.txt").read_text()\n',
     "rdfia/models/layers.txt": "conv",
-    "rdfia/transfer/column_tiles.py": "", "rdfia/data/files.py": "", "rdfia/gradients/fooling.py": "",
-    "rdfia/claims/judge.py": "", "rdfia/report/page.py": "", "rdfia/transfer/heads.py": "",
-    "rdfia/__init__.py": "", "rdfia/transfer/__init__.py": "", "rdfia/data/__init__.py": "",
+    "rdfia/transfer/column_tiles.py": "",
+    "rdfia/data/files.py": "",
+    "rdfia/gradients/fooling.py": "",
+    "rdfia/claims/judge.py": "",
+    "rdfia/report/page.py": "",
+    "rdfia/transfer/heads.py": "",
+    "rdfia/__init__.py": "",
+    "rdfia/transfer/__init__.py": "",
+    "rdfia/data/__init__.py": "",
     "tests/unit/transfer/test_svm.py": "",
-}  # fmt: skip
+}
 
 
 def tree(root: Path) -> Path:
@@ -49,18 +55,27 @@ def test_lab_hash_sees_what_the_lab_imports(tmp_path: Path, file: str, seen: boo
     assert (provenance.lab_hash.__wrapped__(root, "tme7") != before) == seen
 
 
-@pytest.mark.parametrize("line", ["from rdfia.transfer import train_head", "import rdfia.transfer", "import rdfia"])
+@pytest.mark.parametrize(
+    "line", ["from rdfia.transfer import train_head", "import rdfia.transfer", "import rdfia"]
+)
 def test_a_name_of_a_front_door_brings_the_whole_room(tmp_path: Path, line: str) -> None:
     root = tree(tmp_path)
     (root / "tests/accuracy/test_tme8.py").write_text(f"{line}\n")
-    names = {path.relative_to(root).as_posix() for path in provenance.sources(root, ["tests/accuracy/test_tme8.py"])}
+    names = {
+        path.relative_to(root).as_posix()
+        for path in provenance.sources(root, ["tests/accuracy/test_tme8.py"])
+    }
     assert {"rdfia/transfer/heads.py", "rdfia/transfer/svm.py"} <= names
 
 
 def test_code_hash_covers_every_module_and_table() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in provenance.measuring(ROOT)}
-    every = {path.relative_to(ROOT).as_posix() for folder in ("rdfia", "tests/accuracy", "tests/support")
-             for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".json", ".txt")}  # fmt: skip
+    every = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("rdfia", "tests/accuracy", "tests/support")
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".py", ".json", ".txt")
+    }
     assert names == every
     assert {"rdfia/claims/claims.json", "rdfia/models/layers.txt", "rdfia/transfer/svm.py"} <= names
 
@@ -76,11 +91,18 @@ def test_code_hash_sees_the_support_of_tests_and_no_unit_test(tmp_path: Path) ->
 
 
 def test_the_labs_of_this_project_depend_on_their_tables() -> None:
-    names = {path.relative_to(ROOT).as_posix() for path in provenance.sources(ROOT, ["tests/accuracy/test_tme7.py"])}
+    names = {
+        path.relative_to(ROOT).as_posix()
+        for path in provenance.sources(ROOT, ["tests/accuracy/test_tme7.py"])
+    }
     assert {
         "rdfia/models/layers.txt",
         "rdfia/data/scene15_split.json",
         "rdfia/experiments/best_recipe.py",
         "rdfia/transfer/svm.py",
     } <= names
-    assert not names & {"rdfia/report/page.py", "rdfia/gradients/fooling.py", "rdfia/claims/claims.json"}
+    assert not names & {
+        "rdfia/report/page.py",
+        "rdfia/gradients/fooling.py",
+        "rdfia/claims/claims.json",
+    }

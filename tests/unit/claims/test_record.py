@@ -38,21 +38,36 @@ def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_pat
     ledger.accept = True
     right = np.arange(2985) >= 300
     accuracy = {"pool5": intervals.exact(float(right.mean()))}
-    ledger.measured("tme7.q11.table1", "pool5 for the dense layers", accuracy, scope="substitute",
-                    right={"pool5": right}, images="abc")  # fmt: skip
+    ledger.measured(
+        "tme7.q11.table1",
+        "pool5 for the dense layers",
+        accuracy,
+        scope="substitute",
+        right={"pool5": right},
+        images="abc",
+    )
     ledger.same_images("vgg16/pool5/scene15", right, "abc")
     ledger.write_baseline()
     (said,) = ledger.moved
-    assert said.startswith("tme7.q11.table1/pool5 for the dense layers|short|substitute: None -> supported")
+    assert said.startswith(
+        "tme7.q11.table1/pool5 for the dense layers|short|substitute: None -> supported"
+    )
     again = Ledger(tmp_path, "short", "cpu")
-    record = again.measured("tme7.q11.table1", "pool5 for the dense layers", accuracy, scope="substitute",
-                            right={"pool5": right}, images="abc")  # fmt: skip
+    record = again.measured(
+        "tme7.q11.table1",
+        "pool5 for the dense layers",
+        accuracy,
+        scope="substitute",
+        right={"pool5": right},
+        images="abc",
+    )
     assert (record.pinned, record.verdict) == ("supported", "holds on a substitute")
     again.same_images("vgg16/pool5/scene15", right, "abc")
     for wrong in (270, 330):
         with pytest.raises(ClaimError, match="too many the same way; if that is right, --accept"):
             again.same_images("vgg16/pool5/scene15", np.arange(2985) >= wrong, "abc")
-    again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 110, "of one's own")  # by the share: 0.89 of 1,000
+    # by the share: 0.89 of 1,000
+    again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 110, "of one's own")
     with pytest.raises(ClaimError, match=r"0.8995 is stored, of 2985 other images"):
         again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 20, "of one's own")
     with pytest.raises(ClaimError, match="has no such layer"):
@@ -64,19 +79,28 @@ def test_an_opposite_outcome_is_red_and_a_missing_bound_is_named(ledger: Ledger)
     ledger.measured("tme7.q1.total", "", WEIGHTS)
     ledger.accept, ledger.records = False, {}
     with pytest.raises(ClaimError, match=r"contradicted .*, but its pin is supported"):
-        ledger.measured("tme7.q1.total", "", {**WEIGHTS, "parameters": intervals.exact(138_357_543)})
-    with pytest.raises(ArgumentError, match=r"no bound in rdfia/claims/claims.json for colour; it has: parameters"):
+        ledger.measured(
+            "tme7.q1.total", "", {**WEIGHTS, "parameters": intervals.exact(138_357_543)}
+        )
+    with pytest.raises(
+        ArgumentError, match=r"no bound in rdfia/claims/claims.json for colour; it has: parameters"
+    ):
         ledger.measured("tme7.q1.total", "b", {"colour": intervals.exact(1)})
     with pytest.raises(ArgumentError, match="for nothing"):
         ledger.measured("tme7.q1.total", "c", {})
 
 
 def test_a_deferred_check_is_a_failure_only_where_all_are_required(tmp_path: Path) -> None:
-    assert Ledger(tmp_path, "short", "cpu").deferred("tme7.q1.total", "", "2 min").outcome == "deferred"
+    assert (
+        Ledger(tmp_path, "short", "cpu").deferred("tme7.q1.total", "", "2 min").outcome
+        == "deferred"
+    )
     with pytest.raises(ClaimError, match="--require all, but: 2 min"):
         Ledger(tmp_path, "short", "cpu", {"all"}).deferred("tme7.q1.total", "", "2 min")
     with pytest.raises(ClaimError, match="--require all, but: not here"):
-        Ledger(tmp_path, "short", "cpu", {"all"}).unavailable("tme7.q1.total", "", "not here", "vgg16-full")
+        Ledger(tmp_path, "short", "cpu", {"all"}).unavailable(
+            "tme7.q1.total", "", "not here", "vgg16-full"
+        )
 
 
 def test_a_wrong_id_and_a_key_used_twice_are_refused(ledger: Ledger) -> None:
@@ -90,24 +114,38 @@ def test_a_wrong_id_and_a_key_used_twice_are_refused(ledger: Ledger) -> None:
 def commit(root: Path, folder: str, date: str, **row: Any) -> None:
     """A committed full run with one record."""
     record = {"id": "tme7.best", "outcome": "supported", "scope": "ours", "profile": "full", **row}
-    files.write_json(root / "reports" / "verified" / folder / "claims.json",
-                     {"environment": {"date": date}, "records": [record]})  # fmt: skip
+    files.write_json(
+        root / "reports" / "verified" / folder / "claims.json",
+        {"environment": {"date": date}, "records": [record]},
+    )
 
 
-def test_a_committed_run_whose_outcome_is_not_its_pin_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_committed_run_whose_outcome_is_not_its_pin_is_refused(
+    ledger: Ledger, tmp_path: Path
+) -> None:
     for device in ("cuda", "cpu"):
         commit(tmp_path, device, device)
     record = ledger.recorded("tme7.best")
-    assert (record.verdict, record.recorded["outcome"], record.recorded["date"]) == ("recorded", "reached", "cpu")
+    assert (record.verdict, record.recorded["outcome"], record.recorded["date"]) == (
+        "recorded",
+        "reached",
+        "cpu",
+    )
     assert record.statement == registry.CLAIMS["tme7.best"].statement
     other = Ledger(tmp_path, "short", "cuda")
     other.pins = {"tme7.best|full|ours": {"outcome": "contradicted"}}
-    with pytest.raises(ClaimError, match="committed run on cuda is supported, its pin says contradicted"):
+    with pytest.raises(
+        ClaimError, match="committed run on cuda is supported, its pin says contradicted"
+    ):
         other.recorded("tme7.best")
 
 
 def test_the_latest_of_several_runs_on_this_device_is_taken(ledger: Ledger, tmp_path: Path) -> None:
-    for folder, date in {"cpu": "2026-01-01", "cpu/again": "2026-02-01", "cuda/late": "2026-03-01"}.items():
+    for folder, date in {
+        "cpu": "2026-01-01",
+        "cpu/again": "2026-02-01",
+        "cuda/late": "2026-03-01",
+    }.items():
         commit(tmp_path, folder, date)
     assert ledger.recorded("tme7.best").recorded["folder"] == "cpu/again"
 
@@ -116,7 +154,13 @@ def test_a_record_of_other_bounds_is_stale(ledger: Ledger, tmp_path: Path) -> No
     bounds = registry.CLAIMS["tme7.best"].bounds
     name = next(iter(bounds))
     part = {"name": name, "value": 1.0, "low": 1.0, "high": 1.0}
-    commit(tmp_path, "cpu", "2026-01-01", parts=[part], bounds=judge.bounds_digest({name: bounds[name]}))
+    commit(
+        tmp_path,
+        "cpu",
+        "2026-01-01",
+        parts=[part],
+        bounds=judge.bounds_digest({name: bounds[name]}),
+    )
     assert not ledger.recorded("tme7.best").recorded["stale"]
     commit(tmp_path, "cpu", "2026-01-01", parts=[part], bounds="others")
     assert Ledger(tmp_path, "short", "cpu").recorded("tme7.best").recorded["stale"]
@@ -125,24 +169,40 @@ def test_a_record_of_other_bounds_is_stale(ledger: Ledger, tmp_path: Path) -> No
 
 
 def test_a_record_survives_json_with_arrays_and_nan() -> None:
-    evidence: dict[Any, Any] = {"array": np.arange(2), "tensor": torch.tensor([1.5]), "nan": float("nan")}
+    evidence: dict[Any, Any] = {
+        "array": np.arange(2),
+        "tensor": torch.tensor([1.5]),
+        "nan": float("nan"),
+    }
     evidence[3] = np.float32(0.5)
-    record = Record("tme7.q1.total", "a", evidence=evidence, measured=np.float64(2.0), expected="1 or 2")
-    back = claim_records.from_json({**json.loads(json.dumps(record.as_json(), allow_nan=False)), "later": 1})
+    record = Record(
+        "tme7.q1.total", "a", evidence=evidence, measured=np.float64(2.0), expected="1 or 2"
+    )
+    back = claim_records.from_json(
+        {**json.loads(json.dumps(record.as_json(), allow_nan=False)), "later": 1}
+    )
     assert back.evidence == {"array": [0, 1], "tensor": [1.5], "nan": "nan", "3": 0.5}
     assert (back.key, back.measured, back.expected) == ("tme7.q1.total/a", 2.0, "1 or 2")
 
 
 def test_a_run_of_before_outcomes_were_kept_can_still_be_read(tmp_path: Path) -> None:
-    row = {"id": "tme7.q1.total", "verdict": "reproduced", "protocol": "report", "expected": 16, "margin": 2.0,
-           "recorded": {"verdict": "reproduced"}}  # fmt: skip
+    row = {
+        "id": "tme7.q1.total",
+        "verdict": "reproduced",
+        "protocol": "report",
+        "expected": 16,
+        "margin": 2.0,
+        "recorded": {"verdict": "reproduced"},
+    }
     files.write_json(tmp_path / "claims.json", {"records": [row]})
     (record,) = claim_records.read_run(tmp_path / "claims.json")["records"]
     assert (record.outcome, record.expected, record.recorded) == ("error", "16", {})
 
 
 def test_a_crash_keeps_paths_out_of_the_record(ledger: Ledger) -> None:
-    record = ledger.failed("tme7.best", "", "OSError: /home/me/data/x.jpg and C:\\Users\\me\\y.jpg, 3/4 of file a/b")
+    record = ledger.failed(
+        "tme7.best", "", "OSError: /home/me/data/x.jpg and C:\\Users\\me\\y.jpg, 3/4 of file a/b"
+    )
     assert record.failure == "OSError: .../x.jpg and .../y.jpg, 3/4 of file a/b"
 
 

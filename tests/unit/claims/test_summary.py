@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[3]
 
 
 def record(case: str, outcome: str, scope: str, value: float) -> Record:
-    part = {"name": "accuracy", "outcome": outcome, "value": value, "low": value - 0.01, "high": value + 0.01}
+    part = {
+        "name": "accuracy",
+        "outcome": outcome,
+        "value": value,
+        "low": value - 0.01,
+        "high": value + 0.01,
+    }
     return Record("tme7.q10.head", case, outcome=outcome, scope=scope, parts=[part])
 
 
@@ -28,11 +34,16 @@ def test_the_readme_has_what_the_committed_records_say() -> None:
 
 
 def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_reading() -> None:
-    found = [record("a", "supported", "substitute", 0.8), record("b", "contradicted", "report", 0.7)]
+    found = [
+        record("a", "supported", "substitute", 0.8),
+        record("b", "contradicted", "report", 0.7),
+    ]
     lines = summary.table(found).splitlines()
     assert len(lines) == len(CLAIMS) + 2
     (line,) = [line for line in lines if line.startswith("| tme7.q10.head ")]
-    assert line.endswith("| contradicted 1, holds on a substitute 1 | b: accuracy 0.7 (0.69 to 0.71) |")
+    assert line.endswith(
+        "| contradicted 1, holds on a substitute 1 | b: accuracy 0.7 (0.69 to 0.71) |"
+    )
     assert sum(line.endswith("| not measured |  |") for line in lines) == len(CLAIMS) - 1
     old = summary.table([Record("tme7.q10.head", "a", outcome="supported")])
     assert old.count("| an older record, without an interval |  |") == 1
@@ -43,7 +54,9 @@ def test_what_decides_comes_first_and_a_line_is_a_line() -> None:
     names = ("holds", "decides", *(f"a part with a long name, {i}" for i in range(4)))
     one.parts = [{**one.parts[0], "name": name, "outcome": "supported"} for name in names]
     one.parts[1]["outcome"] = "contradicted"
-    (line,) = [line for line in summary.table([one]).splitlines() if line.startswith("| tme7.q10.head ")]
+    (line,) = [
+        line for line in summary.table([one]).splitlines() if line.startswith("| tme7.q10.head ")
+    ]
     assert line.endswith("| b: decides 0.7 (0.69 to 0.71); holds 0.7 (0.69 to 0.71); 4 more |")
     assert max(map(len, line.split(" | "))) <= summary.MOST + len("; 4 more |")
 
@@ -61,6 +74,13 @@ def test_a_table_that_drifted_is_written_anew_between_its_marks() -> None:
 
 
 def test_every_check_is_listed_with_its_place() -> None:
-    lines = list(summary.listed([(record("a", "undecided", "report", 0.8), "reports/verified/cpu, 2026-01-01")]))
-    assert "  undecided              a: accuracy 0.8 (0.79 to 0.81)  [reports/verified/cpu, 2026-01-01]" in lines
+    lines = list(
+        summary.listed(
+            [(record("a", "undecided", "report", 0.8), "reports/verified/cpu, 2026-01-01")]
+        )
+    )
+    assert (
+        "  undecided              a: accuracy 0.8 (0.79 to 0.81)  [reports/verified/cpu, 2026-01-01]"
+        in lines
+    )
     assert lines.count("  not run") == len(CLAIMS) - 1

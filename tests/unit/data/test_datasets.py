@@ -16,7 +16,14 @@ from PIL import Image
 from rdfia._compat import register_missing_operators
 from rdfia.data import assets, datasets, files
 from rdfia.data.datasets import ArraySet, ImageSet, image_folder, prepare_celeba
-from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, DatasetError, StoreError, TooLarge
+from rdfia.errors import (
+    ArgumentError,
+    AssetCorrupt,
+    AssetUnavailable,
+    DatasetError,
+    StoreError,
+    TooLarge,
+)
 
 JPEG_SIZE = (12, 10)
 
@@ -90,12 +97,22 @@ def false_photos(folder: Path) -> None:
         (folder / "cat" / f"false{number}.jpg").write_text("not a photo")
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (empty_class, "no photos in bee"), (only_text, "no photos in bee"),
-    (one_class, r"1 class folders \(cat\), expected two or more"), (flat, "none, and 5 photos beside"),
-    (false_photos, r"7 of 12 files cannot be used:\n.*false0\.jpg: not a readable image(.|\n)*and 2 more"),
-])  # fmt: skip
-def test_a_folder_that_no_lab_can_use(folder: Path, spoil: Callable[[Path], None], message: str) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (empty_class, "no photos in bee"),
+        (only_text, "no photos in bee"),
+        (one_class, r"1 class folders \(cat\), expected two or more"),
+        (flat, "none, and 5 photos beside"),
+        (
+            false_photos,
+            r"7 of 12 files cannot be used:\n.*false0\.jpg: not a readable image(.|\n)*and 2 more",
+        ),
+    ],
+)
+def test_a_folder_that_no_lab_can_use(
+    folder: Path, spoil: Callable[[Path], None], message: str
+) -> None:
     spoil(folder)
     with pytest.raises(DatasetError, match=message):
         image_folder(folder, "pets")
@@ -106,7 +123,9 @@ def test_a_set_without_labels_may_have_one_folder(folder: Path) -> None:
     found = image_folder(folder, "pets", labelled=False)
     assert (found.classes, found.labels.tolist()) == (("cat",), [0, 0])
     (folder / "cat").rename(folder.parent / "cat")
-    with pytest.raises(DatasetError, match=r"0 class folders \(none, and 0 photos beside\), expected one or more"):
+    with pytest.raises(
+        DatasetError, match=r"0 class folders \(none, and 0 photos beside\), expected one or more"
+    ):
         image_folder(folder, "pets", labelled=False)
 
 
@@ -115,10 +134,15 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
         image_folder(tmp_path / "nowhere", "pets")
 
 
-@pytest.mark.parametrize(("labels", "message"), [
-    ([0], r"2 images, labels of shape \(1,\)"), ([[0], [1]], r"labels of shape \(2, 1\)"),
-    ([0, 2], "labels 0 to 2 do not match the 2 classes"), ([-1, 0], "labels -1 to 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0], r"2 images, labels of shape \(1,\)"),
+        ([[0], [1]], r"labels of shape \(2, 1\)"),
+        ([0, 2], "labels 0 to 2 do not match the 2 classes"),
+        ([-1, 0], "labels -1 to 0"),
+    ],
+)
 def test_labels_that_do_not_match(labels: list[int], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         ImageSet("pets", (Path("a.jpg"), Path("b.jpg")), np.array(labels), ("cat", "dog"))
@@ -133,12 +157,16 @@ def test_a_set_without_images() -> None:
 
 @pytest.fixture
 def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Photos as CelebA's authors pack them, one of them grey; an empty assets directory, and a cache of its own."""
+    """Photos as CelebA's authors pack them, one of them grey; an empty assets directory, and a
+    cache of its own.
+    """
     generator = np.random.default_rng(0)
     for number, size in enumerate([(218, 178), (218, 178), (178, 218), (100, 64)], start=1):
         photo(path := tmp_path / "celeba" / "img_align_celeba" / f"{number:06d}.jpg")
         Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
-    Image.fromarray(generator.integers(0, 256, (218, 178), dtype=np.uint8)).save(path.with_name("000005.jpg"))
+    Image.fromarray(generator.integers(0, 256, (218, 178), dtype=np.uint8)).save(
+        path.with_name("000005.jpg")
+    )
     (tmp_path / "assets").mkdir()
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
@@ -157,10 +185,16 @@ def test_faces_are_resized_and_cut_as_torchvision_does(faces: Path, below: str) 
     assert prepare_celeba(faces / below, (32, 64)) == ["celeba-32", "celeba-64"]
     for size in (32, 64):
         found = image_folder(faces / "assets" / "data" / f"celeba-{size}", "celeba", labelled=False)
-        assert [path.name for path in found.paths] == [f"{number:06d}.png" for number in range(1, 6)]
+        assert [path.name for path in found.paths] == [
+            f"{number:06d}.png" for number in range(1, 6)
+        ]
         for path in found.paths:
-            source = Image.open(faces / "celeba" / "img_align_celeba" / f"{path.stem}.jpg").convert("RGB")
-            assert np.array_equal(pixels(path), np.asarray(Compose([Resize(size), CenterCrop(size)])(source)))
+            source = Image.open(faces / "celeba" / "img_align_celeba" / f"{path.stem}.jpg").convert(
+                "RGB"
+            )
+            assert np.array_equal(
+                pixels(path), np.asarray(Compose([Resize(size), CenterCrop(size)])(source))
+            )
 
 
 def test_faces_become_an_asset_that_is_found_and_checked(faces: Path) -> None:
@@ -172,7 +206,9 @@ def test_faces_become_an_asset_that_is_found_and_checked(faces: Path) -> None:
     (found.path / "faces" / "000002.png").unlink()
     with pytest.raises(AssetCorrupt, match="prepare celeba --from DIR --size 32"):
         assets.find("celeba-32")
-    with pytest.raises(AssetUnavailable, match="Get it: python -m rdfia assets prepare celeba --from DIR --size 64"):
+    with pytest.raises(
+        AssetUnavailable, match="Get it: python -m rdfia assets prepare celeba --from DIR --size 64"
+    ):
         assets.locate("celeba-64")
 
 
@@ -195,7 +231,9 @@ def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(faces: Path) 
 
     with pytest.raises(Killed):
         prepare_celeba(faces, progress=killed)
-    (data / "celeba-32.part" / "faces" / ".000005.png.xyz.part").write_bytes(b"half a picture, as a kill leaves it")
+    (data / "celeba-32.part" / "faces" / ".000005.png.xyz.part").write_bytes(
+        b"half a picture, as a kill leaves it"
+    )
     assert assets.find("celeba-32") is None
     before = made(data / "celeba-32.part")
     assert len(before) == 3
@@ -208,8 +246,14 @@ def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(faces: Path) 
     assert made(data / "celeba-32") == after, "a whole one is left alone"
 
 
-def test_a_full_disk_is_named_and_what_was_made_is_kept(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, one_at_a_time, part = files.write_atomic, threading.Lock(), faces / "assets" / "data" / "celeba-32.part"
+def test_a_full_disk_is_named_and_what_was_made_is_kept(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, one_at_a_time, part = (
+        files.write_atomic,
+        threading.Lock(),
+        faces / "assets" / "data" / "celeba-32.part",
+    )
 
     def limited(path: Path, data: bytes) -> None:
         with one_at_a_time:
@@ -231,7 +275,9 @@ def test_broken_faces_are_listed_at_the_end_and_the_others_made(faces: Path) -> 
     whole = (folder / "000002.jpg").read_bytes()
     (folder / "000002.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "000004.jpg").write_text("not a photo")
-    with pytest.raises(DatasetError, match=r"2 of 5 photos cannot(.|\n)*000002.*truncated(.|\n)*000004.*not a r"):
+    with pytest.raises(
+        DatasetError, match=r"2 of 5 photos cannot(.|\n)*000002.*truncated(.|\n)*000004.*not a r"
+    ):
         prepare_celeba(faces)
     assert len(list((faces / "assets" / "data" / "celeba-32.part" / "faces").iterdir())) == 3
     assert assets.find("celeba-32") is None
@@ -243,16 +289,22 @@ def test_broken_faces_are_listed_at_the_end_and_the_others_made(faces: Path) -> 
 
 def test_faces_of_two_folders_are_not_mixed(faces: Path) -> None:
     part = photo(faces / "assets" / "data" / "celeba-32.part" / "faces" / "other.png").parents[1]
-    with pytest.raises(DatasetError, match=rf"{part} holds 6 photos, .*img_align_celeba 5: remove the former"):
+    with pytest.raises(
+        DatasetError, match=rf"{part} holds 6 photos, .*img_align_celeba 5: remove the former"
+    ):
         prepare_celeba(faces)
 
 
 def test_no_faces_or_no_place_for_them(faces: Path, tmp_path: Path) -> None:
     for source in (tmp_path / "nowhere", tmp_path / "assets"):
-        with pytest.raises(ArgumentError, match=rf"--from {source}: no photos there.*expected CelebA's 000001\.jpg"):
+        with pytest.raises(
+            ArgumentError, match=rf"--from {source}: no photos there.*expected CelebA's 000001\.jpg"
+        ):
             prepare_celeba(source)
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"cannot write .*/file/data/celeba-32\.part/faces/00000.\.png: Not a dir"):
+    with pytest.raises(
+        StoreError, match=r"cannot write .*/file/data/celeba-32\.part/faces/00000.\.png: Not a dir"
+    ):
         prepare_celeba(faces, to=tmp_path / "file")
     (tmp_path / "assets" / "data").mkdir()
     (tmp_path / "assets" / "data" / "celeba-32").touch()
@@ -277,7 +329,8 @@ def test_the_archives_layout_gives_the_labs_split(scenes: Path, tmp_path: Path) 
     assert (len(train), len(test), len(train.classes)) == (1500, 2985, 15)
     assert np.bincount(train.labels).tolist() == [100] * 15
     assert not set(train.paths) & set(test.paths)
-    for part, found in (("train", train), ("test", test)):  # the same photos in the layout of an assets directory
+    # the same photos in the layout of an assets directory
+    for part, found in (("train", train), ("test", test)):
         for path, label in zip(found.paths, found.labels, strict=True):
             target = tmp_path / part / found.classes[label] / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +340,9 @@ def test_the_archives_layout_gives_the_labs_split(scenes: Path, tmp_path: Path) 
         np.testing.assert_array_equal(ours.labels, theirs.labels)
         assert (ours.name, ours.classes) == (theirs.name, theirs.classes)
     (tmp_path / "train" / "Store" / "image_0001.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"99 train photos of Store in .*, expected 100; get it whole: "):
+    with pytest.raises(
+        DatasetError, match=r"99 train photos of Store in .*, expected 100; get it whole: "
+    ):
         datasets.scene15(tmp_path)
 
 
@@ -297,15 +352,23 @@ def test_a_folder_that_is_not_15_scene(tmp_path: Path) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        bytes((0, 0, 8, array.ndim))
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     for part, count in (("train", 12), ("t10k", 5)):
-        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(generator.integers(0, 256, (count, 28, 28), np.uint8)))
-        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % 10))
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(
+            idx(generator.integers(0, 256, (count, 28, 28), np.uint8))
+        )
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(
+            idx(np.arange(count, dtype=np.uint8) % 10)
+        )
     return tmp_path
 
 
@@ -316,24 +379,48 @@ def test_idx_files_as_torchvision_reads_them(raw: Path) -> None:
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     for part, found in zip(("train", "t10k"), datasets.mnist(raw), strict=True):
-        images = torch.from_numpy(found.images)  # warns, which is an error here, if it cannot be written
+        # warns, which is an error here, if it cannot be written
+        images = torch.from_numpy(found.images)
         assert torch.equal(images, read_image_file(str(raw / f"{part}-images-idx3-ubyte")))
-        assert torch.equal(torch.from_numpy(found.labels), read_label_file(str(raw / f"{part}-labels-idx1-ubyte")))
+        assert torch.equal(
+            torch.from_numpy(found.labels), read_label_file(str(raw / f"{part}-labels-idx1-ubyte"))
+        )
     first, again = datasets.mnist(raw)[0], datasets.mnist(raw)[0]
     assert first.digest == again.digest
     assert first.digest != first.subset([1, 0, *range(2, 12)]).digest
 
 
-@pytest.mark.parametrize(("name", "spoil", "message"), [
-    ("train-images-idx3", lambda data: data[:-1], "holds 9407 values, its header promises 9408"),
-    ("train-images-idx3", lambda data: data[:4] + b"\xff" * 12 + data[16:], "promises 79228162458924105385300197375"),
-    ("train-images-idx3", lambda data: data[:6], "no IDX file"),
-    ("train-images-idx3", lambda data: b"\x1f\x8b" + data[2:], "no IDX file"),
-    ("t10k-labels-idx1", lambda data: data + b"\x01", "holds 6 values, its header promises 5"),
-    ("t10k-labels-idx1", lambda data: data[:-1] + b"\x0b", "labels 0 to 11 do not match the 10 classes"),
-    ("t10k-labels-idx1", lambda data: data[:7] + b"\x04" + data[8:-1], "5 images, labels of shape"),
-])  # fmt: skip
-def test_idx_files_that_lie(raw: Path, name: str, spoil: Callable[[bytes], bytes], message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        (
+            "train-images-idx3",
+            lambda data: data[:-1],
+            "holds 9407 values, its header promises 9408",
+        ),
+        (
+            "train-images-idx3",
+            lambda data: data[:4] + b"\xff" * 12 + data[16:],
+            "promises 79228162458924105385300197375",
+        ),
+        ("train-images-idx3", lambda data: data[:6], "no IDX file"),
+        ("train-images-idx3", lambda data: b"\x1f\x8b" + data[2:], "no IDX file"),
+        ("t10k-labels-idx1", lambda data: data + b"\x01", "holds 6 values, its header promises 5"),
+        (
+            "t10k-labels-idx1",
+            lambda data: data[:-1] + b"\x0b",
+            "labels 0 to 11 do not match the 10 classes",
+        ),
+        (
+            "t10k-labels-idx1",
+            lambda data: data[:7] + b"\x04" + data[8:-1],
+            "5 images, labels of shape",
+        ),
+    ],
+)
+def test_idx_files_that_lie(
+    raw: Path, name: str, spoil: Callable[[bytes], bytes], message: str
+) -> None:
     path = raw / f"{name}-ubyte"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(DatasetError, match=f"mnist.*{message}"):
@@ -351,20 +438,31 @@ def test_digits_are_whole_balanced_and_in_a_fixed_order() -> None:
     found = datasets.digits(path)
     assert found.images.shape == (5000, 28, 28)
     assert found.images.mean() / 255 == pytest.approx(0.1313, abs=1e-4)
-    np.testing.assert_array_equal(np.sort(found.labels.reshape(500, 10), axis=1), np.tile(np.arange(10), (500, 1)))
-    assert len({tuple(row) for row in found.labels.reshape(500, 10)}) > 400  # shuffled within every ten
+    np.testing.assert_array_equal(
+        np.sort(found.labels.reshape(500, 10), axis=1), np.tile(np.arange(10), (500, 1))
+    )
+    # shuffled within every ten
+    assert len({tuple(row) for row in found.labels.reshape(500, 10)}) > 400
     assert found.digest == datasets.digits(path).digest
-    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)  # the same images, each with its own label
+    # the same images, each with its own label
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     as_rows = {row.tobytes() for row in table}
-    assert {np.append(image, label).astype(np.uint8).tobytes()
-            for image, label in zip(found.images.reshape(5000, -1), found.labels, strict=True)} == as_rows  # fmt: skip
+    assert {
+        np.append(image, label).astype(np.uint8).tobytes()
+        for image, label in zip(found.images.reshape(5000, -1), found.labels, strict=True)
+    } == as_rows
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (b"not gzip", "no gzipped table"), (gzip.compress(b"1,2\n3,x\n"), "no gzipped table"),
-    (gzip.compress(b"1,2\n3,4\n"), r"table of \(2, 2\), expected 5000 x 785"),
-    (gzip.compress(b"1,2\n3,4\n")[:-6], "no gzipped table"),
-], ids=("not gzip", "a word", "too small", "cut off"))  # fmt: skip  (gzip writes the time, which is no name)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"not gzip", "no gzipped table"),
+        (gzip.compress(b"1,2\n3,x\n"), "no gzipped table"),
+        (gzip.compress(b"1,2\n3,4\n"), r"table of \(2, 2\), expected 5000 x 785"),
+        (gzip.compress(b"1,2\n3,4\n")[:-6], "no gzipped table"),
+    ],
+    ids=("not gzip", "a word", "too small", "cut off"),
+)
 def test_digits_that_are_none(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "d.csv.gz").write_bytes(data)
     with pytest.raises(DatasetError, match=rf"d\.csv\.gz .*{message}"):
@@ -385,10 +483,14 @@ def test_imagenet_samples_by_their_folders(tmp_path: Path) -> None:
     for name in ("n02124075", "n01440764"):
         photo(tmp_path / name / "a.jpg")
     found = datasets.imagenet_samples(tmp_path)
-    assert [(path.parent.name, int(label)) for path, label in zip(found.paths, found.labels, strict=True)] == [
-        ("n01440764", 0), ("n02124075", 285)]  # fmt: skip
+    assert [
+        (path.parent.name, int(label))
+        for path, label in zip(found.paths, found.labels, strict=True)
+    ] == [("n01440764", 0), ("n02124075", 285)]
     photo(tmp_path / "cats" / "a.jpg")
-    with pytest.raises(DatasetError, match=r"'cats' below .* none of ImageNet's 1,000 classes.*: rename the folder"):
+    with pytest.raises(
+        DatasetError, match=r"'cats' below .* none of ImageNet's 1,000 classes.*: rename the folder"
+    ):
         datasets.imagenet_samples(tmp_path)
 
 
@@ -405,7 +507,12 @@ def test_own_photos_of_one_class_and_none_that_is_no_photo(tmp_path: Path) -> No
 def test_foolbox_photos(tmp_path: Path) -> None:
     found = datasets.foolbox_photos(assets.locate("foolbox-photos").path)
     assert len(found) == 20
-    by_name = {path.name: found.classes[label] for path, label in zip(found.paths, found.labels, strict=True)}
+    by_name = {
+        path.name: found.classes[label]
+        for path, label in zip(found.paths, found.labels, strict=True)
+    }
     assert by_name["imagenet_07_609.jpg"] == "jeep"
-    with pytest.raises(DatasetError, match=r"no imagenet_NN_LABEL\.jpg in .*pip install --no-deps foolbox"):
+    with pytest.raises(
+        DatasetError, match=r"no imagenet_NN_LABEL\.jpg in .*pip install --no-deps foolbox"
+    ):
         datasets.foolbox_photos(tmp_path)

@@ -50,7 +50,8 @@ def site() -> Iterator[Site]:
 
 @contextlib.contextmanager
 def answering(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
-    """(host and port, requests) of a server that sends these bytes, one per connection, the last for ever.
+    """(host and port, requests) of a server that sends these bytes, one per connection, the last
+    for ever.
 
     None: it says nothing and holds the connection.
     """
@@ -78,8 +79,13 @@ def answering(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
 def test_a_whole_download_is_checked_and_leaves_no_part(site: Site, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int | None]] = []
     target = tmp_path / "new" / "weights.bin"
-    downloads.download(f"{site.url}/weights.bin", target, sha256=SHA[:8], md5=hashlib.md5(BODY).hexdigest(),
-                       progress=lambda *row: seen.append(row))  # fmt: skip
+    downloads.download(
+        f"{site.url}/weights.bin",
+        target,
+        sha256=SHA[:8],
+        md5=hashlib.md5(BODY).hexdigest(),
+        progress=lambda *row: seen.append(row),
+    )
     assert target.read_bytes() == BODY
     assert [path.name for path in target.parent.iterdir()] == ["weights.bin"]
     assert seen[-1] == ("weights.bin", len(BODY), len(BODY))
@@ -117,12 +123,20 @@ def test_a_part_that_is_already_whole_is_taken(site: Site, tmp_path: Path) -> No
     assert (tmp_path / "w").read_bytes() == BODY
 
 
-@pytest.mark.parametrize(("algorithm", "got"), [("md5", hashlib.md5(BODY).hexdigest()), ("sha256", SHA)])
-def test_a_wrong_checksum_leaves_nothing(site: Site, tmp_path: Path, algorithm: str, got: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "got"), [("md5", hashlib.md5(BODY).hexdigest()), ("sha256", SHA)]
+)
+def test_a_wrong_checksum_leaves_nothing(
+    site: Site, tmp_path: Path, algorithm: str, got: str
+) -> None:
     expected = {algorithm: "0" * 8}
     with pytest.raises(AssetCorrupt, match=f"{algorithm} {got}, expected 00000000"):
-        downloads.download(f"{site.url}/weights.bin", tmp_path / "w", md5=expected.get("md5", ""),
-                           sha256=expected.get("sha256", ""))  # fmt: skip
+        downloads.download(
+            f"{site.url}/weights.bin",
+            tmp_path / "w",
+            md5=expected.get("md5", ""),
+            sha256=expected.get("sha256", ""),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,12 +157,18 @@ NO_ANSWER = [
     ("http", None, "TimeoutError"),
     ("http", b"garbage " * 1000 + b"\r\n\r\n", "BadStatusLine"),
     ("http", b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000, "LineTooLong"),
-    ("http", b"HTTP/1.1 302 Found\r\nLocation: http://[nowhere\r\nContent-Length: 0\r\n\r\n", "ValueError"),
+    (
+        "http",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[nowhere\r\nContent-Length: 0\r\n\r\n",
+        "ValueError",
+    ),
     ("https", b"", "SSL|ConnectionReset"),  # it closes in the handshake
 ]
 
 
-@pytest.mark.parametrize(("scheme", "answer", "cause"), NO_ANSWER, ids=[cause for *_, cause in NO_ANSWER])
+@pytest.mark.parametrize(
+    ("scheme", "answer", "cause"), NO_ANSWER, ids=[cause for *_, cause in NO_ANSWER]
+)
 def test_an_answer_that_never_comes_is_asked_for_again_and_then_named(
     tmp_path: Path, scheme: str, answer: bytes | None, cause: str
 ) -> None:
@@ -174,8 +194,16 @@ def test_what_answers_in_the_end_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000, "1e4"])
 def test_a_length_that_is_no_number_counts_as_none(tmp_path: Path, length: str) -> None:
     seen: list[int | None] = []
-    with answering(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + BODY) as (host, _):
-        downloads.download(f"http://{host}/w", tmp_path / "w", sha256=SHA, progress=lambda *row: seen.append(row[2]))
+    with answering(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + BODY) as (
+        host,
+        _,
+    ):
+        downloads.download(
+            f"http://{host}/w",
+            tmp_path / "w",
+            sha256=SHA,
+            progress=lambda *row: seen.append(row[2]),
+        )
     assert (tmp_path / "w").read_bytes() == BODY
     assert set(seen) == {None}
 
@@ -185,7 +213,9 @@ def test_the_command_waits_for_a_network_that_answers(
 ) -> None:
     with answering(b"") as (host, _):
         rows = [{"url": f"http://{host}/w", "to": "weights/w"}]
-        monkeypatch.setitem(assets.ASSETS, "tiny", assets.Asset("tiny", "", ["weights/w"], downloads=rows))
+        monkeypatch.setitem(
+            assets.ASSETS, "tiny", assets.Asset("tiny", "", ["weights/w"], downloads=rows)
+        )
         assert main(["assets", "fetch", "tiny", "--to", str(tmp_path)]) == 3
     assert f"http://{host}/w: no answer (RemoteDisconnected" in capsys.readouterr().err
 
@@ -201,7 +231,9 @@ def test_a_finished_file_is_kept_where_its_checksum_says_so(site: Site, tmp_path
     assert (tmp_path / "w").read_bytes() == BODY
 
 
-@pytest.mark.parametrize("refuses", [(fcntl, "flock"), (Path, "open")], ids=["no locks", "no lock file"])
+@pytest.mark.parametrize(
+    "refuses", [(fcntl, "flock"), (Path, "open")], ids=["no locks", "no lock file"]
+)
 def test_a_file_system_without_locks_stops_nobody(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: tuple[object, str]
 ) -> None:
@@ -228,7 +260,9 @@ def test_no_network_is_waited_for_once(tmp_path: Path) -> None:
     assert downloads._unreachable == {f"127.0.0.1:{port}"}
 
 
-def test_offline_forbids_every_request(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_forbids_every_request(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
     with pytest.raises(AssetUnavailable, match="RDFIA_OFFLINE"):
         downloads.download(f"{site.url}/weights.bin", tmp_path / "w")
@@ -258,11 +292,14 @@ def test_gunzip(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == BODY
 
 
-@pytest.mark.parametrize(("packed", "message"), [
-    (gzip.compress(bytes(3_000_000)), "more than 10,240 bytes"),
-    (gzip.compress(os.urandom(5000))[:3000], "no whole gzip file"),
-    (b"no gzip at all", "no whole gzip file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (gzip.compress(bytes(3_000_000)), "more than 10,240 bytes"),
+        (gzip.compress(os.urandom(5000))[:3000], "no whole gzip file"),
+        (b"no gzip at all", "no whole gzip file"),
+    ],
+)
 def test_gunzip_refuses_bombs_and_damage(tmp_path: Path, packed: bytes, message: str) -> None:
     (tmp_path / "a.gz").write_bytes(packed)
     with pytest.raises(AssetCorrupt, match=message):
@@ -282,8 +319,13 @@ def _archive(path: Path, change: Callable[[zipfile.ZipFile], None] = lambda bund
 
 
 def test_the_archive_comes_out_in_the_labs_split(tmp_path: Path) -> None:
-    downloads.fill_folder(tmp_path / "out", downloads.scene15_members(_archive(tmp_path / "a.zip"), SPLIT))
-    found = {p.relative_to(tmp_path / "out").as_posix(): p.read_text() for p in (tmp_path / "out").rglob("*.jpg")}
+    downloads.fill_folder(
+        tmp_path / "out", downloads.scene15_members(_archive(tmp_path / "a.zip"), SPLIT)
+    )
+    found = {
+        p.relative_to(tmp_path / "out").as_posix(): p.read_text()
+        for p in (tmp_path / "out").rglob("*.jpg")
+    }
     assert found == {
         "train/Coast/image_0001.jpg": "MITcoast/image_0001.jpg",
         "test/Coast/image_0002.jpg": "MITcoast/image_0002.jpg",
@@ -298,15 +340,18 @@ def _link(bundle: zipfile.ZipFile) -> None:
     bundle.writestr(info, "/etc/passwd")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda bundle: bundle.writestr("../MITcoast/image_0004.jpg", "x"), "leaves the folder"),
-    (lambda bundle: bundle.writestr("/MITcoast/image_0004.jpg", "x"), "leaves the folder"),
-    (lambda bundle: bundle.writestr("C:/MITcoast/image_0004.jpg", "x"), "leaves the folder"),
-    (_link, "is a link"),
-    (lambda bundle: bundle.writestr("store/image_0002.jpg", bytes(3_000_000)), "too large"),
-    (lambda bundle: bundle.writestr("more/store/image_0001.jpg", "x"), "there twice"),
-    (lambda bundle: bundle.writestr("store/image_0002.jpg", "x"), "holds 5 photos.*expected 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bundle: bundle.writestr("../MITcoast/image_0004.jpg", "x"), "leaves the folder"),
+        (lambda bundle: bundle.writestr("/MITcoast/image_0004.jpg", "x"), "leaves the folder"),
+        (lambda bundle: bundle.writestr("C:/MITcoast/image_0004.jpg", "x"), "leaves the folder"),
+        (_link, "is a link"),
+        (lambda bundle: bundle.writestr("store/image_0002.jpg", bytes(3_000_000)), "too large"),
+        (lambda bundle: bundle.writestr("more/store/image_0001.jpg", "x"), "there twice"),
+        (lambda bundle: bundle.writestr("store/image_0002.jpg", "x"), "holds 5 photos.*expected 4"),
+    ],
+)
 def test_a_hostile_or_wrong_archive_leaves_nothing(
     tmp_path: Path, change: Callable[[zipfile.ZipFile], None], message: str
 ) -> None:
@@ -346,6 +391,9 @@ def test_the_shipped_split_has_the_labs_counts() -> None:
     assert len(split) == 15
     assert sum(row["images"] for row in split.values()) == 4485
     assert {len(set(numbers)) for numbers in training.values()} == {100}
-    assert all(min(numbers) >= 1 and max(numbers) <= split[name]["images"] for name, numbers in training.items())
+    assert all(
+        min(numbers) >= 1 and max(numbers) <= split[name]["images"]
+        for name, numbers in training.items()
+    )
     assert min(row["images"] for row in split.values()) == 210
     assert max(row["images"] for row in split.values()) == 410

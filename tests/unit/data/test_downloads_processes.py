@@ -66,8 +66,14 @@ def site() -> Iterator[Site]:
 
 def start(code: str, *words: object) -> subprocess.Popen[str]:
     """A process that has imported everything and waits for a line before it runs `code`."""
-    process = subprocess.Popen([sys.executable, "-c", TOGETHER + code, *map(str, words)], cwd=ROOT, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", TOGETHER + code, *map(str, words)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
     return process
@@ -86,7 +92,9 @@ def at_once(processes: list[subprocess.Popen[str]], site: Site | None = None) ->
         time.sleep(0.3)
         assert isinstance(site.files, Held)
         site.files.released.set()
-    ends = [(process.communicate(timeout=60)[1][-600:], process.returncode) for process in processes]
+    ends = [
+        (process.communicate(timeout=60)[1][-600:], process.returncode) for process in processes
+    ]
     assert ends == [("", 0)] * len(processes)
 
 
@@ -102,8 +110,12 @@ def hidden(folder: Path) -> list[str]:
 
 def packed(site: Site) -> dict[str, Any]:
     """An asset that has to be unpacked, as a row of assets.json."""
-    row = {"url": f"{site.url}/one-ubyte.gz", "to": "data/raw/one-ubyte", "unpack": "gzip",
-           "md5": hashlib.md5(gzip.compress(BODY, mtime=0)).hexdigest()}  # fmt: skip
+    row = {
+        "url": f"{site.url}/one-ubyte.gz",
+        "to": "data/raw/one-ubyte",
+        "unpack": "gzip",
+        "md5": hashlib.md5(gzip.compress(BODY, mtime=0)).hexdigest(),
+    }
     folder = {"pattern": "*-ubyte", "files": 1, "sha256": "", "variants": True}
     return {"places": ["data/raw"], "folder": folder, "downloads": [row]}
 
@@ -126,7 +138,9 @@ def test_one_process_fetches_and_unpacks_for_all(site: Site, tmp_path: Path) -> 
 
 
 def test_no_row_of_the_manifest_is_lost(tmp_path: Path) -> None:
-    """A slow disk lets every process read the manifest before one has written it, unless they wait for each other."""
+    """A slow disk lets every process read the manifest before one has written it, unless they wait
+    for each other.
+    """
     code = """
 import time
 add(word, {"places": [f"data/{word}"], "known": {files.sha256_file(Path(words[0]) / "data" / word): 1}})
@@ -142,7 +156,9 @@ assets.fetch(word, Path(words[0]))
 
 
 def test_the_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    """Its file goes with every holder and comes with the next: who waited for the old one must not go on with it."""
+    """Its file goes with every holder and comes with the next: who waited for the old one must not
+    go on with it.
+    """
     code = """
 path = Path(word)
 for _ in range(200):
@@ -173,7 +189,10 @@ assets.fetch("tiny", Path(words[0]))
     names = ["photos/a/1.jpg", "photos/b/2.jpg"] if dies_at == "2.jpg" else ["weights/tiny.bin"]
     for name in names:
         data_files.write_atomic(tmp_path / "assets" / name, b"x")
-    row: dict[str, Any] = {"places": ["weights/tiny.bin"], "known": {hashlib.sha256(b"x").hexdigest(): 1}}
+    row: dict[str, Any] = {
+        "places": ["weights/tiny.bin"],
+        "known": {hashlib.sha256(b"x").hexdigest(): 1},
+    }
     if dies_at == "2.jpg":
         row = {"places": ["photos"], "folder": {"pattern": "*/*.jpg", "variants": True}}
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
@@ -181,12 +200,18 @@ assets.fetch("tiny", Path(words[0]))
     assert hidden(tmp_path)
     monkeypatch.setitem(assets.ASSETS, "tiny", assets.Asset("tiny", "", **row))
     assets.fetch("tiny", tmp_path / "box")
-    found = [path.relative_to(tmp_path / "box").as_posix() for path in (tmp_path / "box").rglob("*") if path.is_file()]
+    found = [
+        path.relative_to(tmp_path / "box").as_posix()
+        for path in (tmp_path / "box").rglob("*")
+        if path.is_file()
+    ]
     assert sorted(found) == sorted([*names, assets.MANIFEST])
     assert hidden(tmp_path) == []
 
 
-@pytest.mark.parametrize(("synced", "where"), [(1, "downloads/data/raw"), (2, "data/raw")], ids=["archive", "content"])
+@pytest.mark.parametrize(
+    ("synced", "where"), [(1, "downloads/data/raw"), (2, "data/raw")], ids=["archive", "content"]
+)
 def test_what_a_killed_download_left_goes_with_the_next(
     monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path, synced: int, where: str
 ) -> None:
@@ -218,7 +243,10 @@ assets.fetch("tiny", Path(words[0]), lambda *row: os.kill(os.getpid(), 9))
 """
     place, box = f"weights/tiny-{SHA[:8]}.pth", tmp_path / "box"
     site.files = {f"/{place}": BODY}
-    row: dict[str, Any] = {"places": [place], "downloads": [{"url": f"{site.url}/{place}", "to": place}]}
+    row: dict[str, Any] = {
+        "places": [place],
+        "downloads": [{"url": f"{site.url}/{place}", "to": place}],
+    }
     killed(code, json.dumps(row), box)
     kept = (box / f"{place}.part").stat().st_size
     assert 0 < kept < len(BODY)

@@ -19,17 +19,27 @@ def test_a_store_that_is_only_read_notices_an_altered_byte(tmp_path: Path) -> No
     data = bytearray(made.path(1).read_bytes())
     data[-1] ^= 1
     made.path(1).write_bytes(data)
-    for one in (made, read, feature_store.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)):
+    for one in (
+        made,
+        read,
+        feature_store.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4),
+    ):
         with pytest.raises(StoreError, match=r"shard-00001.* was altered"):
             list(one.tiles("t"))
 
 
 def test_size_is_refused_beforehand(tmp_path: Path) -> None:
-    made = feature_store.FeatureStore(tmp_path / "new", 4485, {"relu4_3": 401_408, "pool5": 25_088}, torch.float32)
+    made = feature_store.FeatureStore(
+        tmp_path / "new", 4485, {"relu4_3": 401_408, "pool5": 25_088}, torch.float32
+    )
     assert made.nbytes == 4485 * (401_408 + 25_088) * 4
-    with pytest.raises(TooLarge, match=r"7\.65 GB, the cap is 1\.00 GB.*relu4_3 7\.20 GB.*bfloat16"):
+    with pytest.raises(
+        TooLarge, match=r"7\.65 GB, the cap is 1\.00 GB.*relu4_3 7\.20 GB.*bfloat16"
+    ):
         made.check_size(10**9)
-    endless = feature_store.FeatureStore(tmp_path / "new", 10**7, {"relu4_3": 401_408}, torch.float32)
+    endless = feature_store.FeatureStore(
+        tmp_path / "new", 10**7, {"relu4_3": 401_408}, torch.float32
+    )
     with pytest.raises(TooLarge, match="what the disk has left"):
         endless.check_size(10**18)
 

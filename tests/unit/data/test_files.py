@@ -49,8 +49,11 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path, tensors: dict[str, torch.
             assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
-def test_one_content_is_one_file_byte_for_byte(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    metadata = {f"key {i}": f"é \"{i}\" \\ \n \x01" for i in range(8)}  # the library orders these by a hash of its own
+def test_one_content_is_one_file_byte_for_byte(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    # the library orders these by a hash of its own
+    metadata = {f"key {i}": f'é "{i}" \\ \n \x01' for i in range(8)}
     for i in range(8):
         files.save_tensors(tmp_path / f"{i}", tensors, metadata)
     assert len({(tmp_path / f"{i}").read_bytes() for i in range(8)}) == 1
@@ -58,7 +61,9 @@ def test_one_content_is_one_file_byte_for_byte(tmp_path: Path, tensors: dict[str
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100])
-def test_truncated_file_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], length: int) -> None:
+def test_truncated_file_is_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], length: int
+) -> None:
     path = tmp_path / "x.safetensors"
     files.save_tensors(path, tensors)
     path.write_bytes(path.read_bytes()[:length])
@@ -88,7 +93,9 @@ def test_unwritable_folder_is_a_named_error(tmp_path: Path) -> None:
         files.write_json(blocker / "x.json", {})
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk"
+)
 def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, data: bytes) -> int:
         with open("/dev/full", "wb", buffering=0) as stream:
@@ -100,7 +107,9 @@ def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one"
+)
 def test_read_only_folder_says_what_to_do(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="RDFIA_CACHE"):
@@ -143,7 +152,9 @@ def test_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
         made["t"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), RuntimeError("open files"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ESTALE, "stale"), RuntimeError("open files"), MemoryError()]
+)
 def test_a_shard_that_cannot_be_read_now_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -166,7 +177,9 @@ def refused_by_the_system() -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path))
     assert files.cache_dir() == tmp_path
     monkeypatch.delenv("RDFIA_CACHE")

@@ -53,7 +53,10 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 
 def test_values_without_a_range_are_refused(tmp_path: Path) -> None:
-    for name, array in (("int", np.full((16, 16), 1 << 20, np.int32)), ("float", np.zeros((16, 16), np.float32))):
+    for name, array in (
+        ("int", np.full((16, 16), 1 << 20, np.int32)),
+        ("float", np.zeros((16, 16), np.float32)),
+    ):
         Image.fromarray(array).save(tmp_path / f"{name}.tif")
         with pytest.raises(ImageError, match=rf"{name}\.tif: .*save it as"):
             read_image(tmp_path / f"{name}.tif")
@@ -70,10 +73,17 @@ def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert read_image(tmp_path / "clear.png").getpixel((2, 3)) == GREEN
 
 
-@pytest.mark.parametrize(("mode", "pixel", "expected"), [
-    ("RGBA", (255, 0, 0, 0), WHITE), ("RGBA", (255, 0, 0, 255), RED), ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
-    ("LA", (0, 0), WHITE), ("LA", (0, 255), (0, 0, 0)), ("1", 1, 255),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "pixel", "expected"),
+    [
+        ("RGBA", (255, 0, 0, 0), WHITE),
+        ("RGBA", (255, 0, 0, 255), RED),
+        ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
+        ("LA", (0, 0), WHITE),
+        ("LA", (0, 255), (0, 0, 0)),
+        ("1", 1, 255),
+    ],
+)
 def test_transparency_and_bits(tmp_path: Path, mode: str, pixel: object, expected: object) -> None:
     Image.new(mode, (9, 9), pixel).save(tmp_path / "a.png")  # type: ignore[arg-type]
     assert read_image(tmp_path / "a.png").getpixel((4, 4)) == expected
@@ -86,7 +96,9 @@ def test_a_transparent_colour_without_alpha_channel(tmp_path: Path) -> None:
     assert [read_image(tmp_path / "a.png").getpixel(at) for at in ((2, 2), (12, 2))] == [RED, WHITE]
 
 
-@pytest.mark.parametrize(("ink", "colour"), [((0, 255, 255, 0), RED), ((0, 0, 0, 0), WHITE), ((255, 255, 0, 0), BLUE)])
+@pytest.mark.parametrize(
+    ("ink", "colour"), [((0, 255, 255, 0), RED), ((0, 0, 0, 0), WHITE), ((255, 255, 0, 0), BLUE)]
+)
 def test_cmyk_is_converted(tmp_path: Path, ink: tuple[int, ...], colour: tuple[int, ...]) -> None:
     Image.new("CMYK", (16, 16), ink).save(tmp_path / "a.jpg", quality=100)
     image = read_image(tmp_path / "a.jpg")
@@ -100,8 +112,15 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
     upright.paste(RED, (0, 0, 8, 8))  # top left
     upright.paste(BLUE, (16, 8, 24, 16))  # bottom right
     turn = Image.Transpose
-    stored = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
-              6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}.get(orientation)  # fmt: skip
+    stored = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_90,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_270,
+    }.get(orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     (upright if stored is None else upright.transpose(stored)).save(tmp_path / "a.png", exif=exif)
@@ -109,15 +128,20 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
 
 
 def test_a_cameras_two_picture_file_is_a_photo(tmp_path: Path) -> None:
-    Image.new("RGB", (32, 16), RED).save(tmp_path / "a.mpo", save_all=True, append_images=[Image.new("RGB", (16, 8))])
+    Image.new("RGB", (32, 16), RED).save(
+        tmp_path / "a.mpo", save_all=True, append_images=[Image.new("RGB", (16, 8))]
+    )
     (tmp_path / "a.mpo").rename(tmp_path / "a.jpg")
     np.testing.assert_allclose(np.asarray(read_image(tmp_path / "a.jpg"))[3, 3], RED, atol=3)
 
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that promises an image and holds none: decoding it is not what fails."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -139,12 +163,21 @@ def animated(path: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "bomb": (lambda path: path.write_bytes(png_header(8000, 8000)), "8000 x 8000 pixels, the limit is 50,000,000"),
+    "bomb": (
+        lambda path: path.write_bytes(png_header(8000, 8000)),
+        "8000 x 8000 pixels, the limit is 50,000,000",
+    ),
     "bomb that Pillow warns of": (lambda path: path.write_bytes(png_header(10000, 10000)), "limit"),
     "bomb that Pillow refuses": (lambda path: path.write_bytes(png_header(60000, 60000)), "limit"),
-    "one pixel": (lambda path: Image.new("RGB", (1, 1)).save(path, "PNG"), "1 x 1 pixels, expected at least 8"),
+    "one pixel": (
+        lambda path: Image.new("RGB", (1, 1)).save(path, "PNG"),
+        "1 x 1 pixels, expected at least 8",
+    ),
     "one row": (lambda path: Image.new("RGB", (400, 7)).save(path, "PNG"), "400 x 7 pixels"),
-    "strip that a crop would blow up": (lambda path: path.write_bytes(png_header(6_000_000, 8)), "one side over 100"),
+    "strip that a crop would blow up": (
+        lambda path: path.write_bytes(png_header(6_000_000, 8)),
+        "one side over 100",
+    ),
     "animated": (animated, "animated.*save one frame"),
     "text": (lambda path: path.write_text("no image"), "not a readable image"),
     "empty": (lambda path: path.write_bytes(b""), "not a readable image"),
@@ -168,7 +201,9 @@ def test_bad_files_are_named_from_the_header_alone(tmp_path: Path, kind: str) ->
 def test_damage_in_the_pixels_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "photo.jpg")
     check_image(tmp_path / "photo.jpg")  # the header is right
-    with pytest.raises(ImageError, match=r"photo\.jpg: truncated or damaged .*replace it or remove it"):
+    with pytest.raises(
+        ImageError, match=r"photo\.jpg: truncated or damaged .*replace it or remove it"
+    ):
         read_image(tmp_path / "photo.jpg")
 
 
@@ -202,15 +237,24 @@ def test_grey_is_copied_and_flip_mirrors() -> None:
 
 def test_normalise_by_hand() -> None:
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    expected = [(value / 255 - m) / s for value, m, s in zip((0, 128, 255), IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    expected = [
+        (value / 255 - m) / s
+        for value, m, s in zip((0, 128, 255), IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    ]
     assert_close(LAB.normalise(pixels).flatten(), expected, "pixel")
     lite = EFFICIENTNET_LITE0.normalise(pixels).flatten()
     assert_close(lite, [(value - 127) / 128 for value in (0, 128, 255)], "pixel")
 
 
 def test_preprocess_names_a_wrong_argument() -> None:
-    for wrong in ({"mode": "squash"}, {"size": 0}, {"mode": "crop", "resize": 200}, {"std": (1, 1, 0)},
-                  {"mean": (0.5,)}, {"interpolation": "nearest"}):  # fmt: skip
+    for wrong in (
+        {"mode": "squash"},
+        {"size": 0},
+        {"mode": "crop", "resize": 200},
+        {"std": (1, 1, 0)},
+        {"mean": (0.5,)},
+        {"interpolation": "nearest"},
+    ):
         with pytest.raises(ArgumentError, match=list(wrong)[-1]):
             Preprocess(**wrong)
     with pytest.raises(ArgumentError, match="expected B x 3 x H x W"):
@@ -220,7 +264,16 @@ def test_preprocess_names_a_wrong_argument() -> None:
 
 
 def test_keys_tell_every_field_apart() -> None:
-    kinds = [LAB, CROP, EFFICIENTNET_LITE0, Preprocess(flip=True), Preprocess(size=352), Preprocess(224, "crop", 288),
-             Preprocess(interpolation="bicubic"), Preprocess(mean=(0.5,) * 3), Preprocess(std=(0.5,) * 3)]  # fmt: skip
+    kinds = [
+        LAB,
+        CROP,
+        EFFICIENTNET_LITE0,
+        Preprocess(flip=True),
+        Preprocess(size=352),
+        Preprocess(224, "crop", 288),
+        Preprocess(interpolation="bicubic"),
+        Preprocess(mean=(0.5,) * 3),
+        Preprocess(std=(0.5,) * 3),
+    ]
     assert len({kind.key for kind in kinds}) == len(kinds)
     assert LAB.key == Preprocess().key == "stretch224-bilinear-0.485,0.456,0.406,0.229,0.224,0.225"

@@ -1,4 +1,6 @@
-"""JPEG by torchvision: as Pillow up to a few levels, by Pillow where it is no plain JPEG, and another key."""
+"""JPEG by torchvision: as Pillow up to a few levels, by Pillow where it is no plain JPEG, and
+another key.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from rdfia.transfer import extraction
 from tests.support.tiny_networks import tiny_vgg
 
 STRETCH = Preprocess(size=48, decoder="torchvision")
-CROP = Preprocess(size=48, mode="crop", resize=56, interpolation="bicubic", flip=True, decoder="torchvision")
+CROP = Preprocess(
+    size=48, mode="crop", resize=56, interpolation="bicubic", flip=True, decoder="torchvision"
+)
 
 
 def by_pillow(preprocess: Preprocess, path: Path) -> torch.Tensor:
@@ -71,7 +75,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("_decoder")
 @pytest.mark.parametrize("preprocess", [STRETCH, CROP], ids=["stretch", "crop"])
-def test_plain_jpegs_are_close_to_pillows_and_others_are_pillows(preprocess: Preprocess, folder: Path) -> None:
+def test_plain_jpegs_are_close_to_pillows_and_others_are_pillows(
+    preprocess: Preprocess, folder: Path
+) -> None:
     paths = sorted(folder.iterdir())
     found = torch.cat(list(batches(paths, preprocess, 4, Staging("cpu"))))
     for pixels, path in zip(found, paths, strict=True):
@@ -90,9 +96,18 @@ def test_plain_jpegs_are_close_to_pillows_and_others_are_pillows(preprocess: Pre
 @pytest.mark.usefixtures("_decoder")
 def test_arrays_go_between_files_in_their_places(folder: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
-    items: list[Any] = [photo, folder / "0-rgb.jpg", Image.fromarray(photo), folder / "1-grey.jpg", photo]
+    items: list[Any] = [
+        photo,
+        folder / "0-rgb.jpg",
+        Image.fromarray(photo),
+        folder / "1-grey.jpg",
+        photo,
+    ]
     found = torch.cat(list(batches(items, STRETCH, 2, Staging("cpu"))))
-    expected = [STRETCH.pixels(Image.fromarray(item) if isinstance(item, np.ndarray) else item) for item in items]
+    expected = [
+        STRETCH.pixels(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
+        for item in items
+    ]
     assert torch.equal(found, torch.stack(expected))
 
 
@@ -117,7 +132,9 @@ def test_one_file_that_is_not_decoded_takes_no_other_with_it(folder: Path) -> No
     assert jpeg.decoded([], "cpu") == []
 
 
-def test_memory_that_runs_out_is_no_damaged_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_is_no_damaged_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
@@ -129,7 +146,9 @@ def test_memory_that_runs_out_is_no_damaged_file(folder: Path, monkeypatch: pyte
 def test_a_cuda_decoder_is_given_memory_with_which_nothing_is_to_be_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nvJPEG's stream waits for no other: on fakes, in whose memory it decodes, and who waits for it."""
+    """nvJPEG's stream waits for no other: on fakes, in whose memory it decodes, and who waits for
+    it.
+    """
     log: list[tuple[str, ...]] = []
 
     class FakeStream:
@@ -152,24 +171,42 @@ def test_a_cuda_decoder_is_given_memory_with_which_nothing_is_to_be_done(
         log.append(("decodes", str(device)))
         return decode_by_pillow(files, mode, "cpu")
 
-    cuda: dict[str, Any] = {"is_available": lambda: True, "Stream": lambda _device: FakeStream("beside"), "stream": on,
-                            "current_stream": lambda _device: FakeStream("main")}  # fmt: skip
+    cuda: dict[str, Any] = {
+        "is_available": lambda: True,
+        "Stream": lambda _device: FakeStream("beside"),
+        "stream": on,
+        "current_stream": lambda _device: FakeStream("main"),
+    }
     for name, fake in cuda.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _tensor, stream: log.append((stream.name, "uses it")))
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda _tensor, stream: log.append((stream.name, "uses it"))
+    )
     monkeypatch.setattr("torchvision.io.decode_jpeg", decode)
     file = jpeg.file_bytes(folder / "0-rgb.jpg")
     jpeg._stream.cache_clear()
     found = jpeg.decoded([file, file], "cuda:3")
     jpeg._stream.cache_clear()
     assert [None if pixels is None else pixels.shape for pixels in found] == [(3, 80, 120)] * 2
-    assert log == [("host", "waits for", "beside"), ("on", "beside"), ("decodes", "cuda:3"), ("off", "beside"),
-                   ("main", "waits for", "beside"), ("main", "uses it"), ("main", "uses it")]  # fmt: skip
+    assert log == [
+        ("host", "waits for", "beside"),
+        ("on", "beside"),
+        ("decodes", "cuda:3"),
+        ("off", "beside"),
+        ("main", "waits for", "beside"),
+        ("main", "uses it"),
+        ("main", "uses it"),
+    ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no CUDA device")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="asks what happens where there is no CUDA device"
+)
 def test_a_decoder_that_is_not_there_is_named_before_the_first_photo() -> None:
-    with pytest.raises(ArgumentError, match=r"decoder 'torchvision': .*cannot decode JPEG on cuda; choose .*'pillow'"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"decoder 'torchvision': .*cannot decode JPEG on cuda; choose .*'pillow'",
+    ):
         jpeg.require_decoder("cuda")
     with pytest.raises(ArgumentError, match="decoder 'nvjpeg': expected pillow or torchvision"):
         Preprocess(decoder="nvjpeg")  # type: ignore[arg-type]
@@ -182,13 +219,21 @@ def test_the_decoder_is_part_of_the_stores_key(folder: Path, tmp_path: Path) -> 
     for decoder in decoders:
         preprocess = Preprocess(size=16, decoder=decoder)
         assert ("torchvision" in preprocess.key) == (decoder == "torchvision")
-        found = extraction.extract(tiny_vgg(), paths, {"end": "classifier.3"}, root=tmp_path / "stores",
-                                   preprocess=preprocess, dtype=torch.float32)  # fmt: skip
+        found = extraction.extract(
+            tiny_vgg(),
+            paths,
+            {"end": "classifier.3"},
+            root=tmp_path / "stores",
+            preprocess=preprocess,
+            dtype=torch.float32,
+        )
         folders.add(found.folder)
     assert len(folders) == 2
 
 
-def test_a_header_that_is_damaged_further_on_is_left_to_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_that_is_damaged_further_on_is_left_to_pillow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(_image: Any) -> bool:
         raise SyntaxError("not a TIFF header")
 

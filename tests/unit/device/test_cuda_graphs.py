@@ -1,4 +1,6 @@
-"""Replayed steps are the eager ones, on a CPU that replays as a GPU does; what cannot be captured goes on eagerly."""
+"""Replayed steps are the eager ones, on a CPU that replays as a GPU does; what cannot be captured
+goes on eagerly.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +45,26 @@ def run(wanted: GanConfig, replay: bool, steps: int = 50) -> Trainer:
 
 
 @pytest.mark.usefixtures("_replaying")
-@pytest.mark.parametrize("options", [
-    {"ema": 0.9},
-    {"precision": "bfloat16"},
-    {"nb_update_D": 2, "nb_update_G": 3, "label_smoothing": 0.1},
-    {"norm_D": "spectral"},
-    {"augmentation": ("colour", "translation", "cutout"), "r1": 3.0, "r1_every": 4, "lr_D": EXACT / 2},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema": 0.9},
+        {"precision": "bfloat16"},
+        {"nb_update_D": 2, "nb_update_G": 3, "label_smoothing": 0.1},
+        {"norm_D": "spectral"},
+        {
+            "augmentation": ("colour", "translation", "cutout"),
+            "r1": 3.0,
+            "r1_every": 4,
+            "lr_D": EXACT / 2,
+        },
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", architecture.KINDS)
-def test_fifty_replayed_steps_are_the_eager_ones_to_the_bit(kind: str, options: dict[str, Any]) -> None:
+def test_fifty_replayed_steps_are_the_eager_ones_to_the_bit(
+    kind: str, options: dict[str, Any]
+) -> None:
     wanted = config(kind, lr=EXACT, **options)
     replayed, eager = run(wanted, replay=True), run(wanted, replay=False)
     assert replayed._replayed[False]._replay is not None  # else both were eager
@@ -68,7 +81,9 @@ def test_replayed_steps_follow_the_rate_and_the_running_mean() -> None:
     replayed, eager = run(MILESTONES, replay=True), run(MILESTONES, replay=False)
     assert_close(replayed.losses[:50], eager.losses[:50], "replayed losses")
     for name, value in eager.images_from.state_dict().items():
-        assert_close(replayed.images_from.state_dict()[name].float(), value.float(), "replayed losses")
+        assert_close(
+            replayed.images_from.state_dict()[name].float(), value.float(), "replayed losses"
+        )
 
 
 def stale(which: type) -> Callable[[Replayed[Any], Any], Any]:
@@ -78,7 +93,9 @@ def stale(which: type) -> Callable[[Replayed[Any], Any], Any]:
     def filled(self: Replayed[Any], inputs: Any) -> Any:
         if self._replay is None:
             return fill(self, inputs)
-        for kept, new in zip(cuda_graphs.tree_leaves(self._inputs), cuda_graphs.tree_leaves(inputs), strict=True):
+        for kept, new in zip(
+            cuda_graphs.tree_leaves(self._inputs), cuda_graphs.tree_leaves(inputs), strict=True
+        ):
             if kept is not None and not isinstance(new, which):
                 kept.copy_(torch.as_tensor(new))
         return self._inputs
@@ -101,7 +118,9 @@ def test_a_planted_stale_input_is_seen(which: type, monkeypatch: pytest.MonkeyPa
 def test_a_checkpoint_is_gone_on_from_with_its_own_moments(
     forgets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph holds Adam's moments of before: replayed on (the planted fault) it would move weights by those."""
+    """A graph holds Adam's moments of before: replayed on (the planted fault) it would move weights
+    by those.
+    """
     wanted = config("cgan", lr=EXACT)
     run(wanted, replay=True, steps=6).save(tmp_path)
     made = run(wanted, replay=True, steps=9)
@@ -137,7 +156,9 @@ def drawing(made: Trainer) -> None:
 
 @pytest.mark.usefixtures("_replaying")
 @pytest.mark.parametrize("plant", [looking, drawing])
-def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once(plant: Callable[[Trainer], None]) -> None:
+def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once(
+    plant: Callable[[Trainer], None],
+) -> None:
     wanted = config(lr=EXACT)
     made = Trainer(wanted, *data(wanted), replay=True)
     plant(made)
@@ -150,7 +171,9 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once(plant: 
     assert bits(made) == bits(run(wanted, replay=False, steps=8))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens where there is no CUDA device")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="asks what happens where there is no CUDA device"
+)
 def test_without_a_cuda_device_a_replayed_run_is_eager_with_a_warning() -> None:
     wanted = config(lr=EXACT)
     with pytest.warns(NotCaptured, match="a CUDA graph was not captured"):
@@ -160,7 +183,9 @@ def test_without_a_cuda_device_a_replayed_run_is_eager_with_a_warning() -> None:
 
 @pytest.mark.usefixtures("_replaying")
 def test_a_refused_capture_that_is_an_error_here_is_tried_once() -> None:
-    """As in a pytest session, where warnings are errors: the call after it is eager, and no second one is refused."""
+    """As in a pytest session, where warnings are errors: the call after it is eager, and no second
+    one is refused.
+    """
     wanted = config(lr=EXACT)
     made = Trainer(wanted, *data(wanted), replay=True)
     looking(made)
@@ -173,7 +198,9 @@ def test_a_refused_capture_that_is_an_error_here_is_tried_once() -> None:
 
 @pytest.mark.usefixtures("_replaying")
 def test_a_step_is_captured_anew_where_products_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph keeps the kernels of its capture: TF32's would go on after TF32 is no longer asked for."""
+    """A graph keeps the kernels of its capture: TF32's would go on after TF32 is no longer asked
+    for.
+    """
     said = "float32"
     monkeypatch.setattr(cuda_graphs, "float32_products", lambda _device: said)
 
@@ -183,10 +210,24 @@ def test_a_step_is_captured_anew_where_products_are_others(monkeypatch: pytest.M
     replayed = Replayed(work, CPU)
     for _ in range(2):
         said = "float32"
-        assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [0, 1, 2, 3, 4, 5]
+        assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [
+            0,
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
         assert replayed._replay is not None
         said = "TF32"
-        assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [0, 10, 20, 30, 40, 50]
+        assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [
+            0,
+            10,
+            20,
+            30,
+            40,
+            50,
+        ]
 
 
 class FakeCuda:
@@ -194,18 +235,27 @@ class FakeCuda:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[Any] = []
-        answers = {"device": contextlib.nullcontext(), "current_stream": "before", "graph_pool_handle": (0, 7),
-                   "current_device": 1}  # fmt: skip
+        answers = {
+            "device": contextlib.nullcontext(),
+            "current_stream": "before",
+            "graph_pool_handle": (0, 7),
+            "current_device": 1,
+        }
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.log.append(("stream", stream)))
+        monkeypatch.setattr(
+            torch.cuda, "set_stream", lambda stream: self.log.append(("stream", stream))
+        )
         monkeypatch.setattr(torch.cuda, "make_graphed_callables", self.make)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
 
     def make(self, function: Any, samples: tuple[Tensor], pool: Any) -> Any:
         self.log.append(("pool", pool))
-        warnings.warn("The AccumulateGrad node's stream does not match the stream of the node", UserWarning,
-                      stacklevel=1)  # fmt: skip
+        warnings.warn(
+            "The AccumulateGrad node's stream does not match the stream of the node",
+            UserWarning,
+            stacklevel=1,
+        )
         warnings.warn("another", UserWarning, stacklevel=1)
         return function
 
@@ -214,7 +264,9 @@ class FakeCuda:
         raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
 
-def test_a_capture_leaves_stream_and_allocator_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_leaves_stream_and_allocator_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On fakes: torch's warning of gradients on another stream is no error, others are."""
     cuda, sample = FakeCuda(monkeypatch), torch.zeros(1, 3, 4, 4)
     with pytest.raises(UserWarning, match="another"):
@@ -265,10 +317,13 @@ def test_inputs_are_copied_and_floats_become_scalars_that_stay() -> None:
     assert seen[0]["y"] is None
 
 
-# --- passes of a network --------------------------------------------------------------------------------------------
+# --- passes of a network
+# --------------------------------------------------------------------------------------------
 
 
-X = torch.randn(7, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+X = torch.randn(
+    7, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+).clamp(-1, 1)
 Y = torch.arange(7) % 5
 
 
@@ -279,7 +334,11 @@ def fooled(network: torch.nn.Module) -> list[Tensor]:
 
 
 def visualised(network: torch.nn.Module) -> list[Tensor]:
-    return [visualisation.visualise(network, Y, steps=[30, 12, 12, 5, 30, 30, 30], size=16, jitter=3, chunk=8).x]
+    return [
+        visualisation.visualise(
+            network, Y, steps=[30, 12, 12, 5, 30, 30, 30], size=16, jitter=3, chunk=8
+        ).x
+    ]
 
 
 @pytest.fixture
@@ -326,7 +385,9 @@ def test_a_pass_that_cannot_be_captured_goes_on_eagerly_and_says_so(
     assert_close(found, expected, "ascent")
 
 
-def gradients(network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.PATIENCE + 1) -> Tensor:
+def gradients(
+    network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.PATIENCE + 1
+) -> Tensor:
     """A saliency map has one turn of the loop: what is captured has to outlive it to be replayed."""
     return [saliency.saliency_maps(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
 
@@ -374,7 +435,9 @@ def test_what_is_captured_serves_the_next_call_until_what_it_reads_is_elsewhere(
         assert len(kept) == 2
 
 
-def test_weights_that_are_changed_in_place_are_seen_by_a_replay(kept: list[tuple[int, ...]]) -> None:
+def test_weights_that_are_changed_in_place_are_seen_by_a_replay(
+    kept: list[tuple[int, ...]],
+) -> None:
     network = tiny_vgg().double()
     before = gradients(network)
     with torch.no_grad():
@@ -436,12 +499,17 @@ def test_no_more_passes_are_kept_than_an_ascent_uses(kept: list[tuple[int, ...]]
         assert len(passes._passes.captured) == 4
         for _ in range(cuda_graphs.PATIENCE + 1):
             passes(X[:2].repeat(1, 1, 1, 1).contiguous(memory_format=torch.channels_last))
-        assert [size for size, *_ in passes._passes.captured] == [4, 2, 1, 2]  # the oldest had to go
+        # the oldest had to go
+        assert [size for size, *_ in passes._passes.captured] == [4, 2, 1, 2]
 
 
 @pytest.mark.parametrize("error", [MemoryError("planted"), KeyError("planted")])
-def test_memory_that_runs_out_takes_the_passes_with_it(error: Exception, kept: list[tuple[int, ...]]) -> None:
-    """Their memory is no longer theirs before fewer images are tried; after an error nothing is kept."""
+def test_memory_that_runs_out_takes_the_passes_with_it(
+    error: Exception, kept: list[tuple[int, ...]]
+) -> None:
+    """Their memory is no longer theirs before fewer images are tried; after an error nothing is
+    kept.
+    """
     network, left = tiny_vgg().double(), list[int]()
     gradients(network)
 

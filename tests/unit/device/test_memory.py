@@ -50,7 +50,9 @@ def test_the_first_user_keeps_and_the_last_gives_back(libc: Recorder) -> None:
 
 @pytest.mark.timeout(20)
 def test_a_use_may_end_while_another_begins(libc: Recorder) -> None:
-    """The collector may close an abandoned generator while its thread is inside: a plain lock would wait for itself."""
+    """The collector may close an abandoned generator while its thread is inside: a plain lock would
+    wait for itself.
+    """
     with memory._lock, kept_memory():
         pass
     assert libc.told == KEPT + BACK
@@ -85,21 +87,41 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Mallinfo(ctypes.Structure):
-    """mallinfo2(3); `hblks` counts blocks that are mappings of their own, which go back as soon as they are freed."""
+    """mallinfo2(3); `hblks` counts blocks that are mappings of their own, which go back as soon as
+    they are freed.
+    """
 
-    _fields_ = [(name, ctypes.c_size_t) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-    )]  # fmt: skip
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
 
 
 def test_a_large_block_is_part_of_the_heap_while_memory_is_kept() -> None:
     libc = memory._glibc()
     if not hasattr(libc, "mallinfo2"):
-        pytest.skip("no glibc from 2.33 on, or one with settings: it cannot be asked where a block lies")
+        pytest.skip(
+            "no glibc from 2.33 on, or one with settings: it cannot be asked where a block lies"
+        )
     if not libc.mallopt(-3, 2**31 - 1):
         pytest.skip("this glibc takes no threshold above 32 MB: nothing larger can be kept")
     libc.mallopt(-3, 2**25)
-    libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Mallinfo, ctypes.c_void_p, [ctypes.c_void_p]
+    libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = (
+        Mallinfo,
+        ctypes.c_void_p,
+        [ctypes.c_void_p],
+    )
 
     def mappings() -> int:
         """How many more mappings there are while a block of 1 GB, never touched, is held."""
@@ -124,11 +146,16 @@ def system(root: Path, files: dict[str, str]) -> None:
     ("groups", "folder", "most", "used"),
     [
         ("0::/\n", "sys/fs/cgroup", "memory.max", "memory.current"),  # a container
-        ("0::/slurm/job_7/step_0\n", "sys/fs/cgroup/slurm/job_7", "memory.max", "memory.current"),  # the job's, above
-        ("5:cpu:/\n4:memory,hugetlb:/pbs/7\n", "sys/fs/cgroup/memory/pbs/7",
-         "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        # the job's, above
+        ("0::/slurm/job_7/step_0\n", "sys/fs/cgroup/slurm/job_7", "memory.max", "memory.current"),
+        (
+            "5:cpu:/\n4:memory,hugetlb:/pbs/7\n",
+            "sys/fs/cgroup/memory/pbs/7",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_limit_of_a_job_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, folder: str, most: str, used: str
 ) -> None:
@@ -141,8 +168,12 @@ def test_the_limit_of_a_job_is_found(
     assert memory.available() == 102_400_000_000
 
 
-def test_what_was_computed_before_memory_ran_out_is_let_go_and_what_is_spare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error keeps the variables of the function that failed: they would be there while fewer images are tried."""
+def test_what_was_computed_before_memory_ran_out_is_let_go_and_what_is_spare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error keeps the variables of the function that failed: they would be there while fewer
+    images are tried.
+    """
     made, freed = list[weakref.ref[torch.nn.Module]](), list[bool]()
     monkeypatch.setattr(memory, "spare", [lambda: freed.append(made[0]() is None)])
 

@@ -31,7 +31,9 @@ def settings() -> list[Any]:
 
 
 def tf32_is() -> set[Any]:
-    """What torch's readers of its settings say, older ones and newer ones; a mixture would make them raise."""
+    """What torch's readers of its settings say, older ones and newer ones; a mixture would make
+    them raise.
+    """
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     found = {matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision() != "highest"}
@@ -58,7 +60,9 @@ def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
     assert settings() == torchs_own
 
 
-@pytest.mark.skipif(not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too")
+@pytest.mark.skipif(
+    not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too"
+)
 @pytest.mark.parametrize("value", ["ieee", "tf32", "none"])
 def test_settings_by_torchs_newer_names_come_back(value: str) -> None:
     matmul: Any = torch.backends.cuda.matmul
@@ -79,14 +83,21 @@ def _tf32_everywhere() -> Iterator[None]:
     backends.fp32_precision = before
 
 
-@pytest.mark.skipif(not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too")
+@pytest.mark.skipif(
+    not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too"
+)
 @pytest.mark.usefixtures("_tf32_everywhere")
 def test_tf32_that_is_set_for_all_of_torch_is_overruled_and_comes_back() -> None:
     """By the older name alone a convolution would have "none", which is what is set for all."""
-    parts: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+    cudnn: Any = torch.backends.cudnn
+    parts: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
 
     def say() -> list[Any]:
-        return [*(part.fp32_precision for part in parts), parts[0].allow_tf32, torch.backends.cudnn.allow_tf32]
+        return [
+            *(part.fp32_precision for part in parts),
+            parts[0].allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+        ]
 
     before = [part.fp32_precision for part in parts]
     assert before[1:] == ["tf32", "tf32"]
@@ -98,7 +109,9 @@ def test_tf32_that_is_set_for_all_of_torch_is_overruled_and_comes_back() -> None
     assert [part.fp32_precision for part in parts] == before
 
 
-def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
     with precision.products("cuda", tf32=True):
         with precision.products("cuda"):
@@ -131,9 +144,13 @@ def test_on_a_cpu_no_setting_is_touched(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
-@pytest.mark.parametrize(("asked", "cuda"), [("", "float32"), ("float32", "float32"), ("tf32", "TF32"),
-                                             ("bfloat16", "float32")])  # fmt: skip
-def test_tf32_is_asked_for_by_name_and_said(monkeypatch: pytest.MonkeyPatch, asked: str, cuda: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "cuda"),
+    [("", "float32"), ("float32", "float32"), ("tf32", "TF32"), ("bfloat16", "float32")],
+)
+def test_tf32_is_asked_for_by_name_and_said(
+    monkeypatch: pytest.MonkeyPatch, asked: str, cuda: str
+) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", asked)
     assert precision.float32_products("cuda:1") == cuda
     assert precision.float32_products("cpu") == "float32"
@@ -141,7 +158,9 @@ def test_tf32_is_asked_for_by_name_and_said(monkeypatch: pytest.MonkeyPatch, ask
         assert precision.fast_dtype("cpu") == precision.fast_dtype("cuda") == torch.float32
 
 
-def test_the_record_says_what_float32_means(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_record_says_what_float32_means(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(environment, "_asset", lambda name: {"name": name})
     monkeypatch.setenv("RDFIA_DTYPE", "tf32")
     assert environment.environment(tmp_path, "cpu", "short")["float32 products"] == "float32"
@@ -150,11 +169,19 @@ def test_the_record_says_what_float32_means(monkeypatch: pytest.MonkeyPatch, tmp
     assert environment.environment(tmp_path, "cuda", "short")["float32 products"] == "TF32"
 
 
-def test_a_store_of_tf32_features_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_of_tf32_features_is_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def folder(products: str, dtype: torch.dtype) -> str:
         monkeypatch.setattr(extraction, "float32_products", lambda _device: products)
-        found = extraction.extract(tiny_vgg(), PHOTOS, {"end": "classifier.3"}, root=tmp_path, preprocess=SMALL,
-                                   dtype=dtype)  # fmt: skip
+        found = extraction.extract(
+            tiny_vgg(),
+            PHOTOS,
+            {"end": "classifier.3"},
+            root=tmp_path,
+            preprocess=SMALL,
+            dtype=dtype,
+        )
         return found.folder.name
 
     assert folder("float32", torch.float32) != folder("TF32", torch.float32)
@@ -170,9 +197,12 @@ def test_a_product_of_two_bytes_is_that_of_float64(dtype: torch.dtype) -> None:
     assert_close(got, a.double() @ b.double().T, "gram")
 
 
-# --- every pass runs with the settings ------------------------------------------------------------------------------
+# --- every pass runs with the settings
+# ------------------------------------------------------------------------------
 
-IMAGES = torch.stack([torch.from_numpy(photo[:16, :16].copy()).permute(2, 0, 1) for photo in PHOTOS])
+IMAGES = torch.stack(
+    [torch.from_numpy(photo[:16, :16].copy()).permute(2, 0, 1) for photo in PHOTOS]
+)
 
 
 class Sums:
@@ -194,22 +224,33 @@ def sample(network: nn.Module) -> None:
 
 
 WORK: dict[str, Callable[[nn.Module], Any]] = {
-    "features": lambda n: list(features.stream(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)),
-    "gram": lambda n: column_tiles.accumulate(n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL),
+    "features": lambda n: list(
+        features.stream(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)
+    ),
+    "gram": lambda n: column_tiles.accumulate(
+        n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL
+    ),
     "input_gradients": lambda n: saliency.saliency_maps(n, SMALL.normalise(IMAGES), 1),
     "gan_training": train_gan,
     "gans": sample,
     "heads": lambda n: (
         heads.predict(n, IMAGES, preprocess_normalise=LAB.normalise),
-        heads.train_network(n, IMAGES, [0, 1, 0, 1], preprocess_normalise=LAB.normalise,
-                            config=heads.ScratchConfig(epochs=1, batch=4)),
+        heads.train_network(
+            n,
+            IMAGES,
+            [0, 1, 0, 1],
+            preprocess_normalise=LAB.normalise,
+            config=heads.ScratchConfig(epochs=1, batch=4),
+        ),
     ),
     "gan_scores": lambda n: scores.image_features(n, IMAGES, normalise=LAB.normalise, size=16),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("room", WORK)
-def test_every_forward_pass_runs_with_the_settings(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_forward_pass_runs_with_the_settings(
+    room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside, seen, network = list[int](), list[bool](), tiny_vgg()
 
     @contextlib.contextmanager
@@ -222,8 +263,15 @@ def test_every_forward_pass_runs_with_the_settings(room: str, monkeypatch: pytes
         seen.append(bool(inside))
 
     (network.features[0] if room in ("features", "gram") else network).register_forward_hook(look)
-    rooms = {"features": features, "gram": column_tiles, "input_gradients": ascent, "gan_training": training,
-             "gans": architecture, "heads": heads, "gan_scores": scores}  # fmt: skip
+    rooms = {
+        "features": features,
+        "gram": column_tiles,
+        "input_gradients": ascent,
+        "gan_training": training,
+        "gans": architecture,
+        "heads": heads,
+        "gan_scores": scores,
+    }
     WORK[room](network)
     computed = len(seen)
     assert not any(seen)  # the planted fault: without the context, none is
@@ -232,4 +280,5 @@ def test_every_forward_pass_runs_with_the_settings(room: str, monkeypatch: pytes
     WORK[room](network)
     on_meta = 1 if room == "features" else 2 if room == "gram" else 0
     assert len(seen) == computed
-    assert sum(not held for held in seen) <= 2 * on_meta  # shapes are found there, and nothing is computed
+    # shapes are found there, and nothing is computed
+    assert sum(not held for held in seen) <= 2 * on_meta

@@ -1,4 +1,6 @@
-"""From files to a device and back: in order, whole, by name where a photo is bad, and without a thread left behind."""
+"""From files to a device and back: in order, whole, by name where a photo is bad, and without a
+thread left behind.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 CPU = Staging("cpu")
 
 
-@pytest.mark.parametrize(("cores", "world", "threads"), [(16, None, 16), (16, "4", 4), (2, "8", 1), (3, "2", 1)])
+@pytest.mark.parametrize(
+    ("cores", "world", "threads"), [(16, None, 16), (16, "4", 4), (2, "8", 1), (3, "2", 1)]
+)
 def test_threads_are_the_cores_of_this_process(
     monkeypatch: pytest.MonkeyPatch, cores: int, world: str | None, threads: int
 ) -> None:
@@ -61,7 +65,9 @@ def test_as_many_threads_decode_as_there_are_cores(monkeypatch: pytest.MonkeyPat
 def test_batches_are_the_images_in_order(size: int, workers: int) -> None:
     expected = torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
     found = list(batches(PHOTOS, SMALL, size, CPU, workers))
-    assert [len(batch) for batch in found] == [min(size, 11 - start) for start in range(0, 11, size)]
+    assert [len(batch) for batch in found] == [
+        min(size, 11 - start) for start in range(0, 11, size)
+    ]
     assert torch.equal(torch.cat(found), expected)
     assert torch.equal(torch.cat(list(batches(expected, SMALL, size, CPU))), expected)
     assert list(batches([], SMALL, size, CPU)) == []
@@ -101,10 +107,15 @@ def _no_thread_left() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_thread_left")
-@pytest.mark.parametrize("work", [
-    lambda items: batches(items, SMALL, 2, CPU, 3),
-    lambda items: features.stream(tiny_vgg(), items, {"conv": "features.0"}, preprocess=SMALL, batch_size=2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda items: batches(items, SMALL, 2, CPU, 3),
+        lambda items: features.stream(
+            tiny_vgg(), items, {"conv": "features.0"}, preprocess=SMALL, batch_size=2
+        ),
+    ],
+)
 @pytest.mark.parametrize("bad", ["absent.jpg", "damaged.jpg"])
 def test_a_bad_photo_is_named_and_no_thread_is_left(
     work: Callable[[Any], Iterator[Any]], bad: str, tmp_path: Path
@@ -136,11 +147,14 @@ def test_who_stops_early_leaves_no_thread_and_no_more_work(monkeypatch: pytest.M
     assert 2 <= len(started) <= 40  # of the 66 that were asked for; the others were not begun
 
 
-# --- the way to a device and back -----------------------------------------------------------------------------------
+# --- the way to a device and back
+# -----------------------------------------------------------------------------------
 
 
 class Late(Staging):
-    """Copies to the device are made as late as may be; rooms and results are spoilt where they may be used again."""
+    """Copies to the device are made as late as may be; rooms and results are spoilt where they may
+    be used again.
+    """
 
     delay = 1
 
@@ -193,7 +207,9 @@ def test_on_a_cpu_nothing_is_copied_and_no_result_is_held_back() -> None:
     assert staging.on_device(pixels, "cpu") is pixels
 
 
-def test_extraction_is_the_same_by_way_of_late_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extraction_is_the_same_by_way_of_late_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taps, events = {"relu": "features.4", "end": "classifier.3"}, list[str]()
     options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32, "batch_size": 2}
     direct = extraction.extract(tiny_vgg(), PHOTOS, taps, root=tmp_path / "direct", **options)
@@ -217,17 +233,27 @@ class FakeStream:
 
     def record_event(self) -> Any:
         self.log.append((self.name, "marks an end"))
-        return type("Event", (), {"synchronize": lambda _self: self.log.append(("host", "waits for", self.name))})()
+        return type(
+            "Event",
+            (),
+            {"synchronize": lambda _self: self.log.append(("host", "waits for", self.name))},
+        )()
 
 
-def test_streams_wait_for_each_other_and_the_host_for_results_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls that a CUDA device gets, in their order, on fakes: what they do is asked where there is one."""
+def test_streams_wait_for_each_other_and_the_host_for_results_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The calls that a CUDA device gets, in their order, on fakes: what they do is asked where
+    there is one.
+    """
     log: list[tuple[str, ...]] = []
     main, names = FakeStream("main"), iter(["up", "down"])
     monkeypatch.setattr(FakeStream, "log", log, raising=False)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: FakeStream(next(names)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: main)
-    monkeypatch.setattr(Tensor, "record_stream", lambda _tensor, stream: log.append((stream.name, "uses it")))
+    monkeypatch.setattr(
+        Tensor, "record_stream", lambda _tensor, stream: log.append((stream.name, "uses it"))
+    )
 
     def on(stream: FakeStream) -> Any:
         log.append((stream.name, "on"))
@@ -237,7 +263,9 @@ def test_streams_wait_for_each_other_and_the_host_for_results_alone(monkeypatch:
         log.append(("pinned",))
         return tensor
 
-    def room_of(*args: Any, pin_memory: bool = False, empty: Any = torch.empty, **options: Any) -> Tensor:
+    def room_of(
+        *args: Any, pin_memory: bool = False, empty: Any = torch.empty, **options: Any
+    ) -> Tensor:
         if pin_memory:
             log.append(("room",))
         return empty(*args, **options)
@@ -250,14 +278,23 @@ def test_streams_wait_for_each_other_and_the_host_for_results_alone(monkeypatch:
     there = pinned.to_device(room)
     back = pinned.to_host({"x": there})
     assert log == [
-        ("room",), ("up", "on"), ("pinned",), ("main", "waits for", "up"), ("main", "uses it"),
-        ("down", "waits for", "main"), ("down", "on"), ("room",), ("down", "uses it"), ("down", "marks an end"),
-    ]  # fmt: skip
+        ("room",),
+        ("up", "on"),
+        ("pinned",),
+        ("main", "waits for", "up"),
+        ("main", "uses it"),
+        ("down", "waits for", "main"),
+        ("down", "on"),
+        ("room",),
+        ("down", "uses it"),
+        ("down", "marks an end"),
+    ]
     assert torch.equal(back()["x"], room)
     assert log[-1] == ("host", "waits for", "down")
 
 
-# --- sizes ----------------------------------------------------------------------------------------------------------
+# --- sizes
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_gpu_has_larger_batches_and_shards_of_no_more_images(tmp_path: Path) -> None:
@@ -265,8 +302,14 @@ def test_a_gpu_has_larger_batches_and_shards_of_no_more_images(tmp_path: Path) -
     assert features.default_batch("cuda:1") > 64
     shards = {}
     for batch in (4, 16, 64, 128, 2000):
-        found = extraction.extract(tiny_vgg(), PHOTOS, {"end": "classifier.3"}, root=tmp_path, preprocess=SMALL,
-                                   batch_size=batch)  # fmt: skip
+        found = extraction.extract(
+            tiny_vgg(),
+            PHOTOS,
+            {"end": "classifier.3"},
+            root=tmp_path,
+            preprocess=SMALL,
+            batch_size=batch,
+        )
         shards[batch] = found.shard_rows
     assert shards == {4: 64, 16: 256, 64: 1024, 128: 1024, 2000: 2000}
 
@@ -274,12 +317,19 @@ def test_a_gpu_has_larger_batches_and_shards_of_no_more_images(tmp_path: Path) -
 def test_what_fits_is_asked_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 10**15)
     assert memory.available_on("cpu") == 10**15
-    assert memory.fitting(8, 1e9, 1e9, "layers", "cuda") == 8 or torch.cuda.is_available()  # no device: not known
+    # no device: not known
+    assert memory.fitting(8, 1e9, 1e9, "layers", "cuda") == 8 or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * 10**9, 8 * 10**9))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    ours = {"device": 0, "segment_pool_id": (0, 0), "total_size": 2 * 10**9, "allocated_size": 10**9}
-    others = [ours | {"device": 1}, ours | {"segment_pool_id": (0, 3)}]  # of another device; of a CUDA graph
+    ours = {
+        "device": 0,
+        "segment_pool_id": (0, 0),
+        "total_size": 2 * 10**9,
+        "allocated_size": 10**9,
+    }
+    # of another device; of a CUDA graph
+    others = [ours | {"device": 1}, ours | {"segment_pool_id": (0, 3)}]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [ours, *others])
     assert memory.available_on("cuda") == 4 * 10**9
     with pytest.warns(FewerAtATime, match="3 images at a time instead of 8"):

@@ -1,4 +1,6 @@
-"""Networks of TME 9 and 10 against hand arithmetic and a forward pass by hand; losses against their formulas."""
+"""Networks of TME 9 and 10 against hand arithmetic and a forward pass by hand; losses against their
+formulas.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,20 @@ def moved(net: nn.Module) -> nn.Module:
     [
         (
             GanArchitecture("cdcgan", **MNIST),
-            [16 * 1 * 32, 16 * 10 * 32, 16 * 64 * 128 + 2 * 128, 16 * 128 * 256 + 2 * 256, 16 * 256 * 1],
-            [16 * 100 * 256 + 512, 16 * 10 * 256 + 512, 16 * 512 * 256 + 512, 16 * 256 * 128 + 256, 16 * 128 * 1],
+            [
+                16 * 1 * 32,
+                16 * 10 * 32,
+                16 * 64 * 128 + 2 * 128,
+                16 * 128 * 256 + 2 * 256,
+                16 * 256 * 1,
+            ],
+            [
+                16 * 100 * 256 + 512,
+                16 * 10 * 256 + 512,
+                16 * 512 * 256 + 512,
+                16 * 256 * 128 + 256,
+                16 * 128 * 1,
+            ],
         ),
         (
             GanArchitecture("cgan", **MNIST),
@@ -78,12 +92,25 @@ def moved(net: nn.Module) -> nn.Module:
         (
             GanArchitecture(image_size=64, channels=1),
             [16 * 32 + 64, 16 * 32 * 64 + 128, 16 * 64 * 128 + 256, 16 * 128 * 256 + 512, 16 * 256],
-            [16 * 100 * 256 + 512, 16 * 256 * 128 + 256, 16 * 128 * 64 + 128, 16 * 64 * 32 + 64, 16 * 32],
+            [
+                16 * 100 * 256 + 512,
+                16 * 256 * 128 + 256,
+                16 * 128 * 64 + 128,
+                16 * 64 * 32 + 64,
+                16 * 32,
+            ],
         ),
         (
-            GanArchitecture("cdcgan", **MNIST, label_in_D=False),  # the embedding of x is as wide as both were
+            # the embedding of x is as wide as both were
+            GanArchitecture("cdcgan", **MNIST, label_in_D=False),
             [16 * 1 * 64, 16 * 64 * 128 + 2 * 128, 16 * 128 * 256 + 2 * 256, 16 * 256 * 1],
-            [16 * 100 * 256 + 512, 16 * 10 * 256 + 512, 16 * 512 * 256 + 512, 16 * 256 * 128 + 256, 16 * 128 * 1],
+            [
+                16 * 100 * 256 + 512,
+                16 * 10 * 256 + 512,
+                16 * 512 * 256 + 512,
+                16 * 256 * 128 + 256,
+                16 * 128 * 1,
+            ],
         ),
     ],
 )
@@ -169,7 +196,9 @@ def one_hot(y: Tensor | None, classes: int) -> Tensor:
     return torch.eye(classes, dtype=torch.float64)[y]
 
 
-def dcgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: None) -> tuple[Tensor, Tensor]:
+def dcgan_by_hand(
+    w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: None
+) -> tuple[Tensor, Tensor]:
     g, d = w["G"], w["D"]
     h = relu(norm(up(z[:, :, None, None], g[0], 1), g[1], g[2]))
     h = relu(norm(up(h, g[3], 2), g[4], g[5]))
@@ -179,10 +208,18 @@ def dcgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: None) -> 
     return images, down(h, d[6], 1).flatten()
 
 
-def cdcgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def cdcgan_by_hand(
+    w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     g, d = w["G"], w["D"]
     label = one_hot(y, 3)[:, :, None, None]
-    h = torch.cat([relu(norm(up(z[:, :, None, None], g[0], 1), *g[1:3])), relu(norm(up(label, g[3], 1), *g[4:6]))], 1)
+    h = torch.cat(
+        [
+            relu(norm(up(z[:, :, None, None], g[0], 1), *g[1:3])),
+            relu(norm(up(label, g[3], 1), *g[4:6])),
+        ],
+        1,
+    )
     h = relu(norm(up(h, g[6], 2), *g[7:9]))
     images = torch.tanh(up(h, g[9], 2))
     h = torch.cat([leaky(down(x, d[0], 2)), leaky(down(label.repeat(1, 1, 16, 16), d[1], 2))], 1)
@@ -190,7 +227,9 @@ def cdcgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: Tensor) 
     return images, down(h, d[5], 1).flatten()
 
 
-def cgan_by_hand(w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def cgan_by_hand(
+    w: dict[str, list[Tensor]], z: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     g, d = w["G"], w["D"]
     label = one_hot(y, 3)
     h = torch.cat([relu(norm(z @ g[0].T, *g[1:3])), relu(norm(label @ g[3].T, *g[4:6]))], 1)
@@ -236,7 +275,11 @@ def test_spectral_norm_makes_every_largest_singular_value_of_d_one() -> None:
         largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         assert_close(largest, torch.tensor(1.0), "singular value")
         original = layer.get_parameter("parametrizations.weight.original")
-        assert_close(layer.weight * torch.linalg.matrix_norm(original.flatten(1), 2), original, "singular value")
+        assert_close(
+            layer.weight * torch.linalg.matrix_norm(original.flatten(1), 2),
+            original,
+            "singular value",
+        )
 
 
 # --- the start ---
@@ -246,9 +289,13 @@ def test_weights_start_as_the_labs_have_them() -> None:
     nets = gan_architecture.build(GanArchitecture(image_size=128, ngf=16, ndf=16), 0)
     modules = [module for net in nets for module in net.modules()]
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
-    layers = [module.weight for module in modules if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    layers = [
+        module.weight for module in modules if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    ]
     assert len(layers) == 12
-    assert all(layer.bias is None for layer in modules if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
+    assert all(
+        layer.bias is None for layer in modules if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    )
     assert all((module.bias == 0).all() for module in norms)
     for mean, values in ((0.0, layers), (1.0, [module.weight for module in norms])):
         x = torch.cat([value.detach().double().flatten() for value in values])
@@ -257,17 +304,25 @@ def test_weights_start_as_the_labs_have_them() -> None:
         assert_close((x.std() / 0.02 - 1) * (2 * n) ** 0.5 / 100, torch.tensor(0.0), "statistic")
     for layer in layers:  # each for itself: none has kept torch's own start
         n = layer.numel()
-        assert_close((layer.detach().double().std() / 0.02 - 1) * (2 * n) ** 0.5 / 100, torch.tensor(0.0), "statistic")
+        assert_close(
+            (layer.detach().double().std() / 0.02 - 1) * (2 * n) ** 0.5 / 100,
+            torch.tensor(0.0),
+            "statistic",
+        )
 
 
-def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(seed: int) -> None:
         raise AssertionError("reseeded every GPU")
 
     a, state = tiny("cdcgan", norm_D="spectral"), torch.get_rng_state()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
-    first, again, other = ([value for net in gan_architecture.build(a, seed) for value in net.state_dict().values()]
-                           for seed in (1, 1, 2))  # fmt: skip
+    first, again, other = (
+        [value for net in gan_architecture.build(a, seed) for value in net.state_dict().values()]
+        for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim > 1)
@@ -323,8 +378,14 @@ def test_labels_that_do_not_fit_are_named(y: Tensor | None, message: str) -> Non
     [
         ({"kind": "wgan"}, "expected kind dcgan, cdcgan, cgan"),
         ({"norm_D": "layer"}, "norm_D batch or spectral"),
-        ({"image_size": 20}, "image_size=20, channels=3: expected images of 16, 32, 64, 128 pixels"),
-        ({"channels": 2}, "channels=2: expected images of 16, 32, 64, 128 pixels with 1 or 3 channels"),
+        (
+            {"image_size": 20},
+            "image_size=20, channels=3: expected images of 16, 32, 64, 128 pixels",
+        ),
+        (
+            {"channels": 2},
+            "channels=2: expected images of 16, 32, 64, 128 pixels with 1 or 3 channels",
+        ),
         ({"nz": 0}, "nz=0, ngf=32, ndf=32: expected 1 or more"),
         ({"ngf": 0}, "ngf=0"),
         ({"ndf": -1}, "ndf=-1"),
@@ -372,9 +433,17 @@ def test_with_running_statistics_an_image_depends_on_its_own_noise_alone(kind: s
     assert images.dtype == torch.float32
     assert_close(images, deepcopy(generator).eval()(z, y), "activation")
     for batch in (1, 3, 10):
-        assert_close(gan_architecture.sample(generator, z, y, statistics="running", batch=batch), images, "activation")
+        assert_close(
+            gan_architecture.sample(generator, z, y, statistics="running", batch=batch),
+            images,
+            "activation",
+        )
     last = None if y is None else y[7:8]
-    assert_close(gan_architecture.sample(generator, z[7:8], last, statistics="running"), images[7:8], "activation")
+    assert_close(
+        gan_architecture.sample(generator, z[7:8], last, statistics="running"),
+        images[7:8],
+        "activation",
+    )
 
 
 @pytest.mark.parametrize("kind", gan_architecture.KINDS)
@@ -410,7 +479,9 @@ def test_sampling_leaves_g_as_it_was(statistics: Any, training: bool) -> None:
     assert not images.requires_grad
     assert not images.is_inference()  # a classifier may be trained on them
     generator.train()(z, y)  # what would have happened: statistics move
-    assert not all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    assert not all(
+        torch.equal(value, before[name]) for name, value in generator.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -450,11 +521,20 @@ def test_digits_are_padded_by_two_black_pixels() -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 23, 28, dtype=torch.uint8), "23 x 28 pixels, the network wants 32 x 32; resize them"),
+        (
+            torch.zeros(2, 23, 28, dtype=torch.uint8),
+            "23 x 28 pixels, the network wants 32 x 32; resize them",
+        ),
         (torch.zeros(2, 3, 33, 32, dtype=torch.uint8), "33 x 32 pixels"),
-        (torch.zeros(0, 28, 28, dtype=torch.uint8), r"got torch.uint8 \(0, 1, 28, 28\), expected uint8 .* N from 1"),
+        (
+            torch.zeros(0, 28, 28, dtype=torch.uint8),
+            r"got torch.uint8 \(0, 1, 28, 28\), expected uint8 .* N from 1",
+        ),
         (torch.zeros(2, 28, 28), "got torch.float32"),
-        (np.zeros((2, 28, 28, 3), np.uint8), r"got torch.uint8 \(2, 28, 28, 3\), expected uint8 N x H x W or N x 3"),
+        (
+            np.zeros((2, 28, 28, 3), np.uint8),
+            r"got torch.uint8 \(2, 28, 28, 3\), expected uint8 N x H x W or N x 3",
+        ),
         ([], "got torch.float32"),
     ],
 )
@@ -473,7 +553,9 @@ def test_pixels_go_out_rounded_and_cut() -> None:
 PIXELS = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("y", [[0, 1, 2] * 2, np.array([2, 2, 1, 1, 0, 0], np.uint8), torch.tensor([0, 1, 2, 2, 2, 2])])
+@pytest.mark.parametrize(
+    "y", [[0, 1, 2] * 2, np.array([2, 2, 1, 1, 0, 0], np.uint8), torch.tensor([0, 1, 2, 2, 2, 2])]
+)
 def test_labels_come_back_as_int64(y: Any) -> None:
     found = gan_architecture.check_images(tiny("cgan"), PIXELS, y)
     assert found is not None
@@ -485,7 +567,11 @@ def test_labels_come_back_as_int64(y: Any) -> None:
 @pytest.mark.parametrize(
     ("images", "y", "message"),
     [
-        (PIXELS[:0], [], r"images: got torch.uint8 \(0, 1, 16, 16\), expected uint8 N x 1 x 16 x 16, N from 1"),
+        (
+            PIXELS[:0],
+            [],
+            r"images: got torch.uint8 \(0, 1, 16, 16\), expected uint8 N x 1 x 16 x 16, N from 1",
+        ),
         (PIXELS.float(), [0, 1, 2] * 2, "images: got torch.float32"),
         (PIXELS[:, :, :12, :12], [0, 1, 2] * 2, "prepare_images pads to the network's size"),
         (PIXELS, None, r"labels: got torch.float32 \(0,\), expected a whole number for each of 6"),

@@ -1,4 +1,6 @@
-"""Differentiable augmentation, image by image and by hand: slices in the place of gathering and masks."""
+"""Differentiable augmentation, image by image and by hand: slices in the place of gathering and
+masks.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ SUBSETS = [kinds for n in range(4) for kinds in combinations(KINDS, n)]
 
 def by_hand(image: Tensor, draw: Tensor, kinds: tuple[str, ...]) -> Tensor:
     """One image (C x S x S), changed as DiffAugment_pytorch.py of Zhao et al. does, by slices."""
-    size, (brightness, saturation, contrast, down, right, row, column) = image.shape[-1], draw.tolist()
+    size, (brightness, saturation, contrast, down, right, row, column) = (
+        image.shape[-1],
+        draw.tolist(),
+    )
     if "colour" in kinds:
         image = image + (brightness - 0.5)
         image = (image - image.mean(0)) * (2 * saturation) + image.mean(0)
@@ -63,7 +68,8 @@ def test_the_ends_of_the_draws_are_the_ends_of_the_ranges() -> None:
     """Closed form on one image of 8 x 8: 0, a half and the largest number below 1."""
     x = torch.arange(64, dtype=torch.float32).view(1, 1, 8, 8) / 64
     low, middle, high = (torch.full((1, DRAWS), u) for u in (0.0, 0.5, 1 - 2**-24))
-    assert torch.equal(augmented(x, low, ["translation"])[0, 0, :-1, :-1], x[0, 0, 1:, 1:])  # up and left by one
+    # up and left by one
+    assert torch.equal(augmented(x, low, ["translation"])[0, 0, :-1, :-1], x[0, 0, 1:, 1:])
     assert torch.equal(augmented(x, high, ["translation"])[0, 0, 1:, 1:], x[0, 0, :-1, :-1])
     assert not augmented(x, high, ["translation"])[0, 0, 0].any()
     assert torch.equal(augmented(x, middle, ["translation"]), x)
@@ -100,7 +106,9 @@ def test_what_is_left_out_changes_nothing_and_layout_and_type_stay() -> None:
 
 
 def test_moves_and_cuts_are_all_as_likely() -> None:
-    """Nine shifts and 33 centres of 32 rows, in 20,000 draws; a square's height says how far out its centre is."""
+    """Nine shifts and 33 centres of 32 rows, in 20,000 draws; a square's height says how far out
+    its centre is.
+    """
     draws = torch.rand(20_000, DRAWS, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(1.0, 33)[None, None, :, None].expand(len(draws), 1, 32, 32)
     shifts = 17 - augmented(rows, draws, ["translation"])[:, 0, 16, 16]
@@ -116,8 +124,15 @@ def test_moves_and_cuts_are_all_as_likely() -> None:
 
 @pytest.mark.parametrize(
     ("images", "draws"),
-    [((2, 3, 8, 8), (2, 6)), ((2, 3, 8, 8), (3, DRAWS)), ((2, 3, 8, 6), (2, DRAWS)), ((2, 8, 8), (2, DRAWS))],
+    [
+        ((2, 3, 8, 8), (2, 6)),
+        ((2, 3, 8, 8), (3, DRAWS)),
+        ((2, 3, 8, 6), (2, DRAWS)),
+        ((2, 8, 8), (2, DRAWS)),
+    ],
 )
-def test_shapes_that_do_not_fit_are_refused(images: tuple[int, ...], draws: tuple[int, ...]) -> None:
+def test_shapes_that_do_not_fit_are_refused(
+    images: tuple[int, ...], draws: tuple[int, ...]
+) -> None:
     with pytest.raises(ArgumentError, match="expected N x C x S x S and N x 7"):
         augmented(torch.zeros(images), torch.zeros(draws))

@@ -1,4 +1,6 @@
-"""The digit classifier: it learns, is the same for a seed, is kept, and refuses what it cannot read."""
+"""The digit classifier: it learns, is the same for a seed, is kept, and refuses what it cannot
+read.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, DatasetError, RdfiaError
 from rdfia.gans import digit_classifier as digit_classifiers
-from rdfia.gans.digit_classifier import DigitClassifier, cached_digit_classifier, features_of, train_digit_classifier
+from rdfia.gans.digit_classifier import (
+    DigitClassifier,
+    cached_digit_classifier,
+    features_of,
+    train_digit_classifier,
+)
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tolerances import assert_close
 
@@ -41,14 +48,19 @@ def test_the_classifier_learns_and_gives_its_features(trained: DigitClassifier) 
     images, labels = made_up(100, 1)
     features, predicted = features_of(trained, images, batch=33)
     assert not trained.training
-    assert (predicted == labels.numpy()).mean() >= 0.95  # 1.0 with each of 12 seeds, in float32 and in bfloat16
+    # 1.0 with each of 12 seeds, in float32 and in bfloat16
+    assert (predicted == labels.numpy()).mean() >= 0.95
     assert features.shape == (100, 64)
     assert [features.dtype, predicted.dtype] == [np.float32, np.int64]
     assert features.min() >= 0
     x = images.float() / 127.5 - 1
     with torch.no_grad():
         assert_close(features, trained.features(x), "activation")
-        assert_close(torch.from_numpy(features) @ trained.head.weight.T + trained.head.bias, trained(x), "activation")
+        assert_close(
+            torch.from_numpy(features) @ trained.head.weight.T + trained.head.bias,
+            trained(x),
+            "activation",
+        )
     assert_close(features_of(trained, x, batch=7)[0], features, "activation")
     training = deepcopy(trained).train()
     assert_close(features_of(training, images)[0], features, "activation")
@@ -56,15 +68,20 @@ def test_the_classifier_learns_and_gives_its_features(trained: DigitClassifier) 
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_a_seed_gives_one_classifier_and_leaves_the_global_stream(trained: DigitClassifier) -> None:
     before, data = torch.get_rng_state(), made_up(300, 0)
     assert same(train_digit_classifier(data[0], data[1].tolist(), seed=0, **FAST), trained)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not same(train_digit_classifier(*data, seed=1, **{**FAST, "steps": 2}),
-                    train_digit_classifier(*data, seed=2, **{**FAST, "steps": 2}))  # fmt: skip
+    assert not same(
+        train_digit_classifier(*data, seed=1, **{**FAST, "steps": 2}),
+        train_digit_classifier(*data, seed=2, **{**FAST, "steps": 2}),
+    )
 
 
 def test_training_moves_the_digits_by_up_to_two_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,21 +137,29 @@ def test_the_classifier_is_kept_and_a_damaged_one_is_made_again(
         assert len(trainings) == 1
     other = data[0].clone()
     other[0, 0, 0, 0] += 1
-    for images, labels, recipe in ((data[0], data[1], few), (other, data[1], few), (data[0], data[1].flip(0), few),
-                                   (data[0], data[1], {**few, "seed": 1})):  # fmt: skip
+    for images, labels, recipe in (
+        (data[0], data[1], few),
+        (other, data[1], few),
+        (data[0], data[1].flip(0), few),
+        (data[0], data[1], {**few, "seed": 1}),
+    ):
         trainings.clear()
         cached_digit_classifier(images, labels, folder=tmp_path / "other", **recipe)
         assert len(trainings) == 1
     assert len(list((tmp_path / "other").iterdir())) == 4
     for lr in (1e-3, 2e-3):  # a default that is another one tomorrow
         count.__kwdefaults__ = {**(train_digit_classifier.__kwdefaults__ or {}), "lr": lr}
-        cached_digit_classifier(*data, folder=tmp_path / "defaults", steps=1, batch=32, dtype=torch.float32)
+        cached_digit_classifier(
+            *data, folder=tmp_path / "defaults", steps=1, batch=32, dtype=torch.float32
+        )
     assert len(list((tmp_path / "defaults").iterdir())) == 2
 
 
 def test_a_file_under_the_name_of_another_is_not_believed(tmp_path: Path) -> None:
     few, data = {**FAST, "steps": 1}, made_up(40, 0)
-    first, second = (cached_digit_classifier(*data, folder=tmp_path, seed=seed, **few) for seed in (0, 1))
+    first, second = (
+        cached_digit_classifier(*data, folder=tmp_path, seed=seed, **few) for seed in (0, 1)
+    )
     paths = sorted(tmp_path.iterdir())
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, contents[::-1], strict=True):
@@ -145,8 +170,17 @@ def test_a_file_under_the_name_of_another_is_not_believed(tmp_path: Path) -> Non
 
 def test_digits_that_cannot_be_trained_on_are_refused() -> None:
     images, labels = made_up(20, 0)
-    for bad in (images.float(), images[:, 0], images[..., :28], images[:0], images[:1], images.expand(-1, 3, -1, -1)):
-        with pytest.raises(DatasetError, match=r"expected uint8 N x 1 x 32 x 32 \(pad MNIST by two pixels\)"):
+    for bad in (
+        images.float(),
+        images[:, 0],
+        images[..., :28],
+        images[:0],
+        images[:1],
+        images.expand(-1, 3, -1, -1),
+    ):
+        with pytest.raises(
+            DatasetError, match=r"expected uint8 N x 1 x 32 x 32 \(pad MNIST by two pixels\)"
+        ):
             train_digit_classifier(bad, labels[: len(bad)])
     for bad in (labels[:-1], labels[None], torch.tensor(3)):
         with pytest.raises(DatasetError, match="N labels, N from 2"):

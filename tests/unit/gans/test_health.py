@@ -47,8 +47,13 @@ def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
     healthy = health(losses(HEALTHY), pictures(seed=1), real, labels=labels)
     assert healthy.alarms == ()
     assert healthy.within == within(pictures(seed=1), labels)
-    nearly = (0.9 * one_each + 0.1 * pictures(seed=2)).to(torch.uint8)  # a little noise on each is no variety
-    assert health(losses(HEALTHY), nearly, real, labels=labels).alarms[0].startswith("z is ignored: images of one")
+    # a little noise on each is no variety
+    nearly = (0.9 * one_each + 0.1 * pictures(seed=2)).to(torch.uint8)
+    assert (
+        health(losses(HEALTHY), nearly, real, labels=labels)
+        .alarms[0]
+        .startswith("z is ignored: images of one")
+    )
     assert within(real[:8], torch.tensor([0, 0, 1, 1]).repeat_interleave(2)) == pytest.approx(
         (diversity(real[:4]) + diversity(real[4:8])) / 2
     )
@@ -83,16 +88,24 @@ def test_only_the_last_steps_are_judged() -> None:
     assert health(torch.cat([early, late]), window=200).alarms == ()
     assert health(torch.cat([late, early]), window=200).alarms
     assert health(torch.cat([early, late]), window=400).d_loss_zero == 0.5
-    assert health(torch.cat([early, late]), window=400).alarms == ()  # half of the steps is not most of them
-    assert health(torch.cat([early, late]), window=1000).d_loss_zero == 0.5  # fewer steps than the window
+    # half of the steps is not most of them
+    assert health(torch.cat([early, late]), window=400).alarms == ()
+    # fewer steps than the window
+    assert health(torch.cat([early, late]), window=1000).d_loss_zero == 0.5
 
 
 def test_diversity_is_the_distance_of_all_pairs() -> None:
     images = pictures(7)
     x = images.double().flatten(1) / 255
     pairs = [float(((x[i] - x[j]) ** 2).mean()) for i in range(7) for j in range(i)]
-    assert_close(torch.tensor(diversity(images), dtype=torch.float64), math.sqrt(sum(pairs) / len(pairs)), "score")
-    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 1, 16, 16)
+    assert_close(
+        torch.tensor(diversity(images), dtype=torch.float64),
+        math.sqrt(sum(pairs) / len(pairs)),
+        "score",
+    )
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(
+        2, 1, 16, 16
+    )
     assert diversity(black_and_white) == 1.0
     assert diversity(images[:1]) == 0.0
     assert diversity(images[:1].repeat(5, 1, 1, 1)) == 0.0

@@ -17,7 +17,8 @@ LOGITS = torch.linspace(-6, 6, 13, dtype=torch.float64)
 
 def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
     logits = LOGITS.clone().requires_grad_()
-    return torch.autograd.grad(loss(logits), logits)[0] * len(logits)  # of one logit, not of the mean
+    # of one logit, not of the mean
+    return torch.autograd.grad(loss(logits), logits)[0] * len(logits)
 
 
 def test_losses_are_their_formulas() -> None:
@@ -25,7 +26,9 @@ def test_losses_are_their_formulas() -> None:
     fake = LOGITS.flip(0) / 2
     q = torch.sigmoid(fake)
     bce, ones = nn.functional.binary_cross_entropy, torch.ones_like(p)
-    assert_close(losses.discriminator_loss(LOGITS, fake), -p.log().mean() - (1 - q).log().mean(), "loss")
+    assert_close(
+        losses.discriminator_loss(LOGITS, fake), -p.log().mean() - (1 - q).log().mean(), "loss"
+    )
     assert_close(losses.discriminator_loss(LOGITS, fake), bce(p, ones) + bce(q, 0 * ones), "loss")
     assert_close(losses.generator_loss(LOGITS), -p.log().mean(), "loss")
     assert_close(losses.generator_loss(LOGITS), bce(p, ones), "loss")
@@ -45,9 +48,12 @@ def test_gradients_with_respect_to_the_logit_are_the_two_of_the_lab() -> None:
         "gradient",
     )
     assert_close(
-        gradient(lambda logits: losses.discriminator_loss(torch.zeros_like(logits), logits)), p, "gradient"
+        gradient(lambda logits: losses.discriminator_loss(torch.zeros_like(logits), logits)),
+        p,
+        "gradient",
     )
-    printed = gradient(lambda logits: (1 - torch.sigmoid(logits).log()).mean())  # what the report prints: an erratum
+    # what the report prints: an erratum
+    printed = gradient(lambda logits: (1 - torch.sigmoid(logits).log()).mean())
     with pytest.raises(AssertionError, match="gradient"):
         assert_close(printed, -p, "gradient")
 

@@ -1,4 +1,6 @@
-"""Statistics of pixels by hand, and how the distance answers to salt, blur and moves of real digits."""
+"""Statistics of pixels by hand, and how the distance answers to salt, blur and moves of real
+digits.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,16 @@ def uint8(values: Tensor) -> Tensor:
 
 
 def of(image: Tensor) -> dict[str, float]:
-    return dict(zip(STATISTICS, pixel_statistics(image.expand(1, 1, 8, 8))[0].tolist(), strict=True))
+    return dict(
+        zip(STATISTICS, pixel_statistics(image.expand(1, 1, 8, 8))[0].tolist(), strict=True)
+    )
 
 
 def test_statistics_by_hand() -> None:
     flat = of(torch.full((8, 8), 51, dtype=torch.uint8))
     assert flat == {"noise": 0.0, "slope": 0.0, "brightness": 0.2, "row": 3.5, "column": 3.5}
-    assert of(torch.zeros(8, 8, dtype=torch.uint8)) == {**flat, "brightness": 0.0}  # no mass: the middle
+    # no mass: the middle
+    assert of(torch.zeros(8, 8, dtype=torch.uint8)) == {**flat, "brightness": 0.0}
     ramp = of(torch.arange(0, 80, 10, dtype=torch.uint8))
     assert ramp["noise"] == 0
     assert_close(ramp["slope"], 10 / 255 / 2, "score")  # of two directions one is flat
@@ -41,11 +46,14 @@ def test_statistics_by_hand() -> None:
     point = torch.zeros(8, 8, dtype=torch.uint8)
     point[2, 5] = 255
     found = of(point)
-    assert_close(found["noise"], math.sqrt(math.pi / 2) / 6 * 16 / 36, "score")  # the mask's numbers: 4, 4 of 2, 4 of 1
+    # the mask's numbers: 4, 4 of 2, 4 of 1
+    assert_close(found["noise"], math.sqrt(math.pi / 2) / 6 * 16 / 36, "score")
     assert_close(found["slope"], 2 / 56, "score")
     assert (found["row"], found["column"]) == (2.0, 5.0)
     colours = torch.stack([point, torch.zeros_like(point), torch.zeros_like(point)])[None]
-    expected = torch.tensor([found["noise"] / 3, found["slope"] / 3, 1 / 64 / 3, 2, 5], dtype=torch.float64)
+    expected = torch.tensor(
+        [found["noise"] / 3, found["slope"] / 3, 1 / 64 / 3, 2, 5], dtype=torch.float64
+    )
     assert_close(torch.from_numpy(pixel_statistics(colours)[0]), expected, "score")
 
 
@@ -59,19 +67,24 @@ def test_noise_is_the_deviation_of_white_noise_on_a_ramp() -> None:
 
 
 def test_batches_change_nothing() -> None:
-    images = torch.randint(0, 256, (23, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (23, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert np.array_equal(pixel_statistics(images), pixel_statistics(images, batch=4))
 
 
 def salt(images: Tensor, share: float) -> Tensor:
-    drawn = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))  # more salt is the same and more
+    # more salt is the same and more
+    drawn = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
     return images.masked_fill(drawn < share, 255)
 
 
 CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
     "salt": (salt, (0.005, 0.01, 0.02, 0.05)),  # share of the pixels
-    "blur": (lambda images, sigma: uint8(blur(images.float(), sigma)), (0.5, 0.7, 1.0)),  # sigma in pixels
-    "moved": (lambda images, d: torch.roll(images, int(d), 2), (1.0, 2.0)),  # pixels; digits have a margin of them
+    # sigma in pixels
+    "blur": (lambda images, sigma: uint8(blur(images.float(), sigma)), (0.5, 0.7, 1.0)),
+    # pixels; digits have a margin of them
+    "moved": (lambda images, d: torch.roll(images, int(d), 2), (1.0, 2.0)),
     "grey": (lambda images, level: images.clamp(min=int(level)), (8.0, 16.0, 32.0)),  # background
 }
 
@@ -89,13 +102,19 @@ def apart(less: Estimate, more: Estimate) -> bool:
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_the_distance_grows_with_the_strength_of_a_change(digits: tuple[Tensor, Tensor], kind: str) -> None:
-    """From the floor, which other real digits are at; five times as much salt counts many times as much."""
+def test_the_distance_grows_with_the_strength_of_a_change(
+    digits: tuple[Tensor, Tensor], kind: str
+) -> None:
+    """From the floor, which other real digits are at; five times as much salt counts many times as
+    much.
+    """
     real, other = digits
     change, strengths = CHANGES[kind]
     known = pixel_statistics(real)
-    found = [pixel_distance(known, pixel_statistics(images))
-             for images in (other, *(change(other, strength) for strength in strengths))]  # fmt: skip
+    found = [
+        pixel_distance(known, pixel_statistics(images))
+        for images in (other, *(change(other, strength) for strength in strengths))
+    ]
     assert abs(found[0].value) < 4 * found[0].standard_error
     assert found[0].value < 0.1
     assert all(apart(less, more) for less, more in pairwise(found)), found
@@ -109,21 +128,37 @@ def test_the_floor_is_on_both_sides_of_nothing(digits: tuple[Tensor, Tensor]) ->
     assert 5 <= sum(value < 0 for value in found) <= 25
 
 
-def test_a_move_counts_its_square_over_the_variance_of_real_centres(digits: tuple[Tensor, Tensor]) -> None:
+def test_a_move_counts_its_square_over_the_variance_of_real_centres(
+    digits: tuple[Tensor, Tensor],
+) -> None:
     clear = digits[0][(digits[0][:, :, -4:] == 0).all((1, 2, 3))]  # nothing leaves the image
     real = pixel_statistics(clear)
     assert len(real) > 800
     for d in (1, 2):
         down = pixel_statistics(torch.roll(clear, d, 2))
         assert_close(down, real + np.array([0, 0, 0, d, 0]), "score")
-        bias = pixel_distance(real, real).value  # the correction takes two sets of the same images for two draws
-        assert_close(pixel_distance(real, down).value - bias, d**2 / real[:, 3].var(ddof=1), "score")
+        # the correction takes two sets of the same images for two draws
+        bias = pixel_distance(real, real).value
+        assert_close(
+            pixel_distance(real, down).value - bias, d**2 / real[:, 3].var(ddof=1), "score"
+        )
 
 
 def test_the_ratio_tells_noise_from_blur(digits: tuple[Tensor, Tensor]) -> None:
     real, other = (pixel_statistics(images) for images in digits)
-    salted, smooth = (pixel_statistics(CHANGES[kind][0](digits[1], s)) for kind, s in (("salt", 0.01), ("blur", 0.5)))
-    assert noise_ratio(real, smooth) < 0.7 < 0.9 < noise_ratio(real, other) < 1.1 < 1.5 < noise_ratio(real, salted)
+    salted, smooth = (
+        pixel_statistics(CHANGES[kind][0](digits[1], s))
+        for kind, s in (("salt", 0.01), ("blur", 0.5))
+    )
+    assert (
+        noise_ratio(real, smooth)
+        < 0.7
+        < 0.9
+        < noise_ratio(real, other)
+        < 1.1
+        < 1.5
+        < noise_ratio(real, salted)
+    )
     assert noise_ratio(real, real) == 1.0
 
 
@@ -136,10 +171,14 @@ def test_it_does_not_see_what_its_words_say_it_does_not(digits: tuple[Tensor, Te
 
 @pytest.mark.parametrize(
     "images",
-    [torch.zeros(2, 1, 8, 8), torch.zeros(0, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 2, 8, dtype=torch.uint8),
-     torch.zeros(2, 8, 8, dtype=torch.uint8)],
+    [
+        torch.zeros(2, 1, 8, 8),
+        torch.zeros(0, 1, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 1, 2, 8, dtype=torch.uint8),
+        torch.zeros(2, 8, 8, dtype=torch.uint8),
+    ],
     ids=["float", "none", "narrow", "no channels"],
-)  # fmt: skip
+)
 def test_images_that_have_no_statistics_are_refused(images: Tensor) -> None:
     with pytest.raises(ArgumentError, match="expected uint8 N x C x S x S, S from 3"):
         pixel_statistics(images)
@@ -147,7 +186,9 @@ def test_images_that_have_no_statistics_are_refused(images: Tensor) -> None:
 
 def test_real_images_that_do_not_differ_are_refused() -> None:
     black = pixel_statistics(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ArgumentError, match="all images have the same noise, slope, brightness, row, column"):
+    with pytest.raises(
+        ArgumentError, match="all images have the same noise, slope, brightness, row, column"
+    ):
         pixel_distance(black, black)
     with pytest.raises(ArgumentError, match="no image has noise or an edge"):
         noise_ratio(black, black)

@@ -21,7 +21,9 @@ from rdfia.gans.runs import Run
 from rdfia.gans.training import fixed_noise
 
 TINY = GanConfig(GanArchitecture(image_size=16, channels=1, nz=3, ngf=2, ndf=2), steps=60, batch=4)
-IMAGES = torch.randint(0, 256, (12, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    0, 256, (12, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 RUN = Run("tiny", TINY, (25, 60), grids=(60,))
 
 
@@ -43,7 +45,9 @@ class Score:
 
 def do(folder: Path, run: Run = RUN, score: Any = mean_pixel, **options: Any) -> dict[str, Any]:
     options = {"checkpoint_every": 25, "judge": "mean", **options}
-    return gan_runs.scored_run(run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options)
+    return gan_runs.scored_run(
+        run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options
+    )
 
 
 def test_a_run_is_scored_at_its_snapshots_and_made_once(tmp_path: Path) -> None:
@@ -91,7 +95,8 @@ def test_a_kill_loses_the_time_since_the_last_snapshot_alone(tmp_path: Path) -> 
 
     def watch(steps: Any, *_: Any) -> Any:
         for step in steps:
-            seen.append((tmp_path / "tiny" / "seconds.json").exists())  # as a kill here would leave it
+            # as a kill here would leave it
+            seen.append((tmp_path / "tiny" / "seconds.json").exists())
             yield step
 
     gan_runs.train_run(RUN, IMAGES, None, tmp_path, progress=watch)
@@ -101,7 +106,9 @@ def test_a_kill_loses_the_time_since_the_last_snapshot_alone(tmp_path: Path) -> 
 def test_the_grid_that_is_kept_is_the_generators(tmp_path: Path) -> None:
     do(tmp_path)
     _, generator = build(TINY.architecture, 0)
-    generator.load_state_dict(files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
+    generator.load_state_dict(
+        files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0]
+    )
     z, y = fixed_noise(TINY)
     expected = to_uint8(sample(generator, z, y, statistics="batch"))
     assert torch.equal(gan_runs.grid_of(RUN, 60, tmp_path / "kept"), expected)
@@ -113,10 +120,16 @@ def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
     config = replace(TINY, architecture=replace(TINY.architecture, channels=3))
     images = IMAGES.expand(-1, 3, -1, -1).contiguous()
     run = replace(RUN, config=config, shown=40)
-    common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
+    common: dict[str, Any] = {
+        "judge": "mean",
+        "work": tmp_path / "work",
+        "evidence": tmp_path / "kept",
+    }
     gan_runs.scored_run(run, images, None, mean_pixel, **common)
     _, generator = build(config.architecture, 0)
-    generator.load_state_dict(files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0])
+    generator.load_state_dict(
+        files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0]
+    )
     expected = to_uint8(sample(generator, *fixed_noise(config), statistics="batch"))[:40]
     assert torch.equal(gan_runs.grid_of(run, 60, tmp_path / "kept"), expected)
 
@@ -127,9 +140,17 @@ def test_evidence_of_another_run_is_refused(tmp_path: Path, change: str) -> None
     run = replace(RUN, config=replace(TINY, lr=1e-3)) if change == "config" else RUN
     run = replace(run, snapshots=(60,)) if change == "snapshots" else run
     images = IMAGES.flip(0) if change == "data" else IMAGES
-    with pytest.raises(StoreError, match=rf"tiny.json has a run of another {change}: choose another folder"):
+    with pytest.raises(
+        StoreError, match=rf"tiny.json has a run of another {change}: choose another folder"
+    ):
         gan_runs.scored_run(
-            run, images, None, mean_pixel, judge="mean", work=tmp_path / "work", evidence=tmp_path / "kept"
+            run,
+            images,
+            None,
+            mean_pixel,
+            judge="mean",
+            work=tmp_path / "work",
+            evidence=tmp_path / "kept",
         )
 
 
@@ -158,12 +179,16 @@ def test_another_judge_scores_the_kept_generators_again(tmp_path: Path) -> None:
     assert score.calls == 2
     (tmp_path / "work").rename(tmp_path / "gone")
     assert do(tmp_path, judge="other")["scores"] == first["scores"]
-    with pytest.raises(StoreError, match=r"tiny.json has a run of another judge: choose another folder"):
+    with pytest.raises(
+        StoreError, match=r"tiny.json has a run of another judge: choose another folder"
+    ):
         do(tmp_path)
 
 
 def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path: Path) -> None:
-    """A score that they lack was not measured; with the generators it is. No other judge's rows are read so."""
+    """A score that they lack was not measured; with the generators it is. No other judge's rows are
+    read so.
+    """
 
     def more(generator: Generator) -> dict[str, float]:
         return {**mean_pixel(generator), "noise": 2.0}
@@ -172,13 +197,21 @@ def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path:
     (tmp_path / "work").rename(tmp_path / "gone")
     row = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert row == first
-    assert gan_runs.final(row, "mean", (25, 60), np.inf) == gan_runs.final(first, "mean", (25, 60), np.inf)
+    assert gan_runs.final(row, "mean", (25, 60), np.inf) == gan_runs.final(
+        first, "mean", (25, 60), np.inf
+    )
     assert np.isnan(gan_runs.final(row, "noise", (25, 60), np.inf))
     assert gan_runs.final(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
     with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
         do(tmp_path, score=more, judge="mean and noise", earlier=["median"])
     with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
-        do(tmp_path, replace(RUN, config=replace(TINY, r1=1.0)), more, judge="mean and noise", earlier=["mean"])
+        do(
+            tmp_path,
+            replace(RUN, config=replace(TINY, r1=1.0)),
+            more,
+            judge="mean and noise",
+            earlier=["mean"],
+        )
     (tmp_path / "gone").rename(tmp_path / "work")
     again = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert again["judge"] == "mean and noise"
@@ -199,11 +232,15 @@ def test_a_row_from_before_an_option_is_of_the_config_that_has_it_off(tmp_path: 
 
 
 LABELS = torch.arange(len(IMAGES)) % 3
-DIGITS = replace(TINY, architecture=replace(TINY.architecture, kind="cdcgan", classes=3, ngf=4), steps=25)
+DIGITS = replace(
+    TINY, architecture=replace(TINY.architecture, kind="cdcgan", classes=3, ngf=4), steps=25
+)
 
 
 def collapsed(architecture: GanArchitecture, seed: int) -> tuple[Any, Generator]:
-    """A generator that draws one picture a label: the planted fault. z goes through BatchNorm to a scale of 0."""
+    """A generator that draws one picture a label: the planted fault. z goes through BatchNorm to a
+    scale of 0.
+    """
     D, G = build(architecture, seed)
     torch.nn.init.zeros_(G.get_submodule("x.0.1").weight)  # type: ignore[arg-type]
     return D, G
@@ -217,12 +254,24 @@ def test_one_picture_a_label_is_in_the_row_and_in_the_log(
         monkeypatch.setattr("rdfia.gans.training.architecture.build", collapsed)
     lines: list[str] = []
     run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # as it was built
-    common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
-    row = gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, log=lines.append, grids_at=run.grids, **common)
-    said = [alarm for alarm in row["health"]["alarms"] if alarm.startswith("z is ignored: images of one label differ")]
+    common: dict[str, Any] = {
+        "judge": "mean",
+        "work": tmp_path / "work",
+        "evidence": tmp_path / "kept",
+    }
+    row = gan_runs.scored_run(
+        run, IMAGES, LABELS, mean_of_labels, log=lines.append, grids_at=run.grids, **common
+    )
+    said = [
+        alarm
+        for alarm in row["health"]["alarms"]
+        if alarm.startswith("z is ignored: images of one label differ")
+    ]
     assert len(said) == (not healthy)
     assert (row["health"]["within"] < 1e-3) == (not healthy)
-    assert [line for line in lines if "z is ignored" in line] == [f"[   25/   25] warning: {alarm}" for alarm in said]
+    assert [line for line in lines if "z is ignored" in line] == [
+        f"[   25/   25] warning: {alarm}" for alarm in said
+    ]
     assert lines[0].startswith("[    0/   25] Loss_D")
     path = tmp_path / "kept" / "tiny.json"  # a row from before the alarm, read again
     old = {**row, "health": {"diversity": 0.3, "alarms": []}}
@@ -236,14 +285,20 @@ def test_one_picture_a_label_is_in_the_row_and_in_the_log(
 
 
 def mean_of_labels(generator: Generator) -> dict[str, float]:
-    return {"mean": float(sample(generator, torch.ones(3, 3), torch.arange(3), statistics="running").mean())}
+    return {
+        "mean": float(
+            sample(generator, torch.ones(3, 3), torch.arange(3), statistics="running").mean()
+        )
+    }
 
 
 def test_a_missing_generator_is_not_passed_over(tmp_path: Path) -> None:
     do(tmp_path)
     (tmp_path / "kept" / "tiny.json").unlink()
     (tmp_path / "work" / "tiny" / "generator-25.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"generator-25.safetensors is missing; remove .*tiny to have the run made"):
+    with pytest.raises(
+        StoreError, match=r"generator-25.safetensors is missing; remove .*tiny to have the run made"
+    ):
         do(tmp_path)
 
 
@@ -269,10 +324,15 @@ def test_collapse_is_noticed(tmp_path: Path) -> None:
 
 
 def test_the_median_over_a_window() -> None:
-    row = {"scores": [{"step": step, "frechet": value} for step, value in ((1, 5.0), (2, 1.0), (3, 2.0))]}
+    row = {
+        "scores": [
+            {"step": step, "frechet": value} for step, value in ((1, 5.0), (2, 1.0), (3, 2.0))
+        ]
+    }
     assert gan_runs.final(row, "frechet", (1, 2, 3), np.inf) == 2.0
     assert gan_runs.final(row, "frechet", (2, 3), np.inf) == 1.5
-    assert gan_runs.final(row, "frechet", (2, 3, 4), np.inf) == np.inf  # it diverged before the last
+    # it diverged before the last
+    assert gan_runs.final(row, "frechet", (2, 3, 4), np.inf) == np.inf
 
 
 def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
@@ -286,13 +346,19 @@ def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
 
 
 def test_labels_of_a_network_that_takes_none_are_left_out(tmp_path: Path) -> None:
-    common: dict[str, Any] = {"judge": "mean", "work": tmp_path / "work", "evidence": tmp_path / "kept"}
+    common: dict[str, Any] = {
+        "judge": "mean",
+        "work": tmp_path / "work",
+        "evidence": tmp_path / "kept",
+    }
     labels = torch.arange(len(IMAGES)) % 2
     row = gan_runs.scored_run(RUN, IMAGES, labels, mean_pixel, **common)
     assert gan_runs.scored_run(RUN, IMAGES, None, mean_pixel, **common) == row  # the same run
 
 
-def test_a_loss_beyond_all_numbers_is_a_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_beyond_all_numbers_is_a_row_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def endless(losses: torch.Tensor, *rest: Any, **named: Any) -> Any:
         return health(torch.full_like(losses, torch.inf), *rest, **named)
 

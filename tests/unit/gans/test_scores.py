@@ -1,4 +1,6 @@
-"""Scores of generated images: closed forms, planted collapses, and standard errors beside the spread they predict."""
+"""Scores of generated images: closed forms, planted collapses, and standard errors beside the
+spread they predict.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def within(estimate: Estimate, expected: float, errors: float = 4.0) -> bool:
     return abs(estimate.value - expected) <= errors * estimate.standard_error
 
 
-# --- Frechet distance -----------------------------------------------------------------------------------------------
+# --- Frechet distance
+# -----------------------------------------------------------------------------------------------
 
 
 def test_frechet_of_a_set_and_itself_is_nothing() -> None:
@@ -73,7 +76,11 @@ def test_frechet_of_scaled_rows() -> None:
 
 def test_frechet_of_covariances_with_the_same_axes() -> None:
     """Sum of (sqrt(a) - sqrt(b))^2 over their variances, whatever the axes are."""
-    a, b, (axes, _) = np.array([4.0, 1.0, 0.25, 9.0]), np.array([1.0, 1.0, 1.0, 0.04]), np.linalg.qr(normal(4, 4, 3))
+    a, b, (axes, _) = (
+        np.array([4.0, 1.0, 0.25, 9.0]),
+        np.array([1.0, 1.0, 1.0, 0.04]),
+        np.linalg.qr(normal(4, 4, 3)),
+    )
     real, fake = (whitened(80, 4, seed) * np.sqrt(v) @ axes for seed, v in ((0, a), (1, b)))
     expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     assert_close(frechet_distance(real, fake).value, expected, "score")
@@ -82,7 +89,9 @@ def test_frechet_of_covariances_with_the_same_axes() -> None:
 
 
 def test_frechet_of_flat_directions_is_finite() -> None:
-    """Units that are always 0, as those of a ReLU: the covariance is singular and nothing becomes NaN."""
+    """Units that are always 0, as those of a ReLU: the covariance is singular and nothing becomes
+    NaN.
+    """
     real, fake = whitened(50, 6, 0), whitened(60, 6, 1)
     real[:, :2], fake[:, :3] = 0, 0
     got = frechet_distance(real, fake)
@@ -90,9 +99,13 @@ def test_frechet_of_flat_directions_is_finite() -> None:
     assert math.isfinite(got.standard_error)
 
 
-def test_corrected_frechet_is_about_nothing_for_equal_distributions_and_the_plain_one_is_not() -> None:
+def test_corrected_frechet_is_about_nothing_for_equal_distributions_and_the_plain_one_is_not() -> (
+    None
+):
     draws = [(normal(300, 16, 2 * i), normal(300, 16, 2 * i + 1)) for i in range(40)]
-    plain, corrected = ([frechet_distance(*draw, corrected=which) for draw in draws] for which in (False, True))
+    plain, corrected = (
+        [frechet_distance(*draw, corrected=which) for draw in draws] for which in (False, True)
+    )
     mean = np.mean([e.value for e in corrected])
     error = np.std([e.value for e in corrected]) / math.sqrt(len(draws))
     assert abs(mean) < 4 * error
@@ -103,13 +116,18 @@ def test_corrected_frechet_is_about_nothing_for_equal_distributions_and_the_plai
 def test_corrected_frechet_of_moved_normal_rows() -> None:
     """|shift|^2 + sum of (sqrt(a) - sqrt(b))^2 of the populations."""
     spread = np.linspace(0.5, 2, 16)
-    got = [frechet_distance(normal(400, 16, 2 * i), normal(400, 16, 2 * i + 1) * spread + 0.5, corrected=True)
-           for i in range(30)]  # fmt: skip
+    got = [
+        frechet_distance(
+            normal(400, 16, 2 * i), normal(400, 16, 2 * i + 1) * spread + 0.5, corrected=True
+        )
+        for i in range(30)
+    ]
     error = np.std([e.value for e in got]) / math.sqrt(len(got))
     assert abs(np.mean([e.value for e in got]) - (4 + ((spread - 1) ** 2).sum())) < 4 * error
 
 
-# --- kernel distance ------------------------------------------------------------------------------------------------
+# --- kernel distance
+# ------------------------------------------------------------------------------------------------
 
 
 def test_kernel_distance_by_hand() -> None:
@@ -124,13 +142,17 @@ def moments_distance(p: Callable[[int], float], q: Callable[[int], float]) -> fl
 
 def test_kernel_distance_is_unbiased_and_the_biased_one_is_seen() -> None:
     rng, shift = np.random.default_rng(0), 0.5
-    expected = moments_distance(lambda i: (0, 0, 1, 0)[i], lambda i: (0, shift, 1 + shift**2, 3 * shift + shift**3)[i])
+    expected = moments_distance(
+        lambda i: (0, 0, 1, 0)[i], lambda i: (0, shift, 1 + shift**2, 3 * shift + shift**3)[i]
+    )
     real, fake = rng.normal(size=(8000, 1)), rng.normal(size=(8000, 1)) + shift
     assert within(kernel_distance(real, fake, block=20), expected)
     assert within(kernel_distance(real, fake + 0 * real, block=200), expected)
 
     def biased(x: Array, y: Array) -> float:
-        return float(sum(s * ((a @ b.T + 1) ** 3).mean() for s, a, b in ((1, x, x), (1, y, y), (-2, x, y))))
+        return float(
+            sum(s * ((a @ b.T + 1) ** 3).mean() for s, a, b in ((1, x, x), (1, y, y), (-2, x, y)))
+        )
 
     blocks = [biased(real[i : i + 20], fake[i : i + 20]) for i in range(0, 8000, 20)]
     planted = Estimate(float(np.mean(blocks)), float(np.std(blocks) / math.sqrt(len(blocks))))
@@ -138,9 +160,14 @@ def test_kernel_distance_is_unbiased_and_the_biased_one_is_seen() -> None:
 
 
 def test_kernel_distance_of_equal_distributions_is_on_both_sides_of_nothing() -> None:
-    got = [kernel_distance(normal(400, 8, 2 * i), normal(400, 8, 2 * i + 1), block=100) for i in range(40)]
+    got = [
+        kernel_distance(normal(400, 8, 2 * i), normal(400, 8, 2 * i + 1), block=100)
+        for i in range(40)
+    ]
     assert 8 <= sum(e.value < 0 for e in got) <= 32
-    assert abs(np.mean([e.value for e in got])) < 4 * np.std([e.value for e in got]) / math.sqrt(len(got))
+    assert abs(np.mean([e.value for e in got])) < 4 * np.std([e.value for e in got]) / math.sqrt(
+        len(got)
+    )
 
 
 def test_kernel_distance_takes_no_notice_of_sorted_rows() -> None:
@@ -148,12 +175,16 @@ def test_kernel_distance_takes_no_notice_of_sorted_rows() -> None:
     labels = np.arange(2000) // 200
     real, fake = (normal(2000, 4, seed) + labels[:, None] for seed in (0, 1))
     shuffled = np.random.default_rng(5).permutation(2000)
-    ordered, mixed = kernel_distance(real, fake[::-1], block=100), kernel_distance(real, fake[shuffled], block=100)
+    ordered, mixed = (
+        kernel_distance(real, fake[::-1], block=100),
+        kernel_distance(real, fake[shuffled], block=100),
+    )
     assert within(ordered, 0.0)
     assert ordered.standard_error < 3 * mixed.standard_error
 
 
-# --- classes --------------------------------------------------------------------------------------------------------
+# --- classes
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_classes_by_hand() -> None:
@@ -181,7 +212,8 @@ def test_conditional_accuracy_by_hand() -> None:
     assert swapped.value == 0.0
 
 
-# --- neighbours -----------------------------------------------------------------------------------------------------
+# --- neighbours
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_neighbourhoods_by_hand() -> None:
@@ -190,16 +222,20 @@ def test_neighbourhoods_by_hand() -> None:
     density, coverage = density_coverage(real, fake, k=1)
     assert density.value == (2 + 2 + 0) / 3
     assert coverage.value == 1.0
-    precision, recall = precision_recall(real, fake, k=1)  # radii of the generated rows: 3.5, 3.5, 16
+    # radii of the generated rows: 3.5, 3.5, 16
+    precision, recall = precision_recall(real, fake, k=1)
     assert precision.value == 2 / 3
     assert recall.value == 1.0
     assert precision_recall(real, np.array([[0.5], [0.6], [0.7]]), k=1)[1].value == 0.0
-    assert density_coverage(real, np.array([[2.0], [2.0]]), k=1)[1].value == 0.5  # 2 ends the balls around 1 and 3
+    # 2 ends the balls around 1 and 3
+    assert density_coverage(real, np.array([[2.0], [2.0]]), k=1)[1].value == 0.5
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(200, 200, 5), (200, 100, 3), (100, 300, 2)])
 def test_density_and_coverage_of_equal_distributions(n: int, m: int, k: int) -> None:
-    """Density 1, coverage 1 minus the chance that a row's k + 1 nearest rows of both sets are all real (Naeem 2020)."""
+    """Density 1, coverage 1 minus the chance that a row's k + 1 nearest rows of both sets are all
+    real (Naeem 2020).
+    """
     pairs = [density_coverage(normal(n, 4, 2 * i), normal(m, 4, 2 * i + 1), k=k) for i in range(60)]
     alone = math.prod((n - 1 - i) / (n + m - 1 - i) for i in range(k))
     for which, expected in enumerate((1.0, 1 - alone)):
@@ -208,13 +244,18 @@ def test_density_and_coverage_of_equal_distributions(n: int, m: int, k: int) -> 
 
 
 def test_density_sees_that_real_and_generated_rows_were_swapped() -> None:
-    """Generated rows in the thick of the real ones: dense, little covered; swapped, the scores say the reverse."""
+    """Generated rows in the thick of the real ones: dense, little covered; swapped, the scores say
+    the reverse.
+    """
     real, fake = normal(400, 6, 0), 0.3 * normal(400, 6, 1)
     (density, coverage), (swapped, _) = density_coverage(real, fake), density_coverage(fake, real)
     assert density.value > 1.5
     assert coverage.value < 0.7
     assert swapped.value < 0.2
-    (precision, recall), (swapped_precision, _) = precision_recall(real, fake), precision_recall(fake, real)
+    (precision, recall), (swapped_precision, _) = (
+        precision_recall(real, fake),
+        precision_recall(fake, real),
+    )
     assert precision.value > 0.95
     assert recall.value < 0.2
     assert swapped_precision.value < 0.2
@@ -233,7 +274,12 @@ def test_tiles_change_nothing_but_the_memory(monkeypatch: pytest.MonkeyPatch) ->
 
     def all_scores() -> tuple[Any, ...]:
         found = nearest_neighbour(fake, real, held)
-        return density_coverage(real, fake), precision_recall(real, fake), found.nearest.tolist(), found.closer
+        return (
+            density_coverage(real, fake),
+            precision_recall(real, fake),
+            found.nearest.tolist(),
+            found.closer,
+        )
 
     whole = all_scores()
     monkeypatch.setattr(gan_scores, "CHUNK_BYTES", 2**20)
@@ -269,20 +315,50 @@ def test_planted_collapses_move_each_score_the_right_way(kind: str) -> None:
     fake = COLLAPSES[kind](honest, train)
 
     def scores(rows: Array) -> dict[str, Estimate]:
-        (density, coverage), (precision, recall) = density_coverage(real, rows), precision_recall(real, rows)
+        (density, coverage), (precision, recall) = (
+            density_coverage(real, rows),
+            precision_recall(real, rows),
+        )
         return {
-            "frechet": frechet_distance(real, rows), "kernel": kernel_distance(real, rows, block=200),
-            "entropy": entropy(modes_of(rows), 10), "right": conditional_accuracy(modes_of(rows), asked, 10)[0],
-            "density": density, "coverage": coverage, "precision": precision, "recall": recall,
+            "frechet": frechet_distance(real, rows),
+            "kernel": kernel_distance(real, rows, block=200),
+            "entropy": entropy(modes_of(rows), 10),
+            "right": conditional_accuracy(modes_of(rows), asked, 10)[0],
+            "density": density,
+            "coverage": coverage,
+            "precision": precision,
+            "recall": recall,
             "closer": nearest_neighbour(rows, train, real).closer,
-        }  # fmt: skip
+        }
 
     good, bad = scores(honest), scores(fake)
     moves = {
-        "one mode": {"frechet": 1, "kernel": 1, "entropy": -1, "right": -1, "coverage": -1, "recall": -1},
-        "copies of one image": {"frechet": 1, "kernel": 1, "entropy": -1, "right": -1, "coverage": -1, "recall": -1},
+        "one mode": {
+            "frechet": 1,
+            "kernel": 1,
+            "entropy": -1,
+            "right": -1,
+            "coverage": -1,
+            "recall": -1,
+        },
+        "copies of one image": {
+            "frechet": 1,
+            "kernel": 1,
+            "entropy": -1,
+            "right": -1,
+            "coverage": -1,
+            "recall": -1,
+        },
         "copies of the training set": {"closer": 1},
-        "noise": {"frechet": 1, "kernel": 1, "density": -1, "coverage": -1, "precision": -1, "right": -1, "closer": -1},
+        "noise": {
+            "frechet": 1,
+            "kernel": 1,
+            "density": -1,
+            "coverage": -1,
+            "precision": -1,
+            "right": -1,
+            "closer": -1,
+        },
     }[kind]
     for name, sign in moves.items():
         error = math.hypot(good[name].standard_error, bad[name].standard_error)
@@ -292,11 +368,14 @@ def test_planted_collapses_move_each_score_the_right_way(kind: str) -> None:
     assert within(good["closer"], 0.5)
 
 
-# --- memorisation ---------------------------------------------------------------------------------------------------
+# --- memorisation
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_nearest_neighbour_by_hand() -> None:
-    got = nearest_neighbour([[1.0, 0], [4, 4], [9, 0]], [[0.0, 0], [4, 1], [10, 0]], [[0.0, 2], [4, 5], [10, 5]])
+    got = nearest_neighbour(
+        [[1.0, 0], [4, 4], [9, 0]], [[0.0, 0], [4, 1], [10, 0]], [[0.0, 2], [4, 5], [10, 5]]
+    )
     assert got.nearest.tolist() == [0, 1, 2]
     assert_close(got.distances, [1.0, 3, 1], "score")
     assert_close(got.held_out, [2.0, 4, 5], "score")
@@ -306,7 +385,9 @@ def test_nearest_neighbour_by_hand() -> None:
 
 
 def test_copies_are_found_and_new_rows_are_not_taken_for_copies() -> None:
-    train, held, new = (torch.from_numpy(normal(400, 20, seed)).float().view(400, 1, 4, 5) for seed in range(3))
+    train, held, new = (
+        torch.from_numpy(normal(400, 20, seed)).float().view(400, 1, 4, 5) for seed in range(3)
+    )
     copies = nearest_neighbour(train[torch.arange(399, 199, -1)], train, held)
     assert copies.nearest.tolist() == list(range(399, 199, -1))
     assert copies.ratio == 0.0
@@ -316,7 +397,8 @@ def test_copies_are_found_and_new_rows_are_not_taken_for_copies() -> None:
     assert within(honest.closer, 0.5)
     assert abs(honest.ratio - 1) < 0.1
     assert honest.p_value > 1e-3
-    few = nearest_neighbour(torch.cat([train[:100], new[:300]]), train, held)  # a quarter of them copied
+    # a quarter of them copied
+    few = nearest_neighbour(torch.cat([train[:100], new[:300]]), train, held)
     assert not within(few.closer, 0.5)
     assert few.closer.value == pytest.approx(0.25 + 0.75 * honest.closer.value, abs=0.02)
     bytes_ = [(20 * x + 128).clamp(0, 255).byte() for x in (new, train, held)]
@@ -324,12 +406,15 @@ def test_copies_are_found_and_new_rows_are_not_taken_for_copies() -> None:
 
 
 def test_chance_of_a_closer_row_is_even_for_new_rows() -> None:
-    chances = [nearest_neighbour(*(normal(60, 3, 3 * i + j) for j in range(3))).p_value for i in range(60)]
+    chances = [
+        nearest_neighbour(*(normal(60, 3, 3 * i + j) for j in range(3))).p_value for i in range(60)
+    ]
     assert 0.35 < np.mean(chances) < 0.65
     assert 0 < sum(chance < 0.2 for chance in chances) < 24
 
 
-# --- standard errors ------------------------------------------------------------------------------------------------
+# --- standard errors
+# ------------------------------------------------------------------------------------------------
 
 SPREADS: dict[str, tuple[int, Callable[[Array, Array], Estimate]]] = {
     "frechet": (400, frechet_distance),
@@ -339,11 +424,21 @@ SPREADS: dict[str, tuple[int, Callable[[Array, Array], Estimate]]] = {
     "coverage": (300, lambda real, fake: density_coverage(real, fake)[1]),
     "precision": (300, lambda real, fake: precision_recall(real, fake)[0]),
     "recall": (300, lambda real, fake: precision_recall(real, fake)[1]),
-    "closer": (300, lambda real, fake: nearest_neighbour(fake, normal(300, 6, 10_000), real).closer),
-    "entropy": (300, lambda real, fake: entropy((2 * fake[:, 0]).round().clip(-4, 4).astype(int) + 4, 9)),
-    "right": (300, lambda real, fake: conditional_accuracy((real[:, 0] > 0).astype(int), (fake[:, 0] > 0).astype(int),
-                                                           2)[0]),
-}  # fmt: skip
+    "closer": (
+        300,
+        lambda real, fake: nearest_neighbour(fake, normal(300, 6, 10_000), real).closer,
+    ),
+    "entropy": (
+        300,
+        lambda real, fake: entropy((2 * fake[:, 0]).round().clip(-4, 4).astype(int) + 4, 9),
+    ),
+    "right": (
+        300,
+        lambda real, fake: conditional_accuracy(
+            (real[:, 0] > 0).astype(int), (fake[:, 0] > 0).astype(int), 2
+        )[0],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SPREADS)
@@ -354,12 +449,16 @@ def test_standard_errors_are_the_spread_of_repeated_draws(name: str) -> None:
     assert spread / 2 < said < 2 * spread, (spread, said)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused
+# ------------------------------------------------------------------------------------------------
 
 PAIRS: dict[str, Callable[..., Any]] = {
-    "frechet": frechet_distance, "kernel": lambda a, b: kernel_distance(a, b, block=5), "density": density_coverage,
-    "precision": precision_recall, "nearest": lambda a, b: nearest_neighbour(b, a, a + 1),
-}  # fmt: skip
+    "frechet": frechet_distance,
+    "kernel": lambda a, b: kernel_distance(a, b, block=5),
+    "density": density_coverage,
+    "precision": precision_recall,
+    "nearest": lambda a, b: nearest_neighbour(b, a, a + 1),
+}
 
 
 @pytest.mark.parametrize("score", PAIRS)
@@ -369,31 +468,48 @@ def test_rows_that_cannot_be_scored_are_refused(score: str) -> None:
     run(torch.from_numpy(rows), torch.from_numpy(rows).half())
     nan, infinite = rows.copy(), rows.copy()
     nan[[3, 7], 1], infinite[5, 0] = math.nan, -math.inf
-    with pytest.raises(ArgumentError, match=r"fake: NaN or infinity in 2 rows, the first is 3; look at their images"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"fake: NaN or infinity in 2 rows, the first is 3; look at their images",
+    ):
         run(rows, nan)
     with pytest.raises(ArgumentError, match="NaN or infinity in 1 rows, the first is 5"):
         run(infinite, rows)
-    with pytest.raises(ArgumentError, match="fake: 2 columns, the first set has 3; take both from one network"):
+    with pytest.raises(
+        ArgumentError, match="fake: 2 columns, the first set has 3; take both from one network"
+    ):
         run(rows, rows[:, :2])
     for bad in (rows[:0], rows[:1], rows[0], rows.astype(str), np.ones((9, 0))):
-        with pytest.raises(ArgumentError, match=r"fake: got .*expected numbers, n x d, two rows or more"):
+        with pytest.raises(
+            ArgumentError, match=r"fake: got .*expected numbers, n x d, two rows or more"
+        ):
             run(rows, bad)
 
 
 def test_too_few_rows_are_refused_with_the_way_out() -> None:
     rows = normal(40, 30, 0)
     for real, fake in ((rows[:30], rows), (rows, rows[:30])):
-        with pytest.raises(ArgumentError, match="for 30 columns and 10 groups: expected more rows than either"):
+        with pytest.raises(
+            ArgumentError, match="for 30 columns and 10 groups: expected more rows than either"
+        ):
             frechet_distance(real, fake)
     for groups in (1, 40):
-        with pytest.raises(ArgumentError, match=f"{groups} groups: expected more rows than either, 2 groups or more"):
+        with pytest.raises(
+            ArgumentError,
+            match=f"{groups} groups: expected more rows than either, 2 groups or more",
+        ):
             frechet_distance(rows, rows, groups=groups)
     for block in (1, 20):
-        with pytest.raises(ArgumentError, match=f"block={block}: expected 2 to 19, two blocks of 39 rows; draw more"):
+        with pytest.raises(
+            ArgumentError,
+            match=f"block={block}: expected 2 to 19, two blocks of 39 rows; draw more",
+        ):
             kernel_distance(rows, rows[:39], block=block)
     for score in (density_coverage, precision_recall):
         for k in (0, 40):
-            with pytest.raises(ArgumentError, match=rf"k={k}: expected 1 to 39 for 40 rows; draw more images"):
+            with pytest.raises(
+                ArgumentError, match=rf"k={k}: expected 1 to 39 for 40 rows; draw more images"
+            ):
                 score(rows, rows, k=k)
     with pytest.raises(ArgumentError, match="k=5: expected 1 to 3 for 4 rows"):
         precision_recall(rows, rows[:4], k=5)
@@ -404,7 +520,9 @@ def test_too_few_rows_are_refused_with_the_way_out() -> None:
 @pytest.mark.parametrize("bad", [[], [0, 10], [-1, 2], [0.0, 1.0], [[0, 1]]])
 def test_classes_that_are_none_are_refused(bad: Any) -> None:
     for run in (mode_coverage, entropy, lambda p, c: conditional_accuracy(p, [0, 1], c)):
-        with pytest.raises(ArgumentError, match=r"predicted: got .*expected whole numbers in 0..9, one or more"):
+        with pytest.raises(
+            ArgumentError, match=r"predicted: got .*expected whole numbers in 0..9, one or more"
+        ):
             run(bad, 10)
     with pytest.raises(ArgumentError, match=r"asked: got"):
         conditional_accuracy([0, 1], bad, 10)
@@ -412,11 +530,14 @@ def test_classes_that_are_none_are_refused(bad: Any) -> None:
         conditional_accuracy([0, 1], [1], 10)
 
 
-# --- features of colour images --------------------------------------------------------------------------------------
+# --- features of colour images
+# --------------------------------------------------------------------------------------
 
 
 def colour(n: int, size: int = 8, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def twice(x: Tensor) -> Tensor:
@@ -431,12 +552,17 @@ def test_features_are_the_mean_of_the_maps() -> None:
     assert_close(got, 2 * (images.double() / 255).mean(dim=(2, 3)) - 1, "activation")
     flat = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 8, 8)
     for size in (4, 12):  # one colour stays one colour at any size
-        assert_close(image_features(nn.Identity(), flat, normalise=torch.Tensor.clone, size=size),
-                     (torch.arange(6) / 255)[:, None].expand(6, 3), "activation")  # fmt: skip
+        assert_close(
+            image_features(nn.Identity(), flat, normalise=torch.Tensor.clone, size=size),
+            (torch.arange(6) / 255)[:, None].expand(6, 3),
+            "activation",
+        )
 
 
 def test_images_are_resized_with_a_filter() -> None:
-    """One white pixel in each 2 x 2: half the size is even grey, where picking pixels would give black or white."""
+    """One white pixel in each 2 x 2: half the size is even grey, where picking pixels would give
+    black or white.
+    """
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     images[..., ::2, ::2] = 255
     seen = []
@@ -463,7 +589,9 @@ def test_features_of_a_network_whatever_the_batch() -> None:
     with torch.no_grad():
         assert_close(got, net.eval()(twice(x)).mean(dim=(2, 3)), "activation")
     for batch in (1, 9, 100):
-        assert_close(image_features(net, images, normalise=twice, size=16, batch=batch), got, "activation")
+        assert_close(
+            image_features(net, images, normalise=twice, size=16, batch=batch), got, "activation"
+        )
     rough = image_features(net, images, normalise=twice, size=16, dtype=torch.bfloat16)
     assert rough.dtype == np.float32
     assert_close(torch.from_numpy(rough).bfloat16(), got, "activation")
@@ -478,12 +606,16 @@ def test_images_that_have_no_features_are_refused() -> None:
     with pytest.raises(ArgumentError, match="size 0"):
         image_features(nn.Identity(), colour(2), normalise=twice, size=0)
     for images, batch in ((colour(2)[:0], 5), (colour(2), 0)):
-        with pytest.raises(ArgumentError, match=f"{len(images)} images, batch={batch}: expected one image or more"):
+        with pytest.raises(
+            ArgumentError, match=f"{len(images)} images, batch={batch}: expected one image or more"
+        ):
             image_features(nn.Identity(), images, normalise=twice, batch=batch)
 
 
 def test_the_order_of_modes_does_not_matter_to_the_mixture_used_here() -> None:
-    """The planted collapses rest on it: the ten centres are told apart without a mistake, or nearly."""
+    """The planted collapses rest on it: the ten centres are told apart without a mistake, or
+    nearly.
+    """
     rows, modes = mixture(500, 4)
     assert (modes_of(rows) == modes).mean() > 0.99
     assert all(b > a for a, b in pairwise(np.unique(modes)))

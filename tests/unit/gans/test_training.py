@@ -53,24 +53,44 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "spectral": {"norm_D": "spectral"},
     "augmentation": {"augmentation": KINDS_OF_CHANGE, "nb_update_D": 2, "nb_update_G": 2},
     "R1": {"r1": 3.0},
-    "lazy R1, two rates": {"r1": 3.0, "r1_every": 2, "lr_D": 1e-3, "nb_update_D": 2, "norm_D": "spectral"},
-    "all, in bfloat16": {"augmentation": KINDS_OF_CHANGE, "r1": 3.0, "r1_every": 4, "precision": "bfloat16"},
+    "lazy R1, two rates": {
+        "r1": 3.0,
+        "r1_every": 2,
+        "lr_D": 1e-3,
+        "nb_update_D": 2,
+        "norm_D": "spectral",
+    },
+    "all, in bfloat16": {
+        "augmentation": KINDS_OF_CHANGE,
+        "r1": 3.0,
+        "r1_every": 4,
+        "precision": "bfloat16",
+    },
 }
-BEYOND: dict[str, Any] = {"augmentation": KINDS_OF_CHANGE, "r1": 3.0, "r1_every": 2, "lr_D": 1e-3}  # off by default
+# off by default
+BEYOND: dict[str, Any] = {"augmentation": KINDS_OF_CHANGE, "r1": 3.0, "r1_every": 2, "lr_D": 1e-3}
 
 
 def config(kind: str = "dcgan", **options: Any) -> GanConfig:
-    """16 pixels, 30 images in batches of 4: an epoch has 7 steps, and a checkpoint at 25 is in the middle of one."""
+    """16 pixels, 30 images in batches of 4: an epoch has 7 steps, and a checkpoint at 25 is in the
+    middle of one.
+    """
     small: dict[str, Any] = {"image_size": 16, "channels": 1, "nz": 5, "ngf": 2, "ndf": 2}
     small |= {"classes": 0 if kind == "dcgan" else 3}
-    small |= {name: options.pop(name) for name in list(options) if name in GanArchitecture.__dataclass_fields__}
+    small |= {
+        name: options.pop(name)
+        for name in list(options)
+        if name in GanArchitecture.__dataclass_fields__
+    }
     architecture = GanArchitecture(kind, **small)  # type: ignore[arg-type]
     return GanConfig(architecture, **{"steps": 60, "batch": 4, **options})
 
 
 def data(wanted: GanConfig, n: int = 30) -> tuple[Tensor, Tensor | None]:
     a, stream = wanted.architecture, torch.Generator().manual_seed(4)
-    images = torch.randint(0, 256, (n, a.channels, a.image_size, a.image_size), dtype=torch.uint8, generator=stream)
+    images = torch.randint(
+        0, 256, (n, a.channels, a.image_size, a.image_size), dtype=torch.uint8, generator=stream
+    )
     return images, torch.arange(n) % a.classes if a.classes else None
 
 
@@ -80,11 +100,18 @@ def trainer(wanted: GanConfig, n: int = 30) -> Trainer:
 
 def bits(made: Trainer) -> dict[str, bytes]:
     """All that a run consists of, as bytes: equal bits are equal, NaN or not."""
-    return {name: value.detach().contiguous().numpy().tobytes() for name, value in made._tensors().items()}
+    return {
+        name: value.detach().contiguous().numpy().tobytes()
+        for name, value in made._tensors().items()
+    }
 
 
 def weights(made: Trainer) -> Tensor:
-    parts = [p.detach().flatten() for net in (made.discriminator, made.generator) for p in net.parameters()]
+    parts = [
+        p.detach().flatten()
+        for net in (made.discriminator, made.generator)
+        for p in net.parameters()
+    ]
     return torch.cat(parts)
 
 
@@ -95,7 +122,9 @@ def test_the_log_line_is_the_labs() -> None:
     row = [1.18244, 0.92336, 0.53649, 0.40696]
     expected = "[ 5625/ 7812] Loss_D: 1.1824 Loss_G: 0.9234 D(x): 0.5365 D(G(z)): 0.4070"
     assert training.log_line(5625, 7812, row) == expected
-    assert training.log_line(0, 11718, [12.5, math.nan, 0, 1]).startswith("[    0/11718] Loss_D: 12.5000 Loss_G: n")
+    assert training.log_line(0, 11718, [12.5, math.nan, 0, 1]).startswith(
+        "[    0/11718] Loss_D: 12.5000 Loss_G: n"
+    )
     with pytest.raises(ValueError, match="shorter"):
         training.log_line(0, 1, row[:3])
 
@@ -109,7 +138,13 @@ def test_the_labs_runs_have_the_protocols_numbers() -> None:
     }
     for kind, run in labs.items():
         assert run.architecture.kind == kind
-        assert (run.lr, run.beta1, run.beta2, run.nb_update_D, run.nb_update_G) == (2e-4, 0.5, 0.999, 1, 1)
+        assert (run.lr, run.beta1, run.beta2, run.nb_update_D, run.nb_update_G) == (
+            2e-4,
+            0.5,
+            0.999,
+            1,
+            1,
+        )
         assert (run.precision, run.label_smoothing, run.ema) == ("float32", 0.0, 0.0)
 
 
@@ -137,8 +172,14 @@ def test_the_labs_runs_have_the_protocols_numbers() -> None:
         ({"r1": -1.0}, "r1 from 0"),
         ({"r1": math.inf}, "r1 from 0"),
         ({"r1_every": 0}, "r1_every from 1"),
-        ({"augmentation": ("colour", "blur")}, "some of colour, translation, cutout, in this order"),
-        ({"augmentation": ("cutout", "colour")}, "some of colour, translation, cutout, in this order"),
+        (
+            {"augmentation": ("colour", "blur")},
+            "some of colour, translation, cutout, in this order",
+        ),
+        (
+            {"augmentation": ("cutout", "colour")},
+            "some of colour, translation, cutout, in this order",
+        ),
         ({"augmentation": ["colour"]}, "a tuple of some of colour"),
     ],
 )
@@ -150,7 +191,9 @@ def test_a_config_out_of_range_is_refused(options: dict[str, Any], message: str)
 def test_a_config_goes_through_json() -> None:
     wanted = config("cgan", milestones=(3, 9), ema=0.5)
     read = json.loads(json.dumps(wanted.as_json()))
-    again = GanConfig(**{**read, "architecture": GanArchitecture(**read["architecture"]), "milestones": (3, 9)})
+    again = GanConfig(
+        **{**read, "architecture": GanArchitecture(**read["architecture"]), "milestones": (3, 9)}
+    )
     assert again == wanted
     assert read == wanted.as_json()  # lists, not tuples: what is compared with a checkpoint's
 
@@ -160,7 +203,9 @@ def test_an_option_that_is_off_is_not_in_the_json_and_one_that_is_on_is() -> Non
     assert not BEYOND.keys() & config().as_json().keys()
     for name, value in BEYOND.items():
         read = config(**{name: value}).as_json()
-        assert read == config().as_json() | {name: list(value) if isinstance(value, tuple) else value}
+        assert read == config().as_json() | {
+            name: list(value) if isinstance(value, tuple) else value
+        }
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
@@ -173,12 +218,19 @@ def test_every_seed_in_range_can_be_trained(seed: int) -> None:
 # --- one step ---
 
 
-def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) -> tuple[nn.Module, nn.Module, Tensor]:
-    """The labs' loop in float64: sigmoid, BCE, `backward()`, Adam's plain form, contiguous images; no trick at all."""
+def textbook(
+    wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int
+) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The labs' loop in float64: sigmoid, BCE, `backward()`, Adam's plain form, contiguous images;
+    no trick at all.
+    """
     D, G = (net.double() for net in gan_architecture.build(wanted.architecture, wanted.seed))
     adam: dict[str, Any] = {"betas": (wanted.beta1, wanted.beta2), "foreach": False, "fused": False}
     rates = (wanted.lr if wanted.lr_D is None else wanted.lr_D, wanted.lr)
-    optimizers = [torch.optim.Adam(net.parameters(), lr, **adam) for net, lr in zip((D, G), rates, strict=True)]
+    optimizers = [
+        torch.optim.Adam(net.parameters(), lr, **adam)
+        for net, lr in zip((D, G), rates, strict=True)
+    ]
     random, bce, rows, batches = stream(wanted.seed, 1), nn.functional.binary_cross_entropy, [], 0
 
     def noise() -> Tensor:
@@ -199,7 +251,10 @@ def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) ->
             order = torch.randperm(len(images), generator=stream(wanted.seed, 2, epoch))
             chosen = order[place * wanted.batch : (place + 1) * wanted.batch]
             batches += 1
-            x, label = (images[chosen].float() / 127.5 - 1).double(), None if y is None else y[chosen]
+            x, label = (
+                (images[chosen].float() / 127.5 - 1).double(),
+                None if y is None else y[chosen],
+            )
             fake = G(noise(), label)
             real = shown(x).requires_grad_()
             logits = D(real, label)
@@ -221,13 +276,17 @@ def textbook(wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int) ->
             optimizers[1].zero_grad()
             loss_G.backward()
             optimizers[1].step()
-        rows.append([float(value.detach()) for value in (loss_D, loss_G, real_p.mean(), fake_p.mean())])
+        rows.append(
+            [float(value.detach()) for value in (loss_D, loss_G, real_p.mean(), fake_p.mean())]
+        )
     return D, G, torch.tensor(rows)
 
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
-    """Networks and losses of float64: in float32, Adam makes a whole step of a gradient that is but rounding."""
+    """Networks and losses of float64: in float32, Adam makes a whole step of a gradient that is but
+    rounding.
+    """
 
     def cast(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (inputs[0].double(), *inputs[1:])
@@ -240,13 +299,17 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
         def inputs() -> StepInputs:
             found = inner()
             batches = [(x.double(), y, z) for x, y, z in found.batches]
-            return found._replace(batches=batches, draws=None if found.draws is None else found.draws.double())
+            return found._replace(
+                batches=batches, draws=None if found.draws is None else found.draws.double()
+            )
 
         made._inputs = inputs  # type: ignore[method-assign]
         return made
 
     D, G = gan_losses.discriminator_loss, gan_losses.generator_loss
-    monkeypatch.setattr(gan_losses, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth))
+    monkeypatch.setattr(
+        gan_losses, "discriminator_loss", lambda x, z, smooth: D(x.double(), z.double(), smooth)
+    )
     monkeypatch.setattr(gan_losses, "generator_loss", lambda z: G(z.double()))
     return exact
 
@@ -256,7 +319,9 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
 def test_three_steps_are_those_of_the_textbook(
     kind: str, variant: str, in_float64: Callable[[Trainer], Trainer]
 ) -> None:
-    """Ours has fused Adam on channels-last weights, logits, `backward(inputs=...)` and one pass of G."""
+    """Ours has fused Adam on channels-last weights, logits, `backward(inputs=...)` and one pass of
+    G.
+    """
     wanted = config(kind, channels=3, ngf=4, ndf=4, lr=2e-3, seed=3, **VARIANTS[variant])
     made = in_float64(trainer(wanted))
     for _ in range(3):
@@ -281,7 +346,9 @@ def with_contiguous_gradients(made: Trainer) -> None:
 
     def update(which: int, loss: Tensor) -> None:
         parameters = made.optimizers[which].param_groups[0]["params"]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters), strict=True
+        ):
             parameter.grad = gradient.contiguous()
         made.optimizers[which].step()
 
@@ -290,13 +357,15 @@ def with_contiguous_gradients(made: Trainer) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_fused_adam_on_channels_last_weights_is_plain_adam(precision: str) -> None:
-    fused, plain, misread, fine = (trainer(config(channels=3, ngf=4, ndf=4, lr=2e-3, precision=precision))
-                                   for _ in range(4))  # fmt: skip
+    fused, plain, misread, fine = (
+        trainer(config(channels=3, ngf=4, ndf=4, lr=2e-3, precision=precision)) for _ in range(4)
+    )
     plain_adam(plain)
     with_contiguous_gradients(misread)
     plain_adam(fine)
     with_contiguous_gradients(fine)
-    for _ in range(1 if precision == "bfloat16" else 3):  # later, an ulp of a weight may move what bfloat16 makes of it
+    # later, an ulp of a weight may move what bfloat16 makes of it
+    for _ in range(1 if precision == "bfloat16" else 3):
         for made in (fused, plain, misread, fine):
             made.step()
     assert_close(weights(fused), weights(plain), "adam steps")
@@ -320,14 +389,25 @@ def test_weights_gradients_moments_and_images_are_channels_last(tmp_path: Path) 
             assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
             assert any(not p.is_contiguous() for p in convolutions)
             for p in parameters:
-                layouts = [p.grad.stride(), *(optimizer.state[p][key].stride() for key in ("exp_avg", "exp_avg_sq"))]
+                layouts = [
+                    p.grad.stride(),
+                    *(optimizer.state[p][key].stride() for key in ("exp_avg", "exp_avg_sq")),
+                ]
                 assert layouts == [p.stride()] * 3
 
 
 class Waits(TorchDispatchMode):
     """Counts operations whose result the host has to wait for."""
 
-    NAMES = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "bincount")
+    NAMES = (
+        "_local_scalar_dense",
+        "is_nonzero",
+        "nonzero",
+        "equal",
+        "masked_select",
+        "_unique2",
+        "bincount",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,8 +422,12 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("options", [{}, {"norm_D": "spectral"}, BEYOND], ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_in_a_step_waits_for_the_device(kind: str, precision: str, options: dict[str, Any]) -> None:
-    made = trainer(config(kind, precision=precision, ema=0.9, nb_update_G=2, milestones=(1,), **options))
+def test_nothing_in_a_step_waits_for_the_device(
+    kind: str, precision: str, options: dict[str, Any]
+) -> None:
+    made = trainer(
+        config(kind, precision=precision, ema=0.9, nb_update_G=2, milestones=(1,), **options)
+    )
     with Waits() as waits:
         for _ in range(2):
             made.step()
@@ -352,7 +436,9 @@ def test_nothing_in_a_step_waits_for_the_device(kind: str, precision: str, optio
 
 
 @pytest.mark.parametrize("look", [float, bool, lambda t: t.item(), lambda t: t[None].nonzero()])
-def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_wait_is_counted(
+    look: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def looking(real: Tensor, fake: Tensor, smoothing: float) -> Tensor:
         loss = LOSS_OF_D(real, fake, smoothing)
         look(loss.detach())
@@ -365,20 +451,40 @@ def test_a_planted_wait_is_counted(look: Callable[[Tensor], Any], monkeypatch: p
     assert waits.total == 1
 
 
-INNER = {"step", "_inputs", "_draws", "_updates", "_update", "_batch", "draw", "_autocast", "_move_mean"}
+INNER = {
+    "step",
+    "_inputs",
+    "_draws",
+    "_updates",
+    "_update",
+    "_batch",
+    "draw",
+    "_autocast",
+    "_move_mean",
+}
 NETWORK, LOSSES = {"_run", "forward"}, {"discriminator_loss", "generator_loss", "r1_penalty"}
 
 
 def waiting_calls(source: str, functions: set[str]) -> list[str]:
-    """Calls that fetch a value from the device, in the named functions; ValueError if one of those is not there."""
+    """Calls that fetch a value from the device, in the named functions; ValueError if one of those
+    is not there.
+    """
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
     found = [node for node in nodes if node.name in functions]
     if {node.name for node in found} != functions:
         raise ValueError(f"no function {functions - {node.name for node in found}}")
-    calls = [node.func for function in found for node in ast.walk(function) if isinstance(node, ast.Call)]
+    calls = [
+        node.func for function in found for node in ast.walk(function) if isinstance(node, ast.Call)
+    ]
     methods = {"item", "tolist", "numpy", "cpu", "nonzero", "synchronize"}
-    return [ast.unparse(call) for call in calls if isinstance(call, ast.Attribute) and call.attr in methods] + [
-        call.id for call in calls if isinstance(call, ast.Name) and call.id in ("float", "int", "bool", "print")
+    return [
+        ast.unparse(call)
+        for call in calls
+        if isinstance(call, ast.Attribute) and call.attr in methods
+    ] + [
+        call.id
+        for call in calls
+        if isinstance(call, ast.Name) and call.id in ("float", "int", "bool", "print")
     ]
 
 
@@ -391,10 +497,21 @@ def test_the_source_of_a_step_fetches_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", ["loss.item()", "loss.tolist()", "x.detach().numpy()", "x.cpu()", "float(loss)", "int(n)", "bool(loss > 1)"]
+    "call",
+    [
+        "loss.item()",
+        "loss.tolist()",
+        "x.detach().numpy()",
+        "x.cpu()",
+        "float(loss)",
+        "int(n)",
+        "bool(loss > 1)",
+    ],
 )
 def test_a_planted_fetch_is_seen(call: str) -> None:
-    source = f"class T:\n    def step(self):\n        x.float()\n        if {call}:\n            pass\n"
+    source = (
+        f"class T:\n    def step(self):\n        x.float()\n        if {call}:\n            pass\n"
+    )
     assert len(waiting_calls(source, {"step"})) == 1
     with pytest.raises(ValueError, match="_update"):
         waiting_calls(source, {"step", "_update"})
@@ -403,8 +520,10 @@ def test_a_planted_fetch_is_seen(call: str) -> None:
 def forwards(made: Trainer) -> tuple[int, int]:
     """Passes of (G, D) in one step, or in whatever `made.step` does."""
     count: Counter[str] = Counter()
-    handles = [net.register_forward_hook(lambda net, *_: count.update([type(net).__name__]))
-               for net in (made.generator, made.discriminator)]  # fmt: skip
+    handles = [
+        net.register_forward_hook(lambda net, *_: count.update([type(net).__name__]))
+        for net in (made.generator, made.discriminator)
+    ]
     made.step()
     for handle in handles:
         handle.remove()
@@ -430,7 +549,9 @@ def test_a_planted_second_pass_is_counted() -> None:
 
 
 def test_a_step_costs_what_it_needs_and_no_gradient_more() -> None:
-    """In passes: G forward, both gradients; D three forward, twice both gradients, once that of the image alone."""
+    """In passes: G forward, both gradients; D three forward, twice both gradients, once that of the
+    image alone.
+    """
     made = trainer(config())
     made.step()
     a = made.config.architecture
@@ -442,14 +563,16 @@ def test_a_step_costs_what_it_needs_and_no_gradient_more() -> None:
         return count.total
 
     G, D = flops(lambda: made.generator(z)), flops(lambda: made.discriminator(x))
-    first_G = flops(lambda: made.generator.trunk[0][0](z[:, :, None, None]))  # noise wants no gradient
+    # noise wants no gradient
+    first_G = flops(lambda: made.generator.trunk[0][0](z[:, :, None, None]))
     first_D = flops(lambda: made.discriminator.trunk[0][0](x))  # nor do images that are given
     once = flops(made.step)
     assert once == G + (2 * G - first_G) + 3 * D + 2 * (2 * D - first_D) + D
     layers = [16 * a.ndf * 8**2, 16 * a.ndf * 2 * a.ndf * 4**2, 16 * 2 * a.ndf]
     assert D - 2 * 4 * sum(layers) == 0
 
-    def update(which: int, loss: Tensor) -> None:  # the planted fault: G's loss reaches the weights of D too
+    # the planted fault: G's loss reaches the weights of D too
+    def update(which: int, loss: Tensor) -> None:
         made.optimizers[which].zero_grad()
         loss.backward()
         made.optimizers[which].step()
@@ -464,7 +587,10 @@ def test_an_update_moves_its_own_network_only(kind: str, monkeypatch: pytest.Mon
     inner = made._update
 
     def snapshot() -> list[list[Tensor]]:
-        return [[p.detach().clone() for p in net.parameters()] for net in (made.discriminator, made.generator)]
+        return [
+            [p.detach().clone() for p in net.parameters()]
+            for net in (made.discriminator, made.generator)
+        ]
 
     def watched(which: int, loss: Tensor) -> None:
         other = made.optimizers[1 - which].param_groups[0]["params"]
@@ -472,7 +598,9 @@ def test_an_update_moves_its_own_network_only(kind: str, monkeypatch: pytest.Mon
         inner(which, loss)
         after = snapshot()
         assert all(not torch.equal(a, b) for a, b in zip(before[which], after[which], strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(before[1 - which], after[1 - which], strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(before[1 - which], after[1 - which], strict=True)
+        )
         for p, gradient in zip(other, gradients, strict=True):
             assert (p.grad is None) if gradient is None else torch.equal(p.grad, gradient)
         seen.append(which)
@@ -485,8 +613,10 @@ def test_an_update_moves_its_own_network_only(kind: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_stays_close_to_float32(kind: str) -> None:
     dtypes: set[torch.dtype] = set()
-    exact, rounded, other = (trainer(config(kind, ngf=4, ndf=4, **options))
-                             for options in ({}, {"precision": "bfloat16"}, {"lr": 2e-2}))  # fmt: skip
+    exact, rounded, other = (
+        trainer(config(kind, ngf=4, ndf=4, **options))
+        for options in ({}, {"precision": "bfloat16"}, {"lr": 2e-2})
+    )
     layer = next(m for m in rounded.discriminator.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     layer.register_forward_hook(lambda module, inputs, out: dtypes.add(out.dtype))
     for _ in range(5):
@@ -494,7 +624,9 @@ def test_bfloat16_stays_close_to_float32(kind: str) -> None:
             made.step()
     assert dtypes == {torch.bfloat16}
     assert {value.dtype for value in rounded.generator.parameters()} == {torch.float32}
-    assert {value.dtype for value in rounded.optimizers[0].state_dict()["state"][0].values()} == {torch.float32}
+    assert {value.dtype for value in rounded.optimizers[0].state_dict()["state"][0].values()} == {
+        torch.float32
+    }
     assert not torch.equal(rounded.losses[:5], exact.losses[:5])
     assert_close(rounded.losses[:1], exact.losses[:1], "bfloat16 losses")
     near, far = ((made.losses[:5] - exact.losses[:5]).abs().max() for made in (rounded, other))
@@ -519,7 +651,9 @@ def test_the_rate_falls_by_ten_after_each_milestone(tmp_path: Path) -> None:
     assert again.load(tmp_path)
     assert rates(again, 3) == expected[3:]
     apart = trainer(replace(wanted, lr_D=1e-3))
-    assert rates(apart, 3) == [[pytest.approx(lr / ten) for lr in (1e-3, 2e-4)] for ten in (1, 1, 10)]
+    assert rates(apart, 3) == [
+        [pytest.approx(lr / ten) for lr in (1e-3, 2e-4)] for ten in (1, 1, 10)
+    ]
     flat = trainer(config(steps=6))
     for _ in range(4):
         flat.step()
@@ -529,10 +663,18 @@ def test_the_rate_falls_by_ten_after_each_milestone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", BEYOND)
 def test_an_option_beyond_the_lab_moves_the_weights_and_no_stream(name: str) -> None:
-    """Off it has the bits of a config that does not name it; on, the run's images, noise and first weights stay."""
+    """Off it has the bits of a config that does not name it; on, the run's images, noise and first
+    weights stay.
+    """
     base: dict[str, Any] = {} if name == "r1" else {"r1": 3.0}  # without it `r1_every` says nothing
-    off = {field.name: field.default for field in fields(GanConfig) if field.name in BEYOND.keys() - base.keys()}
-    usual, again, other = (trainer(config("cdcgan", **base, **o)) for o in ({}, off, {name: BEYOND[name]}))
+    off = {
+        field.name: field.default
+        for field in fields(GanConfig)
+        if field.name in BEYOND.keys() - base.keys()
+    }
+    usual, again, other = (
+        trainer(config("cdcgan", **base, **o)) for o in ({}, off, {name: BEYOND[name]})
+    )
     started = weights(other)
     assert torch.equal(weights(usual), started)
     for made in (usual, again, other):
@@ -546,7 +688,10 @@ def test_an_option_beyond_the_lab_moves_the_weights_and_no_stream(name: str) -> 
 
 def test_a_kind_of_change_has_the_same_draws_with_another_or_without() -> None:
     """Each step's draws are its own: 2 looks of D at each of two batches, and one of G's images."""
-    made, few = (trainer(config(augmentation=kinds, nb_update_D=2)) for kinds in (KINDS_OF_CHANGE, ("cutout",)))
+    made, few = (
+        trainer(config(augmentation=kinds, nb_update_D=2))
+        for kinds in (KINDS_OF_CHANGE, ("cutout",))
+    )
     found = []
     for _ in range(3):
         draws, other = made._draws(), few._draws()
@@ -563,29 +708,47 @@ def test_a_kind_of_change_has_the_same_draws_with_another_or_without() -> None:
 
 def test_r1_is_half_the_squared_slope_of_d() -> None:
     """By hand for a linear D; image by image, by autograd in float64, for a D without BatchNorm."""
-    x = torch.rand(5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.rand(
+        5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     w = torch.linspace(-1, 1, 256, dtype=torch.float64).requires_grad_()
     penalty = gan_losses.r1_penalty(x.flatten(1) @ w, x)
     assert_close(penalty, w.square().sum() / 2, "loss")
     assert_close(torch.autograd.grad(penalty, w)[0], w, "gradient")
-    D = gan_architecture.build(config("cdcgan", norm_D="spectral").architecture, 0)[0].double().eval()
+    D = (
+        gan_architecture.build(config("cdcgan", norm_D="spectral").architecture, 0)[0]
+        .double()
+        .eval()
+    )
     y = torch.arange(5) % 3
-    each = [torch.autograd.grad(D(x[i : i + 1], y[i : i + 1]).sum(), x)[0][i].square().sum() for i in range(5)]
+    each = [
+        torch.autograd.grad(D(x[i : i + 1], y[i : i + 1]).sum(), x)[0][i].square().sum()
+        for i in range(5)
+    ]
     assert_close(gan_losses.r1_penalty(D(x, y), x), torch.stack(each).mean() / 2, "loss")
 
 
 @pytest.mark.parametrize("norm_D", ["batch", "spectral"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
-    """In-place activations, BatchNorm and spectral norm twice differentiated, beside differences of a weight each."""
-    D = gan_architecture.build(config(kind, norm_D=norm_D).architecture, 0)[0].double().train(norm_D == "batch")
-    x = torch.rand(4, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    """In-place activations, BatchNorm and spectral norm twice differentiated, beside differences of
+    a weight each.
+    """
+    D = (
+        gan_architecture.build(config(kind, norm_D=norm_D).architecture, 0)[0]
+        .double()
+        .train(norm_D == "batch")
+    )
+    x = torch.rand(
+        4, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     y = None if kind == "dcgan" else torch.arange(4) % 3
 
     def penalty() -> Tensor:
         return gan_losses.r1_penalty(D(x, y), x)
 
-    slopes = torch.autograd.grad(penalty(), list(D.parameters()), allow_unused=True)  # none for the last shift
+    # none for the last shift
+    slopes = torch.autograd.grad(penalty(), list(D.parameters()), allow_unused=True)
     for weight, slope in zip(D.parameters(), slopes, strict=True):
         place, step = (0,) * weight.ndim, 1e-6
         ends = []
@@ -596,7 +759,9 @@ def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
         with torch.no_grad():
             weight[place] += step
         found = torch.zeros((), dtype=torch.float64) if slope is None else slope[place]
-        assert_close(found, torch.tensor((ends[0] - ends[1]) / (2 * step), dtype=torch.float64), "difference")
+        assert_close(
+            found, torch.tensor((ends[0] - ends[1]) / (2 * step), dtype=torch.float64), "difference"
+        )
 
 
 def test_r1_costs_nothing_in_the_steps_without_it() -> None:
@@ -672,10 +837,18 @@ def test_noise_is_normal_and_of_the_run_alone() -> None:
     ("images", "y", "message"),
     [
         (numbered()[0][:0], numbered()[1][:0], "N from 1"),
-        (numbered()[0][:3], [0, 1, 2], "images: 3 for batches of 4; lower batch, or give more images"),
+        (
+            numbered()[0][:3],
+            [0, 1, 2],
+            "images: 3 for batches of 4; lower batch, or give more images",
+        ),
         (numbered()[0].float(), numbered()[1], "got torch.float32"),
         (numbered()[0][:, :, :12, :12], numbered()[1], "prepare_images pads"),
-        (numbered()[0], torch.zeros(30, dtype=torch.long), "labels: found 0, expected some of each of 0 .. 2"),
+        (
+            numbered()[0],
+            torch.zeros(30, dtype=torch.long),
+            "labels: found 0, expected some of each of 0 .. 2",
+        ),
         (numbered()[0], None, "labels: got"),
     ],
 )
@@ -705,7 +878,8 @@ def test_the_grid_has_a_row_for_each_label_and_a_column_for_each_noise() -> None
 
 
 def test_the_running_mean_is_the_one_by_hand() -> None:
-    made = trainer(config("cdcgan", ema=0.4))  # reached by the fourth step: 1/10, 2/11, 3/12, 4/13, 5/14, 6/15
+    # reached by the fourth step: 1/10, 2/11, 3/12, 4/13, 5/14, 6/15
+    made = trainer(config("cdcgan", ema=0.4))
     expected = {name: value.double() for name, value in made.generator.state_dict().items()}
     for i in range(8):
         made.step()
@@ -720,7 +894,11 @@ def test_the_running_mean_is_the_one_by_hand() -> None:
         else:
             assert_close(found[name], value, "running mean")
     with pytest.raises(AssertionError, match="running mean"):
-        assert_close(made.generator.state_dict()["trunk.0.0.weight"], expected["trunk.0.0.weight"], "running mean")
+        assert_close(
+            made.generator.state_dict()["trunk.0.0.weight"],
+            expected["trunk.0.0.weight"],
+            "running mean",
+        )
     assert trainer(config()).images_from is not None
 
 
@@ -758,7 +936,9 @@ def test_the_log_has_a_line_every_25_steps_and_progress_wraps_them() -> None:
 
     wanted = config(steps=60)
     done = train(wanted, *data(wanted), log=lines.append, progress=progress)
-    assert lines == [training.log_line(step, 60, done.losses[step].tolist()) for step in (0, 25, 50)]
+    assert lines == [
+        training.log_line(step, 60, done.losses[step].tolist()) for step in (0, 25, 50)
+    ]
     assert calls == [(60, "dcgan")]
     with pytest.raises(ArgumentError, match="checkpoint_every=30: expected a multiple of 25"):
         train(wanted, *data(wanted), checkpoint_every=30)
@@ -789,17 +969,29 @@ def test_a_run_goes_on_bit_for_bit(kind: str, variant: str, tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(wanted, images, y, folder=tmp_path / "a", checkpoint_every=25, visit_at=[31], visit=interrupt)
+        train(
+            wanted,
+            images,
+            y,
+            folder=tmp_path / "a",
+            checkpoint_every=25,
+            visit_at=[31],
+            visit=interrupt,
+        )
     state = files.read_json(tmp_path / "a" / "training.json")
     assert (state["step"], state["batches"] % 7 > 0) == (25, True)  # in the middle of an epoch
     resumed = train(wanted, images, y, folder=tmp_path / "a", checkpoint_every=25)
     assert bits(resumed.trainer) == bits(whole.trainer)
     if variant != "plain":
         return
-    train(replace(wanted, steps=33), images, y, folder=tmp_path / "b")  # a run that ended, and is asked for more
+    # a run that ended, and is asked for more
+    train(replace(wanted, steps=33), images, y, folder=tmp_path / "b")
     longer = train(wanted, images, y, folder=tmp_path / "b")
     assert bits(longer.trainer) == bits(whole.trainer)
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["step-36.safetensors", "training.json"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+        "step-36.safetensors",
+        "training.json",
+    ]
     again = train(wanted, images, y, folder=tmp_path / "b")  # nothing left to do
     assert torch.equal(again.losses, whole.losses)
 
@@ -832,7 +1024,9 @@ KILLED_AT = ("a step", "the tensors", "the index", "the removal")
 
 
 def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrange for this process to be killed in the 31st step, or in the three parts of the save after the 50th."""
+    """Arrange for this process to be killed in the 31st step, or in the three parts of the save
+    after the 50th.
+    """
     import safetensors.torch
 
     def kill(*_: Any, **__: Any) -> None:
@@ -840,7 +1034,9 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     counts: Counter[str] = Counter()
 
-    def dies(name: str, original: Callable[..., Any], at: int, half: bool = False) -> Callable[..., Any]:
+    def dies(
+        name: str, original: Callable[..., Any], at: int, half: bool = False
+    ) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             counts[name] += 1
             if counts[name] == at and half:  # half of the file is on the disk
@@ -851,9 +1047,13 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return run
 
     if where == "a step":  # between the update of D and that of G
-        monkeypatch.setattr(gan_losses, "generator_loss", dies(where, gan_losses.generator_loss, 31))
+        monkeypatch.setattr(
+            gan_losses, "generator_loss", dies(where, gan_losses.generator_loss, 31)
+        )
     elif where == "the tensors":
-        monkeypatch.setattr(safetensors.torch, "save_file", dies(where, safetensors.torch.save_file, 2, half=True))
+        monkeypatch.setattr(
+            safetensors.torch, "save_file", dies(where, safetensors.torch.save_file, 2, half=True)
+        )
     elif where == "the index":
         monkeypatch.setattr(files, "write_json", dies(where, files.write_json, 2))
     else:
@@ -879,12 +1079,21 @@ def be_killed(folder: Path) -> None:
             raise SystemExit(f"killed in {where}: it ended with {status} instead")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, and signals that kill: run it on Linux or macOS")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="needs fork, and signals that kill: run it on Linux or macOS"
+)
 def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_path: Path) -> None:
     code = "import sys, pathlib; from tests.unit.gans import test_training as t; t.be_killed(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, env=victims.environment(), cwd=ROOT, capture_output=True, text=True, timeout=200,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        command,
+        env=victims.environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     wanted = config("cdcgan", ema=0.9)
     whole = train(wanted, *data(wanted))
@@ -892,12 +1101,19 @@ def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_pat
         folder = tmp_path / where
         names = {re.sub(r"\.\w+\.part", ".part", path.name) for path in folder.iterdir()}
         index = files.read_json(folder / "training.json")
-        assert names == {
-            "a step": {"training.json", "step-25.safetensors"},
-            "the tensors": {"training.json", "step-25.safetensors", ".step-50.safetensors.part"},
-            "the index": {"training.json", "step-25.safetensors", "step-50.safetensors"},
-            "the removal": {"training.json", "step-25.safetensors", "step-50.safetensors"},
-        }[where]
+        assert (
+            names
+            == {
+                "a step": {"training.json", "step-25.safetensors"},
+                "the tensors": {
+                    "training.json",
+                    "step-25.safetensors",
+                    ".step-50.safetensors.part",
+                },
+                "the index": {"training.json", "step-25.safetensors", "step-50.safetensors"},
+                "the removal": {"training.json", "step-25.safetensors", "step-50.safetensors"},
+            }[where]
+        )
         assert index["step"] == (50 if where == "the removal" else 25)
         resumed = train(wanted, *data(wanted), folder=folder, checkpoint_every=25)
         assert bits(resumed.trainer) == bits(whole.trainer), where
@@ -931,15 +1147,26 @@ def test_a_folder_without_a_checkpoint_starts_from_nothing(tmp_path: Path) -> No
         ({"lr": 1e-3}, "lr=0.0002, here 0.001"),
         ({"seed": 1}, "seed=0, here 1"),
         ({"nz": 6}, "nz=5, here 6"),
-        ({"precision": "bfloat16", "ema": 0.5}, "precision=float32, here bfloat16; ema=0.0, here 0.5"),
+        (
+            {"precision": "bfloat16", "ema": 0.5},
+            "precision=float32, here bfloat16; ema=0.0, here 0.5",
+        ),
         ({"steps": 20}, "steps=25, here 20"),
         ({"milestones": (3,)}, r"milestones=\[\], here \[3\]"),
-        ({"r1": 3.0, "augmentation": ("cutout",)}, r"augmentation=off, here \['cutout'\]; r1=off, here 3\.0"),
+        (
+            {"r1": 3.0, "augmentation": ("cutout",)},
+            r"augmentation=off, here \['cutout'\]; r1=off, here 3\.0",
+        ),
     ],
 )
-def test_a_checkpoint_of_another_config_is_named(kept: Path, options: dict[str, Any], named: str) -> None:
+def test_a_checkpoint_of_another_config_is_named(
+    kept: Path, options: dict[str, Any], named: str
+) -> None:
     wanted = config("cdcgan", **options)
-    with pytest.raises(CheckpointError, match=rf"training\.json is another run's: {named}\. Choose another folder, or"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"training\.json is another run's: {named}\. Choose another folder, or",
+    ):
         train(wanted, *data(wanted), folder=kept)
 
 
@@ -948,7 +1175,9 @@ def test_a_checkpoint_with_an_option_is_not_gone_on_from_without_it(tmp_path: Pa
         made = trainer(config(**{name: value}))
         made.step()
         made.save(tmp_path)
-        with pytest.raises(CheckpointError, match=rf"another run's: {name}=.*, here off\. Choose another folder"):
+        with pytest.raises(
+            CheckpointError, match=rf"another run's: {name}=.*, here off\. Choose another folder"
+        ):
             trainer(config()).load(tmp_path)
         assert trainer(config(**{name: value})).load(tmp_path)
 
@@ -960,7 +1189,9 @@ def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
     changed = images.clone()
     changed[0, 0, 0, 0] ^= 1
     for bad in ((changed, y), (images, y.flip(0)), (images[:-1], y[:-1])):
-        with pytest.raises(CheckpointError, match=r"another run's: other data\. Choose another folder"):
+        with pytest.raises(
+            CheckpointError, match=r"another run's: other data\. Choose another folder"
+        ):
             train(wanted, *bad, folder=kept)
     train(wanted, images, y, folder=kept)
 
@@ -999,7 +1230,9 @@ def test_an_index_that_lies_is_not_believed(kept: Path, lie: dict[str, Any], mes
 def test_an_index_that_is_no_index_is_named(kept: Path, text: str) -> None:
     (kept / "training.json").write_text(text)
     wanted = config("cdcgan")
-    with pytest.raises(StoreError, match=r"training\.json.*; remove it to (start again|have it made again)"):
+    with pytest.raises(
+        StoreError, match=r"training\.json.*; remove it to (start again|have it made again)"
+    ):
         train(wanted, *data(wanted), folder=kept)
 
 
@@ -1012,9 +1245,12 @@ def lose(name: str) -> Callable[[dict[str, Tensor]], None]:
 
 
 @pytest.mark.parametrize(
-    "damage", [lose("noise"), lose("losses"), lose("adam.G.3"), lose("adam"), lose("D.x"), lose("ema"), None]
+    "damage",
+    [lose("noise"), lose("losses"), lose("adam.G.3"), lose("adam"), lose("D.x"), lose("ema"), None],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: Callable[[dict[str, Tensor]], None] | None) -> None:
+def test_tensors_that_do_not_fit_are_named(
+    tmp_path: Path, damage: Callable[[dict[str, Tensor]], None] | None
+) -> None:
     wanted = config("cdcgan", steps=25, ema=0.5)
     train(wanted, *data(wanted), folder=tmp_path)
     path = tmp_path / "step-25.safetensors"
@@ -1026,7 +1262,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: Callable[[dic
     else:
         damage(tensors)
     files.save_tensors(path, tensors)
-    with pytest.raises(StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."):
+    with pytest.raises(
+        StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."
+    ):
         train(wanted, *data(wanted), folder=tmp_path)
 
 
@@ -1037,7 +1275,9 @@ def test_damaged_tensors_are_named_and_the_way_out_works(kept: Path) -> None:
     flipped[-100] ^= 1
     for damaged in (whole[:-1], whole[:1000], b"", bytes(flipped)):
         path.write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."):
+        with pytest.raises(
+            StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."
+        ):
             train(wanted, *data(wanted), folder=kept)
     path.unlink()
     (kept / "training.json").unlink()
@@ -1045,7 +1285,9 @@ def test_damaged_tensors_are_named_and_the_way_out_works(kept: Path) -> None:
     assert bits(again.trainer) == bits(train(wanted, *data(wanted)).trainer)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted, steps = config("cdcgan", steps=100), iter(range(25, 100))
     lines: list[str] = []
 
@@ -1071,10 +1313,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(kept: Path, monke
 
 
 @pytest.mark.parametrize(("folder", "kept_is"), [(None, "none is kept"), ("new", "none is kept")])
-def test_a_rate_that_is_far_too_high_diverges(folder: str | None, kept_is: str, tmp_path: Path) -> None:
+def test_a_rate_that_is_far_too_high_diverges(
+    folder: str | None, kept_is: str, tmp_path: Path
+) -> None:
     wanted = config("cgan", lr=1e30)
     where = None if folder is None else tmp_path / folder
-    with pytest.raises(DivergedError, match=rf"step [0-9]: a loss is not finite .*lower lr=1e\+30.*{kept_is}"):
+    with pytest.raises(
+        DivergedError, match=rf"step [0-9]: a loss is not finite .*lower lr=1e\+30.*{kept_is}"
+    ):
         train(wanted, *data(wanted), folder=where)
     assert list(tmp_path.iterdir()) == []
 
@@ -1087,7 +1333,9 @@ def test_weights_that_are_not_finite_are_not_saved(kept: Path) -> None:
             next(made.generator.parameters())[0, 0, 0, 0] = math.inf
 
     wanted = config("cdcgan", steps=50)
-    with pytest.raises(DivergedError, match=r"step 50: a weight is not finite; what .* held before is kept"):
+    with pytest.raises(
+        DivergedError, match=r"step 50: a weight is not finite; what .* held before is kept"
+    ):
         train(wanted, *data(wanted), folder=kept, checkpoint_every=25, visit_at=[50], visit=spoil)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert trainer(wanted).load(kept)
@@ -1101,7 +1349,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         train(wanted, *data(wanted), folder=blocker / "run")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one"
+)
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     wanted = config(steps=2)
@@ -1112,7 +1362,9 @@ def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
 def fill_at_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: Any, path: Path, metadata: Any) -> None:
         path.write_bytes(b"half of it")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
 
@@ -1125,12 +1377,18 @@ def fill_at_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "write_bytes", full)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk"
+)
 @pytest.mark.parametrize(
-    ("fill", "named"), [(fill_at_tensors, r"step-50\.safetensors"), (fill_at_index, r"training\.json")]
+    ("fill", "named"),
+    [(fill_at_tensors, r"step-50\.safetensors"), (fill_at_index, r"training\.json")],
 )
 def test_a_full_disk_is_named_and_the_checkpoint_before_is_good(
-    kept: Path, fill: Callable[[pytest.MonkeyPatch], None], named: str, monkeypatch: pytest.MonkeyPatch
+    kept: Path,
+    fill: Callable[[pytest.MonkeyPatch], None],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = config("cdcgan", steps=50)
     fill(monkeypatch)
@@ -1147,10 +1405,12 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_good(
 def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     a = GanArchitecture()
     once, twice = (gan_architecture.step_bytes(a, batch) for batch in (1000, 2000))
-    assert twice - once == once - gan_architecture.step_bytes(a, 0)  # a share a batch, and the weights
+    # a share a batch, and the weights
+    assert twice - once == once - gan_architecture.step_bytes(a, 0)
     assert gan_architecture.step_bytes(a, 1000, 2) < once
     assert 1.2 * once < gan_architecture.step_bytes(a, 1000, penalised=True) < 2 * once
-    assert gan_architecture.step_bytes(replace(a, norm_D="spectral"), 1000) < once  # a normalised weight is there once
+    # a normalised weight is there once
+    assert gan_architecture.step_bytes(replace(a, norm_D="spectral"), 1000) < once
     monkeypatch.setattr(memory, "available", lambda: gan_architecture.step_bytes(a, 1000) - 1)
     images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(TooLarge, match=r"a step of 1000 of 1000 images takes about .* lower batch"):
@@ -1166,7 +1426,9 @@ def test_a_checkpoint_that_a_kill_left_beside_a_newer_one_goes(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [newest.name]
 
 
-def test_memory_for_a_run_is_asked_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_a_run_is_asked_of_the_device_that_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(training.memory, "require", lambda *args: asked.append(args[-1]))
     wanted = config()

@@ -1,4 +1,6 @@
-"""Saliency, the ascent loop and class visualisation: by hand, by finite differences, and with the network untouched."""
+"""Saliency, the ascent loop and class visualisation: by hand, by finite differences, and with the
+network untouched.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +33,29 @@ HALF = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # pixels 0..1 beco
 
 def photos(n: int, seed: int = 0, size: int = SIZE) -> Tensor:
     """Random photos away from black and white, normalised, float64."""
-    pixels = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pixels = torch.rand(
+        n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return CROP.normalise(0.1 + 0.8 * pixels)
 
 
 def linear(size: int = 6, classes: int = 4, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """A linear network in float64 and its weights, classes x 3 x S x S: its gradient is a row of them."""
+    """A linear network in float64 and its weights, classes x 3 x S x S: its gradient is a row of
+    them.
+    """
     dense = nn.utils.skip_init(nn.Linear, 3 * size * size, classes, dtype=torch.float64)
     network = nn.Sequential(nn.Flatten(), dense).eval()
-    weight = torch.randn(classes, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    weight = torch.randn(
+        classes, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     with torch.no_grad():
         dense.weight.copy_(weight.flatten(1))
         dense.bias.copy_(torch.linspace(-1, 1, classes))
     return network, weight
 
 
-# --- what it costs, and how the network comes back ------------------------------------------------------------------
+# --- what it costs, and how the network comes back
+# ------------------------------------------------------------------
 
 
 def counted(call: Callable[[], object]) -> int:
@@ -57,10 +66,15 @@ def counted(call: Callable[[], object]) -> int:
 
 def test_the_counter_against_the_closed_form() -> None:
     """Each operator by the layer table of squeezenet1_1, whose FLOPs are all convolutions."""
-    network, x = networks.build("squeezenet1_1", device="meta").eval(), torch.empty(3, 3, 64, 64, device="meta")
+    network, x = (
+        networks.build("squeezenet1_1", device="meta").eval(),
+        torch.empty(3, 3, 64, 64, device="meta"),
+    )
     with torch.no_grad(), FlopCount() as count:
         network(x)
-    assert count.by_operator == {"aten.convolution": 3 * sum(networks.flops("squeezenet1_1", 64).values())}
+    assert count.by_operator == {
+        "aten.convolution": 3 * sum(networks.flops("squeezenet1_1", 64).values())
+    }
     dense = nn.Linear(7, 5, device="meta")
     assert counted(lambda: dense(torch.empty(2, 7, device="meta"))) == 2 * 2 * 7 * 5
     assert counted(lambda: x + 1) == 0
@@ -68,20 +82,30 @@ def test_the_counter_against_the_closed_form() -> None:
 
 def state(network: nn.Module) -> dict[str, Any]:
     """What must not change: flags, gradients, values, modes and hooks of everything in a network."""
-    modules, hooks = dict(network.named_modules()), ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
-                                                     "_backward_pre_hooks")  # fmt: skip
+    modules, hooks = (
+        dict(network.named_modules()),
+        ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    )
     return {
         "flags": {name: parameter.requires_grad for name, parameter in network.named_parameters()},
         "gradients": {name: parameter.grad for name, parameter in network.named_parameters()},
-        "values": {name: value.double().sum().item() for name, value in network.state_dict().items()},
-        "versions": {name: value._version for name, value in network.state_dict(keep_vars=True).items()},
+        "values": {
+            name: value.double().sum().item() for name, value in network.state_dict().items()
+        },
+        "versions": {
+            name: value._version for name, value in network.state_dict(keep_vars=True).items()
+        },
         "modes": {name: module.training for name, module in modules.items()},
-        "hooks": {name: [len(getattr(module, hook)) for hook in hooks] for name, module in modules.items()},
+        "hooks": {
+            name: [len(getattr(module, hook)) for hook in hooks] for name, module in modules.items()
+        },
     }
 
 
 def mixed() -> Any:
-    """A network with a BatchNorm (whose buffers a train mode would move), a hook, and some weights frozen."""
+    """A network with a BatchNorm (whose buffers a train mode would move), a hook, and some weights
+    frozen.
+    """
     network: Any = nn.Sequential(tiny_vgg(classes=6), nn.BatchNorm1d(6)).double().eval()
     network[0].features[0].weight.requires_grad_(False)
     network[0].classifier[3].bias.requires_grad_(False)
@@ -90,8 +114,13 @@ def mixed() -> Any:
 
 
 def climb(network: nn.Module, x: Tensor) -> object:
-    return ascend(network, x, logit_of(torch.zeros(len(x), dtype=torch.int64)), lambda turn: turn.x + turn.gradient,
-                  steps=2)  # fmt: skip
+    return ascend(
+        network,
+        x,
+        logit_of(torch.zeros(len(x), dtype=torch.int64)),
+        lambda turn: turn.x + turn.gradient,
+        steps=2,
+    )
 
 
 CALLS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
@@ -135,12 +164,14 @@ def test_works_where_gradients_are_off(name: str) -> None:
         got = CALLS[name](network, x + 0)  # an image that was made here
         tensors = got if isinstance(got, tuple) else (got,)
         assert torch.equal(tensors[0], expected)
-        assert not any(tensor.is_inference() for tensor in tensors)  # the caller may differentiate through them
+        # the caller may differentiate through them
+        assert not any(tensor.is_inference() for tensor in tensors)
         assert torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
 
 
-# --- the loop -------------------------------------------------------------------------------------------------------
+# --- the loop
+# -------------------------------------------------------------------------------------------------------
 
 
 class Distance(nn.Module):
@@ -153,7 +184,9 @@ class Distance(nn.Module):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 def test_each_image_stops_at_its_own_step(chunk: int) -> None:
     """A tenth of x goes away in a step: x_k = 0.9^k x_0, so that the number of steps is known."""
-    x = torch.tensor([1.0, 0.5, 0.05, 0.9, 100.0], dtype=torch.float64)[:, None, None, None].expand(5, 3, 2, 2)
+    x = torch.tensor([1.0, 0.5, 0.05, 0.9, 100.0], dtype=torch.float64)[:, None, None, None].expand(
+        5, 3, 2, 2
+    )
     seen: list[tuple[int, list[int]]] = []
 
     def update(turn: Turn) -> Tensor:
@@ -162,17 +195,30 @@ def test_each_image_stops_at_its_own_step(chunk: int) -> None:
         assert turn.logits.shape == (len(turn.rows), 1)
         return turn.x + 0.1 * turn.gradient
 
-    end, taken = ascend(Distance().eval(), x, logit_of(torch.zeros(5, dtype=torch.int64)), update, steps=30,
-                        finished=lambda _step, _rows, x, _logits: x[:, 0, 0, 0] < 0.1, chunk=chunk)  # fmt: skip
-    one, half, nine_tenths = (math.ceil(math.log(0.1 / value) / math.log(0.9)) for value in (1.0, 0.5, 0.9))
+    end, taken = ascend(
+        Distance().eval(),
+        x,
+        logit_of(torch.zeros(5, dtype=torch.int64)),
+        update,
+        steps=30,
+        finished=lambda _step, _rows, x, _logits: x[:, 0, 0, 0] < 0.1,
+        chunk=chunk,
+    )
+    one, half, nine_tenths = (
+        math.ceil(math.log(0.1 / value) / math.log(0.9)) for value in (1.0, 0.5, 0.9)
+    )
     assert taken.tolist() == [one, half, 0, nine_tenths, 30]
     assert_close(end, x * 0.9 ** taken[:, None, None, None].double(), "activation")
     for step, rows in seen:
         assert all(step < taken[row] for row in rows)
-    assert sorted(row for _, rows in seen for row in rows) == sorted(np.repeat(np.arange(5), taken.numpy()).tolist())
+    assert sorted(row for _, rows in seen for row in rows) == sorted(
+        np.repeat(np.arange(5), taken.numpy()).tolist()
+    )
 
 
-def test_without_an_end_every_image_takes_every_step_and_the_view_is_what_the_network_sees() -> None:
+def test_without_an_end_every_image_takes_every_step_and_the_view_is_what_the_network_sees() -> (
+    None
+):
     """The view doubles x: the gradient of -(2 x)^2 / 2 is -4 x; it knows rows and step."""
     x, calls = photos(3, size=2), []
 
@@ -180,8 +226,15 @@ def test_without_an_end_every_image_takes_every_step_and_the_view_is_what_the_ne
         calls.append((rows.tolist(), step))
         return 2 * x
 
-    end, taken = ascend(Distance().eval(), x, logit_of(torch.zeros(3, dtype=torch.int64)),
-                        lambda turn: turn.x + 0.1 * turn.gradient, steps=3, view=view, chunk=2)  # fmt: skip
+    end, taken = ascend(
+        Distance().eval(),
+        x,
+        logit_of(torch.zeros(3, dtype=torch.int64)),
+        lambda turn: turn.x + 0.1 * turn.gradient,
+        steps=3,
+        view=view,
+        chunk=2,
+    )
     assert calls == [([0, 1], 0), ([0, 1], 1), ([0, 1], 2), ([2], 0), ([2], 1), ([2], 2)]
     assert taken.tolist() == [3, 3, 3]
     assert_close(end, 0.6**3 * x, "activation")
@@ -213,10 +266,13 @@ def draws(seed: int, shape: tuple[int, ...], jitter: int, steps: int) -> tuple[T
 def test_the_moves_of_a_seed_do_not_depend_on_how_many_are_drawn() -> None:
     for seed in range(5):
         long = draws(seed, (3, SIZE, SIZE), 16, 1000)[1]
-        assert all(torch.equal(draws(seed, (3, SIZE, SIZE), 16, n)[1], long[:n]) for n in (1, 2, 7, 200))
+        assert all(
+            torch.equal(draws(seed, (3, SIZE, SIZE), 16, n)[1], long[:n]) for n in (1, 2, 7, 200)
+        )
 
 
-# --- blur -----------------------------------------------------------------------------------------------------------
+# --- blur
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 3.3, 10.0])
@@ -232,12 +288,18 @@ def test_blur_by_nothing_and_what_cannot_be_blurred() -> None:
     x = photos(1)
     assert torch.equal(blur(x, 0), x)
     assert blur(x, 0) is not x
-    for wrong, sigma in ((x, -1.0), (x, math.nan), (x, math.inf), (torch.ones(3, 3, dtype=torch.uint8), 1.0)):
+    for wrong, sigma in (
+        (x, -1.0),
+        (x, math.nan),
+        (x, math.inf),
+        (torch.ones(3, 3, dtype=torch.uint8), 1.0),
+    ):
         with pytest.raises(ArgumentError, match=r"expected floating point and sigma from 0"):
             blur(wrong, sigma)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused
+# ------------------------------------------------------------------------------------------------
 
 
 def with_nan(x: Tensor, value: float = math.nan) -> Tensor:
@@ -249,7 +311,10 @@ def with_nan(x: Tensor, value: float = math.nan) -> Tensor:
 GOOD = photos(2).float()
 BAD_IMAGES = {
     "0..255": (255 * CROP.denormalise(GOOD), r"normalise\(pixels\) first"),
-    "0..255 of one image": (torch.cat([GOOD, 255 * CROP.denormalise(GOOD)]), r"normalise\(pixels\) first"),
+    "0..255 of one image": (
+        torch.cat([GOOD, 255 * CROP.denormalise(GOOD)]),
+        r"normalise\(pixels\) first",
+    ),
     "below black": (with_nan(GOOD, -2.2), r"normalised pixels lie in -2\.118 \.\. 2\.640"),
     "NaN": (with_nan(GOOD), "NaN or infinity"),
     "infinity": (with_nan(GOOD, math.inf), "NaN or infinity"),
@@ -266,9 +331,9 @@ def test_bad_images(name: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         saliency_maps(tiny_vgg(), x, 0)
     with pytest.raises(ArgumentError, match=message):
-        visualise(tiny_vgg(), [0] * len(x), start=x, steps=1) if len(x) and x.ndim == 4 else saliency_maps(
-            tiny_vgg(), x, 0
-        )
+        visualise(tiny_vgg(), [0] * len(x), start=x, steps=1) if len(
+            x
+        ) and x.ndim == 4 else saliency_maps(tiny_vgg(), x, 0)
 
 
 def trained(*path: str) -> nn.Module:
@@ -291,12 +356,32 @@ def hollow() -> nn.Module:
 
 
 BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[RdfiaError], str]] = {
-    "train mode": (lambda: tiny_vgg().train(), ArgumentError, r"network itself is in train mode.*network\.eval\(\)"),
-    "one dropout": (lambda: trained("classifier", "2"), ArgumentError, r"classifier\.2 is in train mode"),
-    "NaN": (poisoned, WeightsError, r"classifier\.0\.weight holds NaN or infinity; load its weights again"),
+    "train mode": (
+        lambda: tiny_vgg().train(),
+        ArgumentError,
+        r"network itself is in train mode.*network\.eval\(\)",
+    ),
+    "one dropout": (
+        lambda: trained("classifier", "2"),
+        ArgumentError,
+        r"classifier\.2 is in train mode",
+    ),
+    "NaN": (
+        poisoned,
+        WeightsError,
+        r"classifier\.0\.weight holds NaN or infinity; load its weights again",
+    ),
     "infinity": (lambda: poisoned(-math.inf), WeightsError, r"classifier\.0\.weight holds NaN"),
-    "no last layer": (hollow, WeightsError, r"classifier\.3\.weight is not in these weights; see `rdfia assets"),
-    "nothing at all": (lambda: tiny_vgg().to("meta"), WeightsError, r"features\.0\.weight is not in these weights"),
+    "no last layer": (
+        hollow,
+        WeightsError,
+        r"classifier\.3\.weight is not in these weights; see `rdfia assets",
+    ),
+    "nothing at all": (
+        lambda: tiny_vgg().to("meta"),
+        WeightsError,
+        r"features\.0\.weight is not in these weights",
+    ),
 }
 
 
@@ -318,7 +403,10 @@ def test_an_error_in_a_callers_function_leaves_the_network_as_it_was() -> None:
     def broken(*_: object) -> Any:
         raise ZeroDivisionError
 
-    whole: dict[str, Any] = {"objective": logit_of(torch.zeros(2, dtype=torch.int64)), "update": lambda turn: turn.x}
+    whole: dict[str, Any] = {
+        "objective": logit_of(torch.zeros(2, dtype=torch.int64)),
+        "update": lambda turn: turn.x,
+    }
     for where in ("objective", "update", "view", "finished"):
         with contextlib.suppress(ZeroDivisionError):
             ascend(network, photos(2), **(whole | {where: broken}), steps=1)
@@ -332,10 +420,14 @@ def test_these_tests_run_on_one_thread() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_one_value_that_is_not_finite_is_found_among_weights_of_all_types(dtype: torch.dtype, value: float) -> None:
+def test_one_value_that_is_not_finite_is_found_among_weights_of_all_types(
+    dtype: torch.dtype, value: float
+) -> None:
     network = nn.Module()
     network.register_parameter("empty", nn.Parameter(torch.empty(0, 3)))
-    network.register_parameter("integers", nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False))
+    network.register_parameter(
+        "integers", nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+    )
     network.register_parameter("wide", nn.Parameter(torch.full((2,), 1e300, dtype=torch.float64)))
     network.register_parameter("some", nn.Parameter(torch.full((70, 3), -3.0, dtype=dtype)))
     ascent.check_network(network.eval())
@@ -363,7 +455,9 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_memory_that_runs_out_before_the_first_turn_is_said(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_before_the_first_turn_is_said(
+    work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

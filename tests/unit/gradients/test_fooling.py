@@ -1,4 +1,6 @@
-"""Fooling images: the step by hand, the number of steps in closed form, the shortest change, and the saved file."""
+"""Fooling images: the step by hand, the number of steps in closed form, the shortest change, and
+the saved file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from torch import Tensor, nn
 
 from rdfia.data.images import CROP, Preprocess
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
-from rdfia.gradients.fooling import Fooled, eight_bits, fool, fool_closely, momentum_attack, perturbation
+from rdfia.gradients.fooling import (
+    Fooled,
+    eight_bits,
+    fool,
+    fool_closely,
+    momentum_attack,
+    perturbation,
+)
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import TinyVgg, tiny_vgg
 from tests.support.tolerances import assert_close
@@ -33,10 +42,17 @@ def photos(n: int, seed: int = 0, size: int = SIZE, space: Preprocess = CROP) ->
 
 
 def lively(seed: int = 0, classes: int = 5) -> TinyVgg:
-    """A tiny network in float64 whose predictions depend on the image: steeper, each class as likely as the others."""
+    """A tiny network in float64 whose predictions depend on the image: steeper, each class as
+    likely as the others.
+    """
     network = tiny_vgg(seed, classes).double()
     with torch.no_grad():
-        for layer in (network.features[0], network.features[3], network.classifier[0], network.classifier[3]):
+        for layer in (
+            network.features[0],
+            network.features[3],
+            network.classifier[0],
+            network.classifier[3],
+        ):
             layer.weight.mul_(2)
         network.classifier[3].bias.sub_(network(photos(64, seed=seed + 100)).mean(0))
     return network
@@ -45,7 +61,9 @@ def lively(seed: int = 0, classes: int = 5) -> TinyVgg:
 def linear(size: int = 6, classes: int = 3, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A linear network in float64 and its weights, classes x 3 x S x S."""
     dense = nn.utils.skip_init(nn.Linear, 3 * size * size, classes, dtype=torch.float64)
-    weight = torch.randn(classes, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    weight = torch.randn(
+        classes, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     with torch.no_grad():
         dense.weight.copy_(weight.flatten(1))
         dense.bias.zero_()
@@ -57,7 +75,9 @@ def problems(network: nn.Module, n: int = 12, seed: int = 0) -> tuple[Tensor, Te
     x = photos(n, seed)
     with torch.no_grad():
         source = network(x).argmax(1)
-        shift = torch.randint(1, network(x).shape[1], (n,), generator=torch.Generator().manual_seed(seed))
+        shift = torch.randint(
+            1, network(x).shape[1], (n,), generator=torch.Generator().manual_seed(seed)
+        )
     return x, (source + shift) % 5
 
 
@@ -66,7 +86,8 @@ def predicted(network: nn.Module, x: Tensor) -> list[int]:
         return network(x).argmax(1).tolist()
 
 
-# --- the lab's rule -------------------------------------------------------------------------------------------------
+# --- the lab's rule
+# -------------------------------------------------------------------------------------------------
 
 
 def test_two_steps_by_hand() -> None:
@@ -82,7 +103,8 @@ def test_two_steps_by_hand() -> None:
     assert_close(got.x, expected, "ascent")
     one = fool(network, x, target, lr=0.01, steps=1)
     assert_close((one.x - x).norm(), 0.01, "ascent")
-    with pytest.raises(AssertionError, match="off"):  # a planted fault: one step of twice the length
+    # a planted fault: one step of twice the length
+    with pytest.raises(AssertionError, match="off"):
         assert_close(x + 2 * (one.x - x), expected, "ascent")
 
 
@@ -122,7 +144,10 @@ def test_a_batch_is_each_image_alone(pixels: Any) -> None:
         assert_close(apart.x, together.x, "ascent")
     for row in range(len(x)):
         alone = fool(network, x[row : row + 1], int(target[row]), pixels=pixels, steps=40)
-        assert (alone.status[0], int(alone.steps)) == (together.status[row], int(together.steps[row]))
+        assert (alone.status[0], int(alone.steps)) == (
+            together.status[row],
+            int(together.steps[row]),
+        )
         assert_close(alone.x[0], together.x[row], "ascent")
         assert_close(alone.after[0], together.after[row], "probability")
         assert_close(alone.size["l2"][0], together.size["l2"][row], "ascent")
@@ -137,13 +162,21 @@ def test_what_is_reported_is_what_the_network_says(attack: Callable[..., Fooled]
         first, last = network(x).softmax(1), network(got.x).softmax(1)
     rows = torch.arange(16)
     assert torch.equal(got.source, first.argmax(1))
-    assert_close(got.before, torch.stack([first[rows, got.source], first[rows, target]], dim=1), "probability")
-    assert_close(got.after, torch.stack([last[rows, got.source], last[rows, target]], dim=1), "probability")
+    assert_close(
+        got.before,
+        torch.stack([first[rows, got.source], first[rows, target]], dim=1),
+        "probability",
+    )
+    assert_close(
+        got.after, torch.stack([last[rows, got.source], last[rows, target]], dim=1), "probability"
+    )
     assert got.reached.tolist() == (last.argmax(1) == target).tolist()
     assert got.reached.tolist() == [status == "fooled" for status in got.status]
     assert {"fooled"} <= set(got.status) <= {"fooled", "never"}
     expected = perturbation(CROP.denormalise(x), CROP.denormalise(got.x))
-    assert all(np.allclose(got.size[name], expected[name]) for name in ("l2", "linf", "psnr", "ssim"))
+    assert all(
+        np.allclose(got.size[name], expected[name]) for name in ("l2", "linf", "psnr", "ssim")
+    )
 
 
 @pytest.mark.parametrize("pixels", PIXELS)
@@ -172,7 +205,10 @@ def test_no_gradient_makes_no_nan() -> None:
     with torch.no_grad():
         network.classifier[3].weight.zero_()
     x, target = photos(3), (predicted(network, photos(1))[0] + 1) % 5
-    for got in (fool(network, x, target, steps=3), fool(network, x, target, steps=3, pixels="8 bits")):
+    for got in (
+        fool(network, x, target, steps=3),
+        fool(network, x, target, steps=3, pixels="8 bits"),
+    ):
         assert_close(got.x, x, "ascent")
         assert got.status == ("never",) * 3
     assert fool_closely(network, x, target, steps=3).status == ("never",) * 3
@@ -183,7 +219,10 @@ def test_valid_pixels_stay_valid_and_free_ones_do_not() -> None:
     network = lively()
     x, target = problems(network, 8)
     settings: dict[str, Any] = {"lr": 3.0, "steps": 10}
-    ranges = {pixels: CROP.denormalise(fool(network, x, target, pixels=pixels, **settings).x) for pixels in PIXELS}
+    ranges = {
+        pixels: CROP.denormalise(fool(network, x, target, pixels=pixels, **settings).x)
+        for pixels in PIXELS
+    }
     assert float(ranges["free"].min()) < -0.01 or float(ranges["free"].max()) > 1.01
     for pixels in ("valid", "8 bits"):
         assert float(ranges[pixels].min()) > -1e-12
@@ -196,7 +235,8 @@ def is_8_bits(pixels: Tensor) -> bool:
     return bool(((pixels * 255).round() - pixels * 255).abs().max() < 1e-3)
 
 
-# --- 8 bits ---------------------------------------------------------------------------------------------------------
+# --- 8 bits
+# ---------------------------------------------------------------------------------------------------------
 
 
 def saved(x: Tensor, space: Preprocess = CROP) -> Tensor:
@@ -227,14 +267,19 @@ def test_the_saved_file_still_fools(attack: Callable[..., Fooled], space: Prepro
     back = saved(got.x, space)
     assert torch.equal(back, got.x)
     best = network(back).detach().topk(2).values
-    sure = (best[:, 0] - best[:, 1] > 1e-4).numpy()  # the closest images lie at the border, within rounding
+    # the closest images lie at the border, within rounding
+    sure = (best[:, 0] - best[:, 1] > 1e-4).numpy()
     assert sure.sum() >= 12
     reached = np.array([status != "never" for status in got.status])
-    assert np.array_equal((np.array(predicted(network, back)) == target.numpy())[sure], reached[sure])
+    assert np.array_equal(
+        (np.array(predicted(network, back)) == target.numpy())[sure], reached[sure]
+    )
 
 
 def test_rounding_a_free_image_can_undo_it() -> None:
-    """The planted fault: the shortest change of a linear network, right at the border, does not survive the file."""
+    """The planted fault: the shortest change of a linear network, right at the border, does not
+    survive the file.
+    """
     network, _ = linear()
     x = photos(30, size=6)
     lost = fool(network, x, 0, lr=0.004, steps=1200)
@@ -269,7 +314,9 @@ def test_the_network_sees_the_rounded_image_exactly() -> None:
 
 @pytest.mark.parametrize("attack", [attack_8_bits, fool_closely])
 def test_a_photo_that_is_not_of_8_bits_is_rounded_first(attack: Callable[..., Fooled]) -> None:
-    """Else an image whose class rounding alone changes would be "never" fooled in 0 steps, or "already" and changed."""
+    """Else an image whose class rounding alone changes would be "never" fooled in 0 steps, or
+    "already" and changed.
+    """
     threshold = 100.3 / 255
 
     class Threshold(nn.Module):
@@ -278,7 +325,8 @@ def test_a_photo_that_is_not_of_8_bits_is_rounded_first(attack: Callable[..., Fo
             return torch.stack([score, -score], dim=1)
 
     pixels = torch.full((2, 3, 12, 12), 0.5, dtype=torch.float64)
-    pixels[0, 0, 0, 0], pixels[1, 0, 0, 0] = 100.4 / 255, 100.6 / 255  # rounded: 100, class 1; 101, class 0
+    # rounded: 100, class 1; 101, class 0
+    pixels[0, 0, 0, 0], pixels[1, 0, 0, 0] = 100.4 / 255, 100.6 / 255
     got = attack(Threshold().eval(), CROP.normalise(pixels), torch.tensor([1, 1]))
     assert got.source.tolist() == [1, 0]
     assert got.status == ("already", "fooled")
@@ -288,7 +336,9 @@ def test_a_photo_that_is_not_of_8_bits_is_rounded_first(attack: Callable[..., Fo
 
 
 def test_eight_bits_is_what_a_file_keeps() -> None:
-    x = CROP.normalise(torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1)
+    x = CROP.normalise(
+        torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    )
     assert torch.equal(eight_bits(x), eight_bits(eight_bits(x)))
     pixels = (CROP.denormalise(x).clamp(0, 1) * 255).round().to(torch.uint8)
     assert torch.equal(eight_bits(x), CROP.normalise(pixels))
@@ -296,7 +346,8 @@ def test_eight_bits_is_what_a_file_keeps() -> None:
     assert pixels.max() == 255
 
 
-# --- how large is a change ------------------------------------------------------------------------------------------
+# --- how large is a change
+# ------------------------------------------------------------------------------------------
 
 
 def test_perturbation_by_hand() -> None:
@@ -330,10 +381,15 @@ def test_psnr_against_skimage_and_ssim_against_the_papers_formula() -> None:
         return gaussian_filter(image, 1.5, truncate=3.5, axes=(2, 3))
 
     mean_a, mean_b = smooth(a), smooth(b)
-    var_a, var_b, covariance = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2, smooth(a * b) - mean_a * mean_b
+    var_a, var_b, covariance = (
+        smooth(a * a) - mean_a**2,
+        smooth(b * b) - mean_b**2,
+        smooth(a * b) - mean_a * mean_b,
+    )
     ssim = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
     ssim /= (mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)
-    assert_close(got["ssim"], ssim[:, :, 5:-5, 5:-5].mean((1, 2, 3)), "score")  # windows of 11 x 11, whole ones
+    # windows of 11 x 11, whole ones
+    assert_close(got["ssim"], ssim[:, :, 5:-5, 5:-5].mean((1, 2, 3)), "score")
 
 
 def test_sizes_are_in_pixels_not_in_normalised_values() -> None:
@@ -343,10 +399,13 @@ def test_sizes_are_in_pixels_not_in_normalised_values() -> None:
     change = CROP.denormalise(got.x) - CROP.denormalise(x)
     assert got.reached.any()
     assert_close(got.size["l2"], change.flatten(1).norm(dim=1), "score")
-    assert (got.size["l2"][got.reached] < 0.3 * (got.x - x).flatten(1).norm(dim=1).numpy()[got.reached]).all()
+    assert (
+        got.size["l2"][got.reached] < 0.3 * (got.x - x).flatten(1).norm(dim=1).numpy()[got.reached]
+    ).all()
 
 
-# --- the closer search ----------------------------------------------------------------------------------------------
+# --- the closer search
+# ----------------------------------------------------------------------------------------------
 
 
 def test_closer_than_the_labs_rule_on_many_networks() -> None:
@@ -368,21 +427,29 @@ def test_closer_than_the_labs_rule_on_many_networks() -> None:
 
 
 def test_near_the_shortest_change_of_a_linear_network() -> None:
-    """Between two classes the shortest change is the margin over the norm of the difference of the weights."""
+    """Between two classes the shortest change is the margin over the norm of the difference of the
+    weights.
+    """
     network, weight = linear(size=12, classes=2)
     with torch.no_grad():
         next(network.parameters()).mul_(0.1)
-    pixels = 0.3 + 0.4 * torch.rand(12, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pixels = 0.3 + 0.4 * torch.rand(
+        12, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     x = eight_bits(CROP.normalise(pixels))
     with torch.no_grad():
         logits = network(x)
     target = logits.argmin(1)
-    normal = 0.1 * (weight[0] - weight[1]) / torch.tensor(CROP.std, dtype=torch.float64)[:, None, None]  # in pixels
+    # in pixels
+    normal = (
+        0.1 * (weight[0] - weight[1]) / torch.tensor(CROP.std, dtype=torch.float64)[:, None, None]
+    )
     shortest = ((logits[:, 0] - logits[:, 1]).abs() / normal.norm()).numpy()
     got = fool_closely(network, x, target, steps=120)
     assert got.reached.all()
     assert (got.size["l2"] > shortest).all()  # nobody can do better
-    # rounding adds noise of up to 1 / sqrt(12) grey levels in each value, of which the direction gets its share
+    # rounding adds noise of up to 1 / sqrt(12) grey levels in each value, of which the direction
+    # gets its share
     noise = math.sqrt(432 / 12) / 255
     assert (got.size["l2"] < 1.15 * np.hypot(shortest, noise) + 0.01).all()
     rule = fool(network, x, target, pixels="8 bits")
@@ -400,7 +467,10 @@ def test_a_closer_batch_is_each_image_alone() -> None:
         assert_close(apart.x, together.x, "ascent")
     for row in range(8):
         alone = fool_closely(network, x[row : row + 1], [int(target[row])], steps=15)
-        assert (alone.status[0], int(alone.steps)) == (together.status[row], int(together.steps[row]))
+        assert (alone.status[0], int(alone.steps)) == (
+            together.status[row],
+            int(together.steps[row]),
+        )
         assert_close(alone.x[0], together.x[row], "ascent")
 
 
@@ -416,7 +486,9 @@ def test_closer_already_and_never() -> None:
 
 
 def test_the_image_after_the_last_step_is_looked_at_too() -> None:
-    """One step of the right length is enough for a linear network: the image is seen before it and after it."""
+    """One step of the right length is enough for a linear network: the image is seen before it and
+    after it.
+    """
     network, _ = linear(size=12)
     x = photos(6, size=12)
     target = (torch.tensor(predicted(network, x)) + 1) % 3
@@ -426,7 +498,9 @@ def test_the_image_after_the_last_step_is_looked_at_too() -> None:
 
 
 def test_the_closest_image_that_fooled_is_kept() -> None:
-    """A watch on what the network sees, and what it says: the least change that ever fooled is what comes back."""
+    """A watch on what the network sees, and what it says: the least change that ever fooled is what
+    comes back.
+    """
     network = lively()
     x, target = problems(network, 6)
     seen: list[tuple[int, float]] = []
@@ -449,15 +523,22 @@ def test_the_closest_image_that_fooled_is_kept() -> None:
     assert len(seen) > 20
 
 
-# --- the momentum attack --------------------------------------------------------------------------------------------
+# --- the momentum attack
+# --------------------------------------------------------------------------------------------
 
 
-def momentum_by_hand(network: nn.Module, photo: Tensor, label: int, radius: float, steps: int, decay: float) -> Tensor:
-    """Dong et al.'s algorithm 1 on one photo, 3 x H x W in 0..1, and the pixels that a file would keep."""
+def momentum_by_hand(
+    network: nn.Module, photo: Tensor, label: int, radius: float, steps: int, decay: float
+) -> Tensor:
+    """Dong et al.'s algorithm 1 on one photo, 3 x H x W in 0..1, and the pixels that a file would
+    keep.
+    """
     pixels, velocity = photo.clone(), torch.zeros_like(photo)
     for _ in range(steps):
         current = pixels.requires_grad_()
-        loss = nn.functional.cross_entropy(network(CROP.normalise(current[None])), torch.tensor([label]))
+        loss = nn.functional.cross_entropy(
+            network(CROP.normalise(current[None])), torch.tensor([label])
+        )
         (gradient,) = torch.autograd.grad(loss, current)
         velocity = decay * velocity + gradient / gradient.abs().sum()
         moved = current.detach() + radius / steps * velocity.sign()
@@ -471,8 +552,10 @@ def test_momentum_by_hand(decay: float) -> None:
     x = photos(4)
     label = predicted(network, x)
     got = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=decay))
-    by_hand = [momentum_by_hand(network, photo, y, 7 / 255, 10, decay)
-               for photo, y in zip(CROP.denormalise(x), label, strict=True)]  # fmt: skip
+    by_hand = [
+        momentum_by_hand(network, photo, y, 7 / 255, 10, decay)
+        for photo, y in zip(CROP.denormalise(x), label, strict=True)
+    ]
     assert_close(got, torch.stack(by_hand), "pixel")
     other = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=1 - decay))
     assert (got - other).abs().max() > 0.9 / 255  # momentum makes a difference, so that it is seen
@@ -481,11 +564,19 @@ def test_momentum_by_hand(decay: float) -> None:
 @pytest.mark.parametrize("levels", [1, 4, 300 / 255, 8.9])
 def test_an_attack_stays_within_its_radius_in_8_bits(levels: float) -> None:
     network, x = lively(), photos(6)
-    x[:2] = CROP.normalise(torch.tensor([0.0, 1.0], dtype=x.dtype)[:, None, None, None].expand(2, 3, SIZE, SIZE))
-    pixels = CROP.denormalise(momentum_attack(network, x, predicted(network, x), radius=levels / 255))
+    x[:2] = CROP.normalise(
+        torch.tensor([0.0, 1.0], dtype=x.dtype)[:, None, None, None].expand(2, 3, SIZE, SIZE)
+    )
+    pixels = CROP.denormalise(
+        momentum_attack(network, x, predicted(network, x), radius=levels / 255)
+    )
     assert is_8_bits(pixels)
     change = (255 * (pixels - CROP.denormalise(x))).abs()
-    assert_close(change.amax((1, 2, 3)), torch.full((6,), float(math.floor(levels)), dtype=torch.float64), "pixel")
+    assert_close(
+        change.amax((1, 2, 3)),
+        torch.full((6,), float(math.floor(levels)), dtype=torch.float64),
+        "pixel",
+    )
 
 
 def test_a_photo_between_grey_levels_is_attacked_as_its_file() -> None:
@@ -497,7 +588,9 @@ def test_a_photo_between_grey_levels_is_attacked_as_its_file() -> None:
 
 
 def test_an_attack_on_a_linear_network_is_the_sign_of_its_weights() -> None:
-    """Of two classes the gradient is that of the other one's weights less the label's, wherever the image is."""
+    """Of two classes the gradient is that of the other one's weights less the label's, wherever the
+    image is.
+    """
     network, weight = linear(classes=2)
     x, label = photos(5, size=6), torch.tensor([0, 1, 0, 1, 1])
     direction = (weight[1 - label] - weight[label]).sign()
@@ -511,7 +604,9 @@ def test_an_attacked_batch_is_each_image_alone_and_the_same_again() -> None:
     together = momentum_attack(network, x, label, radius=8 / 255)
     assert torch.equal(together, momentum_attack(network, x, label, radius=8 / 255))
     for chunk in (1, 3):
-        assert_close(momentum_attack(network, x, label, radius=8 / 255, chunk=chunk), together, "ascent")
+        assert_close(
+            momentum_attack(network, x, label, radius=8 / 255, chunk=chunk), together, "ascent"
+        )
     for row in range(8):
         alone = momentum_attack(network, x[row : row + 1], int(label[row]), radius=8 / 255)
         assert_close(alone[0], together[row], "ascent")
@@ -534,7 +629,9 @@ def test_an_attack_leads_away_and_a_larger_one_further() -> None:
     label = torch.tensor(predicted(network, x))
     ends = [x, *(momentum_attack(network, x, label, radius=levels / 255) for levels in (2, 16))]
     with torch.no_grad():
-        start, near, far = (nn.functional.cross_entropy(network(end), label, reduction="none") for end in ends)
+        start, near, far = (
+            nn.functional.cross_entropy(network(end), label, reduction="none") for end in ends
+        )
     assert (near > start).all()
     assert (far > near).all()
 
@@ -548,12 +645,23 @@ def test_a_photo_without_a_gradient_stays() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"radius": 0.0}, {"radius": 0.9 / 255}, {"radius": -1.0}, {"radius": 8.0}, {"radius": math.nan}, {"steps": 0},
-     {"decay": -0.1}, {"decay": math.inf}],
+    [
+        {"radius": 0.0},
+        {"radius": 0.9 / 255},
+        {"radius": -1.0},
+        {"radius": 8.0},
+        {"radius": math.nan},
+        {"steps": 0},
+        {"decay": -0.1},
+        {"decay": math.inf},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_bad_settings_of_an_attack(settings: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match=r"expected a radius from 1 / 255 to 1 .*, 1 step or more, a decay from 0"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"expected a radius from 1 / 255 to 1 .*, 1 step or more, a decay from 0",
+    ):
         momentum_attack(tiny_vgg(), GOOD, 0, **{"radius": 8 / 255, **settings})
 
 
@@ -564,10 +672,14 @@ def test_a_label_that_there_is_not() -> None:
         momentum_attack(tiny_vgg(), GOOD, [0, 1, 2], radius=8 / 255)
 
 
-# --- network, modes, what is refused --------------------------------------------------------------------------------
+# --- network, modes, what is refused
+# --------------------------------------------------------------------------------
 
 ATTACKS: dict[str, Callable[..., Fooled]] = {
-    **{pixels: lambda *args, pixels=pixels, **more: fool(*args, pixels=pixels, **more) for pixels in PIXELS},
+    **{
+        pixels: lambda *args, pixels=pixels, **more: fool(*args, pixels=pixels, **more)
+        for pixels in PIXELS
+    },
     "closely": fool_closely,
 }
 
@@ -614,8 +726,16 @@ BAD: dict[str, tuple[Callable[[], tuple[nn.Module, Any, Any]], type[RdfiaError],
     "target 5": (lambda: (tiny_vgg(), GOOD, [0, 5]), ArgumentError, "classes 0 to 5"),
     "target -1": (lambda: (tiny_vgg(), GOOD, -1), ArgumentError, "classes from 0"),
     "three targets": (lambda: (tiny_vgg(), GOOD, [0, 1, 2]), ArgumentError, "for 2 images"),
-    "float target": (lambda: (tiny_vgg(), GOOD, torch.zeros(2)), ArgumentError, "target: torch.float32"),
-    "train mode": (lambda: (tiny_vgg().train(), GOOD, 0), ArgumentError, r"call network\.eval\(\) first"),
+    "float target": (
+        lambda: (tiny_vgg(), GOOD, torch.zeros(2)),
+        ArgumentError,
+        "target: torch.float32",
+    ),
+    "train mode": (
+        lambda: (tiny_vgg().train(), GOOD, 0),
+        ArgumentError,
+        r"call network\.eval\(\) first",
+    ),
     "meta": (lambda: (tiny_vgg().to("meta"), GOOD, 0), WeightsError, "rdfia assets status"),
 }
 
@@ -634,7 +754,9 @@ def test_bad_weights(name: str) -> None:
     network = tiny_vgg()
     with torch.no_grad():
         network.classifier[3].bias[1] = math.nan
-    with pytest.raises(WeightsError, match=r"classifier\.3\.bias holds NaN.*load its weights again"):
+    with pytest.raises(
+        WeightsError, match=r"classifier\.3\.bias holds NaN.*load its weights again"
+    ):
         ATTACKS[name](network, GOOD, 0)
 
 
@@ -658,7 +780,14 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"steps": 0}, {"radius": 0.0}, {"radius": math.nan}, {"radius": math.inf}, {"shrink": 0.0}, {"shrink": 1.0}],
+    [
+        {"steps": 0},
+        {"radius": 0.0},
+        {"radius": math.nan},
+        {"radius": math.inf},
+        {"shrink": 0.0},
+        {"shrink": 1.0},
+    ],
     ids=str,
 )
 def test_bad_settings_of_the_closer_search(settings: dict[str, Any]) -> None:

@@ -16,7 +16,17 @@ from rdfia.models import networks
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.gradients.test_ascent import CALLS, GOOD, HALF, SIZE, counted, linear, mixed, photos, state
+from tests.unit.gradients.test_ascent import (
+    CALLS,
+    GOOD,
+    HALF,
+    SIZE,
+    counted,
+    linear,
+    mixed,
+    photos,
+    state,
+)
 
 KINDS = ("gradient", "gradient x input", "smoothgrad")
 
@@ -54,8 +64,13 @@ def test_saliency_by_finite_differences() -> None:
     expected = differences(network, x, target)
     assert (expected != 0).double().mean() > 0.5  # a dead network would agree with anything
     assert_close(saliency_maps(network, x, target), expected.abs().amax(1), "difference")
-    assert_close(saliency_maps(network, x, target, kind="gradient x input"), (expected * x).abs().amax(1), "difference")
-    with pytest.raises(AssertionError, match="off"):  # the mean over RGB, and the gradient of another logit
+    assert_close(
+        saliency_maps(network, x, target, kind="gradient x input"),
+        (expected * x).abs().amax(1),
+        "difference",
+    )
+    # the mean over RGB, and the gradient of another logit
+    with pytest.raises(AssertionError, match="off"):
         assert_close(saliency_maps(network, x, target), expected.abs().mean(1), "difference")
     with pytest.raises(AssertionError, match="off"):
         assert_close(saliency_maps(network, x, [1, 2, 4]), expected.abs().amax(1), "difference")
@@ -72,29 +87,46 @@ def test_shape_dtype_and_sign_of_maps(kind: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_dtype_is_brought_to_the_networks(kind: Any) -> None:
     network, x = tiny_vgg().double(), photos(2).float()
-    assert_close(saliency_maps(network, x, 1, kind=kind), saliency_maps(network, x.double(), 1, kind=kind), "gradient")
+    assert_close(
+        saliency_maps(network, x, 1, kind=kind),
+        saliency_maps(network, x.double(), 1, kind=kind),
+        "gradient",
+    )
 
 
 def test_smoothgrad_without_noise_is_the_gradient() -> None:
     network, x = tiny_vgg().double(), photos(3)
     plain = saliency_maps(network, x, [0, 1, 2])
-    assert_close(saliency_maps(network, x, [0, 1, 2], kind="smoothgrad", noise=0.0, samples=3), plain, "gradient")
+    assert_close(
+        saliency_maps(network, x, [0, 1, 2], kind="smoothgrad", noise=0.0, samples=3),
+        plain,
+        "gradient",
+    )
     noisy = saliency_maps(network, x, [0, 1, 2], kind="smoothgrad")
     assert not torch.allclose(noisy, plain)
 
 
 def test_smoothgrad_of_a_cubic_network_in_closed_form() -> None:
-    """E[3 (x + s e)^2] = 3 (x^2 + s^2); the mean of the absolute gradients or another s would be seen."""
-    x = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+    """E[3 (x + s e)^2] = 3 (x^2 + s^2); the mean of the absolute gradients or another s would be
+    seen.
+    """
+    x = (
+        torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+        - 1
+    )
     spread = 0.3 * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))[:, None, None, None]
-    maps = saliency_maps(Cubic().eval(), x, 0, kind="smoothgrad", samples=2000, noise=0.3, space=None)
+    maps = saliency_maps(
+        Cubic().eval(), x, 0, kind="smoothgrad", samples=2000, noise=0.3, space=None
+    )
     assert_close(maps, 3 * (x.square() + spread.square()).amax(1), "smoothgrad")
     with pytest.raises(AssertionError, match="off"):
         assert_close(maps, 3 * (x.square() + 1.5 * spread.square()).amax(1), "smoothgrad")
 
 
 def test_smoothgrad_averages_before_the_absolute_value() -> None:
-    """On an odd function's gradient at 0 the signs cancel: the mean of d x^2 / d x = 2 (x + noise) is 2 x."""
+    """On an odd function's gradient at 0 the signs cancel: the mean of d x^2 / d x = 2 (x + noise)
+    is 2 x.
+    """
 
     class Square(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -102,30 +134,48 @@ def test_smoothgrad_averages_before_the_absolute_value() -> None:
 
     x = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
     x[0, :, 0, 0] = 1.0
-    maps = saliency_maps(Square().eval(), x, 0, kind="smoothgrad", samples=1000, noise=0.1, space=None)
-    assert float(maps[0, 1:].amax()) < 2 * 0.1 * 5 / math.sqrt(1000)  # five standard errors; E|.| would be 0.16
+    maps = saliency_maps(
+        Square().eval(), x, 0, kind="smoothgrad", samples=1000, noise=0.1, space=None
+    )
+    # five standard errors; E|.| would be 0.16
+    assert float(maps[0, 1:].amax()) < 2 * 0.1 * 5 / math.sqrt(1000)
     assert abs(float(maps[0, 0, 0]) - 2) < 0.05
 
 
 def test_smoothgrad_is_seeded_and_images_do_not_meet() -> None:
     network, x = tiny_vgg().double(), photos(3)
-    draw = [saliency_maps(network, x, 1, kind="smoothgrad", samples=3, seed=seed) for seed in (5, 5, 6)]
+    draw = [
+        saliency_maps(network, x, 1, kind="smoothgrad", samples=3, seed=seed) for seed in (5, 5, 6)
+    ]
     assert torch.equal(draw[0], draw[1])
     assert not torch.allclose(draw[0], draw[2])
-    alone = torch.cat([saliency_maps(network, image[None], 1, kind="smoothgrad", samples=3, seed=5) for image in x])
+    alone = torch.cat(
+        [
+            saliency_maps(network, image[None], 1, kind="smoothgrad", samples=3, seed=5)
+            for image in x
+        ]
+    )
     assert_close(draw[0], alone, "gradient")
 
 
 @pytest.mark.parametrize("size", [64, 79])
 def test_frozen_parameters_save_a_third(size: int) -> None:
-    """Forward + gradient of the image is twice a forward; with trainable weights, what a plain loop does, thrice."""
+    """Forward + gradient of the image is twice a forward; with trainable weights, what a plain loop
+    does, thrice.
+    """
     network = networks.build("squeezenet1_1", num_classes=5, seed=0).eval()
     x = photos(2, size=size).float()
     forward = 2 * sum(networks.flops("squeezenet1_1", size).values())
-    forward -= 2 * 2 * 995 * 512 * networks.activation_shapes("squeezenet1_1", size)["conv10"][1] ** 2  # 5 classes
+    # 5 classes
+    forward -= (
+        2 * 2 * 995 * 512 * networks.activation_shapes("squeezenet1_1", size)["conv10"][1] ** 2
+    )
     assert counted(lambda: saliency_maps(network, x, [0, 1])) == 2 * forward
     assert counted(lambda: saliency_maps(network, x, [0, 1], chunk=1)) == 2 * forward
-    assert counted(lambda: saliency_maps(network, x, 0, kind="smoothgrad", samples=3)) == 3 * 2 * forward
+    assert (
+        counted(lambda: saliency_maps(network, x, 0, kind="smoothgrad", samples=3))
+        == 3 * 2 * forward
+    )
 
     def trainable() -> None:
         image = x.clone().requires_grad_()
@@ -134,7 +184,9 @@ def test_frozen_parameters_save_a_third(size: int) -> None:
     assert counted(trainable) == 3 * forward  # the planted fault: the gate above would be red
 
 
-def test_two_locks_keep_the_cost_down_and_without_both_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_locks_keep_the_cost_down_and_without_both_it_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Frozen parameters are one, asking for the gradient of x alone the other."""
     network, x = tiny_vgg(), photos(2).float()
     forward = counted(lambda: network(x))

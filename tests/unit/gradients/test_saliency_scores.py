@@ -34,7 +34,9 @@ MODES = ("deletion", "insertion")
 
 
 class Weighing(nn.Module):
-    """Probability of class 1 is 1/2 plus the mean of weight * x over pixels and colours: a known, linear function."""
+    """Probability of class 1 is 1/2 plus the mean of weight * x over pixels and colours: a known,
+    linear function.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -47,20 +49,34 @@ class Weighing(nn.Module):
 
 def weighing(size: int = 10, seed: int = 0) -> Weighing:
     generator = torch.Generator().manual_seed(seed)
-    return Weighing(torch.rand(3, size, size, generator=generator, dtype=torch.float64) * 0.4).eval()
+    return Weighing(
+        torch.rand(3, size, size, generator=generator, dtype=torch.float64) * 0.4
+    ).eval()
 
 
 def photos(n: int, size: int = 10, seed: int = 0) -> Tensor:
-    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    return (
+        torch.rand(
+            n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        * 2
+        - 1
+    )
 
 
 def maps_of(n: int, size: int = 10, seed: int = 1) -> Tensor:
-    return torch.rand(n, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        n, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def block_order(values: np.ndarray, block: int) -> list[tuple[slice, slice]]:
-    """The blocks of a map, H x W, by their means, the largest first; those of equal mean in reading order."""
-    corners = [(i, j) for i in range(0, len(values), block) for j in range(0, values.shape[1], block)]
+    """The blocks of a map, H x W, by their means, the largest first; those of equal mean in reading
+    order.
+    """
+    corners = [
+        (i, j) for i in range(0, len(values), block) for j in range(0, values.shape[1], block)
+    ]
     blocks = [(slice(i, i + block), slice(j, j + block)) for i, j in corners]
     return sorted(blocks, key=lambda place: -values[place].mean())  # Python's sort is stable
 
@@ -79,13 +95,18 @@ def curve_by_hand(
     return np.array(values)
 
 
-# --- deletion, insertion --------------------------------------------------------------------------------------------
+# --- deletion, insertion
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("infill", ["blurred", "mean colour"])
-@pytest.mark.parametrize(("size", "block"), [(5, 1), (10, 1), (10, 2), (10, 3), (10, 4), (10, 7), (10, 10)])
-def test_curves_of_a_linear_probability_by_hand(mode: Any, size: int, block: int, infill: Any) -> None:
+@pytest.mark.parametrize(
+    ("size", "block"), [(5, 1), (10, 1), (10, 2), (10, 3), (10, 4), (10, 7), (10, 10)]
+)
+def test_curves_of_a_linear_probability_by_hand(
+    mode: Any, size: int, block: int, infill: Any
+) -> None:
     network, x, maps = weighing(size), photos(4, size), maps_of(4, size)
     common: dict[str, Any] = {"mode": mode, "block": block, "infill": infill, "blur_sigma": 1.5}
     got = pixel_curve(network, x, 1, maps, chunk=3, **common)
@@ -99,7 +120,11 @@ def test_curves_of_a_linear_probability_by_hand(mode: Any, size: int, block: int
         assert_close(got[row], expected, "probability")
         if block < size:  # a planted fault: the least salient first
             with pytest.raises(AssertionError, match="off"):
-                assert_close(got[row], curve_by_hand(network, x[row].numpy(), order[::-1], base, mode), "probability")
+                assert_close(
+                    got[row],
+                    curve_by_hand(network, x[row].numpy(), order[::-1], base, mode),
+                    "probability",
+                )
     complement = pixel_curve(network, x, [0, 0, 0, 0], maps, **common)
     assert_close(got + complement, np.ones_like(got), "probability")
 
@@ -117,12 +142,18 @@ def test_deletion_of_a_white_image_is_the_share_that_is_left() -> None:
 @pytest.mark.parametrize("block", [1, 3, 16])
 @pytest.mark.parametrize("infill", ["blurred", "mean colour"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_ends_of_a_curve_are_the_image_and_the_infill(mode: Any, infill: Any, block: int) -> None:
+def test_the_ends_of_a_curve_are_the_image_and_the_infill(
+    mode: Any, infill: Any, block: int
+) -> None:
     network, x = tiny_vgg().double(), photos(3, 16)
     got = pixel_curve(network, x, [0, 1, 2], maps_of(3, 16), mode=mode, infill=infill, block=block)
-    base = gaussian_filter1d(gaussian_filter1d(x.numpy(), 10.0, axis=2), 10.0, axis=3) * (infill == "blurred")
+    base = gaussian_filter1d(gaussian_filter1d(x.numpy(), 10.0, axis=2), 10.0, axis=3) * (
+        infill == "blurred"
+    )
     with torch.no_grad():
-        whole, nothing = (network(seen).softmax(1)[range(3), range(3)] for seen in (x, torch.from_numpy(base)))
+        whole, nothing = (
+            network(seen).softmax(1)[range(3), range(3)] for seen in (x, torch.from_numpy(base))
+        )
     ends = (whole, nothing) if mode == "deletion" else (nothing, whole)
     assert_close(got[:, 0], ends[0], "probability")
     assert_close(got[:, -1], ends[1], "probability")
@@ -133,11 +164,14 @@ def test_the_map_of_the_gains_is_better_than_random_order_and_than_its_reverse()
     network, x = weighing(), photos(3)
     gains = (network.weight.detach() * x).sum(1)
     common: dict[str, Any] = {"mode": "deletion", "infill": "mean colour"}
-    best, random, worst = (area(pixel_curve(network, x, 1, order, **common)) for order in (gains, maps_of(3), -gains))
+    best, random, worst = (
+        area(pixel_curve(network, x, 1, order, **common)) for order in (gains, maps_of(3), -gains)
+    )
     assert (best < random).all()
     assert (random < worst).all()
     curve = pixel_curve(network, x, 1, gains, **common)
-    assert (np.diff(curve, n=2, axis=1) >= -1e-12).all()  # convex: what is left matters less and less
+    # convex: what is left matters less and less
+    assert (np.diff(curve, n=2, axis=1) >= -1e-12).all()
 
 
 @pytest.mark.parametrize("block", [1, 3, 5])
@@ -150,28 +184,47 @@ def test_blocks_of_equal_mean_go_in_reading_order(block: int) -> None:
 
 
 def test_a_block_is_ranked_by_its_mean_and_not_by_its_largest_value_or_sum() -> None:
-    """7 x 7 pixels in blocks of 4: a block of 4 x 4 with a peak, and one of 3 x 3 at the corner with a higher mean."""
+    """7 x 7 pixels in blocks of 4: a block of 4 x 4 with a peak, and one of 3 x 3 at the corner
+    with a higher mean.
+    """
     peak = torch.zeros(1, 7, 7)
     peak[0, 0, 0], peak[0, 4:, 4:] = 100.0, 10.0  # means 6.25 and 10, sums 100 and 90
     network, x = weighing(7), photos(1, 7)
-    first = pixel_curve(network, x, 1, peak, mode="insertion", block=4, fractions=[0.25], infill="mean colour")
+    first = pixel_curve(
+        network, x, 1, peak, mode="insertion", block=4, fractions=[0.25], infill="mean colour"
+    )
     weight = network.weight.detach()
-    assert_close(first[0], 0.5 + (weight * x[0])[:, 4:, 4:].sum()[None] / weight.numel(), "probability")
+    assert_close(
+        first[0], 0.5 + (weight * x[0])[:, 4:, 4:].sum()[None] / weight.numel(), "probability"
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_curves_of_a_batch_are_those_of_each_image(mode: Any) -> None:
-    network, x, maps, target = tiny_vgg().double(), photos(5, 16), maps_of(5, 16), torch.tensor([0, 1, 2, 3, 4])
+    network, x, maps, target = (
+        tiny_vgg().double(),
+        photos(5, 16),
+        maps_of(5, 16),
+        torch.tensor([0, 1, 2, 3, 4]),
+    )
     together = pixel_curve(network, x, target, maps, mode=mode)
     for chunk in (1, 2, 5):
-        assert_close(pixel_curve(network, x, target, maps, mode=mode, chunk=chunk), together, "probability")
-    alone = [pixel_curve(network, x[i : i + 1], i, maps[i : i + 1].numpy(), mode=mode)[0] for i in range(5)]
+        assert_close(
+            pixel_curve(network, x, target, maps, mode=mode, chunk=chunk), together, "probability"
+        )
+    alone = [
+        pixel_curve(network, x[i : i + 1], i, maps[i : i + 1].numpy(), mode=mode)[0]
+        for i in range(5)
+    ]
     assert_close(np.stack(alone), together, "probability")
 
 
 def test_only_the_order_of_a_map_matters() -> None:
     network, x, maps = tiny_vgg().double(), photos(2, 16), maps_of(2, 16)
-    curves = [pixel_curve(network, x, 0, values, mode="insertion") for values in (maps, 1e-30 * maps, maps.exp())]
+    curves = [
+        pixel_curve(network, x, 0, values, mode="insertion")
+        for values in (maps, 1e-30 * maps, maps.exp())
+    ]
     assert np.array_equal(curves[0], curves[1])
     assert np.array_equal(curves[0], curves[2])
 
@@ -180,17 +233,26 @@ def test_shares_of_pixels_are_counted_exactly() -> None:
     """0.55 * 100 is 55.00000000000001: no 56th pixel."""
     network = Weighing(torch.full((3, 10, 10), 0.25, dtype=torch.float64)).eval()
     shares = [i / 100 for i in range(101)]
-    got = pixel_curve(network, torch.ones(1, 3, 10, 10, dtype=torch.float64), 1, maps_of(1), mode="deletion",
-                      fractions=shares, infill="mean colour")  # fmt: skip
+    got = pixel_curve(
+        network,
+        torch.ones(1, 3, 10, 10, dtype=torch.float64),
+        1,
+        maps_of(1),
+        mode="deletion",
+        fractions=shares,
+        infill="mean colour",
+    )
     assert_close(got[0], 0.75 - 0.25 * np.array(shares), "probability")
 
 
 def test_area_by_hand() -> None:
     assert_close(area([[1.0, 0.5, 0.0]], [0, 0.5, 1]), np.array([0.5]), "score")
     assert_close(area([[1.0, 1.0], [0.0, 1.0]], [0, 1]), np.array([1.0, 0.5]), "score")
-    assert_close(area([[0.0, 1.0, 1.0]], [0, 0.1, 0.2]), np.array([0.75]), "score")  # a mean height, whatever the span
+    # a mean height, whatever the span
+    assert_close(area([[0.0, 1.0, 1.0]], [0, 0.1, 0.2]), np.array([0.75]), "score")
     squares = np.array(FRACTIONS) ** 2
-    assert_close(area(squares), np.asarray(1 / 3 + 0.05**2 / 6), "score")  # the trapezoid rule's own error
+    # the trapezoid rule's own error
+    assert_close(area(squares), np.asarray(1 / 3 + 0.05**2 / 6), "score")
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (8, 8), (5, 9)])
@@ -209,7 +271,8 @@ def test_centre_prior(shape: tuple[int, int]) -> None:
         assert (half.diff()[: len(half) - 1 - (shape[0] % 2 == 0)] > 0).all()
 
 
-# --- noise ----------------------------------------------------------------------------------------------------------
+# --- noise
+# ----------------------------------------------------------------------------------------------------------
 
 
 def board(size: int = 8) -> np.ndarray:
@@ -217,8 +280,11 @@ def board(size: int = 8) -> np.ndarray:
 
 
 def test_total_variation_in_closed_form() -> None:
-    ramp = np.tile(np.arange(8.0), (8, 1))  # columns 0..7: a step of 1 one way, none the other, over a mean of 3.5
-    got = total_variation(np.stack([board(), ramp, np.full((8, 8), 3.0), np.zeros((8, 8)), 2 * board() - 1]))
+    # columns 0..7: a step of 1 one way, none the other, over a mean of 3.5
+    ramp = np.tile(np.arange(8.0), (8, 1))
+    got = total_variation(
+        np.stack([board(), ramp, np.full((8, 8), 3.0), np.zeros((8, 8)), 2 * board() - 1])
+    )
     assert_close(got, np.array([2.0, 0.5 / 3.5, 0.0, 0.0, 2.0]), "score")
 
 
@@ -228,17 +294,28 @@ def test_high_frequency_share_of_pure_waves() -> None:
     def wave(down: int, right: int) -> np.ndarray:
         return np.cos(2 * np.pi * (down * rows + right * columns) / 32)
 
-    waves = [wave(7, 0), wave(0, 9), wave(6, 6), wave(5, 5), wave(8, 0), wave(3, 0) + wave(12, 0),
-             wave(3, 0) + 2 * wave(0, 12), board(32)]  # fmt: skip
+    waves = [
+        wave(7, 0),
+        wave(0, 9),
+        wave(6, 6),
+        wave(5, 5),
+        wave(8, 0),
+        wave(3, 0) + wave(12, 0),
+        wave(3, 0) + 2 * wave(0, 12),
+        board(32),
+    ]
     got = high_frequency_share(np.stack(waves))
-    assert_close(got, np.array([0, 1, 1, 0, 0, 0.5, 0.8, 1.0]), "score")  # 8.5 > 8 > 7.1; 8 / 32 is not above 0.25
+    # 8.5 > 8 > 7.1; 8 / 32 is not above 0.25
+    assert_close(got, np.array([0, 1, 1, 0, 0, 0.5, 0.8, 1.0]), "score")
     assert_close(high_frequency_share(wave(8, 0)[None], cutoff=0.2), np.ones(1), "score")
 
 
 def test_high_frequency_share_of_white_noise() -> None:
     noise = np.random.default_rng(0).standard_normal((4, 128, 128))
     assert_close(high_frequency_share(noise), np.full(4, 1 - np.pi / 16), "white noise")
-    assert_close(high_frequency_share(noise, cutoff=0.4), np.full(4, 1 - np.pi * 0.16), "white noise")
+    assert_close(
+        high_frequency_share(noise, cutoff=0.4), np.full(4, 1 - np.pi * 0.16), "white noise"
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 1e-30, 1e30, -7.0])
@@ -266,18 +343,21 @@ def test_smoother_maps_are_less_noisy() -> None:
         assert (measure(smooth) < 0.5 * measure(noise)).all()
 
 
-# --- likeness, masks ------------------------------------------------------------------------------------------------
+# --- likeness, masks
+# ------------------------------------------------------------------------------------------------
 
 
 def test_rank_correlation() -> None:
     a = maps_of(3, 32).numpy()
     assert_close(rank_correlation(a, a), np.ones(3), "score")
-    assert_close(rank_correlation(a, torch.from_numpy(np.exp(5 * a))), np.ones(3), "score")  # the order alone
+    # the order alone
+    assert_close(rank_correlation(a, torch.from_numpy(np.exp(5 * a))), np.ones(3), "score")
     assert_close(rank_correlation(a, -(a**3)), -np.ones(3), "score")
     apart = rank_correlation(a, maps_of(3, 32, seed=9))
     assert (np.abs(apart) < 5 / 32).all()  # five standard errors, 1 / sqrt(1024)
     by_hand = rank_correlation(np.array([[[1.0, 2], [3, 4]]]), np.array([[[1.0, 3], [2, 4]]]))
-    assert_close(by_hand, np.array([1 - 6 * 2 / (4 * 15)]), "score")  # 1 - 6 sum d^2 / (n (n^2 - 1))
+    # 1 - 6 sum d^2 / (n (n^2 - 1))
+    assert_close(by_hand, np.array([1 - 6 * 2 / (4 * 15)]), "score")
 
 
 def disc(size: int = 64, radius: float = 16.0, centre: tuple[int, int] = (30, 34)) -> np.ndarray:
@@ -313,7 +393,8 @@ def quarter(rows: int, columns: int, size: int = 16) -> np.ndarray:
 
 def test_localisation_by_hand() -> None:
     maps = np.zeros((4, 16, 16))
-    maps[:, 2, 3], maps[:, 12, 12] = 3.0, 1.0  # the peak and three quarters of the sum lie at the top left
+    # the peak and three quarters of the sum lie at the top left
+    maps[:, 2, 3], maps[:, 12, 12] = 3.0, 1.0
     truth = np.stack([quarter(0, 0), quarter(1, 1), quarter(0, 1), np.ones((16, 16), dtype=bool)])
     got = localisation(maps, truth, blur_sigma=1.0)
     assert got["pointed"].tolist() == [True, False, False, True]
@@ -326,7 +407,9 @@ def test_localisation_by_hand() -> None:
 def test_the_most_salient_point_is_that_of_the_blurred_map() -> None:
     maps = np.zeros((1, 16, 16))
     maps[0, 2, 2], maps[0, 10:13, 10:13] = 3.0, 2.0  # a lone pixel, and a patch of nine
-    found = [localisation(maps, quarter(1, 1)[None], sigma)["pointed"].item() for sigma in (0.0, 2.0)]
+    found = [
+        localisation(maps, quarter(1, 1)[None], sigma)["pointed"].item() for sigma in (0.0, 2.0)
+    ]
     assert found == [False, True]
 
 
@@ -363,7 +446,8 @@ def test_overlap_by_hand() -> None:
     assert_close(got["precision"], np.array([0.5, 1.0, 0.0, 0.0]), "score")
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused
+# ------------------------------------------------------------------------------------------------
 
 GOOD = photos(2, 16).float()
 MAPS = maps_of(2, 16)
@@ -384,13 +468,33 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, ...]], type[RdfiaError], str]] = {
     "target 5": (lambda: (tiny_vgg(), GOOD, [0, 5], MAPS), ArgumentError, "classes 0 to 5"),
     "target -1": (lambda: (tiny_vgg(), GOOD, [0, -1], MAPS), ArgumentError, "classes from 0"),
     "three targets": (lambda: (tiny_vgg(), GOOD, [0, 1, 2], MAPS), ArgumentError, "for 2 images"),
-    "float target": (lambda: (tiny_vgg(), GOOD, torch.zeros(2), MAPS), ArgumentError, "expected one integer"),
-    "train mode": (lambda: (tiny_vgg().train(), GOOD, 0, MAPS), ArgumentError, r"network\.eval\(\)"),
+    "float target": (
+        lambda: (tiny_vgg(), GOOD, torch.zeros(2), MAPS),
+        ArgumentError,
+        "expected one integer",
+    ),
+    "train mode": (
+        lambda: (tiny_vgg().train(), GOOD, 0, MAPS),
+        ArgumentError,
+        r"network\.eval\(\)",
+    ),
     "NaN weights": (lambda: (poisoned(), GOOD, 0, MAPS), WeightsError, "load its weights again"),
     "meta weights": (lambda: (tiny_vgg().to("meta"), GOOD, 0, MAPS), WeightsError, "assets status"),
-    "three maps": (lambda: (tiny_vgg(), GOOD, 0, maps_of(3, 16)), ArgumentError, "B x 3 x H x W and B x H x W"),
-    "maps of another size": (lambda: (tiny_vgg(), GOOD, 0, maps_of(2, 8)), ArgumentError, "and B x H x W"),
-    "maps in colour": (lambda: (tiny_vgg(), GOOD, 0, GOOD), ArgumentError, "maps: shape .2, 3, 16, 16."),
+    "three maps": (
+        lambda: (tiny_vgg(), GOOD, 0, maps_of(3, 16)),
+        ArgumentError,
+        "B x 3 x H x W and B x H x W",
+    ),
+    "maps of another size": (
+        lambda: (tiny_vgg(), GOOD, 0, maps_of(2, 8)),
+        ArgumentError,
+        "and B x H x W",
+    ),
+    "maps in colour": (
+        lambda: (tiny_vgg(), GOOD, 0, GOOD),
+        ArgumentError,
+        "maps: shape .2, 3, 16, 16.",
+    ),
     "NaN maps": (lambda: (tiny_vgg(), GOOD, 0, MAPS * math.nan), ArgumentError, "maps: .*finite"),
 }
 
@@ -431,13 +535,22 @@ def test_a_space_of_ones_own() -> None:
 
 @pytest.mark.parametrize(
     "maps",
-    [np.zeros((4, 4)), np.zeros((1, 3, 4, 4)), np.zeros((0, 4, 4)), np.zeros((2, 1, 4)), np.zeros((2, 4, 1)),
-     np.full((1, 4, 4), np.nan), torch.full((1, 4, 4), math.inf)],
+    [
+        np.zeros((4, 4)),
+        np.zeros((1, 3, 4, 4)),
+        np.zeros((0, 4, 4)),
+        np.zeros((2, 1, 4)),
+        np.zeros((2, 4, 1)),
+        np.full((1, 4, 4), np.nan),
+        torch.full((1, 4, 4), math.inf),
+    ],
     ids=["2-D", "4-D", "none", "one row", "one column", "NaN", "infinity"],
-)  # fmt: skip
+)
 def test_bad_maps(maps: Any) -> None:
     for score in (total_variation, high_frequency_share, masks, lambda m: rank_correlation(m, m)):
-        with pytest.raises(ArgumentError, match=r"expected finite values B x H x W, one map or more, of 2 x 2"):
+        with pytest.raises(
+            ArgumentError, match=r"expected finite values B x H x W, one map or more, of 2 x 2"
+        ):
             score(maps)
 
 

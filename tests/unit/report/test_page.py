@@ -52,16 +52,47 @@ class Links(HTMLParser):
 
 def estimated(name: str, outcome: str, n: int = 100) -> dict[str, Any]:
     """A part of a record: 0.6 with an interval that holds the bound of 0.5."""
-    return {"name": name, "bound": "above 0.5", "outcome": outcome, "value": 0.6, "low": 0.45, "high": 0.75, "n": n,
-            "method": "planted", "level": 0.99}  # fmt: skip
+    return {
+        "name": name,
+        "bound": "above 0.5",
+        "outcome": outcome,
+        "value": 0.6,
+        "low": 0.45,
+        "high": 0.75,
+        "n": n,
+        "method": "planted",
+        "level": 0.99,
+    }
 
 
 def every_verdict(folder: Path) -> Ledger:
     """A run with every verdict, every kind of evidence, and a hostile file name."""
     run = Ledger(folder, "short", "cpu", accept=True)
-    sweep = {"C": [0.1, 1.0], "test": [0.8, 0.9], "validation": [0.7, 0.8], "converged": [True, False]}
-    row = {"row": "Relu2", "report": 0.906868, "reading": "second", "tap": "relu1_2", "accuracy": 0.706868}
-    ablation = {"rows": [{"recipe": "pool5", "C": 1.0, "validation": 0.89, "test": 0.9, "low": 0.88, "high": 0.92}]}
+    sweep = {
+        "C": [0.1, 1.0],
+        "test": [0.8, 0.9],
+        "validation": [0.7, 0.8],
+        "converged": [True, False],
+    }
+    row = {
+        "row": "Relu2",
+        "report": 0.906868,
+        "reading": "second",
+        "tap": "relu1_2",
+        "accuracy": 0.706868,
+    }
+    ablation = {
+        "rows": [
+            {
+                "recipe": "pool5",
+                "C": 1.0,
+                "validation": 0.89,
+                "test": 0.9,
+                "low": 0.88,
+                "high": 0.92,
+            }
+        ]
+    }
     depth = {"network": "vgg16", "accuracy": {"relu1_1": 0.5, "pool5": 0.9}}
     for claim_id, case, outcome, scope, evidence in (
         ("tme7.q1.total", "", "supported", "report", {}),
@@ -74,13 +105,35 @@ def every_verdict(folder: Path) -> Ledger:
         ("tme7.best", "", "supported", "ours", {"ablation": ablation, "confusion": CONFUSION}),
     ):
         parts = [estimated(EVIL, outcome)]
-        run.new(claim_id, case, outcome=outcome, scope=scope, parts=parts, measured=0.5, data=EVIL,
-                weights="vgg16-features", note=EVIL, evidence=evidence)  # fmt: skip
-    run.unavailable("tme7.q11.alexnet", "", "alexnet-full is not here. Get it: rdfia assets fetch alexnet-full")
+        run.new(
+            claim_id,
+            case,
+            outcome=outcome,
+            scope=scope,
+            parts=parts,
+            measured=0.5,
+            data=EVIL,
+            weights="vgg16-features",
+            note=EVIL,
+            evidence=evidence,
+        )
+    run.unavailable(
+        "tme7.q11.alexnet", "", "alexnet-full is not here. Get it: rdfia assets fetch alexnet-full"
+    )
     run.failed("tme7.bfloat16", "", "RuntimeError: dtype")
-    row = {"outcome": "contradicted", "date": "2026-01-02", "code": "abc", "changed": True, "folder": "cpu",
-           "stale": False}  # fmt: skip
-    run.add(claim_records.Record("tme7.q6.pretrained", outcome="recorded", measured=0.5, profile="full", recorded=row))
+    row = {
+        "outcome": "contradicted",
+        "date": "2026-01-02",
+        "code": "abc",
+        "changed": True,
+        "folder": "cpu",
+        "stale": False,
+    }
+    run.add(
+        claim_records.Record(
+            "tme7.q6.pretrained", outcome="recorded", measured=0.5, profile="full", recorded=row
+        )
+    )
     run.same_images("vgg16/pool5/scene15", [True] * 9 + [False], "abc")
     return run
 
@@ -99,7 +152,9 @@ def page(written: tuple[Ledger, Path]) -> str:
     return (written[1] / "out" / "index.html").read_text("utf-8")
 
 
-def test_every_link_has_its_anchor_and_every_picture_its_file(page: str, written: tuple[Ledger, Path]) -> None:
+def test_every_link_has_its_anchor_and_every_picture_its_file(
+    page: str, written: tuple[Ledger, Path]
+) -> None:
     found, root = Links(page), written[1]
     assert found.stack == []
     assert set(found.targets) <= set(found.ids)
@@ -123,7 +178,10 @@ def test_verdicts_are_words_and_are_counted(page: str, written: tuple[Ledger, Pa
     for verdict, n in claim_records.counts(list(written[0].records.values())).items():
         assert f"{verdict}</span> <b>{n}</b>" in page
         assert page.count(f'data-verdict="{verdict}"') == n
-    assert "contradicted</span> by the full run of 2026-01-02 on cpu, code abc; the code has changed since" in page
+    assert (
+        "contradicted</span> by the full run of 2026-01-02 on cpu, code abc; the code has changed since"
+        in page
+    )
     assert "RuntimeError: dtype" in page
 
 
@@ -143,7 +201,9 @@ def test_undecided_checks_are_listed_with_what_would_decide_them(page: str, tmp_
 def test_an_undecided_claim_of_another_version_is_listed_too(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu")
     parts = [estimated("a bound that is gone", "undecided")]
-    run.records["tme8.gone"] = claim_records.Record("tme8.gone", lab="tme8", outcome="undecided", parts=parts)
+    run.records["tme8.gone"] = claim_records.Record(
+        "tme8.gone", lab="tme8", outcome="undecided", parts=parts
+    )
     html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert "a bound that is gone 0.6 (0.45 to 0.75), to be above 0.5; more data" in html
 
@@ -166,11 +226,16 @@ def test_every_answer_is_listed_and_text_only_ones_are_not_counted(page: str) ->
     labs = {claim.lab for claim in registry.CLAIMS.values()}
     rows = [row for row in registry.ANSWERS if row["lab"] in labs]
     assert all(f'id="{row["lab"]}-{row["answer"]}"' in page for row in rows)
-    assert page.count("Text only: no program can check it") == sum(not row["executable"] for row in rows)
+    assert page.count("Text only: no program can check it") == sum(
+        not row["executable"] for row in rows
+    )
 
 
 def test_table_one_stands_beside_ours_in_both_readings(page: str) -> None:
-    assert "<td>Relu2</td><td>0.906868</td><td>relu6: not measured</td><td>relu1_2: 0.7069 (-20.0)</td>" in page
+    assert (
+        "<td>Relu2</td><td>0.906868</td><td>relu6: not measured</td><td>relu1_2: 0.7069 (-20.0)</td>"
+        in page
+    )
 
 
 def test_the_page_can_be_made_again_from_its_records_alone(
@@ -185,8 +250,15 @@ def test_the_page_can_be_made_again_from_its_records_alone(
 
 def test_gans_have_their_figures_in_the_order_of_the_report(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu", accept=True)
-    scores = {"scores": {"distance": {"default": [1.0, 2.0], "nz 10": [1.5, "nan"]}}, "default": "default"}
-    steps = {"by_step": {"cGAN": [[25, 100], [0.1, 0.2], [0.01, 0.01]]}, "unit": "share", "log": "x"}
+    scores = {
+        "scores": {"distance": {"default": [1.0, 2.0], "nz 10": [1.5, "nan"]}},
+        "default": "default",
+    }
+    steps = {
+        "by_step": {"cGAN": [[25, 100], [0.1, 0.2], [0.01, 0.01]]},
+        "unit": "share",
+        "log": "x",
+    }
     record = run.new("tme7.best", outcome="supported", evidence={"study": scores, "by": steps})
     kept = figures.png(figures.losses([[1.0, 2.0, 0.5, 0.5]]))
     numbers = [*range(20, 10, -1)]
@@ -196,7 +268,12 @@ def test_gans_have_their_figures_in_the_order_of_the_report(tmp_path: Path) -> N
     html = report_page.write(tmp_path / "out", run).read_text("utf-8")
     assert "could not be drawn" not in html
     found = re.findall(r'<section id="(figure\d+|study|steps)"', html)
-    assert found == [*(f"figure{n}" for n in range(11, 17)), "study", *(f"figure{n}" for n in range(17, 21)), "steps"]
+    assert found == [
+        *(f"figure{n}" for n in range(11, 17)),
+        "study",
+        *(f"figure{n}" for n in range(17, 21)),
+        "steps",
+    ]
     for number in numbers:
         section = html[html.index(f'<section id="figure{number}"') :]
         assert f"figures/figure{number}-a.png" in section[: section.index("</section>")]
@@ -205,11 +282,17 @@ def test_gans_have_their_figures_in_the_order_of_the_report(tmp_path: Path) -> N
 
 
 def test_photos_of_data_sets_are_not_committed_but_what_networks_made_is() -> None:
-    names = [f"figure{n}{end}" for n in (1, 2, 4, 5, 10) for end in (".png", "-a.png")] + ["mistakes.png"]
-    made = [f"figure{n}{end}" for n in (*range(11, 21), 3, 6, 7, 8, 9) for end in (".png", "-a.png")]
+    names = [f"figure{n}{end}" for n in (1, 2, 4, 5, 10) for end in (".png", "-a.png")] + [
+        "mistakes.png"
+    ]
+    made = [
+        f"figure{n}{end}" for n in (*range(11, 21), 3, 6, 7, 8, 9) for end in (".png", "-a.png")
+    ]
     paths = [f"reports/verified/cpu/tme9/figures/{name}" for name in (*names, *made)]
     root = VERIFIED.parents[1]
-    git = subprocess.run(["git", "check-ignore", *paths], cwd=root, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "check-ignore", *paths], cwd=root, capture_output=True, text=True, check=False
+    )
     if git.returncode > 1:
         pytest.skip(f"no git repository: {git.stderr}")
     assert [Path(path).name for path in git.stdout.split()] == names
@@ -217,10 +300,17 @@ def test_photos_of_data_sets_are_not_committed_but_what_networks_made_is() -> No
 
 def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu", accept=True)
-    broken = [{"C": [1.0], "test": [0.5, 0.6], "converged": [True]}, {"classes": ["a"], "matrix": 3},
-              {"rows": [{"recipe": "x"}]}, {"bars": 3}, {"network": "vgg16", "accuracy": 0.5},
-              {"network": "vgg16", "accuracy": {"a": None}}, {"scores": {"a": {"b": [1.0]}}, "default": "c"},
-              {"scores": [1], "default": "c"}, {"by_step": [1], "unit": "share"}]  # fmt: skip
+    broken = [
+        {"C": [1.0], "test": [0.5, 0.6], "converged": [True]},
+        {"classes": ["a"], "matrix": 3},
+        {"rows": [{"recipe": "x"}]},
+        {"bars": 3},
+        {"network": "vgg16", "accuracy": 0.5},
+        {"network": "vgg16", "accuracy": {"a": None}},
+        {"scores": {"a": {"b": [1.0]}}, "default": "c"},
+        {"scores": [1], "default": "c"},
+        {"by_step": [1], "unit": "share"},
+    ]
     for i, evidence in enumerate(broken):
         run.new("tme7.q11.C", str(i), outcome="supported", evidence=evidence)
     html = report_page.write(tmp_path / "out", run).read_text("utf-8")
@@ -228,13 +318,16 @@ def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> N
     assert html.count('class="record') + html.count("class=record") == len(broken)
 
 
-@pytest.mark.parametrize("run", [str(path.relative_to(VERIFIED)) for path in sorted(VERIFIED.rglob("claims.json"))])
+@pytest.mark.parametrize(
+    "run", [str(path.relative_to(VERIFIED)) for path in sorted(VERIFIED.rglob("claims.json"))]
+)
 def test_the_committed_records_can_all_be_drawn(run: str, tmp_path: Path) -> None:
     for name in ("claims.json", "benchmarks.json", "power.json", "live.json", "faults.json"):
         if (kept := (VERIFIED / run).with_name(name)).exists():
             (tmp_path / name).write_bytes(kept.read_bytes())
     html = report_page.rebuild(tmp_path).read_text("utf-8")
-    drawn = '"bars": {' in (tmp_path / "claims.json").read_text("utf-8")  # what evidence draws most often
+    # what evidence draws most often
+    drawn = '"bars": {' in (tmp_path / "claims.json").read_text("utf-8")
     assert html.count("<img") == len(set(Links(html).files)) >= drawn
     assert "could not be" not in html
     assert ("which means" in html) == (tmp_path / "faults.json").exists()
@@ -244,9 +337,15 @@ def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
     kept = tmp_path / "reports" / "verified" / "cpu" / "figures" / "figure2.png"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"png")
-    row = {"id": "tme7.q4.conv1", "outcome": "supported", "profile": "full",
-           "figures": [{"file": "figures/figure2.png", "caption": "maps", "alt": "64 maps"}]}  # fmt: skip
-    files.write_json(kept.parents[1] / "claims.json", {"environment": {"date": "2026-01-02"}, "records": [row]})
+    row = {
+        "id": "tme7.q4.conv1",
+        "outcome": "supported",
+        "profile": "full",
+        "figures": [{"file": "figures/figure2.png", "caption": "maps", "alt": "64 maps"}],
+    }
+    files.write_json(
+        kept.parents[1] / "claims.json", {"environment": {"date": "2026-01-02"}, "records": [row]}
+    )
     run = Ledger(tmp_path, "short", "cpu")
     run.recorded("tme7.q4.conv1")
     html = report_page.write(tmp_path / "out", run).read_text("utf-8")
@@ -267,7 +366,16 @@ def test_the_environment_names_no_path_and_no_host(tmp_path: Path) -> None:
 
     assert socket.gethostname() not in [str(value) for value in found.values()]
     assert re.search(r"(?<![\w.])/[a-z]+/", text) is None
-    assert {"torch", "torchvision", "scikit-learn", "cores", "threads", "bfloat16", "code", "date"} <= set(found)
+    assert {
+        "torch",
+        "torchvision",
+        "scikit-learn",
+        "cores",
+        "threads",
+        "bfloat16",
+        "code",
+        "date",
+    } <= set(found)
     assert {"name", "source", "sha256"} <= set().union(*map(set, found["assets"]))
 
 
@@ -293,7 +401,9 @@ def test_a_red_record_is_at_the_top_of_the_page(tmp_path: Path) -> None:
     except ClaimError as error:
         run.records["tme7.q1.total"].failure = str(error)
     html = report_page.write(tmp_path / "out", run).read_text("utf-8")
-    assert 0 < html.index("This run failed") < html.index("it has no pin") < html.index('id="claims"')
+    assert (
+        0 < html.index("This run failed") < html.index("it has no pin") < html.index('id="claims"')
+    )
 
 
 def test_the_mistakes_go_to_their_own_section(tmp_path: Path) -> None:
@@ -301,7 +411,9 @@ def test_the_mistakes_go_to_their_own_section(tmp_path: Path) -> None:
     image: Any = [[0, 1], [1, 0]]
     drawn = figures.png(figures.mistakes([image], ["a"], ["b"], [1.0]))
     files.write_atomic(tmp_path / "out/figures/mistakes.png", drawn)
-    ledger.records["tme7.best"].figures.append({"file": "figures/mistakes.png", "caption": "c", "alt": "a"})
+    ledger.records["tme7.best"].figures.append(
+        {"file": "figures/mistakes.png", "caption": "c", "alt": "a"}
+    )
     html = report_page.write(tmp_path / "out", ledger).read_text("utf-8")
     place = html.index('src="figures/mistakes.png"')
     assert html.index('<section id="mistakes">') < place < html.index('id="thresholds"')

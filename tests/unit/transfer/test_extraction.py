@@ -1,4 +1,6 @@
-"""Whole data sets into a store: what a kill leaves is kept, what differs is another one, a team makes the same."""
+"""Whole data sets into a store: what a kill leaves is kept, what differs is another one, a team
+makes the same.
+"""
 # ruff: noqa: F811 - fixtures that come from another file
 
 from __future__ import annotations
@@ -22,12 +24,18 @@ from tests.unit.transfer.test_features import SMALL, TAPS, TinyNet, network, pho
 
 
 def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -> FeatureStore:
-    return extraction.extract(network, photos, TAPS, root=root, preprocess=SMALL, batch_size=1, **options)
+    return extraction.extract(
+        network, photos, TAPS, root=root, preprocess=SMALL, batch_size=1, **options
+    )
 
 
-def test_store_holds_what_stream_gives(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+def test_store_holds_what_stream_gives(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
+) -> None:
     store = extract(network, photos, tmp_path, dtype=torch.float32)
-    batches = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=1))
+    batches = list(
+        features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=1)
+    )
     for tap in TAPS:
         assert torch.equal(store[tap], torch.cat([batch[tap] for batch in batches]))
 
@@ -71,7 +79,8 @@ def test_another_content_weight_or_dtype_is_another_store(
     changed = [photos[0] // 2, *photos[1:]]
     assert extract(network, changed, tmp_path, dtype=torch.float32).folder != first
     with torch.no_grad():
-        network.get_parameter("classifier.0.weight").add_(1)  # beyond the deepest tap: the same features
+        # beyond the deepest tap: the same features
+        network.get_parameter("classifier.0.weight").add_(1)
     assert extract(network, photos, tmp_path, dtype=torch.float32).folder == first
     with torch.no_grad():
         network.get_parameter("features.0.bias").add_(1)
@@ -83,7 +92,9 @@ def test_too_much_is_refused_before_the_first_image(network: TinyNet, tmp_path: 
         extract(network, [Path("never-opened.jpg")], tmp_path, content="x", cap_bytes=1000)
 
 
-def test_a_bad_image_keeps_what_was_computed(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+def test_a_bad_image_keeps_what_was_computed(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
+) -> None:
     items = [photos[0]] * 16 + [tmp_path / "broken.jpg"]
     (tmp_path / "broken.jpg").write_bytes(b"not a photo")
     with pytest.raises(ImageError, match=r"broken\.jpg"):
@@ -92,7 +103,9 @@ def test_a_bad_image_keeps_what_was_computed(network: TinyNet, photos: list[np.n
     assert [path.name for path in sorted(store.glob("shard*"))] == ["shard-00000.safetensors"]
 
 
-def test_a_pool_without_a_name_is_refused(network: TinyNet, photos: list[np.ndarray], tmp_path: Path) -> None:
+def test_a_pool_without_a_name_is_refused(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
+) -> None:
     def scaled(value: Tensor) -> Tensor:
         return scale * value.flatten(1)
 
@@ -105,11 +118,19 @@ def test_a_pool_without_a_name_is_refused(network: TinyNet, photos: list[np.ndar
 def test_equal_weights_in_another_architecture_are_another_store(tmp_path: Path) -> None:
     photos = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)]
     for pool in (nn.MaxPool2d(2), nn.AvgPool2d(2)):
-        module = nn.Sequential(nn.Conv2d(3, 4, 3, device="meta"), pool, nn.ReLU()).to_empty(device="cpu").eval()
+        module = (
+            nn.Sequential(nn.Conv2d(3, 4, 3, device="meta"), pool, nn.ReLU())
+            .to_empty(device="cpu")
+            .eval()
+        )
         nn.init.constant_(module.get_parameter("0.weight"), 0.01)
         nn.init.zeros_(module.get_parameter("0.bias"))
-        kept = extraction.extract(module, photos, {"pool": "1"}, root=tmp_path, preprocess=SMALL, dtype=torch.float32)
-        (alone,) = features.stream(module, photos, {"pool": "1"}, preprocess=SMALL, dtype=torch.float32)
+        kept = extraction.extract(
+            module, photos, {"pool": "1"}, root=tmp_path, preprocess=SMALL, dtype=torch.float32
+        )
+        (alone,) = features.stream(
+            module, photos, {"pool": "1"}, preprocess=SMALL, dtype=torch.float32
+        )
         assert torch.equal(kept["pool"], alone["pool"])
 
 
@@ -119,13 +140,17 @@ def test_a_digest_is_of_what_is_seen(tmp_path: Path) -> None:
     one, other = (Image.fromarray(array % 4).convert("P") for _ in range(2))
     one.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
     other.putpalette([9, 9, 9, 255, 255, 0, 0, 255, 255, 255, 0, 255])
-    digests = [extraction.content_digest([item]) for item in (array, array.reshape(24, 20), one, other)]
+    digests = [
+        extraction.content_digest([item]) for item in (array, array.reshape(24, 20), one, other)
+    ]
     assert len(set(digests)) == 4
     assert extraction.content_digest([Image.fromarray(array)]) == digests[0]
 
 
 @pytest.mark.parametrize("name", ["absent.jpg", "folder.jpg"])
-def test_a_photo_that_cannot_be_hashed_is_named(network: TinyNet, tmp_path: Path, name: str) -> None:
+def test_a_photo_that_cannot_be_hashed_is_named(
+    network: TinyNet, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ImageError, match=rf"{name}: cannot be read"):
         extract(network, [tmp_path / name], tmp_path)
@@ -150,10 +175,18 @@ def test_each_member_makes_its_shards_and_together_they_make_the_store(
     network: TinyNet, tmp_path: Path, size: int
 ) -> None:
     rng = np.random.default_rng(1)
-    photos = [rng.integers(0, 256, (32, 32), dtype=np.uint8) for _ in range(70)]  # five shards, the last a short one
+    # five shards, the last a short one
+    photos = [rng.integers(0, 256, (32, 32), dtype=np.uint8) for _ in range(70)]
     whole = extract(network, photos, tmp_path / "whole", dtype=torch.float32, content="x")
     for rank in reversed(range(size)):
-        made = extract(network, photos, tmp_path / "team", dtype=torch.float32, content="x", team=OneOf(rank, size))
+        made = extract(
+            network,
+            photos,
+            tmp_path / "team",
+            dtype=torch.float32,
+            content="x",
+            team=OneOf(rank, size),
+        )
         mine = {f"shard-{shard:05d}.safetensors" for shard in range(rank, 5, size)}
         assert mine <= {path.name for path in made.folder.iterdir()}
         assert (made.folder / "manifest.json").exists() == (rank == 0)
@@ -196,5 +229,8 @@ def test_a_team_without_an_address_says_how_to_start_it(monkeypatch: pytest.Monk
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(ArgumentError, match=r"MASTER_ADDR.* not: start it with torchrun"), extraction.team():
+    with (
+        pytest.raises(ArgumentError, match=r"MASTER_ADDR.* not: start it with torchrun"),
+        extraction.team(),
+    ):
         pass

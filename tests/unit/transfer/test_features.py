@@ -1,4 +1,6 @@
-"""Every layer in one pass: right before in-place layers, no further than needed, and nothing left behind."""
+"""Every layer in one pass: right before in-place layers, no further than needed, and nothing left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ from tests.support.tolerances import assert_close
 
 SIZE = 32
 SMALL = Preprocess(size=SIZE)
-TAPS = {name: f"features.{index}" for index, name in enumerate(("conv1", "relu1", "pool1", "conv2", "relu2"))}
+TAPS = {
+    name: f"features.{index}"
+    for index, name in enumerate(("conv1", "relu1", "pool1", "conv2", "relu2"))
+}
 
 
 class TinyNet(nn.Module):
@@ -43,7 +48,9 @@ class TinyNet(nn.Module):
             nn.Conv2d(8, 6, 5, stride=2, padding=2),
             nn.ReLU(inplace=True),
         )
-        self.classifier = nn.Sequential(nn.Linear(6 * 8 * 8, 10), nn.ReLU(inplace=True), nn.Linear(10, 4))
+        self.classifier = nn.Sequential(
+            nn.Linear(6 * 8 * 8, 10), nn.ReLU(inplace=True), nn.Linear(10, 4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))
@@ -82,10 +89,16 @@ def test_taps_before_inplace_relus_equal_a_float64_reference(network: TinyNet) -
 
 
 def test_the_planted_fault_of_a_plain_hook_is_seen(network: TinyNet) -> None:
-    """Keeping the output itself instead of a copy gives the values after the ReLU: the reference notices."""
+    """Keeping the output itself instead of a copy gives the values after the ReLU: the reference
+    notices.
+    """
     x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    faulty = features.run_taps(network, x, {**TAPS, "deep": "classifier.0"}, lambda _tap, value: value)
-    assert not torch.allclose(faulty["conv1"].double(), reference(network, x)["conv1"], rtol=1e-5, atol=1e-5)
+    faulty = features.run_taps(
+        network, x, {**TAPS, "deep": "classifier.0"}, lambda _tap, value: value
+    )
+    assert not torch.allclose(
+        faulty["conv1"].double(), reference(network, x)["conv1"], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_pass_stops_after_the_deepest_tap(network: TinyNet) -> None:
@@ -97,13 +110,17 @@ def test_the_pass_stops_after_the_deepest_tap(network: TinyNet) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_network_comes_back_as_it_was(network: TinyNet, photos: list[np.ndarray], fails: bool) -> None:
+def test_the_network_comes_back_as_it_was(
+    network: TinyNet, photos: list[np.ndarray], fails: bool
+) -> None:
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     items = [*photos, Path("absent.jpg")] if fails else photos
 
     def consume() -> None:
-        for _ in features.stream(network, items, TAPS, preprocess=SMALL, dtype=torch.bfloat16, batch_size=4):
+        for _ in features.stream(
+            network, items, TAPS, preprocess=SMALL, dtype=torch.bfloat16, batch_size=4
+        ):
             pass
         features.forward_taps(network, torch.zeros(1, 4 if fails else 3, SIZE, SIZE), TAPS)
 
@@ -116,7 +133,9 @@ def test_the_network_comes_back_as_it_was(network: TinyNet, photos: list[np.ndar
         consume()
     assert all(not module._forward_hooks for module in network.modules())
     assert network.training
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in network.parameters()
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert network.features[0].weight.is_contiguous()
 
@@ -128,7 +147,9 @@ def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
     with pytest.raises(ArgumentError, match="no taps"):
         features.forward_taps(network, x, {})
     network.classifier.to("meta")
-    with pytest.raises(WeightsError, match=r"cannot reach logits: classifier\.0\.weight is not in these weights"):
+    with pytest.raises(
+        WeightsError, match=r"cannot reach logits: classifier\.0\.weight is not in these weights"
+    ):
         features.forward_taps(network, x, {"logits": "classifier.2", "conv1": "features.0"})
     with pytest.raises(WeightsError, match="cannot reach everything"):
         features.forward_taps(network, x, {"everything": "classifier"})
@@ -148,8 +169,12 @@ def test_shapes_are_known_without_computing(network: TinyNet) -> None:
     assert shapes["logits"] == (4,)
 
 
-def test_streamed_batches_are_the_loop_of_singles(network: TinyNet, photos: list[np.ndarray]) -> None:
-    batched = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4))
+def test_streamed_batches_are_the_loop_of_singles(
+    network: TinyNet, photos: list[np.ndarray]
+) -> None:
+    batched = list(
+        features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4)
+    )
     assert [len(batch["relu2"]) for batch in batched] == [4, 4, 3]
     for tap in TAPS:
         together = torch.cat([batch[tap] for batch in batched])
@@ -159,8 +184,12 @@ def test_streamed_batches_are_the_loop_of_singles(network: TinyNet, photos: list
             assert_close(together[row], alone, "activation")
 
 
-def test_who_takes_batches_keeps_gradients_of_his_own(network: TinyNet, photos: list[np.ndarray]) -> None:
-    """Between two batches, and after an iterator that was left in the middle, nothing of inference is in force."""
+def test_who_takes_batches_keeps_gradients_of_his_own(
+    network: TinyNet, photos: list[np.ndarray]
+) -> None:
+    """Between two batches, and after an iterator that was left in the middle, nothing of inference
+    is in force.
+    """
     batches = features.stream(network, photos, TAPS, preprocess=SMALL, batch_size=4)
     next(batches)
     assert not torch.is_inference_mode_enabled()
@@ -195,11 +224,17 @@ class Columns:
         self.tiles.append(columns.clone())
 
 
-# 11 images: conv1 and relu1 are 720,896 bytes together, pool1, conv2 and relu2 123,904; 24,000 asks for bands of all.
+# 11 images: conv1 and relu1 are 720,896 bytes together, pool1, conv2 and relu2 123,904; 24,000 asks
+# for bands of all.
 @pytest.mark.parametrize(("budget", "passes"), [(10**9, 1), (200_000, 1 + 4), (24_000, 31 + 4 + 2)])
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_tiles_are_the_columns_of_the_whole(
-    network: TinyNet, photos: list[np.ndarray], budget: int, passes: int, on_disk: bool, tmp_path: Path
+    network: TinyNet,
+    photos: list[np.ndarray],
+    budget: int,
+    passes: int,
+    on_disk: bool,
+    tmp_path: Path,
 ) -> None:
     parts = {tap: Columns() for tap in TAPS}
     column_tiles.accumulate(
@@ -214,7 +249,9 @@ def test_tiles_are_the_columns_of_the_whole(
         scratch=tmp_path / "scratch" if on_disk else None,
     )
     assert not on_disk or list((tmp_path / "scratch").iterdir()) == []
-    whole = list(features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4))
+    whole = list(
+        features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4)
+    )
     plan = column_tiles.plan_passes(network, TAPS, len(photos), SIZE, 4, budget)
     assert len(plan) == passes
     for tap in TAPS:
@@ -227,15 +264,21 @@ def test_tiles_are_the_columns_of_the_whole(
 
 def mapped_bytes() -> int:
     """Of this process, the resident bytes that belong to files, tmpfs included."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines())
+    lines = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines()
+    )
     return sum(1024 * int(lines[name].split()[0]) for name in ("RssFile", "RssShmem"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status (Linux)")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads /proc/self/status (Linux)"
+)
 def test_only_a_part_of_a_tile_on_disk_is_resident(
     network: TinyNet, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a tile of 67 MB no more than a part of 8: a machine with less memory than tiles goes on as before."""
+    """Of a tile of 67 MB no more than a part of 8: a machine with less memory than tiles goes on as
+    before.
+    """
     monkeypatch.setattr(column_tiles, "PART_BYTES", 8_000_000)
     sums, resident = svm.GramAccumulator(4, 32), list[int]()
 
@@ -251,19 +294,35 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
 
     for _ in range(2):  # the first run loads libraries
         resident.clear()
-        column_tiles.accumulate(network, [photos[0]] * 32, {"conv1": "features.0"}, {"conv1": Watched()},
-                                scratch=tmp_path, preprocess=Preprocess(size=256), dtype=torch.float32, progress=watch,
-                                batch_size=4)  # fmt: skip
-    assert len(resident) == 8 + 2 * 9  # batches; parts of at most 62,500 columns, before and after each
+        column_tiles.accumulate(
+            network,
+            [photos[0]] * 32,
+            {"conv1": "features.0"},
+            {"conv1": Watched()},
+            scratch=tmp_path,
+            preprocess=Preprocess(size=256),
+            dtype=torch.float32,
+            progress=watch,
+            batch_size=4,
+        )
+    # batches; parts of at most 62,500 columns, before and after each
+    assert len(resident) == 8 + 2 * 9
     assert max(resident) - min(resident) < 20_000_000
 
 
-@pytest.mark.parametrize(("refusal", "error", "message"), [
-    (errno.ENOSPC, TooLarge, "the disk is full: free some space, or set RDFIA_CACHE"),
-    (errno.EROFS, StoreError, "read-only: set RDFIA_CACHE"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("refusal", "error", "message"),
+    [
+        (errno.ENOSPC, TooLarge, "the disk is full: free some space, or set RDFIA_CACHE"),
+        (errno.EROFS, StoreError, "read-only: set RDFIA_CACHE"),
+    ],
+)
 def test_scratch_that_cannot_be_written_is_named_before_the_first_image(
-    network: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int, error: type[StoreError],
+    network: TinyNet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: int,
+    error: type[StoreError],
     message: str,
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -274,18 +333,24 @@ def test_scratch_that_cannot_be_written_is_named_before_the_first_image(
     with monkeypatch.context() as patch:
         patch.setattr("os.posix_fallocate", refuse)
         with pytest.raises(error, match=f"cannot write .*scratch.*{message}"):
-            column_tiles.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
+            column_tiles.accumulate(
+                network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options
+            )
     (tmp_path / "scratch").rmdir()
     (tmp_path / "scratch").write_text("a file in its place")
     with pytest.raises(StoreError, match=r"cannot write .*scratch"):
-        column_tiles.accumulate(network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options)
+        column_tiles.accumulate(
+            network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options
+        )
 
 
 @pytest.mark.parametrize(("kept", "passes"), [(None, 2), (torch.float16, 1), (torch.bfloat16, 1)])
 def test_two_bytes_a_feature_take_half_the_passes(
     network: TinyNet, photos: list[np.ndarray], kept: torch.dtype | None, passes: int
 ) -> None:
-    """Counted at the network: at 8 bytes more than two-byte features need, float32 runs every batch twice."""
+    """Counted at the network: at 8 bytes more than two-byte features need, float32 runs every batch
+    twice.
+    """
     taps, calls, said = {"conv1": "features.0", "relu1": "features.1"}, list[int](), list[str]()
     sums = {tap: svm.GramAccumulator(4, len(photos)) for tap in taps}
     network.register_forward_pre_hook(lambda _module, inputs: calls.append(len(inputs[0])))
@@ -296,18 +361,33 @@ def test_two_bytes_a_feature_take_half_the_passes(
         assert len(got) == total
         yield from got
 
-    column_tiles.accumulate(network, photos, taps, sums, preprocess=SMALL, dtype=torch.float32, kept=kept, batch_size=4,
-                    budget_bytes=2 * 8 * 32 * 32 * 2 * len(photos) + 8, progress=listen)  # fmt: skip
+    column_tiles.accumulate(
+        network,
+        photos,
+        taps,
+        sums,
+        preprocess=SMALL,
+        dtype=torch.float32,
+        kept=kept,
+        batch_size=4,
+        budget_bytes=2 * 8 * 32 * 32 * 2 * len(photos) + 8,
+        progress=listen,
+    )
     assert calls[-3 * passes :] == [4, 4, 3] * passes
     assert len([n for n in calls if n > 1]) == 3 * passes  # others find shapes, with one
     of = [f"pass {number} of {passes}" for number in range(1, passes + 1)]
     each = [f"{what}, {one}" for one in of for what in ("features", "Gram matrices")]
     assert said == ["decoding"] * (passes > 1) + each
-    whole = list(features.stream(network, photos, taps, preprocess=SMALL, dtype=torch.float32, batch_size=4))
+    whole = list(
+        features.stream(network, photos, taps, preprocess=SMALL, dtype=torch.float32, batch_size=4)
+    )
     for tap in taps:
-        x = torch.cat([batch[tap] for batch in whole]).abs()  # products of one sign: errors cannot cancel
+        # products of one sign: errors cannot cancel
+        x = torch.cat([batch[tap] for batch in whole]).abs()
         y = x.to(kept or x.dtype).float()
-        assert_close(y @ y.T, x @ x.T, "gram" if kept is None else f"{kept} columns".removeprefix("torch."))
+        assert_close(
+            y @ y.T, x @ x.T, "gram" if kept is None else f"{kept} columns".removeprefix("torch.")
+        )
         z = torch.cat([batch[tap] for batch in whole]).to(kept or x.dtype).float()
         assert_close(torch.from_numpy(sums[tap].gram).float(), z[:4] @ z[:4].T, "gram")
 
@@ -315,15 +395,25 @@ def test_two_bytes_a_feature_take_half_the_passes(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", transfer.SHORT)
 def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -> None:
-    """On the 4,485 images of 15-Scene, with the dense layers too; four bytes would take VGG16 a second time."""
-    module, paths = networks.build(name, device="meta").to_empty(device="cpu"), networks.tap_paths(name)
+    """On the 4,485 images of 15-Scene, with the dense layers too; four bytes would take VGG16 a
+    second time.
+    """
+    module, paths = (
+        networks.build(name, device="meta").to_empty(device="cpu"),
+        networks.tap_paths(name),
+    )
     taps = {tap: paths[tap] for tap in [*transfer.SHORT[name], *transfer.DENSE[name]]}
     for itemsize, passes in ((transfer.kept(dtype).itemsize, 1), (4, 1 + (name == "vgg16"))):
-        assert len(column_tiles.plan_passes(module, taps, 4485, 224, itemsize, transfer.BUDGET)) == passes
+        assert (
+            len(column_tiles.plan_passes(module, taps, 4485, 224, itemsize, transfer.BUDGET))
+            == passes
+        )
 
 
 @pytest.mark.parametrize("budget", [10**9, 200_000])
-def test_decoded_pixels_are_taken_as_the_images_are(network: TinyNet, photos: list[np.ndarray], budget: int) -> None:
+def test_decoded_pixels_are_taken_as_the_images_are(
+    network: TinyNet, photos: list[np.ndarray], budget: int
+) -> None:
     pixels, found = torch.stack(list(staging.decode(photos, SMALL))), []
     for images in (photos, pixels):
         parts = {tap: Columns() for tap in TAPS}
@@ -334,11 +424,22 @@ def test_decoded_pixels_are_taken_as_the_images_are(network: TinyNet, photos: li
     assert all(torch.equal(found[0][tap], found[1][tap]) for tap in TAPS)
 
 
-def test_a_feature_that_float16_cannot_hold_is_named(network: TinyNet, photos: list[np.ndarray]) -> None:
+def test_a_feature_that_float16_cannot_hold_is_named(
+    network: TinyNet, photos: list[np.ndarray]
+) -> None:
     network.features[0].weight.data.mul_(1e7)
-    with pytest.raises(ArgumentError, match=r"kept=torch.float16: a feature is .*at most 6.55e\+04 fits"):
-        column_tiles.accumulate(network, photos, {"conv1": "features.0"}, {"conv1": Columns()}, preprocess=SMALL,
-                        dtype=torch.float32, kept=torch.float16)  # fmt: skip
+    with pytest.raises(
+        ArgumentError, match=r"kept=torch.float16: a feature is .*at most 6.55e\+04 fits"
+    ):
+        column_tiles.accumulate(
+            network,
+            photos,
+            {"conv1": "features.0"},
+            {"conv1": Columns()},
+            preprocess=SMALL,
+            dtype=torch.float32,
+            kept=torch.float16,
+        )
 
 
 def test_a_disk_without_room_is_named_before_the_first_image(
@@ -347,9 +448,17 @@ def test_a_disk_without_room_is_named_before_the_first_image(
     """Of two passes the second, wider one does not fit: nothing is computed for the first."""
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
     never = [Path("never-opened.jpg")]
-    with pytest.raises(TooLarge, match=r"0\.00 GB are free .*budget_bytes=.*the disk is full: free some space"):
+    with pytest.raises(
+        TooLarge, match=r"0\.00 GB are free .*budget_bytes=.*the disk is full: free some space"
+    ):
         column_tiles.accumulate(
-            network, never, TAPS, {}, preprocess=SMALL, scratch=tmp_path / "scratch", budget_bytes=20_000
+            network,
+            never,
+            TAPS,
+            {},
+            preprocess=SMALL,
+            scratch=tmp_path / "scratch",
+            budget_bytes=20_000,
         )
     assert not (tmp_path / "scratch").exists()
 
@@ -357,7 +466,12 @@ def test_a_disk_without_room_is_named_before_the_first_image(
 def test_bands_of_rows_read_bands_of_the_input(network: TinyNet, photos: list[np.ndarray]) -> None:
     taps = {"conv1": "features.0", "relu1": "features.1"}
     plan = column_tiles.plan_passes(network, taps, 10, SIZE, 4, 2 * 8 * 32 * 8 * 4 * 10)
-    assert [part.rows["relu1"] for part in plan] == [slice(0, 8), slice(8, 16), slice(16, 24), slice(24, 32)]
+    assert [part.rows["relu1"] for part in plan] == [
+        slice(0, 8),
+        slice(8, 16),
+        slice(16, 24),
+        slice(24, 32),
+    ]
     assert [part.crop for part in plan] == [slice(0, 9), slice(7, 17), slice(15, 25), slice(23, 32)]
 
 
@@ -367,9 +481,13 @@ def test_a_budget_below_one_row_says_what_is_enough(network: TinyNet) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 9, 11])
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 1), nn.MaxPool2d(2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 1), nn.MaxPool2d(2, 3)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_lean_pools_are_torchs_to_the_bit(pool: nn.MaxPool2d, size: int, dtype: torch.dtype) -> None:
+def test_lean_pools_are_torchs_to_the_bit(
+    pool: nn.MaxPool2d, size: int, dtype: torch.dtype
+) -> None:
     x = torch.randn(2, 5, size, size + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0, 3, 3] = torch.nan
     x = x.contiguous(memory_format=torch.channels_last)
@@ -382,7 +500,9 @@ def test_lean_pools_are_torchs_to_the_bit(pool: nn.MaxPool2d, size: int, dtype: 
 
 @pytest.mark.parametrize("options", [{"padding": 1}, {"ceil_mode": True}, {"dilation": 2}])
 def test_other_pools_stay(options: dict[str, Any]) -> None:
-    with features.prepared(nn.Sequential(nn.MaxPool2d(3, 2, **options)), torch.float32, "cpu") as network:
+    with features.prepared(
+        nn.Sequential(nn.MaxPool2d(3, 2, **options)), torch.float32, "cpu"
+    ) as network:
         assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
 
 
@@ -397,7 +517,9 @@ def hooked() -> nn.Module:
     return pool
 
 
-@pytest.mark.parametrize("pool", [Halved(2), hooked(), nn.MaxPool2d(1, 2)], ids=["subclass", "hook", "k of 1"])
+@pytest.mark.parametrize(
+    "pool", [Halved(2), hooked(), nn.MaxPool2d(1, 2)], ids=["subclass", "hook", "k of 1"]
+)
 def test_pools_that_do_more_stay(pool: nn.Module) -> None:
     x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     with features.prepared(nn.Sequential(pool), torch.float32, "cpu") as network:
@@ -417,13 +539,18 @@ def test_lean_pools_refuse_and_take_what_torch_does() -> None:
     [
         ("", True, "AVX512", torch.bfloat16),
         ("auto", False, "AVX512", torch.float32),
-        ("auto", True, "AVX2", torch.float32),  # torch was kept from AVX-512, by ATEN_CPU_CAPABILITY
+        # torch was kept from AVX-512, by ATEN_CPU_CAPABILITY
+        ("auto", True, "AVX2", torch.float32),
         ("float32", True, "AVX512", torch.float32),
         ("bfloat16", False, "AVX2", torch.bfloat16),
     ],
 )
 def test_fast_dtype_is_bfloat16_where_it_is_native_or_asked_for(
-    monkeypatch: pytest.MonkeyPatch, asked: str, instruction: bool, capability: str, expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    instruction: bool,
+    capability: str,
+    expected: torch.dtype,
 ) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", asked)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instruction, raising=False)
@@ -433,7 +560,9 @@ def test_fast_dtype_is_bfloat16_where_it_is_native_or_asked_for(
 
 def test_an_unknown_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "half")
-    with pytest.raises(ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, tf32, bfloat16, auto"):
+    with pytest.raises(
+        ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, tf32, bfloat16, auto"
+    ):
         precision.fast_dtype("cpu")
 
 

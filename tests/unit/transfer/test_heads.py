@@ -22,11 +22,15 @@ from tests.support.tolerances import assert_close
 QUICK = HeadConfig(epochs=6, batch=16)
 
 
-def features(n: int = 90, d: int = 50, classes: int = 3, spread: float = 0.5) -> tuple[Tensor, Tensor]:
+def features(
+    n: int = 90, d: int = 50, classes: int = 3, spread: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """Rows of norm 1 around one centre for each class, and their labels."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(n) % classes
-    x = torch.randn(classes, d, generator=generator)[y] + spread * torch.randn(n, d, generator=generator)
+    x = torch.randn(classes, d, generator=generator)[y] + spread * torch.randn(
+        n, d, generator=generator
+    )
     return nn.functional.normalize(x), y
 
 
@@ -45,7 +49,13 @@ def scaled(pixels: Tensor) -> Tensor:
 def network(dropout: float = 0.5) -> nn.Sequential:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(dropout), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        layers = (
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
         return nn.Sequential(*layers, nn.Linear(16, 2))
 
 
@@ -80,16 +90,19 @@ def test_a_head_separates_what_can_be_separated_and_says_so() -> None:
 
 def test_validation_rows_are_not_trained_on() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(300, 400, generator=generator), torch.arange(300) % 3  # labels that say nothing about the rows
+    # labels that say nothing about the rows
+    x, y = torch.randn(300, 400, generator=generator), torch.arange(300) % 3
     head = heads.train_head(x, y, config=HeadConfig(epochs=20, lr=0.01, refit=False))
-    # Chance is 1/3, with a standard error of 0.06 over the 60 rows held out: 0.6 is over four of them above it.
-    # Of 12 seeds the training rows had 0.91 and more, those held out 0.47 and less.
+    # Chance is 1/3, with a standard error of 0.06 over the 60 rows held out: 0.6 is over four of
+    # them above it. Of 12 seeds the training rows had 0.91 and more, those held out 0.47 and less.
     assert head.history[-1].accuracy > 0.6 > head.validation_accuracy
 
 
 def test_a_seed_gives_the_same_head_bit_by_bit_and_another_seed_another() -> None:
     x, y = features()
-    first, again, other = (heads.train_head(x, y, config=dataclasses.replace(QUICK, seed=s)) for s in (1, 1, 2))
+    first, again, other = (
+        heads.train_head(x, y, config=dataclasses.replace(QUICK, seed=s)) for s in (1, 1, 2)
+    )
     assert torch.equal(first.module.weight, again.module.weight)
     assert first.history == again.history
     assert not torch.equal(first.module.weight, other.module.weight)
@@ -104,7 +117,8 @@ def test_without_refit_the_chosen_epoch_comes_back_and_with_it_every_row_counts(
     assert torch.equal(head.module.weight, shorter.module.weight)
     assert shorter.history == head.history[: head.epochs]
     assert not torch.equal(
-        heads.train_head(x, y, config=dataclasses.replace(config, refit=True)).module.weight, head.module.weight
+        heads.train_head(x, y, config=dataclasses.replace(config, refit=True)).module.weight,
+        head.module.weight,
     )
 
 
@@ -158,7 +172,15 @@ def test_features_that_cannot_be_trained_on_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"epochs": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"weight_decay": -1.0}, {"validation": 1.0}]
+    "bad",
+    [
+        {"epochs": 0},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"weight_decay": -1.0},
+        {"validation": 1.0},
+    ],
 )
 @pytest.mark.parametrize("config", [HeadConfig, ScratchConfig])
 def test_a_config_out_of_range_is_refused(config: type[HeadConfig], bad: dict[str, Any]) -> None:
@@ -167,14 +189,21 @@ def test_a_config_out_of_range_is_refused(config: type[HeadConfig], bad: dict[st
 
 
 def test_augmentation_is_a_crop_of_the_reflected_image_or_of_its_mirror() -> None:
-    images = torch.randint(0, 256, (64, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (64, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     moved = heads.augment(images, torch.Generator().manual_seed(2), flip=True, shift=2)
     assert moved.dtype == torch.uint8
     mirrored, offsets = 0, set()
     for image, got in zip(images.numpy(), moved.numpy(), strict=True):
         padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="reflect")
         crops = {(i, j): padded[:, i : i + 6, j : j + 7] for i in range(5) for j in range(5)}
-        found = [(at, turn) for at, crop in crops.items() for turn in (1, -1) if (crop[:, :, ::turn] == got).all()]
+        found = [
+            (at, turn)
+            for at, crop in crops.items()
+            for turn in (1, -1)
+            if (crop[:, :, ::turn] == got).all()
+        ]
         assert len(found) == 1
         mirrored += found[0][1] == -1
         offsets.add(found[0][0])
@@ -183,9 +212,13 @@ def test_augmentation_is_a_crop_of_the_reflected_image_or_of_its_mirror() -> Non
 
 
 def test_augmentation_without_its_parts_is_the_identity_and_follows_its_generator() -> None:
-    images = torch.randint(0, 256, (8, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (8, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     assert torch.equal(heads.augment(images, torch.Generator(), flip=False, shift=0), images)
-    one, two, three = (heads.augment(images, torch.Generator().manual_seed(s), True, 3) for s in (5, 5, 6))
+    one, two, three = (
+        heads.augment(images, torch.Generator().manual_seed(s), True, 3) for s in (5, 5, 6)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
 
@@ -197,23 +230,36 @@ def test_a_network_learns_from_nothing_and_a_seed_repeats_it() -> None:
     history = heads.train_network(first, images, y, preprocess_normalise=scaled, config=config)
     assert len(history) == 12
     assert history[0].validation is None
-    assert history[-1].loss < 0.5 * history[0].loss  # 0.006 to 0.009 of it with each of 12 seeds, where all are right
+    # 0.006 to 0.009 of it with each of 12 seeds, where all are right
+    assert history[-1].loss < 0.5 * history[0].loss
     assert (heads.predict(first, images, preprocess_normalise=scaled) == y.numpy()).mean() > 0.95
     with torch.random.fork_rng([]):
         torch.manual_seed(123)  # dropout follows the config's seed, not the state of the day
-        assert heads.train_network(second, images, y.numpy(), preprocess_normalise=scaled, config=config) == history
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+        assert (
+            heads.train_network(
+                second, images, y.numpy(), preprocess_normalise=scaled, config=config
+            )
+            == history
+        )
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     other = dataclasses.replace(config, seed=1)
-    assert heads.train_network(third, images, y, preprocess_normalise=scaled, config=other) != history
+    assert (
+        heads.train_network(third, images, y, preprocess_normalise=scaled, config=other) != history
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_training_and_predicting_leave_the_mode_and_the_random_state(training: bool) -> None:
     images, y = coloured()
     net, state = network().train(training), torch.get_rng_state()
-    heads.train_network(net, images, y, preprocess_normalise=scaled, config=ScratchConfig(epochs=1, shift=2))
+    heads.train_network(
+        net, images, y, preprocess_normalise=scaled, config=ScratchConfig(epochs=1, shift=2)
+    )
     classes = heads.predict(net, images, preprocess_normalise=scaled, batch=7)
-    np.testing.assert_array_equal(classes, heads.predict(net, images, preprocess_normalise=scaled))  # no dropout
+    # no dropout
+    np.testing.assert_array_equal(classes, heads.predict(net, images, preprocess_normalise=scaled))
     assert net.training == training
     assert torch.equal(torch.get_rng_state(), state)
     assert heads.train_head(*features(), config=QUICK).module.training
@@ -250,8 +296,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_and_the_mode_restored() 
 
     images, y = coloured()
     net = Breaks().eval()
-    with pytest.raises(errors.DivergedError, match=r"epoch 2: the training loss is nan; lower lr=0\.0003"):
-        heads.train_network(net, images, y, preprocess_normalise=scaled, config=ScratchConfig(batch=16, shift=2))
+    with pytest.raises(
+        errors.DivergedError, match=r"epoch 2: the training loss is nan; lower lr=0\.0003"
+    ):
+        heads.train_network(
+            net, images, y, preprocess_normalise=scaled, config=ScratchConfig(batch=16, shift=2)
+        )
     assert net.calls == 8
     assert not net.training
 
@@ -267,8 +317,13 @@ def test_label_smoothing_and_bfloat16_reach_the_loss() -> None:
             return out
 
     def loss(**options: Any) -> float:
-        net, config = Watched(*network(0.0)), ScratchConfig(epochs=1, batch=64, shift=0, flip=False, **options)
-        return heads.train_network(net, images, y, preprocess_normalise=scaled, config=config)[0].loss
+        net, config = (
+            Watched(*network(0.0)),
+            ScratchConfig(epochs=1, batch=64, shift=0, flip=False, **options),
+        )
+        return heads.train_network(net, images, y, preprocess_normalise=scaled, config=config)[
+            0
+        ].loss
 
     with torch.no_grad():
         logits = network(0.0)(scaled(images))
@@ -289,7 +344,9 @@ def test_progress_wraps_the_epochs() -> None:
         return epochs
 
     config = ScratchConfig(epochs=2, shift=2)
-    heads.train_network(network(), images, y, preprocess_normalise=scaled, config=config, progress=progress)
+    heads.train_network(
+        network(), images, y, preprocess_normalise=scaled, config=config, progress=progress
+    )
     assert calls == [(2, "training from nothing")]
 
 
@@ -304,19 +361,27 @@ def test_progress_wraps_the_epochs() -> None:
 def test_images_that_do_not_fit_are_refused(images: Tensor, shift: int) -> None:
     config = ScratchConfig(shift=shift)
     with pytest.raises(ArgumentError, match="expected uint8 n x 3 x S x S, and a shift below S"):
-        heads.train_network(network(), images, coloured()[1], preprocess_normalise=scaled, config=config)
+        heads.train_network(
+            network(), images, coloured()[1], preprocess_normalise=scaled, config=config
+        )
 
 
 def test_no_generator_of_another_device_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.manual_seed would seed those of every device, and one of them is put back."""
     networks = [tiny_vgg(classes=2) for _ in range(2)]
     monkeypatch.setattr(torch, "manual_seed", lambda _seed: pytest.fail("every device was seeded"))
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     config = heads.ScratchConfig(epochs=1, batch=4, shift=2)
     histories = []
     for network, seed in zip(networks, (1, 2), strict=True):
         with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)  # dropout is drawn by the config's seed, whatever was before
-            histories.append(heads.train_network(network, images, [0, 1] * 4, preprocess_normalise=LAB.normalise,
-                                                 config=config))  # fmt: skip
+            # dropout is drawn by the config's seed, whatever was before
+            torch.default_generator.manual_seed(seed)
+            histories.append(
+                heads.train_network(
+                    network, images, [0, 1] * 4, preprocess_normalise=LAB.normalise, config=config
+                )
+            )
     assert histories[0] == histories[1]

@@ -17,7 +17,9 @@ from tests.support.tolerances import assert_close
 Y = np.repeat(np.arange(3), 8)
 
 
-def blobs(seed: int = 0, n: int = 24, d: int = 40, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def blobs(
+    seed: int = 0, n: int = 24, d: int = 40, spread: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Training rows of three overlapping classes (labels Y), and as many test rows."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(3, d))
@@ -28,7 +30,14 @@ def blobs(seed: int = 0, n: int = 24, d: int = 40, spread: float = 1.0) -> tuple
 @pytest.mark.parametrize("dual", [False, True])
 def test_two_opposite_points_have_the_weight_of_the_closed_form(C: float, dual: bool) -> None:
     # minimise (w^2 + b^2) / 2 + 2 C (1 - w)^2: b = 0 and w = 4 C / (1 + 4 C)
-    result = svm.fit(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1.0], [-2.0]]), C, dual=dual, tol=1e-10)
+    result = svm.fit(
+        np.array([[-1.0], [1.0]]),
+        np.array([0, 1]),
+        np.array([[1.0], [-2.0]]),
+        C,
+        dual=dual,
+        tol=1e-10,
+    )
     w = 4 * C / (1 + 4 * C)
     np.testing.assert_allclose(result.decision, [w, -2 * w], rtol=1e-6)
     assert result.predictions.tolist() == [1, 0]
@@ -36,7 +45,9 @@ def test_two_opposite_points_have_the_weight_of_the_closed_form(C: float, dual: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_tiles_sum_to_the_products_of_the_whole(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_sum_to_the_products_of_the_whole(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(svm, "CHUNK_COLUMNS", 32)  # several chunks a tile
     x = torch.randn(11, 700, generator=torch.Generator().manual_seed(0)).relu().to(dtype)
     sums = svm.GramAccumulator(4, 11)
@@ -50,7 +61,9 @@ def test_tiles_sum_to_the_products_of_the_whole(dtype: torch.dtype, monkeypatch:
     np.testing.assert_array_equal(sums.gram, sums.gram.T)
 
 
-def test_only_a_chunk_of_a_bfloat16_tile_is_widened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_chunk_of_a_bfloat16_tile_is_widened_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(svm, "CHUNK_BYTES", 4 * 10 * 16)  # 16 columns of 10 rows in float32
     widths: list[int] = []
     to = torch.Tensor.to
@@ -76,7 +89,9 @@ def test_a_refused_tile_names_its_rows_and_leaves_the_sums() -> None:
     np.testing.assert_array_equal(sums.square_norms, np.full(3, 4.0))
 
 
-@pytest.mark.parametrize("tile", [torch.ones(3, 2, dtype=torch.int64), torch.ones(4, 2), torch.ones(3)])
+@pytest.mark.parametrize(
+    "tile", [torch.ones(3, 2, dtype=torch.int64), torch.ones(4, 2), torch.ones(3)]
+)
 def test_a_tile_of_another_shape_or_type_is_refused(tile: torch.Tensor) -> None:
     with pytest.raises(ArgumentError, match="tile of 3 rows x c columns"):
         svm.GramAccumulator(2, 3).add(tile)
@@ -116,7 +131,8 @@ def test_combining_is_setting_scaled_features_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [[], [(np.eye(2), np.eye(2), 0.0)], [(np.eye(2), np.eye(2), 1), (np.eye(3), np.eye(3), 1)]]
+    "parts",
+    [[], [(np.eye(2), np.eye(2), 0.0)], [(np.eye(2), np.eye(2), 1), (np.eye(3), np.eye(3), 1)]],
 )
 def test_parts_that_do_not_combine_are_refused(parts: list[Any]) -> None:
     with pytest.raises(ArgumentError, match="equal shapes, and finite weights above 0"):
@@ -151,7 +167,9 @@ def test_reduce_keeps_narrow_features_as_they_are() -> None:
         (np.diag([1.0, np.nan]), np.ones((1, 2)), "gram: NaN or infinity in rows 1"),
     ],
 )
-def test_what_is_no_gram_matrix_is_refused(gram: np.ndarray, cross: np.ndarray, message: str) -> None:
+def test_what_is_no_gram_matrix_is_refused(
+    gram: np.ndarray, cross: np.ndarray, message: str
+) -> None:
     with pytest.raises(ArgumentError, match=message):
         svm.span_coordinates(gram, cross)
 
@@ -168,11 +186,23 @@ def test_a_gram_of_zero_rows_is_refused() -> None:
         ({"C": float("nan")}, ArgumentError, "finite values above 0"),
         ({"scheme": "ovx"}, ArgumentError, "'ovr'"),
         ({"dual": "primal"}, ArgumentError, "'auto', True or False"),
-        ({"y": np.zeros(24, dtype=int)}, DatasetError, r"got the classes \[0\], expected at least two"),
+        (
+            {"y": np.zeros(24, dtype=int)},
+            DatasetError,
+            r"got the classes \[0\], expected at least two",
+        ),
         ({"y": Y[:-1]}, DatasetError, "each of 24 rows"),
         ({"y": Y.astype(float)}, DatasetError, "float64"),
-        ({"Z_test": np.ones((2, 3))}, ArgumentError, r"Z_test: got shape \(2, 3\).*Z_train, \(24, 40\)"),
-        ({"Z_train": np.full((24, 40), np.inf)}, ArgumentError, "rows 0, 1, 2, 3, 4, 5, 6, 7 and 16 more"),
+        (
+            {"Z_test": np.ones((2, 3))},
+            ArgumentError,
+            r"Z_test: got shape \(2, 3\).*Z_train, \(24, 40\)",
+        ),
+        (
+            {"Z_train": np.full((24, 40), np.inf)},
+            ArgumentError,
+            "rows 0, 1, 2, 3, 4, 5, 6, 7 and 16 more",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_any_fitting(
@@ -190,7 +220,9 @@ def test_stopping_at_the_limit_is_a_flag_and_no_warning() -> None:
         warnings.simplefilter("error")
         stopped = svm.fit(train, Y, test, 100.0, dual=True, tol=1e-12, max_iter=3)
         assert (stopped.converged, stopped.iterations) == (False, 3)
-        assert not svm.fit(train, Y, test, 100.0, dual=True, tol=1e-12, max_iter=3, scheme="ovo").converged
+        assert not svm.fit(
+            train, Y, test, 100.0, dual=True, tol=1e-12, max_iter=3, scheme="ovo"
+        ).converged
         assert svm.fit(train, Y, test).converged
 
 
@@ -211,7 +243,9 @@ def test_a_sweep_is_the_single_fits() -> None:
     fits = svm.sweep(train, Y, test, [0.01, 1.0], scheme="ovo")
     assert [C for C, _ in fits] == [0.01, 1.0]
     for C, result in fits:
-        np.testing.assert_array_equal(result.decision, svm.fit(train, Y, test, C, scheme="ovo").decision)
+        np.testing.assert_array_equal(
+            result.decision, svm.fit(train, Y, test, C, scheme="ovo").decision
+        )
     with pytest.raises(ArgumentError, match="above 0"):
         svm.sweep(train, Y, test, [])
 
@@ -220,14 +254,17 @@ def test_c_is_chosen_on_held_out_training_rows() -> None:
     train, _ = blobs(spread=2.0)
     C, table = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3)
     assert [row.C for row in table] == [1e-3, 1.0]
-    assert all(len(row.folds) == 4 and row.converged and row.mean == np.mean(row.folds) for row in table)
+    assert all(
+        len(row.folds) == 4 and row.converged and row.mean == np.mean(row.folds) for row in table
+    )
     assert C == max(table, key=lambda row: row.mean).C
     again, same = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3)
     assert (again, [row.folds for row in same]) == (C, [row.folds for row in table])
     (one,) = svm.choose_C(train, Y, [1.0], folds=0.25)[1]
     assert len(one.folds) == 1
     assert np.isfinite(one.right).sum() == len(Y) / 4
-    # labels that say nothing about the rows score chance, whatever C: the folds see no row that they are scored on
+    # labels that say nothing about the rows score chance, whatever C: the folds see no row that
+    # they are scored on
     noise, labels = np.random.default_rng(0).normal(size=(120, 200)), np.arange(120) % 3
     assert svm.choose_C(noise, labels, [100.0])[1][0].mean < 0.5
 
@@ -274,7 +311,8 @@ def test_the_report_s_accuracy_is_a_fraction_of_2985() -> None:
 
 def test_a_confusion_matrix_has_true_classes_as_rows() -> None:
     np.testing.assert_array_equal(
-        svm.confusion(np.array([0, 0, 1]), np.array([1, 0, 1]), 3), [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+        svm.confusion(np.array([0, 0, 1]), np.array([1, 0, 1]), 3),
+        [[1, 1, 0], [0, 1, 0], [0, 0, 0]],
     )
     with pytest.raises(ArgumentError, match=r"outside 0 \.\. 1"):
         svm.confusion(np.array([0, 1, 2]), np.array([0, 1, 1]), 2)
