@@ -131,7 +131,8 @@ def problems(root: Path) -> list[str]:
         'pytest -m faults --profile full --minutes "$(left 26 12)"',
         'pytest -m accuracy --minutes "$(left 1 50)"',
     )
-    wanted = ["make setup", "make test", ".venv/bin/ruff check .", ".venv/bin/mypy"]
+    wanted = ["make setup", "make test"]
+    wanted += [f".venv/bin/{tool}" for tool in ("ruff check .", "ruff format --check .", "mypy")]
     wanted += [f".venv/bin/python -m {choice}" for choice in tests]
     if phases != wanted:
         found.append(f".ci/run: its phases are {phases}, expected {wanted}")
@@ -365,6 +366,7 @@ def test_a_python_that_is_not_there(checkout: Path) -> None:
         ("", 0, "claims"),
         ("test", 7, "test"),
         ("lint", 7, "lint"),
+        ("format", 7, "format"),
         ("types", 7, "types"),
         ("gate", 7, "gate"),
         ("isa", 7, "isa"),
@@ -391,7 +393,7 @@ def test_ci_stops_at_the_phase_that_fails(
             for tool, name in (("ruff", "lint"), ("mypy", "types"), ("python", "$name"))
         },
     }
-    choose = 'case "$*" in *processors*) name=isa;; *gate*) name=gate;; *faults*) name=faults;; *) name=claims;; esac'
+    choose = 'case "$*" in "format "*) name=format;; *processors*) name=isa;; *gate*) name=gate;; *faults*) name=faults;; *) name=claims;; esac'
     for tool, name in tools.items():
         text = f'echo "{name} $RDFIA_ASSETS" >> log\n[ "{name}" != "{failing}" ] || exit 7\n'
         tool.write_text(f"#!/bin/sh\n{choose}\n{text}")
@@ -403,7 +405,7 @@ def test_ci_stops_at_the_phase_that_fails(
     )
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    order = ["setup", "test", "lint", "types", "gate", "isa", "isa", "faults", "claims"]
+    order = ["setup", "test", "lint", "format", "types", "gate", "isa", "isa", "faults", "claims"]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (
         "tests run without assets"
