@@ -390,10 +390,13 @@ def test_ci_stops_at_the_phase_that_fails(
         tmp_path / "bin/make": "$1",
         **{
             project / f".venv/bin/{tool}": name
-            for tool, name in (("ruff", "lint"), ("mypy", "types"), ("python", "$name"))
+            for tool, name in (("ruff", "$name"), ("mypy", "types"), ("python", "$name"))
         },
     }
-    choose = 'case "$*" in "format "*) name=format;; *processors*) name=isa;; *gate*) name=gate;; *faults*) name=faults;; *) name=claims;; esac'
+    names = {"check*": "lint", "format*": "format", "*processors*": "isa", "*gate*": "gate"}
+    names |= {"*faults*": "faults", "*": "claims"}
+    choices = " ".join(f"{words}) name={name};;" for words, name in names.items())
+    choose = f'case "$*" in {choices} esac'
     for tool, name in tools.items():
         text = f'echo "{name} $RDFIA_ASSETS" >> log\n[ "{name}" != "{failing}" ] || exit 7\n'
         tool.write_text(f"#!/bin/sh\n{choose}\n{text}")
