@@ -25,7 +25,7 @@ from benchmarks import references
 from benchmarks.rows import Call, seeded, smooth_photos
 from benchmarks.ways import TIMED, WAYS, Case, Prepare
 from rdfia.data.images import LAB
-from rdfia.device.memory import kept_memory
+from rdfia.device.memory import retain_freed_memory
 from rdfia.device.staging import decoding_threads
 from rdfia.models.networks import models, tap_paths
 from rdfia.transfer import features, svm
@@ -63,8 +63,8 @@ def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
     @functools.cache
     # at the first call: the peer's process makes both ways, and is to keep nothing
     def prepared() -> Any:
-        keeping.enter_context(kept_memory())
-        with features.prepared(vgg16(device), dtype, device) as network:
+        keeping.enter_context(retain_freed_memory())
+        with features.inference_copy(vgg16(device), dtype, device) as network:
             return network
 
     def call() -> list[Tensor]:
@@ -72,8 +72,8 @@ def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
         with torch.inference_mode():
             x = LAB.normalise(pixels).to(dtype, memory_format=torch.channels_last)
             return list(
-                features.run_taps(
-                    network, x, taps, lambda _tap, value: features.flat(value)
+                features.visit_taps(
+                    network, x, taps, lambda _tap, value: features.flatten(value)
                 ).values()
             )
 

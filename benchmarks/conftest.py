@@ -243,6 +243,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
     folder = _keep(session.config)
     if not (folder / "claims.json").exists():
-        page.write(folder, Ledger(ROOT, "short", device))
+        page.write_run(folder, Ledger(ROOT, "short", device))
     else:
         page.rebuild(folder)

@@ -121,13 +121,13 @@ def _taps(
     pixels = torch.stack([SMALL.pixels(Image.fromarray(image)) for image in images]).to(device)
     theirs = reference(network.to(device))
     # without it the copy would be most of the memory
-    with features.prepared(network, torch.float32, device) as copy:
+    with features.inference_copy(network, torch.float32, device) as copy:
         pass
 
     def ours() -> list[Tensor]:
         with torch.inference_mode():
             x = SMALL.normalise(pixels).to(memory_format=torch.channels_last)
-            found = features.run_taps(copy, x, taps, lambda _tap, value: features.flat(value))
+            found = features.visit_taps(copy, x, taps, lambda _tap, value: features.flatten(value))
         return [found[tap] for tap in taps]
 
     def lab() -> list[Tensor]:

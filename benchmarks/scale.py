@@ -46,7 +46,7 @@ def photos(folder: Path) -> dict[str, float]:
     if not paths:
         sys.exit(f"{folder} holds no .jpg: name a folder of photos")
     work = {
-        "decode and resize, ms": lambda: list(staging.decode(paths, images.LAB, workers=1)),
+        "decode and resize, ms": lambda: list(staging.decode_images(paths, images.LAB, workers=1)),
         "hash, ms": lambda: [images.image_digest(path) for path in paths],
     }
     found = {name: 1e3 * seconds(call) / len(paths) for name, call in work.items()}

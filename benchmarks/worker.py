@@ -187,9 +187,9 @@ def serve(device: str) -> None:
         return
     settings = contextlib.ExitStack()
     if device != "cpu":  # the peers' too, whose convolutions would be TF32 beside our float32
-        from rdfia.device.precision import products
+        from rdfia.device.precision import product_precision
 
-        settings.enter_context(products(device))
+        settings.enter_context(product_precision(device))
     timed: list[pairs.Sampler] = []
     cases: dict[str, ways.Way] = {}
     tell({"rows": list(ROWS), "threads": torch.get_num_threads()})

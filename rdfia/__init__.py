@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rdfia._rooms import find
+from rdfia._former_names import install
+from rdfia._rooms import public_name
 
 __version__ = "0.1.0"
 _ROOMS = (
@@ -26,9 +27,11 @@ _ROOMS = (
     "errors",
 )
 
+install()
+
 
 def __getattr__(name: str) -> Any:
-    return find(__name__, dict.fromkeys(_ROOMS, ""), name)
+    return public_name(__name__, dict.fromkeys(_ROOMS, ""), name)
 
 
 def __dir__() -> list[str]:

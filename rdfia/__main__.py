@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdfia import __version__
-from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError, one_line
+from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError, printable_line
 
 if TYPE_CHECKING:
     from rdfia.data.downloads import Progress
@@ -61,8 +61,8 @@ def _bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The human form of `assets.survey`: a line an asset, and below it what is wrong and the way
-    out.
+    """The human form of `assets.asset_states`: a line an asset, and below it what is wrong and the
+    way out.
     """
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     column = max(len(record["name"]) for record in records) + 2
@@ -146,7 +146,7 @@ def _assets(options: argparse.Namespace) -> int:
         )
     if options.action == "fetch":
         return _fetch(options.names, options.to, options.json)
-    records = assets.survey(options.names, fresh=options.action == "verify")
+    records = assets.asset_states(options.names, fresh=options.action == "verify")
     for record in records:
         lacking = record["state"] in ("missing", "corrupt")
         for field, uses in (("waiting", "needs"), ("also", "also")):
@@ -203,9 +203,9 @@ def _claims(options: argparse.Namespace) -> int:
     if options.readme:
         if not options.readme.is_file():
             raise ArgumentError(
-                f"--readme {one_line(options.readme)}: no such file; name one with both marks"
+                f"--readme {printable_line(options.readme)}: no such file; name one with both marks"
             )
-        text = summary.rewritten(
+        text = summary.with_new_table(
             options.readme.read_text("utf-8"), [record for record, _ in latest.values()]
         )
         files.write_atomic(options.readme, text.encode())
@@ -221,7 +221,7 @@ def _claims(options: argparse.Namespace) -> int:
             )
         )
     else:
-        print(*summary.listed([*latest.values()]), sep="\n")
+        print(*summary.claims_as_text([*latest.values()]), sep="\n")
     return 0
 
 
@@ -230,7 +230,7 @@ def _closed(error: OSError) -> None:
     nobody.
     """
     raise ArgumentError(
-        f"folder {one_line(error.filename)}: cannot be listed ({error.strerror}); check its name, let "
+        f"folder {printable_line(error.filename)}: cannot be listed ({error.strerror}); check its name, let "
         "yourself read it, or move it away"
     ) from error
 
@@ -283,7 +283,7 @@ def _extract(options: argparse.Namespace) -> int:
         (name for name in (options.network, whole) if name in assets.ASSETS and assets.find(name)),
         part,
     )
-    with extraction.team() as team:
+    with extraction.current_team() as team:
         if mine := paths[team.share(len(paths))]:
             datasets.ImageSet(
                 str(options.folder), tuple(mine), np.zeros(len(mine)), ("photos",)
@@ -296,7 +296,7 @@ def _extract(options: argparse.Namespace) -> int:
                 map(math.prod, features.tap_shapes(loaded.module, taps, preprocess.size).values())
             )
             nbytes = 2 * columns * len(paths) * precision.fast_dtype(device).itemsize
-            memory.require(
+            memory.require_memory(
                 nbytes,
                 f"a file of {columns} columns for {len(paths)} photos",
                 "keep shards: --store DIR",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def find(room: str, names: Mapping[str, str], name: str) -> Any:
+def public_name(room: str, names: Mapping[str, str], name: str) -> Any:
     """The module `name` of a room, or what a module of it calls so; `names`: module -> its public
     names.
 

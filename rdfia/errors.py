@@ -12,30 +12,30 @@ _UNSEEN = re.compile(
 )
 
 
-def plain(text: object) -> str:
+def printable(text: object) -> str:
     """Text that may hold names of files: all that acts on a terminal or cannot be printed, but line
     breaks, escaped.
     """
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
-def one_line(name: object) -> str:
-    """A file's name for a message: as `plain`, and what would break the line too."""
-    return plain(name).replace("\n", "\\n")
+def printable_line(name: object) -> str:
+    """A file's name for a message: as `printable`, and what would break the line too."""
+    return printable(name).replace("\n", "\\n")
 
 
 class RdfiaError(Exception):
     """Anything that the person at the keyboard can mend."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(plain(message))
+        super().__init__(printable(message))
 
 
-class FewerAtATime(UserWarning):
+class BatchReduced(UserWarning):
     """Memory ran out, and the work goes on with fewer images at a time."""
 
 
-class NotCaptured(UserWarning):
+class GraphNotCaptured(UserWarning):
     """A CUDA graph could not be captured; the same work goes on as single launches, more slowly."""
 
 

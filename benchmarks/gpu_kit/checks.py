@@ -129,15 +129,15 @@ def pipeline(device: str, to: Path) -> bool:
                     x = LAB.normalise(resident[: min(batch, n - start)]).to(
                         dtype, memory_format=torch.channels_last
                     )
-                    last = features.run_taps(
-                        prepared, x, taps, lambda _tap, value: features.flat(value)
+                    last = features.visit_taps(
+                        prepared, x, taps, lambda _tap, value: features.flatten(value)
                     )["pool5"]
                 last.sum().item()
 
         dtype, resident = precision.fast_dtype(device), pixels.to(device)
-        with features.prepared(network, dtype, device) as made:
+        with features.inference_copy(network, dtype, device) as made:
             seconds = {
-                "decoding": _seconds(lambda: deque(staging.decode(files, LAB), maxlen=0)),
+                "decoding": _seconds(lambda: deque(staging.decode_images(files, LAB), maxlen=0)),
                 "computing": _seconds(lambda: compute(made)),
                 "both": _seconds(whole),
             }

@@ -178,14 +178,14 @@ def make(device: str, seconds: float, places: Sequence[int], to: Path) -> int:
     """Makes these runs, one after the other, none begun after `seconds`; 1: one of them was
     refused.
     """
-    begin, benches, status = time.monotonic(), dict[str, gans.Bench](), 0
+    begin, benches, status = time.monotonic(), dict[str, gans.GanBench](), 0
     runs = wanted(device)
     for title, run in (runs[place] for place in places):
         if time.monotonic() - begin > seconds:
             break
         if title not in benches:
             path = assets.locate(gans.SETUPS[title].asset, download=False).path
-            benches[title] = gans.Bench(title, path, device, "full", lambda steps, *_: steps, to)
+            benches[title] = gans.GanBench(title, path, device, "full", lambda steps, *_: steps, to)
         try:
             row = benches[title].run(run)
             print(f"{title}: {run.name}: {row['seconds']} s of training", flush=True)

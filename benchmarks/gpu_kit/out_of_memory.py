@@ -18,7 +18,7 @@ from benchmarks.gpu_kit.parity import compared
 from benchmarks.rows import seeded, smooth_photos
 from rdfia.data import files
 from rdfia.data.images import CROP, Preprocess
-from rdfia.errors import FewerAtATime, TooLarge
+from rdfia.errors import BatchReduced, TooLarge
 from rdfia.gradients import saliency as saliency_module
 from rdfia.models import networks
 from rdfia.transfer import features
@@ -133,7 +133,7 @@ def _refusal(device: str, call: Callable[[], torch.Tensor], nbytes: float) -> st
     """What `call` raises with so little memory."""
     try:
         with limited(device, nbytes), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FewerAtATime)
+            warnings.simplefilter("ignore", BatchReduced)
             call()
     except (RuntimeError, MemoryError, TooLarge) as error:
         return f"{type(error).__name__}: {error}"[:500]
@@ -150,7 +150,7 @@ def _under_a_third(
         except (RuntimeError, MemoryError, TooLarge) as error:
             return {"note": f"{type(error).__name__}: {error}"[:500], "holds": False}
     row = compared("saliency", "float32", got, expected)
-    said = [str(one.message) for one in caught if issubclass(one.category, FewerAtATime)]
+    said = [str(one.message) for one in caught if issubclass(one.category, BatchReduced)]
     return {
         "error": row["error"],
         "warnings": said,

@@ -27,7 +27,7 @@ from benchmarks.rows import seeded, smooth_photos
 from rdfia.data import assets
 from rdfia.data import files as data_files
 from rdfia.data.images import CROP, LAB, blur, read_image
-from rdfia.device.precision import products
+from rdfia.device.precision import product_precision
 from rdfia.gans import architecture, digit_classifier
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.config import LABS
@@ -258,7 +258,7 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
             for arithmetic, dtype in ARITHMETIC.items():
                 if dtype != torch.float32 and not room.fast:
                     continue
-                with products(device, tf32=arithmetic == "tf32"):
+                with product_precision(device, tf32=arithmetic == "tf32"):
                     got = room.compute(device, dtype)
                 for quantity, value in got.items():
                     row = compared(quantity, arithmetic, value, expected[quantity])

@@ -173,7 +173,7 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
             )
         listing = {
             "part": part,
-            "commit": environment.commit(ROOT),
+            "commit": environment.checkout_commit(ROOT),
             "code": provenance.code_hash(ROOT),
         }
         files.write_json(to / LISTING, {**listing, "items": [asdict(item) for item in items]})
@@ -232,7 +232,7 @@ def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:
         return
     target = root / assets.ASSETS[item.name].places[0 if item.name in WEIGHTS else -1]
     _unpack_asset(item, path, target)
-    assets.adopt(item.name, target, root, "; ".join(filter(None, ["gpu kit", item.changed])))
+    assets.register(item.name, target, root, "; ".join(filter(None, ["gpu kit", item.changed])))
 
 
 def _extract_zip(path: Path, target: Path) -> None:

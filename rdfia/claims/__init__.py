@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rdfia._rooms import find
+from rdfia._rooms import public_name
 
 _NAMES = {  # module -> what of it is public here
-    "intervals": "bootstrap difference_of_means difference_of_shares Estimate exact mean one_run ratio share",
+    "intervals": (
+        "bootstrap difference_of_means difference_of_proportions Estimate exact_value mean "
+        "proportion ratio single_run"
+    ),
     "judge": "Bound outcome",
     "registry": "ANSWERS Claim CLAIMS ERRATA",
     "record": "ClaimError read_run Record",
@@ -24,7 +27,7 @@ __all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split(
 
 
 def __getattr__(name: str) -> Any:
-    return find(__name__, _NAMES, name)
+    return public_name(__name__, _NAMES, name)
 
 
 def __dir__() -> list[str]:

@@ -53,12 +53,12 @@ class Estimate:
             )
 
 
-def exact(value: float, n: int = 1) -> Estimate:
+def exact_value(value: float, n: int = 1) -> Estimate:
     """A count of n, or a closed form: nothing was drawn at random, and both ends are the value."""
     return Estimate(float(value), float(value), float(value), n, "exact")
 
 
-def one_run(value: float) -> Estimate:
+def single_run(value: float) -> Estimate:
     """What one training run gave. Other seeds were not tried, so that nothing is known of how far
     they would be.
     """
@@ -72,7 +72,7 @@ def diverged(n: int) -> Estimate:
     return Estimate(math.inf, math.inf, math.inf, n, "a run diverged")
 
 
-def share(count: int, n: int, level: float = LEVEL) -> Estimate:
+def proportion(count: int, n: int, level: float = LEVEL) -> Estimate:
     """count of n independent images, with Clopper and Pearson's exact interval (1934).
 
     Conservative, as counts are whole: coverage 99.0 to 99.4 % at shares of 0.5 to 0.94 of 124 to
@@ -89,7 +89,7 @@ def share(count: int, n: int, level: float = LEVEL) -> Estimate:
     )
 
 
-def difference_of_shares(a: Values, b: Values, level: float = LEVEL) -> Estimate:
+def difference_of_proportions(a: Values, b: Values, level: float = LEVEL) -> Estimate:
     """Share of a minus share of b, of the same N images (true or 1 where right): Tango's score
     interval (1998).
 

@@ -91,7 +91,7 @@ def outcome(found: Estimate, bound: Bound) -> str:
     return "contradicted" if bound.is_under(found.high) or bound.is_over(found.low) else "undecided"
 
 
-def together(outcomes: Sequence[str]) -> str:
+def combined_outcome(outcomes: Sequence[str]) -> str:
     """Of parts that a claim asserts at once: supported when all are, contradicted when one is.
     ArgumentError: none.
     """
@@ -149,14 +149,14 @@ def bounds_digest(bounds: Mapping[str, Bound]) -> str:
 # ------------------------------------------------------------------------------
 
 
-def pack(right: Any) -> dict[str, Any]:
+def pack_bits(right: Any) -> dict[str, Any]:
     """Which images were right, N true or false, as JSON holds it: 2,985 in 373 bytes."""
     bits = np.asarray(right, dtype=bool)
     return {"n": len(bits), "bits": base64.b64encode(np.packbits(bits).tobytes()).decode()}
 
 
-def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """`pack` undone."""
+def unpack_bits(packed: Mapping[str, Any]) -> np.ndarray:
+    """`pack_bits` undone."""
     return np.unpackbits(
         np.frombuffer(base64.b64decode(packed["bits"]), np.uint8), count=packed["n"]
     ).astype(bool)
@@ -169,7 +169,7 @@ def flips_allowed(n: int) -> int:
     return math.floor(n * FLIPS + ERRORS * math.sqrt(n * FLIPS))
 
 
-def images_differ(now: Any, then: Any) -> str:
+def image_mismatch(now: Any, then: Any) -> str:
     """Why two runs of the same images (N each, true where right) are not of one program; "" where
     they may be.
 
@@ -197,7 +197,7 @@ def values_differ(value: float, error: float, pinned: float, pinned_error: float
     return not abs(value - pinned) <= ERRORS * math.hypot(error, pinned_error)
 
 
-def differs(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+def pin_mismatch(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     """Why a result is no repetition of its pin; "" where it may be. Both as `claims.Ledger` keeps
     them.
 
@@ -214,7 +214,7 @@ def differs(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     ]
     if sizes[0] and (now["images"], sizes[0]) == (then.get("images"), sizes[1]):
         each = {
-            name: images_differ(unpack(now["right"][name]), unpack(then["right"][name]))
+            name: image_mismatch(unpack_bits(now["right"][name]), unpack_bits(then["right"][name]))
             for name in sizes[0]
         }
         if moved := "; ".join(

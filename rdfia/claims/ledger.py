@@ -15,7 +15,7 @@ import numpy as np
 
 from rdfia.claims import intervals, judge, provenance
 from rdfia.claims.judge import OUTCOMES
-from rdfia.claims.record import ClaimError, Record, is_stale, plain, read_run
+from rdfia.claims.record import ClaimError, Record, as_plain, is_stale, read_run
 from rdfia.claims.registry import CLAIMS, Claim
 from rdfia.data import files
 from rdfia.errors import ArgumentError
@@ -131,7 +131,7 @@ class Ledger:
             scope=scope or row.scope,
             parts=parts,
             bounds=judge.bounds_digest(bounds),
-            outcome=judge.together([part["outcome"] for part in parts]),
+            outcome=judge.combined_outcome([part["outcome"] for part in parts]),
             expected="; ".join(f"{name} {bound}" for name, bound in bounds.items()),
             code=provenance.lab_hash(self.root, row.lab),
             **values,
@@ -148,7 +148,7 @@ class Ledger:
             **(
                 {
                     "images": images,
-                    "right": {name: judge.pack(bits) for name, bits in right.items()},
+                    "right": {name: judge.pack_bits(bits) for name, bits in right.items()},
                 }
                 if right
                 else {}
@@ -165,13 +165,13 @@ class Ledger:
         known = self.pins.get(key)
         record.pinned = known and known["outcome"]
         why = (
-            judge.differs(pin, known)
+            judge.pin_mismatch(pin, known)
             if known
             else f"it has no pin (profile {record.profile}, scope {record.scope})"
         )
         if self.accept and why:
             self.moved.append(f"{key}: {record.pinned} -> {record.outcome} ({why})")
-            self.pins[key], record.pinned = plain(pin), record.outcome
+            self.pins[key], record.pinned = as_plain(pin), record.outcome
         elif why:
             raise ClaimError(
                 f"{record.key}: {record.result}, {record.outcome} (expected {record.expected}), but {why}. Look at the "
@@ -248,15 +248,19 @@ class Ledger:
         ClaimError: too many changed, or too many the same way, for better or worse; or it has no
         such layer.
         """
-        found = {"accuracy": round(float(np.mean(right)), 6), "images": images, **judge.pack(right)}
+        found = {
+            "accuracy": round(float(np.mean(right)), 6),
+            "images": images,
+            **judge.pack_bits(right),
+        }
         if not (stored := self.thresholds.get(key)):
             why = "reports/baseline/thresholds.json has no such layer"
         elif (stored["images"], stored["n"]) == (images, found["n"]):
-            why = judge.images_differ(right, judge.unpack(stored))
+            why = judge.image_mismatch(right, judge.unpack_bits(stored))
         else:
             one, other = (
-                intervals.share(int(np.sum(bits)), len(bits))
-                for bits in (right, judge.unpack(stored))
+                intervals.proportion(int(np.sum(bits)), len(bits))
+                for bits in (right, judge.unpack_bits(stored))
             )
             far = judge.values_differ(
                 one.value, judge.standard_error(one), other.value, judge.standard_error(other)

@@ -32,10 +32,10 @@ def code_hash(root: Path) -> str:
     """SHA-256, 12 digits, over names and bytes of all that measures: rdfia, tests/accuracy and
     tests/support.
     """
-    return _digest(root, measuring(root))
+    return _digest(root, measuring_files(root))
 
 
-def measuring(root: Path) -> set[Path]:
+def measuring_files(root: Path) -> set[Path]:
     """The files of `code_hash`: every module and table of the package, the claims' tests, and what
     supports tests.
     """
@@ -47,10 +47,12 @@ def lab_hash(root: Path, lab: str) -> str:
     """As `code_hash`, over what the checks of one lab import, and the tables that these modules
     read.
     """
-    return _digest(root, sources(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"]))
+    return _digest(
+        root, source_files(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"])
+    )
 
 
-def sources(root: Path, start: Iterable[str]) -> set[Path]:
+def source_files(root: Path, start: Iterable[str]) -> set[Path]:
     """The files below `root` that these need: themselves, the modules of the project that they
     import, and the files beside a module that it names. Files that are not there are left out."""
     todo, found = [root / name for name in start], set[Path]()

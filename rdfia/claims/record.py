@@ -88,25 +88,33 @@ class Record:
     def result(self) -> str:
         """`estimates`, then what else was measured: "ratio 1.25 (1.21 to 1.29); steps 10"."""
         return "; ".join(
-            filter(None, [self.estimates, show(self.measured, self.unit) if self.measured else ""])
+            filter(
+                None,
+                [self.estimates, format_value(self.measured, self.unit) if self.measured else ""],
+            )
         )
 
     @property
     def estimates(self) -> str:
         """Each part's value with its interval."""
         return "; ".join(
-            f"{part['name']} {show(part['value'])}{interval_of(part)}" for part in self.parts
+            f"{part['name']} {format_value(part['value'])}{interval_of(part)}"
+            for part in self.parts
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {"key": self.key, "verdict": self.verdict, **plain(asdict(self))}
+        return {"key": self.key, "verdict": self.verdict, **as_plain(asdict(self))}
 
 
 def interval_of(part: Mapping[str, Any]) -> str:
     """The interval of a part, its method where it is open, nothing where it is exact."""
     if "inf" in str(part["low"]):  # also as JSON keeps it
         return f" ({part['method']})"
-    return "" if part["low"] == part["high"] else f" ({show(part['low'])} to {show(part['high'])})"
+    return (
+        ""
+        if part["low"] == part["high"]
+        else f" ({format_value(part['low'])} to {format_value(part['high'])})"
+    )
 
 
 def from_json(row: Mapping[str, Any]) -> Record:
@@ -118,7 +126,7 @@ def from_json(row: Mapping[str, Any]) -> Record:
     known = {f.name for f in fields(Record)}
     found = {name: value for name, value in row.items() if name in known}
     if "outcome" not in row and "verdict" in row:
-        found |= {"expected": show(row.get("expected")), "recorded": {}}
+        found |= {"expected": format_value(row.get("expected")), "recorded": {}}
     return Record(**found)
 
 
@@ -155,16 +163,16 @@ def read_run(path: Path) -> dict[str, Any]:
     return run
 
 
-def plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """`value` as JSON can hold it: arrays and scalars of numpy and torch as lists and numbers, NaN
     and inf as text.
     """
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): as_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [as_plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return as_plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
@@ -179,12 +187,12 @@ def is_stale(record: Record) -> bool:
     )
 
 
-def show(value: Any, unit: str = "") -> str:
+def format_value(value: Any, unit: str = "") -> str:
     """A value as a reader wants it: "138,357,544", "0.9069", "yes", "a 1, b 2"; "-" for nothing."""
     if isinstance(value, Mapping):
-        text = ", ".join(f"{name} {show(item)}" for name, item in value.items())
+        text = ", ".join(f"{name} {format_value(item)}" for name, item in value.items())
     elif isinstance(value, (list, tuple)):
-        text = ", ".join(map(show, value))
+        text = ", ".join(map(format_value, value))
     elif isinstance(value, bool):
         text = "yes" if value else "no"
     elif isinstance(value, float):
@@ -196,7 +204,7 @@ def show(value: Any, unit: str = "") -> str:
     return f"{text} {unit}".strip()
 
 
-def counts(records: Sequence[Record]) -> dict[str, int]:
+def count_verdicts(records: Sequence[Record]) -> dict[str, int]:
     """How often each verdict occurs, in the order of `VERDICTS`; those that do not occur are left
     out.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rdfia.claims.judge import SCOPES
-from rdfia.claims.record import Record, counts, interval_of, show
+from rdfia.claims.record import Record, count_verdicts, format_value, interval_of
 from rdfia.claims.registry import CLAIMS
 from rdfia.errors import ArgumentError
 
@@ -16,7 +16,7 @@ MARKS = (
 MOST = 90  # characters of a sentence, and of a result, in the table: one line on a screen
 
 
-def listed(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
+def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
     """Each claim with its sentence, then a line a check: word, case, values with intervals, and the
     record's place.
     """
@@ -29,7 +29,7 @@ def listed(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
             yield "  not run"
 
 
-def table(records: Sequence[Record]) -> str:
+def readme_table(records: Sequence[Record]) -> str:
     """The README's table, Markdown: a line a claim, with the result of its first check by the
     report's own reading.
     """
@@ -43,7 +43,7 @@ def table(records: Sequence[Record]) -> str:
             mine, key=lambda r: (SCOPES.index(r.scope), r.outcome == "undecided"), default=None
         )
         words = ", ".join(
-            f"{word} {n}" if len(mine) > 1 else word for word, n in counts(mine).items()
+            f"{word} {n}" if len(mine) > 1 else word for word, n in count_verdicts(mine).items()
         )
         stale = any(record.id == claim.id for record in records)
         nothing = "an older record, without an interval" if stale else "not measured"
@@ -63,7 +63,7 @@ def _result(record: Record) -> str:
     text = f"{record.case}: " * bool(record.case)
     parts = sorted(record.parts, key=lambda part: part["outcome"] != record.outcome)
     for i, part in enumerate(parts):
-        one = f"{'; ' * bool(i)}{part['name']} {show(part['value'])}{interval_of(part)}"
+        one = f"{'; ' * bool(i)}{part['name']} {format_value(part['value'])}{interval_of(part)}"
         if i and len(text) + len(one) > MOST:
             return f"{text}; {len(parts) - i} more"
         text += one
@@ -74,7 +74,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MOST else f"{text[:MOST].rpartition(' ')[0]} ..."
 
 
-def rewritten(readme: str, records: Sequence[Record]) -> str:
+def with_new_table(readme: str, records: Sequence[Record]) -> str:
     """The text of a README with the table between its two marks written anew. ArgumentError: no
     such marks.
     """
@@ -84,4 +84,4 @@ def rewritten(readme: str, records: Sequence[Record]) -> str:
         raise ArgumentError(
             f"the marks {MARKS[0]} and {MARKS[1]} are not there: write both where the table belongs"
         )
-    return f"{before}{MARKS[0]}\n{table(records)}\n{MARKS[1]}{after}"
+    return f"{before}{MARKS[0]}\n{readme_table(records)}\n{MARKS[1]}{after}"

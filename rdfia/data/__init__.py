@@ -10,25 +10,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from rdfia._rooms import find
+from rdfia._rooms import public_name
 
 _NAMES = {  # module -> what of it is public here
     "files": "cache_dir load_tensors read_json save_tensors write_atomic write_json",
     "feature_store": "FeatureStore",
     "downloads": "download offline",
-    "assets": "ASSETS fetch find load_weights locate survey",
+    "assets": "asset_states ASSETS fetch find load_weights locate",
     "jpeg": "",
     "images": "blur CROP EFFICIENTNET_LITE0 LAB Preprocess read_image",
     "datasets": (
-        "ArraySet digits foolbox_photos image_folder imagenet_classes imagenet_samples ImageSet mnist "
-        "prepare_celeba scene15"
+        "ArraySet digits foolbox_photos image_folder imagenet_classes imagenet_samples "
+        "ImageSet mnist prepare_celeba scene15"
     ),
 }
 __all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split())]
 
 
 def __getattr__(name: str) -> Any:
-    return find(__name__, _NAMES, name)
+    return public_name(__name__, _NAMES, name)
 
 
 def __dir__() -> list[str]:

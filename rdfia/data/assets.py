@@ -268,7 +268,7 @@ def locate(name: str, progress: Progress | None = None, *, download: bool = True
     )
 
 
-def root_for(to: Path | None = None) -> Path:
+def folder_to_fill(to: Path | None = None) -> Path:
     """The assets directory to fill: `to`, else `$RDFIA_ASSETS` if it can be written, else one in
     the cache.
     """
@@ -285,13 +285,13 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
     Copies what is on this machine, downloads the rest. Raises AssetUnavailable, AssetCorrupt,
     StoreError or TooLarge.
     """
-    root, asset = root_for(to), _asset(name)
+    root, asset = folder_to_fill(to), _asset(name)
     places = [*asset.places, *(row["to"] for row in asset.downloads)]
     written = [root / way / place for way in ("", "downloads") for place in places]
     # of several processes one fetches, the others find it there
     with downloads.locked(root / f"fetch-{name}"):
         for folder in {root, data_files.cache_dir(), *(path.parent for path in written)}:
-            data_files.sweep(folder)  # a download that was cut stays, to be resumed
+            data_files.remove_unfinished(folder)  # a download that was cut stays, to be resumed
         there = next(
             (path for path in (root / place for place in asset.places) if asset.files(path)), None
         )
@@ -322,7 +322,7 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
                 pairs = (
                     (file.relative_to(found.path).as_posix(), file.read_bytes()) for file in files
                 )
-                downloads.fill_folder(target, pairs)
+                downloads.write_folder(target, pairs)
             else:
                 with data_files.atomic_path(target) as temporary:
                     shutil.copyfile(found.path, temporary)
@@ -342,7 +342,7 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
         return located
 
 
-def adopt(name: str, path: Path, root: Path, changed: str) -> Located:
+def register(name: str, path: Path, root: Path, changed: str) -> Located:
     """Lists what lies at `path` in the manifest of the assets directory `root` as the asset, with
     what was `changed`.
 
@@ -391,9 +391,9 @@ def _obtain(asset: Asset, root: Path, progress: Progress | None) -> None:
     for row in (row for row in asset.downloads if "unpack" in row):
         archive, target = packed[row["url"]], root / row["to"]
         if row["unpack"] == "gzip":
-            downloads.gunzip(archive, target, limit=100_000_000)
+            downloads.decompress_gzip(archive, target, limit=100_000_000)
         else:
-            downloads.fill_folder(target, downloads.scene15_members(archive, scene15_split()))
+            downloads.write_folder(target, downloads.scene15_members(archive, scene15_split()))
         archive.unlink()
 
 
@@ -415,7 +415,7 @@ def load_weights(name: str) -> dict[str, Tensor]:
     return weights.load(found.path, asset.network, part=asset.part)
 
 
-def survey(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, Any]]:
+def asset_states(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, Any]]:
     """One record per asset for `rdfia assets`: name, about, state, path, source, size, sha256,
     problem, command.
 

@@ -181,7 +181,7 @@ def prepare_celeba(
             f"--from {source}: no photos there, nor in img_align_celeba/ or celeba/img_align_celeba/ "
             "below; expected CelebA's 000001.jpg to 202599.jpg (img_align_celeba.zip, unpacked)"
         )
-    folders = {size: assets.root_for(to) / "data" / f"celeba-{size}" for size in sizes}
+    folders = {size: assets.folder_to_fill(to) / "data" / f"celeba-{size}" for size in sizes}
     parts = {
         size: folder.with_name(f"{folder.name}.part")
         for size, folder in folders.items()
@@ -217,7 +217,7 @@ def prepare_celeba(
         try:
             part.replace(folders[size])
         except OSError as error:
-            raise data_files.refusal(folders[size], error) from error
+            raise data_files.write_error(folders[size], error) from error
     return [folder.name for folder in folders.values()]
 
 

@@ -175,7 +175,7 @@ def download(
         ) from error
 
 
-def gunzip(archive: Path, target: Path, limit: int) -> None:
+def decompress_gzip(archive: Path, target: Path, limit: int) -> None:
     """Unpacks one gzip file of at most `limit` bytes. Raises AssetCorrupt."""
     with data_files.atomic_path(target) as temporary, temporary.open("wb") as out:
         try:
@@ -192,14 +192,14 @@ def gunzip(archive: Path, target: Path, limit: int) -> None:
             ) from error
 
 
-def fill_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
+def write_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Writes (relative name, bytes) pairs below `target`, which appears with all of them or not at
     all. StoreError.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # `files.sweep` removes what a killed process leaves of it
-        with data_files.part_folder(target) as folder:
+        # `files.remove_unfinished` removes what a killed process leaves of it
+        with data_files.unfinished_folder(target) as folder:
             (temporary := folder / target.name).mkdir()
             for name, data in files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from rdfia.errors import ArgumentError, StoreCorrupt, StoreError, TooLarge
 
 if TYPE_CHECKING:
     import torch
-from rdfia.data.files import GIGABYTE, load_tensors, refusal, save_tensors
+from rdfia.data.files import GIGABYTE, load_tensors, save_tensors, write_error
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ class FeatureStore:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                raise refusal(path, error) from error
+                raise write_error(path, error) from error
             return False
         self._checked[shard] = _stamp(path)
         rows = self.shards[shard].stop - self.shards[shard].start

@@ -36,7 +36,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RDFIA_CACHE") or Path.cwd() / ".cache" / "rdfia")
 
 
-def refusal(what: object, error: OSError) -> StoreError:
+def write_error(what: object, error: OSError) -> StoreError:
     """The error to raise when the operating system refuses to write `what`, with the way out;
     TooLarge: a full disk.
     """
@@ -58,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part_folder(path) as folder:
+        with unfinished_folder(path) as folder:
             yield (temporary := folder / path.name)
             temporary.chmod(0o644)  # what the store keeps may be shared
             with temporary.open("rb") as stream:
@@ -70,19 +70,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(parent)
             os.close(parent)
     except OSError as error:
-        raise refusal(path, error) from error
+        raise write_error(path, error) from error
 
 
 @contextlib.contextmanager
-def part_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` for what is being written, locked while this process lives: `sweep`
-    leaves such alone.
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is being written, locked while this process lives:
+    `remove_unfinished` leaves such alone.
 
     A folder, since libraries write files of their own beside the one that they were given.
     """
     while True:
         folder = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with contextlib.suppress(FileNotFoundError):  # a `sweep` came between
+        with contextlib.suppress(FileNotFoundError):  # a `remove_unfinished` came between
             # NFS locks files, and those opened for writing
             handle = os.open(f"{folder}/.lock", os.O_RDWR | os.O_CREAT)
             # a file system without locks: then nothing can be swept either
@@ -98,7 +98,7 @@ def part_folder(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Removes what killed processes left half-written in `folder`; what a living one is writing
     stays.
     """
@@ -112,9 +112,11 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(part)
 
 
-def leave_only(path: Path, pattern: str) -> None:
-    """`sweep` beside `path`, and what else `pattern` names there goes too, where it can be removed."""
-    sweep(path.parent)
+def remove_others(path: Path, pattern: str) -> None:
+    """`remove_unfinished` beside `path`, and what else `pattern` names there goes too, where it can
+    be removed.
+    """
+    remove_unfinished(path.parent)
     for old in {*path.parent.glob(pattern)} - {path}:
         with contextlib.suppress(OSError):
             old.unlink()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rdfia.data import jpeg
 from rdfia.data.files import sha256_file
-from rdfia.errors import ArgumentError, ImageError, one_line
+from rdfia.errors import ArgumentError, ImageError, printable_line
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -38,7 +38,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     # Pillow's own, higher, limits
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
-        raise ImageError(f"{one_line(path)}: {reason}") from error
+        raise ImageError(f"{printable_line(path)}: {reason}") from error
     except MemoryError:  # says nothing of the photo
         raise
     except Exception as error:  # Pillow's readers let many kinds through for a damaged header
@@ -47,7 +47,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
             reason = "no such file; check its name, or list the folder again"
         elif isinstance(error, PermissionError):
             reason = "permission denied; let yourself read it, or remove it"
-        raise ImageError(f"{one_line(path)}: {reason}") from error
+        raise ImageError(f"{printable_line(path)}: {reason}") from error
     width, height = image.size
     problem = ""
     if width * height > max_pixels:
@@ -66,7 +66,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         problem = f"a progressive JPEG of over {MAX_SCANS} scans, which takes long to decode: save it anew or remove it"
     if problem:
         image.close()
-        raise ImageError(f"{one_line(path)}: {problem}")
+        raise ImageError(f"{printable_line(path)}: {problem}")
     return image
 
 
@@ -86,7 +86,9 @@ def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # counting frames reads further into the file than the header
-        raise ImageError(f"{one_line(path)}: damaged ({error}); replace it or remove it") from error
+        raise ImageError(
+            f"{printable_line(path)}: damaged ({error}); replace it or remove it"
+        ) from error
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -105,13 +107,15 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return to_8_bits(image)
     except ImageError as error:
         raise (
-            error if one_line(path) in str(error) else ImageError(f"{one_line(path)}: {error}")
+            error
+            if printable_line(path) in str(error)
+            else ImageError(f"{printable_line(path)}: {error}")
         ) from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders let many kinds through for damaged data
         raise ImageError(
-            f"{one_line(path)}: truncated or damaged ({error}); replace it or remove it"
+            f"{printable_line(path)}: truncated or damaged ({error}); replace it or remove it"
         ) from error
 
 
@@ -128,7 +132,7 @@ def image_digest(item: Any) -> str:
             reason = (
                 f"cannot be read ({error.strerror}); list the folder again, or let yourself read it"
             )
-            raise ImageError(f"{one_line(item)}: {reason}") from error
+            raise ImageError(f"{printable_line(item)}: {reason}") from error
     image = Image.fromarray(item) if isinstance(item, np.ndarray) else item
     image = to_8_bits(image)
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
@@ -174,7 +178,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     )
 
 
-def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def constant_tensor(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A few numbers as a tensor on `device`; on a device they are filled in there, a copy would be
     waited for.
     """
@@ -264,7 +268,7 @@ class Preprocess:
             return None
         try:
             with _open(Path(image), MAX_PIXELS) as opened:
-                return jpeg.file_bytes(Path(image)) if jpeg.is_plain(opened) else None
+                return jpeg.file_bytes(Path(image)) if jpeg.decodes_alike(opened) else None
         except (ImageError, MemoryError):
             raise
         # a header that is damaged further on: Pillow says so when it reads the file
@@ -280,12 +284,12 @@ class Preprocess:
         jpeg.require_decoder(str(device))
         return [
             None if pixels is None else self._resized(pixels)
-            for pixels in jpeg.decoded(files, device)
+            for pixels in jpeg.decode_jpegs(files, device)
         ]
 
     def _resized(self, pixels: Tensor) -> Tensor:
         width, height, left, top = self._sizes(pixels.shape[2], pixels.shape[1])
-        pixels = jpeg.resized(pixels, height, width, self.interpolation)
+        pixels = jpeg.resize_pixels(pixels, height, width, self.interpolation)
         pixels = pixels[:, top : top + self.size, left : left + self.size]
         return pixels.flip(2) if self.flip else pixels
 
@@ -293,7 +297,7 @@ class Preprocess:
         if x.ndim < 3 or x.shape[-3] != 3:
             raise ArgumentError(f"images have shape {tuple(x.shape)}, expected B x 3 x H x W")
         dtype = x.dtype if x.is_floating_point() else torch.float32
-        mean, std = (constant(value, dtype, x.device) for value in (self.mean, self.std))
+        mean, std = (constant_tensor(value, dtype, x.device) for value in (self.mean, self.std))
         return mean[:, None, None], std[:, None, None]
 
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from rdfia._compat import register_missing_operators
-from rdfia.device.memory import ran_out
+from rdfia.device.memory import is_out_of_memory
 from rdfia.errors import ArgumentError
 
 _ORIENTATION = 0x0112  # EXIF; 1 is upright
 
 
-def is_plain(image: Image.Image) -> bool:
+def decodes_alike(image: Image.Image) -> bool:
     """Whether an opened file is a JPEG that torchvision reads as Pillow does: grey or RGB, not
     turned by its EXIF.
     """
@@ -67,7 +67,7 @@ def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
     return found
 
 
-def decoded(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
+def decode_jpegs(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
     """Pixels of JPEG files (their bytes) on `device`, uint8 3 x H x W each; None for one that
     cannot be decoded.
     """
@@ -77,12 +77,12 @@ def decoded(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor 
     try:
         return list(_decode(list(files), torch.device(device)))
     except RuntimeError as error:  # which of them it was is not in the message
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise
         return (
             [None]
             if len(files) == 1
-            else [pixels for file in files for pixels in decoded([file], device)]
+            else [pixels for file in files for pixels in decode_jpegs([file], device)]
         )
 
 
@@ -93,7 +93,9 @@ def require_decoder(device: str) -> None:
     Image.new("RGB", (8, 8)).save(tiny, "JPEG")
     try:
         works = (
-            decoded([torch.frombuffer(bytearray(tiny.getvalue()), dtype=torch.uint8)], device)[0]
+            decode_jpegs([torch.frombuffer(bytearray(tiny.getvalue()), dtype=torch.uint8)], device)[
+                0
+            ]
             is not None
         )
     except (ImportError, AttributeError, RuntimeError):  # its compiled operators are absent
@@ -105,7 +107,7 @@ def require_decoder(device: str) -> None:
         )
 
 
-def resized(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
+def resize_pixels(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
     """uint8 3 x H x W resized with antialiasing by "bilinear" or "bicubic", rounded to uint8."""
     values = torch.nn.functional.interpolate(
         pixels[None].float(), (height, width), mode=mode, antialias=True

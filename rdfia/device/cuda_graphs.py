@@ -4,7 +4,7 @@ replayed.
 A graph repeats its kernels on the memory that they had when it was captured: what changes from call
 to call lies in tensors that stay, and a number that changes is one of them. Nothing random is drawn
 inside, so that no generator has to be registered. Where a capture fails, the eager way goes on,
-with a `NotCaptured` warning.
+with a `GraphNotCaptured` warning.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from rdfia.device import memory
-from rdfia.device.precision import float32_products
-from rdfia.errors import NotCaptured
+from rdfia.device.precision import float32_product_type
+from rdfia.errors import GraphNotCaptured
 
 T = TypeVar("T")
 # eager calls before a capture, as in torch's own examples: libraries and Adam's moments are set up
@@ -71,7 +71,7 @@ def _capturing(device: torch.device) -> Iterator[Any]:
             torch.cuda.set_stream(before)
 
 
-def captured(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def capture(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """(replay, result): `work` on `device` recorded, not done; `replay()` does it, its result is
     then in `result`.
 
@@ -102,14 +102,14 @@ def _beside(work: Callable[[], Tensor], device: torch.device) -> Tensor:
     return result
 
 
-class Replayed(Generic[T]):
+class ReplayedWork(Generic[T]):
     """`work(inputs)` on a device, captured after WARM_UP eager calls and replayed from then on.
 
     `inputs` are tensors and floats in tuples, lists, dicts or named tuples, always of the same
     shapes; `work` gets tensors that stay (a float becomes a float32 scalar), into which each call
     copies its own. It returns a tensor, which the next call overwrites. All else that `work` reads
     must stay where it is; `forget` when it has moved. Where float32 products are others than before
-    (`precision.products`), it begins again by itself.
+    (`precision.product_precision`), it begins again by itself.
     """
 
     def __init__(self, work: Callable[[T], Tensor], device: torch.device) -> None:
@@ -118,7 +118,7 @@ class Replayed(Generic[T]):
 
     def forget(self) -> None:
         """Begins again with eager calls."""
-        self._calls, self._eager, self._products = 0, False, float32_products(self.device)
+        self._calls, self._eager, self._products = 0, False, float32_product_type(self.device)
         self._inputs: T | None = None
         self._replay: tuple[Callable[[], None], Tensor] | None = None
 
@@ -138,12 +138,12 @@ class Replayed(Generic[T]):
         return None if value is None else torch.empty((), dtype=torch.float32, device=self.device)
 
     def __call__(self, inputs: T) -> Tensor:
-        if self._products != float32_products(self.device):
+        if self._products != float32_product_type(self.device):
             self.forget()
         kept, self._calls = self._fill(inputs), self._calls + 1
         if self._replay is None and not self._eager and self._calls > WARM_UP:
             try:
-                self._replay = captured(lambda: self.work(kept), self.device)
+                self._replay = capture(lambda: self.work(kept), self.device)
             except RuntimeError as error:
                 self._eager = True  # before the warning, which may be an error
                 _warn(error)
@@ -158,7 +158,7 @@ def _warn(error: Exception) -> None:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     warnings.warn(
         f"a CUDA graph was not captured ({reason}): going on without, with more launches",
-        NotCaptured,
+        GraphNotCaptured,
         stacklevel=3,
     )
 
@@ -237,7 +237,7 @@ class ReplayedNetwork:
                 *((id(one), _state_of(vars(one))) for one in self.network.modules()),
             ]
             settings = (
-                float32_products(self.device),
+                float32_product_type(self.device),
                 torch.is_autocast_enabled(self.device.type),
                 torch.are_deterministic_algorithms_enabled(),
             )
@@ -271,7 +271,7 @@ class ReplayedNetwork:
         filled = F.pad(x, (0,) * (2 * x.ndim - 1) + (size - len(x),)) if len(x) < size else x
         if key not in passes:
             try:
-                passes[key] = captured_passes(
+                passes[key] = capture_passes(
                     self.network, torch.zeros_like(filled).requires_grad_()
                 )
             except RuntimeError as error:
@@ -284,7 +284,7 @@ class ReplayedNetwork:
         return passes[key](filled)[: len(x)]
 
 
-def captured_passes(network: nn.Module, sample: Tensor) -> Pass:
+def capture_passes(network: nn.Module, sample: Tensor) -> Pass:
     """The forward and backward pass of frozen `network` for tensors like `sample`, each in a graph,
     by torch.
     """

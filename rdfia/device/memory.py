@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from rdfia.errors import FewerAtATime, TooLarge
+from rdfia.errors import BatchReduced, TooLarge
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def _retain(sizes: tuple[int, int]) -> None:
 
 
 @contextlib.contextmanager
-def kept_memory() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Freed memory stays with the process, for the next tensor; at the end of the outermost use it
     goes back.
 
@@ -126,7 +126,7 @@ def _groups() -> set[str]:
     } | {"."}
 
 
-def available() -> int | None:
+def available_memory() -> int | None:
     """Bytes that this process can still take without being killed or refused; None where the system
     does not tell.
 
@@ -148,16 +148,16 @@ def available() -> int | None:
     return max(0, min(left)) if left else None
 
 
-def available_on(device: str | torch.device) -> int | None:
-    """As `available`, of a device: on CUDA what is free there and what torch keeps there unused;
-    None: not known.
+def available_device_memory(device: str | torch.device) -> int | None:
+    """As `available_memory`, of a device: on CUDA what is free there and what torch keeps there
+    unused; None: not known.
 
     What is `spare` is freed first. Memory that CUDA graphs keep for their replays is not counted,
     used or not.
     """
     device = torch.device(device)
     if device.type == "cpu":
-        return available()
+        return available_memory()
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     for free in spare:
@@ -171,17 +171,19 @@ def available_on(device: str | torch.device) -> int | None:
     return left
 
 
-def require(nbytes: float, what: str, instead: str, device: str | torch.device = "cpu") -> None:
+def require_memory(
+    nbytes: float, what: str, instead: str, device: str | torch.device = "cpu"
+) -> None:
     """Raises TooLarge before work begins that cannot fit; on Linux the kernel would kill the
     process without a word.
     """
-    if nbytes > SMALL and (left := available_on(device)) is not None and nbytes > left:
+    if nbytes > SMALL and (left := available_device_memory(device)) is not None and nbytes > left:
         raise TooLarge(
             f"{what} takes about {nbytes / 1e9:.3g} GB of memory, {left / 1e9:.3g} GB are left: {instead}"
         )
 
 
-def fitting(
+def batch_that_fits(
     n: int, each: float, beside: float, what: str, device: str | torch.device = "cpu"
 ) -> int:
     """How many of n images fit on `device` at a time, `each` that many bytes, and `beside` them
@@ -190,14 +192,14 @@ def fitting(
     Fewer than n come with a FewerAtATime warning; TooLarge: not even one does.
     """
     instead = "free some, choose smaller images, earlier layers, or bfloat16"
-    require(beside + each, f"{what}, for one image,", instead, device)
-    if beside + n * each <= SMALL or (left := available_on(device)) is None:
+    require_memory(beside + each, f"{what}, for one image,", instead, device)
+    if beside + n * each <= SMALL or (left := available_device_memory(device)) is None:
         return n
     if (most := int((left - beside) / max(1, each))) >= n:
         return n
     warnings.warn(
         f"{left / 1e9:.3g} GB of memory are left for {what}: {max(1, most)} images at a time instead of {n}",
-        FewerAtATime,
+        BatchReduced,
         stacklevel=3,
     )
     return max(1, most)
@@ -207,7 +209,7 @@ def fitting(
 # ----------------------------------------------------------------------------------------------
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Is this what torch, numpy or CUDA raises where an allocation was refused?"""
     words = (
         "can't allocate memory",
@@ -224,23 +226,23 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
+def out_of_memory_as_too_large(what: str) -> Iterator[None]:
     """Turns a refused allocation into TooLarge that says at what, and what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         raise TooLarge(f"memory ran out at {what}") from error
 
 
-def halves(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
+def split_in_half(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Both halves of `rows`, for which memory ran out, with a FewerAtATime warning; TooLarge if it
     was only one.
 
     An error of another kind is raised again.
     """
-    if not ran_out(error):
+    if not is_out_of_memory(error):
         raise error
     n = len(rows)
     if n == 1:
@@ -258,14 +260,14 @@ def halves(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
         torch.cuda.empty_cache()
     warnings.warn(
         f"memory ran out at {n} images at a time, going on with {-(-n // 2)}",
-        FewerAtATime,
+        BatchReduced,
         stacklevel=3,
     )
     first, second = rows.split(-(-n // 2))
     return first, second
 
 
-class Pieces(Generic[T]):
+class HalvingBatches(Generic[T]):
     """Runs a function over batches of rows; once memory ran out, over half as many at a time, from
     then on.
     """
@@ -281,5 +283,5 @@ class Pieces(Generic[T]):
                 done.append(run(part))
                 rest = rest[len(part) :]
             except (RuntimeError, MemoryError) as error:
-                self.most = len(halves(error, part)[0])
+                self.most = len(split_in_half(error, part)[0])
         return done

@@ -18,7 +18,7 @@ from rdfia.errors import ArgumentError
 # $RDFIA_DTYPE -> the compute type that it names; tf32 is float32 whose products on a CUDA device
 # may be TF32.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
-# what an outer `products` was told
+# what an outer `product_precision` was told
 _tf32: ContextVar[bool | None] = ContextVar("tf32", default=None)
 # partial sums of a bfloat16 product rounded to bfloat16
 _BFLOAT16 = "allow_bf16_reduced_precision_reduction"
@@ -59,7 +59,7 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def float32_products(device: str | torch.device) -> str:
+def float32_product_type(device: str | torch.device) -> str:
     """How products of float32 numbers are computed on `device`: "float32" or "TF32" (10 bits of
     mantissa).
     """
@@ -95,9 +95,9 @@ def _settings() -> list[tuple[Any, str, Any]]:
 
 
 @contextlib.contextmanager
-def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[None]:
-    """Inside, products and convolutions on a CUDA device are as `float32_products` says; torch's
-    settings come back.
+def product_precision(device: str | torch.device, tf32: bool | None = None) -> Iterator[None]:
+    """Inside, products and convolutions on a CUDA device are as `float32_product_type` says;
+    torch's settings come back.
 
     torch's own default is TF32 for convolutions and float32 for matrices. bfloat16 products are
     summed in float32. `tf32` decides in the place of `$RDFIA_DTYPE`, and for the contexts inside
@@ -108,7 +108,7 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
         return
     told, before = _tf32.set(_tf32.get() if tf32 is None else tf32), _settings()
     try:
-        tf32_products = float32_products(device) == "TF32"
+        tf32_products = float32_product_type(device) == "TF32"
         for owner, name, _ in before:
             if name != "fp32_precision":
                 setattr(owner, name, name != _BFLOAT16 and tf32_products)
@@ -122,14 +122,14 @@ def products(device: str | torch.device, tf32: bool | None = None) -> Iterator[N
             setattr(owner, name, value)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
     """a b^T (N x c, M x c) on a device other than the CPU, in float32 (float64 for float64), summed
     in that type.
 
     Numbers of two bytes are multiplied as they are where torch can give a float32 result (CUDA,
     from torch 2.8 on), else widened before: a product of two of them is exact in float32.
     """
-    with products(a.device, tf32=False):
+    with product_precision(a.device, tf32=False):
         if a.dtype.itemsize == 2 and a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
             return torch.mm(a, b.T, out_dtype=torch.float32)
         wide = torch.float64 if a.dtype == torch.float64 else torch.float32

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rdfia.device.memory import told
+from rdfia.device.memory import out_of_memory_as_too_large
 
 if TYPE_CHECKING:
     from rdfia.data.images import Preprocess
@@ -124,7 +124,7 @@ def staging_for(device: str | torch.device) -> Staging:
     return (PinnedStaging if pinned else Staging)(device)
 
 
-def on_device(tensor: Tensor, device: str | torch.device) -> Tensor:
+def copy_to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
     """A tensor of the host on `device`; the host does not wait for a copy to a CUDA device."""
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -135,7 +135,7 @@ def on_device(tensor: Tensor, device: str | torch.device) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def decode(
+def decode_images(
     images: Sequence[Any], preprocess: Preprocess, workers: int | None = None, ahead: int = AHEAD
 ) -> Generator[Tensor, None, None]:
     """uint8 pixels (3 x S x S) of each path, PIL image or uint8 array, in order, decoded ahead in
@@ -167,7 +167,7 @@ def _ahead(
 
     workers = decoding_threads() if workers is None else workers
     with (
-        told("decoding photos: free some, or give smaller photos"),
+        out_of_memory_as_too_large("decoding photos: free some, or give smaller photos"),
         ThreadPoolExecutor(workers) as pool,
     ):
         waiting = deque(submit(index, item) for index, item in enumerate(images[:ahead]))
@@ -182,7 +182,7 @@ def _ahead(
                 future.cancel()
 
 
-def batches(
+def image_batches(
     images: Sequence[Any] | Tensor,
     preprocess: Preprocess,
     size: int,
@@ -192,9 +192,9 @@ def batches(
     """The images' pixels on the staging's device, uint8 B x 3 x S x S, `size` at a time (the last
     may be fewer).
 
-    `images` are as `decode` takes them, or what it makes of them, N x 3 x S x S. While one batch is
-    with the caller the next is decoded. Raises as `decode`; ArgumentError where the preprocessing's
-    decoder is not there.
+    `images` are as `decode_images` takes them, or what it makes of them, N x 3 x S x S. While one
+    batch is with the caller the next is decoded. Raises as `decode_images`; ArgumentError where the
+    preprocessing's decoder is not there.
     """
     if isinstance(images, Tensor):
         yield from map(staging.to_device, images.split(size))
@@ -237,7 +237,7 @@ def _decode_there(
         )
 
 
-def on_host(results: Iterable[Tensors], staging: Staging) -> Generator[Tensors, None, None]:
+def copy_to_host(results: Iterable[Tensors], staging: Staging) -> Generator[Tensors, None, None]:
     """Each batch's tensors on the host, in order; on a CUDA device one is copied while the next is
     computed.
     """

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rdfia._rooms import find
+from rdfia._rooms import public_name
 
 _NAMES = {  # module -> what of it is public here
-    "pieces": "shared",
+    "pieces": "shared_work",
     "transfer": "",
     "scratch": "",
     "best_recipe": "",
@@ -25,7 +25,7 @@ __all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split(
 
 
 def __getattr__(name: str) -> Any:
-    return find(__name__, _NAMES, name)
+    return public_name(__name__, _NAMES, name)
 
 
 def __dir__() -> list[str]:

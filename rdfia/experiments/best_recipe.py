@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from rdfia.data import feature_store, files
-from rdfia.experiments.pieces import shared
-from rdfia.experiments.transfer import Bench
+from rdfia.experiments.pieces import shared_work
+from rdfia.experiments.transfer import TransferBench
 from rdfia.models import networks
 from rdfia.transfer import extraction, features, svm
 
@@ -71,7 +71,7 @@ def pooled(value: Tensor) -> Tensor:
     return torch.cat([features.pyramid(value), features.second_order(value)], dim=1)
 
 
-def view(lab: Bench, side: int, flip: bool) -> feature_store.FeatureStore:
+def view(lab: TransferBench, side: int, flip: bool) -> feature_store.FeatureStore:
     """What `pooled` makes of every tap at one size, mirrored or not, kept on disk."""
     paths = networks.tap_paths("vgg16")
     return extraction.extract(
@@ -89,7 +89,7 @@ def view(lab: Bench, side: int, flip: bool) -> feature_store.FeatureStore:
 
 
 @functools.cache
-def grams(lab: Bench, side: int) -> dict[tuple[str, int, str], Array]:
+def grams(lab: TransferBench, side: int) -> dict[tuple[str, int, str], Array]:
     """X X^T of all N images, N x N float32, of each tap and kind of pooling at one size."""
     views, n = (
         [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]],
@@ -134,16 +134,16 @@ def coordinates(gram: Array, train: Array, test: Array) -> tuple[Array, Array]:
     return svm.span_coordinates(gram[np.ix_(train, train)], gram[np.ix_(test, train)])
 
 
-def ablation(lab: Bench) -> tuple[list[dict[str, Any]], str, Array]:
+def ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
     """A row per recipe (accuracy on held-out training images and on the test images, at the C with
     the best of the former), the recipe with the best of these, and which test images that one has
     right. Measured once in a session."""
-    with shared(lab.progress, f"{lab.problem.name}: recipes"):
+    with shared_work(lab.progress, f"{lab.problem.name}: recipes"):
         return _ablation(lab)
 
 
 @functools.cache
-def _ablation(lab: Bench) -> tuple[list[dict[str, Any]], str, Array]:
+def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
     n, labels = lab.problem.n_train, lab.problem.labels
     train, test = np.arange(n), np.arange(n, len(labels))
     parts = {name: gram for side in SIDES for name, gram in grams(lab, side).items()}
@@ -172,7 +172,9 @@ def _ablation(lab: Bench) -> tuple[list[dict[str, Any]], str, Array]:
     return rows, best, right[best]
 
 
-def other_splits(lab: Bench, row: dict[str, Any], seeds: Sequence[int] = range(3)) -> list[float]:
+def other_splits(
+    lab: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(3)
+) -> list[float]:
     """Accuracy of a row of `ablation` on random splits of all images, with as many of each class to
     train on.
 

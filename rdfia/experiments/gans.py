@@ -29,7 +29,7 @@ from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets, datasets, files, images
 from rdfia.device.precision import fast_dtype
 from rdfia.errors import RdfiaError
-from rdfia.experiments.pieces import shared
+from rdfia.experiments.pieces import shared_work
 from rdfia.gans import architecture as gan_architecture
 from rdfia.gans import augmentation, digit_classifier, pixel_scores, training
 from rdfia.gans import losses as gan_losses
@@ -40,13 +40,13 @@ from rdfia.gans.architecture import (
     Generator,
     build,
     prepare_images,
+    random_stream,
     sample,
-    stream,
     to_uint8,
 )
 from rdfia.gans.config import LABS, RECOMMENDED, GanConfig
 from rdfia.gans.health import diversity
-from rdfia.gans.runs import Run, seeds
+from rdfia.gans.runs import Run, runs_over_seeds
 from rdfia.models import networks
 from rdfia.report import environment
 
@@ -170,7 +170,7 @@ def _study(
     return [
         run
         for name, config in settings.items()
-        for run in seeds(_file(name), config, numbers, judged_at(config, window, before))
+        for run in runs_over_seeds(_file(name), config, numbers, judged_at(config, window, before))
     ]
 
 
@@ -235,7 +235,9 @@ _FIRST = ("short-cdcgan", CDCGAN, SHORT), ("short-cgan", CGAN, SHORT_CGAN)
 SHORT_PAIR = [
     run
     for name, config, at in _FIRST
-    for run in seeds(name, replace(config, steps=at[-1], batch=SHORT_BATCH), SHORT_SEEDS, at)
+    for run in runs_over_seeds(
+        name, replace(config, steps=at[-1], batch=SHORT_BATCH), SHORT_SEEDS, at
+    )
 ]
 
 
@@ -300,7 +302,7 @@ WORST = {
 }
 
 
-class Bench:
+class GanBench:
     """A data set, the features that its images are judged by, and the runs on it, kept below
     `output`.
     """
@@ -317,7 +319,9 @@ class Bench:
             self.x, self.y, self.x_held, self.y_held = (mnist if title == "MNIST" else digits)(path)
         # Quick runs are those of this code and compute type; long ones keep what made them.
         made_by = (
-            () if self.full else (f"{code()}-{str(fast_dtype(device)).removeprefix('torch.')}",)
+            ()
+            if self.full
+            else (f"{short_runs_digest()}-{str(fast_dtype(device)).removeprefix('torch.')}",)
         )
         asset = f"{self.setup.asset}-{self.photos}" if self.another_number else self.setup.asset
         self.work = files.cache_dir().joinpath("gans", asset, device, *made_by)
@@ -350,7 +354,7 @@ class Bench:
         return self.x if n is None else self.x[order[: n * 4 // 5]]
 
     def _shared(self, what: str) -> AbstractContextManager[None]:
-        return shared(self.progress, f"{self.title}: {what}")
+        return shared_work(self.progress, f"{self.title}: {what}")
 
     @property
     def features(self) -> Callable[[Tensor], tuple[np.ndarray, np.ndarray | None]]:
@@ -414,7 +418,7 @@ class Bench:
     ) -> tuple[Tensor, Tensor]:
         """n images, uint8, and the labels that were asked for; always from the same noise."""
         a = generator.architecture
-        z = torch.randn(n, a.nz, generator=stream(0, NOISE_TO_JUDGE)).to(self.device)
+        z = torch.randn(n, a.nz, generator=random_stream(0, NOISE_TO_JUDGE)).to(self.device)
         y = torch.arange(n, device=self.device) % 10
         return to_uint8(
             sample(generator, z, y if a.classes else None, statistics=statistics)
@@ -494,7 +498,7 @@ class Bench:
         """The same images with 8 x 8 pixels: blur is near real images too, and seldom far from them
         (density).
         """
-        return self.judge(blurred(self.x[self._some]))
+        return self.judge(blur_by_shrinking(self.x[self._some]))
 
     def untrained(self, config: GanConfig) -> dict[str, Any]:
         """What the images of a generator before its first step score."""
@@ -561,7 +565,7 @@ class Bench:
         return float(np.median([row[name] for row in self.rows(run)[-5:]]))
 
     def further(self, run: Run) -> dict[str, float]:
-        """What asks for the images of a run's last generator: `copies` among photos, or
+        """What asks for the images of a run's last generator: `share_of_copies` among photos, or
         `label_information` of digits.
 
         Kept beside the row of the run. StoreError: neither that nor the generator is there any
@@ -606,8 +610,8 @@ class Bench:
     def _copies(self, pixels: Tensor, trained: Tensor) -> dict[str, float]:
         sets = pixels.cpu(), trained, self.x_held[: self.setup.generated]
         found = {
-            "pixels": copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
-            "features": copies(*(self.features(part)[0] for part in sets)),
+            "pixels": share_of_copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
+            "features": share_of_copies(*(self.features(part)[0] for part in sets)),
         }
         return {
             **{space: one.value for space, one in found.items()},
@@ -622,7 +626,9 @@ class Bench:
         """
         found, worst = [], np.inf if name in ("frechet", "kid", "pixels", "noise") else 0.0
         for run in runs:
-            found.append(gan_runs.final(self.run(run), name, judged_at(run.config, window), worst))
+            found.append(
+                gan_runs.final_score(self.run(run), name, judged_at(run.config, window), worst)
+            )
         return found
 
     def losses(self, run: Run) -> Tensor:
@@ -654,13 +660,13 @@ class Bench:
         }
 
 
-def blurred(x: Tensor, factor: int = 4) -> Tensor:
+def blur_by_shrinking(x: Tensor, factor: int = 4) -> Tensor:
     """uint8 images shrunk by a factor and drawn large again, smoothly."""
     small = F.avg_pool2d(x.float(), factor)
     return F.interpolate(small, scale_factor=factor, mode="bilinear").round().to(torch.uint8)
 
 
-def code() -> str:
+def short_runs_digest() -> str:
     """Changes with what makes the short runs: the networks, the step, the streams, the settings."""
     made_by = (gan_architecture, gan_losses, augmentation, training)
     digest = hashlib.sha256(
@@ -670,7 +676,9 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def copies(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> gan_scores.Estimate:
+def share_of_copies(
+    fake: np.ndarray, train: np.ndarray, held_out: np.ndarray
+) -> gan_scores.Estimate:
     """Share of copies among generated images, from rows of pixels or features, n x d each: 0 where
     all are new.
 
@@ -730,7 +738,7 @@ GOOD = CLAIMS["tme9.q4.default"].bounds["density"].value
 VERY_GOOD = CLAIMS["tme10.q10.cdcgan"].bounds["least density from 5,625 on"].value
 
 
-def level(row: dict[str, Any]) -> str:
+def image_level(row: dict[str, Any]) -> str:
     """How good the images of a snapshot are; "noise": hardly a generated image has a real one near
     it.
     """
@@ -744,13 +752,15 @@ def milestones(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
     """First step from which on every snapshot has at least a level; None: never."""
     found: dict[str, int | None] = {}
     for wanted in LEVELS[1:]:
-        below = [i for i, row in enumerate(rows) if LEVELS.index(level(row)) < LEVELS.index(wanted)]
+        below = [
+            i for i, row in enumerate(rows) if LEVELS.index(image_level(row)) < LEVELS.index(wanted)
+        ]
         after = rows[below[-1] + 1 :] if below else rows
         found[wanted] = int(after[0]["step"]) if after else None
     return found
 
 
-def closed(row: dict[str, Any], untrained: dict[str, Any], real: dict[str, Any]) -> float:
+def closed_share(row: dict[str, Any], untrained: dict[str, Any], real: dict[str, Any]) -> float:
     """Share of the way from an untrained G (0) to real images (1) that the Frechet distance has
     gone.
     """
@@ -779,7 +789,7 @@ def plan(title: str) -> list[Run]:
     return list({run.name: run for run in every}.values())  # some settings are in two studies
 
 
-def has_further(run: Run, title: str) -> bool:
+def needs_last_generator(run: Run, title: str) -> bool:
     """Whether a claim asks for the images of this run's last generator (`Bench.further`)."""
     if SETUPS[title].channels == 1:
         return run in OVER_SEEDS["cdcgan-no-y-in-D"]
@@ -796,12 +806,12 @@ def expected_seconds(run: Run, title: str) -> float:
     """
     updates = run.config.steps * (run.config.nb_update_D + run.config.nb_update_G) / 2
     scores = SCORING[title] * len(run.snapshots) + COPIES * (
-        title == "CelebA" and has_further(run, title)
+        title == "CelebA" and needs_last_generator(run, title)
     )
     return updates * UPDATE[run.config.architecture.kind] + scores
 
 
-def make(bench: Bench, runs: Sequence[Run], say: Callable[[str], None] = print) -> int:
+def make_runs(bench: GanBench, runs: Sequence[Run], say: Callable[[str], None] = print) -> int:
     """Make those of the runs that are not there and that no other process is at; returns how many
     were refused.
     """
@@ -812,7 +822,7 @@ def make(bench: Bench, runs: Sequence[Run], say: Callable[[str], None] = print) 
             row = bench.run(run)
             judged = bench.y is None or bench.last(run, "coverage") >= COVERED
             found: Mapping[str, float] = (
-                bench.further(run) if judged and has_further(run, bench.title) else {}
+                bench.further(run) if judged and needs_last_generator(run, bench.title) else {}
             )
         except RdfiaError as error:  # another process is at it, or its row is of another run
             refused += 1
@@ -879,8 +889,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     path = assets.locate(SETUPS[options.data].asset, download=False).path
     return int(
-        make(
-            Bench(options.data, path, options.device, "full", lambda steps, *_: steps, output), runs
+        make_runs(
+            GanBench(options.data, path, options.device, "full", lambda steps, *_: steps, output),
+            runs,
         )
         > 0
     )

@@ -23,7 +23,7 @@ from rdfia.data import assets, datasets, images
 from rdfia.data.datasets import ImageSet
 from rdfia.data.images import Preprocess
 from rdfia.experiments import mosaics, visualisation
-from rdfia.experiments.pieces import shared
+from rdfia.experiments.pieces import shared_work
 from rdfia.experiments.visualisation import Setting
 from rdfia.gradients import fooling, saliency
 from rdfia.models import networks
@@ -94,7 +94,7 @@ class Network:
         )
 
 
-class Absent:
+class AbsentNetwork:
     """In the place of a network that is not on this machine: it knows nothing."""
 
     def __init__(self, title: str) -> None:
@@ -104,7 +104,7 @@ class Absent:
         return torch.full((len(pixels), 1000), torch.nan)
 
 
-class Bench:
+class GradientBench:
     """What the tests of one network share; `progress` draws bars."""
 
     def __init__(
@@ -117,9 +117,13 @@ class Bench:
         self.network = Network(title, device)
 
     @cached_property
-    def judge(self) -> Network | Absent:
+    def judge(self) -> Network | AbsentNetwork:
         title = self.setup.judge
-        return Network(title, self.device) if assets.find(SETUPS[title].weights) else Absent(title)
+        return (
+            Network(title, self.device)
+            if assets.find(SETUPS[title].weights)
+            else AbsentNetwork(title)
+        )
 
     def others(self) -> list[Network]:
         """Every other network with whole weights on this machine, the judge first."""
@@ -140,7 +144,7 @@ class Bench:
         return torch.stack([self.space.pixels(path) for path in self.photos.paths]).float() / 255
 
     def _shared(self, what: str) -> AbstractContextManager[None]:
-        return shared(self.progress, f"{self.title}: {what}")
+        return shared_work(self.progress, f"{self.title}: {what}")
 
     @property
     def right(self) -> Tensor:
@@ -224,7 +228,7 @@ class Bench:
             "space": self.space,
             "progress": self.progress,
         }
-        return mosaics.permuted(self.network.module, self.x, self.y, **common)
+        return mosaics.localise_permuted(self.network.module, self.x, self.y, **common)
 
     def fooled(self, how: str) -> fooling.Fooled:
         """Every photo pushed to its random target: by the lab's rule ("free", "8 bits") or
@@ -287,7 +291,7 @@ class Bench:
         bool.
         """
         result = self.fooled(how)
-        files = as_files(self.space.denormalise(result.x).cpu(), saved("PNG"))
+        files = as_files(self.space.denormalise(result.x).cpu(), save_and_read("PNG"))
         return result.reached & (self.network(files).argmax(1) == self.targets).numpy()
 
     @cached_property
@@ -304,7 +308,7 @@ class Bench:
 
     @cache  # noqa: B019
     def _drawn(self, setting: Setting) -> dict[str, Any]:
-        return visualisation.tarantulas(self, setting)
+        return visualisation.draw_tarantulas(self, setting)
 
     def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
         """The classes of some photos climbed from these or from noise
@@ -315,7 +319,7 @@ class Bench:
 
     @cache  # noqa: B019
     def _regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
-        return visualisation.regrown(self, start, unit_step)
+        return visualisation.regrow(self, start, unit_step)
 
 
 def with_more(photos: ImageSet) -> ImageSet:
@@ -342,7 +346,7 @@ def as_files(pixels: Tensor, encode: Callable[[Image.Image], Image.Image]) -> Te
     return torch.from_numpy(np.stack(back)).permute(0, 3, 1, 2).float() / 255
 
 
-def saved(kind: str, **options: Any) -> Callable[[Image.Image], Image.Image]:
+def save_and_read(kind: str, **options: Any) -> Callable[[Image.Image], Image.Image]:
     """Written to a file of this kind and read back."""
 
     def encode(image: Image.Image) -> Image.Image:
@@ -353,7 +357,7 @@ def saved(kind: str, **options: Any) -> Callable[[Image.Image], Image.Image]:
     return encode
 
 
-def shrunk(image: Image.Image) -> Image.Image:
+def shrink(image: Image.Image) -> Image.Image:
     """To 90% of its size and back."""
     small = image.resize(
         (round(0.9 * image.width), round(0.9 * image.height)), Image.Resampling.BILINEAR
@@ -362,9 +366,9 @@ def shrunk(image: Image.Image) -> Image.Image:
 
 
 TREATMENTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "JPEG, quality 75": lambda pixels: as_files(pixels, saved("JPEG", quality=75)),
+    "JPEG, quality 75": lambda pixels: as_files(pixels, save_and_read("JPEG", quality=75)),
     "blur, sigma 1 px": lambda pixels: as_files(images.blur(pixels, 1.0), lambda image: image),
-    "resize to 90% and back": lambda pixels: as_files(pixels, shrunk),
+    "resize to 90% and back": lambda pixels: as_files(pixels, shrink),
 }
 
 
@@ -383,9 +387,9 @@ class Blurred(nn.Module):
 # -----------------------------------------------------------------------------------------------------
 
 
-def share(hits: Any) -> intervals.Estimate:
+def share_true(hits: Any) -> intervals.Estimate:
     """The share of images that are true."""
-    return intervals.share(int(np.asarray(hits).sum()), len(hits))
+    return intervals.proportion(int(np.asarray(hits).sum()), len(hits))
 
 
 def summary(values: Any) -> dict[str, float]:

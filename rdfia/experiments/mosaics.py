@@ -87,7 +87,7 @@ def groups(labels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat(found)
 
 
-def localised(
+def localise(
     network: nn.Module,
     x: Tensor,
     labels: Tensor,
@@ -110,7 +110,7 @@ def localised(
         found.append(
             {
                 **saliency_scores.localisation(maps, place),
-                **saliency_scores.overlap(saliency_scores.masks(maps), place),
+                **saliency_scores.mask_overlap(saliency_scores.object_masks(maps), place),
             }
         )
     return Localised(
@@ -122,18 +122,18 @@ def localised(
     )
 
 
-def permuted(
+def localise_permuted(
     network: nn.Module, x: Tensor, labels: Tensor, times: int = 0, seed: int = 0, **options: Any
 ) -> Localised:
-    """`localised` on `times` random permutations of the photos; by default one, or eight where the
+    """`localise` on `times` random permutations of the photos; by default one, or eight where the
     photos are few.
     """
     generator, times = torch.Generator().manual_seed(seed), times or (8 if len(labels) < FEW else 1)
     rows = torch.cat([groups(labels, generator) for _ in range(times)])
-    return localised(network, x, labels, rows, **options)
+    return localise(network, x, labels, rows, **options)
 
 
-def by_photo(
+def localise_each_photo(
     network: nn.Module, x: Tensor, labels: Tensor, rounds: int, **options: Any
 ) -> dict[str, np.ndarray]:
     """Each of n photos of n classes (a multiple of 4) once in each of so many rounds: scores,
@@ -141,7 +141,7 @@ def by_photo(
 
     A round is a permutation of the photos, so that it draws companions and places anew.
     """
-    found = permuted(network, x, labels, rounds, **options)
+    found = localise_permuted(network, x, labels, rounds, **options)
     order = found.rows.reshape(rounds, -1).argsort(axis=1)
     return {
         name: np.take_along_axis(values.reshape(rounds, -1), order, 1)

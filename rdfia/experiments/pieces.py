@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 
-def shared(progress: Any, name: str) -> contextlib.AbstractContextManager[None]:
+def shared_work(progress: Any, name: str) -> contextlib.AbstractContextManager[None]:
     """Work inside is a piece of the session that `progress` belongs to, by `progress.piece`;
     nothing without one.
     """

@@ -38,16 +38,16 @@ class Task:
     def pixels(self) -> Tensor:
         """N x 3 x side x side uint8, training images first."""
         preprocess = replace(self.problem.preprocess, size=self.side)
-        return torch.stack(list(staging.decode(self.problem.images, preprocess)))
+        return torch.stack(list(staging.decode_images(self.problem.images, preprocess)))
 
 
-def words(setting: tuple[float, float]) -> str:
+def setting_text(setting: tuple[float, float]) -> str:
     """A setting as a reader sees it."""
     lr, shift = setting
     return f"learning rate {lr:g}, shifts of up to {shift:.0%}"
 
 
-def trained(
+def train_from_nothing(
     task: Task,
     setting: tuple[float, float],
     epochs: int,
@@ -81,7 +81,7 @@ def trained(
     return module
 
 
-def hits(
+def right_rows(
     task: Task, module: torch.nn.Module, rows: Any, device: str, dtype: torch.dtype
 ) -> np.ndarray:
     """Which of the images of `rows` a network gets right."""
@@ -91,11 +91,11 @@ def hits(
     return np.asarray(predicted) == task.problem.labels[rows]
 
 
-def choose(
+def choose_setting(
     task: Task, tried: tuple[tuple[float, float], ...], epochs: int, **options: Any
 ) -> tuple[tuple[float, float], dict[str, float]]:
     """The setting with the best accuracy on a fifth of the training images, and that of each, by
-    `words`.
+    `setting_text`.
     """
     if len(tried) == 1:
         return tried[0], {}
@@ -107,19 +107,19 @@ def choose(
     )
     found = {}
     for setting in tried:
-        module = trained(task, setting, epochs, 0, rows, **options)
-        found[setting] = float(hits(task, module, held, device, dtype).mean())
+        module = train_from_nothing(task, setting, epochs, 0, rows, **options)
+        found[setting] = float(right_rows(task, module, held, device, dtype).mean())
     return max(tried, key=found.__getitem__), {
-        words(setting): value for setting, value in found.items()
+        setting_text(setting): value for setting, value in found.items()
     }
 
 
-def right(
+def right_test_rows(
     task: Task, setting: tuple[float, float], epochs: int, seed: int, **options: Any
 ) -> np.ndarray:
     """Which test images are right by AlexNet trained on all training images."""
     n = task.problem.n_train
-    module = trained(task, setting, epochs, seed, np.arange(n), **options)
-    return hits(
+    module = train_from_nothing(task, setting, epochs, seed, np.arange(n), **options)
+    return right_rows(
         task, module, np.arange(n, len(task.problem.labels)), options["device"], options["dtype"]
     )

@@ -21,8 +21,8 @@ from rdfia.data import assets, datasets
 from rdfia.data import files as data_files
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device import precision, staging
-from rdfia.device.precision import float32_products
-from rdfia.experiments.pieces import shared
+from rdfia.device.precision import float32_product_type
+from rdfia.experiments.pieces import shared_work
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer import column_tiles, extraction, features, svm
@@ -148,7 +148,7 @@ def digits(path: Path) -> Problem:
     )
 
 
-def kept(dtype: torch.dtype) -> torch.dtype:
+def stored_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which features are stored: two bytes always; in four VGG16 would be run twice,
     for 8 GB each time.
 
@@ -158,7 +158,7 @@ def kept(dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if dtype == torch.float32 else dtype
 
 
-class Keep:
+class GramAndColumns:
     """Accumulates the Gram matrix and keeps the columns themselves, for a layer narrow enough."""
 
     def __init__(self, accumulator: svm.GramAccumulator) -> None:
@@ -173,7 +173,7 @@ class Keep:
         )
 
 
-class Bench:
+class TransferBench:
     """What the tests of one problem share; `progress` draws bars."""
 
     def __init__(self, problem: Problem, device: str, progress: features.Progress | None) -> None:
@@ -186,7 +186,7 @@ class Bench:
         """The piece of a session that checks of one network share: its Gram matrices and the SVMs
         on them.
         """
-        return shared(
+        return shared_work(
             self.progress,
             f"{self.problem.name}: {network}{'' if seed is None else ', random weights'}",
         )
@@ -200,7 +200,7 @@ class Bench:
         """All images, N x 3 x S x S uint8 (0.7 GB of 15-Scene), decoded once for every network."""
         problem, decoded = (
             self.problem,
-            staging.decode(self.problem.images, self.problem.preprocess),
+            staging.decode_images(self.problem.images, self.problem.preprocess),
         )
         n, size = len(problem.images), problem.preprocess.size
         pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
@@ -235,8 +235,8 @@ class Bench:
     def _file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
         problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
         weights = extraction.weights_digest(loaded.module, path)
-        types = str(dtype) if kept(dtype) == dtype else f"{dtype}, {kept(dtype)}"
-        types += ", TF32" if float32_products(self.device) == "TF32" else ""
+        types = str(dtype) if stored_dtype(dtype) == dtype else f"{dtype}, {stored_dtype(dtype)}"
+        types += ", TF32" if float32_product_type(self.device) == "TF32" else ""
         types += ", columns" * (tap in HEADS[1:])
         parts = [
             problem.digest,
@@ -302,7 +302,9 @@ class Bench:
                 sums: dict[str, Any] = {
                     tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo
                 }
-                keep = {tap: Keep(sums[tap]) for tap in todo if tap in HEADS and seed is None}
+                keep = {
+                    tap: GramAndColumns(sums[tap]) for tap in todo if tap in HEADS and seed is None
+                }
                 column_tiles.accumulate(
                     self.network(name, seed).module,
                     self.pixels,
@@ -310,7 +312,7 @@ class Bench:
                     {**sums, **keep},
                     preprocess=self.problem.preprocess,
                     dtype=dtype,
-                    kept=kept(dtype),
+                    kept=stored_dtype(dtype),
                     device=self.device,
                     **self._budget(),
                     progress=self.progress,
@@ -378,7 +380,7 @@ class Bench:
         }
 
 
-def taps_for(network: str, bench: Bench, profile: str) -> list[str]:
+def taps_for(network: str, bench: TransferBench, profile: str) -> list[str]:
     """The layers that a profile measures; dense ones where the full weights are."""
     if bench.problem.digits:
         return DIGITS[network]

@@ -17,7 +17,7 @@ from rdfia.claims import intervals, judge
 from rdfia.gradients import saliency_scores, visualisation
 
 if TYPE_CHECKING:
-    from rdfia.experiments.gradients import Bench
+    from rdfia.experiments.gradients import GradientBench
 
 TARANTULA = 76  # ImageNet's class index
 NOISE, PHOTO = "from noise", "from a photo"
@@ -50,7 +50,7 @@ FAST, SLOW = Setting(lr=1.0), Setting(lr=0.5)  # figure 9
 LAB = DEFAULT.reading
 
 
-def readings(bench: Bench) -> dict[str, tuple[Setting, Setting]]:
+def readings(bench: GradientBench) -> dict[str, tuple[Setting, Setting]]:
     """Weights 0.1 and 1e-10 in each reading, the lab's first; of another network the lab's and its
     unit-step twin.
     """
@@ -89,7 +89,9 @@ def best_fit(
 
     def fit(name: str) -> tuple[int, float]:
         parts = found[name]
-        outcome = judge.together([judge.outcome(part, bounds[key]) for key, part in parts.items()])
+        outcome = judge.combined_outcome(
+            [judge.outcome(part, bounds[key]) for key, part in parts.items()]
+        )
         room = [
             (part.value - bounds[key].value) / (judge.standard_error(part) or 1)
             for key, part in parts.items()
@@ -99,18 +101,18 @@ def best_fit(
     return max(found, key=fit)
 
 
-def seeds_of(bench: Bench, unit_step: bool) -> list[int]:
+def seeds_of(bench: GradientBench, unit_step: bool) -> list[int]:
     """The seeds of a setting: those of the bench, of which steps of length one take the first ten."""
     return list(bench.seeds)[: FEWER if unit_step else None]
 
 
-def tarantulas(bench: Bench, setting: Setting) -> dict[str, Any]:
+def draw_tarantulas(bench: GradientBench, setting: Setting) -> dict[str, Any]:
     """The pictures of a setting, one a seed, and what they measure."""
     seeds = seeds_of(bench, setting.unit_step)
     return _made(bench, [TARANTULA] * len(seeds), seeds, None, setting)
 
 
-def regrown(bench: Bench, start: str, unit_step: bool) -> dict[str, Any]:
+def regrow(bench: GradientBench, start: str, unit_step: bool) -> dict[str, Any]:
     """The classes of `start_photos` climbed from these photos or from noise, with the same seeds on
     both sides.
     """
@@ -125,7 +127,7 @@ def regrown(bench: Bench, start: str, unit_step: bool) -> dict[str, Any]:
     return {**found, "photo": np.array(rows)}
 
 
-def start_photos(bench: Bench, n: int) -> list[int]:
+def start_photos(bench: GradientBench, n: int) -> list[int]:
     """Rows of n photos: the snail of figure 10, then others that the network and its judge both
     read right.
 
@@ -140,14 +142,14 @@ def start_photos(bench: Bench, n: int) -> list[int]:
     return [bench.snail, *(others[place] for place in places)]
 
 
-def by_photo(found: Mapping[str, Any], key: str) -> np.ndarray:
+def mean_by_photo(found: Mapping[str, Any], key: str) -> np.ndarray:
     """Mean of a measure over the seeds of each photo: seeds of one photo are no independent photos."""
     photos, values = found["photo"], np.asarray(found[key], dtype=float)
     return np.array([values[photos == photo].mean() for photo in dict.fromkeys(photos.tolist())])
 
 
 def _made(
-    bench: Bench,
+    bench: GradientBench,
     target: Sequence[int],
     seeds: Sequence[int],
     start: Tensor | None,
@@ -170,7 +172,7 @@ def _made(
     return _measured(bench, made.x, made.start, torch.as_tensor(target))
 
 
-def _measured(bench: Bench, x: Tensor, start: Tensor, target: Tensor) -> dict[str, Any]:
+def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) -> dict[str, Any]:
     """Pictures before ("begin", the first two) and after ("end"), and numbers, one a picture."""
     end, begin = (bench.space.denormalise(images).clamp(0, 1).cpu() for images in (x, start))
     rows = torch.arange(len(target))
@@ -216,12 +218,12 @@ def _inside(change: Tensor) -> Tensor:
     return inside
 
 
-def further_judges(bench: Bench) -> list[Any]:
+def further_judges(bench: GradientBench) -> list[Any]:
     """Networks with whole weights on this machine beside the two that a check needs."""
     return [network for network in bench.others() if network.title != bench.setup.judge]
 
 
-def numbers(measured: Mapping[str, Any]) -> dict[str, list[float]]:
+def measures(measured: Mapping[str, Any]) -> dict[str, list[float]]:
     """What was measured, without the pictures, a value a seed."""
     return {
         name: [round(float(v), 5) for v in values]

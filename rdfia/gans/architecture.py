@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.device.precision import products
+from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError
 
 KINDS = ("dcgan", "cdcgan", "cgan")
@@ -292,7 +292,7 @@ def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4, penalised: boo
     return itemsize * batch * activations * 3 // 2 + 4 * 5 * sum(parameter_counts(a))
 
 
-def stream(seed: int, *purpose: int) -> torch.Generator:
+def random_stream(seed: int, *purpose: int) -> torch.Generator:
     """The CPU's random numbers of a run for one purpose: no two seeds, purposes or epochs share
     theirs, nor `build`.
     """
@@ -330,7 +330,7 @@ def sample(
     labels = [None] * len(noise) if y is None else y.split(batch)
     # training mode moves the statistics: of the copy
     copy = deepcopy(generator).train(statistics == "batch")
-    with torch.inference_mode(), products(z.device):
+    with torch.inference_mode(), product_precision(z.device):
         parts = [copy(part, label) for part, label in zip(noise, labels, strict=True)]
     return torch.cat(parts).float()
 

@@ -19,7 +19,7 @@ KINDS = ("colour", "translation", "cutout")
 DRAWS = 7
 
 
-def augmented(images: Tensor, draws: Tensor, kinds: Sequence[str] = KINDS) -> Tensor:
+def augment(images: Tensor, draws: Tensor, kinds: Sequence[str] = KINDS) -> Tensor:
     """Images (N x C x S x S in -1..1), each changed by its row of `draws` (N x DRAWS, uniform in
     0..1), same shape.
 

@@ -35,7 +35,7 @@ def write(
     files.save_tensors(path, tensors)
     state = {"step": step, "batches": batches, "file": path.name, "data": data}
     files.write_json(path.with_name("training.json"), {**state, "config": config.as_json()})
-    files.leave_only(path, "step-*.safetensors")
+    files.remove_others(path, "step-*.safetensors")
     return path
 
 
@@ -80,7 +80,8 @@ def read(
         raise StoreError(
             f"{path} is not what {index} names; remove both to start again ({error})"
         ) from error
-    files.leave_only(path, "step-*.safetensors")  # a kill may have come between the index and this
+    # a kill may have come between the index and this
+    files.remove_others(path, "step-*.safetensors")
     return step, batches
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia.data import files
-from rdfia.device.precision import products
+from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
 from rdfia.gans.scores import Array, Device, in_batches
 
@@ -101,7 +101,7 @@ def train_digit_classifier(
     for rows in torch.cat(epochs)[: steps * batch].to(device).split(batch):
         # one move for all: a view, no gathering
         top, left = torch.randint(0, 5, (2,), generator=generator).tolist()
-        with products(device):
+        with product_precision(device):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = module(x[rows, :, top : top + 32, left : left + 32].float() / 127.5 - 1)
             loss = F.cross_entropy(logits.float(), y[rows])

@@ -25,7 +25,7 @@ class Health(NamedTuple):
     loss_G: float  # noqa: N815
     d_loss_zero: float  # share of steps with Loss_D under D_LOSS_ZERO
     diversity: float  # see `diversity`; NaN where no images were given
-    within: float  # see `within`; NaN where no labels were given
+    within: float  # see `diversity_within_labels`; NaN where no labels were given
     alarms: tuple[str, ...]
 
 
@@ -47,7 +47,7 @@ def health(
     loss_D, loss_G, d_real, d_fake = tail.mean(0).tolist()
     zero, alarms = float((tail[:, 0] < D_LOSS_ZERO).double().mean()), []
     spread = math.nan if images is None else diversity(images)
-    one = math.nan if images is None or labels is None else within(images, labels)
+    one = math.nan if images is None or labels is None else diversity_within_labels(images, labels)
     if not math.isfinite(loss_D + loss_G):
         alarms.append(f"diverged: Loss_D {loss_D:.2f}, Loss_G {loss_G:.2f}")
     if zero > 0.5:
@@ -65,7 +65,7 @@ def health(
     return Health(d_real, d_fake, loss_D, loss_G, zero, spread, one, tuple(alarms))
 
 
-def within(images: Tensor, labels: Tensor) -> float:
+def diversity_within_labels(images: Tensor, labels: Tensor) -> float:
     """The mean over the labels of `diversity` among the images of one label."""
     found = [diversity(images[labels.to(images.device) == label]) for label in labels.unique()]
     return sum(found) / len(found)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from rdfia.data import files
-from rdfia.device.precision import float32_products
+from rdfia.device.precision import float32_product_type
 from rdfia.errors import DivergedError, StoreError
 from rdfia.gans.architecture import Generator, build, sample, to_uint8
 from rdfia.gans.config import GanConfig
@@ -43,7 +43,7 @@ class Run:
     shown: int = 100
 
 
-def seeds(
+def runs_over_seeds(
     name: str, config: GanConfig, numbers: Iterable[int], snapshots: Iterable[int]
 ) -> list[Run]:
     """The same setting with several seeds; the last grid of the first of them is kept: ten of each
@@ -77,7 +77,7 @@ def train_run(run: Run, images: Tensor, labels: Any, work: Path, **options: Any)
         note()  # a kill may come before the end
 
     with _alone(folder):
-        files.sweep(folder)
+        files.remove_unfinished(folder)
         start, before = time.monotonic(), files.read_json(times) if times.exists() else 0.0
         try:
             found = train(
@@ -103,7 +103,7 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ".lock").open("ab")
     except OSError as error:
-        raise files.refusal(folder, error) from error
+        raise files.write_error(folder, error) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,8 +135,9 @@ def scored_run(
     `step`), `health`, `diverged` (the message, or None), `seconds` of training, `origin`. Beside it
     stay the losses (`losses_of`) and grids (`grid_of`). With another judge the generators are
     scored again, if `work` still has them. If it has not, a row by one of `earlier` judges, whose
-    scores are some of this one's, is read as it is: the other scores were not measured (`final`).
-    StoreError: the evidence is of another config, device or data; a generator is missing.
+    scores are some of this one's, is read as it is: the other scores were not measured
+    (`final_score`). StoreError: the evidence is of another config, device or data; a generator is
+    missing.
     """
     labels = labels if run.config.architecture.classes else None
     path, digest, device = (
@@ -144,7 +145,7 @@ def scored_run(
         _digest(images, labels),
         options.get("device", "cpu"),
     )
-    where = torch.device(device).type + (", TF32" if float32_products(device) == "TF32" else "")
+    where = torch.device(device).type + (", TF32" if float32_product_type(device) == "TF32" else "")
     asked = {
         "config": run.config.as_json(),
         "data": digest,
@@ -295,7 +296,7 @@ def losses_of(run: Run, evidence: Path) -> Tensor:
         ) from error
 
 
-def final(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: float) -> float:
+def final_score(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: float) -> float:
     """The median of a score over the snapshots at `steps`; `worst` for a run that diverged before
     the last of them.
 

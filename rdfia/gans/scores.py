@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.device.precision import products
+from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError
 
 Array = np.ndarray
@@ -75,7 +75,7 @@ def in_batches(
     )
     module.eval()
     try:
-        with products(device):
+        with product_precision(device):
             return torch.cat(
                 [function(part.to(device)).float().cpu() for part in images.split(batch)]
             ).numpy()

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from rdfia.data import files
 from rdfia.device import memory
-from rdfia.device.cuda_graphs import Replayed, is_capturing
-from rdfia.device.precision import products
-from rdfia.device.staging import on_device
+from rdfia.device.cuda_graphs import ReplayedWork, is_capturing
+from rdfia.device.precision import product_precision
+from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
 from rdfia.gans import architecture, augmentation, checkpoint
 from rdfia.gans import losses as gan_losses
 from rdfia.gans.architecture import Generator
 from rdfia.gans.checkpoint import CheckpointError  # noqa: F401 - what a run raises belongs to this interface
 from rdfia.gans.config import LABS, RECOMMENDED, GanConfig  # noqa: F401 - which run belongs to this interface
-from rdfia.gans.health import Health, diversity, health, within  # noqa: F401 - what a run is judged by belongs to this interface
+from rdfia.gans.health import Health, diversity, diversity_within_labels, health  # noqa: F401 - what a run is judged by belongs to this interface
 
 Device = str | torch.device
 LOG_EVERY = 25  # steps between two lines of the labs' log, and between two looks at the losses
@@ -83,7 +83,7 @@ class Trainer:
             a, config.batch, 2 if config.precision == "bfloat16" else 4, penalised=config.r1 > 0
         )
         what = f"a step of {config.batch} of {len(images)} images"
-        memory.require(images.nbytes + step, what, "lower batch", self.device)
+        memory.require_memory(images.nbytes + step, what, "lower batch", self.device)
         self.y = None if y is None else y.to(self.device)
         # N x S x S x C: batches come channels-last
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)
@@ -100,7 +100,7 @@ class Trainer:
             torch.optim.Adam(net.parameters(), rate, (config.beta1, config.beta2), fused=True)
             for net, rate in zip(nets, config.rates, strict=True)
         ]
-        self.noise = architecture.stream(config.seed, _NOISE)
+        self.noise = architecture.random_stream(config.seed, _NOISE)
         # steps; batches of data taken; epoch's order
         self.done, self.batches, self._order = 0, 0, torch.empty(0)
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
@@ -110,7 +110,8 @@ class Trainer:
         # a graph is always the same work: steps with R1's penalty have theirs
         kinds = (False, True) if replay else ()
         self._replayed = {
-            kind: Replayed(partial(self._updates, penalised=kind), self.device) for kind in kinds
+            kind: ReplayedWork(partial(self._updates, penalised=kind), self.device)
+            for kind in kinds
         }
 
     @property
@@ -124,7 +125,7 @@ class Trainer:
 
         The host draws it while a CUDA device is busy with the steps before, and waits for no copy.
         """
-        return on_device(
+        return copy_to_device(
             torch.randn(n, self.config.architecture.nz, generator=self.noise), self.device
         )
 
@@ -136,8 +137,10 @@ class Trainer:
         epoch, place = divmod(self.batches, per_epoch)
         # the order depends on seed and epoch alone, so that a resume finds it
         if place == 0 or not len(self._order):
-            generator = architecture.stream(self.config.seed, _ORDER, epoch)
-            self._order = on_device(torch.randperm(len(self.x), generator=generator), self.device)
+            generator = architecture.random_stream(self.config.seed, _ORDER, epoch)
+            self._order = copy_to_device(
+                torch.randperm(len(self.x), generator=generator), self.device
+            )
         self.batches += 1
         rows = self._order[place * self.config.batch : (place + 1) * self.config.batch]
         pixels = self.x[rows].permute(0, 3, 1, 2)
@@ -157,7 +160,7 @@ class Trainer:
             self._inputs(),
             self.config.r1 > 0 and self.done % self.config.r1_every == 0,
         )
-        with products(self.device):
+        with product_precision(self.device):
             values = (
                 self._replayed[penalised](inputs)
                 if self._replayed
@@ -184,9 +187,9 @@ class Trainer:
         if not self.config.augmentation:
             return None
         looks = 2 * self.config.nb_update_D + self.config.nb_update_G
-        generator = architecture.stream(self.config.seed, _AUGMENTATION, self.done)
+        generator = architecture.random_stream(self.config.seed, _AUGMENTATION, self.done)
         draws = torch.rand(looks, self.config.batch, augmentation.DRAWS, generator=generator)
-        return on_device(draws, self.device)
+        return copy_to_device(draws, self.device)
 
     def _updates(self, inputs: StepInputs, penalised: bool = False) -> Tensor:
         """The updates of a step; Loss_D, Loss_G, D(x), D(G(z)), 4. Nothing is counted or drawn: it
@@ -202,7 +205,7 @@ class Trainer:
             return (
                 images
                 if draws is None
-                else augmentation.augmented(images, draws[look], config.augmentation)
+                else augmentation.augment(images, draws[look], config.augmentation)
             )
 
         for optimizer, rate in zip(self.optimizers, inputs.rates, strict=True):
@@ -375,7 +378,7 @@ def fixed_noise(config: GanConfig, device: Device = "cpu") -> tuple[Tensor, Tens
     """
     a = config.architecture
     z = torch.randn(
-        10 if a.classes else 100, a.nz, generator=architecture.stream(config.seed, _GRID)
+        10 if a.classes else 100, a.nz, generator=architecture.random_stream(config.seed, _GRID)
     )
     if not a.classes:
         return z.to(device), None
@@ -426,7 +429,7 @@ def train(
         if progress
         else steps
     ):
-        with memory.told(
+        with memory.out_of_memory_as_too_large(
             f"step {step} of a GAN, batch={config.batch}: lower it; the last good checkpoint: {kept}"
         ):
             trainer.step()

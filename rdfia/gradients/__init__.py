@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from rdfia._rooms import find
+from rdfia._rooms import public_name
 
 _NAMES = {  # module -> what of it is public here
-    "ascent": "ascend Turn",
+    "ascent": "ascend AscentStep",
     "saliency": "saliency_maps",
     "visualisation": "visualise Visualised",
-    "fooling": "eight_bits fool fool_closely Fooled momentum_attack perturbation",
+    "fooling": "fool fool_closely Fooled momentum_attack perturbation round_to_8_bits",
     "saliency_scores": (
-        "centre_prior high_frequency_share localisation masks overlap pixel_curve rank_correlation "
-        "total_variation"
+        "centre_prior high_frequency_share localisation mask_overlap object_masks "
+        "pixel_curve rank_correlation total_variation"
     ),
 }
 __all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split())]
 
 
 def __getattr__(name: str) -> Any:
-    return find(__name__, _NAMES, name)
+    return public_name(__name__, _NAMES, name)
 
 
 def __dir__() -> list[str]:

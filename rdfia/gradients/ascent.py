@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import Preprocess, constant
+from rdfia.data.images import Preprocess, constant_tensor
 from rdfia.device.cuda_graphs import ReplayedNetwork
-from rdfia.device.memory import halves, kept_memory
-from rdfia.device.precision import products
-from rdfia.device.staging import on_device
+from rdfia.device.memory import retain_freed_memory, split_in_half
+from rdfia.device.precision import product_precision
+from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError, WeightsError
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 Per = float | Sequence[float] | Tensor  # one value for all images, or one for each
 
 
-class Turn(NamedTuple):
+class AscentStep(NamedTuple):
     """One turn of the loop: `step` updates are made; b images are left, `rows` are their places in
     the batch.
     """
@@ -102,7 +102,7 @@ def check_images(network: nn.Module, x: Tensor, space: Preprocess | None) -> Ten
         space is not None
         and ((pixels := space.denormalise(x)) < -1e-3).any() | (pixels > 1 + 1e-3).any()
     ):
-        low, high = limits(space, x)
+        low, high = pixel_limits(space, x)
         raise ArgumentError(
             f"x: values {float(x.min()):.4g} to {float(x.max()):.4g}, but normalised pixels lie in "
             f"{float(low.min()):.3f} .. {float(high.max()):.3f}; use images.CROP.normalise(pixels) "
@@ -112,9 +112,9 @@ def check_images(network: nn.Module, x: Tensor, space: Preprocess | None) -> Ten
     return x.detach().clone().to(weight.device, weight.dtype)
 
 
-def limits(space: Preprocess, x: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_limits(space: Preprocess, x: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and the highest valid value of each channel, 3 x 1 x 1."""
-    ends = constant([0.0, 1.0], x.dtype, x.device)[:, None, None, None].expand(2, 3, 1, 1)
+    ends = constant_tensor([0.0, 1.0], x.dtype, x.device)[:, None, None, None].expand(2, 3, 1, 1)
     low, high = space.normalise(ends)
     return low, high
 
@@ -149,28 +149,28 @@ def target_logits(
             f"{name}: classes {int(wanted.min())} to {int(wanted.max())}, but the network's output has "
             f"shape {tuple(logits.shape)}; expected logits B x classes and classes from 0"
         )
-    index = on_device(wanted, logits.device)[:, None]
+    index = copy_to_device(wanted, logits.device)[:, None]
     return index, logits.gather(1, index)[:, 0]
 
 
-def logit_of(target: Tensor) -> Objective:
+def target_objective(target: Tensor) -> Objective:
     return lambda logits, _x, rows: target_logits(target, logits, rows)[1]
 
 
-def length_of(x: Tensor) -> Tensor:
+def image_norms(x: Tensor) -> Tensor:
     """L2 norm of each image, b x 1 x 1 x 1."""
     return x.flatten(1).norm(dim=1)[:, None, None, None]
 
 
-def unit(x: Tensor) -> Tensor:
+def unit_length(x: Tensor) -> Tensor:
     """Each image divided by its L2 norm; zeros stay zeros."""
     # squares of 1e-25 would vanish
     x = x / x.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     # 1 is the least that an image with a largest value of 1 has
-    return x / length_of(x).clamp_min(1)
+    return x / image_norms(x).clamp_min(1)
 
 
-def image_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+def memory_format_of(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
     """How the images that a network sees lie in memory.
 
     Channels-last is what convolutions are fastest in on a CPU, and on CUDA in bfloat16 and TF32. In
@@ -179,7 +179,7 @@ def image_layout(device: torch.device, dtype: torch.dtype) -> torch.memory_forma
     return torch.channels_last
 
 
-def chunk_on(device: torch.device) -> int:
+def default_chunk(device: torch.device) -> int:
     """Images at a time: what the layers of 8 images leave fits a processor's caches, a GPU wants
     more to do.
     """
@@ -191,7 +191,7 @@ def ascend(
     network: nn.Module,
     x: Tensor,
     objective: Objective,
-    update: Callable[[Turn], Tensor],
+    update: Callable[[AscentStep], Tensor],
     *,
     steps: int,
     view: View | None = None,
@@ -204,36 +204,39 @@ def ascend(
 
     `x` is B x 3 x H x W; `view` is what the network sees of it (jittered, rounded); `finished(step,
     rows, x, logits)` says which images are done and leave the batch; it may be asked twice. Images
-    do not meet: `chunk` of them are computed at a time (by default `chunk_on` the device), in
-    `image_layout`, channels-last, in which a forward wants flatten and not view; on a CUDA device a
-    network without hooks is replayed from CUDA graphs after some turns, those of the ascent before
-    included (`cuda_graphs.ReplayedNetwork`). Where memory runs out, a chunk goes on in halves, with
-    a FewerAtATime warning. Parameters are frozen meanwhile and get their flags back; neither mode,
-    hooks nor `.grad` are touched. Raises TooLarge (memory for one image), ArgumentError for a
-    network in train mode, WeightsError for weights that are not finite.
+    do not meet: `chunk` of them are computed at a time (by default `default_chunk` the device), in
+    `memory_format_of`, channels-last, in which a forward wants flatten and not view; on a CUDA
+    device a network without hooks is replayed from CUDA graphs after some turns, those of the
+    ascent before included (`cuda_graphs.ReplayedNetwork`). Where memory runs out, a chunk goes on
+    in halves, with a FewerAtATime warning. Parameters are frozen meanwhile and get their flags
+    back; neither mode, hooks nor `.grad` are touched. Raises TooLarge (memory for one image),
+    ArgumentError for a network in train mode, WeightsError for weights that are not finite.
     """
-    chunk = chunk_on(x.device) if chunk is None else chunk
+    chunk = default_chunk(x.device) if chunk is None else chunk
     if chunk < 1:
         raise ArgumentError(f"chunk {chunk}: expected 1 image or more at a time")
     taken = torch.zeros(len(x), dtype=torch.int64)
     parts: Iterable[Tensor] = torch.arange(len(x)).split(chunk)
     if progress is not None:
         parts = progress(parts, -(-len(x) // chunk), "input gradients")
-    layout, replayed = image_layout(x.device, x.dtype), ReplayedNetwork(network, chunk, x.device)
+    layout, replayed = (
+        memory_format_of(x.device, x.dtype),
+        ReplayedNetwork(network, chunk, x.device),
+    )
     with (
         _borrowed(network),
         torch.enable_grad(),
-        kept_memory(),
-        products(x.device),
+        retain_freed_memory(),
+        product_precision(x.device),
         replayed as passes,
     ):
         x = x.clone()
 
-        def look(step: int, rows: Tensor) -> Turn | None:
+        def look(step: int, rows: Tensor) -> AscentStep | None:
             """What the next update needs, None where no image is left. It changes nothing, so it
             can be repeated.
             """
-            current = x[on_device(rows, x.device)].requires_grad_()
+            current = x[copy_to_device(rows, x.device)].requires_grad_()
             seen = current if view is None else view(current, rows, step)
             logits = passes(seen.contiguous(memory_format=layout))
             left = torch.ones(len(rows), dtype=torch.bool)
@@ -242,8 +245,8 @@ def ascend(
             if step == steps or not left.any():
                 return None
             (gradient,) = torch.autograd.grad(objective(logits, current, rows).sum(), current)
-            places = on_device(left.nonzero()[:, 0], x.device)
-            return Turn(
+            places = copy_to_device(left.nonzero()[:, 0], x.device)
+            return AscentStep(
                 step,
                 rows[left],
                 current.detach()[places],
@@ -259,12 +262,12 @@ def ascend(
                     turn = look(step, rows)
                 except (RuntimeError, MemoryError) as error:
                     passes.forget()  # else their memory would stay taken
-                    waiting += [(step, half) for half in halves(error, rows)]
+                    waiting += [(step, half) for half in split_in_half(error, rows)]
                     continue
                 if turn is None:
                     continue
                 with torch.no_grad():
-                    x[on_device(turn.rows, x.device)] = update(turn)
+                    x[copy_to_device(turn.rows, x.device)] = update(turn)
                 taken[turn.rows] += 1
                 if step + 1 < steps + (finished is not None):
                     waiting.append((step + 1, turn.rows))

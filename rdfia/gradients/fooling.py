@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.images import CROP, Preprocess
-from rdfia.device.memory import told
-from rdfia.device.staging import on_device
+from rdfia.device.memory import out_of_memory_as_too_large
+from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import (
+    AscentStep,
     Progress,
-    Turn,
     View,
     ascend,
     check_images,
-    chunk_on,
-    image_layout,
-    length_of,
-    limits,
-    logit_of,
+    default_chunk,
+    image_norms,
+    memory_format_of,
     per_image,
+    pixel_limits,
     target_logits,
-    unit,
+    target_objective,
+    unit_length,
 )
 
 
@@ -107,7 +107,7 @@ def _rounded(pixels: Tensor) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round() / 255
 
 
-def eight_bits(x: Tensor, space: Preprocess = CROP) -> Tensor:
+def round_to_8_bits(x: Tensor, space: Preprocess = CROP) -> Tensor:
     """Normalised images as a saved 8-bit file would come back: clamped to valid pixels, rounded to
     1/255.
     """
@@ -122,20 +122,20 @@ def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], 
         raise ArgumentError(f"pixels: {pixels!r}, expected 'free', 'valid' or '8 bits'")
 
     def valid(x: Tensor) -> Tensor:
-        return x if pixels == "free" else x.clamp(*limits(space, x))
+        return x if pixels == "free" else x.clamp(*pixel_limits(space, x))
 
     # the gradient passes as if nothing were rounded
     def rounded(x: Tensor, _rows: Tensor, _step: int) -> Tensor:
-        return eight_bits(x.detach(), space) + (x - x.detach())  # plus exactly 0
+        return round_to_8_bits(x.detach(), space) + (x - x.detach())  # plus exactly 0
 
     return valid, rounded if pixels == "8 bits" else None
 
 
 def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
     with torch.inference_mode():
-        x = x.contiguous(memory_format=image_layout(x.device, x.dtype))
+        x = x.contiguous(memory_format=memory_format_of(x.device, x.dtype))
         return torch.cat(
-            [network(part).softmax(1) for part in x.split(chunk or chunk_on(x.device))]
+            [network(part).softmax(1) for part in x.split(chunk or default_chunk(x.device))]
         )
 
 
@@ -161,7 +161,7 @@ def _report(
     )
 
 
-@told("fooling images: give fewer images, or smaller ones")
+@out_of_memory_as_too_large("fooling images: give fewer images, or smaller ones")
 @torch.inference_mode(False)
 def fool(
     network: nn.Module,
@@ -188,7 +188,8 @@ def fool(
         raise ArgumentError(f"lr {lr}, steps {steps}: expected lr above 0 and steps from 0")
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
     valid, view = _views(pixels, space)
-    x = x if view is None else eight_bits(x, space)  # else rounding alone could change the class
+    # else rounding alone could change the class
+    x = x if view is None else round_to_8_bits(x, space)
 
     # probabilities at the first and at the last look at each image
     first, last = torch.empty(0), torch.empty(0)
@@ -198,7 +199,7 @@ def fool(
         done = _hits(chosen, logits, rows)
         if not len(first):
             first, last = (logits.new_empty(len(x), logits.shape[1]) for _ in "12")
-        last[here := on_device(rows, x.device)] = logits.softmax(1)
+        last[here := copy_to_device(rows, x.device)] = logits.softmax(1)
         if step == 0:
             first[here] = last[here]
         return done
@@ -206,19 +207,20 @@ def fool(
     end, taken = ascend(
         network,
         x,
-        logit_of(chosen),
-        lambda turn: valid(turn.x + lr * unit(turn.gradient)),
+        target_objective(chosen),
+        lambda turn: valid(turn.x + lr * unit_length(turn.gradient)),
         steps=steps,
         view=view,
         finished=finished,
         chunk=chunk,
         progress=progress,
     )
-    end = end if view is None else eight_bits(end, space)  # which is what the network has seen last
+    # which is what the network has seen last
+    end = end if view is None else round_to_8_bits(end, space)
     return _report(x, end, first, last, chosen, taken, space)
 
 
-@told("fooling images: give fewer images, or smaller ones")
+@out_of_memory_as_too_large("fooling images: give fewer images, or smaller ones")
 @torch.inference_mode(False)
 def fool_closely(
     network: nn.Module,
@@ -247,7 +249,7 @@ def fool_closely(
             f"steps {steps}, radius {radius}, shrink {shrink}: expected 1 or more, above 0, in (0, 1)"
         )
     x, chosen = (
-        eight_bits(check_images(network, x, space), space),
+        round_to_8_bits(check_images(network, x, space), space),
         per_image(target, len(x), "target"),
     )
     photo, best = space.denormalise(x), x.clone()  # the search is in pixels of 0..1
@@ -265,24 +267,28 @@ def fool_closely(
         """Remembers each image that fools and is closer than before; done are only those that were
         there at once.
         """
-        fools, seen, here = _hits(chosen, logits, rows), _rounded(pixels), on_device(rows, x.device)
-        length = length_of(seen - photo[here])
+        fools, seen, here = (
+            _hits(chosen, logits, rows),
+            _rounded(pixels),
+            copy_to_device(rows, x.device),
+        )
+        length = image_norms(seen - photo[here])
         closer = fools[:, None, None, None] & (length < shortest[here]) & (step > 0)
         # by masks: their size is not asked for
         best[here] = torch.where(closer, space.normalise(seen), best[here])
         shortest[here] = torch.where(closer, length, shortest[here])
         return fools & (step == 0)
 
-    def update(turn: Turn) -> Tensor:
-        here = on_device(turn.rows, x.device)
+    def update(turn: AscentStep) -> Tensor:
+        here = copy_to_device(turn.rows, x.device)
         if turn.step:  # the first turn sees the photo itself
             fools = _hits(chosen, turn.logits, turn.rows)[:, None, None, None]
             lengths[here] *= torch.where(fools, 1 - shrink, 1 + shrink)
         # from the whole length to a tenth of it
         pace = 0.1 + 0.45 * (1 + math.cos(math.pi * turn.step / steps))
         length, change = lengths[here], turn.x - photo[here]
-        change = change + pace * length * unit(turn.gradient)
-        return (photo[here] + length * unit(change)).clamp(0, 1)
+        change = change + pace * length * unit_length(turn.gradient)
+        return (photo[here] + length * unit_length(change)).clamp(0, 1)
 
     _, taken = ascend(
         network,
@@ -299,7 +305,7 @@ def fool_closely(
     return _report(x, best, first, last, chosen, taken, space)
 
 
-@told("an attack: give fewer images, or smaller ones")
+@out_of_memory_as_too_large("an attack: give fewer images, or smaller ones")
 @torch.inference_mode(False)
 def momentum_attack(
     network: nn.Module,
@@ -329,7 +335,7 @@ def momentum_attack(
             "grey levels are 8 / 255), 1 step or more, a decay from 0"
         )
     x, chosen = (
-        eight_bits(check_images(network, x, space), space),
+        round_to_8_bits(check_images(network, x, space), space),
         per_image(label, len(x), "label"),
     )
     photo = _rounded(space.denormalise(x))
@@ -342,8 +348,8 @@ def momentum_attack(
         index, score = target_logits(chosen, logits, rows, "label")
         return logits.scatter(1, index, -math.inf).logsumexp(1) - score
 
-    def update(turn: Turn) -> Tensor:
-        here, gradient = on_device(turn.rows, x.device), unit(turn.gradient)
+    def update(turn: AscentStep) -> Tensor:
+        here, gradient = copy_to_device(turn.rows, x.device), unit_length(turn.gradient)
         # of a unit vector it is 1 or more, or 0
         share = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
         velocity[here] = decay * velocity[here] + gradient / share

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.images import CROP, Preprocess
-from rdfia.device.memory import told
-from rdfia.device.staging import on_device
+from rdfia.device.memory import out_of_memory_as_too_large
+from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
-from rdfia.gradients.ascent import Turn, ascend, check_images, logit_of, per_image
+from rdfia.gradients.ascent import AscentStep, ascend, check_images, per_image, target_objective
 
 Kind = Literal["gradient", "gradient x input", "smoothgrad"]
 
 
-@told("saliency maps: give fewer images, or smaller ones")
+@out_of_memory_as_too_large("saliency maps: give fewer images, or smaller ones")
 @torch.inference_mode(False)
 def saliency_maps(
     network: nn.Module,
@@ -52,7 +52,7 @@ def saliency_maps(
             "or 'smoothgrad', 1 sample or more, noise from 0"
         )
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
-    climbed = logit_of(chosen)
+    climbed = target_objective(chosen)
     if kind != "smoothgrad":  # one turn, whose new x is the gradient itself
         gradient = ascend(network, x, climbed, lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
         return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
@@ -64,10 +64,10 @@ def saliency_maps(
     spread = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
 
     def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
-        return x + spread[on_device(rows, x.device)] * on_device(draws[step], x.device)
+        return x + spread[copy_to_device(rows, x.device)] * copy_to_device(draws[step], x.device)
 
-    def update(turn: Turn) -> Tensor:  # the image stays, the gradients are added up
-        mean[on_device(turn.rows, mean.device)] += turn.gradient / samples
+    def update(turn: AscentStep) -> Tensor:  # the image stays, the gradients are added up
+        mean[copy_to_device(turn.rows, mean.device)] += turn.gradient / samples
         return turn.x
 
     ascend(network, x, climbed, update, steps=samples, view=view, chunk=chunk)

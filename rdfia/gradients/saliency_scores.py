@@ -132,7 +132,7 @@ def pixel_curve(
     return torch.cat(rows).double().numpy()
 
 
-def area(curve: Any, fractions: Sequence[float] = FRACTIONS) -> np.ndarray:
+def area_under_curve(curve: Any, fractions: Sequence[float] = FRACTIONS) -> np.ndarray:
     """Area under curves, B x F over F rising shares: their mean height (low: good deletion)."""
     shares = np.asarray(fractions, dtype=np.float64)
     return np.trapezoid(np.asarray(curve), shares, axis=-1) / (shares[-1] - shares[0])
@@ -209,7 +209,7 @@ def rank_correlation(a: Any, b: Any) -> np.ndarray:
     )
 
 
-def masks(maps: Any, blur_sigma: float = 8.0) -> np.ndarray:
+def object_masks(maps: Any, blur_sigma: float = 8.0) -> np.ndarray:
     """Which pixels a map calls the object, B x H x W bool: blurred by `blur_sigma`, split by Otsu's
     threshold (q3).
 
@@ -225,7 +225,7 @@ def masks(maps: Any, blur_sigma: float = 8.0) -> np.ndarray:
     return smooth > np.array(levels)[:, None, None]
 
 
-def overlap(found: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+def mask_overlap(found: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     """Masks against the truth, B x H x W bool: `iou`, and `precision`, the share of the mask that
     is true; B each.
     """

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.images import CROP, Preprocess, blur
-from rdfia.device.memory import told
-from rdfia.device.staging import on_device
+from rdfia.device.memory import out_of_memory_as_too_large
+from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import (
+    AscentStep,
     Per,
     Progress,
-    Turn,
     ascend,
     check_images,
-    length_of,
-    limits,
+    image_norms,
     per_image,
+    pixel_limits,
     target_logits,
-    unit,
+    unit_length,
 )
 
 
@@ -36,7 +36,7 @@ class Visualised(NamedTuple):
     start: Tensor
 
 
-@told("class visualisation: ask for fewer images at once, or smaller ones")
+@out_of_memory_as_too_large("class visualisation: ask for fewer images at once, or smaller ones")
 @torch.inference_mode(False)  # what is made here has to be usable in the backward pass
 def visualise(
     network: nn.Module,
@@ -114,16 +114,18 @@ def visualise(
         )
 
     def objective(logits: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-        size = x.square().sum((1, 2, 3)) if penalty == "squared" else length_of(x).flatten()
+        size = x.square().sum((1, 2, 3)) if penalty == "squared" else image_norms(x).flatten()
         return (
             target_logits(chosen, logits, rows)[1]
-            - weight[on_device(rows, x.device)].flatten() * size
+            - weight[copy_to_device(rows, x.device)].flatten() * size
         )
 
     # the gradient of a moved image comes back in the place of the image
-    def update(turn: Turn) -> Tensor:
-        step = unit(turn.gradient) if unit_step else turn.gradient
-        x = (turn.x + rate[on_device(turn.rows, rate.device)] * step).clamp(*limits(space, turn.x))
+    def update(turn: AscentStep) -> Tensor:
+        step = unit_length(turn.gradient) if unit_step else turn.gradient
+        x = (turn.x + rate[copy_to_device(turn.rows, rate.device)] * step).clamp(
+            *pixel_limits(space, turn.x)
+        )
         return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
 
     def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rdfia._rooms import find
+from rdfia._rooms import public_name
 
 _NAMES = {  # module -> what of it is public here
     "networks": (
-        "activation_shapes Architecture ARCHITECTURES build classify count_by_formula flops Layer load "
-        "Loaded tap_paths"
+        "activation_shapes Architecture ARCHITECTURES build classify count_by_formula flops "
+        "Layer load Loaded tap_paths"
     ),
     "weights": "",
 }
@@ -21,7 +21,7 @@ __all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split(
 
 
 def __getattr__(name: str) -> Any:
-    return find(__name__, _NAMES, name)
+    return public_name(__name__, _NAMES, name)
 
 
 def __dir__() -> list[str]:

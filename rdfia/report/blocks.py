@@ -15,7 +15,7 @@ from typing import Any
 from rdfia.claims import judge
 from rdfia.claims import record as claim_records
 from rdfia.claims.intervals import Estimate
-from rdfia.claims.record import Record, show
+from rdfia.claims.record import Record, format_value
 from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA
 
 LABS = {"tme7": "TME 7", "tme8": "TME 8", "tme9": "TME 9", "tme10": "TME 10"}
@@ -84,7 +84,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     def line(tag: str, row: Sequence[Any]) -> str:
         cells = (
-            f"<{tag}{' class=n' * n}>{escape(show(value))}</{tag}>"
+            f"<{tag}{' class=n' * n}>{escape(format_value(value))}</{tag}>"
             for value, n in zip(row, number, strict=True)
         )
         return f"<tr>{''.join(cells)}</tr>"
@@ -97,7 +97,7 @@ def filters(records: Sequence[Record]) -> str:
     """The three choices; the script shows them, without it they stay hidden."""
     choices = {
         "lab": [lab for lab in LABS if any(record.lab == lab for record in records)],
-        "verdict": list(claim_records.counts(records)),
+        "verdict": list(claim_records.count_verdicts(records)),
         "scope": [scope for scope in SCOPES if any(r.scope == scope for r in records)],
     }
     boxes = ""
@@ -137,7 +137,7 @@ def _needed(record: Record, part: Mapping[str, Any]) -> str:
 
 
 def _part(part: Mapping[str, Any]) -> str:
-    return f"{part['name']} {show(part['value'])}{claim_records.interval_of(part)}, to be {part['bound']}"
+    return f"{part['name']} {format_value(part['value'])}{claim_records.interval_of(part)}, to be {part['bound']}"
 
 
 def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> str:
@@ -151,7 +151,7 @@ def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> s
         )
         if len(mine) > 6:
             tally = " ".join(
-                f"{badge(verdict)} {n}" for verdict, n in claim_records.counts(mine).items()
+                f"{badge(verdict)} {n}" for verdict, n in claim_records.count_verdicts(mine).items()
             )
             checks = f"<p>{tally}</p><details class=cases><summary>{len(mine)} checks</summary>{checks}</details>"
         answer = link(
@@ -179,7 +179,7 @@ def _changed(claim_id: str) -> str:
 
 def _check(record: Record, pictures: Sequence[str]) -> str:
     values = {
-        "also measured": show(record.measured, record.unit),
+        "also measured": format_value(record.measured, record.unit),
         "scope": SCOPES.get(record.scope, record.scope),
         "data": record.data,
         "weights": record.weights,
@@ -232,7 +232,7 @@ def _parts(record: Record) -> str:
     rows = [
         [
             part["name"],
-            show(part["value"]) + claim_records.interval_of(part),
+            format_value(part["value"]) + claim_records.interval_of(part),
             part["bound"],
             part["outcome"],
             part["n"],

@@ -37,7 +37,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
     """
     import torch
 
-    from rdfia.device.precision import fast_dtype, float32_products
+    from rdfia.device.precision import fast_dtype, float32_product_type
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set(
@@ -58,7 +58,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
         "processor flags": " ".join(flag for flag in FLAGS if flag in flags),
         "torch computes with": torch.backends.cpu.get_cpu_capability(),
         "compute type": str(fast_dtype(device)).removeprefix("torch."),
-        "float32 products": float32_products(device),
+        "float32 products": float32_product_type(device),
         "set in the environment": " ".join(
             f"{v}={os.environ[v]}" for v in VARIABLES if os.environ.get(v)
         )
@@ -78,7 +78,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
     }
 
 
-def commit(root: Path) -> str | None:
+def checkout_commit(root: Path) -> str | None:
     """The commit of a checkout, 12 digits, and whether its files are that; None where `root` is no
     checkout.
     """

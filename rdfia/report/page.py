@@ -102,17 +102,17 @@ TITLES = {
 }
 
 
-def write(folder: Path, ledger: Ledger) -> Path:
+def write_run(folder: Path, ledger: Ledger) -> Path:
     """claims.json, the figures that recorded runs kept, and the page of this run; returns the
     page's path.
     """
-    keep(folder, ledger)
+    write_records_and_figures(folder, ledger)
     return rebuild(folder)
 
 
-def keep(folder: Path, ledger: Ledger) -> None:
+def write_records_and_figures(folder: Path, ledger: Ledger) -> None:
     """What `rebuild` makes the page of: claims.json, and the figures that recorded runs kept."""
-    keep_records(folder, ledger)
+    write_records(folder, ledger)
     for record in ledger.records.values():
         for row in record.figures if record.recorded else ():
             kept = ledger.root / "reports" / "verified" / record.recorded["folder"] / row["file"]
@@ -120,7 +120,7 @@ def keep(folder: Path, ledger: Ledger) -> None:
                 files.write_atomic(folder / row["file"], kept.read_bytes())
 
 
-def keep_records(folder: Path, ledger: Ledger) -> None:
+def write_records(folder: Path, ledger: Ledger) -> None:
     """claims.json alone, of the records that there are."""
     records = [record.as_json() for record in ledger.records.values()]
     run: dict[str, Any] = {"environment": environment(ledger.root, ledger.device, ledger.profile)}
@@ -128,7 +128,7 @@ def keep_records(folder: Path, ledger: Ledger) -> None:
         "thresholds": ledger.thresholds,
         **({"unfinished": ledger.unfinished} if ledger.unfinished else {}),
     }
-    files.write_json(folder / "claims.json", claim_records.plain(run | {"records": records}))
+    files.write_json(folder / "claims.json", claim_records.as_plain(run | {"records": records}))
 
 
 def rebuild(folder: Path) -> Path:
@@ -154,7 +154,7 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
         run["unfinished"],
     )
     tally, old = (
-        claim_records.counts(records),
+        claim_records.count_verdicts(records),
         sum(record.outcome == "recorded" for record in records),
     )
     failed = "".join(
@@ -170,7 +170,7 @@ def _page(folder: Path, run: Mapping[str, Any]) -> Path:
         **facts,
         style=fill("style.css"),
         script=fill("filters.js"),
-        title=escape(claim_records.show(tally)),
+        title=escape(claim_records.format_value(tally)),
         counts="".join(
             f"<li>{badge(v)} <b>{n}</b> <span class=small>{LEGEND[v][1]}</span></li>"
             for v, n in tally.items()

@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.files import GIGABYTE, refusal
+from rdfia.data.files import GIGABYTE, write_error
 from rdfia.data.images import LAB, Preprocess
-from rdfia.device.memory import Pieces, fitting, require
-from rdfia.device.precision import fast_dtype, products
-from rdfia.device.staging import batches, staging_for
+from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
+from rdfia.device.precision import fast_dtype, product_precision
+from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
     Progress,
     default_batch,
-    flat,
+    flatten,
+    inference_copy,
     memory_needed,
-    prepared,
-    run_taps,
     tap_shapes,
+    visit_taps,
 )
 
 PART_BYTES = GIGABYTE  # of a tile on disk, resident at a time
@@ -167,7 +167,7 @@ class _Tile:
                         (torch.frombuffer(mapped, dtype=dtype).view(n, columns), mapped)
                     )
         except OSError as error:
-            raise refusal(
+            raise write_error(
                 f"{width * column / GIGABYTE:.2f} GB of features to {scratch}", error
             ) from error
 
@@ -205,7 +205,7 @@ def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
             f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}, {free / GIGABYTE:.2f} GB are free (a lower "
             f"budget_bytes={budget_bytes} takes more passes and less room)"
         )
-        raise refusal(what, OSError(errno.ENOSPC, "the disk is full"))
+        raise write_error(what, OSError(errno.ENOSPC, "the disk is full"))
 
 
 def accumulate(
@@ -226,15 +226,15 @@ def accumulate(
     """Hands every column of every tap to its accumulator, in tiles of N x c: nothing wide is ever
     stored whole.
 
-    `images` are paths, PIL images or arrays, or what `staging.decode` makes of them: uint8, N x 3 x
-    S x S. Takes as many passes through the first layers as `budget_bytes` (of feature memory) asks
-    for; the decoded pixels are kept between passes. `dtype` is the compute type; tiles hold the
-    features in `kept` (default: the same), so that float16 halves room and passes of float32 at a
-    rounding of 2^-11. With `scratch`, a folder, tiles live in memory-mapped files there that vanish
-    afterwards, in parts of at most 1 GB of which one is resident at a time, so that the budget may
-    exceed the memory. Raises as `stream`, ArgumentError when not even one row of a map fits the
-    budget or a feature exceeds `kept`, TooLarge when the memory or the disk cannot hold the tiles,
-    and StoreError when `scratch` cannot be written.
+    `images` are paths, PIL images or arrays, or what `staging.decode_images` makes of them: uint8,
+    N x 3 x S x S. Takes as many passes through the first layers as `budget_bytes` (of feature
+    memory) asks for; the decoded pixels are kept between passes. `dtype` is the compute type; tiles
+    hold the features in `kept` (default: the same), so that float16 halves room and passes of
+    float32 at a rounding of 2^-11. With `scratch`, a folder, tiles live in memory-mapped files
+    there that vanish afterwards, in parts of at most 1 GB of which one is resident at a time, so
+    that the budget may exceed the memory. Raises as `stream`, ArgumentError when not even one row
+    of a map fits the budget or a feature exceeds `kept`, TooLarge when the memory or the disk
+    cannot hold the tiles, and StoreError when `scratch` cannot be written.
     """
     dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
     kept = kept or dtype
@@ -259,42 +259,46 @@ def accumulate(
     pixels_bytes = stacked * 2 * n * 3 * preprocess.size**2
     held = tiles_bytes + pixels_bytes * (torch.device(device).type == "cpu")
     for nbytes, where in ((held, device), (pixels_bytes, "cpu")):
-        require(
+        require_memory(
             nbytes,
             f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
             f"lower budget_bytes={budget_bytes}, or give scratch, a folder on a disk",
             where,
         )
     weights, image = memory_needed(module, taps, preprocess.size, dtype)
-    pieces: Pieces[dict[str, Tensor]] = Pieces(
-        fitting(batch_size, image, weights + held, f"the layers up to {', '.join(taps)}", device)
+    pieces: HalvingBatches[dict[str, Tensor]] = HalvingBatches(
+        batch_that_fits(
+            batch_size, image, weights + held, f"the layers up to {', '.join(taps)}", device
+        )
     )
     if stacked:
-        decoded: Iterable[Tensor] = batches(images, preprocess, batch_size, staging)
+        decoded: Iterable[Tensor] = image_batches(images, preprocess, batch_size, staging)
         decoded = progress(decoded, -(-n // batch_size), "decoding") if progress else decoded
         images = torch.cat([part.cpu() for part in decoded])
-    with prepared(module, dtype, device) as network:
+    with inference_copy(module, dtype, device) as network:
         for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):
 
             def band(tap: str, value: Tensor, plan: _Pass = plan) -> Tensor:
                 if value.ndim == 4:
                     start = plan.rows[tap].start - plan.crop.start // strides[tap]
                     value = value[:, :, start : start + plan.rows[tap].stop - plan.rows[tap].start]
-                return flat(value)
+                return flatten(value)
 
             @torch.inference_mode()
             def run(rows: Tensor, plan: _Pass = plan, band: Any = band) -> dict[str, Tensor]:
-                with products(device):
+                with product_precision(device):
                     x = preprocess.normalise(rows[:, :, plan.crop]).to(
                         dtype, memory_format=torch.channels_last
                     )
-                    return run_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
+                    return visit_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
 
             tiles = {tap: _Tile(n, width, kept, device, scratch) for tap, width in tile.items()}
             parts: Iterable[Any] = (
                 (tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain()
             )
-            with contextlib.closing(batches(images, preprocess, batch_size, staging)) as staged:
+            with contextlib.closing(
+                image_batches(images, preprocess, batch_size, staging)
+            ) as staged:
                 pixels: Iterable[Tensor] = staged
                 if progress is not None:
                     of = f"pass {number} of {len(passes)}"

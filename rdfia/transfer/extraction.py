@@ -21,17 +21,17 @@ from torch.distributed import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from rdfia.data.feature_store import FeatureStore
-from rdfia.data.files import GIGABYTE, sweep, tensors_digest, write_json
+from rdfia.data.files import GIGABYTE, remove_unfinished, tensors_digest, write_json
 from rdfia.data.images import LAB, Preprocess, image_digest
 from rdfia.device import memory
-from rdfia.device.precision import fast_dtype, float32_products
-from rdfia.device.staging import on_host, staging_for
+from rdfia.device.precision import fast_dtype, float32_product_type
+from rdfia.device.staging import copy_to_host, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
     Progress,
     default_batch,
-    flat,
-    last_position,
+    flatten,
+    last_position_inside,
     memory_needed,
     stream,
     tap_shapes,
@@ -78,7 +78,7 @@ class Team:
 
 
 @contextlib.contextmanager
-def team() -> Iterator[Team]:
+def current_team() -> Iterator[Team]:
     """The team that torchrun made (RANK, WORLD_SIZE and the address in the environment), or this
     process alone.
     """
@@ -105,7 +105,7 @@ def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
     """
     modules = dict(module.named_modules())
     order = list(modules)
-    deepest = max(last_position(order, path) for path in taps.values())
+    deepest = max(last_position_inside(order, path) for path in taps.values())
     reached = order[: deepest + 1]
     state = {
         name: tensor
@@ -145,7 +145,7 @@ def extract(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
-    pool: Callable[[Tensor], Tensor] = flat,
+    pool: Callable[[Tensor], Tensor] = flatten,
     cap_bytes: int = 8 * GIGABYTE,
     team: Team = Team(),  # noqa: B008 - alone, it has no state
     progress: Progress | None = None,
@@ -180,7 +180,7 @@ def extract(
         "n": len(images),
     } | (
         {"products": "TF32"}
-        if dtype == torch.float32 and float32_products(device) == "TF32"
+        if dtype == torch.float32 and float32_product_type(device) == "TF32"
         else {}
     )
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
@@ -191,8 +191,9 @@ def extract(
     store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_batches * batch_size)
     store.check_size(cap_bytes)
     if team.rank == 0:
-        sweep(store.folder)
-    team.gather(None)  # nobody writes yet: on a shared disk another machine's locks may not be seen
+        remove_unfinished(store.folder)
+    # nobody writes yet: on a shared disk another machine's locks may not be seen
+    team.gather(None)
     manifest = store.folder / "manifest.json"
     # a store that is whole can be read where nothing can be written
     if team.rank == 0 and not manifest.exists():
@@ -209,7 +210,7 @@ def extract(
         ]
         weights, image = memory_needed(module, taps, preprocess.size, dtype)
         shard_bytes = store.nbytes * min(store.shard_rows, len(images)) // len(images)
-        memory.require(
+        memory.require_memory(
             2 * shard_bytes + weights + image,  # 2: safetensors copies what it writes
             f"a shard of {min(store.shard_rows, len(images))} images, beside the network,",
             f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or ask for fewer taps",
@@ -228,7 +229,7 @@ def extract(
         )
         with (
             contextlib.closing(batches),
-            contextlib.closing(on_host(batches, staging_for(device))) as rows_of,
+            contextlib.closing(copy_to_host(batches, staging_for(device))) as rows_of,
         ):
             # only the last shard can be short, so batches never straddle two of them
             for shard in todo:

@@ -15,9 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.images import LAB, Preprocess
-from rdfia.device.memory import Pieces, fitting, kept_memory, told
-from rdfia.device.precision import fast_dtype, products
-from rdfia.device.staging import batches, decode, staging_for  # noqa: F401 - pixels without features belong to this interface
+from rdfia.device.memory import (
+    HalvingBatches,
+    batch_that_fits,
+    out_of_memory_as_too_large,
+    retain_freed_memory,
+)
+from rdfia.device.precision import fast_dtype, product_precision
+from rdfia.device.staging import decode_images, image_batches, staging_for  # noqa: F401 - pixels without features belong to this interface
 from rdfia.errors import ArgumentError, WeightsError
 
 # images: what fills a processor's caches; what keeps a GPU busy (not measured yet)
@@ -80,7 +85,7 @@ def _lean_pools(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def prepared(
+def inference_copy(
     module: nn.Module, dtype: torch.dtype, device: str | torch.device
 ) -> Iterator[nn.Module]:
     """A copy of `module` for inference: eval mode, `dtype`, channels-last, no gradients; the
@@ -89,7 +94,7 @@ def prepared(
     Parameters on the meta device (weights that are not at hand) stay there.
     """
     with contextlib.ExitStack() as stack:
-        with told(
+        with out_of_memory_as_too_large(
             f"a copy of the network in {dtype} on {device}: free some, or choose a smaller network"
         ):
             clone = copy.deepcopy(module).eval().requires_grad_(False)
@@ -99,11 +104,11 @@ def prepared(
                     child.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if torch.device(device).type == "cpu":
             _lean_pools(clone)
-            stack.enter_context(kept_memory())
+            stack.enter_context(retain_freed_memory())
         yield clone
 
 
-def last_position(order: Sequence[str], path: str) -> int:
+def last_position_inside(order: Sequence[str], path: str) -> int:
     """Position in `order` of the last module inside `path`: a block is reached when its last layer
     is.
     """
@@ -132,7 +137,9 @@ def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
         absent = [
             name for name, parameter in child.named_parameters(recurse=False) if parameter.is_meta
         ]
-        blocked = [tap for tap, target in taps.items() if last_position(order, target) >= position]
+        blocked = [
+            tap for tap, target in taps.items() if last_position_inside(order, target) >= position
+        ]
         if absent and blocked:
             raise WeightsError(
                 f"cannot reach {', '.join(blocked)}: {path}.{absent[0]} is not in these weights (they end before it). "
@@ -140,7 +147,7 @@ def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
             )
 
 
-def run_taps(
+def visit_taps(
     module: nn.Module, x: Tensor, taps: Mapping[str, str], take: Callable[[str, Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """As `forward_taps`, unchecked, each output handed to `take(tap, output)`, which must return
@@ -175,7 +182,7 @@ def run_taps(
     )
 
 
-def flat(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def flatten(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """B x D copy of a layer's output in memory of its own, columns in the order channel, row,
     column.
     """
@@ -221,7 +228,7 @@ def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[
     removed whatever happens. Raises ArgumentError, WeightsError.
     """
     check_reachable(module, taps)
-    return run_taps(module, x, taps, lambda _tap, value: value.clone())
+    return visit_taps(module, x, taps, lambda _tap, value: value.clone())
 
 
 def _dry_run(
@@ -259,7 +266,7 @@ def _dry_run(
         if not next(child.children(), None):
             child.register_forward_hook(measure)
     with torch.inference_mode():
-        run_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, take)
+        visit_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, take)
     return shapes, most
 
 
@@ -292,7 +299,7 @@ def stream(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
-    pool: Callable[[Tensor], Tensor] = flat,
+    pool: Callable[[Tensor], Tensor] = flatten,
     progress: Progress | None = None,
     beside: int = 0,
 ) -> Generator[dict[str, Tensor], None, None]:
@@ -312,21 +319,21 @@ def stream(
     check_reachable(module, taps)
     weights, image = memory_needed(module, taps, preprocess.size, dtype)
     what = f"the layers up to {', '.join(taps)} in {dtype}"
-    most = fitting(
+    most = batch_that_fits(
         batch_size, image, weights + beside * (torch.device(device).type == "cpu"), what, device
     )
-    with prepared(module, dtype, device) as network:
-        pieces: Pieces[dict[str, Tensor]] = Pieces(most)
+    with inference_copy(module, dtype, device) as network:
+        pieces: HalvingBatches[dict[str, Tensor]] = HalvingBatches(most)
 
         # not for as long as the generator lives: its consumer's own gradients are its own
         @torch.inference_mode()
         def run(rows: Tensor) -> dict[str, Tensor]:
-            with products(device):
+            with product_precision(device):
                 x = preprocess.normalise(rows).to(dtype, memory_format=torch.channels_last)
-                return run_taps(network, x, taps, lambda _tap, value: pool(value))
+                return visit_taps(network, x, taps, lambda _tap, value: pool(value))
 
         with contextlib.closing(
-            batches(images, preprocess, batch_size, staging_for(device))
+            image_batches(images, preprocess, batch_size, staging_for(device))
         ) as staged:
             pixels: Iterable[Tensor] = staged
             if progress is not None:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.device.memory import kept_memory
-from rdfia.device.precision import products
+from rdfia.device.memory import retain_freed_memory
+from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
 
 Device = str | torch.device
@@ -179,7 +179,10 @@ def train_network(
     was_training, rows = module.training, torch.arange(len(labels))
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     try:
-        with kept_memory(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            retain_freed_memory(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             # torch.manual_seed would reseed every device, for good
             torch.default_generator.manual_seed(config.seed)
             if device.type == "cuda":
@@ -205,7 +208,7 @@ def predict(
     device, was_training = torch.device(device), module.training
     module.to(device).eval()
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with torch.inference_mode(), products(device), autocast:
+    with torch.inference_mode(), product_precision(device), autocast:
         classes = [
             module(preprocess_normalise(part.to(device))).argmax(dim=1).cpu()
             for part in inputs.split(batch)
@@ -261,7 +264,7 @@ def _train(
         for step, batch in enumerate(batches, start=1):
             optimizer.param_groups[0]["lr"] = config.lr * rate(epoch + step / len(batches))
             target = labels[batch].to(device)
-            with products(device):
+            with product_precision(device):
                 with torch.autocast(
                     device.type, config.dtype, enabled=config.dtype != torch.float32
                 ):
@@ -281,7 +284,7 @@ def _train(
             )
         validation = None
         if held is not None:
-            with torch.inference_mode(), products(device):
+            with torch.inference_mode(), product_precision(device):
                 hits = sum(
                     int((module(load(b)).argmax(1).cpu() == labels[b]).sum())
                     for b in held.split(256)

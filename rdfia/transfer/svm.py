@@ -23,7 +23,7 @@ from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
 
 from rdfia.device import precision
-from rdfia.device.memory import require
+from rdfia.device.memory import require_memory
 from rdfia.errors import ArgumentError, DatasetError
 
 Array = np.ndarray
@@ -38,8 +38,8 @@ class GramAccumulator:
     Products are float32 (float64 for float64 tiles) over at most 8,192 columns; their sum is
     float64, on the tile's device. On a CPU bfloat16 is widened chunk by chunk: torch has no CPU
     product of bfloat16 matrices with a float32 result, and the product of two bfloat16 numbers is
-    exact in float32. On CUDA TF32 is off (`precision.product`). The first `train_rows` of the
-    `rows` rows are the training rows. TooLarge: memory cannot hold their matrix.
+    exact in float32. On CUDA TF32 is off (`precision.matmul_transposed`). The first `train_rows` of
+    the `rows` rows are the training rows. TooLarge: memory cannot hold their matrix.
     """
 
     def __init__(self, train_rows: int, rows: int) -> None:
@@ -47,7 +47,7 @@ class GramAccumulator:
             raise ArgumentError(
                 f"train_rows={train_rows}, rows={rows}: expected 1 <= train_rows <= rows"
             )
-        require(
+        require_memory(
             24 * (train_rows + 1) * rows,
             f"the Gram matrix of {train_rows} training and {rows} rows",
             "take fewer rows, or SGDClassifier on fewer columns, whose memory does not grow so",
@@ -118,7 +118,7 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     halves a a^T.
     """
     if a.device.type != "cpu":
-        return precision.product(a, b)
+        return precision.matmul_transposed(a, b)
     left = a.numpy()
     return torch.from_numpy(left @ (left if a is b else b.numpy()).T)
 

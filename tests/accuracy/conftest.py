@@ -14,34 +14,34 @@ from rdfia.experiments import gradients, transfer
 
 
 @pytest.fixture(scope="session")
-def _benches() -> dict[str, transfer.Bench]:
+def _benches() -> dict[str, transfer.TransferBench]:
     return {}
 
 
 @pytest.fixture
 def bench(
-    _benches: dict[str, transfer.Bench], claim: Any, progress: Any
-) -> Callable[[str, Path], transfer.Bench]:
+    _benches: dict[str, transfer.TransferBench], claim: Any, progress: Any
+) -> Callable[[str, Path], transfer.TransferBench]:
     """bench("scene15" | "digits", path): what the tests of one problem share."""
 
-    def get(name: str, path: Path) -> transfer.Bench:
+    def get(name: str, path: Path) -> transfer.TransferBench:
         if name not in _benches:
             problem = transfer.scene15(path) if name == "scene15" else transfer.digits(path)
-            _benches[name] = transfer.Bench(problem, claim.device, progress)
+            _benches[name] = transfer.TransferBench(problem, claim.device, progress)
         return _benches[name]
 
     return get
 
 
 @pytest.fixture(scope="session")
-def _lenses() -> dict[tuple[str, str], gradients.Bench]:
+def _lenses() -> dict[tuple[str, str], gradients.GradientBench]:
     return {}
 
 
 @pytest.fixture
 def lens(
-    _lenses: dict[tuple[str, str], gradients.Bench], claim: Any, progress: Any
-) -> Callable[..., gradients.Bench | None]:
+    _lenses: dict[tuple[str, str], gradients.GradientBench], claim: Any, progress: Any
+) -> Callable[..., gradients.GradientBench | None]:
     """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's
     record serves.
 
@@ -50,7 +50,7 @@ def lens(
     machine, and more of them for that one.
     """
 
-    def get(title: str, judge: bool = False, photos: str = "") -> gradients.Bench | None:
+    def get(title: str, judge: bool = False, photos: str = "") -> gradients.GradientBench | None:
         setup = gradients.SETUPS[title]
         claim.need(setup.weights)
         main, full = gradients.SETUPS["SqueezeNet 1.1"], claim.profile == "full"
@@ -65,7 +65,7 @@ def lens(
             found = getattr(datasets, photos.replace("-", "_"))(located.path)
             if full and setup is main:
                 found = gradients.with_more(found)
-            _lenses[title, photos] = gradients.Bench(
+            _lenses[title, photos] = gradients.GradientBench(
                 title, found, claim.device, claim.profile, progress
             )
         return _lenses[title, photos]
@@ -74,21 +74,21 @@ def lens(
 
 
 @pytest.fixture(scope="session")
-def _galleries() -> dict[str, gan_experiments.Bench]:
+def _galleries() -> dict[str, gan_experiments.GanBench]:
     return {}
 
 
 @pytest.fixture
 def gans(
-    _galleries: dict[str, gan_experiments.Bench], claim: Any, progress: Any
-) -> Callable[..., gan_experiments.Bench | None]:
+    _galleries: dict[str, gan_experiments.GanBench], claim: Any, progress: Any
+) -> Callable[..., gan_experiments.GanBench | None]:
     """gans("MNIST"): what the tests of TME 9 and 10 on one data set share.
 
     With `short`, None where the data set only stands in for one that is here, and the full run's
     record serves. Another number of photos than pins are of is another case of the claim.
     """
 
-    def get(title: str, short: bool = False) -> gan_experiments.Bench | None:
+    def get(title: str, short: bool = False) -> gan_experiments.GanBench | None:
         setup = gan_experiments.SETUPS[title]
         found = claim.need(setup.asset)
         if setup.channels == 3:
@@ -101,7 +101,7 @@ def gans(
             return None
         if title not in _galleries:
             output = claim.run.output
-            _galleries[title] = gan_experiments.Bench(
+            _galleries[title] = gan_experiments.GanBench(
                 title, found.path, claim.device, claim.profile, progress, output
             )
         claim.case = _galleries[title].case(claim.case)

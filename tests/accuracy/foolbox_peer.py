@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.images import Preprocess
-from rdfia.experiments.gradients import Bench
+from rdfia.experiments.gradients import GradientBench
 from rdfia.gradients import fooling
 
 
@@ -21,10 +21,10 @@ class Rounded(nn.Module):
         self.network, self.space = network, space
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x + (fooling.eight_bits(x, self.space) - x).detach())
+        return self.network(x + (fooling.round_to_8_bits(x, self.space) - x).detach())
 
 
-def foolbox_closely(bench: Bench, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def foolbox_closely(bench: GradientBench, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it
     fools), per photo.
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from rdfia.claims import intervals
-from rdfia.claims.intervals import Estimate, exact
+from rdfia.claims.intervals import Estimate, exact_value
 from rdfia.data import files
 from rdfia.experiments import gans as gan_experiments
-from rdfia.experiments.gans import COVERED, Bench, level, milestones, named
+from rdfia.experiments.gans import COVERED, GanBench, image_level, milestones, named
 from rdfia.gans.architecture import Discriminator, GanArchitecture, build, parameter_counts
 from rdfia.gans.config import LABS
-from rdfia.gans.health import within
+from rdfia.gans.health import diversity_within_labels
 from rdfia.gans.losses import discriminator_loss, generator_loss
 from rdfia.gans.runs import Run, loss_variation
 from rdfia.gans.training import COLUMNS
@@ -102,9 +102,9 @@ def test_the_conditional_objective(claim: Any) -> None:
     swapped = float((_logits(d, x, (y + 1) % 10) - _logits(d, x, y)).abs().min())
     claim.measured(
         {
-            "largest difference of D's slopes": exact(of_d),
-            "largest difference of G's slopes": exact(of_g),
-            "least change of a logit with another label": exact(swapped),
+            "largest difference of D's slopes": exact_value(of_d),
+            "largest difference of G's slopes": exact_value(of_g),
+            "least change of a logit with another label": exact_value(swapped),
         },
         note="Printed with E[1 - log D(G(z|y))], as in TME 9: the same erratum.",
     )
@@ -127,14 +127,16 @@ def test_dense_layers_have_more_weights(claim: Any) -> None:
     }
     assert counts == built, "the formula, and the networks' tensors"
     each = {
-        f"{name}, {net}": exact(n)
+        f"{name}, {net}": exact_value(n)
         for kind, name in (("cdcgan", "cDCGAN"), ("cgan", "cGAN"))
         for net, n in zip("DG", counts[kind], strict=True)
     }
     claim.measured(
         {
             **each,
-            "cGAN's weights less cDCGAN's": exact(sum(counts["cgan"]) - sum(counts["cdcgan"])),
+            "cGAN's weights less cDCGAN's": exact_value(
+                sum(counts["cgan"]) - sum(counts["cdcgan"])
+            ),
         },
         unit="weights",
         note="In all 5,551,104 against 3,741,696; but the dense G has fewer than the convolutional one.",
@@ -151,7 +153,7 @@ def test_the_reader_can_read(claim: Any, gans: Gans, title: str, what: str) -> N
     each = [float(right[bench.y_held.numpy() == digit].mean()) for digit in range(10)]
     name = f"accuracy, {title}"
     claim.measured(
-        {name: intervals.share(int(right.sum()), len(right))},
+        {name: intervals.proportion(int(right.sum()), len(right))},
         right={name: right},
         images=files.tensors_digest({"x": bench.x_held})[:12],
         measured={"of the worst digit": min(each)},
@@ -180,10 +182,10 @@ def quoted(number: int) -> str:
 
 def differences(grid: torch.Tensor) -> float:
     """How much the ten images of a row of the grid differ, the mean over its rows: what z changes."""
-    return within(grid, torch.arange(10).repeat_interleave(10))
+    return diversity_within_labels(grid, torch.arange(10).repeat_interleave(10))
 
 
-def collapsed(bench: Bench, runs: Sequence[Run]) -> list[bool]:
+def collapsed(bench: GanBench, runs: Sequence[Run]) -> list[bool]:
     """Whether each seed draws one picture a label at its end, so that z changes nothing, or has no
     images: diverged.
     """
@@ -193,7 +195,7 @@ def collapsed(bench: Bench, runs: Sequence[Run]) -> list[bool]:
     ]
 
 
-def grids(claim: Any, bench: Bench, run: Run, number: int) -> None:
+def grids(claim: Any, bench: GanBench, run: Run, number: int) -> None:
     for step in (row["step"] for row in bench.run(run)["scores"] if row["step"] in run.grids):
         name = (
             f"{NAMES[kind_of(run)]}, seed {run.config.seed},"
@@ -215,7 +217,7 @@ def kind_of(run: Run) -> str:
     return run.name.partition("-seed-")[0]
 
 
-def losses(claim: Any, bench: Bench, run: Run, number: int) -> None:
+def losses(claim: Any, bench: GanBench, run: Run, number: int) -> None:
     claim.figure(
         f"figure{number}-{run.name}-losses",
         figures.losses(bench.losses(run)),
@@ -224,7 +226,7 @@ def losses(claim: Any, bench: Bench, run: Run, number: int) -> None:
     )
 
 
-def evidence(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
+def evidence(bench: GanBench, runs: Sequence[Run]) -> dict[str, Any]:
     """What the records of long runs have in common; lists have an entry a seed."""
     names = ("frechet", "density", "coverage", "accuracy", "information")
     return {
@@ -238,7 +240,7 @@ def evidence(bench: Bench, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def curves(bench: Bench, *kinds: str) -> list[dict[str, Any]]:
+def curves(bench: GanBench, *kinds: str) -> list[dict[str, Any]]:
     """Scores by step of some of the networks, the mean over their seeds."""
     return by_step(
         {
@@ -249,7 +251,7 @@ def curves(bench: Bench, *kinds: str) -> list[dict[str, Any]]:
 
 
 def each(
-    bench: Bench, runs: Sequence[Run], name: str, least: int, most: int = 10**9
+    bench: GanBench, runs: Sequence[Run], name: str, least: int, most: int = 10**9
 ) -> list[list[float]]:
     """A score of each seed at its snapshots between two steps."""
     return [[row[name] for row in bench.rows(run) if least <= row["step"] <= most] for run in runs]
@@ -288,7 +290,9 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         }
         measured = {"coverage of real images": bench.real["coverage"]}
         shown = {
-            "level by step": [{row["step"]: level(row) for row in bench.rows(run)} for run in runs]
+            "level by step": [
+                {row["step"]: image_level(row) for row in bench.rows(run)} for run in runs
+            ]
         }
     elif what == "reads as asked at 7,812":
         found = {"accuracy at the end": over_seeds([bench.last(run, "accuracy") for run in runs])}
@@ -309,7 +313,7 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     )
 
 
-def windows(bench: Bench, runs: Sequence[Run], first: int, last: int) -> dict[str, list[float]]:
+def windows(bench: GanBench, runs: Sequence[Run], first: int, last: int) -> dict[str, list[float]]:
     """Means of each seed's losses and of D from one step of the log to another, by the log's names."""
     found = [bench.losses(run)[first : last + 1].double().mean(0).tolist() for run in runs]
     return {name: [one[i] for one in found] for i, name in enumerate(COLUMNS)}
@@ -333,7 +337,7 @@ def test_the_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
     )
 
 
-def says_nothing(bench: Bench, runs: Sequence[Run]) -> Estimate:
+def says_nothing(bench: GanBench, runs: Sequence[Run]) -> Estimate:
     """Nats that the label says, less what permuted labels say, over the seeds with enough coverage
     to tell.
 
@@ -400,7 +404,7 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
             )
         }
         first = [
-            next((row["step"] for row in bench.rows(run) if level(row) != "noise"), None)
+            next((row["step"] for row in bench.rows(run) if image_level(row) != "noise"), None)
             for run in runs
         ]
         grids(claim, bench, runs[0], 19)
@@ -420,7 +424,9 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         }
         losses(claim, bench, runs[0], 20)
         shown = {
-            "level by step": [{row["step"]: level(row) for row in bench.rows(run)} for run in runs]
+            "level by step": [
+                {row["step"]: image_level(row) for row in bench.rows(run)} for run in runs
+            ]
         }
     note = (
         "The levels ask how the images look; whether they are the digits asked for is the accuracy."
@@ -487,7 +493,9 @@ def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -
     claim.measured(
         {
             **found,
-            "seeds that draw one picture a label": exact(sum(collapsed(bench, runs)), len(runs)),
+            "seeds that draw one picture a label": exact_value(
+                sum(collapsed(bench, runs)), len(runs)
+            ),
         },
         measured={f"median {name}": float(np.median(values)) for name, values in scores.items()},
         evidence=evidence(bench, runs),

@@ -12,12 +12,18 @@ import torch
 from PIL import Image
 
 from rdfia.claims import judge
-from rdfia.claims.intervals import Estimate, difference_of_means, difference_of_shares, exact, share
+from rdfia.claims.intervals import (
+    Estimate,
+    difference_of_means,
+    difference_of_proportions,
+    exact_value,
+    proportion,
+)
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets, datasets, images
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import best_recipe, scratch, transfer
-from rdfia.experiments.transfer import CS, VGG16, Bench
+from rdfia.experiments.transfer import CS, VGG16, TransferBench
 from rdfia.models import networks
 from rdfia.report import figures
 from rdfia.transfer import heads, svm
@@ -45,7 +51,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def conditions(lab: Bench, network: str) -> dict[str, str]:
+def conditions(lab: TransferBench, network: str) -> dict[str, str]:
     """What a record says of the images, the weights and the type of the features that it comes
     from.
     """
@@ -78,13 +84,15 @@ def ways_that_disagree(counted: dict[str, dict[str, int]]) -> Estimate:
     """How many ways of counting give another number than the network's tensors, for a block or in
     all.
     """
-    return exact(sum(counts != counted["tensors"] for counts in counted.values()), len(counted))
+    return exact_value(
+        sum(counts != counted["tensors"] for counts in counted.values()), len(counted)
+    )
 
 
 @pytest.mark.gate
 @claim_of("tme7.q1.blocks")
 def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) -> None:
-    blocks = {block: exact(count) for block, count in counted["tensors"].items()}
+    blocks = {block: exact_value(count) for block, count in counted["tensors"].items()}
     claim.measured(
         {**blocks, "ways that disagree": ways_that_disagree(counted)},
         weights="none: shapes only",
@@ -104,7 +112,7 @@ def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> No
     }
     claim.measured(
         {
-            **{name: exact(count) for name, count in counts.items()},
+            **{name: exact_value(count) for name, count in counts.items()},
             "ways that disagree": ways_that_disagree(counted),
         },
         weights="none: shapes only",
@@ -116,9 +124,11 @@ def judge_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
     torch.testing.assert_close(logits.softmax(1).sum(1), torch.ones(len(sums)), rtol=0, atol=1e-5)
     claim.measured(
         {
-            "values": exact(logits.shape[1]),
-            "negative values": exact(int((logits < 0).sum()), logits.numel()),
-            "largest distance of a sum from 1": exact(float((sums - 1).abs().max()), len(sums)),
+            "values": exact_value(logits.shape[1]),
+            "negative values": exact_value(int((logits < 0).sum()), logits.numel()),
+            "largest distance of a sum from 1": exact_value(
+                float((sums - 1).abs().max()), len(sums)
+            ),
         },
         evidence={
             "lowest": float(logits.min()),
@@ -217,7 +227,7 @@ def test_animals_are_named(claim: Any, title: str) -> None:
     )
     claim.measured(
         {
-            "animals named": exact(
+            "animals named": exact_value(
                 sum(a == b for a, b in zip(measured, expected, strict=True)), len(expected)
             )
         },
@@ -236,9 +246,8 @@ def test_photos_of_a_package_are_named(claim: Any) -> None:
     photos = datasets.foolbox_photos(folder.path)
     guesses = top5("EfficientNet-Lite0", list(photos.paths))
     truths = [photos.classes[label] for label in photos.labels]
-    animals = [
-        row for row, label in enumerate(photos.labels) if label < 398
-    ]  # ImageNet's first 398 classes are animals
+    # ImageNet's first 398 classes are animals
+    animals = [row for row, label in enumerate(photos.labels) if label < 398]
     right = [row for row in animals if guesses[row][0][0] == truths[row]]
     panel = figures.classification_panel(
         [Image.open(photos.paths[row]).convert("RGB") for row in animals[:3]],
@@ -252,7 +261,7 @@ def test_photos_of_a_package_are_named(claim: Any) -> None:
         "Photos with bar charts of class probabilities.",
     )
     claim.measured(
-        {"animals named, of foolbox's seven": exact(len(right), len(animals))},
+        {"animals named, of foolbox's seven": exact_value(len(right), len(animals))},
         scope="ours",
         data=f"{len(photos)} ImageNet photos of foolbox's wheel, {len(animals)} of animals",
         weights=f"EfficientNet-Lite0 ({located.source})",
@@ -289,7 +298,7 @@ def test_first_convolution_maps(claim: Any) -> None:
     )
     assert (maps < 0).any()  # they are taken before the ReLU
     claim.measured(
-        dict(zip(("maps", "rows", "columns"), map(exact, maps.shape[1:]), strict=True)),
+        dict(zip(("maps", "rows", "columns"), map(exact_value, maps.shape[1:]), strict=True)),
         data=path.name if not samples else f"a sample photo of a {shown}",
         weights=IMAGENET,
         dtype="float32",
@@ -313,23 +322,23 @@ def test_scene15_is_small(claim: Any) -> None:
         "images in both parts": transfer.in_both_parts(train, test),
     }
     claim.measured(
-        {name: exact(count) for name, count in counts.items()},
+        {name: exact_value(count) for name, count in counts.items()},
         data="15-Scene",
         evidence={"images": dict(zip(train.classes, sizes.tolist(), strict=True))},
     )
 
 
-Benches = Callable[[str, Any], Bench]
+Benches = Callable[[str, Any], TransferBench]
 
 
-def scene_bench(claim: Any, bench: Benches, network: str) -> Bench:
+def scene_bench(claim: Any, bench: Benches, network: str) -> TransferBench:
     """The bench of 15-Scene; the claim becomes `unavailable` when data or weights are missing."""
     located = claim.need("scene15")
     claim.need(transfer.WEIGHTS[network])
     return bench("scene15", located.path)
 
 
-def digit_bench(claim: Any, bench: Benches, network: str) -> Bench:
+def digit_bench(claim: Any, bench: Benches, network: str) -> TransferBench:
     located = claim.need("digits")
     claim.need(transfer.WEIGHTS[network])
     return bench("digits", located.path)
@@ -363,8 +372,8 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
     tried = scratch.TRIED if full else scratch.TRIED[:1]
     seeds, side, epochs = (range(3), 96, 60) if full else (range(1), 64, 12)
     task = scratch.Task(lab.problem, side)
-    config, validation = scratch.choose(task, tried, epochs // 2, **options)
-    right = [scratch.right(task, config, epochs, seed, **options) for seed in seeds]
+    config, validation = scratch.choose_setting(task, tried, epochs // 2, **options)
+    right = [scratch.right_test_rows(task, config, epochs, seed, **options) for seed in seeds]
     best_seed = max(right, key=np.mean)
     pretrained = lab.right(
         "alexnet", "pool5", with_taps=transfer.taps_for("alexnet", lab, claim.profile)
@@ -377,7 +386,7 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
     untrained = max(
         (lab.right("alexnet", tap, with_taps=taps, seed=0) for tap in taps), key=np.mean
     )
-    gained = difference_of_shares(best_seed, untrained)
+    gained = difference_of_proportions(best_seed, untrained)
     beaten = {
         "supported": "It beats",
         "contradicted": "It does not beat",
@@ -388,7 +397,7 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
         f"from nothing ({side} px, {epochs} epochs); beside it {where['weights']}, pool5 + SVM"
     )
     claim.measured(
-        {"pretrained less from nothing": difference_of_shares(pretrained, best_seed)},
+        {"pretrained less from nothing": difference_of_proportions(pretrained, best_seed)},
         scope="substitute",
         measured={
             "from nothing, best seed": float(best_seed.mean()),
@@ -404,8 +413,9 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
             "settings on a split of the training images": validation,
             "from nothing less untrained features": vars(gained),
         },
-        note=f"{beaten[judge.outcome(gained, judge.Bound('above', 0))]} an SVM on the best layer of its own random "
-        f"weights: {gained.value:+.3f} ({gained.low:.3f} to {gained.high:.3f}). Trained with {scratch.words(config)}"
+        note=f"{beaten[judge.outcome(gained, judge.Bound('above', 0))]} an SVM on the best layer of its own "
+        f"random weights: {gained.value:+.3f} ({gained.low:.3f} to {gained.high:.3f}). Trained with "
+        + scratch.setting_text(config)
         + (f", chosen among {len(tried)} on a split of the training images." if full else "."),
         **where,
     )
@@ -446,7 +456,7 @@ def test_pretraining_beats_random_weights(
     where = conditions(lab, network)
     where["weights"] = f"random (seeds {list(seeds)}) against {where['weights']}"
     claim.measured(
-        {"pretrained less random weights": difference_of_shares(ours, other)},
+        {"pretrained less random weights": difference_of_proportions(ours, other)},
         scope="report" if (data, network) == ("15-Scene", "vgg16") else "substitute",
         right={f"pretrained, {layer}": ours, f"random, {tap}": other},
         measured={f"random weights, {tap}": top, f"pretrained, {layer}": pretrained[layer]},
@@ -485,9 +495,9 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     whole = last == "logits"
     best_tap = max(taps[:-1] if whole else taps, key=values.__getitem__)
     right = {tap: lab.right(network, tap) for tap in (first, best_tap, last)}
-    found = {"best layer less the first": difference_of_shares(right[best_tap], right[first])}
+    found = {"best layer less the first": difference_of_proportions(right[best_tap], right[first])}
     if whole:
-        found["best layer less the last"] = difference_of_shares(right[best_tap], right[last])
+        found["best layer less the last"] = difference_of_proportions(right[best_tap], right[last])
     claim.measured(
         found,
         scope="report" if whole and (data, network) == ("15-Scene", "vgg16") else "substitute",
@@ -541,9 +551,9 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     claim.measured(
         {
-            "channels that differ": exact(differ, len(pixels)),
-            "equal channels: largest difference": exact(float((three - one).abs().max())),
-            "normalised, inside: largest difference": exact(
+            "channels that differ": exact_value(differ, len(pixels)),
+            "equal channels: largest difference": exact_value(float((three - one).abs().max())),
+            "normalised, inside: largest difference": exact_value(
                 float((lab - folded)[inner].abs().max())
             ),
         },
@@ -595,7 +605,7 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
     values = [float(hits.mean()) for hits in right]
     claim.measured(
         {
-            f"seed {seed} less the SVM": difference_of_shares(hits, svms)
+            f"seed {seed} less the SVM": difference_of_proportions(hits, svms)
             for seed, hits in enumerate(right)
         },
         scope="report" if tap == "relu7" else "substitute",
@@ -617,14 +627,14 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
 
 
 def judge_row(
-    claim: Any, lab: Bench, network: str, tap: str, row: str, reading: str, **options: Any
+    claim: Any, lab: TransferBench, network: str, tap: str, row: str, reading: str, **options: Any
 ) -> None:
     """One row of Table 1, "conv 3" for AlexNet's: exact, as the report has the same test images."""
     fitted, right = lab.fit(network, tap, **options), lab.right(network, tap)
     score = svm.accuracy(lab.problem.y_test, fitted.predictions)
     matrix = svm.confusion(lab.problem.y_test, fitted.predictions, len(lab.problem.classes))
     claim.measured(
-        {row: exact(score.value, score.total)},
+        {row: exact_value(score.value, score.total)},
         scope="report" if reading == "first" else "substitute",
         right={row: right},
         evidence={
@@ -687,8 +697,10 @@ def test_table1_order(claim: Any, bench: Benches) -> None:
     other = max((row for row in right if row != "Relu2"), key=lambda row: right[row].mean())
     claim.measured(
         {
-            "Relu2 less the best other row": difference_of_shares(right["Relu2"], right[other]),
-            "Relu7 less Relu10": difference_of_shares(right["Relu7"], right["Relu10"]),
+            "Relu2 less the best other row": difference_of_proportions(
+                right["Relu2"], right[other]
+            ),
+            "Relu7 less Relu10": difference_of_proportions(right["Relu7"], right["Relu10"]),
         },
         scope="substitute",
         right=right,
@@ -731,7 +743,10 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
     neighbours = {f"C = {C:g} less C = {10 * C:g}": (C, 10 * C) for C in CS[:-1]}
     ovo = lab.right("vgg16", tap, scheme="ovo", with_taps=taps)
     claim.measured(
-        {f"C = 1 less C = {C:g}": difference_of_shares(right[1.0], right[C]) for C in (0.1, 10.0)},
+        {
+            f"C = 1 less C = {C:g}": difference_of_proportions(right[1.0], right[C])
+            for C in (0.1, 10.0)
+        },
         scope="report" if case == "relu7" else "substitute",
         right={f"C = {C:g}": right[C] for C in (0.1, 1.0, 10.0)},
         measured={
@@ -746,7 +761,7 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
             "validation": [row.mean for row in table],
             "converged": [bool(fitted.converged) for _, fitted in fits],
             "neighbours on test images": {
-                name: vars(difference_of_shares(right[a], right[b]))
+                name: vars(difference_of_proportions(right[a], right[b]))
                 for name, (a, b) in neighbours.items()
             },
             "neighbours on held-out training images": {
@@ -789,7 +804,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
         for name, network in (("VGG16", "vgg16"), ("AlexNet", "alexnet"))
     }
     claim.measured(
-        {"VGG16 less AlexNet": difference_of_shares(right["VGG16"], right["AlexNet"])},
+        {"VGG16 less AlexNet": difference_of_proportions(right["VGG16"], right["AlexNet"])},
         scope="substitute",
         right=right,
         measured={name: float(hits.mean()) for name, hits in right.items()},
@@ -831,7 +846,7 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
     )
     matrix = svm.confusion(problem.y_test, fitted.predictions, len(problem.classes))
     claim.measured(
-        {"pool5": exact(score.value, score.total)},
+        {"pool5": exact_value(score.value, score.total)},
         scope="substitute",
         right={"pool5": right},
         measured={"one-vs-one": float(ovo.mean())},
@@ -870,7 +885,8 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
         for name, dtype in types.items()
     }
     apart = {
-        tap: difference_of_shares(right["bfloat16"][tap], right["float32"][tap]) for tap in taps
+        tap: difference_of_proportions(right["bfloat16"][tap], right["float32"][tap])
+        for tap in taps
     }
     worst = max(taps, key=lambda tap: abs(apart[tap].value))
     claim.measured(
@@ -901,7 +917,7 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str
     rows, chosen, right = best_recipe.ablation(lab)
     row = next(row for row in rows if row["recipe"] == chosen)
     claim.measured(
-        {part: share(int(right.sum()), len(right))},
+        {part: proportion(int(right.sum()), len(right))},
         right={part: right},
         measured={"on held-out training images": row["validation"]},
         evidence={}

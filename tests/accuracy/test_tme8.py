@@ -17,15 +17,23 @@ import torch
 from rdfia.claims import intervals
 from rdfia.claims.registry import CLAIMS
 from rdfia.experiments import gradients, mosaics, visualisation
-from rdfia.experiments.gradients import RADII, SETUPS, STINGRAY, TREATMENTS, Bench, share, summary
-from rdfia.experiments.visualisation import Setting, numbers
+from rdfia.experiments.gradients import (
+    RADII,
+    SETUPS,
+    STINGRAY,
+    TREATMENTS,
+    GradientBench,
+    share_true,
+    summary,
+)
+from rdfia.experiments.visualisation import Setting, measures
 from rdfia.gradients import fooling, saliency, saliency_scores
 from rdfia.report import figures
 from tests.accuracy import foolbox_peer
 
 STEPS = 100  # the lab's limit
 
-Lens = Callable[..., Bench | None]
+Lens = Callable[..., GradientBench | None]
 claim_of = pytest.mark.claim
 # a hang is seen; 1,000 steps over 30 seeds on two cores are none
 slow = pytest.mark.timeout(4 * 3600)
@@ -46,7 +54,7 @@ def cases(claim_id: str, *whats: str, once: Sequence[str] = (), bonus: str | Non
     )
 
 
-def photo(bench: Bench, row: int) -> np.ndarray:
+def photo(bench: GradientBench, row: int) -> np.ndarray:
     """A photo as matplotlib draws it, 224 x 224 x 3 in 0..1."""
     return picture(bench.space.denormalise(bench.x[row]))
 
@@ -55,7 +63,7 @@ def picture(pixels: torch.Tensor) -> np.ndarray:
     return pixels.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
-def names(bench: Bench, classes: Any) -> list[str]:
+def names(bench: GradientBench, classes: Any) -> list[str]:
     return [bench.photos.classes[int(label)] for label in classes]
 
 
@@ -63,7 +71,7 @@ def names(bench: Bench, classes: Any) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 
 
-def orders(bench: Bench) -> dict[str, torch.Tensor]:
+def orders(bench: GradientBench) -> dict[str, torch.Tensor]:
     """Maps whose means say which blocks are taken away first: by saliency, and two that have not
     seen the network.
     """
@@ -78,7 +86,7 @@ def orders(bench: Bench) -> dict[str, torch.Tensor]:
 
 
 @cache
-def curves(bench: Bench) -> tuple[tuple[float, ...], dict[str, dict[str, np.ndarray]]]:
+def curves(bench: GradientBench) -> tuple[tuple[float, ...], dict[str, dict[str, np.ndarray]]]:
     """Deletion and insertion curves by order, a row a photo: 14 x 14 blocks, each blurred by its
     width when taken.
     """
@@ -118,7 +126,7 @@ def test_salient_pixels_matter(claim: Any, lens: Lens, title: str, what: str) ->
     fractions, found = curves(bench)
     base = "random order" if "random" in what else "centre prior"
     areas = {
-        m: {name: saliency_scores.area(c, fractions) for name, c in rows.items()}
+        m: {name: saliency_scores.area_under_curve(c, fractions) for name, c in rows.items()}
         for m, rows in found.items()
     }
     deletion, insertion = areas["deletion"], areas["insertion"]
@@ -230,7 +238,7 @@ def test_the_dog_is_marked_and_the_stole_less(
     labels = torch.from_numpy(bench.photos.labels[rows])
     x = bench.space.normalise(bench.pixels[rows]).to(bench.device)
     common: dict[str, Any] = {"space": bench.space, "progress": bench.progress}
-    found = mosaics.by_photo(bench.network.module, x, labels, rounds, **common)
+    found = mosaics.localise_each_photo(bench.network.module, x, labels, rounds, **common)
     energy, shown = found["energy"], names(bench, labels)
     median, ranks = np.median(energy, axis=1), (-energy.mean(axis=0)).argsort().argsort() + 1
     show_by_photo(claim, bench, x, labels, energy)
@@ -267,7 +275,7 @@ def test_the_dog_is_marked_and_the_stole_less(
 
 
 def show_by_photo(
-    claim: Any, bench: Bench, x: torch.Tensor, labels: torch.Tensor, energy: np.ndarray
+    claim: Any, bench: GradientBench, x: torch.Tensor, labels: torch.Tensor, energy: np.ndarray
 ) -> None:
     """The photos with most and least of their map in their quarter, and the first two, each beside
     its map.
@@ -346,7 +354,7 @@ def test_maps_point_at_the_object(claim: Any, lens: Lens, title: str, what: str)
         for kind in (("gradient", "smoothgrad") if bench.full else ("gradient",))
     }
     rows = [bench.row("wire-haired fox terrier"), bench.row("quail"), bench.row("snail")]
-    masks = saliency_scores.masks(bench.maps("smoothgrad")[rows])
+    masks = saliency_scores.object_masks(bench.maps("smoothgrad")[rows])
     dim = [
         photo(bench, row) * np.where(mask, 1, 0.25)[..., None]
         for row, mask in zip(rows, masks, strict=True)
@@ -441,10 +449,10 @@ def test_a_quail_becomes_a_stingray(claim: Any, lens: Lens, title: str, what: st
     )
     claim.measured(
         {
-            "read as a stingray": intervals.exact(bool(free.reached[0])),
-            "PSNR, dB": intervals.exact(size["psnr"]),
-            "SSIM": intervals.exact(size["ssim"]),
-            "steps": intervals.exact(int(free.steps[0])),
+            "read as a stingray": intervals.exact_value(bool(free.reached[0])),
+            "PSNR, dB": intervals.exact_value(size["psnr"]),
+            "SSIM": intervals.exact_value(size["ssim"]),
+            "steps": intervals.exact_value(int(free.steps[0])),
         },
         measured={"L2": size["l2"], "Linf": size["linf"]},
         unit="(pixels in 0..1)",
@@ -484,7 +492,7 @@ def test_nearly_every_photo_is_fooled(claim: Any, lens: Lens, title: str, what: 
         )
         later = four_times_as_long(bench, result)
     claim.measured(
-        {"share fooled": share(hits)},
+        {"share fooled": share_true(hits)},
         measured={
             "median steps": float(np.median(taken)),
             "median L2": float(np.median(result.size["l2"])),
@@ -516,7 +524,7 @@ def test_nearly_every_photo_is_fooled(claim: Any, lens: Lens, title: str, what: 
     )
 
 
-def four_times_as_long(bench: Bench, result: fooling.Fooled) -> dict[str, Any]:
+def four_times_as_long(bench: GradientBench, result: fooling.Fooled) -> dict[str, Any]:
     """Of photos that were not fooled: is it the limit, or can the rule not get there at all?"""
     missed = [i for i, status in enumerate(result.status) if status == "never"]
     if not missed:
@@ -558,7 +566,7 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
     both = closely.reached & theirs  # what does not fool may be as small as one likes
     ratios = lengths["closer search"][both] / lengths[other][both]
     claim.measured(
-        {ratio: intervals.bootstrap(np.median, ratios), success: share(hits)},
+        {ratio: intervals.bootstrap(np.median, ratios), success: share_true(hits)},
         measured={
             f"median L2, {name}": float(np.median(length)) for name, length in lengths.items()
         },
@@ -591,10 +599,10 @@ ATTACK = "Untargeted momentum attack on the network, 10 steps, images of 8 bits.
 
 def by_radius(hits: torch.Tensor) -> dict[str, dict[str, Any]]:
     """The share of photos that is read right at each radius of the attack, of n x 4."""
-    return {at: vars(share(right)) for at, right in zip(AT, hits.T, strict=True)}
+    return {at: vars(share_true(right)) for at, right in zip(AT, hits.T, strict=True)}
 
 
-def vulnerable(claim: Any, bench: Bench) -> None:
+def vulnerable(claim: Any, bench: GradientBench) -> None:
     """Accuracy under attack, by the network, through each treatment, and by the others."""
     found = bench.read_under_attack()
     row = bench.row("quail")
@@ -626,7 +634,7 @@ def vulnerable(claim: Any, bench: Bench) -> None:
         "A photo four times, with more noise each time.",
     )
     claim.measured(
-        {"accuracy under attack at 4 / 255": share(found[bench.title][:, RADII.index(4)])},
+        {"accuracy under attack at 4 / 255": share_true(found[bench.title][:, RADII.index(4)])},
         measured={
             f"accuracy at {at}": float(found[bench.title][:, i].float().mean())
             for i, at in enumerate(AT)
@@ -643,7 +651,7 @@ def vulnerable(claim: Any, bench: Bench) -> None:
     )
 
 
-def survival(claim: Any, bench: Bench) -> None:
+def survival(claim: Any, bench: GradientBench) -> None:
     """Attacked photos that are saved as JPEG, blurred or resized, of those that are read after that
     alone.
     """
@@ -651,16 +659,16 @@ def survival(claim: Any, bench: Bench) -> None:
     read = {name: hits[hits[:, 0]] for name, hits in every.items()}
     at = RADII.index(8)
     claim.measured(
-        {f"misread after {name}": share(~hits[:, at]) for name, hits in read.items()},
+        {f"misread after {name}": share_true(~hits[:, at]) for name, hits in read.items()},
         measured={
-            f"photos misread after {name} alone": share(~hits[:, 0]).value
+            f"photos misread after {name} alone": share_true(~hits[:, 0]).value
             for name, hits in every.items()
         },
         unit="(share)",
         evidence={
             "read right": {name: by_radius(hits) for name, hits in read.items()},
             "bars": {
-                f"{name}, {AT[i]}": [share(~hits[:, i]).value]
+                f"{name}, {AT[i]}": [share_true(~hits[:, i]).value]
                 for name, hits in read.items()
                 for i in range(4)
             },
@@ -672,12 +680,12 @@ def survival(claim: Any, bench: Bench) -> None:
     )
 
 
-def transfer(claim: Any, bench: Bench) -> None:
+def transfer(claim: Any, bench: GradientBench) -> None:
     """Attacked photos before networks that took no part, beside the photos themselves."""
     read = {network.title: bench.read_under_attack()[network.title] for network in bench.others()}
     lost = {
         name: {
-            at: intervals.difference_of_shares(hits[:, 0].numpy(), hits[:, i].numpy())
+            at: intervals.difference_of_proportions(hits[:, 0].numpy(), hits[:, i].numpy())
             for i, at in enumerate(AT)
         }
         for name, hits in read.items()
@@ -702,7 +710,7 @@ def transfer(claim: Any, bench: Bench) -> None:
     )
 
 
-def defence(claim: Any, bench: Bench) -> None:
+def defence(claim: Any, bench: GradientBench) -> None:
     """Each treatment as a defence: what it costs on clean photos, what it stops, and one who knows
     the blur.
     """
@@ -720,9 +728,9 @@ def defence(claim: Any, bench: Bench) -> None:
     still = {
         name: bench.network(pixels, treat).argmax(1) == target for name, treat in TREATMENTS.items()
     }
-    found = {"none": {"accuracy": share(bench.right).value, "fooled": 1.0}}
+    found = {"none": {"accuracy": share_true(bench.right).value, "fooled": 1.0}}
     found |= {
-        name: {"accuracy": share(right[name]).value, "fooled": share(still[name]).value}
+        name: {"accuracy": share_true(right[name]).value, "fooled": share_true(still[name]).value}
         for name in TREATMENTS
     }
     few, blurred = slice(0, 24), gradients.Blurred(bench.network.module, 1.0).eval()
@@ -733,16 +741,16 @@ def defence(claim: Any, bench: Bench) -> None:
     said = ", ".join(f"{momentum[at]['value']:.2f} at {at}" for at in AT)
     claim.measured(
         {
-            "accuracy lost to JPEG": intervals.difference_of_shares(
+            "accuracy lost to JPEG": intervals.difference_of_proportions(
                 bench.right.numpy(), right[jpeg].numpy()
             ),
-            "still fooled after JPEG": share(still[jpeg]),
+            "still fooled after JPEG": share_true(still[jpeg]),
         },
         measured={f"accuracy, {name}": row["accuracy"] for name, row in found.items()},
         unit="(share)",
         evidence={
             "an attack that knows the blur": {
-                **vars(share(aware.reached)),
+                **vars(share_true(aware.reached)),
                 "steps": summary(aware.steps),
             },
             "momentum attack, read right after JPEG": momentum,
@@ -771,7 +779,7 @@ SHORT_NAME = {"the lab's step": "lab", "unit step": "unit"}
 
 def canvas(
     claim: Any, lens: Lens, title: str, what: str, *, judge: bool = False, long: bool = False
-) -> tuple[Bench, bool] | None:
+) -> tuple[GradientBench, bool] | None:
     """The bench, and whether steps have length one; None where a full run's record serves."""
     setup, unit_step = SETUPS[title], STEPS_OF[what.split(", ")[0]]
     judge = judge or what.endswith(("second network", "easier to see"))
@@ -788,7 +796,7 @@ def canvas(
     return None if bench is None else (bench, unit_step)
 
 
-def drawn(bench: Bench, unit_step: bool, *settings: Setting) -> list[dict[str, Any]]:
+def drawn(bench: GradientBench, unit_step: bool, *settings: Setting) -> list[dict[str, Any]]:
     return [bench.drawn(replace(setting, unit_step=unit_step)) for setting in settings]
 
 
@@ -823,7 +831,7 @@ def show(
     )
 
 
-def others_here(bench: Bench) -> str:
+def others_here(bench: GradientBench) -> str:
     """The end of a sentence about the judge: which further networks looked, or that none could."""
     further = [network.title for network in visualisation.further_judges(bench)]
     return (
@@ -833,7 +841,7 @@ def others_here(bench: Bench) -> str:
     )
 
 
-def further(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+def further(bench: GradientBench, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     """What other judges than the first say of each setting: the class's mean probability."""
     titles = [network.title for network in visualisation.further_judges(bench)]
     return {
@@ -843,7 +851,7 @@ def further(bench: Bench, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def pictured(bench: Bench, what: str, row: dict[str, Any], **values: Any) -> dict[str, Any]:
+def pictured(bench: GradientBench, what: str, row: dict[str, Any], **values: Any) -> dict[str, Any]:
     """What records of class visualisation have in common; `row` is of one of the settings."""
     judged = isinstance(bench.judge, gradients.Network)
     return bench.record(
@@ -882,7 +890,7 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
             "score gained": intervals.difference_of_means(row["score"], row["score_before"]),
         }
     else:
-        parts = {"share of its first guesses": share(row["second_top1"])}
+        parts = {"share of its first guesses": share_true(row["second_top1"])}
     claim.measured(
         parts,
         measured={
@@ -891,7 +899,7 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
             "probability by the second network": float(row["second"].mean()),
             **further(bench, {"after": row}),
         },
-        evidence=numbers(row),
+        evidence=measures(row),
         **pictured(bench, what, row),
     )
 
@@ -935,7 +943,7 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
             "readings": {
                 q: {n: vars(e) for n, e in every.items()} for q, every in compared.items()
             },
-            "seeds": {n: {"0.1": numbers(a), "1e-10": numbers(b)} for n, (a, b) in rows.items()},
+            "seeds": {n: {"0.1": measures(a), "1e-10": measures(b)} for n, (a, b) in rows.items()},
         },
         note=f"{GREY} Of {len(rows)} readings the one nearest to no difference decides, which flatters the claim: it "
         f"is contradicted only where all agree. Probability: {nearest[PROBABILITY]}. Total variation: "
@@ -951,7 +959,7 @@ def seeds_said(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def show_readings(
     claim: Any,
-    bench: Bench,
+    bench: GradientBench,
     rows: dict[str, list[dict[str, Any]]],
     compared: dict[str, dict[str, intervals.Estimate]],
 ) -> None:
@@ -1064,7 +1072,7 @@ def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: s
             **further(bench, rows),
         },
         unit="(share)",
-        evidence={name: numbers(row) for name, row in rows.items()},
+        evidence={name: measures(row) for name, row in rows.items()},
         note=f"A pixel is changed when a channel moved by over {visualisation.CHANGED} of the range; nine windows of "
         "112 px.",
         **pictured(bench, what, many),
@@ -1108,7 +1116,7 @@ def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) 
             "second network, 0.5": float(slowly["second"].mean()),
             **further(bench, rows),
         },
-        evidence={name: numbers(row) for name, row in {**rows, "rate 5": default}.items()},
+        evidence={name: measures(row) for name, row in {**rows, "rate 5": default}.items()},
         **pictured(bench, what, fast),
     )
 
@@ -1137,9 +1145,9 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
     drawn_ones = " and ".join(dict.fromkeys(names(bench, bench.y[start["photo"][:2]])))
     caption = f"the score of a class ({drawn_ones}), climbed from a photo of it and from noise."
     show(claim, title, what, 10, {"photo": before, **rows}, caption)
-    means = {name: visualisation.by_photo(row, "second") for name, row in rows.items()}
+    means = {name: visualisation.mean_by_photo(row, "second") for name, row in rows.items()}
     gained = intervals.difference_of_means(means[visualisation.PHOTO], means[visualisation.NOISE])
-    itself = visualisation.by_photo(start, "second_before")
+    itself = visualisation.mean_by_photo(start, "second_before")
     claim.measured(
         {"second network, photo less noise": gained},
         measured={
@@ -1156,7 +1164,7 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
                 name: {"the photo itself": float(own), **{s: float(m[i]) for s, m in means.items()}}
                 for i, (name, own) in enumerate(zip(shown, itself, strict=True))
             },
-            **{key: numbers(row) for key, row in rows.items()},
+            **{key: measures(row) for key, row in rows.items()},
         },
         note=f"{len(photos)} photos ({', '.join(shown)}) and {len(start['photo'])} pairs with a seed each; the "
         f"interval is over photos, of which each is the mean over its pairs. By {bench.setup.judge} the photos "

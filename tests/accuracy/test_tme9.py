@@ -21,10 +21,10 @@ import torch
 from scipy.stats import norm, spearmanr
 
 from rdfia.claims import intervals, record
-from rdfia.claims.intervals import Estimate, exact, one_run
+from rdfia.claims.intervals import Estimate, exact_value, single_run
 from rdfia.claims.registry import CLAIMS
 from rdfia.experiments import gans as gan_experiments
-from rdfia.experiments.gans import Bench, closed, named
+from rdfia.experiments.gans import GanBench, closed_share, named
 from rdfia.gans.losses import discriminator_loss, generator_loss, saturating_generator_loss
 from rdfia.gans.runs import Run, loss_variation
 from rdfia.gans.scores import nearest_neighbour
@@ -59,7 +59,7 @@ FIGURES = {
     "nz 1000": 16,
 }
 
-Gans = Callable[..., Bench | None]
+Gans = Callable[..., GanBench | None]
 claim_of = pytest.mark.claim
 slow = pytest.mark.timeout(6 * 3600)
 
@@ -98,7 +98,7 @@ def test_the_objective(claim: Any, what: str) -> None:
         apart = np.abs(printed - -D).max()
         far = 1 - torch.nn.functional.logsigmoid(torch.tensor(-1e6, dtype=torch.float64)).item()
         claim.measured(
-            {"largest difference of slopes": exact(apart)},
+            {"largest difference of slopes": exact_value(apart)},
             measured={"1 - log D at a logit of -1e6": far},
             evidence={
                 "D(G(z))": D[::30],
@@ -118,8 +118,8 @@ def test_the_objective(claim: Any, what: str) -> None:
     equal = abs(float(discriminator_loss(LOGITS[80:161], LOGITS[80:161]) - form))
     claim.measured(
         {
-            "largest difference of slopes": exact(apart),
-            "difference from sigmoid and BCE": exact(equal),
+            "largest difference of slopes": exact_value(apart),
+            "difference from sigmoid and BCE": exact_value(equal),
         },
         note="In float64, logits of -30 to 30 (from -10 to 10 against the form with a sigmoid).",
     )
@@ -134,7 +134,7 @@ def test_the_true_objective_is_not_log_d(claim: Any) -> None:
     sure = torch.logit(torch.tensor([0.01], dtype=torch.float64))
     ratio = gradients(generator_loss, sure)[0] / gradients(saturating_generator_loss, sure)[0]
     claim.measured(
-        {"ratio of slopes at D(G(z)) = 0.01": exact(float(ratio))},
+        {"ratio of slopes at D(G(z)) = 0.01": exact_value(float(ratio))},
         measured={"same sign everywhere": bool((true * used > 0).all())},
         evidence={
             "difference from -D and D - 1": float(off),
@@ -156,7 +156,7 @@ class Pair:
     that both have.
     """
 
-    bench: Bench
+    bench: GanBench
     runs: list[Run]
     default: list[Run]
     window: tuple[int, ...]
@@ -186,12 +186,12 @@ class Pair:
 
     def way(self, of_default: bool = False) -> list[float]:
         """How far from its untrained G to real images each seed has gone
-        (`experiments.gans.closed`).
+        (`experiments.gans.closed_share`).
         """
         runs, values = self.default if of_default else self.runs, self.of("frechet")[of_default]
         starts = [self.bench.untrained(run.config) for run in runs]
         return [
-            closed({"frechet": v}, start, self.bench.real)
+            closed_share({"frechet": v}, start, self.bench.real)
             for v, start in zip(values, starts, strict=True)
         ]
 
@@ -221,7 +221,7 @@ def mean(values: Sequence[float]) -> Estimate:
     return intervals.mean(values)
 
 
-def ratio_of(bench: Bench, name: str, mine: Sequence[float], usual: Sequence[float]) -> Estimate:
+def ratio_of(bench: GanBench, name: str, mine: Sequence[float], usual: Sequence[float]) -> Estimate:
     """How many times as large a score is, seed by seed. A share may be 0: both get one real image
     more.
     """
@@ -363,7 +363,7 @@ def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
     )
 
 
-def origins(bench: Bench, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def origins(bench: GanBench, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Where and by which code runs were made, each once: not always by what made the record."""
     found = [bench.run(run)["origin"] for run in runs]
     return [one for i, one in enumerate(found) if one not in found[:i]]
@@ -384,7 +384,7 @@ def test_a_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[An
         show(claim, pair, FIGURES[row[2]], row[2])
     default, config = bench.run(pair.default[0])["scores"][-1], pair.runs[0].config
     note = f"{config.steps:,} steps, {config.steps * config.nb_update_G:,} updates of G, beside "
-    note += f"{gan_experiments.STEPS:,} of the default, itself {gan_experiments.level(default)} by then. "
+    note += f"{gan_experiments.STEPS:,} of the default, itself {gan_experiments.image_level(default)} by then. "
     note += "All settings share their seeds: D's first weights and the order of the images, without nz G's weights too."
     enter(claim, pair, row, note=note)
 
@@ -412,7 +412,7 @@ def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
     none).
     """
     run, bench = pair.runs[0], pair.bench
-    mine, usual = (record.show(float(np.median(values))) for values in pair.of("frechet"))
+    mine, usual = (record.format_value(float(np.median(values))) for values in pair.of("frechet"))
     scores = f"Medians over the seeds: Frechet distance {mine} ({usual} by default)"
     name = f"{f'figure{number}' if number else 'study'}-{bench.setup.asset}-{run.name.rpartition('-')[0]}"
     text = f"{f'Figure {number} redone: ' if number else ''}{setting}, {run.config.steps:,} steps on {bench.title}"
@@ -436,17 +436,17 @@ def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
 
 def over_seeds(values: Sequence[float]) -> Estimate:
     """The mean over seeds with its interval; of one seed its value, which decides nothing."""
-    return mean(values) if len(values) > 1 else one_run(values[0])
+    return mean(values) if len(values) > 1 else single_run(values[0])
 
 
 Checked = tuple[Found, dict[str, Any]]  # estimates, and what else was measured
 
 
-def _good(bench: Bench, runs: Sequence[Run]) -> Checked:
+def _good(bench: GanBench, runs: Sequence[Run]) -> Checked:
     distances = [bench.last(run, "frechet") for run in runs]
     starts = [bench.untrained(run.config) for run in runs]
     ways = [
-        closed({"frechet": d}, start, bench.real)
+        closed_share({"frechet": d}, start, bench.real)
         for d, start in zip(distances, starts, strict=True)
     ]
     found = {
@@ -459,7 +459,7 @@ def _good(bench: Bench, runs: Sequence[Run]) -> Checked:
     }
 
 
-def _diverse(bench: Bench, runs: Sequence[Run]) -> Checked:
+def _diverse(bench: GanBench, runs: Sequence[Run]) -> Checked:
     spread = [bench.last(run, "diversity") / bench.real["diversity"] for run in runs]
     found = {
         "coverage": over_seeds([bench.last(run, "coverage") for run in runs]),
@@ -468,7 +468,7 @@ def _diverse(bench: Bench, runs: Sequence[Run]) -> Checked:
     return found, {"recall": float(np.median([bench.last(run, "recall") for run in runs]))}
 
 
-def _unstable(bench: Bench, runs: Sequence[Run]) -> Checked:
+def _unstable(bench: GanBench, runs: Sequence[Run]) -> Checked:
     each = [loss_variation(bench.losses(run)) for run in runs]
     medians = {name: float(np.median([one[name] for one in each])) for name in each[0]}
     return {LOSSES: over_seeds([max(one.values()) for one in each])}, medians
@@ -521,7 +521,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
     )
 
 
-def figure11(claim: Any, bench: Bench, run: Run) -> None:
+def figure11(claim: Any, bench: GanBench, run: Run) -> None:
     for step in run.grids:
         claim.figure(
             f"figure11-{bench.setup.asset}-{step}",
@@ -584,7 +584,7 @@ def of_these_held_out(found: Estimate, error: float) -> Estimate:
     )
 
 
-def nearest(claim: Any, bench: Bench, run: Run) -> None:
+def nearest(claim: Any, bench: GanBench, run: Run) -> None:
     """The pairs of a kept grid's images and the training images next to them that are the closest."""
     grid, known = bench.grid(run), bench.x[bench.known]
     near = nearest_neighbour(
@@ -600,7 +600,7 @@ def nearest(claim: Any, bench: Bench, run: Run) -> None:
     )
 
 
-def fewer_photos(bench: Bench) -> dict[str, Any]:
+def fewer_photos(bench: GanBench) -> dict[str, Any]:
     """What the default's scores and its share of copies are by the number of photos, as the page
     draws it.
     """
@@ -666,7 +666,8 @@ def said(rows: Sequence[dict[str, Any]], step: int) -> str:
     row = next(row for row in rows if row["step"] == step)
     read = f", {row['accuracy']:.1%} read as asked" if "accuracy" in row else ""
     scores = [
-        f"{LABELS[name]} {record.show(row[name])}" for name in ("frechet", "density", "coverage")
+        f"{LABELS[name]} {record.format_value(row[name])}"
+        for name in ("frechet", "density", "coverage")
     ]
     return f"{', '.join(scores)}{read}."
 
@@ -794,7 +795,7 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
     )
 
 
-def dots(bench: Bench) -> dict[str, Any]:
+def dots(bench: GanBench) -> dict[str, Any]:
     """The whole study as the page draws it, a row a setting; a run that diverged has no dot."""
     settings = {name: named(gan_experiments.STUDY, name) for name in gan_experiments.SETTINGS} | {
         n: named(gan_experiments.ABLATION, n) for n in gan_experiments.BEYOND

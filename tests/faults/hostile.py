@@ -257,7 +257,7 @@ def run_json() -> bytes:
     }
     thresholds = {"a": {"accuracy": 0.5, "n": 10, "images": "i", "bits": "AAA="}}
     run = {"environment": environment, "thresholds": thresholds, "records": [record.as_json()]}
-    return json.dumps(claim_records.plain(run)).encode()
+    return json.dumps(claim_records.as_plain(run)).encode()
 
 
 def readers(folder: Path) -> list[Reader]:
@@ -440,7 +440,9 @@ def readers(folder: Path) -> list[Reader]:
         Reader(
             "packed.gz",
             [gzip.compress(bytes(5000)), gzip.compress(bytes(range(256)) * 20)],
-            lambda here: downloads.gunzip(here / "packed.gz", here / "unpacked", limit=10**6),
+            lambda here: downloads.decompress_gzip(
+                here / "packed.gz", here / "unpacked", limit=10**6
+            ),
         ),
         Reader(
             "page.json",

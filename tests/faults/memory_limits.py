@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rdfia.data import files
 from rdfia.data.images import CROP, Preprocess
 from rdfia.device import memory
-from rdfia.errors import FewerAtATime, RdfiaError
+from rdfia.errors import BatchReduced, RdfiaError
 from rdfia.gradients import fooling
 from rdfia.gradients import saliency as saliency_module
 from rdfia.transfer import column_tiles, features, svm
@@ -143,7 +143,7 @@ def main(kind: str, share: float, mode: str) -> dict[str, Any]:
         took = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         expected = files.load_tensors(path)[0]["result"]
     if mode == "blind":
-        memory.available = lambda: None
+        memory.available_memory = lambda: None
     limit = virtual("VmSize") + int(share * took)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with warnings.catch_warnings(record=True) as caught:
@@ -153,7 +153,7 @@ def main(kind: str, share: float, mode: str) -> dict[str, Any]:
         except RdfiaError as error:
             return {"took": took, "error": f"{type(error).__name__}: {error}"}
     said = [
-        str(warning.message) for warning in caught if issubclass(warning.category, FewerAtATime)
+        str(warning.message) for warning in caught if issubclass(warning.category, BatchReduced)
     ]
     # of the whole: one kink of a ReLU moves a pixel
     off = (got - expected).double().norm() / expected.double().norm()

@@ -21,7 +21,7 @@ from tests.support.tiny_networks import tiny_vgg
 
 def main(folder: Path, dying: int = -1, at: int = 0) -> None:
     torch.set_num_threads(1)
-    with extraction.team() as team:
+    with extraction.current_team() as team:
         died = folder / "died"
         attempt = "second" if died.exists() else "first"
 

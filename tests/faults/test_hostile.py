@@ -29,7 +29,7 @@ from rdfia.__main__ import main
 from rdfia.claims import record as claim_records
 from rdfia.data import datasets, downloads, images
 from rdfia.data import files as data_files
-from rdfia.errors import AssetCorrupt, ImageError, RdfiaError, StoreError, plain
+from rdfia.errors import AssetCorrupt, ImageError, RdfiaError, StoreError, printable
 from rdfia.gans.training import Trainer
 from rdfia.models import weights
 from rdfia.report import page as report_page
@@ -495,11 +495,13 @@ def test_names_that_mean_harm_are_shown_as_they_are(
         path.write_bytes(b"no photo")
         with pytest.raises(ImageError) as caught:
             images.read_image(path)
-        withstood += "\n" not in str(caught.value) and plain(str(caught.value)) == str(caught.value)
+        withstood += "\n" not in str(caught.value) and printable(str(caught.value)) == str(
+            caught.value
+        )
     assert main(["extract", str(tmp_path / "photos")]) == 1
     said = capsys.readouterr().err
     lines = said.splitlines()
-    assert plain(said) == said
+    assert printable(said) == said
     assert [line for line in lines if not line.startswith(("rdfia: ", "  "))] == []
     fault(
         "names with line breaks, colours and turned text",
@@ -537,7 +539,7 @@ def unpacked(folder: Path, more: Callable[[zipfile.ZipFile], None]) -> tuple[str
         more(bundle)
     said = "unpacked"
     try:
-        downloads.fill_folder(
+        downloads.write_folder(
             folder / "in" / "scene15", downloads.scene15_members(path, hostile.SPLIT)
         )
     except AssetCorrupt as error:
@@ -753,7 +755,7 @@ def test_a_gzip_that_unpacks_without_end_is_refused(tmp_path: Path, fault: Fault
     found, large, unpack = dict[str, str](), list[str](), gzip.GzipFile.read
     for name, read in {
         "digits": lambda: datasets.digits(path),
-        "a download": lambda: downloads.gunzip(path, tmp_path / "unpacked", limit=most),
+        "a download": lambda: downloads.decompress_gzip(path, tmp_path / "unpacked", limit=most),
     }.items():
         came = list[int]()
 

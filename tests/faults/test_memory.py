@@ -19,7 +19,7 @@ from PIL import Image
 
 from rdfia.data.images import Preprocess
 from rdfia.device import memory, staging
-from rdfia.errors import FewerAtATime, TooLarge
+from rdfia.errors import BatchReduced, TooLarge
 from rdfia.gans.config import GanConfig
 from rdfia.gans.training import train
 from rdfia.transfer import column_tiles, extraction, features, svm
@@ -110,7 +110,7 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     """Where the kernel would kill: the first image is never opened."""
-    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
     monkeypatch.setattr(memory, "SMALL", 0)
     never, vgg = [tmp_path / "never-opened.jpg"] * 64, tiny_vgg()
     taps, small = {"conv": "features.0"}, Preprocess(size=64)
@@ -148,21 +148,21 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
 
 
 def test_enough_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: None)
-    assert memory.fitting(16, 10**12, 0, "x") == 16
-    memory.require(10**18, "x", "y")
-    monkeypatch.setattr(memory, "available", lambda: 1700)
-    assert memory.fitting(16, 10_000, 0, "x") == 16  # so little is taken without asking
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert memory.batch_that_fits(16, 10**12, 0, "x") == 16
+    memory.require_memory(10**18, "x", "y")
+    monkeypatch.setattr(memory, "available_memory", lambda: 1700)
+    assert memory.batch_that_fits(16, 10_000, 0, "x") == 16  # so little is taken without asking
     monkeypatch.setattr(memory, "SMALL", 0)
-    assert memory.fitting(16, 100, 100, "x") == 16
-    with pytest.warns(FewerAtATime, match=r"for x: 7 images at a time instead of 16"):
-        assert memory.fitting(16, 200, 300, "x") == 7
+    assert memory.batch_that_fits(16, 100, 100, "x") == 16
+    with pytest.warns(BatchReduced, match=r"for x: 7 images at a time instead of 16"):
+        assert memory.batch_that_fits(16, 200, 300, "x") == 7
     with pytest.raises(TooLarge, match=r"x, for one image, takes about"):
-        memory.fitting(16, 2000, 0, "x")
+        memory.batch_that_fits(16, 2000, 0, "x")
 
 
 def test_halves_are_computed_in_order_and_remembered() -> None:
-    pieces, sizes = memory.Pieces[list[int]](8), list[int]()
+    pieces, sizes = memory.HalvingBatches[list[int]](8), list[int]()
 
     def run(rows: torch.Tensor) -> list[int]:
         sizes.append(len(rows))
@@ -172,7 +172,7 @@ def test_halves_are_computed_in_order_and_remembered() -> None:
             )
         return rows.tolist()
 
-    with pytest.warns(FewerAtATime, match="going on with"):
+    with pytest.warns(BatchReduced, match="going on with"):
         assert [*chain(*pieces(run, torch.arange(8)))] == list(range(8))
     assert sizes == [8, 4, 2, 2, 2, 2]
     assert [*chain(*pieces(run, torch.arange(3)))] == [0, 1, 2]
@@ -187,7 +187,7 @@ def test_halves_are_computed_in_order_and_remembered() -> None:
     def hopeless(rows: torch.Tensor) -> list[int]:
         raise MemoryError
 
-    with pytest.warns(FewerAtATime), pytest.raises(TooLarge, match="memory ran out at one image"):
+    with pytest.warns(BatchReduced), pytest.raises(TooLarge, match="memory ran out at one image"):
         pieces(hopeless, torch.arange(2))
 
 
@@ -225,22 +225,22 @@ def test_a_containers_limit_counts_and_its_page_cache_does_not(
 ) -> None:
     monkeypatch.setattr(memory, "SYSTEM", tmp_path)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert memory.available() is None
+    assert memory.available_memory() is None
     (tmp_path / group).mkdir(parents=True)
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    8000 kB\n")
-    assert memory.available() == 8_192_000
+    assert memory.available_memory() == 8_192_000
     most, used, *caches = names
     (tmp_path / group / most).write_text("max\n")
     (tmp_path / group / used).write_text("5000000\n")
-    assert memory.available() == 8_192_000
+    assert memory.available_memory() == 8_192_000
     (tmp_path / group / most).write_text("6000000\n")
     (tmp_path / group / "memory.stat").write_text(
         f"anon 5\n{caches[0]} 1000000\n{caches[1]} 2000000\nfile 7\n"
     )
-    assert memory.available() == 4_000_000
+    assert memory.available_memory() == 4_000_000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert memory.available() == 1_000_000
+    assert memory.available_memory() == 1_000_000
 
 
 def test_memory_that_runs_out_in_decoding_is_no_damaged_photo(
@@ -253,7 +253,7 @@ def test_memory_that_runs_out_in_decoding_is_no_damaged_photo(
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     with pytest.raises(TooLarge, match="memory ran out at decoding photos"):
-        list(staging.decode([tmp_path / "x.png"], Preprocess(size=16)))
+        list(staging.decode_images([tmp_path / "x.png"], Preprocess(size=16)))
 
 
 def test_a_gan_that_does_not_fit_says_which_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def tell_of_writes(say: Callable[[str], None]) -> None:
     """From here on the store says "part", "written" and "kept" of each file, and "sweep" before it
     cleans up.
     """
-    atomic_path, sweep = files.atomic_path, files.sweep
+    atomic_path, sweep = files.atomic_path, files.remove_unfinished
 
     @contextlib.contextmanager
     def telling(path: Path) -> Iterator[Path]:
@@ -159,7 +159,7 @@ def tell_of_writes(say: Callable[[str], None]) -> None:
         say("sweep")
         sweep(folder)
 
-    files.atomic_path, files.sweep = telling, telling_sweep
+    files.atomic_path, files.remove_unfinished = telling, telling_sweep
 
 
 class Child:

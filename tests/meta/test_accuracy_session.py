@@ -285,11 +285,12 @@ def test_ctrl_c_while_the_records_are_written_waits(
         signal.raise_signal(signal.SIGINT)
         keep(folder, ledger)
 
+    # in the background: ignored
     keep, usual = (
-        report_page.keep,
+        report_page.write_records_and_figures,
         signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # in the background: ignored
-    monkeypatch.setattr(report_page, "keep", stopped)
+    )
+    monkeypatch.setattr(report_page, "write_records_and_figures", stopped)
     if planted:  # nothing waits: then the records are lost
         monkeypatch.setattr(claim_session, "_ctrl_c_waits", contextlib.nullcontext)
     write(project, MEASURES, value=13)

@@ -85,10 +85,10 @@ class Claim:
 
 def run(size: int) -> dict[str, Any]:
     """Every check of the first reading, and the most memory that this process had."""
-    bench, claim = transfer.Bench(problem(size), "cpu", None), Claim()
+    bench, claim = transfer.TransferBench(problem(size), "cpu", None), Claim()
     bench.grams("vgg16", [*dict.fromkeys([*test_tme7.FIRST.values(), "relu7"])])  # in one pass
 
-    def benches(_name: str, _path: Path) -> transfer.Bench:
+    def benches(_name: str, _path: Path) -> transfer.TransferBench:
         return bench
 
     for row in test_tme7.FIRST:

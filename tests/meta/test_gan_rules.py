@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from rdfia.claims import judge
-from rdfia.claims.intervals import Estimate, exact
+from rdfia.claims.intervals import Estimate, exact_value
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import files as data_files
 from rdfia.errors import StoreError
 from rdfia.experiments import gans as gan_experiments
-from rdfia.experiments.gans import Bench, closed, information, level, milestones
+from rdfia.experiments.gans import GanBench, closed_share, image_level, information, milestones
 from rdfia.gans import architecture as gan_architecture
 from rdfia.gans import pixel_scores
 from rdfia.gans import scores as gan_scores
@@ -47,7 +47,7 @@ def row(density: float, coverage: float, step: int = 0, **more: Any) -> dict[str
 )
 def test_levels(density: float, coverage: float, expected: str) -> None:
     """Among them a collapse: readable images (density) that are few (coverage) are poor, not noise."""
-    assert level(row(density, coverage)) == expected
+    assert image_level(row(density, coverage)) == expected
 
 
 def test_a_level_counts_only_if_it_stays() -> None:
@@ -68,12 +68,12 @@ def test_information_sees_a_label_that_is_obeyed_under_another_name() -> None:
 
 def test_the_way_from_an_untrained_generator_to_real_images() -> None:
     untrained, real = {"frechet": 100.0}, {"frechet": 4.0}
-    assert closed({"frechet": 100.0}, untrained, real) == 0
-    assert closed({"frechet": 4.0}, untrained, real) == 1
-    assert closed({"frechet": np.inf}, untrained, real) == -np.inf  # it diverged
+    assert closed_share({"frechet": 100.0}, untrained, real) == 0
+    assert closed_share({"frechet": 4.0}, untrained, real) == 1
+    assert closed_share({"frechet": np.inf}, untrained, real) == -np.inf  # it diverged
 
 
-class Planted(Bench):
+class Planted(GanBench):
     """A bench whose runs are written by hand: settings by name, a row of scores a seed, the same at
     each snapshot.
     """
@@ -137,7 +137,7 @@ def scattered(frechet: float, coverage: float) -> list[dict[str, float]]:
 
 def outcomes(claim_id: str, found: dict[str, Estimate]) -> str:
     """Of a claim's estimates together, by its bounds."""
-    return judge.together(
+    return judge.combined_outcome(
         [judge.outcome(one, CLAIMS[claim_id].bounds[name]) for name, one in found.items()]
     )
 
@@ -286,7 +286,7 @@ class Verdict:
 
     def measured(self, found: dict[str, Estimate], **_: Any) -> None:
         values = {
-            name: exact(one.value) if one.method == "one run" else one
+            name: exact_value(one.value) if one.method == "one run" else one
             for name, one in found.items()
         }
         self.outcome, self.of_values = outcomes(self.id, found), outcomes(self.id, values)
@@ -669,17 +669,17 @@ def test_copies_are_told_from_blur_and_contrast() -> None:
     grey = (new.float() / 2 + 64).to(torch.uint8)
     shown = {
         "new": new,
-        "blurred": gan_experiments.blurred(new),
+        "blurred": gan_experiments.blur_by_shrinking(new),
         "grey": grey,
         "copies": train,
-        "blurred copies": gan_experiments.blurred(train),
+        "blurred copies": gan_experiments.blur_by_shrinking(train),
         "half of them copies": torch.cat([train[:600], new]),
     }
     sets = {
         name: [x.flatten(1).float().numpy() for x in (images, train, held)]
         for name, images in shown.items()
     }
-    found = {name: gan_experiments.copies(*rows) for name, rows in sets.items()}
+    found = {name: gan_experiments.share_of_copies(*rows) for name, rows in sets.items()}
     assert found["copies"].value == 1
     assert found["blurred copies"].value > 0.8
     assert 0.35 < found["half of them copies"].value < 0.65
@@ -694,9 +694,9 @@ def test_copies_are_told_from_blur_and_contrast() -> None:
     # few images lie near the middle
     assert found["grey"].standard_error > 2 * found["new"].standard_error
     fake, known, others = sets["copies"]
-    assert (1 + gan_experiments.copies(fake, known[: len(others)], others).value) / 2 < 0.65, (
-        "of one size: as if they were new"
-    )
+    assert (
+        1 + gan_experiments.share_of_copies(fake, known[: len(others)], others).value
+    ) / 2 < 0.65, "of one size: as if they were new"
 
 
 def test_the_error_of_copies_is_that_of_other_held_out_images() -> None:
@@ -707,7 +707,7 @@ def test_the_error_of_copies_is_that_of_other_held_out_images() -> None:
     draw, found = np.random.default_rng(0), []
     for _ in range(60):
         order = draw.permutation(len(known))
-        found.append(gan_experiments.copies(new, known[order[:400]], known[order[400:]]))
+        found.append(gan_experiments.share_of_copies(new, known[order[:400]], known[order[400:]]))
     spread = np.std([one.value for one in found], ddof=1)
     assert np.mean([one.standard_error for one in found]) == pytest.approx(spread, rel=0.3)
     assert abs(np.mean([one.value for one in found])) < 4 * spread / 60**0.5
@@ -728,7 +728,7 @@ def test_another_number_of_photos_is_another_case_with_runs_of_its_own(
             "photos",
             lambda *_, x=shown: (x[: len(x) * 4 // 5], x[len(x) * 4 // 5 :]),
         )
-        found[n] = Bench("CelebA", tmp_path, "cpu", "full", None, tmp_path)
+        found[n] = GanBench("CelebA", tmp_path, "cpu", "full", None, tmp_path)
     assert found[50].case("CelebA, poor") == "CelebA, poor"
     assert found[60].case("CelebA, poor") == "CelebA, poor, 60 photos"
     assert (found[50].evidence.name, found[60].evidence.name) == ("celeba-32", "celeba-32-60")
@@ -756,7 +756,7 @@ def test_fewer_photos_are_among_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.trained_on(gan_experiments.ON_ALL[0]) is bench.x
 
 
-def tiny_bench(folder: Path) -> Bench:
+def tiny_bench(folder: Path) -> GanBench:
     """A bench of exact features with digits that tiny networks are trained on."""
     bench = exact_bench()
     bench.full, bench.work, bench.evidence = True, folder / "work", folder / "kept"
@@ -796,10 +796,10 @@ def test_what_is_asked_of_a_runs_images_is_kept_beside_its_row(tmp_path: Path) -
 def test_runs_are_made_beforehand_and_one_that_is_refused_costs_no_other(tmp_path: Path) -> None:
     said: list[str] = []
     bench, runs = tiny_bench(tmp_path), [tiny_run(), tiny_run("second", seed=1)]
-    assert gan_experiments.make(bench, runs, said.append) == 0
+    assert gan_experiments.make_runs(bench, runs, said.append) == 0
     assert [line.partition(":")[0] for line in said] == ["tiny", "second"]
     other = [tiny_run(lr=1e-3), runs[1]]  # the first is another run under a name that is taken
-    assert gan_experiments.make(tiny_bench(tmp_path), other, said.append) == 1
+    assert gan_experiments.make_runs(tiny_bench(tmp_path), other, said.append) == 1
     assert "tiny.json has a run of another config" in said[2]
     assert said[3].startswith("second: 0 s")
 
@@ -809,10 +809,10 @@ def test_what_few_pictures_obey_is_not_asked_beforehand(
     coverage: float, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The committed run that collapsed has no generator any more: it is no run that is refused."""
-    monkeypatch.setattr(gan_experiments, "has_further", lambda *_: True)
+    monkeypatch.setattr(gan_experiments, "needs_last_generator", lambda *_: True)
     bench, said = Long(tiny=has(coverage=coverage)), list[str]()
     bench.y = torch.arange(10)
-    assert gan_experiments.make(bench, [tiny_run()], said.append) == 0
+    assert gan_experiments.make_runs(bench, [tiny_run()], said.append) == 0
     assert ("nats" in said[0]) == asked
 
 
@@ -873,14 +873,15 @@ def test_quick_runs_are_those_of_the_code_that_is_there(
     found = (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.arange(2)) * 2
     monkeypatch.setattr(gan_experiments, "digits", lambda path: found)
     quick, full = (
-        Bench("digits", tmp_path, "cpu", profile, None, tmp_path) for profile in ("short", "full")
+        GanBench("digits", tmp_path, "cpu", profile, None, tmp_path)
+        for profile in ("short", "full")
     )
     assert quick.work.name == quick.evidence.name
-    assert quick.work.name.startswith(gan_experiments.code())
+    assert quick.work.name.startswith(gan_experiments.short_runs_digest())
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
-    one = Bench("digits", tmp_path, "cpu", "short", None, tmp_path)
+    one = GanBench("digits", tmp_path, "cpu", "short", None, tmp_path)
     monkeypatch.setenv("RDFIA_DTYPE", "bfloat16")
-    assert one.work.name != Bench("digits", tmp_path, "cpu", "short", None, tmp_path).work.name
+    assert one.work.name != GanBench("digits", tmp_path, "cpu", "short", None, tmp_path).work.name
     assert full.work.name == "cpu"
     assert full.evidence.name == "digits"
 
@@ -910,12 +911,12 @@ class ExactGenerator(torch.nn.Module):
         return (pixels if self.training else 255 - pixels)[:, None] / 127.5 - 1
 
 
-def exact_bench() -> Bench:
+def exact_bench() -> GanBench:
     """A bench whose real images are cells of greys too, and whose features are means and a pixel:
     exact numbers.
     """
     draw = np.random.default_rng(0)
-    bench = Bench.__new__(Bench)
+    bench = GanBench.__new__(GanBench)
     bench.title, bench.progress = "planted", None
     bench.title, bench.setup, bench.device = (
         "digits",
@@ -941,7 +942,9 @@ def test_what_a_generator_scores_is_the_same_as_ever() -> None:
     new ones.
     """
     assert gan_experiments.JUDGE == "2"
-    z = torch.randn(200, 129, generator=gan_architecture.stream(0, gan_experiments.NOISE_TO_JUDGE))
+    z = torch.randn(
+        200, 129, generator=gan_architecture.random_stream(0, gan_experiments.NOISE_TO_JUDGE)
+    )
     assert z.abs().min() > 1e-6, "a sign of z that rounding could move: choose another nz"
     same_as_ever(exact_bench().score(ExactGenerator()))  # type: ignore[arg-type]
 
@@ -1022,7 +1025,7 @@ CHANGED_SCORES: dict[str, Planting] = {
         lambda g, z, y, kept=gan_experiments.sample, **k: kept(g, z, y.flip(0), **k),
     ),
     "another number of images": lambda patch: patch.setattr(
-        Bench, "draw", lambda bench, g, n, kept=Bench.draw: kept(bench, g, n - 1)
+        GanBench, "draw", lambda bench, g, n, kept=GanBench.draw: kept(bench, g, n - 1)
     ),
 }
 

@@ -35,7 +35,7 @@ from benchmarks.gpu_kit.__main__ import main
 from benchmarks.ways import Case
 from rdfia.claims import provenance
 from rdfia.data import assets, datasets
-from rdfia.errors import ArgumentError, AssetCorrupt, FewerAtATime, TooLarge
+from rdfia.errors import ArgumentError, AssetCorrupt, BatchReduced, TooLarge
 from rdfia.experiments import gans
 from rdfia.report import environment
 from tests.support.tolerances import PARITY
@@ -406,7 +406,7 @@ def test_the_commit_travels_with_a_part_and_is_that_of_the_code(tmp_path: Path) 
         return parts.commit_in(tmp_path, ROOT)
 
     assert (listed(provenance.code_hash(ROOT)), listed("another")) == ("abc", "")
-    assert environment.commit(tmp_path) is None
+    assert environment.checkout_commit(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])
@@ -582,7 +582,7 @@ def test_memory_that_runs_out_must_change_nothing_and_be_said(
             return torch.ones(600)  # 2,400 bytes, of which a third is left
         except torch.OutOfMemoryError:
             if warn:
-                warnings.warn("fewer at a time", FewerAtATime, stacklevel=1)
+                warnings.warn("fewer at a time", BatchReduced, stacklevel=1)
             return factor * torch.cat([torch.ones(100)] * 2)
 
     assert out_of_memory.peak("cpu", call) == 2400

@@ -54,7 +54,11 @@ def drawn_by_the_cpu(trainer: Trainer, n: int) -> Tensor:
 
 SLIPS = {
     "noise": Slip(
-        saliency, "saliency_maps", "on_device(draws[step], x.device)", "draws[step]", "saliency"
+        saliency,
+        "saliency_maps",
+        "copy_to_device(draws[step], x.device)",
+        "draws[step]",
+        "saliency",
     ),
     "labels": Slip(
         Trainer,
@@ -64,7 +68,9 @@ SLIPS = {
         "cdcgan_in_float32",
         "indices should be either on cpu",
     ),
-    "limits": Slip(ascent, "limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"),
+    "limits": Slip(
+        ascent, "pixel_limits", "x.dtype, x.device)", 'x.dtype, torch.device("cpu"))', "fool"
+    ),
     "blur kernel": Slip(
         images, "blur", "axis=0)).to(x)", "axis=0)).to(x.dtype)", "pieces_of_the_ascent"
     ),
@@ -80,7 +86,7 @@ SLIPS = {
         "dcgan_in_float32",
     ),
     "index tensor": Slip(
-        ascent, "target_logits", "on_device(wanted, logits.device)", "wanted", "fool"
+        ascent, "target_logits", "copy_to_device(wanted, logits.device)", "wanted", "fool"
     ),
     "zeros without device": Slip(
         svm.GramAccumulator, "add", ", device=columns.device", "", "gram_matrices"
@@ -195,7 +201,7 @@ def test_a_planted_wait_in_a_training_step_is_counted(
 
 
 def test_a_planted_wait_in_a_turn_of_an_ascent_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(Slip(ascent, "ascend", "x[on_device(rows, x.device)]", "x[rows]", ""), monkeypatch)
+    plant(Slip(ascent, "ascend", "x[copy_to_device(rows, x.device)]", "x[rows]", ""), monkeypatch)
     assert waits_a_turn(fool) == 2
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import rdfia
+from rdfia._former_names import FORMER
 
 ROOT = Path(__file__).parents[2]
 ROOMS = [path.parent.name for path in sorted((ROOT / "rdfia").glob("*/__init__.py"))]
@@ -64,3 +65,26 @@ def test_no_front_door_imports_what_is_large() -> None:
         ).stdout.split()
         == []
     )
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_module_is_found_by_its_former_name_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(rdfia, name.removeprefix("rdfia."), raising=False)
+    with pytest.warns(DeprecationWarning, match=f"{name} is {FORMER[name]} now"):
+        found = importlib.import_module(name)
+    assert found is importlib.import_module(FORMER[name])
+    assert found.__spec__ is not None
+    assert found.__name__ == found.__spec__.name == FORMER[name]
+    monkeypatch.delattr(rdfia, name.removeprefix("rdfia."))
+
+
+def test_a_former_name_serves_every_form_of_import() -> None:
+    code = "from rdfia import svm; from rdfia.svm import fit; import rdfia.features; "
+    code += "print(svm.fit is fit, rdfia.features.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", "rdfia.transfer.features"], done.stderr

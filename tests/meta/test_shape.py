@@ -44,7 +44,7 @@ ORDER = {
 }
 BESIDE = {"experiments.gans": {"report.environment"}}  # a run's row says where it was made
 LABS = ("models", "transfer", "gradients", "gans")
-FREE = {"__main__", "__init__", "_rooms"}
+FREE = {"__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # statements of a module
 LARGER = {
     "experiments.gans": 380,

@@ -21,7 +21,7 @@ from rdfia.claims.record import ClaimError
 from rdfia.data import assets
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
-from rdfia.experiments.transfer import Bench, Problem, digits, in_both_parts
+from rdfia.experiments.transfer import Problem, TransferBench, digits, in_both_parts
 
 ROOT = Path(__file__).parents[2]
 TRAIN, TEST, LAYER = 50, 2950, "relu5"
@@ -43,7 +43,7 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Problem]:
 
 def right(problem: Problem, layer: str = LAYER, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """Which test images are right, as the checks of TME 7 find it."""
-    return Bench(problem, "cpu", None).right("alexnet", layer, dtype=dtype)
+    return TransferBench(problem, "cpu", None).right("alexnet", layer, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def compare_with(usual: np.ndarray) -> Compare:
 
     def enter(bits: np.ndarray) -> None:
         ledger.records.clear()
-        found = {part: intervals.share(int(bits.sum()), len(bits))}
+        found = {part: intervals.proportion(int(bits.sum()), len(bits))}
         ledger.measured(*pinned, found, right={part: bits}, images="planted")
 
     enter(usual)
@@ -143,7 +143,7 @@ def test_one_training_file_in_the_test_folder_is_seen(tmp_path: Path) -> None:
     assert in_both_parts(train, test) == 0
     paths[5].write_bytes(paths[0].read_bytes())
     ledger = Ledger(ROOT, "short", "cpu", accept=True)
-    found = {"images in both parts": intervals.exact(11 + in_both_parts(train, test))}
+    found = {"images in both parts": intervals.exact_value(11 + in_both_parts(train, test))}
     assert ledger.measured("tme7.q5.dataset", "planted", found).outcome == "contradicted"
 
 

@@ -39,7 +39,7 @@ def hits(share: float) -> np.ndarray:
     return np.arange(N) < round(share * N)
 
 
-class Made(transfer.Bench):
+class Made(transfer.TransferBench):
     """A bench on which the share of right images of each layer is written down: `shares` by what a
     check asks for.
     """
@@ -287,8 +287,8 @@ def ruled(check: Any, *args: Any, shares: dict[Any, float]) -> Check:
 
 def from_nothing(share: float) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
-        patch.setattr(scratch, "choose", lambda *_, **__: (scratch.TRIED[0], {}))
-        patch.setattr(scratch, "right", lambda *_, **__: hits(share))
+        patch.setattr(scratch, "choose_setting", lambda *_, **__: (scratch.TRIED[0], {}))
+        patch.setattr(scratch, "right_test_rows", lambda *_, **__: hits(share))
         test_tme7.test_training_from_nothing(
             claim, lambda *_: Made({("alexnet", True): POOR}), "15-Scene"
         )

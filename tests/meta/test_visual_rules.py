@@ -84,7 +84,7 @@ def mended(pixels: Tensor) -> Tensor:
     return pixels
 
 
-class Made(gradients.Bench):
+class Made(gradients.GradientBench):
     """A bench of made-up photos, all of them read as they should be; what a check asks for can be
     altered.
     """
@@ -688,7 +688,7 @@ def test_each_photo_has_its_own_scores_in_every_round(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(saliency_module, "saliency_maps", saliency)
     labels = torch.arange(5, 101, 5)[torch.randperm(20, generator=torch.Generator().manual_seed(1))]
-    found = mosaics.by_photo(nn.Identity(), torch.zeros(20, 3, 8, 8), labels, rounds=3)
+    found = mosaics.localise_each_photo(nn.Identity(), torch.zeros(20, 3, 8, 8), labels, rounds=3)
     assert found["energy"].shape == (3, 20)
     assert np.allclose(found["energy"], labels.numpy() / 100)
     rounds = np.reshape(asked, (3, 20))
@@ -750,7 +750,7 @@ def test_photos_to_start_from_are_spread_over_the_classes_that_both_networks_rea
 
 def test_seeds_of_one_photo_are_one_value() -> None:
     row = {"photo": np.array([5, 5, 2, 2]), "second": np.array([0.0, 1.0, 0.25, 0.75])}
-    assert visualisation.by_photo(row, "second").tolist() == [0.5, 0.5]
+    assert visualisation.mean_by_photo(row, "second").tolist() == [0.5, 0.5]
 
 
 def test_the_reading_nearest_to_no_difference_decides() -> None:
@@ -802,7 +802,7 @@ def test_photo_and_noise_are_paired_by_class_and_seed() -> None:
     bench = Made(40)
     bench.seeds = range(4)
     photo, noise = (
-        visualisation.regrown(bench, start, False)
+        visualisation.regrow(bench, start, False)
         for start in (visualisation.PHOTO, visualisation.NOISE)
     )
     assert (
@@ -815,7 +815,7 @@ def test_photo_and_noise_are_paired_by_class_and_seed() -> None:
 
 def test_attacked_photos_are_of_8_bits_and_in_the_radius() -> None:
     bench = Made(16)
-    still, moved = (gradients.Bench.attacked(bench, levels) for levels in (0, 8))
+    still, moved = (gradients.GradientBench.attacked(bench, levels) for levels in (0, 8))
     assert torch.equal(still, (255 * bench.pixels).round() / 255)
     assert (255 * moved).round().sub(255 * still).abs().amax((1, 2, 3)) == pytest.approx(
         8, abs=1e-3

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.errors import FewerAtATime
+from rdfia.errors import BatchReduced
 from rdfia.gradients import saliency
 from tests.support.device_cases import CASES, wide
 from tests.support.device_coverage import HOST, callables_of_devices, called_with_device
@@ -81,7 +81,7 @@ def test_a_device_whose_memory_runs_out_goes_on_with_fewer_images() -> None:
     expected = saliency.saliency_maps(tiny_vgg().double(), x, [1, 2, 3])
     with pretended_device():
         network = OneAtATime().eval().to("cuda")
-        with pytest.warns(FewerAtATime):
+        with pytest.warns(BatchReduced):
             got = saliency.saliency_maps(network, x, [1, 2, 3])
         compare(got, expected, "gradient")
 

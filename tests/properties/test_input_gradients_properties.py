@@ -15,14 +15,14 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from rdfia.data.images import CROP, blur
-from rdfia.gradients.ascent import length_of, unit
-from rdfia.gradients.fooling import eight_bits, fool, fool_closely
+from rdfia.gradients.ascent import image_norms, unit_length
+from rdfia.gradients.fooling import fool, fool_closely, round_to_8_bits
 from rdfia.gradients.saliency import saliency_maps
 from rdfia.gradients.saliency_scores import (
-    area,
+    area_under_curve,
     high_frequency_share,
-    masks,
-    overlap,
+    mask_overlap,
+    object_masks,
     pixel_curve,
     rank_correlation,
     total_variation,
@@ -111,7 +111,7 @@ def test_whatever_is_reported_as_fooled_is(
     assert float(pixels.max()) < 1 + 1e-12
     assert (got.size["l2"] >= got.size["linf"] - 1e-12).all()
     if how != "valid":
-        assert torch.equal(eight_bits(got.x), got.x)
+        assert torch.equal(round_to_8_bits(got.x), got.x)
 
 
 @settings(max_examples=10)
@@ -173,8 +173,8 @@ def test_a_batch_of_curves_is_a_loop_of_singles(
     for row in range(len(rows)):
         alone = pixel_curve(NETWORK, x[row : row + 1], target[row], maps[row : row + 1], **common)
         assert_close(together[row], alone[0], "probability")
-    assert (area(together, shares) <= together.max(axis=1) + 1e-12).all()
-    assert (area(together, shares) >= together.min(axis=1) - 1e-12).all()
+    assert (area_under_curve(together, shares) <= together.max(axis=1) + 1e-12).all()
+    assert (area_under_curve(together, shares) >= together.min(axis=1) - 1e-12).all()
 
 
 @settings(max_examples=15)
@@ -226,11 +226,11 @@ def test_blur_is_scipys_for_any_size(x: np.ndarray, sigma: float) -> None:
 )
 def test_a_unit_is_zero_or_of_length_one(values: np.ndarray) -> None:
     x = torch.from_numpy(values)
-    got, lengths = unit(x), length_of(x.double()).flatten()
+    got, lengths = unit_length(x), image_norms(x.double()).flatten()
     assert torch.isfinite(got).all()
     long = lengths > 1e-36  # below, float32 itself ends
-    assert_close(length_of(got).flatten()[long], torch.ones(int(long.sum())), "unit length")
-    assert (length_of(got) <= 1 + 4e-6).all()
+    assert_close(image_norms(got).flatten()[long], torch.ones(int(long.sum())), "unit length")
+    assert (image_norms(got) <= 1 + 4e-6).all()
 
 
 @given(MAPS, st.sampled_from([1e-12, 0.3, 7.0, 1e9]))
@@ -259,13 +259,13 @@ def test_rank_correlation_is_symmetric_and_one_with_itself(maps: np.ndarray) -> 
 
 @given(MAPS, st.sampled_from([0.0, 1.0]))
 def test_masks_are_neither_all_nor_dependent_on_the_level(maps: np.ndarray, sigma: float) -> None:
-    found = masks(maps, sigma)
+    found = object_masks(maps, sigma)
     assert found.shape == maps.shape
     assert not found.all(axis=(1, 2)).any()
-    scores = overlap(found, found)
+    scores = mask_overlap(found, found)
     empty = ~found.any(axis=(1, 2))
     assert_close(scores["iou"], np.where(empty, 0.0, 1.0), "score")
-    assert (overlap(found, ~found)["iou"] == 0).all()
+    assert (mask_overlap(found, ~found)["iou"] == 0).all()
 
 
 def test_the_network_of_these_properties_is_not_a_constant() -> None:

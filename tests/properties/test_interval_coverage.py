@@ -39,7 +39,7 @@ def stream() -> np.random.Generator:
 
 
 def shares(n: int, share: float) -> Simulated:
-    found = cache(intervals.share)
+    found = cache(intervals.proportion)
     return Simulated((found(int(count), n) for count in stream().binomial(n, share, SETS)), share)
 
 
@@ -56,7 +56,7 @@ def answers(n: int, only_a: float, only_b: float) -> Iterator[tuple[Array, Array
 
 
 def differences(n: int, only_a: float, only_b: float) -> Simulated:
-    found = (intervals.difference_of_shares(a, b) for a, b in answers(n, only_a, only_b))
+    found = (intervals.difference_of_proportions(a, b) for a, b in answers(n, only_a, only_b))
     return Simulated(found, only_a - only_b)
 
 

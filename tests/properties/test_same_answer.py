@@ -62,7 +62,7 @@ def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 7])
 @pytest.mark.parametrize("ahead", [1, 64])
 def test_decoding(workers: int, ahead: int) -> None:
-    decoded = torch.stack(list(staging.decode(PHOTOS, SMALL, workers, ahead)))
+    decoded = torch.stack(list(staging.decode_images(PHOTOS, SMALL, workers, ahead)))
     assert torch.equal(
         decoded, torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
     )

@@ -82,12 +82,12 @@ def test_products_are_those_that_are_asked_for() -> None:
     exact = a.double() @ a.double().T
     away = {}
     for tf32 in (False, True):
-        with precision.products("cuda", tf32=tf32):
+        with precision.product_precision("cuda", tf32=tf32):
             away[tf32] = float(((a @ a.T).double() - exact).abs().max() / exact.abs().max())
     assert away[False] < 1e-5
     assert away[True] > 10 * away[False] or torch.cuda.get_device_capability() < (8, 0)
     assert_close(
-        precision.product(a.bfloat16(), a.bfloat16()),
+        precision.matmul_transposed(a.bfloat16(), a.bfloat16()),
         a.bfloat16().double() @ a.bfloat16().double().T,
         "gram",
     )
@@ -165,9 +165,9 @@ def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
 
 def test_batches_that_are_used_late_are_whole() -> None:
     """A batch stays what it was while later ones are decoded and copied, and the device is behind."""
-    expected = torch.stack(list(staging.decode(PHOTOS * 20, SMALL)))
+    expected = torch.stack(list(staging.decode_images(PHOTOS * 20, SMALL)))
     kept = []
-    for batch in staging.batches(PHOTOS * 20, SMALL, 64, staging.staging_for("cuda")):
+    for batch in staging.image_batches(PHOTOS * 20, SMALL, 64, staging.staging_for("cuda")):
         torch.cuda._sleep(10_000_000)
         kept.append(batch.float() + 0)
         del batch

@@ -21,7 +21,7 @@ import pytest
 from rdfia.claims.intervals import LEVEL, Estimate
 from rdfia.claims.judge import OUTCOMES
 from rdfia.claims.ledger import Ledger
-from rdfia.claims.record import ClaimError, Record, counts, show
+from rdfia.claims.record import ClaimError, Record, count_verdicts, format_value
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
 from rdfia.errors import AssetUnavailable, RdfiaError
@@ -247,7 +247,7 @@ class AccuracyRun:
 
         self.ledger.unfinished = self._unfinished()
         with contextlib.suppress(OSError, RdfiaError):
-            report_page.keep_records(self.output, self.ledger)
+            report_page.write_records(self.output, self.ledger)
         self._kept = time.monotonic()
 
     def _unfinished(self) -> str:
@@ -267,7 +267,7 @@ class AccuracyRun:
                     self.ledger.write_baseline()
                 if self.ledger.accept or self.config.getoption("--accept-costs"):
                     self._write_costs()
-                report_page.keep(self.output, self.ledger)
+                report_page.write_records_and_figures(self.output, self.ledger)
             page = report_page.rebuild(self.output)
             root = self.config.rootpath
             self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)
@@ -315,7 +315,13 @@ class AccuracyRun:
                 f"{len(late)} checks were deferred: they did not fit the minutes.\n"
             )
         moved = (f"accepted {pin}" for pin in self.ledger.moved)
-        for line in (*map(_line, records), *moved, "", show(counts(records)), self.closing):
+        for line in (
+            *map(_line, records),
+            *moved,
+            "",
+            format_value(count_verdicts(records)),
+            self.closing,
+        ):
             terminalreporter.write_line(line)
 
 

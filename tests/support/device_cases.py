@@ -100,7 +100,7 @@ def taps(device: str, _: Path) -> Results:
 def stream(device: str, _: Path) -> Results:
     def rows(**options: Any) -> Results:
         assert features.default_batch(device) > 1
-        assert (memory.available_on(device) or 1) > 0
+        assert (memory.available_device_memory(device) or 1) > 0
         assert compute_types.fast_dtype(device) in (torch.float32, torch.bfloat16)
         batches = features.stream(
             tiny_vgg(), photos(), TAPS, preprocess=SPACE, device=device, batch_size=2, **options
@@ -250,7 +250,7 @@ def fool(device: str, _: Path) -> Results:
             f"{pixels} {name}": getattr(one, name) for name in ("x", "steps", "before", "after")
         }
         found[f"{pixels} l2"] = one.size["l2"]
-    return found | {"8 bits": fooling.eight_bits(x)}
+    return found | {"8 bits": fooling.round_to_8_bits(x)}
 
 
 @case("ascent")
@@ -276,14 +276,14 @@ def pieces_of_the_ascent(device: str, _: Path) -> Results:
     network, x = wide(device)
     ascent.check_network(network)
     x, target = ascent.check_images(network, x, CROP), ascent.per_image(TARGET, 3, "target")
-    low, high = ascent.limits(CROP, x)
+    low, high = ascent.pixel_limits(CROP, x)
     with torch.no_grad():
         index, logit = ascent.target_logits(target, network(x), torch.arange(3))
     return {
         "low": low,
         "high": high,
-        "unit": ascent.unit(x),
-        "length": ascent.length_of(x),
+        "unit": ascent.unit_length(x),
+        "length": ascent.image_norms(x),
         "index": index,
         "logit": logit,
         "blur": blur(x, 1.5),
@@ -306,8 +306,8 @@ def worth_of_maps(device: str, _: Path) -> Results:
         "variation": saliency_scores.total_variation(maps),
         "waves": saliency_scores.high_frequency_share(maps),
         "likeness": saliency_scores.rank_correlation(maps, other),
-        "masks": saliency_scores.masks(maps, 1.0),
-        **saliency_scores.localisation(maps.abs(), saliency_scores.masks(other, 1.0), 1.0),
+        "masks": saliency_scores.object_masks(maps, 1.0),
+        **saliency_scores.localisation(maps.abs(), saliency_scores.object_masks(other, 1.0), 1.0),
     }
 
 
@@ -407,7 +407,7 @@ def study(device: str, folder: Path) -> Results:
         "scores": [s["mean"] / 255 for s in row["scores"]],
         "losses": losses,
         "diversity": signals.diversity,
-        "within": health.within(uint8, y.to(device)),
+        "within": health.diversity_within_labels(uint8, y.to(device)),
         "variation": [*runs.loss_variation(losses).values()],
         "padded": architecture.prepare_images(uint8[:, :, :12, :12], 16),
     }

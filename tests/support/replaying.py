@@ -68,7 +68,7 @@ class Tape(TorchDispatchMode):
 def captured(
     work: Callable[[], Tensor], _device: torch.device
 ) -> tuple[Callable[[], None], Tensor]:
-    """What `rdfia.device.cuda_graphs.captured` does, on a CPU."""
+    """What `rdfia.device.cuda_graphs.capture` does, on a CPU."""
     tape = Tape()
     try:
         with tape:

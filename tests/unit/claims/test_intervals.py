@@ -22,7 +22,7 @@ A, B = [1.0, 1.4, 0.9, 1.3, 1.2], [0.8, 1.1, 1.0, 1.2, 0.9]
 
 
 def test_an_exact_value_is_its_own_interval_and_cannot_be_changed() -> None:
-    found = intervals.exact(138_357_544)
+    found = intervals.exact_value(138_357_544)
     assert found == Estimate(138357544.0, 138357544.0, 138357544.0, 1, "exact", 0.99)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.low = 0.0  # type: ignore[misc]
@@ -32,12 +32,12 @@ def test_the_limits_of_a_share_leave_half_a_percent_to_each_side() -> None:
     """By the binomial's own sums: at the lower limit, 2,707 or more of 2,985 are right in half a
     percent of cases.
     """
-    found = intervals.share(2707, 2985)
+    found = intervals.proportion(2707, 2985)
     assert (found.value, found.n, found.level) == (2707 / 2985, 2985, 0.99)
     assert stats.binom.sf(2706, 2985, found.low) == pytest.approx(0.005)
     assert stats.binom.cdf(2707, 2985, found.high) == pytest.approx(0.005)
-    assert intervals.share(0, 10, 0.9).limits == pytest.approx((0, 1 - 0.05**0.1))
-    assert intervals.share(10, 10).high == 1.0
+    assert intervals.proportion(0, 10, 0.9).limits == pytest.approx((0, 1 - 0.05**0.1))
+    assert intervals.proportion(10, 10).high == 1.0
 
 
 def right(only_a: int, only_b: int, both: int, neither: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def test_the_limits_of_a_difference_of_shares_are_where_its_score_is_the_quantil
     a grid.
     """
     n, (only_a, only_b, both) = sum(counts), counts
-    found = intervals.difference_of_shares(*right(*counts))
+    found = intervals.difference_of_proportions(*right(*counts))
     assert found.value == pytest.approx((only_a - only_b) / n)
     for d in found.limits:
         only = np.linspace(max(0.0, -d), (1 - d) / 2, 400_001)[1:-1]
@@ -69,21 +69,26 @@ def test_the_limits_of_a_difference_of_shares_are_where_its_score_is_the_quantil
 
 def test_a_difference_of_shares_turns_round_and_does_not_depend_on_what_both_have_right() -> None:
     a, b = right(12, 3, 60, 25)
-    found, turned = intervals.difference_of_shares(a, b), intervals.difference_of_shares(b, a)
+    found, turned = (
+        intervals.difference_of_proportions(a, b),
+        intervals.difference_of_proportions(b, a),
+    )
     assert (turned.value, turned.low, turned.high) == pytest.approx(
         (-found.value, -found.high, -found.low)
     )
-    assert found == intervals.difference_of_shares(*right(12, 3, 0, 85))
+    assert found == intervals.difference_of_proportions(*right(12, 3, 0, 85))
 
 
 def test_classifiers_that_never_differ_are_not_sure_to_be_equal() -> None:
     z2 = stats.norm.ppf(0.995) ** 2
     edge = z2 / (50 + z2)
-    assert intervals.difference_of_shares(*right(0, 0, 50)).limits == pytest.approx((-edge, edge))
-    assert intervals.difference_of_shares(*right(50, 0, 0)).limits == pytest.approx(
+    assert intervals.difference_of_proportions(*right(0, 0, 50)).limits == pytest.approx(
+        (-edge, edge)
+    )
+    assert intervals.difference_of_proportions(*right(50, 0, 0)).limits == pytest.approx(
         (1 - 2 * edge, 1)
     )
-    assert intervals.difference_of_shares(*right(0, 50, 0)).limits == pytest.approx(
+    assert intervals.difference_of_proportions(*right(0, 50, 0)).limits == pytest.approx(
         (-1, 2 * edge - 1)
     )
 
@@ -140,17 +145,20 @@ def test_the_bootstrap_is_scipy_s_percentiles_paired_by_image() -> None:
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
-    (lambda: intervals.exact(NAN), "value, low, high: got nan"),
+    (lambda: intervals.exact_value(NAN), "value, low, high: got nan"),
     (lambda: Estimate(1.0, 2.0, 1.0, 5, "planted"), "low <= high"),
-    (lambda: intervals.share(5, 0), "count, n: got 5 of 0"),
-    (lambda: intervals.share(11, 10), "count, n: got 11 of 10"),
-    (lambda: intervals.share(1, 10, 99), "level: got 99"),
+    (lambda: intervals.proportion(5, 0), "count, n: got 5 of 0"),
+    (lambda: intervals.proportion(11, 10), "count, n: got 11 of 10"),
+    (lambda: intervals.proportion(1, 10, 99), "level: got 99"),
     (lambda: intervals.mean(A, 1.0), "level: got 1.0"),
     (lambda: intervals.mean([1.0]), r"values: got shape \(1,\), expected 2 numbers or more"),
     (lambda: intervals.mean([1.0, NAN, INF]), r"values: NaN or infinity at \[1, 2\]"),
     (lambda: intervals.difference_of_means(A, B[1:]), "a, b: got 5 and 4 values"),
-    (lambda: intervals.difference_of_shares([True], [False, True]), "a, b: got 1 and 2 values"),
-    (lambda: intervals.difference_of_shares([0.5], [1.0]), "true or false"),
+    (
+        lambda: intervals.difference_of_proportions([True], [False, True]),
+        "a, b: got 1 and 2 values",
+    ),
+    (lambda: intervals.difference_of_proportions([0.5], [1.0]), "true or false"),
     (lambda: intervals.ratio(A, [*B[1:], 0.0], paired=True), "above 0 only"),
     (lambda: intervals.ratio(A, B[1:], paired=True), "a, b: got 5 and 4 values"),
     (lambda: intervals.ratio(A, [1.0, INF], paired=False), r"b: NaN or infinity at \[1\]"),

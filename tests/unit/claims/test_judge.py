@@ -96,9 +96,9 @@ def test_every_outcome_has_a_word_in_every_scope() -> None:
     ],
 )
 def test_parts_are_asserted_together(outcomes: list[str], expected: str) -> None:
-    assert judge.together(outcomes) == expected
+    assert judge.combined_outcome(outcomes) == expected
     with pytest.raises(ArgumentError, match="got none"):
-        judge.together([])
+        judge.combined_outcome([])
 
 
 def test_what_is_no_number_is_refused_before_it_is_judged() -> None:
@@ -147,24 +147,24 @@ def test_distance_from_the_bound_in_standard_errors() -> None:
     assert judge.standard_error(found) == pytest.approx(1, abs=1e-4)
     assert judge.errors_from_bound(found, Bound("above", 0.5)) == pytest.approx(0.1, abs=1e-4)
     assert judge.errors_from_bound(found, Bound("within", 0.0, 0.5)) == pytest.approx(0.1, abs=1e-4)
-    assert judge.errors_from_bound(intervals.exact(3), Bound("equals", 3)) == INF
+    assert judge.errors_from_bound(intervals.exact_value(3), Bound("equals", 3)) == INF
     assert judge.errors_from_bound(intervals.diverged(5), Bound("at most", 1.25)) == INF
     for open_one in (
-        intervals.one_run(0.6),
+        intervals.single_run(0.6),
         Estimate(INF, 1.0, INF, 2, "two seeds that differ a lot"),
     ):
         assert judge.errors_from_bound(open_one, Bound("above", 0.5)) == 0
 
 
 def test_size_that_decides_is_where_the_interval_shrinks_to_the_bound() -> None:
-    undecided = intervals.share(60, 100)  # about 0.6 +- 0.13
+    undecided = intervals.proportion(60, 100)  # about 0.6 +- 0.13
     needed = judge.size_that_decides(undecided, Bound("above", 0.5))
     assert needed is not None
-    more = intervals.share(round(0.6 * needed * 1.1), round(needed * 1.1))
+    more = intervals.proportion(round(0.6 * needed * 1.1), round(needed * 1.1))
     assert judge.outcome(more, Bound("above", 0.5)) == "supported"
     # the value is at the bound
     assert judge.size_that_decides(between(0.4, 0.6), Bound("above", 0.5)) is None
-    assert judge.size_that_decides(intervals.one_run(0.6), Bound("above", 0.5)) is None
+    assert judge.size_that_decides(intervals.single_run(0.6), Bound("above", 0.5)) is None
 
 
 def bits(wrong: int, n: int = 2985, start: int = 0) -> np.ndarray:
@@ -191,14 +191,14 @@ PINNED = bits(300)
 def test_two_runs_of_the_same_images_are_compared_image_by_image(
     now: np.ndarray, red: bool
 ) -> None:
-    assert bool(judge.images_differ(now, PINNED)) == red
+    assert bool(judge.image_mismatch(now, PINNED)) == red
 
 
 def test_right_and_wrong_survive_json() -> None:
-    packed = judge.pack(PINNED)
+    packed = judge.pack_bits(PINNED)
     assert len(packed["bits"]) == 500
-    np.testing.assert_array_equal(judge.unpack(packed), PINNED)
-    assert judge.unpack(judge.pack(np.zeros(0, bool))).shape == (0,)
+    np.testing.assert_array_equal(judge.unpack_bits(packed), PINNED)
+    assert judge.unpack_bits(judge.pack_bits(np.zeros(0, bool))).shape == (0,)
 
 
 def pin(
@@ -214,7 +214,7 @@ def pin(
 
 
 def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
-    return pin(images=images, right={"r": judge.pack(right)})
+    return pin(images=images, right={"r": judge.pack_bits(right)})
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,13 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
 def test_a_result_is_compared_with_its_pin(
     now: dict[str, Any], then: dict[str, Any], why: str
 ) -> None:
-    found = judge.differs(now, then)
+    found = judge.pin_mismatch(now, then)
     assert why in found
     assert bool(found) == bool(why)
 
 
 @pytest.mark.parametrize(
-    "estimate", [lambda: intervals.one_run(0.5), lambda: intervals.diverged(5)]
+    "estimate", [lambda: intervals.single_run(0.5), lambda: intervals.diverged(5)]
 )
 def test_open_estimates_have_no_error_or_are_beyond_any_bound(
     estimate: Callable[[], Estimate],

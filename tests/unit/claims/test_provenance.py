@@ -63,13 +63,13 @@ def test_a_name_of_a_front_door_brings_the_whole_room(tmp_path: Path, line: str)
     (root / "tests/accuracy/test_tme8.py").write_text(f"{line}\n")
     names = {
         path.relative_to(root).as_posix()
-        for path in provenance.sources(root, ["tests/accuracy/test_tme8.py"])
+        for path in provenance.source_files(root, ["tests/accuracy/test_tme8.py"])
     }
     assert {"rdfia/transfer/heads.py", "rdfia/transfer/svm.py"} <= names
 
 
 def test_code_hash_covers_every_module_and_table() -> None:
-    names = {path.relative_to(ROOT).as_posix() for path in provenance.measuring(ROOT)}
+    names = {path.relative_to(ROOT).as_posix() for path in provenance.measuring_files(ROOT)}
     every = {
         path.relative_to(ROOT).as_posix()
         for folder in ("rdfia", "tests/accuracy", "tests/support")
@@ -93,7 +93,7 @@ def test_code_hash_sees_the_support_of_tests_and_no_unit_test(tmp_path: Path) ->
 def test_the_labs_of_this_project_depend_on_their_tables() -> None:
     names = {
         path.relative_to(ROOT).as_posix()
-        for path in provenance.sources(ROOT, ["tests/accuracy/test_tme7.py"])
+        for path in provenance.source_files(ROOT, ["tests/accuracy/test_tme7.py"])
     }
     assert {
         "rdfia/models/layers.txt",

@@ -18,7 +18,7 @@ from rdfia.data import files
 from rdfia.errors import ArgumentError
 
 COUNTS = {"parameters": 138_357_544, "convolutions": 13, "dense layers": 3}
-WEIGHTS = {name: intervals.exact(count) for name, count in COUNTS.items()}
+WEIGHTS = {name: intervals.exact_value(count) for name, count in COUNTS.items()}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_pin_is_by_case_profile_and_scope(ledger: Ledger) -> None:
 def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_path: Path) -> None:
     ledger.accept = True
     right = np.arange(2985) >= 300
-    accuracy = {"pool5": intervals.exact(float(right.mean()))}
+    accuracy = {"pool5": intervals.exact_value(float(right.mean()))}
     ledger.measured(
         "tme7.q11.table1",
         "pool5 for the dense layers",
@@ -80,12 +80,12 @@ def test_an_opposite_outcome_is_red_and_a_missing_bound_is_named(ledger: Ledger)
     ledger.accept, ledger.records = False, {}
     with pytest.raises(ClaimError, match=r"contradicted .*, but its pin is supported"):
         ledger.measured(
-            "tme7.q1.total", "", {**WEIGHTS, "parameters": intervals.exact(138_357_543)}
+            "tme7.q1.total", "", {**WEIGHTS, "parameters": intervals.exact_value(138_357_543)}
         )
     with pytest.raises(
         ArgumentError, match=r"no bound in rdfia/claims/claims.json for colour; it has: parameters"
     ):
-        ledger.measured("tme7.q1.total", "b", {"colour": intervals.exact(1)})
+        ledger.measured("tme7.q1.total", "b", {"colour": intervals.exact_value(1)})
     with pytest.raises(ArgumentError, match="for nothing"):
         ledger.measured("tme7.q1.total", "c", {})
 
@@ -218,4 +218,4 @@ def test_a_crash_keeps_paths_out_of_the_record(ledger: Ledger) -> None:
     ],
 )
 def test_values_read_well(value: object, unit: str, text: str) -> None:
-    assert claim_records.show(value, unit) == text
+    assert claim_records.format_value(value, unit) == text

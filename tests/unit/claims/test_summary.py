@@ -30,7 +30,7 @@ def test_the_readme_has_what_the_committed_records_say() -> None:
     """`python -m rdfia claims --readme README.md` writes it anew."""
     latest = {one.key: one for one, _, _ in reversed(committed(ROOT))}
     text = (ROOT / "README.md").read_text("utf-8")
-    assert summary.rewritten(text, [*latest.values()]) == text
+    assert summary.with_new_table(text, [*latest.values()]) == text
 
 
 def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_reading() -> None:
@@ -38,14 +38,14 @@ def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_readi
         record("a", "supported", "substitute", 0.8),
         record("b", "contradicted", "report", 0.7),
     ]
-    lines = summary.table(found).splitlines()
+    lines = summary.readme_table(found).splitlines()
     assert len(lines) == len(CLAIMS) + 2
     (line,) = [line for line in lines if line.startswith("| tme7.q10.head ")]
     assert line.endswith(
         "| contradicted 1, holds on a substitute 1 | b: accuracy 0.7 (0.69 to 0.71) |"
     )
     assert sum(line.endswith("| not measured |  |") for line in lines) == len(CLAIMS) - 1
-    old = summary.table([Record("tme7.q10.head", "a", outcome="supported")])
+    old = summary.readme_table([Record("tme7.q10.head", "a", outcome="supported")])
     assert old.count("| an older record, without an interval |  |") == 1
 
 
@@ -55,7 +55,9 @@ def test_what_decides_comes_first_and_a_line_is_a_line() -> None:
     one.parts = [{**one.parts[0], "name": name, "outcome": "supported"} for name in names]
     one.parts[1]["outcome"] = "contradicted"
     (line,) = [
-        line for line in summary.table([one]).splitlines() if line.startswith("| tme7.q10.head ")
+        line
+        for line in summary.readme_table([one]).splitlines()
+        if line.startswith("| tme7.q10.head ")
     ]
     assert line.endswith("| b: decides 0.7 (0.69 to 0.71); holds 0.7 (0.69 to 0.71); 4 more |")
     assert max(map(len, line.split(" | "))) <= summary.MOST + len("; 4 more |")
@@ -63,19 +65,19 @@ def test_what_decides_comes_first_and_a_line_is_a_line() -> None:
 
 def test_a_table_that_drifted_is_written_anew_between_its_marks() -> None:
     text = f"before\n{summary.MARKS[0]}\nold\n{summary.MARKS[1]}\nafter\n"
-    new = summary.rewritten(text, [record("a", "supported", "report", 0.8)])
+    new = summary.with_new_table(text, [record("a", "supported", "report", 0.8)])
     assert new.startswith("before\n")
     assert new.endswith("\nafter\n")
     assert "reproduced" in new
     assert "old" not in new
-    assert new != summary.rewritten(text, [record("a", "supported", "report", 0.81)])
+    assert new != summary.with_new_table(text, [record("a", "supported", "report", 0.81)])
     with pytest.raises(ArgumentError, match="write both where the table belongs"):
-        summary.rewritten("no marks", [])
+        summary.with_new_table("no marks", [])
 
 
 def test_every_check_is_listed_with_its_place() -> None:
     lines = list(
-        summary.listed(
+        summary.claims_as_text(
             [(record("a", "undecided", "report", 0.8), "reports/verified/cpu, 2026-01-01")]
         )
     )

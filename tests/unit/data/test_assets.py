@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rdfia.data import assets, downloads, files
-from rdfia.data.assets import ASSETS, Asset, fetch, find, locate, survey
+from rdfia.data.assets import ASSETS, Asset, asset_states, fetch, find, locate
 from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable
 from tests.support.loopback import Site, serve
 
@@ -157,7 +157,7 @@ def test_what_was_changed_is_adopted_with_its_checksum_and_said_in_its_source(
         known={hashlib.sha256(known).hexdigest(): len(known)},
     )
     path = put(root / "weights" / "tiny.safetensors", safetensors(9))
-    located = assets.adopt("tiny", path, root, "rounded to float16")
+    located = assets.register("tiny", path, root, "rounded to float16")
     assert (located.verified, located.source) == (True, "assets directory, rounded to float16")
     assert find("tiny") == located
     put(path, safetensors(10))
@@ -165,7 +165,7 @@ def test_what_was_changed_is_adopted_with_its_checksum_and_said_in_its_source(
         find("tiny")
     path.unlink()
     with pytest.raises(AssetUnavailable, match="holds nothing of it"):
-        assets.adopt("tiny", path, root, "rounded to float16")
+        assets.register("tiny", path, root, "rounded to float16")
 
 
 def _folder(root: Path) -> dict[str, object]:
@@ -258,7 +258,7 @@ def test_features_are_taken_from_the_whole_network(
     found = find("tiny-features")
     assert found is not None
     assert found.name == "tiny-full"
-    assert survey(["tiny-features"])[0]["as"] == "tiny-full"
+    assert asset_states(["tiny-features"])[0]["as"] == "tiny-full"
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_fetch_prepares_a_directory_for_another_machine(
     assert fetch("photos", box).verified  # again: nothing to do
     monkeypatch.setenv("RDFIA_ASSETS", str(box))
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
-    states = [(row["state"], row["source"]) for row in survey(["tiny", "photos"], fresh=True)]
+    states = [(row["state"], row["source"]) for row in asset_states(["tiny", "photos"], fresh=True)]
     assert states == [("verified", "assets directory")] * 2
     assert {
         name: row["source"] for name, row in files.read_json(box / assets.MANIFEST).items()
@@ -446,7 +446,7 @@ def test_copying_does_not_make_other_content_true(
     put(root / "data" / "photos" / "a" / "1.jpg", b"own")
     assert not fetch("photos", tmp_path / "box").verified
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "box"))
-    assert survey(["photos"])[0]["state"] == "not verified"
+    assert asset_states(["photos"])[0]["state"] == "not verified"
 
 
 def test_survey_shows_a_corrupt_file_and_goes_on(
@@ -454,7 +454,7 @@ def test_survey_shows_a_corrupt_file_and_goes_on(
 ) -> None:
     tiny(monkeypatch, places=[f"weights/{HUB}"])
     put(root / "weights" / HUB, b"damaged")
-    corrupt, missing = survey(["tiny", "cifar10-train"])
+    corrupt, missing = asset_states(["tiny", "cifar10-train"])
     assert corrupt["state"] == "corrupt"
     assert HUB in corrupt["problem"]
     assert missing["state"] == "missing"

@@ -246,7 +246,7 @@ def test_a_file_system_without_locks_stops_nobody(
 
     monkeypatch.setattr(*refuses, refused)
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
-    downloads.fill_folder(tmp_path / "out", [("a/b", b"c")])
+    downloads.write_folder(tmp_path / "out", [("a/b", b"c")])
     assert {path.name for path in tmp_path.iterdir()} == {"w", "out"}
 
 
@@ -288,7 +288,7 @@ def test_a_target_that_cannot_be_written_is_named(site: Site, tmp_path: Path) ->
 
 def test_gunzip(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(BODY))
-    downloads.gunzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
+    downloads.decompress_gzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
     assert (tmp_path / "a").read_bytes() == BODY
 
 
@@ -303,7 +303,7 @@ def test_gunzip(tmp_path: Path) -> None:
 def test_gunzip_refuses_bombs_and_damage(tmp_path: Path, packed: bytes, message: str) -> None:
     (tmp_path / "a.gz").write_bytes(packed)
     with pytest.raises(AssetCorrupt, match=message):
-        downloads.gunzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
+        downloads.decompress_gzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
     assert not (tmp_path / "a").exists()
 
 
@@ -319,7 +319,7 @@ def _archive(path: Path, change: Callable[[zipfile.ZipFile], None] = lambda bund
 
 
 def test_the_archive_comes_out_in_the_labs_split(tmp_path: Path) -> None:
-    downloads.fill_folder(
+    downloads.write_folder(
         tmp_path / "out", downloads.scene15_members(_archive(tmp_path / "a.zip"), SPLIT)
     )
     found = {
@@ -357,7 +357,7 @@ def test_a_hostile_or_wrong_archive_leaves_nothing(
 ) -> None:
     archive = _archive(tmp_path / "a.zip", change)
     with pytest.raises(AssetCorrupt, match=message):
-        downloads.fill_folder(tmp_path / "out", downloads.scene15_members(archive, SPLIT))
+        downloads.write_folder(tmp_path / "out", downloads.scene15_members(archive, SPLIT))
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -381,7 +381,7 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(StoreError, match="remove it or choose another"):
-        downloads.fill_folder(tmp_path / "out", [("a", b"a")])
+        downloads.write_folder(tmp_path / "out", [("a", b"a")])
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.rows import smooth_photos
 from rdfia.data import images, jpeg
 from rdfia.data.images import Preprocess
-from rdfia.device.staging import Staging, batches
+from rdfia.device.staging import Staging, image_batches
 from rdfia.errors import ArgumentError, ImageError
 from rdfia.transfer import extraction
 from tests.support.tiny_networks import tiny_vgg
@@ -79,7 +79,7 @@ def test_plain_jpegs_are_close_to_pillows_and_others_are_pillows(
     preprocess: Preprocess, folder: Path
 ) -> None:
     paths = sorted(folder.iterdir())
-    found = torch.cat(list(batches(paths, preprocess, 4, Staging("cpu"))))
+    found = torch.cat(list(image_batches(paths, preprocess, 4, Staging("cpu"))))
     for pixels, path in zip(found, paths, strict=True):
         expected = by_pillow(preprocess, path)
         away = (pixels.int() - expected.int()).abs()
@@ -103,7 +103,7 @@ def test_arrays_go_between_files_in_their_places(folder: Path) -> None:
         folder / "1-grey.jpg",
         photo,
     ]
-    found = torch.cat(list(batches(items, STRETCH, 2, Staging("cpu"))))
+    found = torch.cat(list(image_batches(items, STRETCH, 2, Staging("cpu"))))
     expected = [
         STRETCH.pixels(Image.fromarray(item) if isinstance(item, np.ndarray) else item)
         for item in items
@@ -116,20 +116,20 @@ def test_a_damaged_file_is_named_as_ever(folder: Path) -> None:
     path = folder / "0-rgb.jpg"
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(ImageError, match="0-rgb"):
-        list(batches([folder / "1-grey.jpg", path], STRETCH, 2, Staging("cpu")))
+        list(image_batches([folder / "1-grey.jpg", path], STRETCH, 2, Staging("cpu")))
     with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
-        list(batches([folder / "absent.jpg"], STRETCH, 2, Staging("cpu")))
+        list(image_batches([folder / "absent.jpg"], STRETCH, 2, Staging("cpu")))
 
 
 @pytest.mark.usefixtures("_decoder")
 def test_one_file_that_is_not_decoded_takes_no_other_with_it(folder: Path) -> None:
     good = jpeg.file_bytes(folder / "0-rgb.jpg")
     bad = torch.zeros(100, dtype=torch.uint8)
-    found = jpeg.decoded([good, bad, good], "cpu")
+    found = jpeg.decode_jpegs([good, bad, good], "cpu")
     assert [pixels is None for pixels in found] == [False, True, False]
     assert found[0] is not None
     assert found[0].shape == (3, 80, 120)
-    assert jpeg.decoded([], "cpu") == []
+    assert jpeg.decode_jpegs([], "cpu") == []
 
 
 def test_memory_that_runs_out_is_no_damaged_file(
@@ -140,7 +140,7 @@ def test_memory_that_runs_out_is_no_damaged_file(
 
     monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
     with pytest.raises(RuntimeError, match="out of memory"):
-        jpeg.decoded([jpeg.file_bytes(folder / "0-rgb.jpg")], "cpu")
+        jpeg.decode_jpegs([jpeg.file_bytes(folder / "0-rgb.jpg")], "cpu")
 
 
 def test_a_cuda_decoder_is_given_memory_with_which_nothing_is_to_be_done(
@@ -185,7 +185,7 @@ def test_a_cuda_decoder_is_given_memory_with_which_nothing_is_to_be_done(
     monkeypatch.setattr("torchvision.io.decode_jpeg", decode)
     file = jpeg.file_bytes(folder / "0-rgb.jpg")
     jpeg._stream.cache_clear()
-    found = jpeg.decoded([file, file], "cuda:3")
+    found = jpeg.decode_jpegs([file, file], "cuda:3")
     jpeg._stream.cache_clear()
     assert [None if pixels is None else pixels.shape for pixels in found] == [(3, 80, 120)] * 2
     assert log == [
@@ -237,6 +237,6 @@ def test_a_header_that_is_damaged_further_on_is_left_to_pillow(
     def broken(_image: Any) -> bool:
         raise SyntaxError("not a TIFF header")
 
-    monkeypatch.setattr(images.jpeg, "is_plain", broken)
+    monkeypatch.setattr(images.jpeg, "decodes_alike", broken)
     assert STRETCH.encoded(folder / "0-rgb.jpg") is None
     assert STRETCH.encoded(Image.open(io.BytesIO((folder / "0-rgb.jpg").read_bytes()))) is None

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rdfia.device import cuda_graphs, memory
-from rdfia.device.cuda_graphs import Replayed
-from rdfia.errors import FewerAtATime, NotCaptured
+from rdfia.device.cuda_graphs import ReplayedWork
+from rdfia.errors import BatchReduced, GraphNotCaptured
 from rdfia.gans import architecture
 from rdfia.gans.config import GanConfig
 from rdfia.gans.training import Trainer
@@ -34,7 +34,7 @@ EXACT = 2.0**-12  # a rate that float32 holds, so that a replayed step has the e
 
 @pytest.fixture
 def _replaying(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "captured", replaying.captured)
+    monkeypatch.setattr(cuda_graphs, "capture", replaying.captured)
 
 
 def run(wanted: GanConfig, replay: bool, steps: int = 50) -> Trainer:
@@ -86,11 +86,11 @@ def test_replayed_steps_follow_the_rate_and_the_running_mean() -> None:
         )
 
 
-def stale(which: type) -> Callable[[Replayed[Any], Any], Any]:
+def stale(which: type) -> Callable[[ReplayedWork[Any], Any], Any]:
     """The planted fault: tensors, or numbers, that are copied for the eager calls alone."""
-    fill = Replayed._fill
+    fill = ReplayedWork._fill
 
-    def filled(self: Replayed[Any], inputs: Any) -> Any:
+    def filled(self: ReplayedWork[Any], inputs: Any) -> Any:
         if self._replay is None:
             return fill(self, inputs)
         for kept, new in zip(
@@ -107,7 +107,7 @@ def stale(which: type) -> Callable[[Replayed[Any], Any], Any]:
 @pytest.mark.parametrize("which", [Tensor, float])
 def test_a_planted_stale_input_is_seen(which: type, monkeypatch: pytest.MonkeyPatch) -> None:
     eager = run(MILESTONES, replay=False)
-    monkeypatch.setattr(Replayed, "_fill", stale(which))
+    monkeypatch.setattr(ReplayedWork, "_fill", stale(which))
     replayed = run(MILESTONES, replay=True)
     with pytest.raises(AssertionError, match="replayed losses"):
         assert_close(replayed.losses[:50], eager.losses[:50], "replayed losses")
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_gone_on_from_with_its_own_moments(
     run(wanted, replay=True, steps=6).save(tmp_path)
     made = run(wanted, replay=True, steps=9)
     if not forgets:
-        monkeypatch.setattr(Replayed, "forget", lambda self: None)
+        monkeypatch.setattr(ReplayedWork, "forget", lambda self: None)
     assert made.load(tmp_path)
     for _ in range(10):
         made.step()
@@ -166,7 +166,7 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once(
         warnings.simplefilter("always")
         for _ in range(8):
             made.step()
-    assert [warning.category for warning in said] == [NotCaptured]
+    assert [warning.category for warning in said] == [GraphNotCaptured]
     assert "not permitted when a stream is capturing" in str(said[0].message)
     assert bits(made) == bits(run(wanted, replay=False, steps=8))
 
@@ -176,7 +176,7 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once(
 )
 def test_without_a_cuda_device_a_replayed_run_is_eager_with_a_warning() -> None:
     wanted = config(lr=EXACT)
-    with pytest.warns(NotCaptured, match="a CUDA graph was not captured"):
+    with pytest.warns(GraphNotCaptured, match="a CUDA graph was not captured"):
         made = run(wanted, replay=True, steps=6)
     assert bits(made) == bits(run(wanted, replay=False, steps=6))
 
@@ -191,7 +191,7 @@ def test_a_refused_capture_that_is_an_error_here_is_tried_once() -> None:
     looking(made)
     for _ in range(cuda_graphs.WARM_UP):
         made.step()
-    with pytest.raises(NotCaptured):
+    with pytest.raises(GraphNotCaptured):
         made.step()
     made.step()
 
@@ -202,12 +202,12 @@ def test_a_step_is_captured_anew_where_products_are_others(monkeypatch: pytest.M
     for.
     """
     said = "float32"
-    monkeypatch.setattr(cuda_graphs, "float32_products", lambda _device: said)
+    monkeypatch.setattr(cuda_graphs, "float32_product_type", lambda _device: said)
 
     def work(inputs: tuple[Tensor]) -> Tensor:
         return inputs[0] * (10 if said == "TF32" else 1)
 
-    replayed = Replayed(work, CPU)
+    replayed = ReplayedWork(work, CPU)
     for _ in range(2):
         said = "float32"
         assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [
@@ -270,9 +270,9 @@ def test_a_capture_leaves_stream_and_allocator_as_they_were(
     """On fakes: torch's warning of gradients on another stream is no error, others are."""
     cuda, sample = FakeCuda(monkeypatch), torch.zeros(1, 3, 4, 4)
     with pytest.raises(UserWarning, match="another"):
-        cuda_graphs.captured_passes(torch.nn.Identity(), sample)
+        cuda_graphs.capture_passes(torch.nn.Identity(), sample)
     with pytest.warns(UserWarning, match="another"):
-        assert cuda_graphs.captured_passes(torch.nn.Identity(), sample)(sample) is sample
+        assert cuda_graphs.capture_passes(torch.nn.Identity(), sample)(sample) is sample
     assert cuda.log == [("pool", (0, 7)), ("stream", "before")] * 2
     cuda.log.clear()
 
@@ -281,7 +281,7 @@ def test_a_capture_leaves_stream_and_allocator_as_they_were(
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
     with pytest.raises(RuntimeError, match="previous error during capture"):
-        cuda_graphs.captured_passes(torch.nn.Identity(), sample)
+        cuda_graphs.capture_passes(torch.nn.Identity(), sample)
     assert cuda.log == [("end", 1, (0, 7)), ("stream", "before")]
 
 
@@ -294,7 +294,7 @@ def test_an_error_of_the_work_itself_is_not_taken_for_a_refused_capture() -> Non
         return inputs[0]
 
     calls: list[int] = []
-    replayed = Replayed(work, CPU)
+    replayed = ReplayedWork(work, CPU)
     for _ in range(cuda_graphs.WARM_UP):
         replayed((torch.zeros(1),))
     with pytest.raises(ValueError, match="of its own"):
@@ -308,7 +308,7 @@ def test_inputs_are_copied_and_floats_become_scalars_that_stay() -> None:
         seen.append(inputs)
         return inputs["x"] * inputs["rate"]
 
-    replayed, x = Replayed(work, CPU), torch.ones(2)
+    replayed, x = ReplayedWork(work, CPU), torch.ones(2)
     assert replayed({"x": x, "y": None, "rate": 0.5}).tolist() == [0.5, 0.5]
     assert replayed({"x": 3 * x, "y": None, "rate": 2.0}).tolist() == [6.0, 6.0]
     assert seen[0]["x"] is seen[1]["x"]
@@ -351,7 +351,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return replaying.captured_passes(network, sample)
 
     monkeypatch.setattr(cuda_graphs, "_is_current", lambda _device: True)
-    monkeypatch.setattr(cuda_graphs, "captured_passes", capture)
+    monkeypatch.setattr(cuda_graphs, "capture_passes", capture)
     return sizes
 
 
@@ -378,8 +378,8 @@ def test_a_pass_that_cannot_be_captured_goes_on_eagerly_and_says_so(
     def refuse(*_: object) -> None:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(cuda_graphs, "captured_passes", refuse)
-    with pytest.warns(NotCaptured, match=r"not captured \(operation not permitted\)") as said:
+    monkeypatch.setattr(cuda_graphs, "capture_passes", refuse)
+    with pytest.warns(GraphNotCaptured, match=r"not captured \(operation not permitted\)") as said:
         found = visualised(tiny_vgg().double())[0]
     assert len(said) == 1
     assert_close(found, expected, "ascent")
@@ -457,7 +457,7 @@ def test_another_size_or_products_are_not_served_a_pass_of_before(
     assert kept == [(8, 3, 16, 16), (2, 3, 16, 16)]
     gradients(network, times=1)
     assert len(kept) == 2  # passes of both sizes are kept
-    monkeypatch.setattr(cuda_graphs, "float32_products", lambda _device: "TF32")
+    monkeypatch.setattr(cuda_graphs, "float32_product_type", lambda _device: "TF32")
     gradients(network)
     assert len(kept) == 3
 
@@ -470,7 +470,7 @@ def test_passes_are_kept_of_one_network_while_it_is_there(kept: list[tuple[int, 
     assert [len(passes.captured) for passes in cuda_graphs._last] == [0]
     gradients(one)
     assert len(kept) == 2
-    memory.available_on("cpu")
+    memory.available_device_memory("cpu")
     assert cuda_graphs._last
     for free in memory.spare:  # as where a device has too little
         free()
@@ -481,7 +481,7 @@ def test_passes_of_a_network_that_is_gone_are_freed(
     kept: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = tiny_vgg().double()
-    monkeypatch.setattr(cuda_graphs, "captured_passes", lambda *_: lambda x: x.flatten(1).clone())
+    monkeypatch.setattr(cuda_graphs, "capture_passes", lambda *_: lambda x: x.flatten(1).clone())
     gradients(network)
     assert cuda_graphs._last
     gone = weakref.ref(network)
@@ -522,7 +522,7 @@ def test_memory_that_runs_out_takes_the_passes_with_it(
     inner = cuda_graphs._last[0]
     work = contextlib.nullcontext() if isinstance(error, MemoryError) else pytest.raises(KeyError)
     with warnings.catch_warnings(), work:
-        warnings.simplefilter("ignore", FewerAtATime)
+        warnings.simplefilter("ignore", BatchReduced)
         ascent.ascend(network, X, objective, lambda turn: turn.x, steps=1)
     assert left == ([0, 0] if isinstance(error, MemoryError) else [])
     assert bool(cuda_graphs._last) == isinstance(error, MemoryError)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rdfia.device import memory
-from rdfia.device.memory import kept_memory
-from rdfia.errors import FewerAtATime
+from rdfia.device.memory import retain_freed_memory
+from rdfia.errors import BatchReduced
 
 
 class Recorder:
@@ -41,8 +41,8 @@ KEPT, BACK = [(-3, 2**31 - 1), (-1, 2**31 - 1)], [(-3, 2**25), (-1, 2**26), (0,)
 
 
 def test_the_first_user_keeps_and_the_last_gives_back(libc: Recorder) -> None:
-    with kept_memory():
-        with kept_memory():
+    with retain_freed_memory():
+        with retain_freed_memory():
             assert libc.told == KEPT
         assert libc.told == KEPT
     assert libc.told == KEPT + BACK
@@ -53,20 +53,20 @@ def test_a_use_may_end_while_another_begins(libc: Recorder) -> None:
     """The collector may close an abandoned generator while its thread is inside: a plain lock would
     wait for itself.
     """
-    with memory._lock, kept_memory():
+    with memory._lock, retain_freed_memory():
         pass
     assert libc.told == KEPT + BACK
 
 
 def test_an_error_gives_back_too(libc: Recorder) -> None:
-    with pytest.raises(ZeroDivisionError), kept_memory():
+    with pytest.raises(ZeroDivisionError), retain_freed_memory():
         _ = 1 / 0
     assert libc.told == KEPT + BACK
 
 
 def test_an_old_library_is_not_left_with_a_small_threshold(libc: Recorder) -> None:
     libc.most = 2**25
-    with kept_memory():
+    with retain_freed_memory():
         assert libc.told == [KEPT[0], BACK[0], KEPT[1]]
 
 
@@ -81,7 +81,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
     memory._glibc.cache_clear()
     assert memory._glibc() is None
-    with kept_memory():
+    with retain_freed_memory():
         pass
     memory._glibc.cache_clear()
 
@@ -132,7 +132,7 @@ def test_a_large_block_is_part_of_the_heap_while_memory_is_kept() -> None:
         return more
 
     assert mappings() == 1
-    with kept_memory():
+    with retain_freed_memory():
         assert mappings() == 0
 
 
@@ -163,9 +163,9 @@ def test_the_limit_of_a_job_is_found(
     system(tmp_path, {"proc/self/cgroup": groups, **limit})
     monkeypatch.setattr(memory, "SYSTEM", tmp_path)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert memory.available() == 100_000_000
+    assert memory.available_memory() == 100_000_000
     (tmp_path / folder / most).write_text("max\n")
-    assert memory.available() == 102_400_000_000
+    assert memory.available_memory() == 102_400_000_000
 
 
 def test_what_was_computed_before_memory_ran_out_is_let_go_and_what_is_spare(
@@ -186,6 +186,6 @@ def test_what_was_computed_before_memory_ran_out_is_let_go_and_what_is_spare(
         work()
     except MemoryError as error:
         assert made[0]() is not None
-        with pytest.warns(FewerAtATime):
-            memory.halves(error, torch.arange(4))
+        with pytest.warns(BatchReduced):
+            memory.split_in_half(error, torch.arange(4))
     assert freed == [True]

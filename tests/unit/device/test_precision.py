@@ -48,9 +48,9 @@ NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 @pytest.mark.parametrize("fails", [False, True])
 def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
     torchs_own = settings()
-    with precision.products("cuda", tf32=not tf32):
+    with precision.product_precision("cuda", tf32=not tf32):
         before = settings()
-        with contextlib.suppress(KeyError), precision.products("cuda:0", tf32=tf32):
+        with contextlib.suppress(KeyError), precision.product_precision("cuda:0", tf32=tf32):
             assert tf32_is() == {tf32}
             assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
             if fails:
@@ -67,9 +67,9 @@ def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
 def test_settings_by_torchs_newer_names_come_back(value: str) -> None:
     matmul: Any = torch.backends.cuda.matmul
     conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    with precision.products("cuda"):  # puts back what follows
+    with precision.product_precision("cuda"):  # puts back what follows
         matmul.fp32_precision = conv.fp32_precision = value
-        with precision.products("cuda", tf32=value != "tf32"):
+        with precision.product_precision("cuda", tf32=value != "tf32"):
             assert tf32_is() == {value != "tf32"}
         assert (matmul.fp32_precision, conv.fp32_precision) == (value, value)
 
@@ -101,9 +101,9 @@ def test_tf32_that_is_set_for_all_of_torch_is_overruled_and_comes_back() -> None
 
     before = [part.fp32_precision for part in parts]
     assert before[1:] == ["tf32", "tf32"]
-    with precision.products("cuda", tf32=False):
+    with precision.product_precision("cuda", tf32=False):
         assert say() == ["ieee"] * 3 + [False] * 2
-        with precision.products("cuda", tf32=True):
+        with precision.product_precision("cuda", tf32=True):
             assert say() == ["tf32"] * 3 + [True] * 2
         assert say() == ["ieee"] * 3 + [False] * 2
     assert [part.fp32_precision for part in parts] == before
@@ -113,14 +113,14 @@ def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
-    with precision.products("cuda", tf32=True):
-        with precision.products("cuda"):
+    with precision.product_precision("cuda", tf32=True):
+        with precision.product_precision("cuda"):
             assert tf32_is() == {True}
-            assert precision.float32_products("cuda") == "TF32"
-        with precision.products("cuda", tf32=False):
+            assert precision.float32_product_type("cuda") == "TF32"
+        with precision.product_precision("cuda", tf32=False):
             assert tf32_is() == {False}
         assert tf32_is() == {True}
-    assert precision.float32_products("cuda") == "float32"
+    assert precision.float32_product_type("cuda") == "float32"
 
 
 def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
@@ -131,7 +131,7 @@ def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
     before = (getattr(matmul, name), getattr(matmul, f"{name}_split_k"))
     try:
         setattr(matmul, name, (False, False))
-        with precision.products("cuda"):
+        with precision.product_precision("cuda"):
             pass
         assert (getattr(matmul, name), getattr(matmul, f"{name}_split_k")) == (False, False)
     finally:
@@ -140,7 +140,10 @@ def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
 
 def test_on_a_cpu_no_setting_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_settings", lambda: pytest.fail("settings were asked for"))
-    with precision.products("cpu"), precision.products(torch.device("meta"), tf32=True):
+    with (
+        precision.product_precision("cpu"),
+        precision.product_precision(torch.device("meta"), tf32=True),
+    ):
         pass
 
 
@@ -152,8 +155,8 @@ def test_tf32_is_asked_for_by_name_and_said(
     monkeypatch: pytest.MonkeyPatch, asked: str, cuda: str
 ) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", asked)
-    assert precision.float32_products("cuda:1") == cuda
-    assert precision.float32_products("cpu") == "float32"
+    assert precision.float32_product_type("cuda:1") == cuda
+    assert precision.float32_product_type("cpu") == "float32"
     if asked == "tf32":
         assert precision.fast_dtype("cpu") == precision.fast_dtype("cuda") == torch.float32
 
@@ -173,7 +176,7 @@ def test_a_store_of_tf32_features_is_another(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def folder(products: str, dtype: torch.dtype) -> str:
-        monkeypatch.setattr(extraction, "float32_products", lambda _device: products)
+        monkeypatch.setattr(extraction, "float32_product_type", lambda _device: products)
         found = extraction.extract(
             tiny_vgg(),
             PHOTOS,
@@ -192,7 +195,7 @@ def test_a_store_of_tf32_features_is_another(
 def test_a_product_of_two_bytes_is_that_of_float64(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, 300, generator=random).to(dtype) for n in (3, 5))
-    got = precision.product(a, b)
+    got = precision.matmul_transposed(a, b)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_close(got, a.double() @ b.double().T, "gram")
 
@@ -276,7 +279,7 @@ def test_every_forward_pass_runs_with_the_settings(
     computed = len(seen)
     assert not any(seen)  # the planted fault: without the context, none is
     seen.clear()
-    monkeypatch.setattr(rooms[room], "products", products)
+    monkeypatch.setattr(rooms[room], "product_precision", products)
     WORK[room](network)
     on_meta = 1 if room == "features" else 2 if room == "gram" else 0
     assert len(seen) == computed

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from rdfia.data.images import Preprocess
 from rdfia.device import memory, staging
-from rdfia.device.staging import PinnedStaging, Staging, batches, on_host, staging_for
-from rdfia.errors import FewerAtATime, ImageError, TooLarge
+from rdfia.device.staging import PinnedStaging, Staging, copy_to_host, image_batches, staging_for
+from rdfia.errors import BatchReduced, ImageError, TooLarge
 from rdfia.transfer import extraction, features
 from tests.support.tiny_networks import tiny_vgg
 
@@ -57,20 +57,20 @@ def test_as_many_threads_decode_as_there_are_cores(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(staging, "decoding_threads", lambda _device: 5)
     monkeypatch.setattr(Preprocess, "pixels_by_pillow", pixels)
-    assert [len(batch) for batch in batches(PHOTOS[:10], SMALL, 4, CPU)] == [4, 4, 2]
+    assert [len(batch) for batch in image_batches(PHOTOS[:10], SMALL, 4, CPU)] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("size", [1, 4, 11, 50])
 def test_batches_are_the_images_in_order(size: int, workers: int) -> None:
     expected = torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
-    found = list(batches(PHOTOS, SMALL, size, CPU, workers))
+    found = list(image_batches(PHOTOS, SMALL, size, CPU, workers))
     assert [len(batch) for batch in found] == [
         min(size, 11 - start) for start in range(0, 11, size)
     ]
     assert torch.equal(torch.cat(found), expected)
-    assert torch.equal(torch.cat(list(batches(expected, SMALL, size, CPU))), expected)
-    assert list(batches([], SMALL, size, CPU)) == []
+    assert torch.equal(torch.cat(list(image_batches(expected, SMALL, size, CPU))), expected)
+    assert list(image_batches([], SMALL, size, CPU)) == []
 
 
 def slow_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +88,12 @@ def slow_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_image_that_takes_long_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
     slow_first(monkeypatch)
-    assert torch.equal(torch.cat(list(batches(PHOTOS, SMALL, 4, CPU, workers=4))), expected)
+    assert torch.equal(torch.cat(list(image_batches(PHOTOS, SMALL, 4, CPU, workers=4))), expected)
 
 
 def test_a_batch_is_not_written_to_once_it_is_out() -> None:
     kept, copies = [], []
-    for batch in batches(PHOTOS, SMALL, 2, CPU):
+    for batch in image_batches(PHOTOS, SMALL, 2, CPU):
         kept.append(batch)
         copies.append(batch.clone())
     assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
@@ -110,7 +110,7 @@ def _no_thread_left() -> Iterator[None]:
 @pytest.mark.parametrize(
     "work",
     [
-        lambda items: batches(items, SMALL, 2, CPU, 3),
+        lambda items: image_batches(items, SMALL, 2, CPU, 3),
         lambda items: features.stream(
             tiny_vgg(), items, {"conv": "features.0"}, preprocess=SMALL, batch_size=2
         ),
@@ -142,7 +142,7 @@ def test_who_stops_early_leaves_no_thread_and_no_more_work(monkeypatch: pytest.M
         return inner(self, image, out)
 
     monkeypatch.setattr(Preprocess, "pixels_by_pillow", pixels)
-    with contextlib.closing(batches(PHOTOS * 100, SMALL, 2, CPU, workers=1)) as found:
+    with contextlib.closing(image_batches(PHOTOS * 100, SMALL, 2, CPU, workers=1)) as found:
         next(found)
     assert 2 <= len(started) <= 40  # of the 66 that were asked for; the others were not begun
 
@@ -182,9 +182,9 @@ class Late(Staging):
 def test_results_come_in_order_each_while_the_next_is_computed() -> None:
     events: list[str] = []
     late = Late(events)
-    expected = torch.cat(list(batches(PHOTOS, SMALL, 4, CPU)))
-    work = ({"pixels": batch} for batch in batches(PHOTOS, SMALL, 4, late))
-    found = torch.cat([results["pixels"] for results in on_host(work, late)])
+    expected = torch.cat(list(image_batches(PHOTOS, SMALL, 4, CPU)))
+    work = ({"pixels": batch} for batch in image_batches(PHOTOS, SMALL, 4, late))
+    found = torch.cat([results["pixels"] for results in copy_to_host(work, late)])
     assert torch.equal(found, expected)
     assert events == ["up", "down 0", "up", "down 1", "had 0", "up", "down 2", "had 1", "had 2"]
 
@@ -198,13 +198,13 @@ def test_on_a_cpu_nothing_is_copied_and_no_result_is_held_back() -> None:
             yield {"x": torch.full((1,), i)}
 
     assert type(staging_for("cpu")) is Staging
-    for i, results in enumerate(on_host(work(), CPU)):
+    for i, results in enumerate(copy_to_host(work(), CPU)):
         assert made == list(range(i + 1))
         assert results["x"].item() == i
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     assert CPU.to_device(pixels) is pixels
     assert CPU.to_host({"x": pixels})()["x"] is pixels
-    assert staging.on_device(pixels, "cpu") is pixels
+    assert staging.copy_to_device(pixels, "cpu") is pixels
 
 
 def test_extraction_is_the_same_by_way_of_late_copies(
@@ -315,10 +315,10 @@ def test_a_gpu_has_larger_batches_and_shards_of_no_more_images(tmp_path: Path) -
 
 
 def test_what_fits_is_asked_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 10**15)
-    assert memory.available_on("cpu") == 10**15
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**15)
+    assert memory.available_device_memory("cpu") == 10**15
     # no device: not known
-    assert memory.fitting(8, 1e9, 1e9, "layers", "cuda") == 8 or torch.cuda.is_available()
+    assert memory.batch_that_fits(8, 1e9, 1e9, "layers", "cuda") == 8 or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * 10**9, 8 * 10**9))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -331,8 +331,8 @@ def test_what_fits_is_asked_of_the_device_that_computes(monkeypatch: pytest.Monk
     # of another device; of a CUDA graph
     others = [ours | {"device": 1}, ours | {"segment_pool_id": (0, 3)}]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [ours, *others])
-    assert memory.available_on("cuda") == 4 * 10**9
-    with pytest.warns(FewerAtATime, match="3 images at a time instead of 8"):
-        assert memory.fitting(8, 1e9, 1e9, "layers", "cuda") == 3
+    assert memory.available_device_memory("cuda") == 4 * 10**9
+    with pytest.warns(BatchReduced, match="3 images at a time instead of 8"):
+        assert memory.batch_that_fits(8, 1e9, 1e9, "layers", "cuda") == 3
     with pytest.raises(TooLarge, match="4 GB are left"):
-        memory.fitting(8, 1e9, 4e9, "layers", "cuda")
+        memory.batch_that_fits(8, 1e9, 4e9, "layers", "cuda")

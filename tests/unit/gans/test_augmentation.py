@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdfia.errors import ArgumentError
-from rdfia.gans.augmentation import DRAWS, KINDS, augmented
+from rdfia.gans.augmentation import DRAWS, KINDS, augment
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 
@@ -61,7 +61,7 @@ def photos(n: int, channels: int, size: int) -> tuple[Tensor, Tensor]:
 def test_each_image_is_changed_as_by_hand(kinds: tuple[str, ...], channels: int, size: int) -> None:
     x, draws = photos(60, channels, size)
     for layout in (x, x.contiguous(memory_format=torch.channels_last)):
-        assert_close(augmented(layout, draws, kinds), each_by_hand(x, draws, kinds), "pixel")
+        assert_close(augment(layout, draws, kinds), each_by_hand(x, draws, kinds), "pixel")
 
 
 def test_the_ends_of_the_draws_are_the_ends_of_the_ranges() -> None:
@@ -69,19 +69,19 @@ def test_the_ends_of_the_draws_are_the_ends_of_the_ranges() -> None:
     x = torch.arange(64, dtype=torch.float32).view(1, 1, 8, 8) / 64
     low, middle, high = (torch.full((1, DRAWS), u) for u in (0.0, 0.5, 1 - 2**-24))
     # up and left by one
-    assert torch.equal(augmented(x, low, ["translation"])[0, 0, :-1, :-1], x[0, 0, 1:, 1:])
-    assert torch.equal(augmented(x, high, ["translation"])[0, 0, 1:, 1:], x[0, 0, :-1, :-1])
-    assert not augmented(x, high, ["translation"])[0, 0, 0].any()
-    assert torch.equal(augmented(x, middle, ["translation"]), x)
+    assert torch.equal(augment(x, low, ["translation"])[0, 0, :-1, :-1], x[0, 0, 1:, 1:])
+    assert torch.equal(augment(x, high, ["translation"])[0, 0, 1:, 1:], x[0, 0, :-1, :-1])
+    assert not augment(x, high, ["translation"])[0, 0, 0].any()
+    assert torch.equal(augment(x, middle, ["translation"]), x)
     for draws, rows in ((low, slice(0, 2)), (middle, slice(2, 6)), (high, slice(6, 8))):
         expected = x.clone()
         expected[:, :, rows, rows] = 0
-        assert torch.equal(augmented(x, draws, ["cutout"]), expected)
+        assert torch.equal(augment(x, draws, ["cutout"]), expected)
     mean = x.mean()
     for draws, shift, contrast in ((low, -0.5, 0.5), (middle, 0.0, 1.0), (high, 0.5, 1.5)):
-        assert_close(augmented(x, draws, ["colour"]), (x - mean) * contrast + mean + shift, "pixel")
+        assert_close(augment(x, draws, ["colour"]), (x - mean) * contrast + mean + shift, "pixel")
     colours = torch.stack([x[0, 0], x[0, 0] + 0.3, x[0, 0] - 0.3])[None]
-    grey = augmented(colours, torch.tensor([[0.5, 0.0, 0.5, 0, 0, 0, 0]]), ["colour"])
+    grey = augment(colours, torch.tensor([[0.5, 0.0, 0.5, 0, 0, 0, 0]]), ["colour"])
     assert_close(grey, x.expand(1, 3, 8, 8), "pixel")
 
 
@@ -91,16 +91,16 @@ def test_gradients_pass_to_the_images(kinds: tuple[str, ...]) -> None:
     x, draws = photos(3, 3, 4)
     x.requires_grad_()
     with torch.random.fork_rng([]):  # both draw from the global stream
-        assert torch.autograd.gradcheck(lambda images: augmented(images, draws, kinds).sin(), x)
-        assert torch.autograd.gradgradcheck(lambda images: augmented(images, draws, kinds).sin(), x)
+        assert torch.autograd.gradcheck(lambda images: augment(images, draws, kinds).sin(), x)
+        assert torch.autograd.gradgradcheck(lambda images: augment(images, draws, kinds).sin(), x)
 
 
 def test_what_is_left_out_changes_nothing_and_layout_and_type_stay() -> None:
     x, draws = photos(5, 3, 16)
-    assert augmented(x, draws, []) is x
+    assert augment(x, draws, []) is x
     rounded = x.bfloat16().contiguous(memory_format=torch.channels_last)
     for kinds in SUBSETS[1:]:
-        changed = augmented(rounded, draws.float(), kinds)
+        changed = augment(rounded, draws.float(), kinds)
         assert changed.is_contiguous(memory_format=torch.channels_last)
         assert changed.dtype == (torch.float32 if "colour" in kinds else torch.bfloat16)
 
@@ -111,12 +111,12 @@ def test_moves_and_cuts_are_all_as_likely() -> None:
     """
     draws = torch.rand(20_000, DRAWS, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(1.0, 33)[None, None, :, None].expand(len(draws), 1, 32, 32)
-    shifts = 17 - augmented(rows, draws, ["translation"])[:, 0, 16, 16]
+    shifts = 17 - augment(rows, draws, ["translation"])[:, 0, 16, 16]
     counts = torch.bincount(shifts.long() + 4)
     assert shifts.min() == -4
     assert len(counts) == 9
     assert ((counts - len(draws) / 9).abs() < 5 * (len(draws) / 9) ** 0.5).all()
-    heights = (augmented(rows, draws, ["cutout"])[:, 0] == 0).any(2).sum(1)
+    heights = (augment(rows, draws, ["cutout"])[:, 0] == 0).any(2).sum(1)
     by_centre = torch.tensor([min(16, 8 + centre, 40 - centre) for centre in range(33)]).bincount()
     expected = by_centre * len(draws) / 33
     assert ((heights.bincount() - expected).abs() < 5 * expected**0.5 + 1e-9).all()
@@ -135,4 +135,4 @@ def test_shapes_that_do_not_fit_are_refused(
     images: tuple[int, ...], draws: tuple[int, ...]
 ) -> None:
     with pytest.raises(ArgumentError, match="expected N x C x S x S and N x 7"):
-        augmented(torch.zeros(images), torch.zeros(draws))
+        augment(torch.zeros(images), torch.zeros(draws))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdfia.gans.health import diversity, health, within
+from rdfia.gans.health import diversity, diversity_within_labels, health
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 
@@ -39,14 +39,14 @@ def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
     """All labels together differ as real images do: only within a label is nothing left for z."""
     labels, real = torch.arange(10).repeat_interleave(4), pictures()
     one_each = pictures(10, seed=1).repeat_interleave(4, dim=0)
-    assert within(one_each, labels) == 0
+    assert diversity_within_labels(one_each, labels) == 0
     found = health(losses(HEALTHY), one_each, real, labels=labels)
     assert (found.within, found.diversity) == (0.0, diversity(one_each))
     assert [alarm.split(":")[0] for alarm in found.alarms] == ["z is ignored"]
     assert health(losses(HEALTHY), one_each, real).alarms == ()
     healthy = health(losses(HEALTHY), pictures(seed=1), real, labels=labels)
     assert healthy.alarms == ()
-    assert healthy.within == within(pictures(seed=1), labels)
+    assert healthy.within == diversity_within_labels(pictures(seed=1), labels)
     # a little noise on each is no variety
     nearly = (0.9 * one_each + 0.1 * pictures(seed=2)).to(torch.uint8)
     assert (
@@ -54,9 +54,9 @@ def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
         .alarms[0]
         .startswith("z is ignored: images of one")
     )
-    assert within(real[:8], torch.tensor([0, 0, 1, 1]).repeat_interleave(2)) == pytest.approx(
-        (diversity(real[:4]) + diversity(real[4:8])) / 2
-    )
+    assert diversity_within_labels(
+        real[:8], torch.tensor([0, 0, 1, 1]).repeat_interleave(2)
+    ) == pytest.approx((diversity(real[:4]) + diversity(real[4:8])) / 2)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_run_that_diverges_keeps_what_it_had(tmp_path: Path) -> None:
     row = do(tmp_path, run)
     assert "not finite" in row["diverged"]
     assert str(tmp_path) not in row["diverged"]
-    assert gan_runs.final(row, "mean", (60,), worst=9.0) == 9.0
+    assert gan_runs.final_score(row, "mean", (60,), worst=9.0) == 9.0
     assert do(tmp_path, run) == row  # and is not made again
 
 
@@ -197,11 +197,11 @@ def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path:
     (tmp_path / "work").rename(tmp_path / "gone")
     row = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert row == first
-    assert gan_runs.final(row, "mean", (25, 60), np.inf) == gan_runs.final(
+    assert gan_runs.final_score(row, "mean", (25, 60), np.inf) == gan_runs.final_score(
         first, "mean", (25, 60), np.inf
     )
-    assert np.isnan(gan_runs.final(row, "noise", (25, 60), np.inf))
-    assert gan_runs.final(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
+    assert np.isnan(gan_runs.final_score(row, "noise", (25, 60), np.inf))
+    assert gan_runs.final_score(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
     with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
         do(tmp_path, score=more, judge="mean and noise", earlier=["median"])
     with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
@@ -215,7 +215,7 @@ def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path:
     (tmp_path / "gone").rename(tmp_path / "work")
     again = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert again["judge"] == "mean and noise"
-    assert gan_runs.final(again, "noise", (25, 60), np.inf) == 2.0
+    assert gan_runs.final_score(again, "noise", (25, 60), np.inf) == 2.0
 
 
 def test_a_row_from_before_an_option_is_of_the_config_that_has_it_off(tmp_path: Path) -> None:
@@ -329,20 +329,21 @@ def test_the_median_over_a_window() -> None:
             {"step": step, "frechet": value} for step, value in ((1, 5.0), (2, 1.0), (3, 2.0))
         ]
     }
-    assert gan_runs.final(row, "frechet", (1, 2, 3), np.inf) == 2.0
-    assert gan_runs.final(row, "frechet", (2, 3), np.inf) == 1.5
+    assert gan_runs.final_score(row, "frechet", (1, 2, 3), np.inf) == 2.0
+    assert gan_runs.final_score(row, "frechet", (2, 3), np.inf) == 1.5
     # it diverged before the last
-    assert gan_runs.final(row, "frechet", (2, 3, 4), np.inf) == np.inf
+    assert gan_runs.final_score(row, "frechet", (2, 3, 4), np.inf) == np.inf
 
 
 def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
-    runs = gan_runs.seeds("name", TINY, range(1, 4), (25,))
+    runs = gan_runs.runs_over_seeds("name", TINY, range(1, 4), (25,))
     assert [run.config.seed for run in runs] == [1, 2, 3]
     assert [run.name for run in runs] == ["name-1", "name-2", "name-3"]
     assert [run.grids for run in runs] == [(60,), (), ()]
     assert {run.shown for run in runs} == {40}
     digits = replace(TINY, architecture=GanArchitecture("cdcgan", channels=1, classes=10))
-    assert gan_runs.seeds("name", digits, (0,), ())[0].shown == 100  # each label has its row
+    # each label has its row
+    assert gan_runs.runs_over_seeds("name", digits, (0,), ())[0].shown == 100
 
 
 def test_labels_of_a_network_that_takes_none_are_left_out(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from rdfia.gans import augmentation as gan_augmentation
 from rdfia.gans import config as gan_config
 from rdfia.gans import losses as gan_losses
 from rdfia.gans import training
-from rdfia.gans.architecture import KINDS, GanArchitecture, stream
+from rdfia.gans.architecture import KINDS, GanArchitecture, random_stream
 from rdfia.gans.augmentation import KINDS as KINDS_OF_CHANGE
 from rdfia.gans.checkpoint import CheckpointError
 from rdfia.gans.config import GanConfig
@@ -231,7 +231,12 @@ def textbook(
         torch.optim.Adam(net.parameters(), lr, **adam)
         for net, lr in zip((D, G), rates, strict=True)
     ]
-    random, bce, rows, batches = stream(wanted.seed, 1), nn.functional.binary_cross_entropy, [], 0
+    random, bce, rows, batches = (
+        random_stream(wanted.seed, 1),
+        nn.functional.binary_cross_entropy,
+        [],
+        0,
+    )
 
     def noise() -> Tensor:
         return torch.randn(wanted.batch, wanted.architecture.nz, generator=random).double()
@@ -241,14 +246,16 @@ def textbook(
 
     for step in range(steps):
         looks = 2 * wanted.nb_update_D + wanted.nb_update_G
-        draws = iter(torch.rand(looks, wanted.batch, 7, generator=stream(wanted.seed, 5, step)))
+        draws = iter(
+            torch.rand(looks, wanted.batch, 7, generator=random_stream(wanted.seed, 5, step))
+        )
 
         def shown(images: Tensor, draws: Iterator[Tensor] = draws) -> Tensor:
             return each_by_hand(images, next(draws), wanted.augmentation)
 
         for _ in range(wanted.nb_update_D):
             epoch, place = divmod(batches, len(images) // wanted.batch)
-            order = torch.randperm(len(images), generator=stream(wanted.seed, 2, epoch))
+            order = torch.randperm(len(images), generator=random_stream(wanted.seed, 2, epoch))
             chosen = order[place * wanted.batch : (place + 1) * wanted.batch]
             batches += 1
             x, label = (
@@ -1411,7 +1418,9 @@ def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyP
     assert 1.2 * once < gan_architecture.step_bytes(a, 1000, penalised=True) < 2 * once
     # a normalised weight is there once
     assert gan_architecture.step_bytes(replace(a, norm_D="spectral"), 1000) < once
-    monkeypatch.setattr(memory, "available", lambda: gan_architecture.step_bytes(a, 1000) - 1)
+    monkeypatch.setattr(
+        memory, "available_memory", lambda: gan_architecture.step_bytes(a, 1000) - 1
+    )
     images = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(TooLarge, match=r"a step of 1000 of 1000 images takes about .* lower batch"):
         Trainer(GanConfig(architecture=a, batch=1000, steps=1, precision="float32"), images)
@@ -1430,7 +1439,7 @@ def test_memory_for_a_run_is_asked_of_the_device_that_computes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(training.memory, "require", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr(training.memory, "require_memory", lambda *args: asked.append(args[-1]))
     wanted = config()
     Trainer(wanted, *data(wanted), device="cpu")
     assert asked == [torch.device("cpu")]

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.errors import ArgumentError, RdfiaError, TooLarge, WeightsError
 from rdfia.gradients import ascent, fooling, saliency, visualisation
-from rdfia.gradients.ascent import Turn, ascend, length_of, limits, logit_of, unit
+from rdfia.gradients.ascent import (
+    AscentStep,
+    ascend,
+    image_norms,
+    pixel_limits,
+    target_objective,
+    unit_length,
+)
 from rdfia.gradients.saliency import saliency_maps
 from rdfia.gradients.visualisation import visualise
 from rdfia.models import networks
@@ -117,7 +124,7 @@ def climb(network: nn.Module, x: Tensor) -> object:
     return ascend(
         network,
         x,
-        logit_of(torch.zeros(len(x), dtype=torch.int64)),
+        target_objective(torch.zeros(len(x), dtype=torch.int64)),
         lambda turn: turn.x + turn.gradient,
         steps=2,
     )
@@ -189,7 +196,7 @@ def test_each_image_stops_at_its_own_step(chunk: int) -> None:
     )
     seen: list[tuple[int, list[int]]] = []
 
-    def update(turn: Turn) -> Tensor:
+    def update(turn: AscentStep) -> Tensor:
         seen.append((turn.step, turn.rows.tolist()))
         assert_close(turn.gradient, -turn.x, "gradient")
         assert turn.logits.shape == (len(turn.rows), 1)
@@ -198,7 +205,7 @@ def test_each_image_stops_at_its_own_step(chunk: int) -> None:
     end, taken = ascend(
         Distance().eval(),
         x,
-        logit_of(torch.zeros(5, dtype=torch.int64)),
+        target_objective(torch.zeros(5, dtype=torch.int64)),
         update,
         steps=30,
         finished=lambda _step, _rows, x, _logits: x[:, 0, 0, 0] < 0.1,
@@ -229,7 +236,7 @@ def test_without_an_end_every_image_takes_every_step_and_the_view_is_what_the_ne
     end, taken = ascend(
         Distance().eval(),
         x,
-        logit_of(torch.zeros(3, dtype=torch.int64)),
+        target_objective(torch.zeros(3, dtype=torch.int64)),
         lambda turn: turn.x + 0.1 * turn.gradient,
         steps=3,
         view=view,
@@ -245,13 +252,13 @@ def test_a_unit_has_length_one_however_small_the_gradient(scale: float) -> None:
     """The squares of 1e-25 are 0 in float32: a norm taken of them alone would make a step of 1e13."""
     direction = photos(4, size=3).float()
     direction[2] = 0
-    got = unit(scale * direction)
-    assert_close(length_of(got).flatten(), torch.tensor([1.0, 1, 0, 1]), "unit length")
-    assert_close(got, direction / length_of(direction).clamp_min(1e-30), "unit length")
+    got = unit_length(scale * direction)
+    assert_close(image_norms(got).flatten(), torch.tensor([1.0, 1, 0, 1]), "unit length")
+    assert_close(got, direction / image_norms(direction).clamp_min(1e-30), "unit length")
 
 
 def test_limits_are_those_of_valid_pixels() -> None:
-    low, high = limits(CROP, photos(1))
+    low, high = pixel_limits(CROP, photos(1))
     assert_close(low.flatten(), (0 - np.array(CROP.mean)) / CROP.std, "pixel")
     assert_close(CROP.denormalise(high).flatten(), np.ones(3), "pixel")
 
@@ -404,7 +411,7 @@ def test_an_error_in_a_callers_function_leaves_the_network_as_it_was() -> None:
         raise ZeroDivisionError
 
     whole: dict[str, Any] = {
-        "objective": logit_of(torch.zeros(2, dtype=torch.int64)),
+        "objective": target_objective(torch.zeros(2, dtype=torch.int64)),
         "update": lambda turn: turn.x,
     }
     for where in ("objective", "update", "view", "finished"):

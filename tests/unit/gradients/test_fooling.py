@@ -20,11 +20,11 @@ from rdfia.data.images import CROP, Preprocess
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
 from rdfia.gradients.fooling import (
     Fooled,
-    eight_bits,
     fool,
     fool_closely,
     momentum_attack,
     perturbation,
+    round_to_8_bits,
 )
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import TinyVgg, tiny_vgg
@@ -212,7 +212,7 @@ def test_no_gradient_makes_no_nan() -> None:
         assert_close(got.x, x, "ascent")
         assert got.status == ("never",) * 3
     assert fool_closely(network, x, target, steps=3).status == ("never",) * 3
-    assert torch.equal(fool_closely(network, x, target, steps=3).x, eight_bits(x))
+    assert torch.equal(fool_closely(network, x, target, steps=3).x, round_to_8_bits(x))
 
 
 def test_valid_pixels_stay_valid_and_free_ones_do_not() -> None:
@@ -284,7 +284,7 @@ def test_rounding_a_free_image_can_undo_it() -> None:
     x = photos(30, size=6)
     lost = fool(network, x, 0, lr=0.004, steps=1200)
     assert lost.reached.sum() > 10
-    fooled = np.array(predicted(network, eight_bits(lost.x))) == 0
+    fooled = np.array(predicted(network, round_to_8_bits(lost.x))) == 0
     assert (~fooled & lost.reached).any()
     kept = fool(network, x, 0, lr=0.004, steps=1200, pixels="8 bits")
     assert (np.array(predicted(network, saved(kept.x).double())) == 0)[kept.reached].all()
@@ -308,7 +308,7 @@ def test_the_network_sees_the_rounded_image_exactly() -> None:
     for attack in (attack_8_bits, fool_closely):
         attack(network, x.float(), target, steps=4)
         assert len(seen) >= 5
-        assert all(torch.equal(eight_bits(image), image) for image in seen)
+        assert all(torch.equal(round_to_8_bits(image), image) for image in seen)
         seen.clear()
 
 
@@ -339,9 +339,9 @@ def test_eight_bits_is_what_a_file_keeps() -> None:
     x = CROP.normalise(
         torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
     )
-    assert torch.equal(eight_bits(x), eight_bits(eight_bits(x)))
+    assert torch.equal(round_to_8_bits(x), round_to_8_bits(round_to_8_bits(x)))
     pixels = (CROP.denormalise(x).clamp(0, 1) * 255).round().to(torch.uint8)
-    assert torch.equal(eight_bits(x), CROP.normalise(pixels))
+    assert torch.equal(round_to_8_bits(x), CROP.normalise(pixels))
     assert pixels.min() == 0
     assert pixels.max() == 255
 
@@ -362,9 +362,10 @@ def test_perturbation_by_hand() -> None:
     assert got["psnr"][0] == math.inf
     assert_close(got["psnr"][1:], np.array([10 * math.log10(432 / 0.25), 20.0]), "score")
     assert got["ssim"][0] == 1.0
+    # flat: means only
     assert_close(
         got["ssim"][2:], np.array([(2 * 0.5 * 0.6 + 1e-4) / (0.25 + 0.36 + 1e-4)]), "score"
-    )  # flat: means only
+    )
 
 
 def test_psnr_against_skimage_and_ssim_against_the_papers_formula() -> None:
@@ -436,7 +437,7 @@ def test_near_the_shortest_change_of_a_linear_network() -> None:
     pixels = 0.3 + 0.4 * torch.rand(
         12, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    x = eight_bits(CROP.normalise(pixels))
+    x = round_to_8_bits(CROP.normalise(pixels))
     with torch.no_grad():
         logits = network(x)
     target = logits.argmin(1)
@@ -481,7 +482,7 @@ def test_closer_already_and_never() -> None:
     got = fool_closely(network, x, target, steps=2, radius=1e-3)
     assert got.status == ("already", "never", "never", "never")
     assert got.steps.tolist() == [0, 2, 2, 2]
-    assert torch.equal(got.x, eight_bits(x))  # of what does not fool, nothing is kept
+    assert torch.equal(got.x, round_to_8_bits(x))  # of what does not fool, nothing is kept
     assert_close(got.size["l2"], np.zeros(4), "pixel")
 
 
@@ -583,7 +584,7 @@ def test_a_photo_between_grey_levels_is_attacked_as_its_file() -> None:
     network, x = lively(), photos(3)
     between = CROP.normalise(CROP.denormalise(x).clamp(0.01, 0.99) + 0.3 / 255)
     label = predicted(network, x)
-    expected = momentum_attack(network, eight_bits(between), label, radius=4 / 255)
+    expected = momentum_attack(network, round_to_8_bits(between), label, radius=4 / 255)
     assert torch.equal(momentum_attack(network, between, label, radius=4 / 255), expected)
 
 
@@ -640,7 +641,7 @@ def test_a_photo_without_a_gradient_stays() -> None:
     network, x = tiny_vgg().double(), photos(2)
     with torch.no_grad():
         network.classifier[3].weight.zero_()
-    assert torch.equal(momentum_attack(network, x, 0, radius=8 / 255), eight_bits(x))
+    assert torch.equal(momentum_attack(network, x, 0, radius=8 / 255), round_to_8_bits(x))
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from rdfia.data.images import CROP
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
 from rdfia.gradients.saliency_scores import (
     FRACTIONS,
-    area,
+    area_under_curve,
     centre_prior,
     high_frequency_share,
     localisation,
-    masks,
-    overlap,
+    mask_overlap,
+    object_masks,
     pixel_curve,
     rank_correlation,
     total_variation,
@@ -134,7 +134,7 @@ def test_deletion_of_a_white_image_is_the_share_that_is_left() -> None:
     white = torch.ones(2, 3, 10, 10, dtype=torch.float64)
     got = pixel_curve(network, white, 1, maps_of(2), mode="deletion", infill="mean colour")
     assert_close(got, np.tile(0.75 - 0.25 * np.array(FRACTIONS), (2, 1)), "probability")
-    assert_close(area(got), np.full(2, 0.625), "probability")
+    assert_close(area_under_curve(got), np.full(2, 0.625), "probability")
     blurred = pixel_curve(network, white, 1, maps_of(2), mode="insertion")
     assert_close(blurred, np.full((2, 21), 0.75), "probability")  # blurring white changes nothing
 
@@ -165,7 +165,8 @@ def test_the_map_of_the_gains_is_better_than_random_order_and_than_its_reverse()
     gains = (network.weight.detach() * x).sum(1)
     common: dict[str, Any] = {"mode": "deletion", "infill": "mean colour"}
     best, random, worst = (
-        area(pixel_curve(network, x, 1, order, **common)) for order in (gains, maps_of(3), -gains)
+        area_under_curve(pixel_curve(network, x, 1, order, **common))
+        for order in (gains, maps_of(3), -gains)
     )
     assert (best < random).all()
     assert (random < worst).all()
@@ -246,13 +247,13 @@ def test_shares_of_pixels_are_counted_exactly() -> None:
 
 
 def test_area_by_hand() -> None:
-    assert_close(area([[1.0, 0.5, 0.0]], [0, 0.5, 1]), np.array([0.5]), "score")
-    assert_close(area([[1.0, 1.0], [0.0, 1.0]], [0, 1]), np.array([1.0, 0.5]), "score")
+    assert_close(area_under_curve([[1.0, 0.5, 0.0]], [0, 0.5, 1]), np.array([0.5]), "score")
+    assert_close(area_under_curve([[1.0, 1.0], [0.0, 1.0]], [0, 1]), np.array([1.0, 0.5]), "score")
     # a mean height, whatever the span
-    assert_close(area([[0.0, 1.0, 1.0]], [0, 0.1, 0.2]), np.array([0.75]), "score")
+    assert_close(area_under_curve([[0.0, 1.0, 1.0]], [0, 0.1, 0.2]), np.array([0.75]), "score")
     squares = np.array(FRACTIONS) ** 2
     # the trapezoid rule's own error
-    assert_close(area(squares), np.asarray(1 / 3 + 0.05**2 / 6), "score")
+    assert_close(area_under_curve(squares), np.asarray(1 / 3 + 0.05**2 / 6), "score")
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (8, 8), (5, 9)])
@@ -325,7 +326,7 @@ def test_flat_maps_have_no_noise_no_mask_and_no_order(value: float) -> None:
     flat[1] *= 1 + 1e-15
     assert high_frequency_share(flat).tolist() == [0.0, 0.0]
     assert_close(total_variation(flat), np.zeros(2), "score")
-    assert not masks(flat).any()
+    assert not object_masks(flat).any()
     assert np.isnan(rank_correlation(flat, maps_of(2, 33)[:, :, :17])).all()
 
 
@@ -370,18 +371,18 @@ def test_masks_find_a_bright_disc(scale: float) -> None:
     rng = np.random.default_rng(0)
     truth = np.stack([disc(), disc(radius=20, centre=(20, 40))])
     maps = scale * (truth + 0.5 * rng.random(truth.shape))
-    found = masks(maps, blur_sigma=2.0)
+    found = object_masks(maps, blur_sigma=2.0)
     assert found.shape == truth.shape
     assert found.dtype == np.bool_
-    scores = overlap(found, truth)
+    scores = mask_overlap(found, truth)
     assert (scores["iou"] > 0.9).all()
     assert (scores["precision"] > 0.9).all()
-    assert (overlap(masks(-maps, blur_sigma=2.0), truth)["iou"] < 0.1).all()
-    assert np.array_equal(masks(torch.from_numpy(maps), blur_sigma=2.0), found)
+    assert (mask_overlap(object_masks(-maps, blur_sigma=2.0), truth)["iou"] < 0.1).all()
+    assert np.array_equal(object_masks(torch.from_numpy(maps), blur_sigma=2.0), found)
 
 
 def test_masks_without_blur_are_a_threshold() -> None:
-    assert np.array_equal(masks(disc()[None] * 1.0, blur_sigma=0.0)[0], disc())
+    assert np.array_equal(object_masks(disc()[None] * 1.0, blur_sigma=0.0)[0], disc())
 
 
 def quarter(rows: int, columns: int, size: int = 16) -> np.ndarray:
@@ -441,7 +442,7 @@ def test_overlap_by_hand() -> None:
     found[0, 0], truth[0, 0, 2:], truth[0, 1, 2:] = True, True, True  # 4 found, 4 true, 2 both
     found[1, 0], truth[1] = True, True  # 4 of 8, all of them right
     truth[2] = True  # nothing found
-    got = overlap(found, truth)
+    got = mask_overlap(found, truth)
     assert_close(got["iou"], np.array([2 / 6, 0.5, 0.0, 0.0]), "score")
     assert_close(got["precision"], np.array([0.5, 1.0, 0.0, 0.0]), "score")
 
@@ -547,7 +548,12 @@ def test_a_space_of_ones_own() -> None:
     ids=["2-D", "4-D", "none", "one row", "one column", "NaN", "infinity"],
 )
 def test_bad_maps(maps: Any) -> None:
-    for score in (total_variation, high_frequency_share, masks, lambda m: rank_correlation(m, m)):
+    for score in (
+        total_variation,
+        high_frequency_share,
+        object_masks,
+        lambda m: rank_correlation(m, m),
+    ):
         with pytest.raises(
             ArgumentError, match=r"expected finite values B x H x W, one map or more, of 2 x 2"
         ):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rdfia.data.images import CROP, Preprocess
 from rdfia.errors import ArgumentError
-from rdfia.gradients.ascent import length_of, unit
+from rdfia.gradients.ascent import image_norms, unit_length
 from rdfia.gradients.visualisation import Visualised, visualise
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
@@ -186,14 +186,14 @@ def test_jitter_is_undone_exactly() -> None:
 def test_the_penalty_shrinks_the_image() -> None:
     network, start = tiny_vgg().double(), photos(2)
     norms = [
-        length_of(
+        image_norms(
             visualise(
                 network, [1, 1], start=start, l2=l2, lr=0.01, steps=20, jitter=2, blur_sigma=0.0
             ).x
         )
         for l2 in (0.0, 1.0)
     ]
-    assert (norms[1] < 0.7 * length_of(start)).all()  # (1 - 2 lr l2)^20 = 0.67
+    assert (norms[1] < 0.7 * image_norms(start)).all()  # (1 - 2 lr l2)^20 = 0.67
     assert (norms[1] < 0.8 * norms[0]).all()
 
 
@@ -213,7 +213,7 @@ def test_the_norm_as_penalty_pulls_as_hard_at_any_brightness() -> None:
         "blur_sigma": 0.0,
     }
     got = visualise(network, [1, 1, 1], l2=0.2, penalty="norm", **options)
-    expected = start - 0.06 * unit(start)
+    expected = start - 0.06 * unit_length(start)
     assert_close(got.x, expected, "ascent")
     assert torch.equal(got.x[2], start[2])
 

@@ -143,7 +143,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, Path]:
     """(a run, the folder that it was written to): drawn once, only read by who takes it."""
     root = tmp_path_factory.mktemp("written")
     ledger = every_verdict(root)
-    report_page.write(root / "out", ledger)
+    report_page.write_run(root / "out", ledger)
     return ledger, root
 
 
@@ -175,7 +175,7 @@ def test_nothing_comes_from_a_network_and_no_text_becomes_markup(page: str) -> N
 
 
 def test_verdicts_are_words_and_are_counted(page: str, written: tuple[Ledger, Path]) -> None:
-    for verdict, n in claim_records.counts(list(written[0].records.values())).items():
+    for verdict, n in claim_records.count_verdicts(list(written[0].records.values())).items():
         assert f"{verdict}</span> <b>{n}</b>" in page
         assert page.count(f'data-verdict="{verdict}"') == n
     assert (
@@ -191,7 +191,7 @@ def test_undecided_checks_are_listed_with_what_would_decide_them(page: str, tmp_
     name = "share of a mask in the right quarter"
     run.new("tme8.q3.segmentation", "a", outcome="undecided", parts=[estimated(name, "undecided")])
     run.new("tme8.q3.segmentation", "b", outcome="supported", parts=[estimated(name, "supported")])
-    html = report_page.write(tmp_path / "near", run).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "near", run).read_text("utf-8")
     said = html[html.index("1 check is undecided") : html.index("<nav>")]
     assert f"{name} 0.6 (0.45 to 0.75), to be above 0.5; about 225 in the place of 100" in said
     assert "tme8.q3.segmentation/a</a>" in said
@@ -204,7 +204,7 @@ def test_an_undecided_claim_of_another_version_is_listed_too(tmp_path: Path) -> 
     run.records["tme8.gone"] = claim_records.Record(
         "tme8.gone", lab="tme8", outcome="undecided", parts=parts
     )
-    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "out", run).read_text("utf-8")
     assert "a bound that is gone 0.6 (0.45 to 0.75), to be above 0.5; more data" in html
 
 
@@ -213,7 +213,7 @@ def test_what_was_changed_after_a_result_was_seen_is_shown(tmp_path: Path) -> No
     run = Ledger(tmp_path, "short", "cpu")
     for claim_id in changed:
         run.unavailable(claim_id, "", "not here")
-    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "out", run).read_text("utf-8")
     assert html.count("Changed after a result was seen") == len(changed) > 0
 
 
@@ -265,7 +265,7 @@ def test_gans_have_their_figures_in_the_order_of_the_report(tmp_path: Path) -> N
     for number in numbers:
         files.write_atomic(tmp_path / f"out/figures/figure{number}-a.png", kept)
         record.figures.append({"file": f"figures/figure{number}-a.png", "caption": "c", "alt": "a"})
-    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "out", run).read_text("utf-8")
     assert "could not be drawn" not in html
     found = re.findall(r'<section id="(figure\d+|study|steps)"', html)
     assert found == [
@@ -313,7 +313,7 @@ def test_evidence_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path) -> N
     ]
     for i, evidence in enumerate(broken):
         run.new("tme7.q11.C", str(i), outcome="supported", evidence=evidence)
-    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "out", run).read_text("utf-8")
     assert html.count("could not be drawn") == 8
     assert html.count('class="record') + html.count("class=record") == len(broken)
 
@@ -348,13 +348,13 @@ def test_figures_of_a_recorded_run_are_taken_along(tmp_path: Path) -> None:
     )
     run = Ledger(tmp_path, "short", "cpu")
     run.recorded("tme7.q4.conv1")
-    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "out", run).read_text("utf-8")
     assert (tmp_path / "out" / "figures" / "figure2.png").read_bytes() == b"png"
     assert "maps Committed run of 2026-01-02, not run now: cpu, profile full." in html
     kept.unlink()  # photos of a data set are not committed
     again = Ledger(tmp_path, "short", "cpu")
     again.recorded("tme7.q4.conv1")
-    html = report_page.write(tmp_path / "bare", again).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "bare", again).read_text("utf-8")
     assert "figure2.png" not in html.replace("&quot;", "")
     assert "picture not kept; a full run draws it again" in html
 
@@ -397,10 +397,10 @@ def test_no_records_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 def test_a_red_record_is_at_the_top_of_the_page(tmp_path: Path) -> None:
     run = Ledger(tmp_path, "short", "cpu")
     try:
-        run.measured("tme7.q1.total", "", {"convolutions": intervals.exact(16)})
+        run.measured("tme7.q1.total", "", {"convolutions": intervals.exact_value(16)})
     except ClaimError as error:
         run.records["tme7.q1.total"].failure = str(error)
-    html = report_page.write(tmp_path / "out", run).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "out", run).read_text("utf-8")
     assert (
         0 < html.index("This run failed") < html.index("it has no pin") < html.index('id="claims"')
     )
@@ -414,6 +414,6 @@ def test_the_mistakes_go_to_their_own_section(tmp_path: Path) -> None:
     ledger.records["tme7.best"].figures.append(
         {"file": "figures/mistakes.png", "caption": "c", "alt": "a"}
     )
-    html = report_page.write(tmp_path / "out", ledger).read_text("utf-8")
+    html = report_page.write_run(tmp_path / "out", ledger).read_text("utf-8")
     place = html.index('src="figures/mistakes.png"')
     assert html.index('<section id="mistakes">') < place < html.index('id="thresholds"')

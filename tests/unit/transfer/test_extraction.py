@@ -231,6 +231,6 @@ def test_a_team_without_an_address_says_how_to_start_it(monkeypatch: pytest.Monk
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with (
         pytest.raises(ArgumentError, match=r"MASTER_ADDR.* not: start it with torchrun"),
-        extraction.team(),
+        extraction.current_team(),
     ):
         pass

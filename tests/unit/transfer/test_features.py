@@ -93,7 +93,7 @@ def test_the_planted_fault_of_a_plain_hook_is_seen(network: TinyNet) -> None:
     notices.
     """
     x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    faulty = features.run_taps(
+    faulty = features.visit_taps(
         network, x, {**TAPS, "deep": "classifier.0"}, lambda _tap, value: value
     )
     assert not torch.allclose(
@@ -208,7 +208,7 @@ def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> 
                 asked.append(index)
             return super().__getitem__(index)
 
-    iterator = staging.decode(Counted(photos), SMALL, ahead=3)
+    iterator = staging.decode_images(Counted(photos), SMALL, ahead=3)
     next(iterator)
     assert asked == [0, 1, 2, 3]
     assert len(list(iterator)) == len(photos) - 1
@@ -403,7 +403,10 @@ def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -
         networks.tap_paths(name),
     )
     taps = {tap: paths[tap] for tap in [*transfer.SHORT[name], *transfer.DENSE[name]]}
-    for itemsize, passes in ((transfer.kept(dtype).itemsize, 1), (4, 1 + (name == "vgg16"))):
+    for itemsize, passes in (
+        (transfer.stored_dtype(dtype).itemsize, 1),
+        (4, 1 + (name == "vgg16")),
+    ):
         assert (
             len(column_tiles.plan_passes(module, taps, 4485, 224, itemsize, transfer.BUDGET))
             == passes
@@ -414,7 +417,7 @@ def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -
 def test_decoded_pixels_are_taken_as_the_images_are(
     network: TinyNet, photos: list[np.ndarray], budget: int
 ) -> None:
-    pixels, found = torch.stack(list(staging.decode(photos, SMALL))), []
+    pixels, found = torch.stack(list(staging.decode_images(photos, SMALL))), []
     for images in (photos, pixels):
         parts = {tap: Columns() for tap in TAPS}
         column_tiles.accumulate(
@@ -491,7 +494,7 @@ def test_lean_pools_are_torchs_to_the_bit(
     x = torch.randn(2, 5, size, size + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0, 3, 3] = torch.nan
     x = x.contiguous(memory_format=torch.channels_last)
-    with features.prepared(nn.Sequential(pool), dtype, "cpu") as network:
+    with features.inference_copy(nn.Sequential(pool), dtype, "cpu") as network:
         got = network(x)
         assert not any(isinstance(child, nn.MaxPool2d) for child in network.children())
     assert torch.equal(got.nan_to_num(99), pool(x).nan_to_num(99))
@@ -500,7 +503,7 @@ def test_lean_pools_are_torchs_to_the_bit(
 
 @pytest.mark.parametrize("options", [{"padding": 1}, {"ceil_mode": True}, {"dilation": 2}])
 def test_other_pools_stay(options: dict[str, Any]) -> None:
-    with features.prepared(
+    with features.inference_copy(
         nn.Sequential(nn.MaxPool2d(3, 2, **options)), torch.float32, "cpu"
     ) as network:
         assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
@@ -522,13 +525,15 @@ def hooked() -> nn.Module:
 )
 def test_pools_that_do_more_stay(pool: nn.Module) -> None:
     x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    with features.prepared(nn.Sequential(pool), torch.float32, "cpu") as network:
+    with features.inference_copy(nn.Sequential(pool), torch.float32, "cpu") as network:
         assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
         assert torch.equal(network(x), pool(x))
 
 
 def test_lean_pools_refuse_and_take_what_torch_does() -> None:
-    with features.prepared(nn.Sequential(nn.MaxPool2d(3, 1)), torch.float32, "cpu") as network:
+    with features.inference_copy(
+        nn.Sequential(nn.MaxPool2d(3, 1)), torch.float32, "cpu"
+    ) as network:
         with pytest.raises(RuntimeError, match="too small"):
             network(torch.zeros(1, 2, 2, 2))
         assert network(torch.zeros(2, 5, 5)).shape == (2, 3, 3)  # one image without a batch

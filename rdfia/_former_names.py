@@ -1,0 +1,69 @@
+"""Modules under the names that they had before they moved into rooms: `rdfia.svm` is `rdfia.transfer.svm`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_MOVED = {
+    "device": "memory precision staging cuda_graphs",
+    "models": "networks weights",
+    "data": "images jpeg datasets assets downloads",
+    "transfer": "features extraction svm heads",
+    "gradients": "fooling saliency_scores",
+    "gans": "pixel_scores",
+    "claims": "ledger intervals judge provenance summary",
+    "report": "blocks figures",
+}
+FORMER = {
+    f"rdfia.{name}": f"rdfia.{room}.{name}"
+    for room, names in _MOVED.items()
+    for name in names.split()
+} | {
+    "rdfia.store": "rdfia.data.files",
+    "rdfia.gram": "rdfia.transfer.column_tiles",
+    "rdfia.input_gradients": "rdfia.gradients.ascent",
+    "rdfia.gan_config": "rdfia.gans.config",
+    "rdfia.gan_training": "rdfia.gans.training",
+    "rdfia.gan_checkpoint": "rdfia.gans.checkpoint",
+    "rdfia.gan_augmentation": "rdfia.gans.augmentation",
+    "rdfia.gan_health": "rdfia.gans.health",
+    "rdfia.gan_scores": "rdfia.gans.scores",
+    "rdfia.studies": "rdfia.gans.runs",
+    "rdfia.speed": "rdfia.report.benchmarks",
+    "rdfia.machine": "rdfia.report.environment",
+}  # former name -> name
+
+
+class _SameModule(Loader):
+    """Loads a module that there is under another name, and leaves it as it is."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(FORMER[spec.name])
+        self.spec = module.__spec__  # the import system puts the alias's in its place
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
+class _FormerNames(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in FORMER:
+            return None
+        warnings.warn(f"{fullname} is {FORMER[fullname]} now", DeprecationWarning, stacklevel=2)
+        return importlib.util.spec_from_loader(fullname, _SameModule())
+
+
+def install() -> None:
+    """Imports by a former name give the module itself, with a DeprecationWarning."""
+    if not any(isinstance(finder, _FormerNames) for finder in sys.meta_path):
+        sys.meta_path.append(_FormerNames())
