@@ -195,7 +195,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         # On a CUDA device work goes on, eagerly or with fewer images at a time, as it does for a
         # user; torch's own warnings there depend on the device and its driver, so that one of them
         # is to be read, and ends no run.
-        for category in ("UserWarning", "rdfia.errors.NotCaptured", "rdfia.errors.FewerAtATime"):
+        for category in (
+            "UserWarning",
+            "rdfia.errors.GraphNotCaptured",
+            "rdfia.errors.BatchReduced",
+        ):
             session.config.addinivalue_line("filterwarnings", f"default::{category}")
 
 

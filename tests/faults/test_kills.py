@@ -323,14 +323,14 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
 
 CHECKS = """
 import pytest, torch
-from rdfia.claims.intervals import exact
+from rdfia.claims.intervals import exact_value
 @pytest.mark.accuracy
 @pytest.mark.claim("tme7.q1.total")
 @pytest.mark.parametrize("case", range(20))
 def test_total(claim, case):
     for _ in range(50):
         torch.ones(300, 300) @ torch.ones(300, 300)
-    claim.measured({"convolutions": exact(13)}, case=str(case))
+    claim.measured({"convolutions": exact_value(13)}, case=str(case))
 """
 
 

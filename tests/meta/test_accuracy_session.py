@@ -30,8 +30,8 @@ MEASURES = """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
     def test_total(claim):
-        from rdfia.claims.intervals import exact
-        claim.measured({{"convolutions": exact({value})}}, weights="<script>alert(1)</script>")
+        from rdfia.claims.intervals import exact_value
+        claim.measured({{"convolutions": exact_value({value})}}, weights="<script>alert(1)</script>")
 """
 NEEDS = """
     import pytest
@@ -144,10 +144,10 @@ def test_becoming_undecided_is_shown_and_is_red_only_where_the_pin_was_clear(
         project,
         """
     import pytest
-    from rdfia.claims.intervals import share
+    from rdfia.claims.intervals import proportion
     @pytest.mark.claim("tme8.q3.segmentation")
     def test_shares(claim):
-        claim.measured({{"share of a mask in the right quarter": share({count}, 100)}}, scope="substitute")
+        claim.measured({{"share of a mask in the right quarter": proportion({count}, 100)}}, scope="substitute")
     """,
         "tests/accuracy/test_tme8_planted.py",
         count=64,
@@ -386,10 +386,10 @@ def test_a_layer_that_has_other_images_right_is_red(project: pytest.Pytester, wr
         """
     import numpy as np
     import pytest
-    from rdfia.claims.intervals import exact
+    from rdfia.claims.intervals import exact_value
     @pytest.mark.claim("tme7.q1.total")
     def test_alexnet(claim):
-        claim.measured({{"convolutions": exact(13)}})
+        claim.measured({{"convolutions": exact_value(13)}})
         claim.same_images("alexnet/pool5/scene15", np.arange(2985) >= {wrong}, "digest")
     """,
         wrong=390,
@@ -501,8 +501,8 @@ def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.
         print("captured")
         progress.interval = 0.0
         assert list(progress([1, 2], description="images")) == [1, 2]
-        from rdfia.claims.intervals import exact
-        claim.measured({"convolutions": exact(13)})
+        from rdfia.claims.intervals import exact_value
+        claim.measured({"convolutions": exact_value(13)})
     """,
     )
     pin(project, PIN)
@@ -525,8 +525,8 @@ def test_what_goes_on_with_a_warning_goes_on_in_a_session_on_a_device(
         """
     import warnings
     import pytest
-    from rdfia.errors import FewerAtATime, NotCaptured
-    @pytest.mark.parametrize("kind", [FewerAtATime, NotCaptured, UserWarning, DeprecationWarning])
+    from rdfia.errors import BatchReduced, GraphNotCaptured
+    @pytest.mark.parametrize("kind", [BatchReduced, GraphNotCaptured, UserWarning, DeprecationWarning])
     def test_goes_on(kind):
         warnings.warn("planted", kind)
     """,

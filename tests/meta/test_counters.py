@@ -140,12 +140,16 @@ STEPS = {
         "Trainer.draw",
         "_move_mean",
     ],
-    "device/cuda_graphs": ["Replayed.__call__", "Replayed._fill", "ReplayedNetwork.__call__"],
-    "device/staging": ["PinnedStaging.room", "PinnedStaging.to_device", "on_device"],
+    "device/cuda_graphs": [
+        "ReplayedWork.__call__",
+        "ReplayedWork._fill",
+        "ReplayedNetwork.__call__",
+    ],
+    "device/staging": ["PinnedStaging.room", "PinnedStaging.to_device", "copy_to_device"],
     "gans/architecture": ["_Network._run", "Generator.forward", "Discriminator.forward"],
     "gans/losses": ["discriminator_loss", "generator_loss", "r1_penalty"],
-    "gans/augmentation": ["augmented", "_coloured", "_moved", "_cut"],
-    "transfer/features": ["run_taps", "flat", "pyramid", "second_order", "_MaxPool.forward"],
+    "gans/augmentation": ["augment", "_coloured", "_moved", "_cut"],
+    "transfer/features": ["visit_taps", "flatten", "pyramid", "second_order", "_MaxPool.forward"],
 }
 
 

@@ -499,7 +499,7 @@ def test_the_source_of_a_step_fetches_nothing() -> None:
     assert waiting_calls(inspect.getsource(training), INNER) == []
     assert waiting_calls(inspect.getsource(gan_architecture), NETWORK) == []
     assert waiting_calls(inspect.getsource(gan_losses), LOSSES) == []
-    augmentation = {"augmented", "_coloured", "_moved", "_cut"}
+    augmentation = {"augment", "_coloured", "_moved", "_cut"}
     assert waiting_calls(inspect.getsource(gan_augmentation), augmentation) == []
 
 
