@@ -1,6 +1,4 @@
-"""TME 8: images that make a network see another class: the lab's rule, a closer search, and a
-momentum attack.
-"""
+"""TME 8: fooling images: the lab's rule, a search for the smallest change, a momentum attack."""
 
 from __future__ import annotations
 
@@ -36,18 +34,18 @@ from rdfia.gradients.ascent import (
 
 
 def _hits(target: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-    """Which images are predicted as their target, b."""
+    """Which images the network predicts as their target, b."""
     return logits.argmax(1) == target_logits(target, logits, rows)[0][:, 0]
 
 
 @dataclass(frozen=True)
 class Fooled:
-    """B images that were pushed towards a class. `status`: "fooled", "already" (before any step) or
-    "never".
+    """The result of an attack on B images.
 
-    `start` and `x` are the images before and after, B x 3 x H x W normalised by `space`; `source`
-    is the class before; `before` and `after` are (probability of the source class, of the target),
-    B x 2.
+    `start` and `x` are the images before and after it, B x 3 x H x W normalised by `space`.
+    `status` is "fooled", "already" (predicted as the target before any step) or "never". `source`
+    is the class predicted before. `before` and `after` are the probabilities of the source class
+    and of the target, B x 2.
     """
 
     x: Tensor
@@ -62,22 +60,20 @@ class Fooled:
 
     @functools.cached_property
     def size(self) -> dict[str, np.ndarray]:
-        """`perturbation` of the change, computed when first asked for: its SSIM takes as long as
-        two steps.
-        """
+        """The size of each change by `perturbation`, computed when it is first read."""
         return perturbation(self.space.denormalise(self.start), self.space.denormalise(self.x))
 
     @property
     def reached(self) -> np.ndarray:
-        """Which images were fooled by a change, B."""
+        """Which images have the status "fooled", B."""
         return np.array([status == "fooled" for status in self.status])
 
 
 def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
-    """How far apart images are, B x 3 x H x W in 0..1: l2, linf, psnr (dB, inf for none), ssim
-    (Wang et al. 2004).
+    """The difference of images by `l2`, `linf`, `psnr` (dB) and `ssim`, B values each.
 
-    `ssim` is NaN for images in which its window of 11 x 11 pixels does not fit.
+    `before` and `after` are B x 3 x H x W in 0..1. `psnr` is infinite for equal images. `ssim`
+    (Wang et al. 2004) is NaN for images smaller than its window of 11 x 11 pixels.
     """
     from skimage.metrics import structural_similarity
 
@@ -108,25 +104,21 @@ def _rounded(pixels: Tensor) -> Tensor:
 
 
 def round_to_8_bits(x: Tensor, space: Preprocess = CROP) -> Tensor:
-    """Normalised images as a saved 8-bit file would come back: clamped to valid pixels, rounded to
-    1/255.
-    """
+    """Normalised images as an 8-bit file stores them: clamped to 0..1, rounded to 1/255."""
     return space.normalise(_rounded(space.denormalise(x)))
 
 
 def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], View | None]:
-    """(projection of the image, what the network sees of it) that keep its pixels free, valid, or
-    valid in 8 bits.
-    """
+    """The projection of an image after each step, and the view of it that the network gets."""
     if pixels not in ("free", "valid", "8 bits"):
         raise ArgumentError(f"pixels: {pixels!r}, expected 'free', 'valid' or '8 bits'")
 
     def valid(x: Tensor) -> Tensor:
         return x if pixels == "free" else x.clamp(*pixel_limits(space, x))
 
-    # the gradient passes as if nothing were rounded
+    # straight-through: the value is rounded, the gradient is that of the identity
     def rounded(x: Tensor, _rows: Tensor, _step: int) -> Tensor:
-        return round_to_8_bits(x.detach(), space) + (x - x.detach())  # plus exactly 0
+        return round_to_8_bits(x.detach(), space) + (x - x.detach())
 
     return valid, rounded if pixels == "8 bits" else None
 
@@ -148,13 +140,14 @@ def _report(
     steps: Tensor,
     space: Preprocess,
 ) -> Fooled:
-    """What became of each image, by its probabilities before and as it comes back, B x classes."""
+    """The result of an attack, from the probabilities before and after it, B x classes."""
     first, last = first.cpu(), last.cpu()
-    source, pairs = first.argmax(1), torch.stack([first.argmax(1), target], dim=1)
-    hit = last.argmax(1) == target
+    source = first.argmax(1)
+    pairs = torch.stack([source, target], dim=1)
+    already, hit = source == target, last.argmax(1) == target
     status = tuple(
-        "already" if s == t else "fooled" if h else "never"
-        for s, t, h in zip(source.tolist(), target.tolist(), hit.tolist(), strict=True)
+        "already" if was else "fooled" if now else "never"
+        for was, now in zip(already.tolist(), hit.tolist(), strict=True)
     )
     return Fooled(
         end, x, space, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs)
@@ -175,47 +168,49 @@ def fool(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
-    """The lab's fooling images: x <- x + lr * g / ||g||, g = d logit of the target / d x, until
-    that is predicted.
+    """The lab's fooling images: normalised gradient steps until the target is predicted.
 
-    `x` is B x 3 x H x W normalised by `space`, in which the step is taken; each image stops at its
-    own step, at most `steps`. With `pixels` "valid" values stay those of pixels in 0..1; with "8
-    bits" the network sees them rounded, from the first on, so that a saved PNG still fools once it
-    is read back. An image that has the target class already is not changed. TME 8 q5 (after Szegedy
-    et al. 2014). Raises as `saliency`.
+    A step is x <- x + lr * g / ||g||, with g the gradient of the target's logit. `x` is
+    B x 3 x H x W normalised by `space`; `lr` is a length in that space. Each image stops at its own
+    step, after `steps` at the latest. An image that is predicted as its target does not change.
+    With `pixels` "valid" every value stays a pixel in 0..1; with "8 bits" the network gets the
+    rounded image from the first step on, so that a saved PNG still fools.
+
+    Raises as `saliency_maps`. Source: TME 8 q5, after Szegedy et al. 2014.
     """
     if not (0 < lr < math.inf and steps >= 0):
         raise ArgumentError(f"lr {lr}, steps {steps}: expected lr above 0 and steps from 0")
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
     valid, view = _views(pixels, space)
-    # else rounding alone could change the class
+    # a photo between grey levels is rounded first: rounding alone could change its class
     x = x if view is None else round_to_8_bits(x, space)
 
-    # probabilities at the first and at the last look at each image
+    # probabilities of each image at its first and last forward pass, B x classes
     first, last = torch.empty(0), torch.empty(0)
 
     def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
         nonlocal first, last
-        done = _hits(chosen, logits, rows)
+        hits, here = _hits(chosen, logits, rows), copy_to_device(rows, x.device)
         if not len(first):
-            first, last = (logits.new_empty(len(x), logits.shape[1]) for _ in "12")
-        last[here := copy_to_device(rows, x.device)] = logits.softmax(1)
+            first = logits.new_empty(len(x), logits.shape[1])
+            last = torch.empty_like(first)
+        last[here] = logits.softmax(1)
         if step == 0:
             first[here] = last[here]
-        return done
+        return hits
 
     end, taken = ascend(
         network,
         x,
         target_objective(chosen),
-        lambda turn: valid(turn.x + lr * unit_length(turn.gradient)),
+        lambda state: valid(state.x + lr * unit_length(state.gradient)),
         steps=steps,
         view=view,
         finished=finished,
         chunk=chunk,
         progress=progress,
     )
-    # which is what the network has seen last
+    # the rounded image is what the network saw last
     end = end if view is None else round_to_8_bits(end, space)
     return _report(x, end, first, last, chosen, taken, space)
 
@@ -234,24 +229,23 @@ def fool_closely(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
-    """Fooling images that stay close: the direction and the length of the change are searched
-    apart, in 8-bit pixels.
+    """Fooling images with the smallest change found by decoupled direction and norm, in 8 bits.
 
-    Each of `steps` turns climbs the margin of the target over the next class, then puts the change
-    on a sphere that shrinks by the share `shrink` where the rounded image fools, and grows where it
-    does not; the closest image that fooled is kept (decoupled direction and norm, Rony et al.
-    2019). `x` is B x 3 x H x W normalised by `space`, `radius` the first length in pixels of 0..1
-    (L2). Returns what `fool` does, with `steps` for every image that is not there already. Raises
-    as `saliency`.
+    Each of `steps` steps increases the margin of the target over the next class, then projects the
+    change onto a sphere whose radius shrinks by the share `shrink` where the rounded image fools,
+    and grows by it where it does not. The closest image that fooled is returned, or the photo.
+    `x` is B x 3 x H x W normalised by `space`; `radius` is the first radius (L2) in pixels of 0..1.
+    Every image takes all `steps`, except those that are predicted as their target already.
+
+    Raises as `saliency_maps`. Source: Rony et al. 2019.
     """
     if not (steps >= 1 and 0 < radius < math.inf and 0 < shrink < 1):
         raise ArgumentError(
-            f"steps {steps}, radius {radius}, shrink {shrink}: expected 1 or more, above 0, in (0, 1)"
+            f"steps {steps}, radius {radius}, shrink {shrink}: expected 1 or more, above 0, in "
+            "(0, 1)"
         )
-    x, chosen = (
-        round_to_8_bits(check_images(network, x, space), space),
-        per_image(target, len(x), "target"),
-    )
+    x = round_to_8_bits(check_images(network, x, space), space)
+    chosen = per_image(target, len(x), "target")
     photo, best = space.denormalise(x), x.clone()  # the search is in pixels of 0..1
     lengths = torch.full((len(x), 1, 1, 1), float(radius), dtype=x.dtype, device=x.device)
     shortest = torch.full_like(lengths, math.inf)
@@ -264,30 +258,25 @@ def fool_closely(
         return score - logits.scatter(1, index, -math.inf).amax(1)
 
     def finished(step: int, rows: Tensor, pixels: Tensor, logits: Tensor) -> Tensor:
-        """Remembers each image that fools and is closer than before; done are only those that were
-        there at once.
-        """
-        fools, seen, here = (
-            _hits(chosen, logits, rows),
-            _rounded(pixels),
-            copy_to_device(rows, x.device),
-        )
+        """Stores each image that fools with a smaller change; photos of the target class leave."""
+        fools = _hits(chosen, logits, rows)
+        here, seen = copy_to_device(rows, x.device), _rounded(pixels)
         length = image_norms(seen - photo[here])
         closer = fools[:, None, None, None] & (length < shortest[here]) & (step > 0)
-        # by masks: their size is not asked for
+        # torch.where instead of an index by mask, whose size the host would wait for
         best[here] = torch.where(closer, space.normalise(seen), best[here])
         shortest[here] = torch.where(closer, length, shortest[here])
         return fools & (step == 0)
 
-    def update(turn: AscentStep) -> Tensor:
-        here = copy_to_device(turn.rows, x.device)
-        if turn.step:  # the first turn sees the photo itself
-            fools = _hits(chosen, turn.logits, turn.rows)[:, None, None, None]
+    def update(state: AscentStep) -> Tensor:
+        here = copy_to_device(state.rows, x.device)
+        if state.step:  # the first image is the photo itself
+            fools = _hits(chosen, state.logits, state.rows)[:, None, None, None]
             lengths[here] *= torch.where(fools, 1 - shrink, 1 + shrink)
-        # from the whole length to a tenth of it
-        pace = 0.1 + 0.45 * (1 + math.cos(math.pi * turn.step / steps))
-        length, change = lengths[here], turn.x - photo[here]
-        change = change + pace * length * unit_length(turn.gradient)
+        # the step shrinks from the whole length to a tenth of it
+        pace = 0.1 + 0.45 * (1 + math.cos(math.pi * state.step / steps))
+        length, change = lengths[here], state.x - photo[here]
+        change = change + pace * length * unit_length(state.gradient)
         return (photo[here] + length * unit_length(change)).clamp(0, 1)
 
     _, taken = ascend(
@@ -319,41 +308,38 @@ def momentum_attack(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Images that the network is led away from `label` on, B x 3 x H x W normalised by `space`, in
-    8-bit pixels.
+    """Images after an untargeted momentum attack (MI-FGSM), B x 3 x H x W, of 8-bit pixels.
 
-    An untargeted momentum attack (MI-FGSM, Dong et al. 2018): each of `steps` adds radius / steps
-    times the sign of v <- decay * v + g / ||g||_1, g the gradient of the cross-entropy, and stays
-    within `radius` of the 8-bit photo. `radius` is the largest change of a value (Linf) in pixels
-    of 0..1, at least 1 / 255, of which whole grey levels count. `x` is normalised by `space`,
-    `label` the class of each image. Raises as `saliency`.
+    Each of `steps` steps adds radius / steps times the sign of v <- decay * v + g / ||g||_1, with g
+    the gradient of the cross-entropy of `label`, and stays within `radius` of the 8-bit photo.
+    `radius` is the largest change of a pixel value (Linf) in 0..1, rounded down to whole grey
+    levels of 1 / 255. `x` and the result are normalised by `space`,
+    `label` is the class of each image. Raises as `saliency_maps`. Source: Dong et al. 2018.
     """
     levels = math.floor(255 * radius + 1e-6) if 0 < radius <= 1 else 0
     if not (levels and steps >= 1 and 0 <= decay < math.inf):
         raise ArgumentError(
-            f"radius {radius}, steps {steps}, decay {decay}: expected a radius from 1 / 255 to 1 (8 "
-            "grey levels are 8 / 255), 1 step or more, a decay from 0"
+            f"radius {radius}, steps {steps}, decay {decay}: expected a radius from 1 / 255 to 1 "
+            "(8 grey levels are 8 / 255), 1 step or more, a decay from 0"
         )
-    x, chosen = (
-        round_to_8_bits(check_images(network, x, space), space),
-        per_image(label, len(x), "label"),
-    )
+    x = round_to_8_bits(check_images(network, x, space), space)
+    chosen = per_image(label, len(x), "label")
     photo = _rounded(space.denormalise(x))
     low, high = (photo - levels / 255).clamp(min=0), (photo + levels / 255).clamp(max=1)
     velocity = torch.zeros_like(photo)
 
-    # The cross-entropy is log(1 + exp(margin)). Its gradient is that of the margin times a factor,
-    # which dividing by ||g||_1 removes, and which is 0 in float32 where the network is certain.
+    # The cross-entropy is log(1 + exp(margin)): its gradient is the margin's times a factor, which
+    # the division by ||g||_1 removes, and which underflows to 0 where the network is certain.
     def margin(logits: Tensor, _pixels: Tensor, rows: Tensor) -> Tensor:
         index, score = target_logits(chosen, logits, rows, "label")
         return logits.scatter(1, index, -math.inf).logsumexp(1) - score
 
-    def update(turn: AscentStep) -> Tensor:
-        here, gradient = copy_to_device(turn.rows, x.device), unit_length(turn.gradient)
-        # of a unit vector it is 1 or more, or 0
-        share = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
-        velocity[here] = decay * velocity[here] + gradient / share
-        moved = turn.x + levels / 255 / steps * velocity[here].sign()
+    def update(state: AscentStep) -> Tensor:
+        here, gradient = copy_to_device(state.rows, x.device), unit_length(state.gradient)
+        # the L1 norm of a unit vector is at least 1; a zero gradient is divided by 1
+        l1 = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1)
+        velocity[here] = decay * velocity[here] + gradient / l1
+        moved = state.x + levels / 255 / steps * velocity[here].sign()
         return moved.clamp(low[here], high[here])
 
     pixels, _ = ascend(

@@ -1,4 +1,4 @@
-"""TME 8: saliency maps: which pixels a class score depends on most."""
+"""TME 8: saliency maps, the pixels that a class score depends on most."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ def saliency_maps(
     space: Preprocess | None = CROP,
     chunk: int | None = None,
 ) -> Tensor:
-    """Saliency maps, B x H x W, not negative: the maximum over RGB of |d logit / d x| (Simonyan et
-    al. 2014; TME 8 q1).
+    """Saliency maps, B x H x W, from 0: the maximum over RGB of |d logit / d x|.
 
-    `x` is B x 3 x H x W normalised by `space` (None: any values); `target` the class of each image.
-    "gradient x input" weighs the gradient with x; "smoothgrad" (Smilkov et al. 2017; TME 8 q2) is
-    the mean gradient over `samples` noisy copies, whose noise, the same for every image, has a
-    standard deviation of `noise` times the image's range. The network sees channels-last tensors:
-    its forward wants flatten where it has view. Raises ArgumentError (shape, range, target, train
-    mode), WeightsError (NaN) and TooLarge (memory).
+    `x` is B x 3 x H x W normalised by `space` (None: any values); `target` is the class of each
+    image. "gradient x input" multiplies the gradient by x. "smoothgrad" is the mean gradient over
+    `samples` noisy copies; every image gets the same noise, with a standard deviation of `noise`
+    times the image's range. The network's input is channels-last: its forward needs flatten instead
+    of view.
+
+    Raises ArgumentError (shape, range, target, train mode), WeightsError (weights that are missing
+    or not finite) and TooLarge (memory). Sources: Simonyan et al. 2014 (TME 8 q1), Smilkov et al.
+    2017 (TME 8 q2).
     """
     if (
         kind not in ("gradient", "gradient x input", "smoothgrad")
@@ -48,13 +50,15 @@ def saliency_maps(
         or not 0 <= noise < math.inf
     ):
         raise ArgumentError(
-            f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x input' "
-            "or 'smoothgrad', 1 sample or more, noise from 0"
+            f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x "
+            "input' or 'smoothgrad', 1 sample or more, noise from 0"
         )
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
-    climbed = target_objective(chosen)
-    if kind != "smoothgrad":  # one turn, whose new x is the gradient itself
-        gradient = ascend(network, x, climbed, lambda turn: turn.gradient, steps=1, chunk=chunk)[0]
+    objective = target_objective(chosen)
+    if kind != "smoothgrad":  # one step, which replaces x by the gradient
+        gradient = ascend(
+            network, x, objective, lambda state: state.gradient, steps=1, chunk=chunk
+        )[0]
         return (gradient * x if kind == "gradient x input" else gradient).abs().amax(1)
     generator, mean = torch.Generator().manual_seed(seed), torch.zeros_like(x)
     draws = [
@@ -66,9 +70,9 @@ def saliency_maps(
     def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
         return x + spread[copy_to_device(rows, x.device)] * copy_to_device(draws[step], x.device)
 
-    def update(turn: AscentStep) -> Tensor:  # the image stays, the gradients are added up
-        mean[copy_to_device(turn.rows, mean.device)] += turn.gradient / samples
-        return turn.x
+    def update(state: AscentStep) -> Tensor:  # sums the gradients; x stays
+        mean[copy_to_device(state.rows, mean.device)] += state.gradient / samples
+        return state.x
 
-    ascend(network, x, climbed, update, steps=samples, view=view, chunk=chunk)
+    ascend(network, x, objective, update, steps=samples, view=view, chunk=chunk)
     return mean.abs().amax(1)

@@ -1,12 +1,10 @@
-"""TME 8: is a saliency map any good? Deletion and insertion, noise, masks, place, likeness of two
-maps.
-"""
+"""TME 8: scores of saliency maps: deletion and insertion, noise, location, masks, correlation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,11 +17,11 @@ from rdfia.gradients.ascent import check_images, check_network, per_image, targe
 FRACTIONS = tuple(i / 20 for i in range(21))
 _TINY = np.finfo(np.float64).tiny
 
+Maps = Tensor | np.ndarray
 
-def _maps(maps: Any, name: str = "maps") -> np.ndarray:
-    """Maps as a float64 array, B x H x W, 2 x 2 or larger. Raises ArgumentError for another shape,
-    NaN or infinity.
-    """
+
+def _as_float64(maps: Maps, name: str = "maps") -> np.ndarray:
+    """Maps as a float64 array. Raises ArgumentError unless finite, B x H x W, from 2 x 2 pixels."""
     array = np.asarray(maps.detach().cpu() if isinstance(maps, Tensor) else maps, dtype=np.float64)
     if (
         array.ndim != 3
@@ -32,34 +30,32 @@ def _maps(maps: Any, name: str = "maps") -> np.ndarray:
         or not np.isfinite(array).all()
     ):
         raise ArgumentError(
-            f"{name}: shape {array.shape}, expected finite values B x H x W, one map or more, of 2 x 2 "
-            "pixels or more"
+            f"{name}: shape {array.shape}, expected finite values B x H x W, one map or more, of "
+            "2 x 2 pixels or more"
         )
     return array
 
 
-def _flat(maps: np.ndarray) -> np.ndarray:
-    """Which maps are one value but for rounding, B."""
+def _is_flat(maps: np.ndarray) -> np.ndarray:
+    """Which maps are constant up to rounding, B."""
     return np.ptp(maps, axis=(1, 2)) <= 1e-12 * np.abs(maps).max(axis=(1, 2))
 
 
-# --- which pixels matter
-# --------------------------------------------------------------------------------------------
+# --- deletion and insertion
 
 
 def centre_prior(height: int, width: int) -> Tensor:
-    """A map that says "the middle": H x W, 1 at the centre, falling with the distance from it;
-    photos favour it.
-    """
+    """A map that falls with the distance from the centre, H x W: 1 there, 0 in the corners."""
     rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (height, width))
     return 1 - (rows[:, None].square() + columns.square()).sqrt() / 2**0.5
 
 
 def _block_ranks(maps: Tensor, block: int) -> tuple[Tensor, int]:
-    """Rank of each pixel's block among the blocks' means (0: the largest), B x 1 x H x W, and the
-    number of blocks.
+    """Rank of each pixel's block by its mean, from 0 for the largest, and the number of blocks.
+
+    The ranks are B x 1 x H x W.
     """
-    # at an edge: of the pixels that are there
+    # ceil_mode: a block at the edge is the mean of the pixels inside the map
     means = nn.functional.avg_pool2d(maps[:, None], block, ceil_mode=True)
     order = means.flatten(1).argsort(dim=1, descending=True, stable=True)
     ranks = (
@@ -76,7 +72,7 @@ def pixel_curve(
     network: nn.Module,
     x: Tensor,
     target: int | Sequence[int] | Tensor,
-    maps: Any,
+    maps: Maps,
     *,
     mode: Literal["deletion", "insertion"],
     block: int = 1,
@@ -86,33 +82,34 @@ def pixel_curve(
     space: Preprocess | None = CROP,
     chunk: int = 32,
 ) -> np.ndarray:
-    """Probability of the target while blocks of pixels go, or come, B x len(fractions) (Petsiuk et
-    al. 2018).
+    """Probability of the target while blocks are deleted or inserted, B x len(fractions).
 
-    `x` is B x 3 x H x W normalised by `space` (None: any values), `target` the class of each image,
-    `maps` B x H x W. Blocks are `block` x `block` pixels, from the top left; those at the right and
-    the bottom are smaller where `block` does not divide the size. They are taken in the order of
-    the map's mean in each, the largest first, those of equal mean in reading order; `fractions` are
-    shares of the blocks. "deletion" puts the infill in their place, "insertion" lays them on the
-    infill: a copy blurred by `blur_sigma` pixels, which has no hard edges, or the mean colour (0).
-    Raises ArgumentError for settings that are none of these, and as `saliency.saliency_maps`.
+    `x` is B x 3 x H x W normalised by `space` (None: any values), `target` is the class of each
+    image, `maps` is B x H x W. Blocks are `block` x `block` pixels, from the top left; those at the
+    right and the bottom are smaller where `block` does not divide the size. Blocks are ordered by
+    the mean of the map, largest first; equal means keep the reading order. `fractions` are shares
+    of the blocks. "deletion" replaces the first blocks by the infill, "insertion" puts them onto
+    the infill: a copy blurred with a sigma of `blur_sigma` pixels, or the mean colour (0).
+
+    Raises ArgumentError for other settings, and as `saliency_maps`. Source: Petsiuk et al. 2018.
     """
     check_network(network)
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
-    maps = torch.from_numpy(_maps(maps))  # NaN has no rank
+    maps = torch.from_numpy(_as_float64(maps))  # refuses NaN, which has no rank
     if mode not in ("deletion", "insertion") or maps.shape != (len(x), *x.shape[2:]):
         raise ArgumentError(
             f"mode {mode!r}, x {tuple(x.shape)}, maps {tuple(maps.shape)}: expected 'deletion' or "
-            "'insertion', B x 3 x H x W and B x H x W"
+            "'insertion', x of B x 3 x H x W and maps of B x H x W"
         )
     if infill not in ("blurred", "mean colour") or not 1 <= block <= min(x.shape[2:]):
         raise ArgumentError(
-            f"infill {infill!r}, block {block}: expected 'blurred' or 'mean colour', and blocks of 1 "
-            f"pixel to the image's {min(x.shape[2:])}"
+            f"infill {infill!r}, block {block}: expected 'blurred' or 'mean colour', and blocks of "
+            f"1 pixel to the image's {min(x.shape[2:])}"
         )
     if not fractions or not all(0 <= share <= 1 for share in fractions) or chunk < 1:
         raise ArgumentError(
             f"fractions {tuple(fractions)}, chunk {chunk}: expected shares in 0..1, 1 image or more"
+            " at a time"
         )
     ranks, blocks = _block_ranks(maps, block)
     ranks = ranks.to(x.device)
@@ -132,75 +129,75 @@ def pixel_curve(
     return torch.cat(rows).double().numpy()
 
 
-def area_under_curve(curve: Any, fractions: Sequence[float] = FRACTIONS) -> np.ndarray:
-    """Area under curves, B x F over F rising shares: their mean height (low: good deletion)."""
+def area_under_curve(
+    curve: np.ndarray | Sequence[Sequence[float]], fractions: Sequence[float] = FRACTIONS
+) -> np.ndarray:
+    """The mean height of curves, B x F, over F increasing shares: B. A good deletion is low."""
     shares = np.asarray(fractions, dtype=np.float64)
     return np.trapezoid(np.asarray(curve), shares, axis=-1) / (shares[-1] - shares[0])
 
 
-# --- how noisy is it
-# ------------------------------------------------------------------------------------------------
+# --- noise
 
 
-def total_variation(maps: Any) -> np.ndarray:
-    """Mean absolute difference of neighbours over the mean absolute value, B: 0 for a flat map;
-    scale is no matter.
+def total_variation(maps: Maps) -> np.ndarray:
+    """Mean absolute difference of neighbours divided by the mean absolute value, B.
+
+    0 for a flat map; independent of the scale of `maps` (B x H x W).
     """
-    array = _maps(maps)
+    array = _as_float64(maps)
     steps = [np.abs(np.diff(array, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
     return (steps[0] + steps[1]) / 2 / np.maximum(np.abs(array).mean(axis=(1, 2)), _TINY)
 
 
-def high_frequency_share(maps: Any, cutoff: float = 0.25) -> np.ndarray:
-    """Share of a map's variance in waves below 1 / cutoff pixels, B in 0..1; 1 - pi * cutoff^2 for
-    white noise.
+def high_frequency_share(maps: Maps, cutoff: float = 0.25) -> np.ndarray:
+    """Share of a map's variance above `cutoff` cycles per pixel, B in 0..1.
 
-    0 for a flat map.
+    0 for a flat map, 1 - pi * cutoff^2 for white noise. `maps` are B x H x W.
     """
-    array = _maps(maps)
+    array = _as_float64(maps)
     power = np.abs(np.fft.fft2(array - array.mean(axis=(1, 2), keepdims=True))) ** 2
     rows, columns = (np.fft.fftfreq(n) for n in array.shape[1:])
     high = np.hypot(rows[:, None], columns) > cutoff  # cycles per pixel
-    return np.where(
-        _flat(array), 0.0, power[:, high].sum(axis=1) / np.maximum(power.sum(axis=(1, 2)), _TINY)
-    )
+    share = power[:, high].sum(axis=1) / np.maximum(power.sum(axis=(1, 2)), _TINY)
+    return np.where(_is_flat(array), 0.0, share)
 
 
-# --- what it tells
-# --------------------------------------------------------------------------------------------------
+# --- location, correlation, masks
 
 
-def localisation(maps: Any, truth: np.ndarray, blur_sigma: float = 4.0) -> dict[str, np.ndarray]:
-    """Where maps, B x H x W and not negative, lie: in the truth, B x H x W bool, or not; B each.
+def localisation(maps: Maps, truth: np.ndarray, blur_sigma: float = 4.0) -> dict[str, np.ndarray]:
+    """Whether maps lie inside the truth: `pointed` (bool) and `energy` (0..1), B values each.
 
-    `pointed`: whether the largest value, of the map blurred by `blur_sigma` pixels, is in the truth
-    (the pointing game of Zhang et al. 2018); `energy`: the share of the map's sum that is. False
-    and 0 for a map of zeros, False for a flat one. Raises ArgumentError for other shapes, negative
-    or infinite values, NaN.
+    `pointed`: the largest value of the map, blurred with a sigma of `blur_sigma` pixels, is inside
+    (the pointing game of Zhang et al. 2018); False for a flat map. `energy`: the share of the map's
+    sum that is inside; 0 for a map of zeros. `maps` are B x H x W from 0, `truth` is of bools.
+
+    Raises ArgumentError for other shapes, negative values, NaN and infinity.
     """
-    array = _maps(maps)
+    array = _as_float64(maps)
     if array.shape != truth.shape or truth.dtype != bool or array.min() < 0:
         raise ArgumentError(
-            f"maps {array.shape} from {array.min():.3g}, truth {truth.dtype} {truth.shape}: expected "
-            "maps that are not negative and a bool for each of their pixels"
+            f"maps {array.shape} from {array.min():.3g}, truth {truth.dtype} {truth.shape}: "
+            "expected maps that are not negative and a bool for each of their pixels"
         )
     peak = blur(torch.from_numpy(array), blur_sigma).flatten(1).argmax(1).numpy()
     inside = truth.reshape(len(array), -1)[np.arange(len(array)), peak]
     return {
-        "pointed": inside & ~_flat(array),
+        "pointed": inside & ~_is_flat(array),
         "energy": (array * truth).sum(axis=(1, 2)) / np.maximum(array.sum(axis=(1, 2)), _TINY),
     }
 
 
-def rank_correlation(a: Any, b: Any) -> np.ndarray:
-    """Spearman's correlation of two maps of each image, B in -1..1 (the sanity checks of Adebayo et
-    al. 2018).
+def rank_correlation(a: Maps, b: Maps) -> np.ndarray:
+    """Spearman's correlation of two maps of each image, B in -1..1.
 
-    NaN where one of the two is flat: it has no order.
+    NaN where one of the two is flat: its pixels have no order. Raises ArgumentError for maps of
+    different shapes. Source: the sanity checks of Adebayo et al. 2018.
     """
     from scipy.stats import spearmanr
 
-    first, second = _maps(a, "a"), _maps(b, "b")
+    first, second = _as_float64(a, "a"), _as_float64(b, "b")
     if first.shape != second.shape:
         raise ArgumentError(f"a {first.shape}, b {second.shape}: expected maps of the same images")
     pairs = [(p.ravel(), q.ravel()) for p, q in zip(first, second, strict=True)]
@@ -209,25 +206,25 @@ def rank_correlation(a: Any, b: Any) -> np.ndarray:
     )
 
 
-def object_masks(maps: Any, blur_sigma: float = 8.0) -> np.ndarray:
-    """Which pixels a map calls the object, B x H x W bool: blurred by `blur_sigma`, split by Otsu's
-    threshold (q3).
+def object_masks(maps: Maps, blur_sigma: float = 8.0) -> np.ndarray:
+    """The pixels of the object by a map, B x H x W bool; no pixel of a flat map.
 
-    None of a flat map.
+    The map is blurred with a sigma of `blur_sigma` pixels and split by Otsu's threshold (TME 8 q3).
     """
     from skimage.filters import threshold_otsu
 
-    smooth = blur(torch.from_numpy(_maps(maps)), blur_sigma).numpy()
+    smooth = blur(torch.from_numpy(_as_float64(maps)), blur_sigma).numpy()
     levels = [
         math.inf if flat else threshold_otsu(image)
-        for flat, image in zip(_flat(smooth), smooth, strict=True)
+        for flat, image in zip(_is_flat(smooth), smooth, strict=True)
     ]
     return smooth > np.array(levels)[:, None, None]
 
 
 def mask_overlap(found: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks against the truth, B x H x W bool: `iou`, and `precision`, the share of the mask that
-    is true; B each.
+    """`iou` and `precision` of masks against the truth, B values each; both are B x H x W bool.
+
+    `precision` is the share of the mask inside the truth.
     """
     both = (found & truth).sum(axis=(1, 2))
     return {

@@ -1,4 +1,4 @@
-"""TME 8: class visualisation: the image that a network scores highest for a class."""
+"""TME 8: class visualisation, an image that a network scores high for a class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import (
     AscentStep,
-    Per,
+    PerImage,
     Progress,
     ascend,
     check_images,
@@ -28,24 +28,22 @@ from rdfia.gradients.ascent import (
 
 
 class Visualised(NamedTuple):
-    """`x`: the images that the ascent ended with, `start`: those it began with; B x 3 x H x W,
-    normalised.
-    """
+    """Images after the ascent (`x`) and before it (`start`), B x 3 x H x W, normalised."""
 
     x: Tensor
     start: Tensor
 
 
 @out_of_memory_as_too_large("class visualisation: ask for fewer images at once, or smaller ones")
-@torch.inference_mode(False)  # what is made here has to be usable in the backward pass
+@torch.inference_mode(False)  # inference tensors cannot be used in a backward pass
 def visualise(
     network: nn.Module,
     target: Sequence[int] | Tensor,
     *,
     start: Tensor | None = None,
     seeds: int | Sequence[int] | Tensor = 0,
-    l2: Per = 1e-3,
-    lr: Per = 5.0,
+    l2: PerImage = 1e-3,
+    lr: PerImage = 5.0,
     steps: int | Sequence[int] | Tensor = 200,
     penalty: Literal["squared", "norm"] = "squared",
     unit_step: bool = False,
@@ -57,17 +55,19 @@ def visualise(
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Visualised:
-    """What a network expects of a class: climb score - l2 * ||x||^2 from noise or a photo (Simonyan
-    et al. 2014, q8).
+    """Images that increase a class's score - l2 * ||x||^2, from noise or from photos.
 
-    B images at once, each with a `target` class and, where given as sequences, its own seed, `l2`,
-    `lr` and `steps`; what an image becomes does not depend on the others. A step: move the image by
-    0 .. `jitter` pixels each way (circular), add lr times the gradient (divided by its norm with
-    `unit_step`; the lab's formula does not), move it back, clamp to valid pixels, and at steps 0,
-    `blur_every`, ... blur with `blur_sigma` pixels. Without `start` (B x 3 x H x W, normalised by
-    `space`) it begins with N(0, 1) noise of `size`. `penalty` "norm" subtracts l2 * ||x|| instead,
-    the norm that the paper squares, whose gradient is of length l2 however bright the image is; at
-    x = 0, where it has none, 0 is taken. Raises as `saliency_maps`.
+    Each of the B images has a `target` class and, where they are given as sequences, its own seed,
+    `l2`, `lr` and `steps`; images do not influence each other. `start` is B x 3 x H x W normalised
+    by `space`; without it the ascent starts from N(0, 1) noise of `size` x `size` pixels.
+
+    A step shifts the image by 0 to `jitter` pixels along each axis (circular), adds `lr` times the
+    gradient (with `unit_step` divided by its norm, unlike the lab's formula), shifts it back and
+    clamps it to valid pixels; at steps 0, `blur_every`, ... it blurs with a sigma of `blur_sigma`
+    pixels. `penalty` "norm" subtracts l2 * ||x|| instead, whose gradient has length l2 for every
+    image but 0, where it is taken as 0.
+
+    Raises as `saliency_maps`. Source: Simonyan et al. 2014 (TME 8 q8).
     """
     if penalty not in ("squared", "norm"):
         raise ArgumentError(
@@ -75,8 +75,8 @@ def visualise(
         )
     if jitter < 0 or blur_every < 1 or not 0 <= blur_sigma < math.inf or size < 1:
         raise ArgumentError(
-            f"jitter {jitter}, blur_every {blur_every}, blur_sigma {blur_sigma}, size {size}: expected "
-            "0 or more, 1 or more, 0 or more, 1 or more"
+            f"jitter {jitter}, blur_every {blur_every}, blur_sigma {blur_sigma}, size {size}: "
+            "expected 0 or more, 1 or more, 0 or more, 1 or more"
         )
     n = len(torch.as_tensor(target).flatten())
     chosen, many = per_image(target, n, "target"), per_image(steps, n, "steps")
@@ -88,27 +88,28 @@ def visualise(
         n and (many >= 1).all() and ((weight >= 0) & (rate > 0) & (weight + rate < math.inf)).all()
     ):
         raise ArgumentError(
-            f"{n} targets, steps {steps}, l2 {l2}, lr {lr}: expected one target or more, steps from 1, "
-            "l2 from 0, lr above 0"
+            f"{n} targets, steps {steps}, l2 {l2}, lr {lr}: expected one target or more, steps "
+            "from 1, l2 from 0, lr above 0"
         )
     fewest, last = int(many.min()), int(many.max())
     generators = [
         torch.Generator().manual_seed(seed) for seed in per_image(seeds, n, "seeds").tolist()
     ]
     shape = (3, size, size) if start is None else start.shape[1:]
-    # drawn in any case, so
+    # drawn also with `start`, so that a seed has the same shifts from a photo and from noise
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    # are these
-    moves = torch.stack([torch.randint(jitter + 1, (last, 2), generator=g) for g in generators])
+    all_shifts = torch.stack(
+        [torch.randint(jitter + 1, (last, 2), generator=generator) for generator in generators]
+    )
     if start is not None and len(start) != n:
-        raise ArgumentError(f"start: {len(start)} images for {n} targets")
+        raise ArgumentError(f"start: {len(start)} images for {n} targets, expected one for each")
     begin = check_images(
         network, noise if start is None else start, None if start is None else space
     )
     weight, rate = weight.to(begin), rate.to(begin)
 
     def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
-        shifts = moves[rows, step % moves.shape[1]].tolist()
+        shifts = all_shifts[rows, step % last].tolist()
         return torch.stack(
             [image.roll(tuple(shift), (1, 2)) for image, shift in zip(x, shifts, strict=True)]
         )
@@ -120,19 +121,18 @@ def visualise(
             - weight[copy_to_device(rows, x.device)].flatten() * size
         )
 
-    # the gradient of a moved image comes back in the place of the image
-    def update(turn: AscentStep) -> Tensor:
-        step = unit_length(turn.gradient) if unit_step else turn.gradient
-        x = (turn.x + rate[copy_to_device(turn.rows, rate.device)] * step).clamp(
-            *pixel_limits(space, turn.x)
+    # the gradient is that of the image before the shift: autograd shifts it back
+    def update(state: AscentStep) -> Tensor:
+        step = unit_length(state.gradient) if unit_step else state.gradient
+        x = (state.x + rate[copy_to_device(state.rows, rate.device)] * step).clamp(
+            *pixel_limits(space, state.x)
         )
-        return blur(x, blur_sigma) if turn.step % blur_every == 0 and blur_sigma else x
+        return blur(x, blur_sigma) if state.step % blur_every == 0 and blur_sigma else x
 
     def finished(step: int, rows: Tensor, _x: Tensor, _logits: Tensor) -> Tensor:
         return many[rows] <= step
 
-    # Where all images have as many steps, none is asked after the last, which would be a forward
-    # pass more.
+    # `finished` costs a forward pass after the last step; equal numbers of steps do not need it
     end, _ = ascend(
         network,
         begin,
