@@ -1,5 +1,6 @@
-"""TME 8's bench: a classifier, the photos that it gets right, a second one as judge; every result
-once in a session.
+"""TME 8's bench: a classifier, the photos that it classifies correctly, and a second classifier.
+
+Each result is computed once in a session.
 """
 
 from __future__ import annotations
@@ -7,11 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -25,22 +25,23 @@ from rdfia.data.images import Preprocess
 from rdfia.experiments import mosaics, visualisation
 from rdfia.experiments.pieces import shared_work
 from rdfia.experiments.visualisation import Setting
-from rdfia.gradients import fooling, saliency
+from rdfia.gradients import fooling, saliency, saliency_scores
 from rdfia.models import networks
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A network on its photos. `scope` is that of the claim ("") only where it is the report's
-    network.
-    """
+    """A network and its photos; `scope` is "" for the report's own network."""
 
     network: str
     weights: str
     photos: str
     space: Preprocess
     scope: str
-    judge: str  # the other network that looks at the results
+    judge: str  # title of the second network, which classifies the resulting images
 
 
 SETUPS = {
@@ -69,10 +70,11 @@ SETUPS = {
 }
 STINGRAY = 6  # ImageNet's class index
 RADII = (0, 4, 8, 16)  # of the momentum attack, in grey levels; 0 is the photo itself
+DEFENDED = "JPEG, quality 75"  # the treatment that the claims about a defence use
 
 
 class Network:
-    """A classifier with its own normalisation, asked about pixels in 0..1."""
+    """A classifier of pixels in 0..1, with its own normalisation."""
 
     def __init__(self, title: str, device: str) -> None:
         setup = SETUPS[title]
@@ -82,7 +84,7 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor, defence: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Probabilities, B x 1000 on the CPU, of B x 3 x H x W pixels in 0..1."""
+        """Probabilities, B x 1000 on the CPU, of B x 3 x H x W pixels, treated by `defence`."""
         parts = (
             part if defence is None else defence(part) for part in pixels.clamp(0, 1).split(32)
         )
@@ -95,17 +97,40 @@ class Network:
 
 
 class AbsentNetwork:
-    """In the place of a network that is not on this machine: it knows nothing."""
+    """Stands for a network without weights on this machine: every probability is NaN."""
 
     def __init__(self, title: str) -> None:
         self.title = title
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        """NaN for each of B images and 1,000 classes."""
         return torch.full((len(pixels), 1000), torch.nan)
 
 
+def once(
+    label: Callable[..., str],
+) -> Callable[
+    [Callable[Concatenate[GradientBench, P], T]], Callable[Concatenate[GradientBench, P], T]
+]:
+    """A decorator: the method runs once for each argument, as shared work with this label."""
+
+    def decorate(
+        method: Callable[Concatenate[GradientBench, P], T],
+    ) -> Callable[Concatenate[GradientBench, P], T]:
+        cached: Callable[..., T] = cache(method)  # a bench lives as long as its session
+
+        @functools.wraps(method)
+        def result(bench: GradientBench, *args: P.args, **kwargs: P.kwargs) -> T:
+            with shared_work(bench.progress, f"{bench.title}: {label(*args, **kwargs)}"):
+                return cached(bench, *args, **kwargs)
+
+        return result
+
+    return decorate
+
+
 class GradientBench:
-    """What the tests of one network share; `progress` draws bars."""
+    """Photos, networks and results that the checks of one network share."""
 
     def __init__(
         self, title: str, photos: ImageSet, device: str, profile: str, progress: Any
@@ -118,24 +143,19 @@ class GradientBench:
 
     @cached_property
     def judge(self) -> Network | AbsentNetwork:
+        """The second network, or its stand-in without weights."""
         title = self.setup.judge
-        return (
-            Network(title, self.device)
-            if assets.find(SETUPS[title].weights)
-            else AbsentNetwork(title)
-        )
-
-    def others(self) -> list[Network]:
-        """Every other network with whole weights on this machine, the judge first."""
-        return self._others
+        if assets.find(SETUPS[title].weights):
+            return Network(title, self.device)
+        return AbsentNetwork(title)
 
     @cached_property
-    def _others(self) -> list[Network]:
-        titles = dict.fromkeys([self.setup.judge, *SETUPS])
+    def others(self) -> list[Network]:
+        """Every other network with complete weights on this machine, the second network first."""
         return [
-            Network(t, self.device)
-            for t in titles
-            if t != self.title and assets.find(SETUPS[t].weights)
+            Network(title, self.device)
+            for title in dict.fromkeys([self.setup.judge, *SETUPS])
+            if title != self.title and assets.find(SETUPS[title].weights)
         ]
 
     @cached_property
@@ -143,142 +163,138 @@ class GradientBench:
         """All photos, N x 3 x 224 x 224 in 0..1."""
         return torch.stack([self.space.pixels(path) for path in self.photos.paths]).float() / 255
 
-    def _shared(self, what: str) -> AbstractContextManager[None]:
-        return shared_work(self.progress, f"{self.title}: {what}")
-
     @property
+    @once(lambda: "photos")
     def right(self) -> Tensor:
         """Which photos the network classifies correctly, N bool."""
-        with self._shared("photos"):
-            return self._right
-
-    @cached_property
-    def _right(self) -> Tensor:
         return self.network(self.pixels).argmax(1) == torch.from_numpy(self.photos.labels)
 
     @cached_property
     def x(self) -> Tensor:
-        """The photos that it gets right, normalised, n x 3 x 224 x 224."""
+        """The photos that are classified correctly, normalised, n x 3 x 224 x 224."""
         return self.space.normalise(self.pixels[self.right]).to(self.device)
 
     @cached_property
     def y(self) -> Tensor:
+        """The labels of `x`, n."""
         return torch.from_numpy(self.photos.labels)[self.right]
 
     @cached_property
     def targets(self) -> Tensor:
-        """A random other class for each photo."""
+        """A random class other than its own for each photo of `x`, n."""
         generator = torch.Generator().manual_seed(0)
         return (self.y + torch.randint(1, 1000, (len(self.y),), generator=generator)) % 1000
 
     @property
     def images(self) -> str:
-        """Which photos it gets right: 12 hex digits over their folders and names."""
-        right = (
-            path
-            for path, right in zip(self.photos.paths, self.right.tolist(), strict=True)
-            if right
-        )
-        return hashlib.sha256(
-            "".join(f"{path.parent.name}/{path.name}\n" for path in right).encode()
-        ).hexdigest()[:12]
+        """A digest, 12 hex digits, of the folders and names of the photos of `x`."""
+        names = [f"{path.parent.name}/{path.name}\n" for path in self.photos.paths]
+        right = [name for name, right in zip(names, self.right.tolist(), strict=True) if right]
+        return hashlib.sha256("".join(right).encode()).hexdigest()[:12]
 
     def row(self, *names: str) -> int:
-        """Place among the photos that are right of the first that shows one of these classes, else
-        0.
-        """
-        shown = [self.photos.classes[label] for label in self.y.tolist()]
+        """The row in `x` of the first photo of one of these classes, or 0 if there is none."""
+        shown = self.names(self.y)
         return next((shown.index(name) for name in names if name in shown), 0)
 
+    def names(self, classes: Tensor) -> list[str]:
+        """The names of these class indices."""
+        return [self.photos.classes[label] for label in classes.tolist()]
+
     def record(self, **values: Any) -> dict[str, Any]:
-        """What the records of this bench have in common."""
-        photos = f"{len(self.photos)} photos ({len(set(self.photos.labels))} classes) of {self.photos.name}"
-        data = f"{len(self.y)} of {photos}, those classified correctly"
-        found = assets.locate(self.setup.weights)
+        """The fields that all records of this bench share, updated with `values`."""
+        classes = len(set(self.photos.labels))
+        photos = f"{len(self.photos)} photos ({classes} classes) of {self.photos.name}"
         return {
             "scope": self.setup.scope,
-            "data": data,
-            "weights": f"{self.title} ({found.source})",
+            "data": f"{len(self.y)} of {photos}, those classified correctly",
+            "weights": f"{self.title} ({assets.locate(self.setup.weights).source})",
             "dtype": "float32",
             **values,
         }
 
+    @once(lambda kind: f"maps, {kind}")
     def maps(self, kind: str) -> Tensor:
-        """Saliency maps of all photos that are right, n x 224 x 224 on the CPU."""
-        with self._shared(f"maps, {kind}"):
-            return self._maps(kind)
-
-    @cache  # noqa: B019 - a bench lives as long as its session
-    def _maps(self, kind: str) -> Tensor:
+        """Saliency maps of `x`, n x 224 x 224 on the CPU."""
         common: dict[str, Any] = {"kind": kind, "samples": 16, "space": self.space}
         return saliency.saliency_maps(self.network.module, self.x, self.y, **common).cpu()
 
-    def on_mosaics(self, kind: str) -> mosaics.Localised:
-        """Where maps lie on mosaics of the photos that are right: one permutation of them, of few
-        photos eight.
-        """
-        with self._shared(f"mosaics, {kind}"):
-            return self._on_mosaics(kind)
+    @cache  # noqa: B019 - a bench lives as long as its session
+    def block_curves(self) -> tuple[tuple[float, ...], dict[str, dict[str, np.ndarray]]]:
+        """Shares of the blocks, and for each mode the curves (n x shares) by order of the blocks.
 
-    @cache  # noqa: B019
-    def _on_mosaics(self, kind: str) -> mosaics.Localised:
-        common: dict[str, Any] = {
-            "kind": kind,
-            "samples": 4,
-            "space": self.space,
-            "progress": self.progress,
+        The modes are "deletion" and "insertion", with 14 x 14 blocks; the infill is the photo
+        blurred with a sigma of a block's width. The orders are kinds of saliency maps, a random
+        order and the distance from the centre, which do not depend on the network.
+        """
+        fractions = saliency_scores.FRACTIONS[:: 2 if self.full else 4]
+        kinds = ("gradient", "smoothgrad", "gradient x input") if self.full else ("gradient",)
+        orders = {kind: self.maps(kind) for kind in kinds}
+        shape = orders["gradient"].shape
+        orders["random order"] = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        orders["centre prior"] = saliency_scores.centre_prior(*shape[1:]).expand(shape)
+        block = self.space.size // 14
+        curve = functools.partial(
+            saliency_scores.pixel_curve,
+            self.network.module,
+            self.x,
+            self.y,
+            space=self.space,
+            block=block,
+            blur_sigma=float(block),
+            infill="blurred",
+            fractions=fractions,
+        )
+        modes: tuple[Literal["deletion", "insertion"], ...] = ("deletion", "insertion")
+        return fractions, {
+            mode: {name: curve(order, mode=mode) for name, order in orders.items()}
+            for mode in modes
         }
-        return mosaics.localise_permuted(self.network.module, self.x, self.y, **common)
 
+    @once(lambda kind: f"mosaics, {kind}")
+    def on_mosaics(self, kind: str) -> mosaics.Localised:
+        """Scores of maps on mosaics of `x`: one permutation of the photos, eight of few photos."""
+        common: dict[str, Any] = {"kind": kind, "space": self.space, "progress": self.progress}
+        return mosaics.localise_permuted(self.network.module, self.x, self.y, samples=4, **common)
+
+    @once(lambda how: f"fooled, {how}")
     def fooled(self, how: str) -> fooling.Fooled:
-        """Every photo pushed to its random target: by the lab's rule ("free", "8 bits") or
-        "closely".
-        """
-        with self._shared(f"fooled, {how}"):
-            return self._fooled(how)
+        """The attack of each photo towards its random target.
 
-    @cache  # noqa: B019
-    def _fooled(self, how: str) -> fooling.Fooled:
-        common = {"space": self.space, "progress": self.progress}
+        `how` is "free" or "8 bits" (the lab's rule), or "closely" (the smallest change).
+        """
+        photos = (self.network.module, self.x, self.targets)
+        common: dict[str, Any] = {"space": self.space, "progress": self.progress}
         if how == "closely":
-            steps = 40 if self.full else 20
-            return fooling.fool_closely(
-                self.network.module, self.x, self.targets, steps=steps, **common
-            )
-        return fooling.fool(self.network.module, self.x, self.targets, pixels=how, **common)  # type: ignore[arg-type]
+            return fooling.fool_closely(*photos, steps=40 if self.full else 20, **common)
+        return fooling.fool(*photos, pixels=how, **common)  # type: ignore[arg-type] # a str
 
     def attacked(self, levels: int) -> Tensor:
-        """The photos after a momentum attack of `levels` / 255, n x 3 x 224 x 224 in 0..1 on the
-        CPU; 0: before it.
-        """
-        with self._shared(f"attacked, {levels} / 255"):
-            return self._attacked(levels).float() / 255
+        """The photos after a momentum attack of `levels` / 255 (0: before it), n x 3 x 224 x 224.
 
-    @cache  # noqa: B019
+        Pixels are in 0..1, on the CPU.
+        """
+        return self._attacked(levels).float() / 255
+
+    @once(lambda levels: f"attacked, {levels} / 255")
     def _attacked(self, levels: int) -> Tensor:
         common: dict[str, Any] = {"space": self.space, "progress": self.progress}
         x = self.x
         if levels:
-            x = fooling.momentum_attack(
-                self.network.module, x, self.y, radius=levels / 255, **common
-            )
+            radius = levels / 255
+            x = fooling.momentum_attack(self.network.module, x, self.y, radius=radius, **common)
         return (255 * self.space.denormalise(x)).round().byte().cpu()
 
+    @once(lambda: "read under attack")
     def read_under_attack(self) -> dict[str, Tensor]:
-        """Whether each photo is read right at `RADII`, n x 4 bool: by the network, treated before
-        it, by the others.
-        """
-        with self._shared("read under attack"):
-            return self._read_under_attack()
+        """Whether each photo is classified correctly at `RADII`, n x 4 bool, by reader.
 
-    @cache  # noqa: B019
-    def _read_under_attack(self) -> dict[str, Tensor]:
+        The readers: the network, the network after each treatment, the other networks.
+        """
         readers: dict[str, Callable[[Tensor], Tensor]] = {self.title: self.network}
-        readers |= {
-            name: functools.partial(self.network, defence=treat)
-            for name, treat in TREATMENTS.items()
-        }
-        readers |= {network.title: network for network in self.others()}
+        for name, treat in TREATMENTS.items():
+            readers[name] = functools.partial(self.network, defence=treat)
+        readers |= {network.title: network for network in self.others}
         found: dict[str, list[Tensor]] = {name: [] for name in readers}
         for levels in RADII:
             pixels = self.attacked(levels)
@@ -287,45 +303,47 @@ class GradientBench:
         return {name: torch.stack(hits, dim=1) for name, hits in found.items()}
 
     def saved_and_fooled(self, how: str) -> np.ndarray:
-        """Which photos are fooled by what `how` makes once it was saved as PNG and read back, n
-        bool.
-        """
+        """Which photos still fool after `fooled(how)` was saved as PNG and read back, n bool."""
         result = self.fooled(how)
         files = as_files(self.space.denormalise(result.x).cpu(), save_and_read("PNG"))
         return result.reached & (self.network(files).argmax(1) == self.targets).numpy()
 
-    @cached_property
-    def snail(self) -> int:
-        """The photo that figure 10 starts from: a snail where there is one."""
-        return self.row("snail")
+    def defended(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Which photos are classified correctly, and which fooling images still fool, by treatment.
 
+        N bool over all photos; bool over the images that `fooled("8 bits")` has reached.
+        """
+        result, labels = self.fooled("8 bits"), torch.from_numpy(self.photos.labels)
+        rows = torch.from_numpy(result.reached)
+        pixels = self.space.denormalise(result.x[rows.to(result.x.device)]).cpu()
+        right, still = dict[str, Tensor](), dict[str, Tensor]()
+        for name, treat in TREATMENTS.items():
+            right[name] = self.network(self.pixels, treat).argmax(1) == labels
+            still[name] = self.network(pixels, treat).argmax(1) == self.targets[rows]
+        return right, still
+
+    @once(lambda s: f"visualised, {s.reading}, weight {s.l2:g}, {s.steps} steps")
     def drawn(self, setting: Setting) -> dict[str, Any]:
-        """Tarantulas by one setting, a picture a seed, and what they measure."""
-        with self._shared(
-            f"visualised, {setting.reading}, weight {setting.l2:g}, {setting.steps} steps"
-        ):
-            return self._drawn(setting)
-
-    @cache  # noqa: B019
-    def _drawn(self, setting: Setting) -> dict[str, Any]:
+        """Pictures of a tarantula by one setting, one for each seed, and their measures."""
         return visualisation.draw_tarantulas(self, setting)
 
+    @once(lambda start, unit_step: f"visualised, {start}{', unit step' * unit_step}")
     def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
-        """The classes of some photos climbed from these or from noise
-        (`experiments.visualisation.PHOTO`, `NOISE`).
-        """
-        with self._shared(f"visualised, {start}{', unit step' * unit_step}"):
-            return self._regrown(start, unit_step)
-
-    @cache  # noqa: B019
-    def _regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
+        """Pictures of the classes of some photos, from `visualisation.PHOTO` or `NOISE`."""
         return visualisation.regrow(self, start, unit_step)
 
 
+def shuffle_weights(network: nn.Module, seed: int = 0) -> None:
+    """Permute the values of each parameter in place: the sanity check of Adebayo et al. 2018."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in network.parameters():
+            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            weight.copy_(weight.flatten()[order].view_as(weight))
+
+
 def with_more(photos: ImageSet) -> ImageSet:
-    """Photos and, where it is on this machine, those of `imagenet-more`, which are last: the others
-    keep their rows.
-    """
+    """The photos, followed by those of `imagenet-more` if they are on this machine."""
     if not (found := assets.find("imagenet-more")):
         return photos
     more = datasets.imagenet_samples(found.path)
@@ -335,19 +353,18 @@ def with_more(photos: ImageSet) -> ImageSet:
     )
 
 
-# --- what is done to images
-# -----------------------------------------------------------------------------------------
+# --- treatments of images
 
 
 def as_files(pixels: Tensor, encode: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """Pixels in 0..1 through 8-bit images of PIL and `encode`, and back."""
+    """Pixels in 0..1 after a conversion to 8-bit PIL images, `encode`, and back."""
     arrays = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     back = [np.asarray(encode(Image.fromarray(array))) for array in arrays]
     return torch.from_numpy(np.stack(back)).permute(0, 3, 1, 2).float() / 255
 
 
 def save_and_read(kind: str, **options: Any) -> Callable[[Image.Image], Image.Image]:
-    """Written to a file of this kind and read back."""
+    """A function that writes an image in this file format and reads it back."""
 
     def encode(image: Image.Image) -> Image.Image:
         buffer = io.BytesIO()
@@ -358,7 +375,7 @@ def save_and_read(kind: str, **options: Any) -> Callable[[Image.Image], Image.Im
 
 
 def shrink(image: Image.Image) -> Image.Image:
-    """To 90% of its size and back."""
+    """The image resized to 90% and back to its size."""
     small = image.resize(
         (round(0.9 * image.width), round(0.9 * image.height)), Image.Resampling.BILINEAR
     )
@@ -366,41 +383,35 @@ def shrink(image: Image.Image) -> Image.Image:
 
 
 TREATMENTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "JPEG, quality 75": lambda pixels: as_files(pixels, save_and_read("JPEG", quality=75)),
+    DEFENDED: lambda pixels: as_files(pixels, save_and_read("JPEG", quality=75)),
     "blur, sigma 1 px": lambda pixels: as_files(images.blur(pixels, 1.0), lambda image: image),
     "resize to 90% and back": lambda pixels: as_files(pixels, shrink),
 }
 
 
 class Blurred(nn.Module):
-    """The network behind a blur, as one who knows the defence attacks it."""
+    """The network after a blur: the target of an attacker who knows this defence."""
 
     def __init__(self, network: nn.Module, sigma: float) -> None:
         super().__init__()
         self.network, self.sigma = network, sigma
 
     def forward(self, x: Tensor) -> Tensor:
+        """The network's output for the blurred images."""
         return self.network(images.blur(x, self.sigma))
 
 
 # --- statistics
-# -----------------------------------------------------------------------------------------------------
 
 
-def share_true(hits: Any) -> intervals.Estimate:
-    """The share of images that are true."""
+def share_true(hits: Tensor | np.ndarray) -> intervals.Estimate:
+    """The share of true values with its interval."""
     return intervals.proportion(int(np.asarray(hits).sum()), len(hits))
 
 
-def summary(values: Any) -> dict[str, float]:
-    """Median, mean, smallest and largest."""
+def summary(values: Tensor | np.ndarray) -> dict[str, float]:
+    """The median, mean, smallest and largest value, rounded to five digits."""
     array = np.asarray(values, dtype=float)
-    ends: Sequence[float] = (
-        float(np.median(array)),
-        float(array.mean()),
-        float(array.min()),
-        float(array.max()),
-    )
-    return dict(
-        zip(("median", "mean", "smallest", "largest"), (round(end, 5) for end in ends), strict=True)
-    )
+    found = [float(measure(array)) for measure in (np.median, np.mean, np.min, np.max)]
+    names = ("median", "mean", "smallest", "largest")
+    return {name: round(value, 5) for name, value in zip(names, found, strict=True)}

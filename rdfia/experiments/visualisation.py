@@ -1,6 +1,4 @@
-"""TME 8's class visualisation: its settings, the pictures that each makes of the same seeds, and
-their measures.
-"""
+"""TME 8's class visualisation: settings, the pictures of each from the same seeds, measures."""
 
 from __future__ import annotations
 
@@ -17,19 +15,19 @@ from rdfia.claims import intervals, judge
 from rdfia.gradients import saliency_scores, visualisation
 
 if TYPE_CHECKING:
-    from rdfia.experiments.gradients import GradientBench
+    from rdfia.experiments.gradients import GradientBench, Network
 
 TARANTULA = 76  # ImageNet's class index
 NOISE, PHOTO = "from noise", "from a photo"
 CHANGED = 0.1  # a pixel is changed when one of its channels moves by more than a tenth of the range
 EDGES = 1.0  # sigma in pixels of the Gaussian whose derivatives find edges (Canny 1986)
-PHOTOS = 10  # that q10 starts from
-FEWER = 10  # seeds of what only stands beside the lab's rule on the report's network
+PHOTOS = 10  # photos that q10 starts from
+FEWER = 10  # seeds of settings with unit steps, which are compared with the lab's rule only
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a picture is made; the defaults are the lab's. `l2`: the regularisation's weight."""
+    """Options of `visualise`, with the lab's values as defaults; `l2` is the penalty's weight."""
 
     l2: float = 1e-3
     lr: float = 5.0
@@ -39,7 +37,7 @@ class Setting:
 
     @property
     def reading(self) -> str:
-        """Penalty, step rule and rate: what the report's sentence about the weight leaves open."""
+        """Penalty, step rule and rate, which the report's sentence about the weight leaves open."""
         penalty = "squared norm" if self.penalty == "squared" else "norm"
         return f"{penalty}, {'unit' if self.unit_step else 'raw'} step, rate {self.lr:g}"
 
@@ -51,41 +49,44 @@ LAB = DEFAULT.reading
 
 
 def readings(bench: GradientBench) -> dict[str, tuple[Setting, Setting]]:
-    """Weights 0.1 and 1e-10 in each reading, the lab's first; of another network the lab's and its
-    unit-step twin.
+    """Settings with the weights 0.1 and 1e-10 by reading, the lab's reading first.
+
+    Eight readings for the report's network; for others the lab's and the same with unit steps.
     """
-    every = [
-        tuple(
-            replace(setting, penalty=penalty, unit_step=unit_step, lr=lr)
-            for setting in (STRONG, WEAK)
-        )
+    options: list[dict[str, Any]] = [
+        {"lr": lr, "penalty": penalty, "unit_step": unit_step}
         for lr in (5.0, 1.0)
         for penalty in ("squared", "norm")
         for unit_step in (False, True)
     ]
-    return {
-        strong.reading: (strong, weak) for strong, weak in (every if bench.is_main else every[:2])
-    }
+    every = [
+        (replace(STRONG, **option), replace(WEAK, **option))
+        for option in options[: None if bench.is_main else 2]
+    ]
+    return {strong.reading: (strong, weak) for strong, weak in every}
 
 
 def nearest_to_zero(found: Mapping[str, intervals.Estimate]) -> str:
-    """The reading whose interval comes nearest to 0; of several that hold 0, the one of the
-    smallest value.
+    """The reading whose interval is nearest to 0; among intervals with 0, the smallest value.
 
-    It lies outside a margin around 0 only where every reading does.
+    It lies outside a margin around 0 only if every reading does.
     """
-    return min(
-        found,
-        key=lambda name: (max(found[name].low, -found[name].high, 0.0), abs(found[name].value)),
-    )
+
+    def distance(name: str) -> tuple[float, float]:
+        part = found[name]
+        return max(part.low, -part.high, 0.0), abs(part.value)
+
+    return min(found, key=distance)
 
 
 def best_fit(
     found: Mapping[str, Mapping[str, intervals.Estimate]], bounds: Mapping[str, judge.Bound]
 ) -> str:
-    """The reading under which the parts of a claim together fare best; of several, that whose least
-    certain part lies farthest on the claim's side. They are contradicted together only where every
-    reading contradicts them."""
+    """The reading with the best combined outcome of a claim's parts.
+
+    Among equal outcomes, the one whose least certain part is most standard errors on the claim's
+    side. The result is contradicted only if every reading is.
+    """
 
     def fit(name: str) -> tuple[int, float]:
         parts = found[name]
@@ -102,53 +103,52 @@ def best_fit(
 
 
 def seeds_of(bench: GradientBench, unit_step: bool) -> list[int]:
-    """The seeds of a setting: those of the bench, of which steps of length one take the first ten."""
+    """The seeds of a setting: those of the bench, or the first ten for steps of length one."""
     return list(bench.seeds)[: FEWER if unit_step else None]
 
 
 def draw_tarantulas(bench: GradientBench, setting: Setting) -> dict[str, Any]:
-    """The pictures of a setting, one a seed, and what they measure."""
+    """The pictures of a tarantula by a setting, one for each seed, and their measures."""
     seeds = seeds_of(bench, setting.unit_step)
-    return _made(bench, [TARANTULA] * len(seeds), seeds, None, setting)
+    return _draw(bench, [TARANTULA] * len(seeds), seeds, None, setting)
 
 
 def regrow(bench: GradientBench, start: str, unit_step: bool) -> dict[str, Any]:
-    """The classes of `start_photos` climbed from these photos or from noise, with the same seeds on
-    both sides.
+    """Pictures of the classes of `start_photos`, from these photos or from noise, with measures.
+
+    Both starts use the same seeds; `photo` is the row of the photo of each picture.
     """
     seeds = seeds_of(bench, unit_step)
-    rows = start_photos(bench, min(PHOTOS, len(seeds)))
-    each = len(seeds) // len(rows)
-    rows = [row for row in rows for _ in range(each)]
+    photos = start_photos(bench, min(PHOTOS, len(seeds)))
+    rows = np.repeat(photos, len(seeds) // len(photos))
     x = bench.x[rows] if start == PHOTO else None
-    found = _made(
-        bench, bench.y[rows].tolist(), seeds[: len(rows)], x, Setting(unit_step=unit_step)
-    )
-    return {**found, "photo": np.array(rows)}
+    setting = Setting(unit_step=unit_step)
+    found = _draw(bench, bench.y[rows].tolist(), seeds[: len(rows)], x, setting)
+    return {**found, "photo": rows}
 
 
 def start_photos(bench: GradientBench, n: int) -> list[int]:
-    """Rows of n photos: the snail of figure 10, then others that the network and its judge both
-    read right.
+    """Rows of n photos: the snail of figure 10, then one photo each of other classes.
 
-    Of each other class the first such photo is a candidate; those taken lie at even steps of the
-    list of classes.
+    A candidate is the first photo of its class that both networks classify correctly; the classes
+    are spread evenly over the sorted list of classes.
     """
+    snail = bench.row("snail")
     both = bench.judge(bench.space.denormalise(bench.x).cpu()).argmax(1) == bench.y
     classes = {int(bench.y[row]): row for row in reversed(both.nonzero()[:, 0].tolist())}
-    classes.pop(int(bench.y[bench.snail]), None)
+    classes.pop(int(bench.y[snail]), None)
     others = [classes[label] for label in sorted(classes)]
     places = np.linspace(0, len(others) - 1, min(n - 1, len(others))).round().astype(int)
-    return [bench.snail, *(others[place] for place in places)]
+    return [snail, *(others[place] for place in places)]
 
 
 def mean_by_photo(found: Mapping[str, Any], key: str) -> np.ndarray:
-    """Mean of a measure over the seeds of each photo: seeds of one photo are no independent photos."""
+    """The mean of a measure over the seeds of each photo, which are no independent photos."""
     photos, values = found["photo"], np.asarray(found[key], dtype=float)
     return np.array([values[photos == photo].mean() for photo in dict.fromkeys(photos.tolist())])
 
 
-def _made(
+def _draw(
     bench: GradientBench,
     target: Sequence[int],
     seeds: Sequence[int],
@@ -173,7 +173,7 @@ def _made(
 
 
 def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) -> dict[str, Any]:
-    """Pictures before ("begin", the first two) and after ("end"), and numbers, one a picture."""
+    """The first two pictures before ("begin"), all after ("end"), and measures of each picture."""
     end, begin = (bench.space.denormalise(images).clamp(0, 1).cpu() for images in (x, start))
     rows = torch.arange(len(target))
 
@@ -187,7 +187,8 @@ def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) ->
     seen = (bench.network(large).argmax(1) == target.repeat(9)).view(9, -1).float().mean(0).numpy()
     with torch.inference_mode():
         scores = [bench.network.module(image).cpu()[rows, target].numpy() for image in (start, x)]
-    change = (end - begin).abs().amax(1)
+    changed = ((end - begin).abs().amax(1) > CHANGED).float()
+    rim = changed[~_inside(changed)].view(len(changed), -1)
     return {
         "end": end,
         "begin": begin[:2],
@@ -198,12 +199,8 @@ def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) ->
         "second_top1": bench.judge(end).argmax(1) == target,
         "variation": saliency_scores.total_variation(end.mean(1)),
         "windows": seen,
-        "changed": (change > CHANGED).float().mean((1, 2)).numpy(),
-        "rim_changed": (change > CHANGED)
-        .float()[~_inside(change)]
-        .view(len(change), -1)
-        .mean(1)
-        .numpy(),
+        "changed": changed.mean((1, 2)).numpy(),
+        "rim_changed": rim.mean(1).numpy(),
         "distance": (end - begin).flatten(1).norm(dim=1).numpy(),
         "score": scores[1],
         "score_before": scores[0],
@@ -212,19 +209,20 @@ def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) ->
 
 
 def _inside(change: Tensor) -> Tensor:
-    """Which pixels lie an eighth of the side or more from the border, b x H x W bool."""
-    inside, margin = torch.zeros_like(change, dtype=torch.bool), change.shape[-1] // 8
+    """Which pixels are an eighth of the side or more from the border, b x H x W bool."""
+    margin = change.shape[-1] // 8
+    inside = torch.zeros_like(change, dtype=torch.bool)
     inside[:, margin:-margin, margin:-margin] = True
     return inside
 
 
-def further_judges(bench: GradientBench) -> list[Any]:
-    """Networks with whole weights on this machine beside the two that a check needs."""
-    return [network for network in bench.others() if network.title != bench.setup.judge]
+def further_judges(bench: GradientBench) -> list[Network]:
+    """The networks on this machine other than the bench's own and its second network."""
+    return [network for network in bench.others if network.title != bench.setup.judge]
 
 
 def measures(measured: Mapping[str, Any]) -> dict[str, list[float]]:
-    """What was measured, without the pictures, a value a seed."""
+    """The measures without the pictures, one value for each seed, rounded to five digits."""
     return {
         name: [round(float(v), 5) for v in values]
         for name, values in measured.items()
@@ -233,19 +231,16 @@ def measures(measured: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def edges(pixels: Tensor) -> np.ndarray:
-    """Strength of the edges of the grey picture, B x H x W, of B x 3 x H x W: the gradient after a
-    slight blur.
-    """
+    """Edge strength, B x H x W: the gradient magnitude of the blurred grey pictures."""
     grey = pixels.mean(1).double().numpy()
     return np.stack([ndimage.gaussian_gradient_magnitude(image, EDGES) for image in grey])
 
 
 def edge_correlation(a: Tensor, b: Tensor) -> np.ndarray:
-    """Pearson's correlation of the edges of two pictures, of each of B pairs: 1 where all contours
-    are the same.
+    """Pearson's correlation of the edges of two pictures, B: 1 for the same contours.
 
-    It compares where edges are and how strong beside others of the picture, so that a change of
-    contrast alone does not count. Pictures with no edge at all are alike, and like no other: 0.
+    It does not depend on the contrast. 0 where a picture has no edges. `a` and `b` are
+    B x 3 x H x W in 0..1.
     """
     first, second = (edges(pixels).reshape(len(pixels), -1) for pixels in (a, b))
     first, second = (maps - maps.mean(1, keepdims=True) for maps in (first, second))

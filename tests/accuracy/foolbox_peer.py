@@ -1,4 +1,4 @@
-"""TME 8's closer search by foolbox, an independent library, on the same photos."""
+"""The closest fooling images by foolbox, an independent library, on a bench's photos."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from rdfia.gradients import fooling
 
 
 class Rounded(nn.Module):
-    """The network that sees images as 8-bit files would give them back; the gradient passes as if
-    they were not.
-    """
+    """The network on images rounded to 8 bits; the gradient ignores the rounding."""
 
     def __init__(self, network: nn.Module, space: Preprocess) -> None:
         super().__init__()
@@ -25,10 +23,10 @@ class Rounded(nn.Module):
 
 
 def foolbox_closely(bench: GradientBench, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """foolbox's decoupled direction and norm attack: (L2 of the 8-bit image in 0..1, whether it
-    fools), per photo.
+    """L2 of foolbox's change in pixels of 0..1, and whether its 8-bit image fools, n each.
 
-    The network rounds what it is shown, so that foolbox too searches for images that can be saved.
+    The attack is decoupled direction and norm. The network rounds its input, so that foolbox
+    searches for images that can be saved as well.
     """
     import sys
     import types
@@ -37,12 +35,12 @@ def foolbox_closely(bench: GradientBench, steps: int) -> tuple[np.ndarray, np.nd
     stand_ins = {
         name: types.ModuleType(name) for name in ("git", "requests") if name not in sys.modules
     }
-    for module in stand_ins.values():
-        module.Repo = object  # type: ignore[attr-defined] # what foolbox's model zoo, not used here, imports by name
+    for module in stand_ins.values():  # foolbox's model zoo, not used here, imports git.Repo
+        module.Repo = object  # type: ignore[attr-defined]
     sys.modules.update(stand_ins)
     try:
         with warnings.catch_warnings():
-            # it imports names that scipy has moved
+            # foolbox imports names that scipy has moved
             warnings.simplefilter("ignore", DeprecationWarning)
             import foolbox
     finally:
@@ -54,15 +52,14 @@ def foolbox_closely(bench: GradientBench, steps: int) -> tuple[np.ndarray, np.nd
     model = foolbox.PyTorchModel(
         network, bounds=(0, 1), device=bench.device, preprocessing=normalise
     )
-    pixels, found = space.denormalise(bench.x).clamp(0, 1), []
-    with torch.random.fork_rng(devices=[]):  # it draws from the global state
-        for part, target in zip(
-            pixels.split(32), bench.targets.to(bench.device).split(32), strict=True
-        ):
+    attack = foolbox.attacks.DDNAttack(steps=steps)
+    pixels = space.denormalise(bench.x).clamp(0, 1)
+    targets = bench.targets.to(bench.device)
+    found = []
+    with torch.random.fork_rng(devices=[]):  # foolbox draws from the global state
+        for part, target in zip(pixels.split(32), targets.split(32), strict=True):
             criterion = foolbox.criteria.TargetedMisclassification(target)
-            found.append(
-                foolbox.attacks.DDNAttack(steps=steps)(model, part, criterion, epsilons=None)[1]
-            )
+            found.append(attack(model, part, criterion, epsilons=None)[1])
     rounded = (torch.cat(found) * 255).round() / 255
     hits = bench.network(rounded).argmax(1) == bench.targets
     return (rounded - pixels).flatten(1).norm(dim=1).cpu().numpy(), hits.numpy()

@@ -1,6 +1,4 @@
-"""Saliency against captum. Where a map differs, captum's is right about the gradient; the maximum
-over RGB is ours.
-"""
+"""Saliency against captum, which is right about the gradient; the maximum over RGB is ours."""
 
 from __future__ import annotations
 
@@ -42,36 +40,30 @@ def theirs(method: type[Any], network: nn.Module, x: Tensor, **settings: Any) ->
 def test_saliency_is_captums(name: str, chunk: int) -> None:
     build, size = NETWORKS[name]
     network, x = build().double(), photos(5, size).double()
-    ours, captums = saliency_maps(network, x, TARGET, chunk=chunk), theirs(Saliency, network, x)
+    ours = saliency_maps(network, x, TARGET, chunk=chunk)
+    captums = theirs(Saliency, network, x)
     scale = captums.amax()
     assert_close(ours / scale, captums / scale, "gradient")
     assert torch.equal(ours.flatten(1).argmax(1), captums.flatten(1).argmax(1))
-    with pytest.raises(AssertionError, match="off"):  # the planted fault: the next class
-        assert_close(
-            saliency_maps(network, x, [(t + 1) % 5 for t in TARGET]) / scale,
-            captums / scale,
-            "gradient",
-        )
+    next_class = saliency_maps(network, x, [(t + 1) % 5 for t in TARGET])  # the planted fault
+    with pytest.raises(AssertionError, match="off"):
+        assert_close(next_class / scale, captums / scale, "gradient")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradient_x_input_is_captums(name: str) -> None:
     build, size = NETWORKS[name]
     network, x = build().double(), photos(5, size).double()
-    ours, captums = (
-        saliency_maps(network, x, TARGET, kind="gradient x input"),
-        theirs(InputXGradient, network, x),
-    )
+    ours = saliency_maps(network, x, TARGET, kind="gradient x input")
+    captums = theirs(InputXGradient, network, x)
     assert_close(ours / captums.amax(), captums / captums.amax(), "gradient")
 
 
-def test_smoothgrad_is_captums_but_for_chance() -> None:
-    """Another noise: two runs of ours lie as far apart as ours and captum's do, and both near each
-    other.
-    """
+def test_smoothgrad_is_captums_up_to_the_noise() -> None:
+    """Ours and captum's differ as much as two runs of ours with different noise."""
     network, x = tiny_vgg().double(), photos(5, 16).double()
     spread = float(0.5 * (x[:1].amax() - x[:1].amin()))
-    # one photo, five classes: captum has one noise level for a batch
+    # one photo with five classes, since captum has one noise level for a batch
     x = x[:1].expand(5, -1, -1, -1).contiguous()
     first, second = (
         saliency_maps(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.5, seed=seed)
@@ -90,18 +82,19 @@ def test_smoothgrad_is_captums_but_for_chance() -> None:
         )
     captums, plain = tunnel.abs().amax(1), saliency_maps(network, x, TARGET)
 
-    def apart(a: Tensor, b: Tensor) -> Tensor:
+    def difference(a: Tensor, b: Tensor) -> Tensor:
         return (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)
 
-    chance = apart(first, second)
-    assert (apart(first, captums) < 1.5 * chance).all()
-    assert (apart(first, plain) > 2 * chance).all()  # the gradient itself would be noticed
-    half = saliency_maps(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.2, seed=0)
-    assert (apart(half, captums) > 1.5 * chance).any()  # and so would another level of noise
+    by_noise = difference(first, second)
+    assert (difference(first, captums) < 1.5 * by_noise).all()
+    # planted faults: the plain gradient, another noise level
+    assert (difference(first, plain) > 2 * by_noise).all()
+    less = saliency_maps(network, x, TARGET, kind="smoothgrad", samples=300, noise=0.2, seed=0)
+    assert (difference(less, captums) > 1.5 * by_noise).any()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_our_counter_is_torchs_where_torchs_works(name: str) -> None:
+def test_flop_count_is_torchs_for_a_forward_pass(name: str) -> None:
     build, size = NETWORKS[name]
     network, x = build(), photos(2, size)
     with FlopCounterMode(display=False) as torchs, torch.no_grad():
@@ -111,7 +104,7 @@ def test_our_counter_is_torchs_where_torchs_works(name: str) -> None:
     assert ours.total == torchs.get_total_flops() > 0
 
 
-def test_as_many_flops_as_captum() -> None:
+def test_flops_are_captums() -> None:
     network, x = NETWORKS["squeezenet1_1"][0](), photos(5, 64)
     with FlopCount() as ours:
         saliency_maps(network, x, TARGET)

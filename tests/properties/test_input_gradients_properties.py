@@ -1,6 +1,4 @@
-"""What no batch, chunk, order, seed or scale may change of input gradients, fooling images and
-scores of maps.
-"""
+"""Properties of input gradients, fooling images and map scores for any batch, seed or scale."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ MOST = 6
 DRAW = torch.randint(256, (MOST, 3, 16, 16), generator=torch.Generator().manual_seed(0))
 PHOTOS = CROP.normalise(DRAW.double() / 255)
 NETWORK = tiny_vgg().double()
-# steeper, and each class as likely as the others: predictions depend on the photo
+# larger weights and equally likely classes: predictions depend on the photo
 with torch.no_grad():
     for weight in (parameter for parameter in NETWORK.parameters() if parameter.ndim > 1):
         weight.mul_(2)
@@ -57,7 +55,7 @@ def chosen(rows: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
 
 @settings(max_examples=25)
 @given(ROWS, KINDS, st.integers(1, 9))
-def test_a_batch_of_maps_is_a_loop_of_singles(
+def test_maps_do_not_depend_on_the_batch(
     rows: list[tuple[int, int]], kind: Any, chunk: int
 ) -> None:
     x, target = chosen(rows)
@@ -71,17 +69,15 @@ def test_a_batch_of_maps_is_a_loop_of_singles(
 
 @settings(max_examples=10)
 @given(ROWS, st.sampled_from(["free", "valid", "8 bits"]), st.integers(1, 9), st.floats(0.1, 3.0))
-def test_a_batch_of_fooling_images_is_a_loop_of_singles(
+def test_fooling_images_do_not_depend_on_the_batch(
     rows: list[tuple[int, int]], pixels: Any, chunk: int, lr: float
 ) -> None:
     x, target = chosen(rows)
     together = fool(NETWORK, x, target, pixels=pixels, steps=8, lr=lr, chunk=chunk)
     for row, (image, wanted) in enumerate(zip(x, target, strict=True)):
         alone = fool(NETWORK, image[None], wanted, pixels=pixels, steps=8, lr=lr)
-        assert (alone.status[0], int(alone.steps)) == (
-            together.status[row],
-            int(together.steps[row]),
-        )
+        assert alone.status[0] == together.status[row]
+        assert int(alone.steps) == int(together.steps[row])
         assert_close(alone.x[0], together.x[row], "ascent")
 
 
@@ -89,7 +85,7 @@ def test_a_batch_of_fooling_images_is_a_loop_of_singles(
 @given(
     ROWS, st.integers(1, 12), st.floats(0.05, 4.0), st.sampled_from(["valid", "8 bits", "closely"])
 )
-def test_whatever_is_reported_as_fooled_is(
+def test_status_matches_the_networks_predictions(
     rows: list[tuple[int, int]], steps: int, size: float, how: Any
 ) -> None:
     x, target = chosen(rows)
@@ -131,7 +127,7 @@ def test_whatever_is_reported_as_fooled_is(
     st.booleans(),
     st.booleans(),
 )
-def test_a_batch_of_visualisations_is_a_loop_of_singles(
+def test_visualisations_do_not_depend_on_the_batch(
     rows: list[tuple[int, int, int, float, float]], chunk: int, unit_step: bool, from_photo: bool
 ) -> None:
     target, seeds, steps, lr, l2 = (list(column) for column in zip(*rows, strict=True))
@@ -162,7 +158,7 @@ def test_a_batch_of_visualisations_is_a_loop_of_singles(
     st.integers(1, 16),
     st.integers(0, 3),
 )
-def test_a_batch_of_curves_is_a_loop_of_singles(
+def test_curves_do_not_depend_on_the_batch(
     rows: list[tuple[int, int]], mode: Any, chunk: int, block: int, seed: int
 ) -> None:
     x, target = chosen(rows)
@@ -179,12 +175,10 @@ def test_a_batch_of_curves_is_a_loop_of_singles(
 
 @settings(max_examples=15)
 @given(ROWS, st.integers(1, 16), st.integers(0, 3))
-def test_deletion_in_one_order_is_insertion_in_its_reverse(
+def test_deletion_is_insertion_in_reverse_order(
     rows: list[tuple[int, int]], block: int, seed: int
 ) -> None:
-    """Blocks of means that differ: what one takes away is what the other has not laid down yet, the
-    infill around.
-    """
+    """For blocks of different means: the deleted blocks are those that are not inserted yet."""
     x, target = chosen(rows)
     side = -(-16 // block)
     means = np.random.default_rng(seed).permuted(
@@ -224,17 +218,19 @@ def test_blur_is_scipys_for_any_size(x: np.ndarray, sigma: float) -> None:
         elements=st.floats(-(2.0**100), 2.0**100, width=32),
     )
 )
-def test_a_unit_is_zero_or_of_length_one(values: np.ndarray) -> None:
+def test_unit_length_is_one_or_zero(values: np.ndarray) -> None:
     x = torch.from_numpy(values)
     got, lengths = unit_length(x), image_norms(x.double()).flatten()
     assert torch.isfinite(got).all()
-    long = lengths > 1e-36  # below, float32 itself ends
+    long = lengths > 1e-36  # float32 underflows below
     assert_close(image_norms(got).flatten()[long], torch.ones(int(long.sum())), "unit length")
     assert (image_norms(got) <= 1 + 4e-6).all()
 
 
 @given(MAPS, st.sampled_from([1e-12, 0.3, 7.0, 1e9]))
-def test_scores_of_maps_are_free_of_scale_and_in_range(maps: np.ndarray, scale: float) -> None:
+def test_noise_scores_are_in_range_and_do_not_depend_on_scale(
+    maps: np.ndarray, scale: float
+) -> None:
     share, variation = high_frequency_share(maps), total_variation(maps)
     assert ((share >= 0) & (share <= 1 + 1e-12)).all()
     assert ((variation >= 0) & np.isfinite(variation)).all()
@@ -258,7 +254,7 @@ def test_rank_correlation_is_symmetric_and_one_with_itself(maps: np.ndarray) -> 
 
 
 @given(MAPS, st.sampled_from([0.0, 1.0]))
-def test_masks_are_neither_all_nor_dependent_on_the_level(maps: np.ndarray, sigma: float) -> None:
+def test_masks_are_never_the_whole_map(maps: np.ndarray, sigma: float) -> None:
     found = object_masks(maps, sigma)
     assert found.shape == maps.shape
     assert not found.all(axis=(1, 2)).any()
@@ -268,10 +264,8 @@ def test_masks_are_neither_all_nor_dependent_on_the_level(maps: np.ndarray, sigm
     assert (mask_overlap(found, ~found)["iou"] == 0).all()
 
 
-def test_the_network_of_these_properties_is_not_a_constant() -> None:
-    """Else every image would be "already" or "never", and the properties above would hold of
-    anything.
-    """
+def test_network_of_these_properties_is_not_constant() -> None:
+    """Else every image would be "already" or "never", and the properties would prove nothing."""
     with torch.no_grad():
         assert len(set(NETWORK(PHOTOS).argmax(1).tolist())) >= 3
     status = fool(NETWORK, PHOTOS, [0, 1, 2, 3, 4, 0], steps=12, pixels="8 bits").status

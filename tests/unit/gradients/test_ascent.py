@@ -1,6 +1,4 @@
-"""Saliency, the ascent loop and class visualisation: by hand, by finite differences, and with the
-network untouched.
-"""
+"""The ascent loop by hand, its cost, an unchanged network, and bad arguments of every caller."""
 
 from __future__ import annotations
 
@@ -47,9 +45,7 @@ def photos(n: int, seed: int = 0, size: int = SIZE) -> Tensor:
 
 
 def linear(size: int = 6, classes: int = 4, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """A linear network in float64 and its weights, classes x 3 x S x S: its gradient is a row of
-    them.
-    """
+    """A linear network in float64 and its weights, classes x 3 x S x S, which are its gradients."""
     dense = nn.utils.skip_init(nn.Linear, 3 * size * size, classes, dtype=torch.float64)
     network = nn.Sequential(nn.Flatten(), dense).eval()
     weight = torch.randn(
@@ -61,8 +57,7 @@ def linear(size: int = 6, classes: int = 4, seed: int = 0) -> tuple[nn.Module, T
     return network, weight
 
 
-# --- what it costs, and how the network comes back
-# ------------------------------------------------------------------
+# --- cost, and the state of the network
 
 
 def counted(call: Callable[[], object]) -> int:
@@ -71,12 +66,10 @@ def counted(call: Callable[[], object]) -> int:
     return count.total
 
 
-def test_the_counter_against_the_closed_form() -> None:
-    """Each operator by the layer table of squeezenet1_1, whose FLOPs are all convolutions."""
-    network, x = (
-        networks.build("squeezenet1_1", device="meta").eval(),
-        torch.empty(3, 3, 64, 64, device="meta"),
-    )
+def test_flop_counter_matches_the_layer_table() -> None:
+    """All FLOPs of squeezenet1_1 are in convolutions."""
+    network = networks.build("squeezenet1_1", device="meta").eval()
+    x = torch.empty(3, 3, 64, 64, device="meta")
     with torch.no_grad(), FlopCount() as count:
         network(x)
     assert count.by_operator == {
@@ -88,11 +81,9 @@ def test_the_counter_against_the_closed_form() -> None:
 
 
 def state(network: nn.Module) -> dict[str, Any]:
-    """What must not change: flags, gradients, values, modes and hooks of everything in a network."""
-    modules, hooks = (
-        dict(network.named_modules()),
-        ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
-    )
+    """What must not change in a network: flags, gradients, values, modes and hooks."""
+    modules = dict(network.named_modules())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return {
         "flags": {name: parameter.requires_grad for name, parameter in network.named_parameters()},
         "gradients": {name: parameter.grad for name, parameter in network.named_parameters()},
@@ -110,9 +101,7 @@ def state(network: nn.Module) -> dict[str, Any]:
 
 
 def mixed() -> Any:
-    """A network with a BatchNorm (whose buffers a train mode would move), a hook, and some weights
-    frozen.
-    """
+    """A network with a BatchNorm (train mode would change its buffers), a hook, frozen weights."""
     network: Any = nn.Sequential(tiny_vgg(classes=6), nn.BatchNorm1d(6)).double().eval()
     network[0].features[0].weight.requires_grad_(False)
     network[0].classifier[3].bias.requires_grad_(False)
@@ -125,7 +114,7 @@ def climb(network: nn.Module, x: Tensor) -> object:
         network,
         x,
         target_objective(torch.zeros(len(x), dtype=torch.int64)),
-        lambda turn: turn.x + turn.gradient,
+        lambda state: state.x + state.gradient,
         steps=2,
     )
 
@@ -140,7 +129,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 }
 
 
-def test_a_network_that_does_not_come_back_is_seen() -> None:
+def test_state_differs_after_each_planted_change() -> None:
     network = mixed()
     before = state(network)
     faults: tuple[Callable[[], object], ...] = (
@@ -168,21 +157,20 @@ def test_works_where_gradients_are_off(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(result(), expected)
     with torch.inference_mode():
-        got = CALLS[name](network, x + 0)  # an image that was made here
+        got = CALLS[name](network, x + 0)  # an inference tensor
         tensors = got if isinstance(got, tuple) else (got,)
         assert torch.equal(tensors[0], expected)
-        # the caller may differentiate through them
+        # results take part in the caller's own backward pass
         assert not any(tensor.is_inference() for tensor in tensors)
         assert torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
 
 
 # --- the loop
-# -------------------------------------------------------------------------------------------------------
 
 
 class Distance(nn.Module):
-    """One logit: minus half the squared distance from the origin; its gradient is -x."""
+    """One logit, minus half the squared distance from the origin, with the gradient -x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return -x.square().sum((1, 2, 3))[:, None] / 2
@@ -190,17 +178,17 @@ class Distance(nn.Module):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 def test_each_image_stops_at_its_own_step(chunk: int) -> None:
-    """A tenth of x goes away in a step: x_k = 0.9^k x_0, so that the number of steps is known."""
+    """Each step removes a tenth of x: x_k = 0.9^k x_0 gives the number of steps."""
     x = torch.tensor([1.0, 0.5, 0.05, 0.9, 100.0], dtype=torch.float64)[:, None, None, None].expand(
         5, 3, 2, 2
     )
     seen: list[tuple[int, list[int]]] = []
 
-    def update(turn: AscentStep) -> Tensor:
-        seen.append((turn.step, turn.rows.tolist()))
-        assert_close(turn.gradient, -turn.x, "gradient")
-        assert turn.logits.shape == (len(turn.rows), 1)
-        return turn.x + 0.1 * turn.gradient
+    def update(state: AscentStep) -> Tensor:
+        seen.append((state.step, state.rows.tolist()))
+        assert_close(state.gradient, -state.x, "gradient")
+        assert state.logits.shape == (len(state.rows), 1)
+        return state.x + 0.1 * state.gradient
 
     end, taken = ascend(
         Distance().eval(),
@@ -223,10 +211,8 @@ def test_each_image_stops_at_its_own_step(chunk: int) -> None:
     )
 
 
-def test_without_an_end_every_image_takes_every_step_and_the_view_is_what_the_network_sees() -> (
-    None
-):
-    """The view doubles x: the gradient of -(2 x)^2 / 2 is -4 x; it knows rows and step."""
+def test_view_is_the_networks_input_at_every_step() -> None:
+    """The view doubles x: the gradient of -(2 x)^2 / 2 is -4 x."""
     x, calls = photos(3, size=2), []
 
     def view(x: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -237,7 +223,7 @@ def test_without_an_end_every_image_takes_every_step_and_the_view_is_what_the_ne
         Distance().eval(),
         x,
         target_objective(torch.zeros(3, dtype=torch.int64)),
-        lambda turn: turn.x + 0.1 * turn.gradient,
+        lambda state: state.x + 0.1 * state.gradient,
         steps=3,
         view=view,
         chunk=2,
@@ -248,8 +234,8 @@ def test_without_an_end_every_image_takes_every_step_and_the_view_is_what_the_ne
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25, 1e-37])
-def test_a_unit_has_length_one_however_small_the_gradient(scale: float) -> None:
-    """The squares of 1e-25 are 0 in float32: a norm taken of them alone would make a step of 1e13."""
+def test_unit_length_is_1_for_gradients_of_any_size(scale: float) -> None:
+    """The squares of 1e-25 underflow in float32, so that their plain norm is wrong."""
     direction = photos(4, size=3).float()
     direction[2] = 0
     got = unit_length(scale * direction)
@@ -257,29 +243,27 @@ def test_a_unit_has_length_one_however_small_the_gradient(scale: float) -> None:
     assert_close(got, direction / image_norms(direction).clamp_min(1e-30), "unit length")
 
 
-def test_limits_are_those_of_valid_pixels() -> None:
+def test_pixel_limits_are_black_and_white() -> None:
     low, high = pixel_limits(CROP, photos(1))
     assert_close(low.flatten(), (0 - np.array(CROP.mean)) / CROP.std, "pixel")
     assert_close(CROP.denormalise(high).flatten(), np.ones(3), "pixel")
 
 
 def draws(seed: int, shape: tuple[int, ...], jitter: int, steps: int) -> tuple[Tensor, Tensor]:
-    """The noise to begin with and the moves of a seed, in the order in which they are drawn."""
+    """The start noise and the shifts of a seed, in the order in which they are drawn."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(shape, generator=generator)
     return noise.double(), torch.randint(jitter + 1, (steps, 2), generator=generator)
 
 
-def test_the_moves_of_a_seed_do_not_depend_on_how_many_are_drawn() -> None:
+def test_shifts_of_a_seed_do_not_depend_on_their_number() -> None:
     for seed in range(5):
         long = draws(seed, (3, SIZE, SIZE), 16, 1000)[1]
-        assert all(
-            torch.equal(draws(seed, (3, SIZE, SIZE), 16, n)[1], long[:n]) for n in (1, 2, 7, 200)
-        )
+        for n in (1, 2, 7, 200):
+            assert torch.equal(draws(seed, (3, SIZE, SIZE), 16, n)[1], long[:n])
 
 
 # --- blur
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 3.3, 10.0])
@@ -291,7 +275,7 @@ def test_blur_is_scipys(shape: tuple[int, ...], sigma: float) -> None:
     assert_close(blur(x.float(), sigma), expected, "blur")
 
 
-def test_blur_by_nothing_and_what_cannot_be_blurred() -> None:
+def test_blur_with_sigma_0_is_a_copy_and_bad_arguments_raise() -> None:
     x = photos(1)
     assert torch.equal(blur(x, 0), x)
     assert blur(x, 0) is not x
@@ -305,8 +289,7 @@ def test_blur_by_nothing_and_what_cannot_be_blurred() -> None:
             blur(wrong, sigma)
 
 
-# --- what is refused
-# ------------------------------------------------------------------------------------------------
+# --- bad arguments
 
 
 def with_nan(x: Tensor, value: float = math.nan) -> Tensor:
@@ -337,26 +320,25 @@ def test_bad_images(name: str) -> None:
     x, message = BAD_IMAGES[name]
     with pytest.raises(ArgumentError, match=message):
         saliency_maps(tiny_vgg(), x, 0)
-    with pytest.raises(ArgumentError, match=message):
-        visualise(tiny_vgg(), [0] * len(x), start=x, steps=1) if len(
-            x
-        ) and x.ndim == 4 else saliency_maps(tiny_vgg(), x, 0)
+    if x.ndim == 4 and len(x):
+        with pytest.raises(ArgumentError, match=message):
+            visualise(tiny_vgg(), [0] * len(x), start=x, steps=1)
 
 
-def trained(*path: str) -> nn.Module:
+def in_train_mode(layer: str) -> nn.Module:
     network = tiny_vgg()
-    network.get_submodule(".".join(path)).train()
+    network.get_submodule(layer).train()
     return network
 
 
-def poisoned(value: float = math.nan) -> nn.Module:
+def with_weight(value: float) -> nn.Module:
     network = tiny_vgg()
     with torch.no_grad():
         network.classifier[0].weight[0, 0] = value
     return network
 
 
-def hollow() -> nn.Module:
+def without_last_layer() -> nn.Module:
     network = tiny_vgg()
     network.classifier[3].to("meta")
     return network
@@ -369,26 +351,54 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[RdfiaError], str]] =
         r"network itself is in train mode.*network\.eval\(\)",
     ),
     "one dropout": (
-        lambda: trained("classifier", "2"),
+        lambda: in_train_mode("classifier.2"),
         ArgumentError,
         r"classifier\.2 is in train mode",
     ),
     "NaN": (
-        poisoned,
+        lambda: with_weight(math.nan),
         WeightsError,
         r"classifier\.0\.weight holds NaN or infinity; load its weights again",
     ),
-    "infinity": (lambda: poisoned(-math.inf), WeightsError, r"classifier\.0\.weight holds NaN"),
+    "infinity": (lambda: with_weight(-math.inf), WeightsError, r"classifier\.0\.weight holds NaN"),
     "no last layer": (
-        hollow,
+        without_last_layer,
         WeightsError,
-        r"classifier\.3\.weight is not in these weights; see `rdfia assets",
+        r"classifier\.3\.weight is not in these weights, expected all layers; see `rdfia assets",
     ),
-    "nothing at all": (
+    "no weights": (
         lambda: tiny_vgg().to("meta"),
         WeightsError,
         r"features\.0\.weight is not in these weights",
     ),
+}
+
+
+# arguments that every function of a network, images and targets refuses
+BAD: dict[str, tuple[Callable[[], tuple[nn.Module, Any, Any]], type[RdfiaError], str]] = {
+    "0..255": (lambda: (tiny_vgg(), 255 * CROP.denormalise(GOOD), 0), ArgumentError, "normalise"),
+    "NaN image": (lambda: (tiny_vgg(), GOOD * math.nan, 0), ArgumentError, "NaN or infinity"),
+    "3-D": (lambda: (tiny_vgg(), GOOD[0], 0), ArgumentError, r"a single image is x\[None\]"),
+    "integer": (lambda: (tiny_vgg(), GOOD.long(), 0), ArgumentError, "torch.int64 of shape"),
+    "target 5": (lambda: (tiny_vgg(), GOOD, [0, 5]), ArgumentError, "classes 0 to 5"),
+    "target -1": (lambda: (tiny_vgg(), GOOD, [0, -1]), ArgumentError, "classes from 0"),
+    "three targets": (lambda: (tiny_vgg(), GOOD, [0, 1, 2]), ArgumentError, "for 2 images"),
+    "float target": (
+        lambda: (tiny_vgg(), GOOD, torch.zeros(2)),
+        ArgumentError,
+        r"target: torch.float32 .* expected one integer",
+    ),
+    "train mode": (
+        lambda: (tiny_vgg().train(), GOOD, 0),
+        ArgumentError,
+        r"call network\.eval\(\) first",
+    ),
+    "NaN weights": (
+        lambda: (with_weight(math.nan), GOOD, 0),
+        WeightsError,
+        r"classifier\.0\.weight holds NaN.*load its weights again",
+    ),
+    "no weights": (lambda: (tiny_vgg().to("meta"), GOOD, 0), WeightsError, "rdfia assets status"),
 }
 
 
@@ -403,7 +413,7 @@ def test_bad_networks(name: str, call: str) -> None:
     assert [parameter.requires_grad for parameter in network.parameters()] == flags
 
 
-def test_an_error_in_a_callers_function_leaves_the_network_as_it_was() -> None:
+def test_error_in_a_callback_leaves_the_network_unchanged() -> None:
     network = mixed()
     before = state(network)
 
@@ -412,7 +422,7 @@ def test_an_error_in_a_callers_function_leaves_the_network_as_it_was() -> None:
 
     whole: dict[str, Any] = {
         "objective": target_objective(torch.zeros(2, dtype=torch.int64)),
-        "update": lambda turn: turn.x,
+        "update": lambda state: state.x,
     }
     for where in ("objective", "update", "view", "finished"):
         with contextlib.suppress(ZeroDivisionError):
@@ -427,9 +437,7 @@ def test_these_tests_run_on_one_thread() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_one_value_that_is_not_finite_is_found_among_weights_of_all_types(
-    dtype: torch.dtype, value: float
-) -> None:
+def test_non_finite_weight_is_found_in_any_dtype(dtype: torch.dtype, value: float) -> None:
     network = nn.Module()
     network.register_parameter("empty", nn.Parameter(torch.empty(0, 3)))
     network.register_parameter(
@@ -445,11 +453,11 @@ def test_one_value_that_is_not_finite_is_found_among_weights_of_all_types(
     ascent.check_network(nn.ReLU().eval())
 
 
-def test_the_weights_are_looked_at_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = list[nn.Module]()
-    monkeypatch.setattr(ascent, "check_network", looks.append)
+def test_weights_are_checked_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = list[nn.Module]()
+    monkeypatch.setattr(ascent, "check_network", checked.append)
     saliency_maps(tiny_vgg().double(), photos(2), 1, kind="smoothgrad", samples=5)
-    assert len(looks) == 1
+    assert len(checked) == 1
 
 
 WORK: dict[str, Callable[[nn.Module], Any]] = {
@@ -462,7 +470,7 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_memory_that_runs_out_before_the_first_turn_is_said(
+def test_out_of_memory_before_the_first_step_raises_too_large(
     work: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:

@@ -50,7 +50,7 @@ def differences(network: nn.Module, x: Tensor, target: list[int], step: float = 
     return result
 
 
-def test_saliency_of_a_linear_network_is_its_weights() -> None:
+def test_saliency_of_a_linear_network_is_its_absolute_weights() -> None:
     network, weight = linear()
     x, target = photos(5, size=6), [0, 3, 1, 3, 2]
     assert_close(saliency_maps(network, x, target), weight[target].abs().amax(1), "gradient")
@@ -59,7 +59,7 @@ def test_saliency_of_a_linear_network_is_its_weights() -> None:
     assert_close(by_input, (weight[target] * x).abs().amax(1), "gradient")
 
 
-def test_saliency_by_finite_differences() -> None:
+def test_saliency_matches_finite_differences() -> None:
     network, x, target = tiny_vgg().double(), photos(3), [0, 2, 4]
     expected = differences(network, x, target)
     assert (expected != 0).double().mean() > 0.5  # a dead network would agree with anything
@@ -69,7 +69,7 @@ def test_saliency_by_finite_differences() -> None:
         (expected * x).abs().amax(1),
         "difference",
     )
-    # the mean over RGB, and the gradient of another logit
+    # planted faults: the mean over RGB, the gradient of another logit
     with pytest.raises(AssertionError, match="off"):
         assert_close(saliency_maps(network, x, target), expected.abs().mean(1), "difference")
     with pytest.raises(AssertionError, match="off"):
@@ -85,7 +85,7 @@ def test_shape_dtype_and_sign_of_maps(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_dtype_is_brought_to_the_networks(kind: Any) -> None:
+def test_images_are_converted_to_the_networks_dtype(kind: Any) -> None:
     network, x = tiny_vgg().double(), photos(2).float()
     assert_close(
         saliency_maps(network, x, 1, kind=kind),
@@ -107,13 +107,9 @@ def test_smoothgrad_without_noise_is_the_gradient() -> None:
 
 
 def test_smoothgrad_of_a_cubic_network_in_closed_form() -> None:
-    """E[3 (x + s e)^2] = 3 (x^2 + s^2); the mean of the absolute gradients or another s would be
-    seen.
-    """
-    x = (
-        torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
-        - 1
-    )
+    """E[3 (x + s e)^2] = 3 (x^2 + s^2)."""
+    generator = torch.Generator().manual_seed(1)
+    x = 2 * torch.rand(2, 3, 5, 5, generator=generator, dtype=torch.float64) - 1
     spread = 0.3 * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))[:, None, None, None]
     maps = saliency_maps(
         Cubic().eval(), x, 0, kind="smoothgrad", samples=2000, noise=0.3, space=None
@@ -124,9 +120,7 @@ def test_smoothgrad_of_a_cubic_network_in_closed_form() -> None:
 
 
 def test_smoothgrad_averages_before_the_absolute_value() -> None:
-    """On an odd function's gradient at 0 the signs cancel: the mean of d x^2 / d x = 2 (x + noise)
-    is 2 x.
-    """
+    """The mean of d x^2 / d x = 2 (x + noise) is 2 x: at x = 0 the signs cancel."""
 
     class Square(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +136,7 @@ def test_smoothgrad_averages_before_the_absolute_value() -> None:
     assert abs(float(maps[0, 0, 0]) - 2) < 0.05
 
 
-def test_smoothgrad_is_seeded_and_images_do_not_meet() -> None:
+def test_smoothgrad_depends_on_the_seed_and_not_on_the_batch() -> None:
     network, x = tiny_vgg().double(), photos(3)
     draw = [
         saliency_maps(network, x, 1, kind="smoothgrad", samples=3, seed=seed) for seed in (5, 5, 6)
@@ -159,10 +153,8 @@ def test_smoothgrad_is_seeded_and_images_do_not_meet() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 79])
-def test_frozen_parameters_save_a_third(size: int) -> None:
-    """Forward + gradient of the image is twice a forward; with trainable weights, what a plain loop
-    does, thrice.
-    """
+def test_frozen_parameters_save_a_third_of_the_flops(size: int) -> None:
+    """The image's gradient costs two forward passes in all; with trainable weights, three."""
     network = networks.build("squeezenet1_1", num_classes=5, seed=0).eval()
     x = photos(2, size=size).float()
     forward = 2 * sum(networks.flops("squeezenet1_1", size).values())
@@ -181,13 +173,13 @@ def test_frozen_parameters_save_a_third(size: int) -> None:
         image = x.clone().requires_grad_()
         network(image)[:, 0].sum().backward()
 
-    assert counted(trainable) == 3 * forward  # the planted fault: the gate above would be red
+    assert counted(trainable) == 3 * forward  # the planted fault
 
 
-def test_two_locks_keep_the_cost_down_and_without_both_it_is_seen(
+def test_flops_rise_only_without_frozen_parameters_and_with_a_full_backward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Frozen parameters are one, asking for the gradient of x alone the other."""
+    """Each of the two is enough: frozen parameters, or the gradient of x alone."""
     network, x = tiny_vgg(), photos(2).float()
     forward = counted(lambda: network(x))
 
@@ -205,13 +197,13 @@ def test_two_locks_keep_the_cost_down_and_without_both_it_is_seen(
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_network_comes_back_untouched(name: str) -> None:
+def test_network_is_unchanged(name: str) -> None:
     network = mixed()
     before = state(network)
     assert {True, False} == set(before["flags"].values())
     CALLS[name](network, photos(2))
     assert state(network) == before
-    with pytest.raises(ArgumentError, match="target"):  # an error on the way
+    with pytest.raises(ArgumentError, match="target"):  # also after an error
         saliency_maps(network, photos(2), [0, 6])
     assert state(network) == before
 
@@ -235,8 +227,8 @@ def test_bad_targets(name: str) -> None:
         saliency_maps(tiny_vgg(), GOOD, target)
 
 
-def test_an_own_space_is_the_judge_of_the_range() -> None:
-    x = HALF.normalise(torch.zeros(1, 3, SIZE, SIZE))  # -1: fine for both
+def test_space_sets_the_valid_range() -> None:
+    x = HALF.normalise(torch.zeros(1, 3, SIZE, SIZE))  # -1: valid in both spaces
     white = CROP.normalise(torch.ones(1, 3, SIZE, SIZE))  # up to 2.64
     assert saliency_maps(tiny_vgg(), x, 0, space=HALF).shape == (1, SIZE, SIZE)
     assert saliency_maps(tiny_vgg(), white, 0).shape == (1, SIZE, SIZE)
@@ -245,7 +237,7 @@ def test_an_own_space_is_the_judge_of_the_range() -> None:
     assert saliency_maps(tiny_vgg(), 100 * white, 0, space=None).shape == (1, SIZE, SIZE)
 
 
-def test_logits_of_another_shape() -> None:
+def test_output_that_is_not_b_x_classes_is_refused() -> None:
     with pytest.raises(ArgumentError, match="expected logits B x classes"):
         saliency_maps(tiny_vgg().features, GOOD, 0)
 

@@ -1,9 +1,8 @@
-"""Scores of saliency maps, in closed form: known networks, known waves, known masks."""
+"""Scores of saliency maps against closed forms: known networks, waves and masks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from rdfia.data.images import CROP
-from rdfia.errors import ArgumentError, RdfiaError, WeightsError
+from rdfia.errors import ArgumentError
 from rdfia.gradients.saliency_scores import (
     FRACTIONS,
     area_under_curve,
@@ -29,14 +28,13 @@ from rdfia.gradients.saliency_scores import (
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
+from tests.unit.gradients.test_ascent import BAD
 
 MODES = ("deletion", "insertion")
 
 
 class Weighing(nn.Module):
-    """Probability of class 1 is 1/2 plus the mean of weight * x over pixels and colours: a known,
-    linear function.
-    """
+    """The probability of class 1 is linear: 1/2 plus the mean of weight * x."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -55,25 +53,17 @@ def weighing(size: int = 10, seed: int = 0) -> Weighing:
 
 
 def photos(n: int, size: int = 10, seed: int = 0) -> Tensor:
-    return (
-        torch.rand(
-            n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
-        * 2
-        - 1
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.rand(n, 3, size, size, generator=generator, dtype=torch.float64) - 1
 
 
 def maps_of(n: int, size: int = 10, seed: int = 1) -> Tensor:
-    return torch.rand(
-        n, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, size, size, generator=generator, dtype=torch.float64)
 
 
 def block_order(values: np.ndarray, block: int) -> list[tuple[slice, slice]]:
-    """The blocks of a map, H x W, by their means, the largest first; those of equal mean in reading
-    order.
-    """
+    """The blocks of a map, H x W, by mean, largest first; equal means keep the reading order."""
     corners = [
         (i, j) for i in range(0, len(values), block) for j in range(0, values.shape[1], block)
     ]
@@ -84,7 +74,7 @@ def block_order(values: np.ndarray, block: int) -> list[tuple[slice, slice]]:
 def curve_by_hand(
     network: Weighing, x: np.ndarray, order: list[tuple[slice, slice]], base: np.ndarray, mode: str
 ) -> np.ndarray:
-    """Block by block in numpy: P after each share of the blocks was replaced, or came."""
+    """The probability after each share of the blocks was deleted or inserted, in numpy."""
     weight, n, values = network.weight.detach().numpy(), len(order), list[float]()
     for share in FRACTIONS:
         first = np.zeros(x.shape[1:], dtype=bool)
@@ -96,7 +86,6 @@ def curve_by_hand(
 
 
 # --- deletion, insertion
-# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -104,7 +93,7 @@ def curve_by_hand(
 @pytest.mark.parametrize(
     ("size", "block"), [(5, 1), (10, 1), (10, 2), (10, 3), (10, 4), (10, 7), (10, 10)]
 )
-def test_curves_of_a_linear_probability_by_hand(
+def test_curves_of_a_linear_probability_match_a_loop_by_hand(
     mode: Any, size: int, block: int, infill: Any
 ) -> None:
     network, x, maps = weighing(size), photos(4, size), maps_of(4, size)
@@ -118,18 +107,15 @@ def test_curves_of_a_linear_probability_by_hand(
         base = np.zeros_like(blurred) if infill == "mean colour" else blurred
         expected = curve_by_hand(network, x[row].numpy(), order, base, mode)
         assert_close(got[row], expected, "probability")
-        if block < size:  # a planted fault: the least salient first
+        if block < size:  # a planted fault: the least salient block first
+            wrong = curve_by_hand(network, x[row].numpy(), order[::-1], base, mode)
             with pytest.raises(AssertionError, match="off"):
-                assert_close(
-                    got[row],
-                    curve_by_hand(network, x[row].numpy(), order[::-1], base, mode),
-                    "probability",
-                )
+                assert_close(got[row], wrong, "probability")
     complement = pixel_curve(network, x, [0, 0, 0, 0], maps, **common)
     assert_close(got + complement, np.ones_like(got), "probability")
 
 
-def test_deletion_of_a_white_image_is_the_share_that_is_left() -> None:
+def test_deletion_of_a_white_image_is_linear_in_the_share() -> None:
     network = Weighing(torch.full((3, 10, 10), 0.25, dtype=torch.float64)).eval()
     white = torch.ones(2, 3, 10, 10, dtype=torch.float64)
     got = pixel_curve(network, white, 1, maps_of(2), mode="deletion", infill="mean colour")
@@ -142,9 +128,7 @@ def test_deletion_of_a_white_image_is_the_share_that_is_left() -> None:
 @pytest.mark.parametrize("block", [1, 3, 16])
 @pytest.mark.parametrize("infill", ["blurred", "mean colour"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_ends_of_a_curve_are_the_image_and_the_infill(
-    mode: Any, infill: Any, block: int
-) -> None:
+def test_ends_of_a_curve_are_the_image_and_the_infill(mode: Any, infill: Any, block: int) -> None:
     network, x = tiny_vgg().double(), photos(3, 16)
     got = pixel_curve(network, x, [0, 1, 2], maps_of(3, 16), mode=mode, infill=infill, block=block)
     base = gaussian_filter1d(gaussian_filter1d(x.numpy(), 10.0, axis=2), 10.0, axis=3) * (
@@ -159,8 +143,8 @@ def test_the_ends_of_a_curve_are_the_image_and_the_infill(
     assert_close(got[:, -1], ends[1], "probability")
 
 
-def test_the_map_of_the_gains_is_better_than_random_order_and_than_its_reverse() -> None:
-    """Rearrangement: where each pixel adds a known amount, no order has a lower deletion curve."""
+def test_true_order_has_the_lowest_deletion_curve() -> None:
+    """Where each pixel adds a known amount, the order of these amounts is the best one."""
     network, x = weighing(), photos(3)
     gains = (network.weight.detach() * x).sum(1)
     common: dict[str, Any] = {"mode": "deletion", "infill": "mean colour"}
@@ -171,12 +155,12 @@ def test_the_map_of_the_gains_is_better_than_random_order_and_than_its_reverse()
     assert (best < random).all()
     assert (random < worst).all()
     curve = pixel_curve(network, x, 1, gains, **common)
-    # convex: what is left matters less and less
+    # convex: each further pixel changes the probability less
     assert (np.diff(curve, n=2, axis=1) >= -1e-12).all()
 
 
 @pytest.mark.parametrize("block", [1, 3, 5])
-def test_blocks_of_equal_mean_go_in_reading_order(block: int) -> None:
+def test_blocks_of_equal_mean_keep_the_reading_order(block: int) -> None:
     network, x = weighing(), photos(1)
     rows, columns = np.indices((10, 10)) // block
     reading = -(rows * 10.0 + columns)[None]
@@ -184,10 +168,8 @@ def test_blocks_of_equal_mean_go_in_reading_order(block: int) -> None:
     assert np.array_equal(flat, pixel_curve(network, x, 1, reading, mode="deletion", block=block))
 
 
-def test_a_block_is_ranked_by_its_mean_and_not_by_its_largest_value_or_sum() -> None:
-    """7 x 7 pixels in blocks of 4: a block of 4 x 4 with a peak, and one of 3 x 3 at the corner
-    with a higher mean.
-    """
+def test_blocks_are_ranked_by_their_mean() -> None:
+    """Not by maximum or sum: a 4 x 4 block with a peak, a 3 x 3 block with a higher mean."""
     peak = torch.zeros(1, 7, 7)
     peak[0, 0, 0], peak[0, 4:, 4:] = 100.0, 10.0  # means 6.25 and 10, sums 100 and 90
     network, x = weighing(7), photos(1, 7)
@@ -201,13 +183,9 @@ def test_a_block_is_ranked_by_its_mean_and_not_by_its_largest_value_or_sum() -> 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_curves_of_a_batch_are_those_of_each_image(mode: Any) -> None:
-    network, x, maps, target = (
-        tiny_vgg().double(),
-        photos(5, 16),
-        maps_of(5, 16),
-        torch.tensor([0, 1, 2, 3, 4]),
-    )
+def test_curves_do_not_depend_on_the_batch(mode: Any) -> None:
+    network, x, maps = tiny_vgg().double(), photos(5, 16), maps_of(5, 16)
+    target = torch.arange(5)
     together = pixel_curve(network, x, target, maps, mode=mode)
     for chunk in (1, 2, 5):
         assert_close(
@@ -230,8 +208,8 @@ def test_only_the_order_of_a_map_matters() -> None:
     assert np.array_equal(curves[0], curves[2])
 
 
-def test_shares_of_pixels_are_counted_exactly() -> None:
-    """0.55 * 100 is 55.00000000000001: no 56th pixel."""
+def test_number_of_blocks_is_exact() -> None:
+    """0.55 * 100 is 55.00000000000001, which is 55 pixels and not 56."""
     network = Weighing(torch.full((3, 10, 10), 0.25, dtype=torch.float64)).eval()
     shares = [i / 100 for i in range(101)]
     got = pixel_curve(
@@ -246,18 +224,23 @@ def test_shares_of_pixels_are_counted_exactly() -> None:
     assert_close(got[0], 0.75 - 0.25 * np.array(shares), "probability")
 
 
-def test_area_by_hand() -> None:
-    assert_close(area_under_curve([[1.0, 0.5, 0.0]], [0, 0.5, 1]), np.array([0.5]), "score")
-    assert_close(area_under_curve([[1.0, 1.0], [0.0, 1.0]], [0, 1]), np.array([1.0, 0.5]), "score")
-    # a mean height, whatever the span
-    assert_close(area_under_curve([[0.0, 1.0, 1.0]], [0, 0.1, 0.2]), np.array([0.75]), "score")
-    squares = np.array(FRACTIONS) ** 2
-    # the trapezoid rule's own error
-    assert_close(area_under_curve(squares), np.asarray(1 / 3 + 0.05**2 / 6), "score")
+@pytest.mark.parametrize(
+    ("curve", "fractions", "area"),
+    [
+        ([[1.0, 0.5, 0.0]], [0, 0.5, 1], [0.5]),
+        ([[1.0, 1.0], [0.0, 1.0]], [0, 1], [1.0, 0.5]),
+        ([[0.0, 1.0, 1.0]], [0, 0.1, 0.2], [0.75]),  # a mean height, for any span
+        # x^2, with the error of the trapezoid rule
+        ([[share**2 for share in FRACTIONS]], FRACTIONS, [1 / 3 + 0.05**2 / 6]),
+    ],
+    ids=["line", "two curves", "short span", "parabola"],
+)
+def test_area_under_curve_by_hand(curve: Any, fractions: Any, area: list[float]) -> None:
+    assert_close(area_under_curve(curve, fractions), np.array(area), "score")
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (8, 8), (5, 9)])
-def test_centre_prior(shape: tuple[int, int]) -> None:
+def test_centre_prior_is_symmetric_and_falls_from_the_centre(shape: tuple[int, int]) -> None:
     prior = centre_prior(*shape)
     assert prior.shape == shape
     assert_close(prior, prior.flip(0), "score")
@@ -273,7 +256,6 @@ def test_centre_prior(shape: tuple[int, int]) -> None:
 
 
 # --- noise
-# ----------------------------------------------------------------------------------------------------------
 
 
 def board(size: int = 8) -> np.ndarray:
@@ -321,7 +303,7 @@ def test_high_frequency_share_of_white_noise() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 1e-30, 1e30, -7.0])
 def test_flat_maps_have_no_noise_no_mask_and_no_order(value: float) -> None:
-    """0.1 has no exact mean: what rounding leaves must not be taken for a wave, or for an object."""
+    """The mean of values of 0.1 is rounded: the difference is neither a wave nor an object."""
     flat = np.full((2, 33, 17), value)
     flat[1] *= 1 + 1e-15
     assert high_frequency_share(flat).tolist() == [0.0, 0.0]
@@ -330,32 +312,25 @@ def test_flat_maps_have_no_noise_no_mask_and_no_order(value: float) -> None:
     assert np.isnan(rank_correlation(flat, maps_of(2, 33)[:, :, :17])).all()
 
 
-def test_noise_measures_are_free_of_scale() -> None:
-    maps = maps_of(3, 16).numpy()
-    for measure in (total_variation, high_frequency_share):
-        assert_close(measure(1e-6 * maps), measure(maps), "score")
-        assert_close(measure(torch.from_numpy(maps * 3e4)), measure(maps), "score")
+@pytest.mark.parametrize("measure", [total_variation, high_frequency_share])
+def test_noise_does_not_depend_on_scale_and_falls_with_blur(measure: Any) -> None:
+    maps = maps_of(3, 64).numpy()
+    assert_close(measure(1e-6 * maps), measure(maps), "score")
+    assert_close(measure(torch.from_numpy(maps * 3e4)), measure(maps), "score")
+    smooth = gaussian_filter1d(gaussian_filter1d(maps, 2.0, axis=1), 2.0, axis=2)
+    assert (measure(smooth) < 0.5 * measure(maps)).all()
 
 
-def test_smoother_maps_are_less_noisy() -> None:
-    noise = np.random.default_rng(0).random((1, 64, 64))
-    smooth = gaussian_filter1d(gaussian_filter1d(noise, 2.0, axis=1), 2.0, axis=2)
-    for measure in (total_variation, high_frequency_share):
-        assert (measure(smooth) < 0.5 * measure(noise)).all()
+# --- correlation, location, masks
 
 
-# --- likeness, masks
-# ------------------------------------------------------------------------------------------------
-
-
-def test_rank_correlation() -> None:
+def test_rank_correlation_depends_on_the_order_alone() -> None:
     a = maps_of(3, 32).numpy()
     assert_close(rank_correlation(a, a), np.ones(3), "score")
-    # the order alone
     assert_close(rank_correlation(a, torch.from_numpy(np.exp(5 * a))), np.ones(3), "score")
     assert_close(rank_correlation(a, -(a**3)), -np.ones(3), "score")
-    apart = rank_correlation(a, maps_of(3, 32, seed=9))
-    assert (np.abs(apart) < 5 / 32).all()  # five standard errors, 1 / sqrt(1024)
+    independent = rank_correlation(a, maps_of(3, 32, seed=9))
+    assert (np.abs(independent) < 5 / 32).all()  # five standard errors, 1 / sqrt(1024)
     by_hand = rank_correlation(np.array([[[1.0, 2], [3, 4]]]), np.array([[[1.0, 3], [2, 4]]]))
     # 1 - 6 sum d^2 / (n (n^2 - 1))
     assert_close(by_hand, np.array([1 - 6 * 2 / (4 * 15)]), "score")
@@ -394,7 +369,7 @@ def quarter(rows: int, columns: int, size: int = 16) -> np.ndarray:
 
 def test_localisation_by_hand() -> None:
     maps = np.zeros((4, 16, 16))
-    # the peak and three quarters of the sum lie at the top left
+    # the peak and three quarters of the sum are at the top left
     maps[:, 2, 3], maps[:, 12, 12] = 3.0, 1.0
     truth = np.stack([quarter(0, 0), quarter(1, 1), quarter(0, 1), np.ones((16, 16), dtype=bool)])
     got = localisation(maps, truth, blur_sigma=1.0)
@@ -405,9 +380,9 @@ def test_localisation_by_hand() -> None:
     assert_close(scaled["energy"], got["energy"], "score")
 
 
-def test_the_most_salient_point_is_that_of_the_blurred_map() -> None:
+def test_pointing_uses_the_blurred_map() -> None:
     maps = np.zeros((1, 16, 16))
-    maps[0, 2, 2], maps[0, 10:13, 10:13] = 3.0, 2.0  # a lone pixel, and a patch of nine
+    maps[0, 2, 2], maps[0, 10:13, 10:13] = 3.0, 2.0  # a single pixel, and a patch of nine
     found = [
         localisation(maps, quarter(1, 1)[None], sigma)["pointed"].item() for sigma in (0.0, 2.0)
     ]
@@ -431,7 +406,7 @@ def test_a_flat_map_points_nowhere(value: float) -> None:
     ],
     ids=["negative", "no batch", "two maps", "not bool"],
 )
-def test_maps_that_cannot_be_localised(maps: np.ndarray, truth: np.ndarray) -> None:
+def test_localisation_rejects_bad_maps(maps: np.ndarray, truth: np.ndarray) -> None:
     with pytest.raises(ArgumentError, match="not negative and a bool for each"):
         localisation(maps, truth)
 
@@ -440,71 +415,39 @@ def test_overlap_by_hand() -> None:
     found = np.zeros((4, 2, 4), dtype=bool)
     truth = np.zeros((4, 2, 4), dtype=bool)
     found[0, 0], truth[0, 0, 2:], truth[0, 1, 2:] = True, True, True  # 4 found, 4 true, 2 both
-    found[1, 0], truth[1] = True, True  # 4 of 8, all of them right
+    found[1, 0], truth[1] = True, True  # 4 found, all of them among the 8 true
     truth[2] = True  # nothing found
     got = mask_overlap(found, truth)
     assert_close(got["iou"], np.array([2 / 6, 0.5, 0.0, 0.0]), "score")
     assert_close(got["precision"], np.array([0.5, 1.0, 0.0, 0.0]), "score")
 
 
-# --- what is refused
-# ------------------------------------------------------------------------------------------------
+# --- bad arguments
 
 GOOD = photos(2, 16).float()
 MAPS = maps_of(2, 16)
-
-
-def poisoned() -> nn.Module:
-    network = tiny_vgg()
-    with torch.no_grad():
-        network.classifier[0].weight[0, 0] = math.nan
-    return network
-
-
-BAD: dict[str, tuple[Callable[[], tuple[Any, ...]], type[RdfiaError], str]] = {
-    "0..255": (lambda: (tiny_vgg(), GOOD * 100, 0, MAPS), ArgumentError, "normalise"),
-    "NaN image": (lambda: (tiny_vgg(), GOOD * math.nan, 0, MAPS), ArgumentError, "NaN or infinity"),
-    "3-D": (lambda: (tiny_vgg(), GOOD[0], 0, MAPS), ArgumentError, r"x\[None\]"),
-    "integer": (lambda: (tiny_vgg(), GOOD.long(), 0, MAPS), ArgumentError, "torch.int64"),
-    "target 5": (lambda: (tiny_vgg(), GOOD, [0, 5], MAPS), ArgumentError, "classes 0 to 5"),
-    "target -1": (lambda: (tiny_vgg(), GOOD, [0, -1], MAPS), ArgumentError, "classes from 0"),
-    "three targets": (lambda: (tiny_vgg(), GOOD, [0, 1, 2], MAPS), ArgumentError, "for 2 images"),
-    "float target": (
-        lambda: (tiny_vgg(), GOOD, torch.zeros(2), MAPS),
-        ArgumentError,
-        "expected one integer",
-    ),
-    "train mode": (
-        lambda: (tiny_vgg().train(), GOOD, 0, MAPS),
-        ArgumentError,
-        r"network\.eval\(\)",
-    ),
-    "NaN weights": (lambda: (poisoned(), GOOD, 0, MAPS), WeightsError, "load its weights again"),
-    "meta weights": (lambda: (tiny_vgg().to("meta"), GOOD, 0, MAPS), WeightsError, "assets status"),
-    "three maps": (
-        lambda: (tiny_vgg(), GOOD, 0, maps_of(3, 16)),
-        ArgumentError,
-        "B x 3 x H x W and B x H x W",
-    ),
-    "maps of another size": (
-        lambda: (tiny_vgg(), GOOD, 0, maps_of(2, 8)),
-        ArgumentError,
-        "and B x H x W",
-    ),
-    "maps in colour": (
-        lambda: (tiny_vgg(), GOOD, 0, GOOD),
-        ArgumentError,
-        "maps: shape .2, 3, 16, 16.",
-    ),
-    "NaN maps": (lambda: (tiny_vgg(), GOOD, 0, MAPS * math.nan), ArgumentError, "maps: .*finite"),
-}
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case: str) -> None:
     make, error, message = BAD[case]
     with pytest.raises(error, match=message):
-        pixel_curve(*make(), mode="deletion")
+        pixel_curve(*make(), MAPS, mode="deletion")
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (maps_of(3, 16), "x of B x 3 x H x W and maps of B x H x W"),
+        (maps_of(2, 8), "and maps of B x H x W"),
+        (GOOD, "maps: shape .2, 3, 16, 16."),
+        (MAPS * math.nan, "maps: .*finite"),
+    ],
+    ids=["three maps", "another size", "in colour", "NaN"],
+)
+def test_bad_maps_of_curves(maps: Tensor, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        pixel_curve(tiny_vgg(), GOOD, 0, maps, mode="deletion")
 
 
 @pytest.mark.parametrize(
@@ -527,7 +470,7 @@ def test_bad_settings_of_curves(settings: dict[str, Any], message: str) -> None:
         pixel_curve(tiny_vgg(), GOOD, 0, MAPS, **({"mode": "deletion"} | settings))
 
 
-def test_a_space_of_ones_own() -> None:
+def test_space_sets_the_valid_range() -> None:
     wide = 50 * GOOD
     with pytest.raises(ArgumentError, match="pass the Preprocess that made x as space="):
         pixel_curve(tiny_vgg(), wide, 0, MAPS, mode="deletion", space=CROP)
@@ -560,7 +503,7 @@ def test_bad_maps(maps: Any) -> None:
             score(maps)
 
 
-def test_maps_of_other_images_are_not_compared() -> None:
+def test_rank_correlation_rejects_maps_of_different_shapes() -> None:
     for other in (np.ones((3, 16, 16)), np.ones((2, 16, 15))):
         with pytest.raises(ArgumentError, match="expected maps of the same images"):
             rank_correlation(MAPS, other)

@@ -1,4 +1,4 @@
-"""Class visualisation against steps computed by hand, and each image on its own."""
+"""Class visualisation against steps by hand, and independence of the images in a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.tolerances import assert_close
 from tests.unit.gradients.test_ascent import CALLS, HALF, SIZE, draws, linear, photos
 
 
-def test_nothing_of_the_callers_is_changed() -> None:
+def test_arguments_are_unchanged() -> None:
     x = photos(2)
     x.requires_grad_()
     before = x.detach().clone()
@@ -36,15 +36,15 @@ def test_nothing_of_the_callers_is_changed() -> None:
     assert torch.equal(start, photos(2))
 
 
-def test_progress_is_told_of_the_chunks() -> None:
-    told: list[tuple[int, str]] = []
+def test_progress_gets_the_number_of_chunks() -> None:
+    calls: list[tuple[int, str]] = []
 
     def progress(parts: Iterable[Any], total: int, name: str) -> Iterator[Any]:
-        told.append((total, name))
+        calls.append((total, name))
         yield from parts
 
     end = visualise(tiny_vgg(), [0, 1, 2, 3, 4], steps=1, size=SIZE, chunk=2, progress=progress).x
-    assert told == [(3, "input gradients")]
+    assert calls == [(3, "input gradients")]
     assert torch.equal(end, visualise(tiny_vgg(), [0, 1, 2, 3, 4], steps=1, size=SIZE, chunk=2).x)
 
 
@@ -63,9 +63,7 @@ def by_hand(
     blur_every: int = 10,
     space: Preprocess = CROP,
 ) -> Tensor:
-    """The lab's recipe on one image, as it is told: the image itself is rolled, and rolled back
-    after the step.
-    """
+    """The lab's recipe on one image: it rolls the image, takes the step and rolls it back."""
     x = start.clone()
     for step in range(steps):
         shift = tuple(moves[step].tolist())
@@ -90,7 +88,9 @@ def by_hand(
 @pytest.mark.parametrize("penalty", ["squared", "norm"])
 @pytest.mark.parametrize("unit_step", [False, True])
 @pytest.mark.parametrize("from_photo", [False, True])
-def test_visualisation_by_hand(unit_step: bool, from_photo: bool, penalty: Any) -> None:
+def test_visualisation_matches_the_recipe_by_hand(
+    unit_step: bool, from_photo: bool, penalty: Any
+) -> None:
     network, start = tiny_vgg().double(), photos(1)
     noise, moves = draws(3, (3, SIZE, SIZE), 5, 12)
     expected = by_hand(
@@ -121,10 +121,8 @@ def test_visualisation_by_hand(unit_step: bool, from_photo: bool, penalty: Any) 
     assert torch.equal(got.start[0], start[0] if from_photo else noise)
 
 
-def test_the_recipe_by_hand_is_told_apart_from_others() -> None:
-    """Planted faults: moved the other way, blurred at another step, the other sign of the penalty,
-    a unit step.
-    """
+def test_other_recipes_do_not_match() -> None:
+    """Planted faults: other shifts, another blur, another sign of the penalty, a unit step, ..."""
     network = tiny_vgg().double()
     noise, moves = draws(3, (3, SIZE, SIZE), 5, 12)
     got = visualise(network, [2], seeds=3, l2=1e-2, lr=0.7, steps=12, jitter=5, size=SIZE).x[0]
@@ -155,7 +153,7 @@ def test_the_recipe_by_hand_is_told_apart_from_others() -> None:
 
 
 def test_visualisation_of_a_linear_network_in_numpy() -> None:
-    """x <- clip(x + lr (W rolled back - 2 lambda x)): no autograd at all."""
+    """x <- clip(x + lr (W rolled back - 2 lambda x)), without autograd."""
     network, weight = linear(size=6)
     noise, moves = draws(0, (3, 6, 6), 3, 4)
     x = noise.numpy()
@@ -172,9 +170,7 @@ def test_visualisation_of_a_linear_network_in_numpy() -> None:
 
 
 def test_jitter_is_undone_exactly() -> None:
-    """With no gradient and no blur, an image that is moved 25 times is still the same, to the last
-    bit.
-    """
+    """Without gradient and blur, 25 shifted steps leave the image equal to the last bit."""
     network = tiny_vgg().double()
     with torch.no_grad():
         network.classifier[3].weight.zero_()
@@ -197,10 +193,8 @@ def test_the_penalty_shrinks_the_image() -> None:
     assert (norms[1] < 0.8 * norms[0]).all()
 
 
-def test_the_norm_as_penalty_pulls_as_hard_at_any_brightness() -> None:
-    """With no gradient of the score the image shrinks by lr * l2 a step, towards grey, and at 0 it
-    stays.
-    """
+def test_norm_penalty_does_not_depend_on_brightness() -> None:
+    """Without a gradient of the score each step shortens the image by lr * l2; 0 stays 0."""
     network = tiny_vgg().double()
     with torch.no_grad():
         network.classifier[3].weight.zero_()
@@ -218,7 +212,7 @@ def test_the_norm_as_penalty_pulls_as_hard_at_any_brightness() -> None:
     assert torch.equal(got.x[2], start[2])
 
 
-def test_the_score_rises_and_pixels_stay_valid() -> None:
+def test_score_rises_and_pixels_stay_valid() -> None:
     network = tiny_vgg().double()
     got = visualise(network, list(range(5)), lr=0.5, steps=30, jitter=2, size=SIZE, unit_step=True)
     with torch.no_grad():
@@ -231,8 +225,8 @@ def test_the_score_rises_and_pixels_stay_valid() -> None:
     assert float(pixels.max()) < 1 + 1e-12
 
 
-def test_a_batch_of_different_settings_is_each_alone() -> None:
-    """Rows with fewer steps draw the same moves as alone, and stop at their own step."""
+def test_images_with_different_settings_do_not_depend_on_the_batch() -> None:
+    """Images with fewer steps draw the same shifts as alone, and stop at their own step."""
     network = tiny_vgg().double()
     settings: dict[str, Any] = {
         "target": [0, 3, 3, 1, 4],
@@ -255,7 +249,7 @@ def test_a_batch_of_different_settings_is_each_alone() -> None:
         assert torch.equal(visualise(network, **scalar, size=SIZE, jitter=5).x, alone.x)
 
 
-def test_a_batch_from_photos_is_each_alone() -> None:
+def test_images_from_photos_do_not_depend_on_the_batch() -> None:
     network, start = tiny_vgg().double(), photos(3)
     settings: dict[str, Any] = {"jitter": 4, "blur_every": 3, "lr": 0.5}
     steps, seeds = torch.tensor([9, 2, 5]), torch.tensor([0, 1, 2])
@@ -274,7 +268,7 @@ def test_a_batch_from_photos_is_each_alone() -> None:
         assert_close(alone.x[0], together.x[row], "ascent")
 
 
-def test_the_same_seed_makes_the_same_image() -> None:
+def test_a_seed_determines_the_image() -> None:
     network = tiny_vgg().double()
     first, again, other = (
         visualise(network, [1], seeds=seed, steps=3, size=SIZE, jitter=3) for seed in (4, 4, 5)
@@ -327,8 +321,8 @@ def test_bad_settings_of_visualise(settings: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize(("steps", "passes"), [(4, 4), ([4, 4], 4), ([2, 4], 5)])
-def test_a_visualisation_takes_a_forward_pass_for_each_step(steps: Any, passes: int) -> None:
-    """Where some images have fewer steps, whether the last are done is asked after a look at them."""
+def test_number_of_forward_passes_is_the_number_of_steps(steps: Any, passes: int) -> None:
+    """Different numbers of steps cost one more pass, after the last step."""
     network, seen = tiny_vgg().double(), list[int]()
     network.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     visualise(network, [1, 2], steps=steps, size=SIZE, jitter=2)
