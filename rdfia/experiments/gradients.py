@@ -24,8 +24,9 @@ from rdfia.data.datasets import ImageSet
 from rdfia.data.images import Preprocess
 from rdfia.experiments import mosaics, visualisation
 from rdfia.experiments.pieces import shared_work
-from rdfia.experiments.visualisation import Setting
+from rdfia.experiments.visualisation import Drawn, Setting
 from rdfia.gradients import fooling, saliency, saliency_scores
+from rdfia.gradients.ascent import Progress
 from rdfia.models import networks
 
 P = ParamSpec("P")
@@ -133,7 +134,7 @@ class GradientBench:
     """Photos, networks and results that the checks of one network share."""
 
     def __init__(
-        self, title: str, photos: ImageSet, device: str, profile: str, progress: Any
+        self, title: str, photos: ImageSet, device: str, profile: str, progress: Progress | None
     ) -> None:
         self.title, self.setup, self.photos, self.progress = title, SETUPS[title], photos, progress
         self.full, self.device, self.space = profile == "full", device, SETUPS[title].space
@@ -323,12 +324,12 @@ class GradientBench:
         return right, still
 
     @once(lambda s: f"visualised, {s.reading}, weight {s.l2:g}, {s.steps} steps")
-    def drawn(self, setting: Setting) -> dict[str, Any]:
+    def drawn(self, setting: Setting) -> Drawn:
         """Pictures of a tarantula by one setting, one for each seed, and their measures."""
         return visualisation.draw_tarantulas(self, setting)
 
     @once(lambda start, unit_step: f"visualised, {start}{', unit step' * unit_step}")
-    def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
+    def regrown(self, start: str, unit_step: bool) -> Drawn:
         """Pictures of the classes of some photos, from `visualisation.PHOTO` or `NOISE`."""
         return visualisation.regrow(self, start, unit_step)
 

@@ -19,6 +19,7 @@ from rdfia.claims import intervals
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
 from rdfia.gradients import saliency, saliency_scores
+from rdfia.gradients.ascent import Progress
 
 FEW = 60  # fewer photos give too few mosaics for an interval: they are permuted eight times
 TRIES = 10
@@ -81,7 +82,7 @@ def localise(
     x: Tensor,
     labels: Tensor,
     rows: Tensor,
-    progress: Any = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Localised:
     """The scores `pointed`, `energy`, `iou` and `precision` of the maps of each mosaic's classes.

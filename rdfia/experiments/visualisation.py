@@ -15,7 +15,9 @@ from rdfia.claims import intervals, judge
 from rdfia.gradients import saliency_scores, visualisation
 
 if TYPE_CHECKING:
-    from rdfia.experiments.gradients import GradientBench, Network
+    from rdfia.experiments.gradients import AbsentNetwork, GradientBench, Network
+
+Drawn = dict[str, Any]  # pictures of a setting and their measures, by name
 
 TARANTULA = 76  # ImageNet's class index
 NOISE, PHOTO = "from noise", "from a photo"
@@ -107,13 +109,13 @@ def seeds_of(bench: GradientBench, unit_step: bool) -> list[int]:
     return list(bench.seeds)[: FEWER if unit_step else None]
 
 
-def draw_tarantulas(bench: GradientBench, setting: Setting) -> dict[str, Any]:
+def draw_tarantulas(bench: GradientBench, setting: Setting) -> Drawn:
     """The pictures of a tarantula by a setting, one for each seed, and their measures."""
     seeds = seeds_of(bench, setting.unit_step)
     return _draw(bench, [TARANTULA] * len(seeds), seeds, None, setting)
 
 
-def regrow(bench: GradientBench, start: str, unit_step: bool) -> dict[str, Any]:
+def regrow(bench: GradientBench, start: str, unit_step: bool) -> Drawn:
     """Pictures of the classes of `start_photos`, from these photos or from noise, with measures.
 
     Both starts use the same seeds; `photo` is the row of the photo of each picture.
@@ -142,7 +144,7 @@ def start_photos(bench: GradientBench, n: int) -> list[int]:
     return [snail, *(others[place] for place in places)]
 
 
-def mean_by_photo(found: Mapping[str, Any], key: str) -> np.ndarray:
+def mean_by_photo(found: Drawn, key: str) -> np.ndarray:
     """The mean of a measure over the seeds of each photo, which are no independent photos."""
     photos, values = found["photo"], np.asarray(found[key], dtype=float)
     return np.array([values[photos == photo].mean() for photo in dict.fromkeys(photos.tolist())])
@@ -154,7 +156,7 @@ def _draw(
     seeds: Sequence[int],
     start: Tensor | None,
     setting: Setting,
-) -> dict[str, Any]:
+) -> Drawn:
     made = visualisation.visualise(
         bench.network.module,
         target,
@@ -172,12 +174,12 @@ def _draw(
     return _measured(bench, made.x, made.start, torch.as_tensor(target))
 
 
-def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) -> dict[str, Any]:
+def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) -> Drawn:
     """The first two pictures before ("begin"), all after ("end"), and measures of each picture."""
     end, begin = (bench.space.denormalise(images).clamp(0, 1).cpu() for images in (x, start))
     rows = torch.arange(len(target))
 
-    def probabilities(network: Any, pixels: Tensor) -> np.ndarray:
+    def probabilities(network: Network | AbsentNetwork, pixels: Tensor) -> np.ndarray:
         return network(pixels)[rows, target].numpy()
 
     side, half = end.shape[-1], end.shape[-1] // 2
@@ -221,7 +223,7 @@ def further_judges(bench: GradientBench) -> list[Network]:
     return [network for network in bench.others if network.title != bench.setup.judge]
 
 
-def measures(measured: Mapping[str, Any]) -> dict[str, list[float]]:
+def measures(measured: Drawn) -> dict[str, list[float]]:
     """The measures without the pictures, one value for each seed, rounded to five digits."""
     return {
         name: [round(float(v), 5) for v in values]

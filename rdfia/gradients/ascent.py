@@ -53,8 +53,8 @@ def check_network(network: nn.Module) -> None:
     parameters = dict(network.named_parameters())
     if absent := [name for name, parameter in parameters.items() if parameter.is_meta]:
         raise WeightsError(
-            f"network: {absent[0]} is not in these weights, expected all layers; see `rdfia assets "
-            "status`"
+            f"network: {absent[0]} is not in these weights, expected all layers; see "
+            "`rdfia assets status`"
         )
     named = {name: p for name, p in parameters.items() if p.is_floating_point() and p.numel()}
     if not named:
@@ -64,8 +64,8 @@ def check_network(network: nn.Module) -> None:
     if not finite.all():  # one transfer to the host for all parameters
         name = [*named][finite.tolist().index(False)]
         raise WeightsError(
-            f"network: {name} holds NaN or infinity; load its weights again, see `rdfia assets "
-            "verify`"
+            f"network: {name} holds NaN or infinity; load its weights again, see "
+            "`rdfia assets verify`"
         )
 
 

@@ -23,10 +23,10 @@ from rdfia.experiments.gradients import (
     share_true,
     summary,
 )
-from rdfia.experiments.visualisation import Setting, measures
+from rdfia.experiments.visualisation import Drawn, Setting, measures
 from rdfia.gradients import fooling, saliency, saliency_scores
 from tests.accuracy import foolbox_peer, tme8_figures
-from tests.accuracy.tme8_figures import AT, ATTACK, Drawn
+from tests.accuracy.tme8_figures import AT, ATTACK
 
 STEPS = 100  # the lab's limit
 

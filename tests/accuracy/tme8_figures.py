@@ -12,10 +12,10 @@ from torch import Tensor
 from rdfia.claims.intervals import Estimate
 from rdfia.claims.registry import CLAIMS
 from rdfia.experiments.gradients import RADII, TREATMENTS, GradientBench
+from rdfia.experiments.visualisation import Drawn
 from rdfia.gradients import fooling, saliency, saliency_scores
 from rdfia.report import figures
 
-Drawn = dict[str, Any]  # what `GradientBench.drawn` returns: pictures and measures
 SHORT_NAME = {"the lab's step": "lab", "unit step": "unit"}
 SECOND = ("second network", "tarantulas", "easier to see")  # second of two checks with one figure
 AT = [f"{levels} / 255" for levels in RADII]
