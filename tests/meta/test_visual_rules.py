@@ -259,7 +259,10 @@ PHOTOS: dict[Callable[..., None], int] = {
 
 @cache
 def bench_for(n: int, plant: Plant) -> MadeBench:
-    """Checks with the same fault share a bench, so that its results are computed once."""
+    """Checks with the same fault share a bench: its results are computed once.
+
+    A fault that is planted again on its bench has to give the same results.
+    """
     return MadeBench(n)
 
 
@@ -297,11 +300,11 @@ def nothing(bench: MadeBench, patch: pytest.MonkeyPatch) -> None:
 
 
 def maps_of_another_photo(bench: MadeBench, patch: pytest.MonkeyPatch) -> None:
-    bench.kinds["gradient"] = bench.maps("gradient").roll(1, 0)
+    bench.kinds["gradient"] = gradients.GradientBench.maps(bench, "gradient").roll(1, 0)
 
 
 def least_salient_first(bench: MadeBench, patch: pytest.MonkeyPatch) -> None:
-    bench.kinds["gradient"] = -bench.maps("gradient")
+    bench.kinds["gradient"] = -gradients.GradientBench.maps(bench, "gradient")
 
 
 def centre_as_map(bench: MadeBench, patch: pytest.MonkeyPatch) -> None:
