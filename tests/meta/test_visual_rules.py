@@ -251,7 +251,7 @@ START = test_tme8.test_a_photo_is_a_better_start
 # photos that each check needs for a decided outcome; class visualisation starts from ten
 PHOTOS: dict[Callable[..., None], int] = {
     **dict.fromkeys((SALIENT, NOISY, SANITY), 40),
-    **dict.fromkeys((POINT, HEDGE, OBJECT), 24),
+    **dict.fromkeys((POINT, HEDGE, OBJECT), 16),
     **dict.fromkeys((FOOLING, RATE, SMALLER, THREAT), 140),
     **dict.fromkeys((GROWS, REG, CONTOURS, MORE, RATES, START), 16),
 }
@@ -781,7 +781,7 @@ def test_photo_and_noise_are_paired_by_class_and_seed(monkeypatch: pytest.Monkey
     bench = MadeBench(40)
     bench.network.module = Detector(stride=1).eval()  # jitter shifts textures by any distance
     bench.seeds = range(4)
-    monkeypatch.setattr(visualisation, "Setting", functools.partial(Setting, steps=40))
+    monkeypatch.setattr(visualisation, "Setting", functools.partial(Setting, steps=25))
     photo, noise = (
         visualisation.regrow(bench, start, False)
         for start in (visualisation.PHOTO, visualisation.NOISE)
