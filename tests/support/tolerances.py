@@ -127,7 +127,7 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
         1e-9, 1.1e-5, "float64 sums, stored with five digits"
     ),
     ("statistic", "cpu", "float64"): Tolerance(
-        0.0, 5e-2, "in hundreds of standard errors: five, one in two million"
+        0.0, 5e-2, "0.05 hundreds of standard errors: five, by chance once in two million"
     ),
 }
 
@@ -176,7 +176,7 @@ PARITY: dict[tuple[str, str], Tolerance] = {
 
 
 def assert_close(got: Any, expected: Any, quantity: str) -> None:
-    """Compares arrays or tensors by the row of TOLERANCES for `quantity`, device and dtype of `got`.
+    """Compares arrays or tensors by the row of TOLERANCES for `quantity` and `got`'s device, dtype.
 
     AssertionError: a value is too far off (the message has the worst one), shapes differ, or a
     value is not finite. KeyError: the table has no row; add one with its reason.
