@@ -30,7 +30,9 @@ class Planted:
     """Replaces subprocess.run: each call writes the output of pytest in one environment."""
 
     def __init__(self, *runs: Any, status: int = 0) -> None:
-        self.runs, self.status, self.environments = list(runs), status, []  # type: ignore[var-annotated]
+        self.runs = list(runs)
+        self.status = status
+        self.environments: list[dict[str, str]] = []
 
     def __call__(
         self, words: list[str], *, env: dict[str, str], **_: Any

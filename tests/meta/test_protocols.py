@@ -95,7 +95,8 @@ def test_depth_has_scope_report_only_with_the_last_layer(
 ) -> None:
     monkeypatch.setattr(transfer, "taps_for", lambda *_: list(accuracies))
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
-    claim, bounds = Claim(), CLAIMS["tme7.q8.depth"].bounds
+    claim = Claim()
+    bounds = CLAIMS["tme7.q8.depth"].bounds
     test_tme7.test_accuracy_against_depth(claim, bench(accuracies), "15-Scene", network)
     assert claim.record["scope"] == scope
     assert [
@@ -124,7 +125,8 @@ def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
 def test_best_is_judged_by_the_reports_best_and_our_aim(
     monkeypatch: pytest.MonkeyPatch, hits: int, outcomes: list[str]
 ) -> None:
-    right, row = np.arange(2985) < hits, {"recipe": "a", "C": 1.0, "validation": 0.9}
+    right = np.arange(2985) < hits
+    row = {"recipe": "a", "C": 1.0, "validation": 0.9}
     monkeypatch.setattr(test_tme7.best_recipe, "ablation", lambda _lab: ([row], "a", right))
     monkeypatch.setattr(test_tme7.best_recipe, "other_splits", lambda *_: [])
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
@@ -140,7 +142,8 @@ def test_best_is_judged_by_the_reports_best_and_our_aim(
 
 def test_recipe_is_the_cosine_of_centred_features() -> None:
     rng = np.random.default_rng(0)
-    x, train = [rng.normal(size=(12, 5)) for _ in range(2)], np.arange(8)
+    x = [rng.normal(size=(12, 5)) for _ in range(2)]
+    train = np.arange(8)
     recipe = best_recipe.Recipe("two parts", (224, 352), ("pyramid",), ("relu5_3",))
     parts = {name: rows @ rows.T for name, rows in zip(recipe.parts, x, strict=True)}
     centred = [rows - rows[train].mean(0) for rows in x]
@@ -158,7 +161,8 @@ def test_recipe_is_the_cosine_of_centred_features() -> None:
 def test_other_splits_keep_the_number_of_training_images_per_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    labels, seen = np.arange(60) % 3, list[np.ndarray]()
+    labels = np.arange(60) % 3
+    seen = list[np.ndarray]()
     rows = np.random.default_rng(0).normal(size=(60, 4)) + 3 * np.eye(3, 4)[labels]
     recipe = best_recipe.RECIPES[0]
     monkeypatch.setattr(

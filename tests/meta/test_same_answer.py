@@ -81,7 +81,8 @@ def test_outcomes_compares_conditions_and_verdicts_not_values(
 ) -> None:
     first = run_of({"bfloat16": "AVX-512"}, q1="reproduced", q2="contradicted", q3="reproduced")
     same = run_of({"bfloat16": "emulated"}, q1="reproduced", q2="contradicted", q3="reproduced")
-    same["records"][0]["measured"], same["records"][2]["verdict"] = 7.0, "deferred"
+    same["records"][0]["measured"] = 7.0
+    same["records"][2]["verdict"] = "deferred"
     condition = "condition bfloat16: AVX-512 and emulated"
     assert outcomes_of(tmp_path, first, same, capsys) == (
         0,

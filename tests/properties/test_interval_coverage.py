@@ -47,7 +47,8 @@ def answers(n: int, only_a: float, only_b: float) -> Iterator[tuple[Array, Array
 
     `only_a`, `only_b`: the share that only one of them has right.
     """
-    drawn, rng = np.empty(n), stream()
+    drawn = np.empty(n)
+    rng = stream()
     for _ in range(SETS):
         rng.random(out=drawn)
         a, b = drawn < only_a, drawn > 1 - only_b

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 USABLE = 0.9  # share of --minutes for checks; the rest is for the page and for wrong estimates
 PRIOR = 0.1  # weight of the expected pace, as a share of the session, beside the observed pace
 
 
-def machine_speed(device: str, dtype: Any) -> float:
+def machine_speed(device: str, dtype: torch.dtype) -> float:
     """GFLOP/s in `dtype`: the geometric mean of a matrix product and a convolution.
 
     The measurement takes about a second.
@@ -226,7 +229,8 @@ class Budget:
         pace = self.pace([*waiting, *self.finished])
         paid = self._finished_parts()
         labs = {lab.get(check, "") for check in self.finished}
-        chosen, candidates = set[str](), list(waiting)
+        chosen = set[str]()
+        candidates = list(waiting)
 
         def cost(check: str) -> float:
             return pace * sum(s for part, s in self._parts(check).items() if part not in paid)

@@ -243,8 +243,8 @@ class AccuracyRun:
         self._saved = time.monotonic()
 
     def _unfinished(self) -> str:
-        done, of = self.finished, len(self.items)
-        return f"{done} of {of} checks had ended" if done < of else ""
+        total = len(self.items)
+        return f"{self.finished} of {total} checks had ended" if self.finished < total else ""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -375,7 +375,8 @@ class ClaimCheck:
         finally:  # also when the result differs from its pin
             if (record := self.run.ledger.records.get(key)) and key not in self._records:
                 record.figures += self._figures
-                self._figures, self._records[key] = [], record
+                self._figures = []
+                self._records[key] = record
 
     def need(self, name: str) -> Any:
         """The located asset `name`; None for "gpu".
@@ -446,7 +447,8 @@ class Progress:
     interval = 30.0
 
     def __init__(self, run: AccuracyRun) -> None:
-        self.run, self.write = run, run.write
+        self.run = run
+        self.write = run.write
 
     def piece(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Inside, time counts for the shared piece of work `name` (see `AccuracyRun.piece`)."""

@@ -161,7 +161,8 @@ def gram_matrices(device: str, folder: Path) -> Results:
 
 @case("adam steps")
 def head(device: str, _: Path) -> Results:
-    rows, y = _random(24, 6), torch.arange(24) % 3
+    rows = _random(24, 6)
+    y = torch.arange(24) % 3
     config = heads.HeadConfig(epochs=2, batch=8)
     found = heads.train_head(rows.to(device), y.to(device), config=config, device=device)
     assert found.module.weight.device == torch.device(device)
@@ -270,7 +271,8 @@ def momentum_attack(device: str, _: Path) -> Results:
 def pieces_of_the_ascent(device: str, _: Path) -> Results:
     network, x = wide(device)
     ascent.check_network(network)
-    x, target = ascent.check_images(network, x, CROP), ascent.per_image(TARGET, 3, "target")
+    x = ascent.check_images(network, x, CROP)
+    target = ascent.per_image(TARGET, 3, "target")
     low, high = ascent.pixel_limits(CROP, x)
     with torch.no_grad():
         index, logit = ascent.target_logits(target, network(x), torch.arange(3))
@@ -394,7 +396,8 @@ def study(device: str, folder: Path) -> Results:
         run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device
     )
     trainer = runs.train_run(run, x, y, folder / "work", device=device)
-    losses, uint8 = trainer.losses, x.to(device)
+    losses = trainer.losses
+    uint8 = x.to(device)
     assert architecture.check_images(config.architecture, uint8, y.to(device)) is not None
     signals = health.health(losses, uint8, uint8, labels=y)
     return {
@@ -409,7 +412,8 @@ def study(device: str, folder: Path) -> Results:
 
 @case("bfloat16 losses")
 def digit_reader(device: str, folder: Path) -> Results:
-    x, y = _pixels(24, 1, 32), torch.arange(24) % 10
+    x = _pixels(24, 1, 32)
+    y = torch.arange(24) % 10
     recipe: dict[str, Any] = {"steps": 3, "batch": 8, "device": device, "lr": 1e-4}
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):

@@ -58,7 +58,8 @@ def test_unknown_check_takes_the_mean_and_no_costs_give_none() -> None:
 def test_without_costs_the_session_itself_gives_the_mean() -> None:
     found = budget(1 / USABLE, costs=Costs())
     assert isinstance(found.now, Time)
-    found.finished, found.now.at = {"one"}, 25.0
+    found.finished = {"one"}
+    found.now.at = 25.0
     found.clock.spent("one", 25.0)
     assert found.fits(["two", "three"], {}, {}) == {"two"}  # 35 s are left
 
