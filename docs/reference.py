@@ -30,4 +30,4 @@ def load_public_names() -> None:
 if __name__ == "__main__":
     load_public_names()
     pdoc.render.configure(show_source=False)
-    pdoc.pdoc("rdfia", output_directory=Path(sys.argv[1]))
+    pdoc.pdoc("rdfia", r"!rdfia\._", output_directory=Path(sys.argv[1]))

@@ -1,4 +1,6 @@
-"""Results do not depend on batch size, workers, threads, shards or the order of taps."""
+"""What may differ from machine to machine changes no result: batches, workers, threads, shards, the
+order of taps.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def reference(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Features by tap, computed one image at a time on one thread."""
+def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """One image at a time, on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     found = list(
@@ -45,10 +47,8 @@ def reference(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch_size", [2, 16, 64])
-def test_features_do_not_depend_on_batch_size_or_threads(
-    threads: int, batch_size: int, dtype: torch.dtype
-) -> None:
-    expected = reference(dtype)
+def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
+    expected = whole(dtype)
     backwards = dict(reversed(TAPS.items()))
     found = list(
         features.stream(
@@ -61,7 +61,7 @@ def test_features_do_not_depend_on_batch_size_or_threads(
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
 @pytest.mark.parametrize("ahead", [1, 64])
-def test_decoding_does_not_depend_on_workers(workers: int, ahead: int) -> None:
+def test_decoding(workers: int, ahead: int) -> None:
     decoded = torch.stack(list(staging.decode_images(PHOTOS, SMALL, workers, ahead)))
     assert torch.equal(
         decoded, torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
@@ -69,10 +69,10 @@ def test_decoding_does_not_depend_on_workers(workers: int, ahead: int) -> None:
 
 
 @pytest.mark.parametrize("batches_a_shard", [1, 3, 16])
-def test_extraction_does_not_depend_on_shards(
+def test_shards(
     batches_a_shard: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = reference(torch.float32)
+    expected = whole(torch.float32)
     monkeypatch.setattr(extraction, "BATCHES_A_SHARD", batches_a_shard)
     store = extraction.extract(
         tiny_vgg(), PHOTOS, TAPS, root=tmp_path, preprocess=SMALL, dtype=torch.float32, batch_size=4
@@ -86,19 +86,19 @@ def test_extraction_does_not_depend_on_shards(
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_gram_matrices_and_svm_do_not_depend_on_batch_size(threads: int, batch_size: int) -> None:
+def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> None:
     y = np.arange(37) % 3
     sums = {tap: svm.GramAccumulator(20, 37) for tap in TAPS}
     column_tiles.accumulate(
         tiny_vgg(), PHOTOS, TAPS, sums, preprocess=SMALL, dtype=torch.float32, batch_size=batch_size
     )
-    for tap, matrix in reference(torch.float32).items():
+    for tap, matrix in whole(torch.float32).items():
         wide = matrix.double().numpy()
         product = (wide[:20] @ wide.T).astype(np.float32)
         assert_close(
             np.hstack([sums[tap].gram, sums[tap].cross.T]).astype(np.float32), product, "gram"
         )
-        fits = []
+        said = []
         for one, rest in (
             (wide[:20] @ wide[:20].T, wide[20:] @ wide[:20].T),
             (sums[tap].gram, sums[tap].cross),
@@ -106,8 +106,8 @@ def test_gram_matrices_and_svm_do_not_depend_on_batch_size(threads: int, batch_s
             train, test = svm.span_coordinates(
                 *svm.normalise_gram(one, rest, (wide[20:] ** 2).sum(1))
             )
-            fits.append(svm.fit(train, y[:20], test, C=1.0, tol=1e-8))
-        one, other = fits
+            said.append(svm.fit(train, y[:20], test, C=1.0, tol=1e-8))
+        one, other = said
         assert_close(one.decision, other.decision, "decision")
         assert np.array_equal(
             one.predictions[decided(one.decision)], other.predictions[decided(one.decision)]
@@ -115,7 +115,7 @@ def test_gram_matrices_and_svm_do_not_depend_on_batch_size(threads: int, batch_s
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9])
-def test_input_gradients_do_not_depend_on_chunk_or_threads(threads: int, chunk: int) -> None:
+def test_input_gradients(threads: int, chunk: int) -> None:
     network = tiny_vgg()
     y = torch.arange(9) % 5
     assert_close(
