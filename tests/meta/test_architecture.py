@@ -15,6 +15,7 @@ from tests.meta.test_shape import ARROWS
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 TEXT = PAGE.read_text("utf-8")
+FOLDERS = ("rdfia", "tests", "benchmarks")  # where a moved name is looked for
 LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)\)")
 
 
@@ -65,7 +66,7 @@ def broken_links(text: str) -> list[str]:
         is_path = target.exists() and name.rstrip("/") in (path.rstrip("/"), target.name)
         if is_path or (target.is_file() and name in definitions(target)):
             continue
-        modules = (*ROOT.glob("rdfia/**/*.py"), *ROOT.glob("benchmarks/*.py"))
+        modules = (file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py")))
         homes = [str(file.relative_to(ROOT)) for file in modules if name in definitions(file)]
         broken.append(f"{name} is not in {path}; it is in: {', '.join(homes) or 'no module'}")
     return broken

@@ -84,7 +84,7 @@ def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Te
         result = network(sample)
     seed = torch.zeros_like(result)
     (gradient,) = torch.autograd.grad(result, sample, seed)
-    kept, back = result.detach().clone(), gradient.clone()
+    output, input_gradient = result.detach().clone(), gradient.clone()
 
     class Passes(torch.autograd.Function):
         @staticmethod
@@ -94,13 +94,13 @@ def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Te
                     f"captured for {tuple(sample.shape)}, got {tuple(x.shape)}, or another layout"
                 )
             sample.data.copy_(x)
-            kept.copy_(network(sample).detach())
-            return kept.detach()
+            output.copy_(network(sample).detach())
+            return output.detach()
 
         @staticmethod
         def backward(_ctx: Any, *seeds: Tensor) -> Tensor:
             with torch.enable_grad():
                 (found,) = torch.autograd.grad(network(sample), sample, seeds[0])
-            return back.copy_(found).detach()
+            return input_gradient.copy_(found).detach()
 
     return Passes.apply
