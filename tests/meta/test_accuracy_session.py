@@ -1,6 +1,4 @@
-"""Planted faults in small projects of their own: the accuracy session goes red when it should, and
-only then.
-"""
+"""The accuracy session in small projects with planted faults: it fails for each, and only then."""
 
 from __future__ import annotations
 
@@ -24,14 +22,15 @@ from rdfia.report import page as report_page
 from tests.support import claim_session
 
 ROOT = Path(__file__).parents[2]
-# an inner run must not import torch a second time
+# imported here, because an inner run must not import torch again
 PRELOADED = (assets, figures, report_page, matplotlib.figure)
 MEASURES = """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
     def test_total(claim):
         from rdfia.claims.intervals import exact_value
-        claim.measured({{"convolutions": exact_value({value})}}, weights="<script>alert(1)</script>")
+        found = {{"convolutions": exact_value({value})}}
+        claim.measured(found, weights="<script>alert(1)</script>")
 """
 NEEDS = """
     import pytest
@@ -42,7 +41,7 @@ NEEDS = """
 
 
 def pinned(outcome: str) -> dict[str, object]:
-    """The pin of MEASURES, as if it had come out so."""
+    """The pin of MEASURES with this outcome."""
     bounds = {"convolutions": CLAIMS["tme7.q1.total"].bounds["convolutions"]}
     row = {
         "outcome": outcome,
@@ -58,7 +57,7 @@ PIN = pinned("supported")
 
 @pytest.fixture(scope="session")
 def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without assets, but the checksums of what packages carry are computed once for all tests."""
+    """An empty cache folder, in which all tests share the checksums of installed packages."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -66,7 +65,7 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
 ) -> pytest.Pytester:
-    """An empty project with this one's conftest and settings, and no asset anywhere."""
+    """An empty project with our conftest.py and pytest settings, on a machine without assets."""
     settings = (ROOT / "pyproject.toml").read_text("utf-8")
     table = settings[settings.index("[tool.pytest.ini_options]") :].split("\n[", 2)
     pytester.makepyprojecttoml("[".join(table[:1]))
@@ -81,7 +80,7 @@ def project(
     return pytester
 
 
-# not the name of a real file: the whole suite has imported those
+# Not the name of a real file, because the suite has imported those.
 PLANTED = "tests/accuracy/test_tme7_planted.py"
 
 
@@ -106,7 +105,7 @@ def records(project: pytest.Pytester) -> dict[str, dict[str, object]]:
     return {record["key"]: record for record in run["records"]}
 
 
-def test_a_verdict_as_pinned_is_green_and_written(project: pytest.Pytester) -> None:
+def test_outcome_of_the_pin_passes_and_is_written(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=13)
     pin(project, PIN)
     result = run(project, "-m", "accuracy and tme7")
@@ -121,9 +120,7 @@ def test_a_verdict_as_pinned_is_green_and_written(project: pytest.Pytester) -> N
 
 
 @pytest.mark.parametrize("outcome", ["supported", "contradicted"])
-def test_an_outcome_that_differs_from_its_pin_is_red_in_either_direction(
-    project: pytest.Pytester, outcome: str
-) -> None:
+def test_outcome_other_than_the_pin_fails(project: pytest.Pytester, outcome: str) -> None:
     write(project, MEASURES, value=13 if outcome == "contradicted" else 12)
     pin(project, pinned(outcome))
     result = run(project)
@@ -137,7 +134,7 @@ def test_an_outcome_that_differs_from_its_pin_is_red_in_either_direction(
     )
 
 
-def test_becoming_undecided_is_shown_and_is_red_only_where_the_pin_was_clear(
+def test_becoming_undecided_fails_only_if_the_pin_was_far_from_the_bound(
     project: pytest.Pytester,
 ) -> None:
     write(
@@ -147,7 +144,8 @@ def test_becoming_undecided_is_shown_and_is_red_only_where_the_pin_was_clear(
     from rdfia.claims.intervals import proportion
     @pytest.mark.claim("tme8.q3.segmentation")
     def test_shares(claim):
-        claim.measured({{"share of a mask in the right quarter": proportion({count}, 100)}}, scope="substitute")
+        found = {{"share of a mask in the right quarter": proportion({count}, 100)}}
+        claim.measured(found, scope="substitute")
     """,
         "tests/accuracy/test_tme8_planted.py",
         count=64,
@@ -170,7 +168,7 @@ def test_becoming_undecided_is_shown_and_is_red_only_where_the_pin_was_clear(
     assert run(project).ret == 1
 
 
-def test_a_missing_pin_is_red_until_it_is_accepted(project: pytest.Pytester) -> None:
+def test_missing_pin_fails_until_accepted(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=12)
     assert run(project).ret == 1
     accepted = run(project, "--accept")
@@ -181,7 +179,7 @@ def test_a_missing_pin_is_red_until_it_is_accepted(project: pytest.Pytester) -> 
     assert run(project).ret == 0
 
 
-def test_a_check_without_time_is_deferred_counted_and_red_where_all_is_required(
+def test_check_that_does_not_fit_is_deferred_and_fails_under_require_all(
     project: pytest.Pytester,
 ) -> None:
     write(project, MEASURES, value=13)
@@ -189,7 +187,7 @@ def test_a_check_without_time_is_deferred_counted_and_red_where_all_is_required(
     costs = {"short": {"own": {"cpu float32": {"tme7.q1.total": 1e9}}}}
     (project.path / "reports" / "baseline" / "costs.json").write_text(json.dumps(costs))
     late = run(project, "--minutes", "0.1")
-    assert late.ret == 1  # nothing at all was measured
+    assert late.ret == 1  # nothing was measured
     late.stdout.fnmatch_lines(
         ["deferred*tme7.q1.total: it would take about * min here*--minutes 0.1*more minutes*"]
     )
@@ -202,7 +200,7 @@ def test_a_check_without_time_is_deferred_counted_and_red_where_all_is_required(
     assert run(project, "--minutes", "1e9").ret == 0
 
 
-def test_an_unavailable_asset_skips_unless_it_is_required(project: pytest.Pytester) -> None:
+def test_missing_asset_skips_unless_required(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=13)
     write(project, NEEDS, "tests/accuracy/test_tme7_animals.py")
     pin(project, PIN)
@@ -215,7 +213,7 @@ def test_an_unavailable_asset_skips_unless_it_is_required(project: pytest.Pytest
     required.stdout.fnmatch_lines(["*tme7.q3.animals: --require vgg16-full, but: *"])
 
 
-def test_a_run_that_measured_nothing_is_red(project: pytest.Pytester) -> None:
+def test_run_without_measurements_fails(project: pytest.Pytester) -> None:
     write(project, NEEDS)
     result = run(project, "-m", "accuracy")
     result.assert_outcomes(skipped=1)
@@ -225,11 +223,11 @@ def test_a_run_that_measured_nothing_is_red(project: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize(("every", "seen"), [(0.0, ["1 of 2 checks had ended", 1]), (60.0, None)])
-def test_what_was_measured_is_kept_while_a_run_goes_on(
+def test_records_are_saved_during_the_run(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, every: float, seen: object
 ) -> None:
-    """For a run that is killed; the planted fault: it is not written in between."""
-    monkeypatch.setattr(claim_session, "KEPT", every)
+    """A killed run leaves its records. The planted fault: none is saved before the end."""
+    monkeypatch.setattr(claim_session, "SAVE_EVERY", every)
     write(
         project,
         MEASURES
@@ -238,7 +236,8 @@ def test_what_was_measured_is_kept_while_a_run_goes_on(
         import json, pathlib
         kept = pathlib.Path("reports/latest/claims.json")
         run = json.loads(kept.read_text()) if kept.exists() else None
-        pathlib.Path("seen.json").write_text(json.dumps(run and [run["unfinished"], len(run["records"])]))
+        seen = run and [run["unfinished"], len(run["records"])]
+        pathlib.Path("seen.json").write_text(json.dumps(seen))
     test_maps = pytest.mark.claim("tme7.q4.conv1")(test_maps)
     """,
         value=13,
@@ -254,7 +253,7 @@ def test_what_was_measured_is_kept_while_a_run_goes_on(
     )
 
 
-def test_a_run_that_was_stopped_says_so(project: pytest.Pytester) -> None:
+def test_stopped_run_is_marked_unfinished(project: pytest.Pytester) -> None:
     write(
         project,
         MEASURES
@@ -278,21 +277,19 @@ def test_a_run_that_was_stopped_says_so(project: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("planted", [False, True])
-def test_ctrl_c_while_the_records_are_written_waits(
+def test_ctrl_c_is_delayed_while_records_are_written(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, planted: bool
 ) -> None:
     def stopped(folder: Path, ledger: Ledger) -> None:
         signal.raise_signal(signal.SIGINT)
         keep(folder, ledger)
 
-    # in the background: ignored
-    keep, usual = (
-        report_page.write_records_and_figures,
-        signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    keep = report_page.write_records_and_figures
+    # A background process ignores Ctrl-C, which would hide the fault.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(report_page, "write_records_and_figures", stopped)
-    if planted:  # nothing waits: then the records are lost
-        monkeypatch.setattr(claim_session, "_ctrl_c_waits", contextlib.nullcontext)
+    if planted:  # without the delay the records are lost
+        monkeypatch.setattr(claim_session, "_delayed_ctrl_c", contextlib.nullcontext)
     write(project, MEASURES, value=13)
     pin(project, PIN)
     try:
@@ -303,12 +300,12 @@ def test_ctrl_c_while_the_records_are_written_waits(
     assert (project.path / "reports" / "latest" / "claims.json").exists() is not planted
     if not planted:
         result.stdout.fnmatch_lines(
-            ["stopped before the page was drawn; python -m rdfia report * draws it"]
+            ["stopped before the page was written; python -m rdfia report * writes it"]
         )
         assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
 
 
-def test_a_crash_in_one_claim_still_writes_the_page(project: pytest.Pytester) -> None:
+def test_crash_in_one_claim_does_not_prevent_the_page(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=13)
     write(
         project,
@@ -331,7 +328,7 @@ def test_a_crash_in_one_claim_still_writes_the_page(project: pytest.Pytester) ->
 
 
 @pytest.mark.parametrize("body", ["pass", "pytest.skip('not today')"])
-def test_a_claim_without_a_record_is_red(project: pytest.Pytester, body: str) -> None:
+def test_claim_without_record_fails(project: pytest.Pytester, body: str) -> None:
     write(
         project,
         """
@@ -345,7 +342,7 @@ def test_a_claim_without_a_record_is_red(project: pytest.Pytester, body: str) ->
     run(project).assert_outcomes(failed=1)
 
 
-def test_a_recorded_verdict_is_shown_but_never_as_run(project: pytest.Pytester) -> None:
+def test_recorded_verdict_is_not_shown_as_measured(project: pytest.Pytester) -> None:
     write(
         project,
         """
@@ -379,8 +376,8 @@ def test_a_recorded_verdict_is_shown_but_never_as_run(project: pytest.Pytester) 
     }
 
 
-@pytest.mark.parametrize("wrong", [360, 420])  # a point less, and a point more
-def test_a_layer_that_has_other_images_right_is_red(project: pytest.Pytester, wrong: int) -> None:
+@pytest.mark.parametrize("wrong", [360, 420])  # one point of accuracy more, and one less
+def test_layer_with_other_right_images_fails(project: pytest.Pytester, wrong: int) -> None:
     write(
         project,
         """
@@ -407,13 +404,16 @@ def test_a_layer_that_has_other_images_right_is_red(project: pytest.Pytester, wr
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--require", "scene16"), "*--require scene16: not known; it takes all, gpu, *scene15*"),
+        (
+            ("--require", "scene16"),
+            "*--require scene16: unknown name; expected all, gpu, *scene15*",
+        ),
         (("--require", "gpu", "--device", "cpu"), "*--device cuda or --require gpu*"),
-        (("-m", "acuracy"), "*no marker acuracy*"),
+        (("-m", "acuracy"), "*unknown marker acuracy*"),
         (("--profile", "shrt"), "*invalid choice: 'shrt'*"),
     ],
 )
-def test_a_misspelt_option_is_a_usage_error(
+def test_misspelt_option_is_a_usage_error(
     project: pytest.Pytester, options: tuple[str, ...], message: str
 ) -> None:
     write(project, MEASURES, value=13)
@@ -422,21 +422,24 @@ def test_a_misspelt_option_is_a_usage_error(
     result.stderr.fnmatch_lines([message])
 
 
-def test_a_folder_implies_its_marker_and_one_without_is_refused(project: pytest.Pytester) -> None:
+def test_folder_implies_its_marker_and_unknown_folder_is_refused(project: pytest.Pytester) -> None:
     write(project, "    def test_one():\n        pass", "tests/unit/test_one.py")
     run(project, "-m", "unit").assert_outcomes(passed=1)
     run(project, "-m", "not unit").assert_outcomes(deselected=1)
     write(project, "    def test_two():\n        pass", "tests/slow/test_two.py")
     result = run(project)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*tests/slow/test_two.py: no marker for this folder*"])
+    result.stderr.fnmatch_lines(["*tests/slow/test_two.py: this folder has no marker*"])
 
 
 @pytest.mark.parametrize(
     ("mark", "message"),
-    [("tme17", "*'tme17' not found in `markers`*"), ("claim('tme7.q99')", "*no claim 'tme7.q99'*")],
+    [
+        ("tme17", "*'tme17' not found in `markers`*"),
+        ("claim('tme7.q99')", "*unknown claim 'tme7.q99'*"),
+    ],
 )
-def test_an_unknown_marker_or_claim_is_refused(
+def test_unknown_marker_or_claim_is_refused(
     project: pytest.Pytester, mark: str, message: str
 ) -> None:
     source = "    import pytest\n    @pytest.mark.{mark}\n    def test_it():\n        pass"
@@ -469,7 +472,7 @@ def global_state() -> tuple[object, ...]:
         ("torch.set_grad_enabled(False)", "torch's grad mode"),
     ],
 )
-def test_a_leak_of_global_state_is_red_and_undone(
+def test_changed_global_state_fails_and_is_restored(
     project: pytest.Pytester, leak: str, name: str
 ) -> None:
     before = global_state()
@@ -487,11 +490,11 @@ def test_a_leak_of_global_state_is_red_and_undone(
     )
     result = run(project)
     result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines([f"*leaked global state: {name};*"])
+    result.stdout.fnmatch_lines([f"*changed global state: {name};*"])
     assert global_state() == before
 
 
-def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.Pytester) -> None:
+def test_progress_is_printed_while_pytest_captures(project: pytest.Pytester) -> None:
     write(
         project,
         """
@@ -508,17 +511,15 @@ def test_progress_reaches_the_terminal_although_pytest_captures(project: pytest.
     pin(project, PIN)
     result = run(project)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*images: 1/2, about * s to go*", "*images: 2/2*", "reproduced*"])
+    result.stdout.fnmatch_lines(["*images: 1/2, about * s left*", "*images: 2/2*", "reproduced*"])
     result.stdout.no_fnmatch_line("captured")
 
 
 @pytest.mark.parametrize(("device", "failed"), [("auto", 1), ("cpu", 4)])
-def test_what_goes_on_with_a_warning_goes_on_in_a_session_on_a_device(
+def test_only_fallback_warnings_pass_and_only_on_a_device(
     device: str, failed: int, project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warnings are errors, but those after which work goes on eagerly or in parts, where there is a
-    CUDA device.
-    """
+    """Warnings are errors, except on a CUDA device: BatchReduced, GraphNotCaptured, UserWarning."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     write(
         project,
@@ -526,11 +527,12 @@ def test_what_goes_on_with_a_warning_goes_on_in_a_session_on_a_device(
     import warnings
     import pytest
     from rdfia.errors import BatchReduced, GraphNotCaptured
-    @pytest.mark.parametrize("kind", [BatchReduced, GraphNotCaptured, UserWarning, DeprecationWarning])
-    def test_goes_on(kind):
+    KINDS = [BatchReduced, GraphNotCaptured, UserWarning, DeprecationWarning]
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_warning(kind):
         warnings.warn("planted", kind)
     """,
-        "tests/unit/test_goes_on.py",
+        "tests/unit/test_warning.py",
     )
     run(project, f"--device={device}").assert_outcomes(
         passed=4 - failed, failed=failed, warnings=4 - failed

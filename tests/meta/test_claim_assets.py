@@ -1,6 +1,4 @@
-"""The table of claims names the assets that the tests ask for: `rdfia assets status` promises
-nothing else.
-"""
+"""Each claim lists the assets that its tests ask for, so that `rdfia assets status` is right."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ def names(node: ast.AST) -> set[str]:
 
 
 def needed(node: ast.AST) -> set[str]:
-    """The literals of `claim.need("...")` in a function."""
+    """The arguments of `claim.need("...")` in a function."""
     calls = (
         n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == "claim.need"
     )
@@ -39,11 +37,10 @@ def needed(node: ast.AST) -> set[str]:
 
 
 def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
-    """Each test's claim, and the assets that it names: in itself, in a constant or a helper of its
-    file that it uses.
+    """(claim, assets) of each test: those that it names, or a constant or function that it uses.
 
-    A network's name counts as its weights where `transfer.WEIGHTS` or a bench of TME 7 is used, a
-    title as its set-up where a lens of TME 8 or the data of TME 9 and 10 are; photos are judged by
+    With `transfer.WEIGHTS` or a bench of TME 7, a network's name counts as its weights. With the
+    fixtures `lens` and `gans`, a title counts as the assets of its set-up; GANs of photos also need
     SqueezeNet.
     """
     tree = ast.parse(source)
@@ -59,23 +56,26 @@ def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
     for name, test in functions.items():
         if not name.startswith("test_"):
             continue
-        used, said, found = names(test), words(test), set()
+        used = names(test)
+        texts = words(test)
+        found = set()
         for constant in sorted(used & set(constants)):
-            used, said = used | names(constants[constant]), said | words(constants[constant])
+            used |= names(constants[constant])
+            texts |= words(constants[constant])
         for helper in sorted(used & set(functions) - {name}):
             found |= needed(functions[helper])
-        found |= said & set(ASSETS)
+        found |= texts & set(ASSETS)
         if used & {"WEIGHTS", "scene_bench", "digit_bench"}:
-            found |= {transfer.WEIGHTS[word] for word in said & set(transfer.WEIGHTS)}
+            found |= {transfer.WEIGHTS[word] for word in texts & set(transfer.WEIGHTS)}
         if "lens" in used:
-            setups = [gradients.SETUPS[word] for word in said & set(gradients.SETUPS)]
+            setups = [gradients.SETUPS[word] for word in texts & set(gradients.SETUPS)]
             found |= {asset for setup in setups for asset in (setup.weights, setup.photos)}
         if "gans" in used:
-            data = [gans.SETUPS[word] for word in said & set(gans.SETUPS)]
+            data = [gans.SETUPS[word] for word in texts & set(gans.SETUPS)]
             found |= {setup.asset for setup in data} | {
                 "squeezenet1_1" for setup in data if setup.channels == 3
             }
-        for claim in sorted(said & set(CLAIMS)):
+        for claim in sorted(texts & set(CLAIMS)):
             yield claim, found
 
 
@@ -86,18 +86,18 @@ for path in SOURCES:
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_the_table_has_every_asset_that_a_test_of_the_claim_names(claim: str) -> None:
+def test_claim_lists_the_assets_of_its_tests(claim: str) -> None:
     declared = {*CLAIMS[claim].needs, *CLAIMS[claim].also}
     assert declared <= set(ASSETS)
     assert not set(CLAIMS[claim].needs) & set(CLAIMS[claim].also)
     assert NAMED[claim] - declared == set(), "missing in rdfia/claims/claims.json"
-    # where the whole network is at hand, a bench takes it in the place of its features
+    # a bench takes the full network, if it is available, in place of its features
     if claim.startswith("tme7."):
         whole = {asset.replace("-features", "-full") for asset in NAMED[claim]}
-        assert declared - NAMED[claim] - whole == set(), "no test of it names them"
+        assert declared - NAMED[claim] - whole == set(), "no test of the claim names them"
 
 
-def test_a_planted_need_is_seen_wherever_it_stands() -> None:
+def test_planted_needs_are_found() -> None:
     source = """
 CASES = {"a": ("squeezenet1_1", 1)}
 def bench(claim): claim.need("scene15"); print("digits")

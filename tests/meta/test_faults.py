@@ -1,6 +1,4 @@
-"""The rows of faults.json: each says of which code it is, and those of other code are not kept
-beside them.
-"""
+"""The rows of faults.json: each has the hash of its code, and rows of other code are removed."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ def rows(project: pytest.Pytester, before: str) -> dict[str, Any]:
     return found["rows"]
 
 
-def test_a_fault_without_time_is_deferred_and_named(project: pytest.Pytester) -> None:
+def test_fault_that_does_not_fit_is_deferred_and_listed(project: pytest.Pytester) -> None:
     (baseline := project.path / "reports" / "baseline").mkdir(parents=True)
     (project.path / "tests" / "faults" / "test_two.py").write_text(
         TEST + TEST.replace("test_two", "test_three")
@@ -59,7 +57,7 @@ def test_a_fault_without_time_is_deferred_and_named(project: pytest.Pytester) ->
     result.stdout.fnmatch_lines([f"deferred, about 1?? min: {name}two"])
 
 
-def test_rows_of_other_code_go(project: pytest.Pytester) -> None:
+def test_rows_of_other_code_are_removed(project: pytest.Pytester) -> None:
     row = {
         "tried": 1,
         "withstood": 1,
@@ -77,11 +75,11 @@ def test_rows_of_other_code_go(project: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"rows": 3}', '{"rows": {"a": 3}}'])
-def test_a_damaged_record_is_made_anew(project: pytest.Pytester, damaged: str) -> None:
+def test_damaged_record_is_replaced(project: pytest.Pytester, damaged: str) -> None:
     assert rows(project, damaged).keys() == {"new"}
 
 
-def test_the_page_takes_rows_with_and_without_their_code() -> None:
+def test_page_accepts_rows_with_and_without_code() -> None:
     row = {
         "tried": 1,
         "withstood": 1,

@@ -1,6 +1,4 @@
-"""The guard against the network: each way out is planted in a test of a project of its own, which
-has to fail.
-"""
+"""The network guard: tests of a small project try each way to another machine, and must fail."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import pytest
 from tests.faults.no_network import sitecustomize
 
 ROOT = Path(__file__).parents[2]
-FAR = "192.0.2.1"  # for documentation: no machine has it
+FAR = "192.0.2.1"  # reserved for documentation: no machine has this address
 WAYS = {
     "connect": f"tcp.connect(('{FAR}', 9))",
     "connect_ex": f"tcp.connect_ex(('{FAR}', 9))",
@@ -81,12 +79,12 @@ def test_child():
     subprocess.run([sys.executable, "-c", CODE], stderr=subprocess.DEVNULL)
 
 def test_grandchild():
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CODE!r}], stderr=subprocess.DEVNULL)"
-    subprocess.run([sys.executable, "-c", code])
+    run = f"subprocess.run([sys.executable, '-c', {CODE!r}], stderr=subprocess.DEVNULL)"
+    subprocess.run([sys.executable, "-c", f"import subprocess, sys; {run}"])
 
 def test_fork():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # later Pythons warn where there are threads, as torch's may be
+        warnings.simplefilter("ignore")  # later Pythons warn if there are threads
         child = os.fork()
     if not child:
         reach()
@@ -116,37 +114,37 @@ def run(project: pytest.Pytester, text: str) -> pytest.RunResult:
     return project.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:randomly", "tests/unit")
 
 
-def test_every_way_out_fails_its_test(project: pytest.Pytester) -> None:
+def test_every_network_call_fails_its_test(project: pytest.Pytester) -> None:
     cases = "\n".join(f"    pytest.param({code!r}, id={name!r})," for name, code in WAYS.items())
     test = "def test_way(code, sockets):\n    exec(code, globals(), sockets)\n"
     result = run(project, f"@pytest.mark.parametrize('code', [\n{cases}\n])\n{test}")
-    result.assert_outcomes(failed=len(WAYS), errors=len(WAYS))  # as it happens, and at its end
-    result.stdout.fnmatch_lines(
-        [f"*the test reached for another machine (socket.connect '{FAR}')*"]
-    )
+    result.assert_outcomes(failed=len(WAYS), errors=len(WAYS))  # at the call, and at the end
+    result.stdout.fnmatch_lines([f"*another machine (socket.connect '{FAR}')*"])
 
 
-def test_what_a_test_handles_or_leaves_to_others_fails_it_too(project: pytest.Pytester) -> None:
+def test_handled_errors_threads_and_child_processes_fail_the_test_too(
+    project: pytest.Pytester,
+) -> None:
     result = run(project, HANDLED)
     result.assert_outcomes(passed=5, errors=5)
     result.stdout.fnmatch_lines(
-        ["*reached for another machine: socket.getaddrinfo 'example.invalid'*"]
+        ["*contacted another machine: socket.getaddrinfo 'example.invalid'*"]
     )
 
 
-def test_this_machine_is_no_other_one(project: pytest.Pytester) -> None:
+def test_loopback_is_allowed(project: pytest.Pytester) -> None:
     result = run(project, LOOPBACK)
     result.assert_outcomes(passed=2)
 
 
-def test_the_guard_is_on_within_a_test_alone() -> None:
+def test_guard_is_on_during_a_test_only() -> None:
     assert sitecustomize.GUARD.on
     with sitecustomize.guarding("nowhere", KeyError):
         assert sitecustomize.GUARD.report == "nowhere"
     assert sitecustomize.GUARD.report not in ("", "nowhere")
 
 
-def test_a_child_has_the_site_customization_that_it_would_have_had(tmp_path: Path) -> None:
+def test_child_process_keeps_its_own_sitecustomize(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.customized = True\n")
     path = f"{Path(sitecustomize.__file__).parent}{os.pathsep}{tmp_path}"
     code = "import sys; print(customized, sys.modules['sitecustomize'].__file__)"

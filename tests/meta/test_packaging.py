@@ -1,6 +1,4 @@
-"""The files that set up a machine agree with each other, and a set-up that was cut off does not
-look finished.
-"""
+"""The packaging files agree with each other, and an interrupted set-up starts again."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ PARTNERS = {"2.6.0": "0.21.0", "2.13.0": "0.28.0", "2.14.1": "0.29.1"}
 
 
 def pins(text: str) -> dict[str, str]:
-    """Package -> version from the lines of a requirements file; a line that is no pin has no
-    version.
-    """
+    """Package -> version from a requirements file; "" for a line without a pin."""
     lines = (line.split(" #")[0].strip() for line in text.splitlines())
     found = {}
     for line in lines:
@@ -45,7 +41,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def problems(root: Path) -> list[str]:
-    """Everything in which the packaging files below `root` contradict each other."""
+    """A line for each contradiction between the packaging files below `root`."""
     text = {name: (root / name).read_text() for name in FILES}
     project = tomllib.loads(text["pyproject.toml"])["project"]
     constraints, carriers = pins(text["constraints.txt"]), pins(text["carriers.txt"])
@@ -104,7 +100,7 @@ def problems(root: Path) -> list[str]:
         Requirement(line) for line in project["dependencies"] if line.startswith("torch>=")
     )
     if f">={min(map(Version, dict(pairs)))}" != f"{lowest.specifier}.0":
-        found.append(f"tox.ini: no environment runs the lowest torch that is promised, {lowest}")
+        found.append(f"tox.ini: no environment runs the lowest torch of pyproject.toml, {lowest}")
 
     supported = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
     matrix = re.search(r"^ +python: (\[.*\])$", text[".github/workflows/ci.yml"], re.M)
@@ -117,7 +113,7 @@ def problems(root: Path) -> list[str]:
     ]
     stamp = re.search(r"^\$\(STAMP\):(.*)$", text["Makefile"], re.M)
     found += [
-        f"Makefile: a change of {name} does not set up again"
+        f"Makefile: a change of {name} does not repeat the set-up"
         for name in FILES[:3]
         if stamp is None or name not in stamp[1].split()
     ]
@@ -144,10 +140,8 @@ def problems(root: Path) -> list[str]:
     return found
 
 
-def test_a_wheel_has_every_module_and_every_table() -> None:
-    """Neither folders without `__init__.py` nor files of no pattern get into one, and nothing says
-    so.
-    """
+def test_wheel_has_every_file_of_the_package() -> None:
+    """setuptools silently leaves out folders without `__init__.py` and files without a pattern."""
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert setup["packages"]["find"] == {"include": ["rdfia*"], "namespaces": False}
     tracked = [
@@ -236,7 +230,7 @@ def test_packaging_files_agree() -> None:
         ),
     ],
 )
-def test_a_planted_disagreement_is_found(
+def test_planted_contradiction_is_found(
     tmp_path: Path, file: str, before: str, after: str, problem: str
 ) -> None:
     for name in FILES:
@@ -248,9 +242,9 @@ def test_a_planted_disagreement_is_found(
     assert any(problem in line for line in problems(tmp_path)), problems(tmp_path)
 
 
-# Stands in for python3 and for .venv/bin/python: answers the version check with the real one, makes
-# a "venv" that holds itself, and writes down what it was asked to install or to test. FAIL_AT names
-# the install that is cut off.
+# Replaces python3 and .venv/bin/python: the real Python answers the version check, a "venv" is a
+# copy of this script, and the file `log` lists what it should install or test. FAIL_AT selects the
+# install that fails.
 FAKE_PYTHON = f"""#!/bin/sh
 case "$*" in
 -c*) exec "{sys.executable}" "$@" ;;
@@ -274,7 +268,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(checkout: Path, *arguments: str, **environment: str) -> tuple[int, str, list[str]]:
-    """Exit status, output, and what was installed or tested."""
+    """(exit status, output, installs and tests) of `make`."""
     (checkout / "log").unlink(missing_ok=True)
     ours = ("MAKE", "MFLAGS", "RDFIA_", "PYTEST")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
@@ -294,13 +288,13 @@ def make(checkout: Path, *arguments: str, **environment: str) -> tuple[int, str,
     )
 
 
-def test_the_second_run_installs_nothing(checkout: Path) -> None:
+def test_second_run_installs_nothing(checkout: Path) -> None:
     status, output, log = make(checkout, "test")
     assert status == 0
     assert "can take several minutes" in output
     assert [line.split()[0] for line in log] == ["pip"] * 4 + ["pytest"]
     assert next(line for line in log if "torch" in line).endswith("torch==2.13.0"), (
-        "torch comes first and alone"
+        "torch must be installed first and alone"
     )
     assert "--no-deps" in next(line for line in log if "carriers.txt" in line)
     workers = "-n auto --maxprocesses 8 --dist worksteal --benchmark-disable"
@@ -314,7 +308,7 @@ def test_the_second_run_installs_nothing(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", ["setuptools", "torch==2.13.0", "-e .", "carriers.txt"])
-def test_a_set_up_that_was_cut_off_starts_again(checkout: Path, cut: str) -> None:
+def test_interrupted_set_up_starts_again(checkout: Path, cut: str) -> None:
     status, _, log = make(checkout, "test", FAIL_AT=cut)
     assert status != 0
     assert not any(line.startswith("pytest") for line in log)
@@ -323,13 +317,13 @@ def test_a_set_up_that_was_cut_off_starts_again(checkout: Path, cut: str) -> Non
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt", "carriers.txt"])
-def test_a_changed_pin_sets_up_again(checkout: Path, changed: str) -> None:
+def test_changed_pins_repeat_the_set_up(checkout: Path, changed: str) -> None:
     make(checkout, "setup")
     later = (checkout / ".venv/.rdfia-ready").stat().st_mtime + 10
     os.utime(checkout / changed, (later, later))
     assert len(make(checkout, "test", FAIL_AT="-e .")[2]) == 3
     assert not (checkout / ".venv/.rdfia-ready").exists(), (
-        "the old stamp would call a half-changed set-up ready"
+        "with the old stamp, a half-changed set-up would look finished"
     )
 
 
@@ -337,7 +331,7 @@ def test_a_changed_pin_sets_up_again(checkout: Path, changed: str) -> None:
     ("version", "refused"),
     [((3, 10), True), ((3, 11), False), ((3, 13), False), ((3, 14), True), ((4, 0), True)],
 )
-def test_the_version_of_python_is_checked_first(
+def test_python_version_is_checked_first(
     checkout: Path, version: tuple[int, int], refused: bool
 ) -> None:
     fake = f"import sys; sys.version_info = {(*version, 0, 'final', 0)}; exec(sys.argv.pop(1))"
@@ -348,16 +342,16 @@ def test_the_version_of_python_is_checked_first(
     status, output, log = make(checkout, "test")
     if refused:
         assert (status != 0, log) == (True, [])
-        assert f"is Python {version[0]}.{version[1]} and rdfia needs 3.11 to 3.13" in output
+        assert f"is Python {version[0]}.{version[1]}, rdfia needs 3.11 to 3.13" in output
         assert "make PYTHON=python3.12" in output
     else:
         assert (status, len(log)) == (0, 5)
 
 
-def test_a_python_that_is_not_there(checkout: Path) -> None:
+def test_missing_python_is_reported(checkout: Path) -> None:
     status, output, _ = make(checkout, "report", "PYTHON=python9.9")
     assert status != 0
-    assert "there is no 'python9.9' here" in output
+    assert "'python9.9' was not found" in output
 
 
 @pytest.mark.parametrize(
@@ -374,7 +368,7 @@ def test_a_python_that_is_not_there(checkout: Path) -> None:
         ("claims", 7, "claims"),
     ],
 )
-def test_ci_stops_at_the_phase_that_fails(
+def test_ci_stops_at_the_failing_phase(
     tmp_path: Path, failing: str, status: int, last: str
 ) -> None:
     bash = shutil.which("bash")
@@ -411,7 +405,7 @@ def test_ci_stops_at_the_phase_that_fails(
     order = ["setup", "test", "lint", "format", "types", "gate", "isa", "isa", "faults", "claims"]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (
-        "tests run without assets"
+        "only the claims may see the assets"
     )
     verdict = f"failed in {failing}" if failing else "all phases passed"
     assert re.search(rf"== {verdict}:\n  set-up +\d+ s  ok", done.stdout)

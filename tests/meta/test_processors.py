@@ -1,6 +1,4 @@
-"""Runs on other processors are compared: a test or a verdict that moves is named, and the exit
-status says so.
-"""
+"""The comparison of processors lists each outcome that differs, and its exit status is then 1."""
 
 from __future__ import annotations
 
@@ -29,10 +27,12 @@ def records(**verdicts: str) -> dict[str, Any]:
 
 
 class Planted:
-    """In the place of subprocess.run: writes what pytest would, an environment a call."""
+    """Replaces subprocess.run: each call writes the output of pytest in one environment."""
 
     def __init__(self, *runs: Any, status: int = 0) -> None:
-        self.runs, self.status, self.environments = list(runs), status, []  # type: ignore[var-annotated]
+        self.runs = list(runs)
+        self.status = status
+        self.environments: list[dict[str, str]] = []
 
     def __call__(
         self, words: list[str], *, env: dict[str, str], **_: Any
@@ -50,7 +50,7 @@ class Planted:
 
 
 @pytest.mark.parametrize(
-    ("words", "runs", "status", "exit_status", "said"),
+    ("words", "runs", "status", "exit_status", "expected"),
     [
         ([], [junit(a="passed", b="skipped")] * 2, 0, 0, "No outcome differs."),
         (
@@ -94,12 +94,12 @@ class Planted:
         ),
     ],
 )
-def test_an_outcome_that_moves_is_named(
+def test_changed_outcome_is_listed(
     words: list[str],
     runs: list[Any],
     status: int,
     exit_status: int,
-    said: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -108,23 +108,26 @@ def test_an_outcome_that_moves_is_named(
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
     assert processors.main(["--only", "default,avx2", *words]) == exit_status
     out = capsys.readouterr().out
-    assert said in out
+    assert expected in out
     assert out.startswith("| environment | variables |")
     first, second = planted.environments
-    # an environment is what its row says, whatever is set outside
+    # variables set outside are removed
     assert "OPENBLAS_CORETYPE" not in first
     assert second["OPENBLAS_CORETYPE"] == "Haswell"
     assert first["RDFIA_CACHE"] != second["RDFIA_CACHE"]
 
 
-def test_a_test_that_fails_after_it_passed_has_failed(tmp_path: Path) -> None:
+def test_error_in_teardown_replaces_passed(tmp_path: Path) -> None:
     (tmp_path / "junit.xml").write_text(
-        f"<testsuite>{CASE.format(name='a', body='')}{CASE.format(name='a', body='<error/>')}</testsuite>"
+        "<testsuite>"
+        + CASE.format(name="a", body="")
+        + CASE.format(name="a", body="<error/>")
+        + "</testsuite>"
     )
     assert processors.read_junit(tmp_path / "junit.xml") == {"tests.unit.test_a::a": "error"}
 
 
-def test_an_environment_that_is_not_known_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_environment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         processors.main(["--only", "avx3"])
-    assert "expected names of default, float32" in capsys.readouterr().err
+    assert "expected some of default, float32" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A record says no more than was measured: its scope, and what of the claim was out of reach."""
+"""The scope of a record is what was measured, and its note lists what was not."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ RECORDS = [row for path in RUNS for row in files.read_json(path)["records"]]
 
 
 class Claim:
-    """Stands in for the fixture: everything is here, nothing is taken from a record, what is
-    measured is kept.
-    """
+    """Replaces the fixture: every asset is available, nothing is recorded, `record` is the last."""
 
     profile, device = "full", "cpu"
 
@@ -40,14 +38,14 @@ class Claim:
         return False
 
     def same_images(self, *_stored: Any) -> None:
-        """The stored ones are of real layers."""
+        """Nothing: the baseline is of real layers."""
 
     def measured(self, found: dict[str, Any], **values: Any) -> None:
         self.record = {"found": found, **values}
 
 
 def bench(accuracies: dict[str, float] | None = None) -> Any:
-    """A bench of as many test images as 15-Scene has, whose curve is known."""
+    """A bench with 15-Scene's number of test images and these accuracies by layer."""
     labels = np.zeros(2985, dtype=int)
     return lambda _name, _path: SimpleNamespace(
         problem=SimpleNamespace(name="15-Scene", digits=False, y_test=labels, digest="0" * 64),
@@ -88,7 +86,7 @@ def bench(accuracies: dict[str, float] | None = None) -> Any:
         ),
     ],
 )
-def test_depth_is_the_reports_only_up_to_the_last_layer(
+def test_depth_has_scope_report_only_with_the_last_layer(
     monkeypatch: pytest.MonkeyPatch,
     network: str,
     accuracies: dict[str, float],
@@ -97,7 +95,8 @@ def test_depth_is_the_reports_only_up_to_the_last_layer(
 ) -> None:
     monkeypatch.setattr(transfer, "taps_for", lambda *_: list(accuracies))
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
-    claim, bounds = Claim(), CLAIMS["tme7.q8.depth"].bounds
+    claim = Claim()
+    bounds = CLAIMS["tme7.q8.depth"].bounds
     test_tme7.test_accuracy_against_depth(claim, bench(accuracies), "15-Scene", network)
     assert claim.record["scope"] == scope
     assert [
@@ -118,15 +117,16 @@ def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
     [
         (2850, ["supported", "undecided"]),  # 0.955
         (2870, ["supported", "supported"]),  # 0.961
-        (2797, ["supported", "undecided"]),  # 0.937: so many images cannot tell it from 0.945
+        (2797, ["supported", "undecided"]),  # 0.937: not distinguishable from 0.945
         (2770, ["supported", "contradicted"]),  # 0.928
         (2716, ["undecided", "contradicted"]),  # 0.910
     ],
 )
-def test_the_best_is_held_to_the_reports_best_and_to_our_aim(
+def test_best_is_judged_by_the_reports_best_and_our_aim(
     monkeypatch: pytest.MonkeyPatch, hits: int, outcomes: list[str]
 ) -> None:
-    right, row = np.arange(2985) < hits, {"recipe": "a", "C": 1.0, "validation": 0.9}
+    right = np.arange(2985) < hits
+    row = {"recipe": "a", "C": 1.0, "validation": 0.9}
     monkeypatch.setattr(test_tme7.best_recipe, "ablation", lambda _lab: ([row], "a", right))
     monkeypatch.setattr(test_tme7.best_recipe, "other_splits", lambda *_: [])
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
@@ -140,9 +140,10 @@ def test_the_best_is_held_to_the_reports_best_and_to_our_aim(
     assert CLAIMS["tme7.best"].scope == "ours"
 
 
-def test_a_recipe_is_the_cosine_of_centred_features() -> None:
+def test_recipe_is_the_cosine_of_centred_features() -> None:
     rng = np.random.default_rng(0)
-    x, train = [rng.normal(size=(12, 5)) for _ in range(2)], np.arange(8)
+    x = [rng.normal(size=(12, 5)) for _ in range(2)]
+    train = np.arange(8)
     recipe = best_recipe.Recipe("two parts", (224, 352), ("pyramid",), ("relu5_3",))
     parts = {name: rows @ rows.T for name, rows in zip(recipe.parts, x, strict=True)}
     centred = [rows - rows[train].mean(0) for rows in x]
@@ -157,10 +158,11 @@ def test_a_recipe_is_the_cosine_of_centred_features() -> None:
     )
 
 
-def test_other_splits_have_as_many_training_images_of_each_class(
+def test_other_splits_keep_the_number_of_training_images_per_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    labels, seen = np.arange(60) % 3, list[np.ndarray]()
+    labels = np.arange(60) % 3
+    seen = list[np.ndarray]()
     rows = np.random.default_rng(0).normal(size=(60, 4)) + 3 * np.eye(3, 4)[labels]
     recipe = best_recipe.RECIPES[0]
     monkeypatch.setattr(
@@ -184,7 +186,7 @@ def test_other_splits_have_as_many_training_images_of_each_class(
     assert min(found) > 0.7
 
 
-def test_the_short_profile_keeps_what_verdicts_read_and_no_more_columns_than_fit_its_time() -> None:
+def test_short_profile_has_the_layers_of_verdicts_and_few_columns() -> None:
     thresholds = files.read_json(REPORTS / "baseline" / "thresholds.json")
     stored = {tuple(key.split("/")[:2]): row["accuracy"] for key, row in thresholds.items()}
     columns = 0
@@ -196,7 +198,7 @@ def test_the_short_profile_keeps_what_verdicts_read_and_no_more_columns_than_fit
         assert taps == sorted(taps, key=transfer.TAPS[network].index)
         shapes = networks.activation_shapes(network)
         columns += sum(int(np.prod(shapes[tap])) for tap in taps)
-    # Table 1's last row, and the dense layers' substitute
+    # the last row of Table 1, and the substitute of the dense layers
     assert {"relu4_3", "pool5"} <= set(transfer.SHORT["vgg16"])
     assert transfer.SHORT["squeezenet1_1"][-1] == "logits"
-    assert columns < 1_400_000  # ten seconds for each 100,000, on two cores
+    assert columns < 1_400_000  # 100,000 take ten seconds on two cores

@@ -1,4 +1,4 @@
-"""The package keeps its shape: imports point one way, modules stay small, every claim has one home."""
+"""The shape of the package: imports point one way, modules are small, a claim has one test."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path.read_text("utf-8")
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-# What the modules of a room may import of other rooms, in the order in which data flows; errors and
-# _compat always.
+# The rooms that the modules of a room may import, in the order of the data flow. Every module may
+# import errors and _compat.
 ARROWS = {
     "device": "",
     "models": "",
@@ -29,15 +29,15 @@ ARROWS = {
     "report": "device data claims",
     "experiments": "device models data transfer gradients gans claims",
 }
-# Within a room, a module imports those that stand before it.
+# Within a room, a module may import those before it.
 ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
     "data": "files feature_store downloads assets jpeg images datasets",
     "transfer": "features svm column_tiles extraction heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
-    "gans": "architecture losses augmentation health config checkpoint training scores pixel_scores digit_classifier "
-    "runs",
+    "gans": "architecture losses augmentation health config checkpoint training scores "
+    "pixel_scores digit_classifier runs",
     "claims": "intervals judge registry record provenance ledger summary",
     "report": "environment figures blocks benchmarks page",
     "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gans",
@@ -45,7 +45,7 @@ ORDER = {
 BESIDE = {"experiments.gans": {"report.environment"}}  # a run's row says where it was made
 LABS = ("models", "transfer", "gradients", "gans")
 FREE = {"__main__", "__init__", "_rooms", "_former_names"}
-LARGEST = 205  # statements of a module
+LARGEST = 205  # limit of statements in a module
 LARGER = {
     "experiments.gans": 380,
     "gans.training": 235,
@@ -53,29 +53,22 @@ LARGER = {
     "report.figures": 220,
     "__main__": 215,
 }
-TME7 = """
-    q1.blocks q1.total q2.output q3.animals q4.conv1 q5.dataset q5.scratch q6.pretrained q8.depth q9.grey q10.head
-    q11.table1 q11.C q11.alexnet best bfloat16
-""".split()  # noqa: SIM905
-
-
-TME8 = """
-    q1.saliency q1.hedge q2.noise q3.segmentation q5.fooling q5.rate q6.threat q8.class q9.reg q9.contours q9.steps
-    q9.lr q10.init sanity smaller
-""".split()  # noqa: SIM905
-
-TME9 = """
-    q1.objective q3.saturating q4.default q4.antiphase q5.momentum q5.momentum_G q5.updates_D5 q5.updates_G5 q5.text14
-    q5.lr q5.nz better
-""".split()  # noqa: SIM905
-TME10 = "q6.objective q10.cdcgan q10.log q11.label q12.cgan q13.weights reader better".split()  # noqa: SIM905
+# The claims of each lab.
+LABS_CLAIMS = {
+    "tme7": "q1.blocks q1.total q2.output q3.animals q4.conv1 q5.dataset q5.scratch q6.pretrained "
+    "q8.depth q9.grey q10.head q11.table1 q11.C q11.alexnet best bfloat16",
+    "tme8": "q1.saliency q1.hedge q2.noise q3.segmentation q5.fooling q5.rate q6.threat q8.class "
+    "q9.reg q9.contours q9.steps q9.lr q10.init sanity smaller",
+    "tme9": "q1.objective q3.saturating q4.default q4.antiphase q5.momentum q5.momentum_G "
+    "q5.updates_D5 q5.updates_G5 q5.text14 q5.lr q5.nz better",
+    "tme10": "q6.objective q10.cdcgan q10.log q11.label q12.cgan q13.weights reader better",
+}
 
 
 def imports(module: str, source: str) -> set[str]:
-    """The modules of the package that a module imports, at its top or inside a function, but not
-    those for types.
-    """
-    tree, found = ast.parse(source), set()
+    """The modules of the package that `module` imports, also in functions; not for types only."""
+    tree = ast.parse(source)
+    found = set()
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -97,49 +90,41 @@ def imports(module: str, source: str) -> set[str]:
 
 
 def _module_of(name: str) -> str:
-    """The module that a dotted name lies in; a name that is none of a module's is one of a room's
-    front door.
-    """
+    """The module that defines a dotted name: the longest prefix that is a module or a room."""
     while name and name not in MODULES and f"{name}.__init__" not in MODULES:
         name = name.rpartition(".")[0]
     return name if name in MODULES else f"{name}.__init__".removeprefix(".")
 
 
 def wrong_arrows(module: str, source: str) -> set[str]:
-    """What a module imports and may not; also a room's front door, which hides from the module that
-    it needs.
+    """The modules that `module` imports but may not.
+
+    A room's `__init__` is one of them: to import it hides which module is needed.
     """
     room, _, name = module.rpartition(".")
     if module in FREE or name == "__init__":
         return set()
     before = ORDER.get(room, "").split()
     before = before[: before.index(name)] if name in before else []
-    allowed = (
-        {f"{room}.{one}" for one in before} | BESIDE.get(module, set()) | {"errors", "_compat"}
-    )
+    allowed = {f"{room}.{other}" for other in before} | BESIDE.get(module, set())
+    allowed |= {"errors", "_compat"}
     rooms = set(ARROWS.get(room, "").split())
     return {
-        one
-        for one in imports(module, source) - allowed
-        if one.endswith("__init__") or one.rpartition(".")[0] not in rooms
+        other
+        for other in imports(module, source) - allowed
+        if other.endswith("__init__") or other.rpartition(".")[0] not in rooms
     }
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
     room, _, name = module.rpartition(".")
-    known = (
-        name in {"__init__", *ORDER.get(room, "").split()}
-        if room
-        else module in FREE | {"errors", "_compat"}
-    )
-    assert known, (
-        f"rdfia/{module}: a new module: say in ORDER behind which ones of its room it stands"
-    )
+    known = {"__init__", *ORDER.get(room, "").split()} if room else FREE | {"errors", "_compat"}
+    assert name in known, f"rdfia/{module} is new: add it to ORDER in tests/meta/test_shape.py"
     assert wrong_arrows(module, MODULES[module]) == set()
 
 
-def test_every_module_that_is_named_is_there() -> None:
+def test_every_listed_module_exists() -> None:
     assert {f"{room}.{name}" for room, names in ORDER.items() for name in names.split()} <= set(
         MODULES
     )
@@ -157,12 +142,12 @@ def test_every_module_that_is_named_is_there() -> None:
         "def f():\n    from rdfia.claims import judge",
     ],
 )
-def test_a_planted_wrong_arrow_is_seen(source: str) -> None:
+def test_planted_wrong_import_is_found(source: str) -> None:
     assert wrong_arrows("transfer.svm", source) == {"claims.judge"}
     assert wrong_arrows("claims.ledger", source) == set()
 
 
-def test_a_module_that_stands_before_imports_none_behind_it_and_no_front_door() -> None:
+def test_later_module_of_the_room_and_room_itself_may_not_be_imported() -> None:
     assert wrong_arrows("transfer.features", "from rdfia.transfer import svm") == {"transfer.svm"}
     assert wrong_arrows("transfer.heads", "from rdfia.transfer import svm") == set()
     assert wrong_arrows("transfer.heads", "from rdfia.data import read_image") == {"data.__init__"}
@@ -170,7 +155,7 @@ def test_a_module_that_stands_before_imports_none_behind_it_and_no_front_door() 
 
 
 def statements(source: str) -> int:
-    """The number of statements, docstrings left out: a size that no formatter changes."""
+    """The number of statements without docstrings: a size that no formatter changes."""
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
     return sum(
         not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes
@@ -184,29 +169,28 @@ def test_statements_are_counted_without_docstrings() -> None:
     assert statements(source) == 3
 
 
-def test_the_package_stays_compact() -> None:
+def test_package_stays_compact() -> None:
     sizes = {module: statements(source) for module, source in MODULES.items()}
     assert {module: n for module, n in sizes.items() if n > LARGER.get(module, LARGEST)} == {}
     rooms = {
         room: sum(n for module, n in sizes.items() if module.partition(".")[0] == room)
         for room in ORDER
     }
-    # The four labs themselves.
+    # The four labs.
     assert sum(rooms[room] for room in LABS) < 2600, rooms
-    # What keeps a GPU busy, and handles memory that runs out.
+    # Devices and memory.
     assert rooms["device"] < 500, rooms
-    # The protocols of the labs: data, networks and scores put together.
+    # The protocols of the labs.
     assert rooms["experiments"] < 1100, rooms
-    # Files, data sets, claims, the page, the command line.
+    # Files, data sets, claims, the page and the command line.
     assert (
         sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2530
     )
 
 
 def test_every_claim_of_the_labs_is_in_the_table() -> None:
-    labs = {"tme7": TME7, "tme8": TME8, "tme9": TME9, "tme10": TME10}
-    named = [f"{lab}.{name}" for lab, names in labs.items() for name in names]
-    assert [name for name in named if name not in CLAIMS] == []
+    expected = {f"{lab}.{name}" for lab, names in LABS_CLAIMS.items() for name in names.split()}
+    assert expected - set(CLAIMS) == set()
     assert all(claim.id.startswith(f"{claim.lab}.") for claim in CLAIMS.values())
 
 
@@ -222,7 +206,7 @@ def test_every_claim_is_checked_in_exactly_one_file() -> None:
     assert {i: names for i, names in homes.items() if len(names) != 1} == {}
 
 
-def test_every_executable_answer_has_a_claim_and_only_those() -> None:
+def test_exactly_the_executable_answers_have_claims() -> None:
     labs = {claim.lab for claim in CLAIMS.values()}
     checked = {(claim.lab, claim.answer) for claim in CLAIMS.values() if claim.answer}
     answers = {

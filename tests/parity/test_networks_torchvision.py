@@ -1,6 +1,4 @@
-"""The layer tables against torchvision itself: names, geometry, order, shapes, counts and FLOPs, on
-the meta device.
-"""
+"""The layer tables equal torchvision's networks: names, geometry, order, shapes, counts, FLOPs."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# isort: skip - after rdfia.models.networks, which declares operators that may be missing
+# isort: skip - after rdfia.models.networks, which registers missing operators
 from torchvision import models
 
 from rdfia.models import networks
@@ -36,7 +34,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 def mismatch(layer: networks.Layer, module: nn.Module) -> str:
-    """What of a row is not so in torchvision's module; empty where all of it is."""
+    """How a row of the table differs from torchvision's module; "" if it does not."""
     if not isinstance(module, MODULES[layer.kind]):
         return f"{layer.name}: {type(module).__name__} is no {layer.kind}"
     want: dict[str, object] = {}
@@ -59,16 +57,10 @@ def mismatch(layer: networks.Layer, module: nn.Module) -> str:
                 "ceil_mode": layer.ceil,
             }
         case "avgpool":
-            got = (
-                module.output_size
-                if isinstance(module.output_size, tuple)
-                else (module.output_size,) * 2
-            )
-            return (
-                ""
-                if got == (layer.kernel,) * 2
-                else f"{layer.name}: output_size {got}, expected {layer.kernel}"
-            )
+            size = module.output_size
+            if size in (layer.kernel, (layer.kernel,) * 2):
+                return ""
+            return f"{layer.name}: output_size {size}, expected {layer.kernel}"
     wrong = {
         key: getattr(module, key) for key, value in want.items() if getattr(module, key) != value
     }
@@ -76,7 +68,7 @@ def mismatch(layer: networks.Layer, module: nn.Module) -> str:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_each_row_is_the_module_at_its_path(name: str) -> None:
+def test_each_row_equals_the_module_at_its_path(name: str) -> None:
     module = networks.build(name, device="meta")
     wrong = [
         mismatch(layer, module.get_submodule(layer.path))
@@ -95,16 +87,14 @@ def test_each_row_is_the_module_at_its_path(name: str) -> None:
         ({"out_channels": 65}, "out_channels"),
     ],
 )
-def test_a_wrong_row_is_found(change: dict[str, object], message: str) -> None:
+def test_planted_wrong_row_is_found(change: dict[str, object], message: str) -> None:
     row = vars(networks.ARCHITECTURES["alexnet"].layers[0]) | change
     module = networks.build("alexnet", device="meta")
     assert message in mismatch(networks.Layer(**row), module.get_submodule(str(row["path"])))
 
 
 def forward(name: str, size: int, see: Callable[[str, torch.Tensor], None]) -> None:
-    """One meta forward pass; `see` gets every module's path and output in the order in which they
-    are computed.
-    """
+    """One forward pass on the meta device; calls `see` with the path and output of each module."""
     module = networks.build(name, device="meta").eval()
 
     def hook(path: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
@@ -117,7 +107,7 @@ def forward(name: str, size: int, see: Callable[[str, torch.Tensor], None]) -> N
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_every_module_is_a_row_in_forward_order(name: str) -> None:
+def test_rows_are_the_modules_in_forward_order(name: str) -> None:
     seen: list[str] = []
     forward(name, 224, lambda path, _output: seen.append(path))
     assert [path for path in seen if path not in ("", "features", "classifier")] == [
@@ -132,8 +122,7 @@ def test_activation_shapes_at_any_size(name: str, size: int) -> None:
     forward(name, size, lambda path, output: seen.update({path: tuple(output.shape[1:])}))
     shapes = networks.activation_shapes(name, size)
     for layer in networks.ARCHITECTURES[name].layers:
-        # torchvision flattens before the classifier's first module; the table keeps C x H x W until
-        # a dense layer
+        # torchvision flattens before the classifier, the table before the first dense layer
         got = seen[layer.path]
         want = shapes[layer.name]
         if layer.name == "drop5":
@@ -142,7 +131,7 @@ def test_activation_shapes_at_any_size(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_published_counts(name: str) -> None:
+def test_counts_equal_the_published_ones(name: str) -> None:
     meta = WEIGHTS[name].meta
     assert sum(networks.count_by_formula(name).values()) == meta["num_params"]
     assert abs(sum(networks.flops(name).values()) / 2e9 - meta["_ops"]) < 1e-3
@@ -150,7 +139,7 @@ def test_published_counts(name: str) -> None:
 
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("size", [224, 160])
-def test_flops_against_torchs_counter(name: str, size: int) -> None:
+def test_flops_equal_torchs_counter(name: str, size: int) -> None:
     module = networks.build(name, device="meta").eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -166,7 +155,7 @@ def test_flops_against_torchs_counter(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_state_dict_names_are_torchvisions(name: str) -> None:
+def test_state_dict_names_equal_torchvisions(name: str) -> None:
     module = getattr(models, name)
     with torch.device("meta"):
         keys = list(module(weights=None).state_dict())

@@ -1,4 +1,4 @@
-"""What holds for every image: torchvision's pixels, and a normalisation that can be undone."""
+"""For every image: pixels equal torchvision's, and `denormalise` inverts `normalise`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rdfia.data.images import CROP, EFFICIENTNET_LITE0, LAB, Preprocess
 from tests.support.strategies import images
 
 register_missing_operators()
-from torchvision import transforms as T  # noqa: E402 - needs the operators
+from torchvision import transforms as T  # noqa: E402 - after the operators
 
 PRESETS = st.sampled_from([LAB, CROP, EFFICIENTNET_LITE0])
 
 
-@settings(deadline=None)  # the first call pays for imports
+@settings(deadline=None)  # the first call imports modules
 @given(images(8, 60), PRESETS)
-def test_pixels_are_torchvisions(array: np.ndarray, preset: Preprocess) -> None:
+def test_pixels_equal_torchvisions(array: np.ndarray, preset: Preprocess) -> None:
     small = Preprocess(48, preset.mode, 56, preset.interpolation)
     how = T.InterpolationMode(small.interpolation)
     steps = (
@@ -36,7 +36,7 @@ def test_pixels_are_torchvisions(array: np.ndarray, preset: Preprocess) -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), PRESETS)
-def test_denormalise_undoes_normalise(seed: int, preset: Preprocess) -> None:
+def test_denormalise_inverts_normalise(seed: int, preset: Preprocess) -> None:
     pixels = torch.randint(
         0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )

@@ -1,9 +1,7 @@
-"""How often the 99 % intervals hold the truth: of 2,000 simulated data sets at the labs' sizes 98.4
-to 99.6 %.
+"""The 99 % intervals contain the true value for 98.4 to 99.6 % of 2,000 simulated data sets.
 
-That is 99 % within 2.7 standard errors of such a count. What goes by whole images, shares and
-medians, cannot always be that near: some intervals are conservative, and only the lower limit is
-asked of them. Faults that are planted are red.
+That is 99 % within 2.7 standard errors of the count. Intervals for counts of images and for medians
+may be conservative: for them only the lower limit is tested. Planted wrong intervals must fail.
 """
 
 from __future__ import annotations
@@ -24,11 +22,12 @@ Array = np.ndarray
 
 
 class Simulated(NamedTuple):
-    estimates: Iterable[Estimate]  # one a data set
+    estimates: Iterable[Estimate]  # one for each data set
     truth: float
 
 
 def coverage(simulated: Simulated) -> float:
+    """The share of intervals that contain the true value."""
     held = [found.low <= simulated.truth <= found.high for found in simulated.estimates]
     assert len(held) == SETS
     return sum(held) / SETS
@@ -44,10 +43,12 @@ def shares(n: int, share: float) -> Simulated:
 
 
 def answers(n: int, only_a: float, only_b: float) -> Iterator[tuple[Array, Array]]:
-    """Which of n images a and b have right, a data set at a time; of those that do not differ a few
-    are wrong.
+    """For each data set, which of n images the classifiers a and b have right.
+
+    `only_a`, `only_b`: the share that only one of them has right.
     """
-    drawn, rng = np.empty(n), stream()
+    drawn = np.empty(n)
+    rng = stream()
     for _ in range(SETS):
         rng.random(out=drawn)
         a, b = drawn < only_a, drawn > 1 - only_b
@@ -71,9 +72,7 @@ def means(values: Array, truth: float) -> Simulated:
 def settings(
     n: int = 5, m: int = 5, ratio: float = 1.3, seed_moves: float = 0.4
 ) -> tuple[Array, Array]:
-    """Positive scores of n and m seeds: what both settings share of a seed moves them more than the
-    setting does.
-    """
+    """Positive scores of two settings, of n and m seeds; the seed matters more than the setting."""
     seed, a, b = stream().normal(0, 1, (3, SETS, max(n, m)))
     high, low = np.exp(seed_moves * seed + 0.1 * a) * ratio, np.exp(seed_moves * seed + 0.1 * b)
     return high[:, :n], low[:, :m]
@@ -141,17 +140,16 @@ CONSERVATIVE: dict[str, Callable[[], Simulated]] = {
 
 
 @pytest.mark.parametrize("case", HOLD)
-def test_99_percent_intervals_hold_the_truth_as_often_as_they_say(case: str) -> None:
+def test_coverage_is_99_percent(case: str) -> None:
     assert LEAST <= coverage(HOLD[case]()) <= MOST
 
 
 @pytest.mark.parametrize("case", CONSERVATIVE)
-def test_conservative_intervals_hold_the_truth_at_least_as_often(case: str) -> None:
+def test_coverage_of_conservative_intervals_is_at_least_99_percent(case: str) -> None:
     assert coverage(CONSERVATIVE[case]()) >= LEAST
 
 
-# --- planted faults: what the checks above are for
-# ------------------------------------------------------------------
+# --- planted faults
 
 
 def around(values: Iterable[float], errors: Iterable[float], reach: float) -> Iterator[Estimate]:
@@ -194,10 +192,10 @@ def unpaired_photos() -> Simulated:
 @pytest.mark.parametrize(
     "fault", [normal_95, normal_99_of_five_seeds, wald_of_few, bootstrapped_seeds]
 )
-def test_an_interval_that_is_too_narrow_is_seen(fault: Callable[[], Simulated]) -> None:
+def test_too_narrow_intervals_fail(fault: Callable[[], Simulated]) -> None:
     assert coverage(fault()) < LEAST
 
 
 @pytest.mark.parametrize("fault", [unpaired_seeds, unpaired_photos])
-def test_an_interval_that_forgets_the_pairs_is_seen(fault: Callable[[], Simulated]) -> None:
+def test_intervals_that_ignore_pairs_fail(fault: Callable[[], Simulated]) -> None:
     assert coverage(fault()) > MOST

@@ -1,55 +1,49 @@
-"""What a session's checks cost on this machine, which of them fit the time it has, and how long the
-rest will take.
+"""The time budget of a session: the costs of its checks, which of them fit, and the time left.
 
-A check's cost is what it took elsewhere times that machine's speed, by compute type, in GFLOP: a
-machine that is measured for a second then knows its seconds. Work that several checks share
-(features, maps, training runs) is a piece of its own: the first check that asks for it pays.
+A cost is stored in GFLOP: the seconds that a check took, times the speed of that machine. Divided
+by the measured speed of another machine, it gives the seconds there. Work that several checks share
+(features, maps, training runs) is a piece with its own cost, which the first check pays.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# of the minutes that are given: the rest is for the page, and for what was estimated too low
-RESERVE = 0.9
-# share of the whole session that is taken to run as expected before its own pace counts
-PRIOR = 0.1
+if TYPE_CHECKING:
+    import torch
+
+USABLE = 0.9  # share of --minutes for checks; the rest is for the page and for wrong estimates
+PRIOR = 0.1  # weight of the expected pace, as a share of the session, beside the observed pace
 
 
-def machine_speed(device: str, dtype: Any) -> float:
-    """GFLOP/s in `dtype`, the geometric mean of a matrix product and a convolution; measuring takes
-    about a second.
+def machine_speed(device: str, dtype: torch.dtype) -> float:
+    """GFLOP/s in `dtype`: the geometric mean of a matrix product and a convolution.
+
+    The measurement takes about a second.
     """
     import torch
 
     stream = torch.Generator().manual_seed(0)
     a = torch.randn(1024, 1024, generator=stream).to(device, dtype)
-    x = (
-        torch.randn(8, 64, 56, 56, generator=stream)
-        .to(device, dtype)
-        .to(memory_format=torch.channels_last)
-    )
-    w = (
-        torch.randn(64, 64, 3, 3, generator=stream)
-        .to(device, dtype)
-        .to(memory_format=torch.channels_last)
-    )
+    layout = torch.channels_last
+    x = torch.randn(8, 64, 56, 56, generator=stream).to(device, dtype, memory_format=layout)
+    w = torch.randn(64, 64, 3, 3, generator=stream).to(device, dtype, memory_format=layout)
     work: dict[Callable[[], Any], float] = {
         lambda: a @ a: 2 * 1024**3,
         lambda: torch.conv2d(x, w, padding=1): 2 * 8 * 56 * 56 * 64 * 64 * 9,
     }
-    least, end = dict.fromkeys(work, math.inf), time.perf_counter() + 1
+    least = dict.fromkeys(work, math.inf)
+    end = time.perf_counter() + 1
     with torch.inference_mode():
         for call in work:
             call()
         while time.perf_counter() < end or math.inf in least.values():
-            # in turn: a busy moment slows both, and the least of each is of a quiet one
+            # In turn, so that other load slows both; the least time is from a quiet moment.
             for call in work:
                 start = time.perf_counter()
                 call()
@@ -61,43 +55,42 @@ def machine_speed(device: str, dtype: Any) -> float:
 
 @dataclass
 class Costs:
-    """Costs by compute type in GFLOP, of checks without what they share, and of the pieces; who
-    uses which piece.
-    """
+    """The stored costs of checks and of the pieces of work that they share, by compute type."""
 
-    own: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype -> check -> GFLOP
+    # dtype -> check -> GFLOP, without the pieces
+    own: dict[str, dict[str, float]] = field(default_factory=dict)
     pieces: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype -> piece -> GFLOP
     uses: dict[str, list[str]] = field(default_factory=dict)  # check -> pieces
-    # check -> assets, without which it costs nothing
-    needs: dict[str, list[str]] = field(default_factory=dict)
+    needs: dict[str, list[str]] = field(default_factory=dict)  # check -> assets
 
     @classmethod
-    def of(cls, kept: Mapping[str, Any]) -> Costs:
-        """From what `as_json` returned, also with parts missing."""
-        return cls(*({**kept.get(name, {})} for name in ("own", "pieces", "uses", "needs")))
+    def of(cls, stored: Mapping[str, Any]) -> Costs:
+        """The costs that `as_json` returned; missing parts are empty."""
+        return cls(*({**stored.get(name, {})} for name in ("own", "pieces", "uses", "needs")))
 
     def as_json(self) -> dict[str, Any]:
         return {"own": self.own, "pieces": self.pieces, "uses": self.uses, "needs": self.needs}
 
     def learn(self, dtype: str, speed: float, clock: Clock, measured: Iterable[str]) -> None:
-        """Adds what a session measured at `speed` GFLOP/s; checks that only read a record keep what
-        is known.
+        """Adds the seconds of a session at `speed` GFLOP/s.
+
+        A known cost changes only for the checks in `measured`: the others only read a record.
         """
         keys = set(measured)
-        for kept, seconds in ((self.own, clock.own), (self.pieces, clock.pieces)):
-            rows = kept.setdefault(dtype, {})
+        for stored, seconds in ((self.own, clock.own), (self.pieces, clock.pieces)):
+            rows = stored.setdefault(dtype, {})
             for name, value in seconds.items():
-                if kept is self.pieces or name in keys or name not in rows:
+                if stored is self.pieces or name in keys or name not in rows:
                     rows[name] = float(f"{value * speed:.3g}")
         self.uses |= {key: sorted(names) for key, names in clock.uses.items() if key in keys}
-        # of one that lacked an asset, those that it asked for until then
+        # A check that lacked an asset asked for a part of its assets only: the known ones stay.
         for key, names in clock.needs.items():
             self.needs[key] = sorted(names.union(() if key in keys else self.needs.get(key, ())))
 
 
 @dataclass
 class Clock:
-    """Seconds of this session's checks and pieces, as they run; `now` is the time in seconds."""
+    """The seconds of this session's checks and pieces; `now` returns the time in seconds."""
 
     now: Callable[[], float] = time.monotonic
     own: dict[str, float] = field(default_factory=dict)
@@ -108,30 +101,31 @@ class Clock:
     running: list[list[Any]] = field(default_factory=list)
 
     def enter(self, check: str, piece: str) -> None:
+        """Starts a piece of work of a check; pieces may be nested."""
         self.uses.setdefault(check, set()).add(piece)
         self.running.append([piece, self.now(), 0.0])
 
     def leave(self, check: str) -> None:
+        """Ends the innermost piece; its time is subtracted from the check's."""
         piece, start, inside = self.running.pop()
         whole = self.now() - start
         self.pieces[piece] = self.pieces.get(piece, 0.0) + whole - inside
         if self.running:
             self.running[-1][2] += whole
         else:
-            # `spent` adds the check's time as a whole
+            # `spent` adds the check's whole time, with its pieces
             self.own[check] = self.own.get(check, 0.0) - whole
 
     def spent(self, check: str, seconds: float) -> None:
-        """The whole of a check, or a phase of it."""
+        """Adds the seconds of a check or of one of its phases, with its pieces."""
         self.own[check] = self.own.get(check, 0.0) + seconds
 
 
 class Budget:
-    """Which of the checks that wait fit the time that is left, and how long they will take here.
+    """The time of a session: which checks fit in `minutes`, and how long they take here.
 
-    `minutes` None: all fit. `worth`: the lower, the sooner a check is chosen; of equal worth the
-    cheaper one. `group`: the cheapest check of each group (a lab) is chosen before any other.
-    `gone`: whether a check lacks what it needs.
+    `dtype` selects the costs, `measure` returns this machine's GFLOP/s, `now` the time in seconds.
+    `minutes` None: all checks fit. A check for which `lacks_asset` is true takes no time.
     """
 
     def __init__(
@@ -141,59 +135,62 @@ class Budget:
         measure: Callable[[], float],
         minutes: float | None = None,
         now: Callable[[], float] = time.monotonic,
-        gone: Callable[[str], bool] = lambda check: False,
+        lacks_asset: Callable[[str], bool] = lambda check: False,
     ) -> None:
-        self.costs, self.dtype, self.measure = costs, dtype, measure
-        self.limit = math.inf if minutes is None else 60 * minutes * RESERVE
-        self.now, self.start, self.gone = now, now(), gone
+        self.costs = costs
+        self.dtype = dtype
+        self.measure = measure
+        self.limit = math.inf if minutes is None else 60 * minutes * USABLE
+        self.now = now
+        self.start = now()
+        self.lacks_asset = lacks_asset
         self.clock = Clock(now)
-        self.finished: set[str] = set()  # checks that ended, whatever came of them
+        self.finished: set[str] = set()  # checks that ended, with any outcome
         self._rows = {name: self._known(getattr(costs, name)) for name in ("own", "pieces")}
 
     @cached_property
     def speed(self) -> float:
-        """Of this machine, in GFLOP/s; measured where a cost is known, or is to be kept."""
+        """The speed of this machine in GFLOP/s, measured at the first use."""
         return self.measure()
 
     def _known(self, table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Seconds by name, from the rows of this compute type, and where it has none from those of
-        another.
-        """
+        """Seconds by name, from the rows of this compute type, else from those of another."""
         every = [table[dtype] for dtype in sorted(table, key=lambda dtype: dtype == self.dtype)]
         return {name: value / self.speed for rows in every for name, value in rows.items()}
 
-    def _usual(self) -> float:
-        """Seconds of a check that nobody has timed: the mean of those that somebody has, else of
-        this session's.
-        """
+    def _mean_seconds(self) -> float:
+        """The seconds assumed for a check without a cost: the mean of all known ones."""
         timed = [value for value in self._rows["own"].values() if value > 0]
         timed = timed or [self.clock.own.get(check, 0.0) for check in self.finished]
         return sum(timed) / len(timed) if timed else 0.0
 
     def _parts(self, check: str) -> dict[str, float]:
-        """Seconds of a check: its own under its name, and of its pieces; none where an asset is
-        missing.
-        """
-        if self.gone(check):
+        """The seconds of a check and of its pieces, by name; 0 if it lacks an asset."""
+        if self.lacks_asset(check):
             return {check: 0.0}
         pieces = {
             f"piece {name}": self._rows["pieces"].get(name, 0.0)
             for name in self.costs.uses.get(check, ())
         }
-        return {check: max(self._rows["own"].get(check, self._usual()), 0.0), **pieces}
+        own = self._rows["own"].get(check, self._mean_seconds())
+        return {check: max(own, 0.0), **pieces}
 
-    def _done(self) -> set[str]:
+    def _finished_parts(self) -> set[str]:
         return self.finished | {f"piece {name}" for name in self.clock.pieces}
 
     def pace(self, checks: Sequence[str]) -> float:
-        """How much slower than expected this session is, of what has ended; few seconds say little
-        of the rest.
+        """Seconds taken over seconds expected, of the finished checks; 2 is half as fast.
+
+        The expected pace counts with the weight PRIOR, because few seconds predict little.
         """
-        whole = sum(
-            {part: s for check in checks for part, s in self._parts(check).items()}.values()
-        )
+        parts: dict[str, float] = {}
+        for check in checks:
+            parts |= self._parts(check)
+        whole = sum(parts.values())
         ran = [
-            check for check in self.finished if check in self._rows["own"] and not self.gone(check)
+            check
+            for check in self.finished
+            if check in self._rows["own"] and not self.lacks_asset(check)
         ]
         expected = sum(self._rows["own"][check] for check in ran)
         expected += sum(self._rows["pieces"].get(name, 0.0) for name in self.clock.pieces)
@@ -205,53 +202,53 @@ class Budget:
         return (max(took, 0.0) + prior) / (expected + prior)
 
     def seconds(self, waiting: Sequence[str], checks: Sequence[str] = ()) -> float | None:
-        """How long these checks take, what they share counted once; None where no check was ever
-        timed.
+        """The seconds that `waiting` will take, each shared piece once; None without any cost.
+
+        `checks`: others of the session, for the pace.
         """
         if not self._rows["own"]:
             return None
-        done = self._done()
-        parts = {
-            part: s
-            for check in waiting
-            for part, s in self._parts(check).items()
-            if part not in done
-        }
-        return self.pace([*waiting, *checks, *self.finished]) * sum(parts.values())
+        parts: dict[str, float] = {}
+        for check in waiting:
+            parts |= self._parts(check)
+        finished = self._finished_parts()
+        left = sum(seconds for part, seconds in parts.items() if part not in finished)
+        return self.pace([*waiting, *checks, *self.finished]) * left
 
     def fits(
-        self, waiting: Sequence[str], worth: Mapping[str, int], group: Mapping[str, str]
+        self, waiting: Sequence[str], rank: Mapping[str, int], lab: Mapping[str, str]
     ) -> set[str]:
-        """The checks of `waiting` that are chosen for the time that is left."""
+        """The checks of `waiting` that fit the time left.
+
+        Each lab without a finished or chosen check comes first; then the lower rank, then the lower
+        cost.
+        """
         if math.isinf(self.limit):
             return set(waiting)
-        left, pace = self.limit - (self.now() - self.start), self.pace([*waiting, *self.finished])
-        have, chosen, open_ = self._done(), set[str](), list(waiting)
-        groups = {group.get(check, "") for check in self.finished}
+        left = self.limit - (self.now() - self.start)
+        pace = self.pace([*waiting, *self.finished])
+        paid = self._finished_parts()
+        labs = {lab.get(check, "") for check in self.finished}
+        chosen = set[str]()
+        candidates = list(waiting)
 
         def cost(check: str) -> float:
-            return pace * sum(s for part, s in self._parts(check).items() if part not in have)
+            return pace * sum(s for part, s in self._parts(check).items() if part not in paid)
 
         def order(check: str) -> tuple[bool, int, float]:
-            return group.get(check, "") in groups, worth.get(check, 0), cost(check)
+            return lab.get(check, "") in labs, rank.get(check, 0), cost(check)
 
-        while open_:
-            check = min(open_, key=order)
-            open_.remove(check)
-            if (price := cost(check)) <= left:
-                left -= price
+        while candidates:
+            check = min(candidates, key=order)
+            candidates.remove(check)
+            if (seconds := cost(check)) <= left:
+                left -= seconds
                 chosen.add(check)
-                have |= self._parts(check).keys()
-                groups.add(group.get(check, ""))
+                paid |= self._parts(check).keys()
+                labs.add(lab.get(check, ""))
         return chosen
 
 
-def shared(progress: Any, name: str) -> contextlib.AbstractContextManager[None]:
-    """Work inside is a piece of the session that `progress` belongs to; nothing without one."""
-    piece = getattr(progress, "piece", None)
-    return piece(name) if piece else contextlib.nullcontext()
-
-
 def duration(seconds: float) -> str:
-    """ "40 s", "12 min"."""
+    """The seconds as text: "40 s", "12 min"."""
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

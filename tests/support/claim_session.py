@@ -1,7 +1,6 @@
-"""A session of accuracy tests: which test owns which record, the clock, the terminal, the page at
-the end.
+"""The session of accuracy tests: it records claims, defers checks and writes the page.
 
-conftest.py registers it; what a claim is and how it is judged stands in rdfia/claims/record.py.
+conftest.py registers it as a pytest plugin. Records are defined in rdfia/claims/record.py.
 """
 
 from __future__ import annotations
@@ -28,32 +27,29 @@ from rdfia.errors import AssetUnavailable, RdfiaError
 from tests.support.budget import Budget, Costs, duration, machine_speed
 
 T = TypeVar("T")
-# seconds between two writings of what was measured so far: a session that is ended has that
-KEPT = 10.0
+SAVE_EVERY = 10.0  # seconds between two writes of claims.json, so that a killed session leaves one
 
 
 def claim_mark(item: pytest.Item) -> pytest.Mark | None:
-    """The claim of a test; a mark with a case (on a parameter) goes before one without (on the
-    function).
-    """
+    """The claim mark of a test, or None; a mark with a case (on a parameter) has precedence."""
     return max(
         item.iter_markers("claim"), key=lambda mark: bool(mark.kwargs.get("case")), default=None
     )
 
 
 class AccuracyRun:
-    """What one session knows of its claims: the ledger, which test owns which record, the clock,
-    the terminal.
-    """
+    """The pytest plugin: the ledger of a session, the records of each test, the time budget."""
 
     def __init__(self, config: pytest.Config, required: set[str]) -> None:
-        self.config, self.required = config, required
-        # node id -> claim id, case; in the order of the run
-        self.items: dict[str, tuple[str, str]] = {}
-        self.entered: dict[str, dict[str, Record]] = {}  # node id -> its records by key
+        self.config = config
+        self.required = required
+        self.items: dict[str, tuple[str, str]] = {}  # node id -> (claim id, case), in order
+        self.records: dict[str, dict[str, Record]] = {}  # node id -> its records by key
         self.output = config.rootpath / config.getoption("--output")
-        self.started, self.finished, self.closing = 0.0, 0, ""
-        self._kept = time.monotonic()
+        self.started = 0.0  # when the current check began
+        self.finished = 0  # number of checks that ended
+        self.closing = ""  # last lines of the summary
+        self._saved = time.monotonic()
         self._ledger: Ledger | None = None
         self._budget: Budget | None = None
 
@@ -75,17 +71,16 @@ class AccuracyRun:
         return self._ledger
 
     def write(self, text: str) -> None:
-        """Text on the real terminal, whatever pytest captures just now."""
-        reporter, capture = (
-            self.config.pluginmanager.getplugin(n) for n in ("terminalreporter", "capturemanager")
-        )
+        """Writes text to the terminal, also while pytest captures output."""
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        capture = self.config.pluginmanager.getplugin("capturemanager")
         if reporter and capture:
             with capture.global_and_fixture_disabled():
                 reporter.write(text, flush=True)
 
     @property
     def budget(self) -> Budget:
-        """The machine, measured at the first call, and what the checks cost on it."""
+        """The costs of the checks on this machine, whose speed is measured at the first use."""
         if self._budget is None:
             from rdfia.device.precision import fast_dtype
 
@@ -94,42 +89,39 @@ class AccuracyRun:
             measure = functools.partial(machine_speed, self.ledger.device, dtype)
             name = f"{self.ledger.device} {str(dtype).removeprefix('torch.')}"
             self._budget = Budget(
-                costs, name, measure, self.config.getoption("--minutes"), gone=self._gone
+                costs,
+                name,
+                measure,
+                self.config.getoption("--minutes"),
+                lacks_asset=self._lacks_asset,
             )
         return self._budget
 
-    def _gone(self, check: str) -> bool:
+    def _lacks_asset(self, check: str) -> bool:
         """Whether an asset that this check is known to need is not on this machine."""
-        return any(
-            _missing(name)
-            for name in (self._budget.costs.needs.get(check, ()) if self._budget else ())
-        )
+        needs = self._budget.costs.needs.get(check, ()) if self._budget else ()
+        return any(_missing(name) for name in needs)
 
     def keys(self, since: int = 0) -> list[str]:
-        """The checks of this session in the order of the run, from this one on."""
+        """The keys of this session's checks in order, from index `since` on."""
         return ["/".join(filter(None, pair)) for pair in list(self.items.values())[since:]]
 
-    def left(self) -> str:
-        """How far this session is and how long it may still take; checks that will be deferred take
-        no time.
-        """
-        done, waiting = f"{self.finished}/{len(self.items)}", self.keys(self.finished)
+    def progress_text(self) -> str:
+        """ "3/40, about 12 min left": checks that ended, and the time for those that fit."""
+        done = f"{self.finished}/{len(self.items)}"
+        waiting = self.keys(self.finished)
         chosen = self._chosen(waiting)
-        if (
-            seconds := self.budget.seconds([key for key in waiting if key in chosen], waiting)
-        ) is None:
+        seconds = self.budget.seconds([key for key in waiting if key in chosen], waiting)
+        if seconds is None:
             return done
-        if self.started and waiting:  # what this check has used up, but no more than its share
-            rest = (
-                self.budget.seconds([key for key in waiting[1:] if key in chosen], waiting) or 0.0
-            )
+        if self.started and waiting:  # less the time of the current check, but not below the rest's
+            later = [key for key in waiting[1:] if key in chosen]
+            rest = self.budget.seconds(later, waiting) or 0.0
             seconds = max(rest, seconds - (time.monotonic() - self.started))
         return f"{done}, about {duration(seconds)} left"
 
     def _chosen(self, waiting: Sequence[str]) -> set[str]:
-        """Those of the waiting checks that fit the minutes: sentences of the report before what is
-        ours.
-        """
+        """The waiting checks that fit --minutes; checks of the report come before our own."""
         own = {key for key in waiting if CLAIMS[key.partition("/")[0]].scope == "ours"}
         pinned = (pin.split("|") for pin in self.ledger.pins)
         report = {
@@ -137,37 +129,34 @@ class AccuracyRun:
             for key, profile, scope in pinned
             if (profile, scope) == (self.ledger.profile, "report")
         }
-        worth = {key: 2 if key in own else 0 if key in report else 1 for key in waiting}
-        return self.budget.fits(waiting, worth, {key: key.partition(".")[0] for key in self.keys()})
+        rank = {key: 2 if key in own else 0 if key in report else 1 for key in waiting}
+        lab = {key: key.partition(".")[0] for key in self.keys()}
+        return self.budget.fits(waiting, rank, lab)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Defers a check for which there is no time: chosen anew before each, so that a slow one
-        costs the least.
-        """
+        """Defers a check that does not fit --minutes; the choice is repeated before each check."""
         if item.nodeid not in self.items or self.config.getoption("--minutes") is None:
             return
         waiting = self.keys(self.finished)
         if waiting[0] in self._chosen(waiting):
             return
-        seconds, minutes = (
-            self.budget.seconds([waiting[0]], waiting),
-            self.config.getoption("--minutes"),
-        )
+        seconds = self.budget.seconds([waiting[0]], waiting)
+        minutes = self.config.getoption("--minutes")
         takes = "an unknown time" if seconds is None else f"about {duration(seconds)}"
-        message = f"it would take {takes} here, for which --minutes {minutes:g} has no room; give more minutes"
+        message = (
+            f"it would take {takes} here, and does not fit --minutes {minutes:g}; give more minutes"
+        )
         try:
             record = self.ledger.deferred(*self.items[item.nodeid], message)
         finally:
-            key, entered = waiting[0], self.entered.setdefault(item.nodeid, {})
-            entered[key] = self.ledger.records[key]
+            records = self.records.setdefault(item.nodeid, {})
+            records[waiting[0]] = self.ledger.records[waiting[0]]
         pytest.skip(f"deferred: {record.note}")
 
     @contextlib.contextmanager
     def piece(self, name: str) -> Iterator[None]:
-        """Work inside that several checks share under this name: the first one makes it, the others
-        find it made.
-        """
+        """Inside, time counts for the shared piece of work `name`, not for the current check."""
         check = self.keys(self.finished)[0] if self.finished < len(self.items) else ""
         self.budget.clock.enter(check, name)
         try:
@@ -197,11 +186,15 @@ class AccuracyRun:
         return report
 
     def _settle(self, item: pytest.Item, call: pytest.CallInfo[None], report: Any) -> None:
-        """What the end of a phase means for the claim: a missing asset, a difference, a crash, or
-        no record at all.
+        """Records what the end of a test's phase means for its claim.
+
+        It is a missing asset, a result that differs from its pin, a crash, or a test without a
+        record.
         """
-        pair, records = self.items[item.nodeid], self.entered.setdefault(item.nodeid, {})
-        key, error = "/".join(filter(None, pair)), call.excinfo.value if call.excinfo else None
+        pair = self.items[item.nodeid]
+        records = self.records.setdefault(item.nodeid, {})
+        key = "/".join(filter(None, pair))
+        error = call.excinfo.value if call.excinfo else None
         self.ledger.seconds[key] = self.ledger.seconds.get(key, 0.0) + call.duration
         self.budget.clock.spent(key, call.duration)
         if isinstance(error, AssetUnavailable) and not records:
@@ -217,10 +210,8 @@ class AccuracyRun:
         elif report.failed:
             records[key] = self.ledger.failed(*pair, f"{type(error).__name__}: {error}")
         elif not records and (report.skipped or report.when == "call"):
-            report.outcome, report.longrepr = (
-                "failed",
-                f"{key}: the test ended and left no record of its claim",
-            )
+            report.outcome = "failed"
+            report.longrepr = f"{key}: the test ended without a record; call claim.measured"
             records[key] = self.ledger.failed(*pair, report.longrepr)
         for record in records.values():
             record.seconds = (
@@ -229,38 +220,39 @@ class AccuracyRun:
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         quiet = report.nodeid in self.items and (report.when == "call" or report.skipped)
-        # a line of ours takes the dot's place
+        # `pytest_runtest_logfinish` prints a line in place of the dot
         return (report.outcome, "", report.outcome.upper()) if quiet else None
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         if nodeid in self.items:
             self.budget.finished.add(self.keys(self.finished)[0])
-            self.finished, self.started = self.finished + 1, 0.0
-            for record in self.entered.get(nodeid, {}).values():
-                self.write(f"\n{_line(record)}  [{self.left()}]")
-            if time.monotonic() - self._kept >= KEPT:
-                self._keep()
+            self.finished += 1
+            self.started = 0.0
+            for record in self.records.get(nodeid, {}).values():
+                self.write(f"\n{_line(record)}  [{self.progress_text()}]")
+            if time.monotonic() - self._saved >= SAVE_EVERY:
+                self._save_unfinished()
 
-    def _keep(self) -> None:
-        """Writes claims.json as of a run that was stopped here; what hinders it is said at the end."""
+    def _save_unfinished(self) -> None:
+        """Writes claims.json as if the run stopped here; the end of the session reports errors."""
         from rdfia.report import page as report_page
 
         self.ledger.unfinished = self._unfinished()
         with contextlib.suppress(OSError, RdfiaError):
             report_page.write_records(self.output, self.ledger)
-        self._kept = time.monotonic()
+        self._saved = time.monotonic()
 
     def _unfinished(self) -> str:
-        done, of = self.finished, len(self.items)
-        return f"{done} of {of} checks had ended" if done < of else ""
+        total = len(self.items)
+        return f"{self.finished} of {total} checks had ended" if self.finished < total else ""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self.items or session.config.option.collectonly:
             return
-        self.ledger.unfinished = self._unfinished()  # Ctrl-C, or -x
+        self.ledger.unfinished = self._unfinished()  # not empty after Ctrl-C or -x
         try:
-            with _ctrl_c_waits():  # what took minutes or hours is written, whatever comes
+            with _delayed_ctrl_c():  # results that took hours must reach the disk
                 from rdfia.report import page as report_page
 
                 if self.ledger.accept:
@@ -273,31 +265,28 @@ class AccuracyRun:
             self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)
         except KeyboardInterrupt:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
-            self.closing = (
-                f"stopped before the page was drawn; python -m rdfia report {self.output} draws it"
-            )
-        except Exception as error:  # whatever it is, the table of verdicts is still worth printing
-            session.exitstatus, self.closing = (
-                pytest.ExitCode.TESTS_FAILED,
-                f"FAILED: the page is not written: {error}",
-            )
+            command = f"python -m rdfia report {self.output}"
+            self.closing = f"stopped before the page was written; {command} writes it"
+        except Exception as error:  # of any kind: the summary must still be printed
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            self.closing = f"FAILED: the page was not written: {error}"
         if not any(record.outcome in OUTCOMES for record in self.ledger.records.values()):
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.closing += (
-                "\nFAILED: nothing was measured; every claim was unavailable, recorded or broken"
+                "\nFAILED: nothing was measured: each claim was unavailable, deferred, recorded or "
+                "an error"
             )
 
     def _write_costs(self) -> None:
-        """What this session's checks cost, added to what is known of others and of other compute
-        types.
-        """
-        records, budget = self.ledger.records, self.budget
-        made = [
+        """Adds the costs of this session's checks to reports/baseline/costs.json."""
+        records = self.ledger.records
+        budget = self.budget
+        measured = [
             key for key in budget.finished if key in records and records[key].outcome in OUTCOMES
         ]
         costs = Costs.of(self.ledger.costs.get(self.ledger.profile, {}))
-        costs.learn(budget.dtype, budget.speed, budget.clock, made)
+        costs.learn(budget.dtype, budget.speed, budget.clock, measured)
         path = Path(self.config.rootpath, "reports", "baseline", "costs.json")
         files.write_json(path, {**self.ledger.costs, self.ledger.profile: costs.as_json()})
 
@@ -312,7 +301,7 @@ class AccuracyRun:
             terminalreporter.write_line(f"This run was stopped: {self.ledger.unfinished}.\n")
         if late := [record for record in records if record.outcome == "deferred"]:
             terminalreporter.write_line(
-                f"{len(late)} checks were deferred: they did not fit the minutes.\n"
+                f"{len(late)} checks were deferred: they did not fit --minutes.\n"
             )
         moved = (f"accepted {pin}" for pin in self.ledger.moved)
         for line in (
@@ -331,110 +320,113 @@ def _missing(asset: str) -> bool:
 
     try:
         return asset in assets.ASSETS and assets.find(asset) is None
-    except RdfiaError:  # there, but damaged: its check says so
+    except RdfiaError:  # it exists, but is damaged: the check reports it
         return False
 
 
 @contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C inside is raised at the end, but not to a process in the background, which a shell has
-    told to ignore it.
+def _delayed_ctrl_c() -> Iterator[None]:
+    """Inside, Ctrl-C is delayed: KeyboardInterrupt is raised at the end.
 
-    Only the main thread may ask for that, and only it is interrupted.
+    Nothing changes outside the main thread, and in a background process that ignores Ctrl-C.
     """
-    came, usual = list[int](), signal.getsignal(signal.SIGINT)
+    signals = list[int]()
+    usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual in (signal.SIG_IGN, None):
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    signal.signal(signal.SIGINT, lambda number, _frame: signals.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-    if came:
+    if signals:
         raise KeyboardInterrupt
 
 
 def _line(record: Record) -> str:
+    """One line of the terminal: verdict, key, and the values or the reason why there are none."""
     values = f"{record.result[:90]}  (expected {record.expected[:90]})"
     if record.pinned not in (None, record.outcome) and not record.recorded:
         values += f"  [its pin is {record.pinned}]"
-    what = record.note if record.outcome in ("unavailable", "deferred", "error") else values
+    text = record.note if record.outcome in ("unavailable", "deferred", "error") else values
+    text = record.failure.removeprefix(f"{record.key}: ") or text
     was = f" {record.recorded['outcome']} on {record.recorded['date']}:" if record.recorded else ""
-    return f"{record.verdict:<21} {record.key}:{was} {record.failure.removeprefix(f'{record.key}: ') or what}"
+    return f"{record.verdict:<21} {record.key}:{was} {text}"
 
 
 class ClaimCheck:
-    """The `claim` fixture: what a test needs, what it measured, and the pictures that show it."""
+    """The `claim` fixture: locates assets, records measurements and saves figures of a test."""
 
     def __init__(self, run: AccuracyRun, node: str, mark: pytest.Mark) -> None:
-        self.run, self.id, self.case = run, mark.args[0], mark.kwargs.get("case") or ""
+        self.run = run
+        self.id = mark.args[0]
+        self.case = mark.kwargs.get("case") or ""
         self.lab = self.id.partition(".")[0]
-        self.profile, self.device = run.ledger.profile, run.ledger.device
-        self._records = run.entered.setdefault(node, {})
-        self._figures: list[dict[str, str]] = []  # drawn before there is a record
+        self.profile = run.ledger.profile
+        self.device = run.ledger.device
+        self._records = run.records.setdefault(node, {})
+        self._figures: list[dict[str, str]] = []  # saved before the first record
 
     def _enter(self, method: Callable[..., Record], case: str, **values: Any) -> Record:
         key = f"{self.id}/{case}" if case else self.id
         try:
             return method(self.id, case, **values)
-        finally:  # also when it is not the pinned verdict
+        finally:  # also when the result differs from its pin
             if (record := self.run.ledger.records.get(key)) and key not in self._records:
                 record.figures += self._figures
-                self._figures, self._records[key] = [], record
+                self._figures = []
+                self._records[key] = record
 
     def need(self, name: str) -> Any:
-        """The asset, located; else the record says `unavailable` and the test skips, or fails under
-        --require.
+        """The located asset `name`; None for "gpu".
+
+        AssetUnavailable: it is missing. Then the record is `unavailable` and the test is skipped,
+        or fails under --require.
         """
         if name == "gpu":
             if self.device != "cuda":
                 raise AssetUnavailable(
-                    "gpu: this run has no CUDA device, see torch.cuda.is_available()", "gpu"
+                    "gpu: this run has no CUDA device; see torch.cuda.is_available()", "gpu"
                 )
             return None
         from rdfia.data import assets
 
         key = "/".join(filter(None, (self.id, self.case)))
         self.run.budget.clock.needs.setdefault(key, set()).add(name)
-        return assets.locate(name, download=False)  # a test run fetches nothing by itself
+        return assets.locate(name, download=False)  # tests never download
 
     def measured(
         self, found: Mapping[str, Estimate], *, case: str | None = None, **values: Any
     ) -> Record:
-        """Judge estimates by the bounds of the same names in claims.json, and compare the result
-        with its pin.
+        """The record of these estimates, judged by the claim's bounds and compared with its pin.
 
-        Intervals are at 99 % or exact. `values`: `scope`, `right`, `images`
-        (`ledger.Ledger.measured`), and what the record shows: measured (further numbers), unit,
-        data, weights, dtype, evidence, note.
-
-        A test that measures several cases in one go gives each its own `case`.
+        `found`: estimates by the name of their bound in claims.json, exact or with a 99 % interval.
+        `case`: that of the test unless given; a test that measures several cases names each.
+        `values`: `scope`, `right`, `images` (see `Ledger.measured`) and fields of the record:
+        measured, unit, data, weights, dtype, evidence, note. ClaimError: it differs from its pin.
         """
-        loose = [name for name, one in found.items() if one.low < one.high and one.level != LEVEL]
-        assert not loose, f"{self.id}: {loose} have no interval at {LEVEL:.0%}"
+        wrong = [name for name, one in found.items() if one.low < one.high and one.level != LEVEL]
+        assert not wrong, f"{self.id}: {wrong} have no interval at {LEVEL:.0%}"
         return self._enter(
             self.run.ledger.measured, self.case if case is None else case, found=found, **values
         )
 
     def recorded(self) -> bool:
-        """In profile short: take the committed full run's record, and True. In full: False, so
-        measure it.
-        """
+        """True in profile short, which shows the record of a committed full run; False in full."""
         if self.profile == "short":
             self._enter(self.run.ledger.recorded, self.case)
         return self.profile == "short"
 
     def same_images(self, key: str, right: Any, images: str) -> None:
-        """Compare which images a layer has right with the baseline
-        (`rdfia.claims.ledger.Ledger.same_images`).
+        """Compares the images that a layer classifies correctly with thresholds.json.
+
+        See `rdfia.claims.ledger.Ledger.same_images`.
         """
         self.run.ledger.same_images(key, right, images)
 
     def figure(self, name: str, figure: Any, caption: str, alt: str) -> None:
-        """Save a matplotlib figure or a PIL image as figures/<name>.png beside the page, attached
-        to the record.
-        """
+        """Saves a matplotlib figure or a PIL image as figures/<name>.png for the record."""
         from rdfia.data import files
         from rdfia.report import figures
 
@@ -449,22 +441,21 @@ class ClaimCheck:
 
 
 class Progress:
-    """Bars on a terminal, a plain line every 30 seconds elsewhere; both with the session's time
-    left.
-    """
+    """The `progress` fixture: a bar on a terminal, else a line every 30 seconds."""
 
     encoding = "utf-8"
     interval = 30.0
 
     def __init__(self, run: AccuracyRun) -> None:
-        self.run, self.write = run, run.write
+        self.run = run
+        self.write = run.write
 
     def piece(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Work inside that several checks share, timed under this name (`AccuracyRun.piece`)."""
+        """Inside, time counts for the shared piece of work `name` (see `AccuracyRun.piece`)."""
         return self.run.piece(name)
 
     def flush(self) -> None:
-        """tqdm wants one; `write` has flushed."""
+        """Nothing: `write` flushes. tqdm calls it."""
 
     def __call__(
         self, iterable: Iterable[T], total: int | None = None, description: str = ""
@@ -478,14 +469,15 @@ class Progress:
             with tqdm(iterable, description, total, file=self, leave=False, ncols=width) as bar:
                 for item in bar:
                     yield item
-                    bar.set_postfix_str(self.run.left(), refresh=False)
+                    bar.set_postfix_str(self.run.progress_text(), refresh=False)
             return
-        start = said = time.monotonic()
+        start = printed = time.monotonic()
         for done, item in enumerate(iterable, 1):
             yield item
-            if (now := time.monotonic()) - said >= self.interval:
-                said = now
-                rest = (
-                    f", about {(now - start) / done * (total - done):.0f} s to go" if total else ""
+            if (now := time.monotonic()) - printed >= self.interval:
+                printed = now
+                left = (
+                    f", about {(now - start) / done * (total - done):.0f} s left" if total else ""
                 )
-                self.write(f"\n  {description}: {done}/{total or '?'}{rest}  [{self.run.left()}]")
+                session = self.run.progress_text()
+                self.write(f"\n  {description}: {done}/{total or '?'}{left}  [{session}]")

@@ -1,8 +1,7 @@
-"""What the package does on a device, piece by piece: each case is run on one or another, and says
-what came out.
+"""Cases that run the package on a device and return results, to compare between devices.
 
-Between them, the cases call every public function that is given a device, or something that may lie
-on one; `callables_of_devices` lists those, and `tests/placement` fails for one that no case calls.
+Together they call every function that `device_coverage.callables_of_devices` lists; tests/placement
+fails for a function that no case calls.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ CASES: dict[str, tuple[str, Case]] = {}  # name -> (row of the table of toleranc
 
 
 def case(quantity: str) -> Callable[[Case], Case]:
-    """Adds a case; floating-point results are compared by this row of
-    `tests/support/tolerances.py`.
-    """
+    """Adds a case, with the row of `tests/support/tolerances.py` for its floating-point results."""
 
     def add(function: Case) -> Case:
         CASES[function.__name__] = quantity, function
@@ -68,12 +65,11 @@ def photos() -> list[np.ndarray]:
 
 
 def wide(device: str) -> tuple[nn.Module, Tensor]:
-    """A network of float64, in which rounding decides nothing, and images for it."""
+    """A network and images for it, in float64, so that rounding changes no decision."""
     return tiny_vgg().double().to(device), CROP.normalise(_pixels(3).double() / 255).to(device)
 
 
 # --- TME 7
-# ----------------------------------------------------------------------------------------------------------
 
 
 @case("activation")
@@ -154,7 +150,7 @@ def gram_matrices(device: str, folder: Path) -> Results:
             **options,
         )
         for tap, one in sums.items():
-            # of products in float32
+            # float32, because the products are
             parts = {"gram": one.gram, "cross": one.cross, "norms": one.square_norms}
             found |= {
                 f"{name} {tap} {part}": value.astype("float32") for part, value in parts.items()
@@ -165,7 +161,8 @@ def gram_matrices(device: str, folder: Path) -> Results:
 
 @case("adam steps")
 def head(device: str, _: Path) -> Results:
-    rows, y = _random(24, 6), torch.arange(24) % 3
+    rows = _random(24, 6)
+    y = torch.arange(24) % 3
     config = heads.HeadConfig(epochs=2, batch=8)
     found = heads.train_head(rows.to(device), y.to(device), config=config, device=device)
     assert found.module.weight.device == torch.device(device)
@@ -207,7 +204,6 @@ def classes(device: str, _: Path) -> Results:
 
 
 # --- TME 8
-# ----------------------------------------------------------------------------------------------------------
 
 
 @case("gradient")
@@ -275,7 +271,8 @@ def momentum_attack(device: str, _: Path) -> Results:
 def pieces_of_the_ascent(device: str, _: Path) -> Results:
     network, x = wide(device)
     ascent.check_network(network)
-    x, target = ascent.check_images(network, x, CROP), ascent.per_image(TARGET, 3, "target")
+    x = ascent.check_images(network, x, CROP)
+    target = ascent.per_image(TARGET, 3, "target")
     low, high = ascent.pixel_limits(CROP, x)
     with torch.no_grad():
         index, logit = ascent.target_logits(target, network(x), torch.arange(3))
@@ -312,13 +309,12 @@ def worth_of_maps(device: str, _: Path) -> Results:
 
 
 # --- TME 9 and 10
-# ---------------------------------------------------------------------------------------------------
 
 
 def gan(
     kind: str, precision: str = "float32", **options: Any
 ) -> tuple[GanConfig, Tensor, Tensor | None]:
-    """A tiny GAN with a running mean, and 30 images (and labels) for it: 7 batches an epoch."""
+    """(config, images, labels) of a tiny GAN with a running mean: 30 images, 7 batches an epoch."""
     classes = 0 if kind == "dcgan" else 3
     a = GanArchitecture(kind, image_size=16, channels=1, classes=classes, nz=5, ngf=2, ndf=2)  # type: ignore[arg-type]
     config = GanConfig(
@@ -355,7 +351,7 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
         ]
     )
     found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": of_logits}
-    # a few roundings on
+    # in bfloat16, rounding has grown too large after these steps to compare images
     return found | ({"images": images, "running": running} if precision == "float32" else {})
 
 
@@ -385,7 +381,7 @@ def gan_beyond_the_lab(device: str, folder: Path) -> Results:
 
 @case("adam steps")
 def study(device: str, folder: Path) -> Results:
-    """A run of a study, scored on the device, from its training to its row."""
+    """One run of a study, trained and scored on the device."""
     config, x, y = gan("cgan", steps=2)
     run = runs.Run("run", config, (1, 2), grids=(2,), shown=10)
 
@@ -400,7 +396,8 @@ def study(device: str, folder: Path) -> Results:
         run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device
     )
     trainer = runs.train_run(run, x, y, folder / "work", device=device)
-    losses, uint8 = trainer.losses, x.to(device)
+    losses = trainer.losses
+    uint8 = x.to(device)
     assert architecture.check_images(config.architecture, uint8, y.to(device)) is not None
     signals = health.health(losses, uint8, uint8, labels=y)
     return {
@@ -415,7 +412,8 @@ def study(device: str, folder: Path) -> Results:
 
 @case("bfloat16 losses")
 def digit_reader(device: str, folder: Path) -> Results:
-    x, y = _pixels(24, 1, 32), torch.arange(24) % 10
+    x = _pixels(24, 1, 32)
+    y = torch.arange(24) % 10
     recipe: dict[str, Any] = {"steps": 3, "batch": 8, "device": device, "lr": 1e-4}
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):

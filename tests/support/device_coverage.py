@@ -1,4 +1,4 @@
-"""Which public functions a device is given to, and which of them were called with one."""
+"""Lists the public functions that take a device, and finds those that a call runs on one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -21,7 +21,8 @@ ROOMS = {
     "models": "networks",
     "data": "images jpeg",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
-    "gans": "architecture losses augmentation training health scores pixel_scores digit_classifier runs checkpoint",
+    "gans": "architecture losses augmentation training health scores pixel_scores "
+    "digit_classifier runs checkpoint",
     "device": "memory staging precision cuda_graphs",
 }
 _TYPES = {
@@ -35,45 +36,39 @@ _TYPES = {
     "DigitClassifier",
     "Staging",
 }
-_OR_ARRAYS = {"saliency_scores", "scores"}  # whose `Any` may be a tensor
-# Given only what is the host's, or in need of a real device.
+_OR_ARRAYS = {"saliency_scores", "scores"}  # modules whose `Any` may be a tensor
+# Functions that get tensors of the host only, or need a real device: name -> reason.
 HOST = {
     "images.Preprocess.pixels_by_pillow": "decodes on the host",
-    "images.Preprocess.on_device": "decodes by nvJPEG: tests/unit/data/test_jpeg.py does so on the CPU",
+    "images.Preprocess.on_device": "decodes by nvJPEG: see tests/unit/data/test_jpeg.py",
     "jpeg.decode_jpegs": "the same",
     "jpeg.resize_pixels": "the same",
-    "staging.Staging.room": "for devices that share the host's memory; PinnedStaging is CUDA's",
+    "staging.Staging.room": "for devices with the host's memory; CUDA has PinnedStaging",
     "staging.Staging.to_device": "the same",
     "staging.Staging.to_host": "the same",
-    "cuda_graphs.capture": "a capture is refused here: tests/unit/device/test_cuda_graphs.py replays on the CPU",
+    "cuda_graphs.capture": "no CUDA graphs here: see tests/unit/device/test_cuda_graphs.py",
     "cuda_graphs.capture_passes": "the same",
-    "cuda_graphs.ReplayedNetwork.forget": "the same: there are no passes to free",
-    "checkpoint.read": "reads a file into tensors of the host, for `Trainer.load`",
-    "heads.augment": "moves decoded pixels, by its docstring on the CPU",
-    "column_tiles.Accumulator.add": "a protocol, which svm.GramAccumulator follows",
-    "ascent.target_objective": "takes the classes as `per_image` gives them, on the CPU",
-    "memory.split_in_half": "takes rows of decoded pixels, or their numbers",
-    "saliency_scores.area_under_curve": "takes what pixel_curve returns, an array",
-    "networks.load": "checks and keeps a file's tensors",
+    "cuda_graphs.ReplayedNetwork.forget": "no CUDA graphs here, so no passes to free",
+    "checkpoint.read": "reads a file into tensors of the host",
+    "heads.augment": "takes decoded pixels on the CPU",
+    "column_tiles.Accumulator.add": "a protocol; svm.GramAccumulator implements it",
+    "ascent.target_objective": "takes classes from `per_image`, on the CPU",
+    "memory.split_in_half": "takes decoded pixels or row numbers",
+    "saliency_scores.area_under_curve": "takes an array from `pixel_curve`",
+    "networks.load": "takes tensors from a file",
 }
 
 
 def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
-    """`room.function` and `room.Class.method` of the public ones that a device, or what may lie on
-    one, is given to.
+    """The public functions and methods that take a device, a tensor or a module, with their code.
+
+    Names are `module.function` and `module.Class.method`. Those of HOST are left out, unless
+    `hosts_too`.
     """
     found: dict[str, Any] = {}
-    for place, room in ((place, room) for place, rooms in ROOMS.items() for room in rooms.split()):
-        module = importlib.import_module(f"rdfia.{place}.{room}")
-        for name, value in vars(module).items():
-            if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
-                continue
-            if inspect.isfunction(value):
-                found |= {f"{room}.{name}": value} if _takes_device(value, room) else {}
-            elif inspect.isclass(value):
-                found |= {
-                    f"{room}.{name}.{part}": function for part, function in _methods(value, room)
-                }
+    for room, names in ROOMS.items():
+        for name in names.split():
+            found |= _callables_of_module(room, name)
     return {
         name: inspect.unwrap(value).__code__
         for name, value in found.items()
@@ -81,23 +76,38 @@ def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
     }
 
 
-def _methods(cls: type, room: str) -> Iterator[tuple[str, Any]]:
+def _callables_of_module(room: str, name: str) -> dict[str, Any]:
+    module = importlib.import_module(f"rdfia.{room}.{name}")
+    found: dict[str, Any] = {}
+    for public, value in vars(module).items():
+        if public.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+            continue
+        if inspect.isclass(value):
+            for method, function in _methods(value, name):
+                found[f"{name}.{public}.{method}"] = function
+        elif inspect.isfunction(value) and _takes_device(value, name):
+            found[f"{name}.{public}"] = value
+    return found
+
+
+def _methods(cls: type, module: str) -> Iterator[tuple[str, Any]]:
+    """The methods that may see a device; all public ones of a class that is created with one."""
     functions = {
         name: value
         for name, value in vars(cls).items()
         if inspect.isfunction(inspect.unwrap(value))
     }
-    start = functions.get("__init__") if not is_dataclass(cls) else None
-    is_made_with_one = start is not None and _takes_device(start, room)
-    holds = is_made_with_one or issubclass(cls, nn.Module)
+    init = functions.get("__init__") if not is_dataclass(cls) else None
+    init_takes_device = init is not None and _takes_device(init, module)
+    every = init_takes_device or issubclass(cls, nn.Module)
     for name, value in functions.items():
-        is_public = not name.startswith("_") and (holds or _takes_device(value, room))
-        if is_public or (name == "__init__" and is_made_with_one):
+        is_public = not name.startswith("_") and (every or _takes_device(value, module))
+        if is_public or (name == "__init__" and init_takes_device):
             yield name, value
 
 
-def _takes_device(function: Any, room: str) -> bool:
-    types = _TYPES | ({"Any"} if room in _OR_ARRAYS else set())
+def _takes_device(function: Any, module: str) -> bool:
+    types = _TYPES | ({"Any"} if module in _OR_ARRAYS else set())
     words: set[str] = set()
     for name, annotation in inspect.get_annotations(inspect.unwrap(function)).items():
         if name != "return":
@@ -108,30 +118,27 @@ def _takes_device(function: Any, room: str) -> bool:
 
 
 def lies_on_device(value: Any, depth: int = 2) -> bool:
-    """Whether a value is the pretended device, lies on it, or has something that does."""
+    """Whether a value is the pretended device, or contains a tensor on it."""
     if isinstance(value, OnDevice) or (
         isinstance(value, str | torch.device) and str(value).startswith("cuda")
     ):
         return True
     if isinstance(value, nn.Module):
         return any(isinstance(tensor, OnDevice) for tensor in value.state_dict().values())
-    inner = (
-        value.values()
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, tuple | list)
-        else ()
-    )
+    inner: Iterable[Any] = ()
     if hasattr(value, "__dict__") and not isinstance(value, type | Tensor):
         inner = vars(value).values()
+    elif isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, tuple | list):
+        inner = value
     return depth > 0 and any(lies_on_device(one, depth - 1) for one in inner)
 
 
 def called_with_device(call: Callable[[], Any]) -> set[CodeType]:
-    """The code of every function that `call` calls, here or further down, with something on the
-    pretended device.
-    """
-    wanted, found = set(callables_of_devices().values()), set[CodeType]()
+    """The code of the functions that `call` runs with an argument on the pretended device."""
+    wanted = set(callables_of_devices().values())
+    found = set[CodeType]()
 
     def look(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code

@@ -1,8 +1,7 @@
-"""Operations that torch dispatches, by its own formulas; unlike `FlopCounterMode` it may hold an
-`autograd.grad`.
+"""Counts floating-point operations by torch's formulas, also around `autograd.grad`.
 
-That counter follows modules with hooks, which raise when a gradient is asked for with respect to a
-leaf (torch 2.13).
+torch's `FlopCounterMode` does not allow that: its hooks on modules raise for the gradient with
+respect to a leaf (torch 2.13).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class FlopCount(TorchDispatchMode):
-    """Counts what runs inside the `with`, on any thread of autograd: `total`, and `by_operator`."""
+    """Counts the operations inside the `with`, on all threads: `total` and `by_operator`."""
 
     def __init__(self) -> None:
         super().__init__()

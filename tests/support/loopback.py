@@ -1,6 +1,4 @@
-"""A server on loopback that misbehaves on request: it cuts connections, ignores ranges, answers
-errors.
-"""
+"""A server on loopback that can cut connections, ignore ranges and answer errors."""
 
 from __future__ import annotations
 
@@ -13,13 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Site:
-    """What is served (path -> bytes) and how; `requests` collects (path, Range header or None)."""
+    """What the server serves (path -> bytes) and how; `requests`: (path, Range header or None)."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     cut_after: int | None = None  # bytes of a body after which the connection drops
     ranges: bool = True
-    fail_first: int = 0  # that many requests are answered 503
+    fail_first: int = 0  # number of first requests that get a 503
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
 

@@ -1,5 +1,6 @@
-"""Tensors and generators of the pretended CUDA device (`pretended_device.py`); their numbers are
-the CPU's.
+"""Tensors and generators of the pretended CUDA device; their values are on the CPU.
+
+See `pretended_device.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 DEVICE = torch.device("cuda:0")
-# what torch's C++ takes an `OnDevice` for: autograd has no stream to look for there
+# The device that torch's C++ sees for an `OnDevice`: autograd needs no stream there.
 META = torch.device("meta")
 
 
 class OnDevice(Tensor):
-    """A tensor of the pretended device; its numbers are in `held`, on the CPU."""
+    """A tensor of the pretended device, with its values in `held`, a tensor of the CPU."""
 
     held: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -41,7 +42,7 @@ class OnDevice(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(
-            f"{func}: a tensor of the pretended device was used outside of `pretended_device()`"
+            f"{func}: a tensor of the pretended device is used outside `pretended_device()`"
         )
 
     @property
@@ -70,7 +71,7 @@ class OnDevice(Tensor):
         return self.detach().cpu().tolist()
 
     def record_stream(self, stream: Any) -> None:
-        """Nothing: memory is not used again before its time here."""
+        """Nothing: no memory is reused too early here."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
@@ -85,13 +86,14 @@ class OnDevice(Tensor):
 
 
 class PretendedGenerator(torch.Generator):
-    """Random numbers of the pretended device; they are those of the CPU's generator with that seed."""
+    """A generator of the pretended device; it draws the CPU's numbers for its seed."""
 
     def __new__(cls, device: str | torch.device = "cpu") -> Any:
         if torch.device(device).type != "cuda":
             return torch._C.Generator(device)
         new = super().__new__(cls)
-        GENERATORS.add(new._cdata)  # type: ignore[attr-defined] # torch wraps it anew for each operator
+        # By address, because torch makes a new wrapper for each operator.
+        GENERATORS.add(new._cdata)  # type: ignore[attr-defined]
         weakref.finalize(new, GENERATORS.discard, new._cdata)  # type: ignore[attr-defined]
         return new
 
@@ -104,7 +106,7 @@ GENERATORS: set[int] = set()
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments, also those in lists."""
+    """The tensors among an operator's arguments, also in lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -113,15 +115,16 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def held_by(value: Any) -> Any:
-    """An argument with the CPU's tensor in the place of each of the device's."""
+    """An argument with each tensor of the device replaced by its CPU tensor."""
     if isinstance(value, list | tuple):
         return type(value)(map(held_by, value))
     return value.held if isinstance(value, OnDevice) else value
 
 
 def on_device(value: Any, known: dict[int, OnDevice]) -> Any:
-    """A result on the device; what was changed in place is the argument itself, `known` by its
-    numbers' id.
+    """A result as tensors of the device.
+
+    `known`: id of a CPU tensor -> its device tensor, which is returned for an in-place operation.
     """
     if isinstance(value, list | tuple):
         return type(value)(on_device(one, known) for one in value)

@@ -1,15 +1,12 @@
-"""A CUDA device that is not there: tensors say cuda:0, follow CUDA's rules of placement, and are
-computed on the CPU.
+"""A pretended CUDA device: tensors report cuda:0 and follow CUDA's rules, but the CPU computes.
 
-Inside `pretended_device()`, `device="cuda"` gives an `OnDevice` tensor, which has its numbers in a
-tensor of the CPU. Each operator that torch dispatches, in backward passes too, is checked as CUDA
-would check it, is done on those, and is counted where the host would have to wait for the device.
-So any code that takes a device runs to its end on a machine without one, and its results can be
-compared with the CPU's.
+Inside `pretended_device()`, `device="cuda"` gives an `OnDevice` tensor, with its values in a tensor
+of the CPU. Each operator, in backward passes too, is checked as CUDA would check it, is computed on
+the CPU, and is counted if the host would wait for the device. So code that takes a device runs on a
+machine without one, and its results can be compared with the CPU's.
 
-What it cannot show: CUDA's own kernels and their rounding (cuDNN, TF32), memory that runs out,
-whether streams and events order the copies as they have to be ordered, CUDA graphs (a capture is
-refused), and time.
+Not covered: CUDA's kernels and their rounding (cuDNN, TF32), memory that runs out, the order of
+streams and events, CUDA graphs (a capture is refused), and time.
 """
 
 from __future__ import annotations
@@ -42,9 +39,9 @@ from tests.support.on_device import (
 )
 
 _PACKAGE = str(Path(__file__).parents[2] / "rdfia")
-# their indices may be the CPU's
+# Operators whose indices may be on the CPU.
 _MIXED = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")
-# Operators of the labs that autocast on CUDA computes in its own type.
+# Operators of the labs that autocast on CUDA computes in the lower type.
 _LOWER = (
     "linear",
     "conv2d",
@@ -59,25 +56,21 @@ _LOWER = (
 
 
 class _Calls(TorchFunctionMode):
-    """What has to be settled before torch's C++ sees a call, which knows that there is no CUDA
-    here.
+    """Changes calls before torch's C++ sees them, which knows that there is no CUDA.
 
-    Devices get their index, `.to(tensor)` its device, autocast is done by name, and a meta tensor
-    that is asked for is told from what C++ derives from an `OnDevice`, which it takes for one.
+    It adds the index to "cuda" and the device to `.to(tensor)`, and it applies autocast by name. It
+    also notes whether the caller asked for a meta tensor, because C++ sees each `OnDevice` as one.
     """
 
     asked_for_meta = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, args, kwargs = (
-            getattr(func, "__name__", ""),
-            tuple(map(_indexed, args)),
-            dict(kwargs or {}),
-        )
-        kwargs = {key: _indexed(value) for key, value in kwargs.items()}
+        name = getattr(func, "__name__", "")
+        args = tuple(map(_indexed, args))
+        kwargs = {key: _indexed(value) for key, value in (kwargs or {}).items()}
         if name == "to" and len(args) > 1 and isinstance(args[1], OnDevice):
             args = (args[0], DEVICE, args[1].dtype, *args[2:])
-        # in C++ these go around every mode
+        # C++ does not call the dispatch mode for these
         if name in ("tensor", "as_tensor") and kwargs.get("device") == DEVICE:
             return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         if name in (*_LOWER, "cat") and torch.is_autocast_enabled("cuda"):
@@ -100,9 +93,7 @@ def _indexed(value: Any) -> Any:
 
 
 def _autocast(name: str, args: Any, kwargs: Any) -> Any:
-    """The arguments as autocast on CUDA would change them: to its type, or all parts of a `cat` to
-    the widest.
-    """
+    """The arguments in the type of autocast; for `cat`, in the widest type of its parts."""
     dtype = torch.get_autocast_dtype("cuda")
     if name == "cat" and any(tensor.dtype == torch.float32 for tensor in args[0]):
         dtype = torch.float32
@@ -122,23 +113,24 @@ def _autocast(name: str, args: Any, kwargs: Any) -> Any:
 
 
 class PretendedDevice(TorchDispatchMode):
-    """The mode that does the work; see `pretended_device`.
+    """The dispatch mode of `pretended_device`.
 
-    `reads` and `uploads`: each time that the host waits for the device, to read from it and to
-    write to it in memory that is not pinned, as `operator, where in rdfia`. What
-    `torch.cuda.set_sync_debug_mode` names is in one of both.
+    `reads`: the waits of the host for a value of the device; `uploads`: its waits for a copy to the
+    device from memory that is not pinned. Each is text: `operator, place in rdfia`. Together they
+    are what `torch.cuda.set_sync_debug_mode` reports.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.reads, self.uploads = list[str](), list[str]()
+        self.reads = list[str]()
+        self.uploads = list[str]()
         self.calls = _Calls()
-        self._pinned: dict[int, Tensor] = {}  # by storage; kept, so that no other takes its place
+        self._pinned: dict[int, Tensor] = {}  # by storage; alive, so that no address is reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if _is_composite(func):
-            with self:  # without gradients these come here whole
+            with self:  # without gradients, composite operators are not decomposed before
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
         tensors = [*tensors_in((*args, *kwargs.values()))]
@@ -161,12 +153,12 @@ class PretendedDevice(TorchDispatchMode):
             )
         if name == "copy_":
             return args[0]
-        # what was changed in place comes back itself
+        # an in-place operator returns its argument
         known = {id(tensor.held): tensor for tensor in here}
         return on_device(out, known) if to_here else out
 
     def _pin(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        """What needs page-locked memory, which only CUDA can give; None for all else."""
+        """The result of an operator on pinned memory, which only CUDA has; None for all others."""
         if name == "is_pinned":
             return _storage(args[0]) in self._pinned
         pinned = kwargs.pop("pin_memory", None) or name == "_pin_memory"
@@ -179,7 +171,8 @@ class PretendedDevice(TorchDispatchMode):
     def _count(
         self, name: str, args: Any, kwargs: Any, here: list[Any], there: list[Tensor], to_here: bool
     ) -> None:
-        reads, uploads = bool(here) and name in WAITS, False
+        reads = bool(here) and name in WAITS
+        uploads = False
         if name in ("_to_copy", "copy_"):
             target, source = (args[0], args[1]) if name == "copy_" else (None, args[0])
             to_here = isinstance(target, OnDevice) if target is not None else to_here
@@ -202,7 +195,7 @@ class PretendedDevice(TorchDispatchMode):
 
 
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
-    if str(func) == "aten.mm.dtype":  # bfloat16 matrices with a float32 product: CUDA alone has it
+    if str(func) == "aten.mm.dtype":  # float32 product of bfloat16 matrices: only CUDA has it
         return torch.mm(args[0].to(args[2]), args[1].to(args[2]))
     return func(*args, **kwargs)
 
@@ -226,7 +219,7 @@ def _place(frame: FrameType | None) -> str:
 
 
 def _check_devices(func: Any, name: str, args: Any, there: list[Tensor]) -> None:
-    """Raises what CUDA raises where an operator is given tensors of two devices."""
+    """Raises CUDA's error if an operator gets tensors of two devices."""
     if name in ("copy_", "_to_copy"):
         return
     if name in _MIXED:
@@ -239,7 +232,7 @@ def _check_devices(func: Any, name: str, args: Any, there: list[Tensor]) -> None
             for value in args[2:3]
             if isinstance(value, Tensor) and not isinstance(value, OnDevice)
         ]
-    # these take a number that is a tensor of the CPU
+    # pointwise operators take a scalar tensor of the CPU
     scalars = torch.Tag.pointwise in func.tags or name in _MIXED
     written = [
         value
@@ -269,11 +262,10 @@ def _check_generators(values: list[Any], name: str, on_device: bool) -> None:
 
 
 # --- torch.cuda
-# -----------------------------------------------------------------------------------------------------
 
 
 class _Stream:
-    """A stream or an event, in which all is done at once; who waits for it in Python is counted."""
+    """A stream or an event without delay; `synchronize` counts as a wait of the host."""
 
     def __init__(self, device: PretendedDevice) -> None:
         self._device = device
@@ -285,7 +277,7 @@ class _Stream:
         return None
 
     def wait_stream(self, stream: Any) -> None:
-        """The device's affair."""
+        """Nothing: the host does not wait."""
 
     def record_event(self, event: Any = None) -> _Stream:
         return self
@@ -300,11 +292,10 @@ def _no_graphs(*_: Any, **__: Any) -> Any:
 
 @contextlib.contextmanager
 def pretended_device() -> Iterator[PretendedDevice]:
-    """Inside, there is a CUDA device with 100 GB of memory, bfloat16 and no CUDA graphs, for this
-    thread alone.
-    """
+    """Inside, this thread has a CUDA device with 100 GB of memory, bfloat16 and no CUDA graphs."""
     device = PretendedDevice()
-    stream, cuda = _Stream(device), torch.cuda
+    stream = _Stream(device)
+    cuda = torch.cuda
     state = torch.get_rng_state()
     answers: dict[str, Any] = {
         "is_available": True,
@@ -327,7 +318,7 @@ def pretended_device() -> Iterator[PretendedDevice]:
         "set_stream": None,
         "is_current_stream_capturing": False,
     }
-    future = torch.__future__  # a module's parameters become `OnDevice` by being replaced
+    future = torch.__future__  # replaces a module's parameters by `OnDevice` ones
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "a CUDA graph was not captured")
         before = future.get_overwrite_module_params_on_conversion()

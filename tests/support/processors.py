@@ -1,11 +1,9 @@
-"""Does an answer depend on the processor? The suite in environments that stand for other
-processors, compared.
+"""Runs the suite as other processors would compute it, and compares the outcomes.
 
-    python -m tests.support.processors [--only avx2,sse] [--claims] [--keep FOLDER] [pytest arguments]
+    python -m tests.support.processors [--only avx2,sse] [--claims] [--keep FOLDER] [pytest options]
 
-Prints a Markdown table. Exit status 1 where a test is red or its outcome differs from that of the
-first environment. With `--claims` it is `pytest -m accuracy` that runs, and the verdicts that are
-compared.
+Prints a Markdown table. The exit status is 1 if a test fails, or if its outcome differs from that
+in the first environment. With `--claims`, `pytest -m accuracy` runs and verdicts are compared.
 """
 
 from __future__ import annotations
@@ -28,9 +26,9 @@ from tests.support import same_answer
 ROOT = Path(__file__).parents[2]
 TESTS, CLAIMS = "not accuracy and not faults", "accuracy"
 
-# Instruction sets can be taken away from torch's own kernels, oneDNN and OpenBLAS, never added: on
-# a processor without AVX-512 "default" and "float32" are AVX2 too.
-# `rdfia.transfer.features.fast_dtype` obeys RDFIA_DTYPE.
+# Instruction sets can be switched off in torch's kernels, oneDNN and OpenBLAS, but not added: on a
+# processor without AVX-512, "default" and "float32" are AVX2 too.
+# `rdfia.device.precision.fast_dtype` reads RDFIA_DTYPE.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "RDFIA_DTYPE": "float32"}
 SSE = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "RDFIA_DTYPE": "float32"}
 ENVIRONMENTS: dict[str, dict[str, str]] = {
@@ -47,20 +45,16 @@ VARIABLES = {name for variables in ENVIRONMENTS.values() for name in variables}
 
 
 class Result(NamedTuple):
-    """One environment: the exit status of pytest, its seconds, and an outcome a test or a verdict a
-    claim.
-    """
+    """One environment: pytest's exit status and seconds, and the outcomes by test or claim."""
 
     status: int
     seconds: float
     outcomes: dict[str, str]
-    values: dict[str, Any]  # of claims: what was measured
+    values: dict[str, Any]  # with --claims: claim -> measured values as text
 
 
 def read_junit(path: Path) -> dict[str, str]:
-    """Test -> passed, failed, error or skipped, from a file of `pytest --junitxml`; none where
-    there is no file.
-    """
+    """Outcomes by test (passed, failed, error, skipped) from a JUnit file; empty without a file."""
     if not path.exists():
         return {}
     found: dict[str, str] = {}
@@ -68,16 +62,14 @@ def read_junit(path: Path) -> dict[str, str]:
         words = {"failure": "failed", "error": "error", "skipped": "skipped"}
         outcome = next((words[child.tag] for child in case if child.tag in words), "passed")
         name = f"{case.get('classname')}::{case.get('name')}"
-        # a test that passes and then fails in its teardown has two
+        # a test that passes and then fails in its teardown has two entries
         if found.get(name, "passed") == "passed":
             found[name] = outcome
     return found
 
 
 def read_claims(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """(claim -> verdict, claim -> what was measured), from a claims.json; empty where there is
-    none.
-    """
+    """(verdicts, measured values) by claim, from a claims.json; empty without a file."""
     run = files.read_json(path) if path.exists() else {"records": []}
     return same_answer.verdicts(run), same_answer.results(run)
 
@@ -85,9 +77,9 @@ def read_claims(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 def run_in(
     name: str, variables: Mapping[str, str], folder: Path, arguments: Sequence[str], claims: bool
 ) -> Result:
-    """Runs pytest with `variables` set, in a process of its own; what it writes goes to `folder`."""
+    """The result of pytest in its own process, with `variables` set; it writes to `folder`."""
     cleared = {key: value for key, value in os.environ.items() if key not in VARIABLES}
-    # A cache of its own: what one environment computed is not what another one would.
+    # Each environment has its own cache, because it computes other values.
     environment = {**cleared, **variables, "RDFIA_CACHE": str(folder / "cache")}
     words = [
         "-m",
@@ -115,17 +107,14 @@ def run_in(
 
 
 def read(folder: Path, status: int, seconds: float, claims: bool) -> Result:
-    """What an environment's run has left in its folder."""
-    outcomes, values = (
-        read_claims(folder / "claims.json") if claims else (read_junit(folder / "junit.xml"), {})
-    )
-    return Result(status, seconds, outcomes, values)
+    """The result of a run that wrote to `folder`."""
+    if claims:
+        return Result(status, seconds, *read_claims(folder / "claims.json"))
+    return Result(status, seconds, read_junit(folder / "junit.xml"), {})
 
 
 def compare(results: Mapping[str, Result]) -> tuple[list[str], bool]:
-    """(lines of Markdown: a row an environment, then each outcome that differs; whether all is
-    green and the same).
-    """
+    """(Markdown lines: a row for each environment, then each difference; whether all are equal)."""
     first = next(iter(results))
     lines = [
         "| environment | variables | outcome | differs | seconds |",
@@ -135,13 +124,13 @@ def compare(results: Mapping[str, Result]) -> tuple[list[str], bool]:
     for name, result in results.items():
         moved = same_answer.moved(results[first].outcomes, result.outcomes)
         counts = Counter(result.outcomes.values())
-        said = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())) or "nothing ran"
+        tally = ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) or "nothing ran"
         variables = " ".join(
             f"`{key}={value}`" for key, value in ENVIRONMENTS.get(name, {}).items()
         )
         exit_status = "" if result.status == 0 else f" (exit {result.status})"
         lines.append(
-            f"| {name} | {variables} | {said}{exit_status} | {len(moved)} | {result.seconds:.0f} |"
+            f"| {name} | {variables} | {tally}{exit_status} | {len(moved)} | {result.seconds:.0f} |"
         )
         for key, outcomes in moved:
             values = [
@@ -165,18 +154,20 @@ def compare(results: Mapping[str, Result]) -> tuple[list[str], bool]:
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument(
-        "--only", default=",".join(ENVIRONMENTS), help=f"of: {', '.join(ENVIRONMENTS)}"
+        "--only",
+        default=",".join(ENVIRONMENTS),
+        help=f"environments, separated by commas (default: all): {', '.join(ENVIRONMENTS)}",
     )
     parser.add_argument(
         "--claims", action="store_true", help="run the claims and compare their verdicts"
     )
     parser.add_argument(
-        "--keep", type=Path, help="folder for what the runs write (default: a temporary one)"
+        "--keep", type=Path, help="folder for the output of the runs (default: a temporary one)"
     )
     options, arguments = parser.parse_known_args(words)
     names = options.only.split(",")
     if unknown := [name for name in names if name not in ENVIRONMENTS]:
-        parser.error(f"--only {','.join(unknown)}: expected names of {', '.join(ENVIRONMENTS)}")
+        parser.error(f"--only {','.join(unknown)}: expected some of {', '.join(ENVIRONMENTS)}")
     with tempfile.TemporaryDirectory() as temporary:
         results = {}
         for name in names:

@@ -1,6 +1,4 @@
-"""CUDA graphs on a CPU: operators are recorded once, then done again on the same memory; no Python
-runs in between.
-"""
+"""CUDA graphs on a CPU: operators are recorded once, then repeated on the same memory."""
 
 from __future__ import annotations
 
@@ -21,16 +19,15 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 class Tape(TorchDispatchMode):
-    """Records operators. What they change of tensors from outside is put back: a capture does
-    nothing.
+    """Records operators, and can undo their changes, because a capture does not execute.
 
-    Raises RuntimeError where a capture would: for a wait of the host, and for a random number.
+    RuntimeError: the host waits or draws a random number, which a capture does not allow.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operators: list[Operator] = []
-        # by storage; kept alive, so that no address is used twice
+        # by storage; alive, so that no address is used twice
         self._made: dict[int, Tensor] = {}
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
@@ -50,25 +47,28 @@ class Tape(TorchDispatchMode):
         return out
 
     def undo(self) -> None:
+        """Restores tensors from outside, and fills the recorded results with NaN."""
         for storage, before in self._before.values():
             storage.copy_(before)
         for tensor in self._made.values():
-            tensor.untyped_storage().fill_(255)  # type: ignore[attr-defined] # NaN: what is not computed anew is seen
+            # NaN, so that a value that no replay computes is seen
+            tensor.untyped_storage().fill_(255)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def replay(self) -> None:
+        """Repeats the operators on the same memory."""
         for func, args, kwargs, out in self.operators:
             taken = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
             again = func(*args, **kwargs)
             for kept, new in zip(_tensors(out), _tensors(again), strict=True):
-                if kept.untyped_storage()._cdata not in taken:  # neither a view nor done in place
+                if kept.untyped_storage()._cdata not in taken:  # not a view, not in place
                     kept.copy_(new)
 
 
 def captured(
     work: Callable[[], Tensor], _device: torch.device
 ) -> tuple[Callable[[], None], Tensor]:
-    """What `rdfia.device.cuda_graphs.capture` does, on a CPU."""
+    """(replay, result) of `work`, as `rdfia.device.cuda_graphs.capture` returns them, on a CPU."""
     tape = Tape()
     try:
         with tape:
@@ -79,14 +79,12 @@ def captured(
 
 
 def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Tensor]:
-    """What torch.cuda.make_graphed_callables makes of a network: passes on memory that the next
-    call overwrites.
-    """
+    """The network as by torch.cuda.make_graphed_callables: each call overwrites the last result."""
     with torch.enable_grad():
         result = network(sample)
     seed = torch.zeros_like(result)
     (gradient,) = torch.autograd.grad(result, sample, seed)
-    kept, back = result.detach().clone(), gradient.clone()
+    output, input_gradient = result.detach().clone(), gradient.clone()
 
     class Passes(torch.autograd.Function):
         @staticmethod
@@ -96,13 +94,13 @@ def captured_passes(network: nn.Module, sample: Tensor) -> Callable[[Tensor], Te
                     f"captured for {tuple(sample.shape)}, got {tuple(x.shape)}, or another layout"
                 )
             sample.data.copy_(x)
-            kept.copy_(network(sample).detach())
-            return kept.detach()
+            output.copy_(network(sample).detach())
+            return output.detach()
 
         @staticmethod
         def backward(_ctx: Any, *seeds: Tensor) -> Tensor:
             with torch.enable_grad():
                 (found,) = torch.autograd.grad(network(sample), sample, seeds[0])
-            return back.copy_(found).detach()
+            return input_gradient.copy_(found).detach()
 
     return Passes.apply

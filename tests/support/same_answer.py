@@ -1,8 +1,9 @@
-"""Are two runs one answer? Every difference between two claims.json but times and dates.
+"""Lists the differences between the claims.json of two runs, except times and dates.
 
-python -m tests.support.same_answer reports/a reports/b                # same conditions: every
-value python -m tests.support.same_answer --outcomes reports/a reports/b     # another processor,
-dtype or torch: outcomes
+    python -m tests.support.same_answer reports/a reports/b             # every value
+    python -m tests.support.same_answer --outcomes reports/a reports/b  # conditions and verdicts
+
+The second form is for runs on different processors, dtypes or versions of torch.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any, NamedTuple
 from rdfia.claims.record import from_json
 from rdfia.data import files
 
-# a commit names the code, which `code` does too
+# `code` is compared, so the commit is not.
 TIMES = re.compile(r"^(date|seconds.*|uncommitted files|commit)$")
 
 
 def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
-    """Where two values of JSON differ, a line each."""
+    """A line for each difference between two JSON values."""
     if isinstance(a, dict) and isinstance(b, dict):
         for name in sorted({*a, *b}):
             if TIMES.match(name):
@@ -39,16 +40,14 @@ def differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
 
 
 class Moved(NamedTuple):
-    """What came out otherwise in the second run; "absent" where a run has nothing of it."""
+    """A test or claim with its outcomes in both runs; "absent" if a run does not have it."""
 
     key: str
     outcomes: tuple[str, str]
 
 
 def moved(first: Mapping[str, str], second: Mapping[str, str]) -> list[Moved]:
-    """The tests or claims whose outcomes differ, in the order of the first. One that was deferred
-    has no outcome.
-    """
+    """The tests or claims whose outcomes differ, in the order of `first`; not deferred ones."""
     pairs = {
         key: (first.get(key, "absent"), second.get(key, "absent")) for key in (*first, *second)
     }
@@ -60,12 +59,12 @@ def moved(first: Mapping[str, str], second: Mapping[str, str]) -> list[Moved]:
 
 
 def verdicts(run: Mapping[str, Any]) -> dict[str, str]:
-    """The verdicts of a claims.json by the claims' keys."""
+    """Verdicts by claim key, from a claims.json."""
     return {record["key"]: record["verdict"] for record in run["records"]}
 
 
 def results(run: Mapping[str, Any]) -> dict[str, str]:
-    """What the records of a claims.json measured, as a line each, by the claims' keys."""
+    """Measured values as text by claim key, from a claims.json."""
     return {
         record["key"]: from_json({"id": record["key"], **record}).result
         for record in run["records"]
@@ -73,16 +72,15 @@ def results(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
-    """The conditions that differ (processor, dtype, threads, versions), then the verdicts, a line
-    each.
-    """
+    """A line for each condition that differs (processor, dtype, ...), then for each verdict."""
     yield from (
         f"condition {line.removeprefix('/')}"
         for line in differences(a["environment"], b["environment"])
     )
     measured = [results(run) for run in (a, b)]
     for key, (one, other) in moved(verdicts(a), verdicts(b)):
-        yield f"{key}: {one!r} and {other!r}; measured {' and '.join(str(m.get(key))[:80] for m in measured)}"
+        values = " and ".join(str(run.get(key))[:80] for run in measured)
+        yield f"{key}: {one!r} and {other!r}; measured {values}"
 
 
 def main(*words: str) -> int:
@@ -90,12 +88,13 @@ def main(*words: str) -> int:
     folders = [Path(word) for word in words if word != "--outcomes"]
     if len(folders) != 2:
         raise SystemExit(
-            "expected two folders with a claims.json each: same_answer [--outcomes] reports/a reports/b"
+            "expected two folders with a claims.json each, as in: "
+            "same_answer [--outcomes] reports/a reports/b"
         )
     a, b = (files.read_json(folder / "claims.json") for folder in folders)
     lines = list(outcomes(a, b) if by_outcome else differences(a, b))
     count = len(moved(verdicts(a), verdicts(b))) if by_outcome else len(lines)
-    what = "verdicts differ" if by_outcome else "differences but for times"
+    what = "verdicts differ" if by_outcome else "differences, times excepted"
     keys = {record["key"] for run in (a, b) for record in run["records"]}
     print(*lines, f"{count} {what}, in {len(keys)} records", sep="\n")
     return int(bool(count))

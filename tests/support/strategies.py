@@ -1,6 +1,4 @@
-"""What hypothesis draws: image arrays, label vectors and input sizes, small enough to run by the
-hundred.
-"""
+"""Strategies of hypothesis for small images, labels and input sizes."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ def images(draw: st.DrawFn, smallest: int = 1, largest: int = 40) -> np.ndarray:
 
 @st.composite
 def labels(draw: st.DrawFn, classes: int = 4, most: int = 40) -> np.ndarray:
-    """int64 labels in which every one of 2 to `classes` classes occurs at least twice, in any
-    order.
-    """
+    """int64 labels of 2 to `classes` classes, each at least twice, in any order."""
     count = draw(st.integers(2, classes))
     once = list(range(count)) * 2
     more = draw(st.lists(st.integers(0, count - 1), max_size=most - len(once)))
@@ -29,5 +25,5 @@ def labels(draw: st.DrawFn, classes: int = 4, most: int = 40) -> np.ndarray:
 
 
 def input_sizes(smallest: int = 63, largest: int = 320) -> st.SearchStrategy[int]:
-    """Image sides in pixels; 63 is the least that leaves AlexNet's last pool one pixel."""
+    """Image sides in pixels; below 63 AlexNet's last pool has no pixel."""
     return st.integers(smallest, largest)

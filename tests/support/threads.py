@@ -1,6 +1,4 @@
-"""One thread for networks so small that two only wait for each other: on a busy machine that is 20
-times slower.
-"""
+"""One thread for tests of tiny networks: two are up to 20 times slower on a busy machine."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """A test file that imports this runs on one thread."""
+    """A test file that imports this fixture runs on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,6 +1,4 @@
-"""Networks small enough to be computed by hand, with what makes the large ones hard: in-place ReLUs
-and dropout.
-"""
+"""A network small enough to compute by hand, with in-place ReLUs and dropout as the large ones."""
 
 from __future__ import annotations
 
@@ -9,9 +7,7 @@ from torch import Tensor, nn
 
 
 class TinyVgg(nn.Module):
-    """torchvision's layout (features, avgpool, classifier) at 3 x 16 x 16: two convolutions, two
-    dense layers.
-    """
+    """Two convolutions and two dense layers, at 3 x 16 x 16, in the layout of torchvision's VGG."""
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__()
@@ -33,16 +29,14 @@ class TinyVgg(nn.Module):
 
 
 def tiny_vgg(seed: int = 0, classes: int = 5) -> TinyVgg:
-    """A `TinyVgg` in eval mode; the global random state is left as it was."""
+    """A `TinyVgg` in eval mode; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return TinyVgg(classes).eval()
 
 
 def activations_by_hand(network: TinyVgg, x: Tensor) -> dict[str, Tensor]:
-    """Every layer's output by path, in float64 and with no operation in place: what a tap has to
-    be.
-    """
+    """Every layer's output by path, in float64 without in-place operations: the oracle of taps."""
     values: dict[str, Tensor] = {}
     x = x.double()
     for container in ("features", "classifier"):

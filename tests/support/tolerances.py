@@ -1,4 +1,4 @@
-"""How close is close: one table, (quantity, device, dtype) -> tolerance, each row with its reason."""
+"""The table of tolerances: (quantity, device, dtype) -> rtol, atol and their reason."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
         1e-3, 1e-6, "a backward pass doubles the sums of a forward pass"
     ),
     ("difference", "cpu", "float64"): Tolerance(
-        1e-6, 1e-8, "differences of step 1e-6, exact between two kinks"
+        1e-6, 1e-8, "finite differences of step 1e-6, exact between two kinks"
     ),
     ("smoothgrad", "cpu", "float64"): Tolerance(
         9e-2, 5e-2, "about five standard errors of a mean over 2,000 samples"
@@ -106,34 +106,34 @@ TOLERANCES: dict[tuple[str, str, str], Tolerance] = {
         1e-5, 1e-7, "eight float32 blends of two numbers"
     ),
     ("replayed losses", "cpu", "float32"): Tolerance(
-        1e-3, 1e-4, "a rate rounded to float32, carried on for 50 steps"
+        1e-3, 1e-4, "the learning rate in float32, over 50 steps"
     ),
     ("replayed losses", "cuda", "float32"): Tolerance(
-        1e-2, 1e-2, "sums by atomics in any order, for 50 steps"
+        1e-2, 1e-2, "sums by atomics in any order, over 50 steps"
     ),
     ("replayed losses of bfloat16", "cuda", "float32"): Tolerance(
-        0.0, 8e-2, "the same, of 8 bits in each layer"
+        0.0, 8e-2, "sums by atomics in any order, with 8 bits in each layer"
     ),
     ("first losses", "cuda", "float32"): Tolerance(
-        5e-3, 5e-3, "Adam makes whole steps of gradients that are rounding"
+        5e-3, 5e-3, "Adam makes full steps also for gradients that are rounding errors"
     ),
     ("gram", "cuda", "float32"): Tolerance(
-        1e-5, 1e-5, "products of two bytes are exact, their float32 sums not"
+        1e-5, 1e-5, "products of two-byte numbers are exact, their float32 sums are not"
     ),
     ("singular value", "cpu", "float32"): Tolerance(
-        1e-3, 1e-5, "35 steps of a power iteration, the gap unknown"
+        1e-3, 1e-5, "35 steps of a power iteration with an unknown spectral gap"
     ),
     ("score of exact images", "cpu", "float64"): Tolerance(
-        1e-9, 1.1e-5, "float64 sums, kept to the fifth digit"
+        1e-9, 1.1e-5, "float64 sums, stored with five digits"
     ),
     ("statistic", "cpu", "float64"): Tolerance(
-        0.0, 5e-2, "in hundreds of standard errors: five, one in two million"
+        0.0, 5e-2, "0.05 hundreds of standard errors: five, by chance once in two million"
     ),
 }
 
-# Of a device beside the CPU's float32: (quantity, arithmetic) -> the L2 norm of the difference over
-# the reference's. Norms, because a value beside a ReLU's kink may be rounded to its other side, and
-# its gradient is then another.
+# A device against float32 on the CPU: (quantity, arithmetic) -> the L2 norm of the difference over
+# that of the reference. Norms, because near the kink of a ReLU rounding may change single gradients
+# completely.
 PARITY: dict[tuple[str, str], Tolerance] = {
     (quantity, arithmetic): Tolerance(rtol, 0.0, reason)
     for quantity, limits, reason in (
@@ -151,15 +151,19 @@ PARITY: dict[tuple[str, str], Tolerance] = {
         (
             "decision",
             (1e-3, 1e-2, 5e-2),
-            "the solver stops at 1e-4 on a Gram matrix that is rounded",
+            "the solver stops at 1e-4, on a rounded Gram matrix",
         ),
         (
             "probability",
             (1e-3, 2e-2, 1e-1),
-            "softmax of activations: the error of a logit times the logit's size",
+            "softmax of activations: the relative error of a logit times the logit",
         ),
-        ("gradient", (2e-2, 8e-2), "a chain through 26 layers, with kinks that rounding crosses"),
-        ("ascent", (2e-2, 8e-2), "five gradients, each from where the last one ended"),
+        (
+            "gradient",
+            (2e-2, 8e-2),
+            "the chain rule through 26 layers; rounding crosses kinks of ReLUs",
+        ),
+        ("ascent", (2e-2, 8e-2), "five gradient steps, each from the result of the last one"),
         (
             "training",
             (5e-3, 2e-2, 1e-1),
@@ -172,12 +176,10 @@ PARITY: dict[tuple[str, str], Tolerance] = {
 
 
 def assert_close(got: Any, expected: Any, quantity: str) -> None:
-    """Compares arrays or tensors by the table's row for `quantity` and for the device and dtype of
-    `got`.
+    """Compares arrays or tensors by the row of TOLERANCES for `quantity` and `got`'s device, dtype.
 
-    Shapes have to be equal and values finite. Raises AssertionError that says how far off the worst
-    entry is, and KeyError where the table has no row: add one, with a reason, rather than a
-    tolerance in a test.
+    AssertionError: a value is too far off (the message has the worst one), shapes differ, or a
+    value is not finite. KeyError: the table has no row; add one with its reason.
     """
     if isinstance(got, torch.Tensor):
         device, dtype = got.device.type, str(got.dtype).removeprefix("torch.")
@@ -201,16 +203,14 @@ def assert_close(got: Any, expected: Any, quantity: str) -> None:
     excess = np.abs(got - expected) - (tolerance.atol + tolerance.rtol * np.abs(expected))
     if excess.size and excess.max() > 0:
         at = tuple(int(i) for i in np.unravel_index(excess.argmax(), excess.shape))
-        count = f"{int((excess > 0).sum())} of {excess.size} off"
         raise AssertionError(
-            f"{quantity} ({device}, {dtype}): {count}, worst at {at}: {got[at]}, expected {expected[at]}; "
+            f"{quantity} ({device}, {dtype}): {int((excess > 0).sum())} of {excess.size} off, "
+            f"worst at {at}: {got[at]}, expected {expected[at]}; "
             f"rtol {tolerance.rtol}, atol {tolerance.atol} because: {tolerance.reason}"
         )
 
 
 def decided(decision: np.ndarray) -> np.ndarray:
-    """Rows whose prediction follows from their decision values, n x classes, wherever these lie
-    within "decision".
-    """
+    """Which rows of decision values (n x classes) have the same prediction within the tolerance."""
     best = np.sort(decision, axis=1)[:, -2:]
     return best[:, 1] - best[:, 0] > 2 * TOLERANCES["decision", "cpu", "float64"].atol

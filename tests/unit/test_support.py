@@ -1,4 +1,4 @@
-"""The shared pieces are checked too: a comparison that cannot fail would pass everything."""
+"""Tests of tests/support: a comparison that cannot fail would accept everything."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.strategies import images, input_sizes, labels
 from tests.support.tiny_networks import activations_by_hand, tiny_vgg
 from tests.support.tolerances import TOLERANCES, Tolerance, assert_close
 
-# On the CPU and in a dtype that resolves the border; every row has its sanity test below.
-BORDERS = {key: row for key, row in TOLERANCES.items() if key[1] == "cpu" and key[2] != "bfloat16"}
+# Rows of the CPU, in dtypes fine enough to test both sides of the limit.
+CHECKED = {key: row for key, row in TOLERANCES.items() if key[1] == "cpu" and key[2] != "bfloat16"}
 
 
-@pytest.mark.parametrize(("key", "row"), BORDERS.items(), ids=str)
-def test_each_row_accepts_just_inside_and_refuses_just_outside(
+@pytest.mark.parametrize(("key", "row"), CHECKED.items(), ids=str)
+def test_row_accepts_inside_and_refuses_outside_its_limit(
     key: tuple[str, str, str], row: Tolerance
 ) -> None:
     dtype = getattr(torch, key[2])
@@ -30,13 +30,13 @@ def test_each_row_accepts_just_inside_and_refuses_just_outside(
 
 
 @pytest.mark.parametrize("row", TOLERANCES.values(), ids=str)
-def test_each_row_has_bounds_and_a_reason(row: Tolerance) -> None:
+def test_row_has_limits_and_a_reason(row: Tolerance) -> None:
     assert 0 <= row.rtol < 0.1
     assert 0 < row.atol < 0.1
     assert len(row.reason.split()) >= 4
 
 
-def test_a_missing_row_asks_for_one() -> None:
+def test_missing_row_raises() -> None:
     with pytest.raises(KeyError, match=r"no tolerance for .*'tea'.*add a row"):
         assert_close(np.zeros(1), np.zeros(1), "tea")
 
@@ -51,26 +51,26 @@ def test_a_missing_row_asks_for_one() -> None:
         (np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]), r"1 of 3 off, worst at \(2,\)"),
     ],
 )
-def test_what_is_never_close(got: np.ndarray, expected: np.ndarray, message: str) -> None:
+def test_wrong_shapes_and_values_raise(got: np.ndarray, expected: np.ndarray, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         assert_close(got, expected, "activation")
 
 
-def test_bfloat16_is_judged_by_its_own_row() -> None:
+def test_bfloat16_has_its_own_row() -> None:
     expected = torch.linspace(0.5, 2.0, 64, dtype=torch.float64)
     assert_close(expected.bfloat16(), expected, "activation")
     with pytest.raises(AssertionError):
         assert_close(expected.bfloat16().float(), expected, "activation")
 
 
-def test_the_tiny_network_computes_what_the_hand_computes() -> None:
+def test_tiny_network_equals_the_computation_by_hand() -> None:
     network = tiny_vgg()
     x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     by_hand = activations_by_hand(network, x)
     with torch.no_grad():
         assert_close(network.double()(x), by_hand["classifier.3"], "activation")
     assert (by_hand["features.0"] < 0).any(), (
-        "a tap before a ReLU that has no negative value would prove nothing"
+        "without negative values before a ReLU, a tap that is changed in place would pass"
     )
     assert torch.equal(by_hand["features.1"], by_hand["features.0"].clamp(min=0))
     assert {path: tuple(value.shape[1:]) for path, value in by_hand.items()} == {
@@ -87,7 +87,7 @@ def test_the_tiny_network_computes_what_the_hand_computes() -> None:
     }
 
 
-def test_tiny_networks_are_equal_by_seed_and_leave_the_global_state() -> None:
+def test_tiny_network_depends_on_its_seed_only_and_keeps_the_global_state() -> None:
     before = torch.get_rng_state()
     first, again, other = (tiny_vgg(seed).get_parameter("features.0.weight") for seed in (3, 3, 4))
     assert torch.equal(first, again)
@@ -97,7 +97,7 @@ def test_tiny_networks_are_equal_by_seed_and_leave_the_global_state() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(image=images(), y=labels(), size=input_sizes())
-def test_strategies_keep_their_promises(image: np.ndarray, y: np.ndarray, size: int) -> None:
+def test_strategies_draw_valid_values(image: np.ndarray, y: np.ndarray, size: int) -> None:
     assert image.dtype == np.uint8
     assert image.ndim in (2, 3)
     assert image.shape[2:] in ((), (3,))
