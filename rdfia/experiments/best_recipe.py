@@ -148,7 +148,7 @@ def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
     train, test = np.arange(n), np.arange(n, len(labels))
     parts = {name: gram for side in SIDES for name, gram in grams(lab, side).items()}
     rows, right = list[dict[str, Any]](), dict[str, Array]()
-    pool5 = svm.span_coordinates(*lab.grams("vgg16", ["pool5"])["pool5"])
+    pool5 = lab.span("vgg16", "pool5")
     for recipe in (None, *RECIPES):
         name = recipe.name if recipe else "pool5, flat, 224 px: the lab's vector"
         seen, unseen = coordinates(kernel(recipe, parts, train), train, test) if recipe else pool5

@@ -86,7 +86,7 @@ class Claim:
 def run(size: int) -> dict[str, Any]:
     """Every check of the first reading, and the most memory that this process had."""
     bench, claim = transfer.TransferBench(problem(size), "cpu", None), Claim()
-    bench.grams("vgg16", [*dict.fromkeys([*test_tme7.FIRST.values(), "relu7"])])  # in one pass
+    bench.sums("vgg16", "relu7", with_taps=list(test_tme7.FIRST.values()))  # in one pass
 
     def benches(_name: str, _path: Path) -> transfer.TransferBench:
         return bench
