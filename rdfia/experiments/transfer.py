@@ -198,7 +198,7 @@ def sum_grams(
         sums,
         preprocess=preprocess,
         dtype=dtype,
-        kept=stored_dtype(dtype),
+        tile_dtype=stored_dtype(dtype),
         device=device,
         budget_bytes=budget_bytes,
         scratch=scratch,
