@@ -7,7 +7,7 @@ repeated cross-validation on the training images. The test images are used once,
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -104,6 +104,13 @@ def grams(lab: TransferBench, side: int) -> dict[Part, Array]:
     return found
 
 
+def _parts(lab: TransferBench, sides: Iterable[int]) -> dict[Part, Array]:
+    parts: dict[Part, Array] = {}
+    for side in sides:
+        parts |= grams(lab, side)
+    return parts
+
+
 def kernel(recipe: Recipe, parts: dict[Part, Array], train: Array) -> Array:
     """The kernel matrix of all images for a recipe, N x N float64.
 
@@ -150,9 +157,7 @@ def ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
 def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
     n, labels = lab.problem.n_train, lab.problem.labels
     train, test = np.split(np.arange(len(labels)), [n])
-    parts: dict[Part, Array] = {}
-    for side in SIDES:
-        parts |= grams(lab, side)
+    parts = _parts(lab, SIDES)
     rows: list[dict[str, Any]] = []
     right: dict[str, Array] = {}
     pool5 = lab.span("vgg16", "pool5")
@@ -189,9 +194,7 @@ def other_splits(
     Each class has as many training images as in the lab's split. Recipe and C are those of the row.
     """
     (recipe,) = (recipe for recipe in RECIPES if recipe.name == row["recipe"])
-    parts: dict[Part, Array] = {}
-    for side in recipe.sides:
-        parts |= grams(lab, side)
+    parts = _parts(lab, recipe.sides)
     labels = lab.problem.labels
     classes = range(len(lab.problem.classes))
     each = lab.problem.n_train // len(classes)

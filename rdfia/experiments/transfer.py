@@ -334,7 +334,8 @@ class TransferBench:
         return {tap: self._files[name, tap, dtype, seed] for tap in taps}
 
     def _sum_file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
-        problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
+        problem = self.problem
+        path = {tap: networks.tap_paths(loaded.name)[tap]}
         types = str(dtype) if stored_dtype(dtype) == dtype else f"{dtype}, {stored_dtype(dtype)}"
         types += ", TF32" if float32_product_type(self.device) == "TF32" else ""
         types += ", columns" * (tap in HEADS[1:])

@@ -133,6 +133,13 @@ def _width(shape: tuple[int, ...], rows: slice) -> int:
     return shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else math.prod(shape)
 
 
+def _columns(value: Tensor, rows: slice, first: int) -> Tensor:
+    """`rows` of a map as flat columns; `value` starts at row `first` of the map."""
+    if value.ndim == 4:
+        value = value[:, :, rows.start - first : rows.stop - first]
+    return flatten(value)
+
+
 class _Tile:
     """Memory for n x width features: one tensor, or with `scratch` memory-mapped files.
 
@@ -147,7 +154,8 @@ class _Tile:
         device: str | torch.device,
         scratch: Path | None,
     ):
-        self.width, self.parts = width, list[tuple[Tensor, mmap.mmap | None]]()
+        self.width = width
+        self.parts: list[tuple[Tensor, mmap.mmap | None]] = []
         if scratch is None or torch.device(device).type != "cpu":
             self.parts.append((torch.empty(n, width, dtype=dtype, device=device), None))
             return
@@ -196,10 +204,10 @@ class _Tile:
 
 def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
     """Raise TooLarge when the disk of `scratch` has no room for the largest pass."""
-    existing = next(
-        (folder for folder in [scratch, *scratch.parents] if folder.exists()), Path.cwd()
-    )
-    if nbytes > (free := shutil.disk_usage(existing).free):
+    folders = [scratch, *scratch.parents]
+    existing = next((folder for folder in folders if folder.exists()), Path.cwd())
+    free = shutil.disk_usage(existing).free
+    if nbytes > free:
         what = (
             f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}, {free / GIGABYTE:.2f} GB are "
             f"free (a lower budget_bytes={budget_bytes} takes more passes and less room)"
@@ -274,19 +282,15 @@ def accumulate(
         for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):
 
             def band(tap: str, value: Tensor, plan: _Pass = plan) -> Tensor:
-                if value.ndim == 4:
-                    start = plan.rows[tap].start - plan.crop.start // strides[tap]
-                    value = value[:, :, start : start + plan.rows[tap].stop - plan.rows[tap].start]
-                return flatten(value)
+                return _columns(value, plan.rows[tap], plan.crop.start // strides[tap])
 
             @torch.inference_mode()
             def run(
-                rows: Tensor, plan: _Pass = plan, band: Callable[[str, Tensor], Tensor] = band
+                pixels: Tensor, plan: _Pass = plan, band: Callable[[str, Tensor], Tensor] = band
             ) -> dict[str, Tensor]:
                 with product_precision(device):
-                    x = preprocess.normalise(rows[:, :, plan.crop]).to(
-                        dtype, memory_format=torch.channels_last
-                    )
+                    x = preprocess.normalise(pixels[:, :, plan.crop])
+                    x = x.to(dtype, memory_format=torch.channels_last)
                     return visit_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
 
             tiles = {

@@ -132,6 +132,16 @@ def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: 
     return hashlib.sha256(json.dumps(gathered).encode()).hexdigest()
 
 
+def _pool_name(pool: Callable[[Tensor], Tensor]) -> str:
+    name = f"{getattr(pool, '__module__', '')}.{getattr(pool, '__qualname__', '<lambda>')}"
+    # such a function may depend on variables around it that its name does not show
+    if "<lambda>" in name or "<locals>" in name:
+        raise ArgumentError(
+            f"pool: got {pool!r}, expected a function of a module, whose name is part of the key"
+        )
+    return name
+
+
 def extract(
     module: nn.Module,
     images: Sequence[Any],
@@ -160,17 +170,11 @@ def extract(
     """
     dtype = dtype or fast_dtype(device)
     batch_size = batch_size or default_batch(device)
-    pool_name = f"{getattr(pool, '__module__', '')}.{getattr(pool, '__qualname__', '<lambda>')}"
-    # such a function may depend on variables around it that its name does not show
-    if "<lambda>" in pool_name or "<locals>" in pool_name:
-        raise ArgumentError(
-            f"pool: got {pool!r}, expected a function of a module, whose name is part of the key"
-        )
     shapes = tap_shapes(module, taps, preprocess.size)
     key: dict[str, Any] = {
         "weights": weights_digest(module, taps),
         "taps": dict(sorted(taps.items())),
-        "pool": pool_name,
+        "pool": _pool_name(pool),
         "preprocess": preprocess.key,
         "dtype": str(dtype),
         "device": torch.device(device).type,
@@ -198,18 +202,18 @@ def extract(
         write_json(manifest, {"key": key, "widths": widths, "shard_rows": store.shard_rows})
     own = range(team.rank, len(store.shards), team.size)
     if todo := [shard for shard in own if not store.is_done(shard)]:
-        rows = [row for shard in todo for row in range(len(images))[store.shards[shard]]]
+        shard_rows = min(store.shard_rows, len(images))
+        shard_bytes = 2 * store.nbytes * shard_rows // len(images)  # safetensors writes a copy
         weights, image = memory_needed(module, taps, preprocess.size, dtype)
-        shard_bytes = store.nbytes * min(store.shard_rows, len(images)) // len(images)
         memory.require_memory(
-            2 * shard_bytes + weights + image,  # 2: safetensors copies what it writes
-            f"a shard of {min(store.shard_rows, len(images))} images, beside the network,",
+            shard_bytes + weights + image,
+            f"a shard of {shard_rows} images, beside the network,",
             f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or choose fewer "
             "taps",
         )
         batches = stream(
             module,
-            [images[row] for row in rows],
+            [image for shard in todo for image in images[store.shards[shard]]],
             taps,
             preprocess=preprocess,
             dtype=dtype,
@@ -217,15 +221,15 @@ def extract(
             batch_size=batch_size,
             pool=pool,
             progress=progress,
-            beside=2 * shard_bytes,
+            beside=shard_bytes,
         )
         with (
             contextlib.closing(batches),
-            contextlib.closing(copy_to_host(batches, staging_for(device))) as rows_of,
+            contextlib.closing(copy_to_host(batches, staging_for(device))) as on_host,
         ):
             # only the last shard can be short: no batch belongs to two shards
             for shard in todo:
-                store.write(shard, _next_matrices(rows_of, store.shards[shard], widths, dtype))
+                store.write(shard, _next_matrices(on_host, store.shards[shard], widths, dtype))
     team.gather(None)
     return store
 

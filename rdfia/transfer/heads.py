@@ -186,7 +186,8 @@ def train_network(
     epochs: Iterable[int] = range(config.epochs)
     if progress is not None:
         epochs = progress(epochs, config.epochs, "training from nothing")
-    was_training, rows = module.training, torch.arange(len(labels))
+    was_training = module.training
+    rows = torch.arange(len(labels))
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     try:
         with (

@@ -11,11 +11,12 @@ columns instead of up to 3,211,264.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
@@ -151,25 +152,6 @@ def normalise_gram(gram: Array, cross: Array, test_square_norms: Array) -> tuple
     return gram / np.outer(train, train), cross / np.outer(test, train)
 
 
-def combine(parts: Iterable[tuple[Array, Array, float]]) -> tuple[Array, Array]:
-    """Weighted sum of (gram, cross, weight > 0), n x n and m x n float64.
-
-    It is the Gram matrix of the features side by side, each scaled by sqrt(weight). Raises
-    ArgumentError for no parts, shapes that differ, or weights that are not positive and finite.
-    """
-    checked = [(*_grams(gram, cross), weight) for gram, cross, weight in parts]
-    got = [(gram.shape, cross.shape, weight) for gram, cross, weight in checked]
-    if len({shapes[:2] for shapes in got}) != 1 or not all(
-        0 < shapes[2] < np.inf for shapes in got
-    ):
-        raise ArgumentError(
-            f"parts: got {got}, expected at least one, equal shapes, and finite weights above 0"
-        )
-    grams = [gram * weight for gram, _, weight in checked]
-    crosses = [cross * weight for _, cross, weight in checked]
-    return np.sum(grams, axis=0), np.sum(crosses, axis=0)
-
-
 def span_coordinates(gram_train: Array, gram_test_train: Array) -> tuple[Array, Array]:
     """Coordinates in the span of the training rows, n x r and m x r float64.
 
@@ -264,14 +246,10 @@ def fit(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(train, y)
-    stopped = False
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            stopped = True
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
+    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+    for w in others:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    stopped = len(others) < len(caught)
     iterations = int(max(np.max(m.n_iter_) for m in getattr(model, "estimators_", [model])))
     return Fit(
         model.predict(test),
@@ -370,15 +348,10 @@ def accuracy(y: Array, predictions: Array) -> Accuracy:
             f"predictions: got shape {predictions.shape}, expected that of y, {y.shape}, not empty"
         )
     correct, total = int((y == predictions).sum()), len(y)
-    p, z2 = correct / total, 1.959963984540054**2 / total
-    centre, half = (p + z2 / 2) / (1 + z2), (z2 * (p * (1 - p) + z2 / 4)) ** 0.5 / (1 + z2)
+    p = correct / total
+    ends = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     return Accuracy(
-        p,
-        correct,
-        total,
-        (p * (1 - p) / total) ** 0.5,
-        max(0.0, centre - half),
-        min(1.0, centre + half),
+        p, correct, total, (p * (1 - p) / total) ** 0.5, float(ends.low), float(ends.high)
     )
 
 
@@ -439,8 +412,7 @@ def _grams(gram: Array, cross: Array) -> tuple[Array, Array]:
         raise ArgumentError(
             f"gram, cross: got shapes {gram.shape} and {cross.shape}, expected n x n and m x n"
         )
-    skew = np.abs(gram - gram.T).max()
-    if skew > 1e-6 * np.abs(gram).max():
+    if (skew := np.abs(gram - gram.T).max()) > 1e-6 * np.abs(gram).max():
         raise ArgumentError(
             f"gram: differs from its transpose by {skew:.3g}, expected X X^T, which is symmetric"
         )

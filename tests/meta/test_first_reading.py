@@ -57,7 +57,9 @@ def problem(size: int) -> transfer.Problem:
 class Claim:
     """Replaces the fixture `claim`: finds assets as it does, and records without a ledger."""
 
-    profile, device, id = "short", "cpu", "tme7.q11.table1"
+    profile = "short"
+    device = "cpu"
+    id = "tme7.q11.table1"
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
@@ -81,7 +83,8 @@ class Claim:
 
 def run(size: int) -> dict[str, Any]:
     """Records of every check of the first reading, and this process's peak memory in bytes."""
-    bench, claim = transfer.TransferBench(problem(size), "cpu", None), Claim()
+    bench = transfer.TransferBench(problem(size), "cpu", None)
+    claim = Claim()
     bench.sums("vgg16", "relu7", with_taps=list(test_tme7.FIRST.values()))  # in one pass
 
     def benches(_name: str, _path: Path) -> transfer.TransferBench:

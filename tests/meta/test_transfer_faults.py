@@ -120,7 +120,8 @@ def test_training_images_in_the_test_set_are_detected_as_a_gain(
     problem: Problem, same: Compare
 ) -> None:
     """One in twenty test images is replaced by a training image of its class."""
-    images, labels = list(problem.images), problem.labels
+    images = list(problem.images)
+    labels = problem.labels
     for row in range(TRAIN, TRAIN + TEST, 20):
         images[row] = images[int(np.flatnonzero(labels[:TRAIN] == labels[row])[0])]
     with pytest.raises(ClaimError, match="too many the same way"):

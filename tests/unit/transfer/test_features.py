@@ -270,7 +270,8 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
 ) -> None:
     """Of a tile of 67 MB, only a part of 8 MB is in memory at a time."""
     monkeypatch.setattr(column_tiles, "PART_BYTES", 8_000_000)
-    sums, resident = svm.GramAccumulator(4, 32), list[int]()
+    sums = svm.GramAccumulator(4, 32)
+    resident: list[int] = []
 
     class Watched:
         def add(self, columns: Tensor) -> None:

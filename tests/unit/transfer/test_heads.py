@@ -195,7 +195,8 @@ def test_augmentation_is_a_crop_of_the_reflected_image_or_its_mirror() -> None:
     )
     moved = heads.augment(images, torch.Generator().manual_seed(2), flip=True, shift=2)
     assert moved.dtype == torch.uint8
-    mirrored, offsets = 0, set()
+    mirrored = 0
+    offsets = set()
     for image, got in zip(images.numpy(), moved.numpy(), strict=True):
         padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="reflect")
         crops = {(i, j): padded[:, i : i + 6, j : j + 7] for i in range(5) for j in range(5)}
@@ -250,7 +251,8 @@ def test_network_learns_and_is_reproduced_by_its_seed() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_training_and_predicting_do_not_change_mode_or_random_state(training: bool) -> None:
     images, y = dark_and_bright()
-    net, state = network().train(training), torch.get_rng_state()
+    net = network().train(training)
+    state = torch.get_rng_state()
     heads.train_network(
         net, images, y, preprocess_normalise=scaled, config=ScratchConfig(epochs=1, shift=2)
     )

@@ -113,30 +113,14 @@ def test_normalise_gram_equals_normalising_the_rows() -> None:
 
 
 def test_zero_rows_are_named() -> None:
-    gram, cross = np.diag([1.0, 0.0, 2.0, 0.0]), np.ones((2, 4))
+    gram = np.diag([1.0, 0.0, 2.0, 0.0])
+    cross = np.ones((2, 4))
     with pytest.raises(DatasetError, match="training features are zero in rows 1, 3:"):
         svm.normalise_gram(gram, cross, np.ones(2))
     with pytest.raises(DatasetError, match="test features are zero in rows 0:"):
         svm.normalise_gram(np.eye(4), cross, np.array([0.0, 1.0]))
     with pytest.raises(ArgumentError, match="one for each of 2 test rows"):
         svm.normalise_gram(np.eye(4), cross, np.ones(3))
-
-
-def test_combine_equals_scaled_features_side_by_side() -> None:
-    (a, ta), (b, tb) = blobs(1), blobs(2, d=5)
-    gram, cross = svm.combine([(a @ a.T, ta @ a.T, 0.25), (b @ b.T, tb @ b.T, 4.0)])
-    x, tx = np.hstack([a / 2, 2 * b]), np.hstack([ta / 2, 2 * tb])
-    assert_close(gram, x @ x.T, "gram")
-    assert_close(cross, tx @ x.T, "gram")
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [[], [(np.eye(2), np.eye(2), 0.0)], [(np.eye(2), np.eye(2), 1), (np.eye(3), np.eye(3), 1)]],
-)
-def test_parts_of_different_shapes_or_bad_weights_are_refused(parts: list[Any]) -> None:
-    with pytest.raises(ArgumentError, match="equal shapes, and finite weights above 0"):
-        svm.combine(parts)
 
 
 def test_span_coordinates_keep_the_products_and_have_the_rank_of_the_rows() -> None:
@@ -307,6 +291,15 @@ def test_accuracy_of_the_reports_best_row() -> None:
     assert (score.correct, score.total) == (2707, 2985)
     assert score.standard_error == pytest.approx(0.005319, abs=1e-6)
     assert score.low < score.value < score.high
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 10), (1, 10), (10, 10), (2707, 2985), (1, 1)])
+def test_ends_of_the_interval_are_the_closed_form_of_wilson(correct: int, total: int) -> None:
+    # an end p is 1.96 of its own standard errors away from the share
+    score = svm.accuracy(np.ones(total), (np.arange(total) < correct).astype(float))
+    for p in (score.low, score.high):
+        away = 1.959963984540054 * (p * (1 - p) / total) ** 0.5
+        assert abs(correct / total - p) == pytest.approx(away, abs=1e-12)
 
 
 def test_confusion_matrix_has_true_classes_as_rows() -> None:
