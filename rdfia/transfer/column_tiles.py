@@ -279,41 +279,56 @@ def accumulate(
         decoded = progress(decoded, -(-n // batch_size), "decoding") if progress else decoded
         images = torch.cat([part.cpu() for part in decoded])
     with inference_copy(module, dtype, device) as network:
-        for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):
-
-            def band(tap: str, value: Tensor, plan: _Pass = plan) -> Tensor:
-                return _columns(value, plan.rows[tap], plan.crop.start // strides[tap])
-
-            @torch.inference_mode()
-            def run(
-                pixels: Tensor, plan: _Pass = plan, band: Callable[[str, Tensor], Tensor] = band
-            ) -> dict[str, Tensor]:
-                with product_precision(device):
-                    x = preprocess.normalise(pixels[:, :, plan.crop])
-                    x = x.to(dtype, memory_format=torch.channels_last)
-                    return visit_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
-
-            tiles = {
-                tap: _Tile(n, width, tile_dtype, device, scratch) for tap, width in tile.items()
-            }
-            parts: Iterable[tuple[str, Tensor]] = (
-                (tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain()
-            )
+        for number, (plan, width) in enumerate(zip(passes, widths, strict=True), 1):
+            bar = f"pass {number} of {len(passes)}"
+            tiles = {tap: _Tile(n, width[tap], tile_dtype, device, scratch) for tap in width}
+            run = _pass_function(network, taps, plan, strides, preprocess, dtype, device)
             with contextlib.closing(
                 image_batches(images, preprocess, batch_size, staging)
             ) as staged:
                 pixels: Iterable[Tensor] = staged
                 if progress is not None:
-                    bar = f"pass {number} of {len(passes)}"
-                    n_parts = sum(len(tile.parts) for tile in tiles.values())
                     pixels = progress(staged, -(-n // batch_size), f"features, {bar}")
-                    parts = progress(parts, n_parts, f"Gram matrices, {bar}")
-                row = 0
-                for batch in pixels:
-                    for values in batches(run, batch):
-                        end = row + len(next(iter(values.values())))
-                        for tap, value in values.items():
-                            tiles[tap].write(slice(row, end), value)
-                        row = end
+                _fill(tiles, (values for batch in pixels for values in batches(run, batch)))
+            n_parts = sum(len(tile.parts) for tile in tiles.values())
+            # a tile is freed before the next one is read
+            parts: Iterable[tuple[str, Tensor]] = (
+                (tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain()
+            )
+            if progress is not None:
+                parts = progress(parts, n_parts, f"Gram matrices, {bar}")
             for tap, part in parts:
                 accumulators[tap].add(part)
+
+
+def _pass_function(
+    network: nn.Module,
+    taps: Mapping[str, str],
+    plan: _Pass,
+    strides: Mapping[str, int],
+    preprocess: Preprocess,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The function from decoded pixels to the columns of one pass, {tap: B x c}."""
+
+    def columns(tap: str, value: Tensor) -> Tensor:
+        return _columns(value, plan.rows[tap], plan.crop.start // strides[tap])
+
+    @torch.inference_mode()
+    def run(pixels: Tensor) -> dict[str, Tensor]:
+        with product_precision(device):
+            x = preprocess.normalise(pixels[:, :, plan.crop])
+            x = x.to(dtype, memory_format=torch.channels_last)
+            return visit_taps(network, x, {tap: taps[tap] for tap in plan.rows}, columns)
+
+    return run
+
+
+def _fill(tiles: Mapping[str, _Tile], batches: Iterable[Mapping[str, Tensor]]) -> None:
+    row = 0
+    for values in batches:
+        end = row + len(next(iter(values.values())))
+        for tap, value in values.items():
+            tiles[tap].write(slice(row, end), value)
+        row = end
