@@ -111,7 +111,7 @@ def scene15(root: Path) -> Problem:
     )
 
 
-def in_both_parts(train: datasets.ImageSet, test: datasets.ImageSet) -> int:
+def count_files_in_both_parts(train: datasets.ImageSet, test: datasets.ImageSet) -> int:
     """Number of test files that have the same bytes as a training file."""
     known = {hashlib.sha256(path.read_bytes()).digest() for path in train.paths}
     return sum(hashlib.sha256(path.read_bytes()).digest() in known for path in test.paths)
@@ -182,8 +182,8 @@ def sum_grams(
     dtype: torch.dtype,
     device: str,
     progress: features.Progress | None = None,
-) -> dict[str, dict[str, Tensor]]:
-    """`GramAndColumns.tensors` of each tap, at any width: wide features are never held whole.
+) -> dict[str, GramAndColumns]:
+    """The sums of each tap, at any width: wide features are never in memory as a whole.
 
     `paths` maps taps to module paths; the first `n_train` of the images are for training; the
     columns of the taps `columns_of` are kept. Raises as `column_tiles.accumulate`.
@@ -204,7 +204,7 @@ def sum_grams(
         scratch=scratch,
         progress=progress,
     )
-    return {tap: total.tensors for tap, total in sums.items()}
+    return sums
 
 
 def normalised_coordinates(sums: Mapping[str, Tensor]) -> tuple[Array, Array]:
@@ -214,14 +214,19 @@ def normalised_coordinates(sums: Mapping[str, Tensor]) -> tuple[Array, Array]:
 
 
 def load_pretrained(name: str) -> Loaded:
-    """The pretrained network `name`, with its dense layers where their weights are available."""
+    """The pretrained network `name`, with its dense layers where their weights are available.
+
+    Raises ArgumentError for a name that `WEIGHTS` does not have, AssetUnavailable without weights.
+    """
+    if name not in WEIGHTS:
+        raise ArgumentError(f"network {name!r}: expected one of {', '.join(WEIGHTS)}")
     full = f"{name}-full"
     asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
     return networks.load(name, assets.load_weights(asset))
 
 
 class Table1Row(NamedTuple):
-    """Accuracy of the lab's classifier on one layer, and the SVM that has it."""
+    """Test accuracy of the lab's classifier on one layer, and the fitted SVM."""
 
     accuracy: svm.Accuracy
     fit: svm.Fit
@@ -249,8 +254,8 @@ def table1_row(
     `tap` is a layer's name (`models.tap_paths`), for other modules a module path. Images are file
     paths, PIL images or uint8 arrays; labels are whole numbers, (n,) and (m,). Layers of any width
     work. Computes in `dtype` (default: `precision.fast_dtype`). Raises ArgumentError where images
-    and labels differ in number; else as `column_tiles.accumulate` and `svm.fit`. Source: report 1,
-    answer 11.
+    and labels differ in number; else as `load_pretrained`, `column_tiles.accumulate` and `svm.fit`.
+    Source: report 1, answer 11.
     """
     for part, images, labels in (
         ("train", train_images, train_labels),
@@ -277,7 +282,7 @@ def table1_row(
         device=device,
         progress=progress,
     )
-    train, test = normalised_coordinates(sums[tap])
+    train, test = normalised_coordinates(sums[tap].tensors)
     fit = svm.fit(train, np.asarray(train_labels), test, C)
     return Table1Row(svm.accuracy(np.asarray(test_labels), fit.predictions), fit)
 
@@ -381,8 +386,8 @@ class TransferBench:
                     device=self.device,
                     progress=self.progress,
                 )
-                for each, tensors in found.items():
-                    data_files.save_tensors(files[each], tensors)
+                for each, sums in found.items():
+                    data_files.save_tensors(files[each], sums.tensors)
             return data_files.load_tensors(files[tap])[0]
 
     def span(

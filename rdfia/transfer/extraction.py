@@ -221,7 +221,7 @@ def extract(
             batch_size=batch_size,
             pool=pool,
             progress=progress,
-            beside=shard_bytes,
+            reserved_bytes=shard_bytes,
         )
         with (
             contextlib.closing(batches),

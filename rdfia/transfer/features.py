@@ -296,7 +296,7 @@ def stream(
     batch_size: int | None = None,
     pool: Callable[[Tensor], Tensor] = flatten,
     progress: Progress | None = None,
-    beside: int = 0,
+    reserved_bytes: int = 0,
 ) -> Generator[dict[str, Tensor], None, None]:
     """Features of the images in order, batch by batch: {tap: B x D in `dtype` on `device`}.
 
@@ -305,7 +305,7 @@ def stream(
     turns a layer's output into rows, in new memory: all values by default, or `pyramid`,
     `second_order`. Threads decode ahead, and a CUDA device gets the next batch while it computes
     one (`staging`). A batch that memory cannot hold is computed in parts, with a BatchReduced
-    warning. `beside`: bytes of host memory that the caller needs for the features. `module` does
+    warning. `reserved_bytes`: host memory that the caller needs for the features. `module` does
     not change. Raises ArgumentError, WeightsError, ImageError; TooLarge when memory cannot hold one
     image.
     """
@@ -314,7 +314,7 @@ def stream(
     check_reachable(module, taps)
     weights, image = memory_needed(module, taps, preprocess.size, dtype)
     if torch.device(device).type == "cpu":
-        weights += beside
+        weights += reserved_bytes
     what = f"the layers up to {', '.join(taps)} in {dtype}"
     most = batch_that_fits(batch_size, image, weights, what, device)
     with inference_copy(module, dtype, device) as network:

@@ -320,7 +320,7 @@ def test_scene15_is_small(claim: Any) -> None:
         "largest": sizes.max(),
         "train": len(train),
         "test": len(test),
-        "images in both parts": transfer.in_both_parts(train, test),
+        "images in both parts": transfer.count_files_in_both_parts(train, test),
     }
     claim.measured(
         {name: exact_value(count) for name, count in counts.items()},

@@ -21,7 +21,7 @@ from rdfia.claims.record import ClaimError
 from rdfia.data import assets
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
-from rdfia.experiments.transfer import Problem, TransferBench, digits, in_both_parts
+from rdfia.experiments.transfer import Problem, TransferBench, count_files_in_both_parts, digits
 
 ROOT = Path(__file__).parents[2]
 TRAIN, TEST, LAYER = 50, 2950, "relu5"
@@ -137,10 +137,12 @@ def test_one_training_file_in_the_test_folder_is_detected(tmp_path: Path) -> Non
         ImageSet(name, tuple(part), np.zeros(3, int), ("a",))
         for name, part in (("train", paths[:3]), ("test", paths[3:]))
     )
-    assert in_both_parts(train, test) == 0
+    assert count_files_in_both_parts(train, test) == 0
     paths[5].write_bytes(paths[0].read_bytes())
     ledger = Ledger(ROOT, "short", "cpu", accept=True)
-    found = {"images in both parts": intervals.exact_value(11 + in_both_parts(train, test))}
+    found = {
+        "images in both parts": intervals.exact_value(11 + count_files_in_both_parts(train, test))
+    }
     assert ledger.measured("tme7.q5.dataset", "planted", found).outcome == "contradicted"
 
 

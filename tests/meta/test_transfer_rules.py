@@ -211,7 +211,7 @@ def folders(sizes: np.ndarray = SIZES, train: int = 100, twice: int = 11) -> Che
             for counts in (np.full(len(sizes), train), sizes - train)
         ]
         patch.setattr(datasets, "scene15", lambda _path: parts)
-        patch.setattr(transfer, "in_both_parts", lambda *_: twice)
+        patch.setattr(transfer, "count_files_in_both_parts", lambda *_: twice)
         test_tme7.test_scene15_is_small(claim)
 
     return check

@@ -12,6 +12,7 @@ from sklearn.svm import LinearSVC
 from rdfia.data.images import Preprocess
 from rdfia.errors import ArgumentError
 from rdfia.experiments import transfer
+from rdfia.models import networks
 from rdfia.transfer import features, svm
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
@@ -65,6 +66,27 @@ def test_table1_row_differs_from_an_svm_on_raw_features(images: list[np.ndarray]
     raw = svm.fit(train, LABELS[:N_TRAIN], test)
     with pytest.raises(AssertionError):
         assert_close(row(images).fit.decision, raw.decision, "decision")
+
+
+def test_unknown_network_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="network 'vgg17': expected one of vgg16, alexnet"):
+        transfer.load_pretrained("vgg17")
+
+
+def test_network_by_name_and_by_module_give_the_same_row(
+    images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = networks.build("alexnet", num_classes=5, seed=0).eval()
+    loaded = networks.Loaded("alexnet", module, (), "logits", "random weights")
+    monkeypatch.setattr(transfer, "load_pretrained", lambda name: {"alexnet": loaded}[name])
+    parts = images[:N_TRAIN], LABELS[:N_TRAIN], images[N_TRAIN:], LABELS[N_TRAIN:]
+    named = [
+        transfer.table1_row(network, "relu2", *parts, preprocess=Preprocess(size=64))
+        for network in ("alexnet", loaded)
+    ]
+    alone = transfer.table1_row(module, "features.4", *parts, preprocess=Preprocess(size=64))
+    for row in named:
+        np.testing.assert_array_equal(row.fit.decision, alone.fit.decision)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
