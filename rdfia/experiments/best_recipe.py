@@ -1,14 +1,13 @@
-"""Beyond the report: how far VGG16's convolutions and one SVM go on the official split.
+"""Beyond the report: the best accuracy of VGG16's convolutions and one SVM on the lab's split.
 
-Every recipe is a mean of Gram matrices, that is features side by side: cheap to try once the views
-are on disk. Recipe and C are chosen by repeated cross-validation on the training images; the test
-images are read once, for the table.
+A recipe is a mean of Gram matrices, which means features side by side. Recipe and C are chosen by
+repeated cross-validation on the training images. The test images are used once, for the table.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -24,20 +23,23 @@ from rdfia.models import networks
 from rdfia.transfer import extraction, features, svm
 
 Array = np.ndarray
+Part = tuple[str, int, str]  # tap, image side, kind of pooling
 TAPS = ("relu4_3", "relu5_1", "relu5_2", "relu5_3")
 CS = (0.25, 1.0, 4.0, 16.0)
 REPEATS = 3  # of five folds
 KINDS = ("pyramid", "bilinear")
-PYRAMID = 512 * (1 + 4 + 16)  # columns of a spatial pyramid; those of bilinear pooling follow
-# pixels: whether the mirror image is added
+PYRAMID = 512 * (1 + 4 + 16)  # columns of a spatial pyramid; bilinear pooling has the rest
+# image side in pixels: whether the features of the mirrored image are added
 SIDES = {160: False, 224: True, 288: False, 352: False, 448: False}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What becomes one row: the `kinds` of pooling of `taps` at these sides, each centred on the
-    training rows and brought to length 1. `kernel` "gaussian": exp(-distance^2 / its mean between
-    training rows), in place of the dot product."""
+    """The features of an image: `kinds` of pooling of `taps` at image sides `sides`.
+
+    Each part is centred on the training rows and divided by its L2 norm. `kernel` "linear": dot
+    products; "gaussian": exp(-distance^2 / mean of distance^2 between training rows).
+    """
 
     name: str
     sides: tuple[int, ...] = tuple(SIDES)
@@ -46,7 +48,8 @@ class Recipe:
     kernel: str = "linear"
 
     @property
-    def parts(self) -> Iterator[tuple[str, int, str]]:
+    def parts(self) -> Iterator[Part]:
+        """Every (tap, side, kind)."""
         return product(self.taps, self.sides, self.kinds)
 
 
@@ -65,14 +68,12 @@ RECIPES = (
 
 
 def pooled(value: Tensor) -> Tensor:
-    """Spatial pyramid and bilinear pooling of a layer's output, B x 512 x H x W -> B x (10,752 +
-    131,328).
-    """
+    """Spatial pyramid and bilinear pooling, B x 512 x H x W -> B x (10,752 + 131,328) float32."""
     return torch.cat([features.pyramid(value), features.second_order(value)], dim=1)
 
 
 def view(lab: TransferBench, side: int, flip: bool) -> feature_store.FeatureStore:
-    """What `pooled` makes of every tap at one size, mirrored or not, kept on disk."""
+    """The store of the `pooled` features of every tap at one image side, mirrored or not."""
     paths = networks.tap_paths("vgg16")
     return extraction.extract(
         lab.network("vgg16").module,
@@ -89,15 +90,13 @@ def view(lab: TransferBench, side: int, flip: bool) -> feature_store.FeatureStor
 
 
 @functools.cache
-def grams(lab: TransferBench, side: int) -> dict[tuple[str, int, str], Array]:
-    """X X^T of all N images, N x N float32, of each tap and kind of pooling at one size."""
-    views, n = (
-        [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]],
-        len(lab.problem.images),
-    )
+def grams(lab: TransferBench, side: int) -> dict[Part, Array]:
+    """X X^T of all N images, N x N float32, for each tap and kind of pooling at one image side."""
+    views = [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]]
+    n = len(lab.problem.images)
     found = {}
     for tap in TAPS:
-        matrices = [one[tap] for one in views]
+        matrices = [store[tap] for store in views]
         for kind, columns in zip(KINDS, (slice(PYRAMID), slice(PYRAMID, None)), strict=True):
             total = svm.GramAccumulator(n, n)
             total.add(torch.stack([matrix[:, columns].float() for matrix in matrices]).sum(0))
@@ -105,9 +104,17 @@ def grams(lab: TransferBench, side: int) -> dict[tuple[str, int, str], Array]:
     return found
 
 
-def kernel(recipe: Recipe, parts: dict[tuple[str, int, str], Array], train: Array) -> Array:
-    """Products of all images by a recipe, N x N float64; only the rows `train` set the centre and
-    the width.
+def _parts(lab: TransferBench, sides: Iterable[int]) -> dict[Part, Array]:
+    parts: dict[Part, Array] = {}
+    for side in sides:
+        parts |= grams(lab, side)
+    return parts
+
+
+def kernel(recipe: Recipe, parts: dict[Part, Array], train: Array) -> Array:
+    """The kernel matrix of all images for a recipe, N x N float64.
+
+    Only the rows `train` determine the centre and the width.
     """
     total = np.zeros_like(next(iter(parts.values())), dtype=np.float64)
     names = list(recipe.parts)
@@ -120,8 +127,9 @@ def kernel(recipe: Recipe, parts: dict[tuple[str, int, str], Array], train: Arra
 
 
 def cosines(gram: Array, train: Array) -> Array:
-    """Cosines between rows that are centred on the mean of the rows `train`, from their products, N
-    x N float64.
+    """Cosines between all rows, centred on the mean of the rows `train`, N x N float64.
+
+    `gram` has the dot products of the rows, N x N.
     """
     means = gram[:, train].mean(1, dtype=np.float64)
     centred = gram - means[:, None] - means[None] + means[train].mean()
@@ -130,14 +138,17 @@ def cosines(gram: Array, train: Array) -> Array:
 
 
 def coordinates(gram: Array, train: Array, test: Array) -> tuple[Array, Array]:
-    """What an SVM is fitted to, and what it predicts."""
+    """Span coordinates of the training and test rows of a kernel matrix, n x r and m x r."""
     return svm.span_coordinates(gram[np.ix_(train, train)], gram[np.ix_(test, train)])
 
 
 def ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
-    """A row per recipe (accuracy on held-out training images and on the test images, at the C with
-    the best of the former), the recipe with the best of these, and which test images that one has
-    right. Measured once in a session."""
+    """A row for each recipe, the name of the best recipe, and which test images it gets right.
+
+    A row has the C with the best accuracy on held-out training images, that accuracy, and the
+    accuracy on the test images with its 95 % interval. The best recipe is the one with the best
+    accuracy on held-out training images. Computed once in a session.
+    """
     with shared_work(lab.progress, f"{lab.problem.name}: recipes"):
         return _ablation(lab)
 
@@ -145,19 +156,22 @@ def ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
 @functools.cache
 def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
     n, labels = lab.problem.n_train, lab.problem.labels
-    train, test = np.arange(n), np.arange(n, len(labels))
-    parts = {name: gram for side in SIDES for name, gram in grams(lab, side).items()}
-    rows, right = list[dict[str, Any]](), dict[str, Array]()
-    pool5 = svm.span_coordinates(*lab.grams("vgg16", ["pool5"])["pool5"])
+    train, test = np.split(np.arange(len(labels)), [n])
+    parts = _parts(lab, SIDES)
+    rows: list[dict[str, Any]] = []
+    right: dict[str, Array] = {}
+    pool5 = lab.span("vgg16", "pool5")
     for recipe in (None, *RECIPES):
-        name = recipe.name if recipe else "pool5, flat, 224 px: the lab's vector"
-        seen, unseen = coordinates(kernel(recipe, parts, train), train, test) if recipe else pool5
+        if recipe:
+            name = recipe.name
+            seen, unseen = coordinates(kernel(recipe, parts, train), train, test)
+        else:
+            name = "pool5, flat, 224 px: the lab's vector"
+            seen, unseen = pool5
         C, table = svm.choose_C(seen, labels[:n], CS, folds=5, repeats=REPEATS)
         fitted = svm.fit(seen, labels[:n], unseen, C)
-        score, right[name] = (
-            svm.accuracy(labels[n:], fitted.predictions),
-            fitted.predictions == labels[n:],
-        )
+        score = svm.accuracy(labels[n:], fitted.predictions)
+        right[name] = fitted.predictions == labels[n:]
         rows.append(
             {
                 "recipe": name,
@@ -175,25 +189,21 @@ def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
 def other_splits(
     lab: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(3)
 ) -> list[float]:
-    """Accuracy of a row of `ablation` on random splits of all images, with as many of each class to
-    train on.
+    """Accuracy of a row of `ablation` on random splits of all images, one for each seed.
 
-    Nothing is chosen on them: neither the recipe nor its C.
+    Each class has as many training images as in the lab's split. Recipe and C are those of the row.
     """
     (recipe,) = (recipe for recipe in RECIPES if recipe.name == row["recipe"])
-    parts = {part: gram for side in recipe.sides for part, gram in grams(lab, side).items()}
-    labels, found = lab.problem.labels, list[float]()
-    each = lab.problem.n_train // len(lab.problem.classes)
+    parts = _parts(lab, recipe.sides)
+    labels = lab.problem.labels
+    classes = range(len(lab.problem.classes))
+    each = lab.problem.n_train // len(classes)
+    found = []
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(len(labels))
-        train = np.concatenate(
-            [order[labels[order] == label][:each] for label in range(len(lab.problem.classes))]
-        )
+        train = np.concatenate([order[labels[order] == label][:each] for label in classes])
         test = np.setdiff1d(order, train)
         seen, unseen = coordinates(kernel(recipe, parts, train), train, test)
-        found.append(
-            float(
-                (svm.fit(seen, labels[train], unseen, row["C"]).predictions == labels[test]).mean()
-            )
-        )
+        fitted = svm.fit(seen, labels[train], unseen, row["C"])
+        found.append(svm.accuracy(labels[test], fitted.predictions).value)
     return found

@@ -1,9 +1,8 @@
-"""AlexNet trained from nothing on the images of a problem of TME 7, with settings chosen on a split
-of them.
-"""
+"""TME 7, answer 5: AlexNet trained from random weights on the images of a problem."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,11 +15,11 @@ from rdfia.device import staging
 from rdfia.experiments.transfer import Problem
 from rdfia.models import networks
 from rdfia.transfer import heads
+from rdfia.transfer.features import Progress
 
-# Learning rate, and the largest random shift as a share of the image's side. The first is what the
-# short profile takes.
-TRIED = tuple((lr, shift) for lr in (3e-4, 1e-3) for shift in (1 / 8, 1 / 4))
-HELD_OUT = 0.2  # share of each class's training images that chooses
+Setting = tuple[float, float]  # learning rate; largest random shift as a share of the side
+TRIED: tuple[Setting, ...] = tuple((lr, shift) for lr in (3e-4, 1e-3) for shift in (1 / 8, 1 / 4))
+HELD_OUT = 0.2  # share of each class's training images that is held out to choose the setting
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Task:
     side: int
 
     @property
-    def normalise(self) -> Any:
+    def normalise(self) -> Callable[[Tensor], Tensor]:
+        """`Preprocess.normalise` of the problem."""
         return self.problem.preprocess.normalise
 
     @cached_property
@@ -41,25 +41,26 @@ class Task:
         return torch.stack(list(staging.decode_images(self.problem.images, preprocess)))
 
 
-def setting_text(setting: tuple[float, float]) -> str:
-    """A setting as a reader sees it."""
+def setting_text(setting: Setting) -> str:
+    """A setting as text, such as "learning rate 0.0003, shifts of up to 12%"."""
     lr, shift = setting
     return f"learning rate {lr:g}, shifts of up to {shift:.0%}"
 
 
 def train_from_nothing(
     task: Task,
-    setting: tuple[float, float],
+    setting: Setting,
     epochs: int,
     seed: int,
-    rows: Any,
+    rows: np.ndarray,
     *,
     device: str,
-    progress: Any,
+    progress: Progress | None,
     dtype: torch.dtype,
 ) -> torch.nn.Module:
-    """AlexNet with the problem's classes, trained on the images of `rows` (AdamW, cosine to 0)."""
-    problem, (lr, shift) = task.problem, setting
+    """AlexNet with the problem's classes, trained on the images `rows` by `heads.train_network`."""
+    problem = task.problem
+    lr, shift = setting
     module = networks.build("alexnet", num_classes=len(problem.classes), seed=seed)
     config = heads.ScratchConfig(
         seed=seed,
@@ -82,9 +83,9 @@ def train_from_nothing(
 
 
 def right_rows(
-    task: Task, module: torch.nn.Module, rows: Any, device: str, dtype: torch.dtype
+    task: Task, module: torch.nn.Module, rows: np.ndarray, device: str, dtype: torch.dtype
 ) -> np.ndarray:
-    """Which of the images of `rows` a network gets right."""
+    """Which of the images `rows` a network gets right, bool (len(rows),)."""
     predicted = heads.predict(
         module, task.pixels[rows], preprocess_normalise=task.normalise, device=device, dtype=dtype
     )
@@ -92,34 +93,35 @@ def right_rows(
 
 
 def choose_setting(
-    task: Task, tried: tuple[tuple[float, float], ...], epochs: int, **options: Any
-) -> tuple[tuple[float, float], dict[str, float]]:
-    """The setting with the best accuracy on a fifth of the training images, and that of each, by
-    `setting_text`.
+    task: Task, tried: tuple[Setting, ...], epochs: int, **options: Any
+) -> tuple[Setting, dict[str, float]]:
+    """The setting with the best accuracy on held-out training images, and the accuracy of each.
+
+    The accuracies are keyed by `setting_text`; with one setting nothing is trained. `options` are
+    those of `train_from_nothing`.
     """
     if len(tried) == 1:
         return tried[0], {}
     from sklearn.model_selection import train_test_split
 
-    problem, (device, dtype) = task.problem, (options["device"], options["dtype"])
+    problem = task.problem
     rows, held = train_test_split(
         np.arange(problem.n_train), test_size=HELD_OUT, stratify=problem.y_train, random_state=0
     )
     found = {}
     for setting in tried:
         module = train_from_nothing(task, setting, epochs, 0, rows, **options)
-        found[setting] = float(right_rows(task, module, held, device, dtype).mean())
-    return max(tried, key=found.__getitem__), {
-        setting_text(setting): value for setting, value in found.items()
-    }
+        right = right_rows(task, module, held, options["device"], options["dtype"])
+        found[setting] = float(right.mean())
+    accuracies = {setting_text(setting): value for setting, value in found.items()}
+    return max(tried, key=found.__getitem__), accuracies
 
 
 def right_test_rows(
-    task: Task, setting: tuple[float, float], epochs: int, seed: int, **options: Any
+    task: Task, setting: Setting, epochs: int, seed: int, **options: Any
 ) -> np.ndarray:
-    """Which test images are right by AlexNet trained on all training images."""
-    n = task.problem.n_train
-    module = train_from_nothing(task, setting, epochs, seed, np.arange(n), **options)
-    return right_rows(
-        task, module, np.arange(n, len(task.problem.labels)), options["device"], options["dtype"]
-    )
+    """Which test images AlexNet gets right after training on all training images, bool (m,)."""
+    rows = np.arange(len(task.problem.labels))
+    train, test = np.split(rows, [task.problem.n_train])
+    module = train_from_nothing(task, setting, epochs, seed, train, **options)
+    return right_rows(task, module, test, options["device"], options["dtype"])

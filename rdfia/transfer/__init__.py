@@ -1,8 +1,8 @@
-"""TME 7: the layers of a pretrained network as features, and classifiers on them.
+"""TME 7: layers of a network as features, and classifiers on them.
 
-In: an `nn.Module`, images, layers by name, labels. Out: feature matrices on disk (`extract`), Gram
-matrices of layers too wide for that (`accumulate`), linear SVMs at any width (`fit`), new heads and
-networks trained from nothing.
+In: an `nn.Module`, images, layers by name, labels. Out: feature matrices on disk (`extract`), tiles
+of layers that are too wide to store (`accumulate`), linear SVMs on features of any width (`fit`),
+new last layers (`train_head`), and networks trained from random weights (`train_network`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TME 7: Gram matrices of layers that are too wide to store, summed over tiles of columns."""
+"""TME 7: features of layers that are too wide to store, delivered in tiles of columns."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,28 +33,28 @@ from rdfia.transfer.features import (
     visit_taps,
 )
 
-PART_BYTES = GIGABYTE  # of a tile on disk, resident at a time
+PART_BYTES = GIGABYTE  # most bytes of a tile on disk that are in memory at a time
 
 
 class Accumulator(Protocol):
-    """Takes the columns of a matrix tile by tile, each N x c (`svm.GramAccumulator`)."""
+    """Receives the columns of a matrix tile by tile; `svm.GramAccumulator` is one."""
 
-    def add(self, columns: Tensor) -> object: ...
+    def add(self, columns: Tensor) -> object:
+        """Add a tile, N x c."""
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One pass over the images: the row range of each tap's map, and the input rows that these
-    depend on.
-    """
+    """One pass over the images: the rows of each tap's map, and the input rows that they need."""
 
     rows: dict[str, slice]
     crop: slice
 
 
 def _chain(module: nn.Module, path: str) -> list[tuple[int, int, int]] | None:
-    """(kernel, stride, padding) of the layers up to `path` in a plain stack `features`, None for
-    anything else.
+    """(kernel, stride, padding) of the layers up to `path`.
+
+    None unless `path` lies in a plain stack of convolutions, poolings and ReLUs named `features`.
     """
     stack, _, index = path.partition(".")
     features = getattr(module, "features", None)
@@ -77,9 +76,7 @@ def _chain(module: nn.Module, path: str) -> list[tuple[int, int, int]] | None:
 
 
 def _input_rows(chain: list[tuple[int, int, int]], rows: slice, height: int) -> tuple[int, int]:
-    """First and last + 1 input row that output rows depend on (their receptive field, cut at the
-    image's edge).
-    """
+    """First and last + 1 of the input rows that output rows depend on (their receptive field)."""
     low, high = rows.start, rows.stop
     for kernel, stride, padding in reversed(chain):
         low, high = low * stride - padding, (high - 1) * stride - padding + kernel
@@ -89,12 +86,12 @@ def _input_rows(chain: list[tuple[int, int, int]], rows: slice, height: int) -> 
 def plan_passes(
     module: nn.Module, taps: Mapping[str, str], n: int, size: int, itemsize: int, budget_bytes: int
 ) -> list[_Pass]:
-    """Splits maps that do not fit `budget_bytes` for n images into bands of rows, the fewest passes
-    first.
+    """The passes over n images that compute every tap, each within `budget_bytes` of features.
 
-    Taps of one map height share their bands. In a plain stack of convolutions and poolings a band
-    needs only a band of the input, so that many passes through wide early layers cost little more
-    than one.
+    `itemsize` is the bytes of a feature. Maps that do not fit are split into bands of rows, as few
+    as possible; taps with maps of one height share their bands. In a plain stack of convolutions
+    and poolings a band needs only a band of the input, so that many passes through wide early
+    layers cost little more than one. Raises ArgumentError when one row of the maps does not fit.
     """
     shapes = tap_shapes(module, taps, size)
     groups: dict[int, list[str]] = {}
@@ -104,7 +101,7 @@ def plan_passes(
     whole: dict[str, slice] = {}
     whole_bytes = 0
     for height, names in sorted(groups.items()):
-        nbytes = n * itemsize * sum(int(np.prod(shapes[tap])) for tap in names)
+        nbytes = n * itemsize * sum(math.prod(shapes[tap]) for tap in names)
         if whole_bytes + nbytes <= budget_bytes:
             whole |= {tap: slice(0, height) for tap in names}
             whole_bytes += nbytes
@@ -112,8 +109,8 @@ def plan_passes(
         bands = -(-nbytes // budget_bytes)
         if bands > height:
             raise ArgumentError(
-                f"budget_bytes={budget_bytes} is less than one row of {', '.join(names)} for {n} images: "
-                f"give at least {-(-nbytes // height)}, or fewer taps at once"
+                f"budget_bytes={budget_bytes} is less than one row of {', '.join(names)} for {n} "
+                f"images: give at least {-(-nbytes // height)}, or choose fewer taps"
             )
         chains = {tap: _chain(module, taps[tap]) for tap in names}
         for band in range(bands):
@@ -121,23 +118,32 @@ def plan_passes(
             low, high = 0, size
             if all(chain is not None for chain in chains.values()):
                 ends = [_input_rows(chain or [], rows, size) for chain in chains.values()]
+                # the crop starts where every chain of strides does
                 step = max(
-                    int(np.prod([stride for _, stride, _ in chain or []]))
-                    for chain in chains.values()
+                    math.prod(stride for _, stride, _ in chain or []) for chain in chains.values()
                 )
-                low, high = min(end[0] for end in ends) // step * step, max(end[1] for end in ends)
+                low = min(start for start, _ in ends) // step * step
+                high = max(end for _, end in ends)
             passes.append(_Pass(dict.fromkeys(names, rows), slice(low, high)))
     return ([_Pass(whole, slice(0, size))] if whole else []) + passes
 
 
 def _width(shape: tuple[int, ...], rows: slice) -> int:
-    """Columns that a band of rows of a map of this shape makes; all of what is no map."""
+    """Columns of a band of rows of a map; of a dense layer all values."""
     return shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else math.prod(shape)
 
 
+def _columns(value: Tensor, rows: slice, first: int) -> Tensor:
+    """`rows` of a map as flat columns; `value` starts at row `first` of the map."""
+    if value.ndim == 4:
+        value = value[:, :, rows.start - first : rows.stop - first]
+    return flatten(value)
+
+
 class _Tile:
-    """Room for n x width: a tensor in memory, or with `scratch` parts of at most PART_BYTES, each
-    in a mapped file.
+    """Memory for n x width features: one tensor, or with `scratch` memory-mapped files.
+
+    A file has at most PART_BYTES.
     """
 
     def __init__(
@@ -148,7 +154,8 @@ class _Tile:
         device: str | torch.device,
         scratch: Path | None,
     ):
-        self.width, self.parts = width, list[tuple[Tensor, mmap.mmap | None]]()
+        self.width = width
+        self.parts: list[tuple[Tensor, mmap.mmap | None]] = []
         if scratch is None or torch.device(device).type != "cpu":
             self.parts.append((torch.empty(n, width, dtype=dtype, device=device), None))
             return
@@ -156,54 +163,54 @@ class _Tile:
         self.width = max(1, PART_BYTES // column)
         try:
             scratch.mkdir(parents=True, exist_ok=True)
-            for columns in (
-                min(self.width, width - start) for start in range(0, width, self.width)
-            ):
+            for start in range(0, width, self.width):
+                columns = min(self.width, width - start)
                 with tempfile.NamedTemporaryFile(dir=scratch, suffix=".tile") as file:
-                    # mapped, a full disk would kill the process
+                    # without allocated blocks, writing on a full disk would kill the process
                     os.posix_fallocate(file.fileno(), 0, columns * column)
                     mapped = mmap.mmap(file.fileno(), columns * column)
-                    self.parts.append(
-                        (torch.frombuffer(mapped, dtype=dtype).view(n, columns), mapped)
-                    )
+                    part = torch.frombuffer(mapped, dtype=dtype).view(n, columns)
+                    self.parts.append((part, mapped))
         except OSError as error:
             raise write_error(
                 f"{width * column / GIGABYTE:.2f} GB of features to {scratch}", error
             ) from error
 
     def write(self, rows: slice, values: Tensor) -> None:
-        """Puts N x width values into these rows, rounded to the tile's dtype; ArgumentError where
-        they exceed it.
+        """Write values, rows x width, rounded to the tile's dtype.
+
+        Raises ArgumentError for a value beyond the dtype's range.
         """
-        most = torch.finfo(kept := self.parts[0][0].dtype).max
-        if values.dtype != kept and (got := float(values.abs().amax())) > most:
+        dtype = self.parts[0][0].dtype
+        most = torch.finfo(dtype).max
+        if values.dtype != dtype and (got := float(values.abs().amax())) > most:
             raise ArgumentError(
-                f"kept={kept}: a feature is {got:.3g}, at most {most:.3g} fits: keep bfloat16"
+                f"tile_dtype={dtype}: a feature is {got:.3g}, expected at most {most:.3g}; "
+                "use bfloat16"
             )
         for (part, mapped), columns in zip(
             self.parts, values.split(self.width, dim=1), strict=True
         ):
             part[rows] = columns
-            # out of this process' memory; the file keeps it, and reading brings it back
+            # frees this process's memory; the values stay in the file
             if mapped is not None:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     def drain(self) -> Iterator[Tensor]:
-        while self.parts:  # each is gone before the next is read
+        """The parts in order; each is freed before the next is read."""
+        while self.parts:
             yield self.parts.pop(0)[0]
 
 
 def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
-    """Raises TooLarge before the first image where the disk of `scratch` has not room for the
-    largest pass.
-    """
-    existing = next(
-        (folder for folder in [scratch, *scratch.parents] if folder.exists()), Path.cwd()
-    )
-    if nbytes > (free := shutil.disk_usage(existing).free):
+    """Raise TooLarge when the disk of `scratch` has no room for the largest pass."""
+    folders = [scratch, *scratch.parents]
+    existing = next((folder for folder in folders if folder.exists()), Path.cwd())
+    free = shutil.disk_usage(existing).free
+    if nbytes > free:
         what = (
-            f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}, {free / GIGABYTE:.2f} GB are free (a lower "
-            f"budget_bytes={budget_bytes} takes more passes and less room)"
+            f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}, {free / GIGABYTE:.2f} GB are "
+            f"free (a lower budget_bytes={budget_bytes} takes more passes and less room)"
         )
         raise write_error(what, OSError(errno.ENOSPC, "the disk is full"))
 
@@ -216,104 +223,112 @@ def accumulate(
     *,
     preprocess: Preprocess = LAB,
     dtype: torch.dtype | None = None,
-    kept: torch.dtype | None = None,
+    tile_dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     budget_bytes: int = int(3.7 * GIGABYTE),
     scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Hands every column of every tap to its accumulator, in tiles of N x c: nothing wide is ever
-    stored whole.
+    """Give every column of every tap to its accumulator, in tiles of N x c.
 
-    `images` are paths, PIL images or arrays, or what `staging.decode_images` makes of them: uint8,
-    N x 3 x S x S. Takes as many passes through the first layers as `budget_bytes` (of feature
-    memory) asks for; the decoded pixels are kept between passes. `dtype` is the compute type; tiles
-    hold the features in `kept` (default: the same), so that float16 halves room and passes of
-    float32 at a rounding of 2^-11. With `scratch`, a folder, tiles live in memory-mapped files
-    there that vanish afterwards, in parts of at most 1 GB of which one is resident at a time, so
-    that the budget may exceed the memory. Raises as `stream`, ArgumentError when not even one row
-    of a map fits the budget or a feature exceeds `kept`, TooLarge when the memory or the disk
-    cannot hold the tiles, and StoreError when `scratch` cannot be written.
+    `images` are paths, PIL images or uint8 arrays, or decoded pixels, N x 3 x S x S uint8. The
+    number of passes follows from `budget_bytes`, the bytes of features at a time; pixels are
+    decoded once. `dtype` is the compute type (default: `fast_dtype`), `tile_dtype` the type of the
+    tiles (default: `dtype`): float16 tiles of float32 features halve memory and passes, and round
+    by at most 2^-11. With `scratch`, a folder, tiles on a CPU are temporary memory-mapped files
+    there, of which at most 1 GB is in memory: the budget may exceed the memory. Raises as `stream`;
+    ArgumentError when a row of a map exceeds the budget, or a feature the range of `tile_dtype`;
+    TooLarge when the memory or the disk cannot hold the tiles; StoreError when `scratch` cannot be
+    written.
     """
-    dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
-    kept = kept or dtype
-    n, passes = (
-        len(images),
-        plan_passes(module, taps, len(images), preprocess.size, kept.itemsize, budget_bytes),
-    )
-    strides = {
-        tap: int(np.prod([s for _, s, _ in _chain(module, path) or []]))
-        for tap, path in taps.items()
-    }
+    dtype = dtype or fast_dtype(device)
+    tile_dtype = tile_dtype or dtype
+    batch_size = batch_size or default_batch(device)
+    n = len(images)
+    passes = plan_passes(module, taps, n, preprocess.size, tile_dtype.itemsize, budget_bytes)
     shapes = tap_shapes(module, taps, preprocess.size)
-    widths = [
-        {tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes
-    ]
-    stacked, staging = len(passes) > 1 and not isinstance(images, Tensor), staging_for(device)
-    tiles_bytes = max(n * sum(tile.values()) for tile in widths) * kept.itemsize
+    strides = {}
+    for tap, path in taps.items():
+        strides[tap] = math.prod(stride for _, stride, _ in _chain(module, path) or [])
+    widths = []
+    for plan in passes:
+        widths.append({tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()})
+    stacked = len(passes) > 1 and not isinstance(images, Tensor)
+    staging = staging_for(device)
+    tiles_bytes = max(n * sum(tile.values()) for tile in widths) * tile_dtype.itemsize
     if scratch and torch.device(device).type == "cpu":
         _require_disk(scratch, tiles_bytes, budget_bytes)
         tiles_bytes = min(tiles_bytes, PART_BYTES)
-    # of the host: stacked from a list, twice at once
+    # in host memory; while the list becomes one tensor, both exist
     pixels_bytes = stacked * 2 * n * 3 * preprocess.size**2
     held = tiles_bytes + pixels_bytes * (torch.device(device).type == "cpu")
     for nbytes, where in ((held, device), (pixels_bytes, "cpu")):
         require_memory(
             nbytes,
             f"features of {n} images, {tiles_bytes / GIGABYTE:.2f} GB at a time,",
-            f"lower budget_bytes={budget_bytes}, or give scratch, a folder on a disk",
+            f"lower budget_bytes={budget_bytes}, or pass scratch, a folder on a disk",
             where,
         )
     weights, image = memory_needed(module, taps, preprocess.size, dtype)
-    pieces: HalvingBatches[dict[str, Tensor]] = HalvingBatches(
-        batch_that_fits(
-            batch_size, image, weights + held, f"the layers up to {', '.join(taps)}", device
-        )
-    )
+    what = f"the layers up to {', '.join(taps)}"
+    most = batch_that_fits(batch_size, image, weights + held, what, device)
+    batches: HalvingBatches[dict[str, Tensor]] = HalvingBatches(most)
     if stacked:
         decoded: Iterable[Tensor] = image_batches(images, preprocess, batch_size, staging)
         decoded = progress(decoded, -(-n // batch_size), "decoding") if progress else decoded
         images = torch.cat([part.cpu() for part in decoded])
     with inference_copy(module, dtype, device) as network:
-        for number, (plan, tile) in enumerate(zip(passes, widths, strict=True), 1):
-
-            def band(tap: str, value: Tensor, plan: _Pass = plan) -> Tensor:
-                if value.ndim == 4:
-                    start = plan.rows[tap].start - plan.crop.start // strides[tap]
-                    value = value[:, :, start : start + plan.rows[tap].stop - plan.rows[tap].start]
-                return flatten(value)
-
-            @torch.inference_mode()
-            def run(rows: Tensor, plan: _Pass = plan, band: Any = band) -> dict[str, Tensor]:
-                with product_precision(device):
-                    x = preprocess.normalise(rows[:, :, plan.crop]).to(
-                        dtype, memory_format=torch.channels_last
-                    )
-                    return visit_taps(network, x, {tap: taps[tap] for tap in plan.rows}, band)
-
-            tiles = {tap: _Tile(n, width, kept, device, scratch) for tap, width in tile.items()}
-            parts: Iterable[Any] = (
-                (tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain()
-            )
+        for number, (plan, width) in enumerate(zip(passes, widths, strict=True), 1):
+            bar = f"pass {number} of {len(passes)}"
+            tiles = {tap: _Tile(n, width[tap], tile_dtype, device, scratch) for tap in width}
+            run = _pass_function(network, taps, plan, strides, preprocess, dtype, device)
             with contextlib.closing(
                 image_batches(images, preprocess, batch_size, staging)
             ) as staged:
                 pixels: Iterable[Tensor] = staged
                 if progress is not None:
-                    of = f"pass {number} of {len(passes)}"
-                    pixels = progress(staged, -(-n // batch_size), f"features, {of}")
-                    parts = progress(
-                        parts,
-                        sum(len(tile.parts) for tile in tiles.values()),
-                        f"Gram matrices, {of}",
-                    )
-                row = 0
-                for batch in pixels:
-                    for values in pieces(run, batch):
-                        end = row + len(next(iter(values.values())))
-                        for tap, value in values.items():
-                            tiles[tap].write(slice(row, end), value)
-                        row = end
+                    pixels = progress(staged, -(-n // batch_size), f"features, {bar}")
+                _fill(tiles, (values for batch in pixels for values in batches(run, batch)))
+            n_parts = sum(len(tile.parts) for tile in tiles.values())
+            # a tile is freed before the next one is read
+            parts: Iterable[tuple[str, Tensor]] = (
+                (tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain()
+            )
+            if progress is not None:
+                parts = progress(parts, n_parts, f"Gram matrices, {bar}")
             for tap, part in parts:
                 accumulators[tap].add(part)
+
+
+def _pass_function(
+    network: nn.Module,
+    taps: Mapping[str, str],
+    plan: _Pass,
+    strides: Mapping[str, int],
+    preprocess: Preprocess,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The function from decoded pixels to the columns of one pass, {tap: B x c}."""
+
+    def columns(tap: str, value: Tensor) -> Tensor:
+        return _columns(value, plan.rows[tap], plan.crop.start // strides[tap])
+
+    @torch.inference_mode()
+    def run(pixels: Tensor) -> dict[str, Tensor]:
+        with product_precision(device):
+            x = preprocess.normalise(pixels[:, :, plan.crop])
+            x = x.to(dtype, memory_format=torch.channels_last)
+            return visit_taps(network, x, {tap: taps[tap] for tap in plan.rows}, columns)
+
+    return run
+
+
+def _fill(tiles: Mapping[str, _Tile], batches: Iterable[Mapping[str, Tensor]]) -> None:
+    row = 0
+    for values in batches:
+        end = row + len(next(iter(values.values())))
+        for tap, value in values.items():
+            tiles[tap].write(slice(row, end), value)
+        row = end

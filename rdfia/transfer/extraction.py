@@ -1,6 +1,4 @@
-"""TME 7: feature matrices of a whole data set, in a store on disk; by one process, or by several
-under torchrun.
-"""
+"""TME 7: feature matrices of a data set in a store on disk, by one or several processes."""
 
 from __future__ import annotations
 
@@ -37,19 +35,18 @@ from rdfia.transfer.features import (
     tap_shapes,
 )
 
-# the fewer images, but one batch at least
+# a shard has as many batches as both limits allow, at least one
 BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024
-# who has the large photos is waited for; torchrun ends all when one dies
+# A process waits for the slowest; torchrun ends all processes when one dies.
 FOREVER = datetime.timedelta(days=7)
 
 
 @dataclass
 class Team:
-    """The processes that share an extraction: this one's number, and how many there are. Alone: 0
-    of 1.
+    """This process's rank among the `size` processes that share an extraction; alone 0 of 1.
 
-    They meet in the key-value store that torch's launcher brings, no more: no process group, whose
-    end torch 2.6 waits for without end or aborts at.
+    They exchange values in the key-value store of torch's launcher. There is no process group: in
+    torch 2.6 ending one can hang or abort.
     """
 
     rank: int = 0
@@ -58,12 +55,13 @@ class Team:
     _meetings: int = 0
 
     def share(self, n: int) -> slice:
-        """This process's run of n items; those of all ranks in order are all n."""
+        """This process's contiguous part of n items; the parts of all ranks make up all n."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values (as JSON can hold them) of all ranks, in order, once every rank has given its
-        own.
+        """The values of all ranks, in order; waits until every rank has sent its own.
+
+        `value` is anything that JSON can encode.
         """
         if self._store is None:
             return [value] * self.size
@@ -72,37 +70,38 @@ class Team:
         return [json.loads(self._wait(f"{self._meetings}/{rank}")) for rank in range(self.size)]
 
     def _wait(self, key: str) -> str:
-        while not self._store.check([key]):  # `get` would wait where Ctrl-C does not reach
+        while not self._store.check([key]):  # Ctrl-C does not interrupt `get`
             time.sleep(0.05)
         return self._store.get(key).decode()
 
 
 @contextlib.contextmanager
 def current_team() -> Iterator[Team]:
-    """The team that torchrun made (RANK, WORLD_SIZE and the address in the environment), or this
-    process alone.
+    """The processes that torchrun started, or this process alone.
+
+    torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment. Raises
+    ArgumentError when only the first two are set.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield Team()
         return
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ArgumentError(
-            f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start it with torchrun"
+            f"{' and '.join(missing)}: not set, but RANK and WORLD_SIZE are; start with torchrun"
         )
     found, rank, size = next(rendezvous("env://", timeout=FOREVER))
-    # Each attempt has its own words, else a restart would meet those of the dead.
-    one = Team(rank, size, PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), found))
-    yield one
-    one._store.set(f"gone/{rank}", "")
-    if rank == 0:  # where the store may live
+    # Each restart has its own prefix, so that it does not read values of the attempt before.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    team = Team(rank, size, PrefixStore(restart, found))
+    yield team
+    team._store.set(f"gone/{rank}", "")
+    if rank == 0:  # this process may host the store: it leaves last
         for other in range(size):
-            one._wait(f"gone/{other}")
+            team._wait(f"gone/{other}")
 
 
 def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
-    """SHA-256 of the modules and tensors that the taps depend on (those at or before the deepest
-    tap).
-    """
+    """SHA-256 of the modules and tensors that the taps depend on: up to the deepest tap."""
     modules = dict(module.named_modules())
     order = list(modules)
     deepest = max(last_position_inside(order, path) for path in taps.values())
@@ -117,21 +116,30 @@ def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
     return tensors_digest(state, {"modules": json.dumps([leaves, kinds])})
 
 
-def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - alone, it has no state
-    """SHA-256 over those of every image's bytes: what a store is keyed by when the data set gives
-    no digest.
+def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - without a store it has no state
+    """SHA-256 over the digests of all images; each process of a team reads its part.
 
-    Each process of a team reads its share.
+    Part of a store's key when the data set has no digest of its own.
     """
-    starts, digests = range(0, len(images), IMAGES_A_DIGEST), []
+    starts = range(0, len(images), IMAGES_A_DIGEST)
+    digests = []
     for start in starts[team.share(len(starts))]:
         digest = hashlib.sha256()
         for item in images[start : start + IMAGES_A_DIGEST]:
             digest.update(bytes.fromhex(image_digest(item)))
         digests.append(digest.hexdigest())
-    return hashlib.sha256(
-        json.dumps([d for part in team.gather(digests) for d in part]).encode()
-    ).hexdigest()
+    gathered = [digest for part in team.gather(digests) for digest in part]
+    return hashlib.sha256(json.dumps(gathered).encode()).hexdigest()
+
+
+def _pool_name(pool: Callable[[Tensor], Tensor]) -> str:
+    name = f"{getattr(pool, '__module__', '')}.{getattr(pool, '__qualname__', '<lambda>')}"
+    # such a function may depend on variables around it that its name does not show
+    if "<lambda>" in name or "<locals>" in name:
+        raise ArgumentError(
+            f"pool: got {pool!r}, expected a function of a module, whose name is part of the key"
+        )
+    return name
 
 
 def extract(
@@ -147,42 +155,35 @@ def extract(
     batch_size: int | None = None,
     pool: Callable[[Tensor], Tensor] = flatten,
     cap_bytes: int = 8 * GIGABYTE,
-    team: Team = Team(),  # noqa: B008 - alone, it has no state
+    team: Team = Team(),  # noqa: B008 - without a store it has no state
     progress: Progress | None = None,
 ) -> FeatureStore:
-    """Feature matrices of all images in a store below `root`; what an earlier or killed run
-    computed is kept.
+    """The feature matrices of all images, in a store below the folder `root`.
 
-    The store is keyed by weights, taps, `pool` (a named function), preprocessing and its decoder,
-    dtype, TF32, kind of device, batch size and the images' `content` (a digest, made from the files
-    when not given). Each process of a `team` makes every so many-th shard, and all come back when
-    the store is whole; its bytes do not depend on their number. Raises TooLarge before the first
-    image if the matrices exceed `cap_bytes` or the disk, or a shard the memory; else as `stream`,
-    and StoreError.
+    Shards of an earlier or killed run are not computed again. The store's key has the weights, the
+    taps, the name of `pool`, the preprocessing and its decoder, dtype, TF32, kind of device, batch
+    size and the images' `content` (a digest; default: `content_digest`). Each process of a `team`
+    makes every `team.size`-th shard and returns when the store is complete; its bytes do not depend
+    on the number of processes. Other arguments as in `stream`. Raises TooLarge before the first
+    image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
+    ArgumentError for a `pool` that is no function of a module; StoreError; else as `stream`.
     """
-    dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
-    pooled = f"{getattr(pool, '__module__', '')}.{getattr(pool, '__qualname__', '<lambda>')}"
-    # what it holds of the function around it has no name
-    if "<lambda>" in pooled or "<locals>" in pooled:
-        raise ArgumentError(
-            f"pool: got {pool!r}, expected a module's function: the store is kept under its name"
-        )
+    dtype = dtype or fast_dtype(device)
+    batch_size = batch_size or default_batch(device)
     shapes = tap_shapes(module, taps, preprocess.size)
-    key = {
+    key: dict[str, Any] = {
         "weights": weights_digest(module, taps),
         "taps": dict(sorted(taps.items())),
-        "pool": pooled,
+        "pool": _pool_name(pool),
         "preprocess": preprocess.key,
         "dtype": str(dtype),
         "device": torch.device(device).type,
         "batch_size": batch_size,
         "content": content or content_digest(images, team),
         "n": len(images),
-    } | (
-        {"products": "TF32"}
-        if dtype == torch.float32 and float32_product_type(device) == "TF32"
-        else {}
-    )
+    }
+    if dtype == torch.float32 and float32_product_type(device) == "TF32":
+        key["products"] = "TF32"
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     widths = {
         tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()
@@ -192,32 +193,27 @@ def extract(
     store.check_size(cap_bytes)
     if team.rank == 0:
         remove_unfinished(store.folder)
-    # nobody writes yet: on a shared disk another machine's locks may not be seen
+    # No process writes before the first one has cleaned up: on a shared disk, locks of another
+    # machine may not be visible.
     team.gather(None)
     manifest = store.folder / "manifest.json"
-    # a store that is whole can be read where nothing can be written
+    # not written again, so that a complete store can be read on a read-only disk
     if team.rank == 0 and not manifest.exists():
         write_json(manifest, {"key": key, "widths": widths, "shard_rows": store.shard_rows})
-    if todo := [
-        shard
-        for shard in range(team.rank, len(store.shards), team.size)
-        if not store.is_done(shard)
-    ]:
-        rows = [
-            row
-            for shard in todo
-            for row in range(store.shards[shard].start, store.shards[shard].stop)
-        ]
+    own = range(team.rank, len(store.shards), team.size)
+    if todo := [shard for shard in own if not store.is_done(shard)]:
+        shard_rows = min(store.shard_rows, len(images))
+        shard_bytes = 2 * store.nbytes * shard_rows // len(images)  # safetensors writes a copy
         weights, image = memory_needed(module, taps, preprocess.size, dtype)
-        shard_bytes = store.nbytes * min(store.shard_rows, len(images)) // len(images)
         memory.require_memory(
-            2 * shard_bytes + weights + image,  # 2: safetensors copies what it writes
-            f"a shard of {min(store.shard_rows, len(images))} images, beside the network,",
-            f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or ask for fewer taps",
+            shard_bytes + weights + image,
+            f"a shard of {shard_rows} images, beside the network,",
+            f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or choose fewer "
+            "taps",
         )
         batches = stream(
             module,
-            [images[row] for row in rows],
+            [image for shard in todo for image in images[store.shards[shard]]],
             taps,
             preprocess=preprocess,
             dtype=dtype,
@@ -225,29 +221,28 @@ def extract(
             batch_size=batch_size,
             pool=pool,
             progress=progress,
-            beside=2 * shard_bytes,
+            reserved_bytes=shard_bytes,
         )
         with (
             contextlib.closing(batches),
-            contextlib.closing(copy_to_host(batches, staging_for(device))) as rows_of,
+            contextlib.closing(copy_to_host(batches, staging_for(device))) as on_host,
         ):
-            # only the last shard can be short, so batches never straddle two of them
+            # only the last shard can be short: no batch belongs to two shards
             for shard in todo:
-                store.write(shard, _gathered(rows_of, store.shards[shard], widths, dtype))
+                store.write(shard, _next_matrices(on_host, store.shards[shard], widths, dtype))
     team.gather(None)
     return store
 
 
-def _gathered(
+def _next_matrices(
     batches: Iterator[Mapping[str, Tensor]],
     rows: slice,
     widths: Mapping[str, int],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The matrices of the next images, as many as `rows` are; each batch is let go before the next
-    is made.
-    """
-    n, done = rows.stop - rows.start, 0
+    """Matrices of the next images, one row for each of `rows`; batches are freed one by one."""
+    n = rows.stop - rows.start
+    done = 0
     matrices = {tap: torch.empty(n, width, dtype=dtype) for tap, width in widths.items()}
     while done < n:
         batch = next(batches)

@@ -1,5 +1,6 @@
-"""TME 7: the features of every layer from one forward pass, streamed from files (to `extraction`,
-or to `gram`).
+"""TME 7: features of several layers from one forward pass, streamed from image files.
+
+`extraction` stores them on disk; `column_tiles` sums the Gram matrices of wide layers.
 """
 
 from __future__ import annotations
@@ -22,32 +23,30 @@ from rdfia.device.memory import (
     retain_freed_memory,
 )
 from rdfia.device.precision import fast_dtype, product_precision
-from rdfia.device.staging import decode_images, image_batches, staging_for  # noqa: F401 - pixels without features belong to this interface
+from rdfia.device.staging import decode_images, image_batches, staging_for  # noqa: F401 - part of this module's interface
 from rdfia.errors import ArgumentError, WeightsError
 
-# images: what fills a processor's caches; what keeps a GPU busy (not measured yet)
+# Images of a batch: 16 fill a processor's caches; 128 should keep a GPU busy (not measured yet).
 BATCH = {"cpu": 16, "cuda": 128}
-# times what layers take and give: freed blocks that no later layer's tensor fits, and a layer's own
+# Memory of a pass, as a multiple of its tensors: a layer has a workspace of its own, and freed
+# blocks may not fit the tensors of later layers.
 WORKSPACE = 2
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 class _AllTapsReached(Exception):
-    """A signal that ends a forward pass, not an error."""
+    """Ends a forward pass; not an error."""
 
 
 def default_batch(device: str | torch.device) -> int:
-    """Images at a time where no argument says it; fewer are computed at once where memory does not
-    do.
-    """
+    """Images of a batch on this kind of device; a batch that memory cannot hold is split."""
     return BATCH["cpu" if torch.device(device).type == "cpu" else "cuda"]
 
 
 class _MaxPool(nn.Module):
-    """Maxima of k x k values every s, as MaxPool2d without padding, but without their positions.
+    """MaxPool2d with kernel k and stride s, without padding and without the maxima's positions.
 
-    MaxPool2d finds those for a gradient that nobody asks for, which on a CPU takes longer than the
-    maxima.
+    Only a gradient needs the positions, and on a CPU finding them takes longer than the maxima.
     """
 
     def __init__(self, k: int, s: int) -> None:
@@ -55,7 +54,7 @@ class _MaxPool(nn.Module):
         self.k, self.s = k, s
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch says what is wrong, or knows what is meant
+        # torch raises its own error, or accepts an image without a batch
         if x.ndim != 4 or min(x.shape[2:]) < self.k:
             return nn.functional.max_pool2d(x, self.k, self.s)
         for dim in (2, 3):
@@ -67,19 +66,15 @@ class _MaxPool(nn.Module):
 
 
 def _lean_pools(module: nn.Module) -> None:
-    """Puts `_MaxPool` in the place of each MaxPool2d that it can stand for."""
+    """Replace each MaxPool2d whose result `_MaxPool` gives too."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is not nn.MaxPool2d or child._forward_hooks or child._forward_pre_hooks:
                 continue
-            plain = (child.padding, child.dilation, child.ceil_mode, child.return_indices) == (
-                0,
-                1,
-                False,
-                False,
-            )
+            options = (child.padding, child.dilation, child.ceil_mode, child.return_indices)
+            plain = options == (0, 1, False, False)
             k, s = child.kernel_size, child.stride
-            # k of 1 is a copy in torch, not a view
+            # with k = 1 torch returns a copy, _MaxPool would return a view
             if plain and isinstance(k, int) and isinstance(s, int) and k > 1:
                 setattr(parent, name, _MaxPool(k, s))
 
@@ -88,14 +83,14 @@ def _lean_pools(module: nn.Module) -> None:
 def inference_copy(
     module: nn.Module, dtype: torch.dtype, device: str | torch.device
 ) -> Iterator[nn.Module]:
-    """A copy of `module` for inference: eval mode, `dtype`, channels-last, no gradients; the
-    original is not touched.
+    """A copy of `module` for inference: eval mode, `dtype`, channels-last, no gradients.
 
-    Parameters on the meta device (weights that are not at hand) stay there.
+    `module` does not change. Parameters on the meta device (missing weights) stay there. Raises
+    TooLarge when memory cannot hold the copy.
     """
     with contextlib.ExitStack() as stack:
         with out_of_memory_as_too_large(
-            f"a copy of the network in {dtype} on {device}: free some, or choose a smaller network"
+            f"a copy of the network in {dtype} on {device}: free memory, or use a smaller network"
         ):
             clone = copy.deepcopy(module).eval().requires_grad_(False)
             for child in clone.modules():
@@ -109,8 +104,9 @@ def inference_copy(
 
 
 def last_position_inside(order: Sequence[str], path: str) -> int:
-    """Position in `order` of the last module inside `path`: a block is reached when its last layer
-    is.
+    """Position in `order` (module paths) of the last module inside `path`.
+
+    The output of a block is known after its last layer.
     """
     return max(
         index for index, name in enumerate(order) if name == path or name.startswith(f"{path}.")
@@ -118,12 +114,14 @@ def last_position_inside(order: Sequence[str], path: str) -> int:
 
 
 def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
-    """Raises ArgumentError for a path that the network does not have, WeightsError for one behind
-    missing weights.
+    """Raise an error unless every tap can be computed.
+
+    Raises ArgumentError when the network has no such module, WeightsError when weights that the tap
+    depends on are missing.
     """
     if not taps:
         raise ArgumentError(
-            "no taps were asked for: give at least one, such as {'pool5': 'features.30'}"
+            "taps: got none, expected at least one, such as {'pool5': 'features.30'}"
         )
     modules = dict(module.named_modules())
     order = list(modules)
@@ -142,16 +140,18 @@ def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
         ]
         if absent and blocked:
             raise WeightsError(
-                f"cannot reach {', '.join(blocked)}: {path}.{absent[0]} is not in these weights (they end before it). "
-                f"Ask for an earlier tap, or get the network's full weights: `rdfia assets status` says how"
+                f"cannot reach {', '.join(blocked)}: {path}.{absent[0]} is not in these weights. "
+                "Choose an earlier tap, or get the full weights: `rdfia assets status` says how"
             )
 
 
 def visit_taps(
     module: nn.Module, x: Tensor, taps: Mapping[str, str], take: Callable[[str, Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """As `forward_taps`, unchecked, each output handed to `take(tap, output)`, which must return
-    memory of its own.
+    """`take(tap, output)` of each tap, from one forward pass that stops after the last tap.
+
+    `take` must return a copy: a later in-place layer overwrites the output. Raises ArgumentError
+    when the forward pass does not run a tap; `check_reachable` finds other errors beforehand.
     """
     names: dict[str, list[str]] = {}
     for tap, path in taps.items():
@@ -178,24 +178,22 @@ def visit_taps(
             handle.remove()
     missing = ", ".join(tap for tap in taps if tap not in taken)
     raise ArgumentError(
-        f"the forward pass never ran {missing}: no such layer is part of this network's forward"
+        f"taps: the forward pass never ran {missing}; choose layers that the network's forward uses"
     )
 
 
 def flatten(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """B x D copy of a layer's output in memory of its own, columns in the order channel, row,
-    column.
-    """
+    """A copy of a layer's output as rows, B x D, in the order channel, row, column."""
     flat = value.flatten(1).to(dtype or value.dtype)
     return flat.clone() if flat.data_ptr() == value.data_ptr() else flat
 
 
 def pyramid(value: Tensor, grids: Sequence[int] = (1, 2, 4)) -> Tensor:
-    """Spatial pyramid of a layer's output (Lazebnik et al. 2006): B x C x H x W -> B x C * (1 + 4 +
-    16), float32.
+    """Spatial pyramid of a layer's output, B x C x H x W -> B x C * (1 + 4 + 16) float32.
 
-    Means over the cells of each grid, of the square root of the (non-negative) values; a grid's
-    cells are divided by its side, so that every grid weighs about the same.
+    The means of the square roots of the values (0 or more) over the cells of each grid. Each mean
+    is divided by its grid's side, so that all grids have about the same weight. Source: Lazebnik et
+    al. 2006.
     """
     root = value.float().sqrt()
     return torch.cat(
@@ -204,12 +202,11 @@ def pyramid(value: Tensor, grids: Sequence[int] = (1, 2, 4)) -> Tensor:
 
 
 def second_order(value: Tensor) -> Tensor:
-    """Bilinear pooling of a layer's output (Lin et al. 2015): B x C x H x W -> B x C * (C + 1) / 2,
-    float32.
+    """Bilinear pooling of a layer's output, B x C x H x W -> B x C * (C + 1) / 2 float32.
 
-    Means over positions of the products of every two (non-negative) channels, then the square root
-    of each. Products of two different channels are held once, weighed by the square root of 2, so
-    that dot products are those of the whole C x C matrix.
+    The square roots of the mean products of every two channels (0 or more) over all positions. The
+    product of two different channels is stored once and multiplied by sqrt(2): dot products of rows
+    equal those of the whole C x C matrices. Source: Lin et al. 2015.
     """
     rows = value.float().flatten(2)
     products = rows @ rows.mT / rows.shape[2]
@@ -219,13 +216,12 @@ def second_order(value: Tensor) -> Tensor:
 
 
 def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[str, Tensor]:
-    """Outputs of several modules from one forward pass, which stops as soon as the last of them is
-    known.
+    """Outputs of several modules, {tap: tensor}, from one forward pass.
 
-    `x` is B x C x H x W (normalised); `taps` maps names to module paths (`{"conv1_1":
-    "features.0"}`). Each output is copied the moment it is computed, because a later in-place layer
-    (torchvision's ReLUs) overwrites it: a tap before a ReLU holds the values before it. Hooks are
-    removed whatever happens. Raises ArgumentError, WeightsError.
+    `x` is B x C x H x W, normalised; `taps` maps names to module paths (`{"conv1_1":
+    "features.0"}`). The pass stops after the last tap. Each output is copied at once, because later
+    in-place layers (torchvision's ReLUs) overwrite it: a tap before a ReLU has negative values.
+    Raises ArgumentError for an unknown module, WeightsError where weights are missing.
     """
     check_reachable(module, taps)
     return visit_taps(module, x, taps, lambda _tap, value: value.clone())
@@ -234,8 +230,9 @@ def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[
 def _dry_run(
     module: nn.Module, taps: Mapping[str, str], size: int
 ) -> tuple[dict[str, tuple[int, ...]], int]:
-    """(shape of each tap, most values alive at once: what a layer takes and gives, and the taps so
-    far), one image.
+    """Shape of each tap for one image, and the most values that are in memory at once.
+
+    In memory: the input and output of a layer, and the taps computed so far.
     """
     check_reachable(module, taps)
 
@@ -244,11 +241,10 @@ def _dry_run(
             value, dtype=torch.float32 if value.is_floating_point() else value.dtype, device="meta"
         )
 
+    # this memo keeps deepcopy from copying the weights, which may be half a gigabyte
     memo: dict[int, Any] = {id(value): empty(value) for value in module.buffers()}
-    memo |= {
-        id(value): nn.Parameter(empty(value), requires_grad=False) for value in module.parameters()
-    }
-    # without a copy of the weights, which may be half a gigabyte
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(empty(parameter), requires_grad=False)
     clone = copy.deepcopy(module, memo).eval()
     shapes: dict[str, tuple[int, ...]] = {}
     most = 0
@@ -271,8 +267,9 @@ def _dry_run(
 
 
 def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tap for one 3 x size x size image (C x H x W or D), found on the meta device in
-    milliseconds.
+    """Shape of each tap for one 3 x size x size image: (C, H, W), or (D,) of a dense layer.
+
+    Nothing is computed: the forward pass runs on the meta device, in milliseconds.
     """
     return _dry_run(module, taps, size)[0]
 
@@ -280,13 +277,11 @@ def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[st
 def memory_needed(
     module: nn.Module, taps: Mapping[str, str], size: int, dtype: torch.dtype
 ) -> tuple[int, int]:
-    """Bytes on the device of (a copy of the network; one image of 3 x size x size on its way): what
-    to expect.
-    """
+    """Estimated bytes on the device: of a copy of the network, and of one 3 x size x size image."""
     values = [value for value in module.state_dict().values() if not value.is_meta]
-    # copied, then cast
+    # the copy exists in both dtypes for a moment
     weights = sum(value.numel() * (value.dtype.itemsize + dtype.itemsize) for value in values)
-    image = 3 * size * size * 4 * 3  # float32, before and after it is normalised, and laid out anew
+    image = 3 * size * size * 4 * 3  # float32: raw, normalised, channels-last
     return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
 
@@ -301,31 +296,31 @@ def stream(
     batch_size: int | None = None,
     pool: Callable[[Tensor], Tensor] = flatten,
     progress: Progress | None = None,
-    beside: int = 0,
+    reserved_bytes: int = 0,
 ) -> Generator[dict[str, Tensor], None, None]:
-    """Features of images in order, batch by batch: {tap: B x D in `dtype` on `device`}; memory does
-    not grow with N.
+    """Features of the images in order, batch by batch: {tap: B x D in `dtype` on `device`}.
 
-    `images` are paths, PIL images or uint8 arrays; `dtype` is the compute type (default
-    `fast_dtype`). `pool` makes rows of a layer's output, in memory of their own: all values by
-    default, or means over a grid (`pyramid`). Decoding runs ahead in threads, and on a CUDA device
-    the next batch is copied there while one is computed (`staging`). `batch_size` is
-    `default_batch` of the device. `module` itself is not touched. Where memory does not do for a
-    batch, its parts are computed one after the other, with a FewerAtATime warning; `beside` are
-    bytes of the host to be left for who takes the features. Raises ArgumentError, WeightsError,
-    ImageError; TooLarge when one image is too much.
+    `images` are paths, PIL images or uint8 arrays; memory does not grow with their number. `dtype`
+    is the compute type (default: `fast_dtype`); `batch_size` defaults to `default_batch`. `pool`
+    turns a layer's output into rows, in new memory: all values by default, or `pyramid`,
+    `second_order`. Threads decode ahead, and a CUDA device gets the next batch while it computes
+    one (`staging`). A batch that memory cannot hold is computed in parts, with a BatchReduced
+    warning. `reserved_bytes`: host memory that the caller needs for the features. `module` does
+    not change. Raises ArgumentError, WeightsError, ImageError; TooLarge when memory cannot hold one
+    image.
     """
-    dtype, batch_size = dtype or fast_dtype(device), batch_size or default_batch(device)
+    dtype = dtype or fast_dtype(device)
+    batch_size = batch_size or default_batch(device)
     check_reachable(module, taps)
     weights, image = memory_needed(module, taps, preprocess.size, dtype)
+    if torch.device(device).type == "cpu":
+        weights += reserved_bytes
     what = f"the layers up to {', '.join(taps)} in {dtype}"
-    most = batch_that_fits(
-        batch_size, image, weights + beside * (torch.device(device).type == "cpu"), what, device
-    )
+    most = batch_that_fits(batch_size, image, weights, what, device)
     with inference_copy(module, dtype, device) as network:
-        pieces: HalvingBatches[dict[str, Tensor]] = HalvingBatches(most)
+        batches: HalvingBatches[dict[str, Tensor]] = HalvingBatches(most)
 
-        # not for as long as the generator lives: its consumer's own gradients are its own
+        # Only around the pass: between two batches the caller may compute gradients.
         @torch.inference_mode()
         def run(rows: Tensor) -> dict[str, Tensor]:
             with product_precision(device):
@@ -339,9 +334,8 @@ def stream(
             if progress is not None:
                 pixels = progress(staged, -(-len(images) // batch_size), "features")
             for batch in pixels:
-                parts = pieces(run, batch)
-                yield (
-                    parts[0]
-                    if len(parts) == 1
-                    else {tap: torch.cat([part[tap] for part in parts]) for tap in taps}
-                )
+                parts = batches(run, batch)
+                if len(parts) == 1:
+                    yield parts[0]
+                else:
+                    yield {tap: torch.cat([part[tap] for part in parts]) for tap in taps}

@@ -1,13 +1,14 @@
-"""TME 7: a new last layer trained on frozen features (answer 10), a network trained from nothing
-(answers 5 and 6).
+"""TME 7: a new last layer on frozen features (answer 10), and training from random weights.
+
+Answers 5 and 6 are about the latter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +20,16 @@ from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
 
 Device = str | torch.device
+Labels = Tensor | np.ndarray | Sequence[int]
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """How to train by AdamW; `validation` is the share of each class that is held out to choose the
-    epoch.
+    """Settings of `train_head`, which uses AdamW.
 
-    With `refit` the layer is then trained on all rows for the chosen number of epochs: the SVM sees
-    them all too. A `dtype` below float32 computes under autocast.
+    `validation`: share of each class that is held out to choose the number of epochs. With `refit`
+    the layer is then trained on all rows for that number, as the SVM is. `dtype` other than
+    float32: the forward pass runs under autocast. Raises ArgumentError for a value out of range.
     """
 
     seed: int = 0
@@ -43,20 +45,21 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if not (self.epochs >= 1 and self.batch >= 1 and self.lr > 0 and self.weight_decay >= 0):
             raise ArgumentError(
-                f"{self}: expected epochs and batch from 1, lr above 0, weight_decay from 0"
+                f"{self}: expected epochs and batch of 1 or more, lr above 0, weight_decay of 0 or "
+                "more"
             )
         if not (0 <= self.validation < 1 and 0 <= self.label_smoothing < 1):
             raise ArgumentError(
-                f"{self}: expected validation and label_smoothing from 0 to below 1"
+                f"{self}: expected validation and label_smoothing of 0 or more, and below 1"
             )
 
 
 @dataclass(frozen=True)
 class ScratchConfig(HeadConfig):
-    """The same for a whole network: one epoch of warm-up, then a cosine to 0; nothing is held out.
+    """Settings of `train_network`: the rate rises for one epoch, then falls to 0 as a cosine.
 
-    `shift`: the largest random translation in pixels (a crop of the image, reflected at the edge);
-    `flip` mirrors half.
+    `shift`: the largest random translation in pixels (edges are reflected); `flip`: mirror half of
+    the images. Nothing is held out.
     """
 
     epochs: int = 25
@@ -67,8 +70,9 @@ class ScratchConfig(HeadConfig):
 
 
 class Epoch(NamedTuple):
-    """Mean training loss (nats) and accuracy during an epoch, validation accuracy after it (None:
-    nothing held out).
+    """Mean training loss (nats) and accuracy during an epoch, validation accuracy after it.
+
+    `validation` is None where nothing is held out.
     """
 
     loss: float
@@ -77,8 +81,10 @@ class Epoch(NamedTuple):
 
 
 class Head(NamedTuple):
-    """`module`: d -> classes, on the features as they were given; `epochs`: how many the validation
-    rows chose.
+    """A trained last layer.
+
+    `module`: d -> classes, for features that are not rescaled; `epochs`: the number with the best
+    validation accuracy.
     """
 
     module: nn.Linear
@@ -88,36 +94,38 @@ class Head(NamedTuple):
 
 
 def train_head(
-    features: Tensor, y: Any, *, config: HeadConfig | None = None, device: Device = "cpu"
+    features: Tensor, y: Labels, *, config: HeadConfig | None = None, device: Device = "cpu"
 ) -> Head:
-    """Train a linear softmax layer on frozen features, n x d floating point on any device (report
-    1, answer 10).
+    """A linear softmax layer trained on frozen features, n x d floating point on any device.
 
-    While training, features are divided by their root mean square row norm, and the factor is
-    folded into the weights that come back: one learning rate fits raw and L2-normalised features,
-    of any width. Starts from zero weights; the same seed, CPU and thread count give the same layer.
-    Labels y are 0 .. classes - 1, each at least twice. ArgumentError: features, config;
-    DatasetError: labels; DivergedError: the loss is not finite.
+    `y` has labels 0 .. classes - 1, each at least twice. In training the features are divided by
+    their root mean square row norm, and the returned weights include the factor: one learning rate
+    suits raw and L2-normalised features of any width. Training starts from zero weights; the same
+    seed, CPU and thread count give the same layer. Raises ArgumentError for features that are not
+    finite floating point n x d or all zero, DatasetError for labels, DivergedError when the loss is
+    not finite. Source: report 1, answer 10.
     """
-    config, labels, device = config or HeadConfig(), _labels(y, features), torch.device(device)
+    config = config or HeadConfig()
+    labels = _labels(y, features)
+    device = torch.device(device)
     if features.ndim != 2 or not features.is_floating_point() or not config.validation:
         got = f"{features.dtype} {tuple(features.shape)}, validation={config.validation}"
         raise ArgumentError(
-            f"features: got {got}, expected floating point n x d, and a share to hold out"
+            f"features: got {got}, expected floating point n x d, and validation above 0"
         )
     rms = math.sqrt(
         sum(float(part.double().square().sum()) for part in features.split(64)) / len(features)
     )
     if not 0 < rms < math.inf:
         raise ArgumentError(
-            f"features: root mean square row norm is {rms}, expected finite rows, not all zero"
+            f"features: the root mean square row norm is {rms}, expected finite rows, not all zero"
         )
 
     def load(rows: Tensor) -> Tensor:
         return features[rows.to(features.device)].to(device, torch.float32) / rms
 
     def start(rows: Tensor, held: Tensor | None, epochs: int) -> tuple[nn.Linear, list[Epoch]]:
-        # no global random number drawn
+        # skip_init draws no global random numbers
         layer = nn.utils.skip_init(nn.Linear, features.shape[1], int(labels.max()) + 1)
         for parameter in layer.to(device).parameters():
             nn.init.zeros_(parameter)
@@ -130,7 +138,7 @@ def train_head(
     layer, history = start(train, held, config.epochs)
     scores = [epoch.validation or 0.0 for epoch in history]
     best = scores.index(max(scores)) + 1
-    # without refit, the same seed walks the same path again
+    # without refit, the same seed repeats the training up to the best epoch
     if config.refit or best < config.epochs:
         layer, _ = start(torch.arange(len(labels)) if config.refit else train, None, best)
     with torch.no_grad():
@@ -141,21 +149,23 @@ def train_head(
 def train_network(
     module: nn.Module,
     images: Tensor,
-    y: Any,
+    y: Labels,
     *,
     preprocess_normalise: Callable[[Tensor], Tensor],
     config: ScratchConfig | None = None,
     device: Device = "cpu",
     progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
 ) -> list[Epoch]:
-    """Train every weight of `module`, in place, on uint8 images (n x 3 x S x S), labels 0 ..
-    classes - 1.
+    """The history of training every weight of `module`, in place, one entry an epoch.
 
-    The module's mode and the global random state are left as they were: dropout draws in a fork
-    seeded by the config. ArgumentError: images, config; DatasetError: labels; DivergedError: the
-    loss is not finite, with the epoch.
+    `images` are n x 3 x S x S uint8, `y` labels 0 .. classes - 1. The module's mode and the global
+    random state do not change: dropout uses a fork of it, seeded by the config. Raises
+    ArgumentError for the images or the shift, DatasetError for labels, DivergedError with the epoch
+    when the loss is not finite. Source: report 1, answers 5 and 6.
     """
-    config, labels, device = config or ScratchConfig(), _labels(y, images), torch.device(device)
+    config = config or ScratchConfig()
+    labels = _labels(y, images)
+    device = torch.device(device)
     if (
         images.dtype != torch.uint8
         or images.ndim != 4
@@ -176,14 +186,15 @@ def train_network(
     epochs: Iterable[int] = range(config.epochs)
     if progress is not None:
         epochs = progress(epochs, config.epochs, "training from nothing")
-    was_training, rows = module.training, torch.arange(len(labels))
+    was_training = module.training
+    rows = torch.arange(len(labels))
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     try:
         with (
             retain_freed_memory(),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
-            # torch.manual_seed would reseed every device, for good
+            # torch.manual_seed would reseed all devices, also those outside the fork
             torch.default_generator.manual_seed(config.seed)
             if device.type == "cuda":
                 with torch.cuda.device(device):
@@ -202,10 +213,12 @@ def predict(
     dtype: torch.dtype = torch.float32,
     batch: int = 128,
 ) -> np.ndarray:
-    """Class of each image or feature row (n x ...), int64 (n,), in eval mode; the module's mode is
-    left as it was.
+    """The predicted class of each image or feature row (n x ...), int64 (n,), in eval mode.
+
+    The module's mode does not change.
     """
-    device, was_training = torch.device(device), module.training
+    device = torch.device(device)
+    was_training = module.training
     module.to(device).eval()
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     with torch.inference_mode(), product_precision(device), autocast:
@@ -218,8 +231,9 @@ def predict(
 
 
 def augment(images: Tensor, generator: torch.Generator, flip: bool, shift: int) -> Tensor:
-    """Each image (B x C x H x W, CPU) moved by up to `shift` < H, W pixels each way, edges
-    reflected; half mirrored.
+    """The images (B x C x H x W, CPU), each moved by up to `shift` < H, W pixels each way.
+
+    Edges are reflected. With `flip` half of the images are mirrored.
     """
     count, _, height, width = images.shape
     moves = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator)
@@ -277,10 +291,11 @@ def _train(
             optimizer.step()
             loss_sum += loss.detach() * len(batch)
             right += (logits.argmax(dim=1) == target).sum()
-        # read once an epoch: each step would stall a GPU
-        if not math.isfinite(mean := float(loss_sum) / len(rows)):
+        mean = float(loss_sum) / len(rows)  # read once an epoch: each reading waits for the GPU
+        if not math.isfinite(mean):
             raise DivergedError(
-                f"epoch {epoch + 1}: the training loss is {mean}; lower lr={config.lr} and start again"
+                f"epoch {epoch + 1}: the training loss is {mean}, expected a finite one; lower "
+                f"lr={config.lr} and start again"
             )
         validation = None
         if held is not None:
@@ -295,17 +310,15 @@ def _train(
 
 
 def _split(labels: Tensor, config: HeadConfig) -> tuple[Tensor, Tensor]:
-    generator, held = (
-        torch.Generator().manual_seed(config.seed),
-        torch.zeros(len(labels), dtype=torch.bool),
-    )
+    generator = torch.Generator().manual_seed(config.seed)
+    held = torch.zeros(len(labels), dtype=torch.bool)
     for label, count in enumerate(torch.bincount(labels).tolist()):
         rows = torch.nonzero(labels == label).flatten()[torch.randperm(count, generator=generator)]
         held[rows[: min(count - 1, max(1, round(config.validation * count)))]] = True
     return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
 
 
-def _labels(y: Any, rows: Tensor) -> Tensor:
+def _labels(y: Labels, rows: Tensor) -> Tensor:
     labels = torch.as_tensor(y)
     if labels.shape != rows.shape[:1] or labels.is_floating_point() or not len(labels):
         got = f"{labels.dtype} {tuple(labels.shape)}"
@@ -316,6 +329,6 @@ def _labels(y: Any, rows: Tensor) -> Tensor:
     if len(values) < 2 or values.tolist() != list(range(len(values))) or int(counts.min()) < 2:
         got = f"classes {values.tolist()} with {counts.tolist()} rows"
         raise DatasetError(
-            f"y: got {got}, expected classes 0, 1, ... (two or more) with two rows or more each"
+            f"y: got {got}, expected two or more classes 0, 1, ... with two or more rows each"
         )
     return labels.long().cpu()

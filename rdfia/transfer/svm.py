@@ -1,21 +1,22 @@
-"""TME 7, the classifier: scikit-learn's linear SVM at any feature width, through the Gram matrix of
-the training rows.
+"""TME 7's classifier: scikit-learn's linear SVM on features of any width, by the Gram matrix.
 
-LinearSVC penalises `||w||^2 + b^2` (the intercept is the weight of a constant column), so a part of
-`w` orthogonal to every training row costs and brings nothing: `w = X_train^T a`. With `X_train
-X_train^T = U S U^T`, the rows of `U sqrt(S)` (training) and `K_test,train U / sqrt(S)` (test) are
-the same points in coordinates of that span: the SVM fitted on them is the SVM fitted on the
-features, at n columns instead of up to 3,211,264.
+LinearSVC minimises `||w||^2 + b^2` plus the loss (the intercept is the weight of a constant
+column). A part of `w` orthogonal to all training rows adds to the norm and changes no training
+decision, so that `w = X_train^T a`. With `X_train X_train^T = U S U^T`, the rows of `U sqrt(S)`
+(training) and of `K_test,train U / sqrt(S)` (test) are the same points in coordinates of the span
+of the training rows. The SVM fitted to them is the SVM fitted to the features, with at most n
+columns instead of up to 3,211,264.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
@@ -27,19 +28,19 @@ from rdfia.device.memory import require_memory
 from rdfia.errors import ArgumentError, DatasetError
 
 Array = np.ndarray
-CHUNK_COLUMNS = 8192  # long enough for a product at full speed, short enough for a float32 sum
-CHUNK_BYTES = 256 * 2**20  # the largest float32 copy of a part of a tile
+CHUNK_COLUMNS = 8192  # enough for a fast product, few enough for an accurate float32 sum
+CHUNK_BYTES = 256 * 2**20  # most bytes of a float32 copy of a part of a tile
 
 
 class GramAccumulator:
-    """Sums `X_train X_all^T` and all squared norms over column tiles, so that wide features are
-    never stored.
+    """The sums of `X_train X_all^T` and of all squared norms over tiles of columns.
 
-    Products are float32 (float64 for float64 tiles) over at most 8,192 columns; their sum is
-    float64, on the tile's device. On a CPU bfloat16 is widened chunk by chunk: torch has no CPU
-    product of bfloat16 matrices with a float32 result, and the product of two bfloat16 numbers is
-    exact in float32. On CUDA TF32 is off (`precision.matmul_transposed`). The first `train_rows` of
-    the `rows` rows are the training rows. TooLarge: memory cannot hold their matrix.
+    The first `train_rows` of the `rows` rows are the training rows; wide features are never stored.
+    Products are float32 (float64 for float64 tiles) over at most 8,192 columns; they are summed in
+    float64, on the tile's device. On a CPU bfloat16 is converted to float32 chunk by chunk: torch
+    has no CPU product of bfloat16 matrices with a float32 result, and the product of two bfloat16
+    numbers is exact in float32. On CUDA TF32 is off (`precision.matmul_transposed`). Raises
+    ArgumentError for wrong numbers of rows, TooLarge when memory cannot hold the matrix.
     """
 
     def __init__(self, train_rows: int, rows: int) -> None:
@@ -50,21 +51,24 @@ class GramAccumulator:
         require_memory(
             24 * (train_rows + 1) * rows,
             f"the Gram matrix of {train_rows} training and {rows} rows",
-            "take fewer rows, or SGDClassifier on fewer columns, whose memory does not grow so",
+            "take fewer rows, or use SGDClassifier, whose memory grows with the columns only",
         )
         self.train_rows, self.rows = train_rows, rows
-        # (train_rows + 1) x rows: the products, and the squared norms
+        # (train_rows + 1) x rows: the products, and in the last row the squared norms
         self._sums: torch.Tensor | None = None
 
     @torch.no_grad()
     def add(self, columns: torch.Tensor) -> None:
-        """Add a tile (rows x c, floating point, finite); a tile that is refused leaves the sums as
-        they were.
+        """Add a tile, rows x c floating point.
+
+        Raises ArgumentError for another shape or type, DatasetError for NaN or infinity; the sums
+        do not change then.
         """
         if columns.ndim != 2 or len(columns) != self.rows or not columns.is_floating_point():
             got = f"{columns.dtype} {tuple(columns.shape)}"
             raise ArgumentError(
-                f"columns: got {got}, expected a floating-point tile of {self.rows} rows x c columns"
+                f"columns: got {got}, expected a floating-point tile of {self.rows} rows x c "
+                "columns"
             )
         dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
         if self._sums is None:
@@ -72,7 +76,7 @@ class GramAccumulator:
                 self.train_rows + 1, self.rows, dtype=torch.float64, device=columns.device
             )
         else:
-            sums = self._sums.clone()  # judged below, after one reading
+            sums = self._sums.clone()  # kept only if all norms are finite
         for part in columns.split(
             max(1, min(CHUNK_COLUMNS, CHUNK_BYTES // (4 * self.rows))), dim=1
         ):
@@ -81,9 +85,11 @@ class GramAccumulator:
             train, rest = factor[: self.train_rows], factor[self.train_rows :]
             sums[:-1, : self.train_rows] += _product(train, train)
             sums[:-1, self.train_rows :] += _product(train, rest)
-            for few in wide.split(512, dim=1):  # short sums: float32 within, float64 between
+            # float32 sums of at most 512 values, added in float64
+            for few in wide.split(512, dim=1):
                 sums[-1] += torch.linalg.vector_norm(few, dim=1).double().square()
-        if not bool((finite := sums[-1].isfinite()).all()):
+        finite = sums[-1].isfinite()
+        if not bool(finite.all()):
             raise DatasetError(f"columns: NaN or infinity in {_rows(~finite.cpu().numpy())}")
         self._sums = sums
 
@@ -107,15 +113,15 @@ class GramAccumulator:
 
     @property
     def square_norms(self) -> Array:
-        """Squared L2 norm of each row, float64; those of the test rows are
-        `square_norms[train_rows:]`.
-        """
+        """Squared L2 norm of each row, (rows,) float64, training rows first."""
         return self._read()[-1].copy()
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b^T; on CPU by numpy, whose BLAS was 1.5 times as fast as torch's on an AMD processor and
-    halves a a^T.
+    """a b^T.
+
+    On a CPU by numpy: its BLAS was 1.5 times as fast as torch's on an AMD processor, and computes
+    only half of a a^T.
     """
     if a.device.type != "cpu":
         return precision.matmul_transposed(a, b)
@@ -124,50 +130,36 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def normalise_gram(gram: Array, cross: Array, test_square_norms: Array) -> tuple[Array, Array]:
-    """The Gram matrices (n x n, m x n) of the L2-normalised rows; DatasetError names the rows that
-    are zero.
+    """The Gram matrices of the L2-normalised rows, n x n and m x n float64.
+
+    `gram` is X_train X_train^T, `cross` is X_test X_train^T, `test_square_norms` has the squared
+    norms of the test rows, (m,). Raises DatasetError that names rows of zeros, ArgumentError for
+    wrong shapes or NaN.
     """
     gram, cross = _grams(gram, cross)
     squares = _finite("test_square_norms", test_square_norms, 1)
     if len(squares) != len(cross):
         raise ArgumentError(
-            f"test_square_norms: got {len(squares)}, expected one for each of {len(cross)} test rows"
+            f"test_square_norms: got {len(squares)}, expected one for each of {len(cross)} test "
+            "rows"
         )
     for name, values in (("training", np.diag(gram)), ("test", squares)):
         if (values <= 0).any():
             raise DatasetError(
-                f"{name} features are zero in {_rows(values <= 0)}: nothing to normalise, drop them"
+                f"{name} features are zero in {_rows(values <= 0)}: remove them, they have no norm"
             )
     train, test = np.sqrt(np.diag(gram)), np.sqrt(squares)
     return gram / np.outer(train, train), cross / np.outer(test, train)
 
 
-def combine(parts: Iterable[tuple[Array, Array, float]]) -> tuple[Array, Array]:
-    """Weighted sum of (gram, cross, weight > 0): the features side by side, each scaled by
-    sqrt(weight).
-    """
-    checked = [(*_grams(gram, cross), weight) for gram, cross, weight in parts]
-    got = [(gram.shape, cross.shape, weight) for gram, cross, weight in checked]
-    if len({shapes[:2] for shapes in got}) != 1 or not all(
-        0 < shapes[2] < np.inf for shapes in got
-    ):
-        raise ArgumentError(
-            f"parts: got {got}, expected at least one, equal shapes, and finite weights above 0"
-        )
-    grams, crosses = zip(
-        *((gram * weight, cross * weight) for gram, cross, weight in checked), strict=True
-    )
-    return np.sum(grams, axis=0), np.sum(crosses, axis=0)
-
-
 def span_coordinates(gram_train: Array, gram_test_train: Array) -> tuple[Array, Array]:
-    """Coordinates in the span of the training rows (n x r, m x r float64) from products n x n and m
-    x n (m >= 0).
+    """Coordinates in the span of the training rows, n x r and m x r float64.
 
-    Eigenvalues up to n * 2.2e-16 of the largest are cut: there a float64 matrix holds only
-    rounding. Small ones that stay do no harm: a decision is `a^T P k_test` with P a projection,
-    whatever their size. ArgumentError for NaN, wrong shapes, a matrix not symmetric or with clearly
-    negative eigenvalues; DatasetError when every row is zero.
+    `gram_train` is X_train X_train^T (n x n); `gram_test_train` is X_test X_train^T (m x n).
+    Eigenvalues up to n * 2.2e-16 of the largest are dropped: in float64 they are rounding. Small
+    eigenvalues that stay do no harm: a decision is `a^T P k_test` with a projection P. Raises
+    ArgumentError for NaN, wrong shapes, a matrix that is not symmetric or has clearly negative
+    eigenvalues; DatasetError when every row is zero.
     """
     gram, cross = _grams(gram_train, gram_test_train)
     values, vectors = np.linalg.eigh(gram)
@@ -176,7 +168,7 @@ def span_coordinates(gram_train: Array, gram_test_train: Array) -> tuple[Array, 
         raise ArgumentError(f"gram_train: got {got}, expected those of X X^T, none below 0")
     if values[-1] <= 0:
         raise DatasetError(
-            "gram_train: every training row is zero, there is nothing to separate; check the features"
+            "gram_train: every training row is zero; expected features that differ, check them"
         )
     keep = values > len(gram) * np.finfo(np.float64).eps * values[-1]
     root, basis = np.sqrt(values[keep]), vectors[:, keep]
@@ -184,22 +176,24 @@ def span_coordinates(gram_train: Array, gram_test_train: Array) -> tuple[Array, 
 
 
 def reduce(X_train: Array, X_test: Array) -> tuple[Array, Array]:
-    """The same rows in at most n columns, float64: as they are if d <= n, else their span
-    coordinates.
+    """Rows with the same SVM and at most n columns, n x r and m x r float64.
+
+    `X_train` is n x d, `X_test` m x d: unchanged if d <= n, else their span coordinates. Nothing is
+    normalised: the lab's protocol is `experiments.transfer.table1_row`.
     """
-    train, test = (
-        _finite("X_train", X_train, 2),
-        _finite("X_test", X_test, 2, width_of=("X_train", X_train)),
-    )
-    return (
-        (train, test)
-        if train.shape[1] <= len(train)
-        else span_coordinates(train @ train.T, test @ train.T)
-    )
+    train = _finite("X_train", X_train, 2)
+    test = _finite("X_test", X_test, 2, width_of=("X_train", X_train))
+    if train.shape[1] <= len(train):
+        return train, test
+    return span_coordinates(train @ train.T, test @ train.T)
 
 
 class Fit(NamedTuple):
-    """A fitted SVM on m test rows; `decision` is scikit-learn's: m x classes, (m,) for two classes."""
+    """A fitted SVM's results on m test rows.
+
+    `predictions`: (m,) labels; `decision`: scikit-learn's, m x classes, or (m,) for two classes;
+    `classes`: the sorted labels.
+    """
 
     predictions: Array
     decision: Array
@@ -223,20 +217,22 @@ def fit(
     intercept_scaling: float = 1.0,
     seed: int = 0,
 ) -> Fit:
-    """Fit `LinearSVC` (squared hinge, L2) on n x r rows, labels y (n,) whole numbers (report 1,
-    answer 11: C = 1, OvR).
+    """A `LinearSVC` (squared hinge loss, L2 penalty) fitted to training rows, on test rows.
 
-    `dual="auto"` takes the primal Newton solver when r <= n, as in span coordinates: it converges
-    for C = 1e-3 .. 1e3, where the dual one reaches its limit at large C. `converged` is False if a
-    solver reached max_iter; other warnings pass through. ArgumentError: shapes, NaN, C <= 0,
-    unknown scheme. DatasetError: labels do not match, one class only.
+    `Z_train` is n x r, `y` has whole numbers (n,), `Z_test` is m x r. `dual="auto"` uses the primal
+    Newton solver when r <= n, as for span coordinates: it converges for C = 1e-3 .. 1e3, while the
+    dual solver reaches `max_iter` at large C. `converged` is False when a solver reached
+    `max_iter`; other warnings are passed on. Raises ArgumentError for wrong shapes, NaN, C <= 0 or
+    an unknown scheme, DatasetError for labels that do not match or have one class. Source: report
+    1, answer 11 (C = 1, one-vs-rest).
     """
     train, y = _labelled(Z_train, y)
     test = _finite("Z_test", Z_test, 2, width_of=("Z_train", train))
     if scheme not in ("ovr", "ovo") or dual not in ("auto", True, False):
         got = f"scheme={scheme!r}, dual={dual!r}"
         raise ArgumentError(
-            f"got {got}, expected 'ovr' (one-vs-rest) or 'ovo' (one-vs-one), and 'auto', True or False"
+            f"got {got}, expected scheme 'ovr' (one-vs-rest) or 'ovo' (one-vs-one), and dual "
+            "'auto', True or False"
         )
     (C,) = _costs([C])
     options = {
@@ -250,14 +246,14 @@ def fit(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(train, y)
-    for other in (w for w in caught if not issubclass(w.category, ConvergenceWarning)):
-        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-    stopped = any(issubclass(w.category, ConvergenceWarning) for w in caught)
+    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+    for w in others:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    stopped = len(others) < len(caught)
     iterations = int(max(np.max(m.n_iter_) for m in getattr(model, "estimators_", [model])))
-    predictions, decision = model.predict(test), model.decision_function(test)
     return Fit(
-        predictions,
-        decision,
+        model.predict(test),
+        model.decision_function(test),
         not stopped and iterations < max_iter,
         iterations,
         C,
@@ -269,17 +265,16 @@ def fit(
 def sweep(
     Z_train: Array, y: Array, Z_test: Array, Cs: Sequence[float], **options: Any
 ) -> list[tuple[float, Fit]]:
-    """`fit` at each C, with fit's `options`, on coordinates that were factorised once."""
+    """(C, fit) for each C; `options` are those of `fit`."""
     return [(C, fit(Z_train, y, Z_test, C, **options)) for C in _costs(Cs)]
 
 
 class Validation(NamedTuple):
-    """Accuracy at one C on held-out training rows: the mean, each fold's, and whether every fit
-    converged.
+    """Accuracy at one C on held-out training rows: the mean, and that of each fold.
 
-    `right`: how often each training row was right among the times that it was held out, n in 0..1
-    (NaN: never held out). Two values of C have the same folds, so that their rows can be compared
-    one by one.
+    `right`: of the times that a training row was held out, the share in which it was classified
+    right, (n,) in 0..1 (NaN: never held out). The folds are the same for every C, so that rows can
+    be compared one by one.
     """
 
     C: float
@@ -298,16 +293,16 @@ def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
     seed: int = 0,
     **options: Any,
 ) -> tuple[float, list[Validation]]:
-    """The C with the best mean validation accuracy (the smallest among equals), and the table; no
-    test row is involved.
+    """The C with the best mean validation accuracy (of equals the smallest), and one row per C.
 
-    A subset of the rows of Z_train is still exact: its span lies in the whole. `folds`: how many
-    stratified folds or, below 1, the share held out in a stratified split; `repeats`: how many
-    times the rows are shuffled and split; `seed` shuffles, equally for every C; `options` are
-    fit's.
+    Only training rows are used; in span coordinates a subset of them is exact, because its span
+    lies in the whole span. `folds`: the number of stratified folds or, below 1, the share held out
+    in a stratified split; `repeats`: how often the rows are shuffled and split; `options` are those
+    of `fit`. Raises ArgumentError for folds that cannot be made; else as `fit`.
     """
     Z, y = _labelled(Z_train, y)
-    splits, table = _splits(y, folds, repeats, seed), []
+    splits = _splits(y, folds, repeats, seed)
+    table = []
     held_out = np.bincount(np.concatenate([held for _, held in splits]), minlength=len(y))
     for C in _costs(Cs):
         fits = [fit(Z[train], y[train], Z[held], C, **options) for train, held in splits]
@@ -326,15 +321,13 @@ def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
 def cross_validate(
     gram_train: Array, y: Array, C: float = 1.0, folds: float = 5, seed: int = 0, **options: Any
 ) -> Validation:
-    """`choose_C`'s row for one C, from an n x n training Gram matrix: one factorisation, folds on
-    its rows.
-    """
+    """The row of `choose_C` for one C, from a training Gram matrix, n x n."""
     Z, _ = span_coordinates(gram_train, np.empty((0, len(gram_train))))
     return choose_C(Z, y, [C], folds, seed=seed, **options)[1][0]
 
 
 class Accuracy(NamedTuple):
-    """correct / total, its binomial standard error, and the 95 % interval of Wilson (1927)."""
+    """A share of right predictions, its binomial standard error, and Wilson's 95 % interval."""
 
     value: float
     correct: int
@@ -345,31 +338,30 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(y: Array, predictions: Array) -> Accuracy:
-    """How many of the predictions (m,) are the labels y (m,)."""
+    """The share of predictions (m,) that equal the labels y (m,).
+
+    Raises ArgumentError for shapes that differ, or no prediction.
+    """
     y, predictions = np.asarray(y), np.asarray(predictions)
     if y.shape != predictions.shape or y.ndim != 1 or not len(y):
         raise ArgumentError(
             f"predictions: got shape {predictions.shape}, expected that of y, {y.shape}, not empty"
         )
     correct, total = int((y == predictions).sum()), len(y)
-    p, z2 = correct / total, 1.959963984540054**2 / total
-    centre, half = (p + z2 / 2) / (1 + z2), (z2 * (p * (1 - p) + z2 / 4)) ** 0.5 / (1 + z2)
+    p = correct / total
+    ends = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     return Accuracy(
-        p,
-        correct,
-        total,
-        (p * (1 - p) / total) ** 0.5,
-        max(0.0, centre - half),
-        min(1.0, centre + half),
+        p, correct, total, (p * (1 - p) / total) ** 0.5, float(ends.low), float(ends.high)
     )
 
 
 def confusion(y: Array, predictions: Array, classes: int) -> Array:
-    """Counts, classes x classes: row = true class, column = predicted class."""
-    total, matrix = (
-        accuracy(y, predictions).total,
-        confusion_matrix(y, predictions, labels=np.arange(classes)),
-    )
+    """Counts, classes x classes: row = true class, column = predicted class.
+
+    Raises ArgumentError for labels or predictions outside 0 .. classes - 1.
+    """
+    total = accuracy(y, predictions).total
+    matrix = confusion_matrix(y, predictions, labels=np.arange(classes))
     if matrix.sum() != total:
         raise ArgumentError(
             f"classes={classes}: labels or predictions lie outside 0 .. {classes - 1}"
@@ -381,18 +373,17 @@ def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array
     classes, counts = np.unique(y, return_counts=True)
     if repeats < 1:
         raise ArgumentError(
-            f"repeats: got {repeats}, expected how many times the rows are split, 1 or more"
+            f"repeats: got {repeats}, expected 1 or more: how often the rows are split"
         )
     if isinstance(folds, int) and 2 <= folds <= counts.min():
-        return list(
-            RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed).split(
-                y, y
-            )
-        )
+        kfold = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
+        return list(kfold.split(y, y))
     if 0 < folds < 1 and len(classes) <= min(folds, 1 - folds) * len(y) and counts.min() > 1:
         return list(StratifiedShuffleSplit(repeats, test_size=folds, random_state=seed).split(y, y))
-    expected = f"2 to {counts.min()} folds (the smallest class), or a share of 0 to 1 with a row of each class"
-    raise ArgumentError(f"folds: got {folds}, expected {expected}")
+    raise ArgumentError(
+        f"folds: got {folds}, expected 2 to {counts.min()} folds (rows of the smallest class), or "
+        "a share between 0 and 1 that has a row of each class"
+    )
 
 
 def _costs(Cs: Sequence[float]) -> list[float]:
@@ -434,7 +425,8 @@ def _labelled(rows: Array, y: Array) -> tuple[Array, Array]:
         raise DatasetError(
             f"y: got {y.dtype} {y.shape}, expected a whole number for each of {len(rows)} rows"
         )
-    if len(classes := np.unique(y)) < 2:
+    classes = np.unique(y)
+    if len(classes) < 2:
         raise DatasetError(
             f"y: got the classes {classes.tolist()}, expected at least two to separate"
         )
@@ -443,8 +435,5 @@ def _labelled(rows: Array, y: Array) -> tuple[Array, Array]:
 
 def _rows(bad: Array) -> str:
     rows = np.flatnonzero(bad).tolist()
-    return (
-        "rows "
-        + ", ".join(map(str, rows[:8]))
-        + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-    )
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    return f"rows {', '.join(map(str, rows[:8]))}{more}"

@@ -1,4 +1,4 @@
-"""Fixtures of the claims: benches that live as long as the session."""
+"""Fixtures of the claims: one bench per data set or network, kept for the whole session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _benches() -> dict[str, transfer.TransferBench]:
 def bench(
     _benches: dict[str, transfer.TransferBench], claim: Any, progress: Any
 ) -> Callable[[str, Path], transfer.TransferBench]:
-    """bench("scene15" | "digits", path): what the tests of one problem share."""
+    """bench("scene15" | "digits", path): the bench of TME 7 for one data set."""
 
     def get(name: str, path: Path) -> transfer.TransferBench:
         if name not in _benches:
@@ -42,24 +42,25 @@ def _lenses() -> dict[tuple[str, str], gradients.GradientBench]:
 def lens(
     _lenses: dict[tuple[str, str], gradients.GradientBench], claim: Any, progress: Any
 ) -> Callable[..., gradients.GradientBench | None]:
-    """lens("SqueezeNet 1.1"): what TME 8's tests of one network share; None where the full run's
-    record serves.
+    """lens("SqueezeNet 1.1"): the bench of TME 8 for one network.
 
-    With `judge`, the second network is needed too; `photos`: of this asset instead of the network's
-    usual ones. A full run has the main network's photos for every network where they are on the
-    machine, and more of them for that one.
+    None where profile `short` uses the record of a full run. `judge`: the second network is needed
+    too. `photos`: the asset of the photos, by default the network's own. In profile `full` every
+    network has the photos of the main network where they are available, and the main network has
+    more of them.
     """
 
     def get(title: str, judge: bool = False, photos: str = "") -> gradients.GradientBench | None:
         setup = gradients.SETUPS[title]
         claim.need(setup.weights)
-        main, full = gradients.SETUPS["SqueezeNet 1.1"], claim.profile == "full"
+        main = gradients.SETUPS["SqueezeNet 1.1"]
+        full = claim.profile == "full"
         photos = photos or (main.photos if full and assets.find(main.photos) else setup.photos)
         located = claim.need(photos)
         if judge:
             claim.need(gradients.SETUPS[setup.judge].weights)
-        spare = setup is not main and all(assets.find(name) for name in (main.weights, main.photos))
-        if spare and claim.recorded():
+        main_available = all(assets.find(name) for name in (main.weights, main.photos))
+        if setup is not main and main_available and claim.recorded():
             return None
         if (title, photos) not in _lenses:
             found = getattr(datasets, photos.replace("-", "_"))(located.path)
@@ -82,10 +83,11 @@ def _galleries() -> dict[str, gan_experiments.GanBench]:
 def gans(
     _galleries: dict[str, gan_experiments.GanBench], claim: Any, progress: Any
 ) -> Callable[..., gan_experiments.GanBench | None]:
-    """gans("MNIST"): what the tests of TME 9 and 10 on one data set share.
+    """gans("MNIST"): the bench of TME 9 and 10 for one data set.
 
-    With `short`, None where the data set only stands in for one that is here, and the full run's
-    record serves. Another number of photos than pins are of is another case of the claim.
+    With `short`, None where the data set is a substitute for an available one and a full run's
+    record is used. If the number of photos differs from that of the pins, the claim's case is
+    another one.
     """
 
     def get(title: str, short: bool = False) -> gan_experiments.GanBench | None:

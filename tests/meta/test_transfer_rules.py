@@ -1,6 +1,4 @@
-"""The rules of TME 7 see what they are for: made-up accuracies, counts and files, and a fault for
-every bound.
-"""
+"""The claims of TME 7 fail when they should: made-up data, and a planted fault for every bound."""
 
 from __future__ import annotations
 
@@ -29,20 +27,16 @@ ROOT = Path(__file__).parents[2]
 Patch = pytest.MonkeyPatch
 PLACE = types.SimpleNamespace(path=Path(), source="made up", name="made up")
 N, CLASSES = 2985, 15
-GOOD, FAIR, POOR = 0.9, 0.7, 0.4  # shares of the test images that are right
+GOOD, FAIR, POOR = 0.9, 0.7, 0.4  # accuracies
 
 
 def hits(share: float) -> np.ndarray:
-    """The first `share` of N images are right, so that two such arrays differ by the difference of
-    their shares.
-    """
+    """The first `share` of N images are right, the rest are wrong."""
     return np.arange(N) < round(share * N)
 
 
-class Made(transfer.TransferBench):
-    """A bench on which the share of right images of each layer is written down: `shares` by what a
-    check asks for.
-    """
+class MadeUpBench(transfer.TransferBench):
+    """A bench whose accuracies are given: `shares` by layer, network, seed, dtype or C."""
 
     def __init__(self, shares: dict[Any, float]) -> None:
         labels, names = np.arange(30 + N) % CLASSES, tuple("abcdefghijklmno")
@@ -80,9 +74,7 @@ class Made(transfer.TransferBench):
 
 
 class Claim:
-    """In the place of the fixture `claim`: judges by the bounds of a claim, and compares with no
-    pin.
-    """
+    """Replaces the fixture `claim`: judges by the claim's bounds, without pins."""
 
     device, profile = "cpu", "full"
 
@@ -109,9 +101,7 @@ class Claim:
 
 @pytest.fixture
 def planted(monkeypatch: Patch) -> Patch:
-    """What every check asks for beside its bench: weights that are at hand, figures that nobody
-    draws.
-    """
+    """Replaces assets by stand-ins that are always available, and draws no figures."""
     monkeypatch.setattr(assets, "find", lambda _name: None)
     monkeypatch.setattr(assets, "locate", lambda _name: PLACE)
     monkeypatch.setattr(assets, "load_weights", lambda _name: {})
@@ -132,11 +122,10 @@ Check = Callable[[Claim, Patch], None]
 
 
 # --- q1 to q5: counts, a network, photos, folders
-# -----------------------------------------------------------------
 
 
 def counted(block: str = "", by: int = 1, way: str = "tensors") -> dict[str, dict[str, int]]:
-    """The three counts; `way` counts `by` weights too many of `block`, or all of them do ("")."""
+    """The counts of the three ways; `way` (or every way, "") has `by` too many in `block`."""
     right = networks.per_block("vgg16", networks.count_by_formula("vgg16"))
     ways = {name: dict(right) for name in ("closed formula", "tensors", "state dict")}
     for name in [way] if way else ways:
@@ -167,7 +156,7 @@ def output(logits: torch.Tensor) -> Check:
 
 
 def animals(*guesses: str) -> Check:
-    """The first guesses for the two photos; photos themselves are not opened."""
+    """The network's first guesses for the two photos are `guesses`."""
 
     def check(claim: Claim, patch: Patch) -> None:
         patch.setattr(datasets, "imagenet_samples", lambda _path: None)
@@ -181,7 +170,7 @@ def animals(*guesses: str) -> Check:
 
 
 def seven(right: int) -> Check:
-    """foolbox's seven animals, of which so many are named."""
+    """Of foolbox's seven animals, the first `right` are named."""
 
     def check(claim: Claim, patch: Patch) -> None:
         names = tuple(f"class {i}" for i in range(1000))
@@ -222,16 +211,14 @@ def folders(sizes: np.ndarray = SIZES, train: int = 100, twice: int = 11) -> Che
             for counts in (np.full(len(sizes), train), sizes - train)
         ]
         patch.setattr(datasets, "scene15", lambda _path: parts)
-        patch.setattr(transfer, "in_both_parts", lambda *_: twice)
+        patch.setattr(transfer, "count_files_in_both_parts", lambda *_: twice)
         test_tme7.test_scene15_is_small(claim)
 
     return check
 
 
 def moved(*changes: int) -> np.ndarray:
-    """SIZES with other numbers of images in the first two classes; the third has those that are
-    over, or lacks them.
-    """
+    """SIZES with `changes` in the first two classes; the third class keeps the sum the same."""
     sizes = SIZES.copy()
     sizes[:2] += changes
     sizes[2] -= sum(changes)
@@ -239,8 +226,9 @@ def moved(*changes: int) -> np.ndarray:
 
 
 def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Check:
-    """A convolution of 3 planes, beside one of 1 plane without its bias, or one whose bias lacks
-    the mean.
+    """The convolution of 3 planes and those of 1 plane; False plants a fault in one of them.
+
+    Faults: planes that differ, no bias, no bias in the convolution with folded normalisation.
     """
 
     def check(claim: Claim, patch: Patch) -> None:
@@ -255,15 +243,16 @@ def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Chec
         pixels = plane.expand(3, 8, 8).clone()
         pixels[2] += 0 if copied else 1
         patch.setattr(type(images.LAB), "pixels", lambda *_: pixels)
-        kept, calls = torch.nn.functional.conv2d, [bias, folded]
+        conv2d = torch.nn.functional.conv2d
+        has_bias = [bias, folded]
 
         def convolve(x: torch.Tensor, weight: torch.Tensor, b: Any, *options: Any) -> torch.Tensor:
-            return kept(x, weight, b if calls.pop(0) else None, *options)
+            return conv2d(x, weight, b if has_bias.pop(0) else None, *options)
 
         patch.setattr(
             torch.nn.Conv2d,
             "forward",
-            lambda self, x: kept(x, self.weight, self.bias, self.stride, self.padding),
+            lambda self, x: conv2d(x, self.weight, self.bias, self.stride, self.padding),
         )
         patch.setattr(torch.nn.functional, "conv2d", convolve)
         test_tme7.test_grey_is_copied(claim, "vgg16")
@@ -272,16 +261,16 @@ def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Chec
 
 
 # --- q5 to q11: accuracies
-# ----------------------------------------------------------------------------------------
 
 
 def rule(check: Any, *args: Any, **shares: float) -> Check:
-    """A check of a made-up bench; `shares` by layer."""
-    return ruled(check, *args, shares=dict(shares))
+    """A check on a made-up bench with accuracies by layer."""
+    return rule_for(check, *args, shares=dict(shares))
 
 
-def ruled(check: Any, *args: Any, shares: dict[Any, float]) -> Check:
-    bench = Made(shares)
+def rule_for(check: Any, *args: Any, shares: dict[Any, float]) -> Check:
+    """As `rule`, with the accuracies by any key of `MadeUpBench`."""
+    bench = MadeUpBench(shares)
     return lambda claim, _: check(claim, lambda *_: bench, *args)
 
 
@@ -290,48 +279,40 @@ def from_nothing(share: float) -> Check:
         patch.setattr(scratch, "choose_setting", lambda *_, **__: (scratch.TRIED[0], {}))
         patch.setattr(scratch, "right_test_rows", lambda *_, **__: hits(share))
         test_tme7.test_training_from_nothing(
-            claim, lambda *_: Made({("alexnet", True): POOR}), "15-Scene"
+            claim, lambda *_: MadeUpBench({("alexnet", True): POOR}), "15-Scene"
         )
 
     return check
 
 
 def head(*shares: float) -> Check:
-    """Three seeds of a new head beside an SVM that has 0.9."""
+    """Accuracies of a new head with three seeds; the SVM has 0.9."""
 
     def check(claim: Claim, patch: Patch) -> None:
-        bench, drawn = Made({}), iter(shares)
+        bench = MadeUpBench({})
+        next_share = iter(shares)
         found = types.SimpleNamespace(module=None, validation_accuracy=GOOD)
         patch.setattr(heads, "train_head", lambda *_, **__: found)
-        patch.setattr(heads, "predict", lambda *_, **__: bench.predictions(next(drawn)))
+        patch.setattr(heads, "predict", lambda *_, **__: bench.predictions(next(next_share)))
         test_tme7.test_new_head(claim, lambda *_: bench, "15-Scene", "vgg16", "relu7")
 
     return check
 
 
 def costs(**shares: float) -> Check:
-    """The curve of C: 0.9 at C = 1, and what is said of its neighbours."""
+    """Accuracies by C; `C0.1` and `C10` are 0.7 by default, all others 0.9."""
 
     def check(claim: Claim, patch: Patch) -> None:
-        bench = Made({})
-        values = {0.1: FAIR, 10.0: FAIR} | {
-            float(name.removeprefix("C")): share for name, share in shares.items()
-        }
+        bench = MadeUpBench({})
+        values = {0.1: FAIR, 10.0: FAIR}
+        values |= {float(name.removeprefix("C")): share for name, share in shares.items()}
         table = [svm.Validation(C, GOOD, (GOOD,), True, np.linspace(0, 1, 30)) for C in transfer.CS]
         patch.setattr(svm, "choose_C", lambda *_: (1.0, table))
-        patch.setattr(
-            svm,
-            "sweep",
-            lambda *_: [
-                (
-                    C,
-                    types.SimpleNamespace(
-                        predictions=bench.predictions(values.get(C, GOOD)), converged=True
-                    ),
-                )
-                for C in transfer.CS
-            ],
-        )
+        fits = []
+        for C in transfer.CS:
+            predictions = bench.predictions(values.get(C, GOOD))
+            fits.append((C, types.SimpleNamespace(predictions=predictions, converged=True)))
+        patch.setattr(svm, "sweep", lambda *_: fits)
         test_tme7.test_accuracy_against_cost(claim, lambda *_: bench, "relu7")
 
     return check
@@ -342,7 +323,7 @@ def chosen(share: float, case: str, part: str) -> Check:
         row = {"recipe": "made up", "C": 1.0, "validation": GOOD}
         patch.setattr(best_recipe, "ablation", lambda _lab: ([row], "made up", hits(share)))
         patch.setattr(best_recipe, "other_splits", lambda *_: [])
-        test_tme7.test_best_of_one_linear_svm(claim, lambda *_: Made({}), case, part)
+        test_tme7.test_best_of_one_linear_svm(claim, lambda *_: MadeUpBench({}), case, part)
 
     return check
 
@@ -370,7 +351,7 @@ CONV, EQUAL, INSIDE = (
     "equal channels: largest difference",
     "normalised, inside: largest difference",
 )
-# claim, check of what is planted, what is contradicted
+# claim, check with planted values, parts that are contradicted
 CASES: list[tuple[str, Check, tuple[str, ...]]] = [
     ("q1.blocks", blocks(), ()),
     *(("q1.blocks", blocks(block), (block,)) for block in BLOCKS),
@@ -408,10 +389,10 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [
     ("q5.dataset", folders(twice=12), ("images in both parts",)),
     ("q5.scratch", from_nothing(FAIR), ()),
     ("q5.scratch", from_nothing(0.85), ("pretrained less from nothing",)),
-    ("q6.pretrained", ruled(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): POOR}), ()),
+    ("q6.pretrained", rule_for(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): POOR}), ()),
     (
         "q6.pretrained",
-        ruled(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): 0.85}),
+        rule_for(RANDOM, "15-Scene", "vgg16", shares={("vgg16", True): 0.85}),
         ("pretrained less random weights",),
     ),
     ("q8.depth", rule(DEPTH, "15-Scene", "vgg16", relu1_2=POOR, logits=FAIR), ()),
@@ -439,11 +420,11 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [
         for bad in range(3)
     ),
     *(
-        ("q11.table1", ruled(FIRST, name, shares={tap: row("", name)}), ())
+        ("q11.table1", rule_for(FIRST, name, shares={tap: row("", name)}), ())
         for name, tap in test_tme7.FIRST.items()
     ),
     *(
-        ("q11.table1", ruled(FIRST, name, shares={tap: row("off", name)}), (name,))
+        ("q11.table1", rule_for(FIRST, name, shares={tap: row("off", name)}), (name,))
         for name, tap in test_tme7.FIRST.items()
     ),
     ("q11.table1", rule(ORDER, relu1_2=0.92), ()),
@@ -456,22 +437,26 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [
     ("q11.C", costs(C10=0.95), ("C = 1 less C = 10",)),
     (
         "q11.alexnet",
-        ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.868342}),
+        rule_for(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.868342}),
         (),
     ),
     (
         "q11.alexnet",
-        ruled(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.84}),
+        rule_for(ALEXNET, "first", "classifier[:3]", shares={"classifier[:3]": 0.84}),
         ("conv 3",),
     ),
-    ("q11.alexnet", ruled(BELOW, shares={("alexnet", "pool5"): 0.87}), ()),
-    ("q11.alexnet", ruled(BELOW, shares={("alexnet", "pool5"): 0.93}), ("VGG16 less AlexNet",)),
+    ("q11.alexnet", rule_for(BELOW, shares={("alexnet", "pool5"): 0.87}), ()),
+    ("q11.alexnet", rule_for(BELOW, shares={("alexnet", "pool5"): 0.93}), ("VGG16 less AlexNet",)),
     ("best", chosen(0.94, "", "accuracy"), ()),
     ("best", chosen(0.88, "", "accuracy"), ("accuracy",)),
     ("best", chosen(0.96, "the aim", AIM), ()),
     ("best", chosen(0.92, "the aim", AIM), (AIM,)),
-    ("bfloat16", ruled(TYPES, "vgg16", shares={(torch.bfloat16,): 0.899}), ()),
-    ("bfloat16", ruled(TYPES, "vgg16", shares={(torch.bfloat16,): 0.87}), ("largest difference",)),
+    ("bfloat16", rule_for(TYPES, "vgg16", shares={(torch.bfloat16,): 0.899}), ()),
+    (
+        "bfloat16",
+        rule_for(TYPES, "vgg16", shares={(torch.bfloat16,): 0.87}),
+        ("largest difference",),
+    ),
 ]
 
 
@@ -480,7 +465,7 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [
     CASES,
     ids=[f"{claim_id}-{i}" for i, (claim_id, *_) in enumerate(CASES)],
 )
-def test_a_rule_holds_and_fails(
+def test_claim_holds_and_fails_with_its_planted_fault(
     planted: Patch, claim_id: str, check: Check, against: tuple[str, ...]
 ) -> None:
     claim = Claim(f"tme7.{claim_id}")

@@ -1,6 +1,4 @@
-"""Taps before in-place ReLUs: ours and captum's are right; a plain feature extractor is not, and
-the test can tell.
-"""
+"""Taps before in-place ReLUs equal captum's; torchvision's feature extractor has wrong values."""
 
 from __future__ import annotations
 
@@ -28,17 +26,19 @@ def x() -> Tensor:
 
 
 @pytest.mark.parametrize("tap", TAPS)
-def test_equal_to_captum(network: nn.Module, x: Tensor, tap: str) -> None:
+def test_taps_equal_captum(network: nn.Module, x: Tensor, tap: str) -> None:
     with torch.no_grad():
         ours = features.forward_taps(network, x, TAPS)[tap]
         theirs = LayerActivation(network, network.get_submodule(TAPS[tap])).attribute(x)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_a_feature_extractor_gives_the_values_after_the_relu(network: nn.Module, x: Tensor) -> None:
-    """The peers' fault (pytorch/pytorch#20705): wrong as soon as a deeper node is asked for too."""
+def test_torchvision_feature_extractor_has_the_values_after_the_relu(
+    network: nn.Module, x: Tensor
+) -> None:
+    """It does so when a deeper node is requested too (pytorch/pytorch#20705)."""
     from torchvision.models.feature_extraction import (
-        create_feature_extractor,  # importable once rdfia.models.networks is
+        create_feature_extractor,  # needs rdfia.models.networks to be imported first
     )
 
     with warnings.catch_warnings(), torch.no_grad():

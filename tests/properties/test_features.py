@@ -1,4 +1,4 @@
-"""What no choice of taps, batch size or budget may change."""
+"""Features and Gram matrices do not depend on taps, batch size or budget."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ def columns(network: nn.Module, taps: dict[str, str], batch_size: int) -> dict[s
 @given(
     st.lists(st.sampled_from(sorted(PATHS)), min_size=1, max_size=4, unique=True), st.integers(1, 8)
 )
-def test_batch_size_and_order_of_taps_do_not_matter(names: list[str], batch_size: int) -> None:
+def test_features_do_not_depend_on_batch_size_or_order_of_taps(
+    names: list[str], batch_size: int
+) -> None:
     one = columns(NETWORK, {name: PATHS[name] for name in names}, batch_size)
     other = columns(NETWORK, {name: PATHS[name] for name in reversed(names)}, 7)
     for name in names:
         assert_close(one[name], other[name], "activation")
 
 
-class Sum:
-    """X X^T over all tiles."""
+class TileProducts:
+    """An accumulator of X X^T over all tiles."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(len(PHOTOS), len(PHOTOS), dtype=torch.float64)
@@ -65,8 +67,9 @@ class Sum:
     ),
     st.integers(60_000, 2_000_000),
 )
-def test_the_budget_does_not_change_a_gram_matrix(names: list[str], budget: int) -> None:
-    taps, sums = {name: PATHS[name] for name in names}, {name: Sum() for name in names}
+def test_gram_matrix_does_not_depend_on_the_budget(names: list[str], budget: int) -> None:
+    taps = {name: PATHS[name] for name in names}
+    sums = {name: TileProducts() for name in names}
     column_tiles.accumulate(
         NETWORK, PHOTOS, taps, sums, preprocess=SMALL, dtype=torch.float32, budget_bytes=budget
     )

@@ -1,6 +1,4 @@
-"""What may differ from machine to machine changes no result: batches, workers, threads, shards, the
-order of taps.
-"""
+"""Results do not depend on batch size, workers, threads, shards or the order of taps."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """One image at a time, on one thread."""
+    """The features of one image at a time, on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     found = list(
@@ -47,7 +45,9 @@ def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch_size", [2, 16, 64])
-def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
+def test_features_do_not_depend_on_batches_and_threads(
+    threads: int, batch_size: int, dtype: torch.dtype
+) -> None:
     expected = whole(dtype)
     backwards = dict(reversed(TAPS.items()))
     found = list(
@@ -61,7 +61,7 @@ def test_features(threads: int, batch_size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
 @pytest.mark.parametrize("ahead", [1, 64])
-def test_decoding(workers: int, ahead: int) -> None:
+def test_decoding_does_not_depend_on_workers(workers: int, ahead: int) -> None:
     decoded = torch.stack(list(staging.decode_images(PHOTOS, SMALL, workers, ahead)))
     assert torch.equal(
         decoded, torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
@@ -69,7 +69,7 @@ def test_decoding(workers: int, ahead: int) -> None:
 
 
 @pytest.mark.parametrize("batches_a_shard", [1, 3, 16])
-def test_shards(
+def test_store_does_not_depend_on_shards(
     batches_a_shard: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(torch.float32)
@@ -86,7 +86,7 @@ def test_shards(
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> None:
+def test_gram_matrices_and_svm_do_not_depend_on_batches(threads: int, batch_size: int) -> None:
     y = np.arange(37) % 3
     sums = {tap: svm.GramAccumulator(20, 37) for tap in TAPS}
     column_tiles.accumulate(
@@ -98,7 +98,7 @@ def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> N
         assert_close(
             np.hstack([sums[tap].gram, sums[tap].cross.T]).astype(np.float32), product, "gram"
         )
-        said = []
+        fits = []
         for one, rest in (
             (wide[:20] @ wide[:20].T, wide[20:] @ wide[:20].T),
             (sums[tap].gram, sums[tap].cross),
@@ -106,8 +106,8 @@ def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> N
             train, test = svm.span_coordinates(
                 *svm.normalise_gram(one, rest, (wide[20:] ** 2).sum(1))
             )
-            said.append(svm.fit(train, y[:20], test, C=1.0, tol=1e-8))
-        one, other = said
+            fits.append(svm.fit(train, y[:20], test, C=1.0, tol=1e-8))
+        one, other = fits
         assert_close(one.decision, other.decision, "decision")
         assert np.array_equal(
             one.predictions[decided(one.decision)], other.predictions[decided(one.decision)]
@@ -115,7 +115,7 @@ def test_gram_matrices_and_what_the_svm_says(threads: int, batch_size: int) -> N
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9])
-def test_input_gradients(threads: int, chunk: int) -> None:
+def test_input_gradients_do_not_depend_on_chunks(threads: int, chunk: int) -> None:
     network = tiny_vgg()
     y = torch.arange(9) % 5
     assert_close(

@@ -1,6 +1,4 @@
-"""A CUDA device changes no result but by rounding: what the CPU computes is the oracle. It runs
-where there is one.
-"""
+"""Results on a CUDA device equal the CPU's up to rounding. Skipped without such a device."""
 
 from __future__ import annotations
 
@@ -37,10 +35,8 @@ def images(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [None, 5])
-def test_features_by_way_of_pinned_memory(
-    dtype: torch.dtype, batch: int | None, tmp_path: Path
-) -> None:
-    """Float32 is held to the CPU's tolerance: TF32 would not be within it."""
+def test_features_equal_the_cpus(dtype: torch.dtype, batch: int | None, tmp_path: Path) -> None:
+    """The tolerance of float32 is that of the CPU, which TF32 would exceed."""
     options: dict[str, Any] = {"preprocess": SMALL, "dtype": dtype, "batch_size": batch}
     found = [
         extraction.extract(tiny_vgg(), PHOTOS, TAPS, root=tmp_path, device=device, **options)
@@ -51,11 +47,11 @@ def test_features_by_way_of_pinned_memory(
         assert_close(found[1][tap], found[0][tap], "activation")
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
-def test_gram_matrices(kept: torch.dtype) -> None:
-    """Tiles of bfloat16 are multiplied as they are, and summed in float32."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gram_matrices_equal_the_cpus(dtype: torch.dtype) -> None:
+    """bfloat16 tiles are multiplied without conversion, and summed in float32."""
     sums = {device: svm.GramAccumulator(20, 37) for device in ("cpu", "cuda")}
-    tiles = torch.randn(37, 3000, generator=torch.Generator().manual_seed(0)).to(kept)
+    tiles = torch.randn(37, 3000, generator=torch.Generator().manual_seed(0)).to(dtype)
     for device, sum_ in sums.items():
         sum_.add(tiles.to(device))
     assert_close(sums["cuda"].gram.astype(np.float32), sums["cpu"].gram.astype(np.float32), "gram")
@@ -77,7 +73,7 @@ def test_gram_matrices(kept: torch.dtype) -> None:
     )
 
 
-def test_products_are_those_that_are_asked_for() -> None:
+def test_products_use_tf32_only_when_requested() -> None:
     a = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).cuda()
     exact = a.double() @ a.double().T
     away = {}
@@ -103,7 +99,7 @@ def run(kind: str, steps: int, device: str, replay: bool, **options: Any) -> Tra
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", architecture.KINDS)
-def test_fifty_replayed_steps_are_the_eager_ones(kind: str, precision: str) -> None:
+def test_fifty_replayed_steps_equal_eager_steps(kind: str, precision: str) -> None:
     options: dict[str, Any] = {"precision": precision, "ema": 0.9, "milestones": (20, 40)}
     replayed, eager = (
         run(kind, 50, "cuda", True, **options),
@@ -115,7 +111,7 @@ def test_fifty_replayed_steps_are_the_eager_ones(kind: str, precision: str) -> N
 
 
 @pytest.mark.parametrize("kind", architecture.KINDS)
-def test_a_run_on_cuda_is_the_run_on_a_cpu(kind: str) -> None:
+def test_training_on_cuda_equals_training_on_a_cpu(kind: str) -> None:
     cpu, cuda = run(kind, 3, "cpu", False), run(kind, 3, "cuda", False)
     assert cuda.noise.device.type == "cpu"
     assert torch.equal(cuda.noise.get_state(), cpu.noise.get_state())
@@ -123,7 +119,7 @@ def test_a_run_on_cuda_is_the_run_on_a_cpu(kind: str) -> None:
     assert_close(cuda.losses[:3], cpu.losses[:3], "first losses")
 
 
-def test_a_checkpoint_of_one_device_goes_on_on_the_other(tmp_path: Path) -> None:
+def test_checkpoint_of_a_cpu_resumes_on_cuda(tmp_path: Path) -> None:
     run("cgan", 2, "cpu", False).save(tmp_path)
     wanted = config("cgan", image_size=32, ngf=8, ndf=8)
     made = Trainer(wanted, *data(wanted), device="cuda")
@@ -132,7 +128,7 @@ def test_a_checkpoint_of_one_device_goes_on_on_the_other(tmp_path: Path) -> None
     assert_close(made.losses[:3], run("cgan", 3, "cpu", False).losses[:3], "first losses")
 
 
-def test_replayed_ascents() -> None:
+def test_replayed_ascents_equal_the_cpus() -> None:
     y = torch.arange(9) % 5
     network, x = tiny_vgg().double(), images(9, torch.float64)
     options: dict[str, Any] = {"steps": 30, "size": 16, "jitter": 3, "chunk": 8}
@@ -146,10 +142,8 @@ def test_replayed_ascents() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gradient", "smoothgrad"])
-def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
-    """More calls than are made before a capture, then weights in other memory, which must not be
-    those of before.
-    """
+def test_replayed_saliency_uses_the_current_weights(kind: Any) -> None:
+    """Enough calls for a capture, then new weights in other memory, which the replay must use."""
     here, there, x = tiny_vgg().double(), tiny_vgg().double().cuda(), images(7, torch.float64)
     for _ in range(2):
         expected = saliency.saliency_maps(here, x, 1, kind=kind, samples=3)
@@ -163,8 +157,8 @@ def test_saliency_that_is_replayed_from_call_to_call(kind: Any) -> None:
             )
 
 
-def test_batches_that_are_used_late_are_whole() -> None:
-    """A batch stays what it was while later ones are decoded and copied, and the device is behind."""
+def test_batches_stay_valid_while_later_ones_are_copied() -> None:
+    """The device is kept busy, so that it reads each batch after later ones were decoded."""
     expected = torch.stack(list(staging.decode_images(PHOTOS * 20, SMALL)))
     kept = []
     for batch in staging.image_batches(PHOTOS * 20, SMALL, 64, staging.staging_for("cuda")):

@@ -1,6 +1,4 @@
-"""What holds for any features: exact products, tiles in any cut, and no dependence on a basis, a
-scale or an order.
-"""
+"""For any features: exact products, any tiles, and no dependence on basis, scale or order."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from rdfia.transfer import svm
 from tests.support.strategies import labels
 
-# halves up to 4: products are exact, and rows repeat, vanish and depend on each other often
+# Multiples of 0.5 up to 4: products are exact; equal, zero and dependent rows are frequent.
 HALVES = st.integers(-8, 8).map(lambda k: k / 2)
 
 
@@ -26,21 +24,21 @@ def rows(draw: st.DrawFn, count: int | None = None) -> tuple[np.ndarray, np.ndar
 
 
 @given(rows())
-def test_coordinates_keep_every_product_in_as_many_columns_as_the_rank(
+def test_span_coordinates_keep_products_and_have_the_rank_of_the_rows(
     data: tuple[np.ndarray, np.ndarray],
 ) -> None:
     train, test = data
     Z, T = svm.span_coordinates(train @ train.T, test @ train.T)
     size, rank = np.sort((Z**2).sum(axis=0)), np.linalg.matrix_rank(train)
     assert Z.shape[1] == T.shape[1] >= rank
-    # the rest is rounding
+    # columns beyond the rank are rounding
     assert (size[: len(size) - rank] <= 8 * len(train) * np.finfo(float).eps * size[-1]).all()
     np.testing.assert_allclose(Z @ Z.T, train @ train.T, atol=1e-9)
     np.testing.assert_allclose(T @ Z.T, test @ train.T, atol=1e-6)
 
 
 @given(rows(), st.data())
-def test_any_cut_into_tiles_gives_the_same_sums(
+def test_sums_do_not_depend_on_the_tiles(
     data: tuple[np.ndarray, np.ndarray], draw: st.DataObject
 ) -> None:
     x = np.vstack(data)
@@ -50,15 +48,15 @@ def test_any_cut_into_tiles_gives_the_same_sums(
     sums = svm.GramAccumulator(n, len(x))
     for low, high in zip([0, *cuts], [*cuts, width], strict=True):
         sums.add(torch.from_numpy(x[:, low:high]).to(dtype))
-    # exact: these products fit every type
+    # these products are exact in every type
     np.testing.assert_array_equal(sums.gram, x[:n] @ x[:n].T)
     np.testing.assert_array_equal(sums.cross, x[n:] @ x[:n].T)
-    # float32 roots of exact sums, squared
+    # squares of float32 roots of exact sums
     np.testing.assert_allclose(sums.square_norms, (x**2).sum(1), rtol=2.0**-22)
 
 
 @given(rows(), st.floats(0.01, 100))
-def test_normalised_grams_have_unit_diagonal_and_forget_the_scale(
+def test_normalised_gram_has_unit_diagonal_and_does_not_depend_on_scale(
     data: tuple[np.ndarray, np.ndarray], scale: float
 ) -> None:
     train, test = (x[x.any(axis=1)] for x in data)
@@ -72,14 +70,12 @@ def test_normalised_grams_have_unit_diagonal_and_forget_the_scale(
 
 @settings(max_examples=30)
 @given(st.data())
-def test_the_svm_knows_no_basis_and_no_order_of_rows(data: st.DataObject) -> None:
+def test_svm_does_not_depend_on_basis_or_order_of_rows(data: st.DataObject) -> None:
     y = data.draw(labels(classes=3, most=12))
     train, test = data.draw(rows(count=len(y)))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    rotation, order = (
-        np.linalg.qr(rng.normal(size=(train.shape[1],) * 2))[0],
-        rng.permutation(len(y)),
-    )
+    rotation, _ = np.linalg.qr(rng.normal(size=(train.shape[1],) * 2))
+    order = rng.permutation(len(y))
     test = np.vstack([test, train])
 
     def decisions(x: np.ndarray, labels: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -94,7 +90,7 @@ def test_the_svm_knows_no_basis_and_no_order_of_rows(data: st.DataObject) -> Non
 
 
 @given(st.integers(1, 3000), st.data())
-def test_an_interval_holds_the_accuracy_within_0_and_1(total: int, data: st.DataObject) -> None:
+def test_interval_contains_the_accuracy_and_lies_in_0_to_1(total: int, data: st.DataObject) -> None:
     correct = data.draw(st.integers(0, total))
     score = svm.accuracy(np.zeros(total), (np.arange(total) >= correct).astype(int))
     assert 0 <= score.low <= score.value + 1e-12

@@ -1,7 +1,5 @@
-"""Whole data sets into a store: what a kill leaves is kept, what differs is another one, a team
-makes the same.
-"""
-# ruff: noqa: F811 - fixtures that come from another file
+"""Feature stores of whole data sets: resuming, keys, limits, and teams of processes."""
+# ruff: noqa: F811 - fixtures imported from another file
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from rdfia.data.feature_store import FeatureStore
 from rdfia.errors import ArgumentError, ImageError, TooLarge
 from rdfia.transfer import extraction, features
 from rdfia.transfer.extraction import Team
-from tests.unit.transfer.test_features import SMALL, TAPS, TinyNet, network, photos  # noqa: F401 - two are fixtures
+from tests.unit.transfer.test_features import SMALL, TAPS, TinyNet, network, photos  # noqa: F401 - fixtures
 
 
 def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -> FeatureStore:
@@ -64,14 +62,14 @@ def test_killed_extraction_resumes_to_the_same_bytes(network: TinyNet, tmp_path:
         return batches
 
     resumed = extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
-    assert computed == [24]  # the first shard of 16 was kept
+    assert computed == [24]  # the first shard of 16 images was complete
     for shard in range(3):
         assert resumed.path(shard).read_bytes() == whole.path(shard).read_bytes()
     extract(network, photos, tmp_path / "cut", dtype=torch.float32, progress=counter)
     assert computed == [24]  # a complete store computes nothing
 
 
-def test_another_content_weight_or_dtype_is_another_store(
+def test_store_key_changes_with_content_weights_and_dtype(
     network: TinyNet, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
     first = extract(network, photos, tmp_path, dtype=torch.float32).folder
@@ -79,7 +77,7 @@ def test_another_content_weight_or_dtype_is_another_store(
     changed = [photos[0] // 2, *photos[1:]]
     assert extract(network, changed, tmp_path, dtype=torch.float32).folder != first
     with torch.no_grad():
-        # beyond the deepest tap: the same features
+        # behind the last tap: the features do not change
         network.get_parameter("classifier.0.weight").add_(1)
     assert extract(network, photos, tmp_path, dtype=torch.float32).folder == first
     with torch.no_grad():
@@ -87,12 +85,14 @@ def test_another_content_weight_or_dtype_is_another_store(
     assert extract(network, photos, tmp_path, dtype=torch.float32).folder != first
 
 
-def test_too_much_is_refused_before_the_first_image(network: TinyNet, tmp_path: Path) -> None:
+def test_store_above_the_cap_is_refused_before_the_first_image(
+    network: TinyNet, tmp_path: Path
+) -> None:
     with pytest.raises(TooLarge, match="the cap is"):
         extract(network, [Path("never-opened.jpg")], tmp_path, content="x", cap_bytes=1000)
 
 
-def test_a_bad_image_keeps_what_was_computed(
+def test_shards_before_an_unreadable_image_are_kept(
     network: TinyNet, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
     items = [photos[0]] * 16 + [tmp_path / "broken.jpg"]
@@ -103,19 +103,19 @@ def test_a_bad_image_keeps_what_was_computed(
     assert [path.name for path in sorted(store.glob("shard*"))] == ["shard-00000.safetensors"]
 
 
-def test_a_pool_without_a_name_is_refused(
+def test_pool_without_a_module_level_name_is_refused(
     network: TinyNet, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
     def scaled(value: Tensor) -> Tensor:
         return scale * value.flatten(1)
 
-    scale = 2  # the name says nothing of it
+    scale = 2  # changes the features, not the name of the function
     for pool in (scaled, lambda value: value.flatten(1)):
-        with pytest.raises(ArgumentError, match="a module's function"):
+        with pytest.raises(ArgumentError, match="a function of a module"):
             extract(network, photos, tmp_path, pool=pool)
 
 
-def test_equal_weights_in_another_architecture_are_another_store(tmp_path: Path) -> None:
+def test_store_key_changes_with_the_architecture(tmp_path: Path) -> None:
     photos = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)]
     for pool in (nn.MaxPool2d(2), nn.AvgPool2d(2)):
         module = (
@@ -125,17 +125,17 @@ def test_equal_weights_in_another_architecture_are_another_store(tmp_path: Path)
         )
         nn.init.constant_(module.get_parameter("0.weight"), 0.01)
         nn.init.zeros_(module.get_parameter("0.bias"))
-        kept = extraction.extract(
+        store = extraction.extract(
             module, photos, {"pool": "1"}, root=tmp_path, preprocess=SMALL, dtype=torch.float32
         )
-        (alone,) = features.stream(
+        (batch,) = features.stream(
             module, photos, {"pool": "1"}, preprocess=SMALL, dtype=torch.float32
         )
-        assert torch.equal(kept["pool"], alone["pool"])
+        assert torch.equal(store["pool"], batch["pool"])
 
 
-def test_a_digest_is_of_what_is_seen(tmp_path: Path) -> None:
-    """The same bytes in another shape, and the same places in another palette, are other photos."""
+def test_content_digest_depends_on_the_pixels(tmp_path: Path) -> None:
+    """Equal bytes with another shape or another palette have another digest."""
     array = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)
     one, other = (Image.fromarray(array % 4).convert("P") for _ in range(2))
     one.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
@@ -148,34 +148,32 @@ def test_a_digest_is_of_what_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["absent.jpg", "folder.jpg"])
-def test_a_photo_that_cannot_be_hashed_is_named(
-    network: TinyNet, tmp_path: Path, name: str
-) -> None:
+def test_unreadable_photo_is_named(network: TinyNet, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ImageError, match=rf"{name}: cannot be read"):
         extract(network, [tmp_path / name], tmp_path)
 
 
 @pytest.mark.parametrize(("n", "size"), [(11, 1), (11, 4), (3, 4), (4, 4)])
-def test_shares_are_in_order_and_all(n: int, size: int) -> None:
+def test_shares_of_a_team_are_even_and_in_order(n: int, size: int) -> None:
     parts = [range(n)[Team(rank, size).share(n)] for rank in range(size)]
     assert [item for part in parts for item in part] == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-class OneOf(Team):
-    """A member of a team whose members come one after the other: what others gave is known already."""
+class SequentialTeam(Team):
+    """A team whose members run one after the other; `gather` does not wait."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value] * self.size
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_each_member_makes_its_shards_and_together_they_make_the_store(
+def test_members_of_a_team_make_the_store_of_one_process(
     network: TinyNet, tmp_path: Path, size: int
 ) -> None:
     rng = np.random.default_rng(1)
-    # five shards, the last a short one
+    # five shards, the last one shorter
     photos = [rng.integers(0, 256, (32, 32), dtype=np.uint8) for _ in range(70)]
     whole = extract(network, photos, tmp_path / "whole", dtype=torch.float32, content="x")
     for rank in reversed(range(size)):
@@ -185,7 +183,7 @@ def test_each_member_makes_its_shards_and_together_they_make_the_store(
             tmp_path / "team",
             dtype=torch.float32,
             content="x",
-            team=OneOf(rank, size),
+            team=SequentialTeam(rank, size),
         )
         mine = {f"shard-{shard:05d}.safetensors" for shard in range(rank, 5, size)}
         assert mine <= {path.name for path in made.folder.iterdir()}
@@ -195,8 +193,8 @@ def test_each_member_makes_its_shards_and_together_they_make_the_store(
     }
 
 
-class Said:
-    """A store as torch's, in this process."""
+class DictStore:
+    """torch's key-value store, within this process."""
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
@@ -212,25 +210,25 @@ class Said:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_the_digest_of_a_team_is_that_of_one(
+def test_content_digest_does_not_depend_on_the_team(
     photos: list[np.ndarray], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extraction, "IMAGES_A_DIGEST", 2)
-    store, found = Said(), set()
-    with ThreadPoolExecutor(size) as pool:  # each waits for the others
+    store = DictStore()
+    with ThreadPoolExecutor(size) as pool:  # members wait for each other
         teams = [Team(rank, size, store) for rank in range(size)]
-        found |= set(pool.map(lambda team: extraction.content_digest(photos, team), teams))
+        found = set(pool.map(lambda team: extraction.content_digest(photos, team), teams))
     assert found == {extraction.content_digest(photos)}
     assert extraction.content_digest(photos[::-1]) not in found
     assert extraction.content_digest([photos[0] // 2, *photos[1:]]) not in found
 
 
-def test_a_team_without_an_address_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_team_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with (
-        pytest.raises(ArgumentError, match=r"MASTER_ADDR.* not: start it with torchrun"),
+        pytest.raises(ArgumentError, match=r"MASTER_ADDR.*: not set, .*start with torchrun"),
         extraction.current_team(),
     ):
         pass

@@ -1,6 +1,4 @@
-"""Every layer in one pass: right before in-place layers, no further than needed, and nothing left
-behind.
-"""
+"""Features of every layer from one pass: exact values, passes, tiles, memory and errors."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ TAPS = {
 
 
 class TinyNet(nn.Module):
-    """Two convolutions with in-place ReLUs and a classifier, in the layout of torchvision's VGG."""
+    """Two convolutions with in-place ReLUs, and a classifier, as in torchvision's VGG."""
 
     features: nn.Sequential
     classifier: nn.Sequential
@@ -70,9 +68,10 @@ def photos() -> list[np.ndarray]:
 
 
 def reference(network: TinyNet, x: Tensor) -> dict[str, Tensor]:
-    """The same layers by hand in float64, without one in-place operation."""
+    """The same layers in float64, without in-place operations."""
     wide = copy.deepcopy(network).double()
-    value, values = x.double(), {}
+    value = x.double()
+    values = {}
     for name, layer in zip(TAPS, wide.features, strict=True):
         value = torch.relu(value) if isinstance(layer, nn.ReLU) else layer(value)
         values[name] = value
@@ -88,10 +87,8 @@ def test_taps_before_inplace_relus_equal_a_float64_reference(network: TinyNet) -
     assert (taken["deep"] < 0).any()
 
 
-def test_the_planted_fault_of_a_plain_hook_is_seen(network: TinyNet) -> None:
-    """Keeping the output itself instead of a copy gives the values after the ReLU: the reference
-    notices.
-    """
+def test_hook_without_a_copy_differs_from_the_reference(network: TinyNet) -> None:
+    """Without a copy, a tap before an in-place ReLU has the values after it."""
     x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     faulty = features.visit_taps(
         network, x, {**TAPS, "deep": "classifier.0"}, lambda _tap, value: value
@@ -101,7 +98,7 @@ def test_the_planted_fault_of_a_plain_hook_is_seen(network: TinyNet) -> None:
     )
 
 
-def test_the_pass_stops_after_the_deepest_tap(network: TinyNet) -> None:
+def test_forward_pass_stops_after_the_last_tap(network: TinyNet) -> None:
     ran = []
     for name, layer in network.named_modules():
         layer.register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -110,7 +107,7 @@ def test_the_pass_stops_after_the_deepest_tap(network: TinyNet) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_network_comes_back_as_it_was(
+def test_stream_and_forward_taps_do_not_change_the_network(
     network: TinyNet, photos: list[np.ndarray], fails: bool
 ) -> None:
     network.train()
@@ -144,7 +141,7 @@ def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
     x = torch.zeros(1, 3, SIZE, SIZE)
     with pytest.raises(ArgumentError, match=r"'conv9'.*no module 'features\.40'.*features\.0"):
         features.forward_taps(network, x, {"conv9": "features.40"})
-    with pytest.raises(ArgumentError, match="no taps"):
+    with pytest.raises(ArgumentError, match="taps: got none"):
         features.forward_taps(network, x, {})
     network.classifier.to("meta")
     with pytest.raises(
@@ -156,22 +153,20 @@ def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
     assert set(features.forward_taps(network, x, TAPS)) == set(TAPS)
 
 
-def test_a_module_outside_the_forward_is_an_error(network: TinyNet) -> None:
+def test_tap_that_the_forward_pass_never_runs_is_refused(network: TinyNet) -> None:
     network.spare = nn.Identity()
     with pytest.raises(ArgumentError, match="never ran spare"):
         features.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"spare": "spare"})
 
 
-def test_shapes_are_known_without_computing(network: TinyNet) -> None:
+def test_tap_shapes_of_convolutions_and_dense_layers(network: TinyNet) -> None:
     shapes = features.tap_shapes(network, {**TAPS, "logits": "classifier.2"}, SIZE)
     assert shapes["conv1"] == (8, 32, 32)
     assert shapes["relu2"] == (6, 8, 8)
     assert shapes["logits"] == (4,)
 
 
-def test_streamed_batches_are_the_loop_of_singles(
-    network: TinyNet, photos: list[np.ndarray]
-) -> None:
+def test_streamed_batches_equal_single_images(network: TinyNet, photos: list[np.ndarray]) -> None:
     batched = list(
         features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4)
     )
@@ -184,12 +179,9 @@ def test_streamed_batches_are_the_loop_of_singles(
             assert_close(together[row], alone, "activation")
 
 
-def test_who_takes_batches_keeps_gradients_of_his_own(
+def test_stream_leaves_gradients_enabled_between_batches(
     network: TinyNet, photos: list[np.ndarray]
 ) -> None:
-    """Between two batches, and after an iterator that was left in the middle, nothing of inference
-    is in force.
-    """
     batches = features.stream(network, photos, TAPS, preprocess=SMALL, batch_size=4)
     next(batches)
     assert not torch.is_inference_mode_enabled()
@@ -197,7 +189,7 @@ def test_who_takes_batches_keeps_gradients_of_his_own(
     torch.ones(2, requires_grad=True).sum().backward()
 
 
-def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> None:
+def test_decoding_runs_ahead_by_a_fixed_number(photos: list[np.ndarray]) -> None:
     asked: list[int] = []
 
     class Counted(list):
@@ -215,7 +207,7 @@ def test_decoding_runs_ahead_but_not_without_bound(photos: list[np.ndarray]) -> 
 
 
 class Columns:
-    """Keeps the tiles it is given."""
+    """An accumulator that keeps copies of its tiles."""
 
     def __init__(self) -> None:
         self.tiles: list[Tensor] = []
@@ -224,11 +216,11 @@ class Columns:
         self.tiles.append(columns.clone())
 
 
-# 11 images: conv1 and relu1 are 720,896 bytes together, pool1, conv2 and relu2 123,904; 24,000 asks
-# for bands of all.
+# Of 11 images, conv1 and relu1 have 720,896 bytes together, pool1, conv2 and relu2 have 123,904.
+# With 24,000 bytes every tap is split into bands.
 @pytest.mark.parametrize(("budget", "passes"), [(10**9, 1), (200_000, 1 + 4), (24_000, 31 + 4 + 2)])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_tiles_are_the_columns_of_the_whole(
+def test_tiles_have_the_columns_of_streamed_features(
     network: TinyNet,
     photos: list[np.ndarray],
     budget: int,
@@ -263,7 +255,7 @@ def test_tiles_are_the_columns_of_the_whole(
 
 
 def mapped_bytes() -> int:
-    """Of this process, the resident bytes that belong to files, tmpfs included."""
+    """Bytes of files, tmpfs included, that this process has in memory."""
     lines = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines()
     )
@@ -276,11 +268,10 @@ def mapped_bytes() -> int:
 def test_only_a_part_of_a_tile_on_disk_is_resident(
     network: TinyNet, photos: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a tile of 67 MB no more than a part of 8: a machine with less memory than tiles goes on as
-    before.
-    """
+    """Of a tile of 67 MB, only a part of 8 MB is in memory at a time."""
     monkeypatch.setattr(column_tiles, "PART_BYTES", 8_000_000)
-    sums, resident = svm.GramAccumulator(4, 32), list[int]()
+    sums = svm.GramAccumulator(4, 32)
+    resident: list[int] = []
 
     class Watched:
         def add(self, columns: Tensor) -> None:
@@ -292,7 +283,7 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
             resident.append(mapped_bytes())
             yield batch
 
-    for _ in range(2):  # the first run loads libraries
+    for _ in range(2):  # the first run also loads libraries into memory
         resident.clear()
         column_tiles.accumulate(
             network,
@@ -305,7 +296,7 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
             progress=watch,
             batch_size=4,
         )
-    # batches; parts of at most 62,500 columns, before and after each
+    # 8 batches, and 9 parts of at most 62,500 columns: two readings a part
     assert len(resident) == 8 + 2 * 9
     assert max(resident) - min(resident) < 20_000_000
 
@@ -317,7 +308,7 @@ def test_only_a_part_of_a_tile_on_disk_is_resident(
         (errno.EROFS, StoreError, "read-only: set RDFIA_CACHE"),
     ],
 )
-def test_scratch_that_cannot_be_written_is_named_before_the_first_image(
+def test_unwritable_scratch_is_refused_before_the_first_image(
     network: TinyNet,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -337,26 +328,28 @@ def test_scratch_that_cannot_be_written_is_named_before_the_first_image(
                 network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options
             )
     (tmp_path / "scratch").rmdir()
-    (tmp_path / "scratch").write_text("a file in its place")
+    (tmp_path / "scratch").write_text("not a folder")
     with pytest.raises(StoreError, match=r"cannot write .*scratch"):
         column_tiles.accumulate(
             network, never, {"conv1": "features.0"}, {"conv1": Columns()}, **options
         )
 
 
-@pytest.mark.parametrize(("kept", "passes"), [(None, 2), (torch.float16, 1), (torch.bfloat16, 1)])
-def test_two_bytes_a_feature_take_half_the_passes(
-    network: TinyNet, photos: list[np.ndarray], kept: torch.dtype | None, passes: int
+@pytest.mark.parametrize(
+    ("tile_dtype", "passes"), [(None, 2), (torch.float16, 1), (torch.bfloat16, 1)]
+)
+def test_two_byte_tiles_need_half_the_passes(
+    network: TinyNet, photos: list[np.ndarray], tile_dtype: torch.dtype | None, passes: int
 ) -> None:
-    """Counted at the network: at 8 bytes more than two-byte features need, float32 runs every batch
-    twice.
-    """
-    taps, calls, said = {"conv1": "features.0", "relu1": "features.1"}, list[int](), list[str]()
+    """The budget is 8 bytes more than two-byte features need: float32 tiles take two passes."""
+    taps = {"conv1": "features.0", "relu1": "features.1"}
+    calls: list[int] = []
+    descriptions: list[str] = []
     sums = {tap: svm.GramAccumulator(4, len(photos)) for tap in taps}
     network.register_forward_pre_hook(lambda _module, inputs: calls.append(len(inputs[0])))
 
-    def listen(items: Iterable[Any], total: int, name: str) -> Iterator[Any]:
-        said.append(name)
+    def record(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
+        descriptions.append(description)
         got = list(items)
         assert len(got) == total
         yield from got
@@ -368,56 +361,50 @@ def test_two_bytes_a_feature_take_half_the_passes(
         sums,
         preprocess=SMALL,
         dtype=torch.float32,
-        kept=kept,
+        tile_dtype=tile_dtype,
         batch_size=4,
         budget_bytes=2 * 8 * 32 * 32 * 2 * len(photos) + 8,
-        progress=listen,
+        progress=record,
     )
     assert calls[-3 * passes :] == [4, 4, 3] * passes
-    assert len([n for n in calls if n > 1]) == 3 * passes  # others find shapes, with one
-    of = [f"pass {number} of {passes}" for number in range(1, passes + 1)]
-    each = [f"{what}, {one}" for one in of for what in ("features", "Gram matrices")]
-    assert said == ["decoding"] * (passes > 1) + each
+    assert len([n for n in calls if n > 1]) == 3 * passes  # calls with one image find shapes
+    expected = ["decoding"] * (passes > 1)
+    for number in range(1, passes + 1):
+        for work in ("features", "Gram matrices"):
+            expected.append(f"{work}, pass {number} of {passes}")
+    assert descriptions == expected
     whole = list(
         features.stream(network, photos, taps, preprocess=SMALL, dtype=torch.float32, batch_size=4)
     )
     for tap in taps:
-        # products of one sign: errors cannot cancel
+        # all products are positive, so that errors do not cancel
         x = torch.cat([batch[tap] for batch in whole]).abs()
-        y = x.to(kept or x.dtype).float()
-        assert_close(
-            y @ y.T, x @ x.T, "gram" if kept is None else f"{kept} columns".removeprefix("torch.")
-        )
-        z = torch.cat([batch[tap] for batch in whole]).to(kept or x.dtype).float()
+        y = x.to(tile_dtype or x.dtype).float()
+        quantity = f"{tile_dtype} columns".removeprefix("torch.") if tile_dtype else "gram"
+        assert_close(y @ y.T, x @ x.T, quantity)
+        z = torch.cat([batch[tap] for batch in whole]).to(tile_dtype or x.dtype).float()
         assert_close(torch.from_numpy(sums[tap].gram).float(), z[:4] @ z[:4].T, "gram")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", transfer.SHORT)
-def test_a_network_of_profile_short_is_run_once(name: str, dtype: torch.dtype) -> None:
-    """On the 4,485 images of 15-Scene, with the dense layers too; four bytes would take VGG16 a
-    second time.
-    """
-    module, paths = (
-        networks.build(name, device="meta").to_empty(device="cpu"),
-        networks.tap_paths(name),
-    )
+def test_profile_short_needs_one_pass(name: str, dtype: torch.dtype) -> None:
+    """On 15-Scene, dense layers included; with four bytes a feature VGG16 would need two."""
+    module = networks.build(name, device="meta").to_empty(device="cpu")
+    paths = networks.tap_paths(name)
     taps = {tap: paths[tap] for tap in [*transfer.SHORT[name], *transfer.DENSE[name]]}
-    for itemsize, passes in (
-        (transfer.stored_dtype(dtype).itemsize, 1),
-        (4, 1 + (name == "vgg16")),
-    ):
-        assert (
-            len(column_tiles.plan_passes(module, taps, 4485, 224, itemsize, transfer.BUDGET))
-            == passes
-        )
+    stored = transfer.stored_dtype(dtype).itemsize
+    for itemsize, passes in ((stored, 1), (4, 1 + (name == "vgg16"))):
+        plan = column_tiles.plan_passes(module, taps, 4485, 224, itemsize, transfer.BUDGET)
+        assert len(plan) == passes
 
 
 @pytest.mark.parametrize("budget", [10**9, 200_000])
-def test_decoded_pixels_are_taken_as_the_images_are(
+def test_decoded_pixels_give_the_tiles_of_the_images(
     network: TinyNet, photos: list[np.ndarray], budget: int
 ) -> None:
-    pixels, found = torch.stack(list(staging.decode_images(photos, SMALL))), []
+    pixels = torch.stack(list(staging.decode_images(photos, SMALL)))
+    found = []
     for images in (photos, pixels):
         parts = {tap: Columns() for tap in TAPS}
         column_tiles.accumulate(
@@ -427,12 +414,12 @@ def test_decoded_pixels_are_taken_as_the_images_are(
     assert all(torch.equal(found[0][tap], found[1][tap]) for tap in TAPS)
 
 
-def test_a_feature_that_float16_cannot_hold_is_named(
+def test_feature_beyond_the_range_of_float16_is_refused(
     network: TinyNet, photos: list[np.ndarray]
 ) -> None:
     network.features[0].weight.data.mul_(1e7)
     with pytest.raises(
-        ArgumentError, match=r"kept=torch.float16: a feature is .*at most 6.55e\+04 fits"
+        ArgumentError, match=r"tile_dtype=torch.float16: a feature is .* at most 6.55e\+04"
     ):
         column_tiles.accumulate(
             network,
@@ -441,14 +428,14 @@ def test_a_feature_that_float16_cannot_hold_is_named(
             {"conv1": Columns()},
             preprocess=SMALL,
             dtype=torch.float32,
-            kept=torch.float16,
+            tile_dtype=torch.float16,
         )
 
 
-def test_a_disk_without_room_is_named_before_the_first_image(
+def test_full_disk_is_refused_before_the_first_image(
     network: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two passes the second, wider one does not fit: nothing is computed for the first."""
+    """The disk has room for the first of two passes only: the first is not computed either."""
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
     never = [Path("never-opened.jpg")]
     with pytest.raises(
@@ -466,7 +453,7 @@ def test_a_disk_without_room_is_named_before_the_first_image(
     assert not (tmp_path / "scratch").exists()
 
 
-def test_bands_of_rows_read_bands_of_the_input(network: TinyNet, photos: list[np.ndarray]) -> None:
+def test_bands_of_rows_need_bands_of_the_input(network: TinyNet, photos: list[np.ndarray]) -> None:
     taps = {"conv1": "features.0", "relu1": "features.1"}
     plan = column_tiles.plan_passes(network, taps, 10, SIZE, 4, 2 * 8 * 32 * 8 * 4 * 10)
     assert [part.rows["relu1"] for part in plan] == [
@@ -478,7 +465,7 @@ def test_bands_of_rows_read_bands_of_the_input(network: TinyNet, photos: list[np
     assert [part.crop for part in plan] == [slice(0, 9), slice(7, 17), slice(15, 25), slice(23, 32)]
 
 
-def test_a_budget_below_one_row_says_what_is_enough(network: TinyNet) -> None:
+def test_budget_below_one_row_is_refused(network: TinyNet) -> None:
     with pytest.raises(ArgumentError, match="less than one row"):
         column_tiles.plan_passes(network, TAPS, 10, SIZE, 4, 100)
 
@@ -488,7 +475,7 @@ def test_a_budget_below_one_row_says_what_is_enough(network: TinyNet) -> None:
     "pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 1), nn.MaxPool2d(2, 3)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_lean_pools_are_torchs_to_the_bit(
+def test_lean_pools_equal_torch_bit_by_bit(
     pool: nn.MaxPool2d, size: int, dtype: torch.dtype
 ) -> None:
     x = torch.randn(2, 5, size, size + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -502,7 +489,7 @@ def test_lean_pools_are_torchs_to_the_bit(
 
 
 @pytest.mark.parametrize("options", [{"padding": 1}, {"ceil_mode": True}, {"dilation": 2}])
-def test_other_pools_stay(options: dict[str, Any]) -> None:
+def test_pools_with_other_options_are_not_replaced(options: dict[str, Any]) -> None:
     with features.inference_copy(
         nn.Sequential(nn.MaxPool2d(3, 2, **options)), torch.float32, "cpu"
     ) as network:
@@ -523,14 +510,14 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     "pool", [Halved(2), hooked(), nn.MaxPool2d(1, 2)], ids=["subclass", "hook", "k of 1"]
 )
-def test_pools_that_do_more_stay(pool: nn.Module) -> None:
+def test_changed_pools_are_not_replaced(pool: nn.Module) -> None:
     x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     with features.inference_copy(nn.Sequential(pool), torch.float32, "cpu") as network:
         assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
         assert torch.equal(network(x), pool(x))
 
 
-def test_lean_pools_refuse_and_take_what_torch_does() -> None:
+def test_lean_pools_accept_the_shapes_that_torch_accepts() -> None:
     with features.inference_copy(
         nn.Sequential(nn.MaxPool2d(3, 1)), torch.float32, "cpu"
     ) as network:
@@ -544,7 +531,7 @@ def test_lean_pools_refuse_and_take_what_torch_does() -> None:
     [
         ("", True, "AVX512", torch.bfloat16),
         ("auto", False, "AVX512", torch.float32),
-        # torch was kept from AVX-512, by ATEN_CPU_CAPABILITY
+        # ATEN_CPU_CAPABILITY keeps torch from using AVX-512
         ("auto", True, "AVX2", torch.float32),
         ("float32", True, "AVX512", torch.float32),
         ("bfloat16", False, "AVX2", torch.bfloat16),
@@ -563,7 +550,7 @@ def test_fast_dtype_is_bfloat16_where_it_is_native_or_asked_for(
     assert precision.fast_dtype("cpu") == expected
 
 
-def test_an_unknown_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_dtype_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "half")
     with pytest.raises(
         ArgumentError, match=r"RDFIA_DTYPE is 'half', expected one of float32, tf32, bfloat16, auto"
@@ -571,13 +558,13 @@ def test_an_unknown_dtype_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         precision.fast_dtype("cpu")
 
 
-def test_a_pyramid_has_the_means_of_roots_over_the_cells_of_each_grid() -> None:
+def test_pyramid_has_the_mean_roots_of_each_cell() -> None:
     value = torch.arange(16.0).reshape(1, 1, 4, 4).square()  # whose roots are 0 .. 15
     found = features.pyramid(value, (1, 2))
     assert_close(found, torch.tensor([[7.5, 2.5 / 2, 4.5 / 2, 10.5 / 2, 12.5 / 2]]), "activation")
 
 
-def test_bilinear_pooling_has_the_dot_products_of_the_roots_of_whole_matrices() -> None:
+def test_second_order_has_the_dot_products_of_whole_matrices() -> None:
     value = torch.rand(3, 5, 2, 4, generator=torch.Generator().manual_seed(0))
     whole = (torch.einsum("bchw,bdhw->bcd", value, value) / 8).sqrt().flatten(1)
     found = features.second_order(value)

@@ -1,4 +1,4 @@
-"""The linear SVM's room: closed forms, tiles of every dtype, folds, and named refusals."""
+"""The linear SVM: closed forms, tiles of every dtype, folds, and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def blobs(
 
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("dual", [False, True])
-def test_two_opposite_points_have_the_weight_of_the_closed_form(C: float, dual: bool) -> None:
+def test_weight_of_two_opposite_points_is_the_closed_form(C: float, dual: bool) -> None:
     # minimise (w^2 + b^2) / 2 + 2 C (1 - w)^2: b = 0 and w = 4 C / (1 + 4 C)
     result = svm.fit(
         np.array([[-1.0], [1.0]]),
@@ -45,7 +45,7 @@ def test_two_opposite_points_have_the_weight_of_the_closed_form(C: float, dual: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_tiles_sum_to_the_products_of_the_whole(
+def test_sums_over_tiles_equal_the_whole_products(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(svm, "CHUNK_COLUMNS", 32)  # several chunks a tile
@@ -61,24 +61,24 @@ def test_tiles_sum_to_the_products_of_the_whole(
     np.testing.assert_array_equal(sums.gram, sums.gram.T)
 
 
-def test_only_a_chunk_of_a_bfloat16_tile_is_widened_at_once(
+def test_bfloat16_tiles_are_converted_chunk_by_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(svm, "CHUNK_BYTES", 4 * 10 * 16)  # 16 columns of 10 rows in float32
     widths: list[int] = []
     to = torch.Tensor.to
 
-    def watched(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def recorded(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         widths.append(self.shape[-1])
         return to(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.Tensor, "to", watched)
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
     svm.GramAccumulator(5, 10).add(torch.ones(10, 100, dtype=torch.bfloat16))
     assert max(widths) == 16
     assert sum(widths) == 100
 
 
-def test_a_refused_tile_names_its_rows_and_leaves_the_sums() -> None:
+def test_refused_tile_names_its_rows_and_does_not_change_the_sums() -> None:
     sums = svm.GramAccumulator(2, 3)
     sums.add(torch.ones(3, 4))
     bad = torch.ones(3, 7)
@@ -92,19 +92,19 @@ def test_a_refused_tile_names_its_rows_and_leaves_the_sums() -> None:
 @pytest.mark.parametrize(
     "tile", [torch.ones(3, 2, dtype=torch.int64), torch.ones(4, 2), torch.ones(3)]
 )
-def test_a_tile_of_another_shape_or_type_is_refused(tile: torch.Tensor) -> None:
+def test_tile_of_another_shape_or_type_is_refused(tile: torch.Tensor) -> None:
     with pytest.raises(ArgumentError, match="tile of 3 rows x c columns"):
         svm.GramAccumulator(2, 3).add(tile)
 
 
-def test_an_accumulator_refuses_bad_sizes_and_reading_before_adding() -> None:
+def test_accumulator_refuses_bad_sizes_and_reading_before_adding() -> None:
     with pytest.raises(ArgumentError, match="1 <= train_rows <= rows"):
         svm.GramAccumulator(4, 3)
     with pytest.raises(ArgumentError, match="call add"):
         _ = svm.GramAccumulator(2, 3).gram
 
 
-def test_normalising_the_gram_is_normalising_the_rows() -> None:
+def test_normalise_gram_equals_normalising_the_rows() -> None:
     train, test = blobs()
     gram, cross = svm.normalise_gram(train @ train.T, test @ train.T, (test**2).sum(1))
     train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
@@ -112,8 +112,9 @@ def test_normalising_the_gram_is_normalising_the_rows() -> None:
     assert_close(cross, test @ train.T, "gram")
 
 
-def test_zero_rows_are_named_on_either_side() -> None:
-    gram, cross = np.diag([1.0, 0.0, 2.0, 0.0]), np.ones((2, 4))
+def test_zero_rows_are_named() -> None:
+    gram = np.diag([1.0, 0.0, 2.0, 0.0])
+    cross = np.ones((2, 4))
     with pytest.raises(DatasetError, match="training features are zero in rows 1, 3:"):
         svm.normalise_gram(gram, cross, np.ones(2))
     with pytest.raises(DatasetError, match="test features are zero in rows 0:"):
@@ -122,24 +123,7 @@ def test_zero_rows_are_named_on_either_side() -> None:
         svm.normalise_gram(np.eye(4), cross, np.ones(3))
 
 
-def test_combining_is_setting_scaled_features_side_by_side() -> None:
-    (a, ta), (b, tb) = blobs(1), blobs(2, d=5)
-    gram, cross = svm.combine([(a @ a.T, ta @ a.T, 0.25), (b @ b.T, tb @ b.T, 4.0)])
-    x, tx = np.hstack([a / 2, 2 * b]), np.hstack([ta / 2, 2 * tb])
-    assert_close(gram, x @ x.T, "gram")
-    assert_close(cross, tx @ x.T, "gram")
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [[], [(np.eye(2), np.eye(2), 0.0)], [(np.eye(2), np.eye(2), 1), (np.eye(3), np.eye(3), 1)]],
-)
-def test_parts_that_do_not_combine_are_refused(parts: list[Any]) -> None:
-    with pytest.raises(ArgumentError, match="equal shapes, and finite weights above 0"):
-        svm.combine(parts)
-
-
-def test_coordinates_give_the_products_back_at_the_rank_of_the_rows() -> None:
+def test_span_coordinates_keep_the_products_and_have_the_rank_of_the_rows() -> None:
     train, test = blobs(d=60)
     train[5] = train[4]  # one dimension fewer than rows
     Z, T = svm.span_coordinates(train @ train.T, test @ train.T)
@@ -148,7 +132,7 @@ def test_coordinates_give_the_products_back_at_the_rank_of_the_rows() -> None:
     assert_close(T @ Z.T, test @ train.T, "gram")
 
 
-def test_reduce_keeps_narrow_features_as_they_are() -> None:
+def test_reduce_does_not_change_narrow_features() -> None:
     train, test = blobs(d=24)
     assert svm.reduce(train, test)[0] is train
     train, test = blobs(d=25)
@@ -167,14 +151,14 @@ def test_reduce_keeps_narrow_features_as_they_are() -> None:
         (np.diag([1.0, np.nan]), np.ones((1, 2)), "gram: NaN or infinity in rows 1"),
     ],
 )
-def test_what_is_no_gram_matrix_is_refused(
+def test_matrix_that_is_no_gram_matrix_is_refused(
     gram: np.ndarray, cross: np.ndarray, message: str
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
         svm.span_coordinates(gram, cross)
 
 
-def test_a_gram_of_zero_rows_is_refused() -> None:
+def test_gram_matrix_of_zero_rows_is_refused() -> None:
     with pytest.raises(DatasetError, match="every training row is zero"):
         svm.span_coordinates(np.zeros((3, 3)), np.zeros((1, 3)))
 
@@ -205,7 +189,7 @@ def test_a_gram_of_zero_rows_is_refused() -> None:
         ),
     ],
 )
-def test_bad_input_is_refused_before_any_fitting(
+def test_bad_input_is_refused_before_fitting(
     change: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(svm, "LinearSVC", None)
@@ -214,7 +198,7 @@ def test_bad_input_is_refused_before_any_fitting(
         svm.fit(**({"Z_train": train, "y": Y, "Z_test": test} | change))
 
 
-def test_stopping_at_the_limit_is_a_flag_and_no_warning() -> None:
+def test_stopping_at_max_iter_sets_a_flag_without_a_warning() -> None:
     train, test = blobs(spread=3.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -226,7 +210,7 @@ def test_stopping_at_the_limit_is_a_flag_and_no_warning() -> None:
         assert svm.fit(train, Y, test).converged
 
 
-def test_any_other_warning_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_warnings_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     class Warner(LinearSVC):
         def fit(self, X: np.ndarray, y: np.ndarray) -> Warner:
             warnings.warn("something else", FutureWarning, stacklevel=1)
@@ -238,7 +222,7 @@ def test_any_other_warning_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -
         assert svm.fit(train, Y, test).converged
 
 
-def test_a_sweep_is_the_single_fits() -> None:
+def test_sweep_equals_single_fits() -> None:
     train, test = blobs(spread=2.0)
     fits = svm.sweep(train, Y, test, [0.01, 1.0], scheme="ovo")
     assert [C for C, _ in fits] == [0.01, 1.0]
@@ -250,7 +234,7 @@ def test_a_sweep_is_the_single_fits() -> None:
         svm.sweep(train, Y, test, [])
 
 
-def test_c_is_chosen_on_held_out_training_rows() -> None:
+def test_choice_of_c_uses_held_out_training_rows() -> None:
     train, _ = blobs(spread=2.0)
     C, table = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3)
     assert [row.C for row in table] == [1e-3, 1.0]
@@ -260,16 +244,16 @@ def test_c_is_chosen_on_held_out_training_rows() -> None:
     assert C == max(table, key=lambda row: row.mean).C
     again, same = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3)
     assert (again, [row.folds for row in same]) == (C, [row.folds for row in table])
-    (one,) = svm.choose_C(train, Y, [1.0], folds=0.25)[1]
-    assert len(one.folds) == 1
-    assert np.isfinite(one.right).sum() == len(Y) / 4
-    # labels that say nothing about the rows score chance, whatever C: the folds see no row that
-    # they are scored on
-    noise, labels = np.random.default_rng(0).normal(size=(120, 200)), np.arange(120) % 3
+    (row,) = svm.choose_C(train, Y, [1.0], folds=0.25)[1]
+    assert len(row.folds) == 1
+    assert np.isfinite(row.right).sum() == len(Y) / 4
+    # Random labels score chance for every C, because no fold is fitted to the rows it is scored on.
+    noise = np.random.default_rng(0).normal(size=(120, 200))
+    labels = np.arange(120) % 3
     assert svm.choose_C(noise, labels, [100.0])[1][0].mean < 0.5
 
 
-def test_rows_are_right_as_often_as_their_folds_say() -> None:
+def test_shares_of_right_rows_agree_with_the_folds() -> None:
     train, _ = blobs(spread=2.0)
     _, table = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, repeats=3)
     for row in table:
@@ -280,7 +264,7 @@ def test_rows_are_right_as_often_as_their_folds_say() -> None:
         svm.choose_C(train, Y, [1.0], repeats=0)
 
 
-def test_the_smallest_of_equally_good_cs_is_chosen() -> None:
+def test_choice_of_c_prefers_the_smallest_of_equals() -> None:
     train, _ = blobs(spread=0.01)
     C, table = svm.choose_C(train, Y, [10.0, 0.1, 1.0], folds=2)
     assert [row.mean for row in table] == [1.0, 1.0, 1.0]
@@ -288,19 +272,19 @@ def test_the_smallest_of_equally_good_cs_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("folds", [1, 9, 0.0, 1.5, 0.01])
-def test_folds_that_cannot_be_made_are_refused(folds: float) -> None:
+def test_impossible_folds_are_refused(folds: float) -> None:
     with pytest.raises(ArgumentError, match="2 to 8 folds"):
         svm.choose_C(blobs()[0], Y, [1.0], folds=folds)
 
 
-def test_cross_validation_from_a_gram_is_that_of_its_rows() -> None:
+def test_cross_validate_equals_folds_on_the_rows() -> None:
     train, _ = blobs(spread=2.0)
-    assert svm.cross_validate(train @ train.T, Y, 1.0, folds=4, seed=1).folds == pytest.approx(
-        svm.choose_C(train, Y, [1.0], folds=4, seed=1)[1][0].folds
-    )
+    found = svm.cross_validate(train @ train.T, Y, 1.0, folds=4, seed=1)
+    _, (expected,) = svm.choose_C(train, Y, [1.0], folds=4, seed=1)
+    assert found.folds == pytest.approx(expected.folds)
 
 
-def test_the_report_s_accuracy_is_a_fraction_of_2985() -> None:
+def test_accuracy_of_the_reports_best_row() -> None:
     y = np.zeros(2985, dtype=int)
     score = svm.accuracy(y, (np.arange(2985) >= 2707).astype(int))
     assert f"{score.value:.6f}" == "0.906868"
@@ -309,7 +293,16 @@ def test_the_report_s_accuracy_is_a_fraction_of_2985() -> None:
     assert score.low < score.value < score.high
 
 
-def test_a_confusion_matrix_has_true_classes_as_rows() -> None:
+@pytest.mark.parametrize(("correct", "total"), [(0, 10), (1, 10), (10, 10), (2707, 2985), (1, 1)])
+def test_ends_of_the_interval_are_the_closed_form_of_wilson(correct: int, total: int) -> None:
+    # an end p is 1.96 of its own standard errors away from the share
+    score = svm.accuracy(np.ones(total), (np.arange(total) < correct).astype(float))
+    for p in (score.low, score.high):
+        away = 1.959963984540054 * (p * (1 - p) / total) ** 0.5
+        assert abs(correct / total - p) == pytest.approx(away, abs=1e-12)
+
+
+def test_confusion_matrix_has_true_classes_as_rows() -> None:
     np.testing.assert_array_equal(
         svm.confusion(np.array([0, 0, 1]), np.array([1, 0, 1]), 3),
         [[1, 1, 0], [0, 1, 0], [0, 0, 0]],

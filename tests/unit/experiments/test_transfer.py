@@ -1,0 +1,97 @@
+"""`table1_row` is the lab's protocol: L2-normalised features of one layer, one LinearSVC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+
+from rdfia.data.images import Preprocess
+from rdfia.errors import ArgumentError
+from rdfia.experiments import transfer
+from rdfia.models import networks
+from rdfia.transfer import features, svm
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
+
+SMALL = Preprocess(size=16)
+TAP = "features.0"  # 1,024 columns, more than training images: the Gram matrix is used
+N_TRAIN = 18
+LABELS = np.arange(30) % 3
+
+
+@pytest.fixture
+def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[np.ndarray]:
+    """30 images of three noisy patterns, in turn."""
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path))
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 256, (3, 16, 16, 3))
+    noisy = patterns[np.arange(30) % 3] + rng.normal(0, 120, (30, 16, 16, 3))
+    return list(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def row(images: list[np.ndarray]) -> transfer.Table1Row:
+    parts = images[:N_TRAIN], LABELS[:N_TRAIN], images[N_TRAIN:], LABELS[N_TRAIN:]
+    return transfer.table1_row(tiny_vgg(), TAP, *parts, preprocess=SMALL, dtype=torch.float32)
+
+
+def raw_features(images: list[np.ndarray]) -> np.ndarray:
+    stream = features.stream(
+        tiny_vgg(), images, {"tap": TAP}, preprocess=SMALL, dtype=torch.float32
+    )
+    # float16 is the type in which the protocol stores features
+    return torch.cat([batch["tap"] for batch in stream]).half().double().numpy()
+
+
+@pytest.mark.parametrize("budget", [10**9, 30 * 4 * 16 * 2 * 5], ids=["whole", "in bands"])
+def test_table1_row_is_linear_svc_on_normalised_features(
+    images: list[np.ndarray], budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "BUDGET", budget)
+    found = row(images)
+    x = raw_features(images)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    direct = LinearSVC(C=1.0, dual=False, random_state=0).fit(x[:N_TRAIN], LABELS[:N_TRAIN])
+    assert_close(found.fit.decision, direct.decision_function(x[N_TRAIN:]), "decision")
+    assert found.accuracy == svm.accuracy(LABELS[N_TRAIN:], direct.predict(x[N_TRAIN:]))
+    assert found.fit.converged
+
+
+def test_table1_row_differs_from_an_svm_on_raw_features(images: list[np.ndarray]) -> None:
+    x = raw_features(images)
+    train, test = svm.reduce(x[:N_TRAIN], x[N_TRAIN:])
+    raw = svm.fit(train, LABELS[:N_TRAIN], test)
+    with pytest.raises(AssertionError):
+        assert_close(row(images).fit.decision, raw.decision, "decision")
+
+
+def test_unknown_network_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="network 'vgg17': expected one of vgg16, alexnet"):
+        transfer.load_pretrained("vgg17")
+
+
+def test_network_by_name_and_by_module_give_the_same_row(
+    images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = networks.build("alexnet", num_classes=5, seed=0).eval()
+    loaded = networks.Loaded("alexnet", module, (), "logits", "random weights")
+    monkeypatch.setattr(transfer, "load_pretrained", lambda name: {"alexnet": loaded}[name])
+    parts = images[:N_TRAIN], LABELS[:N_TRAIN], images[N_TRAIN:], LABELS[N_TRAIN:]
+    named = [
+        transfer.table1_row(network, "relu2", *parts, preprocess=Preprocess(size=64))
+        for network in ("alexnet", loaded)
+    ]
+    alone = transfer.table1_row(module, "features.4", *parts, preprocess=Preprocess(size=64))
+    for row in named:
+        np.testing.assert_array_equal(row.fit.decision, alone.fit.decision)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_labels_that_do_not_match_the_images_are_refused_first(part: str) -> None:
+    never = ["never-opened.jpg"] * 3
+    labels = {"train": [0, 1, 0], "test": [0, 1, 0]} | {part: [0, 1]}
+    with pytest.raises(ArgumentError, match=f"{part}_labels: got 2 for 3 images"):
+        transfer.table1_row(tiny_vgg(), TAP, never, labels["train"], never, labels["test"])
