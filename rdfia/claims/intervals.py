@@ -59,7 +59,7 @@ def exact_value(value: float, n: int = 1) -> Estimate:
 
 
 def single_run(value: float) -> Estimate:
-    """The estimate of one training run: an infinite interval, as the spread over seeds is unknown."""
+    """The value of one training run; infinite interval, as the spread over seeds is unknown."""
     return Estimate(float(value), -math.inf, math.inf, 1, "one run")
 
 
@@ -196,8 +196,9 @@ def ratio(a: Values, b: Values, level: float = LEVEL, *, paired: bool) -> Estima
     `a`, `b`: positive values, one for each seed. It estimates the ratio of the medians where the
     logarithms are symmetric; the medians of five seeds themselves have no interval at 99 %.
     `paired`: the same index is the same seed (Student's interval); otherwise Welch's, coverage 98.7
-    to 99.2 % with 5 seeds on each side, also where one side spreads ten times as far. ArgumentError:
-    values that are not above 0, fewer than 2 on a side, lengths that differ although paired.
+    to 99.2 % with 5 seeds on each side, also where one side spreads ten times as far.
+    ArgumentError: values that are not above 0, fewer than 2 on a side, lengths that differ although
+    paired.
     """
     x, y = _finite("a", a), _finite("b", b)
     if min(x.min(), y.min()) <= 0:

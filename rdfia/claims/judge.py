@@ -82,7 +82,10 @@ class Bound:
 
 
 def outcome(found: Estimate, bound: Bound) -> str:
-    """ "supported" if the bound allows the whole interval, "contradicted" if none, else "undecided"."""
+    """One of `OUTCOMES`, by how much of the interval the bound allows.
+
+    All of it: "supported". Nothing: "contradicted". A part: "undecided".
+    """
     if not (bound.is_under(found.low) or bound.is_over(found.high)):
         return "supported"
     return "contradicted" if bound.is_under(found.high) or bound.is_over(found.low) else "undecided"

@@ -248,7 +248,8 @@ def test_a_claims_file_of_another_shape_is_named(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert re.fullmatch(
-        rf"rdfia: {tmp_path}/claims\.json holds no run \(.*\): expected .*\n", shown.err
+        rf"rdfia: {tmp_path}/claims\.json: got other content than a run \(.*\), expected .*\n",
+        shown.err,
     )
 
 
