@@ -152,7 +152,7 @@ def read_run(path: Path) -> Json:
 def _require_types(record: Record) -> None:
     """TypeError: a field has a value of another type than its annotation."""
     for f in fields(Record):
-        if not isinstance(getattr(record, f.name), _KINDS.get(f.type, object)):
+        if not isinstance(getattr(record, f.name), _KINDS.get(str(f.type), object)):
             raise TypeError(f"{record.key}: {f.name} has another type than {f.type}")
 
 
