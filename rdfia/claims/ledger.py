@@ -26,9 +26,10 @@ def committed(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
     out.
     """
     verified = root / "reports" / "verified"
-    runs = []
-    for path in sorted(verified.rglob("claims.json")):
-        runs.append((path.parent.relative_to(verified), read_run(path)))
+    runs = [
+        (path.parent.relative_to(verified), read_run(path))
+        for path in sorted(verified.rglob("claims.json"))
+    ]
     runs.sort(key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
     runs.sort(key=lambda item: item[0].parts[:1] != (device,))
     return [
@@ -127,11 +128,15 @@ class Ledger:
                 f"{claim_id}: got estimates of {', '.join(unknown) or 'nothing'}, expected names "
                 f"that have a bound in rdfia/claims/claims.json: {', '.join(row.bounds) or 'none'}"
             )
-        parts = []
-        for name, estimate in found.items():
-            outcome = judge.outcome(estimate, bounds[name])
-            parts.append({"name": name, "bound": str(bounds[name]), "outcome": outcome})
-            parts[-1] |= asdict(estimate)
+        parts = [
+            {
+                "name": name,
+                "bound": str(bounds[name]),
+                "outcome": judge.outcome(estimate, bounds[name]),
+                **asdict(estimate),
+            }
+            for name, estimate in found.items()
+        ]
         record = self.new(
             claim_id,
             case,

@@ -1,7 +1,7 @@
-"""The HTML of the page's sections: records in, text of the jinja2 templates in `templates` out.
+"""The HTML of the page's sections, made from records by the jinja2 templates in `templates`.
 
-Autoescape is on, so that no text of a record becomes markup. Functions here compute what a template
-shows; the templates hold every tag.
+Autoescape is on, so that no text of a record becomes markup. The functions compute the values; all
+HTML tags are in the templates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCOPES = {
     "substitute": "the report's sentence, on other data, another network or a shorter run",
     "ours": "not in the report",
 }
-# A mark that is read without colour, and what the word means.
+# For each of `VERDICTS`: a mark that can be read without colour, and the meaning.
 MARKS = (
     ("✓", "the report's sentence: the whole interval lies within the bound"),
     ("✗", "the report's sentence: the whole interval lies beyond the bound"),
@@ -37,11 +37,11 @@ MARKS = (
     ("≉", "beyond the bound on other data, another network or a shorter run"),
     ("●", "a bound of ours: the whole interval lies within it"),
     ("○", "a bound of ours: the interval lies beyond it"),
-    ("?", "the interval holds the bound: so few images or seeds cannot tell"),
+    ("?", "the interval contains the bound: too few images or seeds to decide"),
     ("↺", "not run now: from a committed full run"),
-    ("→", "not run: it did not fit the minutes that this run was given"),
-    ("…", "an asset is missing here"),
-    ("!", "the check itself broke"),
+    ("→", "not run: the minutes of this run were not enough"),
+    ("…", "not run: an asset is missing"),
+    ("!", "the check raised an error"),
 )
 LEGEND = dict(zip(VERDICTS, MARKS, strict=True))
 ESTIMATE_HEAD = ("estimate", "value (99 % interval)", "bound", "outcome", "n", "interval by")
@@ -78,7 +78,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def claims(records: Sequence[Record], pictures: Mapping[str, Sequence[Picture]]) -> str:
-    """A card for each claim with its checks, below the filters that the script shows.
+    """A card for each claim with its checks, below the filters.
 
     `pictures`: record key -> the pictures that belong to this check only.
     """
@@ -217,7 +217,7 @@ def _needed_size(record: Record, part: Json) -> str:
     size = judge.size_that_decides(found, bound)
     if size is None:
         return "more data"
-    return f"about {size:,} in the place of {found.n:,} would decide, were the value to stay"
+    return f"about {size:,} instead of {found.n:,} would decide, if the value stayed the same"
 
 
 def _shortened_json(evidence: Json) -> str:

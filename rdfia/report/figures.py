@@ -75,6 +75,11 @@ def panels(
     return figure, list(np.ravel(figure.subplots(rows, columns, **options)))
 
 
+def _with_legend(figure: Figure) -> Figure:
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
+
+
 def _need(evidence: Mapping[str, Any], *names: str) -> None:
     missing = [name for name in names if not len(evidence.get(name, ()))]
     if missing:
@@ -156,8 +161,7 @@ def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = panels(2.75 * len(networks) + 0.2, len(networks), sharey=True)
     for ax, evidence, (colour, _, line) in zip(axes, networks, LINES * len(networks), strict=False):
         _need(evidence, "network", "accuracy")
-        taps = list(evidence["accuracy"])
-        values = list(evidence["accuracy"].values())
+        taps, values = zip(*evidence["accuracy"].items(), strict=True)
         best = int(np.argmax(values))
         ax.plot(values, color=colour, linestyle=line, linewidth=1.3)
         for i, tap in enumerate(taps):
@@ -216,8 +220,7 @@ def c_sweep(evidence: Mapping[str, Any]) -> Figure:
         xlabel="C of the linear SVM (no unit, log scale)",
         ylabel="accuracy (share, 0 to 1)",
     )
-    figure.legend(loc="outside lower center", ncols=1)
-    return figure
+    return _with_legend(figure)
 
 
 @rc_context(STYLE)
@@ -320,7 +323,7 @@ def intervals(
         ax.axvline(
             reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name
         )
-        figure.legend(loc="outside lower center", ncols=1)
+        return _with_legend(figure)
     return figure
 
 
@@ -383,8 +386,7 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ax.set(
         xlabel=ACCURACY, ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names
     )
-    figure.legend(loc="outside lower center", ncols=1)
-    return figure
+    return _with_legend(figure)
 
 
 @rc_context(STYLE)
@@ -443,8 +445,7 @@ def score_by_step(
         yscale="log" if "y" in log else "linear",
     )
     ax.set_ylim(None if "y" in log else 0)
-    figure.legend(loc="outside lower center", ncols=1)
-    return figure
+    return _with_legend(figure)
 
 
 def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:

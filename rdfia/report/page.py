@@ -33,12 +33,12 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
         figures.c_sweep,
         "Accuracy against C. Hollow: the solver stopped early.",
     ),
-    ("compared", ("bars",), figures.comparison, "Ways to classify, a dot a seed."),
+    ("compared", ("bars",), figures.comparison, "Classifiers, one dot for each seed."),
     (
         "best",
         ("rows",),
         figures.ablation,
-        "Where the best accuracy comes from, one step a row, with its 95% interval.",
+        "The steps to the best accuracy, one in each row, with 95% intervals.",
     ),
     (
         "confusion",
@@ -51,7 +51,7 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
         "study",
         ("scores", "default"),
         figures.study,
-        "A ring a seed, a diamond their mean with its 95% interval; dotted: the mean of the "
+        "Rings are seeds, the diamond is their mean with its 95% interval; dotted: the mean of the "
         "default setting; grey: the margin of equivalence around it.",
     ),
     (
@@ -72,12 +72,12 @@ TITLES = {
     "figure2": "Figure 2: first convolution",
     "figure3": "Figure 3: the SVM's C",
     "depth": "Accuracy against depth",
-    "compared": "Ways to classify",
+    "compared": "Classifiers",
     "best": "The best recipe",
     "confusion": "Confusion matrix",
-    "mistakes": "The hardest mistakes",
+    "mistakes": "The most confident mistakes",
     "figure4": "Figure 4: saliency maps",
-    "deletion": "Saliency put to the test",
+    "deletion": "Saliency, measured",
     "figure5": "Figure 5: a fooling image",
     "fooling": "Fooling, measured",
     "figure6": "Figure 6: from noise to a tarantula",
@@ -98,9 +98,9 @@ TITLES = {
     "figure19": "Figure 19: cGAN by step",
     "figure20": "Figure 20: losses of the cGAN",
     "steps": "GANs by training step, measured",
-    "speed": "Speed, beside the peers",
-    "gate": "The gate's false alarms and catches",
-    "faults": "Faults and hostile files, withstood",
+    "speed": "Speed compared with the peers",
+    "gate": "False alarms and detections of the gate",
+    "faults": "Faults and hostile files",
     "thresholds": "Thresholds",
     "answers": "Answers of the report",
     "errata": "Errata of the report",
@@ -298,7 +298,7 @@ def _draw(
 def _kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:
     """The picture of a record's own figure, or that its file is missing."""
     if not (folder / row["file"]).is_file():
-        problem = "picture not kept; a full run draws it again."
+        problem = "the picture is not stored; a full run draws it again."
         return Picture(record.key, problem=problem)
     caption = _caption(row.get("caption", ""), record)
     return Picture(record.key, row["file"], row.get("alt", ""), caption)

@@ -50,8 +50,8 @@ LARGER = {
     "experiments.gans": 380,
     "gans.training": 235,
     "data.assets": 235,
-    "report.figures": 220,
-    "__main__": 215,
+    "report.figures": 240,
+    "__main__": 255,
 }
 TME7 = """
     q1.blocks q1.total q2.output q3.animals q4.conv1 q5.dataset q5.scratch q6.pretrained q8.depth q9.grey q10.head
@@ -199,7 +199,7 @@ def test_the_package_stays_compact() -> None:
     assert rooms["experiments"] < 1040, rooms
     # Files, data sets, claims, the page, the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2530
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2640
     )
 
 
