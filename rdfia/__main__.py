@@ -1,4 +1,4 @@
-"""`rdfia assets | report | claims | extract`: thin commands; pytest is where the work is done."""
+"""The commands `rdfia assets | report | claims | extract`; the checks themselves run in pytest."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError, printable_
 
 if TYPE_CHECKING:
     from rdfia.data.downloads import Progress
+    from rdfia.data.feature_store import FeatureStore
+    from rdfia.models.networks import Loaded
 
-ALSO = (
-    " has a further case or a substitute that uses it",
-    "s have a further case or a substitute that uses it",
-)
-# exit code: something is not on this machine; 1 is a failed check, 2 a wrong argument
-WAIT_FOR_ASSETS = 3
+FAILED, WRONG_ARGUMENT, ASSET_MISSING, INTERRUPTED = 1, 2, 3, 130  # exit codes
+CLAIMS_OF = {  # field of an asset's record -> the words for one claim and for several
+    "waiting": ("claim waits for it", "claims wait for it"),
+    "also": (
+        "claim has a further case or a substitute that uses it",
+        "claims have a further case or a substitute that uses it",
+    ),
+}
 
 
 def _size(size: int) -> str:
-    return next(
-        f"{size / 10**p:.1f} {unit}"
-        for p, unit in ((9, "GB"), (6, "MB"), (0, "B"))
-        if size >= 10**p or not p
-    )
+    unit, power = ("GB", 9) if size >= 1e9 else ("MB", 6) if size >= 1e6 else ("B", 0)
+    return f"{size / 10**power:.1f} {unit}"
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar for each file, drawn on the error stream of a terminal only."""
+    """A callback that shows a bar for each file, on the error stream if it is a terminal."""
     from tqdm import tqdm
 
     bars: dict[str, Any] = {}
@@ -61,9 +62,7 @@ def _bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The human form of `assets.asset_states`: a line an asset, and below it what is wrong and the
-    way out.
-    """
+    """`assets.asset_states` as text: one line for each asset, below it problems and next steps."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     column = max(len(record["name"]) for record in records) + 2
     for record in records:
@@ -74,15 +73,16 @@ def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
             else record["about"]
         )
         yield f"{record['name']:<{column}}{record['state']:<12}  {what}".rstrip()
-        lines = record["problem"].rsplit("; ", 1)  # the way out on a line of its own, to be copied
+        lines = record["problem"].rsplit("; ", 1)  # the next step on its own line, to be copied
         if record["state"] == "missing":
             lines = [
                 f"get it: {record['command']}",
                 f"note: {record['note']}" if record["note"] else "",
             ]
-        for field, one, more in (("waiting", " waits for it", "s wait for it"), ("also", *ALSO)):
-            if ids := record[field]:
-                lines.append(f"{len(ids)} claim{more if ids[1:] else one}: {', '.join(ids)}")
+        for field, words in CLAIMS_OF.items():
+            ids = record[field]
+            if ids:
+                lines.append(f"{len(ids)} {words[len(ids) > 1]}: {', '.join(ids)}")
         for line in filter(None, lines):
             yield from textwrap.wrap(
                 line,
@@ -97,23 +97,24 @@ def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
     from rdfia.data import assets
 
-    failed, done = 0, []
+    code = 0
+    fetched = []
     for name in names or [
         row.name for row in assets.ASSETS.values() if row.downloads or assets.find(row.name)
     ]:
         try:
             with _progress() as progress:
-                done.append(located := assets.fetch(name, to, progress))
-            print(
-                f"{name}: {_size(located.size)} in {located.path}",
-                file=sys.stderr if as_json else sys.stdout,
-            )
+                located = assets.fetch(name, to, progress)
         except AssetUnavailable as error:
-            failed = failed or WAIT_FOR_ASSETS
+            code = ASSET_MISSING
             print(f"rdfia: {error}", file=sys.stderr)
+            continue
+        fetched.append(located)
+        where = sys.stderr if as_json else sys.stdout
+        print(f"{name}: {_size(located.size)} in {located.path}", file=where)
     if as_json:
-        print(json.dumps([vars(located) for located in done], indent=1, default=str))
-    return failed
+        print(json.dumps([vars(located) for located in fetched], indent=1, default=str))
+    return code
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -138,39 +139,31 @@ def _assets(options: argparse.Namespace) -> int:
         return _prepare(options)
     if options.source:
         raise ArgumentError(
-            f"--from belongs to prepare, got {options.action}: rdfia assets prepare celeba --from DIR"
+            f"--from: got it with {options.action}, expected it with prepare only: "
+            "rdfia assets prepare celeba --from DIR"
         )
     if options.to and options.action != "fetch":
         raise ArgumentError(
-            f"--to belongs to fetch; {options.action} looks at RDFIA_ASSETS: set it to {options.to}"
+            f"--to: got it with {options.action}, expected it with fetch or prepare only; "
+            f"{options.action} reads RDFIA_ASSETS: set it to {options.to}"
         )
     if options.action == "fetch":
         return _fetch(options.names, options.to, options.json)
     records = assets.asset_states(options.names, fresh=options.action == "verify")
     for record in records:
         lacking = record["state"] in ("missing", "corrupt")
-        for field, uses in (("waiting", "needs"), ("also", "also")):
-            wanted = [
-                claim.id for claim in CLAIMS.values() if record["name"] in getattr(claim, uses)
-            ]
-            record[field] = wanted if lacking else []
+        name = record["name"]
+        record["waiting"] = [c.id for c in CLAIMS.values() if lacking and name in c.needs]
+        record["also"] = [c.id for c in CLAIMS.values() if lacking and name in c.also]
     if options.json:
         print(json.dumps(records, indent=1))
     else:
         here = sum(bool(record["source"]) for record in records)
-        where = (
-            f"RDFIA_ASSETS is {os.environ['RDFIA_ASSETS']}"
-            if assets.assets_dir()
-            else "RDFIA_ASSETS is not set"
-        )
-        print(
-            f"{here} of {len(records)} assets are on this machine; {where}\n",
-            *_table(records),
-            sep="\n",
-        )
-    return int(
-        options.action == "verify" and any(r["state"] == "corrupt" or r["problem"] for r in records)
-    )
+        where = f"is {os.environ['RDFIA_ASSETS']}" if assets.assets_dir() else "is not set"
+        print(f"{here} of {len(records)} assets are on this machine; RDFIA_ASSETS {where}\n")
+        print(*_table(records), sep="\n")
+    wrong = any(record["state"] == "corrupt" or record["problem"] for record in records)
+    return FAILED if options.action == "verify" and wrong else 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -196,110 +189,125 @@ def _claims(options: argparse.Namespace) -> int:
             for record, folder, date in reversed(committed(Path()))
         }
     else:
-        latest = {
-            r.key: (r, str(options.folder))
-            for r in (read_run(path)["records"] if path.exists() else [])
-        }
+        records = read_run(path)["records"] if path.exists() else []
+        latest = {record.key: (record, str(options.folder)) for record in records}
     if options.readme:
         if not options.readme.is_file():
             raise ArgumentError(
-                f"--readme {printable_line(options.readme)}: no such file; name one with both marks"
+                f"--readme {printable_line(options.readme)}: no such file, expected one with the "
+                "two marks of the table; check its name"
             )
         text = summary.with_new_table(
             options.readme.read_text("utf-8"), [record for record, _ in latest.values()]
         )
         files.write_atomic(options.readme, text.encode())
     elif options.json:
-        checks = {
-            claim_id: [r.as_json() for r, _ in latest.values() if r.id == claim_id]
-            for claim_id in CLAIMS
-        }
-        print(
-            json.dumps(
-                [{**asdict(claim), "checks": checks[claim.id]} for claim in CLAIMS.values()],
-                indent=1,
-            )
-        )
+        rows = {claim.id: {**asdict(claim), "checks": []} for claim in CLAIMS.values()}
+        for record, _ in latest.values():
+            if record.id in rows:
+                rows[record.id]["checks"].append(record.as_json())
+        print(json.dumps(list(rows.values()), indent=1))
     else:
         print(*summary.claims_as_text([*latest.values()]), sep="\n")
     return 0
 
 
-def _closed(error: OSError) -> None:
-    """What cannot be listed is said: photos that are left out without a word would be missed by
-    nobody.
-    """
+def _refuse_unreadable_folder(error: OSError) -> None:
+    """ArgumentError: `os.walk` would skip a folder that it cannot list, and its photos with it."""
     raise ArgumentError(
-        f"folder {printable_line(error.filename)}: cannot be listed ({error.strerror}); check its name, let "
-        "yourself read it, or move it away"
+        f"folder {printable_line(error.filename)}: cannot be listed ({error.strerror}), expected a "
+        "folder that you may read; check its name and permissions, or move it away"
     ) from error
 
 
-def _extract(options: argparse.Namespace) -> int:
-    import numpy as np
+def _taps(network: str, names: str) -> dict[str, str]:
+    """Tap -> path of its module, for comma-separated names."""
+    from rdfia.models import networks
+
+    paths = networks.tap_paths(network)
+    taps = {tap: paths.get(tap, tap) for tap in names.split(",")}
+    unknown = [tap for tap, path in taps.items() if path not in paths.values()]
+    if unknown:
+        raise ArgumentError(
+            f"--taps: got {', '.join(unknown)}, expected layers of {network}, such as conv1_1, "
+            "relu3_3, pool5, fc6"
+        )
+    return taps
+
+
+def _photos(folder: Path) -> list[Path]:
+    """The photos below a folder, sorted, without hidden files and folders."""
+    from rdfia.data import datasets
+
+    found = []
+    for parent, _, names in os.walk(folder, onerror=_refuse_unreadable_folder):
+        for name in names:
+            path = Path(parent, name)
+            hidden = any(part[0] == "." for part in path.relative_to(folder).parts)
+            if path.suffix.lower() in datasets.SUFFIXES and not hidden:
+                found.append(path)
+    if not found:
+        raise ArgumentError(
+            f"folder {folder}: got no photo, expected files that end with "
+            f"{' '.join(sorted(datasets.SUFFIXES))}; name the folder that contains them"
+        )
+    return sorted(found)
+
+
+def _usable_device(device: str) -> str:
+    """The device of this process; ArgumentError if torch cannot use it."""
     import torch
 
-    from rdfia.data import assets, datasets, files
-    from rdfia.data.images import Preprocess
-    from rdfia.device import memory, precision
-    from rdfia.models import networks
-    from rdfia.transfer import extraction, features
-
-    preprocess = Preprocess(decoder=options.decoder)
-    taps = {
-        tap: networks.tap_paths(options.network).get(tap, tap) for tap in options.taps.split(",")
-    }
-    if unknown := [
-        tap for tap in taps if taps[tap] not in networks.tap_paths(options.network).values()
-    ]:
-        raise ArgumentError(
-            f"taps {unknown} are not in {options.network}; they are like conv1_1, relu3_3, pool5, fc6"
-        )
-    paths = sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(options.folder, onerror=_closed)
-        for name in names
-        if Path(name).suffix.lower() in datasets.SUFFIXES
-        and not any(p[0] == "." for p in Path(folder, name).relative_to(options.folder).parts)
-    )
-    if not paths:
-        raise ArgumentError(
-            f"folder {options.folder} holds no photos ({' '.join(sorted(datasets.SUFFIXES))})"
-        )
-    device = options.device
-    # torchrun: a GPU for each process of this machine
+    # Under torchrun each process of this machine has its own GPU.
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.empty(1, device=device)
-    # torch's words for a misspelt device, and for one that is absent
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:  # a misspelt device, an absent one
         reason = str(error).splitlines()[0]
         raise ArgumentError(
-            f"device {device!r} cannot be used here: try cpu or cuda ({reason})"
+            f"--device: got {device!r}, which cannot be used here ({reason}); try cpu or cuda"
         ) from error
-    whole, part = f"{options.network}-full", f"{options.network}-features"
-    name = next(
-        (name for name in (options.network, whole) if name in assets.ASSETS and assets.find(name)),
-        part,
-    )
+    return device
+
+
+def _load_network(name: str) -> Loaded:
+    """The network with the most complete weights on this machine."""
+    from rdfia.data import assets
+    from rdfia.models import networks
+
+    known = (asset for asset in (name, f"{name}-full") if asset in assets.ASSETS)
+    asset = next((asset for asset in known if assets.find(asset)), f"{name}-features")
+    return networks.load(name, assets.load_weights(asset))
+
+
+def _extract(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from rdfia.data import datasets, files
+    from rdfia.data.images import Preprocess
+    from rdfia.device import memory, precision
+    from rdfia.transfer import extraction, features
+
+    preprocess = Preprocess(decoder=options.decoder)
+    taps = _taps(options.network, options.taps)
+    paths = _photos(options.folder)
+    device = _usable_device(options.device)
     with extraction.current_team() as team:
-        if mine := paths[team.share(len(paths))]:
-            datasets.ImageSet(
-                str(options.folder), tuple(mine), np.zeros(len(mine)), ("photos",)
-            ).verify()
-        loaded = networks.load(options.network, assets.load_weights(name))
+        mine = paths[team.share(len(paths))]
+        if mine:
+            labels = np.zeros(len(mine))
+            datasets.ImageSet(str(options.folder), tuple(mine), labels, ("photos",)).verify()
+        loaded = _load_network(options.network)
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
         if not options.store:
-            columns = sum(
-                map(math.prod, features.tap_shapes(loaded.module, taps, preprocess.size).values())
-            )
-            nbytes = 2 * columns * len(paths) * precision.fast_dtype(device).itemsize
+            shapes = features.tap_shapes(loaded.module, taps, preprocess.size).values()
+            columns = sum(map(math.prod, shapes))
             memory.require_memory(
-                nbytes,
+                2 * columns * len(paths) * precision.fast_dtype(device).itemsize,
                 f"a file of {columns} columns for {len(paths)} photos",
-                "keep shards: --store DIR",
+                "write shards instead: --store DIR",
             )
         extracted = extraction.extract(
             loaded.module,
@@ -313,24 +321,33 @@ def _extract(options: argparse.Namespace) -> int:
             progress=None if team.rank else _bar,
         )
         if team.rank == 0:
-            names = [path.relative_to(options.folder).as_posix() for path in paths]
-            to = extracted.folder if options.store else options.to
-            if options.store:
-                # a store is kept by what photos hold: their names may be others by now
-                kept = to / "images.json"
-                if not kept.exists() or files.read_json(kept) != names:
-                    files.write_json(kept, names)
-            else:
-                metadata = {"images": json.dumps(names), "network": options.network}
-                files.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
-            shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
-            print(f"{to}: {shapes} ({extracted.dtype})")
+            _write_extracted(options, paths, list(taps), extracted)
     return 0
+
+
+def _write_extracted(
+    options: argparse.Namespace, paths: Sequence[Path], taps: Sequence[str], extracted: FeatureStore
+) -> None:
+    """Write the photos' names beside the shards, or the features with the names into one file."""
+    from rdfia.data import files
+
+    names = [path.relative_to(options.folder).as_posix() for path in paths]
+    to = extracted.folder if options.store else options.to
+    if options.store:
+        # The key of a store depends on the photos' content: their names may have changed.
+        listed = to / "images.json"
+        if not listed.exists() or files.read_json(listed) != names:
+            files.write_json(listed, names)
+    else:
+        metadata = {"images": json.dumps(names), "network": options.network}
+        files.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
+    shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
+    print(f"{to}: {shapes} ({extracted.dtype})")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "rdfia", description="Four deep-vision labs, held to their report by pytest."
+        "rdfia", description="Four deep-vision labs, checked against their report by pytest."
     )
     parser.add_argument("--version", action="version", version=f"rdfia {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -341,15 +358,15 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     sub = command(
-        "assets", _assets, "Where weights and data are; fill and check an assets directory."
+        "assets", _assets, "Show where weights and data are; fill and check an assets directory."
     )
     sub.add_argument(
         "action", choices=("status", "fetch", "verify", "prepare"), nargs="?", default="status"
     )
     sub.add_argument(
-        "names", nargs="*", metavar="NAME", help="assets (default: all); prepare: celeba"
+        "names", nargs="*", metavar="NAME", help="assets (default: all); for prepare: celeba"
     )
-    sub.add_argument("--json", action="store_true", help="for machines")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument(
         "--to", type=Path, metavar="DIR", help="fetch or prepare into this assets directory"
     )
@@ -359,28 +376,30 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--size", choices=("32", "64", "both"), default="32", help="prepare images of this size"
     )
-    sub = command("report", _report, "Write the page of a run again from its claims.json.")
+    sub = command("report", _report, "Write the page of a run from its claims.json.")
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
     sub = command(
         "claims",
         _claims,
-        "List the claims: sentence, outcome, values with intervals, where the record is.",
+        "List the claims with their outcomes, values, intervals and the place of each record.",
     )
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
     sub.add_argument(
         "--committed",
         action="store_true",
-        help="of the runs in reports/verified, not of the last one",
+        help="list the committed runs in reports/verified instead of FOLDER",
     )
     sub.add_argument(
         "--readme",
         type=Path,
         metavar="FILE",
-        help="write the table of the committed runs into this file",
+        help="write the table of the committed runs between the two marks of FILE",
     )
-    sub.add_argument("--json", action="store_true", help="for machines")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     sub = command(
-        "extract", _extract, "Features of every photo below a folder, any layers, in one pass."
+        "extract",
+        _extract,
+        "Extract features of all photos below a folder, any layers, in one pass.",
     )
     sub.add_argument("folder", type=Path)
     sub.add_argument("--network", default="vgg16", choices=("vgg16", "alexnet", "squeezenet1_1"))
@@ -392,45 +411,43 @@ def _parser() -> argparse.ArgumentParser:
         "--decoder",
         choices=("pillow", "torchvision"),
         default="pillow",
-        help="torchvision: JPEG on the device (nvJPEG on CUDA); its pixels differ a little",
+        help="torchvision decodes JPEG on the device (nvJPEG on CUDA); pixels differ slightly",
     )
     sub.add_argument("--to", type=Path, default=Path("features.safetensors"), metavar="FILE")
     sub.add_argument(
         "--store",
         type=Path,
         metavar="DIR",
-        help="instead of FILE: shards below DIR, however many photos",
+        help="write shards below DIR instead of FILE, for any number of photos",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a check failed or a file is bad, 2 wrong argument, 3 something is not
-    here, 130 Ctrl-C.
+    """The exit code of a command.
+
+    0: success. 1: a failed check or a bad file. 2: a wrong argument. 3: a missing asset. 130:
+    Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"rdfia: {message}", file=sys.stderr)
             return int(options.run(options))
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print(
-            "rdfia: stopped; what was finished is kept, the same command goes on from there",
+            "rdfia: interrupted; finished work is kept, run the same command again to continue",
             file=sys.stderr,
         )
-        return 130
+        return INTERRUPTED
     except RdfiaError as error:
         print(f"rdfia: {error}", file=sys.stderr)
-        return (
-            2
-            if isinstance(error, ArgumentError)
-            else WAIT_FOR_ASSETS
-            if isinstance(error, AssetUnavailable)
-            else 1
-        )
+        if isinstance(error, ArgumentError):
+            return WRONG_ARGUMENT
+        return ASSET_MISSING if isinstance(error, AssetUnavailable) else FAILED
 
 
 if __name__ == "__main__":

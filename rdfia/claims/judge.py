@@ -1,8 +1,7 @@
-"""From an estimate and a bound to an outcome, and from two measurements of one thing to whether
-they can be the same.
+"""The outcome of an estimate by its bound, and whether a result repeats its pin.
 
-Bounds are data (`claims.json`); estimates come from `intervals`. Nothing here knows a lab, a
-network or a file.
+Bounds come from `claims.json`, estimates from `intervals`. This module knows no lab, no network and
+no file.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rdfia.errors import ArgumentError
 
 OUTCOMES = ("supported", "contradicted", "undecided")
 SCOPES = ("report", "substitute", "ours")
-WORDS = {  # what a reader sees, by scope
+WORDS = {  # scope -> outcome -> the word that the page shows
     "report": dict(zip(OUTCOMES, ("reproduced", "contradicted", "undecided"), strict=True)),
     "substitute": dict(
         zip(OUTCOMES, ("holds on a substitute", "fails on a substitute", "undecided"), strict=True)
@@ -31,18 +30,21 @@ WORDS = {  # what a reader sees, by scope
     "ours": dict(zip(OUTCOMES, ("reached", "missed", "undecided"), strict=True)),
 }
 DIRECTIONS = ("at least", "at most", "above", "below", "equals", "within")
-ERRORS = 4  # standard errors by which two measurements of one thing may differ
-# Share of the images that may be right in one run and wrong in another of the same images: see
-# `flips_allowed`. Between bfloat16 and float32 differ 0 to 5 of 2,985 test images (eight layers of
-# AlexNet, trained and random), and 10 of 2,950 digits of which a fifth is missed; another layer
-# changes 471 of these, swapped means 414. VGG16 was not compared yet.
+ERRORS = 4  # two measurements of the same quantity may differ by so many standard errors
+# The share of images that may change between right and wrong in two runs on the same images: see
+# `flips_allowed`. Measured between bfloat16 and float32: 0 to 5 of 2,985 test images (eight layers
+# of AlexNet, trained and random) and 10 of 2,950 digits, of which a fifth is wrong. Another layer
+# changes 471 of these digits, channel means in the wrong order change 414. VGG16 was not measured.
 FLIPS = 0.01
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What an estimate is to be, and why; "within": at most `margin` from `value`. ArgumentError:
-    other words.
+    """The values that a claim allows for an estimate.
+
+    `direction`: one of `DIRECTIONS`. `margin`: for "within" only, the largest allowed distance from
+    `value`. `reason`: why this value. ArgumentError: another direction, a value that is not finite,
+    a margin that does not fit the direction.
     """
 
     direction: str
@@ -55,14 +57,11 @@ class Bound:
             raise ArgumentError(
                 f"direction: got {self.direction!r}, expected one of {', '.join(DIRECTIONS)}"
             )
-        if (
-            not math.isfinite(self.value)
-            or not self.margin >= 0
-            or (self.margin > 0) != (self.direction == "within")
-        ):
+        fits = self.margin > 0 if self.direction == "within" else self.margin == 0
+        if not math.isfinite(self.value) or not fits:
             raise ArgumentError(
-                f"value, margin: got {self.value}, {self.margin} for {self.direction!r}; expected a "
-                'finite value, and a margin above 0 for "within" alone'
+                f"value, margin: got {self.value}, {self.margin} for {self.direction!r}, expected "
+                'a finite value, and a margin above 0 for "within" only'
             )
 
     def __str__(self) -> str:
@@ -70,21 +69,22 @@ class Bound:
         return f"within {self.margin:g} of {value}" if self.margin else f"{self.direction} {value}"
 
     def is_under(self, x: float) -> bool:
-        """Whether `x` lies below what the bound allows."""
+        """Whether `x` lies below the allowed values."""
         if self.direction == "above":
             return x <= self.value
         return self.direction not in ("at most", "below") and x < self.value - self.margin
 
     def is_over(self, x: float) -> bool:
-        """Whether `x` lies above what the bound allows."""
+        """Whether `x` lies above the allowed values."""
         if self.direction == "below":
             return x >= self.value
         return self.direction not in ("at least", "above") and x > self.value + self.margin
 
 
 def outcome(found: Estimate, bound: Bound) -> str:
-    """ "supported": the whole interval is allowed; "contradicted": none of it is; "undecided": some
-    of it.
+    """One of `OUTCOMES`, by how much of the interval the bound allows.
+
+    All of it: "supported". Nothing: "contradicted". A part: "undecided".
     """
     if not (bound.is_under(found.low) or bound.is_over(found.high)):
         return "supported"
@@ -92,8 +92,9 @@ def outcome(found: Estimate, bound: Bound) -> str:
 
 
 def combined_outcome(outcomes: Sequence[str]) -> str:
-    """Of parts that a claim asserts at once: supported when all are, contradicted when one is.
-    ArgumentError: none.
+    """The outcome of a claim with several parts: all supported, or one contradicted, or undecided.
+
+    ArgumentError: no part.
     """
     if not outcomes:
         raise ArgumentError("outcomes: got none, expected one for each part of the claim")
@@ -103,11 +104,10 @@ def combined_outcome(outcomes: Sequence[str]) -> str:
 
 
 def standard_error(found: Estimate) -> float:
-    """Half the interval's width, in quantiles of the normal distribution: 0 where it is exact,
-    infinite where open.
+    """Half the interval's width divided by the normal quantile of its level.
 
-    Of Student's intervals over few seeds it is larger than the values' own, as what is known of
-    these is less.
+    0 for an exact value, infinite for an infinite interval. For Student's intervals over few seeds
+    it is larger than the values' own standard error, which is itself uncertain.
     """
     if found.low == found.high:
         return 0.0
@@ -115,82 +115,83 @@ def standard_error(found: Estimate) -> float:
 
 
 def errors_from_bound(found: Estimate, bound: Bound) -> float:
-    """How many standard errors the value is from the edge of what the bound allows; infinity for
-    what is exact.
+    """The distance of the value from the nearest edge of the bound, in standard errors.
 
-    0 where the interval is open to a side: nothing is known of how far such a value may be.
+    Infinite for an exact value. 0 for an infinite interval: its error is unknown.
     """
-    edges = {bound.value - bound.margin, bound.value + bound.margin}
-    error, gap = standard_error(found), min(abs(found.value - edge) for edge in edges)
+    error, gap = standard_error(found), _distance_to_edge(found, bound)
     if math.isinf(error):
         return 0.0
     return gap / error if error else math.inf
 
 
 def size_that_decides(found: Estimate, bound: Bound) -> int | None:
-    """About how many images or seeds would decide an undecided claim, were the value to stay; None
-    where none would.
+    """The approximate number of images or seeds that would decide a claim, or None.
+
+    It assumes the same value and a width that shrinks with the square root of n. None: the value
+    lies on the bound, or the interval is infinite.
     """
-    edges = [bound.value - bound.margin, bound.value + bound.margin]
-    gap = min(abs(found.value - edge) for edge in edges)
+    gap = _distance_to_edge(found, bound)
     half = max(found.high - found.value, found.value - found.low)
     return math.ceil(round(found.n * (half / gap) ** 2, 6)) if gap and math.isfinite(half) else None
 
 
+def _distance_to_edge(found: Estimate, bound: Bound) -> float:
+    edges = (bound.value - bound.margin, bound.value + bound.margin)
+    return min(abs(found.value - edge) for edge in edges)
+
+
 def bounds_digest(bounds: Mapping[str, Bound]) -> str:
-    """SHA-256 over names, directions, values and margins, its first 12 digits: reasons may be
-    worded anew.
-    """
+    """The first 12 digits of a SHA-256 over names, directions, values and margins, not reasons."""
     rows = {name: [bound.direction, bound.value, bound.margin] for name, bound in bounds.items()}
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12]
 
 
-# --- pins: is this the same as ever?
-# ------------------------------------------------------------------------------
+# --- pins: does a run repeat the accepted result?
 
 
 def pack_bits(right: Any) -> dict[str, Any]:
-    """Which images were right, N true or false, as JSON holds it: 2,985 in 373 bytes."""
+    """N booleans, whether each image is right, as JSON: their number and their bits in base64."""
     bits = np.asarray(right, dtype=bool)
     return {"n": len(bits), "bits": base64.b64encode(np.packbits(bits).tobytes()).decode()}
 
 
 def unpack_bits(packed: Mapping[str, Any]) -> np.ndarray:
-    """`pack_bits` undone."""
+    """The N booleans of a mapping made by `pack_bits`."""
     return np.unpackbits(
         np.frombuffer(base64.b64decode(packed["bits"]), np.uint8), count=packed["n"]
     ).astype(bool)
 
 
 def flips_allowed(n: int) -> int:
-    """How many of n images may differ between two runs of the same images: FLIPS of them and four
-    standard errors.
-    """
+    """The number of n images that may change between two runs: the share FLIPS and 4 errors."""
     return math.floor(n * FLIPS + ERRORS * math.sqrt(n * FLIPS))
 
 
 def image_mismatch(now: Any, then: Any) -> str:
-    """Why two runs of the same images (N each, true where right) are not of one program; "" where
-    they may be.
+    """Why two runs on the same images cannot come from the same program; "" if they can.
 
-    Between processors and types of numbers few images change, about as many for the better as for
-    the worse (McNemar). Both directions count: a sudden gain is a leak until it is explained.
+    `now`, `then`: N booleans each, true where the image is right. Another processor or dtype
+    changes few images, about as many to right as to wrong (McNemar's test). A gain counts as a loss
+    does: a sudden gain is a leak of test images until it is explained.
     """
     now, then = np.asarray(now, dtype=bool), np.asarray(then, dtype=bool)
     gained, lost = int((now & ~then).sum()), int((then & ~now).sum())
-    said = f"{lost} images were right and are not, {gained} are and were not, of {len(now)}"
-    if abs(gained - lost) > ERRORS * math.sqrt(gained + lost):
-        return f"{said}: too many the same way"
-    return (
-        f"{said}: {flips_allowed(len(now))} may change"
-        if gained + lost > flips_allowed(len(now))
-        else ""
+    counts = (
+        f"{lost} images were right and are not now, {gained} were wrong and are right now, "
+        f"of {len(now)}"
     )
+    if abs(gained - lost) > ERRORS * math.sqrt(gained + lost):
+        return f"{counts}: too many the same way"
+    if gained + lost > flips_allowed(len(now)):
+        return f"{counts}: {flips_allowed(len(now))} may change"
+    return ""
 
 
 def values_differ(value: float, error: float, pinned: float, pinned_error: float) -> bool:
-    """Whether two measurements lie more than four standard errors of their difference apart;
-    infinite ones do not.
+    """Whether two values differ by more than four standard errors of their difference.
+
+    Never where a standard error is infinite.
     """
     if value == pinned or math.isinf(error) or math.isinf(pinned_error):
         return False
@@ -198,37 +199,39 @@ def values_differ(value: float, error: float, pinned: float, pinned_error: float
 
 
 def pin_mismatch(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
-    """Why a result is no repetition of its pin; "" where it may be. Both as `claims.Ledger` keeps
-    them.
+    """Why a result does not repeat its pin; "" if it does.
 
-    Decided results that became undecided, or the other way round, count only where the pin lay
-    clear of its bound.
+    `now`, `then`: the result and the pin as `Ledger` stores them. A change between decided and
+    undecided counts only if the pin's value was more than four standard errors from its bound.
     """
     if now["bounds"] != then["bounds"]:
-        return "its pin is of other bounds"
-    was, certain = then["outcome"], then["errors from bound"] > ERRORS
+        return "its pin was made with other bounds"
+    was = then["outcome"]
+    certain = then["errors from bound"] > ERRORS
     if now["outcome"] != was and ("undecided" not in (now["outcome"], was) or certain):
         return f"its pin is {was}, {then['errors from bound']:g} standard errors from the bound"
-    sizes = [
-        {name: bits["n"] for name, bits in one.get("right", {}).items()} for one in (now, then)
-    ]
-    if sizes[0] and (now["images"], sizes[0]) == (then.get("images"), sizes[1]):
-        each = {
-            name: image_mismatch(unpack_bits(now["right"][name]), unpack_bits(then["right"][name]))
-            for name in sizes[0]
-        }
-        if moved := "; ".join(
-            f"{name}, beside its pin: {why}" for name, why in each.items() if why
-        ):
-            return moved
+    if _images(now) and _images(now) == _images(then):
+        changed = []
+        for name, packed in now["right"].items():
+            why = image_mismatch(unpack_bits(packed), unpack_bits(then["right"][name]))
+            if why:
+                changed.append(f"{name}, compared with its pin: {why}")
+        if changed:
+            return "; ".join(changed)
     for name in now["parts"]:
-        # "inf" too
-        (value, error), (pinned, pinned_error) = (
-            map(float, one["parts"][name]) for one in (now, then)
-        )
+        # JSON holds infinity as the text "inf".
+        value, error = map(float, now["parts"][name])
+        pinned, pinned_error = map(float, then["parts"][name])
         if (error or pinned_error) and values_differ(value, error, pinned, pinned_error):
             return (
-                f"its pin has {name} {pinned:.4g} and this run {value:.4g}: more than {ERRORS} standard errors of "
-                "the difference apart"
+                f"its pin has {name} {pinned:.4g} and this run {value:.4g}: more than {ERRORS} "
+                "standard errors of the difference apart"
             )
     return ""
+
+
+def _images(pin: Mapping[str, Any]) -> tuple[str, dict[str, int]] | None:
+    """The digest of the images and the number of them by name; None without single images."""
+    if not pin.get("right"):
+        return None
+    return pin["images"], {name: bits["n"] for name, bits in pin["right"].items()}

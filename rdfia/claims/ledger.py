@@ -1,6 +1,4 @@
-"""The records of one run, each compared with its pin on entry, and the committed records of full
-runs.
-"""
+"""The records of one run, each compared with its pin, and the records of committed runs."""
 
 from __future__ import annotations
 
@@ -15,33 +13,40 @@ import numpy as np
 
 from rdfia.claims import intervals, judge, provenance
 from rdfia.claims.judge import OUTCOMES
-from rdfia.claims.record import ClaimError, Record, as_plain, is_stale, read_run
+from rdfia.claims.record import ClaimError, Json, Record, as_plain, is_stale, read_run
 from rdfia.claims.registry import CLAIMS, Claim
 from rdfia.data import files
 from rdfia.errors import ArgumentError
 
 
 def committed(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
-    """(record, folder, date) of the runs below `root`/reports/verified: those of `device` first,
-    latest first.
+    """(record, folder, date) of the runs below `root`/reports/verified.
+
+    Runs on `device` come first, later runs before earlier ones; records without an outcome are left
+    out.
     """
-    kept = root / "reports" / "verified"
+    verified = root / "reports" / "verified"
     runs = [
-        (path.parent.relative_to(kept), read_run(path))
-        for path in sorted(kept.rglob("claims.json"))
+        (path.parent.relative_to(verified), read_run(path))
+        for path in sorted(verified.rglob("claims.json"))
     ]
     runs.sort(key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
     runs.sort(key=lambda item: item[0].parts[:1] != (device,))
     return [
-        (row, folder.as_posix(), run["environment"].get("date", ""))
+        (record, folder.as_posix(), run["environment"].get("date", ""))
         for folder, run in runs
-        for row in run["records"]
-        if row.outcome in OUTCOMES
+        for record in run["records"]
+        if record.outcome in OUTCOMES
     ]
 
 
 class Ledger:
-    """The records of one run, each compared with its pin on entry; `accept` moves the pins instead."""
+    """The records of one run, each compared with its pin when it is added.
+
+    `root`: the checkout. `profile`: "short" or "full". `device`: "cpu" or "cuda". `required`: names
+    of assets that must not be missing, "all" for every asset and check. `accept`: store the results
+    as pins instead of comparing them.
+    """
 
     def __init__(
         self,
@@ -51,29 +56,33 @@ class Ledger:
         required: Iterable[str] = (),
         accept: bool = False,
     ):
-        self.root, self.profile, self.device, self.accept = root, profile, device, accept
+        self.root = root
+        self.profile = profile
+        self.device = device
+        self.accept = accept
         self.required = frozenset(required)
         self.records: dict[str, Record] = {}
         self.seconds: dict[str, float] = {}
         self.moved: list[str] = []  # pins that `accept` changed
-        # how far a run came that was stopped: what it has is not all that was asked for
-        self.unfinished = ""
-        self.pins, self.thresholds, self.costs = map(
-            self._baseline, ("pins", "thresholds", "costs")
-        )
+        self.unfinished = ""  # how far a stopped run came
+        self.pins = self._baseline("pins")
+        self.thresholds = self._baseline("thresholds")
+        self.costs = self._baseline("costs")
 
-    def _baseline(self, name: str) -> dict[str, Any]:
+    def _baseline(self, name: str) -> Json:
         path = self.root / "reports" / "baseline" / f"{name}.json"
         return files.read_json(path) if path.exists() else {}
 
     def add(self, record: Record) -> Record:
-        """Enter a record with the table's words on its claim; `ArgumentError`: an unknown id, or a
-        key used twice.
+        """The record after adding it, with lab, answer and statement of its claim.
+
+        ArgumentError: an unknown id, or a key that the run already has.
         """
         row = self._row(record.id)
         if record.key in self.records:
             raise ArgumentError(
-                f"{record.key}: recorded twice in one run; give the second record its own case"
+                f"{record.key}: got a record that the run already has (recorded twice), expected "
+                "one for each claim and case; give the second record its own case"
             )
         record.lab, record.answer, record.statement = row.lab, row.answer, row.statement
         self.records[record.key] = record
@@ -82,11 +91,13 @@ class Ledger:
     def _row(self, claim_id: str) -> Claim:
         if claim_id not in CLAIMS:
             raise ArgumentError(
-                f"no claim {claim_id!r} in rdfia/claims/claims.json, which has: {', '.join(sorted(CLAIMS))}"
+                f"no claim {claim_id!r} in rdfia/claims/claims.json, expected one of "
+                f"{', '.join(sorted(CLAIMS))}; correct the id or add the claim"
             )
         return CLAIMS[claim_id]
 
     def new(self, claim_id: str, case: str = "", **values: Any) -> Record:
+        """A new record of this run; `values`: fields of `Record`. Errors: those of `add`."""
         values.setdefault("scope", self._row(claim_id).scope)
         return self.add(Record(claim_id, case, profile=self.profile, device=self.device, **values))
 
@@ -101,29 +112,30 @@ class Ledger:
         images: str = "",
         **values: Any,
     ) -> Record:
-        """Judge estimates by the claim's bounds of the same names; ClaimError where the pin says
-        something else.
+        """The record of estimates with the outcome by the claim's bounds, compared with its pin.
 
-        `scope`: that of the claim unless given. `right`: name -> which of the images were right (N
-        each, true or false), `images`: their digest; then the pin is compared image by image.
-        ArgumentError: no such bound.
+        `found`: name of a bound -> estimate. `scope`: the claim's scope by default. `right`: name
+        -> N booleans, whether each image is right; `images`: the digest of the images. With both,
+        the pin is compared image by image. `values`: further fields of `Record`. ArgumentError: a
+        name without a bound, or no estimate. ClaimError: the result differs from its pin, or has
+        none.
         """
         row = self._row(claim_id)
         bounds = {name: row.bounds[name] for name in found if name in row.bounds}
-        if (unknown := found.keys() - bounds.keys()) or not found:
+        unknown = found.keys() - bounds.keys()
+        if unknown or not found:
             raise ArgumentError(
-                f"{claim_id}: no bound in rdfia/claims/claims.json for "
-                f"{', '.join(unknown) or 'nothing'}; "
-                f"it has: {', '.join(row.bounds) or 'none'}"
+                f"{claim_id}: got estimates of {', '.join(unknown) or 'nothing'}, expected names "
+                f"that have a bound in rdfia/claims/claims.json: {', '.join(row.bounds) or 'none'}"
             )
         parts = [
             {
                 "name": name,
                 "bound": str(bounds[name]),
-                "outcome": judge.outcome(one, bounds[name]),
-                **asdict(one),
+                "outcome": judge.outcome(estimate, bounds[name]),
+                **asdict(estimate),
             }
-            for name, one in found.items()
+            for name, estimate in found.items()
         ]
         record = self.new(
             claim_id,
@@ -136,60 +148,49 @@ class Ledger:
             code=provenance.lab_hash(self.root, row.lab),
             **values,
         )
-        far = {name: judge.errors_from_bound(one, bounds[name]) for name, one in found.items()}
-        against = [far[part["name"]] for part in parts if part["outcome"] == "contradicted"]
-        pin = {
+        distances = {name: judge.errors_from_bound(e, bounds[name]) for name, e in found.items()}
+        against = [distances[part["name"]] for part in parts if part["outcome"] == "contradicted"]
+        distance = max(against) if against else min(distances.values())
+        pin: Json = {
             "outcome": record.outcome,
             "bounds": record.bounds,
-            "errors from bound": round(
-                min(max(against) if against else min(far.values()), 99.0), 2
-            ),
-            "parts": {name: [one.value, judge.standard_error(one)] for name, one in found.items()},
-            **(
-                {
-                    "images": images,
-                    "right": {name: judge.pack_bits(bits) for name, bits in right.items()},
-                }
-                if right
-                else {}
-            ),
+            "errors from bound": round(min(distance, 99.0), 2),
+            "parts": {name: [e.value, judge.standard_error(e)] for name, e in found.items()},
         }
+        if right:
+            packed = {name: judge.pack_bits(bits) for name, bits in right.items()}
+            pin |= {"images": images, "right": packed}
         self._compare(record, pin)
         return record
 
-    def _compare(self, record: Record, pin: dict[str, Any]) -> None:
-        """Sets what the pin says; ClaimError where this is not a repetition of it, unless pins are
-        accepted.
-        """
+    def _compare(self, record: Record, pin: Json) -> None:
+        """Set the record's `pinned`; ClaimError if the result differs and pins are not accepted."""
         key = f"{record.key}|{record.profile}|{record.scope}"
         known = self.pins.get(key)
         record.pinned = known and known["outcome"]
-        why = (
-            judge.pin_mismatch(pin, known)
-            if known
-            else f"it has no pin (profile {record.profile}, scope {record.scope})"
-        )
+        why = f"it has no pin (profile {record.profile}, scope {record.scope})"
+        if known:
+            why = judge.pin_mismatch(pin, known)
         if self.accept and why:
             self.moved.append(f"{key}: {record.pinned} -> {record.outcome} ({why})")
             self.pins[key], record.pinned = as_plain(pin), record.outcome
         elif why:
             raise ClaimError(
-                f"{record.key}: {record.result}, {record.outcome} (expected {record.expected}), but {why}. Look at the "
-                "evidence on the page. If the new result is right, run the same command with --accept and commit "
-                "reports/baseline/pins.json."
+                f"{record.key}: {record.result}, {record.outcome} (expected {record.expected}), "
+                f"but {why}. Look at the evidence on the page. If the new result is right, run the "
+                "same command with --accept and commit reports/baseline/pins.json."
             )
 
     def unavailable(self, claim_id: str, case: str, message: str, asset: str = "") -> Record:
-        """Enter that an asset is missing; `ClaimError` when that asset was required."""
+        """The record of a check whose asset is missing; ClaimError: the asset is required."""
         record = self.new(claim_id, case, outcome="unavailable", note=message)
-        if asked := self.required & {asset, "all"}:
-            raise ClaimError(f"{record.key}: --require {', '.join(asked)}, but: {message}")
+        required = self.required & {asset, "all"}
+        if required:
+            raise ClaimError(f"{record.key}: --require {', '.join(required)}, but: {message}")
         return record
 
     def deferred(self, claim_id: str, case: str, message: str) -> Record:
-        """Enter that the session's minutes do not allow this check; `ClaimError` under --require
-        all.
-        """
+        """The record of a check without time left in the session; ClaimError: --require all."""
         record = self.new(claim_id, case, outcome="deferred", note=message)
         if "all" in self.required:
             raise ClaimError(f"{record.key}: --require all, but: {message}")
@@ -200,8 +201,10 @@ class Ledger:
         return [found for found in committed(self.root, self.device) if found[0].profile == "full"]
 
     def recorded(self, claim_id: str, case: str = "") -> Record:
-        """Enter the latest committed record of a full run, of this device or else another; never
-        shown as run.
+        """The record of the latest committed full run that has this check, as "recorded".
+
+        Runs on this device come first. Without one the record is "unavailable". ClaimError: its
+        outcome differs from its pin.
         """
         for row, folder, date in self._committed:
             if (row.id, row.case) == (claim_id, case):
@@ -220,7 +223,7 @@ class Ledger:
                 if pin and pin["outcome"] != row.outcome:
                     raise ClaimError(
                         f"{row.key}: the committed run on {folder} is {row.outcome}, its pin says "
-                        f"{pin['outcome']}; commit the records and the pins of one and the same full run"
+                        f"{pin['outcome']}; commit the records and the pins of the same full run"
                     )
                 return record
         return self.unavailable(
@@ -228,8 +231,9 @@ class Ledger:
         )
 
     def failed(self, claim_id: str, case: str, message: str) -> Record:
-        """Enter that the check itself broke, over what it may have recorded before; the message
-        without any path.
+        """The record of a check that raised, an "error"; replaces the outcome it may have.
+
+        Folders are removed from `message`, since records are committed.
         """
         record = self.records.get(f"{claim_id}/{case}" if case else claim_id) or self.new(
             claim_id, case
@@ -241,31 +245,30 @@ class Ledger:
         return record
 
     def same_images(self, key: str, right: Any, images: str) -> None:
-        """Compare which images (N, true where right) a layer has right with thresholds.json, by
-        `key`.
+        """Compare a layer's right images with those stored in thresholds.json.
 
-        Of other images (`images`: their digest) it is the share of right ones that is compared.
-        ClaimError: too many changed, or too many the same way, for better or worse; or it has no
-        such layer.
+        `key`: network/layer/data set. `right`: N booleans, whether each image is right. `images`:
+        the digest of the images; on other images than the stored ones, accuracies are compared.
+        ClaimError: more images changed than rounding explains, or the layer is not stored.
         """
         found = {
             "accuracy": round(float(np.mean(right)), 6),
             "images": images,
             **judge.pack_bits(right),
         }
-        if not (stored := self.thresholds.get(key)):
+        stored = self.thresholds.get(key)
+        if not stored:
             why = "reports/baseline/thresholds.json has no such layer"
         elif (stored["images"], stored["n"]) == (images, found["n"]):
             why = judge.image_mismatch(right, judge.unpack_bits(stored))
         else:
-            one, other = (
+            now, then = (
                 intervals.proportion(int(np.sum(bits)), len(bits))
                 for bits in (right, judge.unpack_bits(stored))
             )
-            far = judge.values_differ(
-                one.value, judge.standard_error(one), other.value, judge.standard_error(other)
-            )
-            why = f"{other.value:.4f} is stored, of {other.n} other images" * far
+            errors = judge.standard_error(now), judge.standard_error(then)
+            differs = judge.values_differ(now.value, errors[0], then.value, errors[1])
+            why = f"{then.value:.4f} is stored, of {then.n} other images" if differs else ""
         if self.accept and why:
             self.thresholds[key] = found
         elif why:
@@ -275,7 +278,7 @@ class Ledger:
             )
 
     def write_baseline(self) -> None:
-        """The pins and thresholds of this run, added to what the files already hold."""
+        """Write the pins and thresholds, those of this run added to the stored ones."""
         for name, value in (("pins", self.pins), ("thresholds", self.thresholds)):
             files.write_json(
                 self.root / "reports" / "baseline" / f"{name}.json", dict(sorted(value.items()))

@@ -1,4 +1,4 @@
-"""Which files a result depends on, found by following imports, and their digest."""
+"""The files on which a result depends, found by following imports, and their digest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-# No outcome depends on these.
+# These modules only show results: no outcome depends on them.
 DRAWS = (
     "rdfia/report/figures.py",
     "rdfia/report/blocks.py",
@@ -24,38 +24,36 @@ MEASURING = (
     "tests/support/*.py",
 )
 FILE = re.compile(r"[\w-]+\.\w+")
-# sentences and bounds: a record has the digest of its own bounds
+# Statements and bounds: a record has the digest of its own bounds.
 TABLES = {"rdfia/claims/claims.json"}
 
 
 def code_hash(root: Path) -> str:
-    """SHA-256, 12 digits, over names and bytes of all that measures: rdfia, tests/accuracy and
-    tests/support.
-    """
+    """The first 12 digits of a SHA-256 over the names and bytes of `measuring_files`."""
     return _digest(root, measuring_files(root))
 
 
 def measuring_files(root: Path) -> set[Path]:
-    """The files of `code_hash`: every module and table of the package, the claims' tests, and what
-    supports tests.
-    """
+    """Every module and table of the package, tests/accuracy and tests/support."""
     return {path for pattern in MEASURING for path in root.glob(pattern)}
 
 
 @functools.cache
 def lab_hash(root: Path, lab: str) -> str:
-    """As `code_hash`, over what the checks of one lab import, and the tables that these modules
-    read.
-    """
+    """As `code_hash`, over the modules that one lab's checks import and the tables they read."""
     return _digest(
         root, source_files(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"])
     )
 
 
 def source_files(root: Path, start: Iterable[str]) -> set[Path]:
-    """The files below `root` that these need: themselves, the modules of the project that they
-    import, and the files beside a module that it names. Files that are not there are left out."""
-    todo, found = [root / name for name in start], set[Path]()
+    """`start`, all modules of the project that these files import, and files that a module names.
+
+    `start`: paths relative to `root`. A named file lies beside its module. Missing files are left
+    out.
+    """
+    todo = [root / name for name in start]
+    found: set[Path] = set()
     while todo:
         path = todo.pop()
         name = path.relative_to(root).as_posix()
@@ -88,9 +86,7 @@ def _needs(root: Path, path: Path) -> Iterator[Path]:
 
 
 def _files(root: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """The module that a dotted name names or lies in; all of a package where only its front door
-    knows which.
-    """
+    """The module of a dotted name, or every module of a package if the name is defined there."""
     for n in range(len(parts), 0, -1):
         path = root.joinpath(*parts[:n])
         if path.with_suffix(".py").is_file():

@@ -1,4 +1,4 @@
-"""The record that a check of a claim leaves: what it has, how it is read, and how it is shown."""
+"""The record of a checked claim: its fields, how it is read from JSON, how its values are shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
 from rdfia.errors import RdfiaError, StoreError
 
-# What a reader sees of a record: the word for outcome and scope, or why there is no outcome.
+# The words of a record: for its outcome and scope, or why there is no outcome.
 VERDICTS = (
     *dict.fromkeys(
         word for words in WORDS.values() for word in words.values() if word != "undecided"
@@ -28,21 +28,22 @@ VERDICTS = (
 
 
 class ClaimError(RdfiaError):
-    """An outcome or a value is not the pinned one, or a required asset is missing."""
+    """An outcome or a value differs from its pin, or a required asset is missing."""
 
 
-_KINDS: dict[Any, Any] = {
+Json = dict[str, Any]
+_KINDS: Json = {  # annotation of a field -> its types
     "str": str,
     "float": (int, float),
-    "dict[str, Any]": dict,
+    "Json": dict,
     "list[dict[str, str]]": list,
-    "list[dict[str, Any]]": list,
+    "list[Json]": list,
 }
 
 
 @dataclass
 class Record:
-    """What one check measured: written by a test, read by the page, the gate and every comparison."""
+    """What one check measured: a test writes it; the page, the gate and comparisons read it."""
 
     id: str
     case: str = ""
@@ -51,10 +52,10 @@ class Record:
     statement: str = ""
     scope: str = "report"
     outcome: str = "error"
-    # name, bound, outcome, and the fields of an Estimate
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    # estimates: name, bound, outcome, and the fields of an Estimate
+    parts: list[Json] = field(default_factory=list)
     bounds: str = ""  # the digest of the bounds that decided
-    measured: Any = None  # what else is worth a line; decides nothing
+    measured: Any = None  # further values that the page shows; they decide nothing
     expected: str = ""
     unit: str = ""
     pinned: str | None = None  # the pin's outcome
@@ -65,34 +66,29 @@ class Record:
     device: str = "cpu"
     dtype: str = ""
     seconds: float = 0.0
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: Json = field(default_factory=dict)
     note: str = ""
     figures: list[dict[str, str]] = field(default_factory=list)  # file, caption, alt
-    # why its test is red: another verdict than the pin, an accuracy too low, a crash
+    # why its test failed: a verdict other than the pin's, an accuracy too low, a crash
     failure: str = ""
-    # of the full run: outcome, date, code, changed, folder
-    recorded: dict[str, Any] = field(default_factory=dict)
+    # where a recorded outcome comes from: outcome, date, code, folder, changed, stale
+    recorded: Json = field(default_factory=dict)
 
     @property
     def key(self) -> str:
+        """The claim's id with the case, unique in a run."""
         return f"{self.id}/{self.case}" if self.case else self.id
 
     @property
     def verdict(self) -> str:
-        """What a reader sees: "reproduced", "holds on a substitute", "reached", ..., or why there
-        is no outcome.
-        """
+        """The word of `VERDICTS`: "reproduced", "holds on a substitute", ..., "unavailable"."""
         return WORDS.get(self.scope, {}).get(self.outcome, self.outcome)
 
     @property
     def result(self) -> str:
-        """`estimates`, then what else was measured: "ratio 1.25 (1.21 to 1.29); steps 10"."""
-        return "; ".join(
-            filter(
-                None,
-                [self.estimates, format_value(self.measured, self.unit) if self.measured else ""],
-            )
-        )
+        """`estimates` and further values: "ratio 1.25 (1.21 to 1.29); steps 10"."""
+        further = format_value(self.measured, self.unit) if self.measured else ""
+        return "; ".join(filter(None, [self.estimates, further]))
 
     @property
     def estimates(self) -> str:
@@ -102,26 +98,25 @@ class Record:
             for part in self.parts
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
+        """The record with its key and verdict, as JSON can hold it."""
         return {"key": self.key, "verdict": self.verdict, **as_plain(asdict(self))}
 
 
 def interval_of(part: Mapping[str, Any]) -> str:
-    """The interval of a part, its method where it is open, nothing where it is exact."""
-    if "inf" in str(part["low"]):  # also as JSON keeps it
+    """The text of a part's interval: " (1.21 to 1.29)", " (one run)", or "" for an exact value."""
+    if "inf" in str(part["low"]):  # JSON holds infinity as the text "inf"
         return f" ({part['method']})"
-    return (
-        ""
-        if part["low"] == part["high"]
-        else f" ({format_value(part['low'])} to {format_value(part['high'])})"
-    )
+    if part["low"] == part["high"]:
+        return ""
+    return f" ({format_value(part['low'])} to {format_value(part['high'])})"
 
 
 def from_json(row: Mapping[str, Any]) -> Record:
-    """The record of a row of claims.json; names that this version does not know are dropped.
+    """The record of a row of a run's claims.json, without the fields that this version lacks.
 
-    A row of before outcomes were kept has none: an "error" until it is made again, so that its page
-    can be drawn.
+    A row of the first versions, which has a verdict and no outcome, becomes an "error", so that its
+    page can still be drawn.
     """
     known = {f.name for f in fields(Record)}
     found = {name: value for name, value in row.items() if name in known}
@@ -130,42 +125,41 @@ def from_json(row: Mapping[str, Any]) -> Record:
     return Record(**found)
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """A run's claims.json: environment, thresholds, and records as `Record`. StoreError: not JSON,
-    or another shape.
+def read_run(path: Path) -> Json:
+    """A run's claims.json: "environment", "thresholds", "unfinished" and "records" (`Record`s).
+
+    StoreError: the file is not JSON, or its content has another shape.
     """
     run = files.read_json(path)
     try:
-        run = {
-            "environment": {},
-            "thresholds": {},
-            "unfinished": "",
+        records = list(map(from_json, run["records"]))
+        for record in records:
+            _require_types(record)
+        return {
             **run,
-            "records": list(map(from_json, run["records"])),
+            "environment": {"assets": [], **run.get("environment", {})},
+            "thresholds": {**run.get("thresholds", {})},
+            "unfinished": run.get("unfinished", ""),
+            "records": records,
         }
-        run |= {
-            "environment": {"assets": [], **run["environment"]},
-            "thresholds": {**run["thresholds"]},
-        }
-        wrong = [
-            f"{r.key}: {f.name}"
-            for r in run["records"]
-            for f in fields(Record)
-            if not isinstance(getattr(r, f.name), _KINDS.get(f.type, object))
-        ]
-        if wrong:
-            raise TypeError(f"another type in {', '.join(wrong[:3])}")
     except (AttributeError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{path} holds no run ({error!r}): expected environment, thresholds and a list of records; "
-            "pytest -m accuracy writes one"
+            f"{path}: got other content than a run ({error!r}), expected environment, thresholds "
+            "and a list of records; pytest -m accuracy writes the file again"
         ) from error
-    return run
+
+
+def _require_types(record: Record) -> None:
+    """TypeError: a field has a value of another type than its annotation."""
+    for f in fields(Record):
+        if not isinstance(getattr(record, f.name), _KINDS.get(str(f.type), object)):
+            raise TypeError(f"{record.key}: {f.name} has another type than {f.type}")
 
 
 def as_plain(value: Any) -> Any:
-    """`value` as JSON can hold it: arrays and scalars of numpy and torch as lists and numbers, NaN
-    and inf as text.
+    """`value` as JSON can hold it.
+
+    Arrays and scalars of numpy and torch become lists and numbers, NaN and infinity become text.
     """
     if isinstance(value, Mapping):
         return {str(name): as_plain(item) for name, item in value.items()}
@@ -180,16 +174,16 @@ def as_plain(value: Any) -> Any:
 
 def is_stale(record: Record) -> bool:
     """Whether a bound of the claim has changed since the record was made."""
-    bounds = CLAIMS[record.id].bounds
-    names = [part["name"] for part in record.parts]
-    return not names or record.bounds != judge.bounds_digest(
-        {n: bounds[n] for n in names if n in bounds}
-    )
+    names = {part["name"] for part in record.parts}
+    bounds = {n: bound for n, bound in CLAIMS[record.id].bounds.items() if n in names}
+    return not names or record.bounds != judge.bounds_digest(bounds)
 
 
 def format_value(value: Any, unit: str = "") -> str:
-    """A value as a reader wants it: "138,357,544", "0.9069", "yes", "a 1, b 2"; "-" for nothing."""
-    if isinstance(value, Mapping):
+    """The text of a value: "138,357,544", "0.9069", "yes", "a 1, b 2"; "-" for None and ""."""
+    if value is None or value == "":
+        text = "-"
+    elif isinstance(value, Mapping):
         text = ", ".join(f"{name} {format_value(item)}" for name, item in value.items())
     elif isinstance(value, (list, tuple)):
         text = ", ".join(map(format_value, value))
@@ -198,15 +192,11 @@ def format_value(value: Any, unit: str = "") -> str:
     elif isinstance(value, float):
         text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     else:
-        text = (
-            f"{value:,}" if isinstance(value, int) else str("-" if value in (None, "") else value)
-        )
+        text = f"{value:,}" if isinstance(value, int) else str(value)
     return f"{text} {unit}".strip()
 
 
 def count_verdicts(records: Sequence[Record]) -> dict[str, int]:
-    """How often each verdict occurs, in the order of `VERDICTS`; those that do not occur are left
-    out.
-    """
+    """Verdict -> number of records, in the order of `VERDICTS`, without zeros."""
     found = {verdict: sum(record.verdict == verdict for record in records) for verdict in VERDICTS}
     return {verdict: n for verdict, n in found.items() if n}

@@ -1,4 +1,4 @@
-"""The report's claims with their bounds: the table claims.json as objects."""
+"""The report's claims, answers and errata, read from claims.json, and the rows of Table 1."""
 
 from __future__ import annotations
 
@@ -13,35 +13,54 @@ from rdfia.claims.judge import Bound
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of claims.json. `needs`: assets of the report's own protocol, `also`: of substitutes
-    and other cases.
+    """A sentence of the report that a program can check: one row of claims.json.
 
-    `scope`: "report", or "ours" where the report says no such thing. `changed`: what was, after a
-    result had been seen.
+    `answer`: number of the report's answer, empty for a claim that goes beyond the report. `needs`:
+    assets of the report's own protocol. `also`: assets of substitutes and of further cases.
+    `scope`: "report", or "ours" where the report makes no such claim. `bounds`: name of an estimate
+    -> its bound. `changed`: what was changed after a result had been seen.
     """
 
     id: str
     lab: str
-    answer: str  # "" when it goes beyond the report
+    answer: str
     statement: str
     needs: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     full_only: bool = False
     scope: str = "report"
-    bounds: dict[str, Bound] = field(default_factory=dict)  # by the name of what is estimated
+    bounds: dict[str, Bound] = field(default_factory=dict)
     changed: str = ""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Claim:
-        """The claim of a row of the table; what it needs is a tuple here, its bounds are `Bound`s."""
-        bounds = {name: Bound(**bound) for name, bound in row.get("bounds", {}).items()}
-        return cls(
-            **{
-                **row,
-                "bounds": bounds,
-                **{name: tuple(row.get(name, ())) for name in ("needs", "also")},
-            }
-        )
+        """The claim of a row of claims.json, with assets as tuples and bounds as `Bound`s."""
+        values = dict(row)
+        values["bounds"] = {name: Bound(**bound) for name, bound in row.get("bounds", {}).items()}
+        for name in ("needs", "also"):
+            values[name] = tuple(row.get(name, ()))
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Table1Row:
+    """A row of the report's Table 1 with both readings of its name.
+
+    First reading, the lab's: the output of `classifier[:k]`, which is the tap `first_tap`. Second
+    reading: the output of the network's k-th ReLU, which is the tap `second_tap`.
+    """
+
+    name: str
+    claim: str
+    bound: str  # name of the bound of `claim` whose value is the report's accuracy
+    cut: str  # the first reading as the lab writes it
+    first_tap: str
+    second_tap: str
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy that the report gives, 0 to 1."""
+        return CLAIMS[self.claim].bounds[self.bound].value
 
 
 _TABLE = json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
@@ -49,3 +68,10 @@ CLAIMS: dict[str, Claim] = {row["id"]: Claim.of(row) for row in _TABLE["claims"]
 # lab, answer, text (ours), phrase (the report's), executable
 ANSWERS: list[dict[str, Any]] = _TABLE["answers"]
 ERRATA: list[dict[str, str]] = _TABLE["errata"]  # lab, answer, text
+TABLE1 = (
+    Table1Row("Relu2", "tme7.q11.table1", "Relu2", "classifier[:2]", "relu6", "relu1_2"),
+    Table1Row("Relu4", "tme7.q11.table1", "Relu4", "classifier[:4]", "fc7", "relu2_2"),
+    Table1Row("Relu7", "tme7.q11.table1", "Relu7", "classifier[:7]", "logits", "relu3_3"),
+    Table1Row("Relu10", "tme7.q11.table1", "Relu10", "classifier[:10]", "logits", "relu4_3"),
+    Table1Row("AlexNet", "tme7.q11.alexnet", "conv 3", "classifier[:3]", "relu6", "relu3"),
+)

@@ -1,4 +1,4 @@
-"""The claims and what became of them, as lines for a terminal and as the README's table."""
+"""The claims with their outcomes, as lines for a terminal and as the README's table."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ MARKS = (
     "<!-- written by python -m rdfia claims --readme README.md -->",
     "<!-- end of the written table -->",
 )
-MOST = 90  # characters of a sentence, and of a result, in the table: one line on a screen
+MOST = 90  # characters of a statement, and of a result, in the table: one line on a screen
 
 
 def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
-    """Each claim with its sentence, then a line a check: word, case, values with intervals, and the
-    record's place.
+    """Lines of text: each claim with its statement, then one line for each of its checks.
+
+    `records`: pairs of a record and the place where it is stored. A line has the verdict, the case,
+    the values with intervals and the place.
     """
     for claim in CLAIMS.values():
         mine = [(record, place) for record, place in records if record.id == claim.id]
         yield f"{claim.id}  {claim.statement}"
         for record, place in mine:
-            yield f"  {record.verdict:<22} {f'{record.case}: ' * bool(record.case)}{record.result or '-'}  [{place}]"
+            result = f"{_case(record)}{record.result or '-'}"
+            yield f"  {record.verdict:<22} {result}  [{place}]"
         if not mine:
             yield "  not run"
 
 
+def _case(record: Record) -> str:
+    return f"{record.case}: " if record.case else ""
+
+
 def readme_table(records: Sequence[Record]) -> str:
-    """The README's table, Markdown: a line a claim, with the result of its first check by the
-    report's own reading.
+    """The README's table as Markdown: for each claim its verdicts and the result of one check.
+
+    That check is one of the report's own reading before substitutes, decided before undecided.
     """
     rows = [
         "| claim | sentence | outcome | measured, with 99 % intervals |",
@@ -39,34 +47,36 @@ def readme_table(records: Sequence[Record]) -> str:
     ]
     for claim in CLAIMS.values():
         mine = [record for record in records if record.id == claim.id and record.parts]
-        first = min(
-            mine, key=lambda r: (SCOPES.index(r.scope), r.outcome == "undecided"), default=None
-        )
-        words = ", ".join(
-            f"{word} {n}" if len(mine) > 1 else word for word, n in count_verdicts(mine).items()
-        )
-        stale = any(record.id == claim.id for record in records)
-        nothing = "an older record, without an interval" if stale else "not measured"
-        said = [
-            claim.id,
-            _shortened(claim.statement),
-            words or nothing,
-            _result(first) if first else "",
-        ]
-        cells = [text.replace("|", "\\|") for text in said]
-        rows.append(f"| {' | '.join(cells)} |")
+        words, result = "not measured", ""
+        if mine:
+            counts = count_verdicts(mine)
+            words = ", ".join(
+                f"{word} {n}" if len(mine) > 1 else word for word, n in counts.items()
+            )
+            result = _result(min(mine, key=_rank))
+        elif any(record.id == claim.id for record in records):
+            words = "an older record, without an interval"
+        texts = (claim.id, _shortened(claim.statement), words, result)
+        rows.append(f"| {' | '.join(text.replace('|', _BAR) for text in texts)} |")
     return "\n".join(rows)
 
 
+_BAR = r"\|"  # a bar inside a cell of Markdown
+
+
+def _rank(record: Record) -> tuple[int, bool]:
+    return SCOPES.index(record.scope), record.outcome == "undecided"
+
+
 def _result(record: Record) -> str:
-    """A check's estimates, those that decide its outcome first, as many as a line has room for."""
-    text = f"{record.case}: " * bool(record.case)
+    """A check's estimates up to `MOST` characters, those that decide its outcome first."""
+    text = _case(record)
     parts = sorted(record.parts, key=lambda part: part["outcome"] != record.outcome)
     for i, part in enumerate(parts):
-        one = f"{'; ' * bool(i)}{part['name']} {format_value(part['value'])}{interval_of(part)}"
-        if i and len(text) + len(one) > MOST:
+        estimate = f"{part['name']} {format_value(part['value'])}{interval_of(part)}"
+        if i and len(text) + len(f"; {estimate}") > MOST:
             return f"{text}; {len(parts) - i} more"
-        text += one
+        text += f"; {estimate}" if i else estimate
     return text
 
 
@@ -75,13 +85,15 @@ def _shortened(text: str) -> str:
 
 
 def with_new_table(readme: str, records: Sequence[Record]) -> str:
-    """The text of a README with the table between its two marks written anew. ArgumentError: no
-    such marks.
+    """The text of a README with a new table between its two marks.
+
+    ArgumentError: a mark is missing.
     """
     before, found, rest = readme.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (found and end):
         raise ArgumentError(
-            f"the marks {MARKS[0]} and {MARKS[1]} are not there: write both where the table belongs"
+            f"readme: got a text without the marks {MARKS[0]} and {MARKS[1]}, expected both; write "
+            "both where the table belongs"
         )
     return f"{before}{MARKS[0]}\n{readme_table(records)}\n{MARKS[1]}{after}"

@@ -1,375 +1,254 @@
-"""The blocks of the page, as HTML: cards of claims, tables, the report's answers. Every text passes
-`html.escape`.
+"""The HTML of the page's sections, made from records by the jinja2 templates in `templates`.
+
+Autoescape is on, so that no text of a record becomes markup. The functions compute the values; all
+HTML tags are in the templates.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from rdfia.claims import judge
-from rdfia.claims import record as claim_records
-from rdfia.claims.intervals import Estimate
-from rdfia.claims.record import Record, format_value
-from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rdfia.claims import judge
+from rdfia.claims.intervals import Estimate
+from rdfia.claims.record import VERDICTS, Record, count_verdicts, format_value, interval_of
+from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA, TABLE1
+
+Json = dict[str, Any]
 LABS = {"tme7": "TME 7", "tme8": "TME 8", "tme9": "TME 9", "tme10": "TME 10"}
+CHECKED_LABS = {claim.lab for claim in CLAIMS.values()}
 SCOPES = {
     "report": "the report's sentence, with its data and networks",
     "substitute": "the report's sentence, on other data, another network or a shorter run",
     "ours": "not in the report",
 }
-# a mark that is read without colour, and what the word means
-LEGEND = dict(
-    zip(
-        claim_records.VERDICTS,
-        (
-            ("✓", "the report's sentence: the whole interval lies within the bound"),
-            ("✗", "the report's sentence: the whole interval lies beyond the bound"),
-            ("≈", "the same on other data, another network or a shorter run"),
-            ("≉", "beyond the bound on other data, another network or a shorter run"),
-            ("●", "a bound of ours: the whole interval lies within it"),
-            ("○", "a bound of ours: the interval lies beyond it"),
-            ("?", "the interval holds the bound: so few images or seeds cannot tell"),
-            ("↺", "not run now: from a committed full run"),
-            ("→", "not run: it did not fit the minutes that this run was given"),
-            ("…", "an asset is missing here"),
-            ("!", "the check itself broke"),
-        ),
-        strict=True,
-    )
+# For each of `VERDICTS`: a mark that can be read without colour, and the meaning.
+MARKS = (
+    ("✓", "the report's sentence: the whole interval lies within the bound"),
+    ("✗", "the report's sentence: the whole interval lies beyond the bound"),
+    ("≈", "the same on other data, another network or a shorter run"),
+    ("≉", "beyond the bound on other data, another network or a shorter run"),
+    ("●", "a bound of ours: the whole interval lies within it"),
+    ("○", "a bound of ours: the interval lies beyond it"),
+    ("?", "the interval contains the bound: too few images or seeds to decide"),
+    ("↺", "not run now: from a committed full run"),
+    ("→", "not run: the minutes of this run were not enough"),
+    ("…", "not run: an asset is missing"),
+    ("!", "the check raised an error"),
 )
-# Table 1: the row's name, the layer by `classifier[:k]`, the layer by "k-th ReLU".
-TABLE1 = (
-    ("Relu2", "relu6", "relu1_2"),
-    ("Relu4", "fc7", "relu2_2"),
-    ("Relu7", "logits", "relu3_3"),
-    ("Relu10", "logits", "relu4_3"),
-    ("AlexNet", "relu6", "relu3"),
-)
+LEGEND = dict(zip(VERDICTS, MARKS, strict=True))
+ESTIMATE_HEAD = ("estimate", "value (99 % interval)", "bound", "outcome", "n", "interval by")
 
 
-def fill(file: str, /, **values: str) -> str:
-    """A file of rdfia/report/templates; with values, its $names replaced by them (they are HTML
-    already).
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page with the key of its record, or the `problem` that prevented it.
+
+    `table`: head and rows of a table below the picture.
     """
-    text = (Path(__file__).parent / "templates" / file).read_text("utf-8")
-    return Template(text).substitute(values) if values else text
+
+    key: str = ""
+    file: str = ""
+    alt: str = ""
+    caption: str = ""
+    table: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None
+    problem: str = ""
 
 
 def slug(key: str) -> str:
-    """A key as an anchor or a file name."""
+    """The key as an anchor or a file name: letters, digits, `_` and `-` only."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", key)
 
 
-def link(key: str, text: str) -> str:
-    return f'<a href="#{slug(key)}">{escape(text)}</a>'
-
-
-def badge(verdict: str) -> str:
-    return f'<span class="badge {escape(verdict.split()[0])}">{LEGEND.get(verdict, "?")[0]} {escape(verdict)}</span>'
+def fill(template: str, /, **values: Any) -> str:
+    """The HTML of a file of rdfia/report/templates with these values."""
+    return _TEMPLATES.get_template(template).render(values)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """An HTML table; columns that hold a number are aligned to the right."""
-    number = [
-        any(isinstance(row[i], (int, float)) and not isinstance(row[i], bool) for row in rows)
-        for i in range(len(head))
-    ]
-
-    def line(tag: str, row: Sequence[Any]) -> str:
-        cells = (
-            f"<{tag}{' class=n' * n}>{escape(format_value(value))}</{tag}>"
-            for value, n in zip(row, number, strict=True)
-        )
-        return f"<tr>{''.join(cells)}</tr>"
-
-    body = "".join(line("td", row) for row in rows)
-    return f"<div class=wide><table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table></div>"
+    return str(_TEMPLATES.get_template("macros.html").module.table(head, rows))  # type: ignore[attr-defined]
 
 
-def filters(records: Sequence[Record]) -> str:
-    """The three choices; the script shows them, without it they stay hidden."""
+def claims(records: Sequence[Record], pictures: Mapping[str, Sequence[Picture]]) -> str:
+    """A card for each claim with its checks, below the filters.
+
+    `pictures`: record key -> the pictures that belong to this check only.
+    """
+    by_claim: dict[str, list[Record]] = {}
+    for record in records:
+        by_claim.setdefault(record.id, []).append(record)
     choices = {
         "lab": [lab for lab in LABS if any(record.lab == lab for record in records)],
-        "verdict": list(claim_records.count_verdicts(records)),
+        "verdict": list(count_verdicts(records)),
         "scope": [scope for scope in SCOPES if any(r.scope == scope for r in records)],
     }
-    boxes = ""
-    for name, values in choices.items():
-        options = "".join(
-            f'<option value="{escape(v)}">{escape(LABS.get(v, v))}</option>' for v in values
-        )
-        boxes += f'<label>{name}<select name={name}><option value="">all</option>{options}</select></label>'
-    return f"<form class=filters hidden>{boxes}<output class=small></output></form>"
+    pictures = defaultdict(list, pictures)
+    return fill("claims.html", claims=by_claim, choices=choices, pictures=pictures)
 
 
-def undecided(records: Sequence[Record]) -> str:
-    """The checks whose data cannot tell, each with about how many images or seeds would decide it."""
-    rows = ""
-    for record in records:
-        for part in record.parts if record.outcome == "undecided" else ():
-            if part["outcome"] == "undecided":
-                needed = _needed(record, part)
-                rows += f"<li>{link(record.key, record.key)}: {escape(_part(part))}; {escape(needed)}</li>"
-    count = sum(record.outcome == "undecided" for record in records)
-    said = f"{count} {'checks are' if count > 1 else 'check is'} undecided: what would decide them"
-    return f"<details><summary>{said}</summary><ul>{rows}</ul></details>" * bool(count)
+def table1(rows: Sequence[tuple[Record, Json]], picture: Picture | None) -> str:
+    """Table 1 beside the accuracies measured by both readings, with the difference in points."""
+    measured = {
+        (row["row"], row["reading"]): (record, row)
+        for record, row in rows
+        if row.get("accuracy") is not None
+    }
+    lines = []
+    for row in TABLE1:
+        cells = [row.name, f"{row.accuracy:.6f}"]
+        for reading, tap in (("first", row.first_tap), ("second", row.second_tap)):
+            if (row.name, reading) not in measured:
+                cells.append(f"{tap}: not measured")
+                continue
+            record, found = measured[row.name, reading]
+            points = 100 * (found["accuracy"] - row.accuracy)
+            mark = " ↺" * bool(record.recorded) + " ≈" * (record.scope == "substitute")
+            cells.append(f"{found.get('tap', tap)}: {found['accuracy']:.4f} ({points:+.1f}){mark}")
+        lines.append(cells)
+    return fill("table1.html", rows=lines, picture=picture)
 
 
-def _needed(record: Record, part: Mapping[str, Any]) -> str:
-    """How many images or seeds would decide this part, were its value to stay."""
-    bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
-    # "inf" too, as JSON keeps it
-    value, low, high = (float(part[name]) for name in ("value", "low", "high"))
-    found = Estimate(value, low, high, part["n"], part["method"], part["level"])
-    size = judge.size_that_decides(found, bound) if bound else None
-    return (
-        f"about {size:,} in the place of {found.n:,} would decide, were the value to stay"
-        if size
-        else "more data"
-    )
+def table_below(section: str, evidence: Json) -> tuple[Sequence[str], list[list[Any]]] | None:
+    """Head and rows of the table below a figure: the ablation's steps, the largest confusions."""
+    if section == "best":
+        steps = []
+        for row in evidence["rows"]:
+            shares = [row.get(name) for name in ("validation", "test")]
+            steps.append([row["recipe"], *("" if x is None else f"{x:.4f}" for x in shares)])
+        return ("recipe", "validation", "test"), steps
+    if section != "confusion":
+        return None
+    names, pairs = evidence["classes"], []
+    for i, row in enumerate(evidence["matrix"]):
+        pairs += [[n, names[i], names[j]] for j, n in enumerate(row) if i != j and n]
+    return ("images", "of class", "read as"), sorted(pairs, reverse=True)[:8]
 
 
-def _part(part: Mapping[str, Any]) -> str:
-    return f"{part['name']} {format_value(part['value'])}{claim_records.interval_of(part)}, to be {part['bound']}"
+def faults(run: Json) -> str:
+    """The counts of the tests below tests/faults, with the details that they recorded."""
+    rows = [
+        [name, row["tried"], row["withstood"], row["means"], f"{row['date']}, {row['profile']}"]
+        for name, row in run["rows"].items()
+    ]
+    details = {
+        name: json.dumps(row["found"], ensure_ascii=False)[:3000]
+        for name, row in run["rows"].items()
+    }
+    return fill("faults.html", environment=run["environment"], rows=rows, details=details)
 
 
-def cards(records: Sequence[Record], pictures: Mapping[str, Sequence[str]]) -> str:
-    """A card a claim with its checks inside; more than six are folded under their tally."""
-    html = ""
-    for claim_id in dict.fromkeys(record.id for record in records):
-        mine = [record for record in records if record.id == claim_id]
-        first, checks = (
-            mine[0],
-            "".join(_check(record, pictures.get(record.key, ())) for record in mine),
-        )
-        if len(mine) > 6:
-            tally = " ".join(
-                f"{badge(verdict)} {n}" for verdict, n in claim_records.count_verdicts(mine).items()
-            )
-            checks = f"<p>{tally}</p><details class=cases><summary>{len(mine)} checks</summary>{checks}</details>"
-        answer = link(
-            f"{first.lab}-{first.answer}",
-            f"{LABS.get(first.lab, first.lab)}, answer {first.answer}",
-        )
-        html += fill(
-            "claim.html",
-            slug=slug(claim_id),
-            id=escape(claim_id),
-            statement=escape(first.statement),
-            checks=_changed(claim_id) + checks,
-            link=answer if first.answer else "<span class=small>beyond the report</span>",
-        )
-    return html or "<p>This run has no record.</p>"
+def thresholds(layers: Mapping[str, Json]) -> str:
+    """Each layer's stored accuracy and how many images may change; empty without a layer."""
+    rows = [
+        [key, f"{row['accuracy']:.4f}", row["n"], judge.flips_allowed(row["n"])]
+        for key, row in layers.items()
+    ]
+    return fill("thresholds.html", rows=rows) if rows else ""
 
 
-def _changed(claim_id: str) -> str:
-    """What was changed of a claim after a result had been seen."""
-    changed = CLAIMS[claim_id].changed if claim_id in CLAIMS else ""
-    return f"<p class=small><b>Changed after a result was seen:</b> {escape(changed)}</p>" * bool(
-        changed
-    )
+def answers(records: Sequence[Record]) -> str:
+    """Every answer of the labs that have claims, each with links to the claims that check it."""
+    return fill("answers.html", here={record.id for record in records})
 
 
-def _check(record: Record, pictures: Sequence[str]) -> str:
+def environment(run: Json) -> str:
+    """Two tables: the facts of the run's environment, and its assets."""
+    facts = [[name, str(value)] for name, value in run.items() if name != "assets"]
+    assets = []
+    for row in run["assets"]:
+        source = row.get("source", "not here")
+        assets.append([row["name"], source, *(row.get(n) for n in ("size", "sha256", "verified"))])
+    return fill("environment.html", facts=facts, assets=assets)
+
+
+def _numeric_columns(rows: Sequence[Sequence[Any]]) -> set[int]:
+    """The columns in which a row has a number, which are aligned to the right."""
+    columns = set()
+    for row in rows:
+        for i, value in enumerate(row):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                columns.add(i)
+    return columns
+
+
+def _value_with_interval(part: Json) -> str:
+    return format_value(part["value"]) + interval_of(part)
+
+
+def _estimate_rows(record: Record) -> list[list[Any]]:
+    return [
+        [part["name"], _value_with_interval(part), *(part[name] for name in ESTIMATE_FIELDS)]
+        for part in record.parts
+    ]
+
+
+ESTIMATE_FIELDS = ("bound", "outcome", "n", "method")
+
+
+def _conditions(record: Record) -> dict[str, str]:
+    """What a check measured besides its estimates, and the conditions in which it ran."""
     values = {
         "also measured": format_value(record.measured, record.unit),
         "scope": SCOPES.get(record.scope, record.scope),
         "data": record.data,
         "weights": record.weights,
         "computed": ", ".join(filter(None, (record.dtype, record.device))),
+        "expected": "" if record.parts else record.expected,  # records without estimates
     }
-    if not record.parts:  # made before estimates were kept
-        values["expected"] = record.expected
-    silent = record.outcome in ("unavailable", "deferred", "error")
-    inner = "".join(
-        f"<dt>{n}</dt><dd>{escape(v)}</dd>"
-        for n, v in values.items()
-        if v not in ("", "-") and not silent
-    )
-    if old := record.recorded:
-        since = (
-            "made with other bounds: stale"
-            if old["stale"]
-            else "the code has changed since" * old["changed"]
-        )
-        run = f" by the {record.profile} run of {old['date']} on {old['folder']}, code {old['code']}; "
-        run += since or "the code is the same now"
-        inner += f"<dt>recorded</dt><dd>{badge(old['outcome'])}{escape(run)}</dd>"
-    text = json.dumps(record.evidence, ensure_ascii=False)
-    cut = f"{text[:2000]} ... the rest is in claims.json" if len(text) > 2000 else text
-    more = "".join(pictures) + f"<pre>{escape(cut)}</pre>" * bool(record.evidence)
-    said = escape(record.note or (record.failure if silent else ""))
-    note = f"<p>{said}</p>" if silent else f"<details><summary>note</summary>{said}</details>"
-    differs = record.pinned not in (None, record.outcome) and not old
-    return fill(
-        "check.html",
-        slug=slug(record.key),
-        lab=escape(record.lab),
-        verdict=escape(record.verdict),
-        values=inner,
-        scope=escape(record.scope),
-        badge=badge(record.verdict),
-        case=escape(record.case),
-        note=note * bool(said),
-        parts=_parts(record),
-        pinned=f"<b>its pin is {escape(str(record.pinned))}</b>" * differs,
-        seconds=f"{record.seconds:.1f}",
-        evidence=f"<details><summary>evidence</summary>{more}</details>" * bool(more),
-    )
+    return {name: value for name, value in values.items() if value not in ("", "-")}
 
 
-def _parts(record: Record) -> str:
-    """What was estimated: value, interval, bound, whether it is met, from how many, by which
-    method.
-    """
-    rows = [
-        [
-            part["name"],
-            format_value(part["value"]) + claim_records.interval_of(part),
-            part["bound"],
-            part["outcome"],
-            part["n"],
-            part["method"],
-        ]
-        for part in record.parts
-    ]
-    return (
-        table(("estimate", "value (99 % interval)", "bound", "outcome", "n", "interval by"), rows)
-        if rows
-        else ""
-    )
+def _needed_size(record: Record, part: Json) -> str:
+    """How many images or seeds would decide this part if its value stayed the same."""
+    bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
+    if bound is None:
+        return "more data"
+    # JSON holds infinity as the text "inf".
+    value, low, high = (float(part[name]) for name in ("value", "low", "high"))
+    found = Estimate(value, low, high, part["n"], part["method"], part["level"])
+    size = judge.size_that_decides(found, bound)
+    if size is None:
+        return "more data"
+    return f"about {size:,} instead of {found.n:,} would decide, if the value stayed the same"
 
 
-def beside(section: str, evidence: Mapping[str, Any]) -> str:
-    """What stands beside a drawn figure: the ablation as a table, the largest confusions as a list."""
-    if section == "best":
-        lines = [
-            [
-                row["recipe"],
-                *(
-                    f"{row[n]:.4f}" if row.get(n) is not None else ""
-                    for n in ("validation", "test")
-                ),
-            ]
-            for row in evidence["rows"]
-        ]
-        return table(("recipe", "validation", "test"), lines)
-    if section != "confusion":
-        return ""
-    names, matrix = evidence["classes"], evidence["matrix"]
-    pairs = [
-        (n, names[i], names[j])
-        for i, row in enumerate(matrix)
-        for j, n in enumerate(row)
-        if i != j and n
-    ]
-    return table(("images", "of class", "read as"), sorted(pairs, reverse=True)[:8])
+def _shortened_json(evidence: Json) -> str:
+    text = json.dumps(evidence, ensure_ascii=False)
+    return f"{text[:2000]} ... the rest is in claims.json" if len(text) > 2000 else text
 
 
-def table1(rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> str:
-    """The report's rows beside ours by both readings: layer, accuracy, difference in points."""
-    measured = {
-        (row["row"], row["reading"]): (record, row)
-        for record, row in rows
-        if row.get("accuracy") is not None
-    }
-    bounds = CLAIMS["tme7.q11.table1"].bounds | {
-        "AlexNet": CLAIMS["tme7.q11.alexnet"].bounds["conv 3"]
-    }
-    body = []
-    for name, *taps in TABLE1:
-        cells, report = [name, f"{bounds[name].value:.6f}"], bounds[name].value
-        for reading, tap in zip(("first", "second"), taps, strict=True):
-            text = f"{tap}: not measured"
-            if found := measured.get((name, reading)):
-                record, row = found
-                text = f"{row.get('tap', tap)}: {row['accuracy']:.4f} ({100 * (row['accuracy'] - report):+.1f})"
-                text += " ↺" * bool(record.recorded) + " ≈" * (record.scope == "substitute")
-            cells.append(text)
-        body.append(cells)
-    return fill("table1.html") + table(("row", "report", "first reading", "second reading"), body)
-
-
-def faults(run: Mapping[str, Any]) -> str:
-    """What was done to the package on purpose, how often, and how often it was withstood, with what
-    was found.
-    """
-    where, rows, more = run["environment"], [], ""
-    for name, row in run["rows"].items():
-        rows.append(
-            [name, row["tried"], row["withstood"], row["means"], f"{row['date']}, {row['profile']}"]
-        )
-        found = json.dumps(row["found"], ensure_ascii=False)[:3000]
-        more += f"<dt>{escape(name)}</dt><dd><pre>{escape(found)}</pre></dd>"
-    facts = ", ".join(f"{name} {where[name]}" for name in ("date", "torch", "python"))
-    text = f"<p>{escape(facts)}. Tests below tests/faults do these things to the package, and count.</p>"
-    details = f"<details><summary>what was found</summary><dl>{more}</dl></details>"
-    return (
-        text
-        + table(("done on purpose", "tried", "withstood", "which means", "when"), rows)
-        + details
-    )
-
-
-def thresholds(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [
-        [key, f"{row['accuracy']:.4f}", row["n"], judge.flips_allowed(row["n"])]
-        for key, row in rows.items()
-    ]
-    text = (
-        "<p>Which test images each layer has right is kept. A run fails where more of them change than rounding "
-        "explains, or too many the same way, for worse or for better.</p>"
-    )
-    return (text + table(("layer", "accuracy", "images", "may change"), lines)) * bool(rows)
-
-
-def answers(records: Sequence[Record]) -> str:
-    """Every answer of the labs that have claims, in our words, each with the claims that check it."""
-    html, here = "", {record.id for record in records}
-    for row in ANSWERS:
-        mine = [c.id for c in CLAIMS.values() if (c.lab, c.answer) == (row["lab"], row["answer"])]
-        checked = ", ".join(
-            link(f"{i}-claim", i) if i in here else escape(f"{i} (not in this run)") for i in mine
-        )
-        if any(claim.lab == row["lab"] for claim in CLAIMS.values()):
-            name = f"{LABS[row['lab']]}, answer {row['answer']}"
-            text, phrase = escape(row["text"]), escape(row["phrase"])
-            checked = checked or "Text only: no program can check it, and it is not counted."
-            html += fill(
-                "answer.html",
-                slug=f"{row['lab']}-{row['answer']}",
-                name=name,
-                text=text,
-                phrase=phrase,
-                checked=checked,
-            )
-    return f"<ul class=answers>{html}</ul>"
-
-
-def errata() -> str:
-    labs = {claim.lab for claim in CLAIMS.values()}
-    rows = [
-        (row["lab"], row["answer"], escape(row["text"])) for row in ERRATA if row["lab"] in labs
-    ]
-    return "".join(
-        f"<p>{link(f'{lab}-{n}', f'{LABS[lab]}, answer {n}')}: {text}</p>" for lab, n, text in rows
-    )
-
-
-def environment(run: Mapping[str, Any]) -> str:
-    names = ("source", "size", "sha256", "verified")
-    rows = [
-        [row["name"], *(row.get(name, "not here" * (name == "source")) for name in names)]
-        for row in run["assets"]
-    ]
-    facts = table(
-        ("fact", "value"), [[name, str(value)] for name, value in run.items() if name != "assets"]
-    )
-    return facts + table(("asset", "source", "bytes", "SHA-256", "verified"), rows)
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {
+    "conditions": _conditions,
+    "count_verdicts": count_verdicts,
+    "estimate_rows": _estimate_rows,
+    "format_value": format_value,
+    "needed_size": _needed_size,
+    "numeric_columns": _numeric_columns,
+    "shortened_json": _shortened_json,
+    "slug": slug,
+    "value_with_interval": _value_with_interval,
+}
+_TEMPLATES.globals |= {
+    "ANSWERS": ANSWERS,
+    "CHECKED_LABS": CHECKED_LABS,
+    "CLAIMS": CLAIMS,
+    "ERRATA": ERRATA,
+    "ESTIMATE_HEAD": ESTIMATE_HEAD,
+    "LABS": LABS,
+    "LEGEND": LEGEND,
+}

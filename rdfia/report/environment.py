@@ -1,6 +1,4 @@
-"""What a number may depend on: the machine, the versions, the code and the assets; no path and no
-host name.
-"""
+"""The environment of a run: machine, versions, code and assets, without paths and host names."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from rdfia.claims import provenance
 from rdfia.data import assets
 from rdfia.errors import RdfiaError
 
-# what decides how it computes
+# Instruction sets of a processor that change how it computes.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
@@ -30,21 +28,21 @@ PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy", "scipy", "pillow", 
 
 
 def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
-    """The environment of a run of the code in `root` on `device` ("cpu" or "cuda"), as claims.json
-    keeps it.
+    """The environment of a run, as it is stored in claims.json.
 
-    Where `root` is no checkout, `commit` is RDFIA_COMMIT or None, and `uncommitted files` None.
+    `root`: folder of the code. `device`: "cpu" or "cuda". `profile`: "short" or "full". If `root`
+    is not a git checkout, "commit" is RDFIA_COMMIT or None, and "uncommitted files" is None.
     """
     import torch
 
     from rdfia.device.precision import fast_dtype, float32_product_type
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    flags = set(
-        (re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE) or ["", ""])[1].split()
-    )
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE)
+    known = flags[1].split() if flags else []
+    model = re.search(r"model name\s*: (.*)", cpu)
     changed = _git(root, "status", "--porcelain")
-    model, cuda = re.search(r"model name\s*: (.*)", cpu), device == "cuda"
+    cuda = device == "cuda"
     unit = next(
         (name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in cpu),
         "emulated",
@@ -55,7 +53,7 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
         "device": device,
         "accelerator": torch.cuda.get_device_name() if cuda else "none",
         "cpu": model[1] if model else platform.machine(),
-        "processor flags": " ".join(flag for flag in FLAGS if flag in flags),
+        "processor flags": " ".join(flag for flag in FLAGS if flag in known),
         "torch computes with": torch.backends.cpu.get_cpu_capability(),
         "compute type": str(fast_dtype(device)).removeprefix("torch."),
         "float32 products": float32_product_type(device),
@@ -79,18 +77,14 @@ def environment(root: Path, device: str, profile: str) -> dict[str, Any]:
 
 
 def checkout_commit(root: Path) -> str | None:
-    """The commit of a checkout, 12 digits, and whether its files are that; None where `root` is no
-    checkout.
-    """
-    found, changed = (
-        _git(root, "rev-parse", "--short=12", "HEAD"),
-        _git(root, "status", "--porcelain"),
-    )
-    return f"{found}, with uncommitted files" if found and changed else found
+    """The commit of a checkout, 12 digits, with a remark on uncommitted files; else None."""
+    commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    changed = _git(root, "status", "--porcelain")
+    return f"{commit}, with uncommitted files" if commit and changed else commit
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What git says; None where it says that it cannot."""
+    """The output of git; None if it fails."""
     try:
         found = subprocess.run(
             ["git", *words], cwd=root, capture_output=True, text=True, timeout=10
@@ -103,7 +97,7 @@ def _git(root: Path, *words: str) -> str | None:
 def _asset(name: str) -> dict[str, Any]:
     try:
         found = assets.find(name)
-    except RdfiaError:  # the message holds a path; `rdfia assets status` shows it to who sits there
+    except RdfiaError:  # its message has a path, which must not be committed
         return {"name": name, "source": "there, but not what it should be: see rdfia assets status"}
     fields = ("source", "size", "sha256", "verified") if found else ()
     return {"name": name, **{field: getattr(found, field) for field in fields}}

@@ -1,9 +1,8 @@
-"""Figures drawn from arrays and from the evidence of records: one function a figure, each returns a
-matplotlib Figure.
+"""Figures of arrays and of records' evidence: each function returns a matplotlib Figure.
 
-Widths are those of a phone: 4.6 inches at 200 dots an inch, text of 8 points or more when shown 360
-pixels wide. Series differ by marker and line style, never by colour alone. Nothing here touches
-pyplot's global state.
+Figures are as wide as a phone: 4.6 inches at 200 dots per inch, with text of 8 points or more when
+shown 360 pixels wide. Series differ by marker and line style, not only by colour. pyplot's global
+state is not used.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from rdfia.claims.intervals import mean as mean_with_interval
+from rdfia.claims.registry import TABLE1
 from rdfia.errors import ArgumentError
 
 WIDTH, DPI = 4.6, 200
@@ -48,7 +48,7 @@ LINES = (
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, without a date or version in it: equal input gives equal bytes."""
+    """The bytes of the figure as a PNG file, without date and version: equal for equal input."""
     buffer = io.BytesIO()
     figure.savefig(
         buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None}
@@ -56,28 +56,36 @@ def png(figure: Figure) -> bytes:
     photos = [
         image for image in figure.images if np.ptp(np.asarray(image.get_array()), axis=2).any()
     ]
-    # lines and greys lose two thirds of the bytes, not more
+    # 256 colours are enough for lines and greys, and take a third of the bytes.
     if not photos + [ax for ax in figure.axes if ax.images]:
         palette = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        palette.save(buffer := io.BytesIO(), "PNG", optimize=True)
+        buffer = io.BytesIO()
+        palette.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def panels(
     height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Any]]:
-    """A figure as wide as a phone and `height` inches high, and its axes row by row; `options` are
-    subplots'.
+    """A figure as wide as a phone and its axes, row by row.
+
+    `height`: in inches. `options`: those of `Figure.subplots`.
     """
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     return figure, list(np.ravel(figure.subplots(rows, columns, **options)))
+
+
+def _with_legend(figure: Figure) -> Figure:
+    figure.legend(loc="outside lower center", ncols=1)
+    return figure
 
 
 def _need(evidence: Mapping[str, Any], *names: str) -> None:
     missing = [name for name in names if not len(evidence.get(name, ()))]
     if missing:
         raise ArgumentError(
-            f"evidence: {', '.join(missing)} missing or empty in a record with {sorted(evidence)}"
+            f"evidence: got the fields {sorted(evidence)}, expected {', '.join(missing)} too, not "
+            "empty; run the check again"
         )
 
 
@@ -85,8 +93,10 @@ def _need(evidence: Mapping[str, Any], *names: str) -> None:
 def classification_panel(
     images: Sequence[Any], top5: Sequence[Sequence[tuple[str, float]]], truths: Sequence[str] = ()
 ) -> Figure:
-    """Figure 1: each image (H x W x 3 or PIL) beside the names and probabilities (0..1) of its
-    likeliest classes.
+    """Figure 1: each image beside its most probable classes.
+
+    `images`: H x W x 3, or PIL. `top5`: names and probabilities, 0 to 1, for each image. `truths`:
+    the name of the true class of each image.
     """
     figure, axes = panels(2.1 * len(images), len(images), 2, width_ratios=(1, 1.45), squeeze=False)
     for i, (image, guesses) in enumerate(zip(images, top5, strict=True)):
@@ -108,14 +118,18 @@ def classification_panel(
 
 @rc_context(STYLE)
 def convolution_maps(image: Any, maps: Any) -> Figure:
-    """Figure 2: the input (H x W x 3) above its C maps (C x H x W), each scaled to its own range,
-    dark = low.
+    """Figure 2: the input above the maps of a convolution, each scaled to its own range.
+
+    `image`: H x W x 3. `maps`: C x H x W; black is the lowest value of a map.
     """
     maps = np.asarray(maps, dtype=float)
     count, height, width = maps.shape
-    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
-    columns, gap = min(8, count), max(1, width // 28)
-    rows, tall = (n := -(-count // columns)), WIDTH * n / columns
+    low = maps.min(axis=(1, 2), keepdims=True)
+    high = maps.max(axis=(1, 2), keepdims=True)
+    columns = min(8, count)
+    rows = -(-count // columns)
+    gap = max(1, width // 28)
+    tall = WIDTH * rows / columns
     sheet = np.ones((rows * (height + gap), columns * (width + gap)))
     figure, (top, bottom) = panels(2.1 + tall, 2, height_ratios=(1.7, tall), subplot_kw=BARE)
     for i, shown in enumerate((maps - low) / np.where(high > low, high - low, 1)):
@@ -139,13 +153,15 @@ def convolution_maps(image: Any, maps: Any) -> Figure:
 
 @rc_context(STYLE)
 def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy at every tap, a panel a network, in forward order; squares are poolings, the best
-    one is ringed.
+    """Accuracy at every tap in forward order, one panel for each network.
+
+    `networks`: {"network": name, "accuracy": {tap: accuracy, 0 to 1}}. Squares are pooling layers,
+    a ring marks the best tap.
     """
     figure, axes = panels(2.75 * len(networks) + 0.2, len(networks), sharey=True)
     for ax, evidence, (colour, _, line) in zip(axes, networks, LINES * len(networks), strict=False):
         _need(evidence, "network", "accuracy")
-        taps, values = list(evidence["accuracy"]), list(evidence["accuracy"].values())
+        taps, values = zip(*evidence["accuracy"].items(), strict=True)
         best = int(np.argmax(values))
         ax.plot(values, color=colour, linestyle=line, linewidth=1.3)
         for i, tap in enumerate(taps):
@@ -164,7 +180,11 @@ def depth_curves(networks: Sequence[Mapping[str, Any]]) -> Figure:
 
 @rc_context(STYLE)
 def c_sweep(evidence: Mapping[str, Any]) -> Figure:
-    """Figure 3: accuracy against the SVM's C (log scale); hollow where the solver stopped early."""
+    """Figure 3: accuracy against the SVM's C (log scale); hollow where the solver stopped early.
+
+    `evidence`: "C", "test", and if present "validation", "converged" (a boolean for each C) and
+    "chosen_on_training", the C chosen without test images.
+    """
     _need(evidence, "C", "test")
     figure, (ax,) = panels(3.2)
     early = ~np.asarray(evidence.get("converged") or [True] * len(evidence["C"]), dtype=bool)
@@ -200,17 +220,18 @@ def c_sweep(evidence: Mapping[str, Any]) -> Figure:
         xlabel="C of the linear SVM (no unit, log scale)",
         ylabel="accuracy (share, 0 to 1)",
     )
-    figure.legend(loc="outside lower center", ncols=1)
-    return figure
+    return _with_legend(figure)
 
 
 @rc_context(STYLE)
 def confusion(evidence: Mapping[str, Any]) -> Figure:
-    """Counts of test images by true class (row) and predicted class (column); shades are shares of
-    a row.
+    """A confusion matrix: counts of test images by true class (row) and predicted class (column).
+
+    `evidence`: "classes", n names, and "matrix", n x n counts. A shade is a share of its row.
     """
     _need(evidence, "classes", "matrix")
-    matrix, names = np.asarray(evidence["matrix"]), evidence["classes"]
+    matrix = np.asarray(evidence["matrix"])
+    names = evidence["classes"]
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, (ax,) = panels(4.7)
     ax.imshow(share, cmap="Greys", vmin=0, vmax=1)
@@ -234,8 +255,9 @@ def confusion(evidence: Mapping[str, Any]) -> Figure:
 def mistakes(
     images: Sequence[Any], true: Sequence[str], predicted: Sequence[str], margins: Sequence[float]
 ) -> Figure:
-    """The most confident errors; `margins` are by how much the wrong class' SVM score beats the
-    right one's.
+    """The most confident errors with both classes.
+
+    `margins`: the SVM score of the wrong class minus that of the right class.
     """
     rows = zip(true, predicted, margins, strict=True)
     return pictures(
@@ -251,8 +273,10 @@ def intervals(
     reference: float | None = None,
     reference_name: str = "",
 ) -> Figure:
-    """A line a row: its name, `values` as dots or a `test` value between `low` and `high`,
-    `validation` hollow.
+    """Values with their intervals, one line for each row.
+
+    `rows`: mappings with "values" (dots) or "test", and if present "low" and "high" (the interval)
+    and "validation" (a hollow diamond). `reference`: a vertical line, named `reference_name`.
     """
     figure, (ax,) = panels(0.55 * len(rows) + 1.3)
     for y, (name, row) in enumerate(zip(names, rows, strict=True)):
@@ -293,31 +317,36 @@ def intervals(
             bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
         )
     ax.set(yticks=[], ylim=(len(rows) - 0.6, -0.8), xlabel=xlabel)
-    # seeds that agree need many digits, and few ticks have room for them
+    # Ticks of close values have many digits: more than five would overlap.
     ax.xaxis.set_major_locator(MaxNLocator(5))
     if reference is not None:
         ax.axvline(
             reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name
         )
-        figure.legend(loc="outside lower center", ncols=1)
+        return _with_legend(figure)
     return figure
 
 
 def ablation(evidence: Mapping[str, Any]) -> Figure:
-    """The recipes of the best accuracy, one step a row, with their confidence intervals."""
+    """The steps to the best recipe, one in each row, with their confidence intervals.
+
+    `evidence`: "rows", mappings as `intervals` takes them, each with its "recipe".
+    """
     _need(evidence, "rows")
+    best = max(row.accuracy for row in TABLE1)
     return intervals(
         [row["recipe"] for row in evidence["rows"]],
         evidence["rows"],
         "accuracy (share, 0 to 1), 95% interval",
-        evidence.get("report", 0.906868),
-        "report's best 0.9069",
+        evidence.get("report", best),
+        f"report's best {best:.4f}",
     )
 
 
 def comparison(evidence: Mapping[str, Any]) -> Figure:
-    """Ways to classify side by side, a dot a seed: {"bars": {name: values}}, such as a head beside
-    the SVM.
+    """Classifiers side by side, one dot for each seed, such as a head and the SVM.
+
+    `evidence`: "bars", {name: values}, and if present "unit", the label of the axis.
     """
     _need(evidence, "bars")
     rows = [{"values": values} for values in evidence["bars"].values()]
@@ -326,24 +355,21 @@ def comparison(evidence: Mapping[str, Any]) -> Figure:
 
 @rc_context(STYLE)
 def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Table 1: the report's accuracy and ours by both readings of its row names."""
+    """Table 1: the report's accuracy and ours, by both readings of its row names.
+
+    `rows`: "row", "report", "reading" ("first" or "second") and "accuracy".
+    """
     _need({"rows": rows}, "rows")
     names = list(dict.fromkeys(row["row"] for row in rows))
     figure, (ax,) = panels(0.5 * len(names) + 1.7)
-    series = [
-        ("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])
-    ]
-    series += [
-        (
-            f"ours, {kind} reading",
-            [
-                (row["accuracy"], row["row"])
-                for row in rows
-                if row.get("reading") == kind and row.get("accuracy") is not None
-            ],
-        )
-        for kind in ("first", "second")
-    ]
+    report = [(row["report"], row["row"]) for row in rows if row.get("report") is not None]
+    series = [("report", report)]
+    for reading in ("first", "second"):
+        points = []
+        for row in rows:
+            if row.get("reading") == reading and row.get("accuracy") is not None:
+                points.append((row["accuracy"], row["row"]))
+        series.append((f"ours, {reading} reading", points))
     for (name, points), (colour, marker, _) in zip(
         series, (("black", "|", ""), *LINES), strict=False
     ):
@@ -354,30 +380,31 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
             color=colour,
             markersize=14 if marker == "|" else 7,
             markerfacecolor="white" if marker == "s" else colour,
-            # a reading that nobody measured has no place in the legend
+            # The legend lists only readings that were measured.
             label=name if points else None,
         )
     ax.set(
         xlabel=ACCURACY, ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names
     )
-    figure.legend(loc="outside lower center", ncols=1)
-    return figure
+    return _with_legend(figure)
 
 
 @rc_context(STYLE)
 def pictures(
     images: Sequence[Any], titles: Sequence[str], columns: int = 3, cmap: str = "magma"
 ) -> Figure:
-    """A grid of pictures with a title each: H x W x 3 (0..1 or uint8), or an H x W map, the
-    brighter the larger.
+    """A grid of pictures, each with its title.
+
+    `images`: H x W x 3 (0 to 1, or uint8), or H x W maps, where brighter is larger.
     """
     rows = -(-len(images) // columns)
-    side, lines = WIDTH / columns, max((title.count("\n") + 1 for title in titles), default=1)
+    side = WIDTH / columns
+    lines = max((title.count("\n") + 1 for title in titles), default=1)
     figure, axes = panels(
         rows * (side + 0.155 * lines), rows, columns, squeeze=False, subplot_kw=BARE
     )
     arrays = [np.asarray(image) for image in images]
-    # their own pixels, if text allows
+    # One dot for each pixel, unless the text needs more dots.
     figure.set_dpi(min(DPI, 1.02 * columns * max(200, *map(len, arrays)) / WIDTH))
     for ax, array, title in zip(axes, arrays, titles, strict=False):
         ax.imshow(array, cmap=cmap)
@@ -389,14 +416,17 @@ def pictures(
 def score_by_step(
     series: Mapping[str, Any], ylabel: str, log: str = "", xlabel: str = "training step"
 ) -> Figure:
-    """Curves with a 95% band by name: (steps, values, standard errors), each of n; `log`: "x", "y"
-    or "xy".
+    """Scores by training step, each curve with its 95% band.
+
+    `series`: name -> (steps, values, standard errors), n numbers each. `log`: axes with a log
+    scale, "x", "y" or "xy".
     """
     figure, (ax,) = panels(3.0 + 0.17 * len(series))
     for (name, (x, values, errors)), (colour, marker, line) in zip(
         series.items(), LINES, strict=False
     ):
-        mean, error = np.asarray(values, dtype=float), 1.96 * np.asarray(errors, dtype=float)
+        mean = np.asarray(values, dtype=float)
+        error = 1.96 * np.asarray(errors, dtype=float)
         ax.plot(
             x,
             mean,
@@ -415,12 +445,14 @@ def score_by_step(
         yscale="log" if "y" in log else "linear",
     )
     ax.set_ylim(None if "y" in log else 0)
-    figure.legend(loc="outside lower center", ncols=1)
-    return figure
+    return _with_legend(figure)
 
 
 def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:
-    """Mean curves of samples (n x len(x) each) with a 95% band, by name."""
+    """Mean curves of samples, each with its 95% band.
+
+    `series`: name -> samples, n x len(x).
+    """
     arrays = {name: np.asarray(values, dtype=float) for name, values in series.items()}
     means = {
         name: (x, a.mean(axis=0), a.std(axis=0) / max(1, len(a)) ** 0.5)
@@ -431,8 +463,10 @@ def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: s
 
 @rc_context(STYLE)
 def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[str] = ()) -> Figure:
-    """uint8 images (N x C x H x W) side by side, each pixel as `scale` x `scale` of the file's;
-    `rows`: their names.
+    """Images side by side without resampling.
+
+    `images`: uint8 N x C x H x W, C 1 or 3. `scale`: a pixel becomes `scale` x `scale` pixels.
+    `rows`: names of the rows. ArgumentError: another dtype or shape, or no image.
     """
     images = np.asarray(images)
     if (
@@ -442,7 +476,8 @@ def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[st
         or not len(images)
     ):
         raise ArgumentError(
-            f"images: got {images.dtype} {images.shape}, expected uint8 N x 1 or 3 x H x W"
+            f"images: got {images.dtype} {images.shape}, expected uint8 N x 1 or 3 x H x W with N "
+            "of 1 or more; convert them first"
         )
     padded = np.pad(
         images, ((0, -len(images) % columns), (0, 0), (0, 1), (0, 1)), constant_values=255
@@ -450,11 +485,11 @@ def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[st
     lines, (_, channels, height, width) = len(padded) // columns, padded.shape
     sheet = padded.reshape(lines, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     sheet = sheet.reshape(lines * height, -1, channels).repeat(scale, axis=0).repeat(scale, axis=1)
-    # a letter of 8 points is so wide
+    # The width of a letter of 8 points.
     margin = sheet.shape[1] * max(map(len, rows), default=0) // 45
     dpi = (sheet.shape[1] + margin) / WIDTH
     figure = Figure(figsize=(WIDTH, len(sheet) / dpi), dpi=dpi)
-    # RGB: the map "gray" is off by one here and there
+    # As RGB, since the colour map "gray" changes some values by one.
     figure.figimage(sheet.repeat(3 // channels, axis=2), margin, 0)
     for row, name in enumerate(rows):
         figure.text(0, 1 - (row + 0.5) / lines, name, va="center", fontsize=8)
@@ -463,13 +498,15 @@ def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[st
 
 @rc_context(STYLE)
 def losses(rows: Any, window: int = 50) -> Figure:
-    """A run's losses (steps x 4: loss of D, of G, D(x), D(G(z))): each step pale, its mean over
-    `window` steps bold.
+    """The losses of a GAN's run: single steps in pale, means over `window` steps in bold.
+
+    `rows`: steps x 4, the loss of D, the loss of G, D(x) and D(G(z)). ArgumentError: another shape.
     """
     rows = np.asarray(rows, dtype=float)
     if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows):
         raise ArgumentError(
-            f"losses: got {rows.shape}, expected steps x 4 (loss of D, of G, D(x), D(G(z)))"
+            f"losses: got {rows.shape}, expected steps x 4 (loss of D, loss of G, D(x), D(G(z))); "
+            "give one row for each step"
         )
     means = np.lib.stride_tricks.sliding_window_view(rows, min(window, len(rows)), axis=0).mean(
         axis=-1
@@ -490,7 +527,7 @@ def losses(rows: Any, window: int = 50) -> Figure:
             markevery=(i % 2 * len(x) // 20, max(1, len(x) // 10)),
         )
         ax.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2)
-    # the highest peaks may leave the panel
+    # The limit cuts the highest peaks, so that one peak does not flatten the curves.
     top = 1.25 * float(np.nanquantile([*means[:, :2].flat, 0.8], 0.99))
     axes[0].set(ylabel="loss (nats)", ylim=(-0.04 * top, top))
     axes[1].set(ylabel="mean of D, 0 to 1", ylim=(-0.04, 1.04), xlabel="training step")
@@ -499,25 +536,23 @@ def losses(rows: Any, window: int = 50) -> Figure:
 
 @rc_context(STYLE)
 def study(evidence: Mapping[str, Any]) -> Figure:
-    """{"scores": {score: {setting: a value a seed}}, "default": setting, "margins": {score:
-    margin}, "log": [scores]}.
+    """A study of a GAN's settings: one panel for each score, one row for each setting.
 
-    A panel a score, a row a setting: a ring a seed, below it a diamond, the mean, with its 95%
-    interval (Student's t); dotted the mean of the default, around it in grey the margin of
-    equivalence, if any. For scores in `log` the mean is geometric, and the interval and the margin
-    are those of the natural logarithm.
+    `evidence`: {"scores": {score: {setting: values over seeds}}, "default": setting, "margins":
+    {score: margin}, "log": [score]}. Rings are seeds; the diamond is their mean with Student's 95%
+    interval; the dotted line is the mean of the default, the grey band the margin of equivalence.
+    For a score in "log" the mean is geometric, and interval and margin are those of the natural
+    logarithm.
     """
     _need(evidence, "scores", "default")
-    scores, names = evidence["scores"], list(next(iter(evidence["scores"].values())))
+    scores = evidence["scores"]
+    names = list(next(iter(scores.values())))
     figure, axes = panels(len(scores) * (0.27 * len(names) + 0.95), len(scores))
     for ax, (score, settings) in zip(axes, scores.items(), strict=True):
-        to, back = (
-            (np.log, np.exp) if score in evidence.get("log", ()) else (np.positive, np.positive)
-        )
-        usual, margin = (
-            to(settings[evidence["default"]]).mean(),
-            evidence.get("margins", {}).get(score, 0),
-        )
+        log = score in evidence.get("log", ())
+        to, back = (np.log, np.exp) if log else (np.positive, np.positive)
+        usual = to(settings[evidence["default"]]).mean()
+        margin = evidence.get("margins", {}).get(score, 0)
         ax.axvline(back(usual), color="black", linewidth=0.9, linestyle=(0, (1, 2)))
         ax.axvspan(
             *back([usual - margin, usual + margin]), color="#777777", alpha=0.18, linewidth=0
@@ -547,9 +582,9 @@ def study(evidence: Mapping[str, Any]) -> Figure:
                 markersize=4,
                 capsize=3,
             )
-        ax.set(xlabel=score + " (log scale)" * (to is np.log), ylim=(len(names) - 0.5, -0.5))
-        if to is np.log:
-            ax.set_xscale("log", subs=(2, 3, 5))  # the labels of more ticks would overlap
+        ax.set(xlabel=score + " (log scale)" * log, ylim=(len(names) - 0.5, -0.5))
+        if log:
+            ax.set_xscale("log", subs=(2, 3, 5))  # more labels would overlap
             ax.xaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
         ax.set_yticks(range(len(names)), names, fontsize=9)
     return figure

@@ -1,18 +1,19 @@
-"""From the records of a run to the page that a person reads: claims.json -> figures/*.png and
-index.html.
+"""The page of a run: claims.json in, figures/*.png and index.html out.
 
-What cannot be drawn says so in its place: one broken record does not cost the page.
+A figure that cannot be drawn leaves a sentence in its place, so that one broken record does not
+cost the page.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
+from jinja2 import UndefinedError
+from matplotlib.figure import Figure
 
 from rdfia.claims import record as claim_records
 from rdfia.claims.ledger import Ledger
@@ -21,36 +22,37 @@ from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
 from rdfia.errors import RdfiaError, StoreError
 from rdfia.report import benchmarks, blocks, figures
-from rdfia.report.blocks import LEGEND, badge, fill, link, slug
+from rdfia.report.blocks import Json, Picture, slug
 from rdfia.report.environment import environment
 
-# What evidence draws is told by its fields: section, fields, figure, caption.
-DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], str], ...] = (
+# Evidence with all of these fields is drawn: section, fields, figure, caption.
+DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
     (
         "figure3",
         ("C", "test", "converged"),
         figures.c_sweep,
         "Accuracy against C. Hollow: the solver stopped early.",
     ),
-    ("compared", ("bars",), figures.comparison, "Ways to classify, a dot a seed."),
+    ("compared", ("bars",), figures.comparison, "Classifiers, one dot for each seed."),
     (
         "best",
         ("rows",),
         figures.ablation,
-        "Where the best accuracy comes from, one step a row, with its 95% interval.",
+        "The steps to the best accuracy, one in each row, with 95% intervals.",
     ),
     (
         "confusion",
         ("classes", "matrix"),
         figures.confusion,
-        "Test images by true class (row) and predicted class (column); the darker, the larger its share of the row.",
+        "Test images by true class (row) and predicted class (column); the darker, the larger its "
+        "share of the row.",
     ),
     (
         "study",
         ("scores", "default"),
         figures.study,
-        "A ring a seed, a diamond their mean with its 95% interval; "
-        "dotted: the mean of the default setting; grey: the margin of equivalence around it.",
+        "Rings are seeds, the diamond is their mean with its 95% interval; dotted: the mean of the "
+        "default setting; grey: the margin of equivalence around it.",
     ),
     (
         "steps",
@@ -59,6 +61,10 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], str], ...] = (
         "Score by training step, with a 95% band.",
     ),
 )
+DEPTH_CAPTION = (
+    "Accuracy of a linear SVM on each layer's output; squares are poolings, the ring is the best."
+)
+TABLE1_CAPTION = "Table 1 and ours, by both readings of its row names."
 TITLES = {
     "claims": "Claims",
     "table1": "Table 1",
@@ -66,12 +72,12 @@ TITLES = {
     "figure2": "Figure 2: first convolution",
     "figure3": "Figure 3: the SVM's C",
     "depth": "Accuracy against depth",
-    "compared": "Ways to classify",
+    "compared": "Classifiers",
     "best": "The best recipe",
     "confusion": "Confusion matrix",
-    "mistakes": "The hardest mistakes",
+    "mistakes": "The most confident mistakes",
     "figure4": "Figure 4: saliency maps",
-    "deletion": "Saliency put to the test",
+    "deletion": "Saliency, measured",
     "figure5": "Figure 5: a fooling image",
     "fooling": "Fooling, measured",
     "figure6": "Figure 6: from noise to a tarantula",
@@ -92,9 +98,9 @@ TITLES = {
     "figure19": "Figure 19: cGAN by step",
     "figure20": "Figure 20: losses of the cGAN",
     "steps": "GANs by training step, measured",
-    "speed": "Speed, beside the peers",
-    "gate": "The gate's false alarms and catches",
-    "faults": "Faults and hostile files, withstood",
+    "speed": "Speed compared with the peers",
+    "gate": "False alarms and detections of the gate",
+    "faults": "Faults and hostile files",
     "thresholds": "Thresholds",
     "answers": "Answers of the report",
     "errata": "Errata of the report",
@@ -103,15 +109,13 @@ TITLES = {
 
 
 def write_run(folder: Path, ledger: Ledger) -> Path:
-    """claims.json, the figures that recorded runs kept, and the page of this run; returns the
-    page's path.
-    """
+    """The path of the page of a run, written with its claims.json and its figures into `folder`."""
     write_records_and_figures(folder, ledger)
     return rebuild(folder)
 
 
 def write_records_and_figures(folder: Path, ledger: Ledger) -> None:
-    """What `rebuild` makes the page of: claims.json, and the figures that recorded runs kept."""
+    """Write what `rebuild` reads: claims.json, and the figures of committed runs."""
     write_records(folder, ledger)
     for record in ledger.records.values():
         for row in record.figures if record.recorded else ():
@@ -121,204 +125,187 @@ def write_records_and_figures(folder: Path, ledger: Ledger) -> None:
 
 
 def write_records(folder: Path, ledger: Ledger) -> None:
-    """claims.json alone, of the records that there are."""
-    records = [record.as_json() for record in ledger.records.values()]
-    run: dict[str, Any] = {"environment": environment(ledger.root, ledger.device, ledger.profile)}
-    run |= {
+    """Write claims.json: environment, thresholds, records, and how far a stopped run came."""
+    run: Json = {
+        "environment": environment(ledger.root, ledger.device, ledger.profile),
         "thresholds": ledger.thresholds,
-        **({"unfinished": ledger.unfinished} if ledger.unfinished else {}),
     }
-    files.write_json(folder / "claims.json", claim_records.as_plain(run | {"records": records}))
+    if ledger.unfinished:
+        run["unfinished"] = ledger.unfinished
+    run["records"] = [record.as_json() for record in ledger.records.values()]
+    files.write_json(folder / "claims.json", claim_records.as_plain(run))
 
 
 def rebuild(folder: Path) -> Path:
-    """Figures and page from `folder`/claims.json alone; returns the page's path. StoreError: there
-    is none to read.
+    """The path of the page, written with its figures from `folder`/claims.json alone.
+
+    StoreError: the file is missing, or its content is not that of a run.
     """
     run = claim_records.read_run(folder / "claims.json")
     try:
         return _page(folder, run)
-    except (*benchmarks.BROKEN, IndexError) as error:
+    except (*BROKEN, IndexError) as error:
         raise StoreError(
-            f"{folder / 'claims.json'} has what cannot be shown ({error!r}); pytest -m accuracy writes it "
-            "anew"
+            f"{folder / 'claims.json'}: a value cannot be shown ({error!r}), expected the records "
+            "of a run; pytest -m accuracy writes the file again"
         ) from error
 
 
-def _page(folder: Path, run: Mapping[str, Any]) -> Path:
+BROKEN = (*benchmarks.BROKEN, UndefinedError)  # what a wrong value may raise
+
+
+def _page(folder: Path, run: Json) -> Path:
     order = {claim_id: i for i, claim_id in enumerate(CLAIMS)}
     records = sorted(run["records"], key=lambda record: order.get(record.id, len(order)))
-    sections, where, stopped = (
-        _sections(folder, run, records),
-        run["environment"],
-        run["unfinished"],
-    )
-    tally, old = (
-        claim_records.count_verdicts(records),
-        sum(record.outcome == "recorded" for record in records),
-    )
-    failed = "".join(
-        f"<li>{link(r.key, r.key)}: {escape(r.failure)}</li>" for r in records if r.failure
-    )
-    facts = {name: escape(str(where.get(name, "?"))) for name in ("date", "profile")}
-    facts["device"] = escape(
-        str(where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?"))
-    )
-    shown = {name: title for name, title in TITLES.items() if sections.get(name)}
-    page = fill(
+    where = run["environment"]
+    undecided = [record for record in records if record.outcome == "undecided"]
+    sections = _sections(folder, run, records)
+    html = blocks.fill(
         "index.html",
-        **facts,
-        style=fill("style.css"),
-        script=fill("filters.js"),
-        title=escape(claim_records.format_value(tally)),
-        counts="".join(
-            f"<li>{badge(v)} <b>{n}</b> <span class=small>{LEGEND[v][1]}</span></li>"
-            for v, n in tally.items()
-        ),
-        coverage=f"{len(records)} checks of {len({r.id for r in records})} claims, of {len(CLAIMS)} in all. "
-        + f"{old} did not run now: their outcome is an earlier run's, and says so. " * bool(old)
-        + "A contradicted claim is a result, not a failure: what was measured stands beside what the report says.",
-        undecided=blocks.undecided(records),
-        alarm=f"<div class=alarm><b>This run was stopped: {escape(str(stopped))}.</b></div>"
-        * bool(stopped)
-        + f"<div class=alarm><b>This run failed:</b><ul>{failed}</ul></div>" * bool(failed),
-        nav="".join(f'<a href="#{name}">{title}</a>' for name, title in shown.items()),
-        sections="".join(
-            f'<section id="{n}"><h2>{title}</h2>{sections[n]}</section>'
-            for n, title in shown.items()
-        ),
+        environment=where,
+        processor=where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?"),
+        records=records,
+        tally=claim_records.count_verdicts(records),
+        recorded=sum(record.outcome == "recorded" for record in records),
+        failed=[record for record in records if record.failure],
+        unfinished=run["unfinished"],
+        undecided=len(undecided),
+        undecided_parts=[
+            (record, part)
+            for record in undecided
+            for part in record.parts
+            if part["outcome"] == "undecided"
+        ],
+        titles={name: title for name, title in TITLES.items() if sections.get(name)},
+        sections=sections,
     )
-    files.write_atomic(folder / "index.html", page.encode())
+    files.write_atomic(folder / "index.html", html.encode())
     return folder / "index.html"
 
 
-def _sections(folder: Path, run: Mapping[str, Any], records: Sequence[Record]) -> dict[str, str]:
-    """The HTML of each section that has something to show, by its anchor; draws the figures on the
-    way.
-    """
-    found: dict[str, list[str]] = {}
-    own: dict[str, list[str]] = {}  # pictures that belong to one check only
-    # data -> network -> the one with most layers
-    curves: dict[str, dict[str, tuple[Record, Mapping[str, Any]]]] = {}
-    rows: list[tuple[Record, Mapping[str, Any]]] = []
-    matrices = [e for record in records for e in _evidence(record, ("classes", "matrix"))]
-    # one confusion matrix is shown, of the best classifier
-    best = max(matrices, key=_diagonal, default=None)
-    for record in records:
-        for row in record.figures:
-            section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
-            known, there = section in TITLES, (folder / row["file"]).is_file()
-            gone = f"<p class=small>{link(record.key, record.key)}: picture not kept; a full run draws it again.</p>"
-            part = _picture(row, record) if there else gone
-            (found if known else own).setdefault(section if known else record.key, []).append(part)
-        for section, fields, draw, caption in DRAWN:
-            for i, evidence in enumerate(_evidence(record, fields)):
-                if section == "confusion" and evidence is not best:
-                    continue
-                name = f"{section}-{slug(record.key)}{i or ''}"
-                found.setdefault(section, []).append(
-                    _draw(folder, name, draw, evidence, caption, record)
-                )
-        for evidence in _evidence(record, ("network", "accuracy")):
-            nets = curves.setdefault(record.data, {})
-            _, longest = nets.get(evidence["network"], (record, {"accuracy": ()}))
-            if isinstance(evidence["accuracy"], Mapping) and len(evidence["accuracy"]) > len(
-                longest["accuracy"]
-            ):
-                nets[evidence["network"]] = (record, evidence)
-        rows += [(record, evidence) for evidence in _evidence(record, ("row", "reading"))]
-    for i, nets in enumerate(filter(None, curves.values())):
-        caption = "Accuracy of a linear SVM on each layer's output; squares are poolings, the ring is the best."
-        drawn, record = [evidence for _, evidence in nets.values()], next(iter(nets.values()))[0]
-        found.setdefault("depth", []).append(
-            _draw(folder, f"depth{i}", figures.depth_curves, drawn, caption, record)
-        )
-    html = {name: f"<div class=figures>{''.join(parts)}</div>" for name, parts in found.items()}
-    table = blocks.table1(rows)
+def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, str]:
+    """Section -> its HTML, empty where there is nothing to show; draws the figures."""
+    pictures = _pictures(folder, records)
+    html = {
+        name: blocks.fill("figures.html", pictures=pictures[name])
+        for name in TITLES
+        if name in pictures
+    }
+    rows = [(record, row) for record in records for row in _evidence(record, ("row", "reading"))]
+    drawn = None
     if rows:
-        caption = "Table 1 and ours, by both readings of its row names."
-        table += _draw(
-            folder,
-            "table1",
-            figures.table1,
-            [evidence for _, evidence in rows],
-            caption,
-            rows[0][0],
-        )
+        evidence = [row for _, row in rows]
+        drawn = _draw(folder, "table1", figures.table1, evidence, TABLE1_CAPTION, rows[0][0])
     return {
         **html,
-        "claims": blocks.filters(records) + blocks.cards(records, own),
-        "table1": table,
+        "claims": blocks.claims(records, pictures),
+        "table1": blocks.table1(rows, drawn),
         "speed": benchmarks.benchmarks(folder),
         "gate": benchmarks.gate(folder),
-        "faults": _faults(folder),
-        "thresholds": blocks.thresholds(run.get("thresholds", {})),
+        "faults": _faults(folder / "faults.json"),
+        "thresholds": blocks.thresholds(run["thresholds"]),
         "answers": blocks.answers(records),
-        "errata": blocks.errata(),
+        "errata": blocks.fill("errata.html"),
         "environment": blocks.environment(run["environment"]),
     }
 
 
-def _faults(folder: Path) -> str:
-    """The section of `folder`/faults.json; empty where there is none, a sentence where it is no
-    such record.
-    """
+def _pictures(folder: Path, records: Sequence[Record]) -> dict[str, list[Picture]]:
+    """Section, or key of a record for pictures of no section -> pictures, drawn where needed."""
+    found: dict[str, list[Picture]] = defaultdict(list)
+    matrices = [e for record in records for e in _evidence(record, ("classes", "matrix"))]
+    best_matrix = max(matrices, key=_diagonal, default=None)  # the only one that is shown
+    for record in records:
+        for row in record.figures:
+            section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
+            place = section if section in TITLES else record.key
+            found[place].append(_kept_picture(folder, row, record))
+        for section, fields, draw, caption in DRAWN:
+            for i, evidence in enumerate(_evidence(record, fields)):
+                if section != "confusion" or evidence is best_matrix:
+                    name = f"{section}-{slug(record.key)}{i or ''}"
+                    found[section].append(_draw(folder, name, draw, evidence, caption, record))
+    for i, curves in enumerate(_depth_curves(records)):
+        rows = [row for _, row in curves]
+        record = curves[0][0]
+        drawn = _draw(folder, f"depth{i}", figures.depth_curves, rows, DEPTH_CAPTION, record)
+        found["depth"].append(drawn)
+    return found
+
+
+def _depth_curves(records: Sequence[Record]) -> list[list[tuple[Record, Json]]]:
+    """For each data set, each network's evidence with the most layers."""
+    longest: dict[str, dict[str, tuple[Record, Json]]] = {}
+    for record in records:
+        for evidence in _evidence(record, ("network", "accuracy")):
+            networks, accuracy = longest.setdefault(record.data, {}), evidence["accuracy"]
+            _, before = networks.get(evidence["network"], (record, {"accuracy": ()}))
+            if isinstance(accuracy, Mapping) and len(accuracy) > len(before["accuracy"]):
+                networks[evidence["network"]] = (record, evidence)
+    return [list(networks.values()) for networks in longest.values() if networks]
+
+
+def _faults(path: Path) -> str:
+    """The section of faults.json; empty without the file, a sentence if it cannot be read."""
+    if not path.exists():
+        return ""
     try:
-        return (
-            blocks.faults(files.read_json(path))
-            if (path := folder / "faults.json").exists()
-            else ""
-        )
-    except benchmarks.BROKEN as error:
-        return f"<p class=small>faults.json could not be read: {escape(repr(error))}</p>"
+        return blocks.faults(files.read_json(path))
+    except BROKEN as error:
+        problem = f"faults.json could not be read: {error!r}"
+        return blocks.fill("figures.html", pictures=[Picture(problem=problem)])
 
 
-def _evidence(record: Record, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """The parts of a record's evidence (itself, its values, what lists hold) that have all these
-    fields.
-    """
+def _evidence(record: Record, names: Sequence[str]) -> Iterator[Json]:
+    """The mappings inside a record's evidence, at any depth, that have all these fields."""
     queue: list[Any] = [record.evidence]
     while queue:
         part = queue.pop(0)
-        if isinstance(part, Mapping) and all(name in part for name in names):
+        if isinstance(part, dict) and all(name in part for name in names):
             yield part
-        elif isinstance(part, (Mapping, list)):
-            queue.extend(
-                part.values()
-                if isinstance(part, Mapping)
-                else (p for p in part if isinstance(p, Mapping))
-            )
+        elif isinstance(part, dict):
+            queue.extend(part.values())
+        elif isinstance(part, list):
+            queue.extend(item for item in part if isinstance(item, dict))
 
 
-def _diagonal(evidence: Mapping[str, Any]) -> float:
-    """The accuracy that a confusion matrix stands for; -1 for what is no such matrix."""
+def _diagonal(evidence: Json) -> float:
+    """The accuracy of a confusion matrix; -1 for what is not a matrix of numbers."""
     matrix = np.asarray(evidence["matrix"])
-    return (
-        float(np.trace(matrix) / max(1, matrix.sum()))
-        if matrix.ndim == 2 and matrix.dtype.kind in "iuf"
-        else -1.0
-    )
+    if matrix.ndim != 2 or matrix.dtype.kind not in "iuf":
+        return -1.0
+    return float(np.trace(matrix) / max(1, matrix.sum()))
 
 
 def _draw(
-    folder: Path, name: str, draw: Callable[[Any], Any], evidence: Any, caption: str, record: Record
-) -> str:
+    folder: Path,
+    name: str,
+    draw: Callable[[Any], Figure],
+    evidence: Any,
+    caption: str,
+    record: Record,
+) -> Picture:
+    """The picture `figures/<name>.png` after drawing it, or why it could not be drawn."""
     try:
-        files.write_atomic(folder / "figures" / f"{name}.png", figures.png(draw(evidence)))
-        row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
-        return _picture(row, record) + blocks.beside(name.split("-")[0], evidence)
+        path = f"figures/{name}.png"
+        files.write_atomic(folder / path, figures.png(draw(evidence)))
+        below = blocks.table_below(name.split("-")[0], evidence)
+        return Picture(record.key, path, caption, _caption(caption, record), below)
     except (RdfiaError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        return f"<p class=small>{escape(name)} could not be drawn: {escape(repr(error))}</p>"
+        return Picture(problem=f"{name} could not be drawn: {error!r}")
 
 
-def _picture(row: Mapping[str, str], record: Record) -> str:
+def _kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:
+    """The picture of a record's own figure, or that its file is missing."""
+    if not (folder / row["file"]).is_file():
+        problem = "the picture is not stored; a full run draws it again."
+        return Picture(record.key, problem=problem)
+    caption = _caption(row.get("caption", ""), record)
+    return Picture(record.key, row["file"], row.get("alt", ""), caption)
+
+
+def _caption(text: str, record: Record) -> str:
+    """A caption followed by the conditions of the record."""
     parts = (record.data, record.weights, record.dtype, record.device, f"profile {record.profile}")
     old = f"Committed run of {record.recorded['date']}, not run now: " if record.recorded else ""
-    caption = escape(f"{row.get('caption', '')} {old}{', '.join(filter(None, parts))}.")
-    return fill(
-        "figure.html",
-        file=quote(row["file"]),
-        alt=escape(row.get("alt", "")),
-        caption=caption,
-        link=link(record.key, record.key),
-    )
+    return f"{text} {old}{', '.join(filter(None, parts))}."

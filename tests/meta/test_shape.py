@@ -50,8 +50,8 @@ LARGER = {
     "experiments.gans": 380,
     "gans.training": 235,
     "data.assets": 235,
-    "report.figures": 220,
-    "__main__": 215,
+    "report.figures": 240,
+    "__main__": 255,
 }
 # The claims of each lab.
 LABS_CLAIMS = {
@@ -184,7 +184,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1100, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2530
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2640
     )
 
 

@@ -1,4 +1,4 @@
-// Without this script the page shows every claim; with it, three choices hide what they do not match.
+// Three choices hide the checks that do not match. Without this script the page shows every check.
 (function () {
   var bar = document.querySelector(".filters");
   if (!bar) return;
@@ -17,7 +17,7 @@
     });
     shown.textContent = all.filter(function (record) { return !record.hidden; }).length + " of " + all.length + " shown";
   }
-  function reveal() {  // a link may lead to a check that is filtered away or folded
+  function reveal() {  // shows the target of a link if it is hidden by a filter or inside a closed element
     var target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
     if (!target) return;
     if (target.closest("[hidden]")) { choices.forEach(function (choice) { choice.value = ""; }); apply(); }

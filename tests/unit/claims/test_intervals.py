@@ -1,5 +1,6 @@
-"""Intervals against their definitions and scipy; `properties/test_interval_coverage` counts what
-they hold.
+"""Intervals against their definitions and scipy.
+
+`properties/test_interval_coverage.py` counts how often they contain the true value.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ NAN, INF = math.nan, math.inf
 A, B = [1.0, 1.4, 0.9, 1.3, 1.2], [0.8, 1.1, 1.0, 1.2, 0.9]
 
 
-def test_an_exact_value_is_its_own_interval_and_cannot_be_changed() -> None:
+def test_exact_value_has_no_width_and_is_frozen() -> None:
     found = intervals.exact_value(138_357_544)
     assert found == Estimate(138357544.0, 138357544.0, 138357544.0, 1, "exact", 0.99)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.low = 0.0  # type: ignore[misc]
 
 
-def test_the_limits_of_a_share_leave_half_a_percent_to_each_side() -> None:
-    """By the binomial's own sums: at the lower limit, 2,707 or more of 2,985 are right in half a
-    percent of cases.
+def test_limits_of_a_proportion_are_binomial_quantiles() -> None:
+    """By the binomial sums: with the lower limit as the true proportion, 2,707 or more of 2,985 are
+    right with a probability of 0.5 %.
     """
     found = intervals.proportion(2707, 2985)
     assert (found.value, found.n, found.level) == (2707 / 2985, 2985, 0.99)
@@ -41,7 +42,7 @@ def test_the_limits_of_a_share_leave_half_a_percent_to_each_side() -> None:
 
 
 def right(only_a: int, only_b: int, both: int, neither: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which images a and b have right."""
+    """For a and b: which images are right."""
     a, b = (
         np.repeat([[1, 0], [0, 1], [1, 1], [0, 0]], (only_a, only_b, both, neither), axis=0)
         .astype(bool)
@@ -51,11 +52,11 @@ def right(only_a: int, only_b: int, both: int, neither: int = 0) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("counts", [(12, 3, 60), (1, 0, 100), (5, 5, 1), (0, 7, 30)])
-def test_the_limits_of_a_difference_of_shares_are_where_its_score_is_the_quantile(
+def test_score_at_the_limits_of_a_difference_is_the_normal_quantile(
     counts: tuple[int, int, int],
 ) -> None:
-    """By definition: at a limit d, the share that only b has right is the most likely one, found on
-    a grid.
+    """By definition: at a limit d, the proportion that is right in b only is the most likely one,
+    which a grid finds.
     """
     n, (only_a, only_b, both) = sum(counts), counts
     found = intervals.difference_of_proportions(*right(*counts))
@@ -67,19 +68,17 @@ def test_the_limits_of_a_difference_of_shares_are_where_its_score_is_the_quantil
         assert abs(found.value - d) / error == pytest.approx(stats.norm.ppf(0.995), rel=1e-3)
 
 
-def test_a_difference_of_shares_turns_round_and_does_not_depend_on_what_both_have_right() -> None:
+def test_difference_of_proportions_is_antisymmetric_and_ignores_images_without_difference() -> None:
     a, b = right(12, 3, 60, 25)
-    found, turned = (
-        intervals.difference_of_proportions(a, b),
-        intervals.difference_of_proportions(b, a),
-    )
-    assert (turned.value, turned.low, turned.high) == pytest.approx(
+    found = intervals.difference_of_proportions(a, b)
+    swapped = intervals.difference_of_proportions(b, a)
+    assert (swapped.value, swapped.low, swapped.high) == pytest.approx(
         (-found.value, -found.high, -found.low)
     )
     assert found == intervals.difference_of_proportions(*right(12, 3, 0, 85))
 
 
-def test_classifiers_that_never_differ_are_not_sure_to_be_equal() -> None:
+def test_difference_of_equal_classifiers_has_width() -> None:
     z2 = stats.norm.ppf(0.995) ** 2
     edge = z2 / (50 + z2)
     assert intervals.difference_of_proportions(*right(0, 0, 50)).limits == pytest.approx(
@@ -93,7 +92,7 @@ def test_classifiers_that_never_differ_are_not_sure_to_be_equal() -> None:
     )
 
 
-def test_means_have_the_intervals_of_scipy_s_t_tests() -> None:
+def test_intervals_of_means_are_those_of_scipy_t_tests() -> None:
     logs = np.log(A), np.log(B)
     expected: list[tuple[Estimate, Any, Callable[[Any], Any]]] = [
         (intervals.mean(A), stats.ttest_1samp(A, 0), np.positive),
@@ -113,12 +112,12 @@ def test_means_have_the_intervals_of_scipy_s_t_tests() -> None:
     )
 
 
-def test_values_that_do_not_differ_have_an_interval_of_no_width() -> None:
+def test_interval_of_equal_values_has_no_width() -> None:
     assert intervals.mean([2.0, 2.0]).limits == (2.0, 2.0)
     assert intervals.ratio([2.0, 2.0], [1.0, 1.0], paired=False).limits == (2.0, 2.0)
 
 
-def test_two_seeds_far_apart_leave_a_ratio_open() -> None:
+def test_ratio_of_two_distant_seeds_has_an_infinite_interval() -> None:
     assert intervals.ratio([1.0, 1e12], [1.0, 1.0], paired=True).limits == (0.0, INF)
 
 
@@ -126,7 +125,7 @@ def ratio_of_medians(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray
     return np.median(a, axis) / np.median(b, axis)
 
 
-def test_the_bootstrap_is_scipy_s_percentiles_paired_by_image() -> None:
+def test_bootstrap_is_scipy_percentile_interval_paired_by_image() -> None:
     a, b = np.random.default_rng(0).lognormal(size=(2, 200)) * [[1.0], [2.0]]
     expected = stats.bootstrap(
         (a, b),
@@ -138,9 +137,9 @@ def test_the_bootstrap_is_scipy_s_percentiles_paired_by_image() -> None:
         random_state=np.random.default_rng(3),
     ).confidence_interval
     found = intervals.bootstrap(ratio_of_medians, a, b, resamples=999, seed=3)
-    assert found.limits == (expected.low, expected.high)  # whatever the size of a batch
+    assert found.limits == (expected.low, expected.high)  # for every batch size
     assert (found.value, found.n) == (np.median(a) / np.median(b), 200)
-    # unpaired it would be wide
+    # Without pairing the interval would be wide.
     assert intervals.bootstrap(ratio_of_medians, a, a, resamples=99).limits == (1.0, 1.0)
 
 
@@ -151,28 +150,35 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: intervals.proportion(11, 10), "count, n: got 11 of 10"),
     (lambda: intervals.proportion(1, 10, 99), "level: got 99"),
     (lambda: intervals.mean(A, 1.0), "level: got 1.0"),
-    (lambda: intervals.mean([1.0]), r"values: got shape \(1,\), expected 2 numbers or more"),
-    (lambda: intervals.mean([1.0, NAN, INF]), r"values: NaN or infinity at \[1, 2\]"),
+    (
+        lambda: intervals.mean([1.0]),
+        r"values: got shape \(1,\), expected one dimension with 2 or more",
+    ),
+    (lambda: intervals.mean([1.0, NAN, INF]), r"values: got NaN or infinity at indices \[1, 2\]"),
     (lambda: intervals.difference_of_means(A, B[1:]), "a, b: got 5 and 4 values"),
     (
         lambda: intervals.difference_of_proportions([True], [False, True]),
         "a, b: got 1 and 2 values",
     ),
-    (lambda: intervals.difference_of_proportions([0.5], [1.0]), "true or false"),
-    (lambda: intervals.ratio(A, [*B[1:], 0.0], paired=True), "above 0 only"),
+    (lambda: intervals.difference_of_proportions([0.5], [1.0]), "true and false"),
+    (lambda: intervals.ratio(A, [*B[1:], 0.0], paired=True), "got a value of 0 or below"),
     (lambda: intervals.ratio(A, B[1:], paired=True), "a, b: got 5 and 4 values"),
-    (lambda: intervals.ratio(A, [1.0, INF], paired=False), r"b: NaN or infinity at \[1\]"),
+    (
+        lambda: intervals.ratio(A, [1.0, INF], paired=False),
+        r"b: got NaN or infinity at indices \[1\]",
+    ),
     (lambda: intervals.bootstrap(np.mean), r"samples: got \[\] numbers"),
     (lambda: intervals.bootstrap(ratio_of_medians, A, B[1:]), r"samples: got \[5, 4\] numbers"),
-    (lambda: intervals.bootstrap(np.mean, [1.0, NAN]), r"sample 0: NaN or infinity at \[1\]"),
+    (
+        lambda: intervals.bootstrap(np.mean, [1.0, NAN]),
+        r"sample 0: got NaN or infinity at indices \[1\]",
+    ),
     (lambda: intervals.bootstrap(lambda x, axis: np.full(x.shape[:-1], NAN), A), "look for NaN"),
     (lambda: intervals.bootstrap(np.mean, A, level=0.0), "level: got 0.0"),
 ]
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED)
-def test_what_has_no_interval_is_refused_by_the_argument_s_name(
-    call: Callable[[], Any], message: str
-) -> None:
+def test_refusal_names_the_argument(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         call()

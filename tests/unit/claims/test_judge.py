@@ -1,6 +1,4 @@
-"""From interval and bound to outcome and word, and from two runs to whether they can be one
-program: planted cases.
-"""
+"""Outcomes from intervals and bounds, and comparisons of two runs: planted cases."""
 
 from __future__ import annotations
 
@@ -27,10 +25,20 @@ def between(low: float, high: float, n: int = 100) -> Estimate:
     ("direction", "low", "high", "expected"),
     [
         ("at least", 0.5, 0.6, "supported"),
-        ("at least", 0.4, 0.5, "undecided"),  # touches from the wrong side: 0.5 itself is allowed
+        (
+            "at least",
+            0.4,
+            0.5,
+            "undecided",
+        ),  # touches from the wrong side: the bound allows 0.5 itself
         ("at least", 0.4, 0.49, "contradicted"),
         ("at least", 0.4, 0.6, "undecided"),
-        ("above", 0.5, 0.6, "undecided"),  # touches from the right side: 0.5 itself is not allowed
+        (
+            "above",
+            0.5,
+            0.6,
+            "undecided",
+        ),  # touches from the right side: the bound does not allow 0.5
         ("above", 0.51, 0.6, "supported"),
         ("above", 0.4, 0.5, "contradicted"),
         ("at most", 0.4, 0.5, "supported"),
@@ -65,12 +73,12 @@ def test_outcome_follows_from_the_interval_alone(
         (-0.05, 0.05, "supported"),
         (-0.1, 0.1, "supported"),
         (-0.2, 0.05, "undecided"),
-        (-0.2, 0.2, "undecided"),  # not "no difference was found"
+        (-0.2, 0.2, "undecided"),  # a wide interval does not show equivalence
         (0.11, 0.2, "contradicted"),
         (-0.3, -0.2, "contradicted"),
     ],
 )
-def test_equivalence_needs_the_whole_interval_within_the_margin(
+def test_within_needs_the_whole_interval_inside_the_margin(
     low: float, high: float, expected: str
 ) -> None:
     assert judge.outcome(between(low, high), Bound("within", 0.0, 0.1)) == expected
@@ -95,13 +103,13 @@ def test_every_outcome_has_a_word_in_every_scope() -> None:
         (["undecided", "contradicted"], "contradicted"),
     ],
 )
-def test_parts_are_asserted_together(outcomes: list[str], expected: str) -> None:
+def test_combined_outcome_needs_every_part(outcomes: list[str], expected: str) -> None:
     assert judge.combined_outcome(outcomes) == expected
     with pytest.raises(ArgumentError, match="got none"):
         judge.combined_outcome([])
 
 
-def test_what_is_no_number_is_refused_before_it_is_judged() -> None:
+def test_estimate_refuses_nan() -> None:
     with pytest.raises(ArgumentError, match="NaN"):
         Estimate(math.nan, 0, 1, 3, "planted")
     with pytest.raises(ArgumentError, match="NaN"):
@@ -118,20 +126,20 @@ def test_what_is_no_number_is_refused_before_it_is_judged() -> None:
         ("within", 0.5, -0.1),
     ],
 )
-def test_a_bound_that_says_nothing_is_refused(bound: tuple[Any, ...]) -> None:
+def test_bound_refuses_wrong_direction_value_or_margin(bound: tuple[Any, ...]) -> None:
     with pytest.raises(ArgumentError):
         Bound(*bound)
 
 
-def test_bounds_read_well() -> None:
-    said = [
+def test_text_of_a_bound() -> None:
+    texts = [
         str(Bound(*b))
         for b in (("equals", 138_357_544), ("at least", 0.9), ("within", 0.906868, 0.01))
     ]
-    assert said == ["equals 138,357,544", "at least 0.9", "within 0.01 of 0.906868"]
+    assert texts == ["equals 138,357,544", "at least 0.9", "within 0.01 of 0.906868"]
 
 
-def test_the_digest_sees_a_bound_and_not_its_reason() -> None:
+def test_bounds_digest_changes_with_bounds_and_not_with_reasons() -> None:
     digest = judge.bounds_digest({"a": Bound("above", 1.2, reason="x")})
     assert digest == judge.bounds_digest({"a": Bound("above", 1.2, reason="y")})
     for other in (
@@ -142,21 +150,21 @@ def test_the_digest_sees_a_bound_and_not_its_reason() -> None:
         assert judge.bounds_digest(other) != digest
 
 
-def test_distance_from_the_bound_in_standard_errors() -> None:
+def test_errors_from_bound_is_a_distance_in_standard_errors() -> None:
     found = Estimate(0.6, 0.6 - 2.5758, 0.6 + 2.5758, 10, "planted")  # a standard error of 1
     assert judge.standard_error(found) == pytest.approx(1, abs=1e-4)
     assert judge.errors_from_bound(found, Bound("above", 0.5)) == pytest.approx(0.1, abs=1e-4)
     assert judge.errors_from_bound(found, Bound("within", 0.0, 0.5)) == pytest.approx(0.1, abs=1e-4)
     assert judge.errors_from_bound(intervals.exact_value(3), Bound("equals", 3)) == INF
     assert judge.errors_from_bound(intervals.diverged(5), Bound("at most", 1.25)) == INF
-    for open_one in (
+    for infinite in (
         intervals.single_run(0.6),
-        Estimate(INF, 1.0, INF, 2, "two seeds that differ a lot"),
+        Estimate(INF, 1.0, INF, 2, "two distant seeds"),
     ):
-        assert judge.errors_from_bound(open_one, Bound("above", 0.5)) == 0
+        assert judge.errors_from_bound(infinite, Bound("above", 0.5)) == 0
 
 
-def test_size_that_decides_is_where_the_interval_shrinks_to_the_bound() -> None:
+def test_size_that_decides_shrinks_the_interval_to_the_bound() -> None:
     undecided = intervals.proportion(60, 100)  # about 0.6 +- 0.13
     needed = judge.size_that_decides(undecided, Bound("above", 0.5))
     assert needed is not None
@@ -184,17 +192,15 @@ PINNED = bits(300)
         (bits(306), False),  # 0.2 points lost
         (bits(330), True),  # a point lost
         (bits(270), True),  # a point gained: a leak until it is explained
-        (bits(300, start=60), True),  # as many right, but others: another layer
+        (bits(300, start=60), True),  # as many right, but other images: another layer
         (~PINNED, True),
     ],
 )
-def test_two_runs_of_the_same_images_are_compared_image_by_image(
-    now: np.ndarray, red: bool
-) -> None:
+def test_image_mismatch_counts_changed_images(now: np.ndarray, red: bool) -> None:
     assert bool(judge.image_mismatch(now, PINNED)) == red
 
 
-def test_right_and_wrong_survive_json() -> None:
+def test_packed_bits_are_unpacked_to_the_same_bits() -> None:
     packed = judge.pack_bits(PINNED)
     assert len(packed["bits"]) == 500
     np.testing.assert_array_equal(judge.unpack_bits(packed), PINNED)
@@ -225,16 +231,20 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
         (pin(value=1.6), pin(), "more than 4 standard errors"),
         (pin(value=0.4), pin(), "more than 4 standard errors"),
         (pin("contradicted"), pin(), "its pin is supported"),
-        (pin("undecided"), pin(), ""),  # the pin lay near its bound
+        (pin("undecided"), pin(), ""),  # the pin's value is near its bound
         (pin("undecided"), pin(far=4.1), "its pin is supported, 4.1 standard errors"),
         (pin(), pin("undecided", far=1.0), ""),
         (pin(bounds="b"), pin(), "other bounds"),
-        # exact: its outcome is compared
+        # exact values: only the outcome is compared
         (pin(parts={"x": [2.0, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),
         (pin(parts={"x": ["inf", 0.0]}), pin(), "more than 4 standard errors"),
-        (pin(parts={"x": [1.0, "inf"]}), pin(value=9.0), ""),  # one run says nothing of another
+        (pin(parts={"x": [1.0, "inf"]}), pin(value=9.0), ""),  # the spread of one run is unknown
         (bitwise(bits(330)), bitwise(PINNED), "the same way"),
-        (bitwise(bits(330)), bitwise(PINNED, "others"), ""),  # other images: by their values
+        (
+            bitwise(bits(330)),
+            bitwise(PINNED, "others"),
+            "",
+        ),  # other images: only the values are compared
         (bitwise(bits(30, 2900)), bitwise(PINNED), ""),
         (
             {**bitwise(PINNED), "parts": {"x": [1.6, 0.1]}},
@@ -243,7 +253,7 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
         ),
     ],
 )
-def test_a_result_is_compared_with_its_pin(
+def test_pin_mismatch_names_the_difference(
     now: dict[str, Any], then: dict[str, Any], why: str
 ) -> None:
     found = judge.pin_mismatch(now, then)
@@ -254,7 +264,7 @@ def test_a_result_is_compared_with_its_pin(
 @pytest.mark.parametrize(
     "estimate", [lambda: intervals.single_run(0.5), lambda: intervals.diverged(5)]
 )
-def test_open_estimates_have_no_error_or_are_beyond_any_bound(
+def test_single_run_is_undecided_and_diverged_run_contradicted(
     estimate: Callable[[], Estimate],
 ) -> None:
     found = estimate()

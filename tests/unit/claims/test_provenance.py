@@ -1,4 +1,4 @@
-"""A result's hash covers what its checks import and the tables that these read, and nothing else."""
+"""A result's hash covers the modules that its checks import and the tables that they read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rdfia.claims import provenance
 
 ROOT = Path(__file__).parents[3]
 FILES = {
-    "tests/accuracy/test_tme7.py": "from rdfia.transfer import svm\nfrom rdfia.experiments import transfer\n",
+    "tests/accuracy/test_tme7.py": (
+        "from rdfia.transfer import svm\nfrom rdfia.experiments import transfer\n"
+    ),
     "rdfia/experiments/transfer.py": "def f():\n    import rdfia.transfer.column_tiles\n",
     "tests/accuracy/test_tme8.py": "from rdfia.gradients import fooling\n",
     "rdfia/transfer/svm.py": "from ..data import files\nfrom rdfia.models.networks import layers\n",
@@ -37,28 +39,30 @@ def tree(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("file", "seen"),
+    ("file", "changes"),
     [
         ("rdfia/experiments/transfer.py", True),
         ("rdfia/transfer/column_tiles.py", True),  # imported inside a function
         ("rdfia/models/layers.txt", True),  # a table that a module reads
-        ("rdfia/claims/judge.py", True),  # what turns numbers into outcomes
-        ("rdfia/gradients/fooling.py", False),  # another lab's
-        ("rdfia/report/page.py", False),  # draws what was found
+        ("rdfia/claims/judge.py", True),  # turns estimates into outcomes
+        ("rdfia/gradients/fooling.py", False),  # of another lab
+        ("rdfia/report/page.py", False),  # only shows results
         ("tests/unit/transfer/test_svm.py", False),
     ],
 )
-def test_lab_hash_sees_what_the_lab_imports(tmp_path: Path, file: str, seen: bool) -> None:
+def test_lab_hash_changes_with_imported_files_only(
+    tmp_path: Path, file: str, changes: bool
+) -> None:
     root = tree(tmp_path)
     before = provenance.lab_hash.__wrapped__(root, "tme7")
     (root / file).write_text("x = 1\n")
-    assert (provenance.lab_hash.__wrapped__(root, "tme7") != before) == seen
+    assert (provenance.lab_hash.__wrapped__(root, "tme7") != before) == changes
 
 
 @pytest.mark.parametrize(
     "line", ["from rdfia.transfer import train_head", "import rdfia.transfer", "import rdfia"]
 )
-def test_a_name_of_a_front_door_brings_the_whole_room(tmp_path: Path, line: str) -> None:
+def test_import_from_a_package_adds_all_of_its_modules(tmp_path: Path, line: str) -> None:
     root = tree(tmp_path)
     (root / "tests/accuracy/test_tme8.py").write_text(f"{line}\n")
     names = {
@@ -80,7 +84,7 @@ def test_code_hash_covers_every_module_and_table() -> None:
     assert {"rdfia/claims/claims.json", "rdfia/models/layers.txt", "rdfia/transfer/svm.py"} <= names
 
 
-def test_code_hash_sees_the_support_of_tests_and_no_unit_test(tmp_path: Path) -> None:
+def test_code_hash_covers_test_support_and_no_unit_test(tmp_path: Path) -> None:
     root = tree(tmp_path)
     before = provenance.code_hash(root)
     (root / "tests/unit/transfer/test_svm.py").write_text("x = 1\n")
@@ -90,7 +94,7 @@ def test_code_hash_sees_the_support_of_tests_and_no_unit_test(tmp_path: Path) ->
     assert provenance.code_hash(root) != before
 
 
-def test_the_labs_of_this_project_depend_on_their_tables() -> None:
+def test_source_files_of_a_lab_include_its_tables() -> None:
     names = {
         path.relative_to(ROOT).as_posix()
         for path in provenance.source_files(ROOT, ["tests/accuracy/test_tme7.py"])

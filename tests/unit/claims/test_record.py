@@ -1,4 +1,4 @@
-"""Records, pins and committed runs, each against a hand-made case."""
+"""Records, pins and committed runs, on small cases written by hand."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from rdfia.claims.record import ClaimError, Record
 from rdfia.data import files
 from rdfia.errors import ArgumentError
 
-COUNTS = {"parameters": 138_357_544, "convolutions": 13, "dense layers": 3}
-WEIGHTS = {name: intervals.exact_value(count) for name, count in COUNTS.items()}
+WEIGHTS = {
+    name: intervals.exact_value(registry.CLAIMS["tme7.q1.total"].bounds[name].value)
+    for name in ("parameters", "convolutions", "dense layers")
+}
 
 
 @pytest.fixture
@@ -26,15 +28,20 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path, "short", "cpu")
 
 
-def test_a_pin_is_by_case_profile_and_scope(ledger: Ledger) -> None:
+def test_pin_depends_on_case_profile_and_scope(ledger: Ledger) -> None:
     ledger.pins = {"tme7.q1.total/a|full|report": {}, "tme7.q1.total/a|short|substitute": {}}
-    said = r"tme7.q1.total/a: parameters 138,357,544; .* supported \(expected parameters equals .*\), but it has no pin"
-    with pytest.raises(ClaimError, match=said):
+    message = (
+        r"tme7.q1.total/a: parameters 138,357,544; .* supported "
+        r"\(expected parameters equals .*\), but it has no pin"
+    )
+    with pytest.raises(ClaimError, match=message):
         ledger.measured("tme7.q1.total", "a", WEIGHTS)
     assert ledger.records["tme7.q1.total/a"].pinned is None
 
 
-def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_path: Path) -> None:
+def test_accepted_pins_and_thresholds_are_written_and_compared(
+    ledger: Ledger, tmp_path: Path
+) -> None:
     ledger.accept = True
     right = np.arange(2985) >= 300
     accuracy = {"pool5": intervals.exact_value(float(right.mean()))}
@@ -48,8 +55,8 @@ def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_pat
     )
     ledger.same_images("vgg16/pool5/scene15", right, "abc")
     ledger.write_baseline()
-    (said,) = ledger.moved
-    assert said.startswith(
+    (moved,) = ledger.moved
+    assert moved.startswith(
         "tme7.q11.table1/pool5 for the dense layers|short|substitute: None -> supported"
     )
     again = Ledger(tmp_path, "short", "cpu")
@@ -66,15 +73,15 @@ def test_accepting_moves_the_pin_and_the_files_come_back(ledger: Ledger, tmp_pat
     for wrong in (270, 330):
         with pytest.raises(ClaimError, match="too many the same way; if that is right, --accept"):
             again.same_images("vgg16/pool5/scene15", np.arange(2985) >= wrong, "abc")
-    # by the share: 0.89 of 1,000
-    again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 110, "of one's own")
+    # other images are compared by accuracy: 0.89 of 1,000
+    again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 110, "other")
     with pytest.raises(ClaimError, match=r"0.8995 is stored, of 2985 other images"):
-        again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 20, "of one's own")
+        again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 20, "other")
     with pytest.raises(ClaimError, match="has no such layer"):
         again.same_images("vgg16/pool4/scene15", right, "abc")
 
 
-def test_an_opposite_outcome_is_red_and_a_missing_bound_is_named(ledger: Ledger) -> None:
+def test_measured_refuses_an_opposite_outcome_and_a_name_without_bound(ledger: Ledger) -> None:
     ledger.accept = True
     ledger.measured("tme7.q1.total", "", WEIGHTS)
     ledger.accept, ledger.records = False, {}
@@ -83,14 +90,14 @@ def test_an_opposite_outcome_is_red_and_a_missing_bound_is_named(ledger: Ledger)
             "tme7.q1.total", "", {**WEIGHTS, "parameters": intervals.exact_value(138_357_543)}
         )
     with pytest.raises(
-        ArgumentError, match=r"no bound in rdfia/claims/claims.json for colour; it has: parameters"
+        ArgumentError, match=r"got estimates of colour, expected .*/claims.json: parameters, conv"
     ):
         ledger.measured("tme7.q1.total", "b", {"colour": intervals.exact_value(1)})
-    with pytest.raises(ArgumentError, match="for nothing"):
+    with pytest.raises(ArgumentError, match="got estimates of nothing"):
         ledger.measured("tme7.q1.total", "c", {})
 
 
-def test_a_deferred_check_is_a_failure_only_where_all_are_required(tmp_path: Path) -> None:
+def test_deferred_check_fails_only_under_require_all(tmp_path: Path) -> None:
     assert (
         Ledger(tmp_path, "short", "cpu").deferred("tme7.q1.total", "", "2 min").outcome
         == "deferred"
@@ -103,7 +110,7 @@ def test_a_deferred_check_is_a_failure_only_where_all_are_required(tmp_path: Pat
         )
 
 
-def test_a_wrong_id_and_a_key_used_twice_are_refused(ledger: Ledger) -> None:
+def test_unknown_id_and_repeated_key_are_refused(ledger: Ledger) -> None:
     with pytest.raises(ArgumentError, match=r"no claim 'tme7.q99' .*tme7.q1.total"):
         ledger.new("tme7.q99")
     ledger.new("tme7.q1.total")
@@ -120,9 +127,7 @@ def commit(root: Path, folder: str, date: str, **row: Any) -> None:
     )
 
 
-def test_a_committed_run_whose_outcome_is_not_its_pin_is_refused(
-    ledger: Ledger, tmp_path: Path
-) -> None:
+def test_recorded_refuses_a_run_that_differs_from_its_pin(ledger: Ledger, tmp_path: Path) -> None:
     for device in ("cuda", "cpu"):
         commit(tmp_path, device, device)
     record = ledger.recorded("tme7.best")
@@ -140,7 +145,7 @@ def test_a_committed_run_whose_outcome_is_not_its_pin_is_refused(
         other.recorded("tme7.best")
 
 
-def test_the_latest_of_several_runs_on_this_device_is_taken(ledger: Ledger, tmp_path: Path) -> None:
+def test_recorded_takes_the_latest_run_on_this_device(ledger: Ledger, tmp_path: Path) -> None:
     for folder, date in {
         "cpu": "2026-01-01",
         "cpu/again": "2026-02-01",
@@ -150,7 +155,7 @@ def test_the_latest_of_several_runs_on_this_device_is_taken(ledger: Ledger, tmp_
     assert ledger.recorded("tme7.best").recorded["folder"] == "cpu/again"
 
 
-def test_a_record_of_other_bounds_is_stale(ledger: Ledger, tmp_path: Path) -> None:
+def test_record_made_with_other_bounds_is_stale(ledger: Ledger, tmp_path: Path) -> None:
     bounds = registry.CLAIMS["tme7.best"].bounds
     name = next(iter(bounds))
     part = {"name": name, "value": 1.0, "low": 1.0, "high": 1.0}
@@ -164,11 +169,11 @@ def test_a_record_of_other_bounds_is_stale(ledger: Ledger, tmp_path: Path) -> No
     assert not ledger.recorded("tme7.best").recorded["stale"]
     commit(tmp_path, "cpu", "2026-01-01", parts=[part], bounds="others")
     assert Ledger(tmp_path, "short", "cpu").recorded("tme7.best").recorded["stale"]
-    commit(tmp_path, "cpu", "2026-01-01")  # made before estimates were kept
+    commit(tmp_path, "cpu", "2026-01-01")  # a record without estimates
     assert Ledger(tmp_path, "short", "cpu").recorded("tme7.best").recorded["stale"]
 
 
-def test_a_record_survives_json_with_arrays_and_nan() -> None:
+def test_record_with_arrays_and_nan_is_read_back_from_json() -> None:
     evidence: dict[Any, Any] = {
         "array": np.arange(2),
         "tensor": torch.tensor([1.5]),
@@ -185,7 +190,7 @@ def test_a_record_survives_json_with_arrays_and_nan() -> None:
     assert (back.key, back.measured, back.expected) == ("tme7.q1.total/a", 2.0, "1 or 2")
 
 
-def test_a_run_of_before_outcomes_were_kept_can_still_be_read(tmp_path: Path) -> None:
+def test_record_without_outcome_is_read_as_an_error(tmp_path: Path) -> None:
     row = {
         "id": "tme7.q1.total",
         "verdict": "reproduced",
@@ -199,7 +204,7 @@ def test_a_run_of_before_outcomes_were_kept_can_still_be_read(tmp_path: Path) ->
     assert (record.outcome, record.expected, record.recorded) == ("error", "16", {})
 
 
-def test_a_crash_keeps_paths_out_of_the_record(ledger: Ledger) -> None:
+def test_failure_names_no_folder(ledger: Ledger) -> None:
     record = ledger.failed(
         "tme7.best", "", "OSError: /home/me/data/x.jpg and C:\\Users\\me\\y.jpg, 3/4 of file a/b"
     )
@@ -217,5 +222,5 @@ def test_a_crash_keeps_paths_out_of_the_record(ledger: Ledger) -> None:
         (12345.6, "s", "12,346 s"),
     ],
 )
-def test_values_read_well(value: object, unit: str, text: str) -> None:
+def test_text_of_a_value(value: object, unit: str, text: str) -> None:
     assert claim_records.format_value(value, unit) == text

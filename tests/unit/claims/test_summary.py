@@ -1,4 +1,4 @@
-"""The list of claims and the README's table say what records say, a line a claim, and nothing else."""
+"""The list of claims and the README's table show the records: one line for each claim."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def record(case: str, outcome: str, scope: str, value: float) -> Record:
     return Record("tme7.q10.head", case, outcome=outcome, scope=scope, parts=[part])
 
 
-def test_the_readme_has_what_the_committed_records_say() -> None:
-    """`python -m rdfia claims --readme README.md` writes it anew."""
-    latest = {one.key: one for one, _, _ in reversed(committed(ROOT))}
+def test_readme_table_is_that_of_the_committed_records() -> None:
+    """`python -m rdfia claims --readme README.md` writes it again."""
+    latest = {record.key: record for record, _, _ in reversed(committed(ROOT))}
     text = (ROOT / "README.md").read_text("utf-8")
     assert summary.with_new_table(text, [*latest.values()]) == text
 
 
-def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_reading() -> None:
+def test_table_shows_one_check_of_the_reports_own_reading_for_each_claim() -> None:
     found = [
         record("a", "supported", "substitute", 0.8),
         record("b", "contradicted", "report", 0.7),
@@ -49,7 +49,7 @@ def test_a_table_has_a_line_a_claim_and_the_first_check_of_the_reports_own_readi
     assert old.count("| an older record, without an interval |  |") == 1
 
 
-def test_what_decides_comes_first_and_a_line_is_a_line() -> None:
+def test_deciding_estimates_come_first_in_a_line_of_limited_length() -> None:
     one = record("b", "contradicted", "report", 0.7)
     names = ("holds", "decides", *(f"a part with a long name, {i}" for i in range(4)))
     one.parts = [{**one.parts[0], "name": name, "outcome": "supported"} for name in names]
@@ -63,7 +63,7 @@ def test_what_decides_comes_first_and_a_line_is_a_line() -> None:
     assert max(map(len, line.split(" | "))) <= summary.MOST + len("; 4 more |")
 
 
-def test_a_table_that_drifted_is_written_anew_between_its_marks() -> None:
+def test_new_table_replaces_the_text_between_the_marks() -> None:
     text = f"before\n{summary.MARKS[0]}\nold\n{summary.MARKS[1]}\nafter\n"
     new = summary.with_new_table(text, [record("a", "supported", "report", 0.8)])
     assert new.startswith("before\n")
@@ -75,14 +75,12 @@ def test_a_table_that_drifted_is_written_anew_between_its_marks() -> None:
         summary.with_new_table("no marks", [])
 
 
-def test_every_check_is_listed_with_its_place() -> None:
+def test_list_has_every_check_with_its_place() -> None:
     lines = list(
         summary.claims_as_text(
             [(record("a", "undecided", "report", 0.8), "reports/verified/cpu, 2026-01-01")]
         )
     )
-    assert (
-        "  undecided              a: accuracy 0.8 (0.79 to 0.81)  [reports/verified/cpu, 2026-01-01]"
-        in lines
-    )
+    found = "  undecided              a: accuracy 0.8 (0.79 to 0.81)  [reports/verified/cpu, "
+    assert f"{found}2026-01-01]" in lines
     assert lines.count("  not run") == len(CLAIMS) - 1

@@ -1,4 +1,4 @@
-"""Figures hold the numbers that they were given, and are legible without colour and on a phone."""
+"""Figures show the given numbers and can be read without colour and on a phone."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ALL = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ALL)
-def test_every_figure_is_a_sharp_png_as_wide_as_a_phone(name: str) -> None:
+def test_figure_is_a_reproducible_png_as_wide_as_a_phone(name: str) -> None:
     before = dict(matplotlib.rcParams)
     data = figures.png(ALL[name]())
     assert Image.open(io.BytesIO(data)).size[0] == round(figures.WIDTH * figures.DPI)
@@ -84,7 +84,7 @@ CHARTS = [
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_axes_are_labelled_and_text_is_large_enough(name: str) -> None:
+def test_axes_have_labels_and_text_is_large_enough(name: str) -> None:
     figure = ALL[name]()
     assert figure.axes[-1].get_xlabel()
     shrink = 360 / (figures.WIDTH * 96)  # as shown on a phone, at 96 dots an inch
@@ -100,7 +100,7 @@ def lines(figure: Figure) -> list[Any]:
     return list(figure.axes[0].lines)
 
 
-def test_the_sweep_shows_its_numbers_and_what_did_not_converge() -> None:
+def test_sweep_shows_its_numbers_and_fits_that_did_not_converge() -> None:
     figure = figures.c_sweep(SWEEP)
     drawn = {line.get_label(): list(line.get_ydata()) for line in lines(figure)}
     assert drawn["test images"] == SWEEP["test"]
@@ -112,10 +112,10 @@ def test_the_sweep_shows_its_numbers_and_what_did_not_converge() -> None:
         for line in lines(figure)
         if len(line.get_xdata()) == 3
     }
-    assert len(styles) == 2  # told apart without colour
+    assert len(styles) == 2  # they differ without colour
 
 
-def test_depth_rings_the_best_and_squares_the_poolings() -> None:
+def test_depth_marks_the_best_layer_and_poolings() -> None:
     figure = figures.depth_curves([CURVE])
     (ax,), drawn = figure.axes, lines(figure)
     assert ax.get_title("left") == "vgg16: best pool1 0.7000"
@@ -125,12 +125,12 @@ def test_depth_rings_the_best_and_squares_the_poolings() -> None:
 
 
 @pytest.mark.parametrize("name", ["depth_curves", "c_sweep", "ablation", "comparison", "table1"])
-def test_an_axis_of_accuracy_says_what_it_is(name: str) -> None:
+def test_axis_of_accuracy_has_its_unit(name: str) -> None:
     ax = ALL[name]().axes[-1]
     assert "accuracy (share, 0 to 1)" in f"{ax.get_xlabel()} {ax.get_ylabel()}"
 
 
-def test_a_test_value_shows_through_the_validation_that_equals_it() -> None:
+def test_equal_test_and_validation_values_are_both_visible() -> None:
     figure = figures.ablation({"rows": [{"recipe": "pool5", "validation": 0.9, "test": 0.9}]})
     (dot,), (diamond,) = (
         [line for line in lines(figure) if line.get_marker() == marker] for marker in "oD"
@@ -140,13 +140,13 @@ def test_a_test_value_shows_through_the_validation_that_equals_it() -> None:
 
 
 @pytest.mark.parametrize("readings", [["first"], ["second"], ["first", "second"]])
-def test_the_legend_of_table_one_lists_what_was_measured(readings: list[str]) -> None:
+def test_legend_of_table1_lists_measured_readings(readings: list[str]) -> None:
     figure = figures.table1([ROW | {"reading": reading} for reading in readings])
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["report", *(f"ours, {reading} reading" for reading in readings)]
 
 
-def test_each_map_is_scaled_to_its_own_range() -> None:
+def test_convolution_maps_are_scaled_to_their_own_range() -> None:
     maps = np.stack(
         [
             np.linspace(0, 1, 16).reshape(4, 4),
@@ -156,10 +156,10 @@ def test_each_map_is_scaled_to_its_own_range() -> None:
     )
     sheet = np.asarray(figures.convolution_maps(PHOTO, maps).axes[1].images[0].get_array())
     np.testing.assert_allclose(sheet[:4, :4], sheet[:4, 5:9])
-    assert (sheet[:4, 10:14] == 0).all()  # a flat map does not divide by nothing
+    assert (sheet[:4, 10:14] == 0).all()  # a constant map is not divided by zero
 
 
-def test_counts_of_the_confusion_matrix_are_written_out() -> None:
+def test_confusion_matrix_shows_its_counts() -> None:
     (ax,) = figures.confusion({"classes": ["a", "b"], "matrix": [[3, 1], [0, 4]]}).axes
     assert {text.get_position(): text.get_text() for text in ax.texts} == {
         (0, 0): "3",
@@ -168,7 +168,7 @@ def test_counts_of_the_confusion_matrix_are_written_out() -> None:
     }
 
 
-def test_the_mistakes_say_what_was_read_and_leave_no_empty_frame() -> None:
+def test_mistakes_show_both_classes_and_no_empty_frame() -> None:
     figure = figures.mistakes([PHOTO[..., 0]] * 4, ["a"] * 4, ["b"] * 4, [1.0, 2.0, 3.0, 4.0])
     titles = [ax.get_title("left") for ax in figure.axes]
     assert titles[:4] == [f"is a\nread as b\nmargin {m}.00" for m in (1, 2, 3, 4)]
@@ -176,7 +176,7 @@ def test_the_mistakes_say_what_was_read_and_leave_no_empty_frame() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_has_every_pixel_as_it_is(channels: int) -> None:
+def test_image_grid_keeps_every_pixel(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, channels, 5, 4), dtype=np.uint8)
     drawn = Image.open(
         io.BytesIO(figures.png(figures.image_grid(images, columns=3, scale=2)))
@@ -192,7 +192,7 @@ def test_a_grid_has_every_pixel_as_it_is(channels: int) -> None:
     assert (pixels[24:, 10:] == 255).all(), "no image there"
 
 
-def test_a_grid_of_digits_is_a_small_file_with_names_beside_its_rows() -> None:
+def test_image_grid_of_digits_is_a_small_file_with_row_names() -> None:
     stroke = np.zeros((100, 1, 32, 32), np.uint8)
     for image, (y, x) in zip(
         stroke, np.random.default_rng(0).integers(4, 20, (100, 2)), strict=True
@@ -219,7 +219,7 @@ def test_a_grid_of_digits_is_a_small_file_with_names_beside_its_rows() -> None:
         np.zeros((0, 1, 8, 8), np.uint8),
     ],
 )
-def test_what_is_no_grid_is_named(images: Any) -> None:
+def test_image_grid_refuses_another_dtype_or_shape(images: Any) -> None:
     with pytest.raises(ArgumentError, match=r"images: got .*expected uint8 N x 1 or 3 x H x W"):
         figures.image_grid(images)
 
@@ -228,7 +228,7 @@ def bold(ax: Any) -> dict[str, Any]:
     return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
 
 
-def test_losses_are_running_means_in_the_middle_of_their_window() -> None:
+def test_losses_are_means_at_the_middle_of_their_window() -> None:
     rows = np.arange(200.0)[:, None] * [1.0, 2.0, 0.001, 0.002]
     top, bottom = figures.losses(rows, window=50).axes
     assert list(bold(top)) == ["loss of D", "loss of G"]
@@ -245,22 +245,22 @@ def test_losses_are_running_means_in_the_middle_of_their_window() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("rows", [np.full((60, 4), np.nan), np.ones((1, 4)), np.zeros((20, 4))])
-def test_a_run_that_broke_off_or_has_hardly_begun_is_drawn(rows: Any) -> None:
+def test_losses_of_a_diverged_or_short_run_are_drawn(rows: Any) -> None:
     assert figures.png(figures.losses(rows))
 
 
-def test_one_peak_does_not_flatten_the_losses() -> None:
+def test_losses_are_not_flattened_by_one_peak() -> None:
     rows = np.ones((2000, 4))
     rows[3, 1] = 1e6
     assert figures.losses(rows).axes[0].get_ylim()[1] < 2
 
 
-def test_losses_of_another_shape_are_named() -> None:
+def test_losses_refuse_another_shape() -> None:
     with pytest.raises(ArgumentError, match=r"losses: got \(5, 3\), expected steps x 4"):
         figures.losses(np.ones((5, 3)))
 
 
-def test_scores_by_step_hold_their_numbers_and_bands() -> None:
+def test_scores_by_step_show_their_numbers_and_bands() -> None:
     ax: Any = figures.score_by_step(STEPS, "share", log="xy").axes[0]
     drawn = bold(ax)
     assert {name: list(line.get_ydata()) for name, line in drawn.items()} == {
@@ -273,7 +273,7 @@ def test_scores_by_step_hold_their_numbers_and_bands() -> None:
     assert band[:, 1].max() == pytest.approx(0.9 + 1.96 * 0.01)
 
 
-def test_curves_are_scores_of_samples() -> None:
+def test_curves_are_means_of_samples() -> None:
     samples = [[0.0, 1.0], [2.0, 3.0]]
     ax: Any = figures.curves([1, 2], {"a": samples}, "pixels", "share").axes[0]
     assert list(bold(ax)["a"].get_ydata()) == [1, 2]
@@ -281,7 +281,7 @@ def test_curves_are_scores_of_samples() -> None:
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_ylim()[0]) == ("pixels", "share", 0)
 
 
-def test_a_study_has_a_ring_a_seed_and_students_interval() -> None:
+def test_study_shows_seeds_and_students_interval() -> None:
     distance, diversity = (cast(Any, ax) for ax in figures.study(STUDY).axes)
     rings = [list(line.get_xdata()) for line in distance.lines if line.get_marker() == "o"]
     assert rings == [[10, 12], [90, 94]]
@@ -304,7 +304,7 @@ def test_a_study_has_a_ring_a_seed_and_students_interval() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_seed_that_diverged_costs_its_row_its_mean_only() -> None:
+def test_study_draws_a_setting_with_a_diverged_seed() -> None:
     scores = {"distance": {"default": [1.0, 2.0], "lr 0.1": ["nan", 3.0], "one seed": [2.5]}}
     figure = figures.study({"scores": scores, "default": "default"})
     assert figures.png(figure)
@@ -325,6 +325,6 @@ def test_a_seed_that_diverged_costs_its_row_its_mean_only() -> None:
         (lambda _: figures.depth_curves([{}]), "network, accuracy"),
     ],
 )
-def test_missing_evidence_is_named(draw: Any, missing: str) -> None:
+def test_missing_evidence_is_refused_by_name(draw: Any, missing: str) -> None:
     with pytest.raises(ArgumentError, match=missing):
         draw({"classes": ["a"], "rows": []})
