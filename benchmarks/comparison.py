@@ -152,11 +152,7 @@ def measure(
         tempfile.TemporaryDirectory(prefix="rdfia-bench-") as results,
         contextlib.closing(Round(workload, device, dtypes, results)) as made,
     ):
-        for name, dtype in ours.items():
-            if not made.agree(name, float32=dtype == "float32"):
-                raise ValueError(
-                    f"{workload.name}: our result in {dtype} is not that of {workload.peer}"
-                )
+        _require_agreement(made, ours)
         if not workload.one_column:
             best, remarks = fastest_variant(made, fast, minutes.share)
         dtypes[best] = "bfloat16" if VARIANTS[best.removesuffix(COMPILED)][0] else "float32"
@@ -180,6 +176,14 @@ def measure(
             rounds.append(made.sample(order, pairs))
     row = _row(workload, device, ours, best, rounds, flops)
     return {**row, "variants tried": remarks, "cost": time.perf_counter() - begin}
+
+
+def _require_agreement(made: Round, ours: Mapping[str, str]) -> None:
+    """Raises ValueError where one of our variants (with their dtypes) has another result."""
+    for name, dtype in ours.items():
+        if not made.agree(name, float32=dtype == "float32"):
+            work = made.workload
+            raise ValueError(f"{work.name}: our result in {dtype} is not that of {work.peer}")
 
 
 def _row(

@@ -40,6 +40,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Registers the gate's session."""
     config.stash[GATE_RUN] = GateRun(config)
     config.pluginmanager.register(config.stash[GATE_RUN], "rdfia-gate")
 

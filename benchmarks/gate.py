@@ -118,11 +118,10 @@ class Race:
         found: dict[Key, Pairs] = {}
         based = [row for row, against in keys if against == "base"]
         with contextlib.ExitStack() as stack:
-            head, base = (
-                stack.enter_context(Worker(tree, self.device, calm=True)) if tree else None
-                for tree in (self.head, self.base if based else None)
-            )
-            assert head is not None
+            head = stack.enter_context(Worker(self.head, self.device, calm=True))
+            base = None
+            if self.base and based:
+                base = stack.enter_context(Worker(self.base, self.device, calm=True))
             self.threads = (head.greeting["threads"],)
             if base:
                 try:
@@ -147,6 +146,7 @@ class Race:
         return found
 
     def batch(self, keys: Sequence[Key], rounds: int) -> dict[Key, list[Pairs]]:
+        """Rounds of these comparisons, without those that the base cannot run."""
         found: dict[Key, list[Pairs]] = {key: [] for key in keys}
         for _ in range(rounds):
             possible = [key for key in keys if key[0] not in self.cannot or key[1] != "base"]

@@ -101,13 +101,9 @@ def verdict(
     return {(finding.row, finding.against): finding.state for finding in found}
 
 
-def replay(
-    rounds: Sequence[Round], at_most: Mapping[str, float], verdicts: int = VERDICTS, seed: int = 0
-) -> Json:
-    """Rates over `verdicts` draws of two batches: false alarms of the gate, slowdowns found by row.
-
-    `at_most`: the rows' limits against their references.
-    """
+def _drawn_batches(
+    rounds: Sequence[Round], draws: int, seed: int
+) -> list[tuple[list[Round], list[Round]]]:
     needed = ROUNDS + MORE_ROUNDS
     if len(rounds) < needed:
         raise ValueError(
@@ -116,9 +112,20 @@ def replay(
         )
     stream = np.random.default_rng(seed)
     batches = []
-    for _ in range(verdicts):
+    for _ in range(draws):
         drawn = [rounds[i] for i in stream.choice(len(rounds), needed, replace=False)]
         batches.append((drawn[:ROUNDS], drawn[ROUNDS:]))
+    return batches
+
+
+def replay(
+    rounds: Sequence[Round], at_most: Mapping[str, float], verdicts: int = VERDICTS, seed: int = 0
+) -> Json:
+    """Rates over `verdicts` draws of two batches: false alarms of the gate, slowdowns found by row.
+
+    `at_most`: the rows' limits against their references.
+    """
+    batches = _drawn_batches(rounds, verdicts, seed)
     logs = {key: [of_round[key].log_ratio for of_round in rounds] for key in rounds[0]}
     limits = {key: at_most[key[0]] if key[1] == "reference" else 1.0 for key in logs}
     rows = list(dict.fromkeys(row for row, _ in logs if row != CONTROL))

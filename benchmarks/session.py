@@ -57,6 +57,7 @@ class GateRun:
 
     @staticmethod
     def layer(item: pytest.Item) -> str:
+        """The layer of a test that has the gate's marker."""
         if item.get_closest_marker("accuracy"):
             return "claims"
         return "paired" if item.get_closest_marker("paired") else "counters"
