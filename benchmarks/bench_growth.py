@@ -1,6 +1,4 @@
-"""How time and memory grow with the work: extraction, the SVM, fooling and GAN steps at 1, 2, 4 and
-8 times as much.
-"""
+"""How time and memory grow with the work: 1, 2, 4 and 8 times as much of it."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.counters import count
-from benchmarks.duel import best_of
-from benchmarks.pairs import REPLAY
-from benchmarks.rows import Call, alive, seeded, smooth_photos, synchronised
-from rdfia.data.images import CROP, Preprocess
+from benchmarks.record import BenchmarkRecord
+from benchmarks.sampling import REPLAY, Call, shortest_sample, synchronised
+from benchmarks.workloads import inputs
+from rdfia.data.images import Preprocess
 from rdfia.gans.config import LABS
 from rdfia.gans.training import Trainer
 from rdfia.gradients import fooling
@@ -29,31 +27,21 @@ WORK = (1, 2, 4, 8)
 
 
 def extraction(times: int, device: str) -> Call:
-    """64 photos a time through AlexNet's convolutions, batches of 8, to pool5; what a batch gives
-    is let go.
-    """
-    network, photos = (
-        seeded(lambda: models.alexnet(weights=None).features).to(device),
-        smooth_photos(64 * times, 96),
-    )
+    """64 photos a time through AlexNet's convolutions, to pool5 in batches of 8, none kept."""
+    network = inputs.random_network(lambda: models.alexnet(weights=None).features).to(device)
+    photos = inputs.smooth_photos(64 * times, 96)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": device, "batch_size": 8}
 
     def call() -> None:
-        for _ in features.stream(
-            network,
-            photos,
-            {"pool5": "12"},
-            preprocess=Preprocess(96),
-            device=device,
-            dtype=torch.float32,
-            batch_size=8,
-        ):
+        taps = {"pool5": "12"}
+        for _ in features.stream(network, photos, taps, preprocess=Preprocess(96), **options):
             pass
 
     return call
 
 
 def columns(times: int, device: str) -> Call:
-    """The Gram matrix of 200 rows, 8 times 8,192 columns a time, and an SVM on it."""
+    """The Gram matrix of 200 rows and 8 times 8,192 columns a time, and an SVM on it."""
     stream, y = np.random.default_rng(0), np.arange(100) % 5
     tiles = [
         torch.from_numpy(stream.normal(size=(200, 8_192)).astype(np.float32)).to(device)
@@ -62,32 +50,27 @@ def columns(times: int, device: str) -> Call:
 
     def call() -> Any:
         sums = svm.GramAccumulator(100, 200)
-        # numpy's threads and torch's wait for each other, now more, now less
+        # numpy's threads and torch's wait for each other, for a time that varies
         with threadpool_limits(1, "blas"):
             for i in range(8 * times):
                 sums.add(tiles[i % 2])
-            return svm.fit(
-                *(lambda z: (z[0], y, z[1]))(svm.span_coordinates(sums.gram, sums.cross))
-            )
+            train, test = svm.span_coordinates(sums.gram, sums.cross)
+            return svm.fit(train, y, test)
 
     return call
 
 
 def photos_to_fool(times: int, device: str) -> Call:
     """4 photos a time, three steps each, in chunks of 4."""
-    network = seeded(lambda: models.squeezenet1_1(weights=None, num_classes=10)).to(device)
-    x = CROP.normalise(
-        torch.rand(4 * times, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    ).to(device)
-    target = alive(network, x)
+    network, x = inputs.small_squeezenet(device), inputs.random_batch(4 * times, 64, device)
+    target = inputs.unlikely_classes(network, x)
     return lambda: fooling.fool(network, x, target, lr=0.01, steps=3, chunk=4)
 
 
 def gan_steps(times: int, device: str) -> Call:
-    """Two steps a time of DCGAN at batch 32."""
-    x = torch.randint(
-        0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    """Two steps of DCGAN a time, at batch 32."""
+    shape = (256, 3, 32, 32)
+    x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=inputs.random_stream())
     trainer = Trainer(replace(LABS["dcgan"], batch=32, steps=10_000), x, device=device)
 
     def call() -> None:
@@ -97,31 +80,33 @@ def gan_steps(times: int, device: str) -> Call:
     return call
 
 
-# What grows, and the exponents that are meant: (of time, of peak bytes; None where memory holds
-# what is asked for).
-GROWN: dict[str, tuple[Callable[[int, str], Call], float | None]] = {
-    "extraction, photos": (extraction, 0.0),
-    "SVM, columns": (columns, 0.0),
-    "fooling, photos": (photos_to_fool, None),
-    "GAN, steps": (gan_steps, 0.0),
+# Work -> (its call, whether its peak memory is constant; if not, its result grows with the work).
+GROWTH: dict[str, tuple[Callable[[int, str], Call], bool]] = {
+    "extraction, photos": (extraction, True),
+    "SVM, columns": (columns, True),
+    "fooling, photos": (photos_to_fool, False),
+    "GAN, steps": (gan_steps, True),
 }
 
 
 @pytest.mark.benchmark(timer=REPLAY.clock)
-@pytest.mark.parametrize("what", GROWN)
-def test_growth(benchmark: Any, grown: dict[str, Any], device: str, what: str) -> None:
-    make, memory = GROWN[what]
+@pytest.mark.parametrize("what", GROWTH)
+def test_growth(
+    benchmark: Any, record: BenchmarkRecord, device: str, request: pytest.FixtureRequest, what: str
+) -> None:
+    if record.budget.left <= 0:
+        pytest.skip(record.budget.defer(request.node.name, None))
+    make, constant_memory = GROWTH[what]
     calls = [synchronised(make(times, device), device) for times in WORK]
-    seconds = [best_of(call) for call in calls]
+    seconds = [shortest_sample(call) for call in calls]
     REPLAY.show(benchmark, seconds[:1])
     peaks = [count(call)["peak bytes"] for call in calls]
-    found = {"seconds": seconds, "bytes of live tensors, at most": peaks}
-    for unit, values in found.items():
-        row = {"work": WORK, "values": values, "exponent": exponent(WORK, values)}
-        grown.setdefault(unit, {})[what] = row
-        benchmark.extra_info[unit] = row
-    # a GPU's part of so little work is less than what a call costs whatever its size
+    for unit, values in {"seconds": seconds, "bytes of live tensors, at most": peaks}.items():
+        series = {"work": WORK, "values": values, "exponent": exponent(WORK, values)}
+        record.growth.setdefault(unit, {})[what] = series
+        benchmark.extra_info[unit] = series
+    # on a GPU so little work takes less time than the call itself, whatever its size
     if device == "cpu":
         assert 0.8 < exponent(WORK, seconds) < 1.2, seconds
-    if memory is not None:
-        assert exponent(WORK, peaks) == pytest.approx(memory, abs=0.05), peaks
+    if constant_memory:
+        assert exponent(WORK, peaks) == pytest.approx(0.0, abs=0.05), peaks

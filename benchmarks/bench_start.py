@@ -1,6 +1,4 @@
-"""How long a user waits before anything happens: importing the package, asking the command for
-help.
-"""
+"""Seconds until the package is imported, and until the command prints its help."""
 
 from __future__ import annotations
 
@@ -10,36 +8,39 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gate import ROOT
+from benchmarks import ROOT
+from benchmarks.record import BenchmarkRecord
 
-WAYS = {
+COMMANDS = {
     "import rdfia": ["-c", "import rdfia"],
     "rdfia --help": ["-m", "rdfia", "--help"],
 }
-WANTED = 0.15  # seconds; the interpreter itself takes some of it, which stands beside it
+WANTED = 0.15  # seconds; the interpreter's own start is part of it, and is measured beside it
+HEAVY = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "PIL", "numpy"}
 
 
-@pytest.mark.parametrize("what", [*WAYS, "python alone"])
-def test_start(benchmark: Any, started: dict[str, Any], what: str) -> None:
-    words = [sys.executable, *WAYS.get(what, ["-c", "pass"])]
+@pytest.mark.parametrize("what", [*COMMANDS, "python alone"])
+def test_start(benchmark: Any, record: BenchmarkRecord, what: str) -> None:
+    command = [sys.executable, *COMMANDS.get(what, ["-c", "pass"])]
     benchmark.group = "start"
     benchmark.pedantic(
-        lambda: subprocess.run(words, cwd=ROOT, check=True, capture_output=True), rounds=10
+        lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True), rounds=10
     )
-    started[what] = [benchmark.stats.stats.median, WANTED if what in WAYS else ""]
-    benchmark.extra_info["seconds wanted"] = started[what][1]
+    wanted = WANTED if what in COMMANDS else ""
+    record.start[what] = [benchmark.stats.stats.median, wanted]
+    benchmark.extra_info["seconds wanted"] = wanted
 
 
-@pytest.mark.parametrize("what", WAYS)
-def test_nothing_heavy_is_imported_on_the_way(benchmark: Any, what: str) -> None:
-    """What would make the start slow on any machine."""
-    words = [sys.executable, "-X", "importtime", *WAYS[what]]
+@pytest.mark.parametrize("what", COMMANDS)
+def test_start_imports_no_heavy_package(benchmark: Any, what: str) -> None:
+    """A heavy package would make the start slow on any machine."""
+    command = [sys.executable, "-X", "importtime", *COMMANDS[what]]
     run = benchmark.pedantic(
-        lambda: subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
+        lambda: subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     )
-    loaded = {
+    imported = {
         line.rpartition("|")[2].strip().split(".")[0]
         for line in run.stderr.splitlines()
         if "|" in line
     }
-    assert not loaded & {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "PIL", "numpy"}
+    assert not imported & HEAVY

@@ -1,4 +1,4 @@
-"""What a workload asks of torch, counted: numbers that repeat exactly where the clock does not."""
+"""Counters of what a call asks of torch: numbers that repeat exactly, unlike its seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-BASELINE = Path(__file__).parents[1] / "reports" / "baseline" / "counters.json"
-# Operators whose result the host has to wait for.
+from benchmarks import ROOT
+
+BASELINE = ROOT / "reports" / "baseline" / "counters.json"
+# Operators for whose result the host waits.
 WAITS = (
     "_local_scalar_dense",
     "is_nonzero",
@@ -32,17 +33,16 @@ WAITS = (
 
 
 class Counters(TorchDispatchMode):
-    """Operators, operations, waits of the host, forward and backward passes, bytes of live tensors
-    inside the `with`.
+    """Operators, operations, waits of the host, passes and bytes of live tensors inside a `with`.
 
-    `FlopCounterMode` would raise for `autograd.grad` (torch 2.13), and tells neither direction nor
-    memory. Bytes are those of tensors that operators returned inside. What other threads do is not
-    seen.
+    torch's `FlopCounterMode` raises for `autograd.grad` (torch 2.13), and separates neither forward
+    from backward nor counts memory. Bytes are those of tensors that operators returned inside.
+    Other threads are not counted.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators, self.waits, self.live, self.peak = 0, 0, 0, 0
+        self.operators = self.waits = self.live = self.peak = 0
         self.flops: Counter[str] = Counter(forward=0, backward=0)
         self.forwards: Counter[str] = Counter()
         self._passes: set[int] = set()
@@ -52,7 +52,7 @@ class Counters(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = func._overloadpacket, kwargs or {}
-        if packet not in flop_registry:  # without gradients composite operators come here whole
+        if packet not in flop_registry:  # without gradients composite operators arrive undivided
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -60,7 +60,7 @@ class Counters(TorchDispatchMode):
         out = func(*args, **kwargs)
         task = torch._C._current_graph_task_id()  # -1 outside a backward pass
         self.operators += 1
-        self.waits += packet.__name__ in WAITS or _fetched(args, out)
+        self.waits += packet.__name__ in WAITS or _copied_to_host(args, out)
         if task >= 0:
             self._passes.add(task)
         if packet in flop_registry:
@@ -94,18 +94,20 @@ class Counters(TorchDispatchMode):
 
     @property
     def hooks(self) -> int:
-        """Hooks that modules seen inside still have."""
+        """Number of hooks on the modules that ran inside."""
         kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         return sum(
             len(getattr(module, kind)) for module in self._modules.values() for kind in kinds
         )
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Counters]:
-        """The mode, and the calls of modules: a forward pass is one that no other module made."""
-        handles = [register_module_forward_pre_hook(self._enter)]
-        # a tap may end it early
-        handles.append(register_module_forward_hook(self._leave, always_call=True))
+    def with_modules(self) -> Iterator[Counters]:
+        """Counts forward passes too: calls of a module that no other module makes."""
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            # always: a tap may end the call of a module early, by an exception
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
         try:
             with self:
                 yield self
@@ -114,8 +116,8 @@ class Counters(TorchDispatchMode):
                 handle.remove()
 
 
-def _fetched(args: Any, out: Any) -> bool:
-    """Whether an operator brought a tensor of a device to the host: it waits for it."""
+def _copied_to_host(args: Any, out: Any) -> bool:
+    """Whether an operator copied a tensor from the device: the host waits for it."""
 
     def on(device: str, tree: Any) -> bool:
         return any(
@@ -126,13 +128,14 @@ def _fetched(args: Any, out: Any) -> bool:
 
 
 def count(call: Callable[[], Any]) -> dict[str, Any]:
-    """The counters of the second of two calls: the first may fill caches and the moments of an
-    optimiser.
+    """The counters of the second of two calls.
+
+    The first may fill caches and the moments of an optimiser.
     """
     call()
     gc.collect()
     counters = Counters()
-    with counters.watching():
+    with counters.with_modules():
         kept = call()
     del kept
     return {
@@ -148,28 +151,25 @@ def count(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def torch_minor() -> str:
-    """What counters are kept by: another minor version may dispatch other operators."""
+    """Major and minor version of torch: another one may dispatch other operators."""
     return ".".join(torch.__version__.split(".")[:2])
 
 
 def differences(
     kept: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """What to say of each row and counter that is not as it was; a row that is new or gone is one
-    of them.
-    """
-    said = [f"{row}: gone; it was measured before" for row in kept.keys() - found.keys()]
-    said += [f"{row}: new, nothing to compare it with" for row in found.keys() - kept.keys()]
+    """A line for each counter that changed, and for each row that is new or gone."""
+    lines = [f"{row}: gone; it was measured before" for row in kept.keys() - found.keys()]
+    lines += [f"{row}: new, nothing to compare it with" for row in found.keys() - kept.keys()]
     for row in kept.keys() & found.keys():
-        old, new = kept[row], found[row]
-        names = sorted({name for name in old.keys() | new.keys() if old.get(name) != new.get(name)})
-        said += [
-            f"{row}: {name} {_said(old.get(name))} -> {_said(new.get(name))}" for name in names
-        ]
-    return sorted(said)
+        for name in kept[row].keys() | found[row].keys():
+            old, new = kept[row].get(name), found[row].get(name)
+            if old != new:
+                lines.append(f"{row}: {name} {_text(old)} -> {_text(new)}")
+    return sorted(lines)
 
 
-def _said(value: Any) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) else "none" if value is None else json.dumps(value)
-    )
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else json.dumps(value)

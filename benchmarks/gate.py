@@ -1,15 +1,14 @@
-"""The merge gate's comparisons of time: rounds of paired samples, and what they come to.
+"""The merge gate: counters of a workload, and comparisons of time in two batches of rounds.
 
-Time is compared in one run only, call by call: with the frozen ways of references.py in one
-process, and with the base commit in two. Every round has new processes. A row is red where a batch
-of rounds raises a suspicion and a second, longer one confirms it; it is green only where they rule
-a slowdown out; what lies between is no verdict: this machine cannot tell, and that is not green.
+Time is compared within one run, call by call: with the frozen references in one process, with the
+base commit in two. Every round has new processes. A row is "slower" where a batch of rounds raises
+a suspicion and a second, longer one confirms it. It is "ok" only where the rounds rule a slowdown
+out. What lies between is "unfit": this machine cannot decide it, and the gate is not green.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import shutil
 import subprocess
@@ -20,164 +19,173 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.pairs import SUSPECT, Limits, Pairs, interleave, light, limits
-from benchmarks.worker import Worker, WorkerError
+from benchmarks import ROOT, counters
+from benchmarks.sampling import SUSPICION, Bounds, Pairs, bounds, interleave, slowdown
+from benchmarks.worker import Json, Worker, WorkerError
+from benchmarks.workloads import GATE
+from rdfia.gans.architecture import parameter_counts
+from rdfia.gans.config import LABS
+from rdfia.models.networks import ARCHITECTURES, count_by_formula
 
-ROOT = Path(__file__).parents[1]
-# of the first batch (every row) and the second (what is not clear); pairs of a round
-ROUNDS, MORE, PAIRS = 6, 12, 8
-REST = 0.01  # seconds before a sample of another process
+# Rounds of the first batch (all rows), of the second (unclear rows); pairs of a round.
+ROUNDS, MORE_ROUNDS, PAIRS = 6, 12, 8
 CONTROL = "control"
-# pytest's own statuses end at 5. The first of these that applies is the session's.
+COUNTED = ["parameters", *(name for name, workload in GATE.items() if workload.counted)]
+# Exit statuses, above pytest's own, which end at 5. The first that applies is the session's.
 STATUS = {"counters": 11, "claims": 12, "nothing": 13, "slower": 14, "unfit": 15}
-WORDS = {
-    "counters": "counters differ from reports/baseline/counters.json: if that is meant, store them with --accept",
+REASONS = {
+    "counters": "counters differ from reports/baseline/counters.json: if the change is intended, "
+    "store them with --accept",
     "claims": "a verdict differs from its pin in reports/baseline/pins.json",
-    "nothing": "rows are missing, new or skipped, or nothing was measured: a gate that saw nothing is not open",
-    "slower": "slower than it may be, in two batches of rounds",
-    "unfit": "no verdict: this machine is too busy to tell a slowdown from noise; run it again when it is quiet",
+    "nothing": "rows are missing, new or skipped, or nothing was measured; without a measurement "
+    "the gate is not green",
+    "slower": "slower than the limit, in two batches of rounds",
+    "unfit": "no verdict: this machine is too busy to tell a slowdown from noise; run the gate "
+    "again when it is quiet",
 }
 Key = tuple[str, str]  # row, against: "reference" or "base"
 Batch = Mapping[Key, Sequence[Pairs]]
 
 
+def count_row(name: str, device: str) -> Json:
+    """The counters of a workload, or of "parameters": how many each network has, in closed form."""
+    if name != "parameters":
+        return counters.count(GATE[name].make(device)[0])
+    found = {network: sum(count_by_formula(network).values()) for network in sorted(ARCHITECTURES)}
+    for kind, config in LABS.items():
+        for network, n in zip("DG", parameter_counts(config.architecture), strict=True):
+            found[f"{kind} {network}"] = n
+    return found
+
+
 class Finding(NamedTuple):
-    """What one comparison of one row came to: "ok", "slower", "unfit", or "new" where the base
-    cannot run it.
-    """
+    """The result of a comparison: "ok", "slower", "unfit", or "new": the base cannot run it."""
 
     row: str
     against: str
     state: str
     limit: float
-    found: Limits | None
+    bounds: Bounds | None
     rounds: int
-    why: str = ""  # the base cannot run it
+    reason: str = ""  # why the base cannot run it
 
     @property
     def text(self) -> str:
-        if self.found is None:
-            return f"{self.row}: the base cannot run it{': ' * bool(self.why)}{self.why}"
-        mean, low, high = (math.exp(value) for value in self.found)
-        said = f"{self.row}: {mean:.3f} of the {self.against}'s time ({low:.3f} to {high:.3f}, {self.rounds} rounds)"
-        return f"{said}, at most {self.limit:g}"
+        if self.bounds is None:
+            return f"{self.row}: the base cannot run it{': ' * bool(self.reason)}{self.reason}"
+        mean, low, high = map(math.exp, self.bounds)
+        interval = f"({low:.3f} to {high:.3f}, {self.rounds} rounds)"
+        return (
+            f"{self.row}: {mean:.3f} of the {self.against}'s time {interval}, "
+            f"at most {self.limit:g}"
+        )
 
 
 def judge(first: Sequence[Pairs], second: Sequence[Pairs] | None, limit: float = 1.0) -> str:
-    """ "ok", "slower" or "unfit" by two batches of rounds; the second is None where the first is a
-    clear "ok".
-    """
-    suspicion = light(first, limit, SUSPECT)
+    """ "ok", "slower" or "unfit", by two batches; `second` is None where it was not needed."""
+    suspicion = slowdown(first, limit, SUSPICION)
     if second is None:
         return "ok" if suspicion == "ok" else "unfit"
-    if suspicion == "red" and light(second, limit) == "red":
+    if suspicion == "slower" and slowdown(second, limit) == "slower":
         return "slower"
-    return "ok" if light([*first, *second], limit) == "ok" else "unfit"
+    return "ok" if slowdown([*first, *second], limit) == "ok" else "unfit"
 
 
 def control_moved(rounds: Sequence[Pairs]) -> bool:
-    """Are frozen operators surely slower on one side? Then a row's difference may be the machine's
-    too.
+    """Whether frozen operators are certainly slower on one side.
+
+    Then the difference of a row may be the machine's too.
     """
-    return "red" in (light(rounds), light([Pairs(one.b, one.a) for one in rounds]))
+    swapped = [Pairs(pairs.b, pairs.a) for pairs in rounds]
+    return "slower" in (slowdown(rounds), slowdown(swapped))
 
 
 class Race:
-    """Rounds of this tree's rows: against their references, and against another tree where there is
-    one.
+    """Rounds of the gate's workloads: against their references, and against another tree.
 
-    The rows are this tree's on both sides: a change of what is measured must not look like a change
-    of speed.
+    The workloads are this tree's on both sides, so that a change of what is measured is not taken
+    for a change of speed.
     """
 
     def __init__(self, device: str = "cpu", base: Path | None = None, head: Path = ROOT) -> None:
         self.device, self.head, self.base = device, head, base
-        # planted in this tree's rows, as shares of their time
-        self.slowdowns: dict[str, float] = {}
+        self.planted: dict[str, float] = {}  # slowdowns in this tree's rows, as shares of the time
         self.cannot: dict[str, str] = {}  # rows that the base cannot run, and why
-        self.threads: tuple[int, ...] = ()
+        self.threads: tuple[int, ...] = ()  # of this tree's process, and of the base's
 
     def round(self, keys: Sequence[Key]) -> dict[Key, Pairs]:
         """One round of these comparisons, in new processes."""
         found: dict[Key, Pairs] = {}
-        trees = [
-            self.head,
-            *([self.base] if self.base and any(key[1] == "base" for key in keys) else []),
-        ]
+        based = [row for row, against in keys if against == "base"]
         with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(Worker(tree, self.device, calm=True)) for tree in trees]
-            hello = [worker.hello for worker in workers[:1]]
-            try:
-                hello += [worker.hello for worker in workers[1:]]
-            except WorkerError as error:
-                self.cannot |= dict.fromkeys(
-                    (row for row, against in keys if against == "base"), str(error)
-                )
-            self.threads = tuple(one["threads"] for one in hello)
-            for row in dict.fromkeys(key[0] for key in keys):
-                beside = (row, "reference") in keys
-                repeats = workers[0].ask(
-                    "make", row=row, slowdown=self.slowdowns.get(row, 0.0), beside=beside
-                )
+            head = stack.enter_context(Worker(self.head, self.device, calm=True))
+            base = None
+            if self.base and based:
+                base = stack.enter_context(Worker(self.base, self.device, calm=True))
+            self.threads = (head.greeting["threads"],)
+            if base:
+                try:
+                    self.threads += (base.greeting["threads"],)
+                except WorkerError as error:
+                    self.cannot |= dict.fromkeys(based, str(error))
+            for row in dict.fromkeys(row for row, _ in keys):
+                beside, planted = (row, "reference") in keys, self.planted.get(row, 0.0)
+                repeats = head.ask("make", row=row, slowdown=planted, beside=beside)
                 if beside:
-                    found[row, "reference"] = Pairs(
-                        *map(np.asarray, workers[0].ask("pairs", n=PAIRS // 2))
-                    )
-                if (row, "base") not in keys or row in self.cannot:
+                    seconds = head.ask("pairs", n=PAIRS // 2)
+                    found[row, "reference"] = Pairs(*map(np.asarray, seconds))
+                if base is None or row not in based or row in self.cannot:
                     continue
                 try:
-                    # its heap like the head's
-                    workers[1].ask("make", row=row, repeats=repeats, beside=beside)
+                    # the reference too, so that both processes have like heaps
+                    base.ask("make", row=row, repeats=repeats, beside=beside)
                 except WorkerError as error:
                     self.cannot[row] = str(error)
                     continue
-                head, base = (functools.partial(worker.sample, REST) for worker in workers)
-                found[row, "base"] = interleave(head, base, PAIRS)
+                found[row, "base"] = interleave(head.sample, base.sample, PAIRS)
         return found
 
     def batch(self, keys: Sequence[Key], rounds: int) -> dict[Key, list[Pairs]]:
+        """Rounds of these comparisons, without those that the base cannot run."""
         found: dict[Key, list[Pairs]] = {key: [] for key in keys}
         for _ in range(rounds):
-            for key, one in self.round(
-                [key for key in keys if key[0] not in self.cannot or key[1] != "base"]
-            ).items():
-                found[key].append(one)
+            possible = [key for key in keys if key[0] not in self.cannot or key[1] != "base"]
+            for key, pairs in self.round(possible).items():
+                found[key].append(pairs)
         return found
 
     def run(self, limit_of: Mapping[Key, float]) -> list[Finding]:
         """A finding for each comparison, and one for the control where there is a base."""
-        keys = [*limit_of, *([(CONTROL, "base")] if self.base else [])]
-        first = self.batch(keys, ROUNDS)
-        said = findings(
-            first, lambda again: self.batch(again, MORE), {**limit_of, (CONTROL, "base"): 1.0}
-        )
+        limit_of = {**limit_of, **({(CONTROL, "base"): 1.0} if self.base else {})}
+        first = self.batch(list(limit_of), ROUNDS)
+        found = findings(first, lambda keys: self.batch(keys, MORE_ROUNDS), limit_of)
         return [
-            one._replace(why=self.cannot.get(one.row, "")) if one.found is None else one
-            for one in said
+            finding._replace(reason=self.cannot.get(finding.row, ""))
+            if finding.state == "new"
+            else finding
+            for finding in found
         ]
 
 
 def findings(
-    first: Batch, again: Callable[[list[Key]], Batch], limit_of: Mapping[Key, float]
+    first: Batch, measure_again: Callable[[list[Key]], Batch], limit_of: Mapping[Key, float]
 ) -> list[Finding]:
-    """The findings of a batch; `again` measures the rows that are not clear, and the control, once
-    more.
-    """
+    """The findings of a batch; `measure_again` measures unclear rows and the control again."""
     unclear = [
         key
         for key, rounds in first.items()
-        if rounds and light(rounds, limit_of[key], SUSPECT) != "ok"
+        if rounds and slowdown(rounds, limit_of[key], SUSPICION) != "ok"
     ]
     control = (CONTROL, "base")
     if unclear and control in first and control not in unclear:
         unclear.append(control)
-    second = again(unclear) if unclear else {}
-    held = [*first.get(control, ()), *second.get(control, ())]
-    moved = bool(held) and control_moved(held)
-    said = []
+    second = measure_again(unclear) if unclear else {}
+    of_control = [*first.get(control, ()), *second.get(control, ())]
+    moved = bool(of_control) and control_moved(of_control)
+    found = []
     for key, rounds in first.items():
         if not rounds:
-            said.append(Finding(*key, "new", limit_of[key], None, 0))
+            found.append(Finding(*key, "new", limit_of[key], None, 0))
             continue
         both = [*rounds, *second.get(key, ())]
         state = judge(rounds, second.get(key), limit_of[key])
@@ -185,14 +193,15 @@ def findings(
             state = "unfit" if moved else "ok"
         elif moved and state == "slower" and key[1] == "base":
             state = "unfit"
-        said.append(Finding(*key, state, limit_of[key], limits(both), len(both)))
-    return said
+        found.append(Finding(*key, state, limit_of[key], bounds(both), len(both)))
+    return found
 
 
 @contextlib.contextmanager
 def checkout(reference: str, root: Path = ROOT) -> Iterator[Path]:
-    """A commit's tree in a temporary folder, with the benchmarks of `root`. ValueError: there is no
-    such commit.
+    """A commit's tree in a temporary folder, with the benchmarks of `root`.
+
+    ValueError: there is no such commit.
     """
     found = subprocess.run(
         ["git", "rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"],
@@ -202,21 +211,21 @@ def checkout(reference: str, root: Path = ROOT) -> Iterator[Path]:
     )
     if found.returncode:
         raise ValueError(
-            f"--base {reference}: no such commit here; a shallow clone wants `git fetch --unshallow`"
+            f"--base {reference}: no such commit here; in a shallow clone run "
+            "`git fetch --unshallow` first"
         )
-    folder = Path(tempfile.mkdtemp(prefix="rdfia-base-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="rdfia-base-", ignore_cleanup_errors=True) as name:
+        folder, commit = Path(name), found.stdout.strip()
         archive = subprocess.run(
-            ["git", "archive", found.stdout.strip()], cwd=root, capture_output=True, check=True
+            ["git", "archive", commit], cwd=root, capture_output=True, check=True
         )
         subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
         if (root / "benchmarks").is_dir():
             shutil.rmtree(folder / "benchmarks", ignore_errors=True)
-            shutil.copytree(
-                root / "benchmarks",
-                folder / "benchmarks",
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
+            copy_code(root / "benchmarks", folder / "benchmarks")
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_code(source: Path, target: Path) -> None:
+    """Copies a package's folder without its compiled files."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,14 +1,13 @@
-"""How often the gate is wrong: rounds of equal trees recorded on this machine, replayed with and
-without slowdowns.
+"""How often the gate is wrong, by rounds of equal trees, recorded and replayed with slowdowns.
 
     python -m benchmarks.power record --rounds 60 [--load 1] OUT.json
     python -m benchmarks.power replay RECORD.json ... --output reports/verified/cpu/speed/power.json
     python -m benchmarks.power live ROW --slowdown 0.2
 
-A recorded round is what the gate does: HEAD checked out as the base, new processes, every row
-against its reference and against the base, the control. A replayed verdict draws its two batches of
-rounds without replacement, and has the gate's own limits. Verdicts of one record share rounds:
-their spread is that of a few gates, not of 300.
+A recorded round is a round of the gate with HEAD as the base: new processes, every row against its
+reference and against the base, the control. A replayed verdict draws its two batches of rounds
+without replacement and has the gate's limits. Verdicts of one record share its rounds: their spread
+is that of a few gates, not of 300.
 """
 
 from __future__ import annotations
@@ -25,9 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gate import CONTROL, MORE, ROOT, ROUNDS, Key, Race, checkout, findings
-from benchmarks.pairs import Pairs
-from benchmarks.rows import ROWS
+from benchmarks import ROOT
+from benchmarks.gate import CONTROL, MORE_ROUNDS, ROUNDS, Key, Race, checkout, findings
+from benchmarks.sampling import Pairs
+from benchmarks.worker import Json
+from benchmarks.workloads import GATE
 from rdfia.data import files
 from rdfia.report import environment
 
@@ -39,7 +40,7 @@ Round = Mapping[Key, Pairs]
 
 @contextlib.contextmanager
 def load(processes: int) -> Iterator[None]:
-    """Other work on the machine: processes of one thread that multiply matrices."""
+    """Keeps the machine busy: processes of one thread that multiply matrices."""
     running = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
     try:
         yield
@@ -49,178 +50,182 @@ def load(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def record(
-    rounds: int, device: str, names: Sequence[str] = tuple(ROWS)
-) -> Iterator[dict[str, Any]]:
-    """Rounds of this tree against its own last commit: {"row|against": [seconds of a, of b]}."""
-    keys = [(name, against) for name in names for against in ("reference", "base")] + [
-        (CONTROL, "base")
-    ]
+def record(rounds: int, device: str) -> Iterator[Json]:
+    """Rounds of this tree against its last commit: {"row|against": [seconds of a, of b]}."""
+    keys = [(row, against) for row in GATE for against in ("reference", "base")]
+    keys.append((CONTROL, "base"))
     with checkout("HEAD") as tree:
         race = Race(device, tree)
         for _ in range(rounds):
-            yield {
-                "|".join(key): [side.round(7).tolist() for side in one]
-                for key, one in race.round(keys).items()
-            }
+            found = race.round(keys)
             if race.cannot:
                 raise SystemExit(
                     f"the base cannot run {race.cannot}: commit first, both trees have to be equal"
                 )
+            yield {
+                "|".join(key): [side.round(7).tolist() for side in pairs]
+                for key, pairs in found.items()
+            }
 
 
 def rounds_of(recorded: Mapping[str, Any]) -> list[Round]:
-    return [
-        {_key(name): Pairs(*map(np.asarray, sides)) for name, sides in one.items()}
-        for one in recorded["rounds"]
-    ]
-
-
-def _key(text: str) -> Key:
-    row, _, against = text.partition("|")
-    return row, against
-
-
-def slowed(batch: Pairs, share: float) -> Pairs:
-    return Pairs(batch.a * (1 + share), batch.b)
+    """The rounds of a record."""
+    rounds: list[Round] = []
+    for of_round in recorded["rounds"]:
+        pairs: dict[Key, Pairs] = {}
+        for name, sides in of_round.items():
+            row, _, against = name.partition("|")
+            pairs[row, against] = Pairs(*map(np.asarray, sides))
+        rounds.append(pairs)
+    return rounds
 
 
 def verdict(
     first: Sequence[Round],
     second: Sequence[Round],
     limits: Mapping[Key, float],
-    slow: str = "",
-    share: float = 0.0,
+    slow_row: str = "",
+    slowdown: float = 0.0,
 ) -> dict[Key, str]:
-    """The state of each comparison by two batches of rounds, with a slowdown planted in one row of
-    this tree.
-    """
+    """The state of each comparison by two batches, with a slowdown planted in one row of ours."""
 
     def batch(rounds: Sequence[Round], keys: Sequence[Key]) -> dict[Key, list[Pairs]]:
-        return {key: [slowed(one[key], share * (key[0] == slow)) for one in rounds] for key in keys}
+        found = {}
+        for key in keys:
+            factor = 1 + slowdown * (key[0] == slow_row)
+            pairs = [of_round[key] for of_round in rounds]
+            found[key] = [Pairs(one.a * factor, one.b) for one in pairs]
+        return found
 
     found = findings(batch(first, list(limits)), lambda keys: batch(second, keys), limits)
-    return {(one.row, one.against): one.state for one in found}
+    return {(finding.row, finding.against): finding.state for finding in found}
+
+
+def _drawn_batches(
+    rounds: Sequence[Round], draws: int, seed: int
+) -> list[tuple[list[Round], list[Round]]]:
+    needed = ROUNDS + MORE_ROUNDS
+    if len(rounds) < needed:
+        raise ValueError(
+            f"{len(rounds)} rounds for batches of {ROUNDS} and {MORE_ROUNDS}: "
+            f"record {needed} or more"
+        )
+    stream = np.random.default_rng(seed)
+    batches = []
+    for _ in range(draws):
+        drawn = [rounds[i] for i in stream.choice(len(rounds), needed, replace=False)]
+        batches.append((drawn[:ROUNDS], drawn[ROUNDS:]))
+    return batches
 
 
 def replay(
     rounds: Sequence[Round], at_most: Mapping[str, float], verdicts: int = VERDICTS, seed: int = 0
-) -> dict[str, Any]:
-    """Rates over `verdicts` draws of two batches: false alarms of the whole gate, slowdowns caught,
-    by row.
+) -> Json:
+    """Rates over `verdicts` draws of two batches: false alarms of the gate, slowdowns found by row.
 
     `at_most`: the rows' limits against their references.
     """
-    if len(rounds) < ROUNDS + MORE:
-        raise ValueError(
-            f"{len(rounds)} rounds for batches of {ROUNDS} and {MORE}: record {ROUNDS + MORE} or more"
-        )
-    stream = np.random.default_rng(seed)
-    draws = [stream.choice(len(rounds), ROUNDS + MORE, replace=False) for _ in range(verdicts)]
-    batches = [([rounds[i] for i in d[:ROUNDS]], [rounds[i] for i in d[ROUNDS:]]) for d in draws]
-    middles = {key: [one[key].calm for one in rounds] for key in rounds[0]}
-    limits = {key: at_most[key[0]] if key[1] == "reference" else 1.0 for key in middles}
-    names = list(dict.fromkeys(key[0] for key in rounds[0] if key[0] != CONTROL))
+    batches = _drawn_batches(rounds, verdicts, seed)
+    logs = {key: [of_round[key].log_ratio for of_round in rounds] for key in rounds[0]}
+    limits = {key: at_most[key[0]] if key[1] == "reference" else 1.0 for key in logs}
+    rows = list(dict.fromkeys(row for row, _ in logs if row != CONTROL))
+
+    def share_caught(row: str, slowdown: float) -> float:
+        mine = {key: limit for key, limit in limits.items() if key[0] in (row, CONTROL)}
+        states = [verdict(*pair, mine, row, slowdown) for pair in batches]
+        return sum("slower" in found.values() for found in states) / verdicts
+
     plain = [verdict(*pair, limits) for pair in batches]
-    caught: dict[str, dict[str, float]] = {name: {} for name in names}
-    for name in names:
-        mine = {key: limit for key, limit in limits.items() if key[0] in (name, CONTROL)}
-        for share in SLOWDOWNS:
-            states = [verdict(*pair, mine, name, share) for pair in batches]
-            caught[name][f"{share:.0%}"] = (
-                sum("slower" in said.values() for said in states) / verdicts
-            )
-    alarms = sum("slower" in said.values() for said in plain)
     return {
         "rounds": len(rounds),
         "verdicts": verdicts,
-        "false alarms of the whole gate": alarms,
-        "no verdict": sum("unfit" in said.values() for said in plain),
-        "caught": caught,
+        "false alarms of the whole gate": sum("slower" in found.values() for found in plain),
+        "no verdict": sum("unfit" in found.values() for found in plain),
+        "caught": {
+            row: {f"{slowdown:.0%}": share_caught(row, slowdown) for slowdown in SLOWDOWNS}
+            for row in rows
+        },
         "false alarms a row": {
-            name: sum(said[key] == "slower" for said in plain for key in said if key[0] == name)
-            for name in names
+            row: sum(found[key] == "slower" for found in plain for key in found if key[0] == row)
+            for row in rows
         },
         "usual ratio to the reference": {
-            name: math.exp(float(np.mean(middles[name, "reference"]))) for name in names
+            row: math.exp(float(np.mean(logs[row, "reference"]))) for row in rows
         },
-        "at most": {name: at_most[name] for name in names},
+        "at most": {row: at_most[row] for row in rows},
         "spread of a round": {
-            name: float(np.std(middles[name, "base"], ddof=1)) for name in [*names, CONTROL]
+            row: float(np.std(logs[row, "base"], ddof=1)) for row in [*rows, CONTROL]
         },
         "seconds of a sample": {
-            name: float(np.median([np.median(one[name, "base"].b) for one in rounds]))
-            for name in names
+            row: float(np.median([np.median(of_round[row, "base"].b) for of_round in rounds]))
+            for row in rows
         },
     }
 
 
+def _record(options: argparse.Namespace) -> None:
+    rounds: list[Json] = []
+    whole = {
+        "load": options.load,
+        "rounds": rounds,
+        "environment": environment.environment(ROOT, options.device, "gate"),
+    }
+    with load(options.load):
+        for found in record(options.rounds, options.device):
+            rounds.append(found)
+            files.write_json(options.output, whole)  # after each round: an interruption costs one
+            print(f"round {len(rounds)} of {options.rounds}", flush=True)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    found, at_most = {}, {row: workload.at_most for row, workload in GATE.items()}
+    for path in options.records:
+        recorded = json.loads(path.read_text())
+        rates = replay(rounds_of(recorded), at_most)
+        print(path.stem, json.dumps(rates, indent=1))
+        kept = {name: recorded[name] for name in ("load", "environment")}
+        found[path.stem] = {**kept, **rates}
+    files.write_json(options.output, found)
+
+
+def _live(options: argparse.Namespace) -> None:
+    with checkout("HEAD") as tree:
+        race = Race(options.device, tree)
+        race.planted[options.row] = options.slowdown
+        found = race.run({(options.row, "base"): 1.0})
+    for finding in found:
+        print(f"{finding.state}: {finding.text}")
+        if options.output and finding.row == options.row:
+            kept = files.read_json(options.output) if options.output.exists() else []
+            row = [options.row, options.slowdown, finding.state, finding.text]
+            files.write_json(options.output, [*kept, row])
+
+
 def main(words: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.power", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    commands = parser.add_subparsers(dest="command", required=True)
-    recording = commands.add_parser("record", help="rounds of this tree against itself")
-    recording.add_argument("output", type=Path)
-    recording.add_argument("--rounds", type=int, default=60)
-    recording.add_argument(
-        "--load", type=int, default=0, help="other processes that keep a core busy each"
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("record", help="rounds of this tree against itself")
+    command.add_argument("output", type=Path)
+    command.add_argument("--rounds", type=int, default=60)
+    command.add_argument(
+        "--load", type=int, default=0, help="number of other processes, each of which uses a core"
     )
-    replaying = commands.add_parser("replay", help="rates of false alarms and of slowdowns caught")
-    replaying.add_argument("records", type=Path, nargs="+")
-    replaying.add_argument("--output", type=Path, required=True)
-    living = commands.add_parser(
-        "live", help="the gate on this tree with a slowdown planted in one row"
-    )
-    living.add_argument("row", choices=tuple(ROWS))
-    living.add_argument("--slowdown", type=float, default=0.2)
-    living.add_argument("--output", type=Path, help="a JSON list that what was found is added to")
-    asked = parser.parse_args(words)
-    if asked.command == "record":
-        rounds: list[dict[str, Any]] = []
-        kept = {
-            "load": asked.load,
-            "rounds": rounds,
-            "environment": environment.environment(ROOT, asked.device, "gate"),
-        }
-        with load(asked.load):
-            for one in record(asked.rounds, asked.device):
-                rounds.append(one)
-                files.write_json(asked.output, kept)  # each time: a cut loses one round
-                print(f"round {len(rounds)} of {asked.rounds}", flush=True)
-    elif asked.command == "replay":
-        found = {}
-        for path in asked.records:
-            recorded = json.loads(path.read_text())
-            found[path.stem] = {
-                "load": recorded["load"],
-                "environment": recorded["environment"],
-                **replay(rounds_of(recorded), {name: row.at_most for name, row in ROWS.items()}),
-            }
-        files.write_json(asked.output, found)
-        print(
-            json.dumps(
-                {
-                    name: {k: v for k, v in one.items() if k != "environment"}
-                    for name, one in found.items()
-                },
-                indent=1,
-            )
-        )
-    else:
-        with checkout("HEAD") as tree:
-            race = Race(asked.device, tree)
-            race.slowdowns[asked.row] = asked.slowdown
-            said = race.run({(asked.row, "base"): 1.0})
-        for finding in said:
-            print(f"{finding.state}: {finding.text}")
-        if asked.output:
-            kept = files.read_json(asked.output) if asked.output.exists() else []
-            mine = next(finding for finding in said if finding.row == asked.row)
-            files.write_json(
-                asked.output, [*kept, [asked.row, asked.slowdown, mine.state, mine.text]]
-            )
+    command.set_defaults(function=_record)
+    command = commands.add_parser("replay", help="rates of false alarms and of slowdowns found")
+    command.add_argument("records", type=Path, nargs="+")
+    command.add_argument("--output", type=Path, required=True)
+    command.set_defaults(function=_replay)
+    command = commands.add_parser("live", help="the gate with a slowdown planted in one row")
+    command.add_argument("row", choices=tuple(GATE))
+    command.add_argument("--slowdown", type=float, default=0.2)
+    command.add_argument("--output", type=Path, help="a JSON list to which the finding is added")
+    command.set_defaults(function=_live)
+    options = parser.parse_args(words)
+    options.function(options)
     return 0
 
 

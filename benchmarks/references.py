@@ -1,7 +1,8 @@
-"""The labs' way and the peers', frozen: what the gate and the benchmarks hold our time against.
+"""The labs' implementations and the peers', frozen: ours is timed against these.
 
-Each does the work of a row of rows.py as the lab sheet or the peer's manual has it, in float32 and
-without our tricks. A change here moves every ratio ever measured: add another function instead.
+Each does the work of a workload as the lab sheet or the peer's manual has it, in float32 and
+without our optimisations. A change here moves every ratio that was ever measured: add another
+function instead.
 """
 
 from __future__ import annotations
@@ -29,29 +30,25 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """uint8 B x 3 x H x W as torchvision's networks want it, float32."""
+    """uint8 B x 3 x H x W as torchvision's networks take it, float32."""
     return transforms.functional.normalize(pixels.float() / 255, MEAN, STD)
 
 
 def extractor(
     module: nn.Module, paths: Sequence[str], prepare: Callable[[Any], Any] = lambda network: network
-) -> Callable[[Tensor], dict[str, Tensor]]:
-    """torchvision's feature extractor: all layers in one pass; `prepare` changes the network that
-    runs.
-    """
+) -> Callable[[Tensor], list[Tensor]]:
+    """torchvision's feature extractor, all layers in one pass; `prepare` changes its network."""
     extract = prepare(create_feature_extractor(module.eval(), {path: path for path in paths}))
 
-    def call(pixels: Tensor) -> dict[str, Tensor]:
+    def call(pixels: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return {path: value.flatten(1) for path, value in extract(normalised(pixels)).items()}
+            return [value.flatten(1) for value in extract(normalised(pixels)).values()]
 
     return call
 
 
 def truncated(networks: Sequence[nn.Module]) -> Callable[[Tensor], list[Tensor]]:
-    """The lab's way to Table 1: networks cut after a layer each, every one of them run from the
-    pixels on.
-    """
+    """The lab's Table 1: a truncated network for each layer, each run from the pixels on."""
 
     def call(pixels: Tensor) -> list[Tensor]:
         with torch.no_grad():
@@ -61,7 +58,7 @@ def truncated(networks: Sequence[nn.Module]) -> Callable[[Tensor], list[Tensor]]
 
 
 def decoded(paths: Sequence[Path], size: int) -> Tensor:
-    """torchvision's transforms, a file after the other: stretched to size x size, normalised."""
+    """torchvision's transforms, file after file: stretched to size x size, normalised."""
     steps = [
         transforms.Resize((size, size)),
         transforms.ToTensor(),
@@ -74,9 +71,7 @@ def decoded(paths: Sequence[Path], size: int) -> Tensor:
 def svm_fits(
     train: np.ndarray, y: np.ndarray, test: np.ndarray, costs: Sequence[float]
 ) -> list[np.ndarray]:
-    """A LinearSVC for each C on the L2-normalised features themselves; its decisions on the test
-    rows.
-    """
+    """Decisions on the test rows of a LinearSVC for each C, on L2-normalised features."""
     train, test = normalize(train), normalize(test)
     models = [
         LinearSVC(C=C, dual="auto", max_iter=10_000, random_state=0).fit(train, y) for C in costs
@@ -85,7 +80,7 @@ def svm_fits(
 
 
 def saliency(network: nn.Module, x: Tensor, target: Sequence[int]) -> Tensor:
-    """One photo at a time; backward() fills the gradients of all weights too."""
+    """Saliency maps, one photo at a time; backward() computes the gradients of all weights too."""
     maps = []
     for image, label in zip(x, target, strict=True):
         leaf = image[None].clone().requires_grad_()
@@ -97,7 +92,7 @@ def saliency(network: nn.Module, x: Tensor, target: Sequence[int]) -> Tensor:
 def fooling(
     network: nn.Module, x: Tensor, target: Sequence[int], steps: int, lr: float = 1.0
 ) -> Tensor:
-    """One photo at a time, until its target is predicted."""
+    """Fooling images, one photo at a time, until the target is predicted."""
     images = []
     for image, label in zip(x, target, strict=True):
         current = image[None].clone()
@@ -121,8 +116,9 @@ def visualisation(
     size: int,
     jitter: int = 16,
 ) -> Tensor:
-    """One class at a time: score - 1e-3 ||x||^2 from noise, moved about, clamped to valid pixels;
-    no blur.
+    """Class visualisation, one class at a time: ascent on score - 1e-3 ||x||^2 from noise.
+
+    The image is jittered and clamped to valid pixels; there is no blur.
     """
     device = next(network.parameters()).device
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
@@ -141,8 +137,9 @@ def visualisation(
 
 
 class GanLoop:
-    """The labs' training loop: sigmoid and BCE, a DataLoader, G run twice a step, four numbers read
-    each step.
+    """The labs' training loop: sigmoid and BCE, a DataLoader, G run twice a step.
+
+    Four numbers are read from the device in each step.
     """
 
     def __init__(
@@ -186,10 +183,8 @@ class GanLoop:
         x, *rest = (part.to(self.device) for part in batch)
         y = rest[0] if rest else None
         nz: int = G.architecture.nz  # type: ignore[assignment]
-        ones, zeros = (
-            torch.ones(len(x), device=self.device),
-            torch.zeros(len(x), device=self.device),
-        )
+        ones = torch.ones(len(x), device=self.device)
+        zeros = torch.zeros(len(x), device=self.device)
         D.zero_grad()
         fake = G(self._draw(len(x), nz), y).detach()
         real_D, fake_D = D(x, y).sigmoid(), D(fake, y).sigmoid()
@@ -204,9 +199,7 @@ class GanLoop:
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance by the matrix square root of the product of both covariances (Heusel et al.
-    2017).
-    """
+    """Frechet distance by the root of the covariances' product (Heusel et al. 2017)."""
     root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T))
     return float(
         ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root.real)
@@ -214,11 +207,10 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def control(device: str = "cpu") -> Callable[[], Tensor]:
-    """Frozen operators of torch, which no change of ours can make slower: if they move, the machine
-    did.
+    """Frozen operators of torch, which no change of ours makes slower: a change of theirs is noise.
 
-    A convolution, its gradient, and a pass over memory, as in our rows: a product of matrices alone
-    feels little.
+    A convolution, its gradient and a pass over memory, as in our workloads: a matrix product alone
+    is less sensitive to other work on the machine.
     """
     stream = torch.Generator().manual_seed(0)
     x = torch.randn(8, 32, 48, 48, generator=stream).to(device)

@@ -1,5 +1,4 @@
-"""The measured points of docs/scale.md: photos, shards, and the SVM by the number of training
-images.
+"""The measurements of docs/scale.md: photos, shards, and the SVM by number of training images.
 
     python -m benchmarks.scale PHOTOS [--most 8000] [--output reports/verified/cpu/scale.json]
 
@@ -13,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import ROOT
 from rdfia.data import feature_store, files, images
 from rdfia.device import staging
 from rdfia.report.benchmarks import exponent
@@ -30,21 +31,17 @@ CLASSES, SHARD, COLUMNS = 15, 256, 25_088  # 15-Scene's; a shard of pool5
 
 
 def seconds(call: Callable[[], Any], times: int = 5) -> float:
-    """The median of several runs, after one that does not count."""
-    found = []
-    for _ in range(times + 1):
-        begin = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begin)
-    return statistics.median(found[1:])
+    """The median seconds of several calls, after one that warms up."""
+    call()
+    return statistics.median(timeit.repeat(call, number=1, repeat=times))
 
 
 def photos(folder: Path) -> dict[str, float]:
-    """Of 256 photos in turn, by one thread: bytes, milliseconds to decode and resize, and to hash."""
+    """Kilobytes of 256 photos, milliseconds to decode and resize one by one thread, and to hash."""
     paths = sorted(folder.rglob("*.jpg"))
     paths = paths[:: max(1, len(paths) // SHARD)][:SHARD]
     if not paths:
-        sys.exit(f"{folder} holds no .jpg: name a folder of photos")
+        sys.exit(f"{folder} has no .jpg file: name a folder of photos")
     work = {
         "decode and resize, ms": lambda: list(staging.decode_images(paths, images.LAB, workers=1)),
         "hash, ms": lambda: [images.image_digest(path) for path in paths],
@@ -58,9 +55,9 @@ def photos(folder: Path) -> dict[str, float]:
 
 
 def shard() -> dict[str, float]:
-    """A shard of pool5 in bfloat16: written and synced, then read and checked."""
+    """Megabytes and seconds of a shard of pool5 in bfloat16: to write and sync, read and check."""
     rows = torch.randn(SHARD, COLUMNS, generator=torch.Generator().manual_seed(0)).bfloat16()
-    # a disk: what is temporary may be in memory
+    # on the disk: the system's temporary folder may be in memory
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         made = feature_store.FeatureStore(
             Path(folder), SHARD, {"pool5": COLUMNS}, torch.bfloat16, SHARD
@@ -73,9 +70,7 @@ def shard() -> dict[str, float]:
 
 
 def classifier(n: int) -> dict[str, float]:
-    """The factor of the n x n Gram matrix of n unit rows of 15 classes, and 15 linear SVMs on its
-    coordinates.
-    """
+    """Seconds to factor the n x n Gram matrix of unit rows, and of 15 linear SVMs on its factor."""
     rng = np.random.default_rng(0)
     y = np.arange(n) % CLASSES
     X = rng.normal(size=(CLASSES, 2 * n)).astype(np.float32)[y] * 0.2 + rng.normal(
@@ -99,7 +94,7 @@ def classifier(n: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The measured points of docs/scale.md.")
+    parser = argparse.ArgumentParser(description="The measurements of docs/scale.md.")
     parser.add_argument("photos", type=Path)
     parser.add_argument("--most", type=int, default=8000, help="training images of the largest SVM")
     parser.add_argument("--output", type=Path, default=Path("reports/latest/scale.json"))
@@ -116,7 +111,7 @@ def main() -> None:
             found[f"growth of {what.removesuffix(', s')}"] = exponent(
                 sizes, [row[what] for row in found["svm"]]
             )
-    found["environment"] = environment(Path(__file__).parents[1], "cpu", "full")
+    found["environment"] = environment(ROOT, "cpu", "full")
     files.write_json(options.output, found)
     print(options.output)
 

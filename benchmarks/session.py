@@ -1,7 +1,7 @@
-"""A session of the gate: what its rows came to, what that means for the merge, how it is said.
+"""A session of the gate: the results of its rows, the exit status, the summary.
 
-benchmarks/conftest.py registers it; how a row is judged stands in gate.py. A session without a test
-of test_gate.py (`pytest -m accuracy`, whose claims carry the marker too) is none of the gate's.
+benchmarks/conftest.py registers it; gate.py judges a row. A session without a test of test_gate.py
+is not the gate's (`pytest -m accuracy`: some of its claims have the marker too).
 """
 
 from __future__ import annotations
@@ -13,55 +13,62 @@ from typing import Any
 import pytest
 
 from benchmarks import counters
-from benchmarks.gate import STATUS, WORDS, Finding
+from benchmarks.gate import REASONS, STATUS, Finding
+from benchmarks.worker import Json
 from rdfia.data import files
 
 LAYERS = {"counters": "rows counted", "paired": "comparisons of time", "claims": "claims"}
 
 
 class GateRun:
-    """What a session of the gate saw: counters, findings, claims; and what that comes to."""
+    """Counters, findings and claims of a session of the gate, and what they amount to."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.accept = config, bool(config.getoption("--accept"))
-        # of rows that passed their own test, or are to be accepted
-        self.counters: dict[str, dict[str, Any]] = {}
-        self.known: set[str] = set()  # rows that there are, measured or not
+        self.counters: dict[str, Json] = {}  # of the rows that were counted
+        self.known: set[str] = set()  # all rows, counted or not
         self.findings: list[Finding] = []
         self.failed: dict[str, list[str]] = {}  # by layer, as in gate.STATUS
         self.selected = dict.fromkeys(LAYERS, 0)
         self.passed = dict.fromkeys(LAYERS, 0)
-        self.asked, self.chosen, self.device = False, False, "cpu"
-        self.new: set[str] = set()  # rows that the base's baseline does not know
+        self.active, self.partial, self.device = False, False, "cpu"
+        self.new: set[str] = set()  # rows that the base's baseline does not have
 
     @property
     def key(self) -> str:
+        """The key of the baseline."""
         return f"torch {counters.torch_minor()}, {self.device}"
 
-    def kept(self) -> dict[str, dict[str, Any]]:
-        """The counters that the baseline has for this torch and device."""
-        found: dict[str, Any] = (
-            json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
-        )
-        return found.get(self.key, {})
+    @property
+    def failures(self) -> int:
+        """Number of failures so far."""
+        return sum(map(len, self.failed.values()))
+
+    def baseline(self) -> dict[str, Json]:
+        """The baseline's counters of this torch and device."""
+        return self._baselines().get(self.key, {})
+
+    @staticmethod
+    def _baselines() -> dict[str, Any]:
+        return json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
 
     def fail(self, layer: str, text: str) -> None:
         self.failed.setdefault(layer, []).append(text)
 
     @staticmethod
     def layer(item: pytest.Item) -> str:
+        """The layer of a test that has the gate's marker."""
         if item.get_closest_marker("accuracy"):
             return "claims"
         return "paired" if item.get_closest_marker("paired") else "counters"
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        gate = [item for item in items if item.get_closest_marker("gate")]
-        self.asked = any(self.layer(item) != "claims" for item in gate)
-        for item in gate:
-            self.selected[self.layer(item)] += 1
-        # Rows that were named on the command line: the others are not asked for.
-        self.chosen = bool(self.config.getoption("keyword")) or any(
+        layers = [self.layer(item) for item in items if item.get_closest_marker("gate")]
+        self.selected = {layer: layers.count(layer) for layer in LAYERS}
+        self.active = any(layer != "claims" for layer in layers)
+        # rows that were named on the command line: no other row is expected
+        self.partial = bool(self.config.getoption("keyword")) or any(
             "::" in word for word in self.config.args
         )
 
@@ -69,9 +76,9 @@ class GateRun:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Iterator[None]:
-        before = sum(map(len, self.failed.values()))
+        before = self.failures
         report: Any = yield
-        if self.asked and item.get_closest_marker("gate"):
+        if self.active and item.get_closest_marker("gate"):
             layer, why = self.layer(item), call.excinfo.value if call.excinfo else report.outcome
             self.passed[layer] += report.when == "call" and report.passed
             # a claim without its data is `unavailable`, and pinned as that
@@ -79,55 +86,52 @@ class GateRun:
                 self.fail("nothing", f"{item.name}: skipped")
             elif report.failed and layer == "claims":
                 self.fail("claims", f"{item.name}: {why}")
-            # not what the test itself has said
-            elif report.failed and getattr(item, "judged", before) == before:
+            # not where the test itself has called `fail`
+            elif report.failed and getattr(item, "failures_before", before) == before:
                 self.fail("nothing", f"{item.name}: {why}")
         return report
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not self.asked or session.config.option.collectonly:
+        if not self.active or session.config.option.collectonly:
             return
         if self.counters and self.accept:
-            found = json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
-            rows = {
-                row: values for row, values in self.kept().items() if row in self.known
-            } | self.counters
-            files.write_json(
-                counters.BASELINE,
-                dict(sorted({**found, self.key: dict(sorted(rows.items()))}.items())),
-            )
-        elif self.selected["counters"] and not self.chosen:
-            for text in counters.differences(self.kept(), self.counters):
+            self._store()
+        elif self.selected["counters"] and not self.partial:
+            for text in counters.differences(self.baseline(), self.counters):
                 if ": gone" in text or ": new" in text:
                     self.fail("nothing", text)
-        for layer, said in LAYERS.items():
+        for layer, subject in LAYERS.items():
             if self.selected[layer] and not self.passed[layer]:
-                self.fail("nothing", f"not one of {self.selected[layer]} {said}")
-        if not self.selected["claims"] and not self.chosen:
+                self.fail("nothing", f"not one of {self.selected[layer]} {subject}")
+        if not self.selected["claims"] and not self.partial:
             self.fail("nothing", "no claim was judged")
         red = next((layer for layer in STATUS if self.failed.get(layer)), None)
         if red and exitstatus in (0, 1):  # an interrupted session keeps its own status
             session.exitstatus = STATUS[red]
 
+    def _store(self) -> None:
+        """Stores the counters in the baseline; rows that are known and were not counted stay."""
+        kept = {row: values for row, values in self.baseline().items() if row in self.known}
+        rows = dict(sorted({**kept, **self.counters}.items()))
+        files.write_json(
+            counters.BASELINE, dict(sorted({**self._baselines(), self.key: rows}.items()))
+        )
+
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
-        if not self.asked or self.config.option.collectonly:
+        if not self.active or self.config.option.collectonly:
             return
         terminalreporter.section("gate")
         for finding in self.findings:
             terminalreporter.line(f"{finding.state:<8} {finding.text}")
         for layer, texts in self.failed.items():
-            terminalreporter.line(f"RED: {WORDS[layer]}")
+            terminalreporter.line(f"RED: {REASONS[layer]}")
             for text in texts:
                 terminalreporter.line(f"     {text}")
-        if not any(self.failed.values()):
-            counted = ", ".join(f"{self.passed[layer]} {said}" for layer, said in LAYERS.items())
-            whole = all(self.passed[layer] for layer in LAYERS) and not self.chosen
-            light = (
-                "RED: the session did not end"
-                if exitstatus
-                else "GREEN"
-                if whole
-                else "GREEN, as far as asked"
-            )
-            terminalreporter.line(f"{light}: {counted}")
+        if not self.failures:
+            whole = all(self.passed.values()) and not self.partial
+            light = "GREEN" if whole else "GREEN, as far as asked"
+            if exitstatus:
+                light = f"RED: the session ended with exit status {exitstatus}"
+            counts = ", ".join(f"{self.passed[layer]} {name}" for layer, name in LAYERS.items())
+            terminalreporter.line(f"{light}: {counts}")

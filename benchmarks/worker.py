@@ -1,9 +1,9 @@
-"""A process that runs the gate's rows on the package of the tree it was started in, on request.
+"""A process that runs workloads on the package of the tree that it was started in, on request.
 
     python -m benchmarks.worker DEVICE
 
 Two of them, in two trees, let one commit be timed against another call by call. Requests and
-answers are lines of JSON on standard input and output; whatever else prints goes to the error
+answers are lines of JSON on standard input and output; everything else is printed to the error
 stream.
 """
 
@@ -23,15 +23,11 @@ from typing import Any
 
 Json = dict[str, Any]
 
-
-class WorkerError(Exception):
-    """A row could not be made or run; the message is the worker's own."""
-
-
-# What differs from process to process, and is none of ours: numpy's threads wait in a loop for
-# torch's to leave the cores, and the other way round (6 to 90 ms for the same SVM); memory that
-# goes back to the system is cleared anew.
-CALM = {
+REST = 0.01  # seconds before a sample of another process: OpenMP's threads stop waiting in a loop
+# What differs from process to process without a change of ours: numpy's threads wait in a loop for
+# torch's to leave the cores, and the other way round (6 to 90 ms for the same SVM); memory that is
+# returned to the system is cleared again.
+CALM_ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
@@ -39,9 +35,14 @@ CALM = {
 }
 
 
+class WorkerError(Exception):
+    """A workload could not be made or run; the message is the worker's own."""
+
+
 class Worker:
-    """The other end: a worker in `tree`, to be closed; usable in a `with`. `calm` adds CALM to its
-    environment.
+    """The client's side of a worker process in `tree`; use it in a `with`, or close it.
+
+    `calm`: with CALM_ENVIRONMENT.
     """
 
     def __init__(self, tree: Path, device: str = "cpu", calm: bool = False) -> None:
@@ -51,12 +52,12 @@ class Worker:
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **(CALM if calm else {})},
+            env={**os.environ, **(CALM_ENVIRONMENT if calm else {})},
         )
 
     @functools.cached_property
-    def hello(self) -> Json:
-        """The names of its `rows`, and its `threads`; read before anything is asked."""
+    def greeting(self) -> Json:
+        """Names of the gate's `rows`, number of `threads`; WorkerError where it cannot start."""
         try:
             return self._read()
         except BaseException:
@@ -67,35 +68,36 @@ class Worker:
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
             raise WorkerError(
-                f"the worker ended (exit status {self.process.wait()}); its message stands above"
+                f"the worker ended (exit status {self.process.wait()}); see its message above"
             )
         answer: Json = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
 
-    def ask(self, what: str, **values: Any) -> Any:
-        """The answer to a request of `serve`."""
-        if self.process.stdin is None or not self.hello:
+    def ask(self, request: str, **values: Any) -> Any:
+        """The answer to a request, which is a method of `Server`. WorkerError: it failed."""
+        if self.process.stdin is None or not self.greeting:
             raise WorkerError("the worker has no input")
-        self.process.stdin.write(json.dumps({"what": what, **values}) + "\n")
+        self.process.stdin.write(json.dumps({"request": request, **values}) + "\n")
         self.process.stdin.flush()
         return self._read()["answer"]
 
-    def sample(self, rest: float = 0.0) -> float:
-        """Seconds of a call of the row that was made last, after `rest` seconds.
-
-        In them the threads of the process that ran before stop waiting in a loop for more work
-        (OpenMP's habit).
-        """
-        time.sleep(rest)
+    def sample(self) -> float:
+        """Seconds of a call of the gate's workload that was made last, after a rest."""
+        time.sleep(REST)
         return float(self.ask("sample"))
+
+    def sample_variant(self, name: str) -> float:
+        """Seconds of a call of a variant, after a rest."""
+        time.sleep(REST)
+        return float(self.ask("sample_variant", name=name))
 
     def close(self) -> None:
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -109,36 +111,28 @@ class Worker:
         self.close()
 
 
-def strangers(tree: Path) -> list[str]:
-    """Modules of ours that were not loaded from `tree`: an installed package fills in for a file
-    that a tree lacks.
+def modules_from_elsewhere(tree: Path) -> list[str]:
+    """Modules of rdfia and benchmarks that were not loaded from `tree`, with their files.
+
+    Python takes them from an installed package where a tree lacks the file.
     """
-    ours = {
-        name: module
-        for name, module in sys.modules.items()
-        if name.split(".")[0] in ("rdfia", "benchmarks")
-    }
-    files = {
-        name: Path(getattr(module, "__file__", None) or tree).resolve()
-        for name, module in ours.items()
-    }
-    return [
-        f"{name} from {file}"
-        for name, file in files.items()
-        if not file.is_relative_to(tree.resolve())
-    ]
+    found = []
+    for name, module in sys.modules.items():
+        if name.split(".")[0] in ("rdfia", "benchmarks"):
+            file = Path(getattr(module, "__file__", None) or tree).resolve()
+            if not file.is_relative_to(tree.resolve()):
+                found.append(f"{name} from {file}")
+    return found
 
 
 def require_modules_of(tree: Path) -> None:
-    """ImportError: modules of ours were loaded from elsewhere, so that a time would be of other
-    code than the tree's.
-    """
-    if wrong := strangers(tree):
+    """Raises ImportError where a time would be of other code than the tree's."""
+    if wrong := modules_from_elsewhere(tree):
         raise ImportError(f"it has no {wrong[0]} (another tree's, as {len(wrong)} in all)")
 
 
 def _slowed(call: Callable[[], Any], share: float) -> Callable[[], Any]:
-    """`call`, followed by busy waiting for `share` of its own time: a planted slowdown."""
+    """`call`, then busy waiting for `share` of its time: a planted slowdown."""
     if not share:
         return call
 
@@ -153,91 +147,96 @@ def _slowed(call: Callable[[], Any], share: float) -> Callable[[], Any]:
     return slowed
 
 
-def case_named(name: str) -> Any:
-    """A case of the benchmarks by its name."""
-    from benchmarks import bench_tme7, bench_tme8, bench_tme9
+class Server:
+    """The worker's side: each public method is a request, with the values of its JSON object."""
 
-    cases = (*bench_tme7.CASES, *bench_tme8.CASES, *bench_tme9.CASES)
-    return next(case for case in cases if case.name == name)
+    def __init__(self, device: str) -> None:
+        from benchmarks import references, sampling, variants, workloads
+
+        self.device, self.workloads, self.variants = device, workloads, variants
+        self.sampling, self.references = sampling, references
+        self.samplers: list[sampling.Sampler] = []  # ours and, where asked for, the reference's
+        self.made: dict[str, variants.Variant] = {}
+
+    def make(self, row: str, slowdown: float = 0.0, beside: bool = False, repeats: int = 0) -> int:
+        """Makes a workload of the gate, or "control"; returns how many calls a sample has.
+
+        `slowdown`: planted, as a share of the time. `beside`: the frozen reference too.
+        """
+        self.samplers.clear()
+        gc.collect()
+        if row == "control":
+            ours, reference = (self.references.control(self.device) for _ in range(2))
+        else:
+            workload = self.workloads.GATE[row]
+            ours, reference = workload.make(self.device)
+            agree = self.workloads.results_agree(ours(), reference(), workload.tolerance)
+            if not agree:
+                raise ValueError("the result differs from the reference's, so it is not timed")
+        timed = self.sampling.synchronised(_slowed(ours, slowdown), self.device)
+        self.samplers.append(self.sampling.Sampler(timed, repeats=repeats))
+        if beside:
+            timed = self.sampling.synchronised(reference, self.device)
+            self.samplers.append(self.sampling.Sampler(timed))
+        require_modules_of(Path.cwd())
+        return self.samplers[0].repeats
+
+    def sample(self) -> float:
+        return self.samplers[0]()
+
+    def pairs(self, n: int) -> list[list[float]]:
+        """Seconds of `n` pairs, ours and the frozen reference."""
+        ours, reference = self.samplers
+        return [side.tolist() for side in self.sampling.interleave(ours, reference, n)]
+
+    def make_variant(self, workload: str, name: str, dtype: str, result: str) -> float:
+        """Makes a side of a peer's workload; returns the seconds of its first call."""
+        peer = self.workloads.PEERS[workload]
+        self.made[name] = self.variants.Variant(peer, self.device, name, dtype)
+        return self.made[name].first_call(result)
+
+    def sample_variant(self, name: str) -> float:
+        return self.made[name].sample()
+
+    def drop_variant(self, name: str) -> None:
+        del self.made[name]
+
+    def operations(self, name: str) -> int:
+        return self.made[name].operations()
 
 
 def serve(device: str) -> None:
-    """Answers `make` (says how many calls a sample has), `sample`, and `pairs`.
-
-    What is made is a row of the gate or its control (`pairs` times it beside the frozen reference).
-    A benchmark's ways are made by `case`, timed by `time`, let go by `drop`; `operations` counts.
-    """
+    """Answers requests until the input ends. Answers keep standard output for themselves."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def tell(value: Json) -> None:
+    def send(value: Json) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
-    import torch
-
     try:
-        from benchmarks import pairs, references, ways
-        from benchmarks.rows import ROWS, synchronised
+        import torch
 
+        server = Server(device)
         require_modules_of(Path.cwd())
-    # these benchmarks are of the head, the package may be one of before a module moved
-    except ImportError as error:
-        tell({"error": f"the package of this tree cannot be timed by these benchmarks: {error}"})
+    except ImportError as error:  # these benchmarks are newer than the package of this tree
+        send({"error": f"the package of this tree cannot be timed by these benchmarks: {error}"})
         return
     settings = contextlib.ExitStack()
-    if device != "cpu":  # the peers' too, whose convolutions would be TF32 beside our float32
+    if device != "cpu":  # the peers too, whose convolutions would be TF32 beside our float32
         from rdfia.device.precision import product_precision
 
         settings.enter_context(product_precision(device))
-    timed: list[pairs.Sampler] = []
-    cases: dict[str, ways.Way] = {}
-    tell({"rows": list(ROWS), "threads": torch.get_num_threads()})
-    gc.disable()  # it rests while samples are taken, and runs before a row is made
+    send({"rows": list(server.workloads.GATE), "threads": torch.get_num_threads()})
+    gc.disable()  # it runs before a workload is made, and not while samples are taken
     for line in sys.stdin:
         asked = json.loads(line)
+        request = asked.pop("request")
         try:
-            answer: Any = None
-            if asked["what"] == "case":
-                cases[asked["way"]] = ways.Way(
-                    case_named(asked["case"]), device, asked["way"], asked["dtype"]
-                )
-                answer = cases[asked["way"]].first(asked["result"])
-            elif asked["what"] == "time":
-                answer = cases[asked["way"]].seconds()
-            elif asked["what"] == "drop":
-                del cases[asked["way"]]
-            elif asked["what"] == "operations":
-                answer = cases[asked["way"]].operations()
-            elif asked["what"] == "make":
-                timed.clear()
-                gc.collect()
-                repeats, slow = asked.get("repeats", 0), asked.get("slowdown", 0.0)
-                if asked.get("row") == "control":
-                    both = [references.control(device), references.control(device)]
-                else:
-                    row = ROWS[asked["row"]]
-                    both = list(row.make(device))
-                    if not row.same(both[0](), both[1]()):
-                        raise ValueError(
-                            "the result is not the reference's; speed says nothing then"
-                        )
-                ours = pairs.Sampler(synchronised(_slowed(both[0], slow), device), repeats=repeats)
-                timed.append(ours)
-                if asked.get("beside"):
-                    timed.append(pairs.Sampler(synchronised(both[1], device)))
-                require_modules_of(Path.cwd())
-                answer = ours.repeats
-            elif asked["what"] == "sample":
-                answer = timed[0]()
-            else:
-                answer = [
-                    side.tolist() for side in pairs.interleave(timed[0], timed[1], asked["n"])
-                ]
-            tell({"answer": answer})
+            send({"answer": getattr(server, request)(**asked)})
         except Exception as error:
-            what = asked.get("row") or asked.get("case") or asked["what"]
-            tell({"error": f"{what}: {type(error).__name__}: {error}"})
+            subject = asked.get("row") or asked.get("workload") or request
+            send({"error": f"{subject}: {type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":

@@ -7,21 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import ROOT
 from benchmarks.gpu_kit import archive, parts
 from rdfia.errors import RdfiaError
 
-ROOT = Path(__file__).parents[2]
 VERIFIED = ROOT / "reports" / "verified"
 MEBIBYTE = 2**20
-LIMITS = f"""A part has at most {parts.LIMIT // MEBIBYTE} MiB, an archive {archive.LIMIT // MEBIBYTE}: for a machine
-that takes 64 MiB a call, the repository among them, and gives back files of 16. `run` takes all parts below --kit."""
+LIMITS = f"""A part has at most {parts.LIMIT // MEBIBYTE} MiB, an archive at most
+{archive.LIMIT // MEBIBYTE} MiB: for a machine that takes 64 MiB a call, the repository included,
+and returns files of at most 16 MiB. `run` uses all parts below --kit."""
 
 
 def _build(options: argparse.Namespace) -> int:
     for part in options.part or parts.PARTS:
         items = parts.build(part, options.output / f"part-{part}", options.without, parts.LIMIT)
         for item in items:
-            size, changed = item.size / MEBIBYTE, item.changed or "as it is"
+            size, changed = item.size / MEBIBYTE, item.changed or "unchanged"
             print(f"part {part}  {size:6.2f} MiB  {item.name}: {changed}; {item.source}")
         whole = sum(item.size for item in items) / MEBIBYTE
         print(f"part {part}  {whole:6.2f} MiB in {options.output / f'part-{part}'}")
@@ -50,29 +51,34 @@ def _words(text: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status, 2 after an error of the user."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.gpu_kit", description=f"{__doc__} {LIMITS}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    text = "weights, photos and data sets as files of a limited size"
+    text = "pack weights, photos and data sets into files of a limited size"
     sub = commands.add_parser("build", help=text, description=LIMITS)
     sub.add_argument(
-        "--part", type=int, action="append", choices=tuple(parts.PARTS), help="default: all of them"
+        "--part", type=int, action="append", choices=tuple(parts.PARTS), help="default: all parts"
     )
     sub.add_argument("--output", type=Path, default=Path("gpu-kit"))
     sub.add_argument(
-        "--without", action="append", default=[], metavar="ASSET", help="leave this one out"
+        "--without", action="append", default=[], metavar="ASSET", help="leave this asset out"
     )
     sub.set_defaults(function=_build)
-    sub = commands.add_parser("run", help="all checks, in order of worth, within the minutes")
+    sub = commands.add_parser(
+        "run", help="make all checks that fit in the minutes, the most important first"
+    )
     sub.add_argument("--minutes", type=float, default=9.0)
     sub.add_argument(
         "--out", type=Path, required=True, help="folder for the archive and its summary"
     )
-    sub.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
+    sub.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: for a rehearsal"
+    )
     sub.add_argument("--kit", type=Path, default=Path("gpu-kit"))
     sub.add_argument(
-        "--steps", type=_words, default=[], metavar="A,B", help="these alone, and environment"
+        "--steps", type=_words, default=[], metavar="A,B", help="only these steps, and environment"
     )
     sub.set_defaults(function=_run)
     sub = commands.add_parser(

@@ -1,6 +1,4 @@
-"""One archive of records and figures, a summary to read, and what `receive` does with them on the
-other side.
-"""
+"""The archive of records and figures with its summary, and the command that receives it."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,32 +19,28 @@ from rdfia.errors import ArgumentError, StoreError, TooLarge
 
 NAME = "records.tar.gz"
 SPEED = Path("speed", "benchmarks.json")
-LIMIT = 16 * 2**20  # bytes of the archive: what comes back may have no larger file
-# in the order of worth; nothing else is kept
-KINDS = (".json", ".txt", ".html", ".safetensors", ".png")
-# bytes of an archive that a file takes beside its content, compressed far less than that
-HEADERS = 1024
+LIMIT = 16 * 2**20  # bytes of the archive: the other machine returns no larger file
+SUFFIXES = (".json", ".txt", ".html", ".safetensors", ".png")  # the most important first
+HEADERS = 1024  # bytes of a file in an archive besides its content; an upper limit
 
 
-def _worth(path: Path) -> tuple[int, int]:
-    return KINDS.index(path.suffix), path.stat().st_size
+def _priority(path: Path) -> tuple[int, int]:
+    return SUFFIXES.index(path.suffix), path.stat().st_size
 
 
 def pack(folder: Path, to: Path, limit: int = LIMIT) -> list[str]:
-    """Packs the records below `folder` into the file `to`, records before figures, small files
-    before large ones.
+    """Packs the records below `folder` into the file `to`; returns the names of files left out.
 
-    Returns the names of what was left out, so that the archive has at most `limit` bytes. TooLarge:
-    it has more.
+    Records go before figures, small files before large ones, up to `limit` bytes. TooLarge: the
+    archive has more all the same.
     """
-    files = sorted(
-        (path for path in folder.rglob("*") if path.is_file() and path.suffix in KINDS), key=_worth
-    )
-    left, out, taken = 0.98 * limit, list[str](), list[Path]()
-    for path in files:
+    records = [path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES]
+    left = 0.98 * limit
+    left_out, taken = list[str](), list[Path]()
+    for path in sorted(records, key=_priority):
         size = len(zlib.compress(path.read_bytes(), 6)) + HEADERS
         if size > left:
-            out.append(path.relative_to(folder).as_posix())
+            left_out.append(path.relative_to(folder).as_posix())
         else:
             left -= size
             taken.append(path)
@@ -55,41 +50,42 @@ def pack(folder: Path, to: Path, limit: int = LIMIT) -> list[str]:
             tar.add(path, path.relative_to(folder).as_posix())
     if len(data := buffer.getvalue()) > limit:
         raise TooLarge(
-            f"{to.name} has {len(data):,} bytes, at most {limit:,} come back: run fewer --steps"
+            f"{to.name} has {len(data):,} bytes, but at most {limit:,} can be returned: "
+            "run fewer --steps"
         )
     data_files.write_atomic(to, data)
-    return out
+    return left_out
 
 
 # --- the summary
-# ----------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> Any:
     try:
         return data_files.read_json(path) if path.exists() else None
-    except StoreError:  # a step that was ended may leave one half-written
+    except StoreError:  # a step that was stopped may leave a file half-written
         return None
 
 
 def misses(row: Mapping[str, Any]) -> list[str]:
-    """What a row of the benchmarks was meant to reach, and did not: words for each."""
-    said, wanted = [], row["wanted"]
+    """The targets that a row of the benchmarks missed, a text for each."""
+    lines, wanted = [], row["wanted"]
     if wanted["speed-up"] < wanted["at least"]:
-        said.append(
-            f"{wanted['speed-up']:.2f} times as fast ({wanted['low']:.2f} to {wanted['high']:.2f}), "
-            f"wanted {wanted['at least']:g}"
+        lines.append(
+            "{speed-up:.2f} times as fast ({low:.2f} to {high:.2f}), wanted {at least:g}".format(
+                **wanted
+            )
         )
     best = list(row["columns"].values())[-1]
     if best.get("share", 1.0) < best.get("share wanted", 0.0):
-        said.append(
+        lines.append(
             f"{best['share']:.2f} of the matrix product's rate, wanted {best['share wanted']:g}"
         )
-    return said
+    return lines
 
 
-def _counted(words: Sequence[str]) -> str:
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
+def _counts(words: Sequence[str]) -> str:
+    return ", ".join(f"{n} {word}" for word, n in Counter(words).items()) or "none"
 
 
 def _machine(records: Path) -> dict[str, Any]:
@@ -110,13 +106,12 @@ def _parity(records: Path) -> dict[str, Any]:
 
 def _speed(records: Path) -> dict[str, Any]:
     run = _read(records / SPEED) or {"rows": [], "deferred": {}}
-    ratios = {
-        row["name"]: {
-            title: round(column["speed-up"], 2) for title, column in row["columns"].items()
-        }
-        for row in run["rows"]
-    }
-    missed = {row["name"]: said for row in run["rows"] if (said := misses(row))}
+    ratios, missed = dict[str, dict[str, float]](), dict[str, list[str]]()
+    for row in run["rows"]:
+        columns = row["columns"].items()
+        ratios[row["name"]] = {title: round(column["speed-up"], 2) for title, column in columns}
+        if lines := misses(row):
+            missed[row["name"]] = lines
     return {
         "speed": ratios,
         "misses": missed,
@@ -125,19 +120,18 @@ def _speed(records: Path) -> dict[str, Any]:
 
 
 def _claims(records: Path) -> dict[str, Any]:
-    runs = {path.parent.name: _read(path) for path in sorted(records.glob("*/claims.json"))}
-    said = {
-        name: {
-            "verdicts": _counted([record["verdict"] for record in run["records"]]),
-            "failed": [record["failure"] for record in run["records"] if record["failure"]],
-        }
-        for name, run in runs.items()
-        if run and run["records"]
-    }
-    return {"claims": said}
+    found = {}
+    for path in sorted(records.glob("*/claims.json")):
+        rows = (_read(path) or {"records": []})["records"]
+        if rows:
+            found[path.parent.name] = {
+                "verdicts": _counts([row["verdict"] for row in rows]),
+                "failed": [row["failure"] for row in rows if row["failure"]],
+            }
+    return {"claims": found}
 
 
-NOTHING: dict[str, Any] = {
+EMPTY: dict[str, Any] = {
     "card": "unknown",
     "date": "",
     "torch": "",
@@ -152,12 +146,11 @@ NOTHING: dict[str, Any] = {
 
 
 def summary(records: Path, whole: dict[str, Any]) -> dict[str, Any]:
-    """What the records say, in short: `whole` has device, minutes, kit and steps; the rest is read
-    from them.
+    """The summary of the records; `whole` has device, minutes, kit and steps of the run.
 
-    A record that is not what it should be is named in `unreadable`, and costs its part alone.
+    A record of another form is named in `unreadable`; only its part of the summary is empty.
     """
-    found: dict[str, Any] = {**NOTHING, **whole, "unreadable": [], "left out": []}
+    found: dict[str, Any] = {**EMPTY, **whole, "unreadable": [], "left out": []}
     for part in (_machine, _parity, _speed, _claims):
         try:
             found |= part(records)
@@ -167,22 +160,21 @@ def summary(records: Path, whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """The summary as a person reads it."""
+    """The summary as text."""
     where = "{card} ({device}), torch {torch}, {date}, commit {commit}".format(**found)
-    lines = [where, ""]
+    lines, parity = [where, ""], found["parity"]
     lines += [
         f"{step['name']:<14}{step['state']:<13}{step['seconds']:>7} s  {step['note']}"
         for step in found["steps"]
     ]
     lines += [
         "",
-        f"parity: {found['parity']['rows']} rows, {len(found['parity']['beyond'])} beyond their limit",
+        "parity: {rows} rows, {n} beyond their limit".format(**parity, n=len(parity["beyond"])),
     ]
-    lines += [f"  {line}" for line in found["parity"]["beyond"]]
+    lines += [f"  {line}" for line in parity["beyond"]]
     for name, columns in found["speed"].items():
-        lines.append(
-            f"{name}: {', '.join(f'{value:g} ({title})' for title, value in columns.items())}"
-        )
+        ratios = [f"{value:g} ({title})" for title, value in columns.items()]
+        lines.append(f"{name}: {', '.join(ratios)}")
         lines += [f"  missed: {line}" for line in found["misses"].get(name, ())]
     lines += [f"{name}: {why}" for name, why in found["deferred rows"].items()]
     for name, run in found["claims"].items():
@@ -193,7 +185,7 @@ def text(found: Mapping[str, Any]) -> str:
         ]
     lines += ["", "kit: " + (", ".join(_named(row) for row in found["kit"]["unpacked"]) or "none")]
     lines += [f"  {line}" for line in found["kit"]["problems"]]
-    lines += [f"could not be read: {said}" for said in found["unreadable"]]
+    lines += [f"could not be read: {error}" for error in found["unreadable"]]
     lines += [f"left out of the archive: {name}" for name in found["left out"]]
     return "\n".join(lines) + "\n"
 
@@ -203,10 +195,10 @@ def _named(row: Mapping[str, str]) -> str:
 
 
 def save(records: Path, out: Path, whole: dict[str, Any], limit: int = LIMIT) -> None:
-    """Leaves archive, summary.json and summary.txt in `out`, of the records that there are now."""
+    """Writes archive, summary.json and summary.txt of the records so far into the folder `out`."""
     records.mkdir(parents=True, exist_ok=True)
     found = summary(records, whole)
-    # its place in the archive, also where that is full
+    # before the archive is packed, which keeps a place for it so
     data_files.write_json(records / "summary.json", found)
     found["left out"] = pack(records, out / NAME, limit)
     if found["left out"]:
@@ -216,16 +208,14 @@ def save(records: Path, out: Path, whole: dict[str, Any], limit: int = LIMIT) ->
     data_files.write_atomic(out / "summary.txt", text(found).encode())
 
 
-# --- the other side
-# -------------------------------------------------------------------------------------------------
+# --- receiving
 
 
 def receive(path: Path, root: Path) -> Path:
-    """Unpacks an archive below `root`/cuda; returns that folder. Records that are there of other
-    steps and rows stay.
+    """Unpacks an archive below `root`/cuda; returns that folder.
 
-    ArgumentError: it is no archive of a run, its run was not on CUDA, or the records that are there
-    are another card's.
+    Earlier records of other steps and rows stay. ArgumentError: the file is not the archive of a
+    run, its run was not on CUDA, or the earlier records are of another card.
     """
     with tempfile.TemporaryDirectory(prefix="rdfia-received-") as temporary:
         try:
@@ -235,37 +225,37 @@ def receive(path: Path, root: Path) -> Path:
             device, card = found["device"], found["card"]
         except (OSError, tarfile.TarError, ValueError, KeyError, EOFError, zlib.error) as error:
             raise ArgumentError(
-                f"{path} is no archive of a run ({error}); expected the {NAME} of `run`"
+                f"{path} is not the archive of a run ({error}); expected the {NAME} of `run`"
             ) from error
         if device != "cuda":
             raise ArgumentError(
-                f"{path} is of a run on {device}, a rehearsal; only runs on cuda are evidence of CUDA"
+                f"{path} is of a run on {device}, a rehearsal; expected a run on cuda"
             )
         target = root / "cuda"
         kept = _read(target / "summary.json")
         if kept and kept["card"] != card:
             raise ArgumentError(
-                f"{target} holds the records of {kept['card']}, these are of {card}: move those away"
+                f"{target} has the records of {kept['card']}, these are of {card}: "
+                "move that folder away first"
             )
         if not re.search(r"\w", card) or card in ("none", "unknown"):
             raise ArgumentError(
-                f"{path} names no card: its step `environment` failed, see logs/environment.txt in it"
+                f"{path} does not name its card: its step `environment` failed; "
+                "see logs/environment.txt in it"
             )
         rows = _read(target / SPEED)
         shutil.copytree(temporary, target, dirs_exist_ok=True)
     if rows and (now := _read(target / SPEED)) != rows:
-        from benchmarks.duel import joined
+        from benchmarks.record import merged
 
-        data_files.write_json(target / SPEED, joined(rows, now))
+        data_files.write_json(target / SPEED, merged(rows, now))
     if kept:
-        data_files.write_json(target / "summary.json", summary(target, _together(kept, found)))
+        data_files.write_json(target / "summary.json", summary(target, _merged_runs(kept, found)))
     return target
 
 
-def _together(kept: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs say of themselves: a step that was not begun in the later one is that of the
-    run before.
-    """
+def _merged_runs(kept: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Device, minutes, kit and steps of two runs; steps that `now` did not begin are of `kept`."""
     steps = {step["name"]: step for step in kept["steps"]}
     steps |= {
         step["name"]: step

@@ -1,10 +1,9 @@
-"""The checks of the device that no test of the suite makes: what it is, what it is asked, where
-memory and time go.
+"""Checks of the device that no test of the suite makes: environment, counters, time, memory.
 
     python -m benchmarks.gpu_kit.checks NAME --device cuda --output RECORDS
 
-Each writes RECORDS/NAME.json (`profiles` a table a row) and exits with 1 where it found something
-wrong.
+Each writes RECORDS/NAME.json (`profiles`: a table for each row). The exit status is 1 where a check
+found something wrong.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -23,67 +23,63 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks import counters, duel
+from benchmarks import ROOT, counters, gate, sampling
 from benchmarks.gpu_kit.archive import misses
 from benchmarks.gpu_kit.out_of_memory import memory
-from benchmarks.rows import ROWS, seeded, smooth_photos
-from benchmarks.test_gate import COUNTED, parameters
-from benchmarks.ways import Way
-from benchmarks.worker import case_named
+from benchmarks.variants import Variant
+from benchmarks.workloads import PEERS
+from benchmarks.workloads.inputs import smooth_photos, vgg16_convolutions, write_jpegs
 from rdfia.data import files as data_files
 from rdfia.data.images import LAB
 from rdfia.device import precision, staging
-from rdfia.models import networks
 from rdfia.report import environment as machine
 from rdfia.transfer import features
 
-ROOT = Path(__file__).parents[2]
-IMPORTS = """captum hypothesis matplotlib pytest_benchmark pytest_timeout safetensors skimage sklearn threadpoolctl tqdm
-             efficientnet_lite_pytorch xdist""".split()  # noqa: SIM905
-JPEG_SHARE = 0.9  # of the lesser of decoding and computing, wanted from files to features
+IMPORTS = """captum hypothesis matplotlib pytest_benchmark pytest_timeout safetensors skimage
+    sklearn threadpoolctl tqdm efficientnet_lite_pytorch xdist""".split()  # noqa: SIM905
+JPEG_SHARE = 0.9  # wanted from files to features, of the slower of decoding and computing
 
 
-def _said(*words: str) -> str:
-    """What a command prints; why there is none, where it cannot be run."""
+def _output(*command: str) -> str:
+    """What a command prints, or why it cannot be run."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
-        return f"{words[0]}: {type(error).__name__}"
+        return f"{command[0]}: {type(error).__name__}"
 
 
 def environment(device: str, to: Path) -> bool:
-    """The machine, which packages are absent, and, once that is written, what the device does at
-    best.
-    """
+    """True. Records the machine and absent packages and then, in a second write, its best rates."""
     queries = (
         "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
     )
     found = {
         "environment": machine.environment(ROOT, device, "gpu kit"),
         "absent packages": [name for name in IMPORTS if importlib.util.find_spec(name) is None],
-        "nvidia-smi": _said("nvidia-smi", f"--query-gpu={queries}", "--format=csv"),
+        "nvidia-smi": _output("nvidia-smi", f"--query-gpu={queries}", "--format=csv"),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "memory": torch.cuda.mem_get_info() if device == "cuda" else None,
         "capability": torch.cuda.get_device_capability() if device == "cuda" else None,
     }
     data_files.write_json(to / "environment.json", found)
-    data_files.write_json(to / "environment.json", {**found, "ceilings": duel.ceilings(device)})
+    found["ceilings"] = sampling.ceilings(device)
+    data_files.write_json(to / "environment.json", found)
     return True
 
 
 def count(device: str, to: Path) -> bool:
-    """The gate's counters on this device; wrong: they differ from the baseline's of this torch and
-    device, if any.
+    """Whether the gate's counters on this device are the baseline's of this torch and device.
+
+    Without a baseline: whether all rows could be counted.
     """
     key = f"torch {counters.torch_minor()}, {device}"
-    found, failed = {"parameters": parameters()}, dict[str, str]()
-    for name in COUNTED:
-        if name in ROWS:
-            try:
-                found[name] = counters.count(ROWS[name].make(device)[0])
-            except Exception as error:  # the others are still worth counting
-                failed[name] = f"{type(error).__name__}: {error}"[:500]
+    found, failed = dict[str, Any](), dict[str, str]()
+    for name in gate.COUNTED:
+        try:
+            found[name] = gate.count_row(name, device)
+        except Exception as error:  # the other rows are still counted
+            failed[name] = f"{type(error).__name__}: {error}"[:500]
     kept = (
         data_files.read_json(counters.BASELINE).get(key, {}) if counters.BASELINE.exists() else {}
     )
@@ -100,22 +96,16 @@ def count(device: str, to: Path) -> bool:
 
 
 def pipeline(device: str, to: Path) -> bool:
-    """Photos a second from JPEG files to VGG16's pool5, beside decoding alone and computing alone."""
+    """True. Records photos a second from JPEG files to VGG16's pool5, to decode, and to compute."""
     n, batch, taps = (
-        (8_192 if device == "cuda" else 32),
+        8_192 if device == "cuda" else 32,
         features.default_batch(device),
         {"pool5": "30"},
     )
-    # The convolutions alone, on the device: a copy of VGG16 from the host takes longer than all
-    # photos.
-    network = seeded(lambda: networks.models.vgg.make_layers(networks.models.vgg.cfgs["D"])).to(
-        device
-    )
+    # on the device before: the copy of all of VGG16 from the host takes longer than the photos
+    network = vgg16_convolutions().to(device)
     with tempfile.TemporaryDirectory(prefix="rdfia-jpeg-") as folder:
-        paths = [Path(folder, f"{i}.jpg") for i in range(64)]
-        for path, photo in zip(paths, smooth_photos(64, 300), strict=True):
-            Image.fromarray(photo[:250]).save(path, quality=90)
-        files = (paths * (n // 64 + 1))[:n]
+        files = (write_jpegs(Path(folder), 64, 300, height=250) * (n // 64 + 1))[:n]
         pixels = torch.stack([LAB.pixels(path) for path in files[:batch]])
 
         def whole() -> None:
@@ -123,22 +113,22 @@ def pipeline(device: str, to: Path) -> bool:
                 last = part["pool5"]
             last.sum().item()
 
-        def compute(prepared: Any) -> None:
+        def compute(copy: Any) -> None:
             with torch.inference_mode():
                 for start in range(0, n, batch):
                     x = LAB.normalise(resident[: min(batch, n - start)]).to(
                         dtype, memory_format=torch.channels_last
                     )
                     last = features.visit_taps(
-                        prepared, x, taps, lambda _tap, value: features.flatten(value)
+                        copy, x, taps, lambda _tap, value: features.flatten(value)
                     )["pool5"]
                 last.sum().item()
 
         dtype, resident = precision.fast_dtype(device), pixels.to(device)
-        with features.inference_copy(network, dtype, device) as made:
+        with features.inference_copy(network, dtype, device) as copy:
             seconds = {
                 "decoding": _seconds(lambda: deque(staging.decode_images(files, LAB), maxlen=0)),
-                "computing": _seconds(lambda: compute(made)),
+                "computing": _seconds(lambda: compute(copy)),
                 "both": _seconds(whole),
             }
     rates = {name: n / value for name, value in seconds.items()}
@@ -151,96 +141,66 @@ def pipeline(device: str, to: Path) -> bool:
     }
     data_files.write_json(to / "pipeline.json", found)
     print(found)
-    return True  # a miss is a figure, not a fault
+    return True  # a share below the wanted one is a result, not a fault
 
 
 def _seconds(call: Callable[[], Any]) -> float:
     """Of the faster of two calls, after one that warms up."""
-    found = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begin)
-    return min(found[1:])
+    return min(timeit.repeat(call, number=1, repeat=3)[1:])
 
 
 def profiles(device: str, to: Path) -> bool:
-    """Where the time of each row goes that missed what was wanted: torch's profiler over one call
-    of ours.
-    """
+    """True. Records torch's profile of one call of ours for each row that missed a target."""
     path = to / "speed" / "benchmarks.json"
     rows = data_files.read_json(path)["rows"] if path.exists() else []
-    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * (
-        device == "cuda"
-    )
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
     for row in rows:
-        if not (said := misses(row)):
+        missed = misses(row)
+        if not missed:
             continue
         column = list(row["columns"].values())[-1]
         try:
-            way = Way(case_named(row["name"]), device, column["ours"], column["dtype"])
-            way.first()
+            ours = Variant(PEERS[row["name"]], device, column["ours"], column["dtype"])
+            ours.first_call()
             with torch.profiler.profile(activities=kinds) as profile:
-                way.call()
-        except Exception as error:  # the others are still worth a look
+                ours.call()
+        except Exception as error:  # the other rows are still profiled
             print(f"{row['name']}: {type(error).__name__}: {error}")
             continue
         order = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
         table = profile.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60)
         name = "".join(letter if letter.isalnum() else "-" for letter in row["name"])
-        text = "\n".join([row["name"], f"{column['ours']}, {column['dtype']}", *said, table])
+        text = "\n".join([row["name"], f"{column['ours']}, {column['dtype']}", *missed, table])
         data_files.write_atomic(to / "profiles" / f"{name}.txt", text.encode())
-        print(row["name"], *said, sep="\n  ")
+        print(row["name"], *missed, sep="\n  ")
     return True
 
 
 # --- two processes on one device
-# ------------------------------------------------------------------------------------
 
 
 def team(device: str, to: Path) -> bool:
-    """`rdfia extract` by two processes of torchrun on one device beside one process: the same bytes
-    in every shard.
-    """
+    """Whether `rdfia extract` writes the same bytes by two processes of torchrun as by one."""
     n, where = (4_200, "cuda:0") if device == "cuda" else (520, "cpu")
     with tempfile.TemporaryDirectory(prefix="rdfia-team-") as name:
         folder = Path(name)
         (folder / "photos").mkdir()
         made = smooth_photos(64, 64)
-        for i in range(n):  # each is another photo
+        for i in range(n):  # all of them different
             Image.fromarray(made[i % 64]).rotate(i // 64).save(folder / "photos" / f"{i:04d}.jpg")
-        words = [
-            "-m",
-            "rdfia",
-            "extract",
-            str(folder / "photos"),
-            "--network",
-            "squeezenet1_1",
-            "--taps",
-            "fire9",
-            "--device",
-            where,
-            "--store",
-        ]
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr",
-            "127.0.0.1",
-            "--nproc-per-node",
-            "2",
-        ]
+        command = ["-m", "rdfia", "extract", str(folder / "photos")]
+        options = f"--network squeezenet1_1 --taps fire9 --device {where} --store"
+        launcher = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2"
         seconds, shards = {}, {}
-        for processes, before in ((1, []), (2, launcher)):
+        for processes, prefix in ((1, ""), (2, launcher)):
+            store = folder / f"store-{processes}"
+            words = [*prefix.split(), *command, *options.split(), str(store)]
             begin = time.perf_counter()
-            subprocess.run(
-                [sys.executable, *before, *words, str(folder / f"store-{processes}")],
-                check=True,
-                cwd=ROOT,
-            )
+            subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
             seconds[processes] = round(time.perf_counter() - begin, 2)
-            files = sorted((folder / f"store-{processes}").rglob("*.safetensors"))
+            files = sorted(store.rglob("*.safetensors"))
             shards[processes] = {file.name: data_files.sha256_file(file) for file in files}
     holds = shards[1] == shards[2] and len(shards[1]) > 1
     found = {
@@ -267,6 +227,7 @@ CHECKS: dict[str, Callable[[str, Path], bool]] = {
 
 
 def main() -> int:
+    """Runs a check; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=tuple(CHECKS))
     parser.add_argument("--device", default="cuda")

@@ -1,11 +1,10 @@
-"""The studies of TME 9 and 10 on a device, as many as fit: a step of each GAN is timed, then runs
-are chosen.
+"""As many runs of the studies of TME 9 and 10 on a device as fit in the minutes.
 
     python -m benchmarks.gpu_kit.gan_runs train --device cuda --minutes 2 --output RECORDS/gans
 
-Rows, losses and grids are those of `pytest -m "accuracy and (tme9 or tme10)" --profile full`, which
-then finds them made. Several processes share the device: a step of these small networks leaves most
-of it idle.
+A step of each GAN is timed, then the runs are chosen. Rows, losses and grids are those of
+`pytest -m "accuracy and (tme9 or tme10)" --profile full`, which then does not train them again.
+Several processes share the device, as a step of these small networks leaves most of it idle.
 """
 
 from __future__ import annotations
@@ -23,91 +22,94 @@ from typing import Any
 
 import torch
 
-from benchmarks.duel import best_of
-from benchmarks.rows import gan_step, synchronised
+from benchmarks import ROOT
+from benchmarks.sampling import shortest_sample, synchronised
+from benchmarks.workloads.gans import gan_step
 from rdfia.data import assets, files
 from rdfia.errors import RdfiaError
 from rdfia.experiments import gans
 from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
 
-ROOT = Path(__file__).parents[2]
 PROCESSES = {"cuda": 4, "cpu": 1}
-TOGETHER = 0.6  # of PROCESSES times the speed that one process has, taken until it is known
-SCORED = 1.0  # seconds of scoring a snapshot (a guess)
-START = 20.0  # seconds in which a process imports and reads the data
-AT_BEST = 0.9  # of the minutes
-REHEARSED = 5  # steps of a run on a CPU
+PARALLEL_SPEED = 0.6  # of PROCESSES times the speed of one process (a guess)
+SCORE_SECONDS = 1.0  # of scoring a snapshot (a guess)
+START_SECONDS = 20.0  # in which a process imports modules and reads the data
+USED_SHARE = 0.9  # of the minutes
+REHEARSAL_STEPS = 5  # of a run on a CPU
 
 
 def wanted(device: str) -> list[tuple[str, Run]]:
-    """(data set, run) in the order of worth: seed by seed, so that what is cut leaves whole seeds;
-    then long runs.
+    """(data set, run) in the order in which they are made: seed by seed, then long runs.
 
-    On a CPU, where they are rehearsed, each is cut to a few steps.
+    So complete seeds are left where the time ends. On a CPU, for a rehearsal, each run has a few
+    steps.
     """
-    faces = (
-        "CelebA" if assets.find("celeba-32") else "CIFAR-10" if assets.find("cifar10-train") else ""
-    )
-    numbers = "MNIST" if assets.find("mnist") else ""
+    faces = "CIFAR-10" if assets.find("cifar10-train") else ""
+    if assets.find("celeba-32"):
+        faces = "CelebA"
+    digits = "MNIST" if assets.find("mnist") else ""
     seeds: dict[int, list[tuple[str, Run]]] = {}
-    digits = [
-        run for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D") for run in gans.OVER_SEEDS[kind]
-    ]
-    for title, runs in ((faces, gans.STUDY), (numbers, digits)):
+    kinds = ("cdcgan", "cgan", "cdcgan-no-y-in-D")
+    conditional = [run for kind in kinds for run in gans.OVER_SEEDS[kind]]
+    for title, runs in ((faces, gans.STUDY), (digits, conditional)):
         for run in runs if title else ():
             seeds.setdefault(run.config.seed, []).append((title, run))
     found = [pair for seed in sorted(seeds) for pair in seeds[seed]]
     found += [(faces, run) for run in gans.long_runs("dcgan", faces)] if faces else []
-    return found if device == "cuda" else [(title, _rehearsed(run)) for title, run in found]
+    return found if device == "cuda" else [(title, _shortened(run)) for title, run in found]
 
 
-def _rehearsed(run: Run) -> Run:
-    return replace(
-        run, config=replace(run.config, steps=REHEARSED), snapshots=(REHEARSED,), grids=()
-    )
+def _shortened(run: Run) -> Run:
+    config = replace(run.config, steps=REHEARSAL_STEPS)
+    return replace(run, config=config, snapshots=(REHEARSAL_STEPS,), grids=())
 
 
 def milliseconds(device: str) -> dict[str, float]:
-    """Of a training step of each GAN at the labs' batch, in the compute type of the studies."""
+    """Of a training step of each GAN at the lab's batch, in the dtype of the studies."""
     dtype = torch.bfloat16 if gans.DCGAN.precision == "bfloat16" else torch.float32
-    steps = {kind: gan_step(kind, device, dtype=dtype)[0] for kind in LABS}
-    return {kind: 1000 * best_of(synchronised(step, device), 3) for kind, step in steps.items()}
+    found = {}
+    for kind in LABS:
+        step, _ = gan_step(device, dtype, kind=kind)
+        found[kind] = 1000 * shortest_sample(synchronised(step, device), 3)
+    return found
 
 
 def chosen(
     runs: Iterable[tuple[str, Run]], step: dict[str, float], seconds: float, processes: int
 ) -> tuple[list[int], list[float]]:
-    """(places of the runs that fit, seconds of each run alone); one that is too long lets a shorter
-    one in.
+    """(indices of the runs that fit, seconds of each run alone).
+
+    A run that is too long is skipped; a shorter one after it may fit. `step`: milliseconds.
     """
-    speed, fit = max(1.0, TOGETHER * processes), list[int]()
+    speed, fit = max(1.0, PARALLEL_SPEED * processes), list[int]()
     costs = [
         run.config.steps
         * (run.config.nb_update_D + run.config.nb_update_G)
         / 2
         * step[run.config.architecture.kind]
         / 1000
-        + SCORED * len(run.snapshots)
+        + SCORE_SECONDS * len(run.snapshots)
         for _, run in runs
     ]
-    left = (seconds - START) * speed
+    left = (seconds - START_SECONDS) * speed
     for i, cost in enumerate(costs):
-        if cost <= left and cost <= seconds - START:
+        if cost <= left and cost <= seconds - START_SECONDS:
             left -= cost
             fit.append(i)
     return fit, costs
 
 
 def train(device: str, minutes: float, to: Path) -> int:
-    """Times a step, chooses, and lets the processes make the runs; plan.json has the choice and
-    what came of it.
+    """Times a step, chooses runs and makes them in processes; returns the exit status.
+
+    plan.json has the choice and the runs that were made.
     """
     begin, runs, processes = time.monotonic(), wanted(device), PROCESSES[device]
-    # whose runs are others than those that the claims ask for
-    to = to if device == "cuda" else to / "rehearsal"
+    if device != "cuda":  # runs of a rehearsal are not those of the claims
+        to = to / "rehearsal"
     step = milliseconds(device)
-    end = begin + AT_BEST * 60 * minutes
+    end = begin + USED_SHARE * 60 * minutes
     seconds = end - time.monotonic()
     fit, costs = chosen(runs, step, seconds, processes)
     names = [f"{title}: {run.name}" for title, run in runs]
@@ -120,30 +122,20 @@ def train(device: str, minutes: float, to: Path) -> int:
     }
     files.write_json(to / "plan.json", plan)
     print(step, f"{len(fit)} of {len(runs)} runs fit", flush=True)
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_kit.gan_runs",
-        "make",
-        "--device",
-        device,
-        "--output",
-        str(to),
-    ]
-    workers = [
-        subprocess.Popen(
-            [*words, "--seconds", str(seconds), "--places", ",".join(map(str, fit[i::processes]))],
-            cwd=ROOT,
-            env=_shared(processes),
+    command = [sys.executable, "-m", "benchmarks.gpu_kit.gan_runs", "make"]
+    command += ["--device", device, "--output", str(to), "--seconds", str(seconds), "--runs"]
+    workers = []
+    for i in range(min(processes, len(fit))):
+        chosen_here = ",".join(map(str, fit[i::processes]))
+        workers.append(
+            subprocess.Popen([*command, chosen_here], cwd=ROOT, env=_environment(processes))
         )
-        for i in range(min(processes, len(fit)))
-    ]
     try:
         statuses = [worker.wait(max(1.0, end + 5 - time.monotonic())) for worker in workers]
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         for worker in workers:
             worker.send_signal(signal.SIGINT)
-        statuses = [_ended(worker) for worker in workers]
+        statuses = [_wait_or_kill(worker) for worker in workers]
     made = {path.stem for path in to.glob("studies/*/*.json")}
     plan["made"] = [names[i] for i in fit if runs[i][1].name in made]
     files.write_json(to / "plan.json", plan)
@@ -151,10 +143,8 @@ def train(device: str, minutes: float, to: Path) -> int:
     return int(any(statuses))
 
 
-def _shared(processes: int) -> dict[str, str]:
-    """The environment of one of so many processes, whose threads are its part of the cores: scoring
-    is the host's.
-    """
+def _environment(processes: int) -> dict[str, str]:
+    """The environment of a process that has its share of the cores, on which it scores."""
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
     return {
         **os.environ,
@@ -162,10 +152,8 @@ def _shared(processes: int) -> dict[str, str]:
     }
 
 
-def _ended(worker: subprocess.Popen[bytes]) -> int:
-    """The status of a worker that was interrupted; a run that it was at can go on from its
-    checkpoint.
-    """
+def _wait_or_kill(worker: subprocess.Popen[bytes]) -> int:
+    """0: a process that was interrupted is no failure; its run can be resumed from a checkpoint."""
     try:
         worker.wait(5)
     except subprocess.TimeoutExpired:
@@ -174,13 +162,11 @@ def _ended(worker: subprocess.Popen[bytes]) -> int:
     return 0
 
 
-def make(device: str, seconds: float, places: Sequence[int], to: Path) -> int:
-    """Makes these runs, one after the other, none begun after `seconds`; 1: one of them was
-    refused.
-    """
+def make(device: str, seconds: float, indices: Sequence[int], to: Path) -> int:
+    """Makes runs of `wanted`, none begun after `seconds`; the exit status is 1 where one failed."""
     begin, benches, status = time.monotonic(), dict[str, gans.GanBench](), 0
     runs = wanted(device)
-    for title, run in (runs[place] for place in places):
+    for title, run in (runs[i] for i in indices):
         if time.monotonic() - begin > seconds:
             break
         if title not in benches:
@@ -196,18 +182,19 @@ def make(device: str, seconds: float, places: Sequence[int], to: Path) -> int:
 
 
 def main() -> int:
+    """Runs an action; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=("train", "make"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seconds", type=float, default=0.0)
-    parser.add_argument("--places", default="")
+    parser.add_argument("--runs", default="", metavar="0,1", help="indices of the runs to make")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     if options.action == "train":
         return train(options.device, options.minutes, options.output)
-    places = [int(word) for word in options.places.split(",") if word]
-    return make(options.device, options.seconds, places, options.output)
+    indices = [int(word) for word in options.runs.split(",") if word]
+    return make(options.device, options.seconds, indices, options.output)
 
 
 if __name__ == "__main__":

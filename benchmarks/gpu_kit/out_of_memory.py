@@ -1,6 +1,4 @@
-"""Memory of a device that really runs out: fewer images at a time with the same result, and an
-error for one image.
-"""
+"""Work on a device whose memory runs out: smaller chunks with the same result, or an error."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_kit.parity import compared
-from benchmarks.rows import seeded, smooth_photos
+from benchmarks.workloads.inputs import random_network, smooth_photos
 from rdfia.data import files
 from rdfia.data.images import CROP, Preprocess
 from rdfia.errors import BatchReduced, TooLarge
@@ -24,10 +22,8 @@ from rdfia.models import networks
 from rdfia.transfer import features
 
 
-class _Largest(TorchDispatchMode):
-    """Notes the largest tensor for which an operator takes memory; above `most` bytes it is
-    refused, as by a device.
-    """
+class _LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that an operator allocates; more than `most` raise an error."""
 
     def __init__(self, most: float = float("inf")) -> None:
         super().__init__()
@@ -35,17 +31,9 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given, made = (
-            {
-                leaf.untyped_storage()._cdata: leaf
-                for leaf in tree_leaves(tree)
-                if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta"
-            }
-            for tree in ((args, kwargs or {}), out)
-        )
-        # no views
-        new = [leaf.untyped_storage().nbytes() for key, leaf in made.items() if key not in given]
-        self.largest = max([self.largest, *new])
+        given, made = _storages((args, kwargs or {})), _storages(out)
+        allocated = [storage.nbytes() for key, storage in made.items() if key not in given]
+        self.largest = max([self.largest, *allocated])
         if self.largest > self.most:
             self.largest = 0
             raise torch.OutOfMemoryError(
@@ -54,11 +42,21 @@ class _Largest(TorchDispatchMode):
         return out
 
 
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    """The memory of the tensors in `tree`, by address: a view has its base's."""
+    storages = [
+        leaf.untyped_storage()
+        for leaf in tree_leaves(tree)
+        if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta"
+    ]
+    return {storage._cdata: storage for storage in storages}
+
+
 @contextlib.contextmanager
 def limited(device: str, nbytes: float) -> Iterator[None]:
-    """Inside, the device has `nbytes` for this process; on a CPU no tensor may be larger than that."""
+    """Gives this process `nbytes` of the device; on a CPU no tensor may be larger than that."""
     if device != "cuda":
-        with _Largest(nbytes):
+        with _LargestTensor(nbytes):
             yield
         return
     torch.cuda.empty_cache()
@@ -70,9 +68,9 @@ def limited(device: str, nbytes: float) -> Iterator[None]:
 
 
 def peak(device: str, call: Callable[[], Any]) -> float:
-    """Bytes that the device holds at most during `call`; on a CPU, of one tensor."""
+    """Most bytes of the device in use during `call`; on a CPU, of the largest tensor."""
     if device != "cuda":
-        with _Largest() as mode:
+        with _LargestTensor() as mode:
             call()
         return mode.largest
     torch.cuda.empty_cache()
@@ -82,15 +80,15 @@ def peak(device: str, call: Callable[[], Any]) -> float:
 
 
 def memory(device: str, to: Path) -> bool:
-    """Extraction and saliency with a third of the memory that they take: fewer at a time, the same
-    result, a warning.
+    """Whether extraction and saliency reduce their batch, and whether one photo is refused.
 
-    And of one photo with a quarter of what it adds to what is there (on a CPU: its largest tensor
-    refused): TooLarge. On a GPU that photo is large, as memory is taken there in blocks of 20 MB,
-    of which the weights' copy wants some.
+    With a third of the memory that they use they have to give the same result and a warning. A
+    photo with a quarter of the memory that it adds (on a CPU: less than its largest tensor) has to
+    raise TooLarge. On a GPU that photo is large, as memory is allocated in blocks of 20 MB there,
+    and the copy of the weights needs some.
     """
     n, side = (256, 2048) if device == "cuda" else (16, 224)
-    network = seeded(lambda: networks.models.squeezenet1_1(weights=None)).to(device)
+    network = random_network(lambda: networks.models.squeezenet1_1(weights=None)).to(device)
     taps = {"fire4": networks.tap_paths("squeezenet1_1")["fire4"]}
     many, large = smooth_photos(n, 224), smooth_photos(1, side)
 
@@ -110,18 +108,20 @@ def memory(device: str, to: Path) -> bool:
 
     def saliency(photos: Sequence[Any]) -> Callable[[], torch.Tensor]:
         pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos])
-        x = CROP.normalise(pixels).to(device)  # here, as no limit on memory is meant for this copy
+        x = CROP.normalise(pixels).to(device)  # outside the call, and so outside the limit
         return lambda: saliency_module.saliency_maps(network, x, 0, chunk=len(x)).cpu()
 
     rows = []
     for work in (extraction, saliency):
-        call, one = work(many), work(large)
-        took, expected, least = peak(device, call), call(), peak(device, one)
-        row = {"work": work.__name__, "bytes": took, **_under_a_third(device, call, took, expected)}
-        there = torch.cuda.memory_allocated() if device == "cuda" else 0
-        row["one photo"] = _refusal(
-            device, one, there + (least - there) / 4 if device == "cuda" else 0.9 * least
-        )
+        call, one_photo = work(many), work(large)
+        used, expected = peak(device, call), call()
+        least = peak(device, one_photo)
+        row = {"work": work.__name__, "bytes": used, **_with_a_third(device, call, used, expected)}
+        limit = 0.9 * least
+        if device == "cuda":
+            allocated = torch.cuda.memory_allocated()
+            limit = allocated + (least - allocated) / 4
+        row["one photo"] = _error(device, one_photo, limit)
         row["holds"] = row["holds"] and row["one photo"].startswith("TooLarge")
         rows.append(row)
         print(row)
@@ -129,8 +129,8 @@ def memory(device: str, to: Path) -> bool:
     return all(row["holds"] for row in rows)
 
 
-def _refusal(device: str, call: Callable[[], torch.Tensor], nbytes: float) -> str:
-    """What `call` raises with so little memory."""
+def _error(device: str, call: Callable[[], torch.Tensor], nbytes: float) -> str:
+    """The error of `call` with `nbytes` of memory, or "nothing"."""
     try:
         with limited(device, nbytes), warnings.catch_warnings():
             warnings.simplefilter("ignore", BatchReduced)
@@ -140,20 +140,21 @@ def _refusal(device: str, call: Callable[[], torch.Tensor], nbytes: float) -> st
     return "nothing"
 
 
-def _under_a_third(
-    device: str, call: Callable[[], torch.Tensor], took: float, expected: torch.Tensor
+def _with_a_third(
+    device: str, call: Callable[[], torch.Tensor], used: float, expected: torch.Tensor
 ) -> dict[str, Any]:
-    with limited(device, took / 3), warnings.catch_warnings(record=True) as caught:
+    """The row of `call` with a third of the memory `used`: its error, whether it warned."""
+    with limited(device, used / 3), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             got = call()
         except (RuntimeError, MemoryError, TooLarge) as error:
             return {"note": f"{type(error).__name__}: {error}"[:500], "holds": False}
     row = compared("saliency", "float32", got, expected)
-    said = [str(one.message) for one in caught if issubclass(one.category, BatchReduced)]
+    reduced = [str(one.message) for one in caught if issubclass(one.category, BatchReduced)]
     return {
         "error": row["error"],
-        "warnings": said,
-        "holds": bool(row["holds"] and said),
+        "warnings": reduced,
+        "holds": bool(row["holds"] and reduced),
         "note": row["note"],
     }

@@ -1,16 +1,17 @@
-"""Every room on a device beside the CPU: the same inputs, the CPU in float32 or float64, the device
-in each arithmetic.
+"""Results of every room on a device beside the CPU's, for the same inputs.
 
     python -m benchmarks.gpu_kit.parity --device cuda --output parity.json
 
-A row is one quantity in one arithmetic: float32, TF32 (products of 10 bits of mantissa), bfloat16.
-Its error is the L2 norm of the difference over that of the reference; its limit stands in
-tests/support/tolerances.py, with the reason.
+The CPU computes in float32 or float64. A row is one quantity in one arithmetic of the device:
+float32, TF32 (products of 10 bits of mantissa) or bfloat16. Its error is the L2 norm of the
+difference over that of the reference; the limits and their reasons are in
+tests/support/tolerances.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.rows import seeded, smooth_photos
+from benchmarks.workloads.inputs import random_network, smooth_photos
 from rdfia.data import assets
 from rdfia.data import files as data_files
 from rdfia.data.images import CROP, LAB, blur, read_image
@@ -38,17 +39,16 @@ from rdfia.transfer import features, heads, svm
 from tests.support.tolerances import PARITY
 
 ARITHMETIC = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
-PHOTOS, STEPS = 8, 10  # photos a room sees; training steps
+PHOTOS, STEPS = 8, 10  # photos of a room; training steps
 Quantities = Mapping[str, Any]  # by name, arrays or tensors
 
 
 # --- what is computed
-# -----------------------------------------------------------------------------------------------
 
 
 @cache
 def photos() -> list[np.ndarray]:
-    """Photos of the kit, 224 x 224 x 3 uint8; made up where there are none."""
+    """Photos of the kit, uint8 224 x 224 x 3; made-up photos where it has none."""
     if found := assets.find("imagenet-samples"):
         files = assets.ASSETS["imagenet-samples"].files(found.path)
         some = files[:: len(files) // PHOTOS][:PHOTOS]
@@ -58,16 +58,16 @@ def photos() -> list[np.ndarray]:
 
 @cache
 def network(name: str) -> nn.Module:
-    """A network with the kit's weights, else with random ones; on the CPU."""
+    """A network on the CPU with the kit's weights, or with random ones where it has none."""
     asset = name if name in assets.ASSETS else f"{name}-features"
     if assets.find(asset):
         return networks.load(name, assets.load_weights(asset)).module
-    return seeded(lambda: getattr(networks.models, name)(weights=None)).requires_grad_(False)
+    return random_network(lambda: getattr(networks.models, name)(weights=None)).requires_grad_(
+        False
+    )
 
 
 def _on(name: str, device: str) -> nn.Module:
-    import copy
-
     module = network(name)
     return module if device == "cpu" else copy.deepcopy(module).to(device)
 
@@ -89,26 +89,22 @@ def taps(device: str, dtype: torch.dtype) -> Quantities:
         "squeezenet1_1": ("fire9",),
     }
     found = dict[str, Tensor]()
+    options: dict[str, Any] = {"preprocess": LAB, "dtype": dtype, "device": device}
     for name, layers in wanted.items():
         paths = {tap: networks.tap_paths(name)[tap] for tap in layers}
-        parts = list(
-            features.stream(
-                network(name), photos(), paths, preprocess=LAB, dtype=dtype, device=device
-            )
-        )
-        found |= {f"{name} {tap}": torch.cat([part[tap] for part in parts]) for tap in layers}
+        parts = list(features.stream(network(name), photos(), paths, **options))
+        for tap in layers:
+            found[f"{name} {tap}"] = torch.cat([part[tap] for part in parts])
     return found
 
 
 def statistics(device: str, dtype: torch.dtype) -> Quantities:
-    """Gram matrix of features of three classes, and the decisions of the SVM on it."""
+    """The Gram matrix of features of three classes, and the decisions of the SVM on it."""
     stream = np.random.default_rng(0)
     y, centres = np.arange(60) % 3, stream.normal(size=(3, 20_000))
-    both = np.concatenate(
-        [(stream.normal(size=(60, 20_000)) + 0.2 * centres[y]).clip(0) for _ in "12"]
-    )
+    rows = [(stream.normal(size=(60, 20_000)) + 0.2 * centres[y]).clip(0) for _ in range(2)]
     sums = svm.GramAccumulator(60, 120)
-    for part in torch.from_numpy(both).to(device, dtype).split(8_192, dim=1):
+    for part in torch.from_numpy(np.concatenate(rows)).to(device, dtype).split(8_192, dim=1):
         sums.add(part)
     grams = svm.normalise_gram(sums.gram, sums.cross, sums.square_norms[60:])
     train, test = svm.span_coordinates(*grams)
@@ -116,19 +112,18 @@ def statistics(device: str, dtype: torch.dtype) -> Quantities:
 
 
 def gradients(device: str, _dtype: torch.dtype) -> Quantities:
-    """Input gradients, which the claims want in float32 whatever the device is fast at."""
+    """Input gradients, in float32 as in the claims, whatever dtype the device is fast in."""
     net, x = _on("squeezenet1_1", device), _pixels(device)
     target = [(7 * i + 78) % 1000 for i in range(len(x))]
     fooled = fooling.fool(net, x, target, steps=5)
-    seen = visualisation.visualise(net, target[:4], seeds=target[:4], steps=5)
+    visualised = visualisation.visualise(net, target[:4], seeds=target[:4], steps=5)
+    classifier = network("squeezenet1_1") if device == "cpu" else net
     return {
         "saliency": saliency.saliency_maps(net, x, target),
         "smoothgrad": saliency.saliency_maps(net, x, target, kind="smoothgrad", samples=4),
         "fooling, 5 steps": fooled.x - x,
-        "visualisation, 5 steps": seen.x,
-        "probabilities": networks.classify(network("squeezenet1_1") if device == "cpu" else net, x)[
-            0
-        ],
+        "visualisation, 5 steps": visualised.x,
+        "probabilities": networks.classify(classifier, x)[0],
     }
 
 
@@ -136,23 +131,21 @@ def trained_head(device: str, dtype: torch.dtype) -> Quantities:
     stream = torch.Generator().manual_seed(0)
     y = torch.arange(120) % 3
     x = torch.randn(120, 512, generator=stream) + 0.5 * torch.randn(3, 512, generator=stream)[y]
-    head = heads.train_head(
-        x.to(device), y, config=heads.HeadConfig(epochs=5, dtype=dtype), device=device
-    )
+    config = heads.HeadConfig(epochs=5, dtype=dtype)
+    head = heads.train_head(x.to(device), y, config=config, device=device)
     return {"head, 5 epochs": head.module.weight}
 
 
 def gan_losses(device: str, dtype: torch.dtype) -> Quantities:
-    """The first losses of the three GANs, which come from one seed."""
+    """The first losses of the three GANs, from one seed."""
     found = {}
     precision: Any = "bfloat16" if dtype == torch.bfloat16 else "float32"
     for kind, lab in LABS.items():
         config = replace(lab, batch=32, steps=STEPS, precision=precision)
         a, stream = config.architecture, torch.Generator().manual_seed(0)
         x = torch.randint(0, 256, (256, a.channels, 32, 32), dtype=torch.uint8, generator=stream)
-        trainer = Trainer(
-            config, x, torch.arange(256) % a.classes if a.classes else None, device=device
-        )
+        y = torch.arange(256) % a.classes if a.classes else None
+        trainer = Trainer(config, x, y, device=device)
         for _ in range(STEPS):
             trainer.step()
         found[f"{kind} losses, {STEPS} steps"] = trainer.losses[:STEPS, :2]
@@ -160,7 +153,7 @@ def gan_losses(device: str, dtype: torch.dtype) -> Quantities:
 
 
 def scores(device: str, dtype: torch.dtype) -> Quantities:
-    """Features that images are judged by, and the distance that they come to."""
+    """Features of images, those of a digit classifier, and a Frechet distance."""
     net: Any = _on("squeezenet1_1", device)
     stream = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (80, 3, 32, 32), dtype=torch.uint8, generator=stream)
@@ -170,8 +163,8 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
     digits = architecture.prepare_images(
         torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=stream), 32
     )
-    # In float32 whatever the arithmetic of the rest: five steps at a rate of 6e-3 carry bfloat16's
-    # rounding far.
+    # In float32 in every arithmetic: five steps at a learning rate of 6e-3 amplify bfloat16's
+    # rounding.
     recipe: dict[str, Any] = {"device": device, "steps": 5, "batch": 32, "dtype": torch.float32}
     reader = digit_classifier.train_digit_classifier(digits, torch.arange(64) % 10, **recipe)
     return {
@@ -183,7 +176,7 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
 
 @dataclass(frozen=True)
 class Room:
-    """What a room computes; `fast`: it has a compute type besides float32; `reference`: the CPU's."""
+    """The computation of a room; `fast`: also in bfloat16; `reference`: the CPU's dtype."""
 
     compute: Callable[[str, torch.dtype], Quantities]
     fast: bool = True
@@ -202,18 +195,8 @@ ROOMS = {
 
 
 # --- how it is compared
-# ---------------------------------------------------------------------------------------------
 
-
-def kind_of(quantity: str) -> str:
-    """The row of the tolerance table that a quantity is judged by."""
-    return next(
-        (kind for kind, words in KINDS.items() if any(word in quantity for word in words)),
-        "activation",
-    )
-
-
-KINDS = {
+KINDS = {  # row of the tolerance table -> words of the quantities that it is for
     "pixel": ("pixels",),
     "gram": ("gram",),
     "decision": ("decision",),
@@ -225,9 +208,19 @@ KINDS = {
 }
 
 
+def kind_of(quantity: str) -> str:
+    """The row of the tolerance table for a quantity."""
+    for kind, words in KINDS.items():
+        if any(word in quantity for word in words):
+            return kind
+    return "activation"
+
+
 def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[str, Any]:
-    """The row of a quantity: its error, the limit, whether it holds. Another shape, or a value that
-    is not finite, does not hold, whatever the error."""
+    """The row of a quantity: its error, its limit, whether it holds.
+
+    A result of another shape, or with a value that is not finite, does not hold.
+    """
     a, b = (torch.as_tensor(value).detach().double().cpu() for value in (got, expected))
     limit = PARITY[kind_of(quantity), arithmetic]
     row: dict[str, Any] = {
@@ -250,7 +243,7 @@ def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[st
 
 
 def rows(device: str) -> Iterator[dict[str, Any]]:
-    """The rows of all rooms; a room that raises is one row that does not hold, and the next begins."""
+    """The rows of all rooms. A room that raises gives one row that does not hold."""
     for name, room in ROOMS.items():
         reference = str(room.reference).removeprefix("torch.")
         try:
@@ -280,7 +273,7 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    """0: all rows hold; 1: one does not."""
+    """Writes all rows; returns the exit status, 1 where a row does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, required=True)
@@ -288,12 +281,8 @@ def main() -> int:
     found: list[dict[str, Any]] = []
     for row in rows(options.device):
         found.append(row)
-        word = "" if row["holds"] else "  NOT WITHIN"
-        print(
-            f"{row['room']:<36}{row['quantity']:<28}{row['arithmetic']:<10}{row['error']:9.2e} of {row['limit']:g}"
-            f"{word} {row['note']}",
-            flush=True,
-        )
+        line = "{room:<36}{quantity:<28}{arithmetic:<10}{error:9.2e} of {limit:g}".format(**row)
+        print(line, "" if row["holds"] else " ABOVE ITS LIMIT", row["note"], flush=True)
         data_files.write_json(options.output, {"device": options.device, "rows": found})
     return int(not all(row["holds"] for row in found))
 

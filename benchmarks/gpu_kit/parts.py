@@ -1,6 +1,4 @@
-"""The files that travel to the device: made in parts of a limited size, unpacked into an assets
-directory.
-"""
+"""The files that travel to the device: parts of a limited size, made and unpacked."""
 
 from __future__ import annotations
 
@@ -18,23 +16,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from benchmarks import ROOT
 from rdfia.claims import provenance
 from rdfia.data import assets, files
 from rdfia.errors import AssetCorrupt, RdfiaError, TooLarge
 from rdfia.report import environment
 
-ROOT = Path(__file__).parents[2]
-LIMIT = 45 * 2**20  # bytes of a part; a call carries 64 MiB, of which the repository is 17
+LIMIT = 45 * 2**20  # bytes of a part; a call takes 64 MiB, of which the repository needs 17
 LISTING = "kit.json"
 WEIGHTS = {
     "vgg16-features": "vgg16.features",
     "alexnet-features": "alexnet.features",
     "squeezenet1_1": "squeezenet1_1",
 }
-# Python alone: the peer of TME 8, and the second network's module
+# written in Python alone: the peer of TME 8, and the module of the second network
 MODULES = ("captum", "efficientnet_lite_pytorch")
-SCENES, QUALITY = 224, 80  # pixels, JPEG
-FACES_A_ROW = 100
+SCENE_SIZE, JPEG_QUALITY = 224, 80
+FACES_PER_ROW = 100  # of the mosaic
 PARTS: dict[int, Sequence[str]] = {
     1: (*WEIGHTS, "imagenet-samples", "digits", "modules"),
     2: ("mnist", "celeba-32", "efficientnet-lite0"),
@@ -44,9 +42,7 @@ PARTS: dict[int, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Item:
-    """A file of a part; `changed` says how what it unpacks to differs from its source, "" where it
-    does not.
-    """
+    """A file of a part; `changed`: how its content differs from its source, "" if it does not."""
 
     name: str  # the asset, or "modules"
     file: str
@@ -54,11 +50,11 @@ class Item:
     changed: str
     size: int
     sha256: str
-    photos: int  # in it; 1 of anything else
+    photos: int  # number of faces in a mosaic, 1 for any other file
 
 
 class Made(NamedTuple):
-    """What a maker returns of the file that it wrote; as in Item."""
+    """A file that was written for a part; fields as in Item."""
 
     path: Path
     source: str
@@ -67,7 +63,6 @@ class Made(NamedTuple):
 
 
 # --- making them
-# ----------------------------------------------------------------------------------------------------
 
 
 def _weights(name: str, to: Path) -> Made:
@@ -78,10 +73,12 @@ def _weights(name: str, to: Path) -> Made:
     state = assets.load_weights(name)
     half = {key: value.to(torch.float16).contiguous() for key, value in state.items()}
     if not all(bool(value.isfinite().all()) for value in half.values()):
-        raise RdfiaError(f"{name}: a weight is beyond float16; leave it out with --without {name}")
+        raise RdfiaError(
+            f"{name}: a weight is too large for float16; leave the file out with --without {name}"
+        )
     exact = all(torch.equal(half[key].float(), state[key].float()) for key in state)
     path = to / f"{WEIGHTS[name]}.safetensors.xz"
-    # Bytes at odd and even places apart: exponents compress, mantissas do not.
+    # Separate models for odd and even bytes: exponents compress, mantissas do not.
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 0, "lp": 1, "pb": 1}]
     path.write_bytes(lzma.compress(safetensors.torch.save(half), filters=filters))
     return Made(path, found.source, "" if exact else "rounded to float16")
@@ -110,39 +107,38 @@ def _scenes(name: str, to: Path) -> Made:
     with zipfile.ZipFile(path, "w") as archive:
         for file in assets.ASSETS[name].files(found.path):
             pixels, buffer = LAB.pixels(file)[0].numpy(), io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, optimize=True)
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
             archive.writestr(file.relative_to(found.path).as_posix(), buffer.getvalue())
-    return Made(path, found.source, f"resized to {SCENES} x {SCENES}, JPEG of quality {QUALITY}")
+    changed = f"resized to {SCENE_SIZE} x {SCENE_SIZE}, JPEG of quality {JPEG_QUALITY}"
+    return Made(path, found.source, changed)
 
 
 def _faces(name: str, to: Path) -> Made:
-    """One mosaic without loss, faces in the order of their names."""
+    """A lossless mosaic of the faces in the order of their names."""
     found, path = assets.locate(name, download=False), to / f"{name}.webp"
-    faces = [
-        np.asarray(Image.open(file).convert("RGB"))
-        for file in assets.ASSETS[name].files(found.path)
-    ]
-    rows = -(-len(faces) // FACES_A_ROW)
-    whole = np.zeros((rows * FACES_A_ROW, *faces[0].shape), np.uint8)
+    paths = assets.ASSETS[name].files(found.path)
+    faces = [np.asarray(Image.open(file).convert("RGB")) for file in paths]
+    rows = -(-len(faces) // FACES_PER_ROW)
+    whole = np.zeros((rows * FACES_PER_ROW, *faces[0].shape), np.uint8)
     whole[: len(faces)] = faces
     side = faces[0].shape[0]
     mosaic = (
-        whole.reshape(rows, FACES_A_ROW, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3)
+        whole.reshape(rows, FACES_PER_ROW, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3)
     )
     Image.fromarray(mosaic).save(path, "WEBP", lossless=True, quality=50)
     return Made(path, found.source, "the same pixels, written anew as PNG", len(faces))
 
 
 def _modules(name: str, to: Path) -> Made:
-    path, there = to / f"{name}.zip", []
+    path, installed = to / f"{name}.zip", []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for module in MODULES:
             spec = importlib.util.find_spec(module)
             for folder in (spec.submodule_search_locations or ()) if spec else ():
-                there.append(module)
+                installed.append(module)
                 for file in sorted(Path(folder).rglob("*.py")):
                     archive.write(file, Path(module, file.relative_to(folder)).as_posix())
-    return Made(path, f"installed packages: {', '.join(there) or 'none'}")
+    return Made(path, f"installed packages: {', '.join(installed) or 'none'}")
 
 
 def _maker(name: str) -> Callable[[str, Path], Made]:
@@ -156,10 +152,10 @@ def _maker(name: str) -> Callable[[str, Path], Made]:
 
 
 def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) -> list[Item]:
-    """Makes part 1, 2 or 3 in the folder `to`, which is emptied; returns its items.
+    """The items of part 1, 2 or 3, made in the folder `to`, whose earlier content is removed.
 
-    TooLarge: they are more than `limit` bytes, with what could be left out. AssetUnavailable: one
-    is not on this machine, and how to get it. Nothing is left in `to` then.
+    TooLarge: they have more than `limit` bytes. AssetUnavailable: an asset is not on this machine.
+    After an error the folder is removed.
     """
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
@@ -183,7 +179,8 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
                 f"--without {item.name} ({item.size / 2**20:.1f} MiB)" for item in largest
             )
             raise TooLarge(
-                f"part {part} is {size / 2**20:.1f} MiB, at most {limit / 2**20:.1f} travel: {sizes}"
+                f"part {part} has {size / 2**20:.1f} MiB, expected at most "
+                f"{limit / 2**20:.1f} MiB; leave something out: {sizes}"
             )
     except BaseException:
         shutil.rmtree(to)
@@ -192,23 +189,20 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
 
 
 # --- unpacking them
-# -------------------------------------------------------------------------------------------------
 
 
 def items_in(folder: Path) -> list[Item]:
-    """The items of the part in `folder`. AssetCorrupt: its listing is none."""
+    """The items of the part in `folder`. AssetCorrupt: its listing cannot be read."""
     try:
         return [Item(**row) for row in json.loads((folder / LISTING).read_text())["items"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise AssetCorrupt(
-            f"{folder / LISTING} is no list of a part ({error}); build the part anew"
+            f"{folder / LISTING} is not the listing of a part ({error}); build the part again"
         ) from error
 
 
 def commit_in(folder: Path, root: Path) -> str:
-    """The commit at which the part in `folder` was built; "" where it is unknown, or the code in
-    `root` is another.
-    """
+    """The commit at which a part was built; "" if it is unknown or the code in `root` differs."""
     try:
         listing = json.loads((folder / LISTING).read_text())
         return (listing["commit"] or "") if listing["code"] == provenance.code_hash(root) else ""
@@ -217,15 +211,16 @@ def commit_in(folder: Path, root: Path) -> str:
 
 
 def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:
-    """Unpacks an item of a part into the assets directory `root`, or into the folder `modules`.
+    """Unpacks an item into the assets directory `root`, modules into the folder `modules`.
 
-    The asset is listed in the manifest of `root` with how it was changed, which goes into every
-    record of its use. AssetCorrupt: the file is not the one that was built.
+    The manifest of `root` lists the asset and how it was changed, which every record of its use
+    repeats. AssetCorrupt: the file is not the one that was built.
     """
     path = folder / item.file
     if not path.is_file() or files.sha256_file(path) != item.sha256:
         raise AssetCorrupt(
-            f"{path} is not the file that was built (SHA-256 {item.sha256}); carry the part anew"
+            f"{path} is not the file that was built (SHA-256 {item.sha256}); "
+            "transfer the part again"
         )
     if item.name == "modules":
         _extract_zip(path, modules)
@@ -237,16 +232,18 @@ def unpack(folder: Path, item: Item, root: Path, modules: Path) -> None:
 
 def _extract_zip(path: Path, target: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        archive.extractall(target)  # drops absolute paths and dots that lead out of the folder
+        archive.extractall(target)  # it removes from names what leads out of the folder
 
 
 def _unpack_asset(item: Item, path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if item.name == "celeba-32":
         mosaic = np.asarray(Image.open(path).convert("RGB"))
-        side = mosaic.shape[1] // FACES_A_ROW
+        side = mosaic.shape[1] // FACES_PER_ROW
         tiles = (
-            mosaic.reshape(-1, side, FACES_A_ROW, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+            mosaic.reshape(-1, side, FACES_PER_ROW, side, 3)
+            .swapaxes(1, 2)
+            .reshape(-1, side, side, 3)
         )
         (target / "faces").mkdir(parents=True)
         for i, tile in enumerate(tiles[: item.photos]):

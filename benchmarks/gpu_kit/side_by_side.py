@@ -1,6 +1,4 @@
-"""The README's words on CUDA, made from the committed records: a table beside the CPU, or that
-there are none.
-"""
+"""The README's section on CUDA, from the committed records: a table beside the CPU's."""
 
 from __future__ import annotations
 
@@ -10,40 +8,38 @@ from rdfia.data import files
 from rdfia.errors import ArgumentError
 from rdfia.report import benchmarks
 
-BEGIN, END = (
-    "<!-- CUDA: `python -m benchmarks.gpu_kit receive` writes this -->",
-    "<!-- end of CUDA -->",
-)
+BEGIN = "<!-- CUDA: `python -m benchmarks.gpu_kit receive` writes this -->"
+END = "<!-- end of CUDA -->"
 NOTHING = "Nothing was measured on a CUDA device yet; `python -m benchmarks.gpu_kit` has it ready."
 
 
-def words(verified: Path) -> str:
-    """Markdown of what the records below `verified` say of the CPU and of CUDA."""
-    if (both := benchmarks.devices(verified)) is None:
+def section(verified: Path) -> str:
+    """The section in Markdown, of the records below `verified`, or NOTHING."""
+    both = benchmarks.committed_runs(verified)
+    if both is None:
         return NOTHING
-    head, lines = benchmarks.paired(*both)
+    head, lines = benchmarks.table_by_device(*both)
     rule = ["---"] * len(head)
-    where = both[1]["environment"]
-    said = f"On {where['accelerator']}, torch {where['torch']}, {where['date']}, beside the CPU of the table above:"
-    return "\n".join([said, "", *(f"| {' | '.join(line)} |" for line in (head, rule, *lines))])
+    where = "On {accelerator}, torch {torch}, {date}, beside the CPU of the table above:"
+    table = [f"| {' | '.join(line)} |" for line in (head, rule, *lines)]
+    return "\n".join([where.format(**both[1]["environment"]), "", *table])
 
 
-def block(text: str) -> str:
-    """What a README has between its marks. ArgumentError: it has no such marks."""
+def section_in(text: str) -> str:
+    """The section in the README's text. ArgumentError: the lines around it are missing."""
     _, begin, rest = text.partition(BEGIN)
     inside, end, _ = rest.partition(END)
     if not (begin and end):
         raise ArgumentError(
-            f"README.md: expected the lines {BEGIN} and {END}; put them back where the figures belong"
+            f"README.md: expected the lines {BEGIN} and {END}; put them where the section belongs"
         )
     return inside.strip()
 
 
 def write(readme: Path, verified: Path) -> None:
-    """Replaces the block by what the records say now."""
+    """Replaces the section in a README by that of the records below `verified`."""
     text = readme.read_text("utf-8")
-    block(text)
+    section_in(text)
     before, _, rest = text.partition(BEGIN)
-    files.write_atomic(
-        readme, f"{before}{BEGIN}\n{words(verified)}\n{END}{rest.partition(END)[2]}".encode()
-    )
+    after = rest.partition(END)[2]
+    files.write_atomic(readme, f"{before}{BEGIN}\n{section(verified)}\n{END}{after}".encode())

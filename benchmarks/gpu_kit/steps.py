@@ -1,5 +1,6 @@
-"""All checks in order of worth, each in a process of its own with a time limit, its records saved
-before the next.
+"""All checks, the most important first, each in a process of its own with a time limit.
+
+The records of a step are saved before the next one begins.
 """
 
 from __future__ import annotations
@@ -18,32 +19,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ROOT
 from benchmarks.gpu_kit import archive, parts
 from rdfia.data import assets
 from rdfia.errors import ArgumentError, RdfiaError
 
-ROOT = Path(__file__).parents[2]
-RESERVE = 15.0  # seconds of the whole for the last archive
-# seconds (at most this share) that a step has, once interrupted, to write what it has
+RESERVED = 15.0  # seconds of the whole for the last archive
+# Seconds that a step has to write its results once it is interrupted, and most share of its time.
 GRACE, GRACE_SHARE = 12.0, 0.2
-MARGIN = 0.85  # of a step's time: the --minutes that it is told to take
-TOLD = 1  # exit status of a check that ended and found something wrong
-# in the order in which runs are made
-GANS = ("tests/accuracy/test_tme9.py", "tests/accuracy/test_tme10.py")
-KIT = ("-m", "benchmarks.gpu_kit.checks")
-CARD = ("environment",)  # without it the records name no card, and are not received
-# With `--output DIR` a DIR that exists would be taken for a path to collect, by whose place pytest
-# looks for its files. Warnings are errors in the suite: here one of a library, or that a graph was
-# not captured, may not cost a figure.
+MINUTES_SHARE = 0.85  # of a step's time: the --minutes that it gets
+FOUND_WRONG = 1  # exit status of a check that ended and found something wrong
+GANS = ("tests/accuracy/test_tme9.py", "tests/accuracy/test_tme10.py")  # in the order of the runs
+ALWAYS = ("environment",)  # without it the records do not name their card, and are refused
+# The suite turns warnings into errors. Here a warning of a library, or of a graph that was not
+# captured, must not cost a measurement.
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A check as a command: its `share` of the time, but `least` seconds; not begun where those are
-    not left.
+    """A check as a command of Python, with its `share` of the time and its `least` seconds.
 
-    `words` may name {device}, {out} (the folder of records) and {minutes}; `needs` are assets.
+    It is not begun where those are not left. `words` may contain {device}, {out} (the folder of
+    records) and {minutes}. `needs`: names of assets.
     """
 
     name: str
@@ -55,8 +53,9 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What came of a step: done, red (it found something wrong), failed, timed out, deferred or
-    unavailable.
+    """The outcome of a step; `state`: done, red, failed, timed out, deferred or unavailable.
+
+    red: it found something wrong.
     """
 
     name: str
@@ -66,34 +65,33 @@ class Outcome:
     note: str = ""
 
 
+def _command(name: str, share: float, least: float, words: str, *needs: str) -> Step:
+    return Step(name, share, least, words.split(), needs)
+
+
 def _check(name: str, share: float, least: float, *needs: str) -> Step:
-    return Step(
-        name, share, least, (*KIT, name, "--device", "{device}", "--output", "{out}"), needs
-    )
+    words = f"-m benchmarks.gpu_kit.checks {name} --device {{device}} --output {{out}}"
+    return _command(name, share, least, words, *needs)
 
 
 def _session(
     name: str, share: float, least: float, folder: str, *words: str, needs: Sequence[str] = ()
 ) -> Step:
-    """Pytest on the paths in `words`: of the whole tree one module that is absent would end it."""
-    told = ("--device", "{device}", "--minutes", "{minutes}", f"--output={{out}}/{folder}")
-    return Step(name, share, least, (*PYTEST, *told, *words), needs)
+    """Pytest on the paths in `words` alone, as a missing module of another test would stop it.
+
+    `--output=` with the equals sign: pytest takes a folder that stands alone for tests to collect.
+    """
+    options = ("--device", "{device}", "--minutes", "{minutes}", f"--output={{out}}/{folder}")
+    return Step(name, share, least, (*PYTEST, *options, *words), needs)
 
 
 STEPS: Sequence[Step] = (
     _check("environment", 10, 40),
-    Step(
+    _command(
         "parity",
         12,
         45,
-        (
-            "-m",
-            "benchmarks.gpu_kit.parity",
-            "--device",
-            "{device}",
-            "--output",
-            "{out}/parity.json",
-        ),
+        "-m benchmarks.gpu_kit.parity --device {device} --output {out}/parity.json",
     ),
     _session("same-answer", 8, 60, "same-answer", "tests/properties/test_same_answer_cuda.py"),
     _check("counters", 6, 20),
@@ -111,22 +109,13 @@ STEPS: Sequence[Step] = (
     _session(
         "tme7", 16, 25, "tme7", "tests/accuracy/test_tme7.py", needs=("vgg16-features", "scene15")
     ),
-    Step(
+    _command(
         "gans",
         24,
         30,
-        (
-            "-m",
-            "benchmarks.gpu_kit.gan_runs",
-            "train",
-            "--device",
-            "{device}",
-            "--minutes",
-            "{minutes}",
-            "--output",
-            "{out}/gans",
-        ),
-        ("mnist",),
+        "-m benchmarks.gpu_kit.gan_runs train --device {device} --minutes {minutes} "
+        "--output {out}/gans",
+        "mnist",
     ),
     _session("gans-claims", 8, 25, "gans", "--profile", "full", *GANS, needs=("mnist",)),
     _check("memory", 5, 15),
@@ -137,11 +126,12 @@ STEPS: Sequence[Step] = (
 def run_step(
     step: Step, seconds: float, words: Mapping[str, str], environment: Mapping[str, str], log: Path
 ) -> Outcome:
-    """Runs a step for at most `seconds`; its output goes to `log`. It is interrupted first, so that
-    it can write.
+    """Runs a step for at most `seconds`, with its output in the file `log`.
+
+    When its time ends it is interrupted first, so that it can write its results.
     """
     grace = min(GRACE, GRACE_SHARE * seconds)
-    words = {**words, "minutes": f"{max(0.05, MARGIN * (seconds - grace) / 60):.3f}"}
+    words = {**words, "minutes": f"{max(0.05, MINUTES_SHARE * (seconds - grace) / 60):.3f}"}
     command = [sys.executable, *(word.format(**words) for word in step.words)]
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -159,24 +149,17 @@ def run_step(
             status: int | None = process.wait(seconds - grace)
         except subprocess.TimeoutExpired:
             status = None
-        finally:  # also of one that is well: none of its own processes may take time from the next
-            _end(process, grace)
-    tail = _last_line(log)
-    state = {None: "timed out", 0: "done", TOLD: "red"}.get(status, "failed")
-    note = (
-        ""
-        if state == "done"
-        else f"exit status {status}: {tail}"
-        if status is not None
-        else f"last said: {tail}"
-    )
+        finally:  # also after success: processes that it started would take time from the next step
+            _stop(process, grace)
+    state = {None: "timed out", 0: "done", FOUND_WRONG: "red"}.get(status, "failed")
+    note = "" if state == "done" else f"exit status {status}: {_last_line(log)}"
+    if status is None:
+        note = f"last output: {_last_line(log)}"
     return Outcome(step.name, state, round(time.monotonic() - begin, 1), round(seconds, 1), note)
 
 
-def _end(process: subprocess.Popen[bytes], grace: float) -> None:
-    """Interrupts the process, which may write what it has; after `grace` seconds all that it
-    started is ended.
-    """
+def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Interrupts the process; after `grace` seconds ends it and all processes that it started."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -198,12 +181,12 @@ def _last_line(log: Path) -> str:
 
 
 def allowance(steps: Sequence[Step], left: float) -> float:
-    """Seconds of the first of these steps: its share of what is left, but `least`, as those after
-    it are worth less.
+    """Seconds for the first of these steps: its share of those that are left, at least `least`.
 
-    What it does not use goes to them.
+    The steps after it are less important, and get what it does not use.
     """
-    return min(left, max(steps[0].least, left * steps[0].share / sum(step.share for step in steps)))
+    share = steps[0].share / sum(step.share for step in steps)
+    return min(left, max(steps[0].least, left * share))
 
 
 def run_steps(
@@ -213,21 +196,20 @@ def run_steps(
     save: Callable[[list[Outcome]], None],
     lacking: Callable[[str], bool],
 ) -> list[Outcome]:
-    """Each step in turn within `seconds`, `save` after each of them, whatever came of it."""
+    """The outcomes of all steps within `seconds`; `save` is called after each, whatever its state.
+
+    `lacking`: whether an asset is missing.
+    """
     found: list[Outcome] = []
     end = time.monotonic() + seconds
     for i, step in enumerate(steps):
         mine = allowance(steps[i:], max(0.0, end - time.monotonic()))
         if absent := [name for name in step.needs if lacking(name)]:
-            found.append(
-                Outcome(
-                    step.name,
-                    "unavailable",
-                    note=f"{', '.join(absent)}: carry the part that has it",
-                )
-            )
+            note = f"{', '.join(absent)}: transfer the part that has it"
+            found.append(Outcome(step.name, "unavailable", note=note))
         elif mine < step.least:
-            note = f"{mine:.0f} s are left, it wants {step.least:.0f}: give more --minutes, or --steps {step.name}"
+            note = f"{mine:.0f} s are left, it needs {step.least:.0f} s: give more --minutes, or "
+            note += f"--steps {step.name}"
             found.append(Outcome(step.name, "deferred", allowed=round(mine, 1), note=note))
         else:
             found.append(attempt(step, mine))
@@ -236,12 +218,11 @@ def run_steps(
 
 
 def _unpacked(kit: Path, work: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The environment of the steps, and what the summary says of the kit; a part that is damaged
-    costs itself alone.
+    """The environment variables of the steps, and the summary's entry on the kit.
 
-    Without any part the steps find what `$RDFIA_ASSETS` has.
+    A damaged part is left out. Without any part the steps use `$RDFIA_ASSETS`.
     """
-    said: dict[str, Any] = {"unpacked": [], "problems": []}
+    summary: dict[str, Any] = {"unpacked": [], "problems": []}
     begin, root = time.monotonic(), work / "assets"
     path = [str(ROOT), str(work / "modules"), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {
@@ -256,82 +237,72 @@ def _unpacked(kit: Path, work: Path) -> tuple[dict[str, str], dict[str, Any]]:
         root.mkdir()
         own["RDFIA_ASSETS"] = str(root)
     if commit := next(filter(None, (parts.commit_in(folder, ROOT) for folder in folders)), ""):
-        own["RDFIA_COMMIT"] = commit  # what travels may be without its history
+        own["RDFIA_COMMIT"] = commit  # the repository may have travelled without its history
     for folder in folders:
         try:
             for item in parts.items_in(folder):
-                _unpack(folder, item, work, said)
+                _unpack(folder, item, work, summary)
         except RdfiaError as error:
-            said["problems"].append(str(error))
-    said["seconds"] = round(time.monotonic() - begin, 1)
-    return {**os.environ, **own}, said
+            summary["problems"].append(str(error))
+    summary["seconds"] = round(time.monotonic() - begin, 1)
+    return {**os.environ, **own}, summary
 
 
-def _unpack(folder: Path, item: parts.Item, work: Path, said: dict[str, Any]) -> None:
+def _unpack(folder: Path, item: parts.Item, work: Path, summary: dict[str, Any]) -> None:
     try:
         parts.unpack(folder, item, work / "assets", work / "modules")
-        said["unpacked"].append({"name": item.name, "source": item.source, "changed": item.changed})
+        row = {"name": item.name, "source": item.source, "changed": item.changed}
+        summary["unpacked"].append(row)
     except (RdfiaError, OSError, ValueError) as error:
-        said["problems"].append(f"{item.name}: {error}")
+        summary["problems"].append(f"{item.name}: {error}")
 
 
-def _lacking(said: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Whether the steps will not find an asset: what the kit has, else what is on this machine."""
-    carried = {row["name"] for row in said["unpacked"]}
-    return (
-        (lambda name: name not in carried)
-        if carried or said["problems"]
-        else lambda name: assets.find(name) is None
-    )
+def _lacking(kit: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether an asset is missing: in the kit, or, without a kit, on this machine."""
+    unpacked = {row["name"] for row in kit["unpacked"]}
+    if unpacked or kit["problems"]:
+        return lambda name: name not in unpacked
+    return lambda name: assets.find(name) is None
 
 
 def run(kit: Path, device: str, minutes: float, out: Path, names: Sequence[str] = ()) -> int:
-    """Runs the steps (all, or CARD and those named) and leaves archive, summary.json and
-    summary.txt in `out`.
+    """Runs the steps; returns the exit status, 1 where one was red, failed or timed out.
 
-    Returns the exit status.
-
-    0: every step that ran was done; 1: one was red, failed or timed out. ArgumentError: a step that
-    there is not.
+    `names`: of the steps, by default all. Archive, summary.json and summary.txt are written to the
+    folder `out`. ArgumentError: there is no step of such a name.
     """
     if unknown := set(names) - {step.name for step in STEPS}:
         known = ", ".join(step.name for step in STEPS)
         raise ArgumentError(
-            f"--steps {','.join(sorted(unknown))}: no such step, expected some of {known}"
+            f"--steps {','.join(sorted(unknown))}: no such step; there are: {known}"
         )
     begin = time.monotonic()
-    # as a shell starts what it runs in the background
+    # A shell makes its background processes ignore interrupts, and their children inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # else no step could be interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
     work = Path(tempfile.mkdtemp(prefix="rdfia-gpu-kit-"))
     records = work / "records"
     try:
-        environment, said = _unpacked(kit, work)
+        environment, kit_summary = _unpacked(kit, work)
 
         def attempt(step: Step, seconds: float) -> Outcome:
             print(f"{step.name}: at most {seconds:.0f} s", flush=True)
-            words = {"device": device, "out": str(records)}
-            return run_step(
-                step, seconds, words, environment, records / "logs" / f"{step.name}.txt"
-            )
+            words, log = {"device": device, "out": str(records)}, f"{step.name}.txt"
+            return run_step(step, seconds, words, environment, records / "logs" / log)
 
         def save(found: list[Outcome]) -> None:
             last = found[-1]
             print(f"  {last.name}: {last.state}, {last.seconds} s  {last.note}", flush=True)
             steps = [dataclasses.asdict(outcome) for outcome in found]
+            whole = {"device": device, "minutes": minutes, "kit": kit_summary, "steps": steps}
             try:
-                archive.save(
-                    records,
-                    out,
-                    {"device": device, "minutes": minutes, "kit": said, "steps": steps},
-                )
-            except RdfiaError as error:  # the next step's is another chance
+                archive.save(records, out, whole)
+            except RdfiaError as error:  # it is saved again after the next step
                 print(f"  not saved: {error}", flush=True)
 
-        chosen = [step for step in STEPS if not names or step.name in {*names, *CARD}]
-        left = 60 * minutes - RESERVE - (time.monotonic() - begin)
-        found = run_steps(chosen, left, attempt, save, _lacking(said))
+        chosen = [step for step in STEPS if not names or step.name in {*names, *ALWAYS}]
+        left = 60 * minutes - RESERVED - (time.monotonic() - begin)
+        found = run_steps(chosen, left, attempt, save, _lacking(kit_summary))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return int(any(outcome.state in ("red", "failed", "timed out") for outcome in found))

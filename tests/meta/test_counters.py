@@ -1,4 +1,4 @@
-"""The gate's counters see each kind of slip: planted ones, in a tiny network and in a GAN's step."""
+"""The gate's counters find planted slips in a tiny network and in a GAN's step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import counters
+from benchmarks import ROOT, counters
 from benchmarks.counters import count, differences
-from benchmarks.gate import ROOT
 from tests.support.tiny_networks import tiny_vgg
 
 NETWORK = tiny_vgg()
@@ -26,34 +25,34 @@ def work(network: nn.Module = NETWORK) -> Tensor:
     return gradient
 
 
-def twice() -> Tensor:
+def second_forward() -> Tensor:
     NETWORK(X)
     return work()
 
 
-def reading() -> Tensor:
+def number_read() -> Tensor:
     gradient = work()
     float(gradient.sum())
     return gradient
 
 
-def one_more_operator() -> Tensor:
+def extra_operator() -> Tensor:
     return work() + 0
 
 
-def hooked() -> Tensor:
+def hook_left() -> Tensor:
     LEAKED.append(NETWORK.features[0].register_forward_hook(lambda *_: None))
     return work()
 
 
-def holding() -> Tensor:
+def memory_kept() -> Tensor:
     kept = torch.empty(100_000)
     gradient = work()
     del kept
     return gradient
 
 
-def all_gradients() -> Tensor:
+def gradients_of_weights() -> Tensor:
     x = X.clone().requires_grad_()
     NETWORK(x).sum().backward()
     return x.grad if x.grad is not None else x
@@ -68,14 +67,14 @@ def _clean() -> Any:
     NETWORK.zero_grad()
 
 
-def test_a_workload_counts_the_same_each_time() -> None:
+def test_counters_of_a_call_repeat() -> None:
     first = count(work)
     assert count(work) == first
     # two images: 4 x 3 x 3 x 3 at 16 x 16, 6 x 4 x 3 x 3 at 8 x 8
     macs = 2 * (4 * 27 * 256 + 6 * 36 * 64)
     dense = 2 * (24 * 8 + 8 * 5)
     assert first["flops forward"] == 2 * (macs + dense)
-    assert first["flops backward"] == first["flops forward"]  # of inputs alone: as much again
+    assert first["flops backward"] == first["flops forward"]  # by inputs alone: as many again
     assert (first["forwards"], first["backwards"]) == ({"TinyVgg": 1}, 1)
     assert (first["waits of the host"], first["hooks left"]) == (0, 0)
 
@@ -83,18 +82,18 @@ def test_a_workload_counts_the_same_each_time() -> None:
 @pytest.mark.parametrize(
     ("slip", "counter"),
     [
-        (twice, "forwards"),
-        (reading, "waits of the host"),
-        (one_more_operator, "operators"),
-        (hooked, "hooks left"),
-        (holding, "peak bytes"),
-        (all_gradients, "flops backward"),
+        (second_forward, "forwards"),
+        (number_read, "waits of the host"),
+        (extra_operator, "operators"),
+        (hook_left, "hooks left"),
+        (memory_kept, "peak bytes"),
+        (gradients_of_weights, "flops backward"),
     ],
 )
-def test_a_planted_slip_is_counted(slip: Callable[[], Tensor], counter: str) -> None:
+def test_planted_slip_is_counted(slip: Callable[[], Tensor], counter: str) -> None:
     before, after = count(work), count(slip)
-    said = differences({"row": before}, {"row": after})
-    assert any(text.startswith(f"row: {counter} ") for text in said), said
+    changes = differences({"row": before}, {"row": after})
+    assert any(text.startswith(f"row: {counter} ") for text in changes), changes
 
 
 def test_composite_operators_count_without_gradients() -> None:
@@ -103,7 +102,7 @@ def test_composite_operators_count_without_gradients() -> None:
     assert inside["flops forward"] == count(work)["flops forward"]
 
 
-def test_rows_that_are_new_or_gone_are_named() -> None:
+def test_differences_name_rows_that_are_new_or_gone() -> None:
     kept, found = {"a": {"operators": 1}, "b": {}}, {"a": {"operators": 2000}, "c": {}}
     assert differences(kept, found) == [
         "a: operators 1 -> 2,000",
@@ -113,7 +112,7 @@ def test_rows_that_are_new_or_gone_are_named() -> None:
     assert differences(kept, kept) == []
 
 
-def test_live_bytes_are_those_of_what_is_alive() -> None:
+def test_live_bytes_are_those_of_living_tensors() -> None:
     found = counters.Counters()
     with found:
         a = torch.ones(1000)
@@ -127,7 +126,7 @@ def test_live_bytes_are_those_of_what_is_alive() -> None:
     del c
 
 
-# What the dispatch mode cannot see on a CPU: there a tensor's numbers are read without an operator.
+# Reads that the dispatch mode does not see on a CPU, as they need no operator there.
 SILENT = {"tolist", "numpy", "cpu", "item", "__array__"}
 STEPS = {
     "gans/training": [
@@ -154,8 +153,9 @@ STEPS = {
 
 
 def silent_waits(source: str, names: list[str]) -> list[str]:
-    """Reads of numbers inside these functions, as `name: .method`; KeyError for a function that is
-    not there.
+    """Reads of numbers inside these functions, as `name: .method`.
+
+    KeyError: there is no such function.
     """
     found: dict[str, ast.FunctionDef] = {}
     for node in ast.parse(source).body:
@@ -176,15 +176,16 @@ def silent_waits(source: str, names: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("room", STEPS)
-def test_a_step_reads_no_numbers(room: str) -> None:
+def test_step_reads_no_numbers(room: str) -> None:
     assert silent_waits((ROOT / "rdfia" / f"{room}.py").read_text("utf-8"), STEPS[room]) == []
 
 
 @pytest.mark.parametrize(
     "slip", ["loss.tolist()", "float(loss.cpu())", "np.asarray(loss.detach().numpy())"]
 )
-def test_a_planted_read_is_found(slip: str) -> None:
-    source = f"class Trainer:\n    def step(self):\n        loss = self.loss()\n        self.log({slip})\n"
+def test_planted_read_is_found(slip: str) -> None:
+    source = "class Trainer:\n    def step(self):\n        loss = self.loss()\n"
+    source += f"        self.log({slip})\n"
     assert len(silent_waits(source, ["Trainer.step"])) == 1
     with pytest.raises(KeyError):
         silent_waits(source, ["Trainer.steps"])

@@ -1,53 +1,54 @@
-"""The gate tells a slowdown from noise, says which it was, and cannot be green for want of a
-measurement.
-"""
+"""The gate finds slowdowns in noise, names them, and is never green without a measurement."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import math
+import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import conftest, counters, duel, gate, ways
+from benchmarks import ROOT, budget, counters, gate, record, variants, worker, workloads
+from benchmarks.budget import Budget, Deferred
 from benchmarks.gate import judge
-from benchmarks.pairs import (
+from benchmarks.sampling import (
     Pairs,
     Replay,
     Sampler,
-    _lower_quartile,
+    bounds,
     interleave,
-    light,
-    limits,
+    lower_quartile,
     ratio,
+    slowdown,
 )
 from benchmarks.session import GateRun
 from benchmarks.worker import Worker, WorkerError
+from benchmarks.workloads import PeerWorkload
 from rdfia.device.cuda_graphs import WARM_UP
 from tests.support.tolerances import assert_close
 
-ROOT = Path(__file__).parents[2]
-N, K, MORE = gate.PAIRS, gate.ROUNDS, gate.MORE
+N, K, MORE = gate.PAIRS, gate.ROUNDS, gate.MORE_ROUNDS
 KEY, CONTROL = ("row", "base"), (gate.CONTROL, "base")
 
 
 def one_round(
     stream: np.random.Generator, kind: str = "steady", spread: float = 0.05, bias: float = 0.02
 ) -> Pairs:
-    """A/A samples of a shared machine: both sides drift together, single samples are hit, processes
-    differ by luck.
+    """Samples of equal code on a shared machine.
+
+    Both sides drift together, single samples are slow, and processes differ by luck.
     """
     common: Any = np.zeros(2 * N)
     if kind == "drift":
@@ -57,139 +58,143 @@ def one_round(
     times = np.exp(common + stream.normal(0, spread, 2 * N))
     if kind == "spikes":
         times *= 1 + 3 * (stream.random(2 * N) < 0.1)
-    swap, (first, second) = np.arange(N) % 2 == 1, (times[::2], times[1::2])
+    first, second = times[::2], times[1::2]
+    swap = np.arange(N) % 2 == 1
     luck = np.exp(stream.normal(0, bias))
     return Pairs(np.where(swap, second, first) * luck, np.where(swap, first, second))
 
 
 def rounds(
-    stream: np.random.Generator, slowdown: float = 1.0, n: int = K, **noise: Any
+    stream: np.random.Generator, factor: float = 1.0, n: int = K, **noise: Any
 ) -> list[Pairs]:
-    return [
-        Pairs(one.a * slowdown, one.b) for one in (one_round(stream, **noise) for _ in range(n))
-    ]
+    drawn = [one_round(stream, **noise) for _ in range(n)]
+    return [Pairs(pairs.a * factor, pairs.b) for pairs in drawn]
 
 
-def twice(stream: np.random.Generator, slowdown: float = 1.0, **noise: Any) -> str:
-    """The verdict on two batches."""
-    return judge(rounds(stream, slowdown, **noise), rounds(stream, slowdown, n=MORE, **noise))
+def verdicts(n: int, seed: int, factor: float = 1.0, **noise: Any) -> list[str]:
+    """Verdicts on two batches, `n` times."""
+    stream = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        first = rounds(stream, factor, **noise)
+        found.append(judge(first, rounds(stream, factor, n=MORE, **noise)))
+    return found
 
 
 KINDS = ("steady", "drift", "spikes", "two speeds")
 
 
-def test_the_lower_quartile_is_numpys() -> None:
+def test_lower_quartile_is_numpys() -> None:
     for n in range(1, 20):
         values = np.random.default_rng(n).random(n)
-        assert_close(np.float64(_lower_quartile(values)), np.quantile(values, 0.25), "score")
+        assert_close(np.float64(lower_quartile(values)), np.quantile(values, 0.25), "score")
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.02, 0.05])
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_alone_is_never_slower(kind: str, bias: float) -> None:
-    """Not even where processes differ by luck: each round has new ones, and their spread widens the
-    bound.
-    """
-    stream = np.random.default_rng(0)
-    said = [twice(stream, kind=kind, bias=bias) for _ in range(400)]
-    assert said.count("slower") <= 1  # 0.05 and 0.005, were nothing else asked: one in 4,000
+    """Also where processes differ by luck: the spread of rounds widens the bounds."""
+    found = verdicts(400, 0, kind=kind, bias=bias)
+    assert found.count("slower") <= 1  # 0.05 * 0.005 by the two tests alone: one in 4,000
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("slowdown", "share"), [(1.1, 0.95), (1.2, 1.0), (1.5, 1.0)])
-def test_a_slowdown_is_caught(kind: str, slowdown: float, share: float) -> None:
-    stream = np.random.default_rng(1)
-    said = [twice(stream, slowdown, kind=kind, bias=0.01, spread=0.03) for _ in range(200)]
-    assert said.count("slower") / len(said) >= share
+@pytest.mark.parametrize(("factor", "share"), [(1.1, 0.95), (1.2, 1.0), (1.5, 1.0)])
+def test_slowdown_is_found(kind: str, factor: float, share: float) -> None:
+    found = verdicts(200, 1, factor, kind=kind, bias=0.01, spread=0.03)
+    assert found.count("slower") / len(found) >= share
 
 
-def test_what_noise_hides_is_no_verdict_and_not_green() -> None:
-    stream = np.random.default_rng(2)
-    said = [twice(stream, 1.1, bias=0.15) for _ in range(200)]
-    assert said.count("ok") / len(said) < 0.1
-    assert said.count("unfit") / len(said) > 0.5
+def test_slowdown_below_the_noise_has_no_verdict() -> None:
+    found = verdicts(200, 2, 1.1, bias=0.15)
+    assert found.count("ok") / len(found) < 0.1
+    assert found.count("unfit") / len(found) > 0.5
 
 
-def test_one_batch_is_enough_for_a_clear_green() -> None:
+def test_one_batch_is_enough_for_equal_code() -> None:
     stream = np.random.default_rng(3)
-    said = [light(rounds(stream, bias=0.01, spread=0.03)) for _ in range(200)]
-    assert said.count("ok") / len(said) > 0.98
+    found = [slowdown(rounds(stream, bias=0.01, spread=0.03)) for _ in range(200)]
+    assert found.count("ok") / len(found) > 0.98
     assert judge(rounds(stream, bias=0.01, spread=0.03), None) == "ok"
 
 
-def even(value: float, n: int = K, apart: float = 0.001) -> list[Pairs]:
-    """Rounds that say `value`, and differ by a thousandth."""
-    return [Pairs(np.full(N, value * (1 + apart * (i % 2))), np.ones(N)) for i in range(n)]
+def even(value: float, n: int = K, spread: float = 0.001) -> list[Pairs]:
+    """Rounds of ratio `value`, almost without noise."""
+    return [Pairs(np.full(N, value * (1 + spread * (i % 2))), np.ones(N)) for i in range(n)]
 
 
-def test_a_slowdown_below_the_minimum_is_not_worth_a_red_light() -> None:
-    assert limits(even(1.03)).low > 0  # it is certain
-    assert light(even(1.03)) == "ok"
-    assert light(even(1.05)) == "red"
+def test_certain_slowdown_below_the_least_excess_is_ok() -> None:
+    assert bounds(even(1.03)).low > 0
+    assert slowdown(even(1.03)) == "ok"
+    assert slowdown(even(1.05)) == "slower"
 
 
-def test_a_limit_below_one_has_to_be_kept() -> None:
-    assert judge(even(1.0), even(1.0), 0.8) == "slower"  # no faster than the frozen way
+def test_limit_below_one_is_judged() -> None:
+    assert judge(even(1.0), even(1.0), 0.8) == "slower"  # no faster than the frozen reference
     assert judge(even(0.7), None, 0.8) == "ok"
 
 
 def test_bounds_are_students() -> None:
-    medians = np.log([1.0, 1.1, 1.2])
-    found = limits([Pairs(np.full(N, value), np.ones(N)) for value in (1.0, 1.1, 1.2)])
-    error = float(medians.std(ddof=1)) / math.sqrt(3)
-    assert found.mean == pytest.approx(medians.mean())
-    assert found.low == pytest.approx(medians.mean() - stats.t.ppf(0.995, 2) * error)
-    assert found.high == pytest.approx(medians.mean() + stats.t.ppf(0.95, 2) * error)
+    logs = np.log([1.0, 1.1, 1.2])
+    found = bounds([Pairs(np.full(N, value), np.ones(N)) for value in (1.0, 1.1, 1.2)])
+    error = float(logs.std(ddof=1)) / math.sqrt(3)
+    assert found.mean == pytest.approx(logs.mean())
+    assert found.low == pytest.approx(logs.mean() - stats.t.ppf(0.995, 2) * error)
+    assert found.high == pytest.approx(logs.mean() + stats.t.ppf(0.95, 2) * error)
+
+
+def test_bounds_of_many_rounds_are_yuens() -> None:
     luck = np.random.default_rng(0).normal(0, 0.02, 10)
-    found = limits([Pairs(np.exp(np.full(N, value)), np.ones(N)) for value in luck])
+    found = bounds([Pairs(np.exp(np.full(N, value)), np.ones(N)) for value in luck])
     # Yuen's t against a sample without spread
     oracle = stats.ttest_ind(luck, np.zeros(10), trim=0.1, equal_var=False)
-    assert oracle.statistic == pytest.approx(
-        found.mean / ((found.mean - found.low) / stats.t.ppf(0.995, 7))
-    )
-    with pytest.raises(ValueError, match="1 round says nothing"):
-        limits(even(1.0, n=1))
+    error = (found.mean - found.low) / stats.t.ppf(0.995, 7)
+    assert oracle.statistic == pytest.approx(found.mean / error)
+
+
+def test_bounds_refuse_one_round() -> None:
+    with pytest.raises(ValueError, match="1 round does not show"):
+        bounds(even(1.0, n=1))
 
 
 @pytest.mark.parametrize(
     ("first", "second", "control", "state"),
     [
         (1.2, 1.2, 1.0, "slower"),
-        (1.2, 1.0, 1.0, "unfit"),  # two batches that do not agree
-        (1.2, 1.2, 1.2, "unfit"),  # frozen operators are as slow on this side
+        (1.2, 1.0, 1.0, "unfit"),  # the second batch does not confirm it
+        (1.2, 1.2, 1.2, "unfit"),  # frozen operators are slower on this side too
         (1.2, 1.2, 0.8, "unfit"),
         (1.0, None, 1.0, "ok"),
         (1.0, None, 1.2, "ok"),
     ],
 )
-def test_a_verdict_wants_two_batches_and_a_quiet_control(
-    first: float, second: Any, control: float, state: str
+def test_slower_needs_two_batches_and_an_even_control(
+    first: float, second: float | None, control: float, state: str
 ) -> None:
-    asked: list[Any] = []
+    measured: list[gate.Key] = []
 
-    def again(keys: Any) -> Any:
-        asked.extend(keys)
+    def measure_again(keys: list[gate.Key]) -> gate.Batch:
+        measured.extend(keys)
         return {key: even(control if key == CONTROL else second or 1.0) for key in keys}
 
-    found = gate.findings(
-        {KEY: even(first), CONTROL: even(control)}, again, {KEY: 1.0, CONTROL: 1.0}
-    )
-    said = {(one.row, one.against): one.state for one in found}
-    assert said[KEY] == state
-    assert said[CONTROL] == ("ok" if control == 1.0 else "unfit")
-    assert (KEY in asked) == (second is not None)
+    batch = {KEY: even(first), CONTROL: even(control)}
+    found = gate.findings(batch, measure_again, {KEY: 1.0, CONTROL: 1.0})
+    states = {(finding.row, finding.against): finding.state for finding in found}
+    assert states[KEY] == state
+    assert states[CONTROL] == ("ok" if control == 1.0 else "unfit")
+    assert (KEY in measured) == (second is not None)
     assert "of the base's time" in found[0].text
 
 
-def test_a_row_that_the_base_cannot_run_is_new() -> None:
+def test_row_that_the_base_cannot_run_is_new() -> None:
     (found,) = gate.findings({KEY: []}, lambda keys: {}, {KEY: 1.0})
     assert (found.state, found.text) == ("new", "row: the base cannot run it")
 
 
-def test_samples_are_taken_in_turn_and_the_collector_rests() -> None:
+def test_samples_alternate_without_garbage_collection() -> None:
     order: list[str] = []
 
-    def way(name: str) -> Callable[[], float]:
+    def timed(name: str) -> Callable[[], float]:
         def sample() -> float:
             assert not gc.isenabled()
             order.append(name)
@@ -197,67 +202,71 @@ def test_samples_are_taken_in_turn_and_the_collector_rests() -> None:
 
         return sample
 
-    found = interleave(way("a"), way("b"), 4)
+    found = interleave(timed("a"), timed("b"), 4)
     assert "".join(order) == "abbaabba"
     assert gc.isenabled()
-    assert_close(found.logs, np.full(4, math.log(2)), "score")
+    assert_close(found.a / found.b, np.full(4, 2.0), "score")
 
 
-@pytest.mark.parametrize("bias", [0.0, 0.05])
-@pytest.mark.parametrize("n", [duel.LEAST, duel.MOST])
-def test_the_interval_of_a_ratio_holds_it(n: int, bias: float) -> None:
-    """Also where a process is faster for life: its pairs are not independent, and the round is the
-    unit.
-    """
+def share_inside(of_round: Callable[[Pairs], list[Pairs]], n: int, bias: float) -> float:
+    """The share of 400 intervals that contain the ratio 1.3."""
     stream, inside = np.random.default_rng(3), 0
     for _ in range(400):
-        found = ratio(
-            [Pairs(1.3 * one.a, one.b) for one in (one_round(stream, bias=bias) for _ in range(n))]
-        )
+        found = ratio([pairs for _ in range(n) for pairs in of_round(one_round(stream, bias=bias))])
         # the seconds shown are of the same samples
         assert found.a / found.b == pytest.approx(found.value)
         inside += found.low <= 1.3 <= found.high
-    assert 0.92 < inside / 400 < 0.98  # 0.95, and 2.75 standard errors of 400 draws to each side
+    return inside / 400
 
 
-def test_pairs_of_one_process_would_be_overconfident() -> None:
+@pytest.mark.parametrize("bias", [0.0, 0.05])
+@pytest.mark.parametrize("n", [budget.LEAST_ROUNDS, budget.MOST_ROUNDS])
+def test_interval_of_a_ratio_contains_it(n: int, bias: float) -> None:
+    """Also where a process is faster for life, as the unit is the round and not the pair."""
+    share = share_inside(lambda one: [Pairs(1.3 * one.a, one.b)], n, bias)
+    assert 0.92 < share < 0.98  # 0.95, and 2.75 standard errors of 400 draws to each side
+
+
+def test_interval_from_pairs_of_one_process_is_too_narrow() -> None:
     """The planted fault: the pairs of one process in the place of rounds."""
-    stream, inside = np.random.default_rng(3), 0
-    for _ in range(400):
-        one = one_round(stream, bias=0.05)
-        found = ratio([Pairs(1.3 * a[None], b[None]) for a, b in zip(one.a, one.b, strict=True)])
-        inside += found.low <= 1.3 <= found.high
-    assert inside / 400 < 0.8
+
+    def split(one: Pairs) -> list[Pairs]:
+        return [Pairs(1.3 * a[None], b[None]) for a, b in zip(one.a, one.b, strict=True)]
+
+    assert share_inside(split, 1, bias=0.05) < 0.8
 
 
-def test_a_budget_lowers_rounds_and_pairs_and_then_defers() -> None:
-    assert duel.plan(5, 1, math.inf, 60)[:2] == (5, 6)
-    assert duel.plan(5, 1, 40, 40)[0] in (3, 4, 5)
-    assert duel.plan(5, 1, 40, 40)[2] <= 40
+def test_budget_lowers_rounds_and_pairs_and_then_defers() -> None:
+    assert budget.plan(5, 1, math.inf, 60)[:2] == (5, 6)
+    assert budget.plan(5, 1, 40, 40)[0] in (3, 4, 5)
+    assert budget.plan(5, 1, 40, 40)[2] <= 40
     # beyond its share, the least that an interval needs
-    assert duel.plan(5, 1, 13, 1) == (3, 1, 12)
-    with pytest.raises(duel.Deferred) as found:
-        duel.plan(5, 1, 11, 60)
-    assert found.value.args == (12,)
-    budget = duel.Budget(0.0)
-    assert "would take about 12 s more" in budget.defer("row", 12)
-    assert budget.deferred.keys() == {"row"}
-    nothing = ways.Case("no", "", lambda *_: None, 0, 1, "", {})  # type: ignore
-    with pytest.raises(duel.Deferred):
-        duel.measure(nothing, "cpu", "float32", budget, print)
+    assert budget.plan(5, 1, 13, 1) == (3, 1, 12)
+    with pytest.raises(Deferred) as found:
+        budget.plan(5, 1, 11, 60)
+    assert found.value.seconds == 12
+    minutes = Budget(0.0)
+    assert "would take about 12 s more" in minutes.defer("row", 12)
+    assert minutes.deferred.keys() == {"row"}
+    with pytest.raises(Deferred):
+        record.measure(workload("no"), "cpu", "float32", minutes, print)
+
+
+def workload(name: str, make: Any = None) -> PeerWorkload:
+    return PeerWorkload(name, "", make, 0, 1, "steps", {})
 
 
 @pytest.mark.parametrize(
-    ("device", "warm", "captured"),
-    [("cuda", ways.WARM, True), ("cuda", 0, False), ("cpu", ways.WARM, False)],
+    ("device", "calls_before", "captured"),
+    [("cuda", variants.WARM_UP_CALLS, True), ("cuda", 0, False), ("cpu", 8, False)],
 )
-def test_a_gpu_is_timed_once_steps_are_captured(
-    monkeypatch: pytest.MonkeyPatch, device: str, warm: int, captured: bool
+def test_gpu_is_timed_after_steps_are_captured(
+    monkeypatch: pytest.MonkeyPatch, device: str, calls_before: int, captured: bool
 ) -> None:
-    """The planted fault: no warm-up, and the sample is of eager steps."""
-    monkeypatch.setattr(ways, "synchronised", lambda call, _device: call)
-    monkeypatch.setattr(ways, "WARM", warm)
-    monkeypatch.setattr(ways, "SAMPLED", 0.0)
+    """The planted fault: without a warm-up the sample is of eager steps."""
+    monkeypatch.setattr(variants, "synchronised", lambda call, _device: call)
+    monkeypatch.setattr(variants, "WARM_UP_CALLS", calls_before)
+    monkeypatch.setattr(variants, "SAMPLE_SECONDS", 0.0)
     calls = list[int]()
 
     def step() -> list[float]:
@@ -265,54 +274,46 @@ def test_a_gpu_is_timed_once_steps_are_captured(
         time.sleep(0.02 * (len(calls) <= WARM_UP))
         return [0.0]
 
-    way = ways.Way(
-        ways.Case("a step", "", lambda *_: (step, step), 0, 1, "steps", {}),
-        device,
-        "ours",
-        "float32",
-    )
-    way.first()
-    assert (way.seconds() < 0.02) is captured
-    monkeypatch.setattr(ways, "SAMPLED", 0.03)
+    steps = workload("a step", lambda *_: (step, step))
+    variant = variants.Variant(steps, device, "ours", "float32")
+    variant.first_call()
+    assert (variant.sample() < 0.02) is captured
+    monkeypatch.setattr(variants, "SAMPLE_SECONDS", 0.03)
     before = len(calls)
-    way.seconds()
+    variant.sample()
     assert (len(calls) - before > 1) is (device == "cuda")
 
 
 @pytest.mark.parametrize(
-    "fault", [None, ValueError("another result"), WorkerError("it ended"), duel.Deferred(9.0)]
+    "fault", [None, ValueError("another result"), WorkerError("it ended"), Deferred(9.0)]
 )
-def test_a_row_is_measured_once_and_kept_at_once(
-    monkeypatch: pytest.MonkeyPatch, fault: Exception | None
+def test_row_is_measured_once_and_written_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Exception | None
 ) -> None:
-    config: Any = SimpleNamespace(stash=pytest.Stash())
-    budget = config.stash[conftest.BUDGET] = duel.Budget(60.0, to_go=2)
-    measured, kept = list[str](), list[list[str]]()
+    minutes = Budget(60.0, rows_left=2)
+    found = record.BenchmarkRecord(tmp_path, "cpu", minutes)
+    measured, written = list[str](), list[list[str]]()
 
-    def measure(case: ways.Case, *_: Any) -> dict[str, Any]:
-        measured.append(case.name)
+    def measure(work: PeerWorkload, *_: Any) -> dict[str, Any]:
+        measured.append(work.name)
         if fault:
             raise fault
         return {}
 
-    monkeypatch.setattr(conftest, "measure", measure)
-    monkeypatch.setattr(
-        conftest, "_keep", lambda config: kept.append([*config.stash[conftest.TIMED]])
-    )
-    case: Any = ways.Case("row", "", lambda *_: None, 0, 1, "", {})  # type: ignore
-    for _ in ways.WAYS:
-        conftest._attempt(case, "cpu", config, lambda _: None)
-    assert (measured, kept, budget.to_go) == (["row"], [] if fault else [["row"]], 1)
-    assert "row" in (config.stash[conftest.TIMED] | budget.deferred | budget.failed)
+    monkeypatch.setattr(record, "measure", measure)
+    monkeypatch.setattr(found, "write", lambda: written.append([*found.rows]))
+    for _ in range(4):
+        found.add(workload("row"), lambda _: None)
+    assert (measured, written) == (["row"], [] if fault else [["row"]])
+    assert minutes.rows_left == 1
+    assert "row" in (found.rows | minutes.deferred | minutes.failed)
 
 
 def test_samples_are_replayed_and_not_timed_again() -> None:
     replay, seconds = Replay(), list[float]()
 
     class Benchmark:
-        """As pytest-benchmark's fixture, which is switched off where tests run in several
-        processes.
-        """
+        """pytest-benchmark's fixture, which is off where tests run in several processes."""
 
         def pedantic(self, call: Callable[[], None], rounds: int, iterations: int) -> None:
             for _ in range(rounds * iterations):
@@ -324,40 +325,38 @@ def test_samples_are_replayed_and_not_timed_again() -> None:
     assert seconds == [0.5, 2.0]
 
 
-def test_rows_of_an_earlier_run_stay_where_nothing_else_changed() -> None:
-    where: dict[str, Any] = {"cpu": "a", "code": "1", "date": "monday", "commit": "b"}
-    row: dict[str, Any] = {"name": "VGG16", "cost": 1}
+def test_rows_of_an_earlier_run_stay_under_the_same_conditions() -> None:
+    where = {"cpu": "a", "code": "1", "date": "monday", "commit": "b"}
+    row = {"name": "VGG16", "cost": 1}
     before: dict[str, Any] = {
         "rows": [row, {"name": "GAN"}],
         "growth": {"seconds": {"a": 1}},
         "start": {"x": 1},
+        "ceilings": {"c": 1},
+        "environment": where,
     }
-    before["ceilings"] = {"c": 1}
     now: dict[str, Any] = {
         "rows": [{**row, "cost": 2}],
         "growth": {"seconds": {"b": 2}},
         "start": {},
         "ceilings": {},
-    }
-    again = {
-        **now,
         "environment": {**where, "date": "tuesday", "commit": "c", "assets": [{"name": "mnist"}]},
     }
-    found = duel.joined({**before, "environment": where}, again)
+    found = record.merged(before, now)
     assert found["rows"] == [{"name": "GAN"}, {"name": "VGG16", "cost": 2}]
     assert found["growth"] == {"seconds": {"a": 1, "b": 2}}
     assert [found["start"], found["ceilings"]] == [{"x": 1}, {"c": 1}]
-    other = {**again, "environment": {**where, "code": "2"}}
-    assert duel.joined({**before, "environment": where}, other) == other
+    other = {**now, "environment": {**where, "code": "2"}}
+    assert record.merged(before, other) == other
 
 
-def test_statuses_are_apart_from_pytests_own() -> None:
+def test_exit_statuses_differ_from_pytests() -> None:
     assert len(set(gate.STATUS.values())) == len(gate.STATUS)
     assert min(gate.STATUS.values()) > 5
-    assert gate.STATUS.keys() == gate.WORDS.keys()
+    assert gate.STATUS.keys() == gate.REASONS.keys()
 
 
-def test_a_base_that_is_not_there_is_named() -> None:
+def test_unknown_base_is_named() -> None:
     with (
         pytest.raises(ValueError, match="--base nothing: no such commit here"),
         gate.checkout("nothing"),
@@ -365,7 +364,7 @@ def test_a_base_that_is_not_there_is_named() -> None:
         pass
 
 
-def test_a_checkout_is_the_commits_tree_and_goes_away(tmp_path: Path) -> None:
+def test_checkout_is_a_temporary_copy_of_the_commit(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         name = ("-c", "user.name=t", "-c", "user.email=t@t")
         subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True)
@@ -380,94 +379,98 @@ def test_a_checkout_is_the_commits_tree_and_goes_away(tmp_path: Path) -> None:
     assert not tree.exists()
 
 
-def test_a_worker_runs_the_rows_of_its_tree() -> None:
-    with Worker(ROOT) as worker:
-        assert "Frechet distance" in worker.hello["rows"]
-        assert worker.hello["threads"] >= 1
-        assert worker.ask("make", row="Frechet distance", beside=True) >= 1
-        assert worker.sample() > 0
-        a, b = worker.ask("pairs", n=2)
+def test_worker_runs_the_workloads_of_its_tree() -> None:
+    with Worker(ROOT) as client:
+        assert "Frechet distance" in client.greeting["rows"]
+        assert client.greeting["threads"] >= 1
+        assert client.ask("make", row="Frechet distance", beside=True) >= 1
+        assert client.sample() > 0
+        a, b = client.ask("pairs", n=2)
         assert (len(a), len(b)) == (2, 2)
         with pytest.raises(WorkerError, match="no such row: KeyError"):
-            worker.ask("make", row="no such row")
-        assert worker.ask("make", row="Frechet distance", repeats=3) == 3  # the other side's number
-        assert worker.ask("make", row=gate.CONTROL) >= 1
-        assert worker.sample() > 0  # and goes on
-    assert worker.process.poll() == 0
+            client.ask("make", row="no such row")
+        assert client.ask("make", row=gate.CONTROL) >= 1
+        assert client.sample() > 0  # after an error too
+    assert client.process.poll() == 0
 
 
-def test_a_worker_that_cannot_start_says_so(tmp_path: Path) -> None:
+def test_worker_without_benchmarks_ends_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, *_ = os.environ["PYTHONPATH"].split(os.pathsep)  # against the network; not this tree
+    monkeypatch.setenv("PYTHONPATH", guard)
     with (
-        Worker(tmp_path) as worker,
+        Worker(tmp_path) as client,
         pytest.raises(WorkerError, match=r"the worker ended \(exit status 1\)"),
     ):
-        worker.ask("make", row="Frechet distance")
+        client.ask("make", row="Frechet distance")
 
 
-def test_a_base_whose_modules_lie_elsewhere_is_not_compared_and_the_gate_says_why(
-    tmp_path: Path,
+class Head:
+    """This tree's worker, without a process."""
+
+    greeting: Mapping[str, Any] = {"threads": 1}
+
+    def __enter__(self) -> Head:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def sample(self) -> float:
+        return 1.0
+
+    def ask(self, request: str, **_: Any) -> Any:
+        return 3 if request == "make" else [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_base_with_other_modules_is_not_timed_and_the_reason_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a package of before a move: nothing that the benchmarks import is there
     (tmp_path / "rdfia").mkdir()
     (tmp_path / "rdfia" / "__init__.py").write_text("")
-    shutil.copytree(
-        ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    gate.copy_code(ROOT / "benchmarks", tmp_path / "benchmarks")
+
+    def start(tree: Path, *args: Any, **options: Any) -> Head | Worker:
+        return Head() if tree == ROOT else Worker(tree, *args, **options)
+
+    monkeypatch.setattr(gate, "Worker", start)
     race = gate.Race(base=tmp_path)
-    found = race.round(
-        [("Frechet distance", "base"), ("Frechet distance", "reference"), ("control", "base")]
-    )
+    frechet, control = ("Frechet distance", "base"), (gate.CONTROL, "base")
+    found = race.round([frechet, ("Frechet distance", "reference"), control])
     assert [*found] == [("Frechet distance", "reference")]
-    # Installed in place, the package that is there fills in for what the base lacks: the worker
-    # sees that too.
+    # Where rdfia is installed, Python takes the missing module from there; the worker refuses it.
     missing = r"cannot be timed by these benchmarks: (No module named 'rdfia\.|it has no rdfia\.)"
     assert re.search(missing, race.cannot["Frechet distance"])
     assert race.cannot.keys() == {"Frechet distance", "control"}
-    said = gate.findings(
-        {("Frechet distance", "base"): []}, lambda again: {}, {("Frechet distance", "base"): 1.0}
-    )
-    assert (
-        said[0]
-        ._replace(why="its modules lie elsewhere")
-        .text.endswith("cannot run it: its modules lie elsewhere")
-    )
+    monkeypatch.setattr(race, "batch", lambda keys, _rounds: {key: [] for key in keys})
+    assert [finding.state for finding in race.run({frechet: 1.0})] == ["new", "new"]
+    assert race.run({frechet: 1.0})[0].text.endswith(race.cannot["Frechet distance"])
 
 
-def test_a_module_of_another_tree_is_refused(tmp_path: Path) -> None:
-    """An installed package fills in for a file that a tree lacks: then a commit would be timed
-    against itself.
-    """
-    shutil.copytree(
-        ROOT / "rdfia", tmp_path / "rdfia", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copytree(
-        ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    code = f"import sys, types; m = types.ModuleType('rdfia.gans.scores'); m.__file__ = {str(ROOT / 'x.py')!r}\n"
-    code += "sys.modules['rdfia.gans.scores'] = m; import benchmarks.worker as w; from pathlib import Path\n"
-    code += "print(w.strangers(Path.cwd()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True
-    )
-    assert done.stdout.startswith("['rdfia.gans.scores from ")
+def test_module_of_another_tree_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without this check a commit would be timed against itself."""
+    assert worker.modules_from_elsewhere(ROOT) == []
+    planted = ModuleType("rdfia.gans.scores")
+    planted.__file__ = str(tmp_path / "scores.py")
+    monkeypatch.setitem(sys.modules, "rdfia.gans.scores", planted)
+    with pytest.raises(ImportError, match=r"it has no rdfia\.gans\.scores from .*scores\.py"):
+        worker.require_modules_of(ROOT)
 
 
-def test_a_result_that_is_not_the_references_is_not_timed() -> None:
-    code = "import benchmarks.rows as r, benchmarks.worker as w; row = r.ROWS['Frechet distance'];"
-    code += "r.ROWS['Frechet distance'] = r.Row(row.name, row.make, 1.0, lambda a, b: False); w.serve('cpu')"
-    ask = '{"what": "make", "row": "Frechet distance"}\n'
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        input=ask,
-        text=True,
-        capture_output=True,
-        check=True,
-    )
-    assert "the result is not the reference's" in done.stdout
+def test_result_that_differs_from_the_reference_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound = workloads.GATE["Frechet distance"]
+    monkeypatch.chdir(ROOT)
+    server = worker.Server("cpu")
+    assert server.make("Frechet distance", repeats=3) == 3  # the other side's number
+    planted = dataclasses.replace(sound, tolerance=-1.0)
+    monkeypatch.setitem(workloads.GATE, "Frechet distance", planted)
+    with pytest.raises(ValueError, match="differs from the reference's, so it is not timed"):
+        server.make("Frechet distance")
 
 
-def test_a_sample_is_long_enough_to_be_timed() -> None:
+def test_sample_has_enough_calls_to_be_timed() -> None:
     calls: list[int] = []
     sample = Sampler(lambda: calls.append(1), at_least=0.001)
     before = len(calls)
@@ -477,18 +480,14 @@ def test_a_sample_is_long_enough_to_be_timed() -> None:
 
 
 # --- the session
-# ----------------------------------------------------------------------------------------------------
 
 
 class Options:
-    """In the place of pytest's config."""
+    """Stands for pytest's config."""
 
     def __init__(self, accept: bool = False, keyword: str = "") -> None:
-        self.values, self.option, self.args = (
-            {"--accept": accept, "keyword": keyword},
-            self,
-            ["benchmarks"],
-        )
+        self.values = {"--accept": accept, "keyword": keyword}
+        self.option, self.args = self, ["benchmarks"]
         self.collectonly = False
 
     def getoption(self, name: str) -> Any:
@@ -536,22 +535,15 @@ def finish(run: GateRun, end: Session, exitstatus: int = 0) -> int:
     return end.exitstatus
 
 
-def said_by(run: GateRun, exitstatus: int = 0) -> list[str]:
-    said: list[str] = []
-
-    class Terminal:
-        def section(self, title: str) -> None:
-            said.append(title)
-
-        def line(self, text: str) -> None:
-            said.append(text)
-
-    run.pytest_terminal_summary(Terminal(), exitstatus)
-    return said
+def summary(run: GateRun, exitstatus: int = 0) -> list[str]:
+    lines: list[str] = []
+    terminal = SimpleNamespace(section=lines.append, line=lines.append)
+    run.pytest_terminal_summary(terminal, exitstatus)
+    return lines
 
 
 @pytest.mark.usefixtures("kept")
-def test_a_gate_is_green_only_if_it_saw_all_rows() -> None:
+def test_gate_is_green_only_after_all_rows() -> None:
     assert finish(*session(SAME)) == 0
     assert finish(*session({})) == gate.STATUS["nothing"]  # a row is gone
     assert finish(*session(SAME, [Item()])) == gate.STATUS["nothing"]  # no claim
@@ -567,15 +559,15 @@ def test_a_gate_is_green_only_if_it_saw_all_rows() -> None:
 
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("layer", gate.STATUS)
-def test_each_layer_has_its_status_and_words(layer: str) -> None:
+def test_each_layer_has_its_status_and_reason(layer: str) -> None:
     run, end = session(SAME)
-    run.fail(layer, "what was seen")
+    run.fail(layer, "what was found")
     assert finish(run, end, 1) == gate.STATUS[layer]
-    assert said_by(run, 1) == ["gate", f"RED: {gate.WORDS[layer]}", "     what was seen"]
+    assert summary(run, 1) == ["gate", f"RED: {gate.REASONS[layer]}", "     what was found"]
 
 
 @pytest.mark.usefixtures("kept")
-def test_a_sure_slowdown_goes_before_a_row_without_a_verdict() -> None:
+def test_slowdown_has_precedence_over_a_missing_verdict() -> None:
     run, end = session(SAME)
     run.fail("unfit", "one row")
     run.fail("slower", "another")
@@ -583,29 +575,29 @@ def test_a_sure_slowdown_goes_before_a_row_without_a_verdict() -> None:
 
 
 @pytest.mark.usefixtures("kept")
-def test_green_is_said_of_what_was_asked_and_ended() -> None:
+def test_summary_is_green_only_after_a_whole_session() -> None:
     run, end = session(SAME, [Item(), Item("paired"), Item("accuracy")])
     finish(run, end)
-    assert said_by(run)[-1] == "GREEN: 1 rows counted, 1 comparisons of time, 1 claims"
+    assert summary(run)[-1] == "GREEN: 1 rows counted, 1 comparisons of time, 1 claims"
     run, end = session(SAME)
-    assert said_by(run)[-1].startswith("GREEN, as far as asked: 1 rows counted, 0 comparisons")
+    assert summary(run)[-1].startswith("GREEN, as far as asked: 1 rows counted, 0 comparisons")
     assert finish(run, end, 2) == 2  # interrupted
-    assert said_by(run, 2)[-1].startswith("RED: the session did not end")
+    assert summary(run, 2)[-1].startswith("RED: the session ended with exit status 2")
     run.config.option.collectonly = True
-    assert said_by(run) == []
+    assert summary(run) == []
 
 
-def test_accept_stores_the_rows_of_this_torch_alone(kept: Path) -> None:
+def test_accept_stores_rows_of_this_torch_alone(kept: Path) -> None:
     assert finish(*session({"b": {"operators": 7}}, accept=True)) == 0
     found, key = json.loads(kept.read_text()), f"torch {counters.torch_minor()}, cpu"
     assert found == {key: {**SAME, "b": {"operators": 7}}, "torch 1.0, cpu": {}}
     run, end = session({"b": {"operators": 7}}, accept=True)
-    run.known = {"b"}  # there is no row "a" any more
+    run.known = {"b"}  # row "a" was removed
     finish(run, end)
     assert json.loads(kept.read_text())[key] == {"b": {"operators": 7}}
 
 
-def test_a_choice_of_rows_neither_misses_nor_drops_the_others(kept: Path) -> None:
+def test_partial_session_keeps_the_rows_that_it_did_not_run(kept: Path) -> None:
     run, end = session({"b": {"operators": 7}}, accept=True, keyword="b")
     assert finish(run, end) == 0
     assert sorted(json.loads(kept.read_text())[run.key]) == ["a", "b"]
@@ -614,12 +606,12 @@ def test_a_choice_of_rows_neither_misses_nor_drops_the_others(kept: Path) -> Non
 
 
 @pytest.mark.usefixtures("kept")
-def test_a_session_without_the_gates_own_tests_is_left_alone() -> None:
+def test_session_without_the_gates_tests_is_not_judged() -> None:
     """`pytest -m accuracy` has claims with the gate's marker."""
     run, end = session({}, [Item("accuracy")])
     run.fail("claims", "moved")
     assert finish(run, end, 1) == 1
-    assert said_by(run, 1) == []
+    assert summary(run, 1) == []
 
 
 class Report:
@@ -630,8 +622,12 @@ class Report:
         )
 
 
-class Call:
-    excinfo = None
+def make_report(run: GateRun, item: Any, outcome: str) -> None:
+    call: Any = SimpleNamespace(excinfo=None)
+    step: Any = run.pytest_runtest_makereport(item, call)
+    next(step)
+    with pytest.raises(StopIteration):
+        step.send(Report(outcome))
 
 
 @pytest.mark.parametrize(
@@ -644,23 +640,18 @@ class Call:
         ((), "passed", ""),
     ],
 )
-def test_what_a_test_came_to_is_noted(marks: tuple[str, ...], outcome: str, layer: str) -> None:
+def test_failed_and_skipped_tests_are_noted(
+    marks: tuple[str, ...], outcome: str, layer: str
+) -> None:
     run, _ = session({})
-    item: Any = Item(*marks)
-    step: Any = run.pytest_runtest_makereport(item, Call())  # type: ignore[arg-type]
-    next(step)
-    with pytest.raises(StopIteration):
-        step.send(Report(outcome))
+    make_report(run, Item(*marks), outcome)
     assert list(run.failed) == ([layer] if layer else [])
 
 
-def test_a_crash_beside_another_failure_is_noted_too() -> None:
+def test_crash_after_another_failure_is_noted() -> None:
     run, _ = session({})
     run.fail("unfit", "one row")
     item: Any = Item("paired")
-    item.judged = 1  # failures that there were when it began
-    step: Any = run.pytest_runtest_makereport(item, Call())  # type: ignore[arg-type]
-    next(step)
-    with pytest.raises(StopIteration):
-        step.send(Report("failed"))
+    item.failures_before = 1  # when its test began
+    make_report(run, item, "failed")
     assert list(run.failed) == ["unfit", "nothing"]

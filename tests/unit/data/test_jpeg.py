@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.rows import smooth_photos
+from benchmarks.workloads.inputs import smooth_photos
 from rdfia.data import images, jpeg
 from rdfia.data.images import Preprocess
 from rdfia.device.staging import Staging, image_batches

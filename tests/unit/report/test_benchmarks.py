@@ -1,6 +1,4 @@
-"""The sections on time: what they draw is what the record holds, and a wrong record costs its
-section alone.
-"""
+"""The page's sections on time draw the record's values; a broken record costs its section alone."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import ROOT
 from rdfia.report import benchmarks, figures
 
 COLUMN = {
@@ -52,7 +51,7 @@ POWER = {
 }
 
 
-def test_a_row_shows_both_columns_with_their_intervals() -> None:
+def test_figure_shows_both_columns_with_intervals() -> None:
     figure = benchmarks.speedups([ROW, {**ROW, "columns": {"at the peer's dtype": COLUMN}}])
     ax: Any = figure.axes[0]
     for marker, values in (("o", [[2.6], [2.6]]), ("s", [[1.5]])):
@@ -66,7 +65,16 @@ def test_a_row_shows_both_columns_with_their_intervals() -> None:
     assert figures.png(figure)
 
 
-def test_exponents_are_slopes() -> None:
+@pytest.mark.parametrize("run", sorted(ROOT.glob("reports/verified/*/speed*/benchmarks.json")))
+def test_committed_seconds_have_the_committed_ratio(run: Path) -> None:
+    """Seconds and speed-up come from the same samples."""
+    for row in json.loads(run.read_text())["rows"]:
+        for column in row["columns"].values():
+            ratio = column["peer seconds"] / column["seconds"]
+            assert ratio == pytest.approx(column["speed-up"]), row["name"]
+
+
+def test_exponent_is_the_slope_of_logarithms() -> None:
     assert benchmarks.exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
     assert benchmarks.exponent([1, 2, 4, 8], [5, 5, 5, 5]) == pytest.approx(0)
     row = {"work": [1, 2, 4, 8], "values": [3.0, 6.0, 12.0, 24.0], "exponent": 1.0}
@@ -74,7 +82,7 @@ def test_exponents_are_slopes() -> None:
     assert legend.get_texts()[0].get_text() == "extraction: exponent 1.00"
 
 
-def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
+def test_section_has_rows_start_growth_and_claims(tmp_path: Path) -> None:
     grown = {"seconds": {"extraction": {"work": [1, 2], "values": [1.0, 2.0], "exponent": 1.0}}}
     kept = {
         "start": {"import rdfia": [0.0444, 0.15]},
@@ -85,7 +93,7 @@ def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
     (tmp_path / "benchmarks.json").write_text(json.dumps(run))
     html = benchmarks.benchmarks(tmp_path, tmp_path / "verified")
     assert "the lab&#x27;s &lt;loop&gt;" in html
-    # not what the processor can do
+    # settings that limit the processor
     assert "a processor, with ATEN_CPU_CAPABILITY=avx2, 2 threads" in html
     assert "2.60 (2.40 to 2.90)" in html.replace("\u00a0", " ")
     assert html.count("<img") == 2
@@ -95,15 +103,15 @@ def test_both_ways_stand_in_the_section(tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "speed-ratios.png").exists()
 
 
-def kept_benchmarks(folder: Path, device: str, row: dict[str, Any], **where: str) -> None:
+def write_committed_run(folder: Path, device: str, row: dict[str, Any], **where: str) -> None:
     (folder / device / "speed").mkdir(parents=True)
     run = {"rows": [row], "environment": {**WHERE, "device": device, **where}}
     (folder / device / "speed" / "benchmarks.json").write_text(json.dumps(run))
 
 
-def test_cpu_and_cuda_stand_side_by_side_once_cuda_was_measured(tmp_path: Path) -> None:
+def test_section_compares_cpu_and_cuda_once_cuda_was_measured(tmp_path: Path) -> None:
     (tmp_path / "benchmarks.json").write_text(json.dumps({"rows": [], "environment": WHERE}))
-    kept_benchmarks(tmp_path, "cpu", ROW)
+    write_committed_run(tmp_path, "cpu", ROW)
     assert "Nothing was measured on a CUDA device" in benchmarks.benchmarks(tmp_path, tmp_path)
     wanted = {"speed-up": 7.5, "low": 7.1, "high": 7.9, "at least": 5.0}
     fast = {**COLUMN, "speed-up": 6.25, "speed-up low": 6.0, "speed-up high": 6.5}
@@ -112,7 +120,7 @@ def test_cpu_and_cuda_stand_side_by_side_once_cuda_was_measured(tmp_path: Path) 
         "wanted": wanted,
         "columns": {"at the peer's dtype": fast, "each at its best": BEST},
     }
-    kept_benchmarks(tmp_path, "cuda", row, accelerator="a <card>")
+    write_committed_run(tmp_path, "cuda", row, accelerator="a <card>")
     html = benchmarks.benchmarks(tmp_path, tmp_path)
     assert "Nothing was measured" not in html
     for text in (
@@ -124,9 +132,9 @@ def test_cpu_and_cuda_stand_side_by_side_once_cuda_was_measured(tmp_path: Path) 
         assert text in html
 
 
-def test_a_row_of_one_device_alone_says_so() -> None:
+def test_table_by_device_names_what_one_device_lacks() -> None:
     where = {**WHERE, "accelerator": "a card"}
-    _, lines = benchmarks.paired(
+    _, lines = benchmarks.table_by_device(
         {"rows": [ROW], "environment": WHERE}, {"rows": [], "environment": where}
     )
     assert lines == [
@@ -142,7 +150,7 @@ def test_a_row_of_one_device_alone_says_so() -> None:
     ]
 
 
-def test_the_gate_says_how_often_it_was_wrong(tmp_path: Path) -> None:
+def test_section_on_the_gate_has_its_error_rates(tmp_path: Path) -> None:
     (tmp_path / "power.json").write_text(json.dumps({"loaded": POWER}))
     (tmp_path / "live.json").write_text(
         json.dumps([["DCGAN step", 0.2, "slower", "DCGAN step: 1.21 <of>"]])
@@ -153,7 +161,7 @@ def test_the_gate_says_how_often_it_was_wrong(tmp_path: Path) -> None:
     assert "by 10%" in html
 
 
-def test_nothing_measured_is_no_section(tmp_path: Path) -> None:
+def test_no_record_gives_no_section(tmp_path: Path) -> None:
     assert (benchmarks.benchmarks(tmp_path), benchmarks.gate(tmp_path)) == ("", "")
 
 
@@ -164,9 +172,9 @@ def test_nothing_measured_is_no_section(tmp_path: Path) -> None:
     ("name", "section"),
     [("benchmarks.json", benchmarks.benchmarks), ("power.json", benchmarks.gate)],
 )
-def test_a_wrong_record_costs_its_section_alone(
+def test_broken_record_costs_its_section_alone(
     tmp_path: Path, name: str, section: Any, wrong: str
 ) -> None:
     (tmp_path / name).write_text(wrong)
-    said = section(tmp_path)
-    assert said == "" or f"{name} could not be drawn" in said
+    html = section(tmp_path)
+    assert html == "" or f"{name} could not be drawn" in html

@@ -1,0 +1,257 @@
+"""A workload beside its peer: results compared, then both sides sampled in turn, in rounds.
+
+A round is two new processes, one for each side. Two columns come back: ours at the peer's dtype
+beside the peer as its manual has it; ours in the fast dtype beside the fastest of the peer's
+variants. The seconds, their ratio and its interval are of the same samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import ROOT, budget
+from benchmarks.sampling import Pairs, Ratio, ceilings, ratio
+from benchmarks.variants import COMPILED, MANUAL, VARIANTS
+from benchmarks.worker import Json, Worker, WorkerError
+from benchmarks.workloads import PeerWorkload, results_agree
+
+COMPILE_SECONDS = 120.0  # of --minutes that a row needs for torch.compile to be tried
+EXACT = 1e-3  # tolerance of float32 beside float32, where the workload says that it is exact
+AT_PEERS_DTYPE, AT_BEST = "at the peer's dtype", "each at its best"
+Samples = dict[str, list[float]]  # seconds by variant
+
+
+class Round:
+    """Two new processes, ours and the peer's, with the variants of a workload made in them."""
+
+    def __init__(
+        self, workload: PeerWorkload, device: str, dtypes: Mapping[str, str], results: str = ""
+    ) -> None:
+        """`dtypes`: by variant. `results`: the folder where the first results are saved."""
+        begin = time.perf_counter()
+        self.workload, self.results = workload, results
+        self.workers = {side: Worker(ROOT, device) for side in ("ours", "peer")}
+        self.seconds_to_make: dict[str, float] = {}  # by variant
+
+        def make(side: str) -> None:
+            for name, dtype in dtypes.items():
+                if self.worker_of(name) is self.workers[side]:
+                    self.add(name, dtype)
+
+        try:
+            # at once on a GPU; on a CPU each needs all cores
+            with ThreadPoolExecutor(2 if device == "cuda" else 1) as pool:
+                list(pool.map(make, self.workers))
+        except BaseException:
+            self.close()
+            raise
+        self.seconds = time.perf_counter() - begin
+
+    def worker_of(self, name: str) -> Worker:
+        return self.workers["ours" if name.startswith("ours") else "peer"]
+
+    def add(self, name: str, dtype: str) -> None:
+        """Makes a variant in its process."""
+        result = str(Path(self.results) / name) if self.results else ""
+        begin = time.perf_counter()
+        self.worker_of(name).ask(
+            "make_variant", workload=self.workload.name, name=name, dtype=dtype, result=result
+        )
+        self.seconds_to_make[name] = time.perf_counter() - begin
+
+    def agree(self, name: str, float32: bool) -> bool:
+        """Whether the first result of a variant agrees with the peer's as its manual has it."""
+        got, expected = (torch.load(Path(self.results) / file) for file in (name, MANUAL))
+        exact = float32 and self.workload.exact_in_float32
+        return results_agree(got, expected, EXACT if exact else self.workload.tolerance)
+
+    def sample(self, names: Sequence[str], pairs: int, start: int = 0) -> Samples:
+        """Seconds of `pairs` calls of each variant; the order changes from pair to pair."""
+        found: Samples = {name: [] for name in names}
+        for i in range(start, start + pairs):
+            for name in names if i % 2 == 0 else reversed(names):
+                found[name].append(self.worker_of(name).sample_variant(name))
+        return found
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+
+def fastest_variant(made: Round, fast: str, seconds_left: float) -> tuple[str, dict[str, str]]:
+    """The peer's variant with the fastest call whose result agrees, and a remark on each one.
+
+    `fast`: our fast dtype; `seconds_left`: of --minutes for this row.
+    """
+    peer = made.worker_of(MANUAL)
+    seconds = {MANUAL: peer.sample_variant(MANUAL)}
+    remarks = {MANUAL: f"{seconds[MANUAL]:.3g} s"}
+    best = MANUAL
+
+    def attempt(name: str, autocast: bool) -> str:
+        """The faster of `best` and this one; the slower one is dropped."""
+        try:
+            made.add(name, "bfloat16")
+        except WorkerError as error:
+            remarks[name] = f"cannot run: {error}"[:200]
+            return best
+        remarks[name] = "another result"
+        if made.agree(name, float32=not autocast):
+            seconds[name] = peer.sample_variant(name)
+            remarks[name] = f"{seconds[name]:.3g} s"
+        faster, slower = best, name
+        if seconds.get(name, math.inf) < seconds[best]:
+            faster, slower = name, best
+        if slower != MANUAL:
+            peer.ask("drop_variant", name=slower)
+        return faster
+
+    for name, (autocast, _) in VARIANTS.items():
+        # without native bfloat16 autocast is slower, and by much
+        if name != MANUAL and not (autocast and fast == "float32"):
+            best = attempt(name, autocast)
+    if seconds_left >= COMPILE_SECONDS:
+        best = attempt(best + COMPILED, VARIANTS[best][0])
+    else:
+        remarks[best + COMPILED] = (
+            f"not tried: it needs {COMPILE_SECONDS:.0f} s of --minutes for each row"
+        )
+    return best, remarks
+
+
+def measure(
+    workload: PeerWorkload,
+    device: str,
+    fast: str,
+    minutes: budget.Budget,
+    report: Callable[[str], None],
+) -> Json:
+    """The row of a workload: columns, samples by round, cost.
+
+    `fast`: our fast dtype; `report` takes a line of progress. ValueError: our result is not the
+    peer's. Deferred: the row does not fit in `minutes`.
+    """
+    if minutes.left <= 0:
+        raise budget.Deferred(None)
+    begin = time.perf_counter()
+    if workload.dtype == "float32" or workload.one_column:
+        fast = "float32"
+    ours = {"ours": "float32"} if fast == "float32" else {"ours": "float32", "ours, fast": fast}
+    dtypes, best, remarks = {**ours, MANUAL: "float32"}, MANUAL, dict[str, str]()
+    with (
+        tempfile.TemporaryDirectory(prefix="rdfia-bench-") as results,
+        contextlib.closing(Round(workload, device, dtypes, results)) as made,
+    ):
+        _require_agreement(made, ours)
+        if not workload.one_column:
+            best, remarks = fastest_variant(made, fast, minutes.share)
+        dtypes[best] = "bfloat16" if VARIANTS[best.removesuffix(COMPILED)][0] else "float32"
+        names = list(dtypes)
+        start = time.perf_counter()
+        first = made.sample(names, 1)
+        pair = time.perf_counter() - start
+        fixed = made.seconds + (made.seconds_to_make[best] if best != MANUAL else 0.0)
+        share = min(budget.ROW_SECONDS, minutes.share)
+        count, pairs, seconds = budget.plan(fixed, pair, minutes.left, share)
+        report(
+            f"{workload}: about {seconds:.0f} s more: {count} rounds of {pairs} pairs, "
+            f"{pair:.2g} s a pair"
+        )
+        flops = {name: made.worker_of(name).ask("operations", name=name) for name in ours}
+        more = made.sample(names, pairs - 1, start=1)
+        rounds = [{name: first[name] + more[name] for name in names}]
+    while len(rounds) < count:
+        order = names if len(rounds) % 2 == 0 else names[::-1]
+        with contextlib.closing(Round(workload, device, dtypes)) as made:
+            rounds.append(made.sample(order, pairs))
+    row = _row(workload, device, ours, best, rounds, flops)
+    return {**row, "variants tried": remarks, "cost": time.perf_counter() - begin}
+
+
+def _require_agreement(made: Round, ours: Mapping[str, str]) -> None:
+    """Raises ValueError where one of our variants (with their dtypes) has another result."""
+    for name, dtype in ours.items():
+        if not made.agree(name, float32=dtype == "float32"):
+            work = made.workload
+            raise ValueError(f"{work.name}: our result in {dtype} is not that of {work.peer}")
+
+
+def _row(
+    workload: PeerWorkload,
+    device: str,
+    ours: Mapping[str, str],
+    best: str,
+    rounds: Sequence[Samples],
+    flops: Mapping[str, int],
+) -> Json:
+    """The row of the samples; `ours`: dtypes of our variants, `best`: the peer's best variant."""
+    fastest = list(ours)[-1]
+    columns = {AT_PEERS_DTYPE: ("ours", MANUAL)}
+    if not workload.one_column:
+        columns[AT_BEST] = (fastest, best)
+    wanted = _ratio(rounds, MANUAL, fastest)
+    return {
+        "name": workload.name,
+        "against": workload.peer,
+        "device": device,
+        "batch": workload.units(device),
+        "unit": workload.unit,
+        "threads": torch.get_num_threads(),
+        "columns": {
+            title: _column(workload, device, rounds, side, peer, ours[side], flops[side])
+            for title, (side, peer) in columns.items()
+        },
+        "one column": workload.one_column,
+        "wanted": {
+            "speed-up": wanted.value,
+            "low": wanted.low,
+            "high": wanted.high,
+            "at least": workload.wanted.get(device, math.nan),
+        },
+        "samples": rounds,
+    }
+
+
+def _ratio(rounds: Sequence[Samples], a: str, b: str) -> Ratio:
+    return ratio([Pairs(np.asarray(one[a]), np.asarray(one[b])) for one in rounds])
+
+
+def _column(
+    workload: PeerWorkload,
+    device: str,
+    rounds: Sequence[Samples],
+    ours: str,
+    peer: str,
+    dtype: str,
+    flops: int,
+) -> dict[str, Any]:
+    """A column of a row; `dtype` and `flops` are of our side."""
+    found, units = _ratio(rounds, peer, ours), workload.units(device)
+    column = {
+        "ours": ours,
+        "peer": peer,
+        "dtype": dtype,
+        "seconds": found.b,
+        "peer seconds": found.a,
+        "rate": units / found.b,
+        "peer rate": units / found.a,
+        "speed-up": found.value,
+        "speed-up low": found.low,
+        "speed-up high": found.high,
+        "rounds": found.rounds,
+    }
+    # on CUDA operations that are replayed are not counted
+    if flops and (device != "cuda" or device in workload.wanted_share):
+        column["share"] = flops / found.b / ceilings(device)[dtype]
+        column["share wanted"] = workload.wanted_share.get(device, 0.0)
+    return column

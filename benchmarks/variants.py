@@ -1,0 +1,99 @@
+"""One side of a workload in this process: ours, or a variant of the peer's."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.counters import Counters
+from benchmarks.sampling import Call, synchronised
+from benchmarks.workloads.definition import PeerWorkload
+
+MANUAL = "as its manual has it"
+VARIANTS = {  # of the peer -> whether it autocasts, whether it is channels-last
+    MANUAL: (False, False),
+    "channels-last": (False, True),
+    "autocast": (True, False),
+    "autocast, channels-last": (True, True),
+}
+COMPILED = ", torch.compile"  # after the name of the fastest of them
+# Calls, and seconds, at most, before a GPU is timed: a step is captured at call 4, a pass at 9.
+WARM_UP_CALLS, WARM_UP_SECONDS = 8, 1.0
+SAMPLE_SECONDS = 0.1  # of a sample on a GPU, at least: calls are repeated
+COMPARED_VALUES = 2**23  # of a part of a result on a GPU, about: every k-th row of a larger one
+
+
+class Variant:
+    """One side of a workload: "ours", "ours, fast", or a variant of the peer's.
+
+    `dtype`: of our side; the peer's side computes in float32, or autocasts to bfloat16.
+    """
+
+    def __init__(self, workload: PeerWorkload, device: str, name: str, dtype: str) -> None:
+        ours = name.startswith("ours")
+        compiled = name.endswith(COMPILED)
+        autocast, last = VARIANTS.get(name.removesuffix(COMPILED), (False, False))
+
+        def prepare(network: Any) -> Any:
+            if not last and not compiled:
+                return network
+            layout = torch.channels_last if last else torch.preserve_format
+            network = copy.deepcopy(network).to(memory_format=layout)
+            if compiled:
+                network.compile(dynamic=False)
+            return network
+
+        both = workload.make(device, getattr(torch, dtype) if ours else torch.float32, prepare)
+        call = both[0 if ours else 1]
+        self.kind = kind = torch.device(device).type
+        # Weights are cast once, not in each call: the cache of casts lives as long as this level.
+        if autocast and not workload.trains:
+            torch.autocast(kind, enabled=False).__enter__()
+
+        def with_autocast() -> Any:
+            with torch.autocast(kind, torch.bfloat16):
+                return call()
+
+        self.call: Call = synchronised(with_autocast if autocast else call, device)
+
+    def first_call(self, file: str = "") -> float:
+        """Seconds of the first call; saves its result in `file`.
+
+        On a GPU more calls follow, up to WARM_UP_CALLS: until its work is captured, a sample would
+        show what a user meets for a moment only.
+        """
+        start = time.perf_counter()
+        result = self.call()
+        seconds = time.perf_counter() - start
+        if file:
+            torch.save([self._thinned(torch.as_tensor(part).detach()) for part in result], file)
+        if self.kind == "cuda":
+            start = time.perf_counter()
+            for _ in range(WARM_UP_CALLS):
+                if time.perf_counter() - start >= WARM_UP_SECONDS:
+                    break
+                self.call()
+        return seconds
+
+    def _thinned(self, part: torch.Tensor) -> torch.Tensor:
+        if self.kind == "cuda" and part.numel() > COMPARED_VALUES:
+            part = part[:: part.numel() // COMPARED_VALUES]
+        return part.cpu().clone()
+
+    def sample(self) -> float:
+        """Seconds of one call; on a GPU the mean of as many as take SAMPLE_SECONDS."""
+        calls, start = 0, time.perf_counter()
+        while True:
+            self.call()
+            calls, spent = calls + 1, time.perf_counter() - start
+            if self.kind != "cuda" or spent >= SAMPLE_SECONDS:
+                return spent / calls
+
+    def operations(self) -> int:
+        """Floating-point operations of a call; 0 where the work is not torch's."""
+        with Counters() as counters:
+            self.call()
+        return sum(counters.flops.values())
