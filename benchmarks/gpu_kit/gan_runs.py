@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from benchmarks.duel import best_of
 from benchmarks.rows import gan_step, synchronised
 from rdfia.data import assets, files
 from rdfia.errors import RdfiaError
-from rdfia.experiments import gans
+from rdfia.experiments import gan_studies, gans
+from rdfia.experiments.gan_data import SETUPS
 from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
+from rdfia.report.environment import environment
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = {"cuda": 4, "cpu": 1}
@@ -52,13 +55,15 @@ def wanted(device: str) -> list[tuple[str, Run]]:
     numbers = "MNIST" if assets.find("mnist") else ""
     seeds: dict[int, list[tuple[str, Run]]] = {}
     digits = [
-        run for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D") for run in gans.OVER_SEEDS[kind]
+        run
+        for kind in ("cdcgan", "cgan", "cdcgan-no-y-in-D")
+        for run in gan_studies.OVER_SEEDS[kind]
     ]
-    for title, runs in ((faces, gans.STUDY), (numbers, digits)):
+    for title, runs in ((faces, gan_studies.STUDY), (numbers, digits)):
         for run in runs if title else ():
             seeds.setdefault(run.config.seed, []).append((title, run))
     found = [pair for seed in sorted(seeds) for pair in seeds[seed]]
-    found += [(faces, run) for run in gans.long_runs("dcgan", faces)] if faces else []
+    found += [(faces, run) for run in gan_studies.long_runs("dcgan", faces)] if faces else []
     return found if device == "cuda" else [(title, _rehearsed(run)) for title, run in found]
 
 
@@ -70,7 +75,7 @@ def _rehearsed(run: Run) -> Run:
 
 def milliseconds(device: str) -> dict[str, float]:
     """Of a training step of each GAN at the labs' batch, in the compute type of the studies."""
-    dtype = torch.bfloat16 if gans.DCGAN.precision == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if gan_studies.DCGAN.precision == "bfloat16" else torch.float32
     steps = {kind: gan_step(kind, device, dtype=dtype)[0] for kind in LABS}
     return {kind: 1000 * best_of(synchronised(step, device), 3) for kind, step in steps.items()}
 
@@ -184,8 +189,10 @@ def make(device: str, seconds: float, places: Sequence[int], to: Path) -> int:
         if time.monotonic() - begin > seconds:
             break
         if title not in benches:
-            path = assets.locate(gans.SETUPS[title].asset, download=False).path
-            benches[title] = gans.GanBench(title, path, device, "full", lambda steps, *_: steps, to)
+            path = assets.locate(SETUPS[title].asset, download=False).path
+            benches[title] = gans.GanBench(
+                title, path, device, "full", None, to, partial(environment, ROOT, device, "full")
+            )
         try:
             row = benches[title].run(run)
             print(f"{title}: {run.name}: {row['seconds']} s of training", flush=True)

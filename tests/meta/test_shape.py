@@ -36,19 +36,17 @@ ORDER = {
     "data": "files feature_store downloads assets jpeg images datasets",
     "transfer": "features svm column_tiles extraction heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
-    "gans": "architecture losses augmentation health config checkpoint training scores pixel_scores digit_classifier "
-    "runs",
+    "gans": "architecture losses augmentation health config sampling checkpoint training "
+    "training_loop scores pixel_scores digit_classifier runs",
     "claims": "intervals judge registry record provenance ledger summary",
     "report": "environment figures blocks benchmarks page",
-    "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gans",
+    "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gan_data "
+    "gan_measures gan_studies gans",
 }
-BESIDE = {"experiments.gans": {"report.environment"}}  # a run's row says where it was made
 LABS = ("models", "transfer", "gradients", "gans")
-FREE = {"__main__", "__init__", "_rooms", "_former_names"}
+FREE = {"__main__", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # statements of a module
 LARGER = {
-    "experiments.gans": 380,
-    "gans.training": 235,
     "data.assets": 235,
     "report.figures": 220,
     "__main__": 215,
@@ -114,9 +112,7 @@ def wrong_arrows(module: str, source: str) -> set[str]:
         return set()
     before = ORDER.get(room, "").split()
     before = before[: before.index(name)] if name in before else []
-    allowed = (
-        {f"{room}.{one}" for one in before} | BESIDE.get(module, set()) | {"errors", "_compat"}
-    )
+    allowed = {f"{room}.{one}" for one in before} | {"errors", "_compat"}
     rooms = set(ARROWS.get(room, "").split())
     return {
         one
@@ -128,10 +124,8 @@ def wrong_arrows(module: str, source: str) -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
     room, _, name = module.rpartition(".")
-    known = (
-        name in {"__init__", *ORDER.get(room, "").split()}
-        if room
-        else module in FREE | {"errors", "_compat"}
+    known = module in FREE | {"errors", "_compat"} or (
+        room and name in {"__init__", *ORDER.get(room, "").split()}
     )
     assert known, (
         f"rdfia/{module}: a new module: say in ORDER behind which ones of its room it stands"
@@ -192,11 +186,11 @@ def test_the_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs themselves.
-    assert sum(rooms[room] for room in LABS) < 2600, rooms
+    assert sum(rooms[room] for room in LABS) < 2680, rooms
     # What keeps a GPU busy, and handles memory that runs out.
     assert rooms["device"] < 500, rooms
     # The protocols of the labs: data, networks and scores put together.
-    assert rooms["experiments"] < 1040, rooms
+    assert rooms["experiments"] < 1150, rooms
     # Files, data sets, claims, the page, the command line.
     assert (
         sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2530

@@ -1,6 +1,4 @@
-"""Statistics of pixels by hand, and how the distance answers to salt, blur and moves of real
-digits.
-"""
+"""Pixel statistics against hand computations, and their distance for changed real digits."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ def of(image: Tensor) -> dict[str, float]:
     )
 
 
-def test_statistics_by_hand() -> None:
+def test_statistics_match_hand_computation() -> None:
     flat = of(torch.full((8, 8), 51, dtype=torch.uint8))
     assert flat == {"noise": 0.0, "slope": 0.0, "brightness": 0.2, "row": 3.5, "column": 3.5}
     # no mass: the middle
@@ -57,7 +55,7 @@ def test_statistics_by_hand() -> None:
     assert_close(torch.from_numpy(pixel_statistics(colours)[0]), expected, "score")
 
 
-def test_noise_is_the_deviation_of_white_noise_on_a_ramp() -> None:
+def test_noise_statistic_estimates_white_noise_on_ramp() -> None:
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(60, 190, 64).expand(200, 1, 64, 64)
     for deviation in (4.0, 8.0, 16.0):
@@ -66,7 +64,7 @@ def test_noise_is_the_deviation_of_white_noise_on_a_ramp() -> None:
         assert abs(found.mean() * 255 / deviation - 1) < 0.01
 
 
-def test_batches_change_nothing() -> None:
+def test_statistics_do_not_depend_on_batch() -> None:
     images = torch.randint(
         0, 256, (23, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -91,7 +89,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    """Two thousand digits in two sets, uint8 N x 1 x 32 x 32."""
+    """Two sets of a thousand digits each, uint8 N x 1 x 32 x 32."""
     found = datasets.digits(assets.locate("digits").path)
     first, second = prepare_images(torch.from_numpy(found.images[:2000]), 32).split(1000)
     return first, second
@@ -102,11 +100,12 @@ def apart(less: Estimate, more: Estimate) -> bool:
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_the_distance_grows_with_the_strength_of_a_change(
+def test_pixel_distance_grows_with_strength_of_change(
     digits: tuple[Tensor, Tensor], kind: str
 ) -> None:
-    """From the floor, which other real digits are at; five times as much salt counts many times as
-    much.
+    """Compared with the distance of unchanged digits.
+
+    Five times as much salt gives a distance many times as large.
     """
     real, other = digits
     change, strengths = CHANGES[kind]
@@ -120,7 +119,7 @@ def test_the_distance_grows_with_the_strength_of_a_change(
     assert all(apart(less, more) for less, more in pairwise(found)), found
 
 
-def test_the_floor_is_on_both_sides_of_nothing(digits: tuple[Tensor, Tensor]) -> None:
+def test_pixel_distance_of_real_images_is_around_zero(digits: tuple[Tensor, Tensor]) -> None:
     rows = pixel_statistics(torch.cat(digits))
     order = np.random.default_rng(0)
     draws = [np.split(order.permutation(rows), 2) for _ in range(30)]
@@ -128,7 +127,7 @@ def test_the_floor_is_on_both_sides_of_nothing(digits: tuple[Tensor, Tensor]) ->
     assert 5 <= sum(value < 0 for value in found) <= 25
 
 
-def test_a_move_counts_its_square_over_the_variance_of_real_centres(
+def test_displacement_adds_squared_shift_over_variance(
     digits: tuple[Tensor, Tensor],
 ) -> None:
     clear = digits[0][(digits[0][:, :, -4:] == 0).all((1, 2, 3))]  # nothing leaves the image
@@ -144,7 +143,7 @@ def test_a_move_counts_its_square_over_the_variance_of_real_centres(
         )
 
 
-def test_the_ratio_tells_noise_from_blur(digits: tuple[Tensor, Tensor]) -> None:
+def test_noise_ratio_separates_noise_from_blur(digits: tuple[Tensor, Tensor]) -> None:
     real, other = (pixel_statistics(images) for images in digits)
     salted, smooth = (
         pixel_statistics(CHANGES[kind][0](digits[1], s))
@@ -162,8 +161,8 @@ def test_the_ratio_tells_noise_from_blur(digits: tuple[Tensor, Tensor]) -> None:
     assert noise_ratio(real, real) == 1.0
 
 
-def test_it_does_not_see_what_its_words_say_it_does_not(digits: tuple[Tensor, Tensor]) -> None:
-    """Another shape of as fine strokes: digits upside down."""
+def test_pixel_distance_misses_documented_changes(digits: tuple[Tensor, Tensor]) -> None:
+    """Other shapes with equally fine strokes: digits upside down."""
     real, other = digits
     upside_down = torch.roll(other.flip(2), 1, 2)  # about their centre, row 16
     assert pixel_distance(pixel_statistics(real), pixel_statistics(upside_down)).value < 0.1
@@ -179,12 +178,12 @@ def test_it_does_not_see_what_its_words_say_it_does_not(digits: tuple[Tensor, Te
     ],
     ids=["float", "none", "narrow", "no channels"],
 )
-def test_images_that_have_no_statistics_are_refused(images: Tensor) -> None:
-    with pytest.raises(ArgumentError, match="expected uint8 N x C x S x S, S from 3"):
+def test_pixel_statistics_refuse_wrong_images(images: Tensor) -> None:
+    with pytest.raises(ArgumentError, match="expected uint8 N x C x S x S, N from 1, S from 3"):
         pixel_statistics(images)
 
 
-def test_real_images_that_do_not_differ_are_refused() -> None:
+def test_equal_real_images_are_refused() -> None:
     black = pixel_statistics(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(
         ArgumentError, match="all images have the same noise, slope, brightness, row, column"
