@@ -29,7 +29,8 @@ from rdfia.experiments.gan_measures import (
 )
 from rdfia.experiments.gan_studies import window_steps
 from rdfia.experiments.pieces import shared_work
-from rdfia.gans import architecture, digit_classifier, pixel_scores, runs, sampling, scores
+from rdfia.gans import architecture, digit_classifier, pixel_scores, sampling, scores
+from rdfia.gans import runs as gan_runs
 from rdfia.gans.architecture import GanArchitecture, Generator
 from rdfia.gans.config import GanConfig
 from rdfia.gans.health import diversity
@@ -310,7 +311,7 @@ class GanBench:
         def score(generator: Generator) -> Json:
             return self.score_generator(generator, None if x is self.x else x)
 
-        return runs.scored_run(
+        return gan_runs.scored_run(
             run,
             x,
             self.y if run.config.architecture.classes else None,
@@ -334,7 +335,7 @@ class GanBench:
         """A score at the end of a long run: the median of the last five snapshots, 500 steps."""
         return float(np.median([row[name] for row in self.rows(run)[-5:]]))
 
-    def values(self, runs_: Sequence[Run], name: str, window: Sequence[int]) -> list[float]:
+    def values(self, runs: Sequence[Run], name: str, window: Sequence[int]) -> list[float]:
         """A score of each run: its median over the window, which is in updates of G.
 
         The worst value for a run that diverged. NaN where the row lacks the score, because an
@@ -342,19 +343,19 @@ class GanBench:
         """
         worst = np.inf if name in DISTANCES else 0.0
         return [
-            runs.final_score(self.run(run), name, window_steps(run.config, window), worst)
-            for run in runs_
+            gan_runs.final_score(self.run(run), name, window_steps(run.config, window), worst)
+            for run in runs
         ]
 
     def losses(self, run: Run) -> Tensor:
         """The losses of a run, steps x 4 (`training.COLUMNS`)."""
         self.run(run)
-        return runs.losses_of(run, self.evidence)
+        return gan_runs.losses_of(run, self.evidence)
 
     def grid(self, run: Run, step: int | None = None) -> Tensor:
         """The stored grid of a run, uint8 N x C x S x S; without `step` the last one."""
         self.run(run)
-        return runs.grid_of(run, step or run.grids[-1], self.evidence)
+        return gan_runs.grid_of(run, step or run.grids[-1], self.evidence)
 
     def further(self, run: Run) -> dict[str, float]:
         """Scores that need the images of a run's last generator.
@@ -375,7 +376,7 @@ class GanBench:
         generator = None
         if not row["diverged"]:
             own = replace(run, config=self.config(run.config))
-            generator = runs.generator_of(own, self.work, row["data"])
+            generator = gan_runs.generator_of(own, self.work, row["data"])
         found = self._without_images() if generator is None else self._of_images(run, generator)
         found = {name: round(value, 5) for name, value in found.items()}
         files.write_json(path, {"of": of, "found": found})

@@ -46,7 +46,7 @@ from tests.accuracy.test_tme9 import (
 
 VERY_GOOD_FROM = 5_625  # the report's step
 EARLY_STEP = 50  # "noise at first"
-# images of a label that differ by less, in 0..1, are one picture (real digits of a class: 0.3)
+# Images of a label that differ by less (in 0..1) are one picture; real digits differ by 0.3.
 ONE_PICTURE = 0.05
 
 claim_of = pytest.mark.claim
@@ -171,7 +171,7 @@ def test_digit_classifier_accuracy(claim: Any, gans: Gans, title: str, what: str
 # --- the long runs
 
 NAMES = {"cdcgan": "cDCGAN", "cdcgan-no-y-in-D": "cDCGAN, no y in D", "cgan": "cGAN"}
-REPORT = {  # what the report says beside a figure, translated
+REPORT = {  # figure -> the report's sentence about it, translated
     17: (
         "at first the model makes noise only, then noisy digits; from step 5625 on they are of "
         "very good quality"
@@ -493,7 +493,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
             for label, two in pairs.items()
             for who, v in two.items()
         },
-        # the page draws it
+        # The page draws this.
         evidence={"scores": pairs, "default": "cDCGAN", "log": [LABELS["frechet"]]},
         **bench.record(
             note=(
@@ -529,7 +529,7 @@ SCORE_LABELS = {**LABELS, "information": "nats that the label says"}
 
 # --- the same in short
 
-SHORT = [  # claim, what the report says, network, bound, score
+SHORT = [  # claim, part, network, bound, score
     ("tme10.q10.cdcgan", "reads as asked", "cdcgan", "accuracy, short runs", "accuracy"),
     ("tme10.q10.cdcgan", "not noise", "cdcgan", "density, short runs", "density"),
     ("tme10.q12.cgan", "noise", "cgan", "density, short runs", "density"),
@@ -558,7 +558,7 @@ def test_short_runs(
         SCORE_LABELS[name]: [float(np.mean([row[name] for row in snapshots])) for snapshots in rows]
         for name in names
     }
-    if what == next(row[1] for row in SHORT if row[2] == network):  # once a network
+    if what == next(row[1] for row in SHORT if row[2] == network):  # once for each network
         claim.figure(
             f"figure{19 if network == 'cgan' else 17}-{bench.setup.asset}-{runs[0].name}",
             figures.image_grid(bench.grid(runs[0]), rows=[str(digit) for digit in range(10)]),

@@ -33,7 +33,7 @@ from rdfia.gans.scores import nearest_neighbour
 from rdfia.gans.training import LOG_EVERY
 from rdfia.report import figures
 
-# "often nearly 0" counts the steps, in the last half of them, with a Loss_D below this
+# "Often nearly 0" counts the steps of the last half with a Loss_D below this.
 NEAR_ZERO = 0.1
 DISTANCE, NEAR = "Frechet distance, over the default's", "share of steps with Loss_D under 0.1"
 SPREAD, LOSSES = "differences, over real images'", "largest variation of a loss, last 500 steps"
@@ -41,7 +41,7 @@ BLUR = "Frechet distance, over that of images with 8 x 8 pixels"
 SCORES = ("frechet", "kid", "density", "coverage", "precision", "recall", "diversity")
 SPACES = ("pixels", "features")
 PHASE = "correlation of the losses' changes"
-REPORT = {  # what the report says beside a figure, translated
+REPORT = {  # figure -> the report's sentence about it, translated
     11: "the images are rather good and diverse, and the losses of both networks are not stable",
     12: (
         "bad results beside those with 0.5; the discriminator's loss is often almost zero, the "
@@ -220,11 +220,11 @@ class Pair:
             self.bench.losses(run)[:, 1] for run in (self.default if of_default else self.runs)
         ]
         finite = [loss[loss.isfinite()] for loss in found]
-        # kept in half precision
+        # Losses are stored in half precision.
         return [max(float(loss[len(loss) // 2 :].median()), 1e-4) for loss in finite]
 
 
-Found = dict[str, Estimate]  # by the names of the bounds
+Found = dict[str, Estimate]  # name of a bound -> estimate
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -300,7 +300,7 @@ def _no_images(pair: Pair) -> Found:
     return {**_nothing_moves(pair), "behind the default": mean(behind)}
 
 
-# claim, what the report says, setting, check, and whether the short study has it too
+# Claim, part, setting, check, whether the short study has it too.
 ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.momentum", "worse", "beta1 0.9", _distance, False),
     ("tme9.q5.momentum", "loss of D near 0", "beta1 0.9", _d_at_zero, True),
@@ -332,10 +332,9 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.nz", "10", "nz 10", _distance, False),
     ("tme9.q5.nz", "1,000", "nz 1000", _distance, False),
 ]
-# A short run decides what D's losses and unmoved weights say, not what images do: the default draws
-# none yet on digits, a rate of 0.1 is two thirds of the way to real images at one step and behind
-# its start at another, and on faces "poor" was another verdict in bfloat16 than in float32. Those
-# have five seeds and 1,500 updates, in the full study.
+# Short runs decide about D's losses and unmoved weights only, not about images. On digits the
+# default draws no images yet, and the score of a rate of 0.1 changes a lot between steps. On faces
+# "poor" has different verdicts in bfloat16 and float32. The full study decides about images.
 SHORT_ROWS = [
     (*row[:3], _nothing_moves if row[3] is _no_images else row[3], row[4])
     for row in ROWS
@@ -474,7 +473,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return mean(values) if len(values) > 1 else single_run(values[0])
 
 
-Checked = tuple[Found, dict[str, Any]]  # estimates, and what else was measured
+Checked = tuple[Found, dict[str, Any]]  # estimates, other measures
 
 
 def _good(bench: GanBench, runs: Sequence[Run]) -> Checked:
@@ -664,7 +663,7 @@ def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
 
     The changes are those of means over `every` steps.
     """
-    losses = losses[losses.isfinite().all(1)]  # up to where a run diverged
+    losses = losses[losses.isfinite().all(1)]  # up to the step where a run diverged
     tail = losses[len(losses) // 2 :, :2].double()
     means = tail[: len(tail) // every * every].view(-1, every, 2).mean(1).numpy()
     return float(spearmanr(np.diff(means, axis=0)).statistic)
@@ -679,7 +678,7 @@ def test_losses_are_in_antiphase(claim: Any, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs = gan_studies.long_runs("dcgan", title)
-    # one long run decides nothing
+    # A single long run decides nothing.
     runs = runs if len(runs) > 1 else runs_of(gan_studies.STUDY, "default")
     values, others = [phase(bench.losses(run)) for run in runs], (1, 100)
     claim.measured(

@@ -42,7 +42,7 @@ def features(case: str, n: int = 260, m: int = 230) -> tuple[Array, Array]:
         rng.normal(size=(n, d)) @ rng.normal(size=(d, d)),
         rng.normal(size=(m, d)) @ rng.normal(size=(d, d)),
     )
-    # as a network gives them: not negative, some units nearly always off, a large scale
+    # Like a network's features: not negative, some units nearly always 0, a large scale.
     if case == "rectified":
         real, fake = (100 * np.maximum(x - np.linspace(0, 3, d), 0) for x in (real, fake))
     if case == "far":
@@ -168,11 +168,11 @@ def ours(real: Array, fake: Array, k: int) -> dict[str, float]:
 @pytest.mark.parametrize("k", [1, 5])
 def test_neighbourhood_scores_match_loops(case: str, k: int) -> None:
     real, fake = features(case, 130, 110)
-    fake = 0.7 * fake + 0.3 * real[:110]  # some in, some out
+    fake = 0.7 * fake + 0.3 * real[:110]  # some inside, some outside
     got, expected = ours(real, fake, k), by_loops(real, fake, k)
     assert expected["density"] > 0
     assert_close(np.array(list(got.values())), list(expected.values()), "score")
-    # a planted fault: the generated rows in the place of the real ones
+    # Planted fault: swapped real and generated rows.
     swapped = ours(fake, real, k)
     assert not np.allclose(list(swapped.values()), list(expected.values()), rtol=1e-3)
 

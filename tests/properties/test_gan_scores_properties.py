@@ -54,7 +54,7 @@ def test_frechet_is_invariant_and_scales_with_squared_unit(pair, unit) -> None:
     )
     assert_close(moved.value / unit**2, value, "score")
     mean = real.mean(axis=0) - fake.mean(axis=0)
-    assert value >= mean @ mean - 1e-9  # what the covariances add is a distance too
+    assert value >= mean @ mean - 1e-9  # the term of the covariances is at least 0
 
 
 @given(pairs(), st.integers(1, 6), st.sampled_from([1e-3, 1.0, 50.0]))
@@ -71,7 +71,7 @@ def test_neighbourhood_scores_are_invariant(pair, k, unit) -> None:
     precision, recall = precision_recall(real, fake, k=k)
     assert max(coverage.value, precision.value, recall.value) <= 1
     assert (density.value == 0) == (coverage.value == 0) == (precision.value == 0)
-    # a row that is inside is inside one at least
+    # A row inside is inside at least one ball.
     assert density.value * k >= precision.value - 1e-9
     wider = density_coverage(real, fake, k=k + 1)
     assert wider[1].value >= coverage.value

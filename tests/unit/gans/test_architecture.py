@@ -100,7 +100,7 @@ def moved(net: nn.Module) -> nn.Module:
             ],
         ),
         (
-            # the embedding of x is as wide as both were
+            # The embedding of x has the width of both.
             GanArchitecture("cdcgan", **MNIST, label_in_D=False),
             [16 * 1 * 64, 16 * 64 * 128 + 2 * 128, 16 * 128 * 256 + 2 * 256, 16 * 256 * 1],
             [
@@ -266,7 +266,7 @@ def test_spectral_norm_sets_largest_singular_values_to_one() -> None:
     a = tiny("cdcgan", norm_D="spectral")
     D, _ = gan_architecture.build(a, 0)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in D.modules())
-    for _ in range(20):  # each forward pass in training mode is a step of the power iteration
+    for _ in range(20):  # a forward pass in training mode is a power iteration
         D(pictures(2, a), labels(2, a))
     layers = [module for module in D.modules() if isinstance(module, nn.Conv2d)]
     assert len(layers) == len(gan_architecture.discriminator_rows(a)) == 4
@@ -301,7 +301,7 @@ def test_initial_weights_match_labs() -> None:
         n = len(x)
         assert_close((x.mean() - mean) / 0.02 * n**0.5 / 100, torch.tensor(0.0), "statistic")
         assert_close((x.std() / 0.02 - 1) * (2 * n) ** 0.5 / 100, torch.tensor(0.0), "statistic")
-    for layer in layers:  # each for itself: none has kept torch's own start
+    for layer in layers:  # separately: none keeps torch's own initial weights
         n = layer.numel()
         assert_close(
             (layer.detach().double().std() / 0.02 - 1) * (2 * n) ** 0.5 / 100,
@@ -464,7 +464,7 @@ def test_batch_statistics_match_training_mode(kind: str) -> None:
 def test_sampling_does_not_change_generator(statistics: Any, training: bool) -> None:
     generator, z, y = sampled("cdcgan")
     generator.train(training)
-    generator.get_submodule("trunk.0.1").eval()  # one layer in another mode than the rest
+    generator.get_submodule("trunk.0.1").eval()  # one layer in another mode
     modes = [module.training for module in generator.modules()]
     generator(z, y).sum().backward()
     before = {name: value.clone() for name, value in generator.state_dict().items()}
@@ -477,7 +477,7 @@ def test_sampling_does_not_change_generator(statistics: Any, training: bool) -> 
     assert all(torch.equal(a, b) for a, b in zip(values, grads, strict=True) if b is not None)
     assert not images.requires_grad
     assert not images.is_inference()  # a classifier may be trained on them
-    generator.train()(z, y)  # what would have happened: statistics move
+    generator.train()(z, y)  # training mode would change the statistics
     assert not all(
         torch.equal(value, before[name]) for name, value in generator.state_dict().items()
     )

@@ -117,7 +117,7 @@ def test_classifier_is_cached_and_damaged_file_is_replaced(
     monkeypatch.setattr(digit_classifiers, "train_digit_classifier", count)
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path))
     state = torch.get_rng_state()
-    for expected in (1, 1):  # trained, then read
+    for expected in (1, 1):  # trained once, then read
         module = cached_digit_classifier(*data, **FAST)
         assert same(module, trained)
         assert not module.training
@@ -145,7 +145,7 @@ def test_classifier_is_cached_and_damaged_file_is_replaced(
         cached_digit_classifier(images, labels, folder=tmp_path / "other", **recipe)
         assert len(trainings) == 1
     assert len(list((tmp_path / "other").iterdir())) == 4
-    for lr in (1e-3, 2e-3):  # a default that is another one tomorrow
+    for lr in (1e-3, 2e-3):  # a changed default
         count.__kwdefaults__ = {**(train_digit_classifier.__kwdefaults__ or {}), "lr": lr}
         cached_digit_classifier(
             *data, folder=tmp_path / "defaults", steps=1, batch=32, dtype=torch.float32

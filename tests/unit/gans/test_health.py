@@ -47,7 +47,7 @@ def test_one_picture_per_label_raises_alarm() -> None:
     healthy = health(losses(HEALTHY), pictures(seed=1), real, labels=labels)
     assert healthy.alarms == ()
     assert healthy.within == diversity_within_labels(pictures(seed=1), labels)
-    # a little noise on each is no variety
+    # A little noise on each image is no diversity.
     nearly = (0.9 * one_each + 0.1 * pictures(seed=2)).to(torch.uint8)
     assert (
         health(losses(HEALTHY), nearly, real, labels=labels)
@@ -78,9 +78,9 @@ def test_nearly_equal_images_raise_collapse_alarm() -> None:
     same = pictures(1).repeat(40, 1, 1, 1)
     (found,) = health(losses(HEALTHY), same, pictures()).alarms
     assert found.startswith("collapse: images differ by 0.000 from each other, real ones by 0.4")
-    half = torch.cat([same[:36], pictures(4)])  # a few that differ do not hide it
+    half = torch.cat([same[:36], pictures(4)])  # a few different images do not hide it
     assert health(losses(HEALTHY), half, pictures()).alarms
-    assert health(losses(HEALTHY), same).alarms == ()  # nothing to compare with
+    assert health(losses(HEALTHY), same).alarms == ()  # no real images to compare with
 
 
 def test_health_uses_last_steps_only() -> None:
@@ -88,9 +88,9 @@ def test_health_uses_last_steps_only() -> None:
     assert health(torch.cat([early, late]), window=200).alarms == ()
     assert health(torch.cat([late, early]), window=200).alarms
     assert health(torch.cat([early, late]), window=400).d_loss_zero == 0.5
-    # half of the steps is not most of them
+    # Half of the steps is not more than half.
     assert health(torch.cat([early, late]), window=400).alarms == ()
-    # fewer steps than the window
+    # Fewer steps than the window.
     assert health(torch.cat([early, late]), window=1000).d_loss_zero == 0.5
 
 

@@ -17,7 +17,7 @@ LOGITS = torch.linspace(-6, 6, 13, dtype=torch.float64)
 
 def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
     logits = LOGITS.clone().requires_grad_()
-    # of one logit, not of the mean
+    # Of one logit, not of the mean.
     return torch.autograd.grad(loss(logits), logits)[0] * len(logits)
 
 
@@ -52,7 +52,7 @@ def test_loss_gradients_match_lab_formulas() -> None:
         p,
         "gradient",
     )
-    # what the report prints: an erratum
+    # The formula that the report prints, an erratum.
     printed = gradient(lambda logits: (1 - torch.sigmoid(logits).log()).mean())
     with pytest.raises(AssertionError, match="gradient"):
         assert_close(printed, -p, "gradient")

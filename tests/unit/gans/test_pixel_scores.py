@@ -34,17 +34,17 @@ def of(image: Tensor) -> dict[str, float]:
 def test_statistics_match_hand_computation() -> None:
     flat = of(torch.full((8, 8), 51, dtype=torch.uint8))
     assert flat == {"noise": 0.0, "slope": 0.0, "brightness": 0.2, "row": 3.5, "column": 3.5}
-    # no mass: the middle
+    # A black image has its centre in the middle.
     assert of(torch.zeros(8, 8, dtype=torch.uint8)) == {**flat, "brightness": 0.0}
     ramp = of(torch.arange(0, 80, 10, dtype=torch.uint8))
     assert ramp["noise"] == 0
-    assert_close(ramp["slope"], 10 / 255 / 2, "score")  # of two directions one is flat
+    assert_close(ramp["slope"], 10 / 255 / 2, "score")  # one of two directions is flat
     assert_close(ramp["column"], sum(i * i for i in range(8)) / 28, "score")
     assert ramp["row"] == 3.5
     point = torch.zeros(8, 8, dtype=torch.uint8)
     point[2, 5] = 255
     found = of(point)
-    # the mask's numbers: 4, 4 of 2, 4 of 1
+    # The mask has one 4, four 2 and four 1.
     assert_close(found["noise"], math.sqrt(math.pi / 2) / 6 * 16 / 36, "score")
     assert_close(found["slope"], 2 / 56, "score")
     assert (found["row"], found["column"]) == (2.0, 5.0)
@@ -72,16 +72,16 @@ def test_statistics_do_not_depend_on_batch() -> None:
 
 
 def salt(images: Tensor, share: float) -> Tensor:
-    # more salt is the same and more
+    # More salt includes the pixels of less salt.
     drawn = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
     return images.masked_fill(drawn < share, 255)
 
 
 CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
     "salt": (salt, (0.005, 0.01, 0.02, 0.05)),  # share of the pixels
-    # sigma in pixels
+    # Sigma in pixels.
     "blur": (lambda images, sigma: uint8(blur(images.float(), sigma)), (0.5, 0.7, 1.0)),
-    # pixels; digits have a margin of them
+    # Pixels; digits have a margin of this size.
     "moved": (lambda images, d: torch.roll(images, int(d), 2), (1.0, 2.0)),
     "grey": (lambda images, level: images.clamp(min=int(level)), (8.0, 16.0, 32.0)),  # background
 }
@@ -130,13 +130,13 @@ def test_pixel_distance_of_real_images_is_around_zero(digits: tuple[Tensor, Tens
 def test_displacement_adds_squared_shift_over_variance(
     digits: tuple[Tensor, Tensor],
 ) -> None:
-    clear = digits[0][(digits[0][:, :, -4:] == 0).all((1, 2, 3))]  # nothing leaves the image
+    clear = digits[0][(digits[0][:, :, -4:] == 0).all((1, 2, 3))]  # no pixel leaves the image
     real = pixel_statistics(clear)
     assert len(real) > 800
     for d in (1, 2):
         down = pixel_statistics(torch.roll(clear, d, 2))
         assert_close(down, real + np.array([0, 0, 0, d, 0]), "score")
-        # the correction takes two sets of the same images for two draws
+        # The correction assumes that the two sets are independent samples.
         bias = pixel_distance(real, real).value
         assert_close(
             pixel_distance(real, down).value - bias, d**2 / real[:, 3].var(ddof=1), "score"

@@ -89,7 +89,7 @@ def test_interrupted_run_resumes_with_same_result(tmp_path: Path) -> None:
     assert resumed["scores"] == whole["scores"]
     a, b = (gan_runs.losses_of(RUN, tmp_path / name / "kept") for name in ("whole", "cut"))
     assert torch.equal(a, b)
-    assert resumed["seconds"] >= 1000  # of both pieces
+    assert resumed["seconds"] >= 1000  # of both parts
 
 
 def test_seconds_are_written_at_each_snapshot(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_seconds_are_written_at_each_snapshot(tmp_path: Path) -> None:
 
     def watch(steps: Any, *_: Any) -> Any:
         for step in steps:
-            # as a kill here would leave it
+            # What a kill at this step would leave.
             seen.append((tmp_path / "tiny" / "seconds.json").exists())
             yield step
 
@@ -162,7 +162,7 @@ def test_diverged_run_keeps_earlier_scores(tmp_path: Path) -> None:
     assert "not finite" in row["diverged"]
     assert str(tmp_path) not in row["diverged"]
     assert gan_runs.final_score(row, "mean", (60,), worst=9.0) == 9.0
-    assert make_run(tmp_path, run) == row  # and is not made again
+    assert make_run(tmp_path, run) == row  # it is not made again
 
 
 def test_immediately_diverged_run_keeps_losses(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_rows_of_earlier_judge_are_read_without_generators(tmp_path: Path) -> No
         first, "mean", (25, 60), np.inf
     )
     assert np.isnan(gan_runs.final_score(row, "noise", (25, 60), np.inf))
-    assert gan_runs.final_score(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
+    assert gan_runs.final_score(row, "noise", (25, 61), np.inf) == np.inf  # the run ended before
     with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
         make_run(tmp_path, score=more, judge="mean and noise", earlier=["median"])
     with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
@@ -257,7 +257,7 @@ def test_one_picture_per_label_is_reported_in_row_and_log(
     if not healthy:
         monkeypatch.setattr("rdfia.gans.training.architecture.build", collapsed)
     lines: list[str] = []
-    run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # as it was built
+    run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # G keeps its initial weights
     common: dict[str, Any] = {
         "judge": "mean",
         "work": tmp_path / "work",
@@ -277,13 +277,13 @@ def test_one_picture_per_label_is_reported_in_row_and_log(
         f"[   25/   25] warning: {alarm}" for alarm in said
     ]
     assert lines[0].startswith("[    0/   25] Loss_D")
-    path = tmp_path / "kept" / "tiny.json"  # a row from before the alarm, read again
+    path = tmp_path / "kept" / "tiny.json"  # a row older than the alarm
     old = {**row, "health": {"diversity": 0.3, "alarms": []}}
     files.write_json(path, old)
     again = gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, **common)
     assert again["health"]["alarms"] == row["health"]["alarms"]
     assert again["health"]["within"] == row["health"]["within"]
-    assert files.read_json(path) == old  # evidence is not rewritten
+    assert files.read_json(path) == old  # the file is not rewritten
     (tmp_path / "kept" / "tiny-25.png").unlink()
     assert gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, **common) == old
 
@@ -338,7 +338,7 @@ def test_final_score_is_median_over_window() -> None:
     }
     assert gan_runs.final_score(row, "frechet", (1, 2, 3), np.inf) == 2.0
     assert gan_runs.final_score(row, "frechet", (2, 3), np.inf) == 1.5
-    # it diverged before the last
+    # The run diverged before the last step.
     assert gan_runs.final_score(row, "frechet", (2, 3, 4), np.inf) == np.inf
 
 
@@ -349,7 +349,7 @@ def test_runs_over_seeds_differ_in_seed_and_first_stores_grid() -> None:
     assert [run.grids for run in runs] == [(60,), (), ()]
     assert {run.shown for run in runs} == {40}
     digits = replace(TINY, architecture=GanArchitecture("cdcgan", channels=1, classes=10))
-    # each label has its row
+    # Each label has its row.
     assert gan_runs.runs_over_seeds("name", digits, (0,), ())[0].shown == 100
 
 

@@ -81,7 +81,7 @@ def test_frechet_of_covariances_with_same_axes_matches_closed_form() -> None:
     real, fake = (whitened(80, 4, seed) * np.sqrt(v) @ axes for seed, v in ((0, a), (1, b)))
     expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     assert_close(frechet_distance(real, fake).value, expected, "score")
-    with pytest.raises(AssertionError, match="off"):  # a planted fault: rows where columns belong
+    with pytest.raises(AssertionError, match="off"):  # planted fault: rows instead of columns
         assert_close(frechet_distance(real, fake @ axes.T).value, expected, "score")
 
 
@@ -212,7 +212,7 @@ def test_neighbourhood_scores_match_hand_computation() -> None:
     density, coverage = density_coverage(real, fake, k=1)
     assert density.value == (2 + 2 + 0) / 3
     assert coverage.value == 1.0
-    # radii of the generated rows: 3.5, 3.5, 16
+    # Radii of the generated rows: 3.5, 3.5, 16.
     precision, recall = precision_recall(real, fake, k=1)
     assert precision.value == 2 / 3
     assert recall.value == 1.0
@@ -281,7 +281,7 @@ def test_scores_do_not_depend_on_tile_size(monkeypatch: pytest.MonkeyPatch) -> N
     assert all_scores() == whole
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * 2**20  # all distances at once are 18 MB
+    assert peak < 5 * 2**20  # all distances together take 18 MB
 
 
 def mixture(n: int, seed: int) -> tuple[Array, Array]:
@@ -390,7 +390,7 @@ def test_copies_are_detected_and_new_rows_are_not() -> None:
     assert within(honest.closer, 0.5)
     assert abs(honest.ratio - 1) < 0.1
     assert honest.p_value > 1e-3
-    # a quarter of them copied
+    # A quarter of them are copies.
     few = nearest_neighbour(torch.cat([train[:100], new[:300]]), train, held)
     assert not within(few.closer, 0.5)
     assert few.closer.value == pytest.approx(0.25 + 0.75 * honest.closer.value, abs=0.02)
@@ -541,7 +541,7 @@ def test_features_are_mean_of_maps() -> None:
     assert got.dtype == np.float32
     assert_close(got, 2 * (images.double() / 255).mean(dim=(2, 3)) - 1, "activation")
     flat = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 8, 8)
-    for size in (4, 12):  # one colour stays one colour at any size
+    for size in (4, 12):  # a uniform image stays uniform at any size
         assert_close(
             image_features(nn.Identity(), flat, normalise=torch.Tensor.clone, size=size),
             (torch.arange(6) / 255)[:, None].expand(6, 3),
