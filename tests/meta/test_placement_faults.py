@@ -131,6 +131,7 @@ def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     for room in (
         training,
+        checkpoint,
         architecture,
         heads,
         images,

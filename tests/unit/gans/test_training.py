@@ -1238,10 +1238,10 @@ def test_checkpoint_of_other_data_is_refused(kept: Path) -> None:
         ({"file": 7}, "is not the index of a GAN's checkpoint"),
         (
             {"file": "step-99.safetensors"},
-            "step-99.safetensors does not match .*training.json names",
+            "step-99.safetensors does not match .*training.json",
         ),
-        ({"file": "training.json"}, "training.json does not match .*training.json names"),
-        ({"file": ".."}, "does not match .*training.json names"),
+        ({"file": "training.json"}, "training.json does not match .*training.json"),
+        ({"file": ".."}, "does not match .*training.json"),
         ({"config": None}, "is not the index of a GAN's checkpoint"),
         ({"config": {}}, "is not the index of a GAN's checkpoint"),
         ({"config": {"architecture": 3}}, "is not the index of a GAN's checkpoint"),
