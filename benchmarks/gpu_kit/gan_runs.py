@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from benchmarks.sampling import shortest_sample, synchronised
 from benchmarks.workloads.gans import gan_step
 from rdfia.data import assets, files
 from rdfia.errors import RdfiaError
-from rdfia.experiments import gans
+from rdfia.experiments import gan_studies, gans
+from rdfia.experiments.gan_data import SETUPS
 from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
+from rdfia.report.environment import environment
 
 PROCESSES = {"cuda": 4, "cpu": 1}
 PARALLEL_SPEED = 0.6  # of PROCESSES times the speed of one process (a guess)
@@ -51,12 +54,12 @@ def wanted(device: str) -> list[tuple[str, Run]]:
     digits = "MNIST" if assets.find("mnist") else ""
     seeds: dict[int, list[tuple[str, Run]]] = {}
     kinds = ("cdcgan", "cgan", "cdcgan-no-y-in-D")
-    conditional = [run for kind in kinds for run in gans.OVER_SEEDS[kind]]
-    for title, runs in ((faces, gans.STUDY), (digits, conditional)):
+    conditional = [run for kind in kinds for run in gan_studies.OVER_SEEDS[kind]]
+    for title, runs in ((faces, gan_studies.STUDY), (digits, conditional)):
         for run in runs if title else ():
             seeds.setdefault(run.config.seed, []).append((title, run))
     found = [pair for seed in sorted(seeds) for pair in seeds[seed]]
-    found += [(faces, run) for run in gans.long_runs("dcgan", faces)] if faces else []
+    found += [(faces, run) for run in gan_studies.long_runs("dcgan", faces)] if faces else []
     return found if device == "cuda" else [(title, _shortened(run)) for title, run in found]
 
 
@@ -67,7 +70,7 @@ def _shortened(run: Run) -> Run:
 
 def milliseconds(device: str) -> dict[str, float]:
     """Of a training step of each GAN at the lab's batch, in the dtype of the studies."""
-    dtype = torch.bfloat16 if gans.DCGAN.precision == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if gan_studies.DCGAN.precision == "bfloat16" else torch.float32
     found = {}
     for kind in LABS:
         step, _ = gan_step(device, dtype, kind=kind)
@@ -170,8 +173,10 @@ def make(device: str, seconds: float, indices: Sequence[int], to: Path) -> int:
         if time.monotonic() - begin > seconds:
             break
         if title not in benches:
-            path = assets.locate(gans.SETUPS[title].asset, download=False).path
-            benches[title] = gans.GanBench(title, path, device, "full", lambda steps, *_: steps, to)
+            path = assets.locate(SETUPS[title].asset, download=False).path
+            benches[title] = gans.GanBench(
+                title, path, device, "full", None, to, partial(environment, ROOT, device, "full")
+            )
         try:
             row = benches[title].run(run)
             print(f"{title}: {run.name}: {row['seconds']} s of training", flush=True)

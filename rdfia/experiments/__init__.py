@@ -19,6 +19,9 @@ _NAMES = {  # module -> what of it is public here
     "mosaics": "",
     "visualisation": "",
     "gradients": "",
+    "gan_data": "",
+    "gan_studies": "",
+    "gan_measures": "",
     "gans": "",
 }
 __all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split())]

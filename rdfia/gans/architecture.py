@@ -1,42 +1,40 @@
-"""TME 9 and 10: DCGAN, cDCGAN and cGAN as tables of layers, weights counted in closed form, losses
-on logits.
+"""TME 9 and 10: DCGAN, cDCGAN and cGAN as tables of layers; their weights in closed form.
 
-Every network has three parts: an embedding of x (or z), an embedding of the one-hot label, and a
-trunk on both; DCGAN has only a trunk. Sources: Radford et al. 2016 (DCGAN), Mirza and Osindero 2014
-(conditional GAN), report 3 and 4.
+A network has three parts: an embedding of x (or z), an embedding of the one-hot label, and a trunk
+that takes both. DCGAN has a trunk only. Sources: Radford et al. 2016 (DCGAN), Mirza and Osindero
+2014 (conditional GAN), report 3 and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError
 
 KINDS = ("dcgan", "cdcgan", "cgan")
-# 4 x 4 after the first layer of a convolutional G, doubled by each further one
+# A convolutional G has 4 x 4 after its first layer; each further layer doubles it.
 SIZES = (16, 32, 64, 128)
 Part = Literal["x", "y", "trunk"]
 Kind = Literal["conv", "up", "dense"]
+Labels = Tensor | np.ndarray | Sequence[int] | None
 
 
 @dataclass(frozen=True)
 class GanArchitecture:
-    """Which of the labs' networks, and its widths; the defaults are TME 9's.
+    """The kind of a network pair (D, G) and its widths; the defaults are TME 9's.
 
-    `classes` is 0 for DCGAN and the number of labels for the conditional ones. Without `label_in_D`
-    the discriminator of a conditional GAN sees no label, and its embedding of x takes over the
-    width that the label's had (report 4, answer 11). `norm_D` "spectral" divides each weight of D
-    by its largest singular value in place of BatchNorm (Miyato et al. 2018).
+    `classes` is 0 for DCGAN and the number of labels for a conditional GAN. Without `label_in_D` D
+    gets no label, and its embedding of x is wider by the width of the label's (report 4, answer
+    11). `norm_D` "spectral" divides each weight of D by its largest singular value instead of using
+    BatchNorm (Miyato et al. 2018). ArgumentError: a value out of range.
     """
 
     kind: Literal["dcgan", "cdcgan", "cgan"] = "dcgan"
@@ -46,7 +44,7 @@ class GanArchitecture:
     nz: int = 100
     ngf: int = 32
     ndf: int = 32
-    label_in_D: bool = True  # noqa: N815 - the lab's letter
+    label_in_D: bool = True  # noqa: N815 - the labs' name
     norm_D: Literal["batch", "spectral"] = "batch"  # noqa: N815
 
     def __post_init__(self) -> None:
@@ -58,19 +56,20 @@ class GanArchitecture:
         if self.image_size not in SIZES or self.channels not in (1, 3):
             got = f"image_size={self.image_size}, channels={self.channels}"
             raise ArgumentError(
-                f"{got}: expected images of {', '.join(map(str, SIZES))} pixels with 1 or 3 channels"
+                f"{got}: expected image_size {', '.join(map(str, SIZES))} and 1 or 3 channels"
             )
         if min(self.nz, self.ngf, self.ndf) < 1:
             got = f"nz={self.nz}, ngf={self.ngf}, ndf={self.ndf}"
             raise ArgumentError(f"{got}: expected 1 or more; the labs have nz=100, ngf=ndf=32")
         if (self.classes != 0) if self.kind == "dcgan" else (self.classes < 2):
-            wanted = "0: it has no labels" if self.kind == "dcgan" else "2 or more"
+            wanted = "0, because it has no labels" if self.kind == "dcgan" else "2 or more"
             raise ArgumentError(f"classes={self.classes}: {self.kind} expects {wanted}")
 
 
 class Row(NamedTuple):
-    """A layer: conv | up (transposed conv) | dense, its widths, stride (kernel 4), BatchNorm or
-    not, activation.
+    """A layer: its part and kind ("up": transposed convolution), widths, stride, norm, activation.
+
+    Convolutions have a 4 x 4 kernel.
     """
 
     part: Part
@@ -78,21 +77,20 @@ class Row(NamedTuple):
     before: int
     after: int
     stride: int
-    norm: bool
+    norm: bool  # followed by BatchNorm
     activation: Literal["relu", "leaky", "tanh", "none"]
 
     @property
     def weights(self) -> int:
-        """Weights of the layer, which has no bias, and scale and shift of its BatchNorm."""
-        return (
-            self.before * self.after * (1 if self.kind == "dense" else 16)
-            + 2 * self.after * self.norm
-        )
+        """Number of weights of the layer (without a bias) and of its BatchNorm."""
+        kernel = 1 if self.kind == "dense" else 16
+        return self.before * self.after * kernel + 2 * self.after * self.norm
 
 
 def generator_rows(a: GanArchitecture) -> list[Row]:
     """The layers of G, from z (and the label) to an image in -1..1."""
-    pixels, ups = a.channels * a.image_size**2, a.image_size.bit_length() - 3
+    pixels = a.channels * a.image_size**2
+    ups = a.image_size.bit_length() - 3  # layers that double the size
     embedded: tuple[tuple[Part, int], ...] = (("x", a.nz), ("y", a.classes))
     if a.kind == "cgan":
         rows = [Row(part, "dense", n, 8 * a.ngf, 1, True, "relu") for part, n in embedded]
@@ -117,11 +115,9 @@ def generator_rows(a: GanArchitecture) -> list[Row]:
 
 def discriminator_rows(a: GanArchitecture) -> list[Row]:
     """The layers of D, from an image (and the label) to one logit."""
-    pixels, downs, norm = (
-        a.channels * a.image_size**2,
-        a.image_size.bit_length() - 3,
-        a.norm_D == "batch",
-    )
+    pixels = a.channels * a.image_size**2
+    downs = a.image_size.bit_length() - 3  # layers that halve the size
+    norm = a.norm_D == "batch"
     if a.kind == "dcgan":
         widths = [a.channels, *(a.ndf << i for i in range(downs))]
         return [
@@ -159,12 +155,9 @@ def _chain(
 
 
 def parameter_counts(a: GanArchitecture) -> tuple[int, int]:
-    """Trainable numbers of (D, G), in closed form from the tables: 665,856 and 3,075,840 for TME
-    10's cDCGAN.
-    """
-    return sum(row.weights for row in discriminator_rows(a)), sum(
-        row.weights for row in generator_rows(a)
-    )
+    """Trainable parameters of (D, G) from the tables: (665,856, 3,075,840) for TME 10's cDCGAN."""
+    of_D = sum(row.weights for row in discriminator_rows(a))
+    return of_D, sum(row.weights for row in generator_rows(a))
 
 
 _ACTIVATIONS = {
@@ -188,12 +181,12 @@ def _module(row: Row, spectral: bool) -> nn.Sequential:
     norm: list[nn.Module] = []
     if row.norm:
         norm = [nn.BatchNorm1d(row.after) if row.kind == "dense" else nn.BatchNorm2d(row.after)]
-        nn.init.normal_(norm[0].weight, 1.0, 0.02)  # type: ignore[arg-type] # its bias starts at 0
+        nn.init.normal_(norm[0].weight, 1.0, 0.02)  # type: ignore[arg-type] # its shift starts at 0
     return nn.Sequential(layer, *norm, _ACTIVATIONS[row.activation]())
 
 
 class _Network(nn.Module):
-    """Embeddings of x and of the label, concatenated, and the trunk."""
+    """The embeddings of x and of the label, concatenated, and the trunk."""
 
     def __init__(self, a: GanArchitecture, rows: list[Row], spectral: bool = False) -> None:
         super().__init__()
@@ -205,15 +198,16 @@ class _Network(nn.Module):
         self.x, self.y, self.trunk = (nn.Sequential(*layers) for layers in parts.values())
 
     def _run(self, x: Tensor, y: Tensor | None, spread: int) -> Tensor:
-        """Logits or pixels; the one-hot label is spread over `spread` x `spread` (0: dense layers
-        want none).
+        """Logits or pixels.
+
+        The one-hot label is repeated over `spread` x `spread` positions (0: dense layers).
         """
         if len(self.y):
             if y is None or y.dtype != torch.int64 or y.shape != (len(x),):
                 got = "None" if y is None else f"{y.dtype} {tuple(y.shape)}"
                 wanted = f"int64 labels 0 .. {self.architecture.classes - 1} for {len(x)} images"
                 raise ArgumentError(f"y: got {got}, {self.architecture.kind} expects {wanted}")
-            # F.one_hot would wait for the device
+            # F.one_hot would make the host wait for the device.
             one_hot = x.new_zeros(len(y), self.architecture.classes)
             one_hot.scatter_(1, y[:, None], 1.0)
             if spread:
@@ -223,14 +217,13 @@ class _Network(nn.Module):
 
 
 class Generator(_Network):
-    """G: noise z (N x nz, drawn from N(0, 1)) and labels (N int64, None for DCGAN) -> N x C x S x S
-    in -1..1.
-    """
+    """G: noise z (N x nz, from N(0, 1)) and labels (N int64 or None) to N x C x S x S in -1..1."""
 
     def __init__(self, a: GanArchitecture) -> None:
         super().__init__(a, generator_rows(a))
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Images for noise and labels; ArgumentError: another shape or dtype."""
         a = self.architecture
         if z.ndim != 2 or z.shape[1] != a.nz:
             raise ArgumentError(f"z: got {tuple(z.shape)}, expected N x {a.nz}")
@@ -240,12 +233,16 @@ class Generator(_Network):
 
 
 class Discriminator(_Network):
-    """D: images (N x C x S x S in -1..1) and labels -> N logits; D(x) of the labs is their sigmoid."""
+    """D: images (N x C x S x S in -1..1) and labels to N logits.
+
+    D(x) of the labs is the sigmoid of a logit.
+    """
 
     def __init__(self, a: GanArchitecture) -> None:
         super().__init__(a, discriminator_rows(a), a.norm_D == "spectral")
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Logits for images and labels; ArgumentError: another shape or dtype."""
         a = self.architecture
         if x.shape[1:] != (a.channels, a.image_size, a.image_size):
             expected = f"N x {a.channels} x {a.image_size} x {a.image_size}"
@@ -255,22 +252,22 @@ class Discriminator(_Network):
 
 
 def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:
-    """(D, G) with the labs' start: weights N(0, 0.02), BatchNorm scales N(1, 0.02), shifts 0; the
-    same for a seed.
+    """(D, G) with the labs' initial weights, which depend on the seed only.
+
+    Weights are drawn from N(0, 0.02), BatchNorm scales from N(1, 0.02), shifts are 0.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also reseeds every GPU
         return Discriminator(a), Generator(a)
 
 
 def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4, penalised: bool = False) -> int:
-    """Bytes that a training step of `batch` images takes at its peak, about; `itemsize` is 2 in
-    bfloat16.
+    """Approximate peak memory in bytes of a training step of `batch` images.
 
-    What G keeps for its gradients, and D of real and generated images, as much as half of that on
-    the way back, and every weight with its gradient, Adam's two means and G's running mean. With
-    R1's penalty (`penalised`) D keeps the real images' gradients too, and as much again of what
-    they are made of.
+    `itemsize` is the bytes of an activation: 2 in bfloat16. Counted are the activations of G, those
+    of D for real and generated images, half as much again for the backward pass, and each weight
+    with its gradient, Adam's two moments and G's running mean. R1's penalty (`penalised`) doubles
+    the activations of D.
     """
     outputs: dict[type, int] = {}
 
@@ -283,64 +280,20 @@ def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4, penalised: boo
         nets = Discriminator(a), Generator(a)
         for net in nets:
             for module in net.modules():
-                # not what makes a spectrally normalised weight, which is no activation
+                # Modules without a weight compute spectral norms, which are no activations.
                 if hasattr(module, "weight"):
                     module.register_forward_hook(count(type(net)))
         y = torch.zeros(2, dtype=torch.int64) if a.classes else None
-        nets[0](nets[1](torch.empty(2, a.nz), y), y)  # two: BatchNorm takes no fewer
+        nets[0](nets[1](torch.empty(2, a.nz), y), y)  # BatchNorm needs two images
     activations = outputs[Generator] + (4 if penalised else 2) * outputs[Discriminator]
     return itemsize * batch * activations * 3 // 2 + 4 * 5 * sum(parameter_counts(a))
 
 
-def random_stream(seed: int, *purpose: int) -> torch.Generator:
-    """The CPU's random numbers of a run for one purpose: no two seeds, purposes or epochs share
-    theirs, nor `build`.
-    """
-    state = np.random.SeedSequence((seed, *purpose)).generate_state(1)
-    return torch.Generator().manual_seed(int(state[0]))
+def prepare_images(images: Tensor | np.ndarray, image_size: int) -> Tensor:
+    """uint8 images padded with black to N x C x S x S, S being `image_size`.
 
-
-def sample(
-    generator: Generator,
-    z: Tensor,
-    y: Tensor | None = None,
-    *,
-    statistics: Literal["running", "batch"],
-    batch: int = 500,
-) -> Tensor:
-    """Images of G for noise z (N x nz) and labels, N x C x S x S in -1..1, float32; G itself is
-    left as it was.
-
-    BatchNorm takes the statistics that training has kept ("running": an image depends on its own z
-    alone), or those of each batch of `batch` images ("batch": what a G in training mode shows, as
-    the labs' grids do).
-    """
-    if statistics not in ("running", "batch") or batch < 1 or not len(z):
-        got = f"statistics={statistics!r}, batch={batch}, {len(z)} images"
-        raise ArgumentError(
-            f"{got}: expected statistics 'running' or 'batch', batch and images from 1"
-        )
-    if statistics == "batch" and 1 in (batch, len(z) % batch):
-        raise ArgumentError(
-            f"batch={batch}: of {len(z)} images it leaves one alone, which has no statistics"
-        )
-    if y is not None and len(y) != len(z):
-        raise ArgumentError(f"y: {len(y)} labels for {len(z)} rows of z")
-    noise = z.split(batch)
-    labels = [None] * len(noise) if y is None else y.split(batch)
-    # training mode moves the statistics: of the copy
-    copy = deepcopy(generator).train(statistics == "batch")
-    with torch.inference_mode(), product_precision(z.device):
-        parts = [copy(part, label) for part, label in zip(noise, labels, strict=True)]
-    return torch.cat(parts).float()
-
-
-def prepare_images(images: Any, image_size: int) -> Tensor:
-    """uint8 images (N x H x W or N x 1|3 x H x W) as N x C x S x S, padded with black on all sides
-    (MNIST by 2 pixels).
-
-    DatasetError: no image, another dtype or shape, or images larger than S or more than a quarter
-    smaller.
+    `images`: uint8 N x H x W or N x 1|3 x H x W. MNIST is padded by 2 pixels on each side.
+    DatasetError: no image, another dtype or shape, images larger than S, or smaller than 3/4 of S.
     """
     pixels = torch.as_tensor(images)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels
@@ -357,16 +310,17 @@ def prepare_images(images: Any, image_size: int) -> Tensor:
     height, width = pixels.shape[2:]
     if max(height, width) > image_size or min(height, width) < 0.75 * image_size:
         raise DatasetError(
-            f"images: {height} x {width} pixels, the network wants {image_size} x {image_size}; resize "
-            "them, or choose another image_size"
+            f"images: got {height} x {width} pixels, the network expects {image_size} x "
+            f"{image_size}; resize them, or choose another image_size"
         )
     top, left = (image_size - height) // 2, (image_size - width) // 2
     return F.pad(pixels, (left, image_size - width - left, top, image_size - height - top))
 
 
-def check_images(a: GanArchitecture, images: Tensor, labels: Any) -> Tensor | None:
-    """The labels as N int64 (None for DCGAN); DatasetError for images or labels that the networks
-    cannot be fed.
+def check_images(a: GanArchitecture, images: Tensor, labels: Labels) -> Tensor | None:
+    """The labels as N int64, None for DCGAN.
+
+    DatasetError: images or labels do not fit the networks, or a label is missing.
     """
     shape = (a.channels, a.image_size, a.image_size)
     if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
@@ -380,18 +334,14 @@ def check_images(a: GanArchitecture, images: Tensor, labels: Any) -> Tensor | No
     y = torch.as_tensor([] if labels is None else labels)
     if y.shape != (len(images),) or y.is_floating_point() or y.is_complex():
         raise DatasetError(
-            f"labels: got {y.dtype} {tuple(y.shape)}, expected a whole number for each of {len(images)}"
+            f"labels: got {y.dtype} {tuple(y.shape)}, expected an integer for each of "
+            f"{len(images)} images"
         )
     found = y.unique().tolist()
     if found != list(range(a.classes)):
         listed = ", ".join(map(str, found[:12])) + (" .." if len(found) > 12 else "")
         raise DatasetError(
-            f"labels: found {listed}, expected some of each of 0 .. {a.classes - 1}: G would be asked "
-            "for what it has never seen"
+            f"labels: got {listed}, expected each of 0 .. {a.classes - 1}: G cannot learn a label "
+            "without images; change classes, or add images"
         )
     return y.long()
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in -1..1 as uint8 on the CPU."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()

@@ -1,7 +1,7 @@
-"""TME 9 and 10: differentiable augmentation of the images that D is given (Zhao et al. 2020).
+"""TME 9 and 10: differentiable augmentation of the images that D gets (Zhao et al. 2020).
 
-D sees real and generated images only after a random change of each, so that it cannot learn few
-real images by heart; the change is differentiable, so that G learns through it.
+D gets real and generated images after a random change of each, so that it cannot memorise a small
+data set. The change is differentiable, so that G learns through it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from torch import Tensor
 from rdfia.errors import ArgumentError
 
 KINDS = ("colour", "translation", "cutout")
-# numbers an image: brightness, saturation, contrast; shift down and right; row and column of the
-# cut
+# Random numbers for an image: brightness, saturation, contrast; shift down and right; row and
+# column of the cutout.
 DRAWS = 7
 
 
 def augment(images: Tensor, draws: Tensor, kinds: Sequence[str] = KINDS) -> Tensor:
-    """Images (N x C x S x S in -1..1), each changed by its row of `draws` (N x DRAWS, uniform in
-    0..1), same shape.
+    """The images, each changed by its row of `draws`, in the same shape.
 
-    In this order, where `kinds` has them: "colour" adds up to 0.5 to all pixels or takes it away,
-    multiplies the distance of a pixel's channels from their mean by 0 to 2 (in grey images
-    nothing), and that of all pixels from the image's mean by 0.5 to 1.5; "translation" moves by up
-    to S / 8 pixels each way; "cutout" covers a square of S / 2 pixels a side, whose centre lies
-    anywhere in the image. What is moved in or covered is 0, mid-grey, as in the paper's code.
-    Values may leave -1..1. Unused draws are ignored, so that one kind's are the same with another
-    or without. Gradients pass to `images`. ArgumentError: a shape that does not fit.
+    `images`: N x C x S x S in -1..1; `draws`: N x DRAWS, uniform in 0..1. The changes in `kinds`
+    are made in this order:
+    - "colour" adds -0.5 to 0.5 to all pixels, multiplies the distance of a pixel's channels from
+      their mean by 0 to 2 (grey images do not change), and the distance of all pixels from the
+      image's mean by 0.5 to 1.5;
+    - "translation" moves by up to S / 8 pixels in each direction;
+    - "cutout" covers a square of side S / 2 whose centre is anywhere in the image.
+    Pixels moved in or covered are 0 (mid-grey), as in the paper's code. Values may leave -1..1. A
+    kind always uses the same columns of `draws`, whatever the other kinds. Gradients pass to
+    `images`. ArgumentError: a wrong shape.
     """
     if (
         images.ndim != 4
@@ -38,7 +40,7 @@ def augment(images: Tensor, draws: Tensor, kinds: Sequence[str] = KINDS) -> Tens
     ):
         got = f"images {tuple(images.shape)}, draws {tuple(draws.shape)}"
         raise ArgumentError(
-            f"{got}: expected N x C x S x S and N x {DRAWS}; draw a row for each image"
+            f"{got}: expected N x C x S x S and N x {DRAWS}; give a row of draws for each image"
         )
     if "colour" in kinds:
         images = _coloured(images, draws[:, :3])
@@ -60,12 +62,13 @@ def _moved(x: Tensor, draws: Tensor) -> Tensor:
     n, channels, size, _ = x.shape
     most = (size + 4) // 8
     shift = (draws * (2 * most + 1)).floor().long() - most  # N x 2
-    # N x 2 x S: the row (column) that comes here
+    # N x 2 x S: the row (column) that moves here
     source = torch.arange(size, device=x.device) - shift[:, :, None]
-    inside, source = (source >= 0) & (source < size), source.clamp(0, size - 1)
+    inside = (source >= 0) & (source < size)
+    source = source.clamp(0, size - 1)
     kept = inside[:, 0, :, None] & inside[:, 1, None, :]  # N x S x S
     place = source[:, 0, :, None] * size + source[:, 1, None, :]
-    # N x S^2 x C: what comes out is channels-last, as D's weights are
+    # N x S^2 x C: the result is channels-last, like D's weights
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     pixels = (
         pixels.gather(1, place.flatten(1)[:, :, None].expand(-1, -1, channels))
@@ -78,7 +81,7 @@ def _cut(x: Tensor, draws: Tensor) -> Tensor:
     size = x.shape[-1]
     side = (size + 1) // 2
     centre = (draws * (size + 1 - side % 2)).floor()  # N x 2
-    # N x 2 x S: from the square's start
+    # N x 2 x S: distance from the square's start
     away = torch.arange(size, device=x.device) - centre[:, :, None] + side // 2
     covered = (away >= 0) & (away < side)
     return x * ~(covered[:, 0, :, None] & covered[:, 1, None, :])[:, None]

@@ -1,14 +1,13 @@
-"""TME 9 and 10: what a run writes to disk and goes on from: `step-N.safetensors`, and
-`training.json` that names it.
-"""
+"""TME 9 and 10: the checkpoint of a run: `step-N.safetensors`, named by `training.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rdfia.data import files
 from rdfia.errors import StoreError
@@ -16,21 +15,18 @@ from rdfia.gans.config import GanConfig
 
 
 class CheckpointError(StoreError):
-    """A checkpoint belongs to another configuration, or to other data, than the run that should go
-    on from it.
-    """
+    """A checkpoint that belongs to another configuration or to other data than the run."""
 
 
 def write(
-    folder: Path, config: GanConfig, data: str, done: tuple[int, int], tensors: dict[str, Tensor]
+    folder: Path, config: GanConfig, data: str, counts: tuple[int, int], tensors: dict[str, Tensor]
 ) -> Path:
-    """Write the tensors of a run, then the index, and remove older ones; the tensors' path comes
-    back.
+    """The path of the tensors, written before their index; older checkpoints are removed.
 
-    `data` is a digest of the images, `done` counts (steps, batches). Raises StoreError for what
+    `data` is a digest of the images, `counts` are the (steps, batches) so far. StoreError: a file
     cannot be written.
     """
-    step, batches = done
+    step, batches = counts
     path = Path(folder) / f"step-{step}.safetensors"
     files.save_tensors(path, tensors)
     state = {"step": step, "batches": batches, "file": path.name, "data": data}
@@ -42,32 +38,34 @@ def write(
 def read(
     folder: Path, config: GanConfig, data: str, restore: Callable[[dict[str, Tensor]], None]
 ) -> tuple[int, int] | None:
-    """(steps, batches) that are done in the checkpoint of `folder`, whose tensors `restore` has
-    had; None without one.
+    """The (steps, batches) of the checkpoint in `folder`, None where there is none.
 
-    Raises CheckpointError for one of another config (more steps are allowed) or other data,
-    StoreError if it is damaged or `restore` cannot use it.
+    `restore` gets the tensors. CheckpointError: the checkpoint has another config (more steps are
+    allowed) or other data. StoreError: a file is damaged, or `restore` cannot use the tensors.
     """
     index = Path(folder) / "training.json"
     if not index.exists():
         return None
-    state, mine = files.read_json(index), _flat(config.as_json())
+    state = files.read_json(index)
+    mine = _flat(config.as_json())
     try:
-        theirs, path = _flat(state["config"]), index.with_name(state["file"])
+        theirs = _flat(state["config"])
+        path = index.with_name(state["file"])
         step, batches = int(state["step"]), int(state["batches"])
-        # more may be asked for than before, not fewer than are done
+        # A run may be given more steps later, but not fewer than the checkpoint has.
         theirs["steps"] = max(step, mine["steps"])
         keys = [key for key in {**mine, **theirs} if theirs.get(key) != mine.get(key)]
-        # no key: it is off
+        # An option without a key is off.
         differ = [f"{key}={theirs.get(key, 'off')}, here {mine.get(key, 'off')}" for key in keys]
         differ += ["other data"] * (state["data"] != data)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{index} is no checkpoint of a GAN ({error!r}); remove it to start again"
+            f"{index} is not the index of a GAN's checkpoint ({error!r}); remove it to start again"
         ) from error
     if differ:
         raise CheckpointError(
-            f"{index} is another run's: {'; '.join(differ)}. Choose another folder, or remove it"
+            f"{index} belongs to another run: {'; '.join(differ)}. Choose another folder, or "
+            "remove it"
         )
     try:
         tensors, _ = files.load_tensors(path)
@@ -78,16 +76,58 @@ def read(
         restore(tensors)
     except (StoreError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{path} is not what {index} names; remove both to start again ({error})"
+            f"{path} does not match {index}; remove both to start again ({error})"
         ) from error
-    # a kill may have come between the index and this
+    # A process may have been killed after it wrote the index.
     files.remove_others(path, "step-*.safetensors")
     return step, batches
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in (config | config["architecture"]).items()
-        if name != "architecture"
-    }
+    flat = config | config["architecture"]
+    del flat["architecture"]
+    return flat
+
+
+def state_tensors(
+    networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """The weights and buffers of the networks and Adam's moments, by name."""
+    tensors: dict[str, Tensor] = {}
+    for name, network in networks.items():
+        tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{name}.{i}.{key}": value for key, value in state.items()}
+    return tensors
+
+
+def restore_state(
+    tensors: Mapping[str, Tensor],
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> None:
+    """Put the tensors of `state_tensors` back into the networks and optimizers.
+
+    ValueError or RuntimeError: tensors are missing, or of other networks.
+    """
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        found = tensors.items()
+        return {key.removeprefix(prefix): t for key, t in found if key.startswith(prefix)}
+
+    for name, network in networks.items():
+        network.load_state_dict(part(f"{name}."))
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = optimizer.param_groups[0]["params"]
+        for key, value in part(f"adam.{name}.").items():
+            index, _, field = key.partition(".")
+            if value.ndim:  # fused Adam needs the moments in the memory layout of the weights
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
+            state.setdefault(int(index), {})[field] = value
+        if len(state) != len(parameters):
+            raise ValueError(
+                f"Adam's moments for {len(state)} of {len(parameters)} weights of {name}"
+            )
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,4 +1,4 @@
-"""TME 9 and 10: all that determines a training run of a GAN, and the labs' runs."""
+"""TME 9 and 10: the configuration of a training run, and the labs' configurations."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from rdfia.errors import ArgumentError
 from rdfia.gans import augmentation as gan_augmentation
 from rdfia.gans.architecture import GanArchitecture
 
-_ADDED = {"added": True}  # a field that runs made before it do not name: they had its default
+# A field that earlier runs lack: they had its default.
+_ADDED = {"added": True}
 
 
 @dataclass(frozen=True)
 class GanConfig:
-    """All that determines a run but the data and the device; the defaults are TME 9's.
+    """All settings of a run except the data and the device; the defaults are TME 9's.
 
-    A step is `nb_update_D` updates of D and then `nb_update_G` of G. The learning rate is divided
-    by ten after each of `milestones` (steps). bfloat16 computes under autocast, weights and Adam
-    stay float32. `ema` is the decay of the running mean of G's weights (0: none), which then makes
-    the images; after n steps it is (1 + n) / (10 + n) at most: 0.999 holds from step 9,000 on,
-    before that the mean is over about the last ninth of the steps.
+    A step makes `nb_update_D` updates of D, then `nb_update_G` of G. The learning rate is divided
+    by ten after each of `milestones` (steps). With bfloat16, weights and Adam's moments stay
+    float32. `ema` is the decay of the running mean of G's weights (0: none), which then makes the
+    images. After n steps the decay is at most (1 + n) / (10 + n), so the mean covers about the last
+    ninth of the steps; 0.999 is reached at step 9,000.
 
-    Beyond the lab, off by default. `lr_D` is D's learning rate where it is not `lr` (Heusel et al.
-    2017). `augmentation` lists the changes of all images that D is given (`augmentation`). `r1` is
-    gamma of the penalty gamma / 2 E |gradient of D at a real image|^2 in D's loss (Mescheder et al.
-    2018), with the gradient of D's logit at the image as D is given it, augmented or not; with
-    BatchNorm in D the gradient of the sum of the batch's logits. It is added in each `r1_every`-th
-    step only, times `r1_every` (Karras et al. 2020), from the first step on.
+    These options are not in the lab and are off by default. `lr_D` is D's learning rate if it is
+    not `lr` (Heusel et al. 2017). `augmentation` lists the changes of the images that D gets
+    (`augmentation.KINDS`). `r1` is gamma of the penalty gamma / 2 E |gradient of D at a real
+    image|^2 in D's loss (Mescheder et al. 2018). The gradient is that of D's logit at the image as
+    D gets it, augmented or not; with BatchNorm in D, of the sum of the batch's logits. The penalty
+    is added, times `r1_every`, in every `r1_every`-th step (Karras et al. 2020), starting with the
+    first. ArgumentError: a value out of range.
     """
 
     architecture: GanArchitecture = field(default_factory=GanArchitecture)
@@ -39,7 +41,7 @@ class GanConfig:
     lr: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
-    nb_update_D: int = 1  # noqa: N815 - the lab's names
+    nb_update_D: int = 1  # noqa: N815 - the labs' names
     nb_update_G: int = 1  # noqa: N815
     milestones: tuple[int, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -57,7 +59,7 @@ class GanConfig:
             or not 0 < self.lr < math.inf
         ):
             raise ArgumentError(
-                f"{self}: expected steps and updates from 1, batch from 2 (BatchNorm), lr above 0"
+                f"{self}: expected steps and updates from 1, batch from 2, lr above 0"
             )
         if (
             not (self.lr_D is None or 0 < self.lr_D < math.inf)
@@ -89,14 +91,14 @@ class GanConfig:
             raise ArgumentError(
                 f"{self}: expected precision float32 or bfloat16, milestones in ascending order"
             )
-        if not 0 <= self.seed < 2**32:  # the CPU's generator takes no more bits
+        if not 0 <= self.seed < 2**32:  # the CPU's generator takes 32 bits
             raise ArgumentError(f"{self}: expected a seed from 0 to 2**32 - 1")
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON can hold them, the architecture's among them by name.
+        """The fields, and those of the architecture, as JSON values.
 
-        An option that was added later is left out where it is off, so that rows and checkpoints
-        from before it belong to this config still.
+        Options that were added later are omitted where they are off, so that earlier rows and
+        checkpoints still belong to this config.
         """
         off = [
             one.name
@@ -114,7 +116,7 @@ class GanConfig:
 
 
 _MNIST: dict[str, Any] = {"channels": 1, "classes": 10}
-# TME 10: 20 epochs (cGAN: 30) counted on 50,000 images; the rate falls after epochs 11 and 16.
+# TME 10: 20 epochs (cGAN: 30) of 50,000 images; the learning rate falls after epochs 11 and 16.
 _MILESTONES = tuple(epoch * 50_000 // 128 for epoch in (11, 16))
 LABS = {
     "dcgan": GanConfig(),
@@ -125,5 +127,5 @@ LABS = {
         GanArchitecture("cgan", **_MNIST), steps=11_718, batch=128, milestones=_MILESTONES
     ),
 }
-# of what was tried beside TME 9's settings, what made images better
+# The one option of those tried (`experiments.gan_studies`) that improved the images.
 RECOMMENDED = replace(LABS["dcgan"], ema=0.999)

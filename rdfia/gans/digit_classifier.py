@@ -1,4 +1,4 @@
-"""TME 9 and 10: a small classifier of digits, whose features judge generated ones."""
+"""TME 9 and 10: a small classifier of digits, whose features are used to score generated digits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from rdfia.data import files
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
+from rdfia.gans.architecture import Labels
 from rdfia.gans.scores import Array, Device, in_batches
 
 
 class DigitClassifier(nn.Module):
-    """Digits, N x 1 x 32 x 32 in -1..1 (MNIST padded by two black pixels) -> N x 10 logits; 64
-    features before them.
+    """A network from digits (N x 1 x 32 x 32 in -1..1) to 64 features and then N x 10 logits.
+
+    MNIST's digits are padded by two black pixels on each side.
     """
 
     def __init__(self) -> None:
@@ -40,7 +42,10 @@ class DigitClassifier(nn.Module):
         self.body, self.head = nn.Sequential(*layers, nn.ReLU(inplace=True)), nn.Linear(64, 10)
 
     def features(self, x: Tensor) -> Tensor:
-        """N x 64, from 0."""
+        """Features, N x 64, at least 0, of images N x 1 x 32 x 32 in -1..1.
+
+        ArgumentError: another shape or an integer type.
+        """
         if x.shape[1:] != (1, 32, 32) or not x.is_floating_point():
             raise ArgumentError(
                 f"x: got {x.dtype} {tuple(x.shape)}, expected N x 1 x 32 x 32 in -1..1"
@@ -48,12 +53,13 @@ class DigitClassifier(nn.Module):
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits, N x 10, of images N x 1 x 32 x 32 in -1..1."""
         return self.head(self.features(x))
 
 
 def train_digit_classifier(
     images: Tensor,
-    labels: Any,
+    labels: Labels,
     *,
     seed: int = 0,
     device: Device = "cpu",
@@ -62,14 +68,15 @@ def train_digit_classifier(
     lr: float = 6e-3,
     dtype: torch.dtype = torch.bfloat16,
 ) -> DigitClassifier:
-    """A classifier, in eval mode, trained on uint8 N x 1 x 32 x 32 digits with labels 0..9 (whole
-    numbers).
+    """A trained classifier in eval mode.
 
-    AdamW, one cycle of the learning rate up to `lr`, each batch moved by up to two pixels, `dtype`
-    under autocast; the same seed, CPU and thread count give the same weights. DatasetError: images
-    or labels, DivergedError.
+    `images`: uint8 N x 1 x 32 x 32, `labels`: N integers in 0..9. AdamW with one cycle of the
+    learning rate up to `lr`; each batch is moved by up to two pixels; `dtype` below float32
+    computes under autocast. The same seed, CPU and number of threads give the same weights.
+    DatasetError: wrong images or labels. DivergedError: the last loss is not finite.
     """
-    y, shape = torch.as_tensor(labels), tuple(images.shape)
+    y = torch.as_tensor([] if labels is None else labels)
+    shape = tuple(images.shape)
     if (
         images.dtype != torch.uint8
         or shape[1:] != (1, 32, 32)
@@ -78,17 +85,19 @@ def train_digit_classifier(
     ):
         got = f"images {images.dtype} {shape}, labels {tuple(y.shape)}"
         raise DatasetError(
-            f"{got}: expected uint8 N x 1 x 32 x 32 (pad MNIST by two pixels) and N labels, N from 2"
+            f"{got}: expected uint8 N x 1 x 32 x 32 and N labels, N from 2; pad MNIST by two pixels"
         )
     if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) > 9:
         raise DatasetError(
-            f"labels: got {y.dtype} from {y.min()} to {y.max()}, expected whole numbers in 0..9"
+            f"labels: got {y.dtype} from {y.min()} to {y.max()}, expected integers in 0..9"
         )
     if steps < 1 or batch < 2 or not lr > 0:
         raise ArgumentError(
-            f"steps={steps}, batch={batch}, lr={lr}: expected steps from 1, batch from 2, lr above 0"
+            f"steps={steps}, batch={batch}, lr={lr}: expected steps from 1, batch from 2, lr above "
+            "0"
         )
-    device, generator = torch.device(device), torch.Generator().manual_seed(seed)
+    device = torch.device(device)
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = DigitClassifier().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,7 +108,7 @@ def train_digit_classifier(
         torch.randperm(len(x), generator=generator) for _ in range(-(-steps * batch // len(x)))
     ]
     for rows in torch.cat(epochs)[: steps * batch].to(device).split(batch):
-        # one move for all: a view, no gathering
+        # One move for the whole batch: a view, no gather.
         top, left = torch.randint(0, 5, (2,), generator=generator).tolist()
         with product_precision(device):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -118,20 +127,19 @@ def train_digit_classifier(
 
 def cached_digit_classifier(
     images: Tensor,
-    labels: Any,
+    labels: Labels,
     *,
     folder: Path | None = None,
     device: Device = "cpu",
     seed: int = 0,
     **recipe: Any,
 ) -> DigitClassifier:
-    """`train_digit_classifier`, kept in `folder` (the cache): the same data and recipe are trained
-    once.
+    """The classifier of `train_digit_classifier`, stored in `folder` (default: the cache).
 
-    A file that is damaged or of other data is trained anew. Raises as `train_digit_classifier`, and
-    StoreError.
+    `recipe`: its other options. Each data and recipe is trained once. A damaged file is replaced.
+    Errors: those of `train_digit_classifier`, StoreError.
     """
-    with torch.device("meta"):  # draws no random number
+    with torch.device("meta"):  # draws no random numbers
         module = DigitClassifier()
     settings = {
         **(train_digit_classifier.__kwdefaults__ or {}),
@@ -141,10 +149,10 @@ def cached_digit_classifier(
     }
     text = {"recipe": repr(sorted(settings.items())), "network": repr(module)}
     key = files.tensors_digest({"images": images, "labels": torch.as_tensor(labels)}, text)
-    path = (
-        files.cache_dir() if folder is None else Path(folder)
-    ) / f"digit-classifier-{key[:16]}.safetensors"
-    with contextlib.suppress(StoreError, RuntimeError):  # none, damaged, or of another network
+    folder = files.cache_dir() if folder is None else Path(folder)
+    path = folder / f"digit-classifier-{key[:16]}.safetensors"
+    # The file does not exist, is damaged or belongs to another network.
+    with contextlib.suppress(StoreError, RuntimeError):
         state, metadata = files.load_tensors(path)
         if metadata.get("key") == key:
             module.load_state_dict(state, assign=True)
@@ -155,11 +163,10 @@ def cached_digit_classifier(
 
 
 def features_of(module: DigitClassifier, images: Tensor, batch: int = 500) -> tuple[Array, Array]:
-    """(features N x 64 float32, predicted digit N int64) of N x 1 x 32 x 32, uint8 or floating
-    point in -1..1.
+    """(features N x 64 float32, predicted digits N int64) of images.
 
-    In eval mode, on the module's device; the module's mode is left as it was. ArgumentError: shape,
-    no image.
+    `images`: N x 1 x 32 x 32, uint8 or floating point in -1..1. Computed in eval mode on the
+    module's device; the module's mode does not change. ArgumentError: another shape, no image.
     """
 
     def both(x: Tensor) -> Tensor:

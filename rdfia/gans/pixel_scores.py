@@ -1,8 +1,7 @@
-"""TME 9 and 10: is there noise or blur in generated images, or are they out of place? Statistics of
-their pixels.
+"""TME 9 and 10: statistics of pixels, which detect noise, blur and displacement.
 
-A digit classifier's features hardly see salt, slight blur or a move, since it was trained to read
-on in spite of them.
+The features of a digit classifier hardly change with salt noise, slight blur or displacement,
+because it learned to read digits in spite of them.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from torch import Tensor
 from rdfia.errors import ArgumentError
 from rdfia.gans.scores import Array, Estimate, frechet_distance
 
-# of an image: columns of `pixel_statistics`
+# The columns of `pixel_statistics`.
 STATISTICS = ("noise", "slope", "brightness", "row", "column")
-# makes the mean absolute answer of Immerkaer's mask the noise's deviation
+# Converts the mean absolute response of Immerkaer's mask into the standard deviation of the noise.
 _NOISE = math.sqrt(math.pi / 2) / 6
 
 
 def pixel_statistics(images: Tensor, batch: int = 500) -> Array:
-    """STATISTICS of uint8 images, N x C x S x S with S from 3: N x 5 float64, on any device.
+    """STATISTICS of uint8 images (N x C x S x S, S from 3, any device): N x 5 float64.
 
-    `noise`: standard deviation of white noise as Immerkaer (1996) estimates it, from second
-    differences along rows and columns, in 0..1; edges count a little, ramps do not. `slope`: mean
-    absolute difference of neighbouring pixels. `brightness`: mean. These three are means over the
-    channels. `row`, `column`: the centre of mass of the brightness in pixels, the middle of the
-    image where it is black. ArgumentError: another type or shape, no image.
+    `noise`: standard deviation of white noise in 0..1, estimated from second differences along rows
+    and columns (Immerkaer 1996); edges add a little, ramps nothing. `slope`: mean absolute
+    difference of neighbouring pixels. `brightness`: mean. These three are means over the channels.
+    `row`, `column`: centre of mass of the brightness in pixels; of a black image its middle.
+    ArgumentError: another dtype or shape, no image.
     """
     if (
         images.dtype != torch.uint8
@@ -38,7 +37,8 @@ def pixel_statistics(images: Tensor, batch: int = 500) -> Array:
         or min(images.shape[2:]) < 3
     ):
         raise ArgumentError(
-            f"images: got {images.dtype} {tuple(images.shape)}, expected uint8 N x C x S x S, S from 3"
+            f"images: got {images.dtype} {tuple(images.shape)}, expected uint8 N x C x S x S, "
+            "N from 1, S from 3"
         )
     return np.concatenate(
         [_statistics(part.double() / 255).cpu().numpy() for part in images.split(batch)]
@@ -49,8 +49,9 @@ def _statistics(x: Tensor) -> Tensor:
     second = x.diff(n=2, dim=2).diff(n=2, dim=3).abs().mean((1, 2, 3))
     slopes = [x.diff(dim=dim).abs().mean((1, 2, 3)) for dim in (2, 3)]
     grey = x.mean(1)  # N x S x S
-    total, centres = grey.sum((1, 2)).clamp(min=1e-12), []
-    for mass in (grey.sum(2), grey.sum(1)):  # of each row, of each column
+    total = grey.sum((1, 2)).clamp(min=1e-12)
+    centres = []
+    for mass in (grey.sum(2), grey.sum(1)):  # by row, by column
         middle = (mass.shape[1] - 1) / 2
         away = torch.arange(mass.shape[1], device=x.device) - middle
         centres.append(middle + (mass * away).sum(1) / total)
@@ -60,16 +61,15 @@ def _statistics(x: Tensor) -> Tensor:
 
 
 def pixel_distance(real: Array, fake: Array) -> Estimate:
-    """Frechet distance of two sets of `pixel_statistics`, in squared standard deviations of the
-    real ones; unbiased.
+    """Frechet distance of two sets of `pixel_statistics`, unbiased, with its standard error.
 
-    About 0 for other real images (below 0 about as often as above), 1 where one statistic is off by
-    as much as real images differ in it, and without end. It sees white and salt noise, blur,
-    another brightness or background, and moves of all images; a move by d pixels counts d^2 over
-    the variance of the real centres. It sees no shape: not what is drawn, nor strokes at the wrong
-    place, texture as fine as the real one, or one picture drawn again and again if its statistics
-    are usual (of that only the spread). Standard error: jackknife, as `frechet_distance`.
-    ArgumentError: as there, and a statistic in which no real images differ.
+    The unit is the squared standard deviation of the real images' statistics: about 0 for other
+    real images, 1 if one statistic differs by one standard deviation, no upper limit. It detects
+    white and salt noise, blur, another brightness or background, and displacement of all images (d
+    pixels add d^2 over the variance of the real centres). It does not detect shapes: what is drawn,
+    misplaced strokes, fine texture, or one image repeated, if its statistics are usual. Standard
+    error: jackknife, see `frechet_distance`. ArgumentError: see there, and a statistic that is the
+    same for all real images.
     """
     spread = np.asarray(real).std(axis=0, ddof=1)
     if not (spread > 0).all():
@@ -81,10 +81,10 @@ def pixel_distance(real: Array, fake: Array) -> Estimate:
 
 
 def noise_ratio(real: Array, fake: Array) -> float:
-    """Mean `noise` of generated images over that of real ones: above 1 they are noisier or sharper,
-    below 1 smoother.
+    """Mean `noise` of generated images over that of real images, from two `pixel_statistics`.
 
-    Takes two sets of `pixel_statistics`. ArgumentError: real images without any.
+    Above 1 generated images are noisier or sharper, below 1 smoother. ArgumentError: the real
+    images have no noise and no edges.
     """
     level = float(np.asarray(real)[:, 0].mean())
     if not level > 0:

@@ -1,4 +1,4 @@
-"""TME 9 and 10: many runs of GANs, each resumable, their raw values kept."""
+"""TME 9 and 10: training runs of a study, each resumable, with their stored scores."""
 
 from __future__ import annotations
 
@@ -20,84 +20,86 @@ from torch import Tensor
 from rdfia.data import files
 from rdfia.device.precision import float32_product_type
 from rdfia.errors import DivergedError, StoreError
-from rdfia.gans.architecture import Generator, build, sample, to_uint8
+from rdfia.gans.architecture import Generator, Labels, build
 from rdfia.gans.config import GanConfig
 from rdfia.gans.health import health
-from rdfia.gans.training import Trainer, fixed_noise, train
+from rdfia.gans.sampling import fixed_noise, sample, to_uint8
+from rdfia.gans.training import Trainer
+from rdfia.gans.training_loop import train
 
+Json = dict[str, Any]
 Score = Callable[[Generator], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a study; G is kept and scored after the steps in `snapshots`, its grid
-    kept at `grids`.
-
-    A kept grid has the first `shown` images of the fixed noise, in rows of ten.
-    """
+    """A training run of a study: its config, and the steps after which G is scored."""
 
     name: str
     config: GanConfig
-    snapshots: tuple[int, ...]
-    grids: tuple[int, ...] = ()
-    shown: int = 100
+    snapshots: tuple[int, ...]  # steps after which G is stored and scored
+    grids: tuple[int, ...] = ()  # snapshots whose grid is stored
+    shown: int = 100  # images of a stored grid: the first of the fixed noise, in rows of ten
 
 
 def runs_over_seeds(
-    name: str, config: GanConfig, numbers: Iterable[int], snapshots: Iterable[int]
+    name: str, config: GanConfig, seeds: Iterable[int], snapshots: Iterable[int]
 ) -> list[Run]:
-    """The same setting with several seeds; the last grid of the first of them is kept: ten of each
-    label, or 40.
+    """A run of the same setting for each seed, named <name>-<seed>.
+
+    The last grid of the first run is stored: 100 images with labels, 40 without, because a colour
+    image has ten times the bytes of a digit.
     """
-    shown = 100 if config.architecture.classes else 40  # colour takes ten times a digit's bytes
-    runs = [
-        Run(f"{name}-{n}", replace(config, seed=n), tuple(snapshots), shown=shown) for n in numbers
-    ]
-    return [replace(run, grids=(config.steps,) if i == 0 else ()) for i, run in enumerate(runs)]
+    shown = 100 if config.architecture.classes else 40
+    steps = tuple(snapshots)
+    runs = [Run(f"{name}-{n}", replace(config, seed=n), steps, shown=shown) for n in seeds]
+    return [replace(run, grids=(config.steps,)) for run in runs[:1]] + runs[1:]
 
 
-def train_run(run: Run, images: Tensor, labels: Any, work: Path, **options: Any) -> Trainer:
-    """Train, or go on with, one run in `work`/<name>: its checkpoint, its generators, the time that
-    it took.
+def train_run(run: Run, images: Tensor, labels: Labels, work: Path, **options: Any) -> Trainer:
+    """The trainer of a finished run, which is trained in `work`/<name> or continued there.
 
-    Options are those of `training.train`. A run that diverges keeps the generators before that, and
-    raises DivergedError. StoreError: another process is at this run.
+    The folder has the checkpoint, the generators of the snapshots and the seconds of training.
+    `options`: those of `training_loop.train`. DivergedError: the generators before it remain.
+    StoreError: another process is making this run.
     """
     folder = work / run.name
     times = folder / "seconds.json"
 
-    def note() -> None:
+    def write_seconds() -> None:
         files.write_json(times, round(before + time.monotonic() - start, 1))
 
-    def keep(trainer: Trainer) -> None:
+    def store_generator(trainer: Trainer) -> None:
         state = trainer.images_from.state_dict()
         files.save_tensors(
             folder / f"generator-{trainer.done}.safetensors", state, {"data": trainer.digest}
         )
-        note()  # a kill may come before the end
+        write_seconds()  # the process may be killed before the end
 
     with _alone(folder):
         files.remove_unfinished(folder)
-        start, before = time.monotonic(), files.read_json(times) if times.exists() else 0.0
+        before = files.read_json(times) if times.exists() else 0.0
+        start = time.monotonic()
         try:
-            found = train(
+            trained = train(
                 run.config,
                 images,
                 labels,
                 folder=folder,
                 visit_at=run.snapshots,
-                visit=keep,
+                visit=store_generator,
                 **options,
             )
         finally:
-            note()
-    return found.trainer
+            write_seconds()
+    return trained.trainer
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """The run in `folder` is this process's as long as this lasts; the system's lock, so that a
-    kill leaves none.
+    """Lock the run in `folder` for this process.
+
+    The lock is the system's, so that a killed process leaves none.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def scored_run(
     run: Run,
     images: Tensor,
-    labels: Any,
+    labels: Labels,
     score: Score,
     *,
     judge: str,
@@ -126,25 +128,22 @@ def scored_run(
     evidence: Path,
     origin: Mapping[str, Any] | None = None,
     **options: Any,
-) -> dict[str, Any]:
-    """Train a run and score its generators, or read what `evidence`/<name>.json has of it from an
-    earlier call.
+) -> Json:
+    """The row of a run: read from `evidence`/<name>.json, or made by training and scoring.
 
-    The row that comes back, and is kept: `config`, `data` (digest), `device`, `judge` (a name that
-    changes with what `score` returns), `scores` (a row of `score` for each snapshot, with its
-    `step`), `health`, `diverged` (the message, or None), `seconds` of training, `origin`. Beside it
-    stay the losses (`losses_of`) and grids (`grid_of`). With another judge the generators are
-    scored again, if `work` still has them. If it has not, a row by one of `earlier` judges, whose
-    scores are some of this one's, is read as it is: the other scores were not measured
-    (`final_score`). StoreError: the evidence is of another config, device or data; a generator is
-    missing.
+    Fields of the row: `config`, `data` (a digest), `device`, `judge` (a name that changes when
+    `score` returns other values), `scores` (for each snapshot what `score` returns, with its
+    `step`), `health`, `diverged` (the error message or None), `seconds` of training, `origin`. The
+    losses (`losses_of`) and grids (`grid_of`) are stored beside it. If the row has another judge,
+    the generators in `work` are scored again. If they no longer exist, and the judge is one of
+    `earlier`, whose scores are a part of the present ones, the row is returned as it is
+    (`final_score`). StoreError: the row belongs to another config, device or data, or a generator
+    is missing.
     """
     labels = labels if run.config.architecture.classes else None
-    path, digest, device = (
-        evidence / f"{run.name}.json",
-        _digest(images, labels),
-        options.get("device", "cpu"),
-    )
+    path = evidence / f"{run.name}.json"
+    digest = _digest(images, labels)
+    device = options.get("device", "cpu")
     where = torch.device(device).type + (", TF32" if float32_product_type(device) == "TF32" else "")
     asked = {
         "config": run.config.as_json(),
@@ -162,25 +161,26 @@ def scored_run(
             return _with_health(run, known, images, evidence)
         if differ != ["judge"] or not can_score:
             raise StoreError(
-                f"{path} has a run of another {', '.join(differ)}: choose another folder, or remove it"
+                f"{path} has a run of another {', '.join(differ)}: choose another folder, or "
+                "remove it"
             )
     diverged = None
     try:
         losses = train_run(run, images, labels, work, **options).losses.cpu()
     except DivergedError as error:
         diverged, losses = str(error).replace(str(work), ""), error.losses
-    rows, last = [], None
+    rows: list[Json] = []
+    last = None
     for step in run.snapshots:
-        kept = work / run.name / f"generator-{step}.safetensors"
-        if not kept.exists() and diverged is None:
-            raise StoreError(f"{kept} is missing; remove {kept.parent} to have the run made again")
-        if kept.exists() and (generator := _generator(run, kept, digest)):
+        stored = work / run.name / f"generator-{step}.safetensors"
+        if not stored.exists() and diverged is None:
+            raise StoreError(f"{stored} is missing; remove {stored.parent} to make the run again")
+        if stored.exists() and (generator := _generator(run, stored, digest)):
             last = generator.to(device)
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
-                files.write_atomic(
-                    evidence / f"{run.name}-{step}.png", _png(_fixed(run, generator)[: run.shown])
-                )
+                png = _png(_grid_images(run, generator)[: run.shown])
+                files.write_atomic(evidence / f"{run.name}-{step}.png", png)
     files.save_tensors(
         evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()}
     )
@@ -189,76 +189,69 @@ def scored_run(
         "scores": rows,
         "diverged": diverged,
         "seconds": files.read_json(work / run.name / "seconds.json"),
-        "health": _signals(run, losses, None if last is None else _fixed(run, last), images),
+        "health": _signals(run, losses, None if last is None else _grid_images(run, last), images),
         "origin": dict(origin or {}),
     }
     files.write_json(path, row)
-    return files.read_json(path)  # as a later call will find it
+    return files.read_json(path)  # what a later call reads
 
 
-def _signals(run: Run, losses: Tensor, shown: Tensor | None, images: Tensor) -> dict[str, Any]:
-    """The run's `health`, as JSON can hold it: there is no NaN and no infinity."""
-    some, labels = images[:: max(1, len(images) // 500)], fixed_noise(run.config)[1]
-    signals = health(losses, shown, some, labels=labels)._asdict()
+def _signals(run: Run, losses: Tensor, shown: Tensor | None, images: Tensor) -> Json:
+    """The run's `health` without NaN and infinity, which JSON lacks."""
+    some = images[:: max(1, len(images) // 500)]
+    signals = health(losses, shown, some, labels=fixed_noise(run.config)[1])._asdict()
     alarms = list(signals.pop("alarms"))
-    return {name: value for name, value in signals.items() if math.isfinite(value)} | {
-        "alarms": alarms
-    }
+    finite = {name: value for name, value in signals.items() if math.isfinite(value)}
+    return {**finite, "alarms": alarms}
 
 
-def _with_health(run: Run, row: dict[str, Any], images: Tensor, evidence: Path) -> dict[str, Any]:
-    """A row of a conditional GAN from before `Health.within` with the health of its kept losses and
-    last grid.
-    """
-    whole = run.config.architecture.classes and run.shown == Run.shown  # rows of a label each
+def _with_health(run: Run, row: Json, images: Tensor, evidence: Path) -> Json:
+    """The row; if it is older than `Health.within`, with the health of its losses and last grid."""
+    whole = run.config.architecture.classes and run.shown == Run.shown  # a label in each grid row
     if whole and "within" not in row.get("health", {}):
-        with contextlib.suppress(StoreError):  # without a grid it was not measured
+        with contextlib.suppress(StoreError):  # the run has no stored grid
             shown = grid_of(run, run.snapshots[-1], evidence)
             row["health"] = _signals(run, losses_of(run, evidence), shown, images)
     return row
 
 
-def _digest(images: Tensor, labels: Any) -> str:
-    return files.tensors_digest(
-        {"x": images} | ({} if labels is None else {"y": torch.as_tensor(labels).long()})
-    )
+def _digest(images: Tensor, labels: Labels) -> str:
+    y = {} if labels is None else {"y": torch.as_tensor(labels).long()}
+    return files.tensors_digest({"x": images, **y})
 
 
 def generator_of(run: Run, work: Path, digest: str) -> Generator | None:
-    """The last generator that a run keeps in `work`; None where a weight is not finite: it makes no
-    images.
+    """The generator of a run's last snapshot in `work`, None if a weight is not finite.
 
-    `digest`: the data's, as the run's row has it. StoreError: the generator is not there, or of
+    `digest`: `data` of the run's row. StoreError: the generator does not exist, or was trained on
     other data.
     """
     path = work / run.name / f"generator-{run.snapshots[-1]}.safetensors"
     if not path.exists():
-        raise StoreError(
-            f"{path} is missing; remove the row {run.name}.json to have the run made again"
-        )
+        raise StoreError(f"{path} is missing; remove the row {run.name}.json to make the run again")
     return _generator(run, path, digest)
 
 
 def _generator(run: Run, path: Path, digest: str) -> Generator | None:
-    """The generator in a file; None for one that has diverged, which makes no images."""
+    """The generator in a file, None if a weight is not finite."""
     tensors, metadata = files.load_tensors(path)
     if metadata.get("data") != digest:
         raise StoreError(
-            f"{path} was trained on other data; remove the folder to have the run made again"
+            f"{path} was trained on other data; remove the folder to make the run again"
         )
     _, generator = build(run.config.architecture, run.config.seed)
     generator.load_state_dict(tensors)
     return generator if all(bool(t.isfinite().all()) for t in tensors.values()) else None
 
 
-def _fixed(run: Run, generator: Generator) -> Tensor:
+def _grid_images(run: Run, generator: Generator) -> Tensor:
     """The images of the run's fixed noise, uint8."""
     z, y = fixed_noise(run.config, next(generator.parameters()).device)
     return to_uint8(sample(generator, z, y, statistics="batch"))
 
 
 def _png(images: Tensor) -> bytes:
-    """Images side by side, ten a row."""
+    """A PNG file of the images, ten in a row."""
     rows = [torch.cat(list(row), dim=1) for row in images.permute(0, 2, 3, 1).split(10)]
     buffer = io.BytesIO()
     Image.fromarray(torch.cat(rows).squeeze(-1).numpy()).save(buffer, "PNG", optimize=True)
@@ -266,10 +259,12 @@ def _png(images: Tensor) -> bytes:
 
 
 def grid_of(run: Run, step: int, evidence: Path) -> Tensor:
-    """The kept grid of a run: uint8, N x C x S x S, N as `run.shown`. StoreError where there is
-    none.
+    """The stored grid of a run: uint8 N x C x S x S, N being `run.shown`.
+
+    StoreError: the grid does not exist, or its file is damaged.
     """
-    path, size = evidence / f"{run.name}-{step}.png", run.config.architecture.image_size
+    path = evidence / f"{run.name}-{step}.png"
+    size = run.config.architecture.image_size
     try:
         pixels = torch.from_numpy(np.array(Image.open(path)))
         return (
@@ -277,40 +272,43 @@ def grid_of(run: Run, step: int, evidence: Path) -> Tensor:
             .permute(0, 2, 4, 1, 3)
             .flatten(0, 1)
         )
-    except Exception as error:  # Pillow's readers let many kinds through for damaged files
+    except Exception as error:  # Pillow's readers raise many types for damaged files
         raise StoreError(
-            f"{path}: no grid ({error}); remove {run.name}.json beside it to have one made"
+            f"{path}: cannot read the grid ({error}); remove {run.name}.json beside it to make it "
+            "again"
         ) from error
 
 
 def losses_of(run: Run, evidence: Path) -> Tensor:
-    """Steps x 4 (`training.COLUMNS`), float32, kept in half precision. StoreError where there are
-    none.
+    """The losses of a run: steps x 4 (`training.COLUMNS`), float32, stored in half precision.
+
+    StoreError: they do not exist, or their file is damaged.
     """
     path = evidence / f"{run.name}.safetensors"
     try:
         return files.load_tensors(path)[0]["losses"].float()
     except (KeyError, StoreError) as error:
         raise StoreError(
-            f"{path}: no losses; remove {run.name}.json beside it to have them made again"
+            f"{path}: cannot read the losses; remove {run.name}.json beside it to make them again"
         ) from error
 
 
 def final_score(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: float) -> float:
-    """The median of a score over the snapshots at `steps`; `worst` for a run that diverged before
-    the last of them.
+    """The median of a score over the snapshots at `steps`.
 
-    NaN for a score that was not measured: the row is by a judge who did not know it yet.
+    `worst` for a run that diverged before the last of them. NaN if the row lacks the score, because
+    an earlier judge wrote it.
     """
     values = {score["step"]: score.get(name, math.nan) for score in row["scores"]}
-    return (
-        float(np.median([values[step] for step in steps])) if values.keys() >= set(steps) else worst
-    )
+    if not values.keys() >= set(steps):
+        return worst
+    return float(np.median([values[step] for step in steps]))
 
 
 def loss_variation(losses: Tensor, last: int = 500) -> dict[str, float]:
-    """Standard deviation over mean of Loss_D and Loss_G in the `last` steps (of steps x 4): is
-    training stable?
+    """Standard deviation over mean of Loss_D and of Loss_G in the `last` steps.
+
+    `losses`: steps x 4 (`training.COLUMNS`). Small where training is stable.
     """
     tail = losses[-last:, :2].double()
     return dict(zip(("Loss_D", "Loss_G"), (tail.std(0) / tail.mean(0)).tolist(), strict=True))

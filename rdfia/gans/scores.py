@@ -1,8 +1,7 @@
-"""TME 9 and 10: how good are the images of a generator? Features to judge by, and scores on arrays
-of them.
+"""TME 9 and 10: scores of generated images: features of images, and scores of arrays of features.
 
-Real images that were not trained on say what a perfect generator would score: put them in the place
-of the generated ones, in the same number. Everything here leaves the global random state as it was.
+To get the scores of a perfect generator, give the same number of held-out real images instead of
+the generated ones. Nothing here changes the global random state.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from rdfia.errors import ArgumentError
 
 Array = np.ndarray
 Device = str | torch.device
-CHUNK_BYTES = 64 * 2**20  # of one tile of distances: a few of them are alive at a time
+CHUNK_BYTES = 64 * 2**20  # of a tile of distances; a few tiles exist at a time
 
 
 class Estimate(NamedTuple):
-    """A score and its standard error over draws of the images."""
+    """A score and its standard error over samples of images."""
 
     value: float
     standard_error: float
@@ -39,15 +38,14 @@ def image_features(
     batch: int = 250,
     dtype: torch.dtype = torch.float32,
 ) -> Array:
-    """Mean over the positions of the maps (N x d x ...) that `module` makes of uint8 N x 3 x S x S:
-    N x d float32.
+    """Features of images: `module`'s maps averaged over positions, N x d float32.
 
-    Images are resized to `size` (bilinear, antialiased) and given to `normalise` as floats in 0..1;
-    `dtype` below float32 computes under autocast, on the module's device. Eval mode; the module's
-    mode is left as it was.
+    `images`: uint8 N x 3 x S x S, resized to `size` (bilinear, antialiased) and given to
+    `normalise` as floats in 0..1. Computed in eval mode on the module's device, whose mode does not
+    change; `dtype` below float32 computes under autocast. ArgumentError: another dtype or shape.
     """
-    # 96: at 64 pixels half the classes of CIFAR-10 were 3.5 standard errors from all of them, at 96
-    # they are 5.4
+    # The default is 96 because half of CIFAR-10's classes then differ from all of them by 5.4
+    # standard errors; with 64 it is 3.5.
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or size < 1:
         got = f"{images.dtype} {tuple(images.shape)}, size {size}"
         raise ArgumentError(f"images: got {got}, expected uint8 N x 3 x S x S and a size from 1")
@@ -65,14 +63,16 @@ def image_features(
 def in_batches(
     module: nn.Module, function: Callable[[Tensor], Tensor], images: Tensor, batch: int
 ) -> Array:
+    """Results of `function` for the images, a batch at a time, with `module` in eval mode.
+
+    ArgumentError: no image, or a batch below 1.
+    """
     if not len(images) or batch < 1:
         raise ArgumentError(
-            f"{len(images)} images, batch={batch}: expected one image or more, batch from 1"
+            f"images: got {len(images)}, batch={batch}: expected images and batch from 1"
         )
-    device, was_training = (
-        next((p.device for p in module.parameters()), images.device),
-        module.training,
-    )
+    device = next((p.device for p in module.parameters()), images.device)
+    was_training = module.training
     module.eval()
     try:
         with product_precision(device):
@@ -84,7 +84,6 @@ def in_batches(
 
 
 # --- arrays
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _array(values: Any) -> Array:
@@ -92,24 +91,24 @@ def _array(values: Any) -> Array:
 
 
 def _rows(name: str, values: Any, width: int = 0) -> Array:
-    """Values as a matrix, one row an image. ArgumentError: less than two rows, NaN or infinity,
-    another width.
+    """Values as a matrix with a row for each image.
+
+    ArgumentError: fewer than two rows, NaN or infinity, a width other than `width`.
     """
     array = _array(values)
     if array.ndim < 2 or len(array) < 2 or not array.size or array.dtype.kind not in "fiu":
         raise ArgumentError(
-            f"{name}: got {array.dtype} {array.shape}, expected numbers, n x d, two rows or more"
+            f"{name}: got {array.dtype} {array.shape}, expected numbers, n x d, n from 2"
         )
     array = array.reshape(len(array), -1).astype(np.float64)
     if width and array.shape[1] != width:
         raise ArgumentError(
-            f"{name}: {array.shape[1]} columns, the first set has {width}; take both from one network"
+            f"{name}: got {array.shape[1]} columns, the first set has {width}; take both from one "
+            "network"
         )
     if not (finite := np.isfinite(array).all(axis=1)).all():
         where = f"{(~finite).sum()} rows, the first is {(~finite).argmax()}"
-        raise ArgumentError(
-            f"{name}: NaN or infinity in {where}; look at their images, or leave them out"
-        )
+        raise ArgumentError(f"{name}: NaN or infinity in {where}; check their images, or omit them")
     return array
 
 
@@ -129,14 +128,15 @@ def _classes(name: str, values: Any, classes: int) -> Array:
     ):
         got = f"{array.dtype} {array.shape} {np.unique(array)[:12]}"
         raise ArgumentError(
-            f"{name}: got {got}, expected whole numbers in 0..{classes - 1}, one or more"
+            f"{name}: got {got}, expected integers in 0..{classes - 1}, one or more"
         )
     return array
 
 
 def _shuffled(n: int) -> Array:
-    """One fixed order of n rows: what a generator was asked for often comes sorted, or repeats
-    every ten rows.
+    """A fixed random order of n rows.
+
+    The labels of generated images are often sorted or periodic.
     """
     return np.random.default_rng(0).permutation(n)
 
@@ -145,13 +145,13 @@ def _mean(values: Array) -> Estimate:
     return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 
-# --- distances of two distributions
-# ---------------------------------------------------------------------------------
+# --- distances between two distributions
 
 
 def _moments(rows: Array, groups: int) -> list[tuple[Array, Array]]:
-    """(mean, covariance) of all rows, and then without each of the groups: from sums, so at the
-    price of one.
+    """(mean, covariance) of all rows, then of the rows without each group in turn.
+
+    They are computed from sums of the groups, so they cost as much as one covariance.
     """
     parts = [rows[index] for index in np.array_split(_shuffled(len(rows)), groups)]
     sums = [(len(part), part.sum(axis=0), part.T @ part) for part in parts]
@@ -163,26 +163,29 @@ def _moments(rows: Array, groups: int) -> list[tuple[Array, Array]]:
 def frechet_distance(
     real: Any, fake: Any, *, groups: int = 10, corrected: bool = False
 ) -> Estimate:
-    """Frechet distance of the normal distributions fitted to features, n x d and m x d (FID; Heusel
-    et al. 2017).
+    """Frechet distance (FID; Heusel et al. 2017) of features, n x d and m x d.
 
-    |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)), float64, from 0. It is too large by about a constant over n, so
-    that values compare only at equal n and m; `corrected` takes the bias of order 1/n away, by the
-    same delete-a-group jackknife over both sets that gives the standard error, and may then be
-    below 0. ArgumentError: n or m up to d (the covariance would be singular), other widths, NaN.
+    |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)) of the fitted normal distributions, float64,
+    at least 0. Its bias is about a constant over n, so values compare only at equal n and m. With
+    `corrected` a delete-a-group jackknife over both sets removes the bias of order 1/n; the value
+    may then be below 0. The same jackknife gives the standard error. ArgumentError: n or m up to d
+    (a singular covariance), different widths, NaN.
     """
     real, fake = _pair(real, fake)
     if not 2 <= groups < min(len(real), len(fake)) > real.shape[1]:
-        got = f"real has {len(real)} rows, fake {len(fake)}, for {real.shape[1]} columns and {groups} groups"
         raise ArgumentError(
-            f"{got}: expected more rows than either, 2 groups or more; draw more, or narrower features"
+            f"real has {len(real)} rows, fake {len(fake)}, for {real.shape[1]} columns and "
+            f"{groups} groups: expected more rows than columns and than groups, groups from 2; "
+            "draw more "
+            "images, or take fewer features"
         )
-    centre = real.mean(axis=0)  # the sums of squares stay small
+    centre = real.mean(axis=0)  # keeps the sums of squares small
     sets = [_moments(rows - centre, groups) for rows in (real, fake)]
 
     def distances(one: list[tuple[Array, Array]], others: list[tuple[Array, Array]]) -> Array:
-        """From the whole of one set; tr (A B)^(1/2) from the eigenvalues of A^(1/2) B A^(1/2),
-        which is symmetric.
+        """Distances of the first of `one` to each of `others`.
+
+        tr (A B)^(1/2) comes from the eigenvalues of A^(1/2) B A^(1/2), which is symmetric.
         """
         mean, covariance = one[0]
         values, vectors = np.linalg.eigh(covariance)
@@ -205,18 +208,17 @@ def frechet_distance(
 
 
 def kernel_distance(real: Any, fake: Any, *, block: int = 500) -> Estimate:
-    """Squared maximum mean discrepancy under the kernel (x.y / d + 1)^3 (KID; Binkowski et al.
-    2018), unbiased.
+    """Squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (KID), unbiased.
 
-    The mean over disjoint blocks of `block` rows of each set, in a fixed order; what is left over
-    is unused. Around 0 for equal distributions, so below 0 about as often as above. ArgumentError:
-    less than two blocks, NaN, other widths.
+    The mean over disjoint blocks of `block` rows of each set, in a fixed random order; remaining
+    rows are not used. About 0 for equal distributions, and often below 0. Source: Binkowski et al.
+    2018. ArgumentError: fewer than two blocks, NaN, different widths.
     """
     real, fake = (both[_shuffled(len(both))] for both in _pair(real, fake))
     rows = min(len(real), len(fake))
     if not 2 <= block <= rows // 2:
         raise ArgumentError(
-            f"block={block}: expected 2 to {rows // 2}, two blocks of {rows} rows; draw more images"
+            f"block={block}: expected 2 to {rows // 2} for two blocks of {rows} rows; draw more"
         )
     starts = range(0, rows - block + 1, block)
     return _mean(np.array([_mmd(real[i : i + block], fake[i : i + block]) for i in starts]))
@@ -230,20 +232,18 @@ def _mmd(x: Array, y: Array) -> float:
 
 
 # --- classes
-# --------------------------------------------------------------------------------------------------------
 
 
 def mode_coverage(predicted: Any, classes: int, *, share: float = 0.1) -> int:
-    """How many classes got at least `share` of their fair share (n / classes) of the images; n
-    int64 predictions.
-    """
+    """Number of classes with at least `share` times n / classes of the n predictions (int64)."""
     counts = np.bincount(_classes("predicted", predicted, classes), minlength=classes)
     return int((counts >= share * counts.sum() / classes).sum())
 
 
 def entropy(predicted: Any, classes: int) -> Estimate:
-    """Entropy of the histogram of predicted classes in nats, 0 (one class) to log(classes) (all
-    alike).
+    """Entropy of the histogram of the predicted classes in nats.
+
+    0 if all predictions are one class, log(classes) if all classes are equally frequent.
     """
     counts = np.bincount(_classes("predicted", predicted, classes), minlength=classes)
     p = counts[counts > 0] / counts.sum()
@@ -254,30 +254,29 @@ def entropy(predicted: Any, classes: int) -> Estimate:
 
 
 def conditional_accuracy(predicted: Any, asked: Any, classes: int) -> tuple[Estimate, Array]:
-    """Share of n images that are of the class asked for, over all (binomial error) and of each
-    class (NaN: none asked).
+    """(share of images of the class asked for, the same share for each class).
 
-    ArgumentError: `predicted` and `asked` are not n whole numbers in 0..classes - 1.
+    `predicted` and `asked`: n int64 each. The standard error is binomial. NaN for a class that was
+    not asked for. ArgumentError: they are not n integers in 0..classes - 1.
     """
-    predicted, asked = _classes("predicted", predicted, classes), _classes("asked", asked, classes)
+    predicted = _classes("predicted", predicted, classes)
+    asked = _classes("asked", asked, classes)
     if len(predicted) != len(asked):
         raise ArgumentError(
-            f"asked: {len(asked)} classes, expected one for each of {len(predicted)} images"
+            f"asked: got {len(asked)} classes, expected one for each of {len(predicted)} images"
         )
-    hits, counts = (
-        np.bincount(rows, minlength=classes) for rows in (asked[predicted == asked], asked)
-    )
+    hits = np.bincount(asked[predicted == asked], minlength=classes)
+    counts = np.bincount(asked, minlength=classes)
     share = float(hits.sum() / len(asked))
     each = np.where(counts > 0, hits / np.maximum(counts, 1), np.nan)
     return Estimate(share, float(np.sqrt(share * (1 - share) / len(asked)))), each
 
 
 # --- neighbours
-# -----------------------------------------------------------------------------------------------------
 
 
 def _distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
-    """Squared distances of a few rows of `a` at a time to all of `b`."""
+    """Squared distances of a few rows of `a` at a time to all rows of `b`."""
     first, squares = (np.einsum("ij,ij->i", rows, rows) for rows in (a, b))
     step = max(1, CHUNK_BYTES // (b.itemsize * len(b)))
     for start in range(0, len(a), step):
@@ -290,76 +289,75 @@ def _distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def _balls(centres: Array, rows: Array, k: int) -> tuple[Array, Array]:
-    """In how many balls each row lies, and which balls hold a row; a ball ends at the k-th
-    neighbour of its centre.
+    """(number of balls that contain each row, whether each ball contains a row).
+
+    The radius of a ball is the distance of its centre to the centre's k-th neighbour.
     """
     if not 1 <= k < len(centres):
         raise ArgumentError(
             f"k={k}: expected 1 to {len(centres) - 1} for {len(centres)} rows; draw more images"
         )
-    middle = centres.mean(axis=0)  # small norms, little rounding
+    middle = centres.mean(axis=0)  # small norms have small rounding errors
     centres, rows = centres - middle, rows - middle
-    radii, inside, holds = (
-        np.empty(len(centres)),
-        np.empty(len(rows)),
-        np.zeros(len(centres), dtype=bool),
-    )
+    radii = np.empty(len(centres))
+    inside = np.empty(len(rows))
+    occupied = np.zeros(len(centres), dtype=bool)
     for part, tile in _distances(centres, centres):
-        # not its own neighbour, even where rounding leaves more than 0
+        # A row is not its own neighbour, although rounding may leave a distance above 0.
         np.fill_diagonal(tile[:, part], np.inf)
         radii[part] = np.partition(tile, k - 1, axis=1)[:, k - 1]
-    radii += 1e-12 * (centres**2).sum(axis=1).max()  # a ball holds its end, whatever the rounding
+    radii += 1e-12 * (centres**2).sum(axis=1).max()  # includes the k-th neighbour
     for part, tile in _distances(rows, centres):
         within = tile <= radii
         inside[part] = within.sum(axis=1)
-        holds |= within.any(axis=0)
-    return inside, holds
+        occupied |= within.any(axis=0)
+    return inside, occupied
 
 
 def density_coverage(real: Any, fake: Any, *, k: int = 5) -> tuple[Estimate, Estimate]:
-    """In how many real neighbourhoods a generated row lies, over k; share of them with one in it
-    (Naeem et al. 2020).
+    """(density, coverage) of generated rows in the neighbourhoods of real rows (Naeem et al. 2020).
 
-    A neighbourhood is the ball around a real row up to its k-th real neighbour. For equal
-    distributions density is 1 on average, and coverage 1 - 2^-k where both sets are as large.
-    Standard errors are over draws of the generated rows (density) and of the real ones (coverage).
-    ArgumentError: too few rows for k, NaN, other widths.
+    A neighbourhood is the ball around a real row up to its k-th real neighbour. Density: number of
+    neighbourhoods that contain a generated row, over k. Coverage: share of the neighbourhoods that
+    contain a generated row. For equal distributions density is 1 on average, and coverage 1 - 2^-k
+    if both sets have the same size. Standard errors are over samples of generated rows (density)
+    and of real rows (coverage). ArgumentError: too few rows for k, NaN, different widths.
     """
     inside, covered = _balls(*_pair(real, fake), k)
     return _mean(inside / k), _mean(covered)
 
 
 def precision_recall(real: Any, fake: Any, *, k: int = 3) -> tuple[Estimate, Estimate]:
-    """Share of generated rows in a real neighbourhood, of real rows in a generated one
-    (Kynkaanniemi et al. 2019).
+    """(precision, recall) of generated rows (Kynkaanniemi et al. 2019).
 
-    A neighbourhood is the ball around a row up to its k-th neighbour in its own set. Standard
-    errors over draws of the generated rows (precision) and of the real ones (recall).
-    ArgumentError: too few rows for k, NaN, other widths.
+    Precision: share of generated rows in a real neighbourhood. Recall: share of real rows in a
+    generated neighbourhood. A neighbourhood is the ball around a row up to its k-th neighbour in
+    its own set. Standard errors are over samples of generated rows (precision) and of real rows
+    (recall). ArgumentError: too few rows for k, NaN, different widths.
     """
     first, second = _pair(real, fake)
     return _mean(_balls(first, second, k)[0] > 0), _mean(_balls(second, first, k)[0] > 0)
 
 
 class Neighbours(NamedTuple):
-    """See `nearest_neighbour`; distances are Euclidean, float64."""
+    """The result of `nearest_neighbour`; distances are Euclidean, float64."""
 
-    nearest: Array  # row of `train` for each generated row, int64
-    distances: Array
+    nearest: Array  # row number in `train` for each generated row, int64
+    distances: Array  # of the generated rows
     held_out: Array  # distances of the held-out rows
-    ratio: float  # of the medians, generated over held out: 1 as new as real images, near 0 copies
-    # share of pairs in which the generated row is closer: 0.5 as new, near 1 copies
+    # Median distance of generated over held-out rows: 1 for new images, near 0 for copies.
+    ratio: float
+    # Share of pairs in which the generated row is closer: 0.5 for new images, near 1 for copies.
     closer: Estimate
-    p_value: float  # that `closer` is this large by chance, one-sided (Mann-Whitney)
+    p_value: float  # probability of such a `closer` by chance, one-sided (Mann-Whitney)
 
 
 def nearest_neighbour(fake: Any, train: Any, held_out: Any) -> Neighbours:
-    """Does a generator repeat what it was trained on? (Meehan et al. 2020) Rows are pixels or
-    features.
+    """How close generated rows are to training rows, compared with held-out real rows.
 
-    Distance of each generated row to its nearest training row, beside that of real rows that were
-    not trained on. A generator of blurred or few kinds of images is closer too: look at the pairs.
-    ArgumentError: NaN, other widths.
+    Rows are pixels or features. Generated rows that are closer than held-out rows may be copies
+    (Meehan et al. 2020). Blurred images, or images of few kinds, are closer too: look at the pairs.
+    ArgumentError: NaN, different widths, held-out rows that are in `train`.
     """
     from scipy.stats import mannwhitneyu
 
@@ -371,27 +369,24 @@ def nearest_neighbour(fake: Any, train: Any, held_out: Any) -> Neighbours:
     (nearest, near), (_, usual) = (_nearest(rows, known) for rows in sets)
     if not np.median(usual) > 0:
         raise ArgumentError(
-            "held_out: most rows are in train too; give real images that were not trained on"
+            "held_out: most rows are in train too; give real images that are not training images"
         )
     by_fake, by_held = _placements(near, usual), 1 - _placements(usual, near)
     error = np.sqrt(sum(shares.var(ddof=1) / len(shares) for shares in (by_fake, by_held)))
-    closer, p = (
-        Estimate(float(by_fake.mean()), float(error)),
-        mannwhitneyu(near, usual, alternative="less").pvalue,
-    )
-    return Neighbours(
-        nearest, near, usual, float(np.median(near) / np.median(usual)), closer, float(p)
-    )
+    closer = Estimate(float(by_fake.mean()), float(error))
+    p_value = float(mannwhitneyu(near, usual, alternative="less").pvalue)
+    ratio = float(np.median(near) / np.median(usual))
+    return Neighbours(nearest, near, usual, ratio, closer, p_value)
 
 
 def _nearest(rows: Array, known: Array) -> tuple[Array, Array]:
     index = np.concatenate([tile.argmin(axis=1) for _, tile in _distances(rows, known)])
-    # a copy is at 0: tiles hold roundings
+    # Exact distances, 0 for a copy: tiles have rounding errors.
     return index, np.linalg.norm(rows - known[index], axis=1)
 
 
 def _placements(values: Array, others: Array) -> Array:
-    """For each value the share of `others` that is larger, ties for a half."""
+    """For each value the share of `others` that are larger; ties count half."""
     ordered = np.sort(others)
     left, right = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return 1 - (left + right) / 2 / len(others)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rdfia.data import assets, datasets
+from rdfia.experiments import gan_data, gradients, transfer
 from rdfia.experiments import gans as gan_experiments
-from rdfia.experiments import gradients, transfer
+from rdfia.report.environment import environment
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -91,20 +95,24 @@ def gans(
     """
 
     def get(title: str, short: bool = False) -> gan_experiments.GanBench | None:
-        setup = gan_experiments.SETUPS[title]
+        setup = gan_data.SETUPS[title]
         found = claim.need(setup.asset)
         if setup.channels == 3:
             claim.need("squeezenet1_1")
         better = [
-            gan_experiments.SETUPS[name].asset
-            for name in gan_experiments.INSTEAD_OF.get((claim.lab, title), ())
+            gan_data.SETUPS[name].asset for name in gan_data.INSTEAD_OF.get((claim.lab, title), ())
         ]
         if short and any(assets.find(name) for name in better) and claim.recorded():
             return None
         if title not in _galleries:
-            output = claim.run.output
             _galleries[title] = gan_experiments.GanBench(
-                title, found.path, claim.device, claim.profile, progress, output
+                title,
+                found.path,
+                claim.device,
+                claim.profile,
+                progress,
+                claim.run.output,
+                partial(environment, ROOT, claim.device, claim.profile),
             )
         claim.case = _galleries[title].case(claim.case)
         return _galleries[title]

@@ -1,10 +1,10 @@
-"""TME 10: cDCGAN and cGAN on MNIST, judged by a classifier that reads their digits (report 4).
+"""TME 10: cDCGAN and cGAN on MNIST, scored by a classifier that reads their digits (report 4).
 
-The long runs (7,812 and 11,718 steps, five seeds each) belong to the full profile. A short one (5
-seeds, batches of 32, 80 steps; cGAN 500) runs in every profile and has pins of its own, with batch
-and steps chosen after trials: only what later steps make surer. What D without y does is not among
-them: on digits the label says nothing after 200 steps, 0.9 nats after 300. Runs stand in
-rdfia/experiments/gans.py, bounds in claims.json.
+The long runs (7,812 and 11,718 steps, five seeds each) belong to the full profile. Short runs (5
+seeds, batches of 32, 80 steps; cGAN 500) run in every profile and have their own pins. Their batch
+and steps were chosen after trials, and they check only what later steps confirm. They do not check
+D without y: on digits the label has no information after 200 steps and 0.9 nats after 300. The runs
+are listed in rdfia/experiments/gan_studies.py, the bounds in claims.json.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from rdfia.claims import intervals
 from rdfia.claims.intervals import Estimate, exact_value
 from rdfia.data import files
-from rdfia.experiments import gans as gan_experiments
-from rdfia.experiments.gans import COVERED, GanBench, image_level, milestones, named
+from rdfia.experiments import gan_studies
+from rdfia.experiments.gan_measures import image_level, milestones
+from rdfia.experiments.gan_studies import runs_of
+from rdfia.experiments.gans import LEAST_COVERAGE, GanBench
 from rdfia.gans.architecture import Discriminator, GanArchitecture, build, parameter_counts
 from rdfia.gans.config import LABS
 from rdfia.gans.health import diversity_within_labels
@@ -33,18 +35,18 @@ from tests.accuracy.test_tme9 import (
     LAST,
     LOSSES,
     Gans,
-    averaged,
     by_step,
+    caption_scores,
     mean,
+    mean_rows,
     origins,
     over_seeds,
     ratio_of,
-    said,
 )
 
 VERY_GOOD_FROM = 5_625  # the report's step
 EARLY_STEP = 50  # "noise at first"
-# images of a label that differ by less, in 0..1, are one picture (real digits of a class: 0.3)
+# Images of a label that differ by less (in 0..1) are one picture; real digits differ by 0.3.
 ONE_PICTURE = 0.05
 
 claim_of = pytest.mark.claim
@@ -64,14 +66,14 @@ def cases(claim_id: str, *whats: str, titles: Sequence[str] = ("MNIST",), prefix
 
 
 # --- the objective, the counts, the reader
-# --------------------------------------------------------------------------
 
 
 @pytest.mark.gate
 @claim_of("tme10.q6.objective")
-def test_the_conditional_objective(claim: Any) -> None:
-    """The slopes of both losses with respect to weights, through a D that sees y, in float64
-    against the chain rule.
+def test_conditional_objective_slopes(claim: Any) -> None:
+    """Gradients of both losses with respect to the weights of networks that get y.
+
+    In float64, against the chain rule.
     """
     a = GanArchitecture("cdcgan", channels=1, classes=10, nz=8, ngf=4, ndf=4)
     d, g = build(a, 0)
@@ -83,12 +85,10 @@ def test_the_conditional_objective(claim: Any) -> None:
         g(z, y).detach(),
     )
 
-    def apart(
+    def largest_difference(
         loss: torch.Tensor, parts: list[tuple[torch.Tensor, torch.Tensor]], net: Any
     ) -> float:
-        """Between autograd through the loss, and the slopes by the logit, put in by hand, through
-        the network.
-        """
+        """Largest difference between autograd and hand-computed slopes of the logits."""
         weights = list(net.parameters())
         whole = torch.autograd.grad(loss, weights, retain_graph=True)
         by_hand = torch.autograd.grad([p for p, _ in parts], weights, [slope for _, slope in parts])
@@ -96,9 +96,9 @@ def test_the_conditional_objective(claim: Any) -> None:
 
     real, made = d(x, y), d(fake, y)
     slopes_d = [(real, (real.sigmoid() - 1).detach() / 20), (made, made.sigmoid().detach() / 20)]
-    of_d = apart(discriminator_loss(real, made), slopes_d, d)
+    of_d = largest_difference(discriminator_loss(real, made), slopes_d, d)
     seen = d(g(z, y), y)
-    of_g = apart(generator_loss(seen), [(seen, (seen.sigmoid() - 1).detach() / 20)], g)
+    of_g = largest_difference(generator_loss(seen), [(seen, (seen.sigmoid() - 1).detach() / 20)], g)
     swapped = float((_logits(d, x, (y + 1) % 10) - _logits(d, x, y)).abs().min())
     claim.measured(
         {
@@ -117,7 +117,7 @@ def _logits(d: Discriminator, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.gate
 @claim_of("tme10.q13.weights", case="counts")
-def test_dense_layers_have_more_weights(claim: Any) -> None:
+def test_parameter_counts_of_cgan_and_cdcgan(claim: Any) -> None:
     counts = {kind: parameter_counts(LABS[kind].architecture) for kind in ("cdcgan", "cgan")}
     built = {
         kind: tuple(
@@ -139,13 +139,16 @@ def test_dense_layers_have_more_weights(claim: Any) -> None:
             ),
         },
         unit="weights",
-        note="In all 5,551,104 against 3,741,696; but the dense G has fewer than the convolutional one.",
+        note=(
+            "In all 5,551,104 against 3,741,696; but the dense G has fewer than the "
+            "convolutional one."
+        ),
     )
 
 
 @slow
 @cases("tme10.reader", "", titles=("MNIST", "digits"))
-def test_the_reader_can_read(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_digit_classifier_accuracy(claim: Any, gans: Gans, title: str, what: str) -> None:
     if (bench := gans(title, short=True)) is None:
         return
     read = bench.features(bench.x_held)[1]
@@ -166,36 +169,39 @@ def test_the_reader_can_read(claim: Any, gans: Gans, title: str, what: str) -> N
 
 
 # --- the long runs
-# --------------------------------------------------------------------------------------------------
 
 NAMES = {"cdcgan": "cDCGAN", "cdcgan-no-y-in-D": "cDCGAN, no y in D", "cgan": "cGAN"}
-REPORT = {  # what the report says beside a figure, translated
-    17: "at first the model makes noise only, then noisy digits; from step 5625 on they are of very good quality",
+REPORT = {  # figure -> the report's sentence about it, translated
+    17: (
+        "at first the model makes noise only, then noisy digits; from step 5625 on they are of "
+        "very good quality"
+    ),
     18: "and the loss is stable",
-    19: "only noise until step 5000, where images begin to look a little like digits; after 11700 steps they are poor",
+    19: (
+        "only noise until step 5000, where images begin to look a little like digits; after "
+        "11700 steps they are poor"
+    ),
 }
 
 
-def quoted(number: int) -> str:
+def report_quote(number: int) -> str:
     return f' The report: "{REPORT[number]}".' if number in REPORT else ""
 
 
-def differences(grid: torch.Tensor) -> float:
-    """How much the ten images of a row of the grid differ, the mean over its rows: what z changes."""
+def within_label_difference(grid: torch.Tensor) -> float:
+    """Mean difference between the ten images of a grid row: the effect of z."""
     return diversity_within_labels(grid, torch.arange(10).repeat_interleave(10))
 
 
 def collapsed(bench: GanBench, runs: Sequence[Run]) -> list[bool]:
-    """Whether each seed draws one picture a label at its end, so that z changes nothing, or has no
-    images: diverged.
-    """
+    """For each seed, whether it draws one picture per label at its end, or diverged."""
     return [
-        bool(bench.run(run)["diverged"]) or differences(bench.grid(run)) < ONE_PICTURE
+        bool(bench.run(run)["diverged"]) or within_label_difference(bench.grid(run)) < ONE_PICTURE
         for run in runs
     ]
 
 
-def grids(claim: Any, bench: GanBench, run: Run, number: int) -> None:
+def add_grids(claim: Any, bench: GanBench, run: Run, number: int) -> None:
     for step in (row["step"] for row in bench.run(run)["scores"] if row["step"] in run.grids):
         name = (
             f"{NAMES[kind_of(run)]}, seed {run.config.seed},"
@@ -205,9 +211,8 @@ def grids(claim: Any, bench: GanBench, run: Run, number: int) -> None:
         claim.figure(
             f"figure{number}-{run.name}-{step}",
             figures.image_grid(bench.grid(run, step), rows=[str(digit) for digit in range(10)]),
-            f"Figure {number} redone: {name} after {step:,} steps, a row a digit, a column a noise. "
-            + said(bench.rows(run), step)
-            + quoted(number),
+            f"Figure {number} redone: {name} after {step:,} steps, a row a digit, a column a "
+            "noise. " + caption_scores(bench.rows(run), step) + report_quote(number),
             f"Digits of {name} after {step} steps.",
         )
 
@@ -217,17 +222,18 @@ def kind_of(run: Run) -> str:
     return run.name.partition("-seed-")[0]
 
 
-def losses(claim: Any, bench: GanBench, run: Run, number: int) -> None:
+def add_losses(claim: Any, bench: GanBench, run: Run, number: int) -> None:
     claim.figure(
         f"figure{number}-{run.name}-losses",
         figures.losses(bench.losses(run)),
-        f"Figure {number} redone: losses by step, and means of D, of {NAMES[run.name]}.{quoted(number)}",
+        f"Figure {number} redone: losses by step, and means of D, of "
+        f"{NAMES[run.name]}.{report_quote(number)}",
         "Losses by step.",
     )
 
 
 def evidence(bench: GanBench, runs: Sequence[Run]) -> dict[str, Any]:
-    """What the records of long runs have in common; lists have an entry a seed."""
+    """The evidence that the records of long runs share; lists have an entry for each seed."""
     names = ("frechet", "density", "coverage", "accuracy", "information")
     return {
         "a value a seed": {name: [bench.last(run, name) for run in runs] for name in names},
@@ -241,16 +247,16 @@ def evidence(bench: GanBench, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def curves(bench: GanBench, *kinds: str) -> list[dict[str, Any]]:
-    """Scores by step of some of the networks, the mean over their seeds."""
+    """Scores by step of some of the networks, mean_rows over their seeds."""
     return by_step(
         {
-            NAMES[kind]: averaged([bench.rows(run) for run in gan_experiments.OVER_SEEDS[kind]])
+            NAMES[kind]: mean_rows([bench.rows(run) for run in gan_studies.OVER_SEEDS[kind]])
             for kind in kinds
         }
     )
 
 
-def each(
+def scores_between(
     bench: GanBench, runs: Sequence[Run], name: str, least: int, most: int = 10**9
 ) -> list[list[float]]:
     """A score of each seed at its snapshots between two steps."""
@@ -269,14 +275,14 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs, shown, measured = (
-        gan_experiments.long_runs("cdcgan", title),
+        gan_studies.long_runs("cdcgan", title),
         dict[str, Any](),
         dict[str, Any](),
     )
     if what == "noise at first":
-        first = [max(values) for values in each(bench, runs, "density", 0, EARLY_STEP)]
+        first = [max(values) for values in scores_between(bench, runs, "density", 0, EARLY_STEP)]
         found = {"highest density up to step 50": over_seeds(first)}
-        grids(claim, bench, runs[0], 17)
+        add_grids(claim, bench, runs[0], 17)
         shown = {
             "scores of the first seed": bench.rows(runs[0]),
             "by step": curves(bench, "cdcgan", "cgan"),
@@ -284,7 +290,7 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     elif what == "very good from 5,625":
         found = {
             f"least {name} from 5,625 on": over_seeds(
-                [min(v) for v in each(bench, runs, name, VERY_GOOD_FROM)]
+                [min(v) for v in scores_between(bench, runs, name, VERY_GOOD_FROM)]
             )
             for name in ("density", "coverage", "accuracy")
         }
@@ -305,7 +311,7 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     else:
         variations = [loss_variation(bench.losses(run)) for run in runs]
         found = {LOSSES: over_seeds([max(one.values()) for one in variations])}
-        losses(claim, bench, runs[0], 18)
+        add_losses(claim, bench, runs[0], 18)
         shown = {"a variation a seed": variations}
     note = LAST if what.startswith("reads") else ""
     claim.measured(
@@ -313,77 +319,90 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     )
 
 
-def windows(bench: GanBench, runs: Sequence[Run], first: int, last: int) -> dict[str, list[float]]:
-    """Means of each seed's losses and of D from one step of the log to another, by the log's names."""
+def window_means(
+    bench: GanBench, runs: Sequence[Run], first: int, last: int
+) -> dict[str, list[float]]:
+    """Each seed's means of the losses and of D between two steps of the log, by their names."""
     found = [bench.losses(run)[first : last + 1].double().mean(0).tolist() for run in runs]
     return {name: [one[i] for one in found] for i, name in enumerate(COLUMNS)}
 
 
 @slow
 @cases("tme10.q10.log", "5,625 to 5,700", "7,725 to 7,800")
-def test_the_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
-    """Every step from the first printed line to the last one: single lines of one batch scatter."""
+def test_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
+    """All steps between the printed lines, because single lines of one batch vary."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
     first, last = (int(step.replace(",", "")) for step in what.split(" to "))
-    runs = gan_experiments.long_runs("cdcgan", title)
-    values = windows(bench, runs, first, last)
+    runs = gan_studies.long_runs("cdcgan", title)
+    values = window_means(bench, runs, first, last)
     claim.measured(
         {f"{name}, {what}": mean(seeds) for name, seeds in values.items()},
         evidence={"a value a seed": values, "origin": origins(bench, runs)},
         **bench.record(
-            note="Means over the steps of the window; the bounds are of the four lines printed of it."
+            note=(
+                "Means over the steps of the window; the bounds are of the four lines printed "
+                "of it."
+            )
         ),
     )
 
 
-def says_nothing(bench: GanBench, runs: Sequence[Run]) -> Estimate:
-    """Nats that the label says, less what permuted labels say, over the seeds with enough coverage
-    to tell.
+def information_over_permuted(bench: GanBench, runs: Sequence[Run]) -> Estimate:
+    """Information of the label minus that of permuted labels, over seeds with enough coverage.
 
-    Without two of them nothing is decided, and the value is that of all seeds.
+    With fewer than two such seeds the value is that of all seeds, and nothing is decided.
     """
-    told = [run for run in runs if bench.last(run, "coverage") >= COVERED]
-    if len(told) < 2:
+    judged = [run for run in runs if bench.last(run, "coverage") >= LEAST_COVERAGE]
+    if len(judged) < 2:
         values = [bench.last(run, "information") for run in runs]
         return Estimate(
             float(np.mean(values)),
             -np.inf,
             np.inf,
-            len(told),
-            f"{len(told)} seeds of coverage {COVERED}",
+            len(judged),
+            f"{len(judged)} seeds of coverage {LEAST_COVERAGE}",
         )
-    return mean([found["nats"] - found["permuted"] for found in map(bench.further, told)])
+    return mean([found["nats"] - found["permuted"] for found in map(bench.further, judged)])
 
 
 @slow
 @cases("tme10.q11.label", "accuracy at chance", "the label says nothing", "over seeds")
-def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_experiments.long_runs("cdcgan-no-y-in-D", title)
+    runs = gan_studies.long_runs("cdcgan-no-y-in-D", title)
     values, shown = [bench.last(run, "accuracy") for run in runs], dict[str, Any]()
     measured: dict[str, Any] = {"seeds that draw one picture a label": sum(collapsed(bench, runs))}
     if what == "accuracy at chance":
         found = {"accuracy": over_seeds(values)}
         for run in runs:
-            grids(claim, bench, run, 17)
+            add_grids(claim, bench, run, 17)
         shown = {"scores of the first seed": bench.rows(runs[0])}
         shown |= {"by step": curves(bench, "cdcgan", "cdcgan-no-y-in-D")}
     elif what == "over seeds":
-        usual = [bench.last(run, "accuracy") for run in gan_experiments.long_runs("cdcgan", title)]
+        usual = [bench.last(run, "accuracy") for run in gan_studies.long_runs("cdcgan", title)]
         found = {"accuracy less that with y in D": intervals.difference_of_means(values, usual)}
         shown = {"without": values, "with": usual}
     else:
-        found = {"nats that the label says, over permuted labels": says_nothing(bench, runs)}
-        measured |= {
-            "seeds that are judged": sum(bench.last(run, "coverage") >= COVERED for run in runs)
+        found = {
+            "nats that the label says, over permuted labels": information_over_permuted(bench, runs)
         }
-        shown = {"images of a label differ by": [differences(bench.grid(run)) for run in runs]}
+        measured |= {
+            "seeds that are judged": sum(
+                bench.last(run, "coverage") >= LEAST_COVERAGE for run in runs
+            )
+        }
+        shown = {
+            "images of a label differ by": [
+                within_label_difference(bench.grid(run)) for run in runs
+            ]
+        }
     note = (
-        f"{LAST} Nothing asks G to draw the digit of a label; whether the label decides which it draws, the nats say. "
-        "Where the ten images of a label are one picture, z changes nothing, the label decides all, and the accuracy "
-        f"moves in tenths: such seeds are counted, and the nats judged of seeds with a coverage of {COVERED} or more."
+        f"{LAST} Nothing asks G to draw the digit of a label; whether the label decides which it "
+        "draws, the nats say. Where the ten images of a label are one picture, z changes nothing, "
+        "the label decides all, and the accuracy moves in tenths: such seeds are counted, and the "
+        f"nats judged of seeds with a coverage of {LEAST_COVERAGE} or more."
     )
     claim.measured(
         found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note)
@@ -395,7 +414,7 @@ def test_without_the_label_in_d(claim: Any, gans: Gans, title: str, what: str) -
 def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs, measured = gan_experiments.long_runs("cgan", title), dict[str, Any]()
+    runs, measured = gan_studies.long_runs("cgan", title), dict[str, Any]()
     if what == "noise until 5,000":
         stays = [milestones(bench.rows(run))["poor"] for run in runs]
         found = {
@@ -407,7 +426,7 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
             next((row["step"] for row in bench.rows(run) if image_level(row) != "noise"), None)
             for run in runs
         ]
-        grids(claim, bench, runs[0], 19)
+        add_grids(claim, bench, runs[0], 19)
         shown: dict[str, Any] = {"a step a seed": stays, "first step that is not noise": first}
         shown |= {"scores of the first seed": bench.rows(runs[0])}
     else:
@@ -422,7 +441,7 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
             name: float(np.median([bench.last(run, score) for run in runs]))
             for name, score in (("accuracy", "accuracy"), ("Frechet distance", "frechet"))
         }
-        losses(claim, bench, runs[0], 20)
+        add_losses(claim, bench, runs[0], 20)
         shown = {
             "level by step": [
                 {row["step"]: image_level(row) for row in bench.rows(run)} for run in runs
@@ -444,7 +463,7 @@ STEPS_OF = {"harder to train": (1_000, 1_500, 2_000), "harder in the long run": 
 @slow
 @cases("tme10.q13.weights", *STEPS_OF)
 def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) -> None:
-    """At equal steps, seed by seed: medians over snapshots that both have."""
+    """Medians over the same snapshots of both networks, seed by seed."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
     values: dict[str, list[list[float]]] = {}
@@ -456,7 +475,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
                         [row[name] for row in bench.rows(run) if row["step"] in STEPS_OF[what]]
                     )
                 )
-                for run in gan_experiments.long_runs(kind, title)
+                for run in gan_studies.long_runs(kind, title)
             ]
             for kind in ("cgan", "cdcgan")
         ]
@@ -474,10 +493,13 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
             for label, two in pairs.items()
             for who, v in two.items()
         },
-        # the page draws it
+        # The page draws this.
         evidence={"scores": pairs, "default": "cDCGAN", "log": [LABELS["frechet"]]},
         **bench.record(
-            note=f"Medians over the snapshots at {', '.join(f'{n:,}' for n in STEPS_OF[what])} steps."
+            note=(
+                f"Medians over the snapshots at {', '.join(f'{n:,}' for n in STEPS_OF[what])} "
+                "steps."
+            )
         ),
     )
 
@@ -487,7 +509,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
 def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_experiments.long_runs("cdcgan", title)
+    runs = gan_studies.long_runs("cdcgan", title)
     scores = {name: [bench.last(run, name) for run in runs] for name in ("accuracy", "coverage")}
     found = {f"{name}, end of the run": over_seeds(values) for name, values in scores.items()}
     claim.measured(
@@ -503,12 +525,11 @@ def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -
     )
 
 
-SAID = {**LABELS, "information": "nats that the label says"}
+SCORE_LABELS = {**LABELS, "information": "nats that the label says"}
 
 # --- the same in short
-# ----------------------------------------------------------------------------------------------
 
-SHORT = [  # claim, what the report says, network, bound, score
+SHORT = [  # claim, part, network, bound, score
     ("tme10.q10.cdcgan", "reads as asked", "cdcgan", "accuracy, short runs", "accuracy"),
     ("tme10.q10.cdcgan", "not noise", "cdcgan", "density, short runs", "density"),
     ("tme10.q12.cgan", "noise", "cgan", "density, short runs", "density"),
@@ -524,30 +545,33 @@ SHORT = [  # claim, what the report says, network, bound, score
         for row in SHORT
     ],
 )
-def test_in_short(
+def test_short_runs(
     claim: Any, gans: Gans, title: str, what: str, network: str, bound: str, score: str
 ) -> None:
     if (bench := gans(title, short=True)) is None:
         return
-    runs = named(gan_experiments.SHORT_PAIR, f"short {network}")
+    runs = runs_of(gan_studies.SHORT_PAIR, f"short {network}")
     config = runs[0].config
     names = ("accuracy", "information", "frechet", "density", "coverage")
     rows = [bench.run(run)["scores"] for run in runs]
     values = {
-        SAID[name]: [float(np.mean([row[name] for row in snapshots])) for snapshots in rows]
+        SCORE_LABELS[name]: [float(np.mean([row[name] for row in snapshots])) for snapshots in rows]
         for name in names
     }
-    if what == next(row[1] for row in SHORT if row[2] == network):  # once a network
+    if what == next(row[1] for row in SHORT if row[2] == network):  # once for each network
         claim.figure(
             f"figure{19 if network == 'cgan' else 17}-{bench.setup.asset}-{runs[0].name}",
             figures.image_grid(bench.grid(runs[0]), rows=[str(digit) for digit in range(10)]),
-            f"{NAMES[network]} after {config.steps} steps on {title}, a row a digit, a column a noise.",
+            f"{NAMES[network]} after {config.steps} steps on {title}, a row a digit, a column a "
+            "noise.",
             "Digits early in a run.",
         )
     claim.measured(
-        {bound: mean(values[SAID[score]])},
+        {bound: mean(values[SCORE_LABELS[score]])},
         measured={
-            label: float(np.median(v)) for label, v in values.items() if label != SAID[score]
+            label: float(np.median(v))
+            for label, v in values.items()
+            if label != SCORE_LABELS[score]
         },
         evidence={
             "a value a seed": values,
@@ -556,7 +580,10 @@ def test_in_short(
             "seconds a run": [bench.run(run)["seconds"] for run in runs],
         },
         **bench.record(
-            note=f"{len(runs)} seeds, {config.steps} steps in batches of {config.batch}, numbers chosen after trials.",
+            note=(
+                f"{len(runs)} seeds, {config.steps} steps in batches of {config.batch}, "
+                "numbers chosen after trials."
+            ),
             scope="substitute",
         ),
     )

@@ -1,12 +1,12 @@
-"""TME 9: DCGAN, its objective, its default settings, and what answer 5 changes (report 3).
+"""TME 9: DCGAN, its objective, its default settings, and the settings of answer 5 (report 3).
 
-The long runs (five seeds on faces, one on CIFAR-10) and the study of answer 5 (5 seeds a setting,
-1,500 updates of G) belong to the full profile; a short one (5 seeds, batches of 32, 400 updates,
-100 on digits) runs in every profile and has pins of its own. Runs stand in
-rdfia/experiments/gans.py, bounds in claims.json. Those of the study were fixed before a run was
-made; the short rules, batch and steps, and what "good" and "new" ask beside a density or a
-distance, were set after trials had shown what a looser rule lets through (blur, untrained
-networks).
+The long runs (five seeds on faces, one on CIFAR-10) and the study of answer 5 (5 seeds of each
+setting, 1,500 updates of G) belong to the full profile. A short study (5 seeds, batches of 32, 400
+updates, on digits 100) runs in every profile and has its own pins. The runs are listed in
+rdfia/experiments/gan_studies.py, the bounds in claims.json. The rules of the study were fixed
+before the first run. The short rules, the batch, the steps, and what "good" and "new" require
+beside a density or a distance were set after trials, which showed what a weaker rule accepts (blur,
+untrained networks).
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from scipy.stats import norm, spearmanr
 from rdfia.claims import intervals, record
 from rdfia.claims.intervals import Estimate, exact_value, single_run
 from rdfia.claims.registry import CLAIMS
-from rdfia.experiments import gans as gan_experiments
-from rdfia.experiments.gans import GanBench, closed_share, named
+from rdfia.experiments import gan_studies
+from rdfia.experiments.gan_measures import closed_share, image_level
+from rdfia.experiments.gan_studies import runs_of
+from rdfia.experiments.gans import GanBench
 from rdfia.gans.losses import discriminator_loss, generator_loss, saturating_generator_loss
 from rdfia.gans.runs import Run, loss_variation
 from rdfia.gans.scores import nearest_neighbour
 from rdfia.gans.training import LOG_EVERY
 from rdfia.report import figures
 
-# "often nearly 0" counts the steps, in the last half of them, with a Loss_D below this
+# "Often nearly 0" counts the steps of the last half with a Loss_D below this.
 NEAR_ZERO = 0.1
 DISTANCE, NEAR = "Frechet distance, over the default's", "share of steps with Loss_D under 0.1"
 SPREAD, LOSSES = "differences, over real images'", "largest variation of a loss, last 500 steps"
@@ -39,20 +41,28 @@ BLUR = "Frechet distance, over that of images with 8 x 8 pixels"
 SCORES = ("frechet", "kid", "density", "coverage", "precision", "recall", "diversity")
 SPACES = ("pixels", "features")
 PHASE = "correlation of the losses' changes"
-REPORT = {  # what the report says beside a figure, translated
+REPORT = {  # figure -> the report's sentence about it, translated
     11: "the images are rather good and diverse, and the losses of both networks are not stable",
-    12: "bad results beside those with 0.5; the discriminator's loss is often almost zero, the generator's stays high",
+    12: (
+        "bad results beside those with 0.5; the discriminator's loss is often almost zero, the "
+        "generator's stays high"
+    ),
     13: "the images are of good quality and very varied",
-    14: "images of rather bad quality and little variety; the losses are not stable, the discriminator's is zero over "
-    "several epochs since it makes 5 updates each time",
-    15: "for a rate of 0.1 the results are more or less good and diverse, for a very small one no images are generated",
+    14: (
+        "images of rather bad quality and little variety; the losses are not stable, the "
+        "discriminator's is zero over several epochs since it makes 5 updates each time"
+    ),
+    15: (
+        "for a rate of 0.1 the results are more or less good and diverse, for a very small one "
+        "no images are generated"
+    ),
     16: "the results look good in both cases",
 }
 FIGURES = {
     "beta1 0.9": 12,
     "5 of D": 13,
     "5 of G": 14,
-    gan_experiments.EQUAL_STEPS: 14,
+    gan_studies.EQUAL_STEPS: 14,
     "lr 0.1": 15,
     "lr 1e-10": 15,
     "nz 10": 16,
@@ -65,11 +75,10 @@ slow = pytest.mark.timeout(6 * 3600)
 
 
 # --- q1, q3: the objective
-# ------------------------------------------------------------------------------------------
 
 
 def gradients(loss: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> np.ndarray:
-    """Of a mean over logits with respect to each, times their number, by autograd in float64."""
+    """Gradient of a mean over logits with respect to each logit, times their number, in float64."""
     leaf = logits.clone().requires_grad_()
     (found,) = torch.autograd.grad(loss(leaf), leaf)
     return (found * len(logits)).numpy()
@@ -87,9 +96,10 @@ D = torch.sigmoid(LOGITS).numpy()  # D(G(z)) of each
         for what in ("as printed", "as the labs train it")
     ],
 )
-def test_the_objective(claim: Any, what: str) -> None:
-    """What D climbs: by E[log(1 - D(G(z)))] the slope is -D a logit, by the printed formula it is D
-    - 1.
+def test_objective_slopes(claim: Any, what: str) -> None:
+    """The slope of D's objective with respect to a logit of a generated image.
+
+    It is -D for E[log(1 - D(G(z)))], and D - 1 for the printed formula.
     """
     if what == "as printed":
         printed = gradients(
@@ -105,7 +115,10 @@ def test_the_objective(claim: Any, what: str) -> None:
                 "slope as printed": printed[::30],
                 "slope of log(1 - D)": -D[::30],
             },
-            note="An erratum: E[log(1 - D(G(z)))] is meant, and is what the labs train. 1 - log D has no maximum.",
+            note=(
+                "An erratum: E[log(1 - D(G(z)))] is meant, and is what the labs train. 1 - log "
+                "D has no maximum."
+            ),
         )
         return
     fake = gradients(lambda logits: -discriminator_loss(torch.zeros_like(logits), logits), LOGITS)
@@ -127,8 +140,11 @@ def test_the_objective(claim: Any, what: str) -> None:
 
 @pytest.mark.gate
 @claim_of("tme9.q3.saturating")
-def test_the_true_objective_is_not_log_d(claim: Any) -> None:
-    """Both push D(G(z)) up; where D is sure of a fake, one of them hardly pushes at all."""
+def test_saturating_objective_differs_from_log_d(claim: Any) -> None:
+    """Both losses increase D(G(z)).
+
+    Where D is certain that an image is generated, the saturating one has almost no gradient.
+    """
     true, used = gradients(saturating_generator_loss, LOGITS), gradients(generator_loss, LOGITS)
     off = max(np.abs(true - -D).max(), np.abs(used - (D - 1)).max())
     sure = torch.logit(torch.tensor([0.01], dtype=torch.float64))
@@ -142,19 +158,19 @@ def test_the_true_objective_is_not_log_d(claim: Any) -> None:
             "log(1 - D)": true[::30],
             "-log D": used[::30],
         },
-        note="Both vanish only where D(G(z)) = 1, but a G whose images D knows learns 99 times as fast by -log D.",
+        note=(
+            "Both vanish only where D(G(z)) = 1, but a G whose images D knows learns 99 times "
+            "as fast by -log D."
+        ),
     )
 
 
 # --- the study
-# ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Pair:
-    """A setting beside the default, in the long study or the short one: of the default, the seeds
-    that both have.
-    """
+    """The runs of a setting and those of the default with the same seeds."""
 
     bench: GanBench
     runs: list[Run]
@@ -166,14 +182,14 @@ class Pair:
         self.default = [run for run in self.default if run.config.seed in seeds]
 
     def of(self, name: str) -> tuple[list[float], list[float]]:
-        """A score of the setting and of the default, a number a seed."""
+        """A score of the setting and of the default, a number for each seed."""
         mine, usual = (
             self.bench.values(runs, name, self.window) for runs in (self.runs, self.default)
         )
         return mine, usual
 
     def medians(self, *names: str) -> dict[str, float]:
-        """Of the setting and of the default, over the seeds."""
+        """Medians over the seeds, of the setting and of the default."""
         return {
             f"{who}{LABELS.get(name, name)}": float(np.median(values))
             for name in names
@@ -181,13 +197,11 @@ class Pair:
         }
 
     def ratio(self, name: str) -> Estimate:
-        """How many times the default's a score is, seed by seed (`ratio_of`)."""
+        """A score over that of the default, seed by seed (`ratio_of`)."""
         return ratio_of(self.bench, name, *self.of(name))
 
-    def way(self, of_default: bool = False) -> list[float]:
-        """How far from its untrained G to real images each seed has gone
-        (`experiments.gans.closed_share`).
-        """
+    def closed_shares(self, of_default: bool = False) -> list[float]:
+        """The `gan_measures.closed_share` of each seed."""
         runs, values = self.default if of_default else self.runs, self.of("frechet")[of_default]
         starts = [self.bench.untrained(run.config) for run in runs]
         return [
@@ -201,20 +215,23 @@ class Pair:
         return [float((rows[len(rows) // 2 :, 0] < NEAR_ZERO).float().mean()) for rows in found]
 
     def loss_of_g(self, of_default: bool = False) -> list[float]:
-        """Median Loss_G over the last half of each seed's steps, up to where it diverged if it did."""
+        """Median Loss_G over the last half of each seed's steps before it diverged."""
         found = [
             self.bench.losses(run)[:, 1] for run in (self.default if of_default else self.runs)
         ]
         finite = [loss[loss.isfinite()] for loss in found]
-        # kept in half precision
+        # Losses are stored in half precision.
         return [max(float(loss[len(loss) // 2 :].median()), 1e-4) for loss in finite]
 
 
-Found = dict[str, Estimate]  # by the names of the bounds
+Found = dict[str, Estimate]  # name of a bound -> estimate
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Over seeds. One that diverged is infinitely far from real images, and so is the mean then."""
+    """The mean over seeds.
+
+    A seed that diverged has an infinite distance, and so has the mean.
+    """
     lost = [value for value in values if not np.isfinite(value)]
     if lost:
         return replace(intervals.diverged(len(values)), value=lost[0], low=lost[0], high=lost[0])
@@ -222,8 +239,9 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def ratio_of(bench: GanBench, name: str, mine: Sequence[float], usual: Sequence[float]) -> Estimate:
-    """How many times as large a score is, seed by seed. A share may be 0: both get one real image
-    more.
+    """A score over another, seed by seed.
+
+    Shares may be 0, so one image is added to both.
     """
     a, b = np.array([mine, usual]) + (name != "frechet") / bench.setup.generated
     return (
@@ -264,20 +282,25 @@ def _five_of_d(pair: Pair) -> Found:
 
 def _more_or_less(pair: Pair) -> Found:
     spread = np.array(pair.of("diversity")[0]) / pair.bench.real["diversity"]
-    return {"way to real images": mean(pair.way()), SPREAD: mean(spread)}
+    return {"way to real images": mean(pair.closed_shares()), SPREAD: mean(spread)}
 
 
 def _nothing_moves(pair: Pair) -> Found:
-    """Early in a run the default too may be behind its untrained G: on digits it is."""
-    return {"way to real images, 1e-10": mean(pair.way())}
+    """Early in a run the default too may be worse than its untrained G, as on digits."""
+    return {"way to real images, 1e-10": mean(pair.closed_shares())}
 
 
 def _no_images(pair: Pair) -> Found:
-    behind = [usual - way for usual, way in zip(pair.way(of_default=True), pair.way(), strict=True)]
+    behind = [
+        usual - way
+        for usual, way in zip(
+            pair.closed_shares(of_default=True), pair.closed_shares(), strict=True
+        )
+    ]
     return {**_nothing_moves(pair), "behind the default": mean(behind)}
 
 
-# claim, what the report says, setting, check, and whether the short study has it too
+# Claim, part, setting, check, whether the short study has it too.
 ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.momentum", "worse", "beta1 0.9", _distance, False),
     ("tme9.q5.momentum", "loss of D near 0", "beta1 0.9", _d_at_zero, True),
@@ -287,18 +310,18 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.updates_G5", "poor", "5 of G", _distance, False),
     ("tme9.q5.updates_G5", "little variety", "5 of G", _variety, False),
     ("tme9.q5.updates_G5", "loss of D at 0", "5 of G", _d_at_zero, True),
-    ("tme9.q5.updates_G5", "poor, equal steps", gan_experiments.EQUAL_STEPS, _distance, False),
+    ("tme9.q5.updates_G5", "poor, equal steps", gan_studies.EQUAL_STEPS, _distance, False),
     (
         "tme9.q5.updates_G5",
         "little variety, equal steps",
-        gan_experiments.EQUAL_STEPS,
+        gan_studies.EQUAL_STEPS,
         _variety,
         False,
     ),
     (
         "tme9.q5.updates_G5",
         "loss of D at 0, equal steps",
-        gan_experiments.EQUAL_STEPS,
+        gan_studies.EQUAL_STEPS,
         _d_at_zero,
         False,
     ),
@@ -309,10 +332,9 @@ ROWS: list[tuple[str, str, str, Callable[[Pair], Found], bool]] = [
     ("tme9.q5.nz", "10", "nz 10", _distance, False),
     ("tme9.q5.nz", "1,000", "nz 1000", _distance, False),
 ]
-# A short run decides what D's losses and unmoved weights say, not what images do: the default draws
-# none yet on digits, a rate of 0.1 is two thirds of the way to real images at one step and behind
-# its start at another, and on faces "poor" was another verdict in bfloat16 than in float32. Those
-# have five seeds and 1,500 updates, in the full study.
+# Short runs decide about D's losses and unmoved weights only, not about images. On digits the
+# default draws no images yet, and the score of a rate of 0.1 changes a lot between steps. On faces
+# "poor" has different verdicts in bfloat16 and float32. The full study decides about images.
 SHORT_ROWS = [
     (*row[:3], _nothing_moves if row[3] is _no_images else row[3], row[4])
     for row in ROWS
@@ -326,7 +348,7 @@ def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = 
         (title, row)
         for title in titles
         for row in rows
-        if row[2] != gan_experiments.EQUAL_STEPS or title == "CelebA"
+        if row[2] != gan_studies.EQUAL_STEPS or title == "CelebA"
     ]
     marks = [claim_of(row[0], case=f"{title}, {prefix}{row[1]}") for title, row in pairs]
     return pytest.mark.parametrize(
@@ -335,10 +357,8 @@ def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = 
     )
 
 
-def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
-    """The record of a row of the study: its estimates, values a seed, and what else the seeds say
-    of the setting.
-    """
+def write_record(claim: Any, pair: Pair, row: tuple[Any, ...], **common: Any) -> None:
+    """Write the record of a row of the study: estimates, a value for each seed, other measures."""
     bench = pair.bench
     raw = {name: dict(zip((row[2], "default"), pair.of(name), strict=True)) for name in SCORES}
     diverged = [bench.run(run)["diverged"] for run in pair.runs]
@@ -349,97 +369,111 @@ def enter(claim: Any, pair: Pair, row: tuple[Any, ...], **said: Any) -> None:
             "a value a seed": raw,
             NEAR: {row[2]: pair.near_zero(), "default": pair.near_zero(of_default=True)},
             "median Loss_G": {row[2]: pair.loss_of_g(), "default": pair.loss_of_g(of_default=True)},
-            "way to real images": pair.way(),
+            "way to real images": pair.closed_shares(),
             "real images": bench.real,
             "updates of G that are judged (median)": [
                 step * pair.runs[0].config.nb_update_G
-                for step in gan_experiments.judged_at(pair.runs[0].config, pair.window)
+                for step in gan_studies.window_steps(pair.runs[0].config, pair.window)
             ],
             "diverged": [text for text in diverged if text],
             "seconds a run": [bench.run(run)["seconds"] for run in pair.runs],
             "origin": origins(bench, [*pair.runs, *pair.default]),
         },
-        **bench.record(**said),
+        **bench.record(**common),
     )
 
 
 def origins(bench: GanBench, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Where and by which code runs were made, each once: not always by what made the record."""
+    """The machines and versions that made the runs, each listed once."""
     found = [bench.run(run)["origin"] for run in runs]
     return [one for i, one in enumerate(found) if one not in found[:i]]
 
 
 @slow
 @cases(ROWS, COLOURS)
-def test_a_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
+def test_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = Pair(
         bench,
-        named([*gan_experiments.STUDY, *gan_experiments.EQUAL], row[2]),
-        named(gan_experiments.STUDY, "default"),
-        gan_experiments.WINDOW,
+        runs_of([*gan_studies.STUDY, *gan_studies.EQUAL_STEPS_RUNS], row[2]),
+        runs_of(gan_studies.STUDY, "default"),
+        gan_studies.WINDOW,
     )
     if row == next(r for r in ROWS if r[2] == row[2]):
-        show(claim, pair, FIGURES[row[2]], row[2])
+        add_figures(claim, pair, FIGURES[row[2]], row[2])
     default, config = bench.run(pair.default[0])["scores"][-1], pair.runs[0].config
     note = f"{config.steps:,} steps, {config.steps * config.nb_update_G:,} updates of G, beside "
-    note += f"{gan_experiments.STEPS:,} of the default, itself {gan_experiments.image_level(default)} by then. "
-    note += "All settings share their seeds: D's first weights and the order of the images, without nz G's weights too."
-    enter(claim, pair, row, note=note)
+    note += f"{gan_studies.STEPS:,} of the default, itself {image_level(default)} by then. "
+    note += (
+        "All settings share their seeds: D's first weights and the order of the images, "
+        "without nz G's weights too."
+    )
+    write_record(claim, pair, row, note=note)
 
 
 @slow
 @cases(SHORT_ROWS, (*COLOURS, "digits"), "short, ")
-def test_the_same_in_short(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
+def test_setting_of_answer_5_in_short_runs(
+    claim: Any, gans: Gans, title: str, row: tuple[Any, ...]
+) -> None:
     if (bench := gans(title, short=True)) is None:
         return
-    study = gan_experiments.SHORT_STUDY[title]
-    runs = named(study, f"short {row[2]}")
-    pair = Pair(bench, runs, named(study, "short default"), (gan_experiments.SHORT_UPDATES[title],))
+    study = gan_studies.SHORT_STUDY[title]
+    runs = runs_of(study, f"short {row[2]}")
+    pair = Pair(bench, runs, runs_of(study, "short default"), (gan_studies.SHORT_UPDATES[title],))
     updates = runs[0].config.steps * runs[0].config.nb_update_G
-    note = f"{len(runs)} seeds, {updates} updates of G in batches of {runs[0].config.batch}: chosen after trials."
-    enter(claim, pair, row, note=note, scope="substitute")
+    note = (
+        f"{len(runs)} seeds, {updates} updates of G in batches of {runs[0].config.batch}: "
+        "chosen after trials."
+    )
+    write_record(claim, pair, row, note=note, scope="substitute")
 
 
-def quoted(number: int) -> str:
-    """The report's sentence beside a figure, as a caption ends with it; "" for 0, a figure of ours."""
+def report_quote(number: int) -> str:
+    """The end of a caption with the report's sentence about a figure; "" for 0, which has none."""
     return f' The report: "{REPORT[number]}".' if number else ""
 
 
-def show(claim: Any, pair: Pair, number: int, setting: str) -> None:
-    """The grid and the losses of the first seed, under the figure's number in the report (0: it has
-    none).
+def add_figures(claim: Any, pair: Pair, number: int, setting: str) -> None:
+    """Add figures of the first seed's grid and losses.
+
+    `number`: the report's figure, 0 if it has none.
     """
     run, bench = pair.runs[0], pair.bench
     mine, usual = (record.format_value(float(np.median(values))) for values in pair.of("frechet"))
     scores = f"Medians over the seeds: Frechet distance {mine} ({usual} by default)"
-    name = f"{f'figure{number}' if number else 'study'}-{bench.setup.asset}-{run.name.rpartition('-')[0]}"
-    text = f"{f'Figure {number} redone: ' if number else ''}{setting}, {run.config.steps:,} steps on {bench.title}"
+    setting_name = run.name.rpartition("-")[0]
+    name = f"{f'figure{number}' if number else 'study'}-{bench.setup.asset}-{setting_name}"
+    text = (
+        f"{f'Figure {number} redone: ' if number else ''}{setting}, {run.config.steps:,} "
+        f"steps on {bench.title}"
+    )
     claim.figure(
         f"{name}-grid",
         figures.image_grid(bench.grid(run)),
-        f"{text}, seed {run.config.seed}. {scores}, coverage {np.median(pair.of('coverage')[0]):.2f}.{quoted(number)}",
+        f"{text}, seed {run.config.seed}. {scores}, coverage "
+        f"{np.median(pair.of('coverage')[0]):.2f}.{report_quote(number)}",
         f"Generated images with {setting}.",
     )
     claim.figure(
         f"{name}-losses",
         figures.losses(bench.losses(run)),
-        f"{text}, seed {run.config.seed}: losses of both networks by step, and means of D.{quoted(number)}",
+        f"{text}, seed {run.config.seed}: losses of both networks by step, and means of "
+        f"D.{report_quote(number)}",
         f"Losses of both networks and D's means by step with {setting}.",
     )
 
 
 # --- q4: the default settings, in full
-# ------------------------------------------------------------------------------
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean over seeds with its interval; of one seed its value, which decides nothing."""
+    """The mean over seeds with its interval; the value of a single seed decides nothing."""
     return mean(values) if len(values) > 1 else single_run(values[0])
 
 
-Checked = tuple[Found, dict[str, Any]]  # estimates, and what else was measured
+Checked = tuple[Found, dict[str, Any]]  # estimates, other measures
 
 
 def _good(bench: GanBench, runs: Sequence[Run]) -> Checked:
@@ -491,18 +525,22 @@ NOTES = {"unstable losses": "Variation: standard deviation over mean."}
 def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_experiments.long_runs("dcgan", title)
+    runs = gan_studies.long_runs("dcgan", title)
     found, measured = DEFAULT[what](bench, runs)
     rows = [bench.rows(run) for run in runs]
     shown: dict[str, Any] = {}
     if what == "good images":
-        figure11(claim, bench, runs[0])
-        shown = {"scores of the first seed": rows[0], "by step": by_step({"DCGAN": averaged(rows)})}
+        add_figure_11(claim, bench, runs[0])
+        shown = {
+            "scores of the first seed": rows[0],
+            "by step": by_step({"DCGAN": mean_rows(rows)}),
+        }
     elif what == "unstable losses":
         claim.figure(
             f"figure11-{bench.setup.asset}-losses",
             figures.losses(bench.losses(runs[0])),
-            f"Figure 11 redone: losses of both networks by step, and means of D, on {title}.{quoted(11)}",
+            "Figure 11 redone: losses of both networks by step, and means of D, on "
+            f"{title}.{report_quote(11)}",
             "Losses by step.",
         )
     claim.measured(
@@ -521,14 +559,14 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
     )
 
 
-def figure11(claim: Any, bench: GanBench, run: Run) -> None:
+def add_figure_11(claim: Any, bench: GanBench, run: Run) -> None:
     for step in run.grids:
         claim.figure(
             f"figure11-{bench.setup.asset}-{step}",
             figures.image_grid(bench.grid(run, step)),
             f"Figure 11 redone: images of one noise after {step:,} steps on {bench.title}. "
-            + said(bench.run(run)["scores"], step)
-            + quoted(11),
+            + caption_scores(bench.run(run)["scores"], step)
+            + report_quote(11),
             f"A hundred generated images after {step} steps.",
         )
 
@@ -537,22 +575,23 @@ def figure11(claim: Any, bench: GanBench, run: Run) -> None:
 @pytest.mark.parametrize(
     "title", [pytest.param("CelebA", marks=claim_of("tme9.q4.default", case="CelebA, new images"))]
 )
-def test_new_images(claim: Any, gans: Gans, title: str) -> None:
-    """All generated images of each seed, beside all training and held-out images; and of G's that
-    saw fewer of them.
+def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
+    """All generated images of each seed, compared with training and held-out images.
+
+    Also of generators that were trained on fewer photos.
     """
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_experiments.long_runs("dcgan", title)
+    runs = gan_studies.long_runs("dcgan", title)
     further = [bench.further(run) for run in runs]
     found = {
-        f"share of copies, {space}": of_these_held_out(
+        f"share of copies, {space}": with_held_out_error(
             mean([one[space] for one in further]),
             float(np.mean([one[f"{space}_se"] for one in further])),
         )
         for space in SPACES
     }
-    nearest(claim, bench, runs[0])
+    add_nearest_pairs(claim, bench, runs[0])
     claim.measured(
         found,
         measured={
@@ -561,7 +600,7 @@ def test_new_images(claim: Any, gans: Gans, title: str) -> None:
         },
         evidence={
             "a value a seed": further,
-            f"with fewer photos, {gan_experiments.STEPS:,} steps": fewer_photos(bench),
+            f"with fewer photos, {gan_studies.STEPS:,} steps": fewer_photos(bench),
             "origin": origins(bench, runs),
         },
         **bench.record(
@@ -571,9 +610,10 @@ def test_new_images(claim: Any, gans: Gans, title: str) -> None:
     )
 
 
-def of_these_held_out(found: Estimate, error: float) -> Estimate:
-    """A mean over seeds whose interval holds the error that they share, too: of which images are
-    held out.
+def with_held_out_error(found: Estimate, error: float) -> Estimate:
+    """A mean over seeds with a wider interval.
+
+    It includes the error that all seeds share, from the choice of held-out images.
     """
     reach = np.hypot(found.high - found.value, error * float(norm.ppf(0.5 + found.level / 2)))
     return replace(
@@ -584,9 +624,9 @@ def of_these_held_out(found: Estimate, error: float) -> Estimate:
     )
 
 
-def nearest(claim: Any, bench: GanBench, run: Run) -> None:
-    """The pairs of a kept grid's images and the training images next to them that are the closest."""
-    grid, known = bench.grid(run), bench.x[bench.known]
+def add_nearest_pairs(claim: Any, bench: GanBench, run: Run) -> None:
+    """Add a figure of the grid images that are closest to training images."""
+    grid, known = bench.grid(run), bench.x[bench.copy_candidates]
     near = nearest_neighbour(
         *(x.flatten(1).float() / 255 for x in (grid, known, bench.x_held[:100]))
     )
@@ -601,16 +641,12 @@ def nearest(claim: Any, bench: GanBench, run: Run) -> None:
 
 
 def fewer_photos(bench: GanBench) -> dict[str, Any]:
-    """What the default's scores and its share of copies are by the number of photos, as the page
-    draws it.
-    """
-    runs = {f"{n:,} photos": gan_experiments.FEWER[n] for n in gan_experiments.SIZES} | {
-        f"{bench.photos:,} photos": gan_experiments.ON_ALL
+    """The default's scores and shares of copies by number of photos, in the form for the page."""
+    runs = {f"{n:,} photos": gan_studies.FEWER_PHOTOS[n] for n in gan_studies.PHOTO_COUNTS} | {
+        f"{bench.photos:,} photos": gan_studies.ALL_PHOTOS
     }
     scores = {
-        label: {
-            name: bench.values(mine, score, gan_experiments.WINDOW) for name, mine in runs.items()
-        }
+        label: {name: bench.values(mine, score, gan_studies.WINDOW) for name, mine in runs.items()}
         for label, score in (("Frechet distance", "frechet"), ("coverage", "coverage"))
     }
     scores |= {
@@ -623,10 +659,11 @@ def fewer_photos(bench: GanBench) -> dict[str, Any]:
 
 
 def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
-    """Rank correlation of the changes of both losses, of means over `every` steps, in the last half
-    of the steps.
+    """Rank correlation of the changes of both losses in the last half of the steps.
+
+    The changes are those of means over `every` steps.
     """
-    losses = losses[losses.isfinite().all(1)]  # up to where a run diverged
+    losses = losses[losses.isfinite().all(1)]  # up to the step where a run diverged
     tail = losses[len(losses) // 2 :, :2].double()
     means = tail[: len(tail) // every * every].view(-1, every, 2).mean(1).numpy()
     return float(spearmanr(np.diff(means, axis=0)).statistic)
@@ -637,12 +674,12 @@ def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
     "title",
     [pytest.param(title, marks=claim_of("tme9.q4.antiphase", case=title)) for title in COLOURS],
 )
-def test_one_loss_falls_as_the_other_rises(claim: Any, gans: Gans, title: str) -> None:
+def test_losses_are_in_antiphase(claim: Any, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_experiments.long_runs("dcgan", title)
-    # one long run decides nothing
-    runs = runs if len(runs) > 1 else named(gan_experiments.STUDY, "default")
+    runs = gan_studies.long_runs("dcgan", title)
+    # A single long run decides nothing.
+    runs = runs if len(runs) > 1 else runs_of(gan_studies.STUDY, "default")
     values, others = [phase(bench.losses(run)) for run in runs], (1, 100)
     claim.measured(
         {PHASE: mean(values)},
@@ -656,13 +693,15 @@ def test_one_loss_falls_as_the_other_rises(claim: Any, gans: Gans, title: str) -
             "origin": origins(bench, runs),
         },
         **bench.record(
-            note=f"Windows of {LOG_EVERY} steps, one after the other, in the last half of the steps."
+            note=(
+                f"Windows of {LOG_EVERY} steps, one after the other, in the last half of the steps."
+            )
         ),
     )
 
 
-def said(rows: Sequence[dict[str, Any]], step: int) -> str:
-    """A snapshot's scores as a caption has them."""
+def caption_scores(rows: Sequence[dict[str, Any]], step: int) -> str:
+    """A snapshot's scores in the words of a caption."""
     row = next(row for row in rows if row["step"] == step)
     read = f", {row['accuracy']:.1%} read as asked" if "accuracy" in row else ""
     scores = [
@@ -680,9 +719,10 @@ LABELS = {
 }
 
 
-def averaged(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows of several seeds as one row a step: means, and over seeds their standard errors; of one
-    seed its own.
+def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The means of several seeds' rows with standard errors, a row for each step.
+
+    The rows of a single seed are unchanged.
     """
     if len(runs) == 1:
         return list(runs[0])
@@ -697,9 +737,7 @@ def averaged(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
-    """Scores against steps as the page draws them: distance, coverage, density, and whether labels
-    are obeyed.
-    """
+    """Scores by step in the form for the page: distance, coverage, density, label accuracy."""
     first = next(iter(series.values()))[0]
     return [
         {
@@ -720,10 +758,12 @@ def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 # --- beyond the lab
-# -------------------------------------------------------------------------------------------------
 
 
-RAMP = "At step n the mean keeps (1 + n) / (10 + n) of itself, at most 0.999: it is over about the last ninth of them."
+RAMP = (
+    "At step n the mean keeps (1 + n) / (10 + n) of itself, at most 0.999: it is over about "
+    "the last ninth of them."
+)
 
 
 @slow
@@ -732,7 +772,7 @@ RAMP = "At step n the mean keeps (1 + n) / (10 + n) of itself, at most 0.999: it
     [
         pytest.param(title, what, marks=claim_of("tme9.better", case=f"{title}, {what}"))
         for title in COLOURS
-        for what in gan_experiments.BEYOND
+        for what in gan_studies.BEYOND_THE_LAB
     ],
 )
 def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> None:
@@ -740,11 +780,11 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
         return
     pair = Pair(
         bench,
-        named(gan_experiments.ABLATION, what),
-        named(gan_experiments.STUDY, "default"),
-        gan_experiments.WINDOW,
+        runs_of(gan_studies.ABLATION, what),
+        runs_of(gan_studies.STUDY, "default"),
+        gan_studies.WINDOW,
     )
-    show(claim, pair, 0, what)
+    add_figures(claim, pair, 0, what)
     claim.measured(
         _distance(pair),
         measured=pair.medians("frechet", "density", "coverage"),
@@ -754,9 +794,9 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
                 for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
             },
             "origin": origins(bench, [*pair.runs, *pair.default]),
-            **(dots(bench) if what == next(iter(gan_experiments.BEYOND)) else {}),
+            **(study_scores(bench) if what == next(iter(gan_studies.BEYOND_THE_LAB)) else {}),
         },
-        **bench.record(note=RAMP if what == gan_experiments.PRESET else "", scope="ours"),
+        **bench.record(note=RAMP if what == gan_studies.PRESET else "", scope="ours"),
     )
 
 
@@ -768,17 +808,15 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
         for title in COLOURS
     ],
 )
-def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
-    """Pairs of runs with one seed: the mean of G's weights changes nothing in training but what is
-    shown.
-    """
+def test_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
+    """Pairs of runs with one seed: the mean of G's weights does not change the training."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = Pair(
         bench,
-        named(gan_experiments.FRESH, gan_experiments.PRESET),
-        named(gan_experiments.FRESH, "default"),
-        gan_experiments.WINDOW,
+        runs_of(gan_studies.NEW_SEEDS, gan_studies.PRESET),
+        runs_of(gan_studies.NEW_SEEDS, "default"),
+        gan_studies.WINDOW,
     )
     claim.measured(
         _distance(pair),
@@ -787,7 +825,7 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
             "seeds": [run.config.seed for run in pair.runs],
             "origin": origins(bench, [*pair.runs, *pair.default]),
             "a value a seed": {
-                name: dict(zip((gan_experiments.PRESET, "default"), pair.of(name), strict=True))
+                name: dict(zip((gan_studies.PRESET, "default"), pair.of(name), strict=True))
                 for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
             },
         },
@@ -795,16 +833,18 @@ def test_the_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
     )
 
 
-def dots(bench: GanBench) -> dict[str, Any]:
-    """The whole study as the page draws it, a row a setting; a run that diverged has no dot."""
-    settings = {name: named(gan_experiments.STUDY, name) for name in gan_experiments.SETTINGS} | {
-        n: named(gan_experiments.ABLATION, n) for n in gan_experiments.BEYOND
+def study_scores(bench: GanBench) -> dict[str, Any]:
+    """The whole study in the form for the page, a row for each setting.
+
+    A run that diverged has no dot.
+    """
+    settings = {name: runs_of(gan_studies.STUDY, name) for name in gan_studies.SETTINGS} | {
+        n: runs_of(gan_studies.ABLATION, n) for n in gan_studies.BEYOND_THE_LAB
     }
     scores = {
         label: {
             name: [
-                v if np.isfinite(v) else np.nan
-                for v in bench.values(runs, key, gan_experiments.WINDOW)
+                v if np.isfinite(v) else np.nan for v in bench.values(runs, key, gan_studies.WINDOW)
             ]
             for name, runs in settings.items()
         }

@@ -21,7 +21,7 @@ from rdfia.data.images import Preprocess
 from rdfia.device import memory, staging
 from rdfia.errors import BatchReduced, TooLarge
 from rdfia.gans.config import GanConfig
-from rdfia.gans.training import train
+from rdfia.gans.training_loop import train
 from rdfia.transfer import column_tiles, extraction, features, svm
 from tests.faults import victims
 from tests.support.tiny_networks import tiny_vgg
@@ -262,6 +262,6 @@ def test_a_gan_that_does_not_fit_says_which_batch(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("rdfia.gans.training.Trainer.step", refuse)
     with pytest.raises(
-        TooLarge, match=r"memory ran out at step 0 of a GAN, batch=4: lower it; .* none is kept"
+        TooLarge, match=r"memory ran out at step 0 of a GAN, batch=4: lower it; .* checkpoint: none"
     ):
         train(GanConfig(steps=1, batch=4), torch.zeros(8, 3, 32, 32, dtype=torch.uint8))

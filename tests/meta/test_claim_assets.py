@@ -10,7 +10,7 @@ import pytest
 
 from rdfia.claims.registry import CLAIMS
 from rdfia.data.assets import ASSETS
-from rdfia.experiments import gans, gradients, transfer
+from rdfia.experiments import gan_data, gradients, transfer
 
 SOURCES = sorted((Path(__file__).parents[1] / "accuracy").glob("test_tme*.py"))
 
@@ -71,7 +71,7 @@ def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
             setups = [gradients.SETUPS[word] for word in texts & set(gradients.SETUPS)]
             found |= {asset for setup in setups for asset in (setup.weights, setup.photos)}
         if "gans" in used:
-            data = [gans.SETUPS[word] for word in texts & set(gans.SETUPS)]
+            data = [gan_data.SETUPS[word] for word in texts & set(gan_data.SETUPS)]
             found |= {setup.asset for setup in data} | {
                 "squeezenet1_1" for setup in data if setup.channels == 3
             }

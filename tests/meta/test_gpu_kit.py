@@ -35,7 +35,7 @@ from benchmarks.workloads import PeerWorkload
 from rdfia.claims import provenance
 from rdfia.data import assets, datasets
 from rdfia.errors import ArgumentError, AssetCorrupt, BatchReduced, TooLarge
-from rdfia.experiments import gans
+from rdfia.experiments import gan_studies
 from rdfia.report import environment
 from tests.support.tolerances import PARITY
 
@@ -541,14 +541,14 @@ def test_damaged_part_costs_itself_alone(
 
 
 def test_runs_that_fit_are_chosen_seed_by_seed() -> None:
-    runs = [("CelebA", run) for run in gans.STUDY]
+    runs = [("CelebA", run) for run in gan_studies.STUDY]
     step = dict.fromkeys(("dcgan", "cdcgan", "cgan"), 2.0)
     every, costs = gan_runs.chosen(runs, step, 1e6, 4)
     assert every == list(range(len(runs)))
-    names = [run.name for run in gans.STUDY]
+    names = [run.name for run in gan_studies.STUDY]
     five, default = (costs[names.index(f"{name}-0")] for name in ("5-of-D", "default"))
-    assert five - gan_runs.SCORE_SECONDS * len(gans.STUDY[0].snapshots) == pytest.approx(
-        3 * 2.0 * gans.STEPS / 1000
+    assert five - gan_runs.SCORE_SECONDS * len(gan_studies.STUDY[0].snapshots) == pytest.approx(
+        3 * 2.0 * gan_studies.STEPS / 1000
     )
     fit, _ = gan_runs.chosen(runs, step, gan_runs.START_SECONDS + 2.5 * default, 1)
     assert fit == [0, 1]

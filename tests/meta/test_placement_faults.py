@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data import images
-from rdfia.gans import architecture, training
+from rdfia.gans import architecture, checkpoint, training
 from rdfia.gans.training import Trainer
 from rdfia.gradients import ascent, saliency, saliency_scores
 from rdfia.transfer import heads, svm
@@ -79,8 +79,8 @@ SLIPS = {
         Trainer, "__init__", "(self.generator) if", "(self.generator).cpu() if", "dcgan_in_float32"
     ),
     "optimiser state": Slip(
-        Trainer,
-        "_restore",
+        checkpoint,
+        "restore_state",
         ".load_state_dict({**optimizer.state_dict(), 'state': state})",
         ".state.update({parameters[i]: values for i, values in state.items()})",
         "dcgan_in_float32",
@@ -95,10 +95,10 @@ SLIPS = {
         heads, "_train", "((), device=device), torch", "(()), torch", "head"
     ),
     "checkpoint": Slip(
-        Trainer,
-        "_restore",
-        "load_state_dict(part('G.'))",
-        "load_state_dict(part('G.'), assign=True)",
+        checkpoint,
+        "restore_state",
+        "load_state_dict(part(f'{name}.'))",
+        "load_state_dict(part(f'{name}.'), assign=True)",
         "cgan_in_float32",
     ),
     "numpy in a loop": Slip(
@@ -131,6 +131,7 @@ def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     for room in (
         training,
+        checkpoint,
         architecture,
         heads,
         images,

@@ -36,19 +36,17 @@ ORDER = {
     "data": "files feature_store downloads assets jpeg images datasets",
     "transfer": "features svm column_tiles extraction heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
-    "gans": "architecture losses augmentation health config checkpoint training scores "
-    "pixel_scores digit_classifier runs",
+    "gans": "architecture losses augmentation health config sampling checkpoint training "
+    "training_loop scores pixel_scores digit_classifier runs",
     "claims": "intervals judge registry record provenance ledger summary",
     "report": "environment figures blocks benchmarks page",
-    "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gans",
+    "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gan_data "
+    "gan_measures gan_studies gans",
 }
-BESIDE = {"experiments.gans": {"report.environment"}}  # a run's row says where it was made
 LABS = ("models", "transfer", "gradients", "gans")
-FREE = {"__main__", "__init__", "_rooms", "_former_names"}
+FREE = {"__main__", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # limit of statements in a module
 LARGER = {
-    "experiments.gans": 380,
-    "gans.training": 235,
     "data.assets": 235,
     "report.figures": 240,
     "__main__": 255,
@@ -106,7 +104,7 @@ def wrong_arrows(module: str, source: str) -> set[str]:
         return set()
     before = ORDER.get(room, "").split()
     before = before[: before.index(name)] if name in before else []
-    allowed = {f"{room}.{other}" for other in before} | BESIDE.get(module, set())
+    allowed = {f"{room}.{other}" for other in before}
     allowed |= {"errors", "_compat"}
     rooms = set(ARROWS.get(room, "").split())
     return {
@@ -119,8 +117,9 @@ def wrong_arrows(module: str, source: str) -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
     room, _, name = module.rpartition(".")
-    known = {"__init__", *ORDER.get(room, "").split()} if room else FREE | {"errors", "_compat"}
-    assert name in known, f"rdfia/{module} is new: add it to ORDER in tests/meta/test_shape.py"
+    known = module in FREE | {"errors", "_compat"}
+    known |= bool(room) and name in {"__init__", *ORDER.get(room, "").split()}
+    assert known, f"rdfia/{module} is new: add it to ORDER in tests/meta/test_shape.py"
     assert wrong_arrows(module, MODULES[module]) == set()
 
 
@@ -177,11 +176,11 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 2650, rooms
+    assert sum(rooms[room] for room in LABS) < 2730, rooms
     # Devices and memory.
     assert rooms["device"] < 500, rooms
     # The protocols of the labs.
-    assert rooms["experiments"] < 1100, rooms
+    assert rooms["experiments"] < 1200, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
         sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2640

@@ -1,6 +1,4 @@
-"""Scores of generated images against scipy, scikit-learn, torchvision, and loops over all pairs of
-rows.
-"""
+"""Scores of generated images against scipy, scikit-learn, torchvision and loops over all pairs."""
 
 from __future__ import annotations
 
@@ -37,14 +35,14 @@ Array = np.ndarray
 
 
 def features(case: str, n: int = 260, m: int = 230) -> tuple[Array, Array]:
-    """Two sets, one a little off the other."""
+    """Two sets that differ a little."""
     rng = np.random.default_rng(11)
     d = 2 if case == "narrow" else 24
     real, fake = (
         rng.normal(size=(n, d)) @ rng.normal(size=(d, d)),
         rng.normal(size=(m, d)) @ rng.normal(size=(d, d)),
     )
-    # as a network gives them: not negative, some units nearly always off, a large scale
+    # Like a network's features: not negative, some units nearly always 0, a large scale.
     if case == "rectified":
         real, fake = (100 * np.maximum(x - np.linspace(0, 3, d), 0) for x in (real, fake))
     if case == "far":
@@ -55,25 +53,24 @@ def features(case: str, n: int = 260, m: int = 230) -> tuple[Array, Array]:
 CASES = ("narrow", "wide", "rectified", "far")
 
 # --- Frechet distance
-# -----------------------------------------------------------------------------------------------
 
 
 def frechet_by_sqrtm(real: Array, fake: Array) -> float:
-    """As the reference implementations: scipy's square root of a product that is not symmetric."""
+    """The reference implementation: scipy's square root of a product that is not symmetric."""
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
     gap = real.mean(axis=0) - fake.mean(axis=0)
     return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * np.trace(sqrtm(a @ b)).real)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_frechet_is_scipy_s(case: str) -> None:
+def test_frechet_matches_scipy(case: str) -> None:
     real, fake = features(case)
     expected = frechet_by_sqrtm(real, fake)
     assert_close(frechet_distance(real, fake).value, expected, "frechet by sqrtm")
     assert_close(frechet_distance(fake, real).value, expected, "frechet by sqrtm")
 
 
-def test_the_comparison_sees_the_product_of_the_roots() -> None:
+def test_comparison_detects_product_of_roots() -> None:
     """tr(A^(1/2) B^(1/2)) is tr((A B)^(1/2)) only for covariances with the same axes."""
     real, fake = features("wide")
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
@@ -87,7 +84,7 @@ def test_the_comparison_sees_the_product_of_the_roots() -> None:
 
 
 @pytest.mark.parametrize("groups", [2, 10, 23])
-def test_the_jackknife_is_that_of_rows_left_out(groups: int) -> None:
+def test_jackknife_matches_omitted_rows(groups: int) -> None:
     real, fake = features("narrow", 97, 120)
     value, variance, bias = frechet_by_sqrtm(real, fake), 0.0, 0.0
     for which, rows in enumerate((real, fake)):
@@ -109,12 +106,11 @@ def test_the_jackknife_is_that_of_rows_left_out(groups: int) -> None:
 
 
 # --- kernel distance
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("block", [25, 100])
-def test_kernel_distance_is_that_of_scikit_learn_s_kernel(case: str, block: int) -> None:
+def test_kernel_distance_matches_scikit_learn(case: str, block: int) -> None:
     real, fake = features(case)
     x, y = (rows[np.random.default_rng(0).permutation(len(rows))] for rows in (real, fake))
     found = []
@@ -131,7 +127,6 @@ def test_kernel_distance_is_that_of_scikit_learn_s_kernel(case: str, block: int)
 
 
 # --- neighbours
-# -----------------------------------------------------------------------------------------------------
 
 
 def radii(rows: Array, k: int) -> Array:
@@ -171,19 +166,19 @@ def ours(real: Array, fake: Array, k: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("case", CASES[:3])
 @pytest.mark.parametrize("k", [1, 5])
-def test_neighbourhoods_are_those_of_the_loops(case: str, k: int) -> None:
+def test_neighbourhood_scores_match_loops(case: str, k: int) -> None:
     real, fake = features(case, 130, 110)
-    fake = 0.7 * fake + 0.3 * real[:110]  # some in, some out
+    fake = 0.7 * fake + 0.3 * real[:110]  # some inside, some outside
     got, expected = ours(real, fake, k), by_loops(real, fake, k)
     assert expected["density"] > 0
     assert_close(np.array(list(got.values())), list(expected.values()), "score")
-    # a planted fault: the generated rows in the place of the real ones
+    # Planted fault: swapped real and generated rows.
     swapped = ours(fake, real, k)
     assert not np.allclose(list(swapped.values()), list(expected.values()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_nearest_row_is_scikit_learn_s(case: str) -> None:
+def test_nearest_row_matches_scikit_learn(case: str) -> None:
     train, fake = features(case)
     held = (train[:100] + fake[:100]) / 2
     got = nearest_neighbour(fake, train, held)
@@ -197,7 +192,7 @@ def test_the_nearest_row_is_scikit_learn_s(case: str) -> None:
     assert_close(got.p_value, test.pvalue, "score")
 
 
-def test_ties_count_for_a_half_as_in_scipy() -> None:
+def test_ties_count_half_as_in_scipy() -> None:
     train, fake, held = (
         np.zeros((2, 1)),
         np.array([[1.0], [2], [2], [0]]),
@@ -210,10 +205,9 @@ def test_ties_count_for_a_half_as_in_scipy() -> None:
 
 
 # --- classes
-# --------------------------------------------------------------------------------------------------------
 
 
-def test_classes_are_scored_as_by_the_peers() -> None:
+def test_class_scores_match_peers() -> None:
     rng = np.random.default_rng(0)
     asked, predicted = rng.integers(0, 9, 500), rng.integers(0, 9, 500) % 7
     predicted[::2] = asked[::2]
@@ -225,11 +219,10 @@ def test_classes_are_scored_as_by_the_peers() -> None:
 
 
 # --- features
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [20, 96])
-def test_images_are_resized_as_by_torchvision(size: int) -> None:
+def test_resizing_matches_torchvision(size: int) -> None:
     register_missing_operators()
     from torchvision.transforms.v2.functional import resize
 
@@ -249,7 +242,7 @@ def test_images_are_resized_as_by_torchvision(size: int) -> None:
     )
 
 
-def test_two_million_pairs_of_rows_stay_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distances_stay_within_tile_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tile of distances is larger than CHUNK_BYTES, one row's distances apart."""
     largest: list[int] = []
     plain = scores._distances

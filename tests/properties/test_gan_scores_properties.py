@@ -1,6 +1,4 @@
-"""Scores of generated images: what no choice of axes, units, order of rows or names of classes may
-change.
-"""
+"""Scores of generated images do not depend on axes, order of rows or class names."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ Array = np.ndarray
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[Array, Array, np.random.Generator]:
-    """Two sets of rows of one width, of different sizes and spreads, and a source of further draws."""
+    """Two sets of rows with one width and different sizes and spreads, and a random generator."""
     rng, d = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.integers(1, 8))
     n, m = draw(st.integers(20, 60)), draw(st.integers(20, 60))
     real, fake = rng.normal(size=(n, d)), rng.normal(size=(m, d))
@@ -46,9 +44,7 @@ def axes(rng: np.random.Generator, d: int) -> Array:
 
 @given(pairs(), st.sampled_from([1e-3, 1.0, 50.0]))
 @settings(max_examples=60)
-def test_frechet_knows_no_axes_and_no_order_and_grows_with_the_square_of_the_unit(
-    pair, unit
-) -> None:
+def test_frechet_is_invariant_and_scales_with_squared_unit(pair, unit) -> None:
     real, fake, rng = pair
     value, turn = frechet_distance(real, fake).value, axes(rng, real.shape[1])
     assert value >= 0
@@ -58,12 +54,12 @@ def test_frechet_knows_no_axes_and_no_order_and_grows_with_the_square_of_the_uni
     )
     assert_close(moved.value / unit**2, value, "score")
     mean = real.mean(axis=0) - fake.mean(axis=0)
-    assert value >= mean @ mean - 1e-9  # what the covariances add is a distance too
+    assert value >= mean @ mean - 1e-9  # the term of the covariances is at least 0
 
 
 @given(pairs(), st.integers(1, 6), st.sampled_from([1e-3, 1.0, 50.0]))
 @settings(max_examples=60)
-def test_neighbourhoods_know_no_axes_no_unit_and_no_order(pair, k, unit) -> None:
+def test_neighbourhood_scores_are_invariant(pair, k, unit) -> None:
     real, fake, rng = pair
     turn = axes(rng, real.shape[1])
     moved = [unit * (rng.permutation(rows) @ turn + 1) for rows in (real, fake)]
@@ -75,7 +71,7 @@ def test_neighbourhoods_know_no_axes_no_unit_and_no_order(pair, k, unit) -> None
     precision, recall = precision_recall(real, fake, k=k)
     assert max(coverage.value, precision.value, recall.value) <= 1
     assert (density.value == 0) == (coverage.value == 0) == (precision.value == 0)
-    # a row that is inside is inside one at least
+    # A row inside is inside at least one ball.
     assert density.value * k >= precision.value - 1e-9
     wider = density_coverage(real, fake, k=k + 1)
     assert wider[1].value >= coverage.value
@@ -83,7 +79,7 @@ def test_neighbourhoods_know_no_axes_no_unit_and_no_order(pair, k, unit) -> None
 
 @given(pairs(), st.integers(2, 10))
 @settings(max_examples=60)
-def test_kernel_distance_knows_no_axes_and_no_side(pair, block) -> None:
+def test_kernel_distance_is_invariant_and_symmetric(pair, block) -> None:
     real, fake, rng = pair
     got, turn = kernel_distance(real, fake, block=block), axes(rng, real.shape[1])
     assert_close(
@@ -95,7 +91,7 @@ def test_kernel_distance_knows_no_axes_and_no_side(pair, block) -> None:
 
 @given(pairs())
 @settings(max_examples=60)
-def test_a_copy_is_closest_and_two_sets_share_the_pairs(pair) -> None:
+def test_copies_are_closest_and_closer_is_symmetric(pair) -> None:
     real, fake, _ = pair
     train, held = real[::2], real[1::2]
     there, back = nearest_neighbour(fake, train, held), nearest_neighbour(held, train, fake)
@@ -111,7 +107,7 @@ def test_a_copy_is_closest_and_two_sets_share_the_pairs(pair) -> None:
 @given(
     hnp.arrays(np.int64, st.integers(1, 80), elements=st.integers(0, 9)), st.permutations(range(10))
 )
-def test_classes_have_no_order(predicted, names) -> None:
+def test_class_scores_do_not_depend_on_class_names(predicted, names) -> None:
     renamed = np.array(names)[predicted]
     assert_close(
         np.array(entropy(renamed, 10)), np.array(entropy(predicted, 10)), "root of a rounding"

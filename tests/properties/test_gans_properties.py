@@ -1,4 +1,4 @@
-"""What holds for every architecture of the three GANs, and for every line of the log."""
+"""Properties of every architecture of the three GANs and of every line of the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 
 @st.composite
 def architectures(draw: st.DrawFn, largest: int = 128) -> GanArchitecture:
-    """Any of the labs' networks, narrow enough to be built by the hundred."""
+    """Any of the labs' networks, narrow enough for hundreds of builds."""
     kind: Any = draw(st.sampled_from(architecture.KINDS))
     return GanArchitecture(
         kind,
@@ -37,7 +37,7 @@ def architectures(draw: st.DrawFn, largest: int = 128) -> GanArchitecture:
 
 @settings(max_examples=60)
 @given(architectures(largest=64), st.integers(0, 2**32 - 1))
-def test_counts_in_closed_form_are_those_of_the_tensors(a: GanArchitecture, seed: int) -> None:
+def test_parameter_counts_match_tensors(a: GanArchitecture, seed: int) -> None:
     nets = architecture.build(a, seed)
     assert architecture.parameter_counts(a) == tuple(
         sum(p.numel() for p in net.parameters()) for net in nets
@@ -53,7 +53,7 @@ def test_counts_in_closed_form_are_those_of_the_tensors(a: GanArchitecture, seed
 
 
 @given(architectures())
-def test_each_layer_takes_what_the_one_before_gives(a: GanArchitecture) -> None:
+def test_layer_widths_match(a: GanArchitecture) -> None:
     for rows in (architecture.discriminator_rows(a), architecture.generator_rows(a)):
         embeddings = [row for row in rows if row.part != "trunk"]
         trunk = [row for row in rows if row.part == "trunk"]
@@ -73,7 +73,7 @@ def test_each_layer_takes_what_the_one_before_gives(a: GanArchitecture) -> None:
 
 @settings(max_examples=40)
 @given(architectures(largest=64), st.integers(2, 4), st.booleans())
-def test_noise_becomes_images_and_images_logits(a: GanArchitecture, n: int, training: bool) -> None:
+def test_networks_map_noise_to_images_to_logits(a: GanArchitecture, n: int, training: bool) -> None:
     D, G = (net.train(training) for net in architecture.build(a, 0))
     stream = torch.Generator().manual_seed(n)
     z = torch.randn(n, a.nz, generator=stream)
@@ -99,7 +99,7 @@ LINE = re.compile(rf"\[([ \d]{{4}}\d)/([ \d]{{4}}\d)\] {VALUES}")
     st.integers(1, 99_999),
     st.lists(st.floats(width=32), min_size=4, max_size=4),
 )
-def test_a_line_of_the_log_can_be_read_back(step: int, steps: int, row: list[float]) -> None:
+def test_log_line_can_be_parsed(step: int, steps: int, row: list[float]) -> None:
     line = log_line(step, steps, row)
     found = LINE.fullmatch(line)
     assert found, line

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.device import memory
 from rdfia.device import precision as compute_types
-from rdfia.gans import architecture, digit_classifier, health, pixel_scores, runs, training
+from rdfia.gans import architecture, digit_classifier, health, pixel_scores, runs, sampling
 from rdfia.gans import losses as gan_losses
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.architecture import GanArchitecture
@@ -337,9 +337,9 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
     assert second.load(folder)
     for _ in range(3):
         second.step()
-    z, labels = training.fixed_noise(config, device)
-    images = architecture.sample(second.images_from, z, labels, statistics="batch")
-    running = architecture.sample(second.images_from, z, labels, statistics="running", batch=40)
+    z, labels = sampling.fixed_noise(config, device)
+    images = sampling.sample(second.images_from, z, labels, statistics="batch")
+    running = sampling.sample(second.images_from, z, labels, statistics="running", batch=40)
     assert images.device == torch.device(device)
     with torch.no_grad():
         logits = second.discriminator(images, labels)
@@ -386,10 +386,8 @@ def study(device: str, folder: Path) -> Results:
     run = runs.Run("run", config, (1, 2), grids=(2,), shown=10)
 
     def score(generator: architecture.Generator) -> Results:
-        z, labels = training.fixed_noise(config, device)
-        images = architecture.to_uint8(
-            architecture.sample(generator, z, labels, statistics="batch")
-        )
+        z, labels = sampling.fixed_noise(config, device)
+        images = sampling.to_uint8(sampling.sample(generator, z, labels, statistics="batch"))
         return {"mean": float(images.double().mean()), "spread": health.diversity(images)}
 
     row = runs.scored_run(

@@ -21,8 +21,8 @@ ROOMS = {
     "models": "networks",
     "data": "images jpeg",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
-    "gans": "architecture losses augmentation training health scores pixel_scores "
-    "digit_classifier runs checkpoint",
+    "gans": "architecture losses augmentation sampling training training_loop health scores "
+    "pixel_scores digit_classifier runs checkpoint",
     "device": "memory staging precision cuda_graphs",
 }
 _TYPES = {

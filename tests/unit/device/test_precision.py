@@ -14,7 +14,7 @@ from torch import nn
 
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device import precision
-from rdfia.gans import architecture, scores, training
+from rdfia.gans import architecture, sampling, scores, training
 from rdfia.gradients import ascent, saliency
 from rdfia.report import environment
 from rdfia.transfer import column_tiles, extraction, features, heads
@@ -223,7 +223,7 @@ def train_gan(network: nn.Module) -> None:
 def sample(network: nn.Module) -> None:
     G = architecture.build(config().architecture, 0)[1]
     G.register_forward_hook(next(iter(network._forward_hooks.values())))
-    architecture.sample(G, torch.zeros(4, 5), statistics="running")
+    sampling.sample(G, torch.zeros(4, 5), statistics="running")
 
 
 WORK: dict[str, Callable[[nn.Module], Any]] = {

@@ -1,6 +1,4 @@
-"""Networks of TME 9 and 10 against hand arithmetic and a forward pass by hand; losses against their
-formulas.
-"""
+"""Networks of TME 9 and 10 against hand computations, and sampling."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, DatasetError
 from rdfia.gans import architecture as gan_architecture
+from rdfia.gans import sampling
 from rdfia.gans.architecture import GanArchitecture
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
@@ -46,7 +45,7 @@ def labels(n: int, a: GanArchitecture) -> Tensor | None:
 
 
 def moved(net: nn.Module) -> nn.Module:
-    """Every weight and statistic away from where it starts, so that a term that is left out shows."""
+    """Move every weight and statistic away from its initial value, so that a missing term shows."""
     stream = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, value in net.state_dict().items():
@@ -56,7 +55,7 @@ def moved(net: nn.Module) -> nn.Module:
     return net
 
 
-# --- sizes ---
+# --- sizes
 
 
 @pytest.mark.parametrize(
@@ -101,7 +100,7 @@ def moved(net: nn.Module) -> nn.Module:
             ],
         ),
         (
-            # the embedding of x is as wide as both were
+            # The embedding of x has the width of both.
             GanArchitecture("cdcgan", **MNIST, label_in_D=False),
             [16 * 1 * 64, 16 * 64 * 128 + 2 * 128, 16 * 128 * 256 + 2 * 256, 16 * 256 * 1],
             [
@@ -114,7 +113,7 @@ def moved(net: nn.Module) -> nn.Module:
         ),
     ],
 )
-def test_every_layer_has_the_weights_of_the_hand_s_arithmetic(
+def test_layer_weights_match_hand_computation(
     architecture: GanArchitecture, D: list[int], G: list[int]
 ) -> None:
     assert [row.weights for row in gan_architecture.discriminator_rows(architecture)] == D
@@ -132,7 +131,7 @@ def test_every_layer_has_the_weights_of_the_hand_s_arithmetic(
         (GanArchitecture(), (167_872, 370_624)),
     ],
 )
-def test_the_labs_networks_have_the_sizes_that_the_protocol_states(
+def test_lab_networks_have_protocol_sizes(
     architecture: GanArchitecture, expected: tuple[int, int]
 ) -> None:
     assert gan_architecture.parameter_counts(architecture) == expected
@@ -141,7 +140,7 @@ def test_the_labs_networks_have_the_sizes_that_the_protocol_states(
 @pytest.mark.parametrize("size", gan_architecture.SIZES)
 @pytest.mark.parametrize("kind", gan_architecture.KINDS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_goes_out_and_in_at_every_size(kind: str, size: int, channels: int) -> None:
+def test_every_image_size_works(kind: str, size: int, channels: int) -> None:
     a = tiny(kind, image_size=size, channels=channels, ngf=1, ndf=1)
     D, G = gan_architecture.build(a, 0)
     images = G(noise(2, a), labels(2, a))
@@ -150,11 +149,11 @@ def test_an_image_goes_out_and_in_at_every_size(kind: str, size: int, channels: 
     assert images.abs().max() <= 1
 
 
-# --- a forward pass by hand, in float64 ---
+# --- a forward pass by hand, in float64
 
 
 def down(x: Tensor, w: Tensor, stride: int) -> Tensor:
-    """A convolution of kernel 4, padding stride - 1, as 16 products of matrices."""
+    """A convolution with a 4 x 4 kernel and padding stride - 1, as 16 matrix products."""
     x = nn.functional.pad(x, [stride - 1] * 4)
     side = (x.shape[2] - 4) // stride + 1
     out = x.new_zeros(len(x), len(w), side, side)
@@ -166,7 +165,7 @@ def down(x: Tensor, w: Tensor, stride: int) -> Tensor:
 
 
 def up(x: Tensor, w: Tensor, stride: int) -> Tensor:
-    """Its transpose: every value paints a 4 x 4 patch, then the rim of stride - 1 is cut."""
+    """Its transpose: each value adds a 4 x 4 patch, then a border of stride - 1 is removed."""
     side, rim = x.shape[2], stride - 1
     out = x.new_zeros(len(x), w.shape[1], (side - 1) * stride + 4, (side - 1) * stride + 4)
     for i in range(4):
@@ -177,7 +176,7 @@ def up(x: Tensor, w: Tensor, stride: int) -> Tensor:
 
 
 def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """BatchNorm of a batch by its own statistics."""
+    """BatchNorm with the statistics of the batch."""
     dims, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     mean, var = x.mean(dims, keepdim=True), x.var(dims, keepdim=True, correction=0)
     return scale.view(shape) * (x - mean) / torch.sqrt(var + 1e-5) + shift.view(shape)
@@ -251,7 +250,7 @@ BY_HAND: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 @pytest.mark.parametrize("kind", gan_architecture.KINDS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_forward_pass_is_the_one_by_hand(kind: str, layout: torch.memory_format) -> None:
+def test_forward_pass_matches_hand_computation(kind: str, layout: torch.memory_format) -> None:
     a = tiny(kind)
     D, G = (moved(net).double().to(memory_format=layout) for net in gan_architecture.build(a, 0))  # type: ignore[call-overload]
     z, x, y = noise(6, a).double(), pictures(6, a).double(), labels(6, a)
@@ -263,11 +262,11 @@ def test_the_forward_pass_is_the_one_by_hand(kind: str, layout: torch.memory_for
     assert images.std() > 0
 
 
-def test_spectral_norm_makes_every_largest_singular_value_of_d_one() -> None:
+def test_spectral_norm_sets_largest_singular_values_to_one() -> None:
     a = tiny("cdcgan", norm_D="spectral")
     D, _ = gan_architecture.build(a, 0)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in D.modules())
-    for _ in range(20):  # each forward pass in training mode is a step of the power iteration
+    for _ in range(20):  # a forward pass in training mode is a power iteration
         D(pictures(2, a), labels(2, a))
     layers = [module for module in D.modules() if isinstance(module, nn.Conv2d)]
     assert len(layers) == len(gan_architecture.discriminator_rows(a)) == 4
@@ -282,10 +281,10 @@ def test_spectral_norm_makes_every_largest_singular_value_of_d_one() -> None:
         )
 
 
-# --- the start ---
+# --- the start
 
 
-def test_weights_start_as_the_labs_have_them() -> None:
+def test_initial_weights_match_labs() -> None:
     nets = gan_architecture.build(GanArchitecture(image_size=128, ngf=16, ndf=16), 0)
     modules = [module for net in nets for module in net.modules()]
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
@@ -302,7 +301,7 @@ def test_weights_start_as_the_labs_have_them() -> None:
         n = len(x)
         assert_close((x.mean() - mean) / 0.02 * n**0.5 / 100, torch.tensor(0.0), "statistic")
         assert_close((x.std() / 0.02 - 1) * (2 * n) ** 0.5 / 100, torch.tensor(0.0), "statistic")
-    for layer in layers:  # each for itself: none has kept torch's own start
+    for layer in layers:  # separately: none keeps torch's own initial weights
         n = layer.numel()
         assert_close(
             (layer.detach().double().std() / 0.02 - 1) * (2 * n) ** 0.5 / 100,
@@ -311,7 +310,7 @@ def test_weights_start_as_the_labs_have_them() -> None:
         )
 
 
-def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(
+def test_build_depends_on_seed_only_and_keeps_global_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(seed: int) -> None:
@@ -328,11 +327,11 @@ def test_a_seed_gives_the_same_networks_and_the_global_streams_stay(
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.ndim > 1)
 
 
-# --- labels ---
+# --- labels
 
 
 @pytest.mark.parametrize("kind", ["cdcgan", "cgan"])
-def test_another_label_makes_another_image_and_another_logit(kind: str) -> None:
+def test_label_changes_image_and_logit(kind: str) -> None:
     a = tiny(kind)
     D, G = (net.eval() for net in gan_architecture.build(a, 0))
     z, x, y = noise(6, a), pictures(6, a), labels(6, a)
@@ -344,7 +343,7 @@ def test_another_label_makes_another_image_and_another_logit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cdcgan", "cgan"])
-def test_without_the_label_d_sees_none(kind: str) -> None:
+def test_discriminator_without_label_ignores_it(kind: str) -> None:
     a = tiny(kind, label_in_D=False)
     D, G = (net.eval() for net in gan_architecture.build(a, 0))
     x, y = pictures(6, a), labels(6, a)
@@ -364,7 +363,7 @@ def test_without_the_label_d_sees_none(kind: str) -> None:
         (torch.zeros(6, dtype=torch.int32), "got torch.int32"),
     ],
 )
-def test_labels_that_do_not_fit_are_named(y: Tensor | None, message: str) -> None:
+def test_wrong_labels_are_refused(y: Tensor | None, message: str) -> None:
     a = tiny("cdcgan")
     D, G = gan_architecture.build(a, 0)
     with pytest.raises(ArgumentError, match=message):
@@ -380,11 +379,11 @@ def test_labels_that_do_not_fit_are_named(y: Tensor | None, message: str) -> Non
         ({"norm_D": "layer"}, "norm_D batch or spectral"),
         (
             {"image_size": 20},
-            "image_size=20, channels=3: expected images of 16, 32, 64, 128 pixels",
+            "image_size=20, channels=3: expected image_size 16, 32, 64, 128",
         ),
         (
             {"channels": 2},
-            "channels=2: expected images of 16, 32, 64, 128 pixels with 1 or 3 channels",
+            "channels=2: expected image_size 16, 32, 64, 128 and 1 or 3 channels",
         ),
         ({"nz": 0}, "nz=0, ngf=32, ndf=32: expected 1 or more"),
         ({"ngf": 0}, "ngf=0"),
@@ -394,13 +393,13 @@ def test_labels_that_do_not_fit_are_named(y: Tensor | None, message: str) -> Non
         ({"kind": "cdcgan", "classes": 1}, "classes=1: cdcgan expects 2 or more"),
     ],
 )
-def test_an_architecture_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+def test_architecture_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         GanArchitecture(**options)
 
 
 @pytest.mark.parametrize("kind", gan_architecture.KINDS)
-def test_inputs_of_another_shape_are_refused(kind: str) -> None:
+def test_inputs_of_wrong_shape_are_refused(kind: str) -> None:
     a = tiny(kind)
     D, G = gan_architecture.build(a, 0)
     with pytest.raises(ArgumentError, match=r"z: got \(2, 6\), expected N x 5"):
@@ -409,14 +408,14 @@ def test_inputs_of_another_shape_are_refused(kind: str) -> None:
         D(torch.zeros(2, 1, 32, 32), labels(2, a))
 
 
-def test_the_labs_sigmoid_and_bce_would_lose_them() -> None:
+def test_sigmoid_and_bce_lose_extreme_logits() -> None:
     logits = torch.full((4,), -200.0, requires_grad=True)
     loss = nn.functional.binary_cross_entropy(torch.sigmoid(logits), torch.ones(4))
     assert float(loss.detach()) == 100.0  # BCE cuts logarithms at -100
     assert not torch.autograd.grad(loss, logits)[0].any()
 
 
-# --- sampling ---
+# --- sampling
 
 
 def sampled(kind: str) -> tuple[gan_architecture.Generator, Tensor, Tensor | None]:
@@ -427,34 +426,34 @@ def sampled(kind: str) -> tuple[gan_architecture.Generator, Tensor, Tensor | Non
 
 
 @pytest.mark.parametrize("kind", gan_architecture.KINDS)
-def test_with_running_statistics_an_image_depends_on_its_own_noise_alone(kind: str) -> None:
+def test_running_statistics_make_images_independent(kind: str) -> None:
     generator, z, y = sampled(kind)
-    images = gan_architecture.sample(generator, z, y, statistics="running")
+    images = sampling.sample(generator, z, y, statistics="running")
     assert images.dtype == torch.float32
     assert_close(images, deepcopy(generator).eval()(z, y), "activation")
     for batch in (1, 3, 10):
         assert_close(
-            gan_architecture.sample(generator, z, y, statistics="running", batch=batch),
+            sampling.sample(generator, z, y, statistics="running", batch=batch),
             images,
             "activation",
         )
     last = None if y is None else y[7:8]
     assert_close(
-        gan_architecture.sample(generator, z[7:8], last, statistics="running"),
+        sampling.sample(generator, z[7:8], last, statistics="running"),
         images[7:8],
         "activation",
     )
 
 
 @pytest.mark.parametrize("kind", gan_architecture.KINDS)
-def test_with_batch_statistics_images_are_those_of_g_in_training_mode(kind: str) -> None:
+def test_batch_statistics_match_training_mode(kind: str) -> None:
     generator, z, y = sampled(kind)
-    images = gan_architecture.sample(generator, z, y, statistics="batch", batch=5)
+    images = sampling.sample(generator, z, y, statistics="batch", batch=5)
     for part in (slice(0, 5), slice(5, 10)):
         expected = deepcopy(generator).train()(z[part], None if y is None else y[part])
         assert_close(images[part], expected, "activation")
-    together = gan_architecture.sample(generator, z, y, statistics="batch")
-    running = gan_architecture.sample(generator, z, y, statistics="running")
+    together = sampling.sample(generator, z, y, statistics="batch")
+    running = sampling.sample(generator, z, y, statistics="running")
     for other in (together, running):
         with pytest.raises(AssertionError, match="activation"):
             assert_close(images, other, "activation")
@@ -462,23 +461,23 @@ def test_with_batch_statistics_images_are_those_of_g_in_training_mode(kind: str)
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 @pytest.mark.parametrize("training", [True, False])
-def test_sampling_leaves_g_as_it_was(statistics: Any, training: bool) -> None:
+def test_sampling_does_not_change_generator(statistics: Any, training: bool) -> None:
     generator, z, y = sampled("cdcgan")
     generator.train(training)
-    generator.get_submodule("trunk.0.1").eval()  # one layer in another mode than the rest
+    generator.get_submodule("trunk.0.1").eval()  # one layer in another mode
     modes = [module.training for module in generator.modules()]
     generator(z, y).sum().backward()
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     grads = [parameter.grad for parameter in generator.parameters()]
     values = [grad.clone() for grad in grads if grad is not None]
-    images = gan_architecture.sample(generator, z, y, statistics=statistics)
+    images = sampling.sample(generator, z, y, statistics=statistics)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert [module.training for module in generator.modules()] == modes
     assert all(a.grad is b for a, b in zip(generator.parameters(), grads, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(values, grads, strict=True) if b is not None)
     assert not images.requires_grad
     assert not images.is_inference()  # a classifier may be trained on them
-    generator.train()(z, y)  # what would have happened: statistics move
+    generator.train()(z, y)  # training mode would change the statistics
     assert not all(
         torch.equal(value, before[name]) for name, value in generator.state_dict().items()
     )
@@ -490,20 +489,22 @@ def test_sampling_leaves_g_as_it_was(statistics: Any, training: bool) -> None:
         (4, {"statistics": "mean"}, "statistics='mean'"),
         (4, {"statistics": "running", "batch": 0}, "batch=0"),
         (0, {"statistics": "running"}, "0 images: expected"),
-        (4, {"statistics": "batch", "batch": 1}, "batch=1: of 4 images it leaves one alone"),
-        (4, {"statistics": "batch", "batch": 3}, "batch=3: of 4 images it leaves one alone"),
-        (3, {"statistics": "running", "batch": 1}, "y: 4 labels for 3 rows of z"),
+        (4, {"statistics": "batch", "batch": 1}, "batch=1: 4 images leave a batch of one image"),
+        (4, {"statistics": "batch", "batch": 3}, "batch=3: 4 images leave a batch of one image"),
+        (3, {"statistics": "running", "batch": 1}, "y: got 4 labels for 3 rows of z"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(n: int, options: dict[str, Any], message: str) -> None:
+def test_wrong_sampling_arguments_are_refused(
+    n: int, options: dict[str, Any], message: str
+) -> None:
     a = tiny("cdcgan")
     generator = gan_architecture.build(a, 0)[1]
     y = torch.arange(n if "4 labels" not in message else 4) % 3
     with pytest.raises(ArgumentError, match=message):
-        gan_architecture.sample(generator, noise(n, a), y, **options)
+        sampling.sample(generator, noise(n, a), y, **options)
 
 
-# --- images in and out ---
+# --- images in and out
 
 
 def test_digits_are_padded_by_two_black_pixels() -> None:
@@ -523,7 +524,7 @@ def test_digits_are_padded_by_two_black_pixels() -> None:
     [
         (
             torch.zeros(2, 23, 28, dtype=torch.uint8),
-            "23 x 28 pixels, the network wants 32 x 32; resize them",
+            "23 x 28 pixels, the network expects 32 x 32; resize them",
         ),
         (torch.zeros(2, 3, 33, 32, dtype=torch.uint8), "33 x 32 pixels"),
         (
@@ -538,16 +539,16 @@ def test_digits_are_padded_by_two_black_pixels() -> None:
         ([], "got torch.float32"),
     ],
 )
-def test_images_that_cannot_be_padded_are_refused(images: Any, message: str) -> None:
+def test_images_of_wrong_size_are_refused(images: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         gan_architecture.prepare_images(images, 32)
 
 
-def test_pixels_go_out_rounded_and_cut() -> None:
+def test_to_uint8_rounds_and_clips() -> None:
     values = torch.tensor([-2.0, -1.0, 0.0, 1 / 127.5 - 1, 1.0, 1.5])
-    assert gan_architecture.to_uint8(values).tolist() == [0, 0, 128, 1, 255, 255]
+    assert sampling.to_uint8(values).tolist() == [0, 0, 128, 1, 255, 255]
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(gan_architecture.to_uint8(every.float() / 127.5 - 1), every)
+    assert torch.equal(sampling.to_uint8(every.float() / 127.5 - 1), every)
 
 
 PIXELS = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
@@ -556,7 +557,7 @@ PIXELS = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
 @pytest.mark.parametrize(
     "y", [[0, 1, 2] * 2, np.array([2, 2, 1, 1, 0, 0], np.uint8), torch.tensor([0, 1, 2, 2, 2, 2])]
 )
-def test_labels_come_back_as_int64(y: Any) -> None:
+def test_labels_are_returned_as_int64(y: Any) -> None:
     found = gan_architecture.check_images(tiny("cgan"), PIXELS, y)
     assert found is not None
     assert found.dtype == torch.int64
@@ -574,16 +575,20 @@ def test_labels_come_back_as_int64(y: Any) -> None:
         ),
         (PIXELS.float(), [0, 1, 2] * 2, "images: got torch.float32"),
         (PIXELS[:, :, :12, :12], [0, 1, 2] * 2, "prepare_images pads to the network's size"),
-        (PIXELS, None, r"labels: got torch.float32 \(0,\), expected a whole number for each of 6"),
+        (
+            PIXELS,
+            None,
+            r"labels: got torch.float32 \(0,\), expected an integer for each of 6 images",
+        ),
         (PIXELS, [0, 1, 2], r"labels: got torch.int64 \(3,\)"),
         (PIXELS, [0.0, 1.0, 2.0] * 2, "labels: got torch.float32"),
-        (PIXELS, [1] * 6, "labels: found 1, expected some of each of 0 .. 2"),
-        (PIXELS, [0, 1] * 3, "labels: found 0, 1, expected some of each of 0 .. 2"),
-        (PIXELS, [0, 1, 2, 3, 0, 1], "found 0, 1, 2, 3, expected"),
-        (PIXELS, [0, 1, 2, -1, 0, 1], "found -1, 0, 1, 2, expected"),
-        (PIXELS, [0, 1, 2, 10**15, 0, 1], "found 0, 1, 2, 1000000000000000, expected"),
+        (PIXELS, [1] * 6, "labels: got 1, expected each of 0 .. 2"),
+        (PIXELS, [0, 1] * 3, "labels: got 0, 1, expected each of 0 .. 2"),
+        (PIXELS, [0, 1, 2, 3, 0, 1], "got 0, 1, 2, 3, expected"),
+        (PIXELS, [0, 1, 2, -1, 0, 1], "got -1, 0, 1, 2, expected"),
+        (PIXELS, [0, 1, 2, 10**15, 0, 1], "got 0, 1, 2, 1000000000000000, expected"),
     ],
 )
-def test_data_that_cannot_be_trained_on_is_refused(images: Tensor, y: Any, message: str) -> None:
+def test_unusable_training_data_is_refused(images: Tensor, y: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         gan_architecture.check_images(tiny("cgan"), images, y)

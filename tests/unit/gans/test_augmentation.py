@@ -1,6 +1,4 @@
-"""Differentiable augmentation, image by image and by hand: slices in the place of gathering and
-masks.
-"""
+"""Differentiable augmentation against a hand computation with slices, image by image."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ SUBSETS = [kinds for n in range(4) for kinds in combinations(KINDS, n)]
 
 
 def by_hand(image: Tensor, draw: Tensor, kinds: tuple[str, ...]) -> Tensor:
-    """One image (C x S x S), changed as DiffAugment_pytorch.py of Zhao et al. does, by slices."""
+    """One image (C x S x S) changed by slices, as in DiffAugment_pytorch.py of Zhao et al."""
     size, (brightness, saturation, contrast, down, right, row, column) = (
         image.shape[-1],
         draw.tolist(),
@@ -58,14 +56,16 @@ def photos(n: int, channels: int, size: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("size", [4, 7, 16, 32])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kinds", SUBSETS, ids="+".join)
-def test_each_image_is_changed_as_by_hand(kinds: tuple[str, ...], channels: int, size: int) -> None:
+def test_augmentation_matches_hand_computation(
+    kinds: tuple[str, ...], channels: int, size: int
+) -> None:
     x, draws = photos(60, channels, size)
     for layout in (x, x.contiguous(memory_format=torch.channels_last)):
         assert_close(augment(layout, draws, kinds), each_by_hand(x, draws, kinds), "pixel")
 
 
-def test_the_ends_of_the_draws_are_the_ends_of_the_ranges() -> None:
-    """Closed form on one image of 8 x 8: 0, a half and the largest number below 1."""
+def test_extreme_draws_give_extreme_changes() -> None:
+    """Closed form for an image of 8 x 8; draws are 0, 0.5 and the largest number below 1."""
     x = torch.arange(64, dtype=torch.float32).view(1, 1, 8, 8) / 64
     low, middle, high = (torch.full((1, DRAWS), u) for u in (0.0, 0.5, 1 - 2**-24))
     # up and left by one
@@ -86,8 +86,8 @@ def test_the_ends_of_the_draws_are_the_ends_of_the_ranges() -> None:
 
 
 @pytest.mark.parametrize("kinds", SUBSETS[1:], ids="+".join)
-def test_gradients_pass_to_the_images(kinds: tuple[str, ...]) -> None:
-    """As differences of step 1e-6 say, and again for the gradient's own, which R1's penalty wants."""
+def test_gradients_reach_images(kinds: tuple[str, ...]) -> None:
+    """Against finite differences, also for second derivatives, which R1's penalty needs."""
     x, draws = photos(3, 3, 4)
     x.requires_grad_()
     with torch.random.fork_rng([]):  # both draw from the global stream
@@ -95,7 +95,7 @@ def test_gradients_pass_to_the_images(kinds: tuple[str, ...]) -> None:
         assert torch.autograd.gradgradcheck(lambda images: augment(images, draws, kinds).sin(), x)
 
 
-def test_what_is_left_out_changes_nothing_and_layout_and_type_stay() -> None:
+def test_omitted_kinds_change_nothing_and_layout_and_dtype_stay() -> None:
     x, draws = photos(5, 3, 16)
     assert augment(x, draws, []) is x
     rounded = x.bfloat16().contiguous(memory_format=torch.channels_last)
@@ -105,9 +105,10 @@ def test_what_is_left_out_changes_nothing_and_layout_and_type_stay() -> None:
         assert changed.dtype == (torch.float32 if "colour" in kinds else torch.bfloat16)
 
 
-def test_moves_and_cuts_are_all_as_likely() -> None:
-    """Nine shifts and 33 centres of 32 rows, in 20,000 draws; a square's height says how far out
-    its centre is.
+def test_shifts_and_cutouts_are_uniform() -> None:
+    """20,000 draws give nine shifts and 33 cutout centres.
+
+    The height of the covered part shows where the centre is.
     """
     draws = torch.rand(20_000, DRAWS, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(1.0, 33)[None, None, :, None].expand(len(draws), 1, 32, 32)
@@ -131,8 +132,6 @@ def test_moves_and_cuts_are_all_as_likely() -> None:
         ((2, 8, 8), (2, DRAWS)),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(
-    images: tuple[int, ...], draws: tuple[int, ...]
-) -> None:
+def test_wrong_shapes_are_refused(images: tuple[int, ...], draws: tuple[int, ...]) -> None:
     with pytest.raises(ArgumentError, match="expected N x C x S x S and N x 7"):
         augment(torch.zeros(images), torch.zeros(draws))

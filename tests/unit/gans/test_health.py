@@ -1,4 +1,4 @@
-"""What is wrong with a run is said, and nothing is said of a healthy one."""
+"""Alarms of failed runs, and no alarm for a healthy run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.tolerances import assert_close
 
 
 def losses(row: list[float], n: int = 600) -> Tensor:
-    """Loss_D, Loss_G, D(x), D(G(z)), the same at each step."""
+    """Loss_D, Loss_G, D(x), D(G(z)), the same for each step."""
     return torch.tensor([row]).repeat(n, 1)
 
 
@@ -26,7 +26,7 @@ def pictures(n: int = 40, spread: int = 256, seed: int = 0) -> Tensor:
 HEALTHY = [1.2, 0.9, 0.55, 0.4]
 
 
-def test_a_healthy_run_raises_no_alarm() -> None:
+def test_healthy_run_has_no_alarm() -> None:
     found = health(losses(HEALTHY), pictures(seed=1), pictures())
     assert found.alarms == ()
     assert found[:5] == pytest.approx((0.55, 0.4, 1.2, 0.9, 0.0))
@@ -35,8 +35,8 @@ def test_a_healthy_run_raises_no_alarm() -> None:
     assert math.isnan(found.within)  # no labels
 
 
-def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
-    """All labels together differ as real images do: only within a label is nothing left for z."""
+def test_one_picture_per_label_raises_alarm() -> None:
+    """Images of all labels differ like real images, but images of one label do not."""
     labels, real = torch.arange(10).repeat_interleave(4), pictures()
     one_each = pictures(10, seed=1).repeat_interleave(4, dim=0)
     assert diversity_within_labels(one_each, labels) == 0
@@ -47,7 +47,7 @@ def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
     healthy = health(losses(HEALTHY), pictures(seed=1), real, labels=labels)
     assert healthy.alarms == ()
     assert healthy.within == diversity_within_labels(pictures(seed=1), labels)
-    # a little noise on each is no variety
+    # A little noise on each image is no diversity.
     nearly = (0.9 * one_each + 0.1 * pictures(seed=2)).to(torch.uint8)
     assert (
         health(losses(HEALTHY), nearly, real, labels=labels)
@@ -69,32 +69,32 @@ def test_a_g_that_draws_one_picture_a_label_is_seen() -> None:
         ([math.inf, 0.9, 0.55, 0.4], "diverged: Loss_D inf, Loss_G 0.90"),
     ],
 )
-def test_each_illness_has_its_alarm_and_only_that(row: list[float], alarm: str) -> None:
+def test_each_fault_raises_only_its_alarm(row: list[float], alarm: str) -> None:
     (found,) = health(losses(row), pictures(seed=1), pictures()).alarms
     assert found.startswith(alarm)
 
 
-def test_images_that_are_nearly_the_same_are_a_collapse() -> None:
+def test_nearly_equal_images_raise_collapse_alarm() -> None:
     same = pictures(1).repeat(40, 1, 1, 1)
     (found,) = health(losses(HEALTHY), same, pictures()).alarms
     assert found.startswith("collapse: images differ by 0.000 from each other, real ones by 0.4")
-    half = torch.cat([same[:36], pictures(4)])  # a few that differ do not hide it
+    half = torch.cat([same[:36], pictures(4)])  # a few different images do not hide it
     assert health(losses(HEALTHY), half, pictures()).alarms
-    assert health(losses(HEALTHY), same).alarms == ()  # nothing to compare with
+    assert health(losses(HEALTHY), same).alarms == ()  # no real images to compare with
 
 
-def test_only_the_last_steps_are_judged() -> None:
+def test_health_uses_last_steps_only() -> None:
     early, late = losses([0.01, 9.0, 1.0, 0.0], 200), losses(HEALTHY, 200)
     assert health(torch.cat([early, late]), window=200).alarms == ()
     assert health(torch.cat([late, early]), window=200).alarms
     assert health(torch.cat([early, late]), window=400).d_loss_zero == 0.5
-    # half of the steps is not most of them
+    # Half of the steps is not more than half.
     assert health(torch.cat([early, late]), window=400).alarms == ()
-    # fewer steps than the window
+    # Fewer steps than the window.
     assert health(torch.cat([early, late]), window=1000).d_loss_zero == 0.5
 
 
-def test_diversity_is_the_distance_of_all_pairs() -> None:
+def test_diversity_is_mean_distance_of_all_pairs() -> None:
     images = pictures(7)
     x = images.double().flatten(1) / 255
     pairs = [float(((x[i] - x[j]) ** 2).mean()) for i in range(7) for j in range(i)]

@@ -1,4 +1,4 @@
-"""What D and G minimise, against closed forms of values and gradients."""
+"""The losses of D and G against closed forms of values and gradients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LOGITS = torch.linspace(-6, 6, 13, dtype=torch.float64)
 
 def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
     logits = LOGITS.clone().requires_grad_()
-    # of one logit, not of the mean
+    # Of one logit, not of the mean.
     return torch.autograd.grad(loss(logits), logits)[0] * len(logits)
 
 
-def test_losses_are_their_formulas() -> None:
+def test_losses_match_formulas() -> None:
     p = torch.sigmoid(LOGITS)
     fake = LOGITS.flip(0) / 2
     q = torch.sigmoid(fake)
@@ -37,8 +37,8 @@ def test_losses_are_their_formulas() -> None:
     assert_close(losses.discriminator_loss(LOGITS, fake, 0.1), smooth, "loss")
 
 
-def test_gradients_with_respect_to_the_logit_are_the_two_of_the_lab() -> None:
-    """Answers 1, 3 and 6: of log(1 - D) it is -sigmoid, of log D it is 1 - sigmoid."""
+def test_loss_gradients_match_lab_formulas() -> None:
+    """Answers 1, 3 and 6: -sigmoid for log(1 - D), 1 - sigmoid for log D."""
     p = torch.sigmoid(LOGITS)
     assert_close(gradient(losses.saturating_generator_loss), -p, "gradient")
     assert_close(gradient(losses.generator_loss), p - 1, "gradient")
@@ -52,7 +52,7 @@ def test_gradients_with_respect_to_the_logit_are_the_two_of_the_lab() -> None:
         p,
         "gradient",
     )
-    # what the report prints: an erratum
+    # The formula that the report prints, an erratum.
     printed = gradient(lambda logits: (1 - torch.sigmoid(logits).log()).mean())
     with pytest.raises(AssertionError, match="gradient"):
         assert_close(printed, -p, "gradient")
@@ -68,7 +68,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("size", [200.0, -200.0])
-def test_logits_far_out_lose_neither_loss_nor_gradient(size: float) -> None:
+def test_extreme_logits_keep_loss_and_gradient(size: float) -> None:
     logits = torch.full((4,), size, requires_grad=True)
     high, low = max(size, 0.0), max(-size, 0.0)
     for loss, expected, slope in (
@@ -82,7 +82,7 @@ def test_logits_far_out_lose_neither_loss_nor_gradient(size: float) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
-def test_smoothing_moves_the_optimum_of_real_images_alone(smoothing: float) -> None:
+def test_label_smoothing_moves_optimum_of_real_images_only(smoothing: float) -> None:
     p = torch.sigmoid(LOGITS)
     fake = torch.zeros_like(LOGITS)
     slope = gradient(lambda logits: losses.discriminator_loss(logits, fake, smoothing))

@@ -1,6 +1,4 @@
-"""Statistics of pixels by hand, and how the distance answers to salt, blur and moves of real
-digits.
-"""
+"""Pixel statistics against hand computations, and their distance for changed real digits."""
 
 from __future__ import annotations
 
@@ -33,20 +31,20 @@ def of(image: Tensor) -> dict[str, float]:
     )
 
 
-def test_statistics_by_hand() -> None:
+def test_statistics_match_hand_computation() -> None:
     flat = of(torch.full((8, 8), 51, dtype=torch.uint8))
     assert flat == {"noise": 0.0, "slope": 0.0, "brightness": 0.2, "row": 3.5, "column": 3.5}
-    # no mass: the middle
+    # A black image has its centre in the middle.
     assert of(torch.zeros(8, 8, dtype=torch.uint8)) == {**flat, "brightness": 0.0}
     ramp = of(torch.arange(0, 80, 10, dtype=torch.uint8))
     assert ramp["noise"] == 0
-    assert_close(ramp["slope"], 10 / 255 / 2, "score")  # of two directions one is flat
+    assert_close(ramp["slope"], 10 / 255 / 2, "score")  # one of two directions is flat
     assert_close(ramp["column"], sum(i * i for i in range(8)) / 28, "score")
     assert ramp["row"] == 3.5
     point = torch.zeros(8, 8, dtype=torch.uint8)
     point[2, 5] = 255
     found = of(point)
-    # the mask's numbers: 4, 4 of 2, 4 of 1
+    # The mask has one 4, four 2 and four 1.
     assert_close(found["noise"], math.sqrt(math.pi / 2) / 6 * 16 / 36, "score")
     assert_close(found["slope"], 2 / 56, "score")
     assert (found["row"], found["column"]) == (2.0, 5.0)
@@ -57,7 +55,7 @@ def test_statistics_by_hand() -> None:
     assert_close(torch.from_numpy(pixel_statistics(colours)[0]), expected, "score")
 
 
-def test_noise_is_the_deviation_of_white_noise_on_a_ramp() -> None:
+def test_noise_statistic_estimates_white_noise_on_ramp() -> None:
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(60, 190, 64).expand(200, 1, 64, 64)
     for deviation in (4.0, 8.0, 16.0):
@@ -66,7 +64,7 @@ def test_noise_is_the_deviation_of_white_noise_on_a_ramp() -> None:
         assert abs(found.mean() * 255 / deviation - 1) < 0.01
 
 
-def test_batches_change_nothing() -> None:
+def test_statistics_do_not_depend_on_batch() -> None:
     images = torch.randint(
         0, 256, (23, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -74,16 +72,16 @@ def test_batches_change_nothing() -> None:
 
 
 def salt(images: Tensor, share: float) -> Tensor:
-    # more salt is the same and more
+    # More salt includes the pixels of less salt.
     drawn = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
     return images.masked_fill(drawn < share, 255)
 
 
 CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
     "salt": (salt, (0.005, 0.01, 0.02, 0.05)),  # share of the pixels
-    # sigma in pixels
+    # Sigma in pixels.
     "blur": (lambda images, sigma: uint8(blur(images.float(), sigma)), (0.5, 0.7, 1.0)),
-    # pixels; digits have a margin of them
+    # Pixels; digits have a margin of this size.
     "moved": (lambda images, d: torch.roll(images, int(d), 2), (1.0, 2.0)),
     "grey": (lambda images, level: images.clamp(min=int(level)), (8.0, 16.0, 32.0)),  # background
 }
@@ -91,7 +89,7 @@ CHANGES: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    """Two thousand digits in two sets, uint8 N x 1 x 32 x 32."""
+    """Two sets of a thousand digits each, uint8 N x 1 x 32 x 32."""
     found = datasets.digits(assets.locate("digits").path)
     first, second = prepare_images(torch.from_numpy(found.images[:2000]), 32).split(1000)
     return first, second
@@ -102,11 +100,12 @@ def apart(less: Estimate, more: Estimate) -> bool:
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_the_distance_grows_with_the_strength_of_a_change(
+def test_pixel_distance_grows_with_strength_of_change(
     digits: tuple[Tensor, Tensor], kind: str
 ) -> None:
-    """From the floor, which other real digits are at; five times as much salt counts many times as
-    much.
+    """Compared with the distance of unchanged digits.
+
+    Five times as much salt gives a distance many times as large.
     """
     real, other = digits
     change, strengths = CHANGES[kind]
@@ -120,7 +119,7 @@ def test_the_distance_grows_with_the_strength_of_a_change(
     assert all(apart(less, more) for less, more in pairwise(found)), found
 
 
-def test_the_floor_is_on_both_sides_of_nothing(digits: tuple[Tensor, Tensor]) -> None:
+def test_pixel_distance_of_real_images_is_around_zero(digits: tuple[Tensor, Tensor]) -> None:
     rows = pixel_statistics(torch.cat(digits))
     order = np.random.default_rng(0)
     draws = [np.split(order.permutation(rows), 2) for _ in range(30)]
@@ -128,23 +127,23 @@ def test_the_floor_is_on_both_sides_of_nothing(digits: tuple[Tensor, Tensor]) ->
     assert 5 <= sum(value < 0 for value in found) <= 25
 
 
-def test_a_move_counts_its_square_over_the_variance_of_real_centres(
+def test_displacement_adds_squared_shift_over_variance(
     digits: tuple[Tensor, Tensor],
 ) -> None:
-    clear = digits[0][(digits[0][:, :, -4:] == 0).all((1, 2, 3))]  # nothing leaves the image
+    clear = digits[0][(digits[0][:, :, -4:] == 0).all((1, 2, 3))]  # no pixel leaves the image
     real = pixel_statistics(clear)
     assert len(real) > 800
     for d in (1, 2):
         down = pixel_statistics(torch.roll(clear, d, 2))
         assert_close(down, real + np.array([0, 0, 0, d, 0]), "score")
-        # the correction takes two sets of the same images for two draws
+        # The correction assumes that the two sets are independent samples.
         bias = pixel_distance(real, real).value
         assert_close(
             pixel_distance(real, down).value - bias, d**2 / real[:, 3].var(ddof=1), "score"
         )
 
 
-def test_the_ratio_tells_noise_from_blur(digits: tuple[Tensor, Tensor]) -> None:
+def test_noise_ratio_separates_noise_from_blur(digits: tuple[Tensor, Tensor]) -> None:
     real, other = (pixel_statistics(images) for images in digits)
     salted, smooth = (
         pixel_statistics(CHANGES[kind][0](digits[1], s))
@@ -162,8 +161,8 @@ def test_the_ratio_tells_noise_from_blur(digits: tuple[Tensor, Tensor]) -> None:
     assert noise_ratio(real, real) == 1.0
 
 
-def test_it_does_not_see_what_its_words_say_it_does_not(digits: tuple[Tensor, Tensor]) -> None:
-    """Another shape of as fine strokes: digits upside down."""
+def test_pixel_distance_misses_documented_changes(digits: tuple[Tensor, Tensor]) -> None:
+    """Other shapes with equally fine strokes: digits upside down."""
     real, other = digits
     upside_down = torch.roll(other.flip(2), 1, 2)  # about their centre, row 16
     assert pixel_distance(pixel_statistics(real), pixel_statistics(upside_down)).value < 0.1
@@ -179,12 +178,12 @@ def test_it_does_not_see_what_its_words_say_it_does_not(digits: tuple[Tensor, Te
     ],
     ids=["float", "none", "narrow", "no channels"],
 )
-def test_images_that_have_no_statistics_are_refused(images: Tensor) -> None:
-    with pytest.raises(ArgumentError, match="expected uint8 N x C x S x S, S from 3"):
+def test_pixel_statistics_refuse_wrong_images(images: Tensor) -> None:
+    with pytest.raises(ArgumentError, match="expected uint8 N x C x S x S, N from 1, S from 3"):
         pixel_statistics(images)
 
 
-def test_real_images_that_do_not_differ_are_refused() -> None:
+def test_equal_real_images_are_refused() -> None:
     black = pixel_statistics(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(
         ArgumentError, match="all images have the same noise, slope, brightness, row, column"

@@ -1,4 +1,4 @@
-"""Runs of a study: resumable one by one, raw values kept."""
+"""Runs of a study: resuming, rows, grids, and errors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from rdfia.data import files
 from rdfia.errors import StoreError
 from rdfia.gans import runs as gan_runs
-from rdfia.gans.architecture import GanArchitecture, Generator, build, sample, to_uint8
+from rdfia.gans.architecture import GanArchitecture, Generator, build
 from rdfia.gans.config import GanConfig
 from rdfia.gans.health import health
 from rdfia.gans.runs import Run
-from rdfia.gans.training import fixed_noise
+from rdfia.gans.sampling import fixed_noise, sample, to_uint8
 
 TINY = GanConfig(GanArchitecture(image_size=16, channels=1, nz=3, ngf=2, ndf=2), steps=60, batch=4)
 IMAGES = torch.randint(
@@ -33,7 +33,7 @@ def mean_pixel(generator: Generator) -> dict[str, float]:
 
 
 class Score:
-    """Counts how often it was asked."""
+    """A score that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -43,22 +43,24 @@ class Score:
         return mean_pixel(generator)
 
 
-def do(folder: Path, run: Run = RUN, score: Any = mean_pixel, **options: Any) -> dict[str, Any]:
+def make_run(
+    folder: Path, run: Run = RUN, score: Any = mean_pixel, **options: Any
+) -> dict[str, Any]:
     options = {"checkpoint_every": 25, "judge": "mean", **options}
     return gan_runs.scored_run(
         run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options
     )
 
 
-def test_a_run_is_scored_at_its_snapshots_and_made_once(tmp_path: Path) -> None:
+def test_run_is_scored_at_snapshots_and_made_once(tmp_path: Path) -> None:
     score = Score()
-    row = do(tmp_path, score=score)
+    row = make_run(tmp_path, score=score)
     assert [s["step"] for s in row["scores"]] == [25, 60]
     assert row["scores"][0]["mean"] != row["scores"][1]["mean"]
     assert row["config"]["steps"] == 60
     assert row["diverged"] is None
     assert row["seconds"] > 0
-    assert json.loads(json.dumps(row)) == do(tmp_path, score=score)
+    assert json.loads(json.dumps(row)) == make_run(tmp_path, score=score)
     assert score.calls == 2
     losses = gan_runs.losses_of(RUN, tmp_path / "kept")
     assert losses.shape == (60, 4)
@@ -66,11 +68,11 @@ def test_a_run_is_scored_at_its_snapshots_and_made_once(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """In the place of a signal."""
+    """Stands for a signal."""
 
 
-def test_a_cut_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
-    whole = do(tmp_path / "whole")
+def test_interrupted_run_resumes_with_same_result(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole")
 
     def cut(steps: Any, total: int, name: str) -> Any:
         for step in steps:
@@ -79,23 +81,23 @@ def test_a_cut_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
             yield step
 
     with pytest.raises(Killed):
-        do(tmp_path / "cut", progress=cut)
+        make_run(tmp_path / "cut", progress=cut)
     assert not (tmp_path / "cut" / "kept" / "tiny.json").exists()
     times = tmp_path / "cut" / "work" / "tiny" / "seconds.json"
     files.write_json(times, files.read_json(times) + 1000)
-    resumed = do(tmp_path / "cut")
+    resumed = make_run(tmp_path / "cut")
     assert resumed["scores"] == whole["scores"]
     a, b = (gan_runs.losses_of(RUN, tmp_path / name / "kept") for name in ("whole", "cut"))
     assert torch.equal(a, b)
-    assert resumed["seconds"] >= 1000  # of both pieces
+    assert resumed["seconds"] >= 1000  # of both parts
 
 
-def test_a_kill_loses_the_time_since_the_last_snapshot_alone(tmp_path: Path) -> None:
+def test_seconds_are_written_at_each_snapshot(tmp_path: Path) -> None:
     seen = []
 
     def watch(steps: Any, *_: Any) -> Any:
         for step in steps:
-            # as a kill here would leave it
+            # What a kill at this step would leave.
             seen.append((tmp_path / "tiny" / "seconds.json").exists())
             yield step
 
@@ -103,8 +105,8 @@ def test_a_kill_loses_the_time_since_the_last_snapshot_alone(tmp_path: Path) -> 
     assert seen == [False] * 25 + [True] * 35
 
 
-def test_the_grid_that_is_kept_is_the_generators(tmp_path: Path) -> None:
-    do(tmp_path)
+def test_stored_grid_shows_generator_images(tmp_path: Path) -> None:
+    make_run(tmp_path)
     _, generator = build(TINY.architecture, 0)
     generator.load_state_dict(
         files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0]
@@ -112,11 +114,11 @@ def test_the_grid_that_is_kept_is_the_generators(tmp_path: Path) -> None:
     z, y = fixed_noise(TINY)
     expected = to_uint8(sample(generator, z, y, statistics="batch"))
     assert torch.equal(gan_runs.grid_of(RUN, 60, tmp_path / "kept"), expected)
-    with pytest.raises(StoreError, match=r"tiny-25.png: no grid .* remove tiny.json"):
+    with pytest.raises(StoreError, match=r"tiny-25.png: cannot read the grid .* remove tiny.json"):
         gan_runs.grid_of(RUN, 25, tmp_path / "kept")
 
 
-def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
+def test_colour_grids_are_read_back_exactly(tmp_path: Path) -> None:
     config = replace(TINY, architecture=replace(TINY.architecture, channels=3))
     images = IMAGES.expand(-1, 3, -1, -1).contiguous()
     run = replace(RUN, config=config, shown=40)
@@ -135,8 +137,8 @@ def test_colour_grids_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["config", "data", "snapshots"])
-def test_evidence_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
-    do(tmp_path)
+def test_row_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
+    make_run(tmp_path)
     run = replace(RUN, config=replace(TINY, lr=1e-3)) if change == "config" else RUN
     run = replace(run, snapshots=(60,)) if change == "snapshots" else run
     images = IMAGES.flip(0) if change == "data" else IMAGES
@@ -154,18 +156,18 @@ def test_evidence_of_another_run_is_refused(tmp_path: Path, change: str) -> None
         )
 
 
-def test_a_run_that_diverges_keeps_what_it_had(tmp_path: Path) -> None:
+def test_diverged_run_keeps_earlier_scores(tmp_path: Path) -> None:
     run = replace(RUN, config=replace(TINY, lr=1e30), snapshots=(1, 60))
-    row = do(tmp_path, run)
+    row = make_run(tmp_path, run)
     assert "not finite" in row["diverged"]
     assert str(tmp_path) not in row["diverged"]
     assert gan_runs.final_score(row, "mean", (60,), worst=9.0) == 9.0
-    assert do(tmp_path, run) == row  # and is not made again
+    assert make_run(tmp_path, run) == row  # it is not made again
 
 
-def test_a_run_that_diverges_at_once_has_its_losses(tmp_path: Path) -> None:
+def test_immediately_diverged_run_keeps_losses(tmp_path: Path) -> None:
     run = replace(RUN, config=replace(TINY, lr=1e30))
-    row = do(tmp_path, run)
+    row = make_run(tmp_path, run)
     losses = gan_runs.losses_of(run, tmp_path / "kept")
     assert 0 < len(losses) <= 25
     assert not bool(losses.isfinite().all())
@@ -173,39 +175,40 @@ def test_a_run_that_diverges_at_once_has_its_losses(tmp_path: Path) -> None:
     assert row["health"]["alarms"]
 
 
-def test_another_judge_scores_the_kept_generators_again(tmp_path: Path) -> None:
-    first, score = do(tmp_path), Score()
-    assert do(tmp_path, score=score, judge="other")["judge"] == "other"
+def test_another_judge_rescores_stored_generators(tmp_path: Path) -> None:
+    first, score = make_run(tmp_path), Score()
+    assert make_run(tmp_path, score=score, judge="other")["judge"] == "other"
     assert score.calls == 2
     (tmp_path / "work").rename(tmp_path / "gone")
-    assert do(tmp_path, judge="other")["scores"] == first["scores"]
+    assert make_run(tmp_path, judge="other")["scores"] == first["scores"]
     with pytest.raises(
         StoreError, match=r"tiny.json has a run of another judge: choose another folder"
     ):
-        do(tmp_path)
+        make_run(tmp_path)
 
 
-def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path: Path) -> None:
-    """A score that they lack was not measured; with the generators it is. No other judge's rows are
-    read so.
+def test_rows_of_earlier_judge_are_read_without_generators(tmp_path: Path) -> None:
+    """A new score is NaN for such a row.
+
+    With the generators it is computed. Rows of other judges are refused.
     """
 
     def more(generator: Generator) -> dict[str, float]:
         return {**mean_pixel(generator), "noise": 2.0}
 
-    first = do(tmp_path)
+    first = make_run(tmp_path)
     (tmp_path / "work").rename(tmp_path / "gone")
-    row = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
+    row = make_run(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert row == first
     assert gan_runs.final_score(row, "mean", (25, 60), np.inf) == gan_runs.final_score(
         first, "mean", (25, 60), np.inf
     )
     assert np.isnan(gan_runs.final_score(row, "noise", (25, 60), np.inf))
-    assert gan_runs.final_score(row, "noise", (25, 61), np.inf) == np.inf  # it ended before
+    assert gan_runs.final_score(row, "noise", (25, 61), np.inf) == np.inf  # the run ended before
     with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
-        do(tmp_path, score=more, judge="mean and noise", earlier=["median"])
+        make_run(tmp_path, score=more, judge="mean and noise", earlier=["median"])
     with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
-        do(
+        make_run(
             tmp_path,
             replace(RUN, config=replace(TINY, r1=1.0)),
             more,
@@ -213,22 +216,22 @@ def test_rows_of_an_earlier_judge_stay_usable_without_their_generators(tmp_path:
             earlier=["mean"],
         )
     (tmp_path / "gone").rename(tmp_path / "work")
-    again = do(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
+    again = make_run(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
     assert again["judge"] == "mean and noise"
     assert gan_runs.final_score(again, "noise", (25, 60), np.inf) == 2.0
 
 
-def test_a_row_from_before_an_option_is_of_the_config_that_has_it_off(tmp_path: Path) -> None:
-    """`ADDED` fields: what the committed rows name is all that they were made with."""
-    do(tmp_path)
+def test_older_row_matches_config_with_new_option_off(tmp_path: Path) -> None:
+    """`_ADDED` fields: committed rows lack the options that are off."""
+    make_run(tmp_path)
     path = tmp_path / "kept" / "tiny.json"
     row = files.read_json(path)
     assert row["config"].keys().isdisjoint({"augmentation", "r1", "r1_every", "lr_D"})
     (tmp_path / "work").rename(tmp_path / "gone")
-    assert do(tmp_path) == row
+    assert make_run(tmp_path) == row
     for option in ({"r1": 1.0}, {"lr_D": 1e-3}, {"augmentation": ("cutout",)}, {"r1_every": 2}):
         with pytest.raises(StoreError, match=r"tiny.json has a run of another config"):
-            do(tmp_path, replace(RUN, config=replace(TINY, **option)))
+            make_run(tmp_path, replace(RUN, config=replace(TINY, **option)))
 
 
 LABELS = torch.arange(len(IMAGES)) % 3
@@ -238,8 +241,9 @@ DIGITS = replace(
 
 
 def collapsed(architecture: GanArchitecture, seed: int) -> tuple[Any, Generator]:
-    """A generator that draws one picture a label: the planted fault. z goes through BatchNorm to a
-    scale of 0.
+    """Planted fault: a generator that draws one picture per label.
+
+    BatchNorm multiplies the embedding of z by 0.
     """
     D, G = build(architecture, seed)
     torch.nn.init.zeros_(G.get_submodule("x.0.1").weight)  # type: ignore[arg-type]
@@ -247,13 +251,13 @@ def collapsed(architecture: GanArchitecture, seed: int) -> tuple[Any, Generator]
 
 
 @pytest.mark.parametrize("healthy", [True, False])
-def test_one_picture_a_label_is_in_the_row_and_in_the_log(
+def test_one_picture_per_label_is_reported_in_row_and_log(
     healthy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not healthy:
         monkeypatch.setattr("rdfia.gans.training.architecture.build", collapsed)
     lines: list[str] = []
-    run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # as it was built
+    run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # G keeps its initial weights
     common: dict[str, Any] = {
         "judge": "mean",
         "work": tmp_path / "work",
@@ -273,13 +277,13 @@ def test_one_picture_a_label_is_in_the_row_and_in_the_log(
         f"[   25/   25] warning: {alarm}" for alarm in said
     ]
     assert lines[0].startswith("[    0/   25] Loss_D")
-    path = tmp_path / "kept" / "tiny.json"  # a row from before the alarm, read again
+    path = tmp_path / "kept" / "tiny.json"  # a row older than the alarm
     old = {**row, "health": {"diversity": 0.3, "alarms": []}}
     files.write_json(path, old)
     again = gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, **common)
     assert again["health"]["alarms"] == row["health"]["alarms"]
     assert again["health"]["within"] == row["health"]["within"]
-    assert files.read_json(path) == old  # evidence is not rewritten
+    assert files.read_json(path) == old  # the file is not rewritten
     (tmp_path / "kept" / "tiny-25.png").unlink()
     assert gan_runs.scored_run(run, IMAGES, LABELS, mean_of_labels, **common) == old
 
@@ -292,38 +296,41 @@ def mean_of_labels(generator: Generator) -> dict[str, float]:
     }
 
 
-def test_a_missing_generator_is_not_passed_over(tmp_path: Path) -> None:
-    do(tmp_path)
+def test_missing_generator_is_an_error(tmp_path: Path) -> None:
+    make_run(tmp_path)
     (tmp_path / "kept" / "tiny.json").unlink()
     (tmp_path / "work" / "tiny" / "generator-25.safetensors").unlink()
     with pytest.raises(
-        StoreError, match=r"generator-25.safetensors is missing; remove .*tiny to have the run made"
+        StoreError,
+        match=r"generator-25.safetensors is missing; remove .*tiny to make the run again",
     ):
-        do(tmp_path)
+        make_run(tmp_path)
 
 
-def test_losses_that_are_gone_say_what_to_remove(tmp_path: Path) -> None:
-    do(tmp_path)
+def test_missing_losses_error_names_file_to_remove(tmp_path: Path) -> None:
+    make_run(tmp_path)
     (tmp_path / "kept" / "tiny.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"tiny.safetensors: no losses; remove tiny.json"):
+    with pytest.raises(
+        StoreError, match=r"tiny.safetensors: cannot read the losses; remove tiny.json"
+    ):
         gan_runs.losses_of(RUN, tmp_path / "kept")
 
 
-def test_two_processes_do_not_make_one_run(tmp_path: Path) -> None:
+def test_second_process_cannot_make_same_run(tmp_path: Path) -> None:
     def meanwhile(steps: Any, total: int, name: str) -> Any:
         with pytest.raises(StoreError, match="tiny: another process is making this run"):
-            do(tmp_path)
+            make_run(tmp_path)
         return steps
 
-    do(tmp_path, progress=meanwhile)
+    make_run(tmp_path, progress=meanwhile)
 
 
-def test_collapse_is_noticed(tmp_path: Path) -> None:
-    """The tiny G draws nearly the same image whatever the noise; the alarm says so."""
-    assert any("collapse" in alarm for alarm in do(tmp_path)["health"]["alarms"])
+def test_collapse_raises_alarm(tmp_path: Path) -> None:
+    """The tiny G draws nearly the same image for all noise."""
+    assert any("collapse" in alarm for alarm in make_run(tmp_path)["health"]["alarms"])
 
 
-def test_the_median_over_a_window() -> None:
+def test_final_score_is_median_over_window() -> None:
     row = {
         "scores": [
             {"step": step, "frechet": value} for step, value in ((1, 5.0), (2, 1.0), (3, 2.0))
@@ -331,22 +338,22 @@ def test_the_median_over_a_window() -> None:
     }
     assert gan_runs.final_score(row, "frechet", (1, 2, 3), np.inf) == 2.0
     assert gan_runs.final_score(row, "frechet", (2, 3), np.inf) == 1.5
-    # it diverged before the last
+    # The run diverged before the last step.
     assert gan_runs.final_score(row, "frechet", (2, 3, 4), np.inf) == np.inf
 
 
-def test_seeds_differ_and_the_first_keeps_a_grid() -> None:
+def test_runs_over_seeds_differ_in_seed_and_first_stores_grid() -> None:
     runs = gan_runs.runs_over_seeds("name", TINY, range(1, 4), (25,))
     assert [run.config.seed for run in runs] == [1, 2, 3]
     assert [run.name for run in runs] == ["name-1", "name-2", "name-3"]
     assert [run.grids for run in runs] == [(60,), (), ()]
     assert {run.shown for run in runs} == {40}
     digits = replace(TINY, architecture=GanArchitecture("cdcgan", channels=1, classes=10))
-    # each label has its row
+    # Each label has its row.
     assert gan_runs.runs_over_seeds("name", digits, (0,), ())[0].shown == 100
 
 
-def test_labels_of_a_network_that_takes_none_are_left_out(tmp_path: Path) -> None:
+def test_unconditional_run_ignores_labels(tmp_path: Path) -> None:
     common: dict[str, Any] = {
         "judge": "mean",
         "work": tmp_path / "work",
@@ -357,19 +364,17 @@ def test_labels_of_a_network_that_takes_none_are_left_out(tmp_path: Path) -> Non
     assert gan_runs.scored_run(RUN, IMAGES, None, mean_pixel, **common) == row  # the same run
 
 
-def test_a_loss_beyond_all_numbers_is_a_row_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_infinite_loss_gives_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(losses: torch.Tensor, *rest: Any, **named: Any) -> Any:
         return health(torch.full_like(losses, torch.inf), *rest, **named)
 
     monkeypatch.setattr(gan_runs, "health", endless)
-    row = do(tmp_path)
+    row = make_run(tmp_path)
     assert row["health"]["alarms"][0].startswith("diverged")
     assert "loss_D" not in row["health"]
 
 
-def test_variation_of_losses() -> None:
+def test_loss_variation_is_relative_standard_deviation() -> None:
     rows = torch.zeros(1000, 4)
     rows[:500], rows[500::2, 0], rows[501::2, 0], rows[500:, 1] = 99.0, 1.0, 3.0, 2.0
     assert gan_runs.loss_variation(rows) == pytest.approx({"Loss_D": 0.5, "Loss_G": 0.0}, abs=1e-3)

@@ -1,6 +1,4 @@
-"""Scores of generated images: closed forms, planted collapses, and standard errors beside the
-spread they predict.
-"""
+"""Scores of generated images: closed forms, planted collapses, standard errors."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ def normal(n: int, d: int, seed: int) -> Array:
 
 
 def whitened(n: int, d: int, seed: int) -> Array:
-    """n rows whose mean is 0 and whose covariance is the identity, exactly."""
+    """n rows with mean 0 and the identity as covariance, exactly."""
     rows = normal(n, d, seed)
     q, _ = np.linalg.qr(rows - rows.mean(axis=0))
     return q * math.sqrt(n - 1)
@@ -52,30 +50,29 @@ def within(estimate: Estimate, expected: float, errors: float = 4.0) -> bool:
 
 
 # --- Frechet distance
-# -----------------------------------------------------------------------------------------------
 
 
-def test_frechet_of_a_set_and_itself_is_nothing() -> None:
+def test_frechet_of_equal_sets_is_zero() -> None:
     real = normal(300, 12, 0) @ normal(12, 12, 1)
     assert_close(frechet_distance(real, real).value, 0.0, "score")
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_frechet_of_shifted_rows_is_the_squared_shift(scale: float) -> None:
+def test_frechet_of_shifted_rows_is_squared_shift(scale: float) -> None:
     real, shift = normal(200, 8, 0) @ normal(8, 8, 1), np.arange(8.0)
     got = frechet_distance(scale * real + 50, scale * (real + shift) + 50)
     assert_close(got.value / scale**2, (shift**2).sum(), "score")
 
 
-def test_frechet_of_scaled_rows() -> None:
-    """(s - 1)^2 tr(covariance) for centred rows, and the squared move of the mean on top."""
+def test_frechet_of_scaled_rows_matches_closed_form() -> None:
+    """(s - 1)^2 tr(covariance) plus the squared shift of the mean."""
     real = normal(200, 8, 0) @ normal(8, 8, 1) + 3
     expected = 0.25 * (np.trace(np.cov(real.T)) + (real.mean(axis=0) ** 2).sum())
     assert_close(frechet_distance(real, 1.5 * real).value, expected, "score")
 
 
-def test_frechet_of_covariances_with_the_same_axes() -> None:
-    """Sum of (sqrt(a) - sqrt(b))^2 over their variances, whatever the axes are."""
+def test_frechet_of_covariances_with_same_axes_matches_closed_form() -> None:
+    """The sum of (sqrt(a) - sqrt(b))^2 over the variances, for any axes."""
     a, b, (axes, _) = (
         np.array([4.0, 1.0, 0.25, 9.0]),
         np.array([1.0, 1.0, 1.0, 0.04]),
@@ -84,14 +81,12 @@ def test_frechet_of_covariances_with_the_same_axes() -> None:
     real, fake = (whitened(80, 4, seed) * np.sqrt(v) @ axes for seed, v in ((0, a), (1, b)))
     expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     assert_close(frechet_distance(real, fake).value, expected, "score")
-    with pytest.raises(AssertionError, match="off"):  # a planted fault: rows where columns belong
+    with pytest.raises(AssertionError, match="off"):  # planted fault: rows instead of columns
         assert_close(frechet_distance(real, fake @ axes.T).value, expected, "score")
 
 
-def test_frechet_of_flat_directions_is_finite() -> None:
-    """Units that are always 0, as those of a ReLU: the covariance is singular and nothing becomes
-    NaN.
-    """
+def test_frechet_of_constant_columns_is_finite() -> None:
+    """Columns that are always 0, as after a ReLU, make the covariance singular."""
     real, fake = whitened(50, 6, 0), whitened(60, 6, 1)
     real[:, :2], fake[:, :3] = 0, 0
     got = frechet_distance(real, fake)
@@ -99,9 +94,7 @@ def test_frechet_of_flat_directions_is_finite() -> None:
     assert math.isfinite(got.standard_error)
 
 
-def test_corrected_frechet_is_about_nothing_for_equal_distributions_and_the_plain_one_is_not() -> (
-    None
-):
+def test_correction_removes_bias_of_frechet() -> None:
     draws = [(normal(300, 16, 2 * i), normal(300, 16, 2 * i + 1)) for i in range(40)]
     plain, corrected = (
         [frechet_distance(*draw, corrected=which) for draw in draws] for which in (False, True)
@@ -113,7 +106,7 @@ def test_corrected_frechet_is_about_nothing_for_equal_distributions_and_the_plai
     assert sum(within(e, 0.0) for e in corrected) == len(draws)
 
 
-def test_corrected_frechet_of_moved_normal_rows() -> None:
+def test_corrected_frechet_of_shifted_normal_rows_matches_closed_form() -> None:
     """|shift|^2 + sum of (sqrt(a) - sqrt(b))^2 of the populations."""
     spread = np.linspace(0.5, 2, 16)
     got = [
@@ -127,20 +120,19 @@ def test_corrected_frechet_of_moved_normal_rows() -> None:
 
 
 # --- kernel distance
-# ------------------------------------------------------------------------------------------------
 
 
-def test_kernel_distance_by_hand() -> None:
+def test_kernel_distance_matches_hand_computation() -> None:
     x, y = np.array([[1.0], [2.0]]), np.array([[0.0], [3.0]])
     assert_close(gan_scores._mmd(x, y), (27.0 + 1.0) - 2 * (1 + 64 + 1 + 343) / 4, "score")
 
 
 def moments_distance(p: Callable[[int], float], q: Callable[[int], float]) -> float:
-    """In one dimension (xy + 1)^3 compares the first three moments, with weights 3, 3 and 1."""
+    """In one dimension (xy + 1)^3 compares the first three moments with weights 3, 3 and 1."""
     return sum(weight * (p(i) - q(i)) ** 2 for i, weight in ((1, 3), (2, 3), (3, 1)))
 
 
-def test_kernel_distance_is_unbiased_and_the_biased_one_is_seen() -> None:
+def test_kernel_distance_is_unbiased() -> None:
     rng, shift = np.random.default_rng(0), 0.5
     expected = moments_distance(
         lambda i: (0, 0, 1, 0)[i], lambda i: (0, shift, 1 + shift**2, 3 * shift + shift**3)[i]
@@ -159,7 +151,7 @@ def test_kernel_distance_is_unbiased_and_the_biased_one_is_seen() -> None:
     assert not within(planted, expected)
 
 
-def test_kernel_distance_of_equal_distributions_is_on_both_sides_of_nothing() -> None:
+def test_kernel_distance_of_equal_distributions_is_around_zero() -> None:
     got = [
         kernel_distance(normal(400, 8, 2 * i), normal(400, 8, 2 * i + 1), block=100)
         for i in range(40)
@@ -170,8 +162,8 @@ def test_kernel_distance_of_equal_distributions_is_on_both_sides_of_nothing() ->
     )
 
 
-def test_kernel_distance_takes_no_notice_of_sorted_rows() -> None:
-    """A conditional generator gives its images class by class; each block has to hold all classes."""
+def test_kernel_distance_does_not_depend_on_order() -> None:
+    """A conditional generator's images are sorted by class; each block needs all classes."""
     labels = np.arange(2000) // 200
     real, fake = (normal(2000, 4, seed) + labels[:, None] for seed in (0, 1))
     shuffled = np.random.default_rng(5).permutation(2000)
@@ -184,10 +176,9 @@ def test_kernel_distance_takes_no_notice_of_sorted_rows() -> None:
 
 
 # --- classes
-# --------------------------------------------------------------------------------------------------------
 
 
-def test_classes_by_hand() -> None:
+def test_class_scores_match_hand_computation() -> None:
     predicted = np.array([0] * 60 + [1] * 36 + [2] * 3 + [3] * 1)
     assert mode_coverage(predicted, 4) == 3  # 2.5 images would do
     assert mode_coverage(predicted, 4, share=0.04) == 4
@@ -201,7 +192,7 @@ def test_classes_by_hand() -> None:
     assert np.array_equal(entropy(np.full(7, 3, dtype=np.uint8), 10), (0.0, 0.0))
 
 
-def test_conditional_accuracy_by_hand() -> None:
+def test_conditional_accuracy_matches_hand_computation() -> None:
     overall, each = conditional_accuracy([0, 0, 1, 2, 2, 2], [0, 0, 1, 1, 2, 0], 4)
     assert overall.value == 4 / 6
     assert_close(overall.standard_error, math.sqrt(4 / 6 * 2 / 6 / 6), "score")
@@ -213,16 +204,15 @@ def test_conditional_accuracy_by_hand() -> None:
 
 
 # --- neighbours
-# -----------------------------------------------------------------------------------------------------
 
 
-def test_neighbourhoods_by_hand() -> None:
-    """Real 0, 1, 3, 7 on a line: radii of the first neighbour 1, 1, 2, 4."""
+def test_neighbourhood_scores_match_hand_computation() -> None:
+    """Real rows 0, 1, 3, 7 on a line: distances to the first neighbour 1, 1, 2, 4."""
     real, fake = np.array([[0.0], [1], [3], [7]]), np.array([[0.5], [4.0], [20.0]])
     density, coverage = density_coverage(real, fake, k=1)
     assert density.value == (2 + 2 + 0) / 3
     assert coverage.value == 1.0
-    # radii of the generated rows: 3.5, 3.5, 16
+    # Radii of the generated rows: 3.5, 3.5, 16.
     precision, recall = precision_recall(real, fake, k=1)
     assert precision.value == 2 / 3
     assert recall.value == 1.0
@@ -232,9 +222,12 @@ def test_neighbourhoods_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(200, 200, 5), (200, 100, 3), (100, 300, 2)])
-def test_density_and_coverage_of_equal_distributions(n: int, m: int, k: int) -> None:
-    """Density 1, coverage 1 minus the chance that a row's k + 1 nearest rows of both sets are all
-    real (Naeem 2020).
+def test_density_and_coverage_of_equal_distributions_match_closed_form(
+    n: int, m: int, k: int
+) -> None:
+    """Density is 1 (Naeem 2020).
+
+    Coverage is 1 minus the probability that the k + 1 rows nearest to a row are all real.
     """
     pairs = [density_coverage(normal(n, 4, 2 * i), normal(m, 4, 2 * i + 1), k=k) for i in range(60)]
     alone = math.prod((n - 1 - i) / (n + m - 1 - i) for i in range(k))
@@ -243,9 +236,10 @@ def test_density_and_coverage_of_equal_distributions(n: int, m: int, k: int) -> 
         assert abs(np.mean(values) - expected) < 4 * np.std(values) / math.sqrt(len(values))
 
 
-def test_density_sees_that_real_and_generated_rows_were_swapped() -> None:
-    """Generated rows in the thick of the real ones: dense, little covered; swapped, the scores say
-    the reverse.
+def test_density_detects_swapped_sets() -> None:
+    """Generated rows in the centre of the real ones: high density, low coverage.
+
+    With swapped arguments it is the reverse.
     """
     real, fake = normal(400, 6, 0), 0.3 * normal(400, 6, 1)
     (density, coverage), (swapped, _) = density_coverage(real, fake), density_coverage(fake, real)
@@ -261,7 +255,7 @@ def test_density_sees_that_real_and_generated_rows_were_swapped() -> None:
     assert swapped_precision.value < 0.2
 
 
-def test_copies_of_the_real_rows_are_at_the_ends_of_the_balls_whatever_the_rounding() -> None:
+def test_neighbourhoods_include_their_boundary_despite_rounding() -> None:
     for real in (normal(200, 30, 0) * 1e-3 + 100, normal(200, 3, 0) * 1e5):
         density, coverage = density_coverage(real, real, k=4)
         assert_close(density.value, 1.25, "score")  # itself and its four neighbours
@@ -269,7 +263,7 @@ def test_copies_of_the_real_rows_are_at_the_ends_of_the_balls_whatever_the_round
         assert [e.value for e in precision_recall(real, real)] == [1.0, 1.0]
 
 
-def test_tiles_change_nothing_but_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_do_not_depend_on_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake, held = normal(1500, 8, 0), normal(1501, 8, 1), normal(300, 8, 2)
 
     def all_scores() -> tuple[Any, ...]:
@@ -287,11 +281,11 @@ def test_tiles_change_nothing_but_the_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert all_scores() == whole
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * 2**20  # all distances at once are 18 MB
+    assert peak < 5 * 2**20  # all distances together take 18 MB
 
 
 def mixture(n: int, seed: int) -> tuple[Array, Array]:
-    """Rows around ten centres, and which: what a classifier's features look like."""
+    """Rows around ten centres and the number of each row's centre, like features of digits."""
     rng = np.random.default_rng(seed)
     modes = np.arange(n) % 10
     return 4 * normal(10, 12, 99)[modes] + rng.normal(size=(n, 12)), modes
@@ -310,7 +304,7 @@ COLLAPSES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 @pytest.mark.parametrize("kind", COLLAPSES)
-def test_planted_collapses_move_each_score_the_right_way(kind: str) -> None:
+def test_planted_collapse_moves_each_score_as_expected(kind: str) -> None:
     (train, _), (real, _), (honest, asked) = mixture(1000, 1), mixture(1000, 2), mixture(1000, 3)
     fake = COLLAPSES[kind](honest, train)
 
@@ -369,10 +363,9 @@ def test_planted_collapses_move_each_score_the_right_way(kind: str) -> None:
 
 
 # --- memorisation
-# ---------------------------------------------------------------------------------------------------
 
 
-def test_nearest_neighbour_by_hand() -> None:
+def test_nearest_neighbour_matches_hand_computation() -> None:
     got = nearest_neighbour(
         [[1.0, 0], [4, 4], [9, 0]], [[0.0, 0], [4, 1], [10, 0]], [[0.0, 2], [4, 5], [10, 5]]
     )
@@ -384,7 +377,7 @@ def test_nearest_neighbour_by_hand() -> None:
     assert 0 < got.p_value < 0.2
 
 
-def test_copies_are_found_and_new_rows_are_not_taken_for_copies() -> None:
+def test_copies_are_detected_and_new_rows_are_not() -> None:
     train, held, new = (
         torch.from_numpy(normal(400, 20, seed)).float().view(400, 1, 4, 5) for seed in range(3)
     )
@@ -397,7 +390,7 @@ def test_copies_are_found_and_new_rows_are_not_taken_for_copies() -> None:
     assert within(honest.closer, 0.5)
     assert abs(honest.ratio - 1) < 0.1
     assert honest.p_value > 1e-3
-    # a quarter of them copied
+    # A quarter of them are copies.
     few = nearest_neighbour(torch.cat([train[:100], new[:300]]), train, held)
     assert not within(few.closer, 0.5)
     assert few.closer.value == pytest.approx(0.25 + 0.75 * honest.closer.value, abs=0.02)
@@ -405,7 +398,7 @@ def test_copies_are_found_and_new_rows_are_not_taken_for_copies() -> None:
     assert within(nearest_neighbour(*bytes_).closer, honest.closer.value, 1.0)
 
 
-def test_chance_of_a_closer_row_is_even_for_new_rows() -> None:
+def test_new_rows_are_closer_in_half_of_pairs() -> None:
     chances = [
         nearest_neighbour(*(normal(60, 3, 3 * i + j) for j in range(3))).p_value for i in range(60)
     ]
@@ -414,7 +407,6 @@ def test_chance_of_a_closer_row_is_even_for_new_rows() -> None:
 
 
 # --- standard errors
-# ------------------------------------------------------------------------------------------------
 
 SPREADS: dict[str, tuple[int, Callable[[Array, Array], Estimate]]] = {
     "frechet": (400, frechet_distance),
@@ -442,7 +434,7 @@ SPREADS: dict[str, tuple[int, Callable[[Array, Array], Estimate]]] = {
 
 
 @pytest.mark.parametrize("name", SPREADS)
-def test_standard_errors_are_the_spread_of_repeated_draws(name: str) -> None:
+def test_standard_errors_match_spread_of_repeated_samples(name: str) -> None:
     n, score = SPREADS[name]
     got = [score(normal(n, 6, 2 * i), 0.9 * normal(n, 6, 2 * i + 1) + 0.2) for i in range(60)]
     spread, said = np.std([e.value for e in got], ddof=1), np.mean([e.standard_error for e in got])
@@ -450,7 +442,6 @@ def test_standard_errors_are_the_spread_of_repeated_draws(name: str) -> None:
 
 
 # --- what is refused
-# ------------------------------------------------------------------------------------------------
 
 PAIRS: dict[str, Callable[..., Any]] = {
     "frechet": frechet_distance,
@@ -462,7 +453,7 @@ PAIRS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("score", PAIRS)
-def test_rows_that_cannot_be_scored_are_refused(score: str) -> None:
+def test_wrong_rows_are_refused(score: str) -> None:
     run, rows = PAIRS[score], normal(40, 3, 0)
     run(rows, rows)
     run(torch.from_numpy(rows), torch.from_numpy(rows).half())
@@ -470,39 +461,37 @@ def test_rows_that_cannot_be_scored_are_refused(score: str) -> None:
     nan[[3, 7], 1], infinite[5, 0] = math.nan, -math.inf
     with pytest.raises(
         ArgumentError,
-        match=r"fake: NaN or infinity in 2 rows, the first is 3; look at their images",
+        match=r"fake: NaN or infinity in 2 rows, the first is 3; check their images",
     ):
         run(rows, nan)
     with pytest.raises(ArgumentError, match="NaN or infinity in 1 rows, the first is 5"):
         run(infinite, rows)
     with pytest.raises(
-        ArgumentError, match="fake: 2 columns, the first set has 3; take both from one network"
+        ArgumentError, match="fake: got 2 columns, the first set has 3; take both from one network"
     ):
         run(rows, rows[:, :2])
     for bad in (rows[:0], rows[:1], rows[0], rows.astype(str), np.ones((9, 0))):
-        with pytest.raises(
-            ArgumentError, match=r"fake: got .*expected numbers, n x d, two rows or more"
-        ):
+        with pytest.raises(ArgumentError, match=r"fake: got .*expected numbers, n x d, n from 2"):
             run(rows, bad)
 
 
-def test_too_few_rows_are_refused_with_the_way_out() -> None:
+def test_too_few_rows_are_refused_with_advice() -> None:
     rows = normal(40, 30, 0)
     for real, fake in ((rows[:30], rows), (rows, rows[:30])):
         with pytest.raises(
-            ArgumentError, match="for 30 columns and 10 groups: expected more rows than either"
+            ArgumentError, match="for 30 columns and 10 groups: expected more rows than columns"
         ):
             frechet_distance(real, fake)
     for groups in (1, 40):
         with pytest.raises(
             ArgumentError,
-            match=f"{groups} groups: expected more rows than either, 2 groups or more",
+            match=f"{groups} groups: expected more rows than columns and than groups",
         ):
             frechet_distance(rows, rows, groups=groups)
     for block in (1, 20):
         with pytest.raises(
             ArgumentError,
-            match=f"block={block}: expected 2 to 19, two blocks of 39 rows; draw more",
+            match=f"block={block}: expected 2 to 19 for two blocks of 39 rows; draw more",
         ):
             kernel_distance(rows, rows[:39], block=block)
     for score in (density_coverage, precision_recall):
@@ -518,20 +507,21 @@ def test_too_few_rows_are_refused_with_the_way_out() -> None:
 
 
 @pytest.mark.parametrize("bad", [[], [0, 10], [-1, 2], [0.0, 1.0], [[0, 1]]])
-def test_classes_that_are_none_are_refused(bad: Any) -> None:
+def test_wrong_classes_are_refused(bad: Any) -> None:
     for run in (mode_coverage, entropy, lambda p, c: conditional_accuracy(p, [0, 1], c)):
         with pytest.raises(
-            ArgumentError, match=r"predicted: got .*expected whole numbers in 0..9, one or more"
+            ArgumentError, match=r"predicted: got .*expected integers in 0..9, one or more"
         ):
             run(bad, 10)
     with pytest.raises(ArgumentError, match=r"asked: got"):
         conditional_accuracy([0, 1], bad, 10)
-    with pytest.raises(ArgumentError, match="asked: 1 classes, expected one for each of 2 images"):
+    with pytest.raises(
+        ArgumentError, match="asked: got 1 classes, expected one for each of 2 images"
+    ):
         conditional_accuracy([0, 1], [1], 10)
 
 
 # --- features of colour images
-# --------------------------------------------------------------------------------------
 
 
 def colour(n: int, size: int = 8, seed: int = 0) -> Tensor:
@@ -544,14 +534,14 @@ def twice(x: Tensor) -> Tensor:
     return 2 * x - 1
 
 
-def test_features_are_the_mean_of_the_maps() -> None:
+def test_features_are_mean_of_maps() -> None:
     images = colour(7)
     got = image_features(nn.Identity(), images, normalise=twice, size=8, batch=3)
     assert got.shape == (7, 3)
     assert got.dtype == np.float32
     assert_close(got, 2 * (images.double() / 255).mean(dim=(2, 3)) - 1, "activation")
     flat = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 8, 8)
-    for size in (4, 12):  # one colour stays one colour at any size
+    for size in (4, 12):  # a uniform image stays uniform at any size
         assert_close(
             image_features(nn.Identity(), flat, normalise=torch.Tensor.clone, size=size),
             (torch.arange(6) / 255)[:, None].expand(6, 3),
@@ -559,9 +549,10 @@ def test_features_are_the_mean_of_the_maps() -> None:
         )
 
 
-def test_images_are_resized_with_a_filter() -> None:
-    """One white pixel in each 2 x 2: half the size is even grey, where picking pixels would give
-    black or white.
+def test_images_are_resized_with_antialiasing() -> None:
+    """One white pixel in each 2 x 2: at half the size the image is uniformly grey.
+
+    Without a filter it would be black or white.
     """
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     images[..., ::2, ::2] = 255
@@ -577,7 +568,7 @@ def test_images_are_resized_with_a_filter() -> None:
     assert (seen[0][..., 1:-1, 1:-1] - 0.25).abs().max() < 0.02
 
 
-def test_features_of_a_network_whatever_the_batch() -> None:
+def test_features_do_not_depend_on_batch() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Dropout(0.5)).train()
@@ -599,7 +590,7 @@ def test_features_of_a_network_whatever_the_batch() -> None:
     assert image_features(flat, images, normalise=twice, size=16).shape == (9, 2)
 
 
-def test_images_that_have_no_features_are_refused() -> None:
+def test_image_features_refuse_wrong_images() -> None:
     for bad in (colour(2).float(), colour(2)[:, :1], colour(2)[0]):
         with pytest.raises(ArgumentError, match="expected uint8 N x 3 x S x S"):
             image_features(nn.Identity(), bad, normalise=twice)
@@ -607,15 +598,13 @@ def test_images_that_have_no_features_are_refused() -> None:
         image_features(nn.Identity(), colour(2), normalise=twice, size=0)
     for images, batch in ((colour(2)[:0], 5), (colour(2), 0)):
         with pytest.raises(
-            ArgumentError, match=f"{len(images)} images, batch={batch}: expected one image or more"
+            ArgumentError, match=f"images: got {len(images)}, batch={batch}: expected images"
         ):
             image_features(nn.Identity(), images, normalise=twice, batch=batch)
 
 
-def test_the_order_of_modes_does_not_matter_to_the_mixture_used_here() -> None:
-    """The planted collapses rest on it: the ten centres are told apart without a mistake, or
-    nearly.
-    """
+def test_mixture_modes_are_interchangeable() -> None:
+    """The planted collapses rely on centres that are separated almost without error."""
     rows, modes = mixture(500, 4)
     assert (modes_of(rows) == modes).mean() > 0.99
     assert all(b > a for a, b in pairwise(np.unique(modes)))

@@ -1,4 +1,4 @@
-"""One step against the textbook's loop; runs that are killed, resumed, damaged or diverge."""
+"""A training step against a textbook loop; runs that are killed, resumed, damaged or diverge."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ from rdfia.gans import architecture as gan_architecture
 from rdfia.gans import augmentation as gan_augmentation
 from rdfia.gans import config as gan_config
 from rdfia.gans import losses as gan_losses
-from rdfia.gans import training
-from rdfia.gans.architecture import KINDS, GanArchitecture, random_stream
+from rdfia.gans import sampling, training, training_loop
+from rdfia.gans.architecture import KINDS, GanArchitecture
 from rdfia.gans.augmentation import KINDS as KINDS_OF_CHANGE
 from rdfia.gans.checkpoint import CheckpointError
 from rdfia.gans.config import GanConfig
-from rdfia.gans.training import StepInputs, Trainer, fixed_noise, train
+from rdfia.gans.sampling import fixed_noise, random_stream
+from rdfia.gans.training import StepInputs, Trainer
+from rdfia.gans.training_loop import train
 from tests.faults import victims
 from tests.support.flops import FlopCount
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
@@ -45,7 +47,7 @@ from tests.support.tolerances import assert_close
 from tests.unit.gans.test_augmentation import each_by_hand
 
 ROOT = Path(__file__).parents[3]
-LOSS_OF_D = gan_losses.discriminator_loss  # before a test puts another in its place
+LOSS_OF_D = gan_losses.discriminator_loss  # before a test replaces it
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bfloat16, running mean": {"precision": "bfloat16", "ema": 0.9},
@@ -67,13 +69,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "precision": "bfloat16",
     },
 }
-# off by default
+# Options that are off by default.
 BEYOND: dict[str, Any] = {"augmentation": KINDS_OF_CHANGE, "r1": 3.0, "r1_every": 2, "lr_D": 1e-3}
 
 
 def config(kind: str = "dcgan", **options: Any) -> GanConfig:
-    """16 pixels, 30 images in batches of 4: an epoch has 7 steps, and a checkpoint at 25 is in the
-    middle of one.
+    """16 x 16 pixels, batches of 4 of 30 images.
+
+    An epoch has 7 steps, so the checkpoint at step 25 is in the middle of one.
     """
     small: dict[str, Any] = {"image_size": 16, "channels": 1, "nz": 5, "ngf": 2, "ndf": 2}
     small |= {"classes": 0 if kind == "dcgan" else 3}
@@ -99,7 +102,7 @@ def trainer(wanted: GanConfig, n: int = 30) -> Trainer:
 
 
 def bits(made: Trainer) -> dict[str, bytes]:
-    """All that a run consists of, as bytes: equal bits are equal, NaN or not."""
+    """The state of a run as bytes, so that NaN equals NaN."""
     return {
         name: value.detach().contiguous().numpy().tobytes()
         for name, value in made._tensors().items()
@@ -115,10 +118,10 @@ def weights(made: Trainer) -> Tensor:
     return torch.cat(parts)
 
 
-# --- the protocol ---
+# --- the protocol
 
 
-def test_the_log_line_is_the_labs() -> None:
+def test_log_line_has_lab_format() -> None:
     row = [1.18244, 0.92336, 0.53649, 0.40696]
     expected = "[ 5625/ 7812] Loss_D: 1.1824 Loss_G: 0.9234 D(x): 0.5365 D(G(z)): 0.4070"
     assert training.log_line(5625, 7812, row) == expected
@@ -129,7 +132,7 @@ def test_the_log_line_is_the_labs() -> None:
         training.log_line(0, 1, row[:3])
 
 
-def test_the_labs_runs_have_the_protocols_numbers() -> None:
+def test_lab_configs_match_protocol() -> None:
     labs = gan_config.LABS
     assert {kind: (run.steps, run.batch, run.milestones) for kind, run in labs.items()} == {
         "dcgan": (8000, 256, ()),
@@ -183,23 +186,23 @@ def test_the_labs_runs_have_the_protocols_numbers() -> None:
         ({"augmentation": ["colour"]}, "a tuple of some of colour"),
     ],
 )
-def test_a_config_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+def test_config_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(message)):
         config(**options)
 
 
-def test_a_config_goes_through_json() -> None:
+def test_config_survives_json() -> None:
     wanted = config("cgan", milestones=(3, 9), ema=0.5)
     read = json.loads(json.dumps(wanted.as_json()))
     again = GanConfig(
         **{**read, "architecture": GanArchitecture(**read["architecture"]), "milestones": (3, 9)}
     )
     assert again == wanted
-    assert read == wanted.as_json()  # lists, not tuples: what is compared with a checkpoint's
+    assert read == wanted.as_json()  # lists as in a checkpoint's JSON, not tuples
 
 
-def test_an_option_that_is_off_is_not_in_the_json_and_one_that_is_on_is() -> None:
-    """Rows and checkpoints of before it are of the same config, and no other."""
+def test_json_omits_options_that_are_off() -> None:
+    """Older rows and checkpoints match the same config and no other."""
     assert not BEYOND.keys() & config().as_json().keys()
     for name, value in BEYOND.items():
         read = config(**{name: value}).as_json()
@@ -209,20 +212,21 @@ def test_an_option_that_is_off_is_not_in_the_json_and_one_that_is_on_is() -> Non
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_every_seed_in_range_can_be_trained(seed: int) -> None:
+def test_extreme_seeds_can_be_trained(seed: int) -> None:
     made = trainer(config(seed=seed))
     made.step()
     assert made.losses[0].isfinite().all()
 
 
-# --- one step ---
+# --- one step
 
 
 def textbook(
     wanted: GanConfig, images: Tensor, y: Tensor | None, steps: int
 ) -> tuple[nn.Module, nn.Module, Tensor]:
-    """The labs' loop in float64: sigmoid, BCE, `backward()`, Adam's plain form, contiguous images;
-    no trick at all.
+    """The labs' loop in float64 without optimisations.
+
+    Sigmoid, BCE, `backward()`, plain Adam, contiguous images.
     """
     D, G = (net.double() for net in gan_architecture.build(wanted.architecture, wanted.seed))
     adam: dict[str, Any] = {"betas": (wanted.beta1, wanted.beta2), "foreach": False, "fused": False}
@@ -242,7 +246,7 @@ def textbook(
         return torch.randn(wanted.batch, wanted.architecture.nz, generator=random).double()
 
     def probability(logits: Tensor) -> Tensor:
-        return torch.sigmoid(logits.float().double())  # rounded where ours is
+        return torch.sigmoid(logits.float().double())  # rounded like in the trainer
 
     for step in range(steps):
         looks = 2 * wanted.nb_update_D + wanted.nb_update_G
@@ -291,8 +295,9 @@ def textbook(
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
-    """Networks and losses of float64: in float32, Adam makes a whole step of a gradient that is but
-    rounding.
+    """Networks and losses in float64.
+
+    In float32 Adam turns a gradient that is only a rounding error into a whole step.
     """
 
     def cast(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -323,12 +328,10 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "bfloat16" not in name])
 @pytest.mark.parametrize("kind", KINDS)
-def test_three_steps_are_those_of_the_textbook(
+def test_three_steps_match_textbook_loop(
     kind: str, variant: str, in_float64: Callable[[Trainer], Trainer]
 ) -> None:
-    """Ours has fused Adam on channels-last weights, logits, `backward(inputs=...)` and one pass of
-    G.
-    """
+    """`Trainer` has fused Adam on channels-last weights, logits, and one pass of G."""
     wanted = config(kind, channels=3, ngf=4, ndf=4, lr=2e-3, seed=3, **VARIANTS[variant])
     made = in_float64(trainer(wanted))
     for _ in range(3):
@@ -349,7 +352,7 @@ def plain_adam(made: Trainer) -> None:
 
 
 def with_contiguous_gradients(made: Trainer) -> None:
-    """The planted fault: gradients of another memory layout than their weights."""
+    """Planted fault: gradients with another memory layout than their weights."""
 
     def update(which: int, loss: Tensor) -> None:
         parameters = made.optimizers[which].param_groups[0]["params"]
@@ -363,7 +366,7 @@ def with_contiguous_gradients(made: Trainer) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_fused_adam_on_channels_last_weights_is_plain_adam(precision: str) -> None:
+def test_fused_adam_on_channels_last_weights_matches_plain_adam(precision: str) -> None:
     fused, plain, misread, fine = (
         trainer(config(channels=3, ngf=4, ndf=4, lr=2e-3, precision=precision)) for _ in range(4)
     )
@@ -371,13 +374,13 @@ def test_fused_adam_on_channels_last_weights_is_plain_adam(precision: str) -> No
     with_contiguous_gradients(misread)
     plain_adam(fine)
     with_contiguous_gradients(fine)
-    # later, an ulp of a weight may move what bfloat16 makes of it
+    # Later a difference of one ulp in a weight may change the result in bfloat16.
     for _ in range(1 if precision == "bfloat16" else 3):
         for made in (fused, plain, misread, fine):
             made.step()
     assert_close(weights(fused), weights(plain), "adam steps")
-    assert_close(weights(fine), weights(plain), "adam steps")  # plain Adam minds no layout
-    with pytest.raises(AssertionError, match="adam steps"):  # fused Adam does, and does not say so
+    assert_close(weights(fine), weights(plain), "adam steps")  # plain Adam works with any layout
+    with pytest.raises(AssertionError, match="adam steps"):  # fused Adam does not, without an error
         assert_close(weights(misread), weights(plain), "adam steps")
 
 
@@ -429,9 +432,7 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("options", [{}, {"norm_D": "spectral"}, BEYOND], ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_in_a_step_waits_for_the_device(
-    kind: str, precision: str, options: dict[str, Any]
-) -> None:
+def test_step_does_not_wait_for_device(kind: str, precision: str, options: dict[str, Any]) -> None:
     made = trainer(
         config(kind, precision=precision, ema=0.9, nb_update_G=2, milestones=(1,), **options)
     )
@@ -443,7 +444,7 @@ def test_nothing_in_a_step_waits_for_the_device(
 
 
 @pytest.mark.parametrize("look", [float, bool, lambda t: t.item(), lambda t: t[None].nonzero()])
-def test_a_planted_wait_is_counted(
+def test_planted_wait_is_counted(
     look: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def looking(real: Tensor, fake: Tensor, smoothing: float) -> Tensor:
@@ -473,8 +474,9 @@ NETWORK, LOSSES = {"_run", "forward"}, {"discriminator_loss", "generator_loss", 
 
 
 def waiting_calls(source: str, functions: set[str]) -> list[str]:
-    """Calls that fetch a value from the device, in the named functions; ValueError if one of those
-    is not there.
+    """Calls in the named functions that fetch a value from the device.
+
+    ValueError: the source lacks one of the functions.
     """
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
     found = [node for node in nodes if node.name in functions]
@@ -495,7 +497,7 @@ def waiting_calls(source: str, functions: set[str]) -> list[str]:
     ]
 
 
-def test_the_source_of_a_step_fetches_nothing() -> None:
+def test_step_source_fetches_no_value() -> None:
     assert waiting_calls(inspect.getsource(training), INNER) == []
     assert waiting_calls(inspect.getsource(gan_architecture), NETWORK) == []
     assert waiting_calls(inspect.getsource(gan_losses), LOSSES) == []
@@ -515,7 +517,7 @@ def test_the_source_of_a_step_fetches_nothing() -> None:
         "bool(loss > 1)",
     ],
 )
-def test_a_planted_fetch_is_seen(call: str) -> None:
+def test_planted_fetch_is_detected(call: str) -> None:
     source = (
         f"class T:\n    def step(self):\n        x.float()\n        if {call}:\n            pass\n"
     )
@@ -525,7 +527,7 @@ def test_a_planted_fetch_is_seen(call: str) -> None:
 
 
 def forwards(made: Trainer) -> tuple[int, int]:
-    """Passes of (G, D) in one step, or in whatever `made.step` does."""
+    """Number of passes of (G, D) in one step."""
     count: Counter[str] = Counter()
     handles = [
         net.register_forward_hook(lambda net, *_: count.update([type(net).__name__]))
@@ -539,13 +541,13 @@ def forwards(made: Trainer) -> tuple[int, int]:
 
 @pytest.mark.parametrize(("nb_D", "nb_G"), [(1, 1), (5, 1), (1, 5), (2, 3)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_G_runs_once_and_D_three_times_a_step(kind: str, nb_D: int, nb_G: int) -> None:  # noqa: N802 - the networks' names
+def test_step_runs_G_once_and_D_three_times(kind: str, nb_D: int, nb_G: int) -> None:  # noqa: N802 - the networks' names
     made = trainer(config(kind, nb_update_D=nb_D, nb_update_G=nb_G))
     assert forwards(made) == (nb_D + nb_G - 1, 2 * nb_D + nb_G)
     assert made.batches == nb_D
 
 
-def test_a_planted_second_pass_is_counted() -> None:
+def test_planted_second_pass_is_counted() -> None:
     class Wasteful(Trainer):
         def step(self) -> None:
             super().step()
@@ -555,9 +557,11 @@ def test_a_planted_second_pass_is_counted() -> None:
     assert forwards(Wasteful(wanted, *data(wanted))) == (2, 4)
 
 
-def test_a_step_costs_what_it_needs_and_no_gradient_more() -> None:
-    """In passes: G forward, both gradients; D three forward, twice both gradients, once that of the
-    image alone.
+def test_step_flops_include_no_unneeded_gradient() -> None:
+    """FLOPs of the passes of a step.
+
+    G: forward, both gradients. D: three times forward, twice both gradients, once the gradient of
+    the image.
     """
     made = trainer(config())
     made.step()
@@ -570,15 +574,15 @@ def test_a_step_costs_what_it_needs_and_no_gradient_more() -> None:
         return count.total
 
     G, D = flops(lambda: made.generator(z)), flops(lambda: made.discriminator(x))
-    # noise wants no gradient
+    # The gradient of noise is not needed.
     first_G = flops(lambda: made.generator.trunk[0][0](z[:, :, None, None]))
-    first_D = flops(lambda: made.discriminator.trunk[0][0](x))  # nor do images that are given
+    first_D = flops(lambda: made.discriminator.trunk[0][0](x))  # nor that of real images
     once = flops(made.step)
     assert once == G + (2 * G - first_G) + 3 * D + 2 * (2 * D - first_D) + D
     layers = [16 * a.ndf * 8**2, 16 * a.ndf * 2 * a.ndf * 4**2, 16 * 2 * a.ndf]
     assert D - 2 * 4 * sum(layers) == 0
 
-    # the planted fault: G's loss reaches the weights of D too
+    # Planted fault: G's loss has gradients for the weights of D too.
     def update(which: int, loss: Tensor) -> None:
         made.optimizers[which].zero_grad()
         loss.backward()
@@ -589,7 +593,7 @@ def test_a_step_costs_what_it_needs_and_no_gradient_more() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_update_moves_its_own_network_only(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_changes_only_its_network(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, seen = trainer(config(kind, nb_update_D=2, nb_update_G=2)), []
     inner = made._update
 
@@ -618,7 +622,7 @@ def test_an_update_moves_its_own_network_only(kind: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_stays_close_to_float32(kind: str) -> None:
+def test_bfloat16_losses_are_close_to_float32(kind: str) -> None:
     dtypes: set[torch.dtype] = set()
     exact, rounded, other = (
         trainer(config(kind, ngf=4, ndf=4, **options))
@@ -637,10 +641,10 @@ def test_bfloat16_stays_close_to_float32(kind: str) -> None:
     assert not torch.equal(rounded.losses[:5], exact.losses[:5])
     assert_close(rounded.losses[:1], exact.losses[:1], "bfloat16 losses")
     near, far = ((made.losses[:5] - exact.losses[:5]).abs().max() for made in (rounded, other))
-    assert near < 0.5 * far  # than with a rate ten times as large
+    assert near < 0.5 * far  # compared with a hundredfold rate
 
 
-def test_the_rate_falls_by_ten_after_each_milestone(tmp_path: Path) -> None:
+def test_learning_rate_falls_by_ten_after_each_milestone(tmp_path: Path) -> None:
     wanted = config(milestones=(2, 4), steps=6)
 
     def rates(made: Trainer, n: int) -> list[list[float]]:
@@ -665,15 +669,13 @@ def test_the_rate_falls_by_ten_after_each_milestone(tmp_path: Path) -> None:
     for _ in range(4):
         flat.step()
     moved = (weights(again) - weights(made)).abs().max()
-    assert float(moved) < 4 * 2e-5  # steps of a tenth and a hundredth of the rate reach the weights
+    assert float(moved) < 4 * 2e-5  # the lower rates reach the weights
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_an_option_beyond_the_lab_moves_the_weights_and_no_stream(name: str) -> None:
-    """Off it has the bits of a config that does not name it; on, the run's images, noise and first
-    weights stay.
-    """
-    base: dict[str, Any] = {} if name == "r1" else {"r1": 3.0}  # without it `r1_every` says nothing
+def test_option_beyond_lab_changes_weights_and_no_stream(name: str) -> None:
+    """Switched off, an option changes no bit; on, images, noise and first weights stay."""
+    base: dict[str, Any] = {} if name == "r1" else {"r1": 3.0}  # `r1_every` needs it
     off = {
         field.name: field.default
         for field in fields(GanConfig)
@@ -693,8 +695,8 @@ def test_an_option_beyond_the_lab_moves_the_weights_and_no_stream(name: str) -> 
     assert (other.batches, other._order.tolist()) == (usual.batches, usual._order.tolist())
 
 
-def test_a_kind_of_change_has_the_same_draws_with_another_or_without() -> None:
-    """Each step's draws are its own: 2 looks of D at each of two batches, and one of G's images."""
+def test_augmentation_draws_do_not_depend_on_kinds() -> None:
+    """Each step has its own draws: two passes of D for each of two batches, one for G."""
     made, few = (
         trainer(config(augmentation=kinds, nb_update_D=2))
         for kinds in (KINDS_OF_CHANGE, ("cutout",))
@@ -713,8 +715,8 @@ def test_a_kind_of_change_has_the_same_draws_with_another_or_without() -> None:
     assert trainer(config())._draws() is None
 
 
-def test_r1_is_half_the_squared_slope_of_d() -> None:
-    """By hand for a linear D; image by image, by autograd in float64, for a D without BatchNorm."""
+def test_r1_is_half_squared_gradient_of_d() -> None:
+    """By hand for a linear D; image by image in float64 for a D without BatchNorm."""
     x = torch.rand(
         5, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     ).requires_grad_()
@@ -737,9 +739,10 @@ def test_r1_is_half_the_squared_slope_of_d() -> None:
 
 @pytest.mark.parametrize("norm_D", ["batch", "spectral"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
-    """In-place activations, BatchNorm and spectral norm twice differentiated, beside differences of
-    a weight each.
+def test_gradients_of_r1_reach_weights(kind: str, norm_D: str) -> None:
+    """Against finite differences for one entry of each weight.
+
+    They pass in-place activations, BatchNorm and spectral norm.
     """
     D = (
         gan_architecture.build(config(kind, norm_D=norm_D).architecture, 0)[0]
@@ -754,7 +757,7 @@ def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
     def penalty() -> Tensor:
         return gan_losses.r1_penalty(D(x, y), x)
 
-    # none for the last shift
+    # The last shift has no gradient.
     slopes = torch.autograd.grad(penalty(), list(D.parameters()), allow_unused=True)
     for weight, slope in zip(D.parameters(), slopes, strict=True):
         place, step = (0,) * weight.ndim, 1e-6
@@ -771,7 +774,7 @@ def test_gradients_of_r1_reach_the_weights(kind: str, norm_D: str) -> None:
         )
 
 
-def test_r1_costs_nothing_in_the_steps_without_it() -> None:
+def test_lazy_r1_costs_nothing_in_other_steps() -> None:
     made, plain = trainer(config(r1=3.0, r1_every=3)), trainer(config())
     for step in range(5):
         counts = []
@@ -784,17 +787,17 @@ def test_r1_costs_nothing_in_the_steps_without_it() -> None:
     assert forwards(made) == forwards(plain) == (1, 3)
 
 
-# --- data ---
+# --- data
 
 
 def numbered(n: int = 30) -> tuple[Tensor, Tensor]:
-    """Image i is full of the value i, its label is i modulo 3."""
+    """Image i has the value i everywhere, and the label i modulo 3."""
     i = torch.arange(n)
     return i.to(torch.uint8)[:, None, None, None].expand(n, 1, 16, 16).clone(), i % 3
 
 
 def drawn(made: Trainer, batches: int) -> list[int]:
-    """The numbers of the next images, after a look at their pixels and labels."""
+    """The numbers of the next images; their pixels and labels are checked."""
     found: list[int] = []
     for _ in range(batches):
         x, y = made._batch()
@@ -809,12 +812,12 @@ def drawn(made: Trainer, batches: int) -> list[int]:
     return found
 
 
-def test_an_epoch_takes_each_image_once_at_most_and_labels_go_with_them() -> None:
+def test_epoch_uses_each_image_at_most_once_with_its_label() -> None:
     made = Trainer(config("cgan"), *numbered())
     epochs = [drawn(made, 7) for _ in range(6)]
     assert all(len(set(epoch)) == 28 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
-    assert set(chain(*epochs)) == set(range(30))  # what one epoch leaves over, others take
+    assert set(chain(*epochs)) == set(range(30))  # images unused in one epoch are used in others
     again, other = (Trainer(config("cgan", seed=seed), *numbered()) for seed in (0, 1))
     assert drawn(again, 7) == epochs[0]
     assert drawn(other, 7) != epochs[0]
@@ -828,7 +831,7 @@ def test_pixels_are_scaled_to_minus_one_and_one() -> None:
     assert set(values.flatten().tolist()) == {-1.0, 1.0}
 
 
-def test_noise_is_normal_and_of_the_run_alone() -> None:
+def test_noise_is_normal_and_depends_on_seed_only() -> None:
     made, again, other = (trainer(config(seed=seed)) for seed in (0, 0, 1))
     z = made.draw(4000)
     assert z.shape == (4000, 5)
@@ -847,24 +850,24 @@ def test_noise_is_normal_and_of_the_run_alone() -> None:
         (
             numbered()[0][:3],
             [0, 1, 2],
-            "images: 3 for batches of 4; lower batch, or give more images",
+            "images: got 3 for batches of 4; lower batch, or give more images",
         ),
         (numbered()[0].float(), numbered()[1], "got torch.float32"),
         (numbered()[0][:, :, :12, :12], numbered()[1], "prepare_images pads"),
         (
             numbered()[0],
             torch.zeros(30, dtype=torch.long),
-            "labels: found 0, expected some of each of 0 .. 2",
+            "labels: got 0, expected each of 0 .. 2",
         ),
         (numbered()[0], None, "labels: got"),
     ],
 )
-def test_data_that_cannot_be_trained_on_is_refused(images: Tensor, y: Any, message: str) -> None:
+def test_unusable_training_data_is_refused(images: Tensor, y: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         train(config("cdcgan"), images, y)
 
 
-def test_the_grid_has_a_row_for_each_label_and_a_column_for_each_noise() -> None:
+def test_fixed_noise_has_row_per_label_and_column_per_z() -> None:
     z, y = fixed_noise(config("cdcgan", classes=12))
     assert z.shape == (100, 5)
     assert y is not None
@@ -881,11 +884,11 @@ def test_the_grid_has_a_row_for_each_label_and_a_column_for_each_noise() -> None
     assert not torch.equal(free, fixed_noise(config(seed=1))[0])
 
 
-# --- the loop ---
+# --- the loop
 
 
-def test_the_running_mean_is_the_one_by_hand() -> None:
-    # reached by the fourth step: 1/10, 2/11, 3/12, 4/13, 5/14, 6/15
+def test_running_mean_matches_hand_computation() -> None:
+    # The decays are 1/10, 2/11, 3/12, 4/13, 5/14, then 0.4.
     made = trainer(config("cdcgan", ema=0.4))
     expected = {name: value.double() for name, value in made.generator.state_dict().items()}
     for i in range(8):
@@ -910,15 +913,15 @@ def test_the_running_mean_is_the_one_by_hand() -> None:
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_grids_and_visits_show_the_run_and_do_not_change_it(ema: float, tmp_path: Path) -> None:
+def test_grids_and_visits_do_not_change_run(ema: float, tmp_path: Path) -> None:
     wanted, seen = config("cdcgan", ema=ema, steps=12), []
 
     def visit(made: Trainer) -> None:
         z, y = fixed_noise(wanted)
-        images = gan_architecture.sample(made.images_from, z, y, statistics="batch")
-        gan_architecture.sample(made.images_from, z, y, statistics="running")
+        images = sampling.sample(made.images_from, z, y, statistics="batch")
+        sampling.sample(made.images_from, z, y, statistics="running")
         made.save(tmp_path / f"at {made.done}")
-        seen.append((made.done, gan_architecture.to_uint8(images)))
+        seen.append((made.done, sampling.to_uint8(images)))
 
     quiet = train(wanted, *data(wanted))
     looked = train(wanted, *data(wanted), grids_at=(1, 7, 12), visit_at=range(13), visit=visit)
@@ -933,7 +936,7 @@ def test_grids_and_visits_show_the_run_and_do_not_change_it(ema: float, tmp_path
     assert looked.losses.shape == (12, 4)
 
 
-def test_the_log_has_a_line_every_25_steps_and_progress_wraps_them() -> None:
+def test_log_has_line_every_25_steps_and_progress_wraps_steps() -> None:
     lines: list[str] = []
     calls = []
 
@@ -951,7 +954,7 @@ def test_the_log_has_a_line_every_25_steps_and_progress_wraps_them() -> None:
         train(wanted, *data(wanted), checkpoint_every=30)
 
 
-def test_a_seed_repeats_a_run_bit_for_bit_whatever_the_global_stream_says() -> None:
+def test_seed_repeats_run_bit_for_bit() -> None:
     wanted = config("cgan", steps=5)
     first = train(wanted, *data(wanted))
     with torch.random.fork_rng([]):
@@ -962,54 +965,63 @@ def test_a_seed_repeats_a_run_bit_for_bit_whatever_the_global_stream_says() -> N
     assert bits(other.trainer) != bits(first.trainer)
 
 
-# --- checkpoints ---
+# --- checkpoints
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_goes_on_bit_for_bit(kind: str, variant: str, tmp_path: Path) -> None:
-    wanted = config(kind, steps=36, **VARIANTS[variant])
+def test_trainer_resumes_bit_for_bit(kind: str, variant: str, tmp_path: Path) -> None:
+    """Saved in the middle of an epoch; the second part begins another one."""
+    wanted = config(kind, steps=11, **VARIANTS[variant])
+    whole, half, resumed = (trainer(wanted) for _ in range(3))
+    for made, steps in ((whole, 11), (half, 5)):
+        for _ in range(steps):
+            made.step()
+    half.save(tmp_path)
+    assert resumed.load(tmp_path)
+    assert resumed.batches % 7 > 0
+    for _ in range(6):
+        resumed.step()
+    assert bits(resumed) == bits(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_run_resumes_from_last_checkpoint(kind: str, tmp_path: Path) -> None:
+    wanted = config(kind, steps=36)
     images, y = data(wanted)
     whole = train(wanted, images, y)
 
     def interrupt(made: Trainer) -> None:
         raise KeyboardInterrupt
 
+    common: dict[str, Any] = {"folder": tmp_path, "checkpoint_every": 25}
     with pytest.raises(KeyboardInterrupt):
-        train(
-            wanted,
-            images,
-            y,
-            folder=tmp_path / "a",
-            checkpoint_every=25,
-            visit_at=[31],
-            visit=interrupt,
-        )
-    state = files.read_json(tmp_path / "a" / "training.json")
-    assert (state["step"], state["batches"] % 7 > 0) == (25, True)  # in the middle of an epoch
-    resumed = train(wanted, images, y, folder=tmp_path / "a", checkpoint_every=25)
+        train(wanted, images, y, visit_at=[31], visit=interrupt, **common)
+    assert files.read_json(tmp_path / "training.json")["step"] == 25
+    resumed = train(wanted, images, y, **common)
     assert bits(resumed.trainer) == bits(whole.trainer)
-    if variant != "plain":
-        return
-    # a run that ended, and is asked for more
-    train(replace(wanted, steps=33), images, y, folder=tmp_path / "b")
-    longer = train(wanted, images, y, folder=tmp_path / "b")
+
+
+def test_finished_run_continues_with_more_steps(tmp_path: Path) -> None:
+    wanted = config("cdcgan", steps=12)
+    images, y = data(wanted)
+    whole = train(wanted, images, y)
+    train(replace(wanted, steps=9), images, y, folder=tmp_path)
+    longer = train(wanted, images, y, folder=tmp_path)
     assert bits(longer.trainer) == bits(whole.trainer)
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
-        "step-36.safetensors",
-        "training.json",
-    ]
-    again = train(wanted, images, y, folder=tmp_path / "b")  # nothing left to do
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-12.safetensors", "training.json"]
+    again = train(wanted, images, y, folder=tmp_path)  # all steps exist
     assert torch.equal(again.losses, whole.losses)
 
 
 @pytest.mark.parametrize("lost", ["noise", "adam", "order", "statistics"])
-def test_what_a_checkpoint_must_hold_is_missed_where_it_is_lost(lost: str, tmp_path: Path) -> None:
-    wanted = config("cdcgan", steps=30)
+def test_lost_checkpoint_part_changes_run(lost: str, tmp_path: Path) -> None:
+    wanted = config("cdcgan", steps=10)
     whole, half = trainer(wanted), trainer(wanted)
-    for _ in range(30):
+    for _ in range(10):
         whole.step()
-    for _ in range(25):
+    for _ in range(5):
         half.step()
     half.save(tmp_path)
     again = trainer(wanted)
@@ -1027,13 +1039,12 @@ def test_what_a_checkpoint_must_hold_is_missed_where_it_is_lost(lost: str, tmp_p
     assert bits(again) != bits(whole)
 
 
+KILLED = config("cdcgan", ema=0.9, steps=12)
 KILLED_AT = ("a step", "the tensors", "the index", "the removal")
 
 
 def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrange for this process to be killed in the 31st step, or in the three parts of the save
-    after the 50th.
-    """
+    """Arrange that this process is killed in step 6, or in a part of the save after step 10."""
     import safetensors.torch
 
     def kill(*_: Any, **__: Any) -> None:
@@ -1046,7 +1057,7 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             counts[name] += 1
-            if counts[name] == at and half:  # half of the file is on the disk
+            if counts[name] == at and half:  # half of the file is written
                 original(*args, **kwargs)
                 os.truncate(args[1], Path(args[1]).stat().st_size // 2)
             return kill() if counts[name] == at else original(*args, **kwargs)
@@ -1054,9 +1065,7 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return run
 
     if where == "a step":  # between the update of D and that of G
-        monkeypatch.setattr(
-            gan_losses, "generator_loss", dies(where, gan_losses.generator_loss, 31)
-        )
+        monkeypatch.setattr(gan_losses, "generator_loss", dies(where, gan_losses.generator_loss, 6))
     elif where == "the tensors":
         monkeypatch.setattr(
             safetensors.torch, "save_file", dies(where, safetensors.torch.save_file, 2, half=True)
@@ -1068,17 +1077,17 @@ def die_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def be_killed(folder: Path) -> None:
-    """Run by the test below in a process of its own: forks, trains and dies, once for each place."""
+    """Fork, train and be killed, once for each place; run by the next test in its own process."""
     torch.set_num_threads(1)
-    wanted = config("cdcgan", ema=0.9)
-    trainer(wanted)  # what torch imports with the first optimiser, it imports before the forks
+    training_loop.LOG_EVERY = 5
+    trainer(KILLED)  # torch imports more with the first optimizer: before the forks
     for where in KILLED_AT:
         child = os.fork()
         if not child:
             try:
                 with pytest.MonkeyPatch.context() as monkeypatch:
                     die_at(where, monkeypatch)
-                    train(wanted, *data(wanted), folder=folder / where, checkpoint_every=25)
+                    train(KILLED, *data(KILLED), folder=folder / where, checkpoint_every=5)
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
@@ -1089,8 +1098,13 @@ def be_killed(folder: Path) -> None:
 @pytest.mark.skipif(
     not hasattr(os, "fork"), reason="needs fork, and signals that kill: run it on Linux or macOS"
 )
-def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from tests.unit.gans import test_training as t; t.be_killed(pathlib.Path(sys.argv[1]))"
+def test_killed_run_resumes_bit_for_bit_from_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, pathlib; from tests.unit.gans import test_training as t; "
+        "t.be_killed(pathlib.Path(sys.argv[1]))"
+    )
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(
         command,
@@ -1102,8 +1116,8 @@ def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    wanted = config("cdcgan", ema=0.9)
-    whole = train(wanted, *data(wanted))
+    monkeypatch.setattr(training_loop, "LOG_EVERY", 5)
+    whole = train(KILLED, *data(KILLED))
     for where in KILLED_AT:
         folder = tmp_path / where
         names = {re.sub(r"\.\w+\.part", ".part", path.name) for path in folder.iterdir()}
@@ -1111,20 +1125,20 @@ def test_a_killed_run_goes_on_bit_for_bit_and_no_part_is_taken_for_whole(tmp_pat
         assert (
             names
             == {
-                "a step": {"training.json", "step-25.safetensors"},
+                "a step": {"training.json", "step-5.safetensors"},
                 "the tensors": {
                     "training.json",
-                    "step-25.safetensors",
-                    ".step-50.safetensors.part",
+                    "step-5.safetensors",
+                    ".step-10.safetensors.part",
                 },
-                "the index": {"training.json", "step-25.safetensors", "step-50.safetensors"},
-                "the removal": {"training.json", "step-25.safetensors", "step-50.safetensors"},
+                "the index": {"training.json", "step-5.safetensors", "step-10.safetensors"},
+                "the removal": {"training.json", "step-5.safetensors", "step-10.safetensors"},
             }[where]
         )
-        assert index["step"] == (50 if where == "the removal" else 25)
-        resumed = train(wanted, *data(wanted), folder=folder, checkpoint_every=25)
+        assert index["step"] == (10 if where == "the removal" else 5)
+        resumed = train(KILLED, *data(KILLED), folder=folder, checkpoint_every=5)
         assert bits(resumed.trainer) == bits(whole.trainer), where
-        assert {path.name for path in folder.iterdir()} == {"training.json", "step-60.safetensors"}
+        assert {path.name for path in folder.iterdir()} == {"training.json", "step-12.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -1135,13 +1149,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole() -> dict[str, bytes]:
+    """The state of the same run after 50 steps without interruption."""
+    wanted = config("cdcgan", steps=50)
+    return bits(train(wanted, *data(wanted)).trainer)
+
+
 @pytest.fixture
 def kept(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of it to work on."""
+    """A copy of that folder to be changed."""
     return shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
 
 
-def test_a_folder_without_a_checkpoint_starts_from_nothing(tmp_path: Path) -> None:
+def test_folder_without_checkpoint_starts_new_run(tmp_path: Path) -> None:
     made = trainer(config())
     assert not made.load(tmp_path)
     assert not made.load(tmp_path / "nowhere")
@@ -1166,30 +1187,30 @@ def test_a_folder_without_a_checkpoint_starts_from_nothing(tmp_path: Path) -> No
         ),
     ],
 )
-def test_a_checkpoint_of_another_config_is_named(
+def test_checkpoint_of_another_config_is_refused(
     kept: Path, options: dict[str, Any], named: str
 ) -> None:
     wanted = config("cdcgan", **options)
     with pytest.raises(
         CheckpointError,
-        match=rf"training\.json is another run's: {named}\. Choose another folder, or",
+        match=rf"training\.json belongs to another run: {named}\. Choose another folder, or",
     ):
         train(wanted, *data(wanted), folder=kept)
 
 
-def test_a_checkpoint_with_an_option_is_not_gone_on_from_without_it(tmp_path: Path) -> None:
+def test_checkpoint_with_option_is_refused_without_it(tmp_path: Path) -> None:
     for name, value in BEYOND.items():
         made = trainer(config(**{name: value}))
         made.step()
         made.save(tmp_path)
         with pytest.raises(
-            CheckpointError, match=rf"another run's: {name}=.*, here off\. Choose another folder"
+            CheckpointError, match=rf"another run: {name}=.*, here off\. Choose another folder"
         ):
             trainer(config()).load(tmp_path)
         assert trainer(config(**{name: value})).load(tmp_path)
 
 
-def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
+def test_checkpoint_of_other_data_is_refused(kept: Path) -> None:
     wanted = config("cdcgan")
     images, y = data(wanted)
     assert y is not None
@@ -1197,7 +1218,7 @@ def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
     changed[0, 0, 0, 0] ^= 1
     for bad in ((changed, y), (images, y.flip(0)), (images[:-1], y[:-1])):
         with pytest.raises(
-            CheckpointError, match=r"another run's: other data\. Choose another folder"
+            CheckpointError, match=r"another run: other data\. Choose another folder"
         ):
             train(wanted, *bad, folder=kept)
     train(wanted, images, y, folder=kept)
@@ -1210,20 +1231,23 @@ def test_a_checkpoint_of_other_data_is_named(kept: Path) -> None:
         ({"step": 0, "batches": 0}, "step 0 and 0 batches, losses of 25 steps"),
         ({"step": -25, "batches": -25}, "step -25 and -25 batches"),
         ({"batches": 24}, "step 25 and 24 batches"),
-        ({"step": "many"}, "is no checkpoint of a GAN"),
-        ({"step": None}, "is no checkpoint of a GAN"),
-        ({"file": ""}, "is no checkpoint of a GAN"),
-        ({"file": "../step-25.safetensors"}, "is no checkpoint of a GAN"),
-        ({"file": 7}, "is no checkpoint of a GAN"),
-        ({"file": "step-99.safetensors"}, "step-99.safetensors is not what .*training.json names"),
-        ({"file": "training.json"}, "training.json is not what .*training.json names"),
-        ({"file": ".."}, "is not what .*training.json names"),
-        ({"config": None}, "is no checkpoint of a GAN"),
-        ({"config": {}}, "is no checkpoint of a GAN"),
-        ({"config": {"architecture": 3}}, "is no checkpoint of a GAN"),
+        ({"step": "many"}, "is not the index of a GAN's checkpoint"),
+        ({"step": None}, "is not the index of a GAN's checkpoint"),
+        ({"file": ""}, "is not the index of a GAN's checkpoint"),
+        ({"file": "../step-25.safetensors"}, "is not the index of a GAN's checkpoint"),
+        ({"file": 7}, "is not the index of a GAN's checkpoint"),
+        (
+            {"file": "step-99.safetensors"},
+            "step-99.safetensors does not match .*training.json",
+        ),
+        ({"file": "training.json"}, "training.json does not match .*training.json"),
+        ({"file": ".."}, "does not match .*training.json"),
+        ({"config": None}, "is not the index of a GAN's checkpoint"),
+        ({"config": {}}, "is not the index of a GAN's checkpoint"),
+        ({"config": {"architecture": 3}}, "is not the index of a GAN's checkpoint"),
     ],
 )
-def test_an_index_that_lies_is_not_believed(kept: Path, lie: dict[str, Any], message: str) -> None:
+def test_wrong_index_is_refused(kept: Path, lie: dict[str, Any], message: str) -> None:
     index = kept / "training.json"
     files.write_json(index, {**files.read_json(index), **lie})
     wanted = config("cdcgan")
@@ -1234,7 +1258,7 @@ def test_an_index_that_lies_is_not_believed(kept: Path, lie: dict[str, Any], mes
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"step": 25}'])
-def test_an_index_that_is_no_index_is_named(kept: Path, text: str) -> None:
+def test_unreadable_index_is_refused(kept: Path, text: str) -> None:
     (kept / "training.json").write_text(text)
     wanted = config("cdcgan")
     with pytest.raises(
@@ -1255,14 +1279,14 @@ def lose(name: str) -> Callable[[dict[str, Tensor]], None]:
     "damage",
     [lose("noise"), lose("losses"), lose("adam.G.3"), lose("adam"), lose("D.x"), lose("ema"), None],
 )
-def test_tensors_that_do_not_fit_are_named(
+def test_tensors_of_another_run_are_refused(
     tmp_path: Path, damage: Callable[[dict[str, Tensor]], None] | None
 ) -> None:
     wanted = config("cdcgan", steps=25, ema=0.5)
     train(wanted, *data(wanted), folder=tmp_path)
     path = tmp_path / "step-25.safetensors"
     tensors, _ = files.load_tensors(path)
-    if damage is None:  # one that belongs to another network, whole as it is
+    if damage is None:  # an undamaged file of another network
         other = config("cdcgan", steps=25, ema=0.5, ngf=3)
         train(other, *data(other), folder=tmp_path / "other")
         tensors, _ = files.load_tensors(tmp_path / "other" / path.name)
@@ -1270,32 +1294,33 @@ def test_tensors_that_do_not_fit_are_named(
         damage(tensors)
     files.save_tensors(path, tensors)
     with pytest.raises(
-        StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."
+        StoreError, match=r"step-25\.safetensors does not match .*; remove both to start again \(."
     ):
         train(wanted, *data(wanted), folder=tmp_path)
 
 
-def test_damaged_tensors_are_named_and_the_way_out_works(kept: Path) -> None:
+def test_damaged_tensors_are_refused_and_removal_helps(kept: Path, whole: dict[str, bytes]) -> None:
     wanted, path = config("cdcgan", steps=50), kept / "step-25.safetensors"
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
+    content = path.read_bytes()
+    flipped = bytearray(content)
     flipped[-100] ^= 1
-    for damaged in (whole[:-1], whole[:1000], b"", bytes(flipped)):
+    for damaged in (content[:-1], content[:1000], b"", bytes(flipped)):
         path.write_bytes(damaged)
         with pytest.raises(
-            StoreError, match=r"step-25\.safetensors is not what .*; remove both to start again \(."
+            StoreError,
+            match=r"step-25\.safetensors does not match .*; remove both to start again \(.",
         ):
             train(wanted, *data(wanted), folder=kept)
     path.unlink()
     (kept / "training.json").unlink()
     again = train(wanted, *data(wanted), folder=kept)
-    assert bits(again.trainer) == bits(train(wanted, *data(wanted)).trainer)
+    assert bits(again.trainer) == whole
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(
+def test_non_finite_loss_stops_run_and_names_step(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, steps = config("cdcgan", steps=100), iter(range(25, 100))
+    wanted, steps = config("cdcgan", steps=60), iter(range(25, 60))
     lines: list[str] = []
 
     def breaks(real: Tensor, fake: Tensor, smoothing: float) -> Tensor:
@@ -1304,10 +1329,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(
 
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
     monkeypatch.setattr(gan_losses, "discriminator_loss", breaks)
-    message = r"step 57: a loss is not finite \(\[   57/  100\] Loss_D: nan .*lower lr=0\.0002.*step-50\.safetensors"
+    message = (
+        r"step 57: a loss is not finite \(\[   57/   60\] Loss_D: nan .*lower "
+        r"lr=0\.0002.*step-50\.safetensors"
+    )
     with pytest.raises(DivergedError, match=message):
         train(wanted, *data(wanted), folder=kept, checkpoint_every=25, log=lines.append)
-    assert [line[:13] for line in lines] == ["[   25/  100]"]  # the diverged 25 steps have no line
+    assert [line[:13] for line in lines] == ["[   25/   60]"]  # no line for the diverged steps
     assert {path.name for path in kept.iterdir()} == {"training.json", "step-50.safetensors"}
     assert before.keys() == {"training.json", "step-25.safetensors"}
     monkeypatch.undo()
@@ -1319,10 +1347,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(
     assert bits(train(wanted, *data(wanted), folder=kept).trainer) == bits(whole.trainer)
 
 
-@pytest.mark.parametrize(("folder", "kept_is"), [(None, "none is kept"), ("new", "none is kept")])
-def test_a_rate_that_is_far_too_high_diverges(
-    folder: str | None, kept_is: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("folder", "kept_is"), [(None, "checkpoint: none"), ("new", "checkpoint: none")]
+)
+def test_excessive_learning_rate_diverges(folder: str | None, kept_is: str, tmp_path: Path) -> None:
     wanted = config("cgan", lr=1e30)
     where = None if folder is None else tmp_path / folder
     with pytest.raises(
@@ -1332,23 +1360,24 @@ def test_a_rate_that_is_far_too_high_diverges(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_are_not_finite_are_not_saved(kept: Path) -> None:
+def test_non_finite_weights_are_not_saved(kept: Path) -> None:
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
 
-    def spoil(made: Trainer) -> None:  # after the last look at the losses
+    def spoil(made: Trainer) -> None:  # after the last check of the losses
         with torch.no_grad():
             next(made.generator.parameters())[0, 0, 0, 0] = math.inf
 
     wanted = config("cdcgan", steps=50)
     with pytest.raises(
-        DivergedError, match=r"step 50: a weight is not finite; what .* held before is kept"
+        DivergedError,
+        match=r"step 50: a weight is not finite; lower lr=.*; the checkpoint in .* is unchanged",
     ):
         train(wanted, *data(wanted), folder=kept, checkpoint_every=25, visit_at=[50], visit=spoil)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert trainer(wanted).load(kept)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_path_error_names_file(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("a file where a folder is needed")
     wanted = config(steps=2)
@@ -1359,7 +1388,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one"
 )
-def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
+def test_read_only_folder_error_names_file(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     wanted = config(steps=2)
     with pytest.raises(StoreError, match=r"step-2\.safetensors: permission denied"):
@@ -1391,10 +1420,11 @@ def fill_at_index(monkeypatch: pytest.MonkeyPatch) -> None:
     ("fill", "named"),
     [(fill_at_tensors, r"step-50\.safetensors"), (fill_at_index, r"training\.json")],
 )
-def test_a_full_disk_is_named_and_the_checkpoint_before_is_good(
+def test_full_disk_error_names_file_and_keeps_earlier_checkpoint(
     kept: Path,
     fill: Callable[[pytest.MonkeyPatch], None],
     named: str,
+    whole: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = config("cdcgan", steps=50)
@@ -1406,17 +1436,17 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_good(
     assert made.load(kept)
     assert made.done == 25
     resumed = train(wanted, *data(wanted), folder=kept)
-    assert bits(resumed.trainer) == bits(train(wanted, *data(wanted)).trainer)
+    assert bits(resumed.trainer) == whole
 
 
-def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_that_exceeds_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     a = GanArchitecture()
     once, twice = (gan_architecture.step_bytes(a, batch) for batch in (1000, 2000))
-    # a share a batch, and the weights
+    # Bytes per batch, and the weights.
     assert twice - once == once - gan_architecture.step_bytes(a, 0)
     assert gan_architecture.step_bytes(a, 1000, 2) < once
     assert 1.2 * once < gan_architecture.step_bytes(a, 1000, penalised=True) < 2 * once
-    # a normalised weight is there once
+    # A normalised weight is stored once.
     assert gan_architecture.step_bytes(replace(a, norm_D="spectral"), 1000) < once
     monkeypatch.setattr(
         memory, "available_memory", lambda: gan_architecture.step_bytes(a, 1000) - 1
@@ -1426,7 +1456,7 @@ def test_a_step_that_cannot_fit_is_refused_before_it(monkeypatch: pytest.MonkeyP
         Trainer(GanConfig(architecture=a, batch=1000, steps=1, precision="float32"), images)
 
 
-def test_a_checkpoint_that_a_kill_left_beside_a_newer_one_goes(tmp_path: Path) -> None:
+def test_older_checkpoint_beside_newer_one_is_removed(tmp_path: Path) -> None:
     made = trainer(config())
     made.step()
     newest = made.save(tmp_path)
@@ -1435,7 +1465,7 @@ def test_a_checkpoint_that_a_kill_left_beside_a_newer_one_goes(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [newest.name]
 
 
-def test_memory_for_a_run_is_asked_of_the_device_that_computes(
+def test_memory_is_checked_on_computing_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Any] = []

@@ -1,0 +1,97 @@
+"""TME 9 and 10: the training loop of the three GANs, which resumes from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rdfia.device import memory
+from rdfia.errors import ArgumentError
+from rdfia.gans import sampling
+from rdfia.gans.architecture import Labels
+from rdfia.gans.config import GanConfig
+from rdfia.gans.health import health
+from rdfia.gans.training import LOG_EVERY, Device, Trainer, log_line
+
+
+class Grid(NamedTuple):
+    """The images of the fixed noise after a step: uint8 N x C x S x S (`sampling.fixed_noise`)."""
+
+    step: int
+    images: Tensor
+
+
+class Trained(NamedTuple):
+    """The result of a run; `losses`: steps x 4 (`training.COLUMNS`), float32 on the CPU."""
+
+    trainer: Trainer
+    losses: Tensor
+    grids: list[Grid]
+
+
+def train(
+    config: GanConfig,
+    images: Tensor,
+    labels: Labels = None,
+    *,
+    device: Device = "cpu",
+    folder: Path | None = None,
+    checkpoint_every: int = 500,
+    grids_at: Iterable[int] = (),
+    visit_at: Iterable[int] = (),
+    visit: Callable[[Trainer], None] | None = None,
+    log: Callable[[str], None] | None = None,
+    progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
+) -> Trained:
+    """A run of `config.steps` steps, continued from the checkpoint in `folder` if there is one.
+
+    `images` and `labels` are those of `Trainer`. On one CPU with a fixed number of threads a run is
+    the same bit for bit, interrupted or not. Every 25 steps the losses are checked and `log` gets
+    the labs' line. A checkpoint is written every `checkpoint_every` steps (a multiple of 25) and at
+    the end. After each step in `visit_at` (from 1) `visit` gets the trainer. It may be called again
+    for a step when a run resumes, and must use its own random generator. After each step in
+    `grids_at` a grid is made, and `log` gets the alarms of `health`. DatasetError, DivergedError,
+    CheckpointError, StoreError, TooLarge: see `Trainer`.
+    """
+    trainer = Trainer(config, images, labels, device=device)
+    if checkpoint_every < 1 or checkpoint_every % LOG_EVERY:
+        raise ArgumentError(
+            f"checkpoint_every={checkpoint_every}: expected a multiple of {LOG_EVERY}"
+        )
+    last_checkpoint = "none"
+    if folder is not None and trainer.load(folder):
+        last_checkpoint = f"{folder}, step {trainer.done}"
+    z, y = sampling.fixed_noise(config, trainer.device)
+    wanted_grids, wanted_visits = set(grids_at), set(visit_at)
+    grids: list[Grid] = []
+    steps: Iterable[int] = range(trainer.done, config.steps)
+    if progress is not None:
+        steps = progress(steps, config.steps - trainer.done, config.architecture.kind)
+    for step in steps:
+        with memory.out_of_memory_as_too_large(
+            f"step {step} of a GAN, batch={config.batch}: lower it; "
+            f"last checkpoint: {last_checkpoint}"
+        ):
+            trainer.step()
+        ended = trainer.done == config.steps
+        if trainer.done % LOG_EVERY == 0 or ended:
+            start = step // LOG_EVERY * LOG_EVERY
+            trainer.check(start, last_checkpoint)
+            if log is not None:
+                log(log_line(start, config.steps, trainer.losses[start].tolist()))
+        if trainer.done in wanted_grids:
+            drawn = sampling.sample(trainer.images_from, z, y, statistics="batch")
+            grids.append(Grid(trainer.done, sampling.to_uint8(drawn)))
+            if log is not None:
+                real = images[:: max(1, len(images) // 500)]
+                losses = trainer.losses[: trainer.done]
+                for alarm in health(losses, grids[-1].images, real, labels=y).alarms:
+                    log(f"[{trainer.done:5d}/{config.steps:5d}] warning: {alarm}")
+        if trainer.done in wanted_visits and visit is not None:
+            visit(trainer)
+        if folder is not None and (trainer.done % checkpoint_every == 0 or ended):
+            last_checkpoint = str(trainer.save(folder))
+    return Trained(trainer, trainer.losses.cpu(), grids)
