@@ -1,4 +1,7 @@
-"""Modules under the names that they had before they moved into rooms: `rdfia.svm` is `rdfia.transfer.svm`."""
+"""Imports by the names that modules had before they moved into rooms.
+
+`import rdfia.svm` gives `rdfia.transfer.svm`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,14 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importing importlib.abc would take half the time of `import rdfia`
 
 _MOVED = {
     "device": "memory precision staging cuda_graphs",
@@ -38,22 +46,22 @@ FORMER = {
     "rdfia.studies": "rdfia.gans.runs",
     "rdfia.speed": "rdfia.report.benchmarks",
     "rdfia.machine": "rdfia.report.environment",
-}  # former name -> name
+}  # former name -> present name
 
 
 class _SameModule(Loader):
-    """Loads a module that there is under another name, and leaves it as it is."""
+    """Returns the module of the present name, unchanged."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(FORMER[spec.name])
-        self.spec = module.__spec__  # the import system puts the alias's in its place
+        self.spec = module.__spec__  # the import system replaces it by the alias's spec
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.spec
 
 
-class _FormerNames(MetaPathFinder):
+class _FormerNames:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -64,6 +72,6 @@ class _FormerNames(MetaPathFinder):
 
 
 def install() -> None:
-    """Imports by a former name give the module itself, with a DeprecationWarning."""
+    """Makes imports by a former name work, with a DeprecationWarning."""
     if not any(isinstance(finder, _FormerNames) for finder in sys.meta_path):
         sys.meta_path.append(_FormerNames())

@@ -7,28 +7,6 @@ its table.
 
 from __future__ import annotations
 
-from typing import Any
+from rdfia._rooms import front_door
 
-from rdfia._rooms import public_name
-
-_NAMES = {  # module -> what of it is public here
-    "intervals": (
-        "bootstrap difference_of_means difference_of_proportions Estimate exact_value mean "
-        "proportion ratio single_run"
-    ),
-    "judge": "Bound outcome",
-    "registry": "ANSWERS Claim CLAIMS ERRATA",
-    "record": "ClaimError read_run Record",
-    "provenance": "code_hash lab_hash",
-    "ledger": "committed Ledger",
-    "summary": "",
-}
-__all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split())]
-
-
-def __getattr__(name: str) -> Any:
-    return public_name(__name__, _NAMES, name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = front_door(__name__)

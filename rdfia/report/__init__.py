@@ -7,23 +7,6 @@ It decides nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from rdfia._rooms import front_door
 
-from rdfia._rooms import public_name
-
-_NAMES = {  # module -> what of it is public here
-    "environment": "",
-    "figures": "png",
-    "blocks": "",
-    "benchmarks": "exponent",
-    "page": "rebuild write_records_and_figures write_run",
-}
-__all__ = [*_NAMES, *(name for names in _NAMES.values() for name in names.split())]
-
-
-def __getattr__(name: str) -> Any:
-    return public_name(__name__, _NAMES, name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = front_door(__name__)
