@@ -1,8 +1,8 @@
 """The report's claims: bounds, estimates with intervals, outcomes, records and pins.
 
-In: numbers and arrays that a check measured. Out: an outcome by a bound that was fixed before, a
-record, and whether it is a repetition of its pin. It knows no network and no lab; `claims.json` is
-its table.
+In: numbers and arrays that a check measured. Out: an outcome from a bound that was fixed before the
+measurement, a record, and a comparison with the pin. It knows no network and no lab. The claims are
+the rows of `claims.json`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Files, photos and data sets: where they come from, that they are whole, and what an image
-becomes.
+"""Assets, data sets, photos and files.
 
 In: names of assets, folders, paths of photos. Out: verified files, labelled sets of images, uint8
-pixels or normalised tensors, feature matrices on disk. Every write to disk of the package goes
+pixels or normalised tensors, feature matrices on disk. Every write of the package to disk goes
 through `files`.
 """
 

@@ -1,8 +1,8 @@
-"""What the hardware asks for: memory, number types, copies to a device and back, CUDA graphs.
+"""Memory, number types, copies between host and device, CUDA graphs.
 
-In: devices, byte counts, batches of images. Out: the compute type, contexts that keep memory or
-decide how products are computed, batches on the device, captured passes. It knows no lab, no data
-set and no file of its own.
+In: devices, byte counts, batches of images. Out: the compute type, contexts that retain memory or
+set the precision of products, batches on the device, captured passes. It imports no lab, reads no
+data set and owns no files.
 """
 
 from __future__ import annotations

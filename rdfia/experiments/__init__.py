@@ -1,8 +1,8 @@
-"""The labs' protocols: data, networks and scores put together as the report did.
+"""The labs' protocols: data, networks and scores combined as in the report.
 
-In: assets that are on this machine, a device, a profile. Out: what the claims measure, each piece
-computed once: features and SVMs of TME 7 (`transfer`), images and maps of TME 8 (`gradients`), runs
-of TME 9 and 10 (`gans`).
+In: assets on this machine, a device, a profile. Out: what the claims measure, each part computed
+once: features and SVMs of TME 7 (`transfer`), images and maps of TME 8 (`gradients`), runs of TME 9
+and 10 (`gans`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""TME 9 and 10: DCGAN, cDCGAN and cGAN, trained and judged.
+"""TME 9 and 10: DCGAN, cDCGAN and cGAN: training and scores.
 
 In: uint8 images, labels, a frozen config. Out: a trained generator with its losses (`train`),
-checkpoints that resume bit for bit, scores of quality, diversity and condition on arrays, resumable
-runs over many seeds (`scored_run`).
+checkpoints from which training resumes bit for bit, scores of quality, diversity and label accuracy
+on arrays, resumable runs over many seeds (`scored_run`).
 """
 
 from __future__ import annotations

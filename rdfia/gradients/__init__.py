@@ -1,8 +1,8 @@
 """TME 8: the gradient of a class score with respect to the image.
 
-In: an `nn.Module`, normalised images B x 3 x H x W, classes. Out: saliency maps and what they are
-worth, images that fool the network, images that it scores highest for a class. One loop, `ascend`,
-serves all three.
+In: an `nn.Module`, normalised images B x 3 x H x W, classes. Out: saliency maps and their scores,
+images that fool the network, images that maximise the score of a class. All three use one loop,
+`ascend`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The labs' networks as tables of layers, and their weights.
 
-In: a network's name, a file of weights. Out: an `nn.Module` in eval mode with a statement of what
-its weights reach, its layers by name (taps), counts of parameters and operations in closed form.
+In: a network's name, a file of weights. Out: an `nn.Module` in eval mode, the layers that its
+weights suffice for, its layers by name (taps), counts of parameters and operations in closed form.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The page: records, figures, benchmarks and the environment that they were made in, as one HTML
-file.
+"""The HTML page: records, figures, benchmarks and the environment of a run.
 
-In: records of a run and what lies beside them on disk. Out: `index.html`, figures, tables of times.
-It decides nothing.
+In: records of a run and the files beside them. Out: `index.html`, figures, tables of times. It
+decides no outcome.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""TME 7: the layers of a pretrained network as features, and classifiers on them.
+"""TME 7: layers of a pretrained network as features, and classifiers on them.
 
-In: an `nn.Module`, images, layers by name, labels. Out: feature matrices on disk (`extract`), Gram
-matrices of layers too wide for that (`accumulate`), linear SVMs at any width (`fit`), new heads and
-networks trained from nothing.
+In: an `nn.Module`, images, names of layers, labels. Out: feature matrices on disk (`extract`), Gram
+matrices of layers that are too wide to store (`accumulate`), linear SVMs for any number of features
+(`fit`), new heads, and networks trained from random weights.
 """
 
 from __future__ import annotations
