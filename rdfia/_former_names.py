@@ -6,18 +6,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from importlib.abc import Loader
-else:
-    Loader = object  # importing importlib.abc would take half the time of `import rdfia`
 
 _MOVED = {
     "device": "memory precision staging cuda_graphs",
@@ -49,26 +42,26 @@ FORMER = {
 }  # former name -> present name
 
 
-class _SameModule(Loader):
-    """Returns the module of the present name, unchanged."""
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(FORMER[spec.name])
-        self.spec = module.__spec__  # the import system replaces it by the alias's spec
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec
-
-
 class _FormerNames:
+    """Finds and loads modules by their former names.
+
+    It has no base class, because importing importlib.abc takes half the time of `import rdfia`.
+    """
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname not in FORMER:
             return None
         warnings.warn(f"{fullname} is {FORMER[fullname]} now", DeprecationWarning, stacklevel=2)
-        return importlib.util.spec_from_loader(fullname, _SameModule())
+        return ModuleSpec(fullname, self)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Python makes an empty module, which `exec_module` replaces."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        # `import` returns what is in sys.modules after the module is executed.
+        sys.modules[module.__name__] = importlib.import_module(FORMER[module.__name__])
 
 
 def install() -> None:

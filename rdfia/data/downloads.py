@@ -229,9 +229,7 @@ def scene15_members(
     large, or a missing photo.
     """
     folders = {str(row["archive"]).lower(): name for name, row in split.items()}
-    train = {
-        name: {int(number) for number in str(row["train"]).split()} for name, row in split.items()
-    }
+    train = {name: set(map(int, str(row["train"]).split())) for name, row in split.items()}
     seen: set[str] = set()
     try:
         with zipfile.ZipFile(archive) as bundle:

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
+from rdfia.data.files import GIGABYTE, load_tensors, save_tensors, write_error
 from rdfia.errors import ArgumentError, StoreCorrupt, StoreError, TooLarge
 
 if TYPE_CHECKING:
     import torch
-from rdfia.data.files import GIGABYTE, load_tensors, save_tensors, write_error
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -116,8 +118,6 @@ class FeatureStore:
         Verifies the checksum of a shard once, and again if its file changed. Raises ArgumentError
         for an unknown tap, StoreError for a shard that cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
         if tap not in self.widths:
             raise ArgumentError(
                 f"tap {tap!r} is not in this store, expected one of {', '.join(self.widths)}"

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from rdfia.errors import StoreCorrupt, StoreError, TooLarge
 
 if TYPE_CHECKING:
@@ -220,7 +222,6 @@ def save_tensors(
 
     The file contains a checksum over both. Raises StoreError.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -254,8 +255,6 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Raises StoreCorrupt if a byte differs, StoreError if the file is missing or cannot be read now,
     which says nothing about its content.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         open(path, "rb").close()  # safetensors reports a missing permission as a missing file
         with safe_open(path, framework="pt") as stream:

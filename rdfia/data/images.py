@@ -254,9 +254,9 @@ class Preprocess:
         They are written to `out` (uint8 3 x S x S) if it is given.
         """
         image = to_8_bits(image) if isinstance(image, Image.Image) else read_image(image)
-        resample, side = _FILTERS[self.interpolation], self.size
+        side = self.size
         width, height, left, top = self._sizes(*image.size)
-        image = image.resize((width, height), resample)
+        image = image.resize((width, height), _FILTERS[self.interpolation])
         if self.mode == "crop":
             image = image.crop((left, top, left + side, top + side))
         if self.flip:

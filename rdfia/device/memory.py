@@ -159,8 +159,8 @@ def available_device_memory(device: str | torch.device) -> int | None:
         return None
     for free in spare:
         free()
-    left, index = torch.cuda.mem_get_info(device)[0], device.index
-    index = torch.cuda.current_device() if index is None else index
+    left = torch.cuda.mem_get_info(device)[0]
+    index = torch.cuda.current_device() if device.index is None else device.index
     with contextlib.suppress(RuntimeError):  # not supported by the allocator cudaMallocAsync
         for part in torch.cuda.memory_snapshot():
             if part["device"] == index and not any(part.get("segment_pool_id", ())):

@@ -202,11 +202,13 @@ def image_batches(
         yield from map(staging.to_device, images.split(size))
         return
     workers = decoding_threads(staging.device) if workers is None else workers
-    n, side, rooms, files = len(images), preprocess.size, deque[Tensor](), dict[int, Tensor]()
+    n = len(images)
+    rooms = deque[Tensor]()  # host memory of the batches that are being decoded
+    files = dict[int, Tensor]()  # row of the batch -> bytes of a file that the device decodes
 
     def row(index: int) -> Tensor:
         if index % size == 0:
-            rooms.append(staging.room(min(size, n - index), 3, side, side))
+            rooms.append(staging.room(min(size, n - index), 3, preprocess.size, preprocess.size))
         return rooms[-1][index % size]
 
     def work(item: ImageOrPath, out: Tensor) -> Tensor:

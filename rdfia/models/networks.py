@@ -123,8 +123,9 @@ def _read_table(name: str, table: str) -> Architecture:
     layers: list[Layer] = []
     position = {"features": count(), "classifier": count()}
     for line in table.split("\n"):
-        (container, block), items = line.split(":")[0].split(), line.split(":")[1].split(",")
-        for tap, *words in (item.split() for item in items):
+        head, _, items = line.partition(":")
+        container, block = head.split()
+        for tap, *words in (item.split() for item in items.split(",")):
             path = tap if container == "." else f"{container}.{next(position[container])}"
             widths = [int(width) for word in words if ">" in word for width in word.split(">")]
             # The layer "logits" is linear if it has widths, else an average pool.
@@ -206,9 +207,8 @@ def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
 
     Raises ArgumentError for any other key.
     """
-    layers = architecture(name).layers
-    blocks = {layer.name: layer.block for layer in layers} | {
-        layer.path: layer.block for layer in layers
+    blocks = {
+        key: layer.block for layer in architecture(name).layers for key in (layer.name, layer.path)
     }
     totals: dict[str, int] = {}
     for key, value in counts.items():

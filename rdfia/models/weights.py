@@ -72,7 +72,7 @@ SHARED = {"GLOBAL", "REDUCE", "BINUNICODE", "SHORT_BINBYTES"}
 MOST_OPERATIONS = 10_000  # those of VGG16 are 948
 
 
-class _ThreeNames(pickle.Unpickler):
+class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(
@@ -94,7 +94,7 @@ def _unpickled(data: bytes) -> Any:
         if name == "BINPUT":
             put[argument] = last
         last = name
-    return _ThreeNames(io.BytesIO(data)).load()
+    return _RestrictedUnpickler(io.BytesIO(data)).load()
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -117,7 +117,8 @@ def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
         owner, _, layer = key.rpartition("/")[0].partition("/")
         if owner.startswith("NetLinLayer"):  # the perceptual distance's own weights
             continue
-        index, array = int(layer.removeprefix("Conv_")), value.numpy
+        index = int(layer.removeprefix("Conv_"))
+        array = value.numpy
         array = np.ascontiguousarray(
             array.transpose(3, 2, 0, 1) if key.endswith("kernel") else array
         )

@@ -84,7 +84,8 @@ def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
     It fails unless every attempt was withstood.
     """
     rows = request.config.stash.setdefault(ROWS, {})
-    profile, code = request.config.getoption("--profile"), code_hash(request.config.rootpath)
+    profile = request.config.getoption("--profile")
+    code = code_hash(request.config.rootpath)
 
     def row(
         name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None
@@ -154,9 +155,11 @@ def pytest_terminal_summary(
         terminalreporter.write_line(
             f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}"
         )
-    root, folder = config.rootpath, Path(config.rootpath, config.getoption("--output"))
+    root = config.rootpath
+    folder = Path(config.rootpath, config.getoption("--output"))
     if config.getoption("--accept-costs"):
-        budget, costs = config.stash[BUDGET], root / "reports" / "baseline" / "costs.json"
+        budget = config.stash[BUDGET]
+        costs = root / "reports" / "baseline" / "costs.json"
         budget.costs.learn(budget.dtype, budget.speed, budget.clock, budget.finished)
         known = files.read_json(costs) if costs.exists() else {}
         files.write_json(

@@ -45,7 +45,8 @@ from rdfia.models import networks, weights
 from rdfia.report import page
 from tests.faults import victims
 
-MOST_SECONDS, MOST_BYTES = 2.0, 10**9
+MOST_SECONDS = 2.0
+MOST_BYTES = 10**9
 DEEP: Any = []
 for _ in range(900):
     DEEP = [DEEP]
@@ -131,7 +132,8 @@ def saved(write: Callable[[Path], object], folder: Path, name: str) -> bytes:
 
 
 def photos(kind: str) -> list[bytes]:
-    chance, found = np.random.default_rng(0), []
+    chance = np.random.default_rng(0)
+    found = []
     modes = {
         "PPM": ("L", "RGB"),
         "JPEG": ("L", "RGB", "CMYK"),
@@ -139,7 +141,8 @@ def photos(kind: str) -> list[bytes]:
         "GIF": ("P",),
     }
     for mode in modes.get(kind, ("L", "RGB", "RGBA") + ("P", "I;16") * (kind != "WEBP")):
-        size, buffer = (24, 40), io.BytesIO()
+        size = (24, 40)
+        buffer = io.BytesIO()
         if mode == "I;16":
             image = Image.fromarray(chance.integers(0, 2**16, size, dtype=np.uint16))
         else:
@@ -338,10 +341,8 @@ def readers(folder: Path) -> list[Reader]:
         made.is_done(0)  # removes a damaged shard
         _ = made["other"]
 
-    losses, grid = (
-        folder / "kept" / f"{run.name}.safetensors",
-        folder / "kept" / f"{run.name}-25.png",
-    )
+    losses = folder / "kept" / f"{run.name}.safetensors"
+    grid = folder / "kept" / f"{run.name}-25.png"
     # This name ends in a label.
     table = gzip.compress(b"\n".join(b",".join([b"%d" % (i % 10)] * 785) for i in range(5000)), 1)
     found += [
@@ -469,7 +470,8 @@ def rename(folder: Path, old: str, new: str) -> Path:
 
 def with_checksums(data: bytes) -> bytes:
     """A PNG with the right checksum for each chunk, as far as the lengths allow."""
-    made, at = bytearray(data), 8
+    made = bytearray(data)
+    at = 8
     while (end := at + 8 + int.from_bytes(made[at : at + 4], "big")) + 4 <= len(made):
         made[end : end + 4] = struct.pack(">I", zlib.crc32(made[at + 4 : end]))
         at = end + 4
@@ -480,7 +482,8 @@ def altered_png(data: bytes, chance: random.Random) -> bytes:
     """An altered PNG with right checksums, or another image of some size and mode."""
     if chance.random() < 0.7:
         return with_checksums(altered(data, chance))
-    size, buffer = (chance.randrange(1, 200), chance.randrange(1, 200)), io.BytesIO()
+    size = (chance.randrange(1, 200), chance.randrange(1, 200))
+    buffer = io.BytesIO()
     Image.new(chance.choice(("1", "L", "LA", "P", "RGB", "RGBA", "I;16")), size).save(buffer, "PNG")
     return buffer.getvalue()
 
@@ -497,7 +500,8 @@ def altered_tensors(data: bytes, chance: random.Random) -> bytes:
         path.write_bytes(data)
         found, metadata = files.load_tensors(path)
         for _ in range(chance.choice((1, 1, 2, 3))):
-            name, kind = chance.choice(sorted(found) or [""]), chance.randrange(8)
+            name = chance.choice(sorted(found) or [""])
+            kind = chance.randrange(8)
             value = found.pop(name, torch.zeros(3))
             if kind == 0:
                 continue
@@ -622,7 +626,8 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, too_long)
     folder.mkdir(parents=True, exist_ok=True)
     every = readers(folder)
-    base, total = peak(), sum(reader.share for reader in every)
+    base = peak()
+    total = sum(reader.share for reader in every)
     counts: dict[str, Counter[str]] = {}
     wrong: list[str] = []
     for reader in every:

@@ -98,7 +98,8 @@ def test_a_full_disk_ends_training_and_its_checkpoint_is_kept(
 
     with pytest.raises(StoreError, match="the disk is full") as caught:
         victims.train(small_disk, filling)
-    kept, tally = victims.steps_kept(small_disk), victims.Tally()
+    kept = victims.steps_kept(small_disk)
+    tally = victims.Tally()
     ballast[0].unlink()
     victims.train(small_disk, tally)
     same = victims.contents(small_disk) == victims.contents(small_disk.parent / "whole")
@@ -245,7 +246,9 @@ def test_a_missing_permission_is_named(request: pytest.FixtureRequest, fault: Fa
 def test_a_file_removed_while_it_is_read_is_named(tmp_path: Path, fault: Fault) -> None:
     for i, photo in enumerate(victims.PHOTOS[:48]):
         Image.fromarray(photo).save(tmp_path / f"{i:02d}.png")
-    paths, found, withstood = sorted(tmp_path.glob("*.png")), dict[str, str](), 0
+    paths = sorted(tmp_path.glob("*.png"))
+    found = dict[str, str]()
+    withstood = 0
 
     def made() -> feature_store.FeatureStore:
         return extraction.extract(

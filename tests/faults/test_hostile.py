@@ -186,7 +186,8 @@ def png(width: int, height: int, bits: int = 8, colour: int = 0, rows: int | Non
         )
 
     row = 1 + width * {0: 1, 2: 3, 6: 4}[colour] * bits // 8
-    packer, packed = zlib.compressobj(9), b""
+    packer = zlib.compressobj(9)
+    packed = b""
     for _ in range(height if rows is None else rows):
         packed += packer.compress(bytes(row))
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
@@ -292,7 +293,9 @@ def measured(path: Path, kind: str, **environment: str) -> Measured:
 
 
 def test_image_bombs_need_little_memory(tmp_path: Path, fault: Fault) -> None:
-    found, good, late = dict[str, object](), 0, 0
+    found = dict[str, object]()
+    good = 0
+    late = 0
     for name, make in BOMBS.items():
         path = tmp_path / f"bomb.{'jpg' if 'JPEG' in name else 'png'}"
         path.write_bytes(make())
@@ -369,7 +372,9 @@ WEIGHTS: dict[str, Callable[[], bytes]] = {
 
 
 def test_weights_bombs_need_little_memory(tmp_path: Path, fault: Fault) -> None:
-    found, good, late = dict[str, object](), 0, 0
+    found = dict[str, object]()
+    good = 0
+    late = 0
     for name, make in WEIGHTS.items():
         (tmp_path / name).write_bytes(make())
         row = measured(tmp_path / name, "weights")
@@ -408,7 +413,8 @@ def test_a_postscript_photo_starts_no_program(tmp_path: Path, fault: Fault) -> N
 
     A Ghostscript on the path would write a file when it is started.
     """
-    canary, program = tmp_path / "canary", tmp_path / "bin" / "gs"
+    canary = tmp_path / "canary"
+    program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(GHOSTSCRIPT)
     program.chmod(0o755)
@@ -573,7 +579,8 @@ def test_paths_in_an_archive_cannot_leave_its_folder(tmp_path: Path, fault: Faul
 
 
 def test_links_in_an_archive_are_refused(tmp_path: Path, fault: Fault) -> None:
-    refused, targets = {}, ("/etc/passwd", "../../../secret", "image_0001.jpg")
+    refused = {}
+    targets = ("/etc/passwd", "../../../secret", "image_0001.jpg")
     for number, target in enumerate(targets):
         link = zipfile.ZipInfo(hostile.MEMBERS[0].replace("0001", "0004"))
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -594,17 +601,15 @@ def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault
     index = tmp_path / "work" / "tiny" / "training.json"
     state = data_files.read_json(index)
     (tmp_path / "work" / state["file"]).write_bytes((index.parent / state["file"]).read_bytes())
-    names, found = (
-        (
-            f"../{state['file']}",
-            f"/{state['file']}",
-            str(tmp_path / "work" / state["file"]),
-            f"./../{state['file']}",
-            "..",
-            "",
-        ),
-        dict[str, str](),
+    names = (
+        f"../{state['file']}",
+        f"/{state['file']}",
+        str(tmp_path / "work" / state["file"]),
+        f"./../{state['file']}",
+        "..",
+        "",
     )
+    found = dict[str, str]()
     for name in names:
         data_files.write_json(index, {**state, "file": name})
         try:
@@ -749,11 +754,14 @@ def test_the_page_escapes_all_texts_of_records(tmp_path: Path, fault: Fault) -> 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, fault: Fault) -> None:
     """600 MB of lines; the amount that was unpacked shows when the reader stopped."""
-    path, most = tmp_path / "digits.csv.gz", datasets.DIGITS_BYTES
+    path = tmp_path / "digits.csv.gz"
+    most = datasets.DIGITS_BYTES
     with gzip.open(path, "wb", compresslevel=1) as stream:
         for _ in range(600):
             stream.write(b"1," * 500_000)
-    found, large, unpack = dict[str, str](), list[str](), gzip.GzipFile.read
+    found = dict[str, str]()
+    large = list[str]()
+    unpack = gzip.GzipFile.read
     for name, read in {
         "digits": lambda: datasets.digits(path),
         "a download": lambda: downloads.decompress_gzip(path, tmp_path / "unpacked", limit=most),

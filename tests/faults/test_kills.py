@@ -225,7 +225,12 @@ def test_a_moment_is_late_if_it_is_late_each_time(monkeypatch: pytest.MonkeyPatc
 
     def stop(*seconds: float) -> Stopped | None:
         times = iter(seconds)
-        return stopped(lambda _: None if (s := next(times)) < 0 else Stopped(s), "x")
+
+        def once(_: str) -> Stopped | None:
+            took = next(times)
+            return Stopped(took) if took >= 0 else None
+
+        return stopped(once, "x")
 
     assert stop(1.0) == Stopped(1.0)
     assert stop(-1) is None
@@ -278,10 +283,13 @@ def test_ctrl_c_ends_an_extraction_and_finished_work_is_kept(
             _, said = process.communicate()
         assert process.returncode == 0, said
 
-    chance, moments, found = random.Random(0), times(4, 20), list[Stopped]()
+    chance = random.Random(0)
+    moments = times(4, 20)
+    found = list[Stopped]()
     begin = time.monotonic()
     whole_run("whole")
-    length, whole = time.monotonic() - begin, (tmp_path / "features.safetensors").read_bytes()
+    length = time.monotonic() - begin
+    whole = (tmp_path / "features.safetensors").read_bytes()
 
     def shards(folder: Path) -> dict[Path, int]:
         return {
@@ -379,13 +387,17 @@ def test_ctrl_c_in_a_session_of_claims_keeps_the_measured_checks(
         said = start(name).communicate()[0]
         length = time.monotonic() - begin
     assert len(claim_records.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, said
-    chance, moments, found, kept = random.Random(2), times(4, 20), list[Stopped](), list[int]()
+    chance = random.Random(2)
+    moments = times(4, 20)
+    found = list[Stopped]()
+    kept = list[int]()
 
     def stop(name: str, at: float) -> Stopped | None:
         process = start(name)
         if (ended := interrupted(process, at)) is None:
             return None
-        wrong, record = "", tmp_path / name / "claims.json"
+        wrong = ""
+        record = tmp_path / name / "claims.json"
         if record.exists():
             run = claim_records.read_run(record)
             kept.append(len(run["records"]))
@@ -432,9 +444,12 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
         process.stdout.readline()
         return process
 
-    chance, tried, found = random.Random(1), times(4, 20), list[Stopped]()
+    chance = random.Random(1)
+    tried = times(4, 20)
+    found = list[Stopped]()
     before, after = list[int](), list[int]()
-    process, begin = start(tmp_path / "whole"), time.monotonic()
+    process = start(tmp_path / "whole")
+    begin = time.monotonic()
     process.stdout.readline()
     length = time.monotonic() - begin  # without the exit of the process
     process.communicate()

@@ -111,8 +111,10 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
     """The kernel would kill the process; the first image is never opened."""
     monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
     monkeypatch.setattr(memory, "SMALL", 0)
-    never, vgg = [tmp_path / "never-opened.jpg"] * 64, tiny_vgg()
-    taps, small = {"conv": "features.0"}, Preprocess(size=64)
+    never = [tmp_path / "never-opened.jpg"] * 64
+    vgg = tiny_vgg()
+    taps = {"conv": "features.0"}
+    small = Preprocess(size=64)
     pixels = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     work: dict[str, Callable[[], object]] = {
         "extraction": lambda: list(
@@ -161,7 +163,8 @@ def test_the_batch_size_is_kept_if_memory_suffices(monkeypatch: pytest.MonkeyPat
 
 
 def test_halved_batches_keep_their_order_and_size() -> None:
-    pieces, sizes = memory.HalvingBatches[list[int]](8), list[int]()
+    pieces = memory.HalvingBatches[list[int]](8)
+    sizes = list[int]()
 
     def run(rows: torch.Tensor) -> list[int]:
         sizes.append(len(rows))

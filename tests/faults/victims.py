@@ -145,7 +145,8 @@ def report_writes(say: Callable[[str], None]) -> None:
 
     "sweep" comes before it removes unfinished files.
     """
-    atomic_path, sweep = files.atomic_path, files.remove_unfinished
+    atomic_path = files.atomic_path
+    sweep = files.remove_unfinished
 
     @contextlib.contextmanager
     def reporting(path: Path) -> Iterator[Path]:
@@ -159,7 +160,8 @@ def report_writes(say: Callable[[str], None]) -> None:
         say("sweep")
         sweep(folder)
 
-    files.atomic_path, files.remove_unfinished = reporting, reporting_sweep
+    files.atomic_path = reporting
+    files.remove_unfinished = reporting_sweep
 
 
 class Child:
@@ -184,7 +186,8 @@ class Child:
 
     @staticmethod
     def _work(work: Work, folder: Path, write: int, dies_at: int) -> None:
-        numbers, tally = itertools.count(), Tally()
+        numbers = itertools.count()
+        tally = Tally()
 
         def say(word: str) -> None:
             if next(numbers) == dies_at:
@@ -265,7 +268,8 @@ def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
     Two thirds of the kills come at a random time of the run. One third comes within the time of one
     write after a write began: writing is a small part of a run, which random times seldom hit.
     """
-    resumed, chance = Resumed(kind, root), random.Random(seed)
+    resumed = Resumed(kind, root)
+    chance = random.Random(seed)
     begun = [at for at, word in resumed.words if word.startswith("part ")]
     done = [at for at, word in resumed.words if word.startswith("kept ")]
     a_write = sum(done) / len(done) - sum(begun) / len(begun)
@@ -309,7 +313,8 @@ def died(kind: str, root: Path, count: int, seed: int) -> dict[str, Any]:
 
     The last removal of unfinished files, or the last file, is always one of them.
     """
-    resumed, chance = Resumed(kind, root), random.Random(seed)
+    resumed = Resumed(kind, root)
+    chance = random.Random(seed)
     words = [word for _, word in resumed.words[:-1]]
     last = max(range(len(words)), key=lambda i: (words[i] == "sweep", i))
     others = [i for i in range(len(words)) if i != last]

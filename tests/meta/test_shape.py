@@ -199,7 +199,7 @@ def test_the_package_stays_compact() -> None:
     assert rooms["experiments"] < 1040, rooms
     # Files, data sets, claims, the page, the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2530
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2550
     )
 
 

@@ -247,11 +247,9 @@ def test_a_killed_preparation_resumes_and_is_not_found_before_it_is_complete(fac
 def test_a_full_disk_is_named_and_finished_faces_are_kept(
     faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, one_at_a_time, part = (
-        files.write_atomic,
-        threading.Lock(),
-        faces / "assets" / "data" / "celeba-32.part",
-    )
+    real = files.write_atomic
+    one_at_a_time = threading.Lock()
+    part = faces / "assets" / "data" / "celeba-32.part"
 
     def limited(path: Path, data: bytes) -> None:
         with one_at_a_time:

@@ -208,7 +208,7 @@ def test_a_length_that_is_not_a_number_is_ignored(tmp_path: Path, length: str) -
     assert set(seen) == {None}
 
 
-def test_the_fetch_command_survives_attempts_without_answer(
+def test_the_fetch_command_names_a_host_without_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with answering(b"") as (host, _):
@@ -394,7 +394,7 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_the_shipped_split_has_the_labs_counts() -> None:
     split = assets.scene15_split()
-    training = {name: [int(n) for n in row["train"].split()] for name, row in split.items()}
+    training = {name: list(map(int, row["train"].split())) for name, row in split.items()}
     assert len(split) == 15
     assert sum(row["images"] for row in split.values()) == 4485
     assert {len(set(numbers)) for numbers in training.values()} == {100}

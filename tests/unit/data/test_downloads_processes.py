@@ -248,7 +248,8 @@ def test_a_killed_download_resumes_and_its_lock_blocks_no_process(
 add("tiny", json.loads(word))
 assets.fetch("tiny", Path(words[0]), lambda *row: os.kill(os.getpid(), 9))
 """
-    place, box = f"weights/tiny-{SHA[:8]}.pth", tmp_path / "box"
+    place = f"weights/tiny-{SHA[:8]}.pth"
+    box = tmp_path / "box"
     site.files = {f"/{place}": BODY}
     row: dict[str, Any] = {
         "places": [place],

@@ -213,7 +213,8 @@ def test_a_missing_decoder_is_an_error_before_the_first_photo() -> None:
 
 @pytest.mark.usefixtures("_decoder")
 def test_store_key_changes_with_the_decoder(folder: Path, tmp_path: Path) -> None:
-    paths, folders = [folder / "0-rgb.jpg"], set()
+    paths = [folder / "0-rgb.jpg"]
+    folders = set()
     decoders: tuple[Literal["pillow", "torchvision"], ...] = ("pillow", "torchvision")
     for decoder in decoders:
         preprocess = Preprocess(size=16, decoder=decoder)

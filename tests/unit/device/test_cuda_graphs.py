@@ -269,7 +269,8 @@ def test_a_capture_restores_stream_and_allocator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On fakes. Only torch's warning about gradients on another stream is ignored."""
-    cuda, sample = FakeCuda(monkeypatch), torch.zeros(1, 3, 4, 4)
+    cuda = FakeCuda(monkeypatch)
+    sample = torch.zeros(1, 3, 4, 4)
     with pytest.raises(UserWarning, match="another"):
         cuda_graphs.capture_passes(torch.nn.Identity(), sample)
     with pytest.warns(UserWarning, match="another"):
@@ -309,7 +310,8 @@ def test_inputs_are_copied_to_fixed_tensors() -> None:
         seen.append(inputs)
         return inputs["x"] * inputs["rate"]
 
-    replayed, x = ReplayedWork(work, CPU), torch.ones(2)
+    replayed = ReplayedWork(work, CPU)
+    x = torch.ones(2)
     assert replayed({"x": x, "y": None, "rate": 0.5}).tolist() == [0.5, 0.5]
     assert replayed({"x": 3 * x, "y": None, "rate": 2.0}).tolist() == [6.0, 6.0]
     assert seen[0]["x"] is seen[1]["x"]
@@ -451,7 +453,8 @@ def test_a_replay_uses_weights_that_changed_in_place(
 def test_another_size_or_precision_needs_a_new_pass(
     kept: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, small = tiny_vgg().double(), X[:, :, :8, :8].repeat(1, 1, 2, 2)[:2]
+    network = tiny_vgg().double()
+    small = X[:, :, :8, :8].repeat(1, 1, 2, 2)[:2]
     gradients(network)
     assert_close(gradients(network, small), eager(network, small), "gradient")
     assert kept == [(8, 3, 16, 16), (2, 3, 16, 16)]
@@ -508,7 +511,8 @@ def test_passes_are_freed_when_memory_runs_out(
     error: Exception, kept: list[tuple[int, ...]]
 ) -> None:
     """Their memory is freed before a smaller batch is tried; after an error no pass is kept."""
-    network, left = tiny_vgg().double(), list[int]()
+    network = tiny_vgg().double()
+    left = list[int]()
     gradients(network)
 
     def objective(logits: Tensor, _x: Tensor, rows: Tensor) -> Tensor:

@@ -119,11 +119,9 @@ def test_a_large_block_is_part_of_the_heap_while_memory_is_retained() -> None:
     if not libc.mallopt(-3, 2**31 - 1):
         pytest.skip("this glibc takes no threshold above 32 MB: nothing larger can be kept")
     libc.mallopt(-3, 2**25)
-    libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = (
-        Mallinfo,
-        ctypes.c_void_p,
-        [ctypes.c_void_p],
-    )
+    libc.mallinfo2.restype = Mallinfo
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
 
     def mappings() -> int:
         """How many more mappings there are while a block of 1 GB, never touched, is held."""
@@ -177,7 +175,8 @@ def test_splitting_a_batch_frees_its_results_and_spare_memory(
 
     They would still take memory while a smaller batch is tried.
     """
-    made, freed = list[weakref.ref[torch.nn.Module]](), list[bool]()
+    made = list[weakref.ref[torch.nn.Module]]()
+    freed = list[bool]()
     monkeypatch.setattr(memory, "spare", [lambda: freed.append(made[0]() is None)])
 
     def work() -> None:

@@ -254,7 +254,9 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
 def test_every_forward_pass_runs_inside_the_context(
     room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, seen, network = list[int](), list[bool](), tiny_vgg()
+    inside = list[int]()
+    seen = list[bool]()
+    network = tiny_vgg()
 
     @contextlib.contextmanager
     def products(_device: Any) -> Iterator[None]:

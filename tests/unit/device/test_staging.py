@@ -90,7 +90,8 @@ def test_a_slow_image_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_batch_is_not_overwritten_after_it_is_returned() -> None:
-    kept, copies = [], []
+    kept = []
+    copies = []
     for batch in image_batches(PHOTOS, SMALL, 2, CPU):
         kept.append(batch)
         copies.append(batch.clone())
@@ -208,7 +209,8 @@ def test_a_cpu_copies_nothing_and_delays_no_result() -> None:
 def test_extraction_does_not_depend_on_when_copies_happen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taps, events = {"relu": "features.4", "end": "classifier.3"}, list[str]()
+    taps = {"relu": "features.4", "end": "classifier.3"}
+    events = list[str]()
     options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32, "batch_size": 2}
     direct = extraction.extract(tiny_vgg(), PHOTOS, taps, root=tmp_path / "direct", **options)
     for room in (features, extraction):
@@ -246,7 +248,8 @@ def test_streams_wait_for_each_other_and_the_host_only_for_results(
     A test with a real device checks their effect.
     """
     log: list[tuple[str, ...]] = []
-    main, names = FakeStream("main"), iter(["up", "down"])
+    main = FakeStream("main")
+    names = iter(["up", "down"])
     monkeypatch.setattr(FakeStream, "log", log, raising=False)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: FakeStream(next(names)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: main)

@@ -171,7 +171,9 @@ def test_other_bad_arguments() -> None:
 
 
 def test_random_weights_follow_the_seed_and_no_global_generator_changes() -> None:
-    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python = random.getstate()
+    numbers = np.random.get_state()
+    cpu = torch.get_rng_state()
     first, again, other = (
         networks.build("squeezenet1_1", seed=seed).state_dict() for seed in (0, 0, 1)
     )

@@ -88,7 +88,8 @@ class Canary:
 
 @pytest.mark.parametrize("suffix", ["ckpt", "pth", "pt"])
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, suffix: str) -> None:
-    path, sign = tmp_path / f"hostile.{suffix}", tmp_path / "canary"
+    path = tmp_path / f"hostile.{suffix}"
+    sign = tmp_path / "canary"
     if suffix == "ckpt":
         dump(path, {"AlexNet_0": Canary(sign)})
     else:
