@@ -12,7 +12,6 @@ from rdfia._former_names import install
 from rdfia._rooms import front_door
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = front_door(__name__)
-__all__.append("__version__")
+__getattr__, __dir__ = front_door(__name__)
 
 install()

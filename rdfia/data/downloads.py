@@ -43,6 +43,7 @@ def locked(path: Path) -> Iterator[None]:
     killed process. Where no lock is possible, as on a read-only disk or a file system without
     locks, the work continues without one.
     """
+    # Not filelock: it keeps the file, which would then deny the lock to other users of the folder.
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):

@@ -8,4 +8,4 @@ from __future__ import annotations
 
 from rdfia._rooms import front_door
 
-__getattr__, __dir__, __all__ = front_door(__name__)
+__getattr__, __dir__ = front_door(__name__)

@@ -270,12 +270,12 @@ class Measured(NamedTuple):
     Seconds are of the processor; megabytes are added to those of torch.
     """
 
-    said: str
+    message: str
     seconds: float = 0.0
     more: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.seconds} s of a processor, {self.more:.0f} MB more, {self.said}"
+        return f"{self.seconds} s of a processor, {self.more:.0f} MB more, {self.message}"
 
 
 def measured(path: Path, kind: str, **environment: str) -> Measured:
@@ -286,9 +286,9 @@ def measured(path: Path, kind: str, **environment: str) -> Measured:
     )
     if done.returncode:
         return Measured(f"status {done.returncode}: {done.stderr.strip()[-200:]}")
-    seconds, before, most, said = done.stdout.strip().split("\t")
+    seconds, before, most, message = done.stdout.strip().split("\t")
     return Measured(
-        said.replace(str(path.parent), "...")[:150], float(seconds), float(most) - float(before)
+        message.replace(str(path.parent), "...")[:150], float(seconds), float(most) - float(before)
     )
 
 
@@ -302,7 +302,7 @@ def test_image_bombs_need_little_memory(tmp_path: Path, fault: Fault) -> None:
         row = measured(path, "photo")
         found[name] = str(row)
         wanted = "read" if name.startswith("as large") else "ImageError: "
-        good += row.more < MOST_MB and row.said.startswith(wanted)
+        good += row.more < MOST_MB and row.message.startswith(wanted)
         late += row.seconds > 2
     fault(
         "images that are bombs",
@@ -379,7 +379,7 @@ def test_weights_bombs_need_little_memory(tmp_path: Path, fault: Fault) -> None:
         (tmp_path / name).write_bytes(make())
         row = measured(tmp_path / name, "weights")
         found[name] = str(row)
-        good += row.more < MOST_MB and row.said.startswith("WeightsError: ")
+        good += row.more < MOST_MB and row.message.startswith("WeightsError: ")
         late += row.seconds > 2
     fault(
         "weights files that are bombs",
@@ -434,7 +434,7 @@ def test_a_postscript_photo_starts_no_program(tmp_path: Path, fault: Fault) -> N
         "a photo that is PostScript",
         tried=1,
         found={"said": str(row)},
-        withstood=int(row.said.startswith("ImageError: ") and not canary.exists()),
+        withstood=int(row.message.startswith("ImageError: ") and not canary.exists()),
         means="refused, and no Ghostscript was started",
     )
 
@@ -509,9 +509,9 @@ def test_hostile_names_are_escaped_in_messages(
             caught.value
         )
     assert main(["extract", str(tmp_path / "photos")]) == 1
-    said = capsys.readouterr().err
-    lines = said.splitlines()
-    assert printable(said) == said
+    message = capsys.readouterr().err
+    lines = message.splitlines()
+    assert printable(message) == message
     assert [line for line in lines if not line.startswith(("rdfia: ", "  "))] == []
     fault(
         "names with line breaks, colours and turned text",
@@ -545,20 +545,22 @@ def unpacked(folder: Path, more: Callable[[zipfile.ZipFile], None]) -> tuple[str
     path.write_bytes(hostile.archive(hostile.MEMBERS))
     with zipfile.ZipFile(path, "a") as bundle:
         more(bundle)
-    said = "unpacked"
+    message = "unpacked"
     try:
         downloads.write_folder(
             folder / "in" / "scene15", downloads.scene15_members(path, hostile.SPLIT)
         )
     except AssetCorrupt as error:
-        said = str(error)
-    return said, sorted(found for found in folder.rglob("*") if found.is_file() and found != path)
+        message = str(error)
+    return message, sorted(
+        found for found in folder.rglob("*") if found.is_file() and found != path
+    )
 
 
 def test_paths_in_an_archive_cannot_leave_its_folder(tmp_path: Path, fault: Fault) -> None:
     """Names like photos, which the reader unpacks, and other names, which it skips."""
-    said, files = unpacked(tmp_path / "whole", lambda _: None)
-    assert (said, len(files)) == ("unpacked", len(hostile.MEMBERS)), (
+    message, files = unpacked(tmp_path / "whole", lambda _: None)
+    assert (message, len(files)) == ("unpacked", len(hostile.MEMBERS)), (
         "the archive is right but for what is added"
     )
     refused = {}
@@ -566,9 +568,9 @@ def test_paths_in_an_archive_cannot_leave_its_folder(tmp_path: Path, fault: Faul
         path.format(name) for path in OUTSIDE for name in ("MITcoast/image_0004.jpg", "passwd")
     ]
     for number, name in enumerate(names):
-        said, files = unpacked(tmp_path / str(number), add(name, "x"))
-        if "leaves the folder" in said and not files:
-            refused[name] = said
+        message, files = unpacked(tmp_path / str(number), add(name, "x"))
+        if "leaves the folder" in message and not files:
+            refused[name] = message
     fault(
         "paths in an archive that leave its folder",
         tried=len(names),
@@ -584,9 +586,9 @@ def test_links_in_an_archive_are_refused(tmp_path: Path, fault: Fault) -> None:
     for number, target in enumerate(targets):
         link = zipfile.ZipInfo(hostile.MEMBERS[0].replace("0001", "0004"))
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        said, files = unpacked(tmp_path / str(number), add(link, target))
-        if "is a link" in said and not files:
-            refused[target] = said
+        message, files = unpacked(tmp_path / str(number), add(link, target))
+        if "is a link" in message and not files:
+            refused[target] = message
     fault(
         "links in an archive",
         tried=len(targets),
@@ -616,7 +618,7 @@ def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault
             victims.train(tmp_path / "work")
         except StoreError as error:
             found[name] = str(error)
-    named = [name for name, said in found.items() if "training.json" in said]
+    named = [name for name, message in found.items() if "training.json" in message]
     fault(
         "a name in a checkpoint's index that leaves its folder",
         tried=len(names),

@@ -280,8 +280,8 @@ def test_ctrl_c_ends_an_extraction_and_finished_work_is_kept(
 
     def whole_run(cache: str) -> None:
         with start(cache) as process:
-            _, said = process.communicate()
-        assert process.returncode == 0, said
+            _, output = process.communicate()
+        assert process.returncode == 0, output
 
     chance = random.Random(0)
     moments = times(4, 20)
@@ -303,14 +303,16 @@ def test_ctrl_c_ends_an_extraction_and_finished_work_is_kept(
         ended = interrupted(process, at)
         if ended is None or process.returncode == 0:  # it ended before the signal
             return None
-        seconds, said = ended
+        seconds, output = ended
         for path in (tmp_path / name).rglob("*.safetensors"):
             files.load_tensors(path)
         # At the first imports Python ends without our message, or fails to import site.
-        at_import = process.returncode == -signal.SIGINT or "init_import_site" in said
-        good = at_import or (process.returncode == 130 and "the same command goes on" in said)
+        at_import = process.returncode == -signal.SIGINT or "init_import_site" in output
+        good = at_import or (process.returncode == 130 and "the same command goes on" in output)
         return Stopped(
-            seconds, "" if good else f"status {process.returncode}: {said[-200:]}", tmp_path / name
+            seconds,
+            "" if good else f"status {process.returncode}: {output[-200:]}",
+            tmp_path / name,
         )
 
     for i in range(moments + 1):
@@ -384,9 +386,9 @@ def test_ctrl_c_in_a_session_of_claims_keeps_the_measured_checks(
 
     for name in ("first", "whole"):  # the first run hashes the assets
         begin = time.monotonic()
-        said = start(name).communicate()[0]
+        output = start(name).communicate()[0]
         length = time.monotonic() - begin
-    assert len(claim_records.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, said
+    assert len(claim_records.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, output
     chance = random.Random(2)
     moments = times(4, 20)
     found = list[Stopped]()

@@ -198,7 +198,7 @@ class Child:
         work.do(folder, tally)
         os.write(write, f"{time.monotonic()} did {tally.done}\n".encode())
 
-    def said(self) -> tuple[float, str] | None:
+    def next_report(self) -> tuple[float, str] | None:
         """The next report with its time; None at the end."""
         line = self.pipe.readline()
         return (
@@ -208,7 +208,7 @@ class Child:
     def ended(self) -> tuple[int, list[tuple[float, str]]]:
         """The exit status and all reports until then."""
         with self.pipe:
-            words = list(iter(self.said, None))
+            words = list(iter(self.next_report, None))
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), words
 
 
@@ -285,8 +285,8 @@ def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
         if at_work < aimed:
             # Spread over the whole run, including the last file.
             number = int((at_work + chance.random()) / aimed * len(begun))
-            while (said := child.said()) and (number := number - said[1].startswith("part ")) >= 0:
-                pass
+            while number >= 0 and (report := child.next_report()):
+                number -= report[1].startswith("part ")
             time.sleep(chance.uniform(0, a_write))
         else:
             time.sleep(chance.uniform(0, resumed.seconds))

@@ -197,7 +197,7 @@ def test_faces_are_resized_and_cropped_as_in_torchvision(faces: Path, below: str
 
 def test_faces_become_an_asset_that_is_found_and_verified(faces: Path) -> None:
     for name in prepare_celeba(faces):
-        assert not assets.locate(name).verified, "nobody has said what it should be"
+        assert not assets.locate(name).verified, "its checksum is not known"
         assets.fetch(name)
     found = assets.locate("celeba-32")
     assert (found.path, found.verified) == (faces / "assets" / "data" / "celeba-32", True)
@@ -239,9 +239,9 @@ def test_a_killed_preparation_resumes_and_is_not_found_before_it_is_complete(fac
     assert not (data / "celeba-32.part").exists()
     after = made(data / "celeba-32")
     assert len(image_folder(data / "celeba-32", "celeba", labelled=False)) == len(after) == 5
-    assert before.items() <= after.items(), "what was made is kept"
+    assert before.items() <= after.items(), "finished files are kept"
     prepare_celeba(faces)
-    assert made(data / "celeba-32") == after, "a whole one is left alone"
+    assert made(data / "celeba-32") == after, "a complete folder does not change"
 
 
 def test_a_full_disk_is_named_and_finished_faces_are_kept(

@@ -174,8 +174,8 @@ def test_a_missing_answer_is_an_error_after_all_attempts(
 ) -> None:
     with answering(answer) as (host, requests):
         url = f"{scheme}://{host}/w"
-        said = rf"^{re.escape(url)}: no answer \(.*({cause}).*\), 3 times"
-        with pytest.raises(AssetUnavailable, match=said) as caught:
+        message = rf"^{re.escape(url)}: no answer \(.*({cause}).*\), 3 times"
+        with pytest.raises(AssetUnavailable, match=message) as caught:
             downloads.download(url, tmp_path / "w", sha256=SHA, attempts=3, timeout=0.2)
     assert len(requests) == 3
     assert len(str(caught.value)) < 400

@@ -92,7 +92,7 @@ def test_unwritable_folder_is_a_named_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk"
+    not Path("/dev/full").exists(), reason="needs /dev/full (Linux) for a full disk"
 )
 def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, data: bytes) -> int:
@@ -105,9 +105,7 @@ def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one"
-)
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run it as another user")
 def test_read_only_folder_says_what_to_do(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="RDFIA_CACHE"):

@@ -198,9 +198,7 @@ def test_a_cuda_decoder_gets_memory_without_pending_work(
     ]
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="asks what happens where there is no CUDA device"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a CUDA device")
 def test_a_missing_decoder_is_an_error_before_the_first_photo() -> None:
     with pytest.raises(
         ArgumentError,

@@ -165,18 +165,16 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_warning(
     wanted = config(lr=EXACT)
     made = Trainer(wanted, *data(wanted), replay=True)
     plant(made)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(8):
             made.step()
-    assert [warning.category for warning in said] == [GraphNotCaptured]
-    assert "not permitted when a stream is capturing" in str(said[0].message)
+    assert [warning.category for warning in caught] == [GraphNotCaptured]
+    assert "not permitted when a stream is capturing" in str(caught[0].message)
     assert bits(made) == bits(run(wanted, replay=False, steps=8))
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="asks what happens where there is no CUDA device"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a CUDA device")
 def test_without_a_cuda_device_a_replayed_run_is_eager_with_a_warning() -> None:
     wanted = config(lr=EXACT)
     with pytest.warns(GraphNotCaptured, match="a CUDA graph was not captured"):
@@ -202,15 +200,15 @@ def test_a_step_is_captured_again_for_another_precision_of_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A graph keeps the kernels of its capture, which would use TF32 after it is switched off."""
-    said = "float32"
-    monkeypatch.setattr(cuda_graphs, "float32_product_type", lambda _device: said)
+    product_type = "float32"
+    monkeypatch.setattr(cuda_graphs, "float32_product_type", lambda _device: product_type)
 
     def work(inputs: tuple[Tensor]) -> Tensor:
-        return inputs[0] * (10 if said == "TF32" else 1)
+        return inputs[0] * (10 if product_type == "TF32" else 1)
 
     replayed = ReplayedWork(work, CPU)
     for _ in range(2):
-        said = "float32"
+        product_type = "float32"
         assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [
             0,
             1,
@@ -220,7 +218,7 @@ def test_a_step_is_captured_again_for_another_precision_of_products(
             5,
         ]
         assert replayed._replay is not None
-        said = "TF32"
+        product_type = "TF32"
         assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [
             0,
             10,
@@ -381,9 +379,11 @@ def test_a_pass_that_cannot_be_captured_runs_eagerly_with_a_warning(
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(cuda_graphs, "capture_passes", refuse)
-    with pytest.warns(GraphNotCaptured, match=r"not captured \(operation not permitted\)") as said:
+    with pytest.warns(
+        GraphNotCaptured, match=r"not captured \(operation not permitted\)"
+    ) as caught:
         found = visualised(tiny_vgg().double())[0]
-    assert len(said) == 1
+    assert len(caught) == 1
     assert_close(found, expected, "ascent")
 
 

@@ -113,11 +113,9 @@ class Mallinfo(ctypes.Structure):
 def test_a_large_block_is_part_of_the_heap_while_memory_is_retained() -> None:
     libc = memory._glibc()
     if not hasattr(libc, "mallinfo2"):
-        pytest.skip(
-            "no glibc from 2.33 on, or one with settings: it cannot be asked where a block lies"
-        )
+        pytest.skip("needs glibc from 2.33 on, without malloc settings in the environment")
     if not libc.mallopt(-3, 2**31 - 1):
-        pytest.skip("this glibc takes no threshold above 32 MB: nothing larger can be kept")
+        pytest.skip("needs a glibc that accepts a threshold above 32 MB")
     libc.mallopt(-3, 2**25)
     libc.mallinfo2.restype = Mallinfo
     libc.malloc.restype = ctypes.c_void_p

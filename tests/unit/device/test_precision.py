@@ -62,7 +62,7 @@ def test_settings_are_set_inside_and_restored(tf32: bool, fails: bool) -> None:
 
 
 @pytest.mark.skipif(
-    not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too"
+    not NEWER, reason="needs torch 2.9 or later: earlier versions have only the older names"
 )
 @pytest.mark.parametrize("value", ["ieee", "tf32", "none"])
 def test_settings_with_newer_names_are_restored(value: str) -> None:
@@ -85,7 +85,7 @@ def _tf32_everywhere() -> Iterator[None]:
 
 
 @pytest.mark.skipif(
-    not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too"
+    not NEWER, reason="needs torch 2.9 or later: earlier versions have only the older names"
 )
 @pytest.mark.usefixtures("_tf32_everywhere")
 def test_a_global_tf32_setting_is_overridden_and_restored() -> None:
@@ -128,7 +128,7 @@ def test_the_bfloat16_setting_and_its_second_flag_are_restored() -> None:
     matmul: Any = torch.backends.cuda.matmul
     name = "allow_bf16_reduced_precision_reduction"
     if not hasattr(matmul, f"{name}_split_k"):
-        pytest.skip("this torch has no split-k setting beside the flag: a newer one has")
+        pytest.skip("needs a newer torch, with a split-k setting")
     before = (getattr(matmul, name), getattr(matmul, f"{name}_split_k"))
     try:
         setattr(matmul, name, (False, False))

@@ -225,7 +225,7 @@ def test_sparse_tensors_and_files_of_another_size_are_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("pickled", "said"),
+    ("pickled", "message"),
     [
         # a memo with a hundred million entries
         (b"\x80\x02Nr" + (10**8).to_bytes(4, "little") + b".", "LONG_BINPUT"),
@@ -238,10 +238,10 @@ def test_sparse_tensors_and_files_of_another_size_are_named(tmp_path: Path) -> N
     ],
 )
 def test_pickles_with_other_operations_are_refused(
-    tmp_path: Path, pickled: bytes, said: str
+    tmp_path: Path, pickled: bytes, message: str
 ) -> None:
     (tmp_path / "a.ckpt").write_bytes(pickled)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         weights.read(tmp_path / "a.ckpt", "alexnet")
 
 
