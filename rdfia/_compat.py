@@ -1,8 +1,8 @@
-"""Lets torchvision be imported when its compiled operators do not match the installed torch.
+"""Imports torchvision even if its compiled operators do not match the installed torch.
 
-A CPU build of torch beside a CUDA build of torchvision cannot load torchvision's extension, and the
-import then fails with `operator torchvision::nms does not exist`, although models, transforms and
-data sets need no such operator.
+A CPU build of torch cannot load the extension of a CUDA build of torchvision. The import then fails
+with `operator torchvision::nms does not exist`, although models, transforms and data sets do not
+need that operator.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ import sys
 
 import torch
 
-# The operators that torchvision describes to the dispatcher at import even when its extension is
-# absent.
+# torchvision's import registers fake kernels for these operators, with or without its extension.
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_libraries: list[torch.library.Library] = []  # a schema lives as long as its Library object
+_libraries: list[torch.library.Library] = []  # a schema exists as long as its Library object
 
 
 def missing_operators() -> list[str]:
-    """Names in `SCHEMAS` that the dispatcher does not know in this process."""
+    """Names in `SCHEMAS` that this process has not registered."""
     return [name for name in SCHEMAS if not hasattr(torch.ops.torchvision, name)]
 
 
 def register_missing_operators() -> None:
-    """Imports torchvision; only if that fails for want of an operator, declares the missing schemas
-    and tries again.
+    """Imports torchvision, with declared schemas for operators whose absence makes the import fail.
 
-    The import comes first because a schema declared beforehand would clash with an extension that
-    does load. Calling a declared operator still fails, as it has no kernel. Raises what torchvision
-    raises for any other reason.
+    The plain import is tried first: a schema declared before it would clash with an extension that
+    does load. A declared operator has no kernel, so that calling it still fails. Every other error
+    of torchvision is raised unchanged.
     """
     if "torchvision" in sys.modules:
         return

@@ -1,25 +1,36 @@
-"""What a room's front door does: find a public name in the module that has it, when it is first
-asked for.
-"""
+"""The front door of a package: public names that are imported when they are first used."""
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 
-def public_name(room: str, names: Mapping[str, str], name: str) -> Any:
-    """The module `name` of a room, or what a module of it calls so; `names`: module -> its public
-    names.
+def front_door(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package, from the imports in its `__init__.pyi`.
 
-    AttributeError: neither, with what there is. Nothing is imported before, so that `import rdfia`
-    costs no torch.
+    The stub is the only list of the public names: type checkers read it, and this function reads
+    it. A name is imported when it is first used, so that `import rdfia` does not import torch.
+    `__getattr__` raises AttributeError for a name that is not in the stub, and lists those that
+    are. `__all__` imports all of them, for `import *` and documentation.
     """
-    if name in names:
-        return importlib.import_module(f"{room}.{name}")
-    for module, public in names.items():
-        if name in public.split():
-            return getattr(importlib.import_module(f"{room}.{module}"), name)
-    listed = ", ".join([*names, *(one for public in names.values() for one in public.split())])
-    raise AttributeError(f"{room} has no {name!r}; it has {listed}")
+    stub = Path(__file__).parents[1].joinpath(*package.split("."), "__init__.pyi")
+    modules: dict[str, str] = {}  # public name -> the module that it is imported from
+    for node in ast.parse(stub.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            modules |= {alias.name: str(node.module) for alias in node.names}
+
+    def find(name: str) -> object:
+        if name == "__all__":
+            vars(sys.modules[package]).update({public: find(public) for public in modules})
+            return list(modules)
+        if name not in modules:
+            raise AttributeError(f"{package} has no {name!r}; it has {', '.join(modules)}")
+        if modules[name] == package:
+            return importlib.import_module(f"{package}.{name}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return find, lambda: sorted(modules)

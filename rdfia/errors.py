@@ -1,5 +1,6 @@
-"""The one family of errors: each names the argument or file, what was got, what was expected, and
-the way out.
+"""The errors and warnings of the package.
+
+A message names the argument or file, what was got, what was expected, and what to do next.
 """
 
 from __future__ import annotations
@@ -13,30 +14,31 @@ _UNSEEN = re.compile(
 
 
 def printable(text: object) -> str:
-    """Text that may hold names of files: all that acts on a terminal or cannot be printed, but line
-    breaks, escaped.
+    """Text with control and direction characters escaped; line breaks are kept.
+
+    It may hold names of files, which can contain anything but a slash.
     """
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
 def printable_line(name: object) -> str:
-    """A file's name for a message: as `printable`, and what would break the line too."""
+    """A file's name on one line of a message: as `printable`, with line breaks escaped."""
     return printable(name).replace("\n", "\\n")
 
 
 class RdfiaError(Exception):
-    """Anything that the person at the keyboard can mend."""
+    """Base class of the errors that a user can correct."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
 
 
 class BatchReduced(UserWarning):
-    """Memory ran out, and the work goes on with fewer images at a time."""
+    """Memory ran out; the work continues with fewer images at a time."""
 
 
 class GraphNotCaptured(UserWarning):
-    """A CUDA graph could not be captured; the same work goes on as single launches, more slowly."""
+    """A CUDA graph could not be captured; the work continues without it, more slowly."""
 
 
 class ArgumentError(RdfiaError, ValueError):
@@ -44,8 +46,9 @@ class ArgumentError(RdfiaError, ValueError):
 
 
 class AssetUnavailable(RdfiaError):
-    """Weights or data are not on this machine; `asset` is the name that `rdfia assets status`
-    shows.
+    """Weights or data are not on this machine.
+
+    `asset` is the name that `rdfia assets status` shows.
     """
 
     def __init__(self, message: str, asset: str = "") -> None:
@@ -54,11 +57,11 @@ class AssetUnavailable(RdfiaError):
 
 
 class AssetCorrupt(RdfiaError):
-    """A file was found but its size, checksum or content is not what it should be."""
+    """A file was found, but its size, checksum or content is wrong."""
 
 
 class WeightsError(RdfiaError):
-    """Weights do not fit the network, hold NaN, or do not reach the layer that was asked for."""
+    """Weights do not fit the network, contain NaN, or lack a layer that is needed."""
 
 
 class ImageError(RdfiaError):
@@ -66,16 +69,14 @@ class ImageError(RdfiaError):
 
 
 class DatasetError(RdfiaError):
-    """A data set is not what a lab can use: an empty class, one class only, labels that do not
-    match.
-    """
+    """A data set is unusable: an empty class, a single class, labels that do not match."""
 
 
 class DivergedError(RdfiaError):
-    """A loss or a weight became NaN or infinite in training; the message says when, and what is
-    kept.
+    """A loss or a weight became NaN or infinite during training.
 
-    `losses`: what had been recorded up to then, where it is a GAN's (steps x 4).
+    The message names the step and the files that were kept. `losses` is None or the losses of a GAN
+    up to that step (steps x 4).
     """
 
     def __init__(self, message: str, losses: Any = None) -> None:
@@ -84,14 +85,15 @@ class DivergedError(RdfiaError):
 
 
 class StoreError(RdfiaError):
-    """A store on disk cannot be written or cannot be trusted."""
+    """A file of a store on disk cannot be written or read."""
 
 
 class StoreCorrupt(StoreError):
-    """A file on disk is not what was written; made again, it is right."""
+    """The content of a file on disk is not what was written; it has to be made again."""
 
 
 class TooLarge(StoreError):
-    """The work would not fit the cap, the disk or the memory; said before it starts if that can be
-    known.
+    """The work does not fit the cap, the disk or the memory.
+
+    It is raised before the work starts where the size is known by then.
     """

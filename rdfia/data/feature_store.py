@@ -1,4 +1,4 @@
-"""Feature matrices on disk in shards of rows: a killed extraction goes on where it stopped."""
+"""Feature matrices on disk in shards of rows, so that a killed extraction can resume."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
+from rdfia.data.files import GIGABYTE, load_tensors, save_tensors, write_error
 from rdfia.errors import ArgumentError, StoreCorrupt, StoreError, TooLarge
 
 if TYPE_CHECKING:
     import torch
-from rdfia.data.files import GIGABYTE, load_tensors, save_tensors, write_error
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Which file this is, and as of when."""
+    """Identity, size and time of change of a file."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class FeatureStore:
-    """Feature matrices of N images on disk, one safetensors shard per block of rows, read by memory
-    mapping.
+    """Feature matrices of `n` images on disk: one safetensors file per block of rows.
 
-    A shard appears whole or not at all and carries its own checksum, so that a killed run goes on
-    where it stopped and several processes may fill one store. `widths` maps a tap to its number of
-    columns D.
+    `widths` maps a tap to its number of columns D. A shard appears whole or not at all and has its
+    own checksum. A killed run therefore resumes, and several processes may fill one store.
     """
 
     def __init__(
@@ -39,29 +39,31 @@ class FeatureStore:
     ):
         if n < 1 or shard_rows < 1 or not widths:
             raise ArgumentError(
-                f"a store needs images and taps: got n={n}, shard_rows={shard_rows}, {dict(widths)}"
+                f"n={n}, shard_rows={shard_rows}, widths={dict(widths)}: "
+                "expected at least one image, one row and one tap"
             )
-        self.folder, self.n, self.widths, self.dtype = Path(folder), n, dict(widths), dtype
+        self.folder = Path(folder)
+        self.n = n
+        self.widths = dict(widths)
+        self.dtype = dtype
         self.shard_rows = shard_rows
         self.shards = [
             slice(start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)
         ]
-        # shards whose checksum was right, as they were then
+        # Shard -> stamp of its file when its checksum was right.
         self._checked: dict[int, tuple[int, ...]] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all matrices when complete."""
+        """Bytes of all matrices of a complete store."""
         return self.n * sum(self.widths.values()) * self.dtype.itemsize
 
     def path(self, shard: int) -> Path:
-        """File of one shard."""
+        """The file of a shard."""
         return self.folder / f"shard-{shard:05d}.safetensors"
 
     def check_size(self, cap_bytes: int) -> None:
-        """Raises TooLarge, with the way out, if the whole is over `cap_bytes` or over what the disk
-        has left.
-        """
+        """Raises TooLarge if the complete store exceeds `cap_bytes` or the disk's free space."""
         present = sum(
             self.path(i).stat().st_size for i in range(len(self.shards)) if self.path(i).exists()
         )
@@ -74,18 +76,19 @@ class FeatureStore:
         widest = ", ".join(
             f"{tap} {size:.2f} GB" for tap, size in sorted(sizes.items(), key=lambda s: -s[1])[:3]
         )
-        for limit, name in ((cap_bytes, "the cap"), (free + present, "what the disk has left")):
+        for limit, name in ((cap_bytes, "the cap"), (free + present, "the free space of the disk")):
             if self.nbytes > limit:
                 raise TooLarge(
-                    f"{self.n} images need {self.nbytes / GIGABYTE:.2f} GB, {name} is {limit / GIGABYTE:.2f} GB; "
-                    f"widest taps: {widest}. Ask for fewer or later taps, use bfloat16, raise cap_bytes, or sum a Gram "
-                    f"matrix instead (rdfia.transfer.column_tiles), which stores nothing wide"
+                    f"{self.n} images need {self.nbytes / GIGABYTE:.2f} GB, "
+                    f"{name} is {limit / GIGABYTE:.2f} GB; widest taps: {widest}. "
+                    "Choose fewer or later taps, use bfloat16, raise cap_bytes, or accumulate a "
+                    "Gram matrix instead (rdfia.transfer.column_tiles), which stores no features"
                 )
 
     def is_done(self, shard: int) -> bool:
-        """True if the shard is on disk, whole and unaltered; one that is damaged is removed.
+        """Whether the shard is on disk, complete and unaltered; a damaged one is removed.
 
-        Raises StoreError for one that cannot be read now, or not be removed.
+        Raises StoreError if it cannot be read now or cannot be removed.
         """
         path = self.path(shard)
         if not path.exists():
@@ -105,34 +108,31 @@ class FeatureStore:
         }
 
     def write(self, shard: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Writes one shard (rows x D per tap), atomically. Raises StoreError."""
+        """Writes one shard, atomically: rows x D for each tap. Raises StoreError."""
         save_tensors(self.path(shard), {tap: tensors[tap].to(self.dtype) for tap in self.widths})
         self._checked[shard] = _stamp(self.path(shard))
 
     def tiles(self, tap: str, columns: slice = slice(None)) -> Iterator[torch.Tensor]:
-        """The matrix of `tap`, shard by shard in order of rows: tensors of rows x columns in the
-        stored dtype.
+        """The matrix of `tap` shard by shard: rows x columns in the stored dtype.
 
-        A shard's checksum is looked at once, and again when its file is another one. Raises
-        StoreError.
+        Verifies the checksum of a shard once, and again if its file changed. Raises ArgumentError
+        for an unknown tap, StoreError for a shard that cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
         if tap not in self.widths:
             raise ArgumentError(
-                f"tap {tap!r} is not in this store; it has {', '.join(self.widths)}"
+                f"tap {tap!r} is not in this store, expected one of {', '.join(self.widths)}"
             )
         for shard, rows in enumerate(self.shards):
             path = self.path(shard)
             try:
-                if self._checked.get(shard) != (stamp := _stamp(path)):
+                stamp = _stamp(path)
+                if self._checked.get(shard) != stamp:
                     load_tensors(path)
                     self._checked[shard] = stamp
+                expected = [rows.stop - rows.start, self.widths[tap]]
                 with safe_open(path, framework="pt") as stream:
                     found = stream.get_slice(tap)
-                    if found.get_shape() != (
-                        expected := [rows.stop - rows.start, self.widths[tap]]
-                    ):
+                    if found.get_shape() != expected:
                         raise ValueError(
                             f"{tap} has shape {found.get_shape()}, expected {expected}"
                         )
@@ -147,7 +147,7 @@ class FeatureStore:
         import torch
 
         matrix = torch.empty(self.n, self.widths.get(tap, 0), dtype=self.dtype)
-        # one shard at a time beside it
+        # Shard by shard, to need no memory for a second copy.
         for rows, tile in zip(self.shards, self.tiles(tap), strict=True):
             matrix[rows] = tile
         return matrix

@@ -1,5 +1,6 @@
-"""Atomic, verified files on disk: nothing half-written is ever taken for whole, nothing altered is
-taken for true.
+"""Atomic writes, checksums and locks for files on disk.
+
+A reader sees a whole file or none, and an altered file is an error.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from rdfia.errors import StoreCorrupt, StoreError, TooLarge
 
@@ -22,49 +25,51 @@ if TYPE_CHECKING:
     import torch
 
 GIGABYTE = 10**9
+_ELSEWHERE = "set RDFIA_CACHE (assets: --to) to a folder"
 _REASONS = {
-    errno.ENOSPC: "the disk is full: free some space, or set RDFIA_CACHE (assets: --to) to a folder on another disk",
-    errno.EROFS: "the file system is read-only: set RDFIA_CACHE (assets: --to) to a folder that can be written",
-    errno.EACCES: "permission denied: set RDFIA_CACHE (assets: --to) to a folder that can be written",
+    errno.ENOSPC: f"the disk is full: free some space, or {_ELSEWHERE} on another disk",
+    errno.EROFS: f"the file system is read-only: {_ELSEWHERE} that can be written",
+    errno.EACCES: f"permission denied: {_ELSEWHERE} that can be written",
 }
 
 
 def cache_dir() -> Path:
-    """Folder for what can be computed again: `$RDFIA_CACHE`, else `.cache/rdfia` below the working
-    directory.
+    """The folder for results that can be computed again.
+
+    It is `$RDFIA_CACHE`, else `.cache/rdfia` in the working directory.
     """
     return Path(os.environ.get("RDFIA_CACHE") or Path.cwd() / ".cache" / "rdfia")
 
 
 def write_error(what: object, error: OSError) -> StoreError:
-    """The error to raise when the operating system refuses to write `what`, with the way out;
-    TooLarge: a full disk.
+    """The StoreError for an operating system error when writing `what`; TooLarge for a full disk.
+
+    Its message says what to do.
     """
     reason = _REASONS.get(
         error.errno or 0, f"{error.strerror or error}: check the path and try again"
     )
-    return (TooLarge if error.errno == errno.ENOSPC else StoreError)(
-        f"cannot write {what}: {reason}"
-    )
+    kind = TooLarge if error.errno == errno.ENOSPC else StoreError
+    return kind(f"cannot write {what}: {reason}")
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path on the disk of `path`; on leaving it is synced and renamed, on an
-    error it is removed.
+    """A context with a temporary path that becomes `path` at its end.
 
-    Raises StoreError that names `path` for anything the operating system refuses.
+    The temporary file is synced to the disk of `path` and renamed; after an error it is removed.
+    Raises StoreError that names `path` for every error of the operating system.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished_folder(path) as folder:
             yield (temporary := folder / path.name)
-            temporary.chmod(0o644)  # what the store keeps may be shared
+            temporary.chmod(0o644)  # other users may read a store
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
-        # some file systems refuse to sync a folder; the rename stands all the same
+        # Some file systems cannot sync a folder; the file is renamed all the same.
         with contextlib.suppress(OSError):
             parent = os.open(path.parent, os.O_RDONLY)
             os.fsync(parent)
@@ -75,17 +80,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` for what is being written, locked while this process lives:
-    `remove_unfinished` leaves such alone.
+    """A context with a folder beside `path` for files that are being written.
 
-    A folder, since libraries write files of their own beside the one that they were given.
+    It is locked while the process lives, so that `remove_unfinished` keeps it. It is a folder
+    because libraries write files of their own beside the given one.
     """
     while True:
         folder = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with contextlib.suppress(FileNotFoundError):  # a `remove_unfinished` came between
-            # NFS locks files, and those opened for writing
+        # Another process may remove the folder before it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            # NFS locks only files, and only those that are open for writing.
             handle = os.open(f"{folder}/.lock", os.O_RDWR | os.O_CREAT)
-            # a file system without locks: then nothing can be swept either
+            # On a file system without locks `remove_unfinished` removes nothing either.
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if os.path.exists(f"{folder}/.lock"):
@@ -99,12 +105,13 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes left half-written in `folder`; what a living one is writing
-    stays.
+    """Removes what killed processes left half-written in `folder`.
+
+    What a living process is writing stays.
     """
     for part in Path(folder).glob(".*.part"):
         with contextlib.suppress(OSError):
-            if part.is_file():  # as earlier versions left them
+            if part.is_file():  # earlier versions wrote files
                 part.unlink()
                 continue
             with (part / ".lock").open("ab") as stream:
@@ -113,8 +120,9 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove_others(path: Path, pattern: str) -> None:
-    """`remove_unfinished` beside `path`, and what else `pattern` names there goes too, where it can
-    be removed.
+    """Removes the files beside `path` that match `pattern`, except `path`.
+
+    Calls `remove_unfinished` too. A file that cannot be removed stays.
     """
     remove_unfinished(path.parent)
     for old in {*path.parent.glob(pattern)} - {path}:
@@ -123,37 +131,40 @@ def remove_others(path: Path, pattern: str) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` so that a reader sees the old file or the new one, never a part. Raises
-    StoreError.
+    """Writes `data` to `path`; a reader sees the old content or the new one.
+
+    Raises StoreError.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with a final newline, atomically. Raises StoreError."""
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` to `path` as indented JSON with a final newline, atomically.
+
+    Raises StoreError.
+    """
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # bytes of a file's name that are no UTF-8 come back
+    # A file's name may contain bytes that are not UTF-8.
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
-def _closed(path: Path) -> StoreError:
-    return StoreError(
-        f"cannot read {path}: permission denied; let yourself read it, as with chmod u+r"
-    )
+def _permission_error(path: Path) -> StoreError:
+    return StoreError(f"cannot read {path}: permission denied; allow it, as with chmod u+r")
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises StoreError that names the file when it is missing or is not
-    JSON.
+    """The value in a JSON file.
+
+    Raises StoreError that names the file if it is missing or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except PermissionError as error:
-        raise _closed(path) from error
+        raise _permission_error(path) from error
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
-            f"cannot read {path} as JSON: {error}; remove it to have it made again"
+            f"cannot read {path} as JSON: {error}; remove it to start again"
         ) from error
 
 
@@ -163,11 +174,37 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def content_digest(root: Path, parts: Sequence[Path], fresh: bool = False) -> str:
+    """SHA-256 of the file `root`, or of the sorted names and SHA-256s of a folder's files `parts`.
+
+    It is cached by size and time of change; `fresh` reads every byte again.
+    """
+    stats = [(str(path), path.stat()) for path in parts]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    key = hashlib.sha256(repr(stamps).encode()).hexdigest()
+    cache = cache_dir() / "digests.json"
+    cached = {}
+    with contextlib.suppress(StoreError, TypeError, ValueError):  # a broken cache is replaced
+        cached = dict(read_json(cache))
+    if not fresh and key in cached:
+        return str(cached[key])
+    cached[key] = sha256_file(root) if parts == [root] else _folder_digest(root, parts)
+    with contextlib.suppress(StoreError):  # a read-only cache only costs time
+        write_json(cache, cached)
+    return str(cached[key])
+
+
+def _folder_digest(root: Path, parts: Sequence[Path]) -> str:
+    lines = (f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n" for path in parts)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def tensors_digest(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> str:
-    """SHA-256 over names, dtypes, shapes and values of `tensors`, and over `metadata`; independent
-    of their order.
+    """SHA-256 over names, dtypes, shapes and values of `tensors`, and over `metadata`.
+
+    It does not depend on their order.
     """
     import torch
 
@@ -181,10 +218,10 @@ def tensors_digest(
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors and text metadata as safetensors with a checksum over both, atomically. Raises
-    StoreError.
+    """Writes tensors and text metadata to `path` as safetensors, atomically.
+
+    The file contains a checksum over both. Raises StoreError.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -192,15 +229,16 @@ def save_tensors(
     with atomic_path(path) as temporary:
         try:
             save_file(contiguous, temporary, stamped)
-        # the library wraps the operating system's refusal in its own error
+        # The library wraps errors of the operating system in its own.
         except SafetensorError as error:
             raise OSError(errno.ENOSPC if "28" in str(error) else 0, str(error)) from error
         _sort_header(temporary)
 
 
 def _sort_header(path: Path) -> None:
-    """Orders a safetensors header by name: the library's order of metadata is another in every
-    process.
+    """Sorts a safetensors header by name.
+
+    The library writes metadata in an order that differs from process to process.
     """
     with open(path, "r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -212,30 +250,31 @@ def _sort_header(path: Path) -> None:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_tensors` wrote; raises StoreCorrupt if one byte
-    differs.
+    """Tensors and metadata of a file that `save_tensors` wrote.
 
-    StoreError: it is not there, or cannot be read now, which says nothing of what is in it.
+    Raises StoreCorrupt if a byte differs, StoreError if the file is missing or cannot be read now,
+    which says nothing about its content.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        open(path, "rb").close()  # safetensors says "no such file" of one that may not be read
+        open(path, "rb").close()  # safetensors reports a missing permission as a missing file
         with safe_open(path, framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
     except PermissionError as error:
-        raise _closed(path) from error
+        raise _permission_error(path) from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise StoreCorrupt(
-            f"cannot read {path}: {error}; remove it to have it made again"
+            f"cannot read {path}: {error}; remove it, so that it is made again"
         ) from error
-    # a disk, too many open files: the file itself may be whole
+    # An error of the disk, or too many open files: the file may be whole.
     except (OSError, RuntimeError, MemoryError) as error:
-        reason = f"{error or type(error).__name__}; try again, or remove it to have it made again"
+        reason = (
+            f"{error or type(error).__name__}; try again, or remove it, so that it is made again"
+        )
         raise StoreError(f"cannot read {path}: {reason}") from error
     if metadata.pop("sha256", None) != tensors_digest(tensors, metadata):
         raise StoreCorrupt(
-            f"{path} was altered after it was written (checksum differs); remove it to make it again"
+            f"{path} was altered after it was written (checksum differs); "
+            "remove it, so that it is made again"
         )
     return tensors, metadata

@@ -1,5 +1,6 @@
-"""From a file to normalised pixels and back; a file that cannot be a photo is refused by name,
-before it is decoded.
+"""Photos: from a file to normalised pixels and back.
+
+A file that cannot be a photo raises an error that names it, before it is decoded where possible.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,33 +21,36 @@ from rdfia.data import jpeg
 from rdfia.data.files import sha256_file
 from rdfia.errors import ArgumentError, ImageError, printable_line
 
+if TYPE_CHECKING:
+    from rdfia.device.staging import Photo
+
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
-MIN_SIDE = 8  # pixels; below that nothing of a photo is left
+MIN_SIDE = 8  # pixels; a smaller image shows nothing
 MAX_PIXELS = 50_000_000
-# of a progressive JPEG, which has ten or so; each is decoded over the whole picture
+# A progressive JPEG has about ten scans, and each of them takes as long as the whole picture.
 MAX_SCANS = 100
-# Pillow knows 40 more, one starts Ghostscript
+# Pillow reads 40 other formats; one of them starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
-    """The file's header, checked; pixels are not decoded yet."""
+    """The opened file after checks of its header; pixels are not decoded yet."""
     try:
         image = Image.open(path, formats=FORMATS)
-    # Pillow's own, higher, limits
+    # Pillow's own limits are higher.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
         raise ImageError(f"{printable_line(path)}: {reason}") from error
-    except MemoryError:  # says nothing of the photo
+    except MemoryError:  # not an error of the photo
         raise
-    except Exception as error:  # Pillow's readers let many kinds through for a damaged header
+    except Exception as error:  # Pillow raises many kinds of errors for a damaged header
         reason = f"not a readable image ({error}); convert it to JPEG or PNG, or remove it"
         if isinstance(error, FileNotFoundError):
             reason = "no such file; check its name, or list the folder again"
         elif isinstance(error, PermissionError):
-            reason = "permission denied; let yourself read it, or remove it"
+            reason = "permission denied; allow reading, as with chmod u+r, or remove it"
         raise ImageError(f"{printable_line(path)}: {reason}") from error
     width, height = image.size
     problem = ""
@@ -54,16 +58,19 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         problem = f"{width} x {height} pixels, the limit is {max_pixels:,}: shrink it or remove it"
     elif min(width, height) < MIN_SIDE:
         problem = f"{width} x {height} pixels, expected at least {MIN_SIDE} a side: remove it"
-    # the short side to 256 would make gigabytes of it
+    # Resized to a short side of 256 pixels, a strip would take gigabytes.
     elif max(width, height) > 100 * min(width, height):
         problem = (
-            f"{width} x {height} pixels, one side over 100 times the other: cut it or remove it"
+            f"{width} x {height} pixels, one side over 100 times the other: crop it or remove it"
         )
-    # an MPO is a camera's JPEG with a preview
+    # An MPO is a camera's JPEG with a preview.
     elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        problem = "animated or of several pages, expected one picture: save one frame as PNG"
+        problem = "animated or with several pages, expected one picture: save one frame as PNG"
     elif image.info.get("progressive") and _scans(path) > MAX_SCANS:
-        problem = f"a progressive JPEG of over {MAX_SCANS} scans, which takes long to decode: save it anew or remove it"
+        problem = (
+            f"a progressive JPEG with over {MAX_SCANS} scans, which takes long to decode: "
+            "save it again or remove it"
+        )
     if problem:
         image.close()
         raise ImageError(f"{printable_line(path)}: {problem}")
@@ -71,67 +78,63 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
 
 
 def _scans(path: Path) -> int:
-    """Scans of a JPEG, by their markers; one that lies across two pieces is missed."""
+    """Number of scans of a JPEG, by their markers; a marker between two chunks is missed."""
     with path.open("rb") as stream:
         return sum(piece.count(b"\xff\xda") for piece in iter(lambda: stream.read(1 << 20), b""))
 
 
 def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
-    """Reads only the header. Raises ImageError as `read_image` does, except for damage in the
-    pixels.
+    """Raises ImageError as `read_image` does, from the header of the file only.
+
+    Damage in the pixels is not found.
     """
     path = Path(path)
     try:
         _open(path, max_pixels).close()
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # counting frames reads further into the file than the header
+    except Exception as error:  # counting frames reads beyond the header
         raise ImageError(
             f"{printable_line(path)}: damaged ({error}); replace it or remove it"
         ) from error
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The photo in `path`, upright, mode L or RGB, 8 bits a channel; transparency is laid on white.
+    """The photo in `path`: upright, mode L or RGB, 8 bits per channel.
 
-    16-bit grey is scaled, not clipped. Raises ImageError, which names the file and what to do:
-    missing, not an image, truncated, animated, below 8 pixels a side, a strip, or over `max_pixels`
-    (judged by the header, before decoding).
+    Transparent pixels are drawn on white; 16-bit grey is scaled to 8 bits. Raises ImageError that
+    names the file and what to do: missing, not an image, truncated, animated, below 8 pixels a
+    side, one side over 100 times the other, or over `max_pixels` (checked before decoding).
     """
     path = Path(path)
     try:
         with _open(path, max_pixels) as image:
             image.load()
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # else it is copied, turned or not
+            ImageOps.exif_transpose(image, in_place=True)  # without in_place it always copies
             return to_8_bits(image)
     except ImageError as error:
-        raise (
-            error
-            if printable_line(path) in str(error)
-            else ImageError(f"{printable_line(path)}: {error}")
-        ) from error
+        if printable_line(path) in str(error):
+            raise
+        raise ImageError(f"{printable_line(path)}: {error}") from error
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders let many kinds through for damaged data
+    except Exception as error:  # Pillow raises many kinds of errors for damaged data
         raise ImageError(
             f"{printable_line(path)}: truncated or damaged ({error}); replace it or remove it"
         ) from error
 
 
-def image_digest(item: Any) -> str:
-    """SHA-256 of a photo: of a file's bytes, of a uint8 array or PIL image what its pixels are made
-    of.
+def image_digest(item: Photo) -> str:
+    """SHA-256 of a photo: of a file's bytes, or of the pixels of a uint8 array or PIL image.
 
-    Raises ImageError naming a file that cannot be read.
+    Raises ImageError that names a file that cannot be read.
     """
     if isinstance(item, str | Path):
         try:
             return sha256_file(Path(item))
         except OSError as error:
-            reason = (
-                f"cannot be read ({error.strerror}); list the folder again, or let yourself read it"
-            )
+            reason = f"cannot be read ({error.strerror}); list the folder again, or allow reading"
             raise ImageError(f"{printable_line(item)}: {reason}") from error
     image = Image.fromarray(item) if isinstance(item, np.ndarray) else item
     image = to_8_bits(image)
@@ -139,16 +142,15 @@ def image_digest(item: Any) -> str:
 
 
 def _strips(image: Image.Image, rows: int = 512) -> Iterator[tuple[int, Image.Image]]:
-    """The image from top to bottom, (top, strip) by (top, strip): what is made on the way stays
-    small.
-    """
+    """(top row, strip) of the image from top to bottom, so that copies need little memory."""
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """An image of any mode as L or RGB. Raises ImageError for values that have no known range
-    (32-bit, float).
+    """An image of any mode as L or RGB.
+
+    Raises ImageError for a mode without a known range of values (32-bit, float).
     """
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         flat = Image.new("RGB", image.size)
@@ -158,10 +160,10 @@ def to_8_bits(image: Image.Image) -> Image.Image:
             flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
         return flat
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        ends = [
-            (int(v.min()), int(v.max())) for _, strip in _strips(image) for v in [np.asarray(strip)]
-        ]
-        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        low, high = math.inf, -math.inf
+        for _, strip in _strips(image):
+            values = np.asarray(strip)
+            low, high = min(low, int(values.min())), max(high, int(values.max()))
         if low < 0 or high > 65535:
             raise ImageError(
                 f"32-bit values {low} to {high}, expected 16 bits: save it as 16-bit PNG"
@@ -173,14 +175,15 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         return grey
     if image.mode in ("F", "LAB"):
         raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
-    return (
-        image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-    )
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def constant_tensor(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A few numbers as a tensor on `device`; on a device they are filled in there, a copy would be
-    waited for.
+    """The `values` as a 1-D tensor on `device`.
+
+    On a CUDA device kernels fill it in, because the host would wait for a copy.
     """
     if device.type == "cpu":
         return torch.tensor(values, dtype=dtype)
@@ -189,13 +192,13 @@ def constant_tensor(values: Sequence[float], dtype: torch.dtype, device: torch.d
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What happens between a file and the network: resize (antialiased), perhaps crop and flip,
-    scale, normalise.
+    """The steps between a photo and the network: resize, crop, flip, scale, normalise.
 
-    `stretch` resizes to size x size without regard to the aspect; `crop` brings the short side to
-    `resize`, then cuts the centre. Grey is copied to the three channels (TME 7 q9). `decoder`
-    "torchvision" decodes and resizes JPEG files on the device (`rdfia.data.jpeg`); its pixels
-    differ from Pillow's.
+    `mode` "stretch" resizes to size x size and ignores the aspect ratio; "crop" resizes the short
+    side to `resize` pixels and keeps the central size x size pixels. Resizing is antialiased. Grey
+    is copied to three channels (TME 7 q9). `decoder` "torchvision" decodes and resizes JPEG files
+    on the device (`rdfia.data.jpeg`); its pixels differ slightly from Pillow's. Raises
+    ArgumentError for a value out of range.
     """
 
     size: int = 224
@@ -210,8 +213,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.mode not in ("stretch", "crop") or self.interpolation not in _FILTERS:
             raise ArgumentError(
-                f"mode {self.mode!r}, interpolation {self.interpolation!r}: expected stretch or crop, "
-                f"{' or '.join(_FILTERS)}"
+                f"mode {self.mode!r}, interpolation {self.interpolation!r}: "
+                f"expected stretch or crop, {' or '.join(_FILTERS)}"
             )
         if self.decoder not in ("pillow", "torchvision"):
             raise ArgumentError(f"decoder {self.decoder!r}: expected pillow or torchvision")
@@ -225,19 +228,20 @@ class Preprocess:
             )
 
     def _sizes(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(width, height) to resize to, and the (left, top) of the S x S pixels of it that are
-        kept.
-        """
+        """(width, height) to resize to, and (left, top) of the S x S pixels to keep."""
         side = self.size
         if self.mode == "stretch":
             return side, side, 0, 0
         short = min(width, height)
         width, height = int(self.resize * width / short), int(self.resize * height / short)
-        # torchvision's rounding
+        # Rounded as in torchvision.
         return width, height, round((width - side) / 2), round((height - side) / 2)
 
     def pixels(self, image: Image.Image | str | Path) -> Tensor:
-        """uint8 pixels, 3 x S x S, of a file or an image of any mode. Raises ImageError."""
+        """uint8 pixels, 3 x S x S, of a file or an image of any mode.
+
+        Raises ImageError.
+        """
         file = self.encoded(image)
         found = None if file is None else self.on_device([file], "cpu")[0]
         return self.pixels_by_pillow(image) if found is None else found
@@ -245,13 +249,14 @@ class Preprocess:
     def pixels_by_pillow(
         self, image: Image.Image | str | Path, out: Tensor | None = None
     ) -> Tensor:
-        """As `pixels`, whatever the decoder; written into `out` (uint8 3 x S x S) where it is
-        given.
+        """As `pixels`, but always decoded by Pillow.
+
+        They are written to `out` (uint8 3 x S x S) if it is given.
         """
         image = to_8_bits(image) if isinstance(image, Image.Image) else read_image(image)
-        resample, side = _FILTERS[self.interpolation], self.size
+        side = self.size
         width, height, left, top = self._sizes(*image.size)
-        image = image.resize((width, height), resample)
+        image = image.resize((width, height), _FILTERS[self.interpolation])
         if self.mode == "crop":
             image = image.crop((left, top, left + side, top + side))
         if self.flip:
@@ -260,9 +265,10 @@ class Preprocess:
         array = array.expand(3, -1, -1) if array.ndim == 2 else array.permute(2, 0, 1)
         return array.contiguous() if out is None else out.copy_(array)
 
-    def encoded(self, image: Any) -> Tensor | None:
-        """Bytes of a file that `on_device` decodes, uint8 1-D; None for what Pillow has to read.
-        Raises ImageError.
+    def encoded(self, image: Image.Image | str | Path) -> Tensor | None:
+        """The bytes of a file that `on_device` can decode, uint8 1-D; None for all other images.
+
+        Pillow has to read those. Raises ImageError.
         """
         if self.decoder == "pillow" or not isinstance(image, str | Path):
             return None
@@ -271,15 +277,15 @@ class Preprocess:
                 return jpeg.file_bytes(Path(image)) if jpeg.decodes_alike(opened) else None
         except (ImageError, MemoryError):
             raise
-        # a header that is damaged further on: Pillow says so when it reads the file
+        # A damaged header: Pillow raises the error when it reads the file.
         except Exception:
             return None
 
     def on_device(self, files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
-        """uint8 pixels on `device`, 3 x S x S, of each file's bytes; None for one that torchvision
-        does not decode.
+        """uint8 pixels on `device`, 3 x S x S, for the bytes of each file.
 
-        Raises ArgumentError where it decodes none on this device.
+        They are None for a file that torchvision does not decode. Raises ArgumentError if
+        torchvision cannot decode JPEG on this device.
         """
         jpeg.require_decoder(str(device))
         return [
@@ -301,8 +307,10 @@ class Preprocess:
         return mean[:, None, None], std[:, None, None]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(x - mean) / std of B x 3 x H x W, same device: uint8 in 0..255 becomes float32, floats
-        are taken as 0..1.
+        """(x - mean) / std of pixels B x 3 x H x W, on their device.
+
+        uint8 in 0..255 becomes float32; floating-point pixels have to be in 0..1. Raises
+        ArgumentError for another shape or dtype.
         """
         mean, std = self._statistics(pixels)
         if not pixels.is_floating_point():
@@ -314,31 +322,31 @@ class Preprocess:
         return (pixels - mean) / std
 
     def denormalise(self, x: Tensor) -> Tensor:
-        """The inverse of `normalise`: values in 0..1 for what was a photo; nothing is clamped."""
+        """The inverse of `normalise`: a photo's values return to 0..1; values are not clamped."""
         mean, std = self._statistics(x)
         return x * std + mean
 
     @property
     def key(self) -> str:
-        """Stable text that names every field that matters, for caches."""
+        """Stable text of every setting that changes the pixels, for keys of caches."""
         shape = f"crop{self.resize}-{self.size}" if self.mode == "crop" else f"stretch{self.size}"
         numbers = ",".join(f"{value:.6g}" for value in (*self.mean, *self.std))
-        ending = f"{'-flip' if self.flip else ''}{'-torchvision' if self.decoder == 'torchvision' else ''}"
+        ending = "-flip" if self.flip else ""
+        ending += "-torchvision" if self.decoder == "torchvision" else ""
         return f"{shape}-{self.interpolation}-{numbers}{ending}"
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of ... x H x W by `sigma` pixels; equal to scipy's `gaussian_filter1d` along
-    both axes.
+    """Gaussian blur of ... x H x W by `sigma` pixels.
 
-    0 leaves the image as it is. Raises ArgumentError for integers, and for a sigma below 0 or not
-    finite.
+    It equals scipy's `gaussian_filter1d` along both axes; 0 changes nothing. Raises ArgumentError
+    for integers, and for a sigma that is negative or not finite.
     """
     from scipy.ndimage import gaussian_filter1d
 
     if not (x.is_floating_point() and 0 <= sigma < math.inf):
         raise ArgumentError(
-            f"{x.dtype} blurred by sigma {sigma}: expected floating point and sigma from 0 on"
+            f"x is {x.dtype}, sigma is {sigma}: expected floating point and sigma from 0 on"
         )
     if not sigma:
         return x.clone()
@@ -348,8 +356,8 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     return rows @ x @ columns.T
 
 
-LAB = Preprocess()  # the lab's, TME 7
-CROP = Preprocess(mode="crop")  # torchvision's evaluation, TME 8
+LAB = Preprocess()  # of TME 7
+CROP = Preprocess(mode="crop")  # of torchvision's evaluation, TME 8
 EFFICIENTNET_LITE0 = Preprocess(
     mode="crop", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )

@@ -1,8 +1,6 @@
-"""JPEG files decoded by torchvision, many at a time: on a CUDA device by nvJPEG, which frees the
-processor of it.
+"""JPEG files decoded by torchvision in batches; on a CUDA device nvJPEG decodes them.
 
-Its pixels, and those of its resizing, differ from Pillow's by a level here and there: features made
-of them are others.
+Decoded and resized pixels may differ from Pillow's by a level, so that features of them differ too.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -25,8 +22,9 @@ _ORIENTATION = 0x0112  # EXIF; 1 is upright
 
 
 def decodes_alike(image: Image.Image) -> bool:
-    """Whether an opened file is a JPEG that torchvision reads as Pillow does: grey or RGB, not
-    turned by its EXIF.
+    """Whether an opened file is a JPEG that torchvision reads as Pillow does.
+
+    These are grey or RGB, and not rotated by EXIF.
     """
     return (
         image.format == "JPEG"
@@ -41,23 +39,24 @@ def file_bytes(path: Path) -> Tensor:
 
 
 @functools.cache
-def _stream(device: torch.device) -> Any:
-    """The stream of `device` whose memory is decoded into."""
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of `device` in whose memory files are decoded."""
     return torch.cuda.Stream(device)
 
 
 def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    """torchvision's decoder. On CUDA it takes memory of the current stream, and decodes on another
-    that does not wait for it: what was asked of that memory before could come after, and the pixels
-    would silently be wrong. So the memory is that of a stream with nothing to do, which no other
-    work has used unless it was waited for.
+    """Pixels of each file by torchvision's decoder.
+
+    On CUDA the decoder allocates memory of the current stream and writes to it on another stream
+    without waiting: earlier work of the current stream on that memory could run later and corrupt
+    the pixels. The memory is therefore allocated on a stream without pending work.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
     if device.type != "cuda" or not torch.cuda.is_available():
         return list(decode_jpeg(files, mode=ImageReadMode.RGB, device=device))
     here, beside = torch.cuda.current_stream(device), _stream(device)
-    # its last decoding; work of `here` on these pixels is waited for before their memory is free
+    # Waits for the last decoding there. record_stream below keeps memory that `here` still reads.
     beside.synchronize()
     with torch.cuda.stream(beside):
         found = list(decode_jpeg(files, mode=ImageReadMode.RGB, device=device))
@@ -68,47 +67,46 @@ def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def decode_jpegs(files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
-    """Pixels of JPEG files (their bytes) on `device`, uint8 3 x H x W each; None for one that
-    cannot be decoded.
+    """Pixels of JPEG files on `device`, uint8 3 x H x W each; None for a file that fails.
+
+    `files` are the bytes of the files, uint8 1-D.
     """
     register_missing_operators()
     if not files:
         return []
     try:
         return list(_decode(list(files), torch.device(device)))
-    except RuntimeError as error:  # which of them it was is not in the message
+    except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return (
-            [None]
-            if len(files) == 1
-            else [pixels for file in files for pixels in decode_jpegs([file], device)]
-        )
+        if len(files) == 1:
+            return [None]
+        # The message does not say which file failed.
+        return [pixels for file in files for pixels in decode_jpegs([file], device)]
 
 
 @functools.cache
 def require_decoder(device: str) -> None:
-    """Raises ArgumentError where this torchvision cannot decode JPEG on `device`."""
+    """Raises ArgumentError if the installed torchvision cannot decode JPEG on `device`."""
     tiny = io.BytesIO()
     Image.new("RGB", (8, 8)).save(tiny, "JPEG")
+    file = torch.frombuffer(bytearray(tiny.getvalue()), dtype=torch.uint8)
     try:
-        works = (
-            decode_jpegs([torch.frombuffer(bytearray(tiny.getvalue()), dtype=torch.uint8)], device)[
-                0
-            ]
-            is not None
-        )
-    except (ImportError, AttributeError, RuntimeError):  # its compiled operators are absent
+        works = decode_jpegs([file], device)[0] is not None
+    except (ImportError, AttributeError, RuntimeError):  # compiled operators are missing
         works = False
     if not works:
         raise ArgumentError(
-            f"decoder 'torchvision': the installed torchvision cannot decode JPEG on {device}; choose "
-            "decoder 'pillow', or install torchvision with CUDA and nvJPEG"
+            f"decoder 'torchvision': the installed torchvision cannot decode JPEG on {device}; "
+            "choose decoder 'pillow', or install torchvision with CUDA and nvJPEG"
         )
 
 
 def resize_pixels(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """uint8 3 x H x W resized with antialiasing by "bilinear" or "bicubic", rounded to uint8."""
+    """uint8 3 x height x width: `pixels`, uint8 3 x H x W, resized with antialiasing.
+
+    `mode` is "bilinear" or "bicubic".
+    """
     values = torch.nn.functional.interpolate(
         pixels[None].float(), (height, width), mode=mode, antialias=True
     )[0]

@@ -1,10 +1,9 @@
-"""Work of many small kernels on a CUDA device as one launch: captured once in a CUDA graph, then
-replayed.
+"""Work of many small kernels on a CUDA device as one launch: a CUDA graph, captured and replayed.
 
-A graph repeats its kernels on the memory that they had when it was captured: what changes from call
-to call lies in tensors that stay, and a number that changes is one of them. Nothing random is drawn
-inside, so that no generator has to be registered. Where a capture fails, the eager way goes on,
-with a `GraphNotCaptured` warning.
+A graph repeats its kernels at the memory addresses of the capture. What changes from call to call
+is therefore copied into tensors that stay, numbers included. Captured work draws no random numbers,
+so that no generator has to be registered. If a capture fails, the work continues eagerly with a
+`GraphNotCaptured` warning.
 """
 
 from __future__ import annotations
@@ -26,16 +25,15 @@ from rdfia.device.precision import float32_product_type
 from rdfia.errors import GraphNotCaptured
 
 T = TypeVar("T")
-# eager calls before a capture, as in torch's own examples: libraries and Adam's moments are set up
-# in them
+# Eager calls before a capture, as in torch's examples: they set up libraries and Adam's moments.
 WARM_UP = 3
-# calls with a number of images before their pass is captured, which takes as long as several (a
-# guess)
+# Eager calls before the pass of a batch size is captured, which takes as long as several calls. The
+# number is a guess.
 PATIENCE = 8
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether what is asked of `device` now is recorded in a graph, and not done."""
+    """Whether work on `device` is now recorded in a graph instead of executed."""
     return (
         device.type == "cuda"
         and torch.cuda.is_available()
@@ -44,26 +42,26 @@ def is_capturing(device: torch.device) -> bool:
 
 
 @functools.cache
-def _side_stream(device: torch.device) -> Any:
-    """The stream of `device` on which work runs before a capture, and in it."""
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of `device` for work before and during a capture."""
     return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager
 def _capturing(device: torch.device) -> Iterator[Any]:
-    """The pool of memory for a capture on `device`; one that fails at its end leaves stream and
-    allocator as they were.
+    """A context with the memory pool of a capture on `device`.
 
-    torch warns of gradients of its own warm-up, which are still there on another stream: where that
-    does harm, the capture fails.
+    A capture that fails restores the stream and the allocator. torch's warning about gradients of
+    its own warm-up on another stream is ignored: where they do harm, the capture fails.
     """
     with torch.cuda.device(device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
-        before, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+        before = torch.cuda.current_stream()
+        pool = torch.cuda.graph_pool_handle()
         try:
             yield pool
         except RuntimeError:
-            # torch 2.11 goes on to allocate in it; others say that they do not
+            # torch 2.11 would keep allocating in the pool; other versions raise RuntimeError here.
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
@@ -72,11 +70,10 @@ def _capturing(device: torch.device) -> Iterator[Any]:
 
 
 def capture(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """(replay, result): `work` on `device` recorded, not done; `replay()` does it, its result is
-    then in `result`.
+    """(replay, result) of `work` on `device`, which is recorded and not executed.
 
-    Raises what `work` raises, and RuntimeError for what a graph cannot hold, such as a wait of the
-    host.
+    `replay()` executes it and overwrites `result`. Raises what `work` raises, and RuntimeError for
+    work that a graph cannot contain, such as a wait of the host.
     """
     graph = torch.cuda.CUDAGraph()
     with (
@@ -87,9 +84,10 @@ def capture(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[
     return graph.replay, result
 
 
-def _beside(work: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """`work` on another stream, as torch asks for before a capture; later work on this one waits
-    for it.
+def _on_side_stream(work: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """The result of `work` on another stream, as torch requires before a capture.
+
+    Later work on the current stream waits for it.
     """
     if device.type != "cuda":
         return work()
@@ -105,11 +103,11 @@ def _beside(work: Callable[[], Tensor], device: torch.device) -> Tensor:
 class ReplayedWork(Generic[T]):
     """`work(inputs)` on a device, captured after WARM_UP eager calls and replayed from then on.
 
-    `inputs` are tensors and floats in tuples, lists, dicts or named tuples, always of the same
-    shapes; `work` gets tensors that stay (a float becomes a float32 scalar), into which each call
-    copies its own. It returns a tensor, which the next call overwrites. All else that `work` reads
-    must stay where it is; `forget` when it has moved. Where float32 products are others than before
-    (`precision.product_precision`), it begins again by itself.
+    `inputs` are tensors and floats in tuples, lists, dicts or named tuples, with the same shapes in
+    each call. `work` gets tensors that stay, into which each call copies its inputs; a float
+    becomes a float32 scalar. The tensor that it returns is overwritten by the next call. Everything
+    else that `work` reads must stay at its address; call `forget` after it moved. A changed
+    precision of float32 products (`precision.product_precision`) starts again by itself.
     """
 
     def __init__(self, work: Callable[[T], Tensor], device: torch.device) -> None:
@@ -117,19 +115,21 @@ class ReplayedWork(Generic[T]):
         self.forget()
 
     def forget(self) -> None:
-        """Begins again with eager calls."""
-        self._calls, self._eager, self._products = 0, False, float32_product_type(self.device)
+        """Discards the capture; the next calls are eager again."""
+        self._calls = 0
+        self._eager = False
+        self._products = float32_product_type(self.device)
         self._inputs: T | None = None
         self._replay: tuple[Callable[[], None], Tensor] | None = None
 
     def _fill(self, inputs: T) -> T:
         if self._inputs is None:
             self._inputs = tree_map(self._room, inputs)
-        for kept, new in zip(tree_leaves(self._inputs), tree_leaves(inputs), strict=True):
+        for fixed, new in zip(tree_leaves(self._inputs), tree_leaves(inputs), strict=True):
             if isinstance(new, Tensor):
-                kept.copy_(new, non_blocking=True)
+                fixed.copy_(new, non_blocking=True)
             elif new is not None:
-                kept.fill_(new)  # by a kernel: a copy from the host would be waited for
+                fixed.fill_(new)  # a kernel: the host would wait for a copy
         return self._inputs
 
     def _room(self, value: Any) -> Any:
@@ -138,17 +138,19 @@ class ReplayedWork(Generic[T]):
         return None if value is None else torch.empty((), dtype=torch.float32, device=self.device)
 
     def __call__(self, inputs: T) -> Tensor:
+        """The result of `work` for `inputs`; the next call overwrites it."""
         if self._products != float32_product_type(self.device):
             self.forget()
-        kept, self._calls = self._fill(inputs), self._calls + 1
+        fixed = self._fill(inputs)
+        self._calls += 1
         if self._replay is None and not self._eager and self._calls > WARM_UP:
             try:
-                self._replay = capture(lambda: self.work(kept), self.device)
+                self._replay = capture(lambda: self.work(fixed), self.device)
             except RuntimeError as error:
                 self._eager = True  # before the warning, which may be an error
                 _warn(error)
         if self._replay is None:
-            return _beside(lambda: self.work(kept), self.device)
+            return _on_side_stream(lambda: self.work(fixed), self.device)
         replay, result = self._replay
         replay()
         return result
@@ -157,24 +159,24 @@ class ReplayedWork(Generic[T]):
 def _warn(error: Exception) -> None:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     warnings.warn(
-        f"a CUDA graph was not captured ({reason}): going on without, with more launches",
+        f"a CUDA graph was not captured ({reason}): continuing without it, more slowly",
         GraphNotCaptured,
         stacklevel=3,
     )
 
 
 def _is_current(device: torch.device) -> bool:
-    """Whether `device` is the CUDA device that torch's own captures are of."""
+    """Whether `device` is the current CUDA device, which torch's own captures use."""
     found = device.type == "cuda" and torch.cuda.is_available()
     return found and device.index in (None, torch.cuda.current_device())
 
 
 Pass = Callable[[Tensor], Tensor]
-Shape = tuple[Any, ...]  # number, shape, layout, dtype and device of the images that a pass takes
+Shape = tuple[Any, ...]  # batch size, shape, strides, dtype and device of a pass's images
 
 
 class _Passes(NamedTuple):
-    """What is captured of a network in the state in which it was."""
+    """The captured passes of a network in one state."""
 
     network: weakref.ref[nn.Module]
     state: Any
@@ -182,7 +184,7 @@ class _Passes(NamedTuple):
     captured: dict[Shape, Pass]  # the oldest first
 
 
-# of the network that was replayed last, one at most; whoever uses them takes them out
+# The passes of the network that was replayed last, if any; a context that uses them removes them.
 _last = list[_Passes]()
 
 
@@ -195,9 +197,7 @@ memory.spare.append(_last.clear)
 
 
 def _state_of(value: Any) -> Any:
-    """What decides which kernels a pass launches, and where they read: plain settings, addresses of
-    tensors.
-    """
+    """Settings and addresses of tensors: what selects the kernels of a pass and their memory."""
     if isinstance(value, Tensor):
         return value.data_ptr(), value.shape, value.stride(), value.dtype
     if isinstance(value, dict):
@@ -208,17 +208,17 @@ def _state_of(value: Any) -> Any:
 
 
 class ReplayedNetwork:
-    """A network in eval mode whose forward and backward pass on a CUDA device are one launch each.
+    """A network in eval mode with one launch each for forward and backward pass on a CUDA device.
 
-    Takes up to `most` images, N x C x H x W, and returns what the network does (N x ...), for
-    gradients of the images alone. A pass is captured for powers of two (filled up with black), each
-    after PATIENCE calls; the result is overwritten by the next call. A network with hooks stays as
-    it is, since a replay calls none.
+    A call takes up to `most` images, N x C x H x W, and returns the network's output (N x ...), for
+    gradients with respect to the images only. The next call overwrites it. Passes are captured for
+    powers of two, padded with zeros, each after PATIENCE calls. A network with hooks runs eagerly,
+    because a replay calls no hooks.
 
-    As a context manager it begins with the passes of the context before, where the network is the
-    same one: weights changed in place are seen, for weights in other memory, other modules or
-    settings, or another setting of TF32 all is captured anew. What else a forward reads must stay
-    as it is. After an error nothing is kept.
+    As a context manager it reuses the passes of the previous context if the network is the same.
+    Weights that changed in place take effect. Weights at other addresses, other modules or
+    settings, or another precision of float32 products cause a new capture. Everything else that the
+    forward pass reads must not change. After an error no pass is kept.
     """
 
     def __init__(self, network: nn.Module, most: int, device: torch.device) -> None:
@@ -230,7 +230,7 @@ class ReplayedNetwork:
 
     def __enter__(self) -> ReplayedNetwork:
         if not self._eager:
-            # a scripted module has them elsewhere
+            # vars() of a scripted module do not contain its tensors.
             tensors = [*self.network.parameters(), *self.network.buffers()]
             modules = [
                 _state_of(tensors),
@@ -242,7 +242,8 @@ class ReplayedNetwork:
                 torch.are_deterministic_algorithms_enabled(),
             )
             self._passes = self._passes._replace(state=(modules, settings))
-            before, _last[:] = _last[:], []
+            before = _last.copy()
+            _last.clear()
             if (
                 before
                 and before[0].network() is self.network
@@ -256,10 +257,11 @@ class ReplayedNetwork:
             _last[:] = [self._passes]
 
     def forget(self) -> None:
-        """Frees the memory of what is captured; it is captured again when it is next asked for."""
+        """Frees the memory of the captured passes; they are captured again when needed."""
         self._passes.captured.clear()
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The network's output for images `x`; the next call overwrites it."""
         if self._eager:
             return self.network(x)
         calls, passes = self._passes.calls, self._passes.captured
@@ -278,16 +280,16 @@ class ReplayedNetwork:
                 self._eager = True  # before the warning, which may be an error
                 _warn(error)
                 return self.network(x)
-            # more than an ascent uses whose images get fewer
+            # An ascent whose batch shrinks uses no more than these.
             while sum(size for size, *_ in passes) > 2 * self.most:
                 del passes[next(iter(passes))]
         return passes[key](filled)[: len(x)]
 
 
 def capture_passes(network: nn.Module, sample: Tensor) -> Pass:
-    """The forward and backward pass of frozen `network` for tensors like `sample`, each in a graph,
-    by torch.
-    """
-    with _capturing(sample.device) as pool:  # a function, since a module would be changed
-        made: Any = torch.cuda.make_graphed_callables(lambda x: network(x), (sample,), pool=pool)
-    return made
+    """A function that replays forward and backward pass of `network` for tensors like `sample`."""
+    with _capturing(sample.device) as pool:  # a lambda: torch would modify a module
+        replayed: Any = torch.cuda.make_graphed_callables(
+            lambda x: network(x), (sample,), pool=pool
+        )
+    return replayed

@@ -1,6 +1,4 @@
-"""Memory: what there is of it, fewer images at a time where it runs out, and freed memory kept for
-the next layer.
-"""
+"""Available memory, smaller batches when it runs out, and freed memory retained for reuse."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,20 +24,23 @@ from rdfia.errors import BatchReduced, TooLarge
 
 T = TypeVar("T")
 
-# mallopt(3): the size from which a block is a mapping of its own; how much free memory the heap
-# keeps at its top.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-# bytes; what glibc's own adjustment ends with
-_KEEP, _USUAL = (2**31 - 1, 2**31 - 1), (2**25, 2**26)
-# of somebody who knows better
+# Parameters of mallopt(3): the size from which a block is a mapping of its own, and the free memory
+# that the heap keeps at its top.
+_MMAP_THRESHOLD = -3
+_TRIM_THRESHOLD = -1
+# Their values in bytes. The usual ones are the limits of glibc's own adjustment.
+_KEEP = (2**31 - 1, 2**31 - 1)
+_USUAL = (2**25, 2**26)
+# A user who sets these has chosen malloc's behaviour.
 _SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-# the collector may end an abandoned `stream` while its thread is in here
-_users, _lock = 0, threading.RLock()
+_users = 0
+# Reentrant: the garbage collector may close an abandoned generator while its thread has the lock.
+_lock = threading.RLock()
 
 
 @functools.cache
-def _glibc() -> Any:
-    """glibc's functions; None where the C library is another, or was told how to treat memory."""
+def _glibc() -> ctypes.CDLL | None:
+    """glibc's functions; None for another C library or if the environment configures malloc."""
     if any(name in os.environ for name in _SETTINGS):
         return None
     found = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
@@ -48,7 +49,7 @@ def _glibc() -> Any:
 
 def _retain(sizes: tuple[int, int]) -> None:
     if (libc := _glibc()) is not None:
-        # old ones take 32 MB at most, and must not be left at 128 kB
+        # Older versions accept at most 32 MB and must not stay at their default of 128 kB.
         if not libc.mallopt(_MMAP_THRESHOLD, sizes[0]):
             libc.mallopt(_MMAP_THRESHOLD, _USUAL[0])
         libc.mallopt(_TRIM_THRESHOLD, sizes[1])
@@ -58,12 +59,12 @@ def _retain(sizes: tuple[int, int]) -> None:
 
 @contextlib.contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Freed memory stays with the process, for the next tensor; at the end of the outermost use it
-    goes back.
+    """A context in which freed memory stays with the process for the next tensor.
 
-    glibc returns every block from 32 MB on to the system when it is freed, which clears its pages
-    for the next layer of the same network: up to a third of a CNN's time on a CPU. Without glibc,
-    or with malloc's settings in the environment, nothing changes.
+    glibc returns every block of 32 MB or more to the system when it is freed, and the system clears
+    its pages before the next layer gets them: up to a third of a CNN's time on a CPU. The memory is
+    returned at the end of the outermost context. Without glibc, or with malloc's settings in the
+    environment, nothing changes.
     """
     global _users
     with _lock:
@@ -79,16 +80,15 @@ def retain_freed_memory() -> Iterator[None]:
                 _retain(_USUAL)
 
 
-SMALL = 10**8  # bytes that are taken without asking, which takes as long as small work does
-# each frees what is kept on a device to be faster next time, and for nothing else
+SMALL = 10**8  # bytes that are not checked: the check takes as long as such small work
+# Functions that free memory which a device holds only as a cache.
 spare = list[Callable[[], None]]()
 
-# --- how much there is
-# ----------------------------------------------------------------------------------------------
+# --- available memory
 
 
-SYSTEM = Path("/")  # where the system's files about memory are
-# pages that the system takes back when asked
+SYSTEM = Path("/")  # the root of /proc and /sys; tests replace it
+# Pages that the system reclaims on demand.
 _CACHES = r"^{}(?:active_file|inactive_file|slab_reclaimable) (\d+)"
 _GROUPS = (
     ("sys/fs/cgroup", "memory.max", "memory.current", _CACHES.format("")),
@@ -102,7 +102,7 @@ _GROUPS = (
 
 
 def _found(path: str, pattern: str) -> list[str]:
-    """What `pattern` finds in a file of the system's; nothing without the file."""
+    """All matches of `pattern` in a system file; empty if the file cannot be read."""
     try:
         return re.findall(pattern, (SYSTEM / path).read_text(), re.MULTILINE)
     except OSError:
@@ -110,14 +110,12 @@ def _found(path: str, pattern: str) -> list[str]:
 
 
 def _numbers(path: str, pattern: str = r"^(\d+)$") -> list[int]:
-    """The numbers in a file of the system's; none for "max"."""
+    """The integers in a system file; empty where the file says "max"."""
     return [int(number) for number in _found(path, pattern)]
 
 
 def _groups() -> set[str]:
-    """The control groups of this process and those above them: a job's limit may be anywhere on the
-    way.
-    """
+    """The control groups of this process and their parents: each of them may limit a job."""
     paths = _found("proc/self/cgroup", r"^(?:0:|\d+:(?:\S+,)?memory(?:,\S+)?):/(.*)$")
     return {
         str(group)
@@ -127,11 +125,11 @@ def _groups() -> set[str]:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still take without being killed or refused; None where the system
-    does not tell.
+    """Bytes that this process can still allocate without being killed; None if unknown.
 
-    The least of what the machine has left, the job or container (what the page cache holds counts
-    as free), shared with the other processes that torchrun started here, and of `ulimit -v`.
+    The minimum of what the machine, the job or container, and `ulimit -v` have left. The page cache
+    counts as free. Machine and container are divided by the number of processes that torchrun
+    started on this machine.
     """
     left = [1024 * kilobytes for kilobytes in _numbers("proc/meminfo", r"^MemAvailable:\s+(\d+)")]
     for (root, most, used, caches), group in product(_GROUPS, _groups()):
@@ -149,11 +147,10 @@ def available_memory() -> int | None:
 
 
 def available_device_memory(device: str | torch.device) -> int | None:
-    """As `available_memory`, of a device: on CUDA what is free there and what torch keeps there
-    unused; None: not known.
+    """Bytes that can still be allocated on `device`; None if unknown.
 
-    What is `spare` is freed first. Memory that CUDA graphs keep for their replays is not counted,
-    used or not.
+    On a CPU as `available_memory`; on CUDA the free memory and what torch's allocator has cached.
+    Calls the functions in `spare` first. Memory in the pools of CUDA graphs is not counted.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -162,9 +159,9 @@ def available_device_memory(device: str | torch.device) -> int | None:
         return None
     for free in spare:
         free()
-    left, index = torch.cuda.mem_get_info(device)[0], device.index
-    index = torch.cuda.current_device() if index is None else index
-    with contextlib.suppress(RuntimeError):  # the allocator cudaMallocAsync does not say it
+    left = torch.cuda.mem_get_info(device)[0]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with contextlib.suppress(RuntimeError):  # not supported by the allocator cudaMallocAsync
         for part in torch.cuda.memory_snapshot():
             if part["device"] == index and not any(part.get("segment_pool_id", ())):
                 left += part["total_size"] - part["allocated_size"]
@@ -174,43 +171,52 @@ def available_device_memory(device: str | torch.device) -> int | None:
 def require_memory(
     nbytes: float, what: str, instead: str, device: str | torch.device = "cpu"
 ) -> None:
-    """Raises TooLarge before work begins that cannot fit; on Linux the kernel would kill the
-    process without a word.
+    """Raises TooLarge if `nbytes` do not fit on `device`, before the work begins.
+
+    On Linux the kernel would otherwise kill the process without a message. `what` is the work and
+    `instead` the advice in the message.
     """
-    if nbytes > SMALL and (left := available_device_memory(device)) is not None and nbytes > left:
+    left = available_device_memory(device) if nbytes > SMALL else None
+    if left is not None and nbytes > left:
         raise TooLarge(
-            f"{what} takes about {nbytes / 1e9:.3g} GB of memory, {left / 1e9:.3g} GB are left: {instead}"
+            f"{what} takes about {nbytes / 1e9:.3g} GB of memory, "
+            f"{left / 1e9:.3g} GB are left: {instead}"
         )
 
 
 def batch_that_fits(
     n: int, each: float, beside: float, what: str, device: str | torch.device = "cpu"
 ) -> int:
-    """How many of n images fit on `device` at a time, `each` that many bytes, and `beside` them
-    once.
+    """The number of images, 1 to `n`, that fit on `device` at a time.
 
-    Fewer than n come with a FewerAtATime warning; TooLarge: not even one does.
+    `each` is the bytes of one image, `beside` the bytes that are needed once, `what` the work in
+    the messages. Warns with BatchReduced if it is fewer than `n`. Raises TooLarge if one image does
+    not fit.
     """
-    instead = "free some, choose smaller images, earlier layers, or bfloat16"
+    instead = "free some memory, choose smaller images, earlier layers, or bfloat16"
     require_memory(beside + each, f"{what}, for one image,", instead, device)
-    if beside + n * each <= SMALL or (left := available_device_memory(device)) is None:
+    if beside + n * each <= SMALL:
         return n
-    if (most := int((left - beside) / max(1, each))) >= n:
+    left = available_device_memory(device)
+    if left is None:
+        return n
+    most = int((left - beside) / max(1, each))
+    if most >= n:
         return n
     warnings.warn(
-        f"{left / 1e9:.3g} GB of memory are left for {what}: {max(1, most)} images at a time instead of {n}",
+        f"{left / 1e9:.3g} GB of memory are left for {what}: "
+        f"{max(1, most)} images at a time instead of {n}",
         BatchReduced,
         stacklevel=3,
     )
     return max(1, most)
 
 
-# --- where it runs out
-# ----------------------------------------------------------------------------------------------
+# --- out of memory
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is this what torch, numpy or CUDA raises where an allocation was refused?"""
+    """Whether torch, numpy or CUDA raised `error` because an allocation failed."""
     words = (
         "can't allocate memory",
         "not enough memory",
@@ -227,7 +233,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def out_of_memory_as_too_large(what: str) -> Iterator[None]:
-    """Turns a refused allocation into TooLarge that says at what, and what to do."""
+    """A context that raises TooLarge, naming `what`, where an allocation fails."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -237,10 +243,10 @@ def out_of_memory_as_too_large(what: str) -> Iterator[None]:
 
 
 def split_in_half(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Both halves of `rows`, for which memory ran out, with a FewerAtATime warning; TooLarge if it
-    was only one.
+    """Both halves of `rows`, a batch at which memory ran out.
 
-    An error of another kind is raised again.
+    Releases the memory of the failed attempt and warns with BatchReduced. Raises `error` again if
+    it has another cause, TooLarge if `rows` is a single image.
     """
     if not is_out_of_memory(error):
         raise error
@@ -248,10 +254,10 @@ def split_in_half(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
     if n == 1:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TooLarge(
-            f"memory ran out at one image ({reason}): free some, choose smaller images or an earlier layer, "
-            "or a device with more"
+            f"memory ran out at one image ({reason}): free some memory, choose smaller images or "
+            "an earlier layer, or use a device with more memory"
         ) from error
-    traceback.clear_frames(error.__traceback__)  # they hold what was computed before memory ran out
+    traceback.clear_frames(error.__traceback__)  # their variables hold results of the attempt
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
     for free in spare:
@@ -259,7 +265,7 @@ def split_in_half(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     warnings.warn(
-        f"memory ran out at {n} images at a time, going on with {-(-n // 2)}",
+        f"memory ran out at {n} images at a time, continuing with {-(-n // 2)}",
         BatchReduced,
         stacklevel=3,
     )
@@ -268,20 +274,23 @@ def split_in_half(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class HalvingBatches(Generic[T]):
-    """Runs a function over batches of rows; once memory ran out, over half as many at a time, from
-    then on.
+    """Runs a function over batches of rows, and halves the batch size when memory runs out.
+
+    `most` is the current batch size. It stays halved for the calls that follow.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
 
     def __call__(self, run: Callable[[Tensor], T], batch: Tensor) -> list[T]:
-        done, rest = list[T](), batch
+        """The results of `run` on consecutive parts of `batch`, in order."""
+        results = list[T]()
+        rest = batch
         while len(rest):
             part = rest[: self.most]
             try:
-                done.append(run(part))
+                results.append(run(part))
                 rest = rest[len(part) :]
             except (RuntimeError, MemoryError) as error:
                 self.most = len(split_in_half(error, part)[0])
-        return done
+        return results

@@ -1,6 +1,4 @@
-"""What a product in float32 or bfloat16 means on the device that computes it: set for a run, then
-put back.
-"""
+"""The number type and the precision of products on a device."""
 
 from __future__ import annotations
 
@@ -15,33 +13,31 @@ from torch import Tensor
 
 from rdfia.errors import ArgumentError
 
-# $RDFIA_DTYPE -> the compute type that it names; tf32 is float32 whose products on a CUDA device
-# may be TF32.
+# Value of $RDFIA_DTYPE -> compute type. With tf32, float32 products on a CUDA device may be TF32.
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}
-# what an outer `product_precision` was told
+# The `tf32` argument of the innermost `product_precision` that has one.
 _tf32: ContextVar[bool | None] = ContextVar("tf32", default=None)
-# partial sums of a bfloat16 product rounded to bfloat16
+# torch's setting: partial sums of a bfloat16 product may be rounded to bfloat16.
 _BFLOAT16 = "allow_bf16_reduced_precision_reduction"
 
 
-def _asked() -> str:
-    asked = os.environ.get("RDFIA_DTYPE") or "auto"
-    if asked not in DTYPES:
+def _dtype_setting() -> str:
+    value = os.environ.get("RDFIA_DTYPE") or "auto"
+    if value not in DTYPES:
         raise ArgumentError(
-            f"RDFIA_DTYPE is {asked!r}, expected one of {', '.join(DTYPES)}: set it so, or unset it"
+            f"RDFIA_DTYPE is {value!r}, expected one of {', '.join(DTYPES)}: change it or unset it"
         )
-    return asked
+    return value
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """The compute type where no argument names one: bfloat16 where the device multiplies it
-    natively, else float32.
+    """The default compute type of a device: bfloat16 if it multiplies it natively, else float32.
 
-    Native are CUDA from compute capability 8 and CPUs with AVX-512 BF16, unless ATEN_CPU_CAPABILITY
-    keeps torch from AVX-512. `$RDFIA_DTYPE` (auto, float32, tf32 or bfloat16) decides before that.
-    ArgumentError: it has another value.
+    These are CUDA devices from compute capability 8 on and CPUs with AVX-512 BF16, unless
+    ATEN_CPU_CAPABILITY excludes AVX-512. `$RDFIA_DTYPE` (auto, float32, tf32 or bfloat16) takes
+    precedence. Raises ArgumentError if it has another value.
     """
-    if (named := DTYPES[_asked()]) is not None:
+    if (named := DTYPES[_dtype_setting()]) is not None:
         return named
     if torch.device(device).type == "cuda":
         return (
@@ -49,7 +45,7 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
             if torch.cuda.is_bf16_supported(including_emulation=False)
             else torch.float32
         )
-    # private: absent from some torch versions
+    # A private function, which some versions of torch lack.
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     native = (
         probe is not None
@@ -60,25 +56,26 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
 
 
 def float32_product_type(device: str | torch.device) -> str:
-    """How products of float32 numbers are computed on `device`: "float32" or "TF32" (10 bits of
-    mantissa).
+    """The type in which products of float32 tensors are computed on `device`.
+
+    It is "float32" or "TF32", which has 10 bits of mantissa.
     """
-    told = _tf32.get()
-    tf32 = _asked() == "tf32" if told is None else told
+    tf32 = _tf32.get()
+    if tf32 is None:
+        tf32 = _dtype_setting() == "tf32"
     return "TF32" if tf32 and torch.device(device).type == "cuda" else "float32"
 
 
 def _settings() -> list[tuple[Any, str, Any]]:
-    """(object, attribute, value) of torch's settings for products on CUDA, in the order in which to
-    set them again.
+    """(object, attribute, value) of torch's CUDA product settings, in the order to restore them.
 
-    From torch 2.9 on there are two names for one thing, and torch itself reads both: it refuses
-    where they differ. The older ones set both; the newer ones know more values, "none" and "ieee"
-    for float32, and are set after them.
+    From torch 2.9 on, each setting has an older and a newer name. torch raises an error when they
+    differ. The older name sets both; the newer one has more values ("none" and "ieee" for float32)
+    and is set after it.
     """
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    split = getattr(matmul, f"{_BFLOAT16}_split_k", None)  # set and read together with its flag
+    split = getattr(matmul, f"{_BFLOAT16}_split_k", None)  # set together with its flag
     sums = getattr(matmul, _BFLOAT16)
     found = [(matmul, _BFLOAT16, sums if split is None else (sums, split))]
     if not hasattr(matmul, "fp32_precision"):
@@ -96,38 +93,39 @@ def _settings() -> list[tuple[Any, str, Any]]:
 
 @contextlib.contextmanager
 def product_precision(device: str | torch.device, tf32: bool | None = None) -> Iterator[None]:
-    """Inside, products and convolutions on a CUDA device are as `float32_product_type` says;
-    torch's settings come back.
+    """A context that sets the precision of products and convolutions on a CUDA device.
 
-    torch's own default is TF32 for convolutions and float32 for matrices. bfloat16 products are
-    summed in float32. `tf32` decides in the place of `$RDFIA_DTYPE`, and for the contexts inside
-    that do not say it. The settings are the process's; on other devices none is touched.
+    float32 products are computed as `float32_product_type` says; torch's own default is TF32 for
+    convolutions and float32 for matrices. bfloat16 products are summed in float32. `tf32` overrides
+    `$RDFIA_DTYPE`, also for inner contexts with `tf32=None`. The settings are global to the process
+    and restored at the end. Other devices have none.
     """
     if torch.device(device).type != "cuda":
         yield
         return
-    told, before = _tf32.set(_tf32.get() if tf32 is None else tf32), _settings()
+    token = _tf32.set(_tf32.get() if tf32 is None else tf32)
+    before = _settings()
     try:
         tf32_products = float32_product_type(device) == "TF32"
         for owner, name, _ in before:
             if name != "fp32_precision":
                 setattr(owner, name, name != _BFLOAT16 and tf32_products)
-            # the older name leaves "none": what torch.backends.fp32_precision says, maybe TF32
+            # The older name leaves "none", which means torch.backends.fp32_precision: maybe TF32.
             elif not tf32_products:
                 owner.fp32_precision = "ieee"
         yield
     finally:
-        _tf32.reset(told)
+        _tf32.reset(token)
         for owner, name, value in before:
             setattr(owner, name, value)
 
 
 def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T (N x c, M x c) on a device other than the CPU, in float32 (float64 for float64), summed
-    in that type.
+    """a b^T for a: N x c and b: M x c, in float32 (float64 for float64 inputs).
 
-    Numbers of two bytes are multiplied as they are where torch can give a float32 result (CUDA,
-    from torch 2.8 on), else widened before: a product of two of them is exact in float32.
+    For devices other than the CPU. Two-byte inputs are multiplied directly if torch supports a
+    float32 result (CUDA, from torch 2.8 on), and converted to float32 otherwise. Their products are
+    exact in float32.
     """
     with product_precision(a.device, tf32=False):
         if a.dtype.itemsize == 2 and a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):

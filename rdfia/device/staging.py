@@ -1,9 +1,8 @@
-"""Between files and a device: photos decoded in threads, batches on their way there and results on
-their way back.
+"""Photos decoded in threads, and batches copied to a device and back.
 
-On a CUDA device a batch is decoded into pinned memory and copied on a stream of its own while the
-batch before it is computed; results come back the same way. On a CPU the same code runs, and
-nothing is copied.
+On a CUDA device a batch is decoded into pinned memory and copied on a separate stream while the
+device computes the batch before it. Results are copied back in the same way. On a CPU the same code
+runs without copies.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,16 +25,19 @@ from rdfia.device.memory import out_of_memory_as_too_large
 if TYPE_CHECKING:
     from rdfia.data.images import Preprocess
 
-AHEAD = 64  # images decoded before they are asked for, and two batches at least
+AHEAD = 64  # images decoded in advance; two batches if they have more
 Tensors = Mapping[str, Tensor]
+ImageOrPath = str | Path | Image.Image
+Photo = ImageOrPath | np.ndarray
+Place = TypeVar("Place")
 
 
 def decoding_threads(device: str | torch.device = "cpu") -> int:
-    """Threads that decode: the cores that this process may use, divided among those that torchrun
-    started here.
+    """The number of threads that decode photos.
 
-    On a CUDA device one core is left to the thread that launches its work, without which it would
-    stand still.
+    It is the number of cores of this process divided by the number of processes that torchrun
+    started on this machine. On a CUDA device one core is left for the thread that launches kernels,
+    so that the device does not wait.
     """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -44,10 +47,10 @@ def decoding_threads(device: str | torch.device = "cpu") -> int:
 
 
 class Staging:
-    """Memory to decode into, and the way to a device and back, for one that shares the host's
-    memory or has no streams.
+    """Host memory for decoded pixels, and copies to a device and back.
 
-    `delay`: batches of results that are on their way back while the next is computed.
+    This class serves devices that share the host's memory or have no streams. `delay` is the number
+    of batches of results that are being copied back while the next one is computed.
     """
 
     delay = 0
@@ -56,8 +59,9 @@ class Staging:
         self.device = torch.device(device)
 
     def room(self, *shape: int) -> Tensor:
-        """Memory of the host for pixels, uint8 of `shape`, not written to again once `to_device`
-        has had it.
+        """Uninitialised host memory, uint8 of `shape`, for the pixels of a batch.
+
+        It is not reused before the copy that `to_device` makes of it is complete.
         """
         return torch.empty(shape, dtype=torch.uint8)
 
@@ -66,18 +70,16 @@ class Staging:
         return host.to(self.device)
 
     def to_host(self, tensors: Tensors) -> Callable[[], Tensors]:
-        """Begins to bring tensors to the host; the call that comes back waits for them and returns
-        them.
-        """
+        """Starts to copy `tensors` to the host; the returned function waits for the copies."""
         found = {name: tensor.cpu() for name, tensor in tensors.items()}
         return lambda: found
 
 
 class PinnedStaging(Staging):
-    """For a CUDA device: page-locked memory, whose copies the host does not wait for, and a stream
-    for each direction.
+    """Staging for a CUDA device: pinned memory, and a stream for each direction.
 
-    torch's allocator gives a page-locked block away again only after the copies from it are done.
+    The host does not wait for the copies. torch's allocator reuses a pinned block only after the
+    copies from it are complete.
     """
 
     delay = 1
@@ -87,9 +89,11 @@ class PinnedStaging(Staging):
         self.up, self.down = (torch.cuda.Stream(self.device) for _ in range(2))
 
     def room(self, *shape: int) -> Tensor:
+        """As `Staging.room`, in pinned memory."""
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
     def to_device(self, host: Tensor) -> Tensor:
+        """As `Staging.to_device`; the current stream waits for the copy, the host does not."""
         if host.device.type != "cpu":
             return host.to(self.device)
         with torch.cuda.stream(self.up):
@@ -100,6 +104,7 @@ class PinnedStaging(Staging):
         return moved
 
     def to_host(self, tensors: Tensors) -> Callable[[], Tensors]:
+        """As `Staging.to_host`; the copy starts after the work of the current stream."""
         self.down.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.down):
             found = {}
@@ -117,32 +122,29 @@ class PinnedStaging(Staging):
 
 
 def staging_for(device: str | torch.device) -> Staging:
-    """What moves batches to `device` and back: by pinned memory where it is a CUDA device that is
-    there.
-    """
+    """The staging of `device`: `PinnedStaging` for an available CUDA device, else `Staging`."""
     pinned = torch.device(device).type == "cuda" and torch.cuda.is_available()
     return (PinnedStaging if pinned else Staging)(device)
 
 
 def copy_to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """A tensor of the host on `device`; the host does not wait for a copy to a CUDA device."""
+    """A host tensor on `device`; the host does not wait for a copy to a CUDA device."""
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 # --- photos
-# ---------------------------------------------------------------------------------------------------------
 
 
 def decode_images(
-    images: Sequence[Any], preprocess: Preprocess, workers: int | None = None, ahead: int = AHEAD
+    images: Sequence[Photo], preprocess: Preprocess, workers: int | None = None, ahead: int = AHEAD
 ) -> Generator[Tensor, None, None]:
-    """uint8 pixels (3 x S x S) of each path, PIL image or uint8 array, in order, decoded ahead in
-    threads.
+    """uint8 pixels (3 x S x S) of each path, PIL image or uint8 array, in order.
 
-    At most `ahead` images are in memory; `workers` is `decoding_threads` by default. When the
-    iterator is left, no thread is. Raises ImageError for the first file that is not a photo.
+    Threads decode up to `ahead` images in advance, so that at most this number is in memory.
+    `workers` defaults to `decoding_threads()`. No thread is left when the iterator is closed.
+    Raises ImageError for the first file that is not a photo.
     """
     return _ahead(
         lambda item, _index: preprocess.pixels(item), images, workers, ahead, lambda _index: None
@@ -150,17 +152,18 @@ def decode_images(
 
 
 def _ahead(
-    work: Callable[[Any, Any], Tensor],
-    images: Sequence[Any],
+    work: Callable[[ImageOrPath, Place], Tensor],
+    images: Sequence[Photo],
     workers: int | None,
     ahead: int,
-    place: Callable[[int], Any],
+    place: Callable[[int], Place],
 ) -> Generator[Tensor, None, None]:
-    """work(image, place) of each image, in order, done ahead in threads; `place(index)` is asked in
-    this one.
+    """work(image, place(index)) of each image in order, computed in advance by threads.
+
+    `place` is called in the thread of the caller.
     """
 
-    def submit(index: int, item: Any) -> Future[Tensor]:
+    def submit(index: int, item: Photo) -> Future[Tensor]:
         return pool.submit(
             work, Image.fromarray(item) if isinstance(item, np.ndarray) else item, place(index)
         )
@@ -183,31 +186,32 @@ def _ahead(
 
 
 def image_batches(
-    images: Sequence[Any] | Tensor,
+    images: Sequence[Photo] | Tensor,
     preprocess: Preprocess,
     size: int,
     staging: Staging,
     workers: int | None = None,
 ) -> Generator[Tensor, None, None]:
-    """The images' pixels on the staging's device, uint8 B x 3 x S x S, `size` at a time (the last
-    may be fewer).
+    """uint8 pixels B x 3 x S x S on the staging's device; B is `size`, or less in the last batch.
 
-    `images` are as `decode_images` takes them, or what it makes of them, N x 3 x S x S. While one
-    batch is with the caller the next is decoded. Raises as `decode_images`; ArgumentError where the
-    preprocessing's decoder is not there.
+    `images` are either those that `decode_images` takes or their pixels, N x 3 x S x S. The next
+    batch is decoded while the caller uses this one. Raises ImageError as `decode_images`, and
+    ArgumentError if the decoder of `preprocess` is not available.
     """
     if isinstance(images, Tensor):
         yield from map(staging.to_device, images.split(size))
         return
     workers = decoding_threads(staging.device) if workers is None else workers
-    n, side, rooms, files = len(images), preprocess.size, deque[Tensor](), dict[int, Tensor]()
+    n = len(images)
+    rooms = deque[Tensor]()  # host memory of the batches that are being decoded
+    files = dict[int, Tensor]()  # row of the batch -> bytes of a file that the device decodes
 
     def row(index: int) -> Tensor:
         if index % size == 0:
-            rooms.append(staging.room(min(size, n - index), 3, side, side))
+            rooms.append(staging.room(min(size, n - index), 3, preprocess.size, preprocess.size))
         return rooms[-1][index % size]
 
-    def work(item: Any, out: Tensor) -> Tensor:
+    def work(item: ImageOrPath, out: Tensor) -> Tensor:
         file = preprocess.encoded(item)
         return preprocess.pixels_by_pillow(item, out) if file is None else file
 
@@ -217,29 +221,31 @@ def image_batches(
                 files[index % size] = found
             if (index + 1) % size == 0 or index + 1 == n:
                 pixels = staging.to_device(rooms.popleft())
-                _decode_there(
+                _decode_on_device(
                     pixels, files, images[index + 1 - len(pixels) : index + 1], preprocess
                 )
                 files.clear()
                 yield pixels
 
 
-def _decode_there(
-    pixels: Tensor, files: Mapping[int, Tensor], items: Sequence[Any], preprocess: Preprocess
+def _decode_on_device(
+    pixels: Tensor, files: Mapping[int, Tensor], items: Sequence[Photo], preprocess: Preprocess
 ) -> None:
-    """Decodes files into their rows of a batch that is on its device; what torchvision cannot read,
-    Pillow judges.
+    """Decodes files into their rows of a batch on its device.
+
+    Pillow reads what torchvision cannot decode, and raises the error if there is one.
     """
     found = preprocess.on_device(list(files.values()), pixels.device) if files else []
     for row, decoded in zip(files, found, strict=True):
-        pixels[row] = (preprocess.pixels_by_pillow(items[row]) if decoded is None else decoded).to(
-            pixels.device
-        )
+        if decoded is None:
+            decoded = preprocess.pixels_by_pillow(cast("str | Path", items[row]))
+        pixels[row] = decoded.to(pixels.device)
 
 
 def copy_to_host(results: Iterable[Tensors], staging: Staging) -> Generator[Tensors, None, None]:
-    """Each batch's tensors on the host, in order; on a CUDA device one is copied while the next is
-    computed.
+    """Each batch's tensors on the host, in order.
+
+    On a CUDA device a batch is copied while the next one is computed.
     """
     waiting: deque[Callable[[], Tensors]] = deque()
     for tensors in results:

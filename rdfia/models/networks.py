@@ -1,8 +1,7 @@
-"""The labs' classifiers (TME 7 q1 to q4, TME 8): layer tables as data, counts in closed form,
-checked weights.
+"""The labs' classifiers (TME 7 q1 to q4, TME 8): layer tables, counts in closed form, loading.
 
-Tables follow torchvision's modules: a layer's `path` is where a hook goes, its tensors are
-`path.weight`, `path.bias`.
+The tables in layers.txt follow torchvision's modules: a layer's `path` is the module that a hook is
+registered on; its tensors are `path.weight` and `path.bias`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class Layer:
-    """One row: conv | linear | relu | maxpool | avgpool (kernel = output size) | dropout | fire
-    (its output).
+    """One row of a network's table.
+
+    `kind` is conv, linear, relu, maxpool, avgpool (its `kernel` is the output size), dropout or
+    fire (the output of a fire module).
     """
 
     name: str
@@ -41,11 +42,11 @@ class Layer:
     stride: int = 1
     padding: int = 0
     block: str = ""
-    ceil: bool = False  # SqueezeNet's pools round their size up
+    ceil: bool = False  # SqueezeNet's pools round their output size up
 
     @property
     def parameters(self) -> int:
-        """Weights and biases: out x (in x k^2 + 1)."""
+        """Number of weights and biases: out x (in x k^2 + 1)."""
         return (
             self.out_channels * (self.in_channels * self.kernel**2 + 1)
             if self.kind in ("conv", "linear")
@@ -55,7 +56,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network as its layers in forward order, for square images of `input_size`."""
+    """A network as its layers in forward order, for square images of `input_size` pixels a side."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -63,11 +64,13 @@ class Architecture:
 
     @property
     def weight_layers(self) -> tuple[Layer, ...]:
+        """The layers that have parameters."""
         return tuple(layer for layer in self.layers if layer.parameters)
 
     def of_kind(self, kind: str) -> tuple[Layer, ...]:
-        """Layers of one kind: `of_kind("relu")[k - 1]` is the k-th ReLU (the second reading of
-        Table 1).
+        """The layers of one kind, in forward order.
+
+        `of_kind("relu")[k - 1]` is the k-th ReLU, the second reading of Table 1.
         """
         return tuple(layer for layer in self.layers if layer.kind == kind)
 
@@ -85,8 +88,9 @@ _KINDS = {
 def _fire(
     name: str, path: str, block: str, before: int, squeezed: int, after: int
 ) -> Iterable[Layer]:
-    """The six inner modules of a fire module (Iandola et al. 2016), then its output, both halves
-    concatenated.
+    """The six modules inside a fire module (Iandola et al. 2016), then its output.
+
+    The output concatenates both expansions.
     """
     yield Layer(f"{name}.squeeze", f"{path}.squeeze", "conv", before, squeezed, block=block)
     yield Layer(
@@ -97,8 +101,8 @@ def _fire(
         squeezed,
         block=block,
     )
-    for half in ("expand1x1", "expand3x3"):
-        k, out = int(half[-1]), after // 2
+    out = after // 2
+    for half, k in (("expand1x1", 1), ("expand3x3", 3)):
         yield Layer(
             f"{name}.{half}",
             f"{path}.{half}",
@@ -119,11 +123,12 @@ def _read_table(name: str, table: str) -> Architecture:
     layers: list[Layer] = []
     position = {"features": count(), "classifier": count()}
     for line in table.split("\n"):
-        (container, block), items = line.split(":")[0].split(), line.split(":")[1].split(",")
-        for tap, *words in (item.split() for item in items):
+        head, _, items = line.partition(":")
+        container, block = head.split()
+        for tap, *words in (item.split() for item in items.split(",")):
             path = tap if container == "." else f"{container}.{next(position[container])}"
             widths = [int(width) for word in words if ">" in word for width in word.split(">")]
-            # logits are either
+            # The layer "logits" is linear if it has widths, else an average pool.
             kind = _KINDS.get(tap.rstrip("_0123456789")) or ("linear" if widths else "avgpool")
             if kind == "fire":
                 layers += _fire(tap, path, block, *widths)
@@ -156,11 +161,12 @@ def architecture(name: str) -> Architecture:
 
 
 def tap_paths(name: str) -> dict[str, str]:
-    """Readable tap or alias -> module path.
+    """Tap name -> module path.
 
-    `features[:k]` and `classifier[:k]` are the output of the first k children, the way the lab cuts
-    a network. Beyond the end a slice is the whole, which is why rows 7 and 10 of Table 1 are equal
-    to the last digit; k is listed up to the number of children or 10, whichever is more.
+    `features[:k]` and `classifier[:k]` are the outputs of the first k children, which is how the
+    lab cuts a network. k goes to the number of children or 10, whichever is more; beyond the last
+    child it is the whole container. This is why rows 7 and 10 of Table 1 are equal to the last
+    digit.
     """
     paths = {layer.name: layer.path for layer in architecture(name).layers}
     for container in ("features", "classifier"):
@@ -171,20 +177,22 @@ def tap_paths(name: str) -> dict[str, str]:
 
 
 def count_by_formula(name: str) -> dict[str, int]:
-    """Parameters of each weight layer, from the table alone."""
+    """Parameters of each weight layer, computed from the table only."""
     return {layer.name: layer.parameters for layer in architecture(name).weight_layers}
 
 
 def count_by_tensors(module: nn.Module, name: str | None = None) -> dict[str, int]:
-    """Parameters of each module that has any, keyed by path, or by layer when the network's name is
-    given.
+    """Parameters of each module that has any.
+
+    The keys are module paths, or layer names if the network's `name` is given.
     """
     return count_by_state_dict(dict(module.named_parameters()), name)
 
 
 def count_by_state_dict(state: Mapping[str, Tensor], name: str | None = None) -> dict[str, int]:
-    """The same from a state dict of a network without buffers (the content of a weights file, for
-    instance).
+    """Parameters of each module in a state dict without buffers, such as a weights file.
+
+    The keys are module paths, or layer names if the network's `name` is given.
     """
     names = {layer.path: layer.name for layer in architecture(name).layers} if name else {}
     counts: dict[str, int] = {}
@@ -195,12 +203,12 @@ def count_by_state_dict(state: Mapping[str, Tensor], name: str | None = None) ->
 
 
 def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
-    """Sums by block (TME 7 q1) of counts or FLOPs keyed by layer or path. Raises ArgumentError for
-    another key.
+    """Sums by block (TME 7 q1) of counts or FLOPs that are keyed by layer or path.
+
+    Raises ArgumentError for any other key.
     """
-    layers = architecture(name).layers
-    blocks = {layer.name: layer.block for layer in layers} | {
-        layer.path: layer.block for layer in layers
+    blocks = {
+        key: layer.block for layer in architecture(name).layers for key in (layer.name, layer.path)
     }
     totals: dict[str, int] = {}
     for key, value in counts.items():
@@ -211,11 +219,10 @@ def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def activation_shapes(name: str, size: int = 224) -> dict[str, tuple[int, ...]]:
-    """Shape of each layer's output for one size x size image: (C, H, W), or (features,) from the
-    first dense layer on.
+    """Output shape of each layer for one image of `size` x `size` pixels.
 
-    The modules inside a fire module keep height and width. Raises ArgumentError where nothing is
-    left of the image.
+    It is (C, H, W), or (features,) from the first linear layer on. Modules inside a fire module
+    keep height and width. Raises ArgumentError if a layer's output has no pixels.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     side, dense = size, False
@@ -228,14 +235,14 @@ def activation_shapes(name: str, size: int = 224) -> dict[str, tuple[int, ...]]:
             side = layer.kernel
         if side < 1:
             raise ArgumentError(
-                f"size {size}: nothing of the image is left at {layer.name} of {name}; enlarge it"
+                f"size {size}: the output of {layer.name} of {name} has no pixels; enlarge it"
             )
         shapes[layer.name] = (layer.out_channels,) if dense else (layer.out_channels, side, side)
     return shapes
 
 
 def flops(name: str, size: int = 224) -> dict[str, int]:
-    """Operations of each weight layer for one image: 2 per multiply-accumulate, biases not counted."""
+    """Operations of each weight layer for one image: 2 per multiply-accumulate, without biases."""
     shapes = activation_shapes(name, size)
     return {
         layer.name: 2 * layer.in_channels * layer.kernel**2 * math.prod(shapes[layer.name])
@@ -250,19 +257,19 @@ def build(
     seed: int | None = None,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """torchvision's network with random weights drawn from `seed`; the global random state is left
-    as it was.
+    """torchvision's network with random weights drawn from `seed`.
 
-    On the meta device it takes milliseconds and needs no seed. Raises ArgumentError without one
-    elsewhere.
+    The global random state does not change. The meta device takes milliseconds and needs no seed;
+    any other device without one raises ArgumentError.
     """
-    constructor, device = getattr(models, architecture(name).name), torch.device(device)
-    if device.type == "meta":
-        with device:
+    constructor = getattr(models, architecture(name).name)
+    if torch.device(device).type == "meta":
+        with torch.device(device):
             return constructor(weights=None, num_classes=num_classes)
     if seed is None:
         raise ArgumentError(
-            f"seed: None for random weights of {name} on {device}; give an integer, or device='meta'"
+            f"seed: None for random weights of {name} on {device}, expected an integer; "
+            "give one, or device='meta'"
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
@@ -271,8 +278,10 @@ def build(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the weights that there are; `missing` layers are on the meta device, `deepest`
-    is the last tap.
+    """A network with the weights that are available.
+
+    `missing` names the weight layers that are on the meta device, `deepest` the last layer that can
+    be computed. `statement` says both in words.
     """
 
     name: str
@@ -297,31 +306,34 @@ def _skeleton(name: str) -> nn.Module:
         return EfficientNet.from_name(name).eval()
 
 
+def _shapes(state: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(key, tensor.shape) for key, tensor in state.items()}
+
+
 def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError that names the first unknown, misshapen, half-missing, non-float or
-    non-finite tensor.
+    """Raises WeightsError that names the first wrong tensor of `state`.
+
+    A tensor is wrong if it is unknown, has another shape, is not floating point or finite, or if
+    its weight or bias is missing.
     """
     if not state:
-        raise WeightsError(f"weights of {name}: no tensors at all; see `rdfia assets status`")
-    shapes = {key: tensor.shape for key, tensor in state.items()}.items()
-    fitting = [
-        n
-        for n in ARCHITECTURES
-        if shapes <= {k: t.shape for k, t in _skeleton(n).state_dict().items()}.items()
-    ]
-    advice = (
-        f"they fit {fitting[0]}" if fitting else f"{name} needs torchvision's key names and shapes"
-    )
+        raise WeightsError(
+            f"weights of {name}: got no tensors, expected at least one layer; "
+            "see `rdfia assets status`"
+        )
+    found = _shapes(state)
+    fits = [other for other in ARCHITECTURES if found <= _shapes(_skeleton(other).state_dict())]
+    advice = f"they fit {fits[0]}" if fits else f"{name} needs torchvision's key names and shapes"
     for key, tensor in state.items():
         if key not in expected:
             raise WeightsError(f"weights of {name}: {key} is no tensor of this network; {advice}")
-        got, want, layer = tuple(tensor.shape), tuple(expected[key].shape), key.rpartition(".")[0]
+        got, want = tuple(tensor.shape), tuple(expected[key].shape)
         if got != want:
             raise WeightsError(
                 f"weights of {name}: {key} has shape {got}, expected {want}; {advice}"
             )
         for partner in expected:
-            if partner.rpartition(".")[0] == layer and partner not in state:
+            if partner not in state and partner.rpartition(".")[0] == key.rpartition(".")[0]:
                 raise WeightsError(
                     f"weights of {name}: {key} is there but {partner} is not; fetch the file again"
                 )
@@ -331,17 +343,16 @@ def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor
             )
         if not torch.isfinite(tensor).all():
             raise WeightsError(
-                f"weights of {name}: {key} holds NaN or infinity; try `rdfia assets verify`"
+                f"weights of {name}: {key} contains NaN or infinity; try `rdfia assets verify`"
             )
 
 
 def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
-    """A network in eval mode with frozen float32 weights, from a whole or partial state dict
-    (torchvision's names).
+    """A network in eval mode with frozen float32 weights from a whole or partial state dict.
 
-    Float32 tensors of `state` are shared with the module, not copied. Raises WeightsError for
-    weights that are of another network, misshapen, incomplete within a layer or not finite, or
-    without which no layer can be computed.
+    `state` has torchvision's names; its float32 tensors are shared, not copied. Raises WeightsError
+    for weights of another network, wrong shapes, a layer without its weight or bias, values that
+    are not finite, or if no layer can be computed.
     """
     module = _skeleton(name)
     expected = module.state_dict()
@@ -351,28 +362,30 @@ def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
     }
     module.load_state_dict(tensors, strict=False, assign=True)
     module.requires_grad_(False)
-    have, total = sum(t.numel() for t in state.values()), sum(t.numel() for t in expected.values())
+    have, total = (sum(count_by_state_dict(part).values()) for part in (state, expected))
     statement = f"{name}: {len(state)} of {len(expected)} tensors, {have:,} of {total:,} values"
     absent = [key for key in expected if key not in state]
     if not absent:
         return Loaded(name, module, (), "logits", statement)
-    # the other network is only used whole
+    # EfficientNet-Lite0 has no table: it needs all of its weights.
     layers = ARCHITECTURES[name].layers if name in ARCHITECTURES else ()
     missing = tuple(layer.name for layer in layers if f"{layer.path}.weight" in absent)
     reached = takewhile(lambda layer: layer.name != missing[0], layers)
-    # these change nothing here
+    # Dropout and adaptive pooling do not change the activations of these networks.
     taps = [layer.name for layer in reached if layer.kind not in ("dropout", "avgpool")]
     if not taps:
         raise WeightsError(
-            f"weights of {name}: {absent[0]} is missing, nothing can be computed; fetch the file again"
+            f"weights of {name}: {absent[0]} is missing, no layer can be computed; "
+            "fetch the file again"
         )
     statement += f"; missing: {', '.join(missing)}; the deepest layer within reach is {taps[-1]}"
     return Loaded(name, module, missing, taps[-1], statement)
 
 
 def _ready(module: nn.Module, x: Tensor) -> Tensor:
-    """`x` on the device and in the dtype of the weights; raises where images or weights cannot be
-    used.
+    """`x` on the device and in the dtype of the weights.
+
+    Raises ArgumentError for images of another shape, WeightsError if a weight is missing.
     """
     if x.ndim != 4 or x.shape[1] != 3:
         raise ArgumentError(
@@ -389,13 +402,12 @@ def _ready(module: nn.Module, x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def classify(network: nn.Module | Loaded, x: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
-    """The k most probable classes of each image (TME 7 q3); the networks end in logits, softmax is
-    ours (q2).
+    """The k most probable classes of each image (TME 7 q3): probabilities and class indices.
 
-    Takes normalised images, B x 3 x H x W. Returns probabilities in [0, 1], largest first, and
-    class indices, both B x k. Runs in eval mode and gives every submodule its mode back. Raises
-    ArgumentError for another shape or k out of range, WeightsError for a network without its last
-    layers.
+    `x` are normalised images, B x 3 x H x W. Both results are B x k, the most probable class first;
+    the probabilities are the softmax (q2) of the network's logits. Runs in eval mode and restores
+    the mode of every submodule. Raises ArgumentError for another shape or a k out of range,
+    WeightsError for a network without its last layers.
     """
     module = network.module if isinstance(network, Loaded) else network
     x = _ready(module, x)
@@ -415,11 +427,12 @@ def classify(network: nn.Module | Loaded, x: Tensor, k: int = 5) -> tuple[Tensor
 
 @torch.inference_mode()
 def first_convolution_maps(network: nn.Module | Loaded, x: Tensor) -> Tensor:
-    """What the first convolution gives, before any ReLU (TME 7 q4): B x 3 x H x W -> B x 64 x H' x
-    W'.
+    """The output of the first convolution, before any ReLU (TME 7 q4): B x 64 x H' x W'.
+
+    `x` are normalised images, B x 3 x H x W. Raises as `classify`.
     """
     module = network.module if isinstance(network, Loaded) else network
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             return child(_ready(child, x))
-    raise ArgumentError(f"network: {type(module).__name__} has no convolution")
+    raise ArgumentError(f"network: {type(module).__name__} has no convolution, expected one")

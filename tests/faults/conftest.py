@@ -1,6 +1,4 @@
-"""What every test here has: how much to do, and a row for the page that says how often it was tried
-and withstood.
-"""
+"""Fixtures of the fault tests: the number of attempts, rows of the page, a small disk."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ WAITING = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What each test takes is known in seconds of another machine; the pace of this one shows as it
-    goes.
+    """Reads what each test costs, in seconds of another machine.
+
+    The speed of this machine is learned during the session.
     """
     config = session.config
     path = Path(config.rootpath, "reports", "baseline", "costs.json")
@@ -43,8 +42,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Defers a test for which --minutes has no room; the cheap ones, and one of each file, come
-    first.
+    """Defers a test that does not fit into --minutes.
+
+    Cheap tests, and one test of each file, come first.
     """
     budget, waiting = item.config.stash[BUDGET], item.config.stash[WAITING]
     group = {name: name.partition("::")[0] for name in [*waiting, *budget.finished]}
@@ -72,18 +72,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture
 def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """How often to try: the first number as a rule, the second with --profile full."""
+    """The number of attempts: the first argument, or the second with --profile full."""
     full = request.config.getoption("--profile") == "full"
     return lambda short, full_count: full_count if full else short
 
 
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """fault(name, tried=60, withstood=60, means="...", found={...}): a row of the page; fails where
-    not all was.
+    """fault(name, tried=60, withstood=60, means="...", found={...}): a row of the page.
+
+    It fails unless every attempt was withstood.
     """
     rows = request.config.stash.setdefault(ROWS, {})
-    profile, code = request.config.getoption("--profile"), code_hash(request.config.rootpath)
+    profile = request.config.getoption("--profile")
+    code = code_hash(request.config.rootpath)
 
     def row(
         name: str, *, tried: int, withstood: int, means: str, found: dict[str, object] | None = None
@@ -105,7 +107,7 @@ def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 
 def plain(value: Any) -> Any:
-    """What was found, without the folders of this machine."""
+    """`value` without the folders of this machine."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -119,7 +121,7 @@ def plain(value: Any) -> Any:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MB of its own; root may mount one."""
+    """A separate disk of 4 MB; mounting it needs root."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
@@ -138,11 +140,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Prints the counts, keeps them in <output>/faults.json beside earlier rows, and writes the
-    page again.
+    """Prints the counts, adds them to <output>/faults.json, and writes the page again.
 
-    Rows of other code go: they say nothing of what is here, and the file names one environment for
-    all.
+    Earlier rows of the same code stay. Rows of other code are removed: they do not apply to this
+    code, and the file has one environment for all rows.
     """
     late = config.stash.get(LATE, {})
     if not (rows := config.stash.get(ROWS, {})) and not late:
@@ -154,9 +155,11 @@ def pytest_terminal_summary(
         terminalreporter.write_line(
             f"{row['withstood']:>6} of {row['tried']:>6}  {name}: {row['means']}"
         )
-    root, folder = config.rootpath, Path(config.rootpath, config.getoption("--output"))
+    root = config.rootpath
+    folder = Path(config.rootpath, config.getoption("--output"))
     if config.getoption("--accept-costs"):
-        budget, costs = config.stash[BUDGET], root / "reports" / "baseline" / "costs.json"
+        budget = config.stash[BUDGET]
+        costs = root / "reports" / "baseline" / "costs.json"
         budget.costs.learn(budget.dtype, budget.speed, budget.clock, budget.finished)
         known = files.read_json(costs) if costs.exists() else {}
         files.write_json(
@@ -168,7 +171,7 @@ def pytest_terminal_summary(
     try:
         kept = dict(files.read_json(path)["rows"]) if path.exists() else {}
         kept = {name: row for name, row in kept.items() if row.get("code") == code_hash(root)}
-    # of another version, or damaged: made anew
+    # A file of another version, or a damaged one, is replaced.
     except (StoreError, AttributeError, KeyError, TypeError, ValueError):
         kept = {}
     profile = config.getoption("--profile")

@@ -1,11 +1,10 @@
-"""Files that mean harm or are merely broken, by the thousand, to every reader: only our errors may
-come out.
+"""Thousands of hostile or damaged files for every reader, which may only raise our errors.
 
     python -m tests.faults.hostile FOLDER INPUTS SEED
 
-prints one JSON object: per reader how many were refused and accepted; every other outcome with the
-number that makes it again (`one(FOLDER, reader, SEED, number)`), the longest reading and the most
-memory that the process ever had.
+prints one JSON object: the number of refused and accepted files for each reader, every other
+outcome with the number that makes it again (`one(FOLDER, reader, SEED, number)`), the longest
+reading and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ from rdfia.models import networks, weights
 from rdfia.report import page
 from tests.faults import victims
 
-MOST_SECONDS, MOST_BYTES = 2.0, 10**9
+MOST_SECONDS = 2.0
+MOST_BYTES = 10**9
 DEEP: Any = []
 for _ in range(900):
     DEEP = [DEEP]
@@ -70,9 +70,7 @@ ODD: tuple[Any, ...] = (
 
 
 def altered(data: bytes, chance: random.Random) -> bytes:
-    """One to four changes of a file: of bits, of sizes in headers, of its length, of the order of
-    its parts.
-    """
+    """One to four changes of a file: of bits, sizes in headers, length, or the order of parts."""
     most = max(2 * 10**6, 2 * len(data))
     for _ in range(chance.choice((1, 1, 2, 4))):
         n = len(data)
@@ -91,7 +89,7 @@ def altered(data: bytes, chance: random.Random) -> bytes:
             value = chance.choice(
                 (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
             ) % 2 ** (8 * width)
-            # sizes stand at the beginning, as a rule
+            # Sizes are usually at the beginning.
             place = chance.choice((at, chance.randrange(min(n, 64) + 1)))
             data = (
                 data[:place]
@@ -110,23 +108,22 @@ def altered(data: bytes, chance: random.Random) -> bytes:
 
 
 class Reader(NamedTuple):
-    """`corpus`: files that are right; `read` gets the folder in which `file` (or `name`) is the one
-    that was altered.
+    """A reader of files, and valid files for it.
 
-    Where a checksum would refuse whatever is altered, another `alter` keeps it right, so that what
-    is behind it is met.
+    `corpus` are the valid files. `read` gets a folder with one altered file, called `file` or
+    `name`. Where a checksum would refuse every change, `alter` updates the checksum, so that the
+    code behind it is reached.
     """
 
     name: str
     corpus: list[bytes]
     read: Callable[[Path], object]
-    share: float = 1.0  # of the inputs; slow ones get fewer
+    share: float = 1.0  # of the inputs; slow readers get fewer
     alter: Callable[[bytes, random.Random], bytes] = altered
     file: str = ""
 
 
-# --- files that are right
-# -------------------------------------------------------------------------------------------
+# --- valid files
 
 
 def saved(write: Callable[[Path], object], folder: Path, name: str) -> bytes:
@@ -135,7 +132,8 @@ def saved(write: Callable[[Path], object], folder: Path, name: str) -> bytes:
 
 
 def photos(kind: str) -> list[bytes]:
-    chance, found = np.random.default_rng(0), []
+    chance = np.random.default_rng(0)
+    found = []
     modes = {
         "PPM": ("L", "RGB"),
         "JPEG": ("L", "RGB", "CMYK"),
@@ -143,7 +141,8 @@ def photos(kind: str) -> list[bytes]:
         "GIF": ("P",),
     }
     for mode in modes.get(kind, ("L", "RGB", "RGBA") + ("P", "I;16") * (kind != "WEBP")):
-        size, buffer = (24, 40), io.BytesIO()
+        size = (24, 40)
+        buffer = io.BytesIO()
         if mode == "I;16":
             image = Image.fromarray(chance.integers(0, 2**16, size, dtype=np.uint16))
         else:
@@ -164,11 +163,11 @@ def tensors() -> dict[str, torch.Tensor]:
     }
 
 
-NETWORK, PART = "squeezenet1_1", "features.0."  # 7 kB; AlexNet's first layer has 90
+NETWORK, PART = "squeezenet1_1", "features.0."  # 7 kB; 90 kB for AlexNet
 
 
 def network_weights() -> dict[str, torch.Tensor]:
-    """The first layer of a real network, which may come alone."""
+    """The first layer of a real network, which is a valid file on its own."""
     state = networks.build(NETWORK, seed=0).state_dict()
     return {name: value.clone() for name, value in state.items() if name.startswith(PART)}
 
@@ -261,9 +260,7 @@ def run_json() -> bytes:
 
 
 def readers(folder: Path) -> list[Reader]:
-    """Every reader with its corpus; what they need beside the altered file is made once, in
-    `folder`.
-    """
+    """Every reader with its corpus; `folder` gets the other files that they need."""
 
     def photo(here: Path) -> None:
         (path,) = here.iterdir()
@@ -338,17 +335,15 @@ def readers(folder: Path) -> list[Reader]:
 
     def shard(here: Path) -> None:
         made = feature_store.FeatureStore(here, 4, filled.widths, torch.float32)
-        # reading takes the header's word, so that a damaged one is met here
+        # Reading relies on the header, so that a damaged one is reached here.
         with contextlib.suppress(RdfiaError):
             _ = made["tap"]
-        made.is_done(0)  # False removes it
+        made.is_done(0)  # removes a damaged shard
         _ = made["other"]
 
-    losses, grid = (
-        folder / "kept" / f"{run.name}.safetensors",
-        folder / "kept" / f"{run.name}-25.png",
-    )
-    # ends in labels
+    losses = folder / "kept" / f"{run.name}.safetensors"
+    grid = folder / "kept" / f"{run.name}-25.png"
+    # This name ends in a label.
     table = gzip.compress(b"\n".join(b",".join([b"%d" % (i % 10)] * 785) for i in range(5000)), 1)
     found += [
         Reader("weights.pth", torch_files(), lambda here: both(here, "weights.pth")),
@@ -470,13 +465,13 @@ def rename(folder: Path, old: str, new: str) -> Path:
     return folder
 
 
-# --- and how they go wrong
-# ------------------------------------------------------------------------------------------
+# --- alterations
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG with the checksum of each of its chunks put right, as far as their lengths lead."""
-    made, at = bytearray(data), 8
+    """A PNG with the right checksum for each chunk, as far as the lengths allow."""
+    made = bytearray(data)
+    at = 8
     while (end := at + 8 + int.from_bytes(made[at : at + 4], "big")) + 4 <= len(made):
         made[end : end + 4] = struct.pack(">I", zlib.crc32(made[at + 4 : end]))
         at = end + 4
@@ -484,29 +479,29 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def altered_png(data: bytes, chance: random.Random) -> bytes:
-    """Altered with its checksums put right, or another picture, of some size and mode."""
+    """An altered PNG with right checksums, or another image of some size and mode."""
     if chance.random() < 0.7:
         return with_checksums(altered(data, chance))
-    size, buffer = (chance.randrange(1, 200), chance.randrange(1, 200)), io.BytesIO()
+    size = (chance.randrange(1, 200), chance.randrange(1, 200))
+    buffer = io.BytesIO()
     Image.new(chance.choice(("1", "L", "LA", "P", "RGB", "RGBA", "I;16")), size).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def altered_gzip(data: bytes, chance: random.Random) -> bytes:
-    """What is packed is altered, and packed again."""
+    """The content is altered and compressed again."""
     return gzip.compress(altered(gzip.decompress(data), chance), 1)
 
 
 def altered_tensors(data: bytes, chance: random.Random) -> bytes:
-    """A stamped file in which one to three tensors, or words of its metadata, are other ones, and
-    stamped again.
-    """
+    """A file with a checksum in which one to three tensors, or metadata, are replaced."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.safetensors"
         path.write_bytes(data)
         found, metadata = files.load_tensors(path)
         for _ in range(chance.choice((1, 1, 2, 3))):
-            name, kind = chance.choice(sorted(found) or [""]), chance.randrange(8)
+            name = chance.choice(sorted(found) or [""])
+            kind = chance.randrange(8)
             value = found.pop(name, torch.zeros(3))
             if kind == 0:
                 continue
@@ -538,9 +533,7 @@ def altered_tensors(data: bytes, chance: random.Random) -> bytes:
 
 
 def altered_json(data: bytes, chance: random.Random) -> bytes:
-    """The document with one to three of its values, anywhere, exchanged for odd ones; names are
-    dropped and made up.
-    """
+    """The document with one to three values replaced, and keys removed or added."""
     value = json.loads(data)
     for _ in range(chance.choice((1, 1, 2, 3))):
         part: Any = value
@@ -579,20 +572,20 @@ def hostile(reader: Reader, seed: int, number: int) -> bytes:
 def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
     """Reads one altered file: "accepted", the name of our error, or what went wrong.
 
-    The first numbers are the corpus as it is. A reader that refuses it shows nothing of what is
-    behind its first look.
+    The first numbers are the unaltered corpus: a reader that refuses it would hide the code behind
+    its first check.
     """
     here = folder / "here"
     here.mkdir()
     (here / (reader.file or reader.name)).write_bytes(hostile(reader, seed, number))
-    start = time.process_time()  # a busy machine is not the reader's fault
+    start = time.process_time()  # not affected by other work on the machine
     try:
         reader.read(here)
         found = "accepted"
     except RdfiaError as error:
         found = type(error).__name__
         if number < len(reader.corpus):
-            found = f"WRONG: refused as it is, unaltered: {error}"
+            found = f"WRONG: refused although unaltered: {error}"
         if any(ord(c) < 32 and c != "\n" for c in str(error)):
             found = f"WRONG: a message with control characters: {str(error)!r}"[:300]
     except BaseException as error:
@@ -608,8 +601,9 @@ def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
 
 
 def peak() -> int:
-    """The most memory that this process had, in bytes; getrusage would say its parent's, where that
-    had more.
+    """The peak memory of this process in bytes.
+
+    getrusage would return the parent's where that is larger.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -622,7 +616,7 @@ def peak() -> int:
 
 
 def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
-    # readers warn of what is odd; here it is what they raise that counts
+    # Only errors count here, not warnings.
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 
@@ -632,7 +626,8 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, too_long)
     folder.mkdir(parents=True, exist_ok=True)
     every = readers(folder)
-    base, total = peak(), sum(reader.share for reader in every)
+    base = peak()
+    total = sum(reader.share for reader in every)
     counts: dict[str, Counter[str]] = {}
     wrong: list[str] = []
     for reader in every:

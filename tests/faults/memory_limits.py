@@ -1,10 +1,9 @@
-"""Work under a limit on the address space, in a process of its own: prints what was said, and how
-far off it ended.
+"""Work under a limit on the address space, in a separate process.
 
     python -m tests.faults.memory_limits extraction|gram|saliency|fooling|large SHARE estimate|blind
 
-SHARE of what the work took without a limit is left to it; with "blind" the estimate beforehand is
-switched off.
+The limit leaves SHARE of the memory that the work needs. With "blind", the available memory is
+unknown. Prints the messages, and the difference from the result without a limit.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ from rdfia.gradients import fooling
 from rdfia.gradients import saliency as saliency_module
 from rdfia.transfer import column_tiles, features, svm
 
-# Wide, so that a batch takes half a gigabyte or more, beside which stacks of threads and code do
-# not count.
+# Large, so that a batch takes at least half a gigabyte: more than the stacks of threads and code.
 SIDE, BATCH = 128, 64
 SPACE = Preprocess(size=SIDE)
 
@@ -68,9 +66,7 @@ def extraction(n: int) -> Tensor:
 
 
 def large(n: int) -> Tensor:
-    """One photo, so large that it takes more than `memory.SMALL`, which is had without asking; n=1:
-    a small one.
-    """
+    """One photo that needs more than `memory.SMALL`; a small one for n=1."""
     size = 8 * SIDE if n > 1 else SIDE
     batches = features.stream(
         network(),
@@ -126,7 +122,7 @@ def virtual(field: str) -> int:
 
 
 def unlimited(kind: str, path: Path) -> int:
-    """What the whole batch gives goes to `path`; returns the bytes of address space that it took."""
+    """Writes the result of the whole batch to `path`; returns the address space used, in bytes."""
     before = virtual("VmSize")
     files.save_tensors(path, {"result": WORK[kind](BATCH)})
     return virtual("VmPeak") - before
@@ -135,8 +131,8 @@ def unlimited(kind: str, path: Path) -> int:
 def main(kind: str, share: float, mode: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     work = WORK[kind]
-    work(1)  # code and threads come with the first image
-    # in a process of its own, which leaves no memory behind
+    work(1)  # loads code and starts threads
+    # A separate process leaves no memory allocated here.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "expected.safetensors"
         command = [sys.executable, "-m", "tests.faults.memory_limits", kind, str(path)]
@@ -155,7 +151,7 @@ def main(kind: str, share: float, mode: str) -> dict[str, Any]:
     said = [
         str(warning.message) for warning in caught if issubclass(warning.category, BatchReduced)
     ]
-    # of the whole: one kink of a ReLU moves a pixel
+    # Relative error of all pixels: a kink of a ReLU may change a single one.
     off = (got - expected).double().norm() / expected.double().norm()
     return {"took": took, "said": said, "off": float(off)}
 

@@ -1,7 +1,6 @@
-"""One process of a team that torchrun starts: extracts, notes what it computed, and dies once where
-it is told to.
+"""One process of a team under torchrun: extracts, counts its work, and dies once at a given batch.
 
-    torchrun --nproc-per-node N -m tests.faults.team_member FOLDER [RANK BATCH]
+torchrun --nproc-per-node N -m tests.faults.team_member FOLDER [RANK BATCH]
 """
 
 from __future__ import annotations

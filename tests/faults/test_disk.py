@@ -1,6 +1,4 @@
-"""The disk is full, read-only or closed, a file goes while it is read: a named error, and nothing
-done is lost.
-"""
+"""A full, read-only or closed disk, and a removed file: a named error, and no work is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ Fault = Callable[..., None]
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """A file that takes all of the disk but `leave` bytes."""
+    """A file that leaves only `leave` bytes on the disk."""
     size = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - leave
     ballast = disk / "ballast"
     with ballast.open("wb") as stream:
@@ -50,7 +48,7 @@ def extract(folder: Path, n: int = 64, progress: Any = None) -> feature_store.Fe
     )
 
 
-def test_a_full_disk_ends_an_extraction_and_keeps_its_shards(
+def test_a_full_disk_ends_an_extraction_and_its_shards_are_kept(
     small_disk: Path, fault: Fault
 ) -> None:
     ballast: list[Path] = []
@@ -82,11 +80,13 @@ def test_a_full_disk_ends_an_extraction_and_keeps_its_shards(
             "photos": 64,
             "computed afterwards": tally.done,
         },
-        means="the finished shard stayed, and with room again the rest was made, and no more",
+        means="the finished shard was kept; with free space the rest was computed, and no more",
     )
 
 
-def test_a_full_disk_ends_training_and_keeps_the_checkpoint(small_disk: Path, fault: Fault) -> None:
+def test_a_full_disk_ends_training_and_its_checkpoint_is_kept(
+    small_disk: Path, fault: Fault
+) -> None:
     victims.train(small_disk.parent / "whole")
     ballast: list[Path] = []
 
@@ -98,7 +98,8 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoint(small_disk: Path, fa
 
     with pytest.raises(StoreError, match="the disk is full") as caught:
         victims.train(small_disk, filling)
-    kept, tally = victims.steps_kept(small_disk), victims.Tally()
+    kept = victims.steps_kept(small_disk)
+    tally = victims.Tally()
     ballast[0].unlink()
     victims.train(small_disk, tally)
     same = victims.contents(small_disk) == victims.contents(small_disk.parent / "whole")
@@ -112,11 +113,11 @@ def test_a_full_disk_ends_training_and_keeps_the_checkpoint(small_disk: Path, fa
             "kept": kept,
             "done afterwards": tally.done,
         },
-        means="the checkpoint stayed, and with room again it went on from there to the end",
+        means="the checkpoint was kept; with free space training resumed from it to the end",
     )
 
 
-def test_a_full_disk_is_named_by_whatever_writes(small_disk: Path, fault: Fault) -> None:
+def test_a_full_disk_is_named_by_every_writer(small_disk: Path, fault: Fault) -> None:
     fill(small_disk, 4096)
     big = {"a": torch.zeros(100_000)}
     sums = {"conv": svm.GramAccumulator(4, 64)}
@@ -152,14 +153,14 @@ def test_a_full_disk_is_named_by_whatever_writes(small_disk: Path, fault: Fault)
         tried=len(work),
         withstood=len(named),
         found=found,
-        means="the file and the way out are named, and no half-written file stays",
+        means="an error names the file and what to do, and no half-written file is left",
     )
 
 
-def test_a_disk_that_became_read_only_is_named(small_disk: Path, fault: Fault) -> None:
+def test_a_read_only_disk_is_named(small_disk: Path, fault: Fault) -> None:
     extract(small_disk / "cache", 32)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    again = extract(small_disk / "cache", 32)  # nothing is to be written: what is there can be read
+    again = extract(small_disk / "cache", 32)  # a complete store needs no writing
     assert again["conv"].shape == (32, again.widths["conv"])
     found = {}
     for name, write in {
@@ -176,7 +177,7 @@ def test_a_disk_that_became_read_only_is_named(small_disk: Path, fault: Fault) -
         tried=len(found),
         withstood=named,
         found=found,
-        means="named, with the way out; a store that is complete is read from it",
+        means="an error names the file and what to do; a complete store is read",
     )
 
 
@@ -193,7 +194,7 @@ def work(folder):
     yield lambda: files.load_tensors(folder / "mine.safetensors")
     yield lambda: datasets.mnist(folder / "raw")
 for do in list(work(Path(sys.argv[1])))[:-1]:
-    do()  # what is imported on the way is imported now
+    do()  # imports what it needs before the disk is closed
 for path in (Path(sys.argv[2]), *Path(sys.argv[2]).glob("mine*"), *Path(sys.argv[2]).glob("raw/*")):
     path.chmod(0o755 if path.is_dir() else 0)
 if not os.geteuid():
@@ -208,11 +209,12 @@ for do in work(Path(sys.argv[2])):
 """
 
 
-def test_no_permission_is_named(request: pytest.FixtureRequest, fault: Fault) -> None:
-    """As a user who may neither write to the folder nor read the files; root may do both, so root
-    becomes nobody.
+def test_a_missing_permission_is_named(request: pytest.FixtureRequest, fault: Fault) -> None:
+    """The user may neither write to the folder nor read the files.
+
+    root may do both, so root becomes nobody.
     """
-    # pytest's own folders are closed to nobody
+    # The user nobody cannot read pytest's own folders.
     top = Path(tempfile.mkdtemp(dir=None if os.geteuid() else "/tmp"))
     request.addfinalizer(lambda: shutil.rmtree(top, ignore_errors=True))
     top.chmod(0o755)
@@ -237,14 +239,16 @@ def test_no_permission_is_named(request: pytest.FixtureRequest, fault: Fault) ->
         tried=5,
         withstood=len(named),
         found=found,
-        means="the file is named",
+        means="an error names the file",
     )
 
 
-def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault) -> None:
+def test_a_file_removed_while_it_is_read_is_named(tmp_path: Path, fault: Fault) -> None:
     for i, photo in enumerate(victims.PHOTOS[:48]):
         Image.fromarray(photo).save(tmp_path / f"{i:02d}.png")
-    paths, found, withstood = sorted(tmp_path.glob("*.png")), dict[str, str](), 0
+    paths = sorted(tmp_path.glob("*.png"))
+    found = dict[str, str]()
+    withstood = 0
 
     def made() -> feature_store.FeatureStore:
         return extraction.extract(
@@ -262,7 +266,7 @@ def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault
 
     def late(path: Path, *rest: int) -> Image.Image:
         if Path(path).name == "47.png":
-            Path(path).unlink()  # between the list of photos and its turn
+            Path(path).unlink()  # after the photos were listed
         return original(path, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -271,7 +275,7 @@ def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault
             made()
     found["a photo"] = str(caught.value)
     (folder,) = (tmp_path / "cache").iterdir()
-    withstood += len(list(folder.glob("shard*"))) == 2  # what came before is kept
+    withstood += len(list(folder.glob("shard*"))) == 2  # the earlier shards are kept
     Image.fromarray(victims.PHOTOS[47]).save(tmp_path / "47.png")
     whole = made()
     whole.path(1).unlink()
@@ -288,5 +292,5 @@ def test_a_file_that_goes_while_it_is_read_is_named(tmp_path: Path, fault: Fault
         tried=3,
         withstood=withstood,
         found=found,
-        means="it is named; what was computed is kept, and goes on once the file is back",
+        means="an error names it; finished work is kept and resumes when the file is back",
     )

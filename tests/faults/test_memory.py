@@ -1,6 +1,4 @@
-"""Memory that does not do: fewer images at a time and the same result, or an error before the work
-begins.
-"""
+"""Too little memory: smaller batches with the same result, or an error before the work begins."""
 
 from __future__ import annotations
 
@@ -47,8 +45,8 @@ def limited(kind: str, share: float, mode: str) -> dict[str, Any]:
 
 @needs_limits
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_that_runs_out_makes_the_batch_smaller(kind: str, fault: Fault) -> None:
-    """Half of what a batch took without a limit; nothing but the refused allocation says so."""
+def test_running_out_of_memory_reduces_the_batch(kind: str, fault: Fault) -> None:
+    """The limit is half of what a batch needs; only the failed allocation shows it."""
     found = limited(kind, 0.5, "blind")
     tolerance = TOLERANCES["activation", "cpu", "float32"]
     ok = bool(found.get("said")) and found.get("off", 1.0) <= tolerance.rtol
@@ -57,12 +55,12 @@ def test_memory_that_runs_out_makes_the_batch_smaller(kind: str, fault: Fault) -
         tried=1,
         withstood=int(ok),
         found=found,
-        means="it said so, went on with fewer images at a time, and came to the same result",
+        means="a warning, fewer images at a time, and the same result",
     )
 
 
 @needs_limits
-def test_a_limit_that_is_known_is_kept_beforehand(fault: Fault) -> None:
+def test_a_known_limit_reduces_the_batch_from_the_start(fault: Fault) -> None:
     found = {kind: limited(kind, 0.5, "estimate") for kind in ("extraction", "gram")}
     ok = [
         kind
@@ -74,7 +72,7 @@ def test_a_limit_that_is_known_is_kept_beforehand(fault: Fault) -> None:
         tried=len(found),
         withstood=len(ok),
         found=found,
-        means="fewer images at a time from the start, with a notice",
+        means="fewer images at a time from the start, with a warning",
     )
 
 
@@ -84,14 +82,15 @@ def test_a_limit_that_is_known_is_kept_beforehand(fault: Fault) -> None:
     [
         (
             "estimate",
-            r"TooLarge: [^,]+, for one image, takes about [\d.]+ GB of memory, [\d.]+ GB are left: free some",
+            r"TooLarge: [^,]+, for one image, takes about [\d.]+ GB of memory, "
+            r"[\d.]+ GB are left: free some",
         ),
         ("blind", r"TooLarge: memory ran out at one image \(.+\): free some"),
     ],
     ids=["estimate", "blind"],
 )
 def test_one_image_that_does_not_fit_is_an_error(mode: str, words: str, fault: Fault) -> None:
-    """With the estimate before anything is computed; without it when the allocation is refused."""
+    """From the estimate before the work, or, without an estimate, from the failed allocation."""
     found = limited("large", 0.2, mode)
     ok = re.match(words, found.get("error", "no error"))
     fault(
@@ -100,8 +99,8 @@ def test_one_image_that_does_not_fit_is_an_error(mode: str, words: str, fault: F
         withstood=int(bool(ok)),
         found=found,
         means={
-            "estimate": "refused before it starts, with what it takes, what there is and what to do",
-            "blind": "an error of ours that says what to do, not a kill",
+            "estimate": "an error before the work: memory needed, memory left, and what to do",
+            "blind": "an error that says what to do, not a kill",
         }[mode],
     )
 
@@ -109,11 +108,13 @@ def test_one_image_that_does_not_fit_is_an_error(mode: str, words: str, fault: F
 def test_work_that_cannot_fit_is_refused_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    """Where the kernel would kill: the first image is never opened."""
+    """The kernel would kill the process; the first image is never opened."""
     monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
     monkeypatch.setattr(memory, "SMALL", 0)
-    never, vgg = [tmp_path / "never-opened.jpg"] * 64, tiny_vgg()
-    taps, small = {"conv": "features.0"}, Preprocess(size=64)
+    never = [tmp_path / "never-opened.jpg"] * 64
+    vgg = tiny_vgg()
+    taps = {"conv": "features.0"}
+    small = Preprocess(size=64)
     pixels = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     work: dict[str, Callable[[], object]] = {
         "extraction": lambda: list(
@@ -143,16 +144,16 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
         tried=len(work),
         withstood=len(named),
         found=found,
-        means="refused before it starts, with what it takes, what there is and what to do",
+        means="an error before the work: memory needed, memory left, and what to do",
     )
 
 
-def test_enough_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_is_kept_if_memory_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     assert memory.batch_that_fits(16, 10**12, 0, "x") == 16
     memory.require_memory(10**18, "x", "y")
     monkeypatch.setattr(memory, "available_memory", lambda: 1700)
-    assert memory.batch_that_fits(16, 10_000, 0, "x") == 16  # so little is taken without asking
+    assert memory.batch_that_fits(16, 10_000, 0, "x") == 16  # too little to be checked
     monkeypatch.setattr(memory, "SMALL", 0)
     assert memory.batch_that_fits(16, 100, 100, "x") == 16
     with pytest.warns(BatchReduced, match=r"for x: 7 images at a time instead of 16"):
@@ -161,8 +162,9 @@ def test_enough_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         memory.batch_that_fits(16, 2000, 0, "x")
 
 
-def test_halves_are_computed_in_order_and_remembered() -> None:
-    pieces, sizes = memory.HalvingBatches[list[int]](8), list[int]()
+def test_halved_batches_keep_their_order_and_size() -> None:
+    pieces = memory.HalvingBatches[list[int]](8)
+    sizes = list[int]()
 
     def run(rows: torch.Tensor) -> list[int]:
         sizes.append(len(rows))
@@ -172,7 +174,7 @@ def test_halves_are_computed_in_order_and_remembered() -> None:
             )
         return rows.tolist()
 
-    with pytest.warns(BatchReduced, match="going on with"):
+    with pytest.warns(BatchReduced, match="continuing with"):
         assert [*chain(*pieces(run, torch.arange(8)))] == list(range(8))
     assert sizes == [8, 4, 2, 2, 2, 2]
     assert [*chain(*pieces(run, torch.arange(3)))] == [0, 1, 2]
@@ -192,11 +194,13 @@ def test_halves_are_computed_in_order_and_remembered() -> None:
 
 
 @needs_limits
-def test_what_is_available_follows_the_limit() -> None:
+def test_available_memory_follows_the_limit() -> None:
     code = (
-        "import resource; from rdfia.device import memory; before = memory.available()\n"
+        "import resource; from rdfia.device import memory\n"
+        "before = memory.available_memory()\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (size + 50_000_000,) * 2); print(before, memory.available())"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 50_000_000,) * 2)\n"
+        "print(before, memory.available_memory())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -220,7 +224,7 @@ def test_what_is_available_follows_the_limit() -> None:
         ),
     ],
 )
-def test_a_containers_limit_counts_and_its_page_cache_does_not(
+def test_available_memory_includes_a_containers_limit_but_not_its_page_cache(
     group: str, names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "SYSTEM", tmp_path)
@@ -243,7 +247,7 @@ def test_a_containers_limit_counts_and_its_page_cache_does_not(
     assert memory.available_memory() == 1_000_000
 
 
-def test_memory_that_runs_out_in_decoding_is_no_damaged_photo(
+def test_running_out_of_memory_in_decoding_is_not_a_damaged_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("L", (40, 40)).save(tmp_path / "x.png")
@@ -256,7 +260,7 @@ def test_memory_that_runs_out_in_decoding_is_no_damaged_photo(
         list(staging.decode_images([tmp_path / "x.png"], Preprocess(size=16)))
 
 
-def test_a_gan_that_does_not_fit_says_which_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gan_that_does_not_fit_names_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 

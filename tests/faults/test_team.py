@@ -1,6 +1,4 @@
-"""Several processes at one extraction, under torchrun: the store of one process, also when a member
-is killed.
-"""
+"""Several processes of one extraction under torchrun make the store that one process makes."""
 
 from __future__ import annotations
 
@@ -56,14 +54,14 @@ def totals(folder: Path, attempt: str) -> int:
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("restarts", [0, 1], ids=["run again by hand", "restarted by torchrun"])
-def test_a_team_that_loses_a_member_makes_the_store_of_one_process(
+def test_a_team_with_a_killed_member_makes_the_store_of_one_process(
     size: int, restarts: int, tmp_path: Path, fault: Fault
 ) -> None:
     victims.extract(tmp_path / "whole")
     member = ("-m", "tests.faults.team_member", tmp_path)
     done = torchrun(size, *member, size - 1, 40, restarts=restarts)
     assert (tmp_path / "died").exists(), done.stderr[-2000:]
-    # not those half-written
+    # Without half-written files.
     kept = len(list((tmp_path / "store").glob("*/shard*"))) if not restarts else None
     if not restarts:
         assert done.returncode != 0
@@ -86,7 +84,7 @@ def test_a_team_that_loses_a_member_makes_the_store_of_one_process(
 
 
 @pytest.mark.timeout(600)
-def test_the_command_under_torchrun_gives_the_store_of_one_process(
+def test_the_command_under_torchrun_makes_the_store_of_one_process(
     tmp_path: Path, fault: Fault
 ) -> None:
     if assets.find("alexnet-features") is None:
@@ -115,7 +113,7 @@ def test_the_command_under_torchrun_gives_the_store_of_one_process(
     assert alone.returncode == 0, alone.stderr
     done = torchrun(2, *words, "--store", tmp_path / "two", cache=cache)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("520 x 9216") == 1, done.stdout  # said by one of them
+    assert done.stdout.count("520 x 9216") == 1, done.stdout  # printed by one process only
     one, two = files(tmp_path / "alone"), files(tmp_path / "two")
     equal = sum(two.get(name) == data for name, data in one.items())
     fault(
@@ -123,6 +121,6 @@ def test_the_command_under_torchrun_gives_the_store_of_one_process(
         tried=len(one),
         withstood=equal,
         found={"files": sorted(two)},
-        means="each file of the store of one process, byte for byte",
+        means="each file equals that of one process, byte for byte",
     )
     assert one.keys() == two.keys()

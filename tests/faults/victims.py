@@ -1,11 +1,10 @@
-"""Processes that are killed: small work of each kind, done in forks of a process that has imported
-torch already.
+"""Processes that are killed: small work of each kind, in forks of a process that imported torch.
 
     python -m tests.faults.victims killed|died extraction|training FOLDER COUNT SEED
 
-"killed": COUNT kills from outside, a third of them while a file is being written; "died": COUNT
-deaths (0: all there are) between two steps of writing. Prints one JSON object: how many there were,
-what had been finished before them, what the second runs did, and each thing that was wrong.
+"killed": COUNT kills from outside, a third of them while a file is being written. "died": COUNT
+deaths (0: all possible ones) between two steps of writing. Prints one JSON object: the number of
+deaths, the work that was finished before them, the work of the second runs, and every problem.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ from tests.support.tiny_networks import tiny_vgg
 
 SMALL = Preprocess(size=16)
 TAPS = {"conv": "features.0", "deep": "features.5"}
-# A batch of images is a step of a kill's lottery: many small ones, so that kills fall into
-# computing and writing both.
+# Many small batches, so that kills occur both while computing and while writing.
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24), dtype=np.uint8) for i in range(320)]
 GAN = GanConfig(
     GanArchitecture("cdcgan", image_size=16, channels=1, nz=5, ngf=2, ndf=2, classes=3),
@@ -54,17 +52,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a Python that a test starts: it finds this checkout, beside what its path had, and takes
-    one thread.
+    """The environment of a Python that a test starts.
+
+    It finds this checkout in addition to PYTHONPATH, and uses one thread.
     """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 class Tally:
-    """Counts what is really done, in the place of a progress bar: batches of one photo, steps of
-    training.
-    """
+    """Counts the work in the place of a progress bar: batches of one photo, steps of training."""
 
     done = 0
 
@@ -102,23 +99,24 @@ def photos_kept(folder: Path) -> int:
 
 
 def steps_kept(folder: Path) -> int:
-    """Steps up to the checkpoint that a second `train` has to go on from."""
+    """Steps up to the checkpoint from which a second `train` resumes."""
     index = folder / RUN.name / "training.json"
     return files.read_json(index)["step"] if index.exists() else 0
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What has to be equal: each file's bytes; of tensors what they hold, as a header's padding may
-    be another.
+    """What has to be equal: the bytes of each file, or its tensors.
+
+    The padding of a header of tensors may differ.
     """
     found: dict[str, Any] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        # a time, and an empty file that the system's lock is on
+        # A time, and an empty lock file.
         if path.name in ("seconds.json", ".lock"):
             continue
         if path.suffix == ".safetensors":
-            tensors, metadata = files.load_tensors(path)  # of a file that is not whole this raises
+            tensors, metadata = files.load_tensors(path)  # raises for an incomplete file
             found[name] = (files.tensors_digest(tensors), metadata)
         else:
             found[name] = path.read_bytes()
@@ -126,8 +124,9 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 class Work(NamedTuple):
-    """`kept` says how much of the `total` is finished in a folder: that much a second run may not
-    do again.
+    """Work of `total` units.
+
+    `kept` returns the number of finished units in a folder, which a second run may not repeat.
     """
 
     do: Callable[[Path, Progress | None], None]
@@ -141,32 +140,34 @@ WORK: Mapping[str, Work] = {
 }
 
 
-def tell_of_writes(say: Callable[[str], None]) -> None:
-    """From here on the store says "part", "written" and "kept" of each file, and "sweep" before it
-    cleans up.
+def report_writes(say: Callable[[str], None]) -> None:
+    """Makes the store report "part", "written" and "kept" for each file, and "sweep".
+
+    "sweep" comes before it removes unfinished files.
     """
-    atomic_path, sweep = files.atomic_path, files.remove_unfinished
+    atomic_path = files.atomic_path
+    sweep = files.remove_unfinished
 
     @contextlib.contextmanager
-    def telling(path: Path) -> Iterator[Path]:
+    def reporting(path: Path) -> Iterator[Path]:
         with atomic_path(path) as temporary:
             say(f"part {Path(path).name}")
             yield temporary
             say(f"written {Path(path).name}")
         say(f"kept {Path(path).name}")
 
-    def telling_sweep(folder: Path) -> None:
+    def reporting_sweep(folder: Path) -> None:
         say("sweep")
         sweep(folder)
 
-    files.atomic_path, files.remove_unfinished = telling, telling_sweep
+    files.atomic_path = reporting
+    files.remove_unfinished = reporting_sweep
 
 
 class Child:
-    """A fork that does the work, and says on a pipe what it writes and, at its end, how much it
-    did.
+    """A fork that does the work, and reports on a pipe what it writes and how much it did.
 
-    Of the things that it would say it dies at number `dies_at`.
+    It dies before its report number `dies_at`.
     """
 
     def __init__(self, work: Work, folder: Path, dies_at: int = -1) -> None:
@@ -185,52 +186,50 @@ class Child:
 
     @staticmethod
     def _work(work: Work, folder: Path, write: int, dies_at: int) -> None:
-        numbers, tally = itertools.count(), Tally()
+        numbers = itertools.count()
+        tally = Tally()
 
         def say(word: str) -> None:
             if next(numbers) == dies_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             os.write(write, f"{time.monotonic()} {word}\n".encode())
 
-        tell_of_writes(say)
+        report_writes(say)
         work.do(folder, tally)
         os.write(write, f"{time.monotonic()} did {tally.done}\n".encode())
 
-    def said(self) -> tuple[float, str] | None:
-        """The next thing that it says, with the time; None at its end."""
+    def next_report(self) -> tuple[float, str] | None:
+        """The next report with its time; None at the end."""
         line = self.pipe.readline()
         return (
             (float(line.split()[0]), line.split(" ", 1)[1].strip()) if line.endswith("\n") else None
         )
 
     def ended(self) -> tuple[int, list[tuple[float, str]]]:
-        """Its status, and all that it said until then."""
+        """The exit status and all reports until then."""
         with self.pipe:
-            words = list(iter(self.said, None))
+            words = list(iter(self.next_report, None))
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), words
 
 
 class Resumed:
-    """Compares second runs with a run that was never killed: in what they leave, and in how much
-    they did.
-    """
+    """Compares second runs with a run that was never killed: their files and their work."""
 
     def __init__(self, kind: str, root: Path) -> None:
         torch.set_num_threads(1)
-        # else each fork would spend its first seconds on it, in Adam's step
+        # Otherwise each fork would import it in Adam's first step, which takes seconds.
         importlib.import_module("torch._dynamo")
-        self.work, self.wrong, self.before, self.after = (
-            WORK[kind],
-            Counter[str](),
-            list[int](),
-            list[int](),
-        )
+        self.work = WORK[kind]
+        self.wrong = Counter[str]()
+        self.before = list[int]()
+        self.after = list[int]()
         for name in ("warm", "whole"):
             start = time.monotonic()
             status, self.words = Child(self.work, root / name).ended()
             if status or self.words[-1][1] != f"did {self.work.total}":
                 raise SystemExit(f"{kind} fails without any kill: {status}, {self.words[-1:]}")
-        self.seconds, self.whole = time.monotonic() - start, contents(root / "whole")
+        self.seconds = time.monotonic() - start
+        self.whole = contents(root / "whole")
 
     def goes_on(self, folder: Path) -> None:
         kept = self.work.kept(folder)
@@ -264,13 +263,13 @@ class Resumed:
 
 
 def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kills the work `kills` times, each in a folder of its own, resumes it, and compares with the
-    whole.
+    """Kills the work `kills` times, each in a new folder, resumes it, and compares.
 
-    Two thirds of the kills come at any moment of the run, a third within the time that writing a
-    file takes after one was begun: writing is a small part of a run, which the others seldom meet.
+    Two thirds of the kills come at a random time of the run. One third comes within the time of one
+    write after a write began: writing is a small part of a run, which random times seldom hit.
     """
-    resumed, chance = Resumed(kind, root), random.Random(seed)
+    resumed = Resumed(kind, root)
+    chance = random.Random(seed)
     begun = [at for at, word in resumed.words if word.startswith("part ")]
     done = [at for at, word in resumed.words if word.startswith("kept ")]
     a_write = sum(done) / len(done) - sum(begun) / len(begun)
@@ -284,16 +283,16 @@ def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
         folder = root / str(tries)
         child = Child(resumed.work, folder)
         if at_work < aimed:
-            # over the whole run, the last file too
+            # Spread over the whole run, including the last file.
             number = int((at_work + chance.random()) / aimed * len(begun))
-            while (said := child.said()) and (number := number - said[1].startswith("part ")) >= 0:
-                pass
+            while number >= 0 and (report := child.next_report()):
+                number -= report[1].startswith("part ")
             time.sleep(chance.uniform(0, a_write))
         else:
             time.sleep(chance.uniform(0, resumed.seconds))
         os.kill(child.pid, signal.SIGKILL)
         if child.ended()[0] != -signal.SIGKILL:
-            continue  # it was done before
+            continue  # it ended before the kill
         at_work += 1
         left.append(sum(path.suffix == ".part" for path in folder.rglob("*")))
         in_a_write += left[-1] > 0
@@ -310,10 +309,12 @@ def killed(kind: str, root: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def died(kind: str, root: Path, count: int, seed: int) -> dict[str, Any]:
-    """Dies at what is said of writing (0: at all of it), once each; at the last clean-up, or the
-    last file, always.
+    """Dies once at each of `count` reports about writing (0: all of them), and resumes.
+
+    The last removal of unfinished files, or the last file, is always one of them.
     """
-    resumed, chance = Resumed(kind, root), random.Random(seed)
+    resumed = Resumed(kind, root)
+    chance = random.Random(seed)
     words = [word for _, word in resumed.words[:-1]]
     last = max(range(len(words)), key=lambda i: (words[i] == "sweep", i))
     others = [i for i in range(len(words)) if i != last]
@@ -327,7 +328,9 @@ def died(kind: str, root: Path, count: int, seed: int) -> dict[str, Any]:
         before = resumed.wrong.total()
         resumed.goes_on(folder)
         if resumed.wrong.total() > before:
-            resumed.wrong[f"at number {number}, {words[number]}"] += 0  # named, not counted twice
+            resumed.wrong[f"at number {number}, {words[number]}"] += (
+                0  # adds the place without counting it
+            )
     return {"kills": len(chosen), "places": len(words), **resumed.found()}
 
 

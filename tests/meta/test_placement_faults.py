@@ -1,7 +1,6 @@
-"""The pretended device sees each kind of slip: twelve are planted in the package's own code, and
-rules are tried apart.
+"""The pretended device finds placement faults that are planted in the package, and follows CUDA.
 
-None of them can be seen on a CPU alone, where the same code with the same slip runs to its end.
+On a CPU the same code with the same fault runs without an error.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rdfia.gans import architecture, checkpoint, training
 from rdfia.gans.training import Trainer
 from rdfia.gradients import ascent, saliency, saliency_scores
 from rdfia.transfer import heads, svm
-from tests.placement.test_waits import fool, waits_a_turn
+from tests.placement.test_waits import fool, waits_per_turn
 from tests.support.device_cases import CASES, gan
 from tests.support.device_coverage import called_with_device
 from tests.support.on_device import DEVICE, OnDevice
@@ -33,8 +32,9 @@ MIXED = "Expected all tensors to be on the same device"
 
 
 class Slip(NamedTuple):
-    """`old` in the source of `owner.name` becomes `new`; `case` then fails on a device with
-    `found`.
+    """A planted fault: `old` in the source of `owner.name` becomes `new`.
+
+    On a device `case` then fails with `found`.
     """
 
     owner: Any
@@ -45,7 +45,7 @@ class Slip(NamedTuple):
     found: str = MIXED
 
 
-def drawn_by_the_cpu(trainer: Trainer, n: int) -> Tensor:
+def draw_on_cpu(trainer: Trainer, n: int) -> Tensor:
     generator = torch.Generator().manual_seed(trainer.done)
     return torch.randn(
         n, trainer.config.architecture.nz, generator=generator, device=trainer.device
@@ -113,12 +113,12 @@ SLIPS = {
 
 
 def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the function with the slip in its place, everywhere that the package has it."""
+    """Replaces the function by one with the fault, wherever the package uses it."""
     function = getattr(slip.owner, slip.name)
     plain = inspect.unwrap(function)
-    # Written anew, an expression is one line, however the file breaks it.
+    # Unparsed, each statement is one line, whatever the format of the file.
     source = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(plain))))
-    assert source.count(slip.old) == 1, f"{slip.name} has changed: plant {slip.old!r} anew"
+    assert source.count(slip.old) == 1, f"{slip.name} has changed: update the fault {slip.old!r}"
     space = plain.__globals__
     names: dict[str, Any] = {}
     exec(
@@ -153,18 +153,18 @@ def _importers() -> list[Any]:
 
 
 @pytest.mark.parametrize("name", SLIPS)
-def test_a_planted_slip_of_placement_is_found(
+def test_a_planted_placement_fault_is_found(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     slip = SLIPS[name]
     plant(slip, monkeypatch)
-    CASES[slip.case][1]("cpu", tmp_path / "cpu")  # which does not see it
+    CASES[slip.case][1]("cpu", tmp_path / "cpu")  # no error on a CPU
     with pretended_device(), pytest.raises((RuntimeError, TypeError), match=slip.found):
         CASES[slip.case][1]("cuda", tmp_path / "cuda")
 
 
 def test_a_generator_of_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Trainer, "draw", drawn_by_the_cpu)
+    monkeypatch.setattr(Trainer, "draw", draw_on_cpu)
     CASES["dcgan_in_float32"][1]("cpu", tmp_path / "cpu")
     with (
         pretended_device(),
@@ -173,7 +173,7 @@ def test_a_generator_of_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pa
         CASES["dcgan_in_float32"][1]("cuda", tmp_path / "cuda")
 
 
-WAITING = {  # what is computed rightly, but waited for at each step
+WAITING = {  # faults that only make the host wait at each step
     "item in a loop": Slip(
         Trainer, "step", "self.done += 1", "self.done += 1\n    float(self.losses[0, 0])", ""
     ),
@@ -203,10 +203,10 @@ def test_a_planted_wait_in_a_training_step_is_counted(
 
 def test_a_planted_wait_in_a_turn_of_an_ascent_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(Slip(ascent, "ascend", "x[copy_to_device(rows, x.device)]", "x[rows]", ""), monkeypatch)
-    assert waits_a_turn(fool) == 2
+    assert waits_per_turn(fool) == 2
 
 
-def test_a_case_that_leaves_the_device_out_covers_nothing(tmp_path: Path) -> None:
+def test_a_case_without_the_device_covers_nothing(tmp_path: Path) -> None:
     run: Callable[..., Any] = CASES["saliency"][1]
     with pretended_device():
         assert inspect.unwrap(saliency.saliency_maps).__code__ in called_with_device(
@@ -215,12 +215,11 @@ def test_a_case_that_leaves_the_device_out_covers_nothing(tmp_path: Path) -> Non
         assert called_with_device(lambda: run("cpu", tmp_path)) == set()
 
 
-# --- the rules, one by one
-# --------------------------------------------------------------------------------------------
+# --- the rules of placement
 
 
 def dense() -> nn.Linear:
-    """A layer of ones, 3 -> 2; no random number is drawn."""
+    """A linear layer 3 -> 2 of ones, made without random numbers."""
     layer = nn.utils.skip_init(nn.Linear, 3, 2)
     for parameter in layer.parameters():
         nn.init.ones_(parameter)
@@ -233,7 +232,7 @@ def device() -> Any:
         yield device
 
 
-def test_factories_and_copies_lie_where_they_are_asked_to(device: PretendedDevice) -> None:
+def test_factories_and_copies_are_on_the_requested_device(device: PretendedDevice) -> None:
     x = torch.ones(2, 3, device="cuda")
     here = [
         x,
@@ -274,7 +273,7 @@ def test_factories_and_copies_lie_where_they_are_asked_to(device: PretendedDevic
         lambda x: dense()(x),
     ],
 )
-def test_what_cuda_refuses_is_refused(
+def test_operations_that_cuda_refuses_are_refused(
     wrong: Callable[[Tensor], Any], device: PretendedDevice
 ) -> None:
     with pytest.raises(
@@ -283,9 +282,9 @@ def test_what_cuda_refuses_is_refused(
         wrong(torch.ones(3, device="cuda"))
 
 
-def test_what_cuda_takes_is_taken(device: PretendedDevice) -> None:
+def test_operations_that_cuda_allows_are_allowed(device: PretendedDevice) -> None:
     x, row = torch.ones(3, device="cuda"), torch.tensor([1])
-    x[row] = torch.tensor(5.0)  # a number that is a tensor of the CPU
+    x[row] = torch.tensor(5.0)  # a number in a CPU tensor
     x += torch.tensor(1.0)
     x[0] = torch.ones(())  # a copy
     x.copy_(torch.ones(3))
@@ -311,34 +310,34 @@ def test_what_cuda_takes_is_taken(device: PretendedDevice) -> None:
         (lambda x: torch.zeros(3).to("cuda"), 0, 1),
         (lambda x: torch.tensor([1.0], device="cuda"), 0, 1),
         (lambda x: x[torch.tensor([0])], 0, 1),
-        # not pinned: the copy is waited for
+        # Not pinned: the host waits for the copy.
         (lambda x: torch.zeros(3).to("cuda", non_blocking=True), 0, 1),
         (lambda x: torch.zeros(3).pin_memory().to("cuda", non_blocking=True), 0, 0),
         (lambda x: torch.empty(3, pin_memory=True).copy_(x, non_blocking=True), 0, 0),
         (lambda x: torch.where(x > 0, x, 0 * x), 0, 0),
     ],
 )
-def test_waits_are_those_of_cuda(
+def test_the_host_waits_as_for_cuda(
     work: Callable[[Tensor], Any], reads: int, uploads: int, device: PretendedDevice
 ) -> None:
     work(torch.ones(3, device="cuda"))
     assert (len(device.reads), len(device.uploads)) == (reads, uploads)
 
 
-def test_autocast_on_the_device_computes_in_its_type(device: PretendedDevice) -> None:
+def test_autocast_on_the_device_uses_its_type(device: PretendedDevice) -> None:
     layer, x = dense().to("cuda"), torch.ones(1, 3, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         y = layer(x)
         assert torch.cat([y, x], dim=1).dtype == torch.float32
     assert (y.dtype, layer(x).dtype) == (torch.bfloat16, torch.float32)
-    # of another device: a slip that is seen by its type
+    # Autocast of another device has no effect: a fault that the type shows.
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.float32
     y.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32
 
 
-def test_torch_is_as_it_was_afterwards() -> None:
+def test_torch_is_restored_afterwards() -> None:
     before = torch.cuda.is_available, torch.Generator, torch.cuda.Stream
     with pytest.raises(KeyError), pretended_device():
         raise KeyError
@@ -348,7 +347,7 @@ def test_torch_is_as_it_was_afterwards() -> None:
         torch.empty(1, device="cuda:7")
 
 
-def test_a_tensor_that_left_its_device_behind_says_so() -> None:
+def test_a_tensor_used_after_its_device_is_an_error() -> None:
     with pretended_device():
         x = torch.ones(2, device="cuda")
     with pytest.raises(RuntimeError, match="outside of `pretended_device"):

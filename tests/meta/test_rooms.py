@@ -1,8 +1,10 @@
-"""Each room's front door has what it promises, and costs nothing before it is used."""
+"""Each room's front door has the promised names, with types, and imports nothing before use."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,31 @@ from rdfia._former_names import FORMER
 ROOT = Path(__file__).parents[2]
 ROOMS = [path.parent.name for path in sorted((ROOT / "rdfia").glob("*/__init__.py"))]
 HEAVY = {"torch", "numpy", "PIL", "matplotlib", "sklearn", "scipy"}
+# No types of torch: its sources take most of the time of a check.
+MYPY_SETTINGS = """
+[mypy]
+strict = True
+follow_imports = silent
+[mypy-torch.*,torchvision.*,numpy.*,PIL.*,scipy.*,sklearn.*,skimage.*,matplotlib.*,safetensors.*]
+follow_imports = skip
+follow_imports_for_stubs = True
+"""
+DOWNSTREAM = """
+import rdfia
+from rdfia.claims import proportion
+from rdfia.data import Preprocess
+
+reveal_type(rdfia.data.cache_dir())
+size: str = Preprocess().size
+proportion("1", 2)
+rdfia.transfer.extracted
+"""
+EXPECTED = [
+    'note: Revealed type is "pathlib.Path"',
+    "error: Incompatible types in assignment",
+    'error: Argument 1 to "proportion" has incompatible type "str"',
+    'error: Module has no attribute "extracted"',
+]
 
 
 def modules(room: str) -> set[str]:
@@ -22,32 +49,36 @@ def modules(room: str) -> set[str]:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_is_found(room: str) -> None:
+def test_every_public_name_can_be_imported(room: str) -> None:
     door = importlib.import_module(f"rdfia.{room}")
-    assert all(getattr(door, name) is not None for name in door.__all__)
+    names = door.__all__
+    assert [name for name in names if vars(door)[name] is not getattr(door, name)] == []
+    assert dir(door) == sorted(names)
     assert [word for word in ("In: ", "Out: ") if word not in (door.__doc__ or "")] == []
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_module_is_listed_and_no_function_has_the_name_of_one(room: str) -> None:
-    """An imported module takes its name in the room: a function of that name would be found before
-    it and not after.
+def test_every_module_is_public_and_shares_its_name_with_no_function(room: str) -> None:
+    """An imported module becomes an attribute of its package: a function of the same name would be
+    found before that import and not after it.
     """
-    names = importlib.import_module(f"rdfia.{room}")._NAMES
-    assert set(names) == modules(room)
-    assert not modules(room) & {name for public in names.values() for name in public.split()}
+    stub = (ROOT / "rdfia" / room / "__init__.pyi").read_text("utf-8").splitlines()
+    own = {line.split()[-1] for line in stub if line.startswith(f"from rdfia.{room} import ")}
+    assert own == modules(room)
+    assert len(stub) == len({line.split()[-1] for line in stub})
+    assert [line for line in stub if line.split()[-1] != line.split()[-3]] == []
 
 
-def test_what_is_not_there_is_an_error_with_what_there_is() -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_known_names() -> None:
     with pytest.raises(
         AttributeError, match=r"rdfia\.transfer has no 'extracted'; it has .*\bextract\b"
     ):
-        _ = rdfia.transfer.extracted
+        _ = rdfia.transfer.extracted  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"rdfia has no 'trensfer'; it has .*transfer"):
-        _ = rdfia.trensfer
+        _ = rdfia.trensfer  # type: ignore[attr-defined]
 
 
-def test_the_names_that_a_user_writes() -> None:
+def test_users_find_functions_in_their_room() -> None:
     found = rdfia.transfer.extract, rdfia.gradients.fool, rdfia.gans.train
     assert [f"{function.__module__}.{function.__name__}" for function in found] == [
         "rdfia.transfer.extraction.extract",
@@ -56,15 +87,27 @@ def test_the_names_that_a_user_writes() -> None:
     ]
 
 
-def test_no_front_door_imports_what_is_large() -> None:
+def test_front_doors_import_no_large_package() -> None:
     rooms = ", ".join(f"rdfia.{room}" for room in ROOMS)
     code = f"import sys, rdfia, {rooms}; print(*({HEAVY!r} & set(sys.modules)))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-        ).stdout.split()
-        == []
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_a_type_checker_sees_the_types_of_public_names(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is not installed: pip install -e '.[lint]'")
+    (tmp_path / "mypy.ini").write_text(MYPY_SETTINGS)
+    (tmp_path / "downstream.py").write_text(DOWNSTREAM)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-incremental", "downstream.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
+    messages = [line.partition(": ")[2] for line in done.stdout.splitlines()[:-1]]
+    assert [re.split(r"[;(]", message)[0].strip() for message in messages] == EXPECTED, done.stdout
 
 
 @pytest.mark.parametrize("name", FORMER)
@@ -81,7 +124,7 @@ def test_a_module_is_found_by_its_former_name_too(
     monkeypatch.delattr(rdfia, name.removeprefix("rdfia."))
 
 
-def test_a_former_name_serves_every_form_of_import() -> None:
+def test_a_former_name_works_in_every_form_of_import() -> None:
     code = "from rdfia import svm; from rdfia.svm import fit; import rdfia.features; "
     code += "print(svm.fit is fit, rdfia.features.__name__)"
     done = subprocess.run(

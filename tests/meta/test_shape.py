@@ -183,7 +183,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1200, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2640
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2700
     )
 
 

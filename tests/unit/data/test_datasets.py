@@ -1,4 +1,4 @@
-"""Data sets are whole, in a stable order, and refused by name when they are not what a lab can use."""
+"""Data sets are complete and in a stable order, or refused with a named reason."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_an_image_folder_in_a_stable_order(folder: Path) -> None:
+def test_an_image_folder_has_a_stable_order(folder: Path) -> None:
     found = image_folder(folder, "pets")
     assert found.classes == ("ant", "cat", "dog")
     assert [path.name for path in found.paths] == ["A.JPEG", "b.png", "10.jpg", "2.jpg", "1.jpg"]
@@ -59,7 +59,7 @@ def test_subset_keeps_order_and_classes(folder: Path) -> None:
     assert found.classes == ("ant", "cat", "dog")
 
 
-def test_the_digest_follows_the_content_not_the_place(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_depends_on_content_not_on_location(folder: Path, tmp_path: Path) -> None:
     first = image_folder(folder, "pets").digest
     folder = folder.rename(tmp_path / "elsewhere")
     assert image_folder(folder, "pets").digest == first
@@ -110,7 +110,7 @@ def false_photos(folder: Path) -> None:
         ),
     ],
 )
-def test_a_folder_that_no_lab_can_use(
+def test_unusable_image_folders_are_refused(
     folder: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(folder)
@@ -118,7 +118,7 @@ def test_a_folder_that_no_lab_can_use(
         image_folder(folder, "pets")
 
 
-def test_a_set_without_labels_may_have_one_folder(folder: Path) -> None:
+def test_an_unlabelled_set_may_have_one_class(folder: Path) -> None:
     one_class(folder)
     found = image_folder(folder, "pets", labelled=False)
     assert (found.classes, found.labels.tolist()) == (("cat",), [0, 0])
@@ -129,8 +129,8 @@ def test_a_set_without_labels_may_have_one_folder(folder: Path) -> None:
         image_folder(folder, "pets", labelled=False)
 
 
-def test_no_folder_at_all(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"nowhere is no folder"):
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"nowhere is not a folder"):
         image_folder(tmp_path / "nowhere", "pets")
 
 
@@ -143,23 +143,21 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
         ([-1, 0], "labels -1 to 0"),
     ],
 )
-def test_labels_that_do_not_match(labels: list[int], message: str) -> None:
+def test_labels_that_do_not_match_are_refused(labels: list[int], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         ImageSet("pets", (Path("a.jpg"), Path("b.jpg")), np.array(labels), ("cat", "dog"))
     with pytest.raises(DatasetError, match=message):
         ArraySet("pets", np.zeros((2, 4, 4), np.uint8), np.array(labels), ("cat", "dog"))
 
 
-def test_a_set_without_images() -> None:
+def test_a_set_without_images_is_refused() -> None:
     with pytest.raises(DatasetError, match="0 images"):
         ImageSet("pets", (), np.array([], np.int64), ("cat", "dog"))
 
 
 @pytest.fixture
 def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Photos as CelebA's authors pack them, one of them grey; an empty assets directory, and a
-    cache of its own.
-    """
+    """Photos like CelebA's, one of them grey, with an empty assets directory and cache."""
     generator = np.random.default_rng(0)
     for number, size in enumerate([(218, 178), (218, 178), (178, 218), (100, 64)], start=1):
         photo(path := tmp_path / "celeba" / "img_align_celeba" / f"{number:06d}.jpg")
@@ -178,7 +176,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("below", ["", "celeba", "celeba/img_align_celeba"])
-def test_faces_are_resized_and_cut_as_torchvision_does(faces: Path, below: str) -> None:
+def test_faces_are_resized_and_cropped_as_in_torchvision(faces: Path, below: str) -> None:
     register_missing_operators()
     from torchvision.transforms import CenterCrop, Compose, Resize
 
@@ -197,9 +195,9 @@ def test_faces_are_resized_and_cut_as_torchvision_does(faces: Path, below: str) 
             )
 
 
-def test_faces_become_an_asset_that_is_found_and_checked(faces: Path) -> None:
+def test_faces_become_an_asset_that_is_found_and_verified(faces: Path) -> None:
     for name in prepare_celeba(faces):
-        assert not assets.locate(name).verified, "nobody has said what it should be"
+        assert not assets.locate(name).verified, "its checksum is not known"
         assets.fetch(name)
     found = assets.locate("celeba-32")
     assert (found.path, found.verified) == (faces / "assets" / "data" / "celeba-32", True)
@@ -213,19 +211,19 @@ def test_faces_become_an_asset_that_is_found_and_checked(faces: Path) -> None:
 
 
 class Killed(BaseException):
-    """No error that anything would catch."""
+    """Not an Exception, so that no handler catches it."""
 
 
 def made(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "faces").glob("0*.png")}
 
 
-def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(faces: Path) -> None:
+def test_a_killed_preparation_resumes_and_is_not_found_before_it_is_complete(faces: Path) -> None:
     data = faces / "assets" / "data"
 
     def killed(done: Iterable[str], total: int, label: str) -> Iterable[str]:
         assert (total, label, list(done)) == (5, "celeba", [""] * 5)
-        for number in (2, 5):  # as if it had not come to these
+        for number in (2, 5):  # as if these were not made yet
             (data / "celeba-32.part" / "faces" / f"{number:06d}.png").unlink()
         raise Killed
 
@@ -241,19 +239,17 @@ def test_a_killed_preparation_goes_on_and_is_never_taken_for_whole(faces: Path) 
     assert not (data / "celeba-32.part").exists()
     after = made(data / "celeba-32")
     assert len(image_folder(data / "celeba-32", "celeba", labelled=False)) == len(after) == 5
-    assert before.items() <= after.items(), "what was made is kept"
+    assert before.items() <= after.items(), "finished files are kept"
     prepare_celeba(faces)
-    assert made(data / "celeba-32") == after, "a whole one is left alone"
+    assert made(data / "celeba-32") == after, "a complete folder does not change"
 
 
-def test_a_full_disk_is_named_and_what_was_made_is_kept(
+def test_a_full_disk_is_named_and_finished_faces_are_kept(
     faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, one_at_a_time, part = (
-        files.write_atomic,
-        threading.Lock(),
-        faces / "assets" / "data" / "celeba-32.part",
-    )
+    real = files.write_atomic
+    one_at_a_time = threading.Lock()
+    part = faces / "assets" / "data" / "celeba-32.part"
 
     def limited(path: Path, data: bytes) -> None:
         with one_at_a_time:
@@ -270,7 +266,7 @@ def test_a_full_disk_is_named_and_what_was_made_is_kept(
     assert len(made(faces / "assets" / "data" / "celeba-32")) == 5
 
 
-def test_broken_faces_are_listed_at_the_end_and_the_others_made(faces: Path) -> None:
+def test_unusable_faces_are_listed_after_the_others_are_made(faces: Path) -> None:
     folder = faces / "celeba" / "img_align_celeba"
     whole = (folder / "000002.jpg").read_bytes()
     (folder / "000002.jpg").write_bytes(whole[: len(whole) // 2])
@@ -290,12 +286,15 @@ def test_broken_faces_are_listed_at_the_end_and_the_others_made(faces: Path) -> 
 def test_faces_of_two_folders_are_not_mixed(faces: Path) -> None:
     part = photo(faces / "assets" / "data" / "celeba-32.part" / "faces" / "other.png").parents[1]
     with pytest.raises(
-        DatasetError, match=rf"{part} holds 6 photos, .*img_align_celeba 5: remove the former"
+        DatasetError,
+        match=rf"{part} has 6 photos, expected the 5 of .*img_align_celeba: .*; remove {part}",
     ):
         prepare_celeba(faces)
 
 
-def test_no_faces_or_no_place_for_them(faces: Path, tmp_path: Path) -> None:
+def test_a_source_without_photos_or_an_unwritable_target_is_refused(
+    faces: Path, tmp_path: Path
+) -> None:
     for source in (tmp_path / "nowhere", tmp_path / "assets"):
         with pytest.raises(
             ArgumentError, match=rf"--from {source}: no photos there.*expected CelebA's 000001\.jpg"
@@ -324,12 +323,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_archives_layout_gives_the_labs_split(scenes: Path, tmp_path: Path) -> None:
+def test_the_archive_layout_gives_the_labs_split(scenes: Path, tmp_path: Path) -> None:
     train, test = datasets.scene15(scenes)
     assert (len(train), len(test), len(train.classes)) == (1500, 2985, 15)
     assert np.bincount(train.labels).tolist() == [100] * 15
     assert not set(train.paths) & set(test.paths)
-    # the same photos in the layout of an assets directory
+    # The same photos in the layout of an assets directory.
     for part, found in (("train", train), ("test", test)):
         for path, label in zip(found.paths, found.labels, strict=True):
             target = tmp_path / part / found.classes[label] / path.name
@@ -341,12 +340,12 @@ def test_the_archives_layout_gives_the_labs_split(scenes: Path, tmp_path: Path) 
         assert (ours.name, ours.classes) == (theirs.name, theirs.classes)
     (tmp_path / "train" / "Store" / "image_0001.jpg").unlink()
     with pytest.raises(
-        DatasetError, match=r"99 train photos of Store in .*, expected 100; get it whole: "
+        DatasetError, match=r"99 train photos of Store in .*, expected 100; get all: "
     ):
         datasets.scene15(tmp_path)
 
 
-def test_a_folder_that_is_not_15_scene(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_scene15_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="0 train photos of Bedroom"):
         datasets.scene15(tmp_path)
 
@@ -372,14 +371,14 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_idx_files_as_torchvision_reads_them(raw: Path) -> None:
+def test_idx_files_are_read_as_in_torchvision(raw: Path) -> None:
     from rdfia._compat import register_missing_operators
 
     register_missing_operators()
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     for part, found in zip(("train", "t10k"), datasets.mnist(raw), strict=True):
-        # warns, which is an error here, if it cannot be written
+        # It warns, which is an error here, about an array that is not writable.
         images = torch.from_numpy(found.images)
         assert torch.equal(images, read_image_file(str(raw / f"{part}-images-idx3-ubyte")))
         assert torch.equal(
@@ -396,16 +395,16 @@ def test_idx_files_as_torchvision_reads_them(raw: Path) -> None:
         (
             "train-images-idx3",
             lambda data: data[:-1],
-            "holds 9407 values, its header promises 9408",
+            "has 9407 values, its header says 9408",
         ),
         (
             "train-images-idx3",
             lambda data: data[:4] + b"\xff" * 12 + data[16:],
-            "promises 79228162458924105385300197375",
+            "its header says 79228162458924105385300197375",
         ),
-        ("train-images-idx3", lambda data: data[:6], "no IDX file"),
-        ("train-images-idx3", lambda data: b"\x1f\x8b" + data[2:], "no IDX file"),
-        ("t10k-labels-idx1", lambda data: data + b"\x01", "holds 6 values, its header promises 5"),
+        ("train-images-idx3", lambda data: data[:6], "not an IDX file"),
+        ("train-images-idx3", lambda data: b"\x1f\x8b" + data[2:], "not an IDX file"),
+        ("t10k-labels-idx1", lambda data: data + b"\x01", "has 6 values, its header says 5"),
         (
             "t10k-labels-idx1",
             lambda data: data[:-1] + b"\x0b",
@@ -418,7 +417,7 @@ def test_idx_files_as_torchvision_reads_them(raw: Path) -> None:
         ),
     ],
 )
-def test_idx_files_that_lie(
+def test_inconsistent_idx_files_are_refused(
     raw: Path, name: str, spoil: Callable[[bytes], bytes], message: str
 ) -> None:
     path = raw / f"{name}-ubyte"
@@ -433,7 +432,7 @@ def test_a_missing_idx_file_names_the_command(raw: Path) -> None:
         datasets.mnist(raw)
 
 
-def test_digits_are_whole_balanced_and_in_a_fixed_order() -> None:
+def test_digits_are_complete_balanced_and_in_a_fixed_order() -> None:
     path = assets.locate("digits").path
     found = datasets.digits(path)
     assert found.images.shape == (5000, 28, 28)
@@ -441,10 +440,10 @@ def test_digits_are_whole_balanced_and_in_a_fixed_order() -> None:
     np.testing.assert_array_equal(
         np.sort(found.labels.reshape(500, 10), axis=1), np.tile(np.arange(10), (500, 1))
     )
-    # shuffled within every ten
+    # Shuffled within every ten.
     assert len({tuple(row) for row in found.labels.reshape(500, 10)}) > 400
     assert found.digest == datasets.digits(path).digest
-    # the same images, each with its own label
+    # The same images with the same labels.
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     as_rows = {row.tobytes() for row in table}
     assert {
@@ -456,30 +455,30 @@ def test_digits_are_whole_balanced_and_in_a_fixed_order() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"not gzip", "no gzipped table"),
-        (gzip.compress(b"1,2\n3,x\n"), "no gzipped table"),
+        (b"not gzip", "not a gzipped table"),
+        (gzip.compress(b"1,2\n3,x\n"), "not a gzipped table"),
         (gzip.compress(b"1,2\n3,4\n"), r"table of \(2, 2\), expected 5000 x 785"),
-        (gzip.compress(b"1,2\n3,4\n")[:-6], "no gzipped table"),
+        (gzip.compress(b"1,2\n3,4\n")[:-6], "not a gzipped table"),
     ],
     ids=("not gzip", "a word", "too small", "cut off"),
 )
-def test_digits_that_are_none(tmp_path: Path, data: bytes, message: str) -> None:
+def test_a_wrong_table_of_digits_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "d.csv.gz").write_bytes(data)
     with pytest.raises(DatasetError, match=rf"d\.csv\.gz .*{message}"):
         datasets.digits(tmp_path / "d.csv.gz")
 
 
-def test_imagenets_names_and_numbers() -> None:
+def test_imagenet_names_and_indices() -> None:
     names = datasets.imagenet_classes()
     assert len(names) == 1000
     assert (names[285], names[188]) == ("Egyptian cat", "wire-haired fox terrier")  # TME 7 q3
     wnids = Path(datasets.__file__).with_name("imagenet_wnids.txt").read_text().split()
     assert len(set(wnids)) == 1000
-    assert wnids == sorted(wnids)  # ImageNet's indices are the order of the names
+    assert wnids == sorted(wnids)  # ImageNet's indices follow the order of the names
     assert (wnids[285], wnids[188]) == ("n02124075", "n02095314")
 
 
-def test_imagenet_samples_by_their_folders(tmp_path: Path) -> None:
+def test_imagenet_samples_are_labelled_by_their_folders(tmp_path: Path) -> None:
     for name in ("n02124075", "n01440764"):
         photo(tmp_path / name / "a.jpg")
     found = datasets.imagenet_samples(tmp_path)
@@ -489,12 +488,12 @@ def test_imagenet_samples_by_their_folders(tmp_path: Path) -> None:
     ] == [("n01440764", 0), ("n02124075", 285)]
     photo(tmp_path / "cats" / "a.jpg")
     with pytest.raises(
-        DatasetError, match=r"'cats' below .* none of ImageNet's 1,000 classes.*: rename the folder"
+        DatasetError, match=r"'cats' below .* is no class of ImageNet.*: rename the folder"
     ):
         datasets.imagenet_samples(tmp_path)
 
 
-def test_own_photos_of_one_class_and_none_that_is_no_photo(tmp_path: Path) -> None:
+def test_own_photos_of_one_class_are_used_and_a_broken_photo_is_refused(tmp_path: Path) -> None:
     for number in range(3):
         photo(tmp_path / "n02124075" / f"{number}.jpg")
     found = datasets.imagenet_samples(tmp_path)
@@ -504,7 +503,7 @@ def test_own_photos_of_one_class_and_none_that_is_no_photo(tmp_path: Path) -> No
         datasets.imagenet_samples(tmp_path)
 
 
-def test_foolbox_photos(tmp_path: Path) -> None:
+def test_foolbox_photos_are_labelled_by_their_names(tmp_path: Path) -> None:
     found = datasets.foolbox_photos(assets.locate("foolbox-photos").path)
     assert len(found) == 20
     by_name = {

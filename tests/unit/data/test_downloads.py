@@ -1,4 +1,4 @@
-"""Downloads against a server on loopback, and archives that mean harm."""
+"""Downloads from a server on loopback, and archives that are hostile or damaged."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def site() -> Iterator[Site]:
 
 @contextlib.contextmanager
 def answering(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
-    """(host and port, requests) of a server that sends these bytes, one per connection, the last
-    for ever.
+    """(host and port, requests) of a server that sends these bytes, one item per connection.
 
-    None: it says nothing and holds the connection.
+    The last item is sent for all further connections. None: it sends nothing and keeps the
+    connection open.
     """
     requests: list[bytes] = []
 
@@ -62,7 +62,7 @@ def answering(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
             requests.append(self.request.recv(65536))
             answer = answers[min(len(requests), len(answers)) - 1]
             if answer is None:
-                self.request.recv(1)  # until the client goes
+                self.request.recv(1)  # until the client disconnects
             else:
                 self.request.sendall(answer)
 
@@ -76,7 +76,7 @@ def answering(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
             thread.join()
 
 
-def test_a_whole_download_is_checked_and_leaves_no_part(site: Site, tmp_path: Path) -> None:
+def test_a_complete_download_is_checked_and_leaves_no_part(site: Site, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int | None]] = []
     target = tmp_path / "new" / "weights.bin"
     downloads.download(
@@ -91,14 +91,14 @@ def test_a_whole_download_is_checked_and_leaves_no_part(site: Site, tmp_path: Pa
     assert seen[-1] == ("weights.bin", len(BODY), len(BODY))
 
 
-def test_a_cut_connection_is_resumed_where_it_broke(site: Site, tmp_path: Path) -> None:
+def test_a_cut_download_resumes_at_the_received_length(site: Site, tmp_path: Path) -> None:
     site.cut_after = 4000
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
     assert (tmp_path / "w").read_bytes() == BODY
     assert [wanted for _, wanted in site.requests] == [None, "bytes=4000-", "bytes=8000-"]
 
 
-def test_what_came_is_kept_for_the_next_call(site: Site, tmp_path: Path) -> None:
+def test_received_bytes_are_kept_for_the_next_call(site: Site, tmp_path: Path) -> None:
     site.cut_after = 4000
     with pytest.raises(AssetUnavailable, match="run the same command again"):
         downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA, attempts=1)
@@ -110,14 +110,14 @@ def test_what_came_is_kept_for_the_next_call(site: Site, tmp_path: Path) -> None
     assert (tmp_path / "w").read_bytes() == BODY
 
 
-def test_a_server_without_ranges_starts_again(site: Site, tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_whole_file(site: Site, tmp_path: Path) -> None:
     (tmp_path / "w.part").write_bytes(b"x" * 100)
     site.ranges = False
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
     assert (tmp_path / "w").read_bytes() == BODY
 
 
-def test_a_part_that_is_already_whole_is_taken(site: Site, tmp_path: Path) -> None:
+def test_a_part_that_is_complete_is_used(site: Site, tmp_path: Path) -> None:
     (tmp_path / "w.part").write_bytes(BODY)
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
     assert (tmp_path / "w").read_bytes() == BODY
@@ -126,7 +126,7 @@ def test_a_part_that_is_already_whole_is_taken(site: Site, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("algorithm", "got"), [("md5", hashlib.md5(BODY).hexdigest()), ("sha256", SHA)]
 )
-def test_a_wrong_checksum_leaves_nothing(
+def test_a_file_with_a_wrong_checksum_is_removed(
     site: Site, tmp_path: Path, algorithm: str, got: str
 ) -> None:
     expected = {algorithm: "0" * 8}
@@ -140,13 +140,13 @@ def test_a_wrong_checksum_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_file_is_said_at_once(site: Site, tmp_path: Path) -> None:
+def test_a_missing_file_is_not_tried_again(site: Site, tmp_path: Path) -> None:
     with pytest.raises(AssetUnavailable, match="404"):
         downloads.download(f"{site.url}/other.bin", tmp_path / "w")
     assert len(site.requests) == 1
 
 
-def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
+def test_a_busy_server_is_tried_again(site: Site, tmp_path: Path) -> None:
     site.fail_first = 2
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
     assert len(site.requests) == 3
@@ -162,28 +162,28 @@ NO_ANSWER = [
         b"HTTP/1.1 302 Found\r\nLocation: http://[nowhere\r\nContent-Length: 0\r\n\r\n",
         "ValueError",
     ),
-    ("https", b"", "SSL|ConnectionReset"),  # it closes in the handshake
+    ("https", b"", "SSL|ConnectionReset"),  # it closes the connection in the handshake
 ]
 
 
 @pytest.mark.parametrize(
     ("scheme", "answer", "cause"), NO_ANSWER, ids=[cause for *_, cause in NO_ANSWER]
 )
-def test_an_answer_that_never_comes_is_asked_for_again_and_then_named(
+def test_a_missing_answer_is_an_error_after_all_attempts(
     tmp_path: Path, scheme: str, answer: bytes | None, cause: str
 ) -> None:
     with answering(answer) as (host, requests):
         url = f"{scheme}://{host}/w"
-        said = rf"^{re.escape(url)}: no answer \(.*({cause}).*\), 3 times"
-        with pytest.raises(AssetUnavailable, match=said) as caught:
+        message = rf"^{re.escape(url)}: no answer \(.*({cause}).*\), 3 times"
+        with pytest.raises(AssetUnavailable, match=message) as caught:
             downloads.download(url, tmp_path / "w", sha256=SHA, attempts=3, timeout=0.2)
     assert len(requests) == 3
     assert len(str(caught.value)) < 400
-    assert "folder" not in str(caught.value)  # the disk has no part in it
+    assert "folder" not in str(caught.value)  # it is not an error of the disk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_answers_in_the_end_is_taken(tmp_path: Path) -> None:
+def test_an_answer_to_a_later_attempt_is_used(tmp_path: Path) -> None:
     good = b"HTTP/1.1 200 OK\r\n\r\n" + BODY
     with answering(b"", b"garbage\r\n\r\n", None, good) as (host, requests):
         downloads.download(f"http://{host}/w", tmp_path / "w", sha256=SHA, timeout=0.2)
@@ -192,7 +192,7 @@ def test_what_answers_in_the_end_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000, "1e4"])
-def test_a_length_that_is_no_number_counts_as_none(tmp_path: Path, length: str) -> None:
+def test_a_length_that_is_not_a_number_is_ignored(tmp_path: Path, length: str) -> None:
     seen: list[int | None] = []
     with answering(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + BODY) as (
         host,
@@ -208,7 +208,7 @@ def test_a_length_that_is_no_number_counts_as_none(tmp_path: Path, length: str) 
     assert set(seen) == {None}
 
 
-def test_the_command_waits_for_a_network_that_answers(
+def test_the_fetch_command_names_a_host_without_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with answering(b"") as (host, _):
@@ -220,11 +220,13 @@ def test_the_command_waits_for_a_network_that_answers(
     assert f"http://{host}/w: no answer (RemoteDisconnected" in capsys.readouterr().err
 
 
-def test_a_finished_file_is_kept_where_its_checksum_says_so(site: Site, tmp_path: Path) -> None:
+def test_a_finished_file_with_the_right_checksum_is_kept(site: Site, tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(BODY)
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
     assert site.requests == []
-    downloads.download(f"{site.url}/weights.bin", tmp_path / "w")  # nothing says so
+    downloads.download(
+        f"{site.url}/weights.bin", tmp_path / "w"
+    )  # without a checksum the file is fetched again
     (tmp_path / "w").write_bytes(BODY[:-1])
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w", sha256=SHA)
     assert len(site.requests) == 2
@@ -234,7 +236,7 @@ def test_a_finished_file_is_kept_where_its_checksum_says_so(site: Site, tmp_path
 @pytest.mark.parametrize(
     "refuses", [(fcntl, "flock"), (Path, "open")], ids=["no locks", "no lock file"]
 )
-def test_a_file_system_without_locks_stops_nobody(
+def test_downloads_work_on_a_file_system_without_locks(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: tuple[object, str]
 ) -> None:
     real = getattr(*refuses)
@@ -250,7 +252,7 @@ def test_a_file_system_without_locks_stops_nobody(
     assert {path.name for path in tmp_path.iterdir()} == {"w", "out"}
 
 
-def test_no_network_is_waited_for_once(tmp_path: Path) -> None:
+def test_an_unreachable_host_is_tried_once(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -271,7 +273,7 @@ def test_offline_forbids_every_request(
     downloads.download(f"{site.url}/weights.bin", tmp_path / "w")
 
 
-def test_a_full_disk_is_known_before_the_first_byte(
+def test_a_full_disk_is_an_error_before_the_first_byte(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type(downloads.shutil.disk_usage("/"))
@@ -280,13 +282,13 @@ def test_a_full_disk_is_known_before_the_first_byte(
         downloads.download(f"{site.url}/weights.bin", tmp_path / "w")
 
 
-def test_a_target_that_cannot_be_written_is_named(site: Site, tmp_path: Path) -> None:
+def test_an_unwritable_target_is_named(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="file"):
         downloads.download(f"{site.url}/weights.bin", tmp_path / "file" / "w")
 
 
-def test_gunzip(tmp_path: Path) -> None:
+def test_decompress_gzip(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(BODY))
     downloads.decompress_gzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
     assert (tmp_path / "a").read_bytes() == BODY
@@ -296,11 +298,13 @@ def test_gunzip(tmp_path: Path) -> None:
     ("packed", "message"),
     [
         (gzip.compress(bytes(3_000_000)), "more than 10,240 bytes"),
-        (gzip.compress(os.urandom(5000))[:3000], "no whole gzip file"),
-        (b"no gzip at all", "no whole gzip file"),
+        (gzip.compress(os.urandom(5000))[:3000], "not a complete gzip file"),
+        (b"no gzip at all", "not a complete gzip file"),
     ],
 )
-def test_gunzip_refuses_bombs_and_damage(tmp_path: Path, packed: bytes, message: str) -> None:
+def test_decompress_gzip_refuses_bombs_and_damaged_files(
+    tmp_path: Path, packed: bytes, message: str
+) -> None:
     (tmp_path / "a.gz").write_bytes(packed)
     with pytest.raises(AssetCorrupt, match=message):
         downloads.decompress_gzip(tmp_path / "a.gz", tmp_path / "a", limit=len(BODY))
@@ -318,7 +322,7 @@ def _archive(path: Path, change: Callable[[zipfile.ZipFile], None] = lambda bund
     return path
 
 
-def test_the_archive_comes_out_in_the_labs_split(tmp_path: Path) -> None:
+def test_the_archive_is_unpacked_in_the_labs_split(tmp_path: Path) -> None:
     downloads.write_folder(
         tmp_path / "out", downloads.scene15_members(_archive(tmp_path / "a.zip"), SPLIT)
     )
@@ -348,11 +352,14 @@ def _link(bundle: zipfile.ZipFile) -> None:
         (lambda bundle: bundle.writestr("C:/MITcoast/image_0004.jpg", "x"), "leaves the folder"),
         (_link, "is a link"),
         (lambda bundle: bundle.writestr("store/image_0002.jpg", bytes(3_000_000)), "too large"),
-        (lambda bundle: bundle.writestr("more/store/image_0001.jpg", "x"), "there twice"),
-        (lambda bundle: bundle.writestr("store/image_0002.jpg", "x"), "holds 5 photos.*expected 4"),
+        (lambda bundle: bundle.writestr("more/store/image_0001.jpg", "x"), "a duplicate"),
+        (
+            lambda bundle: bundle.writestr("store/image_0002.jpg", "x"),
+            "contains 5 photos.*expected 4",
+        ),
     ],
 )
-def test_a_hostile_or_wrong_archive_leaves_nothing(
+def test_a_hostile_or_wrong_archive_leaves_no_files(
     tmp_path: Path, change: Callable[[zipfile.ZipFile], None], message: str
 ) -> None:
     archive = _archive(tmp_path / "a.zip", change)
@@ -364,7 +371,7 @@ def test_a_hostile_or_wrong_archive_leaves_nothing(
 def test_a_truncated_archive_is_named(tmp_path: Path) -> None:
     archive = _archive(tmp_path / "a.zip")
     archive.write_bytes(archive.read_bytes()[:-40])
-    with pytest.raises(AssetCorrupt, match=r"a\.zip is no whole zip"):
+    with pytest.raises(AssetCorrupt, match=r"a\.zip is not a complete zip"):
         list(downloads.scene15_members(archive, SPLIT))
 
 
@@ -387,7 +394,7 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_the_shipped_split_has_the_labs_counts() -> None:
     split = assets.scene15_split()
-    training = {name: [int(n) for n in row["train"].split()] for name, row in split.items()}
+    training = {name: list(map(int, row["train"].split())) for name, row in split.items()}
     assert len(split) == 15
     assert sum(row["images"] for row in split.values()) == 4485
     assert {len(set(numbers)) for numbers in training.values()} == {100}

@@ -1,4 +1,4 @@
-"""Several processes at one file, one asset and one manifest, and what a killed one leaves."""
+"""Several processes that fetch one file or asset, and the files of a killed process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ input()
 
 
 class Held(dict[str, bytes]):
-    """Files that a server hands out only once they are released."""
+    """Files that a server holds back until they are released."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(files)
@@ -50,7 +50,7 @@ class Held(dict[str, bytes]):
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its cache is `tmp_path/cache`; what the tests look at stands in `tmp_path/box`."""
+    """The cache is `tmp_path/cache`; the fetched files are in `tmp_path/box`."""
     for name in ("RDFIA_ASSETS", "RDFIA_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
@@ -80,7 +80,10 @@ def start(code: str, *words: object) -> subprocess.Popen[str]:
 
 
 def at_once(processes: list[subprocess.Popen[str]], site: Site | None = None) -> None:
-    """Lets them go; `site` answers when all had the time to ask. Fails if one fails."""
+    """Starts the waiting processes together; fails if one of them fails.
+
+    `site` answers after all of them had time to send a request.
+    """
     for process in processes:
         assert process.stdin
         process.stdin.write("\n")
@@ -109,7 +112,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 def packed(site: Site) -> dict[str, Any]:
-    """An asset that has to be unpacked, as a row of assets.json."""
+    """A row of assets.json for an asset that has to be unpacked."""
     row = {
         "url": f"{site.url}/one-ubyte.gz",
         "to": "data/raw/one-ubyte",
@@ -120,7 +123,7 @@ def packed(site: Site) -> dict[str, Any]:
     return {"places": ["data/raw"], "folder": folder, "downloads": [row]}
 
 
-def test_one_process_downloads_for_all(site: Site, tmp_path: Path) -> None:
+def test_only_one_process_downloads(site: Site, tmp_path: Path) -> None:
     code = "downloads.download(word, Path(words[0]), sha256=words[1])"
     at_once([start(code, f"{site.url}/w", tmp_path / "box" / "w", SHA) for _ in range(4)], site)
     assert len(site.requests) == 1
@@ -128,7 +131,7 @@ def test_one_process_downloads_for_all(site: Site, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "box") == ["w"]
 
 
-def test_one_process_fetches_and_unpacks_for_all(site: Site, tmp_path: Path) -> None:
+def test_only_one_process_fetches_and_unpacks(site: Site, tmp_path: Path) -> None:
     code = "add('tiny', json.loads(word)); assets.fetch('tiny', Path(words[0]))"
     at_once([start(code, json.dumps(packed(site)), tmp_path / "box") for _ in range(3)], site)
     assert len(site.requests) == 1
@@ -137,13 +140,15 @@ def test_one_process_fetches_and_unpacks_for_all(site: Site, tmp_path: Path) -> 
     assert hidden(tmp_path) == []
 
 
-def test_no_row_of_the_manifest_is_lost(tmp_path: Path) -> None:
-    """A slow disk lets every process read the manifest before one has written it, unless they wait
-    for each other.
+def test_concurrent_processes_lose_no_row_of_the_manifest(tmp_path: Path) -> None:
+    """Writing is slow here.
+
+    Without a lock every process would read the manifest before another one has written it.
     """
     code = """
 import time
-add(word, {"places": [f"data/{word}"], "known": {files.sha256_file(Path(words[0]) / "data" / word): 1}})
+sha256 = files.sha256_file(Path(words[0]) / "data" / word)
+add(word, {"places": [f"data/{word}"], "known": {sha256: 1}})
 real = files.write_json
 files.write_json = lambda path, value: (time.sleep(0.3), real(path, value))
 assets.fetch(word, Path(words[0]))
@@ -155,9 +160,10 @@ assets.fetch(word, Path(words[0]))
     assert hidden(tmp_path) == []
 
 
-def test_the_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    """Its file goes with every holder and comes with the next: who waited for the old one must not
-    go on with it.
+def test_only_one_process_at_a_time_has_the_lock(tmp_path: Path) -> None:
+    """Each holder removes the lock file.
+
+    A process that waited for a removed file must lock the new one.
     """
     code = """
 path = Path(word)
@@ -172,15 +178,16 @@ for _ in range(200):
 
 
 @pytest.mark.parametrize("dies_at", ["2.jpg", "tiny.bin", assets.MANIFEST, "digests.json"])
-def test_what_a_killed_fetch_left_goes_with_the_next(
+def test_the_next_fetch_removes_files_of_a_killed_fetch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dies_at: str
 ) -> None:
     code = """
 add("tiny", json.loads(word))
 def dying(real):
     def call(*args):
-        if any(isinstance(arg, Path) and ".part" in str(arg) and arg.name == words[1] for arg in args):
-            os.kill(os.getpid(), 9)
+        for arg in args:
+            if isinstance(arg, Path) and ".part" in str(arg) and arg.name == words[1]:
+                os.kill(os.getpid(), 9)
         return real(*args)
     return call
 Path.write_bytes, shutil.copyfile = dying(Path.write_bytes), dying(shutil.copyfile)
@@ -212,10 +219,10 @@ assets.fetch("tiny", Path(words[0]))
 @pytest.mark.parametrize(
     ("synced", "where"), [(1, "downloads/data/raw"), (2, "data/raw")], ids=["archive", "content"]
 )
-def test_what_a_killed_download_left_goes_with_the_next(
+def test_the_next_fetch_removes_files_of_a_killed_download(
     monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path, synced: int, where: str
 ) -> None:
-    """Killed when the archive, or what was unpacked of it, was whole and had not got its name."""
+    """It is killed when the archive, or its content, is complete but not renamed."""
     code = """
 add("tiny", json.loads(word))
 real, count = os.fsync, iter(range(1, 100))
@@ -234,14 +241,15 @@ assets.fetch("tiny", Path(words[0]))
     assert hidden(tmp_path) == []
 
 
-def test_a_killed_download_is_resumed_and_its_lock_bars_nobody(
+def test_a_killed_download_resumes_and_its_lock_blocks_no_process(
     monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path
 ) -> None:
     code = """
 add("tiny", json.loads(word))
 assets.fetch("tiny", Path(words[0]), lambda *row: os.kill(os.getpid(), 9))
 """
-    place, box = f"weights/tiny-{SHA[:8]}.pth", tmp_path / "box"
+    place = f"weights/tiny-{SHA[:8]}.pth"
+    box = tmp_path / "box"
     site.files = {f"/{place}": BODY}
     row: dict[str, Any] = {
         "places": [place],

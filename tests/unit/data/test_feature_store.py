@@ -1,4 +1,4 @@
-"""Shards of features: whole or not there, and refused where one is altered or too large."""
+"""Feature stores: altered shards and stores that are too large are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rdfia.errors import ArgumentError, StoreError, TooLarge
 from tests.unit.data.test_files import filled
 
 
-def test_a_store_that_is_only_read_notices_an_altered_byte(tmp_path: Path) -> None:
+def test_reading_a_store_finds_an_altered_byte(tmp_path: Path) -> None:
     made, matrix = filled(tmp_path)
     read = feature_store.FeatureStore(tmp_path, 10, {"t": 5}, torch.float32, shard_rows=4)
     assert torch.equal(read["t"], matrix)
@@ -28,7 +28,7 @@ def test_a_store_that_is_only_read_notices_an_altered_byte(tmp_path: Path) -> No
             list(one.tiles("t"))
 
 
-def test_size_is_refused_beforehand(tmp_path: Path) -> None:
+def test_a_store_that_is_too_large_is_refused_before_it_is_written(tmp_path: Path) -> None:
     made = feature_store.FeatureStore(
         tmp_path / "new", 4485, {"relu4_3": 401_408, "pool5": 25_088}, torch.float32
     )
@@ -40,7 +40,7 @@ def test_size_is_refused_beforehand(tmp_path: Path) -> None:
     endless = feature_store.FeatureStore(
         tmp_path / "new", 10**7, {"relu4_3": 401_408}, torch.float32
     )
-    with pytest.raises(TooLarge, match="what the disk has left"):
+    with pytest.raises(TooLarge, match="the free space of the disk"):
         endless.check_size(10**18)
 
 

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and one altered byte is noticed."""
+"""Files appear whole or not at all, and one altered byte is an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def test_tensors_come_back_bit_for_bit(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_tensors_are_read_bit_for_bit(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     files.save_tensors(tmp_path / "x.safetensors", tensors, {"made": "today"})
     back, metadata = files.load_tensors(tmp_path / "x.safetensors")
     assert metadata == {"made": "today"}
@@ -33,7 +33,7 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path, tensors: dict[str, torch.
         assert torch.equal(back[name], tensor)
 
 
-def test_every_flipped_byte_is_noticed(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def test_every_altered_byte_is_found(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "x.safetensors"
     files.save_tensors(path, tensors, {"made": "today"})
     whole = path.read_bytes()
@@ -44,15 +44,13 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path, tensors: dict[str, torch.
         except StoreError as error:
             named = str(path) in str(error)
             assert named
-        else:  # a flip in the header's padding may change nothing: then nothing may have changed
+        else:  # a flip in the header's padding may change no tensor
             assert metadata == {"made": "today"}
             assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
-def test_one_content_is_one_file_byte_for_byte(
-    tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
-    # the library orders these by a hash of its own
+def test_equal_content_gives_equal_files(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    # The library orders these by a hash that differs between processes.
     metadata = {f"key {i}": f'é "{i}" \\ \n \x01' for i in range(8)}
     for i in range(8):
         files.save_tensors(tmp_path / f"{i}", tensors, metadata)
@@ -67,11 +65,11 @@ def test_truncated_file_is_refused(
     path = tmp_path / "x.safetensors"
     files.save_tensors(path, tensors)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(StoreError, match="remove it to have it made again"):
+    with pytest.raises(StoreError, match="remove it, so that it is made again"):
         files.load_tensors(path)
 
 
-def test_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})
 
@@ -94,7 +92,7 @@ def test_unwritable_folder_is_a_named_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not Path("/dev/full").exists(), reason="needs /dev/full (Linux) to play a full disk"
+    not Path("/dev/full").exists(), reason="needs /dev/full (Linux) for a full disk"
 )
 def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, data: bytes) -> int:
@@ -107,9 +105,7 @@ def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0, reason="root may write everywhere: run as another user to see this one"
-)
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run it as another user")
 def test_read_only_folder_says_what_to_do(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="RDFIA_CACHE"):
@@ -132,21 +128,21 @@ def filled(folder: Path) -> tuple[feature_store.FeatureStore, torch.Tensor]:
     return made, matrix
 
 
-def test_feature_store_gives_back_rows_and_columns(tmp_path: Path) -> None:
+def test_feature_store_returns_rows_and_columns(tmp_path: Path) -> None:
     made, matrix = filled(tmp_path)
     assert [made.is_done(shard) for shard in range(3)] == [True, True, True]
     assert torch.equal(made["t"], matrix)
     assert torch.equal(torch.cat(list(made.tiles("t", slice(1, 3)))), matrix[:, 1:3])
-    with pytest.raises(ArgumentError, match="it has t"):
+    with pytest.raises(ArgumentError, match="expected one of t"):
         made["u"]
 
 
-def test_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
+def test_an_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
     made, _ = filled(tmp_path)
     data = bytearray(made.path(1).read_bytes())
     data[-1] ^= 1
     made.path(1).write_bytes(data)
-    made.write(2, {"t": torch.zeros(4, 5)})  # four rows where two belong
+    made.write(2, {"t": torch.zeros(4, 5)})  # four rows instead of two
     assert [made.is_done(shard) for shard in range(3)] == [True, False, False]
     with pytest.raises(StoreError, match="extract again"):
         made["t"]
@@ -155,7 +151,7 @@ def test_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [OSError(errno.ESTALE, "stale"), RuntimeError("open files"), MemoryError()]
 )
-def test_a_shard_that_cannot_be_read_now_is_kept(
+def test_an_unreadable_shard_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refused(*_: object) -> None:
@@ -168,12 +164,12 @@ def test_a_shard_that_cannot_be_read_now_is_kept(
     assert made.path(0).exists()
     monkeypatch.undo()
     made.path(0).write_bytes(b"damaged")
-    monkeypatch.setattr(Path, "unlink", lambda *_, **__: refused_by_the_system())
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: os_error())
     with pytest.raises(StoreError, match=r"shard-00000.*permission"):
         made.is_done(0)
 
 
-def refused_by_the_system() -> None:
+def os_error() -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
 
 

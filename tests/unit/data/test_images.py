@@ -1,4 +1,4 @@
-"""Photos of every odd kind become the right pixels, or an error that names the file."""
+"""Unusual photos become the right pixels, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def grey(height: int = 20, width: int = 30) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
 
 
-def test_grey_and_colour_come_back_as_they_are(tmp_path: Path) -> None:
+def test_grey_and_colour_are_unchanged(tmp_path: Path) -> None:
     colour = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     for array, mode in ((grey(), "L"), (colour, "RGB")):
         Image.fromarray(array).save(tmp_path / "a.png")
@@ -49,10 +49,10 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
         assert image.mode == "L"
         np.testing.assert_array_equal(np.asarray(image).ravel(), np.arange(256))
     clipped = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
-    assert (clipped == 255).sum() > 250  # what Pillow's own conversion gives
+    assert (clipped == 255).sum() > 250  # Pillow's own conversion clips
 
 
-def test_values_without_a_range_are_refused(tmp_path: Path) -> None:
+def test_values_without_a_known_range_are_refused(tmp_path: Path) -> None:
     for name, array in (
         ("int", np.full((16, 16), 1 << 20, np.int32)),
         ("float", np.zeros((16, 16), np.float32)),
@@ -62,7 +62,7 @@ def test_values_without_a_range_are_refused(tmp_path: Path) -> None:
             read_image(tmp_path / f"{name}.tif")
 
 
-def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_a_transparent_palette_is_drawn_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (16, 16), 0)
     image.putpalette([*RED, *GREEN, *BLUE])
     image.paste(1, (0, 0, 8, 16))
@@ -84,7 +84,9 @@ def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
         ("1", 1, 255),
     ],
 )
-def test_transparency_and_bits(tmp_path: Path, mode: str, pixel: object, expected: object) -> None:
+def test_modes_with_transparency_and_bits(
+    tmp_path: Path, mode: str, pixel: object, expected: object
+) -> None:
     Image.new(mode, (9, 9), pixel).save(tmp_path / "a.png")  # type: ignore[arg-type]
     assert read_image(tmp_path / "a.png").getpixel((4, 4)) == expected
 
@@ -127,7 +129,7 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(upright))
 
 
-def test_a_cameras_two_picture_file_is_a_photo(tmp_path: Path) -> None:
+def test_an_mpo_file_is_a_photo(tmp_path: Path) -> None:
     Image.new("RGB", (32, 16), RED).save(
         tmp_path / "a.mpo", save_all=True, append_images=[Image.new("RGB", (16, 8))]
     )
@@ -136,7 +138,7 @@ def test_a_cameras_two_picture_file_is_a_photo(tmp_path: Path) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises an image and holds none: decoding it is not what fails."""
+    """A PNG with a header and no pixels, so that only checks of the header can pass."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -188,7 +190,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_files_are_named_from_the_header_alone(tmp_path: Path, kind: str) -> None:
+def test_bad_files_are_named_before_decoding(tmp_path: Path, kind: str) -> None:
     make, message = BAD[kind]
     path = tmp_path / "photo.jpg"
     make(path)
@@ -198,25 +200,27 @@ def test_bad_files_are_named_from_the_header_alone(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("make", [truncated, truncated_png])
-def test_damage_in_the_pixels_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_damaged_pixels_are_an_error_that_names_the_file(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     make(tmp_path / "photo.jpg")
-    check_image(tmp_path / "photo.jpg")  # the header is right
+    check_image(tmp_path / "photo.jpg")  # only the pixels are damaged
     with pytest.raises(
         ImageError, match=r"photo\.jpg: truncated or damaged .*replace it or remove it"
     ):
         read_image(tmp_path / "photo.jpg")
 
 
-def test_the_limit_is_the_callers(tmp_path: Path) -> None:
+def test_the_caller_sets_the_limit_of_pixels(tmp_path: Path) -> None:
     Image.fromarray(grey()).save(tmp_path / "a.png")
     read_image(tmp_path / "a.png", max_pixels=600)
     with pytest.raises(ImageError, match="limit is 599"):
         read_image(tmp_path / "a.png", max_pixels=599)
 
 
-def test_stretch_takes_all_and_crop_takes_the_centre() -> None:
+def test_stretch_keeps_the_whole_image_and_crop_keeps_the_centre() -> None:
     array = np.zeros((100, 200), np.uint8)
-    array[:, 44:156] = 255  # the square in the middle, and what the filter reaches beside it
+    array[:, 44:156] = 255  # the central square and the margin of the filter
     image = Image.fromarray(array)
     stretched = Preprocess(size=64).pixels(image)[0].float()
     cropped = Preprocess(size=64, mode="crop", resize=64).pixels(image)[0]
@@ -263,7 +267,7 @@ def test_preprocess_names_a_wrong_argument() -> None:
         LAB.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
 
 
-def test_keys_tell_every_field_apart() -> None:
+def test_the_key_changes_with_every_field() -> None:
     kinds = [
         LAB,
         CROP,

@@ -1,5 +1,6 @@
-"""JPEG by torchvision: as Pillow up to a few levels, by Pillow where it is no plain JPEG, and
-another key.
+"""JPEG by torchvision: pixels close to Pillow's, and a key of its own.
+
+Pillow reads the files that torchvision would read differently.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def by_pillow(preprocess: Preprocess, path: Path) -> torch.Tensor:
 
 
 def decode_by_pillow(files: list[torch.Tensor], mode: Any, device: Any) -> list[torch.Tensor]:
-    """In the place of torchvision's operator, which a torchvision that does not match torch lacks."""
+    """Replaces torchvision's operator, which is missing if torchvision does not match torch."""
     found = []
     for file in files:
         try:
@@ -75,7 +76,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("_decoder")
 @pytest.mark.parametrize("preprocess", [STRETCH, CROP], ids=["stretch", "crop"])
-def test_plain_jpegs_are_close_to_pillows_and_others_are_pillows(
+def test_plain_jpegs_are_close_to_pillow_and_other_files_are_equal(
     preprocess: Preprocess, folder: Path
 ) -> None:
     paths = sorted(folder.iterdir())
@@ -94,7 +95,7 @@ def test_plain_jpegs_are_close_to_pillows_and_others_are_pillows(
 
 
 @pytest.mark.usefixtures("_decoder")
-def test_arrays_go_between_files_in_their_places(folder: Path) -> None:
+def test_arrays_between_files_keep_their_places(folder: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     items: list[Any] = [
         photo,
@@ -112,7 +113,7 @@ def test_arrays_go_between_files_in_their_places(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_decoder")
-def test_a_damaged_file_is_named_as_ever(folder: Path) -> None:
+def test_a_damaged_file_is_named(folder: Path) -> None:
     path = folder / "0-rgb.jpg"
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(ImageError, match="0-rgb"):
@@ -122,7 +123,7 @@ def test_a_damaged_file_is_named_as_ever(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_decoder")
-def test_one_file_that_is_not_decoded_takes_no_other_with_it(folder: Path) -> None:
+def test_one_file_that_fails_does_not_affect_the_others(folder: Path) -> None:
     good = jpeg.file_bytes(folder / "0-rgb.jpg")
     bad = torch.zeros(100, dtype=torch.uint8)
     found = jpeg.decode_jpegs([good, bad, good], "cpu")
@@ -132,7 +133,7 @@ def test_one_file_that_is_not_decoded_takes_no_other_with_it(folder: Path) -> No
     assert jpeg.decode_jpegs([], "cpu") == []
 
 
-def test_memory_that_runs_out_is_no_damaged_file(
+def test_running_out_of_memory_is_not_a_damaged_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -143,12 +144,10 @@ def test_memory_that_runs_out_is_no_damaged_file(
         jpeg.decode_jpegs([jpeg.file_bytes(folder / "0-rgb.jpg")], "cpu")
 
 
-def test_a_cuda_decoder_is_given_memory_with_which_nothing_is_to_be_done(
+def test_a_cuda_decoder_gets_memory_without_pending_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nvJPEG's stream waits for no other: on fakes, in whose memory it decodes, and who waits for
-    it.
-    """
+    """nvJPEG's stream does not wait for other streams. On fakes: its memory, and who waits."""
     log: list[tuple[str, ...]] = []
 
     class FakeStream:
@@ -199,10 +198,8 @@ def test_a_cuda_decoder_is_given_memory_with_which_nothing_is_to_be_done(
     ]
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="asks what happens where there is no CUDA device"
-)
-def test_a_decoder_that_is_not_there_is_named_before_the_first_photo() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a CUDA device")
+def test_a_missing_decoder_is_an_error_before_the_first_photo() -> None:
     with pytest.raises(
         ArgumentError,
         match=r"decoder 'torchvision': .*cannot decode JPEG on cuda; choose .*'pillow'",
@@ -213,8 +210,9 @@ def test_a_decoder_that_is_not_there_is_named_before_the_first_photo() -> None:
 
 
 @pytest.mark.usefixtures("_decoder")
-def test_the_decoder_is_part_of_the_stores_key(folder: Path, tmp_path: Path) -> None:
-    paths, folders = [folder / "0-rgb.jpg"], set()
+def test_store_key_changes_with_the_decoder(folder: Path, tmp_path: Path) -> None:
+    paths = [folder / "0-rgb.jpg"]
+    folders = set()
     decoders: tuple[Literal["pillow", "torchvision"], ...] = ("pillow", "torchvision")
     for decoder in decoders:
         preprocess = Preprocess(size=16, decoder=decoder)
@@ -231,7 +229,7 @@ def test_the_decoder_is_part_of_the_stores_key(folder: Path, tmp_path: Path) -> 
     assert len(folders) == 2
 
 
-def test_a_header_that_is_damaged_further_on_is_left_to_pillow(
+def test_a_file_with_a_damaged_header_is_read_by_pillow(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_image: Any) -> bool:

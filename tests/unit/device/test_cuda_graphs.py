@@ -1,5 +1,6 @@
-"""Replayed steps are the eager ones, on a CPU that replays as a GPU does; what cannot be captured
-goes on eagerly.
+"""CUDA graphs: replayed steps equal eager steps, and work that cannot be captured runs eagerly.
+
+A CPU replays as a GPU would (`tests/support/replaying.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.support.tolerances import assert_close
 from tests.unit.gans.test_training import bits, config, data
 
 CPU = torch.device("cpu")
-EXACT = 2.0**-12  # a rate that float32 holds, so that a replayed step has the eager one's bits
+EXACT = 2.0**-12  # exact in float32, so that a replayed step equals the eager one bit for bit
 
 
 @pytest.fixture
@@ -62,12 +63,12 @@ def run(wanted: GanConfig, replay: bool, steps: int = 50) -> Trainer:
     ids=str,
 )
 @pytest.mark.parametrize("kind", architecture.KINDS)
-def test_fifty_replayed_steps_are_the_eager_ones_to_the_bit(
+def test_fifty_replayed_steps_equal_eager_steps_bit_for_bit(
     kind: str, options: dict[str, Any]
 ) -> None:
     wanted = config(kind, lr=EXACT, **options)
     replayed, eager = run(wanted, replay=True), run(wanted, replay=False)
-    assert replayed._replayed[False]._replay is not None  # else both were eager
+    assert replayed._replayed[False]._replay is not None  # otherwise both were eager
     assert (replayed._replayed[True]._replay is not None) == bool(wanted.r1)
     assert len(replayed.losses[:50].unique(dim=0)) == 50
     assert bits(replayed) == bits(eager)
@@ -77,7 +78,7 @@ MILESTONES = config("cdcgan", milestones=(10, 30), ema=0.9)
 
 
 @pytest.mark.usefixtures("_replaying")
-def test_replayed_steps_follow_the_rate_and_the_running_mean() -> None:
+def test_replayed_steps_follow_the_learning_rate_and_the_running_mean() -> None:
     replayed, eager = run(MILESTONES, replay=True), run(MILESTONES, replay=False)
     assert_close(replayed.losses[:50], eager.losses[:50], "replayed losses")
     for name, value in eager.images_from.state_dict().items():
@@ -87,7 +88,7 @@ def test_replayed_steps_follow_the_rate_and_the_running_mean() -> None:
 
 
 def stale(which: type) -> Callable[[ReplayedWork[Any], Any], Any]:
-    """The planted fault: tensors, or numbers, that are copied for the eager calls alone."""
+    """Plants a fault: inputs of one type are copied for eager calls only."""
     fill = ReplayedWork._fill
 
     def filled(self: ReplayedWork[Any], inputs: Any) -> Any:
@@ -105,7 +106,7 @@ def stale(which: type) -> Callable[[ReplayedWork[Any], Any], Any]:
 
 @pytest.mark.usefixtures("_replaying")
 @pytest.mark.parametrize("which", [Tensor, float])
-def test_a_planted_stale_input_is_seen(which: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_stale_input_is_found(which: type, monkeypatch: pytest.MonkeyPatch) -> None:
     eager = run(MILESTONES, replay=False)
     monkeypatch.setattr(ReplayedWork, "_fill", stale(which))
     replayed = run(MILESTONES, replay=True)
@@ -115,11 +116,13 @@ def test_a_planted_stale_input_is_seen(which: type, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("_replaying")
 @pytest.mark.parametrize("forgets", [True, False])
-def test_a_checkpoint_is_gone_on_from_with_its_own_moments(
+def test_training_resumes_with_the_moments_of_the_checkpoint(
     forgets: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph holds Adam's moments of before: replayed on (the planted fault) it would move weights
-    by those.
+    """A graph reads Adam's moments at the addresses of its capture.
+
+    Without `forget`, the planted fault, it would use the moments from before the checkpoint was
+    loaded.
     """
     wanted = config("cgan", lr=EXACT)
     run(wanted, replay=True, steps=6).save(tmp_path)
@@ -132,8 +135,8 @@ def test_a_checkpoint_is_gone_on_from_with_its_own_moments(
     assert (bits(made) == bits(run(wanted, replay=False, steps=16))) == forgets
 
 
-def looking(made: Trainer) -> None:
-    """Plants a wait of the host in the step."""
+def wait_of_the_host(made: Trainer) -> None:
+    """Plants a wait of the host into the step."""
     inner = made._update
 
     def update(which: int, loss: Tensor) -> None:
@@ -143,8 +146,8 @@ def looking(made: Trainer) -> None:
     made._update = update  # type: ignore[method-assign]
 
 
-def drawing(made: Trainer) -> None:
-    """Plants a random number in the step."""
+def random_draw(made: Trainer) -> None:
+    """Plants a random number into the step."""
     inner = made._update
 
     def update(which: int, loss: Tensor) -> None:
@@ -155,25 +158,23 @@ def drawing(made: Trainer) -> None:
 
 
 @pytest.mark.usefixtures("_replaying")
-@pytest.mark.parametrize("plant", [looking, drawing])
-def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once(
+@pytest.mark.parametrize("plant", [wait_of_the_host, random_draw])
+def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_warning(
     plant: Callable[[Trainer], None],
 ) -> None:
     wanted = config(lr=EXACT)
     made = Trainer(wanted, *data(wanted), replay=True)
     plant(made)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(8):
             made.step()
-    assert [warning.category for warning in said] == [GraphNotCaptured]
-    assert "not permitted when a stream is capturing" in str(said[0].message)
+    assert [warning.category for warning in caught] == [GraphNotCaptured]
+    assert "not permitted when a stream is capturing" in str(caught[0].message)
     assert bits(made) == bits(run(wanted, replay=False, steps=8))
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="asks what happens where there is no CUDA device"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a CUDA device")
 def test_without_a_cuda_device_a_replayed_run_is_eager_with_a_warning() -> None:
     wanted = config(lr=EXACT)
     with pytest.warns(GraphNotCaptured, match="a CUDA graph was not captured"):
@@ -182,13 +183,11 @@ def test_without_a_cuda_device_a_replayed_run_is_eager_with_a_warning() -> None:
 
 
 @pytest.mark.usefixtures("_replaying")
-def test_a_refused_capture_that_is_an_error_here_is_tried_once() -> None:
-    """As in a pytest session, where warnings are errors: the call after it is eager, and no second
-    one is refused.
-    """
+def test_a_failed_capture_is_not_tried_again() -> None:
+    """As in a pytest session, where warnings are errors: the next call is eager."""
     wanted = config(lr=EXACT)
     made = Trainer(wanted, *data(wanted), replay=True)
-    looking(made)
+    wait_of_the_host(made)
     for _ in range(cuda_graphs.WARM_UP):
         made.step()
     with pytest.raises(GraphNotCaptured):
@@ -197,19 +196,19 @@ def test_a_refused_capture_that_is_an_error_here_is_tried_once() -> None:
 
 
 @pytest.mark.usefixtures("_replaying")
-def test_a_step_is_captured_anew_where_products_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph keeps the kernels of its capture: TF32's would go on after TF32 is no longer asked
-    for.
-    """
-    said = "float32"
-    monkeypatch.setattr(cuda_graphs, "float32_product_type", lambda _device: said)
+def test_a_step_is_captured_again_for_another_precision_of_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph keeps the kernels of its capture, which would use TF32 after it is switched off."""
+    product_type = "float32"
+    monkeypatch.setattr(cuda_graphs, "float32_product_type", lambda _device: product_type)
 
     def work(inputs: tuple[Tensor]) -> Tensor:
-        return inputs[0] * (10 if said == "TF32" else 1)
+        return inputs[0] * (10 if product_type == "TF32" else 1)
 
     replayed = ReplayedWork(work, CPU)
     for _ in range(2):
-        said = "float32"
+        product_type = "float32"
         assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [
             0,
             1,
@@ -219,7 +218,7 @@ def test_a_step_is_captured_anew_where_products_are_others(monkeypatch: pytest.M
             5,
         ]
         assert replayed._replay is not None
-        said = "TF32"
+        product_type = "TF32"
         assert [float(replayed((torch.full((1,), float(n)),))) for n in range(6)] == [
             0,
             10,
@@ -231,7 +230,7 @@ def test_a_step_is_captured_anew_where_products_are_others(monkeypatch: pytest.M
 
 
 class FakeCuda:
-    """What a capture asks of torch.cuda, written down."""
+    """Records what a capture calls in torch.cuda."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[Any] = []
@@ -264,11 +263,12 @@ class FakeCuda:
         raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
 
-def test_a_capture_leaves_stream_and_allocator_as_they_were(
+def test_a_capture_restores_stream_and_allocator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On fakes: torch's warning of gradients on another stream is no error, others are."""
-    cuda, sample = FakeCuda(monkeypatch), torch.zeros(1, 3, 4, 4)
+    """On fakes. Only torch's warning about gradients on another stream is ignored."""
+    cuda = FakeCuda(monkeypatch)
+    sample = torch.zeros(1, 3, 4, 4)
     with pytest.raises(UserWarning, match="another"):
         cuda_graphs.capture_passes(torch.nn.Identity(), sample)
     with pytest.warns(UserWarning, match="another"):
@@ -286,7 +286,7 @@ def test_a_capture_leaves_stream_and_allocator_as_they_were(
 
 
 @pytest.mark.usefixtures("_replaying")
-def test_an_error_of_the_work_itself_is_not_taken_for_a_refused_capture() -> None:
+def test_an_error_of_the_work_is_not_treated_as_a_failed_capture() -> None:
     def work(inputs: tuple[Tensor]) -> Tensor:
         calls.append(0)
         if len(calls) > cuda_graphs.WARM_UP:
@@ -301,14 +301,15 @@ def test_an_error_of_the_work_itself_is_not_taken_for_a_refused_capture() -> Non
         replayed((torch.zeros(1),))
 
 
-def test_inputs_are_copied_and_floats_become_scalars_that_stay() -> None:
+def test_inputs_are_copied_to_fixed_tensors() -> None:
     seen: list[Any] = []
 
     def work(inputs: dict[str, Any]) -> Tensor:
         seen.append(inputs)
         return inputs["x"] * inputs["rate"]
 
-    replayed, x = ReplayedWork(work, CPU), torch.ones(2)
+    replayed = ReplayedWork(work, CPU)
+    x = torch.ones(2)
     assert replayed({"x": x, "y": None, "rate": 0.5}).tolist() == [0.5, 0.5]
     assert replayed({"x": 3 * x, "y": None, "rate": 2.0}).tolist() == [6.0, 6.0]
     assert seen[0]["x"] is seen[1]["x"]
@@ -318,7 +319,6 @@ def test_inputs_are_copied_and_floats_become_scalars_that_stay() -> None:
 
 
 # --- passes of a network
-# --------------------------------------------------------------------------------------------
 
 
 X = torch.randn(
@@ -328,7 +328,7 @@ Y = torch.arange(7) % 5
 
 
 def fooled(network: torch.nn.Module) -> list[Tensor]:
-    """Images leave the batch one after the other, so that passes of several sizes run."""
+    """Images leave the batch one by one, so that passes of several sizes run."""
     found = fooling.fool(network, X, (Y + 1) % 5, lr=0.05, steps=60, chunk=4)
     return [found.x, found.steps.double()]
 
@@ -343,7 +343,7 @@ def visualised(network: torch.nn.Module) -> list[Tensor]:
 
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The sizes that are captured, on a CPU."""
+    """Captures on a CPU; the list receives the captured batch sizes."""
     sizes: list[tuple[int, ...]] = []
 
     def capture(network: torch.nn.Module, sample: Tensor) -> Callable[[Tensor], Tensor]:
@@ -356,7 +356,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize(("work", "sizes"), [(fooled, {1, 2, 4}), (visualised, {4, 8})])
-def test_replayed_ascents_are_the_eager_ones(
+def test_replayed_ascents_equal_eager_ascents(
     work: Callable[[Any], list[Tensor]], sizes: set[int], captures: list[tuple[int, ...]]
 ) -> None:
     replayed = work(tiny_vgg().double())
@@ -364,13 +364,13 @@ def test_replayed_ascents_are_the_eager_ones(
     assert captures
     n = len(captures)
     hooked = tiny_vgg().double()
-    hooked.register_forward_hook(lambda *_: None)  # stays eager
+    hooked.register_forward_hook(lambda *_: None)  # a network with hooks runs eagerly
     for got, expected in zip(replayed, work(hooked), strict=True):
         assert_close(got, expected, "ascent")
     assert len(captures) == n
 
 
-def test_a_pass_that_cannot_be_captured_goes_on_eagerly_and_says_so(
+def test_a_pass_that_cannot_be_captured_runs_eagerly_with_a_warning(
     captures: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = visualised(tiny_vgg().double())[0]
@@ -379,16 +379,18 @@ def test_a_pass_that_cannot_be_captured_goes_on_eagerly_and_says_so(
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(cuda_graphs, "capture_passes", refuse)
-    with pytest.warns(GraphNotCaptured, match=r"not captured \(operation not permitted\)") as said:
+    with pytest.warns(
+        GraphNotCaptured, match=r"not captured \(operation not permitted\)"
+    ) as caught:
         found = visualised(tiny_vgg().double())[0]
-    assert len(said) == 1
+    assert len(caught) == 1
     assert_close(found, expected, "ascent")
 
 
 def gradients(
     network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.PATIENCE + 1
 ) -> Tensor:
-    """A saliency map has one turn of the loop: what is captured has to outlive it to be replayed."""
+    """A saliency map takes one step, so that a capture has to outlive the call to be replayed."""
     return [saliency.saliency_maps(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
 
 
@@ -419,7 +421,7 @@ def other_setting(network: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [None, other_weights, other_module, other_setting])
-def test_what_is_captured_serves_the_next_call_until_what_it_reads_is_elsewhere(
+def test_passes_are_reused_until_weights_modules_or_settings_change(
     change: Callable[[Any], None] | None, kept: list[tuple[int, ...]]
 ) -> None:
     network = tiny_vgg().double()
@@ -430,12 +432,12 @@ def test_what_is_captured_serves_the_next_call_until_what_it_reads_is_elsewhere(
     if change is not None:
         change(network)
         assert_close(gradients(network, times=1), eager(network), "gradient")
-        assert len(kept) == 1  # eager: its calls are counted from the beginning
+        assert len(kept) == 1  # eager again: its calls are counted from zero
         gradients(network)
         assert len(kept) == 2
 
 
-def test_weights_that_are_changed_in_place_are_seen_by_a_replay(
+def test_a_replay_uses_weights_that_changed_in_place(
     kept: list[tuple[int, ...]],
 ) -> None:
     network = tiny_vgg().double()
@@ -448,21 +450,22 @@ def test_weights_that_are_changed_in_place_are_seen_by_a_replay(
     assert_close(after, eager(network), "gradient")
 
 
-def test_another_size_or_products_are_not_served_a_pass_of_before(
+def test_another_size_or_precision_needs_a_new_pass(
     kept: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, small = tiny_vgg().double(), X[:, :, :8, :8].repeat(1, 1, 2, 2)[:2]
+    network = tiny_vgg().double()
+    small = X[:, :, :8, :8].repeat(1, 1, 2, 2)[:2]
     gradients(network)
     assert_close(gradients(network, small), eager(network, small), "gradient")
     assert kept == [(8, 3, 16, 16), (2, 3, 16, 16)]
     gradients(network, times=1)
-    assert len(kept) == 2  # passes of both sizes are kept
+    assert len(kept) == 2  # passes of both sizes
     monkeypatch.setattr(cuda_graphs, "float32_product_type", lambda _device: "TF32")
     gradients(network)
     assert len(kept) == 3
 
 
-def test_passes_are_kept_of_one_network_while_it_is_there(kept: list[tuple[int, ...]]) -> None:
+def test_passes_of_only_one_network_are_kept(kept: list[tuple[int, ...]]) -> None:
     one, two = tiny_vgg().double(), tiny_vgg().double()
     gradients(one)
     assert [len(passes.captured) for passes in cuda_graphs._last] == [1]
@@ -472,12 +475,12 @@ def test_passes_are_kept_of_one_network_while_it_is_there(kept: list[tuple[int, 
     assert len(kept) == 2
     memory.available_device_memory("cpu")
     assert cuda_graphs._last
-    for free in memory.spare:  # as where a device has too little
+    for free in memory.spare:  # as when a device runs out of memory
         free()
     assert cuda_graphs._last == []
 
 
-def test_passes_of_a_network_that_is_gone_are_freed(
+def test_passes_of_a_deleted_network_are_freed(
     kept: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = tiny_vgg().double()
@@ -490,7 +493,7 @@ def test_passes_of_a_network_that_is_gone_are_freed(
     assert cuda_graphs._last == []
 
 
-def test_no_more_passes_are_kept_than_an_ascent_uses(kept: list[tuple[int, ...]]) -> None:
+def test_the_number_of_kept_passes_is_bounded(kept: list[tuple[int, ...]]) -> None:
     network = tiny_vgg().double()
     with cuda_graphs.ReplayedNetwork(network, 8, CPU) as passes:
         for n in (8, 4, 2, 1):
@@ -499,18 +502,17 @@ def test_no_more_passes_are_kept_than_an_ascent_uses(kept: list[tuple[int, ...]]
         assert len(passes._passes.captured) == 4
         for _ in range(cuda_graphs.PATIENCE + 1):
             passes(X[:2].repeat(1, 1, 1, 1).contiguous(memory_format=torch.channels_last))
-        # the oldest had to go
+        # The oldest pass was removed.
         assert [size for size, *_ in passes._passes.captured] == [4, 2, 1, 2]
 
 
 @pytest.mark.parametrize("error", [MemoryError("planted"), KeyError("planted")])
-def test_memory_that_runs_out_takes_the_passes_with_it(
+def test_passes_are_freed_when_memory_runs_out(
     error: Exception, kept: list[tuple[int, ...]]
 ) -> None:
-    """Their memory is no longer theirs before fewer images are tried; after an error nothing is
-    kept.
-    """
-    network, left = tiny_vgg().double(), list[int]()
+    """Their memory is freed before a smaller batch is tried; after an error no pass is kept."""
+    network = tiny_vgg().double()
+    left = list[int]()
     gradients(network)
 
     def objective(logits: Tensor, _x: Tensor, rows: Tensor) -> Tensor:
@@ -528,7 +530,7 @@ def test_memory_that_runs_out_takes_the_passes_with_it(
     assert bool(cuda_graphs._last) == isinstance(error, MemoryError)
 
 
-def test_on_a_cpu_the_network_itself_is_called() -> None:
+def test_a_cpu_calls_the_network_directly() -> None:
     network = tiny_vgg().double()
     passes = cuda_graphs.ReplayedNetwork(network, 8, CPU)
     assert all(torch.equal(passes(X), network(X)) for _ in range(2 * cuda_graphs.PATIENCE))

@@ -1,4 +1,4 @@
-"""Freed memory stays while somebody wants it, and goes back after the last."""
+"""Freed memory is retained during the outermost context only; limits of jobs are found."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rdfia.errors import BatchReduced
 
 
 class Recorder:
-    """A C library that writes down what it is told."""
+    """A C library that records its calls."""
 
     def __init__(self, most: int = 2**31) -> None:
         self.told: list[tuple[int, ...]] = []
-        self.most = most  # the largest threshold that it takes
+        self.most = most  # the largest accepted threshold
 
     def mallopt(self, option: int, value: int) -> int:
         self.told.append((option, value))
@@ -40,7 +40,7 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 KEPT, BACK = [(-3, 2**31 - 1), (-1, 2**31 - 1)], [(-3, 2**25), (-1, 2**26), (0,)]
 
 
-def test_the_first_user_keeps_and_the_last_gives_back(libc: Recorder) -> None:
+def test_memory_is_retained_by_the_first_context_and_returned_by_the_last(libc: Recorder) -> None:
     with retain_freed_memory():
         with retain_freed_memory():
             assert libc.told == KEPT
@@ -49,35 +49,36 @@ def test_the_first_user_keeps_and_the_last_gives_back(libc: Recorder) -> None:
 
 
 @pytest.mark.timeout(20)
-def test_a_use_may_end_while_another_begins(libc: Recorder) -> None:
-    """The collector may close an abandoned generator while its thread is inside: a plain lock would
-    wait for itself.
+def test_a_context_may_end_while_another_begins(libc: Recorder) -> None:
+    """The collector may close an abandoned generator in a thread that has the lock.
+
+    A plain lock would then wait for itself.
     """
     with memory._lock, retain_freed_memory():
         pass
     assert libc.told == KEPT + BACK
 
 
-def test_an_error_gives_back_too(libc: Recorder) -> None:
+def test_memory_is_returned_after_an_error(libc: Recorder) -> None:
     with pytest.raises(ZeroDivisionError), retain_freed_memory():
         _ = 1 / 0
     assert libc.told == KEPT + BACK
 
 
-def test_an_old_library_is_not_left_with_a_small_threshold(libc: Recorder) -> None:
+def test_an_old_library_gets_a_threshold_that_it_accepts(libc: Recorder) -> None:
     libc.most = 2**25
     with retain_freed_memory():
         assert libc.told == [KEPT[0], BACK[0], KEPT[1]]
 
 
-def test_settings_of_the_environment_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malloc_settings_in_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
     memory._glibc.cache_clear()
     assert memory._glibc() is None
     memory._glibc.cache_clear()
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_c_library_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
     memory._glibc.cache_clear()
     assert memory._glibc() is None
@@ -87,8 +88,9 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Mallinfo(ctypes.Structure):
-    """mallinfo2(3); `hblks` counts blocks that are mappings of their own, which go back as soon as
-    they are freed.
+    """mallinfo2(3).
+
+    `hblks` counts blocks that are separate mappings, which are returned to the system when freed.
     """
 
     _fields_ = [
@@ -108,20 +110,16 @@ class Mallinfo(ctypes.Structure):
     ]
 
 
-def test_a_large_block_is_part_of_the_heap_while_memory_is_kept() -> None:
+def test_a_large_block_is_part_of_the_heap_while_memory_is_retained() -> None:
     libc = memory._glibc()
     if not hasattr(libc, "mallinfo2"):
-        pytest.skip(
-            "no glibc from 2.33 on, or one with settings: it cannot be asked where a block lies"
-        )
+        pytest.skip("needs glibc from 2.33 on, without malloc settings in the environment")
     if not libc.mallopt(-3, 2**31 - 1):
-        pytest.skip("this glibc takes no threshold above 32 MB: nothing larger can be kept")
+        pytest.skip("needs a glibc that accepts a threshold above 32 MB")
     libc.mallopt(-3, 2**25)
-    libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = (
-        Mallinfo,
-        ctypes.c_void_p,
-        [ctypes.c_void_p],
-    )
+    libc.mallinfo2.restype = Mallinfo
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
 
     def mappings() -> int:
         """How many more mappings there are while a block of 1 GB, never touched, is held."""
@@ -146,7 +144,7 @@ def system(root: Path, files: dict[str, str]) -> None:
     ("groups", "folder", "most", "used"),
     [
         ("0::/\n", "sys/fs/cgroup", "memory.max", "memory.current"),  # a container
-        # the job's, above
+        # the limit of the job, a parent
         ("0::/slurm/job_7/step_0\n", "sys/fs/cgroup/slurm/job_7", "memory.max", "memory.current"),
         (
             "5:cpu:/\n4:memory,hugetlb:/pbs/7\n",
@@ -168,13 +166,15 @@ def test_the_limit_of_a_job_is_found(
     assert memory.available_memory() == 102_400_000_000
 
 
-def test_what_was_computed_before_memory_ran_out_is_let_go_and_what_is_spare(
+def test_splitting_a_batch_frees_its_results_and_spare_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An error keeps the variables of the function that failed: they would be there while fewer
-    images are tried.
+    """An error references the variables of the function that failed.
+
+    They would still take memory while a smaller batch is tried.
     """
-    made, freed = list[weakref.ref[torch.nn.Module]](), list[bool]()
+    made = list[weakref.ref[torch.nn.Module]]()
+    freed = list[bool]()
     monkeypatch.setattr(memory, "spare", [lambda: freed.append(made[0]() is None)])
 
     def work() -> None:

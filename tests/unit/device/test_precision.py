@@ -1,4 +1,4 @@
-"""What a product is rounded to is asked for, said in the record, and put back as it was."""
+"""The precision of products is set inside the context, recorded, and restored."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def settings() -> list[Any]:
 
 
 def tf32_is() -> set[Any]:
-    """What torch's readers of its settings say, older ones and newer ones; a mixture would make
-    them raise.
+    """Whether torch uses TF32, by the older and the newer names of its settings.
+
+    torch raises an error if they disagree.
     """
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
@@ -46,7 +47,7 @@ NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
+def test_settings_are_set_inside_and_restored(tf32: bool, fails: bool) -> None:
     torchs_own = settings()
     with precision.product_precision("cuda", tf32=not tf32):
         before = settings()
@@ -61,13 +62,13 @@ def test_settings_hold_inside_and_come_back(tf32: bool, fails: bool) -> None:
 
 
 @pytest.mark.skipif(
-    not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too"
+    not NEWER, reason="needs torch 2.9 or later: earlier versions have only the older names"
 )
 @pytest.mark.parametrize("value", ["ieee", "tf32", "none"])
-def test_settings_by_torchs_newer_names_come_back(value: str) -> None:
+def test_settings_with_newer_names_are_restored(value: str) -> None:
     matmul: Any = torch.backends.cuda.matmul
     conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    with precision.product_precision("cuda"):  # puts back what follows
+    with precision.product_precision("cuda"):  # restores the settings below
         matmul.fp32_precision = conv.fp32_precision = value
         with precision.product_precision("cuda", tf32=value != "tf32"):
             assert tf32_is() == {value != "tf32"}
@@ -84,11 +85,11 @@ def _tf32_everywhere() -> Iterator[None]:
 
 
 @pytest.mark.skipif(
-    not NEWER, reason="this torch has the older names alone: run it with 2.9 or later too"
+    not NEWER, reason="needs torch 2.9 or later: earlier versions have only the older names"
 )
 @pytest.mark.usefixtures("_tf32_everywhere")
-def test_tf32_that_is_set_for_all_of_torch_is_overruled_and_comes_back() -> None:
-    """By the older name alone a convolution would have "none", which is what is set for all."""
+def test_a_global_tf32_setting_is_overridden_and_restored() -> None:
+    """Through the older name alone a convolution would get "none": the setting for all of torch."""
     cudnn: Any = torch.backends.cudnn
     parts: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
 
@@ -109,7 +110,7 @@ def test_tf32_that_is_set_for_all_of_torch_is_overruled_and_comes_back() -> None
     assert [part.fp32_precision for part in parts] == before
 
 
-def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(
+def test_an_inner_context_inherits_tf32_unless_it_sets_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", "float32")
@@ -123,11 +124,11 @@ def test_what_an_outer_context_says_holds_inside_unless_it_is_said_again(
     assert precision.float32_product_type("cuda") == "float32"
 
 
-def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
+def test_the_bfloat16_setting_and_its_second_flag_are_restored() -> None:
     matmul: Any = torch.backends.cuda.matmul
     name = "allow_bf16_reduced_precision_reduction"
     if not hasattr(matmul, f"{name}_split_k"):
-        pytest.skip("this torch has no split-k setting beside the flag: a newer one has")
+        pytest.skip("needs a newer torch, with a split-k setting")
     before = (getattr(matmul, name), getattr(matmul, f"{name}_split_k"))
     try:
         setattr(matmul, name, (False, False))
@@ -138,7 +139,7 @@ def test_bfloat16_sums_come_back_with_what_was_set_beside_them() -> None:
         setattr(matmul, name, before)
 
 
-def test_on_a_cpu_no_setting_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_changes_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "_settings", lambda: pytest.fail("settings were asked for"))
     with (
         precision.product_precision("cpu"),
@@ -151,7 +152,7 @@ def test_on_a_cpu_no_setting_is_touched(monkeypatch: pytest.MonkeyPatch) -> None
     ("asked", "cuda"),
     [("", "float32"), ("float32", "float32"), ("tf32", "TF32"), ("bfloat16", "float32")],
 )
-def test_tf32_is_asked_for_by_name_and_said(
+def test_tf32_is_selected_by_the_environment(
     monkeypatch: pytest.MonkeyPatch, asked: str, cuda: str
 ) -> None:
     monkeypatch.setenv("RDFIA_DTYPE", asked)
@@ -161,7 +162,7 @@ def test_tf32_is_asked_for_by_name_and_said(
         assert precision.fast_dtype("cpu") == precision.fast_dtype("cuda") == torch.float32
 
 
-def test_the_record_says_what_float32_means(
+def test_a_record_contains_the_float32_product_type(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(environment, "_asset", lambda name: {"name": name})
@@ -172,7 +173,7 @@ def test_the_record_says_what_float32_means(
     assert environment.environment(tmp_path, "cuda", "short")["float32 products"] == "TF32"
 
 
-def test_a_store_of_tf32_features_is_another(
+def test_tf32_features_have_their_own_store(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def folder(products: str, dtype: torch.dtype) -> str:
@@ -192,7 +193,7 @@ def test_a_store_of_tf32_features_is_another(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_a_product_of_two_bytes_is_that_of_float64(dtype: torch.dtype) -> None:
+def test_a_product_of_two_byte_numbers_equals_float64(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, 300, generator=random).to(dtype) for n in (3, 5))
     got = precision.matmul_transposed(a, b)
@@ -200,8 +201,7 @@ def test_a_product_of_two_bytes_is_that_of_float64(dtype: torch.dtype) -> None:
     assert_close(got, a.double() @ b.double().T, "gram")
 
 
-# --- every pass runs with the settings
-# ------------------------------------------------------------------------------
+# --- forward passes
 
 IMAGES = torch.stack(
     [torch.from_numpy(photo[:16, :16].copy()).permute(2, 0, 1) for photo in PHOTOS]
@@ -251,10 +251,12 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.parametrize("room", WORK)
-def test_every_forward_pass_runs_with_the_settings(
+def test_every_forward_pass_runs_inside_the_context(
     room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, seen, network = list[int](), list[bool](), tiny_vgg()
+    inside = list[int]()
+    seen = list[bool]()
+    network = tiny_vgg()
 
     @contextlib.contextmanager
     def products(_device: Any) -> Iterator[None]:
@@ -277,11 +279,11 @@ def test_every_forward_pass_runs_with_the_settings(
     }
     WORK[room](network)
     computed = len(seen)
-    assert not any(seen)  # the planted fault: without the context, none is
+    assert not any(seen)  # the planted fault: no context
     seen.clear()
     monkeypatch.setattr(rooms[room], "product_precision", products)
     WORK[room](network)
     on_meta = 1 if room == "features" else 2 if room == "gram" else 0
     assert len(seen) == computed
-    # shapes are found there, and nothing is computed
+    # The meta device computes shapes only.
     assert sum(not held for held in seen) <= 2 * on_meta

@@ -1,6 +1,4 @@
-"""From files to a device and back: in order, whole, by name where a photo is bad, and without a
-thread left behind.
-"""
+"""Staging and decoding: order, complete batches, errors that name the photo, no thread left."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ CPU = Staging("cpu")
 @pytest.mark.parametrize(
     ("cores", "world", "threads"), [(16, None, 16), (16, "4", 4), (2, "8", 1), (3, "2", 1)]
 )
-def test_threads_are_the_cores_of_this_process(
+def test_the_number_of_threads_is_the_number_of_cores_of_this_process(
     monkeypatch: pytest.MonkeyPatch, cores: int, world: str | None, threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
@@ -48,7 +46,7 @@ def test_threads_are_the_cores_of_this_process(
 
 
 def test_as_many_threads_decode_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five threads wait for each other: with fewer, the barrier breaks."""
+    """Five threads wait for each other; with fewer threads the barrier breaks."""
     barrier = threading.Barrier(5, timeout=20)
 
     def pixels(_self: Preprocess, _image: Any, out: Tensor) -> Tensor:
@@ -74,7 +72,7 @@ def test_batches_are_the_images_in_order(size: int, workers: int) -> None:
 
 
 def slow_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first image takes longer than the others."""
+    """The first image takes longer than the other images."""
     inner = Preprocess.pixels_by_pillow
 
     def pixels(self: Preprocess, image: Any, out: Tensor | None = None) -> Tensor:
@@ -85,14 +83,15 @@ def slow_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Preprocess, "pixels_by_pillow", pixels)
 
 
-def test_an_image_that_takes_long_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_image_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.stack([SMALL.pixels(Image.fromarray(photo)) for photo in PHOTOS])
     slow_first(monkeypatch)
     assert torch.equal(torch.cat(list(image_batches(PHOTOS, SMALL, 4, CPU, workers=4))), expected)
 
 
-def test_a_batch_is_not_written_to_once_it_is_out() -> None:
-    kept, copies = [], []
+def test_a_batch_is_not_overwritten_after_it_is_returned() -> None:
+    kept = []
+    copies = []
     for batch in image_batches(PHOTOS, SMALL, 2, CPU):
         kept.append(batch)
         copies.append(batch.clone())
@@ -125,14 +124,14 @@ def test_a_bad_photo_is_named_and_no_thread_is_left(
         Image.fromarray(PHOTOS[0]).save(path)
         path.write_bytes(path.read_bytes()[:-200])
     found = 0
-    with pytest.raises(ImageError, match=bad):  # noqa: PT012 - which batch it was is asked too
+    with pytest.raises(ImageError, match=bad):  # noqa: PT012 - counts the batches
         for _ in work([*PHOTOS[:5], path, *PHOTOS[5:]]):
             found += 1
-    assert found == 2  # whole batches before it
+    assert found == 2  # the complete batches before the bad photo
 
 
 @pytest.mark.usefixtures("_no_thread_left")
-def test_who_stops_early_leaves_no_thread_and_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_iterator_ends_its_threads_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     inner = Preprocess.pixels_by_pillow
 
@@ -144,16 +143,16 @@ def test_who_stops_early_leaves_no_thread_and_no_more_work(monkeypatch: pytest.M
     monkeypatch.setattr(Preprocess, "pixels_by_pillow", pixels)
     with contextlib.closing(image_batches(PHOTOS * 100, SMALL, 2, CPU, workers=1)) as found:
         next(found)
-    assert 2 <= len(started) <= 40  # of the 66 that were asked for; the others were not begun
+    assert 2 <= len(started) <= 40  # of 66 images; the rest was not started
 
 
-# --- the way to a device and back
-# -----------------------------------------------------------------------------------
+# --- copies to a device and back
 
 
 class Late(Staging):
-    """Copies to the device are made as late as may be; rooms and results are spoilt where they may
-    be used again.
+    """Copies to the device happen as late as allowed.
+
+    Host memory and results are overwritten as soon as they may be reused.
     """
 
     delay = 1
@@ -179,7 +178,7 @@ class Late(Staging):
         return wait
 
 
-def test_results_come_in_order_each_while_the_next_is_computed() -> None:
+def test_results_are_copied_in_order_while_the_next_is_computed() -> None:
     events: list[str] = []
     late = Late(events)
     expected = torch.cat(list(image_batches(PHOTOS, SMALL, 4, CPU)))
@@ -189,7 +188,7 @@ def test_results_come_in_order_each_while_the_next_is_computed() -> None:
     assert events == ["up", "down 0", "up", "down 1", "had 0", "up", "down 2", "had 1", "had 2"]
 
 
-def test_on_a_cpu_nothing_is_copied_and_no_result_is_held_back() -> None:
+def test_a_cpu_copies_nothing_and_delays_no_result() -> None:
     made: list[int] = []
 
     def work() -> Iterator[staging.Tensors]:
@@ -207,10 +206,11 @@ def test_on_a_cpu_nothing_is_copied_and_no_result_is_held_back() -> None:
     assert staging.copy_to_device(pixels, "cpu") is pixels
 
 
-def test_extraction_is_the_same_by_way_of_late_copies(
+def test_extraction_does_not_depend_on_when_copies_happen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taps, events = {"relu": "features.4", "end": "classifier.3"}, list[str]()
+    taps = {"relu": "features.4", "end": "classifier.3"}
+    events = list[str]()
     options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32, "batch_size": 2}
     direct = extraction.extract(tiny_vgg(), PHOTOS, taps, root=tmp_path / "direct", **options)
     for room in (features, extraction):
@@ -221,7 +221,7 @@ def test_extraction_is_the_same_by_way_of_late_copies(
 
 
 class FakeStream:
-    """What PinnedStaging asks of a stream, written down."""
+    """Records what PinnedStaging calls on a stream."""
 
     log: list[tuple[str, ...]]
 
@@ -240,14 +240,16 @@ class FakeStream:
         )()
 
 
-def test_streams_wait_for_each_other_and_the_host_for_results_alone(
+def test_streams_wait_for_each_other_and_the_host_only_for_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The calls that a CUDA device gets, in their order, on fakes: what they do is asked where
-    there is one.
+    """The calls on a CUDA device, in their order, on fakes.
+
+    A test with a real device checks their effect.
     """
     log: list[tuple[str, ...]] = []
-    main, names = FakeStream("main"), iter(["up", "down"])
+    main = FakeStream("main")
+    names = iter(["up", "down"])
     monkeypatch.setattr(FakeStream, "log", log, raising=False)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: FakeStream(next(names)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: main)
@@ -293,11 +295,10 @@ def test_streams_wait_for_each_other_and_the_host_for_results_alone(
     assert log[-1] == ("host", "waits for", "down")
 
 
-# --- sizes
-# ----------------------------------------------------------------------------------------------------------
+# --- batch sizes
 
 
-def test_a_gpu_has_larger_batches_and_shards_of_no_more_images(tmp_path: Path) -> None:
+def test_a_gpu_has_larger_batches_but_not_larger_shards(tmp_path: Path) -> None:
     assert features.default_batch("cpu") == 16
     assert features.default_batch("cuda:1") > 64
     shards = {}
@@ -314,10 +315,12 @@ def test_a_gpu_has_larger_batches_and_shards_of_no_more_images(tmp_path: Path) -
     assert shards == {4: 64, 16: 256, 64: 1024, 128: 1024, 2000: 2000}
 
 
-def test_what_fits_is_asked_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_follows_the_memory_of_the_computing_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 10**15)
     assert memory.available_device_memory("cpu") == 10**15
-    # no device: not known
+    # No device: unknown.
     assert memory.batch_that_fits(8, 1e9, 1e9, "layers", "cuda") == 8 or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 * 10**9, 8 * 10**9))
@@ -328,7 +331,7 @@ def test_what_fits_is_asked_of_the_device_that_computes(monkeypatch: pytest.Monk
         "total_size": 2 * 10**9,
         "allocated_size": 10**9,
     }
-    # of another device; of a CUDA graph
+    # Memory of another device, and of a CUDA graph, is not counted.
     others = [ours | {"device": 1}, ours | {"segment_pool_id": (0, 3)}]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [ours, *others])
     assert memory.available_device_memory("cuda") == 4 * 10**9

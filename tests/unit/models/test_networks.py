@@ -1,6 +1,4 @@
-"""Layer tables, counts, weights that do and do not fit, held to the report's own numbers and to
-hand computation.
-"""
+"""Layer tables, counts and weights, checked against the report's numbers and by hand."""
 
 from __future__ import annotations
 
@@ -33,8 +31,9 @@ VGG16_BLOCKS = {
 
 
 def zeros(name: str, part: str = "") -> dict[str, Tensor]:
-    """A state dict of the right names and shapes, one zero each, restricted to keys that start with
-    `part`.
+    """A state dict with the right names and shapes, and one zero of memory per tensor.
+
+    It contains only the keys that start with `part`.
     """
     state = networks.build(name, device="meta").state_dict()
     return {
@@ -45,7 +44,7 @@ def zeros(name: str, part: str = "") -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", TOTALS)
-def test_three_counts_agree_with_the_report(name: str) -> None:
+def test_three_ways_to_count_agree_with_the_report(name: str) -> None:
     module = networks.build(name, device="meta")
     formula = networks.count_by_formula(name)
     assert (
@@ -79,7 +78,7 @@ def test_a_missing_tensor_changes_the_count() -> None:
     assert counts["conv1"] == networks.count_by_formula("squeezenet1_1")["conv1"] - 64
 
 
-def test_the_closed_formula_by_hand() -> None:
+def test_count_by_formula_by_hand() -> None:
     assert networks.Layer("c", "p", "conv", 3, 64, 3).parameters == 64 * 3 * 9 + 64
     assert networks.Layer("f", "p", "linear", 10, 7).parameters == 77
     assert networks.Layer("r", "p", "relu", 64, 64).parameters == 0
@@ -114,7 +113,7 @@ def test_the_closed_formula_by_hand() -> None:
         ("squeezenet1_1", "logits", "classifier.3"),
     ],
 )
-def test_readable_taps(name: str, tap: str, path: str) -> None:
+def test_tap_paths(name: str, tap: str, path: str) -> None:
     assert networks.tap_paths(name)[tap] == path
 
 
@@ -139,7 +138,7 @@ def test_known_activation_shapes_and_flops() -> None:
     ]
     assert networks.flops("vgg16")["conv1_1"] == 2 * 3 * 9 * 64 * 224 * 224
     assert networks.flops("vgg16")["logits"] == 2 * 4096 * 1000
-    # GMAC, as torchvision publishes it
+    # GMAC as published by torchvision
     assert round(sum(networks.flops("vgg16").values()) / 2e9, 3) == 15.470
     assert round(sum(networks.flops("squeezenet1_1").values()) / 1e9, 3) == 0.698
 
@@ -153,13 +152,15 @@ def test_known_activation_shapes_and_flops() -> None:
         lambda: networks.count_by_formula(""),
     ],
 )
-def test_an_unknown_network_lists_the_known_ones(call: Callable[[], object]) -> None:
+def test_an_unknown_network_is_an_error_that_lists_the_known_networks(
+    call: Callable[[], object],
+) -> None:
     with pytest.raises(ArgumentError, match="choose one of vgg16, alexnet, squeezenet1_1"):
         call()
 
 
 def test_other_bad_arguments() -> None:
-    with pytest.raises(ArgumentError, match="nothing of the image is left at pool5 of alexnet"):
+    with pytest.raises(ArgumentError, match="the output of pool5 of alexnet has no pixels"):
         networks.activation_shapes("alexnet", 62)
     with pytest.raises(ArgumentError, match="'conv9' is no layer or path of vgg16"):
         networks.per_block("vgg16", {"conv9": 1})
@@ -169,8 +170,10 @@ def test_other_bad_arguments() -> None:
         networks.first_convolution_maps(nn.Identity(), torch.zeros(1, 3, 8, 8))
 
 
-def test_random_weights_follow_the_seed_and_leave_every_global_generator() -> None:
-    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def test_random_weights_follow_the_seed_and_no_global_generator_changes() -> None:
+    python = random.getstate()
+    numbers = np.random.get_state()
+    cpu = torch.get_rng_state()
     first, again, other = (
         networks.build("squeezenet1_1", seed=seed).state_dict() for seed in (0, 0, 1)
     )
@@ -186,7 +189,7 @@ def test_another_number_of_classes() -> None:
     assert module.get_parameter("classifier.6.weight").shape == (15, 4096)
 
 
-def test_whole_weights_are_loaded_frozen_in_eval_mode() -> None:
+def test_complete_weights_are_loaded_frozen_in_eval_mode() -> None:
     state = networks.build("squeezenet1_1", seed=5).state_dict()
     loaded = networks.load("squeezenet1_1", {key: value.half() for key, value in state.items()})
     assert (loaded.missing, loaded.deepest) == ((), "logits")
@@ -206,7 +209,7 @@ def test_whole_weights_are_loaded_frozen_in_eval_mode() -> None:
         ("squeezenet1_1", ("conv10",), "fire9"),
     ],
 )
-def test_features_only_says_what_is_missing(
+def test_partial_weights_name_the_missing_layers(
     name: str, missing: tuple[str, ...], deepest: str
 ) -> None:
     state = zeros(name, "features.")
@@ -224,7 +227,7 @@ def test_features_only_says_what_is_missing(
     assert networks.first_convolution_maps(loaded, torch.zeros(2, 3, 64, 64)).shape[:2] == (2, 64)
 
 
-def test_a_hole_ends_what_can_be_reached() -> None:
+def test_the_deepest_layer_is_before_the_first_missing_layer() -> None:
     state = zeros("alexnet", "features.")
     del state["features.6.weight"], state["features.6.bias"]
     loaded = networks.load("alexnet", state)
@@ -232,7 +235,7 @@ def test_a_hole_ends_what_can_be_reached() -> None:
 
 
 def planted(key: str, value: Tensor | None) -> dict[str, Tensor]:
-    """AlexNet's features with one tensor replaced, added, or (None) taken away."""
+    """AlexNet's features with one tensor replaced, added, or removed (None)."""
     state = zeros("alexnet", "features.")
     if value is None:
         del state[key]
@@ -247,12 +250,12 @@ def planted(key: str, value: Tensor | None) -> dict[str, Tensor]:
         (
             "features.3.weight",
             torch.full((192, 64, 5, 5), torch.nan),
-            r"features\.3\.weight holds NaN or infinity",
+            r"features\.3\.weight contains NaN or infinity",
         ),
         (
             "features.8.bias",
             torch.tensor([torch.inf] * 256),
-            r"features\.8\.bias holds NaN or infinity",
+            r"features\.8\.bias contains NaN or infinity",
         ),
         (
             "features.6.weight",
@@ -272,7 +275,7 @@ def planted(key: str, value: Tensor | None) -> dict[str, Tensor]:
         ),
     ],
 )
-def test_the_first_offending_tensor_is_named(key: str, value: Tensor | None, message: str) -> None:
+def test_the_first_wrong_tensor_is_named(key: str, value: Tensor | None, message: str) -> None:
     with pytest.raises(WeightsError, match="weights of alexnet: " + message):
         networks.load("alexnet", planted(key, value))
 
@@ -291,16 +294,17 @@ def test_weights_of_another_network_are_recognised(name: str, other: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("part", "message"), [("none", "no tensors at all"), ("classifier.", "nothing can be")]
+    ("part", "message"), [("none", "got no tensors"), ("classifier.", "no layer can be")]
 )
-def test_weights_that_reach_nothing(part: str, message: str) -> None:
+def test_weights_that_suffice_for_no_layer_are_refused(part: str, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         networks.load("alexnet", zeros("alexnet", part))
 
 
 class FixedLogits(nn.Module):
-    """Three classes, whose logits are 1, 2 and 3 times the mean of the image, and a dropout that
-    would show.
+    """Three classes with logits 1, 2 and 3 times the mean of the image.
+
+    Its dropout would change them in training mode.
     """
 
     def __init__(self) -> None:
@@ -312,7 +316,7 @@ class FixedLogits(nn.Module):
         return self.drop(x.mean(dim=(1, 2, 3))[:, None] * self.scale)
 
 
-def test_classify_by_hand_and_the_modes_come_back() -> None:
+def test_classify_by_hand_restores_modes() -> None:
     module = FixedLogits()
     module.train()
     module.drop.eval()
@@ -328,7 +332,7 @@ def test_classify_by_hand_and_the_modes_come_back() -> None:
     assert module.drop.training
 
 
-def test_modes_come_back_after_an_error() -> None:
+def test_classify_restores_modes_after_an_error() -> None:
     module = tiny_vgg().train()
     with pytest.raises(RuntimeError, match="too small"):
         networks.classify(module, torch.zeros(1, 3, 1, 1))
@@ -344,12 +348,12 @@ def test_modes_come_back_after_an_error() -> None:
         ((1, 3, 16, 16), 0, "k: 0"),
     ],
 )
-def test_classify_refuses(shape: tuple[int, ...], k: int, message: str) -> None:
+def test_classify_refuses_wrong_arguments(shape: tuple[int, ...], k: int, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         networks.classify(tiny_vgg(), torch.zeros(shape), k)
 
 
-def test_first_maps_are_taken_before_the_relu() -> None:
+def test_first_convolution_maps_are_taken_before_the_relu() -> None:
     network = tiny_vgg()
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     maps = networks.first_convolution_maps(network, x)
@@ -362,7 +366,7 @@ def test_first_maps_are_taken_before_the_relu() -> None:
     assert_close(maps, by_hand, "activation")
 
 
-def test_efficientnet_lite0_is_only_used_whole() -> None:
+def test_efficientnet_lite0_needs_all_weights() -> None:
     pytest.importorskip(
         "efficientnet_lite_pytorch", reason="a carrier (carriers.txt) is not installed"
     )
@@ -380,7 +384,7 @@ def test_efficientnet_lite0_is_only_used_whole() -> None:
         networks.load("efficientnet-lite0", state)
 
 
-def test_efficientnet_without_its_package_says_what_to_install(
+def test_efficientnet_without_its_package_is_an_error_that_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)

