@@ -96,8 +96,8 @@ def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
     return fill(
         "figure.html",
         file=f"figures/{name}.png",
-        alt=escape(caption),
-        caption=escape(caption),
+        alt=caption,
+        caption=caption,
         link="",
     )
 

@@ -350,5 +350,5 @@ def test_torch_is_restored_afterwards() -> None:
 def test_a_tensor_used_after_its_device_is_an_error() -> None:
     with pretended_device():
         x = torch.ones(2, device="cuda")
-    with pytest.raises(RuntimeError, match="outside of `pretended_device"):
+    with pytest.raises(RuntimeError, match="outside `pretended_device"):
         x + 1

@@ -131,8 +131,8 @@ def gram_matrices(device: str, folder: Path) -> Results:
     found: dict[str, Any] = {}
     ways: dict[str, dict[str, Any]] = {
         "float32": {},
-        "kept in float16": {"kept": torch.float16},
-        "kept in bfloat16": {"kept": torch.bfloat16},
+        "kept in float16": {"tile_dtype": torch.float16},
+        "kept in bfloat16": {"tile_dtype": torch.bfloat16},
         "bands": {"budget_bytes": 6_000},
         "scratch": {"scratch": folder},
     }

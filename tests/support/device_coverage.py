@@ -54,7 +54,6 @@ HOST = {
     "column_tiles.Accumulator.add": "a protocol; svm.GramAccumulator implements it",
     "ascent.target_objective": "takes classes from `per_image`, on the CPU",
     "memory.split_in_half": "takes decoded pixels or row numbers",
-    "saliency_scores.area_under_curve": "takes an array from `pixel_curve`",
     "networks.load": "takes tensors from a file",
 }
 

@@ -493,7 +493,7 @@ def test_the_table_of_assets_is_complete() -> None:
             assert row.get("md5") or f"-{row['url'][-12:-4]}.pth" in row["url"], (
                 f"{row['url']} has no checksum"
             )
-    assert "not checked by us" in ASSETS["scene15"].note
+    assert "is not verified" in ASSETS["scene15"].note
 
 
 @pytest.mark.parametrize("name", [name for name, asset in ASSETS.items() if asset.package])

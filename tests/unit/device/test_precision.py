@@ -273,7 +273,7 @@ def test_every_forward_pass_runs_inside_the_context(
         "gram": column_tiles,
         "input_gradients": ascent,
         "gan_training": training,
-        "gans": architecture,
+        "gans": sampling,
         "heads": heads,
         "gan_scores": scores,
     }

@@ -92,7 +92,7 @@ def test_section_has_rows_start_growth_and_claims(tmp_path: Path) -> None:
     run = {"rows": [ROW], "environment": where, "growth": grown, **kept}
     (tmp_path / "benchmarks.json").write_text(json.dumps(run))
     html = benchmarks.benchmarks(tmp_path, tmp_path / "verified")
-    assert "the lab&#x27;s &lt;loop&gt;" in html
+    assert "the lab&#39;s &lt;loop&gt;" in html
     # settings that limit the processor
     assert "a processor, with ATEN_CPU_CAPABILITY=avx2, 2 threads" in html
     assert "2.60 (2.40 to 2.90)" in html.replace("\u00a0", " ")
@@ -124,7 +124,7 @@ def test_section_compares_cpu_and_cuda_once_cuda_was_measured(tmp_path: Path) ->
     html = benchmarks.benchmarks(tmp_path, tmp_path)
     assert "Nothing was measured" not in html
     for text in (
-        "a &lt;card&gt;, at the peer&#x27;s dtype",
+        "a &lt;card&gt;, at the peer&#39;s dtype",
         "2.60 (2.40 to 2.90)",
         "6.25 (6.00 to 6.50)",
         "7.50 of 5",
