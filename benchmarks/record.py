@@ -13,7 +13,7 @@ from benchmarks.comparison import measure
 from benchmarks.sampling import ceilings
 from benchmarks.worker import Json, WorkerError
 from benchmarks.workloads import PeerWorkload
-from rdfia.claims.ledger import committed
+from rdfia.claims.ledger import committed_records
 from rdfia.data import files
 from rdfia.device.precision import fast_dtype
 from rdfia.report import environment
@@ -50,7 +50,7 @@ class BenchmarkRecord:
         """Writes the file; results of an earlier run under the same conditions stay."""
         bfloat16 = [
             [claim.key, claim.verdict, claim.result, claim.expected]
-            for claim, _, _ in committed(ROOT)
+            for claim, _, _ in committed_records(ROOT)
             if claim.id.endswith(".bfloat16")
         ]
         found = {

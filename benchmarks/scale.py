@@ -65,7 +65,7 @@ def shard() -> dict[str, float]:
         return {
             "megabytes": made.nbytes / 1e6,
             "written and synced, s": seconds(lambda: made.write(0, {"pool5": rows})),
-            "read and checked, s": seconds(lambda: made.is_done(0)),
+            "read and checked, s": seconds(lambda: made.is_complete(0)),
         }
 
 

@@ -177,7 +177,7 @@ def _claims(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from rdfia.claims import summary
-    from rdfia.claims.ledger import committed
+    from rdfia.claims.ledger import committed_records
     from rdfia.claims.record import read_run
     from rdfia.claims.registry import CLAIMS
     from rdfia.data import files
@@ -186,7 +186,7 @@ def _claims(options: argparse.Namespace) -> int:
     if options.committed or options.readme:
         latest = {
             record.key: (record, f"reports/verified/{folder}, {date}")
-            for record, folder, date in reversed(committed(Path()))
+            for record, folder, date in reversed(committed_records(Path()))
         }
     else:
         records = read_run(path)["records"] if path.exists() else []

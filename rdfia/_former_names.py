@@ -27,15 +27,15 @@ FORMER = {
     for room, names in _MOVED.items()
     for name in names.split()
 } | {
-    "rdfia.store": "rdfia.data.files",
+    "rdfia.store": "rdfia.data",
     "rdfia.gram": "rdfia.transfer.column_tiles",
-    "rdfia.input_gradients": "rdfia.gradients.ascent",
+    "rdfia.input_gradients": "rdfia.gradients",
     "rdfia.gan_config": "rdfia.gans.config",
-    "rdfia.gan_training": "rdfia.gans.training",
+    "rdfia.gan_training": "rdfia.gans",
     "rdfia.gan_checkpoint": "rdfia.gans.checkpoint",
     "rdfia.gan_augmentation": "rdfia.gans.augmentation",
     "rdfia.gan_health": "rdfia.gans.health",
-    "rdfia.gan_scores": "rdfia.gans.scores",
+    "rdfia.gan_scores": "rdfia.gans",
     "rdfia.studies": "rdfia.gans.runs",
     "rdfia.speed": "rdfia.report.benchmarks",
     "rdfia.machine": "rdfia.report.environment",

@@ -29,7 +29,7 @@ from benchmarks.workloads.gans import gan_step
 from rdfia.data import assets, files
 from rdfia.errors import RdfiaError
 from rdfia.experiments import gan_studies, gans
-from rdfia.experiments.gan_data import SETUPS
+from rdfia.experiments.gan_data import DATA_SETS
 from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
 from rdfia.report.environment import environment
@@ -173,7 +173,7 @@ def make(device: str, seconds: float, indices: Sequence[int], to: Path) -> int:
         if time.monotonic() - begin > seconds:
             break
         if title not in benches:
-            path = assets.locate(SETUPS[title].asset, download=False).path
+            path = assets.locate(DATA_SETS[title].asset, download=False).path
             benches[title] = gans.GanBench(
                 title, path, device, "full", None, to, partial(environment, ROOT, device, "full")
             )

@@ -17,7 +17,7 @@ from rdfia.claims.intervals import single_run as single_run
 from rdfia.claims.judge import Bound as Bound
 from rdfia.claims.judge import outcome as outcome
 from rdfia.claims.ledger import Ledger as Ledger
-from rdfia.claims.ledger import committed as committed
+from rdfia.claims.ledger import committed_records as committed_records
 from rdfia.claims.provenance import code_hash as code_hash
 from rdfia.claims.provenance import lab_hash as lab_hash
 from rdfia.claims.record import ClaimError as ClaimError

@@ -68,13 +68,13 @@ class Bound:
         value = f"{self.value:,.6g}" if self.value != int(self.value) else f"{int(self.value):,}"
         return f"within {self.margin:g} of {value}" if self.margin else f"{self.direction} {value}"
 
-    def is_under(self, x: float) -> bool:
+    def is_below(self, x: float) -> bool:
         """Whether `x` lies below the allowed values."""
         if self.direction == "above":
             return x <= self.value
         return self.direction not in ("at most", "below") and x < self.value - self.margin
 
-    def is_over(self, x: float) -> bool:
+    def is_above(self, x: float) -> bool:
         """Whether `x` lies above the allowed values."""
         if self.direction == "below":
             return x >= self.value
@@ -86,9 +86,11 @@ def outcome(found: Estimate, bound: Bound) -> str:
 
     All of it: "supported". Nothing: "contradicted". A part: "undecided".
     """
-    if not (bound.is_under(found.low) or bound.is_over(found.high)):
+    if not (bound.is_below(found.low) or bound.is_above(found.high)):
         return "supported"
-    return "contradicted" if bound.is_under(found.high) or bound.is_over(found.low) else "undecided"
+    return (
+        "contradicted" if bound.is_below(found.high) or bound.is_above(found.low) else "undecided"
+    )
 
 
 def combined_outcome(outcomes: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from rdfia.data import files
 from rdfia.errors import ArgumentError
 
 
-def committed(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
+def committed_records(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
     """(record, folder, date) of the runs below `root`/reports/verified.
 
     Runs on `device` come first, later runs before earlier ones; records without an outcome are left
@@ -198,7 +198,11 @@ class Ledger:
 
     @functools.cached_property
     def _committed(self) -> list[tuple[Record, str, str]]:
-        return [found for found in committed(self.root, self.device) if found[0].profile == "full"]
+        return [
+            found
+            for found in committed_records(self.root, self.device)
+            if found[0].profile == "full"
+        ]
 
     def recorded(self, claim_id: str, case: str = "") -> Record:
         """The record of the latest committed full run that has this check, as "recorded".
@@ -244,7 +248,7 @@ class Ledger:
         )
         return record
 
-    def same_images(self, key: str, right: Any, images: str) -> None:
+    def compare_right_images(self, key: str, right: Any, images: str) -> None:
         """Compare a layer's right images with those stored in thresholds.json.
 
         `key`: network/layer/data set. `right`: N booleans, whether each image is right. `images`:

@@ -85,7 +85,7 @@ class FeatureStore:
                     "Gram matrix instead (rdfia.transfer.column_tiles), which stores no features"
                 )
 
-    def is_done(self, shard: int) -> bool:
+    def is_complete(self, shard: int) -> bool:
         """Whether the shard is on disk, complete and unaltered; a damaged one is removed.
 
         Raises StoreError if it cannot be read now or cannot be removed.

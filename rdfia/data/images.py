@@ -242,8 +242,8 @@ class Preprocess:
 
         Raises ImageError.
         """
-        file = self.encoded(image)
-        found = None if file is None else self.on_device([file], "cpu")[0]
+        file = self.jpeg_bytes(image)
+        found = None if file is None else self.decode_on_device([file], "cpu")[0]
         return self.pixels_by_pillow(image) if found is None else found
 
     def pixels_by_pillow(
@@ -265,8 +265,8 @@ class Preprocess:
         array = array.expand(3, -1, -1) if array.ndim == 2 else array.permute(2, 0, 1)
         return array.contiguous() if out is None else out.copy_(array)
 
-    def encoded(self, image: Image.Image | str | Path) -> Tensor | None:
-        """The bytes of a file that `on_device` can decode, uint8 1-D; None for all other images.
+    def jpeg_bytes(self, image: Image.Image | str | Path) -> Tensor | None:
+        """The bytes of a file for `decode_on_device`, uint8 1-D; None for other images.
 
         Pillow has to read those. Raises ImageError.
         """
@@ -274,14 +274,16 @@ class Preprocess:
             return None
         try:
             with _open(Path(image), MAX_PIXELS) as opened:
-                return jpeg.file_bytes(Path(image)) if jpeg.decodes_alike(opened) else None
+                return jpeg.file_bytes(Path(image)) if jpeg.decodes_as_pillow(opened) else None
         except (ImageError, MemoryError):
             raise
         # A damaged header: Pillow raises the error when it reads the file.
         except Exception:
             return None
 
-    def on_device(self, files: Sequence[Tensor], device: str | torch.device) -> list[Tensor | None]:
+    def decode_on_device(
+        self, files: Sequence[Tensor], device: str | torch.device
+    ) -> list[Tensor | None]:
         """uint8 pixels on `device`, 3 x S x S, for the bytes of each file.
 
         They are None for a file that torchvision does not decode. Raises ArgumentError if

@@ -21,7 +21,7 @@ from rdfia.errors import ArgumentError
 _ORIENTATION = 0x0112  # EXIF; 1 is upright
 
 
-def decodes_alike(image: Image.Image) -> bool:
+def decodes_as_pillow(image: Image.Image) -> bool:
     """Whether an opened file is a JPEG that torchvision reads as Pillow does.
 
     These are grey or RGB, and not rotated by EXIF.

@@ -29,7 +29,7 @@ T = TypeVar("T")
 WARM_UP = 3
 # Eager calls before the pass of a batch size is captured, which takes as long as several calls. The
 # number is a guess.
-PATIENCE = 8
+CALLS_BEFORE_CAPTURE = 8
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -193,7 +193,7 @@ def _forget_dead(network: weakref.ref[nn.Module]) -> None:
         _last.clear()
 
 
-memory.spare.append(_last.clear)
+memory.cache_clearers.append(_last.clear)
 
 
 def _state_of(value: Any) -> Any:
@@ -268,7 +268,7 @@ class ReplayedNetwork:
         size = min(self.most, 1 << (len(x) - 1).bit_length())
         key = (size, x.shape[1:], x.stride()[1:], x.dtype, x.device)
         calls[key] = calls.get(key, 0) + 1
-        if calls[key] <= PATIENCE:
+        if calls[key] <= CALLS_BEFORE_CAPTURE:
             return self.network(x)
         filled = F.pad(x, (0,) * (2 * x.ndim - 1) + (size - len(x),)) if len(x) < size else x
         if key not in passes:

@@ -80,9 +80,9 @@ def retain_freed_memory() -> Iterator[None]:
                 _retain(_USUAL)
 
 
-SMALL = 10**8  # bytes that are not checked: the check takes as long as such small work
+UNCHECKED_BYTES = 10**8  # bytes that are not checked: the check takes as long as such small work
 # Functions that free memory which a device holds only as a cache.
-spare = list[Callable[[], None]]()
+cache_clearers = list[Callable[[], None]]()
 
 # --- available memory
 
@@ -150,14 +150,14 @@ def available_device_memory(device: str | torch.device) -> int | None:
     """Bytes that can still be allocated on `device`; None if unknown.
 
     On a CPU as `available_memory`; on CUDA the free memory and what torch's allocator has cached.
-    Calls the functions in `spare` first. Memory in the pools of CUDA graphs is not counted.
+    Calls `cache_clearers` first. Memory in the pools of CUDA graphs is not counted.
     """
     device = torch.device(device)
     if device.type == "cpu":
         return available_memory()
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    for free in spare:
+    for free in cache_clearers:
         free()
     left = torch.cuda.mem_get_info(device)[0]
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -176,7 +176,7 @@ def require_memory(
     On Linux the kernel would otherwise kill the process without a message. `what` is the work and
     `instead` the advice in the message.
     """
-    left = available_device_memory(device) if nbytes > SMALL else None
+    left = available_device_memory(device) if nbytes > UNCHECKED_BYTES else None
     if left is not None and nbytes > left:
         raise TooLarge(
             f"{what} takes about {nbytes / 1e9:.3g} GB of memory, "
@@ -195,7 +195,7 @@ def batch_that_fits(
     """
     instead = "free some memory, choose smaller images, earlier layers, or bfloat16"
     require_memory(beside + each, f"{what}, for one image,", instead, device)
-    if beside + n * each <= SMALL:
+    if beside + n * each <= UNCHECKED_BYTES:
         return n
     left = available_device_memory(device)
     if left is None:
@@ -260,7 +260,7 @@ def split_in_half(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:
     traceback.clear_frames(error.__traceback__)  # their variables hold results of the attempt
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
-    for free in spare:
+    for free in cache_clearers:
         free()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -212,7 +212,7 @@ def image_batches(
         return rooms[-1][index % size]
 
     def work(item: ImageOrPath, out: Tensor) -> Tensor:
-        file = preprocess.encoded(item)
+        file = preprocess.jpeg_bytes(item)
         return preprocess.pixels_by_pillow(item, out) if file is None else file
 
     with contextlib.closing(_ahead(work, images, workers, max(AHEAD, 2 * size), row)) as done:
@@ -235,7 +235,7 @@ def _decode_on_device(
 
     Pillow reads what torchvision cannot decode, and raises the error if there is one.
     """
-    found = preprocess.on_device(list(files.values()), pixels.device) if files else []
+    found = preprocess.decode_on_device(list(files.values()), pixels.device) if files else []
     for row, decoded in zip(files, found, strict=True):
         if decoded is None:
             decoded = preprocess.pixels_by_pillow(cast("str | Path", items[row]))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rdfia.data import assets
 from rdfia.errors import RdfiaError
-from rdfia.experiments.gan_data import SETUPS
+from rdfia.experiments.gan_data import DATA_SETS
 from rdfia.experiments.gan_studies import expected_seconds, needs_last_generator, plan
 from rdfia.experiments.gans import LEAST_COVERAGE, GanBench
 from rdfia.gans.runs import Run
@@ -43,7 +43,7 @@ def make_runs(bench: GanBench, runs: Sequence[Run], log: Callable[[str], None] =
                 values = {name: row["scores"][-1][name] for name in ("frechet", "coverage")}
             judged = bench.y is None or bench.last(run, "coverage") >= LEAST_COVERAGE
             if judged and needs_last_generator(run, bench.title):
-                values |= bench.further(run)
+                values |= bench.last_image_scores(run)
         except RdfiaError as error:
             refused += 1
             log(f"{run.name}: {error}")
@@ -57,7 +57,7 @@ def list_runs(title: str, runs: Sequence[Run], output: Path) -> None:
     """Print what each run is, how long it may take, and whether its row exists."""
     for run in runs:
         c = run.config
-        made = (output / "studies" / SETUPS[title].asset / f"{run.name}.json").exists()
+        made = (output / "studies" / DATA_SETS[title].asset / f"{run.name}.json").exists()
         print(
             f"{run.name:<24} {c.steps:>6} steps, {c.nb_update_D} of D and {c.nb_update_G} of G, "
             f"{len(run.snapshots)} snapshots, about {expected_seconds(run, title):,.0f} s"
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     bench = GanBench(
         options.data,
-        assets.locate(SETUPS[options.data].asset, download=False).path,
+        assets.locate(DATA_SETS[options.data].asset, download=False).path,
         options.device,
         "full",
         None,

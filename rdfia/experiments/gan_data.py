@@ -13,7 +13,7 @@ from rdfia.gans.architecture import prepare_images
 
 
 @dataclass(frozen=True)
-class Setup:
+class GanDataSet:
     """A data set: its asset, its scope (the report's data or a substitute) and its sizes."""
 
     asset: str
@@ -25,11 +25,11 @@ class Setup:
     all_photos: int = 0  # photos in the whole data set; this machine may have fewer
 
 
-SETUPS = {
-    "CelebA": Setup("celeba-32", "report", 3, 4_000, pinned_photos=9_000, all_photos=202_599),
-    "CIFAR-10": Setup("cifar10-train", "substitute", 3, 4_000),
-    "MNIST": Setup("mnist", "report", 1, 5_000),
-    "digits": Setup("digits", "substitute", 1, 1_000, reader_steps=300),
+DATA_SETS = {
+    "CelebA": GanDataSet("celeba-32", "report", 3, 4_000, pinned_photos=9_000, all_photos=202_599),
+    "CIFAR-10": GanDataSet("cifar10-train", "substitute", 3, 4_000),
+    "MNIST": GanDataSet("mnist", "report", 1, 5_000),
+    "digits": GanDataSet("digits", "substitute", 1, 1_000, reader_steps=300),
 }
 
 INSTEAD_OF = {  # (lab, substitute) -> the data sets that it replaces

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rdfia.experiments.gan_data import SETUPS
+from rdfia.experiments.gan_data import DATA_SETS
 from rdfia.gans import architecture, augmentation, losses, sampling, training
 from rdfia.gans.config import LABS, RECOMMENDED, GanConfig
 from rdfia.gans.runs import Run, runs_over_seeds
@@ -64,7 +64,7 @@ def long_runs(kind: str, title: str) -> list[Run]:
 
     Five seeds on the report's own data, one on a substitute.
     """
-    return OVER_SEEDS[kind] if SETUPS[title].scope == "report" else [LONG[kind]]
+    return OVER_SEEDS[kind] if DATA_SETS[title].scope == "report" else [LONG[kind]]
 
 
 # --- the study of answer 5
@@ -220,11 +220,11 @@ def plan(title: str) -> list[Run]:
 
     cGAN is first on digits, the default setting on photos. No run is listed twice.
     """
-    if SETUPS[title].channels == 1:
+    if DATA_SETS[title].channels == 1:
         kinds = ("cgan", "cdcgan", "cdcgan-no-y-in-D")
         return [run for kind in kinds for run in long_runs(kind, title)]
     runs = [*STUDY, *long_runs("dcgan", title)]
-    if SETUPS[title].all_photos:
+    if DATA_SETS[title].all_photos:
         runs += [*EQUAL_STEPS_RUNS, *_with_fewer_photos()]
     runs += [*ABLATION, *NEW_SEEDS]
     return list({run.name: run for run in runs}.values())  # two studies share some runs
@@ -235,10 +235,10 @@ def _with_fewer_photos() -> list[Run]:
 
 
 def needs_last_generator(run: Run, title: str) -> bool:
-    """Whether a claim scores the images of the run's last generator (`GanBench.further`)."""
-    if SETUPS[title].channels == 1:
+    """Whether a claim needs `GanBench.last_image_scores` of the run."""
+    if DATA_SETS[title].channels == 1:
         return run in OVER_SEEDS["cdcgan-no-y-in-D"]
-    if not SETUPS[title].all_photos:
+    if not DATA_SETS[title].all_photos:
         return False
     return run in [*OVER_SEEDS["dcgan"], *ALL_PHOTOS, *_with_fewer_photos()]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from rdfia.data import assets, files, images
 from rdfia.device.precision import fast_dtype
 from rdfia.experiments import gan_studies
-from rdfia.experiments.gan_data import SETUPS, digits, mnist, photos, random_order
+from rdfia.experiments.gan_data import DATA_SETS, digits, mnist, photos, random_order
 from rdfia.experiments.gan_measures import (
     blur_by_shrinking,
     information,
@@ -64,7 +64,7 @@ WORST: Json = {  # the scores of a run after it diverged
 class GanBench:
     """A data set, the features that images are scored by, and the runs on the data set.
 
-    `title` is a key of `gan_data.SETUPS`, `path` its data, `profile` "short" or "full". Rows,
+    `title` is a key of `gan_data.DATA_SETS`, `path` its data, `profile` "short" or "full". Rows,
     losses and grids are stored below `output`, checkpoints in the cache. `environment` is called
     when the first run is made. It returns what a row says of the machine and the code (ORIGIN, of
     `report.environment.environment`).
@@ -80,7 +80,7 @@ class GanBench:
         output: Path,
         environment: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self.title, self.setup, self.device = title, SETUPS[title], device
+        self.title, self.setup, self.device = title, DATA_SETS[title], device
         self.progress, self.environment = progress, environment
         self.full = profile == "full"
         if self.setup.channels == 3:
@@ -357,7 +357,7 @@ class GanBench:
         self.run(run)
         return gan_runs.grid_of(run, step or run.grids[-1], self.evidence)
 
-    def further(self, run: Run) -> dict[str, float]:
+    def last_image_scores(self, run: Run) -> dict[str, float]:
         """Scores that need the images of a run's last generator.
 
         Photos: `share_of_copies` by pixels and by features. Digits: `label_information`. Stored in

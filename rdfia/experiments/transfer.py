@@ -41,7 +41,7 @@ ALEXNET = ["relu1", "pool1", "relu2", "pool2", "relu3", "relu4", "relu5", "pool5
 SQUEEZENET = ["relu1", "pool1", "fire2", "fire3", "pool3", "fire4"]
 SQUEEZENET += ["fire5", "pool5", "fire6", "fire7", "fire8", "fire9"]
 TAPS = {"vgg16": VGG16, "alexnet": ALEXNET, "squeezenet1_1": [*SQUEEZENET, "logits"]}
-DENSE = {
+DENSE_TAPS = {
     "vgg16": ["relu6", "fc7", "relu7", "logits"],
     "alexnet": ["relu6", "relu7", "logits"],
     "squeezenet1_1": [],
@@ -58,12 +58,12 @@ WEIGHTS = {
 # The layers of profile `short`: those of VGG16 that one pass can store, and those of the other
 # networks with fewer than 200,000 columns. 100,000 columns take about ten seconds. relu5_2, pool3,
 # fire6 and fire7 lie between their neighbours and decide no verdict: only profile `full` has them.
-SHORT = {
+SHORT_TAPS = {
     "vgg16": ["relu4_3", "pool4", "relu5_1", "relu5_3", "pool5"],
     "alexnet": ["pool1", "pool2", "relu3", "relu4", "relu5", "pool5"],
     "squeezenet1_1": ["pool1", "pool5", "fire8", "fire9", "logits"],
 }
-DIGITS = {
+DIGIT_TAPS = {
     "vgg16": [tap for tap in VGG16 if tap not in ("pool1", "relu5_1", "relu5_2")],
     "alexnet": ["relu5", "pool5"],
 }
@@ -444,10 +444,10 @@ class TransferBench:
         }
 
 
-def taps_for(network: str, bench: TransferBench, profile: str) -> list[str]:
+def profile_taps(network: str, bench: TransferBench, profile: str) -> list[str]:
     """The layers that a profile measures; dense layers only where their weights are available."""
     if bench.problem.digits:
-        return DIGITS[network]
+        return DIGIT_TAPS[network]
     full = f"{network}-full" in assets.ASSETS and assets.find(f"{network}-full") is not None
-    taps = SHORT[network] if profile == "short" else TAPS[network]
-    return [*taps, *(DENSE[network] if full else [])]
+    taps = SHORT_TAPS[network] if profile == "short" else TAPS[network]
+    return [*taps, *(DENSE_TAPS[network] if full else [])]

@@ -70,7 +70,7 @@ def train_run(run: Run, images: Tensor, labels: Labels, work: Path, **options: A
         files.write_json(times, round(before + time.monotonic() - start, 1))
 
     def store_generator(trainer: Trainer) -> None:
-        state = trainer.images_from.state_dict()
+        state = trainer.image_generator.state_dict()
         files.save_tensors(
             folder / f"generator-{trainer.done}.safetensors", state, {"data": trainer.digest}
         )

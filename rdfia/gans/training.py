@@ -107,7 +107,7 @@ class Trainer:
         }
 
     @property
-    def images_from(self) -> Generator:
+    def image_generator(self) -> Generator:
         """The generator that makes the images: the running mean if there is one."""
         return self.ema or self.generator
 

@@ -83,7 +83,7 @@ def train(
             if log is not None:
                 log(log_line(start, config.steps, trainer.losses[start].tolist()))
         if trainer.done in wanted_grids:
-            drawn = sampling.sample(trainer.images_from, z, y, statistics="batch")
+            drawn = sampling.sample(trainer.image_generator, z, y, statistics="batch")
             grids.append(Grid(trainer.done, sampling.to_uint8(drawn)))
             if log is not None:
                 real = images[:: max(1, len(images) // 500)]

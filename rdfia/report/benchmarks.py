@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rdfia.data import files
 from rdfia.errors import StoreError
 from rdfia.report import figures
-from rdfia.report.blocks import fill, table
+from rdfia.report.blocks import render, table
 from rdfia.report.figures import INK, RUST, STYLE
 
 # in a checkout; an installed package has no such folder
@@ -93,7 +93,7 @@ def exponent(work: Sequence[float], values: Sequence[float]) -> float:
 
 def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
     files.write_atomic(folder / "figures" / f"{name}.png", figures.png(figure))
-    return fill(
+    return render(
         "figure.html",
         file=f"figures/{name}.png",
         alt=caption,

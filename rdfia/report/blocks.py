@@ -67,7 +67,7 @@ def slug(key: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", key)
 
 
-def fill(template: str, /, **values: Any) -> str:
+def render(template: str, /, **values: Any) -> str:
     """The HTML of a file of rdfia/report/templates with these values."""
     return _TEMPLATES.get_template(template).render(values)
 
@@ -91,7 +91,7 @@ def claims(records: Sequence[Record], pictures: Mapping[str, Sequence[Picture]])
         "scope": [scope for scope in SCOPES if any(r.scope == scope for r in records)],
     }
     pictures = defaultdict(list, pictures)
-    return fill("claims.html", claims=by_claim, choices=choices, pictures=pictures)
+    return render("claims.html", claims=by_claim, choices=choices, pictures=pictures)
 
 
 def table1(rows: Sequence[tuple[Record, Json]], picture: Picture | None) -> str:
@@ -113,7 +113,7 @@ def table1(rows: Sequence[tuple[Record, Json]], picture: Picture | None) -> str:
             mark = " ↺" * bool(record.recorded) + " ≈" * (record.scope == "substitute")
             cells.append(f"{found.get('tap', tap)}: {found['accuracy']:.4f} ({points:+.1f}){mark}")
         lines.append(cells)
-    return fill("table1.html", rows=lines, picture=picture)
+    return render("table1.html", rows=lines, picture=picture)
 
 
 def table_below(section: str, evidence: Json) -> tuple[Sequence[str], list[list[Any]]] | None:
@@ -142,7 +142,7 @@ def faults(run: Json) -> str:
         name: json.dumps(row["found"], ensure_ascii=False)[:3000]
         for name, row in run["rows"].items()
     }
-    return fill("faults.html", environment=run["environment"], rows=rows, details=details)
+    return render("faults.html", environment=run["environment"], rows=rows, details=details)
 
 
 def thresholds(layers: Mapping[str, Json]) -> str:
@@ -151,12 +151,12 @@ def thresholds(layers: Mapping[str, Json]) -> str:
         [key, f"{row['accuracy']:.4f}", row["n"], judge.flips_allowed(row["n"])]
         for key, row in layers.items()
     ]
-    return fill("thresholds.html", rows=rows) if rows else ""
+    return render("thresholds.html", rows=rows) if rows else ""
 
 
 def answers(records: Sequence[Record]) -> str:
     """Every answer of the labs that have claims, each with links to the claims that check it."""
-    return fill("answers.html", here={record.id for record in records})
+    return render("answers.html", here={record.id for record in records})
 
 
 def environment(run: Json) -> str:
@@ -166,7 +166,7 @@ def environment(run: Json) -> str:
     for row in run["assets"]:
         source = row.get("source", "not here")
         assets.append([row["name"], source, *(row.get(n) for n in ("size", "sha256", "verified"))])
-    return fill("environment.html", facts=facts, assets=assets)
+    return render("environment.html", facts=facts, assets=assets)
 
 
 def _numeric_columns(rows: Sequence[Sequence[Any]]) -> set[int]:

@@ -260,13 +260,13 @@ def mistakes(
     `margins`: the SVM score of the wrong class minus that of the right class.
     """
     rows = zip(true, predicted, margins, strict=True)
-    return pictures(
+    return picture_grid(
         images, [f"is {t}\nread as {p}\nmargin {m:.2f}" for t, p, m in rows], cmap="gray"
     )
 
 
 @rc_context(STYLE)
-def intervals(
+def values_with_intervals(
     names: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
     xlabel: str,
@@ -330,11 +330,11 @@ def intervals(
 def ablation(evidence: Mapping[str, Any]) -> Figure:
     """The steps to the best recipe, one in each row, with their confidence intervals.
 
-    `evidence`: "rows", mappings as `intervals` takes them, each with its "recipe".
+    `evidence`: "rows", mappings as `values_with_intervals` takes them, each with its "recipe".
     """
     _need(evidence, "rows")
     best = max(row.accuracy for row in TABLE1)
-    return intervals(
+    return values_with_intervals(
         [row["recipe"] for row in evidence["rows"]],
         evidence["rows"],
         "accuracy (share, 0 to 1), 95% interval",
@@ -343,14 +343,14 @@ def ablation(evidence: Mapping[str, Any]) -> Figure:
     )
 
 
-def comparison(evidence: Mapping[str, Any]) -> Figure:
+def classifier_comparison(evidence: Mapping[str, Any]) -> Figure:
     """Classifiers side by side, one dot for each seed, such as a head and the SVM.
 
     `evidence`: "bars", {name: values}, and if present "unit", the label of the axis.
     """
     _need(evidence, "bars")
     rows = [{"values": values} for values in evidence["bars"].values()]
-    return intervals(list(evidence["bars"]), rows, evidence.get("unit") or ACCURACY)
+    return values_with_intervals(list(evidence["bars"]), rows, evidence.get("unit") or ACCURACY)
 
 
 @rc_context(STYLE)
@@ -390,7 +390,7 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @rc_context(STYLE)
-def pictures(
+def picture_grid(
     images: Sequence[Any], titles: Sequence[str], columns: int = 3, cmap: str = "magma"
 ) -> Figure:
     """A grid of pictures, each with its title.

@@ -33,7 +33,7 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
         figures.c_sweep,
         "Accuracy against C. Hollow: the solver stopped early.",
     ),
-    ("compared", ("bars",), figures.comparison, "Classifiers, one dot for each seed."),
+    ("compared", ("bars",), figures.classifier_comparison, "Classifiers, one dot for each seed."),
     (
         "best",
         ("rows",),
@@ -160,7 +160,7 @@ def _page(folder: Path, run: Json) -> Path:
     where = run["environment"]
     undecided = [record for record in records if record.outcome == "undecided"]
     sections = _sections(folder, run, records)
-    html = blocks.fill(
+    html = blocks.render(
         "index.html",
         environment=where,
         processor=where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?"),
@@ -187,7 +187,7 @@ def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, s
     """Section -> its HTML, empty where there is nothing to show; draws the figures."""
     pictures = _pictures(folder, records)
     html = {
-        name: blocks.fill("figures.html", pictures=pictures[name])
+        name: blocks.render("figures.html", pictures=pictures[name])
         for name in TITLES
         if name in pictures
     }
@@ -205,7 +205,7 @@ def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, s
         "faults": _faults(folder / "faults.json"),
         "thresholds": blocks.thresholds(run["thresholds"]),
         "answers": blocks.answers(records),
-        "errata": blocks.fill("errata.html"),
+        "errata": blocks.render("errata.html"),
         "environment": blocks.environment(run["environment"]),
     }
 
@@ -253,7 +253,7 @@ def _faults(path: Path) -> str:
         return blocks.faults(files.read_json(path))
     except BROKEN as error:
         problem = f"faults.json could not be read: {error!r}"
-        return blocks.fill("figures.html", pictures=[Picture(problem=problem)])
+        return blocks.render("figures.html", pictures=[Picture(problem=problem)])
 
 
 def _evidence(record: Record, names: Sequence[str]) -> Iterator[Json]:

@@ -201,7 +201,7 @@ def extract(
     if team.rank == 0 and not manifest.exists():
         write_json(manifest, {"key": key, "widths": widths, "shard_rows": store.shard_rows})
     own = range(team.rank, len(store.shards), team.size)
-    if todo := [shard for shard in own if not store.is_done(shard)]:
+    if todo := [shard for shard in own if not store.is_complete(shard)]:
         shard_rows = min(store.shard_rows, len(images))
         shard_bytes = 2 * store.nbytes * shard_rows // len(images)  # safetensors writes a copy
         weights, image = memory_needed(module, taps, preprocess.size, dtype)

@@ -95,12 +95,13 @@ def gans(
     """
 
     def get(title: str, short: bool = False) -> gan_experiments.GanBench | None:
-        setup = gan_data.SETUPS[title]
+        setup = gan_data.DATA_SETS[title]
         found = claim.need(setup.asset)
         if setup.channels == 3:
             claim.need("squeezenet1_1")
         better = [
-            gan_data.SETUPS[name].asset for name in gan_data.INSTEAD_OF.get((claim.lab, title), ())
+            gan_data.DATA_SETS[name].asset
+            for name in gan_data.INSTEAD_OF.get((claim.lab, title), ())
         ]
         if short and any(assets.find(name) for name in better) and claim.recorded():
             return None

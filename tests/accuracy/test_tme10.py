@@ -363,7 +363,9 @@ def information_over_permuted(bench: GanBench, runs: Sequence[Run]) -> Estimate:
             len(judged),
             f"{len(judged)} seeds of coverage {LEAST_COVERAGE}",
         )
-    return mean([found["nats"] - found["permuted"] for found in map(bench.further, judged)])
+    return mean(
+        [found["nats"] - found["permuted"] for found in map(bench.last_image_scores, judged)]
+    )
 
 
 @slow

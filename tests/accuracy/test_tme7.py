@@ -375,11 +375,11 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
     right = [scratch.right_test_rows(task, config, epochs, seed, **options) for seed in seeds]
     best_seed = max(right, key=np.mean)
     pretrained = lab.right(
-        "alexnet", "pool5", with_taps=transfer.taps_for("alexnet", lab, claim.profile)
+        "alexnet", "pool5", with_taps=transfer.profile_taps("alexnet", lab, claim.profile)
     )
     taps = [
         tap
-        for tap in transfer.taps_for("alexnet", lab, "short")
+        for tap in transfer.profile_taps("alexnet", lab, "short")
         if tap.startswith(("pool", "relu5"))
     ]
     untrained = max(
@@ -436,9 +436,11 @@ def test_pretraining_beats_random_weights(
     if taken_from_full(claim, data, network):
         return
     lab = BENCHES[data](claim, bench, network)
-    taps = transfer.taps_for(network, lab, claim.profile)
+    taps = transfer.profile_taps(network, lab, claim.profile)
     last = [
-        tap for tap in transfer.taps_for(network, lab, "short") if tap.startswith(("pool", "relu5"))
+        tap
+        for tap in transfer.profile_taps(network, lab, "short")
+        if tap.startswith(("pool", "relu5"))
     ]
     seeds = range(3 if claim.profile == "full" and network == "alexnet" else 1)
     random = [
@@ -488,7 +490,7 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     if taken_from_full(claim, data, network):
         return
     lab = BENCHES[data](claim, bench, network)
-    taps = transfer.taps_for(network, lab, claim.profile)
+    taps = transfer.profile_taps(network, lab, claim.profile)
     curve = lab.curve(network, taps)
     values = curve["accuracy"]
     first, last = taps[0], taps[-1]
@@ -513,7 +515,7 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     )
     if data == "15-Scene":
         for tap in taps:
-            claim.same_images(
+            claim.compare_right_images(
                 f"{network}/{tap}/scene15", lab.right(network, tap), lab.problem.digest[:12]
             )
 
@@ -590,7 +592,7 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
     if taken_from_full(claim, data):
         return
     lab = BENCHES[data](claim, bench, network)
-    taps = transfer.taps_for(network, lab, claim.profile)
+    taps = transfer.profile_taps(network, lab, claim.profile)
     n = lab.problem.n_train
     svms = lab.right(network, tap, with_taps=taps)
     columns = lab.columns(network, tap)
@@ -656,7 +658,7 @@ def judge_row(
         f"would lie, with 95 % confidence, at {score.low:.4f} to {score.high:.4f}.",
         **conditions(lab, network),
     )
-    claim.same_images(f"{network}/{tap}/scene15", right, lab.problem.digest[:12])
+    claim.compare_right_images(f"{network}/{tap}/scene15", right, lab.problem.digest[:12])
 
 
 @slow
@@ -688,7 +690,7 @@ def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
     if row != "Relu10" and claim.recorded():
         return
     lab = scene_bench(claim, bench, "vgg16")
-    taps = transfer.taps_for("vgg16", lab, claim.profile)
+    taps = transfer.profile_taps("vgg16", lab, claim.profile)
     judge_row(claim, lab, "vgg16", SECOND[row], row, "second", with_taps=taps)
 
 
@@ -737,7 +739,7 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
     taps = (
         [*dict.fromkeys(FIRST.values())]
         if case == "relu7"
-        else transfer.taps_for("vgg16", lab, claim.profile)
+        else transfer.profile_taps("vgg16", lab, claim.profile)
     )
     train, test = lab.span("vgg16", tap, with_taps=taps)
     fits = svm.sweep(train, lab.problem.y_train, test, CS)
@@ -796,7 +798,7 @@ def test_alexnet_row(claim: Any, bench: Benches, reading: str, tap: str) -> None
     if reading == "first":
         claim.need("alexnet-full")
     lab = scene_bench(claim, bench, "alexnet")
-    taps = [tap] if reading == "first" else transfer.taps_for("alexnet", lab, claim.profile)
+    taps = [tap] if reading == "first" else transfer.profile_taps("alexnet", lab, claim.profile)
     judge_row(claim, lab, "alexnet", tap, "conv 3", reading, with_taps=taps)
 
 
@@ -806,7 +808,9 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
     claim.need(transfer.WEIGHTS["alexnet"])
     right = {
-        name: lab.right(network, "pool5", with_taps=transfer.taps_for(network, lab, claim.profile))
+        name: lab.right(
+            network, "pool5", with_taps=transfer.profile_taps(network, lab, claim.profile)
+        )
         for name, network in (("VGG16", "vgg16"), ("AlexNet", "alexnet"))
     }
     claim.measured(
@@ -826,7 +830,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
 @claim_of("tme7.q11.table1", case="pool5 for the dense layers")
 def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
-    taps = transfer.taps_for("vgg16", lab, claim.profile)
+    taps = transfer.profile_taps("vgg16", lab, claim.profile)
     problem = lab.problem
     fitted = lab.fit("vgg16", "pool5", with_taps=taps)
     score = svm.accuracy(problem.y_test, fitted.predictions)
@@ -865,7 +869,9 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
         **conditions(lab, "vgg16"),
     )
     for tap in taps:
-        claim.same_images(f"vgg16/{tap}/scene15", lab.right("vgg16", tap), problem.digest[:12])
+        claim.compare_right_images(
+            f"vgg16/{tap}/scene15", lab.right("vgg16", tap), problem.digest[:12]
+        )
 
 
 # --- beyond the report
@@ -883,7 +889,7 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
     if network != "alexnet" and claim.recorded():
         return
     lab = scene_bench(claim, bench, network)
-    taps = transfer.SHORT[network][2:]  # float32 needs twice the memory: the last layers only
+    taps = transfer.SHORT_TAPS[network][2:]  # float32 needs twice the memory: the last layers only
     types = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float32)}
     right = {
         name: {tap: lab.right(network, tap, with_taps=taps, dtype=dtype) for tap in taps}

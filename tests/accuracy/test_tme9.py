@@ -583,7 +583,7 @@ def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs = gan_studies.long_runs("dcgan", title)
-    further = [bench.further(run) for run in runs]
+    further = [bench.last_image_scores(run) for run in runs]
     found = {
         f"share of copies, {space}": with_held_out_error(
             mean([one[space] for one in further]),
@@ -651,7 +651,7 @@ def fewer_photos(bench: GanBench) -> dict[str, Any]:
     }
     scores |= {
         f"share of copies, {space}": {
-            n: [bench.further(run)[space] for run in mine] for n, mine in runs.items()
+            n: [bench.last_image_scores(run)[space] for run in mine] for n, mine in runs.items()
         }
         for space in SPACES
     }

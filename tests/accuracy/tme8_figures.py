@@ -78,7 +78,7 @@ def show_maps(
     }
     claim.figure(
         f"figure4-{bench.setup.network}",
-        figures.pictures(shown, titles),
+        figures.picture_grid(shown, titles),
         "Figure 4 redone: photos, the map of the plain gradient (maximum over RGB), SmoothGrad. "
         f"Area under deletion {area['deletion'][0]:.3f} (random order {area['deletion'][1]:.3f}), "
         f"under insertion {area['insertion'][0]:.3f} ({area['insertion'][1]:.3f}).",
@@ -103,7 +103,7 @@ def show_by_photo(
     shown = [*chain(*zip(pixels, bright(maps), strict=True))]
     claim.figure(
         f"saliency-by-photo-{bench.setup.network}",
-        figures.pictures(shown, [*chain(*titles)], 4),
+        figures.picture_grid(shown, [*chain(*titles)], 4),
         f"The three best marked of {len(labels)} photos, the dog, the stole, and the three worst, "
         "best first, with the map of the plain gradient. The number is the share of the map inside "
         f"the photo's quarter, mean over {len(energy)} mosaics; the median photo has "
@@ -122,7 +122,7 @@ def show_masks(claim: Any, bench: GradientBench, precision: Estimate) -> None:
     ]
     claim.figure(
         f"figure4-masks-{bench.setup.network}",
-        figures.pictures(dim, bench.names(bench.y[rows])),
+        figures.picture_grid(dim, bench.names(bench.y[rows])),
         "What a mask from SmoothGrad keeps (blurred by 8 pixels, split by Otsu's threshold); the "
         "rest is darkened. On mosaics of four photos a plain gradient's mask has "
         f"{precision.value:.2f} of its area in the right quarter; chance is 0.25.",
@@ -144,7 +144,7 @@ def show_stingray(claim: Any, bench: GradientBench, free: fooling.Fooled, source
     shown = [picture(p) for p in (before, after, change + 0.5, 10 * change + 0.5)]
     claim.figure(
         f"figure5-{bench.setup.network}",
-        figures.pictures(shown, titles, 2),
+        figures.picture_grid(shown, titles, 2),
         f"Figure 5 redone: {int(free.steps[0])} steps of the lab's rule. L2 {size['l2']:.2f}, Linf "
         f"{size['linf']:.3f} (pixels in 0..1), PSNR {size['psnr']:.1f} dB, SSIM "
         f"{size['ssim']:.4f}; differences are drawn around grey.",
@@ -193,7 +193,7 @@ def show_attack(
         titles.append(f"{at}: {bench.names(top.indices)[0]} {float(top.values):.2f}\n{below}")
     claim.figure(
         f"figure5-attack-{bench.setup.network}",
-        figures.pictures([picture(pixels[0]) for pixels in shown], titles, 2),
+        figures.picture_grid([picture(pixels[0]) for pixels in shown], titles, 2),
         "A photo under attack at each radius: what the network reads, its probability, and PSNR to "
         "the photo.",
         "A photo four times, with more noise each time.",
@@ -224,7 +224,7 @@ def show_drawn(
     judged = not np.isnan(np.asarray(next(iter(rows.values()))["second"])).any()
     claim.figure(
         f"figure{number}-{bench.setup.network}-{SHORT_NAME[what.split(', ')[0]]}",
-        figures.pictures(shown, titles, max(2, len(rows))),
+        figures.picture_grid(shown, titles, max(2, len(rows))),
         f"Figure {number} redone, {what}: {caption} p: probability of the class by {bench.title}"
         + f", and by {bench.setup.judge}, which did not take part" * judged
         + ". Two pictures of each.",
@@ -248,7 +248,7 @@ def show_readings(
         ]
         claim.figure(
             f"sweeps-reg-{short}-{bench.setup.network}",
-            figures.intervals(list(every), dots, quantity, 0.0, "no difference"),
+            figures.values_with_intervals(list(every), dots, quantity, 0.0, "no difference"),
             f"What the weight of the regularisation changes, by reading, with 99% intervals: "
             f"{quantity}. Little is {margin:g} at most, to either side.",
             "A dot with an interval for each reading.",
@@ -262,7 +262,7 @@ def show_readings(
             titles.append(f"{penalty}\n{step}, {rate}\nweight {weight}\np {p:.2f}")
     claim.figure(
         f"figure7-readings-{bench.setup.network}",
-        figures.pictures(shown, titles, 4),
+        figures.picture_grid(shown, titles, 4),
         "Figure 7 in each reading of the report's sentence: the penalty (the squared norm, or the "
         f"norm), the step, the rate. p: the class's probability by {bench.title}. One seed.",
         "Pairs of pictures with a large and a small weight.",

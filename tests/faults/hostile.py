@@ -338,7 +338,7 @@ def readers(folder: Path) -> list[Reader]:
         # Reading relies on the header, so that a damaged one is reached here.
         with contextlib.suppress(RdfiaError):
             _ = made["tap"]
-        made.is_done(0)  # removes a damaged shard
+        made.is_complete(0)  # removes a damaged shard
         _ = made["other"]
 
     losses = folder / "kept" / f"{run.name}.safetensors"

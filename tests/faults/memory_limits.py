@@ -66,7 +66,7 @@ def extraction(n: int) -> Tensor:
 
 
 def large(n: int) -> Tensor:
-    """One photo that needs more than `memory.SMALL`; a small one for n=1."""
+    """One photo that needs more than `memory.UNCHECKED_BYTES`; a small one for n=1."""
     size = 8 * SIDE if n > 1 else SIDE
     batches = features.stream(
         network(),

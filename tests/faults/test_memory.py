@@ -110,7 +110,7 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
 ) -> None:
     """The kernel would kill the process; the first image is never opened."""
     monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
-    monkeypatch.setattr(memory, "SMALL", 0)
+    monkeypatch.setattr(memory, "UNCHECKED_BYTES", 0)
     never = [tmp_path / "never-opened.jpg"] * 64
     vgg = tiny_vgg()
     taps = {"conv": "features.0"}
@@ -154,7 +154,7 @@ def test_the_batch_size_is_kept_if_memory_suffices(monkeypatch: pytest.MonkeyPat
     memory.require_memory(10**18, "x", "y")
     monkeypatch.setattr(memory, "available_memory", lambda: 1700)
     assert memory.batch_that_fits(16, 10_000, 0, "x") == 16  # too little to be checked
-    monkeypatch.setattr(memory, "SMALL", 0)
+    monkeypatch.setattr(memory, "UNCHECKED_BYTES", 0)
     assert memory.batch_that_fits(16, 100, 100, "x") == 16
     with pytest.warns(BatchReduced, match=r"for x: 7 images at a time instead of 16"):
         assert memory.batch_that_fits(16, 200, 300, "x") == 7

@@ -71,7 +71,7 @@ def named_assets(source: str) -> Iterator[tuple[str, set[str]]]:
             setups = [gradients.SETUPS[word] for word in texts & set(gradients.SETUPS)]
             found |= {asset for setup in setups for asset in (setup.weights, setup.photos)}
         if "gans" in used:
-            data = [gan_data.SETUPS[word] for word in texts & set(gan_data.SETUPS)]
+            data = [gan_data.DATA_SETS[word] for word in texts & set(gan_data.DATA_SETS)]
             found |= {setup.asset for setup in data} | {
                 "squeezenet1_1" for setup in data if setup.channels == 3
             }

@@ -92,8 +92,8 @@ def run(size: int) -> dict[str, Any]:
 
     for row in test_tme7.FIRST:
         test_tme7.test_table1_cut_classifier(claim, benches, row)
-    transfer.SHORT = {"vgg16": ["relu7"], "alexnet": []}
-    transfer.DENSE = {"vgg16": [], "alexnet": []}
+    transfer.SHORT_TAPS = {"vgg16": ["relu7"], "alexnet": []}
+    transfer.DENSE_TAPS = {"vgg16": [], "alexnet": []}
     test_tme7.test_accuracy_against_cost(claim, benches, "relu7")
     test_tme7.test_new_head(claim, benches, "15-Scene", "vgg16", "relu7")
     claim.id = "tme7.q11.alexnet"

@@ -82,7 +82,7 @@ class Planted(GanBench):
     """
 
     def __init__(self, **scores: list[dict[str, float]]) -> None:
-        self.title, self.progress, self.setup = "planted", None, gan_data.SETUPS["digits"]
+        self.title, self.progress, self.setup = "planted", None, gan_data.DATA_SETS["digits"]
         self.planted, self.rates = scores, dict.fromkeys(scores, 1.0)
         self.__dict__["_real"] = {"frechet": 0.0, "diversity": 0.4}
 
@@ -320,7 +320,7 @@ class Long(Planted):
         self, losses: Any = None, shown: str = "new", images: Any = None, **scores: Scores
     ) -> None:
         super().__init__()
-        self.by_step, self.setup, self.title = scores, gan_data.SETUPS["MNIST"], "MNIST"
+        self.by_step, self.setup, self.title = scores, gan_data.DATA_SETS["MNIST"], "MNIST"
         self.loss = torch.ones(1_000, 4) if losses is None else losses
         self.images = {"nats": 0.002, "permuted": 0.001, **(images or {})}
         self.images = {
@@ -721,7 +721,7 @@ def test_another_number_of_photos_has_own_case_and_runs(
 ) -> None:
     """A machine with all of CelebA reports its own number of photos."""
     monkeypatch.setitem(
-        gan_data.SETUPS, "CelebA", replace(gan_data.SETUPS["CelebA"], pinned_photos=50)
+        gan_data.DATA_SETS, "CelebA", replace(gan_data.DATA_SETS["CelebA"], pinned_photos=50)
     )
     found = {}
     for n in (50, 60):
@@ -784,16 +784,16 @@ def tiny_run(name: str = "tiny", **changed: Any) -> Run:
 def test_scores_of_last_images_are_stored_beside_row(tmp_path: Path) -> None:
     """They remain when the generators are removed, and are not read for another run."""
     bench, run = tiny_bench(tmp_path), tiny_run()
-    found = bench.further(run)
+    found = bench.last_image_scores(run)
     assert set(found) == {"nats", "permuted"}
     (bench.work / "tiny" / "generator-2.safetensors").unlink()
-    assert tiny_bench(tmp_path).further(run) == found
+    assert tiny_bench(tmp_path).last_image_scores(run) == found
     path = bench.evidence / "tiny.further.json"
     data_files.write_json(path, {**data_files.read_json(path), "of": "another run"})
     with pytest.raises(
         StoreError, match=r"generator-2.safetensors is missing; remove the row tiny.json"
     ):
-        tiny_bench(tmp_path).further(run)
+        tiny_bench(tmp_path).last_image_scores(run)
 
 
 def test_make_runs_continues_after_refused_run(tmp_path: Path) -> None:
@@ -923,7 +923,7 @@ def exact_bench() -> GanBench:
     bench.title, bench.progress = "planted", None
     bench.title, bench.setup, bench.device = (
         "digits",
-        replace(gan_data.SETUPS["digits"], generated=200),
+        replace(gan_data.DATA_SETS["digits"], generated=200),
         "cpu",
     )
     cells = (draw.integers(30, 170, (300, 1, 8, 8)), draw.integers(20, 190, (300, 1, 8, 8)))

@@ -74,7 +74,7 @@ SLIPS = {
     "blur kernel": Slip(
         images, "blur", "axis=0)).to(x)", "axis=0)).to(x.dtype)", "pieces_of_the_ascent"
     ),
-    "mask": Slip(saliency_scores, "pixel_curve", ".to(x.device)", "", "worth_of_maps"),
+    "mask": Slip(saliency_scores, "pixel_curve", ".to(x.device)", "", "map_scores"),
     "running mean": Slip(
         Trainer, "__init__", "(self.generator) if", "(self.generator).cpu() if", "dcgan_in_float32"
     ),

@@ -93,7 +93,7 @@ def test_depth_has_scope_report_only_with_the_last_layer(
     scope: str,
     outcomes: list[str],
 ) -> None:
-    monkeypatch.setattr(transfer, "taps_for", lambda *_: list(accuracies))
+    monkeypatch.setattr(transfer, "profile_taps", lambda *_: list(accuracies))
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
     claim = Claim()
     bounds = CLAIMS["tme7.q8.depth"].bounds
@@ -190,7 +190,7 @@ def test_short_profile_has_the_layers_of_verdicts_and_few_columns() -> None:
     thresholds = files.read_json(REPORTS / "baseline" / "thresholds.json")
     stored = {tuple(key.split("/")[:2]): row["accuracy"] for key, row in thresholds.items()}
     columns = 0
-    for network, taps in transfer.SHORT.items():
+    for network, taps in transfer.SHORT_TAPS.items():
         best = max(
             (tap for name, tap in stored if name == network), key=lambda tap: stored[network, tap]
         )
@@ -199,6 +199,6 @@ def test_short_profile_has_the_layers_of_verdicts_and_few_columns() -> None:
         shapes = networks.activation_shapes(network)
         columns += sum(int(np.prod(shapes[tap])) for tap in taps)
     # the last row of Table 1, and the substitute of the dense layers
-    assert {"relu4_3", "pool5"} <= set(transfer.SHORT["vgg16"])
-    assert transfer.SHORT["squeezenet1_1"][-1] == "logits"
+    assert {"relu4_3", "pool5"} <= set(transfer.SHORT_TAPS["vgg16"])
+    assert transfer.SHORT_TAPS["squeezenet1_1"][-1] == "logits"
     assert columns < 1_400_000  # 100,000 take ten seconds on two cores

@@ -107,8 +107,8 @@ def planted(monkeypatch: Patch) -> Patch:
     monkeypatch.setattr(assets, "load_weights", lambda _name: {})
     monkeypatch.setattr(
         transfer,
-        "taps_for",
-        lambda network, *_: [*transfer.TAPS[network], *transfer.DENSE[network]],
+        "profile_taps",
+        lambda network, *_: [*transfer.TAPS[network], *transfer.DENSE_TAPS[network]],
     )
     for name in ("classification_panel", "convolution_maps", "mistakes"):
         monkeypatch.setattr(figures, name, lambda *_: None)

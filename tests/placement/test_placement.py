@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rdfia.errors import BatchReduced
 from rdfia.gradients import saliency
 from tests.support.device_cases import CASES, wide
-from tests.support.device_coverage import HOST, callables_of_devices, called_with_device
+from tests.support.device_coverage import HOST_ONLY, callables_of_devices, called_with_device
 from tests.support.pretended_device import pretended_device
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tiny_networks import tiny_vgg
@@ -86,4 +86,4 @@ def test_running_out_of_device_memory_reduces_the_batch() -> None:
 
 
 def test_functions_exempt_from_a_case_exist() -> None:
-    assert HOST.keys() <= callables_of_devices(hosts_too=True).keys()
+    assert HOST_ONLY.keys() <= callables_of_devices(hosts_too=True).keys()

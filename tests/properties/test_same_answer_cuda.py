@@ -147,7 +147,7 @@ def test_replayed_saliency_uses_the_current_weights(kind: Any) -> None:
     here, there, x = tiny_vgg().double(), tiny_vgg().double().cuda(), images(7, torch.float64)
     for _ in range(2):
         expected = saliency.saliency_maps(here, x, 1, kind=kind, samples=3)
-        for _ in range(cuda_graphs.PATIENCE + 3):
+        for _ in range(cuda_graphs.CALLS_BEFORE_CAPTURE + 3):
             got = saliency.saliency_maps(there, x.cuda(), 1, kind=kind, samples=3)
             assert_close(got.cpu(), expected, "gradient")
         assert [len(passes.captured) for passes in cuda_graphs._last] == [1]

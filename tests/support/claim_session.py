@@ -421,9 +421,9 @@ class ClaimCheck:
     def same_images(self, key: str, right: Any, images: str) -> None:
         """Compares the images that a layer classifies correctly with thresholds.json.
 
-        See `rdfia.claims.ledger.Ledger.same_images`.
+        See `rdfia.claims.ledger.Ledger.compare_right_images`.
         """
-        self.run.ledger.same_images(key, right, images)
+        self.run.ledger.compare_right_images(key, right, images)
 
     def figure(self, name: str, figure: Any, caption: str, alt: str) -> None:
         """Saves a matplotlib figure or a PIL image as figures/<name>.png for the record."""

@@ -289,7 +289,7 @@ def pieces_of_the_ascent(device: str, _: Path) -> Results:
 
 
 @case("probability")
-def worth_of_maps(device: str, _: Path) -> Results:
+def map_scores(device: str, _: Path) -> Results:
     network, x = wide(device)
     maps, other = _random(3, 16, 16).to(device), _random(3, 16, 16).flip(0).to(device)
     options: dict[str, Any] = {"fractions": (0, 0.3, 1), "blur_sigma": 2.0}
@@ -338,8 +338,8 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
     for _ in range(3):
         second.step()
     z, labels = sampling.fixed_noise(config, device)
-    images = sampling.sample(second.images_from, z, labels, statistics="batch")
-    running = sampling.sample(second.images_from, z, labels, statistics="running", batch=40)
+    images = sampling.sample(second.image_generator, z, labels, statistics="batch")
+    running = sampling.sample(second.image_generator, z, labels, statistics="running", batch=40)
     assert images.device == torch.device(device)
     with torch.no_grad():
         logits = second.discriminator(images, labels)

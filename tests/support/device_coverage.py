@@ -38,9 +38,9 @@ _TYPES = {
 }
 _OR_ARRAYS = {"saliency_scores", "scores"}  # modules whose `Any` may be a tensor
 # Functions that get tensors of the host only, or need a real device: name -> reason.
-HOST = {
+HOST_ONLY = {
     "images.Preprocess.pixels_by_pillow": "decodes on the host",
-    "images.Preprocess.on_device": "decodes by nvJPEG: see tests/unit/data/test_jpeg.py",
+    "images.Preprocess.decode_on_device": "decodes by nvJPEG: see tests/unit/data/test_jpeg.py",
     "jpeg.decode_jpegs": "the same",
     "jpeg.resize_pixels": "the same",
     "staging.Staging.room": "for devices with the host's memory; CUDA has PinnedStaging",
@@ -71,7 +71,7 @@ def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
     return {
         name: inspect.unwrap(value).__code__
         for name, value in found.items()
-        if hosts_too or name not in HOST
+        if hosts_too or name not in HOST_ONLY
     }
 
 

@@ -122,7 +122,7 @@ def compare(results: Mapping[str, Result]) -> tuple[list[str], bool]:
     ]
     notes: list[str] = []
     for name, result in results.items():
-        moved = same_answer.moved(results[first].outcomes, result.outcomes)
+        moved = same_answer.changed_outcomes(results[first].outcomes, result.outcomes)
         counts = Counter(result.outcomes.values())
         tally = ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) or "nothing ran"
         variables = " ".join(

@@ -46,7 +46,7 @@ class Moved(NamedTuple):
     outcomes: tuple[str, str]
 
 
-def moved(first: Mapping[str, str], second: Mapping[str, str]) -> list[Moved]:
+def changed_outcomes(first: Mapping[str, str], second: Mapping[str, str]) -> list[Moved]:
     """The tests or claims whose outcomes differ, in the order of `first`; not deferred ones."""
     pairs = {
         key: (first.get(key, "absent"), second.get(key, "absent")) for key in (*first, *second)
@@ -78,7 +78,7 @@ def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
         for line in differences(a["environment"], b["environment"])
     )
     measured = [results(run) for run in (a, b)]
-    for key, (one, other) in moved(verdicts(a), verdicts(b)):
+    for key, (one, other) in changed_outcomes(verdicts(a), verdicts(b)):
         values = " and ".join(str(run.get(key))[:80] for run in measured)
         yield f"{key}: {one!r} and {other!r}; measured {values}"
 
@@ -93,7 +93,7 @@ def main(*words: str) -> int:
         )
     a, b = (files.read_json(folder / "claims.json") for folder in folders)
     lines = list(outcomes(a, b) if by_outcome else differences(a, b))
-    count = len(moved(verdicts(a), verdicts(b))) if by_outcome else len(lines)
+    count = len(changed_outcomes(verdicts(a), verdicts(b))) if by_outcome else len(lines)
     what = "verdicts differ" if by_outcome else "differences, times excepted"
     keys = {record["key"] for run in (a, b) for record in run["records"]}
     print(*lines, f"{count} {what}, in {len(keys)} records", sep="\n")

@@ -53,7 +53,7 @@ def test_accepted_pins_and_thresholds_are_written_and_compared(
         right={"pool5": right},
         images="abc",
     )
-    ledger.same_images("vgg16/pool5/scene15", right, "abc")
+    ledger.compare_right_images("vgg16/pool5/scene15", right, "abc")
     ledger.write_baseline()
     (moved,) = ledger.moved
     assert moved.startswith(
@@ -69,16 +69,16 @@ def test_accepted_pins_and_thresholds_are_written_and_compared(
         images="abc",
     )
     assert (record.pinned, record.verdict) == ("supported", "holds on a substitute")
-    again.same_images("vgg16/pool5/scene15", right, "abc")
+    again.compare_right_images("vgg16/pool5/scene15", right, "abc")
     for wrong in (270, 330):
         with pytest.raises(ClaimError, match="too many the same way; if that is right, --accept"):
-            again.same_images("vgg16/pool5/scene15", np.arange(2985) >= wrong, "abc")
+            again.compare_right_images("vgg16/pool5/scene15", np.arange(2985) >= wrong, "abc")
     # other images are compared by accuracy: 0.89 of 1,000
-    again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 110, "other")
+    again.compare_right_images("vgg16/pool5/scene15", np.arange(1000) >= 110, "other")
     with pytest.raises(ClaimError, match=r"0.8995 is stored, of 2985 other images"):
-        again.same_images("vgg16/pool5/scene15", np.arange(1000) >= 20, "other")
+        again.compare_right_images("vgg16/pool5/scene15", np.arange(1000) >= 20, "other")
     with pytest.raises(ClaimError, match="has no such layer"):
-        again.same_images("vgg16/pool4/scene15", right, "abc")
+        again.compare_right_images("vgg16/pool4/scene15", right, "abc")
 
 
 def test_measured_refuses_an_opposite_outcome_and_a_name_without_bound(ledger: Ledger) -> None:

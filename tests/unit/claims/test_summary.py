@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rdfia.claims import summary
-from rdfia.claims.ledger import committed
+from rdfia.claims.ledger import committed_records
 from rdfia.claims.record import Record
 from rdfia.claims.registry import CLAIMS
 from rdfia.errors import ArgumentError
@@ -28,7 +28,7 @@ def record(case: str, outcome: str, scope: str, value: float) -> Record:
 
 def test_readme_table_is_that_of_the_committed_records() -> None:
     """`python -m rdfia claims --readme README.md` writes it again."""
-    latest = {record.key: record for record, _, _ in reversed(committed(ROOT))}
+    latest = {record.key: record for record, _, _ in reversed(committed_records(ROOT))}
     text = (ROOT / "README.md").read_text("utf-8")
     assert summary.with_new_table(text, [*latest.values()]) == text
 

@@ -130,7 +130,7 @@ def filled(folder: Path) -> tuple[feature_store.FeatureStore, torch.Tensor]:
 
 def test_feature_store_returns_rows_and_columns(tmp_path: Path) -> None:
     made, matrix = filled(tmp_path)
-    assert [made.is_done(shard) for shard in range(3)] == [True, True, True]
+    assert [made.is_complete(shard) for shard in range(3)] == [True, True, True]
     assert torch.equal(made["t"], matrix)
     assert torch.equal(torch.cat(list(made.tiles("t", slice(1, 3)))), matrix[:, 1:3])
     with pytest.raises(ArgumentError, match="expected one of t"):
@@ -143,7 +143,7 @@ def test_an_altered_or_foreign_shard_is_not_done(tmp_path: Path) -> None:
     data[-1] ^= 1
     made.path(1).write_bytes(data)
     made.write(2, {"t": torch.zeros(4, 5)})  # four rows instead of two
-    assert [made.is_done(shard) for shard in range(3)] == [True, False, False]
+    assert [made.is_complete(shard) for shard in range(3)] == [True, False, False]
     with pytest.raises(StoreError, match="extract again"):
         made["t"]
 
@@ -160,13 +160,13 @@ def test_an_unreadable_shard_is_kept(
     made, _ = filled(tmp_path)
     monkeypatch.setattr(files, "open", refused, raising=False)
     with pytest.raises(StoreError, match=r"shard-00000.*try again"):
-        made.is_done(0)
+        made.is_complete(0)
     assert made.path(0).exists()
     monkeypatch.undo()
     made.path(0).write_bytes(b"damaged")
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: os_error())
     with pytest.raises(StoreError, match=r"shard-00000.*permission"):
-        made.is_done(0)
+        made.is_complete(0)
 
 
 def os_error() -> None:

@@ -85,11 +85,11 @@ def test_plain_jpegs_are_close_to_pillow_and_other_files_are_equal(
         expected = by_pillow(preprocess, path)
         away = (pixels.int() - expected.int()).abs()
         if path.name[0] in "015":
-            assert preprocess.encoded(path) is not None
+            assert preprocess.jpeg_bytes(path) is not None
             assert away.float().mean() < 1
             assert away.max() <= 8
         else:
-            assert preprocess.encoded(path) is None
+            assert preprocess.jpeg_bytes(path) is None
             assert torch.equal(pixels, expected)
         assert torch.equal(preprocess.pixels(path), pixels)
 
@@ -235,6 +235,6 @@ def test_a_file_with_a_damaged_header_is_read_by_pillow(
     def broken(_image: Any) -> bool:
         raise SyntaxError("not a TIFF header")
 
-    monkeypatch.setattr(images.jpeg, "decodes_alike", broken)
-    assert STRETCH.encoded(folder / "0-rgb.jpg") is None
-    assert STRETCH.encoded(Image.open(io.BytesIO((folder / "0-rgb.jpg").read_bytes()))) is None
+    monkeypatch.setattr(images.jpeg, "decodes_as_pillow", broken)
+    assert STRETCH.jpeg_bytes(folder / "0-rgb.jpg") is None
+    assert STRETCH.jpeg_bytes(Image.open(io.BytesIO((folder / "0-rgb.jpg").read_bytes()))) is None

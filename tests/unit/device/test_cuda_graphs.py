@@ -81,9 +81,9 @@ MILESTONES = config("cdcgan", milestones=(10, 30), ema=0.9)
 def test_replayed_steps_follow_the_learning_rate_and_the_running_mean() -> None:
     replayed, eager = run(MILESTONES, replay=True), run(MILESTONES, replay=False)
     assert_close(replayed.losses[:50], eager.losses[:50], "replayed losses")
-    for name, value in eager.images_from.state_dict().items():
+    for name, value in eager.image_generator.state_dict().items():
         assert_close(
-            replayed.images_from.state_dict()[name].float(), value.float(), "replayed losses"
+            replayed.image_generator.state_dict()[name].float(), value.float(), "replayed losses"
         )
 
 
@@ -388,7 +388,7 @@ def test_a_pass_that_cannot_be_captured_runs_eagerly_with_a_warning(
 
 
 def gradients(
-    network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.PATIENCE + 1
+    network: torch.nn.Module, x: Tensor = X, times: int = cuda_graphs.CALLS_BEFORE_CAPTURE + 1
 ) -> Tensor:
     """A saliency map takes one step, so that a capture has to outlive the call to be replayed."""
     return [saliency.saliency_maps(network, x, Y[: len(x)], space=None) for _ in range(times)][-1]
@@ -475,7 +475,7 @@ def test_passes_of_only_one_network_are_kept(kept: list[tuple[int, ...]]) -> Non
     assert len(kept) == 2
     memory.available_device_memory("cpu")
     assert cuda_graphs._last
-    for free in memory.spare:  # as when a device runs out of memory
+    for free in memory.cache_clearers:  # as when a device runs out of memory
         free()
     assert cuda_graphs._last == []
 
@@ -497,10 +497,10 @@ def test_the_number_of_kept_passes_is_bounded(kept: list[tuple[int, ...]]) -> No
     network = tiny_vgg().double()
     with cuda_graphs.ReplayedNetwork(network, 8, CPU) as passes:
         for n in (8, 4, 2, 1):
-            for _ in range(cuda_graphs.PATIENCE + 1):
+            for _ in range(cuda_graphs.CALLS_BEFORE_CAPTURE + 1):
                 passes(X.repeat(2, 1, 1, 1)[:n])
         assert len(passes._passes.captured) == 4
-        for _ in range(cuda_graphs.PATIENCE + 1):
+        for _ in range(cuda_graphs.CALLS_BEFORE_CAPTURE + 1):
             passes(X[:2].repeat(1, 1, 1, 1).contiguous(memory_format=torch.channels_last))
         # The oldest pass was removed.
         assert [size for size, *_ in passes._passes.captured] == [4, 2, 1, 2]
@@ -533,5 +533,7 @@ def test_passes_are_freed_when_memory_runs_out(
 def test_a_cpu_calls_the_network_directly() -> None:
     network = tiny_vgg().double()
     passes = cuda_graphs.ReplayedNetwork(network, 8, CPU)
-    assert all(torch.equal(passes(X), network(X)) for _ in range(2 * cuda_graphs.PATIENCE))
+    assert all(
+        torch.equal(passes(X), network(X)) for _ in range(2 * cuda_graphs.CALLS_BEFORE_CAPTURE)
+    )
     assert passes._passes.calls == {}

@@ -175,7 +175,7 @@ def test_splitting_a_batch_frees_its_results_and_spare_memory(
     """
     made = list[weakref.ref[torch.nn.Module]]()
     freed = list[bool]()
-    monkeypatch.setattr(memory, "spare", [lambda: freed.append(made[0]() is None)])
+    monkeypatch.setattr(memory, "cache_clearers", [lambda: freed.append(made[0]() is None)])
 
     def work() -> None:
         large = torch.nn.Identity()

@@ -896,8 +896,8 @@ def test_running_mean_matches_hand_computation() -> None:
         decay = min(0.4, (1 + i) / (10 + i))
         for name, value in made.generator.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value.double()
-    assert made.ema is made.images_from
-    found = made.images_from.state_dict()
+    assert made.ema is made.image_generator
+    found = made.image_generator.state_dict()
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             assert int(found[name]) == 8
@@ -909,7 +909,7 @@ def test_running_mean_matches_hand_computation() -> None:
             expected["trunk.0.0.weight"],
             "running mean",
         )
-    assert trainer(config()).images_from is not None
+    assert trainer(config()).image_generator is not None
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -918,8 +918,8 @@ def test_grids_and_visits_do_not_change_run(ema: float, tmp_path: Path) -> None:
 
     def visit(made: Trainer) -> None:
         z, y = fixed_noise(wanted)
-        images = sampling.sample(made.images_from, z, y, statistics="batch")
-        sampling.sample(made.images_from, z, y, statistics="running")
+        images = sampling.sample(made.image_generator, z, y, statistics="batch")
+        sampling.sample(made.image_generator, z, y, statistics="running")
         made.save(tmp_path / f"at {made.done}")
         seen.append((made.done, sampling.to_uint8(images)))
 

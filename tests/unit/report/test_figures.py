@@ -50,7 +50,9 @@ ALL = {
     "c_sweep": lambda: figures.c_sweep(SWEEP),
     "confusion": lambda: figures.confusion({"classes": ["a", "b"], "matrix": [[3, 1], [0, 4]]}),
     "ablation": lambda: figures.ablation(ABLATION),
-    "comparison": lambda: figures.comparison({"bars": {"head": [0.8, 0.82], "SVM": [0.9]}}),
+    "classifier_comparison": lambda: figures.classifier_comparison(
+        {"bars": {"head": [0.8, 0.82], "SVM": [0.9]}}
+    ),
     "table1": lambda: figures.table1([ROW]),
     "score_by_step": lambda: figures.score_by_step(
         STEPS, "asked digit read (share, 0 to 1)", log="x"
@@ -75,7 +77,7 @@ CHARTS = [
     "c_sweep",
     "confusion",
     "ablation",
-    "comparison",
+    "classifier_comparison",
     "table1",
     "score_by_step",
     "losses",
@@ -124,7 +126,9 @@ def test_depth_marks_the_best_layer_and_poolings() -> None:
     assert [list(line.get_xdata()) for line in drawn if line.get_marker() == "s"] == [[1]]
 
 
-@pytest.mark.parametrize("name", ["depth_curves", "c_sweep", "ablation", "comparison", "table1"])
+@pytest.mark.parametrize(
+    "name", ["depth_curves", "c_sweep", "ablation", "classifier_comparison", "table1"]
+)
 def test_axis_of_accuracy_has_its_unit(name: str) -> None:
     ax = ALL[name]().axes[-1]
     assert "accuracy (share, 0 to 1)" in f"{ax.get_xlabel()} {ax.get_ylabel()}"

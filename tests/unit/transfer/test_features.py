@@ -387,12 +387,12 @@ def test_two_byte_tiles_need_half_the_passes(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", transfer.SHORT)
+@pytest.mark.parametrize("name", transfer.SHORT_TAPS)
 def test_profile_short_needs_one_pass(name: str, dtype: torch.dtype) -> None:
     """On 15-Scene, dense layers included; with four bytes a feature VGG16 would need two."""
     module = networks.build(name, device="meta").to_empty(device="cpu")
     paths = networks.tap_paths(name)
-    taps = {tap: paths[tap] for tap in [*transfer.SHORT[name], *transfer.DENSE[name]]}
+    taps = {tap: paths[tap] for tap in [*transfer.SHORT_TAPS[name], *transfer.DENSE_TAPS[name]]}
     stored = transfer.stored_dtype(dtype).itemsize
     for itemsize, passes in ((stored, 1), (4, 1 + (name == "vgg16"))):
         plan = column_tiles.plan_passes(module, taps, 4485, 224, itemsize, transfer.BUDGET)
