@@ -387,7 +387,7 @@ def test_layer_with_other_right_images_fails(project: pytest.Pytester, wrong: in
     @pytest.mark.claim("tme7.q1.total")
     def test_alexnet(claim):
         claim.measured({{"convolutions": exact_value(13)}})
-        claim.same_images("alexnet/pool5/scene15", np.arange(2985) >= {wrong}, "digest")
+        claim.compare_right_images("alexnet/pool5/scene15", np.arange(2985) >= {wrong}, "digest")
     """,
         wrong=390,
     )

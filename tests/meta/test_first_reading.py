@@ -77,7 +77,7 @@ class Claim:
     def measured(self, found: dict[str, Any], **values: Any) -> None:
         self.records.append({"found": {name: one.value for name, one in found.items()}, **values})
 
-    def same_images(self, *_stored: Any) -> None:
+    def compare_right_images(self, *_stored: Any) -> None:
         """Compares nothing: the baseline is of real weights and photos."""
 
 

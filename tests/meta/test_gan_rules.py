@@ -352,7 +352,7 @@ class Long(Planted):
     def losses(self, run: Run) -> torch.Tensor:
         return self.loss(run) if callable(self.loss) else self.loss
 
-    def further(self, run: Run) -> dict[str, float]:
+    def last_image_scores(self, run: Run) -> dict[str, float]:
         return self.images
 
     def grid(self, run: Run, step: int | None = None) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Claim:
     def recorded(self) -> bool:
         return False
 
-    def same_images(self, *_stored: Any) -> None:
+    def compare_right_images(self, *_stored: Any) -> None:
         """Nothing: the baseline is of real layers."""
 
     def measured(self, found: dict[str, Any], **values: Any) -> None:

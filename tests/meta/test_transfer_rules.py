@@ -90,7 +90,7 @@ class Claim:
     def figure(self, *_: Any) -> None:
         pass
 
-    def same_images(self, *_: Any) -> None:
+    def compare_right_images(self, *_: Any) -> None:
         pass
 
     def measured(self, found: Any, **values: Any) -> None:

@@ -273,7 +273,9 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
     def nothing(*_: Any, **__: Any) -> None:
         pass
 
-    no_figures = types.SimpleNamespace(curves=nothing, pictures=nothing, intervals=nothing)
+    no_figures = types.SimpleNamespace(
+        curves=nothing, picture_grid=nothing, values_with_intervals=nothing
+    )
     monkeypatch.setattr(tme8_figures, "figures", no_figures)
     monkeypatch.setattr(gradients, "Network", Looker)
     theirs = np.full(140, 0.7), np.full(140, True)

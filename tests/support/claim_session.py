@@ -418,7 +418,7 @@ class ClaimCheck:
             self._enter(self.run.ledger.recorded, self.case)
         return self.profile == "short"
 
-    def same_images(self, key: str, right: Any, images: str) -> None:
+    def compare_right_images(self, key: str, right: Any, images: str) -> None:
         """Compares the images that a layer classifies correctly with thresholds.json.
 
         See `rdfia.claims.ledger.Ledger.compare_right_images`.
