@@ -53,9 +53,13 @@ def torchvision(folder: Path, source: str) -> Path:
 
 
 SHOW = """
+import importlib.util
 import rdfia._compat as compat
-compat.register_missing_operators()
-compat.register_missing_operators()
+compat.install()
+watching = [f for f in sys.meta_path if isinstance(f, compat._TorchvisionFinder)]
+assert len(watching) == 1, "installed once, by the import of rdfia"
+assert importlib.util.find_spec("torchvision").origin.endswith("__init__.py")
+assert not {"torch", "torchvision"} & sys.modules.keys(), "nothing is imported before it is used"
 import torchvision.nested
 print(len(compat._libraries), compat.missing_operators())
 """
@@ -81,7 +85,7 @@ def test_other_errors_of_the_import_are_raised(tmp_path: Path, error: str) -> No
         """
 import rdfia._compat as compat
 try:
-    compat.register_missing_operators()
+    import torchvision
 except Exception as error:
     print(repr(error), len(compat._libraries))
 """,
@@ -93,8 +97,7 @@ except Exception as error:
 def test_the_parts_of_torchvision_that_the_labs_use_work() -> None:
     assert (
         run("""
-from rdfia._compat import register_missing_operators
-register_missing_operators()
+import rdfia
 import torch
 from torchvision import datasets, models, transforms, utils
 image = transforms.Resize(8)(torch.zeros(3, 16, 16))
