@@ -7,14 +7,14 @@ need that operator.
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# torchvision's import registers fake kernels for these operators, with or without its extension.
+# torchvision registers fake kernels for these operators, with or without its extension.
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -22,56 +22,40 @@ SCHEMAS = {
 _libraries: list[Any] = []  # a schema exists as long as its torch.library.Library
 
 
-def missing_operators() -> list[str]:
-    """Names in `SCHEMAS` that this process has not registered."""
+def declare_missing_operators() -> None:
+    """Declares the schemas of torchvision's operators if its extension does not define them.
+
+    The extension is loaded first, because it would clash with a schema that exists. A declared
+    operator has no kernel, so that calling it still fails.
+    """
     import torch
 
-    return [name for name in SCHEMAS if not hasattr(torch.ops.torchvision, name)]
-
-
-def execute_with_schemas(execute: Callable[[ModuleType], object], torchvision: ModuleType) -> None:
-    """Executes torchvision, with declared schemas for operators whose absence makes it fail.
-
-    It is executed without them first: a schema declared before would clash with an extension that
-    does load. A declared operator has no kernel, so that calling it still fails. Every other error
-    of torchvision is raised unchanged.
-    """
-    try:
-        execute(torchvision)
-    except RuntimeError as error:
-        absent = missing_operators()
-        if "operator torchvision::" not in str(error) or not absent:
-            raise
-        import torch
-
+    importlib.import_module("torchvision.extension")
+    absent = [name for name in SCHEMAS if not hasattr(torch.ops.torchvision, name)]
+    if "nms" in absent:
         library = torch.library.Library("torchvision", "FRAGMENT")
         _libraries.append(library)
         for name in absent:
             library.define(SCHEMAS[name])
-        for module in [name for name in sys.modules if name.startswith("torchvision.")]:
-            del sys.modules[module]
-        execute(torchvision)
 
 
-class _TorchvisionFinder:
-    """Finds torchvision where Python does, and changes how it is executed.
+class _BeforeRegistrations:
+    """Declares missing operators just before torchvision's modules that register kernels for them.
 
-    It has no base class, because importing importlib.abc takes half the time of `import rdfia`.
+    It finds no module itself, so that Python finds torchvision as before. It works while
+    torchvision is being imported too. It has no base class, because importing importlib.abc takes
+    half the time of `import rdfia`.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "torchvision":
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = partial(execute_with_schemas, spec.loader.exec_module)
-            spec.loader.exec_module = execute  # type: ignore[method-assign]
-        return spec
+        if fullname.startswith("torchvision._") and fullname.endswith("_registrations"):
+            declare_missing_operators()
+        return None
 
 
 def install() -> None:
     """Makes later imports of torchvision declare the operators that are missing."""
-    if not any(isinstance(finder, _TorchvisionFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TorchvisionFinder())  # type: ignore[arg-type]
+    if not any(isinstance(finder, _BeforeRegistrations) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeRegistrations())  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from PIL import Image
 
 import rdfia
 from rdfia.data import files
-from tests.unit.test_compat import NO_EXTENSION, torchvision
+from tests.support.fake_torchvision import NO_OPERATORS, write_torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -229,7 +229,7 @@ def test_repair_of_an_environment_whose_torchvision_lacks_operators(
     shutil.copytree(ROOT / "setup" / "torchvision_repair", tmp_path / "torchvision_repair")
     programs = new_environment(tmp_path / "environment", built[1])
     (packages,) = programs.parent.glob("lib/python*/site-packages")
-    torchvision(packages, NO_EXTENSION)
+    write_torchvision(packages, NO_OPERATORS)
     python, first = programs / "python", "import torchvision.nested, rdfia"
     isolated = [python, "-I", "-c"]
     fault = "operator torchvision::nms does not exist"
