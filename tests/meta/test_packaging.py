@@ -140,25 +140,6 @@ def problems(root: Path) -> list[str]:
     return found
 
 
-def test_wheel_has_every_file_of_the_package() -> None:
-    """setuptools silently leaves out folders without `__init__.py` and files without a pattern."""
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setup["packages"]["find"] == {"include": ["rdfia*"], "namespaces": False}
-    tracked = [
-        path
-        for path in (ROOT / "rdfia").rglob("*.*")
-        if "__pycache__" not in path.parts and path.is_file()
-    ]
-    modules = {path for path in tracked if path.suffix == ".py"}
-    assert {path.parent / "__init__.py" for path in modules} <= modules
-    patterns = setup["package-data"]["*"]
-    packages = {path.parent for path in modules}
-    covered = {
-        path for package in packages for pattern in patterns for path in package.glob(pattern)
-    }
-    assert {path for path in tracked if path not in modules} - covered == set()
-
-
 def test_packaging_files_agree() -> None:
     assert problems(ROOT) == []
 
