@@ -58,4 +58,4 @@ class _BeforeRegistrations:
 def install() -> None:
     """Makes later imports of torchvision declare the operators that are missing."""
     if not any(isinstance(finder, _BeforeRegistrations) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _BeforeRegistrations())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _BeforeRegistrations())

@@ -209,7 +209,7 @@ def test_user_code_passes_strict_mypy(programs: Path, tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "wrong.py").write_text(WRONG)
     checks = ["--strict", "--hide-error-context", "--no-error-summary", "--config-file="]
-    python = ["--python-executable", programs / "python"]
+    python = ["--python-executable", str(programs / "python")]
     command = [sys.executable, "-m", "mypy", *checks, *python, "user.py", "wrong.py"]
     output = run(command, tmp_path, 1)
     errors = [line.split(":")[:2] + line.split("  ")[-1:] for line in output.splitlines()]
@@ -231,14 +231,14 @@ def test_repair_of_an_environment_whose_torchvision_lacks_operators(
     programs = new_environment(tmp_path / "environment", built[1])
     (packages,) = programs.parent.glob("lib/python*/site-packages")
     write_torchvision(packages, NO_OPERATORS)
-    python, first = programs / "python", "import torchvision.nested, rdfia"
+    python, first = str(programs / "python"), "import torchvision.nested, rdfia"
     isolated = [python, "-I", "-c"]
     fault = "operator torchvision::nms does not exist"
     assert fault in run([python, "-c", first], tmp_path, 1), "the fault is planted"
     assert run([*isolated, "import rdfia, torchvision.nested"], tmp_path) == ""
 
-    target = ["--python", str(python), "install", *OFFLINE, "--no-build-isolation"]
-    run([*PIP, *target, tmp_path / "torchvision_repair"], tmp_path)
+    target = ["--python", python, "install", *OFFLINE, "--no-build-isolation"]
+    run([*PIP, *target, str(tmp_path / "torchvision_repair")], tmp_path)
     assert run([python, "-c", first], tmp_path) == ""
     assert run([*isolated, first], tmp_path) == ""
     # Without rdfia the repair changes nothing: torch works, and torchvision fails as before.
