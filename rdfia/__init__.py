@@ -8,10 +8,11 @@ it is first used.
 
 from __future__ import annotations
 
-from rdfia._former_names import install
+from rdfia import _compat, _former_names
 from rdfia._rooms import front_door
 
 __version__ = "0.1.0"
 __getattr__, __dir__ = front_door(__name__)
 
-install()
+_compat.install()
+_former_names.install()

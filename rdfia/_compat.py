@@ -1,4 +1,4 @@
-"""Imports torchvision even if its compiled operators do not match the installed torch.
+"""Makes `import torchvision` work if its compiled operators do not match the installed torch.
 
 A CPU build of torch cannot load the extension of a CUDA build of torchvision. The import then fails
 with `operator torchvision::nms does not exist`, although models, transforms and data sets do not
@@ -9,41 +9,53 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
-import torch
-
-# torchvision's import registers fake kernels for these operators, with or without its extension.
+# torchvision registers fake kernels for these operators, with or without its extension.
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_libraries: list[torch.library.Library] = []  # a schema exists as long as its Library object
+_libraries: list[Any] = []  # a schema exists as long as its torch.library.Library
 
 
-def missing_operators() -> list[str]:
-    """Names in `SCHEMAS` that this process has not registered."""
-    return [name for name in SCHEMAS if not hasattr(torch.ops.torchvision, name)]
+def declare_missing_operators() -> None:
+    """Declares the schemas of torchvision's operators if its extension does not define them.
 
-
-def register_missing_operators() -> None:
-    """Imports torchvision, with declared schemas for operators whose absence makes the import fail.
-
-    The plain import is tried first: a schema declared before it would clash with an extension that
-    does load. A declared operator has no kernel, so that calling it still fails. Every other error
-    of torchvision is raised unchanged.
+    The extension is loaded first, because it would clash with a schema that exists. A declared
+    operator has no kernel, so that calling it still fails.
     """
-    if "torchvision" in sys.modules:
-        return
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        absent = missing_operators()
-        if "operator torchvision::" not in str(error) or not absent:
-            raise
+    import torch
+
+    importlib.import_module("torchvision.extension")
+    absent = [name for name in SCHEMAS if not hasattr(torch.ops.torchvision, name)]
+    if "nms" in absent:
         library = torch.library.Library("torchvision", "FRAGMENT")
         _libraries.append(library)
         for name in absent:
             library.define(SCHEMAS[name])
-        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        importlib.import_module("torchvision")
+
+
+class _BeforeRegistrations:
+    """Declares missing operators just before torchvision's modules that register kernels for them.
+
+    It finds no module itself, so that Python finds torchvision as before. It works while
+    torchvision is being imported too. It has no base class, because importing importlib.abc takes
+    half the time of `import rdfia`.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.startswith("torchvision._") and fullname.endswith("_registrations"):
+            declare_missing_operators()
+        return None
+
+
+def install() -> None:
+    """Makes later imports of torchvision declare the operators that are missing."""
+    if not any(isinstance(finder, _BeforeRegistrations) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeRegistrations())

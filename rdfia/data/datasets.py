@@ -21,7 +21,6 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from rdfia._compat import register_missing_operators
 from rdfia.data import assets
 from rdfia.data import files as data_files
 from rdfia.data.images import Preprocess, check_image
@@ -337,7 +336,6 @@ def digits(path: str | Path) -> ArraySet:
 
 def imagenet_classes() -> tuple[str, ...]:
     """The 1,000 class names of torchvision's networks, in the order of their outputs."""
-    register_missing_operators()
     from torchvision.models import VGG16_Weights
 
     return tuple(VGG16_Weights.IMAGENET1K_V1.meta["categories"])

@@ -162,6 +162,10 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text("utf-8"))
     except PermissionError as error:
         raise _permission_error(path) from error
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path}: no such file, expected JSON; check its name, or make it first"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
             f"cannot read {path} as JSON: {error}; remove it to start again"

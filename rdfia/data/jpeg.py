@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rdfia._compat import register_missing_operators
 from rdfia.device.memory import is_out_of_memory
 from rdfia.errors import ArgumentError
 
@@ -71,7 +70,6 @@ def decode_jpegs(files: Sequence[Tensor], device: str | torch.device) -> list[Te
 
     `files` are the bytes of the files, uint8 1-D.
     """
-    register_missing_operators()
     if not files:
         return []
     try:

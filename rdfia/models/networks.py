@@ -15,12 +15,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
-from rdfia._compat import register_missing_operators
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
-
-register_missing_operators()
-from torchvision import models  # noqa: E402 - needs the operators
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 

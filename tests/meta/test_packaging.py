@@ -82,9 +82,9 @@ def problems(root: Path) -> list[str]:
         ]
 
     found += [
-        f"Makefile: torch=={version} is not the pin of constraints.txt"
-        for version in re.findall(r"\btorch==([0-9.]+)", text["Makefile"])
-        if version != constraints["torch"]
+        f"Makefile: {name}=={version} is not the pin of constraints.txt"
+        for name, version in re.findall(r"\b(torch|torchvision)==([0-9.]+)", text["Makefile"])
+        if version != constraints[name]
     ]
     pairs = re.findall(
         r"^ +(?:\w+: )?torch==([0-9.]+)\n +(?:\w+: )?torchvision==([0-9.]+)$", text["tox.ini"], re.M
@@ -138,25 +138,6 @@ def problems(root: Path) -> list[str]:
         if re.search(r"file:|https?:|@ /|/(?:home|root|opt|work)/", body)
     ]
     return found
-
-
-def test_wheel_has_every_file_of_the_package() -> None:
-    """setuptools silently leaves out folders without `__init__.py` and files without a pattern."""
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setup["packages"]["find"] == {"include": ["rdfia*"], "namespaces": False}
-    tracked = [
-        path
-        for path in (ROOT / "rdfia").rglob("*.*")
-        if "__pycache__" not in path.parts and path.is_file()
-    ]
-    modules = {path for path in tracked if path.suffix == ".py"}
-    assert {path.parent / "__init__.py" for path in modules} <= modules
-    patterns = setup["package-data"]["*"]
-    packages = {path.parent for path in modules}
-    covered = {
-        path for package in packages for pattern in patterns for path in package.glob(pattern)
-    }
-    assert {path for path in tracked if path not in modules} - covered == set()
 
 
 def test_packaging_files_agree() -> None:
@@ -216,6 +197,12 @@ def test_packaging_files_agree() -> None:
         ),
         (
             "Makefile",
+            "TORCHVISION := torchvision==0.28.0",
+            "TORCHVISION := torchvision==0.29.1",
+            "torchvision==0.29.1 is not the pin",
+        ),
+        (
+            "Makefile",
             "constraints.txt carriers.txt\n",
             "constraints.txt\n",
             "a change of carriers.txt",
@@ -244,9 +231,12 @@ def test_planted_contradiction_is_found(
 
 # Replaces python3 and .venv/bin/python: the real Python answers the version check, a "venv" is a
 # copy of this script, and the file `log` lists what it should install or test. FAIL_AT selects the
-# install that fails.
+# install that fails. BUILD is the build of torch. torchvision can be imported if it is not
+# MISMATCHED, or repaired.
 FAKE_PYTHON = f"""#!/bin/sh
 case "$*" in
+*importlib.metadata*) echo "$BUILD" ;;
+*"import torchvision"*) [ -z "$MISMATCHED" ] || grep -q torchvision_repair log ;;
 -c*) exec "{sys.executable}" "$@" ;;
 "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
 "-m pip --version") ;;
@@ -314,6 +304,32 @@ def test_interrupted_set_up_starts_again(checkout: Path, cut: str) -> None:
     assert not any(line.startswith("pytest") for line in log)
     status, _, log = make(checkout, "test")
     assert (status, len(log)) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "installs", "words"),
+    [
+        ({"BUILD": "cpu"}, ["torchvision==0.28.0+cpu"], "Installed torchvision==0.28.0+cpu"),
+        (
+            {"BUILD": "cpu", "FAIL_AT": "torchvision==0.28.0+", "MISMATCHED": "1"},
+            ["torchvision==0.28.0+cpu", "./setup/torchvision_repair"],
+            "The index has no torchvision==0.28.0+cpu",
+        ),
+        ({"MISMATCHED": "1"}, ["./setup/torchvision_repair"], "torchvision is not built for this"),
+    ],
+)
+def test_torchvision_matches_torch_or_is_repaired(
+    checkout: Path, environment: dict[str, str], installs: list[str], words: str
+) -> None:
+    status, output, log = make(checkout, "setup", **environment)
+    assert (status, words in output) == (0, True), output
+    assert [line.split()[-1] for line in log if "torchvision" in line] == installs
+    assert ("repair" in output) == ("MISMATCHED" in environment)
+
+
+def test_set_up_fails_if_the_repair_does(checkout: Path) -> None:
+    status, _, _ = make(checkout, "setup", MISMATCHED="1", FAIL_AT="torchvision_repair")
+    assert (status != 0, (checkout / ".venv/.rdfia-ready").exists()) == (True, False)
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt", "carriers.txt"])

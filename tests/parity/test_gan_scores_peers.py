@@ -16,7 +16,6 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from rdfia._compat import register_missing_operators
 from rdfia.gans import scores
 from rdfia.gans.scores import (
     conditional_accuracy,
@@ -223,7 +222,6 @@ def test_class_scores_match_peers() -> None:
 
 @pytest.mark.parametrize("size", [20, 96])
 def test_resizing_matches_torchvision(size: int) -> None:
-    register_missing_operators()
     from torchvision.transforms.v2.functional import resize
 
     images = torch.randint(

@@ -7,13 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision import transforms as T
 
-from rdfia._compat import register_missing_operators
 from rdfia.data.images import CROP, EFFICIENTNET_LITE0, LAB, Preprocess
 from tests.support.strategies import images
-
-register_missing_operators()
-from torchvision import transforms as T  # noqa: E402 - after the operators
 
 PRESETS = st.sampled_from([LAB, CROP, EFFICIENTNET_LITE0])
 

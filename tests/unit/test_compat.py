@@ -8,26 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Imports as torchvision does without its compiled extension: the first operator that it needs is
-# `nms`.
-NO_EXTENSION = """
-import torch
-
-@torch.library.register_fake("torchvision::nms")
-def nms(dets, scores, iou_threshold):
-    return dets.new_empty(0)
-
-import torchvision.nested
-"""
-WITH_EXTENSION = (
-    """
-import torch
-
-library = torch.library.Library("torchvision", "DEF")
-library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-"""
-    + NO_EXTENSION
-)
+from tests.support.fake_torchvision import NO_OPERATORS, OPERATORS, write_torchvision
 
 
 def run(program: str, path: Path | None = None) -> str:
@@ -45,32 +26,42 @@ def run(program: str, path: Path | None = None) -> str:
     return done.stdout + done.stderr
 
 
-def torchvision(folder: Path, source: str) -> Path:
-    (folder / "torchvision").mkdir()
-    (folder / "torchvision" / "__init__.py").write_text(source)
-    (folder / "torchvision" / "nested.py").write_text("")
-    return folder
-
-
 SHOW = """
+import importlib.util
 import rdfia._compat as compat
-compat.register_missing_operators()
-compat.register_missing_operators()
+compat.install()
+watching = [f for f in sys.meta_path if isinstance(f, compat._BeforeRegistrations)]
+assert len(watching) == 1, "installed once, by the import of rdfia"
+assert importlib.util.find_spec("torchvision").origin.endswith("__init__.py")
+assert not {"torch", "torchvision"} & sys.modules.keys(), "nothing is imported before it is used"
 import torchvision.nested
-print(len(compat._libraries), compat.missing_operators())
+import torch
+print(len(compat._libraries), [name for name in compat.SCHEMAS
+                               if not hasattr(torch.ops.torchvision, name)])
 """
+FAULT = "operator torchvision::nms does not exist"
 
 
-def test_missing_schemas_are_declared_before_a_second_import(tmp_path: Path) -> None:
-    folder = torchvision(tmp_path, NO_EXTENSION)
-    assert "operator torchvision::nms does not exist" in run("import torchvision", folder), (
-        "the fault is planted"
-    )
+def test_missing_schemas_are_declared_before_they_are_used(tmp_path: Path) -> None:
+    folder = write_torchvision(tmp_path, NO_OPERATORS)
+    assert FAULT in run("import torchvision", folder), "the fault is planted"
     assert run(SHOW, folder) == "1 []\n"
 
 
-def test_nothing_is_declared_if_the_import_works(tmp_path: Path) -> None:
-    assert run(SHOW, torchvision(tmp_path, WITH_EXTENSION)) == "0 ['qnms']\n"
+def test_nothing_is_declared_if_the_extension_has_the_operators(tmp_path: Path) -> None:
+    assert run(SHOW, write_torchvision(tmp_path, OPERATORS)) == "0 ['qnms']\n"
+
+
+def test_import_that_failed_before_rdfia_works_after_it(tmp_path: Path) -> None:
+    program = """
+try:
+    import torchvision
+except RuntimeError as error:
+    print(error)
+import rdfia
+import torchvision.nested
+"""
+    assert run(program, write_torchvision(tmp_path, NO_OPERATORS)) == f"{FAULT}\n"
 
 
 @pytest.mark.parametrize(
@@ -81,11 +72,11 @@ def test_other_errors_of_the_import_are_raised(tmp_path: Path, error: str) -> No
         """
 import rdfia._compat as compat
 try:
-    compat.register_missing_operators()
+    import torchvision
 except Exception as error:
     print(repr(error), len(compat._libraries))
 """,
-        torchvision(tmp_path, f"raise {error}"),
+        write_torchvision(tmp_path, f"raise {error}"),
     )
     assert shown == f"{error} 0\n"
 
@@ -93,8 +84,7 @@ except Exception as error:
 def test_the_parts_of_torchvision_that_the_labs_use_work() -> None:
     assert (
         run("""
-from rdfia._compat import register_missing_operators
-register_missing_operators()
+import rdfia
 import torch
 from torchvision import datasets, models, transforms, utils
 image = transforms.Resize(8)(torch.zeros(3, 16, 16))

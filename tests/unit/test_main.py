@@ -200,7 +200,7 @@ def test_prepared_faces_are_verified_assets(
             2,
             "--from: got it with status, expected it with prepare",
         ),
-        (["report", "nowhere"], 1, "claims.json"),
+        (["report", "nowhere"], 1, "nowhere/claims.json: no such file, expected JSON; check its"),
         (["claims", "--readme", "nowhere.md"], 2, "--readme nowhere.md: no such file"),
         (["extract", "nowhere", "--taps", "relu9"], 2, "relu9"),
         (

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia._compat import register_missing_operators
 from rdfia.data import assets, datasets, files
 from rdfia.data.datasets import ArraySet, ImageSet, image_folder, prepare_celeba
 from rdfia.errors import (
@@ -177,7 +176,6 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("below", ["", "celeba", "celeba/img_align_celeba"])
 def test_faces_are_resized_and_cropped_as_in_torchvision(faces: Path, below: str) -> None:
-    register_missing_operators()
     from torchvision.transforms import CenterCrop, Compose, Resize
 
     assert prepare_celeba(faces / below, (32, 64)) == ["celeba-32", "celeba-64"]
@@ -372,9 +370,6 @@ def raw(tmp_path: Path) -> Path:
 
 
 def test_idx_files_are_read_as_in_torchvision(raw: Path) -> None:
-    from rdfia._compat import register_missing_operators
-
-    register_missing_operators()
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     for part, found in zip(("train", "t10k"), datasets.mnist(raw), strict=True):
