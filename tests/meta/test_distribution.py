@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--quiet", "--no-deps", "--no-index"]
 # Pictures of runs stay out of the sdist, with the exception of the README's.
-PICTURE_OF_README = "reports/verified/cpu/figures/depth0.png"
-PHOTO = "reports/verified/cpu/figures/figure1.png"  # git ignores it
+PICTURE_OF_README = "reports/verified/cpu/tme7/figures/depth0.png"
+PHOTO = "reports/verified/cpu/tme7/figures/figure1.png"  # git ignores it
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None,
     reason="setuptools or pip is missing: pip install setuptools pip",
