@@ -459,7 +459,7 @@ def test_asset_states_include_corrupt_files(monkeypatch: pytest.MonkeyPatch, roo
 
 
 def test_wrong_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="'vgg' is not known, expected one of scene15"):
+    with pytest.raises(ArgumentError, match="'vgg' is not known, expected one of vgg16-full"):
         find("vgg")
     with pytest.raises(ArgumentError, match="mnist is data, not weights"):
         assets.load_weights("mnist")
