@@ -196,7 +196,7 @@ def parameter_count(name: str) -> int:
 
 def module_paths(name: str) -> list[str]:
     """Paths of the modules of a network. Raises ArgumentError for an unknown name."""
-    return [path for path, _ in _skeleton(name, {}).named_modules() if path]
+    return [path for path, _ in _skeleton(name).named_modules() if path]
 
 
 def torchvision_urls(name: str) -> list[str]:
@@ -349,12 +349,13 @@ class Loaded:
     statement: str
 
 
-def _skeleton(name: str, state: Mapping[str, Tensor]) -> nn.Module:
+def _skeleton(name: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """The network for the weights in `state`, on the meta device, in eval mode.
 
     The number of classes is that of the last layer in `state`; auxiliary heads are there if `state`
     has them. GoogLeNet and Inception v3 expect the input of torchvision's weights.
     """
+    state = state or {}
     if name != EFFICIENTNET_LITE0:
         auxiliary = any(key.startswith(AUXILIARY) for key in state)
         module = build(name, device="meta", auxiliary=auxiliary)

@@ -170,11 +170,10 @@ def _unwrapped(tree: Any) -> tuple[Any, list[str]]:
 def _refused(path: Path, error: Exception) -> WeightsError:
     """The error for a file that torch refuses to read without running code."""
     reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    if found := re.search(r"GLOBAL ([\w.]+)|names? ([\w.]+)|'([\w.]+)' (?:is|was) not", reason):
-        name = next(filter(None, found.groups()))
+    if found := re.search(r"GLOBAL ([\w.]+)", reason):
         return WeightsError(
-            f"{path}: refused: it pickles {name}, expected tensors by name; no code in it was run. "
-            "If it is a whole network or checkpoint of your own, save its tensors where it was "
+            f"{path}: refused: it pickles {found[1]}, expected tensors by name; no code in it was "
+            "run. If it is a whole network or checkpoint of yours, save its tensors where it was "
             "made: torch.save(network.state_dict(), FILE); else fetch it again"
         )
     if "TorchScript" in reason:

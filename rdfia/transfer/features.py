@@ -231,13 +231,12 @@ def check_reachable(module: nn.Module, taps: Mapping[str, Tap]) -> None:
                 f"tap {tap!r}: the network has no module {path!r}; the nearest of its modules "
                 f"first: {nearest_first(path, filter(None, order))}"
             )
+    ends = {tap: last_position_inside(order, path) for tap, path in paths.items()}
     for position, (path, child) in enumerate(modules.items()):
         absent = [
             name for name, parameter in child.named_parameters(recurse=False) if parameter.is_meta
         ]
-        blocked = [
-            tap for tap, target in paths.items() if last_position_inside(order, target) >= position
-        ]
+        blocked = [tap for tap, end in ends.items() if end >= position]
         if absent and blocked:
             raise WeightsError(
                 f"cannot reach {', '.join(blocked)}: {path}.{absent[0]} is not in these weights. "

@@ -47,9 +47,13 @@ LABS = ("models", "transfer", "gradients", "gans")
 FREE = {"__main__", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # limit of statements in a module
 LARGER = {
-    "data.assets": 235,
+    "data.assets": 245,
+    "data.datasets": 215,
+    "data.images": 245,
+    "models.networks": 255,
+    "transfer.features": 245,
     "report.figures": 240,
-    "__main__": 255,
+    "__main__": 300,
 }
 # The claims of each lab.
 LABS_CLAIMS = {
