@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rdfia._compat import register_missing_operators
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
@@ -302,6 +303,19 @@ def flops(name: str, size: int = 224) -> dict[str, int]:
     }
 
 
+class _WeightsOnMeta(TorchFunctionMode):
+    """Makes uninitialised tensors, such as the weights of a new layer, on the meta device.
+
+    Other tensors keep their values: RegNet and MaxViT compute their widths with some.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        return func(*args, **(options | {"device": "meta"} if func is torch.empty else options))
+
+
 def build(
     name: str,
     *,
@@ -322,8 +336,8 @@ def build(
         options |= {"init_weights": False, "aux_logits": auxiliary}
     constructor = functools.partial(getattr(models, name), **options)
     if torch.device(device).type == "meta":
-        with torch.device(device):
-            return constructor()
+        with torch.random.fork_rng(devices=[]), _WeightsOnMeta():
+            return constructor().to(device)
     if seed is None:
         raise ArgumentError(
             f"seed: None for random weights of {name} on {device}, expected an integer; "

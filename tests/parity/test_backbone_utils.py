@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,12 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             "model_name", torchvision_models.NAMES if full else torchvision_models.FAMILIES
         )
     if "small_name" in metafunc.fixturenames:
-        light = [
-            name
-            for name in torchvision_models.NAMES
-            if networks.parameter_count(name) <= torchvision_models.MOST_WEIGHTS
-        ]
-        metafunc.parametrize("small_name", light if full else SMALL)
+        light = (name for name in torchvision_models.NAMES if torchvision_models.is_light(name))
+        metafunc.parametrize("small_name", list(light) if full else SMALL)
 
 
 def image(name: str, images: int = 1) -> Tensor:
@@ -157,7 +154,8 @@ def test_forward_backward(small_name: str) -> None:
     paths = [path for path in found.shapes if path]
     taps = {path: path for path in random.Random(0).sample(paths, 10)}
     # BatchNorm needs two images where a map has one pixel
-    out = features.forward_taps(module, image(small_name, images=2), taps)
+    with torch.random.fork_rng():  # of dropout
+        out = features.forward_taps(module, image(small_name, images=2), taps)
     assert out.keys() == taps.keys()
     assert all(len(value) == 2 for value in out.values())
     torch.stack([value.mean() for value in out.values()]).sum().backward()
@@ -207,6 +205,13 @@ class Modes(nn.Module):
         return self.sub(x - 0)
 
 
+@pytest.fixture
+def forked() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.mark.usefixtures("forked")
 def test_train_eval() -> None:
     module, x = Modes(), torch.ones(10, 10)
     for training, branch, other, dropout, sub in (
@@ -242,7 +247,8 @@ class WithLeaf(nn.Module):
 
 def test_leaf_module_and_function() -> None:
     """A forward pass that cannot be traced needs no list of leaves here."""
-    module = WithLeaf().train()
+    with torch.random.fork_rng():
+        module = WithLeaf().train()
     out = features.forward_taps(module, image("resnet18"), {"leaf_module": "leaf_module"})
     out["leaf_module"].mean().backward()
     assert module.conv.weight.grad is not None

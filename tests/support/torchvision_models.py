@@ -26,7 +26,7 @@ _SMALLEST = (
     "swin_t swin_v2_t vgg11_bn vit_b_32 maxvit_t"
 )
 FAMILIES = _SMALLEST.split()
-MOST_WEIGHTS = 30_000_000  # of a network whose values are computed
+MOST_WEIGHTS = 6_000_000  # of a network whose values are computed
 NAMES = networks.classification_models()
 
 
@@ -46,6 +46,11 @@ def side(name: str) -> int:
     """Pixels of a small image that the network computes; ViT and MaxViT have a fixed size."""
     fixed = 224 if name.startswith(("vit", "maxvit")) else 64
     return 96 if name == "inception_v3" else fixed
+
+
+def is_light(name: str) -> bool:
+    """Whether the network's values are computed, and not its shapes alone."""
+    return networks.parameter_count(name) <= MOST_WEIGHTS
 
 
 def without_values(name: str) -> nn.Module:
@@ -127,7 +132,7 @@ def row(name: str) -> str:
     shapes = tap_shapes_of_all(name, found)
     wrong = sum(found.shapes[path] != shape for path, shape in shapes.items())
     weights = networks.parameter_count(name)
-    values = f"{largest_difference(name):.1e}" if weights <= MOST_WEIGHTS else "not computed"
+    values = f"{largest_difference(name):.1e}" if is_light(name) else "not computed"
     repeated = sum(number > 1 for number in found.calls.values())
     cells = (
         name,
@@ -157,7 +162,7 @@ Written by `python -m tests.support.torchvision_models docs/torchvision-models.m
 - *repeated*: it runs more than once, and a tap may choose the call.
 - *not run*: only training, or another module's own arithmetic, uses it; it is refused by name.
 - *difference*: three modules in float32 against torchvision's extractor in float64, over the
-  largest value; of networks with up to 30 million weights.
+  largest value; of networks with up to 6 million weights.
 
 | network | 10^6 weights | modules | taps | wrong | element | windows | repeated | not run | difference |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
