@@ -373,6 +373,7 @@ def photo_files(folder: Path, names: Sequence[str]) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("default::rdfia.errors.WeightsUnwrapped")
 def test_extract_lists_rows_and_names_what_is_left_out(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -410,6 +411,7 @@ def test_extract_lists_rows_and_names_what_is_left_out(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.filterwarnings("default::rdfia.errors.WeightsUnwrapped")
 def test_extract_takes_any_classification_network_with_options(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -297,14 +297,14 @@ def test_digest_has_the_weights_of_every_module_that_ran() -> None:
     before = extraction.weights_digest(network, taps, 8)
     assert extraction.weights_digest(network, taps, 8) == before
     with torch.no_grad():
-        network.first.weight += 1
+        network.first.weight.add_(1)
     assert extraction.weights_digest(network, taps, 8) != before
 
 
 def test_digest_of_networks_in_order_ends_with_the_tap(network: TinyNet) -> None:
     before = extraction.weights_digest(network, {"a": "features.0"}, SIZE)
     with torch.no_grad():
-        network.features[3].weight += 1
+        network.features[3].weight.add_(1)
     assert extraction.weights_digest(network, {"a": "features.0"}, SIZE) == before
 
 
