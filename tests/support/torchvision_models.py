@@ -93,6 +93,7 @@ def leaves(module: nn.Module, found: Census, count: int, seed: int = 0) -> list[
         if found.calls.get(path) == 1
         and path in found.shapes
         and not any(child.children())
+        and not path.endswith("scale_activation")  # torch.fx gives it another name
         and type(child).__module__.startswith("torch.nn.modules")
     ]
     return sorted(random.Random(seed).sample(paths, min(count, len(paths))), key=paths.index)
