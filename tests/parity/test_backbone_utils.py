@@ -22,7 +22,7 @@ from rdfia.transfer import features
 from tests.support import torchvision_models
 from tests.support.tolerances import assert_close
 
-SMALL = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small")
+SMALL = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
