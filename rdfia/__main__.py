@@ -5,23 +5,31 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
+import re
 import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdfia import __version__
-from rdfia.errors import ArgumentError, AssetUnavailable, RdfiaError, printable_line
+from rdfia.errors import (
+    ArgumentError,
+    AssetUnavailable,
+    RdfiaError,
+    WeightsError,
+    nearest_first,
+    printable_line,
+)
 
 if TYPE_CHECKING:
     from rdfia.data.downloads import Progress
     from rdfia.data.feature_store import FeatureStore
     from rdfia.models.networks import Loaded
+    from rdfia.transfer.features import Tap
 
 FAILED, WRONG_ARGUMENT, ASSET_MISSING, INTERRUPTED = 1, 2, 3, 130  # exit codes
 CLAIMS_OF = {  # field of an asset's record -> the words for one claim and for several
@@ -220,38 +228,56 @@ def _refuse_unreadable_folder(error: OSError) -> None:
     ) from error
 
 
-def _taps(network: str, names: str) -> dict[str, str]:
-    """Tap -> path of its module, for comma-separated names."""
+def _taps(network: str, names: str) -> dict[str, Tap]:
+    """Tap -> what `forward_taps` reads, for comma-separated names of layers or module paths.
+
+    `NAME:KEY` is an element of an output that is no tensor, `NAME#N` the Nth call from 0.
+    """
     from rdfia.models import networks
 
-    paths = networks.tap_paths(network)
-    taps = {tap: paths.get(tap, tap) for tap in names.split(",")}
-    unknown = [tap for tap, path in taps.items() if path not in paths.values()]
-    if unknown:
-        raise ArgumentError(
-            f"--taps: got {', '.join(unknown)}, expected layers of {network}, such as conv1_1, "
-            "relu3_3, pool5, fc6"
-        )
+    readable = networks.tap_paths(network)
+    modules = networks.module_paths(network)
+    taps: dict[str, Tap] = {}
+    for tap in names.split(","):
+        found = re.fullmatch(r"(.+?)(?::(\w+))?(?:#(-?\d+))?", tap)
+        name, key, call = found.groups() if found else (tap, None, None)
+        if name not in readable and name not in modules:
+            raise ArgumentError(
+                f"--taps: got {name!r}, which {network} does not have; the nearest of its layers "
+                f"first: {nearest_first(name, dict.fromkeys([*readable, *modules]))}"
+            )
+        path = readable.get(name, name)
+        element = () if key is None else (int(key) if key.isdigit() else key,)
+        calls = () if call is None else ({"call": int(call)},)
+        taps[tap] = (path, *element, *calls) if element or calls else path
     return taps
 
 
-def _photos(folder: Path) -> list[Path]:
-    """The photos below a folder, sorted, without hidden files and folders."""
+def _photos(folder: Path, strict: bool, silent: bool) -> list[Path]:
+    """The photos below a folder, sorted, without hidden files and folders.
+
+    Other files are reported on the error stream, unless `silent`, or refused if `strict`.
+    """
     from rdfia.data import datasets
 
-    found = []
-    for parent, _, names in os.walk(folder, onerror=_refuse_unreadable_folder):
-        for name in names:
-            path = Path(parent, name)
-            hidden = any(part[0] == "." for part in path.relative_to(folder).parts)
-            if path.suffix.lower() in datasets.SUFFIXES and not hidden:
-                found.append(path)
-    if not found:
+    found: list[Path] = []
+    seen: set[str] = set()  # a link may lead to a folder above it
+    for parent, folders, names in os.walk(
+        folder, onerror=_refuse_unreadable_folder, followlinks=True
+    ):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
+        found += [] if real in seen else [Path(parent, name) for name in names]
+        seen.add(real)
+    photos, others = datasets.divide_photos(found)
+    if strict or not silent:
+        datasets.report_left_out("folder", folder, others, strict)
+    if not photos:
         raise ArgumentError(
-            f"folder {folder}: got no photo, expected files that end with "
-            f"{' '.join(sorted(datasets.SUFFIXES))}; name the folder that contains them"
+            f"folder {folder}: got no photo among {len(found)} files, expected JPEG, PNG or "
+            "another format of photos; name the folder that contains them"
         )
-    return sorted(found)
+    return photos
 
 
 def _usable_device(device: str) -> str:
@@ -271,41 +297,76 @@ def _usable_device(device: str) -> str:
     return device
 
 
-def _load_network(name: str) -> Loaded:
-    """The network with the most complete weights on this machine."""
+def _load_network(name: str, file: Path | None) -> Loaded:
+    """The network with the weights in `file`, or the most complete ones on this machine."""
     from rdfia.data import assets
-    from rdfia.models import networks
+    from rdfia.models import networks, weights
 
-    known = (asset for asset in (name, f"{name}-full") if asset in assets.ASSETS)
-    asset = next((asset for asset in known if assets.find(asset)), f"{name}-features")
-    return networks.load(name, assets.load_weights(asset))
+    if file is None:
+        names = (name, f"{name}-full", f"{name}-features")
+        known = [asset for asset in names if asset in assets.ASSETS]
+        if known:
+            asset = next((asset for asset in known if assets.find(asset)), known[-1])
+            return networks.load(name, assets.load_weights(asset))
+        file = assets.torchvision_weights(name, networks.torchvision_urls(name))
+    elif not file.is_file():
+        raise ArgumentError(
+            f"--weights {printable_line(file)}: no such file, expected .safetensors or a state "
+            "dict of torch.save; check its name"
+        )
+    state = weights.read(file, name)
+    try:
+        return networks.load(name, state)
+    except WeightsError as error:
+        raise WeightsError(f"{printable_line(file)}: {error}") from error
+
+
+def _choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
+    """The entry of `known` for an option's value; ArgumentError with the nearest names."""
+    if value not in known:
+        raise ArgumentError(
+            f"{option}: got {value!r}, expected one of {nearest_first(value, known)}"
+        )
+    return known[value]
 
 
 def _extract(options: argparse.Namespace) -> int:
     import numpy as np
+    import torch
 
     from rdfia.data import datasets, files
     from rdfia.data.images import Preprocess
     from rdfia.device import memory, precision
     from rdfia.transfer import extraction, features
 
-    preprocess = Preprocess(decoder=options.decoder)
+    pools = {
+        "flatten": features.flatten,
+        "pyramid": features.pyramid,
+        "second-order": features.second_order,
+    }
+    pool = _choice("--pool", options.pool, pools)
+    types = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+    dtype = _choice("--dtype", options.dtype, {"auto": None, **types})
+    if options.batch is not None and options.batch < 1:
+        raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
+    preprocess = Preprocess(options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
-    paths = _photos(options.folder)
     device = _usable_device(options.device)
     with extraction.current_team() as team:
+        paths = _photos(options.folder, options.strict, silent=team.rank > 0)
         mine = paths[team.share(len(paths))]
         if mine:
             labels = np.zeros(len(mine))
             datasets.ImageSet(str(options.folder), tuple(mine), labels, ("photos",)).verify()
-        loaded = _load_network(options.network)
+        loaded = _load_network(options.network, options.weights)
+        dtype = dtype or precision.fast_dtype(device)
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
         if not options.store:
-            shapes = features.tap_shapes(loaded.module, taps, preprocess.size).values()
-            columns = sum(map(math.prod, shapes))
+            shapes = features.tap_shapes(loaded.module, taps, preprocess.size)
+            columns = sum(extraction.pooled_width(pool, tap, shapes[tap]) for tap in taps)
             memory.require_memory(
-                2 * columns * len(paths) * precision.fast_dtype(device).itemsize,
+                2 * columns * len(paths) * dtype.itemsize,
                 f"a file of {columns} columns for {len(paths)} photos",
                 "write shards instead: --store DIR",
             )
@@ -315,6 +376,9 @@ def _extract(options: argparse.Namespace) -> int:
             taps,
             root=options.store or files.cache_dir() / "features",
             device=device,
+            dtype=dtype,
+            batch_size=options.batch,
+            pool=pool,
             team=team,
             preprocess=preprocess,
             cap_bytes=sys.maxsize if options.store else 8 * files.GIGABYTE,
@@ -328,21 +392,27 @@ def _extract(options: argparse.Namespace) -> int:
 def _write_extracted(
     options: argparse.Namespace, paths: Sequence[Path], taps: Sequence[str], extracted: FeatureStore
 ) -> None:
-    """Write the photos' names beside the shards, or the features with the names into one file."""
+    """Write the features into one file unless they are in a store, and the list of their rows."""
     from rdfia.data import files
 
-    names = [path.relative_to(options.folder).as_posix() for path in paths]
+    names = [path.relative_to(options.folder) for path in paths]
+    rows = [
+        {"row": row, "file": name.as_posix(), "label": name.parts[0] if name.parts[1:] else ""}
+        for row, name in enumerate(names)
+    ]
     to = extracted.folder if options.store else options.to
-    if options.store:
-        # The key of a store depends on the photos' content: their names may have changed.
-        listed = to / "images.json"
-        if not listed.exists() or files.read_json(listed) != names:
-            files.write_json(listed, names)
-    else:
-        metadata = {"images": json.dumps(names), "network": options.network}
+    if not options.store:
+        metadata = {
+            "images": json.dumps([row["file"] for row in rows]),
+            "network": options.network,
+        }
         files.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
+    # The key of a store depends on the photos' content: their names may have changed.
+    listed = to / "images.json" if options.store else to.with_suffix(".images.json")
+    if not listed.exists() or files.read_json(listed) != rows:
+        files.write_json(listed, rows)
     shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
-    print(f"{to}: {shapes} ({extracted.dtype})")
+    print(f"{to}: {shapes} ({extracted.dtype}); rows in {listed.name}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -401,12 +471,56 @@ def _parser() -> argparse.ArgumentParser:
         _extract,
         "Extract features of all photos below a folder, any layers, in one pass.",
     )
-    sub.add_argument("folder", type=Path)
-    sub.add_argument("--network", default="vgg16", choices=("vgg16", "alexnet", "squeezenet1_1"))
+    sub.add_argument("folder", type=Path, help="the photos, also in folders below it")
     sub.add_argument(
-        "--taps", default="pool5", help="comma-separated layers, such as relu4_3,pool5"
+        "--strict", action="store_true", help="refuse a folder with files that are not photos"
     )
-    sub.add_argument("--device", default="cpu")
+    sub.add_argument(
+        "--network",
+        default="vgg16",
+        metavar="NAME",
+        help="vgg16 (default), alexnet, squeezenet1_1, or any classification network of "
+        "torchvision, such as resnet50",
+    )
+    sub.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="your own weights, a .safetensors file or a state dict of torch.save "
+        "(default: those on this machine, see `rdfia assets`)",
+    )
+    sub.add_argument(
+        "--taps",
+        default="pool5",
+        metavar="NAMES",
+        help="comma-separated layers (relu4_3,pool5) or module paths (layer4.1.conv2); PATH:0 is "
+        "element 0 of an output that is a tuple, PATH#1 the second call of a module",
+    )
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    sub.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="TYPE",
+        help="compute and store in float32, bfloat16 or float16 (default: auto, bfloat16 where the "
+        "device multiplies it natively)",
+    )
+    sub.add_argument(
+        "--batch", type=int, metavar="N", help="images of a pass (default: 16, on a GPU 128)"
+    )
+    sub.add_argument(
+        "--size",
+        type=int,
+        default=224,
+        metavar="PIXELS",
+        help="stretch photos to this width and height (default: 224)",
+    )
+    sub.add_argument(
+        "--pool",
+        default="flatten",
+        metavar="POOL",
+        help="a row of a layer's output: flatten (default, all values), pyramid or second-order "
+        "(both for maps after a ReLU)",
+    )
     sub.add_argument(
         "--decoder",
         choices=("pillow", "torchvision"),

@@ -6,6 +6,7 @@ A message names the argument or file, what was got, what was expected, and what 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _UNSEEN = re.compile(
@@ -26,6 +27,23 @@ def printable_line(name: object) -> str:
     return printable(name).replace("\n", "\\n")
 
 
+def nearest_first(name: object, known: Iterable[object], most: int = 12) -> str:
+    """The `known` names as text, the one most like `name` first; the number of those beyond `most`.
+
+    For messages about a name that is not in a list of allowed ones.
+    """
+    import difflib  # only an error needs it
+
+    wanted = str(name).casefold()
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(None, wanted, other.casefold()).ratio()
+
+    names = sorted(map(str, known), key=likeness, reverse=True)
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
+
+
 class RdfiaError(Exception):
     """Base class of the errors that a user can correct."""
 
@@ -39,6 +57,14 @@ class BatchReduced(UserWarning):
 
 class GraphNotCaptured(UserWarning):
     """A CUDA graph could not be captured; the work continues without it, more slowly."""
+
+
+class FilesLeftOut(UserWarning):
+    """Files of a folder are no photos and were left out; the message has their number and names."""
+
+
+class WeightsUnwrapped(UserWarning):
+    """A weights file was a checkpoint, or had prefixed names; the message says what was undone."""
 
 
 class ArgumentError(RdfiaError, ValueError):

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from rdfia.claims.intervals import Estimate
-from rdfia.errors import ArgumentError
+from rdfia.errors import ArgumentError, nearest_first
 
 OUTCOMES = ("supported", "contradicted", "undecided")
 SCOPES = ("report", "substitute", "ours")
@@ -55,7 +55,8 @@ class Bound:
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise ArgumentError(
-                f"direction: got {self.direction!r}, expected one of {', '.join(DIRECTIONS)}"
+                f"direction: got {self.direction!r}, expected one of "
+                f"{nearest_first(self.direction, DIRECTIONS)}"
             )
         fits = self.margin > 0 if self.direction == "within" else self.margin == 0
         if not math.isfinite(self.value) or not fits:

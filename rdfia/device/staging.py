@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 AHEAD = 64  # images decoded in advance; two batches if they have more
 Tensors = Mapping[str, Tensor]
-ImageOrPath = str | Path | Image.Image
-Photo = ImageOrPath | np.ndarray
+Photo = str | Path | Image.Image | np.ndarray
 Place = TypeVar("Place")
 
 
@@ -152,7 +151,7 @@ def decode_images(
 
 
 def _ahead(
-    work: Callable[[ImageOrPath, Place], Tensor],
+    work: Callable[[Photo, Place], Tensor],
     images: Sequence[Photo],
     workers: int | None,
     ahead: int,
@@ -164,9 +163,7 @@ def _ahead(
     """
 
     def submit(index: int, item: Photo) -> Future[Tensor]:
-        return pool.submit(
-            work, Image.fromarray(item) if isinstance(item, np.ndarray) else item, place(index)
-        )
+        return pool.submit(work, item, place(index))
 
     workers = decoding_threads() if workers is None else workers
     with (
@@ -211,7 +208,7 @@ def image_batches(
             rooms.append(staging.room(min(size, n - index), 3, preprocess.size, preprocess.size))
         return rooms[-1][index % size]
 
-    def work(item: ImageOrPath, out: Tensor) -> Tensor:
+    def work(item: Photo, out: Tensor) -> Tensor:
         file = preprocess.jpeg_bytes(item)
         return preprocess.pixels_by_pillow(item, out) if file is None else file
 

@@ -24,7 +24,7 @@ from rdfia.data import files as data_files
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device import precision, staging
 from rdfia.device.precision import float32_product_type
-from rdfia.errors import ArgumentError
+from rdfia.errors import ArgumentError, nearest_first
 from rdfia.experiments.pieces import shared_work
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
@@ -219,7 +219,7 @@ def load_pretrained(name: str) -> Loaded:
     Raises ArgumentError for a name that `WEIGHTS` does not have, AssetUnavailable without weights.
     """
     if name not in WEIGHTS:
-        raise ArgumentError(f"network {name!r}: expected one of {', '.join(WEIGHTS)}")
+        raise ArgumentError(f"network {name!r}: expected one of {nearest_first(name, WEIGHTS)}")
     full = f"{name}-full"
     asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
     return networks.load(name, assets.load_weights(asset))

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdfia.data.images import pixel_advice, pixel_tensor
 from rdfia.errors import ArgumentError, DatasetError
 
 KINDS = ("dcgan", "cdcgan", "cgan")
@@ -295,7 +296,7 @@ def prepare_images(images: Tensor | np.ndarray, image_size: int) -> Tensor:
     `images`: uint8 N x H x W or N x 1|3 x H x W. MNIST is padded by 2 pixels on each side.
     DatasetError: no image, another dtype or shape, images larger than S, or smaller than 3/4 of S.
     """
-    pixels = torch.as_tensor(images)
+    pixels = pixel_tensor(images)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels
     if (
         pixels.dtype != torch.uint8
@@ -306,6 +307,7 @@ def prepare_images(images: Tensor | np.ndarray, image_size: int) -> Tensor:
         got = f"{pixels.dtype} {tuple(pixels.shape)}"
         raise DatasetError(
             f"images: got {got}, expected uint8 N x H x W or N x 3 x H x W, N from 1"
+            f"{pixel_advice(pixels)}"
         )
     height, width = pixels.shape[2:]
     if max(height, width) > image_size or min(height, width) < 0.75 * image_size:
@@ -327,7 +329,7 @@ def check_images(a: GanArchitecture, images: Tensor, labels: Labels) -> Tensor |
         got = f"{images.dtype} {tuple(images.shape)}"
         raise DatasetError(
             f"images: got {got}, expected uint8 N x {' x '.join(map(str, shape))}, N from 1; "
-            "prepare_images pads to the network's size"
+            f"prepare_images pads to the network's size{pixel_advice(images)}"
         )
     if not a.classes:
         return None

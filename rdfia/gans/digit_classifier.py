@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia.data import files
+from rdfia.data.images import pixel_advice, pixel_tensor
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
 from rdfia.gans.architecture import Labels
@@ -58,7 +59,7 @@ class DigitClassifier(nn.Module):
 
 
 def train_digit_classifier(
-    images: Tensor,
+    images: Tensor | Array,
     labels: Labels,
     *,
     seed: int = 0,
@@ -75,6 +76,7 @@ def train_digit_classifier(
     computes under autocast. The same seed, CPU and number of threads give the same weights.
     DatasetError: wrong images or labels. DivergedError: the last loss is not finite.
     """
+    images = pixel_tensor(images)
     y = torch.as_tensor([] if labels is None else labels)
     shape = tuple(images.shape)
     if (
@@ -86,6 +88,7 @@ def train_digit_classifier(
         got = f"images {images.dtype} {shape}, labels {tuple(y.shape)}"
         raise DatasetError(
             f"{got}: expected uint8 N x 1 x 32 x 32 and N labels, N from 2; pad MNIST by two pixels"
+            f"{pixel_advice(images)}"
         )
     if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) > 9:
         raise DatasetError(
@@ -126,7 +129,7 @@ def train_digit_classifier(
 
 
 def cached_digit_classifier(
-    images: Tensor,
+    images: Tensor | Array,
     labels: Labels,
     *,
     folder: Path | None = None,
@@ -139,6 +142,7 @@ def cached_digit_classifier(
     `recipe`: its other options. Each data and recipe is trained once. A damaged file is replaced.
     Errors: those of `train_digit_classifier`, StoreError.
     """
+    images = pixel_tensor(images)
     with torch.device("meta"):  # draws no random numbers
         module = DigitClassifier()
     settings = {
@@ -162,7 +166,9 @@ def cached_digit_classifier(
     return module
 
 
-def features_of(module: DigitClassifier, images: Tensor, batch: int = 500) -> tuple[Array, Array]:
+def features_of(
+    module: DigitClassifier, images: Tensor | Array, batch: int = 500
+) -> tuple[Array, Array]:
     """(features N x 64 float32, predicted digits N int64) of images.
 
     `images`: N x 1 x 32 x 32, uint8 or floating point in -1..1. Computed in eval mode on the

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
+
+from rdfia.data.images import pixel_tensor
 
 # Images of one label are one picture if they differ by less than this share of what all images do.
 ONE_PICTURE = 0.2
@@ -27,10 +30,10 @@ class Health(NamedTuple):
 
 def health(
     losses: Tensor,
-    images: Tensor | None = None,
-    real: Tensor | None = None,
+    images: Tensor | np.ndarray | None = None,
+    real: Tensor | np.ndarray | None = None,
     window: int = 500,
-    labels: Tensor | None = None,
+    labels: Tensor | np.ndarray | None = None,
 ) -> Health:
     """The signals of the last `window` rows of `losses` (steps x 4) and of generated images.
 
@@ -62,16 +65,17 @@ def health(
     return Health(d_real, d_fake, loss_D, loss_G, zero, spread, one, tuple(alarms))
 
 
-def diversity_within_labels(images: Tensor, labels: Tensor) -> float:
+def diversity_within_labels(images: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
     """The mean over the labels of the `diversity` of a label's images."""
+    images, labels = pixel_tensor(images), pixel_tensor(labels, "labels")
     found = [diversity(images[labels.to(images.device) == label]) for label in labels.unique()]
     return sum(found) / len(found)
 
 
-def diversity(images: Tensor) -> float:
+def diversity(images: Tensor | np.ndarray) -> float:
     """Root mean square difference between two of the images, in 0..1; 0 if all are the same.
 
     `images`: uint8 N x C x S x S.
     """
-    x = images.flatten(1).double() / 255
+    x = pixel_tensor(images).flatten(1).double() / 255
     return math.sqrt(2 * float(x.var(dim=0, correction=1).mean())) if len(x) > 1 else 0.0

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdfia.data.images import pixel_advice, pixel_tensor
 from rdfia.errors import ArgumentError
 from rdfia.gans.scores import Array, Estimate, frechet_distance
 
@@ -21,7 +22,7 @@ STATISTICS = ("noise", "slope", "brightness", "row", "column")
 _NOISE = math.sqrt(math.pi / 2) / 6
 
 
-def pixel_statistics(images: Tensor, batch: int = 500) -> Array:
+def pixel_statistics(images: Tensor | Array, batch: int = 500) -> Array:
     """STATISTICS of uint8 images (N x C x S x S, S from 3, any device): N x 5 float64.
 
     `noise`: standard deviation of white noise in 0..1, estimated from second differences along rows
@@ -30,6 +31,7 @@ def pixel_statistics(images: Tensor, batch: int = 500) -> Array:
     `row`, `column`: centre of mass of the brightness in pixels; of a black image its middle.
     ArgumentError: another dtype or shape, no image.
     """
+    images = pixel_tensor(images)
     if (
         images.dtype != torch.uint8
         or images.ndim != 4
@@ -38,7 +40,7 @@ def pixel_statistics(images: Tensor, batch: int = 500) -> Array:
     ):
         raise ArgumentError(
             f"images: got {images.dtype} {tuple(images.shape)}, expected uint8 N x C x S x S, "
-            "N from 1, S from 3"
+            f"N from 1, S from 3{pixel_advice(images)}"
         )
     return np.concatenate(
         [_statistics(part.double() / 255).cpu().numpy() for part in images.split(batch)]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdfia.data.images import pixel_advice, pixel_tensor
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError
 
@@ -31,7 +32,7 @@ class Estimate(NamedTuple):
 
 def image_features(
     module: nn.Module,
-    images: Tensor,
+    images: Tensor | Array,
     *,
     normalise: Callable[[Tensor], Tensor],
     size: int = 96,
@@ -46,9 +47,13 @@ def image_features(
     """
     # The default is 96 because half of CIFAR-10's classes then differ from all of them by 5.4
     # standard errors; with 64 it is 3.5.
+    images = pixel_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or size < 1:
         got = f"{images.dtype} {tuple(images.shape)}, size {size}"
-        raise ArgumentError(f"images: got {got}, expected uint8 N x 3 x S x S and a size from 1")
+        raise ArgumentError(
+            f"images: got {got}, expected uint8 N x 3 x S x S and a size from 1"
+            f"{pixel_advice(images)}"
+        )
 
     def mean_of_maps(x: Tensor) -> Tensor:
         x = normalise(F.interpolate(x.float() / 255, (size, size), mode="bilinear", antialias=True))
@@ -61,12 +66,13 @@ def image_features(
 
 @torch.inference_mode()
 def in_batches(
-    module: nn.Module, function: Callable[[Tensor], Tensor], images: Tensor, batch: int
+    module: nn.Module, function: Callable[[Tensor], Tensor], images: Tensor | Array, batch: int
 ) -> Array:
     """Results of `function` for the images, a batch at a time, with `module` in eval mode.
 
     ArgumentError: no image, or a batch below 1.
     """
+    images = pixel_tensor(images)
     if not len(images) or batch < 1:
         raise ArgumentError(
             f"images: got {len(images)}, batch={batch}: expected images and batch from 1"

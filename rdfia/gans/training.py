@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rdfia.data import files
+from rdfia.data.images import pixel_tensor
 from rdfia.device import memory
 from rdfia.device.cuda_graphs import ReplayedWork, is_capturing
 from rdfia.device.precision import product_precision
@@ -61,13 +63,14 @@ class Trainer:
     def __init__(
         self,
         config: GanConfig,
-        images: Tensor,
+        images: Tensor | np.ndarray,
         labels: Labels = None,
         *,
         device: Device = "cpu",
         replay: bool | None = None,
     ) -> None:
         self.config, self.device, a = config, torch.device(device), config.architecture
+        images = pixel_tensor(images)
         y = architecture.check_images(a, images, labels)
         if config.batch > len(images):
             raise DatasetError(

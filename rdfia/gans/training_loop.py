@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+from rdfia.data.images import pixel_tensor
 from rdfia.device import memory
 from rdfia.errors import ArgumentError
 from rdfia.gans import sampling
@@ -34,7 +36,7 @@ class Trained(NamedTuple):
 
 def train(
     config: GanConfig,
-    images: Tensor,
+    images: Tensor | np.ndarray,
     labels: Labels = None,
     *,
     device: Device = "cpu",
@@ -56,6 +58,7 @@ def train(
     `grids_at` a grid is made, and `log` gets the alarms of `health`. DatasetError, DivergedError,
     CheckpointError, StoreError, TooLarge: see `Trainer`.
     """
+    images = pixel_tensor(images)
     trainer = Trainer(config, images, labels, device=device)
     if checkpoint_every < 1 or checkpoint_every % LOG_EVERY:
         raise ArgumentError(

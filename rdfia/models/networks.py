@@ -6,20 +6,26 @@ registered on; its tensors are `path.weight` and `path.bias`.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 
-from rdfia.errors import ArgumentError, RdfiaError, WeightsError
+from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
+# Networks with heads that only training uses, and the names of these.
+WITH_AUXILIARY = ("googlenet", "inception_v3")
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 @dataclass(frozen=True)
@@ -152,19 +158,63 @@ def architecture(name: str) -> Architecture:
     """The table of a network. Raises ArgumentError for a name that is not in `ARCHITECTURES`."""
     if name not in ARCHITECTURES:
         raise ArgumentError(
-            f"network {name!r}: no layer table; choose one of {', '.join(ARCHITECTURES)}"
+            f"network {name!r}: no layer table; choose one of {nearest_first(name, ARCHITECTURES)}"
         )
     return ARCHITECTURES[name]
 
 
+def classification_models() -> list[str]:
+    """Names of torchvision's classification networks, sorted; `build` and `load` take each."""
+    return sorted(models.list_models(module=models))
+
+
+def _require_known(name: str) -> None:
+    """ArgumentError unless `name` is a network that can be built."""
+    known = [*classification_models(), EFFICIENTNET_LITE0]
+    if name not in known:
+        raise ArgumentError(
+            f"network {name!r}: no classification network of torchvision; the nearest first: "
+            f"{nearest_first(name, known)}"
+        )
+
+
+def parameter_count(name: str) -> int:
+    """Number of weights of a network, with those of its auxiliary heads.
+
+    Raises ArgumentError for an unknown name.
+    """
+    if name in ARCHITECTURES:
+        return sum(layer.parameters for layer in ARCHITECTURES[name].layers)
+    _require_known(name)
+    if name == EFFICIENTNET_LITE0:  # its package may not be installed
+        return 4_652_008
+    state = _skeleton(name, dict.fromkeys(AUXILIARY, torch.empty(0))).state_dict()
+    return sum(value.numel() for value in state.values())
+
+
+def module_paths(name: str) -> list[str]:
+    """Paths of the modules of a network. Raises ArgumentError for an unknown name."""
+    return [path for path, _ in _skeleton(name).named_modules() if path]
+
+
+def torchvision_urls(name: str) -> list[str]:
+    """Addresses of torchvision's weights of a network, the recommended ones first."""
+    if name not in classification_models():
+        return []
+    known = models.get_model_weights(name)
+    return [known.DEFAULT.url, *(w.url for w in known if w is not known.DEFAULT)]
+
+
 def tap_paths(name: str) -> dict[str, str]:
-    """Tap name -> module path.
+    """Tap name -> module path; for a network without a layer table each path is its own name.
 
     `features[:k]` and `classifier[:k]` are the outputs of the first k children, which is how the
     lab cuts a network. k goes to the number of children or 10, whichever is more; beyond the last
     child it is the whole container. This is why rows 7 and 10 of Table 1 are equal to the last
     digit.
     """
+    if name not in ARCHITECTURES:
+        return {path: path for path in module_paths(name)}
     paths = {layer.name: layer.path for layer in architecture(name).layers}
     for container in ("features", "classifier"):
         children = [path for path in paths.values() if re.fullmatch(rf"{container}\.\d+", path)]
@@ -210,7 +260,10 @@ def per_block(name: str, counts: Mapping[str, int]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for key, value in counts.items():
         if key not in blocks:
-            raise ArgumentError(f"counts: {key!r} is no layer or path of {name}")
+            raise ArgumentError(
+                f"counts: {key!r} is no layer or path of {name}; the nearest first: "
+                f"{nearest_first(key, blocks)}"
+            )
         totals[blocks[key]] = totals.get(blocks[key], 0) + value
     return totals
 
@@ -247,22 +300,41 @@ def flops(name: str, size: int = 224) -> dict[str, int]:
     }
 
 
+class _WeightsOnMeta(TorchFunctionMode):
+    """Makes uninitialised tensors, such as the weights of a new layer, on the meta device.
+
+    Other tensors keep their values: RegNet and MaxViT compute their widths with some.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        return func(*args, **(options | {"device": "meta"} if func is torch.empty else options))
+
+
 def build(
     name: str,
     *,
     num_classes: int = 1000,
     seed: int | None = None,
     device: str | torch.device = "cpu",
+    auxiliary: bool = True,
 ) -> nn.Module:
-    """torchvision's network with random weights drawn from `seed`.
+    """torchvision's network with random weights drawn from `seed`, any of its classifiers.
 
     The global random state does not change. The meta device takes milliseconds and needs no seed;
-    any other device without one raises ArgumentError.
+    any other device without one raises ArgumentError, as does an unknown name.
     """
-    constructor = getattr(models, architecture(name).name)
+    _require_known(name)
+    options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if name in WITH_AUXILIARY:
+        # torchvision's own first weights of these two take minutes, and warn
+        options |= {"init_weights": False, "aux_logits": auxiliary}
+    constructor = functools.partial(getattr(models, name), **options)
     if torch.device(device).type == "meta":
-        with torch.device(device):
-            return constructor(weights=None, num_classes=num_classes)
+        with torch.random.fork_rng(devices=[]), _WeightsOnMeta():
+            return constructor().to(device)
     if seed is None:
         raise ArgumentError(
             f"seed: None for random weights of {name} on {device}, expected an integer; "
@@ -270,7 +342,7 @@ def build(
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
-        return constructor(weights=None, num_classes=num_classes).to(device)
+        return constructor().to(device)
 
 
 @dataclass(frozen=True)
@@ -288,10 +360,23 @@ class Loaded:
     statement: str
 
 
-def _skeleton(name: str) -> nn.Module:
-    """The network on the meta device, in eval mode."""
+def _skeleton(name: str, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """The network for the weights in `state`, on the meta device, in eval mode.
+
+    The number of classes is that of the last layer in `state`; auxiliary heads are there if `state`
+    has them. GoogLeNet and Inception v3 expect the input of torchvision's weights.
+    """
+    state = state or {}
     if name != EFFICIENTNET_LITE0:
-        return build(name, device="meta").eval()
+        auxiliary = any(key.startswith(AUXILIARY) for key in state)
+        module = build(name, device="meta", auxiliary=auxiliary)
+        last, weight = list(module.state_dict().items())[-1]
+        if last in state and state[last].ndim == weight.ndim and len(state[last]) != len(weight):
+            classes = len(state[last])
+            module = build(name, num_classes=classes, device="meta", auxiliary=auxiliary)
+        if name in WITH_AUXILIARY:
+            module.transform_input = True  # type: ignore[assignment]
+        return module.eval()
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
@@ -319,7 +404,9 @@ def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor
             "see `rdfia assets status`"
         )
     found = _shapes(state)
-    fits = [other for other in ARCHITECTURES if found <= _shapes(_skeleton(other).state_dict())]
+    fits = [
+        other for other in ARCHITECTURES if found <= _shapes(_skeleton(other, state).state_dict())
+    ]
     advice = f"they fit {fits[0]}" if fits else f"{name} needs torchvision's key names and shapes"
     for key, tensor in state.items():
         if key not in expected:
@@ -344,15 +431,31 @@ def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor
             )
 
 
+def _current_names(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with today's names of layers; torchvision's own DenseNet files have older ones."""
+    if not name.startswith("densenet"):
+        return dict(state)
+    older = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+    return {older.sub(r"\1\2", key): value for key, value in state.items()}
+
+
 def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
     """A network in eval mode with frozen float32 weights from a whole or partial state dict.
 
-    `state` has torchvision's names; its float32 tensors are shared, not copied. Raises WeightsError
-    for weights of another network, wrong shapes, a layer without its weight or bias, values that
-    are not finite, or if no layer can be computed.
+    `name` is a network of the labs or any classification network of torchvision, with any number of
+    classes. `state` has torchvision's names; its float32 tensors are shared, not copied. Raises
+    WeightsError for weights of another network, wrong shapes, a layer without its weight or bias,
+    values that are not finite, or if no layer can be computed.
     """
-    module = _skeleton(name)
+    state = _current_names(name, state)
+    module = _skeleton(name, state)
     expected = module.state_dict()
+    # files from before BatchNorm counted its batches, which eval mode does not use
+    state = {
+        key: torch.zeros((), dtype=torch.int64)
+        for key in expected
+        if key.endswith("num_batches_tracked") and f"{key.rpartition('.')[0]}.weight" in state
+    } | state
     _check(name, state, expected)
     tensors = {
         key: t.detach().float() if t.is_floating_point() else t.detach() for key, t in state.items()
@@ -373,7 +476,7 @@ def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
     if not taps:
         raise WeightsError(
             f"weights of {name}: {absent[0]} is missing, no layer can be computed; "
-            "fetch the file again"
+            "fetch the file again, or save the whole state dict"
         )
     statement += f"; missing: {', '.join(missing)}; the deepest layer within reach is {taps[-1]}"
     return Loaded(name, module, missing, taps[-1], statement)

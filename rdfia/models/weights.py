@@ -5,9 +5,11 @@ The formats are safetensors, torch's files (tensors only), and the pickles of lp
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,9 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia.errors import WeightsError
+from rdfia.errors import WeightsError, WeightsUnwrapped, printable_line
 from rdfia.models import networks
 
+# Where a training script puts the weights in a checkpoint, the more likely first.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema")
+# Parts of names that DataParallel and torch.compile insert, also inside a network, and the names
+# of the attribute that a training class has its network in.
+INSERTED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
+OWNERS = ("model.", "net.", "network.")
+# A checkpoint of Adam has two moments of each weight, and maybe a running mean of the weights.
+CHECKPOINT = 4
 LARGEST = 8  # bytes per parameter in a file, at most: float64
 MEGABYTE = 1 << 20
 
@@ -128,52 +138,110 @@ def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
     return state
 
 
+def _unwrapped(tree: Any) -> tuple[Any, list[str]]:
+    """The state dict inside a checkpoint under the network's own names, and what was undone."""
+    undone: list[str] = []
+    while isinstance(tree, Mapping):
+        inside = next((key for key in WRAPPERS if isinstance(tree.get(key), Mapping)), None)
+        if inside is None:
+            break
+        others = [str(key) for key in tree if key != inside]
+        left = f", without {', '.join(others[:8])}" if others else ""
+        undone.append(f"its {inside!r} was taken{left}")
+        tree = tree[inside]
+    if not isinstance(tree, Mapping):
+        return tree, undone
+    state = {str(key): value for key, value in tree.items()}
+    shorter = {key: INSERTED.sub("", key) for key in state}
+    if (changed := [key for key in state if shorter[key] != key]) and "n_averaged" in state:
+        del state["n_averaged"], shorter["n_averaged"]  # AveragedModel's number of steps
+    owner = next(
+        (o for o in OWNERS if state and all(k.startswith(o) for k in shorter.values())), ""
+    )
+    names = [name.removeprefix(owner) for name in shorter.values()]
+    if changed or owner:
+        first = next(iter(changed or state))
+        undone.append(f"names were shortened, such as {first} to {names[list(state).index(first)]}")
+    if len(set(names)) < len(names):
+        return tree, []  # two tensors for one name: as they are, they are refused by name
+    return dict(zip(names, state.values(), strict=True)), undone
+
+
+def _refused(path: Path, error: Exception) -> WeightsError:
+    """The error for a file that torch refuses to read without running code."""
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if found := re.search(r"GLOBAL ([\w.]+)", reason):
+        return WeightsError(
+            f"{path}: refused: it pickles {found[1]}, expected tensors by name; no code in it was "
+            "run. If it is a whole network or checkpoint of yours, save its tensors where it was "
+            "made: torch.save(network.state_dict(), FILE); else fetch it again"
+        )
+    if "TorchScript" in reason:
+        return WeightsError(
+            f"{path}: refused: a TorchScript program, expected tensors by name; no code in it was "
+            "run. Save its tensors: torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+        )
+    return WeightsError(
+        f"{path}: refused or damaged ({reason.splitlines()[0]}); no code in it was run: fetch it "
+        "again"
+    )
+
+
 def read(path: str | Path, network: str) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors, .pth, .pt or .ckpt file, on the CPU.
+    """Tensors by name from a .safetensors, .pth, .pt, .bin or .ckpt file, on the CPU.
 
     Their names and shapes are not checked against `network`, which only limits the size of the
-    file. Code in a file is never run. Raises WeightsError that names the file if it is missing,
+    file. A checkpoint's `state_dict` or `model` is taken out of it, and `module.`, `_orig_mod.` and
+    the name of a training class's attribute are removed from the names, with a WeightsUnwrapped
+    warning. Code in a file is never run. Raises WeightsError that names the file if it is missing,
     truncated, too large or contains anything but tensors.
     """
     path = Path(path)
-    # A network without a table is limited to the size of the largest network.
-    known = networks.ARCHITECTURES.get(network, networks.ARCHITECTURES["vgg16"])
-    most = LARGEST * sum(layer.parameters for layer in known.layers) + MEGABYTE
+    most = LARGEST * networks.parameter_count(network) + MEGABYTE
     try:
         size = path.stat().st_size
-        if size > most:
+        packed = zipfile.is_zipfile(path)  # torch.save, also where a trainer names it .ckpt
+        flax = path.suffix == ".ckpt" and not packed
+        largest = most if flax or path.suffix == ".safetensors" else CHECKPOINT * most
+        if size > largest:
             raise ValueError(
-                f"{size:,} bytes, more than {network} can have ({most:,}): is it another network?"
+                f"{size:,} bytes, more than {network} can have ({largest:,}): "
+                "is it another network?"
             )
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)
-        elif path.suffix == ".ckpt":
+        elif flax:
             state = _read_flax(path, network)
         else:
             with warnings.catch_warnings():
                 # Old files use storages that are deprecated in torch.
                 warnings.simplefilter("ignore")
-                if zipfile.is_zipfile(path):
+                if packed:
                     _check_archive(path, size)
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                # Arguments of a training script, which have no code.
+                with torch.serialization.safe_globals([argparse.Namespace]):
+                    state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(
-            f"{path}: refused or damaged ({reason}); no code in it was run: fetch it again"
-        ) from error
+        raise _refused(path, error) from error
     except Exception as error:  # readers raise many kinds of errors for damaged files
+        if "TorchScript" in str(error):
+            raise _refused(path, error) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{path}: not a complete weights file ({reason}); remove it and fetch it again"
         ) from error
+    state, undone = _unwrapped(state)
     if not isinstance(state, Mapping) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
+        named = dict(state) if isinstance(state, Mapping) else {}
+        others = [str(key) for key, value in named.items() if not isinstance(value, Tensor)]
+        what = f" with {', '.join(others[:8])}" if others else ""
         raise WeightsError(
-            f"{path}: contains {type(state).__name__}, expected tensors by name (a state dict); "
-            "fetch it again"
+            f"{path}: contains {type(state).__name__}{what}, expected tensors by name (a state "
+            "dict); save network.state_dict() alone, or fetch it again"
         )
     dense = all(
         value.layout == torch.strided and value.device.type == "cpu" for value in state.values()
@@ -185,6 +253,10 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: contains tensors of {total:,} bytes, more than {network} can have "
             f"({most:,}); fetch it again"
+        )
+    if undone:
+        warnings.warn(
+            f"{printable_line(path)}: {'; '.join(undone)}", WeightsUnwrapped, stacklevel=2
         )
     return {str(key): value.contiguous() for key, value in state.items()}
 

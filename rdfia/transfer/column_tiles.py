@@ -25,6 +25,7 @@ from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
     Progress,
+    Tap,
     default_batch,
     flatten,
     inference_copy,
@@ -51,11 +52,13 @@ class _Pass:
     crop: slice
 
 
-def _chain(module: nn.Module, path: str) -> list[tuple[int, int, int]] | None:
+def _chain(module: nn.Module, path: Tap) -> list[tuple[int, int, int]] | None:
     """(kernel, stride, padding) of the layers up to `path`.
 
     None unless `path` lies in a plain stack of convolutions, poolings and ReLUs named `features`.
     """
+    if not isinstance(path, str):
+        return None
     stack, _, index = path.partition(".")
     features = getattr(module, "features", None)
     if stack != "features" or not index.isdigit() or not isinstance(features, nn.Sequential):
@@ -84,7 +87,7 @@ def _input_rows(chain: list[tuple[int, int, int]], rows: slice, height: int) -> 
 
 
 def plan_passes(
-    module: nn.Module, taps: Mapping[str, str], n: int, size: int, itemsize: int, budget_bytes: int
+    module: nn.Module, taps: Mapping[str, Tap], n: int, size: int, itemsize: int, budget_bytes: int
 ) -> list[_Pass]:
     """The passes over n images that compute every tap, each within `budget_bytes` of features.
 
@@ -218,7 +221,7 @@ def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
 def accumulate(
     module: nn.Module,
     images: Sequence[Any] | Tensor,
-    taps: Mapping[str, str],
+    taps: Mapping[str, Tap],
     accumulators: Mapping[str, Accumulator],
     *,
     preprocess: Preprocess = LAB,
@@ -303,7 +306,7 @@ def accumulate(
 
 def _pass_function(
     network: nn.Module,
-    taps: Mapping[str, str],
+    taps: Mapping[str, Tap],
     plan: _Pass,
     strides: Mapping[str, int],
     preprocess: Preprocess,

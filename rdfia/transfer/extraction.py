@@ -27,11 +27,13 @@ from rdfia.device.staging import copy_to_host, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
     Progress,
+    Tap,
     default_batch,
     flatten,
-    last_position_inside,
     memory_needed,
+    modules_reached,
     stream,
+    tap_modules,
     tap_shapes,
 )
 
@@ -100,12 +102,10 @@ def current_team() -> Iterator[Team]:
             team._wait(f"gone/{other}")
 
 
-def weights_digest(module: nn.Module, taps: Mapping[str, str]) -> str:
-    """SHA-256 of the modules and tensors that the taps depend on: up to the deepest tap."""
-    modules = dict(module.named_modules())
-    order = list(modules)
-    deepest = max(last_position_inside(order, path) for path in taps.values())
-    reached = order[: deepest + 1]
+def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = LAB.size) -> str:
+    """SHA-256 of the modules and tensors that the taps depend on, for images of size x size."""
+    modules = tap_modules(module)
+    reached = modules_reached(module, taps, size)
     state = {
         name: tensor
         for name, tensor in module.state_dict().items()
@@ -142,10 +142,23 @@ def _pool_name(pool: Callable[[Tensor], Tensor]) -> str:
     return name
 
 
+def pooled_width(pool: Callable[[Tensor], Tensor], tap: str, shape: tuple[int, ...]) -> int:
+    """Columns of a tap after `pool`; ArgumentError if it cannot pool an output of `shape`."""
+    try:
+        return pool(torch.empty(1, *shape, device="meta")).shape[1]
+    except Exception as error:  # a user's function raises errors of many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ArgumentError(
+            f"pool: got {getattr(pool, '__name__', pool)}, which cannot make a row of tap {tap!r}, "
+            f"an output of {' x '.join(map(str, shape))} for an image ({reason}); choose another "
+            "pool or tap"
+        ) from error
+
+
 def extract(
     module: nn.Module,
     images: Sequence[Any],
-    taps: Mapping[str, str],
+    taps: Mapping[str, Tap],
     *,
     root: Path,
     content: str | None = None,
@@ -172,7 +185,7 @@ def extract(
     batch_size = batch_size or default_batch(device)
     shapes = tap_shapes(module, taps, preprocess.size)
     key: dict[str, Any] = {
-        "weights": weights_digest(module, taps),
+        "weights": weights_digest(module, taps, preprocess.size),
         "taps": dict(sorted(taps.items())),
         "pool": _pool_name(pool),
         "preprocess": preprocess.key,
@@ -185,9 +198,7 @@ def extract(
     if dtype == torch.float32 and float32_product_type(device) == "TF32":
         key["products"] = "TF32"
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    widths = {
-        tap: pool(torch.empty(1, *shape, device="meta")).shape[1] for tap, shape in shapes.items()
-    }
+    widths = {tap: pooled_width(pool, tap, shape) for tap, shape in shapes.items()}
     shard_batches = max(1, min(BATCHES_A_SHARD, IMAGES_A_SHARD // batch_size))
     store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_batches * batch_size)
     store.check_size(cap_bytes)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +26,7 @@ from rdfia.device.memory import (
 )
 from rdfia.device.precision import fast_dtype, product_precision
 from rdfia.device.staging import decode_images, image_batches, staging_for  # noqa: F401 - part of this module's interface
-from rdfia.errors import ArgumentError, WeightsError
+from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
 
 # Images of a batch: 16 fill a processor's caches; 128 should keep a GPU busy (not measured yet).
 BATCH = {"cpu": 16, "cuda": 128}
@@ -32,10 +34,107 @@ BATCH = {"cpu": 16, "cuda": 128}
 # blocks may not fit the tensors of later layers.
 WORKSPACE = 2
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+# The path of a module; or a tuple of it and what to choose: elements of its output by position or
+# key, outermost first, and {"call": n}. See `forward_taps`.
+Tap = str | tuple[str | int | Mapping[str, int], ...]
 
 
 class _AllTapsReached(Exception):
     """Ends a forward pass; not an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """A `Tap` in parts: module, elements of its output, and the number of its call.
+
+    `call` counts from 0, the first one; -1 is the last.
+    """
+
+    path: str
+    elements: tuple[str | int, ...] = ()
+    call: int = 0
+
+    def element_of(self, tap: str, output: Any) -> Tensor:
+        """The selected tensor of the module's `output`; ArgumentError if it is none."""
+        value = output
+        for key in self.elements:
+            parts = _parts(value)
+            if isinstance(value, tuple | list) and isinstance(key, int):
+                key = key + len(value) if key < 0 else key
+            if key not in parts:
+                raise ArgumentError(
+                    f"tap {tap!r}: {self.path} has no element {key!r}; its output is "
+                    f"{_described(output)}: choose one of {', '.join(map(repr, parts)) or 'none'}"
+                )
+            value = parts[key]
+        if isinstance(value, Tensor):
+            return value
+        tensors = [key for key, part in _parts(value).items() if isinstance(part, Tensor)]
+        chosen = ", ".join(map(repr, (self.path, *self.elements, *tensors[:1])))
+        advice = f"choose an element: {{{tap!r}: ({chosen})}}" if tensors else "choose another tap"
+        raise ArgumentError(
+            f"tap {tap!r}: the output of {self.path} is {_described(output)}, expected a tensor; "
+            f"{advice}"
+        )
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    """The elements of a tuple, list, dict or dataclass, by position, key or field."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        named = {name: getattr(value, name) for name in getattr(value, "_fields", ())}
+        return dict(enumerate(value)) | named
+    return {}
+
+
+def _described(value: Any) -> str:
+    """Type and shapes of a module's output, as one line for a message."""
+    if isinstance(value, Tensor):
+        return f"Tensor {' x '.join(map(str, value.shape)) or 'of one value'}"
+    if value is None:
+        return "None"
+    parts = [(key, part) for key, part in _parts(value).items()]
+    if getattr(value, "_fields", ()):
+        parts = [(key, part) for key, part in parts if isinstance(key, str)]
+    inside = ", ".join(f"{key!r}: {_described(part)}" for key, part in parts[:8])
+    more = ", ..." if len(parts) > 8 else ""
+    return f"{type(value).__name__}({inside}{more})" if parts else type(value).__name__
+
+
+def selection(tap: str, choice: Tap) -> Selection:
+    """The parts of the tap's `choice`. Raises ArgumentError that names the tap."""
+    if isinstance(choice, str):
+        return Selection(choice)
+    parts = list(choice) if isinstance(choice, tuple | list) else []
+    last = parts[-1] if parts else None
+    options = last if isinstance(last, Mapping) else {}
+    parts = parts[:-1] if isinstance(last, Mapping) else parts
+    call = options.get("call", 0)
+    elements = [part for part in parts[1:] if isinstance(part, str | int)]
+    if (
+        not parts
+        or not isinstance(parts[0], str)
+        or len(elements) != len(parts) - 1
+        or set(options) - {"call"}
+        or type(call) is not int
+        or call < -1
+    ):
+        raise ArgumentError(
+            f"tap {tap!r}: got {choice!r}, expected a module path; or a tuple of it, then "
+            "positions or keys of its output, then {'call': n}, n from 0, or -1 for the last call"
+        )
+    return Selection(parts[0], tuple(elements), call)
+
+
+def tap_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network by path, in the order of registration.
+
+    A module that is registered under several paths is there under each of them.
+    """
+    return dict(module.named_modules(remove_duplicate=False))
 
 
 def default_batch(device: str | torch.device) -> int:
@@ -113,7 +212,7 @@ def last_position_inside(order: Sequence[str], path: str) -> int:
     )
 
 
-def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
+def check_reachable(module: nn.Module, taps: Mapping[str, Tap]) -> None:
     """Raise an error unless every tap can be computed.
 
     Raises ArgumentError when the network has no such module, WeightsError when weights that the tap
@@ -123,21 +222,21 @@ def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
         raise ArgumentError(
             "taps: got none, expected at least one, such as {'pool5': 'features.30'}"
         )
-    modules = dict(module.named_modules())
+    modules = tap_modules(module)
     order = list(modules)
-    for tap, path in taps.items():
+    paths = {tap: selection(tap, choice).path for tap, choice in taps.items()}
+    for tap, path in paths.items():
         if path not in modules:
-            known = ", ".join(name for name in order if name)
             raise ArgumentError(
-                f"tap {tap!r}: the network has no module {path!r}; it has {known}"[:500]
+                f"tap {tap!r}: the network has no module {path!r}; the nearest of its modules "
+                f"first: {nearest_first(path, filter(None, order))}"
             )
+    ends = {tap: last_position_inside(order, path) for tap, path in paths.items()}
     for position, (path, child) in enumerate(modules.items()):
         absent = [
             name for name, parameter in child.named_parameters(recurse=False) if parameter.is_meta
         ]
-        blocked = [
-            tap for tap, target in taps.items() if last_position_inside(order, target) >= position
-        ]
+        blocked = [tap for tap, end in ends.items() if end >= position]
         if absent and blocked:
             raise WeightsError(
                 f"cannot reach {', '.join(blocked)}: {path}.{absent[0]} is not in these weights. "
@@ -146,24 +245,30 @@ def check_reachable(module: nn.Module, taps: Mapping[str, str]) -> None:
 
 
 def visit_taps(
-    module: nn.Module, x: Tensor, taps: Mapping[str, str], take: Callable[[str, Tensor], Tensor]
+    module: nn.Module, x: Tensor, taps: Mapping[str, Tap], take: Callable[[str, Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """`take(tap, output)` of each tap, from one forward pass that stops after the last tap.
 
-    `take` must return a copy: a later in-place layer overwrites the output. Raises ArgumentError
-    when the forward pass does not run a tap; `check_reachable` finds other errors beforehand.
+    `take` must return a copy: a later in-place layer overwrites the output. For a last call (-1) it
+    is called after each one, and the pass does not stop early. Raises ArgumentError when the
+    forward pass does not run a tap, or its output is no tensor; `check_reachable` finds other
+    errors beforehand.
     """
+    selected = {tap: selection(tap, choice) for tap, choice in taps.items()}
     names: dict[str, list[str]] = {}
-    for tap, path in taps.items():
-        names.setdefault(path, []).append(tap)
+    for tap, chosen in selected.items():
+        names.setdefault(chosen.path, []).append(tap)
+    stops = all(chosen.call >= 0 for chosen in selected.values())
+    calls = Counter[str]()
     taken: dict[str, Tensor] = {}
 
-    def hook(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
             for tap in names[path]:
-                if tap not in taken:
-                    taken[tap] = take(tap, output)
-            if len(taken) == len(taps):
+                if selected[tap].call in (calls[path], -1):
+                    taken[tap] = take(tap, selected[tap].element_of(tap, output))
+            calls[path] += 1
+            if stops and len(taken) == len(taps):
                 raise _AllTapsReached
 
         return record
@@ -176,9 +281,18 @@ def visit_taps(
     finally:
         for handle in handles:
             handle.remove()
-    missing = ", ".join(tap for tap in taps if tap not in taken)
+    missing = [tap for tap in taps if tap not in taken]
+    if not missing:
+        return {tap: taken[tap] for tap in taps}
+    listed = ", ".join(missing)
+    if ran := next((tap for tap in missing if calls[selected[tap].path]), None):
+        number, path = calls[selected[ran].path], selected[ran].path
+        raise ArgumentError(
+            f"tap {ran!r}: got call {selected[ran].call}, but the forward pass ran {path} "
+            f"{number} times; choose a call from 0 to {number - 1}, or -1 for the last"
+        )
     raise ArgumentError(
-        f"taps: the forward pass never ran {missing}; choose layers that the network's forward uses"
+        f"taps: the forward pass never ran {listed}; choose layers that the network's forward uses"
     )
 
 
@@ -215,24 +329,30 @@ def second_order(value: Tensor) -> Tensor:
     return products[:, first, second].sqrt() * weight
 
 
-def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, str]) -> dict[str, Tensor]:
+def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, Tap]) -> dict[str, Tensor]:
     """Outputs of several modules, {tap: tensor}, from one forward pass.
 
     `x` is B x C x H x W, normalised; `taps` maps names to module paths (`{"conv1_1":
     "features.0"}`). The pass stops after the last tap. Each output is copied at once, because later
     in-place layers (torchvision's ReLUs) overwrite it: a tap before a ReLU has negative values.
-    Raises ArgumentError for an unknown module, WeightsError where weights are missing.
+
+    An output that is a tuple, list, dict or dataclass needs a position, key or field: `{"att":
+    ("encoder.layers.encoder_layer_0.self_attention", 0)}`; several reach inside. Of a module that
+    runs more than once, the tap is the first call: `("relu", {"call": 1})` is the second, -1 the
+    last. Raises ArgumentError for an unknown module, element or call, and for an output without a
+    tensor, WeightsError where weights are missing.
     """
     check_reachable(module, taps)
     return visit_taps(module, x, taps, lambda _tap, value: value.clone())
 
 
 def _dry_run(
-    module: nn.Module, taps: Mapping[str, str], size: int
-) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shape of each tap for one image, and the most values that are in memory at once.
+    module: nn.Module, taps: Mapping[str, Tap], size: int
+) -> tuple[dict[str, tuple[int, ...]], int, list[str]]:
+    """Shape of each tap for one image, the most values in memory at once, and the modules that ran.
 
-    In memory: the input and output of a layer, and the taps computed so far.
+    In memory: the input and output of a layer, and the taps computed so far. Raises ArgumentError
+    for images that the network cannot compute, and for a tap without a row for each image.
     """
     check_reachable(module, taps)
 
@@ -255,18 +375,49 @@ def _dry_run(
         most = max(most, alive + sum(math.prod(shape) for shape in shapes.values()))
 
     def take(tap: str, value: Tensor) -> Tensor:
+        if value.ndim < 2 or len(value) != 1:
+            raise ArgumentError(
+                f"tap {tap!r}: the output has shape {tuple(value.shape)} for one image, expected "
+                "1 x ..., a row for each image; choose another tap"
+            )
         shapes[tap] = tuple(value.shape[1:])
         return value.clone()
 
-    for child in clone.modules():
+    ran: list[str] = []
+    for path, child in tap_modules(clone).items():
+        child.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
         if not next(child.children(), None):
             child.register_forward_hook(measure)
-    with torch.inference_mode():
-        visit_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, take)
-    return shapes, most
+    try:
+        with torch.inference_mode():
+            visit_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, take)
+    except RdfiaError:
+        raise
+    except Exception as error:  # a network's forward raises errors of many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ArgumentError(
+            f"size: got {size}, but {type(module).__name__} cannot compute an image of 3 x "
+            f"{size} x {size} up to {', '.join(taps)} ({reason}); choose the size that it was made "
+            "for"
+        ) from error
+    return shapes, most, ran
 
 
-def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[str, tuple[int, ...]]:
+def modules_reached(module: nn.Module, taps: Mapping[str, Tap], size: int) -> list[str]:
+    """Paths of the modules that the taps depend on, in the order of registration.
+
+    They end with the deepest tap if the forward pass runs in that order, as those of the labs'
+    networks do; else they are all modules.
+    """
+    order = list(tap_modules(module))
+    deepest = max(
+        last_position_inside(order, selection(tap, choice).path) for tap, choice in taps.items()
+    )
+    later = set(order[deepest + 1 :])
+    return order if later & set(_dry_run(module, taps, size)[2]) else order[: deepest + 1]
+
+
+def tap_shapes(module: nn.Module, taps: Mapping[str, Tap], size: int) -> dict[str, tuple[int, ...]]:
     """Shape of each tap for one 3 x size x size image: (C, H, W), or (D,) of a dense layer.
 
     Nothing is computed: the forward pass runs on the meta device, in milliseconds.
@@ -275,7 +426,7 @@ def tap_shapes(module: nn.Module, taps: Mapping[str, str], size: int) -> dict[st
 
 
 def memory_needed(
-    module: nn.Module, taps: Mapping[str, str], size: int, dtype: torch.dtype
+    module: nn.Module, taps: Mapping[str, Tap], size: int, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Estimated bytes on the device: of a copy of the network, and of one 3 x size x size image."""
     values = [value for value in module.state_dict().values() if not value.is_meta]
@@ -288,7 +439,7 @@ def memory_needed(
 def stream(
     module: nn.Module,
     images: Sequence[Any],
-    taps: Mapping[str, str],
+    taps: Mapping[str, Tap],
     *,
     preprocess: Preprocess = LAB,
     dtype: torch.dtype | None = None,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdfia.data.images import pixel_advice, pixel_tensor
 from rdfia.device.memory import retain_freed_memory
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
@@ -94,7 +95,11 @@ class Head(NamedTuple):
 
 
 def train_head(
-    features: Tensor, y: Labels, *, config: HeadConfig | None = None, device: Device = "cpu"
+    features: Tensor | np.ndarray,
+    y: Labels,
+    *,
+    config: HeadConfig | None = None,
+    device: Device = "cpu",
 ) -> Head:
     """A linear softmax layer trained on frozen features, n x d floating point on any device.
 
@@ -106,6 +111,7 @@ def train_head(
     not finite. Source: report 1, answer 10.
     """
     config = config or HeadConfig()
+    features = pixel_tensor(features, "features")
     labels = _labels(y, features)
     device = torch.device(device)
     if features.ndim != 2 or not features.is_floating_point() or not config.validation:
@@ -148,7 +154,7 @@ def train_head(
 
 def train_network(
     module: nn.Module,
-    images: Tensor,
+    images: Tensor | np.ndarray,
     y: Labels,
     *,
     preprocess_normalise: Callable[[Tensor], Tensor],
@@ -164,6 +170,7 @@ def train_network(
     when the loss is not finite. Source: report 1, answers 5 and 6.
     """
     config = config or ScratchConfig()
+    images = pixel_tensor(images)
     labels = _labels(y, images)
     device = torch.device(device)
     if (
@@ -172,7 +179,10 @@ def train_network(
         or not 0 <= config.shift < min(images.shape[2:])
     ):
         got = f"{images.dtype} {tuple(images.shape)}, shift={config.shift}"
-        raise ArgumentError(f"images: got {got}, expected uint8 n x 3 x S x S, and a shift below S")
+        raise ArgumentError(
+            f"images: got {got}, expected uint8 n x 3 x S x S, and a shift below S"
+            f"{pixel_advice(images)}"
+        )
 
     generator = torch.Generator().manual_seed(config.seed)
 
@@ -206,7 +216,7 @@ def train_network(
 
 def predict(
     module: nn.Module,
-    inputs: Tensor,
+    inputs: Tensor | np.ndarray,
     *,
     preprocess_normalise: Callable[[Tensor], Tensor] = Tensor.float,
     device: Device = "cpu",
@@ -217,7 +227,7 @@ def predict(
 
     The module's mode does not change.
     """
-    device = torch.device(device)
+    inputs, device = pixel_tensor(inputs, "inputs"), torch.device(device)
     was_training = module.training
     module.to(device).eval()
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

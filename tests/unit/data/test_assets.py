@@ -193,6 +193,22 @@ def test_a_folder_is_checked_by_number_and_digest(
         find("tiny")
 
 
+@pytest.mark.parametrize("name", ["imagenet-samples", "imagenet-more"])
+@pytest.mark.parametrize("count", [1, 5, 200, 401])
+def test_own_imagenet_photos_in_any_number_and_format_are_used(
+    root: Path, name: str, count: int
+) -> None:
+    folder = root / "data" / name
+    for number in range(count):
+        suffix = (".jpg", ".webp", "", ".avif")[number % 4]
+        put(folder / f"n{number % 7:08d}" / f"{number}{suffix}", b"own")
+    put(folder / "n00000000" / ".DS_Store", b"hidden")
+    found = find(name)
+    assert found is not None
+    assert (found.verified, found.problem) == (False, "your own photos")
+    assert len(ASSETS[name].files(found.path)) == count
+
+
 def test_own_photos_are_used_but_not_verified(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """`own` is the least number of the user's own photos.
 
@@ -459,7 +475,7 @@ def test_asset_states_include_corrupt_files(monkeypatch: pytest.MonkeyPatch, roo
 
 
 def test_wrong_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="'vgg' is not known, expected one of scene15"):
+    with pytest.raises(ArgumentError, match="'vgg' is not known, expected one of vgg16-full"):
         find("vgg")
     with pytest.raises(ArgumentError, match="mnist is data, not weights"):
         assets.load_weights("mnist")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
+import re
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,11 +18,13 @@ from PIL import Image
 
 from rdfia.data import assets, datasets, files
 from rdfia.data.datasets import ArraySet, ImageSet, image_folder, prepare_celeba
+from rdfia.data.images import read_image
 from rdfia.errors import (
     ArgumentError,
     AssetCorrupt,
     AssetUnavailable,
     DatasetError,
+    FilesLeftOut,
     StoreError,
     TooLarge,
 )
@@ -115,6 +120,60 @@ def test_unusable_image_folders_are_refused(
     spoil(folder)
     with pytest.raises(DatasetError, match=message):
         image_folder(folder, "pets")
+
+
+# names of files that are photos by their content, and Pillow's name of their format
+NAMED_OTHERWISE = {
+    "2.jfif": "JPEG",
+    "3": "PNG",
+    "4.jp2": "JPEG2000",
+    "5.dat": "WEBP",
+    "6.avif": "AVIF",
+    "7.JPG_orig": "JPEG",
+    "8.txt": "BMP",
+}
+
+
+def test_a_photo_is_a_photo_by_its_content(folder: Path) -> None:
+    for name, kind in NAMED_OTHERWISE.items():
+        Image.new("RGB", (40, 30), (9, 9, 9)).save(folder / "cat" / name, kind)
+    with pytest.warns(FilesLeftOut, match=r"pets: 1 of .* left out:\n  cat/Thumbs.db$"):
+        found = image_folder(folder, "pets")
+    names = [path.name for path in found.paths if path.parent.name == "cat"]
+    assert names == sorted([*NAMED_OTHERWISE, "2.jpg", "10.jpg"])
+    for path in found.paths:
+        assert read_image(path).size in (JPEG_SIZE, (40, 30))
+
+
+def test_everything_that_is_left_out_is_named_or_refused(folder: Path) -> None:
+    (folder / "cat" / "Thumbs.db").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image_folder(folder, "pets", strict=True)
+    (folder / "cat" / "text").write_text("no photo")
+    (folder / "cat" / "broken").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "dog" / "pipe")  # opening it would wait
+    photo(folder / "ant" / "below" / "1.jpg")
+    photo(folder / "beside.jpg")
+    left_out = ["beside.jpg", "ant/below/", "cat/broken", "cat/text", "dog/pipe"]
+    text = "\n".join(f"  {name}" for name in left_out)
+    with pytest.warns(FilesLeftOut, match=re.escape(f"are left out:\n{text}")) as caught:
+        found = image_folder(folder, "pets")
+    assert len(caught) == 1
+    assert len(found) == 5
+    with pytest.raises(DatasetError, match=re.escape(f"move them away:\n{text}")):
+        image_folder(folder, "pets", strict=True)
+
+
+def test_names_on_a_terminal_are_harmless_and_long_lists_are_cut(folder: Path) -> None:
+    for number in range(60):
+        (folder / "cat" / f"a\x1b[2J\n{number}").write_text("no photo")
+    with pytest.warns(FilesLeftOut) as caught:
+        image_folder(folder, "pets")
+    text = str(caught[0].message)
+    assert "\x1b" not in text
+    assert text.startswith("pets: 61 of ")
+    assert text.endswith("\n  ... and 11 more")
 
 
 def test_an_unlabelled_set_may_have_one_class(folder: Path) -> None:
@@ -483,7 +542,8 @@ def test_imagenet_samples_are_labelled_by_their_folders(tmp_path: Path) -> None:
     ] == [("n01440764", 0), ("n02124075", 285)]
     photo(tmp_path / "cats" / "a.jpg")
     with pytest.raises(
-        DatasetError, match=r"'cats' below .* is no class of ImageNet.*: rename the folder"
+        DatasetError,
+        match=r"'cats' below .* is no class of ImageNet.* like n\d+, n.*: rename the folder",
     ):
         datasets.imagenet_samples(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from rdfia.data.images import (
     LAB,
     Preprocess,
     check_image,
+    pixel_tensor,
     read_image,
 )
 from rdfia.errors import ArgumentError, ImageError
@@ -281,3 +283,39 @@ def test_the_key_changes_with_every_field() -> None:
     ]
     assert len({kind.key for kind in kinds}) == len(kinds)
     assert LAB.key == Preprocess().key == "stretch224-bilinear-0.485,0.456,0.406,0.229,0.224,0.225"
+
+
+def test_arrays_are_photos_and_other_arrays_are_refused() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    small = Preprocess(size=16)
+    for found in (array, array[..., 0], array[:, ::-1], np.dstack([array, array[..., :1]])):
+        expected = small.pixels(Image.fromarray(np.ascontiguousarray(found)))
+        assert torch.equal(small.pixels(found), expected)
+    for wrong in (array / 255, array.transpose(2, 0, 1), array[None], array.astype(np.int64)):
+        with pytest.raises(ArgumentError, match=r"image: got an array of \w+ \(.*expected uint8 H"):
+            small.pixels(wrong)
+
+
+def test_normalise_takes_arrays_and_says_how_others_differ() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 9), dtype=np.uint8)
+    y = LAB.normalise(x)
+    assert torch.equal(y, LAB.normalise(torch.from_numpy(x)))
+    assert torch.equal(LAB.denormalise(y.numpy()), LAB.denormalise(y))
+    with pytest.raises(ArgumentError, match=r"channels are last: numpy's transpose"):
+        LAB.normalise(x.transpose(0, 2, 3, 1))
+    with pytest.raises(ArgumentError, match="pixels: got list, expected one numpy array or torch"):
+        LAB.normalise(list(x))  # type: ignore[arg-type]
+
+
+def test_pixel_tensor_takes_every_array_that_has_numbers() -> None:
+    x = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for found in (x, frozen, x[::-1], x[..., ::2], np.asfortranarray(x)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert pixel_tensor(found).tolist() == found.tolist()
+    assert pixel_tensor(x).data_ptr() == x.ctypes.data, "a copy"
+    for wrong in (np.array(["a"]), np.array([None])):
+        with pytest.raises(ArgumentError, match=r"faces: got an array of .*, which torch cannot"):
+            pixel_tensor(wrong, "faces")

@@ -536,7 +536,6 @@ def test_digits_are_padded_by_two_black_pixels() -> None:
             np.zeros((2, 28, 28, 3), np.uint8),
             r"got torch.uint8 \(2, 28, 28, 3\), expected uint8 N x H x W or N x 3",
         ),
-        ([], "got torch.float32"),
     ],
 )
 def test_images_of_wrong_size_are_refused(images: Any, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import random
+import re
 import sys
 from collections.abc import Callable
 
@@ -144,19 +145,54 @@ def test_known_activation_shapes_and_flops() -> None:
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "nearest"),
     [
-        lambda: networks.tap_paths("resnet50"),
-        lambda: networks.load("resnet50", {"a": torch.zeros(1)}),
-        lambda: networks.build("VGG16", device="meta"),
-        lambda: networks.count_by_formula(""),
+        (lambda: networks.tap_paths("resnet-50"), "first: resnet50, "),
+        (lambda: networks.load("vitb16", {"a": torch.zeros(1)}), "first: vit_b_16, "),
+        (lambda: networks.build("VGG16", device="meta"), "first: vgg16, .*and 69 more"),
+        (lambda: networks.parameter_count("squeezenet"), "first: squeezenet1_[01], "),
+        (lambda: networks.count_by_formula("alexnet2"), "table; choose one of alexnet, "),
+        (lambda: networks.flops("resnet50"), "table; choose one of .*vgg16"),
     ],
 )
-def test_an_unknown_network_is_an_error_that_lists_the_known_networks(
-    call: Callable[[], object],
+def test_an_unknown_network_is_an_error_that_lists_the_nearest_names_first(
+    call: Callable[[], object], nearest: str
 ) -> None:
-    with pytest.raises(ArgumentError, match="choose one of vgg16, alexnet, squeezenet1_1"):
+    with pytest.raises(ArgumentError, match=nearest):
         call()
+
+
+def test_weights_of_any_classification_network_and_number_of_classes_are_loaded() -> None:
+    for name, classes in (("resnet18", 15), ("densenet121", 7), ("mobilenet_v3_small", 3)):
+        own = networks.build(name, num_classes=classes, seed=0).eval()
+        # as in files of earlier releases: DenseNet's names, no counts of batches
+        older = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value
+            for key, value in own.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+        assert (older.keys() <= own.state_dict().keys()) == (name != "densenet121")
+        loaded = networks.load(name, older)
+        assert (loaded.missing, loaded.deepest) == ((), "logits")
+        x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert torch.equal(loaded.module(x), own(x))
+        assert loaded.module(x).shape == (1, classes)
+        with pytest.raises(WeightsError, match=rf"weights of {name}: .* is missing"):
+            networks.load(name, dict(list(older.items())[:-2]))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_follow_the_weights(name: str) -> None:
+    with_heads = networks.build(name, device="meta").state_dict()
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in with_heads.items()}
+    for aux in (True, False):
+        part = {k: v for k, v in state.items() if aux or not k.startswith(networks.AUXILIARY)}
+        assert (len(part) == len(state)) == aux
+        loaded = networks.load(name, part)
+        assert loaded.missing == ()
+        assert not loaded.module.training
+        assert loaded.module.transform_input
 
 
 def test_other_bad_arguments() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rdfia.data.assets import load_weights
-from rdfia.errors import WeightsError
+from rdfia.errors import WeightsError, WeightsUnwrapped
 from rdfia.models import networks, weights
 
 
@@ -144,6 +146,105 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     for name in ("list", "text", "photo", "absent"):
         with pytest.raises(WeightsError, match=rf"{name}\.pth"):
             weights.load(tmp_path / f"{name}.pth", "alexnet")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "ckpt", "safetensors"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("module.", ""),
+        ("_orig_mod.", ""),
+        ("module._orig_mod.", ""),
+        ("_orig_mod.module.", ""),
+        ("model.", ""),
+        ("model.module.", ""),
+        # only the convolutions were wrapped, and only they were compiled
+        ("features.module.", "features."),
+        ("features._orig_mod.", "features."),
+    ],
+)
+def test_inserted_parts_of_names_are_removed_with_a_notice(
+    squeezenet: dict[str, Tensor], tmp_path: Path, suffix: str, before: str, after: str
+) -> None:
+    saved = {
+        key.replace(after, before, 1) if after else before + key: value
+        for key, value in squeezenet.items()
+    }
+    assert saved.keys() != squeezenet.keys()
+    path = tmp_path / f"s.{suffix}"
+    if suffix == "safetensors":
+        save_file(saved, path)
+    else:
+        torch.save(saved, path)
+    with pytest.warns(WeightsUnwrapped, match=rf"s\.{suffix}: names were shortened, such as "):
+        assert same(weights.load(path, "squeezenet1_1"), squeezenet)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
+def test_weights_are_taken_out_of_a_checkpoint_with_a_notice(
+    squeezenet: dict[str, Tensor], tmp_path: Path, key: str
+) -> None:
+    network = networks.build("squeezenet1_1", seed=0)
+    optimizer = torch.optim.Adam(network.parameters())
+    sum(parameter.sum() for parameter in network.parameters()).backward()
+    optimizer.step()  # two moments of each weight: larger than the weights alone may be
+    checkpoint = {
+        "epoch": 3,
+        "optimizer": optimizer.state_dict(),
+        "args": argparse.Namespace(lr=0.1),
+        key: {f"module.{name}": value for name, value in squeezenet.items()},
+    }
+    torch.save(checkpoint, tmp_path / "c.pth")
+    with pytest.warns(
+        WeightsUnwrapped,
+        match=rf"c\.pth: its '{key}' was taken, without epoch, optimizer, args; names were",
+    ):
+        assert same(weights.load(tmp_path / "c.pth", "squeezenet1_1"), squeezenet)
+    torch.save({"pl": "x", "state_dict": {key: squeezenet}}, tmp_path / "nested.pt")
+    with pytest.warns(WeightsUnwrapped, match=f"'state_dict' was taken.*'{key}' was taken"):
+        assert same(weights.load(tmp_path / "nested.pt", "squeezenet1_1"), squeezenet)
+
+
+def test_the_count_of_an_averaged_model_is_left_out(
+    squeezenet: dict[str, Tensor], tmp_path: Path
+) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(networks.build("squeezenet1_1", seed=0))
+    assert "n_averaged" in averaged.state_dict()
+    torch.save(averaged.state_dict(), tmp_path / "a.pth")
+    with pytest.warns(WeightsUnwrapped):
+        assert same(weights.load(tmp_path / "a.pth", "squeezenet1_1"), squeezenet)
+
+
+def test_plain_names_give_no_notice_and_two_tensors_of_one_name_are_refused(
+    squeezenet: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save(squeezenet, tmp_path / "s.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights.read(tmp_path / "s.pth", "squeezenet1_1")
+    first = next(iter(squeezenet))
+    torch.save(squeezenet | {f"module.{first}": squeezenet[first]}, tmp_path / "s.pth")
+    with pytest.raises(WeightsError, match=rf"module\.{first} is no tensor of this network"):
+        weights.load(tmp_path / "s.pth", "squeezenet1_1")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "ckpt"])
+def test_a_whole_network_is_refused_for_what_it_is(tmp_path: Path, suffix: str) -> None:
+    network = networks.build("squeezenet1_1", seed=0)
+    for content in (network, {"model": network, "epoch": 1}):
+        torch.save(content, tmp_path / f"w.{suffix}")
+        with pytest.raises(
+            WeightsError,
+            match=r"it pickles torchvision\.models\.squeezenet\.SqueezeNet.*state_dict",
+        ) as caught:
+            weights.load(tmp_path / f"w.{suffix}", "squeezenet1_1")
+        assert "x1b" not in str(caught.value)
+
+
+def test_a_checkpoint_without_weights_names_what_it_has(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "optimizer": {"state": {}}}, tmp_path / "c.pth")
+    with pytest.raises(WeightsError, match=r"dict with epoch, optimizer, expected tensors by name"):
+        weights.load(tmp_path / "c.pth", "squeezenet1_1")
 
 
 def test_weights_of_another_network_are_named(
