@@ -1,6 +1,7 @@
 from rdfia.transfer import column_tiles as column_tiles
 from rdfia.transfer import extraction as extraction
 from rdfia.transfer import features as features
+from rdfia.transfer import gram as gram
 from rdfia.transfer import heads as heads
 from rdfia.transfer import svm as svm
 from rdfia.transfer.column_tiles import Accumulator as Accumulator
@@ -12,6 +13,10 @@ from rdfia.transfer.features import pyramid as pyramid
 from rdfia.transfer.features import second_order as second_order
 from rdfia.transfer.features import stream as stream
 from rdfia.transfer.features import tap_shapes as tap_shapes
+from rdfia.transfer.gram import GramAccumulator as GramAccumulator
+from rdfia.transfer.gram import normalise_gram as normalise_gram
+from rdfia.transfer.gram import reduce as reduce
+from rdfia.transfer.gram import span_coordinates as span_coordinates
 from rdfia.transfer.heads import Head as Head
 from rdfia.transfer.heads import HeadConfig as HeadConfig
 from rdfia.transfer.heads import ScratchConfig as ScratchConfig
@@ -20,13 +25,10 @@ from rdfia.transfer.heads import train_head as train_head
 from rdfia.transfer.heads import train_network as train_network
 from rdfia.transfer.svm import Accuracy as Accuracy
 from rdfia.transfer.svm import Fit as Fit
-from rdfia.transfer.svm import GramAccumulator as GramAccumulator
+from rdfia.transfer.svm import SpanLinearSVC as SpanLinearSVC
 from rdfia.transfer.svm import accuracy as accuracy
 from rdfia.transfer.svm import choose_C as choose_C
 from rdfia.transfer.svm import confusion as confusion
 from rdfia.transfer.svm import cross_validate as cross_validate
 from rdfia.transfer.svm import fit as fit
-from rdfia.transfer.svm import normalise_gram as normalise_gram
-from rdfia.transfer.svm import reduce as reduce
-from rdfia.transfer.svm import span_coordinates as span_coordinates
 from rdfia.transfer.svm import sweep as sweep
