@@ -131,6 +131,7 @@ def class_numbers(y: Any, rows: int | None = None, name: str = "y") -> tuple[Arr
         ) from error
     if len(classes) < 2:
         raise DatasetError(
-            f"{name}: got {len(classes)} class, {classes.tolist()}, expected at least two to separate"
+            f"{name}: got {len(classes)} class, {classes.tolist()}, expected at least two to "
+            "separate"
         )
     return classes, numbers.reshape(-1)

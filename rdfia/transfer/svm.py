@@ -153,8 +153,9 @@ def _merged_rows(X: Any, numbers: Array, weights: Any) -> tuple[Any, Array, Arra
                 summed[equal] += summed[row]
                 continue
         kept.append(row)
-    if len(kept) == len(numbers):
-        return X, numbers, weights
+    if weights is None and len(kept) == len(numbers):
+        return X, numbers, None
+    kept.sort(key=keys.__getitem__)  # the order of the rows changes the last digits too
     return X[kept], numbers[kept], summed[kept]
 
 
