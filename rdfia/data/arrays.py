@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from rdfia.data.feature_store import FeatureStore
 from rdfia.errors import ArgumentError, DatasetError
 
 Array = np.ndarray
+Labels = Array | Tensor | Sequence[Any]
 # What `host_array` takes: arrays, memory maps, tensors, feature stores, (nested) lists of numbers.
 ArrayLike = Array | Tensor | FeatureStore | Sequence[Any]
 
@@ -75,6 +77,26 @@ def host_array(values: Any, name: str = "values") -> Array:
             f"{name}: got {type(values).__name__}, expected an array, a tensor or rows of one "
             f"length ({error})"
         ) from error
+
+
+def as_tensor(values: ArrayLike, name: str = "values") -> Tensor:
+    """`values` as a tensor without a gradient: a tensor where it is, memory of an array is shared.
+
+    Raises ArgumentError that names `name` as `host_array`, and for text and other objects.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    array = host_array(values, name)
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    with warnings.catch_warnings():  # read-only memory maps: nobody writes to the tensor
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            return torch.from_numpy(array)
+        except TypeError as error:
+            raise ArgumentError(
+                f"{name}: got {array.dtype} {array.shape}, expected numbers"
+            ) from error
 
 
 def float_array(values: Any, name: str = "values") -> Array:

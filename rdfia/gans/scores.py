@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdfia.data.arrays import host_array
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError
 
@@ -86,16 +87,12 @@ def in_batches(
 # --- arrays
 
 
-def _array(values: Any) -> Array:
-    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-
-
 def _rows(name: str, values: Any, width: int = 0) -> Array:
     """Values as a matrix with a row for each image.
 
     ArgumentError: fewer than two rows, NaN or infinity, a width other than `width`.
     """
-    array = _array(values)
+    array = host_array(values, name)
     if array.ndim < 2 or len(array) < 2 or not array.size or array.dtype.kind not in "fiu":
         raise ArgumentError(
             f"{name}: got {array.dtype} {array.shape}, expected numbers, n x d, n from 2"
@@ -118,7 +115,9 @@ def _pair(real: Any, fake: Any) -> tuple[Array, Array]:
 
 
 def _classes(name: str, values: Any, classes: int) -> Array:
-    array = _array(values)
+    array = host_array(values, name)
+    if (array.dtype.kind == "f" and (array == np.rint(array)).all()) or array.dtype.kind == "b":
+        array = array.astype(np.int64)
     if (
         array.ndim != 1
         or not len(array)

@@ -4,6 +4,7 @@ from rdfia.transfer import features as features
 from rdfia.transfer import gram as gram
 from rdfia.transfer import heads as heads
 from rdfia.transfer import svm as svm
+from rdfia.transfer import tap_transformer as tap_transformer
 from rdfia.transfer.column_tiles import Accumulator as Accumulator
 from rdfia.transfer.column_tiles import accumulate as accumulate
 from rdfia.transfer.column_tiles import plan_passes as plan_passes
@@ -32,3 +33,5 @@ from rdfia.transfer.svm import confusion as confusion
 from rdfia.transfer.svm import cross_validate as cross_validate
 from rdfia.transfer.svm import fit as fit
 from rdfia.transfer.svm import sweep as sweep
+from rdfia.transfer.tap_transformer import TapTransformer as TapTransformer
+from rdfia.transfer.tap_transformer import load_pretrained as load_pretrained

@@ -25,7 +25,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from rdfia.data.arrays import ArrayLike, class_numbers, host_array, label_array, on_host
+from rdfia.data.arrays import ArrayLike, Labels, class_numbers, host_array, label_array, on_host
 from rdfia.errors import ArgumentError
 from rdfia.transfer.gram import GramAccumulator as GramAccumulator
 from rdfia.transfer.gram import finite_array, row_products, row_sums, span_coordinates
@@ -130,14 +130,14 @@ def _merged_rows(X: Any, numbers: Array, weights: Any) -> tuple[Any, Array, Arra
     solver stops by the number of rows: without this, weights and repeated rows would differ by its
     tolerance. Nothing changes (None: no weights) where no two rows are equal and none is weighted.
     """
-    keep = np.arange(len(numbers))
+    keep = list(range(len(numbers)))
     if weights is None:
         summed = np.ones(len(numbers))
     else:
         weights = summed = _check_sample_weight(weights, X, dtype=np.float64).copy()
         positive = np.flatnonzero(weights > 0)
         if (weights >= 0).all() and len(np.unique(numbers[positive])) == numbers.max() + 1:
-            keep = positive
+            keep = positive.tolist()
     # Few columns are compared first: rows of features that differ, differ there.
     few = X[:, :: max(1, X.shape[1] // 64)]
     few = np.ascontiguousarray(few.toarray() if issparse(few) else few)
@@ -147,7 +147,7 @@ def _merged_rows(X: Any, numbers: Array, weights: Any) -> tuple[Any, Array, Arra
     kept = []
     for row in keep:
         if counts[keys[row]] > 1:
-            whole = X[[row]].toarray() if issparse(X) else np.ascontiguousarray(X[row])
+            whole = (X[[row]].toarray() if issparse(X) else X[row]).tobytes()
             equal = first.setdefault((*keys[row], blake2b(whole).digest()), row)
             if equal != row:
                 summed[equal] += summed[row]
@@ -177,7 +177,7 @@ class Fit(NamedTuple):
 
 def fit(
     Z_train: ArrayLike,
-    y: ArrayLike,
+    y: Labels,
     Z_test: ArrayLike,
     C: float = 1.0,
     *,
@@ -235,7 +235,7 @@ def fit(
 
 
 def sweep(
-    Z_train: ArrayLike, y: ArrayLike, Z_test: ArrayLike, Cs: Sequence[float], **options: Any
+    Z_train: ArrayLike, y: Labels, Z_test: ArrayLike, Cs: Sequence[float], **options: Any
 ) -> list[tuple[float, Fit]]:
     """(C, fit) for each C; `options` are those of `fit`."""
     return [(C, fit(Z_train, y, Z_test, C, **options)) for C in _costs(Cs)]
@@ -258,7 +258,7 @@ class Validation(NamedTuple):
 
 def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
     Z_train: ArrayLike,
-    y: ArrayLike,
+    y: Labels,
     Cs: Sequence[float],
     folds: float = 5,
     repeats: int = 1,
@@ -293,7 +293,7 @@ def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
 
 def cross_validate(
     gram_train: ArrayLike,
-    y: ArrayLike,
+    y: Labels,
     C: float = 1.0,
     folds: float = 5,
     seed: int = 0,
@@ -316,7 +316,7 @@ class Accuracy(NamedTuple):
     high: float
 
 
-def accuracy(y: ArrayLike, predictions: ArrayLike) -> Accuracy:
+def accuracy(y: Labels, predictions: Labels) -> Accuracy:
     """The share of predictions (m,) that equal the labels y (m,).
 
     Raises ArgumentError for shapes that differ, no prediction, or text compared with numbers.
@@ -342,7 +342,7 @@ def accuracy(y: ArrayLike, predictions: ArrayLike) -> Accuracy:
     )
 
 
-def confusion(y: ArrayLike, predictions: ArrayLike, classes: int | Array | Sequence[Any]) -> Array:
+def confusion(y: Labels, predictions: Labels, classes: int | Array | Sequence[Any]) -> Array:
     """Counts, classes x classes: row = true class, column = predicted class.
 
     `classes` are the labels in the order of the rows (`Fit.classes`); a number k means 0 .. k - 1.
