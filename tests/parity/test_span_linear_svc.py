@@ -135,7 +135,7 @@ def test_rows_of_every_kind_give_the_same_model(kind: str, wide: bool, tmp_path:
         "memory map": np.load(tmp_path / "x.npy", mmap_mode="r"),
     }.get(kind)
     if kind == "store":
-        rows = FeatureStore(tmp_path / "s", *exact.shape[:1], {"t": exact.shape[1]}, exact.dtype, 7)
+        rows = FeatureStore(tmp_path / "s", len(exact), {"t": exact.shape[1]}, exact.dtype, 7)
         for shard, part in enumerate(rows.shards):
             rows.write(shard, {"t": exact[part]})
     ours = SpanLinearSVC(dual=False, **SOLVER).fit(rows, y)
