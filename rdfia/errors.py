@@ -94,7 +94,7 @@ class ImageError(RdfiaError):
     """A file cannot be used as a photo; the message names the file."""
 
 
-class DatasetError(RdfiaError):
+class DatasetError(RdfiaError, ValueError):
     """A data set is unusable: an empty class, a single class, labels that do not match."""
 
 

@@ -1,3 +1,4 @@
+from rdfia.data import arrays as arrays
 from rdfia.data import assets as assets
 from rdfia.data import datasets as datasets
 from rdfia.data import downloads as downloads
@@ -5,6 +6,8 @@ from rdfia.data import feature_store as feature_store
 from rdfia.data import files as files
 from rdfia.data import images as images
 from rdfia.data import jpeg as jpeg
+from rdfia.data.arrays import ArrayLike as ArrayLike
+from rdfia.data.arrays import host_array as host_array
 from rdfia.data.assets import ASSETS as ASSETS
 from rdfia.data.assets import asset_states as asset_states
 from rdfia.data.assets import fetch as fetch

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rdfia.data import jpeg
+from rdfia.data.arrays import as_tensor
 from rdfia.data.files import sha256_file
 from rdfia.errors import ArgumentError, ImageError, printable_line
 
@@ -62,29 +63,6 @@ def is_photo(path: str | Path) -> bool:
     except Exception:  # Pillow raises many kinds of errors for another kind of file
         return False
     return True
-
-
-def pixel_tensor(images: Tensor | np.ndarray, name: str = "images") -> Tensor:
-    """Images as a tensor; an array shares its memory where torch can use it.
-
-    Shape and dtype are the caller's to check. Raises ArgumentError, with the argument's `name`, for
-    anything but one array or tensor of numbers.
-    """
-    if isinstance(images, Tensor):
-        return images
-    if not isinstance(images, np.ndarray):
-        raise ArgumentError(
-            f"{name}: got {type(images).__name__}, expected one numpy array or torch tensor; "
-            "numpy.stack makes one array of several"
-        )
-    # torch refuses negative strides, and warns of memory that cannot be written.
-    shared = images.flags.writeable and min(images.strides, default=0) >= 0
-    try:
-        return torch.from_numpy(images if shared else np.array(images))
-    except TypeError as error:  # objects, text, another byte order
-        raise ArgumentError(
-            f"{name}: got an array of {images.dtype}, which torch cannot use; convert it to uint8"
-        ) from error
 
 
 def pixel_advice(images: Tensor) -> str:
@@ -388,7 +366,7 @@ class Preprocess:
         uint8 in 0..255 becomes float32; floating-point pixels have to be in 0..1. Raises
         ArgumentError for another shape or dtype.
         """
-        pixels = pixel_tensor(pixels, "pixels")
+        pixels = as_tensor(pixels, "pixels")
         mean, std = self._statistics(pixels)
         if not pixels.is_floating_point():
             if pixels.dtype != torch.uint8:
@@ -400,7 +378,7 @@ class Preprocess:
 
     def denormalise(self, x: Tensor | np.ndarray) -> Tensor:
         """The inverse of `normalise`: a photo's values return to 0..1; values are not clamped."""
-        x = pixel_tensor(x, "x")
+        x = as_tensor(x, "x")
         mean, std = self._statistics(x)
         return x * std + mean
 

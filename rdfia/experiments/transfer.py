@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 from rdfia.data import assets, datasets
 from rdfia.data import files as data_files
+from rdfia.data.arrays import Labels
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device import precision, staging
 from rdfia.device.precision import float32_product_type
-from rdfia.errors import ArgumentError, nearest_first
+from rdfia.errors import ArgumentError
 from rdfia.experiments.pieces import shared_work
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer import column_tiles, extraction, features, svm
+from rdfia.transfer.tap_transformer import WEIGHTS as WEIGHTS
+from rdfia.transfer.tap_transformer import load_pretrained, module_and_path
 
 Array = np.ndarray
 CS = [10.0**power for power in range(-3, 4)]
@@ -50,11 +53,6 @@ DENSE_TAPS = {
 # profile `short` take one pass.
 BUDGET = 8 * data_files.GIGABYTE
 HEADS = ("pool5", "relu7")  # layers that a new head is trained on: their features are stored
-WEIGHTS = {
-    "vgg16": "vgg16-features",
-    "alexnet": "alexnet-features",
-    "squeezenet1_1": "squeezenet1_1",
-}
 # The layers of profile `short`: those of VGG16 that one pass can store, and those of the other
 # networks with fewer than 200,000 columns. 100,000 columns take about ten seconds. relu5_2, pool3,
 # fire6 and fire7 lie between their neighbours and decide no verdict: only profile `full` has them.
@@ -213,18 +211,6 @@ def normalised_coordinates(sums: Mapping[str, Tensor]) -> tuple[Array, Array]:
     return svm.span_coordinates(*svm.normalise_gram(gram, cross, squares[len(gram) :]))
 
 
-def load_pretrained(name: str) -> Loaded:
-    """The pretrained network `name`, with its dense layers where their weights are available.
-
-    Raises ArgumentError for a name that `WEIGHTS` does not have, AssetUnavailable without weights.
-    """
-    if name not in WEIGHTS:
-        raise ArgumentError(f"network {name!r}: expected one of {nearest_first(name, WEIGHTS)}")
-    full = f"{name}-full"
-    asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
-    return networks.load(name, assets.load_weights(asset))
-
-
 class Table1Row(NamedTuple):
     """Test accuracy of the lab's classifier on one layer, and the fitted SVM."""
 
@@ -236,9 +222,9 @@ def table1_row(
     network: str | Loaded | nn.Module,
     tap: str,
     train_images: Sequence[Any],
-    train_labels: Array | Sequence[int],
+    train_labels: Labels,
     test_images: Sequence[Any],
-    test_labels: Array | Sequence[int],
+    test_labels: Labels,
     *,
     C: float = 1.0,
     preprocess: Preprocess = LAB,
@@ -252,10 +238,11 @@ def table1_row(
     its L2 norm; `LinearSVC` (one-vs-rest) is fitted to the training images. `network` is "vgg16",
     "alexnet", "squeezenet1_1" (with pretrained weights), a network of `models.load`, or any module.
     `tap` is a layer's name (`models.tap_paths`), for other modules a module path. Images are file
-    paths, PIL images or uint8 arrays; labels are whole numbers, (n,) and (m,). Layers of any width
-    work. Computes in `dtype` (default: `precision.fast_dtype`). Raises ArgumentError where images
-    and labels differ in number; else as `load_pretrained`, `column_tiles.accumulate` and `svm.fit`.
-    Source: report 1, answer 11.
+    paths, PIL images or uint8 arrays; labels, (n,) and (m,), are those of scikit-learn. Layers of
+    any width work: `make_pipeline(TapTransformer(...), SpanLinearSVC())` is the same classifier for
+    layers that fit into memory. Computes in `dtype` (default: `precision.fast_dtype`). Raises
+    ArgumentError where images and labels differ in number; else as `load_pretrained`,
+    `column_tiles.accumulate` and `svm.fit`. Source: report 1, answer 11.
     """
     for part, images, labels in (
         ("train", train_images, train_labels),
@@ -266,14 +253,11 @@ def table1_row(
                 f"{part}_labels: got {len(labels)} for {len(images)} images, expected one for each "
                 "of one image or more"
             )
-    path = tap
-    if isinstance(network, str):
-        network = load_pretrained(network)
-    if isinstance(network, Loaded):
-        path = networks.tap_paths(network.name).get(tap, tap)
-        network = network.module
+    module, path = module_and_path(
+        load_pretrained(network) if isinstance(network, str) else network, tap
+    )
     sums = sum_grams(
-        network,
+        module,
         [*train_images, *test_images],
         {tap: path},
         len(train_images),
@@ -283,8 +267,8 @@ def table1_row(
         progress=progress,
     )
     train, test = normalised_coordinates(sums[tap].tensors)
-    fit = svm.fit(train, np.asarray(train_labels), test, C)
-    return Table1Row(svm.accuracy(np.asarray(test_labels), fit.predictions), fit)
+    fit = svm.fit(train, train_labels, test, C)
+    return Table1Row(svm.accuracy(test_labels, fit.predictions), fit)
 
 
 class TransferBench:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.data.images import pixel_advice, pixel_tensor
+from rdfia.data.arrays import as_tensor
+from rdfia.data.images import pixel_advice
 from rdfia.errors import ArgumentError, DatasetError
 
 KINDS = ("dcgan", "cdcgan", "cgan")
@@ -296,7 +297,7 @@ def prepare_images(images: Tensor | np.ndarray, image_size: int) -> Tensor:
     `images`: uint8 N x H x W or N x 1|3 x H x W. MNIST is padded by 2 pixels on each side.
     DatasetError: no image, another dtype or shape, images larger than S, or smaller than 3/4 of S.
     """
-    pixels = pixel_tensor(images)
+    pixels = as_tensor(images, "images")
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels
     if (
         pixels.dtype != torch.uint8

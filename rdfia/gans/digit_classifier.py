@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdfia.data import files
-from rdfia.data.images import pixel_advice, pixel_tensor
+from rdfia.data.arrays import as_tensor
+from rdfia.data.images import pixel_advice
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError
 from rdfia.gans.architecture import Labels
@@ -76,7 +77,7 @@ def train_digit_classifier(
     computes under autocast. The same seed, CPU and number of threads give the same weights.
     DatasetError: wrong images or labels. DivergedError: the last loss is not finite.
     """
-    images = pixel_tensor(images)
+    images = as_tensor(images, "images")
     y = torch.as_tensor([] if labels is None else labels)
     shape = tuple(images.shape)
     if (
@@ -142,7 +143,7 @@ def cached_digit_classifier(
     `recipe`: its other options. Each data and recipe is trained once. A damaged file is replaced.
     Errors: those of `train_digit_classifier`, StoreError.
     """
-    images = pixel_tensor(images)
+    images = as_tensor(images, "images")
     with torch.device("meta"):  # draws no random numbers
         module = DigitClassifier()
     settings = {

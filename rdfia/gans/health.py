@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from rdfia.data.images import pixel_tensor
+from rdfia.data.arrays import as_tensor
 
 # Images of one label are one picture if they differ by less than this share of what all images do.
 ONE_PICTURE = 0.2
@@ -67,7 +67,7 @@ def health(
 
 def diversity_within_labels(images: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
     """The mean over the labels of the `diversity` of a label's images."""
-    images, labels = pixel_tensor(images), pixel_tensor(labels, "labels")
+    images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
     found = [diversity(images[labels.to(images.device) == label]) for label in labels.unique()]
     return sum(found) / len(found)
 
@@ -77,5 +77,5 @@ def diversity(images: Tensor | np.ndarray) -> float:
 
     `images`: uint8 N x C x S x S.
     """
-    x = pixel_tensor(images).flatten(1).double() / 255
+    x = as_tensor(images, "images").flatten(1).double() / 255
     return math.sqrt(2 * float(x.var(dim=0, correction=1).mean())) if len(x) > 1 else 0.0

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdfia.data.images import pixel_advice, pixel_tensor
+from rdfia.data.arrays import as_tensor, host_array
+from rdfia.data.images import pixel_advice
 from rdfia.errors import ArgumentError
 from rdfia.gans.scores import Array, Estimate, frechet_distance
 
@@ -31,7 +32,7 @@ def pixel_statistics(images: Tensor | Array, batch: int = 500) -> Array:
     `row`, `column`: centre of mass of the brightness in pixels; of a black image its middle.
     ArgumentError: another dtype or shape, no image.
     """
-    images = pixel_tensor(images)
+    images = as_tensor(images, "images")
     if (
         images.dtype != torch.uint8
         or images.ndim != 4
@@ -73,13 +74,14 @@ def pixel_distance(real: Array, fake: Array) -> Estimate:
     error: jackknife, see `frechet_distance`. ArgumentError: see there, and a statistic that is the
     same for all real images.
     """
-    spread = np.asarray(real).std(axis=0, ddof=1)
+    real, fake = host_array(real, "real"), host_array(fake, "fake")
+    spread = real.std(axis=0, ddof=1)
     if not (spread > 0).all():
         same = [name for name, one in zip(STATISTICS, spread, strict=True) if not one > 0]
         raise ArgumentError(
             f"real: all images have the same {', '.join(same)}; give more and different real images"
         )
-    return frechet_distance(np.asarray(real) / spread, np.asarray(fake) / spread, corrected=True)
+    return frechet_distance(real / spread, fake / spread, corrected=True)
 
 
 def noise_ratio(real: Array, fake: Array) -> float:
@@ -88,7 +90,7 @@ def noise_ratio(real: Array, fake: Array) -> float:
     Above 1 generated images are noisier or sharper, below 1 smoother. ArgumentError: the real
     images have no noise and no edges.
     """
-    level = float(np.asarray(real)[:, 0].mean())
+    level = float(host_array(real, "real")[:, 0].mean())
     if not level > 0:
         raise ArgumentError("real: no image has noise or an edge; give other real images")
-    return float(np.asarray(fake)[:, 0].mean()) / level
+    return float(host_array(fake, "fake")[:, 0].mean()) / level

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.data.images import pixel_advice, pixel_tensor
+from rdfia.data.arrays import as_tensor, host_array
+from rdfia.data.images import pixel_advice
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError
 
@@ -47,7 +48,7 @@ def image_features(
     """
     # The default is 96 because half of CIFAR-10's classes then differ from all of them by 5.4
     # standard errors; with 64 it is 3.5.
-    images = pixel_tensor(images)
+    images = as_tensor(images, "images")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or size < 1:
         got = f"{images.dtype} {tuple(images.shape)}, size {size}"
         raise ArgumentError(
@@ -72,7 +73,7 @@ def in_batches(
 
     ArgumentError: no image, or a batch below 1.
     """
-    images = pixel_tensor(images)
+    images = as_tensor(images, "images")
     if not len(images) or batch < 1:
         raise ArgumentError(
             f"images: got {len(images)}, batch={batch}: expected images and batch from 1"
@@ -92,16 +93,12 @@ def in_batches(
 # --- arrays
 
 
-def _array(values: Any) -> Array:
-    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-
-
 def _rows(name: str, values: Any, width: int = 0) -> Array:
     """Values as a matrix with a row for each image.
 
     ArgumentError: fewer than two rows, NaN or infinity, a width other than `width`.
     """
-    array = _array(values)
+    array = host_array(values, name)
     if array.ndim < 2 or len(array) < 2 or not array.size or array.dtype.kind not in "fiu":
         raise ArgumentError(
             f"{name}: got {array.dtype} {array.shape}, expected numbers, n x d, n from 2"
@@ -124,7 +121,9 @@ def _pair(real: Any, fake: Any) -> tuple[Array, Array]:
 
 
 def _classes(name: str, values: Any, classes: int) -> Array:
-    array = _array(values)
+    array = host_array(values, name)
+    if (array.dtype.kind == "f" and (array == np.rint(array)).all()) or array.dtype.kind == "b":
+        array = array.astype(np.int64)
     if (
         array.ndim != 1
         or not len(array)

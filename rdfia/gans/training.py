@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data import files
-from rdfia.data.images import pixel_tensor
+from rdfia.data.arrays import as_tensor
 from rdfia.device import memory
 from rdfia.device.cuda_graphs import ReplayedWork, is_capturing
 from rdfia.device.precision import product_precision
@@ -70,7 +70,7 @@ class Trainer:
         replay: bool | None = None,
     ) -> None:
         self.config, self.device, a = config, torch.device(device), config.architecture
-        images = pixel_tensor(images)
+        images = as_tensor(images, "images")
         y = architecture.check_images(a, images, labels)
         if config.batch > len(images):
             raise DatasetError(

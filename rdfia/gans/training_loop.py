@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from rdfia.data.images import pixel_tensor
+from rdfia.data.arrays import as_tensor
 from rdfia.device import memory
 from rdfia.errors import ArgumentError
 from rdfia.gans import sampling
@@ -58,7 +58,7 @@ def train(
     `grids_at` a grid is made, and `log` gets the alarms of `health`. DatasetError, DivergedError,
     CheckpointError, StoreError, TooLarge: see `Trainer`.
     """
-    images = pixel_tensor(images)
+    images = as_tensor(images, "images")
     trainer = Trainer(config, images, labels, device=device)
     if checkpoint_every < 1 or checkpoint_every % LOG_EVERY:
         raise ArgumentError(

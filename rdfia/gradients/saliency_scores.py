@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.arrays import float_array, host_array
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import check_images, check_network, per_image, target_logits
@@ -17,12 +18,12 @@ from rdfia.gradients.ascent import check_images, check_network, per_image, targe
 FRACTIONS = tuple(i / 20 for i in range(21))
 _TINY = np.finfo(np.float64).tiny
 
-Maps = Tensor | np.ndarray
+Maps = Tensor | np.ndarray | Sequence[Any]  # also (nested) lists and memory maps
 
 
 def _as_float64(maps: Maps, name: str = "maps") -> np.ndarray:
     """Maps as a float64 array. Raises ArgumentError unless finite, B x H x W, from 2 x 2 pixels."""
-    array = np.asarray(maps.detach().cpu() if isinstance(maps, Tensor) else maps, dtype=np.float64)
+    array = float_array(maps, name).astype(np.float64)  # a copy: torch warns of read-only arrays
     if (
         array.ndim != 3
         or not len(array)
@@ -129,12 +130,10 @@ def pixel_curve(
     return torch.cat(rows).double().numpy()
 
 
-def area_under_curve(
-    curve: np.ndarray | Sequence[Sequence[float]], fractions: Sequence[float] = FRACTIONS
-) -> np.ndarray:
+def area_under_curve(curve: Maps, fractions: Sequence[float] = FRACTIONS) -> np.ndarray:
     """The mean height of curves, B x F, over F increasing shares: B. A good deletion is low."""
-    shares = np.asarray(fractions, dtype=np.float64)
-    return np.trapezoid(np.asarray(curve), shares, axis=-1) / (shares[-1] - shares[0])
+    shares = float_array(fractions, "fractions").astype(np.float64)
+    return np.trapezoid(float_array(curve, "curve"), shares, axis=-1) / (shares[-1] - shares[0])
 
 
 # --- noise
@@ -166,7 +165,7 @@ def high_frequency_share(maps: Maps, cutoff: float = 0.25) -> np.ndarray:
 # --- location, correlation, masks
 
 
-def localisation(maps: Maps, truth: np.ndarray, blur_sigma: float = 4.0) -> dict[str, np.ndarray]:
+def localisation(maps: Maps, truth: Maps, blur_sigma: float = 4.0) -> dict[str, np.ndarray]:
     """Whether maps lie inside the truth: `pointed` (bool) and `energy` (0..1), B values each.
 
     `pointed`: the largest value of the map, blurred with a sigma of `blur_sigma` pixels, is inside
@@ -175,7 +174,7 @@ def localisation(maps: Maps, truth: np.ndarray, blur_sigma: float = 4.0) -> dict
 
     Raises ArgumentError for other shapes, negative values, NaN and infinity.
     """
-    array = _as_float64(maps)
+    array, truth = _as_float64(maps), host_array(truth, "truth")
     if array.shape != truth.shape or truth.dtype != bool or array.min() < 0:
         raise ArgumentError(
             f"maps {array.shape} from {array.min():.3g}, truth {truth.dtype} {truth.shape}: "
@@ -221,11 +220,12 @@ def object_masks(maps: Maps, blur_sigma: float = 8.0) -> np.ndarray:
     return smooth > np.array(levels)[:, None, None]
 
 
-def mask_overlap(found: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+def mask_overlap(found: Maps, truth: Maps) -> dict[str, np.ndarray]:
     """`iou` and `precision` of masks against the truth, B values each; both are B x H x W bool.
 
     `precision` is the share of the mask inside the truth.
     """
+    found, truth = host_array(found, "found"), host_array(truth, "truth")
     both = (found & truth).sum(axis=(1, 2))
     return {
         "iou": both / np.maximum((found | truth).sum(axis=(1, 2)), 1),

@@ -9,10 +9,11 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from rdfia.device.memory import (
 from rdfia.device.precision import fast_dtype, product_precision
 from rdfia.device.staging import decode_images, image_batches, staging_for  # noqa: F401 - part of this module's interface
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
+
+if TYPE_CHECKING:
+    from rdfia.transfer.tap_transformer import TapTransformer as TapTransformer
 
 # Images of a batch: 16 fill a processor's caches; 128 should keep a GPU busy (not measured yet).
 BATCH = {"cpu": 16, "cuda": 128}
@@ -490,3 +494,10 @@ def stream(
                     yield parts[0]
                 else:
                     yield {tap: torch.cat([part[tap] for part in parts]) for tap in taps}
+
+
+def __getattr__(name: str) -> Any:
+    """`TapTransformer`, imported when it is first used: it needs scikit-learn, features do not."""
+    if name == "TapTransformer":
+        return getattr(importlib.import_module("rdfia.transfer.tap_transformer"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ Answers 5 and 6 are about the latter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.data.images import pixel_advice, pixel_tensor
+from rdfia.data.arrays import ArrayLike, Labels, as_tensor, class_numbers
+from rdfia.data.images import pixel_advice
 from rdfia.device.memory import retain_freed_memory
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
 
 Device = str | torch.device
-Labels = Tensor | np.ndarray | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -85,34 +85,32 @@ class Head(NamedTuple):
     """A trained last layer.
 
     `module`: d -> classes, for features that are not rescaled; `epochs`: the number with the best
-    validation accuracy.
+    validation accuracy; `classes`: the sorted labels, so that `classes[predict(...)]` are labels.
     """
 
     module: nn.Linear
     history: list[Epoch]
     validation_accuracy: float
     epochs: int
+    classes: np.ndarray
 
 
 def train_head(
-    features: Tensor | np.ndarray,
-    y: Labels,
-    *,
-    config: HeadConfig | None = None,
-    device: Device = "cpu",
+    features: ArrayLike, y: Labels, *, config: HeadConfig | None = None, device: Device = "cpu"
 ) -> Head:
-    """A linear softmax layer trained on frozen features, n x d floating point on any device.
+    """A linear softmax layer trained on frozen features, n x d.
 
-    `y` has labels 0 .. classes - 1, each at least twice. In training the features are divided by
-    their root mean square row norm, and the returned weights include the factor: one learning rate
-    suits raw and L2-normalised features of any width. Training starts from zero weights; the same
-    seed, CPU and thread count give the same layer. Raises ArgumentError for features that are not
-    finite floating point n x d or all zero, DatasetError for labels, DivergedError when the loss is
-    not finite. Source: report 1, answer 10.
+    `features` are a floating-point tensor on any device, an array, a memory map, lists or a store
+    of one tap; `y` has labels as scikit-learn takes them, each at least twice. In training the
+    features are divided by their root mean square row norm, and the returned weights include the
+    factor: one learning rate suits raw and L2-normalised features of any width. Training starts
+    from zero weights; the same seed, CPU and thread count give the same layer. Raises ArgumentError
+    for features that are not finite floating point n x d or all zero, DatasetError for labels,
+    DivergedError when the loss is not finite. Source: report 1, answer 10.
     """
     config = config or HeadConfig()
-    features = pixel_tensor(features, "features")
-    labels = _labels(y, features)
+    features = as_tensor(features, "features")
+    classes, labels = _labels(y, features)
     device = torch.device(device)
     if features.ndim != 2 or not features.is_floating_point() or not config.validation:
         got = f"{features.dtype} {tuple(features.shape)}, validation={config.validation}"
@@ -132,7 +130,7 @@ def train_head(
 
     def start(rows: Tensor, held: Tensor | None, epochs: int) -> tuple[nn.Linear, list[Epoch]]:
         # skip_init draws no global random numbers
-        layer = nn.utils.skip_init(nn.Linear, features.shape[1], int(labels.max()) + 1)
+        layer = nn.utils.skip_init(nn.Linear, features.shape[1], len(classes))
         for parameter in layer.to(device).parameters():
             nn.init.zeros_(parameter)
         generator = torch.Generator().manual_seed(config.seed)
@@ -149,7 +147,7 @@ def train_head(
         layer, _ = start(torch.arange(len(labels)) if config.refit else train, None, best)
     with torch.no_grad():
         layer.weight /= rms
-    return Head(layer, history, max(scores), best)
+    return Head(layer, history, max(scores), best, classes)
 
 
 def train_network(
@@ -164,14 +162,20 @@ def train_network(
 ) -> list[Epoch]:
     """The history of training every weight of `module`, in place, one entry an epoch.
 
-    `images` are n x 3 x S x S uint8, `y` labels 0 .. classes - 1. The module's mode and the global
-    random state do not change: dropout uses a fork of it, seeded by the config. Raises
+    `images` are n x 3 x S x S uint8, a tensor or an array; `y` has labels
+    0 .. classes - 1, or text, whose class is its place in the sorted order. The module's mode and
+    the global random state do not change: dropout uses a fork of it, seeded by the config. Raises
     ArgumentError for the images or the shift, DatasetError for labels, DivergedError with the epoch
     when the loss is not finite. Source: report 1, answers 5 and 6.
     """
     config = config or ScratchConfig()
-    images = pixel_tensor(images)
-    labels = _labels(y, images)
+    images = as_tensor(images, "images")
+    classes, labels = _labels(y, images)
+    if classes.dtype.kind in "biuf" and not np.array_equal(classes, np.arange(len(classes))):
+        raise DatasetError(
+            f"y: got classes {classes.tolist()}, expected two or more classes 0, 1, ..., the "
+            "numbers of the network's outputs"
+        )
     device = torch.device(device)
     if (
         images.dtype != torch.uint8
@@ -227,7 +231,8 @@ def predict(
 
     The module's mode does not change.
     """
-    inputs, device = pixel_tensor(inputs, "inputs"), torch.device(device)
+    device = torch.device(device)
+    inputs = as_tensor(inputs, "inputs")
     was_training = module.training
     module.to(device).eval()
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -328,17 +333,12 @@ def _split(labels: Tensor, config: HeadConfig) -> tuple[Tensor, Tensor]:
     return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
 
 
-def _labels(y: Labels, rows: Tensor) -> Tensor:
-    labels = torch.as_tensor(y)
-    if labels.shape != rows.shape[:1] or labels.is_floating_point() or not len(labels):
-        got = f"{labels.dtype} {tuple(labels.shape)}"
-        raise DatasetError(
-            f"y: got {got}, expected one whole number for each of the {len(rows)} rows"
-        )
-    values, counts = torch.unique(labels, return_counts=True)
-    if len(values) < 2 or values.tolist() != list(range(len(values))) or int(counts.min()) < 2:
-        got = f"classes {values.tolist()} with {counts.tolist()} rows"
-        raise DatasetError(
-            f"y: got {got}, expected two or more classes 0, 1, ... with two or more rows each"
-        )
-    return labels.long().cpu()
+def _labels(y: Labels, rows: Tensor) -> tuple[np.ndarray, Tensor]:
+    """The sorted classes, and the number of each row's class, int64 (n,) on the CPU."""
+    classes, numbers = class_numbers(y, len(rows))
+    labels = torch.from_numpy(numbers).long()
+    counts = torch.bincount(labels)
+    if int(counts.min()) < 2:
+        got = f"classes {classes.tolist()} with {counts.tolist()} rows"
+        raise DatasetError(f"y: got {got}, expected two or more rows each")
+    return classes, labels

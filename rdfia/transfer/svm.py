@@ -1,191 +1,162 @@
 """TME 7's classifier: scikit-learn's linear SVM on features of any width, by the Gram matrix.
 
-LinearSVC minimises `||w||^2 + b^2` plus the loss (the intercept is the weight of a constant
-column). A part of `w` orthogonal to all training rows adds to the norm and changes no training
-decision, so that `w = X_train^T a`. With `X_train X_train^T = U S U^T`, the rows of `U sqrt(S)`
-(training) and of `K_test,train U / sqrt(S)` (test) are the same points in coordinates of the span
-of the training rows. The SVM fitted to them is the SVM fitted to the features, with at most n
-columns instead of up to 3,211,264.
+`gram` says why the SVM on the coordinates in the span of the training rows is the SVM on the
+features. Matrices and labels may be arrays, memory maps, tensors of any float dtype and device,
+lists, and stores of one tap; labels are those of scikit-learn (`data.arrays`).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
-import torch
+from scipy.sparse import issparse
 from scipy.stats import binomtest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
 from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
+from sklearn.utils import compute_class_weight
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from rdfia.device import precision
-from rdfia.device.memory import require_memory
-from rdfia.errors import ArgumentError, DatasetError
+from rdfia.data.arrays import ArrayLike, Labels, class_numbers, host_array, label_array, on_host
+from rdfia.errors import ArgumentError
+from rdfia.transfer.gram import GramAccumulator as GramAccumulator
+from rdfia.transfer.gram import finite_array, row_products, row_sums, span_coordinates
+from rdfia.transfer.gram import normalise_gram as normalise_gram
+from rdfia.transfer.gram import reduce as reduce
 
 Array = np.ndarray
-CHUNK_COLUMNS = 8192  # enough for a fast product, few enough for an accurate float32 sum
-CHUNK_BYTES = 256 * 2**20  # most bytes of a float32 copy of a part of a tile
+_DTYPES = [np.float64, np.float32, np.float16]  # not converted as a whole: see `row_products`
 
 
-class GramAccumulator:
-    """The sums of `X_train X_all^T` and of all squared norms over tiles of columns.
+class SpanLinearSVC(ClassifierMixin, BaseEstimator):
+    """scikit-learn's `LinearSVC`, fitted in the span of the rows if there are more columns.
 
-    The first `train_rows` of the `rows` rows are the training rows; wide features are never stored.
-    Products are float32 (float64 for float64 tiles) over at most 8,192 columns; they are summed in
-    float64, on the tile's device. On a CPU bfloat16 is converted to float32 chunk by chunk: torch
-    has no CPU product of bfloat16 matrices with a float32 result, and the product of two bfloat16
-    numbers is exact in float32. On CUDA TF32 is off (`precision.matmul_transposed`). Raises
-    ArgumentError for wrong numbers of rows, TooLarge when memory cannot hold the matrix.
+    Parameters, attributes and results are those of `LinearSVC`. With more columns than rows and the
+    L2 penalty, the solver gets at most n columns, whatever the number of columns of `X`; with
+    `dual="auto"` it then is the primal Newton solver, which converges where the dual one does not.
+    `X` may also be tensors of any float dtype and device, and a feature store with one tap. Labels
+    may be any objects that sort. Raises as `LinearSVC`; DatasetError, which is a ValueError, for
+    labels. A fitted model holds its weights and no training rows. Source: report 1, answer 11
+    (C = 1, one-vs-rest).
     """
 
-    def __init__(self, train_rows: int, rows: int) -> None:
-        if not 1 <= train_rows <= rows:
-            raise ArgumentError(
-                f"train_rows={train_rows}, rows={rows}: expected 1 <= train_rows <= rows"
-            )
-        require_memory(
-            24 * (train_rows + 1) * rows,
-            f"the Gram matrix of {train_rows} training and {rows} rows",
-            "take fewer rows, or use SGDClassifier, whose memory grows with the columns only",
-        )
-        self.train_rows, self.rows = train_rows, rows
-        # (train_rows + 1) x rows: the products, and in the last row the squared norms
-        self._sums: torch.Tensor | None = None
+    def __init__(
+        self,
+        penalty: Literal["l1", "l2"] = "l2",
+        loss: Literal["hinge", "squared_hinge"] = "squared_hinge",
+        *,
+        dual: Literal["auto"] | bool = "auto",
+        tol: float = 1e-4,
+        C: float = 1.0,
+        multi_class: Literal["ovr", "crammer_singer"] = "ovr",
+        fit_intercept: bool = True,
+        intercept_scaling: float = 1.0,
+        class_weight: dict[Any, float] | Literal["balanced"] | None = None,
+        verbose: int = 0,
+        random_state: int | np.random.RandomState | None = None,
+        max_iter: int = 1000,
+    ) -> None:
+        self.penalty = penalty
+        self.loss = loss
+        self.dual = dual
+        self.tol = tol
+        self.C = C
+        self.multi_class = multi_class
+        self.fit_intercept = fit_intercept
+        self.intercept_scaling = intercept_scaling
+        self.class_weight = class_weight
+        self.verbose = verbose
+        self.random_state = random_state
+        self.max_iter = max_iter
 
-    @torch.no_grad()
-    def add(self, columns: torch.Tensor) -> None:
-        """Add a tile, rows x c floating point.
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
-        Raises ArgumentError for another shape or type, DatasetError for NaN or infinity; the sums
-        do not change then.
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """This model, fitted to rows `X` (n x d) and their labels `y` (n,).
+
+        `sample_weight`, (n,), multiplies C of each row: a weight of 2 is the row twice, one of 0
+        leaves it out, to the last digits of the result.
         """
-        if columns.ndim != 2 or len(columns) != self.rows or not columns.is_floating_point():
-            got = f"{columns.dtype} {tuple(columns.shape)}"
-            raise ArgumentError(
-                f"columns: got {got}, expected a floating-point tile of {self.rows} rows x c "
-                "columns"
-            )
-        dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
-        if self._sums is None:
-            sums = torch.zeros(
-                self.train_rows + 1, self.rows, dtype=torch.float64, device=columns.device
-            )
-        else:
-            sums = self._sums.clone()  # kept only if all norms are finite
-        for part in columns.split(
-            max(1, min(CHUNK_COLUMNS, CHUNK_BYTES // (4 * self.rows))), dim=1
-        ):
-            wide = part.to(dtype)
-            factor = wide if part.device.type == "cpu" else part
-            train, rest = factor[: self.train_rows], factor[self.train_rows :]
-            sums[:-1, : self.train_rows] += _product(train, train)
-            sums[:-1, self.train_rows :] += _product(train, rest)
-            # float32 sums of at most 512 values, added in float64
-            for few in wide.split(512, dim=1):
-                sums[-1] += torch.linalg.vector_norm(few, dim=1).double().square()
-        finite = sums[-1].isfinite()
-        if not bool(finite.all()):
-            raise DatasetError(f"columns: NaN or infinity in {_rows(~finite.cpu().numpy())}")
-        self._sums = sums
-
-    def _read(self) -> Array:
-        if self._sums is None:
-            raise ArgumentError(
-                "no columns were added: call add(tile) before reading the Gram matrix"
-            )
-        return self._sums.cpu().numpy()
-
-    @property
-    def gram(self) -> Array:
-        """X_train X_train^T, n x n float64, exactly symmetric."""
-        square = self._read()[:-1, : self.train_rows]
-        return (square + square.T) / 2
-
-    @property
-    def cross(self) -> Array:
-        """X_rest X_train^T, (rows - n) x n float64."""
-        return np.ascontiguousarray(self._read()[:-1, self.train_rows :].T)
-
-    @property
-    def square_norms(self) -> Array:
-        """Squared L2 norm of each row, (rows,) float64, training rows first."""
-        return self._read()[-1].copy()
-
-
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b^T.
-
-    On a CPU by numpy: its BLAS was 1.5 times as fast as torch's on an AMD processor, and computes
-    only half of a a^T.
-    """
-    if a.device.type != "cpu":
-        return precision.matmul_transposed(a, b)
-    left = a.numpy()
-    return torch.from_numpy(left @ (left if a is b else b.numpy()).T)
-
-
-def normalise_gram(gram: Array, cross: Array, test_square_norms: Array) -> tuple[Array, Array]:
-    """The Gram matrices of the L2-normalised rows, n x n and m x n float64.
-
-    `gram` is X_train X_train^T, `cross` is X_test X_train^T, `test_square_norms` has the squared
-    norms of the test rows, (m,). Raises DatasetError that names rows of zeros, ArgumentError for
-    wrong shapes or NaN.
-    """
-    gram, cross = _grams(gram, cross)
-    squares = _finite("test_square_norms", test_square_norms, 1)
-    if len(squares) != len(cross):
-        raise ArgumentError(
-            f"test_square_norms: got {len(squares)}, expected one for each of {len(cross)} test "
-            "rows"
+        X, y = validate_data(
+            self, on_host(X, "X"), on_host(y, "y"), accept_sparse="csr", dtype=_DTYPES
         )
-    for name, values in (("training", np.diag(gram)), ("test", squares)):
-        if (values <= 0).any():
-            raise DatasetError(
-                f"{name} features are zero in {_rows(values <= 0)}: remove them, they have no norm"
-            )
-    train, test = np.sqrt(np.diag(gram)), np.sqrt(squares)
-    return gram / np.outer(train, train), cross / np.outer(test, train)
+        self.classes_, numbers = class_numbers(y)
+        options = self.get_params(deep=False)
+        if isinstance(self.class_weight, dict):  # its keys are labels; the solver gets numbers
+            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            options["class_weight"] = dict(enumerate(weights))
+        solver = LinearSVC(**options)
+        X, numbers, sample_weight = _merged_rows(X, numbers, on_host(sample_weight))
+        rows, basis = X, None
+        if X.shape[1] > X.shape[0] and self.penalty == "l2":
+            gram = row_products(X, X)
+            if gram.any():  # rows of zeros span nothing
+                rows, basis = span_coordinates(gram, np.eye(len(gram)))
+        solver.fit(rows, numbers, sample_weight)
+        self.coef_ = solver.coef_ if basis is None else row_sums(solver.coef_ @ basis.T, X)
+        self.intercept_ = solver.intercept_
+        self.n_iter_ = solver.n_iter_
+        return self
+
+    def decision_function(self, X: Any) -> Array:
+        """Signed distances times the norm of the weights, m x classes; (m,) for two classes."""
+        check_is_fitted(self)
+        X = validate_data(self, on_host(X, "X"), accept_sparse="csr", dtype=_DTYPES, reset=False)
+        scores = row_products(X, self.coef_) + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X: Any) -> Array:
+        """The label of each row, (m,): the class with the largest decision value."""
+        scores = self.decision_function(X)
+        numbers = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return self.classes_[numbers]
 
 
-def span_coordinates(gram_train: Array, gram_test_train: Array) -> tuple[Array, Array]:
-    """Coordinates in the span of the training rows, n x r and m x r float64.
+def _merged_rows(X: Any, numbers: Array, weights: Any) -> tuple[Any, Array, Array | None]:
+    """Rows and class numbers with each pair once, and the sums of the weights of equal pairs.
 
-    `gram_train` is X_train X_train^T (n x n); `gram_test_train` is X_test X_train^T (m x n).
-    Eigenvalues up to n * 2.2e-16 of the largest are dropped: in float64 they are rounding. Small
-    eigenvalues that stay do no harm: a decision is `a^T P k_test` with a projection P. Raises
-    ArgumentError for NaN, wrong shapes, a matrix that is not symmetric or has clearly negative
-    eigenvalues; DatasetError when every row is zero.
+    Rows of weight 0 are left out, unless a class would have none. It is the same problem, but the
+    solver stops by the number of rows: without this, weights and repeated rows would differ by its
+    tolerance. Nothing changes (None: no weights) where no two rows are equal and none is weighted.
     """
-    gram, cross = _grams(gram_train, gram_test_train)
-    values, vectors = np.linalg.eigh(gram)
-    if values[0] < -1e-5 * np.abs(values).max():
-        got = f"eigenvalues from {values[0]:.3g} to {values[-1]:.3g}"
-        raise ArgumentError(f"gram_train: got {got}, expected those of X X^T, none below 0")
-    if values[-1] <= 0:
-        raise DatasetError(
-            "gram_train: every training row is zero; expected features that differ, check them"
-        )
-    keep = values > len(gram) * np.finfo(np.float64).eps * values[-1]
-    root, basis = np.sqrt(values[keep]), vectors[:, keep]
-    return np.ascontiguousarray(basis * root), np.ascontiguousarray(cross @ basis / root)
-
-
-def reduce(X_train: Array, X_test: Array) -> tuple[Array, Array]:
-    """Rows with the same SVM and at most n columns, n x r and m x r float64.
-
-    `X_train` is n x d, `X_test` m x d: unchanged if d <= n, else their span coordinates. Nothing is
-    normalised: the lab's protocol is `experiments.transfer.table1_row`.
-    """
-    train = _finite("X_train", X_train, 2)
-    test = _finite("X_test", X_test, 2, width_of=("X_train", X_train))
-    if train.shape[1] <= len(train):
-        return train, test
-    return span_coordinates(train @ train.T, test @ train.T)
+    keep = list(range(len(numbers)))
+    if weights is None:
+        summed = np.ones(len(numbers))
+    else:
+        weights = summed = _check_sample_weight(weights, X, dtype=np.float64).copy()
+        positive = np.flatnonzero(weights > 0)
+        if (weights >= 0).all() and len(np.unique(numbers[positive])) == numbers.max() + 1:
+            keep = positive.tolist()
+    # Few columns are compared first: rows of features that differ, differ there.
+    few = X[:, :: max(1, X.shape[1] // 64)]
+    few = np.ascontiguousarray(few.toarray() if issparse(few) else few)
+    keys = [(number, row.tobytes()) for number, row in zip(numbers, few, strict=True)]
+    counts = Counter(keys[row] for row in keep)
+    first: dict[tuple[Any, ...], int] = {}
+    kept = []
+    for row in keep:
+        if counts[keys[row]] > 1:
+            whole = (X[[row]].toarray() if issparse(X) else X[row]).tobytes()
+            equal = first.setdefault((*keys[row], blake2b(whole).digest()), row)
+            if equal != row:
+                summed[equal] += summed[row]
+                continue
+        kept.append(row)
+    if weights is None and len(kept) == len(numbers):
+        return X, numbers, None
+    kept.sort(key=keys.__getitem__)  # the order of the rows changes the last digits too
+    return X[kept], numbers[kept], summed[kept]
 
 
 class Fit(NamedTuple):
@@ -205,9 +176,9 @@ class Fit(NamedTuple):
 
 
 def fit(
-    Z_train: Array,
-    y: Array,
-    Z_test: Array,
+    Z_train: ArrayLike,
+    y: Labels,
+    Z_test: ArrayLike,
     C: float = 1.0,
     *,
     scheme: Literal["ovr", "ovo"] = "ovr",
@@ -217,17 +188,18 @@ def fit(
     intercept_scaling: float = 1.0,
     seed: int = 0,
 ) -> Fit:
-    """A `LinearSVC` (squared hinge loss, L2 penalty) fitted to training rows, on test rows.
+    """A `SpanLinearSVC` (squared hinge loss, L2 penalty) fitted to training rows, on test rows.
 
-    `Z_train` is n x r, `y` has whole numbers (n,), `Z_test` is m x r. `dual="auto"` uses the primal
-    Newton solver when r <= n, as for span coordinates: it converges for C = 1e-3 .. 1e3, while the
-    dual solver reaches `max_iter` at large C. `converged` is False when a solver reached
-    `max_iter`; other warnings are passed on. Raises ArgumentError for wrong shapes, NaN, C <= 0 or
-    an unknown scheme, DatasetError for labels that do not match or have one class. Source: report
-    1, answer 11 (C = 1, one-vs-rest).
+    `Z_train` is n x r, `y` has a label for each row, (n,), `Z_test` is m x r. `dual="auto"` uses
+    the primal Newton solver: it converges for C = 1e-3 .. 1e3, while the dual solver reaches
+    `max_iter` at large C. `converged` is False when a solver reached `max_iter`; other warnings are
+    passed on. Raises ArgumentError for wrong shapes, NaN, C <= 0 or an unknown scheme, DatasetError
+    for labels that do not match or have one class. Source: report 1, answer 11 (C = 1,
+    one-vs-rest).
     """
-    train, y = _labelled(Z_train, y)
-    test = _finite("Z_test", Z_test, 2, width_of=("Z_train", train))
+    train = finite_array("Z_train", Z_train, 2)
+    classes, numbers = class_numbers(y, len(train))
+    test = finite_array("Z_test", Z_test, 2, width_of=("Z_train", train))
     if scheme not in ("ovr", "ovo") or dual not in ("auto", True, False):
         got = f"scheme={scheme!r}, dual={dual!r}"
         raise ArgumentError(
@@ -235,35 +207,35 @@ def fit(
             "'auto', True or False"
         )
     (C,) = _costs([C])
-    options = {
+    options: dict[str, Any] = {
         "tol": tol,
         "max_iter": max_iter,
         "intercept_scaling": intercept_scaling,
         "random_state": seed,
     }
-    model: Any = LinearSVC(C=C, dual=dual, **options)
+    model: Any = SpanLinearSVC(C=C, dual=dual, **options)
     model = OneVsOneClassifier(model) if scheme == "ovo" else model
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(train, y)
+        model.fit(train, numbers)
     others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
     for w in others:
         warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     stopped = len(others) < len(caught)
     iterations = int(max(np.max(m.n_iter_) for m in getattr(model, "estimators_", [model])))
     return Fit(
-        model.predict(test),
+        classes[model.predict(test)],
         model.decision_function(test),
         not stopped and iterations < max_iter,
         iterations,
         C,
         scheme,
-        model.classes_,
+        classes,
     )
 
 
 def sweep(
-    Z_train: Array, y: Array, Z_test: Array, Cs: Sequence[float], **options: Any
+    Z_train: ArrayLike, y: Labels, Z_test: ArrayLike, Cs: Sequence[float], **options: Any
 ) -> list[tuple[float, Fit]]:
     """(C, fit) for each C; `options` are those of `fit`."""
     return [(C, fit(Z_train, y, Z_test, C, **options)) for C in _costs(Cs)]
@@ -285,8 +257,8 @@ class Validation(NamedTuple):
 
 
 def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
-    Z_train: Array,
-    y: Array,
+    Z_train: ArrayLike,
+    y: Labels,
     Cs: Sequence[float],
     folds: float = 5,
     repeats: int = 1,
@@ -300,17 +272,18 @@ def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
     in a stratified split; `repeats`: how often the rows are shuffled and split; `options` are those
     of `fit`. Raises ArgumentError for folds that cannot be made; else as `fit`.
     """
-    Z, y = _labelled(Z_train, y)
-    splits = _splits(y, folds, repeats, seed)
+    Z = finite_array("Z_train", Z_train, 2)
+    _, numbers = class_numbers(y, len(Z))
+    splits = _splits(numbers, folds, repeats, seed)
     table = []
-    held_out = np.bincount(np.concatenate([held for _, held in splits]), minlength=len(y))
+    held_out = np.bincount(np.concatenate([held for _, held in splits]), minlength=len(Z))
     for C in _costs(Cs):
-        fits = [fit(Z[train], y[train], Z[held], C, **options) for train, held in splits]
-        hits = [f.predictions == y[held] for f, (_, held) in zip(fits, splits, strict=True)]
-        right = np.zeros(len(y))
+        fits = [fit(Z[train], numbers[train], Z[held], C, **options) for train, held in splits]
+        hits = [f.predictions == numbers[held] for f, (_, held) in zip(fits, splits, strict=True)]
+        right = np.zeros(len(Z))
         for hit, (_, held) in zip(hits, splits, strict=True):
             right[held] += hit
-        right = np.divide(right, held_out, out=np.full(len(y), np.nan), where=held_out > 0)
+        right = np.divide(right, held_out, out=np.full(len(Z), np.nan), where=held_out > 0)
         scores = tuple(float(hit.mean()) for hit in hits)
         table.append(
             Validation(C, float(np.mean(scores)), scores, all(f.converged for f in fits), right)
@@ -319,10 +292,16 @@ def choose_C(  # noqa: N802  (C is the field's name for the SVM's cost)
 
 
 def cross_validate(
-    gram_train: Array, y: Array, C: float = 1.0, folds: float = 5, seed: int = 0, **options: Any
+    gram_train: ArrayLike,
+    y: Labels,
+    C: float = 1.0,
+    folds: float = 5,
+    seed: int = 0,
+    **options: Any,
 ) -> Validation:
     """The row of `choose_C` for one C, from a training Gram matrix, n x n."""
-    Z, _ = span_coordinates(gram_train, np.empty((0, len(gram_train))))
+    gram = finite_array("gram_train", gram_train, 2)
+    Z, _ = span_coordinates(gram, np.empty((0, gram.shape[1])))
     return choose_C(Z, y, [C], folds, seed=seed, **options)[1][0]
 
 
@@ -337,15 +316,23 @@ class Accuracy(NamedTuple):
     high: float
 
 
-def accuracy(y: Array, predictions: Array) -> Accuracy:
+def accuracy(y: Labels, predictions: Labels) -> Accuracy:
     """The share of predictions (m,) that equal the labels y (m,).
 
-    Raises ArgumentError for shapes that differ, or no prediction.
+    Raises ArgumentError for shapes that differ, no prediction, or text compared with numbers.
     """
-    y, predictions = np.asarray(y), np.asarray(predictions)
+    y, predictions = host_array(y, "y"), host_array(predictions, "predictions")
     if y.shape != predictions.shape or y.ndim != 1 or not len(y):
         raise ArgumentError(
             f"predictions: got shape {predictions.shape}, expected that of y, {y.shape}, not empty"
+        )
+    if (y.dtype.kind in "US") != (predictions.dtype.kind in "US") and "O" not in (
+        y.dtype.kind,
+        predictions.dtype.kind,
+    ):
+        raise ArgumentError(
+            f"predictions: got {predictions.dtype}, expected labels of the kind of y, {y.dtype}; "
+            "compare text with text, and numbers with numbers"
         )
     correct, total = int((y == predictions).sum()), len(y)
     p = correct / total
@@ -355,18 +342,24 @@ def accuracy(y: Array, predictions: Array) -> Accuracy:
     )
 
 
-def confusion(y: Array, predictions: Array, classes: int) -> Array:
+def confusion(y: Labels, predictions: Labels, classes: int | Array | Sequence[Any]) -> Array:
     """Counts, classes x classes: row = true class, column = predicted class.
 
-    Raises ArgumentError for labels or predictions outside 0 .. classes - 1.
+    `classes` are the labels in the order of the rows (`Fit.classes`); a number k means 0 .. k - 1.
+    Raises ArgumentError for labels or predictions that are none of them; else as `accuracy`.
     """
-    total = accuracy(y, predictions).total
-    matrix = confusion_matrix(y, predictions, labels=np.arange(classes))
-    if matrix.sum() != total:
-        raise ArgumentError(
-            f"classes={classes}: labels or predictions lie outside 0 .. {classes - 1}"
-        )
-    return matrix
+    y, predictions = label_array(y), label_array(predictions, name="predictions")
+    accuracy(y, predictions)  # checks the shapes
+    known = np.arange(classes) if isinstance(classes, int) else label_array(classes, name="classes")
+    row_of = {label: row for row, label in enumerate(known.tolist())}
+    rows, columns = (
+        np.array([row_of.get(label, -1) for label in labels.tolist()])
+        for labels in (y, predictions)
+    )
+    if min(rows.min(), columns.min()) < 0:
+        lie = f"0 .. {classes - 1}" if isinstance(classes, int) else f"{known.tolist()}"
+        raise ArgumentError(f"classes={classes}: labels or predictions lie outside {lie}")
+    return confusion_matrix(rows, columns, labels=np.arange(len(known)))
 
 
 def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array, Array]]:
@@ -391,49 +384,3 @@ def _costs(Cs: Sequence[float]) -> list[float]:
     if not values or not all(0 < C < np.inf for C in values):
         raise ArgumentError(f"C: got {values}, expected finite values above 0")
     return values
-
-
-def _finite(
-    name: str, values: Array, ndim: int, width_of: tuple[str, Array] | None = None
-) -> Array:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != ndim or (width_of is not None and array.shape[1] != np.shape(width_of[1])[1]):
-        like = f" and as many columns as {width_of[0]}, {np.shape(width_of[1])}" if width_of else ""
-        raise ArgumentError(f"{name}: got shape {array.shape}, expected {ndim} dimension(s){like}")
-    if not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array)) // (array.size // len(array))
-        raise ArgumentError(f"{name}: NaN or infinity in {_rows(np.bincount(bad))}")
-    return array
-
-
-def _grams(gram: Array, cross: Array) -> tuple[Array, Array]:
-    gram, cross = _finite("gram", gram, 2), _finite("cross", cross, 2)
-    if not len(gram) or gram.shape[0] != gram.shape[1] or cross.shape[1] != len(gram):
-        raise ArgumentError(
-            f"gram, cross: got shapes {gram.shape} and {cross.shape}, expected n x n and m x n"
-        )
-    if (skew := np.abs(gram - gram.T).max()) > 1e-6 * np.abs(gram).max():
-        raise ArgumentError(
-            f"gram: differs from its transpose by {skew:.3g}, expected X X^T, which is symmetric"
-        )
-    return gram, cross
-
-
-def _labelled(rows: Array, y: Array) -> tuple[Array, Array]:
-    rows, y = _finite("Z_train", rows, 2), np.asarray(y)
-    if y.shape != (len(rows),) or y.dtype.kind not in "iu":
-        raise DatasetError(
-            f"y: got {y.dtype} {y.shape}, expected a whole number for each of {len(rows)} rows"
-        )
-    classes = np.unique(y)
-    if len(classes) < 2:
-        raise DatasetError(
-            f"y: got the classes {classes.tolist()}, expected at least two to separate"
-        )
-    return rows, y
-
-
-def _rows(bad: Array) -> str:
-    rows = np.flatnonzero(bad).tolist()
-    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-    return f"rows {', '.join(map(str, rows[:8]))}{more}"

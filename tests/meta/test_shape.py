@@ -22,7 +22,7 @@ ARROWS = {
     "device": "",
     "models": "",
     "data": "device models",
-    "transfer": "device data",
+    "transfer": "device models data",
     "gradients": "device data",
     "gans": "device data",
     "claims": "data",
@@ -33,8 +33,8 @@ ARROWS = {
 ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
-    "data": "files feature_store downloads assets jpeg images datasets",
-    "transfer": "features svm column_tiles extraction heads",
+    "data": "files feature_store arrays downloads assets jpeg images datasets",
+    "transfer": "features tap_transformer gram svm column_tiles extraction heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
@@ -180,14 +180,14 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 2925, rooms
+    assert sum(rooms[room] for room in LABS) < 3110, rooms
     # Devices and memory.
     assert rooms["device"] < 500, rooms
     # The protocols of the labs.
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2800
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2880
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.support.on_device import OnDevice
 
 ROOMS = {
-    "transfer": "features extraction column_tiles svm heads",
+    "transfer": "features extraction column_tiles gram svm heads",
     "models": "networks",
     "data": "images jpeg",
     "gradients": "ascent saliency visualisation fooling saliency_scores",

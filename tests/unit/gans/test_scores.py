@@ -506,7 +506,7 @@ def test_too_few_rows_are_refused_with_advice() -> None:
         nearest_neighbour(rows, rows, rows)
 
 
-@pytest.mark.parametrize("bad", [[], [0, 10], [-1, 2], [0.0, 1.0], [[0, 1]]])
+@pytest.mark.parametrize("bad", [[], [0, 10], [-1, 2], [0.5, 1.0], [[0, 1]]])
 def test_wrong_classes_are_refused(bad: Any) -> None:
     for run in (mode_coverage, entropy, lambda p, c: conditional_accuracy(p, [0, 1], c)):
         with pytest.raises(

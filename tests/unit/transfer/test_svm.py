@@ -11,7 +11,7 @@ import torch
 from sklearn.svm import LinearSVC
 
 from rdfia.errors import ArgumentError, DatasetError
-from rdfia.transfer import svm
+from rdfia.transfer import gram, svm
 from tests.support.tolerances import assert_close
 
 Y = np.repeat(np.arange(3), 8)
@@ -48,7 +48,7 @@ def test_weight_of_two_opposite_points_is_the_closed_form(C: float, dual: bool) 
 def test_sums_over_tiles_equal_the_whole_products(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(svm, "CHUNK_COLUMNS", 32)  # several chunks a tile
+    monkeypatch.setattr(gram, "CHUNK_COLUMNS", 32)  # several chunks a tile
     x = torch.randn(11, 700, generator=torch.Generator().manual_seed(0)).relu().to(dtype)
     sums = svm.GramAccumulator(4, 11)
     for tile in (x[:, :1], x[:, 1:650], x[:, 650:]):
@@ -64,7 +64,7 @@ def test_sums_over_tiles_equal_the_whole_products(
 def test_bfloat16_tiles_are_converted_chunk_by_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(svm, "CHUNK_BYTES", 4 * 10 * 16)  # 16 columns of 10 rows in float32
+    monkeypatch.setattr(gram, "CHUNK_BYTES", 4 * 10 * 16)  # 16 columns of 10 rows in float32
     widths: list[int] = []
     to = torch.Tensor.to
 
@@ -173,10 +173,10 @@ def test_gram_matrix_of_zero_rows_is_refused() -> None:
         (
             {"y": np.zeros(24, dtype=int)},
             DatasetError,
-            r"got the classes \[0\], expected at least two",
+            r"got 1 class, \[0\], expected at least two",
         ),
         ({"y": Y[:-1]}, DatasetError, "each of 24 rows"),
-        ({"y": Y.astype(float)}, DatasetError, "float64"),
+        ({"y": Y + 0.5}, DatasetError, "Unknown label type: continuous. Got float64"),
         (
             {"Z_test": np.ones((2, 3))},
             ArgumentError,
@@ -212,9 +212,9 @@ def test_stopping_at_max_iter_sets_a_flag_without_a_warning() -> None:
 
 def test_other_warnings_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     class Warner(LinearSVC):
-        def fit(self, X: np.ndarray, y: np.ndarray) -> Warner:
+        def fit(self, *args: Any) -> Warner:
             warnings.warn("something else", FutureWarning, stacklevel=1)
-            return super().fit(X, y)
+            return super().fit(*args)
 
     monkeypatch.setattr(svm, "LinearSVC", Warner)
     train, test = blobs()

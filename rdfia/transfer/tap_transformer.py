@@ -1,0 +1,195 @@
+"""TME 7: photos to features as a step of a scikit-learn pipeline, and the pretrained networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from rdfia.data import assets
+from rdfia.data.arrays import on_host
+from rdfia.data.images import LAB, Preprocess
+from rdfia.device.memory import require_memory
+from rdfia.errors import ArgumentError, DatasetError, nearest_first
+from rdfia.models import networks
+from rdfia.models.networks import Loaded
+from rdfia.transfer.features import flatten, stream, tap_shapes
+
+WEIGHTS = {
+    "vgg16": "vgg16-features",
+    "alexnet": "alexnet-features",
+    "squeezenet1_1": "squeezenet1_1",
+}
+
+
+def load_pretrained(name: str) -> Loaded:
+    """The pretrained network `name`, with its dense layers where their weights are available.
+
+    Raises ArgumentError for a name that `WEIGHTS` does not have, AssetUnavailable without weights.
+    """
+    if name not in WEIGHTS:
+        raise ArgumentError(f"network {name!r}: expected one of {nearest_first(name, WEIGHTS)}")
+    full = f"{name}-full"
+    asset = full if full in assets.ASSETS and assets.find(full) else WEIGHTS[name]
+    return networks.load(name, assets.load_weights(asset))
+
+
+def module_and_path(network: Loaded | nn.Module, tap: str) -> tuple[nn.Module, str]:
+    """The module of a network, and the module path of a tap: of a layer's name or a path."""
+    if isinstance(network, Loaded):
+        return network.module, networks.tap_paths(network.name).get(tap, tap)
+    return network, tap
+
+
+class TapTransformer(TransformerMixin, BaseEstimator):
+    """Photos in, the features of one layer of a network out, as the lab's classifier reads them.
+
+    `network` is "vgg16", "alexnet" or "squeezenet1_1" (with pretrained weights, loaded by `fit`), a
+    network of `models.load`, or any module; `tap` a layer's name (`models.tap_paths`), for other
+    modules a module path. Photos are paths, PIL images, uint8 arrays H x W or H x W x 3, or decoded
+    pixels, N x 3 x S x S uint8. `normalise` divides each row by its L2 norm, as the lab does.
+    `pool`, `preprocess`, `dtype`, `device` and `batch_size` are those of `stream`. The pickle of a
+    network by name has no weights: they are loaded again, and verified, when they are needed.
+    Source: report 1, answer 11.
+    """
+
+    def __init__(
+        self,
+        network: str | Loaded | nn.Module = "vgg16",
+        tap: str = "pool5",
+        *,
+        normalise: bool = True,
+        pool: Callable[[Tensor], Tensor] = flatten,
+        preprocess: Preprocess = LAB,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        batch_size: int | None = None,
+    ) -> None:
+        self.network = network
+        self.tap = tap
+        self.normalise = normalise
+        self.pool = pool
+        self.preprocess = preprocess
+        self.dtype = dtype
+        self.device = device
+        self.batch_size = batch_size
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.no_validation = True  # photos are no matrix
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if isinstance(self.network, str):
+            state.pop("_loaded", None)
+        return state
+
+    def _module_and_path(self) -> tuple[nn.Module, str]:
+        """The module and the path that `fit` chose; loaded again after unpickling."""
+        if not hasattr(self, "_loaded"):
+            network = self.network
+            found = load_pretrained(network) if isinstance(network, str) else network
+            self._loaded: tuple[nn.Module, str] = module_and_path(found, self.tap)
+        return self._loaded
+
+    def fit(self, X: Any = None, y: Any = None) -> Self:
+        """This transformer with its network loaded and its number of columns known.
+
+        Photos and labels are not looked at. Raises as `load_pretrained` and `tap_shapes`.
+        """
+        if hasattr(self, "_loaded"):
+            del self._loaded  # of other parameters
+        module, path = self._module_and_path()
+        shape = tap_shapes(module, {self.tap: path}, self.preprocess.size)[self.tap]
+        self.n_columns_ = int(self.pool(torch.empty(1, *shape, device="meta")).shape[1])
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The features of the photos, N x D float32, in their order.
+
+        Raises ArgumentError for something else than photos, ImageError for a file that is none,
+        DatasetError for rows of zeros, which have no direction, TooLarge; else as `stream`.
+        """
+        check_is_fitted(self, "n_columns_")
+        photos = _photos(X)
+        require_memory(
+            4 * len(photos) * self.n_columns_,
+            f"features of {len(photos)} photos, {self.n_columns_} columns each,",
+            "take fewer photos at a time, a later tap or a pool, or use `column_tiles.accumulate`",
+        )
+        module, path = self._module_and_path()
+        batches = stream(
+            module,
+            photos,
+            {self.tap: path},
+            preprocess=self.preprocess,
+            dtype=self.dtype,
+            device=self.device,
+            batch_size=self.batch_size,
+            pool=self.pool,
+            reserved_bytes=4 * len(photos) * self.n_columns_,
+        )
+        matrix = np.empty((len(photos), self.n_columns_), np.float32)
+        done = 0
+        for batch in batches:
+            rows = batch[self.tap].float()
+            if self.normalise:
+                norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+                if not bool((norms > 0).all()):
+                    bad = done + int((norms[:, 0] > 0).logical_not().nonzero()[0])
+                    raise DatasetError(
+                        f"photo {bad}: its features at {self.tap} are zero or NaN and have no "
+                        "norm; remove it, or set normalise=False"
+                    )
+                rows = rows / norms
+            matrix[done : done + len(rows)] = on_host(rows)
+            done += len(rows)
+        return matrix
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns, (D,): the tap and the number of the column."""
+        check_is_fitted(self, "n_columns_")
+        return np.array([f"{self.tap}_{column}" for column in range(self.n_columns_)], dtype=object)
+
+
+def _photos(X: Any) -> Any:
+    """Photos as a list, or decoded pixels as a tensor. Raises ArgumentError for something else."""
+    if isinstance(X, Tensor):
+        X = X if X.ndim == 4 and X.shape[1] == 3 else on_host(X, "X")
+    if isinstance(X, str | Path | Image.Image):
+        raise ArgumentError(
+            f"X: got one {type(X).__name__}, expected a list of photos; pass [photo], or the list "
+            "of a folder's files"
+        )
+    photos = X if isinstance(X, Tensor) else list(X)
+    if not len(photos):
+        raise ArgumentError("X: got no photo, expected one or more")
+    if isinstance(photos, Tensor):
+        if photos.dtype != torch.uint8:
+            raise ArgumentError(f"X: got {photos.dtype} pixels, expected uint8, 0 .. 255")
+        return photos.detach()
+    for row, photo in enumerate(photos):
+        kind = getattr(photo, "dtype", type(photo).__name__)
+        if isinstance(photo, np.ndarray):
+            three = photo.ndim == 3 and photo.shape[2] == 3
+            good = photo.dtype == np.uint8 and (photo.ndim == 2 or three) and math.prod(photo.shape)
+            kind = f"{photo.dtype} {photo.shape}"
+        else:
+            good = isinstance(photo, str | Path | Image.Image)
+        if not good:
+            raise ArgumentError(
+                f"X: photo {row} is {kind}, expected a path, a PIL image, or a uint8 array H x W "
+                "or H x W x 3"
+            )
+    return photos
