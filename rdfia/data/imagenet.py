@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from functools import cache
 from pathlib import Path
 
 from rdfia._compat import register_missing_operators
 from rdfia.errors import ArgumentError
 
 
+@cache
 def imagenet_classes() -> tuple[str, ...]:
     """The 1,000 class names of torchvision's networks, in the order of their outputs."""
     register_missing_operators()
@@ -18,9 +20,19 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
 
 
+@cache
 def imagenet_wnids() -> tuple[str, ...]:
     """The WordNet ids of the 1,000 classes, such as n01440764, in the order of their outputs."""
     return tuple(Path(__file__).with_name("imagenet_wnids.txt").read_text("utf-8").split())
+
+
+def _words(name: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+", name.casefold()))
+
+
+@cache
+def _names_in_words() -> list[str]:
+    return [_words(name) for name in imagenet_classes()]
 
 
 def imagenet_class(text: str) -> int:
@@ -29,12 +41,8 @@ def imagenet_class(text: str) -> int:
     Case, hyphens and underscores count only where two names differ by nothing else. Raises
     ArgumentError that offers the nearest names, or both classes where only they would decide.
     """
-
-    def words(name: str) -> str:
-        return " ".join(re.findall(r"[^\W_]+", name.casefold()))
-
-    wnids, names = imagenet_wnids(), [words(name) for name in imagenet_classes()]
-    wanted, text = words(text), text.strip()
+    wnids, names = imagenet_wnids(), _names_in_words()
+    wanted, text = _words(text), text.strip()
     if text.isdecimal() and len(text) <= 3:
         return int(text)
     if wanted in wnids:

@@ -86,9 +86,8 @@ def test_trained_shows_the_images_of_the_fixed_noise_after_the_last_step(
 
 def test_record_shows_its_sentence_verdict_and_intervals() -> None:
     part = {"name": "a<b", "value": 0.5, "low": "-inf", "high": 1.0, "method": "exact"}
-    record = Record(
-        "tme8.q5.fooling", statement="<i>A quail</i>", outcome="supported", parts=[part]
-    )
+    sentence = "<i>A quail</i>"
+    record = Record("tme8.q5.fooling", statement=sentence, outcome="supported", parts=[part])
     elements = Elements(record._repr_html_())
     assert sentence in elements.text
     assert "a<b 0.5 (exact), bound: none" in elements.text
