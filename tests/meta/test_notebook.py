@@ -64,7 +64,7 @@ def test_notebook_is_committed_without_outputs() -> None:
 
 
 @pytest.mark.notebook
-@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.timeout(900)  # a busy machine may take any time
 def test_every_cell_runs_and_shows_its_result(tmp_path: Path) -> None:
     done = execute(NOTEBOOK, tmp_path)
     assert done.returncode == 0, done.stderr
