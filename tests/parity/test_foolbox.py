@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from rdfia.data.images import CROP, EFFICIENTNET_LITE0, Preprocess
 from rdfia.gradients.fooling import Fooled, fool, fool_closely
@@ -40,6 +39,8 @@ class MeanColour(nn.Module):
 
 def resnet18() -> nn.Module:
     """torchvision's network with five classes and random weights."""
+    from torchvision import models
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return models.resnet18(weights=None, num_classes=5)
@@ -59,7 +60,7 @@ RULES: dict[str, Callable[..., Fooled]] = {
     "fool": partial(fool, steps=30),
     "fool, valid": partial(fool, steps=30, pixels="valid"),
     "fool, 8 bits": partial(fool, steps=30, pixels="8 bits"),
-    # the first radius of random networks is wide, since none of them is as sensitive as a trained one
+    # a wide first radius: random weights are less sensitive than trained ones
     "fool_closely": partial(fool_closely, steps=20, radius=8.0, shrink=0.2),
 }
 

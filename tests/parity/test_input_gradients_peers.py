@@ -10,7 +10,6 @@ import torch
 from captum.attr import InputXGradient, NoiseTunnel, Saliency
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import models
 
 from rdfia.data.images import CROP
 from rdfia.gradients.saliency import saliency_maps
@@ -65,6 +64,8 @@ def test_saliency_is_captums(name: str, chunk: int) -> None:
 
 
 def test_saliency_of_torchvisions_classifiers_is_captums(classifier: str) -> None:
+    from torchvision import models
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         network = models.get_model(classifier, weights=None, num_classes=5).double().eval()
