@@ -37,16 +37,7 @@ class MeanColour(nn.Module):
         return (x.flip(1) if self.flip else x).mean((2, 3))
 
 
-def resnet18() -> nn.Module:
-    """torchvision's network with five classes and random weights."""
-    from torchvision import models
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return models.resnet18(weights=None, num_classes=5)
-
-
-# The kinds of foolbox's own table: a mean of colours with and without preprocessing, and networks.
+# The kinds of foolbox's own table: a mean of colours with and without preprocessing, and a network.
 MODELS: dict[str, tuple[Callable[[], nn.Module], Preprocess, int]] = {
     "mean colour": (MeanColour, EXACT, SIDE),
     "mean colour, channels flipped": (partial(MeanColour, flip=True), EXACT, SIDE),
@@ -54,7 +45,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Preprocess, int]] = {
     "mean colour, one std": (MeanColour, EFFICIENTNET_LITE0, SIDE),
     "tiny": (tiny_vgg, CROP, SIDE),
     "tiny, pixels": (tiny_vgg, EXACT, SIDE),
-    "resnet18": (resnet18, CROP, 32),
 }
 RULES: dict[str, Callable[..., Fooled]] = {
     "fool": partial(fool, steps=30),
