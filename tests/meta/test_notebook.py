@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "walkthrough.ipynb"
-SECONDS = 180  # on two slow cores
+SECONDS = 600  # for one cell; a busy machine takes several times longer than an idle one
 
 
 def outputs(notebook: Any, kind: str) -> list[Any]:
@@ -64,7 +64,7 @@ def test_notebook_is_committed_without_outputs() -> None:
 
 
 @pytest.mark.notebook
-@pytest.mark.timeout(900)  # a busy machine may take any time
+@pytest.mark.timeout(1200)  # a busy machine may take any time
 def test_every_cell_runs_and_shows_its_result(tmp_path: Path) -> None:
     done = execute(NOTEBOOK, tmp_path)
     assert done.returncode == 0, done.stderr
