@@ -30,7 +30,7 @@ report: $(STAMP)
 # One process for each core, with a gigabyte of memory and one thread: threads of one process wait for each other.
 # --benchmark-disable, because pytest-benchmark warns under xdist, and warnings are errors.
 test: $(STAMP)
-	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults and not notebook" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 
 faults: $(STAMP)
 	@$(BIN)/python -m pytest -m faults --profile $(PROFILE) $(LIMIT)

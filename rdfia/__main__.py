@@ -1,4 +1,7 @@
-"""The commands `rdfia assets | report | claims | extract`; the checks themselves run in pytest."""
+"""The commands of `rdfia` and their exit codes; the checks themselves run in pytest.
+
+Here are `assets`, `report`, `claims` and `extract`; those that make pictures are in `commands`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdfia import __version__
+from rdfia import __version__, commands
 from rdfia.errors import (
     ArgumentError,
     AssetUnavailable,
@@ -61,12 +64,6 @@ def _progress() -> Iterator[Progress]:
     yield show
     for bar in bars.values():
         bar.close()
-
-
-def _bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=label, disable=None)
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -135,7 +132,9 @@ def _prepare(options: argparse.Namespace) -> int:
         )
     sizes = (32, 64) if options.size == "both" else (int(options.size),)
     return _fetch(
-        datasets.prepare_celeba(options.source, sizes, options.to, _bar), options.to, options.json
+        datasets.prepare_celeba(options.source, sizes, options.to, commands.progress_bar),
+        options.to,
+        options.json,
     )
 
 
@@ -280,23 +279,6 @@ def _photos(folder: Path, strict: bool, silent: bool) -> list[Path]:
     return photos
 
 
-def _usable_device(device: str) -> str:
-    """The device of this process; ArgumentError if torch cannot use it."""
-    import torch
-
-    # Under torchrun each process of this machine has its own GPU.
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a misspelt device, an absent one
-        reason = str(error).splitlines()[0]
-        raise ArgumentError(
-            f"--device: got {device!r}, which cannot be used here ({reason}); try cpu or cuda"
-        ) from error
-    return device
-
-
 def _load_network(name: str, file: Path | None) -> Loaded:
     """The network with the weights in `file`, or the most complete ones on this machine."""
     from rdfia.data import assets
@@ -351,7 +333,7 @@ def _extract(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
     preprocess = Preprocess(options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
-    device = _usable_device(options.device)
+    device = commands.usable_device(options.device)
     with extraction.current_team() as team:
         paths = _photos(options.folder, options.strict, silent=team.rank > 0)
         mine = paths[team.share(len(paths))]
@@ -382,7 +364,7 @@ def _extract(options: argparse.Namespace) -> int:
             team=team,
             preprocess=preprocess,
             cap_bytes=sys.maxsize if options.store else 8 * files.GIGABYTE,
-            progress=None if team.rank else _bar,
+            progress=None if team.rank else commands.progress_bar,
         )
         if team.rank == 0:
             _write_extracted(options, paths, list(taps), extracted)
@@ -420,10 +402,10 @@ def _parser() -> argparse.ArgumentParser:
         "rdfia", description="Four deep-vision labs, checked against their report by pytest."
     )
     parser.add_argument("--version", action="version", version=f"rdfia {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+        added = subparsers.add_parser(name, help=text, description=text)
         added.set_defaults(run=function)
         return added
 
@@ -534,6 +516,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write shards below DIR instead of FILE, for any number of photos",
     )
+    commands.add_to(command)
     return parser
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rdfia.claims import judge
 from rdfia.claims.judge import WORDS
 from rdfia.claims.registry import CLAIMS
-from rdfia.data import files
+from rdfia.data import files, pictures
 from rdfia.errors import RdfiaError, StoreError
 
 # The words of a record: for its outcome and scope, or why there is no outcome.
@@ -101,6 +101,17 @@ class Record:
     def as_json(self) -> Json:
         """The record with its key and verdict, as JSON can hold it."""
         return {"key": self.key, "verdict": self.verdict, **as_plain(asdict(self))}
+
+    def _repr_html_(self) -> str:
+        lines = [self.statement, f"{self.key}: {self.verdict}"]
+        lines += [
+            f"{part['name']} {format_value(part['value'])}{interval_of(part)}, "
+            f"bound: {part.get('bound') or 'none'}"
+            for part in self.parts
+        ]
+        ends = [(float(p["low"]), float(p["value"]), float(p["high"])) for p in self.parts]
+        picture = pictures.intervals_picture(ends) if ends else None
+        return pictures.picture_html(picture, lines[0] or self.key, lines[1:])
 
 
 def interval_of(part: Mapping[str, Any]) -> str:

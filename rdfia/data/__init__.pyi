@@ -4,8 +4,10 @@ from rdfia.data import datasets as datasets
 from rdfia.data import downloads as downloads
 from rdfia.data import feature_store as feature_store
 from rdfia.data import files as files
+from rdfia.data import imagenet as imagenet
 from rdfia.data import images as images
 from rdfia.data import jpeg as jpeg
+from rdfia.data import pictures as pictures
 from rdfia.data.arrays import ArrayLike as ArrayLike
 from rdfia.data.arrays import host_array as host_array
 from rdfia.data.assets import ASSETS as ASSETS
@@ -19,7 +21,6 @@ from rdfia.data.datasets import ImageSet as ImageSet
 from rdfia.data.datasets import digits as digits
 from rdfia.data.datasets import foolbox_photos as foolbox_photos
 from rdfia.data.datasets import image_folder as image_folder
-from rdfia.data.datasets import imagenet_classes as imagenet_classes
 from rdfia.data.datasets import imagenet_samples as imagenet_samples
 from rdfia.data.datasets import mnist as mnist
 from rdfia.data.datasets import prepare_celeba as prepare_celeba
@@ -33,9 +34,13 @@ from rdfia.data.files import read_json as read_json
 from rdfia.data.files import save_tensors as save_tensors
 from rdfia.data.files import write_atomic as write_atomic
 from rdfia.data.files import write_json as write_json
+from rdfia.data.imagenet import imagenet_class as imagenet_class
+from rdfia.data.imagenet import imagenet_classes as imagenet_classes
+from rdfia.data.imagenet import imagenet_wnids as imagenet_wnids
 from rdfia.data.images import CROP as CROP
 from rdfia.data.images import EFFICIENTNET_LITE0 as EFFICIENTNET_LITE0
 from rdfia.data.images import LAB as LAB
 from rdfia.data.images import Preprocess as Preprocess
 from rdfia.data.images import blur as blur
 from rdfia.data.images import read_image as read_image
+from rdfia.data.pictures import images_side_by_side as images_side_by_side

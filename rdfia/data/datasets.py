@@ -24,6 +24,7 @@ from PIL import Image
 
 from rdfia.data import assets
 from rdfia.data import files as data_files
+from rdfia.data.imagenet import imagenet_classes, imagenet_wnids
 from rdfia.data.images import Preprocess, check_image, is_photo
 from rdfia.errors import (
     ArgumentError,
@@ -208,6 +209,15 @@ def image_folder(
     ).verify()
 
 
+def photo_set(folder: str | Path, name: str) -> ImageSet:
+    """The set of the photos in a folder, sorted by name, all of one class, headers verified.
+
+    Raises DatasetError if there is none, or if some are unusable.
+    """
+    paths = _photos(Path(folder))
+    return ImageSet(name, tuple(paths), np.zeros(len(paths)), (Path(folder).name,)).verify()
+
+
 def prepare_celeba(
     source: Path,
     sizes: Sequence[int] = (32,),
@@ -384,20 +394,13 @@ def digits(path: str | Path) -> ArraySet:
     return ArraySet("digits", pixels[order], labels[order], DIGITS)
 
 
-def imagenet_classes() -> tuple[str, ...]:
-    """The 1,000 class names of torchvision's networks, in the order of their outputs."""
-    from torchvision.models import VGG16_Weights
-
-    return tuple(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
-
-
 def imagenet_samples(root: str | Path) -> ImageSet:
     """Photos of ImageNet classes from `root/<wnid>/<photo>`, labelled with the indices 0..999.
 
     Any number of classes is allowed, with one photo or more each. Raises DatasetError for a folder
     that is not a class, or has no usable photo.
     """
-    wnids = Path(__file__).with_name("imagenet_wnids.txt").read_text("utf-8").split()
+    wnids = imagenet_wnids()
     found = image_folder(root, "imagenet-samples", labelled=False)
     if unknown := [folder for folder in found.classes if folder not in wnids]:
         raise DatasetError(

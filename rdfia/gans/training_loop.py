@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
+from rdfia.data import pictures
 from rdfia.data.arrays import as_tensor
 from rdfia.device import memory
 from rdfia.errors import ArgumentError
@@ -16,7 +18,7 @@ from rdfia.gans import sampling
 from rdfia.gans.architecture import Labels
 from rdfia.gans.config import GanConfig
 from rdfia.gans.health import health
-from rdfia.gans.training import LOG_EVERY, Device, Trainer, log_line
+from rdfia.gans.training import COLUMNS, LOG_EVERY, Device, Trainer, log_line
 
 
 class Grid(NamedTuple):
@@ -32,6 +34,33 @@ class Trained(NamedTuple):
     trainer: Trainer
     losses: Tensor
     grids: list[Grid]
+
+    def grid(self) -> Grid:
+        """The images of the fixed noise after the last step."""
+        done = self.trainer.done
+        if self.grids and self.grids[-1].step == done:
+            return self.grids[-1]
+        return _grid(self.trainer)
+
+    def picture(self) -> Image.Image:
+        """The images of `grid`, ten to a row, two pixels for one.
+
+        A row of a conditional GAN is a label.
+        """
+        return pictures.images_side_by_side(self.grid().images, 10, scale=2)
+
+    def _repr_html_(self) -> str:
+        config, done = self.trainer.config, self.trainer.done
+        named = zip(COLUMNS, self.losses[done - 1].tolist(), strict=True)
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in named)
+        title = f"{config.architecture.kind}, seed {config.seed}, step {done} of {config.steps}"
+        return pictures.picture_html(self.picture(), title, [losses])
+
+
+def _grid(trainer: Trainer) -> Grid:
+    z, y = sampling.fixed_noise(trainer.config, trainer.device)
+    drawn = sampling.sample(trainer.image_generator, z, y, statistics="batch")
+    return Grid(trainer.done, sampling.to_uint8(drawn))
 
 
 def train(
@@ -67,7 +96,7 @@ def train(
     last_checkpoint = "none"
     if folder is not None and trainer.load(folder):
         last_checkpoint = f"{folder}, step {trainer.done}"
-    z, y = sampling.fixed_noise(config, trainer.device)
+    _, y = sampling.fixed_noise(config)
     wanted_grids, wanted_visits = set(grids_at), set(visit_at)
     grids: list[Grid] = []
     steps: Iterable[int] = range(trainer.done, config.steps)
@@ -86,8 +115,7 @@ def train(
             if log is not None:
                 log(log_line(start, config.steps, trainer.losses[start].tolist()))
         if trainer.done in wanted_grids:
-            drawn = sampling.sample(trainer.image_generator, z, y, statistics="batch")
-            grids.append(Grid(trainer.done, sampling.to_uint8(drawn)))
+            grids.append(_grid(trainer))
             if log is not None:
                 real = images[:: max(1, len(images) // 500)]
                 losses = trainer.losses[: trainer.done]

@@ -10,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from rdfia.data import pictures
 from rdfia.data.images import CROP, Preprocess
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
@@ -67,6 +69,38 @@ class Fooled:
     def reached(self) -> np.ndarray:
         """Which images have the status "fooled", B."""
         return np.array([status == "fooled" for status in self.status])
+
+    def picture(self, most: int = 8) -> Image.Image:
+        """One row for each of the first `most` images: before, the change, after.
+
+        The change is amplified to the full range about grey.
+        """
+        before, after = (
+            self.space.denormalise(x[:most].detach().cpu().float()) for x in (self.start, self.x)
+        )
+        change = after - before
+        largest = change.abs().amax((1, 2, 3), keepdim=True)
+        change = 0.5 + change / (2 * largest.clamp_min(torch.finfo(change.dtype).tiny))
+        rows = torch.stack([before, change, after], dim=1).flatten(0, 1)
+        return pictures.images_side_by_side(rows, 3)
+
+    def _repr_html_(self) -> str:
+        most, shares = 8, zip(self.before.tolist(), self.after.tolist(), strict=True)
+        lines = [
+            f"class {source} {was[0]:.3f} -> {now[0]:.3f}, class {target} {was[1]:.3f} -> "
+            f"{now[1]:.3f}: {status}, steps {steps}"
+            for source, target, (was, now), status, steps in zip(
+                self.source.tolist(),
+                self.target.tolist(),
+                shares,
+                self.status,
+                self.steps.tolist(),
+                strict=True,
+            )
+        ]
+        more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+        title = f"{int(self.reached.sum())} of {len(lines)} fooled: before, change, after"
+        return pictures.picture_html(self.picture(most), title, [*lines[:most], *more])
 
 
 def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from rdfia.data import pictures
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
@@ -28,10 +30,24 @@ from rdfia.gradients.ascent import (
 
 
 class Visualised(NamedTuple):
-    """Images after the ascent (`x`) and before it (`start`), B x 3 x H x W, normalised."""
+    """Images after the ascent (`x`) and before it (`start`), B x 3 x H x W, normalised by `space`.
+
+    `target` is the class of each image, B.
+    """
 
     x: Tensor
     start: Tensor
+    target: Tensor
+    space: Preprocess
+
+    def picture(self, most: int = 32) -> Image.Image:
+        """The first `most` images after the ascent, four to a row."""
+        pixels = self.space.denormalise(self.x[:most].detach().cpu().float())
+        return pictures.images_side_by_side(pixels, 4)
+
+    def _repr_html_(self) -> str:
+        classes = ", ".join(map(str, self.target.tolist()))
+        return pictures.picture_html(self.picture(), f"classes {classes}")
 
 
 @out_of_memory_as_too_large("class visualisation: ask for fewer images at once, or smaller ones")
@@ -144,4 +160,4 @@ def visualise(
         progress=progress,
         finished=None if fewest == last else finished,
     )
-    return Visualised(end, begin)
+    return Visualised(end, begin, chosen, space)

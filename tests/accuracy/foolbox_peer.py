@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rdfia.data.images import Preprocess
 from rdfia.experiments.gradients import GradientBench
 from rdfia.gradients import fooling
+from tests.support.foolbox_import import imported_foolbox
 
 
 class Rounded(nn.Module):
@@ -28,24 +29,7 @@ def foolbox_closely(bench: GradientBench, steps: int) -> tuple[np.ndarray, np.nd
     The attack is decoupled direction and norm. The network rounds its input, so that foolbox
     searches for images that can be saved as well.
     """
-    import sys
-    import types
-    import warnings
-
-    stand_ins = {
-        name: types.ModuleType(name) for name in ("git", "requests") if name not in sys.modules
-    }
-    for module in stand_ins.values():  # foolbox's model zoo, not used here, imports git.Repo
-        module.Repo = object  # type: ignore[attr-defined]
-    sys.modules.update(stand_ins)
-    try:
-        with warnings.catch_warnings():
-            # foolbox imports names that scipy has moved
-            warnings.simplefilter("ignore", DeprecationWarning)
-            import foolbox
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]
+    foolbox = imported_foolbox()
     space = bench.space
     normalise = {"mean": list(space.mean), "std": list(space.std), "axis": -3}
     network = Rounded(bench.network.module, space).eval()

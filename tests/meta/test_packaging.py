@@ -122,6 +122,7 @@ def problems(root: Path) -> list[str]:
     left_out = "--ignore tests/properties/test_interval_coverage.py"
     tests = (
         'pytest -m "gate and not paired" --device cpu',
+        "pytest -m notebook",
         f"{others[0]} {others[1]} tests/parity tests/properties {left_out}",
         f'{others[0]} --claims {others[1]} -m "accuracy and gate"',
         'pytest -m faults --profile full --minutes "$(left 26 12)"',
@@ -290,7 +291,7 @@ def test_second_run_installs_nothing(checkout: Path) -> None:
     workers = "-n auto --maxprocesses 8 --dist worksteal --benchmark-disable"
     assert make(checkout, "test")[::2] == (
         0,
-        [f"pytest -m pytest -m not accuracy and not faults {workers}"],
+        [f"pytest -m pytest -m not accuracy and not faults and not notebook {workers}"],
     )
     assert make(checkout, "report", "DEVICE=cpu", "PROFILE=full")[2] == [
         "pytest -m pytest -m accuracy --device cpu --profile full"

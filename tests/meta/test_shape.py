@@ -33,7 +33,7 @@ ARROWS = {
 ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
-    "data": "files feature_store arrays downloads assets jpeg images datasets",
+    "data": "files feature_store arrays downloads assets jpeg images imagenet datasets pictures",
     "transfer": "features tap_transformer gram svm column_tiles extraction heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
@@ -44,7 +44,7 @@ ORDER = {
     "gan_measures gan_studies gans",
 }
 LABS = ("models", "transfer", "gradients", "gans")
-FREE = {"__main__", "experiments.__main__", "__init__", "_rooms", "_former_names"}
+FREE = {"__main__", "commands", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # limit of statements in a module
 LARGER = {
     "data.assets": 245,
@@ -54,6 +54,7 @@ LARGER = {
     "transfer.features": 245,
     "report.figures": 240,
     "__main__": 300,
+    "commands": 265,
 }
 # The claims of each lab.
 LABS_CLAIMS = {
@@ -180,14 +181,14 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 3110, rooms
+    assert sum(rooms[room] for room in LABS) < 3140, rooms
     # Devices and memory.
     assert rooms["device"] < 500, rooms
     # The protocols of the labs.
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 2880
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 3220
     )
 
 

@@ -25,6 +25,19 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "squeezenet1_1": (lambda: networks.build("squeezenet1_1", num_classes=5, seed=0).eval(), 64),
 }
 
+# torchvision's classifiers of every family; the first four are in the short profile.
+CLASSIFIERS = (  # noqa: SIM905 - one name to a word reads better
+    "resnet18 squeezenet1_0 mobilenet_v3_small shufflenet_v2_x0_5 alexnet vgg11 vgg11_bn resnet50 "
+    "resnext50_32x4d densenet121 mobilenet_v2 mobilenet_v3_large mnasnet0_5 efficientnet_b0 "
+    "efficientnet_v2_s regnet_x_400mf regnet_y_400mf convnext_tiny swin_t vit_b_32"
+).split()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "classifier" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--profile") == "full"
+        metafunc.parametrize("classifier", CLASSIFIERS if full else CLASSIFIERS[:4])
+
 
 def photos(n: int, size: int) -> Tensor:
     return CROP.normalise(torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0)))
@@ -48,6 +61,22 @@ def test_saliency_is_captums(name: str, chunk: int) -> None:
     next_class = saliency_maps(network, x, [(t + 1) % 5 for t in TARGET])  # the planted fault
     with pytest.raises(AssertionError, match="off"):
         assert_close(next_class / scale, captums / scale, "gradient")
+
+
+def test_saliency_of_torchvisions_classifiers_is_captums(classifier: str) -> None:
+    from torchvision import models
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        network = models.get_model(classifier, weights=None, num_classes=5).double().eval()
+    x = photos(2, 224 if classifier == "vit_b_32" else 64).double()
+    ours = saliency_maps(network, x, TARGET[:2])
+    gradient = Saliency(network).attribute(x.clone().requires_grad_(), target=TARGET[:2])
+    captums = gradient.detach().abs().amax(1)
+    scale = captums.amax((1, 2), keepdim=True)
+    assert (scale > 0).all()
+    assert_close(ours / scale, captums / scale, "gradient")
+    assert torch.equal(ours.flatten(1).argmax(1), captums.flatten(1).argmax(1))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

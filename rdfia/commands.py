@@ -1,0 +1,512 @@
+"""The commands `classify`, `saliency`, `fool`, `visualise` and `train`: a PNG and a JSON each.
+
+Each prints the names of the files that it wrote. Progress goes to the error stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdfia.errors import ArgumentError, printable_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from rdfia.data.images import Preprocess
+
+KINDS = ("dcgan", "cdcgan", "cgan")
+NOT_FOOLED = 1  # exit code: the image was written, and the network does not predict the class
+
+
+def progress_bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    """The items, with a bar on the error stream if it is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=label, disable=None)
+
+
+def usable_device(device: str) -> str:
+    """The device of this process; ArgumentError if torch cannot use it."""
+    import torch
+
+    # Under torchrun each process of this machine has its own GPU.
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a misspelt device, an absent one
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(
+            f"--device: got {device!r}, which cannot be used here ({reason}); try cpu or cuda"
+        ) from error
+    return device
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """A network on its device, the pixels that it takes, and where its weights come from."""
+
+    module: nn.Module
+    space: Preprocess
+    facts: dict[str, str]
+
+    def photo(self, path: Path) -> Tensor:
+        """The normalised photo, 1 x 3 x S x S."""
+        pixels = self.space.normalise(self.space.pixels(path)[None])
+        return pixels.to(next(self.module.parameters()).device)
+
+    @contextlib.contextmanager
+    def passes_shown(self, total: int, label: str) -> Iterator[None]:
+        """A context with a bar that counts the network's forward passes."""
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=label, disable=None) as bar:
+            handle = self.module.register_forward_hook(lambda *_: bar.update() and None)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+
+def _classifier(options: argparse.Namespace) -> _Classifier:
+    """The network of `--network` and `--weights`; by default the first that is here whole."""
+    from rdfia.data import assets
+    from rdfia.experiments.gradients import SETUPS
+    from rdfia.models import networks, weights
+
+    setups = {setup.network: setup for setup in SETUPS.values()}
+    if options.network not in (None, *setups):
+        raise ArgumentError(
+            f"--network: got {options.network!r}, expected one of {', '.join(setups)}"
+        )
+    if options.weights and not options.network:
+        raise ArgumentError(
+            f"--weights {printable_line(options.weights)}: got no network, expected --network, one "
+            f"of {', '.join(setups)}"
+        )
+    if options.weights and not options.weights.is_file():
+        raise ArgumentError(
+            f"--weights {printable_line(options.weights)}: no such file, expected weights of "
+            f"{options.network} (.safetensors, .pth); check its name"
+        )
+    device = usable_device(options.device)
+    here = (name for name, setup in setups.items() if assets.find(setup.weights))
+    setup = setups[options.network or next(here, next(iter(setups)))]
+    state = (
+        weights.load(options.weights, setup.network)
+        if options.weights
+        else assets.load_weights(setup.weights)
+    )
+    loaded = networks.load(setup.network, state)
+    print(loaded.statement, file=sys.stderr)
+    space = replace(setup.space, mode="stretch") if options.stretch else setup.space
+    facts = {
+        "network": setup.network,
+        "weights": str(options.weights or setup.weights),
+        "preprocess": space.key,
+        "device": device,
+    }
+    return _Classifier(loaded.module.to(device), space, facts)
+
+
+def _png_path(options: argparse.Namespace, name: str) -> Path:
+    """The PNG that a command writes: `--output`, or `name` in that folder.
+
+    The JSON and further files are beside it. ArgumentError: another suffix, or the photo itself.
+    """
+    path: Path = options.output or Path()
+    path = path / f"{name}.png" if path.is_dir() else path
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
+    photo = getattr(options, "photo", None)
+    if path.suffix.lower() != ".png":
+        raise ArgumentError(
+            f"--output {printable_line(path)}: expected a name that ends with .png, or a folder"
+        )
+    if photo and path.resolve() == photo.resolve():
+        raise ArgumentError(
+            f"--output {printable_line(path)}: is the photo itself, expected another file"
+        )
+    return path
+
+
+def _require_photo(options: argparse.Namespace) -> None:
+    if not options.photo.is_file():
+        raise ArgumentError(
+            f"photo {printable_line(options.photo)}: no such file, expected a photo; check its name"
+        )
+
+
+def _write(png: Path, picture: Image.Image | bytes, facts: Mapping[str, Any]) -> None:
+    """Write the picture and, as JSON beside it, how it was made; print both names."""
+    from rdfia.claims.record import as_plain
+    from rdfia.data import files, pictures
+
+    data = picture if isinstance(picture, bytes) else pictures.png_bytes(picture)
+    files.write_atomic(png, data)
+    files.write_json(png.with_suffix(".json"), as_plain(facts))
+    print(printable_line(png), printable_line(png.with_suffix(".json")), sep="\n")
+
+
+def _named(index: int) -> dict[str, Any]:
+    """An ImageNet class as JSON: index, wnid, name."""
+    from rdfia.data import imagenet
+
+    names, wnids = imagenet.imagenet_classes(), imagenet.imagenet_wnids()
+    return {"index": index, "wnid": wnids[index], "name": names[index]}
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from rdfia.models import networks
+    from rdfia.report import figures
+
+    png = _png_path(options, f"{options.photo.stem}-classes")
+    _require_photo(options)
+    network = _classifier(options)
+    x = network.photo(options.photo)
+    values, indices = networks.classify(network.module, x, options.top)
+    guesses = [
+        {**_named(index), "probability": probability}
+        for index, probability in zip(indices[0].tolist(), values[0].tolist(), strict=True)
+    ]
+    for guess in guesses:
+        print(f"{guess['probability']:.4f}  {guess['name']} ({guess['index']}, {guess['wnid']})")
+    figure = figures.classification_panel(
+        [_shown(network, x)], [[(guess["name"], guess["probability"]) for guess in guesses]]
+    )
+    facts = {"photo": str(options.photo), **network.facts, "classes": guesses}
+    _write(png, figures.png(figure), facts)
+    return 0
+
+
+def _shown(network: _Classifier, x: Tensor) -> np.ndarray:
+    """The photo as the network gets it, H x W x 3 in 0..1."""
+    return network.space.denormalise(x)[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+
+
+def _saliency(options: argparse.Namespace) -> int:
+    from rdfia.data import imagenet
+    from rdfia.gradients import saliency
+    from rdfia.models import networks
+    from rdfia.report import figures
+
+    png = _png_path(options, f"{options.photo.stem}-saliency")
+    _require_photo(options)
+    chosen = None if options.target is None else imagenet.imagenet_class(options.target)
+    network = _classifier(options)
+    x = network.photo(options.photo)
+    values, indices = networks.classify(network.module, x, 1000)
+    target = int(indices[0, 0]) if chosen is None else chosen
+    passes = options.samples if options.kind == "smoothgrad" else 1
+    with network.passes_shown(passes, "saliency"):
+        (found,) = saliency.saliency_maps(
+            network.module,
+            x,
+            target,
+            kind=options.kind,
+            samples=options.samples,
+            seed=options.seed,
+            space=network.space,
+        ).cpu()
+    row, column = divmod(int(found.argmax()), found.shape[1])
+    probability = float(values[0][indices[0] == target])
+    facts = {
+        "photo": str(options.photo),
+        **network.facts,
+        "class": {**_named(target), "probability": probability},
+        "kind": options.kind,
+        "seed": options.seed,
+        "samples": passes,
+        "pixels": list(found.shape),
+        "most salient": {"row": row, "column": column},
+    }
+    titles = [f"{_named(target)['name']} ({target}), {probability:.3f}", options.kind]
+    figure = figures.picture_grid([_shown(network, x), found.numpy()], titles, columns=2)
+    _write(png, figures.png(figure), facts)
+    return 0
+
+
+def _fool(options: argparse.Namespace) -> int:
+    from rdfia.data import files, imagenet, pictures
+    from rdfia.gradients import fooling
+
+    png = _png_path(options, f"{options.photo.stem}-fooling")
+    _require_photo(options)
+    target = imagenet.imagenet_class(options.to)
+    network = _classifier(options)
+    steps = options.steps or {"closest": 40, "lab": 100}[options.rule]
+    rule: Callable[..., fooling.Fooled] = fooling.fool_closely
+    if options.rule == "lab":
+        rule = functools.partial(fooling.fool, pixels="8 bits")
+    with network.passes_shown(steps + 1, "fool"):
+        fooled = rule(
+            network.module, network.photo(options.photo), target, steps=steps, space=network.space
+        )
+    before, after = fooled.before[0].tolist(), fooled.after[0].tolist()
+    facts: dict[str, Any] = {
+        "photo": str(options.photo),
+        **network.facts,
+        "rule": options.rule,
+        "status": fooled.status[0],
+        "steps": fooled.steps[0],
+        "from": {**_named(int(fooled.source[0])), "before": before[0], "after": after[0]},
+        "to": {**_named(target), "before": before[1], "after": after[1]},
+        "change": {name: values[0] for name, values in fooled.size.items()},
+    }
+    compared = png.with_name(f"{png.stem}-compared.png")
+    files.write_atomic(compared, pictures.png_bytes(fooled.picture()))
+    _write(png, pictures.images_side_by_side(network.space.denormalise(fooled.x), 1), facts)
+    print(printable_line(compared))
+    print(
+        f"{fooled.status[0]} after {int(fooled.steps[0])} steps: {facts['to']['name']} "
+        f"{before[1]:.4f} -> {after[1]:.4f}"
+    )
+    if fooled.status[0] == "never":
+        print(
+            f"rdfia: the network does not predict {facts['to']['name']} after {steps} steps; "
+            "try more --steps, or another class",
+            file=sys.stderr,
+        )
+        return NOT_FOOLED
+    return 0
+
+
+def _visualise(options: argparse.Namespace) -> int:
+    from rdfia.data import imagenet
+    from rdfia.gradients import ascent, visualisation
+
+    targets = [imagenet.imagenet_class(text) for text in options.classes]
+    png = _png_path(options, f"visualised-{'-'.join(map(str, targets[:8]))}")
+    if options.photo:
+        _require_photo(options)
+    network = _classifier(options)
+    device = next(network.module.parameters()).device
+    start = None
+    if options.photo:
+        start = network.photo(options.photo).expand(len(targets), -1, -1, -1)
+    chunks = -(-len(targets) // ascent.default_chunk(device))
+    with network.passes_shown(options.steps * chunks, "visualise"):
+        made = visualisation.visualise(
+            network.module,
+            targets,
+            start=start,
+            seeds=options.seed,
+            steps=options.steps,
+            lr=options.lr,
+            size=network.space.size,
+            space=network.space,
+        )
+    facts = {
+        **network.facts,
+        "classes": [_named(target) for target in targets],
+        "start": str(options.photo) if options.photo else "noise",
+        "seed": options.seed,
+        "steps": options.steps,
+        "lr": options.lr,
+        "probabilities": _probabilities(network, made.x, targets),
+    }
+    _write(png, made.picture(len(targets)), facts)
+    return 0
+
+
+def _probabilities(network: _Classifier, x: Tensor, targets: Sequence[int]) -> list[float]:
+    from rdfia.models import networks
+
+    values, indices = networks.classify(network.module, x, 1000)
+    return [
+        float(row[found == target])
+        for row, found, target in zip(values, indices, targets, strict=True)
+    ]
+
+
+def _training_images(options: argparse.Namespace) -> tuple[Tensor, np.ndarray, tuple[str, ...]]:
+    """uint8 images N x C x S x S of a folder, their labels, and the labels' names.
+
+    C is 1 if every photo is grey. A folder with MNIST's files gives its training digits.
+    """
+    import torch
+
+    from rdfia.data import datasets
+    from rdfia.data.images import Preprocess
+    from rdfia.gans import architecture
+
+    folder: Path = options.folder
+    for raw in (folder, folder / "raw"):
+        if (raw / "train-images-idx3-ubyte").exists():
+            train, _ = datasets.mnist(raw)
+            return (
+                architecture.prepare_images(train.images, options.size),
+                train.labels,
+                train.classes,
+            )
+    if not folder.is_dir():
+        raise ArgumentError(
+            f"folder {printable_line(folder)}: no such folder, expected photos, or FOLDER/<class>/"
+            "<photo> for a conditional GAN; check its name"
+        )
+    inside = any(path.is_dir() and path.name[0] != "." for path in folder.iterdir())
+    if options.kind != "dcgan" and not inside:
+        raise ArgumentError(
+            f"folder {printable_line(folder)}: has no folder inside, but {options.kind} learns a "
+            "label for each image; expected FOLDER/<class>/<photo>, or use dcgan"
+        )
+    photos = (
+        datasets.image_folder(folder, options.kind, labelled=options.kind != "dcgan")
+        if inside
+        else datasets.photo_set(folder, options.kind)
+    )
+    space = Preprocess(options.size, "crop", options.size)
+    shown = progress_bar(photos.paths, len(photos), "photos")
+    pixels = torch.stack([space.pixels(path) for path in shown])
+    grey = all(bool((image == image[:1]).all()) for image in pixels)
+    return pixels[:, :1] if grey else pixels, photos.labels, photos.classes
+
+
+def _train(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from rdfia.gans import config as gan_config
+    from rdfia.gans import training, training_loop
+
+    png = _png_path(options, options.kind)
+    lab = gan_config.LABS[options.kind]
+    images, labels, classes = _training_images(options)
+    conditional = options.kind != "dcgan"
+    config = replace(
+        lab,
+        architecture=replace(
+            lab.architecture,
+            image_size=options.size,
+            channels=images.shape[1],
+            classes=len(classes) if conditional else 0,
+        ),
+        seed=options.seed,
+        steps=options.steps or lab.steps,
+        batch=options.batch or min(lab.batch, len(images)),
+    )
+    checkpoints = png.with_name(f"{png.stem}-checkpoint")
+    trained = training_loop.train(
+        config,
+        images,
+        labels if conditional else None,
+        device=usable_device(options.device),
+        folder=checkpoints,
+        grids_at=[config.steps],
+        log=lambda line: tqdm.write(line, file=sys.stderr),
+        progress=progress_bar,
+    )
+    losses = trained.losses[-min(100, config.steps) :].mean(0).tolist()
+    facts = {
+        "folder": str(options.folder),
+        "images": list(images.shape),
+        "classes": list(classes) if conditional else [],
+        "config": config.as_json(),
+        "device": options.device,
+        "checkpoint": str(checkpoints),
+        "losses": dict(zip(training.COLUMNS, losses, strict=True)),
+        "losses are": f"means of the last {min(100, config.steps)} steps",
+    }
+    _write(png, trained.picture(), facts)
+    return 0
+
+
+def _whole(low: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `low` on, for argparse."""
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"got {text}, expected a whole number from {low}")
+        return int(text)
+
+    number.__name__ = "whole number"
+    return number
+
+
+def _positive(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
+    return float(text)
+
+
+def add_to(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
+    """Adds the commands of this module to a parser; `command(name, function, text)` adds one."""
+    photo_help = "a photo: JPEG, PNG, WebP, TIFF, BMP, GIF"
+    class_help = "a class of ImageNet: its name, index or wnid"
+
+    def common(sub: argparse.ArgumentParser, seed: bool) -> None:
+        sub.add_argument("--device", default="cpu")
+        sub.add_argument(
+            "--output",
+            type=Path,
+            metavar="FILE",
+            help="the PNG, or a folder for it; the JSON is written beside it",
+        )
+        if seed:
+            sub.add_argument("--seed", type=_whole(0), default=0, metavar="N")
+
+    def of_network(sub: argparse.ArgumentParser, seed: bool = False) -> None:
+        sub.add_argument(
+            "--network", help="default: the first of SqueezeNet 1.1 and others with weights here"
+        )
+        sub.add_argument("--weights", type=Path, metavar="FILE", help="weights of that network")
+        sub.add_argument(
+            "--stretch",
+            action="store_true",
+            help="resize the photo to the network's input without a crop; an image that `fool` "
+            "wrote is then taken as it is",
+        )
+        common(sub, seed)
+
+    sub = command("classify", _classify, "Name the most probable classes of a photo.")
+    sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
+    sub.add_argument("--top", type=_whole(1), default=5, metavar="K")
+    of_network(sub)
+    sub = command("saliency", _saliency, "Draw the pixels that a class's score depends on most.")
+    sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
+    sub.add_argument(
+        "--class", dest="target", metavar="CLASS", help=f"{class_help} (default: the predicted one)"
+    )
+    sub.add_argument(
+        "--kind", choices=("gradient", "gradient x input", "smoothgrad"), default="gradient"
+    )
+    sub.add_argument("--samples", type=_whole(1), default=16, metavar="N", help="of smoothgrad")
+    of_network(sub, seed=True)
+    sub = command("fool", _fool, "Change a photo slightly until a network sees another class.")
+    sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
+    sub.add_argument("--to", required=True, metavar="CLASS", help=class_help)
+    sub.add_argument(
+        "--rule",
+        choices=("closest", "lab"),
+        default="closest",
+        help="closest: search for the smallest change; lab: stop at the first image that fools",
+    )
+    sub.add_argument("--steps", type=_whole(1), metavar="N", help="default: 40, or the lab's 100")
+    of_network(sub)
+    sub = command("visualise", _visualise, "Draw an image that a network scores high for a class.")
+    sub.add_argument("classes", nargs="+", metavar="CLASS", help=class_help)
+    sub.add_argument("--from", dest="photo", type=Path, metavar="PHOTO", help="not from noise")
+    sub.add_argument("--steps", type=_whole(1), default=200, metavar="N")
+    sub.add_argument("--lr", type=_positive, default=5.0)
+    of_network(sub, seed=True)
+    sub = command("train", _train, "Train a GAN of the labs; a second call continues a run.")
+    sub.add_argument("kind", choices=KINDS)
+    sub.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="photos; FOLDER/<class>/<photo> for cdcgan and cgan; or MNIST's files",
+    )
+    sub.add_argument("--steps", type=_whole(1), metavar="N", help="default: the lab's")
+    sub.add_argument("--batch", type=_whole(2), metavar="N", help="default: the lab's, or fewer")
+    sub.add_argument("--size", type=int, choices=(16, 32, 64, 128), default=32)
+    common(sub, seed=True)

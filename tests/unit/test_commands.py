@@ -1,0 +1,264 @@
+"""The commands that make pictures: their files, their words and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rdfia.__main__ import main
+from rdfia.data import assets, files, images, pictures
+from rdfia.experiments import gradients
+from rdfia.models import networks
+from tests.support.tiny_networks import tiny_vgg
+
+SPACE = images.Preprocess(16, "crop", 16)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """SqueezeNet 1.1 is a tiny network of 1,000 classes for photos of 16 x 16 pixels."""
+    monkeypatch.chdir(tmp_path)
+    setup = gradients.Setup("squeezenet1_1", "squeezenet1_1", "", SPACE, "", "")
+    monkeypatch.setattr(gradients, "SETUPS", {"tiny": setup})
+    network = tiny_vgg(classes=1000).requires_grad_(False)
+    loaded = networks.Loaded("squeezenet1_1", network, (), "logits", "tiny weights")
+    monkeypatch.setattr(assets, "find", lambda *_names, **_options: None)
+    monkeypatch.setattr(assets, "load_weights", lambda _name: {})
+    monkeypatch.setattr(networks, "load", lambda _name, _state: loaded)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A photo of 16 x 16 pixels."""
+    path = tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def made(name: str) -> dict:
+    """The JSON of a command, whose PNG has to be a picture."""
+    Image.open(f"{name}.png").load()
+    return json.loads(Path(f"{name}.json").read_text("utf-8"))
+
+
+def top_classes(photo: Path, k: int) -> list[int]:
+    x = SPACE.normalise(SPACE.pixels(photo)[None])
+    return tiny_vgg(classes=1000)(x).topk(k)[1][0].tolist()
+
+
+def test_classify_names_the_most_probable_classes(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["classify", str(photo), "--top", "3"]) == 0
+    shown = capsys.readouterr()
+    found = made("photo-classes")["classes"]
+    assert [row["index"] for row in found] == top_classes(photo, 3)
+    assert shown.out.splitlines()[0].endswith(f"({found[0]['index']}, {found[0]['wnid']})")
+    assert shown.out.splitlines()[3:] == ["photo-classes.png", "photo-classes.json"]
+    assert "tiny weights" in shown.err
+
+
+@pytest.mark.parametrize("kind", ["gradient", "gradient x input", "smoothgrad"])
+def test_saliency_is_that_of_the_predicted_class_unless_one_is_named(
+    photo: Path, kind: str
+) -> None:
+    assert main(["saliency", str(photo), "--kind", kind, "--samples", "2"]) == 0
+    facts = made("photo-saliency")
+    assert facts["class"]["index"] == top_classes(photo, 1)[0]
+    assert facts["pixels"] == [16, 16]
+    assert main(["saliency", str(photo), "--class", "tarantula", "--kind", kind]) == 0
+    assert made("photo-saliency")["class"]["index"] == 76
+
+
+@pytest.mark.parametrize("rule", ["closest", "lab"])
+def test_image_that_fool_writes_fools_when_it_is_read_again(photo: Path, rule: str) -> None:
+    second = top_classes(photo, 2)[1]
+    assert main(["fool", str(photo), "--to", str(second), "--rule", rule]) == 0
+    facts = made("photo-fooling")
+    assert (facts["status"], facts["to"]["index"]) == ("fooled", second)
+    assert 0 < facts["change"]["linf"] <= 1
+    with Image.open("photo-fooling-compared.png") as compared:
+        assert compared.size == (3 * 16 + 2 * pictures.GAP, 16)
+    assert main(["classify", "photo-fooling.png", "--stretch", "--top", "1"]) == 0
+    assert made("photo-fooling-classes")["classes"][0]["index"] == second
+
+
+def test_photo_that_is_not_fooled_is_exit_code_1(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = top_classes(photo, 1000)
+    assert main(["fool", str(photo), "--to", str(order[-1]), "--rule", "lab", "--steps", "1"]) == 1
+    assert made("photo-fooling")["status"] == "never"
+    assert "after 1 steps; try more --steps" in capsys.readouterr().err
+    assert main(["fool", str(photo), "--to", str(order[0])]) == 0
+    assert made("photo-fooling")["status"] == "already"
+
+
+def test_visualise_draws_each_class_from_its_seed(photo: Path) -> None:
+    run = ["visualise", "tarantula", "6", "--steps", "2", "--output", "a.png", "--seed"]
+    assert main([*run, "1"]) == 0
+    first = Path("a.png").read_bytes()
+    facts = made("a")
+    assert [row["index"] for row in facts["classes"]] == [76, 6]
+    assert len(facts["probabilities"]) == 2
+    assert main([*run, "1"]) == 0
+    assert Path("a.png").read_bytes() == first
+    assert main([*run, "2"]) == 0
+    assert Path("a.png").read_bytes() != first
+    assert main([*run, "1", "--from", str(photo)]) == 0
+    assert Path("a.png").read_bytes() != first
+    assert made("a")["start"] == str(photo)
+
+
+def photos(folder: Path, colour: bool, labels: int = 2) -> Path:
+    """Four photos of 16 x 16 pixels in each of some class folders."""
+    draw = np.random.default_rng(0)
+    shape = (16, 16, 3) if colour else (16, 16)
+    for number in range(4 * labels):
+        path = folder / str(number % labels) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize("kind", ["dcgan", "cdcgan", "cgan"])
+def test_train_writes_a_grid_and_continues_a_run(tmp_path: Path, kind: str, colour: bool) -> None:
+    folder = photos(tmp_path / "photos", colour)
+    run = ["train", kind, str(folder), "--steps", "2", "--size", "16", "--seed", "3"]
+    assert main(run) == 0
+    facts = made(kind)
+    assert facts["images"] == [8, 3 if colour else 1, 16, 16]
+    assert facts["config"]["batch"] == 8
+    assert facts["config"]["architecture"]["classes"] == (0 if kind == "dcgan" else 2)
+    assert facts["classes"] == ([] if kind == "dcgan" else ["0", "1"])
+    assert all(np.isfinite(list(facts["losses"].values())))
+    grid = Path(f"{kind}.png").read_bytes()
+    rows = 10 if kind == "dcgan" else 2
+    with Image.open(f"{kind}.png") as picture:
+        assert picture.height == rows * (32 + pictures.GAP) - pictures.GAP
+    assert Path(f"{kind}-checkpoint").is_dir()
+    assert main(run) == 0  # from the checkpoint, which has all of its steps
+    assert Path(f"{kind}.png").read_bytes() == grid
+
+
+def test_dcgan_takes_photos_without_class_folders(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", True, labels=1) / "0"
+    assert main(["train", "dcgan", str(folder), "--steps", "1", "--size", "16"]) == 0
+    assert made("dcgan")["images"] == [4, 3, 16, 16]
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "no such photo": (["classify", "absent.jpg"], "photo absent.jpg: no such file"),
+    "unknown class": (["fool", "PHOTO", "--to", "tarantulla"], r"tarantula (76)"),
+    "unknown class to see": (["saliency", "PHOTO", "--class", "1000"], "0 to 999"),
+    "unknown class to draw": (["visualise", "stingrey"], "stingray (6)"),
+    "unknown network": (["classify", "PHOTO", "--network", "lenet"], "one of squeezenet1_1"),
+    "weights without network": (["classify", "PHOTO", "--weights", "PHOTO"], "expected --network"),
+    "absent weights": (
+        ["classify", "PHOTO", "--network", "squeezenet1_1", "--weights", "no.pth"],
+        "no.pth: no such file",
+    ),
+    "unknown device": (["classify", "PHOTO", "--device", "cudo"], "--device: got 'cudo'"),
+    "output is no PNG": (["classify", "PHOTO", "--output", "a.jpg"], "ends with .png"),
+    "output is the photo": (["fool", "PHOTO", "--to", "6", "--output", "PHOTO"], "photo itself"),
+    "no such folder": (["train", "dcgan", "absent"], "folder absent: no such folder"),
+    "no labels": (["train", "cgan", "FOLDER"], "use dcgan"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_argument_is_exit_code_2_and_writes_nothing(
+    case: str, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = WRONG[case]
+    (photo.parent / "folder").mkdir()
+    before = photo.read_bytes()
+    places = {"PHOTO": str(photo), "FOLDER": str(photo.parent / "folder")}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.out == ""
+    assert {path.name for path in photo.parent.iterdir()} == {"photo.png", "folder"}
+    assert photo.read_bytes() == before
+
+
+def test_unreadable_photo_is_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.jpg").write_text("no photo")
+    for command in (["classify"], ["saliency"], ["fool", "--to", "6"]):
+        assert main([command[0], str(tmp_path / "text.jpg"), *command[1:]]) == 1
+        assert "not a readable image" in capsys.readouterr().err
+    folder = photos(tmp_path / "photos", True, labels=1) / "0"
+    (folder / "bad.png").write_text("no photo")
+    assert main(["train", "dcgan", str(folder), "--size", "16"]) == 1
+    assert "1 of 5 files cannot be used" in capsys.readouterr().err
+
+
+def test_missing_weights_are_exit_code_3(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(name: str) -> dict[str, torch.Tensor]:
+        raise assets.AssetUnavailable(f"{name} is not on this machine", name)
+
+    monkeypatch.setattr(assets, "load_weights", absent)
+    assert main(["classify", str(photo)]) == 3
+    assert "squeezenet1_1 is not on this machine" in capsys.readouterr().err
+
+
+def test_output_may_be_a_folder_or_a_name_without_suffix(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for output, name in (("out", "out/photo-classes"), ("b", "b"), ("new/c.png", "new/c")):
+        assert main(["classify", str(photo), "--output", output]) == 0
+        assert made(name)["photo"] == str(photo)
+
+
+def test_bar_counts_forward_passes_and_leaves_no_hook(
+    photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    class Bar:
+        def __init__(self, **_options: object) -> None:
+            self.n = 0
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            counts.append(self.n)
+
+        def update(self) -> None:
+            self.n += 1
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    assert main(["visualise", "6", "--steps", "4"]) == 0
+    assert counts == [4]
+    assert not networks.load("", {}).module._forward_hooks
+
+
+def test_files_of_a_photo_whose_name_holds_control_characters(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = photo.rename(photo.with_name("a\x1b[31m\n.png"))
+    assert main(["classify", str(odd)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert files.read_json(Path("a\x1b[31m\n-classes.json"))["photo"] == str(odd)
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "x"])
+def test_steps_are_whole_numbers_from_1(
+    steps: str, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["fool", str(photo), "--to", "6"], ["visualise", "6"], ["train", "cgan", "."]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, "--steps", steps])
+        assert "argument --steps" in capsys.readouterr().err
