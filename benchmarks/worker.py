@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -217,6 +218,9 @@ def serve(device: str) -> None:
     try:
         import torch
 
+        # First a module without torchvision, whose import may need operators that rdfia declares.
+        importlib.import_module("rdfia.transfer.svm")
+        require_modules_of(Path.cwd())
         server = Server(device)
         require_modules_of(Path.cwd())
     except ImportError as error:  # these benchmarks are newer than the package of this tree

@@ -225,7 +225,7 @@ def test_user_code_passes_strict_mypy(programs: Path, tmp_path: Path) -> None:
 
 
 def test_repair_of_an_environment_whose_torchvision_lacks_operators(
-    built: tuple[Path, Path], tmp_path: Path
+    built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "setup" / "torchvision_repair", tmp_path / "torchvision_repair")
     programs = new_environment(tmp_path / "environment", built[1])
@@ -234,8 +234,11 @@ def test_repair_of_an_environment_whose_torchvision_lacks_operators(
     python, first = str(programs / "python"), "import torchvision.nested, rdfia"
     isolated = [python, "-I", "-c"]
     fault = "operator torchvision::nms does not exist"
+    # The environment sees the packages of this one, and the repair that may be among them.
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     assert fault in run([python, "-c", first], tmp_path, 1), "the fault is planted"
     assert run([*isolated, "import rdfia, torchvision.nested"], tmp_path) == ""
+    monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD")
 
     target = ["--python", python, "install", *OFFLINE, "--no-build-isolation"]
     run([*PIP, *target, str(tmp_path / "torchvision_repair")], tmp_path)

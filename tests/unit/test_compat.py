@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ def run(program: str, path: Path | None = None) -> str:
         text=True,
         check=False,
         cwd=Path(__file__).parents[2],
+        # Without the repair of this environment, which would mend the planted fault.
+        env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
     )
     return done.stdout + done.stderr
 
