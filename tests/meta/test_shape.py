@@ -51,7 +51,7 @@ LARGER = {
     "data.datasets": 215,
     "data.images": 245,
     "models.networks": 260,
-    "transfer.features": 245,
+    "transfer.features": 250,
     "report.figures": 240,
     "__main__": 300,
     "commands": 265,
@@ -181,7 +181,7 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 3140, rooms
+    assert sum(rooms[room] for room in LABS) < 3200, rooms
     # Devices and memory.
     assert rooms["device"] < 500, rooms
     # The protocols of the labs.
