@@ -115,7 +115,7 @@ def test_a_planted_store_that_accepts_incomplete_files_is_found(tmp_path: Path) 
         "    path.write_bytes(data[: len(data) // 2]); time.sleep(0.1)\n"
         "    path.write_bytes(data)\n"
         "feature_store.save_tensors = in_place\n"
-        "feature_store.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
+        "feature_store.FeatureStore.is_complete = lambda self, shard: self.path(shard).exists()"
     )
     done = planted(plant, "killed", "extraction", tmp_path, 15)
     assert "checksum differs" in done.stderr or "cannot read" in done.stderr, (
@@ -125,7 +125,7 @@ def test_a_planted_store_that_accepts_incomplete_files_is_found(tmp_path: Path) 
 
 FORGETFUL = {
     "extraction": "from rdfia.data.feature_store import FeatureStore as Store; "
-    "Store.is_done = lambda *_: False",
+    "Store.is_complete = lambda *_: False",
     "training": "from rdfia.gans.training import Trainer; Trainer.load = lambda *_: False",
 }
 
