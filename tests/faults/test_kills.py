@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rdfia.__main__ import INTERRUPTED, INTERRUPTED_MESSAGE
 from rdfia.claims import record as claim_records
 from rdfia.data import assets, files
 from tests.faults import victims
@@ -308,7 +309,7 @@ def test_ctrl_c_ends_an_extraction_and_finished_work_is_kept(
             files.load_tensors(path)
         # At the first imports Python ends without our message, or fails to import site.
         at_import = process.returncode == -signal.SIGINT or "init_import_site" in output
-        good = at_import or (process.returncode == 130 and "the same command goes on" in output)
+        good = at_import or (process.returncode == INTERRUPTED and INTERRUPTED_MESSAGE in output)
         return Stopped(
             seconds,
             "" if good else f"status {process.returncode}: {output[-200:]}",
