@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rdfia.transfer.features import Tap
 
 FAILED, WRONG_ARGUMENT, ASSET_MISSING, INTERRUPTED = 1, 2, 3, 130  # exit codes
+INTERRUPTED_MESSAGE = "interrupted; finished work is kept, run the same command again to continue"
 CLAIMS_OF = {  # field of an asset's record -> the words for one claim and for several
     "waiting": ("claim waits for it", "claims wait for it"),
     "also": (
@@ -535,10 +536,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(
-            "rdfia: interrupted; finished work is kept, run the same command again to continue",
-            file=sys.stderr,
-        )
+        print(f"rdfia: {INTERRUPTED_MESSAGE}", file=sys.stderr)
         return INTERRUPTED
     except RdfiaError as error:
         print(f"rdfia: {error}", file=sys.stderr)

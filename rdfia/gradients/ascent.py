@@ -208,7 +208,7 @@ def ascend(
     Images do not influence each other: `chunk` of them (default: `default_chunk`) are computed at a
     time, channels-last, for which a forward needs flatten instead of view. On a CUDA device a
     network without hooks is replayed from CUDA graphs (`cuda_graphs.ReplayedNetwork`). A chunk that
-    does not fit in memory is split in halves, with a FewerAtATime warning. Parameters are frozen
+    does not fit in memory is split in halves, with a BatchReduced warning. Parameters are frozen
     during the ascent and get their flags back; mode, hooks and `.grad` are not touched.
 
     Raises TooLarge where one image does not fit, ArgumentError for a network in train mode,

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rdfia.__main__ import INTERRUPTED, INTERRUPTED_MESSAGE
 from rdfia.claims import record as claim_records
 from rdfia.data import assets, files
 from tests.faults import victims
@@ -115,7 +116,7 @@ def test_a_planted_store_that_accepts_incomplete_files_is_found(tmp_path: Path) 
         "    path.write_bytes(data[: len(data) // 2]); time.sleep(0.1)\n"
         "    path.write_bytes(data)\n"
         "feature_store.save_tensors = in_place\n"
-        "feature_store.FeatureStore.is_done = lambda self, shard: self.path(shard).exists()"
+        "feature_store.FeatureStore.is_complete = lambda self, shard: self.path(shard).exists()"
     )
     done = planted(plant, "killed", "extraction", tmp_path, 15)
     assert "checksum differs" in done.stderr or "cannot read" in done.stderr, (
@@ -125,7 +126,7 @@ def test_a_planted_store_that_accepts_incomplete_files_is_found(tmp_path: Path) 
 
 FORGETFUL = {
     "extraction": "from rdfia.data.feature_store import FeatureStore as Store; "
-    "Store.is_done = lambda *_: False",
+    "Store.is_complete = lambda *_: False",
     "training": "from rdfia.gans.training import Trainer; Trainer.load = lambda *_: False",
 }
 
@@ -308,7 +309,7 @@ def test_ctrl_c_ends_an_extraction_and_finished_work_is_kept(
             files.load_tensors(path)
         # At the first imports Python ends without our message, or fails to import site.
         at_import = process.returncode == -signal.SIGINT or "init_import_site" in output
-        good = at_import or (process.returncode == 130 and "the same command goes on" in output)
+        good = at_import or (process.returncode == INTERRUPTED and INTERRUPTED_MESSAGE in output)
         return Stopped(
             seconds,
             "" if good else f"status {process.returncode}: {output[-200:]}",

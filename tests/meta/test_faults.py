@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch  # noqa: F401 - a session in this process would unload it, and torch loads once only
 
 from rdfia.claims import provenance
 from rdfia.report import blocks
@@ -57,17 +58,19 @@ def test_fault_that_does_not_fit_is_deferred_and_listed(project: pytest.Pytester
     result.stdout.fnmatch_lines([f"deferred, about 1?? min: {name}two"])
 
 
+ROW = {
+    "tried": 1,
+    "withstood": 1,
+    "means": "m",
+    "found": {},
+    "profile": "full",
+    "date": "2026-01-01",
+}
+
+
 def test_rows_of_other_code_are_removed(project: pytest.Pytester) -> None:
-    row = {
-        "tried": 1,
-        "withstood": 1,
-        "means": "m",
-        "found": {},
-        "profile": "full",
-        "date": "2026-01-01",
-    }
     code = provenance.code_hash(project.path)
-    before = {"same": {**row, "code": code}, "other": {**row, "code": "0" * 12}, "unknown": row}
+    before = {"same": {**ROW, "code": code}, "other": {**ROW, "code": "0" * 12}, "unknown": ROW}
     after = rows(project, json.dumps({"environment": {}, "rows": before}))
     assert after.keys() == {"same", "new"}
     assert after["new"]["code"] == code
@@ -80,16 +83,8 @@ def test_damaged_record_is_replaced(project: pytest.Pytester, damaged: str) -> N
 
 
 def test_page_accepts_rows_with_and_without_code() -> None:
-    row = {
-        "tried": 1,
-        "withstood": 1,
-        "means": "m",
-        "found": {},
-        "profile": "full",
-        "date": "2026-01-01",
-    }
     where = {"date": "2026-01-01", "torch": "2.13.0", "python": "3.11"}
     html = blocks.faults(
-        {"environment": where, "rows": {"old": row, "new": {**row, "code": "0123456789ab"}}}
+        {"environment": where, "rows": {"old": ROW, "new": {**ROW, "code": "0123456789ab"}}}
     )
     assert html.count("<td>old") == html.count("<td>new") == 1
