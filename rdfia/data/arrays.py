@@ -80,15 +80,15 @@ def host_array(values: Any, name: str = "values") -> Array:
 
 
 def as_tensor(values: ArrayLike, name: str = "values") -> Tensor:
-    """`values` as a tensor without a gradient: a tensor where it is, memory of an array is shared.
+    """`values` as a tensor: a tensor is returned itself, the memory of an array is shared.
 
     Raises ArgumentError that names `name` as `host_array`, and for text and other objects.
     """
     if isinstance(values, Tensor):
-        return values.detach()
+        return values
     array = host_array(values, name)
-    if any(stride < 0 for stride in array.strides):
-        array = array.copy()
+    if any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))  # a copy
     with warnings.catch_warnings():  # read-only memory maps: nobody writes to the tensor
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         try:

@@ -51,10 +51,10 @@ def is_photo(path: str | Path) -> bool:
     is no regular file.
     """
     path = Path(path)
+    if not path.is_file():  # to open a pipe would wait
+        return False
     try:
         with path.open("rb") as stream:
-            if not path.is_file():
-                return False
             Image.open(stream, formats=_readable_formats()).close()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return True  # Pillow has read its size

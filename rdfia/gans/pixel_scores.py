@@ -37,7 +37,8 @@ def pixel_statistics(images: Tensor | Array, batch: int = 500) -> Array:
         images.dtype != torch.uint8
         or images.ndim != 4
         or not len(images)
-        or min(images.shape[2:]) < 3
+        or images.shape[2] != images.shape[3]
+        or images.shape[3] < 3
     ):
         raise ArgumentError(
             f"images: got {images.dtype} {tuple(images.shape)}, expected uint8 N x C x S x S, "

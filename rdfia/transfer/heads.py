@@ -109,7 +109,7 @@ def train_head(
     DivergedError when the loss is not finite. Source: report 1, answer 10.
     """
     config = config or HeadConfig()
-    features = as_tensor(features, "features")
+    features = as_tensor(features, "features").detach()
     classes, labels = _labels(y, features)
     device = torch.device(device)
     if features.ndim != 2 or not features.is_floating_point() or not config.validation:

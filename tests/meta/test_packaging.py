@@ -380,6 +380,7 @@ def test_missing_python_is_reported(checkout: Path) -> None:
         ("format", 7, "format"),
         ("types", 7, "types"),
         ("gate", 7, "gate"),
+        ("notebook", 7, "notebook"),
         ("isa", 7, "isa"),
         ("faults", 7, "faults"),
         ("claims", 7, "claims"),
@@ -405,7 +406,7 @@ def test_ci_stops_at_the_failing_phase(
         },
     }
     names = {"check*": "lint", "format*": "format", "*processors*": "isa", "*gate*": "gate"}
-    names |= {"*faults*": "faults", "*": "claims"}
+    names |= {"*notebook*": "notebook", "*faults*": "faults", "*": "claims"}
     choices = " ".join(f"{words}) name={name};;" for words, name in names.items())
     choose = f'case "$*" in {choices} esac'
     for tool, name in tools.items():
@@ -419,7 +420,8 @@ def test_ci_stops_at_the_failing_phase(
     )
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    order = ["setup", "test", "lint", "format", "types", "gate", "isa", "isa", "faults", "claims"]
+    phases = "setup test lint format types gate notebook isa isa faults claims"
+    order = phases.split()
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (
         "only the claims may see the assets"

@@ -29,6 +29,8 @@ from rdfia.errors import (
     TooLarge,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore::rdfia.errors.FilesLeftOut")
+
 JPEG_SIZE = (12, 10)
 
 
