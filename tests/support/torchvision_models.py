@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import sys
 import warnings
@@ -126,13 +127,18 @@ def largest_difference(name: str, count: int = 3) -> float:
     return max(differences)
 
 
+def _power_of_ten_above(difference: float) -> str:
+    """The difference as a processor does not change it: rounding moves its digits."""
+    return f"< 1e{math.floor(math.log10(difference)) + 1}" if difference else "0"
+
+
 def row(name: str) -> str:
     """The table's line of a network."""
     found = census(name)
     shapes = tap_shapes_of_all(name, found)
     wrong = sum(found.shapes[path] != shape for path, shape in shapes.items())
     weights = networks.parameter_count(name)
-    values = f"{largest_difference(name):.1e}" if is_light(name) else "not computed"
+    values = _power_of_ten_above(largest_difference(name)) if is_light(name) else "not computed"
     repeated = sum(number > 1 for number in found.calls.values())
     cells = (
         name,
