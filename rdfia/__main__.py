@@ -220,14 +220,6 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_unreadable_folder(error: OSError) -> None:
-    """ArgumentError: `os.walk` would skip a folder that it cannot list, and its photos with it."""
-    raise ArgumentError(
-        f"folder {printable_line(error.filename)}: cannot be listed ({error.strerror}), expected a "
-        "folder that you may read; check its name and permissions, or move it away"
-    ) from error
-
-
 def _taps(network: str, names: str) -> dict[str, Tap]:
     """Tap -> what `forward_taps` reads, for comma-separated names of layers or module paths.
 
@@ -251,33 +243,6 @@ def _taps(network: str, names: str) -> dict[str, Tap]:
         calls = () if call is None else ({"call": int(call)},)
         taps[tap] = (path, *element, *calls) if element or calls else path
     return taps
-
-
-def _photos(folder: Path, strict: bool, silent: bool) -> list[Path]:
-    """The photos below a folder, sorted, without hidden files and folders.
-
-    Other files are reported on the error stream, unless `silent`, or refused if `strict`.
-    """
-    from rdfia.data import datasets
-
-    found: list[Path] = []
-    seen: set[str] = set()  # a link may lead to a folder above it
-    for parent, folders, names in os.walk(
-        folder, onerror=_refuse_unreadable_folder, followlinks=True
-    ):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
-        found += [] if real in seen else [Path(parent, name) for name in names]
-        seen.add(real)
-    photos, others = datasets.divide_photos(found)
-    if strict or not silent:
-        datasets.report_left_out("folder", folder, others, strict)
-    if not photos:
-        raise ArgumentError(
-            f"folder {folder}: got no photo among {len(found)} files, expected JPEG, PNG or "
-            "another format of photos; name the folder that contains them"
-        )
-    return photos
 
 
 def _load_network(name: str, file: Path | None) -> Loaded:
@@ -314,7 +279,6 @@ def _choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    import numpy as np
     import torch
 
     from rdfia.data import datasets, files
@@ -336,11 +300,10 @@ def _extract(options: argparse.Namespace) -> int:
     taps = _taps(options.network, options.taps)
     device = commands.usable_device(options.device)
     with extraction.current_team() as team:
-        paths = _photos(options.folder, options.strict, silent=team.rank > 0)
+        paths = datasets.photos_below(options.folder, options.strict, silent=team.rank > 0)
         mine = paths[team.share(len(paths))]
         if mine:
-            labels = np.zeros(len(mine))
-            datasets.ImageSet(str(options.folder), tuple(mine), labels, ("photos",)).verify()
+            datasets.photo_set(printable_line(options.folder), mine)
         loaded = _load_network(options.network, options.weights)
         dtype = dtype or precision.fast_dtype(device)
         if team.rank == 0:

@@ -354,17 +354,16 @@ def _training_images(options: argparse.Namespace) -> tuple[Tensor, np.ndarray, t
             f"folder {printable_line(folder)}: no such folder, expected photos, or FOLDER/<class>/"
             "<photo> for a conditional GAN; check its name"
         )
-    inside = any(path.is_dir() and path.name[0] != "." for path in folder.iterdir())
-    if options.kind != "dcgan" and not inside:
+    if options.kind == "dcgan":
+        paths = datasets.photos_below(folder, options.strict)
+        photos = datasets.photo_set(printable_line(folder), paths)
+    elif any(path.is_dir() and path.name[0] != "." for path in folder.iterdir()):
+        photos = datasets.image_folder(folder, options.kind, strict=options.strict)
+    else:
         raise ArgumentError(
             f"folder {printable_line(folder)}: has no folder inside, but {options.kind} learns a "
             "label for each image; expected FOLDER/<class>/<photo>, or use dcgan"
         )
-    photos = (
-        datasets.image_folder(folder, options.kind, labelled=options.kind != "dcgan")
-        if inside
-        else datasets.photo_set(folder, options.kind)
-    )
     space = Preprocess(options.size, "crop", options.size)
     shown = progress_bar(photos.paths, len(photos), "photos")
     pixels = torch.stack([space.pixels(path) for path in shown])
@@ -505,6 +504,9 @@ def add_to(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
         type=Path,
         metavar="FOLDER",
         help="photos; FOLDER/<class>/<photo> for cdcgan and cgan; or MNIST's files",
+    )
+    sub.add_argument(
+        "--strict", action="store_true", help="refuse a folder with files that are not photos"
     )
     sub.add_argument("--steps", type=_whole(1), metavar="N", help="default: the lab's")
     sub.add_argument("--batch", type=_whole(2), metavar="N", help="default: the lab's, or fewer")

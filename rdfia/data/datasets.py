@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import math
+import os
 import struct
 import warnings
 import zlib
@@ -209,13 +210,41 @@ def image_folder(
     ).verify()
 
 
-def photo_set(folder: str | Path, name: str) -> ImageSet:
-    """The set of the photos in a folder, sorted by name, all of one class, headers verified.
+def photo_set(name: str, paths: Sequence[Path]) -> ImageSet:
+    """The set of these photos, all of one class, headers verified as in `ImageSet.verify`."""
+    return ImageSet(name, tuple(paths), np.zeros(len(paths)), ("photos",)).verify()
 
-    Raises DatasetError if there is none, or if some are unusable.
+
+def photos_below(folder: Path, strict: bool = False, silent: bool = False) -> list[Path]:
+    """The photos in a folder and in folders below it, sorted by path; hidden ones are left out.
+
+    Links to folders are followed, each folder once. Other files are left out with a FilesLeftOut
+    warning, unless `silent`, or refused if `strict`. Raises ArgumentError for a folder that cannot
+    be listed or that has no photo, DatasetError if `strict`.
     """
-    paths = _photos(Path(folder))
-    return ImageSet(name, tuple(paths), np.zeros(len(paths)), (Path(folder).name,)).verify()
+
+    def refuse(error: OSError) -> None:  # `os.walk` would skip the folder, and its photos with it
+        raise ArgumentError(
+            f"folder {printable_line(error.filename)}: cannot be listed ({error.strerror}), "
+            "expected a folder that you may read; check its name and permissions, or move it away"
+        ) from error
+
+    found: list[Path] = []
+    seen: set[str] = set()  # a link may lead to a folder above it
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
+        found += [] if real in seen else [Path(parent, name) for name in names]
+        seen.add(real)
+    photos, others = divide_photos(found)
+    if strict or not silent:
+        report_left_out("folder", folder, others, strict)
+    if not photos:
+        raise ArgumentError(
+            f"folder {printable_line(folder)}: got no photo among {len(found)} files, expected "
+            "JPEG, PNG or another format of photos; name the folder that contains them"
+        )
+    return photos
 
 
 def prepare_celeba(

@@ -167,7 +167,7 @@ def test_forward_backward(small_name: str) -> None:
 def test_values_against_float64(small_name: str) -> None:
     """Ours in float64, all at once, are torchvision's, asked for one by one."""
     module = networks.build(small_name, num_classes=2, seed=0).eval()
-    paths = torchvision_models.leaves(module, torchvision_models.census(small_name), 3)
+    paths = torchvision_models.traced_modules(module, torchvision_models.census(small_name), 3)
     x = image(small_name)
     wide = copy.deepcopy(module).double()
     with torch.no_grad():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import sys
 import warnings
@@ -85,17 +86,16 @@ def tap_shapes_of_all(name: str, found: Census) -> dict[str, tuple[int, ...]]:
     return {path: (1, *shape) for path, shape in shapes.items()}
 
 
-def leaves(module: nn.Module, found: Census, count: int, seed: int = 0) -> list[str]:
-    """Paths of a few modules without children, which run once: nodes of torch.fx by their names."""
-    paths = [
-        path
-        for path, child in module.named_modules()
-        if found.calls.get(path) == 1
-        and path in found.shapes
-        and not any(child.children())
-        and not path.endswith("scale_activation")  # torch.fx gives it another name
-        and type(child).__module__.startswith("torch.nn.modules")
-    ]
+def traced_modules(module: nn.Module, found: Census, count: int, seed: int = 0) -> list[str]:
+    """Paths of a few modules, which run once and which torchvision's extractor has as nodes.
+
+    Its tracer enters no module of torchvision.ops, such as a Conv2dNormActivation or a
+    SqueezeExcitation: the modules inside one are not nodes, and the whole is.
+    """
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    nodes = get_graph_node_names(module, suppress_diff_warning=True)[1]
+    paths = [path for path in nodes if found.calls.get(path) == 1 and path in found.shapes]
     return sorted(random.Random(seed).sample(paths, min(count, len(paths))), key=paths.index)
 
 
@@ -117,7 +117,7 @@ def largest_difference(name: str, count: int = 3) -> float:
     """Largest difference of our float32 taps from float64 ones, over the largest float64 value."""
     module = networks.build(name, num_classes=2, seed=0).eval()
     x = torch.randn(1, 3, side(name), side(name), generator=torch.Generator().manual_seed(0))
-    paths = leaves(module, census(name), count)
+    paths = traced_modules(module, census(name), count)
     with torch.no_grad():
         ours = features.forward_taps(module, x, {path: path for path in paths})
     differences = []
@@ -127,13 +127,18 @@ def largest_difference(name: str, count: int = 3) -> float:
     return max(differences)
 
 
+def _power_of_ten_above(difference: float) -> str:
+    """The difference as a processor does not change it: rounding moves its digits."""
+    return f"< 1e{math.floor(math.log10(difference)) + 1}" if difference else "0"
+
+
 def row(name: str) -> str:
     """The table's line of a network."""
     found = census(name)
     shapes = tap_shapes_of_all(name, found)
     wrong = sum(found.shapes[path] != shape for path, shape in shapes.items())
     weights = networks.parameter_count(name)
-    values = f"{largest_difference(name):.1e}" if is_light(name) else "not computed"
+    values = _power_of_ten_above(largest_difference(name)) if is_light(name) else "not computed"
     repeated = sum(number > 1 for number in found.calls.values())
     cells = (
         name,

@@ -154,6 +154,33 @@ def test_dcgan_takes_photos_without_class_folders(tmp_path: Path) -> None:
     assert made("dcgan")["images"] == [4, 3, 16, 16]
 
 
+def test_train_takes_the_photos_that_extract_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By content, at any depth, beside folders too; what is left out is named, or refused."""
+    folder = photos(tmp_path / "photos", True)
+    (folder / "0" / "0.png").rename(folder / "above")
+    deep = folder / "1" / "deep" / "3"
+    deep.parent.mkdir()
+    (folder / "1" / "3.png").rename(deep)
+    (folder / "notes.txt").write_text("no photo")
+    (folder / ".hidden").write_text("no photo")
+    run = ["train", "dcgan", str(folder), "--steps", "1", "--size", "16"]
+    assert main(run) == 0
+    assert made("dcgan")["images"] == [8, 3, 16, 16]
+    shown = capsys.readouterr().err
+    assert f"1 of {folder} are not photos and are left out:\n  notes.txt" in shown
+    assert ".hidden" not in shown
+    labelled = ["train", "cgan", str(folder), "--steps", "1", "--size", "16", "--output", "x.png"]
+    for command in (run, labelled):
+        assert main([*command, "--strict"]) == 1
+        assert "notes.txt" in capsys.readouterr().err
+    assert not Path("x.png").exists()
+    (folder / "0" / "2.png").write_text("no photo")
+    assert main(run) == 1
+    assert f"{folder}: 1 of 8 files cannot be used" in capsys.readouterr().err
+
+
 WRONG: dict[str, tuple[list[str], str]] = {
     "no such photo": (["classify", "absent.jpg"], "photo absent.jpg: no such file"),
     "unknown class": (["fool", "PHOTO", "--to", "tarantulla"], r"tarantula (76)"),

@@ -296,6 +296,16 @@ def test_arrays_are_photos_and_other_arrays_are_refused() -> None:
             small.pixels(wrong)
 
 
+def test_gradients_pass_through_normalise_and_its_inverse() -> None:
+    """The slopes are 1 / std and std: an image can be changed in 0..1 by a network's gradient."""
+    for function, power in ((LAB.normalise, -1), (LAB.denormalise, 1)):
+        x = torch.full((1, 3, 2, 2), 0.5, requires_grad=True)
+        function(x).sum().backward()
+        assert x.grad is not None
+        slopes = (torch.tensor(LAB.std) ** power).repeat_interleave(4)
+        assert_close(x.grad.flatten(), slopes, "pixel")
+
+
 def test_normalise_takes_arrays_and_says_how_others_differ() -> None:
     x = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 9), dtype=np.uint8)
     y = LAB.normalise(x)
