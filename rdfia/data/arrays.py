@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -65,11 +66,16 @@ def on_host(values: Any, name: str = "values") -> Any:
 def host_array(values: Any, name: str = "values") -> Array:
     """`values` as a numpy array on the host: an array itself, not a copy.
 
-    Takes what `on_host` takes, numpy arrays, memory maps and (nested) lists. Raises ArgumentError
+    Takes what `on_host` takes, numpy arrays, memory maps, (nested) lists and scipy's sparse
+    matrices, which become dense. Raises ArgumentError
     that names `name` as `on_host`, and for rows of different lengths.
     """
     try:
-        return np.asarray(on_host(values, name))
+        values = on_host(values, name)
+        array = np.asarray(values.toarray() if scipy.sparse.issparse(values) else values)
+        if array.ndim == 0 and array.dtype == object:  # None, a set, a generator, a dict
+            raise ValueError("numpy makes no array of it")
+        return array
     except ValueError as error:
         if isinstance(error, ArgumentError):
             raise
@@ -123,7 +129,10 @@ def label_array(y: Any, rows: int | None = None, name: str = "y") -> Array:
     Floats have to be whole. Raises DatasetError for another shape (`rows`: the number expected),
     for floats that are not whole or not finite, and for labels that cannot be sorted.
     """
-    labels = host_array(y, name)
+    try:
+        labels = host_array(y, name)
+    except ArgumentError as error:
+        raise DatasetError(str(error)) from error
     if labels.ndim != 1 or (rows is not None and len(labels) != rows):
         raise DatasetError(
             f"{name}: got {labels.dtype} {labels.shape}, expected one label for each of "

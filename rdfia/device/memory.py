@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rdfia.errors import BatchReduced, TooLarge
+from rdfia.errors import ArgumentError, BatchReduced, RdfiaError, TooLarge
 
 T = TypeVar("T")
 
@@ -240,6 +240,24 @@ def out_of_memory_as_too_large(what: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TooLarge(f"memory ran out at {what}") from error
+
+
+@contextlib.contextmanager
+def images_named_where_refused(network: nn.Module, x: Tensor) -> Iterator[None]:
+    """A context that raises ArgumentError, naming dtype and shape of `x`, where a network fails.
+
+    Errors of the package and failed allocations stay as they are.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, RdfiaError) or is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ArgumentError(
+            f"x: {type(network).__name__} cannot compute {x.dtype} {tuple(x.shape)} ({reason}); "
+            "choose the dtype, channels and size that it was made for"
+        ) from error
 
 
 def split_in_half(error: Exception, rows: Tensor) -> tuple[Tensor, Tensor]:

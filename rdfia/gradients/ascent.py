@@ -12,19 +12,23 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.arrays import Array, as_tensor
 from rdfia.data.images import Preprocess, constant_tensor
 from rdfia.device.cuda_graphs import ReplayedNetwork
-from rdfia.device.memory import retain_freed_memory, split_in_half
+from rdfia.device.memory import (
+    images_named_where_refused,
+    retain_freed_memory,
+    split_in_half,
+)
 from rdfia.device.precision import product_precision
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError, WeightsError
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
-PerImage = float | Sequence[float] | Tensor  # one value for all images, or one for each
+PerImage = float | Sequence[float] | Tensor | Array  # one value for all images, or one for each
 
 
 class AscentStep(NamedTuple):
@@ -82,16 +86,23 @@ def _frozen_parameters(network: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
 
 
-def check_images(network: nn.Module, x: Tensor, space: Preprocess | None) -> Tensor:
-    """A copy of `x` on the device and in the dtype of the weights.
+def check_images(network: nn.Module, x: Tensor | Array, space: Preprocess | None) -> Tensor:
+    """A copy of `x`, a tensor or an array, on the device and in the dtype of the weights.
 
     Raises ArgumentError unless `x` is B x 3 x H x W, floating point, finite and, with `space`,
     within the range of pixels that `space` normalises.
     """
+    x = as_tensor(x, "x")
     if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point():
+        if x.dtype == torch.uint8:
+            advice = "rdfia.data.CROP.normalise makes them of pixels in 0..255, B x 3 x H x W"
+        elif x.ndim == 3:
+            advice = "a single image is x[None]"
+        else:
+            advice = "numpy's transpose(0, 3, 1, 2) moves channels from the end"
         raise ArgumentError(
             f"x: {x.dtype} of shape {tuple(x.shape)}, expected floating point B x 3 x H x W, one "
-            "image or more; a single image is x[None]"
+            f"image or more; {advice}"
         )
     if not torch.isfinite(x).all():
         raise ArgumentError("x: holds NaN or infinity, expected normalised images")
@@ -120,9 +131,11 @@ def per_image(value: PerImage, n: int, name: str, dtype: torch.dtype = torch.int
 
     Raises ArgumentError for another shape, and for a dtype that does not convert to `dtype`.
     """
-    tensor = (
-        torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value)).detach().cpu()
-    )
+    try:
+        tensor = as_tensor(value, name).detach().cpu()
+    except ArgumentError as error:
+        advice = "; rdfia.data.imagenet_class(name) is the number of a class of ImageNet"
+        raise ArgumentError(f"{error}{'' if dtype.is_floating_point else advice}") from error
     fits = tensor.ndim == 0 or tensor.shape == (n,)
     if (
         not fits
@@ -239,7 +252,8 @@ def ascend(
             """
             current = x[copy_to_device(rows, x.device)].requires_grad_()
             seen = current if view is None else view(current, rows, step)
-            logits = passes(seen.contiguous(memory_format=layout))
+            with images_named_where_refused(network, seen):
+                logits = passes(seen.contiguous(memory_format=layout))
             left = torch.ones(len(rows), dtype=torch.bool)
             if finished is not None:
                 left = ~finished(step, rows, current.detach(), logits.detach()).cpu()

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rdfia.data import pictures
+from rdfia.data.arrays import Array, float_array
 from rdfia.data.images import CROP, Preprocess
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
@@ -103,15 +104,21 @@ class Fooled:
         return pictures.picture_html(self.picture(most), title, [*lines[:most], *more])
 
 
-def perturbation(before: Tensor, after: Tensor) -> dict[str, np.ndarray]:
+def perturbation(before: Tensor | Array, after: Tensor | Array) -> dict[str, np.ndarray]:
     """The difference of images by `l2`, `linf`, `psnr` (dB) and `ssim`, B values each.
 
     `before` and `after` are B x 3 x H x W in 0..1. `psnr` is infinite for equal images. `ssim`
-    (Wang et al. 2004) is NaN for images smaller than its window of 11 x 11 pixels.
+    (Wang et al. 2004) is NaN for images smaller than its window of 11 x 11 pixels. Raises
+    ArgumentError for other shapes.
     """
     from skimage.metrics import structural_similarity
 
-    a, b = (image.detach().cpu().double().numpy() for image in (before, after))
+    a = float_array(before, "before").astype(np.float64)
+    b = float_array(after, "after").astype(np.float64)
+    if a.ndim != 4 or a.shape != b.shape or not len(a):
+        raise ArgumentError(
+            f"before, after: got shapes {a.shape} and {b.shape}, expected B x 3 x H x W twice"
+        )
     change = (b - a).reshape(len(a), -1)
     l2 = np.linalg.norm(change, axis=1)
     with np.errstate(divide="ignore"):
@@ -166,7 +173,7 @@ def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
 
 
 def _report(
-    x: Tensor,
+    x: Tensor | Array,
     end: Tensor,
     first: Tensor,
     last: Tensor,
@@ -192,8 +199,8 @@ def _report(
 @torch.inference_mode(False)
 def fool(
     network: nn.Module,
-    x: Tensor,
-    target: int | Sequence[int] | Tensor,
+    x: Tensor | Array,
+    target: int | Sequence[int] | Tensor | Array,
     *,
     lr: float = 1.0,
     steps: int = 100,
@@ -253,8 +260,8 @@ def fool(
 @torch.inference_mode(False)
 def fool_closely(
     network: nn.Module,
-    x: Tensor,
-    target: int | Sequence[int] | Tensor,
+    x: Tensor | Array,
+    target: int | Sequence[int] | Tensor | Array,
     *,
     steps: int = 40,
     radius: float = 1.0,
@@ -332,8 +339,8 @@ def fool_closely(
 @torch.inference_mode(False)
 def momentum_attack(
     network: nn.Module,
-    x: Tensor,
-    label: int | Sequence[int] | Tensor,
+    x: Tensor | Array,
+    label: int | Sequence[int] | Tensor | Array,
     *,
     radius: float,
     steps: int = 10,

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.arrays import Array
 from rdfia.data.images import CROP, Preprocess
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
@@ -22,8 +23,8 @@ Kind = Literal["gradient", "gradient x input", "smoothgrad"]
 @torch.inference_mode(False)
 def saliency_maps(
     network: nn.Module,
-    x: Tensor,
-    target: int | Sequence[int] | Tensor,
+    x: Tensor | Array,
+    target: int | Sequence[int] | Tensor | Array,
     *,
     kind: Kind = "gradient",
     samples: int = 16,

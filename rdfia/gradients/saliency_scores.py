@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.arrays import float_array, host_array
+from rdfia.data.arrays import Array, float_array, host_array
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import check_images, check_network, per_image, target_logits
@@ -71,8 +71,8 @@ def _block_ranks(maps: Tensor, block: int) -> tuple[Tensor, int]:
 @torch.inference_mode()
 def pixel_curve(
     network: nn.Module,
-    x: Tensor,
-    target: int | Sequence[int] | Tensor,
+    x: Tensor | Array,
+    target: int | Sequence[int] | Tensor | Array,
     maps: Maps,
     *,
     mode: Literal["deletion", "insertion"],

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rdfia.data import pictures
+from rdfia.data.arrays import Array, as_tensor, host_array
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
@@ -54,13 +55,13 @@ class Visualised(NamedTuple):
 @torch.inference_mode(False)  # inference tensors cannot be used in a backward pass
 def visualise(
     network: nn.Module,
-    target: Sequence[int] | Tensor,
+    target: Sequence[int] | Tensor | Array,
     *,
-    start: Tensor | None = None,
-    seeds: int | Sequence[int] | Tensor = 0,
+    start: Tensor | Array | None = None,
+    seeds: int | Sequence[int] | Tensor | Array = 0,
     l2: PerImage = 1e-3,
     lr: PerImage = 5.0,
-    steps: int | Sequence[int] | Tensor = 200,
+    steps: int | Sequence[int] | Tensor | Array = 200,
     penalty: Literal["squared", "norm"] = "squared",
     unit_step: bool = False,
     jitter: int = 16,
@@ -94,7 +95,8 @@ def visualise(
             f"jitter {jitter}, blur_every {blur_every}, blur_sigma {blur_sigma}, size {size}: "
             "expected 0 or more, 1 or more, 0 or more, 1 or more"
         )
-    n = len(torch.as_tensor(target).flatten())
+    n = host_array(target, "target").size
+    start = None if start is None else as_tensor(start, "start")
     chosen, many = per_image(target, n, "target"), per_image(steps, n, "steps")
     weight, rate = (
         per_image(v, n, name, torch.float64)[:, None, None, None]

@@ -15,6 +15,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -482,14 +483,21 @@ def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
     return Loaded(name, module, missing, taps[-1], statement)
 
 
-def _ready(module: nn.Module, x: Tensor) -> Tensor:
+def _ready(module: nn.Module, x: Tensor | np.ndarray) -> Tensor:
     """`x` on the device and in the dtype of the weights.
 
     Raises ArgumentError for images of another shape, WeightsError if a weight is missing.
     """
-    if x.ndim != 4 or x.shape[1] != 3:
+    try:
+        x = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(
-            f"x: shape {tuple(x.shape)}, expected B x 3 x H x W (normalised images)"
+            f"x: got {type(x).__name__}, expected a tensor or an array of normalised images"
+        ) from error
+    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        raise ArgumentError(
+            f"x: {x.dtype} of shape {tuple(x.shape)}, expected floating point B x 3 x H x W "
+            "(normalised images); rdfia.data.CROP.normalise makes them of pixels"
         )
     for key, parameter in module.named_parameters():
         if parameter.is_meta:
@@ -501,7 +509,9 @@ def _ready(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def classify(network: nn.Module | Loaded, x: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+def classify(
+    network: nn.Module | Loaded, x: Tensor | np.ndarray, k: int = 5
+) -> tuple[Tensor, Tensor]:
     """The k most probable classes of each image (TME 7 q3): probabilities and class indices.
 
     `x` are normalised images, B x 3 x H x W. Both results are B x k, the most probable class first;

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rdfia.data.arrays import Array, as_tensor
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device.memory import (
     HalvingBatches,
     batch_that_fits,
+    images_named_where_refused,
     out_of_memory_as_too_large,
     retain_freed_memory,
 )
@@ -216,6 +218,18 @@ def last_position_inside(order: Sequence[str], path: str) -> int:
     )
 
 
+def named_taps(taps: Mapping[str, Tap] | Sequence[str]) -> Mapping[str, Tap]:
+    """`taps` as a mapping: in a list of paths each is its own name. Raises ArgumentError."""
+    if isinstance(taps, Mapping):
+        return taps
+    if isinstance(taps, str) or not all(isinstance(path, str) for path in taps or ()):
+        raise ArgumentError(
+            f"taps: got {taps!r}, expected names and module paths, such as "
+            "{'pool5': 'features.30'}, or a list of paths"
+        )
+    return {path: path for path in taps or ()}
+
+
 def check_reachable(module: nn.Module, taps: Mapping[str, Tap]) -> None:
     """Raise an error unless every tap can be computed.
 
@@ -225,6 +239,11 @@ def check_reachable(module: nn.Module, taps: Mapping[str, Tap]) -> None:
     if not taps:
         raise ArgumentError(
             "taps: got none, expected at least one, such as {'pool5': 'features.30'}"
+        )
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError(
+            f"network: got {type(module).__name__}, whose layers cannot be observed; expected the "
+            "torch.nn.Module itself, as it is before tracing or scripting"
         )
     modules = tap_modules(module)
     order = list(modules)
@@ -333,21 +352,37 @@ def second_order(value: Tensor) -> Tensor:
     return products[:, first, second].sqrt() * weight
 
 
-def forward_taps(module: nn.Module, x: Tensor, taps: Mapping[str, Tap]) -> dict[str, Tensor]:
+def forward_taps(
+    module: nn.Module, x: Tensor | Array, taps: Mapping[str, Tap] | Sequence[str]
+) -> dict[str, Tensor]:
     """Outputs of several modules, {tap: tensor}, from one forward pass.
 
-    `x` is B x C x H x W, normalised; `taps` maps names to module paths (`{"conv1_1":
-    "features.0"}`). The pass stops after the last tap. Each output is copied at once, because later
-    in-place layers (torchvision's ReLUs) overwrite it: a tap before a ReLU has negative values.
+    `x` is B x C x H x W, normalised, a tensor or an array; floating-point images take the device
+    and the dtype of the weights. `taps` maps names to module paths (`{"conv1_1": "features.0"}`),
+    or is a list of paths, which are then the names. The pass stops after the last tap. Each output
+    is copied at once, because later in-place layers (torchvision's ReLUs) overwrite it: a tap
+    before a ReLU has negative values.
 
     An output that is a tuple, list, dict or dataclass needs a position, key or field: `{"att":
     ("encoder.layers.encoder_layer_0.self_attention", 0)}`; several reach inside. Of a module that
     runs more than once, the tap is the first call: `("relu", {"call": 1})` is the second, -1 the
     last. Raises ArgumentError for an unknown module, element or call, and for an output without a
-    tensor, WeightsError where weights are missing.
+    tensor; for images that the network cannot compute; WeightsError where weights are missing.
     """
+    taps = named_taps(taps)
     check_reachable(module, taps)
-    return visit_taps(module, x, taps, lambda _tap, value: value.clone())
+    x = as_tensor(x, "x")
+    if x.dtype == torch.uint8:
+        raise ArgumentError(
+            f"x: got {x.dtype} {tuple(x.shape)}, expected normalised images; "
+            "rdfia.data.LAB.normalise(x) makes them of pixels in 0..255"
+        )
+    if x.is_floating_point():
+        weights = (p for p in module.parameters() if p.is_floating_point() and not p.is_meta)
+        weight = next(weights, x)
+        x = x.to(weight.device, weight.dtype)
+    with images_named_where_refused(module, x):
+        return visit_taps(module, x, taps, lambda _tap, value: value.clone())
 
 
 def _dry_run(

@@ -181,6 +181,8 @@ def reduce(X_train: ArrayLike, X_test: ArrayLike) -> tuple[Array, Array]:
     wrong shapes and NaN.
     """
     train = finite_array("X_train", X_train, 2)
+    if not len(train):
+        raise ArgumentError(f"X_train: got shape {train.shape}, expected one row or more")
     test = finite_array("X_test", X_test, 2, width_of=("X_train", train))
     if train.shape[1] <= len(train):
         return train.astype(np.float64, copy=False), test.astype(np.float64, copy=False)

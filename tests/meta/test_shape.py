@@ -48,13 +48,13 @@ FREE = {"__main__", "commands", "experiments.__main__", "__init__", "_rooms", "_
 LARGEST = 205  # limit of statements in a module
 LARGER = {
     "data.assets": 245,
-    "data.datasets": 215,
+    "data.datasets": 235,
     "data.images": 245,
     "models.networks": 260,
-    "transfer.features": 250,
+    "transfer.features": 275,
     "report.figures": 240,
     "__main__": 300,
-    "commands": 265,
+    "commands": 275,
 }
 # The claims of each lab.
 LABS_CLAIMS = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from rdfia.data.arrays import as_tensor, class_numbers, float_array, host_array, label_array
@@ -140,3 +141,17 @@ def test_labels_that_are_no_classes_are_refused(y: Any, message: str) -> None:
 def test_number_of_labels_has_to_be_that_of_the_rows() -> None:
     with pytest.raises(DatasetError, match=r"y: got .*expected one label for each of 4 rows"):
         label_array(["a", "b"], 4)
+
+
+@pytest.mark.parametrize("values", [None, {1, 2}, (value for value in (1, 2)), {"a": 1}, object()])
+def test_what_numpy_makes_no_array_of_is_refused_by_its_type(values: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"^X: got {type(values).__name__}, expected an array"):
+        host_array(values, "X")
+    with pytest.raises(DatasetError, match=f"^y: got {type(values).__name__}, expected an array"):
+        label_array(values)
+
+
+def test_sparse_matrices_become_dense() -> None:
+    for kind in (scipy.sparse.csr_matrix, scipy.sparse.coo_array, scipy.sparse.csc_array):
+        np.testing.assert_array_equal(host_array(kind(X)), X)
+        assert torch.equal(as_tensor(kind(X)), torch.from_numpy(X))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rdfia.data.images import CROP, Preprocess, blur
 from rdfia.errors import ArgumentError, RdfiaError, TooLarge, WeightsError
-from rdfia.gradients import ascent, fooling, saliency, visualisation
+from rdfia.gradients import ascent, fooling, saliency, saliency_scores, visualisation
 from rdfia.gradients.ascent import (
     AscentStep,
     ascend,
@@ -312,7 +312,9 @@ BAD_IMAGES = {
     "3-D": (GOOD[0], r"a single image is x\[None\]"),
     "grey": (GOOD[:, :1], "expected floating point B x 3 x H x W"),
     "none": (GOOD[:0], "one image or more"),
-    "integer": (torch.ones(2, 3, SIZE, SIZE, dtype=torch.uint8), "torch.uint8 of shape"),
+    "pixels": (torch.ones(2, 3, SIZE, SIZE, dtype=torch.uint8), r"uint8 .*CROP\.normalise"),
+    "channels last": (GOOD.permute(0, 2, 3, 1), r"transpose\(0, 3, 1, 2\)"),
+    "too small": (GOOD[:, :, :1, :1], r"x: .* cannot compute torch.float32 \(2, 3, 1, 1\)"),
 }
 
 
@@ -324,6 +326,41 @@ def test_bad_images(name: str) -> None:
     if x.ndim == 4 and len(x):
         with pytest.raises(ArgumentError, match=message):
             visualise(tiny_vgg(), [0] * len(x), start=x, steps=1)
+
+
+WITH_IMAGES: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
+    "saliency_maps": saliency_maps,
+    "fool": lambda network, x, y: fooling.fool(network, x, y, steps=2).x,
+    "fool_closely": lambda network, x, y: fooling.fool_closely(network, x, y, steps=2).x,
+    "momentum_attack": lambda network, x, y: fooling.momentum_attack(network, x, y, radius=0.1),
+    "visualise": lambda network, x, y: visualise(network, y, start=x, steps=2).x,
+    "pixel_curve": lambda network, x, y: saliency_scores.pixel_curve(
+        network, x, y, np.ones((2, SIZE, SIZE)), mode="deletion", block=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_arrays_and_lists_give_the_results_of_tensors(name: str) -> None:
+    function, target = WITH_IMAGES[name], torch.tensor([1, 2])
+    expected = np.asarray(function(tiny_vgg(), GOOD, target))
+    for x, y in ((GOOD.numpy(), target.numpy()), (GOOD.tolist(), [1, 2])):
+        np.testing.assert_array_equal(np.asarray(function(tiny_vgg(), x, y)), expected)
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ("cat.jpg", [1, 2], r"(x|start): got <U7 \(\), expected numbers"),
+        (GOOD, ["cat", "dog"], r"(target|label): got <U3 \(2,\).*imagenet_class\(name\)"),
+        (GOOD, None, r"(target|label): got NoneType"),
+        (GOOD, {1, 2}, r"(target|label): got set"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(name: str, x: Any, y: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        WITH_IMAGES[name](tiny_vgg(), x, y)
 
 
 def in_train_mode(layer: str) -> nn.Module:

@@ -378,8 +378,8 @@ def test_classify_restores_modes_after_an_error() -> None:
 @pytest.mark.parametrize(
     ("shape", "k", "message"),
     [
-        ((3, 16, 16), 1, r"x: shape \(3, 16, 16\)"),
-        ((1, 1, 16, 16), 1, "expected B x 3 x H x W"),
+        ((3, 16, 16), 1, r"x: torch.float32 of shape \(3, 16, 16\)"),
+        ((1, 1, 16, 16), 1, "expected floating point B x 3 x H x W"),
         ((1, 3, 16, 16), 6, "k: 6, expected 1 to 5"),
         ((1, 3, 16, 16), 0, "k: 0"),
     ],
@@ -387,6 +387,18 @@ def test_classify_restores_modes_after_an_error() -> None:
 def test_classify_refuses_wrong_arguments(shape: tuple[int, ...], k: int, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         networks.classify(tiny_vgg(), torch.zeros(shape), k)
+
+
+def test_classify_takes_arrays_and_refuses_pixels() -> None:
+    network, x = tiny_vgg(), torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+    for found, expected in zip(
+        networks.classify(network, x.numpy()), networks.classify(network, x), strict=True
+    ):
+        assert torch.equal(found, expected)
+    with pytest.raises(ArgumentError, match=r"x: torch.uint8 .*CROP.normalise"):
+        networks.classify(network, np.zeros((2, 3, 16, 16), np.uint8))
+    with pytest.raises(ArgumentError, match="x: got str, expected a tensor or an array"):
+        networks.classify(network, "cat.jpg")  # type: ignore[arg-type]
 
 
 def test_first_convolution_maps_are_taken_before_the_relu() -> None:

@@ -7,6 +7,7 @@ import collections
 import copy
 import dataclasses
 import errno
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,70 @@ def test_taps_before_inplace_relus_equal_a_float64_reference(network: TinyNet) -
     assert (taken["deep"] < 0).any()
 
 
+@pytest.mark.parametrize(
+    "convert", [Tensor.numpy, Tensor.tolist, Tensor.double, lambda x: x.numpy().astype(">f4")]
+)
+def test_images_of_every_kind_have_the_taps_of_a_tensor(
+    network: TinyNet, convert: Callable[[Tensor], Any]
+) -> None:
+    x = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    expected = features.forward_taps(network, x, TAPS)
+    found = features.forward_taps(network, convert(x), TAPS)
+    for tap, value in expected.items():
+        assert torch.equal(found[tap], value)
+
+
+def test_taps_in_a_list_are_named_by_their_paths(network: TinyNet) -> None:
+    x = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    named = features.forward_taps(network, x, TAPS)
+    listed = features.forward_taps(network, x, list(TAPS.values()))
+    assert list(listed) == list(TAPS.values())
+    assert all(torch.equal(listed[path], named[tap]) for tap, path in TAPS.items())
+
+
+@pytest.mark.parametrize(
+    ("x", "taps", "message"),
+    [
+        ((2, 3, 32, 32), "features.0", r"taps: got 'features.0', expected names .* or a list"),
+        ((2, 3, 32, 32), [0], r"taps: got \[0\], expected names"),
+        (
+            (2, 1, 32, 32),
+            TAPS,
+            r"x: TinyNet cannot compute torch.float32 \(2, 1, 32, 32\) \(.*3 ch",
+        ),
+        ((2, 3, 1, 1), TAPS, r"x: TinyNet cannot compute torch.float32 \(2, 3, 1, 1\)"),
+    ],
+)
+def test_taps_and_images_that_do_not_fit_are_refused_by_name(
+    network: TinyNet, x: tuple[int, ...], taps: Any, message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        features.forward_taps(network, torch.zeros(x), taps)
+
+
+def test_pixels_are_refused(network: TinyNet) -> None:
+    with pytest.raises(ArgumentError, match=r"x: got torch.uint8 .*LAB.normalise\(x\)"):
+        features.forward_taps(network, np.zeros((2, 3, 32, 32), np.uint8), TAPS)
+
+
+def test_networks_whose_layers_cannot_be_observed_are_refused(network: TinyNet) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(network, torch.zeros(1, 3, 32, 32))
+    for wrong in (traced, network.forward, None):
+        with pytest.raises(ArgumentError, match=r"network: got .*expected the torch.nn.Module"):
+            features.forward_taps(wrong, torch.zeros(1, 3, 32, 32), TAPS)
+
+
+def test_memory_errors_of_a_network_stay_memory_errors(network: TinyNet) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    network.features[0].register_forward_pre_hook(fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        features.forward_taps(network, torch.zeros(1, 3, 32, 32), TAPS)
+
+
 def test_hook_without_a_copy_differs_from_the_reference(network: TinyNet) -> None:
     """Without a copy, a tap before an in-place ReLU has the values after it."""
     x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -127,7 +192,7 @@ def test_stream_and_forward_taps_do_not_change_the_network(
     if fails:
         with pytest.raises(ImageError, match=r"absent\.jpg"):
             consume()
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ArgumentError, match="cannot compute"):
             features.forward_taps(network, torch.zeros(1, 4, SIZE, SIZE), TAPS)
     else:
         consume()
