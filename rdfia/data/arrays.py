@@ -16,8 +16,8 @@ from rdfia.errors import ArgumentError, DatasetError
 
 Array = np.ndarray
 Labels = Array | Tensor | Sequence[Any]
-# What `host_array` takes: arrays, memory maps, tensors, feature stores, (nested) lists of numbers.
-ArrayLike = Array | Tensor | FeatureStore | Sequence[Any]
+# What `host_array` takes: arrays, memory maps, tensors, feature stores, (nested) lists, a number.
+ArrayLike = Array | Tensor | FeatureStore | Sequence[Any] | float
 
 
 def on_host(values: Any, name: str = "values") -> Any:

@@ -158,6 +158,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     names the file and what to do: missing, not an image, truncated, animated, below 8 pixels a
     side, one side over 100 times the other, or over `max_pixels` (checked before decoding).
     """
+    if not isinstance(path, str | Path):
+        raise ArgumentError(f"image: got {type(path).__name__}, expected the path of a file")
     path = Path(path)
     try:
         with _open(path, max_pixels) as image:

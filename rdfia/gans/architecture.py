@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.data.arrays import as_tensor
+from rdfia.data.arrays import as_tensor, class_numbers, label_array
 from rdfia.data.images import pixel_advice
 from rdfia.errors import ArgumentError, DatasetError
 
@@ -26,7 +26,7 @@ KINDS = ("dcgan", "cdcgan", "cgan")
 SIZES = (16, 32, 64, 128)
 Part = Literal["x", "y", "trunk"]
 Kind = Literal["conv", "up", "dense"]
-Labels = Tensor | np.ndarray | Sequence[int] | None
+Labels = Tensor | np.ndarray | Sequence[Any] | None
 
 
 @dataclass(frozen=True)
@@ -321,8 +321,9 @@ def prepare_images(images: Tensor | np.ndarray, image_size: int) -> Tensor:
 
 
 def check_images(a: GanArchitecture, images: Tensor, labels: Labels) -> Tensor | None:
-    """The labels as N int64, None for DCGAN.
+    """The classes of the labels as N int64 in 0 .. classes - 1, None for DCGAN.
 
+    Whole numbers are classes themselves; the class of text is its place in the sorted order.
     DatasetError: images or labels do not fit the networks, or a label is missing.
     """
     shape = (a.channels, a.image_size, a.image_size)
@@ -334,12 +335,12 @@ def check_images(a: GanArchitecture, images: Tensor, labels: Labels) -> Tensor |
         )
     if not a.classes:
         return None
-    y = torch.as_tensor([] if labels is None else labels)
-    if y.shape != (len(images),) or y.is_floating_point() or y.is_complex():
-        raise DatasetError(
-            f"labels: got {y.dtype} {tuple(y.shape)}, expected an integer for each of "
-            f"{len(images)} images"
-        )
+    if labels is None:
+        raise DatasetError(f"labels: got None, expected a label for each of {len(images)} images")
+    host = label_array(labels, len(images), "labels")
+    if host.dtype.kind not in "biuf":
+        host = class_numbers(host, len(images), "labels")[1]
+    y = torch.from_numpy(host.astype(np.int64))
     found = y.unique().tolist()
     if found != list(range(a.classes)):
         listed = ", ".join(map(str, found[:12])) + (" .." if len(found) > 12 else "")
@@ -347,4 +348,4 @@ def check_images(a: GanArchitecture, images: Tensor, labels: Labels) -> Tensor |
             f"labels: got {listed}, expected each of 0 .. {a.classes - 1}: G cannot learn a label "
             "without images; change classes, or add images"
         )
-    return y.long()
+    return y

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdfia.data.arrays import Array, as_tensor
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError
 from rdfia.gans.architecture import Generator
@@ -81,6 +82,6 @@ def sample(
     return torch.cat(parts).float()
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: Tensor | Array) -> Tensor:
     """Images in -1..1 as uint8 on the CPU."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+    return ((as_tensor(images, "images").clamp(-1, 1) + 1) * 127.5).round().byte().cpu()

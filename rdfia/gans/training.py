@@ -18,7 +18,7 @@ from rdfia.device import memory
 from rdfia.device.cuda_graphs import ReplayedWork, is_capturing
 from rdfia.device.precision import product_precision
 from rdfia.device.staging import copy_to_device
-from rdfia.errors import DatasetError, DivergedError
+from rdfia.errors import ArgumentError, DatasetError, DivergedError
 from rdfia.gans import architecture, augmentation, checkpoint, sampling
 from rdfia.gans import losses as gan_losses
 from rdfia.gans.architecture import Generator, Labels
@@ -69,6 +69,10 @@ class Trainer:
         device: Device = "cpu",
         replay: bool | None = None,
     ) -> None:
+        if not isinstance(config, GanConfig):
+            raise ArgumentError(
+                f"config: got {config!r}, expected a GanConfig, such as rdfia.gans.LABS['dcgan']"
+            )
         self.config, self.device, a = config, torch.device(device), config.architecture
         images = as_tensor(images, "images")
         y = architecture.check_images(a, images, labels)

@@ -173,7 +173,7 @@ def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
 
 
 def _report(
-    x: Tensor | Array,
+    x: Tensor,
     end: Tensor,
     first: Tensor,
     last: Tensor,

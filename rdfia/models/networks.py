@@ -448,6 +448,11 @@ def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
     WeightsError for weights of another network, wrong shapes, a layer without its weight or bias,
     values that are not finite, or if no layer can be computed.
     """
+    if not isinstance(state, Mapping):
+        raise ArgumentError(
+            f"state: got {type(state).__name__}, expected tensors by name; "
+            "rdfia.models.weights.load(path, name) reads a file"
+        )
     state = _current_names(name, state)
     module = _skeleton(name, state)
     expected = module.state_dict()

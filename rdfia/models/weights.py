@@ -25,10 +25,12 @@ from rdfia.models import networks
 
 # Where a training script puts the weights in a checkpoint, the more likely first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema")
-# Parts of names that DataParallel and torch.compile insert, also inside a network, and the names
-# of the attribute that a training class has its network in.
-INSERTED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
-OWNERS = ("model.", "net.", "network.")
+# Parts of names that DataParallel, FSDP and torch.compile insert, also inside a network, and the
+# names of the attribute that a training class has its network in.
+INSERTED = re.compile(
+    r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+OWNERS = ("model.", "net.", "network.", "backbone.", "encoder.")
 # A checkpoint of Adam has two moments of each weight, and maybe a running mean of the weights.
 CHECKPOINT = 4
 LARGEST = 8  # bytes per parameter in a file, at most: float64
@@ -176,39 +178,76 @@ def _refused(path: Path, error: Exception) -> WeightsError:
             "run. If it is a whole network or checkpoint of yours, save its tensors where it was "
             "made: torch.save(network.state_dict(), FILE); else fetch it again"
         )
-    if "TorchScript" in reason:
-        return WeightsError(
-            f"{path}: refused: a TorchScript program, expected tensors by name; no code in it was "
-            "run. Save its tensors: torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
-        )
+    if reason.startswith("Weights only load failed"):  # torch advises to switch protection off
+        reason = "not what torch.save writes of tensors"
     return WeightsError(
         f"{path}: refused or damaged ({reason.splitlines()[0]}); no code in it was run: fetch it "
         "again"
     )
 
 
+def _other_format(path: Path) -> str:
+    """What a file is that people take for weights, and what to do; "" if that is not known."""
+    with path.open("rb") as stream:
+        start = stream.read(128).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the weights; fetch them with: git lfs pull"
+    if start.startswith((b"<", b"{")):
+        return "a text such as a web page, not weights; fetch the file itself"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith(".npy") for name in names):
+            return (
+                "arrays of numpy, expected tensors by name; "
+                "safetensors.numpy.save_file(dict(numpy.load(FILE)), OTHER) writes them"
+            )
+        if any("/code/" in name for name in names):
+            return (
+                "a TorchScript program, expected tensors by name; no code in it was run. Save its "
+                "tensors: torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+            )
+    return ""
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file starts as safetensors do: the header's length in 8 bytes, then a brace."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
 def read(path: str | Path, network: str) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors, .pth, .pt, .bin or .ckpt file, on the CPU.
 
-    Their names and shapes are not checked against `network`, which only limits the size of the
-    file. A checkpoint's `state_dict` or `model` is taken out of it, and `module.`, `_orig_mod.` and
-    the name of a training class's attribute are removed from the names, with a WeightsUnwrapped
-    warning. Code in a file is never run. Raises WeightsError that names the file if it is missing,
-    truncated, too large or contains anything but tensors.
+    The content decides between safetensors and torch's files, whatever the name is. Names and
+    shapes are not checked against `network`, which only limits the size of the file. A checkpoint's
+    `state_dict` or `model` is taken out of it, and `module.`, `_orig_mod.` and the name of a
+    training class's attribute are removed from the names, with a WeightsUnwrapped warning. Code in
+    a file is never run. Raises WeightsError that names the file if it is missing, truncated, too
+    large or contains anything but tensors.
     """
     path = Path(path)
     most = LARGEST * networks.parameter_count(network) + MEGABYTE
     try:
-        size = path.stat().st_size
+        size, safe = path.stat().st_size, _is_safetensors(path)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a file of weights"
+        ) from error
+    try:
+        if other := _other_format(path):
+            raise WeightsError(f"{path}: {other}")
         packed = zipfile.is_zipfile(path)  # torch.save, also where a trainer names it .ckpt
         flax = path.suffix == ".ckpt" and not packed
-        largest = most if flax or path.suffix == ".safetensors" else CHECKPOINT * most
+        safe = safe or (path.suffix == ".safetensors" and not packed)
+        largest = most if flax or safe else CHECKPOINT * most
         if size > largest:
             raise ValueError(
                 f"{size:,} bytes, more than {network} can have ({largest:,}): "
                 "is it another network?"
             )
-        if path.suffix == ".safetensors":
+        if safe:
             from safetensors.torch import load_file
 
             state = load_file(path)
@@ -221,13 +260,16 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
                 if packed:
                     _check_archive(path, size)
                 # Arguments of a training script, which have no code.
-                with torch.serialization.safe_globals([argparse.Namespace]):
-                    state = torch.load(path, map_location="cpu", weights_only=True)
+                with (
+                    torch.serialization.safe_globals([argparse.Namespace]),
+                    path.open("rb") as stream,  # of a path torch reads the suffix
+                ):
+                    state = torch.load(stream, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except Exception as error:  # readers raise many kinds of errors for damaged files
-        if "TorchScript" in str(error):
-            raise _refused(path, error) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{path}: not a complete weights file ({reason}); remove it and fetch it again"

@@ -565,6 +565,20 @@ def test_labels_are_returned_as_int64(y: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (["dog", "ant", "cat"] * 2, [2, 0, 1] * 2),
+        (np.array([0.0, 2.0, 1.0] * 2), [0, 2, 1] * 2),
+        (torch.tensor([0.0, 2.0, 1.0] * 2).bfloat16(), [0, 2, 1] * 2),
+    ],
+)
+def test_labels_of_other_kinds_become_classes(y: Any, classes: list[int]) -> None:
+    found = gan_architecture.check_images(tiny("cgan"), PIXELS, y)
+    assert found is not None
+    assert found.tolist() == classes
+
+
+@pytest.mark.parametrize(
     ("images", "y", "message"),
     [
         (
@@ -577,10 +591,13 @@ def test_labels_are_returned_as_int64(y: Any) -> None:
         (
             PIXELS,
             None,
-            r"labels: got torch.float32 \(0,\), expected an integer for each of 6 images",
+            "labels: got None, expected a label for each of 6 images",
         ),
-        (PIXELS, [0, 1, 2], r"labels: got torch.int64 \(3,\)"),
-        (PIXELS, [0.0, 1.0, 2.0] * 2, "labels: got torch.float32"),
+        (PIXELS, [0, 1, 2], r"labels: got int64 \(3,\)"),
+        (PIXELS, np.eye(3)[[0, 1, 2] * 2], r"labels: got float64 \(6, 3\)"),
+        (PIXELS, [0.5, 1.0, 2.0] * 2, "labels: .*not whole numbers"),
+        (PIXELS, ["cat", "dog"] * 3, "labels: got 0, 1, expected each of 0 .. 2"),
+        (PIXELS, [True, False] * 3, "labels: got 0, 1, expected each of 0 .. 2"),
         (PIXELS, [1] * 6, "labels: got 1, expected each of 0 .. 2"),
         (PIXELS, [0, 1] * 3, "labels: got 0, 1, expected each of 0 .. 2"),
         (PIXELS, [0, 1, 2, 3, 0, 1], "got 0, 1, 2, 3, expected"),

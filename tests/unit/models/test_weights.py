@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rdfia.data.assets import load_weights
-from rdfia.errors import WeightsError, WeightsUnwrapped
+from rdfia.errors import ArgumentError, WeightsError, WeightsUnwrapped
 from rdfia.models import networks, weights
 
 
@@ -356,6 +357,68 @@ def test_the_bytes_of_an_array_have_to_match_its_shape(
     (tmp_path / "a.ckpt").write_bytes(data.replace(shape, b"K\x0bK\x0bK\x03KAt"))
     with pytest.raises(WeightsError, match="cannot reshape"):
         weights.read(tmp_path / "a.ckpt", "alexnet")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt", "a.bin", "a"])
+def test_content_decides_between_safetensors_and_torchs_files(
+    squeezenet: dict[str, Tensor], tmp_path: Path, name: str
+) -> None:
+    for save in (save_file, torch.save):
+        save(squeezenet, tmp_path / name)
+        found = weights.load(tmp_path / name, "squeezenet1_1")
+        assert found.keys() == squeezenet.keys()
+        assert all(torch.equal(found[key], value) for key, value in squeezenet.items())
+
+
+OTHERS: dict[str, tuple[bytes, str]] = {
+    "a pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+        "a pointer of Git LFS.*git lfs pull",
+    ),
+    "a web page": (b"\n<!DOCTYPE html><html>404", "a text such as a web page"),
+    "an answer": (b'{"error": "not found"}', "a text such as a web page"),
+    "nothing": (b"", "not a complete weights file"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
+def test_files_that_are_no_weights_are_named_for_what_they_are(
+    tmp_path: Path, name: str, suffix: str
+) -> None:
+    content, message = OTHERS[name]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"^{re.escape(str(path))}: {message}"):
+        weights.read(path, "squeezenet1_1")
+
+
+def test_arrays_of_numpy_and_programs_are_named_with_the_way_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", weight=np.zeros(3))
+    with pytest.raises(WeightsError, match=r"arrays of numpy.*safetensors.numpy.save_file"):
+        weights.read(tmp_path / "a.npz", "squeezenet1_1")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/code/__torch__.py", "")
+    with pytest.raises(WeightsError, match=r"a TorchScript program.*torch.jit.load"):
+        weights.read(tmp_path / "a.pt", "squeezenet1_1")
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "."])
+def test_what_is_no_file_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WeightsError, match=r"cannot be read \(.*give the path of a file"):
+        weights.read(tmp_path / name, "squeezenet1_1")
+
+
+def test_advice_to_switch_protection_off_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": print}))
+    with pytest.raises(WeightsError, match="no code in it was run") as caught:
+        weights.read(tmp_path / "a.pth", "squeezenet1_1")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_path_in_place_of_tensors_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"state: got str, .*weights\.load\(path, name\)"):
+        networks.load("squeezenet1_1", "a.pth")  # type: ignore[arg-type]
 
 
 def test_weights_of_a_network_without_a_layer_table_are_read() -> None:

@@ -141,7 +141,8 @@ def test_networks_whose_layers_cannot_be_observed_are_refused(network: TinyNet) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(network, torch.zeros(1, 3, 32, 32))
-    for wrong in (traced, network.forward, None):
+    others: tuple[Any, ...] = (traced, network.forward, None)
+    for wrong in others:
         with pytest.raises(ArgumentError, match=r"network: got .*expected the torch.nn.Module"):
             features.forward_taps(wrong, torch.zeros(1, 3, 32, 32), TAPS)
 
