@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 import rdfia
-from rdfia.data import files
+from rdfia.data import assets, files
+from rdfia.experiments import gradients
 from tests.support.fake_torchvision import NO_OPERATORS, write_torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,21 +146,62 @@ print(json.dumps([rdfia.__file__, rdfia.__version__, m.version("rdfia"), found["
     assert run([programs / "rdfia", "--version"], tmp_path) == f"rdfia {rdfia.__version__}\n"
 
 
-def test_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+def photos(folder: Path) -> None:
+    """Write photos/one.jpg and photos/two.png."""
+    (folder / "photos").mkdir()
     for name in ("one.jpg", "two.png"):
-        (tmp_path / "photos").mkdir(exist_ok=True)
         pixels = np.random.default_rng(0).integers(0, 256, (240, 260, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+        Image.fromarray(pixels).save(folder / "photos" / name)
+
+
+def test_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    photos(tmp_path)
     files.write_json(tmp_path / "run" / "claims.json", {"records": []})
     command = programs / "rdfia"
     help_text = run([command, "--help"], tmp_path)
-    assert all(name in help_text for name in ("assets", "report", "claims", "extract"))
+    names = "assets report claims extract classify saliency fool visualise train"
+    assert all(f"\n    {name}" in help_text for name in names.split())
     assert "assets are on this machine" in run([command, "assets"], tmp_path)
     assert "tme7.q1.total" in run([command, "claims", "run", "--json"], tmp_path)
     extract = ["extract", "photos", "--network", "alexnet", "--taps", "pool5"]
     output = run([command, *extract], tmp_path)
     assert "features.safetensors: pool5 2 x 9216" in output
     assert "no such" in run([command, "extract", "nowhere"], tmp_path, 2).lower()
+
+
+# The PNG of each command; a JSON is beside it.
+PICTURES: dict[str, list[str]] = {
+    "one-classes": ["classify", "photos/one.jpg"],
+    "one-saliency": ["saliency", "photos/one.jpg", "--class", "tarantula"],
+    "one-fooling": ["fool", "photos/one.jpg", "--to", "tarantula", "--steps", "1"],
+    "visualised-76": ["visualise", "tarantula", "--steps", "1"],
+    "dcgan": ["train", "dcgan", "photos", "--steps", "1", "--size", "16"],
+}
+# In one process: five would import torch five times.
+IN_ONE_PROCESS = """
+import json, pathlib, sys
+from rdfia.__main__ import main
+codes = [main(command) for command in json.loads(sys.argv[1])]
+pathlib.Path("codes.json").write_text(json.dumps(codes))
+"""
+
+
+def test_commands_make_pictures_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    """With the first network whose weights are here: an asset, or what a package carries."""
+    setups = gradients.SETUPS.values()
+    network = next((setup.network for setup in setups if assets.find(setup.weights)), None)
+    if network is None:
+        pytest.skip(f"no weights of a whole network: {assets.ASSETS['squeezenet1_1'].command}")
+    photos(tmp_path)
+    commands = json.dumps([*PICTURES.values()])
+    output = run([programs / "python", "-c", IN_ONE_PROCESS, commands], tmp_path)
+    assert sum(files.read_json(tmp_path / "codes.json")) <= 1, output  # one step may not fool
+    for picture, command in PICTURES.items():
+        assert f"{picture}.png\n{picture}.json\n" in output
+        with Image.open(tmp_path / f"{picture}.png") as written:
+            written.load()
+        facts = files.read_json(tmp_path / f"{picture}.json")
+        assert command[0] == "train" or facts["network"] == network
 
 
 def test_every_module_can_be_imported(programs: Path, tmp_path: Path) -> None:
