@@ -46,7 +46,7 @@ HOST_ONLY = {
     "images.Preprocess.decode_on_device": "decodes by nvJPEG: see tests/unit/data/test_jpeg.py",
     "jpeg.decode_jpegs": "the same",
     "jpeg.resize_pixels": "the same",
-    "staging.Staging.room": "for devices with the host's memory; CUDA has PinnedStaging",
+    "staging.Staging.host_buffer": "for devices with the host's memory; CUDA has PinnedStaging",
     "staging.Staging.to_device": "the same",
     "staging.Staging.to_host": "the same",
     "cuda_graphs.capture": "no CUDA graphs here: see tests/unit/device/test_cuda_graphs.py",
@@ -65,7 +65,7 @@ HOST_ONLY = {
 def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
     """The public functions and methods that take a device, a tensor or a module, with their code.
 
-    Names are `module.function` and `module.Class.method`. Those of HOST are left out, unless
+    Names are `module.function` and `module.Class.method`. Those of HOST_ONLY are left out, unless
     `hosts_too`.
     """
     found: dict[str, Any] = {}
