@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import pytest
 from PIL import Image
 
 import rdfia
-from rdfia.data import assets, files
+from rdfia.data import assets, downloads, files
 from rdfia.experiments import gradients
 from tests.support.fake_torchvision import NO_OPERATORS, write_torchvision
 
@@ -65,40 +66,59 @@ def tracked() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(the sdist of the checkout, the wheel that was built from this sdist)."""
-    folder = tmp_path_factory.mktemp("built")
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, once for all processes of this run of pytest."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, ready = base / name, base / f"{name}.ready"
+    with downloads.locked(ready):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            make(folder)
+            ready.touch()
+    return folder
+
+
+def build(folder: Path) -> None:
+    """Write the sdist of the checkout, its unpacked files, and the wheel built from them."""
     for name in tracked():
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
     (folder / "source" / PHOTO).write_bytes(b"a photo")
-    build = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
-    run([sys.executable, "-c", build, folder], folder / "source")
+    code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    run([sys.executable, "-c", code, folder], folder / "source")
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     project = folder / sdist.name.removesuffix(".tar.gz")
     run([*PIP, "wheel", *OFFLINE, "--no-build-isolation", "-w", folder, project], folder)
-    (wheel,) = folder.glob("*.whl")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(the sdist of the checkout, the wheel that was built from this sdist)."""
+    folder = made_once(tmp_path_factory, "built", build)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
 
 
-def new_environment(folder: Path, *distributions: Path) -> Path:
-    """The programs' folder of a new environment, with the packages of this one and these."""
+def new_environment(folder: Path, distribution: Path) -> Path:
+    """The programs' folder of a new environment, with the packages of this one and one more."""
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "packages-of-the-tests.pth").write_text(sysconfig.get_path("purelib"))
     programs = folder / "bin"
     python = str(programs / "python")
-    build = "--no-build-isolation"
-    run([*PIP, "--python", python, "install", *OFFLINE, build, *distributions], folder)
+    run([*PIP, "--python", python, "install", *OFFLINE, distribution], folder)
     return programs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def programs(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_environment(tmp_path_factory.mktemp("environment"), built[1])
+    """The programs' folder of an environment with the wheel."""
+    fill = functools.partial(new_environment, distribution=built[1])
+    return made_once(tmp_path_factory, "environment", fill) / "bin"
 
 
 def test_wheel_has_exactly_the_package(built: tuple[Path, Path]) -> None:
