@@ -296,6 +296,8 @@ def _extract(options: argparse.Namespace) -> int:
     dtype = _choice("--dtype", options.dtype, {"auto": None, **types})
     if options.batch is not None and options.batch < 1:
         raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
+    if options.to.is_dir():
+        raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
     preprocess = Preprocess(options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
     device = commands.usable_device(options.device)

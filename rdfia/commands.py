@@ -142,8 +142,9 @@ def _png_path(options: argparse.Namespace, name: str) -> Path:
 
 def _require_photo(options: argparse.Namespace) -> None:
     if not options.photo.is_file():
+        found = "a folder" if options.photo.is_dir() else "no such file"
         raise ArgumentError(
-            f"photo {printable_line(options.photo)}: no such file, expected a photo; check its name"
+            f"photo {printable_line(options.photo)}: {found}, expected a photo; check its name"
         )
 
 

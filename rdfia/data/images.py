@@ -32,6 +32,8 @@ MIN_SIDE = 8  # pixels; a smaller image shows nothing
 MAX_PIXELS = 50_000_000
 # A progressive JPEG has about ten scans, and each of them takes as long as the whole picture.
 MAX_SCANS = 100
+# The decoder of JPEG 2000 takes four bytes for each value of each channel: 0.5 GB.
+MAX_JPEG2000_VALUES = 75_000_000
 # Pillow reads 40 other formats; one of them starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -118,6 +120,13 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     # An MPO is a camera's JPEG with a preview.
     elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         problem = "animated or with several pages, expected one picture: save one frame as PNG"
+    elif (
+        image.format == "JPEG2000" and width * height * len(image.getbands()) > MAX_JPEG2000_VALUES
+    ):
+        problem = (
+            f"a JPEG 2000 of {width} x {height} pixels in {len(image.getbands())} channels, the "
+            f"limit is {MAX_JPEG2000_VALUES:,} values: save it as PNG, or shrink it"
+        )
     elif image.info.get("progressive") and _scans(path) > MAX_SCANS:
         problem = (
             f"a progressive JPEG with over {MAX_SCANS} scans, which takes long to decode: "

@@ -57,7 +57,7 @@ class Staging:
     def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
 
-    def room(self, *shape: int) -> Tensor:
+    def host_buffer(self, *shape: int) -> Tensor:
         """Uninitialised host memory, uint8 of `shape`, for the pixels of a batch.
 
         It is not reused before the copy that `to_device` makes of it is complete.
@@ -87,8 +87,8 @@ class PinnedStaging(Staging):
         super().__init__(device)
         self.up, self.down = (torch.cuda.Stream(self.device) for _ in range(2))
 
-    def room(self, *shape: int) -> Tensor:
-        """As `Staging.room`, in pinned memory."""
+    def host_buffer(self, *shape: int) -> Tensor:
+        """As `Staging.host_buffer`, in pinned memory."""
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
     def to_device(self, host: Tensor) -> Tensor:
@@ -200,13 +200,14 @@ def image_batches(
         return
     workers = decoding_threads(staging.device) if workers is None else workers
     n = len(images)
-    rooms = deque[Tensor]()  # host memory of the batches that are being decoded
+    buffers = deque[Tensor]()  # host memory of the batches that are being decoded
     files = dict[int, Tensor]()  # row of the batch -> bytes of a file that the device decodes
 
     def row(index: int) -> Tensor:
         if index % size == 0:
-            rooms.append(staging.room(min(size, n - index), 3, preprocess.size, preprocess.size))
-        return rooms[-1][index % size]
+            shape = (min(size, n - index), 3, preprocess.size, preprocess.size)
+            buffers.append(staging.host_buffer(*shape))
+        return buffers[-1][index % size]
 
     def work(item: Photo, out: Tensor) -> Tensor:
         file = preprocess.jpeg_bytes(item)
@@ -217,7 +218,7 @@ def image_batches(
             if found.ndim == 1:  # a file's bytes
                 files[index % size] = found
             if (index + 1) % size == 0 or index + 1 == n:
-                pixels = staging.to_device(rooms.popleft())
+                pixels = staging.to_device(buffers.popleft())
                 _decode_on_device(
                     pixels, files, images[index + 1 - len(pixels) : index + 1], preprocess
                 )

@@ -96,7 +96,7 @@ class Problem:
 
 
 def scene15(root: Path) -> Problem:
-    """15-Scene in the lab's split, 1,500 and 2,985 images, stretched to 224 x 224."""
+    """15-Scene in the lab's split, stretched to 224 x 224."""
     train, test = datasets.scene15(root)
     return Problem(
         "15-Scene, the lab's split",

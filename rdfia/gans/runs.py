@@ -152,18 +152,9 @@ def scored_run(
         "device": where,
         "judge": judge,
     }
-    if path.exists():
-        row = files.read_json(path)
-        known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}
-        differ = [name for name, value in asked.items() if known.get(name) != value]
-        can_score = (work / run.name / "training.json").exists()
-        if not differ or (differ == ["judge"] and known["judge"] in earlier and not can_score):
-            return _with_health(run, known, images, evidence)
-        if differ != ["judge"] or not can_score:
-            raise StoreError(
-                f"{path} has a run of another {', '.join(differ)}: choose another folder, or "
-                "remove it"
-            )
+    can_score = (work / run.name / "training.json").exists()
+    if (known := _stored_row(path, asked, earlier, can_score)) is not None:
+        return _with_health(run, known, images, evidence)
     diverged = None
     try:
         losses = train_run(run, images, labels, work, **options).losses.cpu()
@@ -194,6 +185,27 @@ def scored_run(
     }
     files.write_json(path, row)
     return files.read_json(path)  # what a later call reads
+
+
+def _stored_row(
+    path: Path, asked: Json, earlier: Sequence[str], can_score: bool
+) -> dict[str, Any] | None:
+    """The row in `path`, or None where the run has to be made or its generators scored again.
+
+    Raises StoreError for the row of another run.
+    """
+    if not path.exists():
+        return None
+    row = files.read_json(path)
+    known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}
+    differ = [name for name, value in asked.items() if known.get(name) != value]
+    if not differ or (differ == ["judge"] and known["judge"] in earlier and not can_score):
+        return known
+    if differ != ["judge"] or not can_score:
+        raise StoreError(
+            f"{path} has a run of another {', '.join(differ)}: choose another folder, or remove it"
+        )
+    return None
 
 
 def _signals(run: Run, losses: Tensor, shown: Tensor | None, images: Tensor) -> Json:

@@ -51,6 +51,18 @@ class Visualised(NamedTuple):
         return pictures.picture_html(self.picture(), f"classes {classes}")
 
 
+def _noise_and_shifts(
+    seeds: Tensor, shape: Sequence[int], steps: int, jitter: int
+) -> tuple[Tensor, Tensor]:
+    """N(0, 1) noise of `shape` for each seed, and its shifts 0 .. jitter, B x steps x 2."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    noise = torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+    shifts = torch.stack(
+        [torch.randint(jitter + 1, (steps, 2), generator=generator) for generator in generators]
+    )
+    return noise, shifts
+
+
 @out_of_memory_as_too_large("class visualisation: ask for fewer images at once, or smaller ones")
 @torch.inference_mode(False)  # inference tensors cannot be used in a backward pass
 def visualise(
@@ -110,15 +122,9 @@ def visualise(
             "from 1, l2 from 0, lr above 0"
         )
     fewest, last = int(many.min()), int(many.max())
-    generators = [
-        torch.Generator().manual_seed(seed) for seed in per_image(seeds, n, "seeds").tolist()
-    ]
     shape = (3, size, size) if start is None else start.shape[1:]
     # drawn also with `start`, so that a seed has the same shifts from a photo and from noise
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    all_shifts = torch.stack(
-        [torch.randint(jitter + 1, (last, 2), generator=generator) for generator in generators]
-    )
+    noise, all_shifts = _noise_and_shifts(per_image(seeds, n, "seeds"), shape, last, jitter)
     if start is not None and len(start) != n:
         raise ArgumentError(f"start: {len(start)} images for {n} targets, expected one for each")
     begin = check_images(

@@ -230,43 +230,13 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
     path = Path(path)
     most = LARGEST * networks.parameter_count(network) + MEGABYTE
     try:
-        size, safe = path.stat().st_size, _is_safetensors(path)
-    except OSError as error:
+        state = _read_file(path, network, most)
+    except WeightsError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise WeightsError(
             f"{path}: cannot be read ({error.strerror}); give the path of a file of weights"
         ) from error
-    try:
-        if other := _other_format(path):
-            raise WeightsError(f"{path}: {other}")
-        packed = zipfile.is_zipfile(path)  # torch.save, also where a trainer names it .ckpt
-        flax = path.suffix == ".ckpt" and not packed
-        safe = safe or (path.suffix == ".safetensors" and not packed)
-        largest = most if flax or safe else CHECKPOINT * most
-        if size > largest:
-            raise ValueError(
-                f"{size:,} bytes, more than {network} can have ({largest:,}): "
-                "is it another network?"
-            )
-        if safe:
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        elif flax:
-            state = _read_flax(path, network)
-        else:
-            with warnings.catch_warnings():
-                # Old files use storages that are deprecated in torch.
-                warnings.simplefilter("ignore")
-                if packed:
-                    _check_archive(path, size)
-                # Arguments of a training script, which have no code.
-                with (
-                    torch.serialization.safe_globals([argparse.Namespace]),
-                    path.open("rb") as stream,  # of a path torch reads the suffix
-                ):
-                    state = torch.load(stream, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from error
     except Exception as error:  # readers raise many kinds of errors for damaged files
@@ -275,6 +245,52 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
             f"{path}: not a complete weights file ({reason}); remove it and fetch it again"
         ) from error
     state, undone = _unwrapped(state)
+    _check_tensors(path, state, network, most)
+    if undone:
+        warnings.warn(
+            f"{printable_line(path)}: {'; '.join(undone)}", WeightsUnwrapped, stacklevel=2
+        )
+    return {str(key): value.contiguous() for key, value in state.items()}
+
+
+def _read_file(path: Path, network: str, most: int) -> Any:
+    """The content of a weights file, by the reader of its format.
+
+    Raises WeightsError for a file of another kind, ValueError for one that is larger than weights
+    of `most` bytes can be; else what the reader raises.
+    """
+    size = path.stat().st_size
+    if other := _other_format(path):
+        raise WeightsError(f"{path}: {other}")
+    packed = zipfile.is_zipfile(path)  # torch.save, also where a trainer names it .ckpt
+    flax = path.suffix == ".ckpt" and not packed
+    safe = _is_safetensors(path) or (path.suffix == ".safetensors" and not packed)
+    largest = most if flax or safe else CHECKPOINT * most
+    if size > largest:
+        raise ValueError(
+            f"{size:,} bytes, more than {network} can have ({largest:,}): is it another network?"
+        )
+    if safe:
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if flax:
+        return _read_flax(path, network)
+    with warnings.catch_warnings():
+        # Old files use storages that are deprecated in torch.
+        warnings.simplefilter("ignore")
+        if packed:
+            _check_archive(path, size)
+        # Arguments of a training script, which have no code.
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            path.open("rb") as stream,  # of a path torch reads the suffix
+        ):
+            return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _check_tensors(path: Path, state: Any, network: str, most: int) -> None:
+    """Raises WeightsError unless `state` is dense tensors by name, of `most` bytes in all."""
     if not isinstance(state, Mapping) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
@@ -296,11 +312,6 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
             f"{path}: contains tensors of {total:,} bytes, more than {network} can have "
             f"({most:,}); fetch it again"
         )
-    if undone:
-        warnings.warn(
-            f"{printable_line(path)}: {'; '.join(undone)}", WeightsUnwrapped, stacklevel=2
-        )
-    return {str(key): value.contiguous() for key, value in state.items()}
 
 
 def _check_archive(path: Path, size: int) -> None:

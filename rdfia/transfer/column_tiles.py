@@ -293,15 +293,23 @@ def accumulate(
                 if progress is not None:
                     pixels = progress(staged, -(-n // batch_size), f"features, {bar}")
                 _fill(tiles, (values for batch in pixels for values in batches(run, batch)))
-            n_parts = sum(len(tile.parts) for tile in tiles.values())
-            # a tile is freed before the next one is read
-            parts: Iterable[tuple[str, Tensor]] = (
-                (tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain()
-            )
-            if progress is not None:
-                parts = progress(parts, n_parts, f"Gram matrices, {bar}")
-            for tap, part in parts:
-                accumulators[tap].add(part)
+            _drain(tiles, accumulators, progress, f"Gram matrices, {bar}")
+
+
+def _drain(
+    tiles: dict[str, _Tile],
+    accumulators: Mapping[str, Accumulator],
+    progress: Progress | None,
+    label: str,
+) -> None:
+    """Give the columns of each tile to its accumulator; `tiles` is empty afterwards."""
+    n_parts = sum(len(tile.parts) for tile in tiles.values())
+    # a tile is freed before the next one is read
+    parts: Iterable[tuple[str, Tensor]] = (
+        (tap, part) for tap in list(tiles) for part in tiles.pop(tap).drain()
+    )
+    for tap, part in progress(parts, n_parts, label) if progress else parts:
+        accumulators[tap].add(part)
 
 
 def _pass_function(

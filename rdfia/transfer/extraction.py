@@ -202,17 +202,9 @@ def extract(
     shard_batches = max(1, min(BATCHES_A_SHARD, IMAGES_A_SHARD // batch_size))
     store = FeatureStore(Path(root) / name, len(images), widths, dtype, shard_batches * batch_size)
     store.check_size(cap_bytes)
-    if team.rank == 0:
-        remove_unfinished(store.folder)
-    # No process writes before the first one has cleaned up: on a shared disk, locks of another
-    # machine may not be visible.
-    team.gather(None)
-    manifest = store.folder / "manifest.json"
-    # not written again, so that a complete store can be read on a read-only disk
-    if team.rank == 0 and not manifest.exists():
-        write_json(manifest, {"key": key, "widths": widths, "shard_rows": store.shard_rows})
+    _prepare_folder(store, key, team)
     own = range(team.rank, len(store.shards), team.size)
-    if todo := [shard for shard in own if not store.is_complete(shard)]:
+    if missing := [shard for shard in own if not store.is_complete(shard)]:
         shard_rows = min(store.shard_rows, len(images))
         shard_bytes = 2 * store.nbytes * shard_rows // len(images)  # safetensors writes a copy
         weights, image = memory_needed(module, taps, preprocess.size, dtype)
@@ -224,7 +216,7 @@ def extract(
         )
         batches = stream(
             module,
-            [image for shard in todo for image in images[store.shards[shard]]],
+            [image for shard in missing for image in images[store.shards[shard]]],
             taps,
             preprocess=preprocess,
             dtype=dtype,
@@ -234,15 +226,39 @@ def extract(
             progress=progress,
             reserved_bytes=shard_bytes,
         )
-        with (
-            contextlib.closing(batches),
-            contextlib.closing(copy_to_host(batches, staging_for(device))) as on_host,
-        ):
-            # only the last shard can be short: no batch belongs to two shards
-            for shard in todo:
-                store.write(shard, _next_matrices(on_host, store.shards[shard], widths, dtype))
+        with contextlib.closing(batches):
+            _write_shards(store, missing, batches, device)
     team.gather(None)
     return store
+
+
+def _prepare_folder(store: FeatureStore, key: Mapping[str, Any], team: Team) -> None:
+    """Make the store's folder ready for writers: unfinished files removed, its manifest written."""
+    if team.rank == 0:
+        remove_unfinished(store.folder)
+    # No process writes before the first one has cleaned up: on a shared disk, locks of another
+    # machine may not be visible.
+    team.gather(None)
+    manifest = store.folder / "manifest.json"
+    # not written again, so that a complete store can be read on a read-only disk
+    if team.rank == 0 and not manifest.exists():
+        made = {"key": key, "widths": store.widths, "shard_rows": store.shard_rows}
+        write_json(manifest, made)
+
+
+def _write_shards(
+    store: FeatureStore,
+    shards: Sequence[int],
+    batches: Iterator[Mapping[str, Tensor]],
+    device: str | torch.device,
+) -> None:
+    """Write these shards from the batches of all their images, which come in order."""
+    with contextlib.closing(copy_to_host(batches, staging_for(device))) as on_host:
+        # only the last shard can be short: no batch belongs to two shards
+        for shard in shards:
+            store.write(
+                shard, _next_matrices(on_host, store.shards[shard], store.widths, store.dtype)
+            )
 
 
 def _next_matrices(

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from rdfia.claims import record as claim_records
 from rdfia.data import assets, datasets, downloads, feature_store, files, images
@@ -139,8 +139,11 @@ def photos(kind: str) -> list[bytes]:
         "JPEG": ("L", "RGB", "CMYK"),
         "BMP": ("1", "P", "RGB"),
         "GIF": ("P",),
+        "WEBP": ("L", "RGB", "RGBA"),
+        "JPEG2000": ("L", "RGB", "RGBA", "I;16"),
+        "AVIF": ("L", "RGB", "RGBA"),
     }
-    for mode in modes.get(kind, ("L", "RGB", "RGBA") + ("P", "I;16") * (kind != "WEBP")):
+    for mode in modes.get(kind, ("L", "RGB", "RGBA", "P", "I;16")):
         size = (24, 40)
         buffer = io.BytesIO()
         if mode == "I;16":
@@ -152,6 +155,14 @@ def photos(kind: str) -> list[bytes]:
         image.save(buffer, kind)
         found.append(buffer.getvalue())
     return found
+
+
+def undecoded() -> list[str]:
+    """The formats of photos that this Pillow lacks: AVIF before 11.3, others by its build."""
+    Image.init()
+    lacks = [kind for kind in images.FORMATS if kind not in Image.OPEN or kind not in Image.SAVE]
+    # Pillow registers it without its library.
+    return lacks if features.check_codec("jpg_2000") else [*lacks, "JPEG2000"]
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -266,7 +277,8 @@ def readers(folder: Path) -> list[Reader]:
         (path,) = here.iterdir()
         images.LAB.pixels(path)
 
-    kinds = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+    absent = undecoded()
+    kinds = [kind for kind in images.FORMATS if kind not in absent]
     found = [Reader(f"photo.{kind.lower()}", photos(kind), photo) for kind in kinds]
 
     found.append(
@@ -647,6 +659,7 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
         "wrong": wrong,
         "seed": seed,
         "readers": {name: dict(count) for name, count in counts.items()},
+        "formats that this Pillow lacks": undecoded(),
         "longest, s": round(one.longest, 2),  # type: ignore[attr-defined]
         "memory before, MB": base // 10**6,
         "most memory, MB": peak() // 10**6,

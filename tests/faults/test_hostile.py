@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image, features
 
 from rdfia.__main__ import main
 from rdfia.claims import record as claim_records
@@ -101,6 +102,19 @@ def test_a_planted_reader_that_raises_another_error_is_found(tmp_path: Path) -> 
 
     assert "refused although unaltered" in hostile.one(tmp_path, reader._replace(read=narrow), 0, 0)
     assert hostile.one(tmp_path, reader._replace(read=narrow), 0, 1) == "StoreError"
+
+
+def test_formats_without_a_decoder_are_named_in_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacks = hostile.undecoded()
+    names = {reader.name for reader in hostile.readers(tmp_path / "all")}
+    assert {f"photo.{kind.lower()}" for kind in images.FORMATS if kind not in lacks} <= names
+    monkeypatch.delitem(Image.SAVE, "WEBP")
+    monkeypatch.setattr(features, "check_codec", lambda _name: False)
+    assert set(hostile.undecoded()) == {*lacks, "WEBP", "JPEG2000"}
+    names = {reader.name for reader in hostile.readers(tmp_path / "some")}
+    assert names.isdisjoint({"photo.webp", "photo.jpeg2000"})
 
 
 def test_files_altered_behind_a_checksum_keep_it_right(tmp_path: Path) -> None:
@@ -241,6 +255,15 @@ def scans(n: int, side: int = 7000) -> bytes:
     )
 
 
+def resized(kind: str, mode: str, width: int, height: int) -> bytes:
+    """A file of a few hundred bytes, whose header says another size than its 48 x 40 pixels."""
+    Image.new(mode, (48, 40)).save(buffer := io.BytesIO(), kind)
+    data = buffer.getvalue()
+    for small, large in (((48, 40), (width, height)), ((40, 48), (height, width))):
+        data = data.replace(struct.pack(">II", *small), struct.pack(">II", *large))
+    return data
+
+
 BOMBS: dict[str, Callable[[], bytes]] = {
     "60,000 x 60,000 pixels": lambda: png(60_000, 60_000, rows=1),
     "as large as is allowed, RGBA": lambda: png(7000, 7100, 8, 6),
@@ -248,6 +271,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "as large as is allowed, 16-bit RGB": lambda: png(7000, 7100, 16, 2),
     "a text of 300 MB": text_bomb,
     "a JPEG of 3,000 scans": lambda: scans(3000),
+    "JPEG 2000, 49,700,000 pixels in RGB": lambda: resized("JPEG2000", "RGB", 7000, 7100),
+    "as large as is allowed, JPEG 2000, RGBA": lambda: resized("JPEG2000", "RGBA", 4300, 4300),
 }
 MEASURED = (
     "import sys, time, warnings; from pathlib import Path; from tests.faults import hostile\n"

@@ -144,7 +144,7 @@ STEPS = {
         "ReplayedWork._fill",
         "ReplayedNetwork.__call__",
     ],
-    "device/staging": ["PinnedStaging.room", "PinnedStaging.to_device", "copy_to_device"],
+    "device/staging": ["PinnedStaging.host_buffer", "PinnedStaging.to_device", "copy_to_device"],
     "gans/architecture": ["_Network._run", "Generator.forward", "Discriminator.forward"],
     "gans/losses": ["discriminator_loss", "generator_loss", "r1_penalty"],
     "gans/augmentation": ["augment", "_coloured", "_moved", "_cut"],

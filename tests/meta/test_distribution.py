@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,7 +14,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ import pytest
 from PIL import Image
 
 import rdfia
-from rdfia.data import files
+from rdfia.data import assets, downloads, files
+from rdfia.experiments import gradients
 from tests.support.fake_torchvision import NO_OPERATORS, write_torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,40 +66,59 @@ def tracked() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(the sdist of the checkout, the wheel that was built from this sdist)."""
-    folder = tmp_path_factory.mktemp("built")
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, once for all processes of this run of pytest."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, ready = base / name, base / f"{name}.ready"
+    with downloads.locked(ready):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            make(folder)
+            ready.touch()
+    return folder
+
+
+def build(folder: Path) -> None:
+    """Write the sdist of the checkout, its unpacked files, and the wheel built from them."""
     for name in tracked():
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
     (folder / "source" / PHOTO).write_bytes(b"a photo")
-    build = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
-    run([sys.executable, "-c", build, folder], folder / "source")
+    code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    run([sys.executable, "-c", code, folder], folder / "source")
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     project = folder / sdist.name.removesuffix(".tar.gz")
     run([*PIP, "wheel", *OFFLINE, "--no-build-isolation", "-w", folder, project], folder)
-    (wheel,) = folder.glob("*.whl")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(the sdist of the checkout, the wheel that was built from this sdist)."""
+    folder = made_once(tmp_path_factory, "built", build)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
 
 
-def new_environment(folder: Path, *distributions: Path) -> Path:
-    """The programs' folder of a new environment, with the packages of this one and these."""
+def new_environment(folder: Path, distribution: Path) -> Path:
+    """The programs' folder of a new environment, with the packages of this one and one more."""
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "packages-of-the-tests.pth").write_text(sysconfig.get_path("purelib"))
     programs = folder / "bin"
     python = str(programs / "python")
-    build = "--no-build-isolation"
-    run([*PIP, "--python", python, "install", *OFFLINE, build, *distributions], folder)
+    run([*PIP, "--python", python, "install", *OFFLINE, distribution], folder)
     return programs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def programs(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_environment(tmp_path_factory.mktemp("environment"), built[1])
+    """The programs' folder of an environment with the wheel."""
+    fill = functools.partial(new_environment, distribution=built[1])
+    return made_once(tmp_path_factory, "environment", fill) / "bin"
 
 
 def test_wheel_has_exactly_the_package(built: tuple[Path, Path]) -> None:
@@ -145,21 +166,62 @@ print(json.dumps([rdfia.__file__, rdfia.__version__, m.version("rdfia"), found["
     assert run([programs / "rdfia", "--version"], tmp_path) == f"rdfia {rdfia.__version__}\n"
 
 
-def test_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+def photos(folder: Path) -> None:
+    """Write photos/one.jpg and photos/two.png."""
+    (folder / "photos").mkdir()
     for name in ("one.jpg", "two.png"):
-        (tmp_path / "photos").mkdir(exist_ok=True)
         pixels = np.random.default_rng(0).integers(0, 256, (240, 260, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+        Image.fromarray(pixels).save(folder / "photos" / name)
+
+
+def test_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    photos(tmp_path)
     files.write_json(tmp_path / "run" / "claims.json", {"records": []})
     command = programs / "rdfia"
     help_text = run([command, "--help"], tmp_path)
-    assert all(name in help_text for name in ("assets", "report", "claims", "extract"))
+    names = "assets report claims extract classify saliency fool visualise train"
+    assert all(f"\n    {name}" in help_text for name in names.split())
     assert "assets are on this machine" in run([command, "assets"], tmp_path)
     assert "tme7.q1.total" in run([command, "claims", "run", "--json"], tmp_path)
     extract = ["extract", "photos", "--network", "alexnet", "--taps", "pool5"]
     output = run([command, *extract], tmp_path)
     assert "features.safetensors: pool5 2 x 9216" in output
     assert "no such" in run([command, "extract", "nowhere"], tmp_path, 2).lower()
+
+
+# The PNG of each command; a JSON is beside it.
+PICTURES: dict[str, list[str]] = {
+    "one-classes": ["classify", "photos/one.jpg"],
+    "one-saliency": ["saliency", "photos/one.jpg", "--class", "tarantula"],
+    "one-fooling": ["fool", "photos/one.jpg", "--to", "tarantula", "--steps", "1"],
+    "visualised-76": ["visualise", "tarantula", "--steps", "1"],
+    "dcgan": ["train", "dcgan", "photos", "--steps", "1", "--size", "16"],
+}
+# In one process: five would import torch five times.
+IN_ONE_PROCESS = """
+import json, pathlib, sys
+from rdfia.__main__ import main
+codes = [main(command) for command in json.loads(sys.argv[1])]
+pathlib.Path("codes.json").write_text(json.dumps(codes))
+"""
+
+
+def test_commands_make_pictures_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    """With the first network whose weights are here: an asset, or what a package carries."""
+    setups = gradients.SETUPS.values()
+    network = next((setup.network for setup in setups if assets.find(setup.weights)), None)
+    if network is None:
+        pytest.skip(f"no weights of a whole network: {assets.ASSETS['squeezenet1_1'].command}")
+    photos(tmp_path)
+    commands = json.dumps([*PICTURES.values()])
+    output = run([programs / "python", "-c", IN_ONE_PROCESS, commands], tmp_path)
+    assert sum(files.read_json(tmp_path / "codes.json")) <= 1, output  # one step may not fool
+    for picture, command in PICTURES.items():
+        assert f"{picture}.png\n{picture}.json\n" in output
+        with Image.open(tmp_path / f"{picture}.png") as written:
+            written.load()
+        facts = files.read_json(tmp_path / f"{picture}.json")
+        assert command[0] == "train" or facts["network"] == network
 
 
 def test_every_module_can_be_imported(programs: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rdfia.data import files
 from rdfia.experiments import best_recipe, transfer
 from rdfia.models import networks
 from tests.accuracy import test_tme7
+from tests.support.scene15 import TEST_IMAGES
 
 REPORTS = Path(__file__).parents[2] / "reports"
 RUNS = sorted((REPORTS / "verified").rglob("claims.json"))
@@ -46,13 +47,13 @@ class Claim:
 
 def bench(accuracies: dict[str, float] | None = None) -> Any:
     """A bench with 15-Scene's number of test images and these accuracies by layer."""
-    labels = np.zeros(2985, dtype=int)
+    labels = np.zeros(TEST_IMAGES, dtype=int)
     return lambda _name, _path: SimpleNamespace(
         problem=SimpleNamespace(name="15-Scene", digits=False, y_test=labels, digest="0" * 64),
         fast=torch.float32,
         curve=lambda _network, _taps: {"accuracy": accuracies},
-        fit=lambda _network, _tap: SimpleNamespace(predictions=np.arange(2985) // 2686),
-        right=lambda _network, tap: np.arange(2985) < 2985 * (accuracies or {})[tap],
+        fit=lambda _network, _tap: SimpleNamespace(predictions=np.arange(TEST_IMAGES) // 2686),
+        right=lambda _network, tap: np.arange(TEST_IMAGES) < TEST_IMAGES * (accuracies or {})[tap],
     )
 
 
@@ -125,7 +126,7 @@ def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
 def test_best_is_judged_by_the_reports_best_and_our_aim(
     monkeypatch: pytest.MonkeyPatch, hits: int, outcomes: list[str]
 ) -> None:
-    right = np.arange(2985) < hits
+    right = np.arange(TEST_IMAGES) < hits
     row = {"recipe": "a", "C": 1.0, "validation": 0.9}
     monkeypatch.setattr(test_tme7.best_recipe, "ablation", lambda _lab: ([row], "a", right))
     monkeypatch.setattr(test_tme7.best_recipe, "other_splits", lambda *_: [])

@@ -22,11 +22,12 @@ from rdfia.models import networks
 from rdfia.report import figures
 from rdfia.transfer import heads, svm
 from tests.accuracy import test_tme7
+from tests.support import scene15
 
 ROOT = Path(__file__).parents[2]
 Patch = pytest.MonkeyPatch
 PLACE = types.SimpleNamespace(path=Path(), source="made up", name="made up")
-N, CLASSES = 2985, 15
+N, CLASSES = scene15.TEST_IMAGES, scene15.CLASSES
 GOOD, FAIR, POOR = 0.9, 0.7, 0.4  # accuracies
 
 

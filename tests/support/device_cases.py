@@ -26,7 +26,8 @@ from rdfia.gans.training import Trainer
 from rdfia.gradients import ascent, fooling, saliency_scores, visualisation
 from rdfia.gradients import saliency as saliency_module
 from rdfia.models import networks
-from rdfia.transfer import column_tiles, extraction, features, heads, svm
+from rdfia.transfer import column_tiles, extraction, features, gram, heads, svm
+from rdfia.transfer.tap_transformer import TapTransformer
 from tests.support.tiny_networks import tiny_vgg
 
 Results = Mapping[str, Any]  # tensors, arrays or numbers
@@ -159,6 +160,56 @@ def gram_matrices(device: str, folder: Path) -> Results:
     return found | {"passes": len(passes)}
 
 
+@case("activation")
+def photos_to_features(device: str, _: Path) -> Results:
+    """The transformer on photos, and on decoded pixels that are on the device."""
+    found: dict[str, Any] = {}
+    for name, normalise in (("unit rows", True), ("rows", False)):
+        network = tiny_vgg().to(device)
+        step = TapTransformer(
+            network,
+            "features.4",
+            normalise=normalise,
+            preprocess=SPACE,
+            dtype=torch.float32,
+            device=device,
+            batch_size=2,
+        )
+        found[name] = step.fit_transform(photos())
+        found[f"{name} of pixels"] = step.transform(_pixels().to(device))
+        found[f"{name}, columns"] = len(step.get_feature_names_out())
+    return found
+
+
+@case("decision")
+def classifiers(device: str, _: Path) -> Results:
+    """Tensors of the device, which scikit-learn's solver needs on the host."""
+    rows, y = _random(24, 40, dtype=torch.float64).to(device), (torch.arange(24) % 3).to(device)
+    model = svm.SpanLinearSVC(random_state=0).fit(rows, y)
+    train, test = gram.reduce(rows[:18], rows[18:])
+    products, cross = rows[:18] @ rows[:18].T, rows[18:] @ rows[:18].T
+    unit, unit_cross = gram.normalise_gram(products, cross, rows[18:].square().sum(1))
+    span, _ = gram.span_coordinates(products, cross)
+    one = svm.fit(rows[:18], y[:18], rows[18:])
+    ((_, swept),) = svm.sweep(rows[:18], y[:18], rows[18:], [1.0])
+    chosen, _ = svm.choose_C(products, y[:18], [0.1, 1.0], 3)
+    return {
+        "decision": model.decision_function(rows),
+        "predicted": model.predict(rows),
+        "reduced": train @ test.T,
+        "unit": unit,
+        "unit cross": unit_cross,
+        "span": span @ span.T,
+        "finite": gram.finite_array("rows", rows, 2),
+        "fit": one.decision,
+        "sweep": swept.decision,
+        "C": chosen,
+        "folds": svm.cross_validate(products, y[:18], 1.0, 3).mean,
+        "right": svm.accuracy(y, y.flip(0)).value,
+        "confusion": svm.confusion(y, y.flip(0), 3),
+    }
+
+
 @case("adam steps")
 def head(device: str, _: Path) -> Results:
     rows = _random(24, 6)
@@ -231,7 +282,8 @@ def visualise(device: str, _: Path) -> Results:
     photo = visualisation.visualise(
         network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options
     )
-    return {"from noise": free.x, "noise": free.start, "from photos": photo.x}
+    picture = np.asarray(free.picture())
+    return {"from noise": free.x, "noise": free.start, "from photos": photo.x, "picture": picture}
 
 
 @case("ascent")
@@ -246,6 +298,7 @@ def fool(device: str, _: Path) -> Results:
             f"{pixels} {name}": getattr(one, name) for name in ("x", "steps", "before", "after")
         }
         found[f"{pixels} l2"] = one.size["l2"]
+        found[f"{pixels} picture"] = np.asarray(one.picture())
     return found | {"8 bits": fooling.round_to_8_bits(x)}
 
 

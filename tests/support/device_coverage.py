@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.support.on_device import OnDevice
 
 ROOMS = {
-    "transfer": "features extraction column_tiles gram svm heads",
+    "transfer": "features tap_transformer extraction column_tiles gram svm heads",
     "models": "networks",
     "data": "images jpeg",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
@@ -35,15 +35,18 @@ _TYPES = {
     "Accumulator",
     "DigitClassifier",
     "Staging",
+    "ArrayLike",
+    "Labels",
 }
-_OR_ARRAYS = {"saliency_scores", "scores"}  # modules whose `Any` may be a tensor
+# Modules whose `Any` may be a tensor.
+_OR_ARRAYS = {"saliency_scores", "scores", "svm", "tap_transformer"}
 # Functions that get tensors of the host only, or need a real device: name -> reason.
 HOST_ONLY = {
     "images.Preprocess.pixels_by_pillow": "decodes on the host",
     "images.Preprocess.decode_on_device": "decodes by nvJPEG: see tests/unit/data/test_jpeg.py",
     "jpeg.decode_jpegs": "the same",
     "jpeg.resize_pixels": "the same",
-    "staging.Staging.room": "for devices with the host's memory; CUDA has PinnedStaging",
+    "staging.Staging.host_buffer": "for devices with the host's memory; CUDA has PinnedStaging",
     "staging.Staging.to_device": "the same",
     "staging.Staging.to_host": "the same",
     "cuda_graphs.capture": "no CUDA graphs here: see tests/unit/device/test_cuda_graphs.py",
@@ -55,13 +58,14 @@ HOST_ONLY = {
     "ascent.target_objective": "takes classes from `per_image`, on the CPU",
     "memory.split_in_half": "takes decoded pixels or row numbers",
     "networks.load": "takes tensors from a file",
+    "svm.SpanLinearSVC.__init__": "takes settings only",
 }
 
 
 def callables_of_devices(*, hosts_too: bool = False) -> dict[str, CodeType]:
     """The public functions and methods that take a device, a tensor or a module, with their code.
 
-    Names are `module.function` and `module.Class.method`. Those of HOST are left out, unless
+    Names are `module.function` and `module.Class.method`. Those of HOST_ONLY are left out, unless
     `hosts_too`.
     """
     found: dict[str, Any] = {}
@@ -90,7 +94,10 @@ def _callables_of_module(room: str, name: str) -> dict[str, Any]:
 
 
 def _methods(cls: type, module: str) -> Iterator[tuple[str, Any]]:
-    """The methods that may see a device; all public ones of a class that is created with one."""
+    """The methods that may see a device; all public ones of a class that is created with one.
+
+    A dataclass or named tuple with a field of tensors or modules is such a class.
+    """
     functions = {
         name: value
         for name, value in vars(cls).items()
@@ -98,7 +105,9 @@ def _methods(cls: type, module: str) -> Iterator[tuple[str, Any]]:
     }
     init = functions.get("__init__") if not is_dataclass(cls) else None
     init_takes_device = init is not None and _takes_device(init, module)
-    every = init_takes_device or issubclass(cls, nn.Module)
+    is_record = is_dataclass(cls) or issubclass(cls, tuple)
+    holds_tensors = is_record and _takes_device(cls, module)
+    every = init_takes_device or holds_tensors or issubclass(cls, nn.Module)
     for name, value in functions.items():
         is_public = not name.startswith("_") and (every or _takes_device(value, module))
         if is_public or (name == "__init__" and init_takes_device):

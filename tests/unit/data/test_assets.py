@@ -18,6 +18,7 @@ from rdfia.data import assets, downloads, files
 from rdfia.data.assets import ASSETS, Asset, asset_states, fetch, find, locate
 from rdfia.errors import ArgumentError, AssetCorrupt, AssetUnavailable
 from tests.support.loopback import Site, serve
+from tests.support.scene15 import TRAIN_IMAGES
 
 BODY = b"weights of a tiny network"
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -391,7 +392,7 @@ def test_the_scene15_archive_is_fetched_checked_and_split(
     located = locate("scene15")
     assert located.path == root / "data" / "scene15"
     assert not located.verified  # these are not the pinned photos
-    assert len(list((root / "data/scene15/train").rglob("*.jpg"))) == 1500
+    assert len(list((root / "data/scene15/train").rglob("*.jpg"))) == TRAIN_IMAGES
     assert (root / "data/scene15/train/Coast/image_0006.jpg").read_text() == "MITcoast 6"
     assert not list((root / "downloads").rglob("*.*"))
     again = find("scene15")

@@ -28,6 +28,7 @@ from rdfia.errors import (
     StoreError,
     TooLarge,
 )
+from tests.support import scene15
 
 pytestmark = pytest.mark.filterwarnings("ignore::rdfia.errors.FilesLeftOut")
 
@@ -384,8 +385,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_archive_layout_gives_the_labs_split(scenes: Path, tmp_path: Path) -> None:
     train, test = datasets.scene15(scenes)
-    assert (len(train), len(test), len(train.classes)) == (1500, 2985, 15)
-    assert np.bincount(train.labels).tolist() == [100] * 15
+    counts = scene15.TRAIN_IMAGES, scene15.TEST_IMAGES, scene15.CLASSES
+    assert (len(train), len(test), len(train.classes)) == counts
+    assert np.bincount(train.labels).tolist() == [100] * scene15.CLASSES
     assert not set(train.paths) & set(test.paths)
     # The same photos in the layout of an assets directory.
     for part, found in (("train", train), ("test", test)):

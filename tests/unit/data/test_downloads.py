@@ -24,6 +24,7 @@ import pytest
 from rdfia.__main__ import main
 from rdfia.data import assets, downloads
 from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError, TooLarge
+from tests.support import scene15
 from tests.support.loopback import Site, serve
 
 BODY = bytes(range(256)) * 40
@@ -395,8 +396,9 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
 def test_the_shipped_split_has_the_labs_counts() -> None:
     split = assets.scene15_split()
     training = {name: list(map(int, row["train"].split())) for name, row in split.items()}
-    assert len(split) == 15
-    assert sum(row["images"] for row in split.values()) == 4485
+    assert len(split) == scene15.CLASSES
+    assert sum(row["images"] for row in split.values()) == scene15.IMAGES
+    assert assets.ASSETS["scene15"].folder["files"] == scene15.IMAGES
     assert {len(set(numbers)) for numbers in training.values()} == {100}
     assert all(
         min(numbers) >= 1 and max(numbers) <= split[name]["images"]

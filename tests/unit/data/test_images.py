@@ -166,7 +166,20 @@ def animated(path: Path) -> None:
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
 
 
+def large_jpeg2000(path: Path) -> None:
+    """A JPEG 2000 of 48 x 40 pixels, whose header says 6,000 x 5,000."""
+    Image.new("RGB", (48, 40)).save(path, "JPEG2000")
+    data = path.read_bytes()
+    for small, large in (((48, 40), (6000, 5000)), ((40, 48), (5000, 6000))):
+        data = data.replace(struct.pack(">II", *small), struct.pack(">II", *large))
+    path.write_bytes(data)
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "JPEG 2000 that takes 4 bytes a value": (
+        large_jpeg2000,
+        "6000 x 5000 pixels in 3 channels, the limit is 75,000,000 values",
+    ),
     "bomb": (
         lambda path: path.write_bytes(png_header(8000, 8000)),
         "8000 x 8000 pixels, the limit is 50,000,000",

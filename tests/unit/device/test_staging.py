@@ -269,29 +269,29 @@ def test_streams_wait_for_each_other_and_the_host_only_for_results(
         *args: Any, pin_memory: bool = False, empty: Any = torch.empty, **options: Any
     ) -> Tensor:
         if pin_memory:
-            log.append(("room",))
+            log.append(("host_buffer",))
         return empty(*args, **options)
 
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch, "empty", room_of)
     pinned = PinnedStaging("cpu")
-    room = pinned.room(2, 3, 4, 4).fill_(7)
-    there = pinned.to_device(room)
+    buffer = pinned.host_buffer(2, 3, 4, 4).fill_(7)
+    there = pinned.to_device(buffer)
     back = pinned.to_host({"x": there})
     assert log == [
-        ("room",),
+        ("host_buffer",),
         ("up", "on"),
         ("pinned",),
         ("main", "waits for", "up"),
         ("main", "uses it"),
         ("down", "waits for", "main"),
         ("down", "on"),
-        ("room",),
+        ("host_buffer",),
         ("down", "uses it"),
         ("down", "marks an end"),
     ]
-    assert torch.equal(back()["x"], room)
+    assert torch.equal(back()["x"], buffer)
     assert log[-1] == ("host", "waits for", "down")
 
 
