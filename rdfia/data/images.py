@@ -361,12 +361,12 @@ class Preprocess:
         return mean[:, None, None], std[:, None, None]
 
     def normalise(self, pixels: Tensor | np.ndarray) -> Tensor:
-        """(x - mean) / std of pixels B x 3 x H x W, on their device.
+        """(x - mean) / std of pixels B x 3 x H x W, on their device, differentiable.
 
         uint8 in 0..255 becomes float32; floating-point pixels have to be in 0..1. Raises
         ArgumentError for another shape or dtype.
         """
-        pixels = as_tensor(pixels, "pixels")
+        pixels = pixels if isinstance(pixels, Tensor) else as_tensor(pixels, "pixels")
         mean, std = self._statistics(pixels)
         if not pixels.is_floating_point():
             if pixels.dtype != torch.uint8:
@@ -378,7 +378,7 @@ class Preprocess:
 
     def denormalise(self, x: Tensor | np.ndarray) -> Tensor:
         """The inverse of `normalise`: a photo's values return to 0..1; values are not clamped."""
-        x = as_tensor(x, "x")
+        x = x if isinstance(x, Tensor) else as_tensor(x, "x")
         mean, std = self._statistics(x)
         return x * std + mean
 
