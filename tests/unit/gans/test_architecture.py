@@ -459,6 +459,14 @@ def test_batch_statistics_match_training_mode(kind: str) -> None:
             assert_close(images, other, "activation")
 
 
+def test_batch_statistics_are_of_500_images_by_default() -> None:
+    generator = sampled("dcgan")[0]
+    z = noise(502, generator.architecture)
+    images = sampling.sample(generator, z, statistics="batch")
+    for part in (slice(0, 500), slice(500, 502)):
+        assert_close(images[part], deepcopy(generator).train()(z[part]), "activation")
+
+
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 @pytest.mark.parametrize("training", [True, False])
 def test_sampling_does_not_change_generator(statistics: Any, training: bool) -> None:

@@ -566,6 +566,8 @@ def test_images_are_resized_with_antialiasing() -> None:
     image_features(Watch(), images, normalise=torch.Tensor.clone, size=8)
     assert seen[0].shape == (1, 3, 8, 8)
     assert (seen[0][..., 1:-1, 1:-1] - 0.25).abs().max() < 0.02
+    image_features(Watch(), images, normalise=torch.Tensor.clone)
+    assert seen[1].shape == (1, 3, 96, 96)  # the size at which generated images are judged
 
 
 def test_features_do_not_depend_on_batch() -> None:
