@@ -42,12 +42,21 @@ LIBRARIES = (
 
 
 class Fault(NamedTuple):
-    """`old` in the source of rdfia.<module> becomes `new`, and `test` (below tests/) must fail."""
+    """`old` in the source of rdfia.<module> becomes `new`, and `test` (below tests/) must fail.
+
+    `also`: a second (old, new), where the fault needs both.
+    """
 
     module: str
     old: str
     new: str
     test: str
+    also: tuple[str, str] | tuple[()] = ()
+
+    @property
+    def edits(self) -> list[tuple[str, str]]:
+        """Each (old, new)."""
+        return [(self.old, self.new), *([self.also] if self.also else [])]
 
     @property
     def path(self) -> Path:
@@ -61,7 +70,9 @@ class _Loader(importlib.machinery.SourceFileLoader):
     fault: Fault
 
     def get_code(self, fullname: str) -> CodeType:
-        source = self.fault.path.read_text("utf-8").replace(self.fault.old, self.fault.new)
+        source = self.fault.path.read_text("utf-8")
+        for old, new in self.fault.edits:
+            source = source.replace(old, new)
         return compile(source, self.path, "exec", dont_inherit=True)
 
 
@@ -92,8 +103,16 @@ def _outcome(tests: Sequence[str], fault: Fault | None, log: Path) -> str:
                 sys.meta_path.insert(0, Planter(fault))
             import pytest
 
-            options = ["-q", "-x", "--assert=plain", "--timeout=120", "-p", "no:cacheprovider", "--benchmark-disable"]
-            options += [f"--basetemp={log.with_suffix('.tmp')}", f"--rootdir={ROOT}"]
+            options = [
+                "-q",
+                "-x",
+                "--assert=plain",
+                "--timeout=120",
+                "-p",
+                "no:cacheprovider",
+                "--benchmark-disable",
+            ]
+            options += [f"--basetemp={log.with_suffix('.tmp')}"]
             status = int(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
         except BaseException:
             traceback.print_exc()

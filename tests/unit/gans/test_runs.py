@@ -102,9 +102,7 @@ def test_running_mean_is_what_is_scored_and_shown(tmp_path: Path) -> None:
 
     make_run(tmp_path, run, score)
     state = files.load_tensors(tmp_path / "work" / "tiny" / "step-60.safetensors")[0]
-    mean, last = (
-        {name: state[f"{net}.{name}"] for name in scored[1]} for net in ("ema", "G")
-    )
+    mean, last = ({name: state[f"{net}.{name}"] for name in scored[1]} for net in ("ema", "G"))
     assert all(torch.equal(scored[1][name], value) for name, value in mean.items())
     assert not torch.equal(scored[1]["trunk.0.0.weight"], last["trunk.0.0.weight"])
     _, generator = build(TINY.architecture, 0)
