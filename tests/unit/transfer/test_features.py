@@ -168,13 +168,13 @@ def test_tap_of_a_module_that_runs_twice_is_its_first_call() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.double = Holder(lambda x: 2 * x)
+            self.layer = Holder(lambda x: 2 * x)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.double(self.double(x))
+            return self.layer(self.layer(x))
 
     x = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
-    taps = {"first": "double", "second": ("double", {"call": 1}), "last": ("double", {"call": -1})}
+    taps = {"first": "layer", "second": ("layer", {"call": 1}), "last": ("layer", {"call": -1})}
     taken = features.forward_taps(Twice(), x, taps)  # type: ignore[arg-type]
     assert {name: float(value.max()) for name, value in taken.items()} == {
         "first": 2,
