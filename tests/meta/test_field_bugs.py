@@ -442,6 +442,7 @@ def test_every_fault_is_in_one_room() -> None:
     assert len(set(rooms)) == len(rooms)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("room", ROOMS)
 def test_each_fault_turns_its_test_red(room: str) -> None:
     """Without a fault all of these tests pass."""

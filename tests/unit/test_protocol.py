@@ -186,7 +186,7 @@ CONSTANTS: dict[str, tuple[Any, Any, str]] = {
         ],
         "TME 9",
     ),
-    "slope of LeakyReLU": (architecture._ACTIVATIONS["leaky"]().negative_slope, 0.2, "TME 9"),  # type: ignore[no-untyped-call]
+    "slope of LeakyReLU": (architecture._ACTIVATIONS["leaky"]().negative_slope, 0.2, "TME 9"),
     "grey levels -1 and 1": (
         sampling.to_uint8(torch.tensor([-1.0, 0.0, 1.0])).tolist(),
         [0, 128, 255],

@@ -99,7 +99,7 @@ def test_smoothgrad_without_settings_is_16_samples_of_noise_0_15() -> None:
 def test_deletion_without_settings_is_by_pixels_with_a_blur_of_10() -> None:
     network, x, maps = weighing(24), bright_photos(2, 24), maps_of(2, 24)
     for mode in ("deletion", "insertion"):
-        got = pixel_curve(network, x, 1, maps, mode=mode)  # type: ignore[arg-type]
+        got = pixel_curve(network, x, 1, maps, mode=mode)
         for row in range(2):
             base = gaussian_filter(x[row].numpy(), (0, 10, 10))
             order = block_order(maps[row].numpy(), 1)
