@@ -377,7 +377,7 @@ class Preprocess:
         uint8 in 0..255 becomes float32; floating-point pixels have to be in 0..1. Gradients pass
         through. Raises ArgumentError for another shape or dtype.
         """
-        pixels = pixels if isinstance(pixels, Tensor) else as_tensor(pixels, "pixels")
+        pixels = as_tensor(pixels, "pixels")
         mean, std = self._statistics(pixels)
         if not pixels.is_floating_point():
             if pixels.dtype != torch.uint8:
@@ -389,7 +389,7 @@ class Preprocess:
 
     def denormalise(self, x: Tensor | np.ndarray) -> Tensor:
         """The inverse of `normalise`: a photo's values return to 0..1; values are not clamped."""
-        x = x if isinstance(x, Tensor) else as_tensor(x, "x")
+        x = as_tensor(x, "x")
         mean, std = self._statistics(x)
         return x * std + mean
 

@@ -449,13 +449,13 @@ def score_by_step(
 
 
 def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: str) -> Figure:
-    """Mean curves of samples, each with its 95% band.
+    """Mean curves of samples, each with its 95% band; the band of one sample has no width.
 
     `series`: name -> samples, n x len(x).
     """
     arrays = {name: np.asarray(values, dtype=float) for name, values in series.items()}
     means = {
-        name: (x, a.mean(axis=0), a.std(axis=0) / max(1, len(a)) ** 0.5)
+        name: (x, a.mean(axis=0), a.std(axis=0, ddof=min(1, len(a) - 1)) / len(a) ** 0.5)
         for name, a in arrays.items()
     }
     return score_by_step(means, ylabel, xlabel=xlabel)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rdfia.claims import judge
-from rdfia.claims.registry import CLAIMS
+from rdfia.claims.registry import CLAIMS, TABLE1
 from rdfia.data import files
 from rdfia.experiments import best_recipe, transfer
 from rdfia.models import networks
@@ -136,9 +136,16 @@ def test_best_is_judged_by_the_reports_best_and_our_aim(
         claim = Claim()
         test_tme7.test_best_of_one_linear_svm(claim, bench(), case, part)
         assert list(claim.record["found"]) == [part]
+        assert claim.record["right"][part] is right
+        assert ("rows" in claim.record["evidence"]) == (case == "")
         found.append(judge.outcome(claim.record["found"][part], CLAIMS["tme7.best"].bounds[part]))
     assert found == outcomes
+    bounds = CLAIMS["tme7.best"].bounds
     assert CLAIMS["tme7.best"].scope == "ours"
+    best_row = max(row.accuracy for row in TABLE1)
+    assert (bounds["accuracy"].direction, bounds["accuracy"].value) == ("above", best_row)
+    aim = bounds["accuracy, our aim"]
+    assert (aim.direction, aim.value) == ("at least", 0.945)
 
 
 def test_recipe_is_the_cosine_of_centred_features() -> None:

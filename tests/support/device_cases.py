@@ -189,10 +189,10 @@ def classifiers(device: str, _: Path) -> Results:
     train, test = gram.reduce(rows[:18], rows[18:])
     products, cross = rows[:18] @ rows[:18].T, rows[18:] @ rows[:18].T
     unit, unit_cross = gram.normalise_gram(products, cross, rows[18:].square().sum(1))
-    span, _ = gram.span_coordinates(products, cross)
+    span = gram.span_coordinates(products, cross)[0]
     one = svm.fit(rows[:18], y[:18], rows[18:])
-    ((_, swept),) = svm.sweep(rows[:18], y[:18], rows[18:], [1.0])
-    chosen, _ = svm.choose_C(products, y[:18], [0.1, 1.0], 3)
+    swept = svm.sweep(rows[:18], y[:18], rows[18:], [1.0])[0][1]
+    chosen = svm.choose_C(products, y[:18], [0.1, 1.0], 3)[0]
     return {
         "decision": model.decision_function(rows),
         "predicted": model.predict(rows),

@@ -58,6 +58,8 @@ HOST_ONLY = {
     "ascent.target_objective": "takes classes from `per_image`, on the CPU",
     "memory.split_in_half": "takes decoded pixels or row numbers",
     "networks.load": "takes tensors from a file",
+    "images.pixel_advice": "reads shape and dtype for a message",
+    "extraction.pooled_width": "computes one row of zeros on the host",
     "svm.SpanLinearSVC.__init__": "takes settings only",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,21 @@ def test_record_with_arrays_and_nan_is_read_back_from_json() -> None:
     )
     assert back.evidence == {"array": [0, 1], "tensor": [1.5], "nan": "nan", "3": 0.5}
     assert (back.key, back.measured, back.expected) == ("tme7.q1.total/a", 2.0, "1 or 2")
+
+
+def test_every_field_of_a_record_is_read_back_from_json() -> None:
+    values: dict[str, Any] = {
+        "str": "text",
+        "float": 1.5,
+        "Any": {"steps": 10},
+        "Json": {"a": [1, "b"]},
+        "list[Json]": [{"name": "share", "value": 0.5, "low": 0.4, "high": 0.6}],
+        "str | None": "supported",
+        "list[dict[str, str]]": [{"file": "a.png", "caption": "a", "alt": "b"}],
+    }
+    record = Record(**{field.name: values[str(field.type)] for field in fields(Record)})
+    assert all(getattr(record, field.name) != field.default for field in fields(Record))
+    assert claim_records.from_json(json.loads(json.dumps(record.as_json()))) == record
 
 
 def test_record_without_outcome_is_read_as_an_error(tmp_path: Path) -> None:

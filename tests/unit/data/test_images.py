@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,6 +246,31 @@ def test_stretch_keeps_the_whole_image_and_crop_keeps_the_centre() -> None:
     np.testing.assert_array_equal(stretched.numpy(), stretched.numpy()[:, ::-1])  # symmetric
 
 
+@pytest.mark.parametrize(
+    ("size", "resized", "corner"),
+    [
+        ((400, 300), (341, 256), (58, 16)),  # half of 117 is rounded to the even 58
+        ((343, 256), (343, 256), (60, 16)),  # half of 119 to 60
+        ((300, 401), (256, 342), (16, 59)),
+        ((200, 200), (256, 256), (16, 16)),
+    ],
+)
+def test_presets_of_the_labs_stretch_or_crop_as_pillow(
+    size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    """The lab's bilinear 224 x 224; and the central 224 of a short side of 256."""
+    array = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(array)
+    left, top = corner
+    whole = image.resize(resized, Image.Resampling.BILINEAR)
+    expected = {
+        LAB: image.resize((224, 224), Image.Resampling.BILINEAR),
+        CROP: whole.crop((left, top, left + 224, top + 224)),
+    }
+    for preset, pixels in expected.items():
+        np.testing.assert_array_equal(preset.pixels(image).permute(1, 2, 0), np.asarray(pixels))
+
+
 def test_grey_is_copied_and_flip_mirrors() -> None:
     image = Image.fromarray(grey(50, 40))
     pixels = LAB.pixels(image)
@@ -261,6 +288,10 @@ def test_normalise_by_hand() -> None:
         for value, m, s in zip((0, 128, 255), IMAGENET_MEAN, IMAGENET_STD, strict=True)
     ]
     assert_close(LAB.normalise(pixels).flatten(), expected, "pixel")
+    seen = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for way, slope in ((LAB.normalise, 1 / LAB.std[0]), (LAB.denormalise, LAB.std[0])):
+        (gradient,) = torch.autograd.grad(way(seen)[:, 0].sum(), seen)
+        assert_close(gradient[0, 0], torch.full((2, 2), slope), "gradient")
     lite = EFFICIENTNET_LITE0.normalise(pixels).flatten()
     assert_close(lite, [(value - 127) / 128 for value in (0, 128, 255)], "pixel")
 
@@ -282,19 +313,21 @@ def test_preprocess_names_a_wrong_argument() -> None:
         LAB.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
 
 
-def test_the_key_changes_with_every_field() -> None:
-    kinds = [
-        LAB,
-        CROP,
-        EFFICIENTNET_LITE0,
-        Preprocess(flip=True),
-        Preprocess(size=352),
-        Preprocess(224, "crop", 288),
-        Preprocess(interpolation="bicubic"),
-        Preprocess(mean=(0.5,) * 3),
-        Preprocess(std=(0.5,) * 3),
-    ]
-    assert len({kind.key for kind in kinds}) == len(kinds)
+def test_key_of_a_preprocess_changes_with_every_field() -> None:
+    other: dict[str, Any] = {
+        "size": 352,
+        "mode": "crop",
+        "resize": 288,  # of a crop
+        "interpolation": "bicubic",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "flip": True,
+        "decoder": "torchvision",
+    }
+    assert list(other) == [field.name for field in dataclasses.fields(Preprocess)]
+    for name, value in other.items():
+        preset = CROP if name == "resize" else LAB
+        assert dataclasses.replace(preset, **{name: value}).key != preset.key, name
     assert LAB.key == Preprocess().key == "stretch224-bilinear-0.485,0.456,0.406,0.229,0.224,0.225"
 
 

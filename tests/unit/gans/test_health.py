@@ -83,6 +83,35 @@ def test_nearly_equal_images_raise_collapse_alarm() -> None:
     assert health(losses(HEALTHY), same).alarms == ()  # no real images to compare with
 
 
+def about(centres: list[int], away: int) -> Tensor:
+    """Two flat images for each centre, `away` below it and above it."""
+    values = torch.tensor([centre + sign * away for centre in centres for sign in (-1, 1)])
+    return values.to(torch.uint8)[:, None, None, None].expand(-1, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("row", "images", "real", "alarm"),
+    [
+        ([0.051, 9.0, 0.9, 0.1], None, None, None),
+        ([0.049, 9.0, 0.9, 0.1], None, None, "D loss at 0"),
+        ([1.386, 0.7, 0.511, 0.5], None, None, None),
+        ([1.386, 0.7, 0.509, 0.5], None, None, "D does not tell real from fake"),
+        # half of the real images' difference
+        (HEALTHY, about([128], 31), about([128], 60), None),
+        (HEALTHY, about([128], 29), about([128], 60), "collapse"),
+        # two labels: 20 / 255 within a label, and in all (8 / 3 (10^2 + apart^2))^(1/2) / 255
+        (HEALTHY, about([68, 188], 10), None, None),  # 0.201 of it
+        (HEALTHY, about([67, 189], 10), None, "z is ignored"),  # 0.198 of it
+    ],
+)
+def test_alarms_begin_at_their_limits(
+    row: list[float], images: Tensor | None, real: Tensor | None, alarm: str | None
+) -> None:
+    labels = torch.tensor([0, 0, 1, 1]) if images is not None and len(images) == 4 else None
+    alarms = health(losses(row), images, real, labels=labels).alarms
+    assert [text.split(":")[0] for text in alarms] == ([] if alarm is None else [alarm])
+
+
 def test_health_uses_last_steps_only() -> None:
     early, late = losses([0.01, 9.0, 1.0, 0.0], 200), losses(HEALTHY, 200)
     assert health(torch.cat([early, late]), window=200).alarms == ()

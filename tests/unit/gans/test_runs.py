@@ -92,6 +92,26 @@ def test_interrupted_run_resumes_with_same_result(tmp_path: Path) -> None:
     assert resumed["seconds"] >= 1000  # of both parts
 
 
+def test_running_mean_is_what_is_scored_and_shown(tmp_path: Path) -> None:
+    run = replace(RUN, config=replace(TINY, ema=0.9))
+    scored: list[dict[str, Any]] = []
+
+    def score(generator: Generator) -> dict[str, float]:
+        scored.append({name: value.clone() for name, value in generator.state_dict().items()})
+        return {}
+
+    make_run(tmp_path, run, score)
+    state = files.load_tensors(tmp_path / "work" / "tiny" / "step-60.safetensors")[0]
+    mean, last = ({name: state[f"{net}.{name}"] for name in scored[1]} for net in ("ema", "G"))
+    assert all(torch.equal(scored[1][name], value) for name, value in mean.items())
+    assert not torch.equal(scored[1]["trunk.0.0.weight"], last["trunk.0.0.weight"])
+    _, generator = build(TINY.architecture, 0)
+    generator.load_state_dict(mean)
+    z, y = fixed_noise(run.config)
+    shown = to_uint8(sample(generator, z, y, statistics="batch"))
+    assert torch.equal(gan_runs.grid_of(run, 60, tmp_path / "kept"), shown)
+
+
 def test_seconds_are_written_at_each_snapshot(tmp_path: Path) -> None:
     seen = []
 

@@ -30,7 +30,6 @@ from rdfia.device import memory
 from rdfia.errors import ArgumentError, DatasetError, DivergedError, StoreError, TooLarge
 from rdfia.gans import architecture as gan_architecture
 from rdfia.gans import augmentation as gan_augmentation
-from rdfia.gans import config as gan_config
 from rdfia.gans import losses as gan_losses
 from rdfia.gans import sampling, training, training_loop
 from rdfia.gans.architecture import KINDS, GanArchitecture
@@ -130,25 +129,6 @@ def test_log_line_has_lab_format() -> None:
     )
     with pytest.raises(ValueError, match="shorter"):
         training.log_line(0, 1, row[:3])
-
-
-def test_lab_configs_match_protocol() -> None:
-    labs = gan_config.LABS
-    assert {kind: (run.steps, run.batch, run.milestones) for kind, run in labs.items()} == {
-        "dcgan": (8000, 256, ()),
-        "cdcgan": (7812, 128, (4296, 6250)),  # 390.6 steps an epoch: 11 and 16 epochs
-        "cgan": (11_718, 128, (4296, 6250)),
-    }
-    for kind, run in labs.items():
-        assert run.architecture.kind == kind
-        assert (run.lr, run.beta1, run.beta2, run.nb_update_D, run.nb_update_G) == (
-            2e-4,
-            0.5,
-            0.999,
-            1,
-            1,
-        )
-        assert (run.precision, run.label_smoothing, run.ema) == ("float32", 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -277,11 +277,22 @@ def test_scores_by_step_show_their_numbers_and_bands() -> None:
     assert band[:, 1].max() == pytest.approx(0.9 + 1.96 * 0.01)
 
 
-def test_curves_are_means_of_samples() -> None:
-    samples = [[0.0, 1.0], [2.0, 3.0]]
-    ax: Any = figures.curves([1, 2], {"a": samples}, "pixels", "share").axes[0]
-    assert list(bold(ax)["a"].get_ydata()) == [1, 2]
-    assert ax.collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(2 + 1.96 / 2**0.5)
+def test_curves_are_means_of_samples_with_the_band_of_their_standard_error() -> None:
+    samples = [[0.0, 1.0, 2.0], [2.0, 3.0, 10.0], [4.0, 5.0, 0.0]]
+    ax: Any = figures.curves([1, 2, 3], {"a": samples, "b": [[1, 2, 3]]}, "pixels", "share").axes[0]
+    drawn = {
+        name: (list(line.get_xdata()), list(line.get_ydata())) for name, line in bold(ax).items()
+    }
+    assert drawn == {"a": ([1, 2, 3], [2, 3, 4]), "b": ([1, 2, 3], [1, 2, 3])}
+    # standard deviations of 2, 2 and 28^(1/2), with n - 1; none of a single sample
+    for band, means, errors in zip(
+        ax.collections, ([2, 3, 4], [1, 2, 3]), ([4, 4, 28], [0, 0, 0]), strict=True
+    ):
+        corners = band.get_paths()[0].vertices
+        for step, mean, variance in zip((1, 2, 3), means, errors, strict=True):
+            ends = corners[corners[:, 0] == step, 1]
+            half = 1.96 * (variance / 3) ** 0.5
+            assert (ends.min(), ends.max()) == pytest.approx((mean - half, mean + half))
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_ylim()[0]) == ("pixels", "share", 0)
 
 

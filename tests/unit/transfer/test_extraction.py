@@ -69,22 +69,6 @@ def test_killed_extraction_resumes_to_the_same_bytes(network: TinyNet, tmp_path:
     assert computed == [24]  # a complete store computes nothing
 
 
-def test_store_key_changes_with_content_weights_and_dtype(
-    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
-) -> None:
-    first = extract(network, photos, tmp_path, dtype=torch.float32).folder
-    assert extract(network, photos, tmp_path, dtype=torch.bfloat16).folder != first
-    changed = [photos[0] // 2, *photos[1:]]
-    assert extract(network, changed, tmp_path, dtype=torch.float32).folder != first
-    with torch.no_grad():
-        # behind the last tap: the features do not change
-        network.get_parameter("classifier.0.weight").add_(1)
-    assert extract(network, photos, tmp_path, dtype=torch.float32).folder == first
-    with torch.no_grad():
-        network.get_parameter("features.0.bias").add_(1)
-    assert extract(network, photos, tmp_path, dtype=torch.float32).folder != first
-
-
 def test_store_above_the_cap_is_refused_before_the_first_image(
     network: TinyNet, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from rdfia.errors import ArgumentError, ImageError, StoreError, TooLarge, Weight
 from rdfia.experiments import transfer
 from rdfia.models import networks
 from rdfia.transfer import column_tiles, extraction, features, svm
+from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 
 SIZE = 32
@@ -204,6 +205,48 @@ def test_stream_and_forward_taps_do_not_change_the_network(
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert network.features[0].weight.is_contiguous()
+
+
+def test_features_of_a_network_in_train_mode_are_those_of_eval_mode(
+    photos: list[np.ndarray],
+) -> None:
+    """Dropout is off, BatchNorm has its running statistics; the caller's network keeps its mode."""
+    module = nn.Sequential(nn.BatchNorm2d(3), tiny_vgg())
+    taps = {"behind dropout": "1.classifier.3"}
+    small = Preprocess(size=16)
+    streamed = [
+        torch.cat(
+            [
+                batch["behind dropout"]
+                for batch in features.stream(
+                    module.train(training), photos, taps, preprocess=small, dtype=torch.float32
+                )
+            ]
+        )
+        for training in (False, True)
+    ]
+    assert torch.equal(*streamed)
+    assert all(child.training for child in module.modules())
+    assert module[0].num_batches_tracked == 0
+
+
+def test_tap_of_a_module_that_runs_twice_is_its_first_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Holder(lambda x: 2 * x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.layer(x))
+
+    x = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
+    taps = {"first": "layer", "second": ("layer", {"call": 1}), "last": ("layer", {"call": -1})}
+    taken = features.forward_taps(Twice(), x, taps)  # type: ignore[arg-type]
+    assert {name: float(value.max()) for name, value in taken.items()} == {
+        "first": 2,
+        "second": 4,
+        "last": 4,
+    }
 
 
 def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
@@ -820,6 +863,8 @@ def test_pyramid_has_the_mean_roots_of_each_cell() -> None:
     value = torch.arange(16.0).reshape(1, 1, 4, 4).square()  # whose roots are 0 .. 15
     found = features.pyramid(value, (1, 2))
     assert_close(found, torch.tensor([[7.5, 2.5 / 2, 4.5 / 2, 10.5 / 2, 12.5 / 2]]), "activation")
+    whole = features.pyramid(value)  # 1 + 4 + 16 cells
+    assert_close(whole, torch.cat([found, torch.arange(16.0)[None] / 4], dim=1), "activation")
 
 
 def test_second_order_has_the_dot_products_of_whole_matrices() -> None:

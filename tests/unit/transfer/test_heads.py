@@ -78,6 +78,55 @@ def test_first_step_of_a_head_is_the_closed_form_of_adam() -> None:
     torch.testing.assert_close(head.module.weight.double(), expected, rtol=1e-5, atol=1e-9)
 
 
+def test_head_is_that_of_a_textbook_loop() -> None:
+    """Shuffled batches, new gradients in each, decay of the weights, and the rows held out."""
+    x, y = features(spread=1.5)
+    config = HeadConfig(
+        epochs=4, batch=16, lr=0.05, weight_decay=2.0, label_smoothing=0.1, seed=3, refit=False
+    )
+    head = heads.train_head(x, y, config=config)
+    rows, _ = heads._split(y, config)
+    layer = nn.utils.skip_init(nn.Linear, 50, 3, dtype=torch.float64)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    adam = torch.optim.AdamW(layer.parameters(), lr=0.05, weight_decay=2.0, foreach=False)
+    generator, means = torch.Generator().manual_seed(3), []
+    for _ in range(head.epochs):
+        losses = []
+        for batch in rows[torch.randperm(72, generator=generator)].tensor_split(5):
+            logits = layer(x[batch].double())
+            loss = nn.functional.cross_entropy(logits, y[batch], label_smoothing=0.1)
+            layer.zero_grad()
+            loss.backward()
+            adam.step()
+            losses += [loss.item()] * len(batch)
+        means.append(np.mean(losses))
+    assert_close(head.module.weight, layer.weight, "head steps")
+    assert_close(head.module.bias, layer.bias, "head steps")
+    assert len(head.history) == 4
+    found = [epoch.loss for epoch in head.history[: head.epochs]]
+    assert_close(np.array(found, np.float32), means, "loss of a head")
+
+
+def test_validation_holds_out_a_fifth_of_each_class() -> None:
+    y = torch.tensor([0] * 20 + [1] * 7 + [2] * 3 + [3] * 2)[
+        torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    ]
+    rows, held = heads._split(y, HeadConfig())
+    assert torch.bincount(y[held]).tolist() == [4, 1, 1, 1]
+    assert sorted([*rows.tolist(), *held.tolist()]) == list(range(32))
+    # a row of each class is always left
+    assert torch.bincount(y[heads._split(y, HeadConfig(validation=0.9))[0]]).tolist() == [
+        2,
+        1,
+        1,
+        1,
+    ]
+    others = [heads._split(y, HeadConfig(seed=seed))[1].tolist() for seed in range(4)]
+    assert len(set(map(tuple, others))) > 1
+    assert others[0] == held.tolist()
+
+
 def test_head_separates_separable_classes() -> None:
     x, y = features()
     head = heads.train_head(x, y, config=QUICK)
@@ -317,7 +366,7 @@ def test_training_and_predicting_do_not_change_mode_or_random_state(training: bo
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_learning_rate_warms_up_for_an_epoch_and_falls_to_zero(
+def test_learning_rate_is_a_cosine_after_an_epoch_for_networks_and_constant_for_heads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates: list[float] = []
@@ -331,10 +380,12 @@ def test_learning_rate_warms_up_for_an_epoch_and_falls_to_zero(
     images, y = dark_and_bright()
     config = ScratchConfig(epochs=4, batch=16, lr=0.01, shift=2)
     heads.train_network(network(), images, y, preprocess_normalise=scaled, config=config)
-    assert len(rates) == 16
-    assert rates[0] < rates[1] < rates[2] < rates[3] <= 0.01
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+    time = np.arange(1, 17) / 4  # in epochs, after each of 16 steps
+    expected = 0.01 * np.minimum(1, time) * (1 + np.cos(np.pi * time / 4)) / 2
+    np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-15)
+    rates.clear()
+    heads.train_head(*features(), config=QUICK)
+    assert set(rates) == {QUICK.lr}
 
 
 def test_loss_that_is_not_finite_stops_the_training() -> None:

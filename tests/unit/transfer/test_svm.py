@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
 from sklearn.svm import LinearSVC
 
 from rdfia.errors import ArgumentError, DatasetError
@@ -251,6 +252,41 @@ def test_choice_of_c_uses_held_out_training_rows() -> None:
     noise = np.random.default_rng(0).normal(size=(120, 200))
     labels = np.arange(120) % 3
     assert svm.choose_C(noise, labels, [100.0])[1][0].mean < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "splitter"),
+    [
+        ({}, RepeatedStratifiedKFold(n_splits=5, n_repeats=1, random_state=0)),
+        (
+            {"folds": 4, "repeats": 2, "seed": 3},
+            RepeatedStratifiedKFold(n_splits=4, n_repeats=2, random_state=3),
+        ),
+        ({"folds": 0.25, "seed": 7}, StratifiedShuffleSplit(1, test_size=0.25, random_state=7)),
+    ],
+    ids=["default", "repeated", "share"],
+)
+def test_folds_are_scikit_learns_of_the_seed(options: dict[str, Any], splitter: Any) -> None:
+    rows = np.random.default_rng(0).normal(size=(24, 6))  # labels at random: folds differ
+    right, held_out = np.zeros(24), np.zeros(24)
+    for train, held in splitter.split(rows, Y):
+        model = LinearSVC(C=1.0, tol=1e-4, max_iter=10_000, random_state=0).fit(
+            rows[train], Y[train]
+        )
+        right[held] += model.predict(rows[held]) == Y[held]
+        held_out[held] += 1
+    (row,) = svm.choose_C(rows, Y, [1.0], **options)[1]
+    np.testing.assert_array_equal(row.right, np.where(held_out, right / held_out.clip(1), np.nan))
+
+
+def test_fit_without_settings_is_linear_svc_with_the_labs_cost_and_its_own_tolerance() -> None:
+    train, test = blobs(spread=2.0, d=8)
+    expected = LinearSVC(C=1.0, tol=1e-4, max_iter=10_000, random_state=0).fit(train, Y)
+    found = svm.fit(train, Y, test)
+    assert_close(found.decision, expected.decision_function(test), "activation")
+    model = svm.SpanLinearSVC(random_state=0).fit(train, Y)
+    assert_close(model.decision_function(test), found.decision, "activation")
+    assert (found.C, found.scheme) == (1.0, "ovr")
 
 
 def test_shares_of_right_rows_agree_with_the_folds() -> None:
