@@ -59,7 +59,7 @@ HOST_ONLY = {
     "memory.split_in_half": "takes decoded pixels or row numbers",
     "networks.load": "takes tensors from a file",
     "images.pixel_advice": "reads shape and dtype for a message",
-    "extraction.pooled_width": "computes one row of zeros on the host",
+    "extraction.pooled_width": "computes a shape on the meta device",
     "svm.SpanLinearSVC.__init__": "takes settings only",
 }
 
