@@ -42,8 +42,8 @@ FAULTS: dict[str, Fault] = {
     "default: short side": Fault("data.images", "resize: int = 256", "resize: int = 240", PRESETS),
     "normalisation without gradient": Fault(
         "data.images",
-        "pixels = pixels if isinstance(pixels, Tensor) else as_tensor",
-        "pixels = as_tensor",
+        'pixels = as_tensor(pixels, "pixels")',
+        'pixels = as_tensor(pixels, "pixels").detach()',
         "unit/data/test_images.py::test_normalise_by_hand",
     ),
     "setting left out of the key": Fault(
@@ -244,7 +244,7 @@ FAULTS: dict[str, Fault] = {
         for old, new in {
             "l2: PerImage = 1e-3": "l2: PerImage = 1e-2",
             "lr: PerImage = 5.0": "lr: PerImage = 1.0",
-            "Tensor = 200,": "Tensor = 100,",
+            "Array = 200,": "Array = 100,",
             '"norm"] = "squared"': '"norm"] = "norm"',
             "unit_step: bool = False": "unit_step: bool = True",
             "jitter: int = 16": "jitter: int = 8",
