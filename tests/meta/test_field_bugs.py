@@ -1,7 +1,8 @@
 """Faults that are common in the field, each planted in the package: its test must turn red.
 
 A row has the module, the source text, which must occur once, its faulty text, and the test. Rows
-named "default: ..." give another value to a setting of the labs.
+named "default: ..." give another value to a setting of the labs. tests/faults/test_field_bugs.py
+plants every row; it takes a minute.
 """
 
 from __future__ import annotations
@@ -440,23 +441,6 @@ def test_every_fault_is_in_one_room() -> None:
     rooms = [room for parts in ROOMS.values() for room in parts]
     assert {fault.module.partition(".")[0] for fault in FAULTS.values()} == set(rooms)
     assert len(set(rooms)) == len(rooms)
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("room", ROOMS)
-def test_each_fault_turns_its_test_red(room: str) -> None:
-    """Without a fault all of these tests pass."""
-    faults = {
-        name: fault
-        for name, fault in FAULTS.items()
-        if fault.module.partition(".")[0] in ROOMS[room]
-    }
-    control, found = outcomes(list(faults.values()))
-    assert control == "passed"
-    survivors = {
-        name: outcome for name, outcome in zip(faults, found, strict=True) if outcome != "failed"
-    }
-    assert survivors == {}
 
 
 def test_fault_that_changes_nothing_is_a_survivor() -> None:
