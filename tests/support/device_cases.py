@@ -282,7 +282,7 @@ def visualise(device: str, _: Path) -> Results:
     photo = visualisation.visualise(
         network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options
     )
-    picture = np.asarray(free.picture())
+    picture = np.array(free.picture())
     return {"from noise": free.x, "noise": free.start, "from photos": photo.x, "picture": picture}
 
 
@@ -298,7 +298,7 @@ def fool(device: str, _: Path) -> Results:
             f"{pixels} {name}": getattr(one, name) for name in ("x", "steps", "before", "after")
         }
         found[f"{pixels} l2"] = one.size["l2"]
-        found[f"{pixels} picture"] = np.asarray(one.picture())
+        found[f"{pixels} picture"] = np.array(one.picture())
     return found | {"8 bits": fooling.round_to_8_bits(x)}
 
 
