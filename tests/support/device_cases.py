@@ -189,10 +189,10 @@ def classifiers(device: str, _: Path) -> Results:
     train, test = gram.reduce(rows[:18], rows[18:])
     products, cross = rows[:18] @ rows[:18].T, rows[18:] @ rows[:18].T
     unit, unit_cross = gram.normalise_gram(products, cross, rows[18:].square().sum(1))
-    span, _ = gram.span_coordinates(products, cross)
+    span = gram.span_coordinates(products, cross)[0]
     one = svm.fit(rows[:18], y[:18], rows[18:])
-    ((_, swept),) = svm.sweep(rows[:18], y[:18], rows[18:], [1.0])
-    chosen, _ = svm.choose_C(products, y[:18], [0.1, 1.0], 3)
+    ((cost, swept),) = svm.sweep(rows[:18], y[:18], rows[18:], [1.0])
+    chosen, validations = svm.choose_C(products, y[:18], [0.1, 1.0], 3)
     return {
         "decision": model.decision_function(rows),
         "predicted": model.predict(rows),
@@ -203,7 +203,8 @@ def classifiers(device: str, _: Path) -> Results:
         "finite": gram.finite_array("rows", rows, 2),
         "fit": one.decision,
         "sweep": swept.decision,
-        "C": chosen,
+        "C": [cost, chosen],
+        "means": [row.mean for row in validations],
         "folds": svm.cross_validate(products, y[:18], 1.0, 3).mean,
         "right": svm.accuracy(y, y.flip(0)).value,
         "confusion": svm.confusion(y, y.flip(0), 3),
