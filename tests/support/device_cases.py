@@ -191,8 +191,8 @@ def classifiers(device: str, _: Path) -> Results:
     unit, unit_cross = gram.normalise_gram(products, cross, rows[18:].square().sum(1))
     span = gram.span_coordinates(products, cross)[0]
     one = svm.fit(rows[:18], y[:18], rows[18:])
-    swept = svm.sweep(rows[:18], y[:18], rows[18:], [1.0])[0][1]
-    chosen = svm.choose_C(products, y[:18], [0.1, 1.0], 3)[0]
+    ((cost, swept),) = svm.sweep(rows[:18], y[:18], rows[18:], [1.0])
+    chosen, validations = svm.choose_C(products, y[:18], [0.1, 1.0], 3)
     return {
         "decision": model.decision_function(rows),
         "predicted": model.predict(rows),
@@ -203,7 +203,8 @@ def classifiers(device: str, _: Path) -> Results:
         "finite": gram.finite_array("rows", rows, 2),
         "fit": one.decision,
         "sweep": swept.decision,
-        "C": chosen,
+        "C": [cost, chosen],
+        "means": [row.mean for row in validations],
         "folds": svm.cross_validate(products, y[:18], 1.0, 3).mean,
         "right": svm.accuracy(y, y.flip(0)).value,
         "confusion": svm.confusion(y, y.flip(0), 3),
@@ -282,7 +283,7 @@ def visualise(device: str, _: Path) -> Results:
     photo = visualisation.visualise(
         network, TARGET, start=x, unit_step=True, penalty="norm", chunk=2, **options
     )
-    picture = np.asarray(free.picture())
+    picture = np.array(free.picture())
     return {"from noise": free.x, "noise": free.start, "from photos": photo.x, "picture": picture}
 
 
@@ -298,7 +299,7 @@ def fool(device: str, _: Path) -> Results:
             f"{pixels} {name}": getattr(one, name) for name in ("x", "steps", "before", "after")
         }
         found[f"{pixels} l2"] = one.size["l2"]
-        found[f"{pixels} picture"] = np.asarray(one.picture())
+        found[f"{pixels} picture"] = np.array(one.picture())
     return found | {"8 bits": fooling.round_to_8_bits(x)}
 
 
