@@ -78,12 +78,18 @@ FAULTS: dict[str, Fault] = {
         "copy.deepcopy(module).requires_grad_(False)",
         f"{FEATURES}features_of_a_network_in_train_mode_are_those_of_eval_mode",
     ),
-    "last call in place of the first": Fault(
-        "transfer.features",
-        'options.get("call", 0)',
-        'options.get("call", -1)',
-        f"{FEATURES}tap_of_a_module_that_runs_twice_is_its_first_call",
-    ),
+    **{
+        f"last call in place of the first, of a {kind}": Fault(
+            "transfer.features",
+            old,
+            new,
+            f"{FEATURES}tap_of_a_module_that_runs_twice_is_its_first_call",
+        )
+        for kind, old, new in (
+            ("path", "call: int = 0", "call: int = -1"),
+            ("tuple", 'options.get("call", 0)', 'options.get("call", -1)'),
+        )
+    },
     "grids of a pyramid without weights": Fault(
         "transfer.features",
         ".flatten(1) / grid for grid",
@@ -100,7 +106,7 @@ FAULTS: dict[str, Fault] = {
         "transfer.column_tiles",
         "self.parts.pop(0)",
         "self.parts.pop()",
-        f"{FEATURES}tiles_have_the_columns_of_streamed_features",
+        f"{FEATURES}tiles_have_the_columns_of_streamed_features[True-1000000000-1]",
     ),
     **{
         f"{name} left out of a store's key": Fault(
