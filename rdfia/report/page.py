@@ -185,11 +185,11 @@ def _page(folder: Path, run: Json) -> Path:
 
 def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, str]:
     """Section -> its HTML, empty where there is nothing to show; draws the figures."""
-    pictures = _pictures(folder, records)
+    found = pictures(folder, records)
     html = {
-        name: blocks.render("figures.html", pictures=pictures[name])
+        name: blocks.render("figures.html", pictures=found[name])
         for name in TITLES
-        if name in pictures
+        if name in found
     }
     rows = [(record, row) for record in records for row in _evidence(record, ("row", "reading"))]
     drawn = None
@@ -198,7 +198,7 @@ def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, s
         drawn = _draw(folder, "table1", figures.table1, evidence, TABLE1_CAPTION, rows[0][0])
     return {
         **html,
-        "claims": blocks.claims(records, pictures),
+        "claims": blocks.claims(records, found),
         "table1": blocks.table1(rows, drawn),
         "speed": benchmarks.benchmarks(folder),
         "gate": benchmarks.gate(folder),
@@ -210,8 +210,15 @@ def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, s
     }
 
 
-def _pictures(folder: Path, records: Sequence[Record]) -> dict[str, list[Picture]]:
-    """Section, or key of a record for pictures of no section -> pictures, drawn where needed."""
+def pictures(
+    folder: Path, records: Sequence[Record], draw: Callable[..., Picture] | None = None
+) -> dict[str, list[Picture]]:
+    """Section, or key of a record for pictures of no section -> pictures.
+
+    Those of evidence are drawn into `folder`/figures, or come from `draw`, which takes the
+    arguments of `_draw`.
+    """
+    draw = draw or _draw
     found: dict[str, list[Picture]] = defaultdict(list)
     matrices = [e for record in records for e in _evidence(record, ("classes", "matrix"))]
     best_matrix = max(matrices, key=_diagonal, default=None)  # the only one that is shown
@@ -220,15 +227,15 @@ def _pictures(folder: Path, records: Sequence[Record]) -> dict[str, list[Picture
             section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
             place = section if section in TITLES else record.key
             found[place].append(_kept_picture(folder, row, record))
-        for section, fields, draw, caption in DRAWN:
+        for section, fields, figure, caption in DRAWN:
             for i, evidence in enumerate(_evidence(record, fields)):
                 if section != "confusion" or evidence is best_matrix:
                     name = f"{section}-{slug(record.key)}{i or ''}"
-                    found[section].append(_draw(folder, name, draw, evidence, caption, record))
+                    found[section].append(draw(folder, name, figure, evidence, caption, record))
     for i, curves in enumerate(_depth_curves(records)):
         rows = [row for _, row in curves]
         record = curves[0][0]
-        drawn = _draw(folder, f"depth{i}", figures.depth_curves, rows, DEPTH_CAPTION, record)
+        drawn = draw(folder, f"depth{i}", figures.depth_curves, rows, DEPTH_CAPTION, record)
         found["depth"].append(drawn)
     return found
 
