@@ -226,7 +226,7 @@ def pictures(
         for row in record.figures:
             section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
             place = section if section in TITLES else record.key
-            found[place].append(_kept_picture(folder, row, record))
+            found[place].append(kept_picture(folder, row, record))
         for section, fields, figure, caption in DRAWN:
             for i, evidence in enumerate(_evidence(record, fields)):
                 if section != "confusion" or evidence is best_matrix:
@@ -302,7 +302,7 @@ def _draw(
         return Picture(problem=f"{name} could not be drawn: {error!r}")
 
 
-def _kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:
+def kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:
     """The picture of a record's own figure, or that its file is missing."""
     if not (folder / row["file"]).is_file():
         problem = "the picture is not stored; a full run draws it again."
