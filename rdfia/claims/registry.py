@@ -16,9 +16,10 @@ class Claim:
     """A sentence of the report that a program can check: one row of claims.json.
 
     `answer`: number of the report's answer, empty for a claim that goes beyond the report.
-    `french`: the report's own words, "[…]" where some are left out. `needs`: assets of the report's own protocol. `also`: assets of substitutes and of further cases.
-    `scope`: "report", or "ours" where the report makes no such claim. `bounds`: name of an estimate
-    -> its bound. `changed`: what was changed after a result had been seen.
+    `french`: the report's own words, "[…]" where some are left out. `needs`: assets of the report's
+    own protocol. `also`: assets of substitutes and of further cases. `scope`: "report", or "ours"
+    where the report makes no such claim. `bounds`: name of an estimate -> its bound. `changed`:
+    what was changed after a result had been seen.
     """
 
     id: str

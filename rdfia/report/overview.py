@@ -33,7 +33,7 @@ STATES = {
     "holds in part": ("◐", "a check of it holds, and another does not or is undecided"),
     "does not hold": ("✗", "the measurements contradict it, and no check holds"),
     "undecided": ("?", "too few images or seeds: the intervals contain the bounds"),
-    "not measured": ("–", "no committed run has checked it with an interval"),
+    "not measured": ("-", "no committed run has checked it with an interval"),
 }
 SUPPORTED, CONTRADICTED, UNDECIDED = OUTCOMES
 FIGURES = range(1, 21)  # of the report
@@ -205,8 +205,9 @@ def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
 def _shown(verified: Path, folder: str, section: str, picture: Picture) -> Shown:
     source = verified / folder / picture.file
     with Image.open(source) as image:
-        width, height = image.size
-    name = f"{folder.replace('/', '-')}-{source.stem}.webp"
+        (width, height), copied = image.size, image.format != "PNG" or image.mode == "P"
+    suffix = source.suffix if copied else ".webp"
+    name = f"{folder.replace('/', '-')}-{source.stem}{suffix}"
     return Shown(
         Picture(picture.key, f"pictures/{name}", picture.alt, picture.caption),
         section,
@@ -216,16 +217,18 @@ def _shown(verified: Path, folder: str, section: str, picture: Picture) -> Shown
     )
 
 
-def webp(source: bytes) -> bytes:
-    """The picture as WebP: without losses, or with small ones where that takes fewer bytes."""
-    with Image.open(io.BytesIO(source)) as image:
+def published(source: Path) -> bytes:
+    """The bytes of a picture as the page shows it: WebP with small losses for photos, else a copy.
+
+    A PNG with a palette, as `figures.png` writes it for lines and greys, is small as it is.
+    """
+    data = source.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format != "PNG" or image.mode == "P":
+            return data
         pixels = image.convert("RGB")
-    options: tuple[Json, ...] = ({"lossless": True}, {"quality": QUALITY})
-    made = []
-    for option in options:
-        pixels.save(buffer := io.BytesIO(), "WEBP", method=4, **option)
-        made.append(buffer.getvalue())
-    return min(made, key=len)
+    pixels.save(buffer := io.BytesIO(), "WEBP", quality=QUALITY)
+    return buffer.getvalue()
 
 
 def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
@@ -348,11 +351,10 @@ def write(root: Path) -> Path:
         )
     folder, shown = root / "docs" / "pictures", pictures(root, runs)
     for one in shown:
-        made = webp(one.source.read_bytes()) if one.source.suffix != ".webp" else None
-        files.write_atomic(root / "docs" / one.picture.file, made or one.source.read_bytes())
+        files.write_atomic(root / "docs" / one.picture.file, published(one.source))
     names = {Path(one.picture.file).name for one in shown}
     for path in folder.iterdir():
-        if path.suffix == ".webp" and path.name not in names:
+        if path.name not in names:
             path.unlink()
     files.write_atomic(root / "docs" / "index.html", html(runs, shown).encode())
     return root / "docs" / "index.html"

@@ -71,8 +71,8 @@ def draw_classes(drawn: Drawn, photos: PublicPhotos) -> None:
     drawn.figure(
         "figure1",
         figures.classification_panel(photos.shown[:2], photos.guesses[:2], ["cat", "espresso"]),
-        f"Figure 1 redone with {TITLE} on {BY}: a cat and a cup of espresso, and the five likeliest "
-        "classes of each. The wheel has no dog.",
+        f"Figure 1 redone with {TITLE} on {BY}: a cat and a cup of espresso, and the five "
+        "likeliest classes of each. The wheel has no dog.",
         "Two photos beside bar charts of class probabilities.",
     )
 
@@ -160,8 +160,10 @@ def main() -> int:
         draw(drawn := Drawn(), photos)
         (found,) = drawn
         # git ignores the names of figures with photos, such as figure1.png
-        file = f"figures/public-figure{number}.webp"
-        files.write_atomic(folder / file, overview.webp(figures.png(found.pop("figure"))))
+        png, file = folder / "drawn.png", f"figures/public-figure{number}.webp"
+        files.write_atomic(png, figures.png(found.pop("figure")))
+        files.write_atomic(folder / file, overview.published(png))
+        png.unlink()
         rows.append({"number": number, "lab": lab, "answer": answer, "file": file, **found})
         print(folder / file)
     where = environment(ROOT, "cpu", "full")

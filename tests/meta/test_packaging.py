@@ -60,7 +60,8 @@ def problems(root: Path) -> list[str]:
 
     extras = project["optional-dependencies"]
     for requirement in map(
-        Requirement, [*project["dependencies"], *extras["test"], *extras["lint"]]
+        Requirement,
+        [*project["dependencies"], *extras["test"], *extras["lint"], *extras["page"]],
     ):
         version = constraints.get(requirement.name)
         if version is None:
@@ -108,7 +109,7 @@ def problems(root: Path) -> list[str]:
         found.append(f"ci.yml: the test matrix is not {supported}")
     found += [
         f"tox.ini: no environment {name}"
-        for name in ("test", "report", "lint", "type", "docs")
+        for name in ("test", "report", "lint", "type", "docs", "page")
         if f"[testenv:{name}]" not in text["tox.ini"]
     ]
     stamp = re.search(r"^\$\(STAMP\):(.*)$", text["Makefile"], re.M)
@@ -131,6 +132,7 @@ def problems(root: Path) -> list[str]:
     wanted = ["make setup", "make test"]
     wanted += [f".venv/bin/{tool}" for tool in ("ruff check .", "ruff format --check .", "mypy")]
     wanted += [f".venv/bin/python -m {choice}" for choice in tests]
+    wanted.insert(wanted.index(f".venv/bin/python -m {tests[1]}"), "make browser")
     if phases != wanted:
         found.append(f".ci/run: its phases are {phases}, expected {wanted}")
     found += [
@@ -288,10 +290,11 @@ def test_second_run_installs_nothing(checkout: Path) -> None:
         "torch must be installed first and alone"
     )
     assert "--no-deps" in next(line for line in log if "carriers.txt" in line)
+    chosen = "not accuracy and not faults and not notebook and not browser"
     workers = "-n auto --maxprocesses 8 --dist worksteal --benchmark-disable"
     assert make(checkout, "test")[::2] == (
         0,
-        [f"pytest -m pytest -m not accuracy and not faults and not notebook {workers}"],
+        [f"pytest -m pytest -m {chosen} {workers}"],
     )
     assert make(checkout, "report", "DEVICE=cpu", "PROFILE=full")[2] == [
         "pytest -m pytest -m accuracy --device cpu --profile full"
@@ -380,6 +383,7 @@ def test_missing_python_is_reported(checkout: Path) -> None:
         ("format", 7, "format"),
         ("types", 7, "types"),
         ("gate", 7, "gate"),
+        ("browser", 7, "browser"),
         ("isa", 7, "isa"),
         ("faults", 7, "faults"),
         ("claims", 7, "claims"),
@@ -405,7 +409,7 @@ def test_ci_stops_at_the_failing_phase(
         },
     }
     names = {"check*": "lint", "format*": "format", "*processors*": "isa", "*gate*": "gate"}
-    names |= {"*faults*": "faults", "*": "claims"}
+    names |= {"*notebook*": "notebook", "*faults*": "faults", "*": "claims"}
     choices = " ".join(f"{words}) name={name};;" for words, name in names.items())
     choose = f'case "$*" in {choices} esac'
     for tool, name in tools.items():
@@ -419,7 +423,8 @@ def test_ci_stops_at_the_failing_phase(
     )
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    order = ["setup", "test", "lint", "format", "types", "gate", "isa", "isa", "faults", "claims"]
+    order = ["setup", "test", "lint", "format", "types", "gate", "browser", "notebook"]
+    order += ["isa", "isa", "faults", "claims"]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (
         "only the claims may see the assets"
