@@ -52,13 +52,15 @@ MOST_ESTIMATES = 4  # of a check that the page shows at once
 class Picture:
     """A picture of the page with the key of its record, or the `problem` that prevented it.
 
-    `table`: head and rows of a table below the picture.
+    `conditions`: of the record, shown after the caption. `table`: head and rows of a table below
+    the picture.
     """
 
     key: str = ""
     file: str = ""
     alt: str = ""
     caption: str = ""
+    conditions: str = ""
     table: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None
     problem: str = ""
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A claim with its checks, one for each case, and the checks of other runs of these cases."""
+    """A claim with its checks, one for each case, and the checks of other runs of these cases.
+
+    `missing`: the record of each further case that no run could check.
+    """
 
     claim: Claim
     checks: tuple[Check, ...]
-    others: tuple[Check, ...]
+    others: tuple[Check, ...] = ()
+    missing: tuple[Record, ...] = ()
 
     @property
     def state(self) -> str:
@@ -128,24 +132,25 @@ def sentences(runs: Sequence[tuple[str, Json]]) -> list[Sentence]:
 
     Records without an interval, or with bounds that have changed since, are left out.
     """
-    found: dict[str, dict[str, list[Check]]] = defaultdict(lambda: defaultdict(list))
-    checks = [
-        Check(record, folder, run["environment"])
-        for folder, run in runs
-        for record in run["records"]
-    ]
-    for check in sorted(checks, key=lambda check: check.record.profile != "full"):
-        record = check.record
-        if record.id in CLAIMS and record.outcome in OUTCOMES and not is_stale(record):
-            found[record.id][record.key].append(check)
-    return [
-        Sentence(
-            claim,
-            tuple(rows[0] for rows in found[claim.id].values()),
-            tuple(check for rows in found[claim.id].values() for check in rows[1:]),
-        )
-        for claim in CLAIMS.values()
-    ]
+    found: dict[str, list[Check]] = defaultdict(list)  # key of a record -> its checks
+    missing: dict[str, Record] = {}
+    for profile in ("full", "short"):
+        for folder, run in runs:
+            for record in run["records"]:
+                if record.id not in CLAIMS or record.profile != profile:
+                    continue
+                if record.outcome == "unavailable":
+                    missing.setdefault(record.key, record)
+                elif record.outcome in OUTCOMES and not is_stale(record):
+                    found[record.key].append(Check(record, folder, run["environment"]))
+
+    def of(claim: Claim) -> Sentence:
+        rows = [row for row in found.values() if row[0].record.id == claim.id]
+        absent = [r for key, r in missing.items() if r.id == claim.id and key not in found]
+        others = [check for row in rows for check in row[1:]]
+        return Sentence(claim, tuple(row[0] for row in rows), tuple(others), tuple(absent))
+
+    return [of(claim) for claim in CLAIMS.values()]
 
 
 def matrix(found: Sequence[Sentence]) -> tuple[list[tuple[str, str, str]], list[list[str]]]:
@@ -157,7 +162,8 @@ def matrix(found: Sequence[Sentence]) -> tuple[list[tuple[str, str, str]], list[
     every = {
         column for row in found for check in row.checks + row.others for column in check.columns
     }
-    columns = sorted(every)
+    order = ("float32", "tf32", "bfloat16", NO_TYPE)
+    columns = sorted(every, key=lambda c: (c[0], c[2], order.index(c[1]) if c[1] in order else 9))
     if not any(device == "cuda" for device, _, _ in columns):
         columns.append(("cuda", "", ""))
     lines = []
@@ -209,7 +215,7 @@ def _shown(verified: Path, folder: str, section: str, picture: Picture) -> Shown
     suffix = source.suffix if copied else ".webp"
     name = f"{folder.replace('/', '-')}-{source.stem}{suffix}"
     return Shown(
-        Picture(picture.key, f"pictures/{name}", picture.alt, picture.caption),
+        replace(picture, file=f"pictures/{name}"),
         section,
         source,
         width,
@@ -241,7 +247,7 @@ def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
         "overview.html",
         STATES=STATES,
         sentences=found,
-        counts=_counts(of_report),
+        counts={state: sum(row.state == state for row in of_report) for state in STATES},
         total=len(of_report),
         on_report=sum(row.scope == "report" and bool(row.checks) for row in of_report),
         measured=sum(bool(row.checks) for row in of_report),
@@ -256,15 +262,11 @@ def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
             for part in check.record.parts
             if part["outcome"] == UNDECIDED
         ],
+        unmeasured=[row for row in of_report if not row.checks],
         figures=_figures(shown),
         verdicts={check.record.verdict for row in found for check in row.checks},
         runs=_run_rows(runs),
     )
-
-
-def _counts(found: Iterable[Sentence]) -> dict[str, int]:
-    states = [row.state for row in found]
-    return {state: states.count(state) for state in STATES}
 
 
 def _by_claim(shown: Sequence[Shown]) -> Callable[[str, str], list[Shown]]:

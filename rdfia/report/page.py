@@ -297,7 +297,7 @@ def _draw(
         path = f"figures/{name}.png"
         files.write_atomic(folder / path, figures.png(draw(evidence)))
         below = blocks.table_below(name.split("-")[0], evidence)
-        return Picture(record.key, path, caption, _caption(caption, record), below)
+        return Picture(record.key, path, caption, caption, _conditions(record), below)
     except (RdfiaError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return Picture(problem=f"{name} could not be drawn: {error!r}")
 
@@ -307,12 +307,12 @@ def kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Pictur
     if not (folder / row["file"]).is_file():
         problem = "the picture is not stored; a full run draws it again."
         return Picture(record.key, problem=problem)
-    caption = _caption(row.get("caption", ""), record)
-    return Picture(record.key, row["file"], row.get("alt", ""), caption)
+    caption, conditions = row.get("caption", ""), _conditions(record)
+    return Picture(record.key, row["file"], row.get("alt", ""), caption, conditions)
 
 
-def _caption(text: str, record: Record) -> str:
-    """A caption followed by the conditions of the record."""
+def _conditions(record: Record) -> str:
+    """The conditions of a record, which follow the captions of its pictures."""
     parts = (record.data, record.weights, record.dtype, record.device, f"profile {record.profile}")
     old = f"Committed run of {record.recorded['date']}, not run now: " if record.recorded else ""
-    return f"{text} {old}{', '.join(filter(None, parts))}."
+    return f"{old}{', '.join(filter(None, parts))}."

@@ -126,7 +126,7 @@ def test_page_has_no_finding(opened: Open, width: int, scheme: str) -> None:
         ("</main>", "</main><div style='width: 400px'>wide</div>", "sideways: 4"),
         ("</main>", "</main><img src='https://example.org/a.png' alt=a>", "request: https:"),
         ("</main>", "</main><p style='color: #ccc'>pale</p>", "axe: color-contrast"),
-        ("<html lang=\"en\">", "<html>", "axe: html-has-lang"),
+        ('<html lang="en">', "<html>", "axe: html-has-lang"),
     ],
 )
 def test_planted_fault_is_found(
