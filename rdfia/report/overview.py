@@ -46,6 +46,7 @@ PHOTOS = re.compile(
 MAIN = re.compile(r"figure\d+|table1|depth")
 PUBLIC = "cpu/public-photos"
 NO_TYPE = "exact"  # a check that counts, or that computes in closed form
+SMALL = 65_536  # bytes of a picture that is copied
 QUALITY = 82  # of a WebP picture with losses
 
 
@@ -211,9 +212,8 @@ def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
 def _shown(verified: Path, folder: str, section: str, picture: Picture) -> Shown:
     source = verified / folder / picture.file
     with Image.open(source) as image:
-        (width, height), copied = image.size, image.format != "PNG" or image.mode == "P"
-    suffix = source.suffix if copied else ".webp"
-    name = f"{folder.replace('/', '-')}-{source.stem}{suffix}"
+        width, height = image.size
+    name = f"{folder.replace('/', '-')}-{source.stem}{_suffix(source)}"
     return Shown(
         replace(picture, file=f"pictures/{name}"),
         section,
@@ -223,15 +223,20 @@ def _shown(verified: Path, folder: str, section: str, picture: Picture) -> Shown
     )
 
 
+def _suffix(source: Path) -> str:
+    with Image.open(source) as image:
+        small = image.mode == "P" or source.stat().st_size < SMALL
+    return source.suffix if small else ".webp"
+
+
 def published(source: Path) -> bytes:
-    """The bytes of a picture as the page shows it: WebP with small losses for photos, else a copy.
+    """The bytes of a picture as the page shows it: large PNGs of photos as WebP, with small losses.
 
     A PNG with a palette, as `figures.png` writes it for lines and greys, is small as it is.
     """
-    data = source.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
-        if image.format != "PNG" or image.mode == "P":
-            return data
+    if _suffix(source) == source.suffix:
+        return source.read_bytes()
+    with Image.open(source) as image:
         pixels = image.convert("RGB")
     pixels.save(buffer := io.BytesIO(), "WEBP", quality=QUALITY)
     return buffer.getvalue()
@@ -281,7 +286,8 @@ def _by_claim(shown: Sequence[Shown]) -> Callable[[str, str], list[Shown]]:
 
 def _parts(found: Sequence[Sentence], pictures_of: Callable[[str, str], list[Shown]]) -> list[Json]:
     """The labs, each with its answers in order, and with the claims beyond the report last."""
-    labs, anchors = [], set()
+    labs: list[Json] = []
+    anchors: set[str] = set()
     for lab, title in blocks.LABS.items():
         rows = [row for row in ANSWERS if row["lab"] == lab]
         beyond = {"lab": lab, "answer": "", "text": "Beyond the report", "executable": True}

@@ -53,6 +53,7 @@ LARGER = {
     "models.networks": 260,
     "transfer.features": 250,
     "report.figures": 240,
+    "report.overview": 210,
     "__main__": 300,
     "commands": 265,
 }

@@ -7,9 +7,9 @@
   var records = Array.from(document.querySelectorAll(".record"));
   var texts = new Map();
   function plain(text) { return text.toLowerCase().normalize("NFD").replace(/[\u0300-\u036f]/g, "").replace(/\u2019/g, "'"); }
-  function text(record) {  // of the record's claim, and of its answer: words may be in any part of it
-    var claim = record.closest(".answer") || record.closest(".claim");
-    if (!texts.has(claim)) texts.set(claim, plain(claim.textContent));
+  function text(record) {  // of the record's claim, with the heading of its answer
+    var claim = record.closest(".claim"), answer = record.closest(".answer");
+    if (!texts.has(claim)) texts.set(claim, plain(claim.textContent + (answer ? " " + answer.querySelector("h3").textContent : "")));
     return texts.get(claim);
   }
   function apply() {
@@ -22,7 +22,7 @@
       part.hidden = !part.querySelector(".record:not([hidden])");
     });
     document.querySelectorAll("details.cases").forEach(function (cases) {
-      cases.open = choices.some(function (choice) { return choice.value; });
+      cases.open = words.length > 0 || choices.some(function (choice) { return choice.value; });
     });
     var n = records.filter(function (record) { return !record.hidden; }).length;
     shown.textContent = n + " of " + records.length + " checks shown";

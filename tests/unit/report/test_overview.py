@@ -155,7 +155,7 @@ def test_written_page_removes_pictures_that_it_no_longer_shows(tmp_path: Path) -
     folder = tmp_path / "reports" / "verified" / "cpu"
     record = checked("supported", figures=[{"file": "figures/figure12-a.png", "alt": "a"}]).record
     files.write_json(folder / "claims.json", {"records": [record.as_json()], "environment": {}})
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
     Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
     files.write_atomic(folder / "figures" / "figure12-a.png", buffer.getvalue())
     files.write_atomic(tmp_path / "docs" / "pictures" / "old.png", buffer.getvalue())
