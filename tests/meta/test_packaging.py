@@ -431,3 +431,23 @@ def test_ci_stops_at_the_failing_phase(
     )
     verdict = f"failed in {failing}" if failing else "all phases passed"
     assert re.search(rf"== {verdict}:\n  set-up +\d+ s  ok", done.stdout)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_missing_chromium_fails_with_a_sentence(tmp_path: Path, there: bool) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    for name, text in {"id": "echo 0", **({"chromium": "exit 1"} if there else {})}.items():
+        (tmp_path / name).write_text(f"#!{bash}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [bash, ROOT / ".ci/chromium"],
+        env={"PATH": str(tmp_path)},  # without apt
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == (0 if there else 1)
+    assert done.stdout == (f"{tmp_path / 'chromium'}\n" if there else "")
+    assert ("chromium is missing, and apt could not install it here" in done.stderr) != there
