@@ -1,5 +1,6 @@
 # Aliases for pytest (see README.md). The first target that runs creates .venv; later ones reuse it.
 #   make test      make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]      make lint
+#   make page      make browser        (docs/index.html: write it, and test it in Chromium)
 #   make bench     make gate [BASE=commit]     make faults [PROFILE=full]       make clean
 # MINUTES=n limits report, faults and bench: checks that do not fit are deferred.
 # The program reads RDFIA_ASSETS=<folder>, RDFIA_CACHE=<folder> and RDFIA_OFFLINE=1 from the environment.
@@ -21,7 +22,7 @@ ifdef RDFIA_ASSETS
 export RDFIA_ASSETS
 endif
 
-.PHONY: report test faults gate bench lint setup clean
+.PHONY: report test page browser faults gate bench lint setup clean
 .DELETE_ON_ERROR:
 
 report: $(STAMP)
@@ -30,7 +31,15 @@ report: $(STAMP)
 # One process for each core, with a gigabyte of memory and one thread: threads of one process wait for each other.
 # --benchmark-disable, because pytest-benchmark warns under xdist, and warnings are errors.
 test: $(STAMP)
-	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults and not notebook" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults and not notebook and not browser" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
+
+page: $(STAMP)
+	@$(BIN)/python -m rdfia report --all
+
+browser: $(STAMP)
+	@$(PIP) --no-build-isolation -e ".[page]"
+	@bash .ci/chromium > /dev/null
+	@$(BIN)/python -m pytest -m browser
 
 faults: $(STAMP)
 	@$(BIN)/python -m pytest -m faults --profile $(PROFILE) $(LIMIT)

@@ -27,7 +27,17 @@ settings.register_profile("rdfia", deadline=None)
 settings.load_profile("rdfia")
 pytest_plugins = ["pytester"]
 # A folder implies its marker.
-FOLDERS = ("unit", "properties", "parity", "placement", "accuracy", "meta", "faults", "benchmarks")
+FOLDERS = (
+    "unit",
+    "properties",
+    "parity",
+    "placement",
+    "accuracy",
+    "meta",
+    "faults",
+    "benchmarks",
+    "browser",
+)
 LATEST = "reports/latest"
 RUN = pytest.StashKey[AccuracyRun]()
 

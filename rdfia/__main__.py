@@ -175,9 +175,9 @@ def _assets(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from rdfia.report import page
+    from rdfia.report import overview, page
 
-    print(page.rebuild(options.folder))
+    print(overview.write(Path()) if options.all else page.rebuild(options.folder))
     return 0
 
 
@@ -396,6 +396,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub = command("report", _report, "Write the page of a run from its claims.json.")
     sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
+    sub.add_argument(
+        "--all",
+        action="store_true",
+        help="write docs/index.html, the page of all committed runs in reports/verified",
+    )
     sub = command(
         "claims",
         _claims,

@@ -19,11 +19,10 @@ from rdfia.data import files
 from rdfia.errors import ArgumentError, nearest_first
 
 
-def committed_records(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
-    """(record, folder, date) of the runs below `root`/reports/verified.
+def committed_runs(root: Path, device: str = "cpu") -> list[tuple[str, Json]]:
+    """(folder, run as `read_run` gives it) of the runs below `root`/reports/verified.
 
-    Runs on `device` come first, later runs before earlier ones; records without an outcome are left
-    out.
+    Runs on `device` come first, later runs before earlier ones.
     """
     verified = root / "reports" / "verified"
     runs = [
@@ -32,9 +31,14 @@ def committed_records(root: Path, device: str = "cpu") -> list[tuple[Record, str
     ]
     runs.sort(key=lambda item: str(item[1]["environment"].get("date")), reverse=True)
     runs.sort(key=lambda item: item[0].parts[:1] != (device,))
+    return [(folder.as_posix(), run) for folder, run in runs]
+
+
+def committed_records(root: Path, device: str = "cpu") -> list[tuple[Record, str, str]]:
+    """(record, folder, date) in the order of `committed_runs`, without records without outcome."""
     return [
-        (record, folder.as_posix(), run["environment"].get("date", ""))
-        for folder, run in runs
+        (record, folder, run["environment"].get("date", ""))
+        for folder, run in committed_runs(root, device)
         for record in run["records"]
         if record.outcome in OUTCOMES
     ]

@@ -15,6 +15,7 @@ DRAWS = (
     "rdfia/report/blocks.py",
     "rdfia/report/page.py",
     "rdfia/report/benchmarks.py",
+    "rdfia/report/overview.py",
 )
 MEASURING = (
     "rdfia/**/*.py",

@@ -15,16 +15,18 @@ from rdfia.claims.judge import Bound
 class Claim:
     """A sentence of the report that a program can check: one row of claims.json.
 
-    `answer`: number of the report's answer, empty for a claim that goes beyond the report. `needs`:
-    assets of the report's own protocol. `also`: assets of substitutes and of further cases.
-    `scope`: "report", or "ours" where the report makes no such claim. `bounds`: name of an estimate
-    -> its bound. `changed`: what was changed after a result had been seen.
+    `answer`: number of the report's answer, empty for a claim that goes beyond the report.
+    `french`: the report's own words, "[…]" where some are left out. `needs`: assets of the report's
+    own protocol. `also`: assets of substitutes and of further cases. `scope`: "report", or "ours"
+    where the report makes no such claim. `bounds`: name of an estimate -> its bound. `changed`:
+    what was changed after a result had been seen.
     """
 
     id: str
     lab: str
     answer: str
     statement: str
+    french: str = ""
     needs: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     full_only: bool = False
@@ -65,7 +67,8 @@ class Table1Row:
 
 _TABLE = json.loads((Path(__file__).parent / "claims.json").read_text(encoding="utf-8"))
 CLAIMS: dict[str, Claim] = {row["id"]: Claim.of(row) for row in _TABLE["claims"]}
-# lab, answer, text (ours), phrase (the report's), executable
+# lab, answer, text (ours), phrase (the report's), executable; french (the report's sentence) where
+# the answer has no claim
 ANSWERS: list[dict[str, Any]] = _TABLE["answers"]
 ERRATA: list[dict[str, str]] = _TABLE["errata"]  # lab, answer, text
 TABLE1 = (

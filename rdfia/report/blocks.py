@@ -7,6 +7,7 @@ HTML tags are in the templates.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -44,20 +45,22 @@ MARKS = (
     ("!", "the check raised an error"),
 )
 LEGEND = dict(zip(VERDICTS, MARKS, strict=True))
-ESTIMATE_HEAD = ("estimate", "value (99 % interval)", "bound", "outcome", "n", "interval by")
+MOST_ESTIMATES = 4  # of a check that the page shows at once
 
 
 @dataclass(frozen=True)
 class Picture:
     """A picture of the page with the key of its record, or the `problem` that prevented it.
 
-    `table`: head and rows of a table below the picture.
+    `conditions`: of the record, shown after the caption. `table`: head and rows of a table below
+    the picture.
     """
 
     key: str = ""
     file: str = ""
     alt: str = ""
     caption: str = ""
+    conditions: str = ""
     table: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None
     problem: str = ""
 
@@ -183,14 +186,33 @@ def _value_with_interval(part: Json) -> str:
     return format_value(part["value"]) + interval_of(part)
 
 
-def _estimate_rows(record: Record) -> list[list[Any]]:
-    return [
-        [part["name"], _value_with_interval(part), *(part[name] for name in ESTIMATE_FIELDS)]
-        for part in record.parts
-    ]
+def bar_marks(record: Record, part: Json) -> dict[str, float]:
+    """Where the bar of an estimate has its marks, in percent of its width.
 
+    "low", "value" and "high" of the interval; 0 and 100 for ends that are infinite. "from" and "to"
+    are the edges of what the bound allows, absent where the claim has no such bound any more.
+    """
+    bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
+    if str(bound) != part["bound"]:
+        bound = None
+    ends = {name: float(part[name]) for name in ("low", "value", "high")}
+    edges = [bound.value - bound.margin, bound.value + bound.margin] if bound else []
+    finite = [x for x in (*ends.values(), *edges) if math.isfinite(x)]
+    if not finite:
+        return dict.fromkeys(ends, 50.0)
+    first, span = min(finite), max(finite) - min(finite)
+    first, span = (first - span / 8, 1.25 * span) if span else (first - 0.5, 1.0)
 
-ESTIMATE_FIELDS = ("bound", "outcome", "n", "method")
+    def place(x: float) -> float:
+        return round(min(100.0, max(0.0, 100 * (x - first) / span)), 1)
+
+    marks = {name: place(x) for name, x in ends.items() if not math.isnan(x)}
+    if bound:
+        open_below = not bound.is_below(-math.inf)
+        open_above = not bound.is_above(math.inf)
+        marks["from"] = 0.0 if open_below else place(edges[0])
+        marks["to"] = 100.0 if open_above else place(edges[1])
+    return marks
 
 
 def _conditions(record: Record) -> dict[str, str]:
@@ -214,6 +236,8 @@ def _needed_size(record: Record, part: Json) -> str:
     # JSON holds infinity as the text "inf".
     value, low, high = (float(part[name]) for name in ("value", "low", "high"))
     found = Estimate(value, low, high, part["n"], part["method"], part["level"])
+    if not math.isfinite(found.low):
+        return "more seeds: one run has no interval"
     size = judge.size_that_decides(found, bound)
     if size is None:
         return "more data"
@@ -235,7 +259,7 @@ _TEMPLATES = Environment(
 _TEMPLATES.filters |= {
     "conditions": _conditions,
     "count_verdicts": count_verdicts,
-    "estimate_rows": _estimate_rows,
+    "bar_marks": bar_marks,
     "format_value": format_value,
     "needed_size": _needed_size,
     "numeric_columns": _numeric_columns,
@@ -248,7 +272,7 @@ _TEMPLATES.globals |= {
     "CHECKED_LABS": CHECKED_LABS,
     "CLAIMS": CLAIMS,
     "ERRATA": ERRATA,
-    "ESTIMATE_HEAD": ESTIMATE_HEAD,
     "LABS": LABS,
     "LEGEND": LEGEND,
+    "MOST_ESTIMATES": MOST_ESTIMATES,
 }

@@ -185,11 +185,11 @@ def _page(folder: Path, run: Json) -> Path:
 
 def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, str]:
     """Section -> its HTML, empty where there is nothing to show; draws the figures."""
-    pictures = _pictures(folder, records)
+    found = pictures(folder, records)
     html = {
-        name: blocks.render("figures.html", pictures=pictures[name])
+        name: blocks.render("figures.html", pictures=found[name])
         for name in TITLES
-        if name in pictures
+        if name in found
     }
     rows = [(record, row) for record in records for row in _evidence(record, ("row", "reading"))]
     drawn = None
@@ -198,7 +198,7 @@ def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, s
         drawn = _draw(folder, "table1", figures.table1, evidence, TABLE1_CAPTION, rows[0][0])
     return {
         **html,
-        "claims": blocks.claims(records, pictures),
+        "claims": blocks.claims(records, found),
         "table1": blocks.table1(rows, drawn),
         "speed": benchmarks.benchmarks(folder),
         "gate": benchmarks.gate(folder),
@@ -210,8 +210,15 @@ def _sections(folder: Path, run: Json, records: Sequence[Record]) -> dict[str, s
     }
 
 
-def _pictures(folder: Path, records: Sequence[Record]) -> dict[str, list[Picture]]:
-    """Section, or key of a record for pictures of no section -> pictures, drawn where needed."""
+def pictures(
+    folder: Path, records: Sequence[Record], draw: Callable[..., Picture] | None = None
+) -> dict[str, list[Picture]]:
+    """Section, or key of a record for pictures of no section -> pictures.
+
+    Those of evidence are drawn into `folder`/figures, or come from `draw`, which takes the
+    arguments of `_draw`.
+    """
+    draw = draw or _draw
     found: dict[str, list[Picture]] = defaultdict(list)
     matrices = [e for record in records for e in _evidence(record, ("classes", "matrix"))]
     best_matrix = max(matrices, key=_diagonal, default=None)  # the only one that is shown
@@ -219,16 +226,16 @@ def _pictures(folder: Path, records: Sequence[Record]) -> dict[str, list[Picture
         for row in record.figures:
             section = row["file"].removeprefix("figures/").split("-")[0].split(".")[0]
             place = section if section in TITLES else record.key
-            found[place].append(_kept_picture(folder, row, record))
-        for section, fields, draw, caption in DRAWN:
+            found[place].append(kept_picture(folder, row, record))
+        for section, fields, figure, caption in DRAWN:
             for i, evidence in enumerate(_evidence(record, fields)):
                 if section != "confusion" or evidence is best_matrix:
                     name = f"{section}-{slug(record.key)}{i or ''}"
-                    found[section].append(_draw(folder, name, draw, evidence, caption, record))
+                    found[section].append(draw(folder, name, figure, evidence, caption, record))
     for i, curves in enumerate(_depth_curves(records)):
         rows = [row for _, row in curves]
         record = curves[0][0]
-        drawn = _draw(folder, f"depth{i}", figures.depth_curves, rows, DEPTH_CAPTION, record)
+        drawn = draw(folder, f"depth{i}", figures.depth_curves, rows, DEPTH_CAPTION, record)
         found["depth"].append(drawn)
     return found
 
@@ -290,22 +297,22 @@ def _draw(
         path = f"figures/{name}.png"
         files.write_atomic(folder / path, figures.png(draw(evidence)))
         below = blocks.table_below(name.split("-")[0], evidence)
-        return Picture(record.key, path, caption, _caption(caption, record), below)
+        return Picture(record.key, path, caption, caption, _conditions(record), below)
     except (RdfiaError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return Picture(problem=f"{name} could not be drawn: {error!r}")
 
 
-def _kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:
+def kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:
     """The picture of a record's own figure, or that its file is missing."""
     if not (folder / row["file"]).is_file():
         problem = "the picture is not stored; a full run draws it again."
         return Picture(record.key, problem=problem)
-    caption = _caption(row.get("caption", ""), record)
-    return Picture(record.key, row["file"], row.get("alt", ""), caption)
+    caption, conditions = row.get("caption", ""), _conditions(record)
+    return Picture(record.key, row["file"], row.get("alt", ""), caption, conditions)
 
 
-def _caption(text: str, record: Record) -> str:
-    """A caption followed by the conditions of the record."""
+def _conditions(record: Record) -> str:
+    """The conditions of a record, which follow the captions of its pictures."""
     parts = (record.data, record.weights, record.dtype, record.device, f"profile {record.profile}")
     old = f"Committed run of {record.recorded['date']}, not run now: " if record.recorded else ""
-    return f"{text} {old}{', '.join(filter(None, parts))}."
+    return f"{old}{', '.join(filter(None, parts))}."

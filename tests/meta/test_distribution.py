@@ -133,7 +133,10 @@ def test_sdist_has_the_project_without_pictures_of_runs(built: tuple[Path, Path]
         names = {member.name.partition("/")[2] for member in sdist if member.isfile()}
     generated = {"PKG-INFO", "setup.cfg"} | {name for name in names if ".egg-info/" in name}
     left_out = {
-        name for name in tracked() if name.startswith("reports/verified/") and name.endswith(".png")
+        name
+        for name in tracked()
+        if name.startswith(("docs/pictures/", "docs/index.html"))
+        or (name.startswith("reports/verified/") and name.endswith((".png", ".webp")))
     } - {PICTURE_OF_README}
     assert names - generated == {*tracked()} - left_out - {".git-blame-ignore-revs"}
     assert PHOTO not in names

@@ -60,7 +60,8 @@ def problems(root: Path) -> list[str]:
 
     extras = project["optional-dependencies"]
     for requirement in map(
-        Requirement, [*project["dependencies"], *extras["test"], *extras["lint"]]
+        Requirement,
+        [*project["dependencies"], *extras["test"], *extras["lint"], *extras["page"]],
     ):
         version = constraints.get(requirement.name)
         if version is None:
@@ -108,7 +109,7 @@ def problems(root: Path) -> list[str]:
         found.append(f"ci.yml: the test matrix is not {supported}")
     found += [
         f"tox.ini: no environment {name}"
-        for name in ("test", "report", "lint", "type", "docs")
+        for name in ("test", "report", "lint", "type", "docs", "page")
         if f"[testenv:{name}]" not in text["tox.ini"]
     ]
     stamp = re.search(r"^\$\(STAMP\):(.*)$", text["Makefile"], re.M)
@@ -131,6 +132,7 @@ def problems(root: Path) -> list[str]:
     wanted = ["make setup", "make test"]
     wanted += [f".venv/bin/{tool}" for tool in ("ruff check .", "ruff format --check .", "mypy")]
     wanted += [f".venv/bin/python -m {choice}" for choice in tests]
+    wanted.insert(wanted.index(f".venv/bin/python -m {tests[1]}"), "make browser")
     if phases != wanted:
         found.append(f".ci/run: its phases are {phases}, expected {wanted}")
     found += [
@@ -288,10 +290,11 @@ def test_second_run_installs_nothing(checkout: Path) -> None:
         "torch must be installed first and alone"
     )
     assert "--no-deps" in next(line for line in log if "carriers.txt" in line)
+    chosen = "not accuracy and not faults and not notebook and not browser"
     workers = "-n auto --maxprocesses 8 --dist worksteal --benchmark-disable"
     assert make(checkout, "test")[::2] == (
         0,
-        [f"pytest -m pytest -m not accuracy and not faults and not notebook {workers}"],
+        [f"pytest -m pytest -m {chosen} {workers}"],
     )
     assert make(checkout, "report", "DEVICE=cpu", "PROFILE=full")[2] == [
         "pytest -m pytest -m accuracy --device cpu --profile full"
@@ -380,6 +383,7 @@ def test_missing_python_is_reported(checkout: Path) -> None:
         ("format", 7, "format"),
         ("types", 7, "types"),
         ("gate", 7, "gate"),
+        ("browser", 7, "browser"),
         ("notebook", 7, "notebook"),
         ("isa", 7, "isa"),
         ("faults", 7, "faults"),
@@ -420,7 +424,7 @@ def test_ci_stops_at_the_failing_phase(
     )
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    phases = "setup test lint format types gate notebook isa isa faults claims"
+    phases = "setup test lint format types gate browser notebook isa isa faults claims"
     order = phases.split()
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (
@@ -428,3 +432,23 @@ def test_ci_stops_at_the_failing_phase(
     )
     verdict = f"failed in {failing}" if failing else "all phases passed"
     assert re.search(rf"== {verdict}:\n  set-up +\d+ s  ok", done.stdout)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_missing_chromium_fails_with_a_sentence(tmp_path: Path, there: bool) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    for name, text in {"id": "echo 0", **({"chromium": "exit 1"} if there else {})}.items():
+        (tmp_path / name).write_text(f"#!{bash}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [bash, ROOT / ".ci/chromium"],
+        env={"PATH": str(tmp_path)},  # without apt
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == (0 if there else 1)
+    assert done.stdout == (f"{tmp_path / 'chromium'}\n" if there else "")
+    assert ("chromium is missing, and apt could not install it here" in done.stderr) != there

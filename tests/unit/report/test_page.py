@@ -43,7 +43,7 @@ class Links(HTMLParser):
         self.ids += [values["id"]] if "id" in values else []
         self.targets += [values["href"][1:]] if values.get("href", "").startswith("#") else []
         self.files += [values["src"]] if "src" in values else []
-        if tag not in ("meta", "img", "link", "br"):
+        if tag not in ("meta", "img", "input", "link", "br"):
             self.stack.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -1,0 +1,368 @@
+"""The page of the whole report: the committed runs in, docs/index.html and docs/pictures out.
+
+The HTML depends on claims.json, the records below reports/verified and the templates, so that it
+can be compared with the committed page. Photos of data sets are not published: the folder
+`public-photos` of reports/verified has the same figures on photos in the public domain.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rdfia.claims.judge import OUTCOMES
+from rdfia.claims.ledger import committed_runs
+from rdfia.claims.record import Record, is_stale
+from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA, Claim
+from rdfia.data import files
+from rdfia.errors import ArgumentError
+from rdfia.report import blocks, page
+from rdfia.report.blocks import Json, Picture
+
+# The state of a sentence -> a mark that can be read without colour, and the meaning.
+STATES = {
+    "holds": ("✓", "every check of it holds"),
+    "holds in part": ("◐", "a check of it holds, and another does not or is undecided"),
+    "does not hold": ("✗", "the measurements contradict it, and no check holds"),
+    "undecided": ("?", "too few images or seeds: the intervals contain the bounds"),
+    "not measured": ("-", "no committed run has checked it with an interval"),
+}
+SUPPORTED, CONTRADICTED, UNDECIDED = OUTCOMES
+FIGURES = range(1, 21)  # of the report
+# The figures of a run that show photos of its data sets; .gitignore has the same names.
+PHOTOS = re.compile(
+    r"figure([1245]|10)(?!\d)|mistakes|saliency-by-photo|.*-nearest|figure[6-9]-efficientnet"
+    r"|figure7-readings"
+)
+# Pictures of these sections are shown at once, those of others on request.
+MAIN = re.compile(r"figure\d+|table1|depth")
+PUBLIC = "cpu/public-photos"
+NO_TYPE = "exact"  # a check that counts, or that computes in closed form
+SMALL = 65_536  # bytes of a picture that is copied
+QUALITY = 82  # of a WebP picture with losses
+
+
+@dataclass(frozen=True)
+class Check:
+    """A record of a committed run, the folder and the environment of that run."""
+
+    record: Record
+    folder: str
+    environment: Json
+
+    @property
+    def columns(self) -> list[tuple[str, str, str]]:
+        """The conditions of the check: device, compute type and torch version, for each type."""
+        plain = re.sub(r"\(.*?\)", "", self.record.dtype)  # "bfloat16 (Adam float32)"
+        types = re.findall(r"bfloat16|float32|float64|tf32", plain) or [NO_TYPE]
+        torch = ".".join(str(self.environment.get("torch", "?")).split(".")[:2])
+        return [(self.record.device, kind, torch) for kind in types]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A claim with its checks, one for each case, and the checks of other runs of these cases.
+
+    `missing`: the record of each further case that no run could check.
+    """
+
+    claim: Claim
+    checks: tuple[Check, ...]
+    others: tuple[Check, ...] = ()
+    missing: tuple[Record, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        return state_of(self.claim, self.checks)
+
+    @property
+    def scope(self) -> str:
+        """The scope of the checks that decide the state; the claim's own without a check."""
+        deciding = deciding_checks(self.claim, self.checks)
+        return deciding[0].record.scope if deciding else self.claim.scope
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the page: its file below docs, its size in pixels, and the file it is made of.
+
+    `section`: a key of `page.TITLES`, or the key of a record.
+    """
+
+    picture: Picture
+    section: str
+    source: Path
+    width: int
+    height: int
+
+    @property
+    def main(self) -> bool:
+        """Whether the picture is shown at once."""
+        return bool(MAIN.match(self.section))
+
+
+def deciding_checks(claim: Claim, checks: Sequence[Check]) -> list[Check]:
+    """The checks that decide a claim: those in its own scope, else those on substitutes."""
+    for scope in (claim.scope, "substitute"):
+        if found := [check for check in checks if check.record.scope == scope]:
+            return found
+    return []
+
+
+def state_of(claim: Claim, checks: Sequence[Check]) -> str:
+    """The state of a claim, one of `STATES`, by the outcomes of the checks that decide it."""
+    outcomes = {check.record.outcome for check in deciding_checks(claim, checks)}
+    if not outcomes:
+        return "not measured"
+    if SUPPORTED in outcomes:
+        return "holds" if outcomes == {SUPPORTED} else "holds in part"
+    return "does not hold" if CONTRADICTED in outcomes else "undecided"
+
+
+def sentences(runs: Sequence[tuple[str, Json]]) -> list[Sentence]:
+    """Every claim with its checks in `runs`, full runs before short ones, later before earlier.
+
+    Records without an interval, or with bounds that have changed since, are left out.
+    """
+    found: dict[str, list[Check]] = defaultdict(list)  # key of a record -> its checks
+    missing: dict[str, Record] = {}
+    for profile in ("full", "short"):
+        for folder, run in runs:
+            for record in run["records"]:
+                if record.id not in CLAIMS or record.profile != profile:
+                    continue
+                if record.outcome == "unavailable":
+                    missing.setdefault(record.key, record)
+                elif record.outcome in OUTCOMES and not is_stale(record):
+                    found[record.key].append(Check(record, folder, run["environment"]))
+
+    def of(claim: Claim) -> Sentence:
+        rows = [row for row in found.values() if row[0].record.id == claim.id]
+        absent = [r for key, r in missing.items() if r.id == claim.id and key not in found]
+        others = [check for row in rows for check in row[1:]]
+        return Sentence(claim, tuple(row[0] for row in rows), tuple(others), tuple(absent))
+
+    return [of(claim) for claim in CLAIMS.values()]
+
+
+def matrix(found: Sequence[Sentence]) -> tuple[list[tuple[str, str, str]], list[list[str]]]:
+    """The conditions of all checks, and for each sentence its state in each of them.
+
+    The state is "" where no check ran in these conditions. Conditions: device, compute type, torch
+    version. A column for CUDA without a compute type stands for runs that do not exist.
+    """
+    every = {
+        column for row in found for check in row.checks + row.others for column in check.columns
+    }
+    order = ("float32", "tf32", "bfloat16", NO_TYPE)
+    columns = sorted(every, key=lambda c: (c[0], c[2], order.index(c[1]) if c[1] in order else 9))
+    if not any(device == "cuda" for device, _, _ in columns):
+        columns.append(("cuda", "", ""))
+    lines = []
+    for row in found:
+        cells = []
+        for column in columns:
+            checks = [c for c in row.checks + row.others if column in c.columns]
+            state = state_of(row.claim, checks)
+            cells.append("" if state == "not measured" else state)
+        lines.append(cells)
+    return columns, lines
+
+
+def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
+    """The committed pictures of the runs' records, without photos of data sets, and public ones."""
+    verified = root / "reports" / "verified"
+    found: dict[str, Shown] = {}
+
+    def kept(folder: Path, name: str, *rest: Any) -> Picture:
+        """The committed picture that `page` would draw: `_draw` without drawing."""
+        *_, caption, record = rest
+        row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
+        return page.kept_picture(folder, row, record)
+
+    for folder, run in runs:
+        parts = page.pictures(verified / folder, run["records"], kept)
+        table1 = [r for r in run["records"] if r.id == "tme7.q11.table1" and r.outcome in OUTCOMES]
+        if table1:
+            parts["table1"] = [kept(verified / folder, "table1", page.TABLE1_CAPTION, table1[0])]
+        for section, row in parts.items():
+            for picture in row:
+                if picture.file and not PHOTOS.match(Path(picture.file).stem):
+                    shown = _shown(verified, folder, section, picture)
+                    found.setdefault(shown.picture.file, shown)
+    public = verified / PUBLIC / "figures.json"
+    for row in files.read_json(public)["figures"] if public.exists() else ():
+        key = f"{row['lab']}-{row['answer']}"
+        picture = Picture(key, row["file"], row["alt"], row["caption"])
+        shown = _shown(verified, PUBLIC, f"figure{row['number']}", picture)
+        found.setdefault(shown.picture.file, shown)
+    order = {name: i for i, name in enumerate(page.TITLES)}
+    return sorted(found.values(), key=lambda shown: order.get(shown.section, len(order)))
+
+
+def _shown(verified: Path, folder: str, section: str, picture: Picture) -> Shown:
+    source = verified / folder / picture.file
+    with Image.open(source) as image:
+        width, height = image.size
+    name = f"{folder.replace('/', '-')}-{source.stem}{_suffix(source)}"
+    return Shown(
+        replace(picture, file=f"pictures/{name}"),
+        section,
+        source,
+        width,
+        height,
+    )
+
+
+def _suffix(source: Path) -> str:
+    with Image.open(source) as image:
+        small = image.mode == "P" or source.stat().st_size < SMALL
+    return source.suffix if small else ".webp"
+
+
+def published(source: Path) -> bytes:
+    """The bytes of a picture as the page shows it: large PNGs of photos as WebP, with small losses.
+
+    A PNG with a palette, as `figures.png` writes it for lines and greys, is small as it is.
+    """
+    if _suffix(source) == source.suffix:
+        return source.read_bytes()
+    with Image.open(source) as image:
+        pixels = image.convert("RGB")
+    pixels.save(buffer := io.BytesIO(), "WEBP", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
+    """The page of the runs, with these pictures."""
+    found = sentences(runs)
+    columns, lines = matrix(found)
+    of_report = [row for row in found if row.claim.scope == "report"]
+    by_claim = _by_claim(shown)
+    return blocks.render(
+        "overview.html",
+        STATES=STATES,
+        sentences=found,
+        counts={state: sum(row.state == state for row in of_report) for state in STATES},
+        total=len(of_report),
+        on_report=sum(row.scope == "report" and bool(row.checks) for row in of_report),
+        measured=sum(bool(row.checks) for row in of_report),
+        parts=_parts(found, by_claim),
+        columns=columns,
+        matrix=list(zip(found, lines, strict=True)),
+        undecided=[
+            (check.record, part)
+            for row in found
+            for check in row.checks
+            if check.record.outcome == UNDECIDED
+            for part in check.record.parts
+            if part["outcome"] == UNDECIDED
+        ],
+        unmeasured=[row for row in of_report if not row.checks],
+        figures=_figures(shown),
+        verdicts={check.record.verdict for row in found for check in row.checks},
+        runs=_run_rows(runs),
+    )
+
+
+def _by_claim(shown: Sequence[Shown]) -> Callable[[str, str], list[Shown]]:
+    """A function of lab and answer: the pictures of the answer's checks, and public ones."""
+    places = defaultdict(list)
+    for one in shown:
+        claim = CLAIMS.get(one.picture.key.split("/")[0])
+        place = f"{claim.lab}-{claim.answer}" if claim else one.picture.key
+        places[place].append(one)
+    return lambda lab, answer: places[f"{lab}-{answer}"]
+
+
+def _parts(found: Sequence[Sentence], pictures_of: Callable[[str, str], list[Shown]]) -> list[Json]:
+    """The labs, each with its answers in order, and with the claims beyond the report last."""
+    labs: list[Json] = []
+    anchors: set[str] = set()
+    for lab, title in blocks.LABS.items():
+        rows = [row for row in ANSWERS if row["lab"] == lab]
+        beyond = {"lab": lab, "answer": "", "text": "Beyond the report", "executable": True}
+        answers = []
+        for row in (*rows, beyond):
+            mine = [s for s in found if (s.claim.lab, s.claim.answer) == (lab, row["answer"])]
+            mine.sort(key=lambda sentence: sentence.claim.scope != "report")
+            if not (mine or row["answer"]):
+                continue
+            shown = pictures_of(lab, row["answer"])
+            groups = []
+            for section, part in groupby(
+                (one for one in shown if one.main), key=lambda one: one.section
+            ):
+                anchor = "" if section in anchors else section  # figure 17 is in two answers
+                anchors.add(section)
+                groups.append((anchor, page.TITLES[section], list(part)))
+            answers.append(
+                {
+                    **row,
+                    "sentences": mine,
+                    "figures": groups,
+                    "further": [one for one in shown if not one.main],
+                    "errata": [
+                        e["text"] for e in ERRATA if (e["lab"], e["answer"]) == (lab, row["answer"])
+                    ],
+                }
+            )
+        sentences_here = [s for s in found if s.claim.lab == lab]
+        labs.append({"lab": lab, "title": title, "answers": answers, "sentences": sentences_here})
+    return labs
+
+
+def _figures(shown: Sequence[Shown]) -> list[tuple[int, str, str]]:
+    """Each figure of the report: number, what it shows, and the anchor of its first picture."""
+    rows = []
+    for number in FIGURES:
+        section = f"figure{number}"
+        here = any(one.section == section for one in shown)
+        text = page.TITLES[section].partition(": ")[2]
+        rows.append((number, text, section if here else ""))
+    return rows
+
+
+def _run_rows(runs: Sequence[tuple[str, Json]]) -> list[list[Any]]:
+    """The table of runs: folder, date, checks, processor and versions."""
+    rows = []
+    for folder, run in runs:
+        where: Mapping[str, Any] = run["environment"]
+        checks = sum(record.outcome in OUTCOMES for record in run["records"])
+        if not checks:
+            continue
+        device = where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?")
+        facts = (where.get(name) or "?" for name in ("compute type", "threads", "torch", "commit"))
+        rows.append([folder, where.get("date", "?"), where.get("profile"), checks, device, *facts])
+    return rows
+
+
+def write(root: Path) -> Path:
+    """The path of docs/index.html of the checkout `root`, written with its pictures.
+
+    Pictures that the page no longer shows are removed. ArgumentError: no committed run.
+    """
+    runs = committed_runs(root)
+    if not runs:
+        raise ArgumentError(
+            f"--all: got no claims.json below {root / 'reports' / 'verified'}, expected committed "
+            "runs; call it in a checkout of the project"
+        )
+    folder, shown = root / "docs" / "pictures", pictures(root, runs)
+    for one in shown:
+        files.write_atomic(root / "docs" / one.picture.file, published(one.source))
+    names = {Path(one.picture.file).name for one in shown}
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()
+    files.write_atomic(root / "docs" / "index.html", html(runs, shown).encode())
+    return root / "docs" / "index.html"
