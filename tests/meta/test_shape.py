@@ -60,7 +60,7 @@ LARGER = {
 LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 # Functions that are one table of arguments or one sequence of steps -> their lines.
 LONGER_FUNCTIONS = {
-    "__main__._parser": 121,
+    "__main__._parser": 126,
     "__main__._extract": 57,
     "claims.ledger.Ledger.measured": 53,
     "commands.add_to": 74,
@@ -211,7 +211,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 3450
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 3700
     )
 
 
