@@ -52,6 +52,8 @@ HOST_ONLY = {
     "cuda_graphs.capture": "no CUDA graphs here: see tests/unit/device/test_cuda_graphs.py",
     "cuda_graphs.capture_passes": "the same",
     "cuda_graphs.ReplayedNetwork.forget": "no CUDA graphs here, so no passes to free",
+    "images.pixel_advice": "reads shape and type, for a message",
+    "extraction.pooled_width": "asks the pool for a shape, on the meta device",
     "checkpoint.read": "reads a file into tensors of the host",
     "heads.augment": "takes decoded pixels on the CPU",
     "column_tiles.Accumulator.add": "a protocol; svm.GramAccumulator implements it",
