@@ -1,0 +1,202 @@
+"""A process that runs tests in forks: each fork finds the libraries imported, and a tree to test.
+
+`python -m tests.mutation.worker`, in a copy of the project, reads one request a line (JSON) and
+answers with one line. It never imports the package, so that each fork imports it as it then is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The imports of the suite that take long. torchvision is not one: the package prepares its import.
+LIBRARIES = (
+    "torch numpy scipy.stats scipy.linalg sklearn.svm sklearn.linear_model sklearn.pipeline "
+    "matplotlib.figure matplotlib.backends.backend_agg skimage.metrics skimage.filters PIL.Image "
+    "jinja2 safetensors.torch hypothesis.extra.numpy tqdm captum.attr coverage"
+).split()
+# The suite as `make test` runs it.
+DEFAULT_SUITE = "not accuracy and not faults and not notebook"
+MEMORY = 6 * 2**30  # bytes of a fork: a changed size must not fill the machine
+GRACE = 10.0  # seconds that a test may take in addition to its own time, times FACTOR
+FACTOR = 5.0
+START = 60.0  # seconds for imports and collection
+
+
+class Chosen:
+    """A pytest plugin that runs the chosen tests in their order, and reports each step to a pipe.
+
+    `limits` are seconds by test id; a test that is not in it is not run. With None, all are.
+    """
+
+    def __init__(self, pipe: int, limits: dict[str, float] | None, cover: Any) -> None:
+        self.pipe, self.limits, self.cover = pipe, limits, cover
+
+    def write(self, **row: Any) -> None:
+        os.write(self.pipe, json.dumps(row).encode() + b"\n")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if self.limits is None:
+            return
+        rank = {name: n for n, name in enumerate(self.limits)}
+        items[:] = sorted(
+            (item for item in items if item.nodeid in rank), key=lambda item: rank[item.nodeid]
+        )
+        for item in items:
+            item.add_marker(pytest.mark.timeout(self.limits[item.nodeid]), append=False)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.write(failed=f"import of {report.nodeid or 'conftest.py'}")
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.write(started=item.nodeid)
+        if self.cover:
+            self.cover.switch_context(item.nodeid)
+        start = time.monotonic()
+        found = yield
+        self.write(ended=item.nodeid, seconds=time.monotonic() - start)
+        return found
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.write(failed=report.nodeid)
+        elif report.skipped:
+            self.write(skipped=report.nodeid)
+
+
+def _fork(request: dict[str, Any], pipe: int) -> None:
+    """Runs the tests of a request in this process, and ends it."""
+    code = 70
+    try:
+        os.setsid()
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if request["limits"] is not None:
+            sys.dont_write_bytecode = True
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        cover = None
+        if request["cover"]:
+            import coverage
+
+            cover = coverage.Coverage(data_file=None, source=[request["cover"]], config_file=False)
+            cover.start()
+        options = [
+            *("-q", "-m", request["expression"], "-p", "no:cacheprovider", "--benchmark-disable"),
+            # hypothesis was imported before: pytest cannot rewrite its assertions any more.
+            *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+            *("--hypothesis-seed=0", f"--basetemp={request['temporary']}"),
+            *(() if request["limits"] is None else ("-x",)),
+        ]
+        plugin = Chosen(pipe, request["limits"], cover)
+        code = int(pytest.main([*options, *request["files"]], plugins=[plugin]))
+        if cover:
+            cover.stop()
+            plugin.write(lines=_lines_by_test(cover, Path(request["cover"])))
+        plugin.write(code=code)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _lines_by_test(cover: Any, package: Path) -> dict[str, dict[str, list[int]]]:
+    """Test -> file below the package -> the lines that the test ran."""
+    data = cover.get_data()
+    found: dict[str, dict[str, list[int]]] = {}
+    for name in data.measured_files():
+        relative = Path(name).relative_to(package).as_posix()
+        for line, tests in data.contexts_by_lineno(name).items():
+            for test in filter(None, tests):
+                found.setdefault(test, {}).setdefault(relative, []).append(line)
+    return found
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """What became of the tests of a request.
+
+    `ended`: test -> seconds; `failed` and `skipped`: tests in their order; `code`: pytest's status,
+    or None for a process that ended otherwise; `late`: it took more than `request["seconds"]`;
+    `running`: the test that it ended in; `lines`: the lines that each test ran, if asked for.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read)
+        _fork(request, write)
+    os.close(write)
+    end = time.monotonic() + request["seconds"]
+    text = bytearray()
+    late = True
+    while (left := end - time.monotonic()) > 0:
+        if select.select([read], [], [], left)[0]:
+            part = os.read(read, 1 << 20)
+            text += part
+            if not part or b'{"code":' in part[-40:]:
+                late = False
+                break
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)  # with the processes that tests left
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(read)
+    return _summary(text.decode(errors="replace").splitlines(), late)
+
+
+def _summary(lines: Sequence[str], late: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "ended": {}, "failed": [], "skipped": [], "code": None, "late": late, "running": None,
+        "lines": {},
+    }  # fmt: skip
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the process ended while it wrote
+        if "ended" in row:
+            found["ended"][row["ended"]] = row["seconds"]
+            found["running"] = None
+        elif "started" in row:
+            found["running"] = row["started"]
+        for kind in ("failed", "skipped"):
+            if row.get(kind) and row[kind] not in found[kind]:
+                found[kind].append(row[kind])
+        found |= {key: row[key] for key in ("code", "lines") if key in row}
+    return found
+
+
+def main() -> None:
+    """Answers each request of standard input on standard output."""
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        answers.write(json.dumps(run(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
