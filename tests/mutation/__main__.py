@@ -1,29 +1,30 @@
-"""`python -m tests.mutation run` judges mutants, and `report` writes reports/verified/mutation.md."""
+"""`python -m tests.mutation run` judges mutants; `report` writes reports/verified/mutation.md."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rdfia.data.files import cache_dir
 from tests.mutation import report
 from tests.mutation.mutants import PACKAGE, Mutant, module_name, mutants_of, sample
-from tests.mutation.runs import Suite, Worker, in_turn, read_rows
+from tests.mutation.runs import Suite, Worker, judge_each, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "reports" / "verified" / "mutation.jsonl"
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 
 
+say = functools.partial(print, flush=True)
+
+
 def all_mutants(only: Sequence[str] = ()) -> tuple[list[Mutant], dict[str, str], Counter[str]]:
-    """The mutants of the package, or of rooms and modules; each module's source; use of each rule."""
+    """The mutants of the package or of some rooms and modules, their sources, and use of rules."""
     found: list[Mutant] = []
     sources = {}
     left_out: Counter[str] = Counter()
@@ -58,29 +59,9 @@ def run(options: argparse.Namespace) -> None:
         workers = [Worker(ROOT, Path(folder, str(n))) for n in range(options.jobs)]
         try:
             suite = Suite(ROOT, cache_dir() / "mutation", options.tests)
-            suite.measure(workers, print)
-            lock = threading.Lock()
-            counts: Counter[str] = Counter()
-
-            def one(worker: Worker, mutant: Mutant) -> None:
-                verdict = suite.judge(worker, mutant)
-                row = {
-                    **{name: getattr(mutant, name) for name in ("id", "module", "scope", "operator")},
-                    **{name: getattr(mutant, name) for name in ("line", "before", "after")},
-                    **{**asdict(verdict), "seconds": round(verdict.seconds, 1)},
-                    "seed": options.seed,
-                }
-                with lock:
-                    with options.results.open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    counts[verdict.outcome] += 1
-                    print(
-                        f"{mutant.id} {mutant.module} {mutant.scope}:{mutant.line} "
-                        f"{verdict.outcome} {verdict.by} {verdict.seconds:.1f} s",
-                        flush=True,
-                    )
-
-            in_turn(workers, (each for each in chosen if time.monotonic() < end), one)
+            suite.measure(workers, say)
+            in_time = (mutant for mutant in chosen if time.monotonic() < end)
+            counts = judge_each(suite, workers, in_time, options.results, say, seed=options.seed)
             print(dict(counts))
         finally:
             for worker in workers:

@@ -33,11 +33,12 @@ RULES = {
     "guard": "`assert`, and `strict` of `zip`: they stop wrong code and do nothing in right code",
 }
 _TEXTS = {"help", "description", "epilog", "metavar"}
-_APPEARANCE = set(
-    "alpha bbox_to_anchor borderaxespad c capsize color dpi ecolor edgecolor elinewidth facecolor "
-    "figsize fontsize fontweight frameon ha handlelength height_ratios hspace linestyle linewidth "
-    "loc ls lw marker markersize ms pad rotation va width_ratios wspace zorder".split()
-)
+_APPEARANCE = {
+    *("alpha", "bbox_to_anchor", "borderaxespad", "capsize", "color", "dpi", "ecolor", "edgecolor"),
+    *("elinewidth", "facecolor", "figsize", "fontsize", "fontweight", "frameon", "ha", "loc", "ls"),
+    *("handlelength", "height_ratios", "hspace", "linestyle", "linewidth", "lw", "marker", "ms"),
+    *("markerfacecolor", "markersize", "pad", "rotation", "va", "width_ratios", "wspace", "zorder"),
+}
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _operators(tree: Any, module: str) -> list[tuple[type, str, Any]]:
 
 
 def _walk(source: str, module: str, wrapper: Any) -> Any:
-    """A visitor that has been through a module: `found` are its mutants, `left_out` counts rules."""
+    """A visitor after its walk: `found` are the mutants, `left_out` counts the rules."""
     import libcst as cst
     from libcst.metadata import ByteSpanPositionProvider, PositionProvider
 
@@ -314,7 +315,11 @@ def _rule(node: Any, stack: Sequence[Any], tree: Any, module: str) -> str | None
             return "help text"
         if keyword in _APPEARANCE and module.startswith("report."):
             return "appearance"
-        if keyword == "strict" and isinstance(stack[-1], cst.Call) and code(stack[-1].func) == "zip":
+        if (
+            keyword == "strict"
+            and isinstance(stack[-1], cst.Call)
+            and code(stack[-1].func) == "zip"
+        ):
             return "guard"
         if keyword == "encoding" or code(node.value) == '"utf-8"':
             return "encoding"

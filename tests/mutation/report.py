@@ -53,7 +53,9 @@ def latest(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def tallies(
-    rows: Mapping[str, Mapping[str, Any]], mutants: Mapping[str, Mutant], equivalent: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Any]],
+    mutants: Mapping[str, Mutant],
+    equivalent: Mapping[str, str],
 ) -> dict[str, Tally]:
     """Room, and module of the labs -> its tally; rows of code that has changed do not count."""
     found: dict[str, Tally] = {}
@@ -101,8 +103,8 @@ def page(
         f"the suite without data kills {killed}. `python -m tests.mutation run --minutes 30 --seed "
         "N` judges more, `python -m tests.mutation report` writes this page from "
         "`mutation.jsonl`. The score is the killed share of those that are not equivalent. A "
-        "survivor was judged by the tests that run its lines and the rest of their files, at most a "
-        "minute of tests.",
+        "survivor was judged by the tests that run its lines and the rest of their files, at most "
+        "a minute of tests.",
         "",
         "| room | sampled | killed | equivalent | survived | score |",
         "| --- | --: | --: | --: | --: | --: |",
@@ -112,9 +114,8 @@ def page(
         name = f"`{place}`" if "." in place else f"**{place}**"
         total = tally.killed + tally.survived + tally.equivalent
         score = f"{tally.score:.0%}" if tally.killed + tally.survived else ""
-        text.append(
-            f"| {name} | {total} | {tally.killed} | {tally.equivalent} | {tally.survived} | {score} |"
-        )
+        cells = (name, total, tally.killed, tally.equivalent, tally.survived, score)
+        text.append(f"| {' | '.join(map(str, cells))} |")
     text += ["", "By operator:", "", "| operator | sampled | killed |", "| --- | --: | --: |"]
     operators = Counter(mutants[name].operator for name in current)
     dead_ones = Counter(

@@ -17,17 +17,27 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tests.mutation.mutants import PACKAGE, Mutant, module_path
-from tests.mutation.worker import DEFAULT_SUITE, FACTOR, GRACE, START
+from tests.mutation.worker import DEFAULT_SUITE
 
 COMMENT = "\n# This comment changes the bytes of the module, and nothing else.\n"
+# The imports of the suite that take long. torchvision is not one: the package prepares its import.
+LIBRARIES = (
+    *("torch", "numpy", "scipy.stats", "scipy.linalg", "sklearn.svm", "sklearn.linear_model"),
+    *("sklearn.pipeline", "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image"),
+    *("skimage.metrics", "skimage.filters", "jinja2", "safetensors.torch", "tqdm", "captum.attr"),
+    *("hypothesis.extra.numpy", "coverage"),
+)
+# A test may take its own time FACTOR times, and GRACE seconds; imports and collection START.
+FACTOR, GRACE, START = 5.0, 10.0, 60.0
 # Seconds of tests for one mutant. Nearly all are killed in the first few; a survivor needs all.
 MOST = 60.0
 # Folders whose tests are not in the default suite.
@@ -44,7 +54,7 @@ class TestFile:
 
     key: str  # of the package and of this file: another key, and the tests run again
     seconds: dict[str, float] = field(default_factory=dict)  # test -> seconds, of those that pass
-    left_out: list[str] = field(default_factory=list)  # tests that fail
+    left_out: list[str] = field(default_factory=list)  # tests that fail or are skipped
     lines: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # test -> file -> lines
 
     def take(self, found: Mapping[str, Any]) -> None:
@@ -52,7 +62,7 @@ class TestFile:
         ended = found["code"] is not None
         bad = {*found["failed"], *found["skipped"], *(() if ended else found["ended"])}
         self.seconds = {test: took for test, took in found["ended"].items() if test not in bad}
-        self.left_out = [*found["failed"], *(() if ended else ["the file: it did not end"])]
+        self.left_out = sorted(bad)
         self.lines = {test: rows for test, rows in found["lines"].items() if test not in bad}
 
 
@@ -69,7 +79,7 @@ class Verdict:
 class Worker:
     """A process of tests/mutation/worker.py and its copy of the project below `folder`."""
 
-    def __init__(self, root: Path, folder: Path) -> None:
+    def __init__(self, root: Path, folder: Path, libraries: Sequence[str] = LIBRARIES) -> None:
         self.tree, self.temporary = folder / "project", folder / "tmp"
         self.log = folder / "tests.log"
         self.changes = itertools.count(1)
@@ -86,7 +96,7 @@ class Worker:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.temporary.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.mutation.worker"],
+            [sys.executable, "-m", "tests.mutation.worker", *libraries],
             cwd=self.tree,
             env=environment,
             stdin=subprocess.PIPE,
@@ -116,10 +126,10 @@ class Worker:
         limits: dict[str, float] | None,
         seconds: float,
         *,
+        known: Iterable[str] = (),
         cover: bool = False,
-        expression: str = DEFAULT_SUITE,
     ) -> dict[str, Any]:
-        """The answer of `worker.run` for tests of `files`, with `limits` in seconds by test."""
+        """The answer of `worker.run` for tests of `files`; see `worker.Chosen` for the others."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         request = {
@@ -127,7 +137,8 @@ class Worker:
             "limits": limits,
             "seconds": seconds,
             "cover": str(self.tree / PACKAGE) if cover else "",
-            "expression": expression,
+            "known": list(known),
+            "expression": DEFAULT_SUITE,
             "log": str(self.log),
             "temporary": str(self.temporary / "pytest"),
         }
@@ -167,12 +178,11 @@ class Suite:
 
     def __init__(self, root: Path, cache: Path, paths: Sequence[str] = ("tests",)) -> None:
         self.root, self.cache = root, cache
-        self.names = sorted(
+        self.names = [
             path.relative_to(root).as_posix()
             for name in paths
-            for path in ([root / name] if name.endswith(".py") else (root / name).rglob("test_*.py"))
-            if path.relative_to(root).parts[1] not in OTHER_SUITES
-        )
+            for path in ([root / name] if name.endswith(".py") else _test_files(root / name))
+        ]
         self.files: dict[str, TestFile] = {}
 
     def measure(self, workers: Sequence[Worker], say: Callable[[str], None]) -> None:
@@ -266,21 +276,63 @@ class Suite:
         if not seconds:
             return Verdict("uncovered", "", 0, 0.0)
         limits = {test: FACTOR * took + GRACE for test, took in seconds.items()}
+        rows = [self.files[name] for name in chosen]
+        known = {test for row in rows for test in (*row.seconds, *row.left_out)}
         start = time.monotonic()
         with worker.mutated(mutant):
-            found = worker.run(chosen, limits, START + FACTOR * sum(seconds.values()))
+            most = START + FACTOR * sum(seconds.values())
+            found = worker.run(chosen, limits, most, known=known)
         took = time.monotonic() - start
-        if found["failed"]:
-            return Verdict("killed", found["failed"][0], len(seconds), took)
-        if found["late"] or found["code"] is None:
-            reason = "takes too long" if found["late"] else "ends the process"
-            return Verdict("killed", f"{found['running'] or 'imports'} ({reason})", len(seconds), took)
-        if found["code"]:
-            return Verdict("killed", "import of conftest.py", len(seconds), took)
-        return Verdict("survived", "", len(seconds), took)
+        return Verdict(*_outcome(found), len(seconds), took)
 
 
-def in_turn(workers: Sequence[Worker], work: Iterable[Any], one: Callable[[Worker, Any], None]) -> None:
+def _outcome(found: Mapping[str, Any]) -> tuple[str, str]:
+    """The outcome of an answer of `worker.run`, and the test that noticed the mutant."""
+    where = found["running"] or "imports"
+    if found["failed"]:
+        return "killed", found["failed"][0]
+    if found["late"]:
+        return "killed", f"{where} (takes too long)"
+    if found["code"] is None:
+        return "killed", f"{where} (ends the process)"
+    # 5: no test is left to run, because the mutant changed their names.
+    return ("survived", "") if found["code"] in {0, 5} else ("killed", "import of conftest.py")
+
+
+def judge_each(
+    suite: Suite,
+    workers: Sequence[Worker],
+    mutants: Iterable[Mutant],
+    results: Path,
+    say: Callable[[str], None],
+    **more: Any,
+) -> Counter[str]:
+    """How many mutants had each outcome; each row is appended to `results` at once, with `more`."""
+    lock = threading.Lock()
+    counts: Counter[str] = Counter()
+    cut = results.exists() and not results.read_bytes().endswith(b"\n")
+
+    def one(worker: Worker, mutant: Mutant) -> None:
+        nonlocal cut
+        verdict = suite.judge(worker, mutant)
+        names = ("id", "module", "scope", "operator", "line", "before", "after")
+        row = {name: getattr(mutant, name) for name in names} | asdict(verdict) | more
+        row["seconds"] = round(verdict.seconds, 1)
+        with lock, results.open("a", encoding="utf-8") as stream:
+            # A row that was cut keeps its line to itself.
+            stream.write("\n" * cut + json.dumps(row, ensure_ascii=False) + "\n")
+            cut = False
+            counts[verdict.outcome] += 1
+            where = f"{mutant.module} {mutant.scope}:{mutant.line}"
+            say(f"{mutant.id} {where} {verdict.outcome} {verdict.by} {row['seconds']} s")
+
+    in_turn(workers, mutants, one)
+    return counts
+
+
+def in_turn(
+    workers: Sequence[Worker], work: Iterable[Any], one: Callable[[Worker, Any], None]
+) -> None:
     """Calls `one(worker, item)` for each item, in a thread for each worker; raises its first error."""
     items, lock = iter(work), threading.Lock()
     errors: list[BaseException] = []
@@ -303,6 +355,12 @@ def in_turn(workers: Sequence[Worker], work: Iterable[Any], one: Callable[[Worke
         thread.join()
     if errors:
         raise errors[0]
+
+
+def _test_files(folder: Path) -> list[Path]:
+    """The files of tests below a folder that are in the default suite."""
+    found = sorted(folder.rglob("test_*.py"))
+    return [path for path in found if not OTHER_SUITES & {*path.parts}]
 
 
 def modules_named(source: str) -> set[str]:

@@ -1,7 +1,8 @@
 """A process that runs tests in forks: each fork finds the libraries imported, and a tree to test.
 
-`python -m tests.mutation.worker`, in a copy of the project, reads one request a line (JSON) and
-answers with one line. It never imports the package, so that each fork imports it as it then is.
+`python -m tests.mutation.worker LIBRARY ...`, in a copy of the project, imports the libraries; then
+it answers each line (JSON) with a line. It never imports the package, so that each fork imports it
+as it then is.
 """
 
 from __future__ import annotations
@@ -22,28 +23,22 @@ from typing import Any
 
 import pytest
 
-# The imports of the suite that take long. torchvision is not one: the package prepares its import.
-LIBRARIES = (
-    "torch numpy scipy.stats scipy.linalg sklearn.svm sklearn.linear_model sklearn.pipeline "
-    "matplotlib.figure matplotlib.backends.backend_agg skimage.metrics skimage.filters PIL.Image "
-    "jinja2 safetensors.torch hypothesis.extra.numpy tqdm captum.attr coverage"
-).split()
 # The suite as `make test` runs it.
 DEFAULT_SUITE = "not accuracy and not faults and not notebook"
 MEMORY = 6 * 2**30  # bytes of a fork: a changed size must not fill the machine
-GRACE = 10.0  # seconds that a test may take in addition to its own time, times FACTOR
-FACTOR = 5.0
-START = 60.0  # seconds for imports and collection
 
 
 class Chosen:
     """A pytest plugin that runs the chosen tests in their order, and reports each step to a pipe.
 
-    `limits` are seconds by test id; a test that is not in it is not run. With None, all are.
+    `limits` are seconds by test; None stands for every test, without limits. Of the other tests,
+    only those that are not `known` are run: a changed name in the package is in a test's id.
     """
 
-    def __init__(self, pipe: int, limits: dict[str, float] | None, cover: Any) -> None:
-        self.pipe, self.limits, self.cover = pipe, limits, cover
+    def __init__(
+        self, pipe: int, limits: dict[str, float] | None, known: Sequence[str], cover: Any
+    ) -> None:
+        self.pipe, self.limits, self.known, self.cover = pipe, limits, {*known}, cover
 
     def write(self, **row: Any) -> None:
         os.write(self.pipe, json.dumps(row).encode() + b"\n")
@@ -52,12 +47,16 @@ class Chosen:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         if self.limits is None:
             return
-        rank = {name: n for n, name in enumerate(self.limits)}
+        limits = self.limits
+        other = max(limits.values(), default=0.0)
+        rank = {name: n for n, name in enumerate(limits)}
         items[:] = sorted(
-            (item for item in items if item.nodeid in rank), key=lambda item: rank[item.nodeid]
+            (item for item in items if item.nodeid in rank or item.nodeid not in self.known),
+            key=lambda item: rank.get(item.nodeid, -1),
         )
         for item in items:
-            item.add_marker(pytest.mark.timeout(self.limits[item.nodeid]), append=False)
+            limit = limits.get(item.nodeid, other)
+            item.add_marker(pytest.mark.timeout(limit), append=False)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -106,7 +105,7 @@ def _fork(request: dict[str, Any], pipe: int) -> None:
             *("--hypothesis-seed=0", f"--basetemp={request['temporary']}"),
             *(() if request["limits"] is None else ("-x",)),
         ]
-        plugin = Chosen(pipe, request["limits"], cover)
+        plugin = Chosen(pipe, request["limits"], request["known"], cover)
         code = int(pytest.main([*options, *request["files"]], plugins=[plugin]))
         if cover:
             cover.stop()
@@ -188,7 +187,7 @@ def _summary(lines: Sequence[str], late: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Answers each request of standard input on standard output."""
-    for name in LIBRARIES:
+    for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
