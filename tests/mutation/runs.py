@@ -181,7 +181,7 @@ class Suite:
         self.names = [
             path.relative_to(root).as_posix()
             for name in paths
-            for path in ([root / name] if name.endswith(".py") else _test_files(root / name))
+            for path in ([root / name] if name.endswith(".py") else _test_files(root, name))
         ]
         self.files: dict[str, TestFile] = {}
 
@@ -333,7 +333,7 @@ def judge_each(
 def in_turn(
     workers: Sequence[Worker], work: Iterable[Any], one: Callable[[Worker, Any], None]
 ) -> None:
-    """Calls `one(worker, item)` for each item, in a thread for each worker; raises its first error."""
+    """Calls `one(worker, item)` for each item, in a thread a worker; raises the first error."""
     items, lock = iter(work), threading.Lock()
     errors: list[BaseException] = []
 
@@ -357,10 +357,10 @@ def in_turn(
         raise errors[0]
 
 
-def _test_files(folder: Path) -> list[Path]:
+def _test_files(root: Path, folder: str) -> list[Path]:
     """The files of tests below a folder that are in the default suite."""
-    found = sorted(folder.rglob("test_*.py"))
-    return [path for path in found if not OTHER_SUITES & {*path.parts}]
+    found = sorted((root / folder).rglob("test_*.py"))
+    return [path for path in found if not OTHER_SUITES & {*path.relative_to(root).parts}]
 
 
 def modules_named(source: str) -> set[str]:

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def _fork(request: dict[str, Any], pipe: int) -> None:
             cover.start()
         options = [
             *("-q", "-m", request["expression"], "-p", "no:cacheprovider", "--benchmark-disable"),
-            # hypothesis was imported before: pytest cannot rewrite its assertions any more.
+            # Plugins are imported: pytest cannot rewrite their assertions any more.
             *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
             *("--hypothesis-seed=0", f"--basetemp={request['temporary']}"),
             *(() if request["limits"] is None else ("-x",)),
@@ -187,7 +188,9 @@ def _summary(lines: Sequence[str], late: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Answers each request of standard input on standard output."""
-    for name in sys.argv[1:]:
+    # Without these, each fork would import pytest's plugins, and rewrite hypothesis's assertions.
+    plugins = [entry.module for entry in entry_points(group="pytest11")]
+    for name in (*plugins, "hypothesis.strategies", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
