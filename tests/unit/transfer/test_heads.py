@@ -78,6 +78,55 @@ def test_first_step_of_a_head_is_the_closed_form_of_adam() -> None:
     torch.testing.assert_close(head.module.weight.double(), expected, rtol=1e-5, atol=1e-9)
 
 
+def test_head_is_that_of_a_loop_by_hand() -> None:
+    """Three steps on all rows: of AdamW in float64, with the gradient of each step alone."""
+    x, y = features(spread=2.0)
+    config = HeadConfig(
+        epochs=3, batch=1000, lr=0.05, weight_decay=2.0, label_smoothing=0.2, seed=4
+    )
+    head = heads.train_head(x, y, config=config)
+    train, held = heads._split(y, config)
+
+    def steps(rows: Tensor, epochs: int) -> tuple[Tensor, list[tuple[float, float, float]]]:
+        layer = nn.Linear(x.shape[1], 3, dtype=torch.float64)
+        layer.weight.data.zero_()
+        layer.bias.data.zero_()
+        first = [torch.zeros_like(p) for p in layer.parameters()]
+        second = [torch.zeros_like(p) for p in layer.parameters()]
+        history = []
+        for step in range(1, epochs + 1):
+            logits = layer(x[rows].double())
+            loss = nn.functional.cross_entropy(logits, y[rows], label_smoothing=0.2)
+            gradients = torch.autograd.grad(loss, [*layer.parameters()])
+            for p, g, m, v in zip(layer.parameters(), gradients, first, second, strict=True):
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g**2)
+                ratio = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+                p.data.mul_(1 - 0.05 * 2.0).sub_(0.05 * ratio)
+            right = (logits.argmax(1) == y[rows]).double().mean()
+            kept = (layer(x[held].double()).argmax(1) == y[held]).double().mean()
+            history.append((float(loss), float(right), float(kept)))
+        return layer.weight.detach(), history
+
+    weight, _ = steps(torch.arange(len(y)), head.epochs)
+    torch.testing.assert_close(head.module.weight.double(), weight, rtol=1e-3, atol=1e-5)
+    _, history = steps(train, 3)
+    np.testing.assert_allclose(np.array(head.history, dtype=float), history, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.2, [2, 1, 1]), (0.9, [9, 4, 1])])
+def test_validation_rows_are_a_share_of_each_class_and_leave_one(
+    share: float, held: list[int]
+) -> None:
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor([10, 5, 2]))
+    splits = [heads._split(labels, HeadConfig(validation=share, seed=seed)) for seed in (0, 0, 1)]
+    for train, out in splits:
+        assert torch.bincount(labels[out]).tolist() == held
+        assert torch.cat([train, out]).sort().values.tolist() == list(range(17))
+    assert torch.equal(splits[0][1], splits[1][1])
+    assert not torch.equal(splits[0][1], splits[2][1])
+
+
 def test_head_separates_separable_classes() -> None:
     x, y = features()
     head = heads.train_head(x, y, config=QUICK)
@@ -317,7 +366,7 @@ def test_training_and_predicting_do_not_change_mode_or_random_state(training: bo
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_learning_rate_warms_up_for_an_epoch_and_falls_to_zero(
+def test_learning_rate_rises_for_an_epoch_and_falls_as_a_cosine_to_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates: list[float] = []
@@ -331,10 +380,10 @@ def test_learning_rate_warms_up_for_an_epoch_and_falls_to_zero(
     images, y = dark_and_bright()
     config = ScratchConfig(epochs=4, batch=16, lr=0.01, shift=2)
     heads.train_network(network(), images, y, preprocess_normalise=scaled, config=config)
-    assert len(rates) == 16
-    assert rates[0] < rates[1] < rates[2] < rates[3] <= 0.01
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+    times = [step / 4 for step in range(1, 17)]  # in epochs of 4 steps
+    assert rates == pytest.approx(
+        [0.01 * min(1, t) * (1 + math.cos(math.pi * t / 4)) / 2 for t in times], abs=1e-12
+    )
 
 
 def test_loss_that_is_not_finite_stops_the_training() -> None:
