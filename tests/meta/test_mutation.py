@@ -184,7 +184,8 @@ def test_loop_that_handles_every_error_is_killed_from_outside(worker: Worker) ->
     deaf = "while True:\n        try:\n            n -= 0\n        except BaseException:\n"
     changed = mutant("while n > 0:\n        n -= 1", f"{deaf}            pass")
     with worker.mutated(changed):
-        found = worker.run([SMALL], {f"{SMALL}::test_countdown": 0.2}, 6.0)
+        others = [f"{SMALL}::{name}" for name in LINES]
+        found = worker.run([SMALL], {f"{SMALL}::test_countdown": 0.2}, 6.0, known=others)
     assert found["late"]
     assert found["code"] is None
 
@@ -355,7 +356,7 @@ LEFT_OUT = {
     "import": "if TYPE_CHECKING:\n    x = 1",
     "logging": 'logger.info("a", 3)',
     "encoding": 'f("utf-8")',
-    "guard": "zip(a, strict=True)",
+    "guard": "assert a == 3",
 }
 
 
@@ -372,6 +373,13 @@ def test_code_that_a_rule_leaves_out_has_no_mutants(rule: str) -> None:
     assert left_out[rule] >= 1
     # The call itself may be forgotten; its text is as before.
     assert {each for each in found if each not in {"pass", "f()"}} == set()
+
+
+def test_guard_of_zip_is_left_out() -> None:
+    found, left_out = generated("zip(a, b, strict=True)\n")
+    assert left_out == {"guard": 2}  # as an argument that is removed, and its value
+    assert "zip(a, b, strict=False)" not in found
+    assert "zip(a, b, )" not in found
 
 
 def test_appearance_is_left_out_of_figures_only() -> None:
@@ -406,7 +414,7 @@ def test_lines_of_a_mutant_are_those_of_its_statement_or_of_its_function() -> No
         each.before: (each.lines, each.at_import) for each in found if each.operator == "number"
     }
     assert places == {
-        "A = 1": ((1, 8), True),
+        "A = 1": ((1, 9), True),
         "def f(x=2):": ((4, 8), True),
         "if x > 3:": ((5, 5), False),
         "4)": ((6, 7), False),
