@@ -137,8 +137,11 @@ def test_intervals_are_at_99_percent_by_default() -> None:
         narrow = compute(level=0.9)
         assert narrow.level == 0.9
         assert compute().low < narrow.low < narrow.high < compute().high
-    assert intervals.bootstrap(np.mean, A) == intervals.bootstrap(np.mean, A, resamples=9_999)
-    assert intervals.bootstrap(np.mean, A) != intervals.bootstrap(np.mean, A, resamples=9_998)
+    values = np.random.default_rng(0).normal(size=50)
+    found = intervals.bootstrap(np.mean, values)
+    assert found == intervals.bootstrap(np.mean, values, seed=0, resamples=9_999)
+    assert found != intervals.bootstrap(np.mean, values, resamples=9_000)
+    assert found != intervals.bootstrap(np.mean, values, seed=1)
 
 
 def test_interval_of_equal_values_has_no_width() -> None:

@@ -88,25 +88,24 @@ def test_head_is_that_of_a_loop_by_hand() -> None:
     train, held = heads._split(y, config)
 
     def steps(rows: Tensor, epochs: int) -> tuple[Tensor, list[tuple[float, float, float]]]:
-        layer = nn.Linear(x.shape[1], 3, dtype=torch.float64)
-        layer.weight.data.zero_()
-        layer.bias.data.zero_()
-        first = [torch.zeros_like(p) for p in layer.parameters()]
-        second = [torch.zeros_like(p) for p in layer.parameters()]
+        weight = torch.zeros(3, x.shape[1], dtype=torch.float64, requires_grad=True)
+        bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in (weight, bias)]
         history = []
         for step in range(1, epochs + 1):
-            logits = layer(x[rows].double())
+            logits = nn.functional.linear(x[rows].double(), weight, bias)
             loss = nn.functional.cross_entropy(logits, y[rows], label_smoothing=0.2)
-            gradients = torch.autograd.grad(loss, [*layer.parameters()])
-            for p, g, m, v in zip(layer.parameters(), gradients, first, second, strict=True):
-                m.mul_(0.9).add_(0.1 * g)
-                v.mul_(0.999).add_(0.001 * g**2)
-                ratio = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
-                p.data.mul_(1 - 0.05 * 2.0).sub_(0.05 * ratio)
-            right = (logits.argmax(1) == y[rows]).double().mean()
-            kept = (layer(x[held].double()).argmax(1) == y[held]).double().mean()
-            history.append((float(loss), float(right), float(kept)))
-        return layer.weight.detach(), history
+            gradients = torch.autograd.grad(loss, [weight, bias])
+            with torch.no_grad():
+                for p, g, (m, v) in zip((weight, bias), gradients, moments, strict=True):
+                    m.mul_(0.9).add_(0.1 * g)
+                    v.mul_(0.999).add_(0.001 * g**2)
+                    ratio = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+                    p.mul_(1 - 0.05 * 2.0).sub_(0.05 * ratio)
+                right = (logits.argmax(1) == y[rows]).double().mean()
+                kept = nn.functional.linear(x[held].double(), weight, bias).argmax(1) == y[held]
+            history.append((float(loss.detach()), float(right), float(kept.double().mean())))
+        return weight.detach(), history
 
     weight, _ = steps(torch.arange(len(y)), head.epochs)
     torch.testing.assert_close(head.module.weight.double(), weight, rtol=1e-3, atol=1e-5)
