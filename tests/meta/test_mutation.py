@@ -175,19 +175,29 @@ def test_fault_in_code_that_no_test_runs_survives(suite: Suite, worker: Worker) 
 def test_endless_loop_is_killed_by_its_time(
     suite: Suite, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "GRACE", 0.5)
+    monkeypatch.setattr(runs, "GRACE", 0.1)
     verdict = suite.judge(worker, mutant("n -= 1", "n -= 0"))
-    assert (verdict.outcome, verdict.by) == ("killed", f"{SMALL}::test_countdown")
+    assert verdict.outcome == "killed"
+    assert verdict.by == f"{SMALL}::test_countdown (takes too long)"
 
 
-def test_loop_that_handles_every_error_is_killed_from_outside(worker: Worker) -> None:
-    deaf = "while True:\n        try:\n            n -= 0\n        except BaseException:\n"
-    changed = mutant("while n > 0:\n        n -= 1", f"{deaf}            pass")
-    with worker.mutated(changed):
-        others = [f"{SMALL}::{name}" for name in LINES]
-        found = worker.run([SMALL], {f"{SMALL}::test_countdown": 0.2}, 6.0, known=others)
+@pytest.mark.parametrize(
+    ("loop", "limit"),
+    [
+        ("while True:\n        try:\n            n -= 0\n        except BaseException: pass", 0.2),
+        ("import time; time.sleep(600)", 99.0),
+    ],
+    ids=["deaf", "idle"],
+)
+def test_loop_that_handles_every_error_and_idle_test_are_killed(
+    worker: Worker, loop: str, limit: float
+) -> None:
+    with worker.mutated(mutant("while n > 0:\n        n -= 1", loop)):
+        known = [f"{SMALL}::{name}" for name in LINES]
+        limits = {f"{SMALL}::test_countdown": limit}
+        found = worker.run([SMALL], limits, known=known, idle=3.0)
     assert found["late"]
-    assert found["code"] is None
+    assert (found["code"], found["running"]) == (None, f"{SMALL}::test_countdown")
 
 
 @pytest.mark.parametrize(
@@ -286,6 +296,7 @@ def test_second_run_continues_where_the_first_was_stopped(
     project: Path, worker: Worker, tmp_path: Path
 ) -> None:
     results = tmp_path / "results.jsonl"
+    results.touch()
     judge = Judge(project, tmp_path, [SMALL])
     sources = dict.fromkeys(("small", "far.small", "near.small"), MODULE)
     for part in (5, None):
@@ -297,6 +308,7 @@ def test_second_run_continues_where_the_first_was_stopped(
             results.write_text(results.read_text() + '{"id": "cut')
     judged = [str(row["id"]) for row in read_rows(results)]
     assert sorted(judged) == sorted(each.id for each in many())
+    assert len(results.read_text().splitlines()) == len(judged) + 1
 
 
 def row(name: str, outcome: str, by: str = "") -> dict[str, Any]:

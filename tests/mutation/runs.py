@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation.mutants import PACKAGE, Mutant, module_path
-from tests.mutation.worker import DEFAULT_SUITE
+from tests.mutation.worker import DEFAULT_SUITE, IDLE
 
 COMMENT = "\n# This comment changes the bytes of the module, and nothing else.\n"
 # The imports of the suite that take long. torchvision is not one: the package prepares its import.
@@ -36,14 +36,12 @@ LIBRARIES = (
     *("skimage.metrics", "skimage.filters", "jinja2", "safetensors.torch", "tqdm", "captum.attr"),
     *("hypothesis.extra.numpy", "coverage"),
 )
-# A test may take its own time FACTOR times, and GRACE seconds; imports and collection START.
-FACTOR, GRACE, START = 5.0, 10.0, 60.0
+# A test may take FACTOR times its own time and GRACE seconds. All times are the processor's.
+FACTOR, GRACE = 5.0, 5.0
 # Seconds of tests for one mutant. Nearly all are killed in the first few; a survivor needs all.
 MOST = 60.0
 # Folders whose tests are not in the default suite.
 OTHER_SUITES = {"accuracy", "faults"}
-# A file of tests that takes longer without changes is left out.
-SLOWEST = 900.0
 
 
 @dataclass
@@ -124,10 +122,10 @@ class Worker:
         self,
         files: Iterable[str],
         limits: dict[str, float] | None,
-        seconds: float,
         *,
         known: Iterable[str] = (),
         cover: bool = False,
+        idle: float = IDLE,
     ) -> dict[str, Any]:
         """The answer of `worker.run` for tests of `files`; see `worker.Chosen` for the others."""
         assert self.process.stdin is not None
@@ -135,7 +133,7 @@ class Worker:
         request = {
             "files": list(files),
             "limits": limits,
-            "seconds": seconds,
+            "idle": idle,
             "cover": str(self.tree / PACKAGE) if cover else "",
             "known": list(known),
             "expression": DEFAULT_SUITE,
@@ -199,7 +197,7 @@ class Suite:
 
         def one(worker: Worker, name: str) -> None:
             row = self.files[name]
-            row.take(worker.run([name], None, SLOWEST, cover=True))
+            row.take(worker.run([name], None, cover=True))
             self.cache.mkdir(parents=True, exist_ok=True)
             self._stored(name).write_text(json.dumps(vars(row), separators=(",", ":")), "utf-8")
             took = sum(row.seconds.values())
@@ -280,8 +278,7 @@ class Suite:
         known = {test for row in rows for test in (*row.seconds, *row.left_out)}
         start = time.monotonic()
         with worker.mutated(mutant):
-            most = START + FACTOR * sum(seconds.values())
-            found = worker.run(chosen, limits, most, known=known)
+            found = worker.run(chosen, limits, known=known)
         took = time.monotonic() - start
         return Verdict(*_outcome(found), len(seconds), took)
 
@@ -310,7 +307,7 @@ def judge_each(
     """How many mutants had each outcome; each row is appended to `results` at once, with `more`."""
     lock = threading.Lock()
     counts: Counter[str] = Counter()
-    cut = results.exists() and not results.read_bytes().endswith(b"\n")
+    cut = results.exists() and results.read_bytes()[-1:] not in (b"", b"\n")
 
     def one(worker: Worker, mutant: Mutant) -> None:
         nonlocal cut

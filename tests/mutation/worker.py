@@ -22,10 +22,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 # The suite as `make test` runs it.
 DEFAULT_SUITE = "not accuracy and not faults and not notebook"
+START = 60.0  # seconds of the processor for imports and collection
+IDLE = 60.0  # seconds without work after which tests wait for something that does not come
 MEMORY = 6 * 2**30  # bytes of a fork: a changed size must not fill the machine
 
 
@@ -34,6 +37,7 @@ class Chosen:
 
     `limits` are seconds by test; None stands for every test, without limits. Of the other tests,
     only those that are not `known` are run: a changed name in the package is in a test's id.
+    Seconds are those of the processor, so that a busy machine changes no outcome.
     """
 
     def __init__(
@@ -46,18 +50,15 @@ class Chosen:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0), append=False)  # those of the clock
         if self.limits is None:
             return
-        limits = self.limits
-        other = max(limits.values(), default=0.0)
-        rank = {name: n for n, name in enumerate(limits)}
+        rank = {name: n for n, name in enumerate(self.limits)}
         items[:] = sorted(
             (item for item in items if item.nodeid in rank or item.nodeid not in self.known),
             key=lambda item: rank.get(item.nodeid, -1),
         )
-        for item in items:
-            limit = limits.get(item.nodeid, other)
-            item.add_marker(pytest.mark.timeout(limit), append=False)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -68,9 +69,14 @@ class Chosen:
         self.write(started=item.nodeid)
         if self.cover:
             self.cover.switch_context(item.nodeid)
-        start = time.monotonic()
+        if self.limits is not None:
+            # The signal ends the process, also in a loop that handles every error.
+            limit = self.limits.get(item.nodeid, max(self.limits.values()))
+            signal.setitimer(signal.ITIMER_PROF, limit)
+        start = _processor_seconds()
         found = yield
-        self.write(ended=item.nodeid, seconds=time.monotonic() - start)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        self.write(ended=item.nodeid, seconds=_processor_seconds() - start)
         return found
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -78,6 +84,11 @@ class Chosen:
             self.write(failed=report.nodeid)
         elif report.skipped:
             self.write(skipped=report.nodeid)
+
+
+def _processor_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _fork(request: dict[str, Any], pipe: int) -> None:
@@ -93,6 +104,7 @@ def _fork(request: dict[str, Any], pipe: int) -> None:
         if request["limits"] is not None:
             sys.dont_write_bytecode = True
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            signal.setitimer(signal.ITIMER_PROF, START)
         cover = None
         if request["cover"]:
             import coverage
@@ -136,8 +148,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """What became of the tests of a request.
 
     `ended`: test -> seconds; `failed` and `skipped`: tests in their order; `code`: pytest's status,
-    or None for a process that ended otherwise; `late`: it took more than `request["seconds"]`;
-    `running`: the test that it ended in; `lines`: the lines that each test ran, if asked for.
+    or None for a process that ended otherwise; `late`: a test took more than its limit, or all
+    processes were idle for `request["idle"]` seconds; `running`: the test that it ended in;
+    `lines`: the lines that each test ran, if asked for.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -145,23 +158,34 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         os.close(read)
         _fork(request, write)
     os.close(write)
-    end = time.monotonic() + request["seconds"]
     text = bytearray()
-    late = True
-    while (left := end - time.monotonic()) > 0:
-        if select.select([read], [], [], left)[0]:
+    worked, since, idle = 0.0, time.monotonic(), False
+    while not idle:
+        if select.select([read], [], [], 1.0)[0]:
             part = os.read(read, 1 << 20)
             text += part
             if not part or b'{"code":' in part[-40:]:
-                late = False
                 break
+        if (now := _work_of(child)) != worked:
+            worked, since = now, time.monotonic()
+        idle = time.monotonic() - since > request["idle"]
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)  # with the processes that tests left
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
     os.close(read)
+    late = idle or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF)
     return _summary(text.decode(errors="replace").splitlines(), late)
+
+
+def _work_of(process: int) -> float:
+    """The processor's seconds of a process and its children; 0 if it has ended."""
+    try:
+        family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+        return sum(sum(each.cpu_times()[:2]) for each in family)
+    except psutil.Error:
+        return 0.0
 
 
 def _summary(lines: Sequence[str], late: bool) -> dict[str, Any]:
