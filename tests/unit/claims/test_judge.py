@@ -242,6 +242,9 @@ def test_changes_the_same_way_may_be_four_errors(sign: int) -> None:
         f"{lost} images were right and are not now, {gained} were wrong and are right now, of 2985"
         ": too many the same way"
     )
+    # Numbers 0 and 1 are taken as booleans.
+    numbers = [bits(300 + 17 * sign).astype(int).tolist(), before.astype(int).tolist()]
+    assert judge.image_mismatch(*numbers) == found
 
 
 def test_packed_bits_are_unpacked_to_the_same_bits() -> None:

@@ -363,6 +363,17 @@ def test_accuracy_of_the_reports_best_row() -> None:
     assert score.low < score.value < score.high
 
 
+def test_accuracy_compares_text_with_text_and_numbers_with_numbers() -> None:
+    text, numbers = np.array(["1", "0"]), np.array([1, 0])
+    for pair in ((text, numbers), (numbers, text)):
+        with pytest.raises(ArgumentError, match="compare text with text"):
+            svm.accuracy(*pair)
+    for y in (text, text.astype(object)):
+        for predictions in (text, text.astype(object)):
+            assert svm.accuracy(y, predictions).value == 1
+    assert svm.accuracy(numbers.astype(object), numbers).value == 1
+
+
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (1, 10), (10, 10), (2707, 2985), (1, 1)])
 def test_ends_of_the_interval_are_the_closed_form_of_wilson(correct: int, total: int) -> None:
     # an end p is 1.96 of its own standard errors away from the share
