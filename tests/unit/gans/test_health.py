@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rdfia.errors import ArgumentError
 from rdfia.gans.health import diversity, diversity_within_labels, health
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
@@ -141,6 +143,28 @@ def test_one_picture_is_a_fifth_of_the_whole_difference(step: int, alarms: int) 
     images = greys(50 - step, 50 + step, 200 - step, 200 + step)
     found = health(losses(HEALTHY), images, labels=torch.tensor([0, 0, 1, 1]))
     assert len(found.alarms) == alarms
+
+
+def test_equal_values_are_within_the_limits() -> None:
+    row = torch.tensor([[1.2, 0.9, 0.01, 0.0]], dtype=torch.float64)
+    assert health(row).alarms == ()
+    # One picture of all labels: the whole difference is 0 too.
+    assert (
+        health(losses(HEALTHY), greys(7, 7, 7, 7), labels=torch.tensor([0, 0, 1, 1])).alarms == ()
+    )
+
+
+def test_every_label_counts_once() -> None:
+    images, labels = pictures(6), torch.tensor([4, 4, 9, 9, 9, 9])
+    assert diversity_within_labels(images, labels) == pytest.approx(
+        (diversity(images[:2]) + diversity(images[2:])) / 2
+    )
+
+
+@pytest.mark.parametrize(("images", "labels", "name"), [("a", [0], "images"), ([0], "a", "labels")])
+def test_refused_argument_is_named(images: Any, labels: Any, name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{name}: "):
+        diversity_within_labels(images, labels)
 
 
 def test_health_is_of_the_last_500_steps() -> None:

@@ -374,6 +374,14 @@ def test_accuracy_compares_text_with_text_and_numbers_with_numbers() -> None:
     assert svm.accuracy(numbers.astype(object), numbers).value == 1
 
 
+@pytest.mark.parametrize(
+    ("y", "predictions"), [([], []), ([[0, 1]], [[0, 1]]), ([0, 1], [0, 1, 1]), ([0], [[0]])]
+)
+def test_accuracy_needs_one_prediction_for_each_label(y: Any, predictions: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"predictions: got shape .*, not empty"):
+        svm.accuracy(np.array(y, int), np.array(predictions, int))
+
+
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (1, 10), (10, 10), (2707, 2985), (1, 1)])
 def test_ends_of_the_interval_are_the_closed_form_of_wilson(correct: int, total: int) -> None:
     # an end p is 1.96 of its own standard errors away from the share
