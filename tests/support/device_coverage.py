@@ -60,8 +60,6 @@ HOST_ONLY = {
     "ascent.target_objective": "takes classes from `per_image`, on the CPU",
     "memory.split_in_half": "takes decoded pixels or row numbers",
     "networks.load": "takes tensors from a file",
-    "images.pixel_advice": "reads shape and dtype for a message",
-    "extraction.pooled_width": "computes a shape on the meta device",
     "svm.SpanLinearSVC.__init__": "takes settings only",
 }
 

@@ -60,12 +60,15 @@ def test_score_at_the_limits_of_a_difference_is_the_normal_quantile(
     """
     n, (only_a, only_b, both) = sum(counts), counts
     found = intervals.difference_of_proportions(*right(*counts))
+    narrow = intervals.difference_of_proportions(*right(*counts), level=0.9)
     assert found.value == pytest.approx((only_a - only_b) / n)
-    for d in found.limits:
+    assert found.n == n
+    quantiles = {0.995: found.limits, 0.95: narrow.limits}
+    for share, d in [(share, d) for share, limits in quantiles.items() for d in limits]:
         only = np.linspace(max(0.0, -d), (1 - d) / 2, 400_001)[1:-1]
         chance = only_a * np.log(only + d) + only_b * np.log(only) + both * np.log(1 - 2 * only - d)
         error = math.sqrt((2 * only[chance.argmax()] + d - d**2) / n)
-        assert abs(found.value - d) / error == pytest.approx(stats.norm.ppf(0.995), rel=1e-3)
+        assert abs(found.value - d) / error == pytest.approx(stats.norm.ppf(share), rel=1e-3)
 
 
 def test_difference_of_proportions_is_antisymmetric_and_ignores_images_without_difference() -> None:
@@ -92,24 +95,53 @@ def test_difference_of_equal_classifiers_has_width() -> None:
     )
 
 
-def test_intervals_of_means_are_those_of_scipy_t_tests() -> None:
+@pytest.mark.parametrize("level", [0.9, 0.99])
+def test_intervals_of_means_are_those_of_scipy_t_tests(level: float) -> None:
     logs = np.log(A), np.log(B)
     expected: list[tuple[Estimate, Any, Callable[[Any], Any]]] = [
-        (intervals.mean(A), stats.ttest_1samp(A, 0), np.positive),
-        (intervals.difference_of_means(A, B), stats.ttest_rel(A, B), np.positive),
-        (intervals.ratio(A, B, paired=True), stats.ttest_rel(*logs), np.exp),
+        (intervals.mean(A, level), stats.ttest_1samp(A, 0), np.positive),
+        (intervals.difference_of_means(A, B, level), stats.ttest_rel(A, B), np.positive),
+        (intervals.ratio(A, B, level, paired=True), stats.ttest_rel(*logs), np.exp),
         (
-            intervals.ratio(A, B[1:], paired=False),
+            intervals.ratio(A, B[1:], level, paired=False),
             stats.ttest_ind(logs[0], logs[1][1:], equal_var=False),
             np.exp,
         ),
     ]
     for found, test, scale in expected:
-        assert found.limits == pytest.approx(tuple(scale(test.confidence_interval(0.99))))
+        assert found.limits == pytest.approx(tuple(scale(test.confidence_interval(level))))
+        assert found.level == level
     assert [found.n for found, _, _ in expected] == [5, 5, 5, 9]
-    assert intervals.ratio(A, B, paired=True).value == pytest.approx(
-        stats.gmean(A) / stats.gmean(B)
-    )
+    assert [found.method for found, _, _ in expected] == [
+        "Student",
+        "Student, paired",
+        "Student, paired, of logarithms",
+        "Welch, of logarithms",
+    ]
+    values = [found.value for found, _, _ in expected]
+    ratios = [stats.gmean(A) / stats.gmean(other) for other in (B, B[1:])]
+    assert values == pytest.approx([np.mean(A), np.mean(A) - np.mean(B), *ratios])
+
+
+def test_intervals_are_at_99_percent_by_default() -> None:
+    a, b = right(12, 3, 60)
+    for compute in (
+        lambda **level: intervals.proportion(12, 60, **level),
+        lambda **level: intervals.difference_of_proportions(a, b, **level),
+        lambda **level: intervals.bootstrap(np.mean, A, seed=0, resamples=9_999, **level),
+        lambda **level: intervals.mean(A, **level),
+        lambda **level: intervals.difference_of_means(A, B, **level),
+        lambda **level: intervals.ratio(A, B, paired=False, **level),
+    ):
+        assert compute() == compute(level=0.99)
+        narrow = compute(level=0.9)
+        assert narrow.level == 0.9
+        assert compute().low < narrow.low < narrow.high < compute().high
+    values = np.random.default_rng(0).normal(size=50)
+    found = intervals.bootstrap(np.mean, values)
+    assert found == intervals.bootstrap(np.mean, values, seed=0, resamples=9_999)
+    assert found != intervals.bootstrap(np.mean, values, resamples=9_000)
+    assert found != intervals.bootstrap(np.mean, values, seed=1)
 
 
 def test_interval_of_equal_values_has_no_width() -> None:
@@ -175,6 +207,14 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: intervals.bootstrap(lambda x, axis: np.full(x.shape[:-1], NAN), A), "look for NaN"),
     (lambda: intervals.bootstrap(np.mean, A, level=0.0), "level: got 0.0"),
+    (lambda: intervals.proportion(-1, 10), "count, n: got -1 of 10"),
+    (
+        lambda: intervals.difference_of_proportions([], []),
+        r"a: got shape \(0,\).* with 1 or",
+    ),
+    (lambda: intervals.difference_of_means(A, B, 1.5), "level: got 1.5"),
+    (lambda: intervals.ratio(A, B, 0.0, paired=False), "level: got 0.0"),
+    (lambda: intervals.mean(np.array([A, B])), r"values: got shape \(2, 5\)"),
 ]
 
 

@@ -148,6 +148,14 @@ def test_bounds_digest_changes_with_bounds_and_not_with_reasons() -> None:
         {"b": Bound("above", 1.2)},
     ):
         assert judge.bounds_digest(other) != digest
+    narrow, wide = ({"a": Bound("within", 1.2, margin)} for margin in (0.1, 0.2))
+    assert judge.bounds_digest(narrow) != judge.bounds_digest(wide)
+    assert len(digest) == 12
+
+
+def test_bounds_digest_does_not_depend_on_the_order_of_the_names() -> None:
+    rows = {"b": Bound("above", 1.2), "a": Bound("below", 3)}
+    assert judge.bounds_digest(rows) == judge.bounds_digest(dict(sorted(rows.items())))
 
 
 def test_errors_from_bound_is_a_distance_in_standard_errors() -> None:
@@ -175,6 +183,21 @@ def test_size_that_decides_shrinks_the_interval_to_the_bound() -> None:
     assert judge.size_that_decides(intervals.single_run(0.6), Bound("above", 0.5)) is None
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "size"),
+    [
+        (0.4, 0.65, 400),  # the longer side, 0.2, has to shrink to 0.1
+        (0.55, 0.8, 400),
+        (0.3, 0.6, 900),
+        (0.59, 0.61, 1),
+    ],
+)
+def test_size_that_decides_is_the_closed_form(low: float, high: float, size: int) -> None:
+    found = Estimate(0.6, low, high, 100, "planted")
+    assert judge.size_that_decides(found, Bound("above", 0.5)) == size
+    assert judge.size_that_decides(found, Bound("within", 0.4, 0.1)) == size
+
+
 def bits(wrong: int, n: int = 2985, start: int = 0) -> np.ndarray:
     right = np.ones(n, dtype=bool)
     right[start : start + wrong] = False
@@ -198,6 +221,30 @@ PINNED = bits(300)
 )
 def test_image_mismatch_counts_changed_images(now: np.ndarray, red: bool) -> None:
     assert bool(judge.image_mismatch(now, PINNED)) == red
+
+
+def test_flips_allowed_are_a_hundredth_and_four_errors() -> None:
+    # 1 % of 10,000 is 100, with a standard error of 10.
+    assert judge.flips_allowed(10_000) == 140
+    assert judge.flips_allowed(2_985) == 51
+    before = bits(300, 10_000)
+    assert judge.image_mismatch(bits(300, 10_000, start=70), before) == ""
+    assert "140 may change" in judge.image_mismatch(bits(300, 10_000, start=71), before)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_changes_the_same_way_may_be_four_errors(sign: int) -> None:
+    before = bits(300)
+    assert judge.image_mismatch(bits(300 + 16 * sign), before) == ""
+    found = judge.image_mismatch(bits(300 + 17 * sign), before)
+    lost, gained = (17, 0) if sign > 0 else (0, 17)
+    assert found == (
+        f"{lost} images were right and are not now, {gained} were wrong and are right now, of 2985"
+        ": too many the same way"
+    )
+    # Numbers 0 and 1 are taken as booleans.
+    numbers = [bits(300 + 17 * sign).astype(int).tolist(), before.astype(int).tolist()]
+    assert judge.image_mismatch(*numbers) == found
 
 
 def test_packed_bits_are_unpacked_to_the_same_bits() -> None:
@@ -233,12 +280,18 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
         (pin("contradicted"), pin(), "its pin is supported"),
         (pin("undecided"), pin(), ""),  # the pin's value is near its bound
         (pin("undecided"), pin(far=4.1), "its pin is supported, 4.1 standard errors"),
+        (pin("undecided"), pin(far=4.0), ""),
         (pin(), pin("undecided", far=1.0), ""),
+        (pin(), pin("undecided", far=4.1), "its pin is undecided"),
         (pin(bounds="b"), pin(), "other bounds"),
         # exact values: only the outcome is compared
         (pin(parts={"x": [2.0, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),
         (pin(parts={"x": ["inf", 0.0]}), pin(), "more than 4 standard errors"),
         (pin(parts={"x": [1.0, "inf"]}), pin(value=9.0), ""),  # the spread of one run is unknown
+        (pin(value=9.0), pin(parts={"x": [1.0, "inf"]}), ""),
+        (pin(parts={"x": [1.6, 0.1]}), pin(parts={"x": [1.0, 0.0]}), "more than 4"),
+        (pin(parts={"x": [1.6, 0.0]}), pin(parts={"x": [1.0, 0.1]}), "more than 4"),
+        (pin(parts={"x": [2.0, 0.5]}), pin(parts={"x": [1.0, 0.0]}), ""),
         (bitwise(bits(330)), bitwise(PINNED), "the same way"),
         (
             bitwise(bits(330)),
@@ -259,6 +312,13 @@ def test_pin_mismatch_names_the_difference(
     found = judge.pin_mismatch(now, then)
     assert why in found
     assert bool(found) == bool(why)
+
+
+def test_pin_mismatch_names_every_part_with_changed_images() -> None:
+    then = {name: judge.pack_bits(PINNED) for name in ("a", "b", "c")}
+    now = then | {name: judge.pack_bits(bits(330)) for name in ("a", "c")}
+    found = judge.pin_mismatch(pin(images="i", right=now), pin(images="i", right=then))
+    assert [part.partition(",")[0] for part in found.split("; ")] == ["a", "c"]
 
 
 @pytest.mark.parametrize(

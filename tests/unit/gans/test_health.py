@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rdfia.errors import ArgumentError
 from rdfia.gans.health import diversity, diversity_within_labels, health
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
@@ -138,3 +140,63 @@ def test_diversity_is_mean_distance_of_all_pairs() -> None:
     assert diversity(black_and_white) == 1.0
     assert diversity(images[:1]) == 0.0
     assert diversity(images[:1].repeat(5, 1, 1, 1)) == 0.0
+
+
+def greys(*values: int) -> Tensor:
+    """An image of one grey each."""
+    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("row", "alarm"),
+    [
+        ([0.049, 0.9, 0.55, 0.4], "D loss at 0"),
+        ([0.051, 0.9, 0.55, 0.4], ""),
+        ([1.2, 0.9, 0.509, 0.5], "D does not tell real from fake"),
+        ([1.2, 0.9, 0.511, 0.5], ""),
+    ],
+)
+def test_alarms_of_losses_start_at_their_limits(row: list[float], alarm: str) -> None:
+    assert [found.split(":")[0] for found in health(losses(row)).alarms] == [alarm] * bool(alarm)
+
+
+@pytest.mark.parametrize(("white", "alarms"), [(98, 1), (100, 0)])
+def test_collapse_is_less_than_half_of_the_real_difference(white: int, alarms: int) -> None:
+    found = health(losses(HEALTHY), greys(0, white), greys(0, 200)).alarms
+    assert len(found) == alarms
+
+
+@pytest.mark.parametrize(("step", "alarms"), [(12, 1), (13, 0)])
+def test_one_picture_is_a_fifth_of_the_whole_difference(step: int, alarms: int) -> None:
+    # Images of a label differ by 2 steps, and all by sqrt(2 (150^2 + 4 steps^2) / 3): 0.194, 0.209.
+    images = greys(50 - step, 50 + step, 200 - step, 200 + step)
+    found = health(losses(HEALTHY), images, labels=torch.tensor([0, 0, 1, 1]))
+    assert len(found.alarms) == alarms
+
+
+def test_equal_values_are_within_the_limits() -> None:
+    row = torch.tensor([[1.2, 0.9, 0.01, 0.0]], dtype=torch.float64)
+    assert health(row).alarms == ()
+    # One picture of all labels: the whole difference is 0 too.
+    assert (
+        health(losses(HEALTHY), greys(7, 7, 7, 7), labels=torch.tensor([0, 0, 1, 1])).alarms == ()
+    )
+
+
+def test_every_label_counts_once() -> None:
+    images, labels = pictures(6), torch.tensor([4, 4, 9, 9, 9, 9])
+    assert diversity_within_labels(images, labels) == pytest.approx(
+        (diversity(images[:2]) + diversity(images[2:])) / 2
+    )
+
+
+@pytest.mark.parametrize(("images", "labels", "name"), [("a", [0], "images"), ([0], "a", "labels")])
+def test_refused_argument_is_named(images: Any, labels: Any, name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{name}: "):
+        diversity_within_labels(images, labels)
+
+
+def test_health_is_of_the_last_500_steps() -> None:
+    early = losses([0.01, 9.0, 1.0, 0.0], 100)
+    assert health(torch.cat([early, losses(HEALTHY, 500)])).d_loss_zero == 0
+    assert health(torch.cat([early, losses(HEALTHY, 499)])).d_loss_zero == pytest.approx(1 / 500)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedShuffleSplit
+from sklearn.multiclass import OneVsOneClassifier
 from sklearn.svm import LinearSVC
 
 from rdfia.errors import ArgumentError, DatasetError
@@ -223,6 +225,28 @@ def test_other_warnings_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> Non
         assert svm.fit(train, Y, test).converged
 
 
+@pytest.mark.parametrize("scheme", ["ovr", "ovo"])
+def test_every_option_reaches_the_solver(scheme: Literal["ovr", "ovo"]) -> None:
+    train, test = blobs(d=6, spread=3.0)  # narrow: the rows themselves are fitted
+    options: dict[str, Any] = {"tol": 1e-3, "max_iter": 9_000, "intercept_scaling": 3.0}
+
+    def decision(**changed: Any) -> np.ndarray:
+        found = {"dual": True, "seed": 5, **options, **changed}
+        return svm.fit(train, Y, test, found.pop("C", 0.3), scheme=scheme, **found).decision
+
+    peer: Any = LinearSVC(C=0.3, dual=True, random_state=5, **options)
+    peer = OneVsOneClassifier(peer) if scheme == "ovo" else peer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        peer.fit(train, Y)
+    assert_close(decision(), peer.decision_function(test), "gram")
+    # Each of them changes the result here.
+    for name, value in {
+        "C": 0.2, "tol": 0.5, "max_iter": 2, "intercept_scaling": 1.0, "dual": False, "seed": 6,
+    }.items():  # fmt: skip
+        assert not np.array_equal(decision(**{name: value}), decision()), name
+
+
 def test_sweep_equals_single_fits() -> None:
     train, test = blobs(spread=2.0)
     fits = svm.sweep(train, Y, test, [0.01, 1.0], scheme="ovo")
@@ -307,17 +331,62 @@ def test_choice_of_c_prefers_the_smallest_of_equals() -> None:
     assert C == 0.1
 
 
-@pytest.mark.parametrize("folds", [1, 9, 0.0, 1.5, 0.01])
+@pytest.mark.parametrize("folds", [1, 9, 0.0, 1.0, 1.5, 0.01, 0.12, 0.88])
 def test_impossible_folds_are_refused(folds: float) -> None:
     with pytest.raises(ArgumentError, match="2 to 8 folds"):
         svm.choose_C(blobs()[0], Y, [1.0], folds=folds)
 
 
+def test_share_needs_two_rows_of_each_class() -> None:
+    with pytest.raises(ArgumentError, match="2 to 1 folds"):
+        svm.choose_C(blobs()[0], np.r_[Y[:-1], 3], [1.0], folds=0.5)
+
+
+@pytest.mark.parametrize("folds", [2, 8, 0.125, 0.875])
+def test_smallest_and_largest_folds_and_shares_are_made(folds: float) -> None:
+    held = 24 if folds >= 2 else round(24 * folds)
+    (row,) = svm.choose_C(blobs()[0], Y, [1.0], folds=folds)[1]
+    assert np.isfinite(row.right).sum() == held
+    assert len(row.folds) == (folds if folds >= 2 else 1)
+
+
+@pytest.mark.parametrize("folds", [4, 0.25])
+def test_folds_are_those_of_scikit_learn_at_the_seed(folds: float) -> None:
+    train, _ = blobs(spread=3.0)
+    splits = (
+        RepeatedStratifiedKFold(n_splits=4, n_repeats=2, random_state=7)
+        if folds == 4
+        else StratifiedShuffleSplit(2, test_size=0.25, random_state=7)
+    )
+    expected = [
+        float((svm.fit(train[rows], Y[rows], train[held], 0.1).predictions == Y[held]).mean())
+        for rows, held in splits.split(train, Y)
+    ]
+    (row,) = svm.choose_C(train, Y, [0.1], folds, repeats=2, seed=7)[1]
+    assert list(row.folds) == expected
+    assert list(svm.choose_C(train, Y, [0.1], folds, repeats=2, seed=8)[1][0].folds) != expected
+
+
+def test_rows_are_right_in_the_fold_that_holds_them_out() -> None:
+    train, _ = blobs(spread=3.0)
+    (row,) = svm.choose_C(train, Y, [0.1], 4, seed=7)[1]
+    expected = np.zeros(len(Y))
+    for rows, held in RepeatedStratifiedKFold(n_splits=4, n_repeats=1, random_state=7).split(Y, Y):
+        expected[held] = svm.fit(train[rows], Y[rows], train[held], 0.1).predictions == Y[held]
+    np.testing.assert_array_equal(row.right, expected)
+    assert 0 < row.mean < 1
+
+
 def test_cross_validate_equals_folds_on_the_rows() -> None:
-    train, _ = blobs(spread=2.0)
-    found = svm.cross_validate(train @ train.T, Y, 1.0, folds=4, seed=1)
-    _, (expected,) = svm.choose_C(train, Y, [1.0], folds=4, seed=1)
-    assert found.folds == pytest.approx(expected.folds)
+    train, _ = blobs(spread=3.0)
+    options: dict[str, Any] = {"folds": 4, "seed": 1, "scheme": "ovo", "tol": 1e-8}
+    found = svm.cross_validate(train @ train.T, Y, 0.01, **options)
+    _, (expected,) = svm.choose_C(train, Y, [0.01], **options)
+    np.testing.assert_array_equal(found.right, expected.right)
+    assert found.C == 0.01
+    for name, value in {"seed": 2, "scheme": "ovr", "folds": 5}.items():
+        other = svm.cross_validate(train @ train.T, Y, 0.01, **options | {name: value})
+        assert not np.array_equal(other.right, found.right), name
 
 
 def test_accuracy_of_the_reports_best_row() -> None:
@@ -327,6 +396,25 @@ def test_accuracy_of_the_reports_best_row() -> None:
     assert (score.correct, score.total) == (2707, 2985)
     assert score.standard_error == pytest.approx(0.005319, abs=1e-6)
     assert score.low < score.value < score.high
+
+
+def test_accuracy_compares_text_with_text_and_numbers_with_numbers() -> None:
+    text, numbers = np.array(["1", "0"]), np.array([1, 0])
+    for pair in ((text, numbers), (numbers, text)):
+        with pytest.raises(ArgumentError, match="compare text with text"):
+            svm.accuracy(*pair)
+    for y in (text, text.astype(object)):
+        for predictions in (text, text.astype(object)):
+            assert svm.accuracy(y, predictions).value == 1
+    assert svm.accuracy(numbers.astype(object), numbers).value == 1
+
+
+@pytest.mark.parametrize(
+    ("y", "predictions"), [([], []), ([[0, 1]], [[0, 1]]), ([0, 1], [0, 1, 1]), ([0], [[0]])]
+)
+def test_accuracy_needs_one_prediction_for_each_label(y: Any, predictions: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"predictions: got shape .*, not empty"):
+        svm.accuracy(np.array(y, int), np.array(predictions, int))
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (1, 10), (10, 10), (2707, 2985), (1, 1)])
@@ -343,6 +431,15 @@ def test_confusion_matrix_has_true_classes_as_rows() -> None:
         svm.confusion(np.array([0, 0, 1]), np.array([1, 0, 1]), 3),
         [[1, 1, 0], [0, 1, 0], [0, 0, 0]],
     )
+    # The rows follow the order of the classes, and a class that no image has keeps its row.
+    labels = (["b", "a", "c", "c"], ["a", "a", "c", "b"])
+    np.testing.assert_array_equal(
+        svm.confusion(*labels, ["d", "c", "a", "b"]),
+        [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 1, 0]],
+    )
+    for y, predictions in (("aac", "aab"), ("aab", "aac")):
+        with pytest.raises(ArgumentError, match=r"outside \['a', 'b'\]"):
+            svm.confusion(list(y), list(predictions), ["a", "b"])
     with pytest.raises(ArgumentError, match=r"outside 0 \.\. 1"):
         svm.confusion(np.array([0, 1, 2]), np.array([0, 1, 1]), 2)
     with pytest.raises(ArgumentError, match="expected that of y"):
