@@ -55,6 +55,9 @@ class Record:
     # estimates: name, bound, outcome, and the fields of an Estimate
     parts: list[Json] = field(default_factory=list)
     bounds: str = ""  # the digest of the bounds that decided
+    # name -> which images are right (`judge.pack_bits`), and the digest of the images
+    right: Json = field(default_factory=dict)
+    images: str = ""
     measured: Any = None  # further values that the page shows; they decide nothing
     expected: str = ""
     unit: str = ""
