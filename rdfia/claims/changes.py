@@ -87,7 +87,7 @@ def worsening(before: Record | None, after: Record | None, profiles: frozenset[s
     if after.outcome in ("unavailable", "error"):
         return "it is not measured any more"
     if (before.outcome, after.outcome) == ("supported", "contradicted"):
-        return "its interval lay within the bound and lies beyond it"
+        return "it was supported and is contradicted"
     return ""
 
 
@@ -102,7 +102,7 @@ def changes(before: Sequence[Record], after: Sequence[Record]) -> list[CheckChan
     profiles = frozenset(record.profile for record in after)
     sides = _by_key(before), _by_key(after)
     for key in {**sides[0], **sides[1]}:
-        pairs = product(*(side.get(key, [None]) for side in sides))
+        pairs = product(sides[0].get(key, [None]), sides[1].get(key, [None]))
         one, other = max(pairs, key=_likeness)
         values: tuple[ValueChange, ...] = ()
         conditions = {}
@@ -143,10 +143,9 @@ def _value_changes(before: Record, after: Record) -> Iterator[ValueChange]:
         else:
             yield value_change(name, then[name], now[name])
     for name, found in paired.items():
-        packed = before.right[name], after.right[name]
-        shares = [judge.unpack_bits(bits) for bits in packed]
-        ends = [intervals.proportion(int(bits.sum()), len(bits)) for bits in shares]
-        yield ValueChange(f"{name}, right images", *ends, *found)
+        shares = [judge.unpack_bits(record.right[name]) for record in (before, after)]
+        one, other = (intervals.proportion(int(bits.sum()), len(bits)) for bits in shares)
+        yield ValueChange(f"{name}, right images", one, other, *found)
 
 
 def estimate_of(part: Mapping[str, object]) -> Estimate:
@@ -180,9 +179,12 @@ def _image_changes(before: Record, after: Record) -> dict[str, tuple[str, Estima
         return {}
     found = {}
     for name in before.right.keys() & after.right.keys():
-        then, now = (judge.unpack_bits(record.right[name]) for record in (before, after))
-        if len(then) != len(now):
+        packed = [record.right[name] for record in (before, after)]
+        if packed[0]["n"] != packed[1]["n"]:
             continue
+        if any(bits["n"] > 6 * len(bits["bits"]) for bits in packed):  # base64 has 6 in a digit
+            raise ValueError(f"{before.key}, {name}: fewer bits than images")
+        then, now = map(judge.unpack_bits, packed)
         why = judge.image_mismatch(now, then)
         how = CHANGED if why else EQUAL if (then == now).all() else CHANCE
         lost, gained = int((then & ~now).sum()), int((now & ~then).sum())
@@ -202,14 +204,15 @@ def differing_conditions(
     """
     sides = [list(map(_conditions, environments)) for environments in (before, after)]
     names = dict.fromkeys(name for side in sides for found in side for name in found)
-    pairs = {
-        name: tuple(
-            ", ".join(dict.fromkeys(found.get(name, "not recorded") for found in side))
-            for side in sides
-        )
-        for name in names
-    }
-    return {name: (pair[0], pair[1]) for name, pair in pairs.items() if pair[0] != pair[1]}
+    pairs = {name: (_values(sides[0], name), _values(sides[1], name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _values(side: Sequence[Mapping[str, str]], name: str) -> str:
+    """A condition's values in the folders of a run, the first three of them."""
+    values = list(dict.fromkeys(found[name] for found in side if name in found))
+    more = [f"and {len(values) - 3} more"] if len(values) > 3 else []
+    return ", ".join([*values[:3], *more]) or "not recorded"
 
 
 def _conditions(environment: Mapping[str, object]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from rdfia.claims import changes, intervals
 from rdfia.claims import record as claim_records
 from rdfia.claims.changes import CheckChange, ValueChange
 from rdfia.claims.intervals import Estimate
+from rdfia.claims.judge import OUTCOMES
 from rdfia.claims.record import Record, format_value
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import files
@@ -24,6 +25,7 @@ from rdfia.report.benchmarks import BROKEN
 from rdfia.report.blocks import LEGEND, render
 
 WIDTH = 100  # columns of the text
+MALFORMED = (*BROKEN, ArithmeticError, IndexError)  # what a value of another kind may raise
 FILES = ("claims.json", "benchmarks.json")
 SECTIONS = {  # kind of a check's change -> title
     "worse": "Worse",
@@ -40,6 +42,7 @@ NOTES = {
     "rounding explains.",
     "exact": "Counts, closed forms, extremes: nothing says whether rounding explains it.",
 }
+SIDES = ("ours", "peer")  # the variants of a benchmark's column
 KINDS = {  # kind of a check's change -> words behind a count
     "same": "unchanged",
     "outcome": "with another outcome",
@@ -138,33 +141,44 @@ def read(path: Path) -> Run:
             "folder that holds some; pytest -m accuracy --output=DIR writes them"
         )
     run = Run(path)
-    contents = [(file, files.read_json(file)) for file in found]
-    try:
-        contents.sort(key=lambda item: str(_environment(item[1])["date"]), reverse=True)
-        for file, content in contents:
-            run.environments.append(_environment(content))
-            if not (content.get("records") or content.get("rows") or content.get("benchmarks")):
-                run.environments.pop()  # of a session that measured nothing of this kind
-            elif "records" in content:
+    contents: list[tuple[Path, Any, Mapping[str, Any]]] = []
+    for file in found:
+        try:
+            content = files.read_json(file)
+            if content.get("records") or content.get("rows") or content.get("benchmarks"):
+                contents.append((file, content, _environment(content)))
+        except MALFORMED as error:
+            raise _malformed(file, error) from error
+    contents.sort(key=lambda item: str(item[2].get("date")), reverse=True)
+    for file, content, environment in contents:
+        run.environments.append(environment)
+        try:
+            if "records" in content:
                 claims = claim_records.read_run(file)
                 run.records += claims["records"]
-                run.unfinished = run.unfinished or claims["unfinished"]
+                run.unfinished = run.unfinished or str(claims["unfinished"])
             elif "rows" in content:
                 run.timings = {**_peer_timings(content["rows"]), **run.timings}
             else:
                 run.timings = {**_timings(content["benchmarks"]), **run.timings}
-    except BROKEN as error:
-        raise StoreError(
-            f"{printable_line(file)}: got other content than a run ({error!r}), expected "
-            "claims.json, benchmarks.json or a file of pytest-benchmark"
-        ) from error
+        except MALFORMED as error:
+            raise _malformed(file, error) from error
     return run
+
+
+def _malformed(file: Path, error: Exception) -> StoreError:
+    if isinstance(error, StoreError):
+        return error  # it names the file
+    return StoreError(
+        f"{printable_line(file)}: got other content than a run ({error!r}), expected claims.json, "
+        "benchmarks.json or a file of pytest-benchmark; write it again"
+    )
 
 
 def _environment(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The environment of a run; of pytest-benchmark's file, what it says of machine and commit."""
     if "machine_info" not in content:
-        return {"date": "", **content.get("environment", {})}
+        return {**content.get("environment", {})}
     machine, commit = content["machine_info"], content.get("commit_info") or {}
     return {
         "date": content.get("datetime", ""),
@@ -183,10 +197,10 @@ def _peer_timings(rows: Sequence[Mapping[str, Any]]) -> dict[str, Timing]:
     found = {}
     for row in rows:
         for title, column in row["columns"].items():
-            ours, peer = (
-                tuple(float(np.quantile(samples[column[side]], 0.25)) for samples in row["samples"])
-                for side in ("ours", "peer")
-            )
+            sides = [[samples[column[side]] for samples in row["samples"]] for side in SIDES]
+            if not all(all(rounds) for rounds in sides):
+                raise ValueError(f"{row['name']}: a round without a sample")
+            ours, peer = (tuple(float(np.quantile(r, 0.25)) for r in rounds) for rounds in sides)
             speedups = tuple(slow / fast for fast, slow in zip(ours, peer, strict=True))
             text = f"{format_value(float(column['rate']))} {row['unit']}/s, {column['dtype']}"
             found[f"{row['name']}, {title}"] = Timing(text, ours, speedups)
@@ -225,12 +239,16 @@ def compare(before: Path, after: Path) -> Comparison:
             "benchmarks in both"
         )
     try:
-        found = changes.changes(a.records, b.records)
-    except (*BROKEN, ZeroDivisionError) as error:
+        return _compared(a, b)
+    except MALFORMED as error:
         raise StoreError(
             f"{printable_line(before)}, {printable_line(after)}: a record cannot be compared "
-            f"({error!r}), expected the records of a run; pytest -m accuracy writes them again"
+            f"({error!r}), expected the records of a run; write them again"
         ) from error
+
+
+def _compared(a: Run, b: Run) -> Comparison:
+    found = changes.changes(a.records, b.records)
     sections = [_conditions(a, b)]
     for kind, title in SECTIONS.items():
         rows = tuple(_check_row(change) for change in found if change.kind == kind)
@@ -238,26 +256,21 @@ def compare(before: Path, after: Path) -> Comparison:
     if a.timings and b.timings:
         sections += _benchmarks(a.timings, b.timings)
     shown = tuple(section for section in sections if section.rows)
-    return Comparison(
-        (_run_row("A", a), _run_row("B", b)),
-        shown,
-        _closing(found, shown),
-        sum(change.kind == "worse" for change in found),
-    )
+    worse = sum(change.kind == "worse" for change in found)
+    return Comparison((_run_row("A", a), _run_row("B", b)), shown, _closing(found, shown), worse)
 
 
 def _run_row(name: str, run: Run) -> Row:
-    """Path, dates, commits and size of a run."""
-    dates, commits = (
-        ", ".join(
-            dict.fromkeys(str(where.get(key)) for where in run.environments if where.get(key))
-        )
-        for key in ("date", "commit")
-    )
+    """Path, size, date and commit of a run; of several, their number and dates."""
     sizes = {"checks": len({r.key for r in run.records}), "benchmarks": len(run.timings)}
     facts = [", ".join(f"{n} {what}" for what, n in sizes.items() if n)]
-    facts += [text for text, found in ((dates, dates), (f"commit {commits}", commits)) if found]
-    facts += [f"stopped: {run.unfinished}"] if run.unfinished else []
+    dates = [str(where.get("date") or "no date") for where in run.environments]
+    if len(dates) > 1:
+        facts.append(f"{len(dates)} runs, {dates[-1]} to {dates[0]}")
+    else:
+        commit = run.environments[0].get("commit")
+        facts += [*dates, *([f"commit {commit}"] if commit else [])]
+        facts += [f"stopped: {run.unfinished}"] if run.unfinished else []
     return Row(name, str(run.path), "", tuple(facts))
 
 
@@ -275,20 +288,23 @@ def _conditions(a: Run, b: Run) -> Section:
 
 
 def _check_row(change: CheckChange) -> Row:
-    texts = [record.verdict if record else "" for record in (change.before, change.after)]
-    details = [change.worse] if change.worse else []
     record = change.after or change.before
-    if change.worse and change.after and change.after.failure:
-        details.append(change.after.failure.removeprefix(f"{change.key}: "))
-    elif change.kind == "not measured" and change.after:
-        details += filter(None, [(change.after.note or change.after.failure)[:300]])
+    if record is None or change.after is None:
+        return Row(change.key, record.verdict if record else "", "missing")
+    before = change.before.verdict if change.before else ""
+    details = []
+    if change.worse:
+        why = change.after.failure.removeprefix(f"{change.key}: ")
+        why = why or (change.after.note if change.after.outcome not in OUTCOMES else "")
+        details += [f"{change.worse}: {why[:300]}" if why else change.worse]
+    elif change.kind == "not measured":
+        details += filter(None, [change.after.note[:300]])
     shown = [value for value in change.values if value.how != changes.EQUAL]
     details += map(_value_text, shown)
     details += [f"{name}: {a or '-'} -> {b or '-'}" for name, (a, b) in change.conditions.items()]
-    if not (change.before and change.after) and record:
-        details += filter(None, [record.estimates])
-    bars = [_bars(record.id, value) for value in shown] if record else []
-    return Row(change.key, *texts, tuple(details), tuple(bar for bar in bars if bar))
+    details += [] if change.before else filter(None, [change.after.estimates])
+    bars = tuple(bar for bar in (_bars(record.id, value) for value in shown) if bar)
+    return Row(change.key, before, change.after.verdict, tuple(details), bars)
 
 
 def _value_text(value: ValueChange) -> str:
@@ -318,7 +334,8 @@ def _bars(claim_id: str, value: ValueChange) -> Bars | None:
     if value.difference is None or not all(map(math.isfinite, ends)):
         return None
     bounds = CLAIMS[claim_id].bounds if claim_id in CLAIMS else {}
-    bound = bounds[value.name].value if value.name in bounds else None
+    edge = bounds.get(value.name)
+    bound = edge.value if edge and not edge.margin else None
     low, high = min(ends), max(ends)
     room = 2 * (high - low)
     if bound is not None and low - room <= bound <= high + room:
@@ -366,7 +383,9 @@ def _benchmarks(a: Mapping[str, Timing], b: Mapping[str, Timing]) -> Iterator[Se
 def _ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """The ratio of two series with Welch's 95 % interval, infinite where one has a single round."""
     if min(len(a), len(b)) < 2:
-        return Estimate(float(np.median(a) / np.median(b)), 0.0, math.inf, 1, "a single round")
+        return Estimate(
+            float(np.median(a)) / float(np.median(b)), 0.0, math.inf, 1, "a single round"
+        )
     return intervals.ratio(a, b, 0.95, paired=False)
 
 
@@ -423,7 +442,12 @@ def _wrapped(text: str, first: str, later: str) -> list[str]:
 
 
 def _arrow(row: Row) -> str:
-    return f"{row.before} -> {row.after}" if row.before and row.after else row.before or row.after
+    """Both values; what ends both of them, such as a unit, only once."""
+    head, _, tail = row.before.partition(" ")
+    if row.before == row.after or not (row.before and row.after):
+        return row.before or row.after
+    short = tail and row.after.endswith(f" {tail}") and row.after.count(" ") == tail.count(" ") + 1
+    return f"{head if short else row.before} -> {row.after}"
 
 
 def as_markdown(found: Comparison) -> Iterator[str]:

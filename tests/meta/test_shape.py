@@ -38,8 +38,8 @@ ORDER = {
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
-    "claims": "intervals judge registry record provenance ledger summary",
-    "report": "environment figures blocks benchmarks page",
+    "claims": "intervals judge registry record changes provenance ledger summary",
+    "report": "environment figures blocks benchmarks comparison page",
     "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gan_data "
     "gan_measures gan_studies gans",
 }
