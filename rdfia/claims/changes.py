@@ -12,7 +12,7 @@ from scipy import stats
 from rdfia.claims import intervals, judge
 from rdfia.claims.intervals import Estimate
 from rdfia.claims.judge import OUTCOMES
-from rdfia.claims.record import Json, Record
+from rdfia.claims.record import Json, Record, estimate_of
 
 # A difference counts if 0 lies outside its interval of four standard errors. Of 150 values without
 # a true difference, one is then found in one comparison of a hundred.
@@ -146,12 +146,6 @@ def _value_changes(before: Record, after: Record) -> Iterator[ValueChange]:
         shares = [judge.unpack_bits(record.right[name]) for record in (before, after)]
         one, other = (intervals.proportion(int(bits.sum()), len(bits)) for bits in shares)
         yield ValueChange(f"{name}, right images", one, other, *found)
-
-
-def estimate_of(part: Mapping[str, object]) -> Estimate:
-    """The estimate of a record's part; JSON holds infinity as the text "inf"."""
-    value, low, high, level = (float(str(part[name])) for name in ("value", "low", "high", "level"))
-    return Estimate(value, low, high, int(str(part["n"])), str(part["method"]), level)
 
 
 def value_change(name: str, before: Estimate, after: Estimate) -> ValueChange:

@@ -571,7 +571,8 @@ def altered_json(data: bytes, chance: random.Random) -> bytes:
             if chance.random() < 0.2:
                 del part[key]
             else:
-                part[key] = chance.choice(ODD)
+                # A copy: later changes may reach into it, and it must not change for other numbers.
+                part[key] = json.loads(json.dumps(chance.choice(ODD)))
         if chance.random() < 0.05:
             return json.dumps(chance.choice(ODD)).encode()
     return json.dumps(value).encode()

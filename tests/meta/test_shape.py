@@ -39,7 +39,7 @@ ORDER = {
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
     "claims": "intervals judge registry record changes provenance ledger summary",
-    "report": "environment figures blocks benchmarks comparison page",
+    "report": "environment figures blocks benchmarks results comparison page",
     "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gan_data "
     "gan_measures gan_studies gans",
 }
@@ -53,6 +53,7 @@ LARGER = {
     "models.networks": 260,
     "transfer.features": 250,
     "report.figures": 240,
+    "report.comparison": 215,
     "__main__": 300,
     "commands": 265,
 }
@@ -188,7 +189,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 3220
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 3670
     )
 
 
