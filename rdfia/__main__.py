@@ -1,6 +1,6 @@
 """The commands of `rdfia` and their exit codes; the checks themselves run in pytest.
 
-Here are `assets`, `report`, `claims` and `extract`; those that make pictures are in `commands`.
+Here are `assets`, `report`, `claims`, `compare`, `extract`; `commands` has those of pictures.
 """
 
 from __future__ import annotations
@@ -220,6 +220,18 @@ def _claims(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from rdfia.data import files
+    from rdfia.report import comparison
+
+    found = comparison.compare(options.before, options.after)
+    lines = comparison.as_markdown(found) if options.markdown else comparison.as_text(found)
+    print(*lines, sep="\n")
+    if options.page:
+        files.write_atomic(options.page, comparison.as_page(found).encode())
+    return FAILED if found.worse else 0
+
+
 def _taps(network: str, names: str) -> dict[str, Tap]:
     """Tap -> what `forward_taps` reads, for comma-separated names of layers or module paths.
 
@@ -419,6 +431,18 @@ def _parser() -> argparse.ArgumentParser:
         help="write the table of the committed runs between the two marks of FILE",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = command(
+        "compare",
+        _compare,
+        "Compare two runs: conditions, outcomes, values, benchmarks. Exit code 1: a check got "
+        "worse (supported and then contradicted, its test fails now, or it is lost).",
+    )
+    for name, metavar in (("before", "A"), ("after", "B")):
+        sub.add_argument(
+            name, type=Path, metavar=metavar, help="a run's folder, claims.json or benchmarks"
+        )
+    sub.add_argument("--page", type=Path, metavar="FILE", help="also write a page (HTML)")
+    sub.add_argument("--markdown", action="store_true", help="print Markdown instead of text")
     sub = command(
         "extract",
         _extract,

@@ -1,3 +1,4 @@
+from rdfia.claims import changes as changes
 from rdfia.claims import intervals as intervals
 from rdfia.claims import judge as judge
 from rdfia.claims import ledger as ledger

@@ -141,6 +141,7 @@ class Ledger:
             }
             for name, estimate in found.items()
         ]
+        packed = {name: judge.pack_bits(bits) for name, bits in (right or {}).items()}
         record = self.new(
             claim_id,
             case,
@@ -150,6 +151,8 @@ class Ledger:
             outcome=judge.combined_outcome([part["outcome"] for part in parts]),
             expected="; ".join(f"{name} {bound}" for name, bound in bounds.items()),
             code=provenance.lab_hash(self.root, row.lab),
+            right=packed,
+            images=images,
             **values,
         )
         distances = {name: judge.errors_from_bound(e, bounds[name]) for name, e in found.items()}
@@ -161,8 +164,7 @@ class Ledger:
             "errors from bound": round(min(distance, 99.0), 2),
             "parts": {name: [e.value, judge.standard_error(e)] for name, e in found.items()},
         }
-        if right:
-            packed = {name: judge.pack_bits(bits) for name, bits in right.items()}
+        if packed:
             pin |= {"images": images, "right": packed}
         self._compare(record, pin)
         return record

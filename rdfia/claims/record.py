@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rdfia.claims import judge
+from rdfia.claims.intervals import Estimate
 from rdfia.claims.judge import WORDS
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import files, pictures
@@ -55,6 +56,9 @@ class Record:
     # estimates: name, bound, outcome, and the fields of an Estimate
     parts: list[Json] = field(default_factory=list)
     bounds: str = ""  # the digest of the bounds that decided
+    # name -> which images are right (`judge.pack_bits`), and the digest of the images
+    right: Json = field(default_factory=dict)
+    images: str = ""
     measured: Any = None  # further values that the page shows; they decide nothing
     expected: str = ""
     unit: str = ""
@@ -121,6 +125,12 @@ def interval_of(part: Mapping[str, Any]) -> str:
     if part["low"] == part["high"]:
         return ""
     return f" ({format_value(part['low'])} to {format_value(part['high'])})"
+
+
+def estimate_of(part: Mapping[str, Any]) -> Estimate:
+    """The estimate of a record's part; JSON holds infinity as the text "inf"."""
+    value, low, high, level = (float(part[name]) for name in ("value", "low", "high", "level"))
+    return Estimate(value, low, high, int(part["n"]), str(part["method"]), level)
 
 
 def from_json(row: Mapping[str, Any]) -> Record:

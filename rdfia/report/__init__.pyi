@@ -1,9 +1,12 @@
 from rdfia.report import benchmarks as benchmarks
 from rdfia.report import blocks as blocks
+from rdfia.report import comparison as comparison
 from rdfia.report import environment as environment
 from rdfia.report import figures as figures
 from rdfia.report import page as page
+from rdfia.report import results as results
 from rdfia.report.benchmarks import exponent as exponent
+from rdfia.report.comparison import compare as compare
 from rdfia.report.figures import png as png
 from rdfia.report.page import rebuild as rebuild
 from rdfia.report.page import write_records_and_figures as write_records_and_figures

@@ -18,8 +18,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rdfia.claims import judge
-from rdfia.claims.intervals import Estimate
-from rdfia.claims.record import VERDICTS, Record, count_verdicts, format_value, interval_of
+from rdfia.claims.record import (
+    VERDICTS,
+    Record,
+    count_verdicts,
+    estimate_of,
+    format_value,
+    interval_of,
+)
 from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA, TABLE1
 
 Json = dict[str, Any]
@@ -233,9 +239,7 @@ def _needed_size(record: Record, part: Json) -> str:
     bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
     if bound is None:
         return "more data"
-    # JSON holds infinity as the text "inf".
-    value, low, high = (float(part[name]) for name in ("value", "low", "high"))
-    found = Estimate(value, low, high, part["n"], part["method"], part["level"])
+    found = estimate_of(part)
     if not math.isfinite(found.low):
         return "more seeds: one run has no interval"
     size = judge.size_that_decides(found, bound)

@@ -36,13 +36,14 @@ import numpy as np
 import torch
 from PIL import Image, features
 
+from rdfia.claims import judge
 from rdfia.claims import record as claim_records
 from rdfia.data import assets, datasets, downloads, feature_store, files, images
 from rdfia.errors import RdfiaError
 from rdfia.gans import runs
 from rdfia.gans.training import Trainer
 from rdfia.models import networks, weights
-from rdfia.report import page
+from rdfia.report import comparison, page
 from tests.faults import victims
 
 MOST_SECONDS = 2.0
@@ -255,6 +256,8 @@ def run_json() -> bytes:
         measured=curve,
         outcome="undecided",
         parts=[part],
+        right={"p": judge.pack_bits([True, False] * 5)},
+        images="i",
         evidence=evidence | curve,
         figures=figures,
     )
@@ -268,6 +271,13 @@ def run_json() -> bytes:
     thresholds = {"a": {"accuracy": 0.5, "n": 10, "images": "i", "bits": "AAA="}}
     run = {"environment": environment, "thresholds": thresholds, "records": [record.as_json()]}
     return json.dumps(claim_records.as_plain(run)).encode()
+
+
+def benchmarks_json() -> bytes:
+    column = {"ours": "ours", "peer": "usual", "dtype": "float32", "rate": 10.0}
+    samples = [{"ours": [0.1, 0.2], "usual": [0.3]}, {"ours": [0.1], "usual": [0.3, 0.2]}]
+    row = {"name": "a step", "unit": "steps", "columns": {"best": column}, "samples": samples}
+    return json.dumps({"rows": [row], "environment": {"date": "2026", "assets": []}}).encode()
 
 
 def readers(folder: Path) -> list[Reader]:
@@ -311,6 +321,13 @@ def readers(folder: Path) -> list[Reader]:
             if not (here / name).exists():
                 (here / name).write_bytes(data)
         Trainer(victims.GAN, x, torch.arange(30) % 3).load(here)
+
+    def compared(here: Path) -> None:
+        for name, data in (("claims.json", run_json()), ("benchmarks.json", benchmarks_json())):
+            (here / name).write_bytes(data)
+        found = comparison.compare(here, here / "b.json")
+        _ = [*comparison.as_text(found), *comparison.as_markdown(found)]
+        comparison.as_page(found)
 
     run = replace(victims.RUN, grids=(25,))
 
@@ -387,6 +404,7 @@ def readers(folder: Path) -> list[Reader]:
         Reader(
             "claims.json", [run_json()], lambda here: claim_records.read_run(here / "claims.json")
         ),
+        Reader("b.json", [run_json(), benchmarks_json()], compared, 0.3),
         Reader("training.json", [index], resume, 0.5),
         Reader(checkpoint.name, [checkpoint.read_bytes()], resume, 0.5),
         Reader(
@@ -565,7 +583,8 @@ def altered_json(data: bytes, chance: random.Random) -> bytes:
             if chance.random() < 0.2:
                 del part[key]
             else:
-                part[key] = chance.choice(ODD)
+                # A copy: later changes may reach into it, and it must not change for other numbers.
+                part[key] = json.loads(json.dumps(chance.choice(ODD)))
         if chance.random() < 0.05:
             return json.dumps(chance.choice(ODD)).encode()
     return json.dumps(value).encode()

@@ -844,3 +844,10 @@ def test_no_import_uses_the_network(fault: Fault) -> None:
         means="no connection and no lookup of a name",
         found={"said": done.stderr[-300:]},
     )
+
+
+def test_an_altered_document_does_not_depend_on_those_before_it() -> None:
+    """A case is repeated by its number alone."""
+    reader = hostile.Reader("a.json", [hostile.run_json()], Path.read_bytes)
+    first = [hostile.hostile(reader, 0, number) for number in range(400)]
+    assert [hostile.hostile(reader, 0, number) for number in range(400)] == first

@@ -59,44 +59,17 @@ def test_every_difference_except_times_is_listed(
     assert all(line.endswith(text) for line, text in zip(lines, found, strict=False))
 
 
-def outcomes_of(
-    tmp_path: Path, first: Any, second: Any, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, list[str]]:
-    for name, run in (("a", first), ("b", second)):
-        files.write_json(tmp_path / name / "claims.json", run)
-    status = same_answer.main("--outcomes", str(tmp_path / "a"), str(tmp_path / "b"))
-    return status, capsys.readouterr().out.splitlines()
-
-
-def run_of(environment: dict[str, Any], **verdicts: str) -> dict[str, Any]:
-    records = [
-        {"key": key, "verdict": verdict, "measured": len(verdict) / 3}
-        for key, verdict in verdicts.items()
+def test_changed_outcomes_are_those_that_differ_and_were_not_deferred() -> None:
+    first = {"q1": "reproduced", "q2": "contradicted", "q3": "reproduced"}
+    second = {"q1": "deferred", "q2": "reproduced", "q4": "reproduced"}
+    assert same_answer.changed_outcomes(first, first) == []
+    assert same_answer.changed_outcomes(first, second) == [
+        ("q2", ("contradicted", "reproduced")),
+        ("q3", ("reproduced", "absent")),
+        ("q4", ("absent", "reproduced")),
     ]
-    return {"environment": {"date": "2026-01-01", "cpu": "a", **environment}, "records": records}
-
-
-def test_outcomes_compares_conditions_and_verdicts_not_values(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = run_of({"bfloat16": "AVX-512"}, q1="reproduced", q2="contradicted", q3="reproduced")
-    same = run_of({"bfloat16": "emulated"}, q1="reproduced", q2="contradicted", q3="reproduced")
-    same["records"][0]["measured"] = 7.0
-    same["records"][2]["verdict"] = "deferred"
-    condition = "condition bfloat16: AVX-512 and emulated"
-    assert outcomes_of(tmp_path, first, same, capsys) == (
-        0,
-        [condition, "0 verdicts differ, in 3 records"],
-    )
-    other = run_of({"bfloat16": "emulated"}, q1="reproduced", q2="reproduced", q4="reproduced")
-    status, lines = outcomes_of(tmp_path, first, other, capsys)
-    assert status == 1
-    assert lines[:2] == [condition, "q2: 'contradicted' and 'reproduced'; measured 4 and 3.333"]
-    assert "q3: 'reproduced' and 'absent'" in lines[2]
-    assert "q4: 'absent' and 'reproduced'" in lines[3]
-    assert lines[4:] == ["3 verdicts differ, in 4 records"]
 
 
 def test_one_folder_is_refused() -> None:
     with pytest.raises(SystemExit, match="expected two folders"):
-        same_answer.main("--outcomes", "reports/a")
+        same_answer.main("reports/a")

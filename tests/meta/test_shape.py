@@ -38,8 +38,8 @@ ORDER = {
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
-    "claims": "intervals judge registry record provenance ledger summary",
-    "report": "environment figures blocks benchmarks page overview",
+    "claims": "intervals judge registry record changes provenance ledger summary",
+    "report": "environment figures blocks benchmarks results comparison page overview",
     "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gan_data "
     "gan_measures gan_studies gans",
 }
@@ -54,15 +54,16 @@ LARGER = {
     "transfer.features": 275,
     "report.figures": 240,
     "report.overview": 210,
+    "report.comparison": 215,
     "__main__": 300,
     "commands": 275,
 }
 LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 # Functions that are one table of arguments or one sequence of steps -> their lines.
 LONGER_FUNCTIONS = {
-    "__main__._parser": 126,
+    "__main__._parser": 138,
     "__main__._extract": 57,
-    "claims.ledger.Ledger.measured": 53,
+    "claims.ledger.Ledger.measured": 55,
     "commands.add_to": 74,
     "data.assets.fetch": 56,
     "data.datasets.prepare_celeba": 54,
@@ -211,7 +212,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 3700
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 3950
     )
 
 

@@ -1,9 +1,8 @@
 """Lists the differences between the claims.json of two runs, except times and dates.
 
-    python -m tests.support.same_answer reports/a reports/b             # every value
-    python -m tests.support.same_answer --outcomes reports/a reports/b  # conditions and verdicts
+    python -m tests.support.same_answer reports/a reports/b
 
-The second form is for runs on different processors, dtypes or versions of torch.
+For two runs on different processors, dtypes or versions of torch: `rdfia compare`.
 """
 
 from __future__ import annotations
@@ -71,33 +70,16 @@ def results(run: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def outcomes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
-    """A line for each condition that differs (processor, dtype, ...), then for each verdict."""
-    yield from (
-        f"condition {line.removeprefix('/')}"
-        for line in differences(a["environment"], b["environment"])
-    )
-    measured = [results(run) for run in (a, b)]
-    for key, (one, other) in changed_outcomes(verdicts(a), verdicts(b)):
-        values = " and ".join(str(run.get(key))[:80] for run in measured)
-        yield f"{key}: {one!r} and {other!r}; measured {values}"
-
-
 def main(*words: str) -> int:
-    by_outcome = "--outcomes" in words
-    folders = [Path(word) for word in words if word != "--outcomes"]
-    if len(folders) != 2:
+    if len(words) != 2:
         raise SystemExit(
-            "expected two folders with a claims.json each, as in: "
-            "same_answer [--outcomes] reports/a reports/b"
+            "expected two folders with a claims.json each, as in: same_answer reports/a reports/b"
         )
-    a, b = (files.read_json(folder / "claims.json") for folder in folders)
-    lines = list(outcomes(a, b) if by_outcome else differences(a, b))
-    count = len(changed_outcomes(verdicts(a), verdicts(b))) if by_outcome else len(lines)
-    what = "verdicts differ" if by_outcome else "differences, times excepted"
+    a, b = (files.read_json(Path(word) / "claims.json") for word in words)
+    lines = list(differences(a, b))
     keys = {record["key"] for run in (a, b) for record in run["records"]}
-    print(*lines, f"{count} {what}, in {len(keys)} records", sep="\n")
-    return int(bool(count))
+    print(*lines, f"{len(lines)} differences, times excepted, in {len(keys)} records", sep="\n")
+    return int(bool(lines))
 
 
 if __name__ == "__main__":
