@@ -188,10 +188,9 @@ def _claims(options: argparse.Namespace) -> int:
     from rdfia.claims.ledger import committed_records
     from rdfia.claims.record import read_run
     from rdfia.claims.registry import CLAIMS
-    from rdfia.data import files
 
     path = options.folder / "claims.json"
-    if options.committed or options.readme:
+    if options.committed:
         latest = {
             record.key: (record, f"reports/verified/{folder}, {date}")
             for record, folder, date in reversed(committed_records(Path()))
@@ -199,17 +198,7 @@ def _claims(options: argparse.Namespace) -> int:
     else:
         records = read_run(path)["records"] if path.exists() else []
         latest = {record.key: (record, str(options.folder)) for record in records}
-    if options.readme:
-        if not options.readme.is_file():
-            raise ArgumentError(
-                f"--readme {printable_line(options.readme)}: no such file, expected one with the "
-                "two marks of the table; check its name"
-            )
-        text = summary.with_new_table(
-            options.readme.read_text("utf-8"), [record for record, _ in latest.values()]
-        )
-        files.write_atomic(options.readme, text.encode())
-    elif options.json:
+    if options.json:
         rows = {claim.id: {**asdict(claim), "checks": []} for claim in CLAIMS.values()}
         for record, _ in latest.values():
             if record.id in rows:
@@ -423,12 +412,6 @@ def _parser() -> argparse.ArgumentParser:
         "--committed",
         action="store_true",
         help="list the committed runs in reports/verified instead of FOLDER",
-    )
-    sub.add_argument(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help="write the table of the committed runs between the two marks of FILE",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub = command(

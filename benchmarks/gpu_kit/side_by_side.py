@@ -1,4 +1,4 @@
-"""The README's section on CUDA, from the committed records: a table beside the CPU's."""
+"""The section on CUDA of docs/speed.md, from the committed records: a table beside the CPU's."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ def section(verified: Path) -> str:
 
 
 def section_in(text: str) -> str:
-    """The section in the README's text. ArgumentError: the lines around it are missing."""
+    """The section in the text. ArgumentError: the lines around it are missing."""
     _, begin, rest = text.partition(BEGIN)
     inside, end, _ = rest.partition(END)
     if not (begin and end):
         raise ArgumentError(
-            f"README.md: expected the lines {BEGIN} and {END}; put them where the section belongs"
+            f"docs/speed.md: expected the lines {BEGIN} and {END}; put them where the section "
+            "belongs"
         )
     return inside.strip()
 
 
 def write(readme: Path, verified: Path) -> None:
-    """Replaces the section in a README by that of the records below `verified`."""
+    """Replaces the section in a Markdown file by that of the records below `verified`."""
     text = readme.read_text("utf-8")
     section_in(text)
     before, _, rest = text.partition(BEGIN)

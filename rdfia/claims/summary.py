@@ -1,4 +1,4 @@
-"""The claims with their outcomes, as lines for a terminal and as the README's table."""
+"""The claims with their outcomes, as lines for a terminal and as rows of a table."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from collections.abc import Iterator, Sequence
 from rdfia.claims.judge import SCOPES
 from rdfia.claims.record import Record, count_verdicts, format_value, interval_of
 from rdfia.claims.registry import CLAIMS
-from rdfia.errors import ArgumentError
 
-MARKS = (
-    "<!-- written by python -m rdfia claims --readme README.md -->",
-    "<!-- end of the written table -->",
-)
 MOST = 90  # characters of a statement, and of a result, in the table: one line on a screen
 
 
@@ -36,15 +31,15 @@ def _case(record: Record) -> str:
     return f"{record.case}: " if record.case else ""
 
 
-def readme_table(records: Sequence[Record]) -> str:
-    """The README's table as Markdown: for each claim its verdicts and the result of one check.
+HEAD = ("claim", "sentence", "outcome", "measured, with 99 % intervals")
+
+
+def table_rows(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
+    """A row of `HEAD` for each claim: its verdicts and the result of one check.
 
     That check is one of the report's own reading before substitutes, decided before undecided.
     """
-    rows = [
-        "| claim | sentence | outcome | measured, with 99 % intervals |",
-        "| --- | --- | --- | --- |",
-    ]
+    rows = []
     for claim in CLAIMS.values():
         mine = [record for record in records if record.id == claim.id and record.parts]
         words, result = "not measured", ""
@@ -56,12 +51,11 @@ def readme_table(records: Sequence[Record]) -> str:
             result = _result(min(mine, key=_rank))
         elif any(record.id == claim.id for record in records):
             words = "an older record, without an interval"
-        texts = (claim.id, _shortened(claim.statement), words, result)
-        rows.append(f"| {' | '.join(text.replace('|', _BAR) for text in texts)} |")
-    return "\n".join(rows)
+        rows.append((claim.id, _shortened(claim.statement), words, result))
+    return rows
 
 
-_BAR = r"\|"  # a bar inside a cell of Markdown
+BAR = r"\|"  # a bar inside a cell of Markdown
 
 
 def _rank(record: Record) -> tuple[int, bool]:
@@ -82,18 +76,3 @@ def _result(record: Record) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= MOST else f"{text[:MOST].rpartition(' ')[0]} ..."
-
-
-def with_new_table(readme: str, records: Sequence[Record]) -> str:
-    """The text of a README with a new table between its two marks.
-
-    ArgumentError: a mark is missing.
-    """
-    before, found, rest = readme.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (found and end):
-        raise ArgumentError(
-            f"readme: got a text without the marks {MARKS[0]} and {MARKS[1]}, expected both; write "
-            "both where the table belongs"
-        )
-    return f"{before}{MARKS[0]}\n{readme_table(records)}\n{MARKS[1]}{after}"

@@ -3,8 +3,10 @@ from rdfia.report import blocks as blocks
 from rdfia.report import comparison as comparison
 from rdfia.report import environment as environment
 from rdfia.report import figures as figures
+from rdfia.report import overview as overview
 from rdfia.report import page as page
 from rdfia.report import results as results
+from rdfia.report import tables as tables
 from rdfia.report.benchmarks import exponent as exponent
 from rdfia.report.comparison import compare as compare
 from rdfia.report.figures import png as png

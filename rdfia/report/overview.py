@@ -1,4 +1,4 @@
-"""The page of the whole report: the committed runs in, docs/index.html and docs/pictures out.
+"""The page of the whole report: the committed runs in; docs/index.html, its pictures, a chart out.
 
 The HTML depends on claims.json, the records below reports/verified and the templates, so that it
 can be compared with the committed page. Photos of data sets are not published: the folder
@@ -24,7 +24,7 @@ from rdfia.claims.record import Record, is_stale
 from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA, Claim
 from rdfia.data import files
 from rdfia.errors import ArgumentError
-from rdfia.report import blocks, page
+from rdfia.report import blocks, page, tables
 from rdfia.report.blocks import Json, Picture
 
 # The state of a sentence -> a mark that can be read without colour, and the meaning.
@@ -274,6 +274,49 @@ def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
     )
 
 
+CHART_COLUMNS = 2
+ROW, NAME_WIDTH, BAR_WIDTH = 18, 190, 190  # of the chart, in pixels
+
+
+def chart(runs: Sequence[tuple[str, Json]]) -> str:
+    """An SVG picture of the report's sentences, each with one estimate that decides it.
+
+    It is an estimate of the state's outcome, of the first check with that outcome.
+    """
+    found = [row for row in sentences(runs) if row.claim.scope == "report"]
+    lines = -(-len(found) // CHART_COLUMNS)
+    rows = []
+    for number, row in enumerate(found):
+        column, line = divmod(number, lines)
+        at: dict[str, float] = {}
+        if decided := _deciding_estimate(row):
+            marks = blocks.bar_marks(*decided)
+            at = {name: round(place * BAR_WIDTH / 100, 1) for name, place in marks.items()}
+        x, y = 20 + column * (NAME_WIDTH + BAR_WIDTH + 30), 32 + line * ROW
+        rows.append({"x": x, "y": y, "mark": STATES[row.state][0], "id": row.claim.id, "at": at})
+    counts = {state: sum(row.state == state for row in found) for state in STATES}
+    return blocks.render(
+        "chart.svg",
+        title=f"{len(found)} sentences of the report",
+        rows=rows,
+        marks=[f"{mark} {state}: {counts[state]}" for state, (mark, _) in STATES.items()],
+        width=CHART_COLUMNS * (NAME_WIDTH + BAR_WIDTH + 30) + 10,
+        height=32 + lines * ROW + 46,
+        name_width=NAME_WIDTH,
+        bar_width=BAR_WIDTH,
+    )
+
+
+def _deciding_estimate(row: Sentence) -> tuple[Record, Json] | None:
+    """A record and its part with the outcome of the sentence's state; None if no check ran."""
+    checks = deciding_checks(row.claim, row.checks)
+    if not checks:
+        return None
+    outcome = {"does not hold": CONTRADICTED, "undecided": UNDECIDED}.get(row.state, SUPPORTED)
+    record = min((check.record for check in checks), key=lambda r: r.outcome != outcome)
+    return record, min(record.parts, key=lambda part: part["outcome"] != outcome)
+
+
 def _by_claim(shown: Sequence[Shown]) -> Callable[[str, str], list[Shown]]:
     """A function of lab and answer: the pictures of the answer's checks, and public ones."""
     places = defaultdict(list)
@@ -347,9 +390,10 @@ def _run_rows(runs: Sequence[tuple[str, Json]]) -> list[list[Any]]:
 
 
 def write(root: Path) -> Path:
-    """The path of docs/index.html of the checkout `root`, written with its pictures.
+    """The path of docs/index.html of the checkout `root`, written with all that comes from runs.
 
-    Pictures that the page no longer shows are removed. ArgumentError: no committed run.
+    These are its pictures, the chart of the claims, and the tables of docs/*.md. Pictures that the
+    page no longer shows are removed. ArgumentError: no committed run.
     """
     runs = committed_runs(root)
     if not runs:
@@ -365,4 +409,6 @@ def write(root: Path) -> Path:
         if path.name not in names:
             path.unlink()
     files.write_atomic(root / "docs" / "index.html", html(runs, shown).encode())
+    files.write_atomic(root / "docs" / "claims.svg", chart(runs).encode())
+    tables.write(root)
     return root / "docs" / "index.html"

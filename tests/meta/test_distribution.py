@@ -29,8 +29,6 @@ from tests.support.fake_torchvision import NO_OPERATORS, write_torchvision
 ROOT = Path(__file__).resolve().parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--quiet", "--no-deps", "--no-index"]
-# Pictures of runs stay out of the sdist, with the exception of the README's.
-PICTURE_OF_README = "reports/verified/cpu/tme7/figures/depth0.png"
 PHOTO = "reports/verified/cpu/tme7/figures/figure1.png"  # git ignores it
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None,
@@ -137,7 +135,7 @@ def test_sdist_has_the_project_without_pictures_of_runs(built: tuple[Path, Path]
         for name in tracked()
         if name.startswith(("docs/pictures/", "docs/index.html"))
         or (name.startswith("reports/verified/") and name.endswith((".png", ".webp")))
-    } - {PICTURE_OF_README}
+    }
     assert names - generated == {*tracked()} - left_out - {".git-blame-ignore-revs"}
     assert PHOTO not in names
 

@@ -406,7 +406,7 @@ def test_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) 
 
 
 def test_readmes_section_on_cuda_agrees_with_the_records() -> None:
-    found = side_by_side.section_in((ROOT / "README.md").read_text("utf-8"))
+    found = side_by_side.section_in((ROOT / "docs" / "speed.md").read_text("utf-8"))
     assert found == side_by_side.section(ROOT / "reports" / "verified"), (
         "python -m benchmarks.gpu_kit receive writes it"
     )

@@ -39,7 +39,7 @@ ORDER = {
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
     "claims": "intervals judge registry record changes provenance ledger summary",
-    "report": "environment figures blocks benchmarks results comparison page overview",
+    "report": "environment figures blocks benchmarks results comparison page tables overview",
     "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gan_data "
     "gan_measures gan_studies gans",
 }
@@ -53,7 +53,7 @@ LARGER = {
     "models.networks": 265,
     "transfer.features": 275,
     "report.figures": 240,
-    "report.overview": 210,
+    "report.overview": 235,
     "report.comparison": 215,
     "__main__": 300,
     "commands": 275,

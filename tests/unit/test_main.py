@@ -207,7 +207,6 @@ def test_prepared_faces_are_verified_assets(
             "--from: got it with status, expected it with prepare",
         ),
         (["report", "nowhere"], 1, "nowhere/claims.json: no such file, expected JSON; check its"),
-        (["claims", "--readme", "nowhere.md"], 2, "--readme nowhere.md: no such file"),
         (["extract", "nowhere", "--taps", "relu9"], 2, "got 'relu9', which vgg16 does not have"),
         (
             ["extract", "nowhere", "--network", "squeezenet1_1", "--taps", "fire99"],

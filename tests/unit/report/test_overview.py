@@ -53,6 +53,30 @@ def test_committed_page_is_that_of_the_committed_records(html: str) -> None:
     assert committed == html, "docs/index.html has drifted from the records: make page"
 
 
+def test_committed_chart_is_that_of_the_committed_records(runs: Runs) -> None:
+    chart = overview.chart(runs)
+    assert (DOCS / "claims.svg").read_text("utf-8") == chart, "make page"
+    drawn = re.findall(r'<text x="12" y="12">(.+?)</text>', chart)
+    assert drawn == [claim.id for claim in CLAIMS.values() if claim.scope == "report"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "shown"),
+    [
+        (["undecided", "supported"], "supported"),
+        (["supported", "contradicted"], "supported"),
+        (["undecided", "contradicted"], "contradicted"),
+        (["undecided"], "undecided"),
+    ],
+)
+def test_chart_draws_an_estimate_of_the_states_outcome(outcomes: list[str], shown: str) -> None:
+    checks = tuple(checked(outcome) for outcome in outcomes)
+    decided = overview._deciding_estimate(overview.Sentence(CLAIMS[checks[0].record.id], checks))
+    assert decided is not None
+    assert decided[0].outcome == shown
+    assert overview._deciding_estimate(overview.Sentence(CLAIMS["tme7.q1.total"], ())) is None
+
+
 def test_changed_record_changes_the_page(runs: Runs, shown: list[Shown], html: str) -> None:
     for change in ("value", "outcome"):
         changed = copy.deepcopy(runs)

@@ -1,0 +1,98 @@
+"""The tables of docs/*.md, written from the committed runs in reports/verified.
+
+A table stands between two marks, so that the text around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rdfia.claims import summary
+from rdfia.claims.ledger import committed_records
+from rdfia.data import files
+from rdfia.errors import ArgumentError
+
+MARKED = re.compile(r"(<!-- table (\w+): rdfia report --all -->\n).*?(<!-- end of table -->)", re.S)
+SPEED = {"": "cpu/speed", "AVX2: ": "cpu/speed-avx2"}  # prefix of the columns -> run
+COLUMNS = ("at the peer's dtype", "each at its best")
+FAULTS = "cpu/faults"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table of texts."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(text.replace('|', summary.BAR) for text in line)} |" for line in lines
+    )
+
+
+def verdicts(root: Path) -> str:
+    """The table of all claims, from the latest committed record of each check."""
+    latest = {record.key: record for record, _, _ in reversed(committed_records(root))}
+    return table(summary.HEAD, summary.table_rows([*latest.values()]))
+
+
+def speed(root: Path) -> str:
+    """Speed-ups over the peers with 95 % intervals, of the committed runs of the benchmarks."""
+    runs = {
+        prefix: {row["name"]: row for row in _committed(root, folder, "benchmarks.json")["rows"]}
+        for prefix, folder in SPEED.items()
+    }
+    first, *_ = runs.values()
+    head = ["work", "peer", *(f"{prefix}{name}" for prefix in runs for name in COLUMNS)]
+    rows = [
+        [
+            name,
+            row["against"],
+            *(_ratio(run.get(name), column) for run in runs.values() for column in COLUMNS),
+        ]
+        for name, row in first.items()
+    ]
+    return table(head, rows)
+
+
+def _ratio(row: Mapping[str, Any] | None, name: str) -> str:
+    column = (row or {}).get("columns", {}).get(name)
+    if column is None:
+        return ""
+    value, low, high = (column[name] for name in ("speed-up", "speed-up low", "speed-up high"))
+    digits = 0 if value >= 10 else 2
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def faults(root: Path) -> str:
+    """How often each fault was tried and withstood, in the committed run."""
+    rows = _committed(root, FAULTS, "faults.json")["rows"].items()
+    head = ("fault", "withstood", "what it means")
+    return table(head, [(n, f"{r['withstood']} of {r['tried']}", r["means"]) for n, r in rows])
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"verdicts": verdicts, "speed": speed, "faults": faults}
+
+
+def _committed(root: Path, folder: str, name: str) -> Any:
+    return files.read_json(root / "reports" / "verified" / folder / name)
+
+
+def with_tables(text: str, root: Path) -> str:
+    """The text with each marked table written anew. Raises ArgumentError for an unknown table."""
+
+    def renewed(found: re.Match[str]) -> str:
+        before, name, after = found.groups()
+        if name not in TABLES:
+            raise ArgumentError(f"table {name!r}: expected one of {', '.join(TABLES)}")
+        return f"{before}{TABLES[name](root)}\n{after}"
+
+    return MARKED.sub(renewed, text)
+
+
+def write(root: Path) -> None:
+    """Write the tables of docs/*.md in the checkout `root` anew."""
+    for path in sorted((root / "docs").glob("*.md")):
+        text = path.read_text("utf-8")
+        if (new := with_tables(text, root)) != text:
+            files.write_atomic(path, new.encode())

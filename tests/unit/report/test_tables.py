@@ -1,0 +1,66 @@
+"""The tables of docs/*.md are those of the committed runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rdfia.data import files
+from rdfia.errors import ArgumentError
+from rdfia.report import tables
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_tables_are_those_of_the_committed_runs(path: Path) -> None:
+    """`rdfia report --all` writes them again."""
+    text = path.read_text("utf-8")
+    assert tables.with_tables(text, ROOT) == text
+
+
+def test_each_table_is_in_one_file() -> None:
+    texts = [path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")]
+    found = [match[2] for text in texts for match in tables.MARKED.finditer(text)]
+    assert sorted(found) == sorted(tables.TABLES)
+
+
+def committed(root: Path) -> Path:
+    """A checkout with one row of each kind: 2.5 times as fast with AVX2, not timed without."""
+    column = {"speed-up": 12.4, "speed-up low": 10.6, "speed-up high": 14.2}
+    both = {
+        "each at its best": column,
+        "at the peer's dtype": {k: v / 5 for k, v in column.items()},
+    }
+    row = {"name": "a | b", "against": "the peer"}
+    for folder, columns in (("speed", {}), ("speed-avx2", both)):
+        to = root / "reports" / "verified" / "cpu" / folder
+        to.mkdir(parents=True)
+        files.write_json(to / "benchmarks.json", {"rows": [{**row, "columns": columns}]})
+    faults = {"a fault": {"tried": 9, "withstood": 8, "means": "it went on"}}
+    (root / "reports" / "verified" / "cpu" / "faults").mkdir()
+    files.write_json(root / "reports/verified/cpu/faults/faults.json", {"rows": faults})
+    (root / "docs").mkdir()
+    return root
+
+
+def test_rows_have_ratios_with_intervals_and_counts(tmp_path: Path) -> None:
+    root = committed(tmp_path)
+    text = "a\n<!-- table speed: rdfia report --all -->\nold\n<!-- end of table -->\n"
+    text += "b\n<!-- table faults: rdfia report --all -->\n<!-- end of table -->\nc\n"
+    (root / "docs" / "a.md").write_text(text)
+    tables.write(root)
+    lines = (root / "docs" / "a.md").read_text().splitlines()
+    assert lines[0] == "a"
+    assert lines[-1] == "c"
+    assert "old" not in lines
+    assert r"| a \| b | the peer |  |  | 2.48 (2.12 to 2.84) | 12 (11 to 14) |" in lines
+    assert "| a fault | 8 of 9 | it went on |" in lines
+
+
+def test_unknown_table_is_refused() -> None:
+    with pytest.raises(
+        ArgumentError, match="table 'sped': expected one of verdicts, speed, faults"
+    ):
+        tables.with_tables("<!-- table sped: rdfia report --all -->\n<!-- end of table -->", ROOT)
