@@ -166,14 +166,11 @@ def test_forward_backward(small_name: str) -> None:
 
 def test_values_against_float64(small_name: str) -> None:
     """Ours in float64, all at once, are torchvision's, asked for one by one."""
-    module = networks.build(small_name, num_classes=2, seed=0).eval()
-    paths = torchvision_models.traced_modules(module, torchvision_models.census(small_name), 3)
-    x = image(small_name)
+    module, x, outputs = torchvision_models.reference(small_name)
     wide = copy.deepcopy(module).double()
     with torch.no_grad():
-        ours = features.forward_taps(wide, x.double(), {path: path for path in paths})
-    for path in paths:
-        expected = torchvision_models.values_by_torchvision(module, x, path)
+        ours = features.forward_taps(wide, x.double(), {path: path for path in outputs})
+    for path, expected in outputs.items():
         assert_close(ours[path], expected, "activation")
     assert torchvision_models.largest_difference(small_name) < 1e-3
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import sys
@@ -113,18 +114,32 @@ def values_by_torchvision(module: nn.Module, x: Tensor, path: str) -> Tensor:
         return extractor(x.double())[path]
 
 
-def largest_difference(name: str, count: int = 3) -> float:
-    """Largest difference of our float32 taps from float64 ones, over the largest float64 value."""
+class Reference(NamedTuple):
+    """A network with random weights, an image, and outputs of its modules in float64."""
+
+    module: nn.Module
+    x: Tensor
+    outputs: dict[str, Tensor]
+
+
+@functools.cache
+def reference(name: str, count: int = 3) -> Reference:
+    """`count` modules of a network by torchvision's extractor; each costs it a trace."""
     module = networks.build(name, num_classes=2, seed=0).eval()
     x = torch.randn(1, 3, side(name), side(name), generator=torch.Generator().manual_seed(0))
     paths = traced_modules(module, census(name), count)
+    return Reference(module, x, {path: values_by_torchvision(module, x, path) for path in paths})
+
+
+def largest_difference(name: str) -> float:
+    """Largest difference of our float32 taps from float64 ones, over the largest float64 value."""
+    module, x, outputs = reference(name)
     with torch.no_grad():
-        ours = features.forward_taps(module, x, {path: path for path in paths})
-    differences = []
-    for path in paths:
-        expected = values_by_torchvision(module, x, path)
-        differences.append(float((ours[path] - expected).abs().max() / expected.abs().max()))
-    return max(differences)
+        ours = features.forward_taps(module, x, {path: path for path in outputs})
+    return max(
+        float((ours[path] - expected).abs().max() / expected.abs().max())
+        for path, expected in outputs.items()
+    )
 
 
 def _power_of_ten_above(difference: float) -> str:
