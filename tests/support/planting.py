@@ -24,8 +24,8 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
-# What the package and its tests import, also when they use torch's meta device. Of the package
-# itself nothing may be imported before a fault is planted.
+# What the package and its tests import, also when they use torch's meta device. None of them
+# imports a module of the package in which a fault can be planted.
 LIBRARIES = (
     "hypothesis.strategies",
     "_hypothesis_pytestplugin",
@@ -137,9 +137,8 @@ def main() -> None:
         with contextlib.suppress(Exception):
             importlib.import_module(library)
     faults = [Fault(*row) for row in json.load(sys.stdin)]
-    # torch imports the package where torchvision-repair is installed
-    for name in [name for name in sys.modules if name.partition(".")[0] == "rdfia"]:
-        del sys.modules[name]
+    early = {f"rdfia.{fault.module}" for fault in faults} & sys.modules.keys()
+    assert not early, f"imported before a fault was planted: {early}"
     with tempfile.TemporaryDirectory() as folder:
         every = list(dict.fromkeys(fault.test for fault in faults))
         found = [_outcome(every, None, Path(folder, "control"))]

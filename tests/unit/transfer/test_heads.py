@@ -104,8 +104,8 @@ def test_head_is_that_of_a_textbook_loop() -> None:
     assert_close(head.module.weight, layer.weight, "head steps")
     assert_close(head.module.bias, layer.bias, "head steps")
     assert len(head.history) == 4
-    found = [epoch.loss for epoch in head.history[: head.epochs]]
-    assert_close(np.array(found, np.float32), means, "loss of a head")
+    found = torch.tensor([epoch.loss for epoch in head.history[: head.epochs]])
+    assert_close(found, means, "loss of a head")
 
 
 def test_validation_holds_out_a_fifth_of_each_class() -> None:
