@@ -144,6 +144,11 @@ def test_intervals_are_at_99_percent_by_default() -> None:
     assert found != intervals.bootstrap(np.mean, values, seed=1)
 
 
+def test_booleans_are_numbers() -> None:
+    a, b = right(3, 2, 1)
+    assert intervals.difference_of_means(a, b) == intervals.difference_of_means(1.0 * a, 1.0 * b)
+
+
 def test_interval_of_equal_values_has_no_width() -> None:
     assert intervals.mean([2.0, 2.0]).limits == (2.0, 2.0)
     assert intervals.ratio([2.0, 2.0], [1.0, 1.0], paired=False).limits == (2.0, 2.0)
@@ -207,6 +212,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: intervals.bootstrap(lambda x, axis: np.full(x.shape[:-1], NAN), A), "look for NaN"),
     (lambda: intervals.bootstrap(np.mean, A, level=0.0), "level: got 0.0"),
+    (lambda: intervals.mean([NAN] * 10), r"at indices \[0, 1, 2, 3, 4, 5, 6, 7\],"),
     (lambda: intervals.proportion(-1, 10), "count, n: got -1 of 10"),
     (
         lambda: intervals.difference_of_proportions([], []),

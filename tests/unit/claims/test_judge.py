@@ -314,6 +314,11 @@ def test_pin_mismatch_names_the_difference(
     assert bool(found) == bool(why)
 
 
+def test_infinite_values_repeat_themselves() -> None:
+    assert not judge.values_differ(INF, 0.1, INF, 0.1)
+    assert judge.values_differ(INF, 0.1, -INF, 0.1)
+
+
 def test_pin_mismatch_names_every_part_with_changed_images() -> None:
     then = {name: judge.pack_bits(PINNED) for name in ("a", "b", "c")}
     now = then | {name: judge.pack_bits(bits(330)) for name in ("a", "c")}

@@ -194,6 +194,8 @@ def test_every_label_counts_once() -> None:
 def test_refused_argument_is_named(images: Any, labels: Any, name: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{name}: "):
         diversity_within_labels(images, labels)
+    with pytest.raises(ArgumentError, match=r"^images: "):
+        diversity("a")  # type: ignore[arg-type]
 
 
 def test_health_is_of_the_last_500_steps() -> None:

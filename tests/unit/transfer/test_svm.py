@@ -409,6 +409,12 @@ def test_accuracy_compares_text_with_text_and_numbers_with_numbers() -> None:
     assert svm.accuracy(numbers.astype(object), numbers).value == 1
 
 
+def test_accuracy_names_the_argument_that_is_no_array() -> None:
+    for pair, name in ((([[0], [0, 1]], [0]), "y"), (([0], [[0], [0, 1]]), "predictions")):
+        with pytest.raises(ArgumentError, match=f"^{name}: "):
+            svm.accuracy(*pair)
+
+
 @pytest.mark.parametrize(
     ("y", "predictions"), [([], []), ([[0, 1]], [[0, 1]]), ([0, 1], [0, 1, 1]), ([0], [[0]])]
 )
