@@ -283,7 +283,7 @@ def _extract(options: argparse.Namespace) -> int:
     import torch
 
     from rdfia.data import datasets, files
-    from rdfia.data.images import Preprocess
+    from rdfia.data.images import preprocess_for
     from rdfia.device import memory, precision
     from rdfia.transfer import extraction, features
 
@@ -299,7 +299,7 @@ def _extract(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
     if options.to.is_dir():
         raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
-    preprocess = Preprocess(options.size, decoder=options.decoder)
+    preprocess = preprocess_for(options.network, options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
     device = commands.usable_device(options.device)
     with extraction.current_team() as team:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -428,3 +428,17 @@ CROP = Preprocess(mode="crop")  # of torchvision's evaluation, TME 8
 EFFICIENTNET_LITE0 = Preprocess(
     mode="crop", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )
+# Networks whose published weights expect other statistics of the pixels than ImageNet's.
+_STATISTICS = {
+    "efficientnet-lite0": (EFFICIENTNET_LITE0.mean, EFFICIENTNET_LITE0.std),
+    "efficientnet_v2_l": ((0.5,) * 3, (0.5,) * 3),
+}
+
+
+def preprocess_for(network: str, size: int = 224, **options: Any) -> Preprocess:
+    """A Preprocess with the mean and the standard deviation that a network's weights expect.
+
+    They are those of ImageNet, except for a few published weights; `options` are its other fields.
+    """
+    mean, std = _STATISTICS.get(network, (IMAGENET_MEAN, IMAGENET_STD))
+    return Preprocess(size, mean=mean, std=std, **options)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # isort: skip - after rdfia.models.networks, which registers missing operators
 from torchvision import models
 
+from rdfia.data.images import preprocess_for
 from rdfia.models import networks
 from tests.support.strategies import input_sizes
 
@@ -161,3 +162,10 @@ def test_state_dict_names_equal_torchvisions(name: str) -> None:
         keys = list(module(weights=None).state_dict())
     layers = networks.ARCHITECTURES[name].weight_layers
     assert keys == [f"{layer.path}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("name", networks.classification_models())
+def test_statistics_of_pixels_are_those_of_the_published_weights(name: str) -> None:
+    theirs = models.get_model_weights(name).DEFAULT.transforms()
+    ours = preprocess_for(name)
+    assert (ours.mean, ours.std) == (tuple(theirs.mean), tuple(theirs.std))

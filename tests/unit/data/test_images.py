@@ -24,6 +24,7 @@ from rdfia.data.images import (
     LAB,
     Preprocess,
     check_image,
+    preprocess_for,
     read_image,
 )
 from rdfia.errors import ArgumentError, ImageError
@@ -373,3 +374,10 @@ def test_as_tensor_takes_every_array_that_has_numbers() -> None:
     for wrong in (np.array(["a"]), np.array([None])):
         with pytest.raises(ArgumentError, match=r"faces: got .*, expected numbers"):
             as_tensor(wrong, "faces")
+
+
+def test_efficientnet_lite0_has_its_own_statistics_of_pixels() -> None:
+    found = preprocess_for("efficientnet-lite0", 96, decoder="torchvision")
+    assert (found.mean, found.std) == (EFFICIENTNET_LITE0.mean, EFFICIENTNET_LITE0.std)
+    assert (found.size, found.mode, found.decoder) == (96, "stretch", "torchvision")
+    assert preprocess_for("vgg16") == LAB
