@@ -52,6 +52,7 @@ MARKS = (
 )
 LEGEND = dict(zip(VERDICTS, MARKS, strict=True))
 MOST_ESTIMATES = 4  # of a check that the page shows at once
+OUT_OF_REACH = 100  # times as many images or seeds: no number is shown
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,9 @@ def _needed_size(record: Record, part: Json) -> str:
     size = judge.size_that_decides(found, bound)
     if size is None:
         return "more data"
-    return f"about {size:,} instead of {found.n:,} would decide, if the value stayed the same"
+    if size > OUT_OF_REACH * found.n:
+        return f"over {OUT_OF_REACH} times as many as {found.n:,} would decide"
+    return f"about {size:,} instead of {found.n:,} would decide"
 
 
 def _shortened_json(evidence: Json) -> str:

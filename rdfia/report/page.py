@@ -64,7 +64,7 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
 DEPTH_CAPTION = (
     "Accuracy of a linear SVM on each layer's output; squares are poolings, the ring is the best."
 )
-TABLE1_CAPTION = "Table 1 and ours, by both readings of its row names."
+TABLE1_CAPTION = "Table 1 of the report, and ours."
 TITLES = {
     "claims": "Claims",
     "table1": "Table 1",
