@@ -23,6 +23,7 @@ from rdfia.data.images import (
     Preprocess,
     check_image,
     read_image,
+    to_8_bits,
 )
 from rdfia.errors import ArgumentError, ImageError
 from tests.support.tolerances import assert_close
@@ -269,6 +270,13 @@ def test_preprocess_names_a_wrong_argument() -> None:
         LAB.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa"])
+def test_transparent_pixels_of_a_pil_image_are_white(mode: str) -> None:
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
+    assert clear.mode == mode
+    assert to_8_bits(clear).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_the_key_changes_with_every_field() -> None:
     kinds = [
         LAB,
@@ -280,7 +288,10 @@ def test_the_key_changes_with_every_field() -> None:
         Preprocess(interpolation="bicubic"),
         Preprocess(mean=(0.5,) * 3),
         Preprocess(std=(0.5,) * 3),
+        Preprocess(decoder="torchvision"),
+        Preprocess(decoder="torchvision", flip=True),
     ]
+    assert kinds[-1].key == f"{LAB.key}-flip-torchvision"
     assert len({kind.key for kind in kinds}) == len(kinds)
     assert LAB.key == Preprocess().key == "stretch224-bilinear-0.485,0.456,0.406,0.229,0.224,0.225"
 
