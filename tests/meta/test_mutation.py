@@ -332,7 +332,7 @@ def test_second_run_continues_where_the_first_was_stopped(
 
 
 def row(name: str, outcome: str, by: str = "") -> dict[str, Any]:
-    return {"id": name, "outcome": outcome, "by": by, "tests": 3}
+    return {"id": name, "outcome": outcome, "by": by, "tests": 3, "part": "tests/unit"}
 
 
 def test_report_counts_killed_equivalent_and_changed_mutants() -> None:
@@ -348,6 +348,7 @@ def test_report_counts_killed_equivalent_and_changed_mutants() -> None:
     text = report.page(rows, known, {"repr": 7}, {"12": "it is the same."})
     assert "| **top** | 4 | 2 | 1 | 1 | 67% |" in text
     assert "| `__repr__` | 7 |" in text
+    assert "4 by tests/unit" in text
     survivors = text.partition("## Survivors")[2]
     assert re.findall(r"\((\d+)\): (.+)", survivors) == [
         ("11", "**survived** 3 tests"),

@@ -220,7 +220,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: intervals.difference_of_means(A, B, 1.5), "level: got 1.5"),
     (lambda: intervals.ratio(A, B, 0.0, paired=False), "level: got 0.0"),
-    (lambda: intervals.mean([A, B]), r"values: got shape \(2, 5\)"),
+    (lambda: intervals.mean(np.array([A, B])), r"values: got shape \(2, 5\)"),
 ]
 
 

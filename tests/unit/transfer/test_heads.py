@@ -110,9 +110,8 @@ def test_head_is_that_of_a_loop_by_hand() -> None:
     weight, _ = steps(torch.arange(len(y)), head.epochs)
     assert_close(head.module.weight, weight, "adam steps")
     _, history = steps(train, 3)
-    assert_close(
-        np.float32([epoch.loss for epoch in head.history]), np.array(history)[:, 0], "loss"
-    )
+    losses = np.array([epoch.loss for epoch in head.history], np.float32)
+    assert_close(losses, np.array(history)[:, 0], "loss")
     shares = [(epoch.accuracy, epoch.validation) for epoch in head.history]
     assert shares == [pytest.approx(row[1:]) for row in history]
 
