@@ -38,6 +38,13 @@ def unused():
 
 class Box:
     size = 4
+
+
+def table():
+    return [5]
+
+
+TABLE = table()
 """
 TESTS = """
 from functools import cache
@@ -68,6 +75,10 @@ def test_limit():
     assert small.LIMIT == 3
 
 
+def test_table():
+    assert small.TABLE == [5]
+
+
 @pytest.mark.parametrize("n", range(small.Box.size))
 def test_name_depends_on_the_size(n):
     assert n < 4
@@ -87,6 +98,7 @@ LINES = {  # test -> the lines of the module that it runs
     "test_double": [],
     "test_countdown": [10, 11, 12],
     "test_limit": [],
+    "test_table": [],
     **{f"test_name_depends_on_the_size[{n}]": [] for n in range(4)},
 }
 
@@ -134,7 +146,8 @@ def suite(project: Path, tmp_path: Path) -> Suite:
     found.files[SMALL] = TestFile(
         "key",
         seconds={f"{SMALL}::{name}": 0.1 for name in LINES},
-        lines={f"{SMALL}::{name}": {"small.py": rows} for name, rows in LINES.items() if rows},
+        lines={"": {"small.py": [2, 5, 9, 15, 19, 20, 23, 24, 27]}}
+        | {f"{SMALL}::{name}": {"small.py": rows} for name, rows in LINES.items() if rows},
     )
     return found
 
@@ -156,6 +169,12 @@ def test_result_that_another_test_computed_is_seen(suite: Suite, worker: Worker)
 def test_constant_is_judged_by_the_files_that_name_its_module(suite: Suite, worker: Worker) -> None:
     changed = mutant("LIMIT = 3", "LIMIT = 4", at_import=True)
     assert suite.judge(worker, changed).by == f"{SMALL}::test_limit"
+
+
+def test_function_that_only_imports_run_is_judged_as_a_constant(
+    suite: Suite, worker: Worker
+) -> None:
+    assert suite.judge(worker, mutant("[5]", "[6]")).by == f"{SMALL}::test_table"
 
 
 def test_module_that_cannot_be_imported_is_killed(suite: Suite, worker: Worker) -> None:
@@ -239,6 +258,7 @@ def test_lines_are_measured_once_and_tests_that_compare_bytes_are_left_out(
         "tests/test_bytes.py::test_bytes_are_the_stored_ones"
     ]
     lines = suite.files[SMALL].lines
+    assert lines[""]["small.py"] == [2, 5, 9, 15, 19, 20, 23, 24, 27]
     assert {
         name: lines[f"{SMALL}::{name}"]["small.py"] for name, rows in LINES.items() if rows
     } == {name: rows for name, rows in LINES.items() if rows}
@@ -312,7 +332,7 @@ def test_second_run_continues_where_the_first_was_stopped(
 
 
 def row(name: str, outcome: str, by: str = "") -> dict[str, Any]:
-    return {"id": name, "outcome": outcome, "by": by, "tests": 3}
+    return {"id": name, "outcome": outcome, "by": by, "tests": 3, "part": "tests/unit"}
 
 
 def test_report_counts_killed_equivalent_and_changed_mutants() -> None:
@@ -328,6 +348,7 @@ def test_report_counts_killed_equivalent_and_changed_mutants() -> None:
     text = report.page(rows, known, {"repr": 7}, {"12": "it is the same."})
     assert "| **top** | 4 | 2 | 1 | 1 | 67% |" in text
     assert "| `__repr__` | 7 |" in text
+    assert "4 by tests/unit" in text
     survivors = text.partition("## Survivors")[2]
     assert re.findall(r"\((\d+)\): (.+)", survivors) == [
         ("11", "**survived** 3 tests"),

@@ -61,7 +61,15 @@ def run(options: argparse.Namespace) -> None:
             suite = Suite(ROOT, cache_dir() / "mutation", options.tests)
             suite.measure(workers, say)
             in_time = (mutant for mutant in chosen if time.monotonic() < end)
-            counts = judge_each(suite, workers, in_time, options.results, say, seed=options.seed)
+            counts = judge_each(
+                suite,
+                workers,
+                in_time,
+                options.results,
+                say,
+                seed=options.seed,
+                part="" if options.tests == ("tests",) else " ".join(options.tests),
+            )
             print(dict(counts))
         finally:
             for worker in workers:

@@ -116,6 +116,14 @@ def page(
         score = f"{tally.score:.0%}" if tally.killed + tally.survived else ""
         cells = (name, total, tally.killed, tally.equivalent, tally.survived, score)
         text.append(f"| {' | '.join(map(str, cells))} |")
+    parts = Counter(row["part"] for row in current.values() if row.get("part"))
+    if parts:
+        text += [
+            "",
+            f"{parts.total()} mutants were judged by a part of the suite only, so that a test "
+            "outside it may kill a survivor: "
+            + "; ".join(f"{n} by {part}" for part, n in parts.most_common()),
+        ]
     text += ["", "By operator:", "", "| operator | sampled | killed |", "| --- | --: | --: |"]
     operators = Counter(mutants[name].operator for name in current)
     dead_ones = Counter(

@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tests.mutation import worker as worker_module
 from tests.mutation.mutants import PACKAGE, Mutant, module_path
 from tests.mutation.worker import DEFAULT_SUITE, IDLE
 
@@ -53,7 +54,8 @@ class TestFile:
     key: str  # of the package and of this file: another key, and the tests run again
     seconds: dict[str, float] = field(default_factory=dict)  # test -> seconds, of those that pass
     left_out: list[str] = field(default_factory=list)  # tests that fail or are skipped
-    lines: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # test -> file -> lines
+    # test -> file -> lines; "" stands for what imports ran
+    lines: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def take(self, found: Mapping[str, Any]) -> None:
         """Keeps an answer of `worker.run`; no test of a file that did not end is kept."""
@@ -185,7 +187,9 @@ class Suite:
 
     def measure(self, workers: Sequence[Worker], say: Callable[[str], None]) -> None:
         """Runs the tests of each file whose key has changed, and keeps what they did."""
-        package = _digest(sorted((self.root / PACKAGE).rglob("*.py")))
+        package = _digest(
+            [*sorted((self.root / PACKAGE).rglob("*.py")), Path(worker_module.__file__)]
+        )
         stale = []
         for name in self.names:
             key = package + _digest([self.root / name, self.root / "conftest.py"])
@@ -214,7 +218,7 @@ class Suite:
 
     @cached_property
     def by_line(self) -> dict[str, dict[int, list[tuple[str, str]]]]:
-        """Module file -> line -> (file of tests, test) that run it."""
+        """Module file -> line -> (file of tests, test) that run it; "" is an import."""
         found: dict[str, dict[int, list[tuple[str, str]]]] = {}
         for name, row in self.files.items():
             for test, modules in row.lines.items():
@@ -238,18 +242,19 @@ class Suite:
 
         First come those that run its lines, the fastest first, then the other tests of their files,
         which may see it through a fixture or a stored result: at most `most` seconds in all. For
-        code that runs at import, each file that names the module is among them. A file that is
+        code that only imports run, each file that names the module is among them. A file that is
         named as the module, or that has most of these tests, is the first.
         """
         module = f"{mutant.module.replace('.', '/')}.py"
         lines = self.by_line.get(module, {})
         wanted = range(mutant.lines[0], mutant.lines[1] + 1)
-        covering = {pair for line in wanted for pair in lines.get(line, ())}
+        running = {pair for line in wanted for pair in lines.get(line, ())}
+        covering = {(name, test) for name, test in running if test}
         files = {name for name, _ in covering}
-        if mutant.at_import:
+        if mutant.at_import or (running and not covering):
             files |= self.importers.get(mutant.module, set())
             if not covering:
-                covering = {pair for rows in lines.values() for pair in rows}
+                covering = {pair for rows in lines.values() for pair in rows if pair[1]}
                 files |= {name for name, _ in covering}
         pairs = [(name, test) for name in files for test in self.files[name].seconds]
         pairs.sort(key=lambda pair: (pair not in covering, self.files[pair[0]].seconds[pair[1]]))

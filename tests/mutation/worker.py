@@ -133,13 +133,13 @@ def _fork(request: dict[str, Any], pipe: int) -> None:
 
 
 def _lines_by_test(cover: Any, package: Path) -> dict[str, dict[str, list[int]]]:
-    """Test -> file below the package -> the lines that the test ran."""
+    """Test -> file below the package -> the lines that it ran; "" stands for all imports."""
     data = cover.get_data()
     found: dict[str, dict[str, list[int]]] = {}
     for name in data.measured_files():
         relative = Path(name).relative_to(package).as_posix()
         for line, tests in data.contexts_by_lineno(name).items():
-            for test in filter(None, tests):
+            for test in tests:
                 found.setdefault(test, {}).setdefault(relative, []).append(line)
     return found
 

@@ -26,6 +26,7 @@ from rdfia.data.images import (
     check_image,
     preprocess_for,
     read_image,
+    to_8_bits,
 )
 from rdfia.errors import ArgumentError, ImageError
 from tests.support.tolerances import assert_close
@@ -312,6 +313,13 @@ def test_preprocess_names_a_wrong_argument() -> None:
         LAB.normalise(torch.zeros(1, 1, 4, 4))
     with pytest.raises(ArgumentError, match="int64, expected uint8"):
         LAB.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa"])
+def test_transparent_pixels_of_a_pil_image_are_white(mode: str) -> None:
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
+    assert clear.mode == mode
+    assert to_8_bits(clear).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_key_of_a_preprocess_changes_with_every_field() -> None:
