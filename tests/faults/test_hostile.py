@@ -653,6 +653,10 @@ def test_a_name_in_an_index_cannot_leave_its_folder(tmp_path: Path, fault: Fault
     )
 
 
+# Attributes whose value is an address.
+ADDRESSES = ("href", "src", "srcset", "action", "formaction", "data", "poster", "xlink:href")
+
+
 class Elements(HTMLParser):
     """The tags, and the attributes that could run or load something."""
 
@@ -666,8 +670,25 @@ class Elements(HTMLParser):
         self.active += [
             f"{name}={value}"
             for name, value in attrs
-            if name.startswith("on") or (value or "").lower().startswith(("javascript:", "data:"))
+            if name.startswith("on")
+            or (name in ADDRESSES and (value or "").lower().startswith(("javascript:", "data:")))
         ]
+
+
+@pytest.mark.parametrize(
+    ("text", "active"),
+    [
+        ("<a href='JavaScript:x'>", 1),
+        ("<form action='javascript:x'>", 1),
+        ("<img src='data:x' onerror=x>", 2),
+        ("<svg aria-label='javascript:x'>", 0),
+        ("<a href='#x' title='data:x'>", 0),
+    ],
+)
+def test_attributes_that_run_or_load_something_are_found(text: str, active: int) -> None:
+    found = Elements()
+    found.feed(text)
+    assert len(found.active) == active
 
 
 HARM = (
