@@ -34,7 +34,7 @@ ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
     "data": "files feature_store arrays downloads assets jpeg images imagenet datasets pictures",
-    "transfer": "features tap_transformer gram svm column_tiles extraction heads",
+    "transfer": "features gram svm column_tiles extraction tap_transformer heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
