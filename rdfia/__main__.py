@@ -286,6 +286,15 @@ def _choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
     return known[value]
 
 
+def _check_target(options: argparse.Namespace) -> None:
+    """Raises ArgumentError for a `--to` that is a folder, or would replace the weights."""
+    if options.to.is_dir():
+        raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
+    if not options.store:
+        written = [options.to, options.to.with_suffix(ROWS_SUFFIX)]
+        commands.refuse_to_replace("--to", written, [options.weights])
+
+
 def _extract(options: argparse.Namespace) -> int:
     import torch
 
@@ -304,11 +313,7 @@ def _extract(options: argparse.Namespace) -> int:
     dtype = _choice("--dtype", options.dtype, {"auto": None, **types})
     if options.batch is not None and options.batch < 1:
         raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
-    if options.to.is_dir():
-        raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
-    if not options.store:
-        written = [options.to, options.to.with_suffix(ROWS_SUFFIX)]
-        commands.refuse_to_replace("--to", written, [options.weights])
+    _check_target(options)
     preprocess = preprocess_for(options.network, options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
     device = commands.usable_device(options.device)
