@@ -212,7 +212,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4000
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4050
     )
 
 
