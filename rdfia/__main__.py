@@ -25,6 +25,7 @@ from rdfia.errors import (
     RdfiaError,
     WeightsError,
     nearest_first,
+    printable,
     printable_line,
 )
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rdfia.transfer.features import Tap
 
 FAILED, WRONG_ARGUMENT, ASSET_MISSING, INTERRUPTED = 1, 2, 3, 130  # exit codes
+ROWS_SUFFIX = ".images.json"  # of the list of photos beside a file of features
 INTERRUPTED_MESSAGE = "interrupted; finished work is kept, run the same command again to continue"
 CLAIMS_OF = {  # field of an asset's record -> the words for one claim and for several
     "waiting": ("claim waits for it", "claims wait for it"),
@@ -117,7 +119,7 @@ def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
             continue
         fetched.append(located)
         where = sys.stderr if as_json else sys.stdout
-        print(f"{name}: {_size(located.size)} in {located.path}", file=where)
+        print(f"{name}: {_size(located.size)} in {printable_line(located.path)}", file=where)
     if as_json:
         print(json.dumps([vars(located) for located in fetched], indent=1, default=str))
     return code
@@ -168,8 +170,11 @@ def _assets(options: argparse.Namespace) -> int:
     else:
         here = sum(bool(record["source"]) for record in records)
         where = f"is {os.environ['RDFIA_ASSETS']}" if assets.assets_dir() else "is not set"
-        print(f"{here} of {len(records)} assets are on this machine; RDFIA_ASSETS {where}\n")
-        print(*_table(records), sep="\n")
+        print(
+            f"{here} of {len(records)} assets are on this machine; "
+            f"RDFIA_ASSETS {printable_line(where)}\n"
+        )
+        print(*map(printable, _table(records)), sep="\n")
     wrong = any(record["state"] == "corrupt" or record["problem"] for record in records)
     return FAILED if options.action == "verify" and wrong else 0
 
@@ -177,7 +182,8 @@ def _assets(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from rdfia.report import overview, page
 
-    print(overview.write(Path()) if options.all else page.rebuild(options.folder))
+    written = overview.write(Path()) if options.all else page.rebuild(options.folder)
+    print(printable_line(written))
     return 0
 
 
@@ -205,7 +211,7 @@ def _claims(options: argparse.Namespace) -> int:
                 rows[record.id]["checks"].append(record.as_json())
         print(json.dumps(list(rows.values()), indent=1))
     else:
-        print(*summary.claims_as_text([*latest.values()]), sep="\n")
+        print(*map(printable, summary.claims_as_text([*latest.values()])), sep="\n")
     return 0
 
 
@@ -215,7 +221,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     found = comparison.compare(options.before, options.after)
     lines = comparison.as_markdown(found) if options.markdown else comparison.as_text(found)
-    print(*lines, sep="\n")
+    print(*map(printable, lines), sep="\n")
     if options.page:
         files.write_atomic(options.page, comparison.as_page(found).encode())
     return FAILED if found.worse else 0
@@ -232,7 +238,7 @@ def _taps(network: str, names: str) -> dict[str, Tap]:
     modules = networks.module_paths(network)
     taps: dict[str, Tap] = {}
     for tap in names.split(","):
-        found = re.fullmatch(r"(.+?)(?::(\w+))?(?:#(-?\d+))?", tap)
+        found = re.fullmatch(r"(.+?)(?::(\w+))?(?:#(-?\d{1,9}))?", tap)
         name, key, call = found.groups() if found else (tap, None, None)
         if name not in readable and name not in modules:
             raise ArgumentError(
@@ -240,7 +246,8 @@ def _taps(network: str, names: str) -> dict[str, Tap]:
                 f"first: {nearest_first(name, dict.fromkeys([*readable, *modules]))}"
             )
         path = readable.get(name, name)
-        element = () if key is None else (int(key) if key.isdigit() else key,)
+        position = key is not None and key.isdecimal() and len(key) < 10
+        element = () if key is None else (int(key) if position else key,)
         calls = () if call is None else ({"call": int(call)},)
         taps[tap] = (path, *element, *calls) if element or calls else path
     return taps
@@ -279,6 +286,15 @@ def _choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
     return known[value]
 
 
+def _check_target(options: argparse.Namespace) -> None:
+    """Raises ArgumentError for a `--to` that is a folder, or would replace the weights."""
+    if options.to.is_dir():
+        raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
+    if not options.store:
+        written = [options.to, options.to.with_suffix(ROWS_SUFFIX)]
+        commands.refuse_to_replace("--to", written, [options.weights])
+
+
 def _extract(options: argparse.Namespace) -> int:
     import torch
 
@@ -297,8 +313,7 @@ def _extract(options: argparse.Namespace) -> int:
     dtype = _choice("--dtype", options.dtype, {"auto": None, **types})
     if options.batch is not None and options.batch < 1:
         raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
-    if options.to.is_dir():
-        raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
+    _check_target(options)
     preprocess = preprocess_for(options.network, options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
     device = commands.usable_device(options.device)
@@ -357,11 +372,11 @@ def _write_extracted(
         }
         files.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
     # The key of a store depends on the photos' content: their names may have changed.
-    listed = to / "images.json" if options.store else to.with_suffix(".images.json")
+    listed = to / "images.json" if options.store else to.with_suffix(ROWS_SUFFIX)
     if not listed.exists() or files.read_json(listed) != rows:
         files.write_json(listed, rows)
     shapes = ", ".join(f"{tap} {len(paths)} x {extracted.widths[tap]}" for tap in taps)
-    print(f"{to}: {shapes} ({extracted.dtype}); rows in {listed.name}")
+    print(printable_line(f"{to}: {shapes} ({extracted.dtype}); rows in {listed.name}"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -520,6 +535,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, ArgumentError):
             return WRONG_ARGUMENT
         return ASSET_MISSING if isinstance(error, AssetUnavailable) else FAILED
+    except OSError as error:  # of a file or folder that no message above names
+        reason = error.strerror or error
+        what = "" if error.filename is None else f"{printable_line(error.filename)}: "
+        print(
+            f"rdfia: {what}{printable(reason)}; check the name, the permissions and the disk",
+            file=sys.stderr,
+        )
+        return FAILED
 
 
 if __name__ == "__main__":

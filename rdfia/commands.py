@@ -44,8 +44,9 @@ def usable_device(device: str) -> str:
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # a misspelt device, an absent one
+        torch.zeros(1, device=device).item()
+    # a misspelt device, an absent one, or one without values (meta)
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(
             f"--device: got {device!r}, which cannot be used here ({reason}); try cpu or cuda"
@@ -120,23 +121,33 @@ def _classifier(options: argparse.Namespace) -> _Classifier:
     return _Classifier(loaded.module.to(device), space, facts)
 
 
-def _png_path(options: argparse.Namespace, name: str) -> Path:
+def refuse_to_replace(option: str, written: Sequence[Path], given: Sequence[Path | None]) -> None:
+    """ArgumentError if a command would write a file over one that it was given to read."""
+    read = {os.path.realpath(path) for path in given if path}
+    for path in written:
+        if os.path.realpath(path) in read:
+            raise ArgumentError(
+                f"{option} {printable_line(written[0])}: would replace {printable_line(path)}, "
+                "which this command reads, expected another name"
+            )
+
+
+def _png_path(options: argparse.Namespace, name: str, *further: str) -> Path:
     """The PNG that a command writes: `--output`, or `name` in that folder.
 
-    The JSON and further files are beside it. ArgumentError: another suffix, or the photo itself.
+    The JSON is beside it, and so are `further` files: the ends of their names. ArgumentError:
+    another suffix, or a file that the command reads.
     """
     path: Path = options.output or Path()
     path = path / f"{name}.png" if path.is_dir() else path
     path = path if path.suffix else path.with_name(f"{path.name}.png")
-    photo = getattr(options, "photo", None)
     if path.suffix.lower() != ".png":
         raise ArgumentError(
             f"--output {printable_line(path)}: expected a name that ends with .png, or a folder"
         )
-    if photo and path.resolve() == photo.resolve():
-        raise ArgumentError(
-            f"--output {printable_line(path)}: is the photo itself, expected another file"
-        )
+    beside = [path.with_name(f"{path.stem}{end}") for end in (".json", *further)]
+    given = [getattr(options, option, None) for option in ("photo", "weights")]
+    refuse_to_replace("--output", [path, *beside], given)
     return path
 
 
@@ -241,7 +252,7 @@ def _fool(options: argparse.Namespace) -> int:
     from rdfia.data import files, imagenet, pictures
     from rdfia.gradients import fooling
 
-    png = _png_path(options, f"{options.photo.stem}-fooling")
+    png = _png_path(options, f"{options.photo.stem}-fooling", "-compared.png")
     _require_photo(options)
     target = imagenet.imagenet_class(options.to)
     network = _classifier(options)
@@ -330,15 +341,19 @@ def _probabilities(network: _Classifier, x: Tensor, targets: Sequence[int]) -> l
     ]
 
 
-def _training_images(options: argparse.Namespace) -> tuple[Tensor, np.ndarray, tuple[str, ...]]:
+def _training_images(
+    options: argparse.Namespace, png: Path
+) -> tuple[Tensor, np.ndarray, tuple[str, ...]]:
     """uint8 images N x C x S x S of a folder, their labels, and the labels' names.
 
     C is 1 if every photo is grey. A folder with MNIST's files gives its training digits.
+    ArgumentError if `png`, the grid to be written, is inside a folder of photos. TooLarge.
     """
     import torch
 
     from rdfia.data import datasets
     from rdfia.data.images import Preprocess
+    from rdfia.device import memory
     from rdfia.gans import architecture
 
     folder: Path = options.folder
@@ -355,6 +370,11 @@ def _training_images(options: argparse.Namespace) -> tuple[Tensor, np.ndarray, t
             f"folder {printable_line(folder)}: no such folder, expected photos, or FOLDER/<class>/"
             "<photo> for a conditional GAN; check its name"
         )
+    if Path(os.path.realpath(png)).is_relative_to(os.path.realpath(folder)):
+        raise ArgumentError(
+            f"--output {printable_line(png)}: is inside the folder {printable_line(folder)}, where "
+            "the next call would read it as a photo; expected a place outside that folder"
+        )
     if options.kind == "dcgan":
         paths = datasets.photos_below(folder, options.strict)
         photos = datasets.photo_set(printable_line(folder), paths)
@@ -366,8 +386,13 @@ def _training_images(options: argparse.Namespace) -> tuple[Tensor, np.ndarray, t
             "label for each image; expected FOLDER/<class>/<photo>, or use dcgan"
         )
     space = Preprocess(options.size, "crop", options.size)
-    shown = progress_bar(photos.paths, len(photos), "photos")
-    pixels = torch.stack([space.pixels(path) for path in shown])
+    shape = (len(photos), 3, options.size, options.size)
+    memory.require_memory(
+        math.prod(shape), f"pixels of {len(photos)} photos", "lower --size, or give fewer photos"
+    )
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    for row, path in enumerate(progress_bar(photos.paths, len(photos), "photos")):
+        space.pixels_by_pillow(path, pixels[row])
     grey = all(bool((image == image[:1]).all()) for image in pixels)
     return pixels[:, :1] if grey else pixels, photos.labels, photos.classes
 
@@ -380,7 +405,7 @@ def _train(options: argparse.Namespace) -> int:
 
     png = _png_path(options, options.kind)
     lab = gan_config.LABS[options.kind]
-    images, labels, classes = _training_images(options)
+    images, labels, classes = _training_images(options, png)
     conditional = options.kind != "dcgan"
     config = replace(
         lab,
@@ -421,11 +446,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _whole(low: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `low` on, for argparse."""
+    """A reader of whole numbers from `low` on that 64 bits can hold, for argparse."""
 
     def number(text: str) -> int:
-        if int(text) < low:
-            raise argparse.ArgumentTypeError(f"got {text}, expected a whole number from {low}")
+        if not low <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(
+                f"got {text}, expected a whole number from {low} to 2**63 - 1"
+            )
         return int(text)
 
     number.__name__ = "whole number"

@@ -5,6 +5,7 @@ Each is checked before long work begins.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -13,7 +14,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
@@ -32,6 +33,7 @@ from rdfia.errors import (
     DatasetError,
     FilesLeftOut,
     ImageError,
+    RdfiaError,
     nearest_first,
     printable_line,
 )
@@ -168,6 +170,19 @@ def report_left_out(name: str, root: Path, files: Sequence[Path], strict: bool =
     warnings.warn(f"{found} and are left out:{_listed(names, 50)}", FilesLeftOut, stacklevel=3)
 
 
+@contextlib.contextmanager
+def _refused_unless_listed(folder: Path, refusal: type[RdfiaError], prefix: str) -> Iterator[None]:
+    """A context in which an OSError, of this folder or one below it, becomes a `refusal`."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(
+            f"{prefix} {printable_line(error.filename or folder)}: cannot be listed "
+            f"({error.strerror}), expected a folder that you may read; check its name and "
+            "permissions, or move it away"
+        ) from error
+
+
 def _photos(folder: Path) -> list[Path]:
     return divide_photos(folder.iterdir())[0]
 
@@ -179,31 +194,34 @@ def image_folder(
 
     What is a photo is decided by content. Other files, folders in a class folder, and photos beside
     the class folders are left out with a FilesLeftOut warning, or refused if `strict`. Raises
-    DatasetError if the folder is missing, has no class or (if `labelled`) only one, or a class has
-    no photos or unusable ones.
+    DatasetError if the folder is missing, has no class or (if `labelled`) only one, if a folder
+    cannot be listed, or a class has no photos or unusable ones.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DatasetError(f"{name}: {root} is not a folder; expected {root}/<class>/<photo>")
-    folders = sorted(
-        folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")
-    )
-    if len(folders) < 1 + labelled:
-        got = folders[0].name if folders else f"none, and {len(_photos(root))} photos beside"
-        least = ("one", "two")[labelled]
-        raise DatasetError(
-            f"{name}: {root} has {len(folders)} class folders ({got}), expected {least} or more"
+    with _refused_unless_listed(root, DatasetError, f"{name}:"):
+        if not root.is_dir():
+            raise DatasetError(f"{name}: {root} is not a folder; expected {root}/<class>/<photo>")
+        folders = sorted(
+            folder
+            for folder in root.iterdir()
+            if folder.is_dir() and not folder.name.startswith(".")
         )
-    divided = {folder.name: divide_photos(folder.iterdir()) for folder in folders}
-    files = {folder: photos for folder, (photos, _) in divided.items()}
-    if empty := [folder for folder, found in files.items() if not found]:
-        raise DatasetError(
-            f"{name}: no photos in {', '.join(empty[:5])} below {root}; "
-            "add some or remove the folder"
-        )
-    visible = (path for path in root.iterdir() if path not in folders and path.name[0] != ".")
-    others = [path for _, left_out in divided.values() for path in left_out]
-    report_left_out(name, root, [*sorted(visible), *others], strict)
+        if len(folders) < 1 + labelled:
+            got = folders[0].name if folders else f"none, and {len(_photos(root))} photos beside"
+            least = ("one", "two")[labelled]
+            raise DatasetError(
+                f"{name}: {root} has {len(folders)} class folders ({got}), expected {least} or more"
+            )
+        divided = {folder.name: divide_photos(folder.iterdir()) for folder in folders}
+        files = {folder: photos for folder, (photos, _) in divided.items()}
+        if empty := [folder for folder, found in files.items() if not found]:
+            raise DatasetError(
+                f"{name}: no photos in {', '.join(empty[:5])} below {root}; "
+                "add some or remove the folder"
+            )
+        visible = (path for path in root.iterdir() if path not in folders and path.name[0] != ".")
+        others = [path for _, left_out in divided.values() for path in left_out]
+        report_left_out(name, root, [*sorted(visible), *others], strict)
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()])
     return ImageSet(
         name, tuple(path for found in files.values() for path in found), labels, tuple(files)
@@ -224,19 +242,17 @@ def photos_below(folder: Path, strict: bool = False, silent: bool = False) -> li
     """
 
     def refuse(error: OSError) -> None:  # `os.walk` would skip the folder, and its photos with it
-        raise ArgumentError(
-            f"folder {printable_line(error.filename)}: cannot be listed ({error.strerror}), "
-            "expected a folder that you may read; check its name and permissions, or move it away"
-        ) from error
+        raise error
 
     found: list[Path] = []
     seen: set[str] = set()  # a link may lead to a folder above it
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
-        found += [] if real in seen else [Path(parent, name) for name in names]
-        seen.add(real)
-    photos, others = divide_photos(found)
+    with _refused_unless_listed(folder, ArgumentError, "folder"):
+        for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            real = os.path.realpath(parent)
+            folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
+            found += [] if real in seen else [Path(parent, name) for name in names]
+            seen.add(real)
+        photos, others = divide_photos(found)
     if strict or not silent:
         report_left_out("folder", folder, others, strict)
     if not photos:

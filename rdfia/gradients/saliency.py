@@ -39,11 +39,11 @@ def saliency_maps(
     image. "gradient x input" multiplies the gradient by x. "smoothgrad" is the mean gradient over
     `samples` noisy copies; every image gets the same noise, with a standard deviation of `noise`
     times the image's range. The network's input is channels-last: its forward needs flatten instead
-    of view.
+    of view. `seed` is from 0 to 2**63 - 1.
 
-    Raises ArgumentError (shape, range, target, train mode), WeightsError (weights that are missing
-    or not finite) and TooLarge (memory). Sources: Simonyan et al. 2014 (TME 8 q1), Smilkov et al.
-    2017 (TME 8 q2).
+    Raises ArgumentError (shape, range, target, seed, train mode), WeightsError (weights that are
+    missing or not finite) and TooLarge (memory). Sources: Simonyan et al. 2014 (TME 8 q1), Smilkov
+    et al. 2017 (TME 8 q2).
     """
     if (
         kind not in ("gradient", "gradient x input", "smoothgrad")
@@ -54,6 +54,8 @@ def saliency_maps(
             f"kind {kind!r}, samples {samples}, noise {noise}: expected 'gradient', 'gradient x "
             "input' or 'smoothgrad', 1 sample or more, noise from 0"
         )
+    if not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed: got {seed!r}, expected a whole number from 0 to 2**63 - 1")
     x, chosen = check_images(network, x, space), per_image(target, len(x), "target")
     objective = target_objective(chosen)
     if kind != "smoothgrad":  # one step, which replaces x by the gradient

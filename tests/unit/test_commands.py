@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from rdfia import commands
 from rdfia.__main__ import main
 from rdfia.data import assets, files, images, pictures
+from rdfia.device import memory
 from rdfia.experiments import gradients
 from rdfia.models import networks
 from tests.support.tiny_networks import tiny_vgg
@@ -194,7 +196,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "unknown device": (["classify", "PHOTO", "--device", "cudo"], "--device: got 'cudo'"),
     "output is no PNG": (["classify", "PHOTO", "--output", "a.jpg"], "ends with .png"),
-    "output is the photo": (["fool", "PHOTO", "--to", "6", "--output", "PHOTO"], "photo itself"),
+    "device without values": (["classify", "PHOTO", "--device", "meta"], "--device: got 'meta'"),
+    "output is the photo": (
+        ["fool", "PHOTO", "--to", "6", "--output", "PHOTO"],
+        "photo.png, which this command reads",
+    ),
     "no such folder": (["train", "dcgan", "absent"], "folder absent: no such folder"),
     "no labels": (["train", "cgan", "FOLDER"], "use dcgan"),
 }
@@ -214,6 +220,123 @@ def test_wrong_argument_is_exit_code_2_and_writes_nothing(
     assert shown.out == ""
     assert {path.name for path in photo.parent.iterdir()} == {"photo.png", "folder"}
     assert photo.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("a-compared.png", ["fool", "GIVEN", "--to", "6"]),
+        ("a.json", ["fool", "GIVEN", "--to", "6"]),
+        ("a.json", ["classify", "GIVEN"]),
+        ("a.json", ["saliency", "GIVEN"]),
+        ("a.json", ["visualise", "6", "--from", "GIVEN"]),
+        ("a.json", ["classify", "PHOTO", "--network", "squeezenet1_1", "--weights", "GIVEN"]),
+    ],
+)
+def test_no_file_that_is_read_is_replaced(
+    name: str, command: list[str], photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = photo.with_name(name)
+    given.write_bytes(photo.read_bytes())
+    places = {"GIVEN": name, "PHOTO": str(photo)}
+    assert main([*(places.get(word, word) for word in command), "--output", "a.png"]) == 2
+    assert f"a.png: would replace {name}, which this command reads" in capsys.readouterr().err
+    assert given.read_bytes() == photo.read_bytes()
+    assert not Path("a.png").exists()
+    if name == "a-compared.png":  # only `fool` writes such a file
+        assert main(["classify", name, "--output", "a.png"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "cgan"])
+def test_grid_is_not_written_among_the_photos(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos(tmp_path / "photos", True)
+    (tmp_path / "link").symlink_to(folder / "0")
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    for output in ([], ["--output", "0/a.png"], ["--output", str(tmp_path / "link")]):
+        assert main(["train", kind, ".", *output]) == 2
+        assert "is inside the folder ., where the next call" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+    run = ["train", kind, ".", "--output", "../a.png", "--steps", "1", "--size", "16"]
+    assert main(run) == 0
+
+
+def test_photos_are_decoded_into_one_tensor_that_memory_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos(tmp_path / "photos", True)
+    written: list[int] = []
+    decode = images.Preprocess.pixels_by_pillow
+
+    def recorded(
+        space: images.Preprocess, image: Path, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        assert out is not None
+        written.append(out.untyped_storage().data_ptr())
+        return decode(space, image, out)
+
+    monkeypatch.setattr(images.Preprocess, "pixels_by_pillow", recorded)
+    run = ["train", "dcgan", str(folder), "--steps", "1", "--size", "16"]
+    assert main(run) == 0
+    assert (len(written), len(set(written))) == (8, 1)
+    monkeypatch.setattr(memory, "UNCHECKED_BYTES", 0)
+    monkeypatch.setattr(memory, "available_device_memory", lambda _device: 8 * 3 * 16 * 16 - 1)
+    assert main(run) == 1
+    assert "pixels of 8 photos takes about" in capsys.readouterr().err
+    assert len(written) == 8
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["classify", "LONG"],
+        ["saliency", "LONG"],
+        ["classify", "PHOTO", "--network", "squeezenet1_1", "--weights", "LONG"],
+        ["classify", "PHOTO", "--output", "LONG"],
+        ["visualise", "6", "--from", "LONG"],
+        ["train", "dcgan", "LONG"],
+        ["train", "cgan", "LONG"],
+        ["compare", "LONG", "LONG"],
+        ["claims", "LONG"],
+        ["report", "LONG"],
+        ["extract", "LONG"],
+    ],
+)
+def test_name_that_is_too_long_is_one_line(
+    command: list[str], photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which code it is depends on Python, whose `is_file` may raise or not."""
+    long = 300 * "x"
+    places = {"LONG": long, "PHOTO": str(photo)}
+    assert main([places.get(word, word) for word in command]) in (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rdfia: ")]
+    assert len(lines) == 1
+    assert long in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "locked/\x1bx.jpg"), "locked/\\x1bx.jpg: Permis"),
+        (OSError(28, "No space left on device"), "rdfia: No space left on device; check"),
+        (OSError("broken"), "rdfia: broken; check"),
+    ],
+)
+def test_error_of_the_system_is_exit_code_1(
+    error: OSError,
+    message: str,
+    photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "_require_photo", fail)
+    assert main(["classify", str(photo)]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_unreadable_photo_is_exit_code_1(
@@ -289,3 +412,15 @@ def test_steps_are_whole_numbers_from_1(
         with pytest.raises(SystemExit, match="2"):
             main([*command, "--steps", steps])
         assert "argument --steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), 23 * "9"])
+def test_seeds_are_those_of_torch(
+    seed: str, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["saliency", str(photo)], ["visualise", "6"], ["train", "cgan", "."]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, "--seed", seed])
+        assert "expected a whole number from 0 to 2**63 - 1" in capsys.readouterr().err
+    last = ["--kind", "smoothgrad", "--samples", "1", "--seed", str(2**63 - 1)]
+    assert main(["saliency", str(photo), *last]) == 0

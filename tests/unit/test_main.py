@@ -125,18 +125,20 @@ def test_verify_fails_after_one_changed_byte(
 def test_fetch_copies_assets_into_a_directory(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box = tmp_path / "box"
-    assert (
-        main(["assets", "fetch", "alexnet-features", "foolbox-photos", "--to", str(box), "--json"])
-        == 0
-    )
+    box = tmp_path / "b\x1b[31mox"
+    command = ["assets", "fetch", "alexnet-features", "foolbox-photos", "--to", str(box)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count(f" MB in {tmp_path}/b\\x1b[31mox/") == 2
+    assert main([*command, "--json"]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [
         "alexnet-features",
         "foolbox-photos",
     ]
     monkeypatch.setenv("RDFIA_ASSETS", str(box))
     assert main(["assets", "verify", "alexnet-features", "foolbox-photos"]) == 0
-    assert capsys.readouterr().out.count("assets directory") == 2
+    shown = capsys.readouterr().out
+    assert shown.count("assets directory") == 2
+    assert "\x1b" not in shown
 
 
 def test_fetch_without_network_continues_with_the_next_asset(
@@ -218,6 +220,21 @@ def test_prepared_faces_are_verified_assets(
             2,
             "which resnet50 does not have; the nearest of its layers first: layer4.2.conv",
         ),
+        # Keys and numbers of calls that are read: the folder is what is refused.
+        (["extract", "nowhere", "--taps", "pool5:²"], 2, "folder nowhere: cannot be listed"),
+        (["extract", "nowhere", "--taps", f"pool5:{5000 * '9'}"], 2, "folder nowhere: cannot be"),
+        (["extract", "nowhere", "--taps", f"pool5#{5000 * '9'}"], 2, "which vgg16 does not have"),
+        (
+            ["extract", "nowhere", "--weights", "w.safetensors", "--to", "w.safetensors"],
+            2,
+            "--to w.safetensors: would replace w.safetensors, which this command reads",
+        ),
+        (
+            ["extract", "nowhere", "--weights", "w.images.json", "--to", "w.safetensors"],
+            2,
+            "--to w.safetensors: would replace w.images.json",
+        ),
+        (["extract", "nowhere", "--device", "meta"], 2, "--device: got 'meta', which cannot"),
         (["extract", "nowhere", "--network", "resnet-50"], 2, "nearest first: resnet50,"),
         (["extract", "nowhere", "--dtype", "bf16"], 2, "got 'bf16', expected one of bfloat16,"),
         (["extract", "nowhere", "--pool", "piramid"], 2, "got 'piramid', expected one of pyramid,"),
@@ -285,9 +302,11 @@ def test_claims_file_of_another_shape_is_refused_by_name(
 
 
 def test_run_without_records_has_a_page(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    files.write_json(tmp_path / "claims.json", {"records": []})
-    assert main(["report", str(tmp_path)]) == 0
-    assert "This run has no record." in (tmp_path / "index.html").read_text("utf-8")
+    folder = tmp_path / "r\x1b[31mun"
+    files.write_json(folder / "claims.json", {"records": []})
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/r\\x1b[31mun/index.html\n"
+    assert "This run has no record." in (folder / "index.html").read_text("utf-8")
 
 
 def test_claims_lists_each_claim_with_its_verdict(
@@ -320,7 +339,7 @@ def test_extract_writes_features_with_photo_names(
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)).save(
             path
         )
-    target = tmp_path / "f.safetensors"
+    target = tmp_path / "f\x1b[31m.safetensors"
     options = ["--network", "alexnet", "--taps", "relu5,pool5", "--to", str(target)]
     assert main(["extract", str(tmp_path / "photos"), *options]) == 0
     tensors, metadata = files.load_tensors(target)
@@ -330,7 +349,8 @@ def test_extract_writes_features_with_photo_names(
     }
     assert json.loads(metadata["images"]) == ["a.jpg", "b/2.png"]
     shown = capsys.readouterr()
-    assert "relu5 2 x 43264" in shown.out
+    assert "f\\x1b[31m.safetensors: relu5 2 x 43264" in shown.out
+    assert "\x1b" not in shown.out
     assert "missing: fc6" in shown.err
 
 

@@ -8,7 +8,7 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +188,24 @@ def test_an_unlabelled_set_may_have_one_class(folder: Path) -> None:
         DatasetError, match=r"0 class folders \(none, and 0 photos beside\), expected one or more"
     ):
         image_folder(folder, "pets", labelled=False)
+
+
+@pytest.mark.parametrize("place", ["", "dog"])
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As a folder without permission to list it, which root may list."""
+    locked, listed = folder / place, Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    message = rf"own: {re.escape(str(locked))}: cannot be listed \(Permission denied\), expected"
+    with pytest.raises(DatasetError, match=message):
+        image_folder(folder, "own")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

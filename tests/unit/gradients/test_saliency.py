@@ -119,6 +119,15 @@ def test_smoothgrad_of_a_cubic_network_in_closed_form() -> None:
         assert_close(maps, 3 * (x.square() + 1.5 * spread.square()).amax(1), "smoothgrad")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**23])
+def test_seed_beyond_64_bits_is_refused(seed: int) -> None:
+    network, x = tiny_vgg(), photos(1).float()
+    for kind in KINDS:
+        with pytest.raises(ArgumentError, match=rf"seed: got {seed}, expected a whole number"):
+            saliency_maps(network, x, 0, kind=kind, samples=1, seed=seed)  # type: ignore[arg-type]
+    saliency_maps(network, x, 0, kind="smoothgrad", samples=1, seed=2**63 - 1)
+
+
 def test_smoothgrad_averages_before_the_absolute_value() -> None:
     """The mean of d x^2 / d x = 2 (x + noise) is 2 x: at x = 0 the signs cancel."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from torch import nn
 
 import rdfia
 from rdfia.data.images import Preprocess
-from rdfia.errors import ArgumentError, DatasetError
+from rdfia.errors import ArgumentError, DatasetError, ImageError
 from rdfia.experiments import transfer
 from rdfia.models import networks
 from rdfia.transfer import features, svm, tap_transformer
@@ -78,6 +79,8 @@ def test_photos_of_every_kind_give_the_same_rows(photos: list[np.ndarray], tmp_p
         np.stack(photos),
         torch.from_numpy(np.stack(photos)),
         pixels,
+        pixels.numpy(),
+        [np.dstack([photo, np.full(photo.shape[:2], 255, np.uint8)]) for photo in photos],
     ):
         np.testing.assert_array_equal(model.transform(given), expected)
 
@@ -143,11 +146,73 @@ def test_pickle_of_a_named_network_has_no_weights(
         (np.zeros((2, 3)), "photo 0 is float64"),
         ([7], "photo 0 is int"),
         (torch.zeros(1, 3, 32, 32), "float32 pixels, expected uint8"),
+        (np.zeros((1, 3, 32, 32)), "float64 pixels, expected uint8"),
+        (
+            torch.zeros(2, 3, 16, 16, dtype=torch.uint8),
+            r"\(2, 3, 16, 16\), expected N x 3 x 32 x 32",
+        ),
+        (np.zeros((2, 3, 16, 16), np.uint8), r"\(2, 3, 16, 16\), expected N x 3 x 32 x 32"),
+        (torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "expected N x 3 x 32 x 32, one photo or"),
+        (np.zeros((40, 36, 3), np.uint8), r"one photo, uint8 \(40, 36, 3\).*pass photo\[None\]"),
+        (np.zeros((40, 36, 4), np.uint8), "got one photo"),
+        (torch.zeros(40, 36, 3, dtype=torch.uint8), "got one photo"),
+        (
+            SMALL.pixels(np.zeros((40, 36, 3), np.uint8)),
+            r"got one photo, torch.uint8 \(3, 32, 32\)",
+        ),
+        (5, "got int, expected a list of photos"),
+        (None, "got NoneType, expected a list of photos"),
+        (np.array(5), "got ndarray, expected a list of photos"),
     ],
 )
 def test_what_is_no_photo_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         transformer().fit().transform(given)
+
+
+def test_photo_with_one_more_dimension_is_a_photo(photos: list[np.ndarray]) -> None:
+    model = transformer().fit()
+    expected = model.transform(photos[:1])
+    pixels = SMALL.pixels(photos[0])
+    for given in (photos[0][None], torch.from_numpy(photos[0])[None], pixels[None]):
+        np.testing.assert_array_equal(model.transform(given), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_damaged_pil_image_is_named(photos: list[np.ndarray], kind: str) -> None:
+    Image.fromarray(photos[1]).save(buffer := io.BytesIO(), kind)
+    half = io.BytesIO(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    given = [Image.fromarray(photos[0]), Image.open(half)]
+    with pytest.raises(ImageError, match="X: photo 1 is truncated or damaged"):
+        transformer().fit().transform(given)
+
+
+def test_other_errors_are_those_of_their_origin(photos: list[np.ndarray]) -> None:
+    def fails_on_values(value: torch.Tensor) -> torch.Tensor:
+        if not value.is_meta:
+            raise KeyError("of the pool")
+        return value.flatten(1)
+
+    images = [Image.fromarray(photo) for photo in photos[:2]]
+    for given in (images, torch.stack([SMALL.pixels(image) for image in images])):
+        with pytest.raises(KeyError, match="of the pool"):
+            transformer(pool=fails_on_values).fit().transform(given)
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        (features.pyramid, "which cannot make a row of tap 'classifier'"),
+        (lambda value: value.nowhere, "has no attribute 'nowhere'"),
+        (lambda value: value, r"it makes \(1, \d+, \d+, \d+\) of one image"),
+        (lambda value: value.flatten(), "of one image"),
+        ("flatten", "'str' object is not callable"),
+    ],
+)
+def test_pool_that_makes_no_row_is_refused_by_fit(pool: Any, message: str) -> None:
+    tap = "classifier" if pool is features.pyramid else TAP
+    with pytest.raises(ArgumentError, match=message):
+        TapTransformer(tiny_vgg(), tap, preprocess=SMALL, pool=pool).fit()
 
 
 def test_rows_of_zeros_are_named(photos: list[np.ndarray]) -> None:
