@@ -33,7 +33,8 @@ ARROWS = {
 ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
-    "data": "files feature_store arrays downloads assets jpeg images imagenet datasets pictures",
+    "data": "files feature_store arrays downloads photo_files assets jpeg images imagenet datasets "
+    "pictures",
     "transfer": "features tap_transformer gram svm column_tiles extraction heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
