@@ -88,7 +88,8 @@ def host_array(values: Any, name: str = "values") -> Array:
 def as_tensor(values: ArrayLike, name: str = "values") -> Tensor:
     """`values` as a tensor: a tensor is returned itself, the memory of an array is shared.
 
-    Memory that torch cannot address is copied. Raises ArgumentError that names `name` as `host_array`, and for text and other objects.
+    Memory that torch cannot address is copied. Raises ArgumentError that names `name` as
+    `host_array`, and for text and other objects.
     """
     if isinstance(values, Tensor):
         return values

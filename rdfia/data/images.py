@@ -170,6 +170,7 @@ def _upright(image: Image.Image | np.ndarray) -> Image.Image:
             "uint8 array H x W or H x W x 3"
         )
     try:
+        image.load()
         turned = image.getexif().get(jpeg.ORIENTATION, 1) != 1
         return to_8_bits(ImageOps.exif_transpose(image) if turned else image)
     except (ImageError, MemoryError):

@@ -224,7 +224,6 @@ def test_a_folder_of_classes_without_photos_is_missing(root: Path) -> None:
     [
         (150, "by their names 150 of the 200 pinned photos: copy the others too"),
         (200, "content differs from the copy that was pinned"),
-        (201, "content differs from the copy that was pinned"),
     ],
 )
 def test_a_part_of_the_pinned_photos_is_not_called_ones_own(

@@ -262,7 +262,7 @@ def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
     Image.fromarray(grey()).save(tmp_path / "a.png")
     entered = list[str]()
 
-    class Watched(warnings.catch_warnings):  # type: ignore[type-arg]
+    class Watched(warnings.catch_warnings):
         def __enter__(self) -> Any:
             entered.append(threading.current_thread().name)
             return super().__enter__()
