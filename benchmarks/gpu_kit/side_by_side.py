@@ -37,10 +37,10 @@ def section_in(text: str) -> str:
     return inside.strip()
 
 
-def write(readme: Path, verified: Path) -> None:
+def write(page: Path, verified: Path) -> None:
     """Replaces the section in a Markdown file by that of the records below `verified`."""
-    text = readme.read_text("utf-8")
+    text = page.read_text("utf-8")
     section_in(text)
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    files.write_atomic(readme, f"{before}{BEGIN}\n{section(verified)}\n{END}{after}".encode())
+    files.write_atomic(page, f"{before}{BEGIN}\n{section(verified)}\n{END}{after}".encode())

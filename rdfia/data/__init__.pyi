@@ -7,6 +7,7 @@ from rdfia.data import files as files
 from rdfia.data import imagenet as imagenet
 from rdfia.data import images as images
 from rdfia.data import jpeg as jpeg
+from rdfia.data import photo_files as photo_files
 from rdfia.data import pictures as pictures
 from rdfia.data.arrays import ArrayLike as ArrayLike
 from rdfia.data.arrays import host_array as host_array

@@ -67,8 +67,8 @@ def host_array(values: Any, name: str = "values") -> Array:
     """`values` as a numpy array on the host: an array itself, not a copy.
 
     Takes what `on_host` takes, numpy arrays, memory maps, (nested) lists and scipy's sparse
-    matrices, which become dense. Raises ArgumentError
-    that names `name` as `on_host`, and for rows of different lengths.
+    matrices, which become dense. Raises ArgumentError that names `name` as `on_host`, and for rows
+    of different lengths.
     """
     try:
         values = on_host(values, name)
@@ -88,12 +88,15 @@ def host_array(values: Any, name: str = "values") -> Array:
 def as_tensor(values: ArrayLike, name: str = "values") -> Tensor:
     """`values` as a tensor: a tensor is returned itself, the memory of an array is shared.
 
-    Raises ArgumentError that names `name` as `host_array`, and for text and other objects.
+    Memory that torch cannot address is copied. Raises ArgumentError that names `name` as
+    `host_array`, and for text and other objects.
     """
     if isinstance(values, Tensor):
         return values
     array = host_array(values, name)
-    if any(stride < 0 for stride in array.strides) or not array.dtype.isnative:
+    # torch takes no reversed axes, no fields of packed records and no foreign byte order.
+    between = any(stride < 0 or stride % (array.itemsize or 1) for stride in array.strides)
+    if between or not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))  # a copy
     with warnings.catch_warnings():  # read-only memory maps: nobody writes to the tensor
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

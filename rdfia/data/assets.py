@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from rdfia.data import downloads
 from rdfia.data import files as data_files
 from rdfia.data.downloads import Progress, offline
+from rdfia.data.photo_files import divide_photos
 from rdfia.errors import (
     ArgumentError,
     AssetCorrupt,
@@ -76,6 +77,8 @@ class Asset:
             return [path] if path.is_file() else []
         names = self.folder.get("names")
         found = [path / name for name in names] if names else path.glob(self.folder["pattern"])
+        if "own" in self.folder:  # a readme is none of the user's photos
+            found = divide_photos(found)[0]
         return sorted(
             (file for file in found if file.is_file() and file.name[0] != "."),
             key=lambda file: file.relative_to(path).as_posix(),
@@ -218,8 +221,7 @@ def _inspect(
         if asset.folder:
             verified = sha256 == asset.folder.get("sha256")
             varies = asset.folder.get("variants", False)
-            differs = "your own photos" if own else "content differs from the copy that was pinned"
-            problem = "" if verified or varies else differs
+            problem = "" if verified or varies else _difference(asset, path, files)
             return Located(asset.name, path, source, size, sha256, verified, problem)
         verified = sha256 in asset.known
         if prefix := re.search(r"-([0-9a-f]{8})\.pth$", path.name):  # torchvision's convention
@@ -234,6 +236,17 @@ def _inspect(
     except OSError as error:
         raise corrupt(f"cannot be read ({error.strerror or error})") from error
     return Located(asset.name, path, source, size, sha256, verified)
+
+
+def _difference(asset: Asset, path: Path, files: Sequence[Path]) -> str:
+    """How the `files` of a folder differ from those that were pinned."""
+    names, pinned = asset.folder.get("named", ""), asset.folder.get("files", len(files))
+    alike = all(re.fullmatch(names, file.relative_to(path).as_posix()) for file in files)
+    if "own" in asset.folder and not alike:
+        return "your own photos"
+    if len(files) < pinned:
+        return f"by their names {len(files)} of the {pinned} pinned photos: copy the others too"
+    return "content differs from the copy that was pinned"
 
 
 def _manifest(root: Path) -> dict[str, dict[str, str]]:

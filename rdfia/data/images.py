@@ -5,7 +5,6 @@ A file that cannot be a photo raises an error that names it, before it is decode
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 from rdfia.data import jpeg
 from rdfia.data.arrays import as_tensor
 from rdfia.data.files import sha256_file
+from rdfia.data.photo_files import open_image
 from rdfia.errors import ArgumentError, ImageError, printable_line
 
 if TYPE_CHECKING:
@@ -34,37 +34,7 @@ MAX_PIXELS = 50_000_000
 MAX_SCANS = 100
 # The decoder of JPEG 2000 takes four bytes for each value of each channel: 0.5 GB.
 MAX_JPEG2000_VALUES = 75_000_000
-# Pillow reads 40 other formats; one of them starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-
-@functools.cache
-def _readable_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow has; AVIF is new in 11.3."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def is_photo(path: str | Path) -> bool:
-    """Whether the header of a file is that of a photo, whatever the file's name is.
-
-    Damage behind the header, and a shape that `read_image` refuses, are not found. False for what
-    is no regular file.
-    """
-    path = Path(path)
-    if not path.is_file():  # to open a pipe would wait
-        return False
-    try:
-        with path.open("rb") as stream:
-            Image.open(stream, formats=_readable_formats()).close()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return True  # Pillow has read its size
-    except MemoryError:
-        raise
-    except Exception:  # Pillow raises many kinds of errors for another kind of file
-        return False
-    return True
 
 
 def pixel_advice(images: Tensor) -> str:
@@ -92,7 +62,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """The opened file after checks of its header; pixels are not decoded yet."""
     try:
-        image = Image.open(path, formats=_readable_formats())
+        image = open_image(path)
     # Pillow's own limits are higher.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = f"{error}; the limit is {max_pixels:,} pixels: shrink it or remove it"
@@ -173,7 +143,6 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with _open(path, max_pixels) as image:
             image.load()
-            image.load()
             ImageOps.exif_transpose(image, in_place=True)  # without in_place it always copies
             return to_8_bits(image)
     except ImageError as error:
@@ -188,10 +157,35 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ) from error
 
 
+def _upright(image: Image.Image | np.ndarray) -> Image.Image:
+    """A PIL image or a uint8 array as `read_image` gives a file: upright, L or RGB.
+
+    Raises ImageError for a PIL image that is damaged, ArgumentError for another argument.
+    """
+    if isinstance(image, np.ndarray):
+        return to_8_bits(_from_array(image))
+    if not isinstance(image, Image.Image):
+        raise ArgumentError(
+            f"image: got {type(image).__name__}, expected the path of a file, a PIL image or a "
+            "uint8 array H x W or H x W x 3"
+        )
+    try:
+        image.load()
+        turned = image.getexif().get(jpeg.ORIENTATION, 1) != 1
+        return to_8_bits(ImageOps.exif_transpose(image) if turned else image)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # a file that was opened and not decoded yet
+        raise ImageError(
+            f"image: truncated or damaged ({error}); replace it or remove it"
+        ) from error
+
+
 def image_digest(item: Photo) -> str:
     """SHA-256 of a photo: of a file's bytes, or of the pixels of a uint8 array or PIL image.
 
-    Raises ImageError that names a file that cannot be read.
+    A PIL image is turned upright first. Raises ImageError that names a file that cannot be read,
+    ArgumentError for another argument.
     """
     if isinstance(item, str | Path):
         try:
@@ -199,7 +193,7 @@ def image_digest(item: Photo) -> str:
         except OSError as error:
             reason = f"cannot be read ({error.strerror}); list the folder again, or allow reading"
             raise ImageError(f"{printable_line(item)}: {reason}") from error
-    image = to_8_bits(_from_array(item) if isinstance(item, np.ndarray) else item)
+    image = _upright(item)
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
@@ -302,7 +296,8 @@ class Preprocess:
     def pixels(self, image: Photo) -> Tensor:
         """uint8 pixels, 3 x S x S, of a file, a PIL image of any mode, or a uint8 array.
 
-        An array is H x W or H x W x 3. Raises ImageError; ArgumentError for another array.
+        An array is H x W or H x W x 3; files and PIL images are turned upright by their EXIF.
+        Raises ImageError; ArgumentError for another array.
         """
         file = self.jpeg_bytes(image)
         found = None if file is None else self.decode_on_device([file], "cpu")[0]
@@ -313,8 +308,7 @@ class Preprocess:
 
         They are written to `out` (uint8 3 x S x S) if it is given.
         """
-        image = _from_array(image) if isinstance(image, np.ndarray) else image
-        image = to_8_bits(image) if isinstance(image, Image.Image) else read_image(image)
+        image = read_image(image) if isinstance(image, str | Path) else _upright(image)
         side = self.size
         width, height, left, top = self._sizes(*image.size)
         image = image.resize((width, height), _FILTERS[self.interpolation])

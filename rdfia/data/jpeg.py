@@ -17,7 +17,7 @@ from torch import Tensor
 from rdfia.device.memory import is_out_of_memory
 from rdfia.errors import ArgumentError
 
-_ORIENTATION = 0x0112  # EXIF; 1 is upright
+ORIENTATION = 0x0112  # EXIF; 1 is upright
 
 
 def decodes_as_pillow(image: Image.Image) -> bool:
@@ -28,7 +28,7 @@ def decodes_as_pillow(image: Image.Image) -> bool:
     return (
         image.format == "JPEG"
         and image.mode in ("L", "RGB")
-        and image.getexif().get(_ORIENTATION, 1) == 1
+        and image.getexif().get(ORIENTATION, 1) == 1
     )
 
 

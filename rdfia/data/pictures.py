@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from rdfia.data.arrays import host_array
 from rdfia.errors import ArgumentError, printable
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def images_side_by_side(images: Any, columns: int, scale: int = 1) -> Image.Imag
     point in 0..1 (clamped). A pixel becomes `scale` x `scale` pixels. Raises ArgumentError for
     another shape or dtype, values that are not finite, columns or a scale below 1.
     """
-    array = np.asarray(images.detach().cpu().float() if hasattr(images, "detach") else images)
-    bytes_given = str(getattr(images, "dtype", array.dtype)).endswith("uint8")
+    array = host_array(images, "images")
+    bytes_given = array.dtype == np.uint8
     if (
         array.ndim != 4
         or array.shape[1] not in (1, 3)
@@ -42,7 +43,8 @@ def images_side_by_side(images: Any, columns: int, scale: int = 1) -> Image.Imag
             f"images: got {array.dtype} {array.shape}, columns {columns}, scale {scale}; expected "
             "finite N x 1 or 3 x H x W, uint8 or float in 0..1, N, columns and scale from 1"
         )
-    levels = array if bytes_given else np.round(array.clip(0, 1) * 255)
+    exact = np.promote_types(array.dtype, np.float32)  # 255 levels in float16 are not
+    levels = array if bytes_given else np.round(array.astype(exact).clip(0, 1) * 255)
     n, _, height, width = levels.shape
     columns = min(columns, n)
     pixels = levels.astype(np.uint8).repeat(scale, axis=2).repeat(scale, axis=3)

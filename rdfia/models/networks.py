@@ -6,10 +6,11 @@ registered on; its tensors are `path.weight` and `path.bias`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -453,6 +454,12 @@ def load(name: str, state: Mapping[str, Tensor]) -> Loaded:
             f"state: got {type(state).__name__}, expected tensors by name; "
             "rdfia.models.weights.load(path, name) reads a file"
         )
+    for key, value in state.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise ArgumentError(
+                f"state: {key!r} is {type(value).__name__}, expected tensors by name; "
+                "torch.as_tensor makes one of an array"
+            )
     state = _current_names(name, state)
     module = _skeleton(name, state)
     expected = module.state_dict()
@@ -494,6 +501,8 @@ def _ready(module: nn.Module, x: Tensor | np.ndarray) -> Tensor:
     Raises ArgumentError for images of another shape, WeightsError if a weight is missing.
     """
     try:
+        if isinstance(x, np.ndarray):  # torch takes no reversed axes and no foreign byte order
+            x = np.require(x, x.dtype.newbyteorder("="), ["C", "W"])
         x = torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(
@@ -513,6 +522,24 @@ def _ready(module: nn.Module, x: Tensor | np.ndarray) -> Tensor:
     return x.to(weight.device, weight.dtype)
 
 
+@contextlib.contextmanager
+def _shape_named_where_refused(module: nn.Module, x: Tensor) -> Iterator[None]:
+    """A context that raises ArgumentError, naming the shape of `x`, where a network fails.
+
+    Errors of the package and failed allocations stay as they are.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, RdfiaError) or re.search("(?i)alloc|memory|new thread", str(error)):
+            raise
+        raise ArgumentError(
+            f"x: {type(module).__name__} cannot compute images of shape {tuple(x.shape)} "
+            f"({reason}); choose the size that it was made for"
+        ) from error
+
+
 @torch.inference_mode()
 def classify(
     network: nn.Module | Loaded, x: Tensor | np.ndarray, k: int = 5
@@ -521,14 +548,15 @@ def classify(
 
     `x` are normalised images, B x 3 x H x W. Both results are B x k, the most probable class first;
     the probabilities are the softmax (q2) of the network's logits. Runs in eval mode and restores
-    the mode of every submodule. Raises ArgumentError for another shape or a k out of range,
-    WeightsError for a network without its last layers.
+    the mode of every submodule. Raises ArgumentError for another shape, a size that the network
+    cannot compute or a k out of range, WeightsError for a network without its last layers.
     """
     module = network.module if isinstance(network, Loaded) else network
     x = _ready(module, x)
     modes = [(child, child.training) for child in module.modules()]
     try:
-        probabilities = module.eval()(x).softmax(dim=1)  # B x classes
+        with _shape_named_where_refused(module, x):
+            probabilities = module.eval()(x).softmax(dim=1)  # B x classes
     finally:
         for child, training in modes:
             child.training = training
@@ -549,5 +577,7 @@ def first_convolution_maps(network: nn.Module | Loaded, x: Tensor) -> Tensor:
     module = network.module if isinstance(network, Loaded) else network
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
-            return child(_ready(child, x))
+            x = _ready(child, x)
+            with _shape_named_where_refused(child, x):
+                return child(x)
     raise ArgumentError(f"network: {type(module).__name__} has no convolution, expected one")

@@ -25,6 +25,7 @@ from rdfia.models import networks
 
 # Where a training script puts the weights in a checkpoint, the more likely first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema")
+MOST_WRAPPERS = 4  # one inside the other; a hostile file may contain itself
 # Parts of names that DataParallel, FSDP and torch.compile insert, also inside a network, and the
 # names of the attribute that a training class has its network in.
 INSERTED = re.compile(
@@ -143,7 +144,7 @@ def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
 def _unwrapped(tree: Any) -> tuple[Any, list[str]]:
     """The state dict inside a checkpoint under the network's own names, and what was undone."""
     undone: list[str] = []
-    while isinstance(tree, Mapping):
+    while isinstance(tree, Mapping) and len(undone) < MOST_WRAPPERS:
         inside = next((key for key in WRAPPERS if isinstance(tree.get(key), Mapping)), None)
         if inside is None:
             break
@@ -260,11 +261,12 @@ def _read_file(path: Path, network: str, most: int) -> Any:
     of `most` bytes can be; else what the reader raises.
     """
     size = path.stat().st_size
-    if other := _other_format(path):
+    safe = _is_safetensors(path)  # before other formats: its length may look like a text's start
+    if not safe and (other := _other_format(path)):
         raise WeightsError(f"{path}: {other}")
     packed = zipfile.is_zipfile(path)  # torch.save, also where a trainer names it .ckpt
     flax = path.suffix == ".ckpt" and not packed
-    safe = _is_safetensors(path) or (path.suffix == ".safetensors" and not packed)
+    safe = safe or (path.suffix == ".safetensors" and not packed)
     largest = most if flax or safe else CHECKPOINT * most
     if size > largest:
         raise ValueError(

@@ -38,7 +38,7 @@ from PIL import Image, features
 
 from rdfia.claims import judge
 from rdfia.claims import record as claim_records
-from rdfia.data import assets, datasets, downloads, feature_store, files, images
+from rdfia.data import assets, datasets, downloads, feature_store, files, images, photo_files
 from rdfia.errors import RdfiaError
 from rdfia.gans import runs
 from rdfia.gans.training import Trainer
@@ -161,7 +161,9 @@ def photos(kind: str) -> list[bytes]:
 def undecoded() -> list[str]:
     """The formats of photos that this Pillow lacks: AVIF before 11.3, others by its build."""
     Image.init()
-    lacks = [kind for kind in images.FORMATS if kind not in Image.OPEN or kind not in Image.SAVE]
+    lacks = [
+        kind for kind in photo_files.FORMATS if kind not in Image.OPEN or kind not in Image.SAVE
+    ]
     # Pillow registers it without its library.
     return lacks if features.check_codec("jpg_2000") else [*lacks, "JPEG2000"]
 
@@ -288,7 +290,7 @@ def readers(folder: Path) -> list[Reader]:
         images.LAB.pixels(path)
 
     absent = undecoded()
-    kinds = [kind for kind in images.FORMATS if kind not in absent]
+    kinds = [kind for kind in photo_files.FORMATS if kind not in absent]
     found = [Reader(f"photo.{kind.lower()}", photos(kind), photo) for kind in kinds]
 
     found.append(

@@ -26,7 +26,7 @@ from PIL import Image, features
 
 from rdfia.__main__ import main
 from rdfia.claims import record as claim_records
-from rdfia.data import datasets, downloads, images
+from rdfia.data import datasets, downloads, images, photo_files
 from rdfia.data import files as data_files
 from rdfia.errors import AssetCorrupt, ImageError, RdfiaError, StoreError, printable
 from rdfia.gans.training import Trainer
@@ -109,7 +109,7 @@ def test_formats_without_a_decoder_are_named_in_the_row(
 ) -> None:
     lacks = hostile.undecoded()
     names = {reader.name for reader in hostile.readers(tmp_path / "all")}
-    assert {f"photo.{kind.lower()}" for kind in images.FORMATS if kind not in lacks} <= names
+    assert {f"photo.{kind.lower()}" for kind in photo_files.FORMATS if kind not in lacks} <= names
     monkeypatch.delitem(Image.SAVE, "WEBP")
     monkeypatch.setattr(features, "check_codec", lambda _name: False)
     assert set(hostile.undecoded()) == {*lacks, "WEBP", "JPEG2000"}

@@ -33,7 +33,8 @@ ARROWS = {
 ORDER = {
     "device": "precision memory staging cuda_graphs",
     "models": "networks weights",
-    "data": "files feature_store arrays downloads assets jpeg images imagenet datasets pictures",
+    "data": "files feature_store arrays downloads photo_files assets jpeg images imagenet datasets "
+    "pictures",
     "transfer": "features gram svm column_tiles extraction tap_transformer heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
@@ -47,10 +48,10 @@ LABS = ("models", "transfer", "gradients", "gans")
 FREE = {"__main__", "commands", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # limit of statements in a module
 LARGER = {
-    "data.assets": 245,
-    "data.datasets": 235,
+    "data.assets": 250,
+    "data.datasets": 225,
     "data.images": 245,
-    "models.networks": 265,
+    "models.networks": 280,
     "transfer.features": 275,
     "report.figures": 240,
     "report.overview": 235,
@@ -205,14 +206,14 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 3320, rooms
+    assert sum(rooms[room] for room in LABS) < 3350, rooms
     # Devices and memory.
     assert rooms["device"] < 520, rooms
     # The protocols of the labs.
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4050
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4100
     )
 
 

@@ -22,6 +22,7 @@ from tests.support.scene15 import TRAIN_IMAGES
 
 BODY = b"weights of a tiny network"
 SHA = hashlib.sha256(BODY).hexdigest()
+PIXEL = b"P5 8 8 255\n" + bytes(64)  # a photo in PGM
 HUB = f"tiny-{SHA[:8]}.pth"
 
 
@@ -202,12 +203,42 @@ def test_own_imagenet_photos_in_any_number_and_format_are_used(
     folder = root / "data" / name
     for number in range(count):
         suffix = (".jpg", ".webp", "", ".avif")[number % 4]
-        put(folder / f"n{number % 7:08d}" / f"{number}{suffix}", b"own")
+        put(folder / f"n{number % 7:08d}" / f"{number}{suffix}", b"own" if suffix else PIXEL)
+    put(folder / "n00000000" / "readme.txt", b"none of the photos")
     put(folder / "n00000000" / ".DS_Store", b"hidden")
     found = find(name)
     assert found is not None
     assert (found.verified, found.problem) == (False, "your own photos")
     assert len(ASSETS[name].files(found.path)) == count
+
+
+def test_a_folder_of_classes_without_photos_is_missing(root: Path) -> None:
+    put(root / "data" / "imagenet-samples" / "n00000000" / "readme.txt", b"none of the photos")
+    assert find("imagenet-samples") is None
+    with pytest.raises(AssetUnavailable, match="export RDFIA_ASSETS=DIR"):
+        locate("imagenet-samples")
+
+
+@pytest.mark.parametrize(
+    ("count", "problem"),
+    [
+        (150, "by their names 150 of the 200 pinned photos: copy the others too"),
+        (200, "content differs from the copy that was pinned"),
+    ],
+)
+def test_a_part_of_the_pinned_photos_is_not_called_ones_own(
+    root: Path, count: int, problem: str
+) -> None:
+    folder = root / "data" / "imagenet-samples"
+    for number in range(count):
+        put(folder / f"n{number:08d}" / f"n{number:08d}_great_auk.jpg", b"pinned")
+    found = find("imagenet-samples")
+    assert found is not None
+    assert (found.verified, found.problem) == (False, problem)
+    put(folder / "n00000000" / "auk.jpg", b"own")
+    found = find("imagenet-samples")
+    assert found is not None
+    assert found.problem == "your own photos"
 
 
 def test_own_photos_are_used_but_not_verified(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

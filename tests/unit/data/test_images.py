@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from rdfia.data.images import (
     LAB,
     Preprocess,
     check_image,
+    image_digest,
     preprocess_for,
     read_image,
     to_8_bits,
 )
+from rdfia.data.photo_files import is_photo
 from rdfia.errors import ArgumentError, ImageError
 from tests.support.tolerances import assert_close
 
@@ -133,6 +137,11 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     (upright if stored is None else upright.transpose(stored)).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(upright))
+    opened, small = Image.open(tmp_path / "a.png"), Preprocess(size=16)
+    for image in (tmp_path / "a.png", opened, read_image(tmp_path / "a.png")):
+        assert torch.equal(small.pixels(image), small.pixels(upright))
+    assert opened.getexif().get(0x0112) == orientation, "the caller's image was changed"
+    assert image_digest(opened) == image_digest(upright) == image_digest(np.asarray(upright))
 
 
 def test_an_mpo_file_is_a_photo(tmp_path: Path) -> None:
@@ -228,6 +237,42 @@ def test_damaged_pixels_are_an_error_that_names_the_file(
         ImageError, match=r"photo\.jpg: truncated or damaged .*replace it or remove it"
     ):
         read_image(tmp_path / "photo.jpg")
+    for function in (LAB.pixels, image_digest):
+        with (
+            Image.open(tmp_path / "photo.jpg") as opened,
+            pytest.raises(ImageError, match=r"image: truncated or damaged .*replace it"),
+        ):
+            function(opened)
+
+
+def test_a_photo_over_the_limit_gives_one_error_and_no_warning_of_pillow(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_header(12_000, 8_000))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert is_photo(tmp_path / "a.png")
+        for read in (read_image, check_image, LAB.pixels):
+            with pytest.raises(ImageError, match="12000 x 8000 pixels, the limit is 50,000,000"):
+                read(tmp_path / "a.png")
+        assert seen == []
+        Image.open(tmp_path / "a.png").close()
+    assert [warning.category for warning in seen] == [Image.DecompressionBombWarning]
+
+
+def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
+    """The filters belong to the process: two threads that change them undo each other's work."""
+    Image.fromarray(grey()).save(tmp_path / "a.png")
+    entered = list[str]()
+
+    class Watched(warnings.catch_warnings):
+        def __enter__(self) -> Any:
+            entered.append(threading.current_thread().name)
+            return super().__enter__()
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(warnings, "catch_warnings", Watched)
+        check_image(tmp_path / "a.png")
+        pool.submit(check_image, tmp_path / "a.png").result()
+    assert entered == [threading.main_thread().name]
 
 
 def test_the_caller_sets_the_limit_of_pixels(tmp_path: Path) -> None:
@@ -349,6 +394,10 @@ def test_arrays_are_photos_and_other_arrays_are_refused() -> None:
     for wrong in (array / 255, array.transpose(2, 0, 1), array[None], array.astype(np.int64)):
         with pytest.raises(ArgumentError, match=r"image: got an array of \w+ \(.*expected uint8 H"):
             small.pixels(wrong)
+    for other in (torch.from_numpy(array), None, 3):
+        for function in (small.pixels, image_digest):
+            with pytest.raises(ArgumentError, match=f"image: got {type(other).__name__}, expected"):
+                function(other)  # type: ignore[arg-type]
 
 
 def test_gradients_pass_through_normalise_and_its_inverse() -> None:
@@ -374,7 +423,10 @@ def test_as_tensor_takes_every_array_that_has_numbers() -> None:
     x = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     frozen = x.copy()
     frozen.flags.writeable = False
-    for found in (x, frozen, x[::-1], x[..., ::2], np.asfortranarray(x)):
+    packed = np.zeros((2, 3, 4), [("flag", "u1"), ("value", ">i2"), ("other", "f4")])
+    packed["value"], packed["other"] = x, x
+    views = (packed["value"], packed["other"], packed["other"][::-1])
+    for found in (x, frozen, x[::-1], x[..., ::2], np.asfortranarray(x), *views):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert as_tensor(found).tolist() == found.tolist()

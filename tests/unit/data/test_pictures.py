@@ -77,11 +77,25 @@ def test_each_image_is_at_its_place(channels: int, kind: str) -> None:
         torch.zeros(1, 2, 4, 4),
         torch.full((1, 3, 4, 4), math.nan),
         np.zeros((1, 3, 4, 4), dtype=np.int64),
+        torch.full((1, 3, 4, 4), 100, dtype=torch.int8),
+        torch.ones((1, 3, 4, 4), dtype=torch.bool),
+        np.array([[[[None]]]]),
     ],
 )
 def test_images_of_another_shape_or_type_are_refused(images: Any) -> None:
     with pytest.raises(ArgumentError, match=r"images: got .*expected finite N x 1 or 3 x H x W"):
         images_side_by_side(images, 2)
+
+
+def test_what_is_no_array_is_refused() -> None:
+    for images in ([[1.0], [1.0, 2.0]], None, torch.empty(1, 3, 4, 4, device="meta")):
+        with pytest.raises(ArgumentError, match="images: got "):
+            images_side_by_side(images, 2)
+
+
+def test_levels_of_float16_are_those_of_float32() -> None:
+    images = np.linspace(0, 1, 4096, dtype=np.float16).reshape(1, 1, 64, 64)
+    assert images_side_by_side(images, 1) == images_side_by_side(images.astype(np.float32), 1)
 
 
 def test_text_in_html_is_escaped_and_the_picture_is_exact() -> None:

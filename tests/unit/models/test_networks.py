@@ -370,9 +370,48 @@ def test_classify_by_hand_restores_modes() -> None:
 
 def test_classify_restores_modes_after_an_error() -> None:
     module = tiny_vgg().train()
-    with pytest.raises(RuntimeError, match="too small"):
+    with pytest.raises(
+        ArgumentError, match=r"x: \w+ cannot compute images of shape \(1, 3, 1, 1\) .*too small"
+    ):
         networks.classify(module, torch.zeros(1, 3, 1, 1))
     assert all(child.training for child in module.modules())
+
+
+class Failing(FixedLogits):
+    """Raises an error in place of logits."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("Kernel size can't be greater than actual input size"), ArgumentError),
+        (AssertionError("Wrong image height!"), ArgumentError),
+        (WeightsError("w"), WeightsError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
+        (RuntimeError("can't start new thread"), RuntimeError),
+    ],
+)
+def test_only_errors_of_the_shape_name_the_shape(error: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        networks.classify(Failing(error), torch.zeros(1, 3, 8, 8))
+    assert type(caught.value) is kind
+    assert (caught.value is error) == (kind is not ArgumentError)
+
+
+def test_an_image_smaller_than_the_first_convolution_is_named_by_its_shape() -> None:
+    loaded = networks.load("alexnet", zeros("alexnet", "features."))
+    with pytest.raises(
+        ArgumentError, match=r"Conv2d cannot compute images of shape \(1, 3, 4, 4\)"
+    ):
+        networks.first_convolution_maps(loaded, torch.zeros(1, 3, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -395,6 +434,12 @@ def test_classify_takes_arrays_and_refuses_pixels() -> None:
         networks.classify(network, x.numpy()), networks.classify(network, x), strict=True
     ):
         assert torch.equal(found, expected)
+    packed = np.zeros((2, 3, 16, 16), [("flag", "u1"), ("value", "f4")])
+    packed["value"] = x.numpy()
+    frozen = x.numpy().copy()
+    frozen.flags.writeable = False
+    for view in (x.flip(1).numpy()[:, ::-1], x.numpy().astype(">f4"), packed["value"], frozen):
+        assert torch.equal(networks.classify(network, view)[0], networks.classify(network, x)[0])
     with pytest.raises(ArgumentError, match=r"x: torch.uint8 .*CROP.normalise"):
         networks.classify(network, np.zeros((2, 3, 16, 16), np.uint8))
     with pytest.raises(ArgumentError, match="x: got str, expected a tensor or an array"):

@@ -206,6 +206,34 @@ def test_weights_are_taken_out_of_a_checkpoint_with_a_notice(
         assert same(weights.load(tmp_path / "nested.pt", "squeezenet1_1"), squeezenet)
 
 
+def wrapped(state: dict[str, Tensor], times: int) -> dict[str, Any]:
+    tree: dict[str, Any] = state
+    for number in range(times):
+        tree = {weights.WRAPPERS[number % 3]: tree}
+    return tree
+
+
+def containing_itself(key: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {"w": torch.zeros(1), "state_dict": {}}
+    tree["state_dict"] = {key: tree}
+    tree[key] = tree
+    return tree
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("key", ["model", "net"])
+def test_a_checkpoint_that_contains_itself_is_refused(
+    squeezenet: dict[str, Tensor], tmp_path: Path, key: str
+) -> None:
+    torch.save(wrapped(squeezenet, weights.MOST_WRAPPERS), tmp_path / "c.pth")
+    with pytest.warns(WeightsUnwrapped):
+        assert same(weights.load(tmp_path / "c.pth", "squeezenet1_1"), squeezenet)
+    for tree in (wrapped(squeezenet, weights.MOST_WRAPPERS + 1), containing_itself(key)):
+        torch.save(tree, tmp_path / "c.pth")
+        with pytest.raises(WeightsError, match=r"c\.pth: contains dict with .*expected tensors"):
+            weights.load(tmp_path / "c.pth", "squeezenet1_1")
+
+
 def test_the_count_of_an_averaged_model_is_left_out(
     squeezenet: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -393,6 +421,20 @@ def test_files_that_are_no_weights_are_named_for_what_they_are(
         weights.read(path, "squeezenet1_1")
 
 
+@pytest.mark.parametrize("length", [0x3C20, 0x7B20, 0x3C + 0x3000, 0x7B + 0x3000])
+def test_a_length_that_reads_as_a_texts_start_is_no_text(
+    squeezenet: dict[str, Tensor], tmp_path: Path, length: int
+) -> None:
+    """A safetensors file begins with the length of its header, here a space, < or {."""
+    save_file(squeezenet, tmp_path / "s.safetensors")
+    data = (tmp_path / "s.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = data[8:end].ljust(length)
+    assert len(header) == length
+    (tmp_path / "s.safetensors").write_bytes(length.to_bytes(8, "little") + header + data[end:])
+    assert same(weights.load(tmp_path / "s.safetensors", "squeezenet1_1"), squeezenet)
+
+
 def test_arrays_of_numpy_and_programs_are_named_with_the_way_out(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", weight=np.zeros(3))
     with pytest.raises(WeightsError, match=r"arrays of numpy.*safetensors.numpy.save_file"):
@@ -419,6 +461,22 @@ def test_advice_to_switch_protection_off_is_not_repeated(tmp_path: Path) -> None
 def test_a_path_in_place_of_tensors_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"state: got str, .*weights\.load\(path, name\)"):
         networks.load("squeezenet1_1", "a.pth")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("features.0.bias", np.zeros(64, np.float32), r"'features\.0\.bias' is ndarray"),
+        ("features.0.bias", [0.0] * 64, "is list"),
+        ("features.0.bias", None, "is NoneType"),
+        (3, torch.zeros(64), "3 is Tensor"),
+    ],
+)
+def test_what_is_no_tensor_by_name_is_refused_by_its_name(
+    squeezenet: dict[str, Tensor], name: Any, value: Any, message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=f"state: .*{message}, expected tensors by name"):
+        networks.load("squeezenet1_1", squeezenet | {name: value})
 
 
 def test_weights_of_a_network_without_a_layer_table_are_read() -> None:

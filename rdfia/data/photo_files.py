@@ -1,0 +1,76 @@
+"""Which files are photos, by their headers; imported without torch."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+# Pillow reads 40 other formats; one of them starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
+# A file with such a name that is not a photo is an error; any other is left out with a notice.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+    | {".jfif", ".jp2", ".avif"}
+)
+
+
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has; AVIF is new in 11.3."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """The opened file of one of `FORMATS`; pixels are not decoded yet. Raises what Pillow raises.
+
+    Pillow's warning of many pixels is not shown in the main thread: a caller has its own limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return Image.open(file, formats=_readable_formats())  # threads share the filters
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=_readable_formats())
+
+
+def is_photo(path: str | Path) -> bool:
+    """Whether the header of a file is that of a photo, whatever the file's name is.
+
+    Damage behind the header, and a shape that `read_image` refuses, are not found. False for what
+    is no regular file.
+    """
+    path = Path(path)
+    if not path.is_file():  # to open a pipe would wait
+        return False
+    try:
+        with path.open("rb") as stream:
+            open_image(stream).close()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True  # Pillow has read its size
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many kinds of errors for another kind of file
+        return False
+    return True
+
+
+def divide_photos(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """(photos, other files) of `paths`, both sorted; hidden files are in neither.
+
+    A file is a photo by its content, `is_photo`. One that only its name calls a photo is
+    among the photos, so that `datasets.ImageSet.verify` refuses it by name.
+    """
+    seen = sorted(path for path in paths if not path.name.startswith("."))
+    photos = [
+        path
+        for path in seen
+        if not path.is_dir() and (path.suffix.lower() in SUFFIXES or is_photo(path))
+    ]
+    kept = set(photos)
+    return photos, [path for path in seen if path not in kept]
