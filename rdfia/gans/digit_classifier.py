@@ -78,7 +78,7 @@ def train_digit_classifier(
     DatasetError: wrong images or labels. DivergedError: the last loss is not finite.
     """
     images = as_tensor(images, "images")
-    y = torch.as_tensor([] if labels is None else labels)
+    y = _digit_labels(labels)
     shape = tuple(images.shape)
     if (
         images.dtype != torch.uint8
@@ -129,6 +129,14 @@ def train_digit_classifier(
     return module.eval()
 
 
+def _digit_labels(labels: Labels) -> Tensor:
+    """Labels as a tensor of any shape. DatasetError: None, text or other objects."""
+    try:
+        return as_tensor([] if labels is None else labels, "labels")
+    except ArgumentError as error:
+        raise DatasetError(f"{error}; the label of a digit is an integer in 0..9") from error
+
+
 def cached_digit_classifier(
     images: Tensor | Array,
     labels: Labels,
@@ -153,7 +161,7 @@ def cached_digit_classifier(
         "device": "",
     }
     text = {"recipe": repr(sorted(settings.items())), "network": repr(module)}
-    key = files.tensors_digest({"images": images, "labels": torch.as_tensor(labels)}, text)
+    key = files.tensors_digest({"images": images, "labels": _digit_labels(labels)}, text)
     folder = files.cache_dir() if folder is None else Path(folder)
     path = folder / f"digit-classifier-{key[:16]}.safetensors"
     # The file does not exist, is damaged or belongs to another network.
