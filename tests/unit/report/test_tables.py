@@ -11,6 +11,8 @@ from rdfia.errors import ArgumentError
 from rdfia.report import tables
 
 ROOT = Path(__file__).parents[3]
+SPEED, FAULTS = (f"<!-- table {name}: rdfia report --all -->\n" for name in ("speed", "faults"))
+END = "<!-- end of table -->\n"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
@@ -64,10 +66,6 @@ def test_unknown_table_is_refused() -> None:
         ArgumentError, match=r"^a\.md: table 'sped': expected one of verdicts, speed, faults"
     ):
         tables.with_tables(f"{SPEED.replace('speed', 'sped')}{END}", ROOT, "a.md")
-
-
-SPEED, FAULTS = (f"<!-- table {name}: rdfia report --all -->\n" for name in ("speed", "faults"))
-END = "<!-- end of table -->\n"
 
 
 @pytest.mark.parametrize(
