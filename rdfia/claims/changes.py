@@ -75,8 +75,9 @@ class CheckChange:
 def worsening(before: Record | None, after: Record | None, profiles: frozenset[str]) -> str:
     """Why a check got worse from one run to the next; "" if it did not.
 
-    `profiles`: those of the second run, since another profile has other checks. Undecided to
-    contradicted is no worsening: more data decided it. A deferred check was left out on purpose.
+    `profiles`: those of the second run's own checks, since another profile has other checks.
+    Undecided to contradicted is no worsening: more data decided it. A deferred check was left out
+    on purpose.
     """
     if after is not None and after.failure and not (before and before.failure):
         return "its test fails now"
@@ -99,7 +100,8 @@ def changes(before: Sequence[Record], after: Sequence[Record]) -> list[CheckChan
     sequence before later ones.
     """
     found = []
-    profiles = frozenset(record.profile for record in after)
+    # A recorded check is copied from a committed run, with the profile of that run.
+    profiles = frozenset(record.profile for record in after if record.outcome != "recorded")
     sides = _by_key(before), _by_key(after)
     for key in {**sides[0], **sides[1]}:
         pairs = product(sides[0].get(key, [None]), sides[1].get(key, [None]))
@@ -172,7 +174,7 @@ def _image_changes(before: Record, after: Record) -> dict[str, tuple[str, Estima
     if not before.images or before.images != after.images:
         return {}
     found = {}
-    for name in before.right.keys() & after.right.keys():
+    for name in (name for name in before.right if name in after.right):
         packed = [record.right[name] for record in (before, after)]
         if packed[0]["n"] != packed[1]["n"]:
             continue

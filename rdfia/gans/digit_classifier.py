@@ -77,24 +77,7 @@ def train_digit_classifier(
     computes under autocast. The same seed, CPU and number of threads give the same weights.
     DatasetError: wrong images or labels. DivergedError: the last loss is not finite.
     """
-    images = as_tensor(images, "images")
-    y = torch.as_tensor([] if labels is None else labels)
-    shape = tuple(images.shape)
-    if (
-        images.dtype != torch.uint8
-        or shape[1:] != (1, 32, 32)
-        or shape[:1] != tuple(y.shape)
-        or shape[0] < 2
-    ):
-        got = f"images {images.dtype} {shape}, labels {tuple(y.shape)}"
-        raise DatasetError(
-            f"{got}: expected uint8 N x 1 x 32 x 32 and N labels, N from 2; pad MNIST by two pixels"
-            f"{pixel_advice(images)}"
-        )
-    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) > 9:
-        raise DatasetError(
-            f"labels: got {y.dtype} from {y.min()} to {y.max()}, expected integers in 0..9"
-        )
+    images, y = _checked_digits(images, labels)
     if steps < 1 or batch < 2 or not lr > 0:
         raise ArgumentError(
             f"steps={steps}, batch={batch}, lr={lr}: expected steps from 1, batch from 2, lr above "
@@ -129,6 +112,32 @@ def train_digit_classifier(
     return module.eval()
 
 
+def _checked_digits(images: Tensor | Array, labels: Labels) -> tuple[Tensor, Tensor]:
+    """Images and labels as tensors. DatasetError: those that no classifier can be trained on."""
+    images = as_tensor(images, "images")
+    try:
+        y = as_tensor([] if labels is None else labels, "labels")
+    except ArgumentError as error:
+        raise DatasetError(f"{error}; the label of a digit is an integer in 0..9") from error
+    shape = tuple(images.shape)
+    if (
+        images.dtype != torch.uint8
+        or shape[1:] != (1, 32, 32)
+        or shape[:1] != tuple(y.shape)
+        or shape[0] < 2
+    ):
+        got = f"images {images.dtype} {shape}, labels {tuple(y.shape)}"
+        raise DatasetError(
+            f"{got}: expected uint8 N x 1 x 32 x 32 and N labels, N from 2; pad MNIST by two pixels"
+            f"{pixel_advice(images)}"
+        )
+    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) > 9:
+        raise DatasetError(
+            f"labels: got {y.dtype} from {y.min()} to {y.max()}, expected integers in 0..9"
+        )
+    return images, y
+
+
 def cached_digit_classifier(
     images: Tensor | Array,
     labels: Labels,
@@ -143,7 +152,7 @@ def cached_digit_classifier(
     `recipe`: its other options. Each data and recipe is trained once. A damaged file is replaced.
     Errors: those of `train_digit_classifier`, StoreError.
     """
-    images = as_tensor(images, "images")
+    images, y = _checked_digits(images, labels)
     with torch.device("meta"):  # draws no random numbers
         module = DigitClassifier()
     settings = {
@@ -153,7 +162,7 @@ def cached_digit_classifier(
         "device": "",
     }
     text = {"recipe": repr(sorted(settings.items())), "network": repr(module)}
-    key = files.tensors_digest({"images": images, "labels": torch.as_tensor(labels)}, text)
+    key = files.tensors_digest({"images": images, "labels": y}, text)
     folder = files.cache_dir() if folder is None else Path(folder)
     path = folder / f"digit-classifier-{key[:16]}.safetensors"
     # The file does not exist, is damaged or belongs to another network.
@@ -162,7 +171,7 @@ def cached_digit_classifier(
         if metadata.get("key") == key:
             module.load_state_dict(state, assign=True)
             return module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    module = train_digit_classifier(images, labels, seed=seed, device=device, **recipe)
+    module = train_digit_classifier(images, y, seed=seed, device=device, **recipe)
     files.save_tensors(path, module.state_dict(), {"key": key})
     return module
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from rdfia.data.arrays import as_tensor
+from rdfia.errors import ArgumentError
 
 # Images of one label are one picture if they differ by less than this share of what all images do.
 ONE_PICTURE = 0.2
@@ -29,7 +30,7 @@ class Health(NamedTuple):
 
 
 def health(
-    losses: Tensor,
+    losses: Tensor | np.ndarray,
     images: Tensor | np.ndarray | None = None,
     real: Tensor | np.ndarray | None = None,
     window: int = 500,
@@ -40,7 +41,14 @@ def health(
     `images` and `real`: uint8 N x C x S x S, the same number of each. `labels`: N, those that G was
     asked for. With them an alarm reports a G that ignores z: images of one label differ by less
     than ONE_PICTURE of what all images do (real digits: 0.89, a collapsed run of cDCGAN: 0.06).
+    ArgumentError: losses of another shape.
     """
+    losses = as_tensor(losses, "losses")
+    if losses.ndim != 2 or losses.shape[1] != 4:
+        raise ArgumentError(
+            f"losses: got shape {tuple(losses.shape)}, expected steps x 4: Loss_D, Loss_G, D(x) "
+            "and D(G(z)) of each step, as `Trained.losses`"
+        )
     tail = losses[-window:].double()
     loss_D, loss_G, d_real, d_fake = tail.mean(0).tolist()
     zero = float((tail[:, 0] < D_LOSS_ZERO).double().mean())

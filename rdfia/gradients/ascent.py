@@ -134,8 +134,14 @@ def per_image(value: PerImage, n: int, name: str, dtype: torch.dtype = torch.int
     try:
         tensor = as_tensor(value, name).detach().cpu()
     except ArgumentError as error:
-        advice = "; rdfia.data.imagenet_class(name) is the number of a class of ImageNet"
-        raise ArgumentError(f"{error}{'' if dtype.is_floating_point else advice}") from error
+        if isinstance(value, int):
+            raise ArgumentError(
+                f"{name}: got {value}, expected a number from -2**63 to 2**63 - 1"
+            ) from error
+        if name not in ("target", "label"):
+            raise
+        advice = "rdfia.data.imagenet_class(name) is the number of a class of ImageNet"
+        raise ArgumentError(f"{error}; {advice}") from error
     fits = tensor.ndim == 0 or tensor.shape == (n,)
     if (
         not fits

@@ -62,9 +62,12 @@ class Check:
     def columns(self) -> list[tuple[str, str, str]]:
         """The conditions of the check: device, compute type and torch version, for each type."""
         plain = re.sub(r"\(.*?\)", "", self.record.dtype)  # "bfloat16 (Adam float32)"
-        types = re.findall(r"bfloat16|float32|float64|tf32", plain) or [NO_TYPE]
+        types = [kind.strip().lower() for kind in re.split(r",|\band\b", plain)]
+        # A record names the type of tensors; products of float32 may be computed in TF32.
+        products = str(self.environment.get("float32 products", "float32")).lower()
+        names = {"": NO_TYPE, "float32": products}
         torch = ".".join(str(self.environment.get("torch", "?")).split(".")[:2])
-        return [(self.record.device, kind, torch) for kind in types]
+        return [(self.record.device, names.get(kind, kind), torch) for kind in types]
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,10 @@ def matrix(found: Sequence[Sentence]) -> tuple[list[tuple[str, str, str]], list[
     every = {
         column for row in found for check in row.checks + row.others for column in check.columns
     }
-    order = ("float32", "tf32", "bfloat16", NO_TYPE)
-    columns = sorted(every, key=lambda c: (c[0], c[2], order.index(c[1]) if c[1] in order else 9))
+    order = ("float32", "tf32", "bfloat16", "float16", NO_TYPE)  # then others, by name
+    columns = sorted(
+        every, key=lambda c: (c[0], c[2], order.index(c[1]) if c[1] in order else 9, c[1])
+    )
     if not any(device == "cuda" for device, _, _ in columns):
         columns.append(("cuda", "", ""))
     lines = []
@@ -405,7 +410,7 @@ def write(root: Path) -> Path:
     for one in shown:
         files.write_atomic(root / "docs" / one.picture.file, published(one.source))
     names = {Path(one.picture.file).name for one in shown}
-    for path in folder.iterdir():
+    for path in folder.glob("*"):  # none where the folder does not exist
         if path.name not in names:
             path.unlink()
     files.write_atomic(root / "docs" / "index.html", html(runs, shown).encode())

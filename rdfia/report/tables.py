@@ -15,7 +15,9 @@ from rdfia.claims.ledger import committed_records
 from rdfia.data import files
 from rdfia.errors import ArgumentError
 
-MARKED = re.compile(r"(<!-- table (\w+): rdfia report --all -->\n).*?(<!-- end of table -->)", re.S)
+BEGIN, END = r"<!-- table (\w+): rdfia report --all -->\n", r"<!-- end of table -->"
+MARKED = re.compile(rf"({BEGIN})(?:(?!<!-- table ).)*?({END})", re.S)
+UNPAIRED = re.compile(r"<!-- (?:table |end of table).*")
 SPEED = {"": "cpu/speed", "AVX2: ": "cpu/speed-avx2"}  # prefix of the columns -> run
 COLUMNS = ("at the peer's dtype", "each at its best")
 FAULTS = "cpu/faults"
@@ -78,13 +80,21 @@ def _committed(root: Path, folder: str, name: str) -> Any:
     return files.read_json(root / "reports" / "verified" / folder / name)
 
 
-def with_tables(text: str, root: Path) -> str:
-    """The text with each marked table written anew. Raises ArgumentError for an unknown table."""
+def with_tables(text: str, root: Path, file: str) -> str:
+    """The text with each marked table written anew.
+
+    Raises ArgumentError, which names `file`, for an unknown table and for a mark without its other.
+    """
+    if alone := UNPAIRED.search(MARKED.sub("", text)):
+        raise ArgumentError(
+            f"{file}: got {alone[0]!r} alone, expected pairs of '<!-- table NAME: rdfia report "
+            "--all -->' and '<!-- end of table -->', each on its line; restore the other mark"
+        )
 
     def renewed(found: re.Match[str]) -> str:
         before, name, after = found.groups()
         if name not in TABLES:
-            raise ArgumentError(f"table {name!r}: expected one of {', '.join(TABLES)}")
+            raise ArgumentError(f"{file}: table {name!r}: expected one of {', '.join(TABLES)}")
         return f"{before}{TABLES[name](root)}\n{after}"
 
     return MARKED.sub(renewed, text)
@@ -94,5 +104,5 @@ def write(root: Path) -> None:
     """Write the tables of docs/*.md in the checkout `root` anew."""
     for path in sorted((root / "docs").glob("*.md")):
         text = path.read_text("utf-8")
-        if (new := with_tables(text, root)) != text:
+        if (new := with_tables(text, root, str(path))) != text:
             files.write_atomic(path, new.encode())

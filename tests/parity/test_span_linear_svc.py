@@ -106,6 +106,20 @@ def test_every_option_is_that_of_linear_svc(options: dict[str, Any], wide: bool)
 
 
 @pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_balanced_classes_count_repeated_and_weighted_rows(wide: bool, weighted: bool) -> None:
+    """Of one class each row is there three times, or has weight 3."""
+    X, y, T, _ = problem(5 if wide else 10)
+    weights = np.where(y == y[0], 3, 1)
+    rows = X, y, weights
+    repeated = X.repeat(weights, 0), y.repeat(weights)
+    options: dict[str, Any] = {"class_weight": "balanced", "dual": False, **SOLVER}
+    ours = SpanLinearSVC(**options).fit(*(rows if weighted else repeated))
+    peer = LinearSVC(**options).fit(*repeated)
+    assert_close(ours.decision_function(T), peer.decision_function(T), "decision")
+
+
+@pytest.mark.parametrize("wide", [False, True])
 def test_sparse_rows_and_weights_are_those_of_linear_svc(wide: bool) -> None:
     X, y, T, _ = problem(7 if wide else 8)
     X = np.where(X > 0, X, 0)

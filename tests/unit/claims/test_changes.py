@@ -188,6 +188,31 @@ def test_records_of_the_same_profile_and_scope_are_compared() -> None:
     assert (found.before, found.after) == (short, short)
 
 
+def test_recorded_checks_do_not_make_a_short_run_a_full_one() -> None:
+    """A short run copies a full record as "recorded"; the full checks that it has not are no loss.
+
+    A full check that another full run does not have is one.
+    """
+    other = "tme7.q11.table1"
+    before = [record(profile="full"), record(claim=other, profile="full")]
+    short = [record("recorded", profile="full"), record("undecided", claim="tme7.q1.total")]
+    assert [change.kind for change in changes.changes(before, short)] == [
+        "not measured",
+        "missing",
+        "new",
+    ]
+    (_, lost, _) = changes.changes(before, [*short[:1], record(claim="a", profile="full")])
+    assert lost.worse == "it is missing"
+
+
+def test_right_images_are_listed_in_the_order_of_the_first_run() -> None:
+    names = [f"layer {n}" for n in (7, 3, 9, 1, 8, 2, 6, 4, 5)]
+    one = record(right=dict.fromkeys(names, judge.pack_bits([True])), images="a")
+    other = record(right=dict.fromkeys(sorted(names), judge.pack_bits([True])), images="a")
+    (found,) = changes.changes([one], [other])
+    assert [value.name for value in found.values] == [f"{name}, right images" for name in names]
+
+
 def test_conditions_and_bounds_of_a_check_are_named() -> None:
     one = record(dtype="bfloat16", data="scene15", bounds="a", expected="accuracy above 0.9")
     other = record(dtype="float32", data="scene15", bounds="b", expected="accuracy above 0.8")

@@ -186,6 +186,13 @@ def test_unusable_digits_are_refused() -> None:
     for bad in (labels.float(), labels - 1, labels + 1):
         with pytest.raises(DatasetError, match=r"expected integers in 0..9"):
             train_digit_classifier(images, bad)
+    words: list[Any] = [["one"] * 20, np.array(["1"] * 20), [object()] * 20, [[1], [2, 3]], {1, 2}]
+    for function in (train_digit_classifier, cached_digit_classifier):
+        for bad in words:
+            with pytest.raises(DatasetError, match=r"^labels: got .* is an integer in 0..9"):
+                function(images, bad)
+        with pytest.raises(DatasetError, match="N labels, N from 2"):
+            function(images, None)
     wrong: list[dict[str, Any]] = [{"steps": 0}, {"batch": 1}, {"lr": 0.0}, {"lr": math.nan}]
     for recipe in wrong:
         with pytest.raises(ArgumentError, match="expected steps from 1, batch from 2, lr above 0"):

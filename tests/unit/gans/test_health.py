@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -196,6 +197,27 @@ def test_refused_argument_is_named(images: Any, labels: Any, name: str) -> None:
         diversity_within_labels(images, labels)
     with pytest.raises(ArgumentError, match=r"^images: "):
         diversity("a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given", [losses(HEALTHY).numpy(), losses(HEALTHY).tolist(), losses(HEALTHY).numpy()[::-1]]
+)
+def test_losses_may_be_an_array_or_a_list(given: Any) -> None:
+    assert health(given)[:5] == health(losses(HEALTHY))[:5]
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ("a", "<U1"),
+        (None, "NoneType"),
+        (losses(HEALTHY)[:, :3], "shape (600, 3)"),
+        (losses(HEALTHY)[0], "shape (4,)"),
+    ],
+)
+def test_losses_of_another_shape_are_refused(given: Any, got: str) -> None:
+    with pytest.raises(ArgumentError, match=rf"^losses: got {re.escape(got)}.*expected"):
+        health(given)
 
 
 def test_health_is_of_the_last_500_steps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -361,6 +362,26 @@ def test_arrays_and_lists_give_the_results_of_tensors(name: str) -> None:
 def test_what_is_no_number_is_refused_by_name(name: str, x: Any, y: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         WITH_IMAGES[name](tiny_vgg(), x, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": 2**63}, "seeds: got 9223372036854775808, expected a number from .* 2**63 - 1"),
+        ({"seeds": 2**70}, "seeds: got 1180591620717411303424, expected a number from"),
+        ({"steps": 2**63}, "steps: got 9223372036854775808, expected a number from"),
+        ({"seeds": "cat"}, "seeds: got <U3 (), expected numbers"),
+        ({"steps": ["a", "b"]}, "steps: got <U1 (2,), expected numbers"),
+        ({"l2": "cat"}, "l2: got <U3 (), expected numbers"),
+        ({"lr": None}, "lr: got NoneType"),
+    ],
+)
+def test_only_a_class_is_asked_for_by_its_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        visualise(tiny_vgg(), [1, 2], size=SIZE, **options)
+    pattern = ".*".join(map(re.escape, message.split(".*")))
+    assert re.match(pattern, str(caught.value))
+    assert "imagenet_class" not in str(caught.value)
 
 
 def in_train_mode(layer: str) -> nn.Module:

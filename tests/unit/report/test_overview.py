@@ -188,6 +188,13 @@ def test_written_page_removes_pictures_that_it_no_longer_shows(tmp_path: Path) -
     assert 'src="pictures/cpu-figure12-a.webp"' in page.read_text("utf-8")
 
 
+def test_checkout_without_pictures_gets_a_page(tmp_path: Path) -> None:
+    folder = tmp_path / "reports" / "verified" / "cpu"
+    record = checked("supported").record
+    files.write_json(folder / "claims.json", {"records": [record.as_json()], "environment": {}})
+    assert overview.write(tmp_path).is_file()
+
+
 # --- states, sentences, the matrix
 
 
@@ -263,6 +270,38 @@ def test_matrix_has_a_column_for_each_condition() -> None:
     on_cuda = checked("supported", dtype="bfloat16 and float32", device="cuda")
     columns, _ = overview.matrix([overview.Sentence(CLAIM, (on_cuda,))])
     assert columns == [("cuda", "float32", "2.13"), ("cuda", "bfloat16", "2.13")]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "products", "types"),
+    [
+        ("", "float32", ["exact"]),
+        ("", "TF32", ["exact"]),
+        ("float32", "float32", ["float32"]),
+        ("float32", "TF32", ["tf32"]),
+        ("TF32", "float32", ["tf32"]),
+        ("float64", "TF32", ["float64"]),
+        ("float16", "float32", ["float16"]),
+        ("float8_e4m3fn", "float32", ["float8_e4m3fn"]),
+        ("bfloat16 (Adam float32)", "TF32", ["bfloat16"]),
+        ("bfloat16 and float32", "TF32", ["bfloat16", "tf32"]),
+        ("float16, float32", "float32", ["float16", "float32"]),
+    ],
+)
+def test_compute_types_are_those_of_the_record_and_of_its_products(
+    dtype: str, products: str, types: list[str]
+) -> None:
+    check = checked("supported", dtype=dtype, device="cuda")
+    check.environment["float32 products"] = products
+    assert check.columns == [("cuda", kind, "2.13") for kind in types]
+
+
+def test_columns_of_unknown_types_come_last_in_a_fixed_order() -> None:
+    types = ["float8_e5m2", "float64", "", "float8_e4m3fn", "float16", "bfloat16"]
+    checks = tuple(checked("supported", dtype=dtype) for dtype in types)
+    columns, _ = overview.matrix([overview.Sentence(CLAIM, checks)])
+    shown = ["bfloat16", "float16", "exact", "float64", "float8_e4m3fn", "float8_e5m2", ""]
+    assert [kind for _, kind, _ in columns] == shown
 
 
 # --- bars

@@ -11,13 +11,15 @@ from rdfia.errors import ArgumentError
 from rdfia.report import tables
 
 ROOT = Path(__file__).parents[3]
+SPEED, FAULTS = (f"<!-- table {name}: rdfia report --all -->\n" for name in ("speed", "faults"))
+END = "<!-- end of table -->\n"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
 def test_tables_are_those_of_the_committed_runs(path: Path) -> None:
     """`rdfia report --all` writes them again."""
     text = path.read_text("utf-8")
-    assert tables.with_tables(text, ROOT) == text
+    assert tables.with_tables(text, ROOT, path.name) == text
 
 
 def test_each_table_is_in_one_file() -> None:
@@ -61,6 +63,28 @@ def test_rows_have_ratios_with_intervals_and_counts(tmp_path: Path) -> None:
 
 def test_unknown_table_is_refused() -> None:
     with pytest.raises(
-        ArgumentError, match="table 'sped': expected one of verdicts, speed, faults"
+        ArgumentError, match=r"^a\.md: table 'sped': expected one of verdicts, speed, faults"
     ):
-        tables.with_tables("<!-- table sped: rdfia report --all -->\n<!-- end of table -->", ROOT)
+        tables.with_tables(f"{SPEED.replace('speed', 'sped')}{END}", ROOT, "a.md")
+
+
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [
+        (f"{SPEED}old\nwritten by hand\n{FAULTS}old\n{END}", "<!-- table speed"),
+        (f"{SPEED}old\n{END}written by hand\n{FAULTS}old\n", "<!-- table faults"),
+        (f"{SPEED}old\n{END}old\n{END}", "<!-- end of table -->"),
+        (f"{SPEED}old\n", "<!-- table speed"),
+        (f"old\n{END}{SPEED}", "<!-- end of table -->"),
+        (f"<!-- table speed: rdfia report -->\nold\n{END}", "<!-- table speed"),
+        (f"{SPEED}old\n<!-- end of table speed -->\n", "<!-- table speed"),
+    ],
+)
+def test_mark_without_its_other_is_refused_and_the_file_is_unchanged(
+    text: str, alone: str, tmp_path: Path
+) -> None:
+    path = committed(tmp_path) / "docs" / "a.md"
+    path.write_text(text)
+    with pytest.raises(ArgumentError, match=rf"a\.md: got '{alone}.* alone"):
+        tables.write(tmp_path)
+    assert path.read_text() == text
