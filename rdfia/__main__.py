@@ -11,8 +11,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -513,6 +515,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _import_libraries() -> None:
+    """Import what commands on images need; Ctrl-C meanwhile ends the process at once.
+
+    A library whose import was interrupted can raise other errors later than KeyboardInterrupt.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    of_main = threading.current_thread() is threading.main_thread()
+    if usual is not signal.default_int_handler or not of_main:
+        return  # ignored, or handled by the caller of `main`
+
+    def end(*_: object) -> None:
+        os.write(2, f"rdfia: {INTERRUPTED_MESSAGE}\n".encode())
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        from rdfia.transfer import extraction  # noqa: F401 - torch, numpy, torchvision, Pillow
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command.
 
@@ -523,6 +546,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"rdfia: {message}", file=sys.stderr)
+            if hasattr(options, "device"):
+                _import_libraries()
             return int(options.run(options))
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import rdfia.__main__ as rdfia_main
 from rdfia import __version__
 from rdfia.__main__ import main
 from rdfia.claims.registry import CLAIMS
@@ -502,3 +505,16 @@ def test_extract_checks_every_photo_before_it_loads_weights(
     assert shown.err.index("b.jpg") < shown.err.index("c.jpg")
     assert "tensors" not in shown.err, "the weights were loaded"
     assert not (tmp_path / "f.safetensors").exists()
+
+
+@pytest.mark.parametrize("usual", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_has_its_usual_meaning_after_the_imports(
+    usual: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While libraries are imported it ends the process: tests/faults/test_kills.py."""
+    set_to: list[Any] = []
+    monkeypatch.setattr(signal, "getsignal", lambda _: usual)
+    monkeypatch.setattr(signal, "signal", lambda _, handler: set_to.append(handler))
+    rdfia_main._import_libraries()
+    assert len(set_to) == (2 if usual is signal.default_int_handler else 0)
+    assert set_to[1:] in ([], [usual])
