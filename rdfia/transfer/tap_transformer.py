@@ -17,7 +17,7 @@ from rdfia.data import assets
 from rdfia.data.arrays import as_tensor, on_host
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device.memory import require_memory
-from rdfia.errors import ArgumentError, DatasetError, ImageError, RdfiaError, nearest_first
+from rdfia.errors import ArgumentError, DatasetError, ImageError, nearest_first
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer.extraction import pooled_width
@@ -144,7 +144,7 @@ class TapTransformer(TransformerMixin, BaseEstimator):
         )
         try:
             return self._rows(batches, len(photos))
-        except (RdfiaError, MemoryError):
+        except MemoryError:
             raise
         except Exception:
             if not isinstance(photos, Tensor):

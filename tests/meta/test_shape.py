@@ -49,14 +49,14 @@ FREE = {"__main__", "commands", "experiments.__main__", "__init__", "_rooms", "_
 LARGEST = 205  # limit of statements in a module
 LARGER = {
     "data.assets": 250,
-    "data.datasets": 225,
+    "data.datasets": 230,
     "data.images": 245,
     "models.networks": 280,
     "transfer.features": 275,
     "report.figures": 240,
     "report.overview": 235,
     "report.comparison": 215,
-    "__main__": 300,
+    "__main__": 305,
     "commands": 280,
 }
 LONGEST_FUNCTION = 50  # limit of its lines without the docstring
