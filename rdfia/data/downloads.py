@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import os
 import re
-import shutil
 import ssl
 import stat
 import time
@@ -88,7 +87,7 @@ def _receive(url: str, part: Path, progress: Progress | None, timeout: float) ->
         have = have if response.status == 206 else 0
         # The length is None if it is missing or not a number.
         total = None if response.length is None else have + response.length
-        free = shutil.disk_usage(part.parent).free
+        free = data_files.free_bytes(part.parent)
         if total is not None and total - have > free:
             raise TooLarge(
                 f"{url} needs {total - have:,} bytes, {part.parent} has {free:,} free: "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from rdfia.data.files import GIGABYTE, load_tensors, save_tensors, write_error
+from rdfia.data.files import GIGABYTE, free_bytes, load_tensors, save_tensors, write_error
 from rdfia.errors import ArgumentError, StoreCorrupt, StoreError, TooLarge, nearest_first
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ class FeatureStore:
         present = sum(
             self.path(i).stat().st_size for i in range(len(self.shards)) if self.path(i).exists()
         )
-        existing = next(folder for folder in [self.folder, *self.folder.parents] if folder.exists())
-        free = shutil.disk_usage(existing).free
+        free = free_bytes(self.folder)
         sizes = {
             tap: self.n * width * self.dtype.itemsize / GIGABYTE
             for tap, width in self.widths.items()

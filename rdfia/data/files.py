@@ -41,6 +41,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RDFIA_CACHE") or Path.cwd() / ".cache" / "rdfia")
 
 
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk that holds `folder`, or will once it is made, in bytes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
 def write_error(what: object, error: OSError) -> StoreError:
     """The StoreError for an operating system error when writing `what`; TooLarge for a full disk.
 

@@ -49,8 +49,8 @@ DENSE_TAPS = {
     "alexnet": ["relu6", "relu7", "logits"],
     "squeezenet1_1": [],
 }
-# Features that are on disk at a time, on a CPU. At two bytes a feature, the layers of VGG16 in
-# profile `short` take one pass.
+# Features that are on disk at a time, on a CPU; fewer, in more passes, on a disk with less than
+# twice the room. At two bytes a feature, the layers of VGG16 in profile `short` take one pass.
 BUDGET = 8 * data_files.GIGABYTE
 HEADS = ("pool5", "relu7")  # layers that a new head is trained on: their features are stored
 # The layers of profile `short`: those of VGG16 that one pass can store, and those of the other
@@ -166,7 +166,9 @@ def _tile_room(device: str) -> tuple[int, Path | None]:
     """Bytes for tiles of features, and the folder of those on disk (None: in a GPU's memory)."""
     if device != "cpu":
         return torch.cuda.mem_get_info()[0] // 3, None
-    return BUDGET, data_files.cache_dir() / "scratch"
+    scratch = data_files.cache_dir() / "scratch"
+    # half of the free space, at most: other programs write too
+    return min(BUDGET, data_files.free_bytes(scratch) // 2), scratch
 
 
 def sum_grams(

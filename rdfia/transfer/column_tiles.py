@@ -7,7 +7,6 @@ import errno
 import math
 import mmap
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.files import GIGABYTE, write_error
+from rdfia.data.files import GIGABYTE, free_bytes, write_error
 from rdfia.data.images import LAB, Preprocess
 from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
 from rdfia.device.precision import fast_dtype, product_precision
@@ -207,9 +206,7 @@ class _Tile:
 
 def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
     """Raise TooLarge when the disk of `scratch` has no room for the largest pass."""
-    folders = [scratch, *scratch.parents]
-    existing = next((folder for folder in folders if folder.exists()), Path.cwd())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(scratch)
     if nbytes > free:
         what = (
             f"{nbytes / GIGABYTE:.2f} GB of features to {scratch}, {free / GIGABYTE:.2f} GB are "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from rdfia.data.images import Preprocess
 from rdfia.errors import ArgumentError
 from rdfia.experiments import transfer
 from rdfia.models import networks
-from rdfia.transfer import features, svm
+from rdfia.transfer import column_tiles, features, svm
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 
@@ -58,6 +60,25 @@ def test_table1_row_is_linear_svc_on_normalised_features(
     assert_close(found.fit.decision, direct.decision_function(x[N_TRAIN:]), "decision")
     assert found.accuracy == svm.accuracy(LABELS[N_TRAIN:], direct.predict(x[N_TRAIN:]))
     assert found.fit.converged
+
+
+def test_a_disk_with_little_room_takes_more_passes_and_gives_the_same_row(
+    images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    plan_passes = column_tiles.plan_passes
+
+    def recorded(*arguments: Any) -> Any:
+        passes.append(plan_passes(*arguments))
+        return passes[-1]
+
+    monkeypatch.setattr(column_tiles, "plan_passes", recorded)
+    roomy = row(images)
+    band_bytes = 30 * 4 * 16 * 2 * 5  # five rows of the map
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=2 * band_bytes))
+    crowded = row(images)
+    assert_close(crowded.fit.decision, roomy.fit.decision, "decision")
+    assert [len(plan) for plan in passes] == [1, 4]
 
 
 def test_table1_row_differs_from_an_svm_on_raw_features(images: list[np.ndarray]) -> None:
