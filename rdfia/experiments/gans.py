@@ -121,6 +121,15 @@ class GanBench:
             precision=config.precision if native else "float32",
         )
 
+    def _on_this_data(self, run: Run) -> Run:
+        """The run with this data's channels, and in the precision of its row if it has one.
+
+        So a row that a machine with another fast precision made is read here too.
+        """
+        config = self.config(run.config)
+        precision = gan_runs.stored_precision(run, self.evidence) or config.precision
+        return replace(run, config=replace(config, precision=precision))
+
     def training_images(self, run: Run) -> Tensor:
         """The training images of a run: all, or the first of a fixed order for FEWER_PHOTOS."""
         for n, few in gan_studies.FEWER_PHOTOS.items():
@@ -302,7 +311,7 @@ class GanBench:
 
     @cache  # noqa: B019
     def _run(self, run: Run) -> Json:
-        run = replace(run, config=self.config(run.config))
+        run = self._on_this_data(run)
         x = self.training_images(run)
 
         def bar(steps: Iterable[int], total: int, _: str) -> Iterable[int]:
@@ -375,8 +384,7 @@ class GanBench:
             return dict(stored["found"])
         generator = None
         if not row["diverged"]:
-            own = replace(run, config=self.config(run.config))
-            generator = gan_runs.generator_of(own, self.work, row["data"])
+            generator = gan_runs.generator_of(self._on_this_data(run), self.work, row["data"])
         found = self._without_images() if generator is None else self._of_images(run, generator)
         found = {name: round(value, 5) for name, value in found.items()}
         files.write_json(path, {"of": of, "found": found})
@@ -403,8 +411,11 @@ class GanBench:
 
     # --- records
 
-    def record(self, **values: Any) -> Json:
-        """The fields that all records of this bench share, and `values`."""
+    def record(self, runs: Sequence[Run] = (), **values: Any) -> Json:
+        """The fields that all records of this bench share, and `values`.
+
+        The dtypes are those that `runs` were trained in.
+        """
         reader = (
             "a digit classifier's 64 features"
             if self.y is not None
@@ -416,6 +427,8 @@ class GanBench:
             data += f"{len(self.x):,} of them to train on"
         data += f"; judged by {reader} of {self.setup.generated:,} generated "
         data += f"and {min(len(self.x_held), self.setup.generated):,} held-out ones"
-        dtype = str(fast_dtype(self.device)).removeprefix("torch.")
-        common = {"scope": self.setup.scope, "data": data, "dtype": f"{dtype} (Adam float32)"}
-        return {**common, **values}
+        dtypes = {self.run(run)["config"]["precision"] for run in runs} or {
+            str(fast_dtype(self.device)).removeprefix("torch.")
+        }
+        dtype = f"{' and '.join(sorted(dtypes))} (Adam float32)"
+        return {"scope": self.setup.scope, "data": data, "dtype": dtype, **values}

@@ -187,6 +187,14 @@ def scored_run(
     return files.read_json(path)  # what a later call reads
 
 
+def stored_precision(run: Run, evidence: Path) -> str | None:
+    """The precision in the row of a run, None without a row that says it."""
+    path = evidence / f"{run.name}.json"
+    row = files.read_json(path) if path.exists() else None
+    config = row.get("config") if isinstance(row, dict) else None
+    return config.get("precision") if isinstance(config, dict) else None
+
+
 def _stored_row(
     path: Path, asked: Json, earlier: Sequence[str], can_score: bool
 ) -> dict[str, Any] | None:

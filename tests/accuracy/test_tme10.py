@@ -315,7 +315,10 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         shown = {"a variation a seed": variations}
     note = LAST if what.startswith("reads") else ""
     claim.measured(
-        found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note)
+        found,
+        measured=measured,
+        evidence=shown | evidence(bench, runs),
+        **bench.record(runs, note=note),
     )
 
 
@@ -340,10 +343,11 @@ def test_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
         {f"{name}, {what}": mean(seeds) for name, seeds in values.items()},
         evidence={"a value a seed": values, "origin": origins(bench, runs)},
         **bench.record(
+            runs,
             note=(
                 "Means over the steps of the window; the bounds are of the four lines printed "
                 "of it."
-            )
+            ),
         ),
     )
 
@@ -407,7 +411,10 @@ def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str
         f"nats judged of seeds with a coverage of {LEAST_COVERAGE} or more."
     )
     claim.measured(
-        found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note)
+        found,
+        measured=measured,
+        evidence=shown | evidence(bench, runs),
+        **bench.record(runs, note=note),
     )
 
 
@@ -454,7 +461,10 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     )
     note = note if what == "noise until 5,000" else f"{LAST} {note}"
     claim.measured(
-        found, measured=measured, evidence=shown | evidence(bench, runs), **bench.record(note=note)
+        found,
+        measured=measured,
+        evidence=shown | evidence(bench, runs),
+        **bench.record(runs, note=note),
     )
 
 
@@ -498,10 +508,11 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
         # The page draws this.
         evidence={"scores": pairs, "default": "cDCGAN", "log": [LABELS["frechet"]]},
         **bench.record(
+            [run for kind in ("cgan", "cdcgan") for run in gan_studies.long_runs(kind, title)],
             note=(
                 f"Medians over the snapshots at {', '.join(f'{n:,}' for n in STEPS_OF[what])} "
                 "steps."
-            )
+            ),
         ),
     )
 
@@ -523,7 +534,7 @@ def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -
         },
         measured={f"median {name}": float(np.median(values)) for name, values in scores.items()},
         evidence=evidence(bench, runs),
-        **bench.record(note=LAST, scope="ours"),
+        **bench.record(runs, note=LAST, scope="ours"),
     )
 
 
@@ -582,6 +593,7 @@ def test_short_runs(
             "seconds a run": [bench.run(run)["seconds"] for run in runs],
         },
         **bench.record(
+            runs,
             note=(
                 f"{len(runs)} seeds, {config.steps} steps in batches of {config.batch}, "
                 "numbers chosen after trials."

@@ -379,7 +379,7 @@ def write_record(claim: Any, pair: Pair, row: tuple[Any, ...], **common: Any) ->
             "seconds a run": [bench.run(run)["seconds"] for run in pair.runs],
             "origin": origins(bench, [*pair.runs, *pair.default]),
         },
-        **bench.record(**common),
+        **bench.record([*pair.runs, *pair.default], **common),
     )
 
 
@@ -555,7 +555,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
             "seconds of training": [bench.run(run)["seconds"] for run in runs],
             "origin": origins(bench, runs),
         },
-        **bench.record(note=NOTES.get(what, LAST)),
+        **bench.record(runs, note=NOTES.get(what, LAST)),
     )
 
 
@@ -604,6 +604,7 @@ def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
             "origin": origins(bench, runs),
         },
         **bench.record(
+            runs,
             scope="ours",
             note="0 where a generator repeats nothing, 1 where all its images are copies.",
         ),
@@ -693,9 +694,10 @@ def test_losses_are_in_antiphase(claim: Any, gans: Gans, title: str) -> None:
             "origin": origins(bench, runs),
         },
         **bench.record(
+            runs,
             note=(
                 f"Windows of {LOG_EVERY} steps, one after the other, in the last half of the steps."
-            )
+            ),
         ),
     )
 
@@ -796,7 +798,11 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
             "origin": origins(bench, [*pair.runs, *pair.default]),
             **(study_scores(bench) if what == next(iter(gan_studies.BEYOND_THE_LAB)) else {}),
         },
-        **bench.record(note=RAMP if what == gan_studies.PRESET else "", scope="ours"),
+        **bench.record(
+            [*pair.runs, *pair.default],
+            note=RAMP if what == gan_studies.PRESET else "",
+            scope="ours",
+        ),
     )
 
 
@@ -829,7 +835,7 @@ def test_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
                 for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
             },
         },
-        **bench.record(note=RAMP, scope="ours"),
+        **bench.record([*pair.runs, *pair.default], note=RAMP, scope="ours"),
     )
 
 

@@ -796,6 +796,21 @@ def test_scores_of_last_images_are_stored_beside_row(tmp_path: Path) -> None:
         tiny_bench(tmp_path).last_image_scores(run)
 
 
+def test_row_of_a_machine_with_another_precision_is_read(tmp_path: Path) -> None:
+    """Its record says in which precision each run was trained."""
+    bench = tiny_bench(tmp_path)
+    made = bench.run(tiny_run("first")), bench.run(tiny_run("second", seed=1))
+    data_files.write_json(
+        bench.evidence / "first.json",
+        {**made[0], "config": {**made[0]["config"], "precision": "bfloat16"}},
+    )
+    other = tiny_bench(tmp_path)
+    assert other.run(tiny_run("first"))["scores"] == made[0]["scores"]
+    runs = [tiny_run("first"), tiny_run("second", seed=1)]
+    assert other.record(runs)["dtype"] == "bfloat16 and float32 (Adam float32)"
+    assert other.record(runs[1:])["dtype"] == "float32 (Adam float32)"
+
+
 def test_make_runs_continues_after_refused_run(tmp_path: Path) -> None:
     lines: list[str] = []
     bench, runs = tiny_bench(tmp_path), [tiny_run(), tiny_run("second", seed=1)]
