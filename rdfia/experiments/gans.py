@@ -127,8 +127,8 @@ class GanBench:
         So a row that a machine with another fast precision made is read here too.
         """
         config = self.config(run.config)
-        precision = gan_runs.stored_precision(run, self.evidence) or config.precision
-        return replace(run, config=replace(config, precision=precision))
+        stored = gan_runs.stored_precision(run, self.evidence)
+        return replace(run, config=replace(config, precision=stored or config.precision))
 
     def training_images(self, run: Run) -> Tensor:
         """The training images of a run: all, or the first of a fixed order for FEWER_PHOTOS."""
@@ -416,19 +416,22 @@ class GanBench:
 
         The dtypes are those that `runs` were trained in.
         """
-        reader = (
-            "a digit classifier's 64 features"
-            if self.y is not None
-            else "SqueezeNet 1.1's 512 features"
-        )
         data = f"{len(self.x):,} images of {self.title}"
         if self.setup.all_photos:
-            data = f"{self.photos:,} of {self.setup.all_photos:,} faces of {self.title}, "
-            data += f"{len(self.x):,} of them to train on"
-        data += f"; judged by {reader} of {self.setup.generated:,} generated "
-        data += f"and {min(len(self.x_held), self.setup.generated):,} held-out ones"
-        dtypes = {self.run(run)["config"]["precision"] for run in runs} or {
-            str(fast_dtype(self.device)).removeprefix("torch.")
+            data = (
+                f"{self.photos:,} of {self.setup.all_photos:,} faces of {self.title}, "
+                f"{len(self.x):,} of them to train on"
+            )
+        reader = "a digit classifier's 64" if self.y is not None else "SqueezeNet 1.1's 512"
+        data += (
+            f"; judged by {reader} features of {self.setup.generated:,} generated "
+            f"and {min(len(self.x_held), self.setup.generated):,} held-out ones"
+        )
+        dtypes = {self.run(run)["config"]["precision"] for run in runs}
+        dtypes = dtypes or {str(fast_dtype(self.device)).removeprefix("torch.")}
+        return {
+            "scope": self.setup.scope,
+            "data": data,
+            "dtype": f"{' and '.join(sorted(dtypes))} (Adam float32)",
+            **values,
         }
-        dtype = f"{' and '.join(sorted(dtypes))} (Adam float32)"
-        return {"scope": self.setup.scope, "data": data, "dtype": dtype, **values}

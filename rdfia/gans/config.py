@@ -15,6 +15,9 @@ from rdfia.gans.architecture import GanArchitecture
 _ADDED = {"added": True}
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 @dataclass(frozen=True)
 class GanConfig:
     """All settings of a run except the data and the device; the defaults are TME 9's.
@@ -44,7 +47,7 @@ class GanConfig:
     nb_update_D: int = 1  # noqa: N815 - the labs' names
     nb_update_G: int = 1  # noqa: N815
     milestones: tuple[int, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     label_smoothing: float = 0.0
     ema: float = 0.0
     lr_D: float | None = field(default=None, metadata=_ADDED)  # noqa: N815

@@ -21,7 +21,7 @@ from rdfia.data import files
 from rdfia.device.precision import float32_product_type
 from rdfia.errors import DivergedError, StoreError
 from rdfia.gans.architecture import Generator, Labels, build
-from rdfia.gans.config import GanConfig
+from rdfia.gans.config import GanConfig, Precision
 from rdfia.gans.health import health
 from rdfia.gans.sampling import fixed_noise, sample, to_uint8
 from rdfia.gans.training import Trainer
@@ -187,7 +187,7 @@ def scored_run(
     return files.read_json(path)  # what a later call reads
 
 
-def stored_precision(run: Run, evidence: Path) -> str | None:
+def stored_precision(run: Run, evidence: Path) -> Precision | None:
     """The precision in the row of a run, None without a row that says it."""
     path = evidence / f"{run.name}.json"
     row = files.read_json(path) if path.exists() else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -358,7 +358,7 @@ class Long(Planted):
     def grid(self, run: Run, step: int | None = None) -> torch.Tensor:
         return self.shown
 
-    def record(self, **values: Any) -> dict[str, Any]:
+    def record(self, runs: Sequence[Run] = (), **values: Any) -> dict[str, Any]:
         return values
 
 
