@@ -211,7 +211,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         flat = Image.new("RGB", image.size)
         for top, strip in _strips(image):
-            strip = strip.convert("RGBA")
+            # Pillow converts La to LA only
+            strip = strip.convert("LA" if strip.mode == "La" else "RGBA").convert("RGBA")
             white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
             flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
         return flat

@@ -360,9 +360,10 @@ def test_preprocess_names_a_wrong_argument() -> None:
         LAB.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa"])
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
 def test_transparent_pixels_of_a_pil_image_are_white(mode: str) -> None:
-    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert("LA" if mode == "La" else mode)
+    clear = clear.convert(mode)
     assert clear.mode == mode
     assert to_8_bits(clear).getpixel((0, 0)) == (255, 255, 255)
 

@@ -1425,6 +1425,7 @@ def test_step_that_exceeds_memory_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     # Bytes per batch, and the weights.
     assert twice - once == once - gan_architecture.step_bytes(a, 0)
     assert gan_architecture.step_bytes(a, 1000, 2) < once
+    assert gan_architecture.step_bytes(a, 1000, penalised=False) == once
     assert 1.2 * once < gan_architecture.step_bytes(a, 1000, penalised=True) < 2 * once
     # A normalised weight is stored once.
     assert gan_architecture.step_bytes(replace(a, norm_D="spectral"), 1000) < once

@@ -556,10 +556,14 @@ def test_momentum_attack_is_deterministic_and_independent_of_the_batch() -> None
     label = torch.tensor(predicted(network, x))
     together = momentum_attack(network, x, label, radius=8 / 255)
     assert torch.equal(together, momentum_attack(network, x, label, radius=8 / 255))
+    sizes = []
+    network.register_forward_pre_hook(lambda _network, inputs: sizes.append(len(inputs[0])))
     for chunk in (1, 3):
+        sizes.clear()
         assert_close(
             momentum_attack(network, x, label, radius=8 / 255, chunk=chunk), together, "ascent"
         )
+        assert max(sizes) == chunk
     for row in range(8):
         alone = momentum_attack(network, x[row : row + 1], int(label[row]), radius=8 / 255)
         assert_close(alone[0], together[row], "ascent")

@@ -329,6 +329,20 @@ def test_a_view_that_repeats_bytes_is_refused(tmp_path: Path) -> None:
         weights.read(tmp_path / "a.pth", "alexnet")
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_in_float64_are_the_largest_that_are_read(tmp_path: Path, suffix: str) -> None:
+    count = networks.parameter_count("squeezenet1_1")
+    save = save_file if suffix == ".safetensors" else torch.save
+    path = tmp_path / f"a{suffix}"
+    state = {"features.0.weight": torch.zeros(count, dtype=torch.float64)}
+    save(state, path)
+    assert weights.read(path, "squeezenet1_1").keys() == state.keys()
+    megabyte = torch.zeros((1 << 17) + 1, dtype=torch.float64)  # as much is left for the names
+    save(state | {"features.0.bias": megabyte}, path)
+    with pytest.raises(WeightsError, match="more than squeezenet1_1 can have"):
+        weights.read(path, "squeezenet1_1")
+
+
 def test_an_archive_larger_than_its_file_is_refused(
     alexnet: dict[str, Tensor], tmp_path: Path
 ) -> None:
