@@ -42,11 +42,11 @@ Json = dict[str, Any]
 Progress = Callable[[Iterable[int], int, str], Iterable[int]]
 Features = Callable[[Tensor], tuple[Array, Array | None]]
 
-# Version of the scores of `GanBench.score_generator`: change it when a score changes.
+# Version of `GanBench.score_generator`: change it when a score changes.
 # tests/meta/test_gan_rules.py fails when that is forgotten.
-JUDGE = "2"
-# Versions whose scores are the same as those of JUDGE. Version 1 lacks the scores of pixels.
-EARLIER_JUDGES = ("1",)
+SCORES_VERSION = "2"
+# Versions with the same scores, as far as they have them. Version 1 lacks the scores of pixels.
+EARLIER_SCORES_VERSIONS = ("1",)
 # Least coverage at which a label's information is scored: with fewer kinds of images the label
 # only tells which of them is drawn.
 LEAST_COVERAGE = 0.3
@@ -245,11 +245,11 @@ class GanBench:
         return random_order(len(self.x))[:COPY_CANDIDATES]
 
     @property
-    def judged_by(self) -> str:
-        """The name of these scores in a row: it changes when they change for the same images."""
-        return self._judge(JUDGE)
+    def scores_version(self) -> str:
+        """What a row says of its scores: it changes when they change for the same images."""
+        return self._scores_version(SCORES_VERSION)
 
-    def _judge(self, number: str) -> str:
+    def _scores_version(self, number: str) -> str:
         reader = "digit classifier" if self.y is not None else "SqueezeNet 1.1"
         return f"{number}: {reader}, {self.setup.generated} images"
 
@@ -316,8 +316,8 @@ class GanBench:
             x,
             self.y if run.config.architecture.classes else None,
             score,
-            judge=self.judged_by,
-            earlier=[self._judge(number) for number in EARLIER_JUDGES],
+            scores_version=self.scores_version,
+            earlier_versions=[self._scores_version(n) for n in EARLIER_SCORES_VERSIONS],
             work=self.work,
             evidence=self.evidence,
             origin=self.origin,
@@ -339,7 +339,7 @@ class GanBench:
         """A score of each run: its median over the window, which is in updates of G.
 
         The worst value for a run that diverged. NaN where the row lacks the score, because an
-        earlier judge wrote it, and its generators no longer exist.
+        earlier version wrote it, and its generators no longer exist.
         """
         worst = np.inf if name in DISTANCES else 0.0
         return [

@@ -42,7 +42,7 @@ class Setup:
     photos: str
     space: Preprocess
     scope: str
-    judge: str  # title of the second network, which classifies the resulting images
+    second_network: str  # title of the network that also classifies the resulting images
 
 
 SETUPS = {
@@ -143,9 +143,9 @@ class GradientBench:
         self.network = Network(title, device)
 
     @cached_property
-    def judge(self) -> Network | AbsentNetwork:
+    def second_network(self) -> Network | AbsentNetwork:
         """The second network, or its stand-in without weights."""
-        title = self.setup.judge
+        title = self.setup.second_network
         if assets.find(SETUPS[title].weights):
             return Network(title, self.device)
         return AbsentNetwork(title)
@@ -155,7 +155,7 @@ class GradientBench:
         """Every other network with complete weights on this machine, the second network first."""
         return [
             Network(title, self.device)
-            for title in dict.fromkeys([self.setup.judge, *SETUPS])
+            for title in dict.fromkeys([self.setup.second_network, *SETUPS])
             if title != self.title and assets.find(SETUPS[title].weights)
         ]
 

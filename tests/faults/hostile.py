@@ -339,7 +339,7 @@ def readers(folder: Path) -> list[Reader]:
             x,
             torch.arange(30) % 3,
             lambda _: {"score": 1.0},
-            judge="one",
+            scores_version="one",
             checkpoint_every=25,
             work=work,
             evidence=evidence,

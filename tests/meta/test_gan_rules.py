@@ -941,8 +941,8 @@ def exact_bench() -> GanBench:
 
 
 def test_scores_of_exact_images_are_unchanged() -> None:
-    """A changed score needs another JUDGE, else old and new rows would be compared."""
-    assert gan_bench.JUDGE == "2"
+    """A changed score needs another SCORES_VERSION, else old and new rows would be compared."""
+    assert gan_bench.SCORES_VERSION == "2"
     z = torch.randn(200, 129, generator=sampling.random_stream(0, sampling.SCORING_NOISE))
     assert z.abs().min() > 1e-6, "a sign of z that rounding could move: choose another nz"
     assert_scores_unchanged(exact_bench().score_generator(ExactGenerator()))  # type: ignore[arg-type]
@@ -1075,13 +1075,16 @@ RUNS = {
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_committed_row_matches_its_run(path: Path) -> None:
-    """Rows are found by config and judge; without generators a wrong row is refused."""
+    """Rows are found by config and scores version; without generators a wrong row is refused."""
     row, wanted = data_files.read_json(path), RUNS[path.stem].config
     channels = row["config"]["architecture"]["channels"]
     wanted = replace(wanted, architecture=replace(wanted.architecture, channels=channels))
     # The precision is the machine's.
     assert {**row["config"], "precision": ""} == {**wanted.as_json(), "precision": ""}
-    assert row["judge"].partition(":")[0] in (gan_bench.JUDGE, *gan_bench.EARLIER_JUDGES)
+    assert row["judge"].partition(":")[0] in (
+        gan_bench.SCORES_VERSION,
+        *gan_bench.EARLIER_SCORES_VERSIONS,
+    )
     assert all(scores.keys() <= {"step", *SCORES} for scores in row["scores"])
 
 

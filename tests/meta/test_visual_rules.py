@@ -92,9 +92,9 @@ class MadeBench(gradients.GradientBench):
         names = (DOG, STOLE, *(f"class {i}" for i in range(2, 1000)))
         self.photos = ImageSet("made up", tuple(Path(f"{i}.png") for i in range(n)), labels, names)
         self.__dict__["pixels"] = photos(n)
-        self.__dict__["judge"] = Looker(SETUP.judge)
+        self.__dict__["second_network"] = Looker(SETUP.second_network)
         self.__dict__["targets"] = (torch.from_numpy(labels) + 1) % 8
-        self.__dict__["others"] = [Looker(SETUP.judge)]
+        self.__dict__["others"] = [Looker(SETUP.second_network)]
         self.kinds: dict[str, Tensor] = {}
         self.attacks: dict[str, fooling.Fooled] = {}
         self.settings: dict[Setting | str, dict[str, float]] = {}
@@ -363,9 +363,9 @@ def treated(name: str, treat: Callable[[Tensor], Tensor]) -> Plant:
     return lambda _, patch: patch.setitem(gradients.TREATMENTS, name, treat)
 
 
-def judge_sees(change: Callable[[Tensor], Tensor]) -> Plant:
-    judge = Looker(SETUP.judge, change=change)
-    return lambda bench, _: bench.__dict__.update(others=[judge])
+def second_sees(change: Callable[[Tensor], Tensor]) -> Plant:
+    other = Looker(SETUP.second_network, change=change)
+    return lambda bench, _: bench.__dict__.update(others=[other])
 
 
 def grey_unless_attacked(pixels: Tensor) -> Tensor:
@@ -516,8 +516,8 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
         for name in gradients.TREATMENTS
     ),
     (THREAT, "transfer", nothing, ()),
-    (THREAT, "transfer", judge_sees(grey_unless_attacked), ("judge's accuracy lost at 8 / 255",)),
-    (THREAT, "transfer", judge_sees(with_grey_corner), ("judge's accuracy lost at 8 / 255",)),
+    (THREAT, "transfer", second_sees(grey_unless_attacked), ("judge's accuracy lost at 8 / 255",)),
+    (THREAT, "transfer", second_sees(with_grey_corner), ("judge's accuracy lost at 8 / 255",)),
     (THREAT, "transfer", without_effect(8), ("judge's accuracy lost at 8 / 255",)),
     (THREAT, "defence", treated(JPEG, with_grey_corner), ()),
     (THREAT, "defence", nothing, ("still fooled after JPEG",)),
@@ -598,7 +598,7 @@ def test_every_bound_has_a_fault() -> None:
     ("check", "what", "plant"),
     [
         # the second network loses about as many photos as the bound
-        (THREAT, "transfer", judge_sees(mostly_with_grey_corner)),
+        (THREAT, "transfer", second_sees(mostly_with_grey_corner)),
         (CONTOURS, "", nothing),
         (CONTOURS, "", strong_in(7, second=0.5, pictures=1)),  # seven readings of eight
         (MORE, f"{LAB}, tarantulas", nothing),
@@ -732,7 +732,9 @@ def test_start_photos_are_spread_over_classes_that_both_networks_classify() -> N
     assert visualisation.start_photos(bench, 4) == [0, 1, 4, 7]  # class 0 stands for the snail
     assert visualisation.start_photos(bench, 40) == [*range(8)]  # a photo a class
     # a second network that classifies no photo correctly
-    bench.__dict__["judge"] = Looker(SETUP.judge, change=lambda pixels: pixels.roll(1, 0))
+    bench.__dict__["second_network"] = Looker(
+        SETUP.second_network, change=lambda pixels: pixels.roll(1, 0)
+    )
     assert visualisation.start_photos(bench, 4) == [0]
 
 

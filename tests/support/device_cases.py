@@ -445,7 +445,14 @@ def study(device: str, folder: Path) -> Results:
         return {"mean": float(images.double().mean()), "spread": health.diversity(images)}
 
     row = runs.scored_run(
-        run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device
+        run,
+        x,
+        y,
+        score,
+        scores_version="1",
+        work=folder / "work",
+        evidence=folder / "rows",
+        device=device,
     )
     trainer = runs.train_run(run, x, y, folder / "work", device=device)
     losses = trainer.losses
