@@ -158,7 +158,7 @@ class GanBench:
             )
             return lambda x: digit_classifier.features_of(reader, x)
         net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
-        net, normalise = net.features.to(self.device), images.CROP.normalise
+        net, normalise = net.features.to(self.device), images.CENTRE_CROP_224.normalise
         return lambda x: (scores.image_features(net, x, normalise=normalise, dtype=dtype), None)
 
     @cached_property

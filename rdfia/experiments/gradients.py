@@ -47,7 +47,12 @@ class Setup:
 
 SETUPS = {
     "SqueezeNet 1.1": Setup(
-        "squeezenet1_1", "squeezenet1_1", "imagenet-samples", images.CROP, "", "EfficientNet-Lite0"
+        "squeezenet1_1",
+        "squeezenet1_1",
+        "imagenet-samples",
+        images.CENTRE_CROP_224,
+        "",
+        "EfficientNet-Lite0",
     ),
     "EfficientNet-Lite0": Setup(
         "efficientnet-lite0",
@@ -58,13 +63,18 @@ SETUPS = {
         "SqueezeNet 1.1",
     ),
     "VGG16": Setup(
-        "vgg16", "vgg16-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"
+        "vgg16",
+        "vgg16-full",
+        "imagenet-samples",
+        images.CENTRE_CROP_224,
+        "substitute",
+        "EfficientNet-Lite0",
     ),
     "AlexNet": Setup(
         "alexnet",
         "alexnet-full",
         "imagenet-samples",
-        images.CROP,
+        images.CENTRE_CROP_224,
         "substitute",
         "EfficientNet-Lite0",
     ),

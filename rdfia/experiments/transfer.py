@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rdfia.data import assets, datasets
 from rdfia.data import files as data_files
 from rdfia.data.arrays import Labels
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device import precision, staging
 from rdfia.device.precision import float32_product_type
 from rdfia.errors import ArgumentError
@@ -105,7 +105,7 @@ def scene15(root: Path) -> Problem:
         len(train),
         train.classes,
         hashlib.sha256(f"{train.digest}{test.digest}".encode()).hexdigest(),
-        LAB,
+        STRETCH_224,
     )
 
 
@@ -229,7 +229,7 @@ def table1_row(
     test_labels: Labels,
     *,
     C: float = 1.0,
-    preprocess: Preprocess = LAB,
+    preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     progress: features.Progress | None = None,

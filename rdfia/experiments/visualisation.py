@@ -47,7 +47,7 @@ class Setting:
 DEFAULT, LONG = Setting(), Setting(steps=1000)
 STRONG, WEAK = Setting(l2=0.1), Setting(l2=1e-10)  # figure 7
 FAST, SLOW = Setting(lr=1.0), Setting(lr=0.5)  # figure 9
-LAB = DEFAULT.reading
+LAB_READING = DEFAULT.reading
 
 
 def readings(bench: GradientBench) -> dict[str, tuple[Setting, Setting]]:

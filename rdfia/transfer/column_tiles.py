@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.files import GIGABYTE, free_bytes, write_error
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
 from rdfia.device.precision import fast_dtype, product_precision
 from rdfia.device.staging import image_batches, staging_for
@@ -221,7 +221,7 @@ def accumulate(
     taps: Mapping[str, Tap],
     accumulators: Mapping[str, Accumulator],
     *,
-    preprocess: Preprocess = LAB,
+    preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
     tile_dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rdfia.data.feature_store import FeatureStore
 from rdfia.data.files import GIGABYTE, remove_unfinished, tensors_digest, write_json
-from rdfia.data.images import LAB, Preprocess, image_digest
+from rdfia.data.images import STRETCH_224, Preprocess, image_digest
 from rdfia.device import memory
 from rdfia.device.precision import fast_dtype, float32_product_type
 from rdfia.device.staging import copy_to_host, staging_for
@@ -102,7 +102,7 @@ def current_team() -> Iterator[Team]:
             team._wait(f"gone/{other}")
 
 
-def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = LAB.size) -> str:
+def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRETCH_224.size) -> str:
     """SHA-256 of the modules and tensors that the taps depend on, for images of size x size."""
     modules = tap_modules(module)
     reached = modules_reached(module, taps, size)
@@ -165,7 +165,7 @@ def extract(
     *,
     root: Path,
     content: str | None = None,
-    preprocess: Preprocess = LAB,
+    preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rdfia.data import assets
 from rdfia.data.arrays import as_tensor, on_host
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device.memory import require_memory
 from rdfia.errors import ArgumentError, DatasetError, ImageError, nearest_first
 from rdfia.models import networks
@@ -68,7 +68,7 @@ class TapTransformer(TransformerMixin, BaseEstimator):
         *,
         normalise: bool = True,
         pool: Callable[[Tensor], Tensor] = flatten,
-        preprocess: Preprocess = LAB,
+        preprocess: Preprocess = STRETCH_224,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         batch_size: int | None = None,

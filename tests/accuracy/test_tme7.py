@@ -166,9 +166,9 @@ def test_output_is_logits_elsewhere(claim: Any) -> None:
 
 
 CLASSIFIERS: dict[str, tuple[str, str, images.Preprocess]] = {
-    "VGG16": ("vgg16", "vgg16-full", images.CROP),
+    "VGG16": ("vgg16", "vgg16-full", images.CENTRE_CROP_224),
     "EfficientNet-Lite0": ("efficientnet-lite0", "efficientnet-lite0", images.EFFICIENTNET_LITE0),
-    "SqueezeNet 1.1": ("squeezenet1_1", "squeezenet1_1", images.CROP),
+    "SqueezeNet 1.1": ("squeezenet1_1", "squeezenet1_1", images.CENTRE_CROP_224),
 }
 
 
@@ -285,8 +285,8 @@ def test_first_convolution_maps(claim: Any) -> None:
     else:
         path = claim.need("skimage-photos").path / "chelsea.png"
     loaded = networks.load("vgg16", assets.load_weights("vgg16-features"))
-    pixels = images.CROP.pixels(path)
-    maps = networks.first_convolution_maps(loaded, images.CROP.normalise(pixels[None]))
+    pixels = images.CENTRE_CROP_224.pixels(path)
+    maps = networks.first_convolution_maps(loaded, images.CENTRE_CROP_224.normalise(pixels[None]))
     claim.figure(
         "figure2",
         figures.convolution_maps(pixels.permute(1, 2, 0).numpy(), maps[0].numpy()),
@@ -528,7 +528,7 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
     claim.need(transfer.WEIGHTS[network])
     photos = claim.need("skimage-photos")
     loaded = networks.load(network, assets.load_weights(transfer.WEIGHTS[network]))
-    pixels = images.LAB.pixels(photos.path / "camera.png")
+    pixels = images.STRETCH_224.pixels(photos.path / "camera.png")
     differ = sum(not torch.equal(channel, pixels[0]) for channel in pixels)
     convolution = loaded.module.get_submodule("features.0").double()
     assert isinstance(convolution, torch.nn.Conv2d)

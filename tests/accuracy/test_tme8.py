@@ -711,8 +711,8 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
         note=f"{GREY} Of {len(rows)} readings the one nearest to no difference decides, which "
         "flatters the claim: it is contradicted only where all agree. Probability: "
         f"{nearest[PROBABILITY]}. Total variation: {nearest[VARIATION]}. The lab's: "
-        f"{visualisation.LAB}.",
-        **pictured(bench, "", rows[visualisation.LAB][0], data=seeds_by_reading(rows)),
+        f"{visualisation.LAB_READING}.",
+        **pictured(bench, "", rows[visualisation.LAB_READING][0], data=seeds_by_reading(rows)),
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data import files
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device import memory
 from rdfia.errors import BatchReduced, RdfiaError
 from rdfia.gradients import fooling
@@ -94,7 +94,7 @@ def gram_matrix(n: int) -> Tensor:
 
 
 def photos(n: int) -> Tensor:
-    return CROP.normalise(
+    return CENTRE_CROP_224.normalise(
         torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in PHOTOS[:n]])
     )
 

@@ -761,7 +761,7 @@ def test_readings_are_eight_on_the_reports_network_and_two_on_others() -> None:
     assert len({*crossed}) == 8
     assert {(strong.l2, weak.l2) for strong, weak in crossed.values()} == {(0.1, 1e-10)}
     # the same settings as in figure 7, so that they are drawn once
-    assert crossed[visualisation.LAB] == (visualisation.STRONG, visualisation.WEAK)
+    assert crossed[visualisation.LAB_READING] == (visualisation.STRONG, visualisation.WEAK)
     bench.is_main = False
     two = visualisation.readings(bench).values()
     assert [strong.unit_step for strong, _ in two] == [False, True]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device import staging
 from rdfia.gradients import fooling, saliency
 from rdfia.transfer import column_tiles, extraction, features, svm
@@ -21,7 +21,9 @@ from tests.support.tolerances import assert_close, decided
 SMALL = Preprocess(size=16)
 TAPS = {"conv": "features.0", "relu": "features.4", "deep": "classifier.3"}
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(37)]
-X = CROP.normalise(torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:9, :, :16, :16])
+X = CENTRE_CROP_224.normalise(
+    torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:9, :, :16, :16]
+)
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n} threads")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device import cuda_graphs, precision, staging
 from rdfia.gans import architecture
 from rdfia.gans.training import Trainer
@@ -28,7 +28,7 @@ PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 
 
 def images(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return CROP.normalise(
+    return CENTRE_CROP_224.normalise(
         torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:n, :, :16, :16]
     ).to(dtype)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, Preprocess, blur
+from rdfia.data.images import CENTRE_CROP_224, Preprocess, blur
 from rdfia.device import memory
 from rdfia.device import precision as compute_types
 from rdfia.gans import architecture, digit_classifier, health, pixel_scores, runs, sampling
@@ -67,7 +67,9 @@ def photos() -> list[np.ndarray]:
 
 def wide(device: str) -> tuple[nn.Module, Tensor]:
     """A network and images for it, in float64, so that rounding changes no decision."""
-    return tiny_vgg().double().to(device), CROP.normalise(_pixels(3).double() / 255).to(device)
+    return tiny_vgg().double().to(device), CENTRE_CROP_224.normalise(_pixels(3).double() / 255).to(
+        device
+    )
 
 
 # --- TME 7
@@ -325,9 +327,9 @@ def momentum_attack(device: str, _: Path) -> Results:
 def pieces_of_the_ascent(device: str, _: Path) -> Results:
     network, x = wide(device)
     ascent.check_network(network)
-    x = ascent.check_images(network, x, CROP)
+    x = ascent.check_images(network, x, CENTRE_CROP_224)
     target = ascent.per_image(TARGET, 3, "target")
-    low, high = ascent.pixel_limits(CROP, x)
+    low, high = ascent.pixel_limits(CENTRE_CROP_224, x)
     with torch.no_grad():
         index, logit = ascent.target_logits(target, network(x), torch.arange(3))
     return {
@@ -338,7 +340,7 @@ def pieces_of_the_ascent(device: str, _: Path) -> Results:
         "index": index,
         "logit": logit,
         "blur": blur(x, 1.5),
-        "pixels": CROP.denormalise(x),
+        "pixels": CENTRE_CROP_224.denormalise(x),
     }
 
 
@@ -520,7 +522,7 @@ def features_of_images(device: str, _: Path) -> Results:
     net = tiny_vgg().features.to(device)
     rows = {
         dtype: gan_scores.image_features(
-            net, _pixels(5), normalise=CROP.normalise, size=16, batch=2, dtype=dtype
+            net, _pixels(5), normalise=CENTRE_CROP_224.normalise, size=16, batch=2, dtype=dtype
         )
         for dtype in (torch.float32, torch.bfloat16)
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import LAB
+from rdfia.data.images import STRETCH_224
 from rdfia.errors import RdfiaError
 from rdfia.gans import architecture, digit_classifier, health, pixel_scores, scores, training_loop
 from rdfia.gans.config import GanConfig
@@ -34,7 +34,7 @@ def of_colours(images: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Conv2d(3, 2, 3)
-    return scores.image_features(module, images, normalise=LAB.normalise)
+    return scores.image_features(module, images, normalise=STRETCH_224.normalise)
 
 
 def learned(images: Any) -> Any:
@@ -44,9 +44,12 @@ def learned(images: Any) -> Any:
     config = heads.ScratchConfig(epochs=1, batch=4)
     y = np.arange(8) % 2
     history = heads.train_network(
-        module, images, y, preprocess_normalise=LAB.normalise, config=config
+        module, images, y, preprocess_normalise=STRETCH_224.normalise, config=config
     )
-    return [history[0].loss, *heads.predict(module, images, preprocess_normalise=LAB.normalise)]
+    return [
+        history[0].loss,
+        *heads.predict(module, images, preprocess_normalise=STRETCH_224.normalise),
+    ]
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {

@@ -134,7 +134,7 @@ def test_taps_and_images_that_do_not_fit_are_refused_by_name(
 
 
 def test_pixels_are_refused(network: TinyNet) -> None:
-    with pytest.raises(ArgumentError, match=r"x: got torch.uint8 .*LAB.normalise\(x\)"):
+    with pytest.raises(ArgumentError, match=r"x: got torch.uint8 .*STRETCH_224.normalise\(x\)"):
         features.forward_taps(network, np.zeros((2, 3, 32, 32), np.uint8), TAPS)
 
 

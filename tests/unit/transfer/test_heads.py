@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia import errors
-from rdfia.data.images import LAB
+from rdfia.data.images import STRETCH_224
 from rdfia.errors import ArgumentError, DatasetError
 from rdfia.transfer import heads
 from rdfia.transfer.heads import HeadConfig, ScratchConfig
@@ -482,7 +482,11 @@ def test_training_seeds_no_generator_of_another_device(monkeypatch: pytest.Monke
             torch.default_generator.manual_seed(seed)
             histories.append(
                 heads.train_network(
-                    network, images, [0, 1] * 4, preprocess_normalise=LAB.normalise, config=config
+                    network,
+                    images,
+                    [0, 1] * 4,
+                    preprocess_normalise=STRETCH_224.normalise,
+                    config=config,
                 )
             )
     assert histories[0] == histories[1]
