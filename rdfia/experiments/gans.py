@@ -91,26 +91,30 @@ class GanBench:
         # Short runs depend on the code and the compute type. Long runs record both in their rows.
         dtype = str(fast_dtype(device)).removeprefix("torch.")
         made_by = () if self.full else (f"{gan_studies.short_runs_digest()}-{dtype}",)
-        asset = f"{self.setup.asset}-{self.photos}" if self.other_count else self.setup.asset
+        asset = (
+            f"{self.setup.asset}-{self.photo_count}"
+            if self.has_other_photo_count
+            else self.setup.asset
+        )
         self.work = files.cache_dir().joinpath("gans", asset, device, *made_by)
         self.evidence = output.joinpath("studies", asset, *made_by)
 
     @property
-    def photos(self) -> int:
+    def photo_count(self) -> int:
         """Number of images of the data set on this machine, training and held out."""
         return len(self.x) + len(self.x_held)
 
     @property
-    def other_count(self) -> bool:
+    def has_other_photo_count(self) -> bool:
         """Whether the number of photos is not the one that the pins belong to."""
-        return self.setup.pinned_photos not in (0, self.photos)
+        return self.setup.pinned_photo_count not in (0, self.photo_count)
 
     def case(self, case: str) -> str:
         """The name of a claim's case on this data.
 
         Another number of photos is another case, with its own runs and its own pin.
         """
-        return f"{case}, {self.photos:,} photos" if self.other_count else case
+        return f"{case}, {self.photo_count:,} photos" if self.has_other_photo_count else case
 
     def config(self, config: GanConfig) -> GanConfig:
         """The config with this data's channels, and in float32 where bfloat16 is slow."""
@@ -167,12 +171,12 @@ class GanBench:
 
         As many as there are generated images, because the scores depend on both numbers.
         """
-        return self.features(self.x_held[: self.setup.generated])[0]
+        return self.features(self.x_held[: self.setup.generated_count])[0]
 
     @cached_property
     def reference_pixels(self) -> Array:
         """Pixel statistics of the same held-out images."""
-        return pixel_scores.pixel_statistics(self.x_held[: self.setup.generated])
+        return pixel_scores.pixel_statistics(self.x_held[: self.setup.generated_count])
 
     def score_images(self, pixels: Tensor, asked: Tensor | None = None) -> Json:
         """Scores of uint8 images: quality, diversity, noise, and for digits the labels.
@@ -182,7 +186,7 @@ class GanBench:
         found, read = self.features(pixels)
         sets = self.reference, found
         frechet = scores.frechet_distance(*sets, corrected=True)
-        kernel = scores.kernel_distance(*sets, block=self.setup.generated // 10)
+        kernel = scores.kernel_distance(*sets, block=self.setup.generated_count // 10)
         density, coverage = scores.density_coverage(*sets)
         precision, recall = scores.precision_recall(*sets)
         statistics = self.reference_pixels, pixel_scores.pixel_statistics(pixels)
@@ -230,7 +234,7 @@ class GanBench:
         often. `closer` and `nearest` compare the distances of generated and of held-out images to
         the training images `trained` (default: those of the bench).
         """
-        pixels, asked = self.draw(generator, self.setup.generated)
+        pixels, asked = self.draw(generator, self.setup.generated_count)
         known = self.x[self.copy_candidates] if trained is None else trained[:COPY_CANDIDATES]
         near = scores.nearest_neighbour(
             *(part.flatten(1).float() / 255 for part in (pixels[:200], known, self.x_held[:200]))
@@ -251,13 +255,13 @@ class GanBench:
 
     def _scores_version(self, number: str) -> str:
         reader = "digit classifier" if self.y is not None else "SqueezeNet 1.1"
-        return f"{number}: {reader}, {self.setup.generated} images"
+        return f"{number}: {reader}, {self.setup.generated_count} images"
 
     # --- scores to compare with
 
     @cached_property
     def _real_rows(self) -> Tensor:
-        return random_order(len(self.x))[: self.setup.generated]
+        return random_order(len(self.x))[: self.setup.generated_count]
 
     @property
     def real(self) -> Json:
@@ -388,12 +392,12 @@ class GanBench:
         return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
 
     def _of_images(self, run: Run, generator: Generator) -> dict[str, float]:
-        pixels, asked = self.draw(generator.to(self.device), self.setup.generated)
+        pixels, asked = self.draw(generator.to(self.device), self.setup.generated_count)
         if self.y is not None:
             read = self.features(pixels)[1]
             assert read is not None, f"{self.title}: no classifier reads these images"
             return label_information(read, asked.numpy())
-        sets = pixels, self.training_images(run), self.x_held[: self.setup.generated]
+        sets = pixels, self.training_images(run), self.x_held[: self.setup.generated_count]
         found = {
             "pixels": share_of_copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
             "features": share_of_copies(*(self.features(part)[0] for part in sets)),
@@ -411,11 +415,13 @@ class GanBench:
             else "SqueezeNet 1.1's 512 features"
         )
         data = f"{len(self.x):,} images of {self.title}"
-        if self.setup.all_photos:
-            data = f"{self.photos:,} of {self.setup.all_photos:,} faces of {self.title}, "
+        if self.setup.whole_photo_count:
+            data = (
+                f"{self.photo_count:,} of {self.setup.whole_photo_count:,} faces of {self.title}, "
+            )
             data += f"{len(self.x):,} of them to train on"
-        data += f"; judged by {reader} of {self.setup.generated:,} generated "
-        data += f"and {min(len(self.x_held), self.setup.generated):,} held-out ones"
+        data += f"; judged by {reader} of {self.setup.generated_count:,} generated "
+        data += f"and {min(len(self.x_held), self.setup.generated_count):,} held-out ones"
         dtype = str(fast_dtype(self.device)).removeprefix("torch.")
         common = {"scope": self.setup.scope, "data": data, "dtype": f"{dtype} (Adam float32)"}
         return {**common, **values}

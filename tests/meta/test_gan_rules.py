@@ -721,7 +721,7 @@ def test_another_number_of_photos_has_own_case_and_runs(
 ) -> None:
     """A machine with all of CelebA reports its own number of photos."""
     monkeypatch.setitem(
-        gan_data.DATA_SETS, "CelebA", replace(gan_data.DATA_SETS["CelebA"], pinned_photos=50)
+        gan_data.DATA_SETS, "CelebA", replace(gan_data.DATA_SETS["CelebA"], pinned_photo_count=50)
     )
     found = {}
     for n in (50, 60):
@@ -923,7 +923,7 @@ def exact_bench() -> GanBench:
     bench.title, bench.progress = "planted", None
     bench.title, bench.setup, bench.device = (
         "digits",
-        replace(gan_data.DATA_SETS["digits"], generated=200),
+        replace(gan_data.DATA_SETS["digits"], generated_count=200),
         "cpu",
     )
     cells = (draw.integers(30, 170, (300, 1, 8, 8)), draw.integers(20, 190, (300, 1, 8, 8)))
