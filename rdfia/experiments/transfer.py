@@ -213,7 +213,7 @@ def normalised_coordinates(sums: Mapping[str, Tensor]) -> tuple[Array, Array]:
     return svm.span_coordinates(*svm.normalise_gram(gram, cross, squares[len(gram) :]))
 
 
-class Table1Row(NamedTuple):
+class LayerResult(NamedTuple):
     """Test accuracy of the lab's classifier on one layer, and the fitted SVM."""
 
     accuracy: svm.Accuracy
@@ -233,7 +233,7 @@ def table1_row(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     progress: features.Progress | None = None,
-) -> Table1Row:
+) -> LayerResult:
     """A row of the report's Table 1: test accuracy of a linear SVM on one layer of a network.
 
     The lab's protocol: the layer's output for each image is flattened to one vector and divided by
@@ -270,7 +270,7 @@ def table1_row(
     )
     train, test = normalised_coordinates(sums[tap].tensors)
     fit = svm.fit(train, train_labels, test, C)
-    return Table1Row(svm.accuracy(test_labels, fit.predictions), fit)
+    return LayerResult(svm.accuracy(test_labels, fit.predictions), fit)
 
 
 class TransferBench:

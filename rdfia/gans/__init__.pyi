@@ -43,7 +43,7 @@ from rdfia.gans.runs import train_run as train_run
 from rdfia.gans.sampling import fixed_noise as fixed_noise
 from rdfia.gans.sampling import sample as sample
 from rdfia.gans.sampling import to_uint8 as to_uint8
-from rdfia.gans.scores import Estimate as Estimate
+from rdfia.gans.scores import ScoreWithError as ScoreWithError
 from rdfia.gans.scores import conditional_accuracy as conditional_accuracy
 from rdfia.gans.scores import density_coverage as density_coverage
 from rdfia.gans.scores import entropy as entropy

@@ -35,7 +35,7 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[np.ndarray]:
     return list(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def row(images: list[np.ndarray]) -> transfer.Table1Row:
+def row(images: list[np.ndarray]) -> transfer.LayerResult:
     parts = images[:N_TRAIN], LABELS[:N_TRAIN], images[N_TRAIN:], LABELS[N_TRAIN:]
     return transfer.table1_row(tiny_vgg(), TAP, *parts, preprocess=SMALL, dtype=torch.float32)
 
