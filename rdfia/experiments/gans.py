@@ -216,7 +216,7 @@ class GanBench:
                 row["information"] = information(read, asked.numpy())
         return {name: np.round(value, 5).tolist() for name, value in row.items()}
 
-    def draw(
+    def draw_images(
         self, generator: Generator, n: int, statistics: Literal["running", "batch"] = "batch"
     ) -> tuple[Tensor, Tensor]:
         """n images of G, uint8, and the labels asked for; the noise is always the same."""
@@ -234,7 +234,7 @@ class GanBench:
         often. `closer` and `nearest` compare the distances of generated and of held-out images to
         the training images `trained` (default: those of the bench).
         """
-        pixels, asked = self.draw(generator, self.setup.generated_count)
+        pixels, asked = self.draw_images(generator, self.setup.generated_count)
         known = self.x[self.copy_candidates] if trained is None else trained[:COPY_CANDIDATES]
         near = scores.nearest_neighbour(
             *(part.flatten(1).float() / 255 for part in (pixels[:200], known, self.x_held[:200]))
@@ -392,7 +392,7 @@ class GanBench:
         return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
 
     def _of_images(self, run: Run, generator: Generator) -> dict[str, float]:
-        pixels, asked = self.draw(generator.to(self.device), self.setup.generated_count)
+        pixels, asked = self.draw_images(generator.to(self.device), self.setup.generated_count)
         if self.y is not None:
             read = self.features(pixels)[1]
             assert read is not None, f"{self.title}: no classifier reads these images"

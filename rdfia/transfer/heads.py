@@ -155,7 +155,7 @@ def train_network(
     images: Tensor | np.ndarray,
     y: Labels,
     *,
-    preprocess_normalise: Callable[[Tensor], Tensor],
+    normalise: Callable[[Tensor], Tensor],
     config: ScratchConfig | None = None,
     device: Device = "cpu",
     progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
@@ -192,7 +192,7 @@ def train_network(
 
     def load(rows: Tensor) -> Tensor:
         pixels = augment(images[rows], generator, config.flip, config.shift).to(device)
-        return preprocess_normalise(pixels).contiguous(memory_format=torch.channels_last)
+        return normalise(pixels).contiguous(memory_format=torch.channels_last)
 
     def rate(epoch: float) -> float:
         return min(1.0, epoch) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
@@ -222,7 +222,7 @@ def predict(
     module: nn.Module,
     inputs: Tensor | np.ndarray,
     *,
-    preprocess_normalise: Callable[[Tensor], Tensor] = Tensor.float,
+    normalise: Callable[[Tensor], Tensor] = Tensor.float,
     device: Device = "cpu",
     dtype: torch.dtype = torch.float32,
     batch: int = 128,
@@ -238,8 +238,7 @@ def predict(
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     with torch.inference_mode(), product_precision(device), autocast:
         classes = [
-            module(preprocess_normalise(part.to(device))).argmax(dim=1).cpu()
-            for part in inputs.split(batch)
+            module(normalise(part.to(device))).argmax(dim=1).cpu() for part in inputs.split(batch)
         ]
     module.train(was_training)
     return torch.cat(classes).numpy()

@@ -132,11 +132,11 @@ STEPS = {
     "gans/training": [
         "Trainer.step",
         "Trainer._inputs",
-        "Trainer._draws",
+        "Trainer._augmentation_draws",
         "Trainer._updates",
         "Trainer._update",
-        "Trainer._batch",
-        "Trainer.draw",
+        "Trainer._next_batch",
+        "Trainer.draw_noise",
         "_move_mean",
     ],
     "device/cuda_graphs": [

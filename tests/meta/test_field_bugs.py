@@ -372,7 +372,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "checkpoint without a random state": Fault(
         "gans.training",
-        'self.noise.set_state(tensors["noise"])',
+        'self.noise_stream.set_state(tensors["noise"])',
         "pass",
         f"{GANS}/test_training.py::test_trainer_resumes_bit_for_bit[dcgan-plain]",
     ),

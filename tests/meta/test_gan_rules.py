@@ -1026,7 +1026,9 @@ CHANGED_SCORES: dict[str, Planting] = {
         lambda g, z, y, kept=sampling.sample, **k: kept(g, z, y.flip(0), **k),
     ),
     "another number of images": lambda patch: patch.setattr(
-        GanBench, "draw", lambda bench, g, n, kept=GanBench.draw: kept(bench, g, n - 1)
+        GanBench,
+        "draw_images",
+        lambda bench, g, n, kept=GanBench.draw_images: kept(bench, g, n - 1),
     ),
 }
 

@@ -113,8 +113,8 @@ def test_fifty_replayed_steps_equal_eager_steps(kind: str, precision: str) -> No
 @pytest.mark.parametrize("kind", architecture.KINDS)
 def test_training_on_cuda_equals_training_on_a_cpu(kind: str) -> None:
     cpu, cuda = run(kind, 3, "cpu", False), run(kind, 3, "cuda", False)
-    assert cuda.noise.device.type == "cpu"
-    assert torch.equal(cuda.noise.get_state(), cpu.noise.get_state())
+    assert cuda.noise_stream.device.type == "cpu"
+    assert torch.equal(cuda.noise_stream.get_state(), cpu.noise_stream.get_state())
     assert torch.equal(cuda._order.cpu(), cpu._order)
     assert_close(cuda.losses[:3], cpu.losses[:3], "first losses")
 

@@ -231,13 +231,11 @@ def network_from_nothing(device: str, _: Path) -> Results:
         network,
         x,
         torch.arange(12) % 3,
-        preprocess_normalise=SPACE.normalise,
+        normalise=SPACE.normalise,
         config=config,
         device=device,
     )
-    read = heads.predict(
-        network, x, preprocess_normalise=SPACE.normalise, device=device, dtype=torch.bfloat16
-    )
+    read = heads.predict(network, x, normalise=SPACE.normalise, device=device, dtype=torch.bfloat16)
     assert len(read) == len(x)
     return {"loss": history[0].loss, "weight": network.features[0].weight}
 
@@ -406,7 +404,7 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
             gan_losses.saturating_generator_loss(logits),
         ]
     )
-    found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": of_logits}
+    found = {"losses": second.losses[:6], "noise": second.draw_noise(2), "of logits": of_logits}
     # in bfloat16, rounding has grown too large after these steps to compare images
     return found | ({"images": images, "running": running} if precision == "float32" else {})
 

@@ -237,12 +237,12 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
     "gan_training": train_gan,
     "gans": sample,
     "heads": lambda n: (
-        heads.predict(n, IMAGES, preprocess_normalise=STRETCH_224.normalise),
+        heads.predict(n, IMAGES, normalise=STRETCH_224.normalise),
         heads.train_network(
             n,
             IMAGES,
             [0, 1, 0, 1],
-            preprocess_normalise=STRETCH_224.normalise,
+            normalise=STRETCH_224.normalise,
             config=heads.ScratchConfig(epochs=1, batch=4),
         ),
     ),

@@ -43,12 +43,10 @@ def learned(images: Any) -> Any:
         module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
     config = heads.ScratchConfig(epochs=1, batch=4)
     y = np.arange(8) % 2
-    history = heads.train_network(
-        module, images, y, preprocess_normalise=STRETCH_224.normalise, config=config
-    )
+    history = heads.train_network(module, images, y, normalise=STRETCH_224.normalise, config=config)
     return [
         history[0].loss,
-        *heads.predict(module, images, preprocess_normalise=STRETCH_224.normalise),
+        *heads.predict(module, images, normalise=STRETCH_224.normalise),
     ]
 
 
