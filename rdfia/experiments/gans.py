@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,31 +139,38 @@ class GanBench:
 
     @property
     def features(self) -> Features:
-        """A function of uint8 images that returns features (n x d) and the digits read, or None.
+        """A function of uint8 images: the features of every score (n x d), and the digits read.
 
-        Digits are read by the digit classifier, photos have features of SqueezeNet and no digits.
+        Frechet and kernel distance, density, coverage, precision and recall are computed on them.
+        Digits have those of the digit classifier. Photos have those of SqueezeNet, and None.
         """
         with self._shared("what judges images"):
-            return self._features
+            return self._photo_features if self.y is None else self._digit_features
 
     @cached_property
-    def _features(self) -> Features:
-        dtype = fast_dtype(self.device)
-        if self.y is not None:
-            # Trained on G's training images, but scores them like other images. Its weights are
-            # stored beside the committed rows, so that all of them have the same reader.
-            reader = digit_classifier.cached_digit_classifier(
-                self.x,
-                self.y,
-                folder=self.evidence if self.full and self.title == "MNIST" else None,
-                device=self.device,
-                steps=self.setup.reader_steps,
-                dtype=dtype,
-            )
-            return lambda x: digit_classifier.features_of(reader, x)
+    def _digit_features(self) -> Features:
+        # Trained on G's training images, but scores them like other images. Its weights are
+        # stored beside the committed rows, so that all of them have the same reader.
+        reader = digit_classifier.cached_digit_classifier(
+            self.x,
+            self.y,
+            folder=self.evidence if self.full and self.title == "MNIST" else None,
+            device=self.device,
+            steps=self.setup.reader_steps,
+            dtype=fast_dtype(self.device),
+        )
+        return lambda x: digit_classifier.features_of(reader, x)
+
+    @cached_property
+    def _photo_features(self) -> Features:
         net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
-        net, normalise = net.features.to(self.device), images.CENTRE_CROP_224.normalise
-        return lambda x: (scores.image_features(net, x, normalise=normalise, dtype=dtype), None)
+        features = partial(
+            scores.image_features,
+            net.features.to(self.device),
+            normalise=images.CENTRE_CROP_224.normalise,
+            dtype=fast_dtype(self.device),
+        )
+        return lambda x: (features(x), None)
 
     @cached_property
     def reference(self) -> Array:

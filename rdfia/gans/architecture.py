@@ -199,23 +199,23 @@ class _Network(nn.Module):
         }
         self.x, self.y, self.trunk = (nn.Sequential(*layers) for layers in parts.values())
 
-    def _run(self, x: Tensor, y: Tensor | None, spread: int) -> Tensor:
-        """Logits or pixels.
+    def _join_label(self, x: Tensor, y: Tensor | None, spread: int) -> Tensor:
+        """The trunk's input: the embedding of x (noise or image), then that of the label, if any.
 
         The one-hot label is repeated over `spread` x `spread` positions (0: dense layers).
         """
-        if len(self.y):
-            if y is None or y.dtype != torch.int64 or y.shape != (len(x),):
-                got = "None" if y is None else f"{y.dtype} {tuple(y.shape)}"
-                wanted = f"int64 labels 0 .. {self.architecture.classes - 1} for {len(x)} images"
-                raise ArgumentError(f"y: got {got}, {self.architecture.kind} expects {wanted}")
-            # F.one_hot would make the host wait for the device.
-            one_hot = x.new_zeros(len(y), self.architecture.classes)
-            one_hot.scatter_(1, y[:, None], 1.0)
-            if spread:
-                one_hot = one_hot[:, :, None, None].expand(-1, -1, spread, spread)
-            return self.trunk(torch.cat([self.x(x), self.y(one_hot)], dim=1))
-        return self.trunk(self.x(x))
+        if not len(self.y):
+            return self.x(x)
+        if y is None or y.dtype != torch.int64 or y.shape != (len(x),):
+            got = "None" if y is None else f"{y.dtype} {tuple(y.shape)}"
+            wanted = f"int64 labels 0 .. {self.architecture.classes - 1} for {len(x)} images"
+            raise ArgumentError(f"y: got {got}, {self.architecture.kind} expects {wanted}")
+        # F.one_hot would make the host wait for the device.
+        one_hot = x.new_zeros(len(y), self.architecture.classes)
+        one_hot.scatter_(1, y[:, None], 1.0)
+        if spread:
+            one_hot = one_hot[:, :, None, None].expand(-1, -1, spread, spread)
+        return torch.cat([self.x(x), self.y(one_hot)], dim=1)
 
 
 class Generator(_Network):
@@ -230,8 +230,9 @@ class Generator(_Network):
         if z.ndim != 2 or z.shape[1] != a.nz:
             raise ArgumentError(f"z: got {tuple(z.shape)}, expected N x {a.nz}")
         if a.kind == "cgan":
-            return self._run(z, y, 0).view(-1, a.channels, a.image_size, a.image_size)
-        return self._run(z[:, :, None, None], y, 1)
+            images = self.trunk(self._join_label(z, y, 0))
+            return images.view(-1, a.channels, a.image_size, a.image_size)
+        return self.trunk(self._join_label(z[:, :, None, None], y, 1))
 
 
 class Discriminator(_Network):
@@ -249,8 +250,9 @@ class Discriminator(_Network):
         if x.shape[1:] != (a.channels, a.image_size, a.image_size):
             expected = f"N x {a.channels} x {a.image_size} x {a.image_size}"
             raise ArgumentError(f"x: got {tuple(x.shape)}, expected {expected} in -1..1")
-        dense = a.kind == "cgan"
-        return self._run(x.flatten(1) if dense else x, y, 0 if dense else a.image_size).flatten()
+        if a.kind == "cgan":
+            return self.trunk(self._join_label(x.flatten(1), y, 0)).flatten()
+        return self.trunk(self._join_label(x, y, a.image_size)).flatten()
 
 
 def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:

@@ -936,7 +936,7 @@ def exact_bench() -> GanBench:
         blocks = x.double().view(len(x), 4, 8, 4, 8).mean((2, 4)).flatten(1).numpy()
         return blocks, (x[:, 0, 0, 0].long() // 26).numpy()
 
-    bench.__dict__["_features"] = features
+    bench.__dict__["_digit_features"] = features
     return bench
 
 

@@ -453,7 +453,7 @@ INNER = {
     "_autocast",
     "_move_mean",
 }
-NETWORK, LOSSES = {"_run", "forward"}, {"discriminator_loss", "generator_loss", "r1_penalty"}
+NETWORK, LOSSES = {"_join_label", "forward"}, {"discriminator_loss", "generator_loss", "r1_penalty"}
 
 
 def waiting_calls(source: str, functions: set[str]) -> list[str]:
