@@ -1,6 +1,6 @@
 """The commands of `rdfia` and their exit codes; the checks themselves run in pytest.
 
-Here are `assets`, `report`, `claims`, `compare`, `extract`; `commands` has those of pictures.
+Here are `assets`, `report`, `claims`, `compare`, `extract`; `image_commands` has the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdfia import __version__, commands
+from rdfia import __version__, image_commands
 from rdfia.errors import (
     ArgumentError,
     AssetUnavailable,
@@ -137,7 +137,7 @@ def _prepare(options: argparse.Namespace) -> int:
         )
     sizes = (32, 64) if options.size == "both" else (int(options.size),)
     return _fetch(
-        datasets.prepare_celeba(options.source, sizes, options.to, commands.progress_bar),
+        datasets.prepare_celeba(options.source, sizes, options.to, image_commands.progress_bar),
         options.to,
         options.json,
     )
@@ -294,7 +294,7 @@ def _check_target(options: argparse.Namespace) -> None:
         raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
     if not options.store:
         written = [options.to, options.to.with_suffix(ROWS_SUFFIX)]
-        commands.refuse_to_replace("--to", written, [options.weights])
+        image_commands.refuse_to_replace("--to", written, [options.weights])
 
 
 def _extract(options: argparse.Namespace) -> int:
@@ -318,7 +318,7 @@ def _extract(options: argparse.Namespace) -> int:
     _check_target(options)
     preprocess = preprocess_for(options.network, options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
-    device = commands.usable_device(options.device)
+    device = image_commands.usable_device(options.device)
     with extraction.current_team() as team:
         paths = datasets.photos_below(options.folder, options.strict, silent=team.rank > 0)
         mine = paths[team.share(len(paths))]
@@ -348,7 +348,7 @@ def _extract(options: argparse.Namespace) -> int:
             team=team,
             preprocess=preprocess,
             cap_bytes=sys.maxsize if options.store else 8 * files.GIGABYTE,
-            progress=None if team.rank else commands.progress_bar,
+            progress=None if team.rank else image_commands.progress_bar,
         )
         if team.rank == 0:
             _write_extracted(options, paths, list(taps), extracted)
@@ -511,7 +511,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write shards below DIR instead of FILE, for any number of photos",
     )
-    commands.add_to(command)
+    image_commands.add_to(command)
     return parser
 
 

@@ -111,7 +111,7 @@ def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> No
     )
 
 
-def judge_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
+def check_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
     sums = logits.sum(1)
     torch.testing.assert_close(logits.softmax(1).sum(1), torch.ones(len(sums)), rtol=0, atol=1e-5)
     claim.measured(
@@ -138,7 +138,7 @@ def test_output_is_logits(claim: Any) -> None:
     network = networks.build("vgg16", seed=0).eval()
     with torch.inference_mode():
         logits = network(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
-    judge_output(
+    check_output(
         claim,
         logits,
         weights="random (seed 0): what the last layer does is in the network, not its weights",
@@ -155,7 +155,7 @@ def test_output_is_logits_elsewhere(claim: Any) -> None:
     pixels = torch.stack([images.EFFICIENTNET_LITE0.pixels(path) for path in paths])
     with torch.inference_mode():
         logits = loaded.module(images.EFFICIENTNET_LITE0.normalise(pixels))
-    judge_output(
+    check_output(
         claim,
         logits,
         scope="substitute",
@@ -631,10 +631,10 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
 # --- q11: Table 1, C, AlexNet
 
 
-def judge_row(
+def check_row(
     claim: Any, lab: TransferBench, network: str, tap: str, row: str, reading: str, **options: Any
 ) -> None:
-    """Judge one row of Table 1; "conv 3" is AlexNet's.
+    """Pass one row of Table 1 to the claim; "conv 3" is AlexNet's.
 
     The estimate is exact, because the report has the same test images.
     """
@@ -674,7 +674,7 @@ def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
     claim.need("vgg16-full")
     lab = scene_bench(claim, bench, "vgg16")
     taps = [*dict.fromkeys(FIRST.values())]
-    judge_row(claim, lab, "vgg16", FIRST[row], row, "first", with_taps=taps)
+    check_row(claim, lab, "vgg16", FIRST[row], row, "first", with_taps=taps)
 
 
 @slow
@@ -691,7 +691,7 @@ def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
         return
     lab = scene_bench(claim, bench, "vgg16")
     taps = transfer.profile_taps("vgg16", lab, claim.profile)
-    judge_row(claim, lab, "vgg16", SECOND[row], row, "second", with_taps=taps)
+    check_row(claim, lab, "vgg16", SECOND[row], row, "second", with_taps=taps)
 
 
 @slow
@@ -799,7 +799,7 @@ def test_alexnet_row(claim: Any, bench: Benches, reading: str, tap: str) -> None
         claim.need("alexnet-full")
     lab = scene_bench(claim, bench, "alexnet")
     taps = [tap] if reading == "first" else transfer.profile_taps("alexnet", lab, claim.profile)
-    judge_row(claim, lab, "alexnet", tap, "conv 3", reading, with_taps=taps)
+    check_row(claim, lab, "alexnet", tap, "conv 3", reading, with_taps=taps)
 
 
 @slow

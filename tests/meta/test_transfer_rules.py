@@ -153,7 +153,7 @@ def total(parameters: int = 0, kinds: tuple[str, ...] = (), way: str = "") -> Ch
 
 
 def output(logits: torch.Tensor) -> Check:
-    return lambda claim, _: test_tme7.judge_output(claim, logits)
+    return lambda claim, _: test_tme7.check_output(claim, logits)
 
 
 def animals(*guesses: str) -> Check:

@@ -1,6 +1,6 @@
-"""The commands `classify`, `saliency`, `fool`, `visualise` and `train`: a PNG and a JSON each.
+"""The commands that write an image: `classify`, `saliency`, `fool`, `visualise` and `train`.
 
-Each prints the names of the files that it wrote. Progress goes to the error stream.
+Each writes a PNG and a JSON, and prints their names. Progress goes to the error stream.
 """
 
 from __future__ import annotations
