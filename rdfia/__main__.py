@@ -300,9 +300,8 @@ def _check_target(options: argparse.Namespace) -> None:
 def _extract(options: argparse.Namespace) -> int:
     import torch
 
-    from rdfia.data import datasets, files
-    from rdfia.data.images import preprocess_for
-    from rdfia.device import memory, precision
+    from rdfia.data import datasets, files, images
+    from rdfia.device import precision
     from rdfia.transfer import extraction, features
 
     pools = {
@@ -316,13 +315,12 @@ def _extract(options: argparse.Namespace) -> int:
     if options.batch is not None and options.batch < 1:
         raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
     _check_target(options)
-    preprocess = preprocess_for(options.network, options.size, decoder=options.decoder)
+    preprocess = images.preprocess_for(options.network, options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
     device = image_commands.usable_device(options.device)
     with extraction.current_team() as team:
         paths = datasets.photos_below(options.folder, options.strict, silent=team.rank > 0)
-        mine = paths[team.share(len(paths))]
-        if mine:
+        if mine := paths[team.share(len(paths))]:
             datasets.photo_set(printable_line(options.folder), mine)
         loaded = _load_network(options.network, options.weights)
         dtype = dtype or precision.fast_dtype(device)
@@ -331,11 +329,7 @@ def _extract(options: argparse.Namespace) -> int:
         if not options.store:
             shapes = features.tap_shapes(loaded.module, taps, preprocess.size)
             columns = sum(extraction.pooled_width(pool, tap, shapes[tap]) for tap in taps)
-            memory.require_memory(
-                2 * columns * len(paths) * dtype.itemsize,
-                f"a file of {columns} columns for {len(paths)} photos",
-                "write shards instead: --store DIR",
-            )
+            _require_memory_of_file(columns, len(paths), dtype.itemsize)
         extracted = extraction.extract(
             loaded.module,
             paths,
@@ -353,6 +347,17 @@ def _extract(options: argparse.Namespace) -> int:
         if team.rank == 0:
             _write_extracted(options, paths, list(taps), extracted)
     return 0
+
+
+def _require_memory_of_file(columns: int, photos: int, itemsize: int) -> None:
+    """Raises TooLarge if the features do not fit in memory twice, as writing one file needs."""
+    from rdfia.device import memory
+
+    memory.require_memory(
+        2 * columns * photos * itemsize,
+        f"a file of {columns} columns for {photos} photos",
+        "write shards instead: --store DIR",
+    )
 
 
 def _write_extracted(

@@ -81,15 +81,13 @@ class Trainer:
                 f"images: got {len(images)} for batches of {config.batch}; lower batch, or give "
                 "more images"
             )
-        itemsize = 2 if config.precision == "bfloat16" else 4
-        step = architecture.step_bytes(a, config.batch, itemsize, penalised=config.r1 > 0)
-        what = f"a step of {config.batch} of {len(images)} images"
-        memory.require_memory(images.nbytes + step, what, "lower batch", self.device)
+        _require_memory_of_step(config, images, self.device)
         self.y = None if y is None else y.to(self.device)
         # N x S x S x C: batches come channels-last
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)
-        data = {"x": images} if self.y is None else {"x": images, "y": self.y}
-        self.digest = files.tensors_digest(data)
+        self.digest = files.tensors_digest(
+            {"x": images} if self.y is None else {"x": images, "y": self.y}
+        )
         nets = [
             net.to(self.device, memory_format=torch.channels_last)  # type: ignore
             for net in architecture.build(a, config.seed)
@@ -310,6 +308,18 @@ class Trainer:
         for replayed in self._replayed.values():
             replayed.forget()  # Adam's moments are new tensors
         self.losses[: len(tensors["losses"])] = tensors["losses"].to(self.device)
+
+
+def _require_memory_of_step(config: GanConfig, images: Tensor, device: torch.device) -> None:
+    """Raises TooLarge if the images and a step do not fit in memory."""
+    step = architecture.step_bytes(
+        config.architecture,
+        config.batch,
+        itemsize=2 if config.precision == "bfloat16" else 4,
+        penalised=config.r1 > 0,
+    )
+    what = f"a step of {config.batch} of {len(images)} images"
+    memory.require_memory(images.nbytes + step, what, "lower batch", device)
 
 
 @torch.no_grad()

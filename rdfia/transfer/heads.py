@@ -5,8 +5,9 @@ Answers 5 and 6 are about the latter.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -204,18 +205,22 @@ def train_network(
     rows = torch.arange(len(labels))
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     try:
-        with (
-            retain_freed_memory(),
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-        ):
-            # torch.manual_seed would reseed all devices, also those outside the fork
-            torch.default_generator.manual_seed(config.seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(config.seed)
+        with retain_freed_memory(), _seeded(config.seed, device):
             return _train(module, load, labels, rows, None, config, device, epochs, rate, generator)
     finally:
         module.train(was_training)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A context with a seeded fork of the random state, of the CPU and of `device`."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # torch.manual_seed would reseed all devices, also those outside the fork
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def predict(
@@ -311,16 +316,24 @@ def _train(
                 f"epoch {epoch + 1}: the training loss is {mean}, expected a finite one; lower "
                 f"lr={config.lr} and start again"
             )
-        validation = None
-        if held is not None:
-            with torch.inference_mode(), product_precision(device):
-                hits = sum(
-                    int((module(load(b)).argmax(1).cpu() == labels[b]).sum())
-                    for b in held.split(256)
-                )
-            validation = hits / len(held)
+        validation = None if held is None else _accuracy(module, load, labels, held, device)
         history.append(Epoch(mean, float(right) / len(rows), validation))
     return history
+
+
+def _accuracy(
+    module: nn.Module,
+    load: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    rows: Tensor,
+    device: torch.device,
+) -> float:
+    """The share of `rows` that the module classifies correctly."""
+    with torch.inference_mode(), product_precision(device):
+        hits = sum(
+            int((module(load(b)).argmax(1).cpu() == labels[b]).sum()) for b in rows.split(256)
+        )
+    return hits / len(rows)
 
 
 def _split(labels: Tensor, config: HeadConfig) -> tuple[Tensor, Tensor]:
