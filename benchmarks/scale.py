@@ -23,7 +23,7 @@ import torch
 from benchmarks import ROOT
 from rdfia.data import feature_store, files, images
 from rdfia.device import staging
-from rdfia.report.benchmarks import exponent
+from rdfia.report.benchmarks import growth_exponent
 from rdfia.report.environment import environment
 from rdfia.transfer import svm
 
@@ -110,7 +110,7 @@ def main() -> None:
     if len(found["svm"]) > 1:
         sizes = [row["images"] for row in found["svm"]]
         for what in ("factor, s", "15 SVMs, s"):
-            found[f"growth of {what.removesuffix(', s')}"] = exponent(
+            found[f"growth of {what.removesuffix(', s')}"] = growth_exponent(
                 sizes, [row[what] for row in found["svm"]]
             )
     found["environment"] = environment(ROOT, "cpu", "full")

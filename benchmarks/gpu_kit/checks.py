@@ -109,7 +109,7 @@ def pipeline(device: str, to: Path) -> bool:
         pixels = torch.stack([STRETCH_224.pixels(path) for path in files[:batch]])
 
         def whole() -> None:
-            for part in features.stream(network, files, taps, device=device):
+            for part in features.feature_batches(network, files, taps, device=device):
                 last = part["pool5"]
             last.sum().item()
 

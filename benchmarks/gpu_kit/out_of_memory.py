@@ -101,7 +101,7 @@ def memory(device: str, to: Path) -> bool:
         options["preprocess"] = Preprocess(len(photos[0]))
 
         def call() -> torch.Tensor:
-            parts = features.stream(network, photos, taps, **options)
+            parts = features.feature_batches(network, photos, taps, **options)
             return torch.cat([part["fire4"].mean(1).cpu() for part in parts])
 
         return call

@@ -92,7 +92,7 @@ def taps(device: str, dtype: torch.dtype) -> Quantities:
     options: dict[str, Any] = {"preprocess": STRETCH_224, "dtype": dtype, "device": device}
     for name, layers in wanted.items():
         paths = {tap: networks.tap_paths(name)[tap] for tap in layers}
-        parts = list(features.stream(network(name), photos(), paths, **options))
+        parts = list(features.feature_batches(network(name), photos(), paths, **options))
         for tap in layers:
             found[f"{name} {tap}"] = torch.cat([part[tap] for part in parts])
     return found
@@ -169,7 +169,7 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
     reader = digit_classifier.train_digit_classifier(digits, torch.arange(64) % 10, **recipe)
     return {
         "image features": found,
-        "digit reader, 5 steps": digit_classifier.features_of(reader, digits)[0],
+        "digit reader, 5 steps": digit_classifier.features_and_digits(reader, digits)[0],
         "frechet distance": [gan_scores.frechet_distance(found[:40], found[40:], groups=2).value],
     }
 

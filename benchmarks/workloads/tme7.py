@@ -62,7 +62,7 @@ def _flat_taps(network: Any, x: Tensor, taps: Mapping[str, str]) -> list[Tensor]
 
 
 def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
-    """What `features.stream` does with each batch, its copy of the network made before."""
+    """What `features.feature_batches` does with each batch, its copy of the network made before."""
     pixels, memory = _pixels(device), contextlib.ExitStack()
 
     @functools.cache
@@ -130,7 +130,7 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
 
     def ours() -> list[Tensor]:
         options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch}
-        parts = features.stream(network, paths, {"pool5": PATHS["pool5"]}, **options)
+        parts = features.feature_batches(network, paths, {"pool5": PATHS["pool5"]}, **options)
         return [torch.cat([part["pool5"] for part in parts])]
 
     def peer() -> list[Tensor]:

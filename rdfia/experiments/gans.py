@@ -159,7 +159,7 @@ class GanBench:
             steps=self.setup.reader_steps,
             dtype=fast_dtype(self.device),
         )
-        return lambda x: digit_classifier.features_of(reader, x)
+        return lambda x: digit_classifier.features_and_digits(reader, x)
 
     @cached_property
     def _photo_features(self) -> Features:

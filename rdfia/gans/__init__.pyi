@@ -24,7 +24,7 @@ from rdfia.gans.config import RECOMMENDED as RECOMMENDED
 from rdfia.gans.config import GanConfig as GanConfig
 from rdfia.gans.digit_classifier import DigitClassifier as DigitClassifier
 from rdfia.gans.digit_classifier import cached_digit_classifier as cached_digit_classifier
-from rdfia.gans.digit_classifier import features_of as features_of
+from rdfia.gans.digit_classifier import features_and_digits as features_and_digits
 from rdfia.gans.digit_classifier import train_digit_classifier as train_digit_classifier
 from rdfia.gans.health import Health as Health
 from rdfia.gans.health import diversity as diversity

@@ -63,8 +63,10 @@ class Fooled:
 
     @functools.cached_property
     def size(self) -> dict[str, np.ndarray]:
-        """The size of each change by `perturbation`, computed when it is first read."""
-        return perturbation(self.space.denormalise(self.start), self.space.denormalise(self.x))
+        """The size of each change by `perturbation_sizes`, computed when it is first read."""
+        return perturbation_sizes(
+            self.space.denormalise(self.start), self.space.denormalise(self.x)
+        )
 
     @property
     def reached(self) -> np.ndarray:
@@ -104,7 +106,7 @@ class Fooled:
         return pictures.picture_html(self.picture(most), title, [*lines[:most], *more])
 
 
-def perturbation(before: Tensor | Array, after: Tensor | Array) -> dict[str, np.ndarray]:
+def perturbation_sizes(before: Tensor | Array, after: Tensor | Array) -> dict[str, np.ndarray]:
     """The difference of images by `l2`, `linf`, `psnr` (dB) and `ssim`, B values each.
 
     `before` and `after` are B x 3 x H x W in 0..1. `psnr` is infinite for equal images. `ssim`

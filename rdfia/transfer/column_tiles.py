@@ -237,10 +237,10 @@ def accumulate(
     decoded once. `dtype` is the compute type (default: `fast_dtype`), `tile_dtype` the type of the
     tiles (default: `dtype`): float16 tiles of float32 features halve memory and passes, and round
     by at most 2^-11. With `scratch`, a folder, tiles on a CPU are temporary memory-mapped files
-    there, of which at most 1 GB is in memory: the budget may exceed the memory. Raises as `stream`;
-    ArgumentError when a row of a map exceeds the budget, or a feature the range of `tile_dtype`;
-    TooLarge when the memory or the disk cannot hold the tiles; StoreError when `scratch` cannot be
-    written.
+    there, of which at most 1 GB is in memory: the budget may exceed the memory. Raises as
+    `feature_batches`; ArgumentError when a row of a map exceeds the budget, or a feature the range
+    of `tile_dtype`; TooLarge when the memory or the disk cannot hold the tiles; StoreError when
+    `scratch` cannot be written.
     """
     dtype = dtype or fast_dtype(device)
     tile_dtype = tile_dtype or dtype

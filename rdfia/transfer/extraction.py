@@ -29,10 +29,10 @@ from rdfia.transfer.features import (
     Progress,
     Tap,
     default_batch,
+    feature_batches,
     flatten,
     memory_needed,
     modules_reached,
-    stream,
     tap_modules,
     tap_shapes,
 )
@@ -180,9 +180,10 @@ def extract(
     taps, the name of `pool`, the preprocessing and its decoder, dtype, TF32, kind of device, batch
     size and the images' `content` (a digest; default: `content_digest`). Each process of a `team`
     makes every `team.size`-th shard and returns when the store is complete; its bytes do not depend
-    on the number of processes. Other arguments as in `stream`. Raises TooLarge before the first
-    image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
-    ArgumentError for a `pool` that is no function of a module; StoreError; else as `stream`.
+    on the number of processes. Other arguments as in `feature_batches`. Raises TooLarge before the
+    first image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
+    ArgumentError for a `pool` that is no function of a module; StoreError; else as
+    `feature_batches`.
     """
     dtype = dtype or fast_dtype(device)
     batch_size = batch_size or default_batch(device)
@@ -217,7 +218,7 @@ def extract(
             f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or choose fewer "
             "taps",
         )
-        batches = stream(
+        batches = feature_batches(
             module,
             [image for shard in missing for image in images[store.shards[shard]]],
             taps,

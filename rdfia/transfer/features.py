@@ -475,7 +475,7 @@ def memory_needed(
     return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
 
-def stream(
+def feature_batches(
     module: nn.Module,
     images: Sequence[Any],
     taps: Mapping[str, Tap],

@@ -433,7 +433,7 @@ def check_accuracy_under_attack(claim: Any, bench: GradientBench) -> None:
     found = bench.read_under_attack()
     row = bench.row("quail")
     shown = [bench.attacked(levels)[row : row + 1] for levels in RADII]
-    psnr = [float(fooling.perturbation(shown[0], pixels)["psnr"][0]) for pixels in shown]
+    psnr = [float(fooling.perturbation_sizes(shown[0], pixels)["psnr"][0]) for pixels in shown]
     tme8_figures.show_attack(claim, bench, found, shown, psnr)
     right = found[bench.title]
     part, hits = "accuracy under attack at 4 / 255", right[:, RADII.index(4)]

@@ -54,7 +54,7 @@ PHOTOS = [
 
 
 def extraction(n: int) -> Tensor:
-    batches = features.stream(
+    batches = features.feature_batches(
         network(),
         PHOTOS[:n],
         {"end": "6", "pooled": "4"},
@@ -68,7 +68,7 @@ def extraction(n: int) -> Tensor:
 def large(n: int) -> Tensor:
     """One photo that needs more than `memory.UNCHECKED_BYTES`; a small one for n=1."""
     size = 8 * SIDE if n > 1 else SIDE
-    batches = features.stream(
+    batches = features.feature_batches(
         network(),
         PHOTOS[:1],
         {"pooled": "4"},

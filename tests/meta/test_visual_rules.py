@@ -112,7 +112,7 @@ class MadeBench(gradients.GradientBench):
     ) -> fooling.Fooled:
         """Photos with the target's texture in a corner; the share `fools` of them counts as fooled.
 
-        `contrast` 0: the texture is not there. `size`: the means of `perturbation`.
+        `contrast` 0: the texture is not there. `size`: the means of `perturbation_sizes`.
         """
         x = self.x if x is None else x
         n = len(x)

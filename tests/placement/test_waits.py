@@ -119,7 +119,7 @@ def test_a_batch_of_extraction_waits_at_most_once(tmp_path: Path) -> None:
 def test_features_on_the_device_do_not_wait() -> None:
     def work(batches: int) -> None:
         list(
-            features.stream(
+            features.feature_batches(
                 wide("cpu")[0],
                 (photos() * 2)[: 2 * batches],
                 TAPS,

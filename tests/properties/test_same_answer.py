@@ -39,7 +39,9 @@ def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     found = list(
-        features.stream(tiny_vgg(), PHOTOS, TAPS, preprocess=SMALL, dtype=dtype, batch_size=1)
+        features.feature_batches(
+            tiny_vgg(), PHOTOS, TAPS, preprocess=SMALL, dtype=dtype, batch_size=1
+        )
     )
     torch.set_num_threads(before)
     return {tap: torch.cat([batch[tap] for batch in found]) for tap in TAPS}
@@ -53,7 +55,7 @@ def test_features_do_not_depend_on_batches_and_threads(
     expected = whole(dtype)
     backwards = dict(reversed(TAPS.items()))
     found = list(
-        features.stream(
+        features.feature_batches(
             tiny_vgg(), PHOTOS, backwards, preprocess=SMALL, dtype=dtype, batch_size=batch_size
         )
     )

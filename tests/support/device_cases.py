@@ -96,12 +96,12 @@ def taps(device: str, _: Path) -> Results:
 
 
 @case("activation")
-def stream(device: str, _: Path) -> Results:
+def feature_batches(device: str, _: Path) -> Results:
     def rows(**options: Any) -> Results:
         assert features.default_batch(device) > 1
         assert (memory.available_device_memory(device) or 1) > 0
         assert compute_types.fast_dtype(device) in (torch.float32, torch.bfloat16)
-        batches = features.stream(
+        batches = features.feature_batches(
             tiny_vgg(), photos(), TAPS, preprocess=SPACE, device=device, batch_size=2, **options
         )
         parts = list(batches)
@@ -188,7 +188,7 @@ def classifiers(device: str, _: Path) -> Results:
     """Tensors of the device, which scikit-learn's solver needs on the host."""
     rows, y = _random(24, 40, dtype=torch.float64).to(device), (torch.arange(24) % 3).to(device)
     model = svm.SpanLinearSVC(random_state=0).fit(rows, y)
-    train, test = gram.reduce(rows[:18], rows[18:])
+    train, test = gram.reduce_columns(rows[:18], rows[18:])
     products, cross = rows[:18] @ rows[:18].T, rows[18:] @ rows[:18].T
     unit, unit_cross = gram.normalise_gram(products, cross, rows[18:].square().sum(1))
     span = gram.span_coordinates(products, cross)[0]
@@ -479,8 +479,8 @@ def digit_reader(device: str, folder: Path) -> Results:
         reader = digit_classifier.cached_digit_classifier(
             x, y, folder=folder, dtype=dtype, **recipe
         )
-        rows, _ = digit_classifier.features_of(reader, x, batch=9)
-        again, _ = digit_classifier.features_of(
+        rows, _ = digit_classifier.features_and_digits(reader, x, batch=9)
+        again, _ = digit_classifier.features_and_digits(
             digit_classifier.cached_digit_classifier(x, y, folder=folder, dtype=dtype, **recipe), x
         )
         assert np.abs(rows - again).max() < 1e-5

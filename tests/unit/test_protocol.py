@@ -58,7 +58,7 @@ DEFAULTS = [
     Default(svm.SpanLinearSVC, "penalty", "l2", "LinearSVC", SVM),
     Default(svm.SpanLinearSVC, "tol", 1e-4, "LinearSVC", SVM),
     Default(svm.choose_C, "folds", 5, "ours", SVM),
-    Default(features.stream, "preprocess", STRETCH_224, "TME 7", "unit/transfer"),
+    Default(features.feature_batches, "preprocess", STRETCH_224, "TME 7", "unit/transfer"),
     Default(features.pyramid, "grids", (1, 2, 4), "Lazebnik et al. 2006", "unit/transfer"),
     # TME 8
     Default(saliency_maps, "kind", "gradient", "TME 8 q1", "unit/gradients/test_saliency.py"),

@@ -228,7 +228,7 @@ def sample(network: nn.Module) -> None:
 
 WORK: dict[str, Callable[[nn.Module], Any]] = {
     "features": lambda n: list(
-        features.stream(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)
+        features.feature_batches(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)
     ),
     "gram": lambda n: column_tiles.accumulate(
         n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL

@@ -27,7 +27,7 @@ def trained(images: Any) -> Any:
 
 def classified(images: Any) -> Any:
     network = digit_classifier.train_digit_classifier(images, LABELS, steps=1, batch=4)
-    return digit_classifier.features_of(network, images)[0]
+    return digit_classifier.features_and_digits(network, images)[0]
 
 
 def of_colours(images: Any) -> Any:

@@ -22,7 +22,7 @@ from rdfia.gradients.fooling import (
     fool,
     fool_closely,
     momentum_attack,
-    perturbation,
+    perturbation_sizes,
     round_to_8_bits,
 )
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
@@ -171,7 +171,9 @@ def test_report_is_the_networks_prediction(attack: Callable[..., Fooled]) -> Non
     assert got.reached.tolist() == (last.argmax(1) == target).tolist()
     assert got.reached.tolist() == [status == "fooled" for status in got.status]
     assert {"fooled"} <= set(got.status) <= {"fooled", "never"}
-    expected = perturbation(CENTRE_CROP_224.denormalise(x), CENTRE_CROP_224.denormalise(got.x))
+    expected = perturbation_sizes(
+        CENTRE_CROP_224.denormalise(x), CENTRE_CROP_224.denormalise(got.x)
+    )
     assert all(
         np.allclose(got.size[name], expected[name]) for name in ("l2", "linf", "psnr", "ssim")
     )
@@ -342,7 +344,7 @@ def test_perturbation_by_hand() -> None:
     after[1, 0, 3, 4] += 0.3
     after[1, 2, 5, 5] -= 0.4
     after[2] += 0.1
-    got = perturbation(before, after)
+    got = perturbation_sizes(before, after)
     assert_close(got["l2"], np.array([0, 0.5, 0.1 * math.sqrt(432)]), "pixel")
     assert_close(got["linf"], np.array([0, 0.4, 0.1]), "pixel")
     assert got["psnr"][0] == math.inf
@@ -359,7 +361,7 @@ def test_psnr_is_skimages_and_ssim_is_the_papers_formula() -> None:
 
     before, after = (CENTRE_CROP_224.denormalise(photos(4, seed, size=20)) for seed in (0, 1))
     after = (before + 0.2 * (after - 0.5)).clamp(0, 1)
-    got = perturbation(before, after)
+    got = perturbation_sizes(before, after)
     a, b = before.numpy(), after.numpy()
     psnr = [peak_signal_noise_ratio(p, q, data_range=1.0) for p, q in zip(a, b, strict=True)]
     assert_close(got["psnr"], np.array(psnr), "score")
