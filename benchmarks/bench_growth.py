@@ -20,7 +20,7 @@ from rdfia.gans.config import LABS
 from rdfia.gans.training import Trainer
 from rdfia.gradients import fooling
 from rdfia.models.networks import models
-from rdfia.report.benchmarks import exponent
+from rdfia.report.benchmarks import growth_exponent
 from rdfia.transfer import features, svm
 
 WORK = (1, 2, 4, 8)
@@ -34,7 +34,9 @@ def extraction(times: int, device: str) -> Call:
 
     def call() -> None:
         taps = {"pool5": "12"}
-        for _ in features.stream(network, photos, taps, preprocess=Preprocess(96), **options):
+        for _ in features.feature_batches(
+            network, photos, taps, preprocess=Preprocess(96), **options
+        ):
             pass
 
     return call
@@ -102,11 +104,11 @@ def test_growth(
     REPLAY.show(benchmark, seconds[:1])
     peaks = [count(call)["peak bytes"] for call in calls]
     for unit, values in {"seconds": seconds, "bytes of live tensors, at most": peaks}.items():
-        series = {"work": WORK, "values": values, "exponent": exponent(WORK, values)}
+        series = {"work": WORK, "values": values, "exponent": growth_exponent(WORK, values)}
         record.growth.setdefault(unit, {})[what] = series
         benchmark.extra_info[unit] = series
     # on a GPU so little work takes less time than the call itself, whatever its size
     if device == "cpu":
-        assert 0.8 < exponent(WORK, seconds) < 1.2, seconds
+        assert 0.8 < growth_exponent(WORK, seconds) < 1.2, seconds
     if constant_memory:
-        assert exponent(WORK, peaks) == pytest.approx(0.0, abs=0.05), peaks
+        assert growth_exponent(WORK, peaks) == pytest.approx(0.0, abs=0.05), peaks

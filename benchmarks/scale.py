@@ -23,7 +23,7 @@ import torch
 from benchmarks import ROOT
 from rdfia.data import feature_store, files, images
 from rdfia.device import staging
-from rdfia.report.benchmarks import exponent
+from rdfia.report.benchmarks import growth_exponent
 from rdfia.report.environment import environment
 from rdfia.transfer import svm
 
@@ -43,7 +43,9 @@ def photos(folder: Path) -> dict[str, float]:
     if not paths:
         sys.exit(f"{folder} has no .jpg file: name a folder of photos")
     work = {
-        "decode and resize, ms": lambda: list(staging.decode_images(paths, images.LAB, workers=1)),
+        "decode and resize, ms": lambda: list(
+            staging.decode_images(paths, images.STRETCH_224, workers=1)
+        ),
         "hash, ms": lambda: [images.image_digest(path) for path in paths],
     }
     found = {name: 1e3 * seconds(call) / len(paths) for name, call in work.items()}
@@ -108,7 +110,7 @@ def main() -> None:
     if len(found["svm"]) > 1:
         sizes = [row["images"] for row in found["svm"]]
         for what in ("factor, s", "15 SVMs, s"):
-            found[f"growth of {what.removesuffix(', s')}"] = exponent(
+            found[f"growth of {what.removesuffix(', s')}"] = growth_exponent(
                 sizes, [row[what] for row in found["svm"]]
             )
     found["environment"] = environment(ROOT, "cpu", "full")

@@ -1,6 +1,6 @@
 """The commands of `rdfia` and their exit codes; the checks themselves run in pytest.
 
-Here are `assets`, `report`, `claims`, `compare`, `extract`; `commands` has those of pictures.
+Here are `assets`, `report`, `claims`, `compare`, `extract`; `image_commands` has the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdfia import __version__, commands
+from rdfia import __version__, image_commands
 from rdfia.errors import (
     ArgumentError,
     AssetUnavailable,
@@ -137,7 +137,7 @@ def _prepare(options: argparse.Namespace) -> int:
         )
     sizes = (32, 64) if options.size == "both" else (int(options.size),)
     return _fetch(
-        datasets.prepare_celeba(options.source, sizes, options.to, commands.progress_bar),
+        datasets.prepare_celeba(options.source, sizes, options.to, image_commands.progress_bar),
         options.to,
         options.json,
     )
@@ -294,15 +294,14 @@ def _check_target(options: argparse.Namespace) -> None:
         raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
     if not options.store:
         written = [options.to, options.to.with_suffix(ROWS_SUFFIX)]
-        commands.refuse_to_replace("--to", written, [options.weights])
+        image_commands.refuse_to_replace("--to", written, [options.weights])
 
 
 def _extract(options: argparse.Namespace) -> int:
     import torch
 
-    from rdfia.data import datasets, files
-    from rdfia.data.images import preprocess_for
-    from rdfia.device import memory, precision
+    from rdfia.data import datasets, files, images
+    from rdfia.device import precision
     from rdfia.transfer import extraction, features
 
     pools = {
@@ -316,13 +315,12 @@ def _extract(options: argparse.Namespace) -> int:
     if options.batch is not None and options.batch < 1:
         raise ArgumentError(f"--batch: got {options.batch}, expected a number from 1")
     _check_target(options)
-    preprocess = preprocess_for(options.network, options.size, decoder=options.decoder)
+    preprocess = images.preprocess_for(options.network, options.size, decoder=options.decoder)
     taps = _taps(options.network, options.taps)
-    device = commands.usable_device(options.device)
+    device = image_commands.usable_device(options.device)
     with extraction.current_team() as team:
         paths = datasets.photos_below(options.folder, options.strict, silent=team.rank > 0)
-        mine = paths[team.share(len(paths))]
-        if mine:
+        if mine := paths[team.share(len(paths))]:
             datasets.photo_set(printable_line(options.folder), mine)
         loaded = _load_network(options.network, options.weights)
         dtype = dtype or precision.fast_dtype(device)
@@ -331,11 +329,7 @@ def _extract(options: argparse.Namespace) -> int:
         if not options.store:
             shapes = features.tap_shapes(loaded.module, taps, preprocess.size)
             columns = sum(extraction.pooled_width(pool, tap, shapes[tap]) for tap in taps)
-            memory.require_memory(
-                2 * columns * len(paths) * dtype.itemsize,
-                f"a file of {columns} columns for {len(paths)} photos",
-                "write shards instead: --store DIR",
-            )
+            _require_memory_of_file(columns, len(paths), dtype.itemsize)
         extracted = extraction.extract(
             loaded.module,
             paths,
@@ -348,11 +342,22 @@ def _extract(options: argparse.Namespace) -> int:
             team=team,
             preprocess=preprocess,
             cap_bytes=sys.maxsize if options.store else 8 * files.GIGABYTE,
-            progress=None if team.rank else commands.progress_bar,
+            progress=None if team.rank else image_commands.progress_bar,
         )
         if team.rank == 0:
             _write_extracted(options, paths, list(taps), extracted)
     return 0
+
+
+def _require_memory_of_file(columns: int, photos: int, itemsize: int) -> None:
+    """Raises TooLarge if the features do not fit in memory twice, as writing one file needs."""
+    from rdfia.device import memory
+
+    memory.require_memory(
+        2 * columns * photos * itemsize,
+        f"a file of {columns} columns for {photos} photos",
+        "write shards instead: --store DIR",
+    )
 
 
 def _write_extracted(
@@ -511,7 +516,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write shards below DIR instead of FILE, for any number of photos",
     )
-    commands.add_to(command)
+    image_commands.add_to(command)
     return parser
 
 

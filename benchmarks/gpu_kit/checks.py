@@ -30,7 +30,7 @@ from benchmarks.variants import Variant
 from benchmarks.workloads import PEERS
 from benchmarks.workloads.inputs import smooth_photos, vgg16_convolutions, write_jpegs
 from rdfia.data import files as data_files
-from rdfia.data.images import LAB
+from rdfia.data.images import STRETCH_224
 from rdfia.device import precision, staging
 from rdfia.report import environment as machine
 from rdfia.transfer import features
@@ -106,17 +106,17 @@ def pipeline(device: str, to: Path) -> bool:
     network = vgg16_convolutions().to(device)
     with tempfile.TemporaryDirectory(prefix="rdfia-jpeg-") as folder:
         files = (write_jpegs(Path(folder), 64, 300, height=250) * (n // 64 + 1))[:n]
-        pixels = torch.stack([LAB.pixels(path) for path in files[:batch]])
+        pixels = torch.stack([STRETCH_224.pixels(path) for path in files[:batch]])
 
         def whole() -> None:
-            for part in features.stream(network, files, taps, device=device):
+            for part in features.feature_batches(network, files, taps, device=device):
                 last = part["pool5"]
             last.sum().item()
 
         def compute(copy: Any) -> None:
             with torch.inference_mode():
                 for start in range(0, n, batch):
-                    x = LAB.normalise(resident[: min(batch, n - start)]).to(
+                    x = STRETCH_224.normalise(resident[: min(batch, n - start)]).to(
                         dtype, memory_format=torch.channels_last
                     )
                     last = features.visit_taps(
@@ -127,7 +127,9 @@ def pipeline(device: str, to: Path) -> bool:
         dtype, resident = precision.fast_dtype(device), pixels.to(device)
         with features.inference_copy(network, dtype, device) as copy:
             seconds = {
-                "decoding": _seconds(lambda: deque(staging.decode_images(files, LAB), maxlen=0)),
+                "decoding": _seconds(
+                    lambda: deque(staging.decode_images(files, STRETCH_224), maxlen=0)
+                ),
                 "computing": _seconds(lambda: compute(copy)),
                 "both": _seconds(whole),
             }

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.gpu_kit.parity import compared
 from benchmarks.workloads.inputs import random_network, smooth_photos
 from rdfia.data import files
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.errors import BatchReduced, TooLarge
 from rdfia.gradients import saliency as saliency_module
 from rdfia.models import networks
@@ -101,14 +101,16 @@ def memory(device: str, to: Path) -> bool:
         options["preprocess"] = Preprocess(len(photos[0]))
 
         def call() -> torch.Tensor:
-            parts = features.stream(network, photos, taps, **options)
+            parts = features.feature_batches(network, photos, taps, **options)
             return torch.cat([part["fire4"].mean(1).cpu() for part in parts])
 
         return call
 
     def saliency(photos: Sequence[Any]) -> Callable[[], torch.Tensor]:
         pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos])
-        x = CROP.normalise(pixels).to(device)  # outside the call, and so outside the limit
+        x = CENTRE_CROP_224.normalise(pixels).to(
+            device
+        )  # outside the call, and so outside the limit
         return lambda: saliency_module.saliency_maps(network, x, 0, chunk=len(x)).cpu()
 
     rows = []

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.workloads.inputs import random_network, smooth_photos
 from rdfia.data import assets
 from rdfia.data import files as data_files
-from rdfia.data.images import CROP, LAB, blur, read_image
+from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, blur, read_image
 from rdfia.device.precision import product_precision
 from rdfia.gans import architecture, digit_classifier
 from rdfia.gans import scores as gan_scores
@@ -52,7 +52,7 @@ def photos() -> list[np.ndarray]:
     if found := assets.find("imagenet-samples"):
         files = assets.ASSETS["imagenet-samples"].files(found.path)
         some = files[:: len(files) // PHOTOS][:PHOTOS]
-        return [CROP.pixels(read_image(file)).permute(1, 2, 0).numpy() for file in some]
+        return [CENTRE_CROP_224.pixels(read_image(file)).permute(1, 2, 0).numpy() for file in some]
     return smooth_photos(PHOTOS, 224)
 
 
@@ -74,7 +74,7 @@ def _on(name: str, device: str) -> nn.Module:
 
 def _pixels(device: str) -> Tensor:
     stacked = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos()])
-    return CROP.normalise(stacked.to(device))
+    return CENTRE_CROP_224.normalise(stacked.to(device))
 
 
 def images(device: str, _dtype: torch.dtype) -> Quantities:
@@ -89,10 +89,10 @@ def taps(device: str, dtype: torch.dtype) -> Quantities:
         "squeezenet1_1": ("fire9",),
     }
     found = dict[str, Tensor]()
-    options: dict[str, Any] = {"preprocess": LAB, "dtype": dtype, "device": device}
+    options: dict[str, Any] = {"preprocess": STRETCH_224, "dtype": dtype, "device": device}
     for name, layers in wanted.items():
         paths = {tap: networks.tap_paths(name)[tap] for tap in layers}
-        parts = list(features.stream(network(name), photos(), paths, **options))
+        parts = list(features.feature_batches(network(name), photos(), paths, **options))
         for tap in layers:
             found[f"{name} {tap}"] = torch.cat([part[tap] for part in parts])
     return found
@@ -157,9 +157,9 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
     net: Any = _on("squeezenet1_1", device)
     stream = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (80, 3, 32, 32), dtype=torch.uint8, generator=stream)
-    found = gan_scores.image_features(net.features, x, normalise=CROP.normalise, dtype=dtype)[
-        :, :24
-    ]
+    found = gan_scores.image_features(
+        net.features, x, normalise=CENTRE_CROP_224.normalise, dtype=dtype
+    )[:, :24]
     digits = architecture.prepare_images(
         torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=stream), 32
     )
@@ -169,7 +169,7 @@ def scores(device: str, dtype: torch.dtype) -> Quantities:
     reader = digit_classifier.train_digit_classifier(digits, torch.arange(64) % 10, **recipe)
     return {
         "image features": found,
-        "digit reader, 5 steps": digit_classifier.features_of(reader, digits)[0],
+        "digit reader, 5 steps": digit_classifier.features_and_digits(reader, digits)[0],
         "frechet distance": [gan_scores.frechet_distance(found[:40], found[40:], groups=2).value],
     }
 

@@ -101,12 +101,12 @@ def _file(name: str, to: Path) -> Made:
 
 
 def _scenes(name: str, to: Path) -> Made:
-    from rdfia.data.images import LAB
+    from rdfia.data.images import STRETCH_224
 
     found, path = assets.locate(name, download=False), to / f"{name}.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for file in assets.ASSETS[name].files(found.path):
-            pixels, buffer = LAB.pixels(file)[0].numpy(), io.BytesIO()
+            pixels, buffer = STRETCH_224.pixels(file)[0].numpy(), io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
             archive.writestr(file.relative_to(found.path).as_posix(), buffer.getvalue())
     changed = f"resized to {SCENE_SIZE} x {SCENE_SIZE}, JPEG of quality {JPEG_QUALITY}"

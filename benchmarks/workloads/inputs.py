@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.models.networks import models
 
 
@@ -61,7 +61,9 @@ def pixel_batch(images: list[np.ndarray], preprocess: Preprocess, device: str) -
 
 def random_batch(n: int, size: int, device: str) -> Tensor:
     """Normalised noise, float32 n x 3 x size x size."""
-    return CROP.normalise(torch.rand(n, 3, size, size, generator=random_stream())).to(device)
+    return CENTRE_CROP_224.normalise(torch.rand(n, 3, size, size, generator=random_stream())).to(
+        device
+    )
 
 
 def small_squeezenet(device: str) -> nn.Module:

@@ -21,7 +21,7 @@ from benchmarks import references
 from benchmarks.sampling import Call
 from benchmarks.workloads import inputs
 from benchmarks.workloads.definition import GateWorkload, PeerWorkload, Prepare
-from rdfia.data.images import CROP, LAB, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, Preprocess
 from rdfia.device.memory import retain_freed_memory
 from rdfia.device.staging import decoding_threads
 from rdfia.models.networks import models, tap_paths
@@ -52,7 +52,7 @@ def vgg16(device: str) -> Any:
 
 @functools.cache
 def _pixels(device: str) -> Tensor:
-    return inputs.pixel_batch(inputs.smooth_photos(BATCH[device], 224), LAB, device)
+    return inputs.pixel_batch(inputs.smooth_photos(BATCH[device], 224), STRETCH_224, device)
 
 
 def _flat_taps(network: Any, x: Tensor, taps: Mapping[str, str]) -> list[Tensor]:
@@ -62,7 +62,7 @@ def _flat_taps(network: Any, x: Tensor, taps: Mapping[str, str]) -> list[Tensor]
 
 
 def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
-    """What `features.stream` does with each batch, its copy of the network made before."""
+    """What `features.feature_batches` does with each batch, its copy of the network made before."""
     pixels, memory = _pixels(device), contextlib.ExitStack()
 
     @functools.cache
@@ -75,7 +75,7 @@ def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
     def call() -> list[Tensor]:
         network = network_copy()
         with torch.inference_mode():
-            x = LAB.normalise(pixels).to(dtype, memory_format=torch.channels_last)
+            x = STRETCH_224.normalise(pixels).to(dtype, memory_format=torch.channels_last)
             return _flat_taps(network, x, taps)
 
     weakref.finalize(call, memory.close)
@@ -130,7 +130,7 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
 
     def ours() -> list[Tensor]:
         options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch}
-        parts = features.stream(network, paths, {"pool5": PATHS["pool5"]}, **options)
+        parts = features.feature_batches(network, paths, {"pool5": PATHS["pool5"]}, **options)
         return [torch.cat([part["pool5"] for part in parts])]
 
     def peer() -> list[Tensor]:
@@ -268,7 +268,9 @@ def _decoding(_device: str) -> tuple[Call, Call]:
 
     # without threads: where the system puts them makes it 9 or 16 ms
     def ours() -> list[Tensor]:
-        return [CROP.normalise(torch.stack([Preprocess(224).pixels(path) for path in paths]))]
+        return [
+            CENTRE_CROP_224.normalise(torch.stack([Preprocess(224).pixels(path) for path in paths]))
+        ]
 
     weakref.finalize(ours, shutil.rmtree, folder, ignore_errors=True)
     return ours, lambda: [references.decoded(paths, 224)]

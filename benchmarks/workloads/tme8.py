@@ -17,7 +17,7 @@ from benchmarks.workloads.definition import (
     PeerWorkload,
     Prepare,
 )
-from rdfia.data.images import CROP
+from rdfia.data.images import CENTRE_CROP_224
 from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.models.networks import models
 
@@ -39,7 +39,7 @@ def photos(n: int, device: str) -> Tensor:
     pixels = [
         torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in inputs.smooth_photos(n, 224)
     ]
-    return CROP.normalise(torch.stack(pixels).float() / 255).to(device)
+    return CENTRE_CROP_224.normalise(torch.stack(pixels).float() / 255).to(device)
 
 
 def saliency_and_captum(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:

@@ -155,18 +155,7 @@ class Ledger:
             images=images,
             **values,
         )
-        distances = {name: judge.errors_from_bound(e, bounds[name]) for name, e in found.items()}
-        against = [distances[part["name"]] for part in parts if part["outcome"] == "contradicted"]
-        distance = max(against) if against else min(distances.values())
-        pin: Json = {
-            "outcome": record.outcome,
-            "bounds": record.bounds,
-            "errors from bound": round(min(distance, 99.0), 2),
-            "parts": {name: [e.value, judge.standard_error(e)] for name, e in found.items()},
-        }
-        if packed:
-            pin |= {"images": images, "right": packed}
-        self._compare(record, pin)
+        self._compare(record, _pin_of(record, found, bounds))
         return record
 
     def _compare(self, record: Record, pin: Json) -> None:
@@ -293,3 +282,21 @@ class Ledger:
             files.write_json(
                 self.root / "reports" / "baseline" / f"{name}.json", dict(sorted(value.items()))
             )
+
+
+def _pin_of(
+    record: Record, found: Mapping[str, intervals.Estimate], bounds: Mapping[str, judge.Bound]
+) -> Json:
+    """The pin of a record: outcome, distance from the bounds, values with errors, right images."""
+    distances = {name: judge.errors_from_bound(e, bounds[name]) for name, e in found.items()}
+    against = [
+        distances[part["name"]] for part in record.parts if part["outcome"] == "contradicted"
+    ]
+    distance = max(against) if against else min(distances.values())
+    pin: Json = {
+        "outcome": record.outcome,
+        "bounds": record.bounds,
+        "errors from bound": round(min(distance, 99.0), 2),
+        "parts": {name: [e.value, judge.standard_error(e)] for name, e in found.items()},
+    }
+    return pin | ({"images": record.images, "right": record.right} if record.right else {})

@@ -38,9 +38,9 @@ from rdfia.data.files import write_json as write_json
 from rdfia.data.imagenet import imagenet_class as imagenet_class
 from rdfia.data.imagenet import imagenet_classes as imagenet_classes
 from rdfia.data.imagenet import imagenet_wnids as imagenet_wnids
-from rdfia.data.images import CROP as CROP
+from rdfia.data.images import CENTRE_CROP_224 as CENTRE_CROP_224
 from rdfia.data.images import EFFICIENTNET_LITE0 as EFFICIENTNET_LITE0
-from rdfia.data.images import LAB as LAB
+from rdfia.data.images import STRETCH_224 as STRETCH_224
 from rdfia.data.images import Preprocess as Preprocess
 from rdfia.data.images import blur as blur
 from rdfia.data.images import read_image as read_image

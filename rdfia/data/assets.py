@@ -349,15 +349,15 @@ def fetch(name: str, to: Path | None = None, progress: Progress | None = None) -
         )
         # A copy of content that differs from its pin does not become a verified asset.
         if not (found and located.problem):
-            row = {
-                "path": target.relative_to(root).as_posix(),
-                "sha256": str(located.sha256),
-                "source": located.source,
-            }
-            # Another process may change the manifest between reading and writing.
-            with downloads.locked(root / MANIFEST):
-                data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
+            _list_in_manifest(root, name, target, str(located.sha256), source=located.source)
         return located
+
+
+def _list_in_manifest(root: Path, name: str, path: Path, sha256: str, **facts: str) -> None:
+    row = {"path": path.relative_to(root).as_posix(), "sha256": sha256, **facts}
+    # Another process may change the manifest between reading and writing.
+    with downloads.locked(root / MANIFEST):
+        data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
 
 
 def register(name: str, path: Path, root: Path, changed: str) -> Located:
@@ -370,13 +370,8 @@ def register(name: str, path: Path, root: Path, changed: str) -> Located:
     asset = _asset(name)
     if not (files := asset.files(path)):
         raise AssetUnavailable(f"{name}: {path} has no file of it, expected {asset.about}", name)
-    row = {
-        "path": path.relative_to(root).as_posix(),
-        "sha256": data_files.content_digest(path, files, True),
-        "changed": changed,
-    }
-    with downloads.locked(root / MANIFEST):
-        data_files.write_json(root / MANIFEST, {**_manifest(root), name: row})
+    sha256 = data_files.content_digest(path, files, True)
+    _list_in_manifest(root, name, path, sha256, changed=changed)
     return _inspect(asset, path, files, "assets directory", root, False)
 
 

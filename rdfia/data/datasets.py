@@ -257,14 +257,7 @@ def prepare_celeba(
     run resumes; a folder gets its name when it is complete. Raises ArgumentError (no photos),
     DatasetError (unusable photos), StoreError, TooLarge.
     """
-    places = [source / place for place in ("", "img_align_celeba", "celeba/img_align_celeba")]
-    paths = next(filter(None, (_photos(folder) for folder in places if folder.is_dir())), [])
-    if not paths:
-        raise ArgumentError(
-            f"--from {source}: no photos there, nor in img_align_celeba/ or "
-            "celeba/img_align_celeba/ below; expected CelebA's 000001.jpg to 202599.jpg "
-            "(img_align_celeba.zip, unpacked)"
-        )
+    paths = _celeba_photos(source)
     folders = {size: assets.folder_to_fill(to) / "data" / f"celeba-{size}" for size in sizes}
     parts = {
         size: folder.with_name(f"{folder.name}.part")
@@ -305,6 +298,18 @@ def prepare_celeba(
         except OSError as error:
             raise data_files.write_error(folders[size], error) from error
     return [folder.name for folder in folders.values()]
+
+
+def _celeba_photos(source: Path) -> list[Path]:
+    """CelebA's aligned photos in `source` or where its archive puts them; ArgumentError: none."""
+    for place in ("", "img_align_celeba", "celeba/img_align_celeba"):
+        if (folder := source / place).is_dir() and (paths := _photos(folder)):
+            return paths
+    raise ArgumentError(
+        f"--from {source}: no photos there, nor in img_align_celeba/ or "
+        "celeba/img_align_celeba/ below; expected CelebA's 000001.jpg to 202599.jpg "
+        "(img_align_celeba.zip, unpacked)"
+    )
 
 
 def scene15(root: str | Path) -> tuple[ImageSet, ImageSet]:

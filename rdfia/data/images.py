@@ -418,8 +418,8 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     return rows @ x @ columns.T
 
 
-LAB = Preprocess()  # of TME 7
-CROP = Preprocess(mode="crop")  # of torchvision's evaluation, TME 8
+STRETCH_224 = Preprocess()  # TME 7
+CENTRE_CROP_224 = Preprocess(mode="crop")  # TME 8, and torchvision's evaluation
 EFFICIENTNET_LITE0 = Preprocess(
     mode="crop", interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )

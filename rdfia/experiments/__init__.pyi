@@ -10,5 +10,5 @@ from rdfia.experiments import scratch as scratch
 from rdfia.experiments import transfer as transfer
 from rdfia.experiments import visualisation as visualisation
 from rdfia.experiments.pieces import shared_work as shared_work
-from rdfia.experiments.transfer import Table1Row as Table1Row
+from rdfia.experiments.transfer import LayerResult as LayerResult
 from rdfia.experiments.transfer import table1_row as table1_row

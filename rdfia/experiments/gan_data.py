@@ -19,14 +19,16 @@ class GanDataSet:
     asset: str
     scope: str
     channels: int
-    generated: int  # generated images that are scored
+    generated_count: int  # number of generated images that are scored
     reader_steps: int = 800  # training steps of the digit classifier
-    pinned_photos: int = 0  # number of photos that the pins belong to; 0: the number is fixed
-    all_photos: int = 0  # photos in the whole data set; this machine may have fewer
+    pinned_photo_count: int = 0  # of the data behind the pins; 0: the number is fixed
+    whole_photo_count: int = 0  # of the data set; this machine may have fewer
 
 
 DATA_SETS = {
-    "CelebA": GanDataSet("celeba-32", "report", 3, 4_000, pinned_photos=9_000, all_photos=202_599),
+    "CelebA": GanDataSet(
+        "celeba-32", "report", 3, 4_000, pinned_photo_count=9_000, whole_photo_count=202_599
+    ),
     "CIFAR-10": GanDataSet("cifar10-train", "substitute", 3, 4_000),
     "MNIST": GanDataSet("mnist", "report", 1, 5_000),
     "digits": GanDataSet("digits", "substitute", 1, 1_000, reader_steps=300),

@@ -15,7 +15,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor
 
 from rdfia.claims.registry import CLAIMS
-from rdfia.gans.scores import Array, Estimate
+from rdfia.gans.scores import Array, ScoreWithError
 
 Scores = Mapping[str, Any]  # the scores of one snapshot, by name
 LEVELS = ("noise", "poor", "good", "very good")
@@ -63,7 +63,7 @@ def blur_by_shrinking(images: Tensor, factor: int = 4) -> Tensor:
     return F.interpolate(small, scale_factor=factor, mode="bilinear").round().to(torch.uint8)
 
 
-def share_of_copies(fake: Array, train: Array, held_out: Array) -> Estimate:
+def share_of_copies(fake: Array, train: Array, held_out: Array) -> ScoreWithError:
     """Share of the generated images that are copies of training images: 0 where all are new.
 
     Arguments are rows of pixels or features, n x d each; held-out images must be drawn as training
@@ -81,7 +81,7 @@ def share_of_copies(fake: Array, train: Array, held_out: Array) -> Estimate:
     nearest = np.where(near <= far, first, len(train) + second)
     weights = np.bincount(nearest, minlength=n) / len(fake)
     variance = chance / (1 - chance) * max(float(weights @ weights) - 1 / n, 0.0) * n / (n - 1)
-    return Estimate(float((np.mean(near <= far) - chance) / (1 - chance)), variance**0.5)
+    return ScoreWithError(float((np.mean(near <= far) - chance) / (1 - chance)), variance**0.5)
 
 
 def information(read: Array, asked: Array, classes: int = 10) -> float:

@@ -224,7 +224,7 @@ def plan(title: str) -> list[Run]:
         kinds = ("cgan", "cdcgan", "cdcgan-no-y-in-D")
         return [run for kind in kinds for run in long_runs(kind, title)]
     runs = [*STUDY, *long_runs("dcgan", title)]
-    if DATA_SETS[title].all_photos:
+    if DATA_SETS[title].whole_photo_count:
         runs += [*EQUAL_STEPS_RUNS, *_with_fewer_photos()]
     runs += [*ABLATION, *NEW_SEEDS]
     return list({run.name: run for run in runs}.values())  # two studies share some runs
@@ -238,7 +238,7 @@ def needs_last_generator(run: Run, title: str) -> bool:
     """Whether a claim needs `GanBench.last_image_scores` of the run."""
     if DATA_SETS[title].channels == 1:
         return run in OVER_SEEDS["cdcgan-no-y-in-D"]
-    if not DATA_SETS[title].all_photos:
+    if not DATA_SETS[title].whole_photo_count:
         return False
     return run in [*OVER_SEEDS["dcgan"], *ALL_PHOTOS, *_with_fewer_photos()]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,11 +42,11 @@ Json = dict[str, Any]
 Progress = Callable[[Iterable[int], int, str], Iterable[int]]
 Features = Callable[[Tensor], tuple[Array, Array | None]]
 
-# Version of the scores of `GanBench.score_generator`: change it when a score changes.
+# Version of `GanBench.score_generator`: change it when a score changes.
 # tests/meta/test_gan_rules.py fails when that is forgotten.
-JUDGE = "2"
-# Versions whose scores are the same as those of JUDGE. Version 1 lacks the scores of pixels.
-EARLIER_JUDGES = ("1",)
+SCORES_VERSION = "2"
+# Versions with the same scores, as far as they have them. Version 1 lacks the scores of pixels.
+EARLIER_SCORES_VERSIONS = ("1",)
 # Least coverage at which a label's information is scored: with fewer kinds of images the label
 # only tells which of them is drawn.
 LEAST_COVERAGE = 0.3
@@ -91,26 +91,30 @@ class GanBench:
         # Short runs depend on the code and the compute type. Long runs record both in their rows.
         dtype = str(fast_dtype(device)).removeprefix("torch.")
         made_by = () if self.full else (f"{gan_studies.short_runs_digest()}-{dtype}",)
-        asset = f"{self.setup.asset}-{self.photos}" if self.other_count else self.setup.asset
+        asset = (
+            f"{self.setup.asset}-{self.photo_count}"
+            if self.has_other_photo_count
+            else self.setup.asset
+        )
         self.work = files.cache_dir().joinpath("gans", asset, device, *made_by)
         self.evidence = output.joinpath("studies", asset, *made_by)
 
     @property
-    def photos(self) -> int:
+    def photo_count(self) -> int:
         """Number of images of the data set on this machine, training and held out."""
         return len(self.x) + len(self.x_held)
 
     @property
-    def other_count(self) -> bool:
+    def has_other_photo_count(self) -> bool:
         """Whether the number of photos is not the one that the pins belong to."""
-        return self.setup.pinned_photos not in (0, self.photos)
+        return self.setup.pinned_photo_count not in (0, self.photo_count)
 
     def case(self, case: str) -> str:
         """The name of a claim's case on this data.
 
         Another number of photos is another case, with its own runs and its own pin.
         """
-        return f"{case}, {self.photos:,} photos" if self.other_count else case
+        return f"{case}, {self.photo_count:,} photos" if self.has_other_photo_count else case
 
     def config(self, config: GanConfig) -> GanConfig:
         """The config with this data's channels, and in float32 where bfloat16 is slow."""
@@ -144,31 +148,38 @@ class GanBench:
 
     @property
     def features(self) -> Features:
-        """A function of uint8 images that returns features (n x d) and the digits read, or None.
+        """A function of uint8 images: the features of every score (n x d), and the digits read.
 
-        Digits are read by the digit classifier, photos have features of SqueezeNet and no digits.
+        Frechet and kernel distance, density, coverage, precision and recall are computed on them.
+        Digits have those of the digit classifier. Photos have those of SqueezeNet, and None.
         """
         with self._shared("what judges images"):
-            return self._features
+            return self._photo_features if self.y is None else self._digit_features
 
     @cached_property
-    def _features(self) -> Features:
-        dtype = fast_dtype(self.device)
-        if self.y is not None:
-            # Trained on G's training images, but scores them like other images. Its weights are
-            # stored beside the committed rows, so that all of them have the same reader.
-            reader = digit_classifier.cached_digit_classifier(
-                self.x,
-                self.y,
-                folder=self.evidence if self.full and self.title == "MNIST" else None,
-                device=self.device,
-                steps=self.setup.reader_steps,
-                dtype=dtype,
-            )
-            return lambda x: digit_classifier.features_of(reader, x)
+    def _digit_features(self) -> Features:
+        # Trained on G's training images, but scores them like other images. Its weights are
+        # stored beside the committed rows, so that all of them have the same reader.
+        reader = digit_classifier.cached_digit_classifier(
+            self.x,
+            self.y,
+            folder=self.evidence if self.full and self.title == "MNIST" else None,
+            device=self.device,
+            steps=self.setup.reader_steps,
+            dtype=fast_dtype(self.device),
+        )
+        return lambda x: digit_classifier.features_and_digits(reader, x)
+
+    @cached_property
+    def _photo_features(self) -> Features:
         net: Any = networks.load("squeezenet1_1", assets.load_weights("squeezenet1_1")).module
-        net, normalise = net.features.to(self.device), images.CROP.normalise
-        return lambda x: (scores.image_features(net, x, normalise=normalise, dtype=dtype), None)
+        features = partial(
+            scores.image_features,
+            net.features.to(self.device),
+            normalise=images.CENTRE_CROP_224.normalise,
+            dtype=fast_dtype(self.device),
+        )
+        return lambda x: (features(x), None)
 
     @cached_property
     def reference(self) -> Array:
@@ -176,12 +187,12 @@ class GanBench:
 
         As many as there are generated images, because the scores depend on both numbers.
         """
-        return self.features(self.x_held[: self.setup.generated])[0]
+        return self.features(self.x_held[: self.setup.generated_count])[0]
 
     @cached_property
     def reference_pixels(self) -> Array:
         """Pixel statistics of the same held-out images."""
-        return pixel_scores.pixel_statistics(self.x_held[: self.setup.generated])
+        return pixel_scores.pixel_statistics(self.x_held[: self.setup.generated_count])
 
     def score_images(self, pixels: Tensor, asked: Tensor | None = None) -> Json:
         """Scores of uint8 images: quality, diversity, noise, and for digits the labels.
@@ -191,7 +202,7 @@ class GanBench:
         found, read = self.features(pixels)
         sets = self.reference, found
         frechet = scores.frechet_distance(*sets, corrected=True)
-        kernel = scores.kernel_distance(*sets, block=self.setup.generated // 10)
+        kernel = scores.kernel_distance(*sets, block=self.setup.generated_count // 10)
         density, coverage = scores.density_coverage(*sets)
         precision, recall = scores.precision_recall(*sets)
         statistics = self.reference_pixels, pixel_scores.pixel_statistics(pixels)
@@ -221,7 +232,7 @@ class GanBench:
                 row["information"] = information(read, asked.numpy())
         return {name: np.round(value, 5).tolist() for name, value in row.items()}
 
-    def draw(
+    def draw_images(
         self, generator: Generator, n: int, statistics: Literal["running", "batch"] = "batch"
     ) -> tuple[Tensor, Tensor]:
         """n images of G, uint8, and the labels asked for; the noise is always the same."""
@@ -239,7 +250,7 @@ class GanBench:
         often. `closer` and `nearest` compare the distances of generated and of held-out images to
         the training images `trained` (default: those of the bench).
         """
-        pixels, asked = self.draw(generator, self.setup.generated)
+        pixels, asked = self.draw_images(generator, self.setup.generated_count)
         known = self.x[self.copy_candidates] if trained is None else trained[:COPY_CANDIDATES]
         near = scores.nearest_neighbour(
             *(part.flatten(1).float() / 255 for part in (pixels[:200], known, self.x_held[:200]))
@@ -254,19 +265,19 @@ class GanBench:
         return random_order(len(self.x))[:COPY_CANDIDATES]
 
     @property
-    def judged_by(self) -> str:
-        """The name of these scores in a row: it changes when they change for the same images."""
-        return self._judge(JUDGE)
+    def scores_version(self) -> str:
+        """What a row says of its scores: it changes when they change for the same images."""
+        return self._scores_version(SCORES_VERSION)
 
-    def _judge(self, number: str) -> str:
+    def _scores_version(self, number: str) -> str:
         reader = "digit classifier" if self.y is not None else "SqueezeNet 1.1"
-        return f"{number}: {reader}, {self.setup.generated} images"
+        return f"{number}: {reader}, {self.setup.generated_count} images"
 
     # --- scores to compare with
 
     @cached_property
     def _real_rows(self) -> Tensor:
-        return random_order(len(self.x))[: self.setup.generated]
+        return random_order(len(self.x))[: self.setup.generated_count]
 
     @property
     def real(self) -> Json:
@@ -325,8 +336,8 @@ class GanBench:
             x,
             self.y if run.config.architecture.classes else None,
             score,
-            judge=self.judged_by,
-            earlier=[self._judge(number) for number in EARLIER_JUDGES],
+            scores_version=self.scores_version,
+            earlier_versions=[self._scores_version(n) for n in EARLIER_SCORES_VERSIONS],
             work=self.work,
             evidence=self.evidence,
             origin=self.origin,
@@ -348,7 +359,7 @@ class GanBench:
         """A score of each run: its median over the window, which is in updates of G.
 
         The worst value for a run that diverged. NaN where the row lacks the score, because an
-        earlier judge wrote it, and its generators no longer exist.
+        earlier version wrote it, and its generators no longer exist.
         """
         worst = np.inf if name in DISTANCES else 0.0
         return [
@@ -396,12 +407,12 @@ class GanBench:
         return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
 
     def _of_images(self, run: Run, generator: Generator) -> dict[str, float]:
-        pixels, asked = self.draw(generator.to(self.device), self.setup.generated)
+        pixels, asked = self.draw_images(generator.to(self.device), self.setup.generated_count)
         if self.y is not None:
             read = self.features(pixels)[1]
             assert read is not None, f"{self.title}: no classifier reads these images"
             return label_information(read, asked.numpy())
-        sets = pixels, self.training_images(run), self.x_held[: self.setup.generated]
+        sets = pixels, self.training_images(run), self.x_held[: self.setup.generated_count]
         found = {
             "pixels": share_of_copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
             "features": share_of_copies(*(self.features(part)[0] for part in sets)),
@@ -417,15 +428,15 @@ class GanBench:
         The dtypes are those that `runs` were trained in.
         """
         data = f"{len(self.x):,} images of {self.title}"
-        if self.setup.all_photos:
+        if self.setup.whole_photo_count:
             data = (
-                f"{self.photos:,} of {self.setup.all_photos:,} faces of {self.title}, "
+                f"{self.photo_count:,} of {self.setup.whole_photo_count:,} faces of {self.title}, "
                 f"{len(self.x):,} of them to train on"
             )
         reader = "a digit classifier's 64" if self.y is not None else "SqueezeNet 1.1's 512"
         data += (
-            f"; judged by {reader} features of {self.setup.generated:,} generated "
-            f"and {min(len(self.x_held), self.setup.generated):,} held-out ones"
+            f"; judged by {reader} features of {self.setup.generated_count:,} generated "
+            f"and {min(len(self.x_held), self.setup.generated_count):,} held-out ones"
         )
         dtypes = {self.run(run)["config"]["precision"] for run in runs}
         dtypes = dtypes or {str(fast_dtype(self.device)).removeprefix("torch.")}

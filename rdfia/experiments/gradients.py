@@ -42,12 +42,17 @@ class Setup:
     photos: str
     space: Preprocess
     scope: str
-    judge: str  # title of the second network, which classifies the resulting images
+    second_network: str  # title of the network that also classifies the resulting images
 
 
 SETUPS = {
     "SqueezeNet 1.1": Setup(
-        "squeezenet1_1", "squeezenet1_1", "imagenet-samples", images.CROP, "", "EfficientNet-Lite0"
+        "squeezenet1_1",
+        "squeezenet1_1",
+        "imagenet-samples",
+        images.CENTRE_CROP_224,
+        "",
+        "EfficientNet-Lite0",
     ),
     "EfficientNet-Lite0": Setup(
         "efficientnet-lite0",
@@ -58,13 +63,18 @@ SETUPS = {
         "SqueezeNet 1.1",
     ),
     "VGG16": Setup(
-        "vgg16", "vgg16-full", "imagenet-samples", images.CROP, "substitute", "EfficientNet-Lite0"
+        "vgg16",
+        "vgg16-full",
+        "imagenet-samples",
+        images.CENTRE_CROP_224,
+        "substitute",
+        "EfficientNet-Lite0",
     ),
     "AlexNet": Setup(
         "alexnet",
         "alexnet-full",
         "imagenet-samples",
-        images.CROP,
+        images.CENTRE_CROP_224,
         "substitute",
         "EfficientNet-Lite0",
     ),
@@ -143,9 +153,9 @@ class GradientBench:
         self.network = Network(title, device)
 
     @cached_property
-    def judge(self) -> Network | AbsentNetwork:
+    def second_network(self) -> Network | AbsentNetwork:
         """The second network, or its stand-in without weights."""
-        title = self.setup.judge
+        title = self.setup.second_network
         if assets.find(SETUPS[title].weights):
             return Network(title, self.device)
         return AbsentNetwork(title)
@@ -155,7 +165,7 @@ class GradientBench:
         """Every other network with complete weights on this machine, the second network first."""
         return [
             Network(title, self.device)
-            for title in dict.fromkeys([self.setup.judge, *SETUPS])
+            for title in dict.fromkeys([self.setup.second_network, *SETUPS])
             if title != self.title and assets.find(SETUPS[title].weights)
         ]
 

@@ -74,7 +74,7 @@ def train_from_nothing(
         module,
         task.pixels[rows],
         problem.labels[rows],
-        preprocess_normalise=task.normalise,
+        normalise=task.normalise,
         config=config,
         device=device,
         progress=progress,
@@ -87,7 +87,7 @@ def right_rows(
 ) -> np.ndarray:
     """Which of the images `rows` a network gets right, bool (len(rows),)."""
     predicted = heads.predict(
-        module, task.pixels[rows], preprocess_normalise=task.normalise, device=device, dtype=dtype
+        module, task.pixels[rows], normalise=task.normalise, device=device, dtype=dtype
     )
     return np.asarray(predicted) == task.problem.labels[rows]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rdfia.data import assets, datasets
 from rdfia.data import files as data_files
 from rdfia.data.arrays import Labels
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device import precision, staging
 from rdfia.device.precision import float32_product_type
 from rdfia.errors import ArgumentError
@@ -105,7 +105,7 @@ def scene15(root: Path) -> Problem:
         len(train),
         train.classes,
         hashlib.sha256(f"{train.digest}{test.digest}".encode()).hexdigest(),
-        LAB,
+        STRETCH_224,
     )
 
 
@@ -213,7 +213,7 @@ def normalised_coordinates(sums: Mapping[str, Tensor]) -> tuple[Array, Array]:
     return svm.span_coordinates(*svm.normalise_gram(gram, cross, squares[len(gram) :]))
 
 
-class Table1Row(NamedTuple):
+class LayerResult(NamedTuple):
     """Test accuracy of the lab's classifier on one layer, and the fitted SVM."""
 
     accuracy: svm.Accuracy
@@ -229,11 +229,11 @@ def table1_row(
     test_labels: Labels,
     *,
     C: float = 1.0,
-    preprocess: Preprocess = LAB,
+    preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     progress: features.Progress | None = None,
-) -> Table1Row:
+) -> LayerResult:
     """A row of the report's Table 1: test accuracy of a linear SVM on one layer of a network.
 
     The lab's protocol: the layer's output for each image is flattened to one vector and divided by
@@ -270,7 +270,7 @@ def table1_row(
     )
     train, test = normalised_coordinates(sums[tap].tensors)
     fit = svm.fit(train, train_labels, test, C)
-    return Table1Row(svm.accuracy(test_labels, fit.predictions), fit)
+    return LayerResult(svm.accuracy(test_labels, fit.predictions), fit)
 
 
 class TransferBench:

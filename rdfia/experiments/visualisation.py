@@ -47,7 +47,7 @@ class Setting:
 DEFAULT, LONG = Setting(), Setting(steps=1000)
 STRONG, WEAK = Setting(l2=0.1), Setting(l2=1e-10)  # figure 7
 FAST, SLOW = Setting(lr=1.0), Setting(lr=0.5)  # figure 9
-LAB = DEFAULT.reading
+LAB_READING = DEFAULT.reading
 
 
 def readings(bench: GradientBench) -> dict[str, tuple[Setting, Setting]]:
@@ -136,7 +136,7 @@ def start_photos(bench: GradientBench, n: int) -> list[int]:
     are spread evenly over the sorted list of classes.
     """
     snail = bench.row("snail")
-    both = bench.judge(bench.space.denormalise(bench.x).cpu()).argmax(1) == bench.y
+    both = bench.second_network(bench.space.denormalise(bench.x).cpu()).argmax(1) == bench.y
     classes = {int(bench.y[row]): row for row in reversed(both.nonzero()[:, 0].tolist())}
     classes.pop(int(bench.y[snail]), None)
     others = [classes[label] for label in sorted(classes)]
@@ -196,9 +196,9 @@ def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) ->
         "begin": begin[:2],
         "probability": probabilities(bench.network, end),
         "probability_before": probabilities(bench.network, begin),
-        "second": probabilities(bench.judge, end),
-        "second_before": probabilities(bench.judge, begin),
-        "second_top1": bench.judge(end).argmax(1) == target,
+        "second": probabilities(bench.second_network, end),
+        "second_before": probabilities(bench.second_network, begin),
+        "second_top1": bench.second_network(end).argmax(1) == target,
         "variation": saliency_scores.total_variation(end.mean(1)),
         "windows": seen,
         "changed": changed.mean((1, 2)).numpy(),
@@ -206,7 +206,7 @@ def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) ->
         "distance": (end - begin).flatten(1).norm(dim=1).numpy(),
         "score": scores[1],
         "score_before": scores[0],
-        **{f"by {other.title}": probabilities(other, end) for other in further_judges(bench)},
+        **{f"by {other.title}": probabilities(other, end) for other in further_networks(bench)},
     }
 
 
@@ -218,9 +218,9 @@ def _inside(change: Tensor) -> Tensor:
     return inside
 
 
-def further_judges(bench: GradientBench) -> list[Network]:
+def further_networks(bench: GradientBench) -> list[Network]:
     """The networks on this machine other than the bench's own and its second network."""
-    return [network for network in bench.others if network.title != bench.setup.judge]
+    return [network for network in bench.others if network.title != bench.setup.second_network]
 
 
 def measures(measured: Drawn) -> dict[str, list[float]]:

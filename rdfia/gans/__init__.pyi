@@ -24,7 +24,7 @@ from rdfia.gans.config import RECOMMENDED as RECOMMENDED
 from rdfia.gans.config import GanConfig as GanConfig
 from rdfia.gans.digit_classifier import DigitClassifier as DigitClassifier
 from rdfia.gans.digit_classifier import cached_digit_classifier as cached_digit_classifier
-from rdfia.gans.digit_classifier import features_of as features_of
+from rdfia.gans.digit_classifier import features_and_digits as features_and_digits
 from rdfia.gans.digit_classifier import train_digit_classifier as train_digit_classifier
 from rdfia.gans.health import Health as Health
 from rdfia.gans.health import diversity as diversity
@@ -43,7 +43,7 @@ from rdfia.gans.runs import train_run as train_run
 from rdfia.gans.sampling import fixed_noise as fixed_noise
 from rdfia.gans.sampling import sample as sample
 from rdfia.gans.sampling import to_uint8 as to_uint8
-from rdfia.gans.scores import Estimate as Estimate
+from rdfia.gans.scores import ScoreWithError as ScoreWithError
 from rdfia.gans.scores import conditional_accuracy as conditional_accuracy
 from rdfia.gans.scores import density_coverage as density_coverage
 from rdfia.gans.scores import entropy as entropy

@@ -68,7 +68,7 @@ class GanArchitecture:
             raise ArgumentError(f"classes={self.classes}: {self.kind} expects {wanted}")
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """A layer: its part and kind ("up": transposed convolution), widths, stride, norm, activation.
 
     Convolutions have a 4 x 4 kernel.
@@ -89,33 +89,33 @@ class Row(NamedTuple):
         return self.before * self.after * kernel + 2 * self.after * self.norm
 
 
-def generator_rows(a: GanArchitecture) -> list[Row]:
+def generator_rows(a: GanArchitecture) -> list[LayerRow]:
     """The layers of G, from z (and the label) to an image in -1..1."""
     pixels = a.channels * a.image_size**2
     ups = a.image_size.bit_length() - 3  # layers that double the size
     embedded: tuple[tuple[Part, int], ...] = (("x", a.nz), ("y", a.classes))
     if a.kind == "cgan":
-        rows = [Row(part, "dense", n, 8 * a.ngf, 1, True, "relu") for part, n in embedded]
+        rows = [LayerRow(part, "dense", n, 8 * a.ngf, 1, True, "relu") for part, n in embedded]
         widths = [16 * a.ngf, 16 * a.ngf, 32 * a.ngf]
         return [
             *rows,
             *_chain("dense", widths, 1, "relu"),
-            Row("trunk", "dense", widths[-1], pixels, 1, False, "tanh"),
+            LayerRow("trunk", "dense", widths[-1], pixels, 1, False, "tanh"),
         ]
     if a.kind == "dcgan":
         widths = [a.ngf << i for i in reversed(range(ups))]
-        rows = [Row("trunk", "up", a.nz, widths[0], 1, True, "relu")]
+        rows = [LayerRow("trunk", "up", a.nz, widths[0], 1, True, "relu")]
     else:
         widths = [16 * a.ngf, *(8 * a.ngf >> i for i in range(ups - 1))]
-        rows = [Row(part, "up", n, 8 * a.ngf, 1, True, "relu") for part, n in embedded]
+        rows = [LayerRow(part, "up", n, 8 * a.ngf, 1, True, "relu") for part, n in embedded]
     return [
         *rows,
         *_chain("up", widths, 2, "relu"),
-        Row("trunk", "up", widths[-1], a.channels, 2, False, "tanh"),
+        LayerRow("trunk", "up", widths[-1], a.channels, 2, False, "tanh"),
     ]
 
 
-def discriminator_rows(a: GanArchitecture) -> list[Row]:
+def discriminator_rows(a: GanArchitecture) -> list[LayerRow]:
     """The layers of D, from an image (and the label) to one logit."""
     pixels = a.channels * a.image_size**2
     downs = a.image_size.bit_length() - 3  # layers that halve the size
@@ -124,7 +124,7 @@ def discriminator_rows(a: GanArchitecture) -> list[Row]:
         widths = [a.channels, *(a.ndf << i for i in range(downs))]
         return [
             *_chain("conv", widths, 2, "leaky", norm),
-            Row("trunk", "conv", widths[-1], 1, 1, False, "none"),
+            LayerRow("trunk", "conv", widths[-1], 1, 1, False, "none"),
         ]
     dense = a.kind == "cgan"
     kind: Kind
@@ -135,13 +135,13 @@ def discriminator_rows(a: GanArchitecture) -> list[Row]:
         2 * width,
         *((32 * a.ndf, 16 * a.ndf) if dense else (a.ndf << (i + 2) for i in range(downs - 1))),
     ]
-    rows = [Row("x", kind, start, width * (1 if a.label_in_D else 2), stride, False, "leaky")]
+    rows = [LayerRow("x", kind, start, width * (1 if a.label_in_D else 2), stride, False, "leaky")]
     if a.label_in_D:
-        rows.append(Row("y", kind, a.classes, width, stride, False, "leaky"))
+        rows.append(LayerRow("y", kind, a.classes, width, stride, False, "leaky"))
     return [
         *rows,
         *_chain(kind, widths, stride, "leaky", norm),
-        Row("trunk", kind, widths[-1], 1, 1, False, "none"),
+        LayerRow("trunk", kind, widths[-1], 1, 1, False, "none"),
     ]
 
 
@@ -151,9 +151,9 @@ def _chain(
     stride: int,
     activation: Literal["relu", "leaky"],
     norm: bool = True,
-) -> Iterator[Row]:
+) -> Iterator[LayerRow]:
     for before, after in pairwise(widths):
-        yield Row("trunk", kind, before, after, stride, norm, activation)
+        yield LayerRow("trunk", kind, before, after, stride, norm, activation)
 
 
 def parameter_counts(a: GanArchitecture) -> tuple[int, int]:
@@ -170,7 +170,7 @@ _ACTIVATIONS = {
 }
 
 
-def _module(row: Row, spectral: bool) -> nn.Sequential:
+def _module(row: LayerRow, spectral: bool) -> nn.Sequential:
     layer: nn.Module
     if row.kind == "dense":
         layer = nn.Linear(row.before, row.after, bias=False)
@@ -190,7 +190,7 @@ def _module(row: Row, spectral: bool) -> nn.Sequential:
 class _Network(nn.Module):
     """The embeddings of x and of the label, concatenated, and the trunk."""
 
-    def __init__(self, a: GanArchitecture, rows: list[Row], spectral: bool = False) -> None:
+    def __init__(self, a: GanArchitecture, rows: list[LayerRow], spectral: bool = False) -> None:
         super().__init__()
         self.architecture = a
         parts = {
@@ -199,23 +199,23 @@ class _Network(nn.Module):
         }
         self.x, self.y, self.trunk = (nn.Sequential(*layers) for layers in parts.values())
 
-    def _run(self, x: Tensor, y: Tensor | None, spread: int) -> Tensor:
-        """Logits or pixels.
+    def _join_label(self, x: Tensor, y: Tensor | None, spread: int) -> Tensor:
+        """The trunk's input: the embedding of x (noise or image), then that of the label, if any.
 
         The one-hot label is repeated over `spread` x `spread` positions (0: dense layers).
         """
-        if len(self.y):
-            if y is None or y.dtype != torch.int64 or y.shape != (len(x),):
-                got = "None" if y is None else f"{y.dtype} {tuple(y.shape)}"
-                wanted = f"int64 labels 0 .. {self.architecture.classes - 1} for {len(x)} images"
-                raise ArgumentError(f"y: got {got}, {self.architecture.kind} expects {wanted}")
-            # F.one_hot would make the host wait for the device.
-            one_hot = x.new_zeros(len(y), self.architecture.classes)
-            one_hot.scatter_(1, y[:, None], 1.0)
-            if spread:
-                one_hot = one_hot[:, :, None, None].expand(-1, -1, spread, spread)
-            return self.trunk(torch.cat([self.x(x), self.y(one_hot)], dim=1))
-        return self.trunk(self.x(x))
+        if not len(self.y):
+            return self.x(x)
+        if y is None or y.dtype != torch.int64 or y.shape != (len(x),):
+            got = "None" if y is None else f"{y.dtype} {tuple(y.shape)}"
+            wanted = f"int64 labels 0 .. {self.architecture.classes - 1} for {len(x)} images"
+            raise ArgumentError(f"y: got {got}, {self.architecture.kind} expects {wanted}")
+        # F.one_hot would make the host wait for the device.
+        one_hot = x.new_zeros(len(y), self.architecture.classes)
+        one_hot.scatter_(1, y[:, None], 1.0)
+        if spread:
+            one_hot = one_hot[:, :, None, None].expand(-1, -1, spread, spread)
+        return torch.cat([self.x(x), self.y(one_hot)], dim=1)
 
 
 class Generator(_Network):
@@ -230,8 +230,9 @@ class Generator(_Network):
         if z.ndim != 2 or z.shape[1] != a.nz:
             raise ArgumentError(f"z: got {tuple(z.shape)}, expected N x {a.nz}")
         if a.kind == "cgan":
-            return self._run(z, y, 0).view(-1, a.channels, a.image_size, a.image_size)
-        return self._run(z[:, :, None, None], y, 1)
+            images = self.trunk(self._join_label(z, y, 0))
+            return images.view(-1, a.channels, a.image_size, a.image_size)
+        return self.trunk(self._join_label(z[:, :, None, None], y, 1))
 
 
 class Discriminator(_Network):
@@ -249,8 +250,9 @@ class Discriminator(_Network):
         if x.shape[1:] != (a.channels, a.image_size, a.image_size):
             expected = f"N x {a.channels} x {a.image_size} x {a.image_size}"
             raise ArgumentError(f"x: got {tuple(x.shape)}, expected {expected} in -1..1")
-        dense = a.kind == "cgan"
-        return self._run(x.flatten(1) if dense else x, y, 0 if dense else a.image_size).flatten()
+        if a.kind == "cgan":
+            return self.trunk(self._join_label(x.flatten(1), y, 0)).flatten()
+        return self.trunk(self._join_label(x, y, a.image_size)).flatten()
 
 
 def build(a: GanArchitecture, seed: int) -> tuple[Discriminator, Generator]:

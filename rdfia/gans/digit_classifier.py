@@ -176,7 +176,7 @@ def cached_digit_classifier(
     return module
 
 
-def features_of(
+def features_and_digits(
     module: DigitClassifier, images: Tensor | Array, batch: int = 500
 ) -> tuple[Array, Array]:
     """(features N x 64 float32, predicted digits N int64) of images.

@@ -15,7 +15,7 @@ from torch import Tensor
 from rdfia.data.arrays import as_tensor, host_array
 from rdfia.data.images import pixel_advice
 from rdfia.errors import ArgumentError
-from rdfia.gans.scores import Array, Estimate, frechet_distance
+from rdfia.gans.scores import Array, ScoreWithError, frechet_distance
 
 # The columns of `pixel_statistics`.
 STATISTICS = ("noise", "slope", "brightness", "row", "column")
@@ -64,7 +64,7 @@ def _statistics(x: Tensor) -> Tensor:
     )
 
 
-def pixel_distance(real: Array, fake: Array) -> Estimate:
+def pixel_distance(real: Array, fake: Array) -> ScoreWithError:
     """Frechet distance of two sets of `pixel_statistics`, unbiased, with its standard error.
 
     The unit is the squared standard deviation of the real images' statistics: about 0 for other

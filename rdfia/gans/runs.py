@@ -122,8 +122,8 @@ def scored_run(
     labels: Labels,
     score: Score,
     *,
-    judge: str,
-    earlier: Sequence[str] = (),
+    scores_version: str,
+    earlier_versions: Sequence[str] = (),
     work: Path,
     evidence: Path,
     origin: Mapping[str, Any] | None = None,
@@ -131,14 +131,14 @@ def scored_run(
 ) -> Json:
     """The row of a run: read from `evidence`/<name>.json, or made by training and scoring.
 
-    Fields of the row: `config`, `data` (a digest), `device`, `judge` (a name that changes when
-    `score` returns other values), `scores` (for each snapshot what `score` returns, with its
-    `step`), `health`, `diverged` (the error message or None), `seconds` of training, `origin`. The
-    losses (`losses_of`) and grids (`grid_of`) are stored beside it. If the row has another judge,
-    the generators in `work` are scored again. If they no longer exist, and the judge is one of
-    `earlier`, whose scores are a part of the present ones, the row is returned as it is
-    (`final_score`). StoreError: the row belongs to another config, device or data, or a generator
-    is missing.
+    Fields of the row: `config`, `data` (a digest), `device`, `judge` (`scores_version`: a text that
+    changes when `score` returns other values), `scores` (for each snapshot what `score` returns,
+    with its `step`), `health`, `diverged` (the error message or None), `seconds` of training,
+    `origin`. The losses (`losses_of`) and grids (`grid_of`) are stored beside it. If the row has
+    another version, the generators in `work` are scored again. If they no longer exist, and its
+    version is one of `earlier_versions`, whose scores are a part of the present ones, the row is
+    returned as it is (`final_score`). StoreError: the row belongs to another config, device or
+    data, or a generator is missing.
     """
     labels = labels if run.config.architecture.classes else None
     path = evidence / f"{run.name}.json"
@@ -150,10 +150,10 @@ def scored_run(
         "data": digest,
         "snapshots": list(run.snapshots),
         "device": where,
-        "judge": judge,
+        "judge": scores_version,  # the key that committed rows have
     }
     can_score = (work / run.name / "training.json").exists()
-    if (known := _stored_row(path, asked, earlier, can_score)) is not None:
+    if (known := _stored_row(path, asked, earlier_versions, can_score)) is not None:
         return _with_health(run, known, images, evidence)
     diverged = None
     try:
@@ -196,7 +196,7 @@ def stored_precision(run: Run, evidence: Path) -> Precision | None:
 
 
 def _stored_row(
-    path: Path, asked: Json, earlier: Sequence[str], can_score: bool
+    path: Path, asked: Json, earlier_versions: Sequence[str], can_score: bool
 ) -> dict[str, Any] | None:
     """The row in `path`, or None where the run has to be made or its generators scored again.
 
@@ -207,7 +207,7 @@ def _stored_row(
     row = files.read_json(path)
     known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}
     differ = [name for name, value in asked.items() if known.get(name) != value]
-    if not differ or (differ == ["judge"] and known["judge"] in earlier and not can_score):
+    if not differ or (differ == ["judge"] and known["judge"] in earlier_versions and not can_score):
         return known
     if differ != ["judge"] or not can_score:
         raise StoreError(
@@ -317,7 +317,7 @@ def final_score(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: 
     """The median of a score over the snapshots at `steps`.
 
     `worst` for a run that diverged before the last of them. NaN if the row lacks the score, because
-    an earlier judge wrote it.
+    an earlier version of the scores wrote it.
     """
     values = {score["step"]: score.get(name, math.nan) for score in row["scores"]}
     if not values.keys() >= set(steps):

@@ -24,7 +24,7 @@ Device = str | torch.device
 CHUNK_BYTES = 64 * 2**20  # of a tile of distances; a few tiles exist at a time
 
 
-class Estimate(NamedTuple):
+class ScoreWithError(NamedTuple):
     """A score and its standard error over samples of images."""
 
     value: float
@@ -146,8 +146,8 @@ def _shuffled(n: int) -> Array:
     return np.random.default_rng(0).permutation(n)
 
 
-def _mean(values: Array) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+def _mean(values: Array) -> ScoreWithError:
+    return ScoreWithError(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 
 # --- distances between two distributions
@@ -167,7 +167,7 @@ def _moments(rows: Array, groups: int) -> list[tuple[Array, Array]]:
 
 def frechet_distance(
     real: Any, fake: Any, *, groups: int = 10, corrected: bool = False
-) -> Estimate:
+) -> ScoreWithError:
     """Frechet distance (FID; Heusel et al. 2017) of features, n x d and m x d.
 
     |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)) of the fitted normal distributions, float64,
@@ -209,10 +209,10 @@ def frechet_distance(
     value, left = found[0, 0], found[:, 1:]
     error = np.sqrt((groups - 1) * left.var(axis=1).sum())
     bias = (groups - 1) * (left.mean(axis=1) - value).sum()
-    return Estimate(float(value - bias if corrected else max(value, 0.0)), float(error))
+    return ScoreWithError(float(value - bias if corrected else max(value, 0.0)), float(error))
 
 
-def kernel_distance(real: Any, fake: Any, *, block: int = 500) -> Estimate:
+def kernel_distance(real: Any, fake: Any, *, block: int = 500) -> ScoreWithError:
     """Squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (KID), unbiased.
 
     The mean over disjoint blocks of `block` rows of each set, in a fixed random order; remaining
@@ -245,7 +245,7 @@ def mode_coverage(predicted: Any, classes: int, *, share: float = 0.1) -> int:
     return int((counts >= share * counts.sum() / classes).sum())
 
 
-def entropy(predicted: Any, classes: int) -> Estimate:
+def entropy(predicted: Any, classes: int) -> ScoreWithError:
     """Entropy of the histogram of the predicted classes in nats.
 
     0 if all predictions are one class, log(classes) if all classes are equally frequent.
@@ -253,12 +253,12 @@ def entropy(predicted: Any, classes: int) -> Estimate:
     counts = np.bincount(_classes("predicted", predicted, classes), minlength=classes)
     p = counts[counts > 0] / counts.sum()
     value = (p * np.log(1 / p)).sum()
-    return Estimate(
+    return ScoreWithError(
         float(value), float(np.sqrt(max((p * np.log(p) ** 2).sum() - value**2, 0.0) / counts.sum()))
     )
 
 
-def conditional_accuracy(predicted: Any, asked: Any, classes: int) -> tuple[Estimate, Array]:
+def conditional_accuracy(predicted: Any, asked: Any, classes: int) -> tuple[ScoreWithError, Array]:
     """(share of images of the class asked for, the same share for each class).
 
     `predicted` and `asked`: n int64 each. The standard error is binomial. NaN for a class that was
@@ -274,7 +274,7 @@ def conditional_accuracy(predicted: Any, asked: Any, classes: int) -> tuple[Esti
     counts = np.bincount(asked, minlength=classes)
     share = float(hits.sum() / len(asked))
     each = np.where(counts > 0, hits / np.maximum(counts, 1), np.nan)
-    return Estimate(share, float(np.sqrt(share * (1 - share) / len(asked)))), each
+    return ScoreWithError(share, float(np.sqrt(share * (1 - share) / len(asked)))), each
 
 
 # --- neighbours
@@ -319,7 +319,7 @@ def _balls(centres: Array, rows: Array, k: int) -> tuple[Array, Array]:
     return inside, occupied
 
 
-def density_coverage(real: Any, fake: Any, *, k: int = 5) -> tuple[Estimate, Estimate]:
+def density_coverage(real: Any, fake: Any, *, k: int = 5) -> tuple[ScoreWithError, ScoreWithError]:
     """(density, coverage) of generated rows in the neighbourhoods of real rows (Naeem et al. 2020).
 
     A neighbourhood is the ball around a real row up to its k-th real neighbour. Density: number of
@@ -332,7 +332,7 @@ def density_coverage(real: Any, fake: Any, *, k: int = 5) -> tuple[Estimate, Est
     return _mean(inside / k), _mean(covered)
 
 
-def precision_recall(real: Any, fake: Any, *, k: int = 3) -> tuple[Estimate, Estimate]:
+def precision_recall(real: Any, fake: Any, *, k: int = 3) -> tuple[ScoreWithError, ScoreWithError]:
     """(precision, recall) of generated rows (Kynkaanniemi et al. 2019).
 
     Precision: share of generated rows in a real neighbourhood. Recall: share of real rows in a
@@ -353,7 +353,7 @@ class Neighbours(NamedTuple):
     # Median distance of generated over held-out rows: 1 for new images, near 0 for copies.
     ratio: float
     # Share of pairs in which the generated row is closer: 0.5 for new images, near 1 for copies.
-    closer: Estimate
+    closer: ScoreWithError
     p_value: float  # probability of such a `closer` by chance, one-sided (Mann-Whitney)
 
 
@@ -378,7 +378,7 @@ def nearest_neighbour(fake: Any, train: Any, held_out: Any) -> Neighbours:
         )
     by_fake, by_held = _placements(near, usual), 1 - _placements(usual, near)
     error = np.sqrt(sum(shares.var(ddof=1) / len(shares) for shares in (by_fake, by_held)))
-    closer = Estimate(float(by_fake.mean()), float(error))
+    closer = ScoreWithError(float(by_fake.mean()), float(error))
     p_value = float(mannwhitneyu(near, usual, alternative="less").pvalue)
     ratio = float(np.median(near) / np.median(usual))
     return Neighbours(nearest, near, usual, ratio, closer, p_value)

@@ -44,8 +44,8 @@ class StepInputs(NamedTuple):
     # For each update of D: images, labels, noise.
     batches: list[tuple[Tensor, Tensor | None, Tensor]]
     noise: list[Tensor]  # for G's updates after the first
-    # For the augmentation: D's real and generated images update by update, then G's images.
-    draws: Tensor | None
+    # D's real and generated images update by update, then G's images.
+    augmentation_draws: Tensor | None
     rates: tuple[float | Tensor, float | Tensor]  # learning rates of D and of G
     share: float | Tensor  # weight of G's new weights in its running mean
 
@@ -81,15 +81,13 @@ class Trainer:
                 f"images: got {len(images)} for batches of {config.batch}; lower batch, or give "
                 "more images"
             )
-        itemsize = 2 if config.precision == "bfloat16" else 4
-        step = architecture.step_bytes(a, config.batch, itemsize, penalised=config.r1 > 0)
-        what = f"a step of {config.batch} of {len(images)} images"
-        memory.require_memory(images.nbytes + step, what, "lower batch", self.device)
+        _require_memory_of_step(config, images, self.device)
         self.y = None if y is None else y.to(self.device)
         # N x S x S x C: batches come channels-last
         self.x = images.permute(0, 2, 3, 1).contiguous().to(self.device)
-        data = {"x": images} if self.y is None else {"x": images, "y": self.y}
-        self.digest = files.tensors_digest(data)
+        self.digest = files.tensors_digest(
+            {"x": images} if self.y is None else {"x": images, "y": self.y}
+        )
         nets = [
             net.to(self.device, memory_format=torch.channels_last)  # type: ignore
             for net in architecture.build(a, config.seed)
@@ -100,7 +98,7 @@ class Trainer:
             torch.optim.Adam(net.parameters(), rate, (config.beta1, config.beta2), fused=True)
             for net, rate in zip(nets, config.rates, strict=True)
         ]
-        self.noise = sampling.random_stream(config.seed, sampling.TRAINING_NOISE)
+        self.noise_stream = sampling.random_stream(config.seed, sampling.TRAINING_NOISE)
         self.done, self.batches = 0, 0  # steps and batches so far
         self._order = torch.empty(0)  # of the images in this epoch
         self.losses = torch.zeros(config.steps, len(COLUMNS), device=self.device)
@@ -118,17 +116,17 @@ class Trainer:
         """The generator that makes the images: the running mean if there is one."""
         return self.ema or self.generator
 
-    def draw(self, n: int) -> Tensor:
+    def draw_noise(self, n: int) -> Tensor:
         """Noise (n x nz, from N(0, 1)) on the device, from the run's own stream on the CPU.
 
         The host draws it while a CUDA device computes the steps before, and does not wait for the
         copy.
         """
         return copy_to_device(
-            torch.randn(n, self.config.architecture.nz, generator=self.noise), self.device
+            torch.randn(n, self.config.architecture.nz, generator=self.noise_stream), self.device
         )
 
-    def _batch(self) -> tuple[Tensor, Tensor | None]:
+    def _next_batch(self) -> tuple[Tensor, Tensor | None]:
         """The next images (in -1..1) and labels.
 
         Each epoch has its own order. Images that do not fill a batch at its end are not used.
@@ -170,15 +168,17 @@ class Trainer:
         config = self.config
         batches = []
         for _ in range(config.nb_update_D):
-            x, y = self._batch()
-            batches.append((x, y, self.draw(len(x))))
-        noise = [self.draw(config.batch) for _ in range(config.nb_update_G - 1)]
+            x, y = self._next_batch()
+            batches.append((x, y, self.draw_noise(len(x))))
+        noise = [self.draw_noise(config.batch) for _ in range(config.nb_update_G - 1)]
         fall = 0.1 ** sum(self.done >= milestone for milestone in config.milestones)
         of_D, of_G = config.rates
         decay = min(config.ema, (1 + self.done) / (10 + self.done))  # a shorter mean at first
-        return StepInputs(batches, noise, self._draws(), (of_D * fall, of_G * fall), 1 - decay)
+        return StepInputs(
+            batches, noise, self._augmentation_draws(), (of_D * fall, of_G * fall), 1 - decay
+        )
 
-    def _draws(self) -> Tensor | None:
+    def _augmentation_draws(self) -> Tensor | None:
         """Random numbers for the augmentation of a step: passes of D x batch x DRAWS.
 
         They depend on seed and step only, like the order of the images.
@@ -200,9 +200,11 @@ class Trainer:
 
         def shown(images: Tensor, look: int) -> Tensor:
             """The images that D gets in its pass `look`: augmented or not."""
-            if inputs.draws is None:
+            if inputs.augmentation_draws is None:
                 return images
-            return augmentation.augment(images, inputs.draws[look], config.augmentation)
+            return augmentation.augment(
+                images, inputs.augmentation_draws[look], config.augmentation
+            )
 
         for optimizer, rate in zip(self.optimizers, inputs.rates, strict=True):
             optimizer.param_groups[0].update(lr=rate, capturable=is_capturing(self.device))
@@ -269,7 +271,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         optimizers = dict(zip("DG", self.optimizers, strict=True))
         state = checkpoint.state_tensors(self._networks(), optimizers)
-        return state | {"noise": self.noise.get_state(), "losses": self.losses[: self.done]}
+        return state | {"noise": self.noise_stream.get_state(), "losses": self.losses[: self.done]}
 
     def save(self, folder: Path) -> Path:
         """The path of a new checkpoint in `folder`; older ones are removed.
@@ -302,10 +304,22 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         optimizers = dict(zip("DG", self.optimizers, strict=True))
         checkpoint.restore_state(tensors, self._networks(), optimizers)
-        self.noise.set_state(tensors["noise"])
+        self.noise_stream.set_state(tensors["noise"])
         for replayed in self._replayed.values():
             replayed.forget()  # Adam's moments are new tensors
         self.losses[: len(tensors["losses"])] = tensors["losses"].to(self.device)
+
+
+def _require_memory_of_step(config: GanConfig, images: Tensor, device: torch.device) -> None:
+    """Raises TooLarge if the images and a step do not fit in memory."""
+    step = architecture.step_bytes(
+        config.architecture,
+        config.batch,
+        itemsize=2 if config.precision == "bfloat16" else 4,
+        penalised=config.r1 > 0,
+    )
+    what = f"a step of {config.batch} of {len(images)} images"
+    memory.require_memory(images.nbytes + step, what, "lower batch", device)
 
 
 @torch.no_grad()

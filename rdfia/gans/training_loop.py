@@ -63,6 +63,15 @@ def _grid(trainer: Trainer) -> Grid:
     return Grid(trainer.done, sampling.to_uint8(drawn))
 
 
+def _log_alarms(log: Callable[[str], None], trainer: Trainer, grid: Grid, images: Tensor) -> None:
+    """Logs a line for each alarm of `health`."""
+    some = images[:: max(1, len(images) // 500)]
+    labels = sampling.fixed_noise(trainer.config)[1]
+    losses = trainer.losses[: trainer.done]
+    for alarm in health(losses, grid.images, some, labels=labels).alarms:
+        log(f"[{trainer.done:5d}/{trainer.config.steps:5d}] warning: {alarm}")
+
+
 def train(
     config: GanConfig,
     images: Tensor | np.ndarray,
@@ -96,7 +105,6 @@ def train(
     last_checkpoint = "none"
     if folder is not None and trainer.load(folder):
         last_checkpoint = f"{folder}, step {trainer.done}"
-    _, y = sampling.fixed_noise(config)
     wanted_grids, wanted_visits = set(grids_at), set(visit_at)
     grids: list[Grid] = []
     steps: Iterable[int] = range(trainer.done, config.steps)
@@ -117,10 +125,7 @@ def train(
         if trainer.done in wanted_grids:
             grids.append(_grid(trainer))
             if log is not None:
-                real = images[:: max(1, len(images) // 500)]
-                losses = trainer.losses[: trainer.done]
-                for alarm in health(losses, grids[-1].images, real, labels=y).alarms:
-                    log(f"[{trainer.done:5d}/{config.steps:5d}] warning: {alarm}")
+                _log_alarms(log, trainer, grids[-1], images)
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
         if folder is not None and (trainer.done % checkpoint_every == 0 or ended):

@@ -9,7 +9,7 @@ from rdfia.gradients.fooling import Fooled as Fooled
 from rdfia.gradients.fooling import fool as fool
 from rdfia.gradients.fooling import fool_closely as fool_closely
 from rdfia.gradients.fooling import momentum_attack as momentum_attack
-from rdfia.gradients.fooling import perturbation as perturbation
+from rdfia.gradients.fooling import perturbation_sizes as perturbation_sizes
 from rdfia.gradients.fooling import round_to_8_bits as round_to_8_bits
 from rdfia.gradients.saliency import saliency_maps as saliency_maps
 from rdfia.gradients.saliency_scores import centre_prior as centre_prior

@@ -95,7 +95,9 @@ def check_images(network: nn.Module, x: Tensor | Array, space: Preprocess | None
     x = as_tensor(x, "x")
     if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point():
         if x.dtype == torch.uint8:
-            advice = "rdfia.data.CROP.normalise makes them of pixels in 0..255, B x 3 x H x W"
+            advice = (
+                "rdfia.data.CENTRE_CROP_224.normalise makes them of pixels in 0..255, B x 3 x H x W"
+            )
         elif x.ndim == 3:
             advice = "a single image is x[None]"
         else:
@@ -113,7 +115,8 @@ def check_images(network: nn.Module, x: Tensor | Array, space: Preprocess | None
             raise ArgumentError(
                 f"x: values {float(x.min()):.4g} to {float(x.max()):.4g}, but normalised pixels "
                 f"lie in {float(low.min()):.3f} .. {float(high.max()):.3f}; use "
-                "images.CROP.normalise(pixels) first, or pass the Preprocess that made x as space="
+                "rdfia.data.CENTRE_CROP_224.normalise(pixels) first, or pass the Preprocess that "
+                "made x as space="
             )
     weight = next(network.parameters(), x)
     return x.detach().clone().to(weight.device, weight.dtype)

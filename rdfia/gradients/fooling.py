@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rdfia.data import pictures
 from rdfia.data.arrays import Array, float_array
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
@@ -63,8 +63,10 @@ class Fooled:
 
     @functools.cached_property
     def size(self) -> dict[str, np.ndarray]:
-        """The size of each change by `perturbation`, computed when it is first read."""
-        return perturbation(self.space.denormalise(self.start), self.space.denormalise(self.x))
+        """The size of each change by `perturbation_sizes`, computed when it is first read."""
+        return perturbation_sizes(
+            self.space.denormalise(self.start), self.space.denormalise(self.x)
+        )
 
     @property
     def reached(self) -> np.ndarray:
@@ -104,7 +106,7 @@ class Fooled:
         return pictures.picture_html(self.picture(most), title, [*lines[:most], *more])
 
 
-def perturbation(before: Tensor | Array, after: Tensor | Array) -> dict[str, np.ndarray]:
+def perturbation_sizes(before: Tensor | Array, after: Tensor | Array) -> dict[str, np.ndarray]:
     """The difference of images by `l2`, `linf`, `psnr` (dB) and `ssim`, B values each.
 
     `before` and `after` are B x 3 x H x W in 0..1. `psnr` is infinite for equal images. `ssim`
@@ -144,7 +146,7 @@ def _rounded(pixels: Tensor) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round() / 255
 
 
-def round_to_8_bits(x: Tensor, space: Preprocess = CROP) -> Tensor:
+def round_to_8_bits(x: Tensor, space: Preprocess = CENTRE_CROP_224) -> Tensor:
     """Normalised images as an 8-bit file stores them: clamped to 0..1, rounded to 1/255."""
     return space.normalise(_rounded(space.denormalise(x)))
 
@@ -205,7 +207,7 @@ def fool(
     lr: float = 1.0,
     steps: int = 100,
     pixels: Literal["free", "valid", "8 bits"] = "free",
-    space: Preprocess = CROP,
+    space: Preprocess = CENTRE_CROP_224,
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
@@ -266,7 +268,7 @@ def fool_closely(
     steps: int = 40,
     radius: float = 1.0,
     shrink: float = 0.05,
-    space: Preprocess = CROP,
+    space: Preprocess = CENTRE_CROP_224,
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Fooled:
@@ -345,7 +347,7 @@ def momentum_attack(
     radius: float,
     steps: int = 10,
     decay: float = 1.0,
-    space: Preprocess = CROP,
+    space: Preprocess = CENTRE_CROP_224,
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.arrays import Array
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
@@ -30,7 +30,7 @@ def saliency_maps(
     samples: int = 16,
     noise: float = 0.15,
     seed: int = 0,
-    space: Preprocess | None = CROP,
+    space: Preprocess | None = CENTRE_CROP_224,
     chunk: int | None = None,
 ) -> Tensor:
     """Saliency maps, B x H x W, from 0: the maximum over RGB of |d logit / d x|.

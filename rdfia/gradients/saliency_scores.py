@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.arrays import Array, float_array, host_array
-from rdfia.data.images import CROP, Preprocess, blur
+from rdfia.data.images import CENTRE_CROP_224, Preprocess, blur
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import check_images, check_network, per_image, target_logits
 
@@ -80,7 +80,7 @@ def pixel_curve(
     infill: Literal["blurred", "mean colour"] = "blurred",
     fractions: Sequence[float] = FRACTIONS,
     blur_sigma: float = 10.0,
-    space: Preprocess | None = CROP,
+    space: Preprocess | None = CENTRE_CROP_224,
     chunk: int = 32,
 ) -> np.ndarray:
     """Probability of the target while blocks are deleted or inserted, B x len(fractions).

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rdfia.data import pictures
 from rdfia.data.arrays import Array, as_tensor, host_array
-from rdfia.data.images import CROP, Preprocess, blur
+from rdfia.data.images import CENTRE_CROP_224, Preprocess, blur
 from rdfia.device.memory import out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
@@ -80,7 +80,7 @@ def visualise(
     blur_sigma: float = 0.5,
     blur_every: int = 10,
     size: int = 224,
-    space: Preprocess = CROP,
+    space: Preprocess = CENTRE_CROP_224,
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Visualised:

@@ -511,7 +511,7 @@ def _ready(module: nn.Module, x: Tensor | np.ndarray) -> Tensor:
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
         raise ArgumentError(
             f"x: {x.dtype} of shape {tuple(x.shape)}, expected floating point B x 3 x H x W "
-            "(normalised images); rdfia.data.CROP.normalise makes them of pixels"
+            "(normalised images); rdfia.data.CENTRE_CROP_224.normalise makes them of pixels"
         )
     for key, parameter in module.named_parameters():
         if parameter.is_meta:

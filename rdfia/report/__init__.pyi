@@ -7,7 +7,7 @@ from rdfia.report import overview as overview
 from rdfia.report import page as page
 from rdfia.report import results as results
 from rdfia.report import tables as tables
-from rdfia.report.benchmarks import exponent as exponent
+from rdfia.report.benchmarks import growth_exponent as growth_exponent
 from rdfia.report.comparison import compare as compare
 from rdfia.report.figures import png as png
 from rdfia.report.page import rebuild as rebuild

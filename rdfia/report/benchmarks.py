@@ -86,7 +86,7 @@ def growth(series: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
     return figure
 
 
-def exponent(work: Sequence[float], values: Sequence[float]) -> float:
+def growth_exponent(work: Sequence[float], values: Sequence[float]) -> float:
     """The slope of log(values) by log(work): 1 for linear growth, 0 for a constant."""
     return float(np.polyfit(np.log(work), np.log(values), 1)[0])
 

@@ -20,7 +20,7 @@ from rdfia.claims.record import format_value
 from rdfia.claims.registry import CLAIMS
 from rdfia.errors import ArgumentError, StoreError, printable, printable_line
 from rdfia.report.blocks import LEGEND, render
-from rdfia.report.results import MALFORMED, Run, Timing, read
+from rdfia.report.results import MALFORMED, RunResults, Timing, read
 
 WIDTH = 100  # columns of the text
 SECTIONS = {  # kind of a check's change -> title
@@ -130,7 +130,7 @@ def compare(before: Path, after: Path) -> Comparison:
         ) from error
 
 
-def _compared(a: Run, b: Run) -> Comparison:
+def _compared(a: RunResults, b: RunResults) -> Comparison:
     found = changes.changes(a.records, b.records)
     sections = [_conditions(a, b)]
     for kind, title in SECTIONS.items():
@@ -143,7 +143,7 @@ def _compared(a: Run, b: Run) -> Comparison:
     return Comparison((_run_row("A", a), _run_row("B", b)), shown, _closing(found, shown), worse)
 
 
-def _run_row(name: str, run: Run) -> Row:
+def _run_row(name: str, run: RunResults) -> Row:
     """Path, size, date and commit of a run; of several, their number and dates."""
     sizes = {"checks": len({r.key for r in run.records}), "benchmarks": len(run.timings)}
     facts = [", ".join(f"{n} {what}" for what, n in sizes.items() if n)]
@@ -157,7 +157,7 @@ def _run_row(name: str, run: Run) -> Row:
     return Row(name, str(run.path), "", tuple(facts))
 
 
-def _conditions(a: Run, b: Run) -> Section:
+def _conditions(a: RunResults, b: RunResults) -> Section:
     """What differs between the environments, and the code of each lab's checks."""
     found = changes.differing_conditions(a.environments, b.environments)
     codes = [{(r.lab, r.code) for r in run.records if r.code} for run in (a, b)]

@@ -280,42 +280,7 @@ def values_with_intervals(
     """
     figure, (ax,) = panels(0.55 * len(rows) + 1.3)
     for y, (name, row) in enumerate(zip(names, rows, strict=True)):
-        values = row.get("values") or [row["test"]]
-        if row.get("low") is not None:
-            ax.plot(
-                [row["low"], row["high"]],
-                [y, y],
-                color=INK,
-                linewidth=1.6,
-                marker="|",
-                markersize=7,
-            )
-        ax.plot(
-            values,
-            [y] * len(values),
-            "o",
-            color=INK,
-            ms=6,
-            label="test" if y == 0 and "test" in row else None,
-        )
-        if row.get("validation") is not None:
-            ax.plot(
-                row["validation"],
-                y,
-                "D",
-                color=RUST,
-                markerfacecolor="none",
-                markersize=8,
-                label="validation (training images only)" if y == 0 else None,
-            )
-        ax.annotate(
-            f"{name}  {np.mean(values):.4f}",
-            (0.01, y - 0.2),
-            xycoords=("axes fraction", "data"),
-            fontsize=8.5,
-            va="bottom",
-            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
-        )
+        _draw_row_with_interval(ax, y, name, row)
     ax.set(yticks=[], ylim=(len(rows) - 0.6, -0.8), xlabel=xlabel)
     # Ticks of close values have many digits: more than five would overlap.
     ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -325,6 +290,38 @@ def values_with_intervals(
         )
         return _with_legend(figure)
     return figure
+
+
+def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) -> None:
+    values = row.get("values") or [row["test"]]
+    if row.get("low") is not None:
+        ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.6, marker="|", ms=7)
+    ax.plot(
+        values,
+        [y] * len(values),
+        "o",
+        color=INK,
+        ms=6,
+        label="test" if y == 0 and "test" in row else None,
+    )
+    if row.get("validation") is not None:
+        ax.plot(
+            row["validation"],
+            y,
+            "D",
+            color=RUST,
+            markerfacecolor="none",
+            markersize=8,
+            label="validation (training images only)" if y == 0 else None,
+        )
+    ax.annotate(
+        f"{name}  {np.mean(values):.4f}",
+        (0.01, y - 0.2),
+        xycoords=("axes fraction", "data"),
+        fontsize=8.5,
+        va="bottom",
+        bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+    )
 
 
 def ablation(evidence: Mapping[str, Any]) -> Figure:

@@ -30,7 +30,7 @@ class Timing:
 
 
 @dataclass
-class Run:
+class RunResults:
     """What a path holds: records of claims, latest first, benchmarks by name, environments."""
 
     path: Path
@@ -40,7 +40,7 @@ class Run:
     unfinished: str = ""
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> RunResults:
     """The run of a folder or file.
 
     A folder has a claims.json, a benchmarks.json or both; without one, those of all folders below
@@ -54,7 +54,7 @@ def read(path: Path) -> Run:
             f"{printable_line(path)}: got no {' or '.join(FILES)}, expected a file of a run or a "
             "folder that holds some; pytest -m accuracy --output=DIR writes them"
         )
-    run = Run(path)
+    run = RunResults(path)
     contents: list[tuple[Path, Any, Mapping[str, Any]]] = []
     for file in found:
         try:

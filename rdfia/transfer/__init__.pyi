@@ -9,14 +9,14 @@ from rdfia.transfer.column_tiles import Accumulator as Accumulator
 from rdfia.transfer.column_tiles import accumulate as accumulate
 from rdfia.transfer.column_tiles import plan_passes as plan_passes
 from rdfia.transfer.extraction import extract as extract
+from rdfia.transfer.features import feature_batches as feature_batches
 from rdfia.transfer.features import forward_taps as forward_taps
 from rdfia.transfer.features import pyramid as pyramid
 from rdfia.transfer.features import second_order as second_order
-from rdfia.transfer.features import stream as stream
 from rdfia.transfer.features import tap_shapes as tap_shapes
 from rdfia.transfer.gram import GramAccumulator as GramAccumulator
 from rdfia.transfer.gram import normalise_gram as normalise_gram
-from rdfia.transfer.gram import reduce as reduce
+from rdfia.transfer.gram import reduce_columns as reduce_columns
 from rdfia.transfer.gram import span_coordinates as span_coordinates
 from rdfia.transfer.heads import Head as Head
 from rdfia.transfer.heads import HeadConfig as HeadConfig

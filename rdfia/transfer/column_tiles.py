@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.files import GIGABYTE, free_bytes, write_error
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
 from rdfia.device.precision import fast_dtype, product_precision
 from rdfia.device.staging import image_batches, staging_for
@@ -221,7 +221,7 @@ def accumulate(
     taps: Mapping[str, Tap],
     accumulators: Mapping[str, Accumulator],
     *,
-    preprocess: Preprocess = LAB,
+    preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
     tile_dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -237,10 +237,10 @@ def accumulate(
     decoded once. `dtype` is the compute type (default: `fast_dtype`), `tile_dtype` the type of the
     tiles (default: `dtype`): float16 tiles of float32 features halve memory and passes, and round
     by at most 2^-11. With `scratch`, a folder, tiles on a CPU are temporary memory-mapped files
-    there, of which at most 1 GB is in memory: the budget may exceed the memory. Raises as `stream`;
-    ArgumentError when a row of a map exceeds the budget, or a feature the range of `tile_dtype`;
-    TooLarge when the memory or the disk cannot hold the tiles; StoreError when `scratch` cannot be
-    written.
+    there, of which at most 1 GB is in memory: the budget may exceed the memory. Raises as
+    `feature_batches`; ArgumentError when a row of a map exceeds the budget, or a feature the range
+    of `tile_dtype`; TooLarge when the memory or the disk cannot hold the tiles; StoreError when
+    `scratch` cannot be written.
     """
     dtype = dtype or fast_dtype(device)
     tile_dtype = tile_dtype or dtype

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rdfia.data.feature_store import FeatureStore
 from rdfia.data.files import GIGABYTE, remove_unfinished, tensors_digest, write_json
-from rdfia.data.images import LAB, Preprocess, image_digest
+from rdfia.data.images import STRETCH_224, Preprocess, image_digest
 from rdfia.device import memory
 from rdfia.device.precision import fast_dtype, float32_product_type
 from rdfia.device.staging import copy_to_host, staging_for
@@ -29,10 +29,10 @@ from rdfia.transfer.features import (
     Progress,
     Tap,
     default_batch,
+    feature_batches,
     flatten,
     memory_needed,
     modules_reached,
-    stream,
     tap_modules,
     tap_shapes,
 )
@@ -102,7 +102,7 @@ def current_team() -> Iterator[Team]:
             team._wait(f"gone/{other}")
 
 
-def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = LAB.size) -> str:
+def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRETCH_224.size) -> str:
     """SHA-256 of the modules and tensors that the taps depend on, for images of size x size."""
     modules = tap_modules(module)
     reached = modules_reached(module, taps, size)
@@ -165,7 +165,7 @@ def extract(
     *,
     root: Path,
     content: str | None = None,
-    preprocess: Preprocess = LAB,
+    preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
@@ -180,9 +180,10 @@ def extract(
     taps, the name of `pool`, the preprocessing and its decoder, dtype, TF32, kind of device, batch
     size and the images' `content` (a digest; default: `content_digest`). Each process of a `team`
     makes every `team.size`-th shard and returns when the store is complete; its bytes do not depend
-    on the number of processes. Other arguments as in `stream`. Raises TooLarge before the first
-    image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
-    ArgumentError for a `pool` that is no function of a module; StoreError; else as `stream`.
+    on the number of processes. Other arguments as in `feature_batches`. Raises TooLarge before the
+    first image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
+    ArgumentError for a `pool` that is no function of a module; StoreError; else as
+    `feature_batches`.
     """
     dtype = dtype or fast_dtype(device)
     batch_size = batch_size or default_batch(device)
@@ -217,7 +218,7 @@ def extract(
             f"lower batch_size={batch_size} (a shard is {shard_batches} batches), or choose fewer "
             "taps",
         )
-        batches = stream(
+        batches = feature_batches(
             module,
             [image for shard in missing for image in images[store.shards[shard]]],
             taps,

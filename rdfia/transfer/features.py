@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.arrays import Array, as_tensor
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device.memory import (
     HalvingBatches,
     batch_that_fits,
@@ -375,7 +375,7 @@ def forward_taps(
     if x.dtype == torch.uint8:
         raise ArgumentError(
             f"x: got {x.dtype} {tuple(x.shape)}, expected normalised images; "
-            "rdfia.data.LAB.normalise(x) makes them of pixels in 0..255"
+            "rdfia.data.STRETCH_224.normalise(x) makes them of pixels in 0..255"
         )
     if x.is_floating_point():
         weights = (p for p in module.parameters() if p.is_floating_point() and not p.is_meta)
@@ -475,12 +475,12 @@ def memory_needed(
     return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
 
-def stream(
+def feature_batches(
     module: nn.Module,
     images: Sequence[Any],
     taps: Mapping[str, Tap],
     *,
-    preprocess: Preprocess = LAB,
+    preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,

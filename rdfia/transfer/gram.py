@@ -173,7 +173,7 @@ def span_coordinates(gram_train: ArrayLike, gram_test_train: ArrayLike) -> tuple
     return np.ascontiguousarray(basis * root), np.ascontiguousarray(cross @ basis / root)
 
 
-def reduce(X_train: ArrayLike, X_test: ArrayLike) -> tuple[Array, Array]:
+def reduce_columns(X_train: ArrayLike, X_test: ArrayLike) -> tuple[Array, Array]:
     """Rows with the same SVM and at most n columns, n x r and m x r float64.
 
     `X_train` is n x d, `X_test` m x d: unchanged if d <= n, else their span coordinates. Nothing is

@@ -5,8 +5,9 @@ Answers 5 and 6 are about the latter.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -155,7 +156,7 @@ def train_network(
     images: Tensor | np.ndarray,
     y: Labels,
     *,
-    preprocess_normalise: Callable[[Tensor], Tensor],
+    normalise: Callable[[Tensor], Tensor],
     config: ScratchConfig | None = None,
     device: Device = "cpu",
     progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
@@ -192,7 +193,7 @@ def train_network(
 
     def load(rows: Tensor) -> Tensor:
         pixels = augment(images[rows], generator, config.flip, config.shift).to(device)
-        return preprocess_normalise(pixels).contiguous(memory_format=torch.channels_last)
+        return normalise(pixels).contiguous(memory_format=torch.channels_last)
 
     def rate(epoch: float) -> float:
         return min(1.0, epoch) * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
@@ -204,25 +205,29 @@ def train_network(
     rows = torch.arange(len(labels))
     module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     try:
-        with (
-            retain_freed_memory(),
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-        ):
-            # torch.manual_seed would reseed all devices, also those outside the fork
-            torch.default_generator.manual_seed(config.seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(config.seed)
+        with retain_freed_memory(), _seeded(config.seed, device):
             return _train(module, load, labels, rows, None, config, device, epochs, rate, generator)
     finally:
         module.train(was_training)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A context with a seeded fork of the random state, of the CPU and of `device`."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # torch.manual_seed would reseed all devices, also those outside the fork
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def predict(
     module: nn.Module,
     inputs: Tensor | np.ndarray,
     *,
-    preprocess_normalise: Callable[[Tensor], Tensor] = Tensor.float,
+    normalise: Callable[[Tensor], Tensor] = Tensor.float,
     device: Device = "cpu",
     dtype: torch.dtype = torch.float32,
     batch: int = 128,
@@ -238,8 +243,7 @@ def predict(
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     with torch.inference_mode(), product_precision(device), autocast:
         classes = [
-            module(preprocess_normalise(part.to(device))).argmax(dim=1).cpu()
-            for part in inputs.split(batch)
+            module(normalise(part.to(device))).argmax(dim=1).cpu() for part in inputs.split(batch)
         ]
     module.train(was_training)
     return torch.cat(classes).numpy()
@@ -312,16 +316,24 @@ def _train(
                 f"epoch {epoch + 1}: the training loss is {mean}, expected a finite one; lower "
                 f"lr={config.lr} and start again"
             )
-        validation = None
-        if held is not None:
-            with torch.inference_mode(), product_precision(device):
-                hits = sum(
-                    int((module(load(b)).argmax(1).cpu() == labels[b]).sum())
-                    for b in held.split(256)
-                )
-            validation = hits / len(held)
+        validation = None if held is None else _accuracy(module, load, labels, held, device)
         history.append(Epoch(mean, float(right) / len(rows), validation))
     return history
+
+
+def _accuracy(
+    module: nn.Module,
+    load: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    rows: Tensor,
+    device: torch.device,
+) -> float:
+    """The share of `rows` that the module classifies correctly."""
+    with torch.inference_mode(), product_precision(device):
+        hits = sum(
+            int((module(load(b)).argmax(1).cpu() == labels[b]).sum()) for b in rows.split(256)
+        )
+    return hits / len(rows)
 
 
 def _split(labels: Tensor, config: HeadConfig) -> tuple[Tensor, Tensor]:

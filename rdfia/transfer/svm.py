@@ -30,7 +30,7 @@ from rdfia.errors import ArgumentError
 from rdfia.transfer.gram import GramAccumulator as GramAccumulator
 from rdfia.transfer.gram import finite_array, row_products, row_sums, span_coordinates
 from rdfia.transfer.gram import normalise_gram as normalise_gram
-from rdfia.transfer.gram import reduce as reduce
+from rdfia.transfer.gram import reduce_columns as reduce_columns
 
 Array = np.ndarray
 _DTYPES = [np.float64, np.float32, np.float16]  # not converted as a whole: see `row_products`

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from rdfia.data import assets
 from rdfia.data.arrays import as_tensor, on_host
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device.memory import require_memory
 from rdfia.errors import ArgumentError, DatasetError, ImageError, nearest_first
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer.extraction import pooled_width
-from rdfia.transfer.features import flatten, stream, tap_shapes
+from rdfia.transfer.features import feature_batches, flatten, tap_shapes
 
 WEIGHTS = {
     "vgg16": "vgg16-features",
@@ -57,8 +57,8 @@ class TapTransformer(TransformerMixin, BaseEstimator):
     modules a module path. Photos are paths, PIL images, uint8 arrays H x W, H x W x 3 or H x W x 4
     (on white), or decoded pixels, N x 3 x S x S uint8 of the size S of `preprocess`. `normalise`
     divides each row by its L2 norm, as the lab does. `pool`, `preprocess`, `dtype`, `device` and
-    `batch_size` are those of `stream`. The pickle of a network by name has no weights: they are
-    loaded again, and verified, when they are needed. Source: report 1, answer 11.
+    `batch_size` are those of `feature_batches`. The pickle of a network by name has no weights:
+    they are loaded again, and verified, when they are needed. Source: report 1, answer 11.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TapTransformer(TransformerMixin, BaseEstimator):
         *,
         normalise: bool = True,
         pool: Callable[[Tensor], Tensor] = flatten,
-        preprocess: Preprocess = LAB,
+        preprocess: Preprocess = STRETCH_224,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         batch_size: int | None = None,
@@ -121,7 +121,7 @@ class TapTransformer(TransformerMixin, BaseEstimator):
 
         Raises ArgumentError for something else than photos, ImageError for a file that is none and
         a PIL image that is damaged, DatasetError for rows of zeros, which have no direction,
-        TooLarge; else as `stream`.
+        TooLarge; else as `feature_batches`.
         """
         check_is_fitted(self, "n_columns_")
         photos = _photos(X, self.preprocess.size)
@@ -131,7 +131,7 @@ class TapTransformer(TransformerMixin, BaseEstimator):
             "take fewer photos at a time, a later tap or a pool, or use `column_tiles.accumulate`",
         )
         module, path = self._module_and_path()
-        batches = stream(
+        batches = feature_batches(
             module,
             photos,
             {self.tap: path},

@@ -48,21 +48,23 @@ def lens(
 ) -> Callable[..., gradients.GradientBench | None]:
     """lens("SqueezeNet 1.1"): the bench of TME 8 for one network.
 
-    None where profile `short` uses the record of a full run. `judge`: the second network is needed
+    None where profile `short` uses the record of a full run. `second_network`: it network is needed
     too. `photos`: the asset of the photos, by default the network's own. In profile `full` every
     network has the photos of the main network where they are available, and the main network has
     more of them.
     """
 
-    def get(title: str, judge: bool = False, photos: str = "") -> gradients.GradientBench | None:
+    def get(
+        title: str, second_network: bool = False, photos: str = ""
+    ) -> gradients.GradientBench | None:
         setup = gradients.SETUPS[title]
         claim.need(setup.weights)
         main = gradients.SETUPS["SqueezeNet 1.1"]
         full = claim.profile == "full"
         photos = photos or (main.photos if full and assets.find(main.photos) else setup.photos)
         located = claim.need(photos)
-        if judge:
-            claim.need(gradients.SETUPS[setup.judge].weights)
+        if second_network:
+            claim.need(gradients.SETUPS[setup.second_network].weights)
         main_available = all(assets.find(name) for name in (main.weights, main.photos))
         if setup is not main and main_available and claim.recorded():
             return None

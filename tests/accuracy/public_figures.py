@@ -79,8 +79,8 @@ def draw_classes(drawn: Drawn, photos: PublicPhotos) -> None:
 
 def draw_first_maps(drawn: Drawn, photos: PublicPhotos) -> None:
     loaded = networks.load("vgg16", assets.load_weights("vgg16-features"))
-    pixels = images.CROP.pixels(photos.paths[0])
-    maps = networks.first_convolution_maps(loaded, images.CROP.normalise(pixels[None]))
+    pixels = images.CENTRE_CROP_224.pixels(photos.paths[0])
+    maps = networks.first_convolution_maps(loaded, images.CENTRE_CROP_224.normalise(pixels[None]))
     drawn.figure(
         "figure2",
         figures.convolution_maps(pixels.permute(1, 2, 0).numpy(), maps[0].numpy()),

@@ -111,7 +111,7 @@ def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> No
     )
 
 
-def judge_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
+def check_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
     sums = logits.sum(1)
     torch.testing.assert_close(logits.softmax(1).sum(1), torch.ones(len(sums)), rtol=0, atol=1e-5)
     claim.measured(
@@ -138,7 +138,7 @@ def test_output_is_logits(claim: Any) -> None:
     network = networks.build("vgg16", seed=0).eval()
     with torch.inference_mode():
         logits = network(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
-    judge_output(
+    check_output(
         claim,
         logits,
         weights="random (seed 0): what the last layer does is in the network, not its weights",
@@ -155,7 +155,7 @@ def test_output_is_logits_elsewhere(claim: Any) -> None:
     pixels = torch.stack([images.EFFICIENTNET_LITE0.pixels(path) for path in paths])
     with torch.inference_mode():
         logits = loaded.module(images.EFFICIENTNET_LITE0.normalise(pixels))
-    judge_output(
+    check_output(
         claim,
         logits,
         scope="substitute",
@@ -166,9 +166,9 @@ def test_output_is_logits_elsewhere(claim: Any) -> None:
 
 
 CLASSIFIERS: dict[str, tuple[str, str, images.Preprocess]] = {
-    "VGG16": ("vgg16", "vgg16-full", images.CROP),
+    "VGG16": ("vgg16", "vgg16-full", images.CENTRE_CROP_224),
     "EfficientNet-Lite0": ("efficientnet-lite0", "efficientnet-lite0", images.EFFICIENTNET_LITE0),
-    "SqueezeNet 1.1": ("squeezenet1_1", "squeezenet1_1", images.CROP),
+    "SqueezeNet 1.1": ("squeezenet1_1", "squeezenet1_1", images.CENTRE_CROP_224),
 }
 
 
@@ -285,8 +285,8 @@ def test_first_convolution_maps(claim: Any) -> None:
     else:
         path = claim.need("skimage-photos").path / "chelsea.png"
     loaded = networks.load("vgg16", assets.load_weights("vgg16-features"))
-    pixels = images.CROP.pixels(path)
-    maps = networks.first_convolution_maps(loaded, images.CROP.normalise(pixels[None]))
+    pixels = images.CENTRE_CROP_224.pixels(path)
+    maps = networks.first_convolution_maps(loaded, images.CENTRE_CROP_224.normalise(pixels[None]))
     claim.figure(
         "figure2",
         figures.convolution_maps(pixels.permute(1, 2, 0).numpy(), maps[0].numpy()),
@@ -528,7 +528,7 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
     claim.need(transfer.WEIGHTS[network])
     photos = claim.need("skimage-photos")
     loaded = networks.load(network, assets.load_weights(transfer.WEIGHTS[network]))
-    pixels = images.LAB.pixels(photos.path / "camera.png")
+    pixels = images.STRETCH_224.pixels(photos.path / "camera.png")
     differ = sum(not torch.equal(channel, pixels[0]) for channel in pixels)
     convolution = loaded.module.get_submodule("features.0").double()
     assert isinstance(convolution, torch.nn.Conv2d)
@@ -631,10 +631,10 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
 # --- q11: Table 1, C, AlexNet
 
 
-def judge_row(
+def check_row(
     claim: Any, lab: TransferBench, network: str, tap: str, row: str, reading: str, **options: Any
 ) -> None:
-    """Judge one row of Table 1; "conv 3" is AlexNet's.
+    """Pass one row of Table 1 to the claim; "conv 3" is AlexNet's.
 
     The estimate is exact, because the report has the same test images.
     """
@@ -674,7 +674,7 @@ def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
     claim.need("vgg16-full")
     lab = scene_bench(claim, bench, "vgg16")
     taps = [*dict.fromkeys(FIRST.values())]
-    judge_row(claim, lab, "vgg16", FIRST[row], row, "first", with_taps=taps)
+    check_row(claim, lab, "vgg16", FIRST[row], row, "first", with_taps=taps)
 
 
 @slow
@@ -691,7 +691,7 @@ def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
         return
     lab = scene_bench(claim, bench, "vgg16")
     taps = transfer.profile_taps("vgg16", lab, claim.profile)
-    judge_row(claim, lab, "vgg16", SECOND[row], row, "second", with_taps=taps)
+    check_row(claim, lab, "vgg16", SECOND[row], row, "second", with_taps=taps)
 
 
 @slow
@@ -799,7 +799,7 @@ def test_alexnet_row(claim: Any, bench: Benches, reading: str, tap: str) -> None
         claim.need("alexnet-full")
     lab = scene_bench(claim, bench, "alexnet")
     taps = [tap] if reading == "first" else transfer.profile_taps("alexnet", lab, claim.profile)
-    judge_row(claim, lab, "alexnet", tap, "conv 3", reading, with_taps=taps)
+    check_row(claim, lab, "alexnet", tap, "conv 3", reading, with_taps=taps)
 
 
 @slow

@@ -412,7 +412,7 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
 @slow
 @cases("tme8.q6.threat", "vulnerable", "survival", "transfer", "defence")
 def test_an_attack_is_a_threat(claim: Any, lens: Lens, title: str, what: str) -> None:
-    if (bench := lens(title, judge=what == "transfer")) is None:
+    if (bench := lens(title, second_network=what == "transfer")) is None:
         return
     checks = {
         "vulnerable": check_accuracy_under_attack,
@@ -433,7 +433,7 @@ def check_accuracy_under_attack(claim: Any, bench: GradientBench) -> None:
     found = bench.read_under_attack()
     row = bench.row("quail")
     shown = [bench.attacked(levels)[row : row + 1] for levels in RADII]
-    psnr = [float(fooling.perturbation(shown[0], pixels)["psnr"][0]) for pixels in shown]
+    psnr = [float(fooling.perturbation_sizes(shown[0], pixels)["psnr"][0]) for pixels in shown]
     tme8_figures.show_attack(claim, bench, found, shown, psnr)
     right = found[bench.title]
     part, hits = "accuracy under attack at 4 / 255", right[:, RADII.index(4)]
@@ -491,18 +491,18 @@ def check_transfer_to_others(claim: Any, bench: GradientBench) -> None:
         }
         for name, hits in read.items()
     }
-    judge = bench.setup.judge
+    second = bench.setup.second_network
     claim.measured(
-        {"judge's accuracy lost at 8 / 255": lost[judge]["8 / 255"]},
+        {"judge's accuracy lost at 8 / 255": lost[second]["8 / 255"]},
         measured={
-            f"{judge} right at {at}": row["value"] for at, row in by_radius(read[judge]).items()
+            f"{second} right at {at}": row["value"] for at, row in by_radius(read[second]).items()
         },
         unit="(shares)",
         evidence={
             "read right": {name: by_radius(hits) for name, hits in read.items()},
             "lost": as_rows(lost),
         },
-        note=f"{ATTACK} The judge is {judge}{others_here(bench)}",
+        note=f"{ATTACK} The judge is {second}{others_here(bench)}",
         **bench.record(
             scope="ours", weights=f"made with {bench.title}, shown to {', '.join(read)}"
         ),
@@ -560,25 +560,31 @@ STEPS_OF = {"the lab's step": False, "unit step": True}
 
 
 def canvas(
-    claim: Any, lens: Lens, title: str, what: str, *, judge: bool = False, long: bool = False
+    claim: Any,
+    lens: Lens,
+    title: str,
+    what: str,
+    *,
+    second_network: bool = False,
+    long: bool = False,
 ) -> tuple[GradientBench, bool] | None:
     """The bench and whether steps have length one; None where a full run's record is used."""
     setup, unit_step = SETUPS[title], STEPS_OF[what.split(", ")[0]]
-    judge = judge or what.endswith(("second network", "easier to see"))
+    second_network = second_network or what.endswith(("second network", "easier to see"))
     if long or unit_step:
         for asset in (setup.weights, setup.photos):
             claim.need(asset)
-        if judge:
-            claim.need(SETUPS[setup.judge].weights)
+        if second_network:
+            claim.need(SETUPS[setup.second_network].weights)
         if claim.recorded():
             return None
-    bench = lens(title, judge=judge)
+    bench = lens(title, second_network=second_network)
     return None if bench is None else (bench, unit_step)
 
 
 def others_here(bench: GradientBench) -> str:
     """The end of a note about the second network: which further networks have results."""
-    further = [network.title for network in visualisation.further_judges(bench)]
+    further = [network.title for network in visualisation.further_networks(bench)]
     if further:
         return f", beside {', '.join(further)}."
     return "; no further network has whole weights on this machine."
@@ -588,7 +594,7 @@ def further(bench: GradientBench, rows: Mapping[str, Drawn]) -> dict[str, float]
     """The class's mean probability by each further network, for each setting."""
     return {
         f"{network.title}, {name}": float(row[f"by {network.title}"].mean())
-        for network in visualisation.further_judges(bench)
+        for network in visualisation.further_networks(bench)
         for name, row in rows.items()
     }
 
@@ -601,8 +607,8 @@ def means(rows: Mapping[str, Drawn], labels: Mapping[str, tuple[str, str]]) -> d
 def pictured(bench: GradientBench, what: str, row: Drawn, **values: Any) -> dict[str, Any]:
     """The fields that records of class visualisation share; `row` is of one of the settings."""
     weights = bench.title
-    if isinstance(bench.judge, gradients.Network):
-        weights += f", judged by {bench.setup.judge}{others_here(bench).rstrip('.')}"
+    if isinstance(bench.second_network, gradients.Network):
+        weights += f", judged by {bench.setup.second_network}{others_here(bench).rstrip('.')}"
     if what.startswith("unit step"):
         values["scope"] = "substitute"
     data = f"{len(row['probability'])} seeds, {what}"
@@ -705,8 +711,8 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
         note=f"{GREY} Of {len(rows)} readings the one nearest to no difference decides, which "
         "flatters the claim: it is contradicted only where all agree. Probability: "
         f"{nearest[PROBABILITY]}. Total variation: {nearest[VARIATION]}. The lab's: "
-        f"{visualisation.LAB}.",
-        **pictured(bench, "", rows[visualisation.LAB][0], data=seeds_by_reading(rows)),
+        f"{visualisation.LAB_READING}.",
+        **pictured(bench, "", rows[visualisation.LAB_READING][0], data=seeds_by_reading(rows)),
     )
 
 
@@ -868,7 +874,7 @@ def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) 
 @cases("tme8.q10.init", "the lab's step", once=["unit step"])
 def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str) -> None:
     """Pictures from photos of several classes and from noise, paired by photo and seed."""
-    if (found := canvas(claim, lens, title, what, judge=True)) is None:
+    if (found := canvas(claim, lens, title, what, second_network=True)) is None:
         return
     bench, unit_step = found
     starts = (visualisation.NOISE, visualisation.PHOTO)
@@ -910,8 +916,8 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
         },
         note=f"{len(photos)} photos ({', '.join(shown)}) and {len(start['photo'])} pairs with a "
         "seed each; the interval is over photos, of which each is the mean over its pairs. By "
-        f"{bench.setup.judge} the photos themselves have {itself.mean():.3f}: what one network's "
-        "score gains, another's sight loses.",
+        f"{bench.setup.second_network} the photos themselves have {itself.mean():.3f}: what one "
+        "network's score gains, another's sight loses.",
         **pictured(
             bench, what, start, data=f"{len(photos)} photos, {len(start['photo'])} pairs, {what}"
         ),

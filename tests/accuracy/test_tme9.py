@@ -243,7 +243,7 @@ def ratio_of(bench: GanBench, name: str, mine: Sequence[float], usual: Sequence[
 
     Shares may be 0, so one image is added to both.
     """
-    a, b = np.array([mine, usual]) + (name != "frechet") / bench.setup.generated
+    a, b = np.array([mine, usual]) + (name != "frechet") / bench.setup.generated_count
     return (
         intervals.ratio(a, b, paired=True)
         if np.isfinite([a, b]).all()
@@ -596,7 +596,7 @@ def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
         found,
         measured={
             "training images": len(bench.x),
-            "generated images a seed": bench.setup.generated,
+            "generated images a seed": bench.setup.generated_count,
         },
         evidence={
             "a value a seed": further,
@@ -644,7 +644,7 @@ def add_nearest_pairs(claim: Any, bench: GanBench, run: Run) -> None:
 def fewer_photos(bench: GanBench) -> dict[str, Any]:
     """The default's scores and shares of copies by number of photos, in the form for the page."""
     runs = {f"{n:,} photos": gan_studies.FEWER_PHOTOS[n] for n in gan_studies.PHOTO_COUNTS} | {
-        f"{bench.photos:,} photos": gan_studies.ALL_PHOTOS
+        f"{bench.photo_count:,} photos": gan_studies.ALL_PHOTOS
     }
     scores = {
         label: {name: bench.values(mine, score, gan_studies.WINDOW) for name, mine in runs.items()}

@@ -226,7 +226,7 @@ def show_drawn(
         f"figure{number}-{bench.setup.network}-{SHORT_NAME[what.split(', ')[0]]}",
         figures.picture_grid(shown, titles, max(2, len(rows))),
         f"Figure {number} redone, {what}: {caption} p: probability of the class by {bench.title}"
-        + f", and by {bench.setup.judge}, which did not take part" * judged
+        + f", and by {bench.setup.second_network}, which did not take part" * judged
         + ". Two pictures of each.",
         f"Pictures for {', '.join(rows)}.",
     )

@@ -287,7 +287,7 @@ def readers(folder: Path) -> list[Reader]:
 
     def photo(here: Path) -> None:
         (path,) = here.iterdir()
-        images.LAB.pixels(path)
+        images.STRETCH_224.pixels(path)
 
     absent = undecoded()
     kinds = [kind for kind in photo_files.FORMATS if kind not in absent]
@@ -339,7 +339,7 @@ def readers(folder: Path) -> list[Reader]:
             x,
             torch.arange(30) % 3,
             lambda _: {"score": 1.0},
-            judge="one",
+            scores_version="one",
             checkpoint_every=25,
             work=work,
             evidence=evidence,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data import files
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device import memory
 from rdfia.errors import BatchReduced, RdfiaError
 from rdfia.gradients import fooling
@@ -54,7 +54,7 @@ PHOTOS = [
 
 
 def extraction(n: int) -> Tensor:
-    batches = features.stream(
+    batches = features.feature_batches(
         network(),
         PHOTOS[:n],
         {"end": "6", "pooled": "4"},
@@ -68,7 +68,7 @@ def extraction(n: int) -> Tensor:
 def large(n: int) -> Tensor:
     """One photo that needs more than `memory.UNCHECKED_BYTES`; a small one for n=1."""
     size = 8 * SIDE if n > 1 else SIDE
-    batches = features.stream(
+    batches = features.feature_batches(
         network(),
         PHOTOS[:1],
         {"pooled": "4"},
@@ -94,7 +94,7 @@ def gram_matrix(n: int) -> Tensor:
 
 
 def photos(n: int) -> Tensor:
-    return CROP.normalise(
+    return CENTRE_CROP_224.normalise(
         torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in PHOTOS[:n]])
     )
 

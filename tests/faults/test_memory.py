@@ -118,7 +118,7 @@ def test_work_that_cannot_fit_is_refused_before_it_starts(
     pixels = torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
     work: dict[str, Callable[[], object]] = {
         "extraction": lambda: list(
-            features.stream(vgg, never, taps, preprocess=Preprocess(size=512))
+            features.feature_batches(vgg, never, taps, preprocess=Preprocess(size=512))
         ),
         "a store": lambda: extraction.extract(
             vgg, never, taps, root=tmp_path, content="x", preprocess=small

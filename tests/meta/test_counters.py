@@ -132,11 +132,11 @@ STEPS = {
     "gans/training": [
         "Trainer.step",
         "Trainer._inputs",
-        "Trainer._draws",
+        "Trainer._augmentation_draws",
         "Trainer._updates",
         "Trainer._update",
-        "Trainer._batch",
-        "Trainer.draw",
+        "Trainer._next_batch",
+        "Trainer.draw_noise",
         "_move_mean",
     ],
     "device/cuda_graphs": [
@@ -145,7 +145,7 @@ STEPS = {
         "ReplayedNetwork.__call__",
     ],
     "device/staging": ["PinnedStaging.host_buffer", "PinnedStaging.to_device", "copy_to_device"],
-    "gans/architecture": ["_Network._run", "Generator.forward", "Discriminator.forward"],
+    "gans/architecture": ["_Network._join_label", "Generator.forward", "Discriminator.forward"],
     "gans/losses": ["discriminator_loss", "generator_loss", "r1_penalty"],
     "gans/augmentation": ["augment", "_coloured", "_moved", "_cut"],
     "transfer/features": ["visit_taps", "flatten", "pyramid", "second_order", "_MaxPool.forward"],

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rdfia.data import assets, datasets
 from rdfia.data.datasets import ImageSet
-from rdfia.data.images import LAB
+from rdfia.data.images import STRETCH_224
 from rdfia.experiments.transfer import Problem, TransferBench
 from tests.support.tolerances import assert_close
 
@@ -80,7 +80,7 @@ def test_documented_example_gives_the_accuracy_of_the_bench(
         len(train),
         train.classes,
         train.digest + test.digest,
-        LAB,
+        STRETCH_224,
     )
     bench = TransferBench(problem, "cpu", None)
 

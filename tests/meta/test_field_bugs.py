@@ -372,7 +372,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "checkpoint without a random state": Fault(
         "gans.training",
-        'self.noise.set_state(tensors["noise"])',
+        'self.noise_stream.set_state(tensors["noise"])',
         "pass",
         f"{GANS}/test_training.py::test_trainer_resumes_bit_for_bit[dcgan-plain]",
     ),
@@ -386,7 +386,7 @@ FAULTS: dict[str, Fault] = {
         "gans.runs", ", labels=fixed_noise(run.config)[1])", ")", ALARM
     ),
     "labels not given to the alarm of the log": Fault(
-        "gans.training_loop", "real, labels=y)", "real)", ALARM
+        "gans.training_loop", "some, labels=labels)", "some)", ALARM
     ),
     "Frechet distance without its root": Fault(
         "gans.scores",

@@ -721,7 +721,7 @@ def test_another_number_of_photos_has_own_case_and_runs(
 ) -> None:
     """A machine with all of CelebA reports its own number of photos."""
     monkeypatch.setitem(
-        gan_data.DATA_SETS, "CelebA", replace(gan_data.DATA_SETS["CelebA"], pinned_photos=50)
+        gan_data.DATA_SETS, "CelebA", replace(gan_data.DATA_SETS["CelebA"], pinned_photo_count=50)
     )
     found = {}
     for n in (50, 60):
@@ -938,7 +938,7 @@ def exact_bench() -> GanBench:
     bench.title, bench.progress = "planted", None
     bench.title, bench.setup, bench.device = (
         "digits",
-        replace(gan_data.DATA_SETS["digits"], generated=200),
+        replace(gan_data.DATA_SETS["digits"], generated_count=200),
         "cpu",
     )
     cells = (draw.integers(30, 170, (300, 1, 8, 8)), draw.integers(20, 190, (300, 1, 8, 8)))
@@ -951,13 +951,13 @@ def exact_bench() -> GanBench:
         blocks = x.double().view(len(x), 4, 8, 4, 8).mean((2, 4)).flatten(1).numpy()
         return blocks, (x[:, 0, 0, 0].long() // 26).numpy()
 
-    bench.__dict__["_features"] = features
+    bench.__dict__["_digit_features"] = features
     return bench
 
 
 def test_scores_of_exact_images_are_unchanged() -> None:
-    """A changed score needs another JUDGE, else old and new rows would be compared."""
-    assert gan_bench.JUDGE == "2"
+    """A changed score needs another SCORES_VERSION, else old and new rows would be compared."""
+    assert gan_bench.SCORES_VERSION == "2"
     z = torch.randn(200, 129, generator=sampling.random_stream(0, sampling.SCORING_NOISE))
     assert z.abs().min() > 1e-6, "a sign of z that rounding could move: choose another nz"
     assert_scores_unchanged(exact_bench().score_generator(ExactGenerator()))  # type: ignore[arg-type]
@@ -1041,7 +1041,9 @@ CHANGED_SCORES: dict[str, Planting] = {
         lambda g, z, y, kept=sampling.sample, **k: kept(g, z, y.flip(0), **k),
     ),
     "another number of images": lambda patch: patch.setattr(
-        GanBench, "draw", lambda bench, g, n, kept=GanBench.draw: kept(bench, g, n - 1)
+        GanBench,
+        "draw_images",
+        lambda bench, g, n, kept=GanBench.draw_images: kept(bench, g, n - 1),
     ),
 }
 
@@ -1090,13 +1092,16 @@ RUNS = {
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_committed_row_matches_its_run(path: Path) -> None:
-    """Rows are found by config and judge; without generators a wrong row is refused."""
+    """Rows are found by config and scores version; without generators a wrong row is refused."""
     row, wanted = data_files.read_json(path), RUNS[path.stem].config
     channels = row["config"]["architecture"]["channels"]
     wanted = replace(wanted, architecture=replace(wanted.architecture, channels=channels))
     # The precision is the machine's.
     assert {**row["config"], "precision": ""} == {**wanted.as_json(), "precision": ""}
-    assert row["judge"].partition(":")[0] in (gan_bench.JUDGE, *gan_bench.EARLIER_JUDGES)
+    assert row["judge"].partition(":")[0] in (
+        gan_bench.SCORES_VERSION,
+        *gan_bench.EARLIER_SCORES_VERSIONS,
+    )
     assert all(scores.keys() <= {"step", *SCORES} for scores in row["scores"])
 
 

@@ -164,7 +164,7 @@ def test_a_planted_placement_fault_is_found(
 
 
 def test_a_generator_of_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Trainer, "draw", draw_on_cpu)
+    monkeypatch.setattr(Trainer, "draw_noise", draw_on_cpu)
     CASES["dcgan_in_float32"][1]("cpu", tmp_path / "cpu")
     with (
         pretended_device(),
@@ -181,7 +181,7 @@ WAITING = {  # faults that only make the host wait at each step
         Trainer, "__init__", "len(COLUMNS), device=self.device)", "len(COLUMNS))", ""
     ),
     "order on the CPU": Slip(
-        Trainer, "_batch", "self._order[place", "self._order.tolist()[place", ""
+        Trainer, "_next_batch", "self._order[place", "self._order.tolist()[place", ""
     ),
 }
 

@@ -45,7 +45,7 @@ ORDER = {
     "gan_measures gan_studies gans",
 }
 LABS = ("models", "transfer", "gradients", "gans")
-FREE = {"__main__", "commands", "experiments.__main__", "__init__", "_rooms", "_former_names"}
+FREE = {"__main__", "image_commands", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # limit of statements in a module
 LARGER = {
     "data.assets": 250,
@@ -57,28 +57,18 @@ LARGER = {
     "report.overview": 235,
     "report.comparison": 215,
     "__main__": 305,
-    "commands": 280,
+    "image_commands": 280,
 }
 LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 # Functions that are one table of arguments or one sequence of steps -> their lines.
 LONGER_FUNCTIONS = {
-    "__main__._parser": 138,
-    "__main__._extract": 57,
-    "claims.ledger.Ledger.measured": 55,
-    "commands.add_to": 74,
-    "data.assets.fetch": 56,
-    "data.datasets.prepare_celeba": 54,
+    "__main__._parser": 132,
     "gans.runs.scored_run": 58,
-    "gans.training.Trainer.__init__": 52,
-    "gans.training_loop.train": 53,
     "gradients.ascent.ascend": 72,
     "gradients.fooling.fool_closely": 65,
     "gradients.visualisation.visualise": 90,
-    "report.figures.values_with_intervals": 54,
     "transfer.column_tiles.accumulate": 64,
     "transfer.extraction.extract": 65,
-    "transfer.heads._train": 53,
-    "transfer.heads.train_network": 58,
 }
 # The claims of each lab.
 LABS_CLAIMS = {
@@ -205,7 +195,7 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 3350, rooms
+    assert sum(rooms[room] for room in LABS) < 3360, rooms
     # Devices and memory.
     assert rooms["device"] < 520, rooms
     # The protocols of the labs.

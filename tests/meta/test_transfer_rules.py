@@ -43,7 +43,7 @@ class MadeUpBench(transfer.TransferBench):
         labels, names = np.arange(30 + N) % CLASSES, tuple("abcdefghijklmno")
         files = [Path()] * len(labels)
         super().__init__(
-            Problem("15-Scene, made up", files, labels, 30, names, "0" * 64, images.LAB),
+            Problem("15-Scene, made up", files, labels, 30, names, "0" * 64, images.STRETCH_224),
             "cpu",
             None,
         )
@@ -153,7 +153,7 @@ def total(parameters: int = 0, kinds: tuple[str, ...] = (), way: str = "") -> Ch
 
 
 def output(logits: torch.Tensor) -> Check:
-    return lambda claim, _: test_tme7.judge_output(claim, logits)
+    return lambda claim, _: test_tme7.check_output(claim, logits)
 
 
 def animals(*guesses: str) -> Check:
@@ -188,7 +188,9 @@ def maps(*shape: int) -> Check:
     def check(claim: Claim, patch: Patch) -> None:
         patch.setattr(networks, "load", lambda *_: None)
         patch.setattr(
-            type(images.CROP), "pixels", lambda *_: torch.zeros(3, 8, 8, dtype=torch.uint8)
+            type(images.CENTRE_CROP_224),
+            "pixels",
+            lambda *_: torch.zeros(3, 8, 8, dtype=torch.uint8),
         )
         patch.setattr(networks, "first_convolution_maps", lambda *_: -torch.ones(1, *shape))
         test_tme7.test_first_convolution_maps(claim)
@@ -243,7 +245,7 @@ def grey(*, copied: bool = True, bias: bool = True, folded: bool = True) -> Chec
         )
         pixels = plane.expand(3, 8, 8).clone()
         pixels[2] += 0 if copied else 1
-        patch.setattr(type(images.LAB), "pixels", lambda *_: pixels)
+        patch.setattr(type(images.STRETCH_224), "pixels", lambda *_: pixels)
         conv2d = torch.nn.functional.conv2d
         has_bias = [bias, folded]
 

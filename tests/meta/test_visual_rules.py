@@ -92,9 +92,9 @@ class MadeBench(gradients.GradientBench):
         names = (DOG, STOLE, *(f"class {i}" for i in range(2, 1000)))
         self.photos = ImageSet("made up", tuple(Path(f"{i}.png") for i in range(n)), labels, names)
         self.__dict__["pixels"] = photos(n)
-        self.__dict__["judge"] = Looker(SETUP.judge)
+        self.__dict__["second_network"] = Looker(SETUP.second_network)
         self.__dict__["targets"] = (torch.from_numpy(labels) + 1) % 8
-        self.__dict__["others"] = [Looker(SETUP.judge)]
+        self.__dict__["others"] = [Looker(SETUP.second_network)]
         self.kinds: dict[str, Tensor] = {}
         self.attacks: dict[str, fooling.Fooled] = {}
         self.settings: dict[Setting | str, dict[str, float]] = {}
@@ -112,7 +112,7 @@ class MadeBench(gradients.GradientBench):
     ) -> fooling.Fooled:
         """Photos with the target's texture in a corner; the share `fools` of them counts as fooled.
 
-        `contrast` 0: the texture is not there. `size`: the means of `perturbation`.
+        `contrast` 0: the texture is not there. `size`: the means of `perturbation_sizes`.
         """
         x = self.x if x is None else x
         n = len(x)
@@ -363,9 +363,9 @@ def treated(name: str, treat: Callable[[Tensor], Tensor]) -> Plant:
     return lambda _, patch: patch.setitem(gradients.TREATMENTS, name, treat)
 
 
-def judge_sees(change: Callable[[Tensor], Tensor]) -> Plant:
-    judge = Looker(SETUP.judge, change=change)
-    return lambda bench, _: bench.__dict__.update(others=[judge])
+def second_sees(change: Callable[[Tensor], Tensor]) -> Plant:
+    other = Looker(SETUP.second_network, change=change)
+    return lambda bench, _: bench.__dict__.update(others=[other])
 
 
 def grey_unless_attacked(pixels: Tensor) -> Tensor:
@@ -516,8 +516,8 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
         for name in gradients.TREATMENTS
     ),
     (THREAT, "transfer", nothing, ()),
-    (THREAT, "transfer", judge_sees(grey_unless_attacked), ("judge's accuracy lost at 8 / 255",)),
-    (THREAT, "transfer", judge_sees(with_grey_corner), ("judge's accuracy lost at 8 / 255",)),
+    (THREAT, "transfer", second_sees(grey_unless_attacked), ("judge's accuracy lost at 8 / 255",)),
+    (THREAT, "transfer", second_sees(with_grey_corner), ("judge's accuracy lost at 8 / 255",)),
     (THREAT, "transfer", without_effect(8), ("judge's accuracy lost at 8 / 255",)),
     (THREAT, "defence", treated(JPEG, with_grey_corner), ()),
     (THREAT, "defence", nothing, ("still fooled after JPEG",)),
@@ -598,7 +598,7 @@ def test_every_bound_has_a_fault() -> None:
     ("check", "what", "plant"),
     [
         # the second network loses about as many photos as the bound
-        (THREAT, "transfer", judge_sees(mostly_with_grey_corner)),
+        (THREAT, "transfer", second_sees(mostly_with_grey_corner)),
         (CONTOURS, "", nothing),
         (CONTOURS, "", strong_in(7, second=0.5, pictures=1)),  # seven readings of eight
         (MORE, f"{LAB}, tarantulas", nothing),
@@ -732,7 +732,9 @@ def test_start_photos_are_spread_over_classes_that_both_networks_classify() -> N
     assert visualisation.start_photos(bench, 4) == [0, 1, 4, 7]  # class 0 stands for the snail
     assert visualisation.start_photos(bench, 40) == [*range(8)]  # a photo a class
     # a second network that classifies no photo correctly
-    bench.__dict__["judge"] = Looker(SETUP.judge, change=lambda pixels: pixels.roll(1, 0))
+    bench.__dict__["second_network"] = Looker(
+        SETUP.second_network, change=lambda pixels: pixels.roll(1, 0)
+    )
     assert visualisation.start_photos(bench, 4) == [0]
 
 
@@ -759,7 +761,7 @@ def test_readings_are_eight_on_the_reports_network_and_two_on_others() -> None:
     assert len({*crossed}) == 8
     assert {(strong.l2, weak.l2) for strong, weak in crossed.values()} == {(0.1, 1e-10)}
     # the same settings as in figure 7, so that they are drawn once
-    assert crossed[visualisation.LAB] == (visualisation.STRONG, visualisation.WEAK)
+    assert crossed[visualisation.LAB_READING] == (visualisation.STRONG, visualisation.WEAK)
     bench.is_main = False
     two = visualisation.readings(bench).values()
     assert [strong.unit_step for strong, _ in two] == [False, True]

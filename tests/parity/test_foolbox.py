@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, EFFICIENTNET_LITE0, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, EFFICIENTNET_LITE0, Preprocess
 from rdfia.gradients.fooling import Fooled, fool, fool_closely
 from tests.support.foolbox_import import imported_foolbox
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
@@ -41,9 +41,9 @@ class MeanColour(nn.Module):
 MODELS: dict[str, tuple[Callable[[], nn.Module], Preprocess, int]] = {
     "mean colour": (MeanColour, EXACT, SIDE),
     "mean colour, channels flipped": (partial(MeanColour, flip=True), EXACT, SIDE),
-    "mean colour, normalised": (MeanColour, CROP, SIDE),
+    "mean colour, normalised": (MeanColour, CENTRE_CROP_224, SIDE),
     "mean colour, one std": (MeanColour, EFFICIENTNET_LITE0, SIDE),
-    "tiny": (tiny_vgg, CROP, SIDE),
+    "tiny": (tiny_vgg, CENTRE_CROP_224, SIDE),
     "tiny, pixels": (tiny_vgg, EXACT, SIDE),
 }
 RULES: dict[str, Callable[..., Fooled]] = {

@@ -11,7 +11,7 @@ from captum.attr import InputXGradient, NoiseTunnel, Saliency
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdfia.data.images import CROP
+from rdfia.data.images import CENTRE_CROP_224
 from rdfia.gradients.saliency import saliency_maps
 from rdfia.models import networks
 from tests.support.flops import FlopCount
@@ -40,7 +40,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def photos(n: int, size: int) -> Tensor:
-    return CROP.normalise(torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    return CENTRE_CROP_224.normalise(
+        torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+    )
 
 
 def theirs(method: type[Any], network: nn.Module, x: Tensor, **settings: Any) -> Tensor:

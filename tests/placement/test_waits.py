@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rdfia.data.images import CROP
+from rdfia.data.images import CENTRE_CROP_224
 from rdfia.gans import architecture
 from rdfia.gans.training import Trainer
 from rdfia.gradients import fooling, saliency, visualisation
@@ -82,7 +82,7 @@ def momentum_attack(n: int) -> None:
 
 def hardest(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return network(CROP.normalise(CROP.denormalise(x))).argmin(1)
+        return network(CENTRE_CROP_224.normalise(CENTRE_CROP_224.denormalise(x))).argmin(1)
 
 
 @pytest.mark.parametrize("work", [smoothgrad, visualise, fool, fool_closely, momentum_attack])
@@ -119,7 +119,7 @@ def test_a_batch_of_extraction_waits_at_most_once(tmp_path: Path) -> None:
 def test_features_on_the_device_do_not_wait() -> None:
     def work(batches: int) -> None:
         list(
-            features.stream(
+            features.feature_batches(
                 wide("cpu")[0],
                 (photos() * 2)[: 2 * batches],
                 TAPS,

@@ -27,7 +27,7 @@ SMALL = Preprocess(size=64)
 
 def columns(network: nn.Module, taps: dict[str, str], batch_size: int) -> dict[str, torch.Tensor]:
     batches = list(
-        features.stream(
+        features.feature_batches(
             network, PHOTOS, taps, preprocess=SMALL, dtype=torch.float32, batch_size=batch_size
         )
     )

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms as T
 
-from rdfia.data.images import CROP, EFFICIENTNET_LITE0, LAB, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, EFFICIENTNET_LITE0, STRETCH_224, Preprocess
 from tests.support.strategies import images
 
-PRESETS = st.sampled_from([LAB, CROP, EFFICIENTNET_LITE0])
+PRESETS = st.sampled_from([STRETCH_224, CENTRE_CROP_224, EFFICIENTNET_LITE0])
 
 
 @settings(deadline=None)  # the first call imports modules

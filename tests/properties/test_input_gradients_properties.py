@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from rdfia.data.images import CROP, blur
+from rdfia.data.images import CENTRE_CROP_224, blur
 from rdfia.gradients.ascent import image_norms, unit_length
 from rdfia.gradients.fooling import fool, fool_closely, round_to_8_bits
 from rdfia.gradients.saliency import saliency_maps
@@ -32,7 +32,7 @@ from tests.support.tolerances import assert_close
 
 MOST = 6
 DRAW = torch.randint(256, (MOST, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-PHOTOS = CROP.normalise(DRAW.double() / 255)
+PHOTOS = CENTRE_CROP_224.normalise(DRAW.double() / 255)
 NETWORK = tiny_vgg().double()
 # larger weights and equally likely classes: predictions depend on the photo
 with torch.no_grad():
@@ -102,7 +102,7 @@ def test_status_matches_the_networks_predictions(
         assert status == ("already" if was == wanted else "fooled" if now == wanted else "never")
         assert taken <= steps
         assert (taken == 0) == (status == "already")
-    pixels = CROP.denormalise(got.x)
+    pixels = CENTRE_CROP_224.denormalise(got.x)
     assert float(pixels.min()) > -1e-12
     assert float(pixels.max()) < 1 + 1e-12
     assert (got.size["l2"] >= got.size["linf"] - 1e-12).all()

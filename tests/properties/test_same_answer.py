@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device import staging
 from rdfia.gradients import fooling, saliency
 from rdfia.transfer import column_tiles, extraction, features, svm
@@ -21,7 +21,9 @@ from tests.support.tolerances import assert_close, decided
 SMALL = Preprocess(size=16)
 TAPS = {"conv": "features.0", "relu": "features.4", "deep": "classifier.3"}
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(37)]
-X = CROP.normalise(torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:9, :, :16, :16])
+X = CENTRE_CROP_224.normalise(
+    torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:9, :, :16, :16]
+)
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n} threads")
@@ -37,7 +39,9 @@ def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     found = list(
-        features.stream(tiny_vgg(), PHOTOS, TAPS, preprocess=SMALL, dtype=dtype, batch_size=1)
+        features.feature_batches(
+            tiny_vgg(), PHOTOS, TAPS, preprocess=SMALL, dtype=dtype, batch_size=1
+        )
     )
     torch.set_num_threads(before)
     return {tap: torch.cat([batch[tap] for batch in found]) for tap in TAPS}
@@ -51,7 +55,7 @@ def test_features_do_not_depend_on_batches_and_threads(
     expected = whole(dtype)
     backwards = dict(reversed(TAPS.items()))
     found = list(
-        features.stream(
+        features.feature_batches(
             tiny_vgg(), PHOTOS, backwards, preprocess=SMALL, dtype=dtype, batch_size=batch_size
         )
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device import cuda_graphs, precision, staging
 from rdfia.gans import architecture
 from rdfia.gans.training import Trainer
@@ -28,7 +28,7 @@ PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 
 
 def images(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return CROP.normalise(
+    return CENTRE_CROP_224.normalise(
         torch.from_numpy(np.stack(PHOTOS)).permute(0, 3, 1, 2)[:n, :, :16, :16]
     ).to(dtype)
 
@@ -113,8 +113,8 @@ def test_fifty_replayed_steps_equal_eager_steps(kind: str, precision: str) -> No
 @pytest.mark.parametrize("kind", architecture.KINDS)
 def test_training_on_cuda_equals_training_on_a_cpu(kind: str) -> None:
     cpu, cuda = run(kind, 3, "cpu", False), run(kind, 3, "cuda", False)
-    assert cuda.noise.device.type == "cpu"
-    assert torch.equal(cuda.noise.get_state(), cpu.noise.get_state())
+    assert cuda.noise_stream.device.type == "cpu"
+    assert torch.equal(cuda.noise_stream.get_state(), cpu.noise_stream.get_state())
     assert torch.equal(cuda._order.cpu(), cpu._order)
     assert_close(cuda.losses[:3], cpu.losses[:3], "first losses")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, Preprocess, blur
+from rdfia.data.images import CENTRE_CROP_224, Preprocess, blur
 from rdfia.device import memory
 from rdfia.device import precision as compute_types
 from rdfia.gans import architecture, digit_classifier, health, pixel_scores, runs, sampling
@@ -67,7 +67,9 @@ def photos() -> list[np.ndarray]:
 
 def wide(device: str) -> tuple[nn.Module, Tensor]:
     """A network and images for it, in float64, so that rounding changes no decision."""
-    return tiny_vgg().double().to(device), CROP.normalise(_pixels(3).double() / 255).to(device)
+    return tiny_vgg().double().to(device), CENTRE_CROP_224.normalise(_pixels(3).double() / 255).to(
+        device
+    )
 
 
 # --- TME 7
@@ -94,12 +96,12 @@ def taps(device: str, _: Path) -> Results:
 
 
 @case("activation")
-def stream(device: str, _: Path) -> Results:
+def feature_batches(device: str, _: Path) -> Results:
     def rows(**options: Any) -> Results:
         assert features.default_batch(device) > 1
         assert (memory.available_device_memory(device) or 1) > 0
         assert compute_types.fast_dtype(device) in (torch.float32, torch.bfloat16)
-        batches = features.stream(
+        batches = features.feature_batches(
             tiny_vgg(), photos(), TAPS, preprocess=SPACE, device=device, batch_size=2, **options
         )
         parts = list(batches)
@@ -186,7 +188,7 @@ def classifiers(device: str, _: Path) -> Results:
     """Tensors of the device, which scikit-learn's solver needs on the host."""
     rows, y = _random(24, 40, dtype=torch.float64).to(device), (torch.arange(24) % 3).to(device)
     model = svm.SpanLinearSVC(random_state=0).fit(rows, y)
-    train, test = gram.reduce(rows[:18], rows[18:])
+    train, test = gram.reduce_columns(rows[:18], rows[18:])
     products, cross = rows[:18] @ rows[:18].T, rows[18:] @ rows[:18].T
     unit, unit_cross = gram.normalise_gram(products, cross, rows[18:].square().sum(1))
     span = gram.span_coordinates(products, cross)[0]
@@ -229,13 +231,11 @@ def network_from_nothing(device: str, _: Path) -> Results:
         network,
         x,
         torch.arange(12) % 3,
-        preprocess_normalise=SPACE.normalise,
+        normalise=SPACE.normalise,
         config=config,
         device=device,
     )
-    read = heads.predict(
-        network, x, preprocess_normalise=SPACE.normalise, device=device, dtype=torch.bfloat16
-    )
+    read = heads.predict(network, x, normalise=SPACE.normalise, device=device, dtype=torch.bfloat16)
     assert len(read) == len(x)
     return {"loss": history[0].loss, "weight": network.features[0].weight}
 
@@ -325,9 +325,9 @@ def momentum_attack(device: str, _: Path) -> Results:
 def pieces_of_the_ascent(device: str, _: Path) -> Results:
     network, x = wide(device)
     ascent.check_network(network)
-    x = ascent.check_images(network, x, CROP)
+    x = ascent.check_images(network, x, CENTRE_CROP_224)
     target = ascent.per_image(TARGET, 3, "target")
-    low, high = ascent.pixel_limits(CROP, x)
+    low, high = ascent.pixel_limits(CENTRE_CROP_224, x)
     with torch.no_grad():
         index, logit = ascent.target_logits(target, network(x), torch.arange(3))
     return {
@@ -338,7 +338,7 @@ def pieces_of_the_ascent(device: str, _: Path) -> Results:
         "index": index,
         "logit": logit,
         "blur": blur(x, 1.5),
-        "pixels": CROP.denormalise(x),
+        "pixels": CENTRE_CROP_224.denormalise(x),
     }
 
 
@@ -404,7 +404,7 @@ def _trained(kind: str, precision: str, device: str, folder: Path, **options: An
             gan_losses.saturating_generator_loss(logits),
         ]
     )
-    found = {"losses": second.losses[:6], "noise": second.draw(2), "of logits": of_logits}
+    found = {"losses": second.losses[:6], "noise": second.draw_noise(2), "of logits": of_logits}
     # in bfloat16, rounding has grown too large after these steps to compare images
     return found | ({"images": images, "running": running} if precision == "float32" else {})
 
@@ -445,7 +445,14 @@ def study(device: str, folder: Path) -> Results:
         return {"mean": float(images.double().mean()), "spread": health.diversity(images)}
 
     row = runs.scored_run(
-        run, x, y, score, judge="1", work=folder / "work", evidence=folder / "rows", device=device
+        run,
+        x,
+        y,
+        score,
+        scores_version="1",
+        work=folder / "work",
+        evidence=folder / "rows",
+        device=device,
     )
     trainer = runs.train_run(run, x, y, folder / "work", device=device)
     losses = trainer.losses
@@ -472,8 +479,8 @@ def digit_reader(device: str, folder: Path) -> Results:
         reader = digit_classifier.cached_digit_classifier(
             x, y, folder=folder, dtype=dtype, **recipe
         )
-        rows, _ = digit_classifier.features_of(reader, x, batch=9)
-        again, _ = digit_classifier.features_of(
+        rows, _ = digit_classifier.features_and_digits(reader, x, batch=9)
+        again, _ = digit_classifier.features_and_digits(
             digit_classifier.cached_digit_classifier(x, y, folder=folder, dtype=dtype, **recipe), x
         )
         assert np.abs(rows - again).max() < 1e-5
@@ -513,7 +520,7 @@ def features_of_images(device: str, _: Path) -> Results:
     net = tiny_vgg().features.to(device)
     rows = {
         dtype: gan_scores.image_features(
-            net, _pixels(5), normalise=CROP.normalise, size=16, batch=2, dtype=dtype
+            net, _pixels(5), normalise=CENTRE_CROP_224.normalise, size=16, batch=2, dtype=dtype
         )
         for dtype in (torch.float32, torch.bfloat16)
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdfia.claims.record import Record
-from rdfia.data.images import CROP
+from rdfia.data.images import CENTRE_CROP_224
 from rdfia.data.pictures import GAP, images_side_by_side
 from rdfia.gans.config import GanConfig
 from rdfia.gans.sampling import fixed_noise, sample, to_uint8
@@ -25,7 +25,7 @@ SIDE = 16
 
 def photos(n: int) -> Tensor:
     pixels = torch.randint(256, (n, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
-    return CROP.normalise(pixels.to(torch.uint8))
+    return CENTRE_CROP_224.normalise(pixels.to(torch.uint8))
 
 
 def fooled(n: int = 3) -> Fooled:
@@ -43,7 +43,13 @@ def test_fooled_shows_each_photo_its_change_and_its_fooling_image() -> None:
                 for column in (0, wide, 2 * wide)
             )
             for shown, x in ((before, result.start), (after, result.x)):
-                exact = (CROP.denormalise(x[row]) * 255).round().permute(1, 2, 0).int().numpy()
+                exact = (
+                    (CENTRE_CROP_224.denormalise(x[row]) * 255)
+                    .round()
+                    .permute(1, 2, 0)
+                    .int()
+                    .numpy()
+                )
                 assert (shown == exact).all()
             moved = after - before
             assert (np.sign(change - 127.5)[moved != 0] == np.sign(moved[moved != 0])).all()

@@ -18,7 +18,7 @@ import torch
 
 from rdfia.claims.registry import TABLE1
 from rdfia.data import assets
-from rdfia.data.images import CROP, LAB, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, Preprocess
 from rdfia.experiments import best_recipe, transfer
 from rdfia.gans import architecture, config, sampling, training
 from rdfia.gans.architecture import GanArchitecture
@@ -48,7 +48,7 @@ class Default(NamedTuple):
 DEFAULTS = [
     # TME 7
     Default(transfer.table1_row, "C", 1.0, "report 1, answer 11", "unit/experiments"),
-    Default(transfer.table1_row, "preprocess", LAB, "TME 7", "unit/experiments"),
+    Default(transfer.table1_row, "preprocess", STRETCH_224, "TME 7", "unit/experiments"),
     Default(svm.fit, "C", 1.0, "report 1, answer 11", SVM),
     Default(svm.fit, "scheme", "ovr", "TME 7: one-vs-rest", SVM),
     Default(svm.fit, "tol", 1e-4, "LinearSVC", SVM),
@@ -58,7 +58,7 @@ DEFAULTS = [
     Default(svm.SpanLinearSVC, "penalty", "l2", "LinearSVC", SVM),
     Default(svm.SpanLinearSVC, "tol", 1e-4, "LinearSVC", SVM),
     Default(svm.choose_C, "folds", 5, "ours", SVM),
-    Default(features.stream, "preprocess", LAB, "TME 7", "unit/transfer"),
+    Default(features.feature_batches, "preprocess", STRETCH_224, "TME 7", "unit/transfer"),
     Default(features.pyramid, "grids", (1, 2, 4), "Lazebnik et al. 2006", "unit/transfer"),
     # TME 8
     Default(saliency_maps, "kind", "gradient", "TME 8 q1", "unit/gradients/test_saliency.py"),
@@ -80,7 +80,7 @@ DEFAULTS = [
     Default(visualise, "blur_every", 10, "TME 8 q8", SHOWN),
     Default(visualise, "size", 224, "TME 8", SHOWN),
     *(
-        Default(function, "space", CROP, "TME 8", "unit/gradients")
+        Default(function, "space", CENTRE_CROP_224, "TME 8", "unit/gradients")
         for function in (saliency_maps, pixel_curve, fool, visualise)
     ),
     # TME 9; TME 10 has its own values in LABS
@@ -142,7 +142,7 @@ def lab_config(kind: str) -> tuple[Any, ...]:
 CONSTANTS: dict[str, tuple[Any, Any, str]] = {
     # TME 7
     "images": (
-        LAB,
+        STRETCH_224,
         Preprocess(
             size=224,
             mode="stretch",
@@ -167,8 +167,8 @@ CONSTANTS: dict[str, tuple[Any, Any, str]] = {
     "folds of the best recipe": (best_recipe.REPEATS, 3, "ours"),
     # TME 8
     "photos": (
-        CROP,
-        dataclasses.replace(LAB, mode="crop", resize=256),
+        CENTRE_CROP_224,
+        dataclasses.replace(STRETCH_224, mode="crop", resize=256),
         "TME 8: short side to 256, centre crop 224",
     ),
     # TME 9

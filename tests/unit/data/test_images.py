@@ -19,11 +19,11 @@ from PIL import Image
 
 from rdfia.data.arrays import as_tensor
 from rdfia.data.images import (
-    CROP,
+    CENTRE_CROP_224,
     EFFICIENTNET_LITE0,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    LAB,
+    STRETCH_224,
     Preprocess,
     check_image,
     image_digest,
@@ -222,7 +222,7 @@ def test_bad_files_are_named_before_decoding(tmp_path: Path, kind: str) -> None:
     make, message = BAD[kind]
     path = tmp_path / "photo.jpg"
     make(path)
-    for read in (read_image, check_image, LAB.pixels):
+    for read in (read_image, check_image, STRETCH_224.pixels):
         with pytest.raises(ImageError, match=rf"photo\.jpg: .*{message}"):
             read(path)
 
@@ -237,7 +237,7 @@ def test_damaged_pixels_are_an_error_that_names_the_file(
         ImageError, match=r"photo\.jpg: truncated or damaged .*replace it or remove it"
     ):
         read_image(tmp_path / "photo.jpg")
-    for function in (LAB.pixels, image_digest):
+    for function in (STRETCH_224.pixels, image_digest):
         with (
             Image.open(tmp_path / "photo.jpg") as opened,
             pytest.raises(ImageError, match=r"image: truncated or damaged .*replace it"),
@@ -250,7 +250,7 @@ def test_a_photo_over_the_limit_gives_one_error_and_no_warning_of_pillow(tmp_pat
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         assert is_photo(tmp_path / "a.png")
-        for read in (read_image, check_image, LAB.pixels):
+        for read in (read_image, check_image, STRETCH_224.pixels):
             with pytest.raises(ImageError, match="12000 x 8000 pixels, the limit is 50,000,000"):
                 read(tmp_path / "a.png")
         assert seen == []
@@ -311,8 +311,8 @@ def test_presets_of_the_labs_stretch_or_crop_as_pillow(
     left, top = corner
     whole = image.resize(resized, Image.Resampling.BILINEAR)
     expected = {
-        LAB: image.resize((224, 224), Image.Resampling.BILINEAR),
-        CROP: whole.crop((left, top, left + 224, top + 224)),
+        STRETCH_224: image.resize((224, 224), Image.Resampling.BILINEAR),
+        CENTRE_CROP_224: whole.crop((left, top, left + 224, top + 224)),
     }
     for preset, pixels in expected.items():
         np.testing.assert_array_equal(preset.pixels(image).permute(1, 2, 0), np.asarray(pixels))
@@ -320,12 +320,12 @@ def test_presets_of_the_labs_stretch_or_crop_as_pillow(
 
 def test_grey_is_copied_and_flip_mirrors() -> None:
     image = Image.fromarray(grey(50, 40))
-    pixels = LAB.pixels(image)
+    pixels = STRETCH_224.pixels(image)
     assert (pixels.shape, pixels.dtype) == ((3, 224, 224), torch.uint8)
     assert torch.equal(pixels[0], pixels[1])
     assert torch.equal(pixels[0], pixels[2])
     assert torch.equal(Preprocess(flip=True).pixels(image), pixels.flip(-1))
-    assert torch.equal(LAB.pixels(image.convert("RGB")), pixels)
+    assert torch.equal(STRETCH_224.pixels(image.convert("RGB")), pixels)
 
 
 def test_normalise_by_hand() -> None:
@@ -334,9 +334,12 @@ def test_normalise_by_hand() -> None:
         (value / 255 - m) / s
         for value, m, s in zip((0, 128, 255), IMAGENET_MEAN, IMAGENET_STD, strict=True)
     ]
-    assert_close(LAB.normalise(pixels).flatten(), expected, "pixel")
+    assert_close(STRETCH_224.normalise(pixels).flatten(), expected, "pixel")
     seen = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    for way, slope in ((LAB.normalise, 1 / LAB.std[0]), (LAB.denormalise, LAB.std[0])):
+    for way, slope in (
+        (STRETCH_224.normalise, 1 / STRETCH_224.std[0]),
+        (STRETCH_224.denormalise, STRETCH_224.std[0]),
+    ):
         (gradient,) = torch.autograd.grad(way(seen)[:, 0].sum(), seen)
         assert_close(gradient[0, 0], torch.full((2, 2), slope), "gradient")
     lite = EFFICIENTNET_LITE0.normalise(pixels).flatten()
@@ -355,9 +358,9 @@ def test_preprocess_names_a_wrong_argument() -> None:
         with pytest.raises(ArgumentError, match=list(wrong)[-1]):
             Preprocess(**wrong)
     with pytest.raises(ArgumentError, match="expected B x 3 x H x W"):
-        LAB.normalise(torch.zeros(1, 1, 4, 4))
+        STRETCH_224.normalise(torch.zeros(1, 1, 4, 4))
     with pytest.raises(ArgumentError, match="int64, expected uint8"):
-        LAB.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
+        STRETCH_224.normalise(torch.zeros(1, 3, 4, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
@@ -381,9 +384,13 @@ def test_key_of_a_preprocess_changes_with_every_field() -> None:
     }
     assert list(other) == [field.name for field in dataclasses.fields(Preprocess)]
     for name, value in other.items():
-        preset = CROP if name == "resize" else LAB
+        preset = CENTRE_CROP_224 if name == "resize" else STRETCH_224
         assert dataclasses.replace(preset, **{name: value}).key != preset.key, name
-    assert LAB.key == Preprocess().key == "stretch224-bilinear-0.485,0.456,0.406,0.229,0.224,0.225"
+    assert (
+        STRETCH_224.key
+        == Preprocess().key
+        == "stretch224-bilinear-0.485,0.456,0.406,0.229,0.224,0.225"
+    )
 
 
 def test_arrays_are_photos_and_other_arrays_are_refused() -> None:
@@ -403,21 +410,21 @@ def test_arrays_are_photos_and_other_arrays_are_refused() -> None:
 
 def test_gradients_pass_through_normalise_and_its_inverse() -> None:
     """The slopes are 1 / std and std: an image can be changed in 0..1 by a network's gradient."""
-    for function, power in ((LAB.normalise, -1), (LAB.denormalise, 1)):
+    for function, power in ((STRETCH_224.normalise, -1), (STRETCH_224.denormalise, 1)):
         x = torch.full((1, 3, 2, 2), 0.5, requires_grad=True)
         function(x).sum().backward()
         assert x.grad is not None
-        slopes = (torch.tensor(LAB.std) ** power).repeat_interleave(4)
+        slopes = (torch.tensor(STRETCH_224.std) ** power).repeat_interleave(4)
         assert_close(x.grad.flatten(), slopes, "pixel")
 
 
 def test_normalise_takes_arrays_and_says_how_others_differ() -> None:
     x = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 9), dtype=np.uint8)
-    y = LAB.normalise(x)
-    assert torch.equal(y, LAB.normalise(torch.from_numpy(x)))
-    assert torch.equal(LAB.denormalise(y.numpy()), LAB.denormalise(y))
+    y = STRETCH_224.normalise(x)
+    assert torch.equal(y, STRETCH_224.normalise(torch.from_numpy(x)))
+    assert torch.equal(STRETCH_224.denormalise(y.numpy()), STRETCH_224.denormalise(y))
     with pytest.raises(ArgumentError, match=r"channels are last: numpy's transpose"):
-        LAB.normalise(x.transpose(0, 2, 3, 1))
+        STRETCH_224.normalise(x.transpose(0, 2, 3, 1))
 
 
 def test_as_tensor_takes_every_array_that_has_numbers() -> None:
@@ -441,4 +448,4 @@ def test_efficientnet_lite0_has_its_own_statistics_of_pixels() -> None:
     found = preprocess_for("efficientnet-lite0", 96, decoder="torchvision")
     assert (found.mean, found.std) == (EFFICIENTNET_LITE0.mean, EFFICIENTNET_LITE0.std)
     assert (found.size, found.mode, found.decoder) == (96, "stretch", "torchvision")
-    assert preprocess_for("vgg16") == LAB
+    assert preprocess_for("vgg16") == STRETCH_224

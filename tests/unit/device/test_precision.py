@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rdfia.data.images import LAB, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device import precision
 from rdfia.gans import architecture, sampling, scores, training
 from rdfia.gradients import ascent, saliency
@@ -228,7 +228,7 @@ def sample(network: nn.Module) -> None:
 
 WORK: dict[str, Callable[[nn.Module], Any]] = {
     "features": lambda n: list(
-        features.stream(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)
+        features.feature_batches(n, PHOTOS, {"end": "classifier.3"}, preprocess=SMALL)
     ),
     "gram": lambda n: column_tiles.accumulate(
         n, PHOTOS, {"end": "classifier.3"}, {"end": Sums()}, preprocess=SMALL
@@ -237,16 +237,18 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
     "gan_training": train_gan,
     "gans": sample,
     "heads": lambda n: (
-        heads.predict(n, IMAGES, preprocess_normalise=LAB.normalise),
+        heads.predict(n, IMAGES, normalise=STRETCH_224.normalise),
         heads.train_network(
             n,
             IMAGES,
             [0, 1, 0, 1],
-            preprocess_normalise=LAB.normalise,
+            normalise=STRETCH_224.normalise,
             config=heads.ScratchConfig(epochs=1, batch=4),
         ),
     ),
-    "gan_scores": lambda n: scores.image_features(n, IMAGES, normalise=LAB.normalise, size=16),
+    "gan_scores": lambda n: scores.image_features(
+        n, IMAGES, normalise=STRETCH_224.normalise, size=16
+    ),
 }
 
 

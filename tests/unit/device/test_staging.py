@@ -110,7 +110,7 @@ def _no_thread_left() -> Iterator[None]:
     "work",
     [
         lambda items: image_batches(items, SMALL, 2, CPU, 3),
-        lambda items: features.stream(
+        lambda items: features.feature_batches(
             tiny_vgg(), items, {"conv": "features.0"}, preprocess=SMALL, batch_size=2
         ),
     ],

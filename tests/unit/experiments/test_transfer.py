@@ -35,13 +35,13 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[np.ndarray]:
     return list(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def row(images: list[np.ndarray]) -> transfer.Table1Row:
+def row(images: list[np.ndarray]) -> transfer.LayerResult:
     parts = images[:N_TRAIN], LABELS[:N_TRAIN], images[N_TRAIN:], LABELS[N_TRAIN:]
     return transfer.table1_row(tiny_vgg(), TAP, *parts, preprocess=SMALL, dtype=torch.float32)
 
 
 def raw_features(images: list[np.ndarray]) -> np.ndarray:
-    stream = features.stream(
+    stream = features.feature_batches(
         tiny_vgg(), images, {"tap": TAP}, preprocess=SMALL, dtype=torch.float32
     )
     # float16 is the type in which the protocol stores features
@@ -83,7 +83,7 @@ def test_a_disk_with_little_room_takes_more_passes_and_gives_the_same_row(
 
 def test_table1_row_differs_from_an_svm_on_raw_features(images: list[np.ndarray]) -> None:
     x = raw_features(images)
-    train, test = svm.reduce(x[:N_TRAIN], x[N_TRAIN:])
+    train, test = svm.reduce_columns(x[:N_TRAIN], x[N_TRAIN:])
     raw = svm.fit(train, LABELS[:N_TRAIN], test)
     with pytest.raises(AssertionError):
         assert_close(row(images).fit.decision, raw.decision, "decision")

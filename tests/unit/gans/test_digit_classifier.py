@@ -17,7 +17,7 @@ from rdfia.gans import digit_classifier as digit_classifiers
 from rdfia.gans.digit_classifier import (
     DigitClassifier,
     cached_digit_classifier,
-    features_of,
+    features_and_digits,
     train_digit_classifier,
 )
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
@@ -44,7 +44,7 @@ def trained() -> DigitClassifier:
 
 def test_classifier_learns_and_returns_features(trained: DigitClassifier) -> None:
     images, labels = made_up(100, 1)
-    features, predicted = features_of(trained, images, batch=33)
+    features, predicted = features_and_digits(trained, images, batch=33)
     assert not trained.training
     # 1.0 with each of 12 seeds, in float32 and in bfloat16
     assert (predicted == labels.numpy()).mean() >= 0.95
@@ -59,9 +59,9 @@ def test_classifier_learns_and_returns_features(trained: DigitClassifier) -> Non
             trained(x),
             "activation",
         )
-    assert_close(features_of(trained, x, batch=7)[0], features, "activation")
+    assert_close(features_and_digits(trained, x, batch=7)[0], features, "activation")
     training = deepcopy(trained).train()
-    assert_close(features_of(training, images)[0], features, "activation")
+    assert_close(features_and_digits(training, images)[0], features, "activation")
     assert training.training
 
 
@@ -101,7 +101,7 @@ def test_bfloat16_training_learns() -> None:
     data = made_up(64, 0)
     module = train_digit_classifier(*data, steps=2, batch=32)
     assert {p.dtype for p in module.parameters()} == {torch.float32}
-    assert np.isfinite(features_of(module, data[0])[0]).all()
+    assert np.isfinite(features_and_digits(module, data[0])[0]).all()
 
 
 def test_classifier_is_cached_and_damaged_file_is_replaced(
@@ -204,8 +204,8 @@ def test_unusable_digits_are_refused() -> None:
 def test_classifier_refuses_images_of_wrong_shape(trained: DigitClassifier) -> None:
     for bad in (torch.zeros(2, 1, 28, 28), torch.zeros(2, 3, 32, 32)):
         with pytest.raises(ArgumentError, match=r"expected N x 1 x 32 x 32 in -1..1"):
-            features_of(trained, bad)
+            features_and_digits(trained, bad)
     with pytest.raises(ArgumentError, match="images: got 0, batch=500"):
-        features_of(trained, torch.zeros(0, 1, 32, 32))
+        features_and_digits(trained, torch.zeros(0, 1, 32, 32))
     with pytest.raises(ArgumentError, match=r"x: got torch.uint8"):
         trained(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import LAB
+from rdfia.data.images import STRETCH_224
 from rdfia.errors import RdfiaError
 from rdfia.gans import architecture, digit_classifier, health, pixel_scores, scores, training_loop
 from rdfia.gans.config import GanConfig
@@ -27,14 +27,14 @@ def trained(images: Any) -> Any:
 
 def classified(images: Any) -> Any:
     network = digit_classifier.train_digit_classifier(images, LABELS, steps=1, batch=4)
-    return digit_classifier.features_of(network, images)[0]
+    return digit_classifier.features_and_digits(network, images)[0]
 
 
 def of_colours(images: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Conv2d(3, 2, 3)
-    return scores.image_features(module, images, normalise=LAB.normalise)
+    return scores.image_features(module, images, normalise=STRETCH_224.normalise)
 
 
 def learned(images: Any) -> Any:
@@ -43,10 +43,11 @@ def learned(images: Any) -> Any:
         module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
     config = heads.ScratchConfig(epochs=1, batch=4)
     y = np.arange(8) % 2
-    history = heads.train_network(
-        module, images, y, preprocess_normalise=LAB.normalise, config=config
-    )
-    return [history[0].loss, *heads.predict(module, images, preprocess_normalise=LAB.normalise)]
+    history = heads.train_network(module, images, y, normalise=STRETCH_224.normalise, config=config)
+    return [
+        history[0].loss,
+        *heads.predict(module, images, normalise=STRETCH_224.normalise),
+    ]
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {

@@ -16,7 +16,7 @@ from rdfia.data.images import blur
 from rdfia.errors import ArgumentError
 from rdfia.gans.architecture import prepare_images
 from rdfia.gans.pixel_scores import STATISTICS, noise_ratio, pixel_distance, pixel_statistics
-from rdfia.gans.scores import Estimate
+from rdfia.gans.scores import ScoreWithError
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tolerances import assert_close
 
@@ -95,7 +95,7 @@ def digits() -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def apart(less: Estimate, more: Estimate) -> bool:
+def apart(less: ScoreWithError, more: ScoreWithError) -> bool:
     return more.value - less.value > 4 * math.hypot(less.standard_error, more.standard_error)
 
 

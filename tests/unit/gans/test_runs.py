@@ -46,7 +46,7 @@ class Score:
 def make_run(
     folder: Path, run: Run = RUN, score: Any = mean_pixel, **options: Any
 ) -> dict[str, Any]:
-    options = {"checkpoint_every": 25, "judge": "mean", **options}
+    options = {"checkpoint_every": 25, "scores_version": "mean", **options}
     return gan_runs.scored_run(
         run, IMAGES, None, score, work=folder / "work", evidence=folder / "kept", **options
     )
@@ -143,7 +143,7 @@ def test_colour_grids_are_read_back_exactly(tmp_path: Path) -> None:
     images = IMAGES.expand(-1, 3, -1, -1).contiguous()
     run = replace(RUN, config=config, shown=40)
     common: dict[str, Any] = {
-        "judge": "mean",
+        "scores_version": "mean",
         "work": tmp_path / "work",
         "evidence": tmp_path / "kept",
     }
@@ -170,7 +170,7 @@ def test_row_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
             images,
             None,
             mean_pixel,
-            judge="mean",
+            scores_version="mean",
             work=tmp_path / "work",
             evidence=tmp_path / "kept",
         )
@@ -195,22 +195,22 @@ def test_immediately_diverged_run_keeps_losses(tmp_path: Path) -> None:
     assert row["health"]["alarms"]
 
 
-def test_another_judge_rescores_stored_generators(tmp_path: Path) -> None:
+def test_another_scores_version_rescores_stored_generators(tmp_path: Path) -> None:
     first, score = make_run(tmp_path), Score()
-    assert make_run(tmp_path, score=score, judge="other")["judge"] == "other"
+    assert make_run(tmp_path, score=score, scores_version="other")["judge"] == "other"
     assert score.calls == 2
     (tmp_path / "work").rename(tmp_path / "gone")
-    assert make_run(tmp_path, judge="other")["scores"] == first["scores"]
+    assert make_run(tmp_path, scores_version="other")["scores"] == first["scores"]
     with pytest.raises(
         StoreError, match=r"tiny.json has a run of another judge: choose another folder"
     ):
         make_run(tmp_path)
 
 
-def test_rows_of_earlier_judge_are_read_without_generators(tmp_path: Path) -> None:
+def test_rows_of_an_earlier_version_are_read_without_generators(tmp_path: Path) -> None:
     """A new score is NaN for such a row.
 
-    With the generators it is computed. Rows of other judges are refused.
+    With the generators it is computed. Rows of other versions are refused.
     """
 
     def more(generator: Generator) -> dict[str, float]:
@@ -218,7 +218,7 @@ def test_rows_of_earlier_judge_are_read_without_generators(tmp_path: Path) -> No
 
     first = make_run(tmp_path)
     (tmp_path / "work").rename(tmp_path / "gone")
-    row = make_run(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
+    row = make_run(tmp_path, score=more, scores_version="mean and noise", earlier_versions=["mean"])
     assert row == first
     assert gan_runs.final_score(row, "mean", (25, 60), np.inf) == gan_runs.final_score(
         first, "mean", (25, 60), np.inf
@@ -226,17 +226,19 @@ def test_rows_of_earlier_judge_are_read_without_generators(tmp_path: Path) -> No
     assert np.isnan(gan_runs.final_score(row, "noise", (25, 60), np.inf))
     assert gan_runs.final_score(row, "noise", (25, 61), np.inf) == np.inf  # the run ended before
     with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
-        make_run(tmp_path, score=more, judge="mean and noise", earlier=["median"])
+        make_run(tmp_path, score=more, scores_version="mean and noise", earlier_versions=["median"])
     with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
         make_run(
             tmp_path,
             replace(RUN, config=replace(TINY, r1=1.0)),
             more,
-            judge="mean and noise",
-            earlier=["mean"],
+            scores_version="mean and noise",
+            earlier_versions=["mean"],
         )
     (tmp_path / "gone").rename(tmp_path / "work")
-    again = make_run(tmp_path, score=more, judge="mean and noise", earlier=["mean"])
+    again = make_run(
+        tmp_path, score=more, scores_version="mean and noise", earlier_versions=["mean"]
+    )
     assert again["judge"] == "mean and noise"
     assert gan_runs.final_score(again, "noise", (25, 60), np.inf) == 2.0
 
@@ -279,7 +281,7 @@ def test_one_picture_per_label_is_reported_in_row_and_log(
     lines: list[str] = []
     run = Run("tiny", replace(DIGITS, lr=1e-10), (25,), grids=(25,))  # G keeps its initial weights
     common: dict[str, Any] = {
-        "judge": "mean",
+        "scores_version": "mean",
         "work": tmp_path / "work",
         "evidence": tmp_path / "kept",
     }
@@ -375,7 +377,7 @@ def test_runs_over_seeds_differ_in_seed_and_first_stores_grid() -> None:
 
 def test_unconditional_run_ignores_labels(tmp_path: Path) -> None:
     common: dict[str, Any] = {
-        "judge": "mean",
+        "scores_version": "mean",
         "work": tmp_path / "work",
         "evidence": tmp_path / "kept",
     }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rdfia.errors import ArgumentError
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.scores import (
-    Estimate,
+    ScoreWithError,
     conditional_accuracy,
     density_coverage,
     entropy,
@@ -45,7 +45,7 @@ def whitened(n: int, d: int, seed: int) -> Array:
     return q * math.sqrt(n - 1)
 
 
-def within(estimate: Estimate, expected: float, errors: float = 4.0) -> bool:
+def within(estimate: ScoreWithError, expected: float, errors: float = 4.0) -> bool:
     return abs(estimate.value - expected) <= errors * estimate.standard_error
 
 
@@ -147,7 +147,7 @@ def test_kernel_distance_is_unbiased() -> None:
         )
 
     blocks = [biased(real[i : i + 20], fake[i : i + 20]) for i in range(0, 8000, 20)]
-    planted = Estimate(float(np.mean(blocks)), float(np.std(blocks) / math.sqrt(len(blocks))))
+    planted = ScoreWithError(float(np.mean(blocks)), float(np.std(blocks) / math.sqrt(len(blocks))))
     assert not within(planted, expected)
 
 
@@ -308,7 +308,7 @@ def test_planted_collapse_moves_each_score_as_expected(kind: str) -> None:
     (train, _), (real, _), (honest, asked) = mixture(1000, 1), mixture(1000, 2), mixture(1000, 3)
     fake = COLLAPSES[kind](honest, train)
 
-    def scores(rows: Array) -> dict[str, Estimate]:
+    def scores(rows: Array) -> dict[str, ScoreWithError]:
         (density, coverage), (precision, recall) = (
             density_coverage(real, rows),
             precision_recall(real, rows),
@@ -408,7 +408,7 @@ def test_new_rows_are_closer_in_half_of_pairs() -> None:
 
 # --- standard errors
 
-SPREADS: dict[str, tuple[int, Callable[[Array, Array], Estimate]]] = {
+SPREADS: dict[str, tuple[int, Callable[[Array, Array], ScoreWithError]]] = {
     "frechet": (400, frechet_distance),
     "frechet corrected": (400, lambda real, fake: frechet_distance(real, fake, corrected=True)),
     "kernel": (400, lambda real, fake: kernel_distance(real, fake, block=50)),

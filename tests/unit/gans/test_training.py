@@ -292,7 +292,10 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], Trainer]:
             found = inner()
             batches = [(x.double(), y, z) for x, y, z in found.batches]
             return found._replace(
-                batches=batches, draws=None if found.draws is None else found.draws.double()
+                batches=batches,
+                augmentation_draws=None
+                if found.augmentation_draws is None
+                else found.augmentation_draws.double(),
             )
 
         made._inputs = inputs  # type: ignore[method-assign]
@@ -371,7 +374,7 @@ def test_weights_gradients_moments_and_images_are_channels_last(tmp_path: Path) 
     again = trainer(config("cdcgan", channels=3, ngf=4, ndf=4))
     assert again.load(tmp_path)
     again.step()
-    assert made._batch()[0].is_contiguous(memory_format=torch.channels_last)
+    assert made._next_batch()[0].is_contiguous(memory_format=torch.channels_last)
     for one in (made, again):
         for optimizer in one.optimizers:
             parameters = optimizer.param_groups[0]["params"]
@@ -442,15 +445,15 @@ def test_planted_wait_is_counted(
 INNER = {
     "step",
     "_inputs",
-    "_draws",
+    "_augmentation_draws",
     "_updates",
     "_update",
-    "_batch",
-    "draw",
+    "_next_batch",
+    "draw_noise",
     "_autocast",
     "_move_mean",
 }
-NETWORK, LOSSES = {"_run", "forward"}, {"discriminator_loss", "generator_loss", "r1_penalty"}
+NETWORK, LOSSES = {"_join_label", "forward"}, {"discriminator_loss", "generator_loss", "r1_penalty"}
 
 
 def waiting_calls(source: str, functions: set[str]) -> list[str]:
@@ -531,7 +534,7 @@ def test_planted_second_pass_is_counted() -> None:
     class Wasteful(Trainer):
         def step(self) -> None:
             super().step()
-            self.discriminator(self.generator(self.draw(4)))
+            self.discriminator(self.generator(self.draw_noise(4)))
 
     wanted = config()
     assert forwards(Wasteful(wanted, *data(wanted))) == (2, 4)
@@ -546,7 +549,7 @@ def test_step_flops_include_no_unneeded_gradient() -> None:
     made = trainer(config())
     made.step()
     a = made.config.architecture
-    x, z = made._batch()[0], made.draw(4)
+    x, z = made._next_batch()[0], made.draw_noise(4)
 
     def flops(run: Callable[[], Any]) -> int:
         with FlopCount() as count:
@@ -671,7 +674,7 @@ def test_option_beyond_lab_changes_weights_and_no_stream(name: str) -> None:
             made.step()
     assert bits(again) == bits(usual)
     assert not torch.equal(weights(other), weights(usual))
-    assert torch.equal(other.noise.get_state(), usual.noise.get_state())
+    assert torch.equal(other.noise_stream.get_state(), usual.noise_stream.get_state())
     assert (other.batches, other._order.tolist()) == (usual.batches, usual._order.tolist())
 
 
@@ -683,7 +686,7 @@ def test_augmentation_draws_do_not_depend_on_kinds() -> None:
     )
     found = []
     for _ in range(3):
-        draws, other = made._draws(), few._draws()
+        draws, other = made._augmentation_draws(), few._augmentation_draws()
         assert draws is not None
         assert other is not None
         assert draws.shape == (5, 4, 7)
@@ -692,7 +695,7 @@ def test_augmentation_draws_do_not_depend_on_kinds() -> None:
         made.step()
         few.step()
     assert len(set(found)) > 0.99 * len(found)
-    assert trainer(config())._draws() is None
+    assert trainer(config())._augmentation_draws() is None
 
 
 def test_r1_is_half_squared_gradient_of_d() -> None:
@@ -780,7 +783,7 @@ def drawn(made: Trainer, batches: int) -> list[int]:
     """The numbers of the next images; their pixels and labels are checked."""
     found: list[int] = []
     for _ in range(batches):
-        x, y = made._batch()
+        x, y = made._next_batch()
         assert x.shape == (4, 1, 16, 16)
         assert x.dtype == torch.float32
         values = (x + 1) * 127.5
@@ -807,16 +810,16 @@ def test_pixels_are_scaled_to_minus_one_and_one() -> None:
     wanted, images = config(), numbered()[0]
     images[:15], images[15:] = 0, 255
     made = Trainer(wanted, images)
-    values = torch.cat([made._batch()[0] for _ in range(7)])
+    values = torch.cat([made._next_batch()[0] for _ in range(7)])
     assert set(values.flatten().tolist()) == {-1.0, 1.0}
 
 
 def test_noise_is_normal_and_depends_on_seed_only() -> None:
     made, again, other = (trainer(config(seed=seed)) for seed in (0, 0, 1))
-    z = made.draw(4000)
+    z = made.draw_noise(4000)
     assert z.shape == (4000, 5)
-    assert torch.equal(z, again.draw(4000))
-    assert not torch.equal(z, other.draw(4000))
+    assert torch.equal(z, again.draw_noise(4000))
+    assert not torch.equal(z, other.draw_noise(4000))
     x = z.double().flatten()
     n = len(x)
     assert_close(x.mean() * n**0.5 / 100, torch.tensor(0.0), "statistic")
@@ -1007,7 +1010,7 @@ def test_lost_checkpoint_part_changes_run(lost: str, tmp_path: Path) -> None:
     again = trainer(wanted)
     assert again.load(tmp_path)
     if lost == "noise":
-        again.noise.manual_seed(0)
+        again.noise_stream.manual_seed(0)
     elif lost == "adam":
         again.optimizers[1].state.clear()
     elif lost == "order":

@@ -14,7 +14,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, Preprocess, blur
+from rdfia.data.images import CENTRE_CROP_224, Preprocess, blur
 from rdfia.errors import ArgumentError, RdfiaError, TooLarge, WeightsError
 from rdfia.gradients import ascent, fooling, saliency, saliency_scores, visualisation
 from rdfia.gradients.ascent import (
@@ -42,7 +42,7 @@ def photos(n: int, seed: int = 0, size: int = SIZE) -> Tensor:
     pixels = torch.rand(
         n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    return CROP.normalise(0.1 + 0.8 * pixels)
+    return CENTRE_CROP_224.normalise(0.1 + 0.8 * pixels)
 
 
 def linear(size: int = 6, classes: int = 4, seed: int = 0) -> tuple[nn.Module, Tensor]:
@@ -246,9 +246,9 @@ def test_unit_length_is_1_for_gradients_of_any_size(scale: float) -> None:
 
 
 def test_pixel_limits_are_black_and_white() -> None:
-    low, high = pixel_limits(CROP, photos(1))
-    assert_close(low.flatten(), (0 - np.array(CROP.mean)) / CROP.std, "pixel")
-    assert_close(CROP.denormalise(high).flatten(), np.ones(3), "pixel")
+    low, high = pixel_limits(CENTRE_CROP_224, photos(1))
+    assert_close(low.flatten(), (0 - np.array(CENTRE_CROP_224.mean)) / CENTRE_CROP_224.std, "pixel")
+    assert_close(CENTRE_CROP_224.denormalise(high).flatten(), np.ones(3), "pixel")
 
 
 def draws(seed: int, shape: tuple[int, ...], jitter: int, steps: int) -> tuple[Tensor, Tensor]:
@@ -302,9 +302,9 @@ def with_nan(x: Tensor, value: float = math.nan) -> Tensor:
 
 GOOD = photos(2).float()
 BAD_IMAGES = {
-    "0..255": (255 * CROP.denormalise(GOOD), r"normalise\(pixels\) first"),
+    "0..255": (255 * CENTRE_CROP_224.denormalise(GOOD), r"normalise\(pixels\) first"),
     "0..255 of one image": (
-        torch.cat([GOOD, 255 * CROP.denormalise(GOOD)]),
+        torch.cat([GOOD, 255 * CENTRE_CROP_224.denormalise(GOOD)]),
         r"normalise\(pixels\) first",
     ),
     "below black": (with_nan(GOOD, -2.2), r"normalised pixels lie in -2\.118 \.\. 2\.640"),
@@ -313,7 +313,10 @@ BAD_IMAGES = {
     "3-D": (GOOD[0], r"a single image is x\[None\]"),
     "grey": (GOOD[:, :1], "expected floating point B x 3 x H x W"),
     "none": (GOOD[:0], "one image or more"),
-    "pixels": (torch.ones(2, 3, SIZE, SIZE, dtype=torch.uint8), r"uint8 .*CROP\.normalise"),
+    "pixels": (
+        torch.ones(2, 3, SIZE, SIZE, dtype=torch.uint8),
+        r"uint8 .*CENTRE_CROP_224\.normalise",
+    ),
     "channels last": (GOOD.permute(0, 2, 3, 1), r"transpose\(0, 3, 1, 2\)"),
     "too small": (GOOD[:, :, :1, :1], r"x: .* cannot compute torch.float32 \(2, 3, 1, 1\)"),
 }
@@ -435,7 +438,11 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[RdfiaError], str]] =
 
 # arguments that every function of a network, images and targets refuses
 BAD: dict[str, tuple[Callable[[], tuple[nn.Module, Any, Any]], type[RdfiaError], str]] = {
-    "0..255": (lambda: (tiny_vgg(), 255 * CROP.denormalise(GOOD), 0), ArgumentError, "normalise"),
+    "0..255": (
+        lambda: (tiny_vgg(), 255 * CENTRE_CROP_224.denormalise(GOOD), 0),
+        ArgumentError,
+        "normalise",
+    ),
     "NaN image": (lambda: (tiny_vgg(), GOOD * math.nan, 0), ArgumentError, "NaN or infinity"),
     "3-D": (lambda: (tiny_vgg(), GOOD[0], 0), ArgumentError, r"a single image is x\[None\]"),
     "integer": (lambda: (tiny_vgg(), GOOD.long(), 0), ArgumentError, "torch.int64 of shape"),

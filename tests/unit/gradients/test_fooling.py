@@ -15,14 +15,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.errors import ArgumentError
 from rdfia.gradients.fooling import (
     Fooled,
     fool,
     fool_closely,
     momentum_attack,
-    perturbation,
+    perturbation_sizes,
     round_to_8_bits,
 )
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
@@ -40,7 +40,7 @@ ATTACKS: dict[str, Callable[..., Fooled]] = {
 IN_8_BITS = ("8 bits", "closely")
 
 
-def photos(n: int, seed: int = 0, size: int = SIZE, space: Preprocess = CROP) -> Tensor:
+def photos(n: int, seed: int = 0, size: int = SIZE, space: Preprocess = CENTRE_CROP_224) -> Tensor:
     """Random 8-bit photos, normalised, float64."""
     draw = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed))
     return space.normalise(draw.double() / 255)
@@ -171,7 +171,9 @@ def test_report_is_the_networks_prediction(attack: Callable[..., Fooled]) -> Non
     assert got.reached.tolist() == (last.argmax(1) == target).tolist()
     assert got.reached.tolist() == [status == "fooled" for status in got.status]
     assert {"fooled"} <= set(got.status) <= {"fooled", "never"}
-    expected = perturbation(CROP.denormalise(x), CROP.denormalise(got.x))
+    expected = perturbation_sizes(
+        CENTRE_CROP_224.denormalise(x), CENTRE_CROP_224.denormalise(got.x)
+    )
     assert all(
         np.allclose(got.size[name], expected[name]) for name in ("l2", "linf", "psnr", "ssim")
     )
@@ -216,7 +218,7 @@ def test_valid_pixels_stay_valid_and_free_pixels_do_not() -> None:
     x, target = problems(network, 8)
     settings: dict[str, Any] = {"lr": 3.0, "steps": 10}
     ranges = {
-        pixels: CROP.denormalise(fool(network, x, target, pixels=pixels, **settings).x)
+        pixels: CENTRE_CROP_224.denormalise(fool(network, x, target, pixels=pixels, **settings).x)
         for pixels in PIXELS
     }
     assert float(ranges["free"].min()) < -0.01 or float(ranges["free"].max()) > 1.01
@@ -234,7 +236,7 @@ def is_8_bits(pixels: Tensor) -> bool:
 # --- 8 bits
 
 
-def saved(x: Tensor, space: Preprocess = CROP) -> Tensor:
+def saved(x: Tensor, space: Preprocess = CENTRE_CROP_224) -> Tensor:
     """Each image as it comes back from a PNG."""
     back = []
     for image in space.denormalise(x):
@@ -245,13 +247,13 @@ def saved(x: Tensor, space: Preprocess = CROP) -> Tensor:
     return space.normalise(torch.stack(back))
 
 
-@pytest.mark.parametrize("space", [CROP, HALF], ids=["imagenet", "half"])
+@pytest.mark.parametrize("space", [CENTRE_CROP_224, HALF], ids=["imagenet", "half"])
 @pytest.mark.parametrize("name", IN_8_BITS)
 def test_saved_file_still_fools(name: str, space: Preprocess) -> None:
     """In float32, the image that is read back from the file is equal to the last bit."""
     attack, network = ATTACKS[name], lively().float()
     x, target = problems(lively(), 16)
-    x = space.normalise(CROP.denormalise(x)).float()
+    x = space.normalise(CENTRE_CROP_224.denormalise(x)).float()
     got = attack(network, x, target, space=space, steps=40)
     assert got.reached.sum() >= 8
     assert is_8_bits(space.denormalise(got.x))
@@ -308,13 +310,13 @@ def test_photo_between_grey_levels_is_rounded_first(name: str) -> None:
 
     class Threshold(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            score = CROP.denormalise(x)[:, 0, 0, 0] - threshold
+            score = CENTRE_CROP_224.denormalise(x)[:, 0, 0, 0] - threshold
             return torch.stack([score, -score], dim=1)
 
     pixels = torch.full((2, 3, 12, 12), 0.5, dtype=torch.float64)
     # rounded: 100, class 1; 101, class 0
     pixels[0, 0, 0, 0], pixels[1, 0, 0, 0] = 100.4 / 255, 100.6 / 255
-    got = ATTACKS[name](Threshold().eval(), CROP.normalise(pixels), torch.tensor([1, 1]))
+    got = ATTACKS[name](Threshold().eval(), CENTRE_CROP_224.normalise(pixels), torch.tensor([1, 1]))
     assert got.source.tolist() == [1, 0]
     assert got.status == ("already", "fooled")
     assert (got.steps > 0).tolist() == [False, True]
@@ -323,12 +325,12 @@ def test_photo_between_grey_levels_is_rounded_first(name: str) -> None:
 
 
 def test_round_to_8_bits_is_idempotent_and_equals_uint8() -> None:
-    x = CROP.normalise(
+    x = CENTRE_CROP_224.normalise(
         torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
     )
     assert torch.equal(round_to_8_bits(x), round_to_8_bits(round_to_8_bits(x)))
-    pixels = (CROP.denormalise(x).clamp(0, 1) * 255).round().to(torch.uint8)
-    assert torch.equal(round_to_8_bits(x), CROP.normalise(pixels))
+    pixels = (CENTRE_CROP_224.denormalise(x).clamp(0, 1) * 255).round().to(torch.uint8)
+    assert torch.equal(round_to_8_bits(x), CENTRE_CROP_224.normalise(pixels))
     assert pixels.min() == 0
     assert pixels.max() == 255
 
@@ -342,7 +344,7 @@ def test_perturbation_by_hand() -> None:
     after[1, 0, 3, 4] += 0.3
     after[1, 2, 5, 5] -= 0.4
     after[2] += 0.1
-    got = perturbation(before, after)
+    got = perturbation_sizes(before, after)
     assert_close(got["l2"], np.array([0, 0.5, 0.1 * math.sqrt(432)]), "pixel")
     assert_close(got["linf"], np.array([0, 0.4, 0.1]), "pixel")
     assert got["psnr"][0] == math.inf
@@ -357,9 +359,9 @@ def test_perturbation_by_hand() -> None:
 def test_psnr_is_skimages_and_ssim_is_the_papers_formula() -> None:
     from skimage.metrics import peak_signal_noise_ratio
 
-    before, after = (CROP.denormalise(photos(4, seed, size=20)) for seed in (0, 1))
+    before, after = (CENTRE_CROP_224.denormalise(photos(4, seed, size=20)) for seed in (0, 1))
     after = (before + 0.2 * (after - 0.5)).clamp(0, 1)
-    got = perturbation(before, after)
+    got = perturbation_sizes(before, after)
     a, b = before.numpy(), after.numpy()
     psnr = [peak_signal_noise_ratio(p, q, data_range=1.0) for p, q in zip(a, b, strict=True)]
     assert_close(got["psnr"], np.array(psnr), "score")
@@ -383,7 +385,7 @@ def test_size_is_of_pixels_and_not_of_normalised_values() -> None:
     network, _ = linear(size=12)
     x, target = photos(4, size=12), 0
     got = fool(network, x, target, lr=0.5)
-    change = CROP.denormalise(got.x) - CROP.denormalise(x)
+    change = CENTRE_CROP_224.denormalise(got.x) - CENTRE_CROP_224.denormalise(x)
     assert got.reached.any()
     assert_close(got.size["l2"], change.flatten(1).norm(dim=1), "score")
     normalised = (got.x - x).flatten(1).norm(dim=1).numpy()
@@ -403,7 +405,7 @@ def test_closer_search_beats_the_labs_rule_on_several_networks() -> None:
         close = fool_closely(network, x, target)
         assert rule.reached.sum() >= 6
         assert close.reached[rule.reached].mean() >= 0.9
-        assert is_8_bits(CROP.denormalise(close.x))
+        assert is_8_bits(CENTRE_CROP_224.denormalise(close.x))
         both = rule.reached & close.reached
         ours.append(close.size["l2"][both])
         labs.append(rule.size["l2"][both])
@@ -419,11 +421,11 @@ def test_closer_search_is_near_the_shortest_change_of_a_linear_network() -> None
     pixels = 0.3 + 0.4 * torch.rand(
         12, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    x = round_to_8_bits(CROP.normalise(pixels))
+    x = round_to_8_bits(CENTRE_CROP_224.normalise(pixels))
     with torch.no_grad():
         logits = network(x)
     target = logits.argmin(1)
-    std = torch.tensor(CROP.std, dtype=torch.float64)[:, None, None]
+    std = torch.tensor(CENTRE_CROP_224.std, dtype=torch.float64)[:, None, None]
     normal = 0.1 * (weight[0] - weight[1]) / std  # in pixels
     shortest = ((logits[:, 0] - logits[:, 1]).abs() / normal.norm()).numpy()
     got = fool_closely(network, x, target, steps=120)
@@ -467,7 +469,9 @@ def test_closest_image_that_fooled_is_returned() -> None:
         def forward(self, image: Tensor) -> Tensor:
             logits = network(image)
             if torch.is_grad_enabled() and logits.argmax(1).item() == wanted:
-                change = CROP.denormalise(image.detach()) - CROP.denormalise(x[row : row + 1])
+                change = CENTRE_CROP_224.denormalise(image.detach()) - CENTRE_CROP_224.denormalise(
+                    x[row : row + 1]
+                )
                 seen.append((row, float(change.norm())))
             return logits
 
@@ -492,7 +496,7 @@ def momentum_by_hand(
     for _ in range(steps):
         current = pixels.requires_grad_()
         loss = nn.functional.cross_entropy(
-            network(CROP.normalise(current[None])), torch.tensor([label])
+            network(CENTRE_CROP_224.normalise(current[None])), torch.tensor([label])
         )
         (gradient,) = torch.autograd.grad(loss, current)
         velocity = decay * velocity + gradient / gradient.abs().sum()
@@ -506,27 +510,31 @@ def test_momentum_attack_matches_the_papers_algorithm(decay: float) -> None:
     network = lively()
     x = photos(4)
     label = predicted(network, x)
-    got = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=decay))
+    got = CENTRE_CROP_224.denormalise(
+        momentum_attack(network, x, label, radius=7 / 255, decay=decay)
+    )
     by_hand = [
         momentum_by_hand(network, photo, y, 7 / 255, 10, decay)
-        for photo, y in zip(CROP.denormalise(x), label, strict=True)
+        for photo, y in zip(CENTRE_CROP_224.denormalise(x), label, strict=True)
     ]
     assert_close(got, torch.stack(by_hand), "pixel")
-    other = CROP.denormalise(momentum_attack(network, x, label, radius=7 / 255, decay=1 - decay))
+    other = CENTRE_CROP_224.denormalise(
+        momentum_attack(network, x, label, radius=7 / 255, decay=1 - decay)
+    )
     assert (got - other).abs().max() > 0.9 / 255  # the planted fault: another decay
 
 
 @pytest.mark.parametrize("levels", [1, 4, 300 / 255, 8.9])
 def test_momentum_attack_uses_whole_grey_levels_of_its_radius(levels: float) -> None:
     network, x = lively(), photos(6)
-    x[:2] = CROP.normalise(
+    x[:2] = CENTRE_CROP_224.normalise(
         torch.tensor([0.0, 1.0], dtype=x.dtype)[:, None, None, None].expand(2, 3, SIZE, SIZE)
     )
-    pixels = CROP.denormalise(
+    pixels = CENTRE_CROP_224.denormalise(
         momentum_attack(network, x, predicted(network, x), radius=levels / 255)
     )
     assert is_8_bits(pixels)
-    change = (255 * (pixels - CROP.denormalise(x))).abs()
+    change = (255 * (pixels - CENTRE_CROP_224.denormalise(x))).abs()
     assert_close(
         change.amax((1, 2, 3)),
         torch.full((6,), float(math.floor(levels)), dtype=torch.float64),
@@ -536,7 +544,9 @@ def test_momentum_attack_uses_whole_grey_levels_of_its_radius(levels: float) -> 
 
 def test_momentum_attack_rounds_the_photo_first() -> None:
     network, x = lively(), photos(3)
-    between = CROP.normalise(CROP.denormalise(x).clamp(0.01, 0.99) + 0.3 / 255)
+    between = CENTRE_CROP_224.normalise(
+        CENTRE_CROP_224.denormalise(x).clamp(0.01, 0.99) + 0.3 / 255
+    )
     label = predicted(network, x)
     expected = momentum_attack(network, round_to_8_bits(between), label, radius=4 / 255)
     assert torch.equal(momentum_attack(network, between, label, radius=4 / 255), expected)
@@ -547,8 +557,8 @@ def test_momentum_attack_on_a_linear_network_is_the_sign_of_its_weights() -> Non
     network, weight = linear(classes=2)
     x, label = photos(5, size=6), torch.tensor([0, 1, 0, 1, 1])
     direction = (weight[1 - label] - weight[label]).sign()
-    got = CROP.denormalise(momentum_attack(network, x, label, radius=6 / 255))
-    assert_close(got, (CROP.denormalise(x) + 6 / 255 * direction).clamp(0, 1), "pixel")
+    got = CENTRE_CROP_224.denormalise(momentum_attack(network, x, label, radius=6 / 255))
+    assert_close(got, (CENTRE_CROP_224.denormalise(x) + 6 / 255 * direction).clamp(0, 1), "pixel")
 
 
 def test_momentum_attack_is_deterministic_and_independent_of_the_batch() -> None:
@@ -573,10 +583,10 @@ def test_momentum_attack_works_where_the_probability_is_1() -> None:
     """In float32 the cross-entropy has no gradient there."""
     network, weight = linear(classes=2)
     pixels = 0.5 + 0.25 * weight[0].sign().expand(1, 3, 6, 6)
-    x = CROP.normalise(pixels).float()
+    x = CENTRE_CROP_224.normalise(pixels).float()
     network.float()
     assert network(x).softmax(1)[0, 0] == 1
-    got = CROP.denormalise(momentum_attack(network, x, 0, radius=6 / 255))
+    got = CENTRE_CROP_224.denormalise(momentum_attack(network, x, 0, radius=6 / 255))
     expected = (255 * pixels).round() + 6 * (weight[1] - weight[0]).sign()
     assert torch.equal((255 * got).round().double(), expected)
 

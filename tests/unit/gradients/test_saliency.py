@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP
+from rdfia.data.images import CENTRE_CROP_224
 from rdfia.errors import ArgumentError
 from rdfia.gradients.saliency import saliency_maps
 from rdfia.models import networks
@@ -238,7 +238,7 @@ def test_bad_targets(name: str) -> None:
 
 def test_space_sets_the_valid_range() -> None:
     x = HALF.normalise(torch.zeros(1, 3, SIZE, SIZE))  # -1: valid in both spaces
-    white = CROP.normalise(torch.ones(1, 3, SIZE, SIZE))  # up to 2.64
+    white = CENTRE_CROP_224.normalise(torch.ones(1, 3, SIZE, SIZE))  # up to 2.64
     assert saliency_maps(tiny_vgg(), x, 0, space=HALF).shape == (1, SIZE, SIZE)
     assert saliency_maps(tiny_vgg(), white, 0).shape == (1, SIZE, SIZE)
     with pytest.raises(ArgumentError, match=r"-1\.000 \.\. 1\.000"):

@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP
+from rdfia.data.images import CENTRE_CROP_224
 from rdfia.errors import ArgumentError
 from rdfia.gradients.saliency_scores import (
     FRACTIONS,
@@ -473,7 +473,7 @@ def test_bad_settings_of_curves(settings: dict[str, Any], message: str) -> None:
 def test_space_sets_the_valid_range() -> None:
     wide = 50 * GOOD
     with pytest.raises(ArgumentError, match="pass the Preprocess that made x as space="):
-        pixel_curve(tiny_vgg(), wide, 0, MAPS, mode="deletion", space=CROP)
+        pixel_curve(tiny_vgg(), wide, 0, MAPS, mode="deletion", space=CENTRE_CROP_224)
     assert pixel_curve(tiny_vgg(), wide, 0, MAPS, mode="deletion", space=None).shape == (2, 21)
 
 

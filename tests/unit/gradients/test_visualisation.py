@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-from rdfia.data.images import CROP, Preprocess
+from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import image_norms, unit_length
 from rdfia.gradients.visualisation import Visualised, visualise
@@ -61,7 +61,7 @@ def by_hand(
     unit_step: bool = False,
     blur_sigma: float = 0.5,
     blur_every: int = 10,
-    space: Preprocess = CROP,
+    space: Preprocess = CENTRE_CROP_224,
 ) -> Tensor:
     """The lab's recipe on one image: it rolls the image, takes the step and rolls it back."""
     x = start.clone()
@@ -157,7 +157,7 @@ def test_visualisation_of_a_linear_network_in_numpy() -> None:
     network, weight = linear(size=6)
     noise, moves = draws(0, (3, 6, 6), 3, 4)
     x = noise.numpy()
-    low, high = ((end - np.array(CROP.mean)) / CROP.std for end in (0.0, 1.0))
+    low, high = ((end - np.array(CENTRE_CROP_224.mean)) / CENTRE_CROP_224.std for end in (0.0, 1.0))
     for step, (down, right) in enumerate(moves.tolist()):
         gradient = np.roll(weight[1].numpy(), (-down, -right), axis=(1, 2)) - 2 * 0.05 * x
         x = np.clip(x + 0.3 * gradient, low[:, None, None], high[:, None, None])
@@ -220,7 +220,7 @@ def test_score_rises_and_pixels_stay_valid() -> None:
             network(x).diagonal() - 1e-3 * x.square().sum((1, 2, 3)) for x in (got.start, got.x)
         )
     assert (after > before).all()
-    pixels = CROP.denormalise(got.x)
+    pixels = CENTRE_CROP_224.denormalise(got.x)
     assert float(pixels.min()) > -1e-12
     assert float(pixels.max()) < 1 + 1e-12
 

@@ -440,7 +440,7 @@ def test_classify_takes_arrays_and_refuses_pixels() -> None:
     frozen.flags.writeable = False
     for view in (x.flip(1).numpy()[:, ::-1], x.numpy().astype(">f4"), packed["value"], frozen):
         assert torch.equal(networks.classify(network, view)[0], networks.classify(network, x)[0])
-    with pytest.raises(ArgumentError, match=r"x: torch.uint8 .*CROP.normalise"):
+    with pytest.raises(ArgumentError, match=r"x: torch.uint8 .*CENTRE_CROP_224.normalise"):
         networks.classify(network, np.zeros((2, 3, 16, 16), np.uint8))
     with pytest.raises(ArgumentError, match="x: got str, expected a tensor or an array"):
         networks.classify(network, "cat.jpg")  # type: ignore[arg-type]

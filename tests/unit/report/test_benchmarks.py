@@ -75,8 +75,8 @@ def test_committed_seconds_have_the_committed_ratio(run: Path) -> None:
 
 
 def test_exponent_is_the_slope_of_logarithms() -> None:
-    assert benchmarks.exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
-    assert benchmarks.exponent([1, 2, 4, 8], [5, 5, 5, 5]) == pytest.approx(0)
+    assert benchmarks.growth_exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
+    assert benchmarks.growth_exponent([1, 2, 4, 8], [5, 5, 5, 5]) == pytest.approx(0)
     row = {"work": [1, 2, 4, 8], "values": [3.0, 6.0, 12.0, 24.0], "exponent": 1.0}
     (legend,) = benchmarks.growth({"extraction": row}, "seconds").legends
     assert legend.get_texts()[0].get_text() == "extraction: exponent 1.00"

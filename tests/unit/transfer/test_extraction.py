@@ -32,7 +32,9 @@ def test_store_holds_what_stream_gives(
 ) -> None:
     store = extract(network, photos, tmp_path, dtype=torch.float32)
     batches = list(
-        features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=1)
+        features.feature_batches(
+            network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=1
+        )
     )
     for tap in TAPS:
         assert torch.equal(store[tap], torch.cat([batch[tap] for batch in batches]))
@@ -112,7 +114,7 @@ def test_store_key_changes_with_the_architecture(tmp_path: Path) -> None:
         store = extraction.extract(
             module, photos, {"pool": "1"}, root=tmp_path, preprocess=SMALL, dtype=torch.float32
         )
-        (batch,) = features.stream(
+        (batch,) = features.feature_batches(
             module, photos, {"pool": "1"}, preprocess=SMALL, dtype=torch.float32
         )
         assert torch.equal(store["pool"], batch["pool"])

@@ -134,7 +134,7 @@ def test_taps_and_images_that_do_not_fit_are_refused_by_name(
 
 
 def test_pixels_are_refused(network: TinyNet) -> None:
-    with pytest.raises(ArgumentError, match=r"x: got torch.uint8 .*LAB.normalise\(x\)"):
+    with pytest.raises(ArgumentError, match=r"x: got torch.uint8 .*STRETCH_224.normalise\(x\)"):
         features.forward_taps(network, np.zeros((2, 3, 32, 32), np.uint8), TAPS)
 
 
@@ -185,7 +185,7 @@ def test_stream_and_forward_taps_do_not_change_the_network(
     items = [*photos, Path("absent.jpg")] if fails else photos
 
     def consume() -> None:
-        for _ in features.stream(
+        for _ in features.feature_batches(
             network, items, TAPS, preprocess=SMALL, dtype=torch.bfloat16, batch_size=4
         ):
             pass
@@ -218,7 +218,7 @@ def test_features_of_a_network_in_train_mode_are_those_of_eval_mode(
         torch.cat(
             [
                 batch["behind dropout"]
-                for batch in features.stream(
+                for batch in features.feature_batches(
                     module.train(training), photos, taps, preprocess=small, dtype=torch.float32
                 )
             ]
@@ -442,7 +442,9 @@ def test_features_of_an_element_are_streamed_and_stored(
     network = Holding(lambda x: (None, x[:, :2]))
     taps = {"a": choice}
     options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32, "batch_size": 4}
-    rows = torch.cat([part["a"] for part in features.stream(network, photos, taps, **options)])
+    rows = torch.cat(
+        [part["a"] for part in features.feature_batches(network, photos, taps, **options)]
+    )
     store = extraction.extract(network, photos, taps, root=tmp_path, **options)
     assert torch.equal(store["a"], rows)
     assert rows.shape == (11, 2 * SIZE * SIZE)
@@ -471,7 +473,9 @@ def test_tap_shapes_of_convolutions_and_dense_layers(network: TinyNet) -> None:
 
 def test_streamed_batches_equal_single_images(network: TinyNet, photos: list[np.ndarray]) -> None:
     batched = list(
-        features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4)
+        features.feature_batches(
+            network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4
+        )
     )
     assert [len(batch["relu2"]) for batch in batched] == [4, 4, 3]
     for tap in TAPS:
@@ -485,7 +489,7 @@ def test_streamed_batches_equal_single_images(network: TinyNet, photos: list[np.
 def test_stream_leaves_gradients_enabled_between_batches(
     network: TinyNet, photos: list[np.ndarray]
 ) -> None:
-    batches = features.stream(network, photos, TAPS, preprocess=SMALL, batch_size=4)
+    batches = features.feature_batches(network, photos, TAPS, preprocess=SMALL, batch_size=4)
     next(batches)
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
@@ -547,7 +551,9 @@ def test_tiles_have_the_columns_of_streamed_features(
     )
     assert not on_disk or list((tmp_path / "scratch").iterdir()) == []
     whole = list(
-        features.stream(network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4)
+        features.feature_batches(
+            network, photos, TAPS, preprocess=SMALL, dtype=torch.float32, batch_size=4
+        )
     )
     plan = column_tiles.plan_passes(network, TAPS, len(photos), SIZE, 4, budget)
     assert len(plan) == passes
@@ -681,7 +687,9 @@ def test_two_byte_tiles_need_half_the_passes(
             expected.append(f"{work}, pass {number} of {passes}")
     assert descriptions == expected
     whole = list(
-        features.stream(network, photos, taps, preprocess=SMALL, dtype=torch.float32, batch_size=4)
+        features.feature_batches(
+            network, photos, taps, preprocess=SMALL, dtype=torch.float32, batch_size=4
+        )
     )
     for tap in taps:
         # all products are positive, so that errors do not cancel

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia import errors
-from rdfia.data.images import LAB
+from rdfia.data.images import STRETCH_224
 from rdfia.errors import ArgumentError, DatasetError
 from rdfia.transfer import heads
 from rdfia.transfer.heads import HeadConfig, ScratchConfig
@@ -205,7 +205,7 @@ def test_unsuitable_labels_are_refused(y: np.ndarray, message: str) -> None:
         heads.train_head(features()[0], y)
     images = torch.zeros(90, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(DatasetError, match=message):
-        heads.train_network(network(), images, y, preprocess_normalise=scaled)
+        heads.train_network(network(), images, y, normalise=scaled)
 
 
 NAMES = np.array(["a", "b", "c"])
@@ -250,10 +250,10 @@ def test_network_takes_numbers_of_its_outputs_or_text() -> None:
     images = torch.randint(0, 256, (12, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     y = np.arange(12) % 2
     with pytest.raises(DatasetError, match=r"classes \[1, 2\], expected two or more classes 0"):
-        heads.train_network(network(), images.byte(), y + 1, preprocess_normalise=scaled)
+        heads.train_network(network(), images.byte(), y + 1, normalise=scaled)
     config = heads.ScratchConfig(epochs=1, batch=4, shift=1)
     histories = [
-        heads.train_network(network(), given, labels, preprocess_normalise=scaled, config=config)
+        heads.train_network(network(), given, labels, normalise=scaled, config=config)
         for given, labels in ((images.byte(), y), (images.byte().numpy(), NAMES[y]))
     ]
     assert histories[0] == histories[1]
@@ -329,23 +329,21 @@ def test_network_learns_and_is_reproduced_by_its_seed() -> None:
     images, y = dark_and_bright()
     config = ScratchConfig(epochs=12, lr=0.01, batch=16, shift=2)
     first, second, third = network(), network(), network()
-    history = heads.train_network(first, images, y, preprocess_normalise=scaled, config=config)
+    history = heads.train_network(first, images, y, normalise=scaled, config=config)
     assert len(history) == 12
     assert history[0].validation is None
     # with 12 seeds the last loss was 0.006 to 0.009 of the first, and every image was right
     assert history[-1].loss < 0.5 * history[0].loss
-    assert (heads.predict(first, images, preprocess_normalise=scaled) == y.numpy()).mean() > 0.95
+    assert (heads.predict(first, images, normalise=scaled) == y.numpy()).mean() > 0.95
     with torch.random.fork_rng([]):
         torch.manual_seed(123)  # dropout depends on the config's seed, not on the global state
-        again = heads.train_network(
-            second, images, y.numpy(), preprocess_normalise=scaled, config=config
-        )
+        again = heads.train_network(second, images, y.numpy(), normalise=scaled, config=config)
     assert again == history
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
     )
     other = dataclasses.replace(config, seed=1)
-    changed = heads.train_network(third, images, y, preprocess_normalise=scaled, config=other)
+    changed = heads.train_network(third, images, y, normalise=scaled, config=other)
     assert changed != history
 
 
@@ -354,12 +352,10 @@ def test_training_and_predicting_do_not_change_mode_or_random_state(training: bo
     images, y = dark_and_bright()
     net = network().train(training)
     state = torch.get_rng_state()
-    heads.train_network(
-        net, images, y, preprocess_normalise=scaled, config=ScratchConfig(epochs=1, shift=2)
-    )
-    classes = heads.predict(net, images, preprocess_normalise=scaled, batch=7)
+    heads.train_network(net, images, y, normalise=scaled, config=ScratchConfig(epochs=1, shift=2))
+    classes = heads.predict(net, images, normalise=scaled, batch=7)
     # equal, because dropout is off
-    np.testing.assert_array_equal(classes, heads.predict(net, images, preprocess_normalise=scaled))
+    np.testing.assert_array_equal(classes, heads.predict(net, images, normalise=scaled))
     assert net.training == training
     assert torch.equal(torch.get_rng_state(), state)
     assert heads.train_head(*features(), config=QUICK).module.training
@@ -379,7 +375,7 @@ def test_learning_rate_is_a_cosine_after_an_epoch_for_networks_and_constant_for_
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
     images, y = dark_and_bright()
     config = ScratchConfig(epochs=4, batch=16, lr=0.01, shift=2)
-    heads.train_network(network(), images, y, preprocess_normalise=scaled, config=config)
+    heads.train_network(network(), images, y, normalise=scaled, config=config)
     time = np.arange(1, 17) / 4  # in epochs, after each of 16 steps
     expected = 0.01 * np.minimum(1, time) * (1 + np.cos(np.pi * time / 4)) / 2
     np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-15)
@@ -404,7 +400,7 @@ def test_loss_that_is_not_finite_stops_the_training() -> None:
         errors.DivergedError, match=r"epoch 2: the training loss is nan, .* lower lr=0\.0003"
     ):
         heads.train_network(
-            net, images, y, preprocess_normalise=scaled, config=ScratchConfig(batch=16, shift=2)
+            net, images, y, normalise=scaled, config=ScratchConfig(batch=16, shift=2)
         )
     assert net.calls == 8
     assert not net.training
@@ -423,7 +419,7 @@ def test_label_smoothing_and_bfloat16_change_the_loss() -> None:
     def loss(**options: Any) -> float:
         net = Watched(*network(0.0))
         config = ScratchConfig(epochs=1, batch=64, shift=0, flip=False, **options)
-        (epoch,) = heads.train_network(net, images, y, preprocess_normalise=scaled, config=config)
+        (epoch,) = heads.train_network(net, images, y, normalise=scaled, config=config)
         return epoch.loss
 
     with torch.no_grad():
@@ -445,9 +441,7 @@ def test_progress_wraps_the_epochs() -> None:
         return epochs
 
     config = ScratchConfig(epochs=2, shift=2)
-    heads.train_network(
-        network(), images, y, preprocess_normalise=scaled, config=config, progress=progress
-    )
+    heads.train_network(network(), images, y, normalise=scaled, config=config, progress=progress)
     assert calls == [(2, "training from nothing")]
 
 
@@ -463,7 +457,7 @@ def test_unsuitable_images_are_refused(images: Tensor, shift: int) -> None:
     config = ScratchConfig(shift=shift)
     with pytest.raises(ArgumentError, match="expected uint8 n x 3 x S x S, and a shift below S"):
         heads.train_network(
-            network(), images, dark_and_bright()[1], preprocess_normalise=scaled, config=config
+            network(), images, dark_and_bright()[1], normalise=scaled, config=config
         )
 
 
@@ -482,7 +476,11 @@ def test_training_seeds_no_generator_of_another_device(monkeypatch: pytest.Monke
             torch.default_generator.manual_seed(seed)
             histories.append(
                 heads.train_network(
-                    network, images, [0, 1] * 4, preprocess_normalise=LAB.normalise, config=config
+                    network,
+                    images,
+                    [0, 1] * 4,
+                    normalise=STRETCH_224.normalise,
+                    config=config,
                 )
             )
     assert histories[0] == histories[1]

@@ -180,7 +180,7 @@ def test_store_of_another_preprocess_or_pool_is_not_served(given: Arguments) -> 
         names = ("module", "images", "taps")
         options = ("preprocess", "dtype", "batch_size", "pool")
         batches = list(
-            features.stream(
+            features.feature_batches(
                 *(arguments[name] for name in names),
                 **{name: arguments[name] for name in options},
             )

@@ -138,9 +138,9 @@ def test_span_coordinates_keep_the_products_and_have_the_rank_of_the_rows() -> N
 
 def test_reduce_does_not_change_narrow_features() -> None:
     train, test = blobs(d=24)
-    assert svm.reduce(train, test)[0] is train
+    assert svm.reduce_columns(train, test)[0] is train
     train, test = blobs(d=25)
-    assert svm.reduce(train, test)[0].shape == (24, 24)
+    assert svm.reduce_columns(train, test)[0].shape == (24, 24)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Photos to features in a pipeline: the features of `stream`, the lab's classifier, and errors."""
+"""Photos to features in a pipeline: those of `feature_batches`, the lab's classifier, errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def transformer(**options: Any) -> TapTransformer:
 
 
 def test_rows_are_the_normalised_features_of_stream(photos: list[np.ndarray]) -> None:
-    batches = features.stream(
+    batches = features.feature_batches(
         tiny_vgg(), photos, {"tap": TAP}, preprocess=SMALL, dtype=torch.float32, batch_size=5
     )
     expected = torch.cat([batch["tap"] for batch in batches])

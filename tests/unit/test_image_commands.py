@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rdfia import commands
+from rdfia import image_commands
 from rdfia.__main__ import main
 from rdfia.data import assets, files, images, pictures
 from rdfia.device import memory
@@ -334,7 +334,7 @@ def test_error_of_the_system_is_exit_code_1(
     def fail(_options: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "_require_photo", fail)
+    monkeypatch.setattr(image_commands, "_require_photo", fail)
     assert main(["classify", str(photo)]) == 1
     assert message in capsys.readouterr().err
 

@@ -1,6 +1,6 @@
-"""The commands `classify`, `saliency`, `fool`, `visualise` and `train`: a PNG and a JSON each.
+"""The commands that write an image: `classify`, `saliency`, `fool`, `visualise` and `train`.
 
-Each prints the names of the files that it wrote. Progress goes to the error stream.
+Each writes a PNG and a JSON, and prints their names. Progress goes to the error stream.
 """
 
 from __future__ import annotations
@@ -465,39 +465,41 @@ def _positive(text: str) -> float:
     return float(text)
 
 
+def _add_common_options(sub: argparse.ArgumentParser, seed: bool) -> None:
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the PNG, or a folder for it; the JSON is written beside it",
+    )
+    if seed:
+        sub.add_argument("--seed", type=_whole(0), default=0, metavar="N")
+
+
+def _add_network_options(sub: argparse.ArgumentParser, seed: bool = False) -> None:
+    sub.add_argument(
+        "--network", help="default: the first of SqueezeNet 1.1 and others with weights here"
+    )
+    sub.add_argument("--weights", type=Path, metavar="FILE", help="weights of that network")
+    sub.add_argument(
+        "--stretch",
+        action="store_true",
+        help="resize the photo to the network's input without a crop; an image that `fool` "
+        "wrote is then taken as it is",
+    )
+    _add_common_options(sub, seed)
+
+
 def add_to(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
     """Adds the commands of this module to a parser; `command(name, function, text)` adds one."""
     photo_help = "a photo: JPEG, PNG, WebP, TIFF, BMP, GIF"
     class_help = "a class of ImageNet: its name, index or wnid"
 
-    def common(sub: argparse.ArgumentParser, seed: bool) -> None:
-        sub.add_argument("--device", default="cpu")
-        sub.add_argument(
-            "--output",
-            type=Path,
-            metavar="FILE",
-            help="the PNG, or a folder for it; the JSON is written beside it",
-        )
-        if seed:
-            sub.add_argument("--seed", type=_whole(0), default=0, metavar="N")
-
-    def of_network(sub: argparse.ArgumentParser, seed: bool = False) -> None:
-        sub.add_argument(
-            "--network", help="default: the first of SqueezeNet 1.1 and others with weights here"
-        )
-        sub.add_argument("--weights", type=Path, metavar="FILE", help="weights of that network")
-        sub.add_argument(
-            "--stretch",
-            action="store_true",
-            help="resize the photo to the network's input without a crop; an image that `fool` "
-            "wrote is then taken as it is",
-        )
-        common(sub, seed)
-
     sub = command("classify", _classify, "Name the most probable classes of a photo.")
     sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
     sub.add_argument("--top", type=_whole(1), default=5, metavar="K")
-    of_network(sub)
+    _add_network_options(sub)
     sub = command("saliency", _saliency, "Draw the pixels that a class's score depends on most.")
     sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
     sub.add_argument(
@@ -507,7 +509,7 @@ def add_to(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
         "--kind", choices=("gradient", "gradient x input", "smoothgrad"), default="gradient"
     )
     sub.add_argument("--samples", type=_whole(1), default=16, metavar="N", help="of smoothgrad")
-    of_network(sub, seed=True)
+    _add_network_options(sub, seed=True)
     sub = command("fool", _fool, "Change a photo slightly until a network sees another class.")
     sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
     sub.add_argument("--to", required=True, metavar="CLASS", help=class_help)
@@ -518,13 +520,13 @@ def add_to(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
         help="closest: search for the smallest change; lab: stop at the first image that fools",
     )
     sub.add_argument("--steps", type=_whole(1), metavar="N", help="default: 40, or the lab's 100")
-    of_network(sub)
+    _add_network_options(sub)
     sub = command("visualise", _visualise, "Draw an image that a network scores high for a class.")
     sub.add_argument("classes", nargs="+", metavar="CLASS", help=class_help)
     sub.add_argument("--from", dest="photo", type=Path, metavar="PHOTO", help="not from noise")
     sub.add_argument("--steps", type=_whole(1), default=200, metavar="N")
     sub.add_argument("--lr", type=_positive, default=5.0)
-    of_network(sub, seed=True)
+    _add_network_options(sub, seed=True)
     sub = command("train", _train, "Train a GAN of the labs; a second call continues a run.")
     sub.add_argument("kind", choices=KINDS)
     sub.add_argument(
@@ -539,4 +541,4 @@ def add_to(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--steps", type=_whole(1), metavar="N", help="default: the lab's")
     sub.add_argument("--batch", type=_whole(2), metavar="N", help="default: the lab's, or fewer")
     sub.add_argument("--size", type=int, choices=(16, 32, 64, 128), default=32)
-    common(sub, seed=True)
+    _add_common_options(sub, seed=True)
