@@ -6,6 +6,7 @@ are defined in rdfia/claims/record.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -17,6 +18,10 @@ from typing import Any
 import pytest
 from _pytest.mark.expression import Expression
 from hypothesis import settings
+
+with contextlib.suppress(ImportError):
+    # Optional, imported by torch. It draws a number when it is imported, and a test may not draw.
+    import rich.style  # noqa: F401
 
 from rdfia.claims.registry import CLAIMS
 from tests.faults.no_network import sitecustomize as no_network

@@ -59,3 +59,6 @@ def install() -> None:
     """Makes later imports of torchvision declare the operators that are missing."""
     if not any(isinstance(finder, _BeforeRegistrations) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BeforeRegistrations())
+
+
+register_missing_operators = install  # the former name

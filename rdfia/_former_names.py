@@ -1,6 +1,6 @@
-"""Imports by the names that modules had before they moved into rooms.
+"""Former names of modules, which moved into rooms, and of objects that were renamed.
 
-`import rdfia.svm` gives `rdfia.transfer.svm`.
+`import rdfia.svm` gives `rdfia.transfer.svm`, `rdfia.data.LAB` gives `rdfia.data.STRETCH_224`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -42,6 +43,45 @@ FORMER = {
 }  # former name -> present name
 
 
+RENAMED = {
+    "LAB": "STRETCH_224",
+    "CROP": "CENTRE_CROP_224",
+    "stream": "feature_batches",
+    "reduce": "reduce_columns",
+    "perturbation": "perturbation_sizes",
+    "features_of": "features_and_digits",
+    "Estimate": "ScoreWithError",
+    "Table1Row": "LayerResult",
+}  # former name of an object -> present name; the module is the same
+
+
+def present_name(module: str, name: str, names: Container[str]) -> str:
+    """`name`, or if it is the former name of one of the `names` of `module`, that one.
+
+    A former name gives a DeprecationWarning, any other that is not in `names` is returned as it is.
+    """
+    present = RENAMED.get(name, name)
+    if name in names or present not in names:
+        return name
+    warnings.warn(f"{module}.{name} is {present} now", DeprecationWarning, stacklevel=3)
+    return present
+
+
+def _add_former_objects(module: ModuleType) -> None:
+    """Let `module` find its objects by their former names too."""
+    find = vars(module).get("__getattr__", partial(_missing, module.__name__))
+
+    def find_former(name: str) -> object:
+        present = present_name(module.__name__, name, vars(module))
+        return vars(module)[present] if present != name else find(name)
+
+    module.__getattr__ = find_former  # type: ignore[method-assign]
+
+
+def _missing(module: str, name: str) -> object:
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
 class _FormerNames:
     """Finds and loads modules by their former names.
 
@@ -61,7 +101,9 @@ class _FormerNames:
 
     def exec_module(self, module: ModuleType) -> None:
         # `import` returns what is in sys.modules after the module is executed.
-        sys.modules[module.__name__] = importlib.import_module(FORMER[module.__name__])
+        found = importlib.import_module(FORMER[module.__name__])
+        _add_former_objects(found)
+        sys.modules[module.__name__] = found
 
 
 def install() -> None:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from rdfia._former_names import present_name
+
 
 def front_door(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package, from the imports in its `__init__.pyi`.
@@ -27,6 +29,7 @@ def front_door(package: str) -> tuple[Callable[[str], object], Callable[[], list
         if name == "__all__":
             vars(sys.modules[package]).update({public: find(public) for public in modules})
             return list(modules)
+        name = present_name(package, name, modules)
         if name not in modules:
             raise AttributeError(f"{package} has no {name!r}; it has {', '.join(modules)}")
         if modules[name] == package:

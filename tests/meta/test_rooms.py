@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import rdfia
-from rdfia._former_names import FORMER
+from rdfia._former_names import FORMER, RENAMED
 
 ROOT = Path(__file__).parents[2]
 ROOMS = [path.parent.name for path in sorted((ROOT / "rdfia").glob("*/__init__.py"))]
@@ -131,3 +131,23 @@ def test_a_former_name_works_in_every_form_of_import() -> None:
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.split() == ["True", "rdfia.transfer.features"], done.stderr
+
+
+@pytest.mark.parametrize("former", RENAMED)
+def test_an_object_is_found_by_its_former_name_too(former: str) -> None:
+    """At the front door, and in a module that is imported by a former name."""
+    present = RENAMED[former]
+    doors = [importlib.import_module(f"rdfia.{room}") for room in ROOMS]
+    (door,) = (door for door in doors if present in dir(door))
+    with pytest.warns(DeprecationWarning, match=f"{door.__name__}.{former} is {present} now"):
+        assert getattr(door, former) is getattr(door, present)
+
+
+def test_a_module_with_a_former_name_has_its_objects_by_their_former_names() -> None:
+    code = "from rdfia import features, images; from rdfia.svm import reduce; "
+    code += "print(features.stream.__name__, images.CROP.mode, reduce.__name__, "
+    code += "hasattr(features, 'perturbation'))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["feature_batches", "crop", "reduce_columns", "False"], done
