@@ -162,8 +162,8 @@ def test_saturating_objective_differs_from_log_d(claim: Any) -> None:
             "-log D": used[::30],
         },
         note=(
-            "Both vanish only where D(G(z)) = 1, but a G whose images D knows learns 99 times "
-            "as fast by -log D."
+            "Both slopes are 0 only where D(G(z)) = 1. Where D recognises the images of G, the "
+            "slope of -log D is 99 times as large."
         ),
     )
 
