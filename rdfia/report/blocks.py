@@ -240,25 +240,20 @@ def needed_times(record: Record, part: Json) -> float:
 
     Infinite for a single run, and for a value on the bound.
     """
-    size = _deciding_size(record, part)
-    return size / part["n"] if size else math.inf
-
-
-def _deciding_size(record: Record, part: Json) -> int | None:
     bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
-    return judge.size_that_decides(estimate_of(part), bound) if bound else None
+    size = judge.size_that_decides(estimate_of(part), bound) if bound else None
+    return size / part["n"] if size else math.inf
 
 
 def _needed_size(record: Record, part: Json) -> str:
     """How many images or seeds would decide this part if its value stayed the same."""
-    size, n = _deciding_size(record, part), part["n"]
     if "inf" in str(part["low"]):  # JSON holds infinity as the text "inf"
         return "more seeds: one run has no interval"
-    if size is None:
-        return "more data"
-    if size > OUT_OF_REACH * n:
-        return f"over {OUT_OF_REACH} times as many as {n:,} would decide"
-    return f"about {size:,} instead of {n:,} would decide"
+    times, n = needed_times(record, part), part["n"]
+    if times > OUT_OF_REACH:
+        far = f"over {OUT_OF_REACH} times as many as {n:,} would decide"
+        return far if math.isfinite(times) else "more data"
+    return f"about {round(times * n):,} instead of {n:,} would decide"
 
 
 def _shortened_json(evidence: Json) -> str:
