@@ -436,7 +436,7 @@ _EXTRACT: commands.Arguments = {
     "--decoder": {
         "choices": ("pillow", "torchvision"),
         "default": "pillow",
-        "help": "pillow (default), or torchvision, which decodes JPEG on the device (nvJPEG on CUDA); "
+        "help": "pillow (default); torchvision decodes JPEG on the device (nvJPEG on CUDA), its "
         "pixels differ slightly",
     },
     "--to": {
