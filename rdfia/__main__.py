@@ -386,6 +386,78 @@ def _write_extracted(
     print(printable_line(f"{to}: {shapes} ({extracted.dtype}); rows in {listed.name}"))
 
 
+_RUN: dict[str, Any] = {
+    "type": Path,
+    "nargs": "?",
+    "default": Path("reports/latest"),
+    "metavar": "FOLDER",
+    "help": "of a run (default: reports/latest)",
+}
+_EXTRACT: image_commands.Arguments = {
+    "folder": {"type": Path, "help": "the photos, at any depth", "metavar": "FOLDER"},
+    "--strict": {"action": "store_true", "help": "refuse a folder with files that are not photos"},
+    "--network": {
+        "default": "vgg16",
+        "metavar": "NAME",
+        "help": "vgg16 (default), alexnet, squeezenet1_1, or any classification network of "
+        "torchvision, such as resnet50",
+    },
+    "--weights": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "your own weights, a .safetensors file or a state dict of torch.save "
+        "(default: those on this machine, see `rdfia assets`)",
+    },
+    "--taps": {
+        "default": "pool5",
+        "metavar": "NAMES",
+        "help": "comma-separated layers (relu4_3,pool5) or module paths (layer4.1.conv2), default: "
+        "pool5; PATH:0 is element 0 of an output that is a tuple, PATH#1 a module's second call",
+    },
+    "--device": {"default": "cpu", "help": "cpu (default), cuda or cuda:N"},
+    "--dtype": {
+        "default": "auto",
+        "metavar": "TYPE",
+        "help": "compute and store in float32, bfloat16 or float16 (default: auto, bfloat16 where "
+        "the device multiplies it natively)",
+    },
+    "--batch": {
+        "type": int,
+        "metavar": "N",
+        "help": "images of a forward pass (default: 16, on a GPU 128)",
+    },
+    "--size": {
+        "type": int,
+        "default": 224,
+        "metavar": "PIXELS",
+        "help": "stretch photos to this width and height (default: 224)",
+    },
+    "--pool": {
+        "default": "flatten",
+        "metavar": "POOL",
+        "help": "what becomes of a layer's output: flatten (default) keeps all values; pyramid and "
+        "second-order pool maps after a ReLU",
+    },
+    "--decoder": {
+        "choices": ("pillow", "torchvision"),
+        "default": "pillow",
+        "help": "pillow (default); torchvision decodes JPEG on the device (nvJPEG on CUDA), its "
+        "pixels differ slightly",
+    },
+    "--to": {
+        "type": Path,
+        "default": Path("features.safetensors"),
+        "metavar": "FILE",
+        "help": "the file of features (default: features.safetensors)",
+    },
+    "--store": {
+        "type": Path,
+        "metavar": "DIR",
+        "help": "write shards below DIR instead of FILE, for any number of photos",
+    },
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "rdfia", description="Four deep-vision labs, checked against their report by pytest."
@@ -402,7 +474,12 @@ def _parser() -> argparse.ArgumentParser:
         "assets", _assets, "Show where weights and data are; fill and check an assets directory."
     )
     sub.add_argument(
-        "action", choices=("status", "fetch", "verify", "prepare"), nargs="?", default="status"
+        "action",
+        choices=("status", "fetch", "verify", "prepare"),
+        nargs="?",
+        default="status",
+        help="status (default): what is on this machine; fetch: download, verify, unpack; verify: "
+        "check the files; prepare: make the faces of TME 9 from CelebA",
     )
     sub.add_argument(
         "names", nargs="*", metavar="NAME", help="assets (default: all); for prepare: celeba"
@@ -412,13 +489,16 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, metavar="DIR", help="fetch or prepare into this assets directory"
     )
     sub.add_argument(
-        "--from", type=Path, metavar="DIR", dest="source", help="prepare from this folder"
+        "--from", type=Path, metavar="DIR", dest="source", help="prepare from the photos in DIR"
     )
     sub.add_argument(
-        "--size", choices=("32", "64", "both"), default="32", help="prepare images of this size"
+        "--size",
+        choices=("32", "64", "both"),
+        default="32",
+        help="of the prepared images (default: 32)",
     )
     sub = command("report", _report, "Write the page of a run from its claims.json.")
-    sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
+    sub.add_argument("folder", **_RUN)
     sub.add_argument(
         "--all",
         action="store_true",
@@ -429,7 +509,7 @@ def _parser() -> argparse.ArgumentParser:
         _claims,
         "List the claims with their outcomes, values, intervals and the place of each record.",
     )
-    sub.add_argument("folder", type=Path, nargs="?", default=Path("reports/latest"))
+    sub.add_argument("folder", **_RUN)
     sub.add_argument(
         "--committed",
         action="store_true",
@@ -440,11 +520,14 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         _compare,
         "Compare two runs: conditions, outcomes, values, benchmarks. Exit code 1: a check got "
-        "worse (supported and then contradicted, its test fails now, or it is lost).",
+        "worse (it was supported and is contradicted now, its test fails now, or it is missing).",
     )
     for name, metavar in (("before", "A"), ("after", "B")):
         sub.add_argument(
-            name, type=Path, metavar=metavar, help="a run's folder, claims.json or benchmarks"
+            name,
+            type=Path,
+            metavar=metavar,
+            help="a run's folder, its claims.json or its benchmarks.json",
         )
     sub.add_argument("--page", type=Path, metavar="FILE", help="also write a page (HTML)")
     sub.add_argument("--markdown", action="store_true", help="print Markdown instead of text")
@@ -453,69 +536,8 @@ def _parser() -> argparse.ArgumentParser:
         _extract,
         "Extract features of all photos below a folder, any layers, in one pass.",
     )
-    sub.add_argument("folder", type=Path, help="the photos, also in folders below it")
-    sub.add_argument(
-        "--strict", action="store_true", help="refuse a folder with files that are not photos"
-    )
-    sub.add_argument(
-        "--network",
-        default="vgg16",
-        metavar="NAME",
-        help="vgg16 (default), alexnet, squeezenet1_1, or any classification network of "
-        "torchvision, such as resnet50",
-    )
-    sub.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="your own weights, a .safetensors file or a state dict of torch.save "
-        "(default: those on this machine, see `rdfia assets`)",
-    )
-    sub.add_argument(
-        "--taps",
-        default="pool5",
-        metavar="NAMES",
-        help="comma-separated layers (relu4_3,pool5) or module paths (layer4.1.conv2); PATH:0 is "
-        "element 0 of an output that is a tuple, PATH#1 the second call of a module",
-    )
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    sub.add_argument(
-        "--dtype",
-        default="auto",
-        metavar="TYPE",
-        help="compute and store in float32, bfloat16 or float16 (default: auto, bfloat16 where the "
-        "device multiplies it natively)",
-    )
-    sub.add_argument(
-        "--batch", type=int, metavar="N", help="images of a pass (default: 16, on a GPU 128)"
-    )
-    sub.add_argument(
-        "--size",
-        type=int,
-        default=224,
-        metavar="PIXELS",
-        help="stretch photos to this width and height (default: 224)",
-    )
-    sub.add_argument(
-        "--pool",
-        default="flatten",
-        metavar="POOL",
-        help="a row of a layer's output: flatten (default, all values), pyramid or second-order "
-        "(both for maps after a ReLU)",
-    )
-    sub.add_argument(
-        "--decoder",
-        choices=("pillow", "torchvision"),
-        default="pillow",
-        help="torchvision decodes JPEG on the device (nvJPEG on CUDA); pixels differ slightly",
-    )
-    sub.add_argument("--to", type=Path, default=Path("features.safetensors"), metavar="FILE")
-    sub.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="write shards below DIR instead of FILE, for any number of photos",
-    )
+    for argument, options in _EXTRACT.items():
+        sub.add_argument(argument, **options)
     image_commands.add_to(command)
     return parser
 

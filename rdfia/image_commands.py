@@ -465,80 +465,135 @@ def _positive(text: str) -> float:
     return float(text)
 
 
-def _add_common_options(sub: argparse.ArgumentParser, seed: bool) -> None:
-    sub.add_argument("--device", default="cpu")
-    sub.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="the PNG, or a folder for it; the JSON is written beside it",
-    )
-    if seed:
-        sub.add_argument("--seed", type=_whole(0), default=0, metavar="N")
-
-
-def _add_network_options(sub: argparse.ArgumentParser, seed: bool = False) -> None:
-    sub.add_argument(
-        "--network", help="default: the first of SqueezeNet 1.1 and others with weights here"
-    )
-    sub.add_argument("--weights", type=Path, metavar="FILE", help="weights of that network")
-    sub.add_argument(
-        "--stretch",
-        action="store_true",
-        help="resize the photo to the network's input without a crop; an image that `fool` "
-        "wrote is then taken as it is",
-    )
-    _add_common_options(sub, seed)
+Arguments = dict[str, dict[str, Any]]  # name -> the options of `add_argument`
+_CLASS = "a class of ImageNet: its name, index or wnid"
+_PHOTO: Arguments = {
+    "photo": {"type": Path, "metavar": "PHOTO", "help": "JPEG, PNG, WebP, TIFF, BMP or GIF"}
+}
+_OUTPUT: Arguments = {
+    "--device": {"default": "cpu", "help": "cpu (default), cuda or cuda:N"},
+    "--output": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "the PNG, or a folder for it (default: this one); the JSON stands beside it",
+    },
+}
+_SEED: Arguments = {
+    "--seed": {"type": _whole(0), "default": 0, "metavar": "N", "help": "of the noise (default: 0)"}
+}
+_NETWORK: Arguments = {
+    "--network": {
+        "metavar": "NAME",
+        "help": "default: SqueezeNet 1.1, else another network whose weights are on this machine",
+    },
+    "--weights": {"type": Path, "metavar": "FILE", "help": "your own weights"},
+    "--stretch": {
+        "action": "store_true",
+        "help": "resize the photo to the network's input size without a crop; an image that "
+        "`rdfia fool` wrote stays unchanged",
+    },
+    **_OUTPUT,
+}
+_CLASSIFY: Arguments = {
+    **_PHOTO,
+    "--top": {
+        "type": _whole(1),
+        "default": 5,
+        "metavar": "K",
+        "help": "number of classes (default: 5)",
+    },
+    **_NETWORK,
+}
+_SALIENCY: Arguments = {
+    **_PHOTO,
+    "--class": {
+        "dest": "target",
+        "metavar": "CLASS",
+        "help": f"{_CLASS} (default: the predicted one)",
+    },
+    "--kind": {
+        "choices": ("gradient", "gradient x input", "smoothgrad"),
+        "default": "gradient",
+        "help": "the method (default: gradient)",
+    },
+    "--samples": {
+        "type": _whole(1),
+        "default": 16,
+        "metavar": "N",
+        "help": "noisy copies of the photo for smoothgrad (default: 16)",
+    },
+    **_NETWORK,
+    **_SEED,
+}
+_FOOL: Arguments = {
+    **_PHOTO,
+    "--to": {"required": True, "metavar": "CLASS", "help": _CLASS},
+    "--rule": {
+        "choices": ("closest", "lab"),
+        "default": "closest",
+        "help": "closest (default): search for the smallest change; lab: stop at the first image "
+        "that fools",
+    },
+    "--steps": {
+        "type": _whole(1),
+        "metavar": "N",
+        "help": "at most (default: 40; with --rule lab: 100)",
+    },
+    **_NETWORK,
+}
+_VISUALISE: Arguments = {
+    "classes": {"nargs": "+", "metavar": "CLASS", "help": _CLASS},
+    "--from": {
+        "dest": "photo",
+        "type": Path,
+        "metavar": "PHOTO",
+        "help": "start from a photo instead of noise",
+    },
+    "--steps": {
+        "type": _whole(1),
+        "default": 200,
+        "metavar": "N",
+        "help": "iterations (default: 200)",
+    },
+    "--lr": {"type": _positive, "default": 5.0, "help": "learning rate (default: 5)"},
+    **_NETWORK,
+    **_SEED,
+}
+_TRAIN: Arguments = {
+    "kind": {"choices": KINDS, "help": "the lab's network"},
+    "folder": {
+        "type": Path,
+        "metavar": "FOLDER",
+        "help": "photos; FOLDER/<class>/<photo> for cdcgan and cgan; or MNIST's files",
+    },
+    "--strict": {"action": "store_true", "help": "refuse a folder with files that are not photos"},
+    "--steps": {"type": _whole(1), "metavar": "N", "help": "default: the lab's number"},
+    "--batch": {
+        "type": _whole(2),
+        "metavar": "N",
+        "help": "images of a step (default: the lab's number, or all if there are fewer)",
+    },
+    "--size": {
+        "type": int,
+        "choices": (16, 32, 64, 128),
+        "default": 32,
+        "help": "width and height of the images (default: 32)",
+    },
+    **_OUTPUT,
+    **_SEED,
+}
+COMMANDS: tuple[tuple[str, Callable[[Any], int], str, Arguments], ...] = (
+    ("classify", _classify, "Name the most probable classes of a photo.", _CLASSIFY),
+    ("saliency", _saliency, "Draw the pixels that a class's score depends on most.", _SALIENCY),
+    ("fool", _fool, "Change a photo slightly until a network sees another class.", _FOOL),
+    ("visualise", _visualise, "Draw an image that a network scores high for a class.", _VISUALISE),
+    ("train", _train, "Train a GAN of the labs; the same call again continues it.", _TRAIN),
+)
 
 
 def add_to(command: Callable[[str, Any, str], argparse.ArgumentParser]) -> None:
     """Adds the commands of this module to a parser; `command(name, function, text)` adds one."""
-    photo_help = "a photo: JPEG, PNG, WebP, TIFF, BMP, GIF"
-    class_help = "a class of ImageNet: its name, index or wnid"
-
-    sub = command("classify", _classify, "Name the most probable classes of a photo.")
-    sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
-    sub.add_argument("--top", type=_whole(1), default=5, metavar="K")
-    _add_network_options(sub)
-    sub = command("saliency", _saliency, "Draw the pixels that a class's score depends on most.")
-    sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
-    sub.add_argument(
-        "--class", dest="target", metavar="CLASS", help=f"{class_help} (default: the predicted one)"
-    )
-    sub.add_argument(
-        "--kind", choices=("gradient", "gradient x input", "smoothgrad"), default="gradient"
-    )
-    sub.add_argument("--samples", type=_whole(1), default=16, metavar="N", help="of smoothgrad")
-    _add_network_options(sub, seed=True)
-    sub = command("fool", _fool, "Change a photo slightly until a network sees another class.")
-    sub.add_argument("photo", type=Path, metavar="PHOTO", help=photo_help)
-    sub.add_argument("--to", required=True, metavar="CLASS", help=class_help)
-    sub.add_argument(
-        "--rule",
-        choices=("closest", "lab"),
-        default="closest",
-        help="closest: search for the smallest change; lab: stop at the first image that fools",
-    )
-    sub.add_argument("--steps", type=_whole(1), metavar="N", help="default: 40, or the lab's 100")
-    _add_network_options(sub)
-    sub = command("visualise", _visualise, "Draw an image that a network scores high for a class.")
-    sub.add_argument("classes", nargs="+", metavar="CLASS", help=class_help)
-    sub.add_argument("--from", dest="photo", type=Path, metavar="PHOTO", help="not from noise")
-    sub.add_argument("--steps", type=_whole(1), default=200, metavar="N")
-    sub.add_argument("--lr", type=_positive, default=5.0)
-    _add_network_options(sub, seed=True)
-    sub = command("train", _train, "Train a GAN of the labs; a second call continues a run.")
-    sub.add_argument("kind", choices=KINDS)
-    sub.add_argument(
-        "folder",
-        type=Path,
-        metavar="FOLDER",
-        help="photos; FOLDER/<class>/<photo> for cdcgan and cgan; or MNIST's files",
-    )
-    sub.add_argument(
-        "--strict", action="store_true", help="refuse a folder with files that are not photos"
-    )
-    sub.add_argument("--steps", type=_whole(1), metavar="N", help="default: the lab's")
-    sub.add_argument("--batch", type=_whole(2), metavar="N", help="default: the lab's, or fewer")
-    sub.add_argument("--size", type=int, choices=(16, 32, 64, 128), default=32)
-    _add_common_options(sub, seed=True)
+    for name, function, text, arguments in COMMANDS:
+        sub = command(name, function, text)
+        for argument, options in arguments.items():
+            sub.add_argument(argument, **options)

@@ -16,6 +16,7 @@ DRAWS = (
     "rdfia/report/page.py",
     "rdfia/report/benchmarks.py",
     "rdfia/report/overview.py",
+    "rdfia/report/overview_pictures.py",
 )
 MEASURING = (
     "rdfia/**/*.py",

@@ -4,6 +4,7 @@ from rdfia.report import comparison as comparison
 from rdfia.report import environment as environment
 from rdfia.report import figures as figures
 from rdfia.report import overview as overview
+from rdfia.report import overview_pictures as overview_pictures
 from rdfia.report import page as page
 from rdfia.report import results as results
 from rdfia.report import tables as tables

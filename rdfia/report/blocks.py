@@ -235,20 +235,25 @@ def _conditions(record: Record) -> dict[str, str]:
     return {name: value for name, value in values.items() if value not in ("", "-")}
 
 
+def needed_times(record: Record, part: Json) -> float:
+    """How many times as many images or seeds would decide this part if its value stayed the same.
+
+    Infinite for a single run, and for a value on the bound.
+    """
+    bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
+    size = judge.size_that_decides(estimate_of(part), bound) if bound else None
+    return size / part["n"] if size else math.inf
+
+
 def _needed_size(record: Record, part: Json) -> str:
     """How many images or seeds would decide this part if its value stayed the same."""
-    bound = CLAIMS[record.id].bounds.get(part["name"]) if record.id in CLAIMS else None
-    if bound is None:
-        return "more data"
-    found = estimate_of(part)
-    if not math.isfinite(found.low):
+    if "inf" in str(part["low"]):  # JSON holds infinity as the text "inf"
         return "more seeds: one run has no interval"
-    size = judge.size_that_decides(found, bound)
-    if size is None:
-        return "more data"
-    if size > OUT_OF_REACH * found.n:
-        return f"over {OUT_OF_REACH} times as many as {found.n:,} would decide"
-    return f"about {size:,} instead of {found.n:,} would decide"
+    times, n = needed_times(record, part), part["n"]
+    if times > OUT_OF_REACH:
+        far = f"over {OUT_OF_REACH} times as many as {n:,} would decide"
+        return far if math.isfinite(times) else "more data"
+    return f"about {round(times * n):,} instead of {n:,} would decide"
 
 
 def _shortened_json(evidence: Json) -> str:

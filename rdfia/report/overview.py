@@ -1,22 +1,19 @@
 """The page of the whole report: the committed runs in; docs/index.html, its pictures, a chart out.
 
 The HTML depends on claims.json, the records below reports/verified and the templates, so that it
-can be compared with the committed page. Photos of data sets are not published: the folder
-`public-photos` of reports/verified has the same figures on photos in the public domain.
+can be compared with the committed page.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from rdfia.claims.judge import OUTCOMES
 from rdfia.claims.ledger import committed_runs
@@ -25,7 +22,8 @@ from rdfia.claims.registry import ANSWERS, CLAIMS, ERRATA, Claim
 from rdfia.data import files
 from rdfia.errors import ArgumentError
 from rdfia.report import blocks, page, tables
-from rdfia.report.blocks import Json, Picture
+from rdfia.report.blocks import OUT_OF_REACH, Json
+from rdfia.report.overview_pictures import Shown, pictures, published
 
 # The state of a sentence -> a mark that can be read without colour, and the meaning.
 STATES = {
@@ -36,18 +34,16 @@ STATES = {
     "not measured": ("-", "no committed run has checked it with an interval"),
 }
 SUPPORTED, CONTRADICTED, UNDECIDED = OUTCOMES
+REFUTED = "does not hold"
+SUBJECTS = {
+    "tme7": "transfer with VGG16",
+    "tme8": "input gradients",
+    "tme9": "GANs",
+    "tme10": "conditional GANs",
+}
 FIGURES = range(1, 21)  # of the report
-# The figures of a run that show photos of its data sets; .gitignore has the same names.
-PHOTOS = re.compile(
-    r"figure([1245]|10)(?!\d)|mistakes|saliency-by-photo|.*-nearest|figure[6-9]-efficientnet"
-    r"|figure7-readings"
-)
-# Pictures of these sections are shown at once, those of others on request.
-MAIN = re.compile(r"figure\d+|table1|depth")
-PUBLIC = "cpu/public-photos"
+BESIDE = 1.7  # height over width of pictures beside the checks; higher ones stand in a row below
 NO_TYPE = "exact"  # a check that counts, or that computes in closed form
-SMALL = 65_536  # bytes of a picture that is copied
-QUALITY = 82  # of a WebP picture with losses
 
 
 @dataclass(frozen=True)
@@ -92,25 +88,6 @@ class Sentence:
         """The scope of the checks that decide the state; the claim's own without a check."""
         deciding = deciding_checks(self.claim, self.checks)
         return deciding[0].record.scope if deciding else self.claim.scope
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A picture of the page: its file below docs, its size in pixels, and the file it is made of.
-
-    `section`: a key of `page.TITLES`, or the key of a record.
-    """
-
-    picture: Picture
-    section: str
-    source: Path
-    width: int
-    height: int
-
-    @property
-    def main(self) -> bool:
-        """Whether the picture is shown at once."""
-        return bool(MAIN.match(self.section))
 
 
 def deciding_checks(claim: Claim, checks: Sequence[Check]) -> list[Check]:
@@ -183,76 +160,11 @@ def matrix(found: Sequence[Sentence]) -> tuple[list[tuple[str, str, str]], list[
     return columns, lines
 
 
-def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
-    """The committed pictures of the runs' records, without photos of data sets, and public ones."""
-    verified = root / "reports" / "verified"
-    found: dict[str, Shown] = {}
-
-    def kept(folder: Path, name: str, *rest: Any) -> Picture:
-        """The committed picture that `page` would draw: `_draw` without drawing."""
-        *_, caption, record = rest
-        row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
-        return page.kept_picture(folder, row, record)
-
-    for folder, run in runs:
-        parts = page.pictures(verified / folder, run["records"], kept)
-        table1 = [r for r in run["records"] if r.id == "tme7.q11.table1" and r.outcome in OUTCOMES]
-        if table1:
-            parts["table1"] = [kept(verified / folder, "table1", page.TABLE1_CAPTION, table1[0])]
-        for section, row in parts.items():
-            for picture in row:
-                if picture.file and not PHOTOS.match(Path(picture.file).stem):
-                    shown = _shown(verified, folder, section, picture)
-                    found.setdefault(shown.picture.file, shown)
-    public = verified / PUBLIC / "figures.json"
-    for row in files.read_json(public)["figures"] if public.exists() else ():
-        key = f"{row['lab']}-{row['answer']}"
-        picture = Picture(key, row["file"], row["alt"], row["caption"])
-        shown = _shown(verified, PUBLIC, f"figure{row['number']}", picture)
-        found.setdefault(shown.picture.file, shown)
-    order = {name: i for i, name in enumerate(page.TITLES)}
-    return sorted(found.values(), key=lambda shown: order.get(shown.section, len(order)))
-
-
-def _shown(verified: Path, folder: str, section: str, picture: Picture) -> Shown:
-    source = verified / folder / picture.file
-    with Image.open(source) as image:
-        width, height = image.size
-    name = f"{folder.replace('/', '-')}-{source.stem}{_suffix(source)}"
-    return Shown(
-        replace(picture, file=f"pictures/{name}"),
-        section,
-        source,
-        width,
-        height,
-    )
-
-
-def _suffix(source: Path) -> str:
-    with Image.open(source) as image:
-        small = image.mode == "P" or source.stat().st_size < SMALL
-    return source.suffix if small else ".webp"
-
-
-def published(source: Path) -> bytes:
-    """The bytes of a picture as the page shows it: large PNGs of photos as WebP, with small losses.
-
-    A PNG with a palette, as `figures.png` writes it for lines and greys, is small as it is.
-    """
-    if _suffix(source) == source.suffix:
-        return source.read_bytes()
-    with Image.open(source) as image:
-        pixels = image.convert("RGB")
-    pixels.save(buffer := io.BytesIO(), "WEBP", quality=QUALITY)
-    return buffer.getvalue()
-
-
 def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
     """The page of the runs, with these pictures."""
     found = sentences(runs)
     columns, lines = matrix(found)
     of_report = [row for row in found if row.claim.scope == "report"]
-    by_claim = _by_claim(shown)
     return blocks.render(
         "overview.html",
         STATES=STATES,
@@ -261,17 +173,17 @@ def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
         total=len(of_report),
         on_report=sum(row.scope == "report" and bool(row.checks) for row in of_report),
         measured=sum(bool(row.checks) for row in of_report),
-        parts=_parts(found, by_claim),
+        parts=_parts(found, shown),
         columns=columns,
         matrix=list(zip(found, lines, strict=True)),
-        undecided=[
-            (check.record, part)
-            for row in found
-            for check in row.checks
-            if check.record.outcome == UNDECIDED
-            for part in check.record.parts
-            if part["outcome"] == UNDECIDED
+        SUBJECTS=SUBJECTS,
+        OUT_OF_REACH=OUT_OF_REACH,
+        refuted=[
+            (row, *decided)
+            for row in of_report
+            if row.state == REFUTED and (decided := _deciding_estimate(row))
         ],
+        undecided=_undecided(found),
         unmeasured=[row for row in of_report if not row.checks],
         figures=_figures(shown),
         verdicts={check.record.verdict for row in found for check in row.checks},
@@ -322,17 +234,24 @@ def _deciding_estimate(row: Sentence) -> tuple[Record, Json] | None:
     return record, min(record.parts, key=lambda part: part["outcome"] != outcome)
 
 
-def _by_claim(shown: Sequence[Shown]) -> Callable[[str, str], list[Shown]]:
-    """A function of lab and answer: the pictures of the answer's checks, and public ones."""
-    places = defaultdict(list)
-    for one in shown:
-        claim = CLAIMS.get(one.picture.key.split("/")[0])
-        place = f"{claim.lab}-{claim.answer}" if claim else one.picture.key
-        places[place].append(one)
-    return lambda lab, answer: places[f"{lab}-{answer}"]
+def _undecided(found: Sequence[Sentence]) -> dict[str, list[tuple[float, Record, Json]]]:
+    """Kind -> estimates that decide nothing: `blocks.needed_times`, record and part, least first.
+
+    Kinds: "more" (images or seeds would decide), "far" (`blocks.OUT_OF_REACH` times as many), "one"
+    (a single run, which has no interval).
+    """
+    rows: dict[str, list[tuple[float, Record, Json]]] = {"more": [], "far": [], "one": []}
+    for record in (check.record for row in found for check in row.checks):
+        for part in record.parts if record.outcome == UNDECIDED else ():
+            if part["outcome"] == UNDECIDED:
+                times = blocks.needed_times(record, part)
+                one = math.isinf(float(part["low"]))
+                kind = "one" if one else "more" if times <= OUT_OF_REACH else "far"
+                rows[kind].append((times, record, part))
+    return {kind: sorted(found, key=lambda row: row[0]) for kind, found in rows.items()}
 
 
-def _parts(found: Sequence[Sentence], pictures_of: Callable[[str, str], list[Shown]]) -> list[Json]:
+def _parts(found: Sequence[Sentence], shown: Sequence[Shown]) -> list[Json]:
     """The labs, each with its answers in order, and with the claims beyond the report last."""
     labs: list[Json] = []
     anchors: set[str] = set()
@@ -345,20 +264,17 @@ def _parts(found: Sequence[Sentence], pictures_of: Callable[[str, str], list[Sho
             mine.sort(key=lambda sentence: sentence.claim.scope != "report")
             if not (mine or row["answer"]):
                 continue
-            shown = pictures_of(lab, row["answer"])
-            groups = []
-            for section, part in groupby(
-                (one for one in shown if one.main), key=lambda one: one.section
-            ):
-                anchor = "" if section in anchors else section  # figure 17 is in two answers
-                anchors.add(section)
-                groups.append((anchor, page.TITLES[section], list(part)))
+            # pictures of an answer, which have no record, stand beside its first sentence
+            keys = [{sentence.claim.id} for sentence in mine]
+            for first in keys[:1]:
+                first.add(f"{lab}-{row['answer']}")
             answers.append(
                 {
                     **row,
-                    "sentences": mine,
-                    "figures": groups,
-                    "further": [one for one in shown if not one.main],
+                    "sentences": [
+                        {"row": sentence, **_figures_of(shown, names, anchors)}
+                        for sentence, names in zip(mine, keys, strict=True)
+                    ],
                     "errata": [
                         e["text"] for e in ERRATA if (e["lab"], e["answer"]) == (lab, row["answer"])
                     ],
@@ -367,6 +283,28 @@ def _parts(found: Sequence[Sentence], pictures_of: Callable[[str, str], list[Sho
         sentences_here = [s for s in found if s.claim.lab == lab]
         labs.append({"lab": lab, "title": title, "answers": answers, "sentences": sentences_here})
     return labs
+
+
+def _figures_of(shown: Sequence[Shown], keys: set[str], anchors: set[str]) -> Json:
+    """The pictures of the claims or answers `keys`: "figures" in groups, and "further" ones.
+
+    `anchors`: of the figures before, to which those here are added. Later pictures of the same
+    figure are of another setting: their title says that they are drawn as that figure.
+    """
+    mine = [one for one in shown if one.picture.key.split("/")[0] in keys]
+    groups = []
+    for section, part in groupby((one for one in mine if one.main), key=lambda one: one.section):
+        title, again, pictures = page.TITLES[section], section in anchors, [*part]
+        anchors.add(section)
+        groups.append(
+            {
+                "anchor": "" if again else section,
+                "title": f"Drawn as {title}" if again else title,
+                "pictures": pictures,
+                "beside": sum(one.height / one.width for one in pictures) < BESIDE,
+            }
+        )
+    return {"figures": groups, "further": [one for one in mine if not one.main]}
 
 
 def _figures(shown: Sequence[Shown]) -> list[tuple[int, str, str]]:

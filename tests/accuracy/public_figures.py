@@ -23,7 +23,7 @@ from rdfia.experiments.gradients import SETUPS, STINGRAY
 from rdfia.experiments.visualisation import DEFAULT
 from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.models import networks
-from rdfia.report import figures, overview
+from rdfia.report import figures, overview_pictures
 from rdfia.report.environment import environment
 from tests.accuracy import tme8_figures
 from tests.accuracy.tme8_figures import bright, picture
@@ -162,7 +162,7 @@ def main() -> int:
         # git ignores the names of figures with photos, such as figure1.png
         png, file = folder / "drawn.png", f"figures/public-figure{number}.webp"
         files.write_atomic(png, figures.png(found.pop("figure")))
-        files.write_atomic(folder / file, overview.published(png))
+        files.write_atomic(folder / file, overview_pictures.published(png))
         png.unlink()
         rows.append({"number": number, "lab": lab, "answer": answer, "file": file, **found})
         print(folder / file)

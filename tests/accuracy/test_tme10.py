@@ -134,9 +134,7 @@ def test_parameter_counts_of_cgan_and_cdcgan(claim: Any) -> None:
     claim.measured(
         {
             **each,
-            "cGAN's weights less cDCGAN's": exact_value(
-                sum(counts["cgan"]) - sum(counts["cdcgan"])
-            ),
+            "weights: cGAN minus cDCGAN": exact_value(sum(counts["cgan"]) - sum(counts["cdcgan"])),
         },
         unit="weights",
         note=(
@@ -388,11 +386,13 @@ def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str
         shown |= {"by step": curves(bench, "cdcgan", "cdcgan-no-y-in-D")}
     elif what == "over seeds":
         usual = [bench.last(run, "accuracy") for run in gan_studies.long_runs("cdcgan", title)]
-        found = {"accuracy less that with y in D": intervals.difference_of_means(values, usual)}
+        found = {"accuracy: no y in D minus y in D": intervals.difference_of_means(values, usual)}
         shown = {"without": values, "with": usual}
     else:
         found = {
-            "nats that the label says, over permuted labels": information_over_permuted(bench, runs)
+            "nats that the label says: label minus permuted labels": information_over_permuted(
+                bench, runs
+            )
         }
         measured |= {
             "seeds that are judged": sum(
@@ -405,10 +405,9 @@ def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str
             ]
         }
     note = (
-        f"{LAST} Nothing asks G to draw the digit of a label; whether the label decides which it "
-        "draws, the nats say. Where the ten images of a label are one picture, z changes nothing, "
-        "the label decides all, and the accuracy moves in tenths: such seeds are counted, and the "
-        f"nats judged of seeds with a coverage of {LEAST_COVERAGE} or more."
+        f"{LAST} Without y in D nothing makes G draw the requested digit. The label may still "
+        "decide which digit it draws: the nats measure that, on seeds with a coverage of "
+        f"{LEAST_COVERAGE} or more. Other seeds draw one picture for each label; they are counted."
     )
     claim.measured(
         found,
@@ -427,7 +426,7 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if what == "noise until 5,000":
         stays = [milestones(bench.rows(run))["poor"] for run in runs]
         found = {
-            "first step from which on nothing is noise": over_seeds(
+            "first step after which no image is noise": over_seeds(
                 [step or CGAN_STEPS for step in stays]
             )
         }
@@ -444,7 +443,7 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
         )
         found = {
             "density": over_seeds(density),
-            "lesser of density and coverage": over_seeds([*map(min, density, coverage)]),
+            "smaller of density and coverage": over_seeds([*map(min, density, coverage)]),
         }
         measured = {
             name: float(np.median([bench.last(run, score) for run in runs]))
@@ -457,7 +456,8 @@ def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
             ]
         }
     note = (
-        "The levels ask how the images look; whether they are the digits asked for is the accuracy."
+        "Density and coverage measure how the images look; accuracy, whether they show the "
+        "requested digits."
     )
     note = note if what == "noise until 5,000" else f"{LAST} {note}"
     claim.measured(
@@ -497,7 +497,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
     }
     claim.measured(
         {
-            f"{LABELS[name]}, over cDCGAN's": ratio_of(bench, name, *values[name])
+            f"{LABELS[name]}: cGAN / cDCGAN": ratio_of(bench, name, *values[name])
             for name in ("frechet", "density", "coverage")
         },
         measured={

@@ -86,7 +86,7 @@ def ways_that_disagree(counted: dict[str, dict[str, int]]) -> Estimate:
 def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) -> None:
     blocks = {block: exact_value(count) for block, count in counted["tensors"].items()}
     claim.measured(
-        {**blocks, "ways that disagree": ways_that_disagree(counted)},
+        {**blocks, "counting methods that disagree": ways_that_disagree(counted)},
         weights="none: shapes only",
         evidence={"counts": counted},
         note='The report prints "Bloc4" twice; the second is block 5.',
@@ -105,7 +105,7 @@ def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> No
     claim.measured(
         {
             **{name: exact_value(count) for name, count in counts.items()},
-            "ways that disagree": ways_that_disagree(counted),
+            "counting methods that disagree": ways_that_disagree(counted),
         },
         weights="none: shapes only",
     )
@@ -396,7 +396,7 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
         f"from nothing ({side} px, {epochs} epochs); beside it {where['weights']}, pool5 + SVM"
     )
     claim.measured(
-        {"pretrained less from nothing": difference_of_proportions(pretrained, best_seed)},
+        {"pretrained minus trained from scratch": difference_of_proportions(pretrained, best_seed)},
         scope="substitute",
         measured={
             "from nothing, best seed": float(best_seed.mean()),
@@ -410,7 +410,7 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
                 "pretrained AlexNet pool5 + SVM": [float(pretrained.mean())],
             },
             "settings on a split of the training images": validation,
-            "from nothing less untrained features": vars(gained),
+            "trained from scratch minus untrained features": vars(gained),
         },
         note=f"{beaten[judge.outcome(gained, judge.Bound('above', 0))]} an SVM on the best layer "
         f"of its own random weights: {gained.value:+.3f} ({gained.low:.3f} to {gained.high:.3f}). "
@@ -458,7 +458,7 @@ def test_pretraining_beats_random_weights(
     where = conditions(lab, network)
     where["weights"] = f"random (seeds {list(seeds)}) against {where['weights']}"
     claim.measured(
-        {"pretrained less random weights": difference_of_proportions(ours, other)},
+        {"pretrained minus random weights": difference_of_proportions(ours, other)},
         scope="report" if (data, network) == ("15-Scene", "vgg16") else "substitute",
         right={f"pretrained, {layer}": ours, f"random, {tap}": other},
         measured={f"random weights, {tap}": top, f"pretrained, {layer}": pretrained[layer]},
@@ -497,9 +497,13 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     whole = last == "logits"
     best_tap = max(taps[:-1] if whole else taps, key=values.__getitem__)
     right = {tap: lab.right(network, tap) for tap in (first, best_tap, last)}
-    found = {"best layer less the first": difference_of_proportions(right[best_tap], right[first])}
+    found = {
+        "best layer minus first layer": difference_of_proportions(right[best_tap], right[first])
+    }
     if whole:
-        found["best layer less the last"] = difference_of_proportions(right[best_tap], right[last])
+        found["best layer minus last layer"] = difference_of_proportions(
+            right[best_tap], right[last]
+        )
     claim.measured(
         found,
         scope="report" if whole and (data, network) == ("15-Scene", "vgg16") else "substitute",
@@ -611,7 +615,7 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
     values = [float(hits.mean()) for hits in right]
     claim.measured(
         {
-            f"seed {seed} less the SVM": difference_of_proportions(hits, svms)
+            f"head with seed {seed} minus SVM": difference_of_proportions(hits, svms)
             for seed, hits in enumerate(right)
         },
         scope="report" if tap == "relu7" else "substitute",
@@ -623,7 +627,7 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
         note="The head replaces the network's last layer."
         if tap == "relu7"
         else "The head replaces everything after "
-        "pool5: the dense layers before the lab's last one are not at hand.",
+        "pool5: the weights of the lab's dense layers are not on this machine.",
         **conditions(lab, network),
     )
 
@@ -654,8 +658,8 @@ def check_row(
             "converged": fitted.converged,
             "confusion": {"classes": list(lab.problem.classes), "matrix": matrix.tolist()},
         },
-        note=f"The {reading} reading: row {row} is {tap}. On other images of the same kind it "
-        f"would lie, with 95 % confidence, at {score.low:.4f} to {score.high:.4f}.",
+        note=f"In the {reading} reading, row {row} is the layer {tap}. 95 % interval of the "
+        f"accuracy over images: {score.low:.4f} to {score.high:.4f}.",
         **conditions(lab, network),
     )
     claim.compare_right_images(f"{network}/{tap}/scene15", right, lab.problem.digest[:12])
@@ -705,10 +709,10 @@ def test_table1_order(claim: Any, bench: Benches) -> None:
     other = max((row for row in right if row != "Relu2"), key=lambda row: right[row].mean())
     claim.measured(
         {
-            "Relu2 less the best other row": difference_of_proportions(
+            "Relu2 minus the best other row": difference_of_proportions(
                 right["Relu2"], right[other]
             ),
-            "Relu7 less Relu10": difference_of_proportions(right["Relu7"], right["Relu10"]),
+            "Relu7 minus Relu10": difference_of_proportions(right["Relu7"], right["Relu10"]),
         },
         scope="substitute",
         right=right,
@@ -748,11 +752,11 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
     folds, repeats = (5, 3) if claim.profile == "full" else (0.2, 1)
     chosen, table = svm.choose_C(train, lab.problem.y_train, CS, folds, repeats)
     held = {row.C: row.right[np.isfinite(row.right)] for row in table}
-    neighbours = {f"C = {C:g} less C = {10 * C:g}": (C, 10 * C) for C in CS[:-1]}
+    neighbours = {f"C = {C:g} minus C = {10 * C:g}": (C, 10 * C) for C in CS[:-1]}
     ovo = lab.right("vgg16", tap, scheme="ovo", with_taps=taps)
     claim.measured(
         {
-            f"C = 1 less C = {C:g}": difference_of_proportions(right[1.0], right[C])
+            f"C = 1 minus C = {C:g}": difference_of_proportions(right[1.0], right[C])
             for C in (0.1, 10.0)
         },
         scope="report" if case == "relu7" else "substitute",
@@ -777,9 +781,8 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
                 for name, (a, b) in neighbours.items()
             },
         },
-        note="Of the training images "
-        + ("three times five folds" if claim.profile == "full" else "a fifth")
-        + f" were held out to choose C = {chosen:g}, which no test image has a part in.",
+        note=("Five-fold cross-validation, three times," if claim.profile == "full" else "A split")
+        + f" of the training images, without a test image, chooses C = {chosen:g}.",
         **conditions(lab, "vgg16"),
     )
 
@@ -814,7 +817,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
         for name, network in (("VGG16", "vgg16"), ("AlexNet", "alexnet"))
     }
     claim.measured(
-        {"VGG16 less AlexNet": difference_of_proportions(right["VGG16"], right["AlexNet"])},
+        {"VGG16 minus AlexNet": difference_of_proportions(right["VGG16"], right["AlexNet"])},
         scope="substitute",
         right=right,
         measured={name: float(hits.mean()) for name, hits in right.items()},

@@ -87,10 +87,10 @@ def test_salient_blocks_change_the_probability_most(
         tme8_figures.show_maps(claim, bench, areas)
     claim.measured(
         {
-            f"block deletion gained on {base}": intervals.difference_of_means(
+            f"block deletion: {base} minus map": intervals.difference_of_means(
                 deletion[base], deletion["gradient"]
             ),
-            f"block insertion gained on {base}": intervals.difference_of_means(
+            f"block insertion: map minus {base}": intervals.difference_of_means(
                 insertion["gradient"], insertion[base]
             ),
         },
@@ -102,8 +102,8 @@ def test_salient_blocks_change_the_probability_most(
         },
         unit="(area under the class's probability)",
         evidence={"areas": {mode: summaries(rows) for mode, rows in areas.items()}},
-        note="14 x 14 blocks in the order of the map's mean in each. A block that is taken away "
-        "becomes its part of a blurred copy, so that no hard texture is torn.",
+        note="14 x 14 blocks, ordered by the mean of the map in each. A removed block is replaced "
+        "by the same block of a blurred copy, which adds no edges.",
         **bench.record(),
     )
 
@@ -130,8 +130,8 @@ def test_the_most_salient_point_is_on_the_object(
             "energy in the right quarter": found.mean("energy"),
         },
         evidence={"gradient": summaries(found.scores)},
-        note="The map is blurred by 4 pixels before its largest value is looked for. Chance is "
-        "0.25 for both.",
+        note="The most salient point is the largest value of the map, blurred by 4 pixels. Chance "
+        "is 0.25 for both.",
         **bench.record(data=f"{found} of {bench.photos.name}, those classified correctly"),
     )
 
@@ -161,7 +161,7 @@ def test_the_dog_is_marked_and_the_stole_less(
     tme8_figures.show_by_photo(claim, bench, x, labels, energy)
     claim.measured(
         {
-            f"energy inside, the {name}'s less the median photo's": intervals.difference_of_means(
+            f"energy inside: {name} minus median photo": intervals.difference_of_means(
                 energy[:, i], median
             )
             for i, name in both
@@ -207,8 +207,8 @@ def test_the_plain_map_is_noisy(claim: Any, lens: Lens, title: str, what: str) -
     ratios = variation["gradient"] / variation["SmoothGrad"]
     claim.measured(
         {
-            "total variation, over SmoothGrad's": intervals.bootstrap(np.median, ratios),
-            "more in short waves than SmoothGrad": intervals.difference_of_means(
+            "total variation: gradient / SmoothGrad": intervals.bootstrap(np.median, ratios),
+            "short waves: gradient minus SmoothGrad": intervals.difference_of_means(
                 high["gradient"], high["SmoothGrad"]
             ),
         },
@@ -382,11 +382,11 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
         pytest.importorskip(
             "eagerpy", reason="foolbox's attacks need it: pip install --no-deps eagerpy"
         )
-        other, ratio, success = "foolbox, DDN", "L2, over foolbox's", "share of ours that fools"
+        other, ratio, success = "foolbox, DDN", "L2: ours / foolbox", "share of ours that fools"
         lengths[other], theirs = foolbox_peer.foolbox_closely(bench, steps)
         hits = closely.reached
     else:
-        other, ratio, success = "the lab's rule", "L2, over the lab's rule's", "share fooled"
+        other, ratio, success = "the lab's rule", "L2: ours / lab's rule", "share fooled"
         theirs, hits = lab.reached, bench.saved_and_fooled("closely")
     both = closely.reached & theirs  # an image that does not fool may have any length
     ratios = lengths["closer search"][both] / lengths[other][both]
@@ -493,7 +493,7 @@ def check_transfer_to_others(claim: Any, bench: GradientBench) -> None:
     }
     second = bench.setup.second_network
     claim.measured(
-        {"judge's accuracy lost at 8 / 255": lost[second]["8 / 255"]},
+        {"second network's accuracy lost at 8 / 255": lost[second]["8 / 255"]},
         measured={
             f"{second} right at {at}": row["value"] for at, row in by_radius(read[second]).items()
         },
@@ -587,7 +587,7 @@ def others_here(bench: GradientBench) -> str:
     further = [network.title for network in visualisation.further_networks(bench)]
     if further:
         return f", beside {', '.join(further)}."
-    return "; no further network has whole weights on this machine."
+    return "; weights of further networks are not on this machine."
 
 
 def further(bench: GradientBench, rows: Mapping[str, Drawn]) -> dict[str, float]:
@@ -639,10 +639,12 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
     if what.endswith("score"):
         parts = {
             "probability": intervals.mean(row["probability"]),
-            "score gained": intervals.difference_of_means(row["score"], row["score_before"]),
+            "score: end minus start": intervals.difference_of_means(
+                row["score"], row["score_before"]
+            ),
         }
     else:
-        parts = {"share of its first guesses": share_true(row["second_top1"])}
+        parts = {"share with the class as first guess": share_true(row["second_top1"])}
     claim.measured(
         parts,
         measured={
@@ -657,11 +659,17 @@ def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: st
 
 
 GREY = (
-    "In the lab's reading a weight of 0.1 takes all of the image away at each step: 1 - 2 * 5 * "
-    "0.1 is 0."
+    "With the lab's formula and a weight of 0.1, each step multiplies the image by 1 - 2 * 5 * 0.1 "
+    "= 0."
 )
-PROBABILITY, VARIATION = "probability, 0.1 less 1e-10", "log of total variation, 0.1 over 1e-10"
-EDGES, SEEN = "correlation of edges, 0.1 and 1e-10", "second network, 1e-10 less 0.1"
+PROBABILITY, VARIATION = (
+    "probability: weight 0.1 minus weight 1e-10",
+    "log of total variation: weight 0.1 minus weight 1e-10",
+)
+EDGES, SEEN = (
+    "correlation of edges: weights 0.1 and 1e-10",
+    "second network's probability: weight 1e-10 minus weight 0.1",
+)
 
 
 def drawn_readings(bench: GradientBench) -> dict[str, list[Drawn]]:
@@ -708,8 +716,8 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
                 for name, (strong, weak) in rows.items()
             },
         },
-        note=f"{GREY} Of {len(rows)} readings the one nearest to no difference decides, which "
-        "flatters the claim: it is contradicted only where all agree. Probability: "
+        note=f"{GREY} Of {len(rows)} readings of the formula the one with the smallest difference "
+        "decides, in favour of the claim: it is contradicted only if all do. Probability: "
         f"{nearest[PROBABILITY]}. Total variation: {nearest[VARIATION]}. The lab's: "
         f"{visualisation.LAB_READING}.",
         **pictured(bench, "", rows[visualisation.LAB_READING][0], data=seeds_by_reading(rows)),
@@ -756,11 +764,11 @@ def test_a_small_weight_keeps_contours(claim: Any, lens: Lens, title: str, what:
             **further(bench, pair),
         },
         evidence={"readings": as_rows(compared)},
-        note=f"{GREY} Of {len(rows)} readings the one that fits best decides, which flatters the "
-        f"claim: {best}. Edges: the grey picture's gradient after a blur of "
-        f"{visualisation.EDGES:g} px; their correlation does not count a change of contrast. If "
-        "contours are the picture's border instead: the share of its pixels, an eighth of the side "
-        "deep, that moved from the noise by over a tenth of the range is given for both weights.",
+        note=f"{GREY} Of {len(rows)} readings of the formula the one that fits best decides, in "
+        f"favour of the claim: {best}. Edges are the gradient of the grey picture, blurred by "
+        f"{visualisation.EDGES:g} px; a change of contrast does not change their correlation. For "
+        'another meaning of "contours", the border of the picture, "also measured" has the share '
+        "of border pixels that changed.",
         **pictured(bench, "", weak, data=seeds_by_reading(rows)),
     )
 
@@ -783,13 +791,13 @@ ITERATIONS = Comparison(
     {"200 iterations": visualisation.DEFAULT, "1,000": visualisation.LONG},
     {
         "pixels": (
-            "pixels changed, 1,000 less 200 iterations",
+            "pixels changed: 1,000 minus 200 iterations",
             "changed",
             "1,000",
             "200 iterations",
         ),
         "tarantulas": (
-            "windows with a tarantula, 1,000 less 200",
+            "windows with a tarantula: 1,000 minus 200 iterations",
             "windows",
             "1,000",
             "200 iterations",
@@ -812,8 +820,13 @@ RATES = Comparison(
     "two learning rates.",
     {"rate 1": visualisation.FAST, "rate 0.5": visualisation.SLOW},
     {
-        "finer": ("total variation, rate 1 less 0.5", "variation", "rate 1", "rate 0.5"),
-        "easier to see": ("second network, rate 0.5 less 1", "second", "rate 0.5", "rate 1"),
+        "finer": ("total variation: rate 1 minus rate 0.5", "variation", "rate 1", "rate 0.5"),
+        "easier to see": (
+            "second network's probability: rate 0.5 minus rate 1",
+            "second",
+            "rate 0.5",
+            "rate 1",
+        ),
     },
     {
         "total variation, 1": ("rate 1", "variation"),
@@ -894,7 +907,7 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
     gained = intervals.difference_of_means(second[visualisation.PHOTO], second[visualisation.NOISE])
     itself = visualisation.mean_by_photo(start, "second_before")
     claim.measured(
-        {"second network, photo less noise": gained},
+        {"second network's probability: photo minus noise": gained},
         measured={
             "second network, from the photo": float(start["second"].mean()),
             "from noise": float(noise["second"].mean()),
@@ -915,9 +928,9 @@ def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str
             **{key: measures(row) for key, row in rows.items()},
         },
         note=f"{len(photos)} photos ({', '.join(shown)}) and {len(start['photo'])} pairs with a "
-        "seed each; the interval is over photos, of which each is the mean over its pairs. By "
-        f"{bench.setup.second_network} the photos themselves have {itself.mean():.3f}: what one "
-        "network's score gains, another's sight loses.",
+        "seed each; a photo's value is the mean over its pairs, the interval is over photos. "
+        f"{bench.setup.second_network} gives the unchanged photos a probability of "
+        f"{itself.mean():.3f}.",
         **pictured(
             bench, what, start, data=f"{len(photos)} photos, {len(start['photo'])} pairs, {what}"
         ),

@@ -35,9 +35,12 @@ from rdfia.report import figures
 
 # "Often nearly 0" counts the steps of the last half with a Loss_D below this.
 NEAR_ZERO = 0.1
-DISTANCE, NEAR = "Frechet distance, over the default's", "share of steps with Loss_D under 0.1"
-SPREAD, LOSSES = "differences, over real images'", "largest variation of a loss, last 500 steps"
-BLUR = "Frechet distance, over that of images with 8 x 8 pixels"
+DISTANCE, NEAR = "Frechet distance: setting / default", "share of steps with Loss_D under 0.1"
+SPREAD, LOSSES = (
+    "distance between images: generated / real",
+    "largest variation of a loss, last 500 steps",
+)
+BLUR = "Frechet distance: generated / reduced to 8 x 8 pixels"
 SCORES = ("frechet", "kid", "density", "coverage", "precision", "recall", "diversity")
 SPACES = ("pixels", "features")
 PHASE = "correlation of the losses' changes"
@@ -159,8 +162,8 @@ def test_saturating_objective_differs_from_log_d(claim: Any) -> None:
             "-log D": used[::30],
         },
         note=(
-            "Both vanish only where D(G(z)) = 1, but a G whose images D knows learns 99 times "
-            "as fast by -log D."
+            "Both slopes are 0 only where D(G(z)) = 1. Where D recognises the images of G, the "
+            "slope of -log D is 99 times as large."
         ),
     )
 
@@ -256,11 +259,11 @@ def _distance(pair: Pair) -> Found:
 
 
 def _coverage(pair: Pair) -> Found:
-    return {"coverage, over the default's": pair.ratio("coverage")}
+    return {"coverage: setting / default": pair.ratio("coverage")}
 
 
 def _variety(pair: Pair) -> Found:
-    return {f"{name}, over the default's": pair.ratio(name) for name in ("coverage", "recall")}
+    return {f"{name}: setting / default": pair.ratio(name) for name in ("coverage", "recall")}
 
 
 def _d_at_zero(pair: Pair) -> Found:
@@ -269,7 +272,7 @@ def _d_at_zero(pair: Pair) -> Found:
 
 def _g_stays_high(pair: Pair) -> Found:
     mine, usual = pair.loss_of_g(), pair.loss_of_g(of_default=True)
-    return {"Loss_G, over the default's": intervals.ratio(mine, usual, paired=True)}
+    return {"Loss_G: setting / default": intervals.ratio(mine, usual, paired=True)}
 
 
 def _five_of_g(pair: Pair) -> Found:
@@ -282,12 +285,15 @@ def _five_of_d(pair: Pair) -> Found:
 
 def _more_or_less(pair: Pair) -> Found:
     spread = np.array(pair.of("diversity")[0]) / pair.bench.real["diversity"]
-    return {"way to real images": mean(pair.closed_shares()), SPREAD: mean(spread)}
+    return {
+        "share of the Frechet distance closed": mean(pair.closed_shares()),
+        SPREAD: mean(spread),
+    }
 
 
 def _nothing_moves(pair: Pair) -> Found:
     """Early in a run the default too may be worse than its untrained G, as on digits."""
-    return {"way to real images, 1e-10": mean(pair.closed_shares())}
+    return {"share of the Frechet distance closed, 1e-10": mean(pair.closed_shares())}
 
 
 def _no_images(pair: Pair) -> Found:
@@ -297,7 +303,10 @@ def _no_images(pair: Pair) -> Found:
             pair.closed_shares(of_default=True), pair.closed_shares(), strict=True
         )
     ]
-    return {**_nothing_moves(pair), "behind the default": mean(behind)}
+    return {
+        **_nothing_moves(pair),
+        "share of the Frechet distance closed: default minus 1e-10": mean(behind),
+    }
 
 
 # Claim, part, setting, check, whether the short study has it too.
@@ -369,7 +378,7 @@ def write_record(claim: Any, pair: Pair, row: tuple[Any, ...], **common: Any) ->
             "a value a seed": raw,
             NEAR: {row[2]: pair.near_zero(), "default": pair.near_zero(of_default=True)},
             "median Loss_G": {row[2]: pair.loss_of_g(), "default": pair.loss_of_g(of_default=True)},
-            "way to real images": pair.closed_shares(),
+            "share of the Frechet distance closed": pair.closed_shares(),
             "real images": bench.real,
             "updates of G that are judged (median)": [
                 step * pair.runs[0].config.nb_update_G
@@ -406,8 +415,8 @@ def test_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[Any,
     note = f"{config.steps:,} steps, {config.steps * config.nb_update_G:,} updates of G, beside "
     note += f"{gan_studies.STEPS:,} of the default, itself {image_level(default)} by then. "
     note += (
-        "All settings share their seeds: D's first weights and the order of the images, "
-        "without nz G's weights too."
+        "Runs of the same seed start from the same weights of D (and of G, unless nz differs) and "
+        "see the images in the same order."
     )
     write_record(claim, pair, row, note=note)
 
@@ -425,7 +434,7 @@ def test_setting_of_answer_5_in_short_runs(
     updates = runs[0].config.steps * runs[0].config.nb_update_G
     note = (
         f"{len(runs)} seeds, {updates} updates of G in batches of {runs[0].config.batch}: "
-        "chosen after trials."
+        "numbers chosen after trials."
     )
     write_record(claim, pair, row, note=note, scope="substitute")
 
@@ -489,7 +498,7 @@ def _good(bench: GanBench, runs: Sequence[Run]) -> Checked:
     }
     return found, {
         "Frechet distance": float(np.median(distances)),
-        "way to real images": float(np.median(ways)),
+        "share of the Frechet distance closed": float(np.median(ways)),
     }
 
 
@@ -763,8 +772,8 @@ def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 RAMP = (
-    "At step n the mean keeps (1 + n) / (10 + n) of itself, at most 0.999: it is over about "
-    "the last ninth of them."
+    "A moving average of G's weights, with decay (1 + n) / (10 + n) at step n, at most 0.999: over "
+    "about the last ninth of the steps."
 )
 
 

@@ -17,7 +17,9 @@ DOCS = ROOT / "docs"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (1100, 768, 360)
 SCREENSHOTS = ROOT / "reports" / "latest" / "page"
+PLOT = 270  # pixels: least width of a plot, whose text is small
 WAIT = 120_000  # milliseconds, for a busy machine
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 pytestmark = pytest.mark.timeout(600)
 Open = Callable[..., Any]
 
@@ -95,6 +97,12 @@ def findings(page: Any, folder: Path) -> list[str]:
             else (folder / urllib.parse.unquote(link)).is_file()
         )
         found += [] if there else [f"broken link: {link}"]
+    found += page.evaluate(
+        """(least) => [...document.querySelectorAll(".plot img")]
+        .filter((image) => image.getBoundingClientRect().width < least)
+        .map((image) => "small plot: " + image.getAttribute("src"))""",
+        PLOT,
+    )
     width = page.viewport_size["width"]
     if (needs := page.evaluate("document.documentElement.scrollWidth")) > width:
         found.append(f"sideways: {needs} pixels in {width}")
@@ -119,6 +127,7 @@ def test_page_has_no_finding(opened: Open, width: int, scheme: str) -> None:
     ("before", "after", "finding"),
     [
         ("</main>", "</main><img src=nothing.png alt=nothing>", "broken picture: nothing.png"),
+        ("</main>", f"</main><p class=plot><img src='{PIXEL}' alt=a></p>", "small plot: data:"),
         ("</main>", "</main><a href=nothing.html>a link</a>", "broken link: nothing.html"),
         ("</main>", "</main><a href='#nothing'>a link</a>", "broken link: #nothing"),
         ("</main>", "</main><script>console.warn('hello')</script>", "console: hello"),

@@ -132,8 +132,8 @@ def test_first_reading_runs_with_dense_layers(
     assert [row["scope"] for row in (*rows, sweep, head, alexnet)] == ["report"] * 7
     weights = {record["weights"] for record in found["records"]}
     assert weights == {"vgg16-full (assets directory)", "alexnet-full (assets directory)"}
-    assert list(sweep["found"]) == ["C = 1 less C = 0.1", "C = 1 less C = 10"]
-    assert list(head["found"]) == [f"seed {seed} less the SVM" for seed in range(3)]
+    assert list(sweep["found"]) == ["C = 1 minus C = 0.1", "C = 1 minus C = 10"]
+    assert list(head["found"]) == [f"head with seed {seed} minus SVM" for seed in range(3)]
     assert list(alexnet["found"]) == ["conv 3"]
     assert 0 < found["peak"] < MOST_MEMORY
 

@@ -421,15 +421,21 @@ def both(first: Plant, second: Plant) -> Plant:
 
 WHITE, BLURRED = noise(40), noise(40, 2.0)
 BLOBS = (noise(40, 4.0) / noise(40, 4.0).amax()) ** 20
-VARIATION, WAVES = "total variation, over SmoothGrad's", "more in short waves than SmoothGrad"
+VARIATION, WAVES = (
+    "total variation: gradient / SmoothGrad",
+    "short waves: gradient minus SmoothGrad",
+)
+RANDOM, CENTRE = (
+    (f"block deletion: {base} minus map", f"block insertion: map minus {base}")
+    for base in ("random order", "centre prior")
+)
 LAB, SECOND = "the lab's step", "the lab's step, second network"
-DELETION, INSERTION = "block deletion gained on ", "block insertion gained on "
 POINTED, ENERGY, MASK = (
     "most salient point in the right quarter",
     "energy in the right quarter",
     "share of a mask in the right quarter",
 )
-BEST, WORST = (f"energy inside, the {name}'s less the median photo's" for name in ("dog", "stole"))
+BEST, WORST = (f"energy inside: {name} minus median photo" for name in ("dog", "stole"))
 JPEG = gradients.DEFENDED
 # check, case of the check, planted fault, parts that have to be contradicted
 CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
@@ -438,20 +444,20 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
         SALIENT,
         "against random order",
         least_salient_first,
-        (DELETION + "random order", INSERTION + "random order"),
+        RANDOM,
     ),
     (SALIENT, "against a centre prior", nothing, ()),
     (
         SALIENT,
         "against a centre prior",
         maps_of_another_photo,
-        (DELETION + "centre prior", INSERTION + "centre prior"),
+        CENTRE,
     ),
     (
         SALIENT,
         "against a centre prior",
         centre_as_map,
-        (DELETION + "centre prior", INSERTION + "centre prior"),
+        CENTRE,
     ),
     (POINT, "on mosaics", nothing, ()),
     (POINT, "on mosaics", blurred_noise, (POINTED,)),
@@ -491,10 +497,10 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
     (RATE, "saved as PNG", nothing, ()),
     (RATE, "saved as PNG", attack_gives("8 bits", contrast=0.0), ("share fooled",)),
     (SMALLER, "", nothing, ()),
-    (SMALLER, "", attack_gives("closely", l2=1.4), ("L2, over the lab's rule's",)),
+    (SMALLER, "", attack_gives("closely", l2=1.4), ("L2: ours / lab's rule",)),
     (SMALLER, "", attack_gives("closely", l2=0.6, contrast=0.0), ("share fooled",)),
     (SMALLER, "beside foolbox", nothing, ()),
-    (SMALLER, "beside foolbox", attack_gives("closely", l2=0.8), ("L2, over foolbox's",)),
+    (SMALLER, "beside foolbox", attack_gives("closely", l2=0.8), ("L2: ours / foolbox",)),
     (
         SMALLER,
         "beside foolbox",
@@ -516,9 +522,19 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
         for name in gradients.TREATMENTS
     ),
     (THREAT, "transfer", nothing, ()),
-    (THREAT, "transfer", second_sees(grey_unless_attacked), ("judge's accuracy lost at 8 / 255",)),
-    (THREAT, "transfer", second_sees(with_grey_corner), ("judge's accuracy lost at 8 / 255",)),
-    (THREAT, "transfer", without_effect(8), ("judge's accuracy lost at 8 / 255",)),
+    (
+        THREAT,
+        "transfer",
+        second_sees(grey_unless_attacked),
+        ("second network's accuracy lost at 8 / 255",),
+    ),
+    (
+        THREAT,
+        "transfer",
+        second_sees(with_grey_corner),
+        ("second network's accuracy lost at 8 / 255",),
+    ),
+    (THREAT, "transfer", without_effect(8), ("second network's accuracy lost at 8 / 255",)),
     (THREAT, "defence", treated(JPEG, with_grey_corner), ()),
     (THREAT, "defence", nothing, ("still fooled after JPEG",)),
     (
@@ -529,48 +545,68 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
     ),
     (GROWS, f"{LAB}, score", nothing, ()),
     (GROWS, f"{LAB}, score", measured(few={"probability": 0.5}), ("probability",)),
-    (GROWS, f"{LAB}, score", measured(few={"score": -1.0}), ("score gained",)),
+    (GROWS, f"{LAB}, score", measured(few={"score": -1.0}), ("score: end minus start",)),
     (GROWS, SECOND, nothing, ()),
-    (GROWS, SECOND, measured(few={"second_top1": 0.1}), ("share of its first guesses",)),
+    (GROWS, SECOND, measured(few={"second_top1": 0.1}), ("share with the class as first guess",)),
     (REG, "", nothing, ()),
-    (REG, "", strong_in(8, probability=0.8), ("probability, 0.1 less 1e-10",)),
-    (REG, "", strong_in(8, variation=0.05), ("log of total variation, 0.1 over 1e-10",)),
+    (REG, "", strong_in(8, probability=0.8), ("probability: weight 0.1 minus weight 1e-10",)),
+    (
+        REG,
+        "",
+        strong_in(8, variation=0.05),
+        ("log of total variation: weight 0.1 minus weight 1e-10",),
+    ),
     (REG, "", strong_in(7, probability=0.8, variation=0.05), ()),
     (REG, "", measured(strong={"probability": 0.8, "variation": 0.05}), ()),
     (CONTOURS, "", strong_in(8, second=0.1), ()),
-    (CONTOURS, "", strong_in(8, second=0.1, pictures=1), ("correlation of edges, 0.1 and 1e-10",)),
-    (CONTOURS, "", strong_in(8, second=0.5), ("second network, 1e-10 less 0.1",)),
+    (
+        CONTOURS,
+        "",
+        strong_in(8, second=0.1, pictures=1),
+        ("correlation of edges: weights 0.1 and 1e-10",),
+    ),
+    (
+        CONTOURS,
+        "",
+        strong_in(8, second=0.5),
+        ("second network's probability: weight 1e-10 minus weight 0.1",),
+    ),
     (CONTOURS, "", both(strong_in(7, second=0.5, pictures=1), measured(weak={"second": 0.5})), ()),
     (MORE, f"{LAB}, pixels", measured(long={"changed": 0.9}), ()),
     (
         MORE,
         f"{LAB}, pixels",
         measured(long={"changed": 0.7}),
-        ("pixels changed, 1,000 less 200 iterations",),
+        ("pixels changed: 1,000 minus 200 iterations",),
     ),
     (MORE, f"{LAB}, tarantulas", measured(long={"windows": 0.5}), ()),
     (
         MORE,
         f"{LAB}, tarantulas",
         measured(long={"windows": 0.1}),
-        ("windows with a tarantula, 1,000 less 200",),
+        ("windows with a tarantula: 1,000 minus 200 iterations",),
     ),
     (RATES, f"{LAB}, finer", measured(slowly={"variation": 0.05}), ()),
     (
         RATES,
         f"{LAB}, finer",
         measured(slowly={"variation": 0.2}),
-        ("total variation, rate 1 less 0.5",),
+        ("total variation: rate 1 minus rate 0.5",),
     ),
     (RATES, f"{LAB}, easier to see", measured(slowly={"second": 0.5}), ()),
     (
         RATES,
         f"{LAB}, easier to see",
         measured(fast={"second": 0.5}),
-        ("second network, rate 0.5 less 1",),
+        ("second network's probability: rate 0.5 minus rate 1",),
     ),
     (START, LAB, measured(photo={"second": 0.5}), ()),
-    (START, LAB, measured(noise={"second": 0.5}), ("second network, photo less noise",)),
+    (
+        START,
+        LAB,
+        measured(noise={"second": 0.5}),
+        ("second network's probability: photo minus noise",),
+    ),
 ]
 
 

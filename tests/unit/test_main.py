@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import signal
@@ -58,6 +59,15 @@ def test_help_and_import_are_fast_and_load_no_torch() -> None:
             assert ("assets" in result.stdout) == (program == code)
     # Measured: 0.06 s, and 0.04 s for Python with three modules of its own.
     assert min(ours) < 4 * min(bare)
+
+
+def test_help_of_every_argument_says_what_it_is_and_its_default() -> None:
+    (commands,) = (a for a in rdfia_main._parser()._actions if isinstance(a.choices, dict))
+    for name, parser in commands.choices.items():
+        for action in parser._actions:
+            assert action.help, (name, action.dest)
+            if action.default not in (None, False, argparse.SUPPRESS):
+                assert "default" in action.help, (name, action.dest)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

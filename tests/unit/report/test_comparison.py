@@ -28,7 +28,7 @@ def a_run() -> Json:
     found = {
         "tme7.q1.total": {"parameters": intervals.exact_value(138_357_544)},
         "tme7.q10.head": {"accuracy": intervals.proportion(900, 1000)},
-        "tme7.q8.depth": {"best layer less the first": intervals.mean([0.2, 0.21, 0.22, 0.2])},
+        "tme7.q8.depth": {"best layer minus first layer": intervals.mean([0.2, 0.21, 0.22, 0.2])},
         "tme9.q4.default": {"density": intervals.single_run(2.6)},
     }
     records = [

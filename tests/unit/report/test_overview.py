@@ -20,8 +20,10 @@ from rdfia.claims.record import Record
 from rdfia.claims.registry import ANSWERS, CLAIMS
 from rdfia.data import files
 from rdfia.errors import ArgumentError
-from rdfia.report import blocks, figures, overview
-from rdfia.report.overview import Check, Shown
+from rdfia.report import blocks, figures, overview, overview_pictures
+from rdfia.report.blocks import Picture
+from rdfia.report.overview import Check
+from rdfia.report.overview_pictures import Shown
 from tests.unit.report.test_page import Links
 
 ROOT = Path(__file__).parents[3]
@@ -40,7 +42,7 @@ def runs() -> Runs:
 
 @pytest.fixture(scope="module")
 def shown(runs: Runs) -> list[Shown]:
-    return overview.pictures(ROOT, runs)
+    return overview_pictures.pictures(ROOT, runs)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ def test_photo_that_is_on_this_machine_is_left_out(name: str, tmp_path: Path) ->
     rows = [{"file": f"figures/{file}.png"} for file in (name, "figure12-a")]
     record = Record(CLAIM.id, outcome="supported", figures=rows)
     run = {"records": [record], "environment": {}}
-    found = overview.pictures(tmp_path, [("cpu", run)])
+    found = overview_pictures.pictures(tmp_path, [("cpu", run)])
     assert [one.source.stem for one in found] == ["figure12-a"]
     ignored = subprocess.run(
         ["git", "check-ignore", f"reports/verified/cpu/figures/{name}.png"], cwd=ROOT, check=False
@@ -302,6 +304,49 @@ def test_columns_of_unknown_types_come_last_in_a_fixed_order() -> None:
     columns, _ = overview.matrix([overview.Sentence(CLAIM, checks)])
     shown = ["bfloat16", "float16", "exact", "float64", "float8_e4m3fn", "float8_e5m2", ""]
     assert [kind for _, kind, _ in columns] == shown
+
+
+# --- what is undecided, figures
+
+
+def test_undecided_estimates_come_in_the_order_of_what_would_decide_them() -> None:
+    ends = [(0.6, 0.45, 0.75), (0.7, 0.45, 0.95), (0.5001, 0.4, 0.6), (1.5, -math.inf, math.inf)]
+    check = checked("undecided", parts=[part(*values) for values in ends])
+    decided = checked("supported", parts=[part(0.7, 0.6, 0.8) | {"outcome": "supported"}])
+    found = overview._undecided([overview.Sentence(CLAIM, (check, decided))])
+    values = {kind: [row["value"] for _, _, row in rows] for kind, rows in found.items()}
+    assert values == {"more": [0.7, 0.6], "far": [0.5001], "one": [1.5]}
+    # 10 images * (0.25 / 0.2)^2, rounded up
+    assert found["more"][0][0] == 16 / 10
+
+
+def test_titles_of_figures_differ_and_later_pictures_say_what_they_are(html: str) -> None:
+    titles = re.findall(r"<h4>(Figure \d+: .*?)</h4>", html)
+    assert len(titles) == len(set(titles)) == len(overview.FIGURES)
+    assert "<h4>Drawn as Figure 17: cDCGAN by step</h4>" in html
+
+
+def test_pictures_of_a_check_name_its_case_and_stand_at_its_sentence() -> None:
+    def picture(section: str, claim: str, height: int) -> Shown:
+        return Shown(Picture(f"{claim}/case"), section, Path(f"{section}.png"), 100, height)
+
+    shown = [
+        picture("figure12", CLAIM.id, 100),
+        picture("figure13", CLAIM.id, 200),
+        picture("compared", CLAIM.id, 50),
+        picture("figure12", "tme8.q2.noise", 50),
+    ]
+    anchors: set[str] = set()
+    first = overview._figures_of(shown, {CLAIM.id}, anchors)
+    assert [(row["anchor"], row["beside"]) for row in first["figures"]] == [
+        ("figure12", True),
+        ("figure13", False),
+    ]
+    assert [one.case for one in first["further"]] == ["case"]
+    (later,) = overview._figures_of(shown, {"tme8.q2.noise"}, anchors)["figures"]
+    assert (later["anchor"], later["pictures"]) == ("", [shown[3]])
+    assert later["title"] == "Drawn as Figure 12: momentum 0.9"
+    assert shown[3].case == ""
 
 
 # --- bars
