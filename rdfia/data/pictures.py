@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rdfia.data.arrays import host_array
 from rdfia.errors import ArgumentError, printable
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ def images_side_by_side(images: Any, columns: int, scale: int = 1) -> Image.Imag
     point in 0..1 (clamped). A pixel becomes `scale` x `scale` pixels. Raises ArgumentError for
     another shape or dtype, values that are not finite, columns or a scale below 1.
     """
+    from rdfia.data.arrays import host_array  # claims and pages have no images: no torch for them
+
     array = host_array(images, "images")
     bytes_given = array.dtype == np.uint8
     if (

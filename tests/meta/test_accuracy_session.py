@@ -376,8 +376,7 @@ def test_recorded_verdict_is_not_shown_as_measured(project: pytest.Pytester) -> 
     }
 
 
-@pytest.mark.parametrize("wrong", [360, 420])  # one point of accuracy more, and one less
-def test_layer_with_other_right_images_fails(project: pytest.Pytester, wrong: int) -> None:
+def test_layer_with_other_right_images_fails(project: pytest.Pytester) -> None:
     write(
         project,
         """
@@ -395,10 +394,12 @@ def test_layer_with_other_right_images_fails(project: pytest.Pytester, wrong: in
     assert run(project, "--accept").ret == 0
     assert run(project).ret == 0
     file = project.path / "tests" / "accuracy" / "test_tme7_planted.py"
-    file.write_text(file.read_text().replace("390", str(wrong)))
-    result = run(project)
-    assert result.ret == 1
-    result.stdout.fnmatch_lines(["*alexnet/pool5/scene15: accuracy 0.8*: *too many the same way*"])
+    usual = file.read_text()
+    for wrong in ("360", "420"):  # one point of accuracy more, and one less
+        file.write_text(usual.replace("390", wrong))
+        result = run(project)
+        assert result.ret == 1
+        result.stdout.fnmatch_lines(["*/pool5/scene15: accuracy 0.8*: *too many the same way*"])
 
 
 @pytest.mark.parametrize(

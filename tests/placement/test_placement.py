@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import BatchReduced
 from rdfia.gradients import saliency
-from tests.support.device_cases import CASES, wide
+from tests.support.device_cases import CASES, Results, wide
 from tests.support.device_coverage import HOST_ONLY, callables_of_devices, called_with_device
 from tests.support.pretended_device import pretended_device
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
@@ -41,22 +44,47 @@ def compare(got: Any, expected: Any, quantity: str) -> None:
         assert torch.equal(a, b)
 
 
+OnDevice = Callable[[str], tuple[Results, set[CodeType]]]
+
+
+@pytest.fixture(scope="module")
+def on_device(tmp_path_factory: pytest.TempPathFactory) -> OnDevice:
+    """Results of a case on the device, and the functions that had an argument on it: computed once.
+
+    The variants are not searched for functions, which takes as long again.
+    """
+
+    @functools.cache
+    def ran(name: str) -> tuple[Results, set[CodeType]]:
+        results: dict[str, Any] = {}
+
+        def call() -> None:
+            results.update(CASES[name][1]("cuda", tmp_path_factory.mktemp(name)))
+
+        with pretended_device():
+            functions = set() if name in VARIANTS else called_with_device(call)
+            if name in VARIANTS:
+                call()
+        return results, functions
+
+    return ran
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_device_gives_the_results_of_the_cpu(name: str, tmp_path: Path) -> None:
+def test_a_device_gives_the_results_of_the_cpu(
+    name: str, on_device: OnDevice, tmp_path: Path
+) -> None:
     quantity, run = CASES[name]
-    expected = run("cpu", tmp_path / "cpu")
+    expected = run("cpu", tmp_path)
+    got, _ = on_device(name)
     with pretended_device():
-        got = run("cuda", tmp_path / "cuda")
         assert got.keys() == expected.keys()
         for key, value in got.items():
             compare(value, expected[key], quantity)
 
 
-def test_every_public_function_with_a_device_has_a_case(tmp_path: Path) -> None:
-    found = set()
-    for name in CASES.keys() - VARIANTS:
-        with pretended_device():
-            found |= called_with_device(lambda name=name: CASES[name][1]("cuda", tmp_path / name))  # type: ignore[misc]
+def test_every_public_function_with_a_device_has_a_case(on_device: OnDevice) -> None:
+    found = set[CodeType]().union(*(on_device(name)[1] for name in CASES.keys() - VARIANTS))
     wanted = callables_of_devices()
     assert [name for name, code in wanted.items() if code not in found] == []
     assert len(wanted) > 70  # the list is not empty by mistake

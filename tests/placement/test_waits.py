@@ -41,12 +41,12 @@ def waits_per_turn(work: Callable[[int], Any], fewer: int = 3, more: int = 5) ->
 def test_a_training_step_does_not_wait_even_at_an_epochs_start(
     kind: str, precision: str, options: dict[str, Any]
 ) -> None:
-    config, x, y = gan(kind, precision, **options)
+    config, x, y = gan(kind, precision, batch=10, **options)
     with pretended_device() as device:
         trainer = Trainer(config, x, y, device="cuda")
         trainer.step()
         before = len(device.reads), len(device.uploads)
-        for _ in range(7):
+        for _ in range(3):
             trainer.step()
         assert trainer.batches > len(x) // config.batch
         assert (device.reads[before[0] :], device.uploads[before[1] :]) == ([], [])

@@ -378,19 +378,18 @@ def gan(
 
 
 def _trained(kind: str, precision: str, device: str, folder: Path, **options: Any) -> Results:
-    """Three steps, a checkpoint, and three more by a trainer that goes on from it; what is drawn at
-    the end.
+    """Two steps, a checkpoint, and one more by a trainer that goes on from it; what is drawn at the
+    end.
     """
     config, x, y = gan(kind, precision, nb_update_D=2, nb_update_G=2, **options)
     first = Trainer(config, x, y, device=device)
-    for _ in range(3):
+    for _ in range(2):
         first.step()
     first.check(0)
     first.save(folder)
     second = Trainer(config, x, y, device=device)
     assert second.load(folder)
-    for _ in range(3):
-        second.step()
+    second.step()
     z, labels = sampling.fixed_noise(config, device)
     images = sampling.sample(second.image_generator, z, labels, statistics="batch")
     running = sampling.sample(second.image_generator, z, labels, statistics="running", batch=40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from rdfia.gans.health import health
 from rdfia.gans.runs import Run
 from rdfia.gans.sampling import fixed_noise, sample, to_uint8
 
-TINY = GanConfig(GanArchitecture(image_size=16, channels=1, nz=3, ngf=2, ndf=2), steps=60, batch=4)
+TINY = GanConfig(GanArchitecture(image_size=16, channels=1, nz=3, ngf=2, ndf=2), steps=30, batch=4)
 IMAGES = torch.randint(
     0, 256, (12, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
-RUN = Run("tiny", TINY, (25, 60), grids=(60,))
+RUN = Run("tiny", TINY, (25, 30), grids=(30,))
 
 
 def mean_pixel(generator: Generator) -> dict[str, float]:
@@ -52,18 +53,33 @@ def make_run(
     )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_run(folder)
+    return folder
+
+
+@pytest.fixture
+def ran(finished: Path, tmp_path: Path) -> dict[str, Any]:
+    """The row of a finished run, whose files are copied to `tmp_path`."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return dict(files.read_json(tmp_path / "kept" / "tiny.json"))
+
+
 def test_run_is_scored_at_snapshots_and_made_once(tmp_path: Path) -> None:
     score = Score()
     row = make_run(tmp_path, score=score)
-    assert [s["step"] for s in row["scores"]] == [25, 60]
+    assert [s["step"] for s in row["scores"]] == [25, 30]
     assert row["scores"][0]["mean"] != row["scores"][1]["mean"]
-    assert row["config"]["steps"] == 60
+    assert row["config"]["steps"] == 30
     assert row["diverged"] is None
     assert row["seconds"] > 0
     assert json.loads(json.dumps(row)) == make_run(tmp_path, score=score)
     assert score.calls == 2
     losses = gan_runs.losses_of(RUN, tmp_path / "kept")
-    assert losses.shape == (60, 4)
+    assert losses.shape == (30, 4)
     assert bool((losses[:, 0] > 0).all())
 
 
@@ -76,7 +92,7 @@ def test_interrupted_run_resumes_with_same_result(tmp_path: Path) -> None:
 
     def cut(steps: Any, total: int, name: str) -> Any:
         for step in steps:
-            if step == 40:
+            if step == 28:
                 raise Killed
             yield step
 
@@ -101,7 +117,7 @@ def test_running_mean_is_what_is_scored_and_shown(tmp_path: Path) -> None:
         return {}
 
     make_run(tmp_path, run, score)
-    state = files.load_tensors(tmp_path / "work" / "tiny" / "step-60.safetensors")[0]
+    state = files.load_tensors(tmp_path / "work" / "tiny" / "step-30.safetensors")[0]
     mean, last = ({name: state[f"{net}.{name}"] for name in scored[1]} for net in ("ema", "G"))
     assert all(torch.equal(scored[1][name], value) for name, value in mean.items())
     assert not torch.equal(scored[1]["trunk.0.0.weight"], last["trunk.0.0.weight"])
@@ -109,7 +125,7 @@ def test_running_mean_is_what_is_scored_and_shown(tmp_path: Path) -> None:
     generator.load_state_dict(mean)
     z, y = fixed_noise(run.config)
     shown = to_uint8(sample(generator, z, y, statistics="batch"))
-    assert torch.equal(gan_runs.grid_of(run, 60, tmp_path / "kept"), shown)
+    assert torch.equal(gan_runs.grid_of(run, 30, tmp_path / "kept"), shown)
 
 
 def test_seconds_are_written_at_each_snapshot(tmp_path: Path) -> None:
@@ -122,18 +138,18 @@ def test_seconds_are_written_at_each_snapshot(tmp_path: Path) -> None:
             yield step
 
     gan_runs.train_run(RUN, IMAGES, None, tmp_path, progress=watch)
-    assert seen == [False] * 25 + [True] * 35
+    assert seen == [False] * 25 + [True] * 5
 
 
+@pytest.mark.usefixtures("ran")
 def test_stored_grid_shows_generator_images(tmp_path: Path) -> None:
-    make_run(tmp_path)
     _, generator = build(TINY.architecture, 0)
     generator.load_state_dict(
-        files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0]
+        files.load_tensors(tmp_path / "work" / "tiny" / "generator-30.safetensors")[0]
     )
     z, y = fixed_noise(TINY)
     expected = to_uint8(sample(generator, z, y, statistics="batch"))
-    assert torch.equal(gan_runs.grid_of(RUN, 60, tmp_path / "kept"), expected)
+    assert torch.equal(gan_runs.grid_of(RUN, 30, tmp_path / "kept"), expected)
     with pytest.raises(StoreError, match=r"tiny-25.png: cannot read the grid .* remove tiny.json"):
         gan_runs.grid_of(RUN, 25, tmp_path / "kept")
 
@@ -150,17 +166,17 @@ def test_colour_grids_are_read_back_exactly(tmp_path: Path) -> None:
     gan_runs.scored_run(run, images, None, mean_pixel, **common)
     _, generator = build(config.architecture, 0)
     generator.load_state_dict(
-        files.load_tensors(tmp_path / "work" / "tiny" / "generator-60.safetensors")[0]
+        files.load_tensors(tmp_path / "work" / "tiny" / "generator-30.safetensors")[0]
     )
     expected = to_uint8(sample(generator, *fixed_noise(config), statistics="batch"))[:40]
-    assert torch.equal(gan_runs.grid_of(run, 60, tmp_path / "kept"), expected)
+    assert torch.equal(gan_runs.grid_of(run, 30, tmp_path / "kept"), expected)
 
 
+@pytest.mark.usefixtures("ran")
 @pytest.mark.parametrize("change", ["config", "data", "snapshots"])
 def test_row_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
-    make_run(tmp_path)
     run = replace(RUN, config=replace(TINY, lr=1e-3)) if change == "config" else RUN
-    run = replace(run, snapshots=(60,)) if change == "snapshots" else run
+    run = replace(run, snapshots=(30,)) if change == "snapshots" else run
     images = IMAGES.flip(0) if change == "data" else IMAGES
     with pytest.raises(
         StoreError, match=rf"tiny.json has a run of another {change}: choose another folder"
@@ -177,11 +193,11 @@ def test_row_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
 
 
 def test_diverged_run_keeps_earlier_scores(tmp_path: Path) -> None:
-    run = replace(RUN, config=replace(TINY, lr=1e30), snapshots=(1, 60))
+    run = replace(RUN, config=replace(TINY, lr=1e30), snapshots=(1, 30))
     row = make_run(tmp_path, run)
     assert "not finite" in row["diverged"]
     assert str(tmp_path) not in row["diverged"]
-    assert gan_runs.final_score(row, "mean", (60,), worst=9.0) == 9.0
+    assert gan_runs.final_score(row, "mean", (30,), worst=9.0) == 9.0
     assert make_run(tmp_path, run) == row  # it is not made again
 
 
@@ -195,19 +211,23 @@ def test_immediately_diverged_run_keeps_losses(tmp_path: Path) -> None:
     assert row["health"]["alarms"]
 
 
-def test_another_scores_version_rescores_stored_generators(tmp_path: Path) -> None:
-    first, score = make_run(tmp_path), Score()
+def test_another_scores_version_rescores_stored_generators(
+    tmp_path: Path, ran: dict[str, Any]
+) -> None:
+    score = Score()
     assert make_run(tmp_path, score=score, scores_version="other")["judge"] == "other"
     assert score.calls == 2
     (tmp_path / "work").rename(tmp_path / "gone")
-    assert make_run(tmp_path, scores_version="other")["scores"] == first["scores"]
+    assert make_run(tmp_path, scores_version="other")["scores"] == ran["scores"]
     with pytest.raises(
         StoreError, match=r"tiny.json has a run of another judge: choose another folder"
     ):
         make_run(tmp_path)
 
 
-def test_rows_of_an_earlier_version_are_read_without_generators(tmp_path: Path) -> None:
+def test_rows_of_an_earlier_version_are_read_without_generators(
+    tmp_path: Path, ran: dict[str, Any]
+) -> None:
     """A new score is NaN for such a row.
 
     With the generators it is computed. Rows of other versions are refused.
@@ -216,15 +236,14 @@ def test_rows_of_an_earlier_version_are_read_without_generators(tmp_path: Path) 
     def more(generator: Generator) -> dict[str, float]:
         return {**mean_pixel(generator), "noise": 2.0}
 
-    first = make_run(tmp_path)
     (tmp_path / "work").rename(tmp_path / "gone")
     row = make_run(tmp_path, score=more, scores_version="mean and noise", earlier_versions=["mean"])
-    assert row == first
-    assert gan_runs.final_score(row, "mean", (25, 60), np.inf) == gan_runs.final_score(
-        first, "mean", (25, 60), np.inf
+    assert row == ran
+    assert gan_runs.final_score(row, "mean", (25, 30), np.inf) == gan_runs.final_score(
+        ran, "mean", (25, 30), np.inf
     )
-    assert np.isnan(gan_runs.final_score(row, "noise", (25, 60), np.inf))
-    assert gan_runs.final_score(row, "noise", (25, 61), np.inf) == np.inf  # the run ended before
+    assert np.isnan(gan_runs.final_score(row, "noise", (25, 30), np.inf))
+    assert gan_runs.final_score(row, "noise", (25, 31), np.inf) == np.inf  # the run ended before
     with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
         make_run(tmp_path, score=more, scores_version="mean and noise", earlier_versions=["median"])
     with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
@@ -240,12 +259,12 @@ def test_rows_of_an_earlier_version_are_read_without_generators(tmp_path: Path) 
         tmp_path, score=more, scores_version="mean and noise", earlier_versions=["mean"]
     )
     assert again["judge"] == "mean and noise"
-    assert gan_runs.final_score(again, "noise", (25, 60), np.inf) == 2.0
+    assert gan_runs.final_score(again, "noise", (25, 30), np.inf) == 2.0
 
 
+@pytest.mark.usefixtures("ran")
 def test_older_row_matches_config_with_new_option_off(tmp_path: Path) -> None:
     """`_ADDED` fields: committed rows lack the options that are off."""
-    make_run(tmp_path)
     path = tmp_path / "kept" / "tiny.json"
     row = files.read_json(path)
     assert row["config"].keys().isdisjoint({"augmentation", "r1", "r1_every", "lr_D"})
@@ -318,8 +337,8 @@ def mean_of_labels(generator: Generator) -> dict[str, float]:
     }
 
 
+@pytest.mark.usefixtures("ran")
 def test_missing_generator_is_an_error(tmp_path: Path) -> None:
-    make_run(tmp_path)
     (tmp_path / "kept" / "tiny.json").unlink()
     (tmp_path / "work" / "tiny" / "generator-25.safetensors").unlink()
     with pytest.raises(
@@ -329,8 +348,8 @@ def test_missing_generator_is_an_error(tmp_path: Path) -> None:
         make_run(tmp_path)
 
 
+@pytest.mark.usefixtures("ran")
 def test_missing_losses_error_names_file_to_remove(tmp_path: Path) -> None:
-    make_run(tmp_path)
     (tmp_path / "kept" / "tiny.safetensors").unlink()
     with pytest.raises(
         StoreError, match=r"tiny.safetensors: cannot read the losses; remove tiny.json"
@@ -347,9 +366,9 @@ def test_second_process_cannot_make_same_run(tmp_path: Path) -> None:
     make_run(tmp_path, progress=meanwhile)
 
 
-def test_collapse_raises_alarm(tmp_path: Path) -> None:
+def test_collapse_raises_alarm(ran: dict[str, Any]) -> None:
     """The tiny G draws nearly the same image for all noise."""
-    assert any("collapse" in alarm for alarm in make_run(tmp_path)["health"]["alarms"])
+    assert any("collapse" in alarm for alarm in ran["health"]["alarms"])
 
 
 def test_final_score_is_median_over_window() -> None:
@@ -368,7 +387,7 @@ def test_runs_over_seeds_differ_in_seed_and_first_stores_grid() -> None:
     runs = gan_runs.runs_over_seeds("name", TINY, range(1, 4), (25,))
     assert [run.config.seed for run in runs] == [1, 2, 3]
     assert [run.name for run in runs] == ["name-1", "name-2", "name-3"]
-    assert [run.grids for run in runs] == [(60,), (), ()]
+    assert [run.grids for run in runs] == [(30,), (), ()]
     assert {run.shown for run in runs} == {40}
     digits = replace(TINY, architecture=GanArchitecture("cdcgan", channels=1, classes=10))
     # Each label has its row.

@@ -955,32 +955,36 @@ def test_seed_repeats_run_bit_for_bit() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_trainer_resumes_bit_for_bit(kind: str, variant: str, tmp_path: Path) -> None:
     """Saved in the middle of an epoch; the second part begins another one."""
-    wanted = config(kind, steps=11, **VARIANTS[variant])
-    whole, half, resumed = (trainer(wanted) for _ in range(3))
-    for made, steps in ((whole, 11), (half, 5)):
-        for _ in range(steps):
-            made.step()
-    half.save(tmp_path)
+    wanted = config(kind, steps=8, **VARIANTS[variant])
+    whole, resumed = trainer(wanted), trainer(wanted)
+    for _ in range(5):
+        whole.step()
+    whole.save(tmp_path)
     assert resumed.load(tmp_path)
     assert resumed.batches % 7 > 0
-    for _ in range(6):
+    for _ in range(3):
+        whole.step()
         resumed.step()
+    assert resumed.batches // 7 > 5 * wanted.nb_update_D // 7
     assert bits(resumed) == bits(whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_interrupted_run_resumes_from_last_checkpoint(kind: str, tmp_path: Path) -> None:
-    wanted = config(kind, steps=36)
+def test_interrupted_run_resumes_from_last_checkpoint(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop, "LOG_EVERY", 5)
+    wanted = config(kind, steps=12)
     images, y = data(wanted)
     whole = train(wanted, images, y)
 
     def interrupt(made: Trainer) -> None:
         raise KeyboardInterrupt
 
-    common: dict[str, Any] = {"folder": tmp_path, "checkpoint_every": 25}
+    common: dict[str, Any] = {"folder": tmp_path, "checkpoint_every": 5}
     with pytest.raises(KeyboardInterrupt):
-        train(wanted, images, y, visit_at=[31], visit=interrupt, **common)
-    assert files.read_json(tmp_path / "training.json")["step"] == 25
+        train(wanted, images, y, visit_at=[8], visit=interrupt, **common)
+    assert files.read_json(tmp_path / "training.json")["step"] == 5
     resumed = train(wanted, images, y, **common)
     assert bits(resumed.trainer) == bits(whole.trainer)
 
@@ -1265,19 +1269,19 @@ def lose(name: str) -> Callable[[dict[str, Tensor]], None]:
 def test_tensors_of_another_run_are_refused(
     tmp_path: Path, damage: Callable[[dict[str, Tensor]], None] | None
 ) -> None:
-    wanted = config("cdcgan", steps=25, ema=0.5)
+    wanted = config("cdcgan", steps=2, ema=0.5)
     train(wanted, *data(wanted), folder=tmp_path)
-    path = tmp_path / "step-25.safetensors"
+    path = tmp_path / "step-2.safetensors"
     tensors, _ = files.load_tensors(path)
     if damage is None:  # an undamaged file of another network
-        other = config("cdcgan", steps=25, ema=0.5, ngf=3)
+        other = config("cdcgan", steps=2, ema=0.5, ngf=3)
         train(other, *data(other), folder=tmp_path / "other")
         tensors, _ = files.load_tensors(tmp_path / "other" / path.name)
     else:
         damage(tensors)
     files.save_tensors(path, tensors)
     with pytest.raises(
-        StoreError, match=r"step-25\.safetensors does not match .*; remove both to start again \(."
+        StoreError, match=r"step-2\.safetensors does not match .*; remove both to start again \(."
     ):
         train(wanted, *data(wanted), folder=tmp_path)
 

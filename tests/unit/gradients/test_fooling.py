@@ -273,11 +273,11 @@ def test_rounding_a_free_image_can_undo_the_attack() -> None:
     """The planted fault: a file does not keep the smallest change of a linear network."""
     network, _ = linear()
     x = photos(30, size=6)
-    lost = fool(network, x, 0, lr=0.004, steps=1200)
+    lost = fool(network, x, 0, lr=0.008, steps=600)
     assert lost.reached.sum() > 10
     fooled = np.array(predicted(network, round_to_8_bits(lost.x))) == 0
     assert (~fooled & lost.reached).any()
-    kept = fool(network, x, 0, lr=0.004, steps=1200, pixels="8 bits")
+    kept = fool(network, x, 0, lr=0.008, steps=600, pixels="8 bits")
     assert (np.array(predicted(network, saved(kept.x).double())) == 0)[kept.reached].all()
 
 

@@ -317,7 +317,10 @@ def test_evidence_that_cannot_be_drawn_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "run", [str(path.relative_to(VERIFIED)) for path in sorted(VERIFIED.rglob("claims.json"))]
 )
-def test_page_of_a_committed_run_can_be_drawn(run: str, tmp_path: Path) -> None:
+def test_page_of_a_committed_run_can_be_drawn(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "DPI", 25)  # small pictures: to encode them takes half of the time
     for name in ("claims.json", "benchmarks.json", "power.json", "live.json", "faults.json"):
         if (kept := (VERIFIED / run).with_name(name)).exists():
             (tmp_path / name).write_bytes(kept.read_bytes())
