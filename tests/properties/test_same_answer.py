@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+@cache
 def whole(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The features of one image at a time, on one thread."""
     before = torch.get_num_threads()
@@ -118,20 +120,23 @@ def test_gram_matrices_and_svm_do_not_depend_on_batches(threads: int, batch_size
         )
 
 
+Y = torch.arange(9) % 5
+
+
+@cache
+def one_by_one() -> tuple[torch.Tensor, list[fooling.Fooled]]:
+    """The saliency maps and the fooling image of each image alone."""
+    network, pairs = tiny_vgg(), list(zip(X.split(1), Y.tolist(), strict=True))
+    maps = [saliency.saliency_maps(network, x, label) for x, label in pairs]
+    return torch.cat(maps), [
+        fooling.fool(network, x, (label + 1) % 5, steps=5) for x, label in pairs
+    ]
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 9])
 def test_input_gradients_do_not_depend_on_chunks(threads: int, chunk: int) -> None:
-    network = tiny_vgg()
-    y = torch.arange(9) % 5
-    assert_close(
-        saliency.saliency_maps(network, X, y, chunk=chunk),
-        torch.cat(
-            [saliency.saliency_maps(network, x[None], int(t)) for x, t in zip(X, y, strict=True)]
-        ),
-        "gradient",
-    )
-    found = fooling.fool(network, X, (y + 1) % 5, steps=5, chunk=chunk)
-    alone = [
-        fooling.fool(network, x[None], int(t + 1) % 5, steps=5) for x, t in zip(X, y, strict=True)
-    ]
+    network, (maps, alone) = tiny_vgg(), one_by_one()
+    assert_close(saliency.saliency_maps(network, X, Y, chunk=chunk), maps, "gradient")
+    found = fooling.fool(network, X, (Y + 1) % 5, steps=5, chunk=chunk)
     assert found.status == tuple(chain(*(one.status for one in alone)))
     assert_close(found.x, torch.cat([one.x for one in alone]), "gradient")
