@@ -126,7 +126,7 @@ Y = torch.arange(9) % 5
 @cache
 def one_by_one() -> tuple[torch.Tensor, list[fooling.Fooled]]:
     """The saliency maps and the fooling image of each image alone."""
-    network, pairs = tiny_vgg(), list(zip(X.split(1), Y.tolist(), strict=True))
+    network, pairs = tiny_vgg(), list(zip(X[:, None], Y.tolist(), strict=True))
     maps = [saliency.saliency_maps(network, x, label) for x, label in pairs]
     return torch.cat(maps), [
         fooling.fool(network, x, (label + 1) % 5, steps=5) for x, label in pairs
