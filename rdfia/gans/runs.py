@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -188,11 +188,12 @@ def scored_run(
 
 
 def stored_precision(run: Run, evidence: Path) -> Precision | None:
-    """The precision in the row of a run, None without a row that says it."""
+    """The precision in the row of a run, None without a row that says a known one."""
     path = evidence / f"{run.name}.json"
     row = files.read_json(path) if path.exists() else None
     config = row.get("config") if isinstance(row, dict) else None
-    return config.get("precision") if isinstance(config, dict) else None
+    found = config.get("precision") if isinstance(config, dict) else None
+    return found if found in get_args(Precision) else None
 
 
 def _stored_row(
