@@ -211,9 +211,8 @@ def _stored_row(
     if not differ or (differ == ["judge"] and known["judge"] in earlier_versions and not can_score):
         return known
     if differ != ["judge"] or not can_score:
-        raise StoreError(
-            f"{path} has a run of another {', '.join(differ)}: choose another folder, or remove it"
-        )
+        what = ", ".join(differ).replace("judge", "version of the scores")
+        raise StoreError(f"{path} has a run of another {what}: choose another folder, or remove it")
     return None
 
 
