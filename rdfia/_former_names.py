@@ -40,6 +40,7 @@ FORMER = {
     "rdfia.studies": "rdfia.gans.runs",
     "rdfia.speed": "rdfia.report.benchmarks",
     "rdfia.machine": "rdfia.report.environment",
+    "rdfia.commands": "rdfia.image_commands",
 }  # former name -> present name
 
 
@@ -51,6 +52,7 @@ RENAMED = {
     "perturbation": "perturbation_sizes",
     "features_of": "features_and_digits",
     "Estimate": "ScoreWithError",
+    "exponent": "growth_exponent",
     "Table1Row": "LayerResult",
 }  # former name of an object -> present name; the module is the same
 
@@ -68,7 +70,9 @@ def present_name(module: str, name: str, names: Container[str]) -> str:
 
 
 def _add_former_objects(module: ModuleType) -> None:
-    """Let `module` find its objects by their former names too."""
+    """Let `module` find its objects by their former names too, as a front door does."""
+    if hasattr(module, "__path__"):  # a front door
+        return
     find = vars(module).get("__getattr__", partial(_missing, module.__name__))
 
     def find_former(name: str) -> object:

@@ -486,7 +486,7 @@ _NETWORK: Arguments = {
         "metavar": "NAME",
         "help": "default: SqueezeNet 1.1, else another network whose weights are on this machine",
     },
-    "--weights": {"type": Path, "metavar": "FILE", "help": "your own weights"},
+    "--weights": {"type": Path, "metavar": "FILE", "help": "your own weights of --network"},
     "--stretch": {
         "action": "store_true",
         "help": "resize the photo to the network's input size without a crop; an image that "

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -188,11 +188,12 @@ def scored_run(
 
 
 def stored_precision(run: Run, evidence: Path) -> Precision | None:
-    """The precision in the row of a run, None without a row that says it."""
+    """The precision in the row of a run, None without a row that says a known one."""
     path = evidence / f"{run.name}.json"
     row = files.read_json(path) if path.exists() else None
     config = row.get("config") if isinstance(row, dict) else None
-    return config.get("precision") if isinstance(config, dict) else None
+    found = config.get("precision") if isinstance(config, dict) else None
+    return found if found in get_args(Precision) else None
 
 
 def _stored_row(
@@ -210,9 +211,8 @@ def _stored_row(
     if not differ or (differ == ["judge"] and known["judge"] in earlier_versions and not can_score):
         return known
     if differ != ["judge"] or not can_score:
-        raise StoreError(
-            f"{path} has a run of another {', '.join(differ)}: choose another folder, or remove it"
-        )
+        what = ", ".join(differ).replace("judge", "version of the scores")
+        raise StoreError(f"{path} has a run of another {what}: choose another folder, or remove it")
     return None
 
 

@@ -48,10 +48,10 @@ def lens(
 ) -> Callable[..., gradients.GradientBench | None]:
     """lens("SqueezeNet 1.1"): the bench of TME 8 for one network.
 
-    None where profile `short` uses the record of a full run. `second_network`: it network is needed
-    too. `photos`: the asset of the photos, by default the network's own. In profile `full` every
-    network has the photos of the main network where they are available, and the main network has
-    more of them.
+    None where profile `short` uses the record of a full run. `second_network`: it is needed too.
+    `photos`: the asset of the photos, by default the network's own. In profile `full` every network
+    has the photos of the main network where they are available, and the main network has more of
+    them.
     """
 
     def get(

@@ -343,7 +343,7 @@ for names in ("torchvision.nested, rdfia", "rdfia, torchvision.nested"):
         except Exception as error:
             print(names, error, sep=": ", flush=True)
         os._exit(0)
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 

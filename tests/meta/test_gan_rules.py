@@ -800,10 +800,15 @@ def test_row_of_a_machine_with_another_precision_is_read(tmp_path: Path) -> None
     """Its record says in which precision each run was trained."""
     bench = tiny_bench(tmp_path)
     made = bench.run(tiny_run("first")), bench.run(tiny_run("second", seed=1))
-    data_files.write_json(
-        bench.evidence / "first.json",
-        {**made[0], "config": {**made[0]["config"], "precision": "bfloat16"}},
-    )
+
+    def write_precision(precision: str) -> None:
+        row = {**made[0], "config": {**made[0]["config"], "precision": precision}}
+        data_files.write_json(bench.evidence / "first.json", row)
+
+    write_precision("float64")  # no run has it
+    with pytest.raises(StoreError, match=r"first\.json has a run of another config"):
+        tiny_bench(tmp_path).run(tiny_run("first"))
+    write_precision("bfloat16")
     other = tiny_bench(tmp_path)
     assert other.run(tiny_run("first"))["scores"] == made[0]["scores"]
     runs = [tiny_run("first"), tiny_run("second", seed=1)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rdfia
-from rdfia._former_names import FORMER, RENAMED
+from rdfia._former_names import FORMER, RENAMED, _add_former_objects
 
 ROOT = Path(__file__).parents[2]
 ROOMS = [path.parent.name for path in sorted((ROOT / "rdfia").glob("*/__init__.py"))]
@@ -93,12 +93,15 @@ def test_a_former_name_works_in_every_form_of_import() -> None:
 
 @pytest.mark.parametrize("former", RENAMED)
 def test_an_object_is_found_by_its_former_name_too(former: str) -> None:
-    """At the front door, and in a module that is imported by a former name."""
+    """At the front door, also after its import by a former name; the warning is at the use."""
     present = RENAMED[former]
     doors = [importlib.import_module(f"rdfia.{room}") for room in ROOMS]
     (door,) = (door for door in doors if present in dir(door))
-    with pytest.warns(DeprecationWarning, match=f"{door.__name__}.{former} is {present} now"):
+    _add_former_objects(door)
+    message = f"{door.__name__}.{former} is {present} now"
+    with pytest.warns(DeprecationWarning, match=message) as warned:
         assert getattr(door, former) is getattr(door, present)
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 def test_a_module_with_a_former_name_has_its_objects_by_their_former_names() -> None:

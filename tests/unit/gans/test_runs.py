@@ -220,7 +220,8 @@ def test_another_scores_version_rescores_stored_generators(
     (tmp_path / "work").rename(tmp_path / "gone")
     assert make_run(tmp_path, scores_version="other")["scores"] == ran["scores"]
     with pytest.raises(
-        StoreError, match=r"tiny.json has a run of another judge: choose another folder"
+        StoreError,
+        match=r"tiny.json has a run of another version of the scores: choose another folder",
     ):
         make_run(tmp_path)
 
@@ -244,9 +245,11 @@ def test_rows_of_an_earlier_version_are_read_without_generators(
     )
     assert np.isnan(gan_runs.final_score(row, "noise", (25, 30), np.inf))
     assert gan_runs.final_score(row, "noise", (25, 31), np.inf) == np.inf  # the run ended before
-    with pytest.raises(StoreError, match=r"tiny.json has a run of another judge"):
+    with pytest.raises(StoreError, match=r"tiny.json has a run of another version of the scores"):
         make_run(tmp_path, score=more, scores_version="mean and noise", earlier_versions=["median"])
-    with pytest.raises(StoreError, match=r"tiny.json has a run of another config, judge"):
+    with pytest.raises(
+        StoreError, match=r"tiny.json has a run of another config, version of the scores"
+    ):
         make_run(
             tmp_path,
             replace(RUN, config=replace(TINY, r1=1.0)),
