@@ -502,7 +502,7 @@ def check_transfer_to_others(claim: Any, bench: GradientBench) -> None:
             "read right": {name: by_radius(hits) for name, hits in read.items()},
             "lost": as_rows(lost),
         },
-        note=f"{ATTACK} The judge is {second}{others_here(bench)}",
+        note=f"{ATTACK} The second network is {second}{others_here(bench)}",
         **bench.record(
             scope="ours", weights=f"made with {bench.title}, shown to {', '.join(read)}"
         ),
