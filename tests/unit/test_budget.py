@@ -94,7 +94,7 @@ def test_time_passed_is_subtracted_and_finished_pieces_cost_nothing() -> None:
 def test_check_that_takes_no_time_fits_after_the_end() -> None:
     found = budget(160 / 60 / USABLE)
     assert isinstance(found.now, Time)
-    assert not found.over
+    assert not budget(160 / 60 / USABLE).over
     found.now.at = 500.0
     assert found.over
     assert found.fits(ALL, {}, LABS) == set()
