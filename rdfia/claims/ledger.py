@@ -173,7 +173,7 @@ class Ledger:
             raise ClaimError(
                 f"{record.key}: {record.result}, {record.outcome} (expected {record.expected}), "
                 f"but {why}. Look at the evidence on the page. If the new result is right, run the "
-                "same command with --accept and commit reports/baseline/pins.json."
+                "same command with --accept and commit reports/baseline."
             )
 
     def unavailable(self, claim_id: str, case: str, message: str, asset: str = "") -> Record:

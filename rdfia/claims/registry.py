@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rdfia.claims.judge import Bound
+from rdfia.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,20 @@ class Claim:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Claim:
-        """The claim of a row of claims.json, with assets as tuples and bounds as `Bound`s."""
+        """The claim of a row of claims.json, with assets as tuples and bounds as `Bound`s.
+
+        ArgumentError: the row lacks a field, or has another one.
+        """
         values = dict(row)
+        required = ("id", "lab", "answer", "statement")
+        missing = [name for name in required if name not in row]
+        if missing or (unknown := sorted(row.keys() - cls.__dataclass_fields__.keys())):
+            got = f"no {', '.join(missing)}" if missing else f"an unknown {', '.join(unknown)}"
+            raise ArgumentError(
+                f"claims.json, row {row.get('id', '')!r}: got {got}, expected "
+                f'{", ".join(required)} (answer: "" for a claim of ours) and optionally '
+                f"{', '.join(name for name in cls.__dataclass_fields__ if name not in required)}"
+            )
         values["bounds"] = {name: Bound(**bound) for name, bound in row.get("bounds", {}).items()}
         for name in ("needs", "also"):
             values[name] = tuple(row.get(name, ()))

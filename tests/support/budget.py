@@ -215,6 +215,11 @@ class Budget:
         left = sum(seconds for part, seconds in parts.items() if part not in finished)
         return self.pace([*waiting, *checks, *self.finished]) * left
 
+    @property
+    def over(self) -> bool:
+        """Whether the time of the session has passed."""
+        return self.now() - self.start >= self.limit
+
     def fits(
         self, waiting: Sequence[str], rank: Mapping[str, int], lab: Mapping[str, str]
     ) -> set[str]:
@@ -241,7 +246,7 @@ class Budget:
         while candidates:
             check = min(candidates, key=order)
             candidates.remove(check)
-            if (seconds := cost(check)) <= left:
+            if (seconds := cost(check)) <= max(left, 0.0):  # what takes no time always fits
                 left -= seconds
                 chosen.add(check)
                 paid |= self._parts(check).keys()

@@ -144,9 +144,12 @@ class AccuracyRun:
         seconds = self.budget.seconds([waiting[0]], waiting)
         minutes = self.config.getoption("--minutes")
         takes = "an unknown time" if seconds is None else f"about {duration(seconds)}"
-        message = (
-            f"it would take {takes} here, and does not fit --minutes {minutes:g}; give more minutes"
+        reason = (
+            f"the {minutes:g} minutes of --minutes have passed"
+            if self.budget.over
+            else f"it would take {takes} here, and does not fit --minutes {minutes:g}"
         )
+        message = f"{reason}; give more minutes"
         try:
             record = self.ledger.deferred(*self.items[item.nodeid], message)
         finally:
@@ -270,7 +273,9 @@ class AccuracyRun:
         except Exception as error:  # of any kind: the summary must still be printed
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.closing = f"FAILED: the page was not written: {error}"
-        if not any(record.outcome in OUTCOMES for record in self.ledger.records.values()):
+        stopped = session.exitstatus == pytest.ExitCode.INTERRUPTED
+        measured = any(record.outcome in OUTCOMES for record in self.ledger.records.values())
+        if not measured and not stopped:
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             self.closing += (
@@ -296,6 +301,9 @@ class AccuracyRun:
         records = sorted(
             self.ledger.records.values(), key=lambda record: list(CLAIMS).index(record.id)
         )
+        if all(skip.nodeid in self.items for skip in terminalreporter.stats.get("skipped", [])):
+            # the lines below have each reason: pytest's own list would hide the counts
+            terminalreporter.reportchars = terminalreporter.reportchars.replace("s", "")
         terminalreporter.section("claims")
         if self.ledger.unfinished:
             terminalreporter.write_line(f"This run was stopped: {self.ledger.unfinished}.\n")
@@ -307,8 +315,7 @@ class AccuracyRun:
         for line in (
             *map(_line, records),
             *moved,
-            "",
-            format_value(count_verdicts(records)),
+            *(("", format_value(count_verdicts(records))) if records else ()),
             self.closing,
         ):
             terminalreporter.write_line(line)

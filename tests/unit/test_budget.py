@@ -91,6 +91,17 @@ def test_time_passed_is_subtracted_and_finished_pieces_cost_nothing() -> None:
     assert found.fits(ALL, {}, LABS) == {"tme7.a", "tme9.d"}
 
 
+def test_check_that_takes_no_time_fits_after_the_end() -> None:
+    found = budget(160 / 60 / USABLE)
+    assert isinstance(found.now, Time)
+    assert not budget(160 / 60 / USABLE).over
+    found.now.at = 500.0
+    assert found.over
+    assert found.fits(ALL, {}, LABS) == set()
+    found.lacks_asset = lambda check: check == "tme7.b"
+    assert found.fits(ALL, {}, LABS) == {"tme7.b"}
+
+
 def test_clock_separates_nested_pieces_from_the_check() -> None:
     time = Time()
     clock = Clock(time)

@@ -86,7 +86,7 @@ def test_status_names_waiting_claims_and_the_command(
         f"of {len(assets.ASSETS)} assets are on this machine; RDFIA_ASSETS is {root}"
     )
     assert max(map(len, lines[1:])) <= 100
-    assert "get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch scene15" in text
+    assert "get it: RDFIA_OFFLINE=0 rdfia assets fetch scene15" in text
     waiting = [claim.id for claim in CLAIMS.values() if "scene15" in claim.needs]
     assert f"{len(waiting)} claims wait for it: {waiting[0]}" in text
     further = [claim.id for claim in CLAIMS.values() if "vgg16-full" in claim.also]
@@ -172,10 +172,7 @@ def test_prepared_faces_are_verified_assets(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (178, 218), (60 * number, 0, 0)).save(path)
     assert main(["assets", "status", "celeba-64"]) == 0
-    assert (
-        "get it: python -m rdfia assets prepare celeba --from DIR --size 64"
-        in capsys.readouterr().out
-    )
+    assert "get it: rdfia assets prepare celeba --from DIR --size 64" in capsys.readouterr().out
     broken = path.with_name("000009.jpg")
     broken.write_text("no photo")
     command = ["assets", "prepare", "celeba", "--from", str(tmp_path / "in")]

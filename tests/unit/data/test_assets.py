@@ -339,9 +339,7 @@ def test_a_missing_asset_names_its_command(
 def test_offline_the_command_allows_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(monkeypatch, downloads=[{"url": "http://127.0.0.1:9/x", "to": "weights/tiny.bin"}])
     monkeypatch.setenv("RDFIA_OFFLINE", "1")
-    with pytest.raises(
-        AssetUnavailable, match="Get it: RDFIA_OFFLINE=0 python -m rdfia assets fetch tiny"
-    ):
+    with pytest.raises(AssetUnavailable, match="Get it: RDFIA_OFFLINE=0 rdfia assets fetch tiny"):
         locate("tiny")
 
 
@@ -393,7 +391,7 @@ def test_a_failed_download_names_asset_and_command(
 ) -> None:
     tiny(monkeypatch, downloads=[{"url": f"{site.url}/gone", "to": "weights/tiny.bin"}])
     with pytest.raises(
-        AssetUnavailable, match=r"tiny: .*404.*Get it: python -m rdfia assets fetch tiny"
+        AssetUnavailable, match=r"tiny: .*404.*Get it: rdfia assets fetch tiny"
     ) as caught:
         locate("tiny")
     assert caught.value.asset == "tiny"

@@ -283,7 +283,7 @@ def test_faces_become_an_asset_that_is_found_and_verified(faces: Path) -> None:
     with pytest.raises(AssetCorrupt, match="prepare celeba --from DIR --size 32"):
         assets.find("celeba-32")
     with pytest.raises(
-        AssetUnavailable, match="Get it: python -m rdfia assets prepare celeba --from DIR --size 64"
+        AssetUnavailable, match="Get it: rdfia assets prepare celeba --from DIR --size 64"
     ):
         assets.locate("celeba-64")
 
@@ -504,7 +504,7 @@ def test_inconsistent_idx_files_are_refused(
 
 def test_a_missing_idx_file_names_the_command(raw: Path) -> None:
     (raw / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DatasetError, match=r"t10k-labels.*python -m rdfia assets fetch mnist"):
+    with pytest.raises(DatasetError, match=r"t10k-labels.*rdfia assets fetch mnist"):
         datasets.mnist(raw)
 
 
