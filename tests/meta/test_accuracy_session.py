@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
 import pytest
 import torch
+from _pytest._io import TerminalWriter
 
 from rdfia.claims import judge
 from rdfia.claims.ledger import Ledger
@@ -530,6 +534,22 @@ def test_progress_is_printed_while_pytest_captures(project: pytest.Pytester) -> 
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*images: 1/2, about * s left*", "*images: 2/2*", "reproduced*"])
     result.stdout.no_fnmatch_line("captured")
+
+
+def test_no_empty_line_where_pytest_has_begun_a_line() -> None:
+    stream = io.StringIO()
+    writer = TerminalWriter(stream)
+    plugins = {
+        "terminalreporter": SimpleNamespace(_tw=writer, write=writer.write),
+        "capturemanager": SimpleNamespace(global_and_fixture_disabled=contextlib.nullcontext),
+    }
+    shown: Any = object.__new__(claim_session.AccuracyRun)
+    shown.config = SimpleNamespace(pluginmanager=SimpleNamespace(getplugin=plugins.get))
+    shown.write("\nfirst")
+    writer.line()  # pytest, where a line is full
+    shown.write("\nsecond")
+    shown.write("\nthird")
+    assert stream.getvalue() == "first\nsecond\nthird"
 
 
 @pytest.mark.parametrize(("device", "failed"), [("auto", 1), ("cpu", 4)])

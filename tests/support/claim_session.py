@@ -71,12 +71,16 @@ class AccuracyRun:
         return self._ledger
 
     def write(self, text: str) -> None:
-        """Writes text to the terminal, also while pytest captures output."""
+        """Writes text to the terminal, also while pytest captures output.
+
+        A newline at its start begins a new line, unless pytest has just begun one.
+        """
         reporter = self.config.pluginmanager.getplugin("terminalreporter")
         capture = self.config.pluginmanager.getplugin("capturemanager")
         if reporter and capture:
             with capture.global_and_fixture_disabled():
-                reporter.write(text, flush=True)
+                begun = not reporter._tw.width_of_current_line
+                reporter.write(text.removeprefix("\n") if begun else text, flush=True)
 
     @property
     def budget(self) -> Budget:
