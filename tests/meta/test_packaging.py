@@ -128,7 +128,7 @@ def problems(root: Path) -> list[str]:
         f"{others[0]} {others[1]} tests/parity tests/properties {left_out}",
         f'{others[0]} --claims {others[1]} -m "accuracy and gate"',
         'pytest -m faults --profile full --minutes "$(left 26 12)"',
-        'pytest -m accuracy --minutes "$(left 1 50)"',
+        'pytest -m accuracy tests/accuracy --minutes "$(left 1 50)"',
     )
     wanted = ["make setup", "make test"]
     wanted += [f".venv/bin/{tool}" for tool in ("ruff check .", "ruff format --check .", "mypy")]
