@@ -235,6 +235,11 @@ def _conditions(record: Record) -> dict[str, str]:
     return {name: value for name, value in values.items() if value not in ("", "-")}
 
 
+def is_single_run(part: Json) -> bool:
+    """Whether the estimate is of one training run, which has no interval."""
+    return math.isinf(float(part["low"]))  # JSON holds infinity as the text "-inf"
+
+
 def needed_times(record: Record, part: Json) -> float:
     """How many times as many images or seeds would decide this part if its value stayed the same.
 
@@ -247,7 +252,7 @@ def needed_times(record: Record, part: Json) -> float:
 
 def _needed_size(record: Record, part: Json) -> str:
     """How many images or seeds would decide this part if its value stayed the same."""
-    if "inf" in str(part["low"]):  # JSON holds infinity as the text "inf"
+    if is_single_run(part):
         return "more seeds: one run has no interval"
     times, n = needed_times(record, part), part["n"]
     if times > OUT_OF_REACH:

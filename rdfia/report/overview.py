@@ -6,7 +6,6 @@ can be compared with the committed page.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -245,8 +244,8 @@ def _undecided(found: Sequence[Sentence]) -> dict[str, list[tuple[float, Record,
         for part in record.parts if record.outcome == UNDECIDED else ():
             if part["outcome"] == UNDECIDED:
                 times = blocks.needed_times(record, part)
-                one = math.isinf(float(part["low"]))
-                kind = "one" if one else "more" if times <= OUT_OF_REACH else "far"
+                more = "more" if times <= OUT_OF_REACH else "far"
+                kind = "one" if blocks.is_single_run(part) else more
                 rows[kind].append((times, record, part))
     return {kind: sorted(found, key=lambda row: row[0]) for kind, found in rows.items()}
 
@@ -266,8 +265,8 @@ def _parts(found: Sequence[Sentence], shown: Sequence[Shown]) -> list[Json]:
                 continue
             # pictures of an answer, which have no record, stand beside its first sentence
             keys = [{sentence.claim.id} for sentence in mine]
-            for first in keys[:1]:
-                first.add(f"{lab}-{row['answer']}")
+            if keys:
+                keys[0].add(f"{lab}-{row['answer']}")
             answers.append(
                 {
                     **row,
