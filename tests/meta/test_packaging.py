@@ -130,8 +130,8 @@ def problems(root: Path) -> list[str]:
         'pytest -m faults --profile full --minutes "$(left 26 12)"',
         'pytest -m accuracy tests/accuracy --minutes "$(left 1 50)"',
     )
-    wanted = ["make setup", "make test"]
-    wanted += [f".venv/bin/{tool}" for tool in ("ruff check .", "ruff format --check .", "mypy")]
+    lint = [f".venv/bin/{tool}" for tool in ("ruff check .", "ruff format --check .", "mypy")]
+    wanted = ["make setup", *lint, "make test"]
     wanted += [f".venv/bin/python -m {choice}" for choice in tests]
     wanted.insert(wanted.index(f".venv/bin/python -m {tests[1]}"), "make browser")
     if phases != wanted:
@@ -380,10 +380,10 @@ def test_missing_python_is_reported(checkout: Path) -> None:
     ("failing", "status", "last"),
     [
         ("", 0, "claims"),
-        ("test", 7, "test"),
         ("lint", 7, "lint"),
         ("format", 7, "format"),
         ("types", 7, "types"),
+        ("test", 7, "test"),
         ("gate", 7, "gate"),
         ("browser", 7, "browser"),
         ("chromium", 0, "claims"),
@@ -428,7 +428,7 @@ def test_ci_stops_at_the_failing_phase(
     )
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    phases = "setup test lint format types gate browser notebook isa isa faults claims"
+    phases = "setup lint format types test gate browser notebook isa isa faults claims"
     order = [name for name in phases.split() if (name, failing) != ("browser", "chromium")]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (
