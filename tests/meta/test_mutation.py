@@ -92,6 +92,12 @@ from rdfia import small
 def test_bytes_are_the_stored_ones():
     assert len(Path(small.__file__).read_text()) == %d
 """
+SESSION = """
+def test_run_of_pytest_without_a_warning(pytester):
+    pytester.makeini("[pytest]\\nfilterwarnings = error")
+    pytester.makepyfile("def test(): pass")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+"""
 SMALL = "tests/test_small.py"
 LINES = {  # test -> the lines of the module that it runs
     "test_double_returns": [6],
@@ -124,7 +130,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tests/__init__.py": "",
         SMALL: TESTS,
         "tests/test_bytes.py": BYTES % len(MODULE),
-        "conftest.py": "",
+        "tests/test_session.py": SESSION,
+        "conftest.py": "pytest_plugins = ['pytester']",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -253,17 +260,17 @@ def test_lines_are_measured_once_and_tests_that_compare_bytes_are_left_out(
     said: list[str] = []
     suite = Suite(project, tmp_path, ["tests"])
     suite.measure([worker], said.append)
-    assert len(said) == 2
-    assert suite.files["tests/test_bytes.py"].left_out == [
-        "tests/test_bytes.py::test_bytes_are_the_stored_ones"
-    ]
+    assert len(said) == 3
+    assert {name: row.left_out for name, row in suite.files.items() if row.left_out} == {
+        "tests/test_bytes.py": ["tests/test_bytes.py::test_bytes_are_the_stored_ones"]
+    }
     lines = suite.files[SMALL].lines
     assert lines[""]["small.py"] == [2, 5, 9, 15, 19, 20, 23, 24, 27]
     assert {
         name: lines[f"{SMALL}::{name}"]["small.py"] for name, rows in LINES.items() if rows
     } == {name: rows for name, rows in LINES.items() if rows}
     Suite(project, tmp_path, ["tests"]).measure([worker], said.append)
-    assert len(said) == 2
+    assert len(said) == 3
 
 
 def many() -> list[Mutant]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 import pytest
+from _pytest.assertion import rewrite
 
 # The suite as `make test` runs it.
 DEFAULT_SUITE = "not accuracy and not faults and not notebook"
@@ -113,8 +114,6 @@ def _fork(request: dict[str, Any], pipe: int) -> None:
             cover.start()
         options = [
             *("-q", "-m", request["expression"], "-p", "no:cacheprovider", "--benchmark-disable"),
-            # Plugins are imported: pytest cannot rewrite their assertions any more.
-            *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
             *("--hypothesis-seed=0", f"--basetemp={request['temporary']}"),
             *(() if request["limits"] is None else ("-x",)),
         ]
@@ -217,6 +216,9 @@ def main() -> None:
     for name in (*plugins, "hypothesis.strategies", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    # Plugins are imported: pytest cannot rewrite their assertions any more. It says so in each of
+    # its runs, also in those that a test starts, where a warning is an error.
+    rewrite.AssertionRewritingHook._warn_already_imported = lambda self, name: None  # type: ignore[method-assign]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
