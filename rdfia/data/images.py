@@ -232,9 +232,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         return grey
     if image.mode in ("F", "LAB"):
         raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def constant_tensor(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rdfia.data.files import cache_dir
 from tests.mutation import report
 from tests.mutation.mutants import PACKAGE, Mutant, module_name, mutants_of, sample
-from tests.mutation.runs import Suite, Worker, judge_each, read_rows
+from tests.mutation.runs import AGAIN, MOST, Suite, Worker, judge_each, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "reports" / "verified" / "mutation.jsonl"
@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
                 in_time,
                 options.results,
                 say,
+                AGAIN if options.survivors else MOST,
                 seed=options.seed,
                 part="" if options.tests == ("tests",) else " ".join(options.tests),
             )

@@ -104,7 +104,7 @@ def page(
         "N` judges more, `python -m tests.mutation report` writes this page from "
         "`mutation.jsonl`. The score is the killed share of those that are not equivalent. A "
         "survivor was judged by the tests that run its lines and the rest of their files, at most "
-        "a minute of tests.",
+        "a minute of tests, and five minutes where it was judged once more.",
         "",
         "| room | sampled | killed | equivalent | survived | score |",
         "| --- | --: | --: | --: | --: | --: |",

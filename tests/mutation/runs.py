@@ -39,8 +39,9 @@ LIBRARIES = (
 )
 # A test may take FACTOR times its own time and GRACE seconds. All times are the processor's.
 FACTOR, GRACE = 5.0, 5.0
-# Seconds of tests for one mutant. Nearly all are killed in the first few; a survivor needs all.
-MOST = 60.0
+# Seconds of tests for one mutant. Nearly all are killed in the first few; a survivor needs all, and
+# AGAIN is for one that is judged once more.
+MOST, AGAIN = 60.0, 300.0
 # Folders whose tests are not in the default suite.
 OTHER_SUITES = {"accuracy", "faults"}
 
@@ -251,7 +252,8 @@ class Suite:
         running = {pair for line in wanted for pair in lines.get(line, ())}
         covering = {(name, test) for name, test in running if test}
         files = {name for name, _ in covering}
-        if mutant.at_import or (running and not covering):
+        # An import inside a test has the name of the test that comes first.
+        if mutant.at_import or any(not test for _, test in running):
             files |= self.importers.get(mutant.module, set())
             if not covering:
                 covering = {pair for rows in lines.values() for pair in rows if pair[1]}
@@ -270,9 +272,9 @@ class Suite:
         order = sorted(found, key=lambda name: (not name.endswith(f"/{own}"), -direct[name], name))
         return {name: found[name] for name in order}
 
-    def judge(self, worker: Worker, mutant: Mutant) -> Verdict:
-        """Whether the chosen tests notice a mutant."""
-        chosen = self.chosen(mutant)
+    def judge(self, worker: Worker, mutant: Mutant, most: float = MOST) -> Verdict:
+        """Whether the tests chosen for `most` seconds notice a mutant."""
+        chosen = self.chosen(mutant, most)
         seconds = {
             test: self.files[name].seconds[test] for name, tests in chosen.items() for test in tests
         }
@@ -307,6 +309,7 @@ def judge_each(
     mutants: Iterable[Mutant],
     results: Path,
     say: Callable[[str], None],
+    most: float = MOST,
     **more: Any,
 ) -> Counter[str]:
     """How many mutants had each outcome; each row is appended to `results` at once, with `more`."""
@@ -316,7 +319,7 @@ def judge_each(
 
     def one(worker: Worker, mutant: Mutant) -> None:
         nonlocal cut
-        verdict = suite.judge(worker, mutant)
+        verdict = suite.judge(worker, mutant, most)
         names = ("id", "module", "scope", "operator", "line", "before", "after")
         row = {name: getattr(mutant, name) for name in names} | asdict(verdict) | more
         row["seconds"] = round(verdict.seconds, 1)

@@ -36,6 +36,8 @@ MODULES: dict[str, type[nn.Module]] = {
 
 def mismatch(layer: networks.Layer, module: nn.Module) -> str:
     """How a row of the table differs from torchvision's module; "" if it does not."""
+    if not isinstance(layer.in_channels, int) or not isinstance(layer.out_channels, int):
+        return f"{layer.name}: a number of channels is not an integer"
     if not isinstance(module, MODULES[layer.kind]):
         return f"{layer.name}: {type(module).__name__} is no {layer.kind}"
     want: dict[str, object] = {}

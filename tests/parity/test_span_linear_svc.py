@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rdfia.data.feature_store import FeatureStore
+from rdfia.errors import ArgumentError
 from rdfia.transfer import svm
 from rdfia.transfer.svm import SpanLinearSVC
 from tests.support.tolerances import assert_close
@@ -202,6 +203,21 @@ def test_dual_solver_that_stops_early_warns_as_linear_svc() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SpanLinearSVC(C=1e3, random_state=0).fit(X, y)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_repeated_rows_in_either_order_of_memory_are_merged(order: Literal["C", "F"]) -> None:
+    X, y, T, _ = problem(10)
+    twice = np.array(np.concatenate([X, X]), order=order)
+    merged = SpanLinearSVC(random_state=0).fit(twice, np.concatenate([y, y]))
+    weighted = SpanLinearSVC(random_state=0).fit(X, y, np.full(len(X), 2.0))
+    np.testing.assert_array_equal(merged.decision_function(T), weighted.decision_function(T))
+
+
+def test_labels_without_values_are_named() -> None:
+    X, y, _, _ = problem(10)
+    with pytest.raises(ArgumentError, match=r"^y: got a tensor .* on the meta device"):
+        SpanLinearSVC().fit(X, torch.empty(len(y), device="meta"))
 
 
 @pytest.mark.parametrize("wide", [False, True])

@@ -19,7 +19,7 @@ import torch
 from rdfia.claims.registry import TABLE1
 from rdfia.data import assets
 from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, Preprocess
-from rdfia.experiments import best_recipe, transfer
+from rdfia.experiments import best_recipe, gan_studies, transfer
 from rdfia.gans import architecture, config, sampling, training
 from rdfia.gans.architecture import GanArchitecture
 from rdfia.gans.config import GanConfig
@@ -138,6 +138,17 @@ def lab_config(kind: str) -> tuple[Any, ...]:
     return run.steps, run.batch, run.milestones, a.channels, a.classes, run.lr, run.beta1, run.beta2
 
 
+def changes_from_default(config: Any) -> dict[str, Any]:
+    """The fields in which a setting of answer 5 differs from its default."""
+    default, one = (
+        {**vars(each), **vars(each.architecture)}
+        for each in (gan_studies.SETTINGS["default"], config)
+    )
+    return {
+        name: one[name] for name in one if one[name] != default[name] and name != "architecture"
+    }
+
+
 # name -> (value found, value of the protocol, source)
 CONSTANTS: dict[str, tuple[Any, Any, str]] = {
     # TME 7
@@ -193,6 +204,20 @@ CONSTANTS: dict[str, tuple[Any, Any, str]] = {
         "TME 9: images in [-1, 1]",
     ),
     "steps between lines of the log": (training.LOG_EVERY, 25, "TME 10"),
+    "settings of answer 5": (
+        {name: changes_from_default(one) for name, one in gan_studies.SETTINGS.items()},
+        {
+            "default": {},
+            "beta1 0.9": {"beta1": 0.9},
+            "5 of D": {"nb_update_D": 5},
+            "5 of G": {"nb_update_G": 5, "steps": 300},
+            "lr 0.1": {"lr": 0.1},
+            "lr 1e-10": {"lr": 1e-10},
+            "nz 10": {"nz": 10},
+            "nz 1000": {"nz": 1_000},
+        },
+        "report 3, answer 5",
+    ),
     # TME 10: 390.6 steps an epoch
     "run of the DCGAN": (
         lab_config("dcgan"),

@@ -123,6 +123,8 @@ def test_same_images_are_compared_one_by_one() -> None:
     assert value.difference.value == pytest.approx(-0.02)
     (found,) = changes.changes([with_images(then)], [with_images(now, "other images")])
     assert [(value.how, value.images) for value in found.values] == [(CHANCE, "")]
+    (found,) = changes.changes([with_images(then)], [with_images(now[:500])])
+    assert [value.images for value in found.values] == [""]  # the first half of the same images
 
 
 def test_images_that_change_both_ways_are_found_although_the_value_is_equal() -> None:

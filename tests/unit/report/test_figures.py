@@ -158,7 +158,13 @@ def test_convolution_maps_are_scaled_to_their_own_range() -> None:
             np.full((4, 4), 7.0),
         ]
     )
-    sheet = np.asarray(figures.convolution_maps(PHOTO, maps).axes[1].images[0].get_array())
+    figure = figures.convolution_maps(PHOTO, maps)
+    sheet = np.asarray(figure.axes[1].images[0].get_array())
+    assert {text.get_position(): text.get_text() for text in figure.axes[1].texts} == {
+        (0, 0): "1",
+        (5, 0): "2",
+        (10, 0): "3",
+    }
     np.testing.assert_allclose(sheet[:4, :4], sheet[:4, 5:9])
     assert (sheet[:4, 10:14] == 0).all()  # a constant map is not divided by zero
 

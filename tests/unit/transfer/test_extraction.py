@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed import HashStore
 
 from rdfia.data.feature_store import FeatureStore
 from rdfia.errors import ArgumentError, ImageError, TooLarge
@@ -207,6 +208,26 @@ def test_content_digest_does_not_depend_on_the_team(
     assert found == {extraction.content_digest(photos)}
     assert extraction.content_digest(photos[::-1]) not in found
     assert extraction.content_digest([photos[0] // 2, *photos[1:]]) not in found
+
+
+@pytest.mark.parametrize(("restart", "prefix"), [(None, "0"), ("2", "2")])
+def test_each_restart_of_a_team_has_its_own_values(
+    monkeypatch: pytest.MonkeyPatch, restart: str | None, prefix: str
+) -> None:
+    """torchrun counts its restarts; values of the attempt before are not read."""
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in (environment | {"TORCHELASTIC_RESTART_COUNT": restart}).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    store = HashStore()
+    for key, value in {"1/1": '"rank 1"', "gone/1": ""}.items():  # what rank 1 writes
+        store.set(f"{prefix}/{key}", value)
+    monkeypatch.setattr(extraction, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    with extraction.current_team() as team:
+        assert team.gather("rank 0") == ["rank 0", "rank 1"]
+    assert store.check([f"{prefix}/gone/0"])
 
 
 def test_team_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
