@@ -15,7 +15,7 @@ import pytest
 
 from tests.mutation import report, runs
 from tests.mutation.mutants import Mutant, is_valid, mutants_of, sample
-from tests.mutation.runs import Suite, TestFile, Verdict, Worker, judge_each, read_rows
+from tests.mutation.runs import MOST, Suite, TestFile, Verdict, Worker, judge_each, read_rows
 
 ROOT = Path(__file__).parents[2]
 MODULE = """
@@ -315,7 +315,7 @@ def test_change_that_changes_nothing_is_not_sampled() -> None:
 class Judge(Suite):
     """A suite that kills each mutant at once."""
 
-    def judge(self, worker: Worker, mutant: Mutant) -> Verdict:
+    def judge(self, worker: Worker, mutant: Mutant, most: float = MOST) -> Verdict:
         return Verdict("killed", "t", 1, 0.0)
 
 

@@ -43,6 +43,8 @@ def tree(root: Path) -> Path:
     [
         ("rdfia/experiments/transfer.py", True),
         ("rdfia/transfer/column_tiles.py", True),  # imported inside a function
+        ("rdfia/data/files.py", True),  # imported by `from ..data`
+        ("rdfia/transfer/heads.py", False),  # a neighbour of the module that imports it
         ("rdfia/models/layers.txt", True),  # a table that a module reads
         ("rdfia/claims/judge.py", True),  # turns estimates into outcomes
         ("rdfia/gradients/fooling.py", False),  # of another lab

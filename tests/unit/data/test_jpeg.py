@@ -122,6 +122,18 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
         list(image_batches([folder / "absent.jpg"], STRETCH, 2, Staging("cpu")))
 
 
+def test_pillow_reads_what_the_device_cannot_decode(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Preprocess, "decode_on_device", lambda _self, files, _device: [None] * len(files)
+    )
+    monkeypatch.setattr(jpeg, "require_decoder", lambda _device: None)
+    paths = sorted(folder.iterdir())
+    found = torch.cat(list(image_batches(paths, STRETCH, 2, Staging("cpu"))))
+    assert torch.equal(found, torch.stack([by_pillow(STRETCH, path) for path in paths]))
+
+
 @pytest.mark.usefixtures("_decoder")
 def test_one_file_that_fails_does_not_affect_the_others(folder: Path) -> None:
     good = jpeg.file_bytes(folder / "0-rgb.jpg")

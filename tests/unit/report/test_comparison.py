@@ -16,6 +16,7 @@ from rdfia.__main__ import main
 from rdfia.claims import intervals, judge
 from rdfia.claims.record import Record, as_plain
 from rdfia.report import comparison
+from rdfia.report.results import Timing
 from tests.unit.report.test_page import EVIL, Links
 
 VERIFIED = Path(__file__).parents[3] / "reports" / "verified" / "cpu"
@@ -245,9 +246,18 @@ def test_files_of_pytest_benchmark_are_compared(
     assert main(["compare", a, b]) == 0
     text = capsys.readouterr().out
     assert "  cpu: EPYC -> M4" in text
+    assert "2026-11-30" in text
     assert "bench_a.py::test_a: 10 -> 20 calls/s\n      rate x 2.00 (1.9" in text
     assert main(["compare", a, c]) == 0
     assert "rate x 2.00 (a single round)" in capsys.readouterr().out
+
+
+def test_bar_of_the_largest_change_of_a_rate_ends_at_the_edge() -> None:
+    a = {"twice": Timing("", (0.1,)), "half": Timing("", (0.1,)), "equal": Timing("", (0.1,))}
+    b = {"twice": Timing("", (0.05,)), "half": Timing("", (0.2,)), "equal": Timing("", (0.1,))}
+    rows = [row for section in comparison._benchmarks(a, b) for row in section.rows]
+    bars = {row.name: bar.intervals[""][1] for row in rows for bar in row.bars}
+    assert bars == {"twice": 100.0, "half": 0.0, "equal": 50.0}
 
 
 def test_committed_runs_equal_themselves_and_the_folder_above_holds_them(
@@ -260,7 +270,9 @@ def test_committed_runs_equal_themselves_and_the_folder_above_holds_them(
     assert "Conditions" not in text
     assert main(["compare", str(VERIFIED), run]) == 1  # further short runs are below it
     text = capsys.readouterr().out
-    assert " runs, 20" in text
+    dates = re.search(r" runs, (20\S+ \S+) UTC\s+to\s+(20\S+ \S+)\s+UTC", text)
+    assert dates is not None, text
+    assert dates[1] < dates[2]
     assert "another value" not in text
 
 
