@@ -1,0 +1,172 @@
+"""The data of the GAN studies, what their runs cost, and the scores of a bench of photos."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rdfia.data import files
+from rdfia.experiments import __main__ as commands
+from rdfia.experiments import gan_data, gan_studies, gans
+from rdfia.experiments.gans import GanBench
+from rdfia.gans.runs import Run
+
+
+def test_every_fifth_photo_is_held_out(tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    for n in range(10):
+        Image.new("RGB", (40, 50), (20 * n, 0, 255)).save(tmp_path / "faces" / f"{n}.png")
+    x, held = gan_data.photos(tmp_path, "photos")
+    assert x.shape == (8, 3, 32, 32)
+    assert x.dtype == torch.uint8
+    assert x[:, 0, 0, 0].tolist() == [20 * n for n in (0, 1, 2, 3, 5, 6, 7, 8)]
+    assert sorted(held[:, 0, 5, 5].tolist()) == [80, 180]
+    assert x[:, 1:, 9, 9].tolist() == [[0, 255]] * 8
+
+
+def numbered(n: int) -> Any:
+    """n digits whose grey level is ten times their label, plus one."""
+    labels = np.arange(n) % 10
+    grey = np.broadcast_to((10 * labels + 1).astype(np.uint8)[:, None, None], (n, 28, 28))
+    return SimpleNamespace(images=grey.copy(), labels=labels)
+
+
+def labels_of(x: Tensor) -> list[int]:
+    """The labels of `numbered` digits, padded by 2 pixels."""
+    assert x.shape[1:] == (1, 32, 32)
+    assert not x[..., :2].any()
+    assert not x[:, :, -2:].any()
+    return ((x[:, 0, 2, 2].long() - 1) // 10).tolist()
+
+
+def test_digits_keep_their_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gan_data.datasets, "digits", lambda _path: numbered(5_000))
+    x, y, x_held, y_held = gan_data.digits(tmp_path)
+    assert (len(x), len(x_held)) == (4_000, 1_000)
+    assert (labels_of(x), labels_of(x_held)) == (y.tolist(), y_held.tolist())
+    monkeypatch.setattr(gan_data.datasets, "mnist", lambda _path: (numbered(60), numbered(50)))
+    x, y, x_held, y_held = gan_data.mnist(tmp_path)
+    assert (labels_of(x), labels_of(x_held)) == (y.tolist(), y_held.tolist())
+    assert y.tolist() == [n % 10 for n in range(60)]
+    # Test digits are mixed, because the first ones are cleaner.
+    assert y_held.tolist() != sorted(y_held.tolist())
+    assert y_held.tolist() != [n % 10 for n in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "title", "updates", "each", "more"),
+    [
+        ("cgan", {}, "MNIST", 11_718, 0.036, 5.0),
+        ("cdcgan", {}, "MNIST", 7_812, 0.24, 5.0),
+        ("dcgan", {"nb_update_D": 5}, "CIFAR-10", 3 * 8_000, 0.12, 18.0),
+    ],
+)
+def test_expected_seconds_are_those_of_updates_and_snapshots(
+    kind: str, changes: dict[str, Any], title: str, updates: int, each: float, more: float
+) -> None:
+    run = gan_studies.LONG[kind]
+    run = replace(run, config=replace(run.config, **changes))
+    expected = updates * each + more * len(run.snapshots)
+    assert gan_studies.expected_seconds(run, title) == pytest.approx(expected)
+
+
+def test_copies_of_faces_are_searched_too() -> None:
+    (run,) = gan_studies.OVER_SEEDS["dcgan"][:1]
+    more = {title: gan_studies.expected_seconds(run, title) for title in ("CelebA", "CIFAR-10")}
+    assert more["CelebA"] == more["CIFAR-10"] + gan_studies.COPIES_SECONDS
+
+
+def test_listed_runs_say_which_exist_and_how_long_all_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "expected_seconds", lambda *_: 1_800.0)
+    runs = gan_studies.OVER_SEEDS["cgan"][:3]
+    (tmp_path / "studies" / "mnist").mkdir(parents=True)
+    (tmp_path / "studies" / "mnist" / f"{runs[1].name}.json").touch()
+    commands.list_runs("MNIST", runs, tmp_path)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.endswith("about 1,800 s, made") for line in lines] == [False, True, False]
+    assert last == "3 runs, about 1.5 hours"
+
+
+def smooth_photos(n: int) -> Tensor:
+    """n different smooth photos, uint8 n x 3 x 32 x 32."""
+    small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    large = torch.nn.functional.interpolate(small, size=32, mode="bilinear")
+    return (255 * large).to(torch.uint8)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GanBench:
+    """A bench of 250 photos whose features are their pixels, reduced to 2 x 2."""
+    x = smooth_photos(250)
+    held = torch.arange(len(x)) % 5 == 4
+    monkeypatch.setattr(gans, "photos", lambda *_: (x[~held], x[held]))
+    setup = replace(gan_data.DATA_SETS["CIFAR-10"], generated_count=40)
+    monkeypatch.setitem(gan_data.DATA_SETS, "CIFAR-10", setup)
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path / "cache"))
+    origin = dict.fromkeys(gans.ORIGIN, "here") | {"more": "is not kept"}
+    made = GanBench("CIFAR-10", tmp_path, "cpu", "full", None, tmp_path, lambda: origin)
+    made.__dict__["_photo_features"] = lambda pixels: (
+        torch.nn.functional.avg_pool2d(pixels.float(), 16).flatten(1).numpy(),
+        None,
+    )
+    return made
+
+
+def test_scores_prefer_real_photos_to_blurred_and_untrained_ones(bench: GanBench) -> None:
+    real, blurred = bench.real, bench.blurred
+    untrained = bench.untrained(gan_studies.DCGAN)
+    assert real["frechet"] < untrained["frechet"]
+    assert abs(real["noise"] - 1) < abs(blurred["noise"] - 1)
+    assert untrained["diversity"] < real["diversity"] / 3  # all are grey
+    assert {*untrained} - {*real} == {"closer", "nearest"}
+    assert not {"accuracy", "modes", "entropy"} & {*real}  # of digits only
+    assert untrained == bench.untrained(replace(gan_studies.DCGAN, steps=1))
+    assert untrained != bench.untrained(replace(gan_studies.DCGAN, seed=1))
+
+
+def tiny_run(steps: int = 2) -> Run:
+    a = replace(gan_studies.DCGAN.architecture, nz=4, ngf=2, ndf=2)
+    config = replace(gan_studies.DCGAN, architecture=a, steps=steps, batch=8, precision="float32")
+    return Run("tiny", config, (1, steps), (steps,))
+
+
+@pytest.mark.parametrize(("copied", "share"), [(True, 1.0), (False, 0.0)])
+def test_copies_of_training_photos_are_counted(
+    bench: GanBench, monkeypatch: pytest.MonkeyPatch, copied: bool, share: float
+) -> None:
+    """Copies are counted in pixels and in features; held-out photos are none."""
+    shown = bench.x[:40] if copied else bench.x_held[:40]
+    monkeypatch.setattr(bench, "draw_images", lambda *_: (shown, torch.arange(40)))
+    found = bench.last_image_scores(tiny_run())
+    assert {*found} == {"pixels", "features", "pixels_se", "features_se"}
+    # All photos that are new have a held-out photo nearest, which is better than chance: below 0.
+    assert {name: found[name] >= 0.99 for name in ("pixels", "features")} == dict.fromkeys(
+        ("pixels", "features"), copied
+    )
+    assert all((found[name] > 0) == (share > 0) for name in ("pixels", "features"))
+    row = files.read_json(bench.evidence / "tiny.json")
+    assert row["origin"] == dict.fromkeys(gans.ORIGIN, "here")
+    assert [scores["step"] for scores in row["scores"]] == [1, 2]
+
+
+def test_diverged_run_has_the_worst_scores_and_no_copies(
+    bench: GanBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"scores": [{"step": 1, "frechet": 3.0}], "diverged": "step 2", "data": ""}
+    monkeypatch.setattr(bench, "_run", lambda _run: row | dict.fromkeys(("config", "judge"), ""))
+    bench.evidence.mkdir(parents=True)
+    assert [one["frechet"] for one in bench.rows(tiny_run())] == [3.0, np.inf]
+    zeros = dict.fromkeys(("pixels", "features", "pixels_se", "features_se"), 0.0)
+    assert bench.last_image_scores(tiny_run()) == zeros
+    assert bench.record([])["dtype"].endswith("(Adam float32)")
+    assert bench.record()["data"].startswith("200 images of CIFAR-10; judged by SqueezeNet 1.1's")
