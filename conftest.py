@@ -39,6 +39,7 @@ FOLDERS = (
     "placement",
     "accuracy",
     "meta",
+    "install",
     "faults",
     "benchmarks",
     "browser",
