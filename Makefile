@@ -33,7 +33,7 @@ report: $(STAMP)
 # --benchmark-disable, because pytest-benchmark warns under xdist, and warnings are errors.
 IN_PROCESSES := -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 test: $(STAMP)
-	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults and not install and not notebook and not browser" $(IN_PROCESSES)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults and not install and not end_to_end and not browser" $(IN_PROCESSES)
 
 install-tests: $(STAMP)
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m install tests/install $(IN_PROCESSES)

@@ -26,7 +26,7 @@ import psutil
 import pytest
 
 # The suite as `make test` runs it.
-DEFAULT_SUITE = "not accuracy and not faults and not install and not notebook"
+DEFAULT_SUITE = "not accuracy and not faults and not install and not end_to_end"
 START = 60.0  # seconds of the processor for imports and collection
 IDLE = 60.0  # seconds without work after which tests wait for something that does not come
 MEMORY = 6 * 2**30  # bytes of a fork: a changed size must not fill the machine
