@@ -1,5 +1,6 @@
 # Aliases for pytest (see README.md). The first target that runs creates .venv; later ones reuse it.
 #   make test      make report [DEVICE=auto|cpu|cuda] [PROFILE=short|full]      make lint
+#   make install-tests                 (the wheel and the sdist: built, installed and used)
 #   make page      make browser        (docs/index.html: write it, and test it in Chromium)
 #   make bench     make gate [BASE=commit]     make faults [PROFILE=full]       make clean
 # MINUTES=n limits report, faults and bench: checks that do not fit are deferred.
@@ -22,7 +23,7 @@ ifdef RDFIA_ASSETS
 export RDFIA_ASSETS
 endif
 
-.PHONY: report test page browser faults gate bench lint setup clean
+.PHONY: report test install-tests page browser faults gate bench lint setup clean
 .DELETE_ON_ERROR:
 
 report: $(STAMP)
@@ -30,8 +31,12 @@ report: $(STAMP)
 
 # One process for each core, with a gigabyte of memory and one thread: threads of one process wait for each other.
 # --benchmark-disable, because pytest-benchmark warns under xdist, and warnings are errors.
+IN_PROCESSES := -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
 test: $(STAMP)
-	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults and not notebook and not browser" -n auto --maxprocesses 8 --dist worksteal --benchmark-disable
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not accuracy and not faults and not install and not end_to_end and not browser" $(IN_PROCESSES)
+
+install-tests: $(STAMP)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m install tests/install $(IN_PROCESSES)
 
 page: $(STAMP)
 	@$(BIN)/python -m rdfia report --all

@@ -7,11 +7,12 @@ are defined in rdfia/claims/record.py.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ FOLDERS = (
     "placement",
     "accuracy",
     "meta",
+    "install",
     "faults",
     "benchmarks",
     "browser",
@@ -140,6 +142,23 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     config.stash[RUN] = AccuracyRun(config, required)
     config.pluginmanager.register(config.stash[RUN], "rdfia-accuracy")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Takes modules and tests, which live until the end, out of Python's garbage collections.
+
+    A collection looks at each object, of which there are half a million.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        if enabled:
+            gc.enable()
+        if not gc.get_freeze_count():  # once, not in the small runs of tests
+            gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

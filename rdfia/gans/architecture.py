@@ -7,7 +7,7 @@ that takes both. DCGAN has a trunk only. Sources: Radford et al. 2016 (DCGAN), M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -87,6 +87,14 @@ class LayerRow(NamedTuple):
         """Number of weights of the layer (without a bias) and of its BatchNorm."""
         kernel = 1 if self.kind == "dense" else 16
         return self.before * self.after * kernel + 2 * self.after * self.norm
+
+    def side_after(self, side: int) -> int:
+        """Height and width of the output for an input of `side` x `side`."""
+        if self.kind == "dense":
+            return 1
+        if self.stride == 1:  # between a column of numbers and 4 x 4
+            return 4 if self.kind == "up" else 1
+        return 2 * side if self.kind == "up" else side // 2
 
 
 def generator_rows(a: GanArchitecture) -> list[LayerRow]:
@@ -273,24 +281,19 @@ def step_bytes(a: GanArchitecture, batch: int, itemsize: int = 4, penalised: boo
     with its gradient, Adam's two moments and G's running mean. R1's penalty (`penalised`) doubles
     the activations of D.
     """
-    outputs: dict[type, int] = {}
-
-    def count(owner: type) -> Callable[..., None]:
-        return lambda _module, _inputs, output: outputs.update(
-            {owner: outputs.get(owner, 0) + output.numel() // 2}
-        )
-
-    with torch.device("meta"):
-        nets = Discriminator(a), Generator(a)
-        for net in nets:
-            for module in net.modules():
-                # Modules without a weight compute spectral norms, which are no activations.
-                if hasattr(module, "weight"):
-                    module.register_forward_hook(count(type(net)))
-        y = torch.zeros(2, dtype=torch.int64) if a.classes else None
-        nets[0](nets[1](torch.empty(2, a.nz), y), y)  # BatchNorm needs two images
-    activations = outputs[Generator] + (4 if penalised else 2) * outputs[Discriminator]
+    of_D, of_G = _outputs(discriminator_rows(a), a.image_size), _outputs(generator_rows(a), 1)
+    activations = of_G + (4 if penalised else 2) * of_D
     return itemsize * batch * activations * 3 // 2 + 4 * 5 * sum(parameter_counts(a))
+
+
+def _outputs(rows: Sequence[LayerRow], side: int) -> int:
+    """The values for one input of `side` x `side` that layers and BatchNorms return."""
+    values = 0
+    for row in rows:
+        if row.part != "y":  # the label's embedding has the size of that of x
+            side = row.side_after(side)
+        values += row.after * side**2 * (1 + row.norm)
+    return values
 
 
 def prepare_images(images: Tensor | np.ndarray, image_size: int) -> Tensor:

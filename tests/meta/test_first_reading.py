@@ -109,6 +109,7 @@ def run(size: int) -> dict[str, Any]:
     return {"records": records, "peak": int(peak[1]) * 1024 if peak else 0}
 
 
+@pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 def test_first_reading_runs_with_dense_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

@@ -63,7 +63,7 @@ def test_notebook_is_committed_without_outputs() -> None:
     assert NOTEBOOK.stat().st_size < 100_000
 
 
-@pytest.mark.notebook
+@pytest.mark.end_to_end
 @pytest.mark.timeout(1200)  # a busy machine may take any time
 def test_every_cell_runs_and_shows_its_result(tmp_path: Path) -> None:
     done = execute(NOTEBOOK, tmp_path)
@@ -76,7 +76,7 @@ def test_every_cell_runs_and_shows_its_result(tmp_path: Path) -> None:
     assert any("Accuracy(" in "".join(text) for text in outputs(notebook, "text/plain"))
 
 
-@pytest.mark.notebook
+@pytest.mark.end_to_end
 def test_planted_failing_cell_is_found(tmp_path: Path) -> None:
     notebook = json.loads(NOTEBOOK.read_text("utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][:2]

@@ -124,14 +124,14 @@ def problems(root: Path) -> list[str]:
     left_out = "--ignore tests/properties/test_interval_coverage.py"
     tests = (
         'pytest -m "gate and not paired" --device cpu',
-        "pytest -m notebook",
+        "pytest -m end_to_end",
         f"{others[0]} {others[1]} tests/parity tests/properties {left_out}",
         f'{others[0]} --claims {others[1]} -m "accuracy and gate"',
         'pytest -m faults --profile full --minutes "$(left 26 12)"',
         'pytest -m accuracy tests/accuracy --minutes "$(left 1 50)"',
     )
     lint = [f".venv/bin/{tool}" for tool in ("ruff check .", "ruff format --check .", "mypy")]
-    wanted = ["make setup", *lint, "make test"]
+    wanted = ["make setup", *lint, "make test", "make install-tests"]
     wanted += [f".venv/bin/python -m {choice}" for choice in tests]
     wanted.insert(wanted.index(f".venv/bin/python -m {tests[1]}"), "make browser")
     if phases != wanted:
@@ -213,6 +213,7 @@ def test_packaging_files_agree() -> None:
             "a change of carriers.txt",
         ),
         (".ci/run", "phase test make test", "make test || true", "its phases are"),
+        (".ci/run", "phase install make install-tests\n", "", "its phases are"),
         (".github/workflows/ci.yml", '["3.11", "3.12", "3.13"]', '["3.11"]', "the test matrix"),
         (
             "carriers.txt",
@@ -292,12 +293,15 @@ def test_second_run_installs_nothing(checkout: Path) -> None:
         "torch must be installed first and alone"
     )
     assert "--no-deps" in next(line for line in log if "carriers.txt" in line)
-    chosen = "not accuracy and not faults and not notebook and not browser"
+    chosen = "not accuracy and not faults and not install and not end_to_end and not browser"
     workers = "-n auto --maxprocesses 8 --dist worksteal --benchmark-disable"
     assert make(checkout, "test")[::2] == (
         0,
         [f"pytest -m pytest -m {chosen} {workers}"],
     )
+    assert make(checkout, "install-tests")[2] == [
+        f"pytest -m pytest -m install tests/install {workers}"
+    ]
     assert make(checkout, "report", "DEVICE=cpu", "PROFILE=full")[2] == [
         "pytest -m pytest -m accuracy tests/accuracy --device cpu --profile full"
     ]
@@ -384,10 +388,11 @@ def test_missing_python_is_reported(checkout: Path) -> None:
         ("format", 7, "format"),
         ("types", 7, "types"),
         ("test", 7, "test"),
+        ("install", 7, "install"),
         ("gate", 7, "gate"),
         ("browser", 7, "browser"),
         ("chromium", 0, "claims"),
-        ("notebook", 7, "notebook"),
+        ("end-to-end", 7, "end-to-end"),
         ("isa", 7, "isa"),
         ("faults", 7, "faults"),
         ("claims", 7, "claims"),
@@ -407,14 +412,14 @@ def test_ci_stops_at_the_failing_phase(
     (tmp_path / "shared").mkdir()
     (tmp_path / "bin").mkdir()
     tools = {
-        tmp_path / "bin/make": "$1",
+        tmp_path / "bin/make": "${1%-tests}",
         **{
             project / f".venv/bin/{tool}": name
             for tool, name in (("ruff", "$name"), ("mypy", "types"), ("python", "$name"))
         },
     }
     names = {"check*": "lint", "format*": "format", "*processors*": "isa", "*gate*": "gate"}
-    names |= {"*notebook*": "notebook", "*faults*": "faults", "*": "claims"}
+    names |= {"*end_to_end*": "end-to-end", "*faults*": "faults", "*": "claims"}
     choices = " ".join(f"{words}) name={name};;" for words, name in names.items())
     choose = f'case "$*" in {choices} esac'
     for tool, name in tools.items():
@@ -428,7 +433,7 @@ def test_ci_stops_at_the_failing_phase(
     )
     assert done.returncode == status, done.stdout + done.stderr
     ran = [line.split(" ") for line in (project / "log").read_text().splitlines()]
-    phases = "setup lint format types test gate browser notebook isa isa faults claims"
+    phases = "setup lint format types test install gate browser end-to-end isa isa faults claims"
     order = [name for name in phases.split() if (name, failing) != ("browser", "chromium")]
     assert [name for name, _ in ran] == order[: order.index(last) + 1]
     assert [bool(assets) for _, assets in ran] == [name == "claims" for name, _ in ran], (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from rdfia.errors import AssetUnavailable
 from rdfia.experiments.transfer import Problem, TransferBench, count_files_in_both_parts, digits
 
 ROOT = Path(__file__).parents[2]
-TRAIN, TEST, LAYER = 50, 2000, "relu5"
+TRAIN, TEST, LAYER, WRONG_LAYER = 50, 2000, "relu5", "relu4"
 Compare = Callable[[np.ndarray], None]
 
 
@@ -41,14 +42,15 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Problem]:
         yield replace(whole, images=whole.images[rows], labels=whole.labels[rows], n_train=TRAIN)
 
 
-def right(problem: Problem, layer: str = LAYER, dtype: torch.dtype = torch.float32) -> np.ndarray:
+def right(problem: Problem, layer: str = LAYER, **options: Any) -> np.ndarray:
     """Which test images are right, by the bench of TME 7."""
-    return TransferBench(problem, "cpu", None).right("alexnet", layer, dtype=dtype)
+    options = {"dtype": torch.float32, **options}
+    return TransferBench(problem, "cpu", None).right("alexnet", layer, **options)
 
 
 @pytest.fixture(scope="module")
 def usual(problem: Problem) -> np.ndarray:
-    found = right(problem)
+    found = right(problem, with_taps=[WRONG_LAYER])  # in the same passes
     assert 0.6 < found.mean() < 0.9  # a fault can lower it, and raise it
     return found
 
@@ -102,7 +104,7 @@ def test_another_dtype_is_accepted(problem: Problem, usual: np.ndarray) -> None:
 
 def test_wrong_layer_is_detected(problem: Problem, same: Compare) -> None:
     with pytest.raises(ClaimError, match="images were right and are not"):
-        same(right(problem, "relu4"))
+        same(right(problem, WRONG_LAYER))
 
 
 def test_swapped_mean_and_std_are_detected(problem: Problem, same: Compare) -> None:

@@ -27,7 +27,7 @@ import pytest
 from _pytest.assertion import rewrite
 
 # The suite as `make test` runs it.
-DEFAULT_SUITE = "not accuracy and not faults and not notebook"
+DEFAULT_SUITE = "not accuracy and not faults and not install and not end_to_end"
 START = 60.0  # seconds of the processor for imports and collection
 IDLE = 60.0  # seconds without work after which tests wait for something that does not come
 MEMORY = 6 * 2**30  # bytes of a fork: a changed size must not fill the machine

@@ -17,6 +17,8 @@ from rdfia.gans.architecture import GanArchitecture
 from rdfia.gans.training import log_line
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+
 
 @st.composite
 def architectures(draw: st.DrawFn, largest: int = 128) -> GanArchitecture:
@@ -50,6 +52,27 @@ def test_parameter_counts_match_tensors(a: GanArchitecture, seed: int) -> None:
         ]
         assert len(layers) == len(rows)
         assert not any(isinstance(m.bias, torch.Tensor) for m in layers)
+
+
+@settings(max_examples=60)
+@given(architectures(largest=64))
+def test_bytes_of_a_step_count_what_the_layers_return(a: GanArchitecture) -> None:
+    images = 2  # BatchNorm needs two
+    nets = architecture.build(a, 0)
+    values = []
+    for net in nets:
+        outputs: list[int] = []
+        for module in net.modules():
+            if isinstance(module, LAYERS):
+                module.register_forward_hook(lambda _m, _x, y, kept=outputs: kept.append(y.numel()))
+        values.append(outputs)
+    y = torch.zeros(images, dtype=torch.int64) if a.classes else None
+    nets[0](nets[1](torch.zeros(images, a.nz), y), y)
+    of_D, of_G = map(sum, values)
+    weights = architecture.step_bytes(a, 0)
+    for penalised, times in ((False, 2), (True, 4)):
+        activations = architecture.step_bytes(a, images, 4, penalised) - weights
+        assert activations == 4 * (of_G + times * of_D) * 3 // 2
 
 
 @given(architectures())

@@ -24,7 +24,7 @@ from rdfia.data import files
 from tests.support import same_answer
 
 ROOT = Path(__file__).parents[2]
-TESTS, CLAIMS = "not accuracy and not faults and not notebook", "accuracy"
+TESTS, CLAIMS = "not accuracy and not faults and not end_to_end", "accuracy"
 
 # Instruction sets can be switched off in torch's kernels, oneDNN and OpenBLAS, but not added: on a
 # processor without AVX-512, "default" and "float32" are AVX2 too.
