@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rdfia.data import feature_store, files
-from rdfia.errors import ArgumentError, StoreError
+from rdfia.errors import ArgumentError, StoreError, TooLarge
 
 
 @pytest.fixture
@@ -87,8 +87,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_part(tmp_path: Path) ->
 def test_unwritable_folder_is_a_named_error(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("a file where a folder is needed")
-    with pytest.raises(StoreError, match=r"cannot write .*file/x\.json"):
+    with pytest.raises(StoreError, match=r"cannot write .*file/x\.json") as refused:
         files.write_json(blocker / "x.json", {})
+    assert not isinstance(refused.value, TooLarge)
 
 
 @pytest.mark.skipif(
@@ -100,7 +101,7 @@ def test_full_disk_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return int(stream.write(data))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(StoreError, match="the disk is full"):
+    with pytest.raises(TooLarge, match="the disk is full"):
         files.write_atomic(tmp_path / "x", b"data")
     assert list(tmp_path.iterdir()) == []
 

@@ -40,6 +40,15 @@ def row(images: list[np.ndarray]) -> transfer.LayerResult:
     return transfer.table1_row(tiny_vgg(), TAP, *parts, preprocess=SMALL, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("network", transfer.TAPS)
+def test_layers_of_the_curves_are_those_of_the_table_in_their_order(network: str) -> None:
+    order = [layer.name for layer in networks.architecture(network).layers]
+    curve = [*transfer.TAPS[network], *transfer.DENSE_TAPS[network]]
+    assert sorted(curve, key=order.index) == curve
+    for some in (transfer.SHORT_TAPS, transfer.DIGIT_TAPS):
+        assert {*some.get(network, ())} <= {*curve}
+
+
 def raw_features(images: list[np.ndarray]) -> np.ndarray:
     stream = features.feature_batches(
         tiny_vgg(), images, {"tap": TAP}, preprocess=SMALL, dtype=torch.float32
