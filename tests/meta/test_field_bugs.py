@@ -83,7 +83,7 @@ FAULTS: dict[str, Fault] = {
             "transfer.features",
             old,
             new,
-            f"{FEATURES}tap_of_a_module_that_runs_twice_is_its_first_call",
+            f"{TRANSFER}/test_feature_outputs.py::test_tap_of_a_module_that_runs_twice_is_its_first_call",
         )
         for kind, old, new in (
             ("path", "call: int = 0", "call: int = -1"),
@@ -100,13 +100,13 @@ FAULTS: dict[str, Fault] = {
         "transfer.column_tiles",
         "tiles[tap].write(slice(row, end), value)",
         "tiles[tap].write(slice(row, end), value.flip(0))",
-        f"{FEATURES}tiles_have_the_columns_of_streamed_features[True-1000000000-1]",
+        f"{TRANSFER}/test_column_tiles.py::test_tiles_have_the_columns_of_streamed_features[True-1000000000-1]",
     ),
     "columns of a memory map out of order": Fault(
         "transfer.column_tiles",
         "self.parts.pop(0)",
         "self.parts.pop()",
-        f"{FEATURES}tiles_have_the_columns_of_streamed_features[True-1000000000-1]",
+        f"{TRANSFER}/test_column_tiles.py::test_tiles_have_the_columns_of_streamed_features[True-1000000000-1]",
     ),
     **{
         f"{name} left out of a store's key": Fault(
@@ -350,19 +350,19 @@ FAULTS: dict[str, Fault] = {
         "gans.sampling",
         "SeedSequence((seed, *purpose))",
         "SeedSequence((0, *purpose))",
-        f"{GANS}/test_training.py::test_noise_is_normal_and_depends_on_seed_only",
+        f"{GANS}/test_training_loop.py::test_noise_is_normal_and_depends_on_seed_only",
     ),
     "wrong mode of BatchNorm": Fault(
         "gans.sampling",
         '.train(statistics == "batch")',
         '.train(statistics == "running")',
-        f"{GANS}/test_architecture.py::test_batch_statistics_match_training_mode",
+        f"{GANS}/test_sampling.py::test_batch_statistics_match_training_mode",
     ),
     "default: images of a batch's statistics": Fault(
         "gans.sampling",
         "batch: int = 500",
         "batch: int = 50",
-        f"{GANS}/test_architecture.py::test_batch_statistics_are_of_500_images_by_default",
+        f"{GANS}/test_sampling.py::test_batch_statistics_are_of_500_images_by_default",
     ),
     "schedule off by one": Fault(
         "gans.training",
@@ -374,7 +374,7 @@ FAULTS: dict[str, Fault] = {
         "gans.training",
         'self.noise_stream.set_state(tensors["noise"])',
         "pass",
-        f"{GANS}/test_training.py::test_trainer_resumes_bit_for_bit[dcgan-plain]",
+        f"{GANS}/test_training_resume.py::test_trainer_resumes_bit_for_bit[dcgan-plain]",
     ),
     "running mean trained and not scored": Fault(
         "gans.runs",
@@ -404,7 +404,7 @@ FAULTS: dict[str, Fault] = {
         "gans.scores",
         "size: int = 96",
         "size: int = 64",
-        f"{SCORES}images_are_resized_with_antialiasing",
+        f"{GANS}/test_image_features.py::test_images_are_resized_with_antialiasing",
     ),
     # records
     "package left out of the code's digest": Fault(

@@ -22,7 +22,8 @@ from rdfia.gans.training import Trainer
 from rdfia.gradients import ascent, saliency, saliency_scores
 from rdfia.transfer import heads, svm
 from tests.placement.test_waits import fool, waits_per_turn
-from tests.support.device_cases import CASES, gan
+from tests.support.device_cases import CASES
+from tests.support.device_cases_of_gans import gan
 from tests.support.device_coverage import called_with_device
 from tests.support.on_device import DEVICE, OnDevice
 from tests.support.pretended_device import PretendedDevice, pretended_device
@@ -146,10 +147,10 @@ def plant(slip: Slip, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _importers() -> list[Any]:
-    import tests.support.device_cases as cases
     from rdfia.gradients import fooling, visualisation
+    from tests.support import device_cases_of_images
 
-    return [fooling, visualisation, cases]
+    return [device_cases_of_images, fooling, visualisation]
 
 
 @pytest.mark.parametrize("name", SLIPS)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,197 +14,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.claims import intervals
 from rdfia.claims.ledger import Ledger
 from rdfia.claims.record import Record
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import images
 from rdfia.data.datasets import ImageSet
-from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gradients, mosaics, visualisation
 from rdfia.experiments.visualisation import Setting
 from rdfia.gradients import fooling, saliency_scores
 from rdfia.gradients import saliency as saliency_module
 from tests.accuracy import foolbox_peer, test_tme8, tme8_figures
+from tests.support.visual_bench import SETUP, Looker, MadeBench, noise, with_grey_corner
 
 ROOT = Path(__file__).parents[2]
-DOG, STOLE = "wire-haired fox terrier", "stole"
-SPACE = images.Preprocess(64, mean=(0.5,) * 3, std=(0.25,) * 3)
-GRID = 4  # textures start at multiples of 4 pixels, so that the detector does 1/16 of the work
-TEMPLATES = (
-    torch.randint(0, 2, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
-)
-
-
-class Detector(nn.Module):
-    """Detects eight textures of 8 x 8 pixels, classes 0 to 7, at every `stride`-th pixel."""
-
-    def __init__(self, stride: int = GRID) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(TEMPLATES / TEMPLATES[0].numel())
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = nn.functional.conv2d(x, self.weight, stride=self.stride).relu().amax((2, 3))
-        return nn.functional.pad(20 * found, (0, 992))
-
-
-class Looker(gradients.Network):
-    """The detector in the place of a network; `change` is applied to the pixels first."""
-
-    def __init__(
-        self,
-        title: str = "SqueezeNet 1.1",
-        device: str = "cpu",
-        change: Callable[[Tensor], Tensor] = lambda pixels: pixels,
-    ) -> None:
-        self.title, self.device, self.change = title, device, change
-        self.space, self.module = SPACE, Detector().eval()
-
-    def __call__(self, pixels: Tensor, defence: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        return super().__call__(self.change(pixels), defence)
-
-
-def painted(pixels: Tensor, classes: Tensor, places: Tensor, contrast: float) -> Tensor:
-    """Photos with the texture of their class, each at its place (row, column)."""
-    pixels = pixels.clone()
-    for photo, label, (row, column) in zip(pixels, classes.tolist(), places.tolist(), strict=True):
-        photo[:, row : row + 8, column : column + 8] = 0.5 + contrast * TEMPLATES[label]
-    return pixels
-
-
-def with_grey_corner(pixels: Tensor) -> Tensor:
-    """Photos without the texture that `MadeBench.attack` paints into the corner."""
-    pixels = pixels.clone()
-    pixels[:, :, :8, :8] = 0.5
-    return pixels
-
-
-class MadeBench(gradients.GradientBench):
-    """A bench of made-up photos, all classified correctly; a fault changes one of its results."""
-
-    def __init__(self, n: int) -> None:
-        self.title, self.setup, self.device, self.space = "SqueezeNet 1.1", SETUP, "cpu", SPACE
-        self.full, self.is_main = False, True
-        self.progress, self.seeds, self.network = None, range(30), Looker()
-        labels = np.arange(n) % 8
-        names = (DOG, STOLE, *(f"class {i}" for i in range(2, 1000)))
-        self.photos = ImageSet("made up", tuple(Path(f"{i}.png") for i in range(n)), labels, names)
-        self.__dict__["pixels"] = photos(n)
-        self.__dict__["second_network"] = Looker(SETUP.second_network)
-        self.__dict__["targets"] = (torch.from_numpy(labels) + 1) % 8
-        self.__dict__["others"] = [Looker(SETUP.second_network)]
-        self.kinds: dict[str, Tensor] = {}
-        self.attacks: dict[str, fooling.Fooled] = {}
-        self.settings: dict[Setting | str, dict[str, float]] = {}
-        self.without_effect: set[int] = set()  # radii at which the attack changes nothing
-
-    def attack(
-        self,
-        x: Tensor | None = None,
-        target: Any = None,
-        *,
-        fools: float = 1.0,
-        steps: int = 10,
-        contrast: float = 0.5,
-        **size: float,
-    ) -> fooling.Fooled:
-        """Photos with the target's texture in a corner; the share `fools` of them counts as fooled.
-
-        `contrast` 0: the texture is not there. `size`: the means of `perturbation_sizes`.
-        """
-        x = self.x if x is None else x
-        n = len(x)
-        classes = self.targets if target is None else torch.as_tensor(target).expand(n)
-        corner = torch.zeros(n, 2, dtype=torch.int64)
-        found = fooling.Fooled(
-            SPACE.normalise(painted(SPACE.denormalise(x), classes, corner, contrast)),
-            x,
-            SPACE,
-            tuple("fooled" if i < fools * n else "never" for i in range(n)),
-            torch.full((n,), steps),
-            self.y[:n],
-            classes,
-            *torch.rand(2, n, 2, generator=torch.Generator().manual_seed(0)),
-        )
-        spread = 1 + 0.01 * np.random.default_rng(0).standard_normal(n) * (n > 1)
-        sizes = {"l2": 1.5, "linf": 0.1, "psnr": 47.0, "ssim": 0.998, **size}
-        found.__dict__["size"] = {name: value * spread for name, value in sizes.items()}
-        return found
-
-    def record(self, **values: Any) -> dict[str, Any]:
-        return {"scope": "", **values}
-
-    def maps(self, kind: str) -> Tensor:
-        return self.kinds[kind] if kind in self.kinds else super().maps(kind)
-
-    def fooled(self, how: str) -> fooling.Fooled:
-        if how not in self.attacks:
-            self.attacks[how] = self.attack(l2=0.6) if how == "closely" else self.attack()
-        return self.attacks[how]
-
-    @cached_property
-    def attacked_pixels(self) -> Tensor:
-        return SPACE.denormalise(self.attack().x)
-
-    def attacked(self, levels: int) -> Tensor:
-        if levels and levels not in self.without_effect:
-            return self.attacked_pixels
-        return SPACE.denormalise(self.x)
-
-    def drawn(self, setting: Setting) -> dict[str, Any]:
-        return self.measures_of(setting)
-
-    def regrown(self, start: str, unit_step: bool) -> dict[str, Any]:
-        return {**self.measures_of(start), "photo": np.arange(10).repeat(3)}
-
-    def measures_of(self, what: Setting | str) -> dict[str, Any]:
-        """Measures of 30 seeds around fixed means, or around those in `settings`.
-
-        "pictures" there is the seed of the pictures.
-        """
-        rng = np.random.default_rng(sum(str(what).encode()))
-        means = {
-            "probability": 0.97,
-            "second": 0.2,
-            "variation": 0.1,
-            "windows": 0.2,
-            "changed": 0.8,
-            "score": 100.0,
-            "score_before": 1.0,
-            "distance": 10.0,
-            "probability_before": 0.01,
-            "second_before": 0.3,
-            "rim_changed": 0.5,
-            **self.settings.get(what, {}),
-        }
-        first = means.pop("second_top1", 1.0)
-        pictures = np.random.default_rng(int(means.pop("pictures", 0)))
-        row: dict[str, Any] = {
-            key: mean * (1 + 0.01 * rng.standard_normal(30)) for key, mean in means.items()
-        }
-        row["second_top1"] = torch.arange(30) < 30 * first
-        for key in ("end", "begin"):
-            row[key] = torch.from_numpy(pictures.random((30, 3, 32, 32), np.float32))
-        return row
-
-
-SETUP = gradients.SETUPS["SqueezeNet 1.1"]
-
-
-@cache
-def photos(n: int) -> Tensor:
-    """Noise with a texture near the middle, n x 3 x 64 x 64: classes 0 to 7 in turn."""
-    generator = torch.Generator().manual_seed(0)
-    places = GRID * torch.randint(12 // GRID, 44 // GRID, (n, 2), generator=generator)
-    pixels = 0.5 + 0.3 * torch.randn(n, 3, 64, 64, generator=generator)
-    return painted(pixels.clamp(0, 1), torch.arange(n) % 8, places, 0.3)
-
-
-def noise(n: int, sigma: float = 0.0) -> Tensor:
-    """Maps of noise, blurred by `sigma` pixels, n x 64 x 64."""
-    white = torch.rand(n, 64, 64, generator=torch.Generator().manual_seed(1))
-    return images.blur(white, sigma) if sigma else white
 
 
 class FakeClaim:
@@ -292,9 +113,6 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
         return claim.record
 
     return judge
-
-
-# --- planted faults
 
 
 def nothing(bench: MadeBench, patch: pytest.MonkeyPatch) -> None:
@@ -675,171 +493,3 @@ def test_digest_depends_on_the_correctly_classified_photos() -> None:
     misread.pixels[15] = 0.5
     assert misread.right.tolist() == [*[True] * 15, False]
     assert bench.images != misread.images
-
-
-# --- mosaics
-
-
-def test_a_mosaic_shows_each_photo_in_its_quarter() -> None:
-    photos = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8)
-    found = mosaics.mosaic(photos)
-    assert found.shape == (3, 16, 16)
-    assert found[0, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0, 1, 2, 3]  # reading order
-    for i, place in enumerate(mosaics.quarters(8)):
-        assert place.sum() == 64
-        assert (found[:, torch.from_numpy(place)] == i).all()
-
-
-def test_groups_have_four_classes_and_each_photo_once() -> None:
-    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
-    for seed in range(50):
-        rows = mosaics.groups(labels, torch.Generator().manual_seed(seed))
-        assert all(len(set(four)) == 4 for four in labels[rows].tolist())
-        assert len(set(rows.flatten().tolist())) == rows.numel() >= 8
-    assert not torch.equal(rows, mosaics.groups(labels, torch.Generator().manual_seed(0)))
-    assert torch.equal(rows, mosaics.groups(labels, torch.Generator().manual_seed(seed)))
-    alone = mosaics.groups(torch.tensor([0, 1, 2, 2, 2]), torch.Generator())
-    assert alone.shape == (0, 4)
-
-
-def test_scores_of_a_round_are_in_the_order_of_the_photos(monkeypatch: pytest.MonkeyPatch) -> None:
-    classes: list[int] = []
-
-    def saliency(network: Any, x: Tensor, labels: Tensor, **_: Any) -> Tensor:
-        """Maps with i percent in the right quarter, for class i."""
-        classes.extend(labels.tolist())
-        place = torch.from_numpy(np.tile(mosaics.quarters(8), (len(x) // 4, 1, 1))).double()
-        inside = labels[:, None, None] / 100
-        return place * inside / 64 + (1 - place) * (1 - inside) / 192
-
-    monkeypatch.setattr(saliency_module, "saliency_maps", saliency)
-    labels = torch.arange(5, 101, 5)[torch.randperm(20, generator=torch.Generator().manual_seed(1))]
-    found = mosaics.localise_each_photo(nn.Identity(), torch.zeros(20, 3, 8, 8), labels, rounds=3)
-    assert found["energy"].shape == (3, 20)
-    assert np.allclose(found["energy"], labels.numpy() / 100)
-    rounds = np.reshape(classes, (3, 20))
-    assert [sorted(row) for row in rounds.tolist()] == [sorted(labels.tolist())] * 3
-    assert not np.array_equal(rounds[0], rounds[1])  # other mosaics
-
-
-@pytest.mark.parametrize(("times", "units", "least"), [(1, 25, 0.984), (8, 100, 0.98)])
-def test_interval_of_mosaics_has_its_coverage(times: int, units: int, least: float) -> None:
-    """The 99 % interval, where the mosaic's part of a score has half the spread of the photo's."""
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(2000):
-        rows = np.concatenate([rng.permutation(100).reshape(25, 4) for _ in range(times)])
-        shared = 0.5 * rng.normal(size=(len(rows), 1))
-        values = rng.normal(size=100)[rows] + shared + rng.normal(size=rows.shape)
-        found = mosaics.Localised(rows, {"energy": values}).mean("energy")
-        hits += found.low <= 0 <= found.high
-    assert found.n == units
-    assert least <= hits / 2000 <= 0.996
-
-
-def images_of(*classes: str) -> ImageSet:
-    """A photo of each class."""
-    names = ("a", "b", "c", "d", "e", "f", "g", "h", DOG, STOLE)
-    labels = np.array([names.index(name) for name in classes])
-    return ImageSet("photos", tuple(Path(f"{i}.png") for i in range(len(labels))), labels, names)
-
-
-def test_one_photo_a_class_starts_with_the_named_classes() -> None:
-    photos = images_of(*"aabcdefgh", STOLE, DOG, DOG)
-    rows = mosaics.one_photo_a_class(photos, (DOG, STOLE), 64)
-    assert rows[:2] == [10, 9]  # the first photo of each
-    assert len(rows) == 8  # of ten classes, in fours
-    assert len(set(photos.labels[rows])) == 8
-    assert 1 not in rows
-    assert mosaics.one_photo_a_class(photos, (DOG, STOLE), 5) == rows[:4]
-    with pytest.raises(
-        AssetUnavailable,
-        match="imagenet-samples: none of its 9 photos is of the class stole: add one",
-    ):
-        mosaics.one_photo_a_class(images_of(*"abcdefgh", DOG), (DOG, STOLE), 8)
-    with pytest.raises(AssetUnavailable, match="photos of 7 classes, expected 8 or more"):
-        mosaics.one_photo_a_class(images_of(*"abcde", DOG, STOLE), (DOG, STOLE), 8)
-
-
-# --- class visualisation
-
-
-def test_start_photos_are_spread_over_classes_that_both_networks_classify() -> None:
-    bench = MadeBench(40)
-    assert visualisation.start_photos(bench, 4) == [0, 1, 4, 7]  # class 0 stands for the snail
-    assert visualisation.start_photos(bench, 40) == [*range(8)]  # a photo a class
-    # a second network that classifies no photo correctly
-    bench.__dict__["second_network"] = Looker(
-        SETUP.second_network, change=lambda pixels: pixels.roll(1, 0)
-    )
-    assert visualisation.start_photos(bench, 4) == [0]
-
-
-def test_mean_by_photo_is_over_the_seeds_of_a_photo() -> None:
-    row = {"photo": np.array([5, 5, 2, 2]), "second": np.array([0.0, 1.0, 0.25, 0.75])}
-    assert visualisation.mean_by_photo(row, "second").tolist() == [0.5, 0.5]
-
-
-def test_nearest_to_zero_is_by_interval_then_by_value() -> None:
-    def estimate(value: float, reach: float) -> intervals.Estimate:
-        return intervals.Estimate(value, value - reach, value + reach, 30, "made up")
-
-    far, wide, near = estimate(0.3, 0.01), estimate(-0.2, 0.15), estimate(0.1, 0.01)
-    assert visualisation.nearest_to_zero({"far": far, "near": near}) == "near"
-    # its interval reaches -0.05
-    assert visualisation.nearest_to_zero({"near": near, "wide": wide}) == "wide"
-    both_hold_zero = {"wide": estimate(-0.2, 0.3), "small": estimate(0.05, 0.1)}
-    assert visualisation.nearest_to_zero(both_hold_zero) == "small"
-
-
-def test_readings_are_eight_on_the_reports_network_and_two_on_others() -> None:
-    bench = MadeBench(8)
-    crossed = visualisation.readings(bench)
-    assert len({*crossed}) == 8
-    assert {(strong.l2, weak.l2) for strong, weak in crossed.values()} == {(0.1, 1e-10)}
-    # the same settings as in figure 7, so that they are drawn once
-    assert crossed[visualisation.LAB_READING] == (visualisation.STRONG, visualisation.WEAK)
-    bench.is_main = False
-    two = visualisation.readings(bench).values()
-    assert [strong.unit_step for strong, _ in two] == [False, True]
-
-
-def test_edge_correlation_is_by_place_and_not_by_contrast() -> None:
-    pictures, correlation = photos(4), visualisation.edge_correlation
-    for same_edges in (pictures, 0.2 + 0.5 * pictures, 1 - pictures):
-        assert correlation(pictures, same_edges) == pytest.approx(1)
-    assert (np.abs(correlation(pictures, pictures.roll(1, 0))) < 0.3).all()
-    assert correlation(pictures, torch.full_like(pictures, 0.5)).tolist() == [0] * 4
-
-
-def test_the_border_is_an_eighth_of_the_side() -> None:
-    inside = visualisation._inside(torch.zeros(2, 64, 64))
-    assert inside.sum().item() == 2 * 48 * 48
-    assert inside[:, 8:-8, 8:-8].all()
-
-
-def test_photo_and_noise_are_paired_by_class_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = MadeBench(40)
-    bench.network.module = Detector(stride=1).eval()  # jitter shifts textures by any distance
-    bench.seeds = range(4)
-    monkeypatch.setattr(visualisation, "Setting", functools.partial(Setting, steps=25))
-    photo, noise = (
-        visualisation.regrow(bench, start, False)
-        for start in (visualisation.PHOTO, visualisation.NOISE)
-    )
-    assert (
-        photo["photo"].tolist() == noise["photo"].tolist() == visualisation.start_photos(bench, 4)
-    )
-    assert (photo["begin"] - bench.pixels[photo["photo"][:2]]).abs().max() < 1e-6
-    assert (noise["probability_before"] < 0.5).all()
-    assert (noise["probability"] > 0.9).all()  # of the class of the photo at the same place
-
-
-def test_attacked_photos_have_8_bits_and_stay_in_the_radius() -> None:
-    bench = MadeBench(16)
-    still, moved = (gradients.GradientBench.attacked(bench, levels) for levels in (0, 8))
-    assert torch.equal(still, (255 * bench.pixels).round() / 255)
-    change = (255 * moved).round().sub(255 * still).abs().amax((1, 2, 3))
-    assert change == pytest.approx(8, abs=1e-3)
-    logits = [bench.network.module(SPACE.normalise(x)) for x in (still, moved)]
-    before, after = (scores.gather(1, bench.y[:, None]) for scores in logits)
-    assert (after < before).all()

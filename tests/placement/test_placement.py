@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rdfia.errors import BatchReduced
 from rdfia.gradients import saliency
-from tests.support.device_cases import CASES, Results, wide
+from tests.support.device_cases import CASES
 from tests.support.device_coverage import HOST_ONLY, callables_of_devices, called_with_device
+from tests.support.device_inputs import Results, wide
 from tests.support.pretended_device import pretended_device
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 from tests.support.tiny_networks import tiny_vgg

@@ -18,7 +18,8 @@ from rdfia.gans import architecture
 from rdfia.gans.training import Trainer
 from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.transfer import extraction, features
-from tests.support.device_cases import SPACE, TAPS, gan, photos, wide
+from tests.support.device_cases_of_gans import gan
+from tests.support.device_inputs import SPACE, TAPS, photos, wide
 from tests.support.pretended_device import pretended_device
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
 

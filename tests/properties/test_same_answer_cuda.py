@@ -15,9 +15,9 @@ from rdfia.gans import architecture
 from rdfia.gans.training import Trainer
 from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.transfer import column_tiles, extraction, svm
+from tests.support.tiny_gans import config, data
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.gans.test_training import config, data
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device: run it on a machine with one"

@@ -111,7 +111,7 @@ DEFAULTS = [
             "ema": 0.0,
         }.items()
     ),
-    Default(sampling.sample, "batch", 500, "ours", "unit/gans/test_architecture.py"),
+    Default(sampling.sample, "batch", 500, "ours", "unit/gans/test_sampling.py"),
 ]
 
 

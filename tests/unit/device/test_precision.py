@@ -18,9 +18,9 @@ from rdfia.gans import architecture, sampling, scores, training
 from rdfia.gradients import ascent, saliency
 from rdfia.report import environment
 from rdfia.transfer import column_tiles, extraction, features, heads
+from tests.support.tiny_gans import config, data
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.gans.test_training import config, data
 
 SMALL = Preprocess(size=16)
 PHOTOS = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(4)]

@@ -1,4 +1,4 @@
-"""Scores of generated images: closed forms, planted collapses, standard errors."""
+"""Scores of generated images: closed forms, planted collapses, copies, standard errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from rdfia.errors import ArgumentError
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.scores import (
     ScoreWithError,
@@ -22,20 +19,14 @@ from rdfia.gans.scores import (
     density_coverage,
     entropy,
     frechet_distance,
-    image_features,
     kernel_distance,
     mode_coverage,
     nearest_neighbour,
     precision_recall,
 )
+from tests.support.normal_rows import Array, normal
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tolerances import assert_close
-
-Array = np.ndarray
-
-
-def normal(n: int, d: int, seed: int) -> Array:
-    return np.random.default_rng(seed).normal(size=(n, d))
 
 
 def whitened(n: int, d: int, seed: int) -> Array:
@@ -441,170 +432,6 @@ def test_standard_errors_are_within_a_factor_of_two_of_the_spread_of_repeated_sa
     got = [score(normal(n, 6, 2 * i), 0.9 * normal(n, 6, 2 * i + 1) + 0.2) for i in range(60)]
     spread, said = np.std([e.value for e in got], ddof=1), np.mean([e.standard_error for e in got])
     assert spread / 2 < said < 2 * spread, (spread, said)
-
-
-# --- what is refused
-
-PAIRS: dict[str, Callable[..., Any]] = {
-    "frechet": frechet_distance,
-    "kernel": lambda a, b: kernel_distance(a, b, block=5),
-    "density": density_coverage,
-    "precision": precision_recall,
-    "nearest": lambda a, b: nearest_neighbour(b, a, a + 1),
-}
-
-
-@pytest.mark.parametrize("score", PAIRS)
-def test_wrong_rows_are_refused(score: str) -> None:
-    run, rows = PAIRS[score], normal(40, 3, 0)
-    run(rows, rows)
-    run(torch.from_numpy(rows), torch.from_numpy(rows).half())
-    nan, infinite = rows.copy(), rows.copy()
-    nan[[3, 7], 1], infinite[5, 0] = math.nan, -math.inf
-    with pytest.raises(
-        ArgumentError,
-        match=r"fake: NaN or infinity in 2 rows, the first is 3; check their images",
-    ):
-        run(rows, nan)
-    with pytest.raises(ArgumentError, match="NaN or infinity in 1 rows, the first is 5"):
-        run(infinite, rows)
-    with pytest.raises(
-        ArgumentError, match="fake: got 2 columns, the first set has 3; take both from one network"
-    ):
-        run(rows, rows[:, :2])
-    for bad in (rows[:0], rows[:1], rows[0], rows.astype(str), np.ones((9, 0))):
-        with pytest.raises(ArgumentError, match=r"fake: got .*expected numbers, n x d, n from 2"):
-            run(rows, bad)
-
-
-def test_too_few_rows_are_refused_with_advice() -> None:
-    rows = normal(40, 30, 0)
-    for real, fake in ((rows[:30], rows), (rows, rows[:30])):
-        with pytest.raises(
-            ArgumentError, match="for 30 columns and 10 groups: expected more rows than columns"
-        ):
-            frechet_distance(real, fake)
-    for groups in (1, 40):
-        with pytest.raises(
-            ArgumentError,
-            match=f"{groups} groups: expected more rows than columns and than groups",
-        ):
-            frechet_distance(rows, rows, groups=groups)
-    for block in (1, 20):
-        with pytest.raises(
-            ArgumentError,
-            match=f"block={block}: expected 2 to 19 for two blocks of 39 rows; draw more",
-        ):
-            kernel_distance(rows, rows[:39], block=block)
-    for score in (density_coverage, precision_recall):
-        for k in (0, 40):
-            with pytest.raises(
-                ArgumentError, match=rf"k={k}: expected 1 to 39 for 40 rows; draw more images"
-            ):
-                score(rows, rows, k=k)
-    with pytest.raises(ArgumentError, match="k=5: expected 1 to 3 for 4 rows"):
-        precision_recall(rows, rows[:4], k=5)
-    with pytest.raises(ArgumentError, match="held_out: most rows are in train too"):
-        nearest_neighbour(rows, rows, rows)
-
-
-@pytest.mark.parametrize("bad", [[], [0, 10], [-1, 2], [0.5, 1.0], [[0, 1]]])
-def test_wrong_classes_are_refused(bad: Any) -> None:
-    for run in (mode_coverage, entropy, lambda p, c: conditional_accuracy(p, [0, 1], c)):
-        with pytest.raises(
-            ArgumentError, match=r"predicted: got .*expected integers in 0..9, one or more"
-        ):
-            run(bad, 10)
-    with pytest.raises(ArgumentError, match=r"asked: got"):
-        conditional_accuracy([0, 1], bad, 10)
-    with pytest.raises(
-        ArgumentError, match="asked: got 1 classes, expected one for each of 2 images"
-    ):
-        conditional_accuracy([0, 1], [1], 10)
-
-
-# --- features of colour images
-
-
-def colour(n: int, size: int = 8, seed: int = 0) -> Tensor:
-    return torch.randint(
-        0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
-
-
-def twice(x: Tensor) -> Tensor:
-    return 2 * x - 1
-
-
-def test_features_are_mean_of_maps() -> None:
-    images = colour(7)
-    got = image_features(nn.Identity(), images, normalise=twice, size=8, batch=3)
-    assert got.shape == (7, 3)
-    assert got.dtype == np.float32
-    assert_close(got, 2 * (images.double() / 255).mean(dim=(2, 3)) - 1, "activation")
-    flat = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 8, 8)
-    for size in (4, 12):  # a uniform image stays uniform at any size
-        assert_close(
-            image_features(nn.Identity(), flat, normalise=torch.Tensor.clone, size=size),
-            (torch.arange(6) / 255)[:, None].expand(6, 3),
-            "activation",
-        )
-
-
-def test_images_are_resized_with_antialiasing() -> None:
-    """One white pixel in each 2 x 2: at half the size the image is uniformly grey.
-
-    Without a filter it would be black or white.
-    """
-    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    images[..., ::2, ::2] = 255
-    seen = []
-
-    class Watch(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            seen.append(x)
-            return x
-
-    image_features(Watch(), images, normalise=torch.Tensor.clone, size=8)
-    assert seen[0].shape == (1, 3, 8, 8)
-    assert (seen[0][..., 1:-1, 1:-1] - 0.25).abs().max() < 0.02
-    image_features(Watch(), images, normalise=torch.Tensor.clone)
-    assert seen[1].shape == (1, 3, 96, 96)  # the size at which generated images are judged
-
-
-def test_features_do_not_depend_on_batch() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Dropout(0.5)).train()
-        flat = nn.Sequential(net, nn.Flatten(), nn.Linear(5 * 14 * 14, 2))
-    images = colour(9, 12)
-    got = image_features(net, images, normalise=twice, size=16, batch=4)
-    assert net.training
-    x = F.interpolate(images.float() / 255, (16, 16), mode="bilinear", antialias=True)
-    with torch.no_grad():
-        assert_close(got, net.eval()(twice(x)).mean(dim=(2, 3)), "activation")
-    for batch in (1, 9, 100):
-        assert_close(
-            image_features(net, images, normalise=twice, size=16, batch=batch), got, "activation"
-        )
-    rough = image_features(net, images, normalise=twice, size=16, dtype=torch.bfloat16)
-    assert rough.dtype == np.float32
-    assert_close(torch.from_numpy(rough).bfloat16(), got, "activation")
-    assert not np.array_equal(rough, got)
-    assert image_features(flat, images, normalise=twice, size=16).shape == (9, 2)
-
-
-def test_image_features_refuse_wrong_images() -> None:
-    for bad in (colour(2).float(), colour(2)[:, :1], colour(2)[0]):
-        with pytest.raises(ArgumentError, match="expected uint8 N x 3 x S x S"):
-            image_features(nn.Identity(), bad, normalise=twice)
-    with pytest.raises(ArgumentError, match="size 0"):
-        image_features(nn.Identity(), colour(2), normalise=twice, size=0)
-    for images, batch in ((colour(2)[:0], 5), (colour(2), 0)):
-        with pytest.raises(
-            ArgumentError, match=f"images: got {len(images)}, batch={batch}: expected images"
-        ):
-            image_features(nn.Identity(), images, normalise=twice, batch=batch)
 
 
 def test_mixture_modes_are_interchangeable() -> None:

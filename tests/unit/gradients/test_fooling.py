@@ -1,8 +1,7 @@
-"""Fooling images against steps by hand, closed forms, the shortest change, and saved files."""
+"""Fooling images against steps by hand, closed forms, saved files, and bad arguments."""
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from rdfia.data.images import CENTRE_CROP_224, Preprocess
@@ -25,71 +23,23 @@ from rdfia.gradients.fooling import (
     perturbation_sizes,
     round_to_8_bits,
 )
+from tests.support.fooling_problems import (
+    ATTACKS,
+    PIXELS,
+    is_8_bits,
+    linear,
+    lively,
+    photos,
+    predicted,
+    problems,
+)
+from tests.support.gradient_cases import BAD, GOOD
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
-from tests.support.tiny_networks import TinyVgg, tiny_vgg
+from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.gradients.test_ascent import BAD, GOOD
 
-SIZE = 16
 HALF = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-PIXELS: tuple[Any, ...] = ("free", "valid", "8 bits")
-ATTACKS: dict[str, Callable[..., Fooled]] = {
-    **{pixels: functools.partial(fool, pixels=pixels) for pixels in PIXELS},
-    "closely": fool_closely,
-}
 IN_8_BITS = ("8 bits", "closely")
-
-
-def photos(n: int, seed: int = 0, size: int = SIZE, space: Preprocess = CENTRE_CROP_224) -> Tensor:
-    """Random 8-bit photos, normalised, float64."""
-    draw = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed))
-    return space.normalise(draw.double() / 255)
-
-
-def lively(seed: int = 0, classes: int = 5) -> TinyVgg:
-    """A tiny network in float64 with larger weights and equally likely classes.
-
-    Its predictions depend on the image.
-    """
-    network = tiny_vgg(seed, classes).double()
-    with torch.no_grad():
-        for layer in (
-            network.features[0],
-            network.features[3],
-            network.classifier[0],
-            network.classifier[3],
-        ):
-            layer.weight.mul_(2)
-        network.classifier[3].bias.sub_(network(photos(64, seed=seed + 100)).mean(0))
-    return network
-
-
-def linear(size: int = 6, classes: int = 3, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """A linear network in float64 and its weights, classes x 3 x S x S."""
-    dense = nn.utils.skip_init(nn.Linear, 3 * size * size, classes, dtype=torch.float64)
-    weight = torch.randn(
-        classes, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    with torch.no_grad():
-        dense.weight.copy_(weight.flatten(1))
-        dense.bias.zero_()
-    return nn.Sequential(nn.Flatten(), dense).eval(), weight
-
-
-def problems(network: nn.Module, n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Photos and targets; each target differs from the predicted class."""
-    x = photos(n, seed)
-    with torch.no_grad():
-        source = network(x).argmax(1)
-        shift = torch.randint(
-            1, network(x).shape[1], (n,), generator=torch.Generator().manual_seed(seed)
-        )
-    return x, (source + shift) % 5
-
-
-def predicted(network: nn.Module, x: Tensor) -> list[int]:
-    with torch.no_grad():
-        return network(x).argmax(1).tolist()
 
 
 # --- the lab's rule
@@ -229,10 +179,6 @@ def test_valid_pixels_stay_valid_and_free_pixels_do_not() -> None:
     assert is_8_bits(ranges["8 bits"])
 
 
-def is_8_bits(pixels: Tensor) -> bool:
-    return bool(((pixels * 255).round() - pixels * 255).abs().max() < 1e-3)
-
-
 # --- 8 bits
 
 
@@ -335,274 +281,6 @@ def test_round_to_8_bits_is_idempotent_and_equals_uint8() -> None:
     assert pixels.max() == 255
 
 
-# --- size of a change
-
-
-def test_perturbation_by_hand() -> None:
-    before = torch.full((3, 3, 12, 12), 0.5, dtype=torch.float64)
-    after = before.clone()
-    after[1, 0, 3, 4] += 0.3
-    after[1, 2, 5, 5] -= 0.4
-    after[2] += 0.1
-    got = perturbation_sizes(before, after)
-    assert_close(got["l2"], np.array([0, 0.5, 0.1 * math.sqrt(432)]), "pixel")
-    assert_close(got["linf"], np.array([0, 0.4, 0.1]), "pixel")
-    assert got["psnr"][0] == math.inf
-    assert_close(got["psnr"][1:], np.array([10 * math.log10(432 / 0.25), 20.0]), "score")
-    assert got["ssim"][0] == 1.0
-    # SSIM of flat images depends on their means only
-    assert_close(
-        got["ssim"][2:], np.array([(2 * 0.5 * 0.6 + 1e-4) / (0.25 + 0.36 + 1e-4)]), "score"
-    )
-
-
-def test_psnr_is_skimages_and_ssim_is_the_papers_formula() -> None:
-    from skimage.metrics import peak_signal_noise_ratio
-
-    before, after = (CENTRE_CROP_224.denormalise(photos(4, seed, size=20)) for seed in (0, 1))
-    after = (before + 0.2 * (after - 0.5)).clamp(0, 1)
-    got = perturbation_sizes(before, after)
-    a, b = before.numpy(), after.numpy()
-    psnr = [peak_signal_noise_ratio(p, q, data_range=1.0) for p, q in zip(a, b, strict=True)]
-    assert_close(got["psnr"], np.array(psnr), "score")
-
-    def smooth(image: np.ndarray) -> np.ndarray:
-        return gaussian_filter(image, 1.5, truncate=3.5, axes=(2, 3))
-
-    mean_a, mean_b = smooth(a), smooth(b)
-    var_a, var_b, covariance = (
-        smooth(a * a) - mean_a**2,
-        smooth(b * b) - mean_b**2,
-        smooth(a * b) - mean_a * mean_b,
-    )
-    ssim = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
-    ssim /= (mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)
-    # windows of 11 x 11 that are inside the image
-    assert_close(got["ssim"], ssim[:, :, 5:-5, 5:-5].mean((1, 2, 3)), "score")
-
-
-def test_size_is_of_pixels_and_not_of_normalised_values() -> None:
-    network, _ = linear(size=12)
-    x, target = photos(4, size=12), 0
-    got = fool(network, x, target, lr=0.5)
-    change = CENTRE_CROP_224.denormalise(got.x) - CENTRE_CROP_224.denormalise(x)
-    assert got.reached.any()
-    assert_close(got.size["l2"], change.flatten(1).norm(dim=1), "score")
-    normalised = (got.x - x).flatten(1).norm(dim=1).numpy()
-    assert (got.size["l2"] < 0.3 * normalised)[got.reached].all()
-
-
-# --- the search for the smallest change
-
-
-def test_closer_search_beats_the_labs_rule_on_several_networks() -> None:
-    """It fools what the rule fools, with a median change at least 20 % smaller; both in 8 bits."""
-    ours, labs = [], []
-    for seed in range(4):
-        network = lively(seed)
-        x, target = problems(network, 12, seed)
-        rule = fool(network, x, target, pixels="8 bits", steps=100)
-        close = fool_closely(network, x, target)
-        assert rule.reached.sum() >= 6
-        assert close.reached[rule.reached].mean() >= 0.9
-        assert is_8_bits(CENTRE_CROP_224.denormalise(close.x))
-        both = rule.reached & close.reached
-        ours.append(close.size["l2"][both])
-        labs.append(rule.size["l2"][both])
-    ratio = np.concatenate(ours) / np.concatenate(labs)
-    assert np.median(ratio) < 0.8
-
-
-def test_closer_search_is_near_the_shortest_change_of_a_linear_network() -> None:
-    """Its length is the margin divided by the norm of the difference of the weights."""
-    network, weight = linear(size=12, classes=2)
-    with torch.no_grad():
-        next(network.parameters()).mul_(0.1)
-    pixels = 0.3 + 0.4 * torch.rand(
-        12, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    x = round_to_8_bits(CENTRE_CROP_224.normalise(pixels))
-    with torch.no_grad():
-        logits = network(x)
-    target = logits.argmin(1)
-    std = torch.tensor(CENTRE_CROP_224.std, dtype=torch.float64)[:, None, None]
-    normal = 0.1 * (weight[0] - weight[1]) / std  # in pixels
-    shortest = ((logits[:, 0] - logits[:, 1]).abs() / normal.norm()).numpy()
-    got = fool_closely(network, x, target, steps=120)
-    assert got.reached.all()
-    assert (got.size["l2"] > shortest).all()  # the lower limit
-    # rounding adds noise of about 1 / sqrt(12) grey levels to each value
-    noise = math.sqrt(432 / 12) / 255
-    assert (got.size["l2"] < 1.15 * np.hypot(shortest, noise) + 0.01).all()
-    rule = fool(network, x, target, pixels="8 bits")
-    assert (got.size["l2"] < rule.size["l2"]).mean() > 0.9
-
-
-def test_closer_search_returns_photos_that_it_does_not_fool() -> None:
-    network = lively()
-    x, target = problems(network, 4)
-    target[0] = predicted(network, x)[0]
-    got = fool_closely(network, x, target, steps=2, radius=1e-3)
-    assert got.status == ("already", "never", "never", "never")
-    assert got.steps.tolist() == [0, 2, 2, 2]
-    assert torch.equal(got.x, round_to_8_bits(x))
-    assert_close(got.size["l2"], np.zeros(4), "pixel")
-
-
-def test_image_after_the_last_step_counts() -> None:
-    """One step of the right length fools a linear network."""
-    network, _ = linear(size=12)
-    x = photos(6, size=12)
-    target = (torch.tensor(predicted(network, x)) + 1) % 3
-    got = fool_closely(network, x, target, steps=1, radius=8.0)
-    assert got.steps.tolist() == [1] * 6
-    assert got.reached.sum() >= 4
-
-
-def test_closest_image_that_fooled_is_returned() -> None:
-    """The smallest change among all inputs of the network that it predicts as the target."""
-    network = lively()
-    x, target = problems(network, 6)
-    seen: list[tuple[int, float]] = []
-
-    class Watch(nn.Module):
-        def forward(self, image: Tensor) -> Tensor:
-            logits = network(image)
-            if torch.is_grad_enabled() and logits.argmax(1).item() == wanted:
-                change = CENTRE_CROP_224.denormalise(image.detach()) - CENTRE_CROP_224.denormalise(
-                    x[row : row + 1]
-                )
-                seen.append((row, float(change.norm())))
-            return logits
-
-    watch = Watch().eval()
-    for row in range(6):
-        wanted = int(target[row])
-        got = fool_closely(watch, x[row : row + 1], wanted)
-        fooled = [length for index, length in seen if index == row]
-        assert (got.status[0] == "fooled") == bool(fooled)
-        assert_close(got.size["l2"], np.array([min(fooled, default=0.0)]), "score")
-    assert len(seen) > 20
-
-
-# --- the momentum attack
-
-
-def momentum_by_hand(
-    network: nn.Module, photo: Tensor, label: int, radius: float, steps: int, decay: float
-) -> Tensor:
-    """Dong et al.'s algorithm 1 on one photo, 3 x H x W in 0..1, rounded to 8 bits."""
-    pixels, velocity = photo.clone(), torch.zeros_like(photo)
-    for _ in range(steps):
-        current = pixels.requires_grad_()
-        loss = nn.functional.cross_entropy(
-            network(CENTRE_CROP_224.normalise(current[None])), torch.tensor([label])
-        )
-        (gradient,) = torch.autograd.grad(loss, current)
-        velocity = decay * velocity + gradient / gradient.abs().sum()
-        moved = current.detach() + radius / steps * velocity.sign()
-        pixels = torch.minimum(torch.maximum(moved, photo - radius), photo + radius).clamp(0, 1)
-    return (255 * pixels).round() / 255
-
-
-@pytest.mark.parametrize("decay", [0.0, 1.0])
-def test_momentum_attack_matches_the_papers_algorithm(decay: float) -> None:
-    network = lively()
-    x = photos(4)
-    label = predicted(network, x)
-    got = CENTRE_CROP_224.denormalise(
-        momentum_attack(network, x, label, radius=7 / 255, decay=decay)
-    )
-    by_hand = [
-        momentum_by_hand(network, photo, y, 7 / 255, 10, decay)
-        for photo, y in zip(CENTRE_CROP_224.denormalise(x), label, strict=True)
-    ]
-    assert_close(got, torch.stack(by_hand), "pixel")
-    other = CENTRE_CROP_224.denormalise(
-        momentum_attack(network, x, label, radius=7 / 255, decay=1 - decay)
-    )
-    assert (got - other).abs().max() > 0.9 / 255  # the planted fault: another decay
-
-
-@pytest.mark.parametrize("levels", [1, 4, 300 / 255, 8.9])
-def test_momentum_attack_uses_whole_grey_levels_of_its_radius(levels: float) -> None:
-    network, x = lively(), photos(6)
-    x[:2] = CENTRE_CROP_224.normalise(
-        torch.tensor([0.0, 1.0], dtype=x.dtype)[:, None, None, None].expand(2, 3, SIZE, SIZE)
-    )
-    pixels = CENTRE_CROP_224.denormalise(
-        momentum_attack(network, x, predicted(network, x), radius=levels / 255)
-    )
-    assert is_8_bits(pixels)
-    change = (255 * (pixels - CENTRE_CROP_224.denormalise(x))).abs()
-    assert_close(
-        change.amax((1, 2, 3)),
-        torch.full((6,), float(math.floor(levels)), dtype=torch.float64),
-        "pixel",
-    )
-
-
-def test_momentum_attack_rounds_the_photo_first() -> None:
-    network, x = lively(), photos(3)
-    between = CENTRE_CROP_224.normalise(
-        CENTRE_CROP_224.denormalise(x).clamp(0.01, 0.99) + 0.3 / 255
-    )
-    label = predicted(network, x)
-    expected = momentum_attack(network, round_to_8_bits(between), label, radius=4 / 255)
-    assert torch.equal(momentum_attack(network, between, label, radius=4 / 255), expected)
-
-
-def test_momentum_attack_on_a_linear_network_is_the_sign_of_its_weights() -> None:
-    """Of two classes, the gradient is the difference of their weights for every image."""
-    network, weight = linear(classes=2)
-    x, label = photos(5, size=6), torch.tensor([0, 1, 0, 1, 1])
-    direction = (weight[1 - label] - weight[label]).sign()
-    got = CENTRE_CROP_224.denormalise(momentum_attack(network, x, label, radius=6 / 255))
-    assert_close(got, (CENTRE_CROP_224.denormalise(x) + 6 / 255 * direction).clamp(0, 1), "pixel")
-
-
-def test_momentum_attack_is_deterministic_and_independent_of_the_batch() -> None:
-    network, x = lively(), photos(8)
-    label = torch.tensor(predicted(network, x))
-    together = momentum_attack(network, x, label, radius=8 / 255)
-    assert torch.equal(together, momentum_attack(network, x, label, radius=8 / 255))
-    sizes = []
-    network.register_forward_pre_hook(lambda _network, inputs: sizes.append(len(inputs[0])))
-    for chunk in (1, 3):
-        sizes.clear()
-        assert_close(
-            momentum_attack(network, x, label, radius=8 / 255, chunk=chunk), together, "ascent"
-        )
-        assert max(sizes) == chunk
-    for row in range(8):
-        alone = momentum_attack(network, x[row : row + 1], int(label[row]), radius=8 / 255)
-        assert_close(alone[0], together[row], "ascent")
-
-
-def test_momentum_attack_works_where_the_probability_is_1() -> None:
-    """In float32 the cross-entropy has no gradient there."""
-    network, weight = linear(classes=2)
-    pixels = 0.5 + 0.25 * weight[0].sign().expand(1, 3, 6, 6)
-    x = CENTRE_CROP_224.normalise(pixels).float()
-    network.float()
-    assert network(x).softmax(1)[0, 0] == 1
-    got = CENTRE_CROP_224.denormalise(momentum_attack(network, x, 0, radius=6 / 255))
-    expected = (255 * pixels).round() + 6 * (weight[1] - weight[0]).sign()
-    assert torch.equal((255 * got).round().double(), expected)
-
-
-def test_cross_entropy_grows_with_the_radius() -> None:
-    network, x = lively(), photos(24)
-    label = torch.tensor(predicted(network, x))
-    ends = [x, *(momentum_attack(network, x, label, radius=levels / 255) for levels in (2, 16))]
-    with torch.no_grad():
-        start, near, far = (
-            nn.functional.cross_entropy(network(end), label, reduction="none") for end in ends
-        )
-    assert (near > start).all()
-    assert (far > near).all()
-
-
 # --- network, modes, bad arguments
 
 
@@ -681,11 +359,3 @@ BAD_SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
 def test_bad_settings(attack: Callable[..., Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         attack(tiny_vgg(), GOOD, **{"target": 0, **settings})
-
-
-@pytest.mark.parametrize(("size", "known"), [(6, False), (10, False), (11, True)])
-def test_ssim_of_images_smaller_than_its_window_is_nan(size: int, known: bool) -> None:
-    network, _ = linear(size)
-    got = fool(network, photos(3, size=size), [0, 1, 2])
-    assert np.isfinite(got.size["ssim"]).tolist() == [known] * 3
-    assert np.isfinite(got.size["l2"]).all()

@@ -12,18 +12,13 @@ from rdfia.gradients.fooling import fool
 from rdfia.gradients.saliency import saliency_maps
 from rdfia.gradients.saliency_scores import localisation, object_masks, pixel_curve
 from rdfia.gradients.visualisation import visualise
+from tests.support.curves_by_hand import block_order, curve_by_hand, maps_of, weighing
+from tests.support.curves_by_hand import photos as bright_photos
+from tests.support.gradient_cases import draws, linear, photos
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.gradients.test_ascent import draws, linear, photos
 from tests.unit.gradients.test_saliency import Cubic
-from tests.unit.gradients.test_saliency_scores import (
-    block_order,
-    curve_by_hand,
-    maps_of,
-    weighing,
-)
-from tests.unit.gradients.test_saliency_scores import photos as bright_photos
 from tests.unit.gradients.test_visualisation import by_hand
 
 

@@ -13,10 +13,7 @@ from rdfia.data.images import CENTRE_CROP_224
 from rdfia.errors import ArgumentError
 from rdfia.gradients.saliency import saliency_maps
 from rdfia.models import networks
-from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
-from tests.support.tiny_networks import tiny_vgg
-from tests.support.tolerances import assert_close
-from tests.unit.gradients.test_ascent import (
+from tests.support.gradient_cases import (
     CALLS,
     GOOD,
     HALF,
@@ -27,6 +24,9 @@ from tests.unit.gradients.test_ascent import (
     photos,
     state,
 )
+from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
+from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
 
 KINDS = ("gradient", "gradient x input", "smoothgrad")
 

@@ -16,10 +16,10 @@ from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import image_norms, unit_length
 from rdfia.gradients.visualisation import Visualised, visualise
+from tests.support.gradient_cases import CALLS, HALF, SIZE, draws, linear, photos
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
-from tests.unit.gradients.test_ascent import CALLS, HALF, SIZE, draws, linear, photos
 
 
 def test_arguments_are_unchanged() -> None:

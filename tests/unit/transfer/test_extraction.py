@@ -1,5 +1,4 @@
 """Feature stores of whole data sets: resuming, keys, limits, and teams of processes."""
-# ruff: noqa: F811 - fixtures imported from another file
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from rdfia.data.feature_store import FeatureStore
 from rdfia.errors import ArgumentError, ImageError, TooLarge
 from rdfia.transfer import extraction, features
 from rdfia.transfer.extraction import Team
-from tests.unit.transfer.test_features import SMALL, TAPS, TinyNet, network, photos  # noqa: F401 - fixtures
+from tests.support.tapped_network import SMALL, TAPS, TinyNet
 
 
 def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -> FeatureStore:

@@ -1,5 +1,4 @@
 """Which arguments of an extraction make another store, for every argument that it has."""
-# ruff: noqa: F811 - fixtures imported from another file
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from rdfia.data.feature_store import FeatureStore
 from rdfia.data.images import Preprocess
 from rdfia.transfer import extraction, features
 from rdfia.transfer.extraction import Team
-from tests.unit.transfer.test_features import SMALL, TAPS, TinyNet, network, photos  # noqa: F401 - fixtures
+from tests.support.tapped_network import SMALL, TAPS, TinyNet
 
 Arguments = dict[str, Any]
 
