@@ -289,7 +289,11 @@ def _choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
 
 
 def _check_target(options: argparse.Namespace) -> None:
-    """Raises ArgumentError for a `--to` that is a folder, or would replace the weights."""
+    """ArgumentError for a `--to` that is a folder or the weights, or a `--store` that is a file."""
+    if options.store and options.store.is_file():
+        raise ArgumentError(
+            f"--store: {printable_line(options.store)} is a file, expected a folder or a new name"
+        )
     if options.to.is_dir():
         raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
     if not options.store:

@@ -254,7 +254,18 @@ def test_prepared_faces_are_verified_assets(
         (
             ["extract", "nowhere"],
             2,
-            "folder nowhere: cannot be listed (No such file or directory), expected a folder",
+            "folder nowhere: cannot be listed (No such file or directory), expected a folder that "
+            "you may read; check its name and permissions\n",
+        ),
+        (
+            ["extract", "{photos}", "--store", "{photos}/photo.png"],
+            2,
+            "photo.png is a file, expected a folder or a new name",
+        ),
+        (
+            ["extract", "{photos}", "--network", "alexnet", "--weights", "{photos}/photo.png"],
+            1,
+            "Expected .safetensors or a state dict of torch.save; check its name, or fetch it",
         ),
         (["extract", "{photos}", "--device", "gpu"], 2, "--device: got 'gpu', which cannot"),
         (
