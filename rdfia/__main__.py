@@ -203,8 +203,17 @@ def _claims(options: argparse.Namespace) -> int:
             record.key: (record, f"reports/verified/{folder}, {date}")
             for record, folder, date in reversed(committed_records(Path()))
         }
+        if not latest:
+            raise ArgumentError(
+                "--committed: got no claims.json below reports/verified, expected committed runs; "
+                "call it in a checkout of the project"
+            )
     else:
-        records = read_run(path)["records"] if path.exists() else []
+        none_yet = options.folder == _RUN["default"] and not path.exists()
+        if none_yet:
+            note = "no run yet; pytest -m accuracy makes one, --committed lists the committed runs"
+            print(f"rdfia: {path}: {note}", file=sys.stderr)
+        records = [] if none_yet else read_run(path)["records"]
         latest = {record.key: (record, str(options.folder)) for record in records}
     if options.json:
         rows = {claim.id: {**asdict(claim), "checks": []} for claim in CLAIMS.values()}

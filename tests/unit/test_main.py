@@ -218,7 +218,6 @@ def test_prepared_faces_are_verified_assets(
             2,
             "--from: got it with status, expected it with prepare",
         ),
-        (["report", "nowhere"], 1, "nowhere/claims.json: no such file, expected JSON; check its"),
         (["extract", "nowhere", "--taps", "relu9"], 2, "got 'relu9', which vgg16 does not have"),
         (
             ["extract", "nowhere", "--network", "squeezenet1_1", "--taps", "fire99"],
@@ -267,6 +266,13 @@ def test_prepared_faces_are_verified_assets(
             1,
             "Expected .safetensors or a state dict of torch.save; check its name, or fetch it",
         ),
+        (
+            ["claims", "nowhere"],
+            1,
+            "nowhere/claims.json: no such file, expected the records of a run",
+        ),
+        (["report", "nowhere"], 1, "or make a run: pytest -m accuracy --output=FOLDER"),
+        (["compare", "{photos}/photo.png", "b"], 1, "check its name, or if a command wrote it,"),
         (["extract", "{photos}", "--device", "gpu"], 2, "--device: got 'gpu', which cannot"),
         (
             ["extract", "{photos}", "--device", "cuda:99"],
@@ -328,6 +334,18 @@ def test_run_without_records_has_a_page(capsys: pytest.CaptureFixture[str], tmp_
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/r\\x1b[31mun/index.html\n"
     assert "This run has no record." in (folder / "index.html").read_text("utf-8")
+
+
+def test_claims_say_that_there_is_no_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("not run") == len(CLAIMS)
+    assert "reports/latest/claims.json: no run yet; pytest -m accuracy makes one" in shown.err
+    assert main(["claims", "--committed"]) == 2
+    assert "call it in a checkout of the project" in capsys.readouterr().err
 
 
 def test_claims_lists_each_claim_with_its_verdict(
