@@ -336,7 +336,7 @@ def _extract(options: argparse.Namespace) -> int:
         if mine := paths[team.share(len(paths))]:
             datasets.photo_set(printable_line(options.folder), mine)
         loaded = _load_network(options.network, options.weights)
-        dtype = dtype or precision.fast_dtype(device)
+        dtype = precision.compute_dtype(dtype, device)
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
         if not options.store:

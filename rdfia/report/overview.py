@@ -50,8 +50,8 @@ def processor(environment: Mapping[str, Any]) -> str:
     if environment.get("device", "cpu") != "cpu":
         return str(environment.get("accelerator", "?"))
     facts = [environment.get("cpu", "?"), environment.get("torch computes with")]
-    threads = f"{environment.get('threads', '?')} threads".replace("1 threads", "1 thread")
-    return ", ".join(filter(None, (*facts, threads)))
+    threads = environment.get("threads", "?")
+    return ", ".join(filter(None, (*facts, f"{threads} thread{'s' * (threads != 1)}")))
 
 
 @dataclass(frozen=True)
