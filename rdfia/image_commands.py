@@ -284,7 +284,7 @@ def _fool(options: argparse.Namespace) -> int:
         f"fooling image:\n{_title(facts['to'], after[1])}",
     ]
     panels = fooled.panels().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    files.write_atomic(compared, figures.png(figures.picture_grid(panels, titles, columns=3)))
+    files.write_atomic(compared, figures.png(figures.picture_grid([*panels], titles, columns=3)))
     _write(png, pictures.images_side_by_side(network.space.denormalise(fooled.x), 1), facts)
     print(printable_line(compared))
     print(
@@ -347,7 +347,7 @@ def _visualise(options: argparse.Namespace) -> int:
         return 0
     images = network.space.denormalise(made.x.cpu()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     titles = [*map(_title, facts["classes"], facts["probabilities"])]
-    _write(png, figures.png(figures.picture_grid(images, titles, min(4, len(titles)))), facts)
+    _write(png, figures.png(figures.picture_grid([*images], titles, min(4, len(titles)))), facts)
     return 0
 
 

@@ -141,8 +141,9 @@ def report_left_out(name: str, root: Path, files: Sequence[Path], strict: bool =
         return
     names = [printable_line(path.relative_to(root).as_posix()) for path in files]
     names = [f"{text}/" if path.is_dir() else text for text, path in zip(names, files, strict=True)]
-    some = "files that are not photos" if files[1:] else "file that is not a photo"
-    found = f"{name}: {printable_line(root)} has {len(files)} {some}"
+    found = f"{name}: {printable_line(root)} has {len(files)} " + (
+        "files that are not photos" if files[1:] else "file that is not a photo"
+    )
     if strict:
         raise DatasetError(
             f"{found}, expected photos only; convert them to JPEG or PNG, or move them away:"
@@ -157,11 +158,14 @@ def _refused_unless_listed(folder: Path, refusal: type[RdfiaError], prefix: str)
     try:
         yield
     except OSError as error:
-        inner = error.filename and os.fspath(error.filename) != os.fspath(folder)
-        advice = "its permissions, or move it away" if inner else "its name and permissions"
         raise refusal(
             f"{prefix} {printable_line(error.filename or folder)}: cannot be listed "
-            f"({error.strerror}), expected a folder that you may read; check {advice}"
+            f"({error.strerror}), expected a folder that you may read; check its "
+            + (
+                "name and permissions"
+                if error.filename in (None, str(folder))
+                else "permissions, or move it away"
+            )
         ) from error
 
 
