@@ -211,8 +211,11 @@ def _claims(options: argparse.Namespace) -> int:
     else:
         none_yet = options.folder == _RUN["default"] and not path.exists()
         if none_yet:
-            note = "no run yet; pytest -m accuracy makes one, --committed lists the committed runs"
-            print(f"rdfia: {path}: {note}", file=sys.stderr)
+            print(
+                f"rdfia: {path}: no run yet; pytest -m accuracy makes one, --committed lists the "
+                "committed runs",
+                file=sys.stderr,
+            )
         records = [] if none_yet else read_run(path)["records"]
         latest = {record.key: (record, str(options.folder)) for record in records}
     if options.json:

@@ -283,8 +283,8 @@ def _fool(options: argparse.Namespace) -> int:
         "difference\n(amplified)",
         f"fooling image:\n{_title(facts['to'], after[1])}",
     ]
-    panels = fooled.panels().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    files.write_atomic(compared, figures.png(figures.picture_grid([*panels], titles, columns=3)))
+    panels = [*fooled.panels().clamp(0, 1).permute(0, 2, 3, 1).numpy()]
+    files.write_atomic(compared, figures.png(figures.picture_grid(panels, titles, columns=3)))
     _write(png, pictures.images_side_by_side(network.space.denormalise(fooled.x), 1), facts)
     print(printable_line(compared))
     print(

@@ -82,9 +82,8 @@ class Fooled:
             self.space.denormalise(x[:most].detach().cpu().float()) for x in (self.start, self.x)
         )
         change = after - before
-        largest = change.abs().amax((1, 2, 3), keepdim=True)
-        change = 0.5 + change / (2 * largest.clamp_min(torch.finfo(change.dtype).tiny))
-        return torch.stack([before, change, after], dim=1).flatten(0, 1)
+        largest = change.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo().tiny)
+        return torch.stack([before, 0.5 + change / (2 * largest), after], dim=1).flatten(0, 1)
 
     def picture(self, most: int = 8) -> Image.Image:
         """One row of `panels` for each of the first `most` images: before, the change, after."""

@@ -103,8 +103,10 @@ def classification_panel(
         left, right = axes[2 * i], axes[2 * i + 1]
         left.imshow(np.asarray(image))
         left.axis("off")
-        title = [f"({chr(97 + i)})"] * (len(images) > 1) + [*truths[i : i + 1]]
-        left.set_title(textwrap.fill(" ".join(title), 24), fontsize=9)
+        left.set_title(
+            textwrap.fill(f"({chr(97 + i)}) " * (len(images) > 1) + "".join(truths[i : i + 1]), 24),
+            fontsize=9,
+        )
         rows = np.arange(len(guesses))
         right.barh(rows + 0.25, [p for _, p in guesses], height=0.25, color=INK)
         for row, (name, p) in zip(rows, guesses, strict=True):

@@ -48,14 +48,15 @@ def module_and_path(network: Loaded | nn.Module, tap: str) -> tuple[nn.Module, s
     ArgumentError for a tap that a network of `models.load` does not have.
     """
     if isinstance(network, Loaded):
-        paths = networks.tap_paths(network.name)
-        known = dict.fromkeys([*paths, *filter(None, tap_modules(network.module))])
+        known = networks.tap_paths(network.name) | {
+            path: path for path in tap_modules(network.module) if path
+        }
         if tap not in known:
             raise ArgumentError(
                 f"tap {tap!r}: {network.name} does not have it; the nearest of its layers first: "
                 f"{nearest_first(tap, known)}"
             )
-        return network.module, paths.get(tap, tap)
+        return network.module, known[tap]
     return network, tap
 
 

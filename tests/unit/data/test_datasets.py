@@ -160,7 +160,7 @@ def test_everything_that_is_left_out_is_named_or_refused(folder: Path) -> None:
     photo(folder / "beside.jpg")
     left_out = ["beside.jpg", "ant/below/", "cat/broken", "cat/text", "dog/pipe"]
     text = "\n".join(f"  {name}" for name in left_out)
-    with pytest.warns(FilesLeftOut, match=re.escape(f"are left out:\n{text}")) as caught:
+    with pytest.warns(FilesLeftOut, match=re.escape(f"photos, left out:\n{text}")) as caught:
         found = image_folder(folder, "pets")
     assert len(caught) == 1
     assert len(found) == 5
