@@ -203,8 +203,20 @@ def _claims(options: argparse.Namespace) -> int:
             record.key: (record, f"reports/verified/{folder}, {date}")
             for record, folder, date in reversed(committed_records(Path()))
         }
+        if not latest:
+            raise ArgumentError(
+                "--committed: got no claims.json below reports/verified, expected committed runs; "
+                "call it in a checkout of the project"
+            )
     else:
-        records = read_run(path)["records"] if path.exists() else []
+        none_yet = options.folder == _RUN["default"] and not path.exists()
+        if none_yet:
+            print(
+                f"rdfia: {path}: no run yet; pytest -m accuracy makes one, --committed lists the "
+                "committed runs",
+                file=sys.stderr,
+            )
+        records = [] if none_yet else read_run(path)["records"]
         latest = {record.key: (record, str(options.folder)) for record in records}
     if options.json:
         rows = {claim.id: {**asdict(claim), "checks": []} for claim in CLAIMS.values()}
@@ -289,7 +301,11 @@ def _choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
 
 
 def _check_target(options: argparse.Namespace) -> None:
-    """Raises ArgumentError for a `--to` that is a folder, or would replace the weights."""
+    """ArgumentError for a `--to` that is a folder or the weights, or a `--store` that is a file."""
+    if options.store and options.store.is_file():
+        raise ArgumentError(
+            f"--store: {printable_line(options.store)} is a file, expected a folder or a new name"
+        )
     if options.to.is_dir():
         raise ArgumentError(f"--to: {printable_line(options.to)} is a folder, expected a file")
     if not options.store:
@@ -323,7 +339,7 @@ def _extract(options: argparse.Namespace) -> int:
         if mine := paths[team.share(len(paths))]:
             datasets.photo_set(printable_line(options.folder), mine)
         loaded = _load_network(options.network, options.weights)
-        dtype = dtype or precision.fast_dtype(device)
+        dtype = precision.compute_dtype(dtype, device)
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
         if not options.store:

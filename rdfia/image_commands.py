@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -242,7 +243,7 @@ def _saliency(options: argparse.Namespace) -> int:
         "pixels": list(found.shape),
         "most salient": {"row": row, "column": column},
     }
-    titles = [f"{_named(target)['name']} ({target}), {probability:.3f}", options.kind]
+    titles = ["photo", f"{options.kind}: {_title(_named(target), probability)}"]
     figure = figures.picture_grid([_shown(network, x), found.numpy()], titles, columns=2)
     _write(png, figures.png(figure), facts)
     return 0
@@ -251,6 +252,7 @@ def _saliency(options: argparse.Namespace) -> int:
 def _fool(options: argparse.Namespace) -> int:
     from rdfia.data import files, imagenet, pictures
     from rdfia.gradients import fooling
+    from rdfia.report import figures
 
     png = _png_path(options, f"{options.photo.stem}-fooling", "-compared.png")
     _require_photo(options)
@@ -276,13 +278,25 @@ def _fool(options: argparse.Namespace) -> int:
         "change": {name: values[0] for name, values in fooled.size.items()},
     }
     compared = png.with_name(f"{png.stem}-compared.png")
-    files.write_atomic(compared, pictures.png_bytes(fooled.picture()))
+    titles = [
+        f"photo:\n{_title(facts['from'], before[0])}",
+        "difference\n(amplified)",
+        f"fooling image:\n{_title(facts['to'], after[1])}",
+    ]
+    panels = [*fooled.panels().clamp(0, 1).permute(0, 2, 3, 1).numpy()]
+    files.write_atomic(compared, figures.png(figures.picture_grid(panels, titles, columns=3)))
     _write(png, pictures.images_side_by_side(network.space.denormalise(fooled.x), 1), facts)
     print(printable_line(compared))
     print(
         f"{fooled.status[0]} after {int(fooled.steps[0])} steps: {facts['to']['name']} "
         f"{before[1]:.4f} -> {after[1]:.4f}"
     )
+    if fooled.status[0] == "already":
+        print(
+            f"rdfia: the network predicts {facts['to']['name']} for the photo, which is unchanged; "
+            "try another class",
+            file=sys.stderr,
+        )
     if fooled.status[0] == "never":
         print(
             f"rdfia: the network does not predict {facts['to']['name']} after {steps} steps; "
@@ -296,6 +310,7 @@ def _fool(options: argparse.Namespace) -> int:
 def _visualise(options: argparse.Namespace) -> int:
     from rdfia.data import imagenet
     from rdfia.gradients import ascent, visualisation
+    from rdfia.report import figures
 
     targets = [imagenet.imagenet_class(text) for text in options.classes]
     png = _png_path(options, f"visualised-{'-'.join(map(str, targets[:8]))}")
@@ -327,8 +342,18 @@ def _visualise(options: argparse.Namespace) -> int:
         "lr": options.lr,
         "probabilities": _probabilities(network, made.x, targets),
     }
-    _write(png, made.picture(len(targets)), facts)
+    if not targets[1:]:  # the image alone, which `classify` can read
+        _write(png, made.picture(), facts)
+        return 0
+    images = network.space.denormalise(made.x.cpu()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    titles = [*map(_title, facts["classes"], facts["probabilities"])]
+    _write(png, figures.png(figures.picture_grid([*images], titles, min(4, len(titles)))), facts)
     return 0
+
+
+def _title(row: Mapping[str, Any], probability: float) -> str:
+    """A class, `_named`, with its probability, as lines of a picture's title."""
+    return textwrap.fill(f"{row['name']} ({row['index']}), {probability:.3f}", 24)
 
 
 def _probabilities(network: _Classifier, x: Tensor, targets: Sequence[int]) -> list[float]:

@@ -13,7 +13,7 @@ from rdfia.claims.intervals import Estimate
 from rdfia.claims.judge import WORDS
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import files, pictures
-from rdfia.errors import RdfiaError, StoreError
+from rdfia.errors import RdfiaError, StoreError, printable_line
 
 # The words of a record: for its outcome and scope, or why there is no outcome.
 VERDICTS = (
@@ -149,8 +149,13 @@ def from_json(row: Mapping[str, Any]) -> Record:
 def read_run(path: Path) -> Json:
     """A run's claims.json: "environment", "thresholds", "unfinished" and "records" (`Record`s).
 
-    StoreError: the file is not JSON, or its content has another shape.
+    StoreError: there is no such file, it is not JSON, or its content has another shape.
     """
+    if not path.exists():
+        raise StoreError(
+            f"{printable_line(path)}: no such file, expected the records of a run; check the name "
+            "of its folder, or make a run: pytest -m accuracy --output=FOLDER"
+        )
     run = files.read_json(path)
     try:
         records = list(map(from_json, run["records"]))

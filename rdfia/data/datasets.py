@@ -141,13 +141,15 @@ def report_left_out(name: str, root: Path, files: Sequence[Path], strict: bool =
         return
     names = [printable_line(path.relative_to(root).as_posix()) for path in files]
     names = [f"{text}/" if path.is_dir() else text for text, path in zip(names, files, strict=True)]
-    found = f"{name}: {len(files)} of {printable_line(root)} are not photos"
+    found = f"{name}: {printable_line(root)} has {len(files)} " + (
+        "files that are not photos" if files[1:] else "file that is not a photo"
+    )
     if strict:
         raise DatasetError(
             f"{found}, expected photos only; convert them to JPEG or PNG, or move them away:"
             f"{_listed(names, 50)}"
         )
-    warnings.warn(f"{found} and are left out:{_listed(names, 50)}", FilesLeftOut, stacklevel=3)
+    warnings.warn(f"{found}, left out:{_listed(names, 50)}", FilesLeftOut, stacklevel=3)
 
 
 @contextlib.contextmanager
@@ -158,8 +160,12 @@ def _refused_unless_listed(folder: Path, refusal: type[RdfiaError], prefix: str)
     except OSError as error:
         raise refusal(
             f"{prefix} {printable_line(error.filename or folder)}: cannot be listed "
-            f"({error.strerror}), expected a folder that you may read; check its name and "
-            "permissions, or move it away"
+            f"({error.strerror}), expected a folder that you may read; check its "
+            + (
+                "name and permissions"
+                if error.filename in (None, str(folder))
+                else "permissions, or move it away"
+            )
         ) from error
 
 

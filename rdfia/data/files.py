@@ -174,7 +174,8 @@ def read_json(path: Path) -> Any:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
-            f"cannot read {path} as JSON: {error}; remove it to start again"
+            f"cannot read {path} as JSON: {error}; check its name, or if a command wrote it, "
+            "remove it to start again"
         ) from error
 
 

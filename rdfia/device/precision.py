@@ -55,6 +55,18 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def compute_dtype(dtype: torch.dtype | None, device: str | torch.device = "cpu") -> torch.dtype:
+    """The type `dtype`, None: `fast_dtype`; ArgumentError if it is no floating-point type."""
+    if dtype is None:
+        return fast_dtype(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ArgumentError(
+            f"dtype: got {dtype!r}, expected a floating-point type such as torch.bfloat16, or None "
+            "for the fast type of the device"
+        )
+    return dtype
+
+
 def float32_product_type(device: str | torch.device) -> str:
     """The type in which products of float32 tensors are computed on `device`.
 

@@ -264,7 +264,7 @@ def table1_row(
         {tap: path},
         len(train_images),
         preprocess=preprocess,
-        dtype=dtype or precision.fast_dtype(device),
+        dtype=precision.compute_dtype(dtype, device),
         device=device,
         progress=progress,
     )

@@ -73,8 +73,8 @@ class Fooled:
         """Which images have the status "fooled", B."""
         return np.array([status == "fooled" for status in self.status])
 
-    def picture(self, most: int = 8) -> Image.Image:
-        """One row for each of the first `most` images: before, the change, after.
+    def panels(self, most: int = 8) -> Tensor:
+        """Before, the change and after of the first `most` images, 3 B x 3 x H x W in 0..1.
 
         The change is amplified to the full range about grey.
         """
@@ -82,10 +82,12 @@ class Fooled:
             self.space.denormalise(x[:most].detach().cpu().float()) for x in (self.start, self.x)
         )
         change = after - before
-        largest = change.abs().amax((1, 2, 3), keepdim=True)
-        change = 0.5 + change / (2 * largest.clamp_min(torch.finfo(change.dtype).tiny))
-        rows = torch.stack([before, change, after], dim=1).flatten(0, 1)
-        return pictures.images_side_by_side(rows, 3)
+        largest = change.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo().tiny)
+        return torch.stack([before, 0.5 + change / (2 * largest), after], dim=1).flatten(0, 1)
+
+    def picture(self, most: int = 8) -> Image.Image:
+        """One row of `panels` for each of the first `most` images: before, the change, after."""
+        return pictures.images_side_by_side(self.panels(most), 3)
 
     def _repr_html_(self) -> str:
         most, shares = 8, zip(self.before.tolist(), self.after.tolist(), strict=True)

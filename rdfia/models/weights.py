@@ -182,8 +182,8 @@ def _refused(path: Path, error: Exception) -> WeightsError:
     if reason.startswith("Weights only load failed"):  # torch advises to switch protection off
         reason = "not what torch.save writes of tensors"
     return WeightsError(
-        f"{path}: refused or damaged ({reason.splitlines()[0]}); no code in it was run: fetch it "
-        "again"
+        f"{path}: refused or damaged ({reason.splitlines()[0]}); no code in it was run. "
+        "Expected .safetensors or a state dict of torch.save; check its name, or fetch it again"
     )
 
 

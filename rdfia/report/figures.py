@@ -104,7 +104,8 @@ def classification_panel(
         left.imshow(np.asarray(image))
         left.axis("off")
         left.set_title(
-            textwrap.fill(f"({chr(97 + i)}) {truths[i] if len(truths) > i else ''}", 24), fontsize=9
+            textwrap.fill(f"({chr(97 + i)}) " * (len(images) > 1) + "".join(truths[i : i + 1]), 24),
+            fontsize=9,
         )
         rows = np.arange(len(guesses))
         right.barh(rows + 0.25, [p for _, p in guesses], height=0.25, color=INK)

@@ -7,7 +7,7 @@ can be compared with the committed page.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -43,6 +43,15 @@ SUBJECTS = {
 FIGURES = range(1, 21)  # of the report
 BESIDE = 1.7  # height over width of pictures beside the checks; higher ones stand in a row below
 NO_TYPE = "exact"  # a check that counts, or that computes in closed form
+
+
+def processor(environment: Mapping[str, Any]) -> str:
+    """The GPU of a run, or its processor with the vector instructions and threads of torch."""
+    if environment.get("device", "cpu") != "cpu":
+        return str(environment.get("accelerator", "?"))
+    facts = [environment.get("cpu", "?"), environment.get("torch computes with")]
+    threads = environment.get("threads", "?")
+    return ", ".join(filter(None, (*facts, f"{threads} thread{'s' * (threads != 1)}")))
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,8 @@ def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
         STATES=STATES,
         sentences=found,
         counts={state: sum(row.state == state for row in of_report) for state in STATES},
+        substitutes=Counter(row.state for row in of_report if row.scope == "substitute"),
+        of_report=of_report,
         total=len(of_report),
         on_report=sum(row.scope == "report" and bool(row.checks) for row in of_report),
         measured=sum(bool(row.checks) for row in of_report),
@@ -176,11 +187,21 @@ def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
         columns=columns,
         matrix=list(zip(found, lines, strict=True)),
         SUBJECTS=SUBJECTS,
+        processor=processor,
         OUT_OF_REACH=OUT_OF_REACH,
         refuted=[
             (row, *decided)
             for row in of_report
             if row.state == REFUTED and (decided := _deciding_estimate(row))
+        ],
+        refuted_in_part=[
+            row
+            for row in of_report
+            if row.state == "holds in part"
+            and any(
+                check.record.outcome == CONTRADICTED
+                for check in deciding_checks(row.claim, row.checks)
+            )
         ],
         undecided=_undecided(found),
         unmeasured=[row for row in of_report if not row.checks],
@@ -322,12 +343,12 @@ def _run_rows(runs: Sequence[tuple[str, Json]]) -> list[list[Any]]:
     rows = []
     for folder, run in runs:
         where: Mapping[str, Any] = run["environment"]
-        checks = sum(record.outcome in OUTCOMES for record in run["records"])
+        checks = sum(r.outcome in OUTCOMES and not is_stale(r) for r in run["records"])
         if not checks:
             continue
-        device = where.get("cpu" if where.get("device") == "cpu" else "accelerator", "?")
-        facts = (where.get(name) or "?" for name in ("compute type", "threads", "torch", "commit"))
-        rows.append([folder, where.get("date", "?"), where.get("profile"), checks, device, *facts])
+        facts = (where.get(name) or "?" for name in ("compute type", "torch", "commit"))
+        date, profile = where.get("date", "?"), where.get("profile")
+        rows.append([folder, date, profile, checks, processor(where), *facts])
     return rows
 
 

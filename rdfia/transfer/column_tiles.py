@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rdfia.data.files import GIGABYTE, free_bytes, write_error
 from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
-from rdfia.device.precision import fast_dtype, product_precision
+from rdfia.device.precision import compute_dtype, product_precision
 from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
@@ -242,8 +242,8 @@ def accumulate(
     of `tile_dtype`; TooLarge when the memory or the disk cannot hold the tiles; StoreError when
     `scratch` cannot be written.
     """
-    dtype = dtype or fast_dtype(device)
-    tile_dtype = tile_dtype or dtype
+    dtype = compute_dtype(dtype, device)
+    tile_dtype = compute_dtype(tile_dtype or dtype)
     batch_size = batch_size or default_batch(device)
     n = len(images)
     passes = plan_passes(module, taps, n, preprocess.size, tile_dtype.itemsize, budget_bytes)

@@ -22,7 +22,7 @@ from rdfia.data.feature_store import FeatureStore
 from rdfia.data.files import GIGABYTE, remove_unfinished, tensors_digest, write_json
 from rdfia.data.images import STRETCH_224, Preprocess, image_digest
 from rdfia.device import memory
-from rdfia.device.precision import fast_dtype, float32_product_type
+from rdfia.device.precision import compute_dtype, float32_product_type
 from rdfia.device.staging import copy_to_host, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
@@ -185,7 +185,7 @@ def extract(
     ArgumentError for a `pool` that is no function of a module; StoreError; else as
     `feature_batches`.
     """
-    dtype = dtype or fast_dtype(device)
+    dtype = compute_dtype(dtype, device)
     batch_size = batch_size or default_batch(device)
     shapes = tap_shapes(module, taps, preprocess.size)
     key: dict[str, Any] = {

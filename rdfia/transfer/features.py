@@ -27,7 +27,7 @@ from rdfia.device.memory import (
     out_of_memory_as_too_large,
     retain_freed_memory,
 )
-from rdfia.device.precision import fast_dtype, product_precision
+from rdfia.device.precision import compute_dtype, product_precision
 from rdfia.device.staging import decode_images, image_batches, staging_for  # noqa: F401 - part of this module's interface
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
 
@@ -236,9 +236,10 @@ def check_reachable(module: nn.Module, taps: Mapping[str, Tap]) -> None:
     Raises ArgumentError when the network has no such module, WeightsError when weights that the tap
     depends on are missing.
     """
-    if not taps:
+    if not isinstance(taps, Mapping) or not taps:
         raise ArgumentError(
-            "taps: got none, expected at least one, such as {'pool5': 'features.30'}"
+            f"taps: got {type(taps).__name__ if taps else 'none'}, expected a module path for each "
+            "name, at least one, such as {'pool5': 'features.30'} (`models.tap_paths`)"
         )
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError(
@@ -499,7 +500,7 @@ def feature_batches(
     not change. Raises ArgumentError, WeightsError, ImageError; TooLarge when memory cannot hold one
     image.
     """
-    dtype = dtype or fast_dtype(device)
+    dtype = compute_dtype(dtype, device)
     batch_size = batch_size or default_batch(device)
     check_reachable(module, taps)
     weights, image = memory_needed(module, taps, preprocess.size, dtype)

@@ -21,7 +21,7 @@ from rdfia.errors import ArgumentError, DatasetError, ImageError, nearest_first
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer.extraction import pooled_width
-from rdfia.transfer.features import feature_batches, flatten, tap_shapes
+from rdfia.transfer.features import feature_batches, flatten, tap_modules, tap_shapes
 
 WEIGHTS = {
     "vgg16": "vgg16-features",
@@ -43,9 +43,20 @@ def load_pretrained(name: str) -> Loaded:
 
 
 def module_and_path(network: Loaded | nn.Module, tap: str) -> tuple[nn.Module, str]:
-    """The module of a network, and the module path of a tap: of a layer's name or a path."""
+    """The module of a network, and the module path of a tap: of a layer's name or a path.
+
+    ArgumentError for a tap that a network of `models.load` does not have.
+    """
     if isinstance(network, Loaded):
-        return network.module, networks.tap_paths(network.name).get(tap, tap)
+        known = networks.tap_paths(network.name) | {
+            path: path for path in tap_modules(network.module) if path
+        }
+        if tap not in known:
+            raise ArgumentError(
+                f"tap {tap!r}: {network.name} does not have it; the nearest of its layers first: "
+                f"{nearest_first(tap, known)}"
+            )
+        return network.module, known[tap]
     return network, tap
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from rdfia.data import assets, files, images, pictures
 from rdfia.device import memory
 from rdfia.experiments import gradients
 from rdfia.models import networks
+from rdfia.report import figures
 from tests.support.tiny_networks import tiny_vgg
 
 SPACE = images.Preprocess(16, "crop", 16)
@@ -85,8 +88,6 @@ def test_image_that_fool_writes_fools_when_it_is_read_again(photo: Path, rule: s
     facts = made("photo-fooling")
     assert (facts["status"], facts["to"]["index"]) == ("fooled", second)
     assert 0 < facts["change"]["linf"] <= 1
-    with Image.open("photo-fooling-compared.png") as compared:
-        assert compared.size == (3 * 16 + 2 * pictures.GAP, 16)
     assert main(["classify", "photo-fooling.png", "--stretch", "--top", "1"]) == 0
     assert made("photo-fooling-classes")["classes"][0]["index"] == second
 
@@ -100,6 +101,40 @@ def test_photo_that_is_not_fooled_is_exit_code_1(
     assert "after 1 steps; try more --steps" in capsys.readouterr().err
     assert main(["fool", str(photo), "--to", str(order[0])]) == 0
     assert made("photo-fooling")["status"] == "already"
+    assert "for the photo, which is unchanged; try another class" in capsys.readouterr().err
+
+
+def test_pictures_beside_each_other_have_titles(
+    photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[str]] = []
+    draw = figures.picture_grid
+
+    def recorded(shown: Any, titles: Sequence[str], columns: int = 3) -> Any:
+        assert len(shown) == len(titles)
+        drawn.append([*titles])
+        return draw(shown, titles, columns)
+
+    monkeypatch.setattr(figures, "picture_grid", recorded)
+    source, second = top_classes(photo, 2)
+    assert main(["fool", str(photo), "--to", str(second)]) == 0
+    with Image.open("photo-fooling-compared.png") as compared:
+        assert compared.width > 2 * compared.height
+    before, difference, after = (title.replace("\n", " ") for title in drawn.pop())
+    assert before.startswith("photo: ")
+    assert f"({source}), 0." in before
+    assert difference == "difference (amplified)"
+    assert after.startswith("fooling image: ")
+    assert f"({second}), 0." in after
+    assert main(["saliency", str(photo), "--class", "76"]) == 0
+    assert drawn.pop() == ["photo", "gradient: tarantula (76), 0.001"]
+    options = ["--steps", "1", "--output", "a.png"]
+    assert main(["visualise", "76", "6", *options]) == 0
+    assert [title.split(",")[0] for title in drawn.pop()] == ["tarantula (76)", "stingray (6)"]
+    assert main(["visualise", "76", *options]) == 0  # the image alone: `classify` reads it
+    assert drawn == []
+    with Image.open("a.png") as image:
+        assert image.size == (16, 16)
 
 
 def test_visualise_draws_each_class_from_its_seed(photo: Path) -> None:
@@ -171,7 +206,7 @@ def test_train_takes_the_photos_that_extract_takes(
     assert main(run) == 0
     assert made("dcgan")["images"] == [8, 3, 16, 16]
     shown = capsys.readouterr().err
-    assert f"1 of {folder} are not photos and are left out:\n  notes.txt" in shown
+    assert f"folder: {folder} has 1 file that is not a photo, left out:\n  notes.txt" in shown
     assert ".hidden" not in shown
     labelled = ["train", "cgan", str(folder), "--steps", "1", "--size", "16", "--output", "x.png"]
     for command in (run, labelled):

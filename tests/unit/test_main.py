@@ -201,7 +201,6 @@ def test_prepared_faces_are_verified_assets(
             2,
             "--from: got it with status, expected it with prepare",
         ),
-        (["report", "nowhere"], 1, "nowhere/claims.json: no such file, expected JSON; check its"),
         (["extract", "nowhere", "--taps", "relu9"], 2, "got 'relu9', which vgg16 does not have"),
         (
             ["extract", "nowhere", "--network", "squeezenet1_1", "--taps", "fire99"],
@@ -237,8 +236,26 @@ def test_prepared_faces_are_verified_assets(
         (
             ["extract", "nowhere"],
             2,
-            "folder nowhere: cannot be listed (No such file or directory), expected a folder",
+            "folder nowhere: cannot be listed (No such file or directory), expected a folder that "
+            "you may read; check its name and permissions\n",
         ),
+        (
+            ["extract", "{photos}", "--store", "{photos}/photo.png"],
+            2,
+            "photo.png is a file, expected a folder or a new name",
+        ),
+        (
+            ["extract", "{photos}", "--network", "alexnet", "--weights", "{photos}/photo.png"],
+            1,
+            "Expected .safetensors or a state dict of torch.save; check its name, or fetch it",
+        ),
+        (
+            ["claims", "nowhere"],
+            1,
+            "nowhere/claims.json: no such file, expected the records of a run",
+        ),
+        (["report", "nowhere"], 1, "or make a run: pytest -m accuracy --output=FOLDER"),
+        (["compare", "{photos}/photo.png", "b"], 1, "check its name, or if a command wrote it,"),
         (["extract", "{photos}", "--device", "gpu"], 2, "--device: got 'gpu', which cannot"),
         (
             ["extract", "{photos}", "--device", "cuda:99"],
@@ -300,6 +317,18 @@ def test_run_without_records_has_a_page(capsys: pytest.CaptureFixture[str], tmp_
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/r\\x1b[31mun/index.html\n"
     assert "This run has no record." in (folder / "index.html").read_text("utf-8")
+
+
+def test_claims_say_that_there_is_no_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("not run") == len(CLAIMS)
+    assert "reports/latest/claims.json: no run yet; pytest -m accuracy makes one" in shown.err
+    assert main(["claims", "--committed"]) == 2
+    assert "call it in a checkout of the project" in capsys.readouterr().err
 
 
 def test_claims_lists_each_claim_with_its_verdict(

@@ -306,6 +306,43 @@ def test_columns_of_unknown_types_come_last_in_a_fixed_order() -> None:
     assert [kind for _, kind, _ in columns] == shown
 
 
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({"device": "cuda", "accelerator": "a GPU", "cpu": "x", "threads": 2}, "a GPU"),
+        ({"cpu": "x", "torch computes with": "AVX2", "threads": 1}, "x, AVX2, 1 thread"),
+        ({"cpu": "x", "threads": 11}, "x, 11 threads"),
+    ],
+)
+def test_processor_of_a_run(environment: dict[str, Any], text: str) -> None:
+    assert overview.processor(environment) == text
+
+
+def test_page_lists_what_a_check_contradicts_and_what_is_on_a_substitute() -> None:
+    records = [
+        checked(outcome, scope, case=outcome).record
+        for outcome, scope in (("supported", "substitute"), ("contradicted", "substitute"))
+    ]
+
+    def page_of(*shown: Record) -> str:
+        return overview.html([("cpu/a", {"records": [*shown], "environment": {}})], [])
+
+    link = f'href="#{blocks.slug(CLAIM.id)}-claim">{CLAIM.id}</a>.</p>'
+    in_part = f"with a check that contradicts them: <a {link}"
+    assert in_part in page_of(*records)
+    assert in_part not in page_of(records[0])
+    assert "; 1 on a substitute only" in page_of(records[0])
+    assert "on a substitute only</span></li>" not in page_of(checked("supported").record)
+    assert 'data-scope="substitute"' in page_of(records[0])
+
+
+def test_runs_count_the_checks_that_the_page_shows() -> None:
+    stale = checked("supported", bounds="other").record
+    run = {"records": [checked("supported").record, stale], "environment": {"date": "today"}}
+    assert [row[:4] for row in overview._run_rows([("a", run)])] == [["a", "today", None, 1]]
+    assert overview._run_rows([("a", {**run, "records": [stale]})]) == []
+
+
 # --- what is undecided, figures
 
 

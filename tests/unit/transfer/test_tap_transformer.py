@@ -233,6 +233,9 @@ def test_transform_before_fit_and_unknown_names_are_refused(photos: list[np.ndar
         TapTransformer("vgg17").fit()
     with pytest.raises(ArgumentError, match="no module 'nowhere'"):
         TapTransformer(tiny_vgg(), "nowhere").fit()
+    loaded = networks.Loaded("vgg16", tiny_vgg(), (), "logits", "tiny weights")
+    with pytest.raises(ArgumentError, match=r"'pool9': vgg16 does not have it; .* first: pool"):
+        TapTransformer(loaded, "pool9").fit()
 
 
 def test_every_promised_name_is_the_same_class() -> None:
