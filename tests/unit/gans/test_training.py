@@ -149,6 +149,11 @@ def test_log_line_has_lab_format() -> None:
         ({"milestones": (4, 2)}, "milestones in ascending order"),
         ({"seed": -1}, "expected a seed from 0"),
         ({"seed": 2**32}, "expected a seed from 0"),
+        ({"seed": None}, "seed: got None, expected a whole number"),
+        ({"steps": 1.5}, "steps: got 1.5, expected a whole number"),
+        ({"batch": "4"}, "batch: got '4', expected a whole number"),
+        ({"lr": "a"}, "lr: got 'a', expected a number"),
+        ({"nz": 1.5}, "nz: got 1.5, expected a whole number"),
         ({"nz": 0}, "nz=0"),
         ({"lr_D": 0.0}, "lr_D above 0 or None"),
         ({"lr_D": math.nan}, "lr_D above 0 or None"),
@@ -1461,3 +1466,11 @@ def test_memory_is_checked_on_computing_device(
     wanted = config()
     Trainer(wanted, *data(wanted), device="cpu")
     assert asked == [torch.device("cpu")]
+
+
+def test_architecture_and_device_that_are_none_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="architecture: got 'dcgan', expected a GanArch"):
+        replace(config(), architecture="dcgan")  # type: ignore[arg-type]
+    for device in ("cpuu", "meta", None):
+        with pytest.raises(ArgumentError, match=f"device: got {device!r}, which cannot be used"):
+            training_loop.train(config(), torch.zeros(0), device=device)  # type: ignore[arg-type]
