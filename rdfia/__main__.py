@@ -339,7 +339,7 @@ def _extract(options: argparse.Namespace) -> int:
         if mine := paths[team.share(len(paths))]:
             datasets.photo_set(printable_line(options.folder), mine)
         loaded = _load_network(options.network, options.weights)
-        dtype = precision.compute_dtype(dtype, device)
+        dtype = dtype or precision.fast_dtype(device)
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
         if not options.store:

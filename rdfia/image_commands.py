@@ -39,19 +39,12 @@ def progress_bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
 
 def usable_device(device: str) -> str:
     """The device of this process; ArgumentError if torch cannot use it."""
-    import torch
+    from rdfia.device import precision
 
     # Under torchrun each process of this machine has its own GPU.
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        torch.zeros(1, device=device).item()
-    # a misspelt device, an absent one, or one without values (meta)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArgumentError(
-            f"--device: got {device!r}, which cannot be used here ({reason}); try cpu or cuda"
-        ) from error
+    precision.usable_device(device, "--device")
     return device
 
 

@@ -42,6 +42,11 @@ def on_host(values: Any, name: str = "values") -> Any:
             return values.numpy(force=True)
         except TypeError:  # numpy has no such dtype
             return values.float().numpy(force=True)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ArgumentError(
+            f"{name}: got {values.dtype} {values.shape} with masked values, which would count; "
+            "expected all values: fill them with .filled(value), or leave out their rows"
+        )
     if isinstance(values, FeatureStore):
         if len(values.widths) > 1:
             taps = ", ".join(values.widths)

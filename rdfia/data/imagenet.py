@@ -33,13 +33,14 @@ def _names_in_words() -> list[str]:
     return [_words(name) for name in imagenet_classes()]
 
 
-def imagenet_class(text: str) -> int:
+def imagenet_class(text: str | int) -> int:
     """The index, 0 to 999, of the ImageNet class with this index, WordNet id or name.
 
     Case, hyphens and underscores count only where two names differ by nothing else. Raises
     ArgumentError that offers the nearest names, or both classes where only they would decide.
     """
     wnids, names = imagenet_wnids(), _names_in_words()
+    text = str(text)  # also a number
     wanted, text = _words(text), text.strip()
     if text.isdecimal() and len(text) <= 3:
         return int(text)

@@ -52,11 +52,32 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array.dtype != np.uint8
         or array.ndim not in (2, 3)
         or array.shape[2:] not in ((), (3,), (4,))
+        or not array.size
     ):
         raise ArgumentError(
             f"image: got an array of {array.dtype} {array.shape}, expected uint8 H x W or H x W x 3"
         )
     return Image.fromarray(array)
+
+
+def photo_sequence(images: Any, name: str = "images") -> Any:
+    """Photos as they are if they are a sequence, array or tensor; else a list of their items.
+
+    Raises ArgumentError that names `name` for one photo and for what has no items.
+    """
+    if isinstance(images, str | Path | Image.Image):
+        raise ArgumentError(
+            f"{name}: got one {type(images).__name__}, expected a list of photos; pass [photo], or "
+            "the list of a folder's files"
+        )
+    if isinstance(images, Sequence) or (isinstance(images, np.ndarray | Tensor) and images.ndim):
+        return images
+    try:
+        return list(images)
+    except TypeError as error:
+        raise ArgumentError(
+            f"{name}: got {type(images).__name__}, expected a list of photos"
+        ) from error
 
 
 def _open(path: Path, max_pixels: int) -> Image.Image:

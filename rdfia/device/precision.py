@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError
 
@@ -55,16 +55,30 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def compute_dtype(dtype: torch.dtype | None, device: str | torch.device = "cpu") -> torch.dtype:
-    """The type `dtype`, None: `fast_dtype`; ArgumentError if it is no floating-point type."""
-    if dtype is None:
-        return fast_dtype(device)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+def usable_device(device: str | torch.device, name: str = "device") -> torch.device:
+    """The device, as torch's object; ArgumentError that names the argument if torch cannot use it.
+
+    The host does not wait for the device.
+    """
+    try:
+        found = torch.device(device)
+        if found.type == "meta":
+            raise ValueError("its tensors have no values")
+        torch.empty(1, device=found)
+    # a misspelt device, one that is not here, no device at all
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
         raise ArgumentError(
-            f"dtype: got {dtype!r}, expected a floating-point type such as torch.bfloat16, or None "
-            "for the fast type of the device"
-        )
-    return dtype
+            f"{name}: got {device!r}, which cannot be used here ({reason}); try cpu or cuda"
+        ) from error
+    return found
+
+
+def like_weights(x: Tensor, network: nn.Module) -> Tensor:
+    """`x` on the device and in the dtype of the network's first floating-point weight."""
+    weights = (p for p in network.parameters() if p.is_floating_point() and not p.is_meta)
+    weight = next(weights, x)
+    return x.to(weight.device, weight.dtype)
 
 
 def float32_product_type(device: str | torch.device) -> str:

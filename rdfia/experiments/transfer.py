@@ -264,7 +264,7 @@ def table1_row(
         {tap: path},
         len(train_images),
         preprocess=preprocess,
-        dtype=precision.compute_dtype(dtype, device),
+        dtype=dtype or precision.fast_dtype(device),
         device=device,
         progress=progress,
     )

@@ -8,8 +8,9 @@ that takes both. DCGAN has a trunk only. Sources: Radford et al. 2016 (DCGAN), M
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +28,18 @@ SIZES = (16, 32, 64, 128)
 Part = Literal["x", "y", "trunk"]
 Kind = Literal["conv", "up", "dense"]
 Labels = Tensor | np.ndarray | Sequence[Any] | None
+
+
+def check_numbers(config: Any) -> None:
+    """ArgumentError for a field of a dataclass that is annotated as a number and holds none."""
+    kinds: dict[Any, tuple[type, str]] = {
+        "int": (Integral, "a whole number"),
+        "float": (Real, "a number"),
+    }
+    for field in fields(config):
+        kind, expected = kinds.get(field.type, (object, ""))
+        if not isinstance(value := getattr(config, field.name), kind):
+            raise ArgumentError(f"{field.name}: got {value!r}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class GanArchitecture:
     norm_D: Literal["batch", "spectral"] = "batch"  # noqa: N815
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.kind not in KINDS or self.norm_D not in ("batch", "spectral"):
             got = f"kind={self.kind!r}, norm_D={self.norm_D!r}"
             raise ArgumentError(

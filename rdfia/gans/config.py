@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rdfia.errors import ArgumentError
 from rdfia.gans import augmentation as gan_augmentation
-from rdfia.gans.architecture import GanArchitecture
+from rdfia.gans.architecture import GanArchitecture, check_numbers
 
 # A field that earlier runs lack: they had its default.
 _ADDED = {"added": True}
@@ -56,6 +56,11 @@ class GanConfig:
     r1_every: int = field(default=1, metadata=_ADDED)
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        if not isinstance(self.architecture, GanArchitecture):
+            raise ArgumentError(
+                f"architecture: got {self.architecture!r}, expected a GanArchitecture"
+            )
         if (
             min(self.steps, self.nb_update_D, self.nb_update_G) < 1
             or self.batch < 2

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rdfia.data.arrays import Array, as_tensor
-from rdfia.device.precision import product_precision
+from rdfia.device.precision import like_weights, product_precision
 from rdfia.errors import ArgumentError
-from rdfia.gans.architecture import Generator
+from rdfia.gans.architecture import Generator, Labels
 from rdfia.gans.config import GanConfig
 
 # What a random stream of a run is for. A new purpose gets a new number, since a number fixes draws.
@@ -48,8 +48,8 @@ def fixed_noise(
 
 def sample(
     generator: Generator,
-    z: Tensor,
-    y: Tensor | None = None,
+    z: Tensor | Array,
+    y: Labels = None,
     *,
     statistics: Literal["running", "batch"],
     batch: int = 500,
@@ -61,6 +61,21 @@ def sample(
     in the labs' grids. G itself is not changed. ArgumentError: no image, a batch of one image with
     "batch" statistics, a number of labels that is not N.
     """
+    if not isinstance(generator, Generator):
+        raise ArgumentError(
+            f"generator: got {type(generator).__name__}, expected a Generator, such as "
+            "run.trainer.image_generator of what rdfia.gans.train returns"
+        )
+    z = like_weights(as_tensor(z, "z"), generator)
+    y = None if y is None else as_tensor(y, "y")
+    classes = generator.architecture.classes
+    # On another device a look at the labels would make the host wait.
+    known = torch.empty(0) if y is None or not classes or y.device.type != "cpu" else y
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        raise ArgumentError(
+            f"y: got labels {known.min()} to {known.max()}, expected 0 to {classes - 1}"
+        )
+    y = None if y is None else y.to(z.device)
     if statistics not in ("running", "batch") or batch < 1 or not len(z):
         got = f"statistics={statistics!r}, batch={batch}, {len(z)} images"
         raise ArgumentError(

@@ -16,7 +16,7 @@ from rdfia.data import files
 from rdfia.data.arrays import as_tensor
 from rdfia.device import memory
 from rdfia.device.cuda_graphs import ReplayedWork, is_capturing
-from rdfia.device.precision import product_precision
+from rdfia.device.precision import product_precision, usable_device
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
 from rdfia.gans import architecture, augmentation, checkpoint, sampling
@@ -73,7 +73,7 @@ class Trainer:
             raise ArgumentError(
                 f"config: got {config!r}, expected a GanConfig, such as rdfia.gans.LABS['dcgan']"
             )
-        self.config, self.device, a = config, torch.device(device), config.architecture
+        self.config, self.device, a = config, usable_device(device), config.architecture
         images = as_tensor(images, "images")
         y = architecture.check_images(a, images, labels)
         if config.batch > len(images):

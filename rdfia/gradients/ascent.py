@@ -19,11 +19,12 @@ from rdfia.data.arrays import Array, as_tensor
 from rdfia.data.images import Preprocess, constant_tensor
 from rdfia.device.cuda_graphs import ReplayedNetwork
 from rdfia.device.memory import (
+    InputLayout,
     images_named_where_refused,
     retain_freed_memory,
     split_in_half,
 )
-from rdfia.device.precision import product_precision
+from rdfia.device.precision import like_weights, product_precision
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError, WeightsError
 
@@ -45,8 +46,36 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, x, rows -> b v
 View = Callable[[Tensor, Tensor, int], Tensor]  # x, rows, step -> network's input, differentiable
 
 
+def check_module(network: Any) -> None:
+    """Raise ArgumentError for something else than a network."""
+    if not isinstance(network, nn.Module):
+        one = isinstance(network, type)
+        got = f"the class {network.__name__}" if one else type(network).__name__
+        raise ArgumentError(
+            f"network: got {got}, expected a torch.nn.Module, such as .module of what "
+            "rdfia.models.load returns"
+        )
+
+
+def check_logits(logits: Any, differentiable: bool = False) -> Tensor:
+    """The network's output; ArgumentError unless it is B x classes, with a gradient if needed."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+        raise ArgumentError(
+            f"network: its output is {type(logits).__name__}{shape}, expected logits B x "
+            "classes, one tensor; wrap it in a module whose forward returns them"
+        )
+    if differentiable and not logits.requires_grad:
+        raise ArgumentError(
+            "network: its output has no gradient with respect to the image, expected a forward "
+            "without torch.no_grad, detach and numpy"
+        )
+    return logits
+
+
 def check_network(network: nn.Module) -> None:
     """Raise ArgumentError in train mode, WeightsError for missing or non-finite weights."""
+    check_module(network)
     if training := [
         name or "the network itself" for name, child in network.named_modules() if child.training
     ]:
@@ -79,7 +108,7 @@ def _frozen_parameters(network: nn.Module) -> Iterator[nn.Module]:
     check_network(network)
     wanted = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
-        network.requires_grad_(False)
+        nn.Module.requires_grad_(network, False)  # a scripted module's own one raises an error
         yield network
     finally:
         for parameter, flag in wanted:
@@ -92,6 +121,7 @@ def check_images(network: nn.Module, x: Tensor | Array, space: Preprocess | None
     Raises ArgumentError unless `x` is B x 3 x H x W, floating point, finite and, with `space`,
     within the range of pixels that `space` normalises.
     """
+    check_module(network)
     x = as_tensor(x, "x")
     if x.ndim != 4 or x.shape[1] != 3 or not len(x) or not x.is_floating_point():
         if x.dtype == torch.uint8:
@@ -118,8 +148,7 @@ def check_images(network: nn.Module, x: Tensor | Array, space: Preprocess | None
                 "rdfia.data.CENTRE_CROP_224.normalise(pixels) first, or pass the Preprocess that "
                 "made x as space="
             )
-    weight = next(network.parameters(), x)
-    return x.detach().clone().to(weight.device, weight.dtype)
+    return like_weights(x.detach().clone(), network)
 
 
 def pixel_limits(space: Preprocess, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,15 +222,6 @@ def unit_length(x: Tensor) -> Tensor:
     return x / image_norms(x).clamp_min(1)
 
 
-def memory_format_of(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """The memory format of a network's input.
-
-    Convolutions are fastest in channels-last on a CPU, and on CUDA in bfloat16 and TF32. float32 on
-    CUDA has not been timed.
-    """
-    return torch.channels_last
-
-
 def default_chunk(device: torch.device) -> int:
     """Images at a time: activations of 8 fit a CPU's caches; a GPU needs a larger batch."""
     return 8 if device.type == "cpu" else 64
@@ -228,7 +248,7 @@ def ascend(
     for the same step.
 
     Images do not influence each other: `chunk` of them (default: `default_chunk`) are computed at a
-    time, channels-last, for which a forward needs flatten instead of view. On a CUDA device a
+    time, channels-last unless its forward refuses that (`InputLayout`). On a CUDA device a
     network without hooks is replayed from CUDA graphs (`cuda_graphs.ReplayedNetwork`). A chunk that
     does not fit in memory is split in halves, with a BatchReduced warning. Parameters are frozen
     during the ascent and get their flags back; mode, hooks and `.grad` are not touched.
@@ -236,6 +256,7 @@ def ascend(
     Raises TooLarge where one image does not fit, ArgumentError for a network in train mode,
     WeightsError for weights that are not finite.
     """
+    check_module(network)
     chunk = default_chunk(x.device) if chunk is None else chunk
     if chunk < 1:
         raise ArgumentError(f"chunk {chunk}: expected 1 image or more at a time")
@@ -243,7 +264,7 @@ def ascend(
     parts: Iterable[Tensor] = torch.arange(len(x)).split(chunk)
     if progress is not None:
         parts = progress(parts, -(-len(x) // chunk), "input gradients")
-    layout = memory_format_of(x.device, x.dtype)
+    layout = InputLayout()
     replayed = ReplayedNetwork(network, chunk, x.device)
     with (
         _frozen_parameters(network),
@@ -262,7 +283,7 @@ def ascend(
             current = x[copy_to_device(rows, x.device)].requires_grad_()
             seen = current if view is None else view(current, rows, step)
             with images_named_where_refused(network, seen):
-                logits = passes(seen.contiguous(memory_format=layout))
+                logits = check_logits(layout.compute(passes, seen), differentiable=True)
             left = torch.ones(len(rows), dtype=torch.bool)
             if finished is not None:
                 left = ~finished(step, rows, current.detach(), logits.detach()).cpu()

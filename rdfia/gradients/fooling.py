@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rdfia.data import pictures
 from rdfia.data.arrays import Array, float_array
 from rdfia.data.images import CENTRE_CROP_224, Preprocess
-from rdfia.device.memory import out_of_memory_as_too_large
+from rdfia.device.memory import InputLayout, out_of_memory_as_too_large
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import (
@@ -27,7 +27,6 @@ from rdfia.gradients.ascent import (
     check_images,
     default_chunk,
     image_norms,
-    memory_format_of,
     per_image,
     pixel_limits,
     target_logits,
@@ -170,10 +169,10 @@ def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], 
 
 def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
     with torch.inference_mode():
-        x = x.contiguous(memory_format=memory_format_of(x.device, x.dtype))
-        return torch.cat(
-            [network(part).softmax(1) for part in x.split(chunk or default_chunk(x.device))]
-        )
+        layout = InputLayout()
+        x = x.contiguous(memory_format=layout.format)
+        parts = x.split(chunk or default_chunk(x.device))
+        return torch.cat([layout.compute(network, part).softmax(1) for part in parts])
 
 
 def _report(

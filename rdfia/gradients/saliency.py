@@ -38,8 +38,7 @@ def saliency_maps(
     `x` is B x 3 x H x W normalised by `space` (None: any values); `target` is the class of each
     image. "gradient x input" multiplies the gradient by x. "smoothgrad" is the mean gradient over
     `samples` noisy copies; every image gets the same noise, with a standard deviation of `noise`
-    times the image's range. The network's input is channels-last: its forward needs flatten instead
-    of view. `seed` is from 0 to 2**63 - 1.
+    times the image's range. `seed` is from 0 to 2**63 - 1.
 
     Raises ArgumentError (shape, range, target, seed, train mode), WeightsError (weights that are
     missing or not finite) and TooLarge (memory). Sources: Simonyan et al. 2014 (TME 8 q1), Smilkov

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from rdfia.data.arrays import Array, float_array, host_array
 from rdfia.data.images import CENTRE_CROP_224, Preprocess, blur
 from rdfia.errors import ArgumentError
-from rdfia.gradients.ascent import check_images, check_network, per_image, target_logits
+from rdfia.gradients.ascent import (
+    check_images,
+    check_logits,
+    check_network,
+    per_image,
+    target_logits,
+)
 
 FRACTIONS = tuple(i / 20 for i in range(21))
 _TINY = np.finfo(np.float64).tiny
@@ -122,7 +128,7 @@ def pixel_curve(
             torch.where(ranks[part] < share * blocks, first[part], then[part])
             for share in fractions
         ]
-        logits = [network(cell) for cell in cells]
+        logits = [check_logits(network(cell)) for cell in cells]
         index, _ = target_logits(chosen, logits[0], part)
         rows.append(
             torch.cat([scores.softmax(1).gather(1, index) for scores in logits], dim=1).cpu()

@@ -427,9 +427,10 @@ def _check(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor
             raise WeightsError(
                 f"weights of {name}: {key} is {tensor.dtype}, expected {expected[key].dtype}"
             )
-        if not torch.isfinite(tensor).all():
+        if tensor.is_meta or not torch.isfinite(tensor).all():
             raise WeightsError(
-                f"weights of {name}: {key} contains NaN or infinity; try `rdfia assets verify`"
+                f"weights of {name}: {key} contains NaN or infinity, or no values; try "
+                "`rdfia assets verify`"
             )
 
 

@@ -141,11 +141,18 @@ def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
     return state
 
 
+def _all_tensors(value: Any) -> bool:
+    """Whether `value` is a state dict."""
+    return isinstance(value, Mapping) and all(isinstance(one, Tensor) for one in value.values())
+
+
 def _unwrapped(tree: Any) -> tuple[Any, list[str]]:
     """The state dict inside a checkpoint under the network's own names, and what was undone."""
     undone: list[str] = []
     while isinstance(tree, Mapping) and len(undone) < MOST_WRAPPERS:
-        inside = next((key for key in WRAPPERS if isinstance(tree.get(key), Mapping)), None)
+        of_tensors = [key for key, value in tree.items() if _all_tensors(value) and value]
+        likely = [key for key in WRAPPERS if isinstance(tree.get(key), Mapping)]
+        inside = next(iter(likely or (of_tensors if len(of_tensors) == 1 else [])), None)
         if inside is None:
             break
         others = [str(key) for key in tree if key != inside]
@@ -228,6 +235,11 @@ def read(path: str | Path, network: str) -> dict[str, Tensor]:
     a file is never run. Raises WeightsError that names the file if it is missing, truncated, too
     large or contains anything but tensors.
     """
+    if not isinstance(path, str | Path):
+        raise WeightsError(
+            f"path: got {type(path).__name__}, expected the path of a file of weights; a state "
+            "dict goes to rdfia.models.load"
+        )
     path = Path(path)
     most = LARGEST * networks.parameter_count(network) + MEGABYTE
     try:
@@ -293,9 +305,7 @@ def _read_file(path: Path, network: str, most: int) -> Any:
 
 def _check_tensors(path: Path, state: Any, network: str, most: int) -> None:
     """Raises WeightsError unless `state` is dense tensors by name, of `most` bytes in all."""
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
+    if not _all_tensors(state):
         named = dict(state) if isinstance(state, Mapping) else {}
         others = [str(key) for key, value in named.items() if not isinstance(value, Tensor)]
         what = f" with {', '.join(others[:8])}" if others else ""

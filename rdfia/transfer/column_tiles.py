@@ -17,18 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.files import GIGABYTE, free_bytes, write_error
-from rdfia.data.images import STRETCH_224, Preprocess
-from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
-from rdfia.device.precision import compute_dtype, product_precision
+from rdfia.data.images import STRETCH_224, Preprocess, photo_sequence
+from rdfia.device.memory import (
+    HalvingBatches,
+    InputLayout,
+    batch_that_fits,
+    images_named_where_refused,
+    require_memory,
+)
+from rdfia.device.precision import product_precision
 from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
     Progress,
     Tap,
-    default_batch,
+    checked_options,
     flatten,
     inference_copy,
     memory_needed,
+    named_taps,
     tap_shapes,
     visit_taps,
 )
@@ -218,7 +225,7 @@ def _require_disk(scratch: Path, nbytes: int, budget_bytes: int) -> None:
 def accumulate(
     module: nn.Module,
     images: Sequence[Any] | Tensor,
-    taps: Mapping[str, Tap],
+    taps: Mapping[str, Tap] | Sequence[str],
     accumulators: Mapping[str, Accumulator],
     *,
     preprocess: Preprocess = STRETCH_224,
@@ -242,9 +249,9 @@ def accumulate(
     of `tile_dtype`; TooLarge when the memory or the disk cannot hold the tiles; StoreError when
     `scratch` cannot be written.
     """
-    dtype = compute_dtype(dtype, device)
-    tile_dtype = compute_dtype(tile_dtype or dtype)
-    batch_size = batch_size or default_batch(device)
+    taps, images = named_taps(taps), photo_sequence(images)
+    dtype, batch_size = checked_options(preprocess, dtype, device, batch_size)
+    tile_dtype = tile_dtype or dtype
     n = len(images)
     passes = plan_passes(module, taps, n, preprocess.size, tile_dtype.itemsize, budget_bytes)
     shapes = tap_shapes(module, taps, preprocess.size)
@@ -323,12 +330,16 @@ def _pass_function(
     def columns(tap: str, value: Tensor) -> Tensor:
         return _columns(value, plan.rows[tap], plan.crop.start // strides[tap])
 
+    layout = InputLayout(network)
+
     @torch.inference_mode()
     def run(pixels: Tensor) -> dict[str, Tensor]:
         with product_precision(device):
             x = preprocess.normalise(pixels[:, :, plan.crop])
-            x = x.to(dtype, memory_format=torch.channels_last)
-            return visit_taps(network, x, {tap: taps[tap] for tap in plan.rows}, columns)
+            x = x.to(dtype, memory_format=layout.format)
+            chosen = {tap: taps[tap] for tap in plan.rows}
+            with images_named_where_refused(network, x):
+                return layout.compute(lambda x: visit_taps(network, x, chosen, columns), x)
 
     return run
 

@@ -17,22 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+from torch.utils._pytree import tree_leaves
 
 from rdfia.data.feature_store import FeatureStore
 from rdfia.data.files import GIGABYTE, remove_unfinished, tensors_digest, write_json
-from rdfia.data.images import STRETCH_224, Preprocess, image_digest
+from rdfia.data.images import STRETCH_224, Preprocess, image_digest, photo_sequence
 from rdfia.device import memory
-from rdfia.device.precision import compute_dtype, float32_product_type
+from rdfia.device.precision import float32_product_type
 from rdfia.device.staging import copy_to_host, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
     Progress,
     Tap,
-    default_batch,
+    checked_options,
     feature_batches,
     flatten,
     memory_needed,
     modules_reached,
+    named_taps,
     tap_modules,
     tap_shapes,
 )
@@ -106,14 +108,21 @@ def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRET
     """SHA-256 of the modules and tensors that the taps depend on, for images of size x size."""
     modules = tap_modules(module)
     reached = modules_reached(module, taps, size)
+    inside = set(reached)
     state = {
-        name: tensor
-        for name, tensor in module.state_dict().items()
-        if name.rpartition(".")[0] in set(reached)
+        f"{name}.{number}" if number else name: leaf
+        for name, value in module.state_dict().items()
+        if name.rpartition(".")[0] in inside
+        for number, leaf in enumerate(tree_leaves(value))  # a quantised layer has tuples, dtypes
+    }
+    tensors = {name: leaf for name, leaf in state.items() if isinstance(leaf, Tensor)}
+    others = {name: repr(leaf) for name, leaf in state.items() if name not in tensors}
+    tensors = {
+        name: leaf.dequantize() if leaf.is_quantized else leaf for name, leaf in tensors.items()
     }
     leaves = {name: repr(modules[name]) for name in reached if not any(modules[name].children())}
     kinds = {name: type(modules[name]).__qualname__ for name in reached}
-    return tensors_digest(state, {"modules": json.dumps([leaves, kinds])})
+    return tensors_digest(tensors, {"modules": json.dumps([leaves, kinds]), **others})
 
 
 def content_digest(images: Sequence[Any], team: Team = Team()) -> str:  # noqa: B008 - without a store it has no state
@@ -161,7 +170,7 @@ def pooled_width(pool: Callable[[Tensor], Tensor], tap: str, shape: tuple[int, .
 def extract(
     module: nn.Module,
     images: Sequence[Any],
-    taps: Mapping[str, Tap],
+    taps: Mapping[str, Tap] | Sequence[str],
     *,
     root: Path,
     content: str | None = None,
@@ -185,8 +194,8 @@ def extract(
     ArgumentError for a `pool` that is no function of a module; StoreError; else as
     `feature_batches`.
     """
-    dtype = compute_dtype(dtype, device)
-    batch_size = batch_size or default_batch(device)
+    taps, images = named_taps(taps), photo_sequence(images)
+    dtype, batch_size = checked_options(preprocess, dtype, device, batch_size)
     shapes = tap_shapes(module, taps, preprocess.size)
     key: dict[str, Any] = {
         "weights": weights_digest(module, taps, preprocess.size),

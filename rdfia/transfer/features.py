@@ -15,19 +15,22 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rdfia.data.arrays import Array, as_tensor
-from rdfia.data.images import STRETCH_224, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess, photo_sequence
 from rdfia.device.memory import (
     HalvingBatches,
+    InputLayout,
     batch_that_fits,
     images_named_where_refused,
     out_of_memory_as_too_large,
     retain_freed_memory,
 )
-from rdfia.device.precision import compute_dtype, product_precision
+from rdfia.device.precision import fast_dtype, like_weights, product_precision, usable_device
 from rdfia.device.staging import decode_images, image_batches, staging_for  # noqa: F401 - part of this module's interface
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
 
@@ -184,6 +187,48 @@ def _lean_pools(module: nn.Module) -> None:
                 setattr(parent, name, _MaxPool(k, s))
 
 
+def checked_options(
+    preprocess: Preprocess,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    batch_size: int | None,
+) -> tuple[torch.dtype, int]:
+    """The compute type and the batch size, by default those of the device.
+
+    Raises ArgumentError that names the four arguments, or the device.
+    """
+    usable_device(device)
+    dtype = dtype or fast_dtype(device)
+    batch_size = default_batch(device) if batch_size is None else batch_size
+    good = isinstance(preprocess, Preprocess) and isinstance(dtype, torch.dtype)
+    whole = isinstance(batch_size, int | np.integer) and batch_size >= 1
+    if not (good and whole and dtype.is_floating_point):
+        raise ArgumentError(
+            f"preprocess {preprocess!r}, dtype {dtype!r}, batch_size {batch_size!r}: expected a "
+            "rdfia.data.Preprocess, a floating-point torch.dtype, 1 image or more at a time"
+        )
+    return dtype, int(batch_size)
+
+
+def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy in eval mode, with the `memo` of `copy.deepcopy`.
+
+    Results of earlier passes that a module stores have gradients, which cannot be copied. Raises
+    ArgumentError for a module with a lock, an open file or a generator.
+    """
+    for child in module.modules():
+        for value in tree_leaves(dict(vars(child))):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach())
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except TypeError as error:
+        raise ArgumentError(
+            f"network: {type(module).__name__} cannot be copied ({error}), expected a module that "
+            "copy.deepcopy copies; remove that attribute"
+        ) from error
+
+
 @contextlib.contextmanager
 def inference_copy(
     module: nn.Module, dtype: torch.dtype, device: str | torch.device
@@ -197,7 +242,7 @@ def inference_copy(
         with out_of_memory_as_too_large(
             f"a copy of the network in {dtype} on {device}: free memory, or use a smaller network"
         ):
-            clone = copy.deepcopy(module).eval().requires_grad_(False)
+            clone = _copy(module, {}).requires_grad_(False)
             for child in clone.modules():
                 tensors = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
                 if tensors and not any(tensor.is_meta for tensor in tensors):
@@ -220,14 +265,13 @@ def last_position_inside(order: Sequence[str], path: str) -> int:
 
 def named_taps(taps: Mapping[str, Tap] | Sequence[str]) -> Mapping[str, Tap]:
     """`taps` as a mapping: in a list of paths each is its own name. Raises ArgumentError."""
-    if isinstance(taps, Mapping):
-        return taps
-    if isinstance(taps, str) or not all(isinstance(path, str) for path in taps or ()):
+    listed = isinstance(taps, Mapping | list | tuple) or not taps
+    if not listed or not all(isinstance(name, str) for name in taps or ()):
         raise ArgumentError(
             f"taps: got {taps!r}, expected names and module paths, such as "
             "{'pool5': 'features.30'}, or a list of paths"
         )
-    return {path: path for path in taps or ()}
+    return taps if isinstance(taps, Mapping) else {path: path for path in taps or ()}
 
 
 def check_reachable(module: nn.Module, taps: Mapping[str, Tap]) -> None:
@@ -379,20 +423,21 @@ def forward_taps(
             "rdfia.data.STRETCH_224.normalise(x) makes them of pixels in 0..255"
         )
     if x.is_floating_point():
-        weights = (p for p in module.parameters() if p.is_floating_point() and not p.is_meta)
-        weight = next(weights, x)
-        x = x.to(weight.device, weight.dtype)
+        x = like_weights(x, module)
     with images_named_where_refused(module, x):
         return visit_taps(module, x, taps, lambda _tap, value: value.clone())
 
 
-def _dry_run(
-    module: nn.Module, taps: Mapping[str, Tap], size: int
-) -> tuple[dict[str, tuple[int, ...]], int, list[str]]:
+Measured = tuple[dict[str, tuple[int, ...]], int, list[str]]
+
+
+def _dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
     """Shape of each tap for one image, the most values in memory at once, and the modules that ran.
 
-    In memory: the input and output of a layer, and the taps computed so far. Raises ArgumentError
-    for images that the network cannot compute, and for a tap without a row for each image.
+    In memory: the input and output of a layer, and the taps computed so far. The pass runs on the
+    meta device, without values; for a forward that needs values, with the weights and an image of
+    zeros. Raises ArgumentError for images that the network cannot compute, and for a tap without a
+    row for each image.
     """
     check_reachable(module, taps)
 
@@ -405,7 +450,26 @@ def _dry_run(
     memo: dict[int, Any] = {id(value): empty(value) for value in module.buffers()}
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(empty(parameter), requires_grad=False)
-    clone = copy.deepcopy(module, memo).eval()
+    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    refused: Exception
+    for tensors, device in ((memo, "meta"), (shared, "cpu")):
+        x = torch.zeros(1, 3, size, size, device=device)
+        try:
+            clone = _copy(module, tensors)
+            return _measured(clone, x if x.is_meta else like_weights(x, module), taps)
+        except RdfiaError:
+            raise
+        except Exception as error:  # a network's forward raises errors of many kinds
+            refused = error
+    reason = (str(refused) or type(refused).__name__).splitlines()[0]
+    raise ArgumentError(
+        f"size: got {size}, but {type(module).__name__} cannot compute an image of 3 x {size} x "
+        f"{size} up to {', '.join(taps)} ({reason}); choose the size that it was made for"
+    ) from refused
+
+
+def _measured(clone: nn.Module, x: Tensor, taps: Mapping[str, Tap]) -> Measured:
+    """What `_dry_run` returns, from a pass of a copy of the network on one image."""
     shapes: dict[str, tuple[int, ...]] = {}
     most = 0
 
@@ -428,18 +492,8 @@ def _dry_run(
         child.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
         if not next(child.children(), None):
             child.register_forward_hook(measure)
-    try:
-        with torch.inference_mode():
-            visit_taps(clone, torch.empty(1, 3, size, size, device="meta"), taps, take)
-    except RdfiaError:
-        raise
-    except Exception as error:  # a network's forward raises errors of many kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ArgumentError(
-            f"size: got {size}, but {type(module).__name__} cannot compute an image of 3 x "
-            f"{size} x {size} up to {', '.join(taps)} ({reason}); choose the size that it was made "
-            "for"
-        ) from error
+    with torch.inference_mode():
+        visit_taps(clone, x, taps, take)
     return shapes, most, ran
 
 
@@ -460,7 +514,8 @@ def modules_reached(module: nn.Module, taps: Mapping[str, Tap], size: int) -> li
 def tap_shapes(module: nn.Module, taps: Mapping[str, Tap], size: int) -> dict[str, tuple[int, ...]]:
     """Shape of each tap for one 3 x size x size image: (C, H, W), or (D,) of a dense layer.
 
-    Nothing is computed: the forward pass runs on the meta device, in milliseconds.
+    Nothing is computed, unless the forward needs values: the pass runs on the meta device, in
+    milliseconds.
     """
     return _dry_run(module, taps, size)[0]
 
@@ -469,7 +524,8 @@ def memory_needed(
     module: nn.Module, taps: Mapping[str, Tap], size: int, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Estimated bytes on the device: of a copy of the network, and of one 3 x size x size image."""
-    values = [value for value in module.state_dict().values() if not value.is_meta]
+    state = tree_leaves(module.state_dict())  # a quantised layer has tuples and dtypes in it
+    values = [value for value in state if isinstance(value, Tensor) and not value.is_meta]
     # the copy exists in both dtypes for a moment
     weights = sum(value.numel() * (value.dtype.itemsize + dtype.itemsize) for value in values)
     image = 3 * size * size * 4 * 3  # float32: raw, normalised, channels-last
@@ -479,7 +535,7 @@ def memory_needed(
 def feature_batches(
     module: nn.Module,
     images: Sequence[Any],
-    taps: Mapping[str, Tap],
+    taps: Mapping[str, Tap] | Sequence[str],
     *,
     preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
@@ -491,17 +547,17 @@ def feature_batches(
 ) -> Generator[dict[str, Tensor], None, None]:
     """Features of the images in order, batch by batch: {tap: B x D in `dtype` on `device`}.
 
-    `images` are paths, PIL images or uint8 arrays; memory does not grow with their number. `dtype`
-    is the compute type (default: `fast_dtype`); `batch_size` defaults to `default_batch`. `pool`
-    turns a layer's output into rows, in new memory: all values by default, or `pyramid`,
-    `second_order`. Threads decode ahead, and a CUDA device gets the next batch while it computes
-    one (`staging`). A batch that memory cannot hold is computed in parts, with a BatchReduced
-    warning. `reserved_bytes`: host memory that the caller needs for the features. `module` does
-    not change. Raises ArgumentError, WeightsError, ImageError; TooLarge when memory cannot hold one
-    image.
+    `images` are paths, PIL images or uint8 arrays; memory does not grow with their number. `taps`
+    are those of `forward_taps`. `dtype` is the compute type (default: `fast_dtype`); `batch_size`
+    defaults to `default_batch`. `pool` turns a layer's output into rows, in new memory: all values
+    by default, or `pyramid`, `second_order`. Threads decode ahead, and a CUDA device gets the next
+    batch while it computes one (`staging`). A batch that memory cannot hold is computed in parts,
+    with a BatchReduced warning. `reserved_bytes`: host memory that the caller needs for the
+    features. `module` does not change. Raises ArgumentError, WeightsError, ImageError; TooLarge
+    when memory cannot hold one image.
     """
-    dtype = compute_dtype(dtype, device)
-    batch_size = batch_size or default_batch(device)
+    taps, images = named_taps(taps), photo_sequence(images)
+    dtype, batch_size = checked_options(preprocess, dtype, device, batch_size)
     check_reachable(module, taps)
     weights, image = memory_needed(module, taps, preprocess.size, dtype)
     if torch.device(device).type == "cpu":
@@ -510,13 +566,16 @@ def feature_batches(
     most = batch_that_fits(batch_size, image, weights, what, device)
     with inference_copy(module, dtype, device) as network:
         batches: HalvingBatches[dict[str, Tensor]] = HalvingBatches(most)
+        layout = InputLayout(network)
 
         # Only around the pass: between two batches the caller may compute gradients.
         @torch.inference_mode()
         def run(rows: Tensor) -> dict[str, Tensor]:
-            with product_precision(device):
-                x = preprocess.normalise(rows).to(dtype, memory_format=torch.channels_last)
-                return visit_taps(network, x, taps, lambda _tap, value: pool(value))
+            x = preprocess.normalise(rows).to(dtype, memory_format=layout.format)
+            with product_precision(device), images_named_where_refused(network, x):
+                return layout.compute(
+                    lambda x: visit_taps(network, x, taps, lambda _tap, value: pool(value)), x
+                )
 
         with contextlib.closing(
             image_batches(images, preprocess, batch_size, staging_for(device))

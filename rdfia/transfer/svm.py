@@ -25,7 +25,15 @@ from sklearn.svm import LinearSVC
 from sklearn.utils import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from rdfia.data.arrays import ArrayLike, Labels, class_numbers, host_array, label_array, on_host
+from rdfia.data.arrays import (
+    ArrayLike,
+    Labels,
+    class_numbers,
+    float_array,
+    host_array,
+    label_array,
+    on_host,
+)
 from rdfia.errors import ArgumentError
 from rdfia.transfer.gram import GramAccumulator as GramAccumulator
 from rdfia.transfer.gram import finite_array, row_products, row_sums, span_coordinates
@@ -200,6 +208,8 @@ def fit(
     train = finite_array("Z_train", Z_train, 2)
     classes, numbers = class_numbers(y, len(train))
     test = finite_array("Z_test", Z_test, 2, width_of=("Z_train", train))
+    if not test.size:
+        raise ArgumentError(f"Z_test: got {test.shape}, expected rows and columns, one or more")
     if scheme not in ("ovr", "ovo") or dual not in ("auto", True, False):
         got = f"scheme={scheme!r}, dual={dual!r}"
         raise ArgumentError(
@@ -371,7 +381,12 @@ def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array
     if isinstance(folds, int) and 2 <= folds <= counts.min():
         kfold = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
         return list(kfold.split(y, y))
-    if 0 < folds < 1 and len(classes) <= min(folds, 1 - folds) * len(y) and counts.min() > 1:
+    if (
+        isinstance(folds, float)
+        and 0 < folds < 1
+        and len(classes) <= min(folds, 1 - folds) * len(y)
+        and counts.min() > 1
+    ):
         return list(StratifiedShuffleSplit(repeats, test_size=folds, random_state=seed).split(y, y))
     raise ArgumentError(
         f"folds: got {folds}, expected 2 to {counts.min()} folds (rows of the smallest class), or "
@@ -380,7 +395,7 @@ def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array
 
 
 def _costs(Cs: Sequence[float]) -> list[float]:
-    values = [float(C) for C in Cs]
+    values = float_array(Cs, "C").ravel().tolist()
     if not values or not all(0 < C < np.inf for C in values):
         raise ArgumentError(f"C: got {values}, expected finite values above 0")
     return values

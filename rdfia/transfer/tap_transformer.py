@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from rdfia.data import assets
 from rdfia.data.arrays import as_tensor, on_host
-from rdfia.data.images import STRETCH_224, Preprocess
+from rdfia.data.images import STRETCH_224, Preprocess, photo_sequence
 from rdfia.device.memory import require_memory
 from rdfia.errors import ArgumentError, DatasetError, ImageError, nearest_first
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer.extraction import pooled_width
-from rdfia.transfer.features import feature_batches, flatten, tap_modules, tap_shapes
+from rdfia.transfer.features import (
+    checked_options,
+    feature_batches,
+    flatten,
+    tap_modules,
+    tap_shapes,
+)
 
 WEIGHTS = {
     "vgg16": "vgg16-features",
@@ -47,6 +53,10 @@ def module_and_path(network: Loaded | nn.Module, tap: str) -> tuple[nn.Module, s
 
     ArgumentError for a tap that a network of `models.load` does not have.
     """
+    if not isinstance(tap, str | tuple):
+        raise ArgumentError(
+            f"tap: got {tap!r}, expected the name of a layer, such as 'pool5', or a module path"
+        )
     if isinstance(network, Loaded):
         known = networks.tap_paths(network.name) | {
             path: path for path in tap_modules(network.module) if path
@@ -123,6 +133,7 @@ class TapTransformer(TransformerMixin, BaseEstimator):
         if hasattr(self, "_loaded"):
             del self._loaded  # of other parameters
         module, path = self._module_and_path()
+        checked_options(self.preprocess, self.dtype, self.device, self.batch_size)
         shape = tap_shapes(module, {self.tap: path}, self.preprocess.size)[self.tap]
         self.n_columns_ = pooled_width(self.pool, self.tap, shape)
         return self
@@ -205,24 +216,17 @@ def _photos(X: Any, side: int) -> Any:
     if arrays and X.ndim == 4 and X.shape[1] == 3 and X.shape[3] not in (3, 4):
         return _pixels(as_tensor(X, "X"), side)
     # One photo would be taken for its rows: three grey ones, if it is a tensor of decoded pixels.
-    one = isinstance(X, str | Path | Image.Image) or (
+    one = (
         arrays
         and X.ndim == 3
         and (X.shape[2] in (3, 4) or (isinstance(X, Tensor) and X.shape == (3, side, side)))
     )
     if one:
-        what, advice = type(X).__name__, "[photo]"
-        if arrays:
-            what, advice = f"photo, {X.dtype} {tuple(X.shape)}", "photo[None]"
         raise ArgumentError(
-            f"X: got one {what}, expected a list of photos; pass {advice}, or the list of a "
-            "folder's files"
+            f"X: got one photo, {X.dtype} {tuple(X.shape)}, expected a list of photos; pass "
+            "photo[None], or the list of a folder's files"
         )
-    try:
-        photos = iter(on_host(X, "X") if isinstance(X, Tensor) else X)
-    except TypeError as error:
-        raise ArgumentError(f"X: got {type(X).__name__}, expected a list of photos") from error
-    photos = list(photos)
+    photos = list(photo_sequence(on_host(X, "X") if isinstance(X, Tensor) else X, "X"))
     if not photos:
         raise ArgumentError("X: got no photo, expected one or more")
     for row, photo in enumerate(photos):

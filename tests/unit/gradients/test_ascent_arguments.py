@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rdfia.data.images import CENTRE_CROP_224
 from rdfia.errors import ArgumentError, RdfiaError, TooLarge, WeightsError
 from rdfia.gradients import ascent, fooling, saliency, saliency_scores, visualisation
 from rdfia.gradients.saliency import saliency_maps
 from rdfia.gradients.visualisation import visualise
+from rdfia.models import networks
 from tests.support.gradient_cases import CALLS, GOOD, SIZE, photos, with_nan, with_weight
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
 from tests.support.tiny_networks import tiny_vgg
+from tests.support.tolerances import assert_close
 
 BAD_IMAGES = {
     "0..255": (255 * CENTRE_CROP_224.denormalise(GOOD), r"normalise\(pixels\) first"),
@@ -119,7 +122,64 @@ def without_last_layer() -> nn.Module:
     return network
 
 
-BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[RdfiaError], str]] = {
+class Returning(nn.Module):
+    """A network that returns `make(logits, x)`."""
+
+    def __init__(self, make: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.make = tiny_vgg(), make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.network(x), x)
+
+
+def returning(make: Callable[[Tensor, Tensor], Any]) -> Callable[[], nn.Module]:
+    return lambda: Returning(make).eval()
+
+
+class Flattened(nn.Module):
+    """A network whose forward needs contiguous images: `view` instead of `flatten`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = tiny_vgg()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.network.avgpool(self.network.features(x))
+        return self.network.classifier(x.view(len(x), -1))
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(tiny_vgg())
+
+
+class Counting(nn.Module):
+    """A network whose first parameter has whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+        self.network = tiny_vgg()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+@pytest.mark.parametrize("make", [Flattened, scripted, Counting])
+@pytest.mark.parametrize("call", CALLS)
+def test_networks_of_every_make_have_the_result_of_the_plain_one(
+    make: Callable[[], nn.Module], call: str
+) -> None:
+    found, expected = (CALLS[call](network, GOOD) for network in (make().eval(), tiny_vgg()))
+    pairs = [(found, expected)] if isinstance(found, Tensor) else zip(found, expected, strict=True)
+    for a, b in pairs:
+        if isinstance(a, Tensor) and a.is_floating_point():
+            assert_close(a, b, "gradient")
+
+
+BAD_NETWORKS: dict[str, tuple[Callable[[], Any], type[RdfiaError], str]] = {
     "train mode": (
         lambda: tiny_vgg().train(),
         ArgumentError,
@@ -146,6 +206,24 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[RdfiaError], str]] =
         WeightsError,
         r"features\.0\.weight is not in these weights",
     ),
+    **{
+        f"output: {output}": (returning(make), ArgumentError, message)
+        for output, make, message in (
+            ("tuple", lambda logits, x: (logits, x), "network: its output is tuple, expected lo"),
+            ("dict", lambda logits, _: {"out": logits}, "output is dict, expected logits B x cl"),
+            ("none", lambda *_: None, "output is NoneType.*wrap it in a module whose forward"),
+            ("one class", lambda logits, _: logits[:, 0], r"output is Tensor of shape \(2,\)"),
+            ("a map", lambda _, x: x, r"output is Tensor of shape \(2, 3, 16, 16\)"),
+            ("numpy", lambda logits, _: logits.detach(), "output has no gradient.*without torch"),
+        )
+    },
+    "function": (lambda: tiny_vgg().forward, ArgumentError, "network: got method, expected a t"),
+    "class": (lambda: nn.Sequential, ArgumentError, "got the class Sequential, expected a torch"),
+    "loaded": (
+        lambda: networks.Loaded.__new__(networks.Loaded),
+        ArgumentError,
+        r"got Loaded, expected a torch.nn.Module, such as \.module of what rdfia.models.load",
+    ),
 }
 
 
@@ -154,10 +232,11 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], nn.Module], type[RdfiaError], str]] =
 def test_bad_networks(name: str, call: str) -> None:
     make, error, message = BAD_NETWORKS[name]
     network = make()
-    flags = [parameter.requires_grad for parameter in network.parameters()]
+    parameters = [*network.parameters()] if isinstance(network, nn.Module) else []
+    flags = [parameter.requires_grad for parameter in parameters]
     with pytest.raises(error, match=message):
         CALLS[call](network, GOOD)
-    assert [parameter.requires_grad for parameter in network.parameters()] == flags
+    assert [parameter.requires_grad for parameter in parameters] == flags
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -181,7 +181,9 @@ def test_inserted_parts_of_names_are_removed_with_a_notice(
         assert same(weights.load(path, "squeezenet1_1"), squeezenet)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model_state_dict", "model", "net", "state_dict_ema"]
+)
 def test_weights_are_taken_out_of_a_checkpoint_with_a_notice(
     squeezenet: dict[str, Tensor], tmp_path: Path, key: str
 ) -> None:

@@ -181,22 +181,6 @@ def test_features_of_a_network_in_train_mode_are_those_of_eval_mode(
     assert module[0].num_batches_tracked == 0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8, float])
-def test_type_that_is_no_floating_point_type_is_refused(
-    network: TinyNet, dtype: Any, tmp_path: Path
-) -> None:
-    taps = {"a": "features.0"}
-    calls: list[Callable[[], Any]] = [
-        lambda: next(features.feature_batches(network, [], taps, dtype=dtype)),
-        lambda: extraction.extract(network, [], taps, root=tmp_path, dtype=dtype),
-        lambda: column_tiles.accumulate(network, [], taps, {}, dtype=dtype),
-        lambda: transfer.table1_row(network, "features.0", [0], [0], [0], [0], dtype=dtype),
-    ]
-    for call in calls:
-        with pytest.raises(ArgumentError, match=r"dtype: got .*, expected a floating-point type"):
-            call()
-
-
 def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
     x = torch.zeros(1, 3, SIZE, SIZE)
     with pytest.raises(ArgumentError, match=r"'conv9'.*no module 'features\.40'.*features\.0"):

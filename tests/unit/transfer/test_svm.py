@@ -332,8 +332,8 @@ def test_choice_of_c_prefers_the_smallest_of_equals() -> None:
     assert C == 0.1
 
 
-@pytest.mark.parametrize("folds", [1, 9, 0.0, 1.0, 1.5, 0.01, 0.12, 0.88])
-def test_impossible_folds_are_refused(folds: float) -> None:
+@pytest.mark.parametrize("folds", [1, 9, "4", None, 0.0, 1.0, 1.5, 0.01, 0.12, 0.88])
+def test_impossible_folds_are_refused(folds: Any) -> None:
     with pytest.raises(ArgumentError, match="2 to 8 folds"):
         svm.choose_C(blobs()[0], Y, [1.0], folds=folds)
 
@@ -451,3 +451,18 @@ def test_confusion_matrix_has_true_classes_as_rows() -> None:
         svm.confusion(np.array([0, 1, 2]), np.array([0, 1, 1]), 2)
     with pytest.raises(ArgumentError, match="expected that of y"):
         svm.accuracy(np.zeros(3), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("Cs", "message"),
+    [(["a"], "C: got <U1"), (None, "C: got NoneType"), ([], r"C: got \[\]"), (0.0, r"C: got \[0")],
+)
+def test_costs_that_are_none_are_refused(Cs: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        svm.choose_C(blobs()[0], Y, Cs)
+    assert svm.choose_C(blobs()[0], Y, 1.0)[0] == 1.0  # type: ignore[arg-type]
+
+
+def test_no_test_row_is_refused_by_name() -> None:
+    with pytest.raises(ArgumentError, match=r"Z_test: got \(0, .*expected rows and columns, one"):
+        svm.fit(blobs()[0], Y, blobs()[0][:0])

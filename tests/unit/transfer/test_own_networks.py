@@ -1,0 +1,131 @@
+"""Networks, images and options of users: what works, and what is refused by name."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rdfia.errors import ArgumentError
+from rdfia.transfer import column_tiles, extraction, features, svm
+from tests.support.tapped_network import SIZE, SMALL, TAPS, TinyNet
+from tests.support.tolerances import assert_close
+
+
+class Own(nn.Module):
+    """TinyNet in a user's forward: with a constant, a decision, a kept map or `view`."""
+
+    def __init__(self, network: TinyNet, way: str) -> None:
+        super().__init__()
+        self.network, self.way, self.kept = network, way, [torch.empty(0)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "constant":
+            x = x - torch.zeros(3, 1, 1)
+        if self.way == "decision" and float(x.abs().mean()) < 0:
+            x = -x
+        maps = self.network.features(x)
+        if self.way == "kept":
+            self.kept = [maps]
+        return self.network.classifier(
+            maps.view(len(x), -1) if self.way == "view" else maps.flatten(1)
+        )
+
+
+@pytest.mark.parametrize("way", ["constant", "decision", "kept", "view"])
+def test_networks_of_every_make_have_the_features_of_the_plain_one(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path, way: str
+) -> None:
+    own = Own(network, way).eval()
+    own(torch.zeros(1, 3, SIZE, SIZE))  # now "kept" has a map with a gradient
+    options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32, "batch_size": 4}
+    plain = features.feature_batches(network, photos, {"a": "classifier.0"}, **options)
+    expected = torch.cat([part["a"] for part in plain])
+    path = "network.classifier.0"
+    batches = features.feature_batches(own, photos, [path], **options)
+    assert_close(torch.cat([part[path] for part in batches]), expected, "activation")
+    store = extraction.extract(own, photos, [path], root=tmp_path, **options)
+    assert_close(store[path], expected, "activation")
+    gram = svm.GramAccumulator(11, 11)
+    column_tiles.accumulate(own, photos, [path], {path: gram}, **options)
+    assert_close(gram.gram.astype(np.float32), expected.double() @ expected.double().T, "gram")
+
+
+def test_quantised_layers_have_features_and_digests(photos: list[np.ndarray]) -> None:
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")  # torch moves quantisation to another package
+        one, other = (
+            torch.ao.quantization.quantize_dynamic(
+                nn.Sequential(nn.Flatten(), layer).eval(), {nn.Linear}
+            )
+            for layer in (nn.Linear(3 * SIZE * SIZE, 2), nn.Linear(3 * SIZE * SIZE, 2))
+        )
+        options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32}
+        (batch,) = features.feature_batches(one, photos, ["1"], **options)
+        x = SMALL.normalise(torch.stack([SMALL.pixels(photo) for photo in photos]))
+        assert torch.equal(batch["1"], one(x))
+        digests = [extraction.weights_digest(n, {"a": "1"}, SIZE) for n in (one, one, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_network_that_cannot_be_copied_is_refused(
+    network: TinyNet, photos: list[np.ndarray]
+) -> None:
+    network.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match=r"network: TinyNet cannot be copied .*lock"):
+        next(features.feature_batches(network, photos, TAPS, preprocess=SMALL))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "cpuu"}, r"device: got 'cpuu', which cannot be used here .*try cpu or cuda"),
+        ({"device": None}, "device: got None, which cannot be used here"),
+        ({"device": "meta"}, "device: got 'meta', which cannot be used here"),
+        ({"dtype": "float32"}, "dtype 'float32'.*expected .*a floating-point torch.dtype"),
+        ({"dtype": torch.int8}, "dtype torch.int8, batch_size 16: expected"),
+        ({"batch_size": 0}, "batch_size 0: expected .* 1 image or more at a time"),
+        ({"batch_size": 1.5}, "batch_size 1.5: expected"),
+        ({"batch_size": "4"}, "batch_size '4': expected"),
+        ({"preprocess": None}, "preprocess None, .*expected a rdfia.data.Preprocess"),
+        ({"images": "folder"}, r"images: got one str, expected a list of photos; pass \[photo\]"),
+        ({"images": Path("folder")}, "images: got one PosixPath"),
+        ({"images": None}, "images: got NoneType, expected a list of photos"),
+        ({"taps": "features.0"}, "taps: got 'features.0', expected names .* or a list"),
+        ({"taps": {0: "features.0"}}, r"taps: got \{0: 'features.0'\}, expected names"),
+        ({"taps": 7}, "taps: got 7, expected names"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path, wrong: Any, message: str
+) -> None:
+    options = {"images": photos, "taps": TAPS, "preprocess": SMALL} | wrong
+    images, taps = options.pop("images"), options.pop("taps")
+    gram = {tap: svm.GramAccumulator(11, 11) for tap in TAPS}
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: next(features.feature_batches(network, images, taps, **options)),
+        lambda: extraction.extract(network, images, taps, root=tmp_path, **options),
+        lambda: column_tiles.accumulate(network, images, taps, gram, **options),
+    )
+    for call in calls:
+        with pytest.raises(ArgumentError, match=message):
+            call()
+
+
+def test_images_of_an_iterator_are_a_list(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"preprocess": SMALL, "root": tmp_path}
+    expected = extraction.extract(network, photos, TAPS, **options)
+    others: tuple[Any, ...] = (iter(photos), dict(enumerate(photos)).values())
+    for images in others:
+        assert torch.equal(
+            extraction.extract(network, images, TAPS, **options)["relu2"], expected["relu2"]
+        )
