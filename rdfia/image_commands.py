@@ -188,16 +188,17 @@ def _classify(options: argparse.Namespace) -> int:
     for guess in guesses:
         print(f"{guess['probability']:.4f}  {guess['name']} ({guess['index']}, {guess['wnid']})")
     figure = figures.classification_panel(
-        [_shown(network, x)], [[(guess["name"], guess["probability"]) for guess in guesses]]
+        _photos(network.space.denormalise(x)),
+        [[(guess["name"], guess["probability"]) for guess in guesses]],
     )
     facts = {"photo": str(options.photo), **network.facts, "classes": guesses}
     _write(png, figures.png(figure), facts)
     return 0
 
 
-def _shown(network: _Classifier, x: Tensor) -> np.ndarray:
-    """The photo as the network gets it, H x W x 3 in 0..1."""
-    return network.space.denormalise(x)[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+def _photos(pixels: Tensor) -> list[np.ndarray]:
+    """Pixels N x 3 x H x W as N arrays H x W x 3, cut to 0..1."""
+    return [*pixels.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def _saliency(options: argparse.Namespace) -> int:
@@ -237,7 +238,9 @@ def _saliency(options: argparse.Namespace) -> int:
         "most salient": {"row": row, "column": column},
     }
     titles = ["photo", f"{options.kind}: {_title(_named(target), probability)}"]
-    figure = figures.picture_grid([_shown(network, x), found.numpy()], titles, columns=2)
+    figure = figures.picture_grid(
+        [*_photos(network.space.denormalise(x)), found.numpy()], titles, columns=2
+    )
     _write(png, figures.png(figure), facts)
     return 0
 
@@ -276,28 +279,22 @@ def _fool(options: argparse.Namespace) -> int:
         "difference\n(amplified)",
         f"fooling image:\n{_title(facts['to'], after[1])}",
     ]
-    panels = [*fooled.panels().clamp(0, 1).permute(0, 2, 3, 1).numpy()]
-    files.write_atomic(compared, figures.png(figures.picture_grid(panels, titles, columns=3)))
+    files.write_atomic(
+        compared, figures.png(figures.picture_grid(_photos(fooled.panels()), titles, columns=3))
+    )
     _write(png, pictures.images_side_by_side(network.space.denormalise(fooled.x), 1), facts)
     print(printable_line(compared))
     print(
         f"{fooled.status[0]} after {int(fooled.steps[0])} steps: {facts['to']['name']} "
         f"{before[1]:.4f} -> {after[1]:.4f}"
     )
-    if fooled.status[0] == "already":
-        print(
-            f"rdfia: the network predicts {facts['to']['name']} for the photo, which is unchanged; "
-            "try another class",
-            file=sys.stderr,
-        )
-    if fooled.status[0] == "never":
-        print(
-            f"rdfia: the network does not predict {facts['to']['name']} after {steps} steps; "
-            "try more --steps, or another class",
-            file=sys.stderr,
-        )
-        return NOT_FOOLED
-    return 0
+    advice = {
+        "already": "predicts {} for the photo, which is unchanged; try another class",
+        "never": f"does not predict {{}} after {steps} steps; try more --steps, or another class",
+    }.get(fooled.status[0])
+    if advice:
+        print(f"rdfia: the network {advice.format(facts['to']['name'])}", file=sys.stderr)
+    return NOT_FOOLED if fooled.status[0] == "never" else 0
 
 
 def _visualise(options: argparse.Namespace) -> int:
@@ -338,9 +335,9 @@ def _visualise(options: argparse.Namespace) -> int:
     if not targets[1:]:  # the image alone, which `classify` can read
         _write(png, made.picture(), facts)
         return 0
-    images = network.space.denormalise(made.x.cpu()).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    titles = [*map(_title, facts["classes"], facts["probabilities"])]
-    _write(png, figures.png(figures.picture_grid([*images], titles, min(4, len(titles)))), facts)
+    photos = _photos(network.space.denormalise(made.x))
+    titles = map(_title, facts["classes"], facts["probabilities"])
+    _write(png, figures.png(figures.picture_grid(photos, [*titles], min(4, len(photos)))), facts)
     return 0
 
 

@@ -49,8 +49,8 @@ def processor(environment: Mapping[str, Any]) -> str:
     """The GPU of a run, or its processor with the vector instructions and threads of torch."""
     if environment.get("device", "cpu") != "cpu":
         return str(environment.get("accelerator", "?"))
-    facts = [environment.get("cpu", "?"), environment.get("torch computes with")]
     threads = environment.get("threads", "?")
+    facts = environment.get("cpu", "?"), environment.get("torch computes with")
     return ", ".join(filter(None, (*facts, f"{threads} thread{'s' * (threads != 1)}")))
 
 

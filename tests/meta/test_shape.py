@@ -211,7 +211,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4115
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4130
     )
 
 

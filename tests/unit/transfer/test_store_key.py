@@ -128,6 +128,7 @@ def store_name(monkeypatch: pytest.MonkeyPatch) -> Callable[[Arguments], str]:
         return str(caught.value)
 
     monkeypatch.setattr(extraction, "FeatureStore", stop)
+    monkeypatch.setattr(features, "usable_device", torch.device)  # without a GPU too
     return name
 
 
