@@ -12,7 +12,7 @@ from torch import Tensor
 from rdfia.data.arrays import Array, as_tensor
 from rdfia.device.precision import like_weights, product_precision
 from rdfia.errors import ArgumentError
-from rdfia.gans.architecture import Generator, Labels
+from rdfia.gans.architecture import GanArchitecture, Generator, Labels
 from rdfia.gans.config import GanConfig
 
 # What a random stream of a run is for. A new purpose gets a new number, since a number fixes draws.
@@ -61,7 +61,7 @@ def sample(
     in the labs' grids. G itself is not changed. ArgumentError: no image, a batch of one image with
     "batch" statistics, a number of labels that is not N.
     """
-    if not isinstance(generator, Generator):
+    if not isinstance(getattr(generator, "architecture", None), GanArchitecture):
         raise ArgumentError(
             f"generator: got {type(generator).__name__}, expected a Generator, such as "
             "run.trainer.image_generator of what rdfia.gans.train returns"

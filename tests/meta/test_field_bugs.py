@@ -74,8 +74,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "network in train mode": Fault(
         "transfer.features",
-        "copy.deepcopy(module).eval().requires_grad_(False)",
-        "copy.deepcopy(module).requires_grad_(False)",
+        "return copy.deepcopy(module, memo).eval()",
+        "return copy.deepcopy(module, memo)",
         f"{FEATURES}features_of_a_network_in_train_mode_are_those_of_eval_mode",
     ),
     **{

@@ -99,8 +99,8 @@ def test_extract_lists_rows_and_names_what_is_left_out(
     command[command.index("logits,features.12:0")] = "logits,features.12"
     assert main([*command, "--store", str(tmp_path / "store")]) == 0
     shown = capsys.readouterr()
-    assert "rdfia: folder: 1 of " in shown.err
-    assert "are left out:\n  a/notes.txt\n" in shown.err
+    assert f"rdfia: folder: {photos} has 1 file that is not a photo, left out:" in shown.err
+    assert "left out:\n  a/notes.txt\n" in shown.err
     assert "w.bin: its 'state_dict' was taken; names were shortened, such as module." in shown.err
     assert "logits 4 x 4, features.12 4 x " in shown.out
     (listed,) = tmp_path.glob("store/*/images.json")
@@ -116,7 +116,7 @@ def test_extract_lists_rows_and_names_what_is_left_out(
     capsys.readouterr()
     assert main([*command, "--store", str(tmp_path / "other"), "--strict"]) == 1
     shown = capsys.readouterr()
-    assert "1 of " in shown.err
+    assert "has 1 file that is not a photo, expected photos only" in shown.err
     assert "expected photos only" in shown.err
     assert not (tmp_path / "other").exists()
 

@@ -148,7 +148,7 @@ def test_unreadable_index_is_refused(kept: Path, text: str) -> None:
     (kept / "training.json").write_text(text)
     wanted = config("cdcgan")
     with pytest.raises(
-        StoreError, match=r"training\.json.*; remove it to (start again|have it made again)"
+        StoreError, match=r"training\.json.*[;,] remove it to (start again|have it made again)"
     ):
         train(wanted, *data(wanted), folder=kept)
 
