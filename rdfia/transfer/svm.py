@@ -383,7 +383,6 @@ def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array
         return list(kfold.split(y, y))
     if (
         isinstance(folds, float)
-        and 0 < folds < 1
         and len(classes) <= min(folds, 1 - folds) * len(y)
         and counts.min() > 1
     ):
