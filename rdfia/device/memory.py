@@ -205,7 +205,7 @@ def batch_that_fits(
         return n
     warnings.warn(
         f"{left / 1e9:.3g} GB of memory are left for {what}: "
-        f"{max(1, most)} images at a time instead of {n}",
+        f"{max(1, most)} of {n} images at a time",
         BatchReduced,
         stacklevel=3,
     )

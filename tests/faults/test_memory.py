@@ -65,7 +65,7 @@ def test_a_known_limit_reduces_the_batch_from_the_start(fault: Fault) -> None:
     ok = [
         kind
         for kind, row in found.items()
-        if any("images at a time instead of 64" in said for said in row["said"])
+        if any("of 64 images at a time" in said for said in row["said"])
     ]
     fault(
         "a limit on memory (ulimit -v)",
@@ -156,7 +156,7 @@ def test_the_batch_size_is_kept_if_memory_suffices(monkeypatch: pytest.MonkeyPat
     assert memory.batch_that_fits(16, 10_000, 0, "x") == 16  # too little to be checked
     monkeypatch.setattr(memory, "UNCHECKED_BYTES", 0)
     assert memory.batch_that_fits(16, 100, 100, "x") == 16
-    with pytest.warns(BatchReduced, match=r"for x: 7 images at a time instead of 16"):
+    with pytest.warns(BatchReduced, match=r"for x: 7 of 16 images at a time"):
         assert memory.batch_that_fits(16, 200, 300, "x") == 7
     with pytest.raises(TooLarge, match=r"x, for one image, takes about"):
         memory.batch_that_fits(16, 2000, 0, "x")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rdfia.claims import intervals, judge, registry
+from rdfia.claims import ledger as ledger_module
 from rdfia.claims import record as claim_records
 from rdfia.claims.ledger import Ledger
 from rdfia.claims.record import ClaimError, Record
@@ -144,6 +145,36 @@ def test_recorded_refuses_a_run_that_differs_from_its_pin(ledger: Ledger, tmp_pa
         ClaimError, match="committed run on cuda is supported, its pin says contradicted"
     ):
         other.recorded("tme7.best")
+
+
+def test_claim_without_a_committed_run_says_how_to_make_one(ledger: Ledger) -> None:
+    record = ledger.recorded("tme7.best")
+    assert record.outcome == "unavailable"
+    assert "no committed full run has it; run: pytest -m accuracy --profile full" in record.note
+
+
+def test_distance_of_a_pin_is_that_of_the_parts_that_contradict(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """A contradiction is as sure as the part farthest beyond its bound; else the nearest counts."""
+    ledger.accept = True
+    bounds = {
+        "near": judge.Bound("at least", 0.5, reason="planted"),
+        "far": judge.Bound("at least", 0.1, reason="planted"),
+    }
+    near, far = (intervals.proportion(60, 100) for _ in range(2))
+    distances = {name: judge.errors_from_bound(near, bound) for name, bound in bounds.items()}
+    record = Record(
+        "tme7.q1.total", parts=[{"name": name, "outcome": "supported"} for name in bounds]
+    )
+    found = {"near": near, "far": far}
+    assert ledger_module._pin_of(record, found, bounds)["errors from bound"] == pytest.approx(
+        distances["near"], abs=0.01
+    )
+    record.parts[1]["outcome"] = "contradicted"
+    assert ledger_module._pin_of(record, found, bounds)["errors from bound"] == pytest.approx(
+        distances["far"], abs=0.01
+    )
 
 
 def test_recorded_takes_the_latest_run_on_this_device(ledger: Ledger, tmp_path: Path) -> None:

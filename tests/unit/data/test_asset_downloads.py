@@ -14,7 +14,7 @@ import pytest
 
 from rdfia.data import assets, files
 from rdfia.data.assets import ASSETS, asset_states, fetch, find, locate
-from rdfia.errors import AssetCorrupt, AssetUnavailable
+from rdfia.errors import AssetCorrupt, AssetUnavailable, StoreError
 from tests.support.loopback import Site, serve
 from tests.support.scene15 import TRAIN_IMAGES
 from tests.support.tiny_assets import BODY, HUB, SHA, package, put, tiny, tiny_folder
@@ -212,3 +212,13 @@ def test_a_copy_of_unverified_content_is_not_verified(
     assert not fetch("photos", tmp_path / "box").verified
     monkeypatch.setenv("RDFIA_ASSETS", str(tmp_path / "box"))
     assert asset_states(["photos"])[0]["state"] == "not verified"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {"mnist": None}, {"mnist": {"path": "raw", "sha256": 1}}, {"mnist": {"path": ""}}],
+)
+def test_list_of_assets_of_another_form_is_refused(content: Any, root: Path) -> None:
+    files.write_json(root / assets.MANIFEST, content)
+    with pytest.raises(StoreError, match=r"is not a list of assets .*remove it and fetch again"):
+        assets._manifest(root)

@@ -317,6 +317,7 @@ def _archive(path: Path, change: Callable[[zipfile.ZipFile], None] = lambda bund
         for name in ("MITcoast/image_0001.jpg", "MITcoast/image_0002.jpg", "store/image_0001.jpg"):
             bundle.writestr(f"scene_categories/{name}", name)
         bundle.writestr("scene_categories/Readme.txt", "left alone")
+        bundle.writestr("image_0003.jpg", "left alone")
         bundle.writestr("__MACOSX/MITcoast/image_0003.jpg", "left alone")
         bundle.writestr("MITcoast/image_0003.jpg", "MITcoast/image_0003.jpg")
         change(bundle)

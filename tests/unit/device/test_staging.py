@@ -338,7 +338,9 @@ def test_the_batch_size_follows_the_memory_of_the_computing_device(
     poolless = {name: value for name, value in ours.items() if name != "segment_pool_id"}
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [poolless, *others])
     assert memory.available_device_memory("cuda") == 4 * 10**9
-    with pytest.warns(BatchReduced, match="3 images at a time instead of 8"):
+    with pytest.warns(BatchReduced, match="3 of 8 images at a time"):
         assert memory.batch_that_fits(8, 1e9, 1e9, "layers", "cuda") == 3
+    with pytest.warns(BatchReduced, match="1 of 8 images at a time"):
+        assert memory.batch_that_fits(8, 1e9, 2.5e9, "layers", "cuda") == 1
     with pytest.raises(TooLarge, match="4 GB are left"):
         memory.batch_that_fits(8, 1e9, 4e9, "layers", "cuda")

@@ -78,6 +78,17 @@ def test_expected_seconds_are_those_of_updates_and_snapshots(
     assert gan_studies.expected_seconds(run, title) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", gan_studies.LONG)
+def test_long_runs_are_scored_early_every_500_steps_and_at_their_end(kind: str) -> None:
+    run = gan_studies.LONG[kind]
+    steps = run.config.steps
+    assert {*run.grids, *range(1_000, steps, 500), *(steps - 125 * i for i in range(5))} < {
+        *run.snapshots
+    }
+    assert len(run.snapshots) < len(gan_studies.EARLY) + steps / 500 + 15
+    assert list(run.snapshots) == sorted(run.snapshots)
+
+
 def test_copies_of_faces_are_searched_too() -> None:
     (run,) = gan_studies.OVER_SEEDS["dcgan"][:1]
     more = {title: gan_studies.expected_seconds(run, title) for title in ("CelebA", "CIFAR-10")}

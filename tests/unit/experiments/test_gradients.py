@@ -19,7 +19,7 @@ def test_treated_image_has_its_size_and_the_colours_of_flat_areas(name: str) -> 
     treated = TREATMENTS[name](torch.stack([flat, noise]))
     assert treated.shape == (2, 3, 48, 64)
     assert treated.dtype == torch.float32
-    assert (treated[0] - flat).abs().max() <= 2 / 255
+    assert (treated[0] - flat).abs().max() < (1.5 / 255 if name == DEFENDED else 1e-6)
     # Fine detail, as of a fooling image, is what a treatment takes away.
     assert 0.02 < (treated[1] - noise).abs().mean() < 0.5
     assert treated[1].std() < noise.std()

@@ -229,6 +229,23 @@ def test_each_restart_of_a_team_has_its_own_values(
     assert store.check([f"{prefix}/gone/0"])
 
 
+def test_rank_0_leaves_last_because_it_may_host_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    store, waited = HashStore(), list[str]()
+
+    def leave(rank: int) -> None:
+        monkeypatch.setattr(extraction, "rendezvous", lambda *_, **__: iter([(store, rank, 2)]))
+        with extraction.current_team() as team:
+            monkeypatch.setattr(team, "_wait", waited.append)
+
+    leave(1)
+    assert waited == []
+    leave(0)
+    assert waited == ["gone/0", "gone/1"]
+
+
 def test_team_without_an_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,0 +1,76 @@
+"""The best recipe is chosen on training images, and its test images are looked at once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rdfia.experiments import best_recipe
+from rdfia.transfer import svm
+
+N_TRAIN, CLASSES = 60, 3
+GOOD = ("relu5_1", 352, "bilinear")  # the only part that tells the classes apart
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """90 images; each part is noise, except GOOD."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(90) % CLASSES
+    parts = {}
+    for name in best_recipe.Recipe("all").parts:
+        rows = draw.normal(size=(90, 5))
+        if name == GOOD:
+            rows[:, :CLASSES] += 20 * np.eye(CLASSES)[labels]
+        parts[name] = rows @ rows.T
+    made = SimpleNamespace(
+        progress=None,
+        problem=SimpleNamespace(
+            name="planted", n_train=N_TRAIN, labels=labels, classes=tuple("abc")
+        ),
+        span=lambda network, tap: _noise(draw) if (network, tap) == ("vgg16", "pool5") else None,
+    )
+    monkeypatch.setattr(best_recipe, "_parts", lambda _lab, _sides: parts)
+    return made
+
+
+def _noise(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return draw.normal(size=(N_TRAIN, 5)), draw.normal(size=(90 - N_TRAIN, 5))
+
+
+def test_recipe_is_chosen_by_training_images_and_scored_on_the_others(lab: Any) -> None:
+    rows, best, right = best_recipe._ablation.__wrapped__(lab)
+    names = ["pool5, flat, 224 px: the lab's vector", *(one.name for one in best_recipe.RECIPES)]
+    assert [row["recipe"] for row in rows] == names
+    assert len(set(names)) == len(names)
+    validation = {row["recipe"]: row["validation"] for row in rows}
+    assert best == max(validation, key=validation.__getitem__)
+    with_good = {one.name for one in best_recipe.RECIPES if GOOD in {*one.parts}}
+    assert best in with_good
+    chosen = next(row for row in rows if row["recipe"] == best)
+    assert chosen["test"] == right.mean() > 0.9
+    assert len(right) == 90 - N_TRAIN
+    for row in rows:
+        assert row["C"] in best_recipe.CS
+        assert row["low"] <= row["test"] <= row["high"]
+        if row["recipe"] not in with_good:  # noise
+            assert row["validation"] < 0.6
+
+
+def test_other_splits_have_as_many_training_images_of_each_class(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def fit(Z: np.ndarray, y: np.ndarray, T: np.ndarray, C: float) -> Any:
+        seen.append((np.bincount(y).tolist(), len(T), C))
+        return svm.fit(Z, y, T, C)
+
+    monkeypatch.setattr(best_recipe, "svm", SimpleNamespace(**{**vars(svm), "fit": fit}))
+    found = best_recipe.other_splits(lab, {"recipe": "both", "C": 4.0}, range(2))
+    assert seen == [([20] * 3, 30, 4.0)] * 2
+    assert len(found) == 2
+    assert min(found) > 0.8
