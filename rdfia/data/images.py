@@ -60,26 +60,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def photo_sequence(images: Any, name: str = "images") -> Any:
-    """Photos as they are if they are a sequence, array or tensor; else a list of their items.
-
-    Raises ArgumentError that names `name` for one photo and for what has no items.
-    """
-    if isinstance(images, str | Path | Image.Image):
-        raise ArgumentError(
-            f"{name}: got one {type(images).__name__}, expected a list of photos; pass [photo], or "
-            "the list of a folder's files"
-        )
-    if isinstance(images, Sequence) or (isinstance(images, np.ndarray | Tensor) and images.ndim):
-        return images
-    try:
-        return list(images)
-    except TypeError as error:
-        raise ArgumentError(
-            f"{name}: got {type(images).__name__}, expected a list of photos"
-        ) from error
-
-
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """The opened file after checks of its header; pixels are not decoded yet."""
     try:
@@ -253,7 +233,9 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         return grey
     if image.mode in ("F", "LAB"):
         raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def constant_tensor(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

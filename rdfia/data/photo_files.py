@@ -1,15 +1,17 @@
-"""Which files are photos, by their headers; imported without torch."""
+"""Which files are photos, by their headers, and lists of photos; imported without torch."""
 
 from __future__ import annotations
 
 import functools
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image
+
+from rdfia.errors import ArgumentError
 
 # Pillow reads 40 other formats; one of them starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -74,3 +76,43 @@ def divide_photos(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     ]
     kept = set(photos)
     return photos, [path for path in seen if path not in kept]
+
+
+class _Items(Sequence[Any]):
+    """What has a length and items by number, as a sequence with slices."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, where: Any) -> Any:
+        if isinstance(where, slice):
+            return [self.items[n] for n in range(*where.indices(len(self)))]
+        return self.items[where]
+
+
+def photo_sequence(images: Any, name: str = "images") -> Any:
+    """Photos as they are if they are a sequence, array or tensor; else a list of their items.
+
+    What has a length and items by number, such as a torch Dataset, is read item by item. Raises
+    ArgumentError that names `name` for one photo and for what has no items.
+    """
+    if isinstance(images, str | Path | Image.Image):
+        raise ArgumentError(
+            f"{name}: got one {type(images).__name__}, expected a list of photos; pass [photo], or "
+            "the list of a folder's files"
+        )
+    has = {*dir(images)}
+    if isinstance(images, Sequence) or ("keys" not in has and getattr(images, "ndim", None)):
+        return images
+    # A mapping, or a column of a table, gives its items in their order.
+    if {"__len__", "__getitem__"} <= has and not {"keys", "ndim"} & has:
+        return _Items(images)
+    try:
+        return list(images)
+    except TypeError as error:
+        raise ArgumentError(
+            f"{name}: got {type(images).__name__}, expected a list of photos"
+        ) from error

@@ -278,9 +278,14 @@ def images_named_where_refused(network: nn.Module, x: Tensor) -> Iterator[None]:
         if isinstance(error, RdfiaError) or is_out_of_memory(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        advice = (
+            "call network.to(memory_format=torch.contiguous_format) first"
+            if "view size is not" in reason
+            else "choose the dtype, channels and size that it was made for"
+        )
         raise ArgumentError(
             f"x: {type(network).__name__} cannot compute {x.dtype} {tuple(x.shape)} ({reason}); "
-            "choose the dtype, channels and size that it was made for"
+            f"{advice}"
         ) from error
 
 

@@ -65,6 +65,8 @@ def usable_device(device: str | torch.device, name: str = "device") -> torch.dev
         if found.type == "meta":
             raise ValueError("its tensors have no values")
         torch.empty(1, device=found)
+    except torch.OutOfMemoryError:
+        raise  # the device is there
     # a misspelt device, one that is not here, no device at all
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -32,9 +32,12 @@ Labels = Tensor | np.ndarray | Sequence[Any] | None
 
 def check_numbers(config: Any) -> None:
     """ArgumentError for a field of a dataclass that is annotated as a number and holds none."""
-    kinds: dict[Any, tuple[type, str]] = {
+    kinds: dict[Any, tuple[Any, str]] = {
         "int": (Integral, "a whole number"),
         "float": (Real, "a number"),
+        "float | None": (Real | None, "a number or None"),
+        "tuple[str, ...]": (tuple | list, "a tuple of names"),
+        "tuple[int, ...]": (tuple, "a tuple of whole numbers"),
     }
     for field in fields(config):
         kind, expected = kinds.get(field.type, (object, ""))

@@ -12,7 +12,7 @@ from torch import Tensor
 from rdfia.data.arrays import Array, as_tensor
 from rdfia.device.precision import like_weights, product_precision
 from rdfia.errors import ArgumentError
-from rdfia.gans.architecture import GanArchitecture, Generator, Labels
+from rdfia.gans.architecture import Generator, Labels
 from rdfia.gans.config import GanConfig
 
 # What a random stream of a run is for. A new purpose gets a new number, since a number fixes draws.
@@ -61,14 +61,14 @@ def sample(
     in the labs' grids. G itself is not changed. ArgumentError: no image, a batch of one image with
     "batch" statistics, a number of labels that is not N.
     """
-    if not isinstance(getattr(generator, "architecture", None), GanArchitecture):
+    if not isinstance(generator, torch.nn.Module):
         raise ArgumentError(
             f"generator: got {type(generator).__name__}, expected a Generator, such as "
             "run.trainer.image_generator of what rdfia.gans.train returns"
         )
     z = like_weights(as_tensor(z, "z"), generator)
     y = None if y is None else as_tensor(y, "y")
-    classes = generator.architecture.classes
+    classes = getattr(getattr(generator, "architecture", None), "classes", 0)
     # On another device a look at the labels would make the host wait.
     known = torch.empty(0) if y is None or not classes or y.device.type != "cpu" else y
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < classes:

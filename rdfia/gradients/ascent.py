@@ -58,8 +58,11 @@ def check_module(network: Any) -> None:
 
 
 def check_logits(logits: Any, differentiable: bool = False) -> Tensor:
-    """The network's output; ArgumentError unless it is B x classes, with a gradient if needed."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    """The network's output; ArgumentError unless it is B x classes.
+
+    `differentiable`: it may have any shape, but needs a gradient.
+    """
+    if not isinstance(logits, Tensor) or (logits.ndim != 2 and not differentiable):
         shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
         raise ArgumentError(
             f"network: its output is {type(logits).__name__}{shape}, expected logits B x "

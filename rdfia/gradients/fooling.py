@@ -81,7 +81,8 @@ class Fooled:
             self.space.denormalise(x[:most].detach().cpu().float()) for x in (self.start, self.x)
         )
         change = after - before
-        largest = change.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo().tiny)
+        least = torch.finfo(change.dtype).tiny
+        largest = change.abs().amax((1, 2, 3), keepdim=True).clamp_min(least)
         return torch.stack([before, 0.5 + change / (2 * largest), after], dim=1).flatten(0, 1)
 
     def picture(self, most: int = 8) -> Image.Image:

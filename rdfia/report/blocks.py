@@ -258,8 +258,7 @@ def _needed_size(record: Record, part: Json) -> str:
     if times > OUT_OF_REACH:
         far = f"over {OUT_OF_REACH} times as many as {n:,} would decide"
         return far if math.isfinite(times) else "more data"
-    unit = "seeds" if part["method"].startswith("Student") else "images"
-    return f"about {round(times * n):,} {unit} instead of {n:,} would decide"
+    return f"n of about {round(times * n):,} instead of {n:,} would decide"
 
 
 def _shortened_json(evidence: Json) -> str:

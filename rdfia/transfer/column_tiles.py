@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.data.files import GIGABYTE, free_bytes, write_error
-from rdfia.data.images import STRETCH_224, Preprocess, photo_sequence
+from rdfia.data.images import STRETCH_224, Preprocess
+from rdfia.data.photo_files import photo_sequence
 from rdfia.device.memory import (
     HalvingBatches,
     InputLayout,

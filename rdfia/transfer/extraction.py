@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from rdfia.data.feature_store import FeatureStore
 from rdfia.data.files import GIGABYTE, remove_unfinished, tensors_digest, write_json
-from rdfia.data.images import STRETCH_224, Preprocess, image_digest, photo_sequence
+from rdfia.data.images import STRETCH_224, Preprocess, image_digest
+from rdfia.data.photo_files import photo_sequence
 from rdfia.device import memory
 from rdfia.device.precision import float32_product_type
 from rdfia.device.staging import copy_to_host, staging_for
@@ -41,6 +42,8 @@ from rdfia.transfer.features import (
 
 # a shard has as many batches as both limits allow, at least one
 BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024
+# Parts of a network's state whose text is the whole value.
+_PLAIN = (torch.dtype, bool, int, float, str, bytes, type(None))
 # A process waits for the slowest; torchrun ends all processes when one dies.
 FOREVER = datetime.timedelta(days=7)
 
@@ -117,6 +120,12 @@ def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRET
     }
     tensors = {name: leaf for name, leaf in state.items() if isinstance(leaf, Tensor)}
     others = {name: repr(leaf) for name, leaf in state.items() if name not in tensors}
+    for name in others:
+        if not isinstance(state[name], _PLAIN):
+            raise ArgumentError(
+                f"network: {name} of its state is {type(state[name]).__name__}, which cannot be "
+                "told from that of another network; expected tensors, numbers and text"
+            )
     tensors = {
         name: leaf.dequantize() if leaf.is_quantized else leaf for name, leaf in tensors.items()
     }

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from rdfia.data.arrays import Array, as_tensor
-from rdfia.data.images import STRETCH_224, Preprocess, photo_sequence
+from rdfia.data.images import STRETCH_224, Preprocess
+from rdfia.data.photo_files import photo_sequence
 from rdfia.device.memory import (
     HalvingBatches,
     InputLayout,
     batch_that_fits,
     images_named_where_refused,
+    is_out_of_memory,
     out_of_memory_as_too_large,
     retain_freed_memory,
 )
@@ -195,34 +197,46 @@ def checked_options(
 ) -> tuple[torch.dtype, int]:
     """The compute type and the batch size, by default those of the device.
 
-    Raises ArgumentError that names the four arguments, or the device.
+    Raises ArgumentError that names the wrong argument.
     """
     usable_device(device)
     dtype = dtype or fast_dtype(device)
     batch_size = default_batch(device) if batch_size is None else batch_size
-    good = isinstance(preprocess, Preprocess) and isinstance(dtype, torch.dtype)
-    whole = isinstance(batch_size, int | np.integer) and batch_size >= 1
-    if not (good and whole and dtype.is_floating_point):
-        raise ArgumentError(
-            f"preprocess {preprocess!r}, dtype {dtype!r}, batch_size {batch_size!r}: expected a "
-            "rdfia.data.Preprocess, a floating-point torch.dtype, 1 image or more at a time"
-        )
+    for name, value, good, expected in (
+        ("preprocess", preprocess, isinstance(preprocess, Preprocess), "a rdfia.data.Preprocess"),
+        (
+            "dtype",
+            dtype,
+            isinstance(dtype, torch.dtype) and dtype.is_floating_point,
+            "a floating-point type such as torch.bfloat16",
+        ),
+        (
+            "batch_size",
+            batch_size,
+            isinstance(batch_size, int | np.integer) and batch_size >= 1,
+            "a whole number from 1",
+        ),
+    ):
+        if not good:
+            raise ArgumentError(f"{name}: got {value!r}, expected {expected}")
     return dtype, int(batch_size)
 
 
 def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A deep copy in eval mode, with the `memo` of `copy.deepcopy`.
 
-    Results of earlier passes that a module stores have gradients, which cannot be copied. Raises
-    ArgumentError for a module with a lock, an open file or a generator.
+    Results of earlier passes that a module stores, alone or in a list, have gradients, which cannot
+    be copied. Raises ArgumentError for a module with a lock, an open file or a generator.
     """
-    for child in module.modules():
-        for value in tree_leaves(dict(vars(child))):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach())
+    for value in (value for child in module.modules() for value in vars(child).values()):
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, Tensor) and not part.is_leaf:
+                memo.setdefault(id(part), part.detach())
     try:
         return copy.deepcopy(module, memo).eval()
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ArgumentError(
             f"network: {type(module).__name__} cannot be copied ({error}), expected a module that "
             "copy.deepcopy copies; remove that attribute"
@@ -265,7 +279,7 @@ def last_position_inside(order: Sequence[str], path: str) -> int:
 
 def named_taps(taps: Mapping[str, Tap] | Sequence[str]) -> Mapping[str, Tap]:
     """`taps` as a mapping: in a list of paths each is its own name. Raises ArgumentError."""
-    listed = isinstance(taps, Mapping | list | tuple) or not taps
+    listed = taps is None or isinstance(taps, Mapping | list | tuple)
     if not listed or not all(isinstance(name, str) for name in taps or ()):
         raise ArgumentError(
             f"taps: got {taps!r}, expected names and module paths, such as "
@@ -450,7 +464,8 @@ def _dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
     memo: dict[int, Any] = {id(value): empty(value) for value in module.buffers()}
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(empty(parameter), requires_grad=False)
-    shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    shared: dict[int, Any] = {id(value): value for value in module.parameters()}
+    shared |= {id(value): value.detach().clone() for value in module.buffers()}
     refused: Exception
     for tensors, device in ((memo, "meta"), (shared, "cpu")):
         x = torch.zeros(1, 3, size, size, device=device)

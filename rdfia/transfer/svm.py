@@ -382,11 +382,13 @@ def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array
         kfold = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
         return list(kfold.split(y, y))
     if (
-        isinstance(folds, float)
+        isinstance(folds, float | np.floating)
         and len(classes) <= min(folds, 1 - folds) * len(y)
         and counts.min() > 1
     ):
-        return list(StratifiedShuffleSplit(repeats, test_size=folds, random_state=seed).split(y, y))
+        return list(
+            StratifiedShuffleSplit(repeats, test_size=float(folds), random_state=seed).split(y, y)
+        )
     raise ArgumentError(
         f"folds: got {folds}, expected 2 to {counts.min()} folds (rows of the smallest class), or "
         "a share between 0 and 1 that has a row of each class"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from rdfia.data import assets
 from rdfia.data.arrays import as_tensor, on_host
-from rdfia.data.images import STRETCH_224, Preprocess, photo_sequence
+from rdfia.data.images import STRETCH_224, Preprocess
+from rdfia.data.photo_files import photo_sequence
 from rdfia.device.memory import require_memory
 from rdfia.errors import ArgumentError, DatasetError, ImageError, nearest_first
 from rdfia.models import networks

@@ -203,15 +203,15 @@ def test_package_stays_compact() -> None:
         room: sum(n for module, n in sizes.items() if module.partition(".")[0] == room)
         for room in ORDER
     }
-    # The four labs.
-    assert sum(rooms[room] for room in LABS) < 3440, rooms
+    # The four labs, and what refuses an argument by name where torch would fail.
+    assert sum(rooms[room] for room in LABS) < 3450, rooms
     # Devices and memory.
     assert rooms["device"] < 535, rooms
     # The protocols of the labs.
     assert rooms["experiments"] < 1215, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4130
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4150
     )
 
 

@@ -289,3 +289,13 @@ def test_every_forward_pass_runs_inside_the_context(
     assert len(seen) == computed
     # The meta device computes shapes only.
     assert sum(not held for held in seen) <= 2 * on_meta
+
+
+def test_full_device_is_no_unusable_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert precision.usable_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        precision.usable_device("cpu")

@@ -150,6 +150,20 @@ def test_view_is_the_networks_input_at_every_step() -> None:
     assert_close(end, 0.6**3 * x, "activation")
 
 
+def test_objective_may_be_of_maps() -> None:
+    """An output that is no row of logits has a gradient too, which a caller's objective may use."""
+    with torch.random.fork_rng():
+        network = nn.Conv2d(3, 4, 3).double().eval()
+    x, seen = photos(2, size=8), []
+
+    def objective(maps: torch.Tensor, _x: torch.Tensor, _rows: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(maps.shape))
+        return maps[:, 1].mean((1, 2))
+
+    ascend(network, x, objective, lambda state: state.x, steps=2)
+    assert seen == [(2, 4, 6, 6)] * 2
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25, 1e-37])
 def test_unit_length_is_1_for_gradients_of_any_size(scale: float) -> None:
     """The squares of 1e-25 underflow in float32, so that their plain norm is wrong."""

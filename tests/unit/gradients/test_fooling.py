@@ -136,6 +136,12 @@ def test_status_already_and_never(pixels: Any) -> None:
     same = torch.tensor(predicted(network, x))
     already = fool(network, x, same, pixels=pixels)
     assert already.status == ("already",) * 6
+    try:
+        torch.set_default_dtype(torch.float64)
+        grey = already.panels()[1::3]  # no change
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (grey == 0.5).all()
     assert already.steps.tolist() == [0] * 6
     assert_close(already.x, x, "ascent")
     assert not already.reached.any()

@@ -191,7 +191,7 @@ def test_undecided_checks_are_listed_with_the_size_that_decides(page: str, tmp_p
     run.new("tme8.q3.segmentation", "b", outcome="supported", parts=[estimated(name, "supported")])
     html = report_page.write_run(tmp_path / "near", run).read_text("utf-8")
     listed = html[html.index("1 check is undecided") : html.index("<nav>")]
-    assert f"{name} 0.6 (0.45 to 0.75), to be above 0.5; about 225 images instead of 100" in listed
+    assert f"{name} 0.6 (0.45 to 0.75), to be above 0.5; n of about 225 instead of 100" in listed
     assert "tme8.q3.segmentation/a</a>" in listed
     assert "tme8.q3.segmentation/b" not in listed
 

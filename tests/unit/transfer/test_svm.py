@@ -314,6 +314,14 @@ def test_fit_without_settings_is_linear_svc_with_the_labs_cost_and_its_own_toler
     assert (found.C, found.scheme) == (1.0, "ovr")
 
 
+def test_share_may_be_a_number_of_numpy() -> None:
+    rows = blobs()[0]
+    shares: tuple[Any, ...] = (0.25, np.float32(0.25))
+    found = [svm.choose_C(rows, Y, [1.0], folds=share) for share in shares]
+    first, second = (table[0].right for _, table in found)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_shares_of_right_rows_agree_with_the_folds() -> None:
     train, _ = blobs(spread=2.0)
     _, table = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, repeats=3)

@@ -204,10 +204,10 @@ def test_other_errors_are_those_of_their_origin(photos: list[np.ndarray]) -> Non
     [
         ({"tap": ["features.0"]}, r"tap: got \['features.0'\], expected the name of a layer"),
         ({"tap": None}, "tap: got None, expected the name of a layer"),
-        ({"preprocess": None}, "preprocess None.*expected a rdfia.data.Preprocess"),
+        ({"preprocess": None}, "preprocess: got None, expected a rdfia.data.Preprocess"),
         ({"device": "gpu"}, "device: got 'gpu', which cannot be used here"),
-        ({"dtype": "float32"}, "dtype 'float32'"),
-        ({"batch_size": -1}, "batch_size -1: expected .* 1 image or more"),
+        ({"dtype": "float32"}, "dtype: got 'float32'"),
+        ({"batch_size": -1}, "batch_size: got -1, expected a whole number from 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_fit(options: dict[str, Any], message: str) -> None:
