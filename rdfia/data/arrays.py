@@ -25,8 +25,8 @@ def on_host(values: Any, name: str = "values") -> Any:
 
     A tensor may have any dtype, layout and device, and may require a gradient. bfloat16 and float8
     become float32, which is exact, because numpy lacks them. A list of tensors becomes one array. A
-    store must have one tap. Raises ArgumentError that names `name` for a store with several taps
-    and for a tensor without values (on the meta device).
+    store must have one tap. Raises ArgumentError that names `name` for a store with several taps,
+    a tensor without values (on the meta device), and an array with masked values.
     """
     if isinstance(values, Tensor):
         if values.is_meta:

@@ -31,6 +31,18 @@ from rdfia.report import comparison, page
 from tests.faults import victims
 from tests.faults.alterations import altered, altered_gzip, altered_png, altered_tensors
 
+RECORD_PART = {  # of an invented record
+    "name": "p",
+    "bound": "above 0.5",
+    "outcome": "undecided",
+    "value": 0.6,
+    "low": 0.4,
+    "high": 0.8,
+    "n": 9,
+    "method": "m",
+    "level": 0.99,
+}
+
 
 class Reader(NamedTuple):
     """A reader of files, and valid files for it.
@@ -162,23 +174,12 @@ def run_json() -> bytes:
         "rows": [{"recipe": "a", "validation": 0.5, "test": 0.6, "n": 10}],
     }
     figures = [{"file": "figures/figure1-x.png", "caption": "c", "alt": "a"}]
-    part = {
-        "name": "p",
-        "bound": "above 0.5",
-        "outcome": "undecided",
-        "value": 0.6,
-        "low": 0.4,
-        "high": 0.8,
-        "n": 9,
-        "method": "m",
-        "level": 0.99,
-    }
     record = claim_records.Record(
         "tme7.q1.total",
         case="x",
         measured=curve,
         outcome="undecided",
-        parts=[part],
+        parts=[RECORD_PART],
         right={"p": judge.pack_bits([True, False] * 5)},
         images="i",
         evidence=evidence | curve,

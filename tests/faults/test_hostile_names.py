@@ -223,17 +223,6 @@ def test_the_page_escapes_all_texts_of_records(tmp_path: Path, fault: Fault) -> 
 
     The page has the same tags as without them.
     """
-    part = {
-        "name": "p",
-        "bound": "b",
-        "outcome": "o",
-        "value": 0.6,
-        "low": 0.4,
-        "high": 0.8,
-        "n": 9,
-        "method": "m",
-        "level": 0.99,
-    }
     record = claim_records.Record(
         "tme7.q1.total",
         case="x",
@@ -241,7 +230,7 @@ def test_the_page_escapes_all_texts_of_records(tmp_path: Path, fault: Fault) -> 
         measured="m",
         outcome="supported",
         note="n",
-        parts=[part],
+        parts=[readers.RECORD_PART],
         failure="f",
         data="d",
         weights="w",
