@@ -7,9 +7,13 @@ repeated cross-validation on the training images. The test images are used once,
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rdfia.data import feature_store, files
+from rdfia.device.precision import float32_product_type
 from rdfia.experiments.pieces import shared_work
 from rdfia.experiments.transfer import TransferBench
 from rdfia.models import networks
@@ -28,6 +33,7 @@ TAPS = ("relu4_3", "relu5_1", "relu5_2", "relu5_3")
 CS = (0.25, 1.0, 4.0, 16.0)
 REPEATS = 3  # of five folds
 KINDS = ("pyramid", "bilinear")
+VIEW_BYTES = 12 * files.GIGABYTE  # most bytes of the features of one view: 10 GB in float32
 PYRAMID = 512 * (1 + 4 + 16)  # columns of a spatial pyramid; bilinear pooling has the rest
 # image side in pixels: whether the features of the mirrored image are added
 SIDES = {160: False, 224: True, 288: False, 352: False, 448: False}
@@ -72,14 +78,19 @@ def pooled(value: Tensor) -> Tensor:
     return torch.cat([features.pyramid(value), features.second_order(value)], dim=1)
 
 
+def _paths() -> dict[str, str]:
+    paths = networks.tap_paths("vgg16")
+    return {tap: paths[tap] for tap in TAPS}
+
+
 def view(lab: TransferBench, side: int, flip: bool) -> feature_store.FeatureStore:
     """The store of the `pooled` features of every tap at one image side, mirrored or not."""
-    paths = networks.tap_paths("vgg16")
     return extraction.extract(
         lab.network("vgg16").module,
         lab.problem.images,
-        {tap: paths[tap] for tap in TAPS},
+        _paths(),
         root=files.cache_dir() / "best",
+        cap_bytes=VIEW_BYTES,
         content=lab.problem.digest,
         preprocess=replace(lab.problem.preprocess, size=side, flip=flip),
         device=lab.device,
@@ -91,16 +102,39 @@ def view(lab: TransferBench, side: int, flip: bool) -> feature_store.FeatureStor
 
 @functools.cache
 def grams(lab: TransferBench, side: int) -> dict[Part, Array]:
-    """X X^T of all N images, N x N float32, for each tap and kind of pooling at one image side."""
-    views = [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]]
-    n = len(lab.problem.images)
+    """X X^T of all N images, N x N float32, for each tap and kind of pooling at one image side.
+
+    The cache keeps these matrices (15-Scene: 0.6 GB a side). The features (10 GB a view in float32)
+    are removed, so that a stopped run goes on from its last side and needs the disk of one side.
+    """
+    path = _gram_file(lab, side)
+    if not path.exists():
+        views = [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]]
+        files.save_tensors(path, _gram_tensors(views))
+        for store in views:
+            shutil.rmtree(store.folder)
+    tensors, _ = files.load_tensors(path)
+    return {(tap, side, kind): tensors[f"{tap} {kind}"].numpy() for tap in TAPS for kind in KINDS}
+
+
+def _gram_file(lab: TransferBench, side: int) -> Path:
+    preprocess = replace(lab.problem.preprocess, size=side)
+    weights = extraction.weights_digest(lab.network("vgg16").module, _paths(), side)
+    product_type = float32_product_type(lab.device)
+    key = [lab.problem.digest, preprocess.key, SIDES[side], str(lab.fast), product_type, weights]
+    name = hashlib.sha256(json.dumps([*key, lab.device]).encode()).hexdigest()[:20]
+    return files.cache_dir() / "best" / f"grams-{side}-{name}.safetensors"
+
+
+def _gram_tensors(views: Sequence[feature_store.FeatureStore]) -> dict[str, Tensor]:
+    """The Gram matrix of the sum of the views' rows for each "<tap> <kind>", N x N float32."""
     found = {}
     for tap in TAPS:
         matrices = [store[tap] for store in views]
         for kind, columns in zip(KINDS, (slice(PYRAMID), slice(PYRAMID, None)), strict=True):
-            total = svm.GramAccumulator(n, n)
+            total = svm.GramAccumulator(views[0].n, views[0].n)
             total.add(torch.stack([matrix[:, columns].float() for matrix in matrices]).sum(0))
-            found[tap, side, kind] = total.gram.astype(np.float32)
+            found[f"{tap} {kind}"] = torch.from_numpy(total.gram.astype(np.float32))
     return found
 
 

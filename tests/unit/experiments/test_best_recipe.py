@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from rdfia.data.feature_store import FeatureStore
+from rdfia.data.images import STRETCH_224
 from rdfia.experiments import best_recipe
 from rdfia.transfer import svm
 
@@ -74,3 +78,47 @@ def test_other_splits_have_as_many_training_images_of_each_class(
     assert seen == [([20] * 3, 30, 4.0)] * 2
     assert len(found) == 2
     assert min(found) > 0.8
+
+
+def test_gram_matrices_of_a_side_replace_its_features_and_are_made_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RDFIA_CACHE", str(tmp_path))
+    monkeypatch.setattr(best_recipe, "PYRAMID", 3)
+    n, width = 6, 3 + 5
+    rows = {
+        (tap, flip): torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+        for seed, (tap, flip) in enumerate(
+            (tap, flip) for tap in best_recipe.TAPS for flip in (False, True)
+        )
+    }
+    made: list[tuple[int, bool]] = []
+
+    def view(_lab: Any, side: int, flip: bool) -> FeatureStore:
+        made.append((side, flip))
+        widths = dict.fromkeys(best_recipe.TAPS, width)
+        store = FeatureStore(tmp_path / "best" / f"view-{flip}", n, widths, torch.float32)
+        store.write(0, {tap: rows[tap, flip] for tap in best_recipe.TAPS})
+        return store
+
+    monkeypatch.setattr(best_recipe, "view", view)
+    monkeypatch.setattr(best_recipe.extraction, "weights_digest", lambda *_: "of VGG16")
+    lab = SimpleNamespace(
+        network=lambda _name: SimpleNamespace(module=None),
+        problem=SimpleNamespace(digest="made up", preprocess=STRETCH_224),
+        device="cpu",
+        fast=torch.float32,
+    )
+    first = best_recipe.grams.__wrapped__(lab, 224)
+    again = best_recipe.grams.__wrapped__(lab, 224)
+    assert made == [(224, False), (224, True)]
+    assert [path.suffix for path in (tmp_path / "best").iterdir()] == [".safetensors"]
+    for tap in best_recipe.TAPS:
+        both = (rows[tap, False] + rows[tap, True]).double().numpy()
+        for kind, part in (("pyramid", both[:, :3]), ("bilinear", both[:, 3:])):
+            np.testing.assert_allclose(first[tap, 224, kind], part @ part.T, rtol=1e-5, atol=1e-5)
+            assert (again[tap, 224, kind] == first[tap, 224, kind]).all()
+    lab.problem.digest = "other images"
+    best_recipe.grams.__wrapped__(lab, 160)
+    assert made[2:] == [(160, False)]
+    assert len({*(tmp_path / "best").glob("grams-*")}) == 2
