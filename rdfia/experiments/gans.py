@@ -181,18 +181,23 @@ class GanBench:
         )
         return lambda x: (features(x), None)
 
+    @property
+    def image_count(self) -> int:
+        """Number of generated images that are scored, and of held-out ones to compare them with.
+
+        The numbers are equal, because more generated images cover more of the same held-out ones.
+        """
+        return min(self.setup.generated_count, len(self.x_held))
+
     @cached_property
     def reference(self) -> Array:
-        """Features of held-out images.
-
-        As many as there are generated images, because the scores depend on both numbers.
-        """
-        return self.features(self.x_held[: self.setup.generated_count])[0]
+        """Features of held-out images."""
+        return self.features(self.x_held[: self.image_count])[0]
 
     @cached_property
     def reference_pixels(self) -> Array:
         """Pixel statistics of the same held-out images."""
-        return pixel_scores.pixel_statistics(self.x_held[: self.setup.generated_count])
+        return pixel_scores.pixel_statistics(self.x_held[: self.image_count])
 
     def score_images(self, pixels: Tensor, asked: Tensor | None = None) -> Json:
         """Scores of uint8 images: quality, diversity, noise, and for digits the labels.
@@ -202,7 +207,7 @@ class GanBench:
         found, read = self.features(pixels)
         sets = self.reference, found
         frechet = scores.frechet_distance(*sets, corrected=True)
-        kernel = scores.kernel_distance(*sets, block=self.setup.generated_count // 10)
+        kernel = scores.kernel_distance(*sets, block=self.image_count // 10)
         density, coverage = scores.density_coverage(*sets)
         precision, recall = scores.precision_recall(*sets)
         statistics = self.reference_pixels, pixel_scores.pixel_statistics(pixels)
@@ -250,7 +255,7 @@ class GanBench:
         often. `closer` and `nearest` compare the distances of generated and of held-out images to
         the training images `trained` (default: those of the bench).
         """
-        pixels, asked = self.draw_images(generator, self.setup.generated_count)
+        pixels, asked = self.draw_images(generator, self.image_count)
         known = self.x[self.copy_candidates] if trained is None else trained[:COPY_CANDIDATES]
         near = scores.nearest_neighbour(
             *(part.flatten(1).float() / 255 for part in (pixels[:200], known, self.x_held[:200]))
@@ -271,13 +276,13 @@ class GanBench:
 
     def _scores_version(self, number: str) -> str:
         reader = "digit classifier" if self.y is not None else "SqueezeNet 1.1"
-        return f"{number}: {reader}, {self.setup.generated_count} images"
+        return f"{number}: {reader}, {self.image_count} images"
 
     # --- scores to compare with
 
     @cached_property
     def _real_rows(self) -> Tensor:
-        return random_order(len(self.x))[: self.setup.generated_count]
+        return random_order(len(self.x))[: self.image_count]
 
     @property
     def real(self) -> Json:
@@ -407,12 +412,12 @@ class GanBench:
         return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
 
     def _of_images(self, run: Run, generator: Generator) -> dict[str, float]:
-        pixels, asked = self.draw_images(generator.to(self.device), self.setup.generated_count)
+        pixels, asked = self.draw_images(generator.to(self.device), self.image_count)
         if self.y is not None:
             read = self.features(pixels)[1]
             assert read is not None, f"{self.title}: no classifier reads these images"
             return label_information(read, asked.numpy())
-        sets = pixels, self.training_images(run), self.x_held[: self.setup.generated_count]
+        sets = pixels, self.training_images(run), self.x_held[: self.image_count]
         found = {
             "pixels": share_of_copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
             "features": share_of_copies(*(self.features(part)[0] for part in sets)),
@@ -435,8 +440,8 @@ class GanBench:
             )
         reader = "a digit classifier's 64" if self.y is not None else "SqueezeNet 1.1's 512"
         data += (
-            f"; judged by {reader} features of {self.setup.generated_count:,} generated "
-            f"and {min(len(self.x_held), self.setup.generated_count):,} held-out ones"
+            f"; judged by {reader} features of {self.image_count:,} generated and as many "
+            "held-out ones"
         )
         dtypes = {self.run(run)["config"]["precision"] for run in runs}
         dtypes = dtypes or {str(fast_dtype(self.device)).removeprefix("torch.")}

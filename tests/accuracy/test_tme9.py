@@ -246,7 +246,7 @@ def ratio_of(bench: GanBench, name: str, mine: Sequence[float], usual: Sequence[
 
     Shares may be 0, so one image is added to both.
     """
-    a, b = np.array([mine, usual]) + (name != "frechet") / bench.setup.generated_count
+    a, b = np.array([mine, usual]) + (name != "frechet") / bench.image_count
     return (
         intervals.ratio(a, b, paired=True)
         if np.isfinite([a, b]).all()
@@ -605,7 +605,7 @@ def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
         found,
         measured={
             "training images": len(bench.x),
-            "generated images a seed": bench.setup.generated_count,
+            "generated images a seed": bench.image_count,
         },
         evidence={
             "a value a seed": further,

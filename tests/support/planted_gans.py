@@ -26,6 +26,7 @@ class Planted(GanBench):
     def __init__(self, **scores: list[dict[str, float]]) -> None:
         self.title, self.progress, self.setup = "planted", None, gan_data.DATA_SETS["digits"]
         self.planted, self.rates = scores, dict.fromkeys(scores, 1.0)
+        self.x_held = torch.zeros(1_000, 1, 32, 32, dtype=torch.uint8)
         self.__dict__["_real"] = {"frechet": 0.0, "diversity": 0.4}
 
     def untrained(self, config: Any) -> dict[str, Any]:

@@ -145,6 +145,25 @@ def test_scores_prefer_real_photos_to_blurred_and_untrained_ones(bench: GanBench
     assert untrained != bench.untrained(replace(gan_studies.DCGAN, seed=1))
 
 
+def test_as_many_generated_images_as_held_out_ones_are_scored(bench: GanBench) -> None:
+    """Coverage grows with the number of generated images for each held-out one."""
+    assert bench.image_count == 40
+    bench.setup = replace(bench.setup, generated_count=80)
+    assert bench.image_count == len(bench.x_held) == len(bench.reference) == 50
+    drawn = list[int]()
+    draw = bench.draw_images
+
+    def counted(generator: Any, n: int) -> Any:
+        drawn.append(n)
+        return draw(generator, n)
+
+    bench.draw_images = counted  # type: ignore[method-assign]
+    bench.untrained(gan_studies.DCGAN)
+    assert drawn == [50]
+    assert "features of 50 generated and as many held-out ones" in bench.record()["data"]
+    assert bench.scores_version.endswith("50 images")
+
+
 def tiny_run(steps: int = 2) -> Run:
     a = replace(gan_studies.DCGAN.architecture, nz=4, ngf=2, ndf=2)
     config = replace(gan_studies.DCGAN, architecture=a, steps=steps, batch=8, precision="float32")
