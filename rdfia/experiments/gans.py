@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rdfia.data import assets, files, images
 from rdfia.device.precision import fast_dtype
+from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_data import DATA_SETS, digits, mnist, photos, random_order
 from rdfia.experiments.gan_measures import (
@@ -67,7 +68,7 @@ class GanBench:
     `title` is a key of `gan_data.DATA_SETS`, `path` its data, `profile` "short" or "full". Rows,
     losses and grids are stored below `output`, checkpoints in the cache. `environment` is called
     when the first run is made. It returns what a row says of the machine and the code (ORIGIN, of
-    `report.environment.environment`).
+    `report.environment.environment`). Without `trains` only stored runs are used.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class GanBench:
         progress: Progress | None,
         output: Path,
         environment: Callable[[], Mapping[str, Any]],
+        trains: bool = True,
     ) -> None:
         self.title, self.setup, self.device = title, DATA_SETS[title], device
-        self.progress, self.environment = progress, environment
+        self.progress, self.environment, self.trains = progress, environment, trains
         self.full = profile == "full"
         if self.setup.channels == 3:
             self.x, self.x_held = photos(path, self.setup.asset)
@@ -314,6 +316,30 @@ class GanBench:
 
     # --- runs
 
+    def long_runs(self, kind: str, *others: str) -> list[Run]:
+        """The long runs of a network (`gan_studies.long_runs`).
+
+        Without `trains`: those of the seeds whose runs of the network and of `others` are stored.
+        AssetUnavailable: there is none.
+        """
+        runs = gan_studies.long_runs(kind, self.title)
+        if self.trains:
+            return runs
+        pairs = zip(runs, *(gan_studies.long_runs(one, self.title) for one in others), strict=True)
+        found = [pair[0] for pair in pairs if all(map(self._is_stored, pair))]
+        if not found:
+            self._raise_not_stored(runs[0])
+        return found
+
+    def _is_stored(self, run: Run) -> bool:
+        return (self.evidence / f"{run.name}.json").exists()
+
+    def _raise_not_stored(self, run: Run) -> NoReturn:
+        raise AssetUnavailable(
+            f"{self.title}: the run {run.name} is not stored; without --stored-runs it is trained",
+            run.name,
+        )
+
     @cached_property
     def origin(self) -> Json:
         """What the rows of the runs say of the machine and the code."""
@@ -327,6 +353,8 @@ class GanBench:
 
     @cache  # noqa: B019
     def _run(self, run: Run) -> Json:
+        if not self.trains and not self._is_stored(run):
+            self._raise_not_stored(run)
         run = self._on_this_data(run)
         x = self.training_images(run)
 
@@ -357,8 +385,11 @@ class GanBench:
         return [made.get(step, {"step": step, **WORST}) for step in run.snapshots]
 
     def last(self, run: Run, name: str) -> float:
-        """A score at the end of a long run: the median of the last five snapshots, 500 steps."""
-        return float(np.median([row[name] for row in self.rows(run)[-5:]]))
+        """A score at the end of a long run: the median of the last five snapshots, 500 steps.
+
+        NaN where the row lacks the score (`values`).
+        """
+        return float(np.median([row.get(name, np.nan) for row in self.rows(run)[-5:]]))
 
     def values(self, runs: Sequence[Run], name: str, window: Sequence[int]) -> list[float]:
         """A score of each run: its median over the window, which is in updates of G.

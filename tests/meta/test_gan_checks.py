@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from rdfia.claims.intervals import Estimate, exact_value
+from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gan_measures, gan_studies
+from rdfia.experiments.gans import GanBench
 from rdfia.gans.runs import Run
 from tests.accuracy import test_tme9, test_tme10
 from tests.support.planted_gans import Long, Scores, no_change, outcomes, scores_from
@@ -279,8 +282,52 @@ def test_check_supports_and_contradicts(check: Any, what: str, holds: Any, fails
 def test_single_seed_is_undecided(what: str) -> None:
     """CIFAR-10 has one long run, which decides nothing."""
     verdict, bench = Verdict("tme9.q4.default"), Long(losses=SHAKY)
+    bench.title = "CIFAR-10"
     test_tme9.test_default_settings(verdict, lambda *_, **__: bench, "CIFAR-10", what)
     assert (verdict.of_values, verdict.outcome) == ("supported", "undecided")
+
+
+ON_STORED = [  # check, part, which networks have a stored seed 0
+    (test_tme10.test_printed_log, "7,725 to 7,800", ["cdcgan"]),
+    (test_tme10.test_cdcgan, "reads as asked at 7,812", ["cdcgan"]),
+    (test_tme10.test_better_than_the_report, "the lab's settings", ["cdcgan"]),
+    (test_tme10.test_cgan_is_harder_to_train, "harder to train", ["cgan", "cdcgan"]),
+    (
+        test_tme10.test_cdcgan_without_label_in_d,
+        "over seeds",
+        ["cdcgan-no-y-in-D", "cdcgan"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "what", "stored"), ON_STORED)
+def test_stored_seeds_alone_are_undecided(
+    check: Any, what: str, stored: list[str], tmp_path: Path
+) -> None:
+    """With --stored-runs nothing is trained: one of five seeds, or four, decide nothing."""
+    found = list[str]()
+    for seeds in (1, 4, 5):
+        planted: dict[str, Any] = {**DENSE, **NO_Y, "cdcgan": ALL_WELL}
+        bench = Long(losses=log(), **planted)
+        bench.trains, bench.evidence = False, tmp_path
+        for kind in stored:
+            for run in gan_studies.OVER_SEEDS[kind][:seeds]:
+                (tmp_path / f"{run.name}.json").touch()
+        (tmp_path / "cgan-seed-4.json").touch()  # the seed of one network alone is no pair
+        verdict = Verdict(CLAIM[check])
+        check(verdict, lambda *_, bench=bench, **__: bench, "MNIST", what)
+        found.append(verdict.outcome)
+    assert found[:2] == ["undecided"] * 2
+    assert found[2] != "undecided"
+
+
+def test_run_that_is_not_stored_is_unavailable(tmp_path: Path) -> None:
+    bench = Long()
+    bench.trains, bench.evidence = False, tmp_path
+    with pytest.raises(AssetUnavailable, match="the run cdcgan is not stored"):
+        bench.long_runs("cdcgan")
+    with pytest.raises(AssetUnavailable, match="the run default-0 is not stored"):
+        GanBench.run(bench, gan_studies.STUDY[0])
 
 
 @pytest.mark.parametrize(

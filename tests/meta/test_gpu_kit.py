@@ -275,12 +275,12 @@ def test_kit_scores_last_images_before_the_generators_are_lost(
     runs = [("MNIST", gan_studies.OVER_SEEDS["cdcgan-no-y-in-D"][0])]
     monkeypatch.setattr(gan_runs, "wanted", lambda _device: runs)
     monkeypatch.setattr(gan_runs.assets, "locate", lambda *_, **__: SimpleNamespace(path=tmp_path))
-    bench, asked = Long(), list[str]()
+    bench, asked = Long(), Mock(return_value={})
     bench.y = torch.arange(10)
     monkeypatch.setattr(gan_runs.gans, "GanBench", lambda *_: bench)
-    monkeypatch.setattr(bench, "last_image_scores", lambda run: asked.append(run.name) or {})
+    monkeypatch.setattr(bench, "last_image_scores", asked)
     assert gan_runs.make("cuda", 60.0, [0], tmp_path) == 0
-    assert asked == ["cdcgan-no-y-in-D"]
+    asked.assert_called_once_with(runs[0][1])
     monkeypatch.setattr(bench, "run", Mock(side_effect=StoreError("a run of another config")))
     assert gan_runs.make("cuda", 60.0, [0], tmp_path) == 1
 

@@ -145,7 +145,9 @@ def test_scores_prefer_real_photos_to_blurred_and_untrained_ones(bench: GanBench
     assert untrained != bench.untrained(replace(gan_studies.DCGAN, seed=1))
 
 
-def test_as_many_generated_images_as_held_out_ones_are_scored(bench: GanBench) -> None:
+def test_as_many_generated_images_as_held_out_ones_are_scored(
+    bench: GanBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Coverage grows with the number of generated images for each held-out one."""
     assert bench.image_count == 40
     bench.setup = replace(bench.setup, generated_count=80)
@@ -153,11 +155,11 @@ def test_as_many_generated_images_as_held_out_ones_are_scored(bench: GanBench) -
     drawn = list[int]()
     draw = bench.draw_images
 
-    def counted(generator: Any, n: int) -> Any:
+    def counted(generator: Any, n: int, *more: Any) -> Any:
         drawn.append(n)
-        return draw(generator, n)
+        return draw(generator, n, *more)
 
-    bench.draw_images = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(bench, "draw_images", counted)
     bench.untrained(gan_studies.DCGAN)
     assert drawn == [50]
     assert "features of 50 generated and as many held-out ones" in bench.record()["data"]
