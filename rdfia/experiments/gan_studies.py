@@ -209,10 +209,9 @@ def short_runs_digest() -> str:
 
 # --- the plan of a data set
 
-# Seconds on one thread with bfloat16: an update of D or G, scoring a snapshot, a search for copies.
-UPDATE_SECONDS = {"dcgan": 0.12, "cdcgan": 0.24, "cgan": 0.036}
-SCORING_SECONDS = {"CelebA": 18.0, "CIFAR-10": 18.0, "MNIST": 5.0}
-COPIES_SECONDS = 35.0
+# Seconds on one CPU thread with AVX2: scoring a snapshot, and a search for copies.
+SCORING_SECONDS = {"CelebA": 10.0, "CIFAR-10": 23.0, "MNIST": 7.0}
+COPIES_SECONDS = 48.0
 
 
 def plan(title: str) -> list[Run]:
@@ -243,13 +242,13 @@ def needs_last_generator(run: Run, title: str) -> bool:
     return run in [*OVER_SEEDS["dcgan"], *ALL_PHOTOS, *_with_fewer_photos()]
 
 
-def expected_seconds(run: Run, title: str) -> float:
-    """Approximate seconds of a run on one CPU thread with bfloat16, including the scores.
+def expected_seconds(run: Run, title: str, step_seconds: float) -> float:
+    """Approximate seconds of a run, including the scores.
 
-    Source: the seconds in the committed rows.
+    `step_seconds`: of a step of its network with one update of D and one of G.
     """
     updates = run.config.steps * (run.config.nb_update_D + run.config.nb_update_G) / 2
-    seconds = updates * UPDATE_SECONDS[run.config.architecture.kind]
+    seconds = updates * step_seconds
     seconds += SCORING_SECONDS[title] * len(run.snapshots)
     if title == "CelebA" and needs_last_generator(run, title):
         seconds += COPIES_SECONDS
