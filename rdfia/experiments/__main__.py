@@ -22,6 +22,7 @@ import torch
 from rdfia.data import assets
 from rdfia.device.precision import fast_dtype
 from rdfia.errors import RdfiaError
+from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_data import DATA_SETS
 from rdfia.experiments.gan_studies import expected_seconds, needs_last_generator, plan
 from rdfia.experiments.gans import LEAST_COVERAGE, GanBench
@@ -141,7 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output,
         partial(environment, ROOT, options.device, "full"),
     )
-    return int(make_runs(bench, runs) > 0)
+    refused = make_runs(bench, runs)
+    searched = {run for found in gan_studies.SEARCH.values() for run in found}
+    if not refused and searched <= set(runs):
+        refused = make_runs(bench, bench.chosen_runs())
+    return int(refused > 0)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,33 @@ _PRESETS = {PRESET: replace(RECOMMENDED, steps=STEPS, **BFLOAT16), "default": _B
 NEW_SEEDS = [replace(run, grids=()) for run in _study(_PRESETS, range(3, 7))]
 
 
+# --- the best generator with the lab's networks and steps, on the report's own photos
+
+_AUGMENTED = replace(LONG["dcgan"].config, ema=0.999, augmentation=augmentation.KINDS)
+# The mean of G's weights and differentiable augmentation, alone and with a further option each.
+CANDIDATES = {
+    "augmentation": _AUGMENTED,
+    "augmentation, R1": replace(_AUGMENTED, r1=0.1, r1_every=4),
+    "augmentation, spectral norm": replace(
+        _AUGMENTED, architecture=replace(DCGAN.architecture, norm_D="spectral")
+    ),
+    "augmentation, D twice as fast": replace(_AUGMENTED, lr_D=4e-4),
+    "augmentation, batch 64": replace(_AUGMENTED, batch=64),
+}
+
+
+def _best(name: str, config: GanConfig, seeds: range) -> list[Run]:
+    long = LONG["dcgan"]
+    runs = runs_over_seeds(f"best {name}", config, seeds, long.snapshots[-5:])
+    return [replace(run, name=_run_name(run.name), shown=GRID) for run in runs]
+
+
+# One of the candidates is chosen on the first seeds, and compared with the lab's on other seeds.
+SEARCH = {name: _best(name, config, range(5)) for name, config in CANDIDATES.items()}
+CHOSEN = {name: _best(name, config, range(5, 10)) for name, config in CANDIDATES.items()}
+LAB_ON_NEW_SEEDS = _best("lab", LONG["dcgan"].config, range(5, 10))
+
+
 # --- short runs
 
 # Updates of G: D separates digits from generated images sooner than faces.
@@ -217,7 +244,8 @@ COPIES_SECONDS = 48.0
 def plan(title: str) -> list[Run]:
     """All runs that the claims need on a data set, in the order to make them.
 
-    cGAN is first on digits, the default setting on photos. No run is listed twice.
+    cGAN is first on digits, the default setting on photos. No run is listed twice. The runs of
+    CHOSEN are not listed, as the others choose one of its settings: `GanBench.chosen_runs`.
     """
     if DATA_SETS[title].channels == 1:
         kinds = ("cgan", "cdcgan", "cdcgan-no-y-in-D")
@@ -226,6 +254,8 @@ def plan(title: str) -> list[Run]:
     if DATA_SETS[title].whole_photo_count:
         runs += [*EQUAL_STEPS_RUNS, *_with_fewer_photos()]
     runs += [*ABLATION, *NEW_SEEDS]
+    if DATA_SETS[title].whole_photo_count:
+        runs += [*(run for runs in SEARCH.values() for run in runs), *LAB_ON_NEW_SEEDS]
     return list({run.name: run for run in runs}.values())  # two studies share some runs
 
 

@@ -331,6 +331,18 @@ class GanBench:
             self._raise_not_stored(runs[0])
         return found
 
+    def chosen_runs(self) -> list[Run]:
+        """The runs of the candidate with the least distance on the seeds of the search.
+
+        The distance is the median over the seeds. The runs of the search are made if they do not
+        exist.
+        """
+        found = {
+            name: float(np.median([self.last(run, "frechet") for run in runs]))
+            for name, runs in gan_studies.SEARCH.items()
+        }
+        return gan_studies.CHOSEN[min(found, key=lambda name: found[name])]
+
     def _is_stored(self, run: Run) -> bool:
         return (self.evidence / f"{run.name}.json").exists()
 

@@ -859,6 +859,49 @@ def test_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
     )
 
 
+BEST = {"frechet": DISTANCE, "coverage": "coverage: setting / default"}
+BEST |= {"recall": "recall: setting / default"}
+
+
+@slow
+@pytest.mark.parametrize(
+    "title", [pytest.param("CelebA", marks=claim_of("tme9.best", case="CelebA"))]
+)
+def test_best_settings(claim: Any, gans: Gans, title: str) -> None:
+    """Settings that five seeds choose, beside the lab's on five other seeds."""
+    if claim.recorded() or (bench := gans(title)) is None:
+        return
+    runs, usual = bench.chosen_runs(), gan_studies.LAB_ON_NEW_SEEDS
+    values = {
+        name: [[bench.last(run, name) for run in of] for of in (runs, usual)] for name in BEST
+    }
+    setting = runs[0].name.removeprefix("best-").rpartition("-")[0].replace("-", " ")
+    for name, run in (("chosen", runs[0]), ("lab", usual[0])):
+        claim.figure(
+            f"best-{bench.setup.asset}-{name}",
+            figures.image_grid(bench.grid(run)),
+            f"{setting if name == 'chosen' else 'The lab'}, seed {run.config.seed}, after "
+            f"{run.config.steps:,} steps: {caption_scores(bench.rows(run), run.config.steps)}",
+            "A hundred generated images.",
+        )
+    claim.measured(
+        {bound: ratio_of(bench, name, *values[name]) for name, bound in BEST.items()},
+        measured={"chosen": setting},
+        evidence={
+            "a value a seed": {
+                name: dict(zip(("chosen", "lab"), two, strict=True)) for name, two in values.items()
+            },
+            "Frechet distances that chose": {
+                name: [bench.last(run, "frechet") for run in found]
+                for name, found in gan_studies.SEARCH.items()
+            },
+            "config": runs[0].config.as_json(),
+            "origin": origins(bench, [*runs, *usual]),
+        },
+        **bench.record([*runs, *usual], note=f"{LAST} {RAMP}", scope="ours"),
+    )
+
+
 def study_scores(bench: GanBench) -> dict[str, Any]:
     """The whole study in the form for the page, a row for each setting.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def recommended(claim: Verdict, gans: Any, title: str, _: str) -> None:
     test_tme9.test_recommended_settings(claim, gans, title)
 
 
+def best(claim: Verdict, gans: Any, title: str, _: str) -> None:
+    test_tme9.test_best_settings(claim, gans, title)
+
+
 def new_images(claim: Verdict, gans: Any, title: str, _: str) -> None:
     test_tme9.test_generated_images_are_new(claim, gans, title)
 
@@ -117,6 +122,8 @@ def together(run: Run) -> torch.Tensor:
     return walk(run.config.seed, -1.0)
 
 
+LAB = {"best-lab": scores_from(frechet=9.0, coverage=0.3, recall=0.2)}
+NEARER = scores_from(frechet=4.0)
 OBEYED, IGNORED = scores_from(density=0.5, accuracy=0.9), scores_from(density=0.5, accuracy=0.1)
 CLAIM = {  # check -> claim
     test_tme10.test_cdcgan: "tme10.q10.cdcgan",
@@ -130,6 +137,7 @@ CLAIM = {  # check -> claim
     test_tme9.test_default_settings: "tme9.q4.default",
     test_tme9.test_better_than_the_lab: "tme9.better",
     recommended: "tme9.better",
+    best: "tme9.best",
     in_short: "tme10.q10.cdcgan",
 }
 # Check, part, scores that support the claim, scores that contradict it.
@@ -252,6 +260,17 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [
             {"cdcgan": ALL_WELL, "shown": "one picture"},
         ],
     ),
+    (
+        best,
+        "",
+        {**LAB, "best-augmentation-R1": NEARER},
+        [
+            {},
+            {**LAB},  # more than half of the distance
+            {**LAB, "best-augmentation-R1": scores_from(frechet=4.0, coverage=0.5)},
+            {**LAB, "best-augmentation-R1": scores_from(frechet=4.0, recall=0.3)},
+        ],
+    ),
     *(
         (check, what, {name: scores_from(frechet=4.0)}, [{}, {name: scores_from(frechet=6.0)}])
         for check, what, name in (
@@ -285,6 +304,26 @@ def test_single_seed_is_undecided(what: str) -> None:
     bench.title = "CIFAR-10"
     test_tme9.test_default_settings(verdict, lambda *_, **__: bench, "CIFAR-10", what)
     assert (verdict.of_values, verdict.outcome) == ("supported", "undecided")
+
+
+def test_settings_are_chosen_on_other_seeds() -> None:
+    """The seeds that show the chosen settings would choose others."""
+    shown = {run.name: NEARER for run in gan_studies.CHOSEN["augmentation"]}
+    planted: dict[str, Any] = {**shown, "best-augmentation-batch-64-0": scores_from(frechet=0.1)}
+    for n in range(3):
+        planted[f"best-augmentation-R1-{n}"] = NEARER
+    chosen = Long(**planted).chosen_runs()
+    assert [run.name for run in chosen] == [f"best-augmentation-R1-{n}" for n in range(5, 10)]
+    assert [run.config.seed for run in chosen] == [
+        run.config.seed for run in gan_studies.LAB_ON_NEW_SEEDS
+    ]
+    assert len(chosen[0].grids) == len(gan_studies.LAB_ON_NEW_SEEDS[0].grids) == 1
+    sizes = {replace(one.architecture, norm_D="batch") for one in gan_studies.CANDIDATES.values()}
+    lab = gan_studies.LONG["dcgan"].config
+    assert (sizes, {one.steps for one in gan_studies.CANDIDATES.values()}) == (
+        {lab.architecture},
+        {lab.steps},
+    )
 
 
 ON_STORED = [  # check, part, which networks have a stored seed 0
