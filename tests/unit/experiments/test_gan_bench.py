@@ -133,6 +133,28 @@ def smooth_photos(n: int) -> Tensor:
     return (255 * large).to(torch.uint8)
 
 
+@pytest.mark.parametrize(("profile", "same"), [("full", True), ("short", False)])
+def test_all_stored_rows_of_digits_have_the_same_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, same: bool
+) -> None:
+    """A reader in another compute type has other features, so other distances."""
+    few = torch.zeros(10, 1, 32, 32, dtype=torch.uint8)
+    monkeypatch.setattr(gans, "mnist", lambda _path: (few, torch.arange(10)) * 2)
+    recipes = list[dict[str, Any]]()
+    monkeypatch.setattr(
+        gans.digit_classifier,
+        "cached_digit_classifier",
+        lambda *_, **recipe: recipes.append(recipe),
+    )
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setenv("RDFIA_DTYPE", dtype)
+        made = GanBench("MNIST", tmp_path, "cpu", profile, None, tmp_path, dict)
+        assert callable(made.features)
+    assert recipes[1]["dtype"] == torch.bfloat16
+    assert (recipes[0] == recipes[1]) == same
+    assert (recipes[0]["folder"] == tmp_path / "studies" / "mnist") == same
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GanBench:
     """A bench of 250 photos whose features are their pixels, reduced to 2 x 2."""
