@@ -94,6 +94,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="store the costs of this run's checks, but not their results",
     )
     group.addoption(
+        "--stored-runs",
+        action="store_true",
+        help="judge the training runs of GANs that --output has, and train none; fewer seeds than "
+        "planned decide nothing",
+    )
+    group.addoption(
         "--base",
         default="",
         metavar="REF",

@@ -27,8 +27,8 @@ from benchmarks import ROOT
 from benchmarks.sampling import shortest_sample, synchronised
 from benchmarks.workloads.gans import gan_step
 from rdfia.data import assets, files
-from rdfia.errors import RdfiaError
 from rdfia.experiments import gan_studies, gans
+from rdfia.experiments.__main__ import make_runs
 from rdfia.experiments.gan_data import DATA_SETS
 from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
@@ -43,24 +43,33 @@ REHEARSAL_STEPS = 5  # of a run on a CPU
 
 
 def wanted(device: str) -> list[tuple[str, Run]]:
-    """(data set, run) in the order in which they are made: seed by seed, then long runs.
+    """(data set, run) of every planned run, in the order in which they are made.
 
-    So complete seeds are left where the time ends. On a CPU, for a rehearsal, each run has a few
-    steps.
+    First the study of answer 5 and the conditional GANs, seed by seed, so that complete seeds are
+    left where the time ends; then the long runs of DCGAN; then further settings and numbers of
+    photos. On a CPU, for a rehearsal, each run has a few steps.
     """
-    faces = "CIFAR-10" if assets.find("cifar10-train") else ""
-    if assets.find("celeba-32"):
-        faces = "CelebA"
-    digits = "MNIST" if assets.find("mnist") else ""
-    seeds: dict[int, list[tuple[str, Run]]] = {}
-    kinds = ("cdcgan", "cgan", "cdcgan-no-y-in-D")
-    conditional = [run for kind in kinds for run in gan_studies.OVER_SEEDS[kind]]
-    for title, runs in ((faces, gan_studies.STUDY), (digits, conditional)):
-        for run in runs if title else ():
-            seeds.setdefault(run.config.seed, []).append((title, run))
-    found = [pair for seed in sorted(seeds) for pair in seeds[seed]]
-    found += [(faces, run) for run in gan_studies.long_runs("dcgan", faces)] if faces else []
+    titles = [title for title in ("CelebA", "CIFAR-10") if _is_ready(title)][:1]
+    titles += [title for title in ("MNIST",) if _is_ready(title)]
+    found = [(title, run) for title in titles for run in gan_studies.plan(title)]
+    first = {run.name for run in gan_studies.STUDY}
+    last = {run.name for run in gan_studies.OVER_SEEDS["dcgan"]}
+
+    def rank(pair: tuple[str, Run]) -> tuple[int, int]:
+        title, run = pair
+        if run.name in first or title == "MNIST":
+            return 0, run.config.seed
+        return 1 if run.name in last else 2, run.config.seed
+
+    found.sort(key=rank)
     return found if device == "cuda" else [(title, _shortened(run)) for title, run in found]
+
+
+def _is_ready(title: str) -> bool:
+    """Whether the data set is here and, for photos, the network that judges them."""
+    setup = DATA_SETS[title]
+    needs = [setup.asset, *(["squeezenet1_1"] if setup.channels == 3 else [])]
+    return all(assets.find(name) for name in needs)
 
 
 def _shortened(run: Run) -> Run:
@@ -166,8 +175,11 @@ def _wait_or_kill(worker: subprocess.Popen[bytes]) -> int:
 
 
 def make(device: str, seconds: float, indices: Sequence[int], to: Path) -> int:
-    """Makes runs of `wanted`, none begun after `seconds`; the exit status is 1 where one failed."""
-    begin, benches, status = time.monotonic(), dict[str, gans.GanBench](), 0
+    """Makes runs of `wanted`, none begun after `seconds`; the exit status is 1 where one failed.
+
+    The generators stay on this machine, so all that claims need of their images is scored too.
+    """
+    begin, benches, status = time.monotonic(), dict[str, gans.GanBench](), False
     runs = wanted(device)
     for title, run in (runs[i] for i in indices):
         if time.monotonic() - begin > seconds:
@@ -177,13 +189,8 @@ def make(device: str, seconds: float, indices: Sequence[int], to: Path) -> int:
             benches[title] = gans.GanBench(
                 title, path, device, "full", None, to, partial(environment, ROOT, device, "full")
             )
-        try:
-            row = benches[title].run(run)
-            print(f"{title}: {run.name}: {row['seconds']} s of training", flush=True)
-        except RdfiaError as error:
-            status = 1
-            print(f"{title}: {run.name}: {error}", flush=True)
-    return status
+        status |= make_runs(benches[title], [run], partial(print, f"{title}:", flush=True)) > 0
+    return int(status)
 
 
 def main() -> int:

@@ -13,15 +13,22 @@ import fnmatch
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from rdfia.data import assets
+from rdfia.device.precision import fast_dtype
 from rdfia.errors import RdfiaError
+from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_data import DATA_SETS
 from rdfia.experiments.gan_studies import expected_seconds, needs_last_generator, plan
 from rdfia.experiments.gans import LEAST_COVERAGE, GanBench
+from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
+from rdfia.gans.training import Trainer
 from rdfia.report.environment import environment
 
 ROOT = Path(__file__).parents[2]
@@ -53,18 +60,45 @@ def make_runs(bench: GanBench, runs: Sequence[Run], log: Callable[[str], None] =
     return refused
 
 
-def list_runs(title: str, runs: Sequence[Run], output: Path) -> None:
-    """Print what each run is, how long it may take, and whether its row exists."""
+def step_seconds(kind: str, device: str) -> float:
+    """Seconds of a training step of LABS[kind] on this machine, the shorter of two."""
+    native = fast_dtype(device) == torch.bfloat16
+    config = replace(LABS[kind], steps=3, precision="bfloat16" if native else "float32")
+    a, n = config.architecture, config.batch
+    images = torch.zeros(n, a.channels, a.image_size, a.image_size, dtype=torch.uint8)
+    trainer = Trainer(config, images, torch.arange(n) % 10 if a.classes else None, device=device)
+    seconds = []
+    for _ in range(config.steps):
+        start = time.monotonic()
+        trainer.step()
+        trainer.losses.sum().item()  # waits for the device
+        seconds.append(time.monotonic() - start)
+    return min(seconds[1:])  # the first step also prepares the others
+
+
+def list_runs(title: str, runs: Sequence[Run], output: Path, device: str) -> None:
+    """Print what each run is, whether its row exists, and how long it may take here if not."""
+    seconds = {kind: step_seconds(kind, device) for kind in {kind_of(run) for run in runs}}
+    left = list[float]()
     for run in runs:
         c = run.config
-        made = (output / "studies" / DATA_SETS[title].asset / f"{run.name}.json").exists()
+        if (output / "studies" / DATA_SETS[title].asset / f"{run.name}.json").exists():
+            end = "made"
+        else:
+            left.append(expected_seconds(run, title, seconds[kind_of(run)]))
+            end = f"about {left[-1]:,.0f} s"
         print(
             f"{run.name:<24} {c.steps:>6} steps, {c.nb_update_D} of D and {c.nb_update_G} of G, "
-            f"{len(run.snapshots)} snapshots, about {expected_seconds(run, title):,.0f} s"
-            f"{', made' if made else ''}"
+            f"{len(run.snapshots)} snapshots, {end}"
         )
-    hours = sum(expected_seconds(run, title) for run in runs) / 3600
-    print(f"{len(runs)} runs, about {hours:.1f} hours")
+    steps = ", ".join(f"{kind} {each:.2g} s" for kind, each in sorted(seconds.items()))
+    print(f"{len(left)} of {len(runs)} runs to make, about {sum(left) / 3600:.1f} hours one by one")
+    print(f"A step on this machine as busy as now, {torch.get_num_threads()} threads: {steps}")
+
+
+def kind_of(run: Run) -> str:
+    """The key of the run's network in LABS."""
+    return run.config.architecture.kind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--list", action="store_true", help="list the runs with steps and seconds; make none"
+        "--list",
+        action="store_true",
+        help="list the runs with steps and seconds on this machine; make none",
     )
     options = parser.parse_args(arguments)
     planned = plan(options.data)
@@ -95,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = ", ".join(run.name for run in planned)
         parser.error(f"--runs {options.runs}: no run has such a name; there are {names}")
     if options.list:
-        list_runs(options.data, runs, output)
+        list_runs(options.data, runs, output, options.device)
         return 0
     bench = GanBench(
         options.data,
@@ -106,7 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output,
         partial(environment, ROOT, options.device, "full"),
     )
-    return int(make_runs(bench, runs) > 0)
+    refused = make_runs(bench, runs)
+    searched = {run for found in gan_studies.SEARCH.values() for run in found}
+    if not refused and searched <= set(runs):
+        refused = make_runs(bench, bench.chosen_runs())
+    return int(refused > 0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class GanDataSet:
     asset: str
     scope: str
     channels: int
-    generated_count: int  # number of generated images that are scored
+    generated_count: int  # number of generated images that are scored, at most the held-out ones
     reader_steps: int = 800  # training steps of the digit classifier
     pinned_photo_count: int = 0  # of the data behind the pins; 0: the number is fixed
     whole_photo_count: int = 0  # of the data set; this machine may have fewer

@@ -157,6 +157,33 @@ _PRESETS = {PRESET: replace(RECOMMENDED, steps=STEPS, **BFLOAT16), "default": _B
 NEW_SEEDS = [replace(run, grids=()) for run in _study(_PRESETS, range(3, 7))]
 
 
+# --- the best generator with the lab's networks and steps, on the report's own photos
+
+_AUGMENTED = replace(LONG["dcgan"].config, ema=0.999, augmentation=augmentation.KINDS)
+# The mean of G's weights and differentiable augmentation, alone and with a further option each.
+CANDIDATES = {
+    "augmentation": _AUGMENTED,
+    "augmentation, R1": replace(_AUGMENTED, r1=0.1, r1_every=4),
+    "augmentation, spectral norm": replace(
+        _AUGMENTED, architecture=replace(DCGAN.architecture, norm_D="spectral")
+    ),
+    "augmentation, D twice as fast": replace(_AUGMENTED, lr_D=4e-4),
+    "augmentation, batch 64": replace(_AUGMENTED, batch=64),
+}
+
+
+def _best(name: str, config: GanConfig, seeds: range) -> list[Run]:
+    long = LONG["dcgan"]
+    runs = runs_over_seeds(f"best {name}", config, seeds, long.snapshots[-5:])
+    return [replace(run, name=_run_name(run.name), shown=GRID) for run in runs]
+
+
+# One of the candidates is chosen on the first seeds, and compared with the lab's on other seeds.
+SEARCH = {name: _best(name, config, range(5)) for name, config in CANDIDATES.items()}
+CHOSEN = {name: _best(name, config, range(5, 10)) for name, config in CANDIDATES.items()}
+LAB_ON_NEW_SEEDS = _best("lab", LONG["dcgan"].config, range(5, 10))
+
+
 # --- short runs
 
 # Updates of G: D separates digits from generated images sooner than faces.
@@ -209,16 +236,16 @@ def short_runs_digest() -> str:
 
 # --- the plan of a data set
 
-# Seconds on one thread with bfloat16: an update of D or G, scoring a snapshot, a search for copies.
-UPDATE_SECONDS = {"dcgan": 0.12, "cdcgan": 0.24, "cgan": 0.036}
-SCORING_SECONDS = {"CelebA": 18.0, "CIFAR-10": 18.0, "MNIST": 5.0}
-COPIES_SECONDS = 35.0
+# Seconds on one CPU thread with AVX2: scoring a snapshot, and a search for copies.
+SCORING_SECONDS = {"CelebA": 10.0, "CIFAR-10": 23.0, "MNIST": 7.0}
+COPIES_SECONDS = 48.0
 
 
 def plan(title: str) -> list[Run]:
     """All runs that the claims need on a data set, in the order to make them.
 
-    cGAN is first on digits, the default setting on photos. No run is listed twice.
+    cGAN is first on digits, the default setting on photos. No run is listed twice. The runs of
+    CHOSEN are not listed, as the others choose one of its settings: `GanBench.chosen_runs`.
     """
     if DATA_SETS[title].channels == 1:
         kinds = ("cgan", "cdcgan", "cdcgan-no-y-in-D")
@@ -227,6 +254,8 @@ def plan(title: str) -> list[Run]:
     if DATA_SETS[title].whole_photo_count:
         runs += [*EQUAL_STEPS_RUNS, *_with_fewer_photos()]
     runs += [*ABLATION, *NEW_SEEDS]
+    if DATA_SETS[title].whole_photo_count:
+        runs += [*(run for runs in SEARCH.values() for run in runs), *LAB_ON_NEW_SEEDS]
     return list({run.name: run for run in runs}.values())  # two studies share some runs
 
 
@@ -243,13 +272,13 @@ def needs_last_generator(run: Run, title: str) -> bool:
     return run in [*OVER_SEEDS["dcgan"], *ALL_PHOTOS, *_with_fewer_photos()]
 
 
-def expected_seconds(run: Run, title: str) -> float:
-    """Approximate seconds of a run on one CPU thread with bfloat16, including the scores.
+def expected_seconds(run: Run, title: str, step_seconds: float) -> float:
+    """Approximate seconds of a run, including the scores.
 
-    Source: the seconds in the committed rows.
+    `step_seconds`: of a step of its network with one update of D and one of G.
     """
     updates = run.config.steps * (run.config.nb_update_D + run.config.nb_update_G) / 2
-    seconds = updates * UPDATE_SECONDS[run.config.architecture.kind]
+    seconds = updates * step_seconds
     seconds += SCORING_SECONDS[title] * len(run.snapshots)
     if title == "CelebA" and needs_last_generator(run, title):
         seconds += COPIES_SECONDS

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rdfia.data import assets, files, images
 from rdfia.device.precision import fast_dtype
+from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_data import DATA_SETS, digits, mnist, photos, random_order
 from rdfia.experiments.gan_measures import (
@@ -44,9 +45,10 @@ Features = Callable[[Tensor], tuple[Array, Array | None]]
 
 # Version of `GanBench.score_generator`: change it when a score changes.
 # tests/meta/test_gan_rules.py fails when that is forgotten.
-SCORES_VERSION = "2"
+SCORES_VERSION = "3"
 # Versions with the same scores, as far as they have them. Version 1 lacks the scores of pixels.
-EARLIER_SCORES_VERSIONS = ("1",)
+# Before version 3 digits were read by a classifier of the machine's compute type.
+EARLIER_SCORES_VERSIONS = ("1", "2")
 # Least coverage at which a label's information is scored: with fewer kinds of images the label
 # only tells which of them is drawn.
 LEAST_COVERAGE = 0.3
@@ -67,7 +69,7 @@ class GanBench:
     `title` is a key of `gan_data.DATA_SETS`, `path` its data, `profile` "short" or "full". Rows,
     losses and grids are stored below `output`, checkpoints in the cache. `environment` is called
     when the first run is made. It returns what a row says of the machine and the code (ORIGIN, of
-    `report.environment.environment`).
+    `report.environment.environment`). Without `trains` only stored runs are used.
     """
 
     def __init__(
@@ -79,9 +81,10 @@ class GanBench:
         progress: Progress | None,
         output: Path,
         environment: Callable[[], Mapping[str, Any]],
+        trains: bool = True,
     ) -> None:
         self.title, self.setup, self.device = title, DATA_SETS[title], device
-        self.progress, self.environment = progress, environment
+        self.progress, self.environment, self.trains = progress, environment, trains
         self.full = profile == "full"
         if self.setup.channels == 3:
             self.x, self.x_held = photos(path, self.setup.asset)
@@ -158,15 +161,17 @@ class GanBench:
 
     @cached_property
     def _digit_features(self) -> Features:
-        # Trained on G's training images, but scores them like other images. Its weights are
-        # stored beside the committed rows, so that all of them have the same reader.
+        # Trained on G's training images, but scores them like other images. Its weights are stored
+        # beside the committed rows. All rows need the same reader, as distances of other features
+        # have another scale, so its compute type is not that of the machine.
+        stored = self.full and self.title == "MNIST"
         reader = digit_classifier.cached_digit_classifier(
             self.x,
             self.y,
-            folder=self.evidence if self.full and self.title == "MNIST" else None,
+            folder=self.evidence if stored else None,
             device=self.device,
             steps=self.setup.reader_steps,
-            dtype=fast_dtype(self.device),
+            dtype=torch.bfloat16 if stored else fast_dtype(self.device),
         )
         return lambda x: digit_classifier.features_and_digits(reader, x)
 
@@ -181,18 +186,23 @@ class GanBench:
         )
         return lambda x: (features(x), None)
 
+    @property
+    def image_count(self) -> int:
+        """Number of generated images that are scored, and of held-out ones to compare them with.
+
+        The numbers are equal, because more generated images cover more of the same held-out ones.
+        """
+        return min(self.setup.generated_count, len(self.x_held))
+
     @cached_property
     def reference(self) -> Array:
-        """Features of held-out images.
-
-        As many as there are generated images, because the scores depend on both numbers.
-        """
-        return self.features(self.x_held[: self.setup.generated_count])[0]
+        """Features of held-out images."""
+        return self.features(self.x_held[: self.image_count])[0]
 
     @cached_property
     def reference_pixels(self) -> Array:
         """Pixel statistics of the same held-out images."""
-        return pixel_scores.pixel_statistics(self.x_held[: self.setup.generated_count])
+        return pixel_scores.pixel_statistics(self.x_held[: self.image_count])
 
     def score_images(self, pixels: Tensor, asked: Tensor | None = None) -> Json:
         """Scores of uint8 images: quality, diversity, noise, and for digits the labels.
@@ -202,7 +212,7 @@ class GanBench:
         found, read = self.features(pixels)
         sets = self.reference, found
         frechet = scores.frechet_distance(*sets, corrected=True)
-        kernel = scores.kernel_distance(*sets, block=self.setup.generated_count // 10)
+        kernel = scores.kernel_distance(*sets, block=self.image_count // 10)
         density, coverage = scores.density_coverage(*sets)
         precision, recall = scores.precision_recall(*sets)
         statistics = self.reference_pixels, pixel_scores.pixel_statistics(pixels)
@@ -250,7 +260,7 @@ class GanBench:
         often. `closer` and `nearest` compare the distances of generated and of held-out images to
         the training images `trained` (default: those of the bench).
         """
-        pixels, asked = self.draw_images(generator, self.setup.generated_count)
+        pixels, asked = self.draw_images(generator, self.image_count)
         known = self.x[self.copy_candidates] if trained is None else trained[:COPY_CANDIDATES]
         near = scores.nearest_neighbour(
             *(part.flatten(1).float() / 255 for part in (pixels[:200], known, self.x_held[:200]))
@@ -271,13 +281,13 @@ class GanBench:
 
     def _scores_version(self, number: str) -> str:
         reader = "digit classifier" if self.y is not None else "SqueezeNet 1.1"
-        return f"{number}: {reader}, {self.setup.generated_count} images"
+        return f"{number}: {reader}, {self.image_count} images"
 
     # --- scores to compare with
 
     @cached_property
     def _real_rows(self) -> Tensor:
-        return random_order(len(self.x))[: self.setup.generated_count]
+        return random_order(len(self.x))[: self.image_count]
 
     @property
     def real(self) -> Json:
@@ -309,6 +319,42 @@ class GanBench:
 
     # --- runs
 
+    def long_runs(self, kind: str, *others: str) -> list[Run]:
+        """The long runs of a network (`gan_studies.long_runs`).
+
+        Without `trains`: those of the seeds whose runs of the network and of `others` are stored.
+        AssetUnavailable: there is none.
+        """
+        runs = gan_studies.long_runs(kind, self.title)
+        if self.trains:
+            return runs
+        pairs = zip(runs, *(gan_studies.long_runs(one, self.title) for one in others), strict=True)
+        found = [pair[0] for pair in pairs if all(map(self._is_stored, pair))]
+        if not found:
+            self._raise_not_stored(runs[0])
+        return found
+
+    def chosen_runs(self) -> list[Run]:
+        """The runs of the candidate with the least distance on the seeds of the search.
+
+        The distance is the median over the seeds. The runs of the search are made if they do not
+        exist.
+        """
+        found = {
+            name: float(np.median([self.last(run, "frechet") for run in runs]))
+            for name, runs in gan_studies.SEARCH.items()
+        }
+        return gan_studies.CHOSEN[min(found, key=lambda name: found[name])]
+
+    def _is_stored(self, run: Run) -> bool:
+        return (self.evidence / f"{run.name}.json").exists()
+
+    def _raise_not_stored(self, run: Run) -> NoReturn:
+        raise AssetUnavailable(
+            f"{self.title}: the run {run.name} is not stored; without --stored-runs it is trained",
+            run.name,
+        )
+
     @cached_property
     def origin(self) -> Json:
         """What the rows of the runs say of the machine and the code."""
@@ -322,6 +368,8 @@ class GanBench:
 
     @cache  # noqa: B019
     def _run(self, run: Run) -> Json:
+        if not self.trains and not self._is_stored(run):
+            self._raise_not_stored(run)
         run = self._on_this_data(run)
         x = self.training_images(run)
 
@@ -352,8 +400,11 @@ class GanBench:
         return [made.get(step, {"step": step, **WORST}) for step in run.snapshots]
 
     def last(self, run: Run, name: str) -> float:
-        """A score at the end of a long run: the median of the last five snapshots, 500 steps."""
-        return float(np.median([row[name] for row in self.rows(run)[-5:]]))
+        """A score at the end of a long run: the median of the last five snapshots, 500 steps.
+
+        NaN where the row lacks the score (`values`).
+        """
+        return float(np.median([row.get(name, np.nan) for row in self.rows(run)[-5:]]))
 
     def values(self, runs: Sequence[Run], name: str, window: Sequence[int]) -> list[float]:
         """A score of each run: its median over the window, which is in updates of G.
@@ -407,12 +458,12 @@ class GanBench:
         return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
 
     def _of_images(self, run: Run, generator: Generator) -> dict[str, float]:
-        pixels, asked = self.draw_images(generator.to(self.device), self.setup.generated_count)
+        pixels, asked = self.draw_images(generator.to(self.device), self.image_count)
         if self.y is not None:
             read = self.features(pixels)[1]
             assert read is not None, f"{self.title}: no classifier reads these images"
             return label_information(read, asked.numpy())
-        sets = pixels, self.training_images(run), self.x_held[: self.setup.generated_count]
+        sets = pixels, self.training_images(run), self.x_held[: self.image_count]
         found = {
             "pixels": share_of_copies(*(part.flatten(1).float().numpy() / 255 for part in sets)),
             "features": share_of_copies(*(self.features(part)[0] for part in sets)),
@@ -435,8 +486,8 @@ class GanBench:
             )
         reader = "a digit classifier's 64" if self.y is not None else "SqueezeNet 1.1's 512"
         data += (
-            f"; judged by {reader} features of {self.setup.generated_count:,} generated "
-            f"and {min(len(self.x_held), self.setup.generated_count):,} held-out ones"
+            f"; judged by {reader} features of {self.image_count:,} generated and as many "
+            "held-out ones"
         )
         dtypes = {self.run(run)["config"]["precision"] for run in runs}
         dtypes = dtypes or {str(fast_dtype(self.device)).removeprefix("torch.")}

@@ -63,6 +63,11 @@ def train_run(run: Run, images: Tensor, labels: Labels, work: Path, **options: A
     `options`: those of `training_loop.train`. DivergedError: the generators before it remain.
     StoreError: another process is making this run.
     """
+    with _alone(work / run.name):
+        return _trained(run, images, labels, work, **options)
+
+
+def _trained(run: Run, images: Tensor, labels: Labels, work: Path, **options: Any) -> Trainer:
     folder = work / run.name
     times = folder / "seconds.json"
 
@@ -76,22 +81,21 @@ def train_run(run: Run, images: Tensor, labels: Labels, work: Path, **options: A
         )
         write_seconds()  # the process may be killed before the end
 
-    with _alone(folder):
-        files.remove_unfinished(folder)
-        before = files.read_json(times) if times.exists() else 0.0
-        start = time.monotonic()
-        try:
-            trained = train(
-                run.config,
-                images,
-                labels,
-                folder=folder,
-                visit_at=run.snapshots,
-                visit=store_generator,
-                **options,
-            )
-        finally:
-            write_seconds()
+    files.remove_unfinished(folder)
+    before = files.read_json(times) if times.exists() else 0.0
+    start = time.monotonic()
+    try:
+        trained = train(
+            run.config,
+            images,
+            labels,
+            folder=folder,
+            visit_at=run.snapshots,
+            visit=store_generator,
+            **options,
+        )
+    finally:
+        write_seconds()
     return trained.trainer
 
 
@@ -155,9 +159,26 @@ def scored_run(
     can_score = (work / run.name / "training.json").exists()
     if (known := _stored_row(path, asked, earlier_versions, can_score)) is not None:
         return _with_health(run, known, images, evidence)
+    with _alone(work / run.name):  # also while it is scored, which takes minutes
+        row = _made(run, images, labels, score, digest, work, evidence, **options)
+        files.write_json(path, {**asked, **row, "origin": dict(origin or {})})
+    return files.read_json(path)  # what a later call reads
+
+
+def _made(
+    run: Run,
+    images: Tensor,
+    labels: Labels,
+    score: Score,
+    digest: str,
+    work: Path,
+    evidence: Path,
+    **options: Any,
+) -> Json:
+    """The fields of a run's row that its training and its scores determine."""
     diverged = None
     try:
-        losses = train_run(run, images, labels, work, **options).losses.cpu()
+        losses = _trained(run, images, labels, work, **options).losses.cpu()
     except DivergedError as error:
         diverged, losses = str(error).replace(str(work), ""), error.losses
     rows: list[Json] = []
@@ -167,7 +188,7 @@ def scored_run(
         if not stored.exists() and diverged is None:
             raise StoreError(f"{stored} is missing; remove {stored.parent} to make the run again")
         if stored.exists() and (generator := _generator(run, stored, digest)):
-            last = generator.to(device)
+            last = generator.to(options.get("device", "cpu"))
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
                 png = _png(_grid_images(run, generator)[: run.shown])
@@ -175,16 +196,12 @@ def scored_run(
     files.save_tensors(
         evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()}
     )
-    row = {
-        **asked,
+    return {
         "scores": rows,
         "diverged": diverged,
         "seconds": files.read_json(work / run.name / "seconds.json"),
         "health": _signals(run, losses, None if last is None else _grid_images(run, last), images),
-        "origin": dict(origin or {}),
     }
-    files.write_json(path, row)
-    return files.read_json(path)  # what a later call reads
 
 
 def stored_precision(run: Run, evidence: Path) -> Precision | None:

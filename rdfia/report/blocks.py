@@ -253,7 +253,7 @@ def needed_times(record: Record, part: Json) -> float:
 def _needed_size(record: Record, part: Json) -> str:
     """How many images or seeds would decide this part if its value stayed the same."""
     if is_single_run(part):
-        return "more seeds: one run has no interval"
+        return f"more seeds: {part['method']}, no interval"
     times, n = needed_times(record, part), part["n"]
     if times > OUT_OF_REACH:
         far = f"over {OUT_OF_REACH} times as many as {n:,} would decide"

@@ -116,6 +116,7 @@ def gans(
                 progress,
                 claim.run.output,
                 partial(environment, ROOT, claim.device, claim.profile),
+                trains=not claim.run.config.getoption("--stored-runs"),
             )
         claim.case = _galleries[title].case(claim.case)
         return _galleries[title]

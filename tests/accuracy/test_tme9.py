@@ -33,6 +33,7 @@ from rdfia.gans.scores import nearest_neighbour
 from rdfia.gans.training import LOG_EVERY
 from rdfia.report import figures
 
+SEEDS = 5  # of a long run on the report's data
 # "Often nearly 0" counts the steps of the last half with a Loss_D below this.
 NEAR_ZERO = 0.1
 DISTANCE, NEAR = "Frechet distance: setting / default", "share of steps with Loss_D under 0.1"
@@ -41,7 +42,10 @@ SPREAD, LOSSES = (
     "largest variation of a loss, last 500 steps",
 )
 BLUR = "Frechet distance: generated / reduced to 8 x 8 pixels"
-SCORES = ("frechet", "kid", "density", "coverage", "precision", "recall", "diversity")
+SCORES = (
+    *("frechet", "kid", "density", "coverage", "precision", "recall", "diversity"),
+    *("pixels", "noise"),
+)
 SPACES = ("pixels", "features")
 PHASE = "correlation of the losses' changes"
 REPORT = {  # figure -> the report's sentence about it, translated
@@ -246,7 +250,7 @@ def ratio_of(bench: GanBench, name: str, mine: Sequence[float], usual: Sequence[
 
     Shares may be 0, so one image is added to both.
     """
-    a, b = np.array([mine, usual]) + (name != "frechet") / bench.setup.generated_count
+    a, b = np.array([mine, usual]) + (name != "frechet") / bench.image_count
     return (
         intervals.ratio(a, b, paired=True)
         if np.isfinite([a, b]).all()
@@ -478,8 +482,15 @@ def add_figures(claim: Any, pair: Pair, number: int, setting: str) -> None:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean over seeds with its interval; the value of a single seed decides nothing."""
-    return mean(values) if len(values) > 1 else single_run(values[0])
+    """The mean over seeds with its interval; fewer seeds than planned decide nothing."""
+    return mean(values) if len(values) >= SEEDS else of_few_seeds(values)
+
+
+def of_few_seeds(values: Sequence[float]) -> Estimate:
+    """The mean of fewer seeds than planned, without an interval."""
+    found = single_run(float(np.mean(values)))
+    n = len(values)
+    return found if n == 1 else replace(found, n=n, method=f"{n} of {SEEDS} runs")
 
 
 Checked = tuple[Found, dict[str, Any]]  # estimates, other measures
@@ -534,7 +545,7 @@ NOTES = {"unstable losses": "Variation: standard deviation over mean."}
 def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_studies.long_runs("dcgan", title)
+    runs = bench.long_runs("dcgan")
     found, measured = DEFAULT[what](bench, runs)
     rows = [bench.rows(run) for run in runs]
     shown: dict[str, Any] = {}
@@ -591,11 +602,11 @@ def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
     """
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_studies.long_runs("dcgan", title)
+    runs = bench.long_runs("dcgan")
     further = [bench.last_image_scores(run) for run in runs]
     found = {
         f"share of copies, {space}": with_held_out_error(
-            mean([one[space] for one in further]),
+            over_seeds([one[space] for one in further]),
             float(np.mean([one[f"{space}_se"] for one in further])),
         )
         for space in SPACES
@@ -605,7 +616,7 @@ def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
         found,
         measured={
             "training images": len(bench.x),
-            "generated images a seed": bench.setup.generated_count,
+            "generated images a seed": bench.image_count,
         },
         evidence={
             "a value a seed": further,
@@ -687,12 +698,12 @@ def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
 def test_losses_are_in_antiphase(claim: Any, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = gan_studies.long_runs("dcgan", title)
+    runs = bench.long_runs("dcgan")
     # A single long run decides nothing.
     runs = runs if len(runs) > 1 else runs_of(gan_studies.STUDY, "default")
     values, others = [phase(bench.losses(run)) for run in runs], (1, 100)
     claim.measured(
-        {PHASE: mean(values)},
+        {PHASE: over_seeds(values)},
         measured={
             f"windows of {n} steps": float(np.mean([phase(bench.losses(r), n) for r in runs]))
             for n in others
@@ -845,6 +856,49 @@ def test_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
             },
         },
         **bench.record([*pair.runs, *pair.default], note=RAMP, scope="ours"),
+    )
+
+
+BEST = {"frechet": DISTANCE, "coverage": "coverage: setting / default"}
+BEST |= {"recall": "recall: setting / default"}
+
+
+@slow
+@pytest.mark.parametrize(
+    "title", [pytest.param("CelebA", marks=claim_of("tme9.best", case="CelebA"))]
+)
+def test_best_settings(claim: Any, gans: Gans, title: str) -> None:
+    """Settings that five seeds choose, beside the lab's on five other seeds."""
+    if claim.recorded() or (bench := gans(title)) is None:
+        return
+    runs, usual = bench.chosen_runs(), gan_studies.LAB_ON_NEW_SEEDS
+    values = {
+        name: [[bench.last(run, name) for run in of] for of in (runs, usual)] for name in BEST
+    }
+    setting = runs[0].name.removeprefix("best-").rpartition("-")[0].replace("-", " ")
+    for name, run in (("chosen", runs[0]), ("lab", usual[0])):
+        claim.figure(
+            f"best-{bench.setup.asset}-{name}",
+            figures.image_grid(bench.grid(run)),
+            f"{setting if name == 'chosen' else 'The lab'}, seed {run.config.seed}, after "
+            f"{run.config.steps:,} steps: {caption_scores(bench.rows(run), run.config.steps)}",
+            "A hundred generated images.",
+        )
+    claim.measured(
+        {bound: ratio_of(bench, name, *values[name]) for name, bound in BEST.items()},
+        measured={"chosen": setting},
+        evidence={
+            "a value a seed": {
+                name: dict(zip(("chosen", "lab"), two, strict=True)) for name, two in values.items()
+            },
+            "Frechet distances that chose": {
+                name: [bench.last(run, "frechet") for run in found]
+                for name, found in gan_studies.SEARCH.items()
+            },
+            "config": runs[0].config.as_json(),
+            "origin": origins(bench, [*runs, *usual]),
+        },
+        **bench.record([*runs, *usual], note=f"{LAST} {RAMP}", scope="ours"),
     )
 
 

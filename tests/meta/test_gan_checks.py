@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 from rdfia.claims.intervals import Estimate, exact_value
+from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gan_measures, gan_studies
+from rdfia.experiments.gans import GanBench
 from rdfia.gans.runs import Run
 from tests.accuracy import test_tme9, test_tme10
 from tests.support.planted_gans import Long, Scores, no_change, outcomes, scores_from
@@ -68,6 +72,10 @@ def recommended(claim: Verdict, gans: Any, title: str, _: str) -> None:
     test_tme9.test_recommended_settings(claim, gans, title)
 
 
+def best(claim: Verdict, gans: Any, title: str, _: str) -> None:
+    test_tme9.test_best_settings(claim, gans, title)
+
+
 def new_images(claim: Verdict, gans: Any, title: str, _: str) -> None:
     test_tme9.test_generated_images_are_new(claim, gans, title)
 
@@ -114,6 +122,8 @@ def together(run: Run) -> torch.Tensor:
     return walk(run.config.seed, -1.0)
 
 
+LAB = {"best-lab": scores_from(frechet=9.0, coverage=0.3, recall=0.2)}
+NEARER = scores_from(frechet=4.0)
 OBEYED, IGNORED = scores_from(density=0.5, accuracy=0.9), scores_from(density=0.5, accuracy=0.1)
 CLAIM = {  # check -> claim
     test_tme10.test_cdcgan: "tme10.q10.cdcgan",
@@ -127,6 +137,7 @@ CLAIM = {  # check -> claim
     test_tme9.test_default_settings: "tme9.q4.default",
     test_tme9.test_better_than_the_lab: "tme9.better",
     recommended: "tme9.better",
+    best: "tme9.best",
     in_short: "tme10.q10.cdcgan",
 }
 # Check, part, scores that support the claim, scores that contradict it.
@@ -249,6 +260,17 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [
             {"cdcgan": ALL_WELL, "shown": "one picture"},
         ],
     ),
+    (
+        best,
+        "",
+        {**LAB, "best-augmentation-R1": NEARER},
+        [
+            {},
+            {**LAB},  # more than half of the distance
+            {**LAB, "best-augmentation-R1": scores_from(frechet=4.0, coverage=0.5)},
+            {**LAB, "best-augmentation-R1": scores_from(frechet=4.0, recall=0.3)},
+        ],
+    ),
     *(
         (check, what, {name: scores_from(frechet=4.0)}, [{}, {name: scores_from(frechet=6.0)}])
         for check, what, name in (
@@ -279,8 +301,72 @@ def test_check_supports_and_contradicts(check: Any, what: str, holds: Any, fails
 def test_single_seed_is_undecided(what: str) -> None:
     """CIFAR-10 has one long run, which decides nothing."""
     verdict, bench = Verdict("tme9.q4.default"), Long(losses=SHAKY)
+    bench.title = "CIFAR-10"
     test_tme9.test_default_settings(verdict, lambda *_, **__: bench, "CIFAR-10", what)
     assert (verdict.of_values, verdict.outcome) == ("supported", "undecided")
+
+
+def test_settings_are_chosen_on_other_seeds() -> None:
+    """The seeds that show the chosen settings would choose others."""
+    shown = {run.name: NEARER for run in gan_studies.CHOSEN["augmentation"]}
+    planted: dict[str, Any] = {**shown, "best-augmentation-batch-64-0": scores_from(frechet=0.1)}
+    for n in range(3):
+        planted[f"best-augmentation-R1-{n}"] = NEARER
+    chosen = Long(**planted).chosen_runs()
+    assert [run.name for run in chosen] == [f"best-augmentation-R1-{n}" for n in range(5, 10)]
+    assert [run.config.seed for run in chosen] == [
+        run.config.seed for run in gan_studies.LAB_ON_NEW_SEEDS
+    ]
+    assert len(chosen[0].grids) == len(gan_studies.LAB_ON_NEW_SEEDS[0].grids) == 1
+    sizes = {replace(one.architecture, norm_D="batch") for one in gan_studies.CANDIDATES.values()}
+    lab = gan_studies.LONG["dcgan"].config
+    assert (sizes, {one.steps for one in gan_studies.CANDIDATES.values()}) == (
+        {lab.architecture},
+        {lab.steps},
+    )
+
+
+ON_STORED = [  # check, part, which networks have a stored seed 0
+    (test_tme10.test_printed_log, "7,725 to 7,800", ["cdcgan"]),
+    (test_tme10.test_cdcgan, "reads as asked at 7,812", ["cdcgan"]),
+    (test_tme10.test_better_than_the_report, "the lab's settings", ["cdcgan"]),
+    (test_tme10.test_cgan_is_harder_to_train, "harder to train", ["cgan", "cdcgan"]),
+    (
+        test_tme10.test_cdcgan_without_label_in_d,
+        "over seeds",
+        ["cdcgan-no-y-in-D", "cdcgan"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "what", "stored"), ON_STORED)
+def test_stored_seeds_alone_are_undecided(
+    check: Any, what: str, stored: list[str], tmp_path: Path
+) -> None:
+    """With --stored-runs nothing is trained: one of five seeds, or four, decide nothing."""
+    found = list[str]()
+    for seeds in (1, 4, 5):
+        planted: dict[str, Any] = {**DENSE, **NO_Y, "cdcgan": ALL_WELL}
+        bench = Long(losses=log(), **planted)
+        bench.trains, bench.evidence = False, tmp_path
+        for kind in stored:
+            for run in gan_studies.OVER_SEEDS[kind][:seeds]:
+                (tmp_path / f"{run.name}.json").touch()
+        (tmp_path / "cgan-seed-4.json").touch()  # the seed of one network alone is no pair
+        verdict = Verdict(CLAIM[check])
+        check(verdict, lambda *_, bench=bench, **__: bench, "MNIST", what)
+        found.append(verdict.outcome)
+    assert found[:2] == ["undecided"] * 2
+    assert found[2] != "undecided"
+
+
+def test_run_that_is_not_stored_is_unavailable(tmp_path: Path) -> None:
+    bench = Long()
+    bench.trains, bench.evidence = False, tmp_path
+    with pytest.raises(AssetUnavailable, match="the run cdcgan is not stored"):
+        bench.long_runs("cdcgan")
+    with pytest.raises(AssetUnavailable, match="the run default-0 is not stored"):
+        GanBench.run(bench, gan_studies.STUDY[0])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,8 +210,9 @@ def test_fewer_photos_are_drawn() -> None:
 
 
 def test_plan_has_every_run_once(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commands, "step_seconds", lambda *_: 1.0)
     faces, other, numbers = (gan_studies.plan(title) for title in ("CelebA", "CIFAR-10", "MNIST"))
     for runs in (faces, other, numbers):
         assert len({run.name for run in runs}) == len(runs)
@@ -226,11 +228,11 @@ def test_plan_has_every_run_once(
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [
+    assert [line.split()[0] for line in lines[:5]] == [
         *(f"cgan-seed-{n}" for n in range(1, 5)),
         "cdcgan-seed-1",
-        "5",
     ]
+    assert "of 5 runs to make" in lines[5]
     assert "11718 steps" in lines[0]
     with pytest.raises(SystemExit):
         commands.main(["gans", "--data", "MNIST", "--runs", "nothing"])
@@ -238,6 +240,27 @@ def test_plan_has_every_run_once(
         "--runs nothing: no run has such a name; there are cgan, cgan-seed-1"
         in capsys.readouterr().err
     )
+
+
+def test_chosen_runs_are_made_after_the_whole_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted: dict[str, Any] = {"best-augmentation-R1": scores_from(frechet=4.0)}
+    bench, made = Long(**planted), list[str]()
+    bench.y = None
+
+    def make(_bench: GanBench, runs: list[Run]) -> int:
+        made.extend(run.name for run in runs)
+        return 0
+
+    monkeypatch.setattr(commands, "GanBench", lambda *_: bench)
+    monkeypatch.setattr(commands, "make_runs", make)
+    monkeypatch.setattr(commands.assets, "locate", lambda *_, **__: SimpleNamespace(path=tmp_path))
+    arguments = ["gans", "--data", "CelebA", "--output", str(tmp_path), "--runs"]
+    assert commands.main([*arguments, "best-lab-*,best-augmentation-R1-*"]) == 0
+    assert len(made) == 10
+    assert commands.main([*arguments, "best-*"]) == 0
+    assert made[-5:] == [f"best-augmentation-R1-{n}" for n in range(5, 10)]
 
 
 def test_late_divergence_gives_worst_scores_after_it() -> None:

@@ -11,7 +11,9 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,9 +22,10 @@ from benchmarks import ROOT
 from benchmarks.gpu_kit import checks, gan_runs, out_of_memory, parity, parts, steps
 from benchmarks.gpu_kit.__main__ import main
 from benchmarks.workloads import PeerWorkload
-from rdfia.errors import BatchReduced
+from rdfia.errors import BatchReduced, StoreError
 from rdfia.experiments import gan_studies
 from tests.support.benchmark_rows import COLUMN, benchmark
+from tests.support.planted_gans import Long
 from tests.support.tolerances import PARITY
 
 PYTHON = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -249,6 +252,37 @@ def test_runs_that_fit_are_chosen_seed_by_seed() -> None:
     fit, _ = gan_runs.chosen(runs, step, gan_runs.START_SECONDS + 2.5 * default, 1)
     assert fit == [0, 1]
     assert gan_runs.chosen(runs, step, gan_runs.START_SECONDS, 4)[0] == []
+
+
+def test_every_planned_run_is_wanted_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that no claim of the first seeds needs come last."""
+    present = {"celeba-32", "cifar10-train", "mnist", "squeezenet1_1"}
+    monkeypatch.setattr(gan_runs.assets, "find", lambda name: name in present or None)
+    found = gan_runs.wanted("cuda")
+    planned = [(title, run) for title in ("CelebA", "MNIST") for run in gan_studies.plan(title)]
+    assert sorted(found, key=str) == sorted(planned, key=str)
+    whole = [run.config.seed for title, run in found if title == "MNIST"]
+    assert whole == sorted(whole)
+    names = [run.name for _, run in found]
+    assert names.index("nz-1000-4") < names.index("dcgan") < names.index("default-of-2000-0")
+    present.remove("squeezenet1_1")  # without it no photo can be scored
+    assert {title for title, _ in gan_runs.wanted("cuda")} == {"MNIST"}
+
+
+def test_kit_scores_last_images_before_the_generators_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [("MNIST", gan_studies.OVER_SEEDS["cdcgan-no-y-in-D"][0])]
+    monkeypatch.setattr(gan_runs, "wanted", lambda _device: runs)
+    monkeypatch.setattr(gan_runs.assets, "locate", lambda *_, **__: SimpleNamespace(path=tmp_path))
+    bench, asked = Long(), Mock(return_value={})
+    bench.y = torch.arange(10)
+    monkeypatch.setattr(gan_runs.gans, "GanBench", lambda *_: bench)
+    monkeypatch.setattr(bench, "last_image_scores", asked)
+    assert gan_runs.make("cuda", 60.0, [0], tmp_path) == 0
+    asked.assert_called_once_with(runs[0][1])
+    monkeypatch.setattr(bench, "run", Mock(side_effect=StoreError("a run of another config")))
+    assert gan_runs.make("cuda", 60.0, [0], tmp_path) == 1
 
 
 @pytest.mark.parametrize(

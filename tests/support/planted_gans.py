@@ -25,7 +25,9 @@ class Planted(GanBench):
 
     def __init__(self, **scores: list[dict[str, float]]) -> None:
         self.title, self.progress, self.setup = "planted", None, gan_data.DATA_SETS["digits"]
+        self.trains = True
         self.planted, self.rates = scores, dict.fromkeys(scores, 1.0)
+        self.x_held = torch.zeros(1_000, 1, 32, 32, dtype=torch.uint8)
         self.__dict__["_real"] = {"frechet": 0.0, "diversity": 0.4}
 
     def untrained(self, config: Any) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def exact_bench() -> GanBench:
     """A bench with exact real images and features (cell means and one pixel)."""
     draw = np.random.default_rng(0)
     bench = GanBench.__new__(GanBench)
-    bench.title, bench.progress = "planted", None
+    bench.progress, bench.trains = None, True
     bench.title, bench.setup, bench.device = (
         "digits",
         replace(gan_data.DATA_SETS["digits"], generated_count=200),

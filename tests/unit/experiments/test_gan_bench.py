@@ -64,9 +64,9 @@ def test_digits_keep_their_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 @pytest.mark.parametrize(
     ("kind", "changes", "title", "updates", "each", "more"),
     [
-        ("cgan", {}, "MNIST", 11_718, 0.036, 5.0),
-        ("cdcgan", {}, "MNIST", 7_812, 0.24, 5.0),
-        ("dcgan", {"nb_update_D": 5}, "CIFAR-10", 3 * 8_000, 0.12, 18.0),
+        ("cgan", {}, "MNIST", 11_718, 0.036, 7.0),
+        ("cdcgan", {}, "MNIST", 7_812, 1.6, 7.0),
+        ("dcgan", {"nb_update_D": 5}, "CIFAR-10", 3 * 8_000, 0.12, 23.0),
     ],
 )
 def test_expected_seconds_are_those_of_updates_and_snapshots(
@@ -75,7 +75,7 @@ def test_expected_seconds_are_those_of_updates_and_snapshots(
     run = gan_studies.LONG[kind]
     run = replace(run, config=replace(run.config, **changes))
     expected = updates * each + more * len(run.snapshots)
-    assert gan_studies.expected_seconds(run, title) == pytest.approx(expected)
+    assert gan_studies.expected_seconds(run, title, each) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", gan_studies.LONG)
@@ -91,21 +91,39 @@ def test_long_runs_are_scored_early_every_500_steps_and_at_their_end(kind: str) 
 
 def test_copies_of_faces_are_searched_too() -> None:
     (run,) = gan_studies.OVER_SEEDS["dcgan"][:1]
-    more = {title: gan_studies.expected_seconds(run, title) for title in ("CelebA", "CIFAR-10")}
-    assert more["CelebA"] == more["CIFAR-10"] + gan_studies.COPIES_SECONDS
+    more = {
+        title: gan_studies.expected_seconds(run, title, 1.0) for title in ("CelebA", "CIFAR-10")
+    }
+    scored = {title: gan_studies.SCORING_SECONDS[title] * len(run.snapshots) for title in more}
+    copies = more["CelebA"] - scored["CelebA"] - (more["CIFAR-10"] - scored["CIFAR-10"])
+    assert copies == pytest.approx(gan_studies.COPIES_SECONDS)
 
 
 def test_listed_runs_say_which_exist_and_how_long_all_take(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "expected_seconds", lambda *_: 1_800.0)
+    """The time is that of the runs that do not exist, on this machine."""
+    monkeypatch.setattr(commands, "step_seconds", lambda kind, _device: {"cgan": 0.25}[kind])
     runs = gan_studies.OVER_SEEDS["cgan"][:3]
     (tmp_path / "studies" / "mnist").mkdir(parents=True)
     (tmp_path / "studies" / "mnist" / f"{runs[1].name}.json").touch()
-    commands.list_runs("MNIST", runs, tmp_path)
-    *lines, last = capsys.readouterr().out.splitlines()
-    assert [line.endswith("about 1,800 s, made") for line in lines] == [False, True, False]
-    assert last == "3 runs, about 1.5 hours"
+    commands.list_runs("MNIST", runs, tmp_path, "cpu")
+    *lines, whole, steps = capsys.readouterr().out.splitlines()
+    each = gan_studies.expected_seconds(runs[0], "MNIST", 0.25)
+    ends = [f"about {each:,.0f} s", "made", f"about {each:,.0f} s"]
+    assert [line.rpartition("snapshots, ")[2] for line in lines] == ends
+    assert whole == f"2 of 3 runs to make, about {2 * each / 3600:.1f} hours one by one"
+    assert steps.endswith("cgan 0.25 s")
+
+
+def test_step_is_timed_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step is not counted: it also prepares the others."""
+    a = replace(gan_studies.CDCGAN.architecture, nz=4, ngf=2, ndf=2)
+    tiny = replace(gan_studies.CDCGAN, architecture=a, batch=20, milestones=())
+    monkeypatch.setattr(commands, "LABS", {"cdcgan": tiny})
+    times = iter([0.0, 9.0, 10.0, 13.0, 20.0, 22.0])
+    monkeypatch.setattr(commands.time, "monotonic", lambda: next(times))
+    assert commands.step_seconds("cdcgan", "cpu") == 2.0
 
 
 def smooth_photos(n: int) -> Tensor:
@@ -113,6 +131,28 @@ def smooth_photos(n: int) -> Tensor:
     small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     large = torch.nn.functional.interpolate(small, size=32, mode="bilinear")
     return (255 * large).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("profile", "same"), [("full", True), ("short", False)])
+def test_all_stored_rows_of_digits_have_the_same_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, same: bool
+) -> None:
+    """A reader in another compute type has other features, so other distances."""
+    few = torch.zeros(10, 1, 32, 32, dtype=torch.uint8)
+    monkeypatch.setattr(gans, "mnist", lambda _path: (few, torch.arange(10)) * 2)
+    recipes = list[dict[str, Any]]()
+    monkeypatch.setattr(
+        gans.digit_classifier,
+        "cached_digit_classifier",
+        lambda *_, **recipe: recipes.append(recipe),
+    )
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setenv("RDFIA_DTYPE", dtype)
+        made = GanBench("MNIST", tmp_path, "cpu", profile, None, tmp_path, dict)
+        assert callable(made.features)
+    assert recipes[1]["dtype"] == torch.bfloat16
+    assert (recipes[0] == recipes[1]) == same
+    assert (recipes[0]["folder"] == tmp_path / "studies" / "mnist") == same
 
 
 @pytest.fixture
@@ -143,6 +183,27 @@ def test_scores_prefer_real_photos_to_blurred_and_untrained_ones(bench: GanBench
     assert not {"accuracy", "modes", "entropy"} & {*real}  # of digits only
     assert untrained == bench.untrained(replace(gan_studies.DCGAN, steps=1))
     assert untrained != bench.untrained(replace(gan_studies.DCGAN, seed=1))
+
+
+def test_as_many_generated_images_as_held_out_ones_are_scored(
+    bench: GanBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coverage grows with the number of generated images for each held-out one."""
+    assert bench.image_count == 40
+    bench.setup = replace(bench.setup, generated_count=80)
+    assert bench.image_count == len(bench.x_held) == len(bench.reference) == 50
+    drawn = list[int]()
+    draw = bench.draw_images
+
+    def counted(generator: Any, n: int, *more: Any) -> Any:
+        drawn.append(n)
+        return draw(generator, n, *more)
+
+    monkeypatch.setattr(bench, "draw_images", counted)
+    bench.untrained(gan_studies.DCGAN)
+    assert drawn == [50]
+    assert "features of 50 generated and as many held-out ones" in bench.record()["data"]
+    assert bench.scores_version.endswith("50 images")
 
 
 def tiny_run(steps: int = 2) -> Run:

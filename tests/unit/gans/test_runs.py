@@ -83,6 +83,20 @@ def test_run_is_scored_at_snapshots_and_made_once(tmp_path: Path) -> None:
     assert bool((losses[:, 0] > 0).all())
 
 
+def test_run_that_is_being_scored_is_refused_to_another_process(tmp_path: Path) -> None:
+    """Scoring takes minutes: a second process must take the next run, not score this one too."""
+    refused = list[str]()
+
+    def score(generator: Any) -> dict[str, float]:
+        with pytest.raises(StoreError, match="another process is making this run") as error:
+            make_run(tmp_path)
+        refused.append(str(error.value))
+        return mean_pixel(generator)
+
+    row = make_run(tmp_path, score=score)
+    assert len(refused) == len(row["scores"]) == 2
+
+
 class Killed(BaseException):
     """Stands for a signal."""
 
