@@ -223,13 +223,13 @@ def test_image_mismatch_counts_changed_images(now: np.ndarray, red: bool) -> Non
     assert bool(judge.image_mismatch(now, PINNED)) == red
 
 
-def test_flips_allowed_are_a_hundredth_and_four_errors() -> None:
-    # 1 % of 10,000 is 100, with a standard error of 10.
-    assert judge.flips_allowed(10_000) == 140
-    assert judge.flips_allowed(2_985) == 51
-    before = bits(300, 10_000)
-    assert judge.image_mismatch(bits(300, 10_000, start=70), before) == ""
-    assert "140 may change" in judge.image_mismatch(bits(300, 10_000, start=71), before)
+def test_flips_allowed_are_half_a_hundredth_and_four_errors() -> None:
+    # 0.5 % of 20,000 is 100, with a standard error of 10.
+    assert judge.flips_allowed(20_000) == 140
+    assert judge.flips_allowed(2_985) == 30
+    before = bits(300, 20_000)
+    assert judge.image_mismatch(bits(300, 20_000, start=70), before) == ""
+    assert "140 may change" in judge.image_mismatch(bits(300, 20_000, start=71), before)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
