@@ -26,8 +26,6 @@ MEASURING = (
     "tests/support/*.py",
 )
 FILE = re.compile(r"[\w-]+\.\w+")
-# The fixtures choose the photos of a check. They import the code of every lab.
-FIXTURES = "tests/accuracy/conftest.py"
 # Statements and bounds: a record has the digest of its own bounds.
 TABLES = {"rdfia/claims/claims.json"}
 
@@ -46,10 +44,11 @@ def measuring_files(root: Path) -> set[Path]:
 def lab_hash(root: Path, lab: str) -> str:
     """As `code_hash`, over the modules that one lab's checks import and the tables they read.
 
-    The fixtures of the checks count, but not what only other labs' fixtures import.
+    tests/accuracy/conftest.py counts, which chooses the photos, but not the files that it imports
+    for other labs.
     """
-    start = [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"]
-    return _digest(root, source_files(root, start) | {*root.glob(FIXTURES)})
+    files = source_files(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"])
+    return _digest(root, files | {*root.glob("tests/accuracy/conftest.py")})
 
 
 def source_files(root: Path, start: Iterable[str]) -> set[Path]:

@@ -23,14 +23,10 @@ def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
         yield f"{claim.id}  {claim.statement}"
         for record, place in mine:
             result = f"{_case(record)}{record.result or '-'}"
-            words = OLDER if _is_older(record) else record.verdict
+            words = OLDER if record.outcome in OUTCOMES and is_stale(record) else record.verdict
             yield f"  {words:<22} {result}  [{place}]"
         if not mine:
             yield "  not run"
-
-
-def _is_older(record: Record) -> bool:
-    return record.outcome in OUTCOMES and is_stale(record)
 
 
 def _case(record: Record) -> str:
@@ -48,8 +44,7 @@ def table_rows(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     """
     rows = []
     for claim in CLAIMS.values():
-        all_of_claim = [record for record in records if record.id == claim.id]
-        mine = [record for record in all_of_claim if record.parts and not _is_older(record)]
+        mine = [record for record in records if record.id == claim.id and not is_stale(record)]
         words, result = "not measured", ""
         if mine:
             counts = count_verdicts(mine)
@@ -57,7 +52,7 @@ def table_rows(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
                 f"{word} {n}" if len(mine) > 1 else word for word, n in counts.items()
             )
             result = _result(min(mine, key=_rank))
-        elif all_of_claim:
+        elif any(record.id == claim.id for record in records):
             words = OLDER
         rows.append((claim.id, _shortened(claim.statement), words, result))
     return rows

@@ -942,7 +942,8 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str
     lab = scene_bench(claim, bench, "vgg16")
     rows, chosen, right = best_recipe.ablation(lab)
     row = next(row for row in rows if row["recipe"] == chosen)
-    found, evidence = proportion(int(right.sum()), len(right)), {"rows": rows, "chosen": chosen}
+    evidence: dict[str, Any] = {"rows": rows, "chosen": chosen}
+    found = proportion(int(right.sum()), len(right))
     if part == ON_OTHERS:
         others = best_recipe.other_splits(lab, row)
         found = difference_of_means(others, [right.mean()] * len(others))
