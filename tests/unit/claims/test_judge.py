@@ -284,8 +284,12 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
         (pin(), pin("undecided", far=1.0), ""),
         (pin(), pin("undecided", far=4.1), "its pin is undecided"),
         (pin(bounds="b"), pin(), "other bounds"),
-        # exact values: only the outcome is compared
-        (pin(parts={"x": [2.0, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),
+        # exact values
+        (pin(parts={"x": [1.1, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),
+        (pin(parts={"x": [1.11, 0.0]}), pin(parts={"x": [1.0, 0.0]}), "more than a tenth"),
+        (pin(parts={"x": [-0.89, 0.0]}), pin(parts={"x": [-1.0, 0.0]}), "more than a tenth"),
+        (pin(parts={"x": [4e-15, 0.0]}), pin(parts={"x": [2e-15, 0.0]}), ""),
+        (pin(parts={"x": [1e-3, 0.0]}), pin(parts={"x": [0.0, 0.0]}), "more than a tenth"),
         (pin(parts={"x": ["inf", 0.0]}), pin(), "more than 4 standard errors"),
         (pin(parts={"x": [1.0, "inf"]}), pin(value=9.0), ""),  # the spread of one run is unknown
         (pin(value=9.0), pin(parts={"x": [1.0, "inf"]}), ""),
