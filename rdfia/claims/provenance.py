@@ -42,10 +42,13 @@ def measuring_files(root: Path) -> set[Path]:
 
 @functools.cache
 def lab_hash(root: Path, lab: str) -> str:
-    """As `code_hash`, over the modules that one lab's checks import and the tables they read."""
-    return _digest(
-        root, source_files(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"])
-    )
+    """As `code_hash`, over the modules that one lab's checks import and the tables they read.
+
+    tests/accuracy/conftest.py counts, which chooses the photos, but not the files that it imports
+    for other labs.
+    """
+    files = source_files(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"])
+    return _digest(root, files | {*root.glob("tests/accuracy/conftest.py")})
 
 
 def source_files(root: Path, start: Iterable[str]) -> set[Path]:

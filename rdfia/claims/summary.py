@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rdfia.claims.judge import SCOPES
-from rdfia.claims.record import Record, count_verdicts, format_value, interval_of
+from rdfia.claims.judge import OUTCOMES, SCOPES
+from rdfia.claims.record import Record, count_verdicts, format_value, interval_of, is_stale
 from rdfia.claims.registry import CLAIMS
 
 MOST = 90  # characters of a statement, and of a result, in the table: one line on a screen
+OLDER = "an older record"  # without an interval, or judged by bounds that have changed since
 
 
 def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
@@ -22,7 +23,8 @@ def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
         yield f"{claim.id}  {claim.statement}"
         for record, place in mine:
             result = f"{_case(record)}{record.result or '-'}"
-            yield f"  {record.verdict:<22} {result}  [{place}]"
+            words = OLDER if record.outcome in OUTCOMES and is_stale(record) else record.verdict
+            yield f"  {words:<22} {result}  [{place}]"
         if not mine:
             yield "  not run"
 
@@ -38,10 +40,11 @@ def table_rows(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     """A row of `HEAD` for each claim: its verdicts and the result of one check.
 
     That check is one of the report's own reading before substitutes, decided before undecided.
+    A record without an interval, or judged by bounds that have changed since, has no verdict here.
     """
     rows = []
     for claim in CLAIMS.values():
-        mine = [record for record in records if record.id == claim.id and record.parts]
+        mine = [record for record in records if record.id == claim.id and not is_stale(record)]
         words, result = "not measured", ""
         if mine:
             counts = count_verdicts(mine)
@@ -50,7 +53,7 @@ def table_rows(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
             )
             result = _result(min(mine, key=_rank))
         elif any(record.id == claim.id for record in records):
-            words = "an older record, without an interval"
+            words = OLDER
         rows.append((claim.id, _shortened(claim.statement), words, result))
     return rows
 

@@ -32,6 +32,7 @@ Part = tuple[str, int, str]  # tap, image side, kind of pooling
 TAPS = ("relu4_3", "relu5_1", "relu5_2", "relu5_3")
 CS = (0.25, 1.0, 4.0, 16.0)
 REPEATS = 3  # of five folds
+SPLITS = 10  # random splits on which the chosen recipe is tried
 KINDS = ("pyramid", "bilinear")
 VIEW_BYTES = 12 * files.GIGABYTE  # most bytes of the features of one view: 10 GB in float32
 PYRAMID = 512 * (1 + 4 + 16)  # columns of a spatial pyramid; bilinear pooling has the rest
@@ -221,7 +222,7 @@ def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
 
 
 def other_splits(
-    lab: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(3)
+    lab: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(SPLITS)
 ) -> list[float]:
     """Accuracy of a row of `ablation` on random splits of all images, one for each seed.
 

@@ -95,6 +95,7 @@ def run(size: int) -> dict[str, Any]:
 
     for row in test_tme7.FIRST:
         test_tme7.test_table1_cut_classifier(claim, benches, row)
+    test_tme7.test_table1_order(claim, benches, "first")
     transfer.SHORT_TAPS = {"vgg16": ["relu7"], "alexnet": []}
     transfer.DENSE_TAPS = {"vgg16": [], "alexnet": []}
     test_tme7.test_accuracy_against_cost(claim, benches, "relu7")
@@ -127,13 +128,14 @@ def test_first_reading_runs_with_dense_layers(
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout)
-    rows, (sweep, head, alexnet) = found["records"][:4], found["records"][4:]
+    rows, (order, sweep, head, alexnet) = found["records"][:4], found["records"][4:]
     accuracies = {name: value for row in rows for name, value in row["found"].items()}
     assert list(accuracies) == ["Relu2", "Relu4", "Relu7", "Relu10"]
     assert accuracies["Relu7"] == accuracies["Relu10"]  # both are the logits, to the last digit
     # twice chance: random layers tell the patterns apart
     assert min(accuracies.values()) > 2 / CLASSES
-    assert [row["scope"] for row in (*rows, sweep, head, alexnet)] == ["report"] * 7
+    assert [record["scope"] for record in found["records"]] == ["report"] * 8
+    assert order["found"]["Relu7 minus Relu10"] == 0
     weights = {record["weights"] for record in found["records"]}
     assert weights == {"vgg16-full (assets directory)", "alexnet-full (assets directory)"}
     assert list(sweep["found"]) == ["C = 1 minus C = 0.1", "C = 1 minus C = 10"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia.claims import intervals
+from rdfia.claims import intervals, judge
 from rdfia.claims.ledger import Ledger
 from rdfia.claims.record import ClaimError
-from rdfia.data import assets
+from rdfia.data import assets, files
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments.transfer import Problem, TransferBench, count_files_in_both_parts, digits
@@ -81,9 +82,9 @@ def compare_with(usual: np.ndarray) -> Compare:
 
     def compare(bits: np.ndarray) -> None:
         failures = []
-        for judge in (pin, baseline):
+        for check in (pin, baseline):
             try:
-                judge(bits)
+                check(bits)
             except ClaimError as failure:
                 failures.append(str(failure))
         assert len(failures) in (0, 2), failures
@@ -105,6 +106,18 @@ def test_another_dtype_is_accepted(problem: Problem, usual: np.ndarray) -> None:
 def test_wrong_layer_is_detected(problem: Problem, same: Compare) -> None:
     with pytest.raises(ClaimError, match="images were right and are not"):
         same(right(problem, WRONG_LAYER))
+
+
+def test_any_other_layer_is_detected_in_the_stored_images_of_15_scene() -> None:
+    """Also relu5_3 in the place of VGG16's pool5, which has nearly the same accuracy."""
+    networks: dict[str, dict[str, np.ndarray]] = {}
+    for key, row in files.read_json(ROOT / "reports/baseline/thresholds.json").items():
+        network, layer, _ = key.split("/")
+        networks.setdefault(network, {})[layer] = judge.unpack_bits(row)
+    assert {"relu5_3", "pool5"} <= networks["vgg16"].keys()
+    for name, layers in networks.items():
+        for pair in combinations(layers, 2):
+            assert judge.image_mismatch(*map(layers.__getitem__, pair)), (name, pair)
 
 
 def test_swapped_mean_and_std_are_detected(problem: Problem, same: Compare) -> None:

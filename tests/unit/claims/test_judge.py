@@ -223,13 +223,13 @@ def test_image_mismatch_counts_changed_images(now: np.ndarray, red: bool) -> Non
     assert bool(judge.image_mismatch(now, PINNED)) == red
 
 
-def test_flips_allowed_are_a_hundredth_and_four_errors() -> None:
-    # 1 % of 10,000 is 100, with a standard error of 10.
-    assert judge.flips_allowed(10_000) == 140
-    assert judge.flips_allowed(2_985) == 51
-    before = bits(300, 10_000)
-    assert judge.image_mismatch(bits(300, 10_000, start=70), before) == ""
-    assert "140 may change" in judge.image_mismatch(bits(300, 10_000, start=71), before)
+def test_flips_allowed_are_half_a_hundredth_and_four_errors() -> None:
+    # 0.5 % of 20,000 is 100, with a standard error of 10.
+    assert judge.flips_allowed(20_000) == 140
+    assert judge.flips_allowed(2_985) == 30
+    before = bits(300, 20_000)
+    assert judge.image_mismatch(bits(300, 20_000, start=70), before) == ""
+    assert "140 may change" in judge.image_mismatch(bits(300, 20_000, start=71), before)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -284,8 +284,12 @@ def bitwise(right: np.ndarray, images: str = "these") -> dict[str, Any]:
         (pin(), pin("undecided", far=1.0), ""),
         (pin(), pin("undecided", far=4.1), "its pin is undecided"),
         (pin(bounds="b"), pin(), "other bounds"),
-        # exact values: only the outcome is compared
-        (pin(parts={"x": [2.0, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),
+        # exact values
+        (pin(parts={"x": [1.1, 0.0]}), pin(parts={"x": [1.0, 0.0]}), ""),
+        (pin(parts={"x": [1.11, 0.0]}), pin(parts={"x": [1.0, 0.0]}), "more than a tenth"),
+        (pin(parts={"x": [-0.89, 0.0]}), pin(parts={"x": [-1.0, 0.0]}), "more than a tenth"),
+        (pin(parts={"x": [4e-15, 0.0]}), pin(parts={"x": [2e-15, 0.0]}), ""),
+        (pin(parts={"x": [1e-3, 0.0]}), pin(parts={"x": [0.0, 0.0]}), "more than a tenth"),
         (pin(parts={"x": ["inf", 0.0]}), pin(), "more than 4 standard errors"),
         (pin(parts={"x": [1.0, "inf"]}), pin(value=9.0), ""),  # the spread of one run is unknown
         (pin(value=9.0), pin(parts={"x": [1.0, "inf"]}), ""),

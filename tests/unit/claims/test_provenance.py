@@ -28,6 +28,7 @@ FILES = {
     "rdfia/transfer/__init__.py": "",
     "rdfia/data/__init__.py": "",
     "tests/unit/transfer/test_svm.py": "",
+    "tests/accuracy/conftest.py": "from rdfia.gradients import fooling\n",
 }
 
 
@@ -47,6 +48,7 @@ def tree(root: Path) -> Path:
         ("rdfia/transfer/heads.py", False),  # a neighbour of the module that imports it
         ("rdfia/models/layers.txt", True),  # a table that a module reads
         ("rdfia/claims/judge.py", True),  # turns estimates into outcomes
+        ("tests/accuracy/conftest.py", True),  # chooses photos
         ("rdfia/gradients/fooling.py", False),  # of another lab
         ("rdfia/report/page.py", False),  # only shows results
         ("tests/unit/transfer/test_svm.py", False),

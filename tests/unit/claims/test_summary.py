@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from rdfia.claims import summary
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rdfia.claims import judge, summary
 from rdfia.claims.record import Record
 from rdfia.claims.registry import CLAIMS
 
@@ -15,7 +20,8 @@ def record(case: str, outcome: str, scope: str, value: float) -> Record:
         "low": value - 0.01,
         "high": value + 0.01,
     }
-    return Record("tme7.q10.head", case, outcome=outcome, scope=scope, parts=[part])
+    bounds = judge.bounds_digest({})  # no bound has this part's name
+    return Record("tme7.q10.head", case, outcome=outcome, scope=scope, parts=[part], bounds=bounds)
 
 
 def test_table_shows_one_check_of_the_reports_own_reading_for_each_claim() -> None:
@@ -28,8 +34,17 @@ def test_table_shows_one_check_of_the_reports_own_reading_for_each_claim() -> No
     verdicts = "contradicted 1, holds on a substitute 1"
     assert rows["tme7.q10.head"] == (verdicts, "b: accuracy 0.7 (0.69 to 0.71)")
     assert [*rows.values()].count(("not measured", "")) == len(CLAIMS) - 1
-    old = summary.table_rows([Record("tme7.q10.head", "a", outcome="supported")])
-    assert [row[2:] for row in old].count(("an older record, without an interval", "")) == 1
+
+
+@pytest.mark.parametrize("fault", [{"parts": []}, {"bounds": "others"}], ids=str)
+def test_an_older_record_has_no_verdict(fault: dict[str, Any]) -> None:
+    old = replace(record("a", "supported", "report", 0.8), **fault)
+    assert [row[2:] for row in summary.table_rows([old])].count((summary.OLDER, "")) == 1
+    assert not any("reproduced" in line for line in summary.claims_as_text([(old, "here")]))
+    now = record("b", "contradicted", "report", 0.7)
+    assert ("contradicted", "b: accuracy 0.7 (0.69 to 0.71)") in [
+        row[2:] for row in summary.table_rows([old, now])
+    ]
 
 
 def test_deciding_estimates_come_first_in_a_line_of_limited_length() -> None:
