@@ -421,6 +421,11 @@ def _train(options: argparse.Namespace) -> int:
     png = _png_path(options, options.kind)
     lab = gan_config.LABS[options.kind]
     images, labels, classes = _training_images(options, png)
+    if len(images) < 2:
+        raise ArgumentError(
+            f"folder {printable_line(options.folder)}: has {len(images)} photo, expected 2 or more "
+            "for a training step; add photos"
+        )
     conditional = options.kind != "dcgan"
     config = replace(
         lab,

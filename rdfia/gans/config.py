@@ -61,46 +61,33 @@ class GanConfig:
             raise ArgumentError(
                 f"architecture: got {self.architecture!r}, expected a GanArchitecture"
             )
-        if (
-            min(self.steps, self.nb_update_D, self.nb_update_G) < 1
-            or self.batch < 2
-            or not 0 < self.lr < math.inf
-        ):
-            raise ArgumentError(
-                f"{self}: expected steps and updates from 1, batch from 2, lr above 0"
-            )
-        if (
-            not (self.lr_D is None or 0 < self.lr_D < math.inf)
-            or not 0 <= self.r1 < math.inf
-            or self.r1_every < 1
-        ):
-            raise ArgumentError(
-                f"{self}: expected lr_D above 0 or None, r1 from 0, r1_every from 1"
-            )
-        if self.augmentation != tuple(
-            kind for kind in gan_augmentation.KINDS if kind in self.augmentation
-        ):
-            wanted = ", ".join(gan_augmentation.KINDS)
-            raise ArgumentError(
-                f"{self}: expected for augmentation a tuple of some of {wanted}, in this order"
-            )
-        if not (
-            0 <= self.beta1 < 1
-            and 0 <= self.beta2 < 1
-            and 0 <= self.ema < 1
-            and 0 <= self.label_smoothing < 0.5
-        ):
-            raise ArgumentError(
-                f"{self}: expected beta1, beta2 and ema in 0..1, label_smoothing below 0.5"
-            )
-        if self.precision not in ("float32", "bfloat16") or list(self.milestones) != sorted(
-            self.milestones
-        ):
-            raise ArgumentError(
-                f"{self}: expected precision float32 or bfloat16, milestones in ascending order"
-            )
-        if not 0 <= self.seed < 2**32:  # the CPU's generator takes 32 bits
-            raise ArgumentError(f"{self}: expected a seed from 0 to 2**32 - 1")
+        kinds = gan_augmentation.KINDS
+        share = "from 0 to below 1"
+        ranges = {  # field -> whether its value is possible, and what is expected
+            "steps": (self.steps >= 1, "1 or more"),
+            "nb_update_D": (self.nb_update_D >= 1, "1 or more"),
+            "nb_update_G": (self.nb_update_G >= 1, "1 or more"),
+            "batch": (self.batch >= 2, "2 images or more"),
+            "lr": (0 < self.lr < math.inf, "a number above 0"),
+            "lr_D": (self.lr_D is None or 0 < self.lr_D < math.inf, "None or a number above 0"),
+            "r1": (0 <= self.r1 < math.inf, "0 or more"),
+            "r1_every": (self.r1_every >= 1, "1 or more"),
+            "augmentation": (
+                self.augmentation == tuple(kind for kind in kinds if kind in self.augmentation),
+                f"a tuple of some of {', '.join(kinds)}, in this order",
+            ),
+            "beta1": (0 <= self.beta1 < 1, share),
+            "beta2": (0 <= self.beta2 < 1, share),
+            "ema": (0 <= self.ema < 1, share),
+            "label_smoothing": (0 <= self.label_smoothing < 0.5, "from 0 to below 0.5"),
+            "precision": (self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            "milestones": (list(self.milestones) == sorted(self.milestones), "ascending steps"),
+            # the CPU's generator takes 32 bits
+            "seed": (0 <= self.seed < 2**32, "a number from 0 to 2**32 - 1"),
+        }
+        for name, (possible, expected) in ranges.items():
+            if not possible:
+                raise ArgumentError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
 
     def as_json(self) -> dict[str, Any]:
         """The fields, and those of the architecture, as JSON values.

@@ -341,8 +341,8 @@ def ablation(evidence: Mapping[str, Any]) -> Figure:
     )
 
 
-def classifier_comparison(evidence: Mapping[str, Any]) -> Figure:
-    """Classifiers side by side, one dot for each seed, such as a head and the SVM.
+def compared_values(evidence: Mapping[str, Any]) -> Figure:
+    """A row of dots for each name, such as the accuracies of a head by seed and that of the SVM.
 
     `evidence`: "bars", {name: values}, and if present "unit", the label of the axis.
     """

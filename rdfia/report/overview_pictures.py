@@ -58,8 +58,10 @@ class Shown:
 
     @property
     def case(self) -> str:
-        """The case of the picture's record; "" if the caption is its own and names it."""
-        return self.picture.key.partition("/")[2] if self.section in DRAWN else ""
+        """The case of the picture's record; "" if the caption is its own or names it."""
+        case = self.picture.key.partition("/")[2]
+        named = case.rpartition(", ")[2] in self.picture.caption
+        return case if self.section in DRAWN and not named else ""
 
 
 def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
@@ -69,7 +71,8 @@ def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
 
     def kept(folder: Path, name: str, *rest: Any) -> Picture:
         """The committed picture that `page` would draw: `_draw` without drawing."""
-        *_, caption, record = rest
+        *_, evidence, caption, record = rest
+        caption = page.caption_of(caption, evidence)
         row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
         return page.kept_picture(folder, row, record)
 
@@ -77,7 +80,8 @@ def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
         parts = page.pictures(verified / folder, run["records"], kept)
         table1 = [r for r in run["records"] if r.id == "tme7.q11.table1" and r.outcome in OUTCOMES]
         if table1:
-            parts["table1"] = [kept(verified / folder, "table1", page.TABLE1_CAPTION, table1[0])]
+            drawn = kept(verified / folder, "table1", {}, page.TABLE1_CAPTION, table1[0])
+            parts["table1"] = [drawn]
         for section, row in parts.items():
             for picture in row:
                 if picture.file and not PHOTOS.match(Path(picture.file).stem):

@@ -25,15 +25,31 @@ from rdfia.report import benchmarks, blocks, figures
 from rdfia.report.blocks import Json, Picture, slug
 from rdfia.report.environment import environment
 
-# Evidence with all of these fields is drawn: section, fields, figure, caption.
-DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
+
+def _compared_caption(evidence: Json) -> str:
+    """What the axis shows, and the dots of `figures.compared_values` if a row has several."""
+    unit = evidence.get("unit") or figures.ACCURACY
+    several = max(map(len, evidence["bars"].values())) > 1
+    return f"{unit[0].upper()}{unit[1:]}." + " The number is the mean of a row's dots." * several
+
+
+def _steps_caption(evidence: Json) -> str:
+    """The score, and the band of `figures.score_by_step` if a curve has one."""
+    unit = evidence["unit"]
+    band = any(error > 0 for _, _, errors in evidence["by_step"].values() for error in errors)
+    return f"{unit[0].upper()}{unit[1:]} by training step{', with a 95% band' * band}."
+
+
+# Evidence with all of these fields is drawn: section, fields, figure, caption (or its function).
+Caption = str | Callable[[Json], str]
+DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], Caption], ...] = (
     (
         "figure3",
         ("C", "test", "converged"),
         figures.c_sweep,
         "Accuracy against C. Hollow: the solver stopped early.",
     ),
-    ("compared", ("bars",), figures.classifier_comparison, "Classifiers, one dot for each seed."),
+    ("compared", ("bars",), figures.compared_values, _compared_caption),
     (
         "best",
         ("rows",),
@@ -58,7 +74,7 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
         "steps",
         ("by_step", "unit"),
         lambda e: figures.score_by_step(e["by_step"], e["unit"], e.get("log", "")),
-        "Score by training step, with a 95% band.",
+        _steps_caption,
     ),
 )
 DEPTH_CAPTION = (
@@ -72,7 +88,7 @@ TITLES = {
     "figure2": "Figure 2: first convolution",
     "figure3": "Figure 3: the SVM's C",
     "depth": "Accuracy against depth",
-    "compared": "Classifiers",
+    "compared": "Values side by side",
     "best": "The best recipe",
     "confusion": "Confusion matrix",
     "mistakes": "The most confident mistakes",
@@ -289,17 +305,23 @@ def _draw(
     name: str,
     draw: Callable[[Any], Figure],
     evidence: Any,
-    caption: str,
+    caption: Caption,
     record: Record,
 ) -> Picture:
     """The picture `figures/<name>.png` after drawing it, or why it could not be drawn."""
     try:
         path = f"figures/{name}.png"
+        caption = caption_of(caption, evidence)
         files.write_atomic(folder / path, figures.png(draw(evidence)))
         below = blocks.table_below(name.split("-")[0], evidence)
         return Picture(record.key, path, caption, caption, _conditions(record), below)
     except (RdfiaError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return Picture(problem=f"{name} could not be drawn: {error!r}")
+
+
+def caption_of(caption: Caption, evidence: Any) -> str:
+    """The caption of a row of `DRAWN` for this evidence."""
+    return caption if isinstance(caption, str) else caption(evidence)
 
 
 def kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:

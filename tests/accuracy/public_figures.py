@@ -30,7 +30,7 @@ from tests.accuracy.tme8_figures import bright, picture
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg")
-BY = "photos in the public domain, of scikit-image's wheel"
+BY = "photos in the public domain, from scikit-image"
 TITLE = "SqueezeNet 1.1"  # the report's network of TME 8
 LIMIT = 100  # steps of the fooling rule, the lab's
 CONDITIONS = ("date", "cpu", "device", "torch", "torchvision", "commit")
@@ -72,7 +72,7 @@ def draw_classes(drawn: Drawn, photos: PublicPhotos) -> None:
         "figure1",
         figures.classification_panel(photos.shown[:2], photos.guesses[:2], ["cat", "espresso"]),
         f"Figure 1 redone with {TITLE} on {BY}: a cat and a cup of espresso, and the five "
-        "likeliest classes of each. The wheel has no dog.",
+        "likeliest classes of each. scikit-image has no photo of a dog.",
         "Two photos beside bar charts of class probabilities.",
     )
 

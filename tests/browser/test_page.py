@@ -72,7 +72,7 @@ def opened(browser: Any) -> Iterator[Open]:
 
 
 def findings(page: Any, folder: Path) -> list[str]:
-    """A line for each fault: messages, requests, pictures, links, width, accessibility."""
+    """A line for each fault: messages, requests, pictures, links, widths, accessibility."""
     from axe_playwright_python.sync_playwright import Axe
 
     page.evaluate(
@@ -106,6 +106,13 @@ def findings(page: Any, folder: Path) -> list[str]:
     width = page.viewport_size["width"]
     if (needs := page.evaluate("document.documentElement.scrollWidth")) > width:
         found.append(f"sideways: {needs} pixels in {width}")
+    found += page.evaluate(  # a part that scrolls sideways says so in the text above its content
+        """() => [...document.querySelectorAll("main *")]
+        .filter((part) => part.scrollWidth > part.clientWidth
+            && ["auto", "scroll"].includes(getComputedStyle(part).overflowX)
+            && !getComputedStyle(part, "::before").content.includes("sideways"))
+        .map((part) => "scrolls without a word: " + part.outerHTML.slice(0, 80))"""
+    )
     result = Axe().run(page).response
     for rule in result["violations"]:
         if rule["impact"] in ("serious", "critical"):
@@ -133,6 +140,7 @@ def test_page_has_no_finding(opened: Open, width: int, scheme: str) -> None:
         ("</main>", "</main><script>console.warn('hello')</script>", "console: hello"),
         ("</main>", "</main><script>nothing()</script>", "error: nothing is not defined"),
         ("</main>", "</main><div style='width: 400px'>wide</div>", "sideways: 4"),
+        ('toggle("scrolls"', 'toggle("other"', "scrolls without a word: <div"),
         ("</main>", "</main><img src='https://example.org/a.png' alt=a>", "request: https:"),
         ("</main>", "</main><p style='color: #ccc'>pale</p>", "axe: color-contrast"),
         ('<html lang="en">', "<html>", "axe: html-has-lang"),

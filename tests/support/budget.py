@@ -172,8 +172,8 @@ class Budget:
             f"piece {name}": self._rows["pieces"].get(name, 0.0)
             for name in self.costs.uses.get(check, ())
         }
-        own = self._rows["own"].get(check, self._mean_seconds())
-        return {check: max(own, 0.0), **pieces}
+        own = self._rows["own"].get(check)
+        return {check: max(self._mean_seconds() if own is None else own, 0.0), **pieces}
 
     def _finished_parts(self) -> set[str]:
         return self.finished | {f"piece {name}" for name in self.clock.pieces}
@@ -235,10 +235,11 @@ class Budget:
         paid = self._finished_parts()
         labs = {lab.get(check, "") for check in self.finished}
         chosen = set[str]()
+        parts = {check: self._parts(check) for check in waiting}
         candidates = list(waiting)
 
         def cost(check: str) -> float:
-            return pace * sum(s for part, s in self._parts(check).items() if part not in paid)
+            return pace * sum(s for part, s in parts[check].items() if part not in paid)
 
         def order(check: str) -> tuple[bool, int, float]:
             return lab.get(check, "") in labs, rank.get(check, 0), cost(check)
@@ -249,7 +250,7 @@ class Budget:
             if (seconds := cost(check)) <= max(left, 0.0):  # what takes no time always fits
                 left -= seconds
                 chosen.add(check)
-                paid |= self._parts(check).keys()
+                paid |= parts[check].keys()
                 labs.add(lab.get(check, ""))
         return chosen
 

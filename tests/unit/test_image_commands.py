@@ -257,6 +257,14 @@ def test_wrong_argument_is_exit_code_2_and_writes_nothing(
     assert photo.read_bytes() == before
 
 
+def test_one_photo_is_too_few_to_train(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photo.parent / "one"
+    folder.mkdir()
+    photo.rename(folder / photo.name)
+    assert main(["train", "dcgan", str(folder)]) == 2
+    assert f"folder {folder}: has 1 photo, expected 2 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [

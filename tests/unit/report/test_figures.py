@@ -50,7 +50,7 @@ ALL = {
     "c_sweep": lambda: figures.c_sweep(SWEEP),
     "confusion": lambda: figures.confusion({"classes": ["a", "b"], "matrix": [[3, 1], [0, 4]]}),
     "ablation": lambda: figures.ablation(ABLATION),
-    "classifier_comparison": lambda: figures.classifier_comparison(
+    "compared_values": lambda: figures.compared_values(
         {"bars": {"head": [0.8, 0.82], "SVM": [0.9]}}
     ),
     "table1": lambda: figures.table1([ROW]),
@@ -77,7 +77,7 @@ CHARTS = [
     "c_sweep",
     "confusion",
     "ablation",
-    "classifier_comparison",
+    "compared_values",
     "table1",
     "score_by_step",
     "losses",
@@ -127,7 +127,7 @@ def test_depth_marks_the_best_layer_and_poolings() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["depth_curves", "c_sweep", "ablation", "classifier_comparison", "table1"]
+    "name", ["depth_curves", "c_sweep", "ablation", "compared_values", "table1"]
 )
 def test_axis_of_accuracy_has_its_unit(name: str) -> None:
     ax = ALL[name]().axes[-1]

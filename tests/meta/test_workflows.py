@@ -1,4 +1,4 @@
-"""The step of CI that compares a pull request with its base: its exit codes and its base."""
+"""The scripts of the workflows: CI compares a pull request with its base, Pages gets the page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-WORKFLOW = Path(__file__).parents[2] / ".github" / "workflows" / "ci.yml"
+ROOT = Path(__file__).parents[2]
+COMPARE = "ci.yml", "Compare with the base"
+COLLECT = "pages.yml", "Collect the page"
 
 
-def step() -> str:
-    """The shell script of the step."""
-    text = WORKFLOW.read_text("utf-8").partition("- name: Compare with the base\n")[2]
+def step(workflow: str, name: str) -> str:
+    """The shell script of a step."""
+    path = ROOT / ".github" / "workflows" / workflow
+    text = path.read_text("utf-8").partition(f"- name: {name}\n")[2]
     lines = text.partition("run: |\n")[2].splitlines()
     indent = len(lines[0]) - len(lines[0].lstrip())
     end = next((i for i, line in enumerate(lines) if not line.startswith(" " * indent)), len(lines))
@@ -22,14 +25,14 @@ def step() -> str:
 
 
 def run_step(folder: Path, status: int, base: str = "") -> tuple[int, str, str]:
-    """(exit code, output, summary) of the step with an `rdfia` that ends with `status`."""
+    """(exit code, output, summary) of the comparison with an `rdfia` that ends with `status`."""
     rdfia = folder / ".venv" / "bin" / "rdfia"
     rdfia.parent.mkdir(parents=True)
     rdfia.write_text(f'#!/bin/sh\necho "$@"\nexit {status}\n')
     rdfia.chmod(0o755)
     summary = folder / "summary.md"
     found = subprocess.run(
-        ["bash", "-e", "-c", step()],
+        ["bash", "-e", "-c", step(*COMPARE)],
         cwd=folder,
         env={**os.environ, "GITHUB_STEP_SUMMARY": str(summary), "BASE": base},
         capture_output=True,
@@ -77,3 +80,17 @@ def test_without_saved_records_the_base_has_its_committed_ones(tmp_path: Path) -
     assert code == 0, output
     restored = here / "base-run" / "reports" / "verified" / "cpu" / "tme7" / "claims.json"
     assert restored.read_text() == "of the base"
+
+
+def test_published_page_has_its_pictures_and_a_link_to_the_repository(tmp_path: Path) -> None:
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    (tmp_path / "docs" / "pictures" / "a.png").write_bytes(b"a")
+    page = (ROOT / "docs" / "index.html").read_text("utf-8")
+    (tmp_path / "docs" / "index.html").write_text(page, "utf-8")
+    url = "https://example.org/a/b"
+    where = {"GITHUB_SERVER_URL": "https://example.org", "GITHUB_REPOSITORY": "a/b"}
+    command = ["bash", "-e", "-c", step(*COLLECT)]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **where}, check=True)
+    assert (tmp_path / "site" / "pictures" / "a.png").exists()
+    published = (tmp_path / "site" / "index.html").read_text("utf-8")
+    assert (page.count(url), published.count(f'<a href="{url}">')) == (0, 1)
