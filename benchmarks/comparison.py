@@ -24,10 +24,11 @@ from benchmarks.sampling import Pairs, Ratio, ceilings, ratio
 from benchmarks.variants import COMPILED, MANUAL, VARIANTS
 from benchmarks.worker import Json, Worker, WorkerError
 from benchmarks.workloads import PeerWorkload, results_agree
+from rdfia.report.benchmarks import TITLES
 
 COMPILE_SECONDS = 120.0  # of --minutes that a row needs for torch.compile to be tried
 EXACT = 1e-3  # tolerance of float32 beside float32, where the workload says that it is exact
-AT_PEERS_DTYPE, AT_BEST = "at the peer's dtype", "each at its best"
+AT_PEERS_DTYPE, AT_BEST = TITLES
 Samples = dict[str, list[float]]  # seconds by variant
 
 
