@@ -81,7 +81,7 @@ class Round:
         found: Samples = {name: [] for name in names}
         for i in range(start, start + pairs):
             for name in names if i % 2 == 0 else reversed(names):
-                found[name].append(self.worker_of(name).sample_variant(name))
+                found[name].append(self.worker_of(name).sample(name))
         return found
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ def fastest_variant(made: Round, fast: str, seconds_left: float) -> tuple[str, d
     `fast`: our fast dtype; `seconds_left`: of --minutes for this row.
     """
     peer = made.worker_of(MANUAL)
-    seconds = {MANUAL: peer.sample_variant(MANUAL)}
+    seconds = {MANUAL: peer.sample(MANUAL)}
     remarks = {MANUAL: f"{seconds[MANUAL]:.3g} s"}
     best = MANUAL
 
@@ -108,7 +108,7 @@ def fastest_variant(made: Round, fast: str, seconds_left: float) -> tuple[str, d
             return best
         remarks[name] = "another result"
         if made.agree(name, float32=not autocast):
-            seconds[name] = peer.sample_variant(name)
+            seconds[name] = peer.sample(name)
             remarks[name] = f"{seconds[name]:.3g} s"
         faster, slower = best, name
         if seconds.get(name, math.inf) < seconds[best]:

@@ -84,15 +84,10 @@ class Worker:
         self.process.stdin.flush()
         return self._read()["answer"]
 
-    def sample(self) -> float:
-        """Seconds of a call of the gate's workload that was made last, after a rest."""
+    def sample(self, name: str = "") -> float:
+        """Seconds of a call, after a rest: of a variant, or of the gate's last workload."""
         time.sleep(REST)
-        return float(self.ask("sample"))
-
-    def sample_variant(self, name: str) -> float:
-        """Seconds of a call of a variant, after a rest."""
-        time.sleep(REST)
-        return float(self.ask("sample_variant", name=name))
+        return float(self.ask("sample", name=name))
 
     def close(self) -> None:
         if self.process.stdin is not None:
@@ -182,8 +177,9 @@ class Server:
         require_modules_of(Path.cwd())
         return self.samplers[0].repeats
 
-    def sample(self) -> float:
-        return self.samplers[0]()
+    def sample(self, name: str) -> float:
+        """Seconds of a call of a variant, or of the gate's workload ("")."""
+        return self.made[name].sample() if name else self.samplers[0]()
 
     def pairs(self, n: int) -> list[list[float]]:
         """Seconds of `n` pairs, ours and the frozen reference."""
@@ -195,9 +191,6 @@ class Server:
         peer = self.workloads.PEERS[workload]
         self.made[name] = self.variants.Variant(peer, self.device, name, dtype)
         return self.made[name].first_call(result)
-
-    def sample_variant(self, name: str) -> float:
-        return self.made[name].sample()
 
     def drop_variant(self, name: str) -> None:
         del self.made[name]

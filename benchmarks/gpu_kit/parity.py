@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workloads.inputs import random_network, smooth_photos
+from benchmarks.workloads.inputs import pixel_batch, random_network, smooth_photos
 from rdfia.data import assets
 from rdfia.data import files as data_files
 from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, blur, read_image
@@ -73,8 +73,7 @@ def _on(name: str, device: str) -> nn.Module:
 
 
 def _pixels(device: str) -> Tensor:
-    stacked = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos()])
-    return CENTRE_CROP_224.normalise(stacked.to(device))
+    return CENTRE_CROP_224.normalise(pixel_batch(photos(), device))
 
 
 def images(device: str, _dtype: torch.dtype) -> Quantities:

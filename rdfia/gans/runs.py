@@ -22,10 +22,9 @@ from rdfia.device.precision import float32_product_type
 from rdfia.errors import DivergedError, StoreError
 from rdfia.gans.architecture import Generator, Labels, build
 from rdfia.gans.config import GanConfig, Precision
-from rdfia.gans.health import health
-from rdfia.gans.sampling import fixed_noise, sample, to_uint8
+from rdfia.gans.sampling import grid_images
 from rdfia.gans.training import Trainer
-from rdfia.gans.training_loop import train
+from rdfia.gans.training_loop import grid_health, train
 
 Json = dict[str, Any]
 Score = Callable[[Generator], Mapping[str, Any]]
@@ -170,17 +169,18 @@ def scored_run(
             last = generator.to(device)
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
-                png = _png(_grid_images(run, generator)[: run.shown])
+                png = _png(grid_images(run.config, generator)[: run.shown])
                 files.write_atomic(evidence / f"{run.name}-{step}.png", png)
     files.save_tensors(
         evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()}
     )
+    shown = None if last is None else grid_images(run.config, last)
     row = {
         **asked,
         "scores": rows,
         "diverged": diverged,
         "seconds": files.read_json(work / run.name / "seconds.json"),
-        "health": _signals(run, losses, None if last is None else _grid_images(run, last), images),
+        "health": _signals(run, losses, shown, images),
         "origin": dict(origin or {}),
     }
     files.write_json(path, row)
@@ -218,8 +218,7 @@ def _stored_row(
 
 def _signals(run: Run, losses: Tensor, shown: Tensor | None, images: Tensor) -> Json:
     """The run's `health` without NaN and infinity, which JSON lacks."""
-    some = images[:: max(1, len(images) // 500)]
-    signals = health(losses, shown, some, labels=fixed_noise(run.config)[1])._asdict()
+    signals = grid_health(run.config, losses, shown, images)._asdict()
     alarms = list(signals.pop("alarms"))
     finite = {name: value for name, value in signals.items() if math.isfinite(value)}
     return {**finite, "alarms": alarms}
@@ -262,12 +261,6 @@ def _generator(run: Run, path: Path, digest: str) -> Generator | None:
     _, generator = build(run.config.architecture, run.config.seed)
     generator.load_state_dict(tensors)
     return generator if all(bool(t.isfinite().all()) for t in tensors.values()) else None
-
-
-def _grid_images(run: Run, generator: Generator) -> Tensor:
-    """The images of the run's fixed noise, uint8."""
-    z, y = fixed_noise(run.config, next(generator.parameters()).device)
-    return to_uint8(sample(generator, z, y, statistics="batch"))
 
 
 def _png(images: Tensor) -> bytes:

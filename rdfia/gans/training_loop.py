@@ -17,7 +17,7 @@ from rdfia.errors import ArgumentError
 from rdfia.gans import sampling
 from rdfia.gans.architecture import Labels
 from rdfia.gans.config import GanConfig
-from rdfia.gans.health import health
+from rdfia.gans.health import Health, health
 from rdfia.gans.training import COLUMNS, LOG_EVERY, Device, Trainer, log_line
 
 
@@ -58,18 +58,13 @@ class Trained(NamedTuple):
 
 
 def _grid(trainer: Trainer) -> Grid:
-    z, y = sampling.fixed_noise(trainer.config, trainer.device)
-    drawn = sampling.sample(trainer.image_generator, z, y, statistics="batch")
-    return Grid(trainer.done, sampling.to_uint8(drawn))
+    return Grid(trainer.done, sampling.grid_images(trainer.config, trainer.image_generator))
 
 
-def _log_alarms(log: Callable[[str], None], trainer: Trainer, grid: Grid, images: Tensor) -> None:
-    """Logs a line for each alarm of `health`."""
+def grid_health(config: GanConfig, losses: Tensor, shown: Tensor | None, images: Tensor) -> Health:
+    """The `health` of a run from its losses, its grid's images and about 500 training images."""
     some = images[:: max(1, len(images) // 500)]
-    labels = sampling.fixed_noise(trainer.config)[1]
-    losses = trainer.losses[: trainer.done]
-    for alarm in health(losses, grid.images, some, labels=labels).alarms:
-        log(f"[{trainer.done:5d}/{trainer.config.steps:5d}] warning: {alarm}")
+    return health(losses, shown, some, labels=sampling.fixed_noise(config)[1])
 
 
 def train(
@@ -125,7 +120,9 @@ def train(
         if trainer.done in wanted_grids:
             grids.append(_grid(trainer))
             if log is not None:
-                _log_alarms(log, trainer, grids[-1], images)
+                losses = trainer.losses[: trainer.done]
+                for alarm in grid_health(config, losses, grids[-1].images, images).alarms:
+                    log(f"[{trainer.done:5d}/{config.steps:5d}] warning: {alarm}")
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
         if folder is not None and (trainer.done % checkpoint_every == 0 or ended):

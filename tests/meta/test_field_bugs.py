@@ -56,14 +56,14 @@ FAULTS: dict[str, Fault] = {
     # features
     "normalisation missing": Fault(
         "transfer.features",
-        "preprocess.normalise(rows).to(dtype",
-        "(rows.float() / 255).to(dtype",
+        "preprocess.normalise(pixels[:, :, rows]).to(dtype",
+        "(pixels[:, :, rows].float() / 255).to(dtype",
         f"{FEATURES}streamed_batches_equal_single_images",
     ),
     "normalisation doubled": Fault(
         "transfer.features",
-        "preprocess.normalise(rows).to(dtype",
-        "preprocess.normalise(preprocess.normalise(rows)).to(dtype",
+        "preprocess.normalise(pixels[:, :, rows]).to(dtype",
+        "preprocess.normalise(preprocess.normalise(pixels[:, :, rows])).to(dtype",
         f"{FEATURES}streamed_batches_equal_single_images",
     ),
     "ReLU before the tap": Fault(
