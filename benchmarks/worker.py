@@ -154,10 +154,12 @@ class Server:
         self.samplers: list[sampling.Sampler] = []  # ours and, where asked for, the reference's
         self.made: dict[str, variants.Variant] = {}
 
-    def make(self, row: str, slowdown: float = 0.0, beside: bool = False, repeats: int = 0) -> int:
+    def make(
+        self, row: str, slowdown: float = 0.0, with_reference: bool = False, repeats: int = 0
+    ) -> int:
         """Makes a workload of the gate, or "control"; returns how many calls a sample has.
 
-        `slowdown`: planted, as a share of the time. `beside`: the frozen reference too.
+        `slowdown`: planted, as a share of the time. `with_reference`: the frozen reference too.
         """
         self.samplers.clear()
         gc.collect()
@@ -171,7 +173,7 @@ class Server:
                 raise ValueError("the result differs from the reference's, so it is not timed")
         timed = self.sampling.synchronised(_slowed(ours, slowdown), self.device)
         self.samplers.append(self.sampling.Sampler(timed, repeats=repeats))
-        if beside:
+        if with_reference:
             timed = self.sampling.synchronised(reference, self.device)
             self.samplers.append(self.sampling.Sampler(timed))
         require_modules_of(Path.cwd())
@@ -220,7 +222,9 @@ def serve(device: str) -> None:
         send({"error": f"the package of this tree cannot be timed by these benchmarks: {error}"})
         return
     settings = contextlib.ExitStack()
-    if device != "cpu":  # the peers too, whose convolutions would be TF32 beside our float32
+    if (
+        device != "cpu"
+    ):  # the peers too, whose convolutions would be TF32 with_reference our float32
         from rdfia.device.precision import product_precision
 
         settings.enter_context(product_precision(device))

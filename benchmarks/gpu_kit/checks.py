@@ -49,7 +49,7 @@ def _output(*command: str) -> str:
 
 
 def environment(device: str, to: Path) -> bool:
-    """True. Records the machine and absent packages and then, in a second write, its best rates."""
+    """Records the machine and absent packages, then its best rates; returns True."""
     queries = (
         "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
     )
@@ -96,7 +96,7 @@ def count(device: str, to: Path) -> bool:
 
 
 def pipeline(device: str, to: Path) -> bool:
-    """True. Records photos a second from JPEG files to VGG16's pool5, to decode, and to compute."""
+    """Records the photos a second of decoding, of VGG16 to pool5, and of both; returns True."""
     n, batch, taps = (
         8_192 if device == "cuda" else 32,
         features.default_batch(device),
@@ -152,7 +152,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def profiles(device: str, to: Path) -> bool:
-    """True. Records torch's profile of one call of ours for each row that missed a target."""
+    """Records torch's profile of one call of ours for each row below a target; returns True."""
     path = to / "speed" / "benchmarks.json"
     rows = data_files.read_json(path)["rows"] if path.exists() else []
     kinds = [torch.profiler.ProfilerActivity.CPU]

@@ -207,6 +207,10 @@ KINDS = {  # row of the tolerance table -> words of the quantities that it is fo
 }
 
 
+# Fields of a row whose results cannot be compared.
+WITHOUT_ERROR = {"error": 1e30, "largest": 1e30, "holds": False}
+
+
 def kind_of(quantity: str) -> str:
     """The row of the tolerance table for a quantity."""
     for kind, words in KINDS.items():
@@ -229,8 +233,11 @@ def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[st
         "reason": limit.reason,
     }
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
-        note = f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN"
-        return {**row, "error": 1e30, "largest": 1e30, "holds": False, "note": note}
+        return {
+            **row,
+            **WITHOUT_ERROR,
+            "note": f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN",
+        }
     error = float((a - b).norm() / b.norm().clamp_min(1e-30))
     return {
         **row,
@@ -257,18 +264,9 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
                     yield {"room": name, "reference": f"CPU, {reference}", **row}
         except Exception as error:
             traceback.print_exc()
+            empty = {"quantity": name, "arithmetic": "", "limit": 0.0, "reason": ""}
             note = f"{type(error).__name__}: {error}"[:500]
-            yield {
-                "room": name,
-                "quantity": name,
-                "arithmetic": "",
-                "limit": 0.0,
-                "reason": "",
-                "error": 1e30,
-                "largest": 1e30,
-                "holds": False,
-                "note": note,
-            }
+            yield {"room": name, **empty, **WITHOUT_ERROR, "note": note}
 
 
 def main() -> int:

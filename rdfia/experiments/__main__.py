@@ -27,6 +27,13 @@ from rdfia.report.environment import environment
 ROOT = Path(__file__).parents[2]
 
 
+def full_bench(title: str, device: str, output: Path) -> GanBench:
+    """The bench of a data set on this machine, for full runs whose rows are below `output`."""
+    path = assets.locate(DATA_SETS[title].asset, download=False).path
+    origin = partial(environment, ROOT, device, "full")
+    return GanBench(title, path, device, "full", None, output, origin)
+
+
 def make_runs(bench: GanBench, runs: Sequence[Run], log: Callable[[str], None] = print) -> int:
     """The number of refused runs; every other run is made, or read if it exists.
 
@@ -97,16 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         list_runs(options.data, runs, output)
         return 0
-    bench = GanBench(
-        options.data,
-        assets.locate(DATA_SETS[options.data].asset, download=False).path,
-        options.device,
-        "full",
-        None,
-        output,
-        partial(environment, ROOT, options.device, "full"),
-    )
-    return int(make_runs(bench, runs) > 0)
+    return int(make_runs(full_bench(options.data, options.device, output), runs) > 0)
 
 
 if __name__ == "__main__":

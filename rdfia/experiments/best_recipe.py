@@ -72,31 +72,31 @@ def pooled(value: Tensor) -> Tensor:
     return torch.cat([features.pyramid(value), features.second_order(value)], dim=1)
 
 
-def view(lab: TransferBench, side: int, flip: bool) -> feature_store.FeatureStore:
+def pooled_store(bench: TransferBench, side: int, flip: bool) -> feature_store.FeatureStore:
     """The store of the `pooled` features of every tap at one image side, mirrored or not."""
     paths = networks.tap_paths("vgg16")
     return extraction.extract(
-        lab.network("vgg16").module,
-        lab.problem.images,
+        bench.network("vgg16").module,
+        bench.problem.images,
         {tap: paths[tap] for tap in TAPS},
         root=files.cache_dir() / "best",
-        content=lab.problem.digest,
-        preprocess=replace(lab.problem.preprocess, size=side, flip=flip),
-        device=lab.device,
+        content=bench.problem.digest,
+        preprocess=replace(bench.problem.preprocess, size=side, flip=flip),
+        device=bench.device,
         batch_size=16 if side < 300 else 8,
         pool=pooled,
-        progress=lab.progress,
+        progress=bench.progress,
     )
 
 
 @functools.cache
-def grams(lab: TransferBench, side: int) -> dict[Part, Array]:
+def grams(bench: TransferBench, side: int) -> dict[Part, Array]:
     """X X^T of all N images, N x N float32, for each tap and kind of pooling at one image side."""
-    views = [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]]
-    n = len(lab.problem.images)
+    stores = [pooled_store(bench, side, flip) for flip in (False, True)[: 1 + SIDES[side]]]
+    n = len(bench.problem.images)
     found = {}
     for tap in TAPS:
-        matrices = [store[tap] for store in views]
+        matrices = [store[tap] for store in stores]
         for kind, columns in zip(KINDS, (slice(PYRAMID), slice(PYRAMID, None)), strict=True):
             total = svm.GramAccumulator(n, n)
             total.add(torch.stack([matrix[:, columns].float() for matrix in matrices]).sum(0))
@@ -104,10 +104,10 @@ def grams(lab: TransferBench, side: int) -> dict[Part, Array]:
     return found
 
 
-def _parts(lab: TransferBench, sides: Iterable[int]) -> dict[Part, Array]:
+def _parts(bench: TransferBench, sides: Iterable[int]) -> dict[Part, Array]:
     parts: dict[Part, Array] = {}
     for side in sides:
-        parts |= grams(lab, side)
+        parts |= grams(bench, side)
     return parts
 
 
@@ -142,25 +142,25 @@ def coordinates(gram: Array, train: Array, test: Array) -> tuple[Array, Array]:
     return svm.span_coordinates(gram[np.ix_(train, train)], gram[np.ix_(test, train)])
 
 
-def ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
+def ablation(bench: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
     """A row for each recipe, the name of the best recipe, and which test images it gets right.
 
     A row has the C with the best accuracy on held-out training images, that accuracy, and the
     accuracy on the test images with its 95 % interval. The best recipe is the one with the best
     accuracy on held-out training images. Computed once in a session.
     """
-    with shared_work(lab.progress, f"{lab.problem.name}: recipes"):
-        return _ablation(lab)
+    with shared_work(bench.progress, f"{bench.problem.name}: recipes"):
+        return _ablation(bench)
 
 
 @functools.cache
-def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
-    n, labels = lab.problem.n_train, lab.problem.labels
+def _ablation(bench: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
+    n, labels = bench.problem.n_train, bench.problem.labels
     train, test = np.split(np.arange(len(labels)), [n])
-    parts = _parts(lab, SIDES)
+    parts = _parts(bench, SIDES)
     rows: list[dict[str, Any]] = []
     right: dict[str, Array] = {}
-    pool5 = lab.span("vgg16", "pool5")
+    pool5 = bench.span("vgg16", "pool5")
     for recipe in (None, *RECIPES):
         if recipe:
             name = recipe.name
@@ -187,17 +187,17 @@ def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
 
 
 def other_splits(
-    lab: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(3)
+    bench: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(3)
 ) -> list[float]:
     """Accuracy of a row of `ablation` on random splits of all images, one for each seed.
 
     Each class has as many training images as in the lab's split. Recipe and C are those of the row.
     """
     (recipe,) = (recipe for recipe in RECIPES if recipe.name == row["recipe"])
-    parts = _parts(lab, recipe.sides)
-    labels = lab.problem.labels
-    classes = range(len(lab.problem.classes))
-    each = lab.problem.n_train // len(classes)
+    parts = _parts(bench, recipe.sides)
+    labels = bench.problem.labels
+    classes = range(len(bench.problem.classes))
+    each = bench.problem.n_train // len(classes)
     found = []
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(len(labels))

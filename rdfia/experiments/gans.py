@@ -396,17 +396,21 @@ class GanBench:
         generator = None
         if not row["diverged"]:
             generator = gan_runs.generator_of(self._on_this_data(run), self.work, row["data"])
-        found = self._without_images() if generator is None else self._of_images(run, generator)
+        found = (
+            self._scores_without_images()
+            if generator is None
+            else self._scores_of_images(run, generator)
+        )
         found = {name: round(value, 5) for name, value in found.items()}
         files.write_json(path, {"of": of, "found": found})
         return found
 
-    def _without_images(self) -> dict[str, float]:
+    def _scores_without_images(self) -> dict[str, float]:
         """Zeros for a generator that diverged: no image is a copy, and none obeys a label."""
         copies = ("pixels", "features", "pixels_se", "features_se")
         return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
 
-    def _of_images(self, run: Run, generator: Generator) -> dict[str, float]:
+    def _scores_of_images(self, run: Run, generator: Generator) -> dict[str, float]:
         pixels, asked = self.draw_images(generator.to(self.device), self.setup.generated_count)
         if self.y is not None:
             read = self.features(pixels)[1]

@@ -22,9 +22,8 @@ from rdfia.device.precision import float32_product_type
 from rdfia.errors import DivergedError, StoreError
 from rdfia.gans.architecture import Generator, Labels, build
 from rdfia.gans.config import GanConfig, Precision
-from rdfia.gans.sampling import grid_images
 from rdfia.gans.training import Trainer
-from rdfia.gans.training_loop import grid_health, train
+from rdfia.gans.training_loop import grid_health, grid_images, train
 
 Json = dict[str, Any]
 Score = Callable[[Generator], Mapping[str, Any]]
@@ -75,7 +74,7 @@ def train_run(run: Run, images: Tensor, labels: Labels, work: Path, **options: A
         )
         write_seconds()  # the process may be killed before the end
 
-    with _alone(folder):
+    with _locked_run(folder):
         files.remove_unfinished(folder)
         before = files.read_json(times) if times.exists() else 0.0
         start = time.monotonic()
@@ -95,7 +94,7 @@ def train_run(run: Run, images: Tensor, labels: Labels, work: Path, **options: A
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked_run(folder: Path) -> Iterator[None]:
     """Lock the run in `folder` for this process.
 
     The lock is the system's, so that a killed process leaves none.

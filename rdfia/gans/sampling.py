@@ -97,12 +97,6 @@ def sample(
     return torch.cat(parts).float()
 
 
-def grid_images(config: GanConfig, generator: Generator) -> Tensor:
-    """The images of G for the run's fixed noise, uint8 N x C x S x S on the CPU."""
-    z, y = fixed_noise(config, next(generator.parameters()).device)
-    return to_uint8(sample(generator, z, y, statistics="batch"))
-
-
 def to_uint8(images: Tensor | Array) -> Tensor:
     """Images in -1..1 as uint8 on the CPU."""
     return ((as_tensor(images, "images").clamp(-1, 1) + 1) * 127.5).round().byte().cpu()

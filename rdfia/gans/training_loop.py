@@ -15,7 +15,7 @@ from rdfia.data.arrays import as_tensor
 from rdfia.device import memory
 from rdfia.errors import ArgumentError
 from rdfia.gans import sampling
-from rdfia.gans.architecture import Labels
+from rdfia.gans.architecture import Generator, Labels
 from rdfia.gans.config import GanConfig
 from rdfia.gans.health import Health, health
 from rdfia.gans.training import COLUMNS, LOG_EVERY, Device, Trainer, log_line
@@ -57,8 +57,14 @@ class Trained(NamedTuple):
         return pictures.picture_html(self.picture(), title, [losses])
 
 
+def grid_images(config: GanConfig, generator: Generator) -> Tensor:
+    """The images of G for the run's fixed noise, uint8 N x C x S x S on the CPU."""
+    z, y = sampling.fixed_noise(config, next(generator.parameters()).device)
+    return sampling.to_uint8(sampling.sample(generator, z, y, statistics="batch"))
+
+
 def _grid(trainer: Trainer) -> Grid:
-    return Grid(trainer.done, sampling.grid_images(trainer.config, trainer.image_generator))
+    return Grid(trainer.done, grid_images(trainer.config, trainer.image_generator))
 
 
 def grid_health(config: GanConfig, losses: Tensor, shown: Tensor | None, images: Tensor) -> Health:

@@ -36,14 +36,7 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.plot(interval, 2 * [y + down], color=colour, linewidth=1.6)
             ax.plot(column["speed-up"], y + down, marker, color=colour, markersize=5, label=title)
         values = ", ".join(f"{column['speed-up']:.2f}" for column in row["columns"].values())
-        ax.annotate(
-            f"{row['name']}  {values}",
-            (0.01, y - 0.22),
-            xycoords=("axes fraction", "data"),
-            fontsize=8.5,
-            va="bottom",
-            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
-        )
+        figures.write_above(ax, y - 0.22, f"{row['name']}  {values}")
     ax.axvline(1, color="black", linewidth=0.9, linestyle=(0, (1, 2)))
     ax.set(
         xscale="log",

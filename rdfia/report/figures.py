@@ -315,14 +315,14 @@ def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) 
             markersize=8,
             label="validation (training images only)" if y == 0 else None,
         )
-    ax.annotate(
-        f"{name}  {np.mean(values):.4f}",
-        (0.01, y - 0.2),
-        xycoords=("axes fraction", "data"),
-        fontsize=8.5,
-        va="bottom",
-        bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
-    )
+    write_above(ax, y - 0.2, f"{name}  {np.mean(values):.4f}")
+
+
+def write_above(ax: Any, y: float, text: str) -> None:
+    """Write the text of a row on the left of its axes, above `y`."""
+    box = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
+    place = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
+    ax.annotate(text, (0.01, y), fontsize=8.5, bbox=box, **place)
 
 
 def ablation(evidence: Mapping[str, Any]) -> Figure:

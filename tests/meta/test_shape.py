@@ -21,7 +21,7 @@ MODULES = {
 # import errors and _compat.
 ARROWS = {
     "device": "",
-    "models": "",
+    "models": "device",
     "data": "device models",
     "transfer": "device models data",
     "gradients": "device data",
