@@ -113,24 +113,22 @@ def pipeline(device: str, to: Path) -> bool:
                 last = part["pool5"]
             last.sum().item()
 
-        def compute(copy: Any) -> None:
-            with torch.inference_mode():
-                for start in range(0, n, batch):
-                    x = STRETCH_224.normalise(resident[: min(batch, n - start)]).to(
-                        dtype, memory_format=torch.channels_last
-                    )
-                    last = features.visit_taps(
-                        copy, x, taps, lambda _tap, value: features.flatten(value)
-                    )["pool5"]
-                last.sum().item()
-
         dtype, resident = precision.fast_dtype(device), pixels.to(device)
         with features.inference_copy(network, dtype, device) as copy:
+            run = features.pass_function(
+                copy, taps, lambda _tap, value: features.flatten(value), STRETCH_224, dtype, device
+            )
+
+            def compute() -> None:
+                for start in range(0, n, batch):
+                    last = run(resident[: min(batch, n - start)])["pool5"]
+                last.sum().item()
+
             seconds = {
                 "decoding": _seconds(
                     lambda: deque(staging.decode_images(files, STRETCH_224), maxlen=0)
                 ),
-                "computing": _seconds(lambda: compute(copy)),
+                "computing": _seconds(compute),
                 "both": _seconds(whole),
             }
     rates = {name: n / value for name, value in seconds.items()}

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -232,15 +232,13 @@ class GanBench:
                 row["information"] = information(read, asked.numpy())
         return {name: np.round(value, 5).tolist() for name, value in row.items()}
 
-    def draw_images(
-        self, generator: Generator, n: int, statistics: Literal["running", "batch"] = "batch"
-    ) -> tuple[Tensor, Tensor]:
+    def draw_images(self, generator: Generator, n: int) -> tuple[Tensor, Tensor]:
         """n images of G, uint8, and the labels asked for; the noise is always the same."""
         a = generator.architecture
         stream = sampling.random_stream(0, sampling.SCORING_NOISE)
         z = torch.randn(n, a.nz, generator=stream).to(self.device)
         y = torch.arange(n, device=self.device) % 10
-        drawn = sampling.sample(generator, z, y if a.classes else None, statistics=statistics)
+        drawn = sampling.sample(generator, z, y if a.classes else None, statistics="batch")
         return sampling.to_uint8(drawn), y.cpu()
 
     def score_generator(self, generator: Generator, trained: Tensor | None = None) -> Json:

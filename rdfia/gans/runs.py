@@ -173,13 +173,12 @@ def scored_run(
     files.save_tensors(
         evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()}
     )
-    shown = None if last is None else grid_images(run.config, last)
     row = {
         **asked,
         "scores": rows,
         "diverged": diverged,
         "seconds": files.read_json(work / run.name / "seconds.json"),
-        "health": _signals(run, losses, shown, images),
+        "health": _signals(run, losses, grid_images(run.config, last) if last else None, images),
         "origin": dict(origin or {}),
     }
     files.write_json(path, row)

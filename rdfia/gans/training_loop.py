@@ -108,10 +108,8 @@ def train(
         last_checkpoint = f"{folder}, step {trainer.done}"
     wanted_grids, wanted_visits = set(grids_at), set(visit_at)
     grids: list[Grid] = []
-    steps: Iterable[int] = range(trainer.done, config.steps)
-    if progress is not None:
-        steps = progress(steps, config.steps - trainer.done, config.architecture.kind)
-    for step in steps:
+    steps = range(trainer.done, config.steps)
+    for step in progress(steps, len(steps), config.architecture.kind) if progress else steps:
         with memory.out_of_memory_as_too_large(
             f"step {step} of a GAN, batch={config.batch}: lower it; "
             f"last checkpoint: {last_checkpoint}"

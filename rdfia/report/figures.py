@@ -289,8 +289,7 @@ def values_with_intervals(
         ax.axvline(
             reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name
         )
-        return _with_legend(figure)
-    return figure
+    return figure if reference is None else _with_legend(figure)
 
 
 def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) -> None:
@@ -320,9 +319,14 @@ def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) 
 
 def write_above(ax: Any, y: float, text: str) -> None:
     """Write the text of a row on the left of its axes, above `y`."""
-    box = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
-    place = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
-    ax.annotate(text, (0.01, y), fontsize=8.5, bbox=box, **place)
+    ax.annotate(
+        text,
+        (0.01, y),
+        xycoords=("axes fraction", "data"),
+        fontsize=8.5,
+        va="bottom",
+        bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+    )
 
 
 def ablation(evidence: Mapping[str, Any]) -> Figure:
@@ -360,8 +364,9 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     _need({"rows": rows}, "rows")
     names = list(dict.fromkeys(row["row"] for row in rows))
     figure, (ax,) = panels(0.5 * len(names) + 1.7)
-    report = [(row["report"], row["row"]) for row in rows if row.get("report") is not None]
-    series = [("report", report)]
+    series = [
+        ("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])
+    ]
     for reading in ("first", "second"):
         points = []
         for row in rows:

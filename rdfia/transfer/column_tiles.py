@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -288,12 +288,9 @@ def accumulate(
             chosen = {tap: taps[tap] for tap in plan.rows}
             take = partial(_columns, plan, strides)
             run = pass_function(network, chosen, take, preprocess, dtype, device, plan.crop)
-            with contextlib.closing(
-                image_batches(images, preprocess, batch_size, staging)
-            ) as staged:
-                pixels: Iterable[Tensor] = staged
-                if progress is not None:
-                    pixels = progress(staged, -(-n // batch_size), f"features, {bar}")
+            with closing(image_batches(images, preprocess, batch_size, staging)) as staged:
+                count, label = -(-n // batch_size), f"features, {bar}"
+                pixels = progress(staged, count, label) if progress else staged
                 _fill(tiles, (values for batch in pixels for values in batches(run, batch)))
             _drain(tiles, accumulators, progress, f"Gram matrices, {bar}")
 

@@ -382,11 +382,8 @@ FAULTS: dict[str, Fault] = {
         "trainer.generator.state_dict()",
         f"{RUNS}running_mean_is_what_is_scored_and_shown",
     ),
-    "labels not given to the alarm of a row": Fault(
-        "gans.runs", ", labels=fixed_noise(run.config)[1])", ")", ALARM
-    ),
-    "labels not given to the alarm of the log": Fault(
-        "gans.training_loop", "some, labels=labels)", "some)", ALARM
+    "labels not given to the alarm of a row and of the log": Fault(
+        "gans.training_loop", ", labels=sampling.fixed_noise(config)[1])", ")", ALARM
     ),
     "Frechet distance without its root": Fault(
         "gans.scores",
