@@ -27,7 +27,7 @@ WORK = (1, 2, 4, 8)
 
 
 def extraction(times: int, device: str) -> Call:
-    """64 photos a time through AlexNet's convolutions, to pool5 in batches of 8, none kept."""
+    """Features at AlexNet's pool5 of 64 x `times` photos, in batches of 8; none is stored."""
     network = inputs.random_network(lambda: models.alexnet(weights=None).features).to(device)
     photos = inputs.smooth_photos(64 * times, 96)
     options: dict[str, Any] = {"dtype": torch.float32, "device": device, "batch_size": 8}
@@ -43,7 +43,7 @@ def extraction(times: int, device: str) -> Call:
 
 
 def columns(times: int, device: str) -> Call:
-    """The Gram matrix of 200 rows and 8 times 8,192 columns a time, and an SVM on it."""
+    """The Gram matrix of 200 rows and 65,536 x `times` columns, and an SVM on it."""
     stream, y = np.random.default_rng(0), np.arange(100) % 5
     tiles = [
         torch.from_numpy(stream.normal(size=(200, 8_192)).astype(np.float32)).to(device)
@@ -63,14 +63,14 @@ def columns(times: int, device: str) -> Call:
 
 
 def photos_to_fool(times: int, device: str) -> Call:
-    """4 photos a time, three steps each, in chunks of 4."""
+    """Fooling images of 4 x `times` photos, three steps each, in chunks of 4."""
     network, x = inputs.small_squeezenet(device), inputs.random_batch(4 * times, 64, device)
     target = inputs.unlikely_classes(network, x)
     return lambda: fooling.fool(network, x, target, lr=0.01, steps=3, chunk=4)
 
 
 def gan_steps(times: int, device: str) -> Call:
-    """Two steps of DCGAN a time, at batch 32."""
+    """2 x `times` steps of DCGAN with batches of 32."""
     shape = (256, 3, 32, 32)
     x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=inputs.random_stream())
     trainer = Trainer(replace(LABS["dcgan"], batch=32, steps=10_000), x, device=device)

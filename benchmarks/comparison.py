@@ -24,10 +24,11 @@ from benchmarks.sampling import Pairs, Ratio, ceilings, ratio
 from benchmarks.variants import COMPILED, MANUAL, VARIANTS
 from benchmarks.worker import Json, Worker, WorkerError
 from benchmarks.workloads import PeerWorkload, results_agree
+from rdfia.report.benchmarks import TITLES
 
 COMPILE_SECONDS = 120.0  # of --minutes that a row needs for torch.compile to be tried
 EXACT = 1e-3  # tolerance of float32 beside float32, where the workload says that it is exact
-AT_PEERS_DTYPE, AT_BEST = "at the peer's dtype", "each at its best"
+AT_PEERS_DTYPE, AT_BEST = TITLES
 Samples = dict[str, list[float]]  # seconds by variant
 
 
@@ -80,7 +81,7 @@ class Round:
         found: Samples = {name: [] for name in names}
         for i in range(start, start + pairs):
             for name in names if i % 2 == 0 else reversed(names):
-                found[name].append(self.worker_of(name).sample_variant(name))
+                found[name].append(self.worker_of(name).sample(name))
         return found
 
     def close(self) -> None:
@@ -88,26 +89,26 @@ class Round:
             worker.close()
 
 
-def fastest_variant(made: Round, fast: str, seconds_left: float) -> tuple[str, dict[str, str]]:
+def fastest_variant(sides: Round, fast: str, seconds_left: float) -> tuple[str, dict[str, str]]:
     """The peer's variant with the fastest call whose result agrees, and a remark on each one.
 
     `fast`: our fast dtype; `seconds_left`: of --minutes for this row.
     """
-    peer = made.worker_of(MANUAL)
-    seconds = {MANUAL: peer.sample_variant(MANUAL)}
+    peer = sides.worker_of(MANUAL)
+    seconds = {MANUAL: peer.sample(MANUAL)}
     remarks = {MANUAL: f"{seconds[MANUAL]:.3g} s"}
     best = MANUAL
 
     def attempt(name: str, autocast: bool) -> str:
         """The faster of `best` and this one; the slower one is dropped."""
         try:
-            made.add(name, "bfloat16")
+            sides.add(name, "bfloat16")
         except WorkerError as error:
             remarks[name] = f"cannot run: {error}"[:200]
             return best
         remarks[name] = "another result"
-        if made.agree(name, float32=not autocast):
-            seconds[name] = peer.sample_variant(name)
+        if sides.agree(name, float32=not autocast):
+            seconds[name] = peer.sample(name)
             remarks[name] = f"{seconds[name]:.3g} s"
         faster, slower = best, name
         if seconds.get(name, math.inf) < seconds[best]:
@@ -150,39 +151,39 @@ def measure(
     dtypes, best, remarks = {**ours, MANUAL: "float32"}, MANUAL, dict[str, str]()
     with (
         tempfile.TemporaryDirectory(prefix="rdfia-bench-") as results,
-        contextlib.closing(Round(workload, device, dtypes, results)) as made,
+        contextlib.closing(Round(workload, device, dtypes, results)) as sides,
     ):
-        _require_agreement(made, ours)
+        _require_agreement(sides, ours)
         if not workload.one_column:
-            best, remarks = fastest_variant(made, fast, minutes.share)
+            best, remarks = fastest_variant(sides, fast, minutes.share)
         dtypes[best] = "bfloat16" if VARIANTS[best.removesuffix(COMPILED)][0] else "float32"
         names = list(dtypes)
         start = time.perf_counter()
-        first = made.sample(names, 1)
+        first = sides.sample(names, 1)
         pair = time.perf_counter() - start
-        fixed = made.seconds + (made.seconds_to_make[best] if best != MANUAL else 0.0)
+        fixed = sides.seconds + (sides.seconds_to_make[best] if best != MANUAL else 0.0)
         share = min(budget.ROW_SECONDS, minutes.share)
         count, pairs, seconds = budget.plan(fixed, pair, minutes.left, share)
         report(
             f"{workload}: about {seconds:.0f} s more: {count} rounds of {pairs} pairs, "
             f"{pair:.2g} s a pair"
         )
-        flops = {name: made.worker_of(name).ask("operations", name=name) for name in ours}
-        more = made.sample(names, pairs - 1, start=1)
+        flops = {name: sides.worker_of(name).ask("operations", name=name) for name in ours}
+        more = sides.sample(names, pairs - 1, start=1)
         rounds = [{name: first[name] + more[name] for name in names}]
     while len(rounds) < count:
         order = names if len(rounds) % 2 == 0 else names[::-1]
-        with contextlib.closing(Round(workload, device, dtypes)) as made:
-            rounds.append(made.sample(order, pairs))
+        with contextlib.closing(Round(workload, device, dtypes)) as sides:
+            rounds.append(sides.sample(order, pairs))
     row = _row(workload, device, ours, best, rounds, flops)
     return {**row, "variants tried": remarks, "cost": time.perf_counter() - begin}
 
 
-def _require_agreement(made: Round, ours: Mapping[str, str]) -> None:
+def _require_agreement(sides: Round, ours: Mapping[str, str]) -> None:
     """Raises ValueError where one of our variants (with their dtypes) has another result."""
     for name, dtype in ours.items():
-        if not made.agree(name, float32=dtype == "float32"):
-            work = made.workload
+        if not sides.agree(name, float32=dtype == "float32"):
+            work = sides.workload
             raise ValueError(f"{work.name}: our result in {dtype} is not that of {work.peer}")
 
 
@@ -199,7 +200,7 @@ def _row(
     columns = {AT_PEERS_DTYPE: ("ours", MANUAL)}
     if not workload.one_column:
         columns[AT_BEST] = (fastest, best)
-    wanted = _ratio(rounds, MANUAL, fastest)
+    target = _ratio(rounds, MANUAL, fastest)
     return {
         "name": workload.name,
         "against": workload.peer,
@@ -213,9 +214,9 @@ def _row(
         },
         "one column": workload.one_column,
         "wanted": {
-            "speed-up": wanted.value,
-            "low": wanted.low,
-            "high": wanted.high,
+            "speed-up": target.value,
+            "low": target.low,
+            "high": target.high,
             "at least": workload.wanted.get(device, math.nan),
         },
         "samples": rounds,

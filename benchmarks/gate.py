@@ -129,16 +129,16 @@ class Race:
                 except WorkerError as error:
                     self.cannot |= dict.fromkeys(based, str(error))
             for row in dict.fromkeys(row for row, _ in keys):
-                beside, planted = (row, "reference") in keys, self.planted.get(row, 0.0)
-                repeats = head.ask("make", row=row, slowdown=planted, beside=beside)
-                if beside:
+                with_reference, planted = (row, "reference") in keys, self.planted.get(row, 0.0)
+                repeats = head.ask("make", row=row, slowdown=planted, with_reference=with_reference)
+                if with_reference:
                     seconds = head.ask("pairs", n=PAIRS // 2)
                     found[row, "reference"] = Pairs(*map(np.asarray, seconds))
                 if base is None or row not in based or row in self.cannot:
                     continue
                 try:
                     # the reference too, so that both processes have like heaps
-                    base.ask("make", row=row, repeats=repeats, beside=beside)
+                    base.ask("make", row=row, repeats=repeats, with_reference=with_reference)
                 except WorkerError as error:
                     self.cannot[row] = str(error)
                     continue

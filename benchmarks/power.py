@@ -136,15 +136,17 @@ def replay(
         return sum("slower" in found.values() for found in states) / verdicts
 
     plain = [verdict(*pair, limits) for pair in batches]
+    caught, seconds = dict[str, Json](), dict[str, float]()
+    for row in rows:
+        caught[row] = {f"{slowdown:.0%}": share_caught(row, slowdown) for slowdown in SLOWDOWNS}
+        medians = [np.median(of_round[row, "base"].b) for of_round in rounds]
+        seconds[row] = float(np.median(medians))
     return {
         "rounds": len(rounds),
         "verdicts": verdicts,
         "false alarms of the whole gate": sum("slower" in found.values() for found in plain),
         "no verdict": sum("unfit" in found.values() for found in plain),
-        "caught": {
-            row: {f"{slowdown:.0%}": share_caught(row, slowdown) for slowdown in SLOWDOWNS}
-            for row in rows
-        },
+        "caught": caught,
         "false alarms a row": {
             row: sum(found[key] == "slower" for found in plain for key in found if key[0] == row)
             for row in rows
@@ -156,10 +158,7 @@ def replay(
         "spread of a round": {
             row: float(np.std(logs[row, "base"], ddof=1)) for row in [*rows, CONTROL]
         },
-        "seconds of a sample": {
-            row: float(np.median([np.median(of_round[row, "base"].b) for of_round in rounds]))
-            for row in rows
-        },
+        "seconds of a sample": seconds,
     }
 
 

@@ -35,12 +35,12 @@ class Variant:
     def __init__(self, workload: PeerWorkload, device: str, name: str, dtype: str) -> None:
         ours = name.startswith("ours")
         compiled = name.endswith(COMPILED)
-        autocast, last = VARIANTS.get(name.removesuffix(COMPILED), (False, False))
+        autocast, channels_last = VARIANTS.get(name.removesuffix(COMPILED), (False, False))
 
         def prepare(network: Any) -> Any:
-            if not last and not compiled:
+            if not channels_last and not compiled:
                 return network
-            layout = torch.channels_last if last else torch.preserve_format
+            layout = torch.channels_last if channels_last else torch.preserve_format
             network = copy.deepcopy(network).to(memory_format=layout)
             if compiled:
                 network.compile(dynamic=False)

@@ -84,15 +84,10 @@ class Worker:
         self.process.stdin.flush()
         return self._read()["answer"]
 
-    def sample(self) -> float:
-        """Seconds of a call of the gate's workload that was made last, after a rest."""
+    def sample(self, name: str = "") -> float:
+        """Seconds of a call, after a rest: of a variant, or of the gate's last workload."""
         time.sleep(REST)
-        return float(self.ask("sample"))
-
-    def sample_variant(self, name: str) -> float:
-        """Seconds of a call of a variant, after a rest."""
-        time.sleep(REST)
-        return float(self.ask("sample_variant", name=name))
+        return float(self.ask("sample", name=name))
 
     def close(self) -> None:
         if self.process.stdin is not None:
@@ -159,10 +154,12 @@ class Server:
         self.samplers: list[sampling.Sampler] = []  # ours and, where asked for, the reference's
         self.made: dict[str, variants.Variant] = {}
 
-    def make(self, row: str, slowdown: float = 0.0, beside: bool = False, repeats: int = 0) -> int:
+    def make(
+        self, row: str, slowdown: float = 0.0, with_reference: bool = False, repeats: int = 0
+    ) -> int:
         """Makes a workload of the gate, or "control"; returns how many calls a sample has.
 
-        `slowdown`: planted, as a share of the time. `beside`: the frozen reference too.
+        `slowdown`: planted, as a share of the time. `with_reference`: the frozen reference too.
         """
         self.samplers.clear()
         gc.collect()
@@ -176,14 +173,15 @@ class Server:
                 raise ValueError("the result differs from the reference's, so it is not timed")
         timed = self.sampling.synchronised(_slowed(ours, slowdown), self.device)
         self.samplers.append(self.sampling.Sampler(timed, repeats=repeats))
-        if beside:
+        if with_reference:
             timed = self.sampling.synchronised(reference, self.device)
             self.samplers.append(self.sampling.Sampler(timed))
         require_modules_of(Path.cwd())
         return self.samplers[0].repeats
 
-    def sample(self) -> float:
-        return self.samplers[0]()
+    def sample(self, name: str) -> float:
+        """Seconds of a call of a variant, or of the gate's workload ("")."""
+        return self.made[name].sample() if name else self.samplers[0]()
 
     def pairs(self, n: int) -> list[list[float]]:
         """Seconds of `n` pairs, ours and the frozen reference."""
@@ -195,9 +193,6 @@ class Server:
         peer = self.workloads.PEERS[workload]
         self.made[name] = self.variants.Variant(peer, self.device, name, dtype)
         return self.made[name].first_call(result)
-
-    def sample_variant(self, name: str) -> float:
-        return self.made[name].sample()
 
     def drop_variant(self, name: str) -> None:
         del self.made[name]
@@ -227,7 +222,9 @@ def serve(device: str) -> None:
         send({"error": f"the package of this tree cannot be timed by these benchmarks: {error}"})
         return
     settings = contextlib.ExitStack()
-    if device != "cpu":  # the peers too, whose convolutions would be TF32 beside our float32
+    if (
+        device != "cpu"
+    ):  # the peers too, whose convolutions would be TF32 with_reference our float32
         from rdfia.device.precision import product_precision
 
         settings.enter_context(product_precision(device))

@@ -38,11 +38,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _receive(options: argparse.Namespace) -> int:
-    from benchmarks.gpu_kit import side_by_side
+    from rdfia.report import tables
 
     print(archive.receive(options.archive, options.to))
     if options.to == VERIFIED:
-        side_by_side.write(ROOT / "docs" / "speed.md", VERIFIED)
+        tables.write(ROOT)
     return 0
 
 

@@ -145,12 +145,12 @@ EMPTY: dict[str, Any] = {
 }
 
 
-def summary(records: Path, whole: dict[str, Any]) -> dict[str, Any]:
-    """The summary of the records; `whole` has device, minutes, kit and steps of the run.
+def summary(records: Path, run_facts: dict[str, Any]) -> dict[str, Any]:
+    """The summary of the records; `run_facts` has device, minutes, kit and steps of the run.
 
     A record of another form is named in `unreadable`; only its part of the summary is empty.
     """
-    found: dict[str, Any] = {**EMPTY, **whole, "unreadable": [], "left out": []}
+    found: dict[str, Any] = {**EMPTY, **run_facts, "unreadable": [], "left out": []}
     for part in (_machine, _parity, _speed, _claims):
         try:
             found |= part(records)
@@ -194,10 +194,10 @@ def _named(row: Mapping[str, str]) -> str:
     return f"{row['name']} ({row['changed']})" if row["changed"] else row["name"]
 
 
-def save(records: Path, out: Path, whole: dict[str, Any], limit: int = LIMIT) -> None:
+def save(records: Path, out: Path, run_facts: dict[str, Any], limit: int = LIMIT) -> None:
     """Writes archive, summary.json and summary.txt of the records so far into the folder `out`."""
     records.mkdir(parents=True, exist_ok=True)
-    found = summary(records, whole)
+    found = summary(records, run_facts)
     # before the archive is packed, which keeps a place for it so
     data_files.write_json(records / "summary.json", found)
     found["left out"] = pack(records, out / NAME, limit)
@@ -257,18 +257,13 @@ def receive(path: Path, root: Path) -> Path:
 def _merged_runs(kept: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Device, minutes, kit and steps of two runs; steps that `now` did not begin are of `kept`."""
     steps = {step["name"]: step for step in kept["steps"]}
-    steps |= {
-        step["name"]: step
-        for step in now["steps"]
-        if step["name"] not in steps or step["state"] not in ("deferred", "unavailable")
-    }
-    kit = {
-        name: [
-            *kept["kit"][name],
-            *(row for row in now["kit"][name] if row not in kept["kit"][name]),
-        ]
-        for name in ("unpacked", "problems")
-    }
+    for step in now["steps"]:
+        if step["name"] not in steps or step["state"] not in ("deferred", "unavailable"):
+            steps[step["name"]] = step
+    kit = {}
+    for name in ("unpacked", "problems"):
+        rows = kept["kit"][name]
+        kit[name] = [*rows, *(row for row in now["kit"][name] if row not in rows)]
     return {
         "device": now["device"],
         "minutes": kept["minutes"] + now["minutes"],

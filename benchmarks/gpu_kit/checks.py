@@ -49,7 +49,7 @@ def _output(*command: str) -> str:
 
 
 def environment(device: str, to: Path) -> bool:
-    """True. Records the machine and absent packages and then, in a second write, its best rates."""
+    """Records the machine and absent packages, then its best rates; returns True."""
     queries = (
         "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
     )
@@ -96,7 +96,7 @@ def count(device: str, to: Path) -> bool:
 
 
 def pipeline(device: str, to: Path) -> bool:
-    """True. Records photos a second from JPEG files to VGG16's pool5, to decode, and to compute."""
+    """Records the photos a second of decoding, of VGG16 to pool5, and of both; returns True."""
     n, batch, taps = (
         8_192 if device == "cuda" else 32,
         features.default_batch(device),
@@ -113,24 +113,22 @@ def pipeline(device: str, to: Path) -> bool:
                 last = part["pool5"]
             last.sum().item()
 
-        def compute(copy: Any) -> None:
-            with torch.inference_mode():
-                for start in range(0, n, batch):
-                    x = STRETCH_224.normalise(resident[: min(batch, n - start)]).to(
-                        dtype, memory_format=torch.channels_last
-                    )
-                    last = features.visit_taps(
-                        copy, x, taps, lambda _tap, value: features.flatten(value)
-                    )["pool5"]
-                last.sum().item()
-
         dtype, resident = precision.fast_dtype(device), pixels.to(device)
         with features.inference_copy(network, dtype, device) as copy:
+            run = features.pass_function(
+                copy, taps, lambda _tap, value: features.flatten(value), STRETCH_224, dtype, device
+            )
+
+            def compute() -> None:
+                for start in range(0, n, batch):
+                    last = run(resident[: min(batch, n - start)])["pool5"]
+                last.sum().item()
+
             seconds = {
                 "decoding": _seconds(
                     lambda: deque(staging.decode_images(files, STRETCH_224), maxlen=0)
                 ),
-                "computing": _seconds(lambda: compute(copy)),
+                "computing": _seconds(compute),
                 "both": _seconds(whole),
             }
     rates = {name: n / value for name, value in seconds.items()}
@@ -152,7 +150,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def profiles(device: str, to: Path) -> bool:
-    """True. Records torch's profile of one call of ours for each row that missed a target."""
+    """Records torch's profile of one call of ours for each row below a target; returns True."""
     path = to / "speed" / "benchmarks.json"
     rows = data_files.read_json(path)["rows"] if path.exists() else []
     kinds = [torch.profiler.ProfilerActivity.CPU]

@@ -27,12 +27,12 @@ from benchmarks import ROOT
 from benchmarks.sampling import shortest_sample, synchronised
 from benchmarks.workloads.gans import gan_step
 from rdfia.data import assets, files
-from rdfia.experiments import gan_studies, gans
-from rdfia.experiments.__main__ import make_runs
+from rdfia.experiments import gan_studies
+from rdfia.experiments.__main__ import full_bench, make_runs
 from rdfia.experiments.gan_data import DATA_SETS
+from rdfia.experiments.gans import GanBench
 from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
-from rdfia.report.environment import environment
 
 PROCESSES = {"cuda": 4, "cpu": 1}
 PARALLEL_SPEED = 0.6  # of PROCESSES times the speed of one process (a guess)
@@ -42,7 +42,7 @@ USED_SHARE = 0.9  # of the minutes
 REHEARSAL_STEPS = 5  # of a run on a CPU
 
 
-def wanted(device: str) -> list[tuple[str, Run]]:
+def planned_runs(device: str) -> list[tuple[str, Run]]:
     """(data set, run) of every planned run, in the order in which they are made.
 
     First the study of answer 5 and the conditional GANs, seed by seed, so that complete seeds are
@@ -87,7 +87,7 @@ def milliseconds(device: str) -> dict[str, float]:
     return found
 
 
-def chosen(
+def runs_that_fit(
     runs: Iterable[tuple[str, Run]], step: dict[str, float], seconds: float, processes: int
 ) -> tuple[list[int], list[float]]:
     """(indices of the runs that fit, seconds of each run alone).
@@ -117,13 +117,13 @@ def train(device: str, minutes: float, to: Path) -> int:
 
     plan.json has the choice and the runs that were made.
     """
-    begin, runs, processes = time.monotonic(), wanted(device), PROCESSES[device]
+    begin, runs, processes = time.monotonic(), planned_runs(device), PROCESSES[device]
     if device != "cuda":  # runs of a rehearsal are not those of the claims
         to = to / "rehearsal"
     step = milliseconds(device)
     end = begin + USED_SHARE * 60 * minutes
     seconds = end - time.monotonic()
-    fit, costs = chosen(runs, step, seconds, processes)
+    fit, costs = runs_that_fit(runs, step, seconds, processes)
     names = [f"{title}: {run.name}" for title, run in runs]
     plan: dict[str, Any] = {
         "milliseconds a step": step,
@@ -175,20 +175,17 @@ def _wait_or_kill(worker: subprocess.Popen[bytes]) -> int:
 
 
 def make(device: str, seconds: float, indices: Sequence[int], to: Path) -> int:
-    """Makes runs of `wanted`, none begun after `seconds`; the exit status is 1 where one failed.
+    """Makes planned runs, none begun after `seconds`; the exit status is 1 where one failed.
 
     The generators stay on this machine, so all that claims need of their images is scored too.
     """
-    begin, benches, status = time.monotonic(), dict[str, gans.GanBench](), False
-    runs = wanted(device)
+    begin, benches, status = time.monotonic(), dict[str, GanBench](), False
+    runs = planned_runs(device)
     for title, run in (runs[i] for i in indices):
         if time.monotonic() - begin > seconds:
             break
         if title not in benches:
-            path = assets.locate(DATA_SETS[title].asset, download=False).path
-            benches[title] = gans.GanBench(
-                title, path, device, "full", None, to, partial(environment, ROOT, device, "full")
-            )
+            benches[title] = full_bench(title, device, to)
         status |= make_runs(benches[title], [run], partial(print, f"{title}:", flush=True)) > 0
     return int(status)
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_kit.parity import compared
-from benchmarks.workloads.inputs import random_network, smooth_photos
+from benchmarks.workloads.inputs import pixel_batch, random_network, smooth_photos
 from rdfia.data import files
 from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.errors import BatchReduced, TooLarge
@@ -107,10 +107,8 @@ def memory(device: str, to: Path) -> bool:
         return call
 
     def saliency(photos: Sequence[Any]) -> Callable[[], torch.Tensor]:
-        pixels = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos])
-        x = CENTRE_CROP_224.normalise(pixels).to(
-            device
-        )  # outside the call, and so outside the limit
+        # outside the call, and so outside the limit
+        x = CENTRE_CROP_224.normalise(pixel_batch([*photos], device))
         return lambda: saliency_module.saliency_maps(network, x, 0, chunk=len(x)).cpu()
 
     rows = []

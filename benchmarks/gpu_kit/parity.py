@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workloads.inputs import random_network, smooth_photos
+from benchmarks.workloads.inputs import pixel_batch, random_network, smooth_photos
 from rdfia.data import assets
 from rdfia.data import files as data_files
 from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, blur, read_image
@@ -73,8 +73,7 @@ def _on(name: str, device: str) -> nn.Module:
 
 
 def _pixels(device: str) -> Tensor:
-    stacked = torch.stack([torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos()])
-    return CENTRE_CROP_224.normalise(stacked.to(device))
+    return CENTRE_CROP_224.normalise(pixel_batch(photos(), device))
 
 
 def images(device: str, _dtype: torch.dtype) -> Quantities:
@@ -208,6 +207,10 @@ KINDS = {  # row of the tolerance table -> words of the quantities that it is fo
 }
 
 
+# Fields of a row whose results cannot be compared.
+WITHOUT_ERROR = {"error": 1e30, "largest": 1e30, "holds": False}
+
+
 def kind_of(quantity: str) -> str:
     """The row of the tolerance table for a quantity."""
     for kind, words in KINDS.items():
@@ -230,8 +233,11 @@ def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[st
         "reason": limit.reason,
     }
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
-        note = f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN"
-        return {**row, "error": 1e30, "largest": 1e30, "holds": False, "note": note}
+        return {
+            **row,
+            **WITHOUT_ERROR,
+            "note": f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN",
+        }
     error = float((a - b).norm() / b.norm().clamp_min(1e-30))
     return {
         **row,
@@ -258,18 +264,9 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
                     yield {"room": name, "reference": f"CPU, {reference}", **row}
         except Exception as error:
             traceback.print_exc()
+            empty = {"quantity": name, "arithmetic": "", "limit": 0.0, "reason": ""}
             note = f"{type(error).__name__}: {error}"[:500]
-            yield {
-                "room": name,
-                "quantity": name,
-                "arithmetic": "",
-                "limit": 0.0,
-                "reason": "",
-                "error": 1e30,
-                "largest": 1e30,
-                "holds": False,
-                "note": note,
-            }
+            yield {"room": name, **empty, **WITHOUT_ERROR, "note": note}
 
 
 def main() -> int:

@@ -203,16 +203,18 @@ def run_steps(
     found: list[Outcome] = []
     end = time.monotonic() + seconds
     for i, step in enumerate(steps):
-        mine = allowance(steps[i:], max(0.0, end - time.monotonic()))
+        allowed = allowance(steps[i:], max(0.0, end - time.monotonic()))
         if absent := [name for name in step.needs if lacking(name)]:
             note = f"{', '.join(absent)}: transfer the part that has it"
             found.append(Outcome(step.name, "unavailable", note=note))
-        elif mine < step.least:
-            note = f"{mine:.0f} s are left, it needs {step.least:.0f} s: give more --minutes, or "
+        elif allowed < step.least:
+            note = (
+                f"{allowed:.0f} s are left, it needs {step.least:.0f} s: give more --minutes, or "
+            )
             note += f"--steps {step.name}"
-            found.append(Outcome(step.name, "deferred", allowed=round(mine, 1), note=note))
+            found.append(Outcome(step.name, "deferred", allowed=round(allowed, 1), note=note))
         else:
-            found.append(attempt(step, mine))
+            found.append(attempt(step, allowed))
         save(found)
     return found
 
@@ -294,9 +296,9 @@ def run(kit: Path, device: str, minutes: float, out: Path, names: Sequence[str] 
             last = found[-1]
             print(f"  {last.name}: {last.state}, {last.seconds} s  {last.note}", flush=True)
             steps = [dataclasses.asdict(outcome) for outcome in found]
-            whole = {"device": device, "minutes": minutes, "kit": kit_summary, "steps": steps}
+            run_facts = {"device": device, "minutes": minutes, "kit": kit_summary, "steps": steps}
             try:
-                archive.save(records, out, whole)
+                archive.save(records, out, run_facts)
             except RdfiaError as error:  # it is saved again after the next step
                 print(f"  not saved: {error}", flush=True)
 

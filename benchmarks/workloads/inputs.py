@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rdfia.data.images import CENTRE_CROP_224, Preprocess
+from rdfia.data.images import CENTRE_CROP_224
 from rdfia.models.networks import models
 
 
@@ -53,10 +53,9 @@ def write_jpegs(folder: Path, n: int, size: int, height: int) -> list[Path]:
     return paths
 
 
-def pixel_batch(images: list[np.ndarray], preprocess: Preprocess, device: str) -> Tensor:
-    """Preprocessed images as one uint8 batch on `device`, B x 3 x H x W."""
-    pixels = [preprocess.pixels(Image.fromarray(image)) for image in images]
-    return torch.stack(pixels).to(device)
+def pixel_batch(images: list[np.ndarray], device: str) -> Tensor:
+    """The images as one uint8 batch on `device`, B x 3 x H x W."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)
 
 
 def random_batch(n: int, size: int, device: str) -> Tensor:

@@ -52,7 +52,7 @@ def vgg16(device: str) -> Any:
 
 @functools.cache
 def _pixels(device: str) -> Tensor:
-    return inputs.pixel_batch(inputs.smooth_photos(BATCH[device], 224), STRETCH_224, device)
+    return inputs.pixel_batch(inputs.smooth_photos(BATCH[device], 224), device)
 
 
 def _flat_taps(network: Any, x: Tensor, taps: Mapping[str, str]) -> list[Tensor]:
@@ -237,7 +237,7 @@ def _small_taps(
     """Taps of VGG16's convolutions on `n` images of 64 pixels; `reference` takes network, paths."""
     network = inputs.vgg16_convolutions()
     paths = {tap: PATHS[tap].removeprefix("features.") for tap in taps}
-    pixels = inputs.pixel_batch(inputs.random_pixels(n, SMALL.size), SMALL, device)
+    pixels = inputs.pixel_batch(inputs.random_pixels(n, SMALL.size), device)
     extract = reference(network.to(device), list(paths.values()))
     # made here: in the call the copy would be most of the counted memory
     with features.inference_copy(network, torch.float32, device) as copy:

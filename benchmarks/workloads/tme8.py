@@ -36,10 +36,7 @@ def squeezenet(device: str) -> Any:
 
 @functools.cache
 def photos(n: int, device: str) -> Tensor:
-    pixels = [
-        torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in inputs.smooth_photos(n, 224)
-    ]
-    return CENTRE_CROP_224.normalise(torch.stack(pixels).float() / 255).to(device)
+    return CENTRE_CROP_224.normalise(inputs.pixel_batch(inputs.smooth_photos(n, 224), device))
 
 
 def saliency_and_captum(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
@@ -125,11 +122,8 @@ PEERS = [
 
 
 def _small_saliency(device: str) -> tuple[Call, Call]:
-    network, x, target = (
-        inputs.small_squeezenet(device),
-        inputs.random_batch(8, 64, device),
-        list(range(8)),
-    )
+    network, target = inputs.small_squeezenet(device), list(range(8))
+    x = inputs.random_batch(8, 64, device)
     return (
         lambda: [saliency.saliency_maps(network, x, target)],
         lambda: [references.saliency(network, x, target)],

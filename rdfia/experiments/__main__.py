@@ -34,6 +34,13 @@ from rdfia.report.environment import environment
 ROOT = Path(__file__).parents[2]
 
 
+def full_bench(title: str, device: str, output: Path) -> GanBench:
+    """The bench of a data set on this machine, for full runs whose rows are below `output`."""
+    path = assets.locate(DATA_SETS[title].asset, download=False).path
+    origin = partial(environment, ROOT, device, "full")
+    return GanBench(title, path, device, "full", None, output, origin)
+
+
 def make_runs(bench: GanBench, runs: Sequence[Run], log: Callable[[str], None] = print) -> int:
     """The number of refused runs; every other run is made, or read if it exists.
 
@@ -133,15 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         list_runs(options.data, runs, output, options.device)
         return 0
-    bench = GanBench(
-        options.data,
-        assets.locate(DATA_SETS[options.data].asset, download=False).path,
-        options.device,
-        "full",
-        None,
-        output,
-        partial(environment, ROOT, options.device, "full"),
-    )
+    bench = full_bench(options.data, options.device, output)
     refused = make_runs(bench, runs)
     searched = {run for found in gan_studies.SEARCH.values() for run in found}
     if not refused and searched <= set(runs):

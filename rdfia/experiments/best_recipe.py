@@ -84,65 +84,65 @@ def _paths() -> dict[str, str]:
     return {tap: paths[tap] for tap in TAPS}
 
 
-def view(lab: TransferBench, side: int, flip: bool) -> feature_store.FeatureStore:
+def pooled_store(bench: TransferBench, side: int, flip: bool) -> feature_store.FeatureStore:
     """The store of the `pooled` features of every tap at one image side, mirrored or not."""
     return extraction.extract(
-        lab.network("vgg16").module,
-        lab.problem.images,
+        bench.network("vgg16").module,
+        bench.problem.images,
         _paths(),
         root=files.cache_dir() / "best",
         cap_bytes=VIEW_BYTES,
-        content=lab.problem.digest,
-        preprocess=replace(lab.problem.preprocess, size=side, flip=flip),
-        device=lab.device,
+        content=bench.problem.digest,
+        preprocess=replace(bench.problem.preprocess, size=side, flip=flip),
+        device=bench.device,
         batch_size=16 if side < 300 else 8,
         pool=pooled,
-        progress=lab.progress,
+        progress=bench.progress,
     )
 
 
 @functools.cache
-def grams(lab: TransferBench, side: int) -> dict[Part, Array]:
+def grams(bench: TransferBench, side: int) -> dict[Part, Array]:
     """X X^T of all N images, N x N float32, for each tap and kind of pooling at one image side.
 
     The cache keeps these matrices (15-Scene: 0.6 GB a side). The features (10 GB a view in float32)
     are removed, so that a stopped run goes on from its last side and needs the disk of one side.
     """
-    path = _gram_file(lab, side)
+    path = _gram_file(bench, side)
     if not path.exists():
-        views = [view(lab, side, flip) for flip in (False, True)[: 1 + SIDES[side]]]
-        files.save_tensors(path, _gram_tensors(views))
-        for store in views:
+        stores = [pooled_store(bench, side, flip) for flip in (False, True)[: 1 + SIDES[side]]]
+        files.save_tensors(path, _gram_tensors(stores))
+        for store in stores:
             shutil.rmtree(store.folder)
     tensors, _ = files.load_tensors(path)
     return {(tap, side, kind): tensors[f"{tap} {kind}"].numpy() for tap in TAPS for kind in KINDS}
 
 
-def _gram_file(lab: TransferBench, side: int) -> Path:
-    preprocess = replace(lab.problem.preprocess, size=side)
-    weights = extraction.weights_digest(lab.network("vgg16").module, _paths(), side)
-    product_type = float32_product_type(lab.device)
-    key = [lab.problem.digest, preprocess.key, SIDES[side], str(lab.fast), product_type, weights]
-    name = hashlib.sha256(json.dumps([*key, lab.device]).encode()).hexdigest()[:20]
+def _gram_file(bench: TransferBench, side: int) -> Path:
+    preprocess = replace(bench.problem.preprocess, size=side)
+    weights = extraction.weights_digest(bench.network("vgg16").module, _paths(), side)
+    product_type = float32_product_type(bench.device)
+    key = [bench.problem.digest, preprocess.key, SIDES[side], str(bench.fast), product_type]
+    name = hashlib.sha256(json.dumps([*key, weights, bench.device]).encode()).hexdigest()[:20]
     return files.cache_dir() / "best" / f"grams-{side}-{name}.safetensors"
 
 
-def _gram_tensors(views: Sequence[feature_store.FeatureStore]) -> dict[str, Tensor]:
-    """The Gram matrix of the sum of the views' rows for each "<tap> <kind>", N x N float32."""
+def _gram_tensors(stores: Sequence[feature_store.FeatureStore]) -> dict[str, Tensor]:
+    """The Gram matrix of the sum of the stores' rows for "<tap> <kind>", N x N float32."""
     found = {}
     for tap in TAPS:
-        matrices = [store[tap] for store in views]
+        matrices = [store[tap] for store in stores]
         for kind, columns in zip(KINDS, (slice(PYRAMID), slice(PYRAMID, None)), strict=True):
-            total = svm.GramAccumulator(views[0].n, views[0].n)
+            total = svm.GramAccumulator(stores[0].n, stores[0].n)
             total.add(torch.stack([matrix[:, columns].float() for matrix in matrices]).sum(0))
             found[f"{tap} {kind}"] = torch.from_numpy(total.gram.astype(np.float32))
     return found
 
 
-def _parts(lab: TransferBench, sides: Iterable[int]) -> dict[Part, Array]:
+def _parts(bench: TransferBench, sides: Iterable[int]) -> dict[Part, Array]:
     parts: dict[Part, Array] = {}
     for side in sides:
-        parts |= grams(lab, side)
+        parts |= grams(bench, side)
     return parts
 
 
@@ -177,25 +177,25 @@ def coordinates(gram: Array, train: Array, test: Array) -> tuple[Array, Array]:
     return svm.span_coordinates(gram[np.ix_(train, train)], gram[np.ix_(test, train)])
 
 
-def ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
+def ablation(bench: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
     """A row for each recipe, the name of the best recipe, and which test images it gets right.
 
     A row has the C with the best accuracy on held-out training images, that accuracy, and the
     accuracy on the test images with its 95 % interval. The best recipe is the one with the best
     accuracy on held-out training images. Computed once in a session.
     """
-    with shared_work(lab.progress, f"{lab.problem.name}: recipes"):
-        return _ablation(lab)
+    with shared_work(bench.progress, f"{bench.problem.name}: recipes"):
+        return _ablation(bench)
 
 
 @functools.cache
-def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
-    n, labels = lab.problem.n_train, lab.problem.labels
+def _ablation(bench: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
+    n, labels = bench.problem.n_train, bench.problem.labels
     train, test = np.split(np.arange(len(labels)), [n])
-    parts = _parts(lab, SIDES)
+    parts = _parts(bench, SIDES)
     rows: list[dict[str, Any]] = []
     right: dict[str, Array] = {}
-    pool5 = lab.span("vgg16", "pool5")
+    pool5 = bench.span("vgg16", "pool5")
     for recipe in (None, *RECIPES):
         if recipe:
             name = recipe.name
@@ -222,17 +222,17 @@ def _ablation(lab: TransferBench) -> tuple[list[dict[str, Any]], str, Array]:
 
 
 def other_splits(
-    lab: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(SPLITS)
+    bench: TransferBench, row: dict[str, Any], seeds: Sequence[int] = range(SPLITS)
 ) -> list[float]:
     """Accuracy of a row of `ablation` on random splits of all images, one for each seed.
 
     Each class has as many training images as in the lab's split. Recipe and C are those of the row.
     """
     (recipe,) = (recipe for recipe in RECIPES if recipe.name == row["recipe"])
-    parts = _parts(lab, recipe.sides)
-    labels = lab.problem.labels
-    classes = range(len(lab.problem.classes))
-    each = lab.problem.n_train // len(classes)
+    parts = _parts(bench, recipe.sides)
+    labels = bench.problem.labels
+    classes = range(len(bench.problem.classes))
+    each = bench.problem.n_train // len(classes)
     found = []
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(len(labels))

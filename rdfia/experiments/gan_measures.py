@@ -101,8 +101,8 @@ def information(read: Array, asked: Array, classes: int = 10) -> float:
     return marginals - corrected_entropy(joint.ravel())
 
 
-def label_information(read: Array, asked: Array, permutations: int = 100) -> dict[str, float]:
-    """The information (`information`) of the labels, and its mean over permuted labels."""
+def label_information(read: Array, asked: Array) -> dict[str, float]:
+    """The information (`information`) of the labels, and its mean over 100 permutations of them."""
     draw = np.random.default_rng(0)
-    permuted = [information(read, draw.permutation(asked)) for _ in range(permutations)]
+    permuted = [information(read, draw.permutation(asked)) for _ in range(100)]
     return {"nats": information(read, asked), "permuted": float(np.mean(permuted))}

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -242,15 +242,13 @@ class GanBench:
                 row["information"] = information(read, asked.numpy())
         return {name: np.round(value, 5).tolist() for name, value in row.items()}
 
-    def draw_images(
-        self, generator: Generator, n: int, statistics: Literal["running", "batch"] = "batch"
-    ) -> tuple[Tensor, Tensor]:
+    def draw_images(self, generator: Generator, n: int) -> tuple[Tensor, Tensor]:
         """n images of G, uint8, and the labels asked for; the noise is always the same."""
         a = generator.architecture
         stream = sampling.random_stream(0, sampling.SCORING_NOISE)
         z = torch.randn(n, a.nz, generator=stream).to(self.device)
         y = torch.arange(n, device=self.device) % 10
-        drawn = sampling.sample(generator, z, y if a.classes else None, statistics=statistics)
+        drawn = sampling.sample(generator, z, y if a.classes else None, statistics="batch")
         return sampling.to_uint8(drawn), y.cpu()
 
     def score_generator(self, generator: Generator, trained: Tensor | None = None) -> Json:
@@ -447,17 +445,21 @@ class GanBench:
         generator = None
         if not row["diverged"]:
             generator = gan_runs.generator_of(self._on_this_data(run), self.work, row["data"])
-        found = self._without_images() if generator is None else self._of_images(run, generator)
+        found = (
+            self._scores_without_images()
+            if generator is None
+            else self._scores_of_images(run, generator)
+        )
         found = {name: round(value, 5) for name, value in found.items()}
         files.write_json(path, {"of": of, "found": found})
         return found
 
-    def _without_images(self) -> dict[str, float]:
+    def _scores_without_images(self) -> dict[str, float]:
         """Zeros for a generator that diverged: no image is a copy, and none obeys a label."""
         copies = ("pixels", "features", "pixels_se", "features_se")
         return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
 
-    def _of_images(self, run: Run, generator: Generator) -> dict[str, float]:
+    def _scores_of_images(self, run: Run, generator: Generator) -> dict[str, float]:
         pixels, asked = self.draw_images(generator.to(self.device), self.image_count)
         if self.y is not None:
             read = self.features(pixels)[1]

@@ -39,45 +39,23 @@ class Setup:
 
     network: str
     weights: str
-    photos: str
-    space: Preprocess
-    scope: str
-    second_network: str  # title of the network that also classifies the resulting images
+    photos: str = "imagenet-samples"
+    space: Preprocess = images.CENTRE_CROP_224
+    scope: str = "substitute"
+    second_network: str = "EfficientNet-Lite0"  # also classifies the resulting images; a title
 
 
 SETUPS = {
-    "SqueezeNet 1.1": Setup(
-        "squeezenet1_1",
-        "squeezenet1_1",
-        "imagenet-samples",
-        images.CENTRE_CROP_224,
-        "",
-        "EfficientNet-Lite0",
-    ),
+    "SqueezeNet 1.1": Setup("squeezenet1_1", "squeezenet1_1", scope=""),
     "EfficientNet-Lite0": Setup(
         "efficientnet-lite0",
         "efficientnet-lite0",
         "foolbox-photos",
         images.EFFICIENTNET_LITE0,
-        "substitute",
-        "SqueezeNet 1.1",
+        second_network="SqueezeNet 1.1",
     ),
-    "VGG16": Setup(
-        "vgg16",
-        "vgg16-full",
-        "imagenet-samples",
-        images.CENTRE_CROP_224,
-        "substitute",
-        "EfficientNet-Lite0",
-    ),
-    "AlexNet": Setup(
-        "alexnet",
-        "alexnet-full",
-        "imagenet-samples",
-        images.CENTRE_CROP_224,
-        "substitute",
-        "EfficientNet-Lite0",
-    ),
+    "VGG16": Setup("vgg16", "vgg16-full"),
+    "AlexNet": Setup("alexnet", "alexnet-full"),
 }
 STINGRAY = 6  # ImageNet's class index
 RADII = (0, 4, 8, 16)  # of the momentum attack, in grey levels; 0 is the photo itself

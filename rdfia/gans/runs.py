@@ -22,10 +22,8 @@ from rdfia.device.precision import float32_product_type
 from rdfia.errors import DivergedError, StoreError
 from rdfia.gans.architecture import Generator, Labels, build
 from rdfia.gans.config import GanConfig, Precision
-from rdfia.gans.health import health
-from rdfia.gans.sampling import fixed_noise, sample, to_uint8
 from rdfia.gans.training import Trainer
-from rdfia.gans.training_loop import train
+from rdfia.gans.training_loop import grid_health, grid_images, train
 
 Json = dict[str, Any]
 Score = Callable[[Generator], Mapping[str, Any]]
@@ -63,7 +61,7 @@ def train_run(run: Run, images: Tensor, labels: Labels, work: Path, **options: A
     `options`: those of `training_loop.train`. DivergedError: the generators before it remain.
     StoreError: another process is making this run.
     """
-    with _alone(work / run.name):
+    with _locked_run(work / run.name):
         return _trained(run, images, labels, work, **options)
 
 
@@ -100,7 +98,7 @@ def _trained(run: Run, images: Tensor, labels: Labels, work: Path, **options: An
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked_run(folder: Path) -> Iterator[None]:
     """Lock the run in `folder` for this process.
 
     The lock is the system's, so that a killed process leaves none.
@@ -159,7 +157,7 @@ def scored_run(
     can_score = (work / run.name / "training.json").exists()
     if (known := _stored_row(path, asked, earlier_versions, can_score)) is not None:
         return _with_health(run, known, images, evidence)
-    with _alone(work / run.name):  # also while it is scored, which takes minutes
+    with _locked_run(work / run.name):  # also while it is scored, which takes minutes
         row = _made(run, images, labels, score, digest, work, evidence, **options)
         files.write_json(path, {**asked, **row, "origin": dict(origin or {})})
     return files.read_json(path)  # what a later call reads
@@ -191,7 +189,7 @@ def _made(
             last = generator.to(options.get("device", "cpu"))
             rows.append({"step": step, **score(generator)})
             if step in run.grids:
-                png = _png(_grid_images(run, generator)[: run.shown])
+                png = _png(grid_images(run.config, generator)[: run.shown])
                 files.write_atomic(evidence / f"{run.name}-{step}.png", png)
     files.save_tensors(
         evidence / f"{run.name}.safetensors", {"losses": losses.clamp(max=6e4).half()}
@@ -200,7 +198,7 @@ def _made(
         "scores": rows,
         "diverged": diverged,
         "seconds": files.read_json(work / run.name / "seconds.json"),
-        "health": _signals(run, losses, None if last is None else _grid_images(run, last), images),
+        "health": _signals(run, losses, grid_images(run.config, last) if last else None, images),
     }
 
 
@@ -235,8 +233,7 @@ def _stored_row(
 
 def _signals(run: Run, losses: Tensor, shown: Tensor | None, images: Tensor) -> Json:
     """The run's `health` without NaN and infinity, which JSON lacks."""
-    some = images[:: max(1, len(images) // 500)]
-    signals = health(losses, shown, some, labels=fixed_noise(run.config)[1])._asdict()
+    signals = grid_health(run.config, losses, shown, images)._asdict()
     alarms = list(signals.pop("alarms"))
     finite = {name: value for name, value in signals.items() if math.isfinite(value)}
     return {**finite, "alarms": alarms}
@@ -279,12 +276,6 @@ def _generator(run: Run, path: Path, digest: str) -> Generator | None:
     _, generator = build(run.config.architecture, run.config.seed)
     generator.load_state_dict(tensors)
     return generator if all(bool(t.isfinite().all()) for t in tensors.values()) else None
-
-
-def _grid_images(run: Run, generator: Generator) -> Tensor:
-    """The images of the run's fixed noise, uint8."""
-    z, y = fixed_noise(run.config, next(generator.parameters()).device)
-    return to_uint8(sample(generator, z, y, statistics="batch"))
 
 
 def _png(images: Tensor) -> bytes:

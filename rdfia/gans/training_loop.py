@@ -15,9 +15,9 @@ from rdfia.data.arrays import as_tensor
 from rdfia.device import memory
 from rdfia.errors import ArgumentError
 from rdfia.gans import sampling
-from rdfia.gans.architecture import Labels
+from rdfia.gans.architecture import Generator, Labels
 from rdfia.gans.config import GanConfig
-from rdfia.gans.health import health
+from rdfia.gans.health import Health, health
 from rdfia.gans.training import COLUMNS, LOG_EVERY, Device, Trainer, log_line
 
 
@@ -57,19 +57,20 @@ class Trained(NamedTuple):
         return pictures.picture_html(self.picture(), title, [losses])
 
 
+def grid_images(config: GanConfig, generator: Generator) -> Tensor:
+    """The images of G for the run's fixed noise, uint8 N x C x S x S on the CPU."""
+    z, y = sampling.fixed_noise(config, next(generator.parameters()).device)
+    return sampling.to_uint8(sampling.sample(generator, z, y, statistics="batch"))
+
+
 def _grid(trainer: Trainer) -> Grid:
-    z, y = sampling.fixed_noise(trainer.config, trainer.device)
-    drawn = sampling.sample(trainer.image_generator, z, y, statistics="batch")
-    return Grid(trainer.done, sampling.to_uint8(drawn))
+    return Grid(trainer.done, grid_images(trainer.config, trainer.image_generator))
 
 
-def _log_alarms(log: Callable[[str], None], trainer: Trainer, grid: Grid, images: Tensor) -> None:
-    """Logs a line for each alarm of `health`."""
+def grid_health(config: GanConfig, losses: Tensor, shown: Tensor | None, images: Tensor) -> Health:
+    """The `health` of a run from its losses, its grid's images and about 500 training images."""
     some = images[:: max(1, len(images) // 500)]
-    labels = sampling.fixed_noise(trainer.config)[1]
-    losses = trainer.losses[: trainer.done]
-    for alarm in health(losses, grid.images, some, labels=labels).alarms:
-        log(f"[{trainer.done:5d}/{trainer.config.steps:5d}] warning: {alarm}")
+    return health(losses, shown, some, labels=sampling.fixed_noise(config)[1])
 
 
 def train(
@@ -107,10 +108,8 @@ def train(
         last_checkpoint = f"{folder}, step {trainer.done}"
     wanted_grids, wanted_visits = set(grids_at), set(visit_at)
     grids: list[Grid] = []
-    steps: Iterable[int] = range(trainer.done, config.steps)
-    if progress is not None:
-        steps = progress(steps, config.steps - trainer.done, config.architecture.kind)
-    for step in steps:
+    steps = range(trainer.done, config.steps)
+    for step in progress(steps, len(steps), config.architecture.kind) if progress else steps:
         with memory.out_of_memory_as_too_large(
             f"step {step} of a GAN, batch={config.batch}: lower it; "
             f"last checkpoint: {last_checkpoint}"
@@ -125,7 +124,9 @@ def train(
         if trainer.done in wanted_grids:
             grids.append(_grid(trainer))
             if log is not None:
-                _log_alarms(log, trainer, grids[-1], images)
+                losses = trainer.losses[: trainer.done]
+                for alarm in grid_health(config, losses, grids[-1].images, images).alarms:
+                    log(f"[{trainer.done:5d}/{config.steps:5d}] warning: {alarm}")
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
         if folder is not None and (trainer.done % checkpoint_every == 0 or ended):

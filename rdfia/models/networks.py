@@ -6,11 +6,10 @@ registered on; its tensors are `path.weight` and `path.bias`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
+from rdfia.device.memory import images_named_where_refused
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
@@ -523,24 +523,6 @@ def _ready(module: nn.Module, x: Tensor | np.ndarray) -> Tensor:
     return x.to(weight.device, weight.dtype)
 
 
-@contextlib.contextmanager
-def _shape_named_where_refused(module: nn.Module, x: Tensor) -> Iterator[None]:
-    """A context that raises ArgumentError, naming the shape of `x`, where a network fails.
-
-    Errors of the package and failed allocations stay as they are.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, RdfiaError) or re.search("(?i)alloc|memory|new thread", str(error)):
-            raise
-        raise ArgumentError(
-            f"x: {type(module).__name__} cannot compute images of shape {tuple(x.shape)} "
-            f"({reason}); choose the size that it was made for"
-        ) from error
-
-
 @torch.inference_mode()
 def classify(
     network: nn.Module | Loaded, x: Tensor | np.ndarray, k: int = 5
@@ -556,7 +538,7 @@ def classify(
     x = _ready(module, x)
     modes = [(child, child.training) for child in module.modules()]
     try:
-        with _shape_named_where_refused(module, x):
+        with images_named_where_refused(module, x):
             probabilities = module.eval()(x).softmax(dim=1)  # B x classes
     finally:
         for child, training in modes:
@@ -579,6 +561,6 @@ def first_convolution_maps(network: nn.Module | Loaded, x: Tensor) -> Tensor:
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             x = _ready(child, x)
-            with _shape_named_where_refused(child, x):
+            with images_named_where_refused(child, x):
                 return child(x)
     raise ArgumentError(f"network: {type(module).__name__} has no convolution, expected one")

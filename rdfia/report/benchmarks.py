@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,7 +20,6 @@ from rdfia.report.figures import INK, RUST, STYLE
 # in a checkout; an installed package has no such folder
 VERIFIED = Path(__file__).parents[2] / "reports" / "verified"
 TITLES = ("at the peer's dtype", "each at its best")  # of a row's columns
-INTERVAL = "{speed-up:.2f} ({speed-up low:.2f} to {speed-up high:.2f})"
 # raised by a record of another form
 BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueError)
 
@@ -38,14 +36,7 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.plot(interval, 2 * [y + down], color=colour, linewidth=1.6)
             ax.plot(column["speed-up"], y + down, marker, color=colour, markersize=5, label=title)
         values = ", ".join(f"{column['speed-up']:.2f}" for column in row["columns"].values())
-        ax.annotate(
-            f"{row['name']}  {values}",
-            (0.01, y - 0.22),
-            xycoords=("axes fraction", "data"),
-            fontsize=8.5,
-            va="bottom",
-            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
-        )
+        figures.write_above(ax, y - 0.22, f"{row['name']}  {values}")
     ax.axvline(1, color="black", linewidth=0.9, linestyle=(0, (1, 2)))
     ax.set(
         xscale="log",
@@ -59,30 +50,16 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
 def growth(series: Mapping[str, Mapping[str, Any]], unit: str) -> Figure:
     """A figure of seconds or bytes by multiples of the work, with the exponents in the legend."""
-    figure, (ax,) = figures.panels(3.0 + 0.17 * len(series))
-    lines = itertools.cycle(figures.LINES)
-    for (name, row), (colour, marker, line) in zip(series.items(), lines, strict=False):
-        ax.plot(
-            row["work"],
-            row["values"],
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            markersize=5,
-            label=f"{name}: exponent {round(row['exponent'], 2) + 0:.2f}",
-        )
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="work, in multiples of the smallest (log scale)",
-        ylabel=unit,
-    )
+    named = {
+        f"{name}: exponent {round(row['exponent'], 2) + 0:.2f}": (row["work"], row["values"], 0)
+        for name, row in series.items()
+    }
+    figure = figures.score_by_step(named, unit, "xy", "work, in multiples of the smallest")
+    (ax,) = figure.axes
     ax.set_xticks(next(iter(series.values()))["work"])
     ax.xaxis.set(major_formatter="{x:g}", minor_formatter="")
-    figure.legend(loc="outside lower center", ncols=1)
     return figure
 
 
@@ -114,31 +91,43 @@ def committed_runs(verified: Path) -> tuple[dict[str, Any], dict[str, Any]] | No
     return cpu, cuda
 
 
+def speedup_table(runs: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of a table of speed-ups; `runs`: words before a column's title -> run."""
+    by_name = [{row["name"]: row for row in run["rows"]} for run in runs.values()]
+    lines = []
+    for name in dict.fromkeys(name for rows in by_name for name in rows):
+        first = next(rows[name] for rows in by_name if name in rows)
+        cells = [_speedup(rows.get(name), title) for rows in by_name for title in TITLES]
+        lines.append([name, first["against"], *cells])
+    return ["work", "peer", *(f"{words}{title}" for words in runs for title in TITLES)], lines
+
+
 def table_by_device(
     cpu: Mapping[str, Any], cuda: Mapping[str, Any]
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of a table: speed-ups over the peers on both devices, CUDA's targets."""
-    runs = [{row["name"]: row for row in run["rows"]} for run in (cpu, cuda)]
-    lines = []
-    for name in {**runs[0], **runs[1]}:
-        cells = [name, (runs[0].get(name) or runs[1][name])["against"]]
-        for run in runs:
-            for title in TITLES:
-                cells.append(_speedup(run.get(name), title))
-        on_cuda = runs[1].get(name)
-        cells.append(
-            "{speed-up:.2f} of {at least:g}".format(**on_cuda["wanted"]) if on_cuda else ""
-        )
-        lines.append(cells)
-    processors = [str(cpu["environment"]["cpu"]), str(cuda["environment"]["accelerator"])]
-    titles = [f"{name}, {title}" for name in processors for title in TITLES]
-    return ["work", "peer", *titles, "wanted on CUDA"], lines
+    """`speedup_table` of a run on each device, with CUDA's targets."""
+    names = cpu["environment"]["cpu"], cuda["environment"]["accelerator"]
+    head, lines = speedup_table({f"{names[0]}, ": cpu, f"{names[1]}, ": cuda})
+    wanted = {
+        row["name"]: "{speed-up:.2f} of {at least:g}".format(**row["wanted"])
+        for row in cuda["rows"]
+    }
+    return [*head, "wanted on CUDA"], [[*line, wanted.get(line[0], "")] for line in lines]
 
 
 def _speedup(row: Mapping[str, Any] | None, title: str) -> str:
     if row is None:
         return "not measured"
-    return INTERVAL.format(**row["columns"][title]) if title in row["columns"] else ""
+    return _interval(row["columns"][title]) if title in row["columns"] else ""
+
+
+def _interval(column: Mapping[str, Any]) -> str:
+    """The speed-up of a column with its interval; from 10 on without decimals."""
+    digits = 0 if column["speed-up"] >= 10 else 2
+    value, low, high = (
+        f"{column[name]:.{digits}f}" for name in ("speed-up", "speed-up low", "speed-up high")
+    )
+    return f"{value} ({low} to {high})"
 
 
 def _both_devices(verified: Path) -> str:
@@ -194,7 +183,7 @@ def _rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
         for column in row["columns"].values():
             peer = f"{row['against']}, {column['peer']}"
             seconds = [column["seconds"], column["peer seconds"]]
-            interval = INTERVAL.format(**column).replace(" ", "\u00a0")
+            interval = _interval(column).replace(" ", "\u00a0")
             share = column.get("share", "")
             lines.append(
                 [row["name"], peer, column["dtype"], *seconds, interval, column["rounds"], share]

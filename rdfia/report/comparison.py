@@ -110,16 +110,9 @@ def compare(before: Path, after: Path) -> Comparison:
     a, b = read(before), read(after)
     both = (a.records and b.records) or (a.timings and b.timings)
     if not both:
-        kinds = [
-            " and ".join(
-                name for name, has in (("claims", run.records), ("benchmarks", run.timings)) if has
-            )
-            for run in (a, b)
-        ]
         raise ArgumentError(
-            f"A, B: {printable_line(before)} has {kinds[0] or 'no result'}, "
-            f"{printable_line(after)} has {kinds[1] or 'no result'}, expected claims in both or "
-            "benchmarks in both"
+            f"A, B: {printable_line(before)} has {_kinds(a)}, {printable_line(after)} has "
+            f"{_kinds(b)}, expected claims in both or benchmarks in both"
         )
     try:
         return _compared(a, b)
@@ -128,6 +121,12 @@ def compare(before: Path, after: Path) -> Comparison:
             f"{printable_line(before)}, {printable_line(after)}: a record cannot be compared "
             f"({error!r}), expected the records of a run; write them again"
         ) from error
+
+
+def _kinds(run: RunResults) -> str:
+    """The kinds of result that a run has, as words."""
+    kinds = (("claims", run.records), ("benchmarks", run.timings))
+    return " and ".join(name for name, found in kinds if found) or "no result"
 
 
 def _compared(a: RunResults, b: RunResults) -> Comparison:

@@ -289,8 +289,7 @@ def values_with_intervals(
         ax.axvline(
             reference, color="black", linewidth=0.9, linestyle=(0, (1, 2)), label=reference_name
         )
-        return _with_legend(figure)
-    return figure
+    return figure if reference is None else _with_legend(figure)
 
 
 def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) -> None:
@@ -315,9 +314,14 @@ def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) 
             markersize=8,
             label="validation (training images only)" if y == 0 else None,
         )
+    write_above(ax, y - 0.2, f"{name}  {np.mean(values):.4f}")
+
+
+def write_above(ax: Any, y: float, text: str) -> None:
+    """Write the text of a row on the left of its axes, above `y`."""
     ax.annotate(
-        f"{name}  {np.mean(values):.4f}",
-        (0.01, y - 0.2),
+        text,
+        (0.01, y),
         xycoords=("axes fraction", "data"),
         fontsize=8.5,
         va="bottom",
@@ -360,8 +364,9 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
     _need({"rows": rows}, "rows")
     names = list(dict.fromkeys(row["row"] for row in rows))
     figure, (ax,) = panels(0.5 * len(names) + 1.7)
-    report = [(row["report"], row["row"]) for row in rows if row.get("report") is not None]
-    series = [("report", report)]
+    series = [
+        ("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])
+    ]
     for reading in ("first", "second"):
         points = []
         for row in rows:

@@ -194,21 +194,19 @@ def html(runs: Sequence[tuple[str, Json]], shown: Sequence[Shown]) -> str:
             for row in of_report
             if row.state == REFUTED and (decided := _deciding_estimate(row))
         ],
-        refuted_in_part=[
-            row
-            for row in of_report
-            if row.state == "holds in part"
-            and any(
-                check.record.outcome == CONTRADICTED
-                for check in deciding_checks(row.claim, row.checks)
-            )
-        ],
+        refuted_in_part=[row for row in of_report if _refuted_in_part(row)],
         undecided=_undecided(found),
         unmeasured=[row for row in of_report if not row.checks],
         figures=_figures(shown),
         verdicts={check.record.verdict for row in found for check in row.checks},
         runs=_run_rows(runs),
     )
+
+
+def _refuted_in_part(row: Sentence) -> bool:
+    """Whether a check of the sentence holds and another contradicts it."""
+    outcomes = {check.record.outcome for check in deciding_checks(row.claim, row.checks)}
+    return outcomes >= {SUPPORTED, CONTRADICTED}
 
 
 CHART_COLUMNS = 2

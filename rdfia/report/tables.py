@@ -6,7 +6,7 @@ A table stands between two marks, so that the text around it is written by hand.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from rdfia.claims import summary
 from rdfia.claims.ledger import committed_records
 from rdfia.data import files
 from rdfia.errors import ArgumentError
+from rdfia.report import benchmarks
 
 BEGIN, END = r"<!-- table (\w+): rdfia report --all -->\n", r"<!-- end of table -->"
 MARKED = re.compile(rf"({BEGIN})(?:(?!<!-- table ).)*?({END})", re.S)
 UNPAIRED = re.compile(r"<!-- (?:table |end of table).*")
-SPEED = {"": "cpu/speed", "AVX2: ": "cpu/speed-avx2"}  # prefix of the columns -> run
-COLUMNS = ("at the peer's dtype", "each at its best")
+SPEED = {"": "cpu/speed", "AVX2: ": "cpu/speed-avx2"}  # words before a column's title -> run
+NO_CUDA = "Nothing was measured on a CUDA device yet; `python -m benchmarks.gpu_kit` has it ready."
 FAULTS = "cpu/faults"
 
 
@@ -40,30 +41,18 @@ def verdicts(root: Path) -> str:
 
 def speed(root: Path) -> str:
     """Speed-ups over the peers with 95 % intervals, of the committed runs of the benchmarks."""
-    runs = {
-        prefix: {row["name"]: row for row in _committed(root, folder, "benchmarks.json")["rows"]}
-        for prefix, folder in SPEED.items()
-    }
-    first, *_ = runs.values()
-    head = ["work", "peer", *(f"{prefix}{name}" for prefix in runs for name in COLUMNS)]
-    rows = [
-        [
-            name,
-            row["against"],
-            *(_ratio(run.get(name), column) for run in runs.values() for column in COLUMNS),
-        ]
-        for name, row in first.items()
-    ]
-    return table(head, rows)
+    runs = {words: _committed(root, run, "benchmarks.json") for words, run in SPEED.items()}
+    return table(*benchmarks.speedup_table(runs))
 
 
-def _ratio(row: Mapping[str, Any] | None, name: str) -> str:
-    column = (row or {}).get("columns", {}).get(name)
-    if column is None:
-        return ""
-    value, low, high = (column[name] for name in ("speed-up", "speed-up low", "speed-up high"))
-    digits = 0 if value >= 10 else 2
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+def cuda(root: Path) -> str:
+    """Speed-ups on a CUDA device beside those of the CPU, or that none was measured."""
+    runs = benchmarks.committed_runs(root / "reports" / "verified")
+    if runs is None:
+        return NO_CUDA
+    where = "On {accelerator}, torch {torch}, {date}, beside the CPU of the table above:"
+    lines = table(*benchmarks.table_by_device(*runs))
+    return f"{where.format(**runs[1]['environment'])}\n\n{lines}"
 
 
 def faults(root: Path) -> str:
@@ -73,7 +62,12 @@ def faults(root: Path) -> str:
     return table(head, [(n, f"{r['withstood']} of {r['tried']}", r["means"]) for n, r in rows])
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"verdicts": verdicts, "speed": speed, "faults": faults}
+TABLES: dict[str, Callable[[Path], str]] = {
+    "verdicts": verdicts,
+    "speed": speed,
+    "faults": faults,
+    "cuda": cuda,
+}
 
 
 def _committed(root: Path, folder: str, name: str) -> Any:

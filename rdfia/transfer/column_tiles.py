@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +20,7 @@ from torch import Tensor, nn
 from rdfia.data.files import GIGABYTE, free_bytes, write_error
 from rdfia.data.images import STRETCH_224, Preprocess
 from rdfia.data.photo_files import photo_sequence
-from rdfia.device.memory import (
-    HalvingBatches,
-    InputLayout,
-    batch_that_fits,
-    images_named_where_refused,
-    require_memory,
-)
-from rdfia.device.precision import product_precision
+from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
 from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
 from rdfia.transfer.features import (
@@ -37,8 +31,8 @@ from rdfia.transfer.features import (
     inference_copy,
     memory_needed,
     named_taps,
+    pass_function,
     tap_shapes,
-    visit_taps,
 )
 
 PART_BYTES = GIGABYTE  # most bytes of a tile on disk that are in memory at a time
@@ -143,9 +137,10 @@ def _width(shape: tuple[int, ...], rows: slice) -> int:
     return shape[0] * (rows.stop - rows.start) * shape[2] if len(shape) == 3 else math.prod(shape)
 
 
-def _columns(value: Tensor, rows: slice, first: int) -> Tensor:
-    """`rows` of a map as flat columns; `value` starts at row `first` of the map."""
+def _columns(plan: _Pass, strides: Mapping[str, int], tap: str, value: Tensor) -> Tensor:
+    """The rows of a map that belong to a pass, as flat columns; `value` starts at its crop."""
     if value.ndim == 4:
+        rows, first = plan.rows[tap], plan.crop.start // strides[tap]
         value = value[:, :, rows.start - first : rows.stop - first]
     return flatten(value)
 
@@ -290,13 +285,12 @@ def accumulate(
         for number, (plan, width) in enumerate(zip(passes, widths, strict=True), 1):
             bar = f"pass {number} of {len(passes)}"
             tiles = {tap: _Tile(n, width[tap], tile_dtype, device, scratch) for tap in width}
-            run = _pass_function(network, taps, plan, strides, preprocess, dtype, device)
-            with contextlib.closing(
-                image_batches(images, preprocess, batch_size, staging)
-            ) as staged:
-                pixels: Iterable[Tensor] = staged
-                if progress is not None:
-                    pixels = progress(staged, -(-n // batch_size), f"features, {bar}")
+            chosen = {tap: taps[tap] for tap in plan.rows}
+            take = partial(_columns, plan, strides)
+            run = pass_function(network, chosen, take, preprocess, dtype, device, plan.crop)
+            with closing(image_batches(images, preprocess, batch_size, staging)) as staged:
+                count, label = -(-n // batch_size), f"features, {bar}"
+                pixels = progress(staged, count, label) if progress else staged
                 _fill(tiles, (values for batch in pixels for values in batches(run, batch)))
             _drain(tiles, accumulators, progress, f"Gram matrices, {bar}")
 
@@ -315,34 +309,6 @@ def _drain(
     )
     for tap, part in progress(parts, n_parts, label) if progress else parts:
         accumulators[tap].add(part)
-
-
-def _pass_function(
-    network: nn.Module,
-    taps: Mapping[str, Tap],
-    plan: _Pass,
-    strides: Mapping[str, int],
-    preprocess: Preprocess,
-    dtype: torch.dtype,
-    device: str | torch.device,
-) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The function from decoded pixels to the columns of one pass, {tap: B x c}."""
-
-    def columns(tap: str, value: Tensor) -> Tensor:
-        return _columns(value, plan.rows[tap], plan.crop.start // strides[tap])
-
-    layout = InputLayout(network)
-
-    @torch.inference_mode()
-    def run(pixels: Tensor) -> dict[str, Tensor]:
-        with product_precision(device):
-            x = preprocess.normalise(pixels[:, :, plan.crop])
-            x = x.to(dtype, memory_format=layout.format)
-            chosen = {tap: taps[tap] for tap in plan.rows}
-            with images_named_where_refused(network, x):
-                return layout.compute(lambda x: visit_taps(network, x, chosen, columns), x)
-
-    return run
 
 
 def _fill(tiles: Mapping[str, _Tile], batches: Iterable[Mapping[str, Tensor]]) -> None:

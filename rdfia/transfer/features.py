@@ -366,7 +366,6 @@ def visit_taps(
     missing = [tap for tap in taps if tap not in taken]
     if not missing:
         return {tap: taken[tap] for tap in taps}
-    listed = ", ".join(missing)
     if ran := next((tap for tap in missing if calls[selected[tap].path]), None):
         number, path = calls[selected[ran].path], selected[ran].path
         raise ArgumentError(
@@ -374,7 +373,8 @@ def visit_taps(
             f"{number} times; choose a call from 0 to {number - 1}, or -1 for the last"
         )
     raise ArgumentError(
-        f"taps: the forward pass never ran {listed}; choose layers that the network's forward uses"
+        f"taps: the forward pass never ran {', '.join(missing)}; choose layers that the network's "
+        "forward uses"
     )
 
 
@@ -547,6 +547,28 @@ def memory_needed(
     return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
 
 
+def pass_function(
+    network: nn.Module,
+    taps: Mapping[str, Tap],
+    take: Callable[[str, Tensor], Tensor],
+    preprocess: Preprocess,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    rows: slice = slice(None),
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The function from decoded pixels to what `visit_taps` returns for their `rows`."""
+    layout = InputLayout(network)
+
+    # Only around the pass: between two batches the caller may compute gradients.
+    @torch.inference_mode()
+    def run(pixels: Tensor) -> dict[str, Tensor]:
+        x = preprocess.normalise(pixels[:, :, rows]).to(dtype, memory_format=layout.format)
+        with product_precision(device), images_named_where_refused(network, x):
+            return layout.compute(lambda x: visit_taps(network, x, taps, take), x)
+
+    return run
+
+
 def feature_batches(
     module: nn.Module,
     images: Sequence[Any],
@@ -581,29 +603,18 @@ def feature_batches(
     most = batch_that_fits(batch_size, image, weights, what, device)
     with inference_copy(module, dtype, device) as network:
         batches: HalvingBatches[dict[str, Tensor]] = HalvingBatches(most)
-        layout = InputLayout(network)
-
-        # Only around the pass: between two batches the caller may compute gradients.
-        @torch.inference_mode()
-        def run(rows: Tensor) -> dict[str, Tensor]:
-            x = preprocess.normalise(rows).to(dtype, memory_format=layout.format)
-            with product_precision(device), images_named_where_refused(network, x):
-                return layout.compute(
-                    lambda x: visit_taps(network, x, taps, lambda _tap, value: pool(value)), x
-                )
-
+        run = pass_function(
+            network, taps, lambda _tap, value: pool(value), preprocess, dtype, device
+        )
         with contextlib.closing(
             image_batches(images, preprocess, batch_size, staging_for(device))
         ) as staged:
-            pixels: Iterable[Tensor] = staged
-            if progress is not None:
-                pixels = progress(staged, -(-len(images) // batch_size), "features")
-            for batch in pixels:
+            n = -(-len(images) // batch_size)
+            for batch in progress(staged, n, "features") if progress else staged:
                 parts = batches(run, batch)
-                if len(parts) == 1:
-                    yield parts[0]
-                else:
-                    yield {tap: torch.cat([part[tap] for part in parts]) for tap in taps}
+                if parts[1:]:  # memory could not hold the whole batch
+                    parts = [{tap: torch.cat([part[tap] for part in parts]) for tap in taps}]
+                yield parts[0]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,14 +56,14 @@ FAULTS: dict[str, Fault] = {
     # features
     "normalisation missing": Fault(
         "transfer.features",
-        "preprocess.normalise(rows).to(dtype",
-        "(rows.float() / 255).to(dtype",
+        "preprocess.normalise(pixels[:, :, rows]).to(dtype",
+        "(pixels[:, :, rows].float() / 255).to(dtype",
         f"{FEATURES}streamed_batches_equal_single_images",
     ),
     "normalisation doubled": Fault(
         "transfer.features",
-        "preprocess.normalise(rows).to(dtype",
-        "preprocess.normalise(preprocess.normalise(rows)).to(dtype",
+        "preprocess.normalise(pixels[:, :, rows]).to(dtype",
+        "preprocess.normalise(preprocess.normalise(pixels[:, :, rows])).to(dtype",
         f"{FEATURES}streamed_batches_equal_single_images",
     ),
     "ReLU before the tap": Fault(
@@ -382,11 +382,8 @@ FAULTS: dict[str, Fault] = {
         "trainer.generator.state_dict()",
         f"{RUNS}running_mean_is_what_is_scored_and_shown",
     ),
-    "labels not given to the alarm of a row": Fault(
-        "gans.runs", ", labels=fixed_noise(run.config)[1])", ")", ALARM
-    ),
-    "labels not given to the alarm of the log": Fault(
-        "gans.training_loop", "some, labels=labels)", "some)", ALARM
+    "labels not given to the alarm of a row and of the log": Fault(
+        "gans.training_loop", ", labels=sampling.fixed_noise(config)[1])", ")", ALARM
     ),
     "Frechet distance without its root": Fault(
         "gans.scores",

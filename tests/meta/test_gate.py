@@ -381,7 +381,7 @@ def test_worker_runs_the_workloads_of_its_tree() -> None:
     with Worker(ROOT) as client:
         assert "Frechet distance" in client.greeting["rows"]
         assert client.greeting["threads"] >= 1
-        assert client.ask("make", row="Frechet distance", beside=True) >= 1
+        assert client.ask("make", row="Frechet distance", with_reference=True) >= 1
         assert client.sample() > 0
         a, b = client.ask("pairs", n=2)
         assert (len(a), len(b)) == (2, 2)

@@ -242,16 +242,16 @@ def test_unknown_step_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_runs_that_fit_are_chosen_seed_by_seed() -> None:
     runs = [("CelebA", run) for run in gan_studies.STUDY]
     step = dict.fromkeys(("dcgan", "cdcgan", "cgan"), 2.0)
-    every, costs = gan_runs.chosen(runs, step, 1e6, 4)
+    every, costs = gan_runs.runs_that_fit(runs, step, 1e6, 4)
     assert every == list(range(len(runs)))
     names = [run.name for run in gan_studies.STUDY]
     five, default = (costs[names.index(f"{name}-0")] for name in ("5-of-D", "default"))
     assert five - gan_runs.SCORE_SECONDS * len(gan_studies.STUDY[0].snapshots) == pytest.approx(
         3 * 2.0 * gan_studies.STEPS / 1000
     )
-    fit, _ = gan_runs.chosen(runs, step, gan_runs.START_SECONDS + 2.5 * default, 1)
+    fit, _ = gan_runs.runs_that_fit(runs, step, gan_runs.START_SECONDS + 2.5 * default, 1)
     assert fit == [0, 1]
-    assert gan_runs.chosen(runs, step, gan_runs.START_SECONDS, 4)[0] == []
+    assert gan_runs.runs_that_fit(runs, step, gan_runs.START_SECONDS, 4)[0] == []
 
 
 def test_every_planned_run_is_wanted_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

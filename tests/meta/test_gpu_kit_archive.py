@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from benchmarks import ROOT
-from benchmarks.gpu_kit import archive, parts, side_by_side, steps
+from benchmarks.gpu_kit import archive, parts, steps
 from rdfia.claims import provenance
 from rdfia.data import assets, datasets
 from rdfia.errors import ArgumentError, AssetCorrupt, TooLarge
-from rdfia.report import environment
+from rdfia.report import environment, tables
 from tests.support.benchmark_rows import benchmark
 
 # --- the archive
@@ -105,11 +105,14 @@ def packed(
     return out / archive.NAME
 
 
-def test_received_records_of_cuda_are_in_the_readme(tmp_path: Path) -> None:
-    verified, readme = tmp_path / "verified", tmp_path / "README.md"
-    readme.write_text(f"before\n{side_by_side.BEGIN}\nold\n{side_by_side.END}\nafter\n")
-    side_by_side.write(readme, verified)
-    assert side_by_side.section_in(readme.read_text()) == side_by_side.NOTHING
+def test_received_records_of_cuda_are_in_the_docs(tmp_path: Path) -> None:
+    verified, page = tmp_path / "reports" / "verified", tmp_path / "docs" / "speed.md"
+    page.parent.mkdir()
+    page.write_text(
+        "before\n<!-- table cuda: rdfia report --all -->\nold\n<!-- end of table -->\nafter\n"
+    )
+    tables.write(tmp_path)
+    assert tables.NO_CUDA in page.read_text()
     packed_cpu = packed(tmp_path, "cpu", "none")
     with pytest.raises(ArgumentError, match="a rehearsal"):
         archive.receive(packed_cpu, verified)
@@ -118,12 +121,13 @@ def test_received_records_of_cuda_are_in_the_readme(tmp_path: Path) -> None:
         json.dumps({"rows": [benchmark(2.0)], "environment": {"cpu": "a processor"}})
     )
     assert archive.receive(packed(tmp_path, "cuda", "A Card"), verified) == verified / "cuda"
-    side_by_side.write(readme, verified)
-    text = readme.read_text()
+    tables.write(tmp_path)
+    text = page.read_text()
     assert "A Card, each at its best" in text
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+    assert tables.NO_CUDA not in text
     with pytest.raises(ArgumentError, match="the records of A Card, these are of Another"):
         archive.receive(packed(tmp_path, "cuda", "Another"), verified)
 
@@ -157,13 +161,6 @@ def test_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) 
     (tmp_path / "records.tar.gz").write_bytes(content)
     with pytest.raises(ArgumentError, match="is not the archive of a run"):
         archive.receive(tmp_path / "records.tar.gz", tmp_path)
-
-
-def test_readmes_section_on_cuda_agrees_with_the_records() -> None:
-    found = side_by_side.section_in((ROOT / "docs" / "speed.md").read_text("utf-8"))
-    assert found == side_by_side.section(ROOT / "reports" / "verified"), (
-        "python -m benchmarks.gpu_kit receive writes it"
-    )
 
 
 # --- what travels

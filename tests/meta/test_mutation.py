@@ -115,9 +115,19 @@ def mutant(before: str, after: str, name: str = "a", at_import: bool = False) ->
     line = MODULE[:start].count("\n") + 1
     lines = (1, MODULE.count("\n")) if at_import else (line, line)
     return Mutant(
-        name, "small", "", "planted", start, start + len(before), after, lines, at_import, line,
-        before, after,
-    )  # fmt: skip
+        name,
+        "small",
+        "",
+        "planted",
+        start,
+        start + len(before),
+        after,
+        lines,
+        at_import,
+        line,
+        before,
+        after,
+    )
 
 
 @pytest.fixture(scope="module")

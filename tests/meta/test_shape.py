@@ -21,7 +21,7 @@ MODULES = {
 # import errors and _compat.
 ARROWS = {
     "device": "",
-    "models": "",
+    "models": "device",
     "data": "device models",
     "transfer": "device models data",
     "gradients": "device data",
@@ -50,15 +50,15 @@ LABS = ("models", "transfer", "gradients", "gans")
 FREE = {"__main__", "image_commands", "experiments.__main__", "__init__", "_rooms", "_former_names"}
 LARGEST = 205  # limit of statements in a module
 LARGER = {
-    "data.assets": 250,
+    "data.assets": 249,
     "data.datasets": 230,
-    "data.images": 245,
-    "models.networks": 280,
+    "data.images": 235,
+    "models.networks": 270,
     "transfer.features": 295,
     "report.figures": 240,
-    "report.comparison": 215,
-    "__main__": 305,
-    "image_commands": 280,
+    "report.comparison": 214,
+    "__main__": 301,
+    "image_commands": 260,
 }
 LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 # Functions that are one table of arguments or one sequence of steps -> their lines.
@@ -204,14 +204,14 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs, and what refuses an argument by name where torch would fail.
-    assert sum(rooms[room] for room in LABS) < 3450, rooms
+    assert sum(rooms[room] for room in LABS) < 3422, rooms
     # Devices and memory.
-    assert rooms["device"] < 535, rooms
+    assert rooms["device"] < 534, rooms
     # The protocols of the labs.
-    assert rooms["experiments"] < 1215, rooms
+    assert rooms["experiments"] < 1205, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4150
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4145
     )
 
 

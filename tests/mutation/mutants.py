@@ -241,9 +241,10 @@ def _walk(source: str, module: str, wrapper: Any) -> Any:
             )
             line = positions[node].start.line
             self.found.append(
-                Mutant("", module, scope, name, start, end, text, lines, at_import, line, before,
-                       after)
-            )  # fmt: skip
+                Mutant(
+                    "", module, scope, name, start, end, text, lines, at_import, line, before, after
+                )
+            )
 
         def place(self, node: Any) -> tuple[tuple[int, int], bool]:
             """The lines that a test has to run to notice a change, and whether imports run it."""

@@ -109,8 +109,11 @@ class Worker:
         shutil.rmtree(self.tree.parent, ignore_errors=True)
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=root, check=True, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=root,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         for name in filter(None, listed.stdout.split("\0")):
             if (root / name).is_file():
                 (self.tree / name).parent.mkdir(parents=True, exist_ok=True)

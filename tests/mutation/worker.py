@@ -189,9 +189,14 @@ def _work_of(process: int) -> float:
 
 def _summary(lines: Sequence[str], late: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "ended": {}, "failed": [], "skipped": [], "code": None, "late": late, "running": None,
+        "ended": {},
+        "failed": [],
+        "skipped": [],
+        "code": None,
+        "late": late,
+        "running": None,
         "lines": {},
-    }  # fmt: skip
+    }
     for line in lines:
         try:
             row = json.loads(line)

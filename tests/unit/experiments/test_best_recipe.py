@@ -101,7 +101,7 @@ def test_gram_matrices_of_a_side_replace_its_features_and_are_made_once(
         store.write(0, {tap: rows[tap, flip] for tap in best_recipe.TAPS})
         return store
 
-    monkeypatch.setattr(best_recipe, "view", view)
+    monkeypatch.setattr(best_recipe, "pooled_store", view)
     monkeypatch.setattr(best_recipe.extraction, "weights_digest", lambda *_: "of VGG16")
     lab = SimpleNamespace(
         network=lambda _name: SimpleNamespace(module=None),

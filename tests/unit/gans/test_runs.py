@@ -15,6 +15,7 @@ import torch
 from rdfia.data import files
 from rdfia.errors import StoreError
 from rdfia.gans import runs as gan_runs
+from rdfia.gans import training_loop
 from rdfia.gans.architecture import GanArchitecture, Generator, build
 from rdfia.gans.config import GanConfig
 from rdfia.gans.health import health
@@ -426,7 +427,7 @@ def test_infinite_loss_gives_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def endless(losses: torch.Tensor, *rest: Any, **named: Any) -> Any:
         return health(torch.full_like(losses, torch.inf), *rest, **named)
 
-    monkeypatch.setattr(gan_runs, "health", endless)
+    monkeypatch.setattr(training_loop, "health", endless)
     row = make_run(tmp_path)
     assert row["health"]["alarms"][0].startswith("diverged")
     assert "loss_D" not in row["health"]

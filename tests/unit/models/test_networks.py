@@ -371,7 +371,7 @@ def test_classify_by_hand_restores_modes() -> None:
 def test_classify_restores_modes_after_an_error() -> None:
     module = tiny_vgg().train()
     with pytest.raises(
-        ArgumentError, match=r"x: \w+ cannot compute images of shape \(1, 3, 1, 1\) .*too small"
+        ArgumentError, match=r"x: \w+ cannot compute torch.float32 \(1, 3, 1, 1\) .*too small"
     ):
         networks.classify(module, torch.zeros(1, 3, 1, 1))
     assert all(child.training for child in module.modules())
@@ -408,9 +408,7 @@ def test_only_errors_of_the_shape_name_the_shape(error: Exception, kind: type[Ex
 
 def test_an_image_smaller_than_the_first_convolution_is_named_by_its_shape() -> None:
     loaded = networks.load("alexnet", zeros("alexnet", "features."))
-    with pytest.raises(
-        ArgumentError, match=r"Conv2d cannot compute images of shape \(1, 3, 4, 4\)"
-    ):
+    with pytest.raises(ArgumentError, match=r"Conv2d cannot compute torch.float32 \(1, 3, 4, 4\)"):
         networks.first_convolution_maps(loaded, torch.zeros(1, 3, 4, 4))
 
 

@@ -243,8 +243,13 @@ def test_every_option_reaches_the_solver(scheme: Literal["ovr", "ovo"]) -> None:
     assert_close(decision(), peer.decision_function(test), "gram")
     # Each of them changes the result here.
     for name, value in {
-        "C": 0.2, "tol": 0.5, "max_iter": 2, "intercept_scaling": 1.0, "dual": False, "seed": 6,
-    }.items():  # fmt: skip
+        "C": 0.2,
+        "tol": 0.5,
+        "max_iter": 2,
+        "intercept_scaling": 1.0,
+        "dual": False,
+        "seed": 6,
+    }.items():
         assert not np.array_equal(decision(**{name: value}), decision()), name
 
 
