@@ -43,9 +43,8 @@ def measuring_files(root: Path) -> set[Path]:
 @functools.cache
 def lab_hash(root: Path, lab: str) -> str:
     """As `code_hash`, over the modules that one lab's checks import and the tables they read."""
-    return _digest(
-        root, source_files(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"])
-    )
+    tests = [path.relative_to(root) for path in root.glob(f"tests/accuracy/test_{lab}*.py")]
+    return _digest(root, source_files(root, [*map(str, tests), "rdfia/claims/judge.py"]))
 
 
 def source_files(root: Path, start: Iterable[str]) -> set[Path]:
