@@ -450,15 +450,12 @@ class GanBench:
                 f"{len(self.x):,} of them to train on"
             )
         reader = "a digit classifier's 64" if self.y is not None else "SqueezeNet 1.1's 512"
-        data += (
-            f"; judged by {reader} features of {self.image_count:,} generated and as many "
-            "held-out ones"
-        )
         dtypes = {self.run(run)["config"]["precision"] for run in runs}
         dtypes = dtypes or {str(fast_dtype(self.device)).removeprefix("torch.")}
         return {
             "scope": self.setup.scope,
-            "data": data,
+            "data": f"{data}; judged by {reader} features of {self.image_count:,} generated and as "
+            "many held-out ones",
             "dtype": f"{' and '.join(sorted(dtypes))} (Adam float32)",
             **values,
         }

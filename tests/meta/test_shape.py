@@ -75,7 +75,7 @@ LONGEST_TEST_FILE = 500  # limit of lines of a file below tests/
 LONGER_TEST_FILES = {
     "accuracy/test_tme7.py": 950,
     "accuracy/test_tme8.py": 940,
-    "accuracy/test_tme9.py": 780,
+    "accuracy/test_tme9.py": 785,
     "accuracy/test_tme10.py": 600,
 }
 # The claims of each lab.
@@ -263,9 +263,9 @@ def too_long(lines: Mapping[str, int]) -> set[str]:
 
 
 def test_long_test_file_is_found() -> None:
-    lines = {"unit/test_main.py": 501, "unit/test_budget.py": 500, "accuracy/test_tme9.py": 779}
+    lines = {"unit/test_main.py": 501, "unit/test_budget.py": 500, "accuracy/test_tme9.py": 784}
     assert too_long(lines) == {"unit/test_main.py"}
-    assert too_long({"accuracy/test_tme9.py": 781}) == {"accuracy/test_tme9.py"}
+    assert too_long({"accuracy/test_tme9.py": 786}) == {"accuracy/test_tme9.py"}
 
 
 def test_files_of_tests_are_short() -> None:
