@@ -47,7 +47,8 @@ def lab_hash(root: Path, lab: str) -> str:
     tests/accuracy/conftest.py counts, which chooses the photos, but not the files that it imports
     for other labs.
     """
-    files = source_files(root, [f"tests/accuracy/test_{lab}.py", "rdfia/claims/judge.py"])
+    tests = [path.relative_to(root) for path in root.glob(f"tests/accuracy/test_{lab}*.py")]
+    files = source_files(root, [*map(str, tests), "rdfia/claims/judge.py"])
     return _digest(root, files | {*root.glob("tests/accuracy/conftest.py")})
 
 

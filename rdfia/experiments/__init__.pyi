@@ -1,6 +1,7 @@
 from rdfia.experiments import best_recipe as best_recipe
 from rdfia.experiments import gan_data as gan_data
 from rdfia.experiments import gan_measures as gan_measures
+from rdfia.experiments import gan_seeds as gan_seeds
 from rdfia.experiments import gan_studies as gan_studies
 from rdfia.experiments import gans as gans
 from rdfia.experiments import gradients as gradients

@@ -24,6 +24,7 @@ from rdfia.device.precision import fast_dtype
 from rdfia.errors import RdfiaError
 from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_data import DATA_SETS
+from rdfia.experiments.gan_seeds import chosen_runs
 from rdfia.experiments.gan_studies import expected_seconds, needs_last_generator, plan
 from rdfia.experiments.gans import LEAST_COVERAGE, GanBench
 from rdfia.gans.config import LABS
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refused = make_runs(bench, runs)
     searched = {run for found in gan_studies.SEARCH.values() for run in found}
     if not refused and searched <= set(runs):
-        refused = make_runs(bench, bench.chosen_runs())
+        refused = make_runs(bench, chosen_runs(bench))
     return int(refused > 0)
 
 

@@ -6,12 +6,13 @@ another process reads them. `gan_studies` lists the runs.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,7 @@ from torch import Tensor
 
 from rdfia.data import assets, files, images
 from rdfia.device.precision import fast_dtype
-from rdfia.errors import AssetUnavailable
-from rdfia.experiments import gan_studies
+from rdfia.experiments import gan_seeds, gan_studies
 from rdfia.experiments.gan_data import DATA_SETS, digits, mnist, photos, random_order
 from rdfia.experiments.gan_measures import (
     blur_by_shrinking,
@@ -164,14 +164,14 @@ class GanBench:
         # Trained on G's training images, but scores them like other images. Its weights are stored
         # beside the committed rows. All rows need the same reader, as distances of other features
         # have another scale, so its compute type is not that of the machine.
-        stored = self.full and self.title == "MNIST"
+        folder = self.evidence if self.full and self.title == "MNIST" else None
         reader = digit_classifier.cached_digit_classifier(
             self.x,
             self.y,
-            folder=self.evidence if stored else None,
+            folder=folder,
             device=self.device,
             steps=self.setup.reader_steps,
-            dtype=torch.bfloat16 if stored else fast_dtype(self.device),
+            dtype=torch.bfloat16 if folder else fast_dtype(self.device),
         )
         return lambda x: digit_classifier.features_and_digits(reader, x)
 
@@ -263,9 +263,8 @@ class GanBench:
         near = scores.nearest_neighbour(
             *(part.flatten(1).float() / 255 for part in (pixels[:200], known, self.x_held[:200]))
         )
-        row = {"closer": near.closer.value, "nearest": near.ratio}
-        rounded = {name: round(value, 5) for name, value in row.items()}
-        return self.score_images(pixels, asked) | rounded
+        row = self.score_images(pixels, asked)
+        return row | {"closer": round(near.closer.value, 5), "nearest": round(near.ratio, 5)}
 
     @cached_property
     def copy_candidates(self) -> Tensor:
@@ -295,8 +294,8 @@ class GanBench:
 
     @cached_property
     def _real(self) -> Json:
-        labels = None if self.y is None else self.y[self._real_rows]
-        return self.score_images(self.x[self._real_rows], labels)
+        rows = self._real_rows
+        return self.score_images(self.x[rows], None if self.y is None else self.y[rows])
 
     @cached_property
     def blurred(self) -> Json:
@@ -317,47 +316,10 @@ class GanBench:
 
     # --- runs
 
-    def long_runs(self, kind: str, *others: str) -> list[Run]:
-        """The long runs of a network (`gan_studies.long_runs`).
-
-        Without `trains`: those of the seeds whose runs of the network and of `others` are stored.
-        AssetUnavailable: there is none.
-        """
-        runs = gan_studies.long_runs(kind, self.title)
-        if self.trains:
-            return runs
-        pairs = zip(runs, *(gan_studies.long_runs(one, self.title) for one in others), strict=True)
-        found = [pair[0] for pair in pairs if all(map(self._is_stored, pair))]
-        if not found:
-            self._raise_not_stored(runs[0])
-        return found
-
-    def chosen_runs(self) -> list[Run]:
-        """The runs of the candidate with the least distance on the seeds of the search.
-
-        The distance is the median over the seeds. The runs of the search are made if they do not
-        exist.
-        """
-        found = {
-            name: float(np.median([self.last(run, "frechet") for run in runs]))
-            for name, runs in gan_studies.SEARCH.items()
-        }
-        return gan_studies.CHOSEN[min(found, key=lambda name: found[name])]
-
-    def _is_stored(self, run: Run) -> bool:
-        return (self.evidence / f"{run.name}.json").exists()
-
-    def _raise_not_stored(self, run: Run) -> NoReturn:
-        raise AssetUnavailable(
-            f"{self.title}: the run {run.name} is not stored; without --stored-runs it is trained",
-            run.name,
-        )
-
     @cached_property
     def origin(self) -> Json:
         """What the rows of the runs say of the machine and the code."""
-        found = self.environment()
-        return {name: found[name] for name in ORIGIN}
+        return dict(zip(ORIGIN, operator.itemgetter(*ORIGIN)(self.environment()), strict=True))
 
     def run(self, run: Run) -> Json:
         """The row of a run (`runs.scored_run`); the run is made if it does not exist yet."""
@@ -366,8 +328,7 @@ class GanBench:
 
     @cache  # noqa: B019
     def _run(self, run: Run) -> Json:
-        if not self.trains and not self._is_stored(run):
-            self._raise_not_stored(run)
+        gan_seeds.raise_if_not_available(self, run)
         run = self._on_this_data(run)
         x = self.training_images(run)
 
@@ -456,8 +417,12 @@ class GanBench:
 
     def _scores_without_images(self) -> dict[str, float]:
         """Zeros for a generator that diverged: no image is a copy, and none obeys a label."""
-        copies = ("pixels", "features", "pixels_se", "features_se")
-        return dict.fromkeys(copies if self.y is None else ("nats", "permuted"), 0.0)
+        return dict.fromkeys(
+            ("pixels", "features", "pixels_se", "features_se")
+            if self.y is None
+            else ("nats", "permuted"),
+            0.0,
+        )
 
     def _scores_of_images(self, run: Run, generator: Generator) -> dict[str, float]:
         pixels, asked = self.draw_images(generator.to(self.device), self.image_count)
@@ -487,15 +452,12 @@ class GanBench:
                 f"{len(self.x):,} of them to train on"
             )
         reader = "a digit classifier's 64" if self.y is not None else "SqueezeNet 1.1's 512"
-        data += (
-            f"; judged by {reader} features of {self.image_count:,} generated and as many "
-            "held-out ones"
-        )
         dtypes = {self.run(run)["config"]["precision"] for run in runs}
         dtypes = dtypes or {str(fast_dtype(self.device)).removeprefix("torch.")}
         return {
             "scope": self.setup.scope,
-            "data": data,
+            "data": f"{data}; judged by {reader} features of {self.image_count:,} generated and as "
+            "many held-out ones",
             "dtype": f"{' and '.join(sorted(dtypes))} (Adam float32)",
             **values,
         }

@@ -21,6 +21,7 @@ from rdfia.claims.intervals import Estimate, exact_value
 from rdfia.data import files
 from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_measures import image_level, milestones
+from rdfia.experiments.gan_seeds import long_runs
 from rdfia.experiments.gan_studies import runs_of
 from rdfia.experiments.gans import LEAST_COVERAGE, GanBench
 from rdfia.gans.architecture import Discriminator, GanArchitecture, build, parameter_counts
@@ -250,7 +251,7 @@ def curves(bench: GanBench, *kinds: str) -> list[dict[str, Any]]:
     """Scores by step of some of the networks, mean_rows over their seeds."""
     return by_step(
         {
-            NAMES[kind]: mean_rows([bench.rows(run) for run in bench.long_runs(kind)])
+            NAMES[kind]: mean_rows([bench.rows(run) for run in long_runs(bench, kind)])
             for kind in kinds
         }
     )
@@ -275,7 +276,7 @@ def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs, shown, measured = (
-        bench.long_runs("cdcgan"),
+        long_runs(bench, "cdcgan"),
         dict[str, Any](),
         dict[str, Any](),
     )
@@ -337,7 +338,7 @@ def test_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     first, last = (int(step.replace(",", "")) for step in what.split(" to "))
-    runs = bench.long_runs("cdcgan")
+    runs = long_runs(bench, "cdcgan")
     values = window_means(bench, runs, first, last)
     claim.measured(
         {f"{name}, {what}": over_seeds(seeds) for name, seeds in values.items()},
@@ -378,7 +379,7 @@ def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = ("cdcgan-no-y-in-D", "cdcgan")
-    runs = bench.long_runs(*pair) if what == "over seeds" else bench.long_runs(pair[0])
+    runs = long_runs(bench, *pair) if what == "over seeds" else long_runs(bench, pair[0])
     values, shown = [bench.last(run, "accuracy") for run in runs], dict[str, Any]()
     measured: dict[str, Any] = {"seeds that draw one picture a label": sum(collapsed(bench, runs))}
     if what == "accuracy at chance":
@@ -388,7 +389,7 @@ def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str
         shown = {"scores of the first seed": bench.rows(runs[0])}
         shown |= {"by step": curves(bench, "cdcgan", "cdcgan-no-y-in-D")}
     elif what == "over seeds":
-        usual = [bench.last(run, "accuracy") for run in bench.long_runs(*reversed(pair))]
+        usual = [bench.last(run, "accuracy") for run in long_runs(bench, *reversed(pair))]
         compared = (
             intervals.difference_of_means(values, usual)
             if len(values) >= SEEDS
@@ -430,7 +431,7 @@ def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str
 def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs, measured = bench.long_runs("cgan"), dict[str, Any]()
+    runs, measured = long_runs(bench, "cgan"), dict[str, Any]()
     if what == "noise until 5,000":
         stays = [milestones(bench.rows(run))["poor"] for run in runs]
         found = {
@@ -486,7 +487,7 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
     """Medians over the same snapshots of both networks, seed by seed."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = bench.long_runs("cgan", "cdcgan"), bench.long_runs("cdcgan", "cgan")
+    runs = long_runs(bench, "cgan", "cdcgan"), long_runs(bench, "cdcgan", "cgan")
     values: dict[str, list[list[float]]] = {}
     for name in ("frechet", "density", "coverage", "accuracy"):
         values[name] = [
@@ -527,27 +528,6 @@ def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) 
                 "steps."
             ),
         ),
-    )
-
-
-@slow
-@cases("tme10.better", "the lab's settings")
-def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -> None:
-    if claim.recorded() or (bench := gans(title)) is None:
-        return
-    runs = bench.long_runs("cdcgan")
-    scores = {name: [bench.last(run, name) for run in runs] for name in ("accuracy", "coverage")}
-    found = {f"{name}, end of the run": over_seeds(values) for name, values in scores.items()}
-    claim.measured(
-        {
-            **found,
-            "seeds that draw one picture a label": exact_value(
-                sum(collapsed(bench, runs)), len(runs)
-            ),
-        },
-        measured={f"median {name}": float(np.median(values)) for name, values in scores.items()},
-        evidence=evidence(bench, runs),
-        **bench.record(runs, note=LAST, scope="ours"),
     )
 
 

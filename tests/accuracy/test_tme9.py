@@ -25,6 +25,7 @@ from rdfia.claims.intervals import Estimate, exact_value, single_run
 from rdfia.claims.registry import CLAIMS
 from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_measures import closed_share, image_level
+from rdfia.experiments.gan_seeds import long_runs
 from rdfia.experiments.gan_studies import runs_of
 from rdfia.experiments.gans import GanBench
 from rdfia.gans.losses import discriminator_loss, generator_loss, saturating_generator_loss
@@ -354,6 +355,7 @@ SHORT_ROWS = [
     if row[-1]
 ]
 COLOURS = ("CelebA", "CIFAR-10")
+MARGIN = float(np.log(CLAIMS["tme9.q5.nz"].bounds[DISTANCE].value))  # of "good", in a logarithm
 
 
 def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = "") -> Any:
@@ -545,7 +547,7 @@ NOTES = {"unstable losses": "Variation: standard deviation over mean."}
 def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = bench.long_runs("dcgan")
+    runs = long_runs(bench, "dcgan")
     found, measured = DEFAULT[what](bench, runs)
     rows = [bench.rows(run) for run in runs]
     shown: dict[str, Any] = {}
@@ -602,7 +604,7 @@ def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
     """
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = bench.long_runs("dcgan")
+    runs = long_runs(bench, "dcgan")
     further = [bench.last_image_scores(run) for run in runs]
     found = {
         f"share of copies, {space}": with_held_out_error(
@@ -698,7 +700,7 @@ def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
 def test_losses_are_in_antiphase(claim: Any, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs = bench.long_runs("dcgan")
+    runs = long_runs(bench, "dcgan")
     # A single long run decides nothing.
     runs = runs if len(runs) > 1 else runs_of(gan_studies.STUDY, "default")
     values, others = [phase(bench.losses(run)) for run in runs], (1, 100)
@@ -777,157 +779,3 @@ def by_step(series: dict[str, Any]) -> list[dict[str, Any]]:
         for score, label in LABELS.items()
         if score in first
     ]
-
-
-# --- beyond the lab
-
-
-RAMP = (
-    "A moving average of G's weights, with decay (1 + n) / (10 + n) at step n, at most 0.999: over "
-    "about the last ninth of the steps."
-)
-
-
-@slow
-@pytest.mark.parametrize(
-    ("title", "what"),
-    [
-        pytest.param(title, what, marks=claim_of("tme9.better", case=f"{title}, {what}"))
-        for title in COLOURS
-        for what in gan_studies.BEYOND_THE_LAB
-    ],
-)
-def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> None:
-    if claim.recorded() or (bench := gans(title)) is None:
-        return
-    pair = Pair(
-        bench,
-        runs_of(gan_studies.ABLATION, what),
-        runs_of(gan_studies.STUDY, "default"),
-        gan_studies.WINDOW,
-    )
-    add_figures(claim, pair, 0, what)
-    claim.measured(
-        _distance(pair),
-        measured=pair.medians("frechet", "density", "coverage"),
-        evidence={
-            "a value a seed": {
-                name: dict(zip((what, "default"), pair.of(name), strict=True))
-                for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
-            },
-            "origin": origins(bench, [*pair.runs, *pair.default]),
-            **(study_scores(bench) if what == next(iter(gan_studies.BEYOND_THE_LAB)) else {}),
-        },
-        **bench.record(
-            [*pair.runs, *pair.default],
-            note=RAMP if what == gan_studies.PRESET else "",
-            scope="ours",
-        ),
-    )
-
-
-@slow
-@pytest.mark.parametrize(
-    "title",
-    [
-        pytest.param(title, marks=claim_of("tme9.better", case=f"{title}, recommended"))
-        for title in COLOURS
-    ],
-)
-def test_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
-    """Pairs of runs with one seed: the mean of G's weights does not change the training."""
-    if claim.recorded() or (bench := gans(title)) is None:
-        return
-    pair = Pair(
-        bench,
-        runs_of(gan_studies.NEW_SEEDS, gan_studies.PRESET),
-        runs_of(gan_studies.NEW_SEEDS, "default"),
-        gan_studies.WINDOW,
-    )
-    claim.measured(
-        _distance(pair),
-        measured=pair.medians("frechet", "density", "coverage"),
-        evidence={
-            "seeds": [run.config.seed for run in pair.runs],
-            "origin": origins(bench, [*pair.runs, *pair.default]),
-            "a value a seed": {
-                name: dict(zip((gan_studies.PRESET, "default"), pair.of(name), strict=True))
-                for name in ("frechet", "kid", "density", "coverage", "precision", "recall")
-            },
-        },
-        **bench.record([*pair.runs, *pair.default], note=RAMP, scope="ours"),
-    )
-
-
-BEST = {"frechet": DISTANCE, "coverage": "coverage: setting / default"}
-BEST |= {"recall": "recall: setting / default"}
-
-
-@slow
-@pytest.mark.parametrize(
-    "title", [pytest.param("CelebA", marks=claim_of("tme9.best", case="CelebA"))]
-)
-def test_best_settings(claim: Any, gans: Gans, title: str) -> None:
-    """Settings that five seeds choose, beside the lab's on five other seeds."""
-    if claim.recorded() or (bench := gans(title)) is None:
-        return
-    runs, usual = bench.chosen_runs(), gan_studies.LAB_ON_NEW_SEEDS
-    values = {
-        name: [[bench.last(run, name) for run in of] for of in (runs, usual)] for name in BEST
-    }
-    setting = runs[0].name.removeprefix("best-").rpartition("-")[0].replace("-", " ")
-    for name, run in (("chosen", runs[0]), ("lab", usual[0])):
-        claim.figure(
-            f"best-{bench.setup.asset}-{name}",
-            figures.image_grid(bench.grid(run)),
-            f"{setting if name == 'chosen' else 'The lab'}, seed {run.config.seed}, after "
-            f"{run.config.steps:,} steps: {caption_scores(bench.rows(run), run.config.steps)}",
-            "A hundred generated images.",
-        )
-    claim.measured(
-        {bound: ratio_of(bench, name, *values[name]) for name, bound in BEST.items()},
-        measured={"chosen": setting},
-        evidence={
-            "a value a seed": {
-                name: dict(zip(("chosen", "lab"), two, strict=True)) for name, two in values.items()
-            },
-            "Frechet distances that chose": {
-                name: [bench.last(run, "frechet") for run in found]
-                for name, found in gan_studies.SEARCH.items()
-            },
-            "config": runs[0].config.as_json(),
-            "origin": origins(bench, [*runs, *usual]),
-        },
-        **bench.record([*runs, *usual], note=f"{LAST} {RAMP}", scope="ours"),
-    )
-
-
-def study_scores(bench: GanBench) -> dict[str, Any]:
-    """The whole study in the form for the page, a row for each setting.
-
-    A run that diverged has no dot.
-    """
-    settings = {name: runs_of(gan_studies.STUDY, name) for name in gan_studies.SETTINGS} | {
-        n: runs_of(gan_studies.ABLATION, n) for n in gan_studies.BEYOND_THE_LAB
-    }
-    scores = {
-        label: {
-            name: [
-                v if np.isfinite(v) else np.nan for v in bench.values(runs, key, gan_studies.WINDOW)
-            ]
-            for name, runs in settings.items()
-        }
-        for label, key in (
-            ("Frechet distance", "frechet"),
-            ("density", "density"),
-            ("coverage", "coverage"),
-        )
-    }
-    distance, *_ = scores
-    margin = float(np.log(CLAIMS["tme9.q5.nz"].bounds[DISTANCE].value))
-    return {
-        "scores": scores,
-        "default": "default",
-        "log": [distance],
-        "margins": {distance: margin},
-    }

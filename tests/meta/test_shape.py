@@ -44,7 +44,7 @@ ORDER = {
     "report": "environment figures blocks benchmarks results comparison page tables "
     "overview_pictures overview",
     "experiments": "pieces transfer scratch best_recipe mosaics visualisation gradients gan_data "
-    "gan_measures gan_studies gans",
+    "gan_measures gan_studies gan_seeds gans",
 }
 LABS = ("models", "transfer", "gradients", "gans")
 FREE = {"__main__", "image_commands", "experiments.__main__", "__init__", "_rooms", "_former_names"}
@@ -64,7 +64,6 @@ LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 # Functions that are one table of arguments or one sequence of steps -> their lines.
 LONGER_FUNCTIONS = {
     "__main__._parser": 82,
-    "gans.runs.scored_run": 58,
     "gradients.ascent.ascend": 73,
     "gradients.fooling.fool_closely": 65,
     "gradients.visualisation.visualise": 90,
@@ -72,12 +71,12 @@ LONGER_FUNCTIONS = {
     "transfer.extraction.extract": 65,
 }
 LONGEST_TEST_FILE = 500  # limit of lines of a file below tests/
-# Claims of one lab, in one file: committed records have its digest (rdfia/claims/provenance.py).
+# Claims of one lab; committed records have its digest (rdfia/claims/provenance.py).
 LONGER_TEST_FILES = {
     "accuracy/test_tme7.py": 960,
     "accuracy/test_tme8.py": 940,
-    "accuracy/test_tme9.py": 880,
-    "accuracy/test_tme10.py": 610,
+    "accuracy/test_tme9.py": 785,
+    "accuracy/test_tme10.py": 600,
 }
 # The claims of each lab.
 LABS_CLAIMS = {
@@ -86,7 +85,7 @@ LABS_CLAIMS = {
     "tme8": "q1.saliency q1.hedge q2.noise q3.segmentation q5.fooling q5.rate q6.threat q8.class "
     "q9.reg q9.contours q9.steps q9.lr q10.init sanity smaller",
     "tme9": "q1.objective q3.saturating q4.default q4.antiphase q5.momentum q5.momentum_G "
-    "q5.updates_D5 q5.updates_G5 q5.text14 q5.lr q5.nz better",
+    "q5.updates_D5 q5.updates_G5 q5.text14 q5.lr q5.nz better best",
     "tme10": "q6.objective q10.cdcgan q10.log q11.label q12.cgan q13.weights reader better",
 }
 
@@ -264,9 +263,9 @@ def too_long(lines: Mapping[str, int]) -> set[str]:
 
 
 def test_long_test_file_is_found() -> None:
-    lines = {"unit/test_main.py": 501, "unit/test_budget.py": 500, "accuracy/test_tme9.py": 879}
+    lines = {"unit/test_main.py": 501, "unit/test_budget.py": 500, "accuracy/test_tme9.py": 784}
     assert too_long(lines) == {"unit/test_main.py"}
-    assert too_long({"accuracy/test_tme9.py": 881}) == {"accuracy/test_tme9.py"}
+    assert too_long({"accuracy/test_tme9.py": 786}) == {"accuracy/test_tme9.py"}
 
 
 def test_files_of_tests_are_short() -> None:
