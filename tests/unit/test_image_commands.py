@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rdfia.__main__ import main
 from rdfia.data import assets, files, images, pictures
 from rdfia.device import memory
 from rdfia.experiments import gradients
+from rdfia.gans import training
 from rdfia.models import networks
 from rdfia.report import figures
 from tests.support.tiny_networks import tiny_vgg
@@ -183,6 +185,28 @@ def test_train_writes_a_grid_and_continues_a_run(tmp_path: Path, kind: str, colo
     assert Path(f"{kind}-checkpoint").is_dir()
     assert main(run) == 0  # from the checkpoint, which has all of its steps
     assert Path(f"{kind}.png").read_bytes() == grid
+
+
+def test_ctrl_c_saves_the_step_from_which_train_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["train", "dcgan", str(photos(tmp_path / "photos", True)), "--steps", "4", "--size", "16"]
+    assert main([*run, "--output", "whole.png"]) == 0
+    made_step, taken = training.Trainer.step, []
+
+    def step(trainer: training.Trainer) -> None:
+        taken.append(trainer.done)
+        if trainer.done == 2 and len(taken) == 3:
+            signal.raise_signal(signal.SIGINT)
+        made_step(trainer)
+
+    monkeypatch.setattr(training.Trainer, "step", step)
+    assert main(run) == 130
+    assert not Path("dcgan.png").exists()
+    assert main(run) == 0
+    assert taken == [0, 1, 2, 3]  # the interrupted step ended, and no step was repeated
+    assert Path("dcgan.png").read_bytes() == Path("whole.png").read_bytes()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_dcgan_takes_photos_without_class_folders(tmp_path: Path) -> None:
