@@ -10,10 +10,8 @@ import contextlib
 import functools
 import math
 import os
-import signal
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,25 +35,6 @@ def progress_bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
     from tqdm import tqdm
 
     return tqdm(items, total=total, desc=label, disable=None)
-
-
-@contextlib.contextmanager
-def interrupt_noted() -> Iterator[Callable[[], bool]]:
-    """A function that returns whether Ctrl-C was pressed; the second time interrupts at once."""
-    usual, pressed = signal.getsignal(signal.SIGINT), threading.Event()
-
-    def note(*_: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, usual)
-
-    of_main = threading.current_thread() is threading.main_thread()
-    if noting := of_main and usual is signal.default_int_handler:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed.is_set
-    finally:
-        if noting:
-            signal.signal(signal.SIGINT, usual)
 
 
 def usable_device(device: str) -> str:
@@ -442,11 +421,6 @@ def _train(options: argparse.Namespace) -> int:
     png = _png_path(options, options.kind)
     lab = gan_config.LABS[options.kind]
     images, labels, classes = _training_images(options, png)
-    if len(images) < 2:
-        raise ArgumentError(
-            f"folder {printable_line(options.folder)}: has {len(images)} photo, expected 2 or more "
-            "for a training step; add photos"
-        )
     conditional = options.kind != "dcgan"
     config = replace(
         lab,
@@ -458,29 +432,20 @@ def _train(options: argparse.Namespace) -> int:
         ),
         seed=options.seed,
         steps=options.steps or lab.steps,
-        batch=options.batch or min(lab.batch, len(images)),
+        batch=options.batch or min(lab.batch, max(2, len(images))),
     )
     checkpoints = png.with_name(f"{png.stem}-checkpoint")
-    device = usable_device(options.device)
-    with interrupt_noted() as interrupted:
-
-        def save_if_interrupted(trainer: training.Trainer) -> None:
-            if interrupted():  # the step has ended, so that the next call continues bit for bit
-                trainer.save(checkpoints)
-                raise KeyboardInterrupt
-
-        trained = training_loop.train(
-            config,
-            images,
-            labels if conditional else None,
-            device=device,
-            folder=checkpoints,
-            grids_at=[config.steps],
-            visit_at=range(1, config.steps + 1),
-            visit=save_if_interrupted,
-            log=lambda line: tqdm.write(line, file=sys.stderr),
-            progress=progress_bar,
-        )
+    trained = training_loop.train(
+        config,
+        images,
+        labels if conditional else None,
+        device=usable_device(options.device),
+        folder=checkpoints,
+        checkpoint_every=training_loop.LOG_EVERY,
+        grids_at=[config.steps],
+        log=lambda line: tqdm.write(line, file=sys.stderr),
+        progress=progress_bar,
+    )
     losses = trained.losses[-min(100, config.steps) :].mean(0).tolist()
     facts = {
         "folder": str(options.folder),
