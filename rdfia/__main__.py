@@ -535,9 +535,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "compare",
         _compare,
-        "Compare two runs: conditions, outcomes, values, benchmarks. Exit code 1: a check got "
-        "worse (it was supported and is contradicted now, its test fails now, or it is "
-        "missing from a run of the same profile).",
+        "Compare two runs: conditions, outcomes, values, benchmarks. Exit code 1: a supported "
+        "check is contradicted now, a test fails now, or a run of the same profile lacks one.",
     )
     for name, metavar in (("before", "A"), ("after", "B")):
         sub.add_argument(
@@ -586,11 +585,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success. 1: a failed check or a bad file. 2: a wrong argument. 3: a missing asset. 130:
     Ctrl-C.
     """
-    parser = _parser()
-    if not (sys.argv[1:] if arguments is None else arguments):
-        parser.print_help(sys.stderr)
-        return WRONG_ARGUMENT
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"rdfia: {message}", file=sys.stderr)

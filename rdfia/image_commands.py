@@ -421,11 +421,6 @@ def _train(options: argparse.Namespace) -> int:
     png = _png_path(options, options.kind)
     lab = gan_config.LABS[options.kind]
     images, labels, classes = _training_images(options, png)
-    if len(images) < 2:
-        raise ArgumentError(
-            f"folder {printable_line(options.folder)}: has {len(images)} photo, expected 2 or more "
-            "for a training step; add photos"
-        )
     conditional = options.kind != "dcgan"
     config = replace(
         lab,
@@ -437,7 +432,7 @@ def _train(options: argparse.Namespace) -> int:
         ),
         seed=options.seed,
         steps=options.steps or lab.steps,
-        batch=options.batch or min(lab.batch, len(images)),
+        batch=options.batch or min(lab.batch, max(2, len(images))),
     )
     checkpoints = png.with_name(f"{png.stem}-checkpoint")
     trained = training_loop.train(
@@ -446,6 +441,7 @@ def _train(options: argparse.Namespace) -> int:
         labels if conditional else None,
         device=usable_device(options.device),
         folder=checkpoints,
+        checkpoint_every=training_loop.LOG_EVERY,
         grids_at=[config.steps],
         log=lambda line: tqdm.write(line, file=sys.stderr),
         progress=progress_bar,

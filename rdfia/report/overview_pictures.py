@@ -71,8 +71,7 @@ def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
 
     def kept(folder: Path, name: str, *rest: Any) -> Picture:
         """The committed picture that `page` would draw: `_draw` without drawing."""
-        *_, evidence, caption, record = rest
-        caption = page.caption_of(caption, evidence)
+        *_, caption, record = rest
         row = {"file": f"figures/{name}.png", "caption": caption, "alt": caption}
         return page.kept_picture(folder, row, record)
 
@@ -80,8 +79,7 @@ def pictures(root: Path, runs: Sequence[tuple[str, Json]]) -> list[Shown]:
         parts = page.pictures(verified / folder, run["records"], kept)
         table1 = [r for r in run["records"] if r.id == "tme7.q11.table1" and r.outcome in OUTCOMES]
         if table1:
-            drawn = kept(verified / folder, "table1", {}, page.TABLE1_CAPTION, table1[0])
-            parts["table1"] = [drawn]
+            parts["table1"] = [kept(verified / folder, "table1", page.TABLE1_CAPTION, table1[0])]
         for section, row in parts.items():
             for picture in row:
                 if picture.file and not PHOTOS.match(Path(picture.file).stem):

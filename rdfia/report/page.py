@@ -25,31 +25,20 @@ from rdfia.report import benchmarks, blocks, figures
 from rdfia.report.blocks import Json, Picture, slug
 from rdfia.report.environment import environment
 
-
-def _compared_caption(evidence: Json) -> str:
-    """What the axis shows, and the dots of `figures.compared_values` if a row has several."""
-    unit = evidence.get("unit") or figures.ACCURACY
-    several = max(map(len, evidence["bars"].values())) > 1
-    return f"{unit[0].upper()}{unit[1:]}." + " The number is the mean of a row's dots." * several
-
-
-def _steps_caption(evidence: Json) -> str:
-    """The score, and the band of `figures.score_by_step` if a curve has one."""
-    unit = evidence["unit"]
-    band = any(error > 0 for _, _, errors in evidence["by_step"].values() for error in errors)
-    return f"{unit[0].upper()}{unit[1:]} by training step{', with a 95% band' * band}."
-
-
-# Evidence with all of these fields is drawn: section, fields, figure, caption (or its function).
-Caption = str | Callable[[Json], str]
-DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], Caption], ...] = (
+# Evidence with all of these fields is drawn: section, fields, figure, caption with its {unit}.
+DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], str], ...] = (
     (
         "figure3",
         ("C", "test", "converged"),
         figures.c_sweep,
         "Accuracy against C. Hollow: the solver stopped early.",
     ),
-    ("compared", ("bars",), figures.compared_values, _compared_caption),
+    (
+        "compared",
+        ("bars",),
+        figures.compared_values,
+        "By row: {unit}. The number is the mean of the row's dots.",
+    ),
     (
         "best",
         ("rows",),
@@ -74,7 +63,7 @@ DRAWN: tuple[tuple[str, tuple[str, ...], Callable[[Any], Figure], Caption], ...]
         "steps",
         ("by_step", "unit"),
         lambda e: figures.score_by_step(e["by_step"], e["unit"], e.get("log", "")),
-        _steps_caption,
+        "By training step: {unit}. A band is a 95% interval.",
     ),
 )
 DEPTH_CAPTION = (
@@ -247,7 +236,8 @@ def pictures(
             for i, evidence in enumerate(_evidence(record, fields)):
                 if section != "confusion" or evidence is best_matrix:
                     name = f"{section}-{slug(record.key)}{i or ''}"
-                    found[section].append(draw(folder, name, figure, evidence, caption, record))
+                    text = caption.format(unit=evidence.get("unit") or figures.ACCURACY)
+                    found[section].append(draw(folder, name, figure, evidence, text, record))
     for i, curves in enumerate(_depth_curves(records)):
         rows = [row for _, row in curves]
         record = curves[0][0]
@@ -305,23 +295,17 @@ def _draw(
     name: str,
     draw: Callable[[Any], Figure],
     evidence: Any,
-    caption: Caption,
+    caption: str,
     record: Record,
 ) -> Picture:
     """The picture `figures/<name>.png` after drawing it, or why it could not be drawn."""
     try:
         path = f"figures/{name}.png"
-        caption = caption_of(caption, evidence)
         files.write_atomic(folder / path, figures.png(draw(evidence)))
         below = blocks.table_below(name.split("-")[0], evidence)
         return Picture(record.key, path, caption, caption, _conditions(record), below)
     except (RdfiaError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return Picture(problem=f"{name} could not be drawn: {error!r}")
-
-
-def caption_of(caption: Caption, evidence: Any) -> str:
-    """The caption of a row of `DRAWN` for this evidence."""
-    return caption if isinstance(caption, str) else caption(evidence)
 
 
 def kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Picture:

@@ -17,6 +17,7 @@ from rdfia.__main__ import main
 from rdfia.data import assets, files, images, pictures
 from rdfia.device import memory
 from rdfia.experiments import gradients
+from rdfia.gans import training
 from rdfia.models import networks
 from rdfia.report import figures
 from tests.support.tiny_networks import tiny_vgg
@@ -185,6 +186,28 @@ def test_train_writes_a_grid_and_continues_a_run(tmp_path: Path, kind: str, colo
     assert Path(f"{kind}.png").read_bytes() == grid
 
 
+def test_interrupted_train_repeats_fewer_than_25_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ["train", "cgan", str(photos(tmp_path / "photos", False)), "--steps", "28"]
+    run += ["--size", "16"]
+    assert main([*run, "--output", "whole.png"]) == 0
+    made_step, taken = training.Trainer.step, []
+
+    def step(trainer: training.Trainer) -> None:
+        taken.append(trainer.done)
+        if len(taken) == 27:
+            raise KeyboardInterrupt
+        made_step(trainer)
+
+    monkeypatch.setattr(training.Trainer, "step", step)
+    assert main(run) == 130
+    assert not Path("cgan.png").exists()
+    assert main(run) == 0
+    assert taken == [*range(27), 25, 26, 27]
+    assert Path("cgan.png").read_bytes() == Path("whole.png").read_bytes()
+
+
 def test_dcgan_takes_photos_without_class_folders(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", True, labels=1) / "0"
     assert main(["train", "dcgan", str(folder), "--steps", "1", "--size", "16"]) == 0
@@ -261,8 +284,8 @@ def test_one_photo_is_too_few_to_train(photo: Path, capsys: pytest.CaptureFixtur
     folder = photo.parent / "one"
     folder.mkdir()
     photo.rename(folder / photo.name)
-    assert main(["train", "dcgan", str(folder)]) == 2
-    assert f"folder {folder}: has 1 photo, expected 2 or more" in capsys.readouterr().err
+    assert main(["train", "dcgan", str(folder)]) == 1
+    assert "images: got 1 for batches of 2; lower batch, or give more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

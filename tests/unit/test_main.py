@@ -363,8 +363,3 @@ def test_ctrl_c_has_its_usual_meaning_after_the_imports(
     rdfia_main._import_libraries()
     assert len(set_to) == (2 if usual is signal.default_int_handler else 0)
     assert set_to[1:] in ([], [usual])
-
-
-def test_no_command_shows_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert "classify" in capsys.readouterr().err
