@@ -64,9 +64,9 @@ def test_digits_keep_their_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 @pytest.mark.parametrize(
     ("kind", "changes", "title", "updates", "each", "more"),
     [
-        ("cgan", {}, "MNIST", 11_718, 0.036, 7.0),
-        ("cdcgan", {}, "MNIST", 7_812, 1.6, 7.0),
-        ("dcgan", {"nb_update_D": 5}, "CIFAR-10", 3 * 8_000, 0.12, 23.0),
+        ("cgan", {}, "MNIST", 11_718, 0.036, 5.0),
+        ("cdcgan", {}, "MNIST", 7_812, 1.6, 5.0),
+        ("dcgan", {"nb_update_D": 5}, "CIFAR-10", 3 * 8_000, 0.12, 18.0),
     ],
 )
 def test_expected_seconds_are_those_of_updates_and_snapshots(
