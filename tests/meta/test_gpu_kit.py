@@ -254,11 +254,11 @@ def test_runs_that_fit_are_chosen_seed_by_seed() -> None:
     assert gan_runs.runs_that_fit(runs, step, gan_runs.START_SECONDS, 4)[0] == []
 
 
-def test_every_planned_run_is_wanted_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_planned_run_is_made_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that no claim of the first seeds needs come last."""
     present = {"celeba-32", "cifar10-train", "mnist", "squeezenet1_1"}
     monkeypatch.setattr(gan_runs.assets, "find", lambda name: name in present or None)
-    found = gan_runs.wanted("cuda")
+    found = gan_runs.planned_runs("cuda")
     planned = [(title, run) for title in ("CelebA", "MNIST") for run in gan_studies.plan(title)]
     assert sorted(found, key=str) == sorted(planned, key=str)
     whole = [run.config.seed for title, run in found if title == "MNIST"]
@@ -266,18 +266,17 @@ def test_every_planned_run_is_wanted_on_the_device(monkeypatch: pytest.MonkeyPat
     names = [run.name for _, run in found]
     assert names.index("nz-1000-4") < names.index("dcgan") < names.index("default-of-2000-0")
     present.remove("squeezenet1_1")  # without it no photo can be scored
-    assert {title for title, _ in gan_runs.wanted("cuda")} == {"MNIST"}
+    assert {title for title, _ in gan_runs.planned_runs("cuda")} == {"MNIST"}
 
 
 def test_kit_scores_last_images_before_the_generators_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [("MNIST", gan_studies.OVER_SEEDS["cdcgan-no-y-in-D"][0])]
-    monkeypatch.setattr(gan_runs, "wanted", lambda _device: runs)
-    monkeypatch.setattr(gan_runs.assets, "locate", lambda *_, **__: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr(gan_runs, "planned_runs", lambda _device: runs)
     bench, asked = Long(), Mock(return_value={})
     bench.y = torch.arange(10)
-    monkeypatch.setattr(gan_runs.gans, "GanBench", lambda *_: bench)
+    monkeypatch.setattr(gan_runs, "full_bench", lambda *_: bench)
     monkeypatch.setattr(bench, "last_image_scores", asked)
     assert gan_runs.make("cuda", 60.0, [0], tmp_path) == 0
     asked.assert_called_once_with(runs[0][1])
