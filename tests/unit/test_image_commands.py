@@ -192,7 +192,8 @@ def test_interrupted_train_repeats_fewer_than_25_steps(
     run = ["train", "cgan", str(photos(tmp_path / "photos", False)), "--steps", "28"]
     run += ["--size", "16"]
     assert main([*run, "--output", "whole.png"]) == 0
-    made_step, taken = training.Trainer.step, []
+    made_step = training.Trainer.step
+    taken: list[int] = []
 
     def step(trainer: training.Trainer) -> None:
         taken.append(trainer.done)
