@@ -441,7 +441,6 @@ def _train(options: argparse.Namespace) -> int:
         labels if conditional else None,
         device=usable_device(options.device),
         folder=checkpoints,
-        checkpoint_every=training.LOG_EVERY,
         grids_at=[config.steps],
         log=lambda line: tqdm.write(line, file=sys.stderr),
         progress=progress_bar,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from rdfia.gans.architecture import Generator, Labels
 from rdfia.gans.config import GanConfig
 from rdfia.gans.health import Health, health
 from rdfia.gans.training import COLUMNS, LOG_EVERY, Device, Trainer, log_line
+
+CHECKPOINT_SECONDS = 20  # of training that an interrupt can cost; writing one takes 1 % of it
 
 
 class Grid(NamedTuple):
@@ -91,11 +94,12 @@ def train(
 
     `images` and `labels` are those of `Trainer`. On one CPU with a fixed number of threads a run is
     the same bit for bit, interrupted or not. Every 25 steps the losses are checked and `log` gets
-    the labs' line. A checkpoint is written every `checkpoint_every` steps (a multiple of 25) and at
-    the end. After each step in `visit_at` (from 1) `visit` gets the trainer. It may be called again
-    for a step when a run resumes, and must use its own random generator. After each step in
-    `grids_at` a grid is made, and `log` gets the alarms of `health`. DatasetError, DivergedError,
-    CheckpointError, StoreError, TooLarge: see `Trainer`.
+    the labs' line. A checkpoint is written every `checkpoint_every` steps (a multiple of 25), every
+    25 steps if 20 seconds have passed since the last one, and at the end. After each step in
+    `visit_at` (from 1) `visit` gets the trainer. It may be called again for a step when a run
+    resumes, and must use its own random generator. After each step in `grids_at` a grid is made,
+    and `log` gets the alarms of `health`. DatasetError, DivergedError, CheckpointError, StoreError,
+    TooLarge: see `Trainer`.
     """
     images = as_tensor(images, "images")
     trainer = Trainer(config, images, labels, device=device)
@@ -103,7 +107,7 @@ def train(
         raise ArgumentError(
             f"checkpoint_every={checkpoint_every}: expected a multiple of {LOG_EVERY}"
         )
-    last_checkpoint = "none"
+    last_checkpoint, saved = "none", time.monotonic()
     if folder is not None and trainer.load(folder):
         last_checkpoint = f"{folder}, step {trainer.done}"
     wanted_grids, wanted_visits = set(grids_at), set(visit_at)
@@ -129,6 +133,7 @@ def train(
                     log(f"[{trainer.done:5d}/{config.steps:5d}] warning: {alarm}")
         if trainer.done in wanted_visits and visit is not None:
             visit(trainer)
-        if folder is not None and (trainer.done % checkpoint_every == 0 or ended):
-            last_checkpoint = str(trainer.save(folder))
+        late = trainer.done % LOG_EVERY == 0 and time.monotonic() - saved >= CHECKPOINT_SECONDS
+        if folder is not None and (trainer.done % checkpoint_every == 0 or late or ended):
+            last_checkpoint, saved = str(trainer.save(folder)), time.monotonic()
     return Trained(trainer, trainer.losses.cpu(), grids)

@@ -17,7 +17,7 @@ from rdfia.__main__ import main
 from rdfia.data import assets, files, images, pictures
 from rdfia.device import memory
 from rdfia.experiments import gradients
-from rdfia.gans import training
+from rdfia.gans import training, training_loop
 from rdfia.models import networks
 from rdfia.report import figures
 from tests.support.tiny_networks import tiny_vgg
@@ -186,9 +186,11 @@ def test_train_writes_a_grid_and_continues_a_run(tmp_path: Path, kind: str, colo
     assert Path(f"{kind}.png").read_bytes() == grid
 
 
-def test_interrupted_train_repeats_fewer_than_25_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "goes_on_at"), [(0, 25), (1e6, 0)], ids=["slow", "quick"])
+def test_interrupted_train_repeats_20_seconds_and_fewer_than_25_steps(
+    seconds: float, goes_on_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", seconds)
     run = ["train", "cgan", str(photos(tmp_path / "photos", False)), "--steps", "28"]
     run += ["--size", "16"]
     assert main([*run, "--output", "whole.png"]) == 0
@@ -205,7 +207,7 @@ def test_interrupted_train_repeats_fewer_than_25_steps(
     assert main(run) == 130
     assert not Path("cgan.png").exists()
     assert main(run) == 0
-    assert taken == [*range(27), 25, 26, 27]
+    assert taken == [*range(27), *range(goes_on_at, 28)]
     assert Path("cgan.png").read_bytes() == Path("whole.png").read_bytes()
 
 
