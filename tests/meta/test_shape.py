@@ -210,7 +210,7 @@ def test_package_stays_compact() -> None:
     assert rooms["experiments"] < 1300, rooms
     # Files, data sets, claims, the page and the command line.
     assert (
-        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4145
+        sum(sizes.values()) - sum(rooms[room] for room in (*LABS, "device", "experiments")) < 4155
     )
 
 

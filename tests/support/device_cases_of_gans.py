@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from rdfia.data.images import CENTRE_CROP_224
-from rdfia.gans import architecture, digit_classifier, health, pixel_scores, runs, sampling
+from rdfia.gans import (
+    architecture,
+    digit_classifier,
+    health,
+    pixel_scores,
+    runs,
+    sampling,
+    training_loop,
+)
 from rdfia.gans import losses as gan_losses
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.architecture import GanArchitecture
@@ -115,10 +123,12 @@ def study(device: str, folder: Path) -> Results:
     uint8 = x.to(device)
     assert architecture.check_images(config.architecture, uint8, y.to(device)) is not None
     signals = health.health(losses, uint8, uint8, labels=y)
+    of_losses = training_loop.grid_health(config, losses, None, uint8)
     return {
         "scores": [s["mean"] / 255 for s in row["scores"]],
         "losses": losses,
         "diversity": signals.diversity,
+        "outputs of D": [of_losses.d_real, of_losses.d_fake],
         "within": health.diversity_within_labels(uint8, y.to(device)),
         "variation": [*runs.loss_variation(losses).values()],
         "padded": architecture.prepare_images(uint8[:, :, :12, :12], 16),

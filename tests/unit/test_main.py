@@ -18,6 +18,7 @@ from PIL import Image
 import rdfia.__main__ as rdfia_main
 from rdfia import __version__
 from rdfia.__main__ import main
+from rdfia.claims import judge
 from rdfia.claims.registry import CLAIMS
 from rdfia.data import assets, files
 
@@ -335,8 +336,9 @@ def test_claims_lists_each_claim_with_its_verdict(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     first = next(iter(CLAIMS))
-    part = {"name": "parameters", "value": 16.5, "low": 15.0, "high": 18.0}
+    part = {"name": "block1", "value": 16.5, "low": 15.0, "high": 18.0}
     row = {"id": first, "case": "a", "outcome": "supported", "parts": [part]}
+    row["bounds"] = judge.bounds_digest({"block1": CLAIMS[first].bounds["block1"]})
     files.write_json(tmp_path / "claims.json", {"records": [row]})
     assert main(["claims", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -344,12 +346,15 @@ def test_claims_lists_each_claim_with_its_verdict(
     assert lines[0] == f"{first}  {CLAIMS[first].statement}"
     assert lines[1].split() == [
         "reproduced",
-        *f"a: parameters 16.5 (15 to 18) [{tmp_path}]".split(),
+        *f"a: block1 16.5 (15 to 18) [{tmp_path}]".split(),
     ]
     assert lines[3::2] == ["  not run"] * (len(CLAIMS) - 1)
     assert main(["claims", str(tmp_path), "--json"]) == 0
     (check,) = json.loads(capsys.readouterr().out)[0]["checks"]
     assert (check["verdict"], check["parts"]) == ("reproduced", [part])
+    files.write_json(tmp_path / "claims.json", {"records": [row | {"bounds": "of before"}]})
+    assert main(["claims", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["an", "older", "record"]
 
 
 @pytest.mark.parametrize("usual", [signal.default_int_handler, signal.SIG_IGN])

@@ -272,7 +272,7 @@ def test_every_forward_pass_runs_inside_the_context(
     (network.features[0] if room in ("features", "gram") else network).register_forward_hook(look)
     rooms = {
         "features": features,
-        "gram": column_tiles,
+        "gram": features,
         "input_gradients": ascent,
         "gan_training": training,
         "gans": sampling,
