@@ -75,10 +75,14 @@ def test_becoming_undecided_fails_only_if_the_pin_was_far_from_the_bound(
 def test_missing_pin_fails_until_accepted(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=12)
     assert run(project).ret == 1
+    baseline = project.path / "reports" / "baseline"
+    assert run(project, "--accept", "--stored-runs").ret == 0
+    assert not (baseline / "costs.json").exists()  # nothing was trained
+    (baseline / "pins.json").unlink()
     accepted = run(project, "--accept")
     assert accepted.ret == 0
     accepted.stdout.fnmatch_lines(["accepted tme7.q1.total|short|report: None -> contradicted*"])
-    costs = json.loads((project.path / "reports" / "baseline" / "costs.json").read_text())
+    costs = json.loads((baseline / "costs.json").read_text())
     assert [list(rows) for rows in costs["short"]["own"].values()] == [["tme7.q1.total"]]
     assert run(project).ret == 0
 

@@ -264,7 +264,9 @@ class AccuracyRun:
 
                 if self.ledger.accept:
                     self.ledger.write_baseline()
-                if self.ledger.accept or self.config.getoption("--accept-costs"):
+                option = self.config.getoption
+                # the training that --stored-runs leaves out is a part of the costs
+                if option("--accept-costs") or (self.ledger.accept and not option("--stored-runs")):
                     self._write_costs()
                 report_page.write_records_and_figures(self.output, self.ledger)
             page = report_page.rebuild(self.output)

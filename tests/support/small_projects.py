@@ -6,6 +6,7 @@ import json
 
 import matplotlib.figure
 import pytest
+import torch
 
 from rdfia.claims import judge
 from rdfia.claims.registry import CLAIMS
@@ -14,7 +15,7 @@ from rdfia.report import figures
 from rdfia.report import page as report_page
 
 # imported here, because an inner run must not import torch again
-PRELOADED = (assets, figures, report_page, matplotlib.figure)
+PRELOADED = (assets, figures, report_page, matplotlib.figure, torch)
 MEASURES = """
     import pytest
     @pytest.mark.claim("tme7.q1.total")
