@@ -68,19 +68,6 @@ def readings(bench: GradientBench) -> dict[str, tuple[Setting, Setting]]:
     return {strong.reading: (strong, weak) for strong, weak in every}
 
 
-def nearest_to_zero(found: Mapping[str, intervals.Estimate]) -> str:
-    """The reading whose interval is nearest to 0; among intervals with 0, the smallest value.
-
-    It lies outside a margin around 0 only if every reading does.
-    """
-
-    def distance(name: str) -> tuple[float, float]:
-        part = found[name]
-        return max(part.low, -part.high, 0.0), abs(part.value)
-
-    return min(found, key=distance)
-
-
 def best_fit(
     found: Mapping[str, Mapping[str, intervals.Estimate]], bounds: Mapping[str, judge.Bound]
 ) -> str:
@@ -91,14 +78,13 @@ def best_fit(
     """
 
     def fit(name: str) -> tuple[int, float]:
-        parts = found[name]
-        outcome = judge.combined_outcome(
-            [judge.outcome(part, bounds[key]) for key, part in parts.items()]
-        )
-        room = [
-            (part.value - bounds[key].value) / (judge.standard_error(part) or 1)
-            for key, part in parts.items()
-        ]
+        outcomes, room = [], []
+        for key, part in found[name].items():
+            outcomes.append(judge.outcome(part, bounds[key]))
+            errors = judge.errors_from_bound(part, bounds[key])
+            inside = judge.outcome(intervals.exact_value(part.value), bounds[key]) == "supported"
+            room.append(errors if inside else -errors)
+        outcome = judge.combined_outcome(outcomes)
         return -("supported", "undecided", "contradicted").index(outcome), min(room)
 
     return max(found, key=fit)

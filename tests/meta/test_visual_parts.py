@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.claims import intervals
+from rdfia.claims import intervals, judge
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gradients, mosaics, visualisation
@@ -121,16 +121,20 @@ def test_mean_by_photo_is_over_the_seeds_of_a_photo() -> None:
     assert visualisation.mean_by_photo(row, "second").tolist() == [0.5, 0.5]
 
 
-def test_nearest_to_zero_is_by_interval_then_by_value() -> None:
+def test_reading_that_fits_best_is_by_outcome_then_by_room() -> None:
     def estimate(value: float, reach: float) -> intervals.Estimate:
         return intervals.Estimate(value, value - reach, value + reach, 30, "made up")
 
-    far, wide, near = estimate(0.3, 0.01), estimate(-0.2, 0.15), estimate(0.1, 0.01)
-    assert visualisation.nearest_to_zero({"far": far, "near": near}) == "near"
-    # its interval reaches -0.05
-    assert visualisation.nearest_to_zero({"near": near, "wide": wide}) == "wide"
-    both_hold_zero = {"wide": estimate(-0.2, 0.3), "small": estimate(0.05, 0.1)}
-    assert visualisation.nearest_to_zero(both_hold_zero) == "small"
+    bound = {"difference": judge.Bound("within", 0.0, 0.2)}
+
+    def best(**found: intervals.Estimate) -> str:
+        return visualisation.best_fit({k: {"difference": v} for k, v in found.items()}, bound)
+
+    far, wide, near = estimate(-0.3, 0.01), estimate(0.1, 0.15), estimate(-0.1, 0.01)
+    assert best(far=far, wide=wide, near=near) == "near"
+    assert best(far=far, wide=wide) == "wide"  # undecided
+    assert best(near=near, nearest=estimate(0.05, 0.01)) == "nearest"
+    assert best(far=far, farther=estimate(0.5, 0.01)) == "far"  # both are contradicted
 
 
 def test_readings_are_eight_on_the_reports_network_and_two_on_others() -> None:
