@@ -166,6 +166,8 @@ class Ledger:
         why = f"it has no pin (profile {record.profile}, scope {record.scope})"
         if known:
             why = judge.pin_mismatch(pin, known)
+        if self.accept and record.pinned != record.outcome:
+            why = why or "it has another outcome now"  # `recorded` compares outcomes alone
         if self.accept and why:
             self.moved.append(f"{key}: {record.pinned} -> {record.outcome} ({why})")
             self.pins[key], record.pinned = as_plain(pin), record.outcome
