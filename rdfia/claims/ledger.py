@@ -163,12 +163,11 @@ class Ledger:
         key = f"{record.key}|{record.profile}|{record.scope}"
         known = self.pins.get(key)
         record.pinned = known and known["outcome"]
-        why = f"it has no pin (profile {record.profile}, scope {record.scope})"
-        if known:
-            why = judge.pin_mismatch(pin, known)
-        if self.accept and record.pinned != record.outcome:
-            why = why or "it has another outcome now"  # `recorded` compares outcomes alone
-        if self.accept and why:
+        no_pin = f"it has no pin (profile {record.profile}, scope {record.scope})"
+        why = judge.pin_mismatch(pin, known) if known else no_pin
+        # A pin within its tolerance hides a new outcome, and `recorded` compares outcomes alone.
+        if self.accept and (why or record.pinned != record.outcome):
+            why = why or "it has another outcome now"
             self.moved.append(f"{key}: {record.pinned} -> {record.outcome} ({why})")
             self.pins[key], record.pinned = as_plain(pin), record.outcome
         elif why:
