@@ -941,11 +941,12 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str
         return
     lab = scene_bench(claim, bench, "vgg16")
     rows, chosen, right = best_recipe.ablation(lab)
-    row = next(row for row in rows if row["recipe"] == chosen)
-    evidence: dict[str, Any] = {"rows": rows, "chosen": chosen}
+    row = next(row for row in rows if row["recipe"] == chosen.name)
+    weights = {" ".join(map(str, part)): weight for part, weight in chosen.parts.items()}
+    evidence: dict[str, Any] = {"rows": rows, "chosen": chosen.name, "weights of parts": weights}
     found = proportion(int(right.sum()), len(right))
     if part == ON_OTHERS:
-        others = best_recipe.other_splits(lab, row)
+        others = best_recipe.other_splits(lab, chosen, row["C"])
         found = difference_of_means(others, [right.mean()] * len(others))
         evidence = {"on other splits": others}
     claim.measured(
@@ -953,7 +954,7 @@ def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str
         right={} if part == ON_OTHERS else {part: right},
         measured={"on held-out training images": row["validation"]},
         evidence={} if case == "the aim" else evidence,
-        note=f"Recipe: {chosen}, C = {row['C']:g}, chosen on the 1,500 training images by "
+        note=f"Recipe: {chosen.name}, C = {row['C']:g}, chosen on the 1,500 training images by "
         f"{best_recipe.REPEATS} times five folds.",
         **conditions(lab, "vgg16"),
     )

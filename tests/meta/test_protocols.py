@@ -128,7 +128,9 @@ def test_best_is_judged_by_the_reports_best_and_our_aim(
 ) -> None:
     right = np.arange(TEST_IMAGES) < hits
     row = {"recipe": "a", "C": 1.0, "validation": 0.9}
-    monkeypatch.setattr(test_tme7.best_recipe, "ablation", lambda _lab: ([row], "a", right))
+    monkeypatch.setattr(
+        test_tme7.best_recipe, "ablation", lambda _lab: ([row], best_recipe.Recipe("a"), right)
+    )
     monkeypatch.setattr(test_tme7.best_recipe, "other_splits", lambda *_: [])
     monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
     found = []
@@ -188,7 +190,7 @@ def test_other_splits_keep_the_number_of_training_images_per_class(
     lab: Any = SimpleNamespace(
         problem=SimpleNamespace(labels=labels, n_train=12, classes=("a", "b", "c"))
     )
-    found = best_recipe.other_splits(lab, {"recipe": recipe.name, "C": 1.0}, range(4))
+    found = best_recipe.other_splits(lab, recipe, 1.0, range(4))
     assert [np.bincount(labels[train]).tolist() for train in seen] == [[4, 4, 4]] * 4
     assert len({tuple(sorted(train)) for train in seen}) == 4
     assert min(found) > 0.7

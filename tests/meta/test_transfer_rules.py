@@ -326,7 +326,8 @@ def chosen(share: float, case: str, part: str, others: float = 0.0) -> Check:
 
     def check(claim: Claim, patch: Patch) -> None:
         row = {"recipe": "made up", "C": 1.0, "validation": GOOD}
-        patch.setattr(best_recipe, "ablation", lambda _lab: ([row], "made up", hits(share)))
+        made_up = best_recipe.Recipe("made up")
+        patch.setattr(best_recipe, "ablation", lambda _lab: ([row], made_up, hits(share)))
         splits = others + np.linspace(-0.005, 0.005, best_recipe.SPLITS)
         patch.setattr(best_recipe, "other_splits", lambda *_: splits.tolist())
         test_tme7.test_best_of_one_linear_svm(claim, lambda *_: MadeUpBench({}), case, part)

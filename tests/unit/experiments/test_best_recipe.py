@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics.pairwise import additive_chi2_kernel
 
 from rdfia.data.feature_store import FeatureStore
 from rdfia.data.images import STRETCH_224
@@ -25,7 +26,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Any:
     draw = np.random.default_rng(0)
     labels = np.arange(90) % CLASSES
     parts = {}
-    for name in best_recipe.Recipe("all").parts:
+    for name in best_recipe.Recipe("all", kinds=best_recipe.ALL_KINDS).parts:
         rows = draw.normal(size=(90, 5))
         if name == GOOD:
             rows[:, :CLASSES] += 20 * np.eye(CLASSES)[labels]
@@ -47,14 +48,16 @@ def _noise(draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def test_recipe_is_chosen_by_training_images_and_scored_on_the_others(lab: Any) -> None:
     rows, best, right = best_recipe._ablation.__wrapped__(lab)
-    names = ["pool5, flat, 224 px: the lab's vector", *(one.name for one in best_recipe.RECIPES)]
+    tried = [one.name for one in best_recipe.RECIPES]
+    names = ["pool5, flat, 224 px: the lab's vector", *tried, best_recipe.WEIGHTED]
     assert [row["recipe"] for row in rows] == names
     assert len(set(names)) == len(names)
     validation = {row["recipe"]: row["validation"] for row in rows}
-    assert best == max(validation, key=validation.__getitem__)
+    assert best.name == max(validation, key=validation.__getitem__)
     with_good = {one.name for one in best_recipe.RECIPES if GOOD in {*one.parts}}
-    assert best in with_good
-    chosen = next(row for row in rows if row["recipe"] == best)
+    with_good.add(best_recipe.WEIGHTED)
+    assert best.name in with_good
+    chosen = next(row for row in rows if row["recipe"] == best.name)
     assert chosen["test"] == right.mean() > 0.9
     assert len(right) == 90 - N_TRAIN
     for row in rows:
@@ -62,6 +65,19 @@ def test_recipe_is_chosen_by_training_images_and_scored_on_the_others(lab: Any) 
         assert row["low"] <= row["test"] <= row["high"]
         if row["recipe"] not in with_good:  # noise
             assert row["validation"] < 0.6
+
+
+def test_parts_are_weighted_by_training_images(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, train = best_recipe._parts(lab, ()), np.arange(N_TRAIN)
+    few = {name: parts[name] for name in [*parts][::6]} | {GOOD: parts[GOOD]}
+    weights = best_recipe.part_weights(few, train, lab.problem.labels[:N_TRAIN])
+    assert weights.total() == best_recipe.ROUNDS
+    monkeypatch.setattr(best_recipe, "ROUNDS", 1)
+    weights = best_recipe.part_weights(few, train, lab.problem.labels[:N_TRAIN])
+    assert weights == {GOOD: 1}
+    alone = best_recipe.Recipe("one part", weights=weights)
+    kernel = best_recipe.kernel(alone, parts, train)
+    np.testing.assert_allclose(kernel, best_recipe.cosines(parts[GOOD], train))
 
 
 def test_other_splits_have_as_many_training_images_of_each_class(
@@ -74,7 +90,7 @@ def test_other_splits_have_as_many_training_images_of_each_class(
         return svm.fit(Z, y, T, C)
 
     monkeypatch.setattr(best_recipe, "svm", SimpleNamespace(**{**vars(svm), "fit": fit}))
-    found = best_recipe.other_splits(lab, {"recipe": "both", "C": 4.0}, range(2))
+    found = best_recipe.other_splits(lab, best_recipe.Recipe("both"), 4.0, range(2))
     assert seen == [([20] * 3, 30, 4.0)] * 2
     assert len(found) == 2
     assert min(found) > 0.8
@@ -87,7 +103,7 @@ def test_gram_matrices_of_a_side_replace_its_features_and_are_made_once(
     monkeypatch.setattr(best_recipe, "PYRAMID", 3)
     n, width = 6, 3 + 5
     rows = {
-        (tap, flip): torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+        (tap, flip): torch.rand(n, width, generator=torch.Generator().manual_seed(seed))
         for seed, (tap, flip) in enumerate(
             (tap, flip) for tap in best_recipe.TAPS for flip in (False, True)
         )
@@ -118,6 +134,10 @@ def test_gram_matrices_of_a_side_replace_its_features_and_are_made_once(
         for kind, part in (("pyramid", both[:, :3]), ("bilinear", both[:, 3:])):
             np.testing.assert_allclose(first[tap, 224, kind], part @ part.T, rtol=1e-5, atol=1e-5)
             assert (again[tap, 224, kind] == first[tap, 224, kind]).all()
+        shares = both[:, :3] / both[:, :3].sum(1, keepdims=True)
+        exact = 1 + additive_chi2_kernel(shares) / 2  # 1 - sum of (x - y)^2 / (x + y) / 2
+        found = first[tap, 224, "chi-square"] / first[tap, 224, "chi-square"][0, 0]
+        np.testing.assert_allclose(found, exact, atol=0.04)
     lab.problem.digest = "other images"
     best_recipe.grams.__wrapped__(lab, 160)
     assert made[2:] == [(160, False)]
