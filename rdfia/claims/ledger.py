@@ -266,8 +266,9 @@ class Ledger:
                 intervals.proportion(int(np.sum(bits)), len(bits))
                 for bits in (right, judge.unpack_bits(stored))
             )
-            errors = judge.standard_error(now), judge.standard_error(then)
-            differs = judge.values_differ(now.value, errors[0], then.value, errors[1])
+            differs = judge.values_differ(
+                now.value, judge.standard_error(now), then.value, judge.standard_error(then)
+            )
             why = f"{then.value:.4f} is stored, of {then.n} other images" if differs else ""
         if self.accept and why:
             self.thresholds[key] = found

@@ -22,9 +22,8 @@ def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
         mine = [(record, place) for record, place in records if record.id == claim.id]
         yield f"{claim.id}  {claim.statement}"
         for record, place in mine:
-            result = f"{_case(record)}{record.result or '-'}"
             words = OLDER if record.outcome in OUTCOMES and is_stale(record) else record.verdict
-            yield f"  {words:<22} {result}  [{place}]"
+            yield f"  {words:<22} {_case(record)}{record.result or '-'}  [{place}]"
         if not mine:
             yield "  not run"
 
