@@ -30,7 +30,8 @@ class Estimate:
     """A value with its two-sided interval.
 
     `level`: share of intervals that contain the true value, 0 to 1. `n`: number of images, seeds or
-    pairs. `method`: how the interval was computed. ArgumentError: a NaN, or `low` above `high`.
+    pairs. `method`: how the interval was computed. `error`: the value's standard error where the
+    width of the interval does not tell it. ArgumentError: a NaN, or `low` above `high`.
     """
 
     value: float
@@ -39,6 +40,7 @@ class Estimate:
     n: int
     method: str
     level: float = LEVEL
+    error: float | None = None
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -210,7 +212,8 @@ def difference_of_probabilities(
         float(np.quantile(weights @ np.append(a - b, worst), 0.5 + worst * _level(level) / 2))
         for worst in (-1, 1)
     )
-    return Estimate(float((a - b).mean()), low, high, len(a), "Gaffke, paired", level)
+    value, error = float((a - b).mean()), float(stats.sem(a - b))
+    return Estimate(value, low, high, len(a), "Gaffke, paired", level, error)
 
 
 def ratio(a: Values, b: Values, level: float = LEVEL, *, paired: bool) -> Estimate:

@@ -137,7 +137,7 @@ class Ledger:
                 "name": name,
                 "bound": str(bounds[name]),
                 "outcome": judge.outcome(estimate, bounds[name]),
-                **asdict(estimate),
+                **{key: value for key, value in asdict(estimate).items() if value is not None},
             }
             for name, estimate in found.items()
         ]

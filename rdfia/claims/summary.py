@@ -46,9 +46,8 @@ def table_rows(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
         mine = [record for record in records if record.id == claim.id and not is_stale(record)]
         words, result = "not measured", ""
         if mine:
-            counts = count_verdicts(mine)
             words = ", ".join(
-                f"{word} {n}" if len(mine) > 1 else word for word, n in counts.items()
+                f"{word} {n}" if len(mine) > 1 else word for word, n in count_verdicts(mine).items()
             )
             result = _result(min(mine, key=_rank))
         elif any(record.id == claim.id for record in records):

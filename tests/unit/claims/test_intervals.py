@@ -131,6 +131,7 @@ def test_interval_of_probabilities_0_and_1_is_the_exact_binomial_one(count: int,
     assert found.limits == pytest.approx([2 * end - 1 for end in share.limits], abs=0.01)
     assert found.value == pytest.approx(2 * count / n - 1)
     assert found.n == n
+    assert found.error == pytest.approx(np.std(2.0 * a, ddof=1) / math.sqrt(n))
 
 
 def share_of_means_below(end: float, values: np.ndarray) -> float:
