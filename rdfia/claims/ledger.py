@@ -137,7 +137,7 @@ class Ledger:
                 "name": name,
                 "bound": str(bounds[name]),
                 "outcome": judge.outcome(estimate, bounds[name]),
-                **asdict(estimate),
+                **{key: value for key, value in asdict(estimate).items() if value is not None},
             }
             for name, estimate in found.items()
         ]
@@ -266,8 +266,9 @@ class Ledger:
                 intervals.proportion(int(np.sum(bits)), len(bits))
                 for bits in (right, judge.unpack_bits(stored))
             )
-            errors = judge.standard_error(now), judge.standard_error(then)
-            differs = judge.values_differ(now.value, errors[0], then.value, errors[1])
+            differs = judge.values_differ(
+                now.value, judge.standard_error(now), then.value, judge.standard_error(then)
+            )
             why = f"{then.value:.4f} is stored, of {then.n} other images" if differs else ""
         if self.accept and why:
             self.thresholds[key] = found

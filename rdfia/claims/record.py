@@ -130,7 +130,7 @@ def interval_of(part: Mapping[str, Any]) -> str:
 def estimate_of(part: Mapping[str, Any]) -> Estimate:
     """The estimate of a record's part; JSON holds infinity as the text "inf"."""
     value, low, high, level = (float(part[name]) for name in ("value", "low", "high", "level"))
-    return Estimate(value, low, high, int(part["n"]), str(part["method"]), level)
+    return Estimate(value, low, high, int(part["n"]), str(part["method"]), level, part.get("error"))
 
 
 def from_json(row: Mapping[str, Any]) -> Record:

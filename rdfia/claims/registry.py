@@ -52,8 +52,7 @@ class Claim:
                 f"{', '.join(name for name in cls.__dataclass_fields__ if name not in required)}"
             )
         values["bounds"] = {name: Bound(**bound) for name, bound in row.get("bounds", {}).items()}
-        for name in ("needs", "also"):
-            values[name] = tuple(row.get(name, ()))
+        values |= {name: tuple(row.get(name, ())) for name in ("needs", "also")}
         return cls(**values)
 
 

@@ -22,9 +22,8 @@ def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
         mine = [(record, place) for record, place in records if record.id == claim.id]
         yield f"{claim.id}  {claim.statement}"
         for record, place in mine:
-            result = f"{_case(record)}{record.result or '-'}"
             words = OLDER if record.outcome in OUTCOMES and is_stale(record) else record.verdict
-            yield f"  {words:<22} {result}  [{place}]"
+            yield f"  {words:<22} {_case(record)}{record.result or '-'}  [{place}]"
         if not mine:
             yield "  not run"
 
@@ -47,9 +46,8 @@ def table_rows(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
         mine = [record for record in records if record.id == claim.id and not is_stale(record)]
         words, result = "not measured", ""
         if mine:
-            counts = count_verdicts(mine)
             words = ", ".join(
-                f"{word} {n}" if len(mine) > 1 else word for word, n in counts.items()
+                f"{word} {n}" if len(mine) > 1 else word for word, n in count_verdicts(mine).items()
             )
             result = _result(min(mine, key=_rank))
         elif any(record.id == claim.id for record in records):

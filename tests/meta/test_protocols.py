@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rdfia.claims import judge
+from rdfia.claims.record import Record, estimate_of, is_stale, read_run
 from rdfia.claims.registry import CLAIMS, TABLE1
 from rdfia.data import files
 from rdfia.experiments import best_recipe, transfer
@@ -111,6 +112,49 @@ def test_depth_has_scope_report_only_with_the_last_layer(
 )
 def test_committed_depth_follows_the_same_rule(row: dict[str, Any]) -> None:
     assert "logits" in row["evidence"]["accuracy"] or row["scope"] == "substitute"
+
+
+def test_bfloat16_is_judged_where_the_interval_reaches_farthest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layer where all images change, as many each way, decides before a larger difference."""
+    even, few = np.arange(TEST_IMAGES) % 2 == 0, np.arange(TEST_IMAGES) < 16
+
+    def right(_network: str, tap: str, dtype: torch.dtype, **_: Any) -> np.ndarray:
+        changed = ~even if tap == "pool5" else even | few
+        return changed if dtype == torch.bfloat16 else even
+
+    lab = bench()("", Path())
+    lab.right = right
+    monkeypatch.setattr(test_tme7, "weights_of", lambda _network: "none")
+    claim = Claim()
+    test_tme7.test_bfloat16_keeps_the_accuracy(claim, lambda *_: lab, "vgg16")
+    found = claim.record["found"]["largest difference"]
+    assert claim.record["measured"]["at"] == "pool5"
+    assert judge.outcome(found, CLAIMS["tme7.bfloat16"].bounds["largest difference"]) == "undecided"
+
+
+def follows_from_estimates(record: Record) -> bool:
+    """Whether each part, and the record, has the outcome that its estimates and bounds give."""
+    outcomes = [
+        judge.outcome(estimate_of(part), CLAIMS[record.id].bounds[part["name"]])
+        for part in record.parts
+    ]
+    kept = [part["outcome"] for part in record.parts]
+    return kept == outcomes and record.outcome == judge.combined_outcome(outcomes)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
+def test_committed_outcomes_follow_from_their_estimates(path: Path) -> None:
+    records = [
+        record
+        for record in read_run(path)["records"]
+        if record.outcome in judge.OUTCOMES and not is_stale(record)
+    ]
+    assert [record.key for record in records if not follows_from_estimates(record)] == []
+    for record in records[:1]:  # a planted fault: an outcome that was turned by hand
+        turned = "supported" if record.outcome == "undecided" else "undecided"
+        assert not follows_from_estimates(dataclasses.replace(record, outcome=turned))
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,7 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [
     ("q9.grey", grey(bias=False), (EQUAL,)),
     ("q9.grey", grey(folded=False), (INSIDE,)),
     ("q10.head", head(GOOD, GOOD, GOOD), ()),
+    ("q10.head", head(0.95, 0.95, 0.95), ()),
     *(
         (
             "q10.head",

@@ -386,10 +386,10 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
     (
         CONTOURS,
         "",
-        strong_in(8, second=0.5),
+        strong_in(8, second=0.8),
         ("second network's probability: weight 1e-10 minus weight 0.1",),
     ),
-    (CONTOURS, "", both(strong_in(7, second=0.5, pictures=1), measured(weak={"second": 0.5})), ()),
+    (CONTOURS, "", both(strong_in(7, second=0.5, pictures=1), measured(weak={"second": 0.8})), ()),
     (MORE, f"{LAB}, pixels", measured(long={"changed": 0.9}), ()),
     (
         MORE,
@@ -411,18 +411,18 @@ CASES: list[tuple[Callable[..., None], str, Plant, tuple[str, ...]]] = [
         measured(slowly={"variation": 0.2}),
         ("total variation: rate 1 minus rate 0.5",),
     ),
-    (RATES, f"{LAB}, easier to see", measured(slowly={"second": 0.5}), ()),
+    (RATES, f"{LAB}, easier to see", measured(slowly={"second": 0.8}), ()),
     (
         RATES,
         f"{LAB}, easier to see",
-        measured(fast={"second": 0.5}),
+        measured(fast={"second": 0.8}),
         ("second network's probability: rate 0.5 minus rate 1",),
     ),
-    (START, LAB, measured(photo={"second": 0.5}), ()),
+    (START, LAB, measured(photo={"second": 0.9}, noise={"second": 0.1}), ()),
     (
         START,
         LAB,
-        measured(noise={"second": 0.5}),
+        measured(photo={"second": 0.1}, noise={"second": 0.9}),
         ("second network's probability: photo minus noise",),
     ),
 ]

@@ -7,7 +7,7 @@ may be conservative: for them only the lower limit is tested. Planted wrong inte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +109,17 @@ def paired_medians() -> Simulated:
     )
 
 
+# A second network's probability of a spider drawn with rate 0.5 minus rate 1, unit steps, by seed
+BY_SEED = [-0.181, -0.066, -0.055, -0.054, -0.014, -0.008, -0.005, -0.002, 0.0, 0.004]
+
+
+def few_probabilities(interval: Callable[[Array, Array], Estimate], n: int) -> Simulated:
+    """Differences of `BY_SEED`, n = 10, or skewed ones."""
+    drawn = stream().choice(BY_SEED, (SETS, n)) if n == 10 else -stream().beta(0.3, 3, (SETS, n))
+    truth = float(np.mean(BY_SEED)) if n == 10 else -0.3 / 3.3
+    return Simulated((interval(x.clip(0), (-x).clip(0)) for x in drawn), truth)
+
+
 HOLD: dict[str, Callable[[], Simulated]] = {
     "a difference of shares, 124 photos": lambda: differences(124, 0.1, 0.05),
     "a difference of shares, 600 photos": lambda: differences(600, 0.03, 0.01),
@@ -127,6 +138,7 @@ HOLD: dict[str, Callable[[], Simulated]] = {
     "a ratio, 5 and 10 seeds": lambda: ratios(5, 10, paired=False),
     "a median, 125 photos": medians,
 }
+GAFFKE = partial(intervals.difference_of_probabilities, resamples=999)
 CONSERVATIVE: dict[str, Callable[[], Simulated]] = {
     "a share, 124 photos": lambda: shares(124, 0.8),
     "a share, 600 photos": lambda: shares(600, 0.99),
@@ -136,6 +148,8 @@ CONSERVATIVE: dict[str, Callable[[], Simulated]] = {
     "nine photos of 600 differ": lambda: differences(600, 8 / 600, 1 / 600),
     "a paired ratio of medians, 125 photos": paired_medians,
     "four images of 2,985 differ": lambda: differences(2985, 0.001, 0.0005),
+    "ten seeds' probabilities": lambda: few_probabilities(GAFFKE, 10),
+    "thirty seeds' probabilities": lambda: few_probabilities(GAFFKE, 30),
 }
 
 
@@ -189,8 +203,24 @@ def unpaired_photos() -> Simulated:
     return Simulated(around(found[:, 0], found[:, 1] ** 0.5, stats.norm.ppf(0.995)), 0.0)
 
 
+def student_of_ten_skewed() -> Simulated:
+    return few_probabilities(intervals.difference_of_means, 10)
+
+
+def student_of_thirty_skewed() -> Simulated:
+    return few_probabilities(intervals.difference_of_means, 30)
+
+
 @pytest.mark.parametrize(
-    "fault", [normal_95, normal_99_of_five_seeds, wald_of_few, bootstrapped_seeds]
+    "fault",
+    [
+        normal_95,
+        normal_99_of_five_seeds,
+        wald_of_few,
+        bootstrapped_seeds,
+        student_of_ten_skewed,
+        student_of_thirty_skewed,
+    ],
 )
 def test_too_narrow_intervals_fail(fault: Callable[[], Simulated]) -> None:
     assert coverage(fault()) < LEAST

@@ -155,7 +155,7 @@ class MadeBench(gradients.GradientBench):
         rng = np.random.default_rng(sum(str(what).encode()))
         means = {
             "probability": 0.97,
-            "second": 0.2,
+            "second": 0.4,
             "variation": 0.1,
             "windows": 0.2,
             "changed": 0.8,

@@ -123,6 +123,36 @@ def test_intervals_of_means_are_those_of_scipy_t_tests(level: float) -> None:
     assert values == pytest.approx([np.mean(A), np.mean(A) - np.mean(B), *ratios])
 
 
+@pytest.mark.parametrize(("count", "n"), [(1, 2), (3, 10), (10, 10), (29, 30)])
+def test_interval_of_probabilities_0_and_1_is_the_exact_binomial_one(count: int, n: int) -> None:
+    a = np.arange(n) < count
+    found = intervals.difference_of_probabilities(a, ~a)
+    share = intervals.proportion(count, n)
+    assert found.limits == pytest.approx([2 * end - 1 for end in share.limits], abs=0.01)
+    assert found.value == pytest.approx(2 * count / n - 1)
+    assert found.n == n
+    assert found.error == pytest.approx(np.std(2.0 * a, ddof=1) / math.sqrt(n))
+
+
+def share_of_means_below(end: float, values: np.ndarray) -> float:
+    """The share of means of `values`, with Dirichlet weights, below `end` (Gil-Pelaez 1951)."""
+    steps = np.exp(np.arange(-23, 19, 0.1))
+    transform = (1 / (1 - 1j * np.outer(steps, values - end))).prod(1)
+    return 0.5 - transform.imag.sum() * 0.1 / math.pi
+
+
+def test_limit_of_probabilities_is_a_quantile_with_the_worst_value_added() -> None:
+    a, b = np.random.default_rng(1).beta(0.3, 1, (2, 10))
+    found = intervals.difference_of_probabilities(a, b)
+    shares = [
+        share_of_means_below(end, np.append(a - b, w))
+        for end, w in zip(found.limits, (-1, 1), strict=True)
+    ]
+    assert shares == pytest.approx([0.005, 0.995], abs=4 * math.sqrt(0.005 / 99_999))
+    swapped = intervals.difference_of_probabilities(b, a)
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low), abs=0.01)
+
+
 def test_intervals_are_at_99_percent_by_default() -> None:
     a, b = right(12, 3, 60)
     for compute in (
@@ -131,6 +161,7 @@ def test_intervals_are_at_99_percent_by_default() -> None:
         lambda **level: intervals.bootstrap(np.mean, A, seed=0, resamples=9_999, **level),
         lambda **level: intervals.mean(A, **level),
         lambda **level: intervals.difference_of_means(A, B, **level),
+        lambda **level: intervals.difference_of_probabilities([0.2, 0.9], [0.1, 0.5], **level),
         lambda **level: intervals.ratio(A, B, paired=False, **level),
     ):
         assert compute() == compute(level=0.99)
@@ -219,6 +250,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         r"a: got shape \(0,\).* with 1 or",
     ),
     (lambda: intervals.difference_of_means(A, B, 1.5), "level: got 1.5"),
+    (lambda: intervals.difference_of_probabilities([0, 1.1], [0, 1]), "a value outside 0..1"),
+    (lambda: intervals.difference_of_probabilities([0, 1], [-0.1, 1]), "a value outside 0..1"),
     (lambda: intervals.ratio(A, B, 0.0, paired=False), "level: got 0.0"),
     (lambda: intervals.mean(np.array([A, B])), r"values: got shape \(2, 5\)"),
 ]

@@ -172,6 +172,13 @@ def test_errors_from_bound_is_a_distance_in_standard_errors() -> None:
         assert judge.errors_from_bound(infinite, Bound("above", 0.5)) == 0
 
 
+def test_standard_error_of_an_estimate_that_has_its_own() -> None:
+    """The width of an interval for any distribution does not tell how far a value may move."""
+    found = intervals.difference_of_probabilities([0.2, 0.25, 0.3], [0.1, 0.1, 0.1])
+    assert judge.standard_error(found) == pytest.approx(0.05 / 3**0.5)
+    assert judge.standard_error(intervals.difference_of_probabilities([1, 1], [0, 0])) == 0
+
+
 def test_size_that_decides_shrinks_the_interval_to_the_bound() -> None:
     undecided = intervals.proportion(60, 100)  # about 0.6 +- 0.13
     needed = judge.size_that_decides(undecided, Bound("above", 0.5))
