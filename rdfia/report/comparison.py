@@ -128,7 +128,7 @@ def compare(before: Path, after: Path) -> Comparison:
 def _kinds(run: RunResults) -> str:
     """The kinds of result that a run has, as words."""
     kinds = (("claims", run.records), ("benchmarks", run.timings))
-    return " and ".join(name for name, found in kinds if found) or "no result"
+    return " and ".join(name for name, found in kinds if found) or "no claim and no timed row"
 
 
 def _compared(a: RunResults, b: RunResults) -> Comparison:

@@ -55,7 +55,8 @@ def read(path: Path) -> RunResults:
     if not found:
         raise ArgumentError(
             f"{printable_line(path)}: got no {' or '.join(FILES)}, expected a file of a run or a "
-            "folder that holds some; pytest -m accuracy --output=DIR writes them"
+            "folder that holds some; pytest -m accuracy --output=DIR writes the first, "
+            "pytest --benchmark-only --output=DIR the second"
         )
     run = RunResults(path)
     contents: list[tuple[Path, Any, Mapping[str, Any]]] = []

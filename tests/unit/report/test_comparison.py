@@ -357,7 +357,7 @@ def test_bars_have_the_bound_where_it_is_near() -> None:
     ("contents", "code", "message"),
     [
         (None, 2, "got no claims.json or benchmarks.json, expected a file of a run"),
-        ({"claims.json": {"records": []}}, 2, "has no result, expected claims in both"),
+        ({"claims.json": {"records": []}}, 2, "no timed row, expected claims in both"),
         ({"benchmarks.json": peers()}, 2, "has claims, .*has benchmarks, expected"),
         ({"claims.json": []}, 1, "got other content than a run"),
         ({"claims.json": {"records": [{"id": 3}]}}, 1, "got other content than a run"),
