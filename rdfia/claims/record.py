@@ -206,7 +206,7 @@ def is_stale(record: Record) -> bool:
 
 
 def format_value(value: Any, unit: str = "") -> str:
-    """The text of a value: "138,357,544", "yes", "a 1, b 2", "a, b 1; c, d 2"; "-" for None and ""."""
+    """The text of a value: "1,234", "yes", "a 1, b 2", "a, b 1; c, d 2"; "-" for None and ""."""
     if value is None or value == "":
         text = "-"
     elif isinstance(value, Mapping):
