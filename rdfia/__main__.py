@@ -120,8 +120,10 @@ def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
             print(f"rdfia: {error}", file=sys.stderr)
             continue
         fetched.append(located)
-        where = sys.stderr if as_json else sys.stdout
-        print(f"{name}: {_size(located.size)} in {printable_line(located.path)}", file=where)
+        print(
+            f"{name}: {_size(located.size)} in {printable_line(located.path)}",
+            file=sys.stderr if as_json else sys.stdout,
+        )
     if as_json:
         print(json.dumps([vars(located) for located in fetched], indent=1, default=str))
     return code
@@ -184,8 +186,7 @@ def _assets(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from rdfia.report import overview, page
 
-    written = overview.write(Path()) if options.all else page.rebuild(options.folder)
-    print(printable_line(written))
+    print(printable_line(overview.write(Path()) if options.all else page.rebuild(options.folder)))
     return 0
 
 
@@ -273,8 +274,7 @@ def _load_network(name: str, file: Path | None) -> Loaded:
     from rdfia.models import networks, weights
 
     if file is None:
-        names = (name, f"{name}-full", f"{name}-features")
-        known = [asset for asset in names if asset in assets.ASSETS]
+        known = [n for n in (name, f"{name}-full", f"{name}-features") if n in assets.ASSETS]
         if known:
             asset = next((asset for asset in known if assets.find(asset)), known[-1])
             return networks.load(name, assets.load_weights(asset))
@@ -389,11 +389,11 @@ def _write_extracted(
     ]
     to = extracted.folder if options.store else options.to
     if not options.store:
-        metadata = {
-            "images": json.dumps([row["file"] for row in rows]),
-            "network": options.network,
-        }
-        files.save_tensors(to, {tap: extracted[tap] for tap in taps}, metadata)
+        files.save_tensors(
+            to,
+            {tap: extracted[tap] for tap in taps},
+            {"images": json.dumps([row["file"] for row in rows]), "network": options.network},
+        )
     # The key of a store depends on the photos' content: their names may have changed.
     listed = to / "images.json" if options.store else to.with_suffix(ROWS_SUFFIX)
     if not listed.exists() or files.read_json(listed) != rows:
@@ -585,7 +585,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success. 1: a failed check or a bad file. 2: a wrong argument. 3: a missing asset. 130:
     Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return WRONG_ARGUMENT
+    options = parser.parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"rdfia: {message}", file=sys.stderr)

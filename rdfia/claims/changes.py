@@ -42,7 +42,10 @@ class ValueChange:
 
 @dataclass(frozen=True)
 class CheckChange:
-    """A check in two runs; None: the run does not have it. `worse`: why it got worse, or ""."""
+    """A check in two runs; None: the run does not have it. `worse`: why it got worse, or "".
+
+    `reached` is False if the second run was stopped before it had this check.
+    """
 
     key: str
     before: Record | None
@@ -50,15 +53,17 @@ class CheckChange:
     values: tuple[ValueChange, ...] = ()
     conditions: dict[str, tuple[str, str]] = field(default_factory=dict)
     worse: str = ""
+    reached: bool = True
 
     @property
     def kind(self) -> str:
         """What changed: "worse", "missing", "new", "outcome", "value", "exact" or nothing, "same".
 
         "not measured": in one of the two runs, although both have it. "neither": in both.
+        "not reached": missing, because the second run was stopped.
         """
-        if self.worse:
-            return "worse"
+        if self.worse or not self.reached:
+            return "worse" if self.worse else "not reached"
         measured = [r.outcome for r in (self.before, self.after) if r and r.outcome in OUTCOMES]
         if not measured:
             return "neither"
@@ -92,8 +97,13 @@ def worsening(before: Record | None, after: Record | None, profiles: frozenset[s
     return ""
 
 
-def changes(before: Sequence[Record], after: Sequence[Record]) -> list[CheckChange]:
+def changes(
+    before: Sequence[Record], after: Sequence[Record], *, stopped: bool = False
+) -> list[CheckChange]:
     """Each check of two runs, in the order of the first, then those that only the second has.
+
+    `stopped`: the second run was interrupted, so that a check of its profile which it lacks was not
+    reached. Its record does not say which checks were left, so that a removed one counts as well.
 
     A run may have several records of a check (full and short, several folders): two of the same
     profile and scope are compared if possible, measured ones before others, earlier ones in the
@@ -114,8 +124,10 @@ def changes(before: Sequence[Record], after: Sequence[Record]) -> list[CheckChan
             conditions = {name: pair for name, pair in texts.items() if pair[0] != pair[1]}
             if one.bounds != other.bounds and one.expected != other.expected:
                 conditions["bound"] = one.expected, other.expected
+        why = worsening(one, other, profiles)
+        reached = not (stopped and why and other is None)
         found.append(
-            CheckChange(key, one, other, values, conditions, worsening(one, other, profiles))
+            CheckChange(key, one, other, values, conditions, why if reached else "", reached)
         )
     return found
 
@@ -141,11 +153,10 @@ def _value_changes(before: Record, after: Record) -> Iterator[ValueChange]:
     then, now = ({part["name"]: estimate_of(part) for part in r.parts} for r in (before, after))
     paired = _image_changes(before, after)
     for name in (name for name in then if name in now):
-        yield (
-            ValueChange(name, then[name], now[name], *paired.pop(name))
-            if name in paired
-            else value_change(name, then[name], now[name])
-        )
+        if name in paired:
+            yield ValueChange(name, then[name], now[name], *paired.pop(name))
+        else:
+            yield value_change(name, then[name], now[name])
     for name, found in paired.items():
         shares = [judge.unpack_bits(record.right[name]) for record in (before, after)]
         one, other = (intervals.proportion(int(bits.sum()), len(bits)) for bits in shares)

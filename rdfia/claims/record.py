@@ -206,11 +206,13 @@ def is_stale(record: Record) -> bool:
 
 
 def format_value(value: Any, unit: str = "") -> str:
-    """The text of a value: "138,357,544", "0.9069", "yes", "a 1, b 2"; "-" for None and ""."""
+    """The text of a value: "1,234", "yes", "a 1, b 2", "a, b 1; c, d 2"; "-" for None and ""."""
     if value is None or value == "":
         text = "-"
     elif isinstance(value, Mapping):
-        text = ", ".join(f"{name} {format_value(item)}" for name, item in value.items())
+        text = ("; " if any("," in str(name) for name in value) else ", ").join(
+            f"{name} {format_value(item)}" for name, item in value.items()
+        )
     elif isinstance(value, (list, tuple)):
         text = ", ".join(map(format_value, value))
     elif isinstance(value, bool):

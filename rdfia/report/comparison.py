@@ -28,6 +28,7 @@ SECTIONS = {  # kind of a check's change -> title
     "outcome": "Other outcome",
     "value": "Same outcome, a value differs by more than chance explains",
     "missing": "Missing in B",
+    "not reached": "Not reached in B, which was stopped",
     "new": "New in B",
     "not measured": "Measured in one run only",
     "exact": "Same outcome, a value without an interval differs",
@@ -44,6 +45,7 @@ KINDS = {  # kind of a check's change -> words behind a count
     "value": "with another value",
     "exact": "with another exact value",
     "missing": "missing",
+    "not reached": "not reached",
     "new": "new",
     "not measured": "measured in one run only",
     "neither": "measured in neither",
@@ -126,11 +128,11 @@ def compare(before: Path, after: Path) -> Comparison:
 def _kinds(run: RunResults) -> str:
     """The kinds of result that a run has, as words."""
     kinds = (("claims", run.records), ("benchmarks", run.timings))
-    return " and ".join(name for name, found in kinds if found) or "no result"
+    return " and ".join(name for name, found in kinds if found) or "no claim and no timed row"
 
 
 def _compared(a: RunResults, b: RunResults) -> Comparison:
-    found = changes.changes(a.records, b.records)
+    found = changes.changes(a.records, b.records, stopped=bool(b.unfinished))
     sections = [_conditions(a, b)]
     for kind, title in SECTIONS.items():
         rows = tuple(_check_row(change) for change in found if change.kind == kind)
@@ -147,12 +149,10 @@ def _run_row(name: str, run: RunResults) -> Row:
     sizes = {"checks": len({r.key for r in run.records}), "benchmarks": len(run.timings)}
     facts = [", ".join(f"{n} {what}" for what, n in sizes.items() if n)]
     dates = [str(where.get("date") or "no date") for where in run.environments]
-    if len(dates) > 1:
-        facts.append(f"{len(dates)} runs, {dates[-1]} to {dates[0]}")
-    else:
-        commit = run.environments[0].get("commit")
-        facts += [*dates, *([f"commit {commit}"] if commit else [])]
-        facts += [f"stopped: {run.unfinished}"] if run.unfinished else []
+    commit = run.environments[0].get("commit")
+    one = [*dates, *([f"commit {commit}"] if commit else [])]
+    facts += one if len(dates) == 1 else [f"{len(dates)} runs, {dates[-1]} to {dates[0]}"]
+    facts += [f"stopped: {run.unfinished}"] if run.unfinished else []
     return Row(name, str(run.path), "", tuple(facts))
 
 
@@ -172,12 +172,14 @@ def _conditions(a: RunResults, b: RunResults) -> Section:
 def _check_row(change: CheckChange) -> Row:
     record = change.after or change.before
     if record is None or change.after is None:
-        return Row(change.key, record.verdict if record else "", "missing")
+        lost = "missing" if change.reached else "not reached"
+        return Row(change.key, record.verdict if record else "", lost)
     before = change.before.verdict if change.before else ""
     details = []
     if change.worse:
-        why = change.after.failure.removeprefix(f"{change.key}: ")
-        why = why or (change.after.note if change.after.outcome not in OUTCOMES else "")
+        why = change.after.failure.removeprefix(f"{change.key}: ") or (
+            change.after.note if change.after.outcome not in OUTCOMES else ""
+        )
         details += [f"{change.worse}: {why[:300]}" if why else change.worse]
     elif change.kind == "not measured":
         details += filter(None, [change.after.note[:300]])
@@ -205,8 +207,7 @@ def _value_text(value: ValueChange) -> str:
 
 
 def _with_interval(found: Estimate) -> str:
-    part = {"low": found.low, "high": found.high, "method": found.method}
-    return f"{format_value(found.value)}{claim_records.interval_of(part)}"
+    return f"{format_value(found.value)}{claim_records.interval_of(vars(found))}"
 
 
 def _bars(claim_id: str, value: ValueChange) -> Bars | None:

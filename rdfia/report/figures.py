@@ -368,10 +368,8 @@ def table1(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ("report", [(row["report"], row["row"]) for row in rows if row.get("report") is not None])
     ]
     for reading in ("first", "second"):
-        points = []
-        for row in rows:
-            if row.get("reading") == reading and row.get("accuracy") is not None:
-                points.append((row["accuracy"], row["row"]))
+        mine = [row for row in rows if row.get("reading") == reading]
+        points = [(row["accuracy"], row["row"]) for row in mine if row.get("accuracy") is not None]
         series.append((f"ours, {reading} reading", points))
     for (name, points), (colour, marker, _) in zip(
         series, (("black", "|", ""), *LINES), strict=False

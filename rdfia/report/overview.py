@@ -159,11 +159,12 @@ def matrix(found: Sequence[Sentence]) -> tuple[list[tuple[str, str, str]], list[
         columns.append(("cuda", "", ""))
     lines = []
     for row in found:
-        cells = []
-        for column in columns:
-            checks = [c for c in row.checks + row.others if column in c.columns]
-            state = state_of(row.claim, checks)
-            cells.append("" if state == "not measured" else state)
+        checks = row.checks + row.others
+        states = [
+            state_of(row.claim, [check for check in checks if column in check.columns])
+            for column in columns
+        ]
+        cells = ["" if state == "not measured" else state for state in states]
         lines.append(cells)
     return columns, lines
 

@@ -31,7 +31,10 @@ class Timing:
 
 @dataclass
 class RunResults:
-    """What a path holds: records of claims, latest first, benchmarks by name, environments."""
+    """What a path holds: records of claims, latest first, benchmarks by name, environments.
+
+    `unfinished`: how far the run came if it was stopped; "" if it ended, and for several runs.
+    """
 
     path: Path
     records: list[Record] = field(default_factory=list)
@@ -52,7 +55,8 @@ def read(path: Path) -> RunResults:
     if not found:
         raise ArgumentError(
             f"{printable_line(path)}: got no {' or '.join(FILES)}, expected a file of a run or a "
-            "folder that holds some; pytest -m accuracy --output=DIR writes them"
+            "folder that holds some; pytest -m accuracy --output=DIR writes the first, "
+            "pytest --benchmark-only --output=DIR the second"
         )
     run = RunResults(path)
     contents: list[tuple[Path, Any, Mapping[str, Any]]] = []
@@ -69,8 +73,8 @@ def read(path: Path) -> RunResults:
         try:
             if "records" in content:
                 claims = claim_records.read_run(file)
+                run.unfinished = "" if run.records else str(claims["unfinished"])
                 run.records += claims["records"]
-                run.unfinished = run.unfinished or str(claims["unfinished"])
             elif "rows" in content:
                 run.timings = {**_peer_timings(content["rows"]), **run.timings}
             else:

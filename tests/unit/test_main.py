@@ -54,6 +54,17 @@ def test_help_of_every_argument_says_what_it_is_and_its_default() -> None:
                 assert "default" in action.help, (name, action.dest)
 
 
+def test_without_a_command_the_commands_are_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rdfia"])
+    for arguments in (None, []):
+        assert main(arguments) == 2
+        found = capsys.readouterr()
+        assert found.out == ""
+        assert "saliency  Draw the pixels" in found.err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])

@@ -179,6 +179,18 @@ def test_kind_of_a_change(before: list[Record], after: list[Record], kind: str) 
     assert [change.kind for change in changes.changes(before, after)] == [kind]
 
 
+def test_check_that_a_stopped_run_lacks_was_not_reached() -> None:
+    """What it measured is judged as ever, and a check of another profile stays missing."""
+    other = "tme7.q11.table1"
+    before = [record(), record(claim=other), record(claim="tme7.best", profile="full")]
+    after = [record("contradicted")]
+    found = changes.changes(before, after, stopped=True)
+    assert [change.kind for change in found] == ["worse", "not reached", "missing"]
+    assert [change.worse for change in found[1:]] == ["", ""]
+    found = changes.changes(before, after)
+    assert [change.kind for change in found] == ["worse", "worse", "missing"]
+
+
 def test_records_of_the_same_profile_and_scope_are_compared() -> None:
     full = with_estimates({"a": estimate(0.9)}, profile="full")
     short = with_estimates({"a": estimate(0.8)})

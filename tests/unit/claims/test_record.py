@@ -272,6 +272,7 @@ def test_failure_names_no_folder(ledger: Ledger) -> None:
         (True, "", "yes"),
         (None, "", "-"),
         ({"a": 1, "b": [2, 3]}, "", "a 1, b 2, 3"),
+        ({"map, deletion": 1, "noise, deletion": 2}, "", "map, deletion 1; noise, deletion 2"),
         (12345.6, "s", "12,346 s"),
     ],
 )

@@ -93,6 +93,11 @@ def drop(run: Json) -> None:
     del run["records"][0]
 
 
+def stops(run: Json) -> None:
+    drop(run)
+    run["unfinished"] = "3 of 4 checks had ended"
+
+
 def fails(run: Json) -> None:
     run["records"][1]["failure"] = "tme7.q10.head: its pin has accuracy 0.9 and this run 0.5"
 
@@ -136,6 +141,7 @@ def new_torch(run: Json) -> None:
     ("change", "code", "lines"),
     [
         (drop, 1, ["Worse (1)", "  tme7.q1.total: reproduced -> missing"]),
+        (stops, 0, ["stopped: 3 of 4", "Not reached in B", "q1.total: reproduced -> not reached"]),
         (fails, 1, ["Worse (1)", "  tme7.q10.head: reproduced", "its test fails now: its pin has"]),
         (
             contradicts,
@@ -181,6 +187,21 @@ def test_planted_change_is_in_its_section(
     assert len(sections) <= 1
     assert "got worse" in text[-1] or "got worse" in text[-2]
     assert ("nothing got worse" in whole) == (code == 0)
+
+
+def test_stopped_run_among_several_explains_no_missing_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = a_run()
+    stops(stopped)
+    ended = {**stopped, "unfinished": "", "environment": {"date": "2026-11-29"}}
+    before = written(tmp_path / "a.json", a_run())
+    (tmp_path / "b").mkdir()
+    written(tmp_path / "b" / "ended" / "claims.json", ended)
+    written(tmp_path / "b" / "stopped" / "claims.json", stopped)
+    for folder, code in (("stopped", 0), ("", 1)):
+        assert main(["compare", before, str(tmp_path / "b" / folder)]) == code
+        assert ("stopped: 3 of 4" in capsys.readouterr().out) == (code == 0)
 
 
 def test_equal_runs_have_no_section(compared: Callable[..., tuple[int, list[str]]]) -> None:
@@ -336,7 +357,7 @@ def test_bars_have_the_bound_where_it_is_near() -> None:
     ("contents", "code", "message"),
     [
         (None, 2, "got no claims.json or benchmarks.json, expected a file of a run"),
-        ({"claims.json": {"records": []}}, 2, "has no result, expected claims in both"),
+        ({"claims.json": {"records": []}}, 2, "no timed row, expected claims in both"),
         ({"benchmarks.json": peers()}, 2, "has claims, .*has benchmarks, expected"),
         ({"claims.json": []}, 1, "got other content than a run"),
         ({"claims.json": {"records": [{"id": 3}]}}, 1, "got other content than a run"),

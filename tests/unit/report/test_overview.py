@@ -139,6 +139,12 @@ def test_every_sentence_of_the_report_has_its_french_words(html: str) -> None:
     assert html.count("<blockquote lang=fr>") == words + sum("french" in row for row in ANSWERS)
 
 
+def test_single_run_is_named_once(html: str) -> None:
+    texts = re.findall(r"\(one run\)</b> <span class=small>([^<]*n&nbsp;=[^<]*)<", html)
+    assert texts
+    assert [text for text in texts if "run" in text] == []
+
+
 def test_no_photo_of_a_data_set_is_published(shown: list[Shown]) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "reports/verified"],
