@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import ROOT, budget
 from benchmarks.sampling import Pairs, Ratio, ceilings, ratio
-from benchmarks.variants import COMPILED, MANUAL, VARIANTS
+from benchmarks.variants import AUTOCAST, COMPILED, MANUAL, VARIANTS
 from benchmarks.worker import Json, Worker, WorkerError
 from benchmarks.workloads import PeerWorkload, results_agree
 from rdfia.report.benchmarks import TITLES
@@ -85,40 +85,34 @@ def fastest_variant(sides: Round, fast: str, seconds_left: float) -> tuple[str, 
 
     `fast`: our fast dtype; `seconds_left`: of --minutes for this row.
     """
-    peer = sides.worker_of(MANUAL)
+    peer, best = sides.worker_of(MANUAL), MANUAL
     seconds = {MANUAL: peer.sample(MANUAL)}
     remarks = {MANUAL: f"{seconds[MANUAL]:.3g} s"}
-    best = MANUAL
 
-    def attempt(name: str, autocast: bool) -> str:
+    def faster(name: str) -> str:
         """The faster of `best` and this one; the slower one is dropped."""
+        seconds[name] = math.inf
         try:
             sides.add(name, "bfloat16")
+            remarks[name] = "another result"
+            if sides.agree(name, float32=AUTOCAST not in name):
+                seconds[name] = peer.sample(name)
+                remarks[name] = f"{seconds[name]:.3g} s"
         except WorkerError as error:
             remarks[name] = f"cannot run: {error}"[:200]
-            return best
-        remarks[name] = "another result"
-        if sides.agree(name, float32=not autocast):
-            seconds[name] = peer.sample(name)
-            remarks[name] = f"{seconds[name]:.3g} s"
-        faster, slower = best, name
-        if seconds.get(name, math.inf) < seconds[best]:
-            faster, slower = name, best
-        if slower != MANUAL:
-            peer.ask("drop_variant", name=slower)
-        return faster
+        fast, slow = sorted((best, name), key=seconds.__getitem__)
+        if slow != MANUAL:
+            peer.ask("drop_variant", name=slow)
+        return fast
 
-    for name, (autocast, _) in VARIANTS.items():
+    for name in VARIANTS:
         # without native bfloat16 autocast is slower, and by much
-        if name != MANUAL and not (autocast and fast == "float32"):
-            best = attempt(name, autocast)
+        if name != MANUAL and not (AUTOCAST in name and fast == "float32"):
+            best = faster(name)
     if seconds_left >= COMPILE_SECONDS:
-        best = attempt(best + COMPILED, VARIANTS[best][0])
-    else:
-        remarks[best + COMPILED] = (
-            f"not tried: it needs {COMPILE_SECONDS:.0f} s of --minutes for each row"
-        )
-    return best, remarks
+        return faster(best + COMPILED), remarks
+    needs = f"it needs {COMPILE_SECONDS:.0f} s of --minutes for each row"
+    return best, {**remarks, best + COMPILED: f"not tried: {needs}"}
 
 
 def measure(
@@ -151,7 +145,7 @@ def measure(
                 )
         if not workload.one_column:
             best, remarks = fastest_variant(sides, fast, minutes.share)
-        dtypes[best] = "bfloat16" if VARIANTS[best.removesuffix(COMPILED)][0] else "float32"
+        dtypes[best] = "bfloat16" if AUTOCAST in best else "float32"
         names = list(dtypes)
         start = time.perf_counter()
         first = sides.sample(names, 1)

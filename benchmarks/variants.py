@@ -15,12 +15,9 @@ from benchmarks.sampling import Call, Pairs, Sampler, interleave, synchronised
 from benchmarks.workloads import GATE, PEERS, PeerWorkload, results_agree
 
 MANUAL = "as its manual has it"
-VARIANTS = {  # of the peer -> whether it autocasts, whether it is channels-last
-    MANUAL: (False, False),
-    "channels-last": (False, True),
-    "autocast": (True, False),
-    "autocast, channels-last": (True, True),
-}
+AUTOCAST, CHANNELS_LAST = "autocast", "channels-last"
+# Of the peer; a name says what is changed.
+VARIANTS = (MANUAL, CHANNELS_LAST, AUTOCAST, f"{AUTOCAST}, {CHANNELS_LAST}")
 COMPILED = ", torch.compile"  # after the name of the fastest of them
 # Calls, and seconds, at most, before a GPU is timed: a step is captured at call 4, a pass at 9.
 WARM_UP_CALLS, WARM_UP_SECONDS = 8, 1.0
@@ -37,7 +34,7 @@ class Variant:
     def __init__(self, workload: PeerWorkload, device: str, name: str, dtype: str) -> None:
         ours = name.startswith("ours")
         compiled = name.endswith(COMPILED)
-        autocast, channels_last = VARIANTS.get(name.removesuffix(COMPILED), (False, False))
+        autocast, channels_last = AUTOCAST in name, CHANNELS_LAST in name
 
         def prepare(network: Any) -> Any:
             if not channels_last and not compiled:
@@ -61,15 +58,13 @@ class Variant:
 
         self.call: Call = synchronised(with_autocast if autocast else call, device)
 
-    def first_call(self, file: str = "") -> float:
-        """Seconds of the first call; saves its result in `file`.
+    def first_call(self, file: str = "") -> None:
+        """Makes the first call, and saves its result in `file`.
 
         On a GPU more calls follow, up to WARM_UP_CALLS: until its work is captured, a sample would
         show what a user meets for a moment only.
         """
-        start = time.perf_counter()
         result = self.call()
-        seconds = time.perf_counter() - start
         if file:
             torch.save([self._thinned(torch.as_tensor(part).detach()) for part in result], file)
         if self.kind == "cuda":
@@ -78,7 +73,6 @@ class Variant:
                 if time.perf_counter() - start >= WARM_UP_SECONDS:
                     break
                 self.call()
-        return seconds
 
     def _thinned(self, part: torch.Tensor) -> torch.Tensor:
         if self.kind == "cuda" and part.numel() > COMPARED_VALUES:
@@ -138,13 +132,14 @@ class Server:
         """`n` pairs, ours and the frozen reference."""
         return interleave(self.sides["ours"], self.sides["reference"], n)
 
-    def make_variant(self, workload: str, name: str, dtype: str, result: str) -> float:
-        """Makes a side of a peer's workload; returns the seconds of its first call."""
+    def make_variant(self, workload: str, name: str, dtype: str, result: str) -> None:
+        """Makes a side of a peer's workload, and its first call."""
         self.sides[name] = Variant(PEERS[workload], self.device, name, dtype)
-        return float(self.sides[name].first_call(result))
+        self.sides[name].first_call(result)
 
     def drop_variant(self, name: str) -> None:
-        del self.sides[name]
+        """Frees a variant, if it could be made."""
+        self.sides.pop(name, None)
 
     def operations(self, name: str) -> int:
         """Floating-point operations of a call of a variant."""
