@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,13 +93,15 @@ def memory(device: str, to: Path) -> bool:
     many, large = smooth_photos(n, 224), smooth_photos(1, side)
 
     def extraction(photos: Sequence[Any]) -> Callable[[], torch.Tensor]:
-        options: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        options: dict[str, Any] = {
+            "dtype": torch.float32,
+            "device": device,
+            "batch_size": len(photos),
+        }
+        options["preprocess"] = Preprocess(len(photos[0]))
 
         def call() -> torch.Tensor:
-            crop = Preprocess(len(photos[0]))
-            parts = features.feature_batches(
-                network, photos, taps, preprocess=crop, batch_size=len(photos), **options
-            )
+            parts = features.feature_batches(network, photos, taps, **options)
             return torch.cat([part["fire4"].mean(1).cpu() for part in parts])
 
         return call
@@ -114,12 +116,12 @@ def memory(device: str, to: Path) -> bool:
         call, one_photo = work(many), work(large)
         used, expected = peak(device, call), call()
         least = peak(device, one_photo)
-        row = {"work": work.__name__, "bytes": used, **with_a_third(device, call, used, expected)}
+        row = {"work": work.__name__, "bytes": used, **_with_a_third(device, call, used, expected)}
         limit = 0.9 * least
         if device == "cuda":
             allocated = torch.cuda.memory_allocated()
             limit = allocated + (least - allocated) / 4
-        row["one photo"] = attempt(device, one_photo, limit).error or "nothing"
+        row["one photo"] = _error(device, one_photo, limit)
         row["holds"] = row["holds"] and row["one photo"].startswith("TooLarge")
         rows.append(row)
         print(row)
@@ -127,34 +129,32 @@ def memory(device: str, to: Path) -> bool:
     return all(row["holds"] for row in rows)
 
 
-class Attempt(NamedTuple):
-    """The result of a call with less memory, or its error; the warnings that it gave."""
-
-    result: torch.Tensor | None
-    error: str
-    warnings: list[str]
-
-
-def attempt(device: str, call: Callable[[], torch.Tensor], nbytes: float) -> Attempt:
-    """What comes of `call` with `nbytes` of memory."""
-    result, error = None, ""
-    with limited(device, nbytes), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            result = call()
-        except (RuntimeError, MemoryError, TooLarge) as raised:
-            error = f"{type(raised).__name__}: {raised}"[:500]
-    reduced = [str(one.message) for one in caught if issubclass(one.category, BatchReduced)]
-    return Attempt(result, error, reduced)
+def _error(device: str, call: Callable[[], torch.Tensor], nbytes: float) -> str:
+    """The error of `call` with `nbytes` of memory, or "nothing"."""
+    try:
+        with limited(device, nbytes), warnings.catch_warnings():
+            warnings.simplefilter("ignore", BatchReduced)
+            call()
+    except (RuntimeError, MemoryError, TooLarge) as error:
+        return f"{type(error).__name__}: {error}"[:500]
+    return "nothing"
 
 
-def with_a_third(
+def _with_a_third(
     device: str, call: Callable[[], torch.Tensor], used: float, expected: torch.Tensor
 ) -> dict[str, Any]:
     """The row of `call` with a third of the memory `used`: its error, whether it warned."""
-    got = attempt(device, call, used / 3)
-    if got.result is None:
-        return {"note": got.error, "holds": False}
-    row = compared("saliency", "float32", got.result, expected)
-    holds = bool(row["holds"] and got.warnings)
-    return {"error": row["error"], "warnings": got.warnings, "holds": holds, "note": row["note"]}
+    with limited(device, used / 3), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            got = call()
+        except (RuntimeError, MemoryError, TooLarge) as error:
+            return {"note": f"{type(error).__name__}: {error}"[:500], "holds": False}
+    row = compared("saliency", "float32", got, expected)
+    reduced = [str(one.message) for one in caught if issubclass(one.category, BatchReduced)]
+    return {
+        "error": row["error"],
+        "warnings": reduced,
+        "holds": bool(row["holds"] and reduced),
+        "note": row["note"],
+    }

@@ -224,19 +224,11 @@ def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[st
         "reason": limit.reason,
     }
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
-        return {
-            **row,
-            **WITHOUT_ERROR,
-            "note": f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN",
-        }
+        note = f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN"
+        return {**row, **WITHOUT_ERROR, "note": note}
     error = float((a - b).norm() / b.norm().clamp_min(1e-30))
-    return {
-        **row,
-        "error": error,
-        "largest": float((a - b).abs().max()),
-        "holds": error <= limit.rtol,
-        "note": "",
-    }
+    largest, holds = float((a - b).abs().max()), error <= limit.rtol
+    return {**row, "error": error, "largest": largest, "holds": holds, "note": ""}
 
 
 def rows(device: str) -> Iterator[dict[str, Any]]:

@@ -303,16 +303,15 @@ def test_smaller_batch_must_warn_and_give_the_same_result(
             return factor * torch.cat([torch.ones(100)] * 2)
 
     assert out_of_memory.peak("cpu", call) == 2400
-    row = out_of_memory.with_a_third("cpu", call, 2400, torch.ones(200))
+    row = out_of_memory._with_a_third("cpu", call, 2400, torch.ones(200))
     assert row["holds"] is holds, row
 
 
 def test_error_at_the_memory_limit_does_not_hold() -> None:
-    row = out_of_memory.with_a_third("cpu", lambda: torch.ones(600), 2400, torch.ones(600))
+    row = out_of_memory._with_a_third("cpu", lambda: torch.ones(600), 2400, torch.ones(600))
     assert (row["holds"], "out of memory" in row["note"]) == (False, True)
-    assert out_of_memory.attempt("cpu", lambda: torch.ones(600), 2400).error == ""
-    got = out_of_memory.attempt("cpu", lambda: torch.ones(600), 800)
-    assert got.error.startswith("OutOfMemoryError")
+    assert out_of_memory._error("cpu", lambda: torch.ones(600), 2400) == "nothing"
+    assert out_of_memory._error("cpu", lambda: torch.ones(600), 800).startswith("OutOfMemoryError")
 
 
 @dataclasses.dataclass
