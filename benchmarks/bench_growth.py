@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from benchmarks.counters import count
 from benchmarks.record import BenchmarkRecord
 from benchmarks.sampling import REPLAY, Call, shortest_sample, synchronised
 from benchmarks.workloads import inputs
+from benchmarks.workloads.gans import trainer_on_noise
 from rdfia.data.images import Preprocess
-from rdfia.gans.config import LABS
-from rdfia.gans.training import Trainer
 from rdfia.gradients import fooling
 from rdfia.models.networks import models
 from rdfia.report.benchmarks import growth_exponent
@@ -71,9 +69,7 @@ def photos_to_fool(times: int, device: str) -> Call:
 
 def gan_steps(times: int, device: str) -> Call:
     """2 x `times` steps of DCGAN with batches of 32."""
-    shape = (256, 3, 32, 32)
-    x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=inputs.random_stream())
-    trainer = Trainer(replace(LABS["dcgan"], batch=32, steps=10_000), x, device=device)
+    trainer, _, _ = trainer_on_noise("dcgan", device, batch=32)
 
     def call() -> None:
         for _ in range(2 * times):

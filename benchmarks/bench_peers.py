@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from benchmarks.comparison import AT_BEST, AT_PEERS_DTYPE
+from benchmarks.record import BenchmarkRecord
 from benchmarks.sampling import REPLAY
 from benchmarks.workloads import PEERS_OF_LAB, PeerWorkload
 
@@ -22,6 +24,30 @@ from benchmarks.workloads import PEERS_OF_LAB, PeerWorkload
     ],
 )
 def test_peer(
-    show_samples: Callable[[PeerWorkload, str], None], workload: PeerWorkload, side: str
+    benchmark: Any,
+    record: BenchmarkRecord,
+    pytestconfig: pytest.Config,
+    workload: PeerWorkload,
+    side: str,
 ) -> None:
-    show_samples(workload, side)
+    """Measures the row at its first side; each side shows its samples."""
+
+    def report(text: str) -> None:
+        plugins = pytestconfig.pluginmanager
+        with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
+            plugins.get_plugin("terminalreporter").write_line(f"\n{text}")
+
+    record.add(workload, report)
+    if reason := record.budget.failed.get(workload.name):
+        pytest.fail(reason)
+    if reason := record.budget.deferred.get(workload.name):
+        pytest.skip(reason)
+    row = record.rows[workload.name]
+    column = row["columns"].get(AT_BEST if side.endswith(", best") else AT_PEERS_DTYPE)
+    if column is None:
+        pytest.skip(f"one column: {row['one column']}")
+    benchmark.group = workload.name
+    variant = column[side.removesuffix(", best")]
+    samples = [second for of_round in row["samples"] for second in of_round[variant]]
+    REPLAY.show(benchmark, samples)
+    benchmark.extra_info.update(column)

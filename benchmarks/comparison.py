@@ -1,9 +1,4 @@
-"""A workload beside its peer: results compared, then both sides sampled in turn, in rounds.
-
-A round is two new processes, one for each side. Two columns come back: ours at the peer's dtype
-beside the peer as its manual has it; ours in the fast dtype beside the fastest of the peer's
-variants. The seconds, their ratio and its interval are of the same samples.
-"""
+"""A workload beside its peer: results compared, then both sides sampled in turn, in rounds."""
 
 from __future__ import annotations
 
@@ -14,14 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import ROOT, budget
 from benchmarks.sampling import Pairs, Ratio, ceilings, ratio
-from benchmarks.variants import COMPILED, MANUAL, VARIANTS
+from benchmarks.variants import AUTOCAST, COMPILED, MANUAL, VARIANTS
 from benchmarks.worker import Json, Worker, WorkerError
 from benchmarks.workloads import PeerWorkload, results_agree
 from rdfia.report.benchmarks import TITLES
@@ -32,16 +26,16 @@ AT_PEERS_DTYPE, AT_BEST = TITLES
 Samples = dict[str, list[float]]  # seconds by variant
 
 
-class Round:
+class Round(contextlib.ExitStack):
     """Two new processes, ours and the peer's, with the variants of a workload made in them."""
 
     def __init__(
         self, workload: PeerWorkload, device: str, dtypes: Mapping[str, str], results: str = ""
     ) -> None:
         """`dtypes`: by variant. `results`: the folder where the first results are saved."""
+        super().__init__()
         begin = time.perf_counter()
         self.workload, self.results = workload, results
-        self.workers = {side: Worker(ROOT, device) for side in ("ours", "peer")}
         self.seconds_to_make: dict[str, float] = {}  # by variant
 
         def make(side: str) -> None:
@@ -49,6 +43,7 @@ class Round:
                 if self.worker_of(name) is self.workers[side]:
                     self.add(name, dtype)
 
+        self.workers = {side: self.enter_context(Worker(ROOT, device)) for side in ("ours", "peer")}
         try:
             # at once on a GPU; on a CPU each needs all cores
             with ThreadPoolExecutor(2 if device == "cuda" else 1) as pool:
@@ -84,50 +79,40 @@ class Round:
                 found[name].append(self.worker_of(name).sample(name))
         return found
 
-    def close(self) -> None:
-        for worker in self.workers.values():
-            worker.close()
-
 
 def fastest_variant(sides: Round, fast: str, seconds_left: float) -> tuple[str, dict[str, str]]:
     """The peer's variant with the fastest call whose result agrees, and a remark on each one.
 
     `fast`: our fast dtype; `seconds_left`: of --minutes for this row.
     """
-    peer = sides.worker_of(MANUAL)
+    peer, best = sides.worker_of(MANUAL), MANUAL
     seconds = {MANUAL: peer.sample(MANUAL)}
     remarks = {MANUAL: f"{seconds[MANUAL]:.3g} s"}
-    best = MANUAL
 
-    def attempt(name: str, autocast: bool) -> str:
+    def faster(name: str) -> str:
         """The faster of `best` and this one; the slower one is dropped."""
+        seconds[name] = math.inf
         try:
             sides.add(name, "bfloat16")
+            remarks[name] = "another result"
+            if sides.agree(name, float32=AUTOCAST not in name):
+                seconds[name] = peer.sample(name)
+                remarks[name] = f"{seconds[name]:.3g} s"
         except WorkerError as error:
             remarks[name] = f"cannot run: {error}"[:200]
-            return best
-        remarks[name] = "another result"
-        if sides.agree(name, float32=not autocast):
-            seconds[name] = peer.sample(name)
-            remarks[name] = f"{seconds[name]:.3g} s"
-        faster, slower = best, name
-        if seconds.get(name, math.inf) < seconds[best]:
-            faster, slower = name, best
-        if slower != MANUAL:
-            peer.ask("drop_variant", name=slower)
-        return faster
+        fast, slow = sorted((best, name), key=seconds.__getitem__)
+        if slow != MANUAL:
+            peer.ask("drop_variant", name=slow)
+        return fast
 
-    for name, (autocast, _) in VARIANTS.items():
+    for name in VARIANTS:
         # without native bfloat16 autocast is slower, and by much
-        if name != MANUAL and not (autocast and fast == "float32"):
-            best = attempt(name, autocast)
+        if name != MANUAL and not (AUTOCAST in name and fast == "float32"):
+            best = faster(name)
     if seconds_left >= COMPILE_SECONDS:
-        best = attempt(best + COMPILED, VARIANTS[best][0])
-    else:
-        remarks[best + COMPILED] = (
-            f"not tried: it needs {COMPILE_SECONDS:.0f} s of --minutes for each row"
-        )
-    return best, remarks
+        return faster(best + COMPILED), remarks
+    needs = f"it needs {COMPILE_SECONDS:.0f} s of --minutes for each row"
+    return best, {**remarks, best + COMPILED: f"not tried: {needs}"}
 
 
 def measure(
@@ -151,12 +136,16 @@ def measure(
     dtypes, best, remarks = {**ours, MANUAL: "float32"}, MANUAL, dict[str, str]()
     with (
         tempfile.TemporaryDirectory(prefix="rdfia-bench-") as results,
-        contextlib.closing(Round(workload, device, dtypes, results)) as sides,
+        Round(workload, device, dtypes, results) as sides,
     ):
-        _require_agreement(sides, ours)
+        for name, dtype in ours.items():
+            if not sides.agree(name, float32=dtype == "float32"):
+                raise ValueError(
+                    f"{workload}: our result in {dtype} is not that of {workload.peer}"
+                )
         if not workload.one_column:
             best, remarks = fastest_variant(sides, fast, minutes.share)
-        dtypes[best] = "bfloat16" if VARIANTS[best.removesuffix(COMPILED)][0] else "float32"
+        dtypes[best] = "bfloat16" if AUTOCAST in best else "float32"
         names = list(dtypes)
         start = time.perf_counter()
         first = sides.sample(names, 1)
@@ -173,18 +162,10 @@ def measure(
         rounds = [{name: first[name] + more[name] for name in names}]
     while len(rounds) < count:
         order = names if len(rounds) % 2 == 0 else names[::-1]
-        with contextlib.closing(Round(workload, device, dtypes)) as sides:
+        with Round(workload, device, dtypes) as sides:
             rounds.append(sides.sample(order, pairs))
     row = _row(workload, device, ours, best, rounds, flops)
     return {**row, "variants tried": remarks, "cost": time.perf_counter() - begin}
-
-
-def _require_agreement(sides: Round, ours: Mapping[str, str]) -> None:
-    """Raises ValueError where one of our variants (with their dtypes) has another result."""
-    for name, dtype in ours.items():
-        if not sides.agree(name, float32=dtype == "float32"):
-            work = sides.workload
-            raise ValueError(f"{work.name}: our result in {dtype} is not that of {work.peer}")
 
 
 def _row(
@@ -196,22 +177,46 @@ def _row(
     flops: Mapping[str, int],
 ) -> Json:
     """The row of the samples; `ours`: dtypes of our variants, `best`: the peer's best variant."""
-    fastest = list(ours)[-1]
+    fastest, units = list(ours)[-1], workload.units(device)
     columns = {AT_PEERS_DTYPE: ("ours", MANUAL)}
     if not workload.one_column:
         columns[AT_BEST] = (fastest, best)
-    target = _ratio(rounds, MANUAL, fastest)
+
+    def ratio_of(a: str, b: str) -> Ratio:
+        return ratio([Pairs(np.asarray(one[a]), np.asarray(one[b])) for one in rounds])
+
+    def column(side: str, peer: str) -> Json:
+        found = ratio_of(peer, side)
+        shares = {}
+        # on CUDA operations that are replayed are not counted
+        if flops[side] and (device != "cuda" or device in workload.wanted_share):
+            rate = ceilings(device)[ours[side]]
+            wanted = workload.wanted_share.get(device, 0.0)
+            shares = {"share": flops[side] / found.b / rate, "share wanted": wanted}
+        return {
+            "ours": side,
+            "peer": peer,
+            "dtype": ours[side],
+            "seconds": found.b,
+            "peer seconds": found.a,
+            "rate": units / found.b,
+            "peer rate": units / found.a,
+            "speed-up": found.value,
+            "speed-up low": found.low,
+            "speed-up high": found.high,
+            "rounds": found.rounds,
+            **shares,
+        }
+
+    target = ratio_of(MANUAL, fastest)
     return {
         "name": workload.name,
         "against": workload.peer,
         "device": device,
-        "batch": workload.units(device),
+        "batch": units,
         "unit": workload.unit,
         "threads": torch.get_num_threads(),
-        "columns": {
-            title: _column(workload, device, rounds, side, peer, ours[side], flops[side])
-            for title, (side, peer) in columns.items()
-        },
+        "columns": {title: column(*sides) for title, sides in columns.items()},
         "one column": workload.one_column,
         "wanted": {
             "speed-up": target.value,
@@ -221,38 +226,3 @@ def _row(
         },
         "samples": rounds,
     }
-
-
-def _ratio(rounds: Sequence[Samples], a: str, b: str) -> Ratio:
-    return ratio([Pairs(np.asarray(one[a]), np.asarray(one[b])) for one in rounds])
-
-
-def _column(
-    workload: PeerWorkload,
-    device: str,
-    rounds: Sequence[Samples],
-    ours: str,
-    peer: str,
-    dtype: str,
-    flops: int,
-) -> dict[str, Any]:
-    """A column of a row; `dtype` and `flops` are of our side."""
-    found, units = _ratio(rounds, peer, ours), workload.units(device)
-    column = {
-        "ours": ours,
-        "peer": peer,
-        "dtype": dtype,
-        "seconds": found.b,
-        "peer seconds": found.a,
-        "rate": units / found.b,
-        "peer rate": units / found.a,
-        "speed-up": found.value,
-        "speed-up low": found.low,
-        "speed-up high": found.high,
-        "rounds": found.rounds,
-    }
-    # on CUDA operations that are replayed are not counted
-    if flops and (device != "cuda" or device in workload.wanted_share):
-        column["share"] = flops / found.b / ceilings(device)[dtype]
-        column["share wanted"] = workload.wanted_share.get(device, 0.0)
-    return column

@@ -8,6 +8,7 @@ import json
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,9 +151,14 @@ def count(call: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def torch_minor() -> str:
-    """Major and minor version of torch: another one may dispatch other operators."""
-    return ".".join(torch.__version__.split(".")[:2])
+def key(device: str) -> str:
+    """The key of the baseline: another version of torch may dispatch other operators."""
+    return f"torch {'.'.join(torch.__version__.split('.')[:2])}, {device}"
+
+
+def baselines(path: Path) -> dict[str, Any]:
+    """The counters of the file by key and row; empty if there is no file."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def differences(

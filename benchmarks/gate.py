@@ -1,10 +1,4 @@
-"""The merge gate: counters of a workload, and comparisons of time in two batches of rounds.
-
-Time is compared within one run, call by call: with the frozen references in one process, with the
-base commit in two. Every round has new processes. A row is "slower" where a batch of rounds raises
-a suspicion and a second, longer one confirms it. It is "ok" only where the rounds rule a slowdown
-out. What lies between is "unfit": this machine cannot decide it, and the gate is not green.
-"""
+"""The merge gate: counters of a workload, and comparisons of time in two batches of rounds."""
 
 from __future__ import annotations
 
@@ -16,8 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from benchmarks import ROOT, counters
 from benchmarks.sampling import SUSPICION, Bounds, Pairs, bounds, interleave, slowdown
@@ -101,14 +93,14 @@ def control_moved(rounds: Sequence[Pairs]) -> bool:
 
 
 class Race:
-    """Rounds of the gate's workloads: against their references, and against another tree.
+    """Rounds of the gate's workloads: against their references, and against the tree `base`.
 
     The workloads are this tree's on both sides, so that a change of what is measured is not taken
     for a change of speed.
     """
 
-    def __init__(self, device: str = "cpu", base: Path | None = None, head: Path = ROOT) -> None:
-        self.device, self.head, self.base = device, head, base
+    def __init__(self, base: Path, device: str = "cpu") -> None:
+        self.base, self.device = base, device
         self.planted: dict[str, float] = {}  # slowdowns in this tree's rows, as shares of the time
         self.cannot: dict[str, str] = {}  # rows that the base cannot run, and why
         self.threads: tuple[int, ...] = ()  # of this tree's process, and of the base's
@@ -118,23 +110,21 @@ class Race:
         found: dict[Key, Pairs] = {}
         based = [row for row, against in keys if against == "base"]
         with contextlib.ExitStack() as stack:
-            head = stack.enter_context(Worker(self.head, self.device, calm=True))
-            base = None
-            if self.base and based:
-                base = stack.enter_context(Worker(self.base, self.device, calm=True))
-            self.threads = (head.greeting["threads"],)
-            if base:
-                try:
-                    self.threads += (base.greeting["threads"],)
-                except WorkerError as error:
-                    self.cannot |= dict.fromkeys(based, str(error))
+            head, base = (
+                stack.enter_context(Worker(tree, self.device, calm=True))
+                for tree in (ROOT, self.base)
+            )
+            self.threads = (head.threads,)
+            try:
+                self.threads += (base.threads,)
+            except WorkerError as error:
+                self.cannot |= dict.fromkeys(based, str(error))
             for row in dict.fromkeys(row for row, _ in keys):
                 with_reference, planted = (row, "reference") in keys, self.planted.get(row, 0.0)
                 repeats = head.ask("make", row=row, slowdown=planted, with_reference=with_reference)
                 if with_reference:
-                    seconds = head.ask("pairs", n=PAIRS // 2)
-                    found[row, "reference"] = Pairs(*map(np.asarray, seconds))
-                if base is None or row not in based or row in self.cannot:
+                    found[row, "reference"] = head.ask("pairs", n=PAIRS // 2)
+                if row not in based or row in self.cannot:
                     continue
                 try:
                     # the reference too, so that both processes have like heaps
@@ -155,16 +145,11 @@ class Race:
         return found
 
     def run(self, limit_of: Mapping[Key, float]) -> list[Finding]:
-        """A finding for each comparison, and one for the control where there is a base."""
-        limit_of = {**limit_of, **({(CONTROL, "base"): 1.0} if self.base else {})}
+        """A finding for each comparison, and one for the control."""
+        limit_of = {**limit_of, (CONTROL, "base"): 1.0}
         first = self.batch(list(limit_of), ROUNDS)
         found = findings(first, lambda keys: self.batch(keys, MORE_ROUNDS), limit_of)
-        return [
-            finding._replace(reason=self.cannot.get(finding.row, ""))
-            if finding.state == "new"
-            else finding
-            for finding in found
-        ]
+        return [finding._replace(reason=self.cannot.get(finding.row, "")) for finding in found]
 
 
 def findings(

@@ -1,13 +1,8 @@
 """How often the gate is wrong, by rounds of equal trees, recorded and replayed with slowdowns.
 
-    python -m benchmarks.power record --rounds 60 [--load 1] OUT.json
-    python -m benchmarks.power replay RECORD.json ... --output reports/verified/cpu/speed/power.json
-    python -m benchmarks.power live ROW --slowdown 0.2
-
-A recorded round is a round of the gate with HEAD as the base: new processes, every row against its
-reference and against the base, the control. A replayed verdict draws its two batches of rounds
-without replacement and has the gate's limits. Verdicts of one record share its rounds: their spread
-is that of a few gates, not of 300.
+python -m benchmarks.power record --rounds 60 [--load 1] OUT.json
+python -m benchmarks.power replay RECORD.json ... --output reports/verified/cpu/speed/power.json
+python -m benchmarks.power live ROW --slowdown 0.2
 """
 
 from __future__ import annotations
@@ -48,24 +43,6 @@ def load(processes: int) -> Iterator[None]:
         for process in running:
             process.kill()
             process.wait()
-
-
-def record(rounds: int, device: str) -> Iterator[Json]:
-    """Rounds of this tree against its last commit: {"row|against": [seconds of a, of b]}."""
-    keys = [(row, against) for row in GATE for against in ("reference", "base")]
-    keys.append((CONTROL, "base"))
-    with checkout("HEAD") as tree:
-        race = Race(device, tree)
-        for _ in range(rounds):
-            found = race.round(keys)
-            if race.cannot:
-                raise SystemExit(
-                    f"the base cannot run {race.cannot}: commit first, both trees have to be equal"
-                )
-            yield {
-                "|".join(key): [side.round(7).tolist() for side in pairs]
-                for key, pairs in found.items()
-            }
 
 
 def rounds_of(recorded: Mapping[str, Any]) -> list[Round]:
@@ -163,15 +140,20 @@ def replay(
 
 
 def _record(options: argparse.Namespace) -> None:
+    """Rounds of this tree against its last commit: {"row|against": [seconds of a, of b]}."""
+    keys = [(row, against) for row in GATE for against in ("reference", "base")]
     rounds: list[Json] = []
-    whole = {
-        "load": options.load,
-        "rounds": rounds,
-        "environment": environment.environment(ROOT, options.device, "gate"),
-    }
-    with load(options.load):
-        for found in record(options.rounds, options.device):
-            rounds.append(found)
+    origin = environment.environment(ROOT, options.device, "gate")
+    with load(options.load), checkout("HEAD") as tree:
+        race = Race(tree, options.device)
+        while len(rounds) < options.rounds:
+            found = race.round([*keys, (CONTROL, "base")])
+            if race.cannot:
+                sys.exit(f"the base cannot run {race.cannot}: commit first, as trees must be equal")
+            rounds.append(
+                {"|".join(key): [side.round(7).tolist() for side in found[key]] for key in found}
+            )
+            whole = {"load": options.load, "rounds": rounds, "environment": origin}
             files.write_json(options.output, whole)  # after each round: an interruption costs one
             print(f"round {len(rounds)} of {options.rounds}", flush=True)
 
@@ -189,7 +171,7 @@ def _replay(options: argparse.Namespace) -> None:
 
 def _live(options: argparse.Namespace) -> None:
     with checkout("HEAD") as tree:
-        race = Race(options.device, tree)
+        race = Race(tree, options.device)
         race.planted[options.row] = options.slowdown
         found = race.run({(options.row, "base"): 1.0})
     for finding in found:

@@ -1,18 +1,11 @@
-"""Samples of time, taken in pairs A B B A, and what rounds of them say about a ratio.
-
-The two samples of a pair are taken one after the other, so that a machine that slows down slows
-both; the order changes from pair to pair. A round is some pairs in processes of its own. Its value
-is the ratio of both sides' lower quartiles, which bursts of other work cannot move. Where a process
-puts its memory makes it faster or slower for as long as it lives, so that the unit of every
-interval is the round and not the pair.
-"""
+"""Samples of time, taken in pairs A B B A, and what rounds of them say about a ratio."""
 
 from __future__ import annotations
 
 import functools
 import gc
 import math
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -83,10 +76,7 @@ class Sampler:
         self.repeats = repeats
 
     def __call__(self) -> float:
-        start = time.perf_counter()
-        for _ in range(self.repeats):
-            self.call()
-        return (time.perf_counter() - start) / self.repeats
+        return timeit.timeit(self.call, number=self.repeats) / self.repeats
 
 
 def shortest_sample(call: Call, times: int = 5) -> float:

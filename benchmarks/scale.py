@@ -1,6 +1,6 @@
 """The measurements of docs/scale.md: photos, shards, and the SVM by number of training images.
 
-    python -m benchmarks.scale PHOTOS [--most 8000] [--output reports/verified/cpu/scale.json]
+    python -m benchmarks.scale PHOTOS [--output reports/verified/cpu/scale.json]
 
 On an otherwise idle machine; with 8,000 images it takes some minutes and gigabytes.
 """
@@ -98,21 +98,16 @@ def classifier(n: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The measurements of docs/scale.md.")
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--most", type=int, default=8000, help="training images of the largest SVM")
     parser.add_argument("--output", type=Path, default=Path("reports/latest/scale.json"))
     options = parser.parse_args()
     found: dict[str, Any] = {"photos": photos(options.photos), "shard": shard(), "svm": []}
-    n = 500
-    while n <= options.most:
+    for n in (500, 1_000, 2_000, 4_000, 8_000):
         found["svm"].append(classifier(n))
         print({name: round(value, 3) for name, value in found["svm"][-1].items()}, flush=True)
-        n *= 2
-    if len(found["svm"]) > 1:
-        sizes = [row["images"] for row in found["svm"]]
-        for what in ("factor, s", "15 SVMs, s"):
-            found[f"growth of {what.removesuffix(', s')}"] = growth_exponent(
-                sizes, [row[what] for row in found["svm"]]
-            )
+    sizes = [row["images"] for row in found["svm"]]
+    for what in ("factor", "15 SVMs"):
+        seconds_by_size = [row[f"{what}, s"] for row in found["svm"]]
+        found[f"growth of {what}"] = growth_exponent(sizes, seconds_by_size)
     found["environment"] = environment(ROOT, "cpu", "full")
     files.write_json(options.output, found)
     print(options.output)

@@ -6,7 +6,6 @@ is not the gate's (`pytest -m accuracy`: some of its claims have the marker too)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,11 +32,12 @@ class GateRun:
         self.passed = dict.fromkeys(LAYERS, 0)
         self.active, self.partial, self.device = False, False, "cpu"
         self.new: set[str] = set()  # rows that the base's baseline does not have
+        self.before = 0  # failures before the present test
 
     @property
     def key(self) -> str:
         """The key of the baseline."""
-        return f"torch {counters.torch_minor()}, {self.device}"
+        return counters.key(self.device)
 
     @property
     def failures(self) -> int:
@@ -46,11 +46,7 @@ class GateRun:
 
     def baseline(self) -> dict[str, Json]:
         """The baseline's counters of this torch and device."""
-        return self._baselines().get(self.key, {})
-
-    @staticmethod
-    def _baselines() -> dict[str, Any]:
-        return json.loads(counters.BASELINE.read_text()) if counters.BASELINE.exists() else {}
+        return counters.baselines(counters.BASELINE).get(self.key, {})
 
     def fail(self, layer: str, text: str) -> None:
         self.failed.setdefault(layer, []).append(text)
@@ -72,11 +68,14 @@ class GateRun:
             "::" in word for word in self.config.args
         )
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        self.before = self.failures
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Iterator[None]:
-        before = self.failures
         report: Any = yield
         if self.active and item.get_closest_marker("gate"):
             layer, why = self.layer(item), call.excinfo.value if call.excinfo else report.outcome
@@ -87,7 +86,7 @@ class GateRun:
             elif report.failed and layer == "claims":
                 self.fail("claims", f"{item.name}: {why}")
             # not where the test itself has called `fail`
-            elif report.failed and getattr(item, "failures_before", before) == before:
+            elif report.failed and self.failures == self.before:
                 self.fail("nothing", f"{item.name}: {why}")
         return report
 
@@ -114,9 +113,8 @@ class GateRun:
         """Stores the counters in the baseline; rows that are known and were not counted stay."""
         kept = {row: values for row, values in self.baseline().items() if row in self.known}
         rows = dict(sorted({**kept, **self.counters}.items()))
-        files.write_json(
-            counters.BASELINE, dict(sorted({**self._baselines(), self.key: rows}.items()))
-        )
+        others = counters.baselines(counters.BASELINE)
+        files.write_json(counters.BASELINE, dict(sorted({**others, self.key: rows}.items())))
 
     def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
         if not self.active or self.config.option.collectonly:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from benchmarks import counters
-from benchmarks.gate import CONTROL, COUNTED, STATUS, Finding, Key, count_row
+from benchmarks import ROOT, counters
+from benchmarks.gate import CONTROL, COUNTED, STATUS, Finding, Key, Race, checkout, count_row
 from benchmarks.session import GateRun
 from benchmarks.workloads import GATE
 
@@ -23,6 +25,35 @@ def test_counters(gate: GateRun, row: str) -> None:
         for text in changes:
             gate.fail("counters", text)
         pytest.fail("; ".join(changes), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def race(request: pytest.FixtureRequest, gate: GateRun) -> dict[Key, Finding]:
+    """All comparisons of time, made at once: with the references, and with the commit of --base.
+
+    By default that is HEAD where something is not committed, else the commit before.
+    """
+    asked = request.config.getoption("--base")
+    if not asked:
+        command = ["git", "status", "--porcelain", "rdfia"]
+        state = subprocess.run(command, cwd=ROOT, capture_output=True)
+        asked = "HEAD" if state.stdout.strip() else "HEAD~1"
+    rows = {
+        item.callspec.params["row"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.get_closest_marker("paired")
+    }
+    limits = {(row, "reference"): GATE[row].at_most for row in GATE if row in rows}
+    limits |= {(row, "base"): 1.0 for row in GATE if row in rows}
+    with checkout(asked) as tree:
+        before = counters.baselines(tree / counters.BASELINE.relative_to(ROOT))
+        gate.new = {row for row in GATE if row not in before.get(gate.key, {})}
+        made = Race(tree, gate.device)
+        found = made.run(limits)
+    if len(set(made.threads)) > 1:
+        text = f"this tree runs on {made.threads[0]} threads, its base on {made.threads[1]}"
+        gate.fail("slower", text)
+    return {(finding.row, finding.against): finding for finding in found}
 
 
 @pytest.mark.paired

@@ -1,24 +1,23 @@
-"""One side of a workload in this process: ours, or a variant of the peer's."""
+"""The sides of a workload in this process: ours, a variant of the peer's, or a reference."""
 
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from typing import Any
 
 import torch
 
+from benchmarks import references
 from benchmarks.counters import Counters
-from benchmarks.sampling import Call, synchronised
-from benchmarks.workloads.definition import PeerWorkload
+from benchmarks.sampling import Call, Pairs, Sampler, interleave, synchronised
+from benchmarks.workloads import GATE, PEERS, PeerWorkload, results_agree
 
 MANUAL = "as its manual has it"
-VARIANTS = {  # of the peer -> whether it autocasts, whether it is channels-last
-    MANUAL: (False, False),
-    "channels-last": (False, True),
-    "autocast": (True, False),
-    "autocast, channels-last": (True, True),
-}
+AUTOCAST, CHANNELS_LAST = "autocast", "channels-last"
+# Of the peer; a name says what is changed.
+VARIANTS = (MANUAL, CHANNELS_LAST, AUTOCAST, f"{AUTOCAST}, {CHANNELS_LAST}")
 COMPILED = ", torch.compile"  # after the name of the fastest of them
 # Calls, and seconds, at most, before a GPU is timed: a step is captured at call 4, a pass at 9.
 WARM_UP_CALLS, WARM_UP_SECONDS = 8, 1.0
@@ -35,7 +34,7 @@ class Variant:
     def __init__(self, workload: PeerWorkload, device: str, name: str, dtype: str) -> None:
         ours = name.startswith("ours")
         compiled = name.endswith(COMPILED)
-        autocast, channels_last = VARIANTS.get(name.removesuffix(COMPILED), (False, False))
+        autocast, channels_last = AUTOCAST in name, CHANNELS_LAST in name
 
         def prepare(network: Any) -> Any:
             if not channels_last and not compiled:
@@ -59,15 +58,13 @@ class Variant:
 
         self.call: Call = synchronised(with_autocast if autocast else call, device)
 
-    def first_call(self, file: str = "") -> float:
-        """Seconds of the first call; saves its result in `file`.
+    def first_call(self, file: str = "") -> None:
+        """Makes the first call, and saves its result in `file`.
 
         On a GPU more calls follow, up to WARM_UP_CALLS: until its work is captured, a sample would
         show what a user meets for a moment only.
         """
-        start = time.perf_counter()
         result = self.call()
-        seconds = time.perf_counter() - start
         if file:
             torch.save([self._thinned(torch.as_tensor(part).detach()) for part in result], file)
         if self.kind == "cuda":
@@ -76,14 +73,13 @@ class Variant:
                 if time.perf_counter() - start >= WARM_UP_SECONDS:
                     break
                 self.call()
-        return seconds
 
     def _thinned(self, part: torch.Tensor) -> torch.Tensor:
         if self.kind == "cuda" and part.numel() > COMPARED_VALUES:
             part = part[:: part.numel() // COMPARED_VALUES]
         return part.cpu().clone()
 
-    def sample(self) -> float:
+    def __call__(self) -> float:
         """Seconds of one call; on a GPU the mean of as many as take SAMPLE_SECONDS."""
         calls, start = 0, time.perf_counter()
         while True:
@@ -97,3 +93,70 @@ class Variant:
         with Counters() as counters:
             self.call()
         return sum(counters.flops.values())
+
+
+class Server:
+    """What a worker answers: each method is a request, with its arguments."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.threads = device, torch.get_num_threads()
+        self.sides: dict[str, Any] = {}  # by name; a call takes a sample
+
+    def make(
+        self, row: str, slowdown: float = 0.0, with_reference: bool = False, repeats: int = 0
+    ) -> int:
+        """Makes a workload of the gate, or "control"; returns how many calls a sample has.
+
+        `slowdown`: planted, as a share of the time. `with_reference`: the frozen reference too.
+        """
+        self.sides.clear()
+        gc.collect()
+        if row == "control":
+            ours, reference = (references.control(self.device) for _ in range(2))
+        else:
+            workload = GATE[row]
+            ours, reference = workload.make(self.device)
+            if not results_agree(ours(), reference(), workload.tolerance):
+                raise ValueError("the result differs from the reference's, so it is not timed")
+        timed = synchronised(_slowed(ours, slowdown), self.device)
+        self.sides["ours"] = Sampler(timed, repeats=repeats)
+        if with_reference:
+            self.sides["reference"] = Sampler(synchronised(reference, self.device))
+        return int(self.sides["ours"].repeats)
+
+    def sample(self, name: str) -> float:
+        """Seconds of a call of a side."""
+        return float(self.sides[name]())
+
+    def pairs(self, n: int) -> Pairs:
+        """`n` pairs, ours and the frozen reference."""
+        return interleave(self.sides["ours"], self.sides["reference"], n)
+
+    def make_variant(self, workload: str, name: str, dtype: str, result: str) -> None:
+        """Makes a side of a peer's workload, and its first call."""
+        self.sides[name] = Variant(PEERS[workload], self.device, name, dtype)
+        self.sides[name].first_call(result)
+
+    def drop_variant(self, name: str) -> None:
+        """Frees a variant, if it could be made."""
+        self.sides.pop(name, None)
+
+    def operations(self, name: str) -> int:
+        """Floating-point operations of a call of a variant."""
+        return int(self.sides[name].operations())
+
+
+def _slowed(call: Call, share: float) -> Call:
+    """`call`, then busy waiting for `share` of its time: a planted slowdown."""
+    if not share:
+        return call
+
+    def slowed() -> Any:
+        start = time.perf_counter()
+        result = call()
+        end = time.perf_counter()
+        while time.perf_counter() < end + share * (end - start):
+            pass
+        return result
+
+    return slowed

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,6 @@ def misses(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _counts(words: Sequence[str]) -> str:
-    return ", ".join(f"{n} {word}" for word, n in Counter(words).items()) or "none"
-
-
 def _machine(records: Path) -> dict[str, Any]:
     machine = (_read(records / "environment.json") or {"environment": {}})["environment"]
     found = {name: machine[name] for name in ("date", "torch", "code", "commit") if name in machine}
@@ -124,8 +120,9 @@ def _claims(records: Path) -> dict[str, Any]:
     for path in sorted(records.glob("*/claims.json")):
         rows = (_read(path) or {"records": []})["records"]
         if rows:
+            counts = Counter(row["verdict"] for row in rows)
             found[path.parent.name] = {
-                "verdicts": _counts([row["verdict"] for row in rows]),
+                "verdicts": ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
                 "failed": [row["failure"] for row in rows if row["failure"]],
             }
     return {"claims": found}
@@ -183,15 +180,12 @@ def text(found: Mapping[str, Any]) -> str:
             f"claims of {name}: {run['verdicts']}",
             *(f"  {line}" for line in run["failed"]),
         ]
-    lines += ["", "kit: " + (", ".join(_named(row) for row in found["kit"]["unpacked"]) or "none")]
+    kit = [f"{row['name']} ({row['changed'] or 'unchanged'})" for row in found["kit"]["unpacked"]]
+    lines += ["", "kit: " + (", ".join(kit) or "none")]
     lines += [f"  {line}" for line in found["kit"]["problems"]]
     lines += [f"could not be read: {error}" for error in found["unreadable"]]
     lines += [f"left out of the archive: {name}" for name in found["left out"]]
     return "\n".join(lines) + "\n"
-
-
-def _named(row: Mapping[str, str]) -> str:
-    return f"{row['name']} ({row['changed']})" if row["changed"] else row["name"]
 
 
 def save(records: Path, out: Path, run_facts: dict[str, Any], limit: int = LIMIT) -> None:

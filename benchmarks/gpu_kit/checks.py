@@ -1,9 +1,9 @@
-"""Checks of the device that no test of the suite makes: environment, counters, time, memory.
+"""Checks of the device that no test of the suite makes.
 
     python -m benchmarks.gpu_kit.checks NAME --device cuda --output RECORDS
 
-Each writes RECORDS/NAME.json (`profiles`: a table for each row). The exit status is 1 where a check
-found something wrong.
+Each writes RECORDS/NAME.json (`profiles`: a table for each row; `gans`: the runs). The exit status
+is 1 where a check found something wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from benchmarks import ROOT, counters, gate, sampling
+from benchmarks.gpu_kit import parity
 from benchmarks.gpu_kit.archive import misses
 from benchmarks.gpu_kit.out_of_memory import memory
 from benchmarks.variants import Variant
@@ -40,12 +41,13 @@ IMPORTS = """captum hypothesis matplotlib pytest_benchmark pytest_timeout safete
 JPEG_SHARE = 0.9  # wanted from files to features, of the slower of decoding and computing
 
 
-def _output(*command: str) -> str:
-    """What a command prints, or why it cannot be run."""
+def _nvidia_smi(queries: str) -> str:
+    """What the driver's tool prints, or why it cannot be run."""
+    command = ["nvidia-smi", f"--query-gpu={queries}", "--format=csv"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
-        return f"{command[0]}: {type(error).__name__}"
+        return f"nvidia-smi: {type(error).__name__}"
 
 
 def environment(device: str, to: Path) -> bool:
@@ -56,7 +58,7 @@ def environment(device: str, to: Path) -> bool:
     found = {
         "environment": machine.environment(ROOT, device, "gpu kit"),
         "absent packages": [name for name in IMPORTS if importlib.util.find_spec(name) is None],
-        "nvidia-smi": _output("nvidia-smi", f"--query-gpu={queries}", "--format=csv"),
+        "nvidia-smi": _nvidia_smi(queries),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "memory": torch.cuda.mem_get_info() if device == "cuda" else None,
@@ -73,16 +75,14 @@ def count(device: str, to: Path) -> bool:
 
     Without a baseline: whether all rows could be counted.
     """
-    key = f"torch {counters.torch_minor()}, {device}"
+    key = counters.key(device)
     found, failed = dict[str, Any](), dict[str, str]()
     for name in gate.COUNTED:
         try:
             found[name] = gate.count_row(name, device)
         except Exception as error:  # the other rows are still counted
             failed[name] = f"{type(error).__name__}: {error}"[:500]
-    kept = (
-        data_files.read_json(counters.BASELINE).get(key, {}) if counters.BASELINE.exists() else {}
-    )
+    kept = counters.baselines(counters.BASELINE).get(key, {})
     differ = counters.differences(kept, found) if kept else []
     data_files.write_json(
         to / "counters.json", {key: found, "failed": failed, "other than the baseline": differ}
@@ -97,11 +97,8 @@ def count(device: str, to: Path) -> bool:
 
 def pipeline(device: str, to: Path) -> bool:
     """Records the photos a second of decoding, of VGG16 to pool5, and of both; returns True."""
-    n, batch, taps = (
-        8_192 if device == "cuda" else 32,
-        features.default_batch(device),
-        {"pool5": "30"},
-    )
+    n, batch = 8_192 if device == "cuda" else 32, features.default_batch(device)
+    taps, dtype = {"pool5": "features.30"}, precision.fast_dtype(device)
     # on the device before: the copy of all of VGG16 from the host takes longer than the photos
     network = vgg16_convolutions().to(device)
     with tempfile.TemporaryDirectory(prefix="rdfia-jpeg-") as folder:
@@ -113,7 +110,7 @@ def pipeline(device: str, to: Path) -> bool:
                 last = part["pool5"]
             last.sum().item()
 
-        dtype, resident = precision.fast_dtype(device), pixels.to(device)
+        resident = pixels.to(device)
         with features.inference_copy(network, dtype, device) as copy:
             run = features.pass_function(
                 copy, taps, lambda _tap, value: features.flatten(value), STRETCH_224, dtype, device
@@ -124,29 +121,20 @@ def pipeline(device: str, to: Path) -> bool:
                     last = run(resident[: min(batch, n - start)])["pool5"]
                 last.sum().item()
 
-            seconds = {
-                "decoding": _seconds(
-                    lambda: deque(staging.decode_images(files, STRETCH_224), maxlen=0)
-                ),
-                "computing": _seconds(compute),
-                "both": _seconds(whole),
+            def decode() -> None:
+                deque(staging.decode_images(files, STRETCH_224), maxlen=0)
+
+            # of the faster of two calls, after one that warms up
+            rates = {
+                name: n / min(timeit.repeat(call, number=1, repeat=3)[1:])
+                for name, call in (("decoding", decode), ("computing", compute), ("both", whole))
             }
-    rates = {name: n / value for name, value in seconds.items()}
     share = rates["both"] / min(rates["decoding"], rates["computing"])
-    found = {
-        "photos a second": rates,
-        "share of the lesser": share,
-        "wanted": JPEG_SHARE,
-        "dtype": str(dtype),
-    }
+    found: dict[str, Any] = {"photos a second": rates, "share of the lesser": share}
+    found |= {"wanted": JPEG_SHARE, "dtype": str(dtype)}
     data_files.write_json(to / "pipeline.json", found)
     print(found)
     return True  # a share below the wanted one is a result, not a fault
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """Of the faster of two calls, after one that warms up."""
-    return min(timeit.repeat(call, number=1, repeat=3)[1:])
 
 
 def profiles(device: str, to: Path) -> bool:
@@ -218,6 +206,7 @@ def team(device: str, to: Path) -> bool:
 
 CHECKS: dict[str, Callable[[str, Path], bool]] = {
     "environment": environment,
+    "parity": parity.check,
     "counters": count,
     "pipeline": pipeline,
     "profiles": profiles,
@@ -229,11 +218,18 @@ CHECKS: dict[str, Callable[[str, Path], bool]] = {
 def main() -> int:
     """Runs a check; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=tuple(CHECKS))
+    parser.add_argument("name", choices=(*CHECKS, "gans"))
+    parser.add_argument("--minutes", type=float, default=2.0, help="of gans (default: 2)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    return int(not CHECKS[options.name](options.device, options.output))
+    if options.name == "gans":
+        from benchmarks.gpu_kit import gan_runs  # it imports what no other check needs
+
+        holds = gan_runs.train(options.device, options.minutes, options.output / "gans")
+    else:
+        holds = CHECKS[options.name](options.device, options.output)
+    return int(not holds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """As many runs of the studies of TME 9 and 10 on a device as fit in the minutes.
 
-    python -m benchmarks.gpu_kit.gan_runs train --device cuda --minutes 2 --output RECORDS/gans
-
 A step of each GAN is timed, then the runs are chosen. Rows, losses and grids are those of
 `pytest -m "accuracy and (tme9 or tme10)" --profile full`, which then does not train them again.
 Several processes share the device, as a step of these small networks leaves most of it idle.
@@ -9,28 +7,25 @@ Several processes share the device, as a step of these small networks leaves mos
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import functools
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import ROOT
 from benchmarks.sampling import shortest_sample, synchronised
 from benchmarks.workloads.gans import gan_step
 from rdfia.data import assets, files
 from rdfia.experiments import gan_studies
 from rdfia.experiments.__main__ import full_bench, make_runs
 from rdfia.experiments.gan_data import DATA_SETS
-from rdfia.experiments.gans import GanBench
 from rdfia.gans.config import LABS
 from rdfia.gans.runs import Run
 
@@ -112,18 +107,34 @@ def runs_that_fit(
     return fit, costs
 
 
-def train(device: str, minutes: float, to: Path) -> int:
-    """Times a step, chooses runs and makes them in processes; returns the exit status.
+def make_run(device: str, to: Path, index: int) -> bool:
+    """Makes a planned run in a process of the pool; returns whether it failed.
 
-    plan.json has the choice and the runs that were made.
+    The generators stay on this machine, so all that claims need of their images is scored too.
     """
-    begin, runs, processes = time.monotonic(), planned_runs(device), PROCESSES[device]
+    title, run = planned_runs(device)[index]
+    log = functools.partial(print, f"{title}:", flush=True)
+    try:
+        return make_runs(_bench(title, device, to), [run], log) > 0
+    except Exception:  # the other runs are still made
+        traceback.print_exc()
+        return True
+
+
+_bench = functools.cache(full_bench)  # a process reads the data once
+
+
+def train(device: str, minutes: float, to: Path) -> bool:
+    """Times a step, chooses runs and makes them in processes; returns whether none failed.
+
+    plan.json has the choice and the runs that were made. Runs that are not made in time are ended.
+    """
+    end = time.monotonic() + USED_SHARE * 60 * minutes
+    runs, processes = planned_runs(device), PROCESSES[device]
     if device != "cuda":  # runs of a rehearsal are not those of the claims
         to = to / "rehearsal"
     step = milliseconds(device)
-    end = begin + USED_SHARE * 60 * minutes
-    seconds = end - time.monotonic()
-    fit, costs = runs_that_fit(runs, step, seconds, processes)
+    fit, costs = runs_that_fit(runs, step, end - time.monotonic(), processes)
     names = [f"{title}: {run.name}" for title, run in runs]
     plan: dict[str, Any] = {
         "milliseconds a step": step,
@@ -134,80 +145,21 @@ def train(device: str, minutes: float, to: Path) -> int:
     }
     files.write_json(to / "plan.json", plan)
     print(step, f"{len(fit)} of {len(runs)} runs fit", flush=True)
-    command = [sys.executable, "-m", "benchmarks.gpu_kit.gan_runs", "make"]
-    command += ["--device", device, "--output", str(to), "--seconds", str(seconds), "--runs"]
-    workers = []
-    for i in range(min(processes, len(fit))):
-        chosen_here = ",".join(map(str, fit[i::processes]))
-        workers.append(
-            subprocess.Popen([*command, chosen_here], cwd=ROOT, env=_environment(processes))
-        )
-    try:
-        statuses = [worker.wait(max(1.0, end + 5 - time.monotonic())) for worker in workers]
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        for worker in workers:
-            worker.send_signal(signal.SIGINT)
-        statuses = [_wait_or_kill(worker) for worker in workers]
+    # a process scores on its share of the cores, and inherits the numbers
+    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    os.environ |= dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
+    )
+    failed = []
+    with (
+        contextlib.suppress(multiprocessing.TimeoutError, KeyboardInterrupt),
+        multiprocessing.get_context("spawn").Pool(processes) as pool,
+    ):
+        make = functools.partial(make_run, device, to)
+        for result in [pool.apply_async(make, [i]) for i in fit]:
+            failed.append(result.get(max(0.0, end - time.monotonic())))
     made = {path.stem for path in to.glob("studies/*/*.json")}
     plan["made"] = [names[i] for i in fit if runs[i][1].name in made]
     files.write_json(to / "plan.json", plan)
-    print(f"{len(plan['made'])} of {len(fit)} chosen runs were made; exit statuses {statuses}")
-    return int(any(statuses))
-
-
-def _environment(processes: int) -> dict[str, str]:
-    """The environment of a process that has its share of the cores, on which it scores."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
-    return {
-        **os.environ,
-        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
-    }
-
-
-def _wait_or_kill(worker: subprocess.Popen[bytes]) -> int:
-    """0: a process that was interrupted is no failure; its run can be resumed from a checkpoint."""
-    try:
-        worker.wait(5)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()
-    return 0
-
-
-def make(device: str, seconds: float, indices: Sequence[int], to: Path) -> int:
-    """Makes planned runs, none begun after `seconds`; the exit status is 1 where one failed.
-
-    The generators stay on this machine, so all that claims need of their images is scored too.
-    """
-    begin, benches, status = time.monotonic(), dict[str, GanBench](), False
-    runs = planned_runs(device)
-    for title, run in (runs[i] for i in indices):
-        if time.monotonic() - begin > seconds:
-            break
-        if title not in benches:
-            benches[title] = full_bench(title, device, to)
-        status |= make_runs(benches[title], [run], partial(print, f"{title}:", flush=True)) > 0
-    return int(status)
-
-
-def main() -> int:
-    """Runs an action; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("train", "make"))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--seconds", type=float, default=0.0)
-    parser.add_argument("--runs", default="", metavar="0,1", help="indices of the runs to make")
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
-    if options.action == "train":
-        return train(options.device, options.minutes, options.output)
-    indices = [int(word) for word in options.runs.split(",") if word]
-    return make(options.device, options.seconds, indices, options.output)
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(0)
+    print(f"{len(plan['made'])} of {len(fit)} chosen runs were made; {sum(failed)} failed")
+    return not any(failed)

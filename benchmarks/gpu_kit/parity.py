@@ -1,7 +1,5 @@
 """Results of every room on a device beside the CPU's, for the same inputs.
 
-    python -m benchmarks.gpu_kit.parity --device cuda --output parity.json
-
 The CPU computes in float32 or float64. A row is one quantity in one arithmetic of the device:
 float32, TF32 (products of 10 bits of mantissa) or bfloat16. Its error is the L2 norm of the
 difference over that of the reference; the limits and their reasons are in
@@ -10,12 +8,10 @@ tests/support/tolerances.py.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.workloads.gans import trainer_on_noise
 from benchmarks.workloads.inputs import pixel_batch, random_network, smooth_photos
 from rdfia.data import assets
 from rdfia.data import files as data_files
@@ -32,7 +29,6 @@ from rdfia.device.precision import product_precision
 from rdfia.gans import architecture, digit_classifier
 from rdfia.gans import scores as gan_scores
 from rdfia.gans.config import LABS
-from rdfia.gans.training import Trainer
 from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.models import networks
 from rdfia.transfer import features, heads, svm
@@ -138,13 +134,8 @@ def trained_head(device: str, dtype: torch.dtype) -> Quantities:
 def gan_losses(device: str, dtype: torch.dtype) -> Quantities:
     """The first losses of the three GANs, from one seed."""
     found = {}
-    precision: Any = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    for kind, lab in LABS.items():
-        config = replace(lab, batch=32, steps=STEPS, precision=precision)
-        a, stream = config.architecture, torch.Generator().manual_seed(0)
-        x = torch.randint(0, 256, (256, a.channels, 32, 32), dtype=torch.uint8, generator=stream)
-        y = torch.arange(256) % a.classes if a.classes else None
-        trainer = Trainer(config, x, y, device=device)
+    for kind in LABS:
+        trainer, _, _ = trainer_on_noise(kind, device, dtype, batch=32)
         for _ in range(STEPS):
             trainer.step()
         found[f"{kind} losses, {STEPS} steps"] = trainer.losses[:STEPS, :2]
@@ -233,19 +224,11 @@ def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[st
         "reason": limit.reason,
     }
     if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
-        return {
-            **row,
-            **WITHOUT_ERROR,
-            "note": f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN",
-        }
+        note = f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN"
+        return {**row, **WITHOUT_ERROR, "note": note}
     error = float((a - b).norm() / b.norm().clamp_min(1e-30))
-    return {
-        **row,
-        "error": error,
-        "largest": float((a - b).abs().max()),
-        "holds": error <= limit.rtol,
-        "note": "",
-    }
+    largest, holds = float((a - b).abs().max()), error <= limit.rtol
+    return {**row, "error": error, "largest": largest, "holds": holds, "note": ""}
 
 
 def rows(device: str) -> Iterator[dict[str, Any]]:
@@ -269,20 +252,12 @@ def rows(device: str) -> Iterator[dict[str, Any]]:
             yield {"room": name, **empty, **WITHOUT_ERROR, "note": note}
 
 
-def main() -> int:
-    """Writes all rows; returns the exit status, 1 where a row does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args()
+def check(device: str, to: Path) -> bool:
+    """Whether every row is within its limit; writes parity.json to the folder `to`."""
     found: list[dict[str, Any]] = []
-    for row in rows(options.device):
+    for row in rows(device):
         found.append(row)
         line = "{room:<36}{quantity:<28}{arithmetic:<10}{error:9.2e} of {limit:g}".format(**row)
         print(line, "" if row["holds"] else " ABOVE ITS LIMIT", row["note"], flush=True)
-        data_files.write_json(options.output, {"device": options.device, "rows": found})
-    return int(not all(row["holds"] for row in found))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        data_files.write_json(to / "parity.json", {"device": device, "rows": found})
+    return all(row["holds"] for row in found)

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -53,19 +52,15 @@ class Item:
     photos: int  # number of faces in a mosaic, 1 for any other file
 
 
-class Made(NamedTuple):
-    """A file that was written for a part; fields as in Item."""
-
-    path: Path
-    source: str
-    changed: str = ""
-    photos: int = 1
+def _item(name: str, path: Path, source: str, changed: str = "", photos: int = 1) -> Item:
+    size, sha256 = path.stat().st_size, files.sha256_file(path)
+    return Item(name, path.name, source, changed, size, sha256, photos)
 
 
 # --- making them
 
 
-def _weights(name: str, to: Path) -> Made:
+def _weights(name: str, to: Path) -> Item:
     import safetensors.torch
     import torch
 
@@ -81,26 +76,26 @@ def _weights(name: str, to: Path) -> Made:
     # Separate models for odd and even bytes: exponents compress, mantissas do not.
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "lc": 0, "lp": 1, "pb": 1}]
     path.write_bytes(lzma.compress(safetensors.torch.save(half), filters=filters))
-    return Made(path, found.source, "" if exact else "rounded to float16")
+    return _item(name, path, found.source, "" if exact else "rounded to float16")
 
 
-def _folder(name: str, to: Path) -> Made:
+def _folder(name: str, to: Path) -> Item:
     found = assets.locate(name, download=False)
     path, method = to / f"{name}.zip", zipfile.ZIP_LZMA if name == "mnist" else zipfile.ZIP_STORED
     with zipfile.ZipFile(path, "w", method) as archive:
         for file in assets.ASSETS[name].files(found.path):
             archive.write(file, file.relative_to(found.path).as_posix())
-    return Made(path, found.source)
+    return _item(name, path, found.source)
 
 
-def _file(name: str, to: Path) -> Made:
+def _file(name: str, to: Path) -> Item:
     found = assets.locate(name, download=False)
     path = to / found.path.name
     shutil.copyfile(found.path, path)
-    return Made(path, found.source)
+    return _item(name, path, found.source)
 
 
-def _scenes(name: str, to: Path) -> Made:
+def _scenes(name: str, to: Path) -> Item:
     from rdfia.data.images import STRETCH_224
 
     found, path = assets.locate(name, download=False), to / f"{name}.zip"
@@ -110,10 +105,10 @@ def _scenes(name: str, to: Path) -> Made:
             Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
             archive.writestr(file.relative_to(found.path).as_posix(), buffer.getvalue())
     changed = f"resized to {SCENE_SIZE} x {SCENE_SIZE}, JPEG of quality {JPEG_QUALITY}"
-    return Made(path, found.source, changed)
+    return _item(name, path, found.source, changed)
 
 
-def _faces(name: str, to: Path) -> Made:
+def _faces(name: str, to: Path) -> Item:
     """A lossless mosaic of the faces in the order of their names."""
     found, path = assets.locate(name, download=False), to / f"{name}.webp"
     paths = assets.ASSETS[name].files(found.path)
@@ -126,10 +121,10 @@ def _faces(name: str, to: Path) -> Made:
         whole.reshape(rows, FACES_PER_ROW, side, side, 3).swapaxes(1, 2).reshape(rows * side, -1, 3)
     )
     Image.fromarray(mosaic).save(path, "WEBP", lossless=True, quality=50)
-    return Made(path, found.source, "the same pixels, written anew as PNG", len(faces))
+    return _item(name, path, found.source, "the same pixels, written anew as PNG", len(faces))
 
 
-def _modules(name: str, to: Path) -> Made:
+def _modules(name: str, to: Path) -> Item:
     path, installed = to / f"{name}.zip", []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for module in MODULES:
@@ -138,10 +133,10 @@ def _modules(name: str, to: Path) -> Made:
                 installed.append(module)
                 for file in sorted(Path(folder).rglob("*.py")):
                     archive.write(file, Path(module, file.relative_to(folder)).as_posix())
-    return Made(path, f"installed packages: {', '.join(installed) or 'none'}")
+    return _item(name, path, f"installed packages: {', '.join(installed) or 'none'}")
 
 
-def _maker(name: str) -> Callable[[str, Path], Made]:
+def _maker(name: str) -> Callable[[str, Path], Item]:
     special = {
         "scene15": _scenes,
         "celeba-32": _faces,
@@ -160,13 +155,7 @@ def build(part: int, to: Path, without: Sequence[str] = (), limit: int = LIMIT) 
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     try:
-        items = []
-        for name in (name for name in PARTS[part] if name not in without):
-            made = _maker(name)(name, to)
-            size, sha256 = made.path.stat().st_size, files.sha256_file(made.path)
-            items.append(
-                Item(name, made.path.name, made.source, made.changed, size, sha256, made.photos)
-            )
+        items = [_maker(name)(name, to) for name in PARTS[part] if name not in without]
         listing = {
             "part": part,
             "commit": environment.checkout_commit(ROOT),

@@ -1,14 +1,10 @@
-"""All checks, the most important first, each in a process of its own with a time limit.
-
-The records of a step are saved before the next one begins.
-"""
+"""All checks, the most important first, each in a process of its own with a time limit."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,14 +25,14 @@ RESERVED = 15.0  # seconds of the whole for the last archive
 GRACE, GRACE_SHARE = 12.0, 0.2
 MINUTES_SHARE = 0.85  # of a step's time: the --minutes that it gets
 FOUND_WRONG = 1  # exit status of a check that ended and found something wrong
-# in the order of the runs; the claims of the report before our own
-GANS = [
-    f"tests/accuracy/test_{name}.py" for name in ("tme9", "tme10", "tme9_beyond", "tme10_beyond")
-]
 ALWAYS = ("environment",)  # without it the records do not name their card, and are refused
+CHECK = "-m benchmarks.gpu_kit.checks {name} --device {device} --output {out}"
 # The suite turns warnings into errors. Here a warning of a library, or of a graph that was not
 # captured, must not cost a measurement.
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default")
+PYTEST = "-m pytest -q -p no:cacheprovider -W default"
+# With the equals sign: pytest takes a folder that stands alone for tests to collect. After it come
+# the files of tests alone, as a missing module of another one would stop the session.
+SESSION = f"{PYTEST} --device {{device}} --minutes {{minutes}} --output={{out}}/"
 
 
 @dataclass(frozen=True)
@@ -68,61 +64,41 @@ class Outcome:
     note: str = ""
 
 
-def _command(name: str, share: float, least: float, words: str, *needs: str) -> Step:
-    return Step(name, share, least, words.split(), needs)
-
-
-def _check(name: str, share: float, least: float, *needs: str) -> Step:
-    words = f"-m benchmarks.gpu_kit.checks {name} --device {{device}} --output {{out}}"
-    return _command(name, share, least, words, *needs)
-
-
-def _session(
-    name: str, share: float, least: float, folder: str, *words: str, needs: Sequence[str] = ()
-) -> Step:
-    """Pytest on the paths in `words` alone, as a missing module of another test would stop it.
-
-    `--output=` with the equals sign: pytest takes a folder that stands alone for tests to collect.
-    """
-    options = ("--device", "{device}", "--minutes", "{minutes}", f"--output={{out}}/{folder}")
-    return Step(name, share, least, (*PYTEST, *options, *words), needs)
+def _step(name: str, share: float, least: float, words: str, *needs: str) -> Step:
+    return Step(name, share, least, words.replace("{name}", name).split(), needs)
 
 
 STEPS: Sequence[Step] = (
-    _check("environment", 10, 40),
-    _command(
-        "parity",
-        12,
-        45,
-        "-m benchmarks.gpu_kit.parity --device {device} --output {out}/parity.json",
-    ),
-    _session("same-answer", 8, 60, "same-answer", "tests/properties/test_same_answer_cuda.py"),
-    _check("counters", 6, 20),
-    _session("speed", 60, 40, "speed", "--benchmark-only", "benchmarks"),
-    _check("pipeline", 5, 30),
-    _check("profiles", 5, 40),
-    _session(
+    _step("environment", 10, 40, CHECK),
+    _step("parity", 12, 45, CHECK),
+    _step("same-answer", 8, 60, SESSION + "{name} tests/properties/test_same_answer_cuda.py"),
+    _step("counters", 6, 20, CHECK),
+    _step("speed", 60, 40, SESSION + "{name} --benchmark-only benchmarks"),
+    _step("pipeline", 5, 30, CHECK),
+    _step("profiles", 5, 40, CHECK),
+    _step(
         "tme8",
         20,
         25,
-        "tme8",
-        "tests/accuracy/test_tme8.py",
-        needs=("squeezenet1_1", "imagenet-samples"),
+        SESSION + "{name} tests/accuracy/test_tme8.py",
+        "squeezenet1_1",
+        "imagenet-samples",
     ),
-    _session(
-        "tme7", 16, 25, "tme7", "tests/accuracy/test_tme7.py", needs=("vgg16-features", "scene15")
+    _step(
+        "tme7", 16, 25, SESSION + "{name} tests/accuracy/test_tme7.py", "vgg16-features", "scene15"
     ),
-    _command(
-        "gans",
-        24,
-        30,
-        "-m benchmarks.gpu_kit.gan_runs train --device {device} --minutes {minutes} "
-        "--output {out}/gans",
+    _step("gans", 24, 30, CHECK + " --minutes {minutes}", "mnist"),
+    # the claims of the report before our own
+    _step(
+        "gans-claims",
+        8,
+        25,
+        SESSION + "gans --profile full tests/accuracy/test_tme9.py tests/accuracy/test_tme10.py "
+        "tests/accuracy/test_tme9_beyond.py tests/accuracy/test_tme10_beyond.py",
         "mnist",
     ),
-    _session("gans-claims", 8, 25, "gans", "--profile", "full", *GANS, needs=("mnist",)),
-    _check("memory", 5, 15),
-    _check("team", 5, 20, "squeezenet1_1"),
+    _step("memory", 5, 15, CHECK),
+    _step("team", 5, 20, CHECK, "squeezenet1_1"),
 )
 
 
@@ -245,21 +221,19 @@ def _unpacked(kit: Path, work: Path) -> tuple[dict[str, str], dict[str, Any]]:
         own["RDFIA_COMMIT"] = commit  # the repository may have travelled without its history
     for folder in folders:
         try:
-            for item in parts.items_in(folder):
-                _unpack(folder, item, work, summary)
+            items = parts.items_in(folder)
         except RdfiaError as error:
+            items = []
             summary["problems"].append(str(error))
+        for item in items:
+            try:
+                parts.unpack(folder, item, root, work / "modules")
+                row = {"name": item.name, "source": item.source, "changed": item.changed}
+                summary["unpacked"].append(row)
+            except (RdfiaError, OSError, ValueError) as error:
+                summary["problems"].append(f"{item.name}: {error}")
     summary["seconds"] = round(time.monotonic() - begin, 1)
     return {**os.environ, **own}, summary
-
-
-def _unpack(folder: Path, item: parts.Item, work: Path, summary: dict[str, Any]) -> None:
-    try:
-        parts.unpack(folder, item, work / "assets", work / "modules")
-        row = {"name": item.name, "source": item.source, "changed": item.changed}
-        summary["unpacked"].append(row)
-    except (RdfiaError, OSError, ValueError) as error:
-        summary["problems"].append(f"{item.name}: {error}")
 
 
 def _lacking(kit: Mapping[str, Any]) -> Callable[[str], bool]:
@@ -285,9 +259,8 @@ def run(kit: Path, device: str, minutes: float, out: Path, names: Sequence[str] 
     # A shell makes its background processes ignore interrupts, and their children inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    work = Path(tempfile.mkdtemp(prefix="rdfia-gpu-kit-"))
-    records = work / "records"
-    try:
+    with tempfile.TemporaryDirectory(prefix="rdfia-gpu-kit-", ignore_cleanup_errors=True) as name:
+        work, records = Path(name), Path(name, "records")
         environment, kit_summary = _unpacked(kit, work)
 
         def attempt(step: Step, seconds: float) -> Outcome:
@@ -308,6 +281,4 @@ def run(kit: Path, device: str, minutes: float, out: Path, names: Sequence[str] 
         chosen = [step for step in STEPS if not names or step.name in {*names, *ALWAYS}]
         left = 60 * minutes - RESERVED - (time.monotonic() - begin)
         found = run_steps(chosen, left, attempt, save, _lacking(kit_summary))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return int(any(outcome.state in ("red", "failed", "timed out") for outcome in found))

@@ -1,10 +1,4 @@
-"""What is timed: by lab, the workloads beside a peer and the small ones of the gate.
-
-The limits of the gate (`at_most`) are 1.25 times the recorded ratio, but not under 1: how much
-faster than the lab ours is depends on the processor, and that it is not slower does not. They hold
-with AVX-512 and with AVX2 alone (benchmarks/README.md). What a commit costs is found by the
-comparison with its base.
-"""
+"""What is timed: by lab, the workloads beside a peer and the small ones of the gate."""
 
 from __future__ import annotations
 

@@ -22,15 +22,10 @@ from rdfia.gans.training import Trainer
 LOSS_TOLERANCE = 0.4
 
 
-def gan_step(
-    device: str,
-    dtype: torch.dtype = torch.float32,
-    prepare: Prepare = lambda network: network,
-    *,
-    kind: str,
-    batch: int = 0,
-) -> tuple[Call, Call]:
-    """A training step of a GAN and one of the lab's loop; both return Loss_D and Loss_G.
+def trainer_on_noise(
+    kind: str, device: str, dtype: torch.dtype = torch.float32, batch: int = 0
+) -> tuple[Trainer, Tensor, Tensor | None]:
+    """A trainer of a GAN on eight batches of noise, the images and their labels.
 
     `batch`: the lab's by default.
     """
@@ -40,8 +35,21 @@ def gan_step(
     shape = (n, nets.channels, 32, 32)
     x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random_stream())
     y = torch.arange(n) % nets.classes if nets.classes else None
-    trainer = Trainer(config, x, y, device=device)
-    discriminator, generator = map(prepare, architecture.build(nets, 0))
+    return Trainer(config, x, y, device=device), x, y
+
+
+def gan_step(
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    prepare: Prepare = lambda network: network,
+    *,
+    kind: str,
+    batch: int = 0,
+) -> tuple[Call, Call]:
+    """A training step of a GAN and one of the lab's loop; both return Loss_D and Loss_G."""
+    trainer, x, y = trainer_on_noise(kind, device, dtype, batch)
+    config = trainer.config
+    discriminator, generator = map(prepare, architecture.build(config.architecture, 0))
     loop = references.GanLoop(discriminator, generator, x, y, config.batch, device)
 
     def ours() -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ def random_network(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def vgg16_convolutions() -> Any:
-    """VGG16's convolutions alone, as making its dense layers takes most of the time."""
-    return random_network(lambda: models.vgg.make_layers(models.vgg.cfgs["D"]))
+    """VGG16's `features` alone, as making its dense layers takes most of the time."""
+    layers = random_network(lambda: models.vgg.make_layers(models.vgg.cfgs["D"]))
+    return nn.Sequential(OrderedDict(features=layers)).eval()
 
 
 def random_pixels(n: int, size: int) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import functools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from benchmarks.sampling import Call
 from benchmarks.workloads import inputs
 from benchmarks.workloads.definition import GateWorkload, PeerWorkload, Prepare
 from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, Preprocess
-from rdfia.device.memory import retain_freed_memory
 from rdfia.device.staging import decoding_threads
 from rdfia.models.networks import models, tap_paths
 from rdfia.transfer import features, svm
@@ -32,14 +31,46 @@ BATCH = {"cpu": 16, "cuda": features.default_batch("cuda")}
 FILES = {"cpu": 64, "cuda": 2_048}
 PATHS = tap_paths("vgg16")
 LATE_LAYERS = [tap for tap in PATHS if tap.startswith(("relu4", "relu5", "pool4", "pool5"))]
-CLASSIFIER = {
-    "relu6": "classifier.1",
-    "fc7": "classifier.3",
-    "relu7": "classifier.4",
-    "logits": "classifier.6",
-}
+CLASSIFIER = ["relu6", "fc7", "relu7", "logits"]
+SMALL_LATE_LAYERS = ["relu4_1", "relu4_3", "relu5_3", "pool5"]  # of the gate
 KTH_RELUS = ["relu1_2", "relu2_2", "relu3_3", "relu4_3"]
 COSTS = [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3]
+
+
+def _features(network: Any, pixels: Tensor, dtype: torch.dtype, taps: Sequence[str]) -> Call:
+    """What `features.feature_batches` does with each batch, with one copy of the network."""
+    paths, memory = {tap: PATHS[tap] for tap in taps}, contextlib.ExitStack()
+
+    @functools.cache
+    # At the first call: the peer's process makes both sides, and must not retain freed memory.
+    def network_copy() -> Any:
+        return memory.enter_context(features.inference_copy(network, dtype, pixels.device))
+
+    def call() -> list[Tensor]:
+        copy = network_copy()
+        with torch.inference_mode():
+            x = STRETCH_224.normalise(pixels).to(dtype, memory_format=torch.channels_last)
+            found = features.visit_taps(copy, x, paths, lambda _, value: features.flatten(value))
+            return [found[tap] for tap in taps]
+
+    weakref.finalize(call, memory.close)
+    return call
+
+
+def _cut(network: Any, path: str) -> nn.Sequential:
+    """VGG16 up to and including a layer, as the lab cuts it."""
+    part, index = path.split(".")
+    layers = list(network.features)
+    if part == "features":
+        return nn.Sequential(*layers[: int(index) + 1]).eval()
+    dense = list(network.classifier)[: int(index) + 1]
+    return nn.Sequential(*layers, network.avgpool, nn.Flatten(1), *dense).eval()
+
+
+def _truncated(
+    network: Any, paths: Sequence[str], prepare: Prepare = lambda network: network
+) -> Callable[[Tensor], list[Tensor]]:
+    return references.truncated([prepare(_cut(network, path)) for path in paths])
 
 
 # --- beside the peers
@@ -55,55 +86,32 @@ def _pixels(device: str) -> Tensor:
     return inputs.pixel_batch(inputs.smooth_photos(BATCH[device], 224), device)
 
 
-def _flat_taps(network: Any, x: Tensor, taps: Mapping[str, str]) -> list[Tensor]:
-    """The rows of each tap, in the order of `taps`."""
-    found = features.visit_taps(network, x, taps, lambda _tap, value: features.flatten(value))
-    return [found[tap] for tap in taps]
+def _layers(
+    name: str,
+    peer: str,
+    reference: Callable[[Any, list[str], Prepare], Callable[[Tensor], list[Tensor]]],
+    taps: Sequence[str],
+    wanted: float,
+    **options: Any,
+) -> PeerWorkload:
+    """Layers of VGG16, 224 pixels; `reference` takes network, paths and the peer's change."""
 
+    def make(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
+        network, pixels = vgg16(device), _pixels(device)
+        extract = reference(network, [PATHS[tap] for tap in taps], prepare)
+        return _features(network, pixels, dtype, taps), lambda: extract(pixels)
 
-def _ours(device: str, dtype: torch.dtype, taps: dict[str, str]) -> Call:
-    """What `features.feature_batches` does with each batch, its copy of the network made before."""
-    pixels, memory = _pixels(device), contextlib.ExitStack()
-
-    @functools.cache
-    # At the first call: the peer's process makes both sides, and must not retain freed memory.
-    def network_copy() -> Any:
-        memory.enter_context(retain_freed_memory())
-        with features.inference_copy(vgg16(device), dtype, device) as network:
-            return network
-
-    def call() -> list[Tensor]:
-        network = network_copy()
-        with torch.inference_mode():
-            x = STRETCH_224.normalise(pixels).to(dtype, memory_format=torch.channels_last)
-            return _flat_taps(network, x, taps)
-
-    weakref.finalize(call, memory.close)
-    return call
-
-
-def late_layers(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-    taps, pixels = {tap: PATHS[tap] for tap in LATE_LAYERS}, _pixels(device)
-    extract = references.extractor(vgg16(device), list(taps.values()), prepare)
-    return _ours(device, dtype, taps), lambda: extract(pixels)
-
-
-def _truncated(network: Any, path: str) -> nn.Sequential:
-    """VGG16 up to and including a layer, as the lab cuts it."""
-    part, index = path.split(".")
-    layers = list(network.features)
-    if part == "features":
-        return nn.Sequential(*layers[: int(index) + 1]).eval()
-    dense = list(network.classifier)[: int(index) + 1]
-    return nn.Sequential(*layers, network.avgpool, nn.Flatten(1), *dense).eval()
-
-
-def table1(
-    device: str, dtype: torch.dtype, prepare: Prepare, taps: dict[str, str]
-) -> tuple[Call, Call]:
-    network, pixels = vgg16(device), _pixels(device)
-    lab = references.truncated([prepare(_truncated(network, path)) for path in taps.values()])
-    return _ours(device, dtype, taps), lambda: lab(pixels)
+    return PeerWorkload(
+        name,
+        peer,
+        make,
+        tolerance=0.03,
+        batch=BATCH,
+        unit="images",
+        wanted={"cpu": wanted, "cuda": wanted},
+        exact_in_float32=True,
+        **options,
+    )
 
 
 def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
@@ -124,7 +132,7 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
     steps = [transforms.Resize((224, 224)), transforms.ToTensor()]
     steps.append(transforms.Normalize(references.MEAN, references.STD))
     data = datasets.ImageFolder(root, transforms.Compose(steps))
-    cut = prepare(_truncated(network, PATHS["pool5"]))
+    cut = prepare(_cut(network, PATHS["pool5"]))
     # a worker without a batch would be started for nothing
     workers = min(decoding_threads(device), -(-len(data) // batch))
 
@@ -143,8 +151,13 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
     return ours, peer
 
 
-def cost_sweep(columns: int, rows: int) -> Callable[..., tuple[Call, Call]]:
-    """A maker of the SVM's C on features after a ReLU, 15 classes, `rows` to train and to test."""
+def _decisions(grams: Any, y: np.ndarray, costs: Sequence[float]) -> list[np.ndarray]:
+    train, test = svm.span_coordinates(*grams)
+    return [fit.decision for _, fit in svm.sweep(train, y, test, costs)]
+
+
+def _fits(columns: int, rows: int, wanted: float) -> PeerWorkload:
+    """The SVM's C on features after a ReLU, 15 classes, `rows` to train and to test."""
 
     def make(device: str, _dtype: torch.dtype, _prepare: Prepare) -> tuple[Call, Call]:
         stream = np.random.default_rng(0)
@@ -162,31 +175,25 @@ def cost_sweep(columns: int, rows: int) -> Callable[..., tuple[Call, Call]]:
 
         return ours, lambda: references.svm_fits(train, y, test, COSTS)
 
-    return make
+    return PeerWorkload(
+        f"seven C, {columns:,} columns",
+        "seven LinearSVC on the features",
+        make,
+        tolerance=0.05,
+        batch=len(COSTS),
+        unit="fits",
+        wanted={"cpu": wanted, "cuda": wanted},
+        one_column="liblinear's work is not torch's: autocast and channels-last do nothing to it",
+    )
 
 
-def _decisions(grams: Any, y: np.ndarray, costs: Sequence[float]) -> list[np.ndarray]:
-    train, test = svm.span_coordinates(*grams)
-    return [fit.decision for _, fit in svm.sweep(train, y, test, costs)]
-
-
-_layers = functools.partial(
-    PeerWorkload, tolerance=0.03, batch=BATCH, unit="images", exact_in_float32=True
-)
-_fits = functools.partial(
-    PeerWorkload,
-    peer="seven LinearSVC on the features",
-    tolerance=0.05,
-    batch=len(COSTS),
-    unit="fits",
-    one_column="liblinear's work is not torch's: autocast and channels-last do nothing to it",
-)
 PEERS = [
     _layers(
         "VGG16, layers from conv4 up",
         "torchvision's create_feature_extractor",
-        late_layers,
-        wanted={"cpu": 4.0, "cuda": 4.0},
+        references.extractor,
+        LATE_LAYERS,
+        wanted=4.0,
         wanted_share={"cpu": 0.8, "cuda": 0.5},
     ),
     PeerWorkload(
@@ -198,68 +205,40 @@ PEERS = [
         unit="images",
         wanted={"cpu": 3.0, "cuda": 3.0},
     ),
-    _fits(
-        "seven C, 25,088 columns",
-        make=cost_sweep(25_088, rows=300),
-        wanted={"cpu": 2.0, "cuda": 2.0},
-    ),
+    _fits(25_088, rows=300, wanted=2.0),
     _layers(
-        "Table 1 as k-th ReLUs, four rows",
-        "a truncated network a row",
-        functools.partial(table1, taps={tap: PATHS[tap] for tap in KTH_RELUS}),
-        wanted={"cpu": 8.0, "cuda": 8.0},
+        "Table 1 as k-th ReLUs, four rows", "a truncated network a row", _truncated, KTH_RELUS, 8.0
     ),
     _layers(
         "Table 1 as classifier[:k], four rows",
         "a truncated network a row",
-        functools.partial(table1, taps=CLASSIFIER),
-        wanted={"cpu": 12.0, "cuda": 12.0},
+        _truncated,
+        CLASSIFIER,
+        12.0,
     ),
-    _fits(
-        "seven C, 100,352 columns",
-        make=cost_sweep(100_352, rows=150),
-        wanted={"cpu": 4.0, "cuda": 4.0},
-    ),
+    _fits(100_352, rows=150, wanted=4.0),
 ]
 
 
 # --- for the gate
 
-SMALL = Preprocess(64)
 
-
-def _small_taps(
-    device: str,
+def _small_layers(
+    name: str,
+    reference: Callable[[Any, list[str]], Callable[[Tensor], list[Tensor]]],
     taps: Sequence[str],
     n: int,
-    reference: Callable[[Any, list[str]], Callable[[Tensor], list[Tensor]]],
-) -> tuple[Call, Call]:
-    """Taps of VGG16's convolutions on `n` images of 64 pixels; `reference` takes network, paths."""
-    network = inputs.vgg16_convolutions()
-    paths = {tap: PATHS[tap].removeprefix("features.") for tap in taps}
-    pixels = inputs.pixel_batch(inputs.random_pixels(n, SMALL.size), device)
-    extract = reference(network.to(device), list(paths.values()))
-    # made here: in the call the copy would be most of the counted memory
-    with features.inference_copy(network, torch.float32, device) as copy:
-        pass
+    at_most: float,
+) -> GateWorkload:
+    """Layers of VGG16's convolutions on `n` images of 64 pixels."""
 
-    def ours() -> list[Tensor]:
-        with torch.inference_mode():
-            x = SMALL.normalise(pixels).to(memory_format=torch.channels_last)
-            return _flat_taps(copy, x, paths)
+    def make(device: str) -> tuple[Call, Call]:
+        network = inputs.vgg16_convolutions().to(device)
+        pixels = inputs.pixel_batch(inputs.random_pixels(n, 64), device)
+        extract = reference(network, [PATHS[tap] for tap in taps])
+        return _features(network, pixels, torch.float32, taps), lambda: extract(pixels)
 
-    return ours, lambda: extract(pixels)
-
-
-def _small_late_layers(device: str) -> tuple[Call, Call]:
-    return _small_taps(device, ("relu4_1", "relu4_3", "relu5_3", "pool5"), 4, references.extractor)
-
-
-def _small_table1(device: str) -> tuple[Call, Call]:
-    def reference(network: nn.Sequential, paths: list[str]) -> Callable[[Tensor], list[Tensor]]:
-        return references.truncated([network[: int(path) + 1] for path in paths])
-
-    return _small_taps(device, KTH_RELUS, 2, reference)
+    return GateWorkload(name, make, at_most)
 
 
 def _decoding(_device: str) -> tuple[Call, Call]:
@@ -295,8 +274,8 @@ def _small_sweep(_device: str) -> tuple[Call, Call]:
 
 
 GATE = [
-    GateWorkload("VGG16, four late layers", _small_late_layers, at_most=1.1),
-    GateWorkload("VGG16, Table 1 by ReLUs", _small_table1, at_most=1.0),
+    _small_layers("VGG16, four late layers", references.extractor, SMALL_LATE_LAYERS, 4, 1.1),
+    _small_layers("VGG16, Table 1 by ReLUs", _truncated, KTH_RELUS, 2, 1.0),
     GateWorkload("decode and resize", _decoding, at_most=1.25, tolerance=0.02, counted=False),
     GateWorkload("C sweep", _small_sweep, at_most=1.0, tolerance=0.02),
 ]

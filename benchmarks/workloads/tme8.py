@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import references
 from benchmarks.sampling import Call
@@ -21,8 +22,43 @@ from rdfia.data.images import CENTRE_CROP_224
 from rdfia.gradients import fooling, saliency, visualisation
 from rdfia.models.networks import models
 
-STEPS, RATE = 5, 0.1  # of fooling: too little to fool, so that both sides take as many steps
 CLASSES = [78, 90, 113, 187, 276, 366, 505, 640]
+Side = Callable[[Any, Tensor, Sequence[int]], Tensor]  # network, images, classes -> images or maps
+
+
+def captum_saliency(network: nn.Module, x: Tensor, target: Sequence[int]) -> Tensor:
+    from captum.attr import Saliency
+
+    labels = torch.tensor(target, device=x.device)
+    return Saliency(network).attribute(x.clone().requires_grad_(), labels).amax(1)
+
+
+def fooling_sides(steps: int, lr: float) -> tuple[Side, Side]:
+    """What ours and the lab's loop add to the images."""
+    return (
+        lambda network, x, target: fooling.fool(network, x, target, lr=lr, steps=steps).x - x,
+        lambda network, x, target: references.fooling(network, x, target, steps, lr=lr) - x,
+    )
+
+
+def visualisation_sides(steps: int) -> tuple[Side, Side]:
+    """Images of the classes, as large as `x`."""
+
+    def ours(network: nn.Module, x: Tensor, target: Sequence[int]) -> Tensor:
+        options: dict[str, Any] = {"steps": steps, "size": x.shape[-1], "blur_sigma": 0.0}
+        return visualisation.visualise(network, target, seeds=target, **options).x
+
+    def singles(network: nn.Module, x: Tensor, target: Sequence[int]) -> Tensor:
+        return references.visualisation(network, target, target, steps, x.shape[-1])
+
+    return ours, singles
+
+
+def _calls(
+    sides: tuple[Side, Side], peer: nn.Module, network: nn.Module, x: Tensor, target: Sequence[int]
+) -> tuple[Call, Call]:
+    ours, theirs = sides
+    return lambda: [ours(network, x, target)], lambda: [theirs(peer, x, target)]
 
 
 # --- beside the peers, 224 pixels
@@ -39,117 +75,63 @@ def photos(n: int, device: str) -> Tensor:
     return CENTRE_CROP_224.normalise(inputs.pixel_batch(inputs.smooth_photos(n, 224), device))
 
 
-def saliency_and_captum(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-    from captum.attr import Saliency
+def _peer(
+    name: str,
+    peer: str,
+    sides: tuple[Side, Side],
+    batch: int,
+    cpu: float,
+    cuda: float,
+    target: Sequence[int] = (),
+) -> PeerWorkload:
+    """`target`: by default unlikely classes; `cpu` and `cuda`: wanted speed-ups."""
 
-    network, x = squeezenet(device), photos(32, device)
-    target, peer_network = inputs.unlikely_classes(network, x), prepare(network)
+    def make(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
+        network, x = squeezenet(device), photos(batch, device)
+        classes = target or inputs.unlikely_classes(network, x)
+        return _calls(sides, prepare(network), network, x, classes)
 
-    def peer() -> list[Tensor]:
-        labels = torch.tensor(target, device=device)
-        maps = Saliency(peer_network).attribute(x.clone().requires_grad_(), labels)
-        return [maps.amax(1)]
-
-    return lambda: [saliency.saliency_maps(network, x, target)], peer
-
-
-def saliency_and_singles(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-    network, x = squeezenet(device), photos(32, device)
-    target, peer_network = inputs.unlikely_classes(network, x), prepare(network)
-    return (
-        lambda: [saliency.saliency_maps(network, x, target)],
-        lambda: [references.saliency(peer_network, x, target)],
+    return PeerWorkload(
+        name,
+        peer,
+        make,
+        tolerance=GRADIENT_TOLERANCE,
+        batch=batch,
+        unit="images",
+        wanted={"cpu": cpu, "cuda": cuda},
+        dtype="float32",
     )
 
 
-def fooling_and_lab(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-    network, x = squeezenet(device), photos(64, device)
-    target, peer_network = inputs.unlikely_classes(network, x), prepare(network)
-    return (
-        lambda: [fooling.fool(network, x, target, lr=RATE, steps=STEPS).x - x],
-        lambda: [references.fooling(peer_network, x, target, STEPS, lr=RATE) - x],
-    )
-
-
-def visualisation_and_singles(
-    device: str, _dtype: torch.dtype, prepare: Prepare
-) -> tuple[Call, Call]:
-    network = squeezenet(device)
-    peer_network = prepare(network)
-    options: dict[str, Any] = {"seeds": CLASSES, "steps": 5, "blur_sigma": 0.0}
-    return (
-        lambda: [visualisation.visualise(network, CLASSES, **options).x],
-        lambda: [references.visualisation(peer_network, CLASSES, CLASSES, 5, 224)],
-    )
-
-
-_peer = functools.partial(
-    PeerWorkload, tolerance=GRADIENT_TOLERANCE, unit="images", dtype="float32"
-)
+CAPTUM = (saliency.saliency_maps, captum_saliency)
+SINGLES = (saliency.saliency_maps, references.saliency)
+FOOLING = fooling_sides(5, 0.1)  # too little to fool, so that both sides take as many steps
+VISUALISATION = visualisation_sides(5)
 PEERS = [
+    _peer("saliency, 32 photos, and captum", "captum's Saliency", CAPTUM, 32, 0.95, 1.5),
     _peer(
-        "saliency, 32 photos, and captum",
-        "captum's Saliency",
-        saliency_and_captum,
-        batch=32,
-        wanted={"cpu": 0.95, "cuda": 1.5},
+        "class visualisation, 8 classes", "a class at a time", VISUALISATION, 8, 1.3, 5.0, CLASSES
     ),
-    _peer(
-        "class visualisation, 8 classes",
-        "a class at a time",
-        visualisation_and_singles,
-        batch=len(CLASSES),
-        wanted={"cpu": 1.3, "cuda": 5.0},
-    ),
-    _peer(
-        "fooling, 64 photos",
-        "the lab's loop, a photo at a time",
-        fooling_and_lab,
-        batch=64,
-        wanted={"cpu": 2.0, "cuda": 10.0},
-    ),
-    _peer(
-        "saliency, 32 photos, and singles",
-        "a loop of single photos",
-        saliency_and_singles,
-        batch=32,
-        wanted={"cpu": 1.2, "cuda": 10.0},
-    ),
+    _peer("fooling, 64 photos", "the lab's loop, a photo at a time", FOOLING, 64, 2.0, 10.0),
+    _peer("saliency, 32 photos, and singles", "a loop of single photos", SINGLES, 32, 1.2, 10.0),
 ]
 
 
 # --- for the gate, 64 pixels
 
 
-def _small_saliency(device: str) -> tuple[Call, Call]:
-    network, target = inputs.small_squeezenet(device), list(range(8))
-    x = inputs.random_batch(8, 64, device)
-    return (
-        lambda: [saliency.saliency_maps(network, x, target)],
-        lambda: [references.saliency(network, x, target)],
-    )
+def _small(
+    name: str, sides: tuple[Side, Side], n: int, tolerance: float, target: Sequence[int] = ()
+) -> GateWorkload:
+    def make(device: str) -> tuple[Call, Call]:
+        network, x = inputs.small_squeezenet(device), inputs.random_batch(n, 64, device)
+        return _calls(sides, network, network, x, target or inputs.unlikely_classes(network, x))
 
-
-def _small_fooling(device: str) -> tuple[Call, Call]:
-    network, x = inputs.small_squeezenet(device), inputs.random_batch(4, 64, device)
-    target = inputs.unlikely_classes(network, x)
-    return (
-        lambda: [fooling.fool(network, x, target, lr=0.01, steps=3).x - x],
-        lambda: [references.fooling(network, x, target, 3, lr=0.01) - x],
-    )
-
-
-def _small_visualisation(device: str) -> tuple[Call, Call]:
-    network, classes = inputs.small_squeezenet(device), list(range(4))
-    options: dict[str, Any] = {"seeds": classes, "steps": 3, "size": 64, "blur_sigma": 0.0}
-    return (
-        lambda: [visualisation.visualise(network, classes, **options).x],
-        lambda: [references.visualisation(network, classes, classes, 3, 64)],
-    )
+    return GateWorkload(name, make, at_most=1.0, tolerance=tolerance)
 
 
 GATE = [
-    GateWorkload("saliency", _small_saliency, at_most=1.0, tolerance=GRADIENT_TOLERANCE),
-    GateWorkload("fooling", _small_fooling, at_most=1.0, tolerance=GRADIENT_TOLERANCE),
-    GateWorkload("class visualisation", _small_visualisation, at_most=1.0),
+    _small("saliency", SINGLES, 8, GRADIENT_TOLERANCE, range(8)),
+    _small("fooling", fooling_sides(3, 0.01), 4, GRADIENT_TOLERANCE),
+    _small("class visualisation", visualisation_sides(3), 4, 1e-3, range(4)),
 ]

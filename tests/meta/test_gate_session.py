@@ -44,7 +44,7 @@ class Item:
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "counters.json"
     monkeypatch.setattr(counters, "BASELINE", path)
-    key = f"torch {counters.torch_minor()}, cpu"
+    key = counters.key("cpu")
     path.write_text(json.dumps({key: {"a": {"operators": 1}}, "torch 1.0, cpu": {}}))
     return path
 
@@ -120,7 +120,7 @@ def test_summary_is_green_only_after_a_whole_session() -> None:
 
 def test_accept_stores_rows_of_this_torch_alone(kept: Path) -> None:
     assert finish(*session({"b": {"operators": 7}}, accept=True)) == 0
-    found, key = json.loads(kept.read_text()), f"torch {counters.torch_minor()}, cpu"
+    found, key = json.loads(kept.read_text()), counters.key("cpu")
     assert found == {key: {**SAME, "b": {"operators": 7}}, "torch 1.0, cpu": {}}
     run, end = session({"b": {"operators": 7}}, accept=True)
     run.known = {"b"}  # row "a" was removed
@@ -182,7 +182,6 @@ def test_failed_and_skipped_tests_are_noted(
 def test_crash_after_another_failure_is_noted() -> None:
     run, _ = session({})
     run.fail("unfit", "one row")
-    item: Any = Item("paired")
-    item.failures_before = 1  # when its test began
-    make_report(run, item, "failed")
+    run.pytest_runtest_setup()
+    make_report(run, Item("paired"), "failed")
     assert list(run.failed) == ["unfit", "nothing"]
