@@ -909,10 +909,8 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
         name: {tap: lab.right(network, tap, with_taps=taps, dtype=dtype) for tap in taps}
         for name, dtype in types.items()
     }
-    differences = {
-        tap: difference_of_proportions(right["bfloat16"][tap], right["float32"][tap])
-        for tap in taps
-    }
+    rounded, whole = right["bfloat16"], right["float32"]
+    differences = {tap: difference_of_proportions(rounded[tap], whole[tap]) for tap in taps}
     worst = max(taps, key=lambda tap: max(map(abs, differences[tap].limits)))
     claim.measured(
         {"largest difference": differences[worst]},

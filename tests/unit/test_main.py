@@ -58,7 +58,7 @@ def test_without_a_command_the_commands_are_listed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["rdfia"])
-    for arguments in (None, []):
+    for arguments in (None, list[str]()):
         assert main(arguments) == 2
         found = capsys.readouterr()
         assert found.out == ""
