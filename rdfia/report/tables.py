@@ -6,7 +6,7 @@ A table stands between two marks, so that the text around it is written by hand.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ NO_CUDA = "Nothing was measured on a CUDA device yet; `python -m benchmarks.gpu_
 FAULTS = "cpu/faults"
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table of texts."""
-    head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(
         f"| {' | '.join(text.replace('|', summary.BAR) for text in line)} |" for line in lines
@@ -41,8 +40,11 @@ def verdicts(root: Path) -> str:
 
 def speed(root: Path) -> str:
     """Speed-ups over the peers with 95 % intervals, of the committed runs of the benchmarks."""
-    runs = {words: _committed(root, run, "benchmarks.json") for words, run in SPEED.items()}
-    return table(*benchmarks.speedup_table(runs))
+    return table(
+        *benchmarks.speedup_table(
+            {words: _committed(root, run, "benchmarks.json") for words, run in SPEED.items()}
+        )
+    )
 
 
 def cuda(root: Path) -> str:
@@ -57,9 +59,39 @@ def cuda(root: Path) -> str:
 
 def faults(root: Path) -> str:
     """How often each fault was tried and withstood, in the committed run."""
-    rows = _committed(root, FAULTS, "faults.json")["rows"].items()
-    head = ("fault", "withstood", "what it means")
-    return table(head, [(n, f"{r['withstood']} of {r['tried']}", r["means"]) for n, r in rows])
+    return table(
+        ("fault", "withstood", "what it means"),
+        [
+            (name, f"{row['withstood']} of {row['tried']}", row["means"])
+            for name, row in _committed(root, FAULTS, "faults.json")["rows"].items()
+        ],
+    )
+
+
+def scale(root: Path) -> str:
+    """Photos, a shard of pool5 and the SVM by number of training images, as measured once."""
+    found = _committed(root, "cpu", "scale.json")
+    titles = {
+        "photos": f"a photo of {found['photos']['kilobytes']:.0f} kB, one core",
+        "shard": f"a shard of pool5, {found['shard']['megabytes']:.1f} MB",
+    }
+    rows = [
+        (f"{title}: {name}", f"{value:.2g}")
+        for key, title in titles.items()
+        for name, value in found[key].items()
+        if ", " in name  # a time and its unit
+    ]
+    return table(
+        ("work", "measured"),
+        rows
+        + [
+            (
+                f"SVM on {row['images']:,} training images: factorisation; 15 one-vs-rest SVMs, s",
+                f"{row['factor, s']:.2g}; {row['15 SVMs, s']:.2g}",
+            )
+            for row in found["svm"]
+        ],
+    )
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -67,6 +99,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed": speed,
     "faults": faults,
     "cuda": cuda,
+    "scale": scale,
 }
 
 

@@ -43,6 +43,12 @@ def committed(root: Path) -> Path:
     faults = {"a fault": {"tried": 9, "withstood": 8, "means": "it went on"}}
     (root / "reports" / "verified" / "cpu" / "faults").mkdir()
     files.write_json(root / "reports/verified/cpu/faults/faults.json", {"rows": faults})
+    scale = {
+        "photos": {"photos": 9, "kilobytes": 20.4, "hash, ms": 0.0257},
+        "shard": {"megabytes": 12.84, "read and checked, s": 0.0064},
+        "svm": [{"images": 8000, "factor, s": 44.9, "15 SVMs, s": 35.6, "converged": 1.0}],
+    }
+    files.write_json(root / "reports/verified/cpu/scale.json", scale)
     (root / "docs").mkdir()
     return root
 
@@ -50,13 +56,18 @@ def committed(root: Path) -> Path:
 def test_rows_have_ratios_with_intervals_and_counts(tmp_path: Path) -> None:
     root = committed(tmp_path)
     text = "a\n<!-- table speed: rdfia report --all -->\nold\n<!-- end of table -->\n"
-    text += "b\n<!-- table faults: rdfia report --all -->\n<!-- end of table -->\nc\n"
+    text += "b\n<!-- table faults: rdfia report --all -->\n<!-- end of table -->\n"
+    text += "<!-- table scale: rdfia report --all -->\n<!-- end of table -->\nc\n"
     (root / "docs" / "a.md").write_text(text)
     tables.write(root)
     lines = (root / "docs" / "a.md").read_text().splitlines()
     assert lines[0] == "a"
     assert lines[-1] == "c"
     assert "old" not in lines
+    assert "| a photo of 20 kB, one core: hash, ms | 0.026 |" in lines
+    assert "| a shard of pool5, 12.8 MB: read and checked, s | 0.0064 |" in lines
+    svm = "SVM on 8,000 training images: factorisation; 15 one-vs-rest SVMs, s"
+    assert f"| {svm} | 45; 36 |" in lines
     assert r"| a \| b | the peer |  |  | 2.48 (2.12 to 2.84) | 12 (11 to 14) |" in lines
     assert "| a fault | 8 of 9 | it went on |" in lines
 
