@@ -13,6 +13,7 @@ from rdfia.data import assets, datasets
 from rdfia.experiments import gan_data, gradients, transfer
 from rdfia.experiments import gans as gan_experiments
 from rdfia.report.environment import environment
+from tests.support.claim_session import ClaimCheck
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def _benches() -> dict[str, transfer.TransferBench]:
 
 @pytest.fixture
 def bench(
-    _benches: dict[str, transfer.TransferBench], claim: Any, progress: Any
+    _benches: dict[str, transfer.TransferBench], claim: ClaimCheck, progress: Any
 ) -> Callable[[str, Path], transfer.TransferBench]:
     """bench("scene15" | "digits", path): the bench of TME 7 for one data set."""
 
@@ -44,7 +45,7 @@ def _lenses() -> dict[tuple[str, str], gradients.GradientBench]:
 
 @pytest.fixture
 def lens(
-    _lenses: dict[tuple[str, str], gradients.GradientBench], claim: Any, progress: Any
+    _lenses: dict[tuple[str, str], gradients.GradientBench], claim: ClaimCheck, progress: Any
 ) -> Callable[..., gradients.GradientBench | None]:
     """lens("SqueezeNet 1.1"): the bench of TME 8 for one network.
 
@@ -87,7 +88,7 @@ def _galleries() -> dict[str, gan_experiments.GanBench]:
 
 @pytest.fixture
 def gans(
-    _galleries: dict[str, gan_experiments.GanBench], claim: Any, progress: Any
+    _galleries: dict[str, gan_experiments.GanBench], claim: ClaimCheck, progress: Any
 ) -> Callable[..., gan_experiments.GanBench | None]:
     """gans("MNIST"): the bench of TME 9 and 10 for one data set.
 

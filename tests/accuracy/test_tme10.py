@@ -46,6 +46,7 @@ from tests.accuracy.test_tme9 import (
     over_seeds,
     ratio_of,
 )
+from tests.support.check import Check
 
 VERY_GOOD_FROM = 5_625  # the report's step
 EARLY_STEP = 50  # "noise at first"
@@ -73,7 +74,7 @@ def cases(claim_id: str, *whats: str, titles: Sequence[str] = ("MNIST",), prefix
 
 @pytest.mark.gate
 @claim_of("tme10.q6.objective")
-def test_conditional_objective_slopes(claim: Any) -> None:
+def test_conditional_objective_slopes(claim: Check) -> None:
     """Gradients of both losses with respect to the weights of networks that get y.
 
     In float64, against the chain rule.
@@ -120,7 +121,7 @@ def _logits(d: Discriminator, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.gate
 @claim_of("tme10.q13.weights", case="counts")
-def test_parameter_counts_of_cgan_and_cdcgan(claim: Any) -> None:
+def test_parameter_counts_of_cgan_and_cdcgan(claim: Check) -> None:
     counts = {kind: parameter_counts(LABS[kind].architecture) for kind in ("cdcgan", "cgan")}
     built = {
         kind: tuple(
@@ -149,7 +150,7 @@ def test_parameter_counts_of_cgan_and_cdcgan(claim: Any) -> None:
 
 @slow
 @cases("tme10.reader", "", titles=("MNIST", "digits"))
-def test_digit_classifier_accuracy(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_digit_classifier_accuracy(claim: Check, gans: Gans, title: str, what: str) -> None:
     if (bench := gans(title, short=True)) is None:
         return
     read = bench.features(bench.x_held)[1]
@@ -202,7 +203,7 @@ def collapsed(bench: GanBench, runs: Sequence[Run]) -> list[bool]:
     ]
 
 
-def add_grids(claim: Any, bench: GanBench, run: Run, number: int) -> None:
+def add_grids(claim: Check, bench: GanBench, run: Run, number: int) -> None:
     for step in (row["step"] for row in bench.run(run)["scores"] if row["step"] in run.grids):
         name = (
             f"{NAMES[kind_of(run)]}, seed {run.config.seed},"
@@ -223,7 +224,7 @@ def kind_of(run: Run) -> str:
     return run.name.partition("-seed-")[0]
 
 
-def add_losses(claim: Any, bench: GanBench, run: Run, number: int) -> None:
+def add_losses(claim: Check, bench: GanBench, run: Run, number: int) -> None:
     claim.figure(
         f"figure{number}-{run.name}-losses",
         figures.losses(bench.losses(run)),
@@ -272,7 +273,7 @@ def scores_between(
     "reads as asked at 7,812",
     "stable losses",
 )
-def test_cdcgan(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_cdcgan(claim: Check, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs, shown, measured = (
@@ -333,7 +334,7 @@ def window_means(
 
 @slow
 @cases("tme10.q10.log", "5,625 to 5,700", "7,725 to 7,800")
-def test_printed_log(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_printed_log(claim: Check, gans: Gans, title: str, what: str) -> None:
     """All steps between the printed lines, because single lines of one batch vary."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
@@ -375,7 +376,7 @@ def information_over_permuted(bench: GanBench, runs: Sequence[Run]) -> Estimate:
 
 @slow
 @cases("tme10.q11.label", "accuracy at chance", "the label says nothing", "over seeds")
-def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_cdcgan_without_label_in_d(claim: Check, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = ("cdcgan-no-y-in-D", "cdcgan")
@@ -428,7 +429,7 @@ def test_cdcgan_without_label_in_d(claim: Any, gans: Gans, title: str, what: str
 
 @slow
 @cases("tme10.q12.cgan", "noise until 5,000", "poor at 11,700")
-def test_cgan(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_cgan(claim: Check, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs, measured = long_runs(bench, "cgan"), dict[str, Any]()
@@ -483,7 +484,7 @@ STEPS_OF = {"harder to train": (1_000, 1_500, 2_000), "harder in the long run": 
 
 @slow
 @cases("tme10.q13.weights", *STEPS_OF)
-def test_cgan_is_harder_to_train(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_cgan_is_harder_to_train(claim: Check, gans: Gans, title: str, what: str) -> None:
     """Medians over the same snapshots of both networks, seed by seed."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
@@ -552,7 +553,7 @@ SHORT = [  # claim, part, network, bound, score
     ],
 )
 def test_short_runs(
-    claim: Any, gans: Gans, title: str, what: str, network: str, bound: str, score: str
+    claim: Check, gans: Gans, title: str, what: str, network: str, bound: str, score: str
 ) -> None:
     if (bench := gans(title, short=True)) is None:
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from rdfia.claims.intervals import exact_value
@@ -11,11 +9,12 @@ from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_seeds import long_runs
 from tests.accuracy.test_tme9 import LAST, Gans, over_seeds, slow
 from tests.accuracy.test_tme10 import cases, collapsed, evidence
+from tests.support.check import Check
 
 
 @slow
 @cases("tme10.better", "the lab's settings", "a mean of G's weights, new seeds")
-def test_better_than_the_report(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_better_than_the_report(claim: Check, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     lab = what == "the lab's settings"

@@ -28,6 +28,7 @@ from rdfia.experiments.transfer import CS, VGG16, TransferBench
 from rdfia.models import networks
 from rdfia.report import figures
 from rdfia.transfer import heads, svm
+from tests.support.check import Check
 
 VGG16_ROWS = [row for row in TABLE1 if row.claim == "tme7.q11.table1"]
 FIRST = {row.name: row.cut for row in VGG16_ROWS}
@@ -85,7 +86,7 @@ def ways_that_disagree(counted: dict[str, dict[str, int]]) -> Estimate:
 
 @pytest.mark.gate
 @claim_of("tme7.q1.blocks")
-def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) -> None:
+def test_parameters_per_block(claim: Check, counted: dict[str, dict[str, int]]) -> None:
     blocks = {block: exact_value(count) for block, count in counted["tensors"].items()}
     claim.measured(
         {**blocks, "counting methods that disagree": ways_that_disagree(counted)},
@@ -97,7 +98,7 @@ def test_parameters_per_block(claim: Any, counted: dict[str, dict[str, int]]) ->
 
 @pytest.mark.gate
 @claim_of("tme7.q1.total")
-def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> None:
+def test_parameters_in_all(claim: Check, counted: dict[str, dict[str, int]]) -> None:
     kinds = [layer.kind for layer in networks.ARCHITECTURES["vgg16"].weight_layers]
     counts = {
         "parameters": sum(counted["tensors"].values()),
@@ -113,7 +114,7 @@ def test_parameters_in_all(claim: Any, counted: dict[str, dict[str, int]]) -> No
     )
 
 
-def check_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
+def check_output(claim: Check, logits: torch.Tensor, **record: Any) -> None:
     sums = logits.sum(1)
     torch.testing.assert_close(logits.softmax(1).sum(1), torch.ones(len(sums)), rtol=0, atol=1e-5)
     claim.measured(
@@ -136,7 +137,7 @@ def check_output(claim: Any, logits: torch.Tensor, **record: Any) -> None:
 
 
 @claim_of("tme7.q2.output")
-def test_output_is_logits(claim: Any) -> None:
+def test_output_is_logits(claim: Check) -> None:
     network = networks.build("vgg16", seed=0).eval()
     with torch.inference_mode():
         logits = network(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
@@ -150,7 +151,7 @@ def test_output_is_logits(claim: Any) -> None:
 
 
 @claim_of("tme7.q2.output", case="efficientnet-lite0")
-def test_output_is_logits_elsewhere(claim: Any) -> None:
+def test_output_is_logits_elsewhere(claim: Check) -> None:
     located, photos = claim.need("efficientnet-lite0"), claim.need("foolbox-photos")
     loaded = networks.load("efficientnet-lite0", assets.load_weights("efficientnet-lite0"))
     paths = datasets.foolbox_photos(photos.path).paths[:4]
@@ -205,7 +206,7 @@ def photo_of(photos: datasets.ImageSet, name: str) -> Path:
     "title",
     [pytest.param(title, marks=claim_of("tme7.q3.animals", case=title)) for title in CLASSIFIERS],
 )
-def test_animals_are_named(claim: Any, title: str) -> None:
+def test_animals_are_named(claim: Check, title: str) -> None:
     located, samples = claim.need(CLASSIFIERS[title][1]), claim.need("imagenet-samples")
     expected = ["Egyptian cat", "wire-haired fox terrier"]
     photos = datasets.imagenet_samples(samples.path)
@@ -240,7 +241,7 @@ def test_animals_are_named(claim: Any, title: str) -> None:
 
 
 @claim_of("tme7.q3.animals", case="EfficientNet-Lite0 on foolbox's photos")
-def test_photos_of_a_package_are_named(claim: Any) -> None:
+def test_photos_of_a_package_are_named(claim: Check) -> None:
     located, folder = claim.need("efficientnet-lite0"), claim.need("foolbox-photos")
     photos = datasets.foolbox_photos(folder.path)
     guesses = top5("EfficientNet-Lite0", list(photos.paths))
@@ -276,7 +277,7 @@ def test_photos_of_a_package_are_named(claim: Any) -> None:
 
 
 @claim_of("tme7.q4.conv1")
-def test_first_convolution_maps(claim: Any) -> None:
+def test_first_convolution_maps(claim: Check) -> None:
     claim.need("vgg16-features")
     samples = assets.find("imagenet-samples")
     if samples:
@@ -309,7 +310,7 @@ def test_first_convolution_maps(claim: Any) -> None:
 
 
 @claim_of("tme7.q5.dataset")
-def test_scene15_is_small(claim: Any) -> None:
+def test_scene15_is_small(claim: Check) -> None:
     train, test = datasets.scene15(claim.need("scene15").path)
     sizes = np.bincount(np.concatenate([train.labels, test.labels]))
     counts = {
@@ -330,14 +331,14 @@ def test_scene15_is_small(claim: Any) -> None:
 Benches = Callable[[str, Path], TransferBench]
 
 
-def scene_bench(claim: Any, bench: Benches, network: str) -> TransferBench:
+def scene_bench(claim: Check, bench: Benches, network: str) -> TransferBench:
     """The bench of 15-Scene; without its data or weights the claim becomes `unavailable`."""
     located = claim.need("scene15")
     claim.need(transfer.WEIGHTS[network])
     return bench("scene15", located.path)
 
 
-def digit_bench(claim: Any, bench: Benches, network: str) -> TransferBench:
+def digit_bench(claim: Check, bench: Benches, network: str) -> TransferBench:
     located = claim.need("digits")
     claim.need(transfer.WEIGHTS[network])
     return bench("digits", located.path)
@@ -346,7 +347,7 @@ def digit_bench(claim: Any, bench: Benches, network: str) -> TransferBench:
 BENCHES = {"15-Scene": scene_bench, "digits": digit_bench}
 
 
-def taken_from_full(claim: Any, data: str, network: str = "") -> bool:
+def taken_from_full(claim: Check, data: str, network: str = "") -> bool:
     """Whether profile `short` uses the record of a full run instead of computing.
 
     It does for VGG16 on 15-Scene, which takes too long, and for digits where 15-Scene is available.
@@ -364,7 +365,7 @@ def taken_from_full(claim: Any, data: str, network: str = "") -> bool:
         pytest.param("digits", marks=claim_of("tme7.q5.scratch", case="AlexNet, digits")),
     ],
 )
-def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
+def test_training_from_nothing(claim: Check, bench: Benches, data: str) -> None:
     if taken_from_full(claim, data):
         return
     lab = BENCHES[data](claim, bench, "alexnet")
@@ -433,7 +434,7 @@ def test_training_from_nothing(claim: Any, bench: Benches, data: str) -> None:
     ],
 )
 def test_pretraining_beats_random_weights(
-    claim: Any, bench: Benches, data: str, network: str
+    claim: Check, bench: Benches, data: str, network: str
 ) -> None:
     if taken_from_full(claim, data, network):
         return
@@ -488,7 +489,7 @@ def test_pretraining_beats_random_weights(
         pytest.param("digits", "vgg16", marks=claim_of("tme7.q8.depth", case="vgg16, digits")),
     ],
 )
-def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: str) -> None:
+def test_accuracy_against_depth(claim: Check, bench: Benches, data: str, network: str) -> None:
     if taken_from_full(claim, data, network):
         return
     lab = BENCHES[data](claim, bench, network)
@@ -530,7 +531,7 @@ def test_accuracy_against_depth(claim: Any, bench: Benches, data: str, network: 
     "network",
     [pytest.param(n, marks=claim_of("tme7.q9.grey", case=n)) for n in ("vgg16", "alexnet")],
 )
-def test_grey_is_copied(claim: Any, network: str) -> None:
+def test_grey_is_copied(claim: Check, network: str) -> None:
     claim.need(transfer.WEIGHTS[network])
     photos = claim.need("skimage-photos")
     loaded = networks.load(network, assets.load_weights(transfer.WEIGHTS[network]))
@@ -592,7 +593,7 @@ def test_grey_is_copied(claim: Any, network: str) -> None:
         ),
     ],
 )
-def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str) -> None:
+def test_new_head(claim: Check, bench: Benches, data: str, network: str, tap: str) -> None:
     if tap == "relu7":
         claim.need("vgg16-full")
     if taken_from_full(claim, data):
@@ -638,7 +639,7 @@ def test_new_head(claim: Any, bench: Benches, data: str, network: str, tap: str)
 
 
 def check_row(
-    claim: Any, lab: TransferBench, network: str, tap: str, row: str, reading: str, **options: Any
+    claim: Check, lab: TransferBench, network: str, tap: str, row: str, reading: str, **options: Any
 ) -> None:
     """Pass one row of Table 1 to the claim; "conv 3" is AlexNet's.
 
@@ -675,7 +676,7 @@ def check_row(
         for row in FIRST
     ],
 )
-def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
+def test_table1_cut_classifier(claim: Check, bench: Benches, row: str) -> None:
     """The first reading, `classifier[:k]`: needs the dense layers."""
     claim.need("vgg16-full")
     lab = scene_bench(claim, bench, "vgg16")
@@ -691,7 +692,7 @@ def test_table1_cut_classifier(claim: Any, bench: Benches, row: str) -> None:
         for row in SECOND
     ],
 )
-def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
+def test_table1_kth_relu(claim: Check, bench: Benches, row: str) -> None:
     """The second reading, the k-th ReLU of the network."""
     if row != "Relu10" and claim.recorded():
         return
@@ -708,7 +709,7 @@ def test_table1_kth_relu(claim: Any, bench: Benches, row: str) -> None:
         for name in READINGS
     ],
 )
-def test_table1_order(claim: Any, bench: Benches, reading: str) -> None:
+def test_table1_order(claim: Check, bench: Benches, reading: str) -> None:
     """Relu2 is best, Relu7 and Relu10 hardly differ."""
     if reading == "first":
         claim.need("vgg16-full")
@@ -744,7 +745,7 @@ def test_table1_order(claim: Any, bench: Benches, reading: str) -> None:
         pytest.param("digits", marks=claim_of("tme7.q11.C", case="pool5, digits")),
     ],
 )
-def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
+def test_accuracy_against_cost(claim: Check, bench: Benches, case: str) -> None:
     if case == "relu7":
         claim.need("vgg16-full")
     if taken_from_full(claim, case):
@@ -808,7 +809,7 @@ def test_accuracy_against_cost(claim: Any, bench: Benches, case: str) -> None:
         pytest.param("second", "relu3", marks=claim_of("tme7.q11.alexnet", case="second reading")),
     ],
 )
-def test_alexnet_row(claim: Any, bench: Benches, reading: str, tap: str) -> None:
+def test_alexnet_row(claim: Check, bench: Benches, reading: str, tap: str) -> None:
     if reading == "first":
         claim.need("alexnet-full")
     lab = scene_bench(claim, bench, "alexnet")
@@ -818,7 +819,7 @@ def test_alexnet_row(claim: Any, bench: Benches, reading: str, tap: str) -> None
 
 @slow
 @claim_of("tme7.q11.alexnet", case="below VGG16")
-def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
+def test_alexnet_is_below_vgg16(claim: Check, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
     claim.need(transfer.WEIGHTS["alexnet"])
     right = {
@@ -842,7 +843,7 @@ def test_alexnet_is_below_vgg16(claim: Any, bench: Benches) -> None:
 
 @slow
 @claim_of("tme7.q11.table1", case="pool5 for the dense layers")
-def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
+def test_pool5_and_its_hardest_mistakes(claim: Check, bench: Benches) -> None:
     lab = scene_bench(claim, bench, "vgg16")
     taps = transfer.profile_taps("vgg16", lab, claim.profile)
     problem = lab.problem
@@ -899,7 +900,7 @@ def test_pool5_and_its_hardest_mistakes(claim: Any, bench: Benches) -> None:
         for n in ("vgg16", "alexnet", "squeezenet1_1")
     ],
 )
-def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -> None:
+def test_bfloat16_keeps_the_accuracy(claim: Check, bench: Benches, network: str) -> None:
     if network != "alexnet" and claim.recorded():
         return
     lab = scene_bench(claim, bench, network)
@@ -935,7 +936,7 @@ def test_bfloat16_keeps_the_accuracy(claim: Any, bench: Benches, network: str) -
         pytest.param("other splits", ON_OTHERS, marks=claim_of("tme7.best", case="other splits")),
     ],
 )
-def test_best_of_one_linear_svm(claim: Any, bench: Benches, case: str, part: str) -> None:
+def test_best_of_one_linear_svm(claim: Check, bench: Benches, case: str, part: str) -> None:
     if claim.recorded():
         return
     lab = scene_bench(claim, bench, "vgg16")

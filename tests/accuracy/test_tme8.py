@@ -28,6 +28,7 @@ from rdfia.experiments.visualisation import LAB_READING, Drawn, Setting, measure
 from rdfia.gradients import fooling, saliency, saliency_scores
 from tests.accuracy import foolbox_peer, tme8_figures
 from tests.accuracy.tme8_figures import AT, ATTACK
+from tests.support.check import Check
 
 STEPS = 100  # the lab's limit
 
@@ -67,7 +68,7 @@ def as_rows(found: Mapping[str, Mapping[str, intervals.Estimate]]) -> dict[str, 
     bonus="against random order",
 )
 def test_salient_blocks_change_the_probability_most(
-    claim: Any, lens: Lens, title: str, what: str
+    claim: Check, lens: Lens, title: str, what: str
 ) -> None:
     """Deletion costs more, and insertion gains more, than in random order or from the centre."""
     if (bench := lens(title)) is None:
@@ -115,7 +116,7 @@ def summaries(rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 @slow
 @cases("tme8.q1.saliency", "on mosaics")
 def test_the_most_salient_point_is_on_the_object(
-    claim: Any, lens: Lens, title: str, what: str
+    claim: Check, lens: Lens, title: str, what: str
 ) -> None:
     """On mosaics of four photos, the map points at the quarter that shows the class.
 
@@ -139,7 +140,7 @@ def test_the_most_salient_point_is_on_the_object(
 @slow
 @cases("tme8.q1.hedge")
 def test_the_dog_is_marked_and_the_stole_less(
-    claim: Any, lens: Lens, title: str, what: str
+    claim: Check, lens: Lens, title: str, what: str
 ) -> None:
     """The share of each photo's map in its quarter, over mosaics with other photos and places.
 
@@ -193,7 +194,7 @@ def test_the_dog_is_marked_and_the_stole_less(
 
 @slow
 @cases("tme8.q2.noise")
-def test_the_plain_map_is_noisy(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_the_plain_map_is_noisy(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (bench := lens(title)) is None:
         return
     kinds = {
@@ -227,7 +228,7 @@ def test_the_plain_map_is_noisy(claim: Any, lens: Lens, title: str, what: str) -
 
 @slow
 @cases("tme8.q3.segmentation")
-def test_masks_lie_on_the_object(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_masks_lie_on_the_object(claim: Check, lens: Lens, title: str, what: str) -> None:
     """Masks from saliency on mosaics of four photos: the quarter that shows the class is known."""
     if (bench := lens(title)) is None:
         return
@@ -248,7 +249,7 @@ def test_masks_lie_on_the_object(claim: Any, lens: Lens, title: str, what: str) 
 
 @slow
 @cases("tme8.sanity", "shuffled weights", "another class")
-def test_maps_depend_on_weights_and_class(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_maps_depend_on_weights_and_class(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (bench := lens(title)) is None:
         return
     network, target = bench.network, bench.targets
@@ -274,7 +275,7 @@ def test_maps_depend_on_weights_and_class(claim: Any, lens: Lens, title: str, wh
 
 @slow
 @cases("tme8.q5.fooling")
-def test_a_quail_is_read_as_a_stingray(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_a_quail_is_read_as_a_stingray(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (bench := lens(title)) is None:
         return
     row = bench.row("quail")
@@ -309,7 +310,7 @@ def test_a_quail_is_read_as_a_stingray(claim: Any, lens: Lens, title: str, what:
 
 @slow
 @cases("tme8.q5.rate", "the lab's rule", "saved as PNG", bonus="the lab's rule")
-def test_nearly_every_photo_is_fooled(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_nearly_every_photo_is_fooled(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (bench := lens(title)) is None:
         return
     if what == "the lab's rule":
@@ -370,7 +371,7 @@ def not_fooled(bench: GradientBench, result: fooling.Fooled) -> dict[str, Any]:
 
 @slow
 @cases("tme8.smaller", "", once=["beside foolbox"])
-def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_a_closer_search_changes_less(claim: Check, lens: Lens, title: str, what: str) -> None:
     if what and claim.recorded():
         return
     if (bench := lens(title)) is None:
@@ -411,7 +412,7 @@ def test_a_closer_search_changes_less(claim: Any, lens: Lens, title: str, what: 
 
 @slow
 @cases("tme8.q6.threat", "vulnerable", "survival", "transfer", "defence")
-def test_an_attack_is_a_threat(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_an_attack_is_a_threat(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (bench := lens(title, second_network=what == "transfer")) is None:
         return
     checks = {
@@ -428,7 +429,7 @@ def by_radius(hits: torch.Tensor) -> dict[str, dict[str, Any]]:
     return {at: vars(share_true(right)) for at, right in zip(AT, hits.T, strict=True)}
 
 
-def check_accuracy_under_attack(claim: Any, bench: GradientBench) -> None:
+def check_accuracy_under_attack(claim: Check, bench: GradientBench) -> None:
     """Accuracy of the network, the network after each treatment, and the other networks."""
     found = bench.read_under_attack()
     row = bench.row("quail")
@@ -454,7 +455,7 @@ def check_accuracy_under_attack(claim: Any, bench: GradientBench) -> None:
     )
 
 
-def check_survival_of_treatments(claim: Any, bench: GradientBench) -> None:
+def check_survival_of_treatments(claim: Check, bench: GradientBench) -> None:
     """Attacked photos after each treatment, of the photos that are read right after it alone."""
     every = {name: bench.read_under_attack()[name] for name in TREATMENTS}
     read = {name: hits[hits[:, 0]] for name, hits in every.items()}
@@ -481,7 +482,7 @@ def check_survival_of_treatments(claim: Any, bench: GradientBench) -> None:
     )
 
 
-def check_transfer_to_others(claim: Any, bench: GradientBench) -> None:
+def check_transfer_to_others(claim: Check, bench: GradientBench) -> None:
     """Accuracy that the other networks lose on the attacked photos."""
     read = {network.title: bench.read_under_attack()[network.title] for network in bench.others}
     lost = {
@@ -509,7 +510,7 @@ def check_transfer_to_others(claim: Any, bench: GradientBench) -> None:
     )
 
 
-def check_treatments_as_defence(claim: Any, bench: GradientBench) -> None:
+def check_treatments_as_defence(claim: Check, bench: GradientBench) -> None:
     """The accuracy that each treatment costs, what it stops, and an attack that knows the blur."""
     right, still = bench.defended()
     found = {"none": {"accuracy": share_true(bench.right).value, "fooled": 1.0}}
@@ -560,7 +561,7 @@ STEPS_OF = {"the lab's step": False, "unit step": True}
 
 
 def canvas(
-    claim: Any,
+    claim: Check,
     lens: Lens,
     title: str,
     what: str,
@@ -625,7 +626,7 @@ def pictured(
     once=["unit step, score", "unit step, second network"],
     bonus="the lab's step, score",
 )
-def test_a_class_grows_out_of_noise(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_a_class_grows_out_of_noise(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (found := canvas(claim, lens, title, what)) is None:
         return
     bench, unit_step = found
@@ -682,7 +683,7 @@ def seeds_by_reading(rows: Mapping[str, Sequence[Drawn]]) -> str:
 
 @slow
 @cases("tme8.q9.reg")
-def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_regularisation_changes_little(claim: Check, lens: Lens, title: str, what: str) -> None:
     """Of eight readings of the sentence, the one that fits best decides."""
     if (found := canvas(claim, lens, title, "the lab's step", long=True)) is None:
         return
@@ -726,7 +727,7 @@ def test_regularisation_changes_little(claim: Any, lens: Lens, title: str, what:
 
 @slow
 @cases("tme8.q9.contours")
-def test_a_small_weight_keeps_contours(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_a_small_weight_keeps_contours(claim: Check, lens: Lens, title: str, what: str) -> None:
     """Edges of a seed's pictures with both weights, and their probability by the second network.
 
     Of the readings of the sentence, the one that fits best decides.
@@ -840,7 +841,7 @@ RATES = Comparison(
 
 
 def compare_settings(
-    claim: Any, bench: GradientBench, unit_step: bool, what: str, table: Comparison
+    claim: Check, bench: GradientBench, unit_step: bool, what: str, table: Comparison
 ) -> None:
     """Judge one part of a comparison, on the same seeds."""
     rows = {
@@ -867,7 +868,7 @@ def compare_settings(
     "the lab's step, tarantulas",
     once=["unit step, pixels", "unit step, tarantulas"],
 )
-def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_more_iterations_change_more(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (found := canvas(claim, lens, title, what, long=True)) is not None:
         compare_settings(claim, *found, what, ITERATIONS)
 
@@ -879,14 +880,14 @@ def test_more_iterations_change_more(claim: Any, lens: Lens, title: str, what: s
     "the lab's step, easier to see",
     once=["unit step, finer", "unit step, easier to see"],
 )
-def test_a_smaller_rate_is_finer(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_a_smaller_rate_is_finer(claim: Check, lens: Lens, title: str, what: str) -> None:
     if (found := canvas(claim, lens, title, what)) is not None:
         compare_settings(claim, *found, what, RATES)
 
 
 @slow
 @cases("tme8.q10.init", "the lab's step", once=["unit step"])
-def test_a_photo_is_a_better_start(claim: Any, lens: Lens, title: str, what: str) -> None:
+def test_a_photo_is_a_better_start(claim: Check, lens: Lens, title: str, what: str) -> None:
     """Pictures from photos of several classes and from noise, paired by photo and seed."""
     if (found := canvas(claim, lens, title, what, second_network=True)) is None:
         return

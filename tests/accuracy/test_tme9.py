@@ -33,6 +33,7 @@ from rdfia.gans.runs import Run, loss_variation
 from rdfia.gans.scores import nearest_neighbour
 from rdfia.gans.training import LOG_EVERY
 from rdfia.report import figures
+from tests.support.check import Check
 
 SEEDS = 5  # of a long run on the report's data
 # "Often nearly 0" counts the steps of the last half with a Loss_D below this.
@@ -104,7 +105,7 @@ D = torch.sigmoid(LOGITS).numpy()  # D(G(z)) of each
         for what in ("as printed", "as the labs train it")
     ],
 )
-def test_objective_slopes(claim: Any, what: str) -> None:
+def test_objective_slopes(claim: Check, what: str) -> None:
     """The slope of D's objective with respect to a logit of a generated image.
 
     It is -D for E[log(1 - D(G(z)))], and D - 1 for the printed formula.
@@ -148,7 +149,7 @@ def test_objective_slopes(claim: Any, what: str) -> None:
 
 @pytest.mark.gate
 @claim_of("tme9.q3.saturating")
-def test_saturating_objective_differs_from_log_d(claim: Any) -> None:
+def test_saturating_objective_differs_from_log_d(claim: Check) -> None:
     """Both losses increase D(G(z)).
 
     Where D is certain that an image is generated, the saturating one has almost no gradient.
@@ -372,7 +373,7 @@ def cases(rows: Sequence[tuple[Any, ...]], titles: Sequence[str], prefix: str = 
     )
 
 
-def write_record(claim: Any, pair: Pair, row: tuple[Any, ...], **common: Any) -> None:
+def write_record(claim: Check, pair: Pair, row: tuple[Any, ...], **common: Any) -> None:
     """Write the record of a row of the study: estimates, a value for each seed, other measures."""
     bench = pair.bench
     raw = {name: dict(zip((row[2], "default"), pair.of(name), strict=True)) for name in SCORES}
@@ -406,7 +407,7 @@ def origins(bench: GanBench, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 @slow
 @cases(ROWS, COLOURS)
-def test_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
+def test_setting_of_answer_5(claim: Check, gans: Gans, title: str, row: tuple[Any, ...]) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = Pair(
@@ -430,7 +431,7 @@ def test_setting_of_answer_5(claim: Any, gans: Gans, title: str, row: tuple[Any,
 @slow
 @cases(SHORT_ROWS, (*COLOURS, "digits"), "short, ")
 def test_setting_of_answer_5_in_short_runs(
-    claim: Any, gans: Gans, title: str, row: tuple[Any, ...]
+    claim: Check, gans: Gans, title: str, row: tuple[Any, ...]
 ) -> None:
     if (bench := gans(title, short=True)) is None:
         return
@@ -450,7 +451,7 @@ def report_quote(number: int) -> str:
     return f' The report: "{REPORT[number]}".' if number else ""
 
 
-def add_figures(claim: Any, pair: Pair, number: int, setting: str) -> None:
+def add_figures(claim: Check, pair: Pair, number: int, setting: str) -> None:
     """Add figures of the first seed's grid and losses.
 
     `number`: the report's figure, 0 if it has none.
@@ -544,7 +545,7 @@ NOTES = {"unstable losses": "Variation: standard deviation over mean."}
         for what in DEFAULT
     ],
 )
-def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_default_settings(claim: Check, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs = long_runs(bench, "dcgan")
@@ -581,7 +582,7 @@ def test_default_settings(claim: Any, gans: Gans, title: str, what: str) -> None
     )
 
 
-def add_figure_11(claim: Any, bench: GanBench, run: Run) -> None:
+def add_figure_11(claim: Check, bench: GanBench, run: Run) -> None:
     for step in run.grids:
         claim.figure(
             f"figure11-{bench.setup.asset}-{step}",
@@ -597,7 +598,7 @@ def add_figure_11(claim: Any, bench: GanBench, run: Run) -> None:
 @pytest.mark.parametrize(
     "title", [pytest.param("CelebA", marks=claim_of("tme9.q4.default", case="CelebA, new images"))]
 )
-def test_generated_images_are_new(claim: Any, gans: Gans, title: str) -> None:
+def test_generated_images_are_new(claim: Check, gans: Gans, title: str) -> None:
     """All generated images of each seed, compared with training and held-out images.
 
     Also of generators that were trained on fewer photos.
@@ -647,7 +648,7 @@ def with_held_out_error(found: Estimate, error: float) -> Estimate:
     )
 
 
-def add_nearest_pairs(claim: Any, bench: GanBench, run: Run) -> None:
+def add_nearest_pairs(claim: Check, bench: GanBench, run: Run) -> None:
     """Add a figure of the grid images that are closest to training images."""
     grid, known = bench.grid(run), bench.x[bench.copy_candidates]
     near = nearest_neighbour(
@@ -697,7 +698,7 @@ def phase(losses: torch.Tensor, every: int = LOG_EVERY) -> float:
     "title",
     [pytest.param(title, marks=claim_of("tme9.q4.antiphase", case=title)) for title in COLOURS],
 )
-def test_losses_are_in_antiphase(claim: Any, gans: Gans, title: str) -> None:
+def test_losses_are_in_antiphase(claim: Check, gans: Gans, title: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     runs = long_runs(bench, "dcgan")

@@ -27,6 +27,7 @@ from tests.accuracy.test_tme9 import (
     ratio_of,
     slow,
 )
+from tests.support.check import Check
 
 RAMP = (
     "A moving average of G's weights, with decay (1 + n) / (10 + n) at step n, at most 0.999: over "
@@ -43,7 +44,7 @@ RAMP = (
         for what in gan_studies.BEYOND_THE_LAB
     ],
 )
-def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> None:
+def test_better_than_the_lab(claim: Check, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
     pair = Pair(
@@ -80,7 +81,7 @@ def test_better_than_the_lab(claim: Any, gans: Gans, title: str, what: str) -> N
         for title in COLOURS
     ],
 )
-def test_recommended_settings(claim: Any, gans: Gans, title: str) -> None:
+def test_recommended_settings(claim: Check, gans: Gans, title: str) -> None:
     """Pairs of runs with one seed: the mean of G's weights does not change the training."""
     if claim.recorded() or (bench := gans(title)) is None:
         return
@@ -113,7 +114,7 @@ BEST |= {"recall": "recall: setting / default"}
 @pytest.mark.parametrize(
     "title", [pytest.param("CelebA", marks=claim_of("tme9.best", case="CelebA"))]
 )
-def test_best_settings(claim: Any, gans: Gans, title: str) -> None:
+def test_best_settings(claim: Check, gans: Gans, title: str) -> None:
     """Settings that five seeds choose, beside the lab's on five other seeds."""
     if claim.recorded() or (bench := gans(title)) is None:
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +14,7 @@ from rdfia.experiments.gradients import RADII, TREATMENTS, GradientBench
 from rdfia.experiments.visualisation import Drawn
 from rdfia.gradients import fooling, saliency, saliency_scores
 from rdfia.report import figures
+from tests.support.check import Check, Figures
 
 SHORT_NAME = {"the lab's step": "lab", "unit step": "unit"}
 SECOND = ("second network", "tarantulas", "easier to see")  # second of two checks with one figure
@@ -38,7 +38,7 @@ def bright(maps: Tensor) -> np.ndarray:
 
 
 def show_block_curves(
-    claim: Any,
+    claim: Check,
     bench: GradientBench,
     fractions: Sequence[float],
     found: Mapping[str, Mapping[str, np.ndarray]],
@@ -59,7 +59,7 @@ def show_block_curves(
 
 
 def show_maps(
-    claim: Any, bench: GradientBench, areas: Mapping[str, Mapping[str, np.ndarray]]
+    claim: Check, bench: GradientBench, areas: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
     """Figure 4: three photos with their maps."""
     rows = [
@@ -87,7 +87,7 @@ def show_maps(
 
 
 def show_by_photo(
-    claim: Any, bench: GradientBench, x: Tensor, labels: Tensor, energy: np.ndarray
+    claim: Check, bench: GradientBench, x: Tensor, labels: Tensor, energy: np.ndarray
 ) -> None:
     """The photos with the most and the least energy inside, and the first two, with their maps."""
     order = (-energy.mean(axis=0)).argsort()
@@ -112,7 +112,7 @@ def show_by_photo(
     )
 
 
-def show_masks(claim: Any, bench: GradientBench, precision: Estimate) -> None:
+def show_masks(claim: Check, bench: GradientBench, precision: Estimate) -> None:
     """Three photos with everything outside SmoothGrad's mask darkened."""
     rows = [bench.row("wire-haired fox terrier"), bench.row("quail"), bench.row("snail")]
     masks = saliency_scores.object_masks(bench.maps("smoothgrad")[rows])
@@ -130,7 +130,7 @@ def show_masks(claim: Any, bench: GradientBench, precision: Estimate) -> None:
     )
 
 
-def show_stingray(claim: Any, bench: GradientBench, free: fooling.Fooled, source: str) -> None:
+def show_stingray(claim: Figures, bench: GradientBench, free: fooling.Fooled, source: str) -> None:
     """Figure 5: a photo, the fooling image, and their difference."""
     before, after = (bench.space.denormalise(x)[0].cpu() for x in (free.start, free.x))
     change = after - before
@@ -153,7 +153,7 @@ def show_stingray(claim: Any, bench: GradientBench, free: fooling.Fooled, source
 
 
 def show_fooling_steps(
-    claim: Any, bench: GradientBench, taken: np.ndarray, hits: np.ndarray, steps: int
+    claim: Check, bench: GradientBench, taken: np.ndarray, hits: np.ndarray, steps: int
 ) -> None:
     """The share of fooled photos by the number of steps."""
     within_steps = (taken[:, None] <= np.arange(steps + 1)) & hits[:, None]
@@ -170,7 +170,7 @@ def show_fooling_steps(
 
 
 def show_attack(
-    claim: Any,
+    claim: Check,
     bench: GradientBench,
     found: Mapping[str, Tensor],
     shown: Sequence[Tensor],
@@ -201,7 +201,7 @@ def show_attack(
 
 
 def show_drawn(
-    claim: Any,
+    claim: Check,
     bench: GradientBench,
     what: str,
     number: int,
@@ -233,7 +233,7 @@ def show_drawn(
 
 
 def show_readings(
-    claim: Any,
+    claim: Check,
     bench: GradientBench,
     rows: Mapping[str, Sequence[Drawn]],
     compared: Mapping[str, Mapping[str, Estimate]],

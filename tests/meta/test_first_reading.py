@@ -12,18 +12,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rdfia.claims.intervals import Estimate
 from rdfia.data import assets, files
 from rdfia.data.images import Preprocess
 from rdfia.experiments import transfer
 from rdfia.models import networks
 from tests.accuracy import test_tme7
+from tests.support.planted_check import PlantedCheck
 
 ROOT = Path(__file__).parents[2]
 CLASSES, EACH = 6, 10  # half of the images are training images
@@ -55,31 +57,24 @@ def problem(size: int) -> transfer.Problem:
     )
 
 
-class Claim:
-    """Replaces the fixture `claim`: finds assets as it does, and records without a ledger."""
+class Claim(PlantedCheck):
+    """Finds assets as the fixture does, and records without a ledger."""
 
-    profile = "short"
-    device = "cpu"
-    id = "tme7.q11.table1"
+    id, profile = "tme7.q11.table1", "short"
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
-    def need(self, name: str) -> Any:
-        return (
-            SimpleNamespace(path=Path())
-            if name == "scene15"
-            else assets.locate(name, download=False)
-        )
+    def need(self, name: str, /) -> Any:
+        return super().need(name) if name == "scene15" else assets.locate(name, download=False)
 
     def recorded(self) -> bool:
         raise AssertionError("a check read a committed record, expected it to compute")
 
-    def measured(self, found: dict[str, Any], **values: Any) -> None:
+    def measured(
+        self, found: Mapping[str, Estimate], /, *, case: str | None = None, **values: Any
+    ) -> None:
         self.records.append({"found": {name: one.value for name, one in found.items()}, **values})
-
-    def compare_right_images(self, *_stored: Any) -> None:
-        """Compares nothing: the baseline is of real weights and photos."""
 
 
 def run(size: int) -> dict[str, Any]:

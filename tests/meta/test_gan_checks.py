@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rdfia.experiments.gan_seeds import chosen_runs, long_runs
 from rdfia.experiments.gans import GanBench
 from rdfia.gans.runs import Run
 from tests.accuracy import test_tme9, test_tme9_beyond, test_tme10, test_tme10_beyond
+from tests.support.planted_check import PlantedCheck
 from tests.support.planted_gans import Long, Scores, no_change, outcomes, scores_from
 
 
@@ -40,19 +42,15 @@ def test_phase_uses_changes_of_losses() -> None:
     assert test_tme9.phase(broken) == test_tme9.phase(walk(0, 1.0))
 
 
-class Verdict:
-    """Stands for the fixture `claim`; stores the outcome, and the outcome for exact values."""
+class Verdict(PlantedCheck):
+    """Stores the outcome, and the outcome for exact values."""
 
     def __init__(self, claim_id: str) -> None:
         self.id, self.outcome, self.of_values = claim_id, "", ""
 
-    def recorded(self) -> bool:
-        return False
-
-    def figure(self, *_: Any) -> None:
-        pass
-
-    def measured(self, found: dict[str, Estimate], **_: Any) -> None:
+    def measured(
+        self, found: Mapping[str, Estimate], /, *, case: str | None = None, **_: Any
+    ) -> None:
         values = {
             name: exact_value(one.value) if one.method == "one run" else one
             for name, one in found.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 import torch
 
 from rdfia.claims import judge
+from rdfia.claims.intervals import Estimate
 from rdfia.claims.record import Record, estimate_of, is_stale, read_run
 from rdfia.claims.registry import CLAIMS, TABLE1
 from rdfia.data import files
 from rdfia.experiments import best_recipe, transfer
 from rdfia.models import networks
 from tests.accuracy import test_tme7
+from tests.support.planted_check import PlantedCheck
 from tests.support.scene15 import TEST_IMAGES
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -25,24 +28,15 @@ RUNS = sorted((REPORTS / "verified").rglob("claims.json"))
 RECORDS = [row for path in RUNS for row in files.read_json(path)["records"]]
 
 
-class Claim:
-    """Replaces the fixture: every asset is available, nothing is recorded, `record` is the last."""
-
-    profile, device = "full", "cpu"
+class Claim(PlantedCheck):
+    """`record` is the last."""
 
     def __init__(self) -> None:
         self.record: dict[str, Any] = {}
 
-    def need(self, _name: str) -> Any:
-        return SimpleNamespace(path=Path("nowhere"))
-
-    def recorded(self) -> bool:
-        return False
-
-    def compare_right_images(self, *_stored: Any) -> None:
-        """Nothing: the baseline is of real layers."""
-
-    def measured(self, found: dict[str, Any], **values: Any) -> None:
+    def measured(
+        self, found: Mapping[str, Estimate], /, *, case: str | None = None, **values: Any
+    ) -> None:
         self.record = {"found": found, **values}
 
 

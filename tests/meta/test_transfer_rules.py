@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from rdfia.claims.intervals import Estimate
 from rdfia.claims.ledger import Ledger
 from rdfia.claims.record import Record
 from rdfia.claims.registry import CLAIMS
@@ -23,6 +24,7 @@ from rdfia.report import figures
 from rdfia.transfer import heads, svm
 from tests.accuracy import test_tme7
 from tests.support import scene15
+from tests.support.planted_check import PlantedCheck
 
 ROOT = Path(__file__).parents[2]
 Patch = pytest.MonkeyPatch
@@ -74,27 +76,15 @@ class MadeUpBench(transfer.TransferBench):
         return torch.zeros(30 + N, 1)
 
 
-class Claim:
-    """Replaces the fixture `claim`: judges by the claim's bounds, without pins."""
-
-    device, profile = "cpu", "full"
+class Claim(PlantedCheck):
+    """Judges by the claim's bounds, without pins."""
 
     def __init__(self, claim_id: str) -> None:
         self.id, self.record = claim_id, Record(claim_id)
 
-    def need(self, _name: str) -> Any:
-        return PLACE
-
-    def recorded(self) -> bool:
-        return False
-
-    def figure(self, *_: Any) -> None:
-        pass
-
-    def compare_right_images(self, *_: Any) -> None:
-        pass
-
-    def measured(self, found: Any, **values: Any) -> None:
+    def measured(
+        self, found: Mapping[str, Estimate], /, *, case: str | None = None, **values: Any
+    ) -> None:
         self.record = Ledger(ROOT, "full", "cpu", accept=True).measured(
             self.id, "made up", found, **values
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class Planted(GanBench):
         return torch.full((100, 4), self.rates[run.name.rpartition("-")[0]])
 
 
-def outcomes(claim_id: str, found: dict[str, Estimate]) -> str:
+def outcomes(claim_id: str, found: Mapping[str, Estimate]) -> str:
     """The combined outcome of a claim's estimates by its bounds."""
     return judge.combined_outcome(
         [judge.outcome(one, CLAIMS[claim_id].bounds[name]) for name, one in found.items()]
