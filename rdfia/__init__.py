@@ -1,9 +1,9 @@
 """Four deep-vision labs in a compact package, and a pytest suite that checks their report.
 
 The rooms, in the order in which data flows: `device`, `models`, `data`, then the labs `transfer`
-(TME 7), `gradients` (TME 8) and `gans` (TME 9 and 10), `experiments` (their protocols), `claims`
-and `report`. The docstring of a room says what goes in and what comes out. A room is imported when
-it is first used.
+(TME 7), `gradients` (TME 8) and `gans` (TME 9 and 10), `experiments` (their protocols), `claims`,
+`report` and `commands`. The docstring of a room says what goes in and what comes out. A room is
+imported when it is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 from rdfia import claims as claims
+from rdfia import commands as commands
 from rdfia import data as data
 from rdfia import device as device
 from rdfia import errors as errors

@@ -40,7 +40,7 @@ FORMER = {
     "rdfia.studies": "rdfia.gans.runs",
     "rdfia.speed": "rdfia.report.benchmarks",
     "rdfia.machine": "rdfia.report.environment",
-    "rdfia.commands": "rdfia.image_commands",
+    "rdfia.image_commands": "rdfia.commands.images",
 }  # former name -> present name
 
 

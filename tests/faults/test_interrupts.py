@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdfia.__main__ import INTERRUPTED, INTERRUPTED_MESSAGE
+from rdfia.__main__ import INTERRUPTED_MESSAGE
 from rdfia.claims import record as claim_records
+from rdfia.commands.results import ExitCode
 from rdfia.data import assets, files
 from tests.faults import victims
 from tests.support.threads import one_thread  # noqa: F401 - a fixture for the whole file
@@ -178,7 +179,8 @@ def test_ctrl_c_ends_an_extraction_and_finished_work_is_kept(
             files.load_tensors(path)
         # At the first imports Python ends without our message, or fails to import site.
         at_import = process.returncode == -signal.SIGINT or "init_import_site" in output
-        good = at_import or (process.returncode == INTERRUPTED and INTERRUPTED_MESSAGE in output)
+        said = process.returncode == ExitCode.INTERRUPTED and INTERRUPTED_MESSAGE in output
+        good = at_import or said
         return Stopped(
             seconds,
             "" if good else f"status {process.returncode}: {output[-200:]}",

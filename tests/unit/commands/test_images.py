@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from rdfia import image_commands
+from rdfia import commands
 from rdfia.__main__ import main
-from rdfia.data import assets, files, images, pictures
-from rdfia.device import memory
-from rdfia.experiments import gradients
-from rdfia.gans import training, training_loop
+from rdfia.data import assets, files, images
 from rdfia.models import networks
 from rdfia.report import figures
+from tests.support.command_files import write_class_folders, written_facts
 from tests.support.tiny_networks import tiny_vgg
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 SPACE = images.Preprocess(16, "crop", 16)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """SqueezeNet 1.1 is a tiny network of 1,000 classes for photos of 16 x 16 pixels."""
-    monkeypatch.chdir(tmp_path)
-    setup = gradients.Setup("squeezenet1_1", "squeezenet1_1", "", SPACE, "", "")
-    monkeypatch.setattr(gradients, "SETUPS", {"tiny": setup})
-    network = tiny_vgg(classes=1000).requires_grad_(False)
-    loaded = networks.Loaded("squeezenet1_1", network, (), "logits", "tiny weights")
-    monkeypatch.setattr(assets, "find", lambda *_names, **_options: None)
-    monkeypatch.setattr(assets, "load_weights", lambda _name: {})
-    monkeypatch.setattr(networks, "load", lambda _name, _state: loaded)
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """A photo of 16 x 16 pixels."""
-    path = tmp_path / "photo.png"
-    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    return path
-
-
-def made(name: str) -> dict:
-    """The JSON of a command, whose PNG has to be a picture."""
-    Image.open(f"{name}.png").load()
-    return json.loads(Path(f"{name}.json").read_text("utf-8"))
 
 
 def top_classes(photo: Path, k: int) -> list[int]:
@@ -63,7 +33,7 @@ def test_classify_names_the_most_probable_classes(
 ) -> None:
     assert main(["classify", str(photo), "--top", "3"]) == 0
     shown = capsys.readouterr()
-    found = made("photo-classes")["classes"]
+    found = written_facts("photo-classes")["classes"]
     assert [row["index"] for row in found] == top_classes(photo, 3)
     assert shown.out.splitlines()[0].endswith(f"({found[0]['index']}, {found[0]['wnid']})")
     assert shown.out.splitlines()[3:] == ["photo-classes.png", "photo-classes.json"]
@@ -75,22 +45,22 @@ def test_saliency_is_that_of_the_predicted_class_unless_one_is_named(
     photo: Path, kind: str
 ) -> None:
     assert main(["saliency", str(photo), "--kind", kind, "--samples", "2"]) == 0
-    facts = made("photo-saliency")
+    facts = written_facts("photo-saliency")
     assert facts["class"]["index"] == top_classes(photo, 1)[0]
     assert facts["pixels"] == [16, 16]
     assert main(["saliency", str(photo), "--class", "tarantula", "--kind", kind]) == 0
-    assert made("photo-saliency")["class"]["index"] == 76
+    assert written_facts("photo-saliency")["class"]["index"] == 76
 
 
 @pytest.mark.parametrize("rule", ["closest", "lab"])
 def test_image_that_fool_writes_fools_when_it_is_read_again(photo: Path, rule: str) -> None:
     second = top_classes(photo, 2)[1]
     assert main(["fool", str(photo), "--to", str(second), "--rule", rule]) == 0
-    facts = made("photo-fooling")
+    facts = written_facts("photo-fooling")
     assert (facts["status"], facts["to"]["index"]) == ("fooled", second)
     assert 0 < facts["change"]["linf"] <= 1
     assert main(["classify", "photo-fooling.png", "--stretch", "--top", "1"]) == 0
-    assert made("photo-fooling-classes")["classes"][0]["index"] == second
+    assert written_facts("photo-fooling-classes")["classes"][0]["index"] == second
 
 
 def test_photo_that_is_not_fooled_is_exit_code_1(
@@ -98,10 +68,10 @@ def test_photo_that_is_not_fooled_is_exit_code_1(
 ) -> None:
     order = top_classes(photo, 1000)
     assert main(["fool", str(photo), "--to", str(order[-1]), "--rule", "lab", "--steps", "1"]) == 1
-    assert made("photo-fooling")["status"] == "never"
+    assert written_facts("photo-fooling")["status"] == "never"
     assert "after 1 steps; try more --steps" in capsys.readouterr().err
     assert main(["fool", str(photo), "--to", str(order[0])]) == 0
-    assert made("photo-fooling")["status"] == "already"
+    assert written_facts("photo-fooling")["status"] == "already"
     assert "for the photo, which is unchanged; try another class" in capsys.readouterr().err
 
 
@@ -142,7 +112,7 @@ def test_visualise_draws_each_class_from_its_seed(photo: Path) -> None:
     run = ["visualise", "tarantula", "6", "--steps", "2", "--output", "a.png", "--seed"]
     assert main([*run, "1"]) == 0
     first = Path("a.png").read_bytes()
-    facts = made("a")
+    facts = written_facts("a")
     assert [row["index"] for row in facts["classes"]] == [76, 6]
     assert len(facts["probabilities"]) == 2
     assert main([*run, "1"]) == 0
@@ -151,97 +121,7 @@ def test_visualise_draws_each_class_from_its_seed(photo: Path) -> None:
     assert Path("a.png").read_bytes() != first
     assert main([*run, "1", "--from", str(photo)]) == 0
     assert Path("a.png").read_bytes() != first
-    assert made("a")["start"] == str(photo)
-
-
-def photos(folder: Path, colour: bool, labels: int = 2) -> Path:
-    """Four photos of 16 x 16 pixels in each of some class folders."""
-    draw = np.random.default_rng(0)
-    shape = (16, 16, 3) if colour else (16, 16)
-    for number in range(4 * labels):
-        path = folder / str(number % labels) / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(path)
-    return folder
-
-
-@pytest.mark.parametrize("colour", [True, False])
-@pytest.mark.parametrize("kind", ["dcgan", "cdcgan", "cgan"])
-def test_train_writes_a_grid_and_continues_a_run(tmp_path: Path, kind: str, colour: bool) -> None:
-    folder = photos(tmp_path / "photos", colour)
-    run = ["train", kind, str(folder), "--steps", "2", "--size", "16", "--seed", "3"]
-    assert main(run) == 0
-    facts = made(kind)
-    assert facts["images"] == [8, 3 if colour else 1, 16, 16]
-    assert facts["config"]["batch"] == 8
-    assert facts["config"]["architecture"]["classes"] == (0 if kind == "dcgan" else 2)
-    assert facts["classes"] == ([] if kind == "dcgan" else ["0", "1"])
-    assert all(np.isfinite(list(facts["losses"].values())))
-    grid = Path(f"{kind}.png").read_bytes()
-    rows = 10 if kind == "dcgan" else 2
-    with Image.open(f"{kind}.png") as picture:
-        assert picture.height == rows * (32 + pictures.GAP) - pictures.GAP
-    assert Path(f"{kind}-checkpoint").is_dir()
-    assert main(run) == 0  # from the checkpoint, which has all of its steps
-    assert Path(f"{kind}.png").read_bytes() == grid
-
-
-@pytest.mark.parametrize(("seconds", "goes_on_at"), [(0, 25), (1e6, 0)], ids=["slow", "quick"])
-def test_interrupted_train_repeats_20_seconds_and_fewer_than_25_steps(
-    seconds: float, goes_on_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", seconds)
-    run = ["train", "cgan", str(photos(tmp_path / "photos", False)), "--steps", "28"]
-    run += ["--size", "16"]
-    assert main([*run, "--output", "whole.png"]) == 0
-    made_step = training.Trainer.step
-    taken: list[int] = []
-
-    def step(trainer: training.Trainer) -> None:
-        taken.append(trainer.done)
-        if len(taken) == 27:
-            raise KeyboardInterrupt
-        made_step(trainer)
-
-    monkeypatch.setattr(training.Trainer, "step", step)
-    assert main(run) == 130
-    assert not Path("cgan.png").exists()
-    assert main(run) == 0
-    assert taken == [*range(27), *range(goes_on_at, 28)]
-    assert Path("cgan.png").read_bytes() == Path("whole.png").read_bytes()
-
-
-def test_dcgan_takes_photos_without_class_folders(tmp_path: Path) -> None:
-    folder = photos(tmp_path / "photos", True, labels=1) / "0"
-    assert main(["train", "dcgan", str(folder), "--steps", "1", "--size", "16"]) == 0
-    assert made("dcgan")["images"] == [4, 3, 16, 16]
-
-
-def test_train_takes_the_photos_that_extract_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By content, at any depth, beside folders too; what is left out is named, or refused."""
-    folder = photos(tmp_path / "photos", True)
-    (folder / "0" / "0.png").rename(folder / "above")
-    deep = folder / "1" / "deep" / "3"
-    deep.parent.mkdir()
-    (folder / "1" / "3.png").rename(deep)
-    (folder / "notes.txt").write_text("no photo")
-    (folder / ".hidden").write_text("no photo")
-    run = ["train", "dcgan", str(folder), "--steps", "1", "--size", "16"]
-    assert main(run) == 0
-    assert made("dcgan")["images"] == [8, 3, 16, 16]
-    shown = capsys.readouterr().err
-    assert f"folder: {folder} has 1 file that is not a photo, left out:\n  notes.txt" in shown
-    assert ".hidden" not in shown
-    labelled = ["train", "cgan", str(folder), "--steps", "1", "--size", "16", "--output", "x.png"]
-    for command in (run, labelled):
-        assert main([*command, "--strict"]) == 1
-        assert "notes.txt" in capsys.readouterr().err
-    assert not Path("x.png").exists()
-    (folder / "0" / "2.png").write_text("no photo")
-    assert main(run) == 1
-    assert f"{folder}: 1 of 8 files cannot be used" in capsys.readouterr().err
+    assert written_facts("a")["start"] == str(photo)
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
@@ -283,14 +163,6 @@ def test_wrong_argument_is_exit_code_2_and_writes_nothing(
     assert photo.read_bytes() == before
 
 
-def test_one_photo_is_too_few_to_train(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = photo.parent / "one"
-    folder.mkdir()
-    photo.rename(folder / photo.name)
-    assert main(["train", "dcgan", str(folder)]) == 1
-    assert "images: got 1 for batches of 2; lower batch, or give more" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("name", "command"),
     [
@@ -314,47 +186,6 @@ def test_no_file_that_is_read_is_replaced(
     assert not Path("a.png").exists()
     if name == "a-compared.png":  # only `fool` writes such a file
         assert main(["classify", name, "--output", "a.png"]) == 0
-
-
-@pytest.mark.parametrize("kind", ["dcgan", "cgan"])
-def test_grid_is_not_written_among_the_photos(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = photos(tmp_path / "photos", True)
-    (tmp_path / "link").symlink_to(folder / "0")
-    monkeypatch.chdir(folder)
-    before = sorted(folder.rglob("*"))
-    for output in ([], ["--output", "0/a.png"], ["--output", str(tmp_path / "link")]):
-        assert main(["train", kind, ".", *output]) == 2
-        assert "is inside the folder ., where the next call" in capsys.readouterr().err
-    assert sorted(folder.rglob("*")) == before
-    run = ["train", kind, ".", "--output", "../a.png", "--steps", "1", "--size", "16"]
-    assert main(run) == 0
-
-
-def test_photos_are_decoded_into_one_tensor_that_memory_can_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = photos(tmp_path / "photos", True)
-    written: list[int] = []
-    decode = images.Preprocess.pixels_by_pillow
-
-    def recorded(
-        space: images.Preprocess, image: Path, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        assert out is not None
-        written.append(out.untyped_storage().data_ptr())
-        return decode(space, image, out)
-
-    monkeypatch.setattr(images.Preprocess, "pixels_by_pillow", recorded)
-    run = ["train", "dcgan", str(folder), "--steps", "1", "--size", "16"]
-    assert main(run) == 0
-    assert (len(written), len(set(written))) == (8, 1)
-    monkeypatch.setattr(memory, "UNCHECKED_BYTES", 0)
-    monkeypatch.setattr(memory, "available_device_memory", lambda _device: 8 * 3 * 16 * 16 - 1)
-    assert main(run) == 1
-    assert "pixels of 8 photos takes about" in capsys.readouterr().err
-    assert len(written) == 8
 
 
 @pytest.mark.parametrize(
@@ -403,7 +234,7 @@ def test_error_of_the_system_is_exit_code_1(
     def fail(_options: object) -> None:
         raise error
 
-    monkeypatch.setattr(image_commands, "_require_photo", fail)
+    monkeypatch.setattr(commands.images, "require_photo", fail)
     assert main(["classify", str(photo)]) == 1
     assert message in capsys.readouterr().err
 
@@ -415,7 +246,7 @@ def test_unreadable_photo_is_exit_code_1(
     for command in (["classify"], ["saliency"], ["fool", "--to", "6"]):
         assert main([command[0], str(tmp_path / "text.jpg"), *command[1:]]) == 1
         assert "not a readable image" in capsys.readouterr().err
-    folder = photos(tmp_path / "photos", True, labels=1) / "0"
+    folder = write_class_folders(tmp_path / "photos", True, labels=1) / "0"
     (folder / "bad.png").write_text("no photo")
     assert main(["train", "dcgan", str(folder), "--size", "16"]) == 1
     assert "1 of 5 files cannot be used" in capsys.readouterr().err
@@ -436,7 +267,7 @@ def test_output_may_be_a_folder_or_a_name_without_suffix(photo: Path, tmp_path: 
     (tmp_path / "out").mkdir()
     for output, name in (("out", "out/photo-classes"), ("b", "b"), ("new/c.png", "new/c")):
         assert main(["classify", str(photo), "--output", output]) == 0
-        assert made(name)["photo"] == str(photo)
+        assert written_facts(name)["photo"] == str(photo)
 
 
 def test_bar_counts_forward_passes_and_leaves_no_hook(
