@@ -12,7 +12,9 @@ from rdfia.claims.intervals import difference_of_means as difference_of_means
 from rdfia.claims.intervals import difference_of_probabilities as difference_of_probabilities
 from rdfia.claims.intervals import difference_of_proportions as difference_of_proportions
 from rdfia.claims.intervals import exact_value as exact_value
+from rdfia.claims.intervals import geometric_mean as geometric_mean
 from rdfia.claims.intervals import mean as mean
+from rdfia.claims.intervals import mean_of_probabilities as mean_of_probabilities
 from rdfia.claims.intervals import proportion as proportion
 from rdfia.claims.intervals import ratio as ratio
 from rdfia.claims.intervals import single_run as single_run

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rdfia.claims.intervals import Estimate
+from rdfia.claims.intervals import Estimate, exact_value
 from rdfia.errors import ArgumentError, nearest_first
 
 OUTCOMES = ("supported", "contradicted", "undecided")
@@ -110,6 +110,27 @@ def combined_outcome(outcomes: Sequence[str]) -> str:
     return "undecided" if "undecided" in outcomes else "supported"
 
 
+def best_reading(found: Mapping[str, Mapping[str, Estimate]], bounds: Mapping[str, Bound]) -> str:
+    """The reading of a sentence with the best combined outcome of its parts.
+
+    `found`: reading -> part -> estimate. Among equal outcomes, the reading whose least certain part
+    is most standard errors on the claim's side. The result is contradicted only if every reading
+    is.
+    """
+
+    def fit(name: str) -> tuple[int, float]:
+        outcomes, room = [], []
+        for key, part in found[name].items():
+            outcomes.append(outcome(part, bounds[key]))
+            errors = errors_from_bound(part, bounds[key])
+            inside = outcome(exact_value(part.value), bounds[key]) == "supported"
+            room.append(errors if inside else -errors)
+        rank = ("contradicted", "undecided", "supported").index(combined_outcome(outcomes))
+        return rank, min(room)
+
+    return max(found, key=fit)
+
+
 def standard_error(found: Estimate) -> float:
     """The estimate's own `error`, or half its width divided by the normal quantile of its level.
 
@@ -135,12 +156,21 @@ def errors_from_bound(found: Estimate, bound: Bound) -> float:
 def size_that_decides(found: Estimate, bound: Bound) -> int | None:
     """The approximate number of images or seeds that would decide a claim, or None.
 
-    It assumes the same value and a width that shrinks with the square root of n. None: the value
-    lies on the bound, or the interval is infinite.
+    It assumes the same value and a width that shrinks with the square root of n. With an `error` of
+    its own, only that part of the width does; the rest shrinks with n (Gaffke's interval). None:
+    the value lies on the bound, or the interval is infinite.
     """
     gap = _distance_to_edge(found, bound)
     half = max(found.high - found.value, found.value - found.low)
-    return math.ceil(round(found.n * (half / gap) ** 2, 6)) if gap and math.isfinite(half) else None
+    if not gap or not math.isfinite(half):
+        return None
+    part = half
+    if found.error is not None:
+        part = min(half, float(stats.norm.ppf(0.5 + found.level / 2)) * found.error)
+    spread, rest = part * math.sqrt(found.n), (half - part) * found.n
+    # u = 1 / sqrt(n) solves rest * u**2 + spread * u = gap
+    inverse = (spread + math.sqrt(spread**2 + 4 * rest * gap)) / (2 * gap)
+    return math.ceil(round(inverse**2, 6))
 
 
 def _distance_to_edge(found: Estimate, bound: Bound) -> float:

@@ -185,8 +185,11 @@ def _require_types(record: Record) -> None:
 def as_plain(value: Any) -> Any:
     """`value` as JSON can hold it.
 
-    Arrays and scalars of numpy and torch become lists and numbers, NaN and infinity become text.
+    Arrays and scalars of numpy and torch become lists and numbers, NaN and infinity become text, an
+    estimate becomes its fields.
     """
+    if isinstance(value, Estimate):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {str(name): as_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

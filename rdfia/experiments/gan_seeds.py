@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,17 @@ def long_runs(bench: GanBench, kind: str, *others: str) -> list[Run]:
     found = [pair[0] for pair in pairs if bench.trains or all(is_stored(bench, r) for r in pair)]
     if not found:
         raise_if_not_available(bench, next(run for run in runs if not is_stored(bench, run)))
+    return found
+
+
+def available_runs(bench: GanBench, runs: Sequence[Run]) -> list[Run]:
+    """`runs`, or if the bench does not train those that are stored.
+
+    AssetUnavailable: there is none.
+    """
+    found = [run for run in runs if bench.trains or is_stored(bench, run)]
+    if not found:
+        raise_if_not_available(bench, runs[0])
     return found
 
 

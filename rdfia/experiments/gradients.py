@@ -127,7 +127,7 @@ class GradientBench:
         self.title, self.setup, self.photos, self.progress = title, SETUPS[title], photos, progress
         self.full, self.device, self.space = profile == "full", device, SETUPS[title].space
         self.is_main = title == "SqueezeNet 1.1"
-        self.seeds = range((30 if self.is_main else 10) if self.full else 5 if self.is_main else 3)
+        self.seeds = range((60 if self.is_main else 10) if self.full else 5 if self.is_main else 3)
         self.network = Network(title, device)
 
     @cached_property

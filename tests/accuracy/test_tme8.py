@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rdfia.claims import intervals
-from rdfia.claims.intervals import difference_of_probabilities
+from rdfia.claims import intervals, judge
+from rdfia.claims.intervals import difference_of_probabilities, mean_of_probabilities
 from rdfia.claims.registry import CLAIMS
 from rdfia.experiments import gradients, mosaics, visualisation
 from rdfia.experiments.gradients import (
@@ -50,11 +50,6 @@ def cases(claim_id: str, *whats: str, once: Sequence[str] = (), bonus: str | Non
         for pair in pairs
     ]
     return pytest.mark.parametrize(("title", "what"), params)
-
-
-def as_rows(found: Mapping[str, Mapping[str, intervals.Estimate]]) -> dict[str, dict[str, Any]]:
-    """Tables of estimates as a record stores them."""
-    return {name: {key: vars(part) for key, part in row.items()} for name, row in found.items()}
 
 
 # --- q1 to q3: saliency
@@ -105,7 +100,7 @@ def test_salient_blocks_change_the_probability_most(
         evidence={"areas": {mode: summaries(rows) for mode, rows in areas.items()}},
         note="14 x 14 blocks, ordered by the mean of the map in each. A removed block is replaced "
         "by the same block of a blurred copy, which adds no edges.",
-        **bench.record(),
+        **bench.record(**{} if base == "random order" else {"scope": "ours"}),
     )
 
 
@@ -186,8 +181,9 @@ def test_the_dog_is_marked_and_the_stole_less(
         "interval is about these. Another photo of a stole may be marked otherwise; the report's "
         "own is not public.",
         **bench.record(
+            scope="substitute",
             data=f"{rounds} rounds of {len(rows)} photos of {bench.photos.name}, one a class, in "
-            "mosaics"
+            "mosaics",
         ),
     )
 
@@ -501,7 +497,7 @@ def check_transfer_to_others(claim: Check, bench: GradientBench) -> None:
         unit="(shares)",
         evidence={
             "read right": {name: by_radius(hits) for name, hits in read.items()},
-            "lost": as_rows(lost),
+            "lost": lost,
         },
         note=f"{ATTACK} The second network is {second}{others_here(bench)}",
         **bench.record(
@@ -558,6 +554,8 @@ def check_treatments_as_defence(claim: Check, bench: GradientBench) -> None:
 # --- q8 to q10: class visualisation
 
 STEPS_OF = {"the lab's step": False, "unit step": True}
+# Checks that a second network decides, in place of a person who looks: substitutes.
+BY_A_SECOND_NETWORK = ("second network", "easier to see")
 
 
 def canvas(
@@ -571,7 +569,7 @@ def canvas(
 ) -> tuple[GradientBench, bool] | None:
     """The bench and whether steps have length one; None where a full run's record is used."""
     setup, unit_step = SETUPS[title], STEPS_OF[what.split(", ")[0]]
-    second_network = second_network or what.endswith(("second network", "easier to see"))
+    second_network = second_network or what.endswith(BY_A_SECOND_NETWORK)
     if long or unit_step:
         for asset in (setup.weights, setup.photos):
             claim.need(asset)
@@ -612,7 +610,8 @@ def pictured(
     weights = bench.title
     if isinstance(bench.second_network, gradients.Network):
         weights += f", judged by {bench.setup.second_network}{others_here(bench).rstrip('.')}"
-    if what.startswith("unit step") or reading != LAB_READING:
+    other_rule = what.startswith("unit step") or reading != LAB_READING
+    if other_rule or what.endswith(BY_A_SECOND_NETWORK):
         values["scope"] = "substitute"
     data = f"{len(row['probability'])} seeds, {what}"
     return bench.record(**{"data": data, **values}, weights=weights)
@@ -641,7 +640,7 @@ def test_a_class_grows_out_of_noise(claim: Check, lens: Lens, title: str, what: 
     tme8_figures.show_drawn(claim, bench, what, 6, {"start": noise, "end": row}, caption)
     if what.endswith("score"):
         parts = {
-            "probability": intervals.mean(row["probability"]),
+            "probability": mean_of_probabilities(row["probability"]),
             "score: end minus start": intervals.difference_of_means(
                 row["score"], row["score_before"]
             ),
@@ -691,7 +690,7 @@ def test_regularisation_changes_little(claim: Check, lens: Lens, title: str, wha
     rows = drawn_readings(bench)
     by_reading = {
         name: {
-            PROBABILITY: intervals.difference_of_means(strong["probability"], weak["probability"]),
+            PROBABILITY: difference_of_probabilities(strong["probability"], weak["probability"]),
             VARIATION: intervals.difference_of_means(
                 np.log(strong["variation"]), np.log(weak["variation"])
             ),
@@ -702,7 +701,7 @@ def test_regularisation_changes_little(claim: Check, lens: Lens, title: str, wha
         key: {name: parts[key] for name, parts in by_reading.items()}
         for key in (PROBABILITY, VARIATION)
     }
-    best = visualisation.best_fit(by_reading, CLAIMS[claim.id].bounds)
+    best = judge.best_reading(by_reading, CLAIMS[claim.id].bounds)
     tme8_figures.show_readings(claim, bench, rows, compared)
     claim.measured(
         by_reading[best],
@@ -713,7 +712,7 @@ def test_regularisation_changes_little(claim: Check, lens: Lens, title: str, wha
         },
         unit="(probability of the class)",
         evidence={
-            "readings": as_rows(compared),
+            "readings": compared,
             "seeds": {
                 name: {"0.1": measures(strong), "1e-10": measures(weak)}
                 for name, (strong, weak) in rows.items()
@@ -743,7 +742,7 @@ def test_a_small_weight_keeps_contours(claim: Check, lens: Lens, title: str, wha
         }
         for name, (strong, weak) in rows.items()
     }
-    best = visualisation.best_fit(compared, CLAIMS[claim.id].bounds)
+    best = judge.best_reading(compared, CLAIMS[claim.id].bounds)
     strong, weak = rows[best]
     pair = {"weight 0.1": strong, "weight 1e-10": weak}
     caption = f"two weights of the regularisation, {best}."
@@ -764,13 +763,13 @@ def test_a_small_weight_keeps_contours(claim: Check, lens: Lens, title: str, wha
             ),
             **further(bench, pair),
         },
-        evidence={"readings": as_rows(compared)},
+        evidence={"readings": compared},
         note=f"{GREY} Of {len(rows)} readings of the formula the one that fits best decides, in "
         f"favour of the claim: {best}. Edges are the gradient of the grey picture, blurred by "
         f"{visualisation.EDGES:g} px; a change of contrast does not change their correlation. For "
         'another meaning of "contours", the border of the picture, "also measured" has the share '
         "of border pixels that changed.",
-        **pictured(bench, "", weak, best, data=seeds_by_reading(rows)),
+        **pictured(bench, "second network", weak, best, data=seeds_by_reading(rows)),
     )
 
 
@@ -934,6 +933,10 @@ def test_a_photo_is_a_better_start(claim: Check, lens: Lens, title: str, what: s
         f"{bench.setup.second_network} gives the unchanged photos a probability of "
         f"{itself.mean():.3f}.",
         **pictured(
-            bench, what, start, data=f"{len(photos)} photos, {len(start['photo'])} pairs, {what}"
+            bench,
+            what,
+            start,
+            scope="substitute",
+            data=f"{len(photos)} photos, {len(start['photo'])} pairs, {what}",
         ),
     )

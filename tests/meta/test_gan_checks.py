@@ -217,6 +217,12 @@ CASES: list[tuple[Any, str, dict[str, Any], list[dict[str, Any]]]] = [
         {"cgan": scores_from(coverage=0.3)},
         [{"cgan": no_change}, {"cgan": scores_from(**NOISY)}],
     ),
+    (
+        test_tme10.test_cgan,
+        "poor at 11,700",
+        {"cgan": scores_from(noise=1.6)},
+        [{"cgan": scores_from(noise=1.1)}, {"cgan": scores_from(**NOISY, noise=1.6)}],
+    ),
     *(
         (
             test_tme10.test_cgan_is_harder_to_train,

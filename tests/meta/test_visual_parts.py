@@ -133,7 +133,7 @@ def test_reading_that_fits_best_is_by_outcome_then_by_room() -> None:
     bound = {"difference": judge.Bound("within", 0.0, 0.2)}
 
     def best(**found: intervals.Estimate) -> str:
-        return visualisation.best_fit({k: {"difference": v} for k, v in found.items()}, bound)
+        return judge.best_reading({k: {"difference": v} for k, v in found.items()}, bound)
 
     far, wide, near = estimate(-0.3, 0.01), estimate(0.1, 0.15), estimate(-0.1, 0.01)
     assert best(far=far, wide=wide, near=near) == "near"

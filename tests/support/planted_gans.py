@@ -58,7 +58,14 @@ FINE = {
     "diversity": 0.39,
     "accuracy": 0.995,
 }
-FINE |= {"information": 2.2, "closer": 0.5, "nearest": 1.0, "kid": 0.0, "precision": 0.9}
+FINE |= {
+    "information": 2.2,
+    "closer": 0.5,
+    "nearest": 1.0,
+    "kid": 0.0,
+    "precision": 0.9,
+    "noise": 1.0,
+}
 
 
 def smooth(n: int) -> torch.Tensor:
