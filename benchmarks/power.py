@@ -190,19 +190,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("record", help="rounds of this tree against itself")
-    command.add_argument("output", type=Path)
-    command.add_argument("--rounds", type=int, default=60)
+    command.add_argument("output", type=Path, help="the JSON file that is written")
+    command.add_argument("--rounds", type=int, default=60, help="number of rounds (default: 60)")
     command.add_argument(
         "--load", type=int, default=0, help="number of other processes, each of which uses a core"
     )
     command.set_defaults(function=_record)
     command = commands.add_parser("replay", help="rates of false alarms and of slowdowns found")
-    command.add_argument("records", type=Path, nargs="+")
-    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("records", type=Path, nargs="+", help="files that `record` wrote")
+    command.add_argument("--output", type=Path, required=True, help="the JSON file of the rates")
     command.set_defaults(function=_replay)
     command = commands.add_parser("live", help="the gate with a slowdown planted in one row")
-    command.add_argument("row", choices=tuple(GATE))
-    command.add_argument("--slowdown", type=float, default=0.2)
+    command.add_argument("row", choices=tuple(GATE), help="the row that is slowed down")
+    command.add_argument(
+        "--slowdown", type=float, default=0.2, help="as a share of the time (default: 0.2)"
+    )
     command.add_argument("--output", type=Path, help="a JSON list to which the finding is added")
     command.set_defaults(function=_live)
     options = parser.parse_args(words)
