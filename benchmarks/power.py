@@ -113,7 +113,8 @@ def replay(
         return sum("slower" in found.values() for found in states) / verdicts
 
     plain = [verdict(*pair, limits) for pair in batches]
-    caught, seconds = dict[str, Json](), dict[str, float]()
+    caught = dict[str, Json]()
+    seconds = dict[str, float]()
     for row in rows:
         caught[row] = {f"{slowdown:.0%}": share_caught(row, slowdown) for slowdown in SLOWDOWNS}
         medians = [np.median(of_round[row, "base"].b) for of_round in rounds]
@@ -122,7 +123,7 @@ def replay(
         "rounds": len(rounds),
         "verdicts": verdicts,
         "false alarms of the whole gate": sum("slower" in found.values() for found in plain),
-        "no verdict": sum("unfit" in found.values() for found in plain),
+        "no verdict": sum("unclear" in found.values() for found in plain),
         "caught": caught,
         "false alarms a row": {
             row: sum(found[key] == "slower" for found in plain for key in found if key[0] == row)
@@ -159,7 +160,8 @@ def _record(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    found, at_most = {}, {row: workload.at_most for row, workload in GATE.items()}
+    found = {}
+    at_most = {row: workload.at_most for row, workload in GATE.items()}
     for path in options.records:
         recorded = json.loads(path.read_text())
         rates = replay(rounds_of(recorded), at_most)

@@ -22,7 +22,8 @@ def _build(options: argparse.Namespace) -> int:
     for part in parts.PARTS:
         items = parts.build(part, KIT / f"part-{part}", options.without)
         for item in items:
-            size, changed = item.size / MEBIBYTE, item.changed or "unchanged"
+            size = item.size / MEBIBYTE
+            changed = item.changed or "unchanged"
             print(f"part {part}  {size:6.2f} MiB  {item.name}: {changed}; {item.source}")
         whole = sum(item.size for item in items) / MEBIBYTE
         print(f"part {part}  {whole:6.2f} MiB in {KIT / f'part-{part}'}")
