@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rdfia.errors import ArgumentError, nearest_first, printable_line
 
 Arguments = dict[str, dict[str, Any]]  # name -> the options of `add_argument`
+Value = TypeVar("Value")
 
 
 class Command(NamedTuple):
@@ -67,7 +68,7 @@ SEED: Arguments = {
 }
 
 
-def choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
+def choice(option: str, value: str, known: Mapping[str, Value]) -> Value:
     """The entry of `known` for an option's value; ArgumentError with the nearest names."""
     if value not in known:
         raise ArgumentError(
