@@ -82,11 +82,6 @@ def render(template: str, /, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(values)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; columns that hold a number are aligned to the right."""
-    return str(_TEMPLATES.get_template("macros.html").module.table(head, rows))  # type: ignore[attr-defined]
-
-
 def claims(records: Sequence[Record], pictures: Mapping[str, Sequence[Picture]]) -> str:
     """A card for each claim with its checks, below the filters.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from rdfia.claims import record as claim_records
@@ -149,14 +148,11 @@ def rebuild(folder: Path) -> Path:
     run = claim_records.read_run(folder / "claims.json")
     try:
         return _page(folder, run)
-    except (*BROKEN, IndexError) as error:
+    except (*benchmarks.BROKEN, IndexError) as error:
         raise StoreError(
             f"{folder / 'claims.json'}: a value cannot be shown ({error!r}), expected the records "
             "of a run; pytest -m accuracy writes the file again"
         ) from error
-
-
-BROKEN = (*benchmarks.BROKEN, UndefinedError)  # what a wrong value may raise
 
 
 def _page(folder: Path, run: Json) -> Path:
@@ -264,7 +260,7 @@ def _faults(path: Path) -> str:
         return ""
     try:
         return blocks.faults(files.read_json(path))
-    except BROKEN as error:
+    except benchmarks.BROKEN as error:
         problem = f"faults.json could not be read: {error!r}"
         return blocks.render("figures.html", pictures=[Picture(problem=problem)])
 

@@ -262,6 +262,28 @@ def test_functions_are_short() -> None:
     assert shorter == [], "they are short now: remove them from LONGER_FUNCTIONS"
 
 
+def html_in(source: str) -> list[str]:
+    """The strings of a module that contain an HTML element; docstrings do not count."""
+    nodes = list(ast.walk(ast.parse(source)))
+    texts = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    strings = [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts
+    ]
+    return [text for text in strings if re.search(r"</|<(p|h[1-6]|a|div|img|table)[ >]", text)]
+
+
+def test_html_is_in_templates() -> None:
+    assert html_in('f"<p class=small>{text}"') == ["<p class=small>"]
+    assert html_in('x = "</ul>"; f("<img src=1>")') == ["</ul>", "<img src=1>"]
+    assert (
+        html_in('def f():\n    """Text as <p>text</p>."""\n    return "FOLDER/<class>/<photo>"')
+        == []
+    )
+    assert {module: found for module in MODULES if (found := html_in(MODULES[module]))} == {}
+
+
 def too_long(lines: Mapping[str, int]) -> set[str]:
     """The test files whose number of lines is above their limit."""
     return {name for name, n in lines.items() if n > LONGER_TEST_FILES.get(name, LONGEST_TEST_FILE)}
