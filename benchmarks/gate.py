@@ -17,7 +17,7 @@ from benchmarks.worker import Json, Worker, WorkerError
 from benchmarks.workloads import GATE
 from rdfia.gans.architecture import parameter_counts
 from rdfia.gans.config import LABS
-from rdfia.models.networks import ARCHITECTURES, count_by_formula
+from rdfia.models.layer_tables import ARCHITECTURES, count_by_formula
 
 # Rounds of the first batch (all rows), of the second (unclear rows); pairs of a round.
 ROUNDS, MORE_ROUNDS, PAIRS = 6, 12, 8

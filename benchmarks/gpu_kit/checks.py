@@ -34,7 +34,7 @@ from rdfia.data import files as data_files
 from rdfia.data.images import STRETCH_224
 from rdfia.device import precision, staging
 from rdfia.report import environment as machine
-from rdfia.transfer import features
+from rdfia.transfer import features, inference
 
 IMPORTS = """captum hypothesis matplotlib pytest_benchmark pytest_timeout safetensors skimage
     sklearn threadpoolctl tqdm efficientnet_lite_pytorch xdist""".split()  # noqa: SIM905
@@ -98,7 +98,7 @@ def count(device: str, to: Path) -> bool:
 def pipeline(device: str, to: Path) -> bool:
     """Records the photos a second of decoding, of VGG16 to pool5, and of both; returns True."""
     n = 8_192 if device == "cuda" else 32
-    batch = features.default_batch(device)
+    batch = inference.default_batch(device)
     taps = {"pool5": "features.30"}
     dtype = precision.fast_dtype(device)
     # on the device before: the copy of all of VGG16 from the host takes longer than the photos
@@ -113,7 +113,7 @@ def pipeline(device: str, to: Path) -> bool:
             last.sum().item()
 
         resident = pixels.to(device)
-        with features.inference_copy(network, dtype, device) as copy:
+        with inference.inference_copy(network, dtype, device) as copy:
             run = features.pass_function(
                 copy, taps, lambda _tap, value: features.flatten(value), STRETCH_224, dtype, device
             )

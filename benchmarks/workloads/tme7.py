@@ -24,10 +24,10 @@ from benchmarks.workloads.definition import GateWorkload, PeerWorkload, Prepare
 from rdfia.data.images import CENTRE_CROP_224, STRETCH_224, Preprocess
 from rdfia.device.staging import decoding_threads
 from rdfia.models.networks import models, tap_paths
-from rdfia.transfer import features, svm
+from rdfia.transfer import features, inference, layer_outputs, svm
 
 # On a GPU 16 images would be bound by the launch of kernels.
-BATCH = {"cpu": 16, "cuda": features.default_batch("cuda")}
+BATCH = {"cpu": 16, "cuda": inference.default_batch("cuda")}
 FILES = {"cpu": 64, "cuda": 2_048}
 PATHS = tap_paths("vgg16")
 LATE_LAYERS = [tap for tap in PATHS if tap.startswith(("relu4", "relu5", "pool4", "pool5"))]
@@ -45,13 +45,15 @@ def _features(network: Any, pixels: Tensor, dtype: torch.dtype, taps: Sequence[s
     @functools.cache
     # At the first call: the peer's process makes both sides, and must not retain freed memory.
     def network_copy() -> Any:
-        return memory.enter_context(features.inference_copy(network, dtype, pixels.device))
+        return memory.enter_context(inference.inference_copy(network, dtype, pixels.device))
 
     def call() -> list[Tensor]:
         copy = network_copy()
         with torch.inference_mode():
             x = STRETCH_224.normalise(pixels).to(dtype, memory_format=torch.channels_last)
-            found = features.visit_taps(copy, x, paths, lambda _, value: features.flatten(value))
+            found = layer_outputs.visit_taps(
+                copy, x, paths, lambda _, value: features.flatten(value)
+            )
             return [found[tap] for tap in taps]
 
     weakref.finalize(call, memory.close)

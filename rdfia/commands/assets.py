@@ -110,7 +110,7 @@ def _fetch(names: Sequence[str], to: Path | None, as_json: bool) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from rdfia.data import datasets
+    from rdfia.data import celeba
 
     if options.names != ["celeba"] or not options.source:
         got = f"{' '.join(options.names) or 'nothing'} from {options.source or 'nowhere'}"
@@ -119,7 +119,7 @@ def _prepare(options: argparse.Namespace) -> int:
         )
     sizes = (32, 64) if options.size == "both" else (int(options.size),)
     return _fetch(
-        datasets.prepare_celeba(options.source, sizes, options.to, progress_bar),
+        celeba.prepare_celeba(options.source, sizes, options.to, progress_bar),
         options.to,
         options.json,
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rdfia.data.feature_store import FeatureStore
     from rdfia.models.networks import Loaded
-    from rdfia.transfer.features import Tap
+    from rdfia.transfer.layer_outputs import Tap
 
 ROWS_SUFFIX = ".images.json"  # of the list of photos beside a file of features
 
@@ -91,7 +91,7 @@ def _extract(options: argparse.Namespace) -> int:
 
     from rdfia.data import datasets, files, images
     from rdfia.device import precision
-    from rdfia.transfer import extraction, features
+    from rdfia.transfer import dry_run, extraction, features
 
     pools: dict[str, Callable[[Tensor], Tensor]] = {
         "flatten": features.flatten,
@@ -116,7 +116,7 @@ def _extract(options: argparse.Namespace) -> int:
         if team.rank == 0:
             print(loaded.statement, file=sys.stderr)
         if not options.store:
-            shapes = features.tap_shapes(loaded.module, taps, preprocess.size)
+            shapes = dry_run.tap_shapes(loaded.module, taps, preprocess.size)
             columns = sum(extraction.pooled_width(pool, tap, shapes[tap]) for tap in taps)
             _require_memory_of_file(columns, len(paths), dtype.itemsize)
         extracted = extraction.extract(

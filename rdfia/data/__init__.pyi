@@ -1,5 +1,6 @@
 from rdfia.data import arrays as arrays
 from rdfia.data import assets as assets
+from rdfia.data import celeba as celeba
 from rdfia.data import datasets as datasets
 from rdfia.data import downloads as downloads
 from rdfia.data import feature_store as feature_store
@@ -17,6 +18,7 @@ from rdfia.data.assets import fetch as fetch
 from rdfia.data.assets import find as find
 from rdfia.data.assets import load_weights as load_weights
 from rdfia.data.assets import locate as locate
+from rdfia.data.celeba import prepare_celeba as prepare_celeba
 from rdfia.data.datasets import ArraySet as ArraySet
 from rdfia.data.datasets import ImageSet as ImageSet
 from rdfia.data.datasets import digits as digits
@@ -24,7 +26,6 @@ from rdfia.data.datasets import foolbox_photos as foolbox_photos
 from rdfia.data.datasets import image_folder as image_folder
 from rdfia.data.datasets import imagenet_samples as imagenet_samples
 from rdfia.data.datasets import mnist as mnist
-from rdfia.data.datasets import prepare_celeba as prepare_celeba
 from rdfia.data.datasets import scene15 as scene15
 from rdfia.data.downloads import download as download
 from rdfia.data.downloads import offline as offline

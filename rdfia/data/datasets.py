@@ -14,20 +14,17 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from PIL import Image
 
 from rdfia.data import assets
-from rdfia.data import files as data_files
 from rdfia.data.imagenet import imagenet_classes, imagenet_wnids
-from rdfia.data.images import Preprocess, check_image
+from rdfia.data.images import check_image
 from rdfia.data.photo_files import divide_photos
 from rdfia.errors import (
     ArgumentError,
@@ -106,7 +103,7 @@ class ImageSet(_Labelled):
             except ImageError as error:
                 problems.append(str(error))
         if problems:
-            listed = _listed(problems, 5)
+            listed = listed_problems(problems, 5)
             raise DatasetError(
                 f"{self.name}: {len(problems)} of {len(self)} files cannot be used:{listed}"
             )
@@ -130,7 +127,8 @@ class ArraySet(_Labelled):
         return hashlib.sha256(content + self.labels.tobytes()).hexdigest()
 
 
-def _listed(problems: Sequence[str], most: int) -> str:
+def listed_problems(problems: Sequence[str], most: int) -> str:
+    """The first `most` problems as lines of a message, and the number of the others."""
     more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
     return "".join(f"\n  {line}" for line in (*problems[:most], *more))
 
@@ -147,9 +145,9 @@ def report_left_out(name: str, root: Path, files: Sequence[Path], strict: bool =
     if strict:
         raise DatasetError(
             f"{found}, expected photos only; convert them to JPEG or PNG, or move them away:"
-            f"{_listed(names, 50)}"
+            f"{listed_problems(names, 50)}"
         )
-    warnings.warn(f"{found}, left out:{_listed(names, 50)}", FilesLeftOut, stacklevel=3)
+    warnings.warn(f"{found}, left out:{listed_problems(names, 50)}", FilesLeftOut, stacklevel=3)
 
 
 @contextlib.contextmanager
@@ -169,7 +167,8 @@ def _refused_unless_listed(folder: Path, refusal: type[RdfiaError], prefix: str)
         ) from error
 
 
-def _photos(folder: Path) -> list[Path]:
+def photos_in(folder: Path) -> list[Path]:
+    """The photos that lie in `folder` itself, by their content, sorted."""
     return divide_photos(folder.iterdir())[0]
 
 
@@ -193,7 +192,7 @@ def image_folder(
             if folder.is_dir() and not folder.name.startswith(".")
         )
         if len(folders) < 1 + labelled:
-            got = folders[0].name if folders else f"none, and {len(_photos(root))} photos beside"
+            got = folders[0].name if folders else f"none, and {len(photos_in(root))} photos beside"
             least = ("one", "two")[labelled]
             raise DatasetError(
                 f"{name}: {root} has {len(folders)} class folders ({got}), expected {least} or more"
@@ -249,75 +248,6 @@ def photos_below(folder: Path, strict: bool = False, silent: bool = False) -> li
     return photos
 
 
-def prepare_celeba(
-    source: Path,
-    sizes: Sequence[int] = (32,),
-    to: Path | None = None,
-    progress: Callable[[Iterable[Any], int, str], Iterable[Any]] | None = None,
-) -> list[str]:
-    """Makes assets `celeba-S` from CelebA's aligned photos (178 x 218), and returns their names.
-
-    The short side is resized to S, then the centre S x S is kept, in RGB: Resize(S), CenterCrop(S)
-    of pytorch/examples' DCGAN. The files are PNG, because a GAN would learn JPEG's blocks of 8 x 8
-    pixels (0.5 GB at 32 pixels, 1.6 GB at 64). `progress` wraps the iterator over photos. A killed
-    run resumes; a folder gets its name when it is complete. Raises ArgumentError (no photos),
-    DatasetError (unusable photos), StoreError, TooLarge.
-    """
-    paths = _celeba_photos(source)
-    folders = {size: assets.folder_to_fill(to) / "data" / f"celeba-{size}" for size in sizes}
-    parts = {
-        size: folder.with_name(f"{folder.name}.part")
-        for size, folder in folders.items()
-        if not folder.is_dir()
-    }
-
-    def make(path: Path) -> str:
-        try:
-            for size, part in parts.items():
-                if not (target := part / "faces" / f"{path.stem}.png").exists():
-                    pixels = Preprocess(size, "crop", size).pixels(path).permute(1, 2, 0)
-                    Image.fromarray(pixels.numpy()).save(buffer := io.BytesIO(), "PNG")
-                    data_files.write_atomic(target, buffer.getvalue())
-        except ImageError as error:
-            return str(error)
-        return ""
-
-    # Threads, because each file waits for the disk to sync it.
-    with ThreadPool(8) as pool:
-        done = pool.imap(make, paths)
-        bad = list(filter(None, progress(done, len(paths), "celeba") if progress else done))
-    if bad:
-        raise DatasetError(
-            f"celeba: {len(bad)} of {len(paths)} photos cannot be used, the results of the others "
-            "are kept; replace or remove these, then run the same command again:"
-            f"{_listed(bad, 50)}"
-        )
-    for size, part in parts.items():
-        n = len(_photos(part / "faces"))
-        if n != len(paths):
-            raise DatasetError(
-                f"celeba: {part} has {n} photos, expected the {len(paths)} of {paths[0].parent}: "
-                f"it was started from another folder; remove {part} and run the same command again"
-            )
-        try:
-            part.replace(folders[size])
-        except OSError as error:
-            raise data_files.write_error(folders[size], error) from error
-    return [folder.name for folder in folders.values()]
-
-
-def _celeba_photos(source: Path) -> list[Path]:
-    """CelebA's aligned photos in `source` or where its archive puts them; ArgumentError: none."""
-    for place in ("", "img_align_celeba", "celeba/img_align_celeba"):
-        if (folder := source / place).is_dir() and (paths := _photos(folder)):
-            return paths
-    raise ArgumentError(
-        f"--from {source}: no photos there, nor in img_align_celeba/ or "
-        "celeba/img_align_celeba/ below; expected CelebA's 000001.jpg to 202599.jpg "
-        "(img_align_celeba.zip, unpacked)"
-    )
-
-
 def scene15(root: str | Path) -> tuple[ImageSet, ImageSet]:
     """15-Scene as (train, test): 1,500 and 2,985 grey photos of 15 classes (TME 7 q5).
 
@@ -333,7 +263,7 @@ def scene15(root: str | Path) -> tuple[ImageSet, ImageSet]:
         for label, (scene, row) in enumerate(split.items()):
             numbers = {int(number) for number in row["train"].split()}
             folder = root / part / scene if (root / part).is_dir() else root / row["archive"]
-            found = _photos(folder) if folder.is_dir() else []
+            found = photos_in(folder) if folder.is_dir() else []
             if folder.parent == root:
                 found = [
                     path

@@ -27,7 +27,7 @@ from rdfia.device import precision, staging
 from rdfia.device.precision import float32_product_type
 from rdfia.errors import ArgumentError
 from rdfia.experiments.pieces import shared_work
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from rdfia.models.networks import Loaded
 from rdfia.transfer import column_tiles, extraction, features, svm
 from rdfia.transfer.tap_transformer import WEIGHTS as WEIGHTS
@@ -419,7 +419,7 @@ class TransferBench:
     def curve(self, name: str, taps: Sequence[str], **options: Any) -> dict[str, Any]:
         """Accuracy, columns and convergence at every tap: the evidence of a depth curve."""
         accuracies = {tap: self.accuracy(name, tap, with_taps=taps, **options) for tap in taps}
-        shapes = networks.activation_shapes(name, self.problem.preprocess.size)
+        shapes = layer_tables.activation_shapes(name, self.problem.preprocess.size)
         converged = {tap: bool(self.fit(name, tap, **options).converged) for tap in taps}
         return {
             "network": name,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rdfia.errors import WeightsError, WeightsUnwrapped, printable_line
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 
 # Where a training script puts the weights in a checkpoint, the more likely first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema")
@@ -124,7 +124,7 @@ def _read_flax(path: Path, network: str) -> dict[str, Tensor]:
     The names become torchvision's; a kernel H x W x in x out becomes out x in x H x W.
     """
     leaves = dict(_leaves(_unpickled(path.read_bytes())))
-    convolutions = [layer.path for layer in networks.architecture(network).of_kind("conv")]
+    convolutions = [layer.path for layer in layer_tables.architecture(network).of_kind("conv")]
     state: dict[str, Tensor] = {}
     for key, value in leaves.items():
         owner, _, layer = key.rpartition("/")[0].partition("/")
@@ -351,7 +351,7 @@ def load(path: str | Path, network: str, *, part: str = "") -> dict[str, Tensor]
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     paths = (
-        {layer.name: layer.path for layer in networks.architecture(network).layers}
+        {layer.name: layer.path for layer in layer_tables.architecture(network).layers}
         if loaded.missing
         else {}
     )

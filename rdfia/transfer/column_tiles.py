@@ -23,17 +23,10 @@ from rdfia.data.photo_files import photo_sequence
 from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
 from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
-from rdfia.transfer.features import (
-    Progress,
-    Tap,
-    checked_options,
-    flatten,
-    inference_copy,
-    memory_needed,
-    named_taps,
-    pass_function,
-    tap_shapes,
-)
+from rdfia.transfer.dry_run import memory_needed, tap_shapes
+from rdfia.transfer.features import Progress, flatten, pass_function
+from rdfia.transfer.inference import checked_options, inference_copy
+from rdfia.transfer.layer_outputs import Tap, named_taps
 
 PART_BYTES = GIGABYTE  # most bytes of a tile on disk that are in memory at a time
 

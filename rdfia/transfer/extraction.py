@@ -27,18 +27,10 @@ from rdfia.device import memory
 from rdfia.device.precision import float32_product_type
 from rdfia.device.staging import copy_to_host, staging_for
 from rdfia.errors import ArgumentError
-from rdfia.transfer.features import (
-    Progress,
-    Tap,
-    checked_options,
-    feature_batches,
-    flatten,
-    memory_needed,
-    modules_reached,
-    named_taps,
-    tap_modules,
-    tap_shapes,
-)
+from rdfia.transfer.dry_run import memory_needed, modules_reached, tap_shapes
+from rdfia.transfer.features import Progress, feature_batches, flatten
+from rdfia.transfer.inference import checked_options
+from rdfia.transfer.layer_outputs import Tap, named_taps, tap_modules
 
 # a shard has as many batches as both limits allow, at least one
 BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024

@@ -21,14 +21,11 @@ from rdfia.device.memory import require_memory
 from rdfia.errors import ArgumentError, DatasetError, ImageError, nearest_first
 from rdfia.models import networks
 from rdfia.models.networks import Loaded
+from rdfia.transfer.dry_run import tap_shapes
 from rdfia.transfer.extraction import pooled_width
-from rdfia.transfer.features import (
-    checked_options,
-    feature_batches,
-    flatten,
-    tap_modules,
-    tap_shapes,
-)
+from rdfia.transfer.features import feature_batches, flatten
+from rdfia.transfer.inference import checked_options
+from rdfia.transfer.layer_outputs import tap_modules
 
 WEIGHTS = {
     "vgg16": "vgg16-features",

@@ -25,7 +25,7 @@ from rdfia.data import assets, datasets, images
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import best_recipe, scratch, transfer
 from rdfia.experiments.transfer import CS, VGG16, TransferBench
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from rdfia.report import figures
 from rdfia.transfer import heads, svm
 from tests.support.check import Check
@@ -69,10 +69,10 @@ def counted() -> dict[str, dict[str, int]]:
     """VGG16's parameters per block, counted three ways."""
     module = networks.build("vgg16", device="meta")
     return {
-        "closed formula": networks.per_block("vgg16", networks.count_by_formula("vgg16")),
-        "tensors": networks.per_block("vgg16", networks.count_by_tensors(module)),
-        "state dict": networks.per_block(
-            "vgg16", networks.count_by_state_dict(module.state_dict())
+        "closed formula": layer_tables.per_block("vgg16", layer_tables.count_by_formula("vgg16")),
+        "tensors": layer_tables.per_block("vgg16", layer_tables.count_by_tensors(module)),
+        "state dict": layer_tables.per_block(
+            "vgg16", layer_tables.count_by_state_dict(module.state_dict())
         ),
     }
 
@@ -99,7 +99,7 @@ def test_parameters_per_block(claim: Check, counted: dict[str, dict[str, int]]) 
 @pytest.mark.gate
 @claim_of("tme7.q1.total")
 def test_parameters_in_all(claim: Check, counted: dict[str, dict[str, int]]) -> None:
-    kinds = [layer.kind for layer in networks.ARCHITECTURES["vgg16"].weight_layers]
+    kinds = [layer.kind for layer in layer_tables.ARCHITECTURES["vgg16"].weight_layers]
     counts = {
         "parameters": sum(counted["tensors"].values()),
         "convolutions": kinds.count("conv"),

@@ -148,7 +148,9 @@ STEPS = {
     "gans/architecture": ["_Network._join_label", "Generator.forward", "Discriminator.forward"],
     "gans/losses": ["discriminator_loss", "generator_loss", "r1_penalty"],
     "gans/augmentation": ["augment", "_coloured", "_moved", "_cut"],
-    "transfer/features": ["visit_taps", "flatten", "pyramid", "second_order", "_MaxPool.forward"],
+    "transfer/inference": ["_MaxPool.forward"],
+    "transfer/layer_outputs": ["visit_taps"],
+    "transfer/features": ["flatten", "pyramid", "second_order"],
 }
 
 

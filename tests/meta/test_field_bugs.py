@@ -67,20 +67,20 @@ FAULTS: dict[str, Fault] = {
         f"{FEATURES}streamed_batches_equal_single_images",
     ),
     "ReLU before the tap": Fault(
-        "transfer.features",
+        "transfer.layer_outputs",
         "taps, lambda _tap, value: value.clone()",
         "taps, lambda _tap, value: value",
         f"{FEATURES}taps_before_inplace_relus_equal_a_float64_reference",
     ),
     "network in train mode": Fault(
-        "transfer.features",
+        "transfer.inference",
         "return copy.deepcopy(module, memo).eval()",
         "return copy.deepcopy(module, memo)",
         f"{FEATURES}features_of_a_network_in_train_mode_are_those_of_eval_mode",
     ),
     **{
         f"last call in place of the first, of a {kind}": Fault(
-            "transfer.features",
+            "transfer.layer_outputs",
             old,
             new,
             f"{TRANSFER}/test_feature_outputs.py::test_tap_of_a_module_that_runs_twice_is_its_first_call",

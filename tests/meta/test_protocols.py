@@ -18,7 +18,7 @@ from rdfia.claims.record import Record, estimate_of, is_stale, read_run
 from rdfia.claims.registry import CLAIMS, TABLE1
 from rdfia.data import files
 from rdfia.experiments import best_recipe, transfer
-from rdfia.models import networks
+from rdfia.models import layer_tables
 from tests.accuracy import test_tme7
 from tests.support.planted_check import PlantedCheck
 from tests.support.scene15 import TEST_IMAGES
@@ -244,7 +244,7 @@ def test_short_profile_has_the_layers_of_verdicts_and_few_columns() -> None:
         )
         assert best in taps
         assert taps == sorted(taps, key=transfer.TAPS[network].index)
-        shapes = networks.activation_shapes(network)
+        shapes = layer_tables.activation_shapes(network)
         columns += sum(int(np.prod(shapes[tap])) for tap in taps)
     # the last row of Table 1, and the substitute of the dense layers
     assert {"relu4_3", "pool5"} <= set(transfer.SHORT_TAPS["vgg16"])

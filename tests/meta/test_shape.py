@@ -34,10 +34,11 @@ ARROWS = {
 # Within a room, a module may import those before it.
 ORDER = {
     "device": "precision memory staging cuda_graphs",
-    "models": "networks weights",
+    "models": "layer_tables networks weights",
     "data": "files feature_store arrays downloads photo_files assets jpeg images imagenet datasets "
-    "pictures",
-    "transfer": "features gram svm column_tiles extraction tap_transformer heads",
+    "celeba pictures",
+    "transfer": "inference layer_outputs dry_run features gram svm column_tiles extraction "
+    "tap_transformer heads",
     "gradients": "ascent saliency visualisation fooling saliency_scores",
     "gans": "architecture losses augmentation health config sampling checkpoint training "
     "training_loop scores pixel_scores digit_classifier runs",
@@ -50,15 +51,12 @@ ORDER = {
 }
 LABS = ("models", "transfer", "gradients", "gans")
 FREE = {"__main__", "experiments.__main__", "__init__", "_rooms", "_former_names"}
-LARGEST = 205  # limit of statements in a module
+LARGEST = 190  # limit of statements in a module
 LARGER = {
-    "data.assets": 249,
-    "data.datasets": 230,
-    "data.images": 235,
-    "models.networks": 270,
-    "transfer.features": 295,
-    "report.figures": 240,
-    "report.comparison": 214,
+    "data.assets": 229,
+    "data.images": 217,
+    "report.figures": 225,
+    "report.comparison": 194,
 }
 LONGEST_FUNCTION = 50  # limit of its lines without the docstring
 # Functions that are one table of arguments or one sequence of steps -> their lines.
@@ -180,16 +178,20 @@ def test_later_module_of_the_room_and_room_itself_may_not_be_imported() -> None:
 
 
 def statements(source: str) -> int:
-    """The number of statements without docstrings: a size that no formatter changes."""
+    """The number of statements without docstrings and imports.
+
+    A size that does not change with the format, nor with the number of modules.
+    """
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
-    return sum(
-        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes
-    )
+    texts = [n for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    found = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    return len(nodes) - len(texts) - len(found)
 
 
-def test_statements_are_counted_without_docstrings() -> None:
+def test_statements_are_counted_without_docstrings_and_imports() -> None:
     source = (
-        '"""Words."""\n\n# more\ndef f():\n    """Of one."""\n    if f():\n        return [\n1]\n'
+        '"""Words."""\n\nimport a\nfrom b import (\n    c,\n)\n\n'
+        '# more\ndef f():\n    """Of one."""\n    if f():\n        return [\n1]\n'
     )
     assert statements(source) == 3
 
@@ -202,17 +204,17 @@ def test_package_stays_compact() -> None:
         for room in ORDER
     }
     # The four labs, and what refuses an argument by name where torch would fail.
-    assert sum(rooms[room] for room in LABS) < 3425, rooms
+    assert sum(rooms[room] for room in LABS) < 3030, rooms
     # Devices and memory.
-    assert rooms["device"] < 534, rooms
+    assert rooms["device"] < 480, rooms
     # The protocols of the labs, and the studies of settings beyond them.
-    assert rooms["experiments"] < 1316, rooms
-    # The command line: seven modules, each with its imports and its table of arguments.
-    assert rooms["commands"] + sizes["__main__"] < 620, rooms
+    assert rooms["experiments"] < 1130, rooms
+    # The command line.
+    assert rooms["commands"] + sizes["__main__"] < 470, rooms
     # Files, data sets, claims and the page.
     others = (*LABS, "device", "experiments", "commands", "__main__")
     rest = {module: n for module, n in sizes.items() if module.partition(".")[0] not in others}
-    assert sum(rest.values()) < 3600, rest
+    assert sum(rest.values()) < 3190, rest
 
 
 def function_lines(source: str) -> dict[str, int]:

@@ -19,7 +19,7 @@ from rdfia.data import assets, datasets, images
 from rdfia.data.datasets import ImageSet
 from rdfia.experiments import best_recipe, scratch, transfer
 from rdfia.experiments.transfer import Problem
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from rdfia.report import figures
 from rdfia.transfer import heads, svm
 from tests.accuracy import test_tme7
@@ -117,7 +117,7 @@ Check = Callable[[Claim, Patch], None]
 
 def counted(block: str = "", by: int = 1, way: str = "tensors") -> dict[str, dict[str, int]]:
     """The counts of the three ways; `way` (or every way, "") has `by` too many in `block`."""
-    right = networks.per_block("vgg16", networks.count_by_formula("vgg16"))
+    right = layer_tables.per_block("vgg16", layer_tables.count_by_formula("vgg16"))
     ways = {name: dict(right) for name in ("closed formula", "tensors", "state dict")}
     for name in [way] if way else ways:
         if block:
@@ -136,7 +136,7 @@ def total(parameters: int = 0, kinds: tuple[str, ...] = (), way: str = "") -> Ch
             layers = types.SimpleNamespace(
                 weight_layers=[types.SimpleNamespace(kind=kind) for kind in kinds]
             )
-            patch.setitem(networks.ARCHITECTURES, "vgg16", layers)
+            patch.setitem(layer_tables.ARCHITECTURES, "vgg16", layers)
         test_tme7.test_parameters_in_all(claim, counts)
 
     return check

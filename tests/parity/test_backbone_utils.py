@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError
 from rdfia.models import networks
-from rdfia.transfer import features
+from rdfia.transfer import dry_run, layer_outputs
 from tests.support import torchvision_models
 from tests.support.tolerances import assert_close
 
@@ -64,16 +64,16 @@ def test_build_fx_feature_extractor(model_name: str) -> None:
     side = torchvision_models.side(model_name)
     for path, kind in list(found.others.items())[:1]:
         with pytest.raises(ArgumentError, match=rf"tap 'a': the output of {path} is {kind}\("):
-            features.tap_shapes(module, {"a": path}, side)
-        assert features.tap_shapes(module, {"a": (path, 0)}, side)["a"]
+            dry_run.tap_shapes(module, {"a": path}, side)
+        assert dry_run.tap_shapes(module, {"a": (path, 0)}, side)["a"]
     for path in found.absent[:1]:
         with pytest.raises(ArgumentError, match="never ran a; choose"):
-            features.tap_shapes(module, {"a": path}, side)
+            dry_run.tap_shapes(module, {"a": path}, side)
     with pytest.raises(ArgumentError, match="taps: got none"):
-        features.forward_taps(module, image(model_name), {})
+        layer_outputs.forward_taps(module, image(model_name), {})
     # torchvision's test asks for the node "l"
     with pytest.raises(ValueError, match="the network has no module 'l'; the nearest"):
-        features.forward_taps(module, image(model_name), {"l": "l"})
+        layer_outputs.forward_taps(module, image(model_name), {"l": "l"})
     assert hooks(module) == 0
 
 
@@ -109,14 +109,14 @@ class TestModule(nn.Module):
 def test_node_name_conventions() -> None:
     """torchvision's `relu_1` is call 1 of `relu`; without a call a tap is the first one."""
     x = torch.tensor([[4.0, -1.0, 6.0]])
-    taps: dict[str, features.Tap] = {
+    taps: dict[str, layer_outputs.Tap] = {
         "submodule.relu": "submodule.relu",
         "submodule.relu_1": ("submodule.relu", {"call": 1}),
         "relu": ("relu", {"call": 0}),
         "relu_1": ("relu", {"call": 1}),
         "last": ("relu", {"call": -1}),
     }
-    found = features.forward_taps(TestModule(), x, taps)
+    found = layer_outputs.forward_taps(TestModule(), x, taps)
     assert {name: value.tolist()[0] for name, value in found.items()} == {
         "submodule.relu": [6, 1, 8],
         "submodule.relu_1": [3, 0, 5],
@@ -125,7 +125,7 @@ def test_node_name_conventions() -> None:
         "last": [0, 0, 2],
     }
     with pytest.raises(ArgumentError, match="got call 2, but the forward pass ran relu 2 times"):
-        features.forward_taps(TestModule(), x, {"relu_2": ("relu", {"call": 2})})
+        layer_outputs.forward_taps(TestModule(), x, {"relu_2": ("relu", {"call": 2})})
 
 
 def test_calls_of_a_repeated_module_are_the_ones_that_hooks_see() -> None:
@@ -138,10 +138,10 @@ def test_calls_of_a_repeated_module_are_the_ones_that_hooks_see() -> None:
     with torch.no_grad():
         module(x)
         handle.remove()
-        taps: dict[str, features.Tap] = {
+        taps: dict[str, layer_outputs.Tap] = {
             str(call): ("layer1.0.relu", {"call": call}) for call in (0, 1, -1)
         }
-        found = features.forward_taps(module, x, taps)
+        found = layer_outputs.forward_taps(module, x, taps)
     assert len(seen) == 2
     assert not torch.equal(seen[0], seen[1])
     assert [torch.equal(found[call], seen[int(call)]) for call in found] == [True] * 3
@@ -155,7 +155,7 @@ def test_forward_backward(small_name: str) -> None:
     taps = {path: path for path in random.Random(0).sample(paths, 10)}
     # BatchNorm needs two images where a map has one pixel
     with torch.random.fork_rng():  # of dropout
-        out = features.forward_taps(module, image(small_name, images=2), taps)
+        out = layer_outputs.forward_taps(module, image(small_name, images=2), taps)
     assert out.keys() == taps.keys()
     assert all(len(value) == 2 for value in out.values())
     torch.stack([value.mean() for value in out.values()]).sum().backward()
@@ -169,7 +169,7 @@ def test_values_against_float64(small_name: str) -> None:
     module, x, outputs = torchvision_models.reference(small_name)
     wide = copy.deepcopy(module).double()
     with torch.no_grad():
-        ours = features.forward_taps(wide, x.double(), {path: path for path in outputs})
+        ours = layer_outputs.forward_taps(wide, x.double(), {path: path for path in outputs})
     for path, expected in outputs.items():
         assert_close(ours[path], expected, "activation")
     assert torchvision_models.largest_difference(small_name) < 1e-3
@@ -185,7 +185,7 @@ def test_feature_extraction_methods_equivalence() -> None:
         warnings.simplefilter("ignore")
         getter = IntermediateLayerGetter(module, layers).eval()(x)
         graph = create_feature_extractor(module, layers, suppress_diff_warning=True)(x)
-        ours = features.forward_taps(module, x, layers)
+        ours = layer_outputs.forward_taps(module, x, layers)
     assert list(ours) == list(getter) == list(graph)
     assert all(ours[n].equal(getter[n]) and ours[n].equal(graph[n]) for n in layers)
 
@@ -217,11 +217,11 @@ def test_train_eval() -> None:
         (True, "add", "mul", 0, 100),
     ):
         module.train(training)
-        out = features.forward_taps(module, x, {n: n for n in ("dropout", branch, "sub")})
+        out = layer_outputs.forward_taps(module, x, {n: n for n in ("dropout", branch, "sub")})
         assert (out["dropout"].item(), out["sub"].item()) == (dropout, sub)
         assert module.training == training
         with pytest.raises(ArgumentError, match=f"never ran {other}"):
-            features.forward_taps(module, x, {other: other})
+            layer_outputs.forward_taps(module, x, {other: other})
         assert hooks(module) == 0
 
 
@@ -246,7 +246,7 @@ def test_leaf_module_and_function() -> None:
     """A forward pass that cannot be traced needs no list of leaves here."""
     with torch.random.fork_rng():
         module = WithLeaf().train()
-    out = features.forward_taps(module, image("resnet18"), {"leaf_module": "leaf_module"})
+    out = layer_outputs.forward_taps(module, image("resnet18"), {"leaf_module": "leaf_module"})
     out["leaf_module"].mean().backward()
     assert module.conv.weight.grad is not None
-    assert features.tap_shapes(module, {"a": "leaf_module"}, 16) == {"a": (1, 14, 14)}
+    assert dry_run.tap_shapes(module, {"a": "leaf_module"}, 16) == {"a": (1, 14, 14)}

@@ -10,7 +10,7 @@ from captum.attr import LayerActivation
 from torch import Tensor, nn
 
 from rdfia.models import networks
-from rdfia.transfer import features
+from rdfia.transfer import layer_outputs
 
 TAPS = {"conv1": "features.0", "conv3": "features.6", "relu5": "features.11", "fc7": "classifier.4"}
 
@@ -28,7 +28,7 @@ def x() -> Tensor:
 @pytest.mark.parametrize("tap", TAPS)
 def test_taps_equal_captum(network: nn.Module, x: Tensor, tap: str) -> None:
     with torch.no_grad():
-        ours = features.forward_taps(network, x, TAPS)[tap]
+        ours = layer_outputs.forward_taps(network, x, TAPS)[tap]
         theirs = LayerActivation(network, network.get_submodule(TAPS[tap])).attribute(x)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -44,7 +44,7 @@ def test_torchvision_feature_extractor_has_the_values_after_the_relu(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         peer = create_feature_extractor(network, ["features.0", "classifier.4"])(x)["features.0"]
-        ours = features.forward_taps(network, x, TAPS)["conv1"]
+        ours = layer_outputs.forward_taps(network, x, TAPS)["conv1"]
     assert (peer >= 0).all()
     assert (ours < 0).any()
     torch.testing.assert_close(peer, ours.relu())

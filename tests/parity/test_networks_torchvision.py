@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from rdfia.data.images import preprocess_for
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from tests.support.strategies import input_sizes
 
 WEIGHTS = {
@@ -34,7 +34,7 @@ MODULES: dict[str, type[nn.Module]] = {
 }
 
 
-def mismatch(layer: networks.Layer, module: nn.Module) -> str:
+def mismatch(layer: layer_tables.Layer, module: nn.Module) -> str:
     """How a row of the table differs from torchvision's module; "" if it does not."""
     if not isinstance(module, MODULES[layer.kind]):
         return f"{layer.name}: {type(module).__name__} is no {layer.kind}"
@@ -73,10 +73,12 @@ def test_each_row_equals_the_module_at_its_path(name: str) -> None:
     module = networks.build(name, device="meta")
     wrong = [
         mismatch(layer, module.get_submodule(layer.path))
-        for layer in networks.ARCHITECTURES[name].layers
+        for layer in layer_tables.ARCHITECTURES[name].layers
     ]
     assert not any(wrong), [text for text in wrong if text]
-    channels = [(row.in_channels, row.out_channels) for row in networks.ARCHITECTURES[name].layers]
+    channels = [
+        (row.in_channels, row.out_channels) for row in layer_tables.ARCHITECTURES[name].layers
+    ]
     assert {type(number) for pair in channels for number in pair} == {int}
 
 
@@ -91,9 +93,9 @@ def test_each_row_equals_the_module_at_its_path(name: str) -> None:
     ],
 )
 def test_planted_wrong_row_is_found(change: dict[str, object], message: str) -> None:
-    row = vars(networks.ARCHITECTURES["alexnet"].layers[0]) | change
+    row = vars(layer_tables.ARCHITECTURES["alexnet"].layers[0]) | change
     module = networks.build("alexnet", device="meta")
-    assert message in mismatch(networks.Layer(**row), module.get_submodule(str(row["path"])))
+    assert message in mismatch(layer_tables.Layer(**row), module.get_submodule(str(row["path"])))
 
 
 def forward(name: str, size: int, see: Callable[[str, torch.Tensor], None]) -> None:
@@ -114,7 +116,7 @@ def test_rows_are_the_modules_in_forward_order(name: str) -> None:
     seen: list[str] = []
     forward(name, 224, lambda path, _output: seen.append(path))
     assert [path for path in seen if path not in ("", "features", "classifier")] == [
-        layer.path for layer in networks.ARCHITECTURES[name].layers
+        layer.path for layer in layer_tables.ARCHITECTURES[name].layers
     ]
 
 
@@ -123,8 +125,8 @@ def test_rows_are_the_modules_in_forward_order(name: str) -> None:
 def test_activation_shapes_at_any_size(name: str, size: int) -> None:
     seen: dict[str, tuple[int, ...]] = {}
     forward(name, size, lambda path, output: seen.update({path: tuple(output.shape[1:])}))
-    shapes = networks.activation_shapes(name, size)
-    for layer in networks.ARCHITECTURES[name].layers:
+    shapes = layer_tables.activation_shapes(name, size)
+    for layer in layer_tables.ARCHITECTURES[name].layers:
         # torchvision flattens before the classifier, the table before the first dense layer
         got = seen[layer.path]
         want = shapes[layer.name]
@@ -136,8 +138,8 @@ def test_activation_shapes_at_any_size(name: str, size: int) -> None:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_counts_equal_the_published_ones(name: str) -> None:
     meta = WEIGHTS[name].meta
-    assert sum(networks.count_by_formula(name).values()) == meta["num_params"]
-    assert abs(sum(networks.flops(name).values()) / 2e9 - meta["_ops"]) < 1e-3
+    assert sum(layer_tables.count_by_formula(name).values()) == meta["num_params"]
+    assert abs(sum(layer_tables.flops(name).values()) / 2e9 - meta["_ops"]) < 1e-3
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -147,13 +149,14 @@ def test_flops_equal_torchs_counter(name: str, size: int) -> None:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         module(torch.empty(1, 3, size, size, device="meta"))
-    ours = networks.flops(name, size)
+    ours = layer_tables.flops(name, size)
     assert counter.get_total_flops() == sum(ours.values())
     by_module = {
         key.partition(".")[2]: sum(ops.values()) for key, ops in counter.get_flop_counts().items()
     }
     assert {
-        layer.name: by_module[layer.path] for layer in networks.ARCHITECTURES[name].weight_layers
+        layer.name: by_module[layer.path]
+        for layer in layer_tables.ARCHITECTURES[name].weight_layers
     } == ours
 
 
@@ -162,7 +165,7 @@ def test_state_dict_names_equal_torchvisions(name: str) -> None:
     module = getattr(models, name)
     with torch.device("meta"):
         keys = list(module(weights=None).state_dict())
-    layers = networks.ARCHITECTURES[name].weight_layers
+    layers = layer_tables.ARCHITECTURES[name].weight_layers
     assert keys == [f"{layer.path}.{kind}" for layer in layers for kind in ("weight", "bias")]
 
 

@@ -13,8 +13,18 @@ from rdfia.device import memory
 from rdfia.device import precision as compute_types
 from rdfia.gradients import ascent, fooling, saliency_scores, visualisation
 from rdfia.gradients import saliency as saliency_module
-from rdfia.models import networks
-from rdfia.transfer import column_tiles, extraction, features, gram, heads, svm
+from rdfia.models import layer_tables, networks
+from rdfia.transfer import (
+    column_tiles,
+    dry_run,
+    extraction,
+    features,
+    gram,
+    heads,
+    inference,
+    layer_outputs,
+    svm,
+)
 from rdfia.transfer.tap_transformer import TapTransformer
 from tests.support.device_inputs import (
     SPACE,
@@ -40,19 +50,19 @@ CASES = Cases()
 @CASES.add("activation")
 def taps(device: str, _: Path) -> Results:
     network, x = tiny_vgg().to(device), random_tensor(2, 3, 16, 16).to(device)
-    found = features.forward_taps(network, x, TAPS)
+    found = layer_outputs.forward_taps(network, x, TAPS)
     pooled = {
         "pyramid": features.pyramid(found["relu2"], (1, 2)),
         "bilinear": features.second_order(found["relu2"]),
     }
     state = network.state_dict()
     counts = [
-        *networks.count_by_tensors(network).values(),
-        *networks.count_by_state_dict(state).values(),
+        *layer_tables.count_by_tensors(network).values(),
+        *layer_tables.count_by_state_dict(state).values(),
     ]
     sizes = (
-        features.memory_needed(network, TAPS, 16, torch.float32),
-        features.tap_shapes(network, TAPS, 16),
+        dry_run.memory_needed(network, TAPS, 16, torch.float32),
+        dry_run.tap_shapes(network, TAPS, 16),
     )
     return {**found, **pooled, "counts": torch.tensor(counts), "memory": sizes[0][1]}
 
@@ -60,7 +70,7 @@ def taps(device: str, _: Path) -> Results:
 @CASES.add("activation")
 def feature_batches(device: str, _: Path) -> Results:
     def rows(**options: Any) -> Results:
-        assert features.default_batch(device) > 1
+        assert inference.default_batch(device) > 1
         assert (memory.available_device_memory(device) or 1) > 0
         assert compute_types.fast_dtype(device) in (torch.float32, torch.bfloat16)
         batches = features.feature_batches(

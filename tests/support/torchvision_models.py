@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rdfia.data.files import write_atomic
 from rdfia.models import networks
-from rdfia.transfer import features
+from rdfia.transfer import dry_run, layer_outputs
 
 # The smallest network of each family, for the default suite.
 _SMALLEST = (
@@ -83,7 +83,7 @@ def census(name: str) -> Census:
 def tap_shapes_of_all(name: str, found: Census) -> dict[str, tuple[int, ...]]:
     """Shapes of our taps of all modules that return a tensor with a row for the image."""
     taps = {path: path for path, shape in found.shapes.items() if len(shape) > 1 and shape[0] == 1}
-    shapes = features.tap_shapes(without_values(name), taps, side(name))
+    shapes = dry_run.tap_shapes(without_values(name), taps, side(name))
     return {path: (1, *shape) for path, shape in shapes.items()}
 
 
@@ -135,7 +135,7 @@ def largest_difference(name: str) -> float:
     """Largest difference of our float32 taps from float64 ones, over the largest float64 value."""
     module, x, outputs = reference(name)
     with torch.no_grad():
-        ours = features.forward_taps(module, x, {path: path for path in outputs})
+        ours = layer_outputs.forward_taps(module, x, {path: path for path in outputs})
     return max(
         float((ours[path] - expected).abs().max() / expected.abs().max())
         for path, expected in outputs.items()

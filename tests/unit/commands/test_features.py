@@ -15,7 +15,7 @@ from rdfia.__main__ import main
 from rdfia.data import files
 from rdfia.data.images import Preprocess
 from rdfia.models import networks
-from rdfia.transfer import features
+from rdfia.transfer import layer_outputs
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("empty_assets")
@@ -137,13 +137,13 @@ def test_extract_takes_any_classification_network_with_options(
     size = Preprocess(size=64)
     x = size.normalise(torch.stack([size.pixels(path) for path in sorted(photos.iterdir())]))
     with torch.no_grad():
-        taps: dict[str, features.Tap] = {
+        taps: dict[str, layer_outputs.Tap] = {
             "layer1.0.relu": "layer1.0.relu",
             "layer1.0.relu#1": ("layer1.0.relu", {"call": 1}),
             "layer4": "layer4",
             "fc": "fc",
         }
-        expected = features.forward_taps(network, x, taps)
+        expected = layer_outputs.forward_taps(network, x, taps)
     assert tensors.keys() == expected.keys()
     for tap, value in expected.items():
         assert tensors[tap].dtype == torch.float32

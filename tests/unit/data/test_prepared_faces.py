@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from rdfia.data import assets, files
-from rdfia.data.datasets import image_folder, prepare_celeba
+from rdfia.data.celeba import prepare_celeba
+from rdfia.data.datasets import image_folder
 from rdfia.errors import (
     ArgumentError,
     AssetCorrupt,

@@ -20,7 +20,7 @@ from rdfia.data.images import Preprocess
 from rdfia.device import memory, staging
 from rdfia.device.staging import PinnedStaging, Staging, copy_to_host, image_batches, staging_for
 from rdfia.errors import BatchReduced, ImageError, TooLarge
-from rdfia.transfer import extraction, features
+from rdfia.transfer import extraction, features, inference
 from tests.support.tiny_networks import tiny_vgg
 
 SMALL = Preprocess(size=16)
@@ -299,8 +299,8 @@ def test_streams_wait_for_each_other_and_the_host_only_for_results(
 
 
 def test_a_gpu_has_larger_batches_but_not_larger_shards(tmp_path: Path) -> None:
-    assert features.default_batch("cpu") == 16
-    assert features.default_batch("cuda:1") > 64
+    assert inference.default_batch("cpu") == 16
+    assert inference.default_batch("cuda:1") > 64
     shards = {}
     for batch in (4, 16, 64, 128, 2000):
         found = extraction.extract(

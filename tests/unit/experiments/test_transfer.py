@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 from rdfia.data.images import Preprocess
 from rdfia.errors import ArgumentError
 from rdfia.experiments import transfer
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from rdfia.transfer import column_tiles, features, svm
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
@@ -42,7 +42,7 @@ def row(images: list[np.ndarray]) -> transfer.LayerResult:
 
 @pytest.mark.parametrize("network", transfer.TAPS)
 def test_layers_of_the_curves_are_those_of_the_table_in_their_order(network: str) -> None:
-    order = [layer.name for layer in networks.architecture(network).layers]
+    order = [layer.name for layer in layer_tables.architecture(network).layers]
     curve = [*transfer.TAPS[network], *transfer.DENSE_TAPS[network]]
     assert sorted(curve, key=order.index) == curve
     for some in (transfer.SHORT_TAPS, transfer.DIGIT_TAPS):

@@ -23,7 +23,7 @@ from rdfia.gradients.ascent import (
     target_objective,
     unit_length,
 )
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from tests.support.flops import FlopCount
 from tests.support.gradient_cases import CALLS, SIZE, counted, draws, mixed, photos, state
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
@@ -38,7 +38,7 @@ def test_flop_counter_matches_the_layer_table() -> None:
     with torch.no_grad(), FlopCount() as count:
         network(x)
     assert count.by_operator == {
-        "aten.convolution": 3 * sum(networks.flops("squeezenet1_1", 64).values())
+        "aten.convolution": 3 * sum(layer_tables.flops("squeezenet1_1", 64).values())
     }
     dense = nn.Linear(7, 5, device="meta")
     assert counted(lambda: dense(torch.empty(2, 7, device="meta"))) == 2 * 2 * 7 * 5

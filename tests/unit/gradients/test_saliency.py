@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rdfia.data.images import CENTRE_CROP_224
 from rdfia.errors import ArgumentError
 from rdfia.gradients.saliency import saliency_maps
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from tests.support.gradient_cases import (
     CALLS,
     GOOD,
@@ -166,10 +166,10 @@ def test_frozen_parameters_save_a_third_of_the_flops(size: int) -> None:
     """The image's gradient costs two forward passes in all; with trainable weights, three."""
     network = networks.build("squeezenet1_1", num_classes=5, seed=0).eval()
     x = photos(2, size=size).float()
-    forward = 2 * sum(networks.flops("squeezenet1_1", size).values())
+    forward = 2 * sum(layer_tables.flops("squeezenet1_1", size).values())
     # 5 classes
     forward -= (
-        2 * 2 * 995 * 512 * networks.activation_shapes("squeezenet1_1", size)["conv10"][1] ** 2
+        2 * 2 * 995 * 512 * layer_tables.activation_shapes("squeezenet1_1", size)["conv10"][1] ** 2
     )
     assert counted(lambda: saliency_maps(network, x, [0, 1])) == 2 * forward
     assert counted(lambda: saliency_maps(network, x, [0, 1], chunk=1)) == 2 * forward

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError
-from rdfia.models import networks
+from rdfia.models import layer_tables, networks
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
 
@@ -47,27 +47,27 @@ def zeros(name: str, part: str = "") -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", TOTALS)
 def test_three_ways_to_count_agree_with_the_report(name: str) -> None:
     module = networks.build(name, device="meta")
-    formula = networks.count_by_formula(name)
+    formula = layer_tables.count_by_formula(name)
     assert (
         formula
-        == networks.count_by_tensors(module, name)
-        == networks.count_by_state_dict(module.state_dict(), name)
+        == layer_tables.count_by_tensors(module, name)
+        == layer_tables.count_by_state_dict(module.state_dict(), name)
     )
     assert sum(formula.values()) == TOTALS[name]
     assert all(parameter.is_meta for parameter in module.parameters()), "a count needs no memory"
 
 
 def test_vgg16_blocks_are_those_of_answer_1() -> None:
-    assert networks.per_block("vgg16", networks.count_by_formula("vgg16")) == VGG16_BLOCKS
-    by_path = networks.count_by_tensors(networks.build("vgg16", device="meta"))
-    assert networks.per_block("vgg16", by_path) == VGG16_BLOCKS
+    assert layer_tables.per_block("vgg16", layer_tables.count_by_formula("vgg16")) == VGG16_BLOCKS
+    by_path = layer_tables.count_by_tensors(networks.build("vgg16", device="meta"))
+    assert layer_tables.per_block("vgg16", by_path) == VGG16_BLOCKS
 
 
 @pytest.mark.parametrize(
     ("name", "counts"), [("vgg16", [13, 3]), ("alexnet", [5, 3]), ("squeezenet1_1", [26, 0])]
 )
 def test_weight_layers(name: str, counts: list[int]) -> None:
-    table = networks.ARCHITECTURES[name]
+    table = layer_tables.ARCHITECTURES[name]
     assert [len(table.of_kind(kind)) for kind in ("conv", "linear")] == counts
     assert len(table.weight_layers) == sum(counts)
 
@@ -75,14 +75,14 @@ def test_weight_layers(name: str, counts: list[int]) -> None:
 def test_a_missing_tensor_changes_the_count() -> None:
     state = zeros("squeezenet1_1")
     del state["features.0.bias"]
-    counts = networks.count_by_state_dict(state, "squeezenet1_1")
-    assert counts["conv1"] == networks.count_by_formula("squeezenet1_1")["conv1"] - 64
+    counts = layer_tables.count_by_state_dict(state, "squeezenet1_1")
+    assert counts["conv1"] == layer_tables.count_by_formula("squeezenet1_1")["conv1"] - 64
 
 
 def test_count_by_formula_by_hand() -> None:
-    assert networks.Layer("c", "p", "conv", 3, 64, 3).parameters == 64 * 3 * 9 + 64
-    assert networks.Layer("f", "p", "linear", 10, 7).parameters == 77
-    assert networks.Layer("r", "p", "relu", 64, 64).parameters == 0
+    assert layer_tables.Layer("c", "p", "conv", 3, 64, 3).parameters == 64 * 3 * 9 + 64
+    assert layer_tables.Layer("f", "p", "linear", 10, 7).parameters == 77
+    assert layer_tables.Layer("r", "p", "relu", 64, 64).parameters == 0
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_tap_paths(name: str, tap: str, path: str) -> None:
 
 
 def test_the_kth_relu_is_the_second_reading_of_table_1() -> None:
-    relus = networks.ARCHITECTURES["vgg16"].of_kind("relu")
+    relus = layer_tables.ARCHITECTURES["vgg16"].of_kind("relu")
     assert [relus[k - 1].name for k in (2, 4, 7, 10)] == [
         "relu1_2",
         "relu2_2",
@@ -129,7 +129,7 @@ def test_the_kth_relu_is_the_second_reading_of_table_1() -> None:
 
 
 def test_known_activation_shapes_and_flops() -> None:
-    vgg16 = networks.activation_shapes("vgg16")
+    vgg16 = layer_tables.activation_shapes("vgg16")
     assert [vgg16[tap] for tap in ("conv1_1", "relu1_2", "pool5", "fc6", "logits")] == [
         (64, 224, 224),
         (64, 224, 224),
@@ -137,11 +137,11 @@ def test_known_activation_shapes_and_flops() -> None:
         (4096,),
         (1000,),
     ]
-    assert networks.flops("vgg16")["conv1_1"] == 2 * 3 * 9 * 64 * 224 * 224
-    assert networks.flops("vgg16")["logits"] == 2 * 4096 * 1000
+    assert layer_tables.flops("vgg16")["conv1_1"] == 2 * 3 * 9 * 64 * 224 * 224
+    assert layer_tables.flops("vgg16")["logits"] == 2 * 4096 * 1000
     # GMAC as published by torchvision
-    assert round(sum(networks.flops("vgg16").values()) / 2e9, 3) == 15.470
-    assert round(sum(networks.flops("squeezenet1_1").values()) / 1e9, 3) == 0.698
+    assert round(sum(layer_tables.flops("vgg16").values()) / 2e9, 3) == 15.470
+    assert round(sum(layer_tables.flops("squeezenet1_1").values()) / 1e9, 3) == 0.698
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_known_activation_shapes_and_flops() -> None:
         (lambda: networks.load("vitb16", {"a": torch.zeros(1)}), "first: vit_b_16, "),
         (lambda: networks.build("VGG16", device="meta"), "first: vgg16, .*and 69 more"),
         (lambda: networks.parameter_count("squeezenet"), "first: squeezenet1_[01], "),
-        (lambda: networks.count_by_formula("alexnet2"), "table; choose one of alexnet, "),
-        (lambda: networks.flops("resnet50"), "table; choose one of .*vgg16"),
+        (lambda: layer_tables.count_by_formula("alexnet2"), "table; choose one of alexnet, "),
+        (lambda: layer_tables.flops("resnet50"), "table; choose one of .*vgg16"),
     ],
 )
 def test_an_unknown_network_is_an_error_that_lists_the_nearest_names_first(
@@ -197,9 +197,9 @@ def test_auxiliary_heads_follow_the_weights(name: str) -> None:
 
 def test_other_bad_arguments() -> None:
     with pytest.raises(ArgumentError, match="the output of pool5 of alexnet has no pixels"):
-        networks.activation_shapes("alexnet", 62)
+        layer_tables.activation_shapes("alexnet", 62)
     with pytest.raises(ArgumentError, match="'conv9' is no layer or path of vgg16"):
-        networks.per_block("vgg16", {"conv9": 1})
+        layer_tables.per_block("vgg16", {"conv9": 1})
     with pytest.raises(ArgumentError, match="seed: None"):
         networks.build("squeezenet1_1")
     with pytest.raises(ArgumentError, match="Identity has no convolution"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import ArgumentError
 from rdfia.models import networks
-from rdfia.transfer import column_tiles, extraction, features
+from rdfia.transfer import column_tiles, dry_run, extraction, features, layer_outputs
 from tests.support.tapped_network import SIZE, SMALL, TinyNet
 
 
@@ -30,13 +30,13 @@ def test_tap_of_a_module_that_runs_twice_is_its_first_call() -> None:
             return self.layer(self.layer(x))
 
     x = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
-    taps: dict[str, features.Tap] = {
+    taps: dict[str, layer_outputs.Tap] = {
         "path": "layer",
         "tuple": ("layer",),
         "second": ("layer", {"call": 1}),
         "last": ("layer", {"call": -1}),
     }
-    taken = features.forward_taps(Twice(), x, taps)
+    taken = layer_outputs.forward_taps(Twice(), x, taps)
     largest = {name: float(value.max()) for name, value in taken.items()}
     assert largest == {"path": 2, "tuple": 2, "second": 4, "last": 4}
 
@@ -92,7 +92,7 @@ def test_element_of_an_output_that_is_no_tensor(
     with pytest.raises(
         ArgumentError, match=rf"tap 'att': the output of held is {described}.*choose "
     ):
-        features.forward_taps(network, x, {"att": "held"})
+        layer_outputs.forward_taps(network, x, {"att": "held"})
     expected: Any = make(x)
     for key in keys:
         expected = (
@@ -100,22 +100,24 @@ def test_element_of_an_output_that_is_no_tensor(
             if isinstance(key, str) and not isinstance(expected, dict)
             else expected[key]
         )
-    assert torch.equal(features.forward_taps(network, x, {"att": ("held", *keys)})["att"], expected)
+    assert torch.equal(
+        layer_outputs.forward_taps(network, x, {"att": ("held", *keys)})["att"], expected
+    )
     for wrong in ("absent", 9):
         with pytest.raises(ArgumentError, match=rf"tap 'att': held has no element {wrong!r}"):
-            features.forward_taps(network, x, {"att": ("held", wrong)})
+            layer_outputs.forward_taps(network, x, {"att": ("held", wrong)})
     assert not any(child._forward_hooks for child in network.modules())
 
 
 def test_advice_for_a_tuple_is_a_tap_that_works() -> None:
     network, x = Holding(lambda x: (None, x)), torch.linspace(-1, 1, 96).view(2, 3, 4, 4)
     with pytest.raises(ArgumentError) as caught:
-        features.forward_taps(network, x, {"att": "held"})
+        layer_outputs.forward_taps(network, x, {"att": "held"})
     advice = str(caught.value).partition("choose an element: ")[2]
-    assert torch.equal(features.forward_taps(network, x, ast.literal_eval(advice))["att"], x)
+    assert torch.equal(layer_outputs.forward_taps(network, x, ast.literal_eval(advice))["att"], x)
     for nothing in (lambda x: None, lambda x: (None, "text"), lambda x: ()):
         with pytest.raises(ArgumentError, match=r"tap 'att': .*; choose another tap"):
-            features.forward_taps(Holding(nothing), x, {"att": "held"})
+            layer_outputs.forward_taps(Holding(nothing), x, {"att": "held"})
 
 
 @pytest.mark.parametrize(
@@ -136,15 +138,15 @@ def test_a_tap_of_another_form_is_refused(choice: Any) -> None:
     with pytest.raises(
         ArgumentError, match=r"tap 'att': got .*, expected a module path; or a tuple"
     ):
-        features.forward_taps(Holding(lambda x: x), torch.zeros(1, 3, 4, 4), {"att": choice})
+        layer_outputs.forward_taps(Holding(lambda x: x), torch.zeros(1, 3, 4, 4), {"att": choice})
 
 
 def test_module_under_two_names_is_a_tap_by_both(network: TinyNet) -> None:
     network.add_module("again", network.features[0])
     x = torch.linspace(-1, 1, 3 * SIZE * SIZE).view(1, 3, SIZE, SIZE)
-    found = features.forward_taps(network, x, {"a": "features.0", "b": "again"})
+    found = layer_outputs.forward_taps(network, x, {"a": "features.0", "b": "again"})
     assert torch.equal(found["a"], found["b"])
-    assert features.tap_shapes(network, {"b": "again"}, SIZE) == {"b": (8, SIZE, SIZE)}
+    assert dry_run.tap_shapes(network, {"b": "again"}, SIZE) == {"b": (8, SIZE, SIZE)}
 
 
 def test_unknown_modules_are_answered_with_the_nearest_names_of_that_network() -> None:
@@ -154,7 +156,7 @@ def test_unknown_modules_are_answered_with_the_nearest_names_of_that_network() -
         ("vit_b_16", "encoder.layers.encoder_layer_0.attention", "encoder.layers.encoder_layer_0."),
     ):
         with pytest.raises(ArgumentError, match=rf"{wrong}'; the nearest .* first: {nearest}"):
-            features.check_reachable(networks.build(name, device="meta"), {"a": wrong})
+            layer_outputs.check_reachable(networks.build(name, device="meta"), {"a": wrong})
 
 
 class Backwards(nn.Module):
@@ -192,20 +194,20 @@ def test_images_that_the_network_cannot_compute_are_an_error_about_the_size() ->
         module = networks.build(name, device="meta").to_empty(device="cpu")
         last = list(dict(module.named_children()))[-1]
         with pytest.raises(ArgumentError, match=rf"size: got {size}, but .* cannot compute"):
-            features.tap_shapes(module, {"a": last}, size)
+            dry_run.tap_shapes(module, {"a": last}, size)
 
 
 def test_tap_without_a_row_for_each_image_is_refused_by_extraction() -> None:
     for make in (lambda x: x.mean(), lambda x: x.flatten(), lambda x: x.repeat(2, 1, 1, 1)):
         network = Holding(make)
         with pytest.raises(ArgumentError, match=r"tap 'a': the output has shape .* for one image"):
-            features.tap_shapes(network, {"a": "held"}, 8)
-        assert features.forward_taps(network, torch.zeros(1, 3, 8, 8), {"a": "held"})
+            dry_run.tap_shapes(network, {"a": "held"}, 8)
+        assert layer_outputs.forward_taps(network, torch.zeros(1, 3, 8, 8), {"a": "held"})
 
 
 @pytest.mark.parametrize("choice", [("held", 1), ("held", 1, {"call": 0})])
 def test_features_of_an_element_are_streamed_and_stored(
-    photos: list[np.ndarray], tmp_path: Path, choice: features.Tap
+    photos: list[np.ndarray], tmp_path: Path, choice: layer_outputs.Tap
 ) -> None:
     network = Holding(lambda x: (None, x[:, :2]))
     taps = {"a": choice}

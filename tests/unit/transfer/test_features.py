@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rdfia.data.images import Preprocess
 from rdfia.device import precision, staging
 from rdfia.errors import ArgumentError, ImageError, WeightsError
-from rdfia.transfer import features
+from rdfia.transfer import dry_run, features, layer_outputs
 from tests.support.tapped_network import SIZE, SMALL, TAPS, TinyNet
 from tests.support.tiny_networks import tiny_vgg
 from tests.support.tolerances import assert_close
@@ -36,7 +36,7 @@ def reference(network: TinyNet, x: Tensor) -> dict[str, Tensor]:
 
 def test_taps_before_inplace_relus_equal_a_float64_reference(network: TinyNet) -> None:
     x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    taken = features.forward_taps(network, x, {**TAPS, "deep": "classifier.0"})
+    taken = layer_outputs.forward_taps(network, x, {**TAPS, "deep": "classifier.0"})
     for name, value in reference(network, x).items():
         assert_close(taken[name], value, "activation")
         assert (value < 0).any() == name.startswith("conv")
@@ -50,16 +50,16 @@ def test_images_of_every_kind_have_the_taps_of_a_tensor(
     network: TinyNet, convert: Callable[[Tensor], Any]
 ) -> None:
     x = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
-    expected = features.forward_taps(network, x, TAPS)
-    found = features.forward_taps(network, convert(x), TAPS)
+    expected = layer_outputs.forward_taps(network, x, TAPS)
+    found = layer_outputs.forward_taps(network, convert(x), TAPS)
     for tap, value in expected.items():
         assert torch.equal(found[tap], value)
 
 
 def test_taps_in_a_list_are_named_by_their_paths(network: TinyNet) -> None:
     x = torch.linspace(-2, 2, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
-    named = features.forward_taps(network, x, TAPS)
-    listed = features.forward_taps(network, x, list(TAPS.values()))
+    named = layer_outputs.forward_taps(network, x, TAPS)
+    listed = layer_outputs.forward_taps(network, x, list(TAPS.values()))
     assert list(listed) == list(TAPS.values())
     assert all(torch.equal(listed[path], named[tap]) for tap, path in TAPS.items())
 
@@ -81,12 +81,12 @@ def test_taps_and_images_that_do_not_fit_are_refused_by_name(
     network: TinyNet, x: tuple[int, ...], taps: Any, message: str
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
-        features.forward_taps(network, torch.zeros(x), taps)
+        layer_outputs.forward_taps(network, torch.zeros(x), taps)
 
 
 def test_pixels_are_refused(network: TinyNet) -> None:
     with pytest.raises(ArgumentError, match=r"x: got torch.uint8 .*STRETCH_224.normalise\(x\)"):
-        features.forward_taps(network, np.zeros((2, 3, 32, 32), np.uint8), TAPS)
+        layer_outputs.forward_taps(network, np.zeros((2, 3, 32, 32), np.uint8), TAPS)
 
 
 def test_networks_whose_layers_cannot_be_observed_are_refused(network: TinyNet) -> None:
@@ -96,7 +96,7 @@ def test_networks_whose_layers_cannot_be_observed_are_refused(network: TinyNet) 
     others: tuple[Any, ...] = (traced, network.forward, None)
     for wrong in others:
         with pytest.raises(ArgumentError, match=r"network: got .*expected the torch.nn.Module"):
-            features.forward_taps(wrong, torch.zeros(1, 3, 32, 32), TAPS)
+            layer_outputs.forward_taps(wrong, torch.zeros(1, 3, 32, 32), TAPS)
 
 
 def test_memory_errors_of_a_network_stay_memory_errors(network: TinyNet) -> None:
@@ -105,13 +105,13 @@ def test_memory_errors_of_a_network_stay_memory_errors(network: TinyNet) -> None
 
     network.features[0].register_forward_pre_hook(fails)
     with pytest.raises(torch.OutOfMemoryError):
-        features.forward_taps(network, torch.zeros(1, 3, 32, 32), TAPS)
+        layer_outputs.forward_taps(network, torch.zeros(1, 3, 32, 32), TAPS)
 
 
 def test_hook_without_a_copy_differs_from_the_reference(network: TinyNet) -> None:
     """Without a copy, a tap before an in-place ReLU has the values after it."""
     x = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    faulty = features.visit_taps(
+    faulty = layer_outputs.visit_taps(
         network, x, {**TAPS, "deep": "classifier.0"}, lambda _tap, value: value
     )
     assert not torch.allclose(
@@ -123,7 +123,7 @@ def test_forward_pass_stops_after_the_last_tap(network: TinyNet) -> None:
     ran = []
     for name, layer in network.named_modules():
         layer.register_forward_hook(lambda *_, name=name: ran.append(name))
-    features.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"pool1": "features.2"})
+    layer_outputs.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"pool1": "features.2"})
     assert ran == ["features.0", "features.1", "features.2"]
 
 
@@ -140,13 +140,13 @@ def test_feature_batches_and_forward_taps_do_not_change_the_network(
             network, items, TAPS, preprocess=SMALL, dtype=torch.bfloat16, batch_size=4
         ):
             pass
-        features.forward_taps(network, torch.zeros(1, 4 if fails else 3, SIZE, SIZE), TAPS)
+        layer_outputs.forward_taps(network, torch.zeros(1, 4 if fails else 3, SIZE, SIZE), TAPS)
 
     if fails:
         with pytest.raises(ImageError, match=r"absent\.jpg"):
             consume()
         with pytest.raises(ArgumentError, match="cannot compute"):
-            features.forward_taps(network, torch.zeros(1, 4, SIZE, SIZE), TAPS)
+            layer_outputs.forward_taps(network, torch.zeros(1, 4, SIZE, SIZE), TAPS)
     else:
         consume()
     assert all(not module._forward_hooks for module in network.modules())
@@ -184,29 +184,29 @@ def test_features_of_a_network_in_train_mode_are_those_of_eval_mode(
 def test_unknown_and_unreachable_taps_are_named(network: TinyNet) -> None:
     x = torch.zeros(1, 3, SIZE, SIZE)
     with pytest.raises(ArgumentError, match=r"'conv9'.*no module 'features\.40'.*features\.0"):
-        features.forward_taps(network, x, {"conv9": "features.40"})
+        layer_outputs.forward_taps(network, x, {"conv9": "features.40"})
     with pytest.raises(ArgumentError, match="taps: got none"):
-        features.forward_taps(network, x, {})
+        layer_outputs.forward_taps(network, x, {})
     with pytest.raises(ArgumentError, match="taps: got list, expected a module path for each name"):
-        features.tap_shapes(network, ["features.0"], SIZE)  # type: ignore[arg-type]
+        dry_run.tap_shapes(network, ["features.0"], SIZE)  # type: ignore[arg-type]
     network.classifier.to("meta")
     with pytest.raises(
         WeightsError, match=r"cannot reach logits: classifier\.0\.weight is not in these weights"
     ):
-        features.forward_taps(network, x, {"logits": "classifier.2", "conv1": "features.0"})
+        layer_outputs.forward_taps(network, x, {"logits": "classifier.2", "conv1": "features.0"})
     with pytest.raises(WeightsError, match="cannot reach everything"):
-        features.forward_taps(network, x, {"everything": "classifier"})
-    assert set(features.forward_taps(network, x, TAPS)) == set(TAPS)
+        layer_outputs.forward_taps(network, x, {"everything": "classifier"})
+    assert set(layer_outputs.forward_taps(network, x, TAPS)) == set(TAPS)
 
 
 def test_tap_that_the_forward_pass_never_runs_is_refused(network: TinyNet) -> None:
     network.spare = nn.Identity()
     with pytest.raises(ArgumentError, match="never ran spare"):
-        features.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"spare": "spare"})
+        layer_outputs.forward_taps(network, torch.zeros(1, 3, SIZE, SIZE), {"spare": "spare"})
 
 
 def test_tap_shapes_of_convolutions_and_dense_layers(network: TinyNet) -> None:
-    shapes = features.tap_shapes(network, {**TAPS, "logits": "classifier.2"}, SIZE)
+    shapes = dry_run.tap_shapes(network, {**TAPS, "logits": "classifier.2"}, SIZE)
     assert shapes["conv1"] == (8, 32, 32)
     assert shapes["relu2"] == (6, 8, 8)
     assert shapes["logits"] == (4,)
@@ -223,7 +223,7 @@ def test_streamed_batches_equal_single_images(network: TinyNet, photos: list[np.
         together = torch.cat([batch[tap] for batch in batched])
         for row, photo in enumerate(photos):
             x = SMALL.normalise(SMALL.pixels(Image.fromarray(photo))[None])
-            alone = features.forward_taps(network, x, {tap: TAPS[tap]})[tap].flatten(1)[0]
+            alone = layer_outputs.forward_taps(network, x, {tap: TAPS[tap]})[tap].flatten(1)[0]
             assert_close(together[row], alone, "activation")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.transfer import features
+from rdfia.transfer import inference
 
 
 @pytest.mark.parametrize("size", [8, 9, 11])
@@ -22,7 +22,7 @@ def test_lean_pools_equal_torch_bit_by_bit(
     x = torch.randn(2, 5, size, size + 1, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0, 3, 3] = torch.nan
     x = x.contiguous(memory_format=torch.channels_last)
-    with features.inference_copy(nn.Sequential(pool), dtype, "cpu") as network:
+    with inference.inference_copy(nn.Sequential(pool), dtype, "cpu") as network:
         got = network(x)
         assert not any(isinstance(child, nn.MaxPool2d) for child in network.children())
     assert torch.equal(got.nan_to_num(99), pool(x).nan_to_num(99))
@@ -31,7 +31,7 @@ def test_lean_pools_equal_torch_bit_by_bit(
 
 @pytest.mark.parametrize("options", [{"padding": 1}, {"ceil_mode": True}, {"dilation": 2}])
 def test_pools_with_other_options_are_not_replaced(options: dict[str, Any]) -> None:
-    with features.inference_copy(
+    with inference.inference_copy(
         nn.Sequential(nn.MaxPool2d(3, 2, **options)), torch.float32, "cpu"
     ) as network:
         assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
@@ -53,13 +53,13 @@ def hooked() -> nn.Module:
 )
 def test_changed_pools_are_not_replaced(pool: nn.Module) -> None:
     x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    with features.inference_copy(nn.Sequential(pool), torch.float32, "cpu") as network:
+    with inference.inference_copy(nn.Sequential(pool), torch.float32, "cpu") as network:
         assert isinstance(network.get_submodule("0"), nn.MaxPool2d)
         assert torch.equal(network(x), pool(x))
 
 
 def test_lean_pools_accept_the_shapes_that_torch_accepts() -> None:
-    with features.inference_copy(
+    with inference.inference_copy(
         nn.Sequential(nn.MaxPool2d(3, 1)), torch.float32, "cpu"
     ) as network:
         with pytest.raises(RuntimeError, match="too small"):

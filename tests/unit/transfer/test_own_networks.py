@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rdfia.data.photo_files import photo_sequence
 from rdfia.errors import ArgumentError
-from rdfia.transfer import column_tiles, extraction, features, svm
+from rdfia.transfer import column_tiles, dry_run, extraction, features, svm
 from tests.support.tapped_network import SIZE, SMALL, TAPS, TinyNet
 from tests.support.tolerances import assert_close
 
@@ -185,16 +185,16 @@ def test_state_that_has_no_whole_text_is_refused() -> None:
 
 
 def test_attributes_that_hold_themselves_or_stored_results(network: TinyNet) -> None:
-    expected = features.tap_shapes(network, TAPS, SIZE)
+    expected = dry_run.tap_shapes(network, TAPS, SIZE)
     loop: dict[str, object] = {}
     loop["self"] = loop
     network.settings = loop  # type: ignore[assignment]
-    assert features.tap_shapes(network, TAPS, SIZE) == expected
+    assert dry_run.tap_shapes(network, TAPS, SIZE) == expected
     box = threading.local()
     box.result = network.features(torch.zeros(1, 3, SIZE, SIZE))
     network.box = box  # type: ignore[assignment]
     with pytest.raises(ArgumentError, match=r"network: TinyNet cannot be copied"):
-        features.tap_shapes(network, TAPS, SIZE)
+        dry_run.tap_shapes(network, TAPS, SIZE)
 
 
 def test_photos_with_a_length_and_numbers_are_read_one_by_one(

@@ -15,7 +15,7 @@ from torch import nn
 
 from rdfia.data.feature_store import FeatureStore
 from rdfia.data.images import Preprocess
-from rdfia.transfer import extraction, features
+from rdfia.transfer import extraction, features, inference
 from rdfia.transfer.extraction import Team
 from tests.support.tapped_network import SMALL, TAPS, TinyNet
 
@@ -128,7 +128,7 @@ def store_name(monkeypatch: pytest.MonkeyPatch) -> Callable[[Arguments], str]:
         return str(caught.value)
 
     monkeypatch.setattr(extraction, "FeatureStore", stop)
-    monkeypatch.setattr(features, "usable_device", torch.device)  # without a GPU too
+    monkeypatch.setattr(inference, "usable_device", torch.device)  # without a GPU too
     return name
 
 
