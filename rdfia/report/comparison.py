@@ -150,10 +150,8 @@ def _run_row(name: str, run: RunResults) -> Row:
     facts = [", ".join(f"{n} {what}" for what, n in sizes.items() if n)]
     dates = [str(where.get("date") or "no date") for where in run.environments]
     commit = run.environments[0].get("commit")
-    if len(dates) > 1:
-        facts.append(f"{len(dates)} runs, {dates[-1]} to {dates[0]}")
-    else:
-        facts += [*dates, *([f"commit {commit}"] if commit else [])]
+    of_one_run = [*dates, *([f"commit {commit}"] if commit else [])]
+    facts += of_one_run if len(dates) == 1 else [f"{len(dates)} runs, {dates[-1]} to {dates[0]}"]
     facts += [f"stopped: {run.unfinished}"] if run.unfinished else []
     return Row(name, str(run.path), "", tuple(facts))
 
