@@ -176,7 +176,8 @@ def value_change(name: str, before: Estimate, after: Estimate) -> ValueChange:
     if math.isinf(max(errors)) or math.isinf(before.value) or math.isinf(after.value):
         return ValueChange(name, before, after, UNJUDGED)
     gap, reach = after.value - before.value, judge.ERRORS * math.hypot(*errors)
-    method, n = "four standard errors", min(before.n, after.n)
+    method = "four standard errors"
+    n = min(before.n, after.n)
     difference = Estimate(gap, gap - reach, gap + reach, n, method, LEVEL)
     differs = judge.values_differ(after.value, errors[1], before.value, errors[0])
     return ValueChange(name, before, after, CHANGED if differs else CHANCE, difference)

@@ -314,7 +314,9 @@ def _figures_of(shown: Sequence[Shown], keys: set[str], anchors: set[str]) -> Js
     at_once = [drawn for drawn in mine if drawn.main]
     groups = []
     for section, part in groupby(at_once, key=lambda drawn: drawn.section):
-        title, again, pictures = page.TITLES[section], section in anchors, [*part]
+        title = page.TITLES[section]
+        again = section in anchors
+        pictures = [*part]
         anchors.add(section)
         groups.append(
             {
@@ -364,7 +366,8 @@ def write(root: Path) -> Path:
             f"--all: got no claims.json below {root / 'reports' / 'verified'}, expected committed "
             "runs; call it in a checkout of the project"
         )
-    folder, shown = root / "docs" / "pictures", pictures(root, runs)
+    folder = root / "docs" / "pictures"
+    shown = pictures(root, runs)
     for drawn in shown:
         files.write_atomic(root / "docs" / drawn.picture.file, published(drawn.source))
     names = {Path(drawn.picture.file).name for drawn in shown}

@@ -247,7 +247,8 @@ def _depth_curves(records: Sequence[Record]) -> list[list[tuple[Record, Json]]]:
     longest: dict[str, dict[str, tuple[Record, Json]]] = {}
     for record in records:
         for evidence in _evidence(record, ("network", "accuracy")):
-            networks, accuracy = longest.setdefault(record.data, {}), evidence["accuracy"]
+            networks = longest.setdefault(record.data, {})
+            accuracy = evidence["accuracy"]
             _, before = networks.get(evidence["network"], (record, {"accuracy": ()}))
             if isinstance(accuracy, Mapping) and len(accuracy) > len(before["accuracy"]):
                 networks[evidence["network"]] = (record, evidence)
@@ -309,7 +310,8 @@ def kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Pictur
     if not (folder / row["file"]).is_file():
         problem = "the picture is not stored; a full run draws it again."
         return Picture(record.key, problem=problem)
-    caption, conditions = row.get("caption", ""), _conditions(record)
+    caption = row.get("caption", "")
+    conditions = _conditions(record)
     return Picture(record.key, row["file"], row.get("alt", ""), caption, conditions)
 
 
