@@ -74,6 +74,22 @@ def test_becoming_undecided_fails_only_if_the_pin_was_far_from_the_bound(
     assert run(project).ret == 1
 
 
+def test_interval_at_another_level_fails(project: pytest.Pytester) -> None:
+    write(
+        project,
+        """
+    import pytest
+    from rdfia.claims.intervals import proportion
+    @pytest.mark.claim("tme8.q3.segmentation")
+    def test_shares(claim):
+        claim.measured({"share of a mask in the right quarter": proportion(640, 1000, 0.95)})
+    """,
+    )
+    result = run(project, "--accept")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*tme8.q3.segmentation*have no interval at 99%*"])
+
+
 def test_missing_pin_fails_until_accepted(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=12)
     assert run(project).ret == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 
 from rdfia.claims import judge
 from rdfia.claims.intervals import Estimate
+from rdfia.claims.ledger import committed_records
 from rdfia.claims.record import Record, estimate_of, is_stale, read_run
 from rdfia.claims.registry import CLAIMS, TABLE1
 from rdfia.data import files
@@ -25,6 +27,7 @@ from tests.support.scene15 import TEST_IMAGES
 
 REPORTS = Path(__file__).parents[2] / "reports"
 RUNS = sorted((REPORTS / "verified").rglob("claims.json"))
+PINS = files.read_json(REPORTS / "baseline" / "pins.json")
 RECORDS = [row for path in RUNS for row in files.read_json(path)["records"]]
 
 
@@ -149,6 +152,53 @@ def test_committed_outcomes_follow_from_their_estimates(path: Path) -> None:
     for record in records[:1]:  # a planted fault: an outcome that was turned by hand
         turned = "supported" if record.outcome == "undecided" else "undecided"
         assert not follows_from_estimates(dataclasses.replace(record, outcome=turned))
+
+
+def keys_of_checks() -> set[str]:
+    """The key, claim and case, of every check below tests/accuracy."""
+    found = set()
+    for path in (REPORTS.parent / "tests" / "accuracy").glob("test_*.py"):
+        module = importlib.import_module(f"tests.accuracy.{path.stem}")
+        for test in vars(module).values():
+            for mark in getattr(test, "pytestmark", ()):
+                rows = mark.args[1] if mark.name == "parametrize" else ()
+                marks = [mark, *(m for row in rows for m in getattr(row, "marks", ()))]
+                for one in (m for m in marks if m.name == "claim"):
+                    found.add("/".join(filter(None, (one.args[0], one.kwargs.get("case")))))
+    return found
+
+
+def test_every_pin_is_that_of_a_check() -> None:
+    """A check that is renamed leaves its pin behind, and `--accept` removes none."""
+    left = {key.split("|")[0] for key in PINS} - keys_of_checks()
+    assert sorted(left) == [], "remove these rows of reports/baseline/pins.json"
+
+
+def why_not_pinned(record: Record) -> str:
+    """Why the pin of a committed record is that of another result; "" if it is not."""
+    parts = {
+        part["name"]: [part["value"], judge.standard_error(estimate_of(part))]
+        for part in record.parts
+    }
+    now = {"outcome": record.outcome, "bounds": record.bounds, "parts": parts}
+    pin = PINS.get(f"{record.key}|{record.profile}|{record.scope}")
+    if pin is None or pin["outcome"] != record.outcome:
+        return f"its pin is {pin and pin['outcome']}"
+    return judge.pin_mismatch(now, pin)
+
+
+def test_committed_full_records_repeat_their_pins() -> None:
+    """Profile `short` compares outcomes only, of checks whose assets are here."""
+    records = {
+        record.key: record
+        for record, *_ in reversed(committed_records(REPORTS.parent))  # the latest run is the last
+        if record.profile == "full" and not is_stale(record)
+    }
+    assert {key: why for key, one in records.items() if (why := why_not_pinned(one))} == {}
+    one = records["tme8.q2.noise/SqueezeNet 1.1"]  # planted faults
+    moved = [{**one.parts[0], "value": 1.23}, *one.parts[1:]]
+    assert "standard errors" in why_not_pinned(dataclasses.replace(one, parts=moved))
+    assert "supported" in why_not_pinned(dataclasses.replace(one, outcome="undecided"))
 
 
 @pytest.mark.parametrize(

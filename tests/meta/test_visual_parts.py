@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.claims import intervals, judge
+from rdfia.claims.intervals import Estimate
+from rdfia.claims.registry import CLAIMS
 from rdfia.data.datasets import ImageSet
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gradients, mosaics, visualisation
 from rdfia.experiments.visualisation import Setting
 from rdfia.gradients import saliency as saliency_module
+from tests.accuracy import test_tme8
+from tests.support.planted_check import PlantedCheck
 from tests.support.visual_bench import DOG, SETUP, SPACE, STOLE, Detector, Looker, MadeBench, photos
 
 # --- mosaics
@@ -178,6 +183,46 @@ def test_photo_and_noise_are_paired_by_class_and_seed(monkeypatch: pytest.Monkey
     assert (photo["begin"] - bench.pixels[photo["photo"][:2]]).abs().max() < 1e-6
     assert (noise["probability_before"] < 0.5).all()
     assert (noise["probability"] > 0.9).all()  # of the class of the photo at the same place
+
+
+class Found(PlantedCheck):
+    """`found` has the estimates."""
+
+    def measured(
+        self, found: Mapping[str, Estimate], /, *, case: str | None = None, **_: Any
+    ) -> None:
+        self.found = found
+
+
+@pytest.mark.parametrize(
+    ("claim_id", "what", "table", "key"),
+    [
+        ("tme8.q9.steps", "the lab's step, pixels", test_tme8.ITERATIONS, "changed"),
+        ("tme8.q9.lr", "the lab's step, finer", test_tme8.RATES, "variation"),
+    ],
+)
+def test_settings_are_compared_seed_by_seed(
+    monkeypatch: pytest.MonkeyPatch,
+    claim_id: str,
+    what: str,
+    table: test_tme8.Comparison,
+    key: str,
+) -> None:
+    """Seeds vary far more than a setting changes them: in another order nothing is decided."""
+    monkeypatch.setattr(test_tme8.tme8_figures, "show_drawn", lambda *_: None)
+    (part, _, larger, _) = table.parts[what.split(", ")[1]]
+    by_seed, outcomes = np.linspace(0.3, 0.9, 30), []
+    for order in (1, -1):
+        bench, claim = MadeBench(16), Found()
+
+        def drawn(setting: Setting, bench: MadeBench = bench, order: int = order) -> dict[str, Any]:
+            values = by_seed if setting == table.rows[larger] else 0.9 * by_seed[::order]
+            return {**bench.measures_of(setting), key: values}
+
+        monkeypatch.setattr(bench, "drawn", drawn)
+        test_tme8.compare_settings(claim, bench, False, what, table)
+        outcomes.append(judge.outcome(claim.found[part], CLAIMS[claim_id].bounds[part]))
+    assert outcomes == ["supported", "undecided"]
 
 
 def test_attacked_photos_have_8_bits_and_stay_in_the_radius() -> None:
