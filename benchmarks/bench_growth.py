@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from threadpoolctl import threadpool_limits
 
 from benchmarks.counters import count
@@ -42,7 +43,8 @@ def extraction(times: int, device: str) -> Call:
 
 def columns(times: int, device: str) -> Call:
     """The Gram matrix of 200 rows and 65,536 x `times` columns, and an SVM on it."""
-    stream, y = np.random.default_rng(0), np.arange(100) % 5
+    stream = np.random.default_rng(0)
+    y = np.arange(100) % 5
     tiles = [
         torch.from_numpy(stream.normal(size=(200, 8_192)).astype(np.float32)).to(device)
         for _ in range(2)
@@ -62,7 +64,8 @@ def columns(times: int, device: str) -> Call:
 
 def photos_to_fool(times: int, device: str) -> Call:
     """Fooling images of 4 x `times` photos, three steps each, in chunks of 4."""
-    network, x = inputs.small_squeezenet(device), inputs.random_batch(4 * times, 64, device)
+    network = inputs.small_squeezenet(device)
+    x = inputs.random_batch(4 * times, 64, device)
     target = inputs.unlikely_classes(network, x)
     return lambda: fooling.fool(network, x, target, lr=0.01, steps=3, chunk=4)
 
@@ -90,7 +93,11 @@ GROWTH: dict[str, tuple[Callable[[int, str], Call], bool]] = {
 @pytest.mark.benchmark(timer=REPLAY.clock)
 @pytest.mark.parametrize("what", GROWTH)
 def test_growth(
-    benchmark: Any, record: BenchmarkRecord, device: str, request: pytest.FixtureRequest, what: str
+    benchmark: BenchmarkFixture,
+    record: BenchmarkRecord,
+    device: str,
+    request: pytest.FixtureRequest,
+    what: str,
 ) -> None:
     if record.budget.left <= 0:
         pytest.skip(record.budget.defer(request.node.name, None))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.comparison import AT_BEST, AT_PEERS_DTYPE
 from benchmarks.record import BenchmarkRecord
@@ -24,7 +23,7 @@ from benchmarks.workloads import PEERS_OF_LAB, PeerWorkload
     ],
 )
 def test_peer(
-    benchmark: Any,
+    benchmark: BenchmarkFixture,
     record: BenchmarkRecord,
     pytestconfig: pytest.Config,
     workload: PeerWorkload,

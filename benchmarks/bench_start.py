@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import ROOT
 from benchmarks.record import BenchmarkRecord
@@ -19,7 +19,7 @@ WANTED = 0.15  # seconds; the interpreter's own start is part of it, and is meas
 
 
 @pytest.mark.parametrize("what", [*COMMANDS, "python alone"])
-def test_start(benchmark: Any, record: BenchmarkRecord, what: str) -> None:
+def test_start(benchmark: BenchmarkFixture, record: BenchmarkRecord, what: str) -> None:
     command = [sys.executable, *COMMANDS.get(what, ["-c", "pass"])]
     benchmark.group = "start"
     benchmark.pedantic(

@@ -1,4 +1,4 @@
-"""How many rounds and pairs of a workload fit in what is left of --minutes."""
+"""How many rounds and pairs of a workload fit in the time that is left of --minutes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROW_SECONDS = 60.0  # a row that takes longer has the least number of rounds and
 
 
 class Deferred(Exception):
-    """A row would not fit in what is left of --minutes."""
+    """A row does not fit in the time that is left of --minutes."""
 
     def __init__(self, seconds: float | None) -> None:
         super().__init__(seconds)
@@ -37,11 +37,14 @@ class Budget:
 
     @property
     def share(self) -> float:
-        """Seconds for the next row, where those that are left are divided evenly."""
+        """Seconds for the next row, if the rows that are left get equal times."""
         return self.left / max(1, self.rows_left)
 
     def defer(self, name: str, seconds: float | None) -> str:
-        """Notes and returns the reason; `seconds` that the row would take, None: not begun."""
+        """The reason why a row is deferred, noted by its name.
+
+        `seconds`: the time that the row would take; None if it was not begun.
+        """
         left = max(0, round(self.left))
         would = "not begun" if seconds is None else f"would take about {seconds:.0f} s more"
         self.deferred[name] = f"deferred: {would}, {left} s of --minutes are left"

@@ -35,7 +35,8 @@ class Round(contextlib.ExitStack):
         """`dtypes`: by variant. `results`: the folder where the first results are saved."""
         super().__init__()
         begin = time.perf_counter()
-        self.workload, self.results = workload, results
+        self.workload = workload
+        self.results = results
         self.seconds_to_make: dict[str, float] = {}  # by variant
 
         def make(side: str) -> None:
@@ -66,7 +67,7 @@ class Round(contextlib.ExitStack):
         self.seconds_to_make[name] = time.perf_counter() - begin
 
     def agree(self, name: str, float32: bool) -> bool:
-        """Whether the first result of a variant agrees with the peer's as its manual has it."""
+        """Whether the first results of a variant and of the peer's MANUAL variant agree."""
         got, expected = (torch.load(Path(self.results) / file) for file in (name, MANUAL))
         exact = float32 and self.workload.exact_in_float32
         return results_agree(got, expected, EXACT if exact else self.workload.tolerance)
@@ -85,7 +86,8 @@ def fastest_variant(sides: Round, fast: str, seconds_left: float) -> tuple[str, 
 
     `fast`: our fast dtype; `seconds_left`: of --minutes for this row.
     """
-    peer, best = sides.worker_of(MANUAL), MANUAL
+    peer = sides.worker_of(MANUAL)
+    best = MANUAL
     seconds = {MANUAL: peer.sample(MANUAL)}
     remarks = {MANUAL: f"{seconds[MANUAL]:.3g} s"}
 
@@ -133,7 +135,9 @@ def measure(
     if workload.dtype == "float32" or workload.one_column:
         fast = "float32"
     ours = {"ours": "float32"} if fast == "float32" else {"ours": "float32", "ours, fast": fast}
-    dtypes, best, remarks = {**ours, MANUAL: "float32"}, MANUAL, dict[str, str]()
+    dtypes = {**ours, MANUAL: "float32"}
+    best = MANUAL
+    remarks = dict[str, str]()
     with (
         tempfile.TemporaryDirectory(prefix="rdfia-bench-") as results,
         Round(workload, device, dtypes, results) as sides,
@@ -168,6 +172,24 @@ def measure(
     return {**row, "variants tried": remarks, "cost": time.perf_counter() - begin}
 
 
+def _speedup(rounds: Sequence[Samples], peer: str, side: str) -> Ratio:
+    return ratio([Pairs(np.asarray(r[peer]), np.asarray(r[side])) for r in rounds])
+
+
+def _column(found: Ratio, units: int) -> Json:
+    """The numbers of a column, from the ratio of the peer's seconds to ours."""
+    return {
+        "seconds": found.b,
+        "peer seconds": found.a,
+        "rate": units / found.b,
+        "peer rate": units / found.a,
+        "speed-up": found.value,
+        "speed-up low": found.low,
+        "speed-up high": found.high,
+        "rounds": found.rounds,
+    }
+
+
 def _row(
     workload: PeerWorkload,
     device: str,
@@ -177,38 +199,23 @@ def _row(
     flops: Mapping[str, int],
 ) -> Json:
     """The row of the samples; `ours`: dtypes of our variants, `best`: the peer's best variant."""
-    fastest, units = list(ours)[-1], workload.units(device)
+    fastest = list(ours)[-1]
+    units = workload.units(device)
     columns = {AT_PEERS_DTYPE: ("ours", MANUAL)}
     if not workload.one_column:
         columns[AT_BEST] = (fastest, best)
 
-    def ratio_of(a: str, b: str) -> Ratio:
-        return ratio([Pairs(np.asarray(one[a]), np.asarray(one[b])) for one in rounds])
-
     def column(side: str, peer: str) -> Json:
-        found = ratio_of(peer, side)
+        found = _speedup(rounds, peer, side)
         shares = {}
         # on CUDA operations that are replayed are not counted
         if flops[side] and (device != "cuda" or device in workload.wanted_share):
             rate = ceilings(device)[ours[side]]
             wanted = workload.wanted_share.get(device, 0.0)
             shares = {"share": flops[side] / found.b / rate, "share wanted": wanted}
-        return {
-            "ours": side,
-            "peer": peer,
-            "dtype": ours[side],
-            "seconds": found.b,
-            "peer seconds": found.a,
-            "rate": units / found.b,
-            "peer rate": units / found.a,
-            "speed-up": found.value,
-            "speed-up low": found.low,
-            "speed-up high": found.high,
-            "rounds": found.rounds,
-            **shares,
-        }
+        return {"ours": side, "peer": peer, "dtype": ours[side], **_column(found, units), **shares}
 
-    target = ratio_of(MANUAL, fastest)
+    target = _speedup(rounds, MANUAL, fastest)
     return {
         "name": workload.name,
         "against": workload.peer,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ def _device(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    """The device's kind that the session asks for."""
+    """The kind of device on which the session runs, "cpu" or "cuda"."""
     return _device(request.config)
 
 
@@ -64,7 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     So a budget of minutes reaches every lab.
     """
-    device, minutes = _device(config), config.getoption("--minutes", None)
+    device = _device(config)
+    minutes = config.getoption("--minutes", None)
     rank: dict[PeerWorkload | None, int] = {}
     for workloads in PEERS_OF_LAB.values():
         for i, workload in enumerate(workloads):
@@ -85,7 +85,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """The last lines count the rows that were deferred."""
     record = config.stash.get(RECORD, None)
     if record and (deferred := record.budget.deferred):

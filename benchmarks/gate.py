@@ -24,15 +24,15 @@ ROUNDS, MORE_ROUNDS, PAIRS = 6, 12, 8
 CONTROL = "control"
 COUNTED = ["parameters", *(name for name, workload in GATE.items() if workload.counted)]
 # Exit statuses, above pytest's own, which end at 5. The first that applies is the session's.
-STATUS = {"counters": 11, "claims": 12, "nothing": 13, "slower": 14, "unfit": 15}
+STATUS = {"counters": 11, "claims": 12, "rows": 13, "slower": 14, "unclear": 15}
 REASONS = {
     "counters": "counters differ from reports/baseline/counters.json: if the change is intended, "
     "store them with --accept",
     "claims": "a verdict differs from its pin in reports/baseline/pins.json",
-    "nothing": "rows are missing, new or skipped, or nothing was measured; without a measurement "
+    "rows": "rows are missing, new or skipped, or nothing was measured; without a measurement "
     "the gate is not green",
     "slower": "slower than the limit, in two batches of rounds",
-    "unfit": "no verdict: this machine is too busy to tell a slowdown from noise; run the gate "
+    "unclear": "no verdict: this machine is too busy to tell a slowdown from noise; run the gate "
     "again when it is quiet",
 }
 Key = tuple[str, str]  # row, against: "reference" or "base"
@@ -51,7 +51,7 @@ def count_row(name: str, device: str) -> Json:
 
 
 class Finding(NamedTuple):
-    """The result of a comparison: "ok", "slower", "unfit", or "new": the base cannot run it."""
+    """The result of a comparison: "ok", "slower", "unclear", or "new": the base cannot run it."""
 
     row: str
     against: str
@@ -74,13 +74,13 @@ class Finding(NamedTuple):
 
 
 def judge(first: Sequence[Pairs], second: Sequence[Pairs] | None, limit: float = 1.0) -> str:
-    """ "ok", "slower" or "unfit", by two batches; `second` is None where it was not needed."""
+    """ "ok", "slower" or "unclear", by two batches; `second` is None where it was not needed."""
     suspicion = slowdown(first, limit, SUSPICION)
     if second is None:
-        return "ok" if suspicion == "ok" else "unfit"
+        return "ok" if suspicion == "ok" else "unclear"
     if suspicion == "slower" and slowdown(second, limit) == "slower":
         return "slower"
-    return "ok" if slowdown([*first, *second], limit) == "ok" else "unfit"
+    return "ok" if slowdown([*first, *second], limit) == "ok" else "unclear"
 
 
 def control_moved(rounds: Sequence[Pairs]) -> bool:
@@ -100,7 +100,8 @@ class Race:
     """
 
     def __init__(self, base: Path, device: str = "cpu") -> None:
-        self.base, self.device = base, device
+        self.base = base
+        self.device = device
         self.planted: dict[str, float] = {}  # slowdowns in this tree's rows, as shares of the time
         self.cannot: dict[str, str] = {}  # rows that the base cannot run, and why
         self.threads: tuple[int, ...] = ()  # of this tree's process, and of the base's
@@ -120,7 +121,8 @@ class Race:
             except WorkerError as error:
                 self.cannot |= dict.fromkeys(based, str(error))
             for row in dict.fromkeys(row for row, _ in keys):
-                with_reference, planted = (row, "reference") in keys, self.planted.get(row, 0.0)
+                with_reference = (row, "reference") in keys
+                planted = self.planted.get(row, 0.0)
                 repeats = head.ask("make", row=row, slowdown=planted, with_reference=with_reference)
                 if with_reference:
                     found[row, "reference"] = head.ask("pairs", n=PAIRS // 2)
@@ -175,9 +177,9 @@ def findings(
         both = [*rounds, *second.get(key, ())]
         state = judge(rounds, second.get(key), limit_of[key])
         if key == control:
-            state = "unfit" if moved else "ok"
+            state = "unclear" if moved else "ok"
         elif moved and state == "slower" and key[1] == "base":
-            state = "unfit"
+            state = "unclear"
         found.append(Finding(*key, state, limit_of[key], bounds(both), len(both)))
     return found
 
@@ -200,7 +202,8 @@ def checkout(reference: str, root: Path = ROOT) -> Iterator[Path]:
             "`git fetch --unshallow` first"
         )
     with tempfile.TemporaryDirectory(prefix="rdfia-base-", ignore_cleanup_errors=True) as name:
-        folder, commit = Path(name), found.stdout.strip()
+        folder = Path(name)
+        commit = found.stdout.strip()
         archive = subprocess.run(
             ["git", "archive", commit], cwd=root, capture_output=True, check=True
         )

@@ -113,7 +113,8 @@ def replay(
         return sum("slower" in found.values() for found in states) / verdicts
 
     plain = [verdict(*pair, limits) for pair in batches]
-    caught, seconds = dict[str, Json](), dict[str, float]()
+    caught = dict[str, Json]()
+    seconds = dict[str, float]()
     for row in rows:
         caught[row] = {f"{slowdown:.0%}": share_caught(row, slowdown) for slowdown in SLOWDOWNS}
         medians = [np.median(of_round[row, "base"].b) for of_round in rounds]
@@ -122,7 +123,7 @@ def replay(
         "rounds": len(rounds),
         "verdicts": verdicts,
         "false alarms of the whole gate": sum("slower" in found.values() for found in plain),
-        "no verdict": sum("unfit" in found.values() for found in plain),
+        "no verdict": sum("unclear" in found.values() for found in plain),
         "caught": caught,
         "false alarms a row": {
             row: sum(found[key] == "slower" for found in plain for key in found if key[0] == row)
@@ -159,7 +160,8 @@ def _record(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    found, at_most = {}, {row: workload.at_most for row, workload in GATE.items()}
+    found = {}
+    at_most = {row: workload.at_most for row, workload in GATE.items()}
     for path in options.records:
         recorded = json.loads(path.read_text())
         rates = replay(rounds_of(recorded), at_most)
@@ -190,19 +192,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("record", help="rounds of this tree against itself")
-    command.add_argument("output", type=Path)
-    command.add_argument("--rounds", type=int, default=60)
+    command.add_argument("output", type=Path, help="the JSON file that is written")
+    command.add_argument("--rounds", type=int, default=60, help="number of rounds (default: 60)")
     command.add_argument(
         "--load", type=int, default=0, help="number of other processes, each of which uses a core"
     )
     command.set_defaults(function=_record)
     command = commands.add_parser("replay", help="rates of false alarms and of slowdowns found")
-    command.add_argument("records", type=Path, nargs="+")
-    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("records", type=Path, nargs="+", help="files that `record` wrote")
+    command.add_argument("--output", type=Path, required=True, help="the JSON file of the rates")
     command.set_defaults(function=_replay)
     command = commands.add_parser("live", help="the gate with a slowdown planted in one row")
-    command.add_argument("row", choices=tuple(GATE))
-    command.add_argument("--slowdown", type=float, default=0.2)
+    command.add_argument("row", choices=tuple(GATE), help="the row that is slowed down")
+    command.add_argument(
+        "--slowdown", type=float, default=0.2, help="as a share of the time (default: 0.2)"
+    )
     command.add_argument("--output", type=Path, help="a JSON list to which the finding is added")
     command.set_defaults(function=_live)
     options = parser.parse_args(words)

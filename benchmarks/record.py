@@ -33,7 +33,8 @@ class BenchmarkRecord:
 
     def add(self, workload: PeerWorkload, report: Callable[[str], None]) -> None:
         """Measures a workload, once whatever the result: a row, or a reason in the budget."""
-        budget, name = self.budget, workload.name
+        budget = self.budget
+        name = workload.name
         if name in {**self.rows, **budget.deferred, **budget.failed}:
             return
         fast = str(fast_dtype(self.device)).removeprefix("torch.")
@@ -68,9 +69,10 @@ class BenchmarkRecord:
 
 
 def merged(before: Json, now: Json) -> Json:
-    """`now`, and what it lacks of `before`, where nothing but time, commit and assets differs.
+    """The results `now`, with those of `before` that no row of `now` replaces.
 
-    No row reads an asset.
+    Without those of `before` if its conditions differ in more than time, commit and assets; no row
+    reads an asset.
     """
     where, here = ({**run.get("environment", {}), "assets": []} for run in (before, now))
     if list(differences(where, here)):

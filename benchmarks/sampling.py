@@ -33,13 +33,14 @@ class Pairs(NamedTuple):
 
     @property
     def log_ratio(self) -> float:
-        """Logarithm of a / b by lower quartiles, as other work only ever adds time."""
+        """Logarithm of a / b by lower quartiles, because other work can only add time."""
         return math.log(lower_quartile(self.a) / lower_quartile(self.b))
 
 
 def lower_quartile(values: Array) -> float:
     """`np.quantile(values, 0.25)`, ten times as fast on the few samples of a round."""
-    ordered, position = np.sort(values), (len(values) - 1) / 4
+    ordered = np.sort(values)
+    position = (len(values) - 1) / 4
     low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
     return float(low + (position % 1) * (high - low))
 
@@ -128,7 +129,8 @@ def bounds(
     values = np.sort([pairs.log_ratio for pairs in rounds])
     cut = int(trimmed and n >= 6)
     kept, winsorised = values[cut : n - cut], values.clip(values[cut], values[n - cut - 1])
-    freedom, mean = len(kept) - 1, float(kept.mean())
+    freedom = len(kept) - 1
+    mean = float(kept.mean())
     error = float(winsorised.std(ddof=1)) * math.sqrt((n - 1) / (len(kept) * freedom))
     low, high = (_t_quantile(1 - p, freedom) * error for p in (alpha, beta))
     return Bounds(mean, mean - low, mean + high)
@@ -139,7 +141,8 @@ def slowdown(rounds: Sequence[Pairs], limit: float = 1.0, alpha: float = CONFIRM
 
     "slower": certainly, and by more than LEAST_EXCESS. "ok": certainly not by RULED_OUT.
     """
-    found, over = bounds(rounds, alpha), math.log(limit)
+    found = bounds(rounds, alpha)
+    over = math.log(limit)
     if found.low > over and found.mean > over + math.log1p(LEAST_EXCESS):
         return "slower"
     return "ok" if found.high < over + math.log1p(RULED_OUT) else "unclear"
@@ -159,12 +162,14 @@ class Ratio(NamedTuple):
 def ratio(rounds: Sequence[Pairs]) -> Ratio:
     """The ratio a / b of rounds with Student's 95 % interval. ValueError: fewer than two rounds."""
     found = bounds(rounds, 0.025, 0.025, trimmed=False)
-    a, b = (
-        math.exp(np.mean([math.log(lower_quartile(pairs[side])) for pairs in rounds]))
-        for side in (0, 1)
-    )
     value, low, high = map(math.exp, found)
+    a = _geometric_mean([lower_quartile(pairs.a) for pairs in rounds])
+    b = _geometric_mean([lower_quartile(pairs.b) for pairs in rounds])
     return Ratio(value, low, high, len(rounds), a, b)
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(np.mean(np.log(values)))
 
 
 class Replay:

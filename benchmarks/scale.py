@@ -96,9 +96,16 @@ def classifier(n: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The measurements of docs/scale.md.")
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("reports/latest/scale.json"))
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.scale", description="The measurements of docs/scale.md."
+    )
+    parser.add_argument("photos", type=Path, help="a folder of .jpg files")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("reports/latest/scale.json"),
+        help="the JSON file that is written (default: reports/latest/scale.json)",
+    )
     options = parser.parse_args()
     found: dict[str, Any] = {"photos": photos(options.photos), "shard": shard(), "svm": []}
     for n in (500, 1_000, 2_000, 4_000, 8_000):

@@ -6,7 +6,7 @@ is not the gate's (`pytest -m accuracy`: some of its claims have the marker too)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -23,14 +23,17 @@ class GateRun:
     """Counters, findings and claims of a session of the gate, and what they amount to."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config, self.accept = config, bool(config.getoption("--accept"))
+        self.config = config
+        self.accept = bool(config.getoption("--accept"))
         self.counters: dict[str, Json] = {}  # of the rows that were counted
         self.known: set[str] = set()  # all rows, counted or not
         self.findings: list[Finding] = []
         self.failed: dict[str, list[str]] = {}  # by layer, as in gate.STATUS
         self.selected = dict.fromkeys(LAYERS, 0)
         self.passed = dict.fromkeys(LAYERS, 0)
-        self.active, self.partial, self.device = False, False, "cpu"
+        self.active = False
+        self.partial = False
+        self.device = "cpu"
         self.new: set[str] = set()  # rows that the base's baseline does not have
         self.before = 0  # failures before the present test
 
@@ -75,19 +78,20 @@ class GateRun:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Iterator[None]:
-        report: Any = yield
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
         if self.active and item.get_closest_marker("gate"):
-            layer, why = self.layer(item), call.excinfo.value if call.excinfo else report.outcome
+            layer = self.layer(item)
+            why = call.excinfo.value if call.excinfo else report.outcome
             self.passed[layer] += report.when == "call" and report.passed
             # a claim without its data is `unavailable`, and pinned as that
             if report.skipped and layer != "claims":
-                self.fail("nothing", f"{item.name}: skipped")
+                self.fail("rows", f"{item.name}: skipped")
             elif report.failed and layer == "claims":
                 self.fail("claims", f"{item.name}: {why}")
             # not where the test itself has called `fail`
             elif report.failed and self.failures == self.before:
-                self.fail("nothing", f"{item.name}: {why}")
+                self.fail("rows", f"{item.name}: {why}")
         return report
 
     @pytest.hookimpl(trylast=True)
@@ -99,12 +103,12 @@ class GateRun:
         elif self.selected["counters"] and not self.partial:
             for text in counters.differences(self.baseline(), self.counters):
                 if ": gone" in text or ": new" in text:
-                    self.fail("nothing", text)
+                    self.fail("rows", text)
         for layer, subject in LAYERS.items():
             if self.selected[layer] and not self.passed[layer]:
-                self.fail("nothing", f"not one of {self.selected[layer]} {subject}")
+                self.fail("rows", f"not one of {self.selected[layer]} {subject}")
         if not self.selected["claims"] and not self.partial:
-            self.fail("nothing", "no claim was judged")
+            self.fail("rows", "no claim was judged")
         red = next((layer for layer in STATUS if self.failed.get(layer)), None)
         if red and exitstatus in (0, 1):  # an interrupted session keeps its own status
             session.exitstatus = STATUS[red]
@@ -128,8 +132,8 @@ class GateRun:
                 terminalreporter.line(f"     {text}")
         if not self.failures:
             whole = all(self.passed.values()) and not self.partial
-            light = "GREEN" if whole else "GREEN, as far as asked"
+            outcome = "GREEN" if whole else "GREEN, as far as asked"
             if exitstatus:
-                light = f"RED: the session ended with exit status {exitstatus}"
+                outcome = f"RED: the session ended with exit status {exitstatus}"
             counts = ", ".join(f"{self.passed[layer]} {name}" for layer, name in LAYERS.items())
-            terminalreporter.line(f"{light}: {counts}")
+            terminalreporter.line(f"{outcome}: {counts}")

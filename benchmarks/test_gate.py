@@ -67,5 +67,5 @@ def test_time(gate: GateRun, race: dict[Key, Finding], row: str, against: str) -
     if finding.state == "new" and row in gate.new:
         return  # the base's baseline does not have it either: nothing to compare it with yet
     if finding.state != "ok":
-        gate.fail(finding.state if finding.state in STATUS else "nothing", finding.text)
+        gate.fail(finding.state if finding.state in STATUS else "rows", finding.text)
         pytest.fail(finding.text, pytrace=False)

@@ -81,7 +81,8 @@ class Variant:
 
     def __call__(self) -> float:
         """Seconds of one call; on a GPU the mean of as many as take SAMPLE_SECONDS."""
-        calls, start = 0, time.perf_counter()
+        calls = 0
+        start = time.perf_counter()
         while True:
             self.call()
             calls, spent = calls + 1, time.perf_counter() - start
@@ -99,7 +100,8 @@ class Server:
     """What a worker answers: each method is a request, with its arguments."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.threads = device, torch.get_num_threads()
+        self.device = device
+        self.threads = torch.get_num_threads()
         self.sides: dict[str, Any] = {}  # by name; a call takes a sample
 
     def make(

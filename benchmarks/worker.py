@@ -104,7 +104,7 @@ def require_modules_of(tree: Path) -> None:
         if name.split(".")[0] in ("rdfia", "benchmarks"):
             file = Path(getattr(module, "__file__", None) or tree).resolve()
             if not file.is_relative_to(tree.resolve()):
-                raise ImportError(f"it has no {name} (it is from {file})")
+                raise ImportError(f"it has no {name}: Python took that of {file}")
 
 
 def serve(device: str, connection: Connection) -> None:

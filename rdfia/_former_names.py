@@ -58,9 +58,9 @@ RENAMED = {
 
 
 def present_name(module: str, name: str, names: Container[str]) -> str:
-    """`name`, or if it is the former name of one of the `names` of `module`, that one.
+    """The present name of an object of `module`; `names` has the present ones.
 
-    A former name gives a DeprecationWarning, any other that is not in `names` is returned as it is.
+    A former name gives a DeprecationWarning. Every other name is returned unchanged.
     """
     present = RENAMED.get(name, name)
     if name in names or present not in names:

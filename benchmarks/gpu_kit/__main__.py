@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import ROOT
@@ -22,7 +22,8 @@ def _build(options: argparse.Namespace) -> int:
     for part in parts.PARTS:
         items = parts.build(part, KIT / f"part-{part}", options.without)
         for item in items:
-            size, changed = item.size / MEBIBYTE, item.changed or "unchanged"
+            size = item.size / MEBIBYTE
+            changed = item.changed or "unchanged"
             print(f"part {part}  {size:6.2f} MiB  {item.name}: {changed}; {item.source}")
         whole = sum(item.size for item in items) / MEBIBYTE
         print(f"part {part}  {whole:6.2f} MiB in {KIT / f'part-{part}'}")
@@ -50,28 +51,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m benchmarks.gpu_kit", description=f"{__doc__} {LIMITS}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    sub = commands.add_parser(
-        "build",
-        help="pack weights, photos and data sets into files of a limited size",
-        description=LIMITS,
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(function=function)
+        return added
+
+    sub = command(
+        "build", _build, "pack weights, photos and data sets into files of a limited size"
     )
     sub.add_argument(
         "--without", action="append", default=[], metavar="ASSET", help="leave this asset out"
     )
-    sub.set_defaults(function=_build)
-    sub = commands.add_parser(
-        "run", help="make all checks that fit in the minutes, the most important first"
-    )
-    sub.add_argument("--minutes", type=float, default=9.0)
+    sub = command("run", _run, "run the checks that fit in the minutes, the most important first")
+    sub.add_argument("--minutes", type=float, default=9.0, help="time limit (default: 9)")
     sub.add_argument("--out", type=Path, required=True, help="folder of archive and summary")
-    sub.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearsal")
-    sub.add_argument("--kit", type=Path, default=KIT)
-    sub.add_argument("--steps", default="", metavar="A,B", help="these steps, and environment")
-    sub.set_defaults(function=_run)
-    text = "put an archive's records under reports/verified/cuda"
-    sub = commands.add_parser("receive", help=text)
-    sub.add_argument("archive", type=Path)
-    sub.set_defaults(function=_receive)
+    sub.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is a rehearsal")
+    sub.add_argument(
+        "--kit", type=Path, default=KIT, help=f"folder of the parts (default: {KIT.name})"
+    )
+    sub.add_argument(
+        "--steps", default="", metavar="A,B", help="only these steps, after environment"
+    )
+    sub = command("receive", _receive, "put an archive's records under reports/verified/cuda")
+    sub.add_argument("archive", type=Path, help=f"the {archive.NAME} of a run")
     options = parser.parse_args(arguments)
     try:
         return int(options.function(options))

@@ -69,7 +69,8 @@ def _read(path: Path) -> Any:
 
 def misses(row: Mapping[str, Any]) -> list[str]:
     """The targets that a row of the benchmarks missed, a text for each."""
-    lines, wanted = [], row["wanted"]
+    lines = []
+    wanted = row["wanted"]
     if wanted["speed-up"] < wanted["at least"]:
         lines.append(
             "{speed-up:.2f} times as fast ({low:.2f} to {high:.2f}), wanted {at least:g}".format(
@@ -102,7 +103,8 @@ def _parity(records: Path) -> dict[str, Any]:
 
 def _speed(records: Path) -> dict[str, Any]:
     run = _read(records / SPEED) or {"rows": [], "deferred": {}}
-    ratios, missed = dict[str, dict[str, float]](), dict[str, list[str]]()
+    ratios = dict[str, dict[str, float]]()
+    missed = dict[str, list[str]]()
     for row in run["rows"]:
         columns = row["columns"].items()
         ratios[row["name"]] = {title: round(column["speed-up"], 2) for title, column in columns}
@@ -159,7 +161,8 @@ def summary(records: Path, run_facts: dict[str, Any]) -> dict[str, Any]:
 def text(found: Mapping[str, Any]) -> str:
     """The summary as text."""
     where = "{card} ({device}), torch {torch}, {date}, commit {commit}".format(**found)
-    lines, parity = [where, ""], found["parity"]
+    lines = [where, ""]
+    parity = found["parity"]
     lines += [
         f"{step['name']:<14}{step['state']:<13}{step['seconds']:>7} s  {step['note']}"
         for step in found["steps"]
@@ -216,7 +219,8 @@ def receive(path: Path, root: Path) -> Path:
             with tarfile.open(path) as tar:
                 tar.extractall(temporary, filter="data")
             found = json.loads(Path(temporary, "summary.json").read_text())
-            device, card = found["device"], found["card"]
+            device = found["device"]
+            card = found["card"]
         except (OSError, tarfile.TarError, ValueError, KeyError, EOFError, zlib.error) as error:
             raise ArgumentError(
                 f"{path} is not the archive of a run ({error}); expected the {NAME} of `run`"

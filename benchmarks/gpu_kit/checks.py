@@ -97,8 +97,10 @@ def count(device: str, to: Path) -> bool:
 
 def pipeline(device: str, to: Path) -> bool:
     """Records the photos a second of decoding, of VGG16 to pool5, and of both; returns True."""
-    n, batch = 8_192 if device == "cuda" else 32, inference.default_batch(device)
-    taps, dtype = {"pool5": "features.30"}, precision.fast_dtype(device)
+    n = 8_192 if device == "cuda" else 32
+    batch = inference.default_batch(device)
+    taps = {"pool5": "features.30"}
+    dtype = precision.fast_dtype(device)
     # on the device before: the copy of all of VGG16 from the host takes longer than the photos
     network = vgg16_convolutions().to(device)
     with tempfile.TemporaryDirectory(prefix="rdfia-jpeg-") as folder:

@@ -73,7 +73,7 @@ def _shortened(run: Run) -> Run:
 
 
 def milliseconds(device: str) -> dict[str, float]:
-    """Of a training step of each GAN at the lab's batch, in the dtype of the studies."""
+    """Milliseconds of a training step of each GAN, at the lab's batch and the studies' dtype."""
     dtype = torch.bfloat16 if gan_studies.DCGAN.precision == "bfloat16" else torch.float32
     found = {}
     for kind in LABS:
@@ -89,7 +89,8 @@ def runs_that_fit(
 
     A run that is too long is skipped; a shorter one after it may fit. `step`: milliseconds.
     """
-    speed, fit = max(1.0, PARALLEL_SPEED * processes), list[int]()
+    speed = max(1.0, PARALLEL_SPEED * processes)
+    fit = list[int]()
     costs = [
         run.config.steps
         * (run.config.nb_update_D + run.config.nb_update_G)
@@ -130,7 +131,8 @@ def train(device: str, minutes: float, to: Path) -> bool:
     plan.json has the choice and the runs that were made. Runs that are not made in time are ended.
     """
     end = time.monotonic() + USED_SHARE * 60 * minutes
-    runs, processes = planned_runs(device), PROCESSES[device]
+    runs = planned_runs(device)
+    processes = PROCESSES[device]
     if device != "cuda":  # runs of a rehearsal are not those of the claims
         to = to / "rehearsal"
     step = milliseconds(device)

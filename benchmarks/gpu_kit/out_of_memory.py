@@ -113,8 +113,10 @@ def memory(device: str, to: Path) -> bool:
 
     rows = []
     for work in (extraction, saliency):
-        call, one_photo = work(many), work(large)
-        used, expected = peak(device, call), call()
+        call = work(many)
+        one_photo = work(large)
+        used = peak(device, call)
+        expected = call()
         least = peak(device, one_photo)
         row = {"work": work.__name__, "bytes": used, **_with_a_third(device, call, used, expected)}
         limit = 0.9 * least

@@ -35,7 +35,8 @@ from rdfia.transfer import features, heads, svm
 from tests.support.tolerances import PARITY
 
 ARITHMETIC = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
-PHOTOS, STEPS = 8, 10  # photos of a room; training steps
+PHOTOS = 8  # of a room
+STEPS = 10  # of training
 Quantities = Mapping[str, Any]  # by name, arrays or tensors
 
 
@@ -96,7 +97,8 @@ def taps(device: str, dtype: torch.dtype) -> Quantities:
 def statistics(device: str, dtype: torch.dtype) -> Quantities:
     """The Gram matrix of features of three classes, and the decisions of the SVM on it."""
     stream = np.random.default_rng(0)
-    y, centres = np.arange(60) % 3, stream.normal(size=(3, 20_000))
+    y = np.arange(60) % 3
+    centres = stream.normal(size=(3, 20_000))
     rows = [(stream.normal(size=(60, 20_000)) + 0.2 * centres[y]).clip(0) for _ in range(2)]
     sums = svm.GramAccumulator(60, 120)
     for part in torch.from_numpy(np.concatenate(rows)).to(device, dtype).split(8_192, dim=1):
@@ -108,7 +110,8 @@ def statistics(device: str, dtype: torch.dtype) -> Quantities:
 
 def gradients(device: str, _dtype: torch.dtype) -> Quantities:
     """Input gradients, in float32 as in the claims, whatever dtype the device is fast in."""
-    net, x = _on("squeezenet1_1", device), _pixels(device)
+    net = _on("squeezenet1_1", device)
+    x = _pixels(device)
     target = [(7 * i + 78) % 1000 for i in range(len(x))]
     fooled = fooling.fool(net, x, target, steps=5)
     visualised = visualisation.visualise(net, target[:4], seeds=target[:4], steps=5)
@@ -227,7 +230,8 @@ def compared(quantity: str, arithmetic: str, got: Any, expected: Any) -> dict[st
         note = f"shape {tuple(a.shape)} for {tuple(b.shape)}, or NaN"
         return {**row, **WITHOUT_ERROR, "note": note}
     error = float((a - b).norm() / b.norm().clamp_min(1e-30))
-    largest, holds = float((a - b).abs().max()), error <= limit.rtol
+    largest = float((a - b).abs().max())
+    holds = error <= limit.rtol
     return {**row, "error": error, "largest": largest, "holds": holds, "note": ""}
 
 

@@ -81,7 +81,8 @@ def _weights(name: str, to: Path) -> Item:
 
 def _folder(name: str, to: Path) -> Item:
     found = assets.locate(name, download=False)
-    path, method = to / f"{name}.zip", zipfile.ZIP_LZMA if name == "mnist" else zipfile.ZIP_STORED
+    path = to / f"{name}.zip"
+    method = zipfile.ZIP_LZMA if name == "mnist" else zipfile.ZIP_STORED
     with zipfile.ZipFile(path, "w", method) as archive:
         for file in assets.ASSETS[name].files(found.path):
             archive.write(file, file.relative_to(found.path).as_posix())
@@ -98,10 +99,12 @@ def _file(name: str, to: Path) -> Item:
 def _scenes(name: str, to: Path) -> Item:
     from rdfia.data.images import STRETCH_224
 
-    found, path = assets.locate(name, download=False), to / f"{name}.zip"
+    found = assets.locate(name, download=False)
+    path = to / f"{name}.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for file in assets.ASSETS[name].files(found.path):
-            pixels, buffer = STRETCH_224.pixels(file)[0].numpy(), io.BytesIO()
+            pixels = STRETCH_224.pixels(file)[0].numpy()
+            buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
             archive.writestr(file.relative_to(found.path).as_posix(), buffer.getvalue())
     changed = f"resized to {SCENE_SIZE} x {SCENE_SIZE}, JPEG of quality {JPEG_QUALITY}"
@@ -110,7 +113,8 @@ def _scenes(name: str, to: Path) -> Item:
 
 def _faces(name: str, to: Path) -> Item:
     """A lossless mosaic of the faces in the order of their names."""
-    found, path = assets.locate(name, download=False), to / f"{name}.webp"
+    found = assets.locate(name, download=False)
+    path = to / f"{name}.webp"
     paths = assets.ASSETS[name].files(found.path)
     faces = [np.asarray(Image.open(file).convert("RGB")) for file in paths]
     rows = -(-len(faces) // FACES_PER_ROW)
@@ -125,7 +129,8 @@ def _faces(name: str, to: Path) -> Item:
 
 
 def _modules(name: str, to: Path) -> Item:
-    path, installed = to / f"{name}.zip", []
+    path = to / f"{name}.zip"
+    installed = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for module in MODULES:
             spec = importlib.util.find_spec(module)

@@ -204,7 +204,8 @@ def _unpacked(kit: Path, work: Path) -> tuple[dict[str, str], dict[str, Any]]:
     A damaged part is left out. Without any part the steps use `$RDFIA_ASSETS`.
     """
     summary: dict[str, Any] = {"unpacked": [], "problems": []}
-    begin, root = time.monotonic(), work / "assets"
+    begin = time.monotonic()
+    root = work / "assets"
     path = [str(ROOT), str(work / "modules"), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {
         "RDFIA_OFFLINE": "1",
@@ -265,7 +266,8 @@ def run(kit: Path, device: str, minutes: float, out: Path, names: Sequence[str] 
 
         def attempt(step: Step, seconds: float) -> Outcome:
             print(f"{step.name}: at most {seconds:.0f} s", flush=True)
-            words, log = {"device": device, "out": str(records)}, f"{step.name}.txt"
+            words = {"device": device, "out": str(records)}
+            log = f"{step.name}.txt"
             return run_step(step, seconds, words, environment, records / "logs" / log)
 
         def save(found: list[Outcome]) -> None:

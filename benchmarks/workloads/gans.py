@@ -31,7 +31,8 @@ def trainer_on_noise(
     """
     precision: Literal["float32", "bfloat16"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
     config = replace(LABS[kind], batch=batch or LABS[kind].batch, steps=20_000, precision=precision)
-    nets, n = config.architecture, 8 * config.batch
+    nets = config.architecture
+    n = 8 * config.batch
     shape = (n, nets.channels, 32, 32)
     x = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random_stream())
     y = torch.arange(n) % nets.classes if nets.classes else None

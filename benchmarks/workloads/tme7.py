@@ -39,7 +39,8 @@ COSTS = [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3]
 
 def _features(network: Any, pixels: Tensor, dtype: torch.dtype, taps: Sequence[str]) -> Call:
     """What `features.feature_batches` does with each batch, with one copy of the network."""
-    paths, memory = {tap: PATHS[tap] for tap in taps}, contextlib.ExitStack()
+    paths = {tap: PATHS[tap] for tap in taps}
+    memory = contextlib.ExitStack()
 
     @functools.cache
     # At the first call: the peer's process makes both sides, and must not retain freed memory.
@@ -99,7 +100,8 @@ def _layers(
     """Layers of VGG16, 224 pixels; `reference` takes network, paths and the peer's change."""
 
     def make(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-        network, pixels = vgg16(device), _pixels(device)
+        network = vgg16(device)
+        pixels = _pixels(device)
         extract = reference(network, [PATHS[tap] for tap in taps], prepare)
         return _features(network, pixels, dtype, taps), lambda: extract(pixels)
 
@@ -130,7 +132,8 @@ def from_files(device: str, dtype: torch.dtype, prepare: Prepare) -> tuple[Call,
     for i in range(64, FILES[device]):
         paths.append(folder / f"{i:04d}.jpg")
         shutil.copyfile(paths[i % 64], paths[i])
-    network, batch = vgg16(device), BATCH[device]
+    network = vgg16(device)
+    batch = BATCH[device]
     steps = [transforms.Resize((224, 224)), transforms.ToTensor()]
     steps.append(transforms.Normalize(references.MEAN, references.STD))
     data = datasets.ImageFolder(root, transforms.Compose(steps))
@@ -163,7 +166,8 @@ def _fits(columns: int, rows: int, wanted: float) -> PeerWorkload:
 
     def make(device: str, _dtype: torch.dtype, _prepare: Prepare) -> tuple[Call, Call]:
         stream = np.random.default_rng(0)
-        y, centres = np.arange(rows) % 15, stream.normal(size=(15, columns))
+        y = np.arange(rows) % 15
+        centres = stream.normal(size=(15, columns))
         train, test = (
             (stream.normal(size=(rows, columns)) + 0.4 * centres[y]).clip(0).astype(np.float32)
             for _ in range(2)
@@ -259,7 +263,8 @@ def _decoding(_device: str) -> tuple[Call, Call]:
 
 def _small_sweep(_device: str) -> tuple[Call, Call]:
     stream = np.random.default_rng(0)
-    y, costs = np.arange(60) % 3, [0.01, 0.1, 1.0, 10.0]
+    y = np.arange(60) % 3
+    costs = [0.01, 0.1, 1.0, 10.0]
     centres = 0.3 * np.eye(3, 4_000)[y] * 60**0.5
     train, test = (stream.normal(size=(60, 4_000)).clip(0) + centres for _ in range(2))
 

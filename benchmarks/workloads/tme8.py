@@ -87,7 +87,8 @@ def _peer(
     """`target`: by default unlikely classes; `cpu` and `cuda`: wanted speed-ups."""
 
     def make(device: str, _dtype: torch.dtype, prepare: Prepare) -> tuple[Call, Call]:
-        network, x = squeezenet(device), photos(batch, device)
+        network = squeezenet(device)
+        x = photos(batch, device)
         classes = target or inputs.unlikely_classes(network, x)
         return _calls(sides, prepare(network), network, x, classes)
 
@@ -124,7 +125,8 @@ def _small(
     name: str, sides: tuple[Side, Side], n: int, tolerance: float, target: Sequence[int] = ()
 ) -> GateWorkload:
     def make(device: str) -> tuple[Call, Call]:
-        network, x = inputs.small_squeezenet(device), inputs.random_batch(n, 64, device)
+        network = inputs.small_squeezenet(device)
+        x = inputs.random_batch(n, 64, device)
         return _calls(sides, network, network, x, target or inputs.unlikely_classes(network, x))
 
     return GateWorkload(name, make, at_most=1.0, tolerance=tolerance)

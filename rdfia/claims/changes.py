@@ -115,19 +115,19 @@ def changes(
     sides = _by_key(before), _by_key(after)
     for key in {**sides[0], **sides[1]}:
         pairs = product(sides[0].get(key, [None]), sides[1].get(key, [None]))
-        one, other = max(pairs, key=_likeness)
+        first, second = max(pairs, key=_likeness)
         values: tuple[ValueChange, ...] = ()
         conditions = {}
-        if one and other:
-            values = tuple(_value_changes(one, other))
-            texts = {name: (getattr(one, name), getattr(other, name)) for name in CONDITIONS}
+        if first and second:
+            values = tuple(_value_changes(first, second))
+            texts = {name: (getattr(first, name), getattr(second, name)) for name in CONDITIONS}
             conditions = {name: pair for name, pair in texts.items() if pair[0] != pair[1]}
-            if one.bounds != other.bounds and one.expected != other.expected:
-                conditions["bound"] = one.expected, other.expected
-        why = worsening(one, other, profiles)
-        reached = not (stopped and why and other is None)
+            if first.bounds != second.bounds and first.expected != second.expected:
+                conditions["bound"] = first.expected, second.expected
+        why = worsening(first, second, profiles)
+        reached = not (stopped and why and second is None)
         found.append(
-            CheckChange(key, one, other, values, conditions, why if reached else "", reached)
+            CheckChange(key, first, second, values, conditions, why if reached else "", reached)
         )
     return found
 
@@ -140,10 +140,10 @@ def _by_key(records: Sequence[Record]) -> dict[str, list[Record | None]]:
 
 
 def _likeness(pair: tuple[Record | None, Record | None]) -> tuple[bool, bool]:
-    one, other = pair
-    if one is None or other is None:
+    first, second = pair
+    if first is None or second is None:
         return False, False
-    return one.profile == other.profile, one.scope == other.scope
+    return first.profile == second.profile, first.scope == second.scope
 
 
 def _value_changes(before: Record, after: Record) -> Iterator[ValueChange]:
@@ -159,8 +159,8 @@ def _value_changes(before: Record, after: Record) -> Iterator[ValueChange]:
             yield value_change(name, then[name], now[name])
     for name, found in paired.items():
         shares = [judge.unpack_bits(record.right[name]) for record in (before, after)]
-        one, other = (intervals.proportion(int(bits.sum()), len(bits)) for bits in shares)
-        yield ValueChange(f"{name}, right images", one, other, *found)
+        first, second = (intervals.proportion(int(bits.sum()), len(bits)) for bits in shares)
+        yield ValueChange(f"{name}, right images", first, second, *found)
 
 
 def value_change(name: str, before: Estimate, after: Estimate) -> ValueChange:
@@ -176,7 +176,8 @@ def value_change(name: str, before: Estimate, after: Estimate) -> ValueChange:
     if math.isinf(max(errors)) or math.isinf(before.value) or math.isinf(after.value):
         return ValueChange(name, before, after, UNJUDGED)
     gap, reach = after.value - before.value, judge.ERRORS * math.hypot(*errors)
-    method, n = "four standard errors", min(before.n, after.n)
+    method = "four standard errors"
+    n = min(before.n, after.n)
     difference = Estimate(gap, gap - reach, gap + reach, n, method, LEVEL)
     differs = judge.values_differ(after.value, errors[1], before.value, errors[0])
     return ValueChange(name, before, after, CHANGED if differs else CHANCE, difference)

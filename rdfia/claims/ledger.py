@@ -169,7 +169,8 @@ class Ledger:
         if self.accept and (why or record.pinned != record.outcome):
             why = why or "it has another outcome now"
             self.moved.append(f"{key}: {record.pinned} -> {record.outcome} ({why})")
-            self.pins[key], record.pinned = as_plain(pin), record.outcome
+            self.pins[key] = as_plain(pin)
+            record.pinned = record.outcome
         elif why:
             raise ClaimError(
                 f"{record.key}: {record.result}, {record.outcome} (expected {record.expected}), "

@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rdfia.errors import ArgumentError, nearest_first, printable_line
 
 Arguments = dict[str, dict[str, Any]]  # name -> the options of `add_argument`
+Value = TypeVar("Value")
 
 
 class Command(NamedTuple):
@@ -24,7 +25,7 @@ class Command(NamedTuple):
 
 
 def whole(low: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `low` on that 64 bits can hold, for argparse."""
+    """The `type` of an argument of argparse: a whole number from `low` to 2**63 - 1."""
 
     def number(text: str) -> int:
         if not low <= int(text) < 2**63:
@@ -38,7 +39,7 @@ def whole(low: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """The number above 0 that a word of the command line has."""
+    """The `type` of an argument of argparse: a number above 0."""
     if not 0 < float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
     return float(text)
@@ -53,15 +54,21 @@ OUTPUT: Arguments = {
     "--output": {
         "type": Path,
         "metavar": "FILE",
-        "help": "the PNG, or a folder for it (default: this one); the JSON stands beside it",
+        "help": "the PNG, or a folder for it (default: the current folder); the JSON is written "
+        "beside it",
     },
 }
 SEED: Arguments = {
-    "--seed": {"type": whole(0), "default": 0, "metavar": "N", "help": "of the noise (default: 0)"}
+    "--seed": {
+        "type": whole(0),
+        "default": 0,
+        "metavar": "N",
+        "help": "seed of the noise (default: 0)",
+    }
 }
 
 
-def choice(option: str, value: str, known: Mapping[str, Any]) -> Any:
+def choice(option: str, value: str, known: Mapping[str, Value]) -> Value:
     """The entry of `known` for an option's value; ArgumentError with the nearest names."""
     if value not in known:
         raise ArgumentError(
@@ -93,7 +100,7 @@ def refuse_to_replace(option: str, written: Sequence[Path], given: Sequence[Path
 
 
 def png_path(options: argparse.Namespace, name: str, *further: str) -> Path:
-    """The PNG that a command writes: `--output`, or `name` in that folder.
+    """The PNG that a command writes: `--output`, or `name`.png in it if that is a folder.
 
     The JSON is beside it, and so are `further` files: the ends of their names. ArgumentError:
     another suffix, or a file that the command reads.

@@ -191,7 +191,7 @@ _ASSETS: Arguments = {
     "--size": {
         "choices": ("32", "64", "both"),
         "default": "32",
-        "help": "of the prepared images (default: 32)",
+        "help": "width and height of the prepared images (default: 32)",
     },
 }
 COMMANDS = (

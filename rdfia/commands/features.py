@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from rdfia.commands.results import ExitCode, progress_bar
 from rdfia.errors import ArgumentError, WeightsError, nearest_first, printable_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rdfia.data.feature_store import FeatureStore
     from rdfia.models.networks import Loaded
     from rdfia.transfer.layer_outputs import Tap
@@ -91,7 +93,7 @@ def _extract(options: argparse.Namespace) -> int:
     from rdfia.device import precision
     from rdfia.transfer import dry_run, extraction, features
 
-    pools = {
+    pools: dict[str, Callable[[Tensor], Tensor]] = {
         "flatten": features.flatten,
         "pyramid": features.pyramid,
         "second-order": features.second_order,

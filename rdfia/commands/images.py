@@ -65,7 +65,7 @@ class _Classifier:
 
 
 def _classifier(options: argparse.Namespace) -> _Classifier:
-    """The network of `--network` and `--weights`; by default the first that is here whole."""
+    """The network of `--network`, by default the first whose weights are on this machine."""
     from rdfia.data import assets
     from rdfia.experiments.gradients import SETUPS
     from rdfia.models import networks, weights
@@ -302,7 +302,8 @@ def _probabilities(network: _Classifier, x: Tensor, targets: Sequence[int]) -> l
 _NETWORK: Arguments = {
     "--network": {
         "metavar": "NAME",
-        "help": "default: SqueezeNet 1.1, else another network whose weights are on this machine",
+        "help": "squeezenet1_1, efficientnet-lite0, vgg16 or alexnet (default: the first of them "
+        "whose weights are on this machine)",
     },
     "--weights": {"type": Path, "metavar": "FILE", "help": "your own weights of --network"},
     "--stretch": {
@@ -355,7 +356,7 @@ _FOOL: Arguments = {
     "--steps": {
         "type": whole(1),
         "metavar": "N",
-        "help": "at most (default: 40; with --rule lab: 100)",
+        "help": "most steps (default: 40; with --rule lab: 100)",
     },
     **_NETWORK,
 }

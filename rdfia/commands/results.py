@@ -1,16 +1,18 @@
-"""What the commands give: an exit code, bars on the error stream, a PNG with its JSON."""
+"""What the commands return and show: exit codes, bars on the error stream, a PNG with its JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rdfia.errors import printable_line
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Item = TypeVar("Item")
 
 
 class ExitCode(IntEnum):
@@ -23,7 +25,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # by Ctrl-C
 
 
-def progress_bar(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+def progress_bar(items: Iterable[Item], total: int, label: str) -> Iterable[Item]:
     """The items, with a bar on the error stream if it is a terminal."""
     from tqdm import tqdm
 

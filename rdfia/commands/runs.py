@@ -78,7 +78,7 @@ _FOLDER: Arguments = {
         "nargs": "?",
         "default": LATEST,
         "metavar": "FOLDER",
-        "help": "of a run (default: reports/latest)",
+        "help": "the folder of a run (default: reports/latest)",
     }
 }
 _REPORT: Arguments = {

@@ -141,7 +141,11 @@ _TRAIN: Arguments = {
         "help": "photos; FOLDER/<class>/<photo> for cdcgan and cgan; or MNIST's files",
     },
     "--strict": {"action": "store_true", "help": "refuse a folder with files that are not photos"},
-    "--steps": {"type": whole(1), "metavar": "N", "help": "default: the lab's number"},
+    "--steps": {
+        "type": whole(1),
+        "metavar": "N",
+        "help": "training steps (default: the lab's number)",
+    },
     "--batch": {
         "type": whole(2),
         "metavar": "N",
@@ -154,7 +158,10 @@ _TRAIN: Arguments = {
         "help": "width and height of the images (default: 32)",
     },
     **OUTPUT,
-    **SEED,
+    "--seed": {
+        **SEED["--seed"],
+        "help": "seed of the weights, the noise and the order of the images (default: 0)",
+    },
 }
 COMMANDS = (
     Command("train", _train, "Train a GAN of the labs; the same call again continues it.", _TRAIN),

@@ -116,15 +116,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("lab", choices=("gans",), help="which runs to make")
-    parser.add_argument("--data", choices=("CelebA", "CIFAR-10", "MNIST"), required=True)
+    parser.add_argument("lab", choices=("gans",), help="the room whose runs are made")
     parser.add_argument(
-        "--runs", default="*", metavar="PATTERNS", help="names, such as 'cgan*', with commas"
+        "--data", choices=("CelebA", "CIFAR-10", "MNIST"), required=True, help="the data set"
+    )
+    parser.add_argument(
+        "--runs",
+        default="*",
+        metavar="PATTERNS",
+        help="names or patterns, separated by commas, such as 'cgan*' (default: all runs)",
     )
     parser.add_argument(
         "--output", type=Path, help="folder of the rows (default: reports/verified/<device>/gans)"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument(
         "--list",
         action="store_true",
@@ -133,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     planned = plan(options.data)
     patterns = options.runs.split(",")
-    runs = [run for run in planned if any(fnmatch.fnmatch(run.name, one) for one in patterns)]
+    runs = [run for run in planned if any(fnmatch.fnmatch(run.name, p) for p in patterns)]
     output = options.output or ROOT / "reports" / "verified" / options.device / "gans"
     if not runs:
         names = ", ".join(run.name for run in planned)

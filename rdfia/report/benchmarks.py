@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import UndefinedError
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from rdfia.data import files
 from rdfia.errors import StoreError
 from rdfia.report import figures
-from rdfia.report.blocks import render, table
+from rdfia.report.blocks import Picture, render
 from rdfia.report.figures import INK, RUST, STYLE
 
 # in a checkout; an installed package has no such folder
 VERIFIED = Path(__file__).parents[2] / "reports" / "verified"
 TITLES = ("at the peer's dtype", "each at its best")  # of a row's columns
 # raised by a record of another form
-BROKEN = (StoreError, AttributeError, KeyError, StopIteration, TypeError, ValueError)
+BROKEN = (
+    StoreError,
+    AttributeError,
+    KeyError,
+    StopIteration,
+    TypeError,
+    ValueError,
+    UndefinedError,
+)
 
 
 @rc_context(STYLE)
@@ -68,15 +76,10 @@ def growth_exponent(work: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(work), np.log(values), 1)[0])
 
 
-def _figure(folder: Path, name: str, figure: Figure, caption: str) -> str:
-    files.write_atomic(folder / "figures" / f"{name}.png", figures.png(figure))
-    return render(
-        "figure.html",
-        file=f"figures/{name}.png",
-        alt=caption,
-        caption=caption,
-        link="",
-    )
+def _drawn(folder: Path, name: str, figure: Figure, caption: str) -> Picture:
+    file = f"figures/{name}.png"
+    files.write_atomic(folder / file, figures.png(figure))
+    return Picture(file=file, alt=caption, caption=caption)
 
 
 def committed_runs(verified: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -130,16 +133,6 @@ def _interval(column: Mapping[str, Any]) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _both_devices(verified: Path) -> str:
-    runs = committed_runs(verified)
-    if runs is None:
-        return (
-            "<p>Nothing was measured on a CUDA device; "
-            "<code>python -m benchmarks.gpu_kit</code> does that.</p>"
-        )
-    return "<h3>CPU and CUDA, times as fast as the peer</h3>" + table(*table_by_device(*runs))
-
-
 def benchmarks(folder: Path, verified: Path = VERIFIED) -> str:
     """The section of `folder`/benchmarks.json, as HTML, with the committed runs below `verified`.
 
@@ -149,35 +142,50 @@ def benchmarks(folder: Path, verified: Path = VERIFIED) -> str:
         return ""
     try:
         run = files.read_json(folder / "benchmarks.json")
-        return (
-            _conditions(run["environment"])
-            + _both_devices(verified)
-            + _rows(folder, run["rows"])
-            + _further(folder, run)
+        runs = committed_runs(verified)
+        return render(
+            "benchmarks.html",
+            machine=_machine(run["environment"]),
+            both_devices=None if runs is None else table_by_device(*runs),
+            ratios=_ratios(folder, run["rows"]),
+            rows=run["rows"],
+            lines=_lines(run["rows"]),
+            deferred=run.get("deferred", {}),
+            bfloat16=run.get("bfloat16"),
+            start=[[what, *values] for what, values in run.get("start", {}).items()],
+            growth=_growth(folder, run.get("growth", {})),
         )
     except BROKEN as error:
-        return f"<p class=small>benchmarks.json could not be drawn: {escape(repr(error))}</p>"
+        return render("broken.html", file="benchmarks.json", error=repr(error))
 
 
-def _conditions(where: Mapping[str, Any]) -> str:
-    """The first paragraph: machine and method."""
+def _machine(where: Mapping[str, Any]) -> list[str]:
     machine = [str(where["cpu"] if where["device"] == "cpu" else where["accelerator"])]
     if (settings := where.get("set in the environment", "none")) != "none":
         machine.append(f"with {settings}")
-    machine += [f"{where['threads']} threads", f"torch {where['torch']}", str(where["date"])]
-    return (
-        f"<p>{escape(', '.join(machine))}. The peer runs in a process of its own, timed in turn "
-        "with ours; before, the two results are compared. A share of the matrix product may be "
-        "above 1: a convolution reads less memory for its arithmetic.</p>"
-    )
+    return [*machine, f"{where['threads']} threads", f"torch {where['torch']}", str(where["date"])]
 
 
-def _rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The figure and the table of the rows beside peers."""
+def _ratios(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """The figure of the rows beside peers; none without a row."""
     caption = "Times as fast as the peer, with the 95% interval over rounds of new processes."
-    html = _figure(folder, "speed-ratios", speedups(rows), caption) if rows else ""
-    head = ["work", "peer", "our dtype", "seconds, ours", "the peer's"]
-    head += ["times as fast, 95%", "rounds", "of the product"]
+    return [_drawn(folder, "speed-ratios", speedups(rows), caption)] if rows else []
+
+
+def _growth(folder: Path, units: Mapping[str, Any]) -> list[Picture]:
+    return [
+        _drawn(
+            folder,
+            f"speed-growth-{unit.split()[0]}",
+            growth(series, unit),
+            f"Growth of {unit} with the work.",
+        )
+        for unit, series in units.items()
+    ]
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """A line of the table for each row and column."""
     lines = []
     for row in rows:
         for column in row["columns"].values():
@@ -188,32 +196,7 @@ def _rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(
                 [row["name"], peer, column["dtype"], *seconds, interval, column["rounds"], share]
             )
-    html += table(head, lines)
-    for row in rows:
-        if reason := row["one column"]:
-            html += f"<p class=small>{escape(row['name'])}: one column; {escape(reason)}.</p>"
-    return html
-
-
-def _further(folder: Path, run: Mapping[str, Any]) -> str:
-    """Deferred rows, claims on bfloat16, seconds to start, growth."""
-    html = ""
-    for name, reason in run.get("deferred", {}).items():
-        html += f"<p class=small>{escape(name)}: {escape(reason)}</p>"
-    if claims := run.get("bfloat16"):
-        html += (
-            "<p>A faster dtype counts only where results hold. Claims of committed runs on "
-            "bfloat16 beside float32; the scores of TME 9 and 10 are those of networks trained in "
-            "bfloat16 throughout.</p>"
-        )
-        html += table(("claim", "outcome", "measured", "expected"), claims)
-    if start := run.get("start"):
-        lines = [[what, *values] for what, values in start.items()]
-        html += table(("start", "seconds", "wanted, at most"), lines)
-    for unit, series in run.get("growth", {}).items():
-        name, caption = f"speed-growth-{unit.split()[0]}", f"Growth of {unit} with the work."
-        html += _figure(folder, name, growth(series, unit), caption)
-    return html
+    return lines
 
 
 def gate(folder: Path) -> str:
@@ -225,29 +208,22 @@ def gate(folder: Path) -> str:
         return ""
     try:
         runs = files.read_json(folder / "power.json")
-        html = "".join(_rates(name, run) for name, run in runs.items())
-        if (folder / "live.json").exists():
-            html += "<p>Slowdowns planted in a row of this tree, and the findings of the gate:</p>"
-            lines = files.read_json(folder / "live.json")
-            html += table(("row", "planted", "state", "finding"), lines)
+        live = folder / "live.json"
+        return render(
+            "gate.html",
+            records=[(name, run, *_rates(run)) for name, run in runs.items()],
+            live=files.read_json(live) if live.exists() else [],
+        )
     except BROKEN as error:
-        return f"<p class=small>power.json could not be drawn: {escape(repr(error))}</p>"
-    return html
+        return render("broken.html", file="power.json", error=repr(error))
 
 
-def _rates(name: str, run: Mapping[str, Any]) -> str:
-    """The gate's rates of error in one record."""
+def _rates(run: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Head and lines of the table of the gate's rates of error in one record."""
     shares = [f"by {share}" for share in next(iter(run["caught"].values()))]
     columns = ["seconds of a sample", "spread of a round", "usual ratio to the reference"]
     lines = [
         [row, *(run[column][row] for column in (*columns, "at most")), *caught.values()]
         for row, caught in run["caught"].items()
     ]
-    head = ["row", "seconds", "spread of a round", "of reference", "at most", *shares]
-    return (
-        f"<h3>{escape(name)}: {run['load']} other processes at work</h3><p>{run['rounds']} rounds "
-        f"of equal trees were recorded; {run['verdicts']} verdicts of the whole gate were replayed "
-        f"from them (they share rounds): {run['false alarms of the whole gate']} false alarms, "
-        f"{run['no verdict']} without a verdict. The last columns: the share of verdicts that find "
-        "a row slower when it was made slower by so much. A green gate rules out 10%, no less.</p>"
-    ) + table(head, lines)
+    return ["row", "seconds", "spread of a round", "of reference", "at most", *shares], lines

@@ -82,11 +82,6 @@ def render(template: str, /, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(values)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; columns that hold a number are aligned to the right."""
-    return str(_TEMPLATES.get_template("macros.html").module.table(head, rows))  # type: ignore[attr-defined]
-
-
 def claims(records: Sequence[Record], pictures: Mapping[str, Sequence[Picture]]) -> str:
     """A card for each claim with its checks, below the filters.
 
@@ -136,7 +131,8 @@ def table_below(section: str, evidence: Json) -> tuple[Sequence[str], list[list[
         return ("recipe", "validation", "test"), steps
     if section != "confusion":
         return None
-    names, pairs = evidence["classes"], []
+    names = evidence["classes"]
+    pairs = []
     for i, row in enumerate(evidence["matrix"]):
         pairs += [[n, names[i], names[j]] for j, n in enumerate(row) if i != j and n]
     return ("images", "of class", "read as"), sorted(pairs, reverse=True)[:8]
@@ -254,7 +250,8 @@ def _needed_size(record: Record, part: Json) -> str:
     """How many images or seeds would decide this part if its value stayed the same."""
     if is_single_run(part):
         return f"more seeds: {part['method']}, no interval"
-    times, n = needed_times(record, part), part["n"]
+    times = needed_times(record, part)
+    n = part["n"]
     if times > OUT_OF_REACH:
         far = f"over {OUT_OF_REACH} times as many as {n:,} would decide"
         return far if math.isfinite(times) else "more data"

@@ -74,7 +74,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the comparison: a name, its values in A and B ("": none), and what is to say."""
+    """A line of the comparison: a name, its values in A and B ("": none), and a remark."""
 
     name: str
     before: str
@@ -95,7 +95,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison in words: `sections` in the order of reading, `worse`: how many checks are."""
+    """A comparison in words: sections in the order of reading, and how many checks got worse."""
 
     runs: tuple[Row, Row]
     sections: tuple[Section, ...]
@@ -150,8 +150,8 @@ def _run_row(name: str, run: RunResults) -> Row:
     facts = [", ".join(f"{n} {what}" for what, n in sizes.items() if n)]
     dates = [str(where.get("date") or "no date") for where in run.environments]
     commit = run.environments[0].get("commit")
-    one = [*dates, *([f"commit {commit}"] if commit else [])]
-    facts += one if len(dates) == 1 else [f"{len(dates)} runs, {dates[-1]} to {dates[0]}"]
+    of_one_run = [*dates, *([f"commit {commit}"] if commit else [])]
+    facts += of_one_run if len(dates) == 1 else [f"{len(dates)} runs, {dates[-1]} to {dates[0]}"]
     facts += [f"stopped: {run.unfinished}"] if run.unfinished else []
     return Row(name, str(run.path), "", tuple(facts))
 
@@ -238,15 +238,15 @@ def _bars(claim_id: str, value: ValueChange) -> Bars | None:
 def _benchmarks(a: Mapping[str, Timing], b: Mapping[str, Timing]) -> Iterator[Section]:
     """The rates of both runs as ratios, then the benchmarks that one of them lacks."""
     pairs = {name: (timing, b[name]) for name, timing in a.items() if name in b}
-    rates = {name: _ratio(one.seconds, other.seconds) for name, (one, other) in pairs.items()}
+    rates = {name: _ratio(x.seconds, y.seconds) for name, (x, y) in pairs.items()}
     ends = [x for found in rates.values() for x in (found.low, found.high, found.value)]
     reach = max([abs(math.log(x)) for x in ends if 0 < x < math.inf] + [math.log(1.2)])
     rows: dict[bool, list[Row]] = {True: [], False: []}
-    for name, (one, other) in pairs.items():
+    for name, (before, after) in pairs.items():
         found = rates[name]
         details = [f"rate x {_ratio_text(found)}"]
-        if one.speedups and other.speedups:
-            speedup = _ratio(other.speedups, one.speedups)
+        if before.speedups and after.speedups:
+            speedup = _ratio(after.speedups, before.speedups)
             details.append(f"speed-up over the peer x {_ratio_text(speedup)}")
         low, value, high = (
             50 + 50 * max(-1.0, min(1.0, math.log(x) / reach)) if x > 0 else 0.0
@@ -254,7 +254,7 @@ def _benchmarks(a: Mapping[str, Timing], b: Mapping[str, Timing]) -> Iterator[Se
         )
         bars = Bars("rate, B over A", {"": (low, value, high)}, 50.0)
         clear = found.low > 1 or found.high < 1
-        rows[clear].append(Row(name, one.text, other.text, tuple(details), (bars,)))
+        rows[clear].append(Row(name, before.text, after.text, tuple(details), (bars,)))
     note = "x: B over A with the 95 % interval over rounds."
     yield Section("Benchmarks with another rate", f"{note} Times decide nothing.", (*rows[True],))
     yield Section("Benchmarks whose spread contains the change", note, (*rows[False],))
@@ -325,7 +325,7 @@ def _wrapped(text: str, first: str, later: str) -> list[str]:
 
 
 def _arrow(row: Row) -> str:
-    """Both values; what ends both of them, such as a unit, only once."""
+    """Both values with an arrow between them; an ending of both, such as a unit, stands once."""
     head, _, tail = row.before.partition(" ")
     if row.before == row.after or not (row.before and row.after):
         return row.before or row.after

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -66,7 +67,7 @@ def png(figure: Figure) -> bytes:
 
 def panels(
     height: float, rows: int = 1, columns: int = 1, **options: Any
-) -> tuple[Figure, list[Any]]:
+) -> tuple[Figure, list[Axes]]:
     """A figure as wide as a phone and its axes, row by row.
 
     `height`: in inches. `options`: those of `Figure.subplots`.
@@ -292,7 +293,7 @@ def values_with_intervals(
     return figure if reference is None else _with_legend(figure)
 
 
-def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) -> None:
+def _draw_row_with_interval(ax: Axes, y: int, name: str, row: Mapping[str, Any]) -> None:
     values = row.get("values") or [row["test"]]
     if row.get("low") is not None:
         ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.6, marker="|", ms=7)
@@ -317,7 +318,7 @@ def _draw_row_with_interval(ax: Any, y: int, name: str, row: Mapping[str, Any]) 
     write_above(ax, y - 0.2, f"{name}  {np.mean(values):.4f}")
 
 
-def write_above(ax: Any, y: float, text: str) -> None:
+def write_above(ax: Axes, y: float, text: str) -> None:
     """Write the text of a row on the left of its axes, above `y`."""
     ax.annotate(
         text,

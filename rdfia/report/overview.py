@@ -310,20 +310,23 @@ def _figures_of(shown: Sequence[Shown], keys: set[str], anchors: set[str]) -> Js
     `anchors`: of the figures before, to which those here are added. Later pictures of the same
     figure are of another setting: their title says that they are drawn as that figure.
     """
-    mine = [one for one in shown if one.picture.key.split("/")[0] in keys]
+    mine = [drawn for drawn in shown if drawn.picture.key.split("/")[0] in keys]
+    at_once = [drawn for drawn in mine if drawn.main]
     groups = []
-    for section, part in groupby((one for one in mine if one.main), key=lambda one: one.section):
-        title, again, pictures = page.TITLES[section], section in anchors, [*part]
+    for section, part in groupby(at_once, key=lambda drawn: drawn.section):
+        title = page.TITLES[section]
+        again = section in anchors
+        pictures = [*part]
         anchors.add(section)
         groups.append(
             {
                 "anchor": "" if again else section,
                 "title": f"Drawn as {title}" if again else title,
                 "pictures": pictures,
-                "beside": sum(one.height / one.width for one in pictures) < BESIDE,
+                "beside": sum(drawn.height / drawn.width for drawn in pictures) < BESIDE,
             }
         )
-    return {"figures": groups, "further": [one for one in mine if not one.main]}
+    return {"figures": groups, "further": [drawn for drawn in mine if not drawn.main]}
 
 
 def _figures(shown: Sequence[Shown]) -> list[tuple[int, str, str]]:
@@ -331,7 +334,7 @@ def _figures(shown: Sequence[Shown]) -> list[tuple[int, str, str]]:
     rows = []
     for number in FIGURES:
         section = f"figure{number}"
-        here = any(one.section == section for one in shown)
+        here = any(drawn.section == section for drawn in shown)
         text = page.TITLES[section].partition(": ")[2]
         rows.append((number, text, section if here else ""))
     return rows
@@ -352,9 +355,9 @@ def _run_rows(runs: Sequence[tuple[str, Json]]) -> list[list[Any]]:
 
 
 def write(root: Path) -> Path:
-    """The path of docs/index.html of the checkout `root`, written with all that comes from runs.
+    """The path of docs/index.html of the checkout `root`, written from the committed runs.
 
-    These are its pictures, the chart of the claims, and the tables of docs/*.md. Pictures that the
+    So are its pictures, the chart of the claims, and the tables of docs/*.md. Pictures that the
     page no longer shows are removed. ArgumentError: no committed run.
     """
     runs = committed_runs(root)
@@ -363,10 +366,11 @@ def write(root: Path) -> Path:
             f"--all: got no claims.json below {root / 'reports' / 'verified'}, expected committed "
             "runs; call it in a checkout of the project"
         )
-    folder, shown = root / "docs" / "pictures", pictures(root, runs)
-    for one in shown:
-        files.write_atomic(root / "docs" / one.picture.file, published(one.source))
-    names = {Path(one.picture.file).name for one in shown}
+    folder = root / "docs" / "pictures"
+    shown = pictures(root, runs)
+    for drawn in shown:
+        files.write_atomic(root / "docs" / drawn.picture.file, published(drawn.source))
+    names = {Path(drawn.picture.file).name for drawn in shown}
     for path in folder.glob("*"):  # none where the folder does not exist
         if path.name not in names:
             path.unlink()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from rdfia.claims import record as claim_records
@@ -149,14 +148,11 @@ def rebuild(folder: Path) -> Path:
     run = claim_records.read_run(folder / "claims.json")
     try:
         return _page(folder, run)
-    except (*BROKEN, IndexError) as error:
+    except (*benchmarks.BROKEN, IndexError) as error:
         raise StoreError(
             f"{folder / 'claims.json'}: a value cannot be shown ({error!r}), expected the records "
             "of a run; pytest -m accuracy writes the file again"
         ) from error
-
-
-BROKEN = (*benchmarks.BROKEN, UndefinedError)  # what a wrong value may raise
 
 
 def _page(folder: Path, run: Json) -> Path:
@@ -251,7 +247,8 @@ def _depth_curves(records: Sequence[Record]) -> list[list[tuple[Record, Json]]]:
     longest: dict[str, dict[str, tuple[Record, Json]]] = {}
     for record in records:
         for evidence in _evidence(record, ("network", "accuracy")):
-            networks, accuracy = longest.setdefault(record.data, {}), evidence["accuracy"]
+            networks = longest.setdefault(record.data, {})
+            accuracy = evidence["accuracy"]
             _, before = networks.get(evidence["network"], (record, {"accuracy": ()}))
             if isinstance(accuracy, Mapping) and len(accuracy) > len(before["accuracy"]):
                 networks[evidence["network"]] = (record, evidence)
@@ -264,7 +261,7 @@ def _faults(path: Path) -> str:
         return ""
     try:
         return blocks.faults(files.read_json(path))
-    except BROKEN as error:
+    except benchmarks.BROKEN as error:
         problem = f"faults.json could not be read: {error!r}"
         return blocks.render("figures.html", pictures=[Picture(problem=problem)])
 
@@ -313,7 +310,8 @@ def kept_picture(folder: Path, row: Mapping[str, str], record: Record) -> Pictur
     if not (folder / row["file"]).is_file():
         problem = "the picture is not stored; a full run draws it again."
         return Picture(record.key, problem=problem)
-    caption, conditions = row.get("caption", ""), _conditions(record)
+    caption = row.get("caption", "")
+    conditions = _conditions(record)
     return Picture(record.key, row["file"], row.get("alt", ""), caption, conditions)
 
 

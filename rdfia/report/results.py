@@ -31,7 +31,7 @@ class Timing:
 
 @dataclass
 class RunResults:
-    """What a path holds: records of claims, latest first, benchmarks by name, environments.
+    """The results at a path: records of claims, latest first, benchmarks by name, environments.
 
     `unfinished`: how far the run came if it was stopped; "" if it ended, and for several runs.
     """

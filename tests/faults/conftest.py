@@ -95,7 +95,7 @@ def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
             "tried": tried,
             "withstood": withstood,
             "means": means,
-            "found": plain(found or {}),
+            "found": without_folders(found or {}),
             "profile": profile,
             "date": date,
             "code": code,
@@ -106,12 +106,12 @@ def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
     return row
 
 
-def plain(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """`value` without the folders of this machine."""
     if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
+        return {name: without_folders(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [without_folders(item) for item in value]
     return (
         re.sub(r"(?<![\w.])([/\\][\w.+-]+){2,}[/\\]", ".../", value)
         if isinstance(value, str)

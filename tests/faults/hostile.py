@@ -3,8 +3,8 @@
     python -m tests.faults.hostile FOLDER INPUTS SEED
 
 prints one JSON object: the number of refused and accepted files for each reader, every other
-outcome with the number that makes it again (`one(FOLDER, reader, SEED, number)`), the longest
-reading and the peak memory of the process.
+outcome with the number that makes it again (`read_altered(FOLDER, reader, SEED, number)`), the
+longest reading and the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def hostile(reader: Reader, seed: int, number: int) -> bytes:
     return reader.alter(data, chance)
 
 
-def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
+def read_altered(folder: Path, reader: Reader, seed: int, number: int) -> str:
     """Reads one altered file: "accepted", the name of our error, or what went wrong.
 
     The first numbers are the unaltered corpus: a reader that refuses it would hide the code behind
@@ -70,7 +70,7 @@ def one(folder: Path, reader: Reader, seed: int, number: int) -> str:
     for path in sorted(here.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     here.rmdir()
-    one.longest = max(getattr(one, "longest", 0.0), seconds)  # type: ignore[attr-defined]
+    read_altered.longest = max(getattr(read_altered, "longest", 0.0), seconds)  # type: ignore[attr-defined]
     return found
 
 
@@ -109,7 +109,7 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
         before = peak()
         for number in range(len(reader.corpus) + math.ceil(inputs * reader.share / total)):
             signal.alarm(20)
-            found = one(folder, reader, seed, number)
+            found = read_altered(folder, reader, seed, number)
             signal.alarm(0)
             count[found.partition(":")[0]] += 1
             if found.startswith("WRONG"):
@@ -122,7 +122,7 @@ def main(folder: Path, inputs: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "readers": {name: dict(count) for name, count in counts.items()},
         "formats that this Pillow lacks": undecoded(),
-        "longest, s": round(one.longest, 2),  # type: ignore[attr-defined]
+        "longest, s": round(read_altered.longest, 2),  # type: ignore[attr-defined]
         "memory before, MB": base // 10**6,
         "most memory, MB": peak() // 10**6,
     }

@@ -68,7 +68,9 @@ def test_a_planted_reader_that_raises_another_error_is_found(tmp_path: Path) -> 
         return json.loads((here / "x.json").read_text("latin-1"))["a"]
 
     reader = readers.Reader("x.json", [b'{"a": 1}'], careless)
-    found = {hostile.one(tmp_path, reader, 0, number).partition(":")[0] for number in range(40)}
+    found = {
+        hostile.read_altered(tmp_path, reader, 0, number).partition(":")[0] for number in range(40)
+    }
     assert found == {"accepted", "WRONG"}
 
     def slow(here: Path) -> None:
@@ -76,20 +78,22 @@ def test_a_planted_reader_that_raises_another_error_is_found(tmp_path: Path) -> 
         while time.process_time() < end:
             pass
 
-    assert hostile.one(tmp_path, reader._replace(read=slow), 0, 0).startswith("WRONG: 2.")
+    assert hostile.read_altered(tmp_path, reader._replace(read=slow), 0, 0).startswith("WRONG: 2.")
 
     def rude(here: Path) -> None:
         error = RdfiaError()
         error.args = ("\x1b[31mred",)
         raise error
 
-    assert "control characters" in hostile.one(tmp_path, reader._replace(read=rude), 0, 0)
+    assert "control characters" in hostile.read_altered(tmp_path, reader._replace(read=rude), 0, 0)
 
     def narrow(here: Path) -> None:
         raise StoreError("not what was expected")
 
-    assert "refused although unaltered" in hostile.one(tmp_path, reader._replace(read=narrow), 0, 0)
-    assert hostile.one(tmp_path, reader._replace(read=narrow), 0, 1) == "StoreError"
+    assert "refused although unaltered" in hostile.read_altered(
+        tmp_path, reader._replace(read=narrow), 0, 0
+    )
+    assert hostile.read_altered(tmp_path, reader._replace(read=narrow), 0, 1) == "StoreError"
 
 
 def test_formats_without_a_decoder_are_named_in_the_row(

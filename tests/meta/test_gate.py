@@ -106,7 +106,7 @@ def test_slowdown_is_found(kind: str, factor: float, share: float) -> None:
 def test_slowdown_below_the_noise_has_no_verdict() -> None:
     found = verdicts(200, 2, 1.1, bias=0.15)
     assert found.count("ok") / len(found) < 0.1
-    assert found.count("unfit") / len(found) > 0.5
+    assert found.count("unclear") / len(found) > 0.5
 
 
 def test_one_batch_is_enough_for_equal_code() -> None:
@@ -159,9 +159,9 @@ def test_bounds_refuse_one_round() -> None:
     ("first", "second", "control", "state"),
     [
         (1.2, 1.2, 1.0, "slower"),
-        (1.2, 1.0, 1.0, "unfit"),  # the second batch does not confirm it
-        (1.2, 1.2, 1.2, "unfit"),  # frozen operators are slower on this side too
-        (1.2, 1.2, 0.8, "unfit"),
+        (1.2, 1.0, 1.0, "unclear"),  # the second batch does not confirm it
+        (1.2, 1.2, 1.2, "unclear"),  # frozen operators are slower on this side too
+        (1.2, 1.2, 0.8, "unclear"),
         (1.0, None, 1.0, "ok"),
         (1.0, None, 1.2, "ok"),
     ],
@@ -179,7 +179,7 @@ def test_slower_needs_two_batches_and_an_even_control(
     found = gate.findings(batch, measure_again, {KEY: 1.0, CONTROL: 1.0})
     states = {(finding.row, finding.against): finding.state for finding in found}
     assert states[KEY] == state
-    assert states[CONTROL] == ("ok" if control == 1.0 else "unfit")
+    assert states[CONTROL] == ("ok" if control == 1.0 else "unclear")
     assert (KEY in measured) == (second is not None)
     assert "of the base's time" in found[0].text
 
@@ -451,7 +451,7 @@ def test_module_of_another_tree_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
     planted.__file__ = str(tmp_path / "scores.py")
     monkeypatch.setitem(sys.modules, "rdfia.gans.scores", planted)
     with pytest.raises(
-        ImportError, match=r"it has no rdfia\.gans\.scores \(it is from .*scores\.py"
+        ImportError, match=r"it has no rdfia\.gans\.scores: Python took that of .*scores\.py"
     ):
         worker.require_modules_of(ROOT)
 

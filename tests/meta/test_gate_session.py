@@ -76,16 +76,16 @@ def summary(run: GateRun, exitstatus: int = 0) -> list[str]:
 @pytest.mark.usefixtures("kept")
 def test_gate_is_green_only_after_all_rows() -> None:
     assert finish(*session(SAME)) == 0
-    assert finish(*session({})) == gate.STATUS["nothing"]  # a row is gone
-    assert finish(*session(SAME, [Item()])) == gate.STATUS["nothing"]  # no claim
+    assert finish(*session({})) == gate.STATUS["rows"]  # a row is gone
+    assert finish(*session(SAME, [Item()])) == gate.STATUS["rows"]  # no claim
     run, end = session(SAME | {"b": {}})
-    assert finish(run, end) == gate.STATUS["nothing"]
-    assert run.failed["nothing"] == ["b: new, nothing to compare it with"]
+    assert finish(run, end) == gate.STATUS["rows"]
+    assert run.failed["rows"] == ["b: new, nothing to compare it with"]
     for layer in ("counters", "paired", "claims"):
         run, end = session(SAME, [Item(), Item("paired"), Item("accuracy")])
         run.passed[layer] = 0
-        assert finish(run, end) == gate.STATUS["nothing"]
-        assert run.failed["nothing"][0].startswith("not one of 1 ")
+        assert finish(run, end) == gate.STATUS["rows"]
+        assert run.failed["rows"][0].startswith("not one of 1 ")
 
 
 @pytest.mark.usefixtures("kept")
@@ -100,7 +100,7 @@ def test_each_layer_has_its_status_and_reason(layer: str) -> None:
 @pytest.mark.usefixtures("kept")
 def test_slowdown_has_precedence_over_a_missing_verdict() -> None:
     run, end = session(SAME)
-    run.fail("unfit", "one row")
+    run.fail("unclear", "one row")
     run.fail("slower", "another")
     assert finish(run, end, 1) == gate.STATUS["slower"]
 
@@ -164,10 +164,10 @@ def make_report(run: GateRun, item: Any, outcome: str) -> None:
 @pytest.mark.parametrize(
     ("marks", "outcome", "layer"),
     [
-        ((), "skipped", "nothing"),
+        ((), "skipped", "rows"),
         (("accuracy",), "skipped", ""),
         (("accuracy",), "failed", "claims"),
-        (("paired",), "failed", "nothing"),
+        (("paired",), "failed", "rows"),
         ((), "passed", ""),
     ],
 )
@@ -181,7 +181,7 @@ def test_failed_and_skipped_tests_are_noted(
 
 def test_crash_after_another_failure_is_noted() -> None:
     run, _ = session({})
-    run.fail("unfit", "one row")
+    run.fail("unclear", "one row")
     run.pytest_runtest_setup()
     make_report(run, Item("paired"), "failed")
-    assert list(run.failed) == ["unfit", "nothing"]
+    assert list(run.failed) == ["unclear", "rows"]

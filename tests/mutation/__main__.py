@@ -95,10 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     judge = commands.add_parser("run", help=run.__doc__)
     judge.set_defaults(command=run)
-    judge.add_argument("--minutes", type=float, default=30, help="time after which none is started")
-    judge.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    judge.add_argument(
+        "--minutes", type=float, default=30, help="start no mutant later (default: 30)"
+    )
+    judge.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     judge.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
-    judge.add_argument("--only", nargs="+", default=(), help="rooms or modules, as transfer.svm")
+    judge.add_argument(
+        "--only", nargs="+", default=(), help="rooms or modules, such as transfer.svm"
+    )
     judge.add_argument("--survivors", action="store_true", help="judge the survivors once more")
     judge.add_argument(
         "--tests", nargs="+", default=("tests",), help="folders or files of tests (default: tests)"
@@ -107,7 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write.set_defaults(command=write_report)
     for each in (judge, write):
         each.add_argument(
-            "--results", type=Path, default=RESULTS, help=f"default: {RESULTS.relative_to(ROOT)}"
+            "--results",
+            type=Path,
+            default=RESULTS,
+            help=f"file of the rows (default: {RESULTS.relative_to(ROOT)})",
         )
     options = parser.parse_args(arguments)
     options.command(options)

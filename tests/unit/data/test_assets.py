@@ -257,7 +257,9 @@ def test_asset_states_include_corrupt_files(monkeypatch: pytest.MonkeyPatch, roo
     assert missing["state"] == "missing"
 
 
-def test_wrong_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unknown_asset_and_missing_folder_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(ArgumentError, match="'vgg' is not known, expected one of vgg16-full"):
         find("vgg")
     with pytest.raises(ArgumentError, match="mnist is data, not weights"):

@@ -38,7 +38,7 @@ def test_healthy_run_has_no_alarm() -> None:
     assert math.isnan(found.within)  # no labels
 
 
-def test_one_picture_per_label_raises_alarm() -> None:
+def test_equal_images_within_a_label_raise_an_alarm() -> None:
     """Images of all labels differ like real images, but images of one label do not."""
     labels, real = torch.arange(10).repeat_interleave(4), pictures()
     one_each = pictures(10, seed=1).repeat_interleave(4, dim=0)

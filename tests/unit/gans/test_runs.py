@@ -310,7 +310,7 @@ def collapsed(architecture: GanArchitecture, seed: int) -> tuple[Any, Generator]
 
 
 @pytest.mark.parametrize("healthy", [True, False])
-def test_one_picture_per_label_is_reported_in_row_and_log(
+def test_equal_images_within_a_label_are_reported_in_row_and_log(
     healthy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not healthy:

@@ -130,7 +130,7 @@ def test_report_is_the_networks_prediction(attack: Callable[..., Fooled]) -> Non
 
 
 @pytest.mark.parametrize("pixels", PIXELS)
-def test_status_already_and_never(pixels: Any) -> None:
+def test_status_of_images_that_have_or_never_reach_the_target(pixels: Any) -> None:
     network = lively()
     x, other = problems(network, 6)
     same = torch.tensor(predicted(network, x))

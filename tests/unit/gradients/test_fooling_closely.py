@@ -19,7 +19,7 @@ from tests.support.tolerances import assert_close
 # --- size of a change
 
 
-def test_perturbation_by_hand() -> None:
+def test_perturbation_sizes_by_hand() -> None:
     before = torch.full((3, 3, 12, 12), 0.5, dtype=torch.float64)
     after = before.clone()
     after[1, 0, 3, 4] += 0.3

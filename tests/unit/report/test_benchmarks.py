@@ -74,7 +74,7 @@ def test_committed_seconds_have_the_committed_ratio(run: Path) -> None:
             assert ratio == pytest.approx(column["speed-up"]), row["name"]
 
 
-def test_exponent_is_the_slope_of_logarithms() -> None:
+def test_growth_exponent_is_the_slope_of_logarithms() -> None:
     assert benchmarks.growth_exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
     assert benchmarks.growth_exponent([1, 2, 4, 8], [5, 5, 5, 5]) == pytest.approx(0)
     row = {"work": [1, 2, 4, 8], "values": [3.0, 6.0, 12.0, 24.0], "exponent": 1.0}

@@ -395,7 +395,7 @@ def test_environment_has_no_path_and_no_host_name(tmp_path: Path) -> None:
 
 
 def test_table_aligns_numbers_and_escapes() -> None:
-    html = blocks.table(("name", "n"), [("<a>", 1234)])
+    html = blocks.render("thresholds.html", rows=[("<a>", 1234)])
     assert "<td>&lt;a&gt;</td><td class=n>1,234</td>" in html
 
 

@@ -27,7 +27,7 @@ def extract(network: nn.Module, photos: list[Any], root: Path, **options: Any) -
     )
 
 
-def test_store_holds_what_stream_gives(
+def test_store_has_the_features_of_feature_batches(
     network: TinyNet, photos: list[np.ndarray], tmp_path: Path
 ) -> None:
     store = extract(network, photos, tmp_path, dtype=torch.float32)

@@ -128,7 +128,7 @@ def test_forward_pass_stops_after_the_last_tap(network: TinyNet) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_stream_and_forward_taps_do_not_change_the_network(
+def test_feature_batches_and_forward_taps_do_not_change_the_network(
     network: TinyNet, photos: list[np.ndarray], fails: bool
 ) -> None:
     network.train()
@@ -227,7 +227,7 @@ def test_streamed_batches_equal_single_images(network: TinyNet, photos: list[np.
             assert_close(together[row], alone, "activation")
 
 
-def test_stream_leaves_gradients_enabled_between_batches(
+def test_feature_batches_leaves_gradients_enabled_between_batches(
     network: TinyNet, photos: list[np.ndarray]
 ) -> None:
     batches = features.feature_batches(network, photos, TAPS, preprocess=SMALL, batch_size=4)

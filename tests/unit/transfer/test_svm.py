@@ -136,7 +136,7 @@ def test_span_coordinates_keep_the_products_and_have_the_rank_of_the_rows() -> N
     assert_close(T @ Z.T, test @ train.T, "gram")
 
 
-def test_reduce_does_not_change_narrow_features() -> None:
+def test_reduce_columns_does_not_change_narrow_features() -> None:
     train, test = blobs(d=24)
     assert svm.reduce_columns(train, test)[0] is train
     train, test = blobs(d=25)

@@ -49,7 +49,7 @@ def transformer(**options: Any) -> TapTransformer:
     return TapTransformer(tiny_vgg(), TAP, **settings | options)
 
 
-def test_rows_are_the_normalised_features_of_stream(photos: list[np.ndarray]) -> None:
+def test_rows_are_the_normalised_features_of_feature_batches(photos: list[np.ndarray]) -> None:
     batches = features.feature_batches(
         tiny_vgg(), photos, {"tap": TAP}, preprocess=SMALL, dtype=torch.float32, batch_size=5
     )
