@@ -47,7 +47,6 @@ from tests.accuracy.test_tme9 import (
     origins,
     over_seeds,
     ratio_of,
-    steps_over_seeds,
 )
 from tests.support.check import Check
 
@@ -279,11 +278,7 @@ def scores_between(
 def test_cdcgan(claim: Check, gans: Gans, title: str, what: str) -> None:
     if claim.recorded() or (bench := gans(title)) is None:
         return
-    runs, shown, measured = (
-        long_runs(bench, "cdcgan"),
-        dict[str, Any](),
-        dict[str, Any](),
-    )
+    runs, shown, measured = long_runs(bench, "cdcgan"), dict[str, Any](), dict[str, Any]()
     if what == "noise at first":
         first = [max(values) for values in scores_between(bench, runs, "density", 0, EARLY_STEP)]
         found = {"highest density up to step 50": over_seeds(first)}
@@ -438,11 +433,8 @@ def test_cgan(claim: Check, gans: Gans, title: str, what: str) -> None:
     runs, measured = long_runs(bench, "cgan"), dict[str, Any]()
     if what == "noise until 5,000":
         stays = [milestones(bench.rows(run))["poor"] for run in runs]
-        found = {
-            "first step after which no snapshot is noise": steps_over_seeds(
-                [step or CGAN_STEPS for step in stays]
-            )
-        }
+        steps = over_seeds([step or CGAN_STEPS for step in stays], intervals.geometric_mean)
+        found = {"first step after which no snapshot is noise": steps}
         first = [
             next((row["step"] for row in bench.rows(run) if image_level(row) != "noise"), None)
             for run in runs
@@ -455,14 +447,13 @@ def test_cgan(claim: Check, gans: Gans, title: str, what: str) -> None:
             [bench.last(run, name) for run in runs] for name in ("density", "coverage")
         )
         noise = [bench.last(run, "noise") / bench.real["noise"] for run in runs]
-        # the score is younger than some runs
-        noise = [value for value in noise if not math.isnan(value)]
-        worst = {"smaller of density and coverage": [*map(min, density, coverage)]}
-        worst |= {"pixel noise: generated / real": noise} if noise else {}
-        readings = {
-            part: {"density": over_seeds(density), part: over_seeds(values)}
-            for part, values in worst.items()
+        parts = {
+            "smaller of density and coverage": [*map(min, density, coverage)],
+            # the score is younger than some runs
+            "pixel noise: generated / real": [value for value in noise if not math.isnan(value)],
         }
+        dense = over_seeds(density)
+        readings = {part: {"density": dense, part: over_seeds(v)} for part, v in parts.items() if v}
         best = judge.best_reading(readings, CLAIMS[claim.id].bounds)
         found = readings[best]
         measured = {
@@ -476,10 +467,8 @@ def test_cgan(claim: Check, gans: Gans, title: str, what: str) -> None:
                 {row["step"]: image_level(row) for row in bench.rows(run)} for run in runs
             ],
         }
-    note = (
-        "Density and coverage measure how the images look; accuracy, whether they show the "
-        "requested digits."
-    )
+    note = "Density and coverage measure how the images look; accuracy, whether they show the "
+    note += "requested digits."
     if what != "noise until 5,000":
         note += " Digits are poor in features or in pixels; the better of both decides, in favour "
         note = f"{LAST} {note}of the claim: {best}."

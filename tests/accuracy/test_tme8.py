@@ -554,8 +554,7 @@ def check_treatments_as_defence(claim: Check, bench: GradientBench) -> None:
 # --- q8 to q10: class visualisation
 
 STEPS_OF = {"the lab's step": False, "unit step": True}
-# Checks that a second network decides, in place of a person who looks: substitutes.
-BY_A_SECOND_NETWORK = ("second network", "easier to see")
+BY_A_SECOND_NETWORK = ("second network", "easier to see")  # in place of a person's eyes
 
 
 def canvas(
@@ -583,8 +582,7 @@ def canvas(
 
 def others_here(bench: GradientBench) -> str:
     """The end of a note about the second network: which further networks have results."""
-    further = [network.title for network in visualisation.further_networks(bench)]
-    if further:
+    if further := [network.title for network in visualisation.further_networks(bench)]:
         return f", beside {', '.join(further)}."
     return "; weights of further networks are not on this machine."
 

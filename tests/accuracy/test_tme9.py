@@ -21,7 +21,7 @@ import torch
 from scipy.stats import norm, spearmanr
 
 from rdfia.claims import intervals, record
-from rdfia.claims.intervals import Estimate, exact_value, geometric_mean, single_run
+from rdfia.claims.intervals import Estimate, exact_value, single_run
 from rdfia.claims.registry import CLAIMS
 from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_measures import closed_share, image_level
@@ -484,14 +484,11 @@ def add_figures(claim: Check, pair: Pair, number: int, setting: str) -> None:
 # --- q4: the default settings, in full
 
 
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean over seeds with its interval; fewer seeds than planned decide nothing."""
-    return mean(values) if len(values) >= SEEDS else of_few_seeds(values)
-
-
-def steps_over_seeds(values: Sequence[float]) -> Estimate:
-    """As `over_seeds`, the geometric mean: numbers of steps are skewed."""
-    return geometric_mean(values) if len(values) >= SEEDS else of_few_seeds(values)
+def over_seeds(
+    values: Sequence[float], average: Callable[[Sequence[float]], Estimate] = intervals.mean
+) -> Estimate:
+    """The average over seeds with its interval; fewer seeds than planned decide nothing."""
+    return average(values) if len(values) >= SEEDS else of_few_seeds(values)
 
 
 def of_few_seeds(values: Sequence[float]) -> Estimate:

@@ -208,13 +208,13 @@ def test_package_stays_compact() -> None:
     # Devices and memory.
     assert rooms["device"] < 480, rooms
     # The protocols of the labs, and the studies of settings beyond them.
-    assert rooms["experiments"] < 1130, rooms
+    assert rooms["experiments"] < 1125, rooms
     # The command line.
     assert rooms["commands"] + sizes["__main__"] < 470, rooms
     # Files, data sets, claims and the page.
     others = (*LABS, "device", "experiments", "commands", "__main__")
     rest = {module: n for module, n in sizes.items() if module.partition(".")[0] not in others}
-    assert sum(rest.values()) < 3190, rest
+    assert sum(rest.values()) < 3200, rest
 
 
 def function_lines(source: str) -> dict[str, int]:

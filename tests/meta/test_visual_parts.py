@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rdfia.claims import intervals, judge
+from rdfia.claims import judge
 from rdfia.claims.intervals import Estimate
 from rdfia.claims.registry import CLAIMS
 from rdfia.data.datasets import ImageSet
@@ -126,20 +126,17 @@ def test_mean_by_photo_is_over_the_seeds_of_a_photo() -> None:
     assert visualisation.mean_by_photo(row, "second").tolist() == [0.5, 0.5]
 
 
-def test_reading_that_fits_best_is_by_outcome_then_by_room() -> None:
-    def estimate(value: float, reach: float) -> intervals.Estimate:
-        return intervals.Estimate(value, value - reach, value + reach, 30, "made up")
-
-    bound = {"difference": judge.Bound("within", 0.0, 0.2)}
-
-    def best(**found: intervals.Estimate) -> str:
-        return judge.best_reading({k: {"difference": v} for k, v in found.items()}, bound)
-
-    far, wide, near = estimate(-0.3, 0.01), estimate(0.1, 0.15), estimate(-0.1, 0.01)
-    assert best(far=far, wide=wide, near=near) == "near"
-    assert best(far=far, wide=wide) == "wide"  # undecided
-    assert best(near=near, nearest=estimate(0.05, 0.01)) == "nearest"
-    assert best(far=far, farther=estimate(0.5, 0.01)) == "far"  # both are contradicted
+def test_the_labs_own_setting_has_the_most_seeds() -> None:
+    bench = MadeBench(8)
+    bench.seeds = range(60)
+    seeds = {
+        setting: visualisation.seeds_of(bench, setting)
+        for setting in (Setting(), Setting(unit_step=True), Setting(l2=0.1), Setting(steps=1000))
+    }
+    assert [len(found) for found in seeds.values()] == [60, 30, 30, 30]
+    assert len(visualisation.seeds_of(bench, Setting(lr=1.0, unit_step=True))) == 10
+    bench.seeds = range(5)
+    assert visualisation.seeds_of(bench, Setting(l2=0.1)) == [0, 1, 2, 3, 4]
 
 
 def test_readings_are_eight_on_the_reports_network_and_two_on_others() -> None:

@@ -139,6 +139,7 @@ HOLD: dict[str, Callable[[], Simulated]] = {
     "a median, 125 photos": medians,
 }
 GAFFKE = partial(intervals.difference_of_probabilities, resamples=999)
+MEAN_GAFFKE = partial(intervals.mean_of_probabilities, resamples=999)
 CONSERVATIVE: dict[str, Callable[[], Simulated]] = {
     "a share, 124 photos": lambda: shares(124, 0.8),
     "a share, 600 photos": lambda: shares(600, 0.99),
@@ -150,6 +151,9 @@ CONSERVATIVE: dict[str, Callable[[], Simulated]] = {
     "four images of 2,985 differ": lambda: differences(2985, 0.001, 0.0005),
     "ten seeds' probabilities": lambda: few_probabilities(GAFFKE, 10),
     "thirty seeds' probabilities": lambda: few_probabilities(GAFFKE, 30),
+    "thirty probabilities near 1": lambda: Simulated(
+        (MEAN_GAFFKE(x) for x in 1 - stream().beta(0.3, 9, (SETS, 30))), 1 - 0.3 / 9.3
+    ),
 }
 
 

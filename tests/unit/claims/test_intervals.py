@@ -132,6 +132,26 @@ def test_interval_of_probabilities_0_and_1_is_the_exact_binomial_one(count: int,
     assert found.value == pytest.approx(2 * count / n - 1)
     assert found.n == n
     assert found.error == pytest.approx(np.std(2.0 * a, ddof=1) / math.sqrt(n))
+    mean = intervals.mean_of_probabilities(a)
+    assert mean.limits == pytest.approx(share.limits, abs=0.005)
+    assert mean.value == pytest.approx(share.value)
+    assert (mean.n, mean.method) == (n, "Gaffke")
+
+
+def test_probabilities_that_are_all_1_are_not_certain() -> None:
+    assert intervals.mean([1.0] * 30).low == 1
+    assert intervals.mean_of_probabilities([1.0] * 30).low == pytest.approx(0.838, abs=0.002)
+    assert intervals.mean_of_probabilities([1.0] * 60).low > 0.9
+
+
+def test_geometric_mean_has_the_interval_of_the_logarithms() -> None:
+    steps = [2000, 200, 1500, 300, 200]
+    found, logarithms = intervals.geometric_mean(steps), intervals.mean(np.log(steps))
+    assert np.log([found.value, *found.limits]) == pytest.approx(
+        [logarithms.value, *logarithms.limits]
+    )
+    assert (found.n, found.method) == (5, "Student, of logarithms")
+    assert intervals.mean(steps).low < 0 < found.low
 
 
 def share_of_means_below(end: float, values: np.ndarray) -> float:
@@ -162,6 +182,8 @@ def test_intervals_are_at_99_percent_by_default() -> None:
         lambda **level: intervals.mean(A, **level),
         lambda **level: intervals.difference_of_means(A, B, **level),
         lambda **level: intervals.difference_of_probabilities([0.2, 0.9], [0.1, 0.5], **level),
+        lambda **level: intervals.mean_of_probabilities([0.2, 0.9], **level),
+        lambda **level: intervals.geometric_mean(np.exp(A), **level),
         lambda **level: intervals.ratio(A, B, paired=False, **level),
     ):
         assert compute() == compute(level=0.99)
@@ -252,6 +274,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: intervals.difference_of_means(A, B, 1.5), "level: got 1.5"),
     (lambda: intervals.difference_of_probabilities([0, 1.1], [0, 1]), "a value outside 0..1"),
     (lambda: intervals.difference_of_probabilities([0, 1], [-0.1, 1]), "a value outside 0..1"),
+    (lambda: intervals.mean_of_probabilities([0.5, 1.1]), "got one outside 0..1"),
+    (lambda: intervals.mean_of_probabilities([-0.1, 1]), "got one outside 0..1"),
+    (lambda: intervals.geometric_mean([1.0, 0.0]), "above 0, which have a logarithm"),
     (lambda: intervals.ratio(A, B, 0.0, paired=False), "level: got 0.0"),
     (lambda: intervals.mean(np.array([A, B])), r"values: got shape \(2, 5\)"),
 ]

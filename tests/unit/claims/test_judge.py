@@ -179,6 +179,22 @@ def test_standard_error_of_an_estimate_that_has_its_own() -> None:
     assert judge.standard_error(intervals.difference_of_probabilities([1, 1], [0, 0])) == 0
 
 
+def test_reading_that_fits_best_is_by_outcome_then_by_room() -> None:
+    def estimate(value: float, reach: float) -> Estimate:
+        return Estimate(value, value - reach, value + reach, 30, "made up")
+
+    bound = {"difference": Bound("within", 0.0, 0.2)}
+
+    def best(**found: Estimate) -> str:
+        return judge.best_reading({k: {"difference": v} for k, v in found.items()}, bound)
+
+    far, wide, near = estimate(-0.3, 0.01), estimate(0.1, 0.15), estimate(-0.1, 0.01)
+    assert best(far=far, wide=wide, near=near) == "near"
+    assert best(far=far, wide=wide) == "wide"  # undecided
+    assert best(near=near, nearest=estimate(0.05, 0.01)) == "nearest"
+    assert best(far=far, farther=estimate(0.5, 0.01)) == "far"  # both are contradicted
+
+
 def test_size_that_decides_shrinks_the_interval_to_the_bound() -> None:
     undecided = intervals.proportion(60, 100)  # about 0.6 +- 0.13
     needed = judge.size_that_decides(undecided, Bound("above", 0.5))
@@ -203,6 +219,24 @@ def test_size_that_decides_is_the_closed_form(low: float, high: float, size: int
     found = Estimate(0.6, low, high, 100, "planted")
     assert judge.size_that_decides(found, Bound("above", 0.5)) == size
     assert judge.size_that_decides(found, Bound("within", 0.4, 0.1)) == size
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (0.0, 200),  # a width that shrinks with n
+        (1.0, 400),  # the whole width is the values' own spread: with the square root of n
+    ],
+)
+def test_size_that_decides_knows_the_part_that_shrinks_faster(error: float, size: int) -> None:
+    found = Estimate(0.6, 0.4, 0.65, 100, "planted", error=error)
+    assert judge.size_that_decides(found, Bound("above", 0.5)) == size
+
+
+def test_size_that_decides_is_near_that_of_probabilities_that_are_all_1() -> None:
+    bound = Bound("at least", 0.9)
+    needed = judge.size_that_decides(intervals.mean_of_probabilities([1.0] * 30), bound)
+    assert needed == pytest.approx(50, abs=3)
 
 
 def bits(wrong: int, n: int = 2985, start: int = 0) -> np.ndarray:
