@@ -28,7 +28,7 @@ from tests.accuracy import test_tme7
 from tests.support.planted_check import PlantedCheck
 
 ROOT = Path(__file__).parents[2]
-CLASSES, EACH = 6, 10  # half of the images are training images
+CLASSES, EACH = 15, 10  # as many classes as 15-Scene; half of the images are training images
 MOST_MEMORY = 6 * files.GIGABYTE
 
 
@@ -44,7 +44,7 @@ def write_weights(folder: Path) -> None:
 
 
 def problem(size: int) -> transfer.Problem:
-    """60 images of 6 patterns with noise."""
+    """150 images of 15 patterns with noise."""
     stream = np.random.default_rng(0)
     patterns = stream.integers(0, 256, (CLASSES, 1, 8, 8))
     noisy = np.clip(patterns + stream.normal(0, 40, (CLASSES, EACH, 8, 8)), 0, 255).astype(np.uint8)
