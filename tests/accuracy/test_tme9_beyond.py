@@ -168,7 +168,8 @@ def study_scores(bench: GanBench) -> dict[str, Any]:
     A run that diverged has no dot.
     """
     settings = {name: runs_of(gan_studies.STUDY, name) for name in gan_studies.SETTINGS} | {
-        n: runs_of(gan_studies.ABLATION, n) for n in gan_studies.BEYOND_THE_LAB
+        n: available_runs(bench, runs_of(gan_studies.ABLATION, n))
+        for n in gan_studies.BEYOND_THE_LAB
     }
     scores = {
         label: {
