@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from rdfia.claims.intervals import Estimate, exact_value
@@ -187,7 +188,7 @@ def bounds_digest(bounds: Mapping[str, Bound]) -> str:
 # --- pins: does a run repeat the accepted result?
 
 
-def pack_bits(right: Any) -> dict[str, Any]:
+def pack_bits(right: npt.ArrayLike) -> dict[str, Any]:
     """N booleans, whether each image is right, as JSON: their number and their bits in base64."""
     bits = np.asarray(right, dtype=bool)
     return {"n": len(bits), "bits": base64.b64encode(np.packbits(bits).tobytes()).decode()}
@@ -205,7 +206,7 @@ def flips_allowed(n: int) -> int:
     return math.floor(n * FLIPS + ERRORS * math.sqrt(n * FLIPS))
 
 
-def image_mismatch(now: Any, then: Any) -> str:
+def image_mismatch(now: npt.ArrayLike, then: npt.ArrayLike) -> str:
     """Why two runs on the same images cannot come from the same program; "" if they can.
 
     `now`, `then`: N booleans each, true where the image is right. Another processor or dtype

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rdfia.claims import intervals, judge, provenance
 from rdfia.claims.judge import OUTCOMES
@@ -245,7 +246,7 @@ class Ledger:
         )
         return record
 
-    def compare_right_images(self, key: str, right: Any, images: str) -> None:
+    def compare_right_images(self, key: str, right: npt.ArrayLike, images: str) -> None:
         """Compare a layer's right images with those stored in thresholds.json.
 
         `key`: network/layer/data set. `right`: N booleans, whether each image is right. `images`:

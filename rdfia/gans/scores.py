@@ -7,14 +7,14 @@ the generated ones. Nothing here changes the global random state.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdfia.data.arrays import as_tensor, host_array
+from rdfia.data.arrays import ArrayLike, Labels, as_tensor, host_array
 from rdfia.data.images import pixel_advice
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError
@@ -93,7 +93,7 @@ def in_batches(
 # --- arrays
 
 
-def _rows(name: str, values: Any, width: int = 0) -> Array:
+def _rows(name: str, values: ArrayLike, width: int = 0) -> Array:
     """Values as a matrix with a row for each image.
 
     ArgumentError: fewer than two rows, NaN or infinity, a width other than `width`.
@@ -115,12 +115,12 @@ def _rows(name: str, values: Any, width: int = 0) -> Array:
     return array
 
 
-def _pair(real: Any, fake: Any) -> tuple[Array, Array]:
+def _pair(real: ArrayLike, fake: ArrayLike) -> tuple[Array, Array]:
     first = _rows("real", real)
     return first, _rows("fake", fake, first.shape[1])
 
 
-def _classes(name: str, values: Any, classes: int) -> Array:
+def _classes(name: str, values: Labels, classes: int) -> Array:
     array = host_array(values, name)
     if (array.dtype.kind == "f" and (array == np.rint(array)).all()) or array.dtype.kind == "b":
         array = array.astype(np.int64)
@@ -166,7 +166,7 @@ def _moments(rows: Array, groups: int) -> list[tuple[Array, Array]]:
 
 
 def frechet_distance(
-    real: Any, fake: Any, *, groups: int = 10, corrected: bool = False
+    real: ArrayLike, fake: ArrayLike, *, groups: int = 10, corrected: bool = False
 ) -> ScoreWithError:
     """Frechet distance (FID; Heusel et al. 2017) of features, n x d and m x d.
 
@@ -212,7 +212,7 @@ def frechet_distance(
     return ScoreWithError(float(value - bias if corrected else max(value, 0.0)), float(error))
 
 
-def kernel_distance(real: Any, fake: Any, *, block: int = 500) -> ScoreWithError:
+def kernel_distance(real: ArrayLike, fake: ArrayLike, *, block: int = 500) -> ScoreWithError:
     """Squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (KID), unbiased.
 
     The mean over disjoint blocks of `block` rows of each set, in a fixed random order; remaining
@@ -239,13 +239,13 @@ def _mmd(x: Array, y: Array) -> float:
 # --- classes
 
 
-def mode_coverage(predicted: Any, classes: int, *, share: float = 0.1) -> int:
+def mode_coverage(predicted: Labels, classes: int, *, share: float = 0.1) -> int:
     """Number of classes with at least `share` times n / classes of the n predictions (int64)."""
     counts = np.bincount(_classes("predicted", predicted, classes), minlength=classes)
     return int((counts >= share * counts.sum() / classes).sum())
 
 
-def entropy(predicted: Any, classes: int) -> ScoreWithError:
+def entropy(predicted: Labels, classes: int) -> ScoreWithError:
     """Entropy of the histogram of the predicted classes in nats.
 
     0 if all predictions are one class, log(classes) if all classes are equally frequent.
@@ -258,7 +258,9 @@ def entropy(predicted: Any, classes: int) -> ScoreWithError:
     )
 
 
-def conditional_accuracy(predicted: Any, asked: Any, classes: int) -> tuple[ScoreWithError, Array]:
+def conditional_accuracy(
+    predicted: Labels, asked: Labels, classes: int
+) -> tuple[ScoreWithError, Array]:
     """(share of images of the class asked for, the same share for each class).
 
     `predicted` and `asked`: n int64 each. The standard error is binomial. NaN for a class that was
@@ -319,7 +321,9 @@ def _balls(centres: Array, rows: Array, k: int) -> tuple[Array, Array]:
     return inside, occupied
 
 
-def density_coverage(real: Any, fake: Any, *, k: int = 5) -> tuple[ScoreWithError, ScoreWithError]:
+def density_coverage(
+    real: ArrayLike, fake: ArrayLike, *, k: int = 5
+) -> tuple[ScoreWithError, ScoreWithError]:
     """(density, coverage) of generated rows in the neighbourhoods of real rows (Naeem et al. 2020).
 
     A neighbourhood is the ball around a real row up to its k-th real neighbour. Density: number of
@@ -332,7 +336,9 @@ def density_coverage(real: Any, fake: Any, *, k: int = 5) -> tuple[ScoreWithErro
     return _mean(inside / k), _mean(covered)
 
 
-def precision_recall(real: Any, fake: Any, *, k: int = 3) -> tuple[ScoreWithError, ScoreWithError]:
+def precision_recall(
+    real: ArrayLike, fake: ArrayLike, *, k: int = 3
+) -> tuple[ScoreWithError, ScoreWithError]:
     """(precision, recall) of generated rows (Kynkaanniemi et al. 2019).
 
     Precision: share of generated rows in a real neighbourhood. Recall: share of real rows in a
@@ -357,7 +363,7 @@ class Neighbours(NamedTuple):
     p_value: float  # probability of such a `closer` by chance, one-sided (Mann-Whitney)
 
 
-def nearest_neighbour(fake: Any, train: Any, held_out: Any) -> Neighbours:
+def nearest_neighbour(fake: ArrayLike, train: ArrayLike, held_out: ArrayLike) -> Neighbours:
     """How close generated rows are to training rows, compared with held-out real rows.
 
     Rows are pixels or features. Generated rows that are closer than held-out rows may be copies

@@ -57,7 +57,7 @@ def check_module(network: Any) -> None:
         )
 
 
-def check_logits(logits: Any, differentiable: bool = False) -> Tensor:
+def check_logits(logits: object, differentiable: bool = False) -> Tensor:
     """The network's output; ArgumentError unless it is B x classes.
 
     `differentiable`: it may have any shape, but needs a gradient.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -119,7 +120,7 @@ def classification_panel(
 
 
 @rc_context(STYLE)
-def convolution_maps(image: Any, maps: Any) -> Figure:
+def convolution_maps(image: npt.ArrayLike, maps: npt.ArrayLike) -> Figure:
     """Figure 2: the input above the maps of a convolution, each scaled to its own range.
 
     `image`: H x W x 3. `maps`: C x H x W; black is the lowest value of a map.
@@ -464,7 +465,9 @@ def curves(x: Sequence[float], series: Mapping[str, Any], xlabel: str, ylabel: s
 
 
 @rc_context(STYLE)
-def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[str] = ()) -> Figure:
+def image_grid(
+    images: npt.ArrayLike, columns: int = 10, scale: int = 2, rows: Sequence[str] = ()
+) -> Figure:
     """Images side by side without resampling.
 
     `images`: uint8 N x C x H x W, C 1 or 3. `scale`: a pixel becomes `scale` x `scale` pixels.
@@ -499,7 +502,7 @@ def image_grid(images: Any, columns: int = 10, scale: int = 2, rows: Sequence[st
 
 
 @rc_context(STYLE)
-def losses(rows: Any, window: int = 50) -> Figure:
+def losses(rows: npt.ArrayLike, window: int = 50) -> Figure:
     """The losses of a GAN's run: single steps in pale, means over `window` steps in bold.
 
     `rows`: steps x 4, the loss of D, the loss of G, D(x) and D(G(z)). ArgumentError: another shape.

@@ -71,7 +71,7 @@ def _parts(value: Any) -> dict[Any, Any]:
     return {}
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """Type and shapes of a module's output, as one line for a message."""
     if isinstance(value, Tensor):
         return f"Tensor {' x '.join(map(str, value.shape)) or 'of one value'}"

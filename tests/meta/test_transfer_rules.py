@@ -349,8 +349,8 @@ CONV, EQUAL, INSIDE = (
     "equal channels: largest difference",
     "normalised, inside: largest difference",
 )
-# claim, check with planted values, parts that are contradicted
-CASES: list[tuple[str, Check, tuple[str, ...]]] = [
+# claim, check with planted values, parts that are contradicted (None: it is undecided)
+CASES: list[tuple[str, Check, tuple[str, ...] | None]] = [
     ("q1.blocks", blocks(), ()),
     *(("q1.blocks", blocks(block), (block,)) for block in BLOCKS),
     ("q1.blocks", blocks("fc3", way="closed formula"), ("counting methods that disagree",)),
@@ -435,8 +435,9 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [
             (lambda rows: {rows["Relu2"]: 0.95, rows["Relu7"]: 0.87}, ("Relu7 minus Relu10",)),
         )
     ),
-    ("q11.table1", rule(POOL5, pool5=REPORTED), ()),
-    ("q11.table1", rule(POOL5, pool5=0.89), ("pool5",)),
+    # the interval of 2,985 images is wider than the bound
+    ("q11.table1", rule(POOL5, pool5=REPORTED), None),
+    ("q11.table1", rule(POOL5, pool5=0.87), ("pool5",)),
     ("q11.C", costs(), ()),
     ("q11.C", costs(**{"C0.1": 0.95}), ("C = 1 minus C = 0.1",)),
     ("q11.C", costs(C10=0.95), ("C = 1 minus C = 10",)),
@@ -474,17 +475,17 @@ CASES: list[tuple[str, Check, tuple[str, ...]]] = [
     ids=[f"{claim_id}-{i}" for i, (claim_id, *_) in enumerate(CASES)],
 )
 def test_claim_holds_and_fails_with_its_planted_fault(
-    planted: Patch, claim_id: str, check: Check, against: tuple[str, ...]
+    planted: Patch, claim_id: str, check: Check, against: tuple[str, ...] | None
 ) -> None:
     claim = Claim(f"tme7.{claim_id}")
     check(claim, planted)
     record = claim.record
-    assert (
-        tuple(part["name"] for part in record.parts if part["outcome"] == "contradicted") == against
-    ), record.result
-    assert record.outcome == ("contradicted" if against else "supported"), record.result
+    found = tuple(part["name"] for part in record.parts if part["outcome"] == "contradicted")
+    assert found == (against or ()), record.result
+    expected = {None: "undecided", (): "supported"}.get(against, "contradicted")
+    assert record.outcome == expected, record.result
 
 
 def test_every_bound_has_a_fault() -> None:
     bounds = {name for claim in CLAIMS.values() if claim.lab == "tme7" for name in claim.bounds}
-    assert {name for *_, against in CASES for name in against} == bounds
+    assert {name for *_, against in CASES for name in against or ()} == bounds
