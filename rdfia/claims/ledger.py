@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rdfia.claims import intervals, judge, provenance
 from rdfia.claims.judge import OUTCOMES
@@ -246,7 +245,9 @@ class Ledger:
         )
         return record
 
-    def compare_right_images(self, key: str, right: npt.ArrayLike, images: str) -> None:
+    def compare_right_images(
+        self, key: str, right: np.ndarray | Sequence[bool], images: str
+    ) -> None:
         """Compare a layer's right images with those stored in thresholds.json.
 
         `key`: network/layer/data set. `right`: N booleans, whether each image is right. `images`:

@@ -7,10 +7,9 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from rdfia.errors import ArgumentError, printable
@@ -22,7 +21,7 @@ GAP = 4  # pixels between two images
 INK, RUST, PALE = (27, 58, 87), (179, 84, 30), (205, 205, 205)
 
 
-def images_side_by_side(images: npt.ArrayLike, columns: int, scale: int = 1) -> Image.Image:
+def images_side_by_side(images: Any, columns: int, scale: int = 1) -> Image.Image:
     """One RGB picture of N images, row by row, white between them.
 
     `images`: an array or tensor on any device, N x C x H x W with C 1 or 3, uint8 or floating

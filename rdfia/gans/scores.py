@@ -219,14 +219,14 @@ def kernel_distance(real: ArrayLike, fake: ArrayLike, *, block: int = 500) -> Sc
     rows are not used. About 0 for equal distributions, and often below 0. Source: Binkowski et al.
     2018. ArgumentError: fewer than two blocks, NaN, different widths.
     """
-    real, fake = (both[_shuffled(len(both))] for both in _pair(real, fake))
-    rows = min(len(real), len(fake))
+    x, y = (both[_shuffled(len(both))] for both in _pair(real, fake))
+    rows = min(len(x), len(y))
     if not 2 <= block <= rows // 2:
         raise ArgumentError(
             f"block={block}: expected 2 to {rows // 2} for two blocks of {rows} rows; draw more"
         )
     starts = range(0, rows - block + 1, block)
-    return _mean(np.array([_mmd(real[i : i + block], fake[i : i + block]) for i in starts]))
+    return _mean(np.array([_mmd(x[i : i + block], y[i : i + block]) for i in starts]))
 
 
 def _mmd(x: Array, y: Array) -> float:
