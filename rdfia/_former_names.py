@@ -70,14 +70,20 @@ def present_name(module: str, name: str, names: Container[str]) -> str:
 
 
 def _add_former_objects(module: ModuleType) -> None:
-    """Let `module` find its objects by their former names too, as a front door does."""
+    """Let `module` find its objects by their former names too, as a front door does.
+
+    It also finds those that are in another module of its room today.
+    """
     if hasattr(module, "__path__"):  # a front door
         return
     find = vars(module).get("__getattr__", partial(_missing, module.__name__))
 
     def find_former(name: str) -> object:
         present = present_name(module.__name__, name, vars(module))
-        return vars(module)[present] if present != name else find(name)
+        if present != name:
+            return vars(module)[present]
+        room = importlib.import_module(module.__name__.rpartition(".")[0])
+        return getattr(room, name) if name in dir(room) else find(name)
 
     module.__getattr__ = find_former  # type: ignore[method-assign]
 

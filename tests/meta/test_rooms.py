@@ -104,6 +104,15 @@ def test_an_object_is_found_by_its_former_name_too(former: str) -> None:
     assert [warning.filename for warning in warned] == [__file__]
 
 
+def test_a_module_with_a_former_name_finds_what_has_moved_in_its_room() -> None:
+    code = "from rdfia.features import forward_taps; from rdfia import networks, transfer; "
+    code += "print(forward_taps is transfer.forward_taps, 'conv1_1' in networks.flops('vgg16'))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
 def test_a_module_with_a_former_name_has_its_objects_by_their_former_names() -> None:
     code = "from rdfia import features, images; from rdfia.svm import reduce; "
     code += "print(features.stream.__name__, images.CROP.mode, reduce.__name__, "
