@@ -230,7 +230,7 @@ def _gaffke(
     """`worst`: the least and the largest possible value. The weights have a fixed seed."""
     weights = np.random.default_rng(0).dirichlet(np.ones(len(x) + 1), resamples)
     low, high = (
-        float(np.quantile(weights @ np.append(x, value), share))
+        float(np.quantile(weights @ np.append(x, value), share).clip(*worst))
         for value, share in zip(worst, (0.5 - _level(level) / 2, 0.5 + level / 2), strict=True)
     )
     return Estimate(float(x.mean()), low, high, len(x), method, level, float(stats.sem(x)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -245,9 +245,7 @@ class Ledger:
         )
         return record
 
-    def compare_right_images(
-        self, key: str, right: np.ndarray | Sequence[bool], images: str
-    ) -> None:
+    def compare_right_images(self, key: str, right: intervals.Values, images: str) -> None:
         """Compare a layer's right images with those stored in thresholds.json.
 
         `key`: network/layer/data set. `right`: N booleans, whether each image is right. `images`:

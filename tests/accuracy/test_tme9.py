@@ -491,9 +491,9 @@ def over_seeds(
     return average(values) if len(values) >= SEEDS else of_few_seeds(values)
 
 
-def of_few_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of fewer seeds than planned, without an interval."""
-    found = single_run(float(np.mean(values)))
+def of_few_seeds(values: Sequence[float], average: Callable[..., Any] = np.mean) -> Estimate:
+    """The average of fewer seeds than planned, without an interval."""
+    found = single_run(float(average(values)))
     n = len(values)
     return found if n == 1 else replace(found, n=n, method=f"{n} of {SEEDS} runs")
 

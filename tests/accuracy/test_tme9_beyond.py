@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import gmean
 
 from rdfia.claims.intervals import Estimate
 from rdfia.experiments import gan_studies
@@ -27,6 +26,7 @@ from tests.accuracy.test_tme9 import (
     add_figures,
     caption_scores,
     claim_of,
+    of_few_seeds,
     origins,
     ratio_of,
     slow,
@@ -41,11 +41,10 @@ RAMP = (
 
 def distance_over_seeds(pair: Pair) -> dict[str, Estimate]:
     """`_distance`; fewer than five seeds have no interval, and decide nothing."""
-    found = _distance(pair)
-    if (n := len(pair.runs)) < SEEDS:
-        part = replace(found[DISTANCE], low=-math.inf, high=math.inf, method=f"{n} of {SEEDS} runs")
-        return {DISTANCE: part}
-    return found
+    if len(pair.runs) >= SEEDS:
+        return _distance(pair)
+    ratios: list[float] = np.divide(*pair.of("frechet")).tolist()
+    return {DISTANCE: of_few_seeds(ratios, gmean)}
 
 
 @slow

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rdfia.claims import intervals
 from rdfia.claims.intervals import Estimate, exact_value
 from rdfia.errors import AssetUnavailable
 from rdfia.experiments import gan_measures, gan_studies
@@ -486,3 +488,13 @@ def test_deviating_short_seed_is_undecided() -> None:
     verdict = Verdict("tme10.q10.cdcgan")
     in_short(verdict, lambda *_, **__: Long(**planted), "MNIST", "reads as asked")
     assert verdict.outcome == "undecided"
+
+
+def test_a_setting_with_fewer_seeds_than_planned_decides_nothing() -> None:
+    scores = [2.0, 3.0, 4.0, 2.5, 3.5], [1.0, 1.0, 2.0, 1.0, 1.5]
+    five = intervals.ratio(*scores, paired=True)
+    for n, decided in ((5, True), (3, False)):
+        few = tuple(side[:n] for side in scores)
+        pair: Any = SimpleNamespace(runs=few[0], of=lambda _, few=few: few, ratio=lambda _: five)
+        (found,) = test_tme9_beyond.distance_over_seeds(pair).values()
+        assert (found.n, np.isfinite(found.low)) == (n, decided)

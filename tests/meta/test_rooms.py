@@ -82,13 +82,38 @@ def test_a_module_is_found_by_its_former_name_too(
     monkeypatch.delattr(rdfia, name.removeprefix("rdfia."))
 
 
-def test_a_former_name_works_in_every_form_of_import() -> None:
-    code = "from rdfia import svm; from rdfia.svm import fit; import rdfia.features; "
-    code += "print(svm.fit is fit, rdfia.features.__name__)"
+@pytest.mark.parametrize(
+    ("imports", "shown", "expected"),
+    [
+        pytest.param(
+            "from rdfia import svm; from rdfia.svm import fit; import rdfia.features",
+            "svm.fit is fit, rdfia.features.__name__",
+            ["True", "rdfia.transfer.features"],
+            id="module",
+        ),
+        pytest.param(
+            "from rdfia.features import forward_taps; from rdfia import networks, transfer",
+            "forward_taps is transfer.forward_taps, 'conv1_1' in networks.flops('vgg16')",
+            ["True", "True"],
+            id="object in another module of its room",
+        ),
+        pytest.param(
+            "from rdfia import features, images; from rdfia.svm import reduce",
+            "features.stream.__name__, images.CROP.mode, reduce.__name__, "
+            "hasattr(features, 'perturbation')",
+            ["feature_batches", "crop", "reduce_columns", "False"],
+            id="renamed object",
+        ),
+    ],
+)
+def test_a_former_name_works_in_every_form_of_import(
+    imports: str, shown: str, expected: list[str]
+) -> None:
+    code = f"{imports}; print({shown})"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["True", "rdfia.transfer.features"], done.stderr
+    assert done.stdout.split() == expected, done.stderr
 
 
 @pytest.mark.parametrize("former", RENAMED)
@@ -102,22 +127,3 @@ def test_an_object_is_found_by_its_former_name_too(former: str) -> None:
     with pytest.warns(DeprecationWarning, match=message) as warned:
         assert getattr(door, former) is getattr(door, present)
     assert [warning.filename for warning in warned] == [__file__]
-
-
-def test_a_module_with_a_former_name_finds_what_has_moved_in_its_room() -> None:
-    code = "from rdfia.features import forward_taps; from rdfia import networks, transfer; "
-    code += "print(forward_taps is transfer.forward_taps, 'conv1_1' in networks.flops('vgg16'))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["True", "True"], done.stderr
-
-
-def test_a_module_with_a_former_name_has_its_objects_by_their_former_names() -> None:
-    code = "from rdfia import features, images; from rdfia.svm import reduce; "
-    code += "print(features.stream.__name__, images.CROP.mode, reduce.__name__, "
-    code += "hasattr(features, 'perturbation'))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["feature_batches", "crop", "reduce_columns", "False"], done
