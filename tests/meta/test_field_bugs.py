@@ -24,7 +24,7 @@ TEXTBOOK = f"{GANS}/test_training.py::test_three_steps_match_textbook_loop[dcgan
 SCORES = f"{GANS}/test_scores.py::test_"
 LOSSES = f"{GANS}/test_losses.py::test_losses_match_formulas"
 RUNS = f"{GANS}/test_runs.py::test_"
-ALARM = f"{RUNS}one_picture_per_label_is_reported_in_row_and_log[False]"
+ALARM = f"{RUNS}equal_images_within_a_label_are_reported_in_row_and_log[False]"
 
 FAULTS: dict[str, Fault] = {
     # images
@@ -437,7 +437,10 @@ def test_source_of_a_fault_occurs_once(name: str) -> None:
     assert [source.count(old) for old, _ in fault.edits] == [1] * len(fault.edits), (
         f"{fault.path} has changed: update the fault"
     )
-    assert (ROOT / "tests" / fault.test.partition("::")[0]).is_file()
+    file, _, function = fault.test.partition("[")[0].partition("::")
+    assert f"def {function}(" in (ROOT / "tests" / file).read_text("utf-8"), (
+        f"{fault.test} has been renamed: update the fault"
+    )
 
 
 def test_every_fault_is_in_one_room() -> None:
