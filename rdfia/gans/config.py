@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from rdfia.errors import ArgumentError
 from rdfia.gans import augmentation as gan_augmentation
 from rdfia.gans.architecture import GanArchitecture, check_numbers
@@ -88,6 +90,8 @@ class GanConfig:
         for name, (possible, expected) in ranges.items():
             if not possible:
                 raise ArgumentError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
+            if isinstance(value := getattr(self, name), np.generic):  # no seed for torch
+                object.__setattr__(self, name, value.item())
 
     def as_json(self) -> dict[str, Any]:
         """The fields, and those of the architecture, as JSON values.
@@ -100,9 +104,8 @@ class GanConfig:
             for one in fields(self)
             if one.metadata == _ADDED and getattr(self, one.name) == one.default
         ]
-        return json.loads(
-            json.dumps({name: value for name, value in asdict(self).items() if name not in off})
-        )
+        kept = {name: value for name, value in asdict(self).items() if name not in off}
+        return json.loads(json.dumps(kept, default=np.generic.item))  # numpy's numbers as Python's
 
     @property
     def rates(self) -> tuple[float, float]:

@@ -186,7 +186,8 @@ def features_and_digits(
     """
 
     def both(x: Tensor) -> Tensor:
-        found = module.features(x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float())
+        x = x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
+        found = module.features(x.float() if x.is_floating_point() else x)
         return torch.cat([found, module.head(found)], dim=1)
 
     found = in_batches(module, both, images, batch)

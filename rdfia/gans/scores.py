@@ -79,7 +79,7 @@ def in_batches(
             f"images: got {len(images)}, batch={batch}: expected images and batch from 1"
         )
     device = next((p.device for p in module.parameters()), images.device)
-    was_training = module.training
+    modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
         with product_precision(device):
@@ -87,7 +87,8 @@ def in_batches(
                 [function(part.to(device)).float().cpu() for part in images.split(batch)]
             ).numpy()
     finally:
-        module.train(was_training)
+        for child, mode in modes:
+            child.training = mode
 
 
 # --- arrays

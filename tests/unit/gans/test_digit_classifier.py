@@ -202,7 +202,8 @@ def test_unusable_digits_are_refused() -> None:
 
 
 def test_classifier_refuses_images_of_wrong_shape(trained: DigitClassifier) -> None:
-    for bad in (torch.zeros(2, 1, 28, 28), torch.zeros(2, 3, 32, 32)):
+    pixels = torch.full((2, 1, 32, 32), 255)
+    for bad in (torch.zeros(2, 1, 28, 28), torch.zeros(2, 3, 32, 32), pixels, pixels.numpy()):
         with pytest.raises(ArgumentError, match=r"expected N x 1 x 32 x 32 in -1..1"):
             features_and_digits(trained, bad)
     with pytest.raises(ArgumentError, match="images: got 0, batch=500"):

@@ -82,6 +82,12 @@ def test_features_do_not_depend_on_batch() -> None:
     assert image_features(flat, images, normalise=twice, size=16).shape == (9, 2)
 
 
+def test_mode_of_each_layer_is_restored() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout())
+    image_features(net, colour(2), normalise=twice)
+    assert [layer.training for layer in net.modules()] == [True, False, True]
+
+
 def test_image_features_refuse_wrong_images() -> None:
     for bad in (colour(2).float(), colour(2)[:, :1], colour(2)[0]):
         with pytest.raises(ArgumentError, match="expected uint8 N x 3 x S x S"):

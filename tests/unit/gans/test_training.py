@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,16 @@ def test_config_survives_json() -> None:
     )
     assert again == wanted
     assert read == wanted.as_json()  # lists as in a checkpoint's JSON, not tuples
+
+
+def test_numbers_of_numpy_survive_json() -> None:
+    three: Any = np.int64(3)
+    a = GanArchitecture("cgan", classes=three, nz=three)
+    got = GanConfig(a, seed=three, lr=three, milestones=(three,))
+    wanted = GanConfig(GanArchitecture("cgan", classes=3, nz=3), seed=3, lr=3, milestones=(3,))
+    assert json.dumps(got.as_json()) == json.dumps(wanted.as_json())
+    assert random_stream(got.seed).initial_seed() == random_stream(3).initial_seed()
+    gan_architecture.build(a, got.seed)
 
 
 def test_json_omits_options_that_are_off() -> None:
