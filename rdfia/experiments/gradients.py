@@ -22,6 +22,7 @@ from rdfia.claims import intervals
 from rdfia.data import assets, datasets, images
 from rdfia.data.datasets import ImageSet
 from rdfia.data.images import Preprocess
+from rdfia.device.precision import product_precision
 from rdfia.experiments import mosaics, visualisation
 from rdfia.experiments.pieces import shared_work
 from rdfia.experiments.visualisation import Drawn, Setting
@@ -77,12 +78,13 @@ class Network:
         parts = (
             part if defence is None else defence(part) for part in pixels.clamp(0, 1).split(32)
         )
-        return torch.cat(
-            [
-                self.module(self.space.normalise(part.to(self.device))).softmax(1).cpu()
-                for part in parts
-            ]
-        )
+        with product_precision(self.device):
+            return torch.cat(
+                [
+                    self.module(self.space.normalise(part.to(self.device))).softmax(1).cpu()
+                    for part in parts
+                ]
+            )
 
 
 class AbsentNetwork:

@@ -41,7 +41,7 @@ class Localised:
         """
         values = self.scores[name].astype(float)
         photos, which = np.unique(self.rows, return_inverse=True)
-        if len(self.rows) < len(photos):
+        if self.rows.size == len(photos):
             return intervals.mean(values.mean(axis=1))
         which = which.ravel()
         return intervals.mean(np.bincount(which, values.ravel()) / np.bincount(which))

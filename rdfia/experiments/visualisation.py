@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from rdfia.device.precision import product_precision
 from rdfia.gradients import saliency_scores, visualisation
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _measured(bench: GradientBench, x: Tensor, start: Tensor, target: Tensor) ->
     windows = torch.cat([end[:, :, r : r + half, c : c + half] for r in places for c in places])
     large = nn.functional.interpolate(windows, size=side, mode="bilinear")
     seen = (bench.network(large).argmax(1) == target.repeat(9)).view(9, -1).float().mean(0).numpy()
-    with torch.inference_mode():
+    with torch.inference_mode(), product_precision(bench.device):
         scores = [bench.network.module(image).cpu()[rows, target].numpy() for image in (start, x)]
     changed = ((end - begin).abs().amax(1) > CHANGED).float()
     rim = changed[~_inside(changed)].view(len(changed), -1)

@@ -142,8 +142,8 @@ def check_images(network: nn.Module, x: Tensor | Array, space: Preprocess | None
     if not torch.isfinite(x).all():
         raise ArgumentError("x: holds NaN or infinity, expected normalised images")
     if space is not None:
-        pixels = space.denormalise(x)
-        if ((pixels < -1e-3) | (pixels > 1 + 1e-3)).any():
+        pixels, slack = space.denormalise(x), max(1e-3, torch.finfo(x.dtype).eps)
+        if ((pixels < -slack) | (pixels > 1 + slack)).any():
             low, high = pixel_limits(space, x)
             raise ArgumentError(
                 f"x: values {float(x.min()):.4g} to {float(x.max()):.4g}, but normalised pixels "

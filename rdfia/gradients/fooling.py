@@ -17,6 +17,7 @@ from rdfia.data import pictures
 from rdfia.data.arrays import Array, float_array
 from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device.memory import InputLayout, out_of_memory_as_too_large
+from rdfia.device.precision import product_precision
 from rdfia.device.staging import copy_to_device
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import (
@@ -168,12 +169,12 @@ def _views(pixels: str, space: Preprocess) -> tuple[Callable[[Tensor], Tensor], 
     return valid, rounded if pixels == "8 bits" else None
 
 
-def _probabilities(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
-    with torch.inference_mode():
+def _logits(network: nn.Module, x: Tensor, chunk: int | None) -> Tensor:
+    with torch.inference_mode(), product_precision(x.device):
         layout = InputLayout()
         x = x.contiguous(memory_format=layout.format)
         parts = x.split(chunk or default_chunk(x.device))
-        return torch.cat([layout.compute(network, part).softmax(1) for part in parts])
+        return torch.cat([layout.compute(network, part) for part in parts])
 
 
 def _report(
@@ -185,18 +186,17 @@ def _report(
     steps: Tensor,
     space: Preprocess,
 ) -> Fooled:
-    """The result of an attack, from the probabilities before and after it, B x classes."""
+    """The result of an attack, from the logits before and after it, B x classes."""
     first, last = first.cpu(), last.cpu()
-    source = first.argmax(1)
+    source = first.argmax(1)  # of logits: two probabilities may be rounded to the same number
     pairs = torch.stack([source, target], dim=1)
     already, hit = source == target, last.argmax(1) == target
     status = tuple(
         "already" if was else "fooled" if now else "never"
         for was, now in zip(already.tolist(), hit.tolist(), strict=True)
     )
-    return Fooled(
-        end, x, space, status, steps, source, target, first.gather(1, pairs), last.gather(1, pairs)
-    )
+    before, after = (logits.softmax(1).gather(1, pairs) for logits in (first, last))
+    return Fooled(end, x, space, status, steps, source, target, before, after)
 
 
 @out_of_memory_as_too_large("fooling images: give fewer images, or smaller ones")
@@ -230,7 +230,7 @@ def fool(
     # a photo between grey levels is rounded first: rounding alone could change its class
     x = x if view is None else round_to_8_bits(x, space)
 
-    # probabilities of each image at its first and last forward pass, B x classes
+    # logits of each image at its first and last forward pass, B x classes
     first, last = torch.empty(0), torch.empty(0)
 
     def finished(step: int, rows: Tensor, _x: Tensor, logits: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def fool(
         if not len(first):
             first = logits.new_empty(len(x), logits.shape[1])
             last = torch.empty_like(first)
-        last[here] = logits.softmax(1)
+        last[here] = logits
         if step == 0:
             first[here] = last[here]
         return hits
@@ -335,7 +335,7 @@ def fool_closely(
         chunk=chunk,
         progress=progress,
     )
-    first, last = (_probabilities(network, images, chunk) for images in (x, best))
+    first, last = (_logits(network, images, chunk) for images in (x, best))
     return _report(x, best, first, last, chosen, taken, space)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from rdfia.data.arrays import Array, float_array, host_array
 from rdfia.data.images import CENTRE_CROP_224, Preprocess, blur
+from rdfia.device.memory import images_named_where_refused, out_of_memory_as_too_large
+from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError
 from rdfia.gradients.ascent import (
     check_images,
@@ -23,6 +25,7 @@ from rdfia.gradients.ascent import (
 
 FRACTIONS = tuple(i / 20 for i in range(21))
 _TINY = np.finfo(np.float64).tiny
+_BOOL = np.dtype(bool)
 
 Maps = Tensor | np.ndarray | Sequence[Any]  # also (nested) lists and memory maps
 
@@ -74,6 +77,7 @@ def _block_ranks(maps: Tensor, block: int) -> tuple[Tensor, int]:
     return ranks[:, :, : maps.shape[1], : maps.shape[2]], means[0].numel()
 
 
+@out_of_memory_as_too_large("pixel curves: lower chunk, or give smaller images")
 @torch.inference_mode()
 def pixel_curve(
     network: nn.Module,
@@ -113,7 +117,7 @@ def pixel_curve(
             f"infill {infill!r}, block {block}: expected 'blurred' or 'mean colour', and blocks of "
             f"1 pixel to the image's {min(x.shape[2:])}"
         )
-    if not fractions or not all(0 <= share <= 1 for share in fractions) or chunk < 1:
+    if not len(fractions) or not all(0 <= share <= 1 for share in fractions) or chunk < 1:
         raise ArgumentError(
             f"fractions {tuple(fractions)}, chunk {chunk}: expected shares in 0..1, 1 image or more"
             " at a time"
@@ -128,7 +132,8 @@ def pixel_curve(
             torch.where(ranks[part] < share * blocks, first[part], then[part])
             for share in fractions
         ]
-        logits = [check_logits(network(cell)) for cell in cells]
+        with product_precision(x.device), images_named_where_refused(network, cells[0]):
+            logits = [check_logits(network(cell)) for cell in cells]
         index, _ = target_logits(chosen, logits[0], part)
         rows.append(
             torch.cat([scores.softmax(1).gather(1, index) for scores in logits], dim=1).cpu()
@@ -229,9 +234,14 @@ def object_masks(maps: Maps, blur_sigma: float = 8.0) -> np.ndarray:
 def mask_overlap(found: Maps, truth: Maps) -> dict[str, np.ndarray]:
     """`iou` and `precision` of masks against the truth, B values each; both are B x H x W bool.
 
-    `precision` is the share of the mask inside the truth.
+    `precision` is the share of the mask inside the truth. Raises ArgumentError for other masks.
     """
     found, truth = host_array(found, "found"), host_array(truth, "truth")
+    if found.shape != truth.shape or found.ndim != 3 or {found.dtype, truth.dtype} != {_BOOL}:
+        raise ArgumentError(
+            f"found {found.dtype} {found.shape}, truth {truth.dtype} {truth.shape}: expected masks "
+            "of bools, B x H x W twice; mask > 0 makes them of numbers"
+        )
     both = (found & truth).sum(axis=(1, 2))
     return {
         "iou": both / np.maximum((found | truth).sum(axis=(1, 2)), 1),

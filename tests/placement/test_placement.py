@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfia.errors import BatchReduced
-from rdfia.gradients import saliency
+from rdfia.gradients import fooling, saliency, saliency_scores
 from tests.support.device_cases import CASES
 from tests.support.device_coverage import HOST_ONLY, callables_of_devices, called_with_device
 from tests.support.device_inputs import Results, wide
@@ -116,3 +116,14 @@ def test_running_out_of_device_memory_reduces_the_batch() -> None:
 
 def test_functions_exempt_from_a_case_exist() -> None:
     assert HOST_ONLY.keys() <= callables_of_devices(hosts_too=True).keys()
+
+
+def test_products_are_in_float32_in_every_pass() -> None:
+    """By default torch computes float32 convolutions on CUDA in TF32."""
+    settings = set[bool]()
+    with pretended_device():
+        network, x = wide("cuda")
+        network.register_forward_hook(lambda *_: settings.add(torch.backends.cudnn.allow_tf32))
+        fooling.fool_closely(network, x, 1, steps=1)
+        saliency_scores.pixel_curve(network, x, 1, np.ones((3, 16, 16)), mode="deletion")
+    assert settings == {False}

@@ -53,6 +53,19 @@ def test_bad_images(name: str) -> None:
     if x.ndim == 4 and len(x):
         with pytest.raises(ArgumentError, match=message):
             visualise(tiny_vgg(), [0] * len(x), start=x, steps=1)
+    if name == "too small":
+        with pytest.raises(ArgumentError, match=message.replace("1, 1", "2, 2")):
+            saliency_scores.pixel_curve(
+                tiny_vgg(), GOOD[:, :, :2, :2], 0, np.ones((2, 2, 2)), mode="deletion"
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_black_and_white_are_valid_in_every_dtype(dtype: torch.dtype) -> None:
+    """In bfloat16 a black pixel is -2.125, which is -0.0016 in the range 0..1."""
+    ends = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, SIZE, SIZE)
+    maps = saliency_maps(tiny_vgg().to(dtype), CENTRE_CROP_224.normalise(ends).to(dtype), 0)
+    assert maps.shape == (2, SIZE, SIZE)
 
 
 WITH_IMAGES: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
@@ -270,6 +283,7 @@ WORK: dict[str, Callable[[nn.Module], Any]] = {
     "visualise": lambda network: visualise(network, [1], size=SIZE, steps=1),
     "fool": lambda network: fooling.fool(network, photos(2), 1, steps=1),
     "fool closely": lambda network: fooling.fool_closely(network, photos(2), 1, steps=1),
+    "pixel_curve": lambda network: WITH_IMAGES["pixel_curve"](network, photos(2), 1),
 }
 
 
@@ -280,7 +294,7 @@ def test_out_of_memory_before_the_first_step_raises_too_large(
     def refuse(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    for room in (saliency, visualisation, fooling):
+    for room in (saliency, visualisation, fooling, saliency_scores):
         monkeypatch.setattr(room, "check_images", refuse)
     with pytest.raises(TooLarge, match=r"memory ran out at .*(fewer|smaller)"):
         WORK[work](tiny_vgg().double())

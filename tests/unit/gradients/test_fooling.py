@@ -63,6 +63,20 @@ def test_two_steps_match_a_loop_by_hand() -> None:
         assert_close(x + 2 * (one.x - x), expected, "ascent")
 
 
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_status_follows_logits_whose_probabilities_are_equal(attack: str) -> None:
+    network, _ = linear()
+    problem = network, photos(20, size=6), torch.arange(20) % 3
+    expected = ATTACKS[attack](*problem)
+    assert set(expected.status) >= {"already", "fooled"}
+    with torch.no_grad():
+        network[1].weight.mul_(2.0**-80)
+    got = ATTACKS[attack](*problem)
+    assert (got.before == 1 / 3).all()
+    assert (got.status, got.source.tolist()) == (expected.status, expected.source.tolist())
+    assert got.steps.tolist() == expected.steps.tolist()
+
+
 def test_steps_of_a_linear_network_in_closed_form() -> None:
     """x_k = x + k lr w / ||w||: the first k at which the target's logit is above all others."""
     network, weight = linear()

@@ -192,6 +192,14 @@ def test_overlap_by_hand() -> None:
     assert_close(got["precision"], np.array([0.5, 1.0, 0.0, 0.0]), "score")
 
 
+@pytest.mark.parametrize(
+    "truth", [np.full((2, 4, 4), 255, np.uint8), np.ones((1, 4, 4), bool), np.ones((4, 4), bool)]
+)
+def test_overlap_rejects_other_masks(truth: np.ndarray) -> None:
+    with pytest.raises(ArgumentError, match=r"^found bool .*mask > 0 makes them of numbers"):
+        mask_overlap(np.ones((2, 4, 4), bool), truth)
+
+
 MAPS = maps_of(2, 16)
 
 
