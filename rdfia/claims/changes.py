@@ -18,7 +18,7 @@ from rdfia.claims.record import Json, Record, estimate_of
 # a true difference, one is then found in one comparison of a hundred.
 LEVEL = float(1 - 2 * stats.norm.sf(judge.ERRORS))
 # How a value changed: not at all; by no more than chance explains; by more; without an interval
-# although it is exact; without an interval because it is of one run.
+# although it is exact or infinite; without an interval because it is of one run.
 EQUAL, CHANCE, CHANGED, EXACT, UNJUDGED = "equal", "chance", "changed", "exact", "one run"
 CONDITIONS = ("profile", "scope", "device", "dtype", "data", "weights")  # of a record
 IDENTITY = ("date", "commit", "uncommitted files", "assets")  # of an environment: no conditions
@@ -171,10 +171,10 @@ def value_change(name: str, before: Estimate, after: Estimate) -> ValueChange:
     errors = judge.standard_error(before), judge.standard_error(after)
     if before.limits == after.limits and before.value == after.value:
         return ValueChange(name, before, after, EQUAL)
-    if max(errors) == 0:
-        return ValueChange(name, before, after, EXACT)
-    if math.isinf(max(errors)) or math.isinf(before.value) or math.isinf(after.value):
+    if math.isinf(max(errors)):
         return ValueChange(name, before, after, UNJUDGED)
+    if max(errors) == 0 or math.isinf(before.value) or math.isinf(after.value):
+        return ValueChange(name, before, after, EXACT)
     gap, reach = after.value - before.value, judge.ERRORS * math.hypot(*errors)
     method = "four standard errors"
     n = min(before.n, after.n)

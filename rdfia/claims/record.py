@@ -221,7 +221,7 @@ def format_value(value: Any, unit: str = "") -> str:
     elif isinstance(value, bool):
         text = "yes" if value else "no"
     elif isinstance(value, float):
-        text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        text = f"{value:,.4g}" if abs(value) < 9999.5 else f"{value:,.0f}"
     else:
         text = f"{value:,}" if isinstance(value, int) else str(value)
     return f"{text} {unit}".strip()

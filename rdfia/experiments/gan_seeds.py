@@ -35,11 +35,11 @@ def long_runs(bench: GanBench, kind: str, *others: str) -> list[Run]:
     If the bench does not train: those of the seeds whose runs of the network and of `others` are
     stored. AssetUnavailable: there is none.
     """
-    runs = gan_studies.long_runs(kind, bench.title)
-    pairs = zip(runs, *(gan_studies.long_runs(one, bench.title) for one in others), strict=True)
+    sides = (gan_studies.long_runs(one, bench.title) for one in (kind, *others))
+    pairs = [*zip(*sides, strict=True)]
     found = [pair[0] for pair in pairs if bench.trains or all(is_stored(bench, r) for r in pair)]
     if not found:
-        raise_if_not_available(bench, next(run for run in runs if not is_stored(bench, run)))
+        raise_if_not_available(bench, next(r for r in pairs[0] if not is_stored(bench, r)))
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rdfia.claims import changes, judge
 from rdfia.claims.changes import CHANCE, CHANGED, EQUAL, EXACT, UNJUDGED
-from rdfia.claims.intervals import Estimate, exact_value, proportion, single_run
+from rdfia.claims.intervals import Estimate, diverged, exact_value, proportion, single_run
 from rdfia.claims.record import Record, as_plain
 
 SHORT = frozenset({"short"})
@@ -93,6 +93,9 @@ def estimate(value: float, half: float = 0.01) -> Estimate:
         (estimate(0.5), estimate(0.5, 0.02), CHANCE),
         (exact_value(3), exact_value(4), EXACT),
         (exact_value(3), exact_value(math.inf), EXACT),
+        (estimate(0.5), diverged(5), EXACT),
+        (diverged(5), estimate(0.5), EXACT),
+        (diverged(5), single_run(0.5), UNJUDGED),
         (single_run(0.5), single_run(0.9), UNJUDGED),
         (estimate(0.5), single_run(0.9), UNJUDGED),
     ],

@@ -274,6 +274,8 @@ def test_failure_names_no_folder(ledger: Ledger) -> None:
         ({"a": 1, "b": [2, 3]}, "", "a 1, b 2, 3"),
         ({"map, deletion": 1, "noise, deletion": 2}, "", "map, deletion 1; noise, deletion 2"),
         (12345.6, "s", "12,346 s"),
+        (9999.49, "", "9,999"),
+        (-9999.7, "", "-10,000"),
     ],
 )
 def test_text_of_a_value(value: object, unit: str, text: str) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from rdfia.data import files
+from rdfia.errors import AssetUnavailable
 from rdfia.experiments import __main__ as commands
-from rdfia.experiments import gan_data, gan_studies, gans
+from rdfia.experiments import gan_data, gan_seeds, gan_studies, gans
 from rdfia.experiments.gans import GanBench
 from rdfia.gans.runs import Run
 
@@ -114,6 +115,18 @@ def test_listed_runs_say_which_exist_and_how_long_all_take(
     assert [line.rpartition("snapshots, ")[2] for line in lines] == ends
     assert whole == f"2 of 3 runs to make, about {2 * each / 3600:.1f} hours one by one"
     assert steps.endswith("cgan 0.25 s")
+
+
+def test_a_seed_counts_where_the_runs_of_all_networks_are_stored(tmp_path: Path) -> None:
+    bench: Any = SimpleNamespace(trains=False, title="MNIST", evidence=tmp_path)
+    for run in gan_studies.OVER_SEEDS["cdcgan"]:
+        (tmp_path / f"{run.name}.json").touch()
+    assert gan_seeds.long_runs(bench, "cdcgan") == gan_studies.OVER_SEEDS["cdcgan"]
+    with pytest.raises(AssetUnavailable, match="MNIST: the run cgan is not stored"):
+        gan_seeds.long_runs(bench, "cdcgan", "cgan")
+    (tmp_path / f"{gan_studies.OVER_SEEDS['cgan'][2].name}.json").touch()
+    found = gan_seeds.long_runs(bench, "cdcgan", "cgan")
+    assert found == gan_studies.OVER_SEEDS["cdcgan"][2:3]
 
 
 def test_step_is_timed_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
