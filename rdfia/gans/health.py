@@ -6,9 +6,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rdfia.data.arrays import as_tensor
+from rdfia.data.images import pixel_advice
 from rdfia.errors import ArgumentError
 
 # Images of one label are one picture if they differ by less than this share of what all images do.
@@ -74,16 +76,24 @@ def health(
 
 
 def diversity_within_labels(images: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> float:
-    """The mean over the labels of the `diversity` of a label's images."""
-    images, labels = as_tensor(images, "images"), as_tensor(labels, "labels")
-    found = [diversity(images[labels.to(images.device) == label]) for label in labels.unique()]
-    return sum(found) / len(found)
+    """The mean over the labels of the `diversity` of a label's images.
+
+    Labels of one image do not count; NaN without others.
+    """
+    images, labels = as_tensor(images, "images"), as_tensor(labels, "labels").to(images.device)
+    values, counts = labels.unique(return_counts=True)
+    found = [diversity(images[labels == label]) for label in values[counts > 1]]
+    return sum(found) / len(found) if found else math.nan
 
 
 def diversity(images: Tensor | np.ndarray) -> float:
     """Root mean square difference between two of the images, in 0..1; 0 if all are the same.
 
-    `images`: uint8 N x C x S x S.
+    `images`: uint8 N x C x S x S. ArgumentError: another dtype.
     """
-    x = as_tensor(images, "images").flatten(1).double() / 255
+    x = as_tensor(images, "images")
+    if x.dtype != torch.uint8:
+        got = f"{x.dtype} {tuple(x.shape)}"
+        raise ArgumentError(f"images: got {got}, expected uint8 N x C x S x S{pixel_advice(x)}")
+    x = x.flatten(1).double() / 255
     return math.sqrt(2 * float(x.var(dim=0, correction=1).mean())) if len(x) > 1 else 0.0

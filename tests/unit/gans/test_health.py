@@ -191,6 +191,22 @@ def test_every_label_counts_once() -> None:
     )
 
 
+def test_labels_of_one_image_do_not_count() -> None:
+    images = pictures(6)
+    assert diversity_within_labels(images, torch.tensor([0, 0, 0, 0, 1, 2])) == diversity(
+        images[:4]
+    )
+    found = health(losses(HEALTHY), images, labels=torch.arange(6))
+    assert math.isnan(found.within)
+    assert found.alarms == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_images_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ArgumentError, match=r"^images: got .* expected uint8 N x C x S x S"):
+        health(losses(HEALTHY), pictures().to(dtype), pictures())
+
+
 @pytest.mark.parametrize(("images", "labels", "name"), [("a", [0], "images"), ([0], "a", "labels")])
 def test_refused_argument_is_named(images: Any, labels: Any, name: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{name}: "):
