@@ -139,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     planned = plan(options.data)
     patterns = options.runs.split(",")
     runs = [run for run in planned if any(fnmatch.fnmatch(run.name, p) for p in patterns)]
-    output = options.output or ROOT / "reports" / "verified" / options.device / "gans"
+    kind = torch.device(options.device).type
+    output = options.output or ROOT / "reports" / "verified" / kind / "gans"
     if not runs:
         names = ", ".join(run.name for run in planned)
         parser.error(f"--runs {options.runs}: no run has such a name; there are {names}")

@@ -97,7 +97,7 @@ def train_digit_classifier(
     for rows in torch.cat(epochs)[: steps * batch].to(device).split(batch):
         # One move for the whole batch: a view, no gather.
         top, left = torch.randint(0, 5, (2,), generator=generator).tolist()
-        with product_precision(device):
+        with torch.enable_grad(), product_precision(device):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = module(x[rows, :, top : top + 32, left : left + 32].float() / 127.5 - 1)
             loss = F.cross_entropy(logits.float(), y[rows])

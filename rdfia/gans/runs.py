@@ -111,10 +111,12 @@ def _locked_run(folder: Path) -> Iterator[None]:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise StoreError(
                 f"{folder}: another process is making this run; wait for it, or stop it"
             ) from error
+        except OSError as error:  # a file system without locks
+            raise files.write_error(folder / ".lock", error) from error
         yield
 
 
@@ -223,7 +225,9 @@ def _stored_row(
     row = files.read_json(path)
     known = row if isinstance(row, dict) and isinstance(row.get("scores"), list) else {}
     differ = [name for name, value in asked.items() if known.get(name) != value]
-    if not differ or (differ == ["judge"] and known["judge"] in earlier_versions and not can_score):
+    if not differ or (
+        differ == ["judge"] and known.get("judge") in earlier_versions and not can_score
+    ):
         return known
     if differ != ["judge"] or not can_score:
         what = ", ".join(differ).replace("judge", "version of the scores")

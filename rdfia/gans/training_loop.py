@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -76,6 +77,8 @@ def grid_health(config: GanConfig, losses: Tensor, shown: Tensor | None, images:
     return health(losses, shown, some, labels=sampling.fixed_noise(config)[1])
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     config: GanConfig,
     images: Tensor | np.ndarray,

@@ -86,8 +86,8 @@ def check_network(network: nn.Module) -> None:
             f"network: {training[0]} is in train mode, where dropout and BatchNorm make the "
             "gradient of an image depend on chance and on its batch; call network.eval() first"
         )
-    parameters = dict(network.named_parameters())
-    if absent := [name for name, parameter in parameters.items() if parameter.is_meta]:
+    parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
+    if absent := [name for name, tensor in {**parameters, **buffers}.items() if tensor.is_meta]:
         raise WeightsError(
             f"network: {absent[0]} is not in these weights, expected all layers; see "
             "`rdfia assets status`"

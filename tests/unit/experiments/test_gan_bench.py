@@ -168,6 +168,23 @@ def test_all_stored_rows_of_digits_have_the_same_reader(
     assert (recipes[0]["folder"] == tmp_path / "studies" / "mnist") == same
 
 
+def test_processes_on_several_gpus_share_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gans, "mnist", lambda _path: (torch.zeros(10), torch.arange(10)) * 2)
+    monkeypatch.setenv("RDFIA_DTYPE", "float32")
+    outputs = list[Path]()
+    monkeypatch.setattr(commands, "full_bench", lambda _title, _device, path: outputs.append(path))
+    monkeypatch.setattr(commands, "make_runs", lambda *_: 0)
+    folders = set[Path]()
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        folders.add(GanBench("MNIST", tmp_path, device, "full", None, tmp_path, dict).work)
+        arguments = ["gans", "--data", "MNIST", "--runs", "cgan", "--device", device]
+        assert commands.main(arguments) == 0
+    assert len(folders) == 1
+    assert {*outputs} == {commands.ROOT / "reports" / "verified" / "cuda" / "gans"}
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GanBench:
     """A bench of 250 photos whose features are their pixels, reduced to 2 x 2."""

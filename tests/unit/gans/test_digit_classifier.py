@@ -201,6 +201,13 @@ def test_unusable_digits_are_refused() -> None:
         train_digit_classifier(images, labels, steps=4, lr=1e30, dtype=torch.float32)
 
 
+def test_classifier_is_the_same_without_gradients_around_its_training() -> None:
+    images, labels = made_up(64, 0)
+    expected = train_digit_classifier(images, labels, **(FAST | {"steps": 2}))
+    with torch.no_grad():
+        assert same(train_digit_classifier(images, labels, **(FAST | {"steps": 2})), expected)
+
+
 def test_classifier_refuses_images_of_wrong_shape(trained: DigitClassifier) -> None:
     pixels = torch.full((2, 1, 32, 32), 255)
     for bad in (torch.zeros(2, 1, 28, 28), torch.zeros(2, 3, 32, 32), pixels, pixels.numpy()):

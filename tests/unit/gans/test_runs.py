@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -373,6 +374,27 @@ def test_missing_losses_error_names_file_to_remove(tmp_path: Path) -> None:
         StoreError, match=r"tiny.safetensors: cannot read the losses; remove tiny.json"
     ):
         gan_runs.losses_of(RUN, tmp_path / "kept")
+
+
+def test_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(gan_runs.fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match=r"^cannot write .*tiny/\.lock: No locks available"):
+        make_run(tmp_path)
+
+
+@pytest.mark.usefixtures("ran")
+def test_row_without_a_version_of_its_scores_is_refused(tmp_path: Path) -> None:
+    row = json.loads((tmp_path / "kept" / "tiny.json").read_text())
+    (tmp_path / "work").rename(tmp_path / "gone")
+    del row["judge"]
+    (tmp_path / "kept" / "tiny.json").write_text(json.dumps(row))
+    with pytest.raises(StoreError, match=r"tiny\.json has a run of another version of the scores"):
+        make_run(tmp_path)
 
 
 def test_second_process_cannot_make_same_run(tmp_path: Path) -> None:

@@ -23,6 +23,15 @@ from tests.support.tolerances import assert_close
 # --- data
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_run_is_the_same_without_gradients_around_it(mode: Any) -> None:
+    wanted = config(steps=2)
+    expected = train(wanted, *data(wanted)).losses
+    with mode():
+        assert torch.equal(train(wanted, *data(wanted)).losses, expected)
+        assert not torch.is_grad_enabled()
+
+
 def numbered(n: int = 30) -> tuple[Tensor, Tensor]:
     """Image i has the value i everywhere, and the label i modulo 3."""
     i = torch.arange(n)

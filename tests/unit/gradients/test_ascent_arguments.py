@@ -135,6 +135,12 @@ def without_last_layer() -> nn.Module:
     return network
 
 
+def without_statistics() -> nn.Module:
+    network = tiny_vgg()
+    network.features.register_buffer("running_mean", torch.empty(1, device="meta"))
+    return network
+
+
 class Returning(nn.Module):
     """A network that returns `make(logits, x)`."""
 
@@ -213,6 +219,11 @@ BAD_NETWORKS: dict[str, tuple[Callable[[], Any], type[RdfiaError], str]] = {
         without_last_layer,
         WeightsError,
         r"classifier\.3\.weight is not in these weights, expected all layers; see `rdfia assets",
+    ),
+    "no statistics": (
+        without_statistics,
+        WeightsError,
+        r"features\.running_mean is not in these weights",
     ),
     "no weights": (
         lambda: tiny_vgg().to("meta"),
