@@ -485,7 +485,7 @@ def add_figures(claim: Check, pair: Pair, number: int, setting: str) -> None:
 
 
 def over_seeds(
-    values: Sequence[float], average: Callable[[Sequence[float]], Estimate] = intervals.mean
+    values: Sequence[float], average: Callable[[Sequence[float]], Estimate] = mean
 ) -> Estimate:
     """The average over seeds with its interval; fewer seeds than planned decide nothing."""
     return average(values) if len(values) >= SEEDS else of_few_seeds(values)

@@ -20,7 +20,7 @@ from rdfia.experiments.gan_studies import runs_of
 from rdfia.experiments.gans import GanBench
 from rdfia.gans.runs import Run
 from rdfia.report import figures
-from tests.accuracy import test_tme9
+from tests.accuracy import test_tme9, test_tme9_beyond
 from tests.support.planted_gans import FINE, Long, exact_bench, scores_from, smooth
 
 
@@ -293,3 +293,21 @@ def test_short_runs_are_stored_by_code_and_dtype(
     )
     assert full.work.name == "cpu"
     assert full.evidence.name == "digits"
+
+
+def test_recommended_settings_are_judged_on_seeds_that_have_both_runs(tmp_path: Path) -> None:
+    bench, compared = Long(), list[Any]()
+    bench.trains, bench.evidence = False, tmp_path
+    for name in ("default-3", "default-4", *(f"mean-of-Gs-weights-{n}" for n in range(4, 8))):
+        (tmp_path / f"{name}.json").touch()
+    claim: Any = SimpleNamespace(
+        recorded=bool, measured=lambda _found, **values: compared.append(values["evidence"])
+    )
+    test_tme9_beyond.test_recommended_settings(claim, lambda *_, **__: bench, "CelebA")
+    assert compared[0]["seeds"] == [4]
+    assert compared[0]["a value a seed"]["frechet"] == {gan_studies.PRESET: [5.0], "default": [5.0]}
+
+
+def test_a_seed_that_diverged_decides_the_mean_over_seeds() -> None:
+    assert test_tme9.over_seeds([1.0, 2.0, 3.0, 4.0, np.inf]).limits == (np.inf, np.inf)
+    assert test_tme9.over_seeds([1.0, 2.0, -np.inf, 4.0, 5.0]).limits == (-np.inf, -np.inf)
