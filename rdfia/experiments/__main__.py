@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from rdfia.data import assets
-from rdfia.device.precision import fast_dtype
+from rdfia.device.precision import fast_dtype, usable_device
 from rdfia.errors import RdfiaError
 from rdfia.experiments import gan_studies
 from rdfia.experiments.gan_data import DATA_SETS
@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 def full_bench(title: str, device: str, output: Path) -> GanBench:
     """The bench of a data set on this machine, for full runs whose rows are below `output`."""
+    usable_device(device, "--device")
     path = assets.locate(DATA_SETS[title].asset, download=False).path
     origin = partial(environment, ROOT, device, "full")
     return GanBench(title, path, device, "full", None, output, origin)
@@ -110,7 +111,7 @@ def kind_of(run: Run) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 all runs exist, 1 a run was refused, 2 wrong argument."""
+    """The exit code: 0 all runs exist, 1 a run was refused, 2 wrong argument or no data set."""
     parser = argparse.ArgumentParser(
         prog="python -m rdfia.experiments",
         description=__doc__,
@@ -139,15 +140,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     planned = plan(options.data)
     patterns = options.runs.split(",")
     runs = [run for run in planned if any(fnmatch.fnmatch(run.name, p) for p in patterns)]
-    kind = torch.device(options.device).type
+    kind = options.device.partition(":")[0]
     output = options.output or ROOT / "reports" / "verified" / kind / "gans"
     if not runs:
         names = ", ".join(run.name for run in planned)
         parser.error(f"--runs {options.runs}: no run has such a name; there are {names}")
-    if options.list:
-        list_runs(options.data, runs, output, options.device)
-        return 0
-    bench = full_bench(options.data, options.device, output)
+    try:
+        if options.list:
+            list_runs(options.data, runs, output, options.device)
+            return 0
+        bench = full_bench(options.data, options.device, output)
+    except RdfiaError as error:  # the device or the data set is not here
+        parser.error(str(error))
     refused = make_runs(bench, runs)
     searched = {run for found in gan_studies.SEARCH.values() for run in found}
     if not refused and searched <= set(runs):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rdfia.data import pictures
-from rdfia.data.arrays import Array, float_array
+from rdfia.data.arrays import Array, host_array
 from rdfia.data.images import CENTRE_CROP_224, Preprocess
 from rdfia.device.memory import InputLayout, out_of_memory_as_too_large
 from rdfia.device.precision import product_precision
@@ -114,16 +114,17 @@ def perturbation_sizes(before: Tensor | Array, after: Tensor | Array) -> dict[st
 
     `before` and `after` are B x 3 x H x W in 0..1. `psnr` is infinite for equal images. `ssim`
     (Wang et al. 2004) is NaN for images smaller than its window of 11 x 11 pixels. Raises
-    ArgumentError for other shapes.
+    ArgumentError for other shapes, and for whole numbers.
     """
     from skimage.metrics import structural_similarity
 
-    a = float_array(before, "before").astype(np.float64)
-    b = float_array(after, "after").astype(np.float64)
-    if a.ndim != 4 or a.shape != b.shape or not len(a):
+    a, b = host_array(before, "before"), host_array(after, "after")
+    if a.ndim != 4 or a.shape != b.shape or not len(a) or {a.dtype.kind, b.dtype.kind} != {"f"}:
         raise ArgumentError(
-            f"before, after: got shapes {a.shape} and {b.shape}, expected B x 3 x H x W twice"
+            f"before, after: got {a.dtype} {a.shape} and {b.dtype} {b.shape}, expected floating "
+            "point B x 3 x H x W in 0..1 twice; divide pixels of 0..255 by 255"
         )
+    a, b = a.astype(np.float64), b.astype(np.float64)
     change = (b - a).reshape(len(a), -1)
     l2 = np.linalg.norm(change, axis=1)
     with np.errstate(divide="ignore"):

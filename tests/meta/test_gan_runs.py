@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rdfia.data import files as data_files
-from rdfia.errors import StoreError
+from rdfia.errors import AssetUnavailable, StoreError
 from rdfia.experiments import __main__ as commands
 from rdfia.experiments import gan_data, gan_measures, gan_studies
 from rdfia.experiments import gans as gan_bench
@@ -311,3 +311,20 @@ def test_recommended_settings_are_judged_on_seeds_that_have_both_runs(tmp_path: 
 def test_a_seed_that_diverged_decides_the_mean_over_seeds() -> None:
     assert test_tme9.over_seeds([1.0, 2.0, 3.0, 4.0, np.inf]).limits == (np.inf, np.inf)
     assert test_tme9.over_seeds([1.0, 2.0, -np.inf, 4.0, 5.0]).limits == (-np.inf, -np.inf)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("foo", "error: --device: got 'foo', which cannot be used"), ("cpu", "error: it is missing")],
+)
+def test_what_is_not_here_is_said_in_a_line(
+    device: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def locate(*_: Any, **__: Any) -> None:
+        raise AssetUnavailable("it is missing", "celeba-32")
+
+    monkeypatch.setattr(commands.assets, "locate", locate)
+    with pytest.raises(SystemExit) as stopped:
+        commands.main(["gans", "--data", "CelebA", "--device", device])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from rdfia.data.images import CENTRE_CROP_224
+from rdfia.errors import ArgumentError
 from rdfia.gradients.fooling import fool, fool_closely, perturbation_sizes, round_to_8_bits
 from tests.support.fooling_problems import is_8_bits, linear, lively, photos, predicted, problems
 from tests.support.threads import one_thread  # noqa: F401 - a fixture of every test here
@@ -35,6 +36,13 @@ def test_perturbation_sizes_by_hand() -> None:
     assert_close(
         got["ssim"][2:], np.array([(2 * 0.5 * 0.6 + 1e-4) / (0.25 + 0.36 + 1e-4)]), "score"
     )
+
+
+def test_sizes_of_pixels_up_to_255_are_refused() -> None:
+    pixels = torch.full((1, 3, 12, 12), 128, dtype=torch.uint8)
+    for other in (pixels, pixels / 255):
+        with pytest.raises(ArgumentError, match=r"^before, after: got uint8 .*divide pixels of 0"):
+            perturbation_sizes(pixels, other.numpy())
 
 
 def test_psnr_is_skimages_and_ssim_is_the_papers_formula() -> None:
