@@ -340,7 +340,9 @@ def final_score(row: Mapping[str, Any], name: str, steps: Sequence[int], worst: 
 def loss_variation(losses: Tensor, last: int = 500) -> dict[str, float]:
     """Standard deviation over mean of Loss_D and of Loss_G in the `last` steps.
 
-    `losses`: steps x 4 (`training.COLUMNS`). Small where training is stable.
+    `losses`: steps x 4 (`training.COLUMNS`). Small where training is stable, infinite where it
+    diverged.
     """
     tail = losses[-last:, :2].double()
-    return dict(zip(("Loss_D", "Loss_G"), (tail.std(0) / tail.mean(0)).tolist(), strict=True))
+    found = (tail.std(0) / tail.mean(0)).nan_to_num(nan=math.inf, posinf=math.inf)
+    return dict(zip(("Loss_D", "Loss_G"), found.tolist(), strict=True))

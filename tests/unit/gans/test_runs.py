@@ -459,3 +459,5 @@ def test_loss_variation_is_relative_standard_deviation() -> None:
     rows = torch.zeros(1000, 4)
     rows[:500], rows[500::2, 0], rows[501::2, 0], rows[500:, 1] = 99.0, 1.0, 3.0, 2.0
     assert gan_runs.loss_variation(rows) == pytest.approx({"Loss_D": 0.5, "Loss_G": 0.0}, abs=1e-3)
+    rows[-1] = np.nan  # a run that diverged
+    assert gan_runs.loss_variation(rows) == {"Loss_D": np.inf, "Loss_G": np.inf}
