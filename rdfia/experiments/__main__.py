@@ -138,10 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     planned = plan(options.data)
-    patterns = options.runs.split(",")
-    runs = [run for run in planned if any(fnmatch.fnmatch(run.name, p) for p in patterns)]
-    kind = options.device.partition(":")[0]
-    output = options.output or ROOT / "reports" / "verified" / kind / "gans"
+    runs = [
+        run
+        for run in planned
+        if any(fnmatch.fnmatch(run.name, pattern) for pattern in options.runs.split(","))
+    ]
+    device_kind = options.device.partition(":")[0]
+    output = options.output or ROOT / "reports" / "verified" / device_kind / "gans"
     if not runs:
         names = ", ".join(run.name for run in planned)
         parser.error(f"--runs {options.runs}: no run has such a name; there are {names}")

@@ -99,8 +99,8 @@ class GanBench:
             if self.has_other_photo_count
             else self.setup.asset
         )
-        kind = torch.device(device).type  # processes on several GPUs share the runs
-        self.work = files.cache_dir().joinpath("gans", asset, kind, *made_by)
+        # processes on several GPUs share the runs
+        self.work = files.cache_dir().joinpath("gans", asset, torch.device(device).type, *made_by)
         self.evidence = output.joinpath("studies", asset, *made_by)
 
     @property

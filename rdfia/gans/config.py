@@ -90,8 +90,7 @@ class GanConfig:
         for name, (possible, expected) in ranges.items():
             if not possible:
                 raise ArgumentError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
-            if isinstance(value := getattr(self, name), np.generic):  # no seed for torch
-                object.__setattr__(self, name, value.item())
+        object.__setattr__(self, "seed", int(self.seed))  # torch takes none of numpy's numbers
 
     def as_json(self) -> dict[str, Any]:
         """The fields, and those of the architecture, as JSON values.
@@ -104,8 +103,12 @@ class GanConfig:
             for one in fields(self)
             if one.metadata == _ADDED and getattr(self, one.name) == one.default
         ]
-        kept = {name: value for name, value in asdict(self).items() if name not in off}
-        return json.loads(json.dumps(kept, default=np.generic.item))  # numpy's numbers as Python's
+        return json.loads(
+            json.dumps(
+                {name: value for name, value in asdict(self).items() if name not in off},
+                default=np.generic.item,  # numpy's numbers as Python's
+            )
+        )
 
     @property
     def rates(self) -> tuple[float, float]:

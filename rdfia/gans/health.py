@@ -81,8 +81,11 @@ def diversity_within_labels(images: Tensor | np.ndarray, labels: Tensor | np.nda
     Labels of one image do not count; NaN without others.
     """
     images, labels = as_tensor(images, "images"), as_tensor(labels, "labels").to(images.device)
-    values, counts = labels.unique(return_counts=True)
-    found = [diversity(images[labels == label]) for label in values[counts > 1]]
+    found = [
+        diversity(images[labels == label])
+        for label, n in zip(*labels.unique(return_counts=True), strict=True)
+        if n > 1
+    ]
     return sum(found) / len(found) if found else math.nan
 
 
@@ -93,7 +96,7 @@ def diversity(images: Tensor | np.ndarray) -> float:
     """
     x = as_tensor(images, "images")
     if x.dtype != torch.uint8:
-        got = f"{x.dtype} {tuple(x.shape)}"
-        raise ArgumentError(f"images: got {got}, expected uint8 N x C x S x S{pixel_advice(x)}")
-    x = x.flatten(1).double() / 255
-    return math.sqrt(2 * float(x.var(dim=0, correction=1).mean())) if len(x) > 1 else 0.0
+        raise ArgumentError(
+            f"images: got {x.dtype} {tuple(x.shape)}, expected uint8 N x C x S x S{pixel_advice(x)}"
+        )
+    return math.sqrt(2 * float((x.flatten(1).double() / 255).var(0).mean())) if len(x) > 1 else 0.0

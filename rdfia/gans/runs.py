@@ -344,5 +344,10 @@ def loss_variation(losses: Tensor, last: int = 500) -> dict[str, float]:
     diverged.
     """
     tail = losses[-last:, :2].double()
-    found = (tail.std(0) / tail.mean(0)).nan_to_num(nan=math.inf, posinf=math.inf)
-    return dict(zip(("Loss_D", "Loss_G"), found.tolist(), strict=True))
+    return dict(
+        zip(
+            ("Loss_D", "Loss_G"),
+            (tail.std(0) / tail.mean(0)).nan_to_num(math.inf, math.inf).tolist(),
+            strict=True,
+        )
+    )

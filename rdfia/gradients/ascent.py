@@ -177,9 +177,8 @@ def per_image(value: PerImage, n: int, name: str, dtype: torch.dtype = torch.int
             raise
         advice = "rdfia.data.imagenet_class(name) is the number of a class of ImageNet"
         raise ArgumentError(f"{error}; {advice}") from error
-    fits = tensor.ndim == 0 or tensor.shape == (n,)
     if (
-        not fits
+        tensor.shape not in ((), (n,))
         or tensor.dtype == torch.bool
         or tensor.is_floating_point() > dtype.is_floating_point
     ):

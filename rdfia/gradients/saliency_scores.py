@@ -25,7 +25,6 @@ from rdfia.gradients.ascent import (
 
 FRACTIONS = tuple(i / 20 for i in range(21))
 _TINY = np.finfo(np.float64).tiny
-_BOOL = np.dtype(bool)
 
 Maps = Tensor | np.ndarray | Sequence[Any]  # also (nested) lists and memory maps
 
@@ -237,7 +236,11 @@ def mask_overlap(found: Maps, truth: Maps) -> dict[str, np.ndarray]:
     `precision` is the share of the mask inside the truth. Raises ArgumentError for other masks.
     """
     found, truth = host_array(found, "found"), host_array(truth, "truth")
-    if found.shape != truth.shape or found.ndim != 3 or {found.dtype, truth.dtype} != {_BOOL}:
+    if (
+        found.shape != truth.shape
+        or found.ndim != 3
+        or {found.dtype, truth.dtype} != {np.dtype(bool)}
+    ):
         raise ArgumentError(
             f"found {found.dtype} {found.shape}, truth {truth.dtype} {truth.shape}: expected masks "
             "of bools, B x H x W twice; mask > 0 makes them of numbers"
