@@ -193,7 +193,9 @@ def _report(
     pairs = torch.stack([source, target], dim=1)
     status = tuple(
         "already" if was else "fooled" if now else "never"
-        for was, now in zip(source == target, last.argmax(1) == target, strict=True)
+        for was, now in zip(
+            (source == target).tolist(), (last.argmax(1) == target).tolist(), strict=True
+        )
     )
     shares = (logits.softmax(1).gather(1, pairs) for logits in (first, last))
     return Fooled(end, x, space, status, steps, source, target, *shares)
