@@ -108,7 +108,8 @@ def plan_passes(
         if bands > height:
             raise ArgumentError(
                 f"budget_bytes={budget_bytes} is less than one row of {', '.join(names)} for {n} "
-                f"images: give at least {-(-nbytes // height)}, or choose fewer taps"
+                f"images: give at least {-(-nbytes // height)} (where it is half of the disk's "
+                "free space, free some), or choose fewer taps"
             )
         on_image = reads_image(module, "features.0", taps, size)
         chains = {tap: _chain(module, taps[tap]) if on_image else None for tap in names}
