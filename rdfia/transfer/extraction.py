@@ -36,6 +36,7 @@ from rdfia.transfer.layer_outputs import Tap, named_taps, tap_modules
 BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024
 # Parts of a network's state whose text is the whole value.
 _PLAIN = (torch.dtype, bool, int, float, str, bytes, type(None))
+_NOT_SETTINGS = vars(nn.Module())  # its mode, hooks and registered tensors
 # A process waits for the slowest; torchrun ends all processes when one dies.
 FOREVER = datetime.timedelta(days=7)
 
@@ -99,8 +100,33 @@ def current_team() -> Iterator[Team]:
             team._wait(f"gone/{other}")
 
 
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Numbers, text and tensors that a module has as plain attributes, alone or in a list or dict.
+
+    Empty for torch's layers and for torchvision's modules: text and tensors show their settings.
+    """
+    made = type(module).__module__
+    if made.startswith("torchvision.") or (
+        made.startswith("torch.nn.modules.") and not any(module.children())
+    ):
+        return {}
+    found = {}
+    for name, value in vars(module).items():
+        parts = value.values() if isinstance(value, dict) else value
+        parts = parts if isinstance(value, dict | list | tuple) else [value]
+        for number, part in enumerate(parts if name not in _NOT_SETTINGS else ()):
+            # a tensor that is no leaf is the result of an earlier pass
+            kept = isinstance(part, Tensor) and part.is_leaf and not part.is_meta
+            if isinstance(part, _PLAIN) or (kept and part.layout == torch.strided):
+                found[f"{name}.{number}"] = part
+    return found
+
+
 def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRETCH_224.size) -> str:
-    """SHA-256 of the modules and tensors that the taps depend on, for images of size x size."""
+    """SHA-256 of the modules and tensors that the taps depend on, for images of size x size.
+
+    It covers a module's attributes too (`_settings`), but no code.
+    """
     modules = tap_modules(module)
     reached = modules_reached(module, taps, size)
     inside = set(reached)
@@ -110,6 +136,8 @@ def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRET
         if name.rpartition(".")[0] in inside
         for number, leaf in enumerate(tree_leaves(value))  # a quantised layer has tuples, dtypes
     }
+    for name in reached:
+        state |= {f"{name}.{key}": leaf for key, leaf in _settings(modules[name]).items()}
     tensors = {name: leaf for name, leaf in state.items() if isinstance(leaf, Tensor)}
     others = {name: repr(leaf) for name, leaf in state.items() if name not in tensors}
     for name in others:
