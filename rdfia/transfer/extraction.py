@@ -220,8 +220,8 @@ def extract(
     makes every `team.size`-th shard and returns when the store is complete; its bytes do not depend
     on the number of processes. Other arguments as in `feature_batches`. Raises TooLarge before the
     first image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
-    ArgumentError for a `pool` that is no function of a module; StoreError; else as
-    `feature_batches`.
+    ArgumentError for a `pool` that is no function of a module and for NaN or infinity; StoreError;
+    else as `feature_batches`.
     """
     taps, images = named_taps(taps), photo_sequence(images)
     dtype, batch_size = checked_options(preprocess, dtype, device, batch_size)
@@ -309,13 +309,22 @@ def _next_matrices(
     widths: Mapping[str, int],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Matrices of the next images, one row for each of `rows`; batches are freed one by one."""
+    """Matrices of the next images, one row for each of `rows`; batches are freed one by one.
+
+    Raises ArgumentError for features that are not finite.
+    """
     n = rows.stop - rows.start
     done = 0
     matrices = {tap: torch.empty(n, width, dtype=dtype) for tap, width in widths.items()}
     while done < n:
         batch = next(batches)
         for tap, matrix in matrices.items():
+            if len(bad := batch[tap].isfinite().all(dim=1).logical_not().nonzero()):
+                raise ArgumentError(
+                    f"tap {tap!r}: NaN or infinity in the features of image "
+                    f"{rows.start + done + int(bad[0])}, expected finite ones; the pools pyramid "
+                    "and second_order need a layer after a ReLU, and float16 ends at 65504"
+                )
             matrix[done : done + len(batch[tap])] = batch[tap]
         done += len(batch[next(iter(matrices))])
     return matrices
