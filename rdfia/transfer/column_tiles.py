@@ -58,7 +58,7 @@ def _chain(module: nn.Module, path: Tap) -> list[tuple[int, int, int]] | None:
     if stack != "features" or not index.isdigit() or type(features) is not nn.Sequential:
         return None
     chain = []
-    for layer in list(features)[: int(index) + 1]:
+    for layer in list[Any](features)[: int(index) + 1]:
         # a class of a user may pad, and so does "same"
         if type(layer) in (nn.Conv2d, nn.MaxPool2d) and not isinstance(layer.padding, str):
             sizes = [layer.kernel_size, layer.stride, layer.padding, layer.dilation]
@@ -89,7 +89,8 @@ def plan_passes(
     `itemsize` is the bytes of a feature. Maps that do not fit are split into bands of rows, as few
     as possible; taps with maps of one height share their bands. In a plain stack of convolutions
     and poolings on the image itself a band needs only a band of the input, so that many passes
-    through wide early layers cost little more than one. Raises ArgumentError when one row of the maps does not fit.
+    through wide early layers cost little more than one. Raises ArgumentError when one row of the
+    maps does not fit.
     """
     shapes = tap_shapes(module, taps, size)
     groups: dict[int, list[str]] = {}

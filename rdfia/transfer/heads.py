@@ -164,11 +164,12 @@ def train_network(
 ) -> list[Epoch]:
     """The history of training `module`, every weight that is not frozen, one entry an epoch.
 
-    `images` are n x 3 x S x S uint8, a tensor or an array; `y` has labels
-    0 .. classes - 1, or text, whose class is its place in the sorted order. The mode of every
-    submodule and the global random state do not change: dropout uses a fork of it, seeded by the
-    config. Raises ArgumentError for the images, the shift or a module whose weights are all frozen, DatasetError for labels, DivergedError with the epoch
-    when the loss is not finite. Source: report 1, answers 5 and 6.
+    `images` are n x 3 x S x S uint8, a tensor or an array; `y` has labels 0 .. classes - 1, or
+    text, whose class is its place in the sorted order. The mode of every submodule and the global
+    random state do not change: dropout uses a fork of it, seeded by the config. Raises
+    ArgumentError for the images, the shift or a module whose weights are all frozen, DatasetError
+    for labels, DivergedError with the epoch when the loss is not finite. Source: report 1, answers
+    5 and 6.
     """
     config = config or ScratchConfig()
     images = as_tensor(images, "images")

@@ -140,8 +140,8 @@ class TapTransformer(TransformerMixin, BaseEstimator):
         """The features of the photos, N x D float32, in their order.
 
         Raises ArgumentError for something else than photos, ImageError for a file that is none and
-        a PIL image that is damaged, DatasetError for rows of zeros, NaN or infinity, which have no direction,
-        TooLarge; else as `feature_batches`.
+        a PIL image that is damaged, DatasetError for rows of zeros, NaN or infinity, which have no
+        direction, TooLarge; else as `feature_batches`.
         """
         check_is_fitted(self, "n_columns_")
         photos = _photos(X, self.preprocess.size)

@@ -58,7 +58,8 @@ def test_subset_takes_a_mask_and_refuses_other_indices(mask: Any) -> None:
     chosen = found.subset(mask)
     assert (chosen.images.ravel().tolist(), chosen.labels.tolist()) == ([1, 3], [1, 1])
     assert found.subset((3, 0)).images.ravel().tolist() == [3, 0]
-    for indices in ([4], [0.5], [True, False]):
+    wrong: tuple[Any, ...] = ([4], [0.5], [True, False])
+    for indices in wrong:
         with pytest.raises(ArgumentError, match=r"indices: .*; expected integers below 4, .*pets"):
             found.subset(indices)
 

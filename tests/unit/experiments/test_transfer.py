@@ -136,7 +136,7 @@ def test_a_device_that_cannot_be_used_is_refused_by_name(
 
 def test_a_full_disk_is_named(images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=0))
-    with pytest.raises(ArgumentError, match="budget_bytes=0 is less than one row .*disk.*free"):
+    with pytest.raises(ArgumentError, match=r"budget_bytes=0 is less than one row .*disk.*free"):
         row(images)
 
 

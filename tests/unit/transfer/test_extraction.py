@@ -106,6 +106,7 @@ def test_features_that_are_not_finite_are_refused_and_not_stored(
 ) -> None:
     """The root of a negative value is NaN; a value beyond float16 is infinite."""
     options: dict[str, Any] = {"root": tmp_path, "preprocess": SMALL, "batch_size": 4}
+    cases: tuple[dict[str, Any], ...]
     cases = ({"pool": features.pyramid, "dtype": torch.float32}, {"dtype": torch.float16})
     for more, weight in zip(cases, (-1.0, 6e4), strict=True):
         network.features[0].weight.data.fill_(weight)

@@ -368,7 +368,7 @@ def test_training_and_predicting_do_not_change_mode_or_random_state(training: bo
 
 def test_network_without_a_weight_to_train_is_refused() -> None:
     images, y = dark_and_bright()
-    with pytest.raises(ArgumentError, match=r"module: every weight of Sequential is frozen, .*call"):
+    with pytest.raises(ArgumentError, match="module: every weight of Sequential is frozen"):
         heads.train_network(network().requires_grad_(False), images, y, normalise=scaled)
 
 
