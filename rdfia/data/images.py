@@ -234,9 +234,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         return flat
     if image.mode in ("F", "LAB"):
         raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+    plain = image.mode in ("L", "RGB")
+    return image if plain else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def constant_tensor(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

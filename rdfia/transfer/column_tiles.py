@@ -248,12 +248,13 @@ def accumulate(
     n = len(images)
     passes = plan_passes(module, taps, n, preprocess.size, tile_dtype.itemsize, budget_bytes)
     shapes = tap_shapes(module, taps, preprocess.size)
-    strides = {}
-    for tap, path in taps.items():
-        strides[tap] = math.prod(stride for _, stride, _ in _chain(module, path) or [])
-    widths = []
-    for plan in passes:
-        widths.append({tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()})
+    strides = {
+        tap: math.prod(stride for _, stride, _ in _chain(module, path) or [])
+        for tap, path in taps.items()
+    }
+    widths = [
+        {tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes
+    ]
     stacked = len(passes) > 1 and not isinstance(images, Tensor)
     staging = staging_for(device)
     tiles_bytes = max(n * sum(tile.values()) for tile in widths) * tile_dtype.itemsize

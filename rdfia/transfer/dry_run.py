@@ -47,8 +47,7 @@ def _dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
 
     # this memo keeps deepcopy from copying the weights, which may be half a gigabyte
     memo: dict[int, Any] = {id(value): empty(value) for value in module.buffers()}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(empty(parameter), requires_grad=False)
+    memo |= {id(p): nn.Parameter(empty(p), requires_grad=False) for p in module.parameters()}
     shared: dict[int, Any] = {id(value): value for value in module.parameters()}
     shared |= {id(value): value.detach().clone() for value in module.buffers()}
     refused: Exception

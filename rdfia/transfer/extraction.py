@@ -110,16 +110,23 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         made.startswith("torch.nn.modules.") and not any(module.children())
     ):
         return {}
-    found = {}
-    for name, value in vars(module).items():
-        parts = value.values() if isinstance(value, dict) else value
-        parts = parts if isinstance(value, dict | list | tuple) else [value]
-        for number, part in enumerate(parts if name not in _NOT_SETTINGS else ()):
-            # a tensor that is no leaf is the result of an earlier pass
-            kept = isinstance(part, Tensor) and part.is_leaf and not part.is_meta
-            if isinstance(part, _PLAIN) or (kept and part.layout == torch.strided):
-                found[f"{name}.{number}"] = part
-    return found
+    values = {
+        name: dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        for name, value in vars(module).items()
+        if name not in _NOT_SETTINGS
+    }
+    return {
+        f"{name}.{key}": part
+        for name, value in values.items()
+        for key, part in (value if isinstance(value, dict) else {0: value}).items()
+        if isinstance(part, _PLAIN)
+        or (
+            isinstance(part, Tensor)
+            and part.is_leaf  # else it is the result of an earlier pass
+            and not part.is_meta
+            and part.layout == torch.strided
+        )
+    }
 
 
 def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRETCH_224.size) -> str:
@@ -128,17 +135,20 @@ def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRET
     It covers a module's attributes too (`_settings`), but no code.
     """
     modules = tap_modules(module)
-    reached = modules_reached(module, taps, size)
-    inside = set(reached)
+    reached = dict.fromkeys(modules_reached(module, taps, size))
     state = {
         f"{name}.{number}" if number else name: leaf
         for name, value in module.state_dict().items()
-        if name.rpartition(".")[0] in inside
+        if name.rpartition(".")[0] in reached
         for number, leaf in enumerate(tree_leaves(value))  # a quantised layer has tuples, dtypes
+    } | {
+        f"{path}.{key}": leaf for path in reached for key, leaf in _settings(modules[path]).items()
     }
-    for name in reached:
-        state |= {f"{name}.{key}": leaf for key, leaf in _settings(modules[name]).items()}
-    tensors = {name: leaf for name, leaf in state.items() if isinstance(leaf, Tensor)}
+    tensors = {
+        name: leaf.dequantize() if leaf.is_quantized else leaf
+        for name, leaf in state.items()
+        if isinstance(leaf, Tensor)
+    }
     others = {name: repr(leaf) for name, leaf in state.items() if name not in tensors}
     for name in others:
         if not isinstance(state[name], _PLAIN):
@@ -146,9 +156,6 @@ def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRET
                 f"network: {name} of its state is {type(state[name]).__name__}, which cannot be "
                 "told from that of another network; expected tensors, numbers and text"
             )
-    tensors = {
-        name: leaf.dequantize() if leaf.is_quantized else leaf for name, leaf in tensors.items()
-    }
     leaves = {name: repr(modules[name]) for name in reached if not any(modules[name].children())}
     kinds = {name: type(modules[name]).__qualname__ for name in reached}
     return tensors_digest(tensors, {"modules": json.dumps([leaves, kinds]), **others})

@@ -195,7 +195,6 @@ def train_network(
             f"images: got {got}, expected uint8 n x 3 x S x S, and a shift below S"
             f"{pixel_advice(images)}"
         )
-
     generator = torch.Generator().manual_seed(config.seed)
 
     def load(rows: Tensor) -> Tensor:

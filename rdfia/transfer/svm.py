@@ -360,8 +360,9 @@ def confusion(y: Labels, predictions: Labels, classes: int | Array | Sequence[An
     """
     y, predictions = label_array(y), label_array(predictions, name="predictions")
     accuracy(y, predictions)  # checks the shapes
-    classes = int(classes) if isinstance(classes, np.integer) else classes
-    known = np.arange(classes) if isinstance(classes, int) else label_array(classes, name="classes")
+    known = label_array(
+        range(classes) if isinstance(classes, int | np.integer) else classes, name="classes"
+    )
     row_of = {label: row for row, label in enumerate(known.tolist())}
     rows, columns = (
         np.array([row_of.get(label, -1) for label in labels.tolist()])

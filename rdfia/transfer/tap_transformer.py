@@ -180,11 +180,10 @@ class TapTransformer(TransformerMixin, BaseEstimator):
             if self.normalise:
                 norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
                 good = (norms[:, 0] > 0) & norms[:, 0].isfinite()
-                if not bool(good.all()):
-                    bad = done + int(good.logical_not().nonzero()[0])
+                if len(bad := good.logical_not().nonzero()):
                     raise DatasetError(
-                        f"photo {bad}: its features at {self.tap} are zero, NaN or infinite and "
-                        "have no norm; remove it, or set normalise=False"
+                        f"photo {done + int(bad[0])}: its features at {self.tap} are zero, NaN or "
+                        "infinite and have no norm; remove it, or set normalise=False"
                     )
                 rows = rows / norms
             matrix[done : done + len(rows)] = on_host(rows)
