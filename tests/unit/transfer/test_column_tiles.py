@@ -239,6 +239,16 @@ def test_decoded_pixels_give_the_tiles_of_the_images(
     assert all(torch.equal(found[0][tap], found[1][tap]) for tap in TAPS)
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [torch.zeros(2, 3, SIZE + 2, SIZE, dtype=torch.uint8), torch.zeros(2, 3, SIZE, SIZE)],
+    ids=["size", "dtype"],
+)
+def test_pixels_of_another_size_or_type_are_refused(network: TinyNet, pixels: Tensor) -> None:
+    with pytest.raises(ArgumentError, match=r"images: got pixels .*, expected uint8 N x 3 x 32 x"):
+        column_tiles.accumulate(network, pixels, TAPS, {}, preprocess=SMALL, dtype=torch.float32)
+
+
 def test_feature_beyond_the_range_of_float16_is_refused(
     network: TinyNet, photos: list[np.ndarray]
 ) -> None:
