@@ -65,8 +65,17 @@ class _Labelled:
         return len(getattr(self, self._items))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The images at integer `indices`, in that order; `classes` does not change."""
-        index = np.asarray(indices, dtype=np.int64)
+        """The images at integer `indices`, in that order, or those of a mask (N booleans).
+
+        `classes` does not change. Raises ArgumentError for indices that are neither.
+        """
+        try:
+            index = np.arange(len(self))[list(indices)]
+        except IndexError as error:
+            raise ArgumentError(
+                f"indices: {error}; expected integers below {len(self)}, the number of images of "
+                f"{self.name}, or as many booleans"
+            ) from error
         items = getattr(self, self._items)
         chosen = items[index] if isinstance(items, np.ndarray) else tuple(items[i] for i in index)
         return replace(self, **{self._items: chosen, "labels": self.labels[index]})  # type: ignore[type-var]

@@ -209,15 +209,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
     Raises ImageError for a mode without a known range of values (32-bit, float).
     """
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        flat = Image.new("RGB", image.size)
-        for top, strip in _strips(image):
-            # Pillow converts La to LA only
-            strip = strip.convert("LA" if strip.mode == "La" else "RGBA").convert("RGBA")
-            white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
-            flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
-        return flat
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+    if image.mode.startswith("I"):  # Pillow's own conversions clip at 255
         low, high = math.inf, -math.inf
         for _, strip in _strips(image):
             values = np.asarray(strip)
@@ -229,13 +221,21 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         grey = Image.new("L", image.size)
         for top, strip in _strips(image):
             wide = np.asarray(strip).astype(np.uint32)
+            wide[wide == image.info.get("transparency", -1)] = 65535
             grey.paste(Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)), (0, top))
         return grey
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        flat = Image.new("RGB", image.size)
+        for top, strip in _strips(image):
+            # Pillow converts La to LA only
+            strip = strip.convert("LA" if strip.mode == "La" else "RGBA").convert("RGBA")
+            white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+            flat.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+        return flat
     if image.mode in ("F", "LAB"):
         raise ImageError(f"mode {image.mode} has no agreed range: save it as 8-bit PNG")
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+    plain = image.mode in ("L", "RGB")
+    return image if plain else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def constant_tensor(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

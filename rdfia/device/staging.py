@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from rdfia.device.memory import out_of_memory_as_too_large
+from rdfia.errors import ArgumentError
 
 if TYPE_CHECKING:
     from rdfia.data.images import Preprocess
@@ -193,9 +194,15 @@ def image_batches(
 
     `images` are either those that `decode_images` takes or their pixels, N x 3 x S x S. The next
     batch is decoded while the caller uses this one. Raises ImageError as `decode_images`, and
-    ArgumentError if the decoder of `preprocess` is not available.
+    ArgumentError for other pixels, and if the decoder of `preprocess` is not available.
     """
     if isinstance(images, Tensor):
+        side = preprocess.size
+        if images.shape[1:] != (3, side, side) or images.dtype != torch.uint8:
+            raise ArgumentError(
+                f"images: got pixels {images.dtype} {tuple(images.shape)}, expected uint8 N x 3 x "
+                f"{side} x {side}, the size of preprocess; give photos, or another Preprocess"
+            )
         yield from map(staging.to_device, images.split(size))
         return
     workers = decoding_threads(staging.device) if workers is None else workers

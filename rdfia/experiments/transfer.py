@@ -29,7 +29,7 @@ from rdfia.errors import ArgumentError
 from rdfia.experiments.pieces import shared_work
 from rdfia.models import layer_tables, networks
 from rdfia.models.networks import Loaded
-from rdfia.transfer import column_tiles, extraction, features, svm
+from rdfia.transfer import column_tiles, extraction, features, inference, svm
 from rdfia.transfer.tap_transformer import WEIGHTS as WEIGHTS
 from rdfia.transfer.tap_transformer import load_pretrained, module_and_path
 
@@ -162,10 +162,10 @@ class GramAndColumns:
         return tensors | ({"columns": torch.cat(self.columns, 1)} if self.keep_columns else {})
 
 
-def _tile_room(device: str) -> tuple[int, Path | None]:
+def _tile_room(device: str | torch.device) -> tuple[int, Path | None]:
     """Bytes for tiles of features, and the folder of those on disk (None: in a GPU's memory)."""
-    if device != "cpu":
-        return torch.cuda.mem_get_info()[0] // 3, None
+    if torch.device(device).type != "cpu":
+        return torch.cuda.mem_get_info(device)[0] // 3, None
     scratch = data_files.cache_dir() / "scratch"
     # half of the free space, at most: other programs write too
     return min(BUDGET, data_files.free_bytes(scratch) // 2), scratch
@@ -180,7 +180,7 @@ def sum_grams(
     columns_of: Sequence[str] = (),
     preprocess: Preprocess,
     dtype: torch.dtype,
-    device: str,
+    device: str | torch.device,
     progress: features.Progress | None = None,
 ) -> dict[str, GramAndColumns]:
     """The sums of each tap, at any width: wide features are never in memory as a whole.
@@ -231,7 +231,7 @@ def table1_row(
     C: float = 1.0,
     preprocess: Preprocess = STRETCH_224,
     dtype: torch.dtype | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: features.Progress | None = None,
 ) -> LayerResult:
     """A row of the report's Table 1: test accuracy of a linear SVM on one layer of a network.
@@ -255,6 +255,7 @@ def table1_row(
                 f"{part}_labels: got {len(labels)} for {len(images)} images, expected one for each "
                 "of one image or more"
             )
+    dtype, _ = inference.checked_options(preprocess, dtype, device, None)
     module, path = module_and_path(
         load_pretrained(network) if isinstance(network, str) else network, tap
     )
@@ -264,7 +265,7 @@ def table1_row(
         {tap: path},
         len(train_images),
         preprocess=preprocess,
-        dtype=dtype or precision.fast_dtype(device),
+        dtype=dtype,
         device=device,
         progress=progress,
     )

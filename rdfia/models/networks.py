@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -306,6 +307,17 @@ def _ready(module: nn.Module, x: Tensor | np.ndarray) -> Tensor:
     return x.to(weight.device, weight.dtype)
 
 
+@contextlib.contextmanager
+def modes_restored(module: nn.Module) -> Iterator[None]:
+    """A context at whose end every submodule is in train or eval mode again as before."""
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training
+
+
 @torch.inference_mode()
 def classify(
     network: nn.Module | Loaded, x: Tensor | np.ndarray, k: int = 5
@@ -319,13 +331,8 @@ def classify(
     """
     module = network.module if isinstance(network, Loaded) else network
     x = _ready(module, x)
-    modes = [(child, child.training) for child in module.modules()]
-    try:
-        with images_named_where_refused(module, x):
-            probabilities = module.eval()(x).softmax(dim=1)  # B x classes
-    finally:
-        for child, training in modes:
-            child.training = training
+    with modes_restored(module), images_named_where_refused(module, x):
+        probabilities = module.eval()(x).softmax(dim=1)  # B x classes
     if not 1 <= k <= probabilities.shape[1]:
         raise ArgumentError(
             f"k: {k}, expected 1 to {probabilities.shape[1]}, the number of classes"

@@ -23,7 +23,7 @@ from rdfia.data.photo_files import photo_sequence
 from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
 from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
-from rdfia.transfer.dry_run import memory_needed, tap_shapes
+from rdfia.transfer.dry_run import memory_needed, reads_image, tap_shapes
 from rdfia.transfer.features import Progress, flatten, pass_function
 from rdfia.transfer.inference import checked_options, inference_copy
 from rdfia.transfer.layer_outputs import Tap, named_taps
@@ -55,11 +55,12 @@ def _chain(module: nn.Module, path: Tap) -> list[tuple[int, int, int]] | None:
         return None
     stack, _, index = path.partition(".")
     features = getattr(module, "features", None)
-    if stack != "features" or not index.isdigit() or not isinstance(features, nn.Sequential):
+    if stack != "features" or not index.isdigit() or type(features) is not nn.Sequential:
         return None
     chain = []
-    for layer in list(features)[: int(index) + 1]:
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+    for layer in list[Any](features)[: int(index) + 1]:
+        # a class of a user may pad, and so does "same"
+        if type(layer) in (nn.Conv2d, nn.MaxPool2d) and not isinstance(layer.padding, str):
             sizes = [layer.kernel_size, layer.stride, layer.padding, layer.dilation]
             kernel, stride, padding, dilation = (
                 s if isinstance(s, int) else int(s[0]) for s in sizes
@@ -87,8 +88,9 @@ def plan_passes(
 
     `itemsize` is the bytes of a feature. Maps that do not fit are split into bands of rows, as few
     as possible; taps with maps of one height share their bands. In a plain stack of convolutions
-    and poolings a band needs only a band of the input, so that many passes through wide early
-    layers cost little more than one. Raises ArgumentError when one row of the maps does not fit.
+    and poolings on the image itself a band needs only a band of the input, so that many passes
+    through wide early layers cost little more than one. Raises ArgumentError when one row of the
+    maps does not fit.
     """
     shapes = tap_shapes(module, taps, size)
     groups: dict[int, list[str]] = {}
@@ -103,13 +105,15 @@ def plan_passes(
             whole |= {tap: slice(0, height) for tap in names}
             whole_bytes += nbytes
             continue
-        bands = -(-nbytes // budget_bytes)
+        bands = -(-nbytes // max(1, budget_bytes))
         if bands > height:
             raise ArgumentError(
                 f"budget_bytes={budget_bytes} is less than one row of {', '.join(names)} for {n} "
-                f"images: give at least {-(-nbytes // height)}, or choose fewer taps"
+                f"images: give at least {-(-nbytes // height)} (where it is half of the disk's "
+                "free space, free some), or choose fewer taps"
             )
-        chains = {tap: _chain(module, taps[tap]) for tap in names}
+        on_image = reads_image(module, "features.0", taps, size)
+        chains = {tap: _chain(module, taps[tap]) if on_image else None for tap in names}
         for band in range(bands):
             rows = slice(height * band // bands, height * (band + 1) // bands)
             low, high = 0, size
@@ -244,12 +248,13 @@ def accumulate(
     n = len(images)
     passes = plan_passes(module, taps, n, preprocess.size, tile_dtype.itemsize, budget_bytes)
     shapes = tap_shapes(module, taps, preprocess.size)
-    strides = {}
-    for tap, path in taps.items():
-        strides[tap] = math.prod(stride for _, stride, _ in _chain(module, path) or [])
-    widths = []
-    for plan in passes:
-        widths.append({tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()})
+    strides = {
+        tap: math.prod(stride for _, stride, _ in _chain(module, path) or [])
+        for tap, path in taps.items()
+    }
+    widths = [
+        {tap: _width(shapes[tap], rows) for tap, rows in plan.rows.items()} for plan in passes
+    ]
     stacked = len(passes) > 1 and not isinstance(images, Tensor)
     staging = staging_for(device)
     tiles_bytes = max(n * sum(tile.values()) for tile in widths) * tile_dtype.itemsize

@@ -27,16 +27,16 @@ from rdfia.transfer.layer_outputs import (
 WORKSPACE = 2
 
 
-Measured = tuple[dict[str, tuple[int, ...]], int, list[str]]
+Measured = tuple[dict[str, tuple[int, ...]], int, dict[str, bool]]
 
 
 def _dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
     """Shape of each tap for one image, the most values in memory at once, and the modules that ran.
 
-    In memory: the input and output of a layer, and the taps computed so far. The pass runs on the
-    meta device, without values; for a forward that needs values, with the weights and an image of
-    zeros. Raises ArgumentError for images that the network cannot compute, and for a tap without a
-    row for each image.
+    The modules map to whether their input was the image itself. In memory: the input and output of
+    a layer, and the taps computed so far. The pass runs on the meta device, without values; for a
+    forward that needs values, with the weights and an image of zeros. Raises ArgumentError for
+    images that the network cannot compute, and for a tap without a row for each image.
     """
     check_reachable(module, taps)
 
@@ -47,8 +47,7 @@ def _dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
 
     # this memo keeps deepcopy from copying the weights, which may be half a gigabyte
     memo: dict[int, Any] = {id(value): empty(value) for value in module.buffers()}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(empty(parameter), requires_grad=False)
+    memo |= {id(p): nn.Parameter(empty(p), requires_grad=False) for p in module.parameters()}
     shared: dict[int, Any] = {id(value): value for value in module.parameters()}
     shared |= {id(value): value.detach().clone() for value in module.buffers()}
     refused: Exception
@@ -87,9 +86,11 @@ def _measured(clone: nn.Module, x: Tensor, taps: Mapping[str, Tap]) -> Measured:
         shapes[tap] = tuple(value.shape[1:])
         return value.clone()
 
-    ran: list[str] = []
+    ran: dict[str, bool] = {}
     for path, child in tap_modules(clone).items():
-        child.register_forward_pre_hook(lambda *_, path=path: ran.append(path))
+        child.register_forward_pre_hook(
+            lambda _, inputs, path=path: ran.update({path: any(value is x for value in inputs)})
+        )
         if not next(child.children(), None):
             child.register_forward_hook(measure)
     with torch.inference_mode():
@@ -118,6 +119,11 @@ def tap_shapes(module: nn.Module, taps: Mapping[str, Tap], size: int) -> dict[st
     milliseconds.
     """
     return _dry_run(module, taps, size)[0]
+
+
+def reads_image(module: nn.Module, path: str, taps: Mapping[str, Tap], size: int) -> bool:
+    """Whether the input of the module at `path` is the image itself, with nothing before it."""
+    return _dry_run(module, taps, size)[2].get(path, False)
 
 
 def memory_needed(

@@ -36,6 +36,7 @@ from rdfia.transfer.layer_outputs import Tap, named_taps, tap_modules
 BATCHES_A_SHARD, IMAGES_A_SHARD, IMAGES_A_DIGEST = 16, 1024, 1024
 # Parts of a network's state whose text is the whole value.
 _PLAIN = (torch.dtype, bool, int, float, str, bytes, type(None))
+_NOT_SETTINGS = vars(nn.Module())  # its mode, hooks and registered tensors
 # A process waits for the slowest; torchrun ends all processes when one dies.
 FOREVER = datetime.timedelta(days=7)
 
@@ -99,18 +100,55 @@ def current_team() -> Iterator[Team]:
             team._wait(f"gone/{other}")
 
 
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Numbers, text and tensors that a module has as plain attributes, alone or in a list or dict.
+
+    Empty for torch's layers and for torchvision's modules: text and tensors show their settings.
+    """
+    made = type(module).__module__
+    if made.startswith("torchvision.") or (
+        made.startswith("torch.nn.modules.") and not any(module.children())
+    ):
+        return {}
+    values = {
+        name: dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        for name, value in vars(module).items()
+        if name not in _NOT_SETTINGS
+    }
+    return {
+        f"{name}.{key}": part
+        for name, value in values.items()
+        for key, part in (value if isinstance(value, dict) else {0: value}).items()
+        if isinstance(part, _PLAIN)
+        or (
+            isinstance(part, Tensor)
+            and part.is_leaf  # else it is the result of an earlier pass
+            and not part.is_meta
+            and part.layout == torch.strided
+        )
+    }
+
+
 def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRETCH_224.size) -> str:
-    """SHA-256 of the modules and tensors that the taps depend on, for images of size x size."""
+    """SHA-256 of the modules and tensors that the taps depend on, for images of size x size.
+
+    It covers a module's attributes too (`_settings`), but no code.
+    """
     modules = tap_modules(module)
-    reached = modules_reached(module, taps, size)
-    inside = set(reached)
+    reached = dict.fromkeys(modules_reached(module, taps, size))
     state = {
         f"{name}.{number}" if number else name: leaf
         for name, value in module.state_dict().items()
-        if name.rpartition(".")[0] in inside
+        if name.rpartition(".")[0] in reached
         for number, leaf in enumerate(tree_leaves(value))  # a quantised layer has tuples, dtypes
+    } | {
+        f"{path}.{key}": leaf for path in reached for key, leaf in _settings(modules[path]).items()
     }
-    tensors = {name: leaf for name, leaf in state.items() if isinstance(leaf, Tensor)}
+    tensors = {
+        name: leaf.dequantize() if leaf.is_quantized else leaf
+        for name, leaf in state.items()
+        if isinstance(leaf, Tensor)
+    }
     others = {name: repr(leaf) for name, leaf in state.items() if name not in tensors}
     for name in others:
         if not isinstance(state[name], _PLAIN):
@@ -118,9 +156,6 @@ def weights_digest(module: nn.Module, taps: Mapping[str, Tap], size: int = STRET
                 f"network: {name} of its state is {type(state[name]).__name__}, which cannot be "
                 "told from that of another network; expected tensors, numbers and text"
             )
-    tensors = {
-        name: leaf.dequantize() if leaf.is_quantized else leaf for name, leaf in tensors.items()
-    }
     leaves = {name: repr(modules[name]) for name in reached if not any(modules[name].children())}
     kinds = {name: type(modules[name]).__qualname__ for name in reached}
     return tensors_digest(tensors, {"modules": json.dumps([leaves, kinds]), **others})
@@ -192,8 +227,8 @@ def extract(
     makes every `team.size`-th shard and returns when the store is complete; its bytes do not depend
     on the number of processes. Other arguments as in `feature_batches`. Raises TooLarge before the
     first image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
-    ArgumentError for a `pool` that is no function of a module; StoreError; else as
-    `feature_batches`.
+    ArgumentError for a `pool` that is no function of a module and for NaN or infinity; StoreError;
+    else as `feature_batches`.
     """
     taps, images = named_taps(taps), photo_sequence(images)
     dtype, batch_size = checked_options(preprocess, dtype, device, batch_size)
@@ -281,13 +316,22 @@ def _next_matrices(
     widths: Mapping[str, int],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Matrices of the next images, one row for each of `rows`; batches are freed one by one."""
+    """Matrices of the next images, one row for each of `rows`; batches are freed one by one.
+
+    Raises ArgumentError for features that are not finite.
+    """
     n = rows.stop - rows.start
     done = 0
     matrices = {tap: torch.empty(n, width, dtype=dtype) for tap, width in widths.items()}
     while done < n:
         batch = next(batches)
         for tap, matrix in matrices.items():
+            if len(bad := batch[tap].isfinite().all(dim=1).logical_not().nonzero()):
+                raise ArgumentError(
+                    f"tap {tap!r}: NaN or infinity in the features of image "
+                    f"{rows.start + done + int(bad[0])}, expected finite ones; the pools pyramid "
+                    "and second_order need a layer after a ReLU, and float16 ends at 65504"
+                )
             matrix[done : done + len(batch[tap])] = batch[tap]
         done += len(batch[next(iter(matrices))])
     return matrices

@@ -21,6 +21,7 @@ from rdfia.data.images import pixel_advice
 from rdfia.device.memory import retain_freed_memory
 from rdfia.device.precision import product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
+from rdfia.models.networks import modes_restored
 
 Device = str | torch.device
 
@@ -161,13 +162,14 @@ def train_network(
     device: Device = "cpu",
     progress: Callable[[Iterable[int], int, str], Iterable[int]] | None = None,
 ) -> list[Epoch]:
-    """The history of training every weight of `module`, in place, one entry an epoch.
+    """The history of training `module`, every weight that is not frozen, one entry an epoch.
 
-    `images` are n x 3 x S x S uint8, a tensor or an array; `y` has labels
-    0 .. classes - 1, or text, whose class is its place in the sorted order. The module's mode and
-    the global random state do not change: dropout uses a fork of it, seeded by the config. Raises
-    ArgumentError for the images or the shift, DatasetError for labels, DivergedError with the epoch
-    when the loss is not finite. Source: report 1, answers 5 and 6.
+    `images` are n x 3 x S x S uint8, a tensor or an array; `y` has labels 0 .. classes - 1, or
+    text, whose class is its place in the sorted order. The mode of every submodule and the global
+    random state do not change: dropout uses a fork of it, seeded by the config. Raises
+    ArgumentError for the images, the shift or a module whose weights are all frozen, DatasetError
+    for labels, DivergedError with the epoch when the loss is not finite. Source: report 1, answers
+    5 and 6.
     """
     config = config or ScratchConfig()
     images = as_tensor(images, "images")
@@ -176,6 +178,11 @@ def train_network(
         raise DatasetError(
             f"y: got classes {classes.tolist()}, expected two or more classes 0, 1, ..., the "
             "numbers of the network's outputs"
+        )
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ArgumentError(
+            f"module: every weight of {type(module).__name__} is frozen, expected some to train; "
+            "call module.requires_grad_(True) first"
         )
     device = torch.device(device)
     if (
@@ -188,7 +195,6 @@ def train_network(
             f"images: got {got}, expected uint8 n x 3 x S x S, and a shift below S"
             f"{pixel_advice(images)}"
         )
-
     generator = torch.Generator().manual_seed(config.seed)
 
     def load(rows: Tensor) -> Tensor:
@@ -201,14 +207,10 @@ def train_network(
     epochs: Iterable[int] = range(config.epochs)
     if progress is not None:
         epochs = progress(epochs, config.epochs, "training from nothing")
-    was_training = module.training
     rows = torch.arange(len(labels))
-    module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    try:
-        with retain_freed_memory(), _seeded(config.seed, device):
-            return _train(module, load, labels, rows, None, config, device, epochs, rate, generator)
-    finally:
-        module.train(was_training)
+    with modes_restored(module), retain_freed_memory(), _seeded(config.seed, device):
+        module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        return _train(module, load, labels, rows, None, config, device, epochs, rate, generator)
 
 
 @contextlib.contextmanager
@@ -234,18 +236,17 @@ def predict(
 ) -> np.ndarray:
     """The predicted class of each image or feature row (n x ...), int64 (n,), in eval mode.
 
-    The module's mode does not change.
+    The mode of every submodule does not change.
     """
     device = torch.device(device)
     inputs = as_tensor(inputs, "inputs")
-    was_training = module.training
-    module.to(device).eval()
+    module.to(device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with torch.inference_mode(), product_precision(device), autocast:
+    with modes_restored(module), torch.inference_mode(), product_precision(device), autocast:
+        module.eval()
         classes = [
             module(normalise(part.to(device))).argmax(dim=1).cpu() for part in inputs.split(batch)
         ]
-    module.train(was_training)
     return torch.cat(classes).numpy()
 
 

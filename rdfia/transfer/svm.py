@@ -360,7 +360,9 @@ def confusion(y: Labels, predictions: Labels, classes: int | Array | Sequence[An
     """
     y, predictions = label_array(y), label_array(predictions, name="predictions")
     accuracy(y, predictions)  # checks the shapes
-    known = np.arange(classes) if isinstance(classes, int) else label_array(classes, name="classes")
+    known = label_array(
+        range(classes) if isinstance(classes, int | np.integer) else classes, name="classes"
+    )
     row_of = {label: row for row, label in enumerate(known.tolist())}
     rows, columns = (
         np.array([row_of.get(label, -1) for label in labels.tolist()])
@@ -378,7 +380,7 @@ def _splits(y: Array, folds: float, repeats: int, seed: int) -> list[tuple[Array
         raise ArgumentError(
             f"repeats: got {repeats}, expected 1 or more: how often the rows are split"
         )
-    if isinstance(folds, int) and 2 <= folds <= counts.min():
+    if isinstance(folds, int | np.integer) and 2 <= folds <= counts.min():
         kfold = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
         return list(kfold.split(y, y))
     if (

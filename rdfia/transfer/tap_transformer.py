@@ -140,8 +140,8 @@ class TapTransformer(TransformerMixin, BaseEstimator):
         """The features of the photos, N x D float32, in their order.
 
         Raises ArgumentError for something else than photos, ImageError for a file that is none and
-        a PIL image that is damaged, DatasetError for rows of zeros, which have no direction,
-        TooLarge; else as `feature_batches`.
+        a PIL image that is damaged, DatasetError for rows of zeros, NaN or infinity, which have no
+        direction, TooLarge; else as `feature_batches`.
         """
         check_is_fitted(self, "n_columns_")
         photos = _photos(X, self.preprocess.size)
@@ -172,18 +172,18 @@ class TapTransformer(TransformerMixin, BaseEstimator):
             raise
 
     def _rows(self, batches: Iterable[dict[str, Tensor]], n: int) -> np.ndarray:
-        """The matrix of all batches, n x D float32; DatasetError for rows of zeros."""
+        """The matrix of all batches, n x D float32; DatasetError for rows without a norm."""
         matrix = np.empty((n, self.n_columns_), np.float32)
         done = 0
         for batch in batches:
             rows = batch[self.tap].float()
             if self.normalise:
                 norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-                if not bool((norms > 0).all()):
-                    bad = done + int((norms[:, 0] > 0).logical_not().nonzero()[0])
+                good = (norms[:, 0] > 0) & norms[:, 0].isfinite()
+                if len(bad := good.logical_not().nonzero()):
                     raise DatasetError(
-                        f"photo {bad}: its features at {self.tap} are zero or NaN and have no "
-                        "norm; remove it, or set normalise=False"
+                        f"photo {done + int(bad[0])}: its features at {self.tap} are zero, NaN or "
+                        "infinite and have no norm; remove it, or set normalise=False"
                     )
                 rows = rows / norms
             matrix[done : done + len(rows)] = on_host(rows)

@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 from rdfia.data import assets, datasets
 from rdfia.data.datasets import ArraySet, ImageSet, image_folder
 from rdfia.data.images import read_image
-from rdfia.errors import DatasetError, FilesLeftOut
+from rdfia.errors import ArgumentError, DatasetError, FilesLeftOut
 from tests.support import scene15
 from tests.support.grey_photos import JPEG_SIZE, photo
 
@@ -48,6 +49,19 @@ def test_subset_keeps_order_and_classes(folder: Path) -> None:
     assert [path.name for path in found.paths] == ["1.jpg", "b.png"]
     assert found.labels.tolist() == [2, 0]
     assert found.classes == ("ant", "cat", "dog")
+
+
+@pytest.mark.parametrize("mask", [[False, True, False, True], np.arange(4) % 2 == 1])
+def test_subset_takes_a_mask_and_refuses_other_indices(mask: Any) -> None:
+    images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1)
+    found = ArraySet("pets", images, np.arange(4) % 2, ("a", "b"))
+    chosen = found.subset(mask)
+    assert (chosen.images.ravel().tolist(), chosen.labels.tolist()) == ([1, 3], [1, 1])
+    assert found.subset((3, 0)).images.ravel().tolist() == [3, 0]
+    wrong: tuple[Any, ...] = ([4], [0.5], [True, False])
+    for indices in wrong:
+        with pytest.raises(ArgumentError, match=r"indices: .*; expected integers below 4, .*pets"):
+            found.subset(indices)
 
 
 def test_the_digest_depends_on_content_not_on_location(folder: Path, tmp_path: Path) -> None:

@@ -101,6 +101,16 @@ def test_modes_with_transparency_and_bits(
     assert read_image(tmp_path / "a.png").getpixel((4, 4)) == expected
 
 
+def test_a_transparent_grey_of_16_bits_is_white_and_the_others_keep_their_level(
+    tmp_path: Path,
+) -> None:
+    levels = 257 * np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "a.png", transparency=257)
+    expected = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected[0, 1] = 255
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), expected)
+
+
 def test_a_transparent_colour_without_alpha_channel(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 16), BLUE)
     image.paste(RED, (0, 0, 8, 16))

@@ -35,9 +35,11 @@ def images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[np.ndarray]:
     return list(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def row(images: list[np.ndarray]) -> transfer.LayerResult:
+def row(images: list[np.ndarray], device: str | torch.device = "cpu") -> transfer.LayerResult:
     parts = images[:N_TRAIN], LABELS[:N_TRAIN], images[N_TRAIN:], LABELS[N_TRAIN:]
-    return transfer.table1_row(tiny_vgg(), TAP, *parts, preprocess=SMALL, dtype=torch.float32)
+    return transfer.table1_row(
+        tiny_vgg(), TAP, *parts, preprocess=SMALL, dtype=torch.float32, device=device
+    )
 
 
 @pytest.mark.parametrize("network", transfer.TAPS)
@@ -117,6 +119,25 @@ def test_network_by_name_and_by_module_give_the_same_row(
     alone = transfer.table1_row(module, "features.4", *parts, preprocess=Preprocess(size=64))
     for row in named:
         np.testing.assert_array_equal(row.fit.decision, alone.fit.decision)
+
+
+@pytest.mark.parametrize("device", ["cpu:0", torch.device("cpu")])
+def test_every_name_of_the_cpu_gives_the_same_row(images: list[np.ndarray], device: Any) -> None:
+    np.testing.assert_array_equal(row(images, device).fit.decision, row(images).fit.decision)
+
+
+@pytest.mark.parametrize("device", ["cpuu", "meta"])
+def test_a_device_that_cannot_be_used_is_refused_by_name(
+    images: list[np.ndarray], device: str
+) -> None:
+    with pytest.raises(ArgumentError, match=f"device: got '{device}', which cannot be used here"):
+        row(images, device)
+
+
+def test_a_full_disk_is_named(images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=0))
+    with pytest.raises(ArgumentError, match=r"budget_bytes=0 is less than one row .*disk.*free"):
+        row(images)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

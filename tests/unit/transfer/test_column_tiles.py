@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rdfia.data.images import Preprocess
 from rdfia.device import staging
@@ -239,6 +239,16 @@ def test_decoded_pixels_give_the_tiles_of_the_images(
     assert all(torch.equal(found[0][tap], found[1][tap]) for tap in TAPS)
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [torch.zeros(2, 3, SIZE + 2, SIZE, dtype=torch.uint8), torch.zeros(2, 3, SIZE, SIZE)],
+    ids=["size", "dtype"],
+)
+def test_pixels_of_another_size_or_type_are_refused(network: TinyNet, pixels: Tensor) -> None:
+    with pytest.raises(ArgumentError, match=r"images: got pixels .*, expected uint8 N x 3 x 32 x"):
+        column_tiles.accumulate(network, pixels, TAPS, {}, preprocess=SMALL, dtype=torch.float32)
+
+
 def test_feature_beyond_the_range_of_float16_is_refused(
     network: TinyNet, photos: list[np.ndarray]
 ) -> None:
@@ -290,6 +300,49 @@ def test_bands_of_rows_need_bands_of_the_input(network: TinyNet, photos: list[np
     assert [part.crop for part in plan] == [slice(0, 9), slice(7, 17), slice(15, 25), slice(23, 32)]
 
 
-def test_budget_below_one_row_is_refused(network: TinyNet) -> None:
+class Shifted(nn.Sequential):
+    """A stack with a forward of its own: a layer in front of the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.avg_pool2d(x, 5, 1, 2))
+
+
+class Stemmed(TinyNet):
+    """TinyNet's `features`, on something else than the image."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 5, padding=2) if way == "stem" else None
+        self.standardised = way == "standardised"
+        if way == "same":
+            self.features[0] = nn.Conv2d(3, 8, 3, padding="same")
+        if way == "own stack":
+            self.features = Shifted(*self.features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.stem is None else self.stem(x)
+        return super().forward(x - x.mean((2, 3), keepdim=True) if self.standardised else x)
+
+
+@pytest.mark.parametrize("way", ["stem", "standardised", "same", "own stack"])
+def test_bands_of_networks_with_work_before_the_stack_are_those_of_whole_images(
+    photos: list[np.ndarray], way: str
+) -> None:
+    grams = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Stemmed(way)
+    for budget in (10**9, 24_000):
+        gram = svm.GramAccumulator(4, len(photos))
+        options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32}
+        column_tiles.accumulate(
+            network, photos, {"a": "features.0"}, {"a": gram}, budget_bytes=budget, **options
+        )
+        grams.append(gram.gram.astype(np.float32))
+    assert_close(grams[1], grams[0], "gram")
+
+
+@pytest.mark.parametrize("budget", [100, 0, -1])
+def test_budget_below_one_row_is_refused(network: TinyNet, budget: int) -> None:
     with pytest.raises(ArgumentError, match="less than one row"):
-        column_tiles.plan_passes(network, TAPS, 10, SIZE, 4, 100)
+        column_tiles.plan_passes(network, TAPS, 10, SIZE, 4, budget)

@@ -101,6 +101,20 @@ def test_pool_without_a_module_level_name_is_refused(
             extract(network, photos, tmp_path, pool=pool)
 
 
+def test_features_that_are_not_finite_are_refused_and_not_stored(
+    network: TinyNet, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    """The root of a negative value is NaN; a value beyond float16 is infinite."""
+    options: dict[str, Any] = {"root": tmp_path, "preprocess": SMALL, "batch_size": 4}
+    cases: tuple[dict[str, Any], ...]
+    cases = ({"pool": features.pyramid, "dtype": torch.float32}, {"dtype": torch.float16})
+    for more, weight in zip(cases, (-1.0, 6e4), strict=True):
+        network.features[0].weight.data.fill_(weight)
+        with pytest.raises(ArgumentError, match=r"tap 'conv1': NaN or infinity .* of image 0, exp"):
+            extraction.extract(network, photos, {"conv1": "features.0"}, **options, **more)
+    assert not list(tmp_path.rglob("shard-*"))
+
+
 def test_store_key_changes_with_the_architecture(tmp_path: Path) -> None:
     photos = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)]
     for pool in (nn.MaxPool2d(2), nn.AvgPool2d(2)):

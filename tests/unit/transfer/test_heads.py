@@ -351,15 +351,25 @@ def test_network_learns_and_is_reproduced_by_its_seed() -> None:
 def test_training_and_predicting_do_not_change_mode_or_random_state(training: bool) -> None:
     images, y = dark_and_bright()
     net = network().train(training)
+    net[2].train(not training)  # a part that the user has frozen, or not
+    modes = [child.training for child in net.modules()]
     state = torch.get_rng_state()
     heads.train_network(net, images, y, normalise=scaled, config=ScratchConfig(epochs=1, shift=2))
     classes = heads.predict(net, images, normalise=scaled, batch=7)
     # equal, because dropout is off
     np.testing.assert_array_equal(classes, heads.predict(net, images, normalise=scaled))
-    assert net.training == training
+    with pytest.raises(RuntimeError):
+        heads.predict(net, images[:, :2], normalise=scaled)
+    assert [child.training for child in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert heads.train_head(*features(), config=QUICK).module.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_network_without_a_weight_to_train_is_refused() -> None:
+    images, y = dark_and_bright()
+    with pytest.raises(ArgumentError, match="module: every weight of Sequential is frozen"):
+        heads.train_network(network().requires_grad_(False), images, y, normalise=scaled)
 
 
 def test_learning_rate_is_a_cosine_after_an_epoch_for_networks_and_constant_for_heads(

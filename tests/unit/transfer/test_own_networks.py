@@ -184,12 +184,38 @@ def test_state_that_has_no_whole_text_is_refused() -> None:
             extraction.weights_digest(stateful(extra), {"a": ""}, SIZE)
 
 
+@pytest.mark.parametrize("setting", [2, 2.0, "b", (1, 2), {"scale": 2}, torch.tensor([2.0])])
+def test_setting_of_a_module_makes_another_store(
+    photos: list[np.ndarray], tmp_path: Path, setting: Any
+) -> None:
+    """The features of a network with another scale or mode are not those in the store."""
+    network = nn.Sequential(stateful(), nn.Identity())
+    options: dict[str, Any] = {"preprocess": SMALL, "dtype": torch.float32, "root": tmp_path}
+    stores = []
+    for value in (setting, type(setting)(), setting):
+        network[0].setting = value
+        stores.append(extraction.extract(network, photos, ["1"], **options).folder)
+    assert stores[0] == stores[2] != stores[1]
+
+
+def test_number_of_heads_makes_another_store() -> None:
+    digests = []
+    for heads in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same weights
+            block = nn.TransformerEncoderLayer(16, heads, 4, batch_first=True)
+            network = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), block).eval()
+        digests.append(extraction.weights_digest(network, {"a": "2"}, SIZE))
+    assert digests[0] != digests[1]
+
+
 def test_attributes_that_hold_themselves_or_stored_results(network: TinyNet) -> None:
     expected = dry_run.tap_shapes(network, TAPS, SIZE)
     loop: dict[str, object] = {}
     loop["self"] = loop
     network.settings = loop  # type: ignore[assignment]
     assert dry_run.tap_shapes(network, TAPS, SIZE) == expected
+    assert len(extraction.weights_digest(network, TAPS, SIZE)) == 64
     box = threading.local()
     box.result = network.features(torch.zeros(1, 3, SIZE, SIZE))
     network.box = box  # type: ignore[assignment]

@@ -273,7 +273,8 @@ def test_choice_of_c_uses_held_out_training_rows() -> None:
         len(row.folds) == 4 and row.converged and row.mean == np.mean(row.folds) for row in table
     )
     assert C == max(table, key=lambda row: row.mean).C
-    again, same = svm.choose_C(train, Y, [1e-3, 1.0], folds=4, seed=3)
+    four: Any = np.int64(4)
+    again, same = svm.choose_C(train, Y, [1e-3, 1.0], folds=four, seed=3)
     assert (again, [row.folds for row in same]) == (C, [row.folds for row in table])
     (row,) = svm.choose_C(train, Y, [1.0], folds=0.25)[1]
     assert len(row.folds) == 1
@@ -448,7 +449,7 @@ def test_ends_of_the_interval_are_the_closed_form_of_wilson(correct: int, total:
 
 def test_confusion_matrix_has_true_classes_as_rows() -> None:
     np.testing.assert_array_equal(
-        svm.confusion(np.array([0, 0, 1]), np.array([1, 0, 1]), 3),
+        svm.confusion(np.array([0, 0, 1]), np.array([1, 0, 1]), np.array([3])[0]),
         [[1, 1, 0], [0, 1, 0], [0, 0, 0]],
     )
     # The rows follow the order of the classes, and a class that no image has keeps its row.

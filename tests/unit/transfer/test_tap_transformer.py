@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 from collections import OrderedDict
@@ -231,15 +232,17 @@ def test_pool_that_makes_no_row_is_refused_by_fit(pool: Any, message: str) -> No
         TapTransformer(tiny_vgg(), tap, preprocess=SMALL, pool=pool).fit()
 
 
-def test_rows_of_zeros_are_named(photos: list[np.ndarray]) -> None:
-    def zero(value: torch.Tensor) -> torch.Tensor:
-        rows = value.flatten(1).clone()
-        rows[-1] = 0
+@pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
+def test_rows_without_a_norm_are_named(photos: list[np.ndarray], value: float) -> None:
+    def filled(output: torch.Tensor) -> torch.Tensor:
+        rows = output.flatten(1).clone()
+        rows[-1] = value
         return rows
 
-    with pytest.raises(DatasetError, match=r"photo 4: its features at features\.3 are zero"):
-        transformer(pool=zero).fit().transform(photos)
-    assert transformer(pool=zero, normalise=False).fit_transform(photos)[4].max() == 0
+    with pytest.raises(DatasetError, match=r"photo 4: its features at features\.3 are zero, NaN"):
+        transformer(pool=filled).fit().transform(photos)
+    found = transformer(pool=filled, normalise=False).fit_transform(photos)[4]
+    np.testing.assert_array_equal(found, np.full_like(found, value))
 
 
 def test_transform_before_fit_and_unknown_names_are_refused(photos: list[np.ndarray]) -> None:
