@@ -1,4 +1,4 @@
-"""The number type and the precision of products on a device."""
+"""The number type, the precision of products on a device, and the modes of a network."""
 
 from __future__ import annotations
 
@@ -146,6 +146,17 @@ def product_precision(device: str | torch.device, tf32: bool | None = None) -> I
         _tf32.reset(token)
         for owner, name, value in before:
             setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def modes_restored(module: nn.Module) -> Iterator[None]:
+    """A context at whose end every submodule is in train or eval mode again as before."""
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training
 
 
 def matmul_transposed(a: Tensor, b: Tensor) -> Tensor:

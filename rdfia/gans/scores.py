@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rdfia.data.arrays import ArrayLike, Labels, as_tensor, host_array
 from rdfia.data.images import pixel_advice
-from rdfia.device.precision import product_precision
+from rdfia.device.precision import modes_restored, product_precision
 from rdfia.errors import ArgumentError
 
 Array = np.ndarray
@@ -79,16 +79,11 @@ def in_batches(
             f"images: got {len(images)}, batch={batch}: expected images and batch from 1"
         )
     device = next((p.device for p in module.parameters()), images.device)
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        with product_precision(device):
-            return torch.cat(
-                [function(part.to(device)).float().cpu() for part in images.split(batch)]
-            ).numpy()
-    finally:
-        for child, mode in modes:
-            child.training = mode
+    with modes_restored(module), product_precision(device):
+        module.eval()
+        return torch.cat(
+            [function(part.to(device)).float().cpu() for part in images.split(batch)]
+        ).numpy()
 
 
 # --- arrays

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from rdfia.device.memory import images_named_where_refused
+from rdfia.device.precision import modes_restored, product_precision
 from rdfia.errors import ArgumentError, RdfiaError, WeightsError, nearest_first
 from rdfia.models.layer_tables import ARCHITECTURES, architecture, count_by_state_dict
 
@@ -307,17 +307,6 @@ def _ready(module: nn.Module, x: Tensor | np.ndarray) -> Tensor:
     return x.to(weight.device, weight.dtype)
 
 
-@contextlib.contextmanager
-def modes_restored(module: nn.Module) -> Iterator[None]:
-    """A context at whose end every submodule is in train or eval mode again as before."""
-    modes = [(child, child.training) for child in module.modules()]
-    try:
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
-
-
 @torch.inference_mode()
 def classify(
     network: nn.Module | Loaded, x: Tensor | np.ndarray, k: int = 5
@@ -331,7 +320,8 @@ def classify(
     """
     module = network.module if isinstance(network, Loaded) else network
     x = _ready(module, x)
-    with modes_restored(module), images_named_where_refused(module, x):
+    exact = product_precision(x.device)
+    with modes_restored(module), exact, images_named_where_refused(module, x):
         probabilities = module.eval()(x).softmax(dim=1)  # B x classes
     if not 1 <= k <= probabilities.shape[1]:
         raise ArgumentError(

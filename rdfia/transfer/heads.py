@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from rdfia.data.arrays import ArrayLike, Labels, as_tensor, class_numbers
 from rdfia.data.images import pixel_advice
 from rdfia.device.memory import retain_freed_memory
-from rdfia.device.precision import product_precision
+from rdfia.device.precision import modes_restored, product_precision
 from rdfia.errors import ArgumentError, DatasetError, DivergedError
-from rdfia.models.networks import modes_restored
 
 Device = str | torch.device
 

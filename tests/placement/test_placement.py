@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rdfia.errors import BatchReduced
 from rdfia.gradients import fooling, saliency, saliency_scores
+from rdfia.models import networks
 from tests.support.device_cases import CASES
 from tests.support.device_coverage import HOST_ONLY, callables_of_devices, called_with_device
 from tests.support.device_inputs import Results, wide
@@ -124,6 +125,7 @@ def test_products_are_in_float32_in_every_pass() -> None:
     with pretended_device():
         network, x = wide("cuda")
         network.register_forward_hook(lambda *_: settings.add(torch.backends.cudnn.allow_tf32))
+        networks.classify(network, x, k=1)
         fooling.fool_closely(network, x, 1, steps=1)
         saliency_scores.pixel_curve(network, x, 1, np.ones((3, 16, 16)), mode="deletion")
     assert settings == {False}
