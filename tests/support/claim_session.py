@@ -171,10 +171,14 @@ class AccuracyRun:
         finally:
             self.budget.clock.leave(check)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Notes the checks in the order in which they run, which --lf and --ff change last."""
+        if hasattr(self.config, "workerinput"):
+            return  # of pytest -n: the fixture `claim` refuses it
         marks = (
-            (item.nodeid, claim_mark(item)) for item in items if item.get_closest_marker("accuracy")
+            (item.nodeid, claim_mark(item))
+            for item in session.items
+            if item.get_closest_marker("accuracy")
         )
         self.items = {
             node: (mark.args[0], mark.kwargs.get("case") or "") for node, mark in marks if mark
