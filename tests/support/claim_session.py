@@ -266,13 +266,13 @@ class AccuracyRun:
             with _delayed_ctrl_c():  # results that took hours must reach the disk
                 from rdfia.report import page as report_page
 
+                report_page.write_records_and_figures(self.output, self.ledger)
                 if self.ledger.accept:
                     self.ledger.write_baseline()
                 option = self.config.getoption
                 # the training that --stored-runs leaves out is a part of the costs
                 if option("--accept-costs") or (self.ledger.accept and not option("--stored-runs")):
                     self._write_costs()
-                report_page.write_records_and_figures(self.output, self.ledger)
             page = report_page.rebuild(self.output)
             root = self.config.rootpath
             self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)
