@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -284,6 +287,26 @@ def test_kit_scores_last_images_before_the_generators_are_lost(
     for error in (StoreError("a run of another config"), RuntimeError("out of memory")):
         monkeypatch.setattr(bench, "run", Mock(side_effect=error))
         assert gan_runs.make_run("cuda", tmp_path, 0)
+
+
+def test_failed_run_behind_one_that_is_not_made_in_time_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = threading.Event()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # `train` sets them
+    pools = SimpleNamespace(get_context=lambda _way: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr(gan_runs, "multiprocessing", pools)
+    monkeypatch.setitem(gan_runs.PROCESSES, "cpu", 2)
+    monkeypatch.setattr(gan_runs, "milliseconds", lambda _device: {})
+    monkeypatch.setattr(gan_runs, "runs_that_fit", lambda *_: ([0, 1], [1.0, 1.0]))
+    runs = [("MNIST", run) for run in gan_studies.STUDY[:2]]
+    monkeypatch.setattr(gan_runs, "planned_runs", lambda _device: runs)
+    monkeypatch.setattr(gan_runs, "make_run", lambda *where: where[-1] == 1 or late.wait(60))
+    try:
+        assert not gan_runs.train("cpu", 0.02, tmp_path)
+    finally:
+        late.set()
 
 
 @pytest.mark.parametrize(
