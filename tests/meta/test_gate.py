@@ -189,6 +189,11 @@ def test_row_that_the_base_cannot_run_is_new() -> None:
     assert (found.state, found.text) == ("new", "row: the base cannot run it")
 
 
+def test_row_that_is_never_counted_is_never_new() -> None:
+    assert "Frechet distance" not in gate.COUNTED
+    assert gate.new_rows(gate.COUNTED[1:]) == set(gate.COUNTED[:1])
+
+
 def test_samples_alternate_without_garbage_collection() -> None:
     order: list[str] = []
 
