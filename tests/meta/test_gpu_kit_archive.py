@@ -82,13 +82,18 @@ NOTHING_ELSE: dict[str, Any] = {"deferred": {}, "growth": {}, "start": {}, "ceil
 
 
 def packed(
-    tmp_path: Path, device: str, card: str, step: str = "speed", row: str = "cGAN step"
+    tmp_path: Path,
+    device: str,
+    card: str,
+    step: str = "speed",
+    row: str = "cGAN step",
+    cpu: str = "a processor",
 ) -> Path:
     records, out = tmp_path / f"records of {card}", tmp_path / f"out of {card}"
     where = {
         "device": device,
         "accelerator": card,
-        "cpu": "a processor",
+        "cpu": cpu,
         "date": "today",
         "torch": "2.11",
     }
@@ -143,6 +148,10 @@ def test_records_of_two_runs_are_merged(tmp_path: Path) -> None:
         "steps"
     ]
     assert [step["state"] for step in kept] == ["done", "done"]
+    other = packed(tmp_path, "cuda", "A Card", row="cDCGAN step", cpu="another processor")
+    with pytest.raises(ArgumentError, match="would be lost: DCGAN step, cGAN step; move"):
+        archive.receive(other, tmp_path)
+    assert json.loads((target / "summary.json").read_text()) == found
 
 
 def test_part_has_the_commit_of_its_code(tmp_path: Path) -> None:
