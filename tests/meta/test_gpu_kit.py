@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import warnings
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from benchmarks import ROOT
-from benchmarks.gpu_kit import checks, gan_runs, out_of_memory, parity, parts, steps
+from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, steps
 from benchmarks.gpu_kit.__main__ import main
 from benchmarks.workloads import PeerWorkload
 from rdfia.errors import BatchReduced, StoreError
@@ -148,6 +149,26 @@ steps.run(Path(sys.argv[1], "no kit"), "cpu", 0.05, Path(sys.argv[1]))
     )
     (outcome,) = json.loads((tmp_path / "summary.json").read_text())["steps"]
     assert (outcome["state"], outcome["note"]) == ("timed out", "last output: it could write")
+
+
+def test_run_that_is_ended_keeps_what_its_step_wrote(tmp_path: Path) -> None:
+    code = f"""
+import runpy
+from benchmarks.gpu_kit import steps
+words = ("-c", {WRITES + "import time; time.sleep(60)"!r}, "{{out}}")
+steps.STEPS = [steps.Step("long", 1, 0, words)]
+runpy.run_module("benchmarks.gpu_kit", run_name="__main__")
+"""
+    words = ["run", "--device", "cpu", "--minutes", "2", "--out", str(tmp_path)]
+    environment = {**os.environ, **PYTHON, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, env=environment) as run:
+        while not any(tmp_path.glob("rdfia-gpu-kit-*/records/found.json")):
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.terminate()
+    assert run.returncode == 130
+    with tarfile.open(tmp_path / archive.NAME) as records:
+        assert {"found.json", "logs/long.txt"} <= set(records.getnames())
 
 
 def test_each_step_is_saved_before_the_next_begins() -> None:
