@@ -8,6 +8,7 @@ state is not used.
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -425,8 +426,9 @@ def score_by_step(
     scale, "x", "y" or "xy".
     """
     figure, (ax,) = panels(3.0 + 0.17 * len(series))
+    styles = itertools.cycle(LINES)
     for (name, (x, values, errors)), (colour, marker, line) in zip(
-        series.items(), LINES, strict=False
+        series.items(), styles, strict=False
     ):
         mean = np.asarray(values, dtype=float)
         error = 1.96 * np.asarray(errors, dtype=float)
@@ -513,6 +515,7 @@ def losses(rows: npt.ArrayLike, window: int = 50) -> Figure:
             f"losses: got {rows.shape}, expected steps x 4 (loss of D, loss of G, D(x), D(G(z))); "
             "give one row for each step"
         )
+    rows = np.where(np.isfinite(rows), rows, np.nan)  # a diverged step has no place on the axes
     means = np.lib.stride_tricks.sliding_window_view(rows, min(window, len(rows)), axis=0).mean(
         axis=-1
     )
