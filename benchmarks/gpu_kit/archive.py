@@ -34,7 +34,12 @@ def pack(folder: Path, to: Path, limit: int = LIMIT) -> list[str]:
     Records go before figures, small files before large ones, up to `limit` bytes. TooLarge: the
     archive has more all the same.
     """
-    records = [path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES]
+    records = [
+        path
+        for path in folder.rglob("*")
+        # not what a step was writing when it was ended
+        if path.is_file() and path.suffix in SUFFIXES and path.parent.suffix != ".part"
+    ]
     left = 0.98 * limit
     left_out, taken = list[str](), list[Path]()
     for path in sorted(records, key=_priority):

@@ -40,6 +40,7 @@ def test_archive_leaves_large_figures_out_and_names_them(tmp_path: Path) -> None
     noise(records / "figures" / "small.png", 20_000)
     noise(records / "figures" / "large.png", 90_000)
     noise(records / "cache.bin", 10)
+    noise(records / "tme8" / ".claims.json.killed.part" / "claims.json", 10)
     whole = {"device": "cuda", "minutes": 9, "kit": {"unpacked": [], "problems": []}, "steps": []}
     archive.save(records, out, whole, 60_000)
     assert members(out / archive.NAME) == {
