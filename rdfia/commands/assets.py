@@ -173,7 +173,8 @@ _ASSETS: Arguments = {
         "nargs": "?",
         "default": "status",
         "help": "status (default): what is on this machine; fetch: download, verify, unpack; "
-        "verify: check the files (exit code 1: one is wrong, 3: a NAME is missing); prepare: make the faces of TME 9 from CelebA",
+        "verify: check the files (exit code 1: one is wrong, 3: a NAME is missing); "
+        "prepare: make the faces of TME 9 from CelebA",
     },
     "names": {
         "nargs": "*",
