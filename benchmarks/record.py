@@ -69,7 +69,7 @@ class BenchmarkRecord:
 
 
 def merged(before: Json, now: Json) -> Json:
-    """The results `now`, with those of `before` that no row of `now` replaces.
+    """The results `now`, with those of `before` whose rows `now` neither has nor saw fail.
 
     Without those of `before` if its conditions differ in more than time, commit and assets; no row
     reads an asset.
@@ -77,7 +77,7 @@ def merged(before: Json, now: Json) -> Json:
     where, here = ({**run.get("environment", {}), "assets": []} for run in (before, now))
     if list(differences(where, here)):
         return now
-    names = {row["name"] for row in now["rows"]}
+    names = {row["name"] for row in now["rows"]} | {*now.get("failed", ())}
     growth = {
         unit: {**before["growth"].get(unit, {}), **now["growth"].get(unit, {})}
         for unit in {**before["growth"], **now["growth"]}

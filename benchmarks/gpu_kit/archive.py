@@ -253,7 +253,7 @@ def receive(path: Path, root: Path) -> Path:
 
             now = merged(rows, now)
             names = [{row["name"] for row in run["rows"]} for run in (rows, now)]
-            if lost := ", ".join(sorted(names[0] - names[1])):
+            if lost := ", ".join(sorted(names[0] - names[1] - {*now.get("failed", ())})):
                 raise ArgumentError(
                     f"{path} has speed rows of other code, versions or another machine than "
                     f"{target / SPEED}, whose rows would be lost: {lost}; move that folder away "

@@ -349,6 +349,8 @@ def test_rows_of_an_earlier_run_stay_under_the_same_conditions() -> None:
     assert found["rows"] == [{"name": "GAN"}, {"name": "VGG16", "cost": 2}]
     assert found["growth"] == {"seconds": {"a": 1, "b": 2}}
     assert [found["start"], found["ceilings"]] == [{"x": 1}, {"c": 1}]
+    failed = {**now, "failed": {"GAN": "another result"}}
+    assert record.merged(before, failed)["rows"] == now["rows"]
     other = {**now, "environment": {**where, "code": "2"}}
     assert record.merged(before, other) == other
 
