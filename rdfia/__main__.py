@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from rdfia import __version__
 from rdfia.commands import assets, features, images, runs, training
-from rdfia.commands.results import ExitCode
+from rdfia.commands.results import ExitCode, drop_output
 from rdfia.errors import (
     ArgumentError,
     AssetUnavailable,
@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if hasattr(options, "device"):
                 _import_libraries()
             return int(options.run(options))
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        drop_output()
         return ExitCode.SUCCESS
     except KeyboardInterrupt:
         print(f"rdfia: {INTERRUPTED_MESSAGE}", file=sys.stderr)
