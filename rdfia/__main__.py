@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from rdfia import __version__
 from rdfia.commands import assets, features, images, runs, training
-from rdfia.commands.results import ExitCode, drop_output
+from rdfia.commands.results import ExitCode
 from rdfia.errors import (
     ArgumentError,
     AssetUnavailable,
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, run, description, arguments in COMMANDS:
         command = subparsers.add_parser(name, help=description, description=description)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, code=ExitCode.SUCCESS)
         for argument, options in arguments.items():
             command.add_argument(argument, **options)
     return parser
@@ -82,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if hasattr(options, "device"):
                 _import_libraries()
             return int(options.run(options))
-    except BrokenPipeError:
-        drop_output()
-        return ExitCode.SUCCESS
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(options.code)  # what the command had found before it printed
     except KeyboardInterrupt:
         print(f"rdfia: {INTERRUPTED_MESSAGE}", file=sys.stderr)
         return ExitCode.INTERRUPTED

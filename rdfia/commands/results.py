@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -25,11 +23,6 @@ class ExitCode(IntEnum):
     WRONG_ARGUMENT = 2
     ASSET_MISSING = 3
     INTERRUPTED = 130  # by Ctrl-C
-
-
-def drop_output() -> None:
-    """Drops further standard output: its reader, such as `head`, has closed the pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress_bar(items: Iterable[Item], total: int, label: str) -> Iterable[Item]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rdfia.commands.arguments import Arguments, Command
-from rdfia.commands.results import ExitCode, drop_output
+from rdfia.commands.results import ExitCode
 from rdfia.errors import ArgumentError, printable, printable_line
 
 LATEST = Path("reports/latest")  # the last run
@@ -65,14 +65,12 @@ def _compare(options: argparse.Namespace) -> int:
     from rdfia.report import comparison
 
     found = comparison.compare(options.before, options.after)
-    lines = comparison.as_markdown(found) if options.markdown else comparison.as_text(found)
+    options.code = ExitCode.FAILED if found.worse else ExitCode.SUCCESS
     if options.page:
         files.write_atomic(options.page, comparison.as_page(found).encode())
-    try:
-        print(*map(printable, lines), sep="\n", flush=True)
-    except BrokenPipeError:  # the outcome counts, whatever of it `head` has read
-        drop_output()
-    return ExitCode.FAILED if found.worse else ExitCode.SUCCESS
+    lines = comparison.as_markdown(found) if options.markdown else comparison.as_text(found)
+    print(*map(printable, lines), sep="\n", flush=True)
+    return int(options.code)
 
 
 _FOLDER: Arguments = {
