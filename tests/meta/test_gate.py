@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import math
 import os
 import re
@@ -310,6 +311,19 @@ def test_row_is_measured_once_and_written_at_once(
     assert (measured, written) == (["row"], [] if fault else [["row"]])
     assert minutes.rows_left == 1
     assert "row" in (found.rows | minutes.deferred | minutes.failed)
+
+
+@pytest.mark.parametrize("earlier", ["<<<<<<< HEAD\n{}", "[]", '{"rows": [{}]}'])
+def test_earlier_file_that_cannot_be_read_costs_no_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, earlier: str
+) -> None:
+    monkeypatch.setattr(record.environment, "environment", lambda *_: {})
+    monkeypatch.setattr(record, "committed_records", lambda _root: [])
+    monkeypatch.setattr(record, "ceilings", lambda _device: {})
+    (tmp_path / "benchmarks.json").write_text(earlier)
+    found = record.BenchmarkRecord(tmp_path, "cpu", Budget(), rows={"a": {"name": "a"}})
+    found.write()
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["rows"] == [{"name": "a"}]
 
 
 def test_samples_are_replayed_and_not_timed_again() -> None:
