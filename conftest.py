@@ -260,6 +260,8 @@ def claim(request: pytest.FixtureRequest) -> ClaimCheck:
             f"{request.node.nodeid}: uses the fixture `claim` without a claim; mark the test with "
             "@pytest.mark.claim(<id>), for example 'tme7.q1.total'"
         )
+    if hasattr(request.config, "workerinput"):
+        pytest.fail("-n: each process would replace the records of the others; leave -n out")
     return ClaimCheck(request.config.stash[RUN], request.node.nodeid, mark)
 
 

@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,11 @@ def count_row(name: str, device: str) -> Json:
         for network, n in zip("DG", parameter_counts(config.architecture), strict=True):
             found[f"{kind} {network}"] = n
     return found
+
+
+def new_rows(base: Container[str]) -> set[str]:
+    """The rows that are new since the baseline `base`; one that is not counted is never new."""
+    return {row for row in COUNTED if row not in base}
 
 
 class Finding(NamedTuple):

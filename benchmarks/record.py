@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from rdfia.claims.ledger import committed_records
 from rdfia.data import files
 from rdfia.device.precision import fast_dtype
 from rdfia.report import environment
+from rdfia.report.benchmarks import BROKEN
 from tests.support.same_answer import differences
 
 
@@ -65,11 +67,13 @@ class BenchmarkRecord:
             "failed": self.budget.failed,
         }
         path = self.folder / "benchmarks.json"
-        files.write_json(path, merged(files.read_json(path), found) if path.exists() else found)
+        with contextlib.suppress(*BROKEN):  # a file that cannot be read costs no measurement
+            found = merged(files.read_json(path), found)
+        files.write_json(path, found)
 
 
 def merged(before: Json, now: Json) -> Json:
-    """The results `now`, with those of `before` that no row of `now` replaces.
+    """The results `now`, with those of `before` whose rows `now` neither has nor saw fail.
 
     Without those of `before` if its conditions differ in more than time, commit and assets; no row
     reads an asset.
@@ -77,7 +81,7 @@ def merged(before: Json, now: Json) -> Json:
     where, here = ({**run.get("environment", {}), "assets": []} for run in (before, now))
     if list(differences(where, here)):
         return now
-    names = {row["name"] for row in now["rows"]}
+    names = {row["name"] for row in now["rows"]} | {*now.get("failed", ())}
     growth = {
         unit: {**before["growth"].get(unit, {}), **now["growth"].get(unit, {})}
         for unit in {**before["growth"], **now["growth"]}

@@ -7,7 +7,17 @@ import subprocess
 import pytest
 
 from benchmarks import ROOT, counters
-from benchmarks.gate import CONTROL, COUNTED, STATUS, Finding, Key, Race, checkout, count_row
+from benchmarks.gate import (
+    CONTROL,
+    COUNTED,
+    STATUS,
+    Finding,
+    Key,
+    Race,
+    checkout,
+    count_row,
+    new_rows,
+)
 from benchmarks.session import GateRun
 from benchmarks.workloads import GATE
 
@@ -47,7 +57,7 @@ def race(request: pytest.FixtureRequest, gate: GateRun) -> dict[Key, Finding]:
     limits |= {(row, "base"): 1.0 for row in GATE if row in rows}
     with checkout(asked) as tree:
         before = counters.baselines(tree / counters.BASELINE.relative_to(ROOT))
-        gate.new = {row for row in GATE if row not in before.get(gate.key, {})}
+        gate.new = new_rows(before.get(gate.key, {}))
         made = Race(tree, gate.device)
         found = made.run(limits)
     if len(set(made.threads)) > 1:

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, run, description, arguments in COMMANDS:
         command = subparsers.add_parser(name, help=description, description=description)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, code=ExitCode.SUCCESS)
         for argument, options in arguments.items():
             command.add_argument(argument, **options)
     return parser
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(options))
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.SUCCESS
+        return int(options.code)  # what the command had found before it printed
     except KeyboardInterrupt:
         print(f"rdfia: {INTERRUPTED_MESSAGE}", file=sys.stderr)
         return ExitCode.INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,8 +46,14 @@ def _receive(options: argparse.Namespace) -> int:
     return 0
 
 
+def _interrupt(*_: object) -> None:
+    """Ends a run as Ctrl-C does; once, as the command `timeout` may send SIGTERM twice."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status, 2 after an error of the user."""
+    """Runs a command; returns the exit status, 2 after an error of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.gpu_kit", description=f"{__doc__} {LIMITS}"
     )
@@ -83,7 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RdfiaError as error:
         print(f"gpu_kit: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("gpu_kit: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main())

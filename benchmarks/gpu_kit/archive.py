@@ -34,7 +34,12 @@ def pack(folder: Path, to: Path, limit: int = LIMIT) -> list[str]:
     Records go before figures, small files before large ones, up to `limit` bytes. TooLarge: the
     archive has more all the same.
     """
-    records = [path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES]
+    records = [
+        path
+        for path in folder.rglob("*")
+        # not what a step was writing when it was ended
+        if path.is_file() and path.suffix in SUFFIXES and path.parent.suffix != ".part"
+    ]
     left = 0.98 * limit
     left_out, taken = list[str](), list[Path]()
     for path in sorted(records, key=_priority):
@@ -212,7 +217,8 @@ def receive(path: Path, root: Path) -> Path:
     """Unpacks an archive below `root`/cuda; returns that folder.
 
     Earlier records of other steps and rows stay. ArgumentError: the file is not the archive of a
-    run, its run was not on CUDA, or the earlier records are of another card.
+    run, its run was not on CUDA, or the earlier records are of another card, or their rows of
+    other conditions.
     """
     with tempfile.TemporaryDirectory(prefix="rdfia-received-") as temporary:
         try:
@@ -241,12 +247,21 @@ def receive(path: Path, root: Path) -> Path:
                 f"{path} does not name its card: its step `environment` failed; "
                 "see logs/environment.txt in it"
             )
-        rows = _read(target / SPEED)
-        shutil.copytree(temporary, target, dirs_exist_ok=True)
-    if rows and (now := _read(target / SPEED)) != rows:
-        from benchmarks.record import merged
+        rows, now = _read(target / SPEED), _read(Path(temporary, SPEED))
+        if rows and now:
+            from benchmarks.record import merged
 
-        data_files.write_json(target / SPEED, merged(rows, now))
+            now = merged(rows, now)
+            names = [{row["name"] for row in run["rows"]} for run in (rows, now)]
+            if lost := ", ".join(sorted(names[0] - names[1] - {*now.get("failed", ())})):
+                raise ArgumentError(
+                    f"{path} has speed rows of other code, versions or another machine than "
+                    f"{target / SPEED}, whose rows would be lost: {lost}; move that folder away "
+                    "first"
+                )
+        shutil.copytree(temporary, target, dirs_exist_ok=True)
+    if now:
+        data_files.write_json(target / SPEED, now)
     if kept:
         data_files.write_json(target / "summary.json", summary(target, _merged_runs(kept, found)))
     return target

@@ -152,16 +152,16 @@ def train(device: str, minutes: float, to: Path) -> bool:
     os.environ |= dict.fromkeys(
         ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
     )
-    failed = []
-    with (
-        contextlib.suppress(multiprocessing.TimeoutError, KeyboardInterrupt),
-        multiprocessing.get_context("spawn").Pool(processes) as pool,
-    ):
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         make = functools.partial(make_run, device, to)
-        for result in [pool.apply_async(make, [i]) for i in fit]:
-            failed.append(result.get(max(0.0, end - time.monotonic())))
+        results = [pool.apply_async(make, [i]) for i in fit]
+        with contextlib.suppress(KeyboardInterrupt):
+            for result in results:
+                result.wait(max(0.0, end - time.monotonic()))
+        # also of those behind a run that was not made in time
+        failed = sum(result.get() for result in results if result.ready())
     made = {path.stem for path in to.glob("studies/*/*.json")}
     plan["made"] = [names[i] for i in fit if runs[i][1].name in made]
     files.write_json(to / "plan.json", plan)
-    print(f"{len(plan['made'])} of {len(fit)} chosen runs were made; {sum(failed)} failed")
-    return not any(failed)
+    print(f"{len(plan['made'])} of {len(fit)} chosen runs were made; {failed} failed")
+    return not failed

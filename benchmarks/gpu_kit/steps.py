@@ -193,7 +193,12 @@ def run_steps(
             note += f"--steps {step.name}"
             found.append(Outcome(step.name, "deferred", allowed=round(allowed, 1), note=note))
         else:
-            found.append(attempt(step, allowed))
+            try:
+                found.append(attempt(step, allowed))
+            except KeyboardInterrupt:  # the step was interrupted too, and wrote what it had
+                found.append(Outcome(step.name, "timed out", note="the run was interrupted"))
+                save(found)
+                raise
         save(found)
     return found
 

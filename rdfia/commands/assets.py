@@ -145,22 +145,23 @@ def _assets(options: argparse.Namespace) -> int:
         return _fetch(options.names, options.to, options.json)
     records = assets.asset_states(options.names, fresh=options.action == "verify")
     for record in records:
-        lacking = record["state"] in ("missing", "corrupt")
-        name = record["name"]
-        record["waiting"] = [c.id for c in CLAIMS.values() if lacking and name in c.needs]
-        record["also"] = [c.id for c in CLAIMS.values() if lacking and name in c.also]
+        claims = CLAIMS.values() if record["state"] in ("missing", "corrupt") else ()
+        record["waiting"] = [claim.id for claim in claims if record["name"] in claim.needs]
+        record["also"] = [claim.id for claim in claims if record["name"] in claim.also]
     if options.json:
         print(json.dumps(records, indent=1))
     else:
-        here = sum(bool(record["source"]) for record in records)
         where = f"is {os.environ['RDFIA_ASSETS']}" if assets.assets_dir() else "is not set"
         print(
-            f"{here} of {len(records)} assets are on this machine; "
+            f"{sum(bool(record['source']) for record in records)} of {len(records)} assets are "
+            "on this machine; "
             f"RDFIA_ASSETS {printable_line(where)}\n"
         )
         print(*map(printable, _table(records)), sep="\n")
     wrong = any(record["state"] == "corrupt" or record["problem"] for record in records)
-    return ExitCode.FAILED if options.action == "verify" and wrong else ExitCode.SUCCESS
+    absent = options.names and any(record["state"] == "missing" for record in records)
+    code = ExitCode.FAILED if wrong else ExitCode.ASSET_MISSING if absent else ExitCode.SUCCESS
+    return code if options.action == "verify" else ExitCode.SUCCESS
 
 
 _ASSETS: Arguments = {
@@ -169,7 +170,8 @@ _ASSETS: Arguments = {
         "nargs": "?",
         "default": "status",
         "help": "status (default): what is on this machine; fetch: download, verify, unpack; "
-        "verify: check the files; prepare: make the faces of TME 9 from CelebA",
+        "verify: check the files (exit code 1: one is wrong, 3: a NAME is missing); "
+        "prepare: make the faces of TME 9 from CelebA",
     },
     "names": {
         "nargs": "*",

@@ -65,11 +65,12 @@ def _compare(options: argparse.Namespace) -> int:
     from rdfia.report import comparison
 
     found = comparison.compare(options.before, options.after)
-    lines = comparison.as_markdown(found) if options.markdown else comparison.as_text(found)
-    print(*map(printable, lines), sep="\n")
+    options.code = ExitCode.FAILED if found.worse else ExitCode.SUCCESS
     if options.page:
         files.write_atomic(options.page, comparison.as_page(found).encode())
-    return ExitCode.FAILED if found.worse else ExitCode.SUCCESS
+    lines = comparison.as_markdown(found) if options.markdown else comparison.as_text(found)
+    print(*map(printable, lines), sep="\n", flush=True)
+    return int(options.code)
 
 
 _FOLDER: Arguments = {

@@ -8,6 +8,7 @@ state is not used.
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -426,7 +427,7 @@ def score_by_step(
     """
     figure, (ax,) = panels(3.0 + 0.17 * len(series))
     for (name, (x, values, errors)), (colour, marker, line) in zip(
-        series.items(), LINES, strict=False
+        series.items(), itertools.cycle(LINES), strict=False
     ):
         mean = np.asarray(values, dtype=float)
         error = 1.96 * np.asarray(errors, dtype=float)
@@ -513,9 +514,10 @@ def losses(rows: npt.ArrayLike, window: int = 50) -> Figure:
             f"losses: got {rows.shape}, expected steps x 4 (loss of D, loss of G, D(x), D(G(z))); "
             "give one row for each step"
         )
-    means = np.lib.stride_tricks.sliding_window_view(rows, min(window, len(rows)), axis=0).mean(
-        axis=-1
-    )
+    # an infinite mean would be a limit of the axes
+    means = np.lib.stride_tricks.sliding_window_view(
+        np.where(np.isfinite(rows), rows, np.nan), min(window, len(rows)), axis=0
+    ).mean(axis=-1)
     x = np.arange(len(means)) + (len(rows) - len(means)) / 2 + 1  # the middle of each window
     figure, axes = panels(4.6, 2, sharex=True)
     for i, name in enumerate(("loss of D", "loss of G", "D(x)", "D(G(z))")):

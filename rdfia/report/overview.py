@@ -345,7 +345,8 @@ def _run_rows(runs: Sequence[tuple[str, Json]]) -> list[list[Any]]:
     rows = []
     for folder, run in runs:
         where: Mapping[str, Any] = run["environment"]
-        checks = sum(r.outcome in OUTCOMES and not is_stale(r) for r in run["records"])
+        known = [r for r in run["records"] if r.id in CLAIMS and r.outcome in OUTCOMES]
+        checks = sum(not is_stale(r) for r in known)
         if not checks:
             continue
         facts = (where.get(name) or "?" for name in ("compute type", "torch", "commit"))
@@ -371,7 +372,8 @@ def write(root: Path) -> Path:
     for drawn in shown:
         files.write_atomic(root / "docs" / drawn.picture.file, published(drawn.source))
     names = {Path(drawn.picture.file).name for drawn in shown}
-    for path in folder.glob("*"):  # none where the folder does not exist
+    files.remove_unfinished(folder)
+    for path in folder.glob("[!.]*"):  # none where the folder does not exist
         if path.name not in names:
             path.unlink()
     files.write_atomic(root / "docs" / "index.html", html(runs, shown).encode())

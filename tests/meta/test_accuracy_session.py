@@ -130,6 +130,35 @@ def test_check_that_does_not_fit_is_deferred_and_fails_under_require_all(
     assert run(project, "--minutes", "1e9").ret == 0
 
 
+@pytest.fixture
+def two(project: pytest.Pytester) -> pytest.Pytester:
+    """A project with a check whose asset is missing, and then one that has the outcome of its pin.
+
+    The second one failed in the last run.
+    """
+    write(project, NEEDS, "tests/accuracy/test_tme7_first.py")
+    write(project, MEASURES, value=13)
+    pin(project, PIN)
+    cache = project.path / ".pytest_cache" / "v" / "cache"
+    cache.mkdir(parents=True)
+    (cache / "lastfailed").write_text('{"tests/accuracy/test_tme7_planted.py::test_total": true}')
+    return project
+
+
+def test_check_that_failed_first_is_deferred_by_its_own_cost(two: pytest.Pytester) -> None:
+    costs = {"short": {"own": {"cpu float32": {"tme7.q1.total": 1e9, "tme7.q3.animals": 1.0}}}}
+    (two.path / "reports" / "baseline" / "costs.json").write_text(json.dumps(costs))
+    late = two.runpytest_inprocess("--failed-first", "--minutes", "0.1")
+    late.stdout.fnmatch_lines(["deferred*tme7.q1.total: it would*", "unavailable*tme7.q3.animals*"])
+
+
+def test_claims_in_several_processes_are_refused(two: pytest.Pytester) -> None:
+    result = two.runpytest_subprocess("-n", "1", "--benchmark-disable")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*each process would replace the records of the others*"])
+    assert not (two.path / "reports" / "latest").exists()
+
+
 def test_missing_asset_skips_unless_required(project: pytest.Pytester) -> None:
     write(project, MEASURES, value=13)
     write(project, NEEDS, "tests/accuracy/test_tme7_animals.py")

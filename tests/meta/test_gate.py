@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import math
 import os
 import re
@@ -189,6 +190,11 @@ def test_row_that_the_base_cannot_run_is_new() -> None:
     assert (found.state, found.text) == ("new", "row: the base cannot run it")
 
 
+def test_row_that_is_never_counted_is_never_new() -> None:
+    assert "Frechet distance" not in gate.COUNTED
+    assert gate.new_rows(gate.COUNTED[1:]) == set(gate.COUNTED[:1])
+
+
 def test_samples_alternate_without_garbage_collection() -> None:
     order: list[str] = []
 
@@ -307,6 +313,19 @@ def test_row_is_measured_once_and_written_at_once(
     assert "row" in (found.rows | minutes.deferred | minutes.failed)
 
 
+@pytest.mark.parametrize("earlier", ["<<<<<<< HEAD\n{}", "[]", '{"rows": [{}]}'])
+def test_earlier_file_that_cannot_be_read_costs_no_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, earlier: str
+) -> None:
+    monkeypatch.setattr(record.environment, "environment", lambda *_: {})
+    monkeypatch.setattr(record, "committed_records", lambda _root: [])
+    monkeypatch.setattr(record, "ceilings", lambda _device: {})
+    (tmp_path / "benchmarks.json").write_text(earlier)
+    found = record.BenchmarkRecord(tmp_path, "cpu", Budget(), rows={"a": {"name": "a"}})
+    found.write()
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["rows"] == [{"name": "a"}]
+
+
 def test_samples_are_replayed_and_not_timed_again() -> None:
     replay, seconds = Replay(), list[float]()
 
@@ -344,6 +363,8 @@ def test_rows_of_an_earlier_run_stay_under_the_same_conditions() -> None:
     assert found["rows"] == [{"name": "GAN"}, {"name": "VGG16", "cost": 2}]
     assert found["growth"] == {"seconds": {"a": 1, "b": 2}}
     assert [found["start"], found["ceilings"]] == [{"x": 1}, {"c": 1}]
+    failed = {**now, "failed": {"GAN": "another result"}}
+    assert record.merged(before, failed)["rows"] == now["rows"]
     other = {**now, "environment": {**where, "code": "2"}}
     assert record.merged(before, other) == other
 

@@ -7,10 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,7 +22,7 @@ import pytest
 import torch
 
 from benchmarks import ROOT
-from benchmarks.gpu_kit import checks, gan_runs, out_of_memory, parity, parts, steps
+from benchmarks.gpu_kit import archive, checks, gan_runs, out_of_memory, parity, parts, steps
 from benchmarks.gpu_kit.__main__ import main
 from benchmarks.workloads import PeerWorkload
 from rdfia.errors import BatchReduced, StoreError
@@ -145,6 +149,26 @@ steps.run(Path(sys.argv[1], "no kit"), "cpu", 0.05, Path(sys.argv[1]))
     )
     (outcome,) = json.loads((tmp_path / "summary.json").read_text())["steps"]
     assert (outcome["state"], outcome["note"]) == ("timed out", "last output: it could write")
+
+
+def test_run_that_is_ended_keeps_what_its_step_wrote(tmp_path: Path) -> None:
+    code = f"""
+import runpy
+from benchmarks.gpu_kit import steps
+words = ("-c", {WRITES + "import time; time.sleep(60)"!r}, "{{out}}")
+steps.STEPS = [steps.Step("long", 1, 0, words)]
+runpy.run_module("benchmarks.gpu_kit", run_name="__main__")
+"""
+    words = ["run", "--device", "cpu", "--minutes", "2", "--out", str(tmp_path)]
+    environment = {**os.environ, **PYTHON, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, env=environment) as run:
+        while not any(tmp_path.glob("rdfia-gpu-kit-*/records/found.json")):
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.terminate()
+    assert run.returncode == 130
+    with tarfile.open(tmp_path / archive.NAME) as records:
+        assert {"found.json", "logs/long.txt"} <= set(records.getnames())
 
 
 def test_each_step_is_saved_before_the_next_begins() -> None:
@@ -284,6 +308,26 @@ def test_kit_scores_last_images_before_the_generators_are_lost(
     for error in (StoreError("a run of another config"), RuntimeError("out of memory")):
         monkeypatch.setattr(bench, "run", Mock(side_effect=error))
         assert gan_runs.make_run("cuda", tmp_path, 0)
+
+
+def test_failed_run_behind_one_that_is_not_made_in_time_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = threading.Event()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # `train` sets them
+    pools = SimpleNamespace(get_context=lambda _way: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr(gan_runs, "multiprocessing", pools)
+    monkeypatch.setitem(gan_runs.PROCESSES, "cpu", 2)
+    monkeypatch.setattr(gan_runs, "milliseconds", lambda _device: {})
+    monkeypatch.setattr(gan_runs, "runs_that_fit", lambda *_: ([0, 1], [1.0, 1.0]))
+    runs = [("MNIST", run) for run in gan_studies.STUDY[:2]]
+    monkeypatch.setattr(gan_runs, "planned_runs", lambda _device: runs)
+    monkeypatch.setattr(gan_runs, "make_run", lambda *where: where[-1] == 1 or late.wait(60))
+    try:
+        assert not gan_runs.train("cpu", 0.02, tmp_path)
+    finally:
+        late.set()
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_archive_leaves_large_figures_out_and_names_them(tmp_path: Path) -> None
     noise(records / "figures" / "small.png", 20_000)
     noise(records / "figures" / "large.png", 90_000)
     noise(records / "cache.bin", 10)
+    noise(records / "tme8" / ".claims.json.killed.part" / "claims.json", 10)
     whole = {"device": "cuda", "minutes": 9, "kit": {"unpacked": [], "problems": []}, "steps": []}
     archive.save(records, out, whole, 60_000)
     assert members(out / archive.NAME) == {
@@ -82,13 +83,18 @@ NOTHING_ELSE: dict[str, Any] = {"deferred": {}, "growth": {}, "start": {}, "ceil
 
 
 def packed(
-    tmp_path: Path, device: str, card: str, step: str = "speed", row: str = "cGAN step"
+    tmp_path: Path,
+    device: str,
+    card: str,
+    step: str = "speed",
+    row: str = "cGAN step",
+    cpu: str = "a processor",
 ) -> Path:
     records, out = tmp_path / f"records of {card}", tmp_path / f"out of {card}"
     where = {
         "device": device,
         "accelerator": card,
-        "cpu": "a processor",
+        "cpu": cpu,
         "date": "today",
         "torch": "2.11",
     }
@@ -143,6 +149,10 @@ def test_records_of_two_runs_are_merged(tmp_path: Path) -> None:
         "steps"
     ]
     assert [step["state"] for step in kept] == ["done", "done"]
+    other = packed(tmp_path, "cuda", "A Card", row="cDCGAN step", cpu="another processor")
+    with pytest.raises(ArgumentError, match="would be lost: DCGAN step, cGAN step; move"):
+        archive.receive(other, tmp_path)
+    assert json.loads((target / "summary.json").read_text()) == found
 
 
 def test_part_has_the_commit_of_its_code(tmp_path: Path) -> None:

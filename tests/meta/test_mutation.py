@@ -281,6 +281,9 @@ def test_lines_are_measured_once_and_tests_that_compare_bytes_are_left_out(
     } == {name: rows for name, rows in LINES.items() if rows}
     Suite(project, tmp_path, ["tests"]).measure([worker], said.append)
     assert len(said) == 3
+    suite._stored(SMALL).write_text('{"key": "1", "sec')  # cut by a kill
+    Suite(project, tmp_path, ["tests"]).measure([worker], said.append)
+    assert len(said) == 4
 
 
 def many() -> list[Mutant]:

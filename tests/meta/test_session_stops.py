@@ -136,6 +136,17 @@ def test_crash_in_one_claim_does_not_prevent_the_page(project: pytest.Pytester) 
     assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
 
 
+def test_pins_that_cannot_be_written_do_not_cost_the_records(project: pytest.Pytester) -> None:
+    write(project, MEASURES, value=13)
+    planted = project.path / "tests" / "accuracy" / "test_tme7_planted.py"
+    lines = "import os\n    os.makedirs('reports/baseline/pins.json')\n    claim.measured("
+    planted.write_text(planted.read_text().replace("claim.measured(", lines))
+    result = run(project, "--accept")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["FAILED: the page was not written: cannot write *pins.json*"])
+    assert records(project)["tme7.q1.total"]["verdict"] == "reproduced"
+
+
 def test_progress_is_printed_while_pytest_captures(project: pytest.Pytester) -> None:
     write(
         project,

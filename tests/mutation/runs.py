@@ -8,6 +8,7 @@ is left out with those that fail anyway.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import itertools
 import json
@@ -19,7 +20,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -153,7 +153,7 @@ class Worker:
             raise RuntimeError(f"the process of {self.tree} ended; its tests wrote {self.log}")
         return dict(json.loads(line))
 
-    @contextmanager
+    @contextlib.contextmanager
     def mutated(self, mutant: Mutant) -> Iterator[None]:
         """The copy has the mutant."""
         path = module_path(self.tree, mutant.module)
@@ -197,8 +197,9 @@ class Suite:
         stale = []
         for name in self.names:
             key = package + _digest([self.root / name, self.root / "conftest.py"])
-            stored = self._stored(name)
-            known = json.loads(stored.read_text("utf-8")) if stored.exists() else {}
+            known = {}
+            with contextlib.suppress(FileNotFoundError, ValueError):  # a kill may have cut it
+                known = json.loads(self._stored(name).read_text("utf-8"))
             self.files[name] = TestFile(**known) if known.get("key") == key else TestFile(key)
             if known.get("key") != key:
                 stale.append(name)

@@ -171,10 +171,14 @@ class AccuracyRun:
         finally:
             self.budget.clock.leave(check)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Notes the checks in the order in which they run, which --lf and --ff change last."""
+        if hasattr(self.config, "workerinput"):
+            return  # of pytest -n: the fixture `claim` refuses it
         marks = (
-            (item.nodeid, claim_mark(item)) for item in items if item.get_closest_marker("accuracy")
+            (item.nodeid, claim_mark(item))
+            for item in session.items
+            if item.get_closest_marker("accuracy")
         )
         self.items = {
             node: (mark.args[0], mark.kwargs.get("case") or "") for node, mark in marks if mark
@@ -262,13 +266,13 @@ class AccuracyRun:
             with _delayed_ctrl_c():  # results that took hours must reach the disk
                 from rdfia.report import page as report_page
 
+                report_page.write_records_and_figures(self.output, self.ledger)
                 if self.ledger.accept:
                     self.ledger.write_baseline()
                 option = self.config.getoption
                 # the training that --stored-runs leaves out is a part of the costs
                 if option("--accept-costs") or (self.ledger.accept and not option("--stored-runs")):
                     self._write_costs()
-                report_page.write_records_and_figures(self.output, self.ledger)
             page = report_page.rebuild(self.output)
             root = self.config.rootpath
             self.closing = str(page.relative_to(root) if page.is_relative_to(root) else page)

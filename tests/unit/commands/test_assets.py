@@ -60,6 +60,7 @@ def test_status_names_every_claim_that_uses_a_missing_asset(
 def test_verify_fails_after_one_changed_byte(
     capsys: pytest.CaptureFixture[str], empty_assets: Path
 ) -> None:
+    assert main(["assets", "verify", "vgg16-full"]) == 3
     assert main(["assets", "fetch", "digits"]) == 0
     assert main(["assets", "verify", "digits"]) == 0
     path = empty_assets / "data" / "digits" / "mnist_5k.csv.gz"

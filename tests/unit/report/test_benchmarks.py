@@ -90,6 +90,7 @@ def test_section_has_rows_start_growth_and_claims(tmp_path: Path) -> None:
     }
     where = {**WHERE, "set in the environment": "ATEN_CPU_CAPABILITY=avx2"}
     run = {"rows": [ROW], "environment": where, "growth": grown, **kept}
+    run |= {"deferred": {"fooling": "not begun"}, "failed": {"saliency": "is not that of captum"}}
     (tmp_path / "benchmarks.json").write_text(json.dumps(run))
     html = benchmarks.benchmarks(tmp_path, tmp_path / "verified")
     assert "the lab&#39;s &lt;loop&gt;" in html
@@ -99,6 +100,8 @@ def test_section_has_rows_start_growth_and_claims(tmp_path: Path) -> None:
     assert html.count("<img") == 2
     assert "0.0444" in html
     assert "tme7.bfloat16/&lt;net&gt;" in html
+    assert "fooling: not begun" in html
+    assert "saliency: is not that of captum" in html
     assert "Nothing was measured on a CUDA device" in html
     assert (tmp_path / "figures" / "speed-ratios.png").exists()
 

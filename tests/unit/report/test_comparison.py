@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -202,6 +203,20 @@ def test_stopped_run_among_several_explains_no_missing_check(
     for folder, code in (("stopped", 0), ("", 1)):
         assert main(["compare", before, str(tmp_path / "b" / folder)]) == code
         assert ("stopped: 3 of 4" in capsys.readouterr().out) == (code == 0)
+
+
+def test_closed_pipe_changes_no_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: Callable[..., tuple[int, list[str]]]
+) -> None:
+    """As of `rdfia compare A B | head -1`, where the shell has `pipefail`."""
+    read, write = os.pipe()
+    os.close(read)
+    page, other = tmp_path / "page.html", a_run()
+    contradicts(other)
+    with monkeypatch.context() as patch, open(write, "w") as closed:
+        patch.setattr("sys.stdout", closed)
+        assert compared(a_run(), other, "--page", str(page))[0] == 1
+    assert page.exists()
 
 
 def test_equal_runs_have_no_section(compared: Callable[..., tuple[int, list[str]]]) -> None:

@@ -38,3 +38,13 @@ def test_changed_checkout_is_not_called_clean(checkout: Path, change: str) -> No
     now = environment.environment(checkout, "cpu", "short")
     assert (now["commit"], now["uncommitted files"]) == (found["commit"], 1)
     assert environment.checkout_commit(checkout) == f"{found['commit']}, with uncommitted files"
+
+
+def test_commit_of_a_folder_above_is_not_that_of_the_code(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RDFIA_COMMIT", "0123456789ab")
+    (checkout / "unpacked").mkdir()
+    found = environment.environment(checkout / "unpacked", "cpu", "short")
+    assert (found["commit"], found["uncommitted files"]) == ("0123456789ab", None)
+    assert environment.checkout_commit(checkout / "unpacked") is None

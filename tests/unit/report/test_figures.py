@@ -254,7 +254,14 @@ def test_losses_are_means_at_the_middle_of_their_window() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("rows", [np.full((60, 4), np.nan), np.ones((1, 4)), np.zeros((20, 4))])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        *(np.full((60, 4), value) for value in (np.nan, np.inf)),
+        np.ones((1, 4)),
+        np.zeros((20, 4)),
+    ],
+)
 def test_losses_of_a_diverged_or_short_run_are_drawn(rows: Any) -> None:
     assert figures.png(figures.losses(rows))
 
@@ -281,6 +288,12 @@ def test_scores_by_step_show_their_numbers_and_bands() -> None:
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("training step (log scale)", "share (log scale)")
     band = ax.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(0.9 + 1.96 * 0.01)
+
+
+def test_every_series_is_drawn_where_there_are_more_than_styles() -> None:
+    n = len(figures.LINES) + 2
+    figure = figures.score_by_step({f"{i}": ([1, 2], [i, i], [0, 0]) for i in range(n)}, "share")
+    assert len(bold(figure.axes[0])) == len(figure.legends[0].get_texts()) == n
 
 
 def test_curves_are_means_of_samples_with_the_band_of_their_standard_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import math
 import re
@@ -191,6 +192,7 @@ def test_written_page_removes_pictures_that_it_no_longer_shows(tmp_path: Path) -
     Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
     files.write_atomic(folder / "figures" / "figure12-a.png", buffer.getvalue())
     files.write_atomic(tmp_path / "docs" / "pictures" / "old.png", buffer.getvalue())
+    (tmp_path / "docs" / "pictures" / ".a.png.killed.part").mkdir()  # while it was written
     page = overview.write(tmp_path)
     assert [path.name for path in (page.parent / "pictures").iterdir()] == ["cpu-figure12-a.webp"]
     assert 'src="pictures/cpu-figure12-a.webp"' in page.read_text("utf-8")
@@ -344,7 +346,9 @@ def test_page_lists_what_a_check_contradicts_and_what_is_on_a_substitute() -> No
 
 def test_runs_count_the_checks_that_the_page_shows() -> None:
     stale = checked("supported", bounds="other").record
-    run = {"records": [checked("supported").record, stale], "environment": {"date": "today"}}
+    former = dataclasses.replace(stale, id="tme7.q99.removed")
+    records = [checked("supported").record, stale, former]
+    run = {"records": records, "environment": {"date": "today"}}
     assert [row[:4] for row in overview._run_rows([("a", run)])] == [["a", "today", None, 1]]
     assert overview._run_rows([("a", {**run, "records": [stale]})]) == []
 
