@@ -143,8 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in planned
         if any(fnmatch.fnmatch(run.name, pattern) for pattern in options.runs.split(","))
     ]
-    device_kind = options.device.partition(":")[0]
-    output = options.output or ROOT / "reports" / "verified" / device_kind / "gans"
+    output = options.output or ROOT.joinpath(
+        "reports", "verified", options.device.partition(":")[0], "gans"
+    )
     if not runs:
         names = ", ".join(run.name for run in planned)
         parser.error(f"--runs {options.runs}: no run has such a name; there are {names}")
