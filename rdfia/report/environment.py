@@ -86,10 +86,9 @@ def checkout_commit(root: Path) -> str | None:
 def _git(root: Path, *words: str) -> str | None:
     """The output of git; None if it fails, also where only a folder above `root` is a checkout."""
     own = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
-    command = ["git", *words]
     try:
         found = subprocess.run(
-            command, cwd=root, env=own, capture_output=True, text=True, timeout=10
+            ["git", *words], cwd=root, env=own, capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -345,8 +345,9 @@ def _run_rows(runs: Sequence[tuple[str, Json]]) -> list[list[Any]]:
     rows = []
     for folder, run in runs:
         where: Mapping[str, Any] = run["environment"]
-        known = [r for r in run["records"] if r.id in CLAIMS and r.outcome in OUTCOMES]
-        checks = sum(not is_stale(r) for r in known)
+        checks = sum(
+            r.id in CLAIMS and r.outcome in OUTCOMES and not is_stale(r) for r in run["records"]
+        )
         if not checks:
             continue
         facts = (where.get(name) or "?" for name in ("compute type", "torch", "commit"))
