@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
+from benchmarks import ROOT
 from tests.support.small_projects import MEASURES, NEEDS, PIN, pin, pinned, records, run, write
 
 
@@ -152,7 +154,11 @@ def test_check_that_failed_first_is_deferred_by_its_own_cost(two: pytest.Pyteste
     late.stdout.fnmatch_lines(["deferred*tme7.q1.total: it would*", "unavailable*tme7.q3.animals*"])
 
 
-def test_claims_in_several_processes_are_refused(two: pytest.Pytester) -> None:
+def test_claims_in_several_processes_are_refused(
+    two: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
     result = two.runpytest_subprocess("-n", "1", "--benchmark-disable")
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*each process would replace the records of the others*"])
