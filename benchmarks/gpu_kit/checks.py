@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -183,12 +184,14 @@ def team(device: str, to: Path) -> bool:
         command = ["-m", "rdfia", "extract", str(folder / "photos")]
         options = f"--network squeezenet1_1 --taps fire9 --device {where} --store"
         launcher = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2"
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
         seconds, shards = {}, {}
         for processes, prefix in ((1, ""), (2, launcher)):
             store = folder / f"store-{processes}"
             words = [*prefix.split(), *command, *options.split(), str(store)]
             begin = time.perf_counter()
-            subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
+            # the result of a product on a CPU depends on the number of its threads
+            subprocess.run([sys.executable, *words], check=True, cwd=ROOT, env=one_thread)
             seconds[processes] = round(time.perf_counter() - begin, 2)
             files = sorted(store.rglob("*.safetensors"))
             shards[processes] = {file.name: data_files.sha256_file(file) for file in files}

@@ -127,13 +127,14 @@ def run_step(
         try:
             status: int | None = process.wait(seconds - grace)
         except subprocess.TimeoutExpired:
-            status = None
+            status, before = None, _last_line(log)
         finally:  # also after success: processes that it started would take time from the next step
             _stop(process, grace)
     state = {None: "timed out", 0: "done", FOUND_WRONG: "red"}.get(status, "failed")
     note = "" if state == "done" else f"exit status {status}: {_last_line(log)}"
     if status is None:
-        note = f"last output: {_last_line(log)}"
+        last = _last_line(log)  # that of a session of pytest counts its checks
+        note = f"last output: {before if last == 'KeyboardInterrupt' else last}"
     return Outcome(step.name, state, round(time.monotonic() - begin, 1), round(seconds, 1), note)
 
 

@@ -225,10 +225,10 @@ def extract(
     taps, the name of `pool`, the preprocessing and its decoder, dtype, TF32, kind of device, batch
     size and the images' `content` (a digest; default: `content_digest`). Each process of a `team`
     makes every `team.size`-th shard and returns when the store is complete; its bytes do not depend
-    on the number of processes. Other arguments as in `feature_batches`. Raises TooLarge before the
-    first image when the matrices exceed `cap_bytes` or the disk, or a shard exceeds the memory;
-    ArgumentError for a `pool` that is no function of a module and for NaN or infinity; StoreError;
-    else as `feature_batches`.
+    on the number of processes, if each has as many threads. Other arguments as in
+    `feature_batches`. Raises TooLarge before the first image when the matrices exceed `cap_bytes`
+    or the disk, or a shard exceeds the memory; ArgumentError for a `pool` that is no function of a
+    module and for NaN or infinity; StoreError; else as `feature_batches`.
     """
     taps, images = named_taps(taps), photo_sequence(images)
     dtype, batch_size = checked_options(preprocess, dtype, device, batch_size)

@@ -130,6 +130,11 @@ while True:
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
+def test_note_of_a_step_without_an_answer_to_ctrl_c_is_what_it_wrote_before(tmp_path: Path) -> None:
+    outcome = attempt(tmp_path, "import time; print('row 7', flush=True); time.sleep(60)", 3.0)
+    assert (outcome.state, outcome.note) == ("timed out", "last output: row 7")
+
+
 def test_step_of_a_background_run_can_be_interrupted(tmp_path: Path) -> None:
     code = """
 import signal, sys
