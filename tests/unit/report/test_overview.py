@@ -87,7 +87,7 @@ def test_changed_record_changes_the_page(runs: Runs, shown: list[Shown], html: s
         if change == "value":
             record.parts[0]["value"] += 0.001
         else:
-            record.outcome = "contradicted"
+            record.outcome = "unavailable"
         assert overview.html(changed, shown) != html
 
 
