@@ -99,4 +99,5 @@ def diversity(images: Tensor | np.ndarray) -> float:
         raise ArgumentError(
             f"images: got {x.dtype} {tuple(x.shape)}, expected uint8 N x C x S x S{pixel_advice(x)}"
         )
-    return math.sqrt(2 * float((x.flatten(1).double() / 255).var(0).mean())) if len(x) > 1 else 0.0
+    x = x.flatten(1).double() / 255
+    return math.sqrt(2 * float(x.var(dim=0, correction=1).mean())) if len(x) > 1 else 0.0

@@ -344,10 +344,5 @@ def loss_variation(losses: Tensor, last: int = 500) -> dict[str, float]:
     diverged.
     """
     tail = losses[-last:, :2].double()
-    return dict(
-        zip(
-            ("Loss_D", "Loss_G"),
-            (tail.std(0) / tail.mean(0)).nan_to_num(math.inf, math.inf).tolist(),
-            strict=True,
-        )
-    )
+    variation = (tail.std(0) / tail.mean(0)).nan_to_num(math.inf, math.inf)
+    return dict(zip(("Loss_D", "Loss_G"), variation.tolist(), strict=True))

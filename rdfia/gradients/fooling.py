@@ -191,11 +191,10 @@ def _report(
     first, last = first.cpu(), last.cpu()
     source = first.argmax(1)  # of logits: two probabilities may be rounded to the same number
     pairs = torch.stack([source, target], dim=1)
+    already, hit = source == target, last.argmax(1) == target
     status = tuple(
         "already" if was else "fooled" if now else "never"
-        for was, now in zip(
-            (source == target).tolist(), (last.argmax(1) == target).tolist(), strict=True
-        )
+        for was, now in zip(already.tolist(), hit.tolist(), strict=True)
     )
     shares = (logits.softmax(1).gather(1, pairs) for logits in (first, last))
     return Fooled(end, x, space, status, steps, source, target, *shares)

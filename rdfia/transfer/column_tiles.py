@@ -23,7 +23,7 @@ from rdfia.data.photo_files import photo_sequence
 from rdfia.device.memory import HalvingBatches, batch_that_fits, require_memory
 from rdfia.device.staging import image_batches, staging_for
 from rdfia.errors import ArgumentError
-from rdfia.transfer.dry_run import memory_needed, reads_image, tap_shapes
+from rdfia.transfer.dry_run import dry_run, memory_needed, tap_shapes
 from rdfia.transfer.features import Progress, flatten, pass_function
 from rdfia.transfer.inference import checked_options, inference_copy
 from rdfia.transfer.layer_outputs import Tap, named_taps
@@ -92,7 +92,7 @@ def plan_passes(
     through wide early layers cost little more than one. Raises ArgumentError when one row of the
     maps does not fit.
     """
-    shapes = tap_shapes(module, taps, size)
+    shapes, _, on_image = dry_run(module, taps, size)
     groups: dict[int, list[str]] = {}
     for tap, shape in shapes.items():
         groups.setdefault(shape[1] if len(shape) == 3 else 1, []).append(tap)
@@ -112,8 +112,8 @@ def plan_passes(
                 f"images: give at least {-(-nbytes // height)} (where it is half of the disk's "
                 "free space, free some), or choose fewer taps"
             )
-        on_image = reads_image(module, "features.0", taps, size)
-        chains = {tap: _chain(module, taps[tap]) if on_image else None for tap in names}
+        plain = on_image.get("features.0", False)
+        chains = {tap: _chain(module, taps[tap]) if plain else None for tap in names}
         for band in range(bands):
             rows = slice(height * band // bands, height * (band + 1) // bands)
             low, high = 0, size

@@ -30,7 +30,7 @@ WORKSPACE = 2
 Measured = tuple[dict[str, tuple[int, ...]], int, dict[str, bool]]
 
 
-def _dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
+def dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
     """Shape of each tap for one image, the most values in memory at once, and the modules that ran.
 
     The modules map to whether their input was the image itself. In memory: the input and output of
@@ -68,7 +68,7 @@ def _dry_run(module: nn.Module, taps: Mapping[str, Tap], size: int) -> Measured:
 
 
 def _measured(clone: nn.Module, x: Tensor, taps: Mapping[str, Tap]) -> Measured:
-    """What `_dry_run` returns, from a pass of a copy of the network on one image."""
+    """What `dry_run` returns, from a pass of a copy of the network on one image."""
     shapes: dict[str, tuple[int, ...]] = {}
     most = 0
 
@@ -109,7 +109,7 @@ def modules_reached(module: nn.Module, taps: Mapping[str, Tap], size: int) -> li
         last_position_inside(order, selection(tap, choice).path) for tap, choice in taps.items()
     )
     later = set(order[deepest + 1 :])
-    return order if later & set(_dry_run(module, taps, size)[2]) else order[: deepest + 1]
+    return order if later & set(dry_run(module, taps, size)[2]) else order[: deepest + 1]
 
 
 def tap_shapes(module: nn.Module, taps: Mapping[str, Tap], size: int) -> dict[str, tuple[int, ...]]:
@@ -118,12 +118,7 @@ def tap_shapes(module: nn.Module, taps: Mapping[str, Tap], size: int) -> dict[st
     Nothing is computed, unless the forward needs values: the pass runs on the meta device, in
     milliseconds.
     """
-    return _dry_run(module, taps, size)[0]
-
-
-def reads_image(module: nn.Module, path: str, taps: Mapping[str, Tap], size: int) -> bool:
-    """Whether the input of the module at `path` is the image itself, with nothing before it."""
-    return _dry_run(module, taps, size)[2].get(path, False)
+    return dry_run(module, taps, size)[0]
 
 
 def memory_needed(
@@ -135,4 +130,4 @@ def memory_needed(
     # the copy exists in both dtypes for a moment
     weights = sum(value.numel() * (value.dtype.itemsize + dtype.itemsize) for value in values)
     image = 3 * size * size * 4 * 3  # float32: raw, normalised, channels-last
-    return weights, WORKSPACE * _dry_run(module, taps, size)[1] * dtype.itemsize + image
+    return weights, WORKSPACE * dry_run(module, taps, size)[1] * dtype.itemsize + image
