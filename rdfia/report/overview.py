@@ -29,7 +29,7 @@ STATES = {
     "holds": ("✓", "every check of it holds"),
     "holds in part": ("◐", "a check of it holds, and another does not or is undecided"),
     "does not hold": ("✗", "the measurements contradict it, and no check holds"),
-    "undecided": ("?", "too few images or seeds: the intervals contain the bounds"),
+    "undecided": ("?", "too few images or seeds: intervals contain the bounds, and no check holds"),
     "not measured": ("-", "no committed run has checked it with an interval"),
 }
 SUPPORTED, CONTRADICTED, UNDECIDED = OUTCOMES
@@ -100,19 +100,23 @@ class Sentence:
 
 def deciding_checks(claim: Claim, checks: Sequence[Check]) -> list[Check]:
     """The checks that decide a claim: those in its own scope, else those on substitutes."""
-    for scope in (claim.scope, "substitute"):
-        if found := [check for check in checks if check.record.scope == scope]:
-            return found
-    return []
+    own = [check for check in checks if check.record.scope == claim.scope]
+    return own or [check for check in checks if check.record.scope == "substitute"]
 
 
 def state_of(claim: Claim, checks: Sequence[Check]) -> str:
-    """The state of a claim, one of `STATES`, by the outcomes of the checks that decide it."""
-    outcomes = {check.record.outcome for check in deciding_checks(claim, checks)}
-    if not outcomes:
+    """The state of a claim, one of `STATES`, by the outcomes of the checks that decide it.
+
+    Where only substitutes were measured, one that is undecided outweighs one that contradicts.
+    """
+    deciding = deciding_checks(claim, checks)
+    outcomes = {check.record.outcome for check in deciding}
+    if not deciding:
         return "not measured"
     if SUPPORTED in outcomes:
         return "holds" if outcomes == {SUPPORTED} else "holds in part"
+    if UNDECIDED in outcomes and deciding[0].record.scope != claim.scope:
+        return "undecided"
     return "does not hold" if CONTRADICTED in outcomes else "undecided"
 
 

@@ -239,6 +239,8 @@ def checked(outcome: str, scope: str = "report", torch: str = "2.13.0", **values
         (["report contradicted", "report undecided"], "does not hold"),
         (["report undecided", "substitute supported"], "undecided"),
         (["substitute supported"], "holds"),
+        (["substitute contradicted"], "does not hold"),
+        (["substitute contradicted", "substitute undecided"], "undecided"),
         (["ours supported"], "not measured"),
     ],
 )
