@@ -115,9 +115,8 @@ def state_of(claim: Claim, checks: Sequence[Check]) -> str:
         return "not measured"
     if SUPPORTED in outcomes:
         return "holds" if outcomes == {SUPPORTED} else "holds in part"
-    if UNDECIDED in outcomes and deciding[0].record.scope != claim.scope:
-        return "undecided"
-    return "does not hold" if CONTRADICTED in outcomes else "undecided"
+    decided = UNDECIDED not in outcomes or deciding[0].record.scope == claim.scope
+    return "does not hold" if CONTRADICTED in outcomes and decided else "undecided"
 
 
 def sentences(runs: Sequence[tuple[str, Json]]) -> list[Sentence]:
