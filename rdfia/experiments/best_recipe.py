@@ -171,33 +171,35 @@ def _parts(bench: TransferBench, sides: Iterable[int]) -> dict[Part, Array]:
 
 
 def kernel(recipe: Recipe, parts: dict[Part, Array], train: Array) -> Array:
-    """The kernel matrix of all images for a recipe, N x N float64.
+    """The kernel of every image with the images `train`, N x n float64, for a recipe.
 
     Only the rows `train` determine the centre and the width.
     """
-    total = np.zeros_like(next(iter(parts.values())), dtype=np.float64)
-    for name, weight in recipe.parts.items():
-        total += cosines(parts[name], train) * weight / sum(recipe.parts.values())
+    weights = recipe.parts
+    total = np.zeros((len(next(iter(parts.values()))), len(train)))
+    for name, weight in weights.items():
+        total += cosines(parts[name], train) * (weight / sum(weights.values()))
     if recipe.kernel == "gaussian":
         distances = 2 - 2 * total  # squared, between rows of length 1 in each part
-        total = np.exp(-distances / distances[np.ix_(train, train)].mean())
+        total = np.exp(-distances / distances[train].mean())
     return total
 
 
 def cosines(gram: Array, train: Array) -> Array:
-    """Cosines between all rows, centred on the mean of the rows `train`, N x N float64.
+    """Cosines of every row with the rows `train`, N x n float64, centred on the mean of the latter.
 
     `gram` has the dot products of the rows, N x N.
     """
-    means = gram[:, train].mean(1, dtype=np.float64)
-    centred = gram - means[:, None] - means[None] + means[train].mean()
-    lengths = np.sqrt(np.diag(centred))
-    return centred / np.outer(lengths, lengths)
+    columns = gram[:, train].astype(np.float64)
+    means = columns.mean(1)
+    centre = means[train].mean()
+    lengths = np.sqrt(np.diag(gram) - 2 * means + centre)
+    return (columns - means[:, None] - means[train] + centre) / np.outer(lengths, lengths[train])
 
 
 def coordinates(gram: Array, train: Array, test: Array) -> tuple[Array, Array]:
-    """Span coordinates of the training and test rows of a kernel matrix, n x r and m x r."""
-    return svm.span_coordinates(gram[np.ix_(train, train)], gram[np.ix_(test, train)])
+    """Span coordinates of training and test rows, n x r and m x r, from all rows' `kernel`."""
+    return svm.span_coordinates(gram[train], gram[test])
 
 
 def part_weights(parts: Mapping[Part, Array], train: Array, labels: Array) -> Counter[Part]:
