@@ -202,10 +202,12 @@ def as_plain(value: Any) -> Any:
 
 
 def is_stale(record: Record) -> bool:
-    """Whether a bound of the claim has changed since the record was made."""
+    """Whether a bound of the claim has changed since the record was made, or the claim is gone."""
     names = {part["name"] for part in record.parts}
-    bounds = {n: bound for n, bound in CLAIMS[record.id].bounds.items() if n in names}
-    return not names or record.bounds != judge.bounds_digest(bounds)
+    now = CLAIMS[record.id].bounds if record.id in CLAIMS else {}
+    return not names or record.bounds != judge.bounds_digest(
+        {name: bound for name, bound in now.items() if name in names}
+    )
 
 
 def format_value(value: Any, unit: str = "") -> str:

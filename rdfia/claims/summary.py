@@ -16,11 +16,11 @@ def claims_as_text(records: Sequence[tuple[Record, str]]) -> Iterator[str]:
     """Lines of text: each claim with its statement, then one line for each of its checks.
 
     `records`: pairs of a record and the place where it is stored. A line has the verdict, the case,
-    the values with intervals and the place.
+    the values with intervals and the place. Claims that only the records know come last.
     """
-    for claim in CLAIMS.values():
-        mine = [(record, place) for record, place in records if record.id == claim.id]
-        yield f"{claim.id}  {claim.statement}"
+    for name in dict.fromkeys([*CLAIMS, *(record.id for record, _ in records)]):
+        mine = [(record, place) for record, place in records if record.id == name]
+        yield f"{name}  {CLAIMS[name].statement if name in CLAIMS else '(another version has it)'}"
         for record, place in mine:
             words = OLDER if record.outcome in OUTCOMES and is_stale(record) else record.verdict
             yield f"  {words:<22} {_case(record)}{record.result or '-'}  [{place}]"

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rdfia.commands.arguments import Arguments, Command
 from rdfia.commands.results import ExitCode
@@ -50,10 +51,12 @@ def _claims(options: argparse.Namespace) -> int:
         records = [] if none_yet else read_run(path)["records"]
         latest = {record.key: (record, str(options.folder)) for record in records}
     if options.json:
-        rows = {claim.id: {**asdict(claim), "checks": []} for claim in CLAIMS.values()}
+        rows: dict[str, Any] = {
+            name: {**asdict(claim), "checks": []} for name, claim in CLAIMS.items()
+        }
         for record, _ in latest.values():
-            if record.id in rows:
-                rows[record.id]["checks"].append(record.as_json())
+            unknown = {"id": record.id, "checks": []}  # a claim of another version
+            rows.setdefault(record.id, unknown)["checks"].append(record.as_json())
         print(json.dumps(list(rows.values()), indent=1))
     else:
         print(*map(printable, summary.claims_as_text([*latest.values()])), sep="\n")

@@ -175,10 +175,9 @@ def kernel(recipe: Recipe, parts: dict[Part, Array], train: Array) -> Array:
 
     Only the rows `train` determine the centre and the width.
     """
-    weights = recipe.parts
     total = np.zeros((len(next(iter(parts.values()))), len(train)))
-    for name, weight in weights.items():
-        total += cosines(parts[name], train) * (weight / sum(weights.values()))
+    for name, weight in recipe.parts.items():
+        total += cosines(parts[name], train) * (weight / sum(recipe.parts.values()))
     if recipe.kernel == "gaussian":
         distances = 2 - 2 * total  # squared, between rows of length 1 in each part
         total = np.exp(-distances / distances[train].mean())
@@ -190,11 +189,10 @@ def cosines(gram: Array, train: Array) -> Array:
 
     `gram` has the dot products of the rows, N x N.
     """
-    columns = gram[:, train].astype(np.float64)
-    means = columns.mean(1)
-    centre = means[train].mean()
-    lengths = np.sqrt(np.diag(gram) - 2 * means + centre)
-    return (columns - means[:, None] - means[train] + centre) / np.outer(lengths, lengths[train])
+    means = gram[:, train].mean(1, dtype=np.float64)
+    shifts = means - means[train].mean() / 2
+    lengths = np.sqrt(np.diag(gram) - 2 * shifts)
+    return (gram[:, train] - shifts[:, None] - shifts[train]) / np.outer(lengths, lengths[train])
 
 
 def coordinates(gram: Array, train: Array, test: Array) -> tuple[Array, Array]:

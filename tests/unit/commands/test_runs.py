@@ -67,6 +67,23 @@ def test_claims_say_that_there_is_no_run(
     assert "call it in a checkout of the project" in capsys.readouterr().err
 
 
+def test_claims_of_another_version_are_listed_last(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    row = {"id": "tme7.former", "outcome": "supported", "bounds": "of before"}
+    files.write_json(tmp_path / "claims.json", {"records": [row]})
+    assert main(["claims", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "tme7.former  (another version has it)"
+    assert lines[-1].split() == f"an older record - [{tmp_path}]".split()
+    assert main(["claims", str(tmp_path), "--json"]) == 0
+    last = json.loads(capsys.readouterr().out)[-1]
+    assert (last["id"], [check["outcome"] for check in last["checks"]]) == (
+        row["id"],
+        ["supported"],
+    )
+
+
 def test_claims_lists_each_claim_with_its_verdict(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
